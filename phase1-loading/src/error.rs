@@ -1,0 +1,31 @@
+//! What can be wrong with a model file, said so that a person can act on it.
+
+use std::path::{Path, PathBuf};
+
+/// Why a model file was refused. Every message names the file; all but I/O errors also name the part of it
+/// (a tensor, a metadata key, the header), what was expected there and what was found.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {part}: expected {expected}, found {found}", path.display())]
+    Invalid { path: PathBuf, part: String, expected: String, found: String },
+}
+
+/// An [`LoadError::Invalid`] that does not know its file yet: what parsers deep inside return.
+#[derive(Debug)]
+pub(crate) struct Defect {
+    pub part: String,
+    pub expected: String,
+    pub found: String,
+}
+
+impl Defect {
+    pub fn new(part: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { part: part.into(), expected: expected.into(), found: found.into() }
+    }
+
+    pub fn in_file(self, path: &Path) -> LoadError {
+        LoadError::Invalid { path: path.to_owned(), part: self.part, expected: self.expected, found: self.found }
+    }
+}

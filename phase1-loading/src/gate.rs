@@ -1,0 +1,35 @@
+//! The gate to phase 2: every weight decodes to what the `gguf` Python package decodes.
+
+use gptoss_reference::{Case, Check, Golden, GoldenError, Limit};
+
+use crate::{Checkpoint, HostTensor};
+
+/// Compares samples and sums of every decoded tensor with the golden ones.
+///
+/// # Errors
+/// A model or golden that cannot be read.
+pub fn run(case: &Case) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+    let checkpoint = Checkpoint::open(&case.model())?;
+    let golden = case.weights()?;
+    let checks = (checkpoint.tensors.iter()).map(|(name, tensor)| check_tensor(case, &golden, name, tensor));
+    Ok(checks.collect::<Result<_, GoldenError>>()?)
+}
+
+/// Samples must be equal. A wrong nibble or row order can leave single samples right, but hardly the weighted sum too.
+fn check_tensor(case: &Case, golden: &Golden, name: &str, tensor: &HostTensor) -> Result<Check, GoldenError> {
+    let values = tensor.to_f32();
+    let expected = golden.f32s(name)?;
+    let last = expected.len() - 1;
+    let samples: Vec<f32> = (0..expected.len()).map(|i| values[i * (values.len() - 1) / last]).collect();
+    let mut check = Check::values(&case.name, name, &expected, &samples, Limit::EQUAL);
+
+    let sum: f64 = values.iter().map(|&v| f64::from(v)).sum();
+    let magnitude: f64 = values.iter().map(|&v| f64::from(v.abs())).sum();
+    let sums = golden.f64s(&format!("{name}.sums"))?;
+    // The sums are of exact values in f64, in another order than ours.
+    let sum_error = (sum - sums[0]).abs().max((magnitude - sums[1]).abs()) / sums[1];
+    if sum_error > 1e-12 {
+        check.max = check.max.max(sum_error);
+    }
+    Ok(check)
+}

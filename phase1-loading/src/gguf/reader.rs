@@ -1,0 +1,248 @@
+//! Reads a GGUF header without trusting it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::value::{Array, Element, Value};
+use crate::codec::Format;
+use crate::error::Defect;
+use crate::tensor::HostTensor;
+
+const MAGIC: &[u8; 4] = b"GGUF";
+const VERSION: u32 = 3;
+/// The longest key or tensor name that is believed.
+const MAX_NAME: usize = 65_535;
+const MAX_DIMS: u32 = 4;
+
+type Contents = (BTreeMap<String, Value>, BTreeMap<String, HostTensor>);
+
+pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
+    let mut cursor = Cursor { file: &file, at: 0, part: "header".into() };
+    let magic = cursor.take(4)?;
+    if *magic != MAGIC[..] {
+        return Err(cursor.defect("the magic bytes `GGUF`", format!("{magic:?}")));
+    }
+    let version = cursor.u32()?;
+    if version == VERSION.swap_bytes() {
+        return Err(cursor.defect("a little-endian GGUF file", "a big-endian one"));
+    }
+    if version != VERSION {
+        return Err(cursor.defect("GGUF version 3", format!("version {version}")));
+    }
+    let tensor_count = cursor.u64()?;
+    let metadata_count = cursor.u64()?;
+    let metadata = read_metadata(&mut cursor, metadata_count)?;
+    let descriptions = read_descriptions(&mut cursor, tensor_count)?;
+
+    let alignment = match metadata.get("general.alignment") {
+        None => super::DEFAULT_ALIGNMENT,
+        Some(value) => value
+            .as_u64()
+            .filter(|a| a.is_power_of_two())
+            .ok_or_else(|| Defect::new("metadata `general.alignment`", "a power of two", format!("{value:?}")))?,
+    };
+    let data_start = (cursor.at as u64)
+        .checked_next_multiple_of(alignment)
+        .ok_or_else(|| cursor.defect("an alignment that fits the file", format!("{alignment}")))?;
+    let tensors = place_tensors(&file, data_start, alignment, descriptions)?;
+    Ok((metadata, tensors))
+}
+
+fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Value>, Defect> {
+    let mut metadata = BTreeMap::new();
+    for index in 0..count {
+        cursor.part = format!("metadata entry {index} of {count}");
+        let key = cursor.name()?;
+        cursor.part = format!("metadata `{key}`");
+        let value = cursor.value()?;
+        if metadata.insert(key, value).is_some() {
+            return Err(cursor.defect("each key once", "the key a second time"));
+        }
+    }
+    Ok(metadata)
+}
+
+/// A tensor as the header describes it, its place not yet checked.
+struct Description {
+    name: String,
+    format: Format,
+    shape: Vec<usize>,
+    bytes: u64,
+    offset: u64,
+}
+
+fn read_descriptions(cursor: &mut Cursor, count: u64) -> Result<Vec<Description>, Defect> {
+    let mut descriptions = Vec::new();
+    for index in 0..count {
+        cursor.part = format!("description of tensor {index} of {count}");
+        let name = cursor.name()?;
+        cursor.part = format!("tensor `{name}`");
+        descriptions.push(read_description(cursor, name)?);
+    }
+    Ok(descriptions)
+}
+
+fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, Defect> {
+    let dims = cursor.u32()?;
+    if dims == 0 || dims > MAX_DIMS {
+        return Err(cursor.defect("1 to 4 dimensions", format!("{dims}")));
+    }
+    // The file lists the innermost dimension first.
+    let mut ne = Vec::new();
+    for _ in 0..dims {
+        ne.push(cursor.u64()?);
+    }
+    let number = cursor.u32()?;
+    let offset = cursor.u64()?;
+    let Some(format) = Format::from_ggml_type(number) else {
+        let known: Vec<_> = Format::ALL.iter().map(|f| f.name()).collect();
+        let found = format!("type number {number} of the ggml tensor types");
+        return Err(cursor.defect(format!("one of {}", known.join(", ")), found));
+    };
+    let block = format.block_len() as u64;
+    if ne.contains(&0) || ne[0] % block != 0 {
+        let expected = format!("non-zero dimensions, the first a multiple of {block}");
+        return Err(cursor.defect(expected, format!("{ne:?} stored as {}", format.name())));
+    }
+    let bytes = ne
+        .iter()
+        .try_fold(1u64, |product, &d| product.checked_mul(d))
+        .and_then(|values| (values / block).checked_mul(format.block_bytes() as u64))
+        .filter(|&bytes| bytes <= cursor.file.len() as u64)
+        .ok_or_else(|| {
+            let found = format!("dimensions {ne:?}");
+            cursor.defect(format!("at most the file's {} bytes", cursor.file.len()), found)
+        })?;
+    let shape = ne.iter().rev().map(|&d| d as usize).collect();
+    Ok(Description { name, format, shape, bytes, offset })
+}
+
+/// Cuts every tensor out of the file: inside it, aligned, and apart from all others.
+fn place_tensors(
+    file: &Bytes,
+    data_start: u64,
+    alignment: u64,
+    mut descriptions: Vec<Description>,
+) -> Result<BTreeMap<String, HostTensor>, Defect> {
+    descriptions.sort_by_key(|d| d.offset);
+    let mut tensors = BTreeMap::new();
+    let mut previous_end = 0;
+    for Description { name, format, shape, bytes, offset } in descriptions {
+        let part = format!("tensor `{name}`");
+        if offset % alignment != 0 {
+            let expected = format!("an offset that is a multiple of {alignment}");
+            return Err(Defect::new(part, expected, format!("offset {offset}")));
+        }
+        if offset < previous_end {
+            let expected = format!("data after the previous tensor's end at {previous_end}");
+            return Err(Defect::new(part, expected, format!("offset {offset}, an overlap")));
+        }
+        let span = offset
+            .checked_add(data_start)
+            .and_then(|start| Some((start, start.checked_add(bytes)?)))
+            .filter(|&(_, end)| end <= file.len() as u64);
+        let Some((start, end)) = span else {
+            let expected = format!("{bytes} bytes of data at offset {offset}");
+            let found = format!("a file that ends at byte {} (truncated?)", file.len());
+            return Err(Defect::new(part, expected, found));
+        };
+        previous_end = offset + bytes;
+        let tensor = HostTensor { format, shape, data: file.slice(start as usize..end as usize) };
+        if tensors.insert(name, tensor).is_some() {
+            return Err(Defect::new(part, "each name once", "the name a second time"));
+        }
+    }
+    Ok(tensors)
+}
+
+/// A position in the file, and what is being read there for the error that may come.
+struct Cursor<'a> {
+    file: &'a Bytes,
+    at: usize,
+    part: String,
+}
+
+impl Cursor<'_> {
+    fn defect(&self, expected: impl Into<String>, found: impl Into<String>) -> Defect {
+        Defect::new(self.part.clone(), expected, found)
+    }
+
+    fn take(&mut self, len: u64) -> Result<Bytes, Defect> {
+        let left = self.file.len() - self.at;
+        if len > left as u64 {
+            let found = format!("{left} bytes before the end of the file (truncated?)");
+            return Err(self.defect(format!("{len} more bytes"), found));
+        }
+        let start = self.at;
+        self.at += len as usize;
+        Ok(self.file.slice(start..self.at))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Defect> {
+        let bytes = self.take(N as u64)?;
+        Ok(bytes[..].try_into().expect("took N bytes"))
+    }
+
+    fn u32(&mut self) -> Result<u32, Defect> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Defect> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Result<Bytes, Defect> {
+        let len = self.u64()?;
+        self.take(len)
+    }
+
+    fn name(&mut self) -> Result<String, Defect> {
+        let bytes = self.text()?;
+        if bytes.len() > MAX_NAME {
+            let found = format!("{} bytes", bytes.len());
+            return Err(self.defect(format!("a name of at most {MAX_NAME} bytes"), found));
+        }
+        std::str::from_utf8(&bytes)
+            .map(str::to_owned)
+            .map_err(|_| self.defect("a name in UTF-8", format!("{:?}", &bytes[..bytes.len().min(32)])))
+    }
+
+    fn element(&mut self, number: u32) -> Result<Element, Defect> {
+        Element::from_number(number).ok_or_else(|| self.defect("a GGUF value type (0 to 12)", format!("{number}")))
+    }
+
+    fn value(&mut self) -> Result<Value, Defect> {
+        let number = self.u32()?;
+        if number == Element::ARRAY {
+            return self.array_value().map(Value::Array);
+        }
+        let element = self.element(number)?;
+        match element.size() {
+            Some(size) => Ok(element.read(&self.take(size as u64)?)),
+            None => self.text().map(Value::Text),
+        }
+    }
+
+    fn array_value(&mut self) -> Result<Array, Defect> {
+        let number = self.u32()?;
+        if number == Element::ARRAY {
+            return Err(self.defect("an array of scalars or text", "an array of arrays"));
+        }
+        let element = self.element(number)?;
+        let count = self.u64()?;
+        let start = self.at;
+        match element.size() {
+            Some(size) => {
+                let bytes = count.checked_mul(size as u64);
+                self.take(bytes.unwrap_or(u64::MAX))?;
+            }
+            None => {
+                for _ in 0..count {
+                    self.text()?;
+                }
+            }
+        }
+        Ok(Array { element, count: count as usize, data: self.file.slice(start..self.at) })
+    }
+}

@@ -1,0 +1,23 @@
+//! Phase 1: a file becomes named, typed tensors on the host, a configuration and a tokenizer.
+//!
+//! [`Checkpoint::open`] maps a GGUF file and checks its header against what a GPT-OSS model needs. It knows nothing of
+//! devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and [`Format`] says how to read them.
+
+mod checkpoint;
+mod codec;
+mod config;
+mod error;
+pub mod gate;
+mod gguf;
+mod soundness;
+pub mod synthetic;
+mod tensor;
+mod tokenizer;
+
+pub use checkpoint::{Checkpoint, Role, TensorSpec, tensor_specs};
+pub use codec::{E2M1, Format, e8m0, repack_mxfp4_from_hf};
+pub use config::{AttentionKind, GptOssConfig, RopeConfig};
+pub use error::LoadError;
+pub use soundness::{check_scales, check_values};
+pub use tensor::HostTensor;
+pub use tokenizer::{TextStream, Tokenizer};

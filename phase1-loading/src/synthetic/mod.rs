@@ -1,0 +1,239 @@
+//! Synthetic models: GPT-OSS files of any size with random weights.
+//!
+//! They have the real architecture, metadata and vocabulary, so that every loader accepts them and every speed measured
+//! on them is the real one. Their text is noise.
+
+mod vocabulary;
+mod weights;
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Role, tensor_specs};
+use crate::codec::Format;
+use crate::config::{ARCHITECTURE, AttentionKind, GptOssConfig, RopeConfig};
+use crate::gguf::{MetadataValue, TensorPlan, write_header};
+pub use vocabulary::VocabularyKind;
+
+/// Dimensions of a synthetic model; what a JSON description holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyntheticModel {
+    pub layers: usize,
+    pub hidden: usize,
+    pub expert_width: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub experts: usize,
+    pub experts_per_token: usize,
+    pub sliding_window: usize,
+    pub vocabulary: VocabularyKind,
+    /// Storage of every matrix that is neither an expert nor the router.
+    #[serde(default)]
+    pub rest: RestFormat,
+}
+
+/// Storage of the matrices outside the experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestFormat {
+    #[default]
+    Q8_0,
+    F16,
+    BF16,
+    F32,
+}
+
+impl RestFormat {
+    fn format(self) -> Format {
+        match self {
+            RestFormat::Q8_0 => Format::Q8_0,
+            RestFormat::F16 => Format::F16,
+            RestFormat::BF16 => Format::BF16,
+            RestFormat::F32 => Format::F32,
+        }
+    }
+}
+
+impl SyntheticModel {
+    /// The presets that have a name.
+    pub const PRESETS: [&str; 3] = ["nano", "tiny", "20b"];
+
+    /// `nano` is embedded in the binary, `tiny` is the smallest with the real vocabulary, `20b` has gpt-oss-20b's shape.
+    pub fn preset(name: &str) -> Option<SyntheticModel> {
+        let nano = SyntheticModel {
+            layers: 4,
+            hidden: 64,
+            expert_width: 64,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            experts: 8,
+            experts_per_token: 4,
+            sliding_window: 32,
+            vocabulary: VocabularyKind::Small,
+            rest: RestFormat::Q8_0,
+        };
+        match name {
+            "nano" => Some(nano),
+            "tiny" => Some(SyntheticModel {
+                hidden: 256,
+                expert_width: 256,
+                heads: 8,
+                head_dim: 64,
+                sliding_window: 128,
+                vocabulary: VocabularyKind::O200k,
+                ..nano
+            }),
+            "20b" => Some(SyntheticModel {
+                layers: 24,
+                hidden: 2880,
+                expert_width: 2880,
+                heads: 64,
+                kv_heads: 8,
+                head_dim: 64,
+                experts: 32,
+                experts_per_token: 4,
+                sliding_window: 128,
+                vocabulary: VocabularyKind::O200k,
+                rest: RestFormat::Q8_0,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Checks that the dimensions make a model.
+    ///
+    /// # Errors
+    /// A sentence that names the dimension at fault.
+    pub fn validate(&self) -> Result<(), String> {
+        let sizes = [
+            ("layers", self.layers, 1, 1024),
+            ("hidden", self.hidden, 32, 1 << 16),
+            ("expert_width", self.expert_width, 32, 1 << 16),
+            ("heads", self.heads, 1, 1024),
+            ("kv_heads", self.kv_heads, 1, self.heads),
+            ("head_dim", self.head_dim, 2, 1024),
+            ("experts", self.experts, 1, 1024),
+            ("experts_per_token", self.experts_per_token, 1, self.experts),
+            ("sliding_window", self.sliding_window, 1, 1 << 20),
+        ];
+        for (name, value, least, most) in sizes {
+            if !(least..=most).contains(&value) {
+                return Err(format!("`{name}` must be from {least} to {most}, not {value}"));
+            }
+        }
+        if self.heads % self.kv_heads != 0 {
+            return Err(format!("`kv_heads` ({}) must divide `heads` ({})", self.kv_heads, self.heads));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(format!("`head_dim` must be even, not {}", self.head_dim));
+        }
+        let block = Format::Mxfp4.block_len();
+        for (name, value) in [
+            ("hidden", self.hidden),
+            ("expert_width", self.expert_width),
+            ("heads × head_dim", self.heads * self.head_dim),
+        ] {
+            if value % block != 0 {
+                return Err(format!("`{name}` must be a multiple of {block}, not {value}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn config(&self, vocab: usize) -> GptOssConfig {
+        let kind = |layer| if layer % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full };
+        GptOssConfig {
+            hidden: self.hidden,
+            expert_width: self.expert_width,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            experts: self.experts,
+            experts_per_token: self.experts_per_token,
+            vocab,
+            context_length: 131_072,
+            rms_eps: 1e-5,
+            sliding_window: self.sliding_window,
+            attention: (0..self.layers).map(kind).collect(),
+            rope: RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096 },
+        }
+    }
+
+    fn format(&self, role: Role) -> Format {
+        match role {
+            Role::Experts => Format::Mxfp4,
+            Role::Matrix => self.rest.format(),
+            Role::Router | Role::Vector => Format::F32,
+        }
+    }
+
+    /// Writes the model to `path`, under a temporary name until it is complete. The same `seed` gives the same bytes
+    /// on every machine. `progress` hears (bytes written, bytes in all) after every piece.
+    ///
+    /// # Errors
+    /// Dimensions that make no model (as [`io::ErrorKind::InvalidInput`]), or a file that cannot be written.
+    pub fn write(&self, path: &Path, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+        self.validate().map_err(|sentence| io::Error::new(io::ErrorKind::InvalidInput, sentence))?;
+        let vocabulary = self.vocabulary.build();
+        let config = self.config(vocabulary.tokens.len());
+        let plans: Vec<TensorPlan> = tensor_specs(&config)
+            .into_iter()
+            .map(|spec| TensorPlan { format: self.format(spec.role), name: spec.name, shape: spec.shape })
+            .collect();
+        let mut metadata = model_metadata(&config);
+        metadata.extend(vocabulary.metadata());
+
+        let total = plans.iter().map(TensorPlan::padded_bytes).sum();
+        let mut written = 0;
+        let unfinished = path.with_extension("gguf.part");
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
+        write_header(&mut out, &metadata, &plans)?;
+        for (index, plan) in plans.iter().enumerate() {
+            weights::write_random(&mut out, plan, (seed, index as u64), &mut |bytes| {
+                written += bytes;
+                progress(written, total);
+            })?;
+        }
+        out.flush()?;
+        drop(out);
+        std::fs::rename(unfinished, path)
+    }
+}
+
+fn model_metadata(config: &GptOssConfig) -> Vec<(String, MetadataValue)> {
+    use MetadataValue::{F32, Text, U32};
+    let size = |value: usize| U32(value as u32);
+    let general = [
+        ("general.architecture".into(), Text(ARCHITECTURE.into())),
+        ("general.name".into(), Text("synthetic GPT-OSS, random weights".into())),
+        ("general.file_type".into(), U32(38)),
+        ("general.quantization_version".into(), U32(2)),
+    ];
+    let model = [
+        ("block_count", size(config.layers())),
+        ("context_length", size(config.context_length)),
+        ("embedding_length", size(config.hidden)),
+        ("feed_forward_length", size(config.expert_width)),
+        ("expert_feed_forward_length", size(config.expert_width)),
+        ("expert_count", size(config.experts)),
+        ("expert_used_count", size(config.experts_per_token)),
+        ("attention.head_count", size(config.heads)),
+        ("attention.head_count_kv", size(config.kv_heads)),
+        ("attention.key_length", size(config.head_dim)),
+        ("attention.value_length", size(config.head_dim)),
+        ("attention.sliding_window", size(config.sliding_window)),
+        ("attention.layer_norm_rms_epsilon", F32(config.rms_eps)),
+        ("rope.freq_base", F32(config.rope.theta)),
+        ("rope.scaling.type", Text("yarn".into())),
+        ("rope.scaling.factor", F32(config.rope.factor)),
+        ("rope.scaling.original_context_length", size(config.rope.original_context)),
+    ];
+    let model = model.map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value));
+    general.into_iter().chain(model).collect()
+}

@@ -1,0 +1,100 @@
+//! The o200k_harmony vocabulary, whole or cut down, as GGUF metadata.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::gguf::MetadataValue;
+use crate::tokenizer::byte_characters;
+
+/// Which vocabulary a synthetic model has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VocabularyKind {
+    /// o200k_harmony: 199,998 BPE tokens and 1,090 control tokens.
+    O200k,
+    /// The first 1,000 BPE tokens of o200k, which only merge among themselves, and harmony's named control tokens.
+    Small,
+}
+
+pub(super) struct Vocabulary {
+    /// Token texts in GPT-2's byte alphabet, by id.
+    pub tokens: Vec<String>,
+    /// Two token texts with a space between, most urgent first.
+    merges: Vec<String>,
+    /// Ids from here on are control tokens.
+    first_control: usize,
+}
+
+/// BPE tokens of o200k; the ids that follow are control tokens.
+const O200K_RANKS: u32 = 199_998;
+const SMALL_RANKS: u32 = 1_000;
+/// The first id after o200k_harmony's last.
+const O200K_VOCAB: u32 = 201_088;
+
+impl VocabularyKind {
+    pub(super) fn build(self) -> Vocabulary {
+        let o200k = tiktoken_rs::o200k_harmony_singleton();
+        let token = |id: u32| o200k.decode_bytes(&[id]).expect("o200k_harmony has no gaps");
+        let ranks = match self {
+            VocabularyKind::O200k => O200K_RANKS,
+            VocabularyKind::Small => SMALL_RANKS,
+        };
+        let bytes: Vec<Vec<u8>> = (0..ranks).map(token).collect();
+        let control = (O200K_RANKS..O200K_VOCAB)
+            .map(|id| String::from_utf8(token(id)).expect("control tokens are ASCII"))
+            .filter(|name| self == VocabularyKind::O200k || !name.contains("reserved"));
+
+        let alphabet = byte_characters();
+        let spell = |bytes: &[u8]| bytes.iter().map(|&b| alphabet[usize::from(b)]).collect::<String>();
+        let merges =
+            merges(&bytes).into_iter().map(|(left, right)| format!("{} {}", spell(left), spell(right))).collect();
+        let mut tokens: Vec<String> = bytes.iter().map(|bytes| spell(bytes)).collect();
+        let first_control = tokens.len();
+        tokens.extend(control);
+        Vocabulary { tokens, merges, first_control }
+    }
+}
+
+/// tiktoken merges any two neighbours whose concatenation is a token, lowest rank first; a list of merges says the
+/// same when it has every way to split every token, by the rank of the whole and then of its parts.
+fn merges(tokens: &[Vec<u8>]) -> Vec<(&[u8], &[u8])> {
+    let ranks: HashMap<&[u8], usize> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
+    let mut merges = Vec::new();
+    for token in tokens {
+        let mut splits: Vec<_> = (1..token.len())
+            .map(|at| token.split_at(at))
+            .filter_map(|(left, right)| Some((ranks.get(left)?, ranks.get(right)?, left, right)))
+            .collect();
+        splits.sort_unstable();
+        merges.extend(splits.into_iter().map(|(_, _, left, right)| (left, right)));
+    }
+    merges
+}
+
+impl Vocabulary {
+    pub fn metadata(self) -> Vec<(String, MetadataValue)> {
+        use MetadataValue::{I32s, Text, Texts, U32};
+        const NORMAL: i32 = 1;
+        const CONTROL: i32 = 3;
+        let kind = |id| if id < self.first_control { NORMAL } else { CONTROL };
+        let types = (0..self.tokens.len()).map(kind).collect();
+        let id = |name: &str| {
+            let position = self.tokens.iter().rposition(|token| token == name);
+            U32(position.expect("harmony names this control token") as u32)
+        };
+        let special = [
+            ("bos_token_id", id("<|startoftext|>")),
+            ("eos_token_id", id("<|return|>")),
+            ("padding_token_id", id("<|endoftext|>")),
+        ];
+        let lists = [
+            ("model", Text("gpt2".into())),
+            ("pre", Text("gpt-4o".into())),
+            ("tokens", Texts(self.tokens)),
+            ("token_type", I32s(types)),
+            ("merges", Texts(self.merges)),
+        ];
+        (lists.into_iter().chain(special)).map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect()
+    }
+}

@@ -1,0 +1,83 @@
+//! The seam between the model and everything that uses it.
+
+use burn::tensor::Tensor;
+use phase1_loading::GptOssConfig;
+
+use crate::probe::Probe;
+
+/// A sequence that an engine remembers between steps. The caller chooses the numbers.
+pub type SequenceId = u64;
+
+/// New tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'a> {
+    pub sequence: SequenceId,
+    /// At least one. They continue the sequence where its last chunk ended; an unknown sequence begins with them.
+    pub tokens: &'a [u32],
+    pub logits: LogitsFor,
+}
+
+/// The positions of a chunk whose logits are wanted: the vocabulary product is computed for no others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsFor {
+    Nothing,
+    LastToken,
+    EveryToken,
+}
+
+/// Why a step was refused. The engine's sequences are as they were before it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("a chunk of sequence {0} holds no tokens")]
+    EmptyChunk(SequenceId),
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    TokenOutsideVocabulary { token: u32, vocab: usize },
+    #[error("sequence {sequence} would reach {length} tokens; the model's context holds {context}")]
+    ContextExceeded { sequence: SequenceId, length: usize, context: usize },
+    #[error("sequence {0} stands twice in one batch")]
+    SequenceTwice(SequenceId),
+}
+
+/// Something that turns tokens into logits: phase 2 by recomputing, phase 3 from a cache, phase 5 fused and batched.
+pub trait Engine {
+    fn config(&self) -> &GptOssConfig;
+
+    /// Tokens of a sequence so far; 0 if it is unknown.
+    fn length(&self, sequence: SequenceId) -> usize;
+
+    /// Advances every sequence of the batch by its chunk.
+    ///
+    /// Returns for each chunk the logits asked for, `[positions, vocab]` on the engine's device, or `None` for
+    /// [`LogitsFor::Nothing`]. `probe` sees the intermediate results of the positions computed.
+    ///
+    /// # Errors
+    /// A batch that cannot be computed; nothing has changed then.
+    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError>;
+
+    /// Forgets a sequence and frees what it holds. Unknown sequences are ignored.
+    fn release(&mut self, sequence: SequenceId);
+}
+
+/// The checks that every engine makes before it computes anything.
+///
+/// # Errors
+/// The first thing wrong with the batch.
+pub fn check_batch(engine: &dyn Engine, batch: &[Chunk<'_>]) -> Result<(), EngineError> {
+    let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
+    for (index, &Chunk { sequence, tokens, .. }) in batch.iter().enumerate() {
+        if tokens.is_empty() {
+            return Err(EngineError::EmptyChunk(sequence));
+        }
+        if batch[..index].iter().any(|earlier| earlier.sequence == sequence) {
+            return Err(EngineError::SequenceTwice(sequence));
+        }
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(EngineError::TokenOutsideVocabulary { token, vocab });
+        }
+        let length = engine.length(sequence) + tokens.len();
+        if length > context {
+            return Err(EngineError::ContextExceeded { sequence, length, context });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The gate to phase 3: everything that MLX computes on a golden case, recomputed as one whole sequence.
+
+use gptoss_reference::{Case, Check, Golden, Limit, RopeMode};
+use phase1_loading::{Checkpoint, GptOssConfig};
+
+use crate::device::ComputeDevice;
+use crate::engine::{Chunk, Engine, LogitsFor};
+use crate::model::GptOss;
+use crate::probe::Dump;
+use crate::recompute::Recompute;
+
+/// Router logits this close are level: rounding may choose either.
+const LEVEL: f32 = 1e-4;
+
+/// Loads the case's model and checks the whole-sequence forward pass.
+///
+/// # Errors
+/// A model or golden that cannot be read.
+pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+    let checkpoint = Checkpoint::open(&case.model())?;
+    let model = GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?;
+    check_forward(case, rope, &mut Recompute::new(model))
+}
+
+/// Feeds the golden tokens to an engine as one chunk and compares what it computes: embeddings, every layer's residual
+/// stream and router, the logits, and with them every greedy choice.
+///
+/// # Errors
+/// A golden that cannot be read, or an engine that refuses the tokens.
+pub fn check_forward(
+    case: &Case,
+    rope: RopeMode,
+    engine: &mut dyn Engine,
+) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+    let golden = case.golden(rope)?;
+    let tokens = golden.u32s("tokens")?;
+    let mut dump = Dump::default();
+    let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
+    let logits = engine.step(&[chunk], &mut dump)?.pop().flatten().expect("logits were asked for");
+    let logits: Vec<f32> = logits.into_data().try_to_vec()?;
+    engine.release(0);
+
+    let label = |tensor: &str| format!("{tensor} ({})", rope.name());
+    let mut checks = Vec::new();
+    for (name, (_, values)) in &dump.tensors {
+        checks.push(Check::values(&case.name, label(name), &golden.f32s(name)?, values, Limit::F32));
+        if let Some(layer) = name.strip_suffix(".router_logits") {
+            checks.push(check_choices(case, &golden, engine.config(), layer, rope, values)?);
+        }
+    }
+    checks.push(Check::values(&case.name, label("logits"), &golden.f32s("logits")?, &logits, Limit::F32));
+
+    let prompt = golden.number("prompt_len")?;
+    let choices: Vec<u32> = logits.chunks_exact(engine.config().vocab).map(argmax).collect();
+    let greedy = &choices[prompt - 1..choices.len() - 1];
+    checks.push(Check::ids(&case.name, label("greedy tokens"), &tokens[prompt..], greedy));
+    Ok(checks)
+}
+
+/// Whether each expert that MLX chose is among those with the largest logits here too. One whose logit is level with the
+/// last chosen one's counts: which of two tied experts is taken is nobody's to say.
+fn check_choices(
+    case: &Case,
+    golden: &Golden,
+    config: &GptOssConfig,
+    layer: &str,
+    rope: RopeMode,
+    router_logits: &[f32],
+) -> Result<Check, gptoss_reference::GoldenError> {
+    const NOT_CHOSEN: u32 = u32::MAX;
+    let chosen = config.experts_per_token;
+    let name = format!("{layer}.experts");
+    let expected = golden.u32s(&name)?;
+    let mut found = Vec::new();
+    for (logits, experts) in router_logits.chunks_exact(config.experts).zip(expected.chunks_exact(chosen)) {
+        let mut descending = logits.to_vec();
+        descending.sort_by(|a, b| b.total_cmp(a));
+        let least = descending[chosen - 1] - LEVEL;
+        found.extend(experts.iter().map(|&e| if logits[e as usize] >= least { e } else { NOT_CHOSEN }));
+    }
+    Ok(Check::ids(&case.name, format!("{name} ({})", rope.name()), &expected, &found))
+}
+
+/// The position of the largest value; the first of equals.
+pub fn argmax(values: &[f32]) -> u32 {
+    let best = values.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
+    best.expect("a vocabulary is not empty").0 as u32
+}

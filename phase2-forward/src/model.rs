@@ -1,0 +1,312 @@
+//! GPT-OSS, the whole architecture.
+//!
+//! Shapes are written `[tokens, hidden]`. `n` new tokens attend to `m` keys.
+
+use std::ops::Range;
+
+use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::{Int, Tensor, TensorData};
+use gptoss_reference::RopeMode;
+use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, LoadError, check_scales};
+
+use crate::device::ComputeDevice;
+use crate::packed::{PackedMatrix, packed_matmul};
+use crate::probe::Probe;
+use crate::rope::{Rope, rotate};
+
+/// SwiGLU's clamp, and the factor in its sigmoid.
+const SWIGLU_LIMIT: f32 = 7.0;
+const SWIGLU_ALPHA: f32 = 1.702;
+
+/// A model on a device.
+pub struct GptOss {
+    pub config: GptOssConfig,
+    pub rope: Rope,
+    pub device: ComputeDevice,
+    /// `[vocab, hidden]`. Stays in the mapped file on every device: only the rows looked up are unpacked.
+    embedding: HostTensor,
+    layers: Vec<Layer>,
+    final_norm: Tensor<1>,
+    head: Linear,
+}
+
+struct Layer {
+    attention: AttentionKind,
+    attention_norm: Tensor<1>,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    /// One logit a query head, of a key that every query sees and that has no value. `[heads]`
+    sinks: Tensor<1>,
+    o: Linear,
+    mlp_norm: Tensor<1>,
+    router: Linear,
+    gate: Experts,
+    up: Experts,
+    down: Experts,
+}
+
+/// Where the keys and values of earlier tokens come from.
+pub trait KeyValues {
+    /// The position of every key that [`KeyValues::extend`] will return in layers of this kind, in the same order, when
+    /// the tokens at positions `new` are added.
+    fn positions(&self, attention: AttentionKind, new: Range<usize>) -> Vec<usize>;
+
+    /// Takes the keys and values `[kv_heads, n, head_dim]` of the new tokens in `layer`; returns those, each
+    /// `[kv_heads, m, head_dim]`, that the new tokens' queries may attend to.
+    fn extend(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>);
+}
+
+impl GptOss {
+    /// Runs new tokens of one sequence, the first of them at position `start`, through the model.
+    ///
+    /// Returns the logits `[wanted, vocab]` of the new tokens whose numbers, counted from the first new one, lie in
+    /// `wanted`; `None` if that is empty.
+    pub fn forward(
+        &self,
+        tokens: &[u32],
+        start: usize,
+        wanted: Range<usize>,
+        past: &mut dyn KeyValues,
+        probe: &mut dyn Probe,
+    ) -> Option<Tensor<2>> {
+        let new = start..start + tokens.len();
+        let rope = self.rope.at(new.clone(), &self.device.burn);
+        let mask = |attention| {
+            let keys = past.positions(attention, new.clone());
+            self.mask(attention, new.clone(), &keys)
+        };
+        let (sliding_mask, full_mask) = (mask(AttentionKind::Sliding), mask(AttentionKind::Full));
+
+        let mut x = self.embed(tokens);
+        probe.see(&|| "embed".into(), &x);
+        for (number, layer) in self.layers.iter().enumerate() {
+            let h = self.rms_norm(x.clone(), &layer.attention_norm);
+            let q = rotate(self.split_heads(layer.q.forward(h.clone())), &rope);
+            let k = rotate(self.split_heads(layer.k.forward(h.clone())), &rope);
+            let v = self.split_heads(layer.v.forward(h));
+            let (k, v) = past.extend(number, k, v);
+            let mask = match layer.attention {
+                AttentionKind::Sliding => &sliding_mask,
+                AttentionKind::Full => &full_mask,
+            };
+            x = x + layer.o.forward(join_heads(attention(q, k, v, &layer.sinks, mask)));
+            probe.see(&|| format!("layers.{number}.resid_attn"), &x);
+
+            let h = self.rms_norm(x.clone(), &layer.mlp_norm);
+            let router_logits = layer.router.forward(h.clone());
+            probe.see(&|| format!("layers.{number}.router_logits"), &router_logits);
+            x = x + self.mixture_of_experts(layer, h, router_logits);
+            probe.see(&|| format!("layers.{number}.resid_mlp"), &x);
+        }
+        if wanted.is_empty() {
+            return None;
+        }
+        let x = x.narrow(0, wanted.start, wanted.len());
+        let h = self.rms_norm(x, &self.final_norm);
+        probe.see(&|| "final_norm".into(), &h);
+        Some(self.head.forward(h))
+    }
+
+    /// `[n]` tokens to `[n, hidden]`, unscaled.
+    fn embed(&self, tokens: &[u32]) -> Tensor<2> {
+        let hidden = self.config.hidden;
+        let mut rows = vec![0.0; tokens.len() * hidden];
+        for (&token, values) in tokens.iter().zip(rows.chunks_exact_mut(hidden)) {
+            self.embedding.format.decode(self.embedding.row(token as usize), values);
+        }
+        Tensor::from_data(TensorData::new(rows, [tokens.len(), hidden]), &self.device.burn)
+    }
+
+    /// `x / √(mean(x²) + ε) · w` over the last dimension of `[n, hidden]`.
+    fn rms_norm(&self, x: Tensor<2>, weight: &Tensor<1>) -> Tensor<2> {
+        let mean_square = (x.clone() * x.clone()).mean_dim(1);
+        x / (mean_square + self.config.rms_eps).sqrt() * weight.clone().unsqueeze()
+    }
+
+    /// `[n, heads · head_dim]` to `[heads, n, head_dim]`.
+    fn split_heads(&self, x: Tensor<2>) -> Tensor<3> {
+        let [n, width] = x.dims();
+        let dim = self.config.head_dim;
+        x.reshape([n, width / dim, dim]).swap_dims(0, 1)
+    }
+
+    /// `[1, n, m]`: 0 where the query may see the key, −∞ where it may not.
+    fn mask(&self, attention: AttentionKind, queries: Range<usize>, keys: &[usize]) -> Tensor<3> {
+        let reach = match attention {
+            AttentionKind::Sliding => self.config.sliding_window,
+            AttentionKind::Full => usize::MAX,
+        };
+        let visible = |query: usize, key: usize| key <= query && query - key < reach;
+        let shape = [1, queries.len(), keys.len()];
+        let values: Vec<f32> = queries
+            .flat_map(|query| keys.iter().map(move |&key| if visible(query, key) { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        Tensor::from_data(TensorData::new(values, shape), &self.device.burn)
+    }
+
+    /// The chosen experts' outputs, weighted and summed. `[n, hidden]`, with the router's logits `[n, experts]`.
+    fn mixture_of_experts(&self, layer: &Layer, h: Tensor<2>, router_logits: Tensor<2>) -> Tensor<2> {
+        let [n, hidden] = h.dims();
+        let chosen_per_token = self.config.experts_per_token;
+        let (top, chosen) = router_logits.topk_with_indices(chosen_per_token, 1);
+        let weights = softmax(top, 1);
+
+        // Every token once for each of its experts, from here on a row of its own.
+        let chosen: Tensor<1, Int> = chosen.reshape([n * chosen_per_token]);
+        let h = h.unsqueeze_dim::<3>(1).repeat_dim(1, chosen_per_token).reshape([n * chosen_per_token, hidden]);
+        let gate = layer.gate.forward(h.clone(), &chosen);
+        let up = layer.up.forward(h, &chosen);
+        let y = layer.down.forward(swiglu(gate, up), &chosen);
+
+        let y = y.reshape([n, chosen_per_token, hidden]) * weights.unsqueeze_dim(2);
+        y.sum_dim(1).squeeze_dim(1)
+    }
+}
+
+/// Softmax attention of queries `[heads, n, dim]` over keys and values `[kv_heads, m, dim]`, each head with a sink:
+/// `p_j = exp(s_j) / (Σ exp(s_j) + exp(sink))`.
+fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: &Tensor<1>, mask: &Tensor<3>) -> Tensor<3> {
+    let [heads, n, dim] = q.dims();
+    let [kv_heads, m, _] = k.dims();
+    // Query heads that share a key/value head become further rows of one product.
+    let grouped_rows = heads / kv_heads * n;
+    let scores = q.reshape([kv_heads, grouped_rows, dim]).matmul(k.transpose()) / (dim as f32).sqrt();
+    let scores = scores.reshape([heads, n, m]) + mask.clone();
+    let sinks = sinks.clone().reshape([heads, 1, 1]).expand([heads, n, 1]);
+    let p = softmax(Tensor::cat(vec![scores, sinks], 2), 2).narrow(2, 0, m);
+    p.reshape([kv_heads, grouped_rows, m]).matmul(v).reshape([heads, n, dim])
+}
+
+/// `[heads, n, head_dim]` to `[n, heads · head_dim]`.
+fn join_heads(x: Tensor<3>) -> Tensor<2> {
+    let [heads, n, dim] = x.dims();
+    x.swap_dims(0, 1).reshape([n, heads * dim])
+}
+
+/// GPT-OSS's gated unit: both halves clamped, the gate only from above, and 1 added to `up`.
+fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    let gate = gate.clamp_max(SWIGLU_LIMIT);
+    let up = up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT);
+    (up + 1.0) * gate.clone() * sigmoid(gate * SWIGLU_ALPHA)
+}
+
+/// `W x + b`.
+struct Linear {
+    weight: PackedMatrix,
+    bias: Option<Tensor<1>>,
+}
+
+impl Linear {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let only_matrix = Tensor::zeros([x.dims()[0]], &x.device());
+        let y = packed_matmul(x, &self.weight, only_matrix);
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze(),
+            None => y,
+        }
+    }
+}
+
+/// One projection of all experts.
+struct Experts {
+    weight: PackedMatrix,
+    /// `[experts, out]`
+    bias: Tensor<2>,
+}
+
+impl Experts {
+    /// Row i of `x` goes through expert `chosen[i]`.
+    fn forward(&self, x: Tensor<2>, chosen: &Tensor<1, Int>) -> Tensor<2> {
+        packed_matmul(x, &self.weight, chosen.clone()) + self.bias.clone().select(0, chosen.clone())
+    }
+}
+
+impl GptOss {
+    /// Puts a checkpoint's weights on a device. On the CPU the mapped file's pages are the weights; on a GPU they are
+    /// uploaded, and `progress` hears (bytes so far, bytes in all).
+    ///
+    /// # Errors
+    /// Weights that no reader agrees on (see [`check_scales`]), found while uploading.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        device: ComputeDevice,
+        mode: RopeMode,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<GptOss, LoadError> {
+        let config = checkpoint.config.clone();
+        let mut loader = Loader { checkpoint, device: &device, done: 0, progress };
+        let mut layers = Vec::new();
+        for (number, &attention) in config.attention.iter().enumerate() {
+            let name = |part: &str| format!("blk.{number}.{part}");
+            layers.push(Layer {
+                attention,
+                attention_norm: loader.vector(&name("attn_norm.weight")),
+                q: loader.linear(&name("attn_q"))?,
+                k: loader.linear(&name("attn_k"))?,
+                v: loader.linear(&name("attn_v"))?,
+                sinks: loader.vector(&name("attn_sinks.weight")),
+                o: loader.linear(&name("attn_output"))?,
+                mlp_norm: loader.vector(&name("post_attention_norm.weight")),
+                router: loader.linear(&name("ffn_gate_inp"))?,
+                gate: loader.experts(&name("ffn_gate_exps"))?,
+                up: loader.experts(&name("ffn_up_exps"))?,
+                down: loader.experts(&name("ffn_down_exps"))?,
+            });
+        }
+        let final_norm = loader.vector("output_norm.weight");
+        let head = Linear { weight: loader.packed("output.weight")?, bias: None };
+        Ok(GptOss {
+            rope: Rope::new(&config.rope, config.head_dim, mode),
+            embedding: checkpoint.tensor("token_embd.weight").clone(),
+            config,
+            layers,
+            final_norm,
+            head,
+            device,
+        })
+    }
+}
+
+/// Moves tensors from a checkpoint to a device.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: &'a ComputeDevice,
+    done: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Loader<'_> {
+    fn vector(&mut self, name: &str) -> Tensor<1> {
+        let tensor = self.checkpoint.tensor(name);
+        self.advance(tensor);
+        Tensor::from_data(TensorData::new(tensor.to_f32(), [tensor.row_len()]), &self.device.burn)
+    }
+
+    fn packed(&mut self, name: &str) -> Result<PackedMatrix, LoadError> {
+        let tensor = self.checkpoint.tensor(name);
+        if !self.device.is_cpu() {
+            check_scales(&self.checkpoint.path, name, tensor)?;
+        }
+        self.advance(tensor);
+        Ok(PackedMatrix::new(tensor, self.device))
+    }
+
+    fn linear(&mut self, name: &str) -> Result<Linear, LoadError> {
+        let bias = Some(self.vector(&format!("{name}.bias")));
+        Ok(Linear { weight: self.packed(&format!("{name}.weight"))?, bias })
+    }
+
+    fn experts(&mut self, name: &str) -> Result<Experts, LoadError> {
+        let bias = self.checkpoint.tensor(&format!("{name}.bias"));
+        self.advance(bias);
+        let shape = [bias.rows(), bias.row_len()];
+        let bias = Tensor::from_data(TensorData::new(bias.to_f32(), shape), &self.device.burn);
+        Ok(Experts { weight: self.packed(&format!("{name}.weight"))?, bias })
+    }
+
+    fn advance(&mut self, tensor: &HostTensor) {
+        self.done += tensor.data.len() as u64;
+        (self.progress)(self.done, self.checkpoint.weight_bytes());
+    }
+}

@@ -1,0 +1,146 @@
+//! The packed product on a GPU: one group of 32 units for each output, every unit a 32nd of the row.
+//!
+//! This kernel is meant to be read: it unpacks value by value and uses nothing that a GPU may lack (no planes, no 16-bit
+//! types, no matrix units). Phase 5 has the fast ones.
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, ops::numeric::empty_device_dtype};
+use cubecl::prelude::*;
+use phase1_loading::Format;
+
+use super::{PackedLayout, PackedOps};
+
+/// Units that share one output.
+const UNITS: u32 = 32;
+/// Outputs that one cube computes.
+const ROWS_PER_CUBE: u32 = 4;
+/// The most cubes along one axis that every GPU accepts.
+const MAX_CUBES: u32 = 65_535;
+
+impl PackedOps for CubeBackend {
+    fn packed_matmul(x: CubeTensor, words: CubeTensor, matrix: CubeTensor, layout: PackedLayout) -> CubeTensor {
+        let (x, matrix) = (into_contiguous(x), into_contiguous(matrix));
+        let inputs = x.meta.shape()[0];
+        let product =
+            empty_device_dtype(x.client.clone(), x.device.clone(), Shape::new([inputs, layout.rows]), DType::F32);
+        let rows = layout.rows as u32;
+        let cubes = CubeCount::Static(rows.div_ceil(ROWS_PER_CUBE).min(MAX_CUBES), inputs as u32, 1);
+        assert!(inputs as u32 <= MAX_CUBES, "a chunk of at most {MAX_CUBES} rows");
+        // SAFETY: every index is below the length of its tensor: rows and inputs are bounded in the kernel, columns
+        // by the packed row, and the caller's `matrix` names matrices of the stack.
+        unsafe {
+            packed_matmul_kernel::launch_unchecked(
+                &product.client,
+                cubes,
+                CubeDim::new_2d(UNITS, ROWS_PER_CUBE),
+                x.into_buffer_arg(),
+                words.into_buffer_arg(),
+                matrix.into_buffer_arg(),
+                product.clone().into_buffer_arg(),
+                rows,
+                layout.columns as u32,
+                layout.format,
+            );
+        }
+        product
+    }
+}
+
+#[cube(launch_unchecked)]
+fn packed_matmul_kernel(
+    x: &[f32],
+    words: &[u32],
+    matrix: &[i32],
+    product: &mut [f32],
+    rows: u32,
+    columns: u32,
+    #[comptime] format: Format,
+) {
+    let mut sums = Shared::<[f32]>::new_slice(comptime![(UNITS * ROWS_PER_CUBE) as usize]);
+    let input = CUBE_POS_Y;
+    let first_row = matrix[input as usize] as u32 * rows;
+    let unit = UNIT_POS_X;
+
+    // Every unit of a cube makes the same number of rounds, so that all reach the barriers.
+    let mut first_of_cube = CUBE_POS_X * ROWS_PER_CUBE;
+    while first_of_cube < rows {
+        let row = first_of_cube + UNIT_POS_Y;
+        let mut sum = 0.0f32;
+        if row < rows {
+            let mut column = unit;
+            while column < columns {
+                let weight = unpack(words, (first_row + row) * columns + column, format);
+                sum += weight * x[(input * columns + column) as usize];
+                column += UNITS;
+            }
+        }
+        sums[UNIT_POS as usize] = sum;
+        sync_cube();
+        if unit == 0 && row < rows {
+            let mut total = 0.0f32;
+            for other in 0..UNITS {
+                total += sums[(UNIT_POS + other) as usize];
+            }
+            product[(input * rows + row) as usize] = total;
+        }
+        sync_cube();
+        first_of_cube += CUBE_COUNT_X * ROWS_PER_CUBE;
+    }
+}
+
+/// Value number `index` of a packed stack. Rows are whole blocks, so blocks can be counted straight through.
+#[cube]
+fn unpack(words: &[u32], index: u32, #[comptime] format: Format) -> f32 {
+    match comptime![format] {
+        Format::F32 => f32::reinterpret(words[index as usize]),
+        Format::BF16 => f32::reinterpret(half_word(words, index * 2) << 16),
+        Format::F16 => f16_value(half_word(words, index * 2)),
+        Format::Q8_0 => {
+            let block = index / 32 * 34;
+            let scale = f16_value(half_word(words, block));
+            let code = byte(words, block + 2 + index % 32);
+            // Two's complement by hand: WGSL has no 8-bit integers.
+            scale * (f32::cast_from(code) - select(code > 127, 256.0f32, 0.0f32))
+        }
+        Format::Mxfp4 => {
+            let block = index / 32 * 17;
+            let element = index % 32;
+            let codes = byte(words, block + 1 + element % 16);
+            let scale = f32::reinterpret(byte(words, block) << 23);
+            e2m1_value((codes >> (element / 16 * 4)) & 15) * scale
+        }
+    }
+}
+
+#[cube]
+fn byte(words: &[u32], at: u32) -> u32 {
+    (words[(at / 4) as usize] >> (at % 4 * 8)) & 0xff
+}
+
+/// The 16 bits at an even byte position.
+#[cube]
+fn half_word(words: &[u32], at: u32) -> u32 {
+    (words[(at / 4) as usize] >> (at % 4 * 8)) & 0xffff
+}
+
+/// Half precision from its bits, subnormals too: GPUs may flush f32 subnormals, so those take another path.
+#[cube]
+fn f16_value(bits: u32) -> f32 {
+    let magnitude = bits & 0x7fff;
+    let normal = f32::reinterpret((magnitude << 13) + (112u32 << 23));
+    let subnormal = f32::cast_from(magnitude) * f32::reinterpret(103u32 << 23);
+    let value = select(magnitude < 0x400, subnormal, normal);
+    select(bits > 0x7fff, -value, value)
+}
+
+/// E2M1: sign, two exponent bits, one mantissa bit.
+#[cube]
+fn e2m1_value(code: u32) -> f32 {
+    let exponent = (code >> 1) & 3;
+    let mantissa = f32::cast_from(code & 1) * 0.5;
+    let normal = (1.0 + mantissa) * f32::reinterpret((exponent + 126) << 23);
+    let value = select(exponent == 0, mantissa, normal);
+    select(code > 7, -value, value)
+}

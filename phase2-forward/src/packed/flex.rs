@@ -1,0 +1,75 @@
+//! The packed product on the CPU: each weight row is unpacked once, into L1, for all inputs that need it.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::TensorData;
+use rayon::prelude::*;
+
+use super::{PackedLayout, PackedOps};
+
+/// Weight rows that one task multiplies: enough work to be worth handing out, few enough to balance.
+const ROWS_PER_TASK: usize = 64;
+
+impl PackedOps for Flex {
+    fn packed_matmul(x: FlexTensor, words: FlexTensor, matrix: FlexTensor, layout: PackedLayout) -> FlexTensor {
+        let PackedLayout { rows, columns, .. } = layout;
+        let x = x.to_contiguous();
+        let inputs: Vec<&[f32]> = x.storage::<f32>().chunks_exact(columns).collect();
+        let matrix = matrix.to_contiguous();
+        let matrix = matrix.storage::<i32>();
+        let mut product = vec![0.0; inputs.len() * rows];
+
+        let mut chosen = matrix.to_vec();
+        chosen.sort_unstable();
+        chosen.dedup();
+        for number in chosen {
+            let users: Vec<usize> = (0..inputs.len()).filter(|&i| matrix[i] == number).collect();
+            let inputs: Vec<&[f32]> = users.iter().map(|&i| inputs[i]).collect();
+            let stripes: Vec<Vec<f32>> = (0..rows)
+                .into_par_iter()
+                .step_by(ROWS_PER_TASK)
+                .map(|start| {
+                    let first = number as usize * rows + start;
+                    let last = first + ROWS_PER_TASK.min(rows - start);
+                    multiply_rows(words.bytes(), layout, first..last, &inputs)
+                })
+                .collect();
+            for (task, stripe) in stripes.iter().enumerate() {
+                let width = stripe.len() / users.len();
+                for (&user, values) in users.iter().zip(stripe.chunks_exact(width)) {
+                    let start = user * rows + task * ROWS_PER_TASK;
+                    product[start..start + width].copy_from_slice(values);
+                }
+            }
+        }
+        FlexTensor::from_data(TensorData::new(product, [inputs.len(), rows]))
+    }
+}
+
+/// The products of a range of packed rows with every input, `[inputs, rows]`.
+fn multiply_rows(packed: &[u8], layout: PackedLayout, rows: std::ops::Range<usize>, inputs: &[&[f32]]) -> Vec<f32> {
+    let row_bytes = layout.format.row_bytes(layout.columns);
+    let mut weights = vec![0.0; layout.columns];
+    let mut products = vec![0.0; inputs.len() * rows.len()];
+    for (column, row) in rows.clone().enumerate() {
+        layout.format.decode(&packed[row * row_bytes..(row + 1) * row_bytes], &mut weights);
+        for (index, input) in inputs.iter().enumerate() {
+            products[index * rows.len() + column] = dot(&weights, input);
+        }
+    }
+    products
+}
+
+/// Sixteen partial sums: a compiler makes vectors of them, and their rounding errors stay smaller than one sum's.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let mut sums = [0.0; 16];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..16 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}

@@ -1,0 +1,71 @@
+//! Rotary position embedding with YaRN scaling (<https://arxiv.org/abs/2309.00071>).
+
+use std::f64::consts::PI;
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use gptoss_reference::RopeMode;
+use phase1_loading::RopeConfig;
+
+/// Rotations in a full context that mark a dimension as fast (left as it is) or slow (interpolated): YaRN's β and α.
+const BETA_FAST: f64 = 32.0;
+const BETA_SLOW: f64 = 1.0;
+
+/// The angular velocities of a head's dimension pairs.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Radians a position, `[head_dim / 2]`.
+    pub inverse_frequencies: Vec<f32>,
+    /// YaRN's temperature: multiplies queries and keys alike, so scores carry its square.
+    pub mscale: f32,
+}
+
+impl Rope {
+    pub fn new(config: &RopeConfig, head_dim: usize, mode: RopeMode) -> Rope {
+        let (theta, factor) = (f64::from(config.theta), f64::from(config.factor));
+        let dim = head_dim as f64;
+        // The dimension pair that makes `rotations` turns in the original context.
+        let correction =
+            |rotations: f64| dim * (config.original_context as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
+        let (low, high) = (correction(BETA_FAST), correction(BETA_SLOW));
+        let (low, high) = match mode {
+            RopeMode::Exact => (low, high),
+            RopeMode::Truncated => (low.floor(), high.ceil()),
+        };
+        let inverse_frequencies = (0..head_dim / 2)
+            .map(|i| {
+                let frequency = theta.powf(-2.0 * i as f64 / dim);
+                let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                (frequency * (1.0 - ramp) + frequency / factor * ramp) as f32
+            })
+            .collect();
+        let mscale = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+        Rope { inverse_frequencies, mscale: mscale as f32 }
+    }
+
+    /// Cosines and sines for a range of positions, each `[1, positions, head_dim / 2]` and times `mscale`.
+    ///
+    /// Angles are products in f32, as the reference implementations compute them: f64 would be closer to the formula and
+    /// further from the trained model.
+    pub fn at(&self, positions: Range<usize>, device: &Device) -> (Tensor<3>, Tensor<3>) {
+        let shape = [1, positions.len(), self.inverse_frequencies.len()];
+        let angles: Vec<f32> =
+            positions.flat_map(|p| self.inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
+        let table = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|&angle| function(angle) * self.mscale).collect();
+            Tensor::from_data(TensorData::new(values, shape), device)
+        };
+        (table(f32::cos), table(f32::sin))
+    }
+}
+
+/// Rotates `x` `[heads, positions, head_dim]`: dimension i pairs with i + head_dim / 2.
+pub(crate) fn rotate(x: Tensor<3>, (cos, sin): &(Tensor<3>, Tensor<3>)) -> Tensor<3> {
+    let [_, _, dim] = x.dims();
+    let first = x.clone().narrow(2, 0, dim / 2);
+    let second = x.narrow(2, dim / 2, dim / 2);
+    Tensor::cat(
+        vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos.clone() + first * sin.clone()],
+        2,
+    )
+}

@@ -1,0 +1,82 @@
+//! The gate to phase 4: cached and chunked, the model still computes what MLX does, and caches what MLX caches.
+
+use std::error::Error;
+use std::ops::ControlFlow;
+
+use gptoss_reference::{Case, Check, Limit, RopeMode};
+use phase1_loading::Checkpoint;
+use phase2_forward::gate::check_forward;
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe};
+
+use crate::cached::Cached;
+use crate::generate::{GenerationParams, generate};
+
+/// Chunk lengths to feed the golden tokens in: one by one, and two that divide neither window nor prompt.
+const CHUNKS: [usize; 3] = [1, 5, 17];
+
+/// Loads the case's model and checks the cached engine: in one piece, in chunks, its cache and its own generation.
+///
+/// # Errors
+/// A model or golden that cannot be read.
+pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Check>, Box<dyn Error>> {
+    let checkpoint = Checkpoint::open(&case.model())?;
+    let mut engine = Cached::new(GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?);
+    let mut checks = check_forward(case, rope, &mut engine)?;
+    for chunk in CHUNKS {
+        checks.push(check_chunked(case, rope, &mut engine, chunk)?);
+        checks.extend(check_cache(case, rope, &engine, chunk)?);
+        engine.release(0);
+    }
+    checks.push(check_generation(case, rope, &mut engine, &checkpoint)?);
+    Ok(checks)
+}
+
+fn check_chunked(case: &Case, rope: RopeMode, engine: &mut Cached, chunk: usize) -> Result<Check, Box<dyn Error>> {
+    let golden = case.golden(rope)?;
+    let mut logits: Vec<f32> = Vec::new();
+    for tokens in golden.u32s("tokens")?.chunks(chunk) {
+        let step = Chunk { sequence: 0, tokens, logits: LogitsFor::EveryToken };
+        let rows = engine.step(&[step], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
+        logits.extend(rows.into_data().try_to_vec::<f32>()?);
+    }
+    let label = format!("logits in chunks of {chunk} ({})", rope.name());
+    Ok(Check::values(&case.name, label, &golden.f32s("logits")?, &logits, Limit::F32))
+}
+
+/// Compares what the cache holds after the golden tokens, in order of position.
+fn check_cache(case: &Case, rope: RopeMode, engine: &Cached, chunk: usize) -> Result<Vec<Check>, Box<dyn Error>> {
+    let golden = case.golden(rope)?;
+    let mut checks = Vec::new();
+    for layer in 0..engine.config().layers() {
+        let (positions, keys, values) = engine.cache(0, layer).expect("the sequence is cached");
+        for (kind, tensor) in [("cache_k", keys), ("cache_v", values)] {
+            let [heads, slots, dim] = tensor.dims();
+            let stored: Vec<f32> = tensor.into_data().try_to_vec()?;
+            let mut order: Vec<usize> = (0..slots).collect();
+            order.sort_by_key(|&slot| positions[slot]);
+            let rows = (0..heads).flat_map(|head| order.iter().map(move |slot| head * slots + slot));
+            let ordered: Vec<f32> = rows.flat_map(|row| &stored[row * dim..(row + 1) * dim]).copied().collect();
+            let name = format!("layers.{layer}.{kind}");
+            let label = format!("{name} in chunks of {chunk} ({})", rope.name());
+            checks.push(Check::values(&case.name, label, &golden.f32s(&name)?, &ordered, Limit::F32));
+        }
+    }
+    Ok(checks)
+}
+
+/// Generates greedily from the golden prompt, as a user would, through every ring's wrap.
+fn check_generation(
+    case: &Case,
+    rope: RopeMode,
+    engine: &mut Cached,
+    checkpoint: &Checkpoint,
+) -> Result<Check, Box<dyn Error>> {
+    let golden = case.golden(rope)?;
+    let tokens = golden.u32s("tokens")?;
+    let (prompt, expected) = tokens.split_at(golden.number("prompt_len")?);
+    let params = GenerationParams { max_tokens: expected.len(), prefill_chunk: 7, ..GenerationParams::default() };
+    let tokenizer = checkpoint.tokenizer()?;
+    let generation = generate(engine, &tokenizer, 0, prompt, &params, &mut |_| ControlFlow::Continue(()))?;
+    engine.release(0);
+    Ok(Check::ids(&case.name, format!("generated tokens ({})", rope.name()), expected, &generation.tokens))
+}

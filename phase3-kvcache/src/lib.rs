@@ -1,0 +1,16 @@
+//! Phase 3: logits become text. Keys and values are cached, tokens are sampled, generation runs.
+//!
+//! [`Cached`] is phase 2's model behind the same [`Engine`](phase2_forward::Engine) seam, with a cache in the one place
+//! where the forward pass asks for earlier keys. [`generate`] is written once against that seam, for every engine.
+
+mod cache;
+mod cached;
+pub mod gate;
+mod generate;
+mod sampling;
+mod stopping;
+
+pub use cached::Cached;
+pub use generate::{Generation, GenerationError, GenerationParams, generate};
+pub use sampling::{Sampler, SamplingError, SamplingParams};
+pub use stopping::{EmptyStopString, FinishReason, StopCondition};

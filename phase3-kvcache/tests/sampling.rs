@@ -1,0 +1,364 @@
+//! Laws and examples of the sampler and of the stop condition.
+
+use std::collections::BTreeSet;
+
+use phase3_kvcache::{FinishReason, Sampler, SamplingError, SamplingParams, StopCondition};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+const INF: f32 = f32::INFINITY;
+
+fn sampler(params: SamplingParams, vocab: usize) -> Sampler {
+    Sampler::new(params, vocab).expect("parameters in range")
+}
+
+/// `count` draws from the same row.
+fn draws(params: SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
+    let mut sampler = sampler(params, logits.len());
+    (0..count).map(|_| sampler.sample(&mut logits.to_vec())).collect()
+}
+
+/// Makes `token` the next generated one, whatever the bounded penalties say.
+fn generate(sampler: &mut Sampler, vocab: usize, token: u32) {
+    let mut row = vec![-INF; vocab];
+    row[token as usize] = 0.0;
+    assert_eq!(sampler.sample(&mut row), token);
+}
+
+/// Tokens by falling probability at `temperature`, ties by token, with their probabilities.
+fn ranked(logits: &[f32], temperature: f32) -> Vec<(u32, f64)> {
+    let weight = |l: f32| (f64::from(l) / f64::from(temperature)).exp();
+    let total: f64 = logits.iter().map(|&l| weight(l)).sum();
+    let mut ranked: Vec<(u32, f64)> = (0..).zip(logits.iter().map(|&l| weight(l) / total)).collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    ranked
+}
+
+/// Rows so flat that, from temperature 1 up, 1500 draws miss a survivor once in a billion rows.
+fn flat_row() -> impl Strategy<Value = Vec<f32>> {
+    vec(0.0f32..2.0, 1..9)
+}
+
+/// Eighths, so that ties are common and adding an integer is exact in f32.
+fn exact_row() -> impl Strategy<Value = Vec<f32>> {
+    vec((-64i32..64).prop_map(|eighths| eighths as f32 / 8.0), 1..40)
+}
+
+prop_compose! {
+    fn any_params()(
+        temperature in 0.0f32..3.0, top_k in 0usize..20, top_p in 0.0f32..=1.0,
+        min_p in 0.0f32..=1.0, repetition_penalty in 0.25f32..4.0,
+        presence_penalty in -2.0f32..2.0, frequency_penalty in -2.0f32..2.0, seed: u64,
+    ) -> SamplingParams {
+        SamplingParams {
+            temperature, top_k, top_p, min_p, seed,
+            repetition_penalty, presence_penalty, frequency_penalty,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn greedy_and_top_1_take_the_lowest_of_the_largest(
+        row in exact_row(), temperature in 0.01f32..100.0, seed: u64,
+    ) {
+        let max = row.iter().copied().fold(-INF, f32::max);
+        let first = row.iter().position(|&l| l == max).expect("row is not empty") as u32;
+        let greedy = SamplingParams { seed, ..Default::default() };
+        let top_1 = SamplingParams { temperature, top_k: 1, ..greedy.clone() };
+        prop_assert_eq!(draws(greedy, &row, 3), [first; 3]);
+        prop_assert_eq!(draws(top_1, &row, 3), [first; 3]);
+    }
+
+    #[test]
+    fn adding_a_constant_changes_nothing(
+        row in exact_row(), constant in -1000i32..1000, params in any_params(),
+    ) {
+        let params = SamplingParams {
+            repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, ..params
+        };
+        let shifted: Vec<f32> = row.iter().map(|l| l + constant as f32).collect();
+        prop_assert_eq!(draws(params.clone(), &row, 20), draws(params, &shifted, 20));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_draws(row in exact_row(), params in any_params()) {
+        prop_assert_eq!(draws(params.clone(), &row, 20), draws(params, &row, 20));
+    }
+
+    #[test]
+    fn impossible_tokens_are_never_drawn(
+        mut row in exact_row(), holes in vec((any::<prop::sample::Index>(), any::<bool>()), 0..40),
+        params in any_params(),
+    ) {
+        for (index, nan) in holes {
+            *index.get_mut(&mut row) = if nan { f32::NAN } else { -INF };
+        }
+        let possible = row.iter().any(|l| l.is_finite());
+        let mut sampler = sampler(params, row.len());
+        for _ in 0..20 {
+            let token = sampler.sample(&mut row.clone());
+            prop_assert!(!possible || row[token as usize].is_finite(), "drew {}", token);
+        }
+    }
+
+    #[test]
+    fn penalties_move_seen_tokens_only(
+        row in vec(-9.0f32..9.0, 8), params in any_params(),
+        prompt in vec(0u32..8, 0..4), generated in vec(0u32..8, 0..6),
+    ) {
+        let mut sampler = sampler(params.clone(), 8);
+        sampler.observe_prompt(&prompt);
+        for &token in &generated {
+            generate(&mut sampler, 8, token);
+        }
+        let mut after = row.clone();
+        sampler.sample(&mut after);
+        for token in 0..8u32 {
+            let (before, after) = (row[token as usize], after[token as usize]);
+            let count = generated.iter().filter(|&&g| g == token).count() as f32;
+            let mut expected = before;
+            if count > 0.0 || prompt.contains(&token) {
+                let penalty = params.repetition_penalty;
+                expected = if before > 0.0 { before / penalty } else { before * penalty };
+                prop_assert!(penalty < 1.0 || expected <= before);
+            }
+            if count > 0.0 {
+                expected -= count * params.frequency_penalty + params.presence_penalty;
+            }
+            prop_assert_eq!(after, expected, "token {} was {}", token, before);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Each filter alone and all together: about half the cases leave each one off.
+    #[test]
+    fn survivors_are_those_of_the_definitions(
+        row in flat_row(), temperature in 1.0f32..3.0, top_k in prop_oneof![Just(0), 1usize..9],
+        top_p in prop_oneof![Just(1.0), 0.0f32..1.0], min_p in prop_oneof![Just(0.0), 0.0f32..=1.0],
+        seed: u64,
+    ) {
+        let mut kept = ranked(&row, temperature);
+        if top_k > 0 {
+            kept.truncate(top_k);
+        }
+        let mass = |n: usize| kept[..n].iter().map(|(_, p)| p).sum::<f64>();
+        let nucleus = (1..kept.len()).find(|&n| mass(n) >= f64::from(top_p) * mass(kept.len()));
+        kept.truncate(nucleus.unwrap_or(kept.len()));
+        let least = f64::from(min_p) * kept[0].1;
+        kept.retain(|&(_, p)| p >= least);
+
+        let params = SamplingParams { temperature, top_k, top_p, min_p, seed, ..Default::default() };
+        let drawn: BTreeSet<u32> = draws(params, &row, 1500).into_iter().collect();
+        prop_assert_eq!(drawn, kept.iter().map(|&(token, _)| token).collect());
+    }
+}
+
+#[test]
+fn zeros_of_either_sign_tie() {
+    let params = SamplingParams { temperature: 1.0, top_k: 1, ..Default::default() };
+    assert_eq!(draws(params, &[-0.0, 0.0], 1), [0]);
+    assert_eq!(draws(SamplingParams::default(), &[-0.0, 0.0], 1), [0]);
+}
+
+#[test]
+fn frequencies_match_the_softmax() {
+    let row = [1.0, -0.5, 0.25, 2.0, 0.0];
+    let params = SamplingParams { temperature: 0.7, seed: 7, ..Default::default() };
+    let drawn = draws(params, &row, 100_000);
+    let chi_square: f64 = ranked(&row, 0.7)
+        .iter()
+        .map(|&(token, p)| {
+            let expected = p * 100_000.0;
+            let observed = drawn.iter().filter(|&&t| t == token).count() as f64;
+            (observed - expected).powi(2) / expected
+        })
+        .sum();
+    // The 99.9 % quantile of chi-square with 4 degrees of freedom.
+    assert!(chi_square < 18.47, "chi-square is {chi_square}");
+}
+
+#[test]
+fn a_nucleus_wider_than_one_ranking_step_is_exact() {
+    let row: Vec<f32> = (0..4096).map(|i| (i * 1597 % 4096) as f32 / 8192.0).collect();
+    let mut mass = 0.0;
+    let mut kept: Vec<u32> = vec![];
+    for (token, p) in ranked(&row, 1.0) {
+        if mass < f64::from(0.5f32) {
+            kept.push(token);
+        }
+        mass += p;
+    }
+    let params = SamplingParams { temperature: 1.0, top_p: 0.5, ..Default::default() };
+    let drawn = draws(params, &row, 1000);
+    assert!(drawn.iter().all(|token| kept.contains(token)));
+    assert!(drawn.iter().any(|token| kept[kept.len() - 128..].contains(token)));
+}
+
+#[test]
+fn thresholds_are_inclusive_and_infinite_logits_tie() {
+    let with = |top_p, min_p| SamplingParams { temperature: 1.0, top_p, min_p, ..Default::default() };
+    let drawn = |params, row: &[f32]| BTreeSet::from_iter(draws(params, row, 100));
+    assert_eq!(drawn(with(0.5, 0.0), &[0.0; 4]), [0, 1].into());
+    assert_eq!(drawn(with(1.0, 1.0), &[1.0, 0.0, 1.0]), [0, 2].into());
+    assert_eq!(drawn(with(0.0, 0.0), &[0.0, 1.0, 1.0]), [1].into());
+    assert_eq!(drawn(with(1.0, 0.0), &[9.0, INF, INF]), [1, 2].into());
+}
+
+/// The expected tokens come from a separate Python implementation of ChaCha8 and the filters.
+#[test]
+fn draws_of_a_seed_are_pinned() {
+    let row: Vec<f32> = (0..1000).map(|i| (i * 37 % 101) as f32 / 16.0).collect();
+    let with =
+        |top_k, top_p, min_p| SamplingParams { temperature: 1.0, top_k, top_p, min_p, seed: 42, ..Default::default() };
+    assert_eq!(draws(with(0, 1.0, 0.0), &row, 6), [685, 954, 431, 632, 289, 150]);
+    assert_eq!(draws(with(40, 1.0, 0.0), &row, 6), [696, 726, 565, 393, 60, 535]);
+    assert_eq!(draws(with(0, 0.9, 0.0), &row, 6), [177, 728, 644, 218, 756, 393]);
+    assert_eq!(draws(with(0, 1.0, 0.1), &row, 6), [685, 955, 431, 633, 289, 150]);
+    let other_seed = SamplingParams { seed: 43, ..with(0, 1.0, 0.0) };
+    assert_ne!(draws(other_seed, &row, 6), draws(with(0, 1.0, 0.0), &row, 6));
+}
+
+#[test]
+fn rows_without_a_finite_logit_have_a_documented_result() {
+    for temperature in [0.0, 1.0] {
+        let params = SamplingParams { temperature, ..Default::default() };
+        assert_eq!(draws(params.clone(), &[f32::NAN; 3], 9), [0; 9]);
+        assert_eq!(draws(params.clone(), &[f32::NAN, -INF, -INF], 9), [1; 9]);
+        assert_eq!(draws(params, &[0.0, f32::NAN, INF], 9), [2; 9]);
+    }
+}
+
+#[test]
+fn a_bias_moves_and_bans_tokens_before_the_penalties() {
+    let biased = |logit_bias| SamplingParams { repetition_penalty: 2.0, logit_bias, ..Default::default() };
+    let row = [1.0, 2.0, 3.0];
+    assert_eq!(draws(biased(vec![(2, -INF)]), &row, 1), [1]);
+    assert_eq!(draws(biased(vec![(0, 1.5), (0, 1.0)]), &row, 1), [0]);
+
+    let mut sampler = sampler(biased(vec![(0, 4.0)]), 1);
+    sampler.observe_prompt(&[0]);
+    let mut row = [-2.0];
+    sampler.sample(&mut row);
+    assert_eq!(row, [1.0], "(-2 + 4) / 2, and not -2 * 2 + 4");
+}
+
+#[test]
+#[should_panic(expected = "prompt token 3 is outside the vocabulary of 3")]
+fn prompt_tokens_outside_the_vocabulary_are_refused() {
+    sampler(SamplingParams::default(), 3).observe_prompt(&[3]);
+}
+
+#[test]
+fn refused_parameters_are_named() {
+    type Edit = fn(&mut SamplingParams);
+    let below_vocab = "but must name tokens below the vocabulary of 10";
+    #[rustfmt::skip]
+    let cases: [(Edit, &str, &str); 13] = [
+        (|p| p.temperature = -0.5, "temperature is -0.5", "but must be finite and at least 0"),
+        (|p| p.temperature = f32::NAN, "temperature is NaN", "but must be finite and at least 0"),
+        (|p| p.temperature = INF, "temperature is inf", "but must be finite and at least 0"),
+        (|p| p.top_p = 1.5, "top_p is 1.5", "but must be from 0 to 1"),
+        (|p| p.top_p = f32::NAN, "top_p is NaN", "but must be from 0 to 1"),
+        (|p| p.min_p = -0.1, "min_p is -0.1", "but must be from 0 to 1"),
+        (|p| p.repetition_penalty = 0.0, "repetition_penalty is 0", "but must be finite and above 0"),
+        (|p| p.repetition_penalty = INF, "repetition_penalty is inf", "but must be finite and above 0"),
+        (|p| p.presence_penalty = f32::NAN, "presence_penalty is NaN", "but must be finite"),
+        (|p| p.frequency_penalty = INF, "frequency_penalty is inf", "but must be finite"),
+        (|p| p.logit_bias = vec![(9, 1.0), (10, 1.0)], "logit_bias names token 10", below_vocab),
+        (|p| p.logit_bias = vec![(1, f32::NAN)], "logit_bias of token 1 is NaN", "but must be finite or -inf"),
+        (|p| p.logit_bias = vec![(1, INF)], "logit_bias of token 1 is inf", "but must be finite or -inf"),
+    ];
+    for (edit, value, range) in cases {
+        let mut params = SamplingParams::default();
+        edit(&mut params);
+        let error: SamplingError = Sampler::new(params, 10).expect_err("out of range");
+        assert_eq!(error.to_string(), format!("{value}, {range}"));
+    }
+}
+
+/// Streams `pieces` through `stop_strings`: the text shown, and the reason to stop.
+fn stream(stop_strings: &[String], pieces: &[&str]) -> (String, Option<FinishReason>) {
+    let mut stop = StopCondition::new(vec![], stop_strings.to_vec()).expect("none is empty");
+    let mut shown = String::new();
+    let mut seen = String::new();
+    for piece in pieces {
+        let (text, reason) = stop.push(0, piece);
+        shown += &text;
+        seen += piece;
+        if reason.is_some() {
+            assert_eq!(stop.finish(), "", "nothing is held after a stop");
+            return (shown, reason);
+        }
+        let held = seen.strip_prefix(&shown).expect("shown text is a prefix of the text");
+        let undecided = stop_strings.iter().any(|s| s != held && s.starts_with(held));
+        assert!(held.is_empty() || undecided, "held {held:?} for no reason");
+    }
+    (shown + &stop.finish(), None)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn any_split_equals_the_naive_search(
+        text in "[abé]{0,16}", stops in vec("[abé]{1,5}", 0..4), cuts in vec(any::<bool>(), 16),
+    ) {
+        // The first to end, then the first to start.
+        let found = stops.iter().filter_map(|s| text.find(s).map(|i| (i + s.len(), i, s)));
+        let expected = match found.min() {
+            Some((_, start, s)) => (text[..start].into(), Some(FinishReason::StopString(s.clone()))),
+            None => (text.clone(), None),
+        };
+        let mut pieces = vec![];
+        let mut start = 0;
+        for ((i, _), cut) in text.char_indices().zip(cuts) {
+            if cut {
+                pieces.push(&text[start..i]);
+                start = i;
+            }
+        }
+        pieces.push(&text[start..]);
+        prop_assert_eq!(&stream(&stops, &pieces), &expected);
+        prop_assert_eq!(&stream(&stops, &[&text]), &expected);
+    }
+}
+
+#[test]
+fn text_is_held_only_while_undecided() {
+    let mut stop = StopCondition::new(vec![], vec!["\n\nUser:".into()]).expect("not empty");
+    assert_eq!(stop.push(1, "Hi.\n"), ("Hi.".into(), None));
+    assert_eq!(stop.push(2, "\nUse"), ("".into(), None));
+    assert_eq!(stop.push(3, "ful"), ("\n\nUseful".into(), None));
+    assert_eq!(stop.push(4, "\n\nUser"), ("".into(), None));
+    let reason = FinishReason::StopString("\n\nUser:".into());
+    assert_eq!(stop.push(5, ": more"), ("".into(), Some(reason)));
+}
+
+#[test]
+fn the_first_complete_stop_string_wins() {
+    let stops = ["bc".to_string(), "abcd".to_string()];
+    let reason = FinishReason::StopString("bc".into());
+    assert_eq!(stream(&stops, &["xab", "cd"]), ("xa".into(), Some(reason)));
+    let stops = ["cd".to_string(), "abcd".to_string()];
+    let reason = FinishReason::StopString("abcd".into());
+    assert_eq!(stream(&stops, &["xab", "cd"]), ("x".into(), Some(reason)));
+}
+
+#[test]
+fn a_stop_token_releases_held_text_but_not_its_own() {
+    let mut stop = StopCondition::new(vec![7], vec!["END".into()]).expect("not empty");
+    assert_eq!(stop.push(1, "the EN"), ("the ".into(), None));
+    assert_eq!(stop.push(7, "D"), ("EN".into(), Some(FinishReason::Stop)));
+    assert_eq!(stop.finish(), "");
+}
+
+#[test]
+fn an_empty_stop_string_is_refused() {
+    let error = StopCondition::new(vec![], vec!["a".into(), String::new()]).expect_err("empty");
+    assert_eq!(error.to_string(), "stop string 1 is empty, but must hold at least one character");
+}

@@ -1,0 +1,92 @@
+"""The golden cases: four tiny gpt-oss models that differ in every dimension an engine may get wrong."""
+
+from dataclasses import dataclass
+
+ROPE_MODES = ("exact", "truncated")
+GENERATED = 32  # greedy tokens after each prompt
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a gpt-oss GGUF's metadata says about the architecture."""
+
+    hidden: int
+    intermediate: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int
+    experts_per_token: int
+    window: int
+    sliding: tuple[bool, ...]  # one entry a layer
+    rms_eps: float = 1e-5
+    rope_theta: float = 150000.0
+    yarn_factor: float = 32.0
+    original_context: int = 4096
+
+    @property
+    def layers(self) -> int:
+        return len(self.sliding)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape and how its file stores it."""
+
+    name: str
+    shape: Shape
+    dense: str  # GGML type of every matrix outside the experts and the router
+    prompt: int  # tokens
+    explicit_layers: bool = False  # write the sliding pattern to the file
+    twins: bool = False  # experts 2i and 2i+1 are the same, router rows included
+    base_seed: int = 1  # where the search for a seed begins
+
+
+def alternating(layers: int) -> tuple[bool, ...]:
+    return tuple(layer % 2 == 0 for layer in range(layers))
+
+
+CASES = (
+    # The public file's types and layer order; the prompt is longer than the window.
+    Case(
+        name="even",
+        shape=Shape(
+            hidden=64, intermediate=64, query_heads=8, kv_heads=2, head_dim=32,
+            experts=8, experts_per_token=4, window=16, sliding=alternating(4),
+        ),
+        dense="Q8_0",
+        prompt=24,
+    ),
+    # Nothing is a power of two, and the window never closes.
+    Case(
+        name="odd",
+        shape=Shape(
+            hidden=96, intermediate=64, query_heads=6, kv_heads=2, head_dim=32,
+            experts=4, experts_per_token=2, window=128, sliding=(False, True, True),
+        ),
+        dense="F16",
+        prompt=12,
+        explicit_layers=True,
+    ),
+    # One KV head for eight query heads, many experts, the true head size.
+    Case(
+        name="gqa8",
+        shape=Shape(
+            hidden=64, intermediate=32, query_heads=8, kv_heads=1, head_dim=64,
+            experts=16, experts_per_token=4, window=8, sliding=alternating(2),
+        ),
+        dense="BF16",
+        prompt=20,
+    ),
+    # Twin experts and an odd k: a tie at the boundary for every token, which must not move the logits.
+    Case(
+        name="ties",
+        shape=Shape(
+            hidden=32, intermediate=32, query_heads=2, kv_heads=2, head_dim=64,
+            experts=8, experts_per_token=3, window=16, sliding=alternating(2),
+        ),
+        dense="F32",
+        prompt=16,
+        twins=True,
+    ),
+)

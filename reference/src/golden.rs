@@ -1,0 +1,173 @@
+//! Reading golden files.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+/// How YaRN's correction range is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RopeMode {
+    /// As the model was trained, and as OpenAI and Hugging Face compute it.
+    #[default]
+    Exact,
+    /// Rounded outwards to whole dimensions, as mlx-lm and llama.cpp do.
+    Truncated,
+}
+
+impl RopeMode {
+    pub const ALL: [RopeMode; 2] = [RopeMode::Exact, RopeMode::Truncated];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            RopeMode::Exact => "exact",
+            RopeMode::Truncated => "truncated",
+        }
+    }
+}
+
+/// One golden case: a directory with a model and MLX's dumps of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub name: String,
+    directory: PathBuf,
+}
+
+/// Why a golden could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum GoldenError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {found}; remake the goldens with `python reference/make_goldens.py`", path.display())]
+    Malformed { path: PathBuf, found: String },
+}
+
+impl Case {
+    /// The cases under `goldens`, by name.
+    ///
+    /// # Errors
+    /// If the directory cannot be read or holds no case.
+    pub fn all(goldens: &Path) -> Result<Vec<Case>, GoldenError> {
+        let io = |source| GoldenError::Io { path: goldens.to_owned(), source };
+        let mut cases = Vec::new();
+        for entry in std::fs::read_dir(goldens).map_err(io)? {
+            let directory = entry.map_err(io)?.path();
+            if let Some(name) = directory.file_name().filter(|_| directory.join("model.gguf").is_file()) {
+                let name = name.to_string_lossy().into_owned();
+                cases.push(Case { name, directory });
+            }
+        }
+        if cases.is_empty() {
+            return Err(GoldenError::Malformed { path: goldens.to_owned(), found: "no golden case here".into() });
+        }
+        cases.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(cases)
+    }
+
+    /// The cases committed with this source tree, for tests.
+    ///
+    /// # Panics
+    /// If they are missing.
+    pub fn committed() -> Vec<Case> {
+        Case::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")).expect("goldens are committed")
+    }
+
+    pub fn model(&self) -> PathBuf {
+        self.directory.join("model.gguf")
+    }
+
+    /// What MLX computes in that RoPE mode.
+    ///
+    /// # Errors
+    /// If the file is missing or is not a golden.
+    pub fn golden(&self, rope: RopeMode) -> Result<Golden, GoldenError> {
+        Golden::open(self.directory.join(format!("{}.safetensors", rope.name())))
+    }
+
+    /// Samples and sums of every decoded weight.
+    ///
+    /// # Errors
+    /// As [`Case::golden`].
+    pub fn weights(&self) -> Result<Golden, GoldenError> {
+        Golden::open(self.directory.join("weights.safetensors"))
+    }
+}
+
+/// A safetensors file of expected values.
+pub struct Golden {
+    path: PathBuf,
+    map: Mmap,
+    metadata: HashMap<String, String>,
+}
+
+impl Golden {
+    fn open(path: PathBuf) -> Result<Golden, GoldenError> {
+        let io = |source| GoldenError::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        // SAFETY: the mapping is read-only, and goldens are not rewritten while tests read them.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let malformed = |error: safetensors::SafeTensorError| GoldenError::Malformed {
+            path: path.clone(),
+            found: error.to_string(),
+        };
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(malformed)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        SafeTensors::deserialize(&map).map_err(malformed)?;
+        Ok(Golden { path, map, metadata })
+    }
+
+    fn malformed(&self, found: String) -> GoldenError {
+        GoldenError::Malformed { path: self.path.clone(), found }
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.map).expect("checked when opened")
+    }
+
+    fn values<const N: usize, T>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        read: fn([u8; N]) -> T,
+    ) -> Result<Vec<T>, GoldenError> {
+        let tensors = self.tensors();
+        let tensor = tensors.tensor(name).map_err(|error| self.malformed(error.to_string()))?;
+        if tensor.dtype() != dtype {
+            return Err(self.malformed(format!("tensor `{name}` is {:?}, not {dtype:?}", tensor.dtype())));
+        }
+        Ok(tensor.data().as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect())
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.tensors().names().into_iter().map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
+    /// The values of an f32 tensor in row-major order.
+    ///
+    /// # Errors
+    /// If there is no such tensor of that type; so for the other readers.
+    pub fn f32s(&self, name: &str) -> Result<Vec<f32>, GoldenError> {
+        self.values(name, Dtype::F32, f32::from_le_bytes)
+    }
+
+    /// The values of an f64 tensor.
+    pub fn f64s(&self, name: &str) -> Result<Vec<f64>, GoldenError> {
+        self.values(name, Dtype::F64, f64::from_le_bytes)
+    }
+
+    /// The values of an i32 tensor, none of which may be negative.
+    pub fn u32s(&self, name: &str) -> Result<Vec<u32>, GoldenError> {
+        self.values(name, Dtype::I32, |bytes| i32::from_le_bytes(bytes) as u32)
+    }
+
+    /// A number from the file's metadata.
+    pub fn number(&self, key: &str) -> Result<usize, GoldenError> {
+        (self.metadata.get(key).and_then(|text| text.parse().ok()))
+            .ok_or_else(|| self.malformed(format!("no number `{key}` in the metadata")))
+    }
+}

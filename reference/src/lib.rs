@@ -1,0 +1,10 @@
+//! The golden cases: small models and what MLX computes on them, and how another engine is measured against that.
+//!
+//! The Python scripts beside this crate make the goldens; this crate only reads and compares. It knows no engine: phases
+//! hand it plain `f32` slices.
+
+mod check;
+mod golden;
+
+pub use check::{Check, Limit};
+pub use golden::{Case, Golden, GoldenError, RopeMode};

@@ -1,0 +1,223 @@
+//! Every command and flag, once.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gptoss_reference::RopeMode;
+use phase2_forward::DeviceChoice;
+use phase3_kvcache::SamplingParams;
+
+/// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Inspect(Inspect),
+    Tokenize(Tokenize),
+    Logits(Logits),
+    Generate(Generate),
+    Gates(Gates),
+    MakeModel(MakeModel),
+}
+
+/// Show a model's configuration, tensors, memory needs and tokenizer.
+#[derive(Args)]
+pub struct Inspect {
+    /// A GGUF file, or `nano` for the model inside this program.
+    pub model: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+    /// Read every weight, and name the first tensor with a value that is no number.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Turn text into tokens, or back.
+#[derive(Args)]
+pub struct Tokenize {
+    /// A GGUF file, or `nano`.
+    pub model: PathBuf,
+    /// Text in which control tokens such as <|start|> stand for themselves; with --decode, token ids.
+    pub text: String,
+    #[arg(long)]
+    pub json: bool,
+    /// TEXT is token ids separated by commas or spaces: print their text.
+    #[arg(long)]
+    pub decode: bool,
+    /// Take what looks like a control token for plain text.
+    #[arg(long, conflicts_with = "decode")]
+    pub plain: bool,
+}
+
+/// Write the logits of every position of a prompt to a safetensors file.
+#[derive(Args)]
+pub struct Logits {
+    /// A GGUF file, or `nano`.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub input: LogitsInput,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Also write the embeddings, residual streams, router logits and final norm.
+    #[arg(long)]
+    pub dump: bool,
+    #[arg(long, value_name = "F.safetensors")]
+    pub out: PathBuf,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct LogitsInput {
+    /// Token ids, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub tokens: Vec<u32>,
+    #[arg(long)]
+    pub prompt: Option<String>,
+}
+
+/// Continue a prompt.
+#[derive(Args)]
+pub struct Generate {
+    /// A GGUF file, or `nano`.
+    pub model: PathBuf,
+    /// Control tokens such as <|start|> stand for themselves.
+    pub prompt: String,
+    /// Tokens to generate at most.
+    #[arg(short = 'n', long, default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Go on after the model's stop tokens.
+    #[arg(long)]
+    pub ignore_stops: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Print one JSON object instead of streaming text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Check every phase against MLX, in order; stop at the first that fails.
+#[derive(Args)]
+pub struct Gates {
+    /// Only this phase.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
+    pub phase: Option<u8>,
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    /// Where the golden cases are.
+    #[arg(long, default_value = "reference/goldens")]
+    pub goldens: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write a GPT-OSS model with random weights.
+#[derive(Args)]
+pub struct MakeModel {
+    /// nano, tiny or 20b; or a JSON file of dimensions (`gptoss make-model tiny --print` shows one).
+    pub preset: String,
+    #[arg(value_name = "OUT.gguf", required_unless_present = "print")]
+    pub out: Option<PathBuf>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print the dimensions as JSON and write nothing.
+    #[arg(long)]
+    pub print: bool,
+}
+
+/// Which engine runs, and where.
+#[derive(Args)]
+pub struct EngineArgs {
+    /// 2 recomputes everything for every token, 3 caches keys and values.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
+    pub phase: u8,
+    /// auto, cpu, gpu, or software (a GPU played by the CPU).
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
+    #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
+    pub rope: RopeArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum RopeArg {
+    Exact,
+    Truncated,
+}
+
+impl From<RopeArg> for RopeMode {
+    fn from(arg: RopeArg) -> RopeMode {
+        match arg {
+            RopeArg::Exact => RopeMode::Exact,
+            RopeArg::Truncated => RopeMode::Truncated,
+        }
+    }
+}
+
+/// How tokens are chosen. The default is greedy.
+#[derive(Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Keep the K likeliest tokens; 0 is off.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Keep the likeliest tokens that hold this much probability.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+    /// Keep tokens at least this likely relative to the likeliest.
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_p: f32,
+    /// Divide the logits of tokens seen before.
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub repetition_penalty: f32,
+    /// Lower the logits of tokens generated before.
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Lower the logits of tokens by how often they were generated.
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Add to a token's logit; may be repeated.
+    #[arg(long, value_name = "TOKEN=BIAS", value_parser = parse_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// End before this text; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    pub fn params(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed,
+        }
+    }
+}
+
+fn parse_device(name: &str) -> Result<DeviceChoice, String> {
+    name.parse()
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let (token, bias) = text.split_once('=').ok_or("expected TOKEN=BIAS, such as 42=-1.5")?;
+    let token = token.parse().map_err(|_| format!("`{token}` is not a token id"))?;
+    let bias = bias.parse().map_err(|_| format!("`{bias}` is not a number"))?;
+    Ok((token, bias))
+}

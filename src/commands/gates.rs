@@ -1,0 +1,90 @@
+//! `gptoss gates`: every phase against MLX.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use gptoss_reference::{Case, Check, RopeMode};
+use phase2_forward::{ComputeDevice, DeviceChoice};
+use serde_json::json;
+
+use crate::args::Gates;
+
+pub fn run(args: &Gates) -> Result<ExitCode> {
+    let cases = Case::all(&args.goldens)?;
+    let device = match args.phase {
+        // The host decodes weights, whatever device the later phases run on.
+        Some(1) => ComputeDevice::find(DeviceChoice::Cpu, 0)?,
+        _ => ComputeDevice::find(args.device, 0)?,
+    };
+    eprintln!("device: {} ({})", device.name, device.reason);
+    let phases = args.phase.map_or(vec![1, 2, 3], |phase| vec![phase]);
+    let mut report = Vec::new();
+    for phase in phases {
+        let checks = run_phase(phase, &cases, &device)?;
+        let failed = checks.iter().filter(|check| !check.passed()).count();
+        if args.json {
+            report.extend(checks.iter().map(|check| to_json(phase, check)));
+        } else {
+            print_phase(phase, &checks);
+        }
+        eprintln!("phase {phase}: {} checks, {failed} failed", checks.len());
+        if failed > 0 {
+            print_report(args, &report);
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    print_report(args, &report);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_phase(phase: u8, cases: &[Case], device: &ComputeDevice) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    for case in cases {
+        let in_case = |error: Box<dyn std::error::Error>| anyhow!("phase {phase}, case {}: {error}", case.name);
+        if phase == 1 {
+            checks.extend(phase1_loading::gate::run(case).map_err(in_case)?);
+            continue;
+        }
+        for rope in RopeMode::ALL {
+            let run = if phase == 2 { phase2_forward::gate::run } else { phase3_kvcache::gate::run };
+            checks.extend(run(case, device, rope).map_err(in_case)?);
+        }
+    }
+    Ok(checks)
+}
+
+fn print_phase(phase: u8, checks: &[Check]) {
+    println!("phase {phase}");
+    println!("{:8} {:44} {:>9} {:>9} {:>9} {:>9}", "case", "tensor", "max", "rms", "max ≤", "rms ≤");
+    for check in checks {
+        println!(
+            "{:8} {:44} {:>9.1e} {:>9.1e} {:>9.0e} {:>9.0e} {}",
+            check.case,
+            check.tensor,
+            check.max,
+            check.rms,
+            check.limit.max,
+            check.limit.rms,
+            if check.passed() { "ok" } else { "FAILED" }
+        );
+    }
+}
+
+fn to_json(phase: u8, check: &Check) -> serde_json::Value {
+    json!({
+        "phase": phase,
+        "case": check.case,
+        "tensor": check.tensor,
+        "max": check.max,
+        "rms": check.rms,
+        "max_limit": check.limit.max,
+        "rms_limit": check.limit.rms,
+        "passed": check.passed(),
+    })
+}
+
+fn print_report(args: &Gates, report: &[serde_json::Value]) {
+    if args.json {
+        println!("{:#}", serde_json::Value::from(report));
+    }
+}

@@ -1,0 +1,156 @@
+//! `gptoss inspect`: what a model file holds and what it takes to run.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, check_values};
+use serde_json::{Value, json};
+
+use crate::args::Inspect;
+use crate::session;
+
+/// Contexts whose memory is shown.
+const CONTEXTS: [usize; 2] = [4096, 8192];
+/// Bytes of a cached value: phase 3 caches in f32.
+const CACHED_VALUE_BYTES: usize = 4;
+
+pub fn run(args: &Inspect) -> Result<ExitCode> {
+    let checkpoint = session::open(&args.model)?;
+    if args.check {
+        for (name, tensor) in &checkpoint.tensors {
+            check_values(&checkpoint.path, name, tensor)?;
+        }
+        eprintln!("{}: every weight is a number", checkpoint.path.display());
+    }
+    if args.json {
+        println!("{:#}", to_json(&checkpoint)?);
+    } else {
+        print(&checkpoint)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tensors and bytes of each storage format.
+fn by_format(checkpoint: &Checkpoint) -> BTreeMap<Format, (usize, u64)> {
+    let mut sizes = BTreeMap::new();
+    for tensor in checkpoint.tensors.values() {
+        let (count, bytes) = sizes.entry(tensor.format).or_default();
+        *count += 1;
+        *bytes += tensor.data.len() as u64;
+    }
+    sizes
+}
+
+fn attention_names(config: &GptOssConfig) -> Vec<&'static str> {
+    let name = |kind: &AttentionKind| match kind {
+        AttentionKind::Sliding => "sliding",
+        AttentionKind::Full => "full",
+    };
+    config.attention.iter().map(name).collect()
+}
+
+fn print(checkpoint: &Checkpoint) -> Result<()> {
+    let config = &checkpoint.config;
+    let rope = &config.rope;
+    println!("{}", checkpoint.path.display());
+    println!("  layers          {} ({})", config.layers(), attention_names(config).join(" "));
+    println!("  hidden          {}", config.hidden);
+    println!("  heads           {} query, {} key/value, of {}", config.heads, config.kv_heads, config.head_dim);
+    println!(
+        "  experts         {}, {} a token, {} wide",
+        config.experts, config.experts_per_token, config.expert_width
+    );
+    println!("  vocabulary      {}", config.vocab);
+    println!("  context         {}, sliding window {}", config.context_length, config.sliding_window);
+    println!("  rope            theta {}, YaRN × {} from {}", rope.theta, rope.factor, rope.original_context);
+    println!("  rms epsilon     {}", config.rms_eps);
+
+    let tokenizer = checkpoint.tokenizer()?;
+    let stops: Vec<String> = tokenizer.stops().iter().map(|&t| format!("{} {t}", tokenizer.decode(&[t]))).collect();
+    println!("\ntokenizer         byte-level BPE, {} tokens; stops at {}", tokenizer.vocab(), stops.join(", "));
+
+    println!("\nweights");
+    for (format, (count, bytes)) in by_format(checkpoint) {
+        println!("  {:6} {count:>5} tensors {:>10}", format.name(), size(bytes));
+    }
+    println!("  {:6} {:>5} tensors {:>10}", "all", checkpoint.tensors.len(), size(checkpoint.weight_bytes()));
+
+    println!("\nmemory            weights      cache        both");
+    for context in CONTEXTS {
+        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, CACHED_VALUE_BYTES));
+        println!("  context {context:>5} {:>10} {:>10} {:>11}", size(weights), size(cache), size(weights + cache));
+    }
+
+    println!("\ntensors");
+    for (name, tensor) in &checkpoint.tensors {
+        println!(
+            "  {name:36} {:6} {:>20} {:>10}",
+            tensor.format.name(),
+            format!("{:?}", tensor.shape),
+            size(tensor.data.len() as u64)
+        );
+    }
+    Ok(())
+}
+
+fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
+    let config = &checkpoint.config;
+    let tokenizer = checkpoint.tokenizer()?;
+    let formats: BTreeMap<&str, Value> = by_format(checkpoint)
+        .into_iter()
+        .map(|(format, (tensors, bytes))| (format.name(), json!({ "tensors": tensors, "bytes": bytes })))
+        .collect();
+    let memory: Vec<Value> = CONTEXTS
+        .iter()
+        .map(|&context| {
+            let cache = config.cache_bytes(context, CACHED_VALUE_BYTES);
+            let weights = checkpoint.weight_bytes();
+            json!({ "context": context, "weights": weights, "cache": cache, "total": weights + cache })
+        })
+        .collect();
+    let tensors: Vec<Value> = checkpoint
+        .tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let format = tensor.format.name();
+            json!({ "name": name, "format": format, "shape": tensor.shape, "bytes": tensor.data.len() })
+        })
+        .collect();
+    Ok(json!({
+        "path": checkpoint.path,
+        "config": {
+            "layers": config.layers(),
+            "attention": attention_names(config),
+            "hidden": config.hidden,
+            "heads": config.heads,
+            "kv_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "experts": config.experts,
+            "experts_per_token": config.experts_per_token,
+            "expert_width": config.expert_width,
+            "vocab": config.vocab,
+            "context_length": config.context_length,
+            "sliding_window": config.sliding_window,
+            "rms_eps": config.rms_eps,
+            "rope": {
+                "theta": config.rope.theta,
+                "factor": config.rope.factor,
+                "original_context": config.rope.original_context,
+            },
+        },
+        "tokenizer": { "vocab": tokenizer.vocab(), "stops": tokenizer.stops() },
+        "weights": { "bytes": checkpoint.weight_bytes(), "formats": formats },
+        "memory": memory,
+        "tensors": tensors,
+    }))
+}
+
+/// Bytes for a person.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}

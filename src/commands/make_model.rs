@@ -1,0 +1,41 @@
+//! `gptoss make-model`: a model of any size with random weights.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use phase1_loading::synthetic::SyntheticModel;
+
+use crate::args::MakeModel;
+use crate::session::bytes_bar;
+
+pub fn run(args: &MakeModel) -> Result<ExitCode> {
+    let model = match SyntheticModel::preset(&args.preset) {
+        Some(model) => model,
+        None => read_dimensions(Path::new(&args.preset))?,
+    };
+    let Some(out) = args.out.as_deref().filter(|_| !args.print) else {
+        println!("{}", serde_json::to_string_pretty(&model)?);
+        return Ok(ExitCode::SUCCESS);
+    };
+    let start = Instant::now();
+    let bar = bytes_bar("writing", 0);
+    let mut total_bytes = 0;
+    let result = model.write(out, args.seed, &mut |done, total| {
+        total_bytes = total;
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    result.with_context(|| format!("writing {}", out.display()))?;
+    eprintln!("{}: {:.2} GB in {:.1} s", out.display(), total_bytes as f64 / 1e9, start.elapsed().as_secs_f64());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_dimensions(file: &Path) -> Result<SyntheticModel> {
+    let presets = SyntheticModel::PRESETS.join(", ");
+    let what = || format!("`{}` is no preset ({presets}) and no readable JSON file", file.display());
+    let text = std::fs::read_to_string(file).with_context(what)?;
+    serde_json::from_str(&text).with_context(|| format!("{} does not describe a model", file.display()))
+}

@@ -1,0 +1,45 @@
+//! The command line: `gptoss` alone shows the engine at work, its commands do one thing each.
+//!
+//! Exit status: 0 done, 1 a gate failed, 2 the input was wrong. Results go to stdout, everything about them to stderr.
+
+mod args;
+mod commands;
+mod measure;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    // A rasterizer without a desktop session warns about this directory on every start.
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+    let result = match Cli::parse().command {
+        None => commands::demo::run(),
+        Some(Command::Inspect(args)) => commands::inspect::run(&args),
+        Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
+        Some(Command::Logits(args)) => commands::logits::run(&args),
+        Some(Command::Generate(args)) => commands::generate::run(&args),
+        Some(Command::Gates(args)) => commands::gates::run(&args),
+        Some(Command::MakeModel(args)) => commands::make_model::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        // A reader that closes the pipe early has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gptoss: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

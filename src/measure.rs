@@ -1,0 +1,28 @@
+//! Memory of this process.
+
+/// The most memory that was ever resident, mapped file pages included. `None` where the platform does not say.
+pub fn peak_resident_bytes() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: getrusage fills the struct that it is given and keeps no pointer to it.
+        let usage = unsafe {
+            if libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) != 0 {
+                return None;
+            }
+            usage.assume_init()
+        };
+        let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
+        Some(usage.ru_maxrss as u64 * unit)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// Memory resident now that is no file's: what the process itself allocated. Linux only.
+pub fn anonymous_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kilobytes * 1024)
+}
