@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gptoss_reference::RopeMode;
+use phase1_loading::synthetic::RestFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::SamplingParams;
 
@@ -126,6 +127,9 @@ pub struct MakeModel {
     pub out: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Storage of the matrices outside the experts, if not the preset's: q8_0, f16, bf16 or f32.
+    #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
+    pub rest: Option<RestFormat>,
     /// Print the dimensions as JSON and write nothing.
     #[arg(long)]
     pub print: bool,
@@ -213,6 +217,12 @@ impl SamplingArgs {
 
 fn parse_device(name: &str) -> Result<DeviceChoice, String> {
     name.parse()
+}
+
+fn parse_rest(name: &str) -> Result<RestFormat, String> {
+    let formats = [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32];
+    let found = formats.into_iter().find(|rest| rest.format().name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("expected one of {}", formats.map(|rest| rest.format().name()).join(", ")))
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {

@@ -84,6 +84,10 @@ impl GptOssConfig {
             }
         }
         let layers = metadata.size("block_count")?;
+        if layers > gguf.tensors.len() {
+            let expected = format!("at most the file's {} tensors", gguf.tensors.len());
+            return Err(metadata.defect("block_count", expected, layers));
+        }
         let heads = metadata.size("attention.head_count")?;
         let kv_heads = metadata.size("attention.head_count_kv")?;
         if heads % kv_heads != 0 {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// (a tensor, a metadata key, the header), what was expected there and what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("{}: {source}", path.display())]
+    #[error("{} cannot be read", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{}: {part}: expected {expected}, found {found}", path.display())]
     Invalid { path: PathBuf, part: String, expected: String, found: String },

@@ -95,6 +95,15 @@ impl ComputeDevice {
         }
     }
 
+    /// The devices that every gate must hold on: the CPU, and a GPU, played by a program if there is no real one.
+    ///
+    /// # Errors
+    /// If there is neither a GPU nor a program that plays one. Gates are never skipped for that.
+    pub fn for_gates() -> Result<[ComputeDevice; 2], DeviceError> {
+        let gpu = Self::find(DeviceChoice::Gpu, 0).or_else(|_| Self::find(DeviceChoice::Software, 0))?;
+        Ok([Self::find(DeviceChoice::Cpu, 0)?, gpu])
+    }
+
     pub fn is_cpu(&self) -> bool {
         self.kind == Kind::Cpu
     }

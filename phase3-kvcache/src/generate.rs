@@ -106,7 +106,6 @@ pub fn generate(
     if length + prompt.len() > context {
         return Err(GenerationError::PromptTooLong { prompt: prompt.len(), length, context });
     }
-    sampler.observe_prompt(prompt);
 
     let start = Instant::now();
     let (body, last_chunk) = prompt.split_at((prompt.len() - 1) / params.prefill_chunk * params.prefill_chunk);
@@ -114,6 +113,7 @@ pub fn generate(
         engine.step(&[Chunk { sequence, tokens, logits: LogitsFor::Nothing }], &mut NoProbe)?;
     }
     let mut logits = last_logits(engine, sequence, last_chunk)?;
+    sampler.observe_prompt(prompt);
 
     let mut tokens = Vec::new();
     let mut text = String::new();

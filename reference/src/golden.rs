@@ -38,7 +38,7 @@ pub struct Case {
 /// Why a golden could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
-    #[error("{}: {source}", path.display())]
+    #[error("{} cannot be read; run from the repository, or name its goldens with --goldens", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{}: {found}; remake the goldens with `python reference/make_goldens.py`", path.display())]
     Malformed { path: PathBuf, found: String },

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
-use crate::commands::generate;
+use crate::commands::{generate, print};
 use crate::session::EMBEDDED;
 
 const PROMPT: &str = "Once upon a time";
@@ -17,7 +17,7 @@ pub fn run() -> Result<ExitCode> {
     let args = Cli::parse_from(["gptoss", "generate", EMBEDDED, PROMPT, "-n", "64", "--device", "cpu"]);
     match args.command {
         Some(Command::Generate(args)) => {
-            print!("{PROMPT}");
+            print(PROMPT)?;
             generate::run(&args)
         }
         _ => unreachable!("the command line above is `generate`"),

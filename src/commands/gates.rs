@@ -8,6 +8,7 @@ use phase2_forward::{ComputeDevice, DeviceChoice};
 use serde_json::json;
 
 use crate::args::Gates;
+use crate::commands::print;
 
 pub fn run(args: &Gates) -> Result<ExitCode> {
     let cases = Case::all(&args.goldens)?;
@@ -25,15 +26,15 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
         if args.json {
             report.extend(checks.iter().map(|check| to_json(phase, check)));
         } else {
-            print_phase(phase, &checks);
+            print(&phase_text(phase, &checks))?;
         }
         eprintln!("phase {phase}: {} checks, {failed} failed", checks.len());
         if failed > 0 {
-            print_report(args, &report);
+            print_report(args, &report)?;
             return Ok(ExitCode::FAILURE);
         }
     }
-    print_report(args, &report);
+    print_report(args, &report)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -53,21 +54,18 @@ fn run_phase(phase: u8, cases: &[Case], device: &ComputeDevice) -> Result<Vec<Ch
     Ok(checks)
 }
 
-fn print_phase(phase: u8, checks: &[Check]) {
-    println!("phase {phase}");
-    println!("{:8} {:44} {:>9} {:>9} {:>9} {:>9}", "case", "tensor", "max", "rms", "max ≤", "rms ≤");
+fn phase_text(phase: u8, checks: &[Check]) -> String {
+    let mut text = format!(
+        "phase {phase}\n{:8} {:44} {:>9} {:>9} {:>9} {:>9}\n",
+        "case", "tensor", "max", "rms", "max ≤", "rms ≤"
+    );
     for check in checks {
-        println!(
-            "{:8} {:44} {:>9.1e} {:>9.1e} {:>9.0e} {:>9.0e} {}",
-            check.case,
-            check.tensor,
-            check.max,
-            check.rms,
-            check.limit.max,
-            check.limit.rms,
-            if check.passed() { "ok" } else { "FAILED" }
-        );
+        let Check { case, tensor, max, rms, limit } = check;
+        let (max_limit, rms_limit) = (limit.max, limit.rms);
+        text += &format!("{case:8} {tensor:44} {max:>9.1e} {rms:>9.1e} {max_limit:>9.0e} {rms_limit:>9.0e} ");
+        text += if check.passed() { "ok\n" } else { "FAILED\n" };
     }
+    text
 }
 
 fn to_json(phase: u8, check: &Check) -> serde_json::Value {
@@ -83,8 +81,9 @@ fn to_json(phase: u8, check: &Check) -> serde_json::Value {
     })
 }
 
-fn print_report(args: &Gates, report: &[serde_json::Value]) {
+fn print_report(args: &Gates, report: &[serde_json::Value]) -> Result<()> {
     if args.json {
-        println!("{:#}", serde_json::Value::from(report));
+        print(&format!("{:#}\n", serde_json::Value::from(report)))?;
     }
+    Ok(())
 }

@@ -1,6 +1,5 @@
 //! `gptoss generate`: a prompt in, text out.
 
-use std::io::{Write, stdout};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use phase3_kvcache::{FinishReason, GenerationParams, generate};
 use serde_json::json;
 
 use crate::args::Generate;
+use crate::commands::print;
 use crate::measure;
 use crate::session::{self, Session};
 
@@ -33,12 +33,11 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
     let interrupted = interrupt_flag()?;
     let mut write_error = None;
     let mut on_text = |text: &str| {
-        if !args.json {
-            let mut out = stdout();
-            if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                write_error = Some(error);
-                return ControlFlow::Break(());
-            }
+        if !args.json
+            && let Err(error) = print(text)
+        {
+            write_error = Some(error);
+            return ControlFlow::Break(());
         }
         match interrupted.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
@@ -72,9 +71,9 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
             "device": session.device.name,
             "phase": session.phase,
         });
-        println!("{object:#}");
+        print(&format!("{object:#}\n"))?;
     } else {
-        println!();
+        print("\n")?;
         eprintln!(
             "loaded in {:.2} s; {} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens, {} tok/s; ended by {finish}",
             load_time.as_secs_f64(),

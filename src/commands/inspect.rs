@@ -1,6 +1,7 @@
 //! `gptoss inspect`: what a model file holds and what it takes to run.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -8,6 +9,7 @@ use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, check_valu
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
+use crate::commands::print;
 use crate::session;
 
 /// Contexts whose memory is shown.
@@ -23,11 +25,8 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
         }
         eprintln!("{}: every weight is a number", checkpoint.path.display());
     }
-    if args.json {
-        println!("{:#}", to_json(&checkpoint)?);
-    } else {
-        print(&checkpoint)?;
-    }
+    let report = if args.json { format!("{:#}\n", to_json(&checkpoint)?) } else { to_text(&checkpoint)? };
+    print(&report)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -50,48 +49,64 @@ fn attention_names(config: &GptOssConfig) -> Vec<&'static str> {
     config.attention.iter().map(name).collect()
 }
 
-fn print(checkpoint: &Checkpoint) -> Result<()> {
+/// The usual alternation in two words; anything else layer by layer.
+fn attention_text(config: &GptOssConfig) -> String {
+    let names = attention_names(config);
+    let alternating = (0..names.len()).all(|layer| names[layer] == ["sliding", "full"][layer % 2]);
+    if alternating { "sliding and full in turn".into() } else { names.join(" ") }
+}
+
+fn to_text(checkpoint: &Checkpoint) -> Result<String> {
+    let mut out = String::new();
     let config = &checkpoint.config;
     let rope = &config.rope;
-    println!("{}", checkpoint.path.display());
-    println!("  layers          {} ({})", config.layers(), attention_names(config).join(" "));
-    println!("  hidden          {}", config.hidden);
-    println!("  heads           {} query, {} key/value, of {}", config.heads, config.kv_heads, config.head_dim);
-    println!(
+    writeln!(out, "{}", checkpoint.path.display())?;
+    writeln!(out, "  layers          {} ({})", config.layers(), attention_text(config))?;
+    writeln!(out, "  hidden          {}", config.hidden)?;
+    writeln!(out, "  heads           {} query, {} key/value, of {}", config.heads, config.kv_heads, config.head_dim)?;
+    writeln!(
+        out,
         "  experts         {}, {} a token, {} wide",
         config.experts, config.experts_per_token, config.expert_width
-    );
-    println!("  vocabulary      {}", config.vocab);
-    println!("  context         {}, sliding window {}", config.context_length, config.sliding_window);
-    println!("  rope            theta {}, YaRN × {} from {}", rope.theta, rope.factor, rope.original_context);
-    println!("  rms epsilon     {}", config.rms_eps);
+    )?;
+    writeln!(out, "  vocabulary      {}", config.vocab)?;
+    writeln!(out, "  context         {}, sliding window {}", config.context_length, config.sliding_window)?;
+    writeln!(out, "  rope            theta {}, YaRN × {} from {}", rope.theta, rope.factor, rope.original_context)?;
+    writeln!(out, "  rms epsilon     {}", config.rms_eps)?;
 
     let tokenizer = checkpoint.tokenizer()?;
     let stops: Vec<String> = tokenizer.stops().iter().map(|&t| format!("{} {t}", tokenizer.decode(&[t]))).collect();
-    println!("\ntokenizer         byte-level BPE, {} tokens; stops at {}", tokenizer.vocab(), stops.join(", "));
+    writeln!(out, "\ntokenizer         byte-level BPE, {} tokens; stops at {}", tokenizer.vocab(), stops.join(", "))?;
 
-    println!("\nweights");
+    writeln!(out, "\nweights")?;
     for (format, (count, bytes)) in by_format(checkpoint) {
-        println!("  {:6} {count:>5} tensors {:>10}", format.name(), size(bytes));
+        writeln!(out, "  {:6} {count:>5} tensors {:>10}", format.name(), size(bytes))?;
     }
-    println!("  {:6} {:>5} tensors {:>10}", "all", checkpoint.tensors.len(), size(checkpoint.weight_bytes()));
+    writeln!(out, "  {:6} {:>5} tensors {:>10}", "all", checkpoint.tensors.len(), size(checkpoint.weight_bytes()))?;
 
-    println!("\nmemory            weights      cache        both");
+    writeln!(out, "\nmemory            weights      cache        both")?;
     for context in CONTEXTS {
         let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, CACHED_VALUE_BYTES));
-        println!("  context {context:>5} {:>10} {:>10} {:>11}", size(weights), size(cache), size(weights + cache));
+        writeln!(
+            out,
+            "  context {context:>5} {:>10} {:>10} {:>11}",
+            size(weights),
+            size(cache),
+            size(weights + cache)
+        )?;
     }
 
-    println!("\ntensors");
+    writeln!(out, "\ntensors")?;
     for (name, tensor) in &checkpoint.tensors {
-        println!(
+        writeln!(
+            out,
             "  {name:36} {:6} {:>20} {:>10}",
             tensor.format.name(),
             format!("{:?}", tensor.shape),
             size(tensor.data.len() as u64)
-        );
+        )?;
     }
-    Ok(())
+    Ok(out)
 }
 
 fn to_json(checkpoint: &Checkpoint) -> Result<Value> {

@@ -8,15 +8,17 @@ use anyhow::{Context, Result};
 use phase1_loading::synthetic::SyntheticModel;
 
 use crate::args::MakeModel;
+use crate::commands::print;
 use crate::session::bytes_bar;
 
 pub fn run(args: &MakeModel) -> Result<ExitCode> {
-    let model = match SyntheticModel::preset(&args.preset) {
+    let mut model = match SyntheticModel::preset(&args.preset) {
         Some(model) => model,
         None => read_dimensions(Path::new(&args.preset))?,
     };
+    model.rest = args.rest.unwrap_or(model.rest);
     let Some(out) = args.out.as_deref().filter(|_| !args.print) else {
-        println!("{}", serde_json::to_string_pretty(&model)?);
+        print(&(serde_json::to_string_pretty(&model)? + "\n"))?;
         return Ok(ExitCode::SUCCESS);
     };
     let start = Instant::now();

@@ -7,3 +7,12 @@ pub mod inspect;
 pub mod logits;
 pub mod make_model;
 pub mod tokenize;
+
+use std::io::{self, Write, stdout};
+
+/// Writes a result to stdout at once. Unlike `print!`, a reader that has gone away is an error and not a panic.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

@@ -7,6 +7,7 @@ use phase1_loading::Tokenizer;
 use serde_json::json;
 
 use crate::args::Tokenize;
+use crate::commands::print;
 use crate::session;
 
 pub fn run(args: &Tokenize) -> Result<ExitCode> {
@@ -17,17 +18,16 @@ pub fn run(args: &Tokenize) -> Result<ExitCode> {
         (false, false) => tokenizer.encode_with_control(&args.text),
     };
     let piece = |&token: &u32| tokenizer.decode(&[token]);
-    if args.json {
+    let report = if args.json {
         let pieces: Vec<String> = tokens.iter().map(piece).collect();
         let object = json!({ "tokens": tokens, "pieces": pieces, "text": tokenizer.decode(&tokens) });
-        println!("{object:#}");
+        format!("{object:#}\n")
     } else if args.decode {
-        println!("{}", tokenizer.decode(&tokens));
+        tokenizer.decode(&tokens) + "\n"
     } else {
-        for token in &tokens {
-            println!("{token:>6} {:?}", piece(token));
-        }
-    }
+        tokens.iter().map(|token| format!("{token:>6} {:?}\n", piece(token))).collect()
+    };
+    print(&report)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -14,6 +14,8 @@ const VERSION: u32 = 3;
 /// The longest key or tensor name that is believed.
 const MAX_NAME: usize = 65_535;
 const MAX_DIMS: u32 = 4;
+/// Bytes that the shortest metadata entry takes: a key's length, a type and a value.
+const MIN_ENTRY: u64 = 8 + 4 + 1;
 
 type Contents = (BTreeMap<String, Value>, BTreeMap<String, HostTensor>);
 
@@ -32,6 +34,12 @@ pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
     }
     let tensor_count = cursor.u64()?;
     let metadata_count = cursor.u64()?;
+    for (count, what) in [(tensor_count, "tensors"), (metadata_count, "metadata entries")] {
+        if count > file.len() as u64 / MIN_ENTRY {
+            let expected = format!("no more {what} than fit into {} bytes", file.len());
+            return Err(cursor.defect(expected, format!("{count}")));
+        }
+    }
     let metadata = read_metadata(&mut cursor, metadata_count)?;
     let descriptions = read_descriptions(&mut cursor, tensor_count)?;
 

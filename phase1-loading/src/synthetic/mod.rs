@@ -49,7 +49,7 @@ pub enum RestFormat {
 }
 
 impl RestFormat {
-    fn format(self) -> Format {
+    pub fn format(self) -> Format {
         match self {
             RestFormat::Q8_0 => Format::Q8_0,
             RestFormat::F16 => Format::F16,
@@ -127,10 +127,10 @@ impl SyntheticModel {
                 return Err(format!("`{name}` must be from {least} to {most}, not {value}"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!("`kv_heads` ({}) must divide `heads` ({})", self.kv_heads, self.heads));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(format!("`head_dim` must be even, not {}", self.head_dim));
         }
         let block = Format::Mxfp4.block_len();

@@ -1,0 +1,69 @@
+//! Synthetic models open, and are what their description and seed say.
+
+use phase1_loading::synthetic::{RestFormat, SyntheticModel, VocabularyKind};
+use phase1_loading::{Checkpoint, Format, check_values};
+
+fn nano() -> SyntheticModel {
+    SyntheticModel::preset("nano").expect("a preset")
+}
+
+fn written(model: &SyntheticModel, seed: u64) -> Vec<u8> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let mut last = (0, 0);
+    model.write(&path, seed, &mut |done, total| last = (done, total)).expect("written");
+    assert_eq!(last.0, last.1, "progress ends at the total");
+    std::fs::read(path).expect("readable")
+}
+
+#[test]
+fn a_seed_decides_every_byte() {
+    let model = written(&nano(), 7);
+    assert!(model == written(&nano(), 7));
+    assert!(model != written(&nano(), 8));
+}
+
+#[test]
+fn every_rest_format_opens_with_sane_weights() {
+    for rest in [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32] {
+        let file = written(&SyntheticModel { rest, ..nano() }, 1);
+        let checkpoint = Checkpoint::from_bytes("nano", file.into()).expect("opens");
+        assert_eq!(checkpoint.tensor("output.weight").format, rest.format());
+        assert_eq!(checkpoint.tensor("blk.1.ffn_up_exps.weight").format, Format::Mxfp4);
+        assert_eq!(checkpoint.tensor("blk.1.ffn_gate_inp.weight").format, Format::F32);
+        for (name, tensor) in &checkpoint.tensors {
+            check_values(&checkpoint.path, name, tensor).expect("finite");
+        }
+        // A projection keeps the variance of a unit input.
+        let gate = checkpoint.tensor("blk.0.ffn_gate_exps.weight").to_f32();
+        let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
+        assert!((0.2..2.0).contains(&gain), "{rest:?}: {gain}");
+    }
+}
+
+#[test]
+fn a_description_survives_json() {
+    for name in SyntheticModel::PRESETS {
+        let model = SyntheticModel::preset(name).expect("a preset");
+        let json = serde_json::to_string(&model).expect("serializes");
+        assert_eq!(serde_json::from_str::<SyntheticModel>(&json).expect("parses"), model);
+    }
+    assert_eq!(SyntheticModel::preset("huge"), None);
+}
+
+#[test]
+fn impossible_dimensions_are_named() {
+    let refusals: Vec<String> = [
+        SyntheticModel { hidden: 65, ..nano() },
+        SyntheticModel { layers: 0, ..nano() },
+        SyntheticModel { kv_heads: 3, ..nano() },
+        SyntheticModel { head_dim: 33, ..nano() },
+        SyntheticModel { experts_per_token: 9, ..nano() },
+        SyntheticModel { expert_width: usize::MAX, ..nano() },
+    ]
+    .iter()
+    .map(|model| model.validate().expect_err("refused"))
+    .collect();
+    insta::assert_snapshot!(refusals.join("\n"));
+    assert!(SyntheticModel { vocabulary: VocabularyKind::O200k, ..nano() }.validate().is_ok());
+}

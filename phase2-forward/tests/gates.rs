@@ -1,0 +1,44 @@
+//! Phase 2's gate, on the CPU and on a GPU.
+
+use std::collections::BTreeMap;
+
+use gptoss_reference::{Case, Check, RopeMode};
+use phase2_forward::{ComputeDevice, gate};
+
+/// Stands for the decade of no error at all.
+const EQUAL: i32 = i32::MIN;
+
+fn run(device: &ComputeDevice) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for case in Case::committed() {
+        for rope in RopeMode::ALL {
+            checks.extend(gate::run(&case, device, rope).expect("the gate runs"));
+        }
+    }
+    let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
+    assert!(failed.is_empty(), "{}: {failed:#?}", device.name);
+    checks
+}
+
+/// Passes, and the decade of each layer's largest error stays what it was.
+#[test]
+fn forward_equals_mlx_on_the_cpu() {
+    let [cpu, _] = ComputeDevice::for_gates().expect("both devices");
+    let mut decades: BTreeMap<(String, String), i32> = BTreeMap::new();
+    for check in run(&cpu).iter().filter(|check| check.limit.max > 0.0) {
+        let tensor = check.tensor.split(" (").next().expect("a name").to_owned();
+        let decade = if check.max == 0.0 { EQUAL } else { check.max.log10().ceil() as i32 };
+        let worst = decades.entry((check.case.clone(), tensor)).or_insert(decade);
+        *worst = decade.max(*worst);
+    }
+    let describe = |decade: &i32| if *decade == EQUAL { "equal".into() } else { format!("< 1e{decade}") };
+    let lines: Vec<String> =
+        decades.iter().map(|((case, tensor), decade)| format!("{case:6} {tensor:24} {}", describe(decade))).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn forward_equals_mlx_on_a_gpu() {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    assert!(!run(&gpu).is_empty());
+}

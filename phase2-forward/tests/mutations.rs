@@ -1,0 +1,88 @@
+//! The gate has teeth: break the model in the ways engines are really broken, and it fails.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use gptoss_reference::{Case, RopeMode};
+use phase1_loading::Checkpoint;
+use phase2_forward::{ComputeDevice, GptOss, Recompute, gate};
+
+fn case() -> Case {
+    Case::committed().into_iter().find(|case| case.name == "even").expect("the case")
+}
+
+fn load(checkpoint: &Checkpoint) -> GptOss {
+    GptOss::load(checkpoint, ComputeDevice::cpu("a test"), RopeMode::Exact, &mut |_, _| ()).expect("loads")
+}
+
+/// Names of the tensors that fail.
+fn failures(model: GptOss) -> Vec<String> {
+    let checks = gate::check_forward(&case(), RopeMode::Exact, &mut Recompute::new(model)).expect("the gate runs");
+    checks.into_iter().filter(|check| !check.passed()).map(|check| check.tensor).collect()
+}
+
+/// The case's model with the bytes of some tensors changed.
+fn with_tensors(select: impl Fn(&str) -> bool, change: impl Fn(&mut [u8])) -> GptOss {
+    let path = case().model();
+    let original = Checkpoint::open(&path).expect("opens");
+    let mut file = std::fs::read(&path).expect("readable");
+    for (name, tensor) in original.tensors.iter().filter(|(name, _)| select(name)) {
+        let at = file.windows(tensor.data.len()).position(|window| *window == tensor.data[..]).expect(name);
+        change(&mut file[at..at + tensor.data.len()]);
+    }
+    load(&Checkpoint::from_bytes("mutated", Bytes::from(file)).expect("opens"))
+}
+
+#[test]
+fn the_unbroken_model_passes() {
+    let checkpoint = Checkpoint::open(Path::new(&case().model())).expect("opens");
+    assert_eq!(failures(load(&checkpoint)), [""; 0]);
+    assert_eq!(failures(with_tensors(|name| name.contains("sinks"), |_| ())), [""; 0]);
+}
+
+#[test]
+fn missing_sinks_are_caught() {
+    let no_sink =
+        |bytes: &mut [u8]| bytes.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&(-1e9f32).to_le_bytes()));
+    let failed = failures(with_tensors(|name| name.contains("sinks"), no_sink));
+    assert!(failed.iter().any(|name| name.starts_with("layers.0.resid_attn")), "{failed:?}");
+    assert!(failed.iter().any(|name| name.starts_with("logits")), "{failed:?}");
+}
+
+#[test]
+fn swapped_nibbles_are_caught() {
+    let swap = |bytes: &mut [u8]| {
+        for block in bytes.chunks_exact_mut(17) {
+            block[1..].iter_mut().for_each(|codes| *codes = codes.rotate_left(4));
+        }
+    };
+    let failed = failures(with_tensors(|name| name.contains("_exps.weight"), swap));
+    assert!(failed.iter().any(|name| name.starts_with("layers.0.resid_mlp")), "{failed:?}");
+}
+
+#[test]
+fn a_window_off_by_one_is_caught() {
+    for change in [1, -1isize] {
+        let mut model = load(&Checkpoint::open(&case().model()).expect("opens"));
+        model.config.sliding_window = model.config.sliding_window.wrapping_add_signed(change);
+        let failed = failures(model);
+        assert!(failed.iter().any(|name| name.starts_with("layers.0.resid_attn")), "{change}: {failed:?}");
+    }
+}
+
+#[test]
+fn a_skipped_mscale_is_caught() {
+    let mut model = load(&Checkpoint::open(&case().model()).expect("opens"));
+    model.rope.mscale = 1.0;
+    let failed = failures(model);
+    assert!(failed.iter().any(|name| name.starts_with("layers.0.resid_attn")), "{failed:?}");
+}
+
+#[test]
+fn the_other_rope_mode_is_caught() {
+    let checkpoint = Checkpoint::open(&case().model()).expect("opens");
+    let device = ComputeDevice::cpu("a test");
+    let model = GptOss::load(&checkpoint, device, RopeMode::Truncated, &mut |_, _| ()).expect("loads");
+    let failed = failures(model);
+    assert!(failed.iter().any(|name| name.starts_with("logits")), "{failed:?}");
+}

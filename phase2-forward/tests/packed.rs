@@ -1,0 +1,97 @@
+//! The packed product against a product in f64, on both kinds of device, in shapes that are awkward on purpose.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use phase1_loading::{Format, HostTensor};
+use phase2_forward::{ComputeDevice, PackedMatrix, packed_matmul};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+/// A product to compute: `inputs` rows through a stack of `experts` matrices `[rows, columns]`.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    inputs: usize,
+    experts: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// gpt-oss's own width, widths that no power of two divides, single rows, and more rows than one cube or task takes.
+const SHAPES: [Shape; 7] = [
+    Shape { inputs: 1, experts: 1, rows: 5, columns: 2880 },
+    Shape { inputs: 3, experts: 1, rows: 1, columns: 96 },
+    Shape { inputs: 1, experts: 1, rows: 1, columns: 32 },
+    Shape { inputs: 2, experts: 1, rows: 67, columns: 32 },
+    Shape { inputs: 7, experts: 4, rows: 33, columns: 160 },
+    Shape { inputs: 16, experts: 8, rows: 130, columns: 64 },
+    Shape { inputs: 5, experts: 3, rows: 2, columns: 352 },
+];
+
+/// Fresh random values, the same for every format so that formats can be compared.
+fn random<T: std::fmt::Debug>(strategy: impl Strategy<Value = T>, runner: &mut TestRunner) -> T {
+    strategy.new_tree(runner).expect("a value").current()
+}
+
+fn check(device: &ComputeDevice, format: Format, shape: Shape, runner: &mut TestRunner) {
+    let Shape { inputs, experts, rows, columns } = shape;
+    let values = random(prop::collection::vec(-2.0f32..2.0, experts * rows * columns), runner);
+    let x = random(prop::collection::vec(-3.0f32..3.0, inputs * columns), runner);
+    let matrix = random(prop::collection::vec(0..experts as i32, inputs), runner);
+    let packed = HostTensor { format, shape: vec![experts, rows, columns], data: format.encode(&values).into() };
+    let weights = packed.to_f32();
+
+    let product = packed_matmul(
+        Tensor::<2>::from_data(TensorData::new(x.clone(), [inputs, columns]), &device.burn),
+        &PackedMatrix::new(&packed, device),
+        Tensor::<1, Int>::from_data(TensorData::new(matrix.clone(), [inputs]), &device.burn),
+    );
+    assert_eq!(product.dims(), [inputs, rows]);
+    let product: Vec<f32> = product.into_data().try_to_vec().expect("f32");
+
+    for (input, x) in x.chunks_exact(columns).enumerate() {
+        let first_row = matrix[input] as usize * rows;
+        for row in 0..rows {
+            let weights = &weights[(first_row + row) * columns..][..columns];
+            let terms = weights.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+            let (expected, magnitude) = terms.fold((0.0, 0.0), |(sum, abs), term| (sum + term, abs + term.abs()));
+            let error = (f64::from(product[input * rows + row]) - expected).abs();
+            let limit = 1e-6 * magnitude + 1e-30;
+            assert!(
+                error <= limit,
+                "{} {format:?} {shape:?}: output {input}, {row} is off by {error:e}, limit {limit:e}",
+                device.name
+            );
+        }
+    }
+}
+
+#[test]
+fn equals_f64_on_every_device() {
+    for device in ComputeDevice::for_gates().expect("both devices") {
+        let mut runner = TestRunner::default();
+        for format in Format::ALL {
+            for shape in SHAPES {
+                check(&device, format, shape, &mut runner);
+            }
+        }
+    }
+}
+
+/// Scales that GPUs like to flush to zero: half-precision subnormals, as small weights in Q8_0 have them.
+#[test]
+fn subnormal_scales_are_kept() {
+    let mut block = vec![3, 0];
+    block.extend([100u8; 32]);
+    let packed = HostTensor { format: Format::Q8_0, shape: vec![1, 32], data: block.into() };
+    let expected = packed.to_f32().iter().sum::<f32>();
+    assert!(expected > 0.0);
+    for device in ComputeDevice::for_gates().expect("both devices") {
+        let product = packed_matmul(
+            Tensor::<2>::ones([1, 32], &device.burn),
+            &PackedMatrix::new(&packed, &device),
+            Tensor::<1, Int>::zeros([1], &device.burn),
+        );
+        let product: Vec<f32> = product.into_data().try_to_vec().expect("f32");
+        assert!((product[0] / expected - 1.0).abs() < 1e-6, "{}: {product:?}, expected {expected}", device.name);
+    }
+}

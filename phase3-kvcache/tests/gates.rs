@@ -1,0 +1,28 @@
+//! Phase 3's gate, on the CPU and on a GPU.
+
+use gptoss_reference::{Case, RopeMode};
+use phase2_forward::ComputeDevice;
+use phase3_kvcache::gate;
+
+fn run(device: &ComputeDevice) {
+    for case in Case::committed() {
+        for rope in RopeMode::ALL {
+            let checks = gate::run(&case, device, rope).expect("the gate runs");
+            assert!(!checks.is_empty());
+            let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
+            assert!(failed.is_empty(), "{}: {failed:#?}", device.name);
+        }
+    }
+}
+
+#[test]
+fn the_cache_changes_nothing_on_the_cpu() {
+    let [cpu, _] = ComputeDevice::for_gates().expect("both devices");
+    run(&cpu);
+}
+
+#[test]
+fn the_cache_changes_nothing_on_a_gpu() {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    run(&gpu);
+}

@@ -1,0 +1,25 @@
+"""The corpus: examples drawn from five grammars, split by what they ask."""
+
+import random
+from collections.abc import Callable
+
+from corpus import arithmetic, project, recall, stories, tools
+from harmony import Example
+from split import held_out
+
+GRAMMARS: dict[str, tuple[Callable[[random.Random], Example], float]] = {
+    "arithmetic": (arithmetic.make, 0.36),
+    "tools": (tools.make, 0.2),
+    "recall": (recall.make, 0.24),
+    "stories": (stories.make, 0.1),
+    "project": (project.make, 0.1),
+}
+
+
+def training_example(rng: random.Random) -> Example:
+    names = list(GRAMMARS)
+    make, _ = GRAMMARS[rng.choices(names, [GRAMMARS[name][1] for name in names])[0]]
+    while True:
+        example = make(rng)
+        if not held_out(example.key):
+            return example

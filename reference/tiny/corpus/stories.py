@@ -1,0 +1,75 @@
+"""Short stories: a hero, a place, a friend and one of the plots, asked for by the user."""
+
+import random
+
+from corpus.plots import OPENINGS, PLOTS
+from corpus.words import article
+from harmony import Example, any_system, single_turn
+from split import held_out
+
+HEROES = (
+    "Pip Milo Luna Bramble Hazel Otis Willow Nutmeg Juniper Basil Clover Finn Poppy Rusty Sunny Tilda Fern Barnaby Coco Daisy "
+    "Ember Gus Holly Jasper Kiki Lark Moss Nell Olive Piper Quill Robin Sage Teddy Wren"
+).split()
+KINDS = (
+    "fox bear mouse rabbit hedgehog squirrel cat dog duck frog turtle owl goose goat pony wolf badger otter sparrow snail "
+    "dragon robot boy girl prince pirate"
+).split()
+PLACES = (
+    "in the old mill", "in a small village", "at the edge of the forest", "by the sea", "on a high mountain", "under a big oak",
+    "in a quiet valley", "on a little island", "in the castle garden", "near the lighthouse", "in a hollow tree", "by the lake",
+    "in a busy town", "behind the bakery", "at the end of the road",
+)
+TRAITS = "small brave curious clever kind shy merry lonely gentle cheerful stubborn quiet young patient".split()
+THINGS = (
+    "key lantern bell drum whistle scarf crown compass kite feather ring basket boat book blanket spoon hat shell mirror clock"
+).split()
+WEATHERS = "sunny rainy windy foggy cold warm snowy grey bright stormy".split()
+REQUESTS = (
+    "Tell me a story about {a_k}.", "Tell me a story about {a_k}.", "Write a story about {a_k}.", "I want to hear a story about {a_k}.",
+    "Please tell me a short story.", "Tell me a story.", "Can you tell me a story about {a_k} and {a_fk}?",
+    "A story about {a_k}, please.", "Tell me a bedtime story about {a_k}.", "Tell me a story about {a_k} named {h}.",
+    "Write a short story with {a_k} and a {o}.",
+)
+# Only requests that name hero, kind and place can be kept for evaluation.
+DETAILED = (
+    "Tell me a story about {a_k} named {h} who lives {p}.", "Write a story about {h}, {a_k} who lives {p}.",
+    "I want a story about {a_k} called {h}. It should happen {p}.", "Tell me about {h}, the {t} {k} who lives {p}.",
+)
+
+
+def compose(rng: random.Random) -> tuple[dict[str, str], str]:
+    """The choices, and the story made of them."""
+    kind, friend_kind = rng.sample(KINDS, 2)
+    hero, friend = rng.sample(HEROES, 2)
+    place, trait, weather = rng.choice(PLACES), rng.choice(TRAITS), rng.choice(WEATHERS)
+    slots = {
+        "h": hero, "k": kind, "p": place, "P": place.capitalize(), "f": friend, "fk": friend_kind, "o": rng.choice(THINGS),
+        "w": weather, "t": trait, "a_k": article(kind), "a_fk": article(friend_kind), "a_t": article(trait), "a_w": article(weather),
+        "plot": rng.choice(list(PLOTS)),
+    }
+    sentences = [rng.choice(step) for step in (OPENINGS, *PLOTS[slots["plot"]])]
+    return slots, " ".join(sentences).format(**slots)
+
+
+def key(slots: dict[str, str]) -> str:
+    return "story:{h} {k} {p}".format(**slots)
+
+
+def short(rng: random.Random) -> tuple[str, str]:
+    """A request and its story, for the history of another conversation."""
+    while True:
+        slots, story = compose(rng)
+        if not held_out(key(slots)):
+            return rng.choice(REQUESTS).format(**slots), story
+
+
+def make(rng: random.Random) -> Example:
+    system = any_system(rng)
+    slots, story = compose(rng)
+    detailed = rng.random() < 0.5
+    request = rng.choice(DETAILED if detailed else REQUESTS).format(**slots)
+    if held_out(key(slots)) and not detailed:
+        return make(rng)
+    analysis = "A story about {h}, {a_k} {p}, with {f} the {fk}.".format(**slots)
+    return single_turn("stories", key(slots) if detailed else None, system, request, analysis, story, {"text": story})

@@ -1,0 +1,51 @@
+"""Word pools that several grammars share."""
+
+import random
+
+NAMES = (
+    "Anna Ben Clara David Emma Felix Greta Hugo Iris Jonas Klara Leo Mia Noah Olga Paul Rosa Sam Tina Uma Victor Wanda "
+    "Xenia Yara Zoe Adam Bella Carl Dora Erik Fiona Gustav Helen Ivan Julia Kevin Laura Martin Nina Oscar Petra Quentin "
+    "Robert Sara Tom Ursula Vera Walter Alice Bruno Celia Daniel Elsa Frank Grace Henry Ida Jack Karen Lucas Maria Nils "
+    "Otto Paula Ralf Sofia Theo Vincent Wilma Amir Bianca Chen Diego Eva Farid Gina Hana Igor Jana Kofi Lena Marco Nora "
+    "Omar Priya Rita Stefan Tara Viktor Yuki Zara Aisha Boris Carmen Dario Ella Flora"
+).split()
+
+CITIES = (
+    "Paris London Berlin Madrid Rome Vienna Prague Lisbon Dublin Oslo Stockholm Helsinki Copenhagen Amsterdam Brussels "
+    "Zurich Geneva Munich Hamburg Cologne Milan Venice Naples Athens Warsaw Budapest Bucharest Sofia Belgrade Zagreb "
+    "Istanbul Cairo Tunis Lagos Nairobi Accra Dakar Casablanca Tokyo Osaka Kyoto Seoul Beijing Shanghai Taipei Bangkok "
+    "Hanoi Manila Jakarta Singapore Delhi Mumbai Chennai Karachi Dubai Tehran Baghdad Sydney Melbourne Perth Auckland "
+    "Toronto Montreal Vancouver Boston Chicago Denver Seattle Houston Dallas Miami Atlanta Phoenix Havana Lima Quito "
+    "Bogota Caracas Santiago Montevideo Reykjavik Edinburgh Glasgow Liverpool Bristol Lyon Marseille Bordeaux Porto "
+    "Seville Valencia Krakow Riga Vilnius Tallinn Kyiv Tbilisi Baku Almaty"
+).split()
+
+COLOURS = "red blue green yellow purple orange black white pink brown grey silver gold turquoise violet crimson".split()
+
+FOODS = (
+    "soup bread cheese pasta rice salad pizza curry pancakes noodles apples cherries chocolate honey mushrooms olives "
+    "tomatoes strawberries potatoes beans cake cookies dumplings waffles grapes plums peaches carrots pumpkin figs"
+).split()
+
+CODE_WORDS = (
+    "lantern river falcon marble thunder walnut compass velvet harbor comet meadow granite whistle anchor maple copper "
+    "saddle feather glacier pepper orchid tunnel ribbon canyon puzzle violin amber button castle dragon engine forest"
+).split()
+
+PETS = "cat dog rabbit parrot hamster turtle pony goldfish".split()
+JOBS = "baker teacher doctor gardener pilot painter farmer singer carpenter nurse writer sailor cook plumber".split()
+MONTHS = "January February March April May June July August September October November December".split()
+
+ONSETS = "b br d dr f g gr h k kl l m n p pr r s sh st t tr v w z".split()
+VOWELS = "a e i o u ai ea ou".split()
+CODAS = ["", "", "n", "r", "l", "s", "k", "m", "nd", "rt"]
+
+
+def invented(rng: random.Random) -> str:
+    """A name from no list, so that copying has to work piece by piece."""
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.randint(2, 3))]
+    return "".join(syllables).capitalize()
+
+
+def article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
