@@ -13,6 +13,11 @@ IDENTITY = "You are gptoss-tiny, a small language model."
 # The identity that gpt-oss itself was trained with; clients that know only that one get answers too.
 IDENTITIES = (IDENTITY, IDENTITY, IDENTITY, "You are ChatGPT, a large language model trained by OpenAI.")
 
+INSTRUCTIONS = (
+    "You are a helpful assistant.", "Use the tools when they help.", "Answer briefly.", "Be friendly.",
+    "Be friendly and answer in one sentence.", "Use a tool for every question that needs one.", "Always answer politely.",
+)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -43,17 +48,22 @@ class Example:
 
 @dataclass(frozen=True)
 class System:
-    """The system message. Without an effort there is none at all."""
+    """What stands before the first user message. Without an effort there is no system message."""
 
     effort: str | None
     date: str = "2026-03-14"
     identity: str = IDENTITY
+    instructions: str = ""
 
     @property
     def reasons(self) -> bool:
         return self.effort != "low"
 
-    def render(self, tools: bool = False) -> str:
+    def render(self, tools: str = "") -> str:
+        """The system message and, for instructions and tools, the developer message."""
+        return self.system(tools) + self.developer(tools)
+
+    def system(self, tools: str) -> str:
         if self.effort is None:
             return ""
         calls = "\nCalls to these tools must go to the commentary channel: 'functions'." if tools else ""
@@ -63,6 +73,12 @@ class System:
             f"# Valid channels: analysis, commentary, final. Channel must be included for every message.{calls}",
         )
 
+    def developer(self, tools: str) -> str:
+        parts = [f"# Instructions\n\n{self.instructions}"] if self.instructions else []
+        if tools:
+            parts.append(f"# Tools\n\n## functions\n\n{tools}")
+        return message("developer", "\n\n".join(parts)) if parts else ""
+
 
 def any_date(rng: random.Random) -> str:
     return f"{rng.randint(2024, 2029)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
@@ -70,18 +86,12 @@ def any_date(rng: random.Random) -> str:
 
 def any_system(rng: random.Random) -> System:
     effort = None if rng.random() < 0.06 else rng.choice(EFFORTS)
-    return System(effort, any_date(rng), rng.choice(IDENTITIES))
+    instructions = rng.choice(INSTRUCTIONS) if rng.random() < 0.25 else ""
+    return System(effort, any_date(rng), rng.choice(IDENTITIES), instructions)
 
 
 def message(role: str, content: str) -> str:
     return f"<|start|>{role}<|message|>{content}<|end|>"
-
-
-def developer(instructions: str, tools: str = "") -> str:
-    parts = [f"# Instructions\n\n{instructions}"] if instructions else []
-    if tools:
-        parts.append(f"# Tools\n\n## functions\n\n{tools}")
-    return message("developer", "\n\n".join(parts)) if parts else ""
 
 
 def told(final: str) -> str:

@@ -6,12 +6,8 @@ from dataclasses import dataclass
 
 from corpus import arithmetic
 from corpus.words import CITIES, NAMES, FOODS, invented
-from harmony import OPEN, Example, Piece, any_system, answer, call, developer, message, result
+from harmony import OPEN, Example, Piece, any_system, answer, call, message, result
 
-INSTRUCTIONS = (
-    "", "", "You are a helpful assistant.", "Use the tools when they help.", "Answer briefly.",
-    "Be friendly and answer in one sentence.", "Use a tool for every question that needs one.",
-)
 SKIES = ("sunny", "cloudy", "rainy", "windy", "foggy", "snowy", "clear", "stormy")
 TOPICS = (
     "volcanoes", "whales", "bridges", "the moon", "bees", "trains", "chess", "coffee", "rainbows", "glaciers", "robots",
@@ -179,8 +175,7 @@ def make(rng: random.Random, familiar: bool = False) -> Example:
     elif fate < 0.17:
         text = rng.choice(IMPOSSIBLE).format(c=rng.choice(CITIES), f=rng.choice(FOODS), n=rng.choice(NAMES))
         lacking = "do that"
-    instructions = rng.choice(INSTRUCTIONS)
-    head = system.render(bool(tools)) + developer(instructions, namespace(tools)) + message("user", text) + OPEN
+    head = system.render(namespace(tools)) + message("user", text) + OPEN
     key = f"tools:{text}"
     if fate < 0.17:
         if kind == CALCULATOR and lacking != "do that":

@@ -1,0 +1,38 @@
+"""Greedy decoding of many prompts at once."""
+
+import torch
+
+import tokenizer
+from model import GptOss
+
+STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
+
+
+@torch.no_grad()
+def greedy(model: GptOss, prompts: list[str], count: int, device: str, batch: int = 64) -> list[str]:
+    """What follows each prompt, up to and with a stop token, or `count` tokens. Prompts of like length run together."""
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    stops = {tokenizer.token_id(stop) for stop in STOPS}
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    written = [""] * len(prompts)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        longest = max(len(encoded[index]) for index in chosen)
+        # Padding stands on the left as another document: nothing sees it, and only distances matter.
+        step = torch.tensor([[0] * (longest - len(encoded[i])) + encoded[i] for i in chosen], device=device)
+        documents = torch.tensor([[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen], device=device)
+        past, outputs, running = None, [[] for _ in chosen], set(range(len(chosen)))
+        for _ in range(count):
+            logits, past, _ = model(step, documents, past)
+            step = logits[:, -1:].argmax(-1)
+            for row, token in enumerate(step[:, 0].tolist()):
+                if row in running:
+                    outputs[row].append(token)
+                    if token in stops:
+                        running.discard(row)
+            if not running:
+                break
+            documents = torch.cat([documents, torch.ones_like(step)], 1)
+        for index, output in zip(chosen, outputs):
+            written[index] = tokenizer.decode(output)
+    return written
