@@ -10,7 +10,7 @@ use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::{SyntheticModel, VocabularyKind};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
-use phase3_kvcache::{Cached, GenerationParams, generate};
+use phase3_kvcache::{Cached, GenerationParams, Step, generate};
 
 const GENERATED: usize = 256;
 
@@ -36,8 +36,8 @@ fn generation(c: &mut Criterion) {
     for (name, mut engine) in engines {
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| {
-                let mut on_text = |_: &str| ControlFlow::Continue(());
-                let generation = generate(&mut *engine, &tokenizer, 0, &prompt, &params, &mut on_text);
+                let mut on_step = |_: Step<'_>| ControlFlow::Continue(());
+                let generation = generate(&mut *engine, &tokenizer, 0, &prompt, &params, &mut on_step);
                 engine.release(0);
                 generation.expect("the engine generates").tokens
             });

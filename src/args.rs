@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gptoss_reference::RopeMode;
+use harmony::Effort;
 use phase1_loading::synthetic::RestFormat;
 use phase2_forward::DeviceChoice;
-use phase3_kvcache::SamplingParams;
+use phase3_kvcache::{GenerationParams, SamplingParams};
+
+use crate::session::EMBEDDED;
 
 /// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.
 #[derive(Parser)]
@@ -22,6 +25,8 @@ pub enum Command {
     Tokenize(Tokenize),
     Logits(Logits),
     Generate(Generate),
+    Chat(Chat),
+    Eval(Eval),
     Gates(Gates),
     MakeModel(MakeModel),
 }
@@ -29,7 +34,7 @@ pub enum Command {
 /// Show a model's configuration, tensors, memory needs and tokenizer.
 #[derive(Args)]
 pub struct Inspect {
-    /// A GGUF file, or `nano` for the model inside this program.
+    /// A GGUF file, or `embedded` for the model inside this program.
     pub model: PathBuf,
     #[arg(long)]
     pub json: bool,
@@ -41,7 +46,7 @@ pub struct Inspect {
 /// Turn text into tokens, or back.
 #[derive(Args)]
 pub struct Tokenize {
-    /// A GGUF file, or `nano`.
+    /// A GGUF file, or `embedded`.
     pub model: PathBuf,
     /// Text in which control tokens such as <|start|> stand for themselves; with --decode, token ids.
     pub text: String,
@@ -58,7 +63,7 @@ pub struct Tokenize {
 /// Write the logits of every position of a prompt to a safetensors file.
 #[derive(Args)]
 pub struct Logits {
-    /// A GGUF file, or `nano`.
+    /// A GGUF file, or `embedded`.
     pub model: PathBuf,
     #[command(flatten)]
     pub input: LogitsInput,
@@ -81,24 +86,55 @@ pub struct LogitsInput {
     pub prompt: Option<String>,
 }
 
-/// Continue a prompt.
+/// Continue a prompt; or, without MODEL, have the model inside this program answer it.
 #[derive(Args)]
 pub struct Generate {
-    /// A GGUF file, or `nano`.
-    pub model: PathBuf,
-    /// Control tokens such as <|start|> stand for themselves.
-    pub prompt: String,
-    /// Tokens to generate at most.
-    #[arg(short = 'n', long, default_value_t = 128)]
-    pub max_tokens: usize,
+    /// A GGUF file, and the text to continue, in which control tokens such as <|start|> stand for themselves.
+    #[arg(num_args = 1..=2, required = true, value_names = ["MODEL", "PROMPT"])]
+    pub model_and_prompt: Vec<String>,
+    /// Ask PROMPT as a user would, and show the answer.
+    #[arg(long)]
+    pub ask: bool,
+    #[command(flatten)]
+    pub reply: ReplyArgs,
     /// Go on after the model's stop tokens.
     #[arg(long)]
     pub ignore_stops: bool,
+    /// Print one JSON object instead of streaming text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Talk with a model.
+#[derive(Args)]
+pub struct Chat {
+    /// A GGUF file; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Instructions for the whole conversation.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
     #[command(flatten)]
-    pub sampling: SamplingArgs,
+    pub reply: ReplyArgs,
+}
+
+/// Measure a model's answers on questions that the model inside this program never saw in training.
+#[derive(Args)]
+pub struct Eval {
+    /// A GGUF file; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Only this suite; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub suite: Vec<String>,
+    /// At most this many questions a suite.
+    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
+    pub limit: usize,
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Print one JSON object instead of streaming text.
+    /// Show every wrong answer.
+    #[arg(long)]
+    pub wrong: bool,
     #[arg(long)]
     pub json: bool,
 }
@@ -133,6 +169,33 @@ pub struct MakeModel {
     /// Print the dimensions as JSON and write nothing.
     #[arg(long)]
     pub print: bool,
+}
+
+/// How to reply to a prompt.
+#[derive(Args)]
+pub struct ReplyArgs {
+    /// Tokens to generate at most.
+    #[arg(short = 'n', long, default_value_t = 512)]
+    pub max_tokens: usize,
+    /// low, medium or high: how long to think before an answer.
+    #[arg(long, default_value = "medium")]
+    pub reasoning: Effort,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+impl ReplyArgs {
+    pub fn params(&self, stop_tokens: &[u32]) -> GenerationParams {
+        GenerationParams {
+            sampling: self.sampling.params(),
+            max_tokens: self.max_tokens,
+            stop_tokens: stop_tokens.to_vec(),
+            stop_strings: self.sampling.stop.clone(),
+            ..GenerationParams::default()
+        }
+    }
 }
 
 /// Which engine runs, and where.

@@ -2,8 +2,10 @@
 //!
 //! Exit status: 0 done, 1 a gate failed, 2 the input was wrong. Results go to stdout, everything about them to stderr.
 
+mod answer;
 mod args;
 mod commands;
+mod interrupt;
 mod measure;
 mod session;
 
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Generate(args)) => commands::generate::run(&args),
+        Some(Command::Chat(args)) => commands::chat::run(&args),
+        Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Gates(args)) => commands::gates::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
     };

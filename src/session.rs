@@ -11,13 +11,13 @@ use phase3_kvcache::Cached;
 use crate::args::EngineArgs;
 
 /// The model inside this program.
-pub const EMBEDDED: &str = "nano";
-static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/nano.gguf");
+pub const EMBEDDED: &str = "embedded";
+static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/gptoss-tiny.gguf");
 
 /// Opens a file, or the embedded model if that is what is named and no such file exists.
 pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
-        return Ok(Checkpoint::from_bytes("embedded nano model", bytes::Bytes::from_static(EMBEDDED_MODEL))?);
+        return Ok(Checkpoint::from_bytes("embedded model", bytes::Bytes::from_static(EMBEDDED_MODEL))?);
     }
     Ok(Checkpoint::open(model)?)
 }

@@ -1,7 +1,8 @@
 //! The command line as scripts see it: output, JSON and exit status.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -30,40 +31,40 @@ fn refusal(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn alone_it_does_the_main_job() {
+fn alone_it_answers_a_question() {
     let output = gptoss(&[]);
     assert!(output.status.success());
-    insta::assert_snapshot!("demo", String::from_utf8(output.stdout).expect("UTF-8"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "> What is 47 + 38?\n47 + 38 = 85.\n");
     assert!(String::from_utf8_lossy(&output.stderr).contains("tok/s"));
 }
 
 #[test]
 fn inspect_shows_the_model() {
-    insta::assert_snapshot!("inspect", stdout(&["inspect", "nano", "--check"]));
-    let report = json(&["inspect", "nano", "--json"]);
-    assert_eq!(report["config"]["layers"], 4);
-    assert_eq!(report["weights"]["formats"]["MXFP4"]["tensors"], 12);
+    insta::assert_snapshot!("inspect", stdout(&["inspect", "embedded", "--check"]));
+    let report = json(&["inspect", "embedded", "--json"]);
+    assert_eq!(report["config"]["layers"], 6);
+    assert_eq!(report["weights"]["formats"]["MXFP4"]["tensors"], 18);
     assert_eq!(report["memory"][0]["context"], 4096);
-    // Two full layers of 4096 positions and two rings of 32, keys and values of 2 heads of 32, in f32.
-    assert_eq!(report["memory"][0]["cache"], (2 * 4096 + 2 * 32) * 2 * 2 * 32 * 4);
-    assert_eq!(report["tensors"].as_array().expect("an array").len(), 79);
+    // Three full layers of 4096 positions and three rings of 128, keys and values of 2 heads of 64, in f32.
+    assert_eq!(report["memory"][0]["cache"], (3 * 4096 + 3 * 128) * 2 * 2 * 64 * 4);
+    assert_eq!(report["tensors"].as_array().expect("an array").len(), 117);
 }
 
 #[test]
 fn tokenize_goes_there_and_back() {
     let text = "Hello <|start|> wörld";
-    let object = json(&["tokenize", "nano", text, "--json"]);
+    let object = json(&["tokenize", "embedded", text, "--json"]);
     assert_eq!(object["text"], text);
     let tokens: Vec<String> = object["tokens"].as_array().expect("an array").iter().map(Value::to_string).collect();
-    assert_eq!(stdout(&["tokenize", "nano", "--decode", &tokens.join(",")]), format!("{text}\n"));
-    let plain = json(&["tokenize", "nano", text, "--json", "--plain"]);
+    assert_eq!(stdout(&["tokenize", "embedded", "--decode", &tokens.join(",")]), format!("{text}\n"));
+    let plain = json(&["tokenize", "embedded", text, "--json", "--plain"]);
     assert!(plain["tokens"].as_array().expect("an array").len() > tokens.len());
 }
 
 #[test]
 fn generate_reports_what_scripts_read() {
     for (phase, device) in [("2", "cpu"), ("3", "cpu")] {
-        let arguments = ["generate", "nano", "Once", "-n", "5", "--ignore-stops", "--json"];
+        let arguments = ["generate", "embedded", "Once", "-n", "5", "--ignore-stops", "--json"];
         let object = json(&[&arguments[..], &["--phase", phase, "--device", device]].concat());
         assert_eq!(object["tokens"].as_array().expect("an array").len(), 5);
         assert_eq!(object["phase"].to_string(), phase);
@@ -76,10 +77,48 @@ fn generate_reports_what_scripts_read() {
 }
 
 #[test]
+fn without_a_model_the_embedded_one_answers() {
+    assert_eq!(stdout(&["generate", "What is 8 + 9?", "--device", "cpu"]), "8 + 9 = 17.\n");
+    let asked = ["generate", "embedded", "What is 8 + 9?", "--ask", "--reasoning", "low", "--device", "cpu", "--json"];
+    assert_eq!(json(&asked)["text"], "8 + 9 = 17.");
+}
+
+/// A conversation that comes back to something told earlier, and forgets it on demand.
+#[test]
+fn chat_remembers_until_it_is_reset() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+    command.args(["chat", "--device", "cpu", "--reasoning", "low"]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let said =
+        "I have a cat named Hana. My locker code is 3650.\nWhat is 20 + 30?\nWhat is my pet called?\n/reset\n/unknown\nWhat is 1 + 1?\n/quit\n";
+    child.stdin.take().expect("piped").write_all(said.as_bytes()).expect("it listens");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    insta::assert_snapshot!("chat", String::from_utf8(output.stdout).expect("UTF-8"));
+}
+
+#[test]
+fn eval_scores_the_embedded_model() {
+    let suites = |phase| {
+        let arguments =
+            ["eval", "--suite", "arithmetic_low", "--suite", "stories", "--limit", "4", "--device", "cpu", "--json"];
+        json(&[&arguments[..], &["--phase", phase]].concat())["suites"].clone()
+    };
+    let (two, three) = (suites("2"), suites("3"));
+    assert_eq!(two["arithmetic_low"], three["arithmetic_low"]);
+    assert_eq!(three["arithmetic_low"]["accuracy"], 1.0);
+    assert_eq!(three["arithmetic_low"]["harmony_valid"], 1.0);
+    let perplexity = |suites: &Value| suites["stories"]["perplexity"].as_f64().expect("a number");
+    assert!(perplexity(&three) < 1.5, "{three}");
+    assert!((perplexity(&two) / perplexity(&three) - 1.0).abs() < 1e-4, "{two} and {three}");
+}
+
+#[test]
 fn a_seed_repeats_itself() {
     let run = |seed: &str| {
         let arguments =
-            ["generate", "nano", "Once", "-n", "20", "--temperature", "1", "--device", "cpu", "--seed", seed];
+            ["generate", "embedded", "Once", "-n", "20", "--temperature", "1", "--device", "cpu", "--seed", seed];
         stdout(&arguments)
     };
     assert_eq!(run("1"), run("1"));
@@ -91,11 +130,11 @@ fn logits_are_written_with_what_led_to_them() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let out = directory.path().join("logits.safetensors");
     let out_text = out.to_str().expect("UTF-8");
-    let common = ["logits", "nano", "--tokens", "1,2,3", "--device", "cpu", "--out", out_text];
+    let common = ["logits", "embedded", "--tokens", "1,2,3", "--device", "cpu", "--out", out_text];
     stdout(&[&common[..], &["--dump", "--phase", "2"]].concat());
     let file = std::fs::read(&out).expect("written");
     let tensors = safetensors::SafeTensors::deserialize(&file).expect("safetensors");
-    assert_eq!(tensors.tensor("logits").expect("logits").shape(), [3, 1009]);
+    assert_eq!(tensors.tensor("logits").expect("logits").shape(), [3, 2048]);
     let mut names = tensors.names();
     names.sort();
     insta::assert_debug_snapshot!("dumped", names);
@@ -159,16 +198,18 @@ fn bad_input_is_one_sentence_and_status_2() {
     let refusals = [
         refusal(&["inspect", "no-such.gguf"]),
         refusal(&["inspect", &text_file]),
-        refusal(&["generate", "nano", ""]),
-        refusal(&["generate", "nano", "Once", "--device", "cpu", "--top-p", "2"]),
-        refusal(&["generate", "nano", "Once", "--device", "abacus"]),
-        refusal(&["generate", "nano", "Once", "--phase", "9"]),
-        refusal(&["logits", "nano", "--tokens", "99999", "--device", "cpu", "--out", &out]),
-        refusal(&["logits", "nano", "--out", &out]),
-        refusal(&["tokenize", "nano", "--decode", "12 abc"]),
+        refusal(&["generate", "embedded", ""]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--top-p", "2"]),
+        refusal(&["generate", "embedded", "Once", "--device", "abacus"]),
+        refusal(&["generate", "embedded", "Once", "--phase", "9"]),
+        refusal(&["logits", "embedded", "--tokens", "99999", "--device", "cpu", "--out", &out]),
+        refusal(&["logits", "embedded", "--out", &out]),
+        refusal(&["tokenize", "embedded", "--decode", "12 abc"]),
         refusal(&["make-model", "huge", &out]),
         refusal(&["make-model", &json_file, &out]),
         refusal(&["gates", "--goldens", "no-such-folder"]),
+        refusal(&["eval", "--suite", "gossip"]),
+        refusal(&["chat", "no-such.gguf"]),
     ];
     let directory = directory.path().to_str().expect("UTF-8");
     insta::assert_snapshot!("refusals", refusals.join("\n").replace(directory, "DIRECTORY"));

@@ -121,10 +121,13 @@ impl Buffer {
         let [heads, count, dim] = new.dims();
         let needed = length + count;
         if needed > self.slots() {
-            let old = self.first(length);
             let slots = needed.max(2 * self.slots());
-            *self = Buffer::new([heads, slots, dim], &new.device());
-            self.write(0, old);
+            let grown = Buffer::new([heads, slots, dim], &new.device());
+            let full = std::mem::replace(self, grown);
+            // Burn knows no empty tensors.
+            if length > 0 {
+                self.write(0, full.first(length));
+            }
         }
         self.write(length, new);
         self.first(needed)

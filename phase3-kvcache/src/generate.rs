@@ -80,10 +80,18 @@ pub enum GenerationError {
     Readback(String),
 }
 
+/// What a listener hears while text is generated.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// The token just chosen; `None` for text that was held back until the end.
+    pub token: Option<u32>,
+    /// The text that is now sure to belong to the result: often, but not always, the token's.
+    pub text: &'a str,
+}
+
 /// Continues a sequence by `prompt` and then by generated tokens.
 ///
-/// `on_text` hears the text of every token as soon as it is sure to belong to the result (an empty string while it is
-/// not), and may end generation by breaking. The sequence stays in the engine, without the last generated token, until the
+/// `on_step` hears of every token, and may end generation by breaking. The sequence stays in the engine, without the last generated token, until the
 /// caller releases it.
 ///
 /// # Errors
@@ -94,7 +102,7 @@ pub fn generate(
     sequence: SequenceId,
     prompt: &[u32],
     params: &GenerationParams,
-    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    on_step: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generation, GenerationError> {
     let mut sampler = Sampler::new(params.sampling.clone(), engine.config().vocab)?;
     let mut stop = StopCondition::new(params.stop_tokens.clone(), params.stop_strings.clone())?;
@@ -127,7 +135,7 @@ pub fn generate(
         first_token_at.get_or_insert_with(Instant::now);
         let (shown, finish) = stop.push(token, &stream.push(tokenizer, token));
         text.push_str(&shown);
-        let wish = on_text(&shown);
+        let wish = on_step(Step { token: Some(token), text: &shown });
         if let Some(finish) = finish {
             break finish;
         }
@@ -143,7 +151,7 @@ pub fn generate(
     let first_token_at = first_token_at.unwrap_or(end);
     if !matches!(finish, FinishReason::Stop | FinishReason::StopString(_)) {
         let rest = stop.finish() + &stream.finish();
-        let _ = on_text(&rest);
+        let _ = on_step(Step { token: None, text: &rest });
         text.push_str(&rest);
     }
     Ok(Generation { tokens, text, finish, time_to_first_token: first_token_at - start, decode: end - first_token_at })

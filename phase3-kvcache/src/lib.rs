@@ -11,6 +11,6 @@ mod sampling;
 mod stopping;
 
 pub use cached::Cached;
-pub use generate::{Generation, GenerationError, GenerationParams, generate};
+pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};
 pub use sampling::{Sampler, SamplingError, SamplingParams};
 pub use stopping::{EmptyStopString, FinishReason, StopCondition};

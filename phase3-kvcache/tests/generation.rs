@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use gptoss_reference::{Case, RopeMode};
 use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
-use phase3_kvcache::{Cached, FinishReason, Generation, GenerationError, GenerationParams, SamplingParams, generate};
+use phase3_kvcache::{
+    Cached, FinishReason, Generation, GenerationError, GenerationParams, SamplingParams, Step, generate,
+};
 
 struct Setup {
     tokenizer: Tokenizer,
@@ -26,8 +28,8 @@ const PROMPT: [u32; 5] = [70, 80, 90, 100, 110];
 
 fn run(setup: &mut Setup, params: &GenerationParams) -> Result<Generation, GenerationError> {
     let mut streamed = String::new();
-    let mut on_text = |text: &str| {
-        streamed.push_str(text);
+    let mut on_text = |step: Step<'_>| {
+        streamed.push_str(step.text);
         ControlFlow::Continue(())
     };
     let generation = generate(&mut *setup.engine, &setup.tokenizer, 0, &PROMPT, params, &mut on_text)?;
@@ -94,7 +96,7 @@ fn ends_before_a_stop_string() {
 fn a_caller_may_interrupt() {
     let Setup { tokenizer, mut engine } = setup(3);
     let mut heard = 0;
-    let mut on_text = |_: &str| {
+    let mut on_text = |_: Step<'_>| {
         heard += 1;
         if heard == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
@@ -105,7 +107,7 @@ fn a_caller_may_interrupt() {
 #[test]
 fn a_sequence_can_be_continued() {
     let Setup { tokenizer, mut engine } = setup(3);
-    let mut ignore = |_: &str| ControlFlow::Continue(());
+    let mut ignore = |_: Step<'_>| ControlFlow::Continue(());
     let first = generate(&mut *engine, &tokenizer, 0, &PROMPT, &greedy(6), &mut ignore).expect("generates");
     // The last token generated has not been through the model yet.
     let rest = [*first.tokens.last().expect("tokens")];
@@ -124,7 +126,7 @@ fn nothing_is_asked_and_nothing_comes() {
 fn impossible_wishes_are_refused() {
     let Setup { tokenizer, mut engine } = setup(3);
     let mut refusal = |prompt: &[u32], params: GenerationParams| {
-        let mut ignore = |_: &str| ControlFlow::Continue(());
+        let mut ignore = |_: Step<'_>| ControlFlow::Continue(());
         generate(&mut *engine, &tokenizer, 0, prompt, &params, &mut ignore).expect_err("refused").to_string()
     };
     let hot = SamplingParams { temperature: f32::NAN, ..SamplingParams::default() };

@@ -27,7 +27,7 @@ def save(path: Path, model: GptOss, shape_name: str) -> None:
 
 
 def load(path: Path) -> tuple[GptOss, dict[str, tuple[np.ndarray, str]]]:
-    """The model, and each tensor as the file holds it with its number format."""
+    """The model, for running, and each tensor as the file holds it with its number format."""
     with np.load(path) as archive:
         packed = {name: archive[name] for name in archive.files}
     shape: Shape = SHAPES[str(packed.pop("shape"))]
@@ -37,4 +37,7 @@ def load(path: Path) -> tuple[GptOss, dict[str, tuple[np.ndarray, str]]]:
         for name, parameter in model.named_parameters():
             tensor = torch.from_numpy(packed[name])
             parameter.copy_(UNPACK[formats[name]](tensor) if formats[name] in UNPACK else tensor)
+    for module in model.modules():
+        if isinstance(module, Stored):
+            module.exact = True
     return model.eval(), {name: (tensor, formats[name]) for name, tensor in packed.items()}

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 from safetensors.numpy import save_file
 
@@ -13,12 +14,10 @@ import reference_path
 import tokenizer
 from cases import Shape
 from harmony import CONTROL
-from model import LONGEST
-from quantize import SIZES, UNPACK
-
-import torch
 from mlx_dump import mlx_name, repack
+from model import LONGEST
 from models import Packed
+from quantize import SIZES, UNPACK
 
 # Rendering is the engine's part; this is the least that a generic client needs.
 CHAT_TEMPLATE = (

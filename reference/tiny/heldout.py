@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tokenizer
-from corpus import arithmetic, project, recall, stories, tools
+from corpus import arithmetic, project, recall, stories, tools, training_example
 from harmony import OPEN, Example, System, message
 from split import held_out
 
@@ -99,12 +99,23 @@ def suites(seed: int, count: int) -> list[dict]:
     return [shown()] + [each for make in makers for each in make(rng, count)]
 
 
+def require_unseen(items: list[dict], examples: int) -> None:
+    """The split is by key; this looks at the prompts themselves."""
+    rng, prompts = random.Random(SEED + 1), {each["prompt"] for each in items}
+    for _ in range(examples):
+        example = training_example(rng)
+        for completion in range(sum(piece.trained for piece in example.pieces)):
+            if example.prompt(completion) in prompts:
+                raise AssertionError(f"an evaluation prompt occurs in training: {example.prompt(completion)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="items a suite")
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
     items = sorted(suites(SEED, args.count), key=lambda each: each["suite"])
+    require_unseen(items, examples=20_000)
     args.out.write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n")
     for suite in dict.fromkeys(each["suite"] for each in items):
         print(f"{suite:16}{sum(each['suite'] == suite for each in items):6}")

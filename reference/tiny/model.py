@@ -34,12 +34,13 @@ class Stored(nn.Module):
     def __init__(self, kind: str, *shape: int, std: float = 0.0, mean: float = 0.0, bias: bool = False):
         super().__init__()
         self.kind = kind
+        self.exact = kind == "F32"  # the weight needs no rounding
         self.weight = nn.Parameter(torch.randn(shape) * std + mean)
         self.bias = nn.Parameter(torch.zeros(shape[:-1])) if bias else None
 
     def value(self) -> Tensor:
         """The weight as the file will hold it."""
-        return self.weight if self.kind == "F32" else straight_through(self.weight, ROUND[self.kind](self.weight))
+        return self.weight if self.exact else straight_through(self.weight, ROUND[self.kind](self.weight))
 
     def linear(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         bias = None if self.bias is None else self.bias.to(dtype)

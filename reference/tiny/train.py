@@ -24,7 +24,7 @@ from scoring import evaluate
 WARMUP_STEPS = 100
 BALANCE = 0.01  # weight of the loss that evens out the experts' use
 ADAM_SHARE = 0.5  # of the learning rate, for what Muon does not train
-SAMPLES = 60  # held-out items a suite, at the end
+SAMPLES = 100  # held-out items a suite, at the end
 SAMPLE_SEED = 30_000  # other items than heldout.json's
 
 
@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=6.5, help="wall clock until the last step, start included")
     parser.add_argument("--steps", type=int, help="train for so many steps instead")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--rows", type=int, default=32, help=f"rows of {ROW} tokens a step")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--shape", choices=SHAPES, default="tiny")

@@ -1,4 +1,4 @@
-//! `gptoss` alone: the main job, from a prompt to text, on the embedded model.
+//! `gptoss` alone: a question answered by the embedded model.
 
 use std::process::ExitCode;
 
@@ -7,19 +7,15 @@ use clap::Parser;
 
 use crate::args::{Cli, Command};
 use crate::commands::{generate, print};
-use crate::session::EMBEDDED;
 
-const PROMPT: &str = "Once upon a time";
+const QUESTION: &str = "What is 47 + 38?";
 
 pub fn run() -> Result<ExitCode> {
-    eprintln!("gptoss: a prompt continued by the model inside this program, which has the architecture of gpt-oss and");
-    eprintln!("random weights: expect noise. Try `gptoss generate MODEL.gguf PROMPT`, or `gptoss --help`.\n");
-    let args = Cli::parse_from(["gptoss", "generate", EMBEDDED, PROMPT, "-n", "64", "--device", "cpu"]);
-    match args.command {
-        Some(Command::Generate(args)) => {
-            print(PROMPT)?;
-            generate::run(&args)
-        }
-        _ => unreachable!("the command line above is `generate`"),
-    }
+    eprintln!("gptoss {}: a question to the small model inside this program.", env!("CARGO_PKG_VERSION"));
+    eprintln!("Next: `gptoss chat` to talk with it, `gptoss generate MODEL.gguf PROMPT`, `gptoss --help`.\n");
+    print(&format!("> {QUESTION}\n"))?;
+    let Some(Command::Generate(args)) = Cli::parse_from(["gptoss", "generate", QUESTION]).command else {
+        unreachable!("the command line above is `generate`");
+    };
+    generate::run(&args)
 }

@@ -1,101 +1,124 @@
 //! `gptoss generate`: a prompt in, text out.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use phase3_kvcache::{FinishReason, GenerationParams, generate};
+use anyhow::Result;
+use harmony::{Message, Piece, Role};
+use phase1_loading::Tokenizer;
+use phase3_kvcache::{FinishReason, Generation, generate};
 use serde_json::json;
 
+use crate::answer;
 use crate::args::Generate;
 use crate::commands::print;
-use crate::measure;
-use crate::session::{self, Session};
+use crate::session::{self, EMBEDDED, Session};
+use crate::{interrupt, measure};
 
 pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
-    let checkpoint = session::open(&args.model)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let prompt = tokenizer.encode_with_control(&args.prompt);
-    let mut session = Session::start(&checkpoint, &args.engine)?;
-    let load_time = start.elapsed();
-
-    let params = GenerationParams {
-        sampling: args.sampling.params(),
-        max_tokens: args.max_tokens,
-        stop_tokens: if args.ignore_stops { Vec::new() } else { tokenizer.stops().to_vec() },
-        stop_strings: args.sampling.stop.clone(),
-        ..GenerationParams::default()
+    // The embedded model was trained on conversations alone, so without MODEL the prompt is a question to it.
+    let (model, text, ask) = match &args.model_and_prompt[..] {
+        [model, prompt] => (model.as_str(), prompt, args.ask),
+        only => (EMBEDDED, &only[0], true),
     };
-    let interrupted = interrupt_flag()?;
+    let checkpoint = session::open(Path::new(model))?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let prompt = match ask {
+        true => {
+            let mut messages = answer::opening(args.reply.reasoning, None);
+            messages.push(Message::new(Role::User, text));
+            answer::prompt(&messages, &tokenizer)?
+        }
+        false => tokenizer.encode_with_control(text),
+    };
+    let mut session = Session::start(&checkpoint, &args.reply.engine)?;
+    let load_time = start.elapsed();
+    interrupt::catch()?;
+    let generation = reply(args, ask, &mut session, &tokenizer, &prompt)?;
+    if args.json {
+        print(&format!("{:#}\n", to_json(&generation, &prompt, load_time, &session)))?;
+    } else {
+        print("\n")?;
+        report(&generation, &prompt, load_time);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Generates, and streams to stdout what is the reply itself: all text of a continuation, the content of an answer.
+fn reply(
+    args: &Generate,
+    ask: bool,
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+) -> Result<Generation> {
+    let stops = if args.ignore_stops { &[] } else { tokenizer.stops() };
+    let params = args.reply.params(stops);
     let mut write_error = None;
-    let mut on_text = |text: &str| {
+    let mut show = |text: &str| {
         if !args.json
             && let Err(error) = print(text)
         {
             write_error = Some(error);
             return ControlFlow::Break(());
         }
-        match interrupted.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let generation = generate(&mut *session.engine, &tokenizer, 0, &prompt, &params, &mut on_text)?;
-    if let Some(error) = write_error {
-        return Err(error.into());
+    let engine = &mut *session.engine;
+    let generation = if ask {
+        let mut on_piece = |piece: &Piece| match piece {
+            Piece::Content(text) | Piece::Arguments(text) => show(text),
+            Piece::Reasoning(_) => show(""),
+        };
+        let (turn, generation) = answer::answer(engine, tokenizer, prompt, &params, &mut on_piece)?;
+        Generation { text: turn.content, ..generation }
+    } else {
+        generate(engine, tokenizer, 0, prompt, &params, &mut |step| show(step.text))?
+    };
+    match write_error {
+        Some(error) => Err(error.into()),
+        None => Ok(generation),
     }
+}
 
-    let finish = match &generation.finish {
+fn finish_name(finish: &FinishReason) -> &'static str {
+    match finish {
         FinishReason::Stop | FinishReason::StopString(_) => "stop",
         FinishReason::Length => "length",
         FinishReason::Interrupted => "interrupted",
-    };
-    let ttft = generation.time_to_first_token;
-    let decode_rate = generation.decode_rate();
-    if args.json {
-        let object = json!({
-            "text": generation.text,
-            "tokens": generation.tokens,
-            "prompt_tokens": prompt.len(),
-            "finish_reason": finish,
-            "load_ms": load_time.as_secs_f64() * 1e3,
-            "ttft_ms": ttft.as_secs_f64() * 1e3,
-            "prefill_tok_s": generation.prefill_rate(prompt.len()),
-            "decode_tok_s": decode_rate,
-            "peak_rss_bytes": measure::peak_resident_bytes(),
-            "anonymous_bytes": measure::anonymous_resident_bytes(),
-            "device": session.device.name,
-            "phase": session.phase,
-        });
-        print(&format!("{object:#}\n"))?;
-    } else {
-        print("\n")?;
-        eprintln!(
-            "loaded in {:.2} s; {} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens, {} tok/s; ended by {finish}",
-            load_time.as_secs_f64(),
-            prompt.len(),
-            ttft.as_secs_f64(),
-            generation.prefill_rate(prompt.len()),
-            generation.tokens.len(),
-            decode_rate.map_or("–".into(), |rate| format!("{rate:.1}")),
-        );
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-/// Set by Ctrl-C. A second Ctrl-C ends the process, for whoever does not want to wait for the token under way.
-fn interrupt_flag() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let handler_flag = flag.clone();
-    ctrlc::set_handler(move || {
-        if handler_flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
+fn to_json(generation: &Generation, prompt: &[u32], load_time: Duration, session: &Session) -> serde_json::Value {
+    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+    json!({
+        "text": generation.text,
+        "tokens": generation.tokens,
+        "prompt_tokens": prompt.len(),
+        "finish_reason": finish_name(&generation.finish),
+        "load_ms": milliseconds(load_time),
+        "ttft_ms": milliseconds(generation.time_to_first_token),
+        "prefill_tok_s": generation.prefill_rate(prompt.len()),
+        "decode_tok_s": generation.decode_rate(),
+        "peak_rss_bytes": measure::peak_resident_bytes(),
+        "anonymous_bytes": measure::anonymous_resident_bytes(),
+        "device": session.device.name,
+        "phase": session.phase,
     })
-    .context("Ctrl-C cannot be caught")?;
-    Ok(flag)
+}
+
+fn report(generation: &Generation, prompt: &[u32], load_time: Duration) {
+    eprintln!(
+        "loaded in {:.2} s; {} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens, {} tok/s; ended by {}",
+        load_time.as_secs_f64(),
+        prompt.len(),
+        generation.time_to_first_token.as_secs_f64(),
+        generation.prefill_rate(prompt.len()),
+        generation.tokens.len(),
+        generation.decode_rate().map_or("–".into(), |rate| format!("{rate:.1}")),
+        finish_name(&generation.finish),
+    );
 }

@@ -1,6 +1,8 @@
 //! One command a file; each has a `run` that returns the exit status.
 
+pub mod chat;
 pub mod demo;
+pub mod eval;
 pub mod gates;
 pub mod generate;
 pub mod inspect;

@@ -1,0 +1,127 @@
+//! `gptoss eval`: how good a model's answers are, on questions held out from the embedded model's training.
+//!
+//! Kernels, caches and quantizations may move logits; whether that hurts shows here.
+
+mod score;
+mod suite;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use phase1_loading::Tokenizer;
+use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe};
+use phase3_kvcache::{FinishReason, GenerationParams};
+use serde_json::json;
+
+use crate::answer;
+use crate::args::Eval;
+use crate::commands::print;
+use crate::session::{self, Session};
+use score::Score;
+use suite::{Expected, Question};
+
+/// Room for the longest answer, reasoning included.
+const MAX_TOKENS: usize = 192;
+
+pub fn run(args: &Eval) -> Result<ExitCode> {
+    let questions = select(args)?;
+    let checkpoint = session::open(&args.model)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let mut session = Session::start(&checkpoint, &args.engine)?;
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is constant");
+    let bar = ProgressBar::new(questions.len() as u64).with_style(style);
+    let mut scores: BTreeMap<&str, Score> = BTreeMap::new();
+    for question in &questions {
+        bar.set_message(question.suite.clone());
+        let score = scores.entry(&question.suite).or_default();
+        match &question.completion {
+            Some(completion) => {
+                let (loss, tokens) = loss(&mut *session.engine, &tokenizer, &question.prompt, completion)?;
+                score.count_loss(loss, tokens);
+            }
+            None => ask(args, &mut session, &tokenizer, question, score)?,
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let report = if args.json {
+        let suites: BTreeMap<&str, _> = scores.iter().map(|(suite, score)| (*suite, score.to_json())).collect();
+        format!("{:#}\n", json!({ "suites": suites, "device": session.device.name, "phase": session.phase }))
+    } else {
+        score::table(&scores)
+    };
+    print(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn select(args: &Eval) -> Result<Vec<Question>> {
+    let all = suite::held_out();
+    let names: Vec<&str> = {
+        let mut names: Vec<&str> = all.iter().map(|question| question.suite.as_str()).collect();
+        names.dedup();
+        names
+    };
+    if let Some(unknown) = args.suite.iter().find(|suite| !names.contains(&suite.as_str())) {
+        bail!("no suite is called `{unknown}`; there are {}", names.join(", "));
+    }
+    let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+    let wanted = |question: &Question| {
+        let count = taken.entry(question.suite.clone()).or_default();
+        *count += 1;
+        *count <= args.limit && (args.suite.is_empty() || args.suite.contains(&question.suite))
+    };
+    Ok(all.into_iter().filter(wanted).collect())
+}
+
+fn ask(
+    args: &Eval,
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    question: &Question,
+    score: &mut Score,
+) -> Result<()> {
+    let params = GenerationParams {
+        max_tokens: MAX_TOKENS,
+        stop_tokens: tokenizer.stops().to_vec(),
+        ..GenerationParams::default()
+    };
+    let prompt = tokenizer.encode_with_control(&question.prompt);
+    let mut ignore = |_: &harmony::Piece| ControlFlow::Continue(());
+    let (turn, generation) = answer::answer(&mut *session.engine, tokenizer, &prompt, &params, &mut ignore)?;
+    let right = question.expected.met_by(&turn);
+    let valid = turn.irregularities.is_empty() && generation.finish == FinishReason::Stop;
+    score.count_answer(right, valid, matches!(question.expected, Expected::Call { .. }).then(|| is_json(&turn)));
+    if args.wrong && !right {
+        let asked = question.prompt.rsplit("<|start|>user<|message|>").next().unwrap_or_default();
+        eprintln!("{}: {asked}\n  expected {:?}\n  found {:?}\n", question.suite, question.expected, generation.text);
+    }
+    Ok(())
+}
+
+fn is_json(turn: &harmony::Turn) -> bool {
+    turn.calls.first().is_some_and(|call| call.parsed().is_some())
+}
+
+/// The model's surprise at a completion: the sum of −ln p over its tokens, and their number.
+fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Result<(f64, usize)> {
+    const SEQUENCE: u64 = 0;
+    let prompt = tokenizer.encode_with_control(prompt);
+    let completion = tokenizer.encode_with_control(completion);
+    let (body, last) = prompt.split_at(prompt.len() - 1);
+    engine.step(&[Chunk { sequence: SEQUENCE, tokens: body, logits: LogitsFor::Nothing }], &mut NoProbe)?;
+    let tokens = [last, &completion[..completion.len() - 1]].concat();
+    let chunk = Chunk { sequence: SEQUENCE, tokens: &tokens, logits: LogitsFor::EveryToken };
+    let logits = engine.step(&[chunk], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
+    engine.release(SEQUENCE);
+    let [_, vocab] = logits.dims();
+    let logits: Vec<f32> = logits.try_into_data()?.try_to_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let loss = logits.chunks_exact(vocab).zip(&completion).map(|(row, &token)| {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+        total.ln() - f64::from(row[token as usize] - max)
+    });
+    Ok((loss.sum(), completion.len()))
+}
