@@ -90,8 +90,7 @@ fn chat_remembers_until_it_is_reset() {
     command.args(["chat", "--device", "cpu", "--reasoning", "low"]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
-    let said =
-        "I have a cat named Hana. My locker code is 3650.\nWhat is 20 + 30?\nWhat is my pet called?\n/reset\n/unknown\nWhat is 1 + 1?\n/quit\n";
+    let said = "I have a cat named Hana. My locker code is 3650.\nWhat is my pet called?\n/reset\n/unknown\nWhat is 1 + 1?\n/quit\n";
     child.stdin.take().expect("piped").write_all(said.as_bytes()).expect("it listens");
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

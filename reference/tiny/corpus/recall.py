@@ -70,6 +70,10 @@ def filler(rng: random.Random) -> tuple[str, str]:
     return stories.short(rng)
 
 
+# How often a conversation ends with a fact told: the reply is learned then.
+TOLD_LAST = 0.1
+
+
 def make(rng: random.Random, longest: int = 520) -> Example:
     """Facts are told one by one, then other things are talked about for up to `longest` tokens, then one is asked for."""
     system = any_system(rng)
@@ -91,6 +95,10 @@ def make(rng: random.Random, longest: int = 520) -> Example:
         reply = rng.choice(REPLIES)
         if "name" in told_first and rng.random() < 0.4:
             reply = f"Nice to meet you, {facts['name']}."
+        if rng.random() < TOLD_LAST:
+            analysis = "The user tells me something to remember." if system.reasons else None
+            pieces += [Piece(message("user", statement) + OPEN, False), Piece(answer(analysis, reply), True)]
+            return Example("recall", None, merge(pieces), {})
         say(statement, reply)
     asked = rng.choice(kinds)
     room = rng.choice((0, 0, rng.randint(20, 120), rng.randint(100, longest), rng.randint(100, longest)))
