@@ -79,7 +79,7 @@ impl Checkpoint {
 
 /// What a tensor is for, which decides how it may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// A matrix of one expert stack, `[experts, out, in]`.
     Experts,
     /// Any other matrix, `[out, in]`.
@@ -91,7 +91,7 @@ pub enum Role {
 }
 
 /// A tensor that a configuration calls for.
-pub struct TensorSpec {
+pub(crate) struct TensorSpec {
     pub name: String,
     /// Row-major, as [`HostTensor::shape`].
     pub shape: Vec<usize>,
@@ -99,7 +99,7 @@ pub struct TensorSpec {
 }
 
 /// Every tensor of a model of this configuration, in the order in which files list them.
-pub fn tensor_specs(config: &GptOssConfig) -> Vec<TensorSpec> {
+pub(crate) fn tensor_specs(config: &GptOssConfig) -> Vec<TensorSpec> {
     let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
     let q = config.heads * config.head_dim;
     let kv = config.kv_heads * config.head_dim;

@@ -55,11 +55,6 @@ impl GptOssConfig {
         self.attention.len()
     }
 
-    /// Query heads that share one key/value head.
-    pub fn queries_per_kv(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
     /// Bytes of keys and values cached for one sequence of `context` tokens, at `value_bytes` a value.
     pub fn cache_bytes(&self, context: usize, value_bytes: usize) -> u64 {
         let position = 2 * self.kv_heads * self.head_dim * value_bytes;

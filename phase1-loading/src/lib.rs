@@ -14,7 +14,7 @@ pub mod synthetic;
 mod tensor;
 mod tokenizer;
 
-pub use checkpoint::{Checkpoint, Role, TensorSpec, tensor_specs};
+pub use checkpoint::Checkpoint;
 pub use codec::{E2M1, Format, e8m0, repack_mxfp4_from_hf};
 pub use config::{AttentionKind, GptOssConfig, RopeConfig};
 pub use error::LoadError;

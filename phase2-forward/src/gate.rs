@@ -82,7 +82,7 @@ fn check_choices(
 }
 
 /// The position of the largest value; the first of equals.
-pub fn argmax(values: &[f32]) -> u32 {
+fn argmax(values: &[f32]) -> u32 {
     let best = values.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
     best.expect("a vocabulary is not empty").0 as u32
 }

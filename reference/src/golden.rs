@@ -140,13 +140,6 @@ impl Golden {
         Ok(tensor.data().as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect())
     }
 
-    /// Names of all tensors, sorted.
-    pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.tensors().names().into_iter().map(str::to_owned).collect();
-        names.sort();
-        names
-    }
-
     /// The values of an f32 tensor in row-major order.
     ///
     /// # Errors
