@@ -87,6 +87,8 @@ impl SyntheticModel {
                 head_dim: 64,
                 sliding_window: 128,
                 vocabulary: VocabularyKind::O200k,
+                // Engines that round activations for quantized products then differ in the experts alone.
+                rest: RestFormat::F32,
                 ..nano
             }),
             "20b" => Some(SyntheticModel {
