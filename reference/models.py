@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 from gguf.quants import quantize
 
 import vocabulary
-from cases import Case
+from cases import Case, Shape
 
 F32 = GGMLQuantizationType.F32
 MXFP4 = GGMLQuantizationType.MXFP4
@@ -95,12 +95,10 @@ def weights(case: Case, seed: int) -> tuple[np.ndarray, dict[str, Packed]]:
     return prompt, tensors
 
 
-def write(path: Path, case: Case, tensors: dict[str, Packed]) -> None:
-    shape = case.shape
-    writer = GGUFWriter(path, "gpt-oss")
-    writer.add_name(f"gpt-oss golden case {case.name}")
+def write_architecture(writer: GGUFWriter, shape: Shape, context_length: int, explicit_layers: bool = False) -> None:
+    """The metadata under `gpt-oss.`; `explicit_layers` names the layers that slide."""
     writer.add_block_count(shape.layers)
-    writer.add_context_length(131072)
+    writer.add_context_length(context_length)
     writer.add_embedding_length(shape.hidden)
     writer.add_expert_count(shape.experts)
     writer.add_expert_used_count(shape.experts_per_token)
@@ -111,12 +109,19 @@ def write(path: Path, case: Case, tensors: dict[str, Packed]) -> None:
     writer.add_value_length(shape.head_dim)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     writer.add_sliding_window(shape.window)
-    if case.explicit_layers:
+    if explicit_layers:
         writer.add_sliding_window_pattern(shape.sliding)
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(shape.yarn_factor)
     writer.add_rope_scaling_orig_ctx_len(shape.original_context)
+
+
+def write(path: Path, case: Case, tensors: dict[str, Packed]) -> None:
+    shape = case.shape
+    writer = GGUFWriter(path, "gpt-oss")
+    writer.add_name(f"gpt-oss golden case {case.name}")
+    write_architecture(writer, shape, 131072, case.explicit_layers)
 
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-4o")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from safetensors.numpy import save_file
 
 import checkpoint
@@ -16,7 +16,7 @@ from cases import Shape
 from harmony import CONTROL
 from mlx_dump import mlx_name, repack
 from model import LONGEST
-from models import Packed
+from models import Packed, write_architecture
 from quantize import SIZES, UNPACK
 
 # Rendering is the engine's part; this is the least that a generic client needs.
@@ -30,22 +30,7 @@ def write_gguf(path: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
     writer = GGUFWriter(path, "gpt-oss")
     writer.add_name("gptoss-tiny")
     writer.add_description("A small GPT-OSS trained from nothing on the grammars in reference/tiny")
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(LONGEST)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_expert_count(shape.experts)
-    writer.add_expert_used_count(shape.experts_per_token)
-    writer.add_expert_feed_forward_length(shape.intermediate)
-    writer.add_head_count(shape.query_heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_layer_norm_rms_eps(shape.rms_eps)
-    writer.add_sliding_window(shape.window)
-    writer.add_rope_freq_base(shape.rope_theta)
-    writer.add_rope_scaling_type(RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(shape.yarn_factor)
-    writer.add_rope_scaling_orig_ctx_len(shape.original_context)
+    write_architecture(writer, shape, LONGEST)
 
     vocabulary = tokenizer.vocabulary()
     normal = len(vocabulary["tokens"]) - len(CONTROL)
