@@ -18,6 +18,6 @@ pub use device::{ComputeDevice, DeviceChoice, DeviceError};
 pub use engine::{Chunk, Engine, EngineError, LogitsFor, SequenceId, check_batch};
 pub use model::{GptOss, KeyValues};
 pub use packed::{PackedMatrix, packed_matmul};
-pub use probe::{Dump, NoProbe, Probe};
+pub use probe::{Dump, NoProbe, Operation, Probe, Span};
 pub use recompute::Recompute;
 pub use rope::Rope;

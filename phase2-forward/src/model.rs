@@ -11,7 +11,7 @@ use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, LoadEr
 
 use crate::device::ComputeDevice;
 use crate::packed::{PackedMatrix, packed_matmul};
-use crate::probe::Probe;
+use crate::probe::{Operation, Probe, Span};
 use crate::rope::{Rope, rotate};
 
 /// SwiGLU's clamp, and the factor in its sigmoid.
@@ -70,42 +70,61 @@ impl GptOss {
         past: &mut dyn KeyValues,
         probe: &mut dyn Probe,
     ) -> Option<Tensor<2>> {
-        let new = start..start + tokens.len();
+        let n = tokens.len();
+        let new = start..start + n;
         let rope = self.rope.at(new.clone(), &self.device.burn);
         let mask = |attention| {
             let keys = past.positions(attention, new.clone());
             self.mask(attention, new.clone(), &keys)
         };
         let (sliding_mask, full_mask) = (mask(AttentionKind::Sliding), mask(AttentionKind::Full));
+        probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, keys: 0 });
 
         let mut x = self.embed(tokens);
         probe.see(&|| "embed".into(), &x);
+        probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
         for (number, layer) in self.layers.iter().enumerate() {
+            let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
             let h = self.rms_norm(x.clone(), &layer.attention_norm);
-            let q = rotate(self.split_heads(layer.q.forward(h.clone())), &rope);
-            let k = rotate(self.split_heads(layer.k.forward(h.clone())), &rope);
+            probe.done(span(Operation::AttentionNorm, 0));
+            let q = self.split_heads(layer.q.forward(h.clone()));
+            let k = self.split_heads(layer.k.forward(h.clone()));
             let v = self.split_heads(layer.v.forward(h));
+            probe.done(span(Operation::Qkv, 0));
+            let (q, k) = (rotate(q, &rope), rotate(k, &rope));
+            probe.done(span(Operation::Rope, 0));
             let (k, v) = past.extend(number, k, v);
+            let [_, keys, _] = k.dims();
+            probe.done(span(Operation::CacheAppend, keys));
             let mask = match layer.attention {
                 AttentionKind::Sliding => &sliding_mask,
                 AttentionKind::Full => &full_mask,
             };
-            x = x + layer.o.forward(join_heads(attention(q, k, v, &layer.sinks, mask)));
+            let mixed = join_heads(attention(q, k, v, &layer.sinks, mask));
+            probe.done(span(Operation::Attention, keys));
+            x = x + layer.o.forward(mixed);
             probe.see(&|| format!("layers.{number}.resid_attn"), &x);
+            probe.done(span(Operation::AttentionOut, 0));
 
             let h = self.rms_norm(x.clone(), &layer.mlp_norm);
+            probe.done(span(Operation::MlpNorm, 0));
             let router_logits = layer.router.forward(h.clone());
             probe.see(&|| format!("layers.{number}.router_logits"), &router_logits);
-            x = x + self.mixture_of_experts(layer, h, router_logits);
+            x = x + self.mixture_of_experts(layer, h, router_logits, &mut |operation| probe.done(span(operation, 0)));
             probe.see(&|| format!("layers.{number}.resid_mlp"), &x);
+            probe.done(span(Operation::Down, 0));
         }
         if wanted.is_empty() {
             return None;
         }
-        let x = x.narrow(0, wanted.start, wanted.len());
+        let rows = wanted.len();
+        let x = x.narrow(0, wanted.start, rows);
         let h = self.rms_norm(x, &self.final_norm);
         probe.see(&|| "final_norm".into(), &h);
-        Some(self.head.forward(h))
+        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: rows, keys: 0 });
+        let logits = self.head.forward(h);
+        probe.done(Span { operation: Operation::Head, layer: None, tokens: rows, keys: 0 });
+        Some(logits)
     }
 
     /// `[n]` tokens to `[n, hidden]`, unscaled.
@@ -146,19 +165,28 @@ impl GptOss {
     }
 
     /// The chosen experts' outputs, weighted and summed. `[n, hidden]`, with the router's logits `[n, experts]`.
-    fn mixture_of_experts(&self, layer: &Layer, h: Tensor<2>, router_logits: Tensor<2>) -> Tensor<2> {
+    fn mixture_of_experts(
+        &self,
+        layer: &Layer,
+        h: Tensor<2>,
+        router_logits: Tensor<2>,
+        done: &mut dyn FnMut(Operation),
+    ) -> Tensor<2> {
         let [n, hidden] = h.dims();
         let chosen_per_token = self.config.experts_per_token;
         let (top, chosen) = router_logits.topk_with_indices(chosen_per_token, 1);
         let weights = softmax(top, 1);
+        done(Operation::Router);
 
         // Every token once for each of its experts, from here on a row of its own.
         let chosen: Tensor<1, Int> = chosen.reshape([n * chosen_per_token]);
         let h = h.unsqueeze_dim::<3>(1).repeat_dim(1, chosen_per_token).reshape([n * chosen_per_token, hidden]);
         let gate = layer.gate.forward(h.clone(), &chosen);
         let up = layer.up.forward(h, &chosen);
-        let y = layer.down.forward(swiglu(gate, up), &chosen);
+        let h = swiglu(gate, up);
+        done(Operation::GateUp);
 
+        let y = layer.down.forward(h, &chosen);
         let y = y.reshape([n, chosen_per_token, hidden]) * weights.unsqueeze_dim(2);
         y.sum_dim(1).squeeze_dim(1)
     }

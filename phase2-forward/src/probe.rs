@@ -1,14 +1,93 @@
-//! A look inside a forward pass.
+//! A look inside a forward pass: its intermediate results, and its operations as they end.
 
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 
-/// Sees intermediate results by name: `embed`, `layers.N.resid_attn`, `layers.N.router_logits`, `layers.N.resid_mlp`,
-/// `final_norm`.
+/// What a forward pass is made of. Every phase names its work so, that profiles of two phases line up; a kernel that does
+/// several of these at once reports the last of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operation {
+    /// Which keys each query sees, and the rotation's sines and cosines.
+    Mask,
+    Embed,
+    AttentionNorm,
+    Qkv,
+    Rope,
+    /// New keys and values go into the cache.
+    CacheAppend,
+    /// Scores, softmax with sinks, and the weighted sum of values.
+    Attention,
+    AttentionOut,
+    MlpNorm,
+    /// Logits of the experts, the choice among them and their weights.
+    Router,
+    /// Both projections of the chosen experts, and SwiGLU.
+    GateUp,
+    /// The last projection of the chosen experts, and their weighted sum.
+    Down,
+    HeadNorm,
+    Head,
+}
+
+impl Operation {
+    pub const ALL: [Operation; 14] = [
+        Operation::Mask,
+        Operation::Embed,
+        Operation::AttentionNorm,
+        Operation::Qkv,
+        Operation::Rope,
+        Operation::CacheAppend,
+        Operation::Attention,
+        Operation::AttentionOut,
+        Operation::MlpNorm,
+        Operation::Router,
+        Operation::GateUp,
+        Operation::Down,
+        Operation::HeadNorm,
+        Operation::Head,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Mask => "mask",
+            Operation::Embed => "embed",
+            Operation::AttentionNorm => "attn.norm",
+            Operation::Qkv => "attn.qkv",
+            Operation::Rope => "attn.rope",
+            Operation::CacheAppend => "attn.cache",
+            Operation::Attention => "attn.scores",
+            Operation::AttentionOut => "attn.out",
+            Operation::MlpNorm => "moe.norm",
+            Operation::Router => "moe.router",
+            Operation::GateUp => "moe.gate_up",
+            Operation::Down => "moe.down",
+            Operation::HeadNorm => "head.norm",
+            Operation::Head => "head",
+        }
+    }
+}
+
+/// One operation of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub operation: Operation,
+    /// `None` outside the layers.
+    pub layer: Option<usize>,
+    /// Rows that it computed: new tokens, or for the head the positions whose logits are wanted.
+    pub tokens: usize,
+    /// Keys that the step's last query may choose from, in a layer of this kind; 0 outside attention.
+    pub keys: usize,
+}
+
+/// Watches a step.
 pub trait Probe {
-    /// Called with each result, `[positions, width]`. Reading it back is the probe's business and cost.
+    /// Sees an intermediate result `[positions, width]` by name: `embed`, `layers.N.resid_attn`, `layers.N.router_logits`,
+    /// `layers.N.resid_mlp`, `final_norm`. Reading it back is the probe's business and cost.
     fn see(&mut self, name: &dyn Fn() -> String, value: &Tensor<2>);
+
+    /// Hears that everything of an operation has been launched. It began where the one before it ended.
+    fn done(&mut self, _: Span) {}
 }
 
 /// Looks at nothing.

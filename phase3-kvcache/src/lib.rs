@@ -4,12 +4,14 @@
 //! where the forward pass asks for earlier keys. [`generate`] is written once against that seam, for every engine.
 
 mod cache;
+mod cache_type;
 mod cached;
 pub mod gate;
 mod generate;
 mod sampling;
 mod stopping;
 
+pub use cache_type::CacheType;
 pub use cached::Cached;
 pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};
 pub use sampling::{Sampler, SamplingError, SamplingParams};

@@ -1,0 +1,53 @@
+//! How keys and values are stored.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Values that one Q8_0 scale serves.
+const BLOCK: usize = 32;
+
+/// The number format of a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheType {
+    #[default]
+    F32,
+    F16,
+    /// Blocks of 32 signed bytes and one f16 scale, along a head's values.
+    Q8_0,
+}
+
+impl CacheType {
+    pub const ALL: [CacheType; 3] = [CacheType::F32, CacheType::F16, CacheType::Q8_0];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheType::F32 => "f32",
+            CacheType::F16 => "f16",
+            CacheType::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Bytes of `values` values that lie together, a multiple of 32.
+    pub fn bytes(self, values: usize) -> usize {
+        match self {
+            CacheType::F32 => 4 * values,
+            CacheType::F16 => 2 * values,
+            CacheType::Q8_0 => values / BLOCK * (BLOCK + 2),
+        }
+    }
+}
+
+impl fmt::Display for CacheType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for CacheType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = CacheType::ALL.into_iter().find(|kind| kind.name() == name);
+        found.ok_or_else(|| format!("expected one of {}", CacheType::ALL.map(CacheType::name).join(", ")))
+    }
+}

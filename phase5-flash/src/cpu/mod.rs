@@ -1,0 +1,1 @@
+//! The CPU: kernels on packed weights straight from the mapped file.

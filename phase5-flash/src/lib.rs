@@ -1,0 +1,4 @@
+//! Phase 5: the same logits, as fast as the machine allows. Flash attention and fused kernels on packed weights.
+
+pub mod cpu;
+pub mod gpu;
