@@ -28,6 +28,9 @@ pub enum Command {
     Chat(Chat),
     Eval(Eval),
     Gates(Gates),
+    Profile(Profile),
+    Roofline(Roofline),
+    Memory(Memory),
     MakeModel(MakeModel),
 }
 
@@ -154,6 +157,72 @@ pub struct Gates {
     pub json: bool,
 }
 
+/// Measure where a step's time and bytes go, operation by operation, against what this machine can do.
+#[derive(Args)]
+pub struct Profile {
+    /// A GGUF file; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Profile one new token after DEPTH earlier ones; several depths separated by commas. The default is 0.
+    #[arg(long, value_name = "DEPTH", value_delimiter = ',')]
+    pub decode: Vec<usize>,
+    /// Profile a prompt of N tokens; several lengths separated by commas.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = positive)]
+    pub prefill: Vec<usize>,
+    /// Steps to record, after one that warms up.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
+    pub steps: usize,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Instead of times: how large activations get, layer by layer, and how far they are from phase 2 on the CPU.
+    #[arg(long)]
+    pub numerics: bool,
+    #[arg(long)]
+    pub json: bool,
+    /// Measure nothing: show profiles that were written with --json.
+    #[arg(long, value_name = "F.json", conflicts_with_all = ["decode", "prefill", "numerics"])]
+    pub from: Option<PathBuf>,
+    /// Write a trace of the first workload for Perfetto or chrome://tracing.
+    #[arg(long, value_name = "F.json")]
+    pub trace: Option<PathBuf>,
+    /// Write a flame graph of the first workload.
+    #[arg(long, value_name = "F.svg")]
+    pub flame: Option<PathBuf>,
+    /// Write a page with timeline and roofline of the first workload.
+    #[arg(long, value_name = "F.html")]
+    pub html: Option<PathBuf>,
+    /// Show what got faster and slower between two files written with --json, workload by workload.
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], exclusive = true)]
+    pub compare: Option<Vec<PathBuf>>,
+}
+
+/// Measure how fast a device reads memory and computes. Kept, so that profiles need not measure it again.
+#[derive(Args)]
+pub struct Roofline {
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Show where a model's bytes will live, before anything is loaded.
+#[derive(Args)]
+pub struct Memory {
+    /// A GGUF file; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Tokens of the conversation.
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = positive)]
+    pub context: usize,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Also load the model, fill the context, and show what the system says.
+    #[arg(long)]
+    pub observe: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Write a GPT-OSS model with random weights.
 #[derive(Args)]
 pub struct MakeModel {
@@ -210,6 +279,13 @@ pub struct EngineArgs {
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
     #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
     pub rope: RopeArg,
+}
+
+impl EngineArgs {
+    /// Phase 2 on the CPU, which the others are judged by.
+    pub fn reference(rope: RopeArg) -> EngineArgs {
+        EngineArgs { phase: 2, device: DeviceChoice::Cpu, rope }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -280,6 +356,13 @@ impl SamplingArgs {
 
 fn parse_device(name: &str) -> Result<DeviceChoice, String> {
     name.parse()
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number above 0".into()),
+        Ok(number) => Ok(number),
+    }
 }
 
 fn parse_rest(name: &str) -> Result<RestFormat, String> {

@@ -6,7 +6,6 @@ mod answer;
 mod args;
 mod commands;
 mod interrupt;
-mod measure;
 mod session;
 
 use std::process::ExitCode;
@@ -30,6 +29,9 @@ fn main() -> ExitCode {
         Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Gates(args)) => commands::gates::run(&args),
+        Some(Command::Profile(args)) => commands::profile::run(&args),
+        Some(Command::Roofline(args)) => commands::roofline::run(&args),
+        Some(Command::Memory(args)) => commands::memory::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
     };
     match result {

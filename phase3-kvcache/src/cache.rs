@@ -24,13 +24,18 @@ struct LayerCache {
     values: Buffer,
 }
 
+/// Positions that the buffers of one layer have room for when a sequence of `length` tokens has been cached.
+pub fn slots(config: &GptOssConfig, attention: AttentionKind, length: usize) -> usize {
+    match attention {
+        AttentionKind::Sliding => config.sliding_window,
+        AttentionKind::Full => FIRST_CAPACITY.max(length.next_power_of_two()),
+    }
+}
+
 impl SequenceCache {
     pub fn new(config: &GptOssConfig, device: &Device) -> SequenceCache {
         let layer = |&attention: &AttentionKind| {
-            let slots = match attention {
-                AttentionKind::Sliding => config.sliding_window,
-                AttentionKind::Full => FIRST_CAPACITY,
-            };
+            let slots = slots(config, attention, 0);
             let buffer = || Buffer::new([config.kv_heads, slots, config.head_dim], device);
             LayerCache { attention, keys: buffer(), values: buffer() }
         };
@@ -121,7 +126,7 @@ impl Buffer {
         let [heads, count, dim] = new.dims();
         let needed = length + count;
         if needed > self.slots() {
-            let slots = needed.max(2 * self.slots());
+            let slots = needed.next_power_of_two();
             let grown = Buffer::new([heads, slots, dim], &new.device());
             let full = std::mem::replace(self, grown);
             // Burn knows no empty tensors.

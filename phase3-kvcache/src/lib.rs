@@ -11,6 +11,7 @@ mod generate;
 mod sampling;
 mod stopping;
 
+pub use cache::slots;
 pub use cache_type::CacheType;
 pub use cached::Cached;
 pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};

@@ -9,13 +9,14 @@ use anyhow::Result;
 use harmony::{Message, Piece, Role};
 use phase1_loading::Tokenizer;
 use phase3_kvcache::{FinishReason, Generation, generate};
+use phase4_profiling::process;
 use serde_json::json;
 
 use crate::answer;
 use crate::args::Generate;
 use crate::commands::print;
+use crate::interrupt;
 use crate::session::{self, EMBEDDED, Session};
-use crate::{interrupt, measure};
 
 pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
@@ -103,8 +104,8 @@ fn to_json(generation: &Generation, prompt: &[u32], load_time: Duration, session
         "ttft_ms": milliseconds(generation.time_to_first_token),
         "prefill_tok_s": generation.prefill_rate(prompt.len()),
         "decode_tok_s": generation.decode_rate(),
-        "peak_rss_bytes": measure::peak_resident_bytes(),
-        "anonymous_bytes": measure::anonymous_resident_bytes(),
+        "peak_rss_bytes": process::peak_resident_bytes(),
+        "anonymous_bytes": process::anonymous_resident_bytes(),
         "device": session.device.name,
         "phase": session.phase,
     })
