@@ -17,6 +17,8 @@ const CHUNKS: [usize; 3] = [1, 5, 17];
 
 /// What 16-bit activations and a rounded cache may cost, in shares of the logits' deviation.
 const FAST: Limit = Limit { rms: 1e-2, max: 1e-1 };
+/// What keys and values of 8 bits cost these models of random weights: 5e-2 was measured, a mistake costs 1.
+const ROUNDED_TO_8_BITS: Limit = Limit { rms: 1e-1, max: 1.0 };
 
 /// Loads the case's model and checks the engine on every instruction set of this machine: exactly as phase 3 is checked, then
 /// the fast mode's logits with each type of cache.
@@ -39,8 +41,9 @@ pub fn run(case: &Case, rope: RopeMode) -> Result<Vec<Check>, Box<dyn Error>> {
         exact.push(check_generation(case, rope, &mut engine, &checkpoint)?);
         for kv in CacheType::ALL {
             let mut engine = CpuEngine::load(&checkpoint, rope, CpuOptions { exact: false, kv: Some(kv), ..options })?;
+            let limit = if kv == CacheType::Q8_0 { ROUNDED_TO_8_BITS } else { FAST };
             for chunk in CHUNKS {
-                let mut check = check_chunked(case, rope, &mut engine, chunk, FAST)?;
+                let mut check = check_chunked(case, rope, &mut engine, chunk, limit)?;
                 check.tensor = format!("{kv} fast {}", check.tensor);
                 exact.push(check);
                 engine.release(0);

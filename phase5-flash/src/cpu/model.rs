@@ -62,9 +62,6 @@ impl Matrix {
         PackedRows::new(&self.data[start..start + count * row_bytes], self.storage, self.columns)
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        &self.data
-    }
 }
 
 impl Model {
