@@ -7,7 +7,7 @@ use gptoss_reference::RopeMode;
 use harmony::Effort;
 use phase1_loading::synthetic::RestFormat;
 use phase2_forward::DeviceChoice;
-use phase3_kvcache::{GenerationParams, SamplingParams};
+use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
 
 use crate::session::EMBEDDED;
 
@@ -146,7 +146,7 @@ pub struct Eval {
 #[derive(Args)]
 pub struct Gates {
     /// Only this phase.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
+    #[arg(long, value_parser = parse_gate)]
     pub phase: Option<u8>,
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
@@ -270,21 +270,30 @@ impl ReplyArgs {
 /// Which engine runs, and where.
 #[derive(Args)]
 pub struct EngineArgs {
-    /// 2 recomputes everything for every token, 3 caches keys and values.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
-    pub phase: u8,
+    /// 2 recomputes everything for every token, 3 caches keys and values, 5 is fast: the default where it runs.
+    #[arg(long, value_parser = parse_phase)]
+    pub phase: Option<u8>,
     /// auto, cpu, gpu, or software (a GPU played by the CPU).
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
     #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
     pub rope: RopeArg,
+    /// Compute in f32 throughout (phase 5).
+    #[arg(long)]
+    pub exact: bool,
+    /// Threads that compute (phase 5 on the CPU); one a physical core if not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// How keys and values are cached (phase 5): f32, f16 or q8_0.
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub kv: Option<CacheType>,
 }
 
 impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
     pub fn reference(rope: RopeArg) -> EngineArgs {
-        EngineArgs { phase: 2, device: DeviceChoice::Cpu, rope }
+        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, exact: false, threads: None, kv: None }
     }
 }
 
@@ -363,6 +372,24 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err("expected a whole number above 0".into()),
         Ok(number) => Ok(number),
     }
+}
+
+fn parse_phase(name: &str) -> Result<u8, String> {
+    parse_number(name, &[2, 3, 5])
+}
+
+fn parse_gate(name: &str) -> Result<u8, String> {
+    parse_number(name, &[1, 2, 3, 5])
+}
+
+fn parse_number(name: &str, allowed: &[u8]) -> Result<u8, String> {
+    let found = name.parse().ok().filter(|number| allowed.contains(number));
+    let names: Vec<String> = allowed.iter().map(u8::to_string).collect();
+    found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn parse_cache_type(name: &str) -> Result<CacheType, String> {
+    name.parse()
 }
 
 fn parse_rest(name: &str) -> Result<RestFormat, String> {

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
 use phase3_kvcache::Cached;
+use phase5_flash::{CpuEngine, CpuOptions};
 
 use crate::args::EngineArgs;
 
@@ -34,14 +35,28 @@ impl Session {
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
         let device = ComputeDevice::find(args.device, checkpoint.weight_bytes())?;
         eprintln!("device: {} ({})", device.name, device.reason);
-        let bar = bytes_bar("loading", checkpoint.weight_bytes());
-        let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), &mut |done, _| bar.set_position(done))?;
-        bar.finish_and_clear();
-        let engine: Box<dyn Engine> = match args.phase {
-            2 => Box::new(Recompute::new(model)),
-            _ => Box::new(Cached::new(model)),
+        let phase = args.phase.unwrap_or(if device.is_cpu() { 5 } else { 3 });
+        if phase != 5 && (args.exact || args.threads.is_some() || args.kv.is_some()) {
+            bail!("--exact, --threads and --kv are for --phase 5; phase {phase} always computes and caches in f32");
+        }
+        let engine: Box<dyn Engine> = match phase {
+            5 if !device.is_cpu() => bail!("phase 5 runs on the CPU so far: add --device cpu, or use --phase 3"),
+            5 => {
+                let threads = args.threads.map(usize::from);
+                let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: None };
+                let engine = CpuEngine::load(checkpoint, args.rope.into(), options)?;
+                eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
+                Box::new(engine)
+            }
+            _ => {
+                let bar = bytes_bar("loading", checkpoint.weight_bytes());
+                let progress = &mut |done, _| bar.set_position(done);
+                let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), progress)?;
+                bar.finish_and_clear();
+                if phase == 2 { Box::new(Recompute::new(model)) } else { Box::new(Cached::new(model)) }
+            }
         };
-        Ok(Session { engine, device, phase: args.phase })
+        Ok(Session { engine, device, phase })
     }
 }
 

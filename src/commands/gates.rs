@@ -18,7 +18,9 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
         _ => ComputeDevice::find(args.device, 0)?,
     };
     eprintln!("device: {} ({})", device.name, device.reason);
-    let phases = args.phase.map_or(vec![1, 2, 3], |phase| vec![phase]);
+    // Phase 5 has an engine for the CPU so far.
+    let all = if device.is_cpu() { vec![1, 2, 3, 5] } else { vec![1, 2, 3] };
+    let phases = args.phase.map_or(all, |phase| vec![phase]);
     let mut report = Vec::new();
     for phase in phases {
         let checks = run_phase(phase, &cases, &device)?;
@@ -47,8 +49,13 @@ fn run_phase(phase: u8, cases: &[Case], device: &ComputeDevice) -> Result<Vec<Ch
             continue;
         }
         for rope in RopeMode::ALL {
-            let run = if phase == 2 { phase2_forward::gate::run } else { phase3_kvcache::gate::run };
-            checks.extend(run(case, device, rope).map_err(in_case)?);
+            let found = match phase {
+                2 => phase2_forward::gate::run(case, device, rope),
+                3 => phase3_kvcache::gate::run(case, device, rope),
+                _ if device.is_cpu() => phase5_flash::cpu::gate::run(case, rope),
+                _ => Err("phase 5 runs on the CPU so far: add --device cpu".into()),
+            };
+            checks.extend(found.map_err(in_case)?);
         }
     }
     Ok(checks)
