@@ -1,1 +1,8 @@
-//! The GPU: a few fat dispatches a layer, written once for Vulkan, Metal and DX12.
+//! The GPU half of phase 5: CubeCL kernels that do a layer in a handful of launches.
+
+mod device;
+mod error;
+mod kernels;
+mod layout;
+
+pub use error::GpuError;
