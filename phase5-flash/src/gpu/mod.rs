@@ -4,5 +4,6 @@ mod device;
 mod error;
 mod kernels;
 mod layout;
+mod rows;
 
 pub use error::GpuError;

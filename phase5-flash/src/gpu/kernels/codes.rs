@@ -49,54 +49,44 @@ pub(crate) fn dot_block(
     #[comptime] format: Format,
 ) -> f32 {
     let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
+    #[unroll]
+    for i in 0..8u32 {
+        sum += block_values(words, first_word, i, format) * x[comptime![(first_x + i) as usize]];
+    }
+    (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize))
+}
+
+/// Values `4 i` to `4 i + 3` of a block, without its scale.
+#[cube]
+pub(crate) fn block_values(
+    words: &Array<Vector<u32, Const<4>>>,
+    #[comptime] first_word: u32,
+    #[comptime] i: u32,
+    #[comptime] format: Format,
+) -> Vector<f32, Const<4>> {
     match comptime![format] {
-        Format::F32 => {
-            #[unroll]
-            for v in 0..8u32 {
-                let values = Vector::<f32, Const<4>>::reinterpret(words[comptime![(first_word + v) as usize]]);
-                sum += values * x[comptime![(first_x + v) as usize]];
-            }
-        }
+        Format::F32 => Vector::<f32, Const<4>>::reinterpret(words[comptime![(first_word + i) as usize]]),
         Format::F16 | Format::BF16 => {
-            #[unroll]
-            for v in 0..4u32 {
-                let word = words[comptime![(first_word + v) as usize]];
-                #[unroll]
-                for half in 0..2u32 {
-                    let a = word.extract(comptime![(half * 2) as usize]);
-                    let b = word.extract(comptime![(half * 2 + 1) as usize]);
-                    let mut values = Vector::<f32, Const<4>>::empty();
-                    values.insert(0usize, half_value(a & 0xffffu32, format));
-                    values.insert(1usize, half_value(a >> 16u32, format));
-                    values.insert(2usize, half_value(b & 0xffffu32, format));
-                    values.insert(3usize, half_value(b >> 16u32, format));
-                    sum += values * x[comptime![(first_x + v * 2 + half) as usize]];
-                }
-            }
+            let word = words[comptime![(first_word + i / 2) as usize]];
+            let a = word.extract(comptime![(i % 2 * 2) as usize]);
+            let b = word.extract(comptime![(i % 2 * 2 + 1) as usize]);
+            let mut values = Vector::<f32, Const<4>>::empty();
+            values.insert(0usize, half_value(a & 0xffffu32, format));
+            values.insert(1usize, half_value(a >> 16u32, format));
+            values.insert(2usize, half_value(b & 0xffffu32, format));
+            values.insert(3usize, half_value(b >> 16u32, format));
+            values
         }
         Format::Q8_0 => {
-            #[unroll]
-            for v in 0..2u32 {
-                let word = words[comptime![(first_word + v) as usize]];
-                #[unroll]
-                for i in 0..4u32 {
-                    let values = signed_bytes(word.extract(comptime![i as usize]));
-                    sum += values * x[comptime![(first_x + v * 4 + i) as usize]];
-                }
-            }
+            let word = words[comptime![(first_word + i / 4) as usize]];
+            signed_bytes(word.extract(comptime![(i % 4) as usize]))
         }
         Format::Mxfp4 => {
             let word = words[comptime![first_word as usize]];
-            #[unroll]
-            for i in 0..4u32 {
-                let code = word.extract(comptime![i as usize]);
-                let steps = e2m1_steps(code);
-                sum += e2m1_values(code, steps, 0u32) * x[comptime![(first_x + i * 2) as usize]];
-                sum += e2m1_values(code, steps, 16u32) * x[comptime![(first_x + i * 2 + 1) as usize]];
-            }
+            let codes = word.extract(comptime![(i / 2) as usize]);
+            e2m1_values(codes, e2m1_steps(codes), comptime![i % 2 * 16])
         }
     }
-    (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize))
 }
 
 /// The scale of block `block` in row `row`.
@@ -150,7 +140,7 @@ fn e2m1_values(codes: u32, steps: u32, #[comptime] first: u32) -> Vector<f32, Co
 
 /// Four signed bytes: with the sign bit flipped they are offsets in the last mantissa bits of 2²³.
 #[cube]
-fn signed_bytes(word: u32) -> Vector<f32, Const<4>> {
+pub(crate) fn signed_bytes(word: u32) -> Vector<f32, Const<4>> {
     let flipped = word ^ 0x8080_8080u32;
     let mut values = Vector::<f32, Const<4>>::empty();
     #[unroll]
@@ -173,4 +163,17 @@ pub(crate) fn half_value(bits: u32, #[comptime] format: Format) -> f32 {
         let value = select(magnitude < 0x400u32, subnormal, normal);
         select(bits > 0x7fffu32, -value, value)
     }
+}
+
+/// The nearest 16-bit float's bits, ties to even; values too large become the largest.
+#[cube]
+pub(crate) fn half_bits(value: f32) -> u32 {
+    let bits = u32::reinterpret(value);
+    let sign = (bits >> 16u32) & 0x8000u32;
+    let magnitude = min(bits & 0x7fff_ffffu32, comptime![(142u32 << 23) | 0x007f_e000]);
+    // Next to 0.5 a float's steps are 2⁻²⁴, the steps of 16-bit subnormals.
+    let small = u32::reinterpret(f32::reinterpret(magnitude) + 0.5f32) - comptime![126u32 << 23];
+    let even = (magnitude >> 13u32) & 1u32;
+    let normal = (magnitude - comptime![112u32 << 23] + 0xfffu32 + even) >> 13u32;
+    sign | select(magnitude < comptime![113u32 << 23], small, normal)
 }

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use phase1_loading::Format;
 
 use super::codes::{block_scale, dot_block, load_block, load_codes};
-use super::reduce::{cube_sum, cube_sums};
+use super::reduce::{cube_sum, plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
 
@@ -26,17 +26,22 @@ pub(crate) struct Split {
     pub lanes: u32,
     /// Rows of a cube.
     pub rows: u32,
-    /// Words of shared memory for one sum a row and plane.
+    /// Words of shared memory for every plane's sums.
     pub partial_sums: u32,
     pub format: Format,
 }
 
 impl Split {
     pub fn new(gpu: &Gpu, matrix: &Matrix, rows: u32) -> Split {
+        Split::with_sums(gpu, matrix, rows, rows)
+    }
+
+    /// As [`Split::new`], for `sums` sums a lane.
+    pub fn with_sums(gpu: &Gpu, matrix: &Matrix, rows: u32, sums: u32) -> Split {
         let blocks = matrix.blocks() as u32;
         let lanes = blocks.next_multiple_of(gpu.plane).min(LANES);
         let planes = lanes.div_ceil(gpu.least_plane);
-        Split { blocks, lanes, rows, partial_sums: planes * rows, format: matrix.format }
+        Split { blocks, lanes, rows, partial_sums: planes * sums, format: matrix.format }
     }
 
     /// Blocks that one lane holds.
@@ -140,14 +145,14 @@ fn project(
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
     if row < rows {
-        add_products(codes, scales, row, &inputs, &mut sums, 1.0f32, rows - 1, split);
+        add_products(codes, scales, row, &inputs, &mut sums, 0u32, 1.0f32, rows - 1, split);
     }
-    let total = cube_sums(&sums, &mut shared, split.rows);
+    plane_sums(&sums, &mut shared, split.rows);
     let row = row + UNIT_POS;
     if UNIT_POS < split.rows && row < rows {
         let row = first_row + row;
         let at = (CUBE_POS_Y * out_width + row) as usize;
-        let mut y = total;
+        let mut y = total(&shared, UNIT_POS, split.rows);
         if comptime![biased] {
             y += bias[row as usize];
         }
@@ -219,7 +224,8 @@ pub(crate) fn normalize_inputs(
     }
 }
 
-/// Adds this lane's share of the products of rows from `row` on, each times `weight`. Rows past the last are read as the last.
+/// Adds this lane's share of the products of rows from `row` on, each times `weight`, to `sums` from
+/// `first_sum` on. Rows past the last are read as the last.
 #[cube]
 pub(crate) fn add_products(
     codes: &[Vector<u32, Const<4>>],
@@ -227,6 +233,7 @@ pub(crate) fn add_products(
     row: u32,
     inputs: &Array<Vector<f32, Const<4>>>,
     sums: &mut Array<f32>,
+    #[comptime] first_sum: u32,
     weight: f32,
     last_row: u32,
     #[comptime] split: Split,
@@ -245,7 +252,7 @@ pub(crate) fn add_products(
             for r in 0..split.rows {
                 let scale = block_scale(scales, min(row + r, last_row), block, split.blocks, split.format);
                 let product = dot_block(&words, comptime![r * vectors], inputs, comptime![8 * i], split.format);
-                sums[comptime![r as usize]] += weight * scale * product;
+                sums[comptime![(first_sum + r) as usize]] += weight * scale * product;
             }
         }
     }

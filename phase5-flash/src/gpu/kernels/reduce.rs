@@ -2,10 +2,9 @@
 
 use cubecl::prelude::*;
 
-/// The sums over all units of `count` values each. Every unit gets `totals[i]`'s sum as the return value for its own number
-/// below `count`; others get some number. All units of the cube must call this together.
+/// Puts the sums over each plane of `count` values a unit into `shared`, for [`total`]. All units of the cube call it together.
 #[cube]
-pub(crate) fn cube_sums(values: &Array<f32>, shared: &mut Shared<[f32]>, #[comptime] count: u32) -> f32 {
+pub(crate) fn plane_sums(values: &Array<f32>, shared: &mut Shared<[f32]>, #[comptime] count: u32) {
     #[unroll]
     for i in 0..count {
         let sum = plane_sum(values[comptime![i as usize]]);
@@ -14,12 +13,15 @@ pub(crate) fn cube_sums(values: &Array<f32>, shared: &mut Shared<[f32]>, #[compt
         }
     }
     sync_cube();
+}
+
+/// The sum over all units of value `i`, after [`plane_sums`].
+#[cube]
+pub(crate) fn total(shared: &Shared<[f32]>, i: u32, #[comptime] count: u32) -> f32 {
     let planes = CUBE_DIM.div_ceil(PLANE_DIM);
     let mut total = 0.0f32;
-    if UNIT_POS < count {
-        for plane in 0..planes {
-            total += shared[(plane * count + UNIT_POS) as usize];
-        }
+    for plane in 0..planes {
+        total += shared[(plane * count + i) as usize];
     }
     total
 }
