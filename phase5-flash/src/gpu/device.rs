@@ -86,13 +86,11 @@ impl Gpu {
         self.client.memory_persistent_allocation(words, |words| self.upload(words))
     }
 
-    /// Overwrites the start of a buffer, in order with the kernels launched before and after.
-    pub fn write(&self, buffer: &Buffer, words: Vec<u32>) {
+    /// Overwrites a buffer with `words` and zeros behind them, in order with the kernels launched before and after.
+    pub fn write(&self, buffer: &Buffer, mut words: Vec<u32>) {
         assert!(words.len() <= buffer.len, "the words fit the buffer");
-        let bytes = words.len() as u64 * 4;
-        let unused = buffer.handle.size() - bytes;
-        let target = buffer.handle.clone().offset_end(unused);
-        self.client.write(&target, Bytes::from_elems(words));
+        words.resize(buffer.len, 0);
+        self.client.write(&buffer.handle, Bytes::from_elems(words));
     }
 
     /// # Errors
