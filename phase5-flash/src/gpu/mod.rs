@@ -2,9 +2,13 @@
 
 mod cache;
 mod device;
+mod engine;
 mod error;
+pub mod gate;
 mod kernels;
 mod layout;
 mod rows;
+mod weights;
 
+pub use engine::{GpuEngine, Options};
 pub use error::GpuError;

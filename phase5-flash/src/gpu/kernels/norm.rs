@@ -7,8 +7,16 @@ use crate::gpu::device::{Buffer, Gpu};
 
 const UNITS: u32 = 256;
 
-/// `out = x / √(mean(x²) + ε) · w` for `inputs` rows from row `first` of `x` `[.., columns]` on.
-pub(crate) fn norm(gpu: &Gpu, x: &Buffer, first: usize, weight: &Buffer, eps: f32, out: &Buffer, [inputs, columns]: [usize; 2]) {
+/// `out[i] = x / √(mean(x²) + ε) · w` for row `picks[i]` of `x` `[.., columns]`, `[inputs, columns]`.
+pub(crate) fn norm(
+    gpu: &Gpu,
+    x: &Buffer,
+    picks: &Buffer,
+    weight: &Buffer,
+    eps: f32,
+    out: &Buffer,
+    [inputs, columns]: [usize; 2],
+) {
     let units = UNITS.next_multiple_of(gpu.plane);
     // SAFETY: every index is below `inputs · columns / 4`.
     unsafe {
@@ -17,9 +25,9 @@ pub(crate) fn norm(gpu: &Gpu, x: &Buffer, first: usize, weight: &Buffer, eps: f3
             CubeCount::Static(inputs as u32, 1, 1),
             CubeDim::new_1d(units),
             x.arg4(),
+            picks.arg(),
             weight.arg4(),
             out.arg4(),
-            first as u32,
             columns as u32 / 4,
             eps,
             units.div_ceil(gpu.least_plane),
@@ -30,15 +38,15 @@ pub(crate) fn norm(gpu: &Gpu, x: &Buffer, first: usize, weight: &Buffer, eps: f3
 #[cube(launch_unchecked)]
 fn norm_kernel(
     x: &[Vector<f32, Const<4>>],
+    picks: &[u32],
     weight: &[Vector<f32, Const<4>>],
     out: &mut [Vector<f32, Const<4>>],
-    first: u32,
     vectors: u32,
     eps: f32,
     #[comptime] planes: u32,
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![planes as usize]);
-    let start = (first + CUBE_POS_X) * vectors;
+    let start = picks[CUBE_POS_X as usize] * vectors;
     let factor = Vector::<f32, Const<4>>::new(norm_factor(x, start, vectors, eps, &mut shared));
     let mut i = UNIT_POS;
     while i < vectors {
@@ -78,12 +86,15 @@ mod tests {
         let gpu = gpu();
         let mut random = Random::fresh();
         for (inputs, columns) in [(1, 32), (3, 96), (2, 2880), (1, 5000)] {
-            let x = random.values((inputs + 1) * columns, 3.0);
+            let x = random.values(4 * columns, 3.0);
+            let picks: Vec<u32> = (0..inputs).map(|_| random.below(4) as u32).collect();
             let weight = random.values(columns, 1.0);
             let out = poisoned(&gpu, inputs * columns);
-            norm(&gpu, &gpu.upload_f32(&x), 1, &gpu.upload_f32(&weight), 1e-5, &out, [inputs, columns]);
+            let picks_buffer = gpu.upload(picks.clone());
+            norm(&gpu, &gpu.upload_f32(&x), &picks_buffer, &gpu.upload_f32(&weight), 1e-5, &out, [inputs, columns]);
             let found = gpu.read_f32(&out).expect("reads");
-            for (x, found) in x[columns..].chunks_exact(columns).zip(found.chunks_exact(columns)) {
+            for (&pick, found) in picks.iter().zip(found.chunks_exact(columns)) {
+                let x = &x[pick as usize * columns..][..columns];
                 let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / columns as f64;
                 for ((&x, &w), &found) in x.iter().zip(&weight).zip(found) {
                     let expected = f64::from(x) * f64::from(w) / (mean + 1e-5).sqrt();
