@@ -143,7 +143,7 @@ pub struct Eval {
 #[derive(Args)]
 pub struct Gates {
     /// Only this phase.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
+    #[arg(long, value_parser = parse_gate)]
     pub phase: Option<u8>,
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
@@ -201,8 +201,8 @@ impl ReplyArgs {
 /// Which engine runs, and where.
 #[derive(Args)]
 pub struct EngineArgs {
-    /// 2 recomputes everything for every token, 3 caches keys and values.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
+    /// 2 recomputes everything for every token, 3 caches keys and values, 5 fuses kernels too.
+    #[arg(long, default_value_t = 3, value_parser = parse_phase)]
     pub phase: u8,
     /// auto, cpu, gpu, or software (a GPU played by the CPU).
     #[arg(long, default_value = "auto", value_parser = parse_device)]
@@ -276,6 +276,22 @@ impl SamplingArgs {
             seed: self.seed,
         }
     }
+}
+
+fn parse_phase(number: &str) -> Result<u8, String> {
+    one_of(&[2, 3, 5], number)
+}
+
+fn parse_gate(number: &str) -> Result<u8, String> {
+    one_of(&[1, 2, 3, 5], number)
+}
+
+fn one_of(phases: &[u8], number: &str) -> Result<u8, String> {
+    let found = phases.iter().find(|phase| phase.to_string() == number);
+    found.copied().ok_or_else(|| {
+        let names: Vec<String> = phases.iter().map(u8::to_string).collect();
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 fn parse_device(name: &str) -> Result<DeviceChoice, String> {

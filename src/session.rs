@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
 use phase3_kvcache::Cached;
+use phase5_flash::gpu::{GpuEngine, Options};
 
 use crate::args::EngineArgs;
 
@@ -35,12 +36,18 @@ impl Session {
         let device = ComputeDevice::find(args.device, checkpoint.weight_bytes())?;
         eprintln!("device: {} ({})", device.name, device.reason);
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
-        let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), &mut |done, _| bar.set_position(done))?;
-        bar.finish_and_clear();
+        let progress = &mut |done, _| bar.set_position(done);
         let engine: Box<dyn Engine> = match args.phase {
-            2 => Box::new(Recompute::new(model)),
-            _ => Box::new(Cached::new(model)),
+            5 if !device.is_cpu() => {
+                Box::new(GpuEngine::load(checkpoint, &device, args.rope.into(), Options::default(), progress)?)
+            }
+            5 => bail!("phase 5 runs on GPUs so far; use --device gpu or software, or --phase 3"),
+            phase => {
+                let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), progress)?;
+                if phase == 2 { Box::new(Recompute::new(model)) } else { Box::new(Cached::new(model)) }
+            }
         };
+        bar.finish_and_clear();
         Ok(Session { engine, device, phase: args.phase })
     }
 }

@@ -18,7 +18,8 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
         _ => ComputeDevice::find(args.device, 0)?,
     };
     eprintln!("device: {} ({})", device.name, device.reason);
-    let phases = args.phase.map_or(vec![1, 2, 3], |phase| vec![phase]);
+    let all = if device.is_cpu() { vec![1, 2, 3] } else { vec![1, 2, 3, 5] };
+    let phases = args.phase.map_or(all, |phase| vec![phase]);
     let mut report = Vec::new();
     for phase in phases {
         let checks = run_phase(phase, &cases, &device)?;
@@ -47,7 +48,11 @@ fn run_phase(phase: u8, cases: &[Case], device: &ComputeDevice) -> Result<Vec<Ch
             continue;
         }
         for rope in RopeMode::ALL {
-            let run = if phase == 2 { phase2_forward::gate::run } else { phase3_kvcache::gate::run };
+            let run = match phase {
+                2 => phase2_forward::gate::run,
+                3 => phase3_kvcache::gate::run,
+                _ => phase5_flash::gpu::gate::run,
+            };
             checks.extend(run(case, device, rope).map_err(in_case)?);
         }
     }
