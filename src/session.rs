@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
-use phase3_kvcache::Cached;
+use phase3_kvcache::{CacheType, Cached};
+use phase5_flash::gpu::{GpuEngine, Options};
 use phase5_flash::{CpuEngine, CpuOptions};
 
 use crate::args::EngineArgs;
@@ -28,6 +29,8 @@ pub struct Session {
     pub engine: Box<dyn Engine>,
     pub device: ComputeDevice,
     pub phase: u8,
+    /// How the engine caches keys and values.
+    pub cache: CacheType,
 }
 
 impl Session {
@@ -35,28 +38,38 @@ impl Session {
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
         let device = ComputeDevice::find(args.device, checkpoint.weight_bytes())?;
         eprintln!("device: {} ({})", device.name, device.reason);
-        let phase = args.phase.unwrap_or(if device.is_cpu() { 5 } else { 3 });
+        let phase = args.phase.unwrap_or(5);
         if phase != 5 && (args.exact || args.threads.is_some() || args.kv.is_some()) {
             bail!("--exact, --threads and --kv are for --phase 5; phase {phase} always computes and caches in f32");
         }
-        let engine: Box<dyn Engine> = match phase {
-            5 if !device.is_cpu() => bail!("phase 5 runs on the CPU so far: add --device cpu, or use --phase 3"),
-            5 => {
+        let bar = bytes_bar("loading", checkpoint.weight_bytes());
+        let progress = &mut |done, _| bar.set_position(done);
+        let rope = args.rope.into();
+        let (engine, cache): (Box<dyn Engine>, CacheType) = match phase {
+            5 if device.is_cpu() => {
                 let threads = args.threads.map(usize::from);
                 let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: None };
-                let engine = CpuEngine::load(checkpoint, args.rope.into(), options)?;
+                let engine = CpuEngine::load(checkpoint, rope, options)?;
                 eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
-                Box::new(engine)
+                let cache = args.kv.unwrap_or(if args.exact { CacheType::F32 } else { CacheType::F16 });
+                (Box::new(engine), cache)
+            }
+            5 => {
+                if args.threads.is_some() {
+                    bail!("--threads is for the CPU; on a GPU the kernels choose their own");
+                }
+                let kv = args.kv.unwrap_or_default();
+                (Box::new(GpuEngine::load(checkpoint, &device, rope, Options { kv }, progress)?), kv)
             }
             _ => {
-                let bar = bytes_bar("loading", checkpoint.weight_bytes());
-                let progress = &mut |done, _| bar.set_position(done);
-                let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), progress)?;
-                bar.finish_and_clear();
-                if phase == 2 { Box::new(Recompute::new(model)) } else { Box::new(Cached::new(model)) }
+                let model = GptOss::load(checkpoint, device.clone(), rope, progress)?;
+                let engine: Box<dyn Engine> =
+                    if phase == 2 { Box::new(Recompute::new(model)) } else { Box::new(Cached::new(model)) };
+                (engine, CacheType::F32)
             }
         };
-        Ok(Session { engine, device, phase })
+        bar.finish_and_clear();
+        Ok(Session { engine, device, phase, cache })
     }
 }
 

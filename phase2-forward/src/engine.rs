@@ -36,6 +36,9 @@ pub enum EngineError {
     ContextExceeded { sequence: SequenceId, length: usize, context: usize },
     #[error("sequence {0} stands twice in one batch")]
     SequenceTwice(SequenceId),
+    /// The device cannot do it, or is no more; the sentence says which limit and what helps.
+    #[error("{0}")]
+    Device(String),
 }
 
 /// Something that turns tokens into logits: phase 2 by recomputing, phase 3 from a cache, phase 5 fused and batched.

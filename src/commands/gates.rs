@@ -18,8 +18,7 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
         _ => ComputeDevice::find(args.device, 0)?,
     };
     eprintln!("device: {} ({})", device.name, device.reason);
-    // Phase 5 has an engine for the CPU so far.
-    let all = if device.is_cpu() { vec![1, 2, 3, 5] } else { vec![1, 2, 3] };
+    let all = vec![1, 2, 3, 5];
     let phases = args.phase.map_or(all, |phase| vec![phase]);
     let mut report = Vec::new();
     for phase in phases {
@@ -53,7 +52,7 @@ fn run_phase(phase: u8, cases: &[Case], device: &ComputeDevice) -> Result<Vec<Ch
                 2 => phase2_forward::gate::run(case, device, rope),
                 3 => phase3_kvcache::gate::run(case, device, rope),
                 _ if device.is_cpu() => phase5_flash::cpu::gate::run(case, rope),
-                _ => Err("phase 5 runs on the CPU so far: add --device cpu".into()),
+                _ => phase5_flash::gpu::gate::run(case, device, rope),
             };
             checks.extend(found.map_err(in_case)?);
         }

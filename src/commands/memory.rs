@@ -19,8 +19,9 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
     let device = ComputeDevice::find(args.engine.device, checkpoint.weight_bytes())?;
     let chunk = args.context.min(CHUNK);
-    let setting =
-        |on_gpu| Setting { phase: args.engine.phase, on_gpu, cache: CacheType::F32, context: args.context, chunk };
+    let phase = args.engine.phase.unwrap_or(5);
+    let cache = args.engine.kv.unwrap_or(if phase == 5 && device.is_cpu() { CacheType::F16 } else { CacheType::F32 });
+    let setting = |on_gpu| Setting { phase, on_gpu, cache, context: args.context, chunk };
     let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
     let on_apple = MemoryPlan::new(&checkpoint, setting(true)).at(Place::Device);
 
@@ -41,20 +42,14 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     };
     if args.json {
         let report = json!({
-            "context": args.context, "device": device.name, "phase": args.engine.phase, "parts": plan.parts,
+            "context": args.context, "device": device.name, "phase": phase, "parts": plan.parts,
             "mapped": plan.at(Place::Mapped), "host": plan.at(Place::Host), "device_bytes": plan.at(Place::Device),
             "before": before, "after": after,
         });
         print(&format!("{report:#}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = format!(
-        "{} in phase {} on {}, {} tokens\n",
-        args.model.display(),
-        args.engine.phase,
-        device.name,
-        args.context
-    );
+    let mut text = format!("{} in phase {} on {}, {} tokens\n", args.model.display(), phase, device.name, args.context);
     for part in &plan.parts {
         text += &format!("  {:28} {:8} {:>10}\n", part.what, place(part.place), size(part.bytes));
     }

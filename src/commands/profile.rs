@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use phase2_forward::{Chunk, LogitsFor, Probe};
-use phase3_kvcache::CacheType;
 use phase4_profiling::report::{compare, flame, html, table, trace};
 use phase4_profiling::{
     CostModel, F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
@@ -56,7 +55,7 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
     let (checkpoint, workloads) = (session::open(&args.model)?, workloads(args));
     let mut session = Session::start(&checkpoint, &args.engine)?;
     let ceiling = ceiling(&session.device)?;
-    let costs = CostModel::new(&checkpoint, CacheType::F32);
+    let costs = CostModel::new(&checkpoint, session.cache);
     let mut recorder = Recorder::new(&session.device, &costs);
     let bar = ProgressBar::new((workloads.len() * (1 + args.steps)) as u64);
     let mut profiles = Vec::new();

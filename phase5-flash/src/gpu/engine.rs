@@ -1,0 +1,385 @@
+//! Phase 5's engine on a GPU: any number of sequences advance together, in passes of up to [`MAX_ROWS`] rows.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, TensorData};
+use gptoss_reference::RopeMode;
+use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
+use phase2_forward::{
+    Chunk, ComputeDevice, Engine, EngineError, LogitsFor, Operation, Probe, SequenceId, Span, check_batch,
+};
+use phase3_kvcache::CacheType;
+use phase3_kvcache::gate::ReadCache;
+
+use super::GpuError;
+use super::cache::{Caches, PAGE};
+use super::device::{Buffer, Gpu};
+use super::kernels::attention::Attention;
+use super::kernels::embed::embed;
+use super::kernels::experts::{Down, GateUp};
+use super::kernels::norm::norm;
+use super::kernels::project::Project;
+use super::kernels::rope::Rope;
+use super::kernels::router::Route;
+use super::rows::{ROW_WORDS, Row};
+use super::weights::{Layer, Weights};
+
+/// The most new tokens that one pass over the layers takes.
+pub(crate) const MAX_ROWS: usize = 512;
+/// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
+const FIRST_POSITIONS: usize = 4096;
+/// Cubes that keep a large GPU busy.
+const BUSY_CUBES: usize = 256;
+
+/// What can be chosen about the engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// How keys and values are stored.
+    pub kv: CacheType,
+}
+
+/// A model on a GPU, with the caches of its sequences.
+pub struct GpuEngine {
+    gpu: Gpu,
+    config: GptOssConfig,
+    burn: burn::tensor::Device,
+    weights: Weights,
+    caches: Caches,
+    /// (cosine, sine) of every position so far and pair of dimensions.
+    rotations: Buffer,
+    positions: usize,
+    scratch: Scratch,
+}
+
+/// Buffers of one pass, for up to `rows` rows.
+struct Scratch {
+    rows: usize,
+    row_words: Buffer,
+    picks: Buffer,
+    x: Buffer,
+    qkv: Buffer,
+    queries: Buffer,
+    shares: Buffer,
+    mixed: Buffer,
+    normed: Buffer,
+    router_logits: Buffer,
+    chosen: Buffer,
+    weights: Buffer,
+    activations: Buffer,
+}
+
+impl GpuEngine {
+    /// Puts a checkpoint's weights on a GPU; `progress` hears (bytes so far, bytes in all).
+    ///
+    /// # Errors
+    /// A device that is no GPU or lacks a limit, or weights that no reader agrees on.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        device: &ComputeDevice,
+        mode: RopeMode,
+        options: Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<GpuEngine, GpuError> {
+        let gpu = Gpu::new(device)?;
+        let config = checkpoint.config.clone();
+        let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
+        let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
+        let scratch = Scratch::new(&gpu, &config, 1);
+        let (rotations, positions) = (gpu.empty(0), 0);
+        gpu.sync()?;
+        Ok(GpuEngine { gpu, config, burn: device.burn.clone(), weights, caches, rotations, positions, scratch })
+    }
+
+    /// Makes room for everything a batch adds.
+    fn reserve(&mut self, batch: &[Chunk<'_>]) -> Result<(), GpuError> {
+        let mut longest = 0;
+        for chunk in batch {
+            let length = self.caches.length(chunk.sequence) + chunk.tokens.len();
+            self.caches.reserve(&self.gpu, chunk.sequence, length)?;
+            longest = longest.max(length);
+        }
+        if longest > self.positions {
+            self.positions = longest.next_power_of_two().max(FIRST_POSITIONS);
+            let rope = &self.weights.rope;
+            let angles = (0..self.positions).flat_map(|p| rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
+            let table = angles.flat_map(|angle| [angle.cos() * rope.mscale, angle.sin() * rope.mscale]);
+            self.rotations = self.gpu.upload(table.map(f32::to_bits).collect());
+        }
+        let rows = batch.iter().map(|chunk| chunk.tokens.len()).sum::<usize>().min(MAX_ROWS);
+        if rows > self.scratch.rows {
+            self.scratch = Scratch::new(&self.gpu, &self.config, rows.next_power_of_two());
+        }
+        Ok(())
+    }
+
+    /// Runs rows through all layers; the residual stream is in `scratch.x` then.
+    fn pass(&self, rows: &[Row], probe: &mut dyn Probe) {
+        let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
+        let n = rows.len();
+        gpu.write(&scratch.row_words, rows.iter().flat_map(|row| row.words()).collect());
+        embed(gpu, &self.weights.embedding, &scratch.row_words, &scratch.x, n);
+        let see = |probe: &mut dyn Probe, name: &dyn Fn() -> String, buffer: &Buffer, width| {
+            probe.see(name, &gpu.tensor(buffer, [n, width]));
+        };
+        see(probe, &|| "embed".into(), &scratch.x, config.hidden);
+        probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
+        let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            self.attention(number, layer, n, keys, probe);
+            see(probe, &|| format!("layers.{number}.resid_attn"), &scratch.x, config.hidden);
+            self.experts(number, layer, n, probe);
+            see(probe, &|| format!("layers.{number}.router_logits"), &scratch.router_logits, config.experts);
+            see(probe, &|| format!("layers.{number}.resid_mlp"), &scratch.x, config.hidden);
+        }
+    }
+
+    fn attention(&self, number: usize, layer: &Layer, n: usize, keys: usize, probe: &mut dyn Probe) {
+        let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
+        let (heads, shape) = (config.heads, self.caches.row);
+        let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
+        Project {
+            matrix: &layer.qkv,
+            x: &scratch.x,
+            norm: Some((&layer.attention_norm, config.rms_eps)),
+            bias: Some(&layer.qkv_bias),
+            out: &scratch.qkv,
+            add: false,
+            inputs: n,
+        }
+        .launch(gpu);
+        probe.done(span(Operation::Qkv, 0));
+        Rope {
+            qkv: &scratch.qkv,
+            table: &self.rotations,
+            rows: &scratch.row_words,
+            cache: self.caches.layer(number),
+            queries: &scratch.queries,
+            heads,
+            shape,
+            inputs: n,
+        }
+        .launch(gpu);
+        let reach = match layer.attention {
+            AttentionKind::Sliding => config.sliding_window,
+            AttentionKind::Full => usize::MAX,
+        };
+        let keys = keys.min(reach.saturating_add(n - 1));
+        probe.done(span(Operation::CacheAppend, keys));
+        Attention {
+            queries: &scratch.queries,
+            rows: &scratch.row_words,
+            cache: self.caches.layer(number),
+            sinks: &layer.sinks,
+            out: &scratch.mixed,
+            shares: &scratch.shares,
+            splits: splits(config, n, keys.min(reach)),
+            heads,
+            shape,
+            reach,
+            inputs: n,
+        }
+        .launch(gpu);
+        probe.done(span(Operation::Attention, keys));
+        Project {
+            matrix: &layer.o,
+            x: &scratch.mixed,
+            norm: None,
+            bias: Some(&layer.o_bias),
+            out: &scratch.x,
+            add: true,
+            inputs: n,
+        }
+        .launch(gpu);
+        probe.done(span(Operation::AttentionOut, 0));
+    }
+
+    fn experts(&self, number: usize, layer: &Layer, n: usize, probe: &mut dyn Probe) {
+        let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
+        let span = |operation| Span { operation, layer: Some(number), tokens: n, keys: 0 };
+        Route {
+            x: &scratch.x,
+            norm: &layer.mlp_norm,
+            eps: config.rms_eps,
+            weight: &layer.router,
+            bias: &layer.router_bias,
+            normed: &scratch.normed,
+            logits: &scratch.router_logits,
+            chosen: &scratch.chosen,
+            weights: &scratch.weights,
+            hidden: config.hidden,
+            experts: config.experts,
+            experts_per_token: config.experts_per_token,
+            inputs: n,
+        }
+        .launch(gpu);
+        probe.done(span(Operation::Router));
+        GateUp {
+            gate: &layer.gate,
+            up: &layer.up,
+            x: &scratch.normed,
+            chosen: &scratch.chosen,
+            chosen_per_row: config.experts_per_token,
+            out: &scratch.activations,
+            inputs: n,
+        }
+        .launch(gpu);
+        probe.done(span(Operation::GateUp));
+        Down {
+            down: &layer.down,
+            x: &scratch.activations,
+            chosen: &scratch.chosen,
+            weights: &scratch.weights,
+            chosen_per_row: config.experts_per_token,
+            out: &scratch.x,
+            inputs: n,
+        }
+        .launch(gpu);
+        probe.done(span(Operation::Down));
+    }
+
+    /// Logits `[picks, vocab]` of some rows of the last pass.
+    fn logits(&self, picks: Vec<u32>, probe: &mut dyn Probe) -> Result<Tensor<2>, GpuError> {
+        let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
+        let inputs = picks.len();
+        let need = (inputs * config.vocab * 4) as u64;
+        if need > gpu.binding_bytes {
+            let what = format!("the logits of {inputs} positions (ask for fewer at a time)");
+            return Err(GpuError::Limit { what, need, limit: gpu.binding_bytes });
+        }
+        gpu.write(&scratch.picks, picks);
+        let shape = [inputs, config.hidden];
+        norm(gpu, &scratch.x, &scratch.picks, &self.weights.final_norm, config.rms_eps, &scratch.normed, shape);
+        probe.see(&|| "final_norm".into(), &gpu.tensor(&scratch.normed, shape));
+        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: inputs, keys: 0 });
+        let out = gpu.empty(inputs * config.vocab);
+        Project {
+            matrix: &self.weights.head,
+            x: &scratch.normed,
+            norm: None,
+            bias: None,
+            out: &out,
+            add: false,
+            inputs,
+        }
+        .launch(gpu);
+        probe.done(Span { operation: Operation::Head, layer: None, tokens: inputs, keys: 0 });
+        Ok(gpu.tensor(&out, [inputs, config.vocab]))
+    }
+
+    /// All passes of a batch, in order; the logits that each chunk asked for.
+    fn run(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, GpuError> {
+        self.reserve(batch)?;
+        let mut rows = Vec::new();
+        let mut wanted: Vec<Range<usize>> = Vec::new();
+        for &Chunk { sequence, tokens, logits } in batch {
+            let (slot, length) = (self.caches.slot(sequence), self.caches.length(sequence));
+            let row = |(i, &token): (usize, &u32)| Row { token, position: (length + i) as u32, slot };
+            rows.extend(tokens.iter().enumerate().map(row));
+            let end = rows.len();
+            wanted.push(match logits {
+                LogitsFor::Nothing => end..end,
+                LogitsFor::LastToken => end - 1..end,
+                LogitsFor::EveryToken => end - tokens.len()..end,
+            });
+        }
+        let mut pieces: Vec<Vec<Tensor<2>>> = vec![Vec::new(); batch.len()];
+        for (pass, rows) in rows.chunks(MAX_ROWS).enumerate() {
+            self.pass(rows, probe);
+            let in_pass = |wanted: &Range<usize>| {
+                let start = wanted.start.max(pass * MAX_ROWS);
+                start..wanted.end.min(pass * MAX_ROWS + rows.len()).max(start)
+            };
+            let picks: Vec<u32> = wanted.iter().flat_map(in_pass).map(|row| (row - pass * MAX_ROWS) as u32).collect();
+            if picks.is_empty() {
+                continue;
+            }
+            let count = picks.len();
+            let logits = self.logits(picks, probe)?;
+            let mut first = 0;
+            for (wanted, pieces) in wanted.iter().zip(&mut pieces) {
+                let len = in_pass(wanted).len();
+                if len == count {
+                    pieces.push(logits.clone());
+                } else if len > 0 {
+                    pieces.push(logits.clone().narrow(0, first, len));
+                }
+                first += len;
+            }
+        }
+        for chunk in batch {
+            self.caches.advance(chunk.sequence, chunk.tokens.len());
+        }
+        let join = |mut pieces: Vec<Tensor<2>>| match pieces.len() {
+            0 | 1 => pieces.pop(),
+            _ => Some(Tensor::cat(pieces, 0)),
+        };
+        Ok(pieces.into_iter().map(join).collect())
+    }
+}
+
+/// Shares of the keys that keep the GPU busy with `n` rows that see `keys` keys.
+fn splits(config: &GptOssConfig, n: usize, keys: usize) -> usize {
+    let wish = BUSY_CUBES.div_ceil(config.kv_heads * n);
+    wish.min(keys.div_ceil(PAGE)).max(1)
+}
+
+impl Scratch {
+    fn new(gpu: &Gpu, config: &GptOssConfig, rows: usize) -> Scratch {
+        let GptOssConfig { hidden, heads, kv_heads, head_dim, experts, experts_per_token, .. } = *config;
+        let most_splits = (1..=rows).map(|n| n * splits(config, n, usize::MAX)).max().unwrap_or(1);
+        Scratch {
+            rows,
+            row_words: gpu.empty(rows * ROW_WORDS as usize),
+            picks: gpu.empty(rows),
+            x: gpu.empty(rows * hidden),
+            qkv: gpu.empty(rows * (heads + 2 * kv_heads) * head_dim),
+            queries: gpu.empty(rows * heads * head_dim),
+            shares: gpu.empty(most_splits * heads * (head_dim + 2)),
+            mixed: gpu.empty(rows * heads * head_dim),
+            normed: gpu.empty(rows * hidden),
+            router_logits: gpu.empty(rows * experts),
+            chosen: gpu.empty(rows * experts_per_token),
+            weights: gpu.empty(rows * experts_per_token),
+            activations: gpu.empty(rows * experts_per_token * config.expert_width),
+        }
+    }
+}
+
+impl Engine for GpuEngine {
+    fn config(&self) -> &GptOssConfig {
+        &self.config
+    }
+
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.caches.length(sequence)
+    }
+
+    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
+        check_batch(self, batch)?;
+        self.run(batch, probe).map_err(|error| EngineError::Device(error.to_string()))
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.caches.release(sequence);
+    }
+}
+
+impl ReadCache for GpuEngine {
+    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
+        let places = self.caches.places(sequence, layer, self.config.sliding_window)?;
+        let shape = self.caches.row;
+        let pool = self.caches.layer(layer).pool;
+        let read = |pool: &Buffer| {
+            let words = self.gpu.read(pool).ok()?;
+            let row = |head: usize, place: usize| {
+                let first = (place + head * PAGE) * shape.words();
+                shape.decode(&words[first..][..shape.words()])
+            };
+            let rows = (0..shape.kv_heads).flat_map(|head| places.iter().flat_map(move |&(_, place)| row(head, place)));
+            let dims = [shape.kv_heads, places.len(), shape.head_dim];
+            Some(Tensor::<3>::from_data(TensorData::new(rows.collect::<Vec<f32>>(), dims), &self.burn))
+        };
+        let (keys, values) = (read(&pool.keys)?, read(&pool.values)?);
+        Some((places.into_iter().map(|(position, _)| position).collect(), keys, values))
+    }
+}
