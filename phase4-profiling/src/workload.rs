@@ -1,5 +1,7 @@
 //! Runs an engine through what is to be profiled.
 
+use std::time::{Duration, Instant};
+
 use burn::tensor::{ExecutionError, Tensor};
 use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, Probe, SequenceId};
 
@@ -7,10 +9,13 @@ use crate::profile::{Clock, Step, Workload};
 use crate::recorder::Recorder;
 
 const SEQUENCE: SequenceId = 0;
+const WARM_UP_SEQUENCE: SequenceId = 1;
+/// How long a device is kept busy before anything is recorded: its clocks rise within that time.
+const BUSY: Duration = Duration::from_millis(300);
 /// Earlier tokens that one step takes, which bounds the memory of their attention scores.
 const PREFILL_CHUNK: usize = 512;
 
-/// Steps that were run to warm up: kernels are compiled and weights paged in by the first.
+/// Steps of the workload itself that are not recorded: kernels are compiled and weights paged in by the first.
 const WARM_UP: usize = 1;
 
 /// Why a workload could not be profiled.
@@ -34,6 +39,7 @@ pub fn run(
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<Step>, Clock), ProfileError> {
     let vocab = engine.config().vocab;
+    warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
     for number in 0..WARM_UP + steps {
         let tokens = match workload {
@@ -51,10 +57,10 @@ pub fn run(
             }
         };
         if number < WARM_UP {
-            step(engine, &tokens, &mut NoProbe)?.map(Tensor::try_into_data).transpose()?;
+            step(engine, SEQUENCE, &tokens, &mut NoProbe)?.map(Tensor::try_into_data).transpose()?;
         } else {
             recorder.begin();
-            let logits = step(engine, &tokens, recorder)?;
+            let logits = step(engine, SEQUENCE, &tokens, recorder)?;
             let (step, measured_by) = recorder.finish(logits)?;
             recorded.push(step);
             clock = measured_by;
@@ -65,6 +71,16 @@ pub fn run(
     Ok((recorded, clock))
 }
 
+/// Decodes for a while in a sequence of its own.
+fn warm_up(engine: &mut dyn Engine) -> Result<(), ProfileError> {
+    let start = Instant::now();
+    while start.elapsed() < BUSY {
+        step(engine, WARM_UP_SEQUENCE, &[0], &mut NoProbe)?.map(Tensor::try_into_data).transpose()?;
+        engine.release(WARM_UP_SEQUENCE);
+    }
+    Ok(())
+}
+
 fn fill(engine: &mut dyn Engine, depth: usize) -> Result<(), EngineError> {
     let tokens = sample_tokens(0, depth, engine.config().vocab);
     for chunk in tokens.chunks(PREFILL_CHUNK) {
@@ -73,8 +89,13 @@ fn fill(engine: &mut dyn Engine, depth: usize) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn step(engine: &mut dyn Engine, tokens: &[u32], probe: &mut dyn Probe) -> Result<Option<Tensor<2>>, EngineError> {
-    let chunk = Chunk { sequence: SEQUENCE, tokens, logits: LogitsFor::LastToken };
+fn step(
+    engine: &mut dyn Engine,
+    sequence: SequenceId,
+    tokens: &[u32],
+    probe: &mut dyn Probe,
+) -> Result<Option<Tensor<2>>, EngineError> {
+    let chunk = Chunk { sequence, tokens, logits: LogitsFor::LastToken };
     Ok(engine.step(&[chunk], probe)?.pop().flatten())
 }
 
