@@ -4,7 +4,7 @@
 
 use cubecl::prelude::*;
 
-use super::project::{Split, add_products, load_inputs, rows_a_cube, zero};
+use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, zero};
 use super::reduce::{plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
@@ -42,7 +42,7 @@ impl GateUp<'_> {
     /// As [`GateUp::launch`], with `rows` rows of each projection a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
         let (gate, up) = (&self.gate.weight, &self.up.weight);
-        let split = Split::with_sums(gpu, gate, rows, 2 * rows);
+        let split = Split::with_sums(gpu, gate, rows, 2 * rows).subnormal(gpu);
         let (x, z) = split.cubes(gate.rows);
         // SAFETY: chosen experts are below their number, rows are bounded in the kernel.
         unsafe {
@@ -89,6 +89,9 @@ fn gate_up(
     let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
     load_inputs(x, CUBE_POS_Y / chosen_per_row * gate.blocks, &mut inputs, gate);
+    if comptime![gate.subnormal] {
+        enlarge_inputs(&mut inputs, gate);
+    }
 
     let expert = chosen[CUBE_POS_Y as usize];
     let row = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * gate.rows;
@@ -139,7 +142,7 @@ impl Down<'_> {
     /// As [`Down::launch`], with `rows` rows a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
         let down = &self.down.weight;
-        let split = Split::new(gpu, down, rows);
+        let split = Split::new(gpu, down, rows).subnormal(gpu);
         let (x, z) = split.cubes(down.rows);
         // SAFETY: as for gate and up.
         unsafe {
@@ -186,6 +189,9 @@ fn down_kernel(
     if row < rows {
         for slot in first_slot..first_slot + chosen_per_row {
             load_inputs(x, slot * split.blocks, &mut inputs, split);
+            if comptime![split.subnormal] {
+                enlarge_inputs(&mut inputs, split);
+            }
             let first = chosen[slot as usize] * stride;
             add_products(codes, scales, first + row, &inputs, &mut sums, 0u32, weights[slot as usize], first + rows - 1, split);
         }

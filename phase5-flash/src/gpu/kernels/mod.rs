@@ -10,5 +10,6 @@ pub(crate) mod project;
 mod reduce;
 pub(crate) mod rope;
 pub(crate) mod router;
+pub(crate) mod subnormal;
 #[cfg(test)]
 mod testing;
