@@ -17,10 +17,12 @@ use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
+use super::kernels::greedy::STRIPE_WORDS;
 use super::kernels::norm::norm;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::Route;
+use super::resident::CapturedStep;
 use super::rows::{ROW_WORDS, Row};
 use super::weights::{Layer, Weights};
 
@@ -40,21 +42,24 @@ pub struct Options {
 
 /// A model on a GPU, with the caches of its sequences.
 pub struct GpuEngine {
-    gpu: Gpu,
-    config: GptOssConfig,
+    pub(super) gpu: Gpu,
+    pub(super) config: GptOssConfig,
     burn: burn::tensor::Device,
     weights: Weights,
-    caches: Caches,
+    pub(super) caches: Caches,
     /// (cosine, sine) of every position so far and pair of dimensions.
     rotations: Buffer,
     positions: usize,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
+    /// How often a buffer that a step reads has been replaced: captured steps are void then.
+    pub(super) moves: u64,
+    pub(super) captured: Option<CapturedStep>,
 }
 
 /// Buffers of one pass, for up to `rows` rows.
-struct Scratch {
+pub(super) struct Scratch {
     rows: usize,
-    row_words: Buffer,
+    pub row_words: Buffer,
     picks: Buffer,
     x: Buffer,
     qkv: Buffer,
@@ -66,6 +71,12 @@ struct Scratch {
     chosen: Buffer,
     weights: Buffer,
     activations: Buffer,
+    /// A pick of the first row.
+    pub first_row: Buffer,
+    /// The logits of one row, and the token chosen from them.
+    pub logits: Buffer,
+    pub stripes: Buffer,
+    pub token: Buffer,
 }
 
 impl GpuEngine {
@@ -87,43 +98,60 @@ impl GpuEngine {
         let scratch = Scratch::new(&gpu, &config, 1);
         let (rotations, positions) = (gpu.empty(0), 0);
         gpu.sync()?;
-        Ok(GpuEngine { gpu, config, burn: device.burn.clone(), weights, caches, rotations, positions, scratch })
+        let burn = device.burn.clone();
+        Ok(GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, captured: None })
     }
 
     /// Makes room for everything a batch adds.
     fn reserve(&mut self, batch: &[Chunk<'_>]) -> Result<(), GpuError> {
-        let mut longest = 0;
         for chunk in batch {
             let length = self.caches.length(chunk.sequence) + chunk.tokens.len();
-            self.caches.reserve(&self.gpu, chunk.sequence, length)?;
-            longest = longest.max(length);
+            self.reserve_positions(chunk.sequence, length)?;
         }
-        if longest > self.positions {
-            self.positions = longest.next_power_of_two().max(FIRST_POSITIONS);
+        self.reserve_rows(batch.iter().map(|chunk| chunk.tokens.len()).sum::<usize>().min(MAX_ROWS));
+        Ok(())
+    }
+
+    /// Makes room for a sequence to reach `length` positions.
+    pub(super) fn reserve_positions(&mut self, sequence: SequenceId, length: usize) -> Result<(), GpuError> {
+        if self.caches.reserve(&self.gpu, sequence, length)? {
+            self.moves += 1;
+        }
+        if length > self.positions {
+            self.positions = length.next_power_of_two().max(FIRST_POSITIONS);
             let rope = &self.weights.rope;
             let angles = (0..self.positions).flat_map(|p| rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
             let table = angles.flat_map(|angle| [angle.cos() * rope.mscale, angle.sin() * rope.mscale]);
             self.rotations = self.gpu.upload(table.map(f32::to_bits).collect());
-        }
-        let rows = batch.iter().map(|chunk| chunk.tokens.len()).sum::<usize>().min(MAX_ROWS);
-        if rows > self.scratch.rows {
-            self.scratch = Scratch::new(&self.gpu, &self.config, rows.next_power_of_two());
+            self.moves += 1;
         }
         Ok(())
     }
 
+    /// Makes room for passes of `rows` rows.
+    pub(super) fn reserve_rows(&mut self, rows: usize) {
+        if rows > self.scratch.rows {
+            self.scratch = Scratch::new(&self.gpu, &self.config, rows.next_power_of_two());
+            self.moves += 1;
+        }
+    }
+
     /// Runs rows through all layers; the residual stream is in `scratch.x` then.
     fn pass(&self, rows: &[Row], probe: &mut dyn Probe) {
+        self.gpu.write(&self.scratch.row_words, rows.iter().flat_map(|row| row.words()).collect());
+        let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        self.layers(rows.len(), keys, probe);
+    }
+
+    /// Runs the `n` rows that `scratch.row_words` describes through all layers; they see `keys` keys at most.
+    pub(super) fn layers(&self, n: usize, keys: usize, probe: &mut dyn Probe) {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
-        let n = rows.len();
-        gpu.write(&scratch.row_words, rows.iter().flat_map(|row| row.words()).collect());
         embed(gpu, &self.weights.embedding, &scratch.row_words, &scratch.x, n);
         let see = |probe: &mut dyn Probe, name: &dyn Fn() -> String, buffer: &Buffer, width| {
             probe.see(name, &gpu.tensor(buffer, [n, width]));
         };
         see(probe, &|| "embed".into(), &scratch.x, config.hidden);
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
-        let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
         for (number, layer) in self.weights.layers.iter().enumerate() {
             self.attention(number, layer, n, keys, probe);
             see(probe, &|| format!("layers.{number}.resid_attn"), &scratch.x, config.hidden);
@@ -247,23 +275,29 @@ impl GpuEngine {
             return Err(GpuError::Limit { what, need, limit: gpu.binding_bytes });
         }
         gpu.write(&scratch.picks, picks);
+        let out = gpu.empty(inputs * config.vocab);
+        self.head(inputs, &scratch.picks, &out, probe);
+        Ok(gpu.tensor(&out, [inputs, config.vocab]))
+    }
+
+    /// The logits of the picked rows of the last pass into `out`.
+    pub(super) fn head(&self, inputs: usize, picks: &Buffer, out: &Buffer, probe: &mut dyn Probe) {
+        let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         let shape = [inputs, config.hidden];
-        norm(gpu, &scratch.x, &scratch.picks, &self.weights.final_norm, config.rms_eps, &scratch.normed, shape);
+        norm(gpu, &scratch.x, picks, &self.weights.final_norm, config.rms_eps, &scratch.normed, shape);
         probe.see(&|| "final_norm".into(), &gpu.tensor(&scratch.normed, shape));
         probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: inputs, keys: 0 });
-        let out = gpu.empty(inputs * config.vocab);
         Project {
             matrix: &self.weights.head,
             x: &scratch.normed,
             norm: None,
             bias: None,
-            out: &out,
+            out,
             add: false,
             inputs,
         }
         .launch(gpu);
         probe.done(Span { operation: Operation::Head, layer: None, tokens: inputs, keys: 0 });
-        Ok(gpu.tensor(&out, [inputs, config.vocab]))
     }
 
     /// All passes of a batch, in order; the logits that each chunk asked for.
@@ -342,6 +376,10 @@ impl Scratch {
             chosen: gpu.empty(rows * experts_per_token),
             weights: gpu.empty(rows * experts_per_token),
             activations: gpu.empty(rows * experts_per_token * config.expert_width),
+            first_row: gpu.upload(vec![0]),
+            logits: gpu.empty(config.vocab),
+            stripes: gpu.empty(STRIPE_WORDS),
+            token: gpu.empty(1),
         }
     }
 }

@@ -8,6 +8,7 @@ mod error;
 pub mod gate;
 mod kernels;
 mod layout;
+mod resident;
 mod rows;
 mod weights;
 

@@ -5,6 +5,7 @@ pub(crate) mod cache;
 mod codes;
 pub(crate) mod embed;
 pub(crate) mod experts;
+pub(crate) mod greedy;
 pub(crate) mod norm;
 pub(crate) mod project;
 mod reduce;
