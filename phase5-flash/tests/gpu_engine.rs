@@ -172,7 +172,7 @@ fn generation_on_the_device_chooses_the_same_tokens() {
         found.push(token);
         ControlFlow::Continue(())
     };
-    resident.decode_greedy(4, first, count, keep).expect("decodes");
+    resident.decode_greedy(4, first, count, keep).expect("a loop").expect("decodes");
     let mut token = first;
     let expected: Vec<u32> = (0..count)
         .map(|_| {
@@ -191,7 +191,7 @@ fn generation_on_the_device_chooses_the_same_tokens() {
         last = token;
         if heard == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    resident.decode_greedy(4, *expected.last().expect("tokens"), 50, stop).expect("decodes");
+    resident.decode_greedy(4, *expected.last().expect("tokens"), 50, stop).expect("a loop").expect("decodes");
     let mut token = *expected.last().expect("tokens");
     for _ in 0..3 {
         token = step(&mut stepped, &[token]);

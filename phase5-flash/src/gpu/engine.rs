@@ -1,6 +1,6 @@
 //! Phase 5's engine on a GPU: any number of sequences advance together, in passes of up to [`MAX_ROWS`] rows.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use burn::tensor::{Tensor, TensorData};
 use gptoss_reference::RopeMode;
@@ -396,6 +396,20 @@ impl Engine for GpuEngine {
     fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
         check_batch(self, batch)?;
         self.run(batch, probe).map_err(|error| EngineError::Device(error.to_string()))
+    }
+
+    fn decode_greedy(
+        &mut self,
+        sequence: SequenceId,
+        first: u32,
+        count: usize,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Option<Result<(), EngineError>> {
+        let chunk = Chunk { sequence, tokens: &[first], logits: LogitsFor::Nothing };
+        let outcome = check_batch(self, &[chunk]).and_then(|()| {
+            self.generate(sequence, first, count, on_token).map_err(|error| EngineError::Device(error.to_string()))
+        });
+        Some(outcome)
     }
 
     fn release(&mut self, sequence: SequenceId) {

@@ -34,12 +34,8 @@ pub(crate) struct CapturedStep {
 type Pending<'a> = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ServerError>> + Send + 'a>>;
 
 impl GpuEngine {
-    /// Feeds `first` to a sequence and goes on with the likeliest token each time, for `count` tokens or until `on_token`
-    /// breaks; the end of the context ends it too. The sequence then holds every token that was fed: `first`, and all that `on_token` heard but the last.
-    ///
-    /// # Errors
-    /// No room for the tokens, logits that are not numbers, or a device that fails.
-    pub fn decode_greedy(
+    /// What [`Engine::decode_greedy`](phase2_forward::Engine::decode_greedy) promises, in stretches that room is made for.
+    pub(super) fn generate(
         &mut self,
         sequence: SequenceId,
         first: u32,
@@ -58,7 +54,7 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// As [`GpuEngine::decode_greedy`], for tokens that room is made for at once. The last token, to be fed next.
+    /// One stretch; the last token, to be fed next.
     fn decode_stretch(
         &mut self,
         sequence: SequenceId,
@@ -78,23 +74,29 @@ impl GpuEngine {
         let client = self.gpu.client.clone();
         let mut pending: VecDeque<Pending<'_>> = VecDeque::new();
         let (mut queued, mut token) = (0, first);
-        for _ in 0..count {
-            while queued < count && pending.len() < QUEUED {
+        let mut outcome = Ok(ControlFlow::Continue(()));
+        while queued < count || !pending.is_empty() {
+            while queued < count && pending.len() < QUEUED && matches!(outcome, Ok(ControlFlow::Continue(()))) {
                 pending.push_back(self.replay(&client)?);
                 queued += 1;
             }
-            let read = pending.pop_front().map(block_on).transpose().map_err(failed)?;
-            let words = read.and_then(|bytes| bytes.into_iter().next());
-            token = words.map_or(NO_TOKEN, |bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            if token == NO_TOKEN {
-                return Err(GpuError::NotANumber { position: self.caches.length(sequence) + 1 });
+            // A readback is waited for even when its token no longer matters: its staging buffer is mapped until then.
+            let Some(read) = pending.pop_front() else { break };
+            let bytes = block_on(read).map_err(failed)?.pop();
+            if !matches!(outcome, Ok(ControlFlow::Continue(()))) {
+                continue;
             }
+            token = bytes.as_deref().and_then(<[u8]>::first_chunk).map_or(NO_TOKEN, |word| u32::from_le_bytes(*word));
             self.caches.advance(sequence, 1);
-            if on_token(token).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
+            outcome = match token {
+                NO_TOKEN => Err(GpuError::NotANumber { position: self.caches.length(sequence) }),
+                _ => Ok(on_token(token)),
+            };
         }
-        Ok(ControlFlow::Continue(token))
+        Ok(match outcome? {
+            ControlFlow::Continue(()) => ControlFlow::Continue(token),
+            ControlFlow::Break(()) => ControlFlow::Break(()),
+        })
     }
 
     /// Queues a step and the readback of its token.
