@@ -16,7 +16,7 @@ use super::kernels::subnormal;
 #[derive(Clone)]
 pub(crate) struct Gpu {
     pub client: Client,
-    device: CubeDevice,
+    pub device: CubeDevice,
     /// Lanes of the widest plane. Kernels read the real width; cubes are whole multiples of this one.
     pub plane: u32,
     /// Lanes of the narrowest plane: bounds how many planes a cube may have.

@@ -48,7 +48,7 @@ impl GateUp<'_> {
         unsafe {
             gate_up::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static(x, (self.inputs * self.chosen_per_row) as u32, z),
+                CubeCount::Static((self.inputs * self.chosen_per_row) as u32, x, z),
                 CubeDim::new_1d(split.lanes),
                 self.x.arg4(),
                 gate.parts[0].codes.arg4(),
@@ -88,13 +88,13 @@ fn gate_up(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_Y / chosen_per_row * gate.blocks, &mut inputs, gate);
+    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, &mut inputs, gate);
     if comptime![gate.subnormal] {
         enlarge_inputs(&mut inputs, gate);
     }
 
-    let expert = chosen[CUBE_POS_Y as usize];
-    let row = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * gate.rows;
+    let expert = chosen[CUBE_POS_X as usize];
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * gate.rows;
     let first = expert * stride;
     let last = first + rows - 1;
     let mut sums = Array::<f32>::new(comptime![(2 * gate.rows) as usize]);
@@ -109,7 +109,7 @@ fn gate_up(
         let bias = (expert * rows + row) as usize;
         let gate_value = total(&shared, UNIT_POS, comptime![2 * gate.rows]) + gate_bias[bias];
         let up_value = total(&shared, UNIT_POS + gate.rows, comptime![2 * gate.rows]) + up_bias[bias];
-        out[(CUBE_POS_Y * rows + row) as usize] = swiglu(gate_value, up_value);
+        out[(CUBE_POS_X * rows + row) as usize] = swiglu(gate_value, up_value);
     }
 }
 
@@ -148,7 +148,7 @@ impl Down<'_> {
         unsafe {
             down_kernel::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static(x, self.inputs as u32, z),
+                CubeCount::Static(self.inputs as u32, x, z),
                 CubeDim::new_1d(split.lanes),
                 self.x.arg4(),
                 down.parts[0].codes.arg4(),
@@ -182,8 +182,8 @@ fn down_kernel(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    let row = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * split.rows;
-    let first_slot = CUBE_POS_Y * chosen_per_row;
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
+    let first_slot = CUBE_POS_X * chosen_per_row;
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
     if row < rows {
@@ -203,7 +203,7 @@ fn down_kernel(
         for slot in first_slot..first_slot + chosen_per_row {
             y += weights[slot as usize] * bias[(chosen[slot as usize] * rows + row) as usize];
         }
-        let at = (CUBE_POS_Y * rows + row) as usize;
+        let at = (CUBE_POS_X * rows + row) as usize;
         out[at] += y;
     }
 }

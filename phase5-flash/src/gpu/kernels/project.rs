@@ -56,7 +56,7 @@ impl Split {
         self.blocks.div_ceil(self.lanes)
     }
 
-    /// Cubes for `rows` rows, along x and z.
+    /// Cubes for `rows` rows, along y and z: cubes that differ along x share their rows, and run side by side.
     pub fn cubes(&self, rows: usize) -> (u32, u32) {
         spread(rows.div_ceil(self.rows as usize) as u32)
     }
@@ -102,7 +102,7 @@ impl Project<'_> {
             unsafe {
                 project::launch_unchecked(
                     &gpu.client,
-                    CubeCount::Static(x, self.inputs as u32, z),
+                    CubeCount::Static(self.inputs as u32, x, z),
                     CubeDim::new_1d(split.lanes),
                     self.x.arg4(),
                     part.codes.arg4(),
@@ -143,7 +143,7 @@ fn project(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_Y * split.blocks, &mut inputs, split);
+    load_inputs(x, CUBE_POS_X * split.blocks, &mut inputs, split);
     if comptime![normalize] {
         normalize_inputs(norm, eps, &mut inputs, &mut shared, split);
     }
@@ -151,7 +151,7 @@ fn project(
         enlarge_inputs(&mut inputs, split);
     }
 
-    let row = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * split.rows;
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
     if row < rows {
@@ -161,7 +161,7 @@ fn project(
     let row = row + UNIT_POS;
     if UNIT_POS < split.rows && row < rows {
         let row = first_row + row;
-        let at = (CUBE_POS_Y * out_width + row) as usize;
+        let at = (CUBE_POS_X * out_width + row) as usize;
         let mut y = total(&shared, UNIT_POS, split.rows);
         if comptime![biased] {
             y += bias[row as usize];
