@@ -17,17 +17,22 @@ use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
+use super::kernels::gemm::{Gemm, GroupedExperts};
 use super::kernels::greedy::STRIPE_WORDS;
+use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::Route;
+use super::layout::Matrix;
 use super::resident::CapturedStep;
 use super::rows::{ROW_WORDS, Row};
 use super::weights::{Layer, Weights};
 
 /// The most new tokens that one pass over the layers takes.
 pub(crate) const MAX_ROWS: usize = 512;
+/// Rows from which on products are tiled: below, weights are read again for each row, from the cache next to the processors.
+const TILED_ROWS: usize = 24;
 /// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
 const FIRST_POSITIONS: usize = 4096;
 /// Cubes that keep a large GPU busy.
@@ -71,6 +76,12 @@ pub(super) struct Scratch {
     chosen: Buffer,
     weights: Buffer,
     activations: Buffer,
+    /// The slots by expert, the tiles over them, and their products.
+    order: Buffer,
+    tiles: Buffer,
+    products: Buffer,
+    /// 0, 1, 2 …
+    every_row: Buffer,
     /// A pick of the first row.
     pub first_row: Buffer,
     /// The logits of one row, and the token chosen from them.
@@ -165,16 +176,25 @@ impl GpuEngine {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         let (heads, shape) = (config.heads, self.caches.row);
         let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
-        Project {
-            matrix: &layer.qkv,
-            x: &scratch.x,
-            norm: Some((&layer.attention_norm, config.rms_eps)),
-            bias: Some(&layer.qkv_bias),
-            out: &scratch.qkv,
-            add: false,
-            inputs: n,
+        if n < TILED_ROWS {
+            Project {
+                matrix: &layer.qkv,
+                x: &scratch.x,
+                norm: Some((&layer.attention_norm, config.rms_eps)),
+                bias: Some(&layer.qkv_bias),
+                out: &scratch.qkv,
+                add: false,
+                inputs: n,
+            }
+            .launch(gpu);
+        } else {
+            let shape = [n, config.hidden];
+            let weight = &layer.attention_norm;
+            norm(gpu, &scratch.x, &scratch.every_row, weight, config.rms_eps, &scratch.normed, shape);
+            probe.done(span(Operation::AttentionNorm, 0));
+            let bias = Some(&layer.qkv_bias);
+            Gemm { matrix: &layer.qkv, x: &scratch.normed, bias, out: &scratch.qkv, add: false, inputs: n }.launch(gpu);
         }
-        .launch(gpu);
         probe.done(span(Operation::Qkv, 0));
         Rope {
             qkv: &scratch.qkv,
@@ -208,16 +228,7 @@ impl GpuEngine {
         }
         .launch(gpu);
         probe.done(span(Operation::Attention, keys));
-        Project {
-            matrix: &layer.o,
-            x: &scratch.mixed,
-            norm: None,
-            bias: Some(&layer.o_bias),
-            out: &scratch.x,
-            add: true,
-            inputs: n,
-        }
-        .launch(gpu);
+        self.product(&layer.o, &scratch.mixed, Some(&layer.o_bias), &scratch.x, true, n);
         probe.done(span(Operation::AttentionOut, 0));
     }
 
@@ -241,28 +252,68 @@ impl GpuEngine {
         }
         .launch(gpu);
         probe.done(span(Operation::Router));
+        if n < TILED_ROWS {
+            self.single_experts(layer, n);
+            probe.done(span(Operation::GateUp));
+            self.single_down(layer, n);
+        } else {
+            let slots = n * config.experts_per_token;
+            group(gpu, &scratch.chosen, slots, config.experts, &scratch.order, &scratch.tiles);
+            let experts = GroupedExperts {
+                gate: &layer.gate,
+                up: &layer.up,
+                down: &layer.down,
+                x: &scratch.normed,
+                order: &scratch.order,
+                tiles: &scratch.tiles,
+                activations: &scratch.activations,
+                out: &scratch.products,
+                chosen_per_row: config.experts_per_token,
+                inputs: n,
+            };
+            experts.launch_gate_up(gpu);
+            probe.done(span(Operation::GateUp));
+            experts.launch_down(gpu);
+            let shape = [n, config.experts_per_token, config.hidden];
+            add_up(gpu, &scratch.products, &scratch.weights, &scratch.x, shape);
+        }
+        probe.done(span(Operation::Down));
+    }
+
+    fn single_experts(&self, layer: &Layer, n: usize) {
+        let scratch = &self.scratch;
         GateUp {
             gate: &layer.gate,
             up: &layer.up,
             x: &scratch.normed,
             chosen: &scratch.chosen,
-            chosen_per_row: config.experts_per_token,
+            chosen_per_row: self.config.experts_per_token,
             out: &scratch.activations,
             inputs: n,
         }
-        .launch(gpu);
-        probe.done(span(Operation::GateUp));
+        .launch(&self.gpu);
+    }
+
+    fn single_down(&self, layer: &Layer, n: usize) {
+        let scratch = &self.scratch;
         Down {
             down: &layer.down,
             x: &scratch.activations,
             chosen: &scratch.chosen,
             weights: &scratch.weights,
-            chosen_per_row: config.experts_per_token,
+            chosen_per_row: self.config.experts_per_token,
             out: &scratch.x,
             inputs: n,
         }
-        .launch(gpu);
-        probe.done(span(Operation::Down));
+        .launch(&self.gpu);
+    }
+
+    /// One product for each of `inputs` rows, by whichever kernel suits their number.
+    fn product(&self, matrix: &Matrix, x: &Buffer, bias: Option<&Buffer>, out: &Buffer, add: bool, inputs: usize) {
+        match inputs < TILED_ROWS {
+            true => Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu),
+            false => Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
+        }
     }
 
     /// Logits `[picks, vocab]` of some rows of the last pass.
@@ -287,16 +338,7 @@ impl GpuEngine {
         norm(gpu, &scratch.x, picks, &self.weights.final_norm, config.rms_eps, &scratch.normed, shape);
         probe.see(&|| "final_norm".into(), &gpu.tensor(&scratch.normed, shape));
         probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: inputs, keys: 0 });
-        Project {
-            matrix: &self.weights.head,
-            x: &scratch.normed,
-            norm: None,
-            bias: None,
-            out,
-            add: false,
-            inputs,
-        }
-        .launch(gpu);
+        self.product(&self.weights.head, &scratch.normed, None, out, false, inputs);
         probe.done(Span { operation: Operation::Head, layer: None, tokens: inputs, keys: 0 });
     }
 
@@ -362,6 +404,7 @@ impl Scratch {
     fn new(gpu: &Gpu, config: &GptOssConfig, rows: usize) -> Scratch {
         let GptOssConfig { hidden, heads, kv_heads, head_dim, experts, experts_per_token, .. } = *config;
         let most_splits = (1..=rows).map(|n| n * splits(config, n, usize::MAX)).max().unwrap_or(1);
+        let slots = rows * experts_per_token;
         Scratch {
             rows,
             row_words: gpu.empty(rows * ROW_WORDS as usize),
@@ -373,9 +416,13 @@ impl Scratch {
             mixed: gpu.empty(rows * heads * head_dim),
             normed: gpu.empty(rows * hidden),
             router_logits: gpu.empty(rows * experts),
-            chosen: gpu.empty(rows * experts_per_token),
-            weights: gpu.empty(rows * experts_per_token),
-            activations: gpu.empty(rows * experts_per_token * config.expert_width),
+            chosen: gpu.empty(slots),
+            weights: gpu.empty(slots),
+            activations: gpu.empty(slots * config.expert_width),
+            order: gpu.empty(slots),
+            tiles: gpu.empty(most_tiles(slots, experts) * TILE_WORDS as usize),
+            products: gpu.empty(if rows < TILED_ROWS { 0 } else { slots * hidden }),
+            every_row: gpu.upload((0..rows as u32).collect()),
             first_row: gpu.upload(vec![0]),
             logits: gpu.empty(config.vocab),
             stripes: gpu.empty(STRIPE_WORDS),
