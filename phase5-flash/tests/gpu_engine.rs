@@ -135,8 +135,10 @@ fn sequences_of_a_batch_do_not_meet() {
             (*sequence, tokens.clone(), logits)
         };
         let chunks: Vec<_> = inputs.iter().map(chunk).collect();
-        let batch: Vec<Chunk<'_>> =
-            chunks.iter().map(|(sequence, tokens, logits)| Chunk { sequence: *sequence, tokens, logits: *logits }).collect();
+        let batch: Vec<Chunk<'_>> = chunks
+            .iter()
+            .map(|(sequence, tokens, logits)| Chunk { sequence: *sequence, tokens, logits: *logits })
+            .collect();
         let all = together.step(&batch, &mut NoProbe).expect("a batch");
         for (chunk, found) in batch.iter().zip(all) {
             let expected = alone.step(&[*chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");

@@ -3,22 +3,26 @@
 //! Weights rotate through more memory than a last-level cache holds. A time is that of a replayed launch, its share of the
 //! host's work included.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use phase1_loading::{AttentionKind, Format, GptOssConfig, HostTensor, RopeConfig};
-use phase2_forward::ComputeDevice;
+use gptoss_reference::RopeMode;
+use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor, RopeConfig};
+use phase2_forward::{Chunk, ComputeDevice, Engine, LogitsFor, NoProbe};
 use phase3_kvcache::CacheType;
 
-use super::GpuError;
 use super::cache::Caches;
 use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
 use super::kernels::experts::{Down, Experts, GateUp};
+use super::kernels::gemm::{Gemm, GroupedExperts};
+use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::Route;
 use super::layout::Matrix;
 use super::rows::Row;
+use super::{GpuEngine, GpuError, Options};
 
 /// One kernel, in one variant.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ pub struct Measurement {
     pub seconds: f64,
     /// Bytes that a launch must read.
     pub bytes: usize,
+    /// Tokens that a launch advances sequences by; 0 for a single kernel.
+    pub tokens: usize,
     /// The largest error against the host, over the size of the terms added; `None` where nothing is compared.
     pub error: Option<f64>,
 }
@@ -39,6 +45,10 @@ impl Measurement {
     /// Bytes a second, in units of 10⁹.
     pub fn gigabytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.seconds / 1e9
+    }
+
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds
     }
 }
 
@@ -111,10 +121,91 @@ pub fn run(
     let gb = gpu.binding_bytes as f64 / 1e9;
     describe(&format!("{}: planes of {plane}, bindings up to {gb:.2} GB, subnormals {kept}", device.name));
     let bench = Bench { gpu, shape };
+    bench.tiled(report)?;
     bench.projections(report)?;
     bench.experts(report)?;
     bench.router(report)?;
     bench.attention(report)
+}
+
+/// Measures whole steps of a model: prompts, generation at several depths, and several sequences at once.
+///
+/// # Errors
+/// A device that is no GPU or fails, or a model that it cannot hold.
+pub fn steps(
+    checkpoint: &Checkpoint,
+    device: &ComputeDevice,
+    kv: CacheType,
+    depths: &[usize],
+    describe: &mut dyn FnMut(&str),
+    report: &mut dyn FnMut(&Measurement),
+) -> Result<(), GpuError> {
+    let start = Instant::now();
+    let mut engine = GpuEngine::load(checkpoint, device, RopeMode::Exact, Options { kv }, &mut |_, _| ())?;
+    describe(&format!("{}: loaded in {:.1} s, cache {kv}", device.name, start.elapsed().as_secs_f64()));
+    let vocab = checkpoint.config.vocab as u64;
+    let mut seed = 8;
+    let mut tokens = |count: usize| (0..count).map(|_| (next(&mut seed) % vocab) as u32).collect::<Vec<u32>>();
+    let measured = |name: String, variant: String, seconds: f64, tokens: usize| Measurement {
+        name,
+        variant,
+        seconds,
+        bytes: 0,
+        tokens,
+        error: None,
+    };
+    let failed = |error: phase2_forward::EngineError| GpuError::Device(error.to_string());
+    let step = |engine: &mut GpuEngine, batch: &[(u64, Vec<u32>)], logits: LogitsFor| {
+        let chunk = |(sequence, tokens): &'_ (u64, Vec<u32>)| (*sequence, tokens.clone());
+        let owned: Vec<_> = batch.iter().map(chunk).collect();
+        let batch: Vec<Chunk<'_>> =
+            owned.iter().map(|(sequence, tokens)| Chunk { sequence: *sequence, tokens, logits }).collect();
+        let start = Instant::now();
+        engine.step(&batch, &mut NoProbe).map_err(failed)?;
+        engine.gpu.sync()?;
+        Ok::<_, GpuError>(start.elapsed().as_secs_f64())
+    };
+
+    for _ in 0..3 {
+        let seconds = step(&mut engine, &[(0, tokens(512))], LogitsFor::LastToken)?;
+        report(&measured("prompt".into(), "512 tokens".into(), seconds, 512));
+        engine.release(0);
+    }
+    let mut depth = 1;
+    step(&mut engine, &[(1, tokens(1))], LogitsFor::LastToken)?;
+    for &wanted in depths {
+        let mut seconds = 0.0;
+        let before = depth;
+        while depth < wanted {
+            let count = (wanted - depth).min(512);
+            seconds += step(&mut engine, &[(1, tokens(count))], LogitsFor::Nothing)?;
+            depth += count;
+        }
+        if depth > before {
+            report(&measured("prompt".into(), format!("from {before} to {depth}"), seconds, depth - before));
+        }
+        for round in ["first", "again"] {
+            let count = 128;
+            let first = tokens(1)[0];
+            let start = Instant::now();
+            let outcome = engine.decode_greedy(1, first, count, &mut |_| ControlFlow::Continue(()));
+            outcome.transpose().map_err(failed)?;
+            let seconds = start.elapsed().as_secs_f64();
+            report(&measured("generation".into(), format!("depth {depth}, {round}"), seconds, count));
+            depth += count;
+        }
+    }
+    engine.release(1);
+    for sequences in [1, 2, 4, 10, 16, 32, 64] {
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let batch: Vec<_> = (0..sequences).map(|sequence| (sequence, tokens(1))).collect();
+            best = best.min(step(&mut engine, &batch, LogitsFor::LastToken)?);
+        }
+        let count = sequences as usize;
+        report(&measured("step".into(), format!("{sequences} sequences"), best, count));
+    }
+    Ok(())
 }
 
 struct Bench {
@@ -206,6 +297,7 @@ impl Bench {
                     variant: format!("{rows_a_cube} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: matrices[0].bytes(),
+                    tokens: 0,
                     error: Some(error),
                 });
             }
@@ -266,6 +358,7 @@ impl Bench {
                     variant: format!("{codes}, 2 × {rows} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: CHOSEN * (gate.weight.bytes() + up.weight.bytes()),
+                    tokens: 0,
                     error: Some(error),
                 });
             }
@@ -299,8 +392,97 @@ impl Bench {
                     variant: format!("{codes}, {rows} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: CHOSEN * down.weight.bytes(),
+                    tokens: 0,
                     error: Some(error),
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Products of several rows, by the kernel that reads weights once a row and by the tiled one.
+    fn tiled(&self, report: &mut dyn FnMut(&Measurement)) -> Result<(), GpuError> {
+        let Shape { hidden, width, experts, heads, kv_heads, head_dim, .. } = self.shape;
+        let mut seed = 6;
+        let rows = (heads + 2 * kv_heads) * head_dim;
+        let dense_host = self.tensor(Format::Q8_0, vec![rows, hidden], &mut seed);
+        let dense = Matrix::upload(&self.gpu, "dense", &[&dense_host])?;
+        let mut stack = |rows: usize, columns: usize| {
+            let host = self.tensor(Format::Mxfp4, vec![experts, rows, columns], &mut seed);
+            let weight = Matrix::upload(&self.gpu, "experts", &[&host])?;
+            Ok::<_, GpuError>(Experts { weight, bias: self.gpu.upload_f32(&vec![0.0; experts * rows]) })
+        };
+        let (gate, up, down) = (stack(width, hidden)?, stack(width, hidden)?, stack(hidden, width)?);
+        for inputs in [2, 10, 16, 32, 64, 512] {
+            let slots = inputs * CHOSEN;
+            let mut seed = 7;
+            let x = self.gpu.upload_f32(&self.values(inputs * hidden, &mut seed));
+            let out = self.gpu.empty(inputs * rows.max(hidden));
+            let again = self.gpu.empty(inputs * rows.max(hidden));
+            let chosen: Vec<u32> = (0..slots).map(|_| (next(&mut seed) % experts as u64) as u32).collect();
+            let touched = (0..experts as u32).filter(|expert| chosen.contains(expert)).count();
+            let chosen = self.gpu.upload(chosen);
+            let weights = self.gpu.upload_f32(&vec![0.25; slots]);
+            let (activations, products) = (self.gpu.empty(slots * width), self.gpu.empty(slots * hidden));
+            let order = self.gpu.empty(slots);
+            let tiles = self.gpu.empty(most_tiles(slots, experts) * TILE_WORDS as usize);
+            let (matrix, bias, gpu) = (&dense, None, &self.gpu);
+            let dense_single = |_| {
+                Project { matrix, x: &x, norm: None, bias, out: &out, add: false, inputs }.launch(gpu);
+            };
+            let dense_tiled = |_| Gemm { matrix, x: &x, bias, out: &again, add: false, inputs }.launch(gpu);
+            let (gate_ref, up_ref, down_ref) = (&gate, &up, &down);
+            let gate_single = |_| {
+                let chosen = &chosen;
+                let out = &activations;
+                GateUp { gate: gate_ref, up: up_ref, x: &x, chosen, chosen_per_row: CHOSEN, out, inputs }.launch(gpu);
+            };
+            let down_single = |_| {
+                let (chosen, weights, x) = (&chosen, &weights, &activations);
+                Down { down: down_ref, x, chosen, weights, chosen_per_row: CHOSEN, out: &out, inputs }.launch(gpu);
+            };
+            let grouped = GroupedExperts {
+                gate: &gate,
+                up: &up,
+                down: &down,
+                x: &x,
+                order: &order,
+                tiles: &tiles,
+                activations: &activations,
+                out: &products,
+                chosen_per_row: CHOSEN,
+                inputs,
+            };
+            let group_slots = |_| group(gpu, &chosen, slots, experts, &order, &tiles);
+            let gate_tiled = |_| grouped.launch_gate_up(gpu);
+            let down_tiled = |_| {
+                grouped.launch_down(gpu);
+                add_up(gpu, &products, &weights, &again, [inputs, CHOSEN, hidden]);
+            };
+            let expert_bytes = touched * gate.weight.bytes();
+            let few = inputs < 512;
+            let runs: [(&str, &str, &dyn Fn(usize), usize, usize, bool); 7] = [
+                ("qkv", "row by row", &dense_single, dense.bytes(), rows * hidden, few),
+                ("qkv", "tiled", &dense_tiled, dense.bytes(), rows * hidden, true),
+                ("gate and up", "row by row", &gate_single, 2 * expert_bytes, 2 * CHOSEN * width * hidden, few),
+                ("down", "row by row", &down_single, expert_bytes, CHOSEN * width * hidden, few),
+                ("group", "one cube", &group_slots, slots * 4, 0, true),
+                ("gate and up", "tiled", &gate_tiled, 2 * expert_bytes, 2 * CHOSEN * width * hidden, true),
+                ("down", "tiled", &down_tiled, expert_bytes, CHOSEN * width * hidden, true),
+            ];
+            for (name, variant, launch, bytes, products, wanted) in runs {
+                if wanted {
+                    let seconds = self.time(launch)?;
+                    let teraflops = 2.0 * (products * inputs) as f64 / seconds / 1e12;
+                    report(&Measurement {
+                        name: format!("{name}, {inputs} rows"),
+                        variant: format!("{variant}, {teraflops:.2} TFLOP/s"),
+                        seconds,
+                        bytes,
+                        tokens: 0,
+                        error: None,
+                    });
+                }
             }
         }
         Ok(())
@@ -332,11 +514,8 @@ impl Bench {
             .launch(&self.gpu);
         };
         launch(0);
-        let host = HostTensor {
-            format: Format::F32,
-            shape: vec![experts, hidden],
-            data: Format::F32.encode(&weight).into(),
-        };
+        let host =
+            HostTensor { format: Format::F32, shape: vec![experts, hidden], data: Format::F32.encode(&weight).into() };
         let found = self.gpu.read_f32(&logits)?;
         let error = worst(&found, experts, |row| product(&host, row, &x, rms(&x).recip()));
         report(&Measurement {
@@ -344,6 +523,7 @@ impl Bench {
             variant: "one cube".into(),
             seconds: self.time(&launch)?,
             bytes: 4 * experts * hidden,
+            tokens: 0,
             error: Some(error),
         });
         Ok(())
@@ -410,6 +590,7 @@ impl Bench {
                         variant: "one row".into(),
                         seconds,
                         bytes: width * 4,
+                        tokens: 0,
                         error: None,
                     });
                 }
@@ -444,6 +625,7 @@ impl Bench {
                         variant: format!("{splits} shares"),
                         seconds: self.time(&launch)?,
                         bytes: 2 * depth * kv_heads * caches.row.words() * 4,
+                        tokens: 0,
                         error: Some(error),
                     });
                 }

@@ -60,7 +60,8 @@ impl Gpu {
     /// A device that is no GPU.
     pub fn new(device: &ComputeDevice) -> Result<Gpu, GpuError> {
         let probe = Tensor::<1>::zeros([1], &device.burn);
-        let probe: CubeTensor = probe.try_into_primitive::<CubeBackend>().map_err(|_| GpuError::NoGpu(device.name.clone()))?;
+        let probe: CubeTensor =
+            probe.try_into_primitive::<CubeBackend>().map_err(|_| GpuError::NoGpu(device.name.clone()))?;
         let properties = probe.client.properties();
         let hardware = &properties.hardware;
         let (plane, least_plane) = (hardware.plane_size_max.max(1), hardware.plane_size_min.max(1));
@@ -101,7 +102,8 @@ impl Gpu {
     /// # Errors
     /// A device that was lost, or a kernel that failed before.
     pub fn read(&self, buffer: &Buffer) -> Result<Vec<u32>, GpuError> {
-        let bytes = self.client.read_one(buffer.handle.clone()).map_err(|error| GpuError::Device(format!("{error:?}")))?;
+        let bytes =
+            self.client.read_one(buffer.handle.clone()).map_err(|error| GpuError::Device(format!("{error:?}")))?;
         Ok(u32::from_bytes(&bytes).to_vec())
     }
 

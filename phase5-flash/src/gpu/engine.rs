@@ -365,8 +365,7 @@ impl GpuEngine {
                 let start = wanted.start.max(pass * MAX_ROWS);
                 start..wanted.end.min(pass * MAX_ROWS + rows.len()).max(start)
             };
-            let picks: Vec<u32> =
-                wanted.iter().flat_map(in_pass).map(|row| (row - pass * MAX_ROWS) as u32).collect();
+            let picks: Vec<u32> = wanted.iter().flat_map(in_pass).map(|row| (row - pass * MAX_ROWS) as u32).collect();
             if picks.is_empty() {
                 continue;
             }

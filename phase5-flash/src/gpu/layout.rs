@@ -78,7 +78,9 @@ impl Matrix {
     pub fn upload(gpu: &Gpu, name: &str, tensors: &[&HostTensor]) -> Result<Matrix, GpuError> {
         let columns = tensors[0].row_len();
         if !columns.is_multiple_of(BLOCK) {
-            return Err(GpuError::Shape(format!("{name}: rows of {columns} values, and the kernels need a multiple of 32")));
+            return Err(GpuError::Shape(format!(
+                "{name}: rows of {columns} values, and the kernels need a multiple of 32"
+            )));
         }
         let format = match tensors.iter().all(|tensor| tensor.format == tensors[0].format) {
             true => tensors[0].format,
@@ -107,12 +109,7 @@ impl Matrix {
             let (codes, scales) = source.pack(first_row, part_rows);
             let rows = part_rows.min(rows.saturating_sub(first_row));
             let rows = if stack > 1 { part_rows } else { rows };
-            parts.push(Part {
-                first_row,
-                rows,
-                codes: gpu.upload_weights(codes),
-                scales: gpu.upload_weights(scales),
-            });
+            parts.push(Part { first_row, rows, codes: gpu.upload_weights(codes), scales: gpu.upload_weights(scales) });
         }
         Ok(Matrix { format, rows, columns, parts })
     }
@@ -221,6 +218,5 @@ mod tests {
     fn nibbles_keep_their_order() {
         assert_eq!(nibbles(0xf8f7_f6f5_f4f3_f2f1), 0x8765_4321);
         assert_eq!(nibbles(0xf8e7_d6c5_b4a3_9281 >> 4), 0xfedc_ba98);
-
     }
 }

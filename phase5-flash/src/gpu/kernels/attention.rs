@@ -278,7 +278,8 @@ fn attention(
                     let total = sum[head as usize] * factor + (sink - most).exp();
                     out[((row * shape.heads + query_head) * dim + column) as usize] = value * factor / total;
                 } else {
-                    let target = ((row * shape.heads + query_head) * shape.splits + split) * comptime![shape.share_words()];
+                    let target =
+                        ((row * shape.heads + query_head) * shape.splits + split) * comptime![shape.share_words()];
                     out[(target + column) as usize] = value;
                     if column == 0 {
                         out[(target + dim) as usize] = largest[head as usize];
@@ -456,7 +457,12 @@ mod tests {
                         }
                         for (i, mixed) in mixed.into_iter().enumerate() {
                             let found = found[(input * heads + head) * head_dim + i];
-                            assert_close(found, mixed / total, 5.0, &format!("{context} layer {layer} row {input} {row:?}"));
+                            assert_close(
+                                found,
+                                mixed / total,
+                                5.0,
+                                &format!("{context} layer {layer} row {input} {row:?}"),
+                            );
                         }
                     }
                 }

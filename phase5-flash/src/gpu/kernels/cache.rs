@@ -113,7 +113,14 @@ pub(crate) fn grow(gpu: &Gpu, old: &Buffer, words: usize) -> Result<Buffer, GpuE
     let (x, z) = spread(count.div_ceil(UNITS));
     // SAFETY: both buffers hold `count` words.
     unsafe {
-        copy::launch_unchecked(&gpu.client, CubeCount::Static(x, 1, z), CubeDim::new_1d(UNITS), old.arg(), new.arg(), count);
+        copy::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static(x, 1, z),
+            CubeDim::new_1d(UNITS),
+            old.arg(),
+            new.arg(),
+            count,
+        );
     }
     Ok(new)
 }

@@ -111,13 +111,7 @@ pub(crate) fn block_values(
 
 /// The scale of block `block` in row `row`.
 #[cube]
-pub(crate) fn block_scale(
-    scales: &[u32],
-    row: u32,
-    block: u32,
-    blocks: u32,
-    #[comptime] format: Format,
-) -> f32 {
+pub(crate) fn block_scale(scales: &[u32], row: u32, block: u32, blocks: u32, #[comptime] format: Format) -> f32 {
     match comptime![format] {
         Format::F32 | Format::F16 | Format::BF16 => 1.0f32.runtime(),
         Format::Q8_0 => {
@@ -146,11 +140,8 @@ fn e2m1_values(codes: u32, steps: u32, #[comptime] first: u32) -> Vector<f32, Co
     #[unroll]
     for i in 0..4u32 {
         let at = comptime![first + 4 * i];
-        let mantissa = if comptime![at < 21] {
-            steps << comptime![21 - at.min(21)]
-        } else {
-            steps >> comptime![at.max(21) - 21]
-        };
+        let mantissa =
+            if comptime![at < 21] { steps << comptime![21 - at.min(21)] } else { steps >> comptime![at.max(21) - 21] };
         let magnitude = f32::reinterpret((mantissa & 0x01e0_0000u32) | 0x4000_0000u32) - 2.0f32;
         let sign = (codes << comptime![28 - at]) & 0x8000_0000u32;
         values.insert(comptime![i as usize], f32::reinterpret(u32::reinterpret(magnitude) | sign));
@@ -165,11 +156,8 @@ fn e2m1_subnormals(codes: u32, #[comptime] first: u32) -> Vector<f32, Const<4>> 
     #[unroll]
     for i in 0..4u32 {
         let at = comptime![first + 4 * i];
-        let magnitude = if comptime![at < 22] {
-            codes << comptime![22 - at.min(22)]
-        } else {
-            codes >> comptime![at.max(22) - 22]
-        };
+        let magnitude =
+            if comptime![at < 22] { codes << comptime![22 - at.min(22)] } else { codes >> comptime![at.max(22) - 22] };
         let sign = (codes << comptime![28 - at]) & 0x8000_0000u32;
         values.insert(comptime![i as usize], f32::reinterpret((magnitude & 0x01c0_0000u32) | sign));
     }

@@ -54,7 +54,8 @@ fn embed_kernel(
         let scale = Vector::<f32, Const<4>>::new(block_scale(scales, row, block, blocks, format));
         #[unroll]
         for i in 0..8u32 {
-            out[((CUBE_POS_Y * blocks + block) * 8 + i) as usize] = block_values(&words, 0u32, i, format, false) * scale;
+            out[((CUBE_POS_Y * blocks + block) * 8 + i) as usize] =
+                block_values(&words, 0u32, i, format, false) * scale;
         }
     }
 }
@@ -90,8 +91,10 @@ mod tests {
                 let rows = gpu.upload(tokens.iter().flat_map(|&token| [token, 0, 0, 0]).collect());
                 let out = poisoned(&gpu, tokens.len() * hidden);
                 embed(&gpu, &table, &rows, &out, tokens.len());
-                let expected: Vec<f32> =
-                    tokens.iter().flat_map(|&token| tensor.to_f32()[token as usize * hidden..][..hidden].to_vec()).collect();
+                let expected: Vec<f32> = tokens
+                    .iter()
+                    .flat_map(|&token| tensor.to_f32()[token as usize * hidden..][..hidden].to_vec())
+                    .collect();
                 assert_eq!(gpu.read_f32(&out).expect("reads")[..expected.len()], expected, "{format:?}, {random:?}");
             }
         }

@@ -193,7 +193,17 @@ fn down_kernel(
                 enlarge_inputs(&mut inputs, split);
             }
             let first = chosen[slot as usize] * stride;
-            add_products(codes, scales, first + row, &inputs, &mut sums, 0u32, weights[slot as usize], first + rows - 1, split);
+            add_products(
+                codes,
+                scales,
+                first + row,
+                &inputs,
+                &mut sums,
+                0u32,
+                weights[slot as usize],
+                first + rows - 1,
+                split,
+            );
         }
     }
     plane_sums(&sums, &mut shared, split.rows);
@@ -247,10 +257,11 @@ mod tests {
         let gpu = gpu();
         let mut random = Random::fresh();
         for format in [Format::Mxfp4, Format::Q8_0, Format::F16] {
-            for (inputs, stack, rows, columns, chosen) in [(1, 3, 5, 2880, 2), (3, 4, 33, 64, 3), (2, 8, 64, 32, 4), (1, 1, 1, 96, 1)] {
+            for (inputs, stack, rows, columns, chosen) in
+                [(1, 3, 5, 2880, 2), (3, 4, 33, 64, 3), (2, 8, 64, 32, 4), (1, 1, 1, 96, 1)]
+            {
                 let context = format!("{format:?} {inputs} {stack} {rows} {columns} {chosen} {random:?}");
-                let [gate, up, down] =
-                    [(); 3].map(|()| experts(&gpu, &mut random, format, [stack, rows, columns]));
+                let [gate, up, down] = [(); 3].map(|()| experts(&gpu, &mut random, format, [stack, rows, columns]));
                 let ids: Vec<u32> = (0..inputs * chosen).map(|_| random.below(stack) as u32).collect();
                 let weights = random.values(inputs * chosen, 1.0);
                 let (ids_buffer, weights_buffer) = (gpu.upload(ids.clone()), gpu.upload_f32(&weights));

@@ -162,7 +162,20 @@ fn dense(
     let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
     if row < rows {
         products(
-            x, &sources, codes, scales, row, codes, scales, row + HALF, rows - 1, blocks, &mut low, &mut high, format, format,
+            x,
+            &sources,
+            codes,
+            scales,
+            row,
+            codes,
+            scales,
+            row + HALF,
+            rows - 1,
+            blocks,
+            &mut low,
+            &mut high,
+            format,
+            format,
         );
         #[unroll]
         for i in 0..4u32 {
@@ -230,8 +243,20 @@ fn gate_up(
         let mut gates = Array::<Vector<f32, Const<4>>>::new(4usize);
         let mut ups = Array::<Vector<f32, Const<4>>>::new(4usize);
         products(
-            x, &sources, gate_codes, gate_scales, start + row, up_codes, up_scales, start + row, start + rows - 1, blocks,
-            &mut gates, &mut ups, gate_format, up_format,
+            x,
+            &sources,
+            gate_codes,
+            gate_scales,
+            start + row,
+            up_codes,
+            up_scales,
+            start + row,
+            start + rows - 1,
+            blocks,
+            &mut gates,
+            &mut ups,
+            gate_format,
+            up_format,
         );
         #[unroll]
         for i in 0..4u32 {
@@ -281,8 +306,20 @@ fn down_slots(
         let mut low = Array::<Vector<f32, Const<4>>>::new(4usize);
         let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
         products(
-            x, &sources, codes, scales, start + row, codes, scales, start + row + HALF, start + rows - 1, blocks, &mut low,
-            &mut high, format, format,
+            x,
+            &sources,
+            codes,
+            scales,
+            start + row,
+            codes,
+            scales,
+            start + row + HALF,
+            start + rows - 1,
+            blocks,
+            &mut low,
+            &mut high,
+            format,
+            format,
         );
         #[unroll]
         for i in 0..4u32 {
@@ -367,7 +404,17 @@ fn products(
         if UNIT_POS < 128 {
             unpack(low_codes, low_scales, low_row, last_row, block, blocks, UNIT_POS, &mut low_weights, low_format);
         } else {
-            unpack(high_codes, high_scales, high_row, last_row, block, blocks, UNIT_POS - 128, &mut high_weights, high_format);
+            unpack(
+                high_codes,
+                high_scales,
+                high_row,
+                last_row,
+                block,
+                blocks,
+                UNIT_POS - 128,
+                &mut high_weights,
+                high_format,
+            );
         }
         sync_cube();
 
@@ -413,7 +460,15 @@ fn unpack(
     let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(4 * vectors) as usize]);
     #[unroll]
     for i in 0..4u32 {
-        load_codes(codes, min(row + rows * 4 + i, last_row), block, blocks, &mut words, comptime![i * vectors], vectors);
+        load_codes(
+            codes,
+            min(row + rows * 4 + i, last_row),
+            block,
+            blocks,
+            &mut words,
+            comptime![i * vectors],
+            vectors,
+        );
     }
     let mut factors = Array::<f32>::new(4usize);
     #[unroll]
@@ -501,7 +556,9 @@ mod tests {
     fn grouped_experts_equal_single_ones() {
         let gpu = gpu();
         let mut random = Random::fresh();
-        for (inputs, experts, width, hidden, chosen) in [(80, 3, 70, 64, 2), (5, 8, 32, 96, 4), (1, 2, 5, 32, 1), (33, 40, 160, 32, 3)] {
+        for (inputs, experts, width, hidden, chosen) in
+            [(80, 3, 70, 64, 2), (5, 8, 32, 96, 4), (1, 2, 5, 32, 1), (33, 40, 160, 32, 3)]
+        {
             // The width of one projection is the input of the next, in whole blocks.
             let width = usize::next_multiple_of(width, 32);
             let context = format!("{inputs} {experts} {width} {hidden} {chosen} {random:?}");
@@ -512,7 +569,8 @@ mod tests {
             let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
             let slots = inputs * chosen;
             // One expert takes most, some take none.
-            let ids: Vec<u32> = (0..slots).map(|_| random.below(experts) as u32 * (random.below(3) == 0) as u32).collect();
+            let ids: Vec<u32> =
+                (0..slots).map(|_| random.below(experts) as u32 * (random.below(3) == 0) as u32).collect();
             let ids = gpu.upload(ids);
             let weights = gpu.upload_f32(&random.values(slots, 1.0));
             let x = gpu.upload_f32(&random.values(inputs * hidden, 0.5));
@@ -540,9 +598,18 @@ mod tests {
             all.launch_down(&gpu);
             add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
 
-            GateUp { gate: &gate, up: &up, x: &x, chosen: &ids, chosen_per_row: chosen, out: &singly, inputs }.launch(&gpu);
-            Down { down: &down, x: &singly, chosen: &ids, weights: &weights, chosen_per_row: chosen, out: &single, inputs }
+            GateUp { gate: &gate, up: &up, x: &x, chosen: &ids, chosen_per_row: chosen, out: &singly, inputs }
                 .launch(&gpu);
+            Down {
+                down: &down,
+                x: &singly,
+                chosen: &ids,
+                weights: &weights,
+                chosen_per_row: chosen,
+                out: &single,
+                inputs,
+            }
+            .launch(&gpu);
             for (name, found, expected) in [("activations", &activations, &singly), ("sums", &grouped, &single)] {
                 let (found, expected) = (gpu.read_f32(found).expect("reads"), gpu.read_f32(expected).expect("reads"));
                 for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
@@ -562,7 +629,8 @@ mod tests {
         let (_, mut whole) = matrix(&gpu, &mut random, Format::F32, vec![200, columns]);
         let small = Gpu { binding_bytes: (columns * 4 * 72) as u64, ..gpu.clone() };
         let values = random.values(200 * columns, 1.0);
-        let tensor = HostTensor { format: Format::F32, shape: vec![200, columns], data: Format::F32.encode(&values).into() };
+        let tensor =
+            HostTensor { format: Format::F32, shape: vec![200, columns], data: Format::F32.encode(&values).into() };
         whole.parts = Matrix::upload(&gpu, "w", &[&tensor]).expect("uploads").parts;
         let split = Matrix::upload(&small, "w", &[&tensor]).expect("uploads");
         assert_eq!(split.parts.len(), 3);

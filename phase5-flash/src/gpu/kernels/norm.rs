@@ -71,7 +71,8 @@ pub(crate) fn norm_factor(
         squares += value * value;
         i += CUBE_DIM;
     }
-    let squares = (squares.extract(0usize) + squares.extract(1usize)) + (squares.extract(2usize) + squares.extract(3usize));
+    let squares =
+        (squares.extract(0usize) + squares.extract(1usize)) + (squares.extract(2usize) + squares.extract(3usize));
     let mean = cube_sum(squares, shared) / f32::cast_from(vectors * 4);
     1.0f32 / (mean + eps).sqrt()
 }

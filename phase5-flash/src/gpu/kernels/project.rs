@@ -228,7 +228,8 @@ pub(crate) fn normalize_inputs(
         let x = inputs[comptime![i as usize]];
         squares += x * x;
     }
-    let squares = (squares.extract(0usize) + squares.extract(1usize)) + (squares.extract(2usize) + squares.extract(3usize));
+    let squares =
+        (squares.extract(0usize) + squares.extract(1usize)) + (squares.extract(2usize) + squares.extract(3usize));
     let mean = cube_sum(squares, shared) / f32::cast_from(comptime![32 * split.blocks]);
     let factor = Vector::<f32, Const<4>>::new(1.0f32 / (mean + eps).sqrt());
     #[unroll]
@@ -266,12 +267,21 @@ pub(crate) fn add_products(
             let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(split.rows * vectors) as usize]);
             #[unroll]
             for r in 0..split.rows {
-                load_codes(codes, min(row + r, last_row), block, split.blocks, &mut words, comptime![r * vectors], vectors);
+                load_codes(
+                    codes,
+                    min(row + r, last_row),
+                    block,
+                    split.blocks,
+                    &mut words,
+                    comptime![r * vectors],
+                    vectors,
+                );
             }
             #[unroll]
             for r in 0..split.rows {
                 let scale = block_scale(scales, min(row + r, last_row), block, split.blocks, split.format);
-                let product = dot_block(&words, comptime![r * vectors], inputs, comptime![8 * i], split.format, split.subnormal);
+                let product =
+                    dot_block(&words, comptime![r * vectors], inputs, comptime![8 * i], split.format, split.subnormal);
                 sums[comptime![(first_sum + r) as usize]] += weight * scale * product;
             }
         }
@@ -320,7 +330,8 @@ mod tests {
                     }
                     .launch(&gpu);
                     let found = gpu.read_f32(&out).expect("reads");
-                    let context = format!("{format:?} {inputs} {rows} {columns} {normalize} {biased} {add}, {random:?}");
+                    let context =
+                        format!("{format:?} {inputs} {rows} {columns} {normalize} {biased} {add}, {random:?}");
                     for input in 0..inputs {
                         let x = &x[input * columns..][..columns];
                         let x = match normalize {
@@ -329,8 +340,9 @@ mod tests {
                         };
                         for row in 0..rows {
                             let terms = weights[row * columns..][..columns].iter().zip(&x);
-                            let (mut sum, mut size) =
-                                terms.fold((0.0, 0.0), |(sum, size), (&w, &x)| (sum + f64::from(w) * x, size + (f64::from(w) * x).abs()));
+                            let (mut sum, mut size) = terms.fold((0.0, 0.0), |(sum, size), (&w, &x)| {
+                                (sum + f64::from(w) * x, size + (f64::from(w) * x).abs())
+                            });
                             if biased {
                                 sum += f64::from(bias[row]);
                                 size += f64::from(bias[row].abs());

@@ -161,7 +161,9 @@ mod tests {
     fn chooses_as_sorting_does() {
         let gpu = gpu();
         let mut random = Random::fresh();
-        for (inputs, hidden, experts, chosen) in [(1, 2880, 32, 4), (3, 96, 5, 2), (2, 64, 128, 4), (1, 32, 3, 3), (1, 32, 1, 1), (2, 32, 130, 70)] {
+        for (inputs, hidden, experts, chosen) in
+            [(1, 2880, 32, 4), (3, 96, 5, 2), (2, 64, 128, 4), (1, 32, 3, 3), (1, 32, 1, 1), (2, 32, 130, 70)]
+        {
             let context = format!("{inputs} {hidden} {experts} {chosen} {random:?}");
             let x = random.values(inputs * hidden, 2.0);
             let norm = random.values(hidden, 1.0);
