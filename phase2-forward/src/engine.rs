@@ -1,5 +1,7 @@
 //! The seam between the model and everything that uses it.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::Tensor;
 use phase1_loading::GptOssConfig;
 
@@ -56,6 +58,22 @@ pub trait Engine {
     /// # Errors
     /// A batch that cannot be computed; nothing has changed then.
     fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError>;
+
+    /// Feeds `first` to a sequence and goes on with the likeliest token each time, without the logits passing through the host:
+    /// for `count` tokens, or until `on_token` breaks or the context ends. The sequence then holds `first` and every token
+    /// heard but the last. `None` from an engine that only steps.
+    ///
+    /// # Errors
+    /// As [`Engine::step`], and logits that are not numbers.
+    fn decode_greedy(
+        &mut self,
+        _sequence: SequenceId,
+        _first: u32,
+        _count: usize,
+        _on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Option<Result<(), EngineError>> {
+        None
+    }
 
     /// Forgets a sequence and frees what it holds. Unknown sequences are ignored.
     fn release(&mut self, sequence: SequenceId);

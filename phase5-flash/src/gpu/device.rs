@@ -10,18 +10,21 @@ use cubecl::server::Handle;
 use phase2_forward::ComputeDevice;
 
 use super::GpuError;
+use super::kernels::subnormal;
 
 /// A device and how to reach it.
 #[derive(Clone)]
 pub(crate) struct Gpu {
     pub client: Client,
-    device: CubeDevice,
+    pub device: CubeDevice,
     /// Lanes of the widest plane. Kernels read the real width; cubes are whole multiples of this one.
     pub plane: u32,
     /// Lanes of the narrowest plane: bounds how many planes a cube may have.
     pub least_plane: u32,
     /// The most bytes that one binding may span.
     pub binding_bytes: u64,
+    /// Whether arithmetic keeps f32 subnormals rather than taking them for zeros.
+    pub subnormals: bool,
 }
 
 /// Values in device memory, addressed in 32-bit words.
@@ -63,7 +66,9 @@ impl Gpu {
         let hardware = &properties.hardware;
         let (plane, least_plane) = (hardware.plane_size_max.max(1), hardware.plane_size_min.max(1));
         let binding_bytes = properties.memory.max_page_size;
-        Ok(Gpu { client: probe.client.clone(), device: probe.device.clone(), plane, least_plane, binding_bytes })
+        let (client, device) = (probe.client.clone(), probe.device.clone());
+        let gpu = Gpu { client, device, plane, least_plane, binding_bytes, subnormals: false };
+        Ok(Gpu { subnormals: subnormal::kept(&gpu)?, ..gpu })
     }
 
     /// Room for `words` words, with whatever was there before.

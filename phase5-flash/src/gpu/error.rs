@@ -15,6 +15,10 @@ pub enum GpuError {
     Shape(String),
     #[error("the device failed: {0}; its driver may have been reset, and the model must be loaded again")]
     Device(String),
+    #[error(
+        "the logits after {position} tokens are not numbers; the weights may be damaged: `gptoss inspect --check` names the tensor"
+    )]
+    NotANumber { position: usize },
     #[error(transparent)]
     Load(#[from] LoadError),
 }

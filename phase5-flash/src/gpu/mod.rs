@@ -1,5 +1,6 @@
 //! The GPU half of phase 5: CubeCL kernels that do a layer in a handful of launches.
 
+pub mod bench;
 mod cache;
 mod device;
 mod engine;
@@ -7,6 +8,7 @@ mod error;
 pub mod gate;
 mod kernels;
 mod layout;
+mod resident;
 mod rows;
 mod weights;
 

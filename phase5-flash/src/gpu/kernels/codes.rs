@@ -2,8 +2,10 @@
 //!
 //! MXFP4, ladder of the decoder (operations a weight, beside the multiplication):
 //! 1. exponent and mantissa assembled, subnormals by `select`: 9.
-//! 2. here: all eight magnitudes of a word are recoded at once, so that one shift and one mask make each a float between 2 and
+//! 2. all eight magnitudes of a word are recoded at once, so that one shift and one mask make each a float between 2 and
 //!    8; subtracting 2 leaves E2M1's value exactly: 5.5.
+//! 3. where the device keeps subnormals, a code's bits in an f32's place are its value times 2⁻¹²⁶, for the inputs are
+//!    2⁶⁴ times too large: 4.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
@@ -47,22 +49,36 @@ pub(crate) fn dot_block(
     x: &Array<Vector<f32, Const<4>>>,
     #[comptime] first_x: u32,
     #[comptime] format: Format,
+    #[comptime] subnormal: bool,
 ) -> f32 {
     let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
     #[unroll]
     for i in 0..8u32 {
-        sum += block_values(words, first_word, i, format) * x[comptime![(first_x + i) as usize]];
+        sum += block_values(words, first_word, i, format, subnormal) * x[comptime![(first_x + i) as usize]];
     }
-    (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize))
+    let sum = (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize));
+    if comptime![!subnormal] {
+        sum
+    } else if comptime![format == Format::Mxfp4] {
+        sum * f32::new(CODE_FACTOR / INPUT_FACTOR)
+    } else {
+        sum * f32::new(1.0 / INPUT_FACTOR)
+    }
 }
 
-/// Values `4 i` to `4 i + 3` of a block, without its scale.
+/// What inputs are multiplied by where codes are read as subnormals: products are then far from the least numbers.
+pub(crate) const INPUT_FACTOR: f32 = (1u128 << 64) as f32;
+/// 2¹²⁶: what a code read as a subnormal lacks.
+const CODE_FACTOR: f32 = (1u128 << 126) as f32;
+
+/// Values `4 i` to `4 i + 3` of a block, without its scale; MXFP4's are 2¹²⁶ times too small if `subnormal`.
 #[cube]
 pub(crate) fn block_values(
     words: &Array<Vector<u32, Const<4>>>,
     #[comptime] first_word: u32,
     #[comptime] i: u32,
     #[comptime] format: Format,
+    #[comptime] subnormal: bool,
 ) -> Vector<f32, Const<4>> {
     match comptime![format] {
         Format::F32 => Vector::<f32, Const<4>>::reinterpret(words[comptime![(first_word + i) as usize]]),
@@ -84,7 +100,11 @@ pub(crate) fn block_values(
         Format::Mxfp4 => {
             let word = words[comptime![first_word as usize]];
             let codes = word.extract(comptime![(i / 2) as usize]);
-            e2m1_values(codes, e2m1_steps(codes), comptime![i % 2 * 16])
+            if comptime![subnormal] {
+                e2m1_subnormals(codes, comptime![i % 2 * 16])
+            } else {
+                e2m1_values(codes, e2m1_steps(codes), comptime![i % 2 * 16])
+            }
         }
     }
 }
@@ -125,6 +145,21 @@ fn e2m1_values(codes: u32, steps: u32, #[comptime] first: u32) -> Vector<f32, Co
         let magnitude = f32::reinterpret((mantissa & 0x01e0_0000u32) | 0x4000_0000u32) - 2.0f32;
         let sign = (codes << comptime![28 - at]) & 0x8000_0000u32;
         values.insert(comptime![i as usize], f32::reinterpret(u32::reinterpret(magnitude) | sign));
+    }
+    values
+}
+
+/// Four values from bit `first` on, times 2⁻¹²⁶.
+#[cube]
+fn e2m1_subnormals(codes: u32, #[comptime] first: u32) -> Vector<f32, Const<4>> {
+    let mut values = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4u32 {
+        let at = comptime![first + 4 * i];
+        let magnitude =
+            if comptime![at < 22] { codes << comptime![22 - at.min(22)] } else { codes >> comptime![at.max(22) - 22] };
+        let sign = (codes << comptime![28 - at]) & 0x8000_0000u32;
+        values.insert(comptime![i as usize], f32::reinterpret((magnitude & 0x01c0_0000u32) | sign));
     }
     values
 }

@@ -54,7 +54,8 @@ fn embed_kernel(
         let scale = Vector::<f32, Const<4>>::new(block_scale(scales, row, block, blocks, format));
         #[unroll]
         for i in 0..8u32 {
-            out[((CUBE_POS_Y * blocks + block) * 8 + i) as usize] = block_values(&words, 0u32, i, format) * scale;
+            out[((CUBE_POS_Y * blocks + block) * 8 + i) as usize] =
+                block_values(&words, 0u32, i, format, false) * scale;
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use cubecl::prelude::*;
 
-use super::project::{Split, add_products, load_inputs, rows_a_cube, zero};
+use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, zero};
 use super::reduce::{plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
@@ -42,13 +42,13 @@ impl GateUp<'_> {
     /// As [`GateUp::launch`], with `rows` rows of each projection a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
         let (gate, up) = (&self.gate.weight, &self.up.weight);
-        let split = Split::with_sums(gpu, gate, rows, 2 * rows);
+        let split = Split::with_sums(gpu, gate, rows, 2 * rows).subnormal(gpu);
         let (x, z) = split.cubes(gate.rows);
         // SAFETY: chosen experts are below their number, rows are bounded in the kernel.
         unsafe {
             gate_up::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static(x, (self.inputs * self.chosen_per_row) as u32, z),
+                CubeCount::Static((self.inputs * self.chosen_per_row) as u32, x, z),
                 CubeDim::new_1d(split.lanes),
                 self.x.arg4(),
                 gate.parts[0].codes.arg4(),
@@ -88,10 +88,13 @@ fn gate_up(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_Y / chosen_per_row * gate.blocks, &mut inputs, gate);
+    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, &mut inputs, gate);
+    if comptime![gate.subnormal] {
+        enlarge_inputs(&mut inputs, gate);
+    }
 
-    let expert = chosen[CUBE_POS_Y as usize];
-    let row = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * gate.rows;
+    let expert = chosen[CUBE_POS_X as usize];
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * gate.rows;
     let first = expert * stride;
     let last = first + rows - 1;
     let mut sums = Array::<f32>::new(comptime![(2 * gate.rows) as usize]);
@@ -106,7 +109,7 @@ fn gate_up(
         let bias = (expert * rows + row) as usize;
         let gate_value = total(&shared, UNIT_POS, comptime![2 * gate.rows]) + gate_bias[bias];
         let up_value = total(&shared, UNIT_POS + gate.rows, comptime![2 * gate.rows]) + up_bias[bias];
-        out[(CUBE_POS_Y * rows + row) as usize] = swiglu(gate_value, up_value);
+        out[(CUBE_POS_X * rows + row) as usize] = swiglu(gate_value, up_value);
     }
 }
 
@@ -139,13 +142,13 @@ impl Down<'_> {
     /// As [`Down::launch`], with `rows` rows a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
         let down = &self.down.weight;
-        let split = Split::new(gpu, down, rows);
+        let split = Split::new(gpu, down, rows).subnormal(gpu);
         let (x, z) = split.cubes(down.rows);
         // SAFETY: as for gate and up.
         unsafe {
             down_kernel::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static(x, self.inputs as u32, z),
+                CubeCount::Static(self.inputs as u32, x, z),
                 CubeDim::new_1d(split.lanes),
                 self.x.arg4(),
                 down.parts[0].codes.arg4(),
@@ -179,13 +182,16 @@ fn down_kernel(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    let row = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * split.rows;
-    let first_slot = CUBE_POS_Y * chosen_per_row;
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
+    let first_slot = CUBE_POS_X * chosen_per_row;
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
     if row < rows {
         for slot in first_slot..first_slot + chosen_per_row {
             load_inputs(x, slot * split.blocks, &mut inputs, split);
+            if comptime![split.subnormal] {
+                enlarge_inputs(&mut inputs, split);
+            }
             let first = chosen[slot as usize] * stride;
             add_products(
                 codes,
@@ -207,7 +213,7 @@ fn down_kernel(
         for slot in first_slot..first_slot + chosen_per_row {
             y += weights[slot as usize] * bias[(chosen[slot as usize] * rows + row) as usize];
         }
-        let at = (CUBE_POS_Y * rows + row) as usize;
+        let at = (CUBE_POS_X * rows + row) as usize;
         out[at] += y;
     }
 }

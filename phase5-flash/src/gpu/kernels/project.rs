@@ -7,7 +7,7 @@
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{block_scale, dot_block, load_block, load_codes};
+use super::codes::{INPUT_FACTOR, block_scale, dot_block, load_block, load_codes};
 use super::reduce::{cube_sum, plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
@@ -29,6 +29,8 @@ pub(crate) struct Split {
     /// Words of shared memory for every plane's sums.
     pub partial_sums: u32,
     pub format: Format,
+    /// Inputs are multiplied by [`INPUT_FACTOR`], so that MXFP4 codes can be read as subnormals.
+    pub subnormal: bool,
 }
 
 impl Split {
@@ -41,7 +43,12 @@ impl Split {
         let blocks = matrix.blocks() as u32;
         let lanes = blocks.next_multiple_of(gpu.plane).min(LANES);
         let planes = lanes.div_ceil(gpu.least_plane);
-        Split { blocks, lanes, rows, partial_sums: planes * sums, format: matrix.format }
+        Split { blocks, lanes, rows, partial_sums: planes * sums, format: matrix.format, subnormal: false }
+    }
+
+    /// As it is, with codes read as subnormals where the device keeps them.
+    pub fn subnormal(self, gpu: &Gpu) -> Split {
+        Split { subnormal: gpu.subnormals && self.format == Format::Mxfp4, ..self }
     }
 
     /// Blocks that one lane holds.
@@ -49,7 +56,7 @@ impl Split {
         self.blocks.div_ceil(self.lanes)
     }
 
-    /// Cubes for `rows` rows, along x and z.
+    /// Cubes for `rows` rows, along y and z: cubes that differ along x share their rows, and run side by side.
     pub fn cubes(&self, rows: usize) -> (u32, u32) {
         spread(rows.div_ceil(self.rows as usize) as u32)
     }
@@ -87,7 +94,7 @@ impl Project<'_> {
 
     /// As [`Project::launch`], with `rows` rows a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
-        let split = Split::new(gpu, self.matrix, rows);
+        let split = Split::new(gpu, self.matrix, rows).subnormal(gpu);
         let (norm, eps) = self.norm.unwrap_or((self.x, 0.0));
         for part in &self.matrix.parts {
             let (x, z) = split.cubes(part.rows);
@@ -95,7 +102,7 @@ impl Project<'_> {
             unsafe {
                 project::launch_unchecked(
                     &gpu.client,
-                    CubeCount::Static(x, self.inputs as u32, z),
+                    CubeCount::Static(self.inputs as u32, x, z),
                     CubeDim::new_1d(split.lanes),
                     self.x.arg4(),
                     part.codes.arg4(),
@@ -136,12 +143,15 @@ fn project(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_Y * split.blocks, &mut inputs, split);
+    load_inputs(x, CUBE_POS_X * split.blocks, &mut inputs, split);
     if comptime![normalize] {
         normalize_inputs(norm, eps, &mut inputs, &mut shared, split);
     }
+    if comptime![split.subnormal] {
+        enlarge_inputs(&mut inputs, split);
+    }
 
-    let row = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * split.rows;
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
     if row < rows {
@@ -151,7 +161,7 @@ fn project(
     let row = row + UNIT_POS;
     if UNIT_POS < split.rows && row < rows {
         let row = first_row + row;
-        let at = (CUBE_POS_Y * out_width + row) as usize;
+        let at = (CUBE_POS_X * out_width + row) as usize;
         let mut y = total(&shared, UNIT_POS, split.rows);
         if comptime![biased] {
             y += bias[row as usize];
@@ -190,6 +200,16 @@ pub(crate) fn load_inputs(
                 inputs[comptime![(8 * i + j) as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
             }
         }
+    }
+}
+
+/// Makes room below for codes that are read as subnormals.
+#[cube]
+pub(crate) fn enlarge_inputs(inputs: &mut Array<Vector<f32, Const<4>>>, #[comptime] split: Split) {
+    let factor = Vector::<f32, Const<4>>::new(f32::new(INPUT_FACTOR));
+    #[unroll]
+    for i in 0..comptime![8 * split.blocks_a_lane()] {
+        inputs[comptime![i as usize]] *= factor;
     }
 }
 
@@ -260,7 +280,8 @@ pub(crate) fn add_products(
             #[unroll]
             for r in 0..split.rows {
                 let scale = block_scale(scales, min(row + r, last_row), block, split.blocks, split.format);
-                let product = dot_block(&words, comptime![r * vectors], inputs, comptime![8 * i], split.format);
+                let product =
+                    dot_block(&words, comptime![r * vectors], inputs, comptime![8 * i], split.format, split.subnormal);
                 sums[comptime![(first_sum + r) as usize]] += weight * scale * product;
             }
         }

@@ -1,6 +1,6 @@
 //! What the kernels' tests share.
 
-use phase2_forward::{ComputeDevice, DeviceChoice};
+use phase2_forward::ComputeDevice;
 
 use crate::gpu::device::{Buffer, Gpu};
 
