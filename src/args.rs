@@ -28,6 +28,7 @@ pub enum Command {
     Chat(Chat),
     Eval(Eval),
     Gates(Gates),
+    Bench(Bench),
     MakeModel(MakeModel),
 }
 
@@ -150,6 +151,41 @@ pub struct Gates {
     /// Where the golden cases are.
     #[arg(long, default_value = "reference/goldens")]
     pub goldens: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Measure the engines' speed on random tokens.
+#[derive(Args)]
+pub struct Bench {
+    /// A GGUF file, or `embedded`.
+    pub model: PathBuf,
+    /// Engines to measure, one after another.
+    #[arg(long, value_delimiter = ',', default_value = "5", value_parser = parse_phase)]
+    pub phase: Vec<u8>,
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    /// Tokens of a prompt; 0 measures no prefill.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens that a sequence holds before.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+    /// Steps of decoding in one run.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive)]
+    pub generate: usize,
+    /// Sequences that a step advances.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = parse_positive)]
+    pub batch: Vec<usize>,
+    /// Runs, of which the median counts.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_positive)]
+    pub repeat: usize,
+    #[arg(long)]
+    pub exact: bool,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub kv: Option<CacheType>,
     #[arg(long)]
     pub json: bool,
 }
@@ -303,6 +339,10 @@ fn parse_number(name: &str, allowed: &[u8]) -> Result<u8, String> {
     let found = name.parse().ok().filter(|number| allowed.contains(number));
     let names: Vec<String> = allowed.iter().map(u8::to_string).collect();
     found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn parse_positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "expected a positive number".into())
 }
 
 fn parse_cache_type(name: &str) -> Result<CacheType, String> {

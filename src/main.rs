@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Gates(args)) => commands::gates::run(&args),
+        Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
     };
     match result {

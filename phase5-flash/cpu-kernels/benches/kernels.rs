@@ -6,8 +6,8 @@
 use std::hint::black_box;
 
 use cpu_kernels::{
-    CacheFormat, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Storage, TILE, attend, multiply_few,
-    multiply_panel,
+    CacheFormat, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Storage, TILE, attend,
+    multiply_few, multiply_panel,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -16,7 +16,9 @@ const BUFFER: usize = 256 << 20;
 
 /// Bytes that are sane weights in every format: no exponent is extreme.
 fn buffer() -> Vec<u8> {
-    (0..BUFFER / 4).flat_map(|i: usize| ((i.wrapping_mul(2_654_435_761) as u32 & 0x3f3f_3f3f) | 0x3000_3000).to_le_bytes()).collect()
+    (0..BUFFER / 4)
+        .flat_map(|i: usize| ((i.wrapping_mul(2_654_435_761) as u32 & 0x3f3f_3f3f) | 0x3000_3000).to_le_bytes())
+        .collect()
 }
 
 fn products(c: &mut Criterion) {
@@ -37,7 +39,8 @@ fn products(c: &mut Criterion) {
             let tile_bytes = TILE * COLUMNS / 32 * storage.block_bytes();
             group.throughput(Throughput::Bytes(tile_bytes as u64));
             for isa in Isa::all() {
-                let x: Vec<Vec<f32>> = (0..inputs).map(|i| (0..COLUMNS).map(|j| ((i + j) % 17) as f32 - 8.0).collect()).collect();
+                let x: Vec<Vec<f32>> =
+                    (0..inputs).map(|i| (0..COLUMNS).map(|j| ((i + j) % 17) as f32 - 8.0).collect()).collect();
                 let few: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
                 let mut panel = Panel::default();
                 if let Some(format) = format {
@@ -84,7 +87,8 @@ fn attention(c: &mut Criterion) {
                 let q = vec![0.1; count * HEADS * DIM];
                 let start = DEPTH - count;
                 let stride = HEADS * DIM;
-                let queries = Queries { q: &q, stride, sinks: &[0.0; HEADS], head_dim: DIM, count, start, window: usize::MAX };
+                let queries =
+                    Queries { q: &q, stride, sinks: &[0.0; HEADS], head_dim: DIM, count, start, window: usize::MAX };
                 let mut out = vec![0.0; q.len()];
                 let mut scratch = Vec::new();
                 let block = |i: usize| KeyBlock { format, head_dim: DIM, data: &blocks[i] };

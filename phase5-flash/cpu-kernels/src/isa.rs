@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::simd::{Simd, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
-use crate::simd::{Simd, portable::Portable};
 
 /// An instruction set that this machine was found to have: no other value can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,8 @@ impl FromStr for Isa {
     fn from_str(name: &str) -> Result<Isa, String> {
         let here = Isa::all();
         let found = here.iter().copied().find(|isa| isa.name() == name);
-        found.ok_or_else(|| format!("this machine has {}", here.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")))
+        found.ok_or_else(|| {
+            format!("this machine has {}", here.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "))
+        })
     }
 }

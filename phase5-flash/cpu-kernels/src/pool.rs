@@ -236,7 +236,10 @@ mod tests {
                     assert!(thread < threads);
                     counts[task].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{threads} threads, {tasks} tasks");
+                assert!(
+                    counts.iter().all(|count| count.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {tasks} tasks"
+                );
                 if round % 100 == 50 {
                     thread::sleep(std::time::Duration::from_millis(3));
                 }

@@ -9,7 +9,9 @@ use std::mem::MaybeUninit;
 use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, Panel, PanelFormat};
 use crate::simd::{LANES, Simd};
-use crate::weights::{BF16Block, BLOCK, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block, Storage};
+use crate::weights::{
+    BF16Block, BLOCK, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block, Storage,
+};
 
 /// Inputs that [`multiply_few`] takes at most.
 pub const FEW: usize = 4;
@@ -316,7 +318,13 @@ impl Tile<'_> {
 /// # Safety
 /// All have those sizes; `out` is overwritten if this is the first tile.
 #[inline(always)]
-unsafe fn columns_f32<S: Simd, const N: usize>(w: *const f32, columns: usize, x: *const f32, out: *mut f32, first: bool) {
+unsafe fn columns_f32<S: Simd, const N: usize>(
+    w: *const f32,
+    columns: usize,
+    x: *const f32,
+    out: *mut f32,
+    first: bool,
+) {
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [[S::zero(); N]; 2];

@@ -37,8 +37,7 @@ impl Case {
             let terms = values[row * columns..(row + 1) * columns].iter().zip(input).map(|(w, &x)| w * f64::from(x));
             terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
         };
-        let expected =
-            inputs.iter().map(|input| (0..rows).map(|row| product(row, input)).collect()).collect();
+        let expected = inputs.iter().map(|input| (0..rows).map(|row| product(row, input)).collect()).collect();
         Case { packed, storage, columns, rows, inputs, expected }
     }
 
@@ -51,7 +50,10 @@ impl Case {
             for (row, &(expected, size)) in expected.iter().enumerate() {
                 let found = f64::from(out[i * TILE + row]);
                 let error = (found - expected).abs();
-                prop_assert!(error <= tolerance * size + 1e-37, "{what}: row {row}, input {i}: {found}, not {expected}");
+                prop_assert!(
+                    error <= tolerance * size + 1e-37,
+                    "{what}: row {row}, input {i}: {found}, not {expected}"
+                );
             }
         }
         Ok(())

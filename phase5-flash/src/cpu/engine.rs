@@ -116,8 +116,7 @@ impl Engine for CpuEngine {
                 LogitsFor::LastToken => tokens.len() - 1..tokens.len(),
                 LogitsFor::EveryToken => first..tokens.len(),
             };
-            let mut cache =
-                self.sequences.remove(&chunk.sequence).unwrap_or_else(|| SequenceCache::new(&self.config));
+            let mut cache = self.sequences.remove(&chunk.sequence).unwrap_or_else(|| SequenceCache::new(&self.config));
             let length = cache.length + count;
             self.blocks.extend(&mut cache, length);
             parts.push(Part { first, count, wanted, cache });
@@ -146,7 +145,8 @@ impl Engine for CpuEngine {
 /// Cores that this process may use, two threads of one core counted once where the system tells.
 fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);
-    let siblings = |cpu| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
+    let siblings =
+        |cpu| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
     let cores: std::collections::HashSet<String> = (0..).map_while(|cpu| siblings(cpu).ok()).collect();
     if cores.is_empty() { logical } else { logical.min(cores.len()) }
 }

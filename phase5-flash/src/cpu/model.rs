@@ -61,7 +61,6 @@ impl Matrix {
         let start = (number * self.rows + first) * row_bytes;
         PackedRows::new(&self.data[start..start + count * row_bytes], self.storage, self.columns)
     }
-
 }
 
 impl Model {

@@ -5,7 +5,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use cpu_kernels::{
-    FEW, KeyBlock, Panel, PanelFormat, POSITIONS, PackedRows, Queries, Shared, TILE, attend, multiply_few,
+    FEW, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Shared, TILE, attend, multiply_few,
     multiply_panel, rms_norm, rotate, swiglu,
 };
 use phase2_forward::{Operation, Probe, Span};
@@ -364,11 +364,8 @@ impl CpuEngine {
         self.pool.run(choices.experts.len() * tiles, &|task, thread| {
             let (number, row) = (task / tiles, task % tiles * TILE);
             let Chosen { expert, first, count } = choices.experts[number];
-            let input = if count > FEW {
-                Input::Panel(&expert_panels[number])
-            } else {
-                few(count, |i| input(first + i))
-            };
+            let input =
+                if count > FEW { Input::Panel(&expert_panels[number]) } else { few(count, |i| input(first + i)) };
             // SAFETY: a thread's scratch is its own, and so are a task's columns of the result.
             unsafe {
                 let [gate, up] = &mut threads.part(thread, 1)[0].tiles;
@@ -399,11 +396,8 @@ impl CpuEngine {
         self.pool.run(hidden.div_ceil(TILE), &|task, thread| {
             let row = task * TILE;
             for (number, &Chosen { expert, first, count }) in choices.experts.iter().enumerate() {
-                let input = if count > FEW {
-                    Input::Panel(&expert_panels[number])
-                } else {
-                    few(count, |i| input(first + i))
-                };
+                let input =
+                    if count > FEW { Input::Panel(&expert_panels[number]) } else { few(count, |i| input(first + i)) };
                 let rows = layer.down.weight.rows_of(expert, row, TILE);
                 let bias = &layer.down.bias[expert * hidden + row..][..rows.count()];
                 // SAFETY: a thread's scratch is its own, and so are a task's columns of the stream.

@@ -2,7 +2,10 @@
 //!
 //! A kernel is generic over [`Simd`] and inlined into a function that has the instruction set's features
 //! ([`crate::isa::Kernel`]); nothing here may be called from anywhere else, which is why everything is `unsafe`.
-#![allow(clippy::missing_safety_doc, reason = "one contract for all: the machine has the instructions, pointers are valid for 16 values")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "one contract for all: the machine has the instructions, pointers are valid for 16 values"
+)]
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
