@@ -317,6 +317,8 @@ impl Tile<'_> {
 ///
 /// # Safety
 /// All have those sizes; `out` is overwritten if this is the first tile.
+///
+/// A tile's sums begin at zero: ten short sums lose less to rounding than one of 2880 terms.
 #[inline(always)]
 unsafe fn columns_f32<S: Simd, const N: usize>(
     w: *const f32,
@@ -328,9 +330,6 @@ unsafe fn columns_f32<S: Simd, const N: usize>(
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [[S::zero(); N]; 2];
-        if !first {
-            sums = std::array::from_fn(|h| std::array::from_fn(|i| S::load(out.add(i * TILE + h * LANES))));
-        }
         for column in 0..columns {
             let (top, bottom) = (S::load(w.add(column * TILE)), S::load(w.add(column * TILE + LANES)));
             for i in 0..N {
@@ -339,9 +338,11 @@ unsafe fn columns_f32<S: Simd, const N: usize>(
                 sums[1][i] = S::fma(bottom, x, sums[1][i]);
             }
         }
-        for i in 0..N {
-            S::store(out.add(i * TILE), sums[0][i]);
-            S::store(out.add(i * TILE + LANES), sums[1][i]);
+        for (h, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                let out = out.add(i * TILE + h * LANES);
+                S::store(out, if first { sum } else { S::add(S::load(out), sum) });
+            }
         }
     }
 }
@@ -371,9 +372,6 @@ impl Integers {
         // SAFETY: the caller's.
         unsafe {
             let mut sums = [[S::zero(); N]; 2];
-            if !first {
-                sums = std::array::from_fn(|h| std::array::from_fn(|i| S::load(out.add(i * TILE + h * LANES))));
-            }
             for block in 0..blocks {
                 // 32 products of at most 127 · 32767: far from overflow.
                 let mut whole = [[S::zero_words(); N]; 2];
@@ -393,9 +391,11 @@ impl Integers {
                     }
                 }
             }
-            for i in 0..N {
-                S::store(out.add(i * TILE), sums[0][i]);
-                S::store(out.add(i * TILE + LANES), sums[1][i]);
+            for (h, sums) in sums.into_iter().enumerate() {
+                for (i, sum) in sums.into_iter().enumerate() {
+                    let out = out.add(i * TILE + h * LANES);
+                    S::store(out, if first { sum } else { S::add(S::load(out), sum) });
+                }
             }
         }
     }
