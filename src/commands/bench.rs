@@ -24,7 +24,8 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
     let context = checkpoint.config.context_length;
     for &depth in &args.depth {
-        let longest = depth + 1 + args.repeat * args.generate + args.repeat.min(args.repeat * depth) * args.prompt;
+        let prompts = if depth == 0 { 1 } else { args.repeat };
+        let longest = depth + 2 + args.repeat * args.generate + prompts * args.prompt;
         if longest > context {
             bail!("depth {depth} and {} runs reach {longest} tokens; the model's context holds {context}", args.repeat);
         }
