@@ -18,7 +18,7 @@ pub const FEW: usize = 4;
 /// Weight rows that a product takes at most, and the distance of two inputs' results.
 pub const TILE: usize = 32;
 
-/// Bytes that a matrix–vector product asks for before it needs them.
+/// Bytes beyond the rows at hand that a matrix–vector product asks for before it needs them.
 const AHEAD: usize = 4096;
 /// Blocks of columns that a tile holds.
 const DEPTH: usize = 9;
@@ -124,13 +124,15 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
     out: *mut f32,
 ) {
     let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
+    // What is asked for lies in a line while rows are read side by side: it must be past all of these.
+    let ahead = weights[0].wrapping_add(R * rows.row_bytes() + AHEAD);
     // SAFETY: every block lies inside its row and every pair of vectors inside its input. Prefetching may pass the end:
     // it never faults, and its address is computed without claiming to lie inside the slice.
     unsafe {
         let mut sums = [[S::zero(); N]; R];
         for block in 0..rows.blocks() {
             for line in 0..(R * B::BYTES).div_ceil(64) {
-                S::prefetch(weights[0].wrapping_add(AHEAD + block * R * B::BYTES + line * 64));
+                S::prefetch(ahead.wrapping_add(block * R * B::BYTES + line * 64));
             }
             let x: [_; N] = std::array::from_fn(|i| {
                 let p = inputs[i].add(block * BLOCK);
@@ -203,11 +205,13 @@ impl Tile<'_> {
         self.rows.row((half * LANES + lane).min(self.rows.count - 1))
     }
 
-    /// Asks for the columns that the next round decodes.
+    /// Asks for the columns that the next round decodes, of these rows or, after their last, of the next tile's.
     #[inline(always)]
     unsafe fn prefetch<S: Simd, B: Block>(&self, blocks: std::ops::Range<usize>) {
         for row in 0..self.rows.count {
-            let start = self.rows.row(row).wrapping_add(blocks.end * B::BYTES);
+            let last = blocks.end == self.rows.blocks();
+            let next = if last { TILE * self.rows.row_bytes() } else { blocks.end * B::BYTES };
+            let start = self.rows.row(row).wrapping_add(next);
             for line in 0..(blocks.len() * B::BYTES).div_ceil(64) {
                 // SAFETY: prefetching never faults.
                 unsafe { S::prefetch(start.wrapping_add(line * 64)) };

@@ -52,7 +52,7 @@ pub(crate) trait Simd {
     unsafe fn load_i8(p: *const u8) -> Self::V;
     /// An f16 in memory, in every lane.
     unsafe fn splat_f16(p: *const u8) -> Self::V;
-    /// E2M1 values of 16 bytes: of their low nibbles, and of their high ones.
+    /// Doubled E2M1 values of 16 bytes: of their low nibbles, and of their high ones.
     unsafe fn e2m1(p: *const u8) -> (Self::V, Self::V);
 
     unsafe fn zero_words() -> Self::I;
