@@ -62,7 +62,7 @@ impl CpuEngine {
             CacheType::F16 => (CacheFormat::F16, 16),
             CacheType::Q8_0 => (CacheFormat::Q8_0, 32),
         };
-        if config.head_dim % unit != 0 {
+        if !config.head_dim.is_multiple_of(unit) {
             let (path, head_dim) = (checkpoint.path.clone(), config.head_dim);
             return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
         }
