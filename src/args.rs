@@ -8,6 +8,7 @@ use harmony::Effort;
 use phase1_loading::synthetic::RestFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
+use phase5_flash::cpu::Isa;
 
 use crate::session::EMBEDDED;
 
@@ -184,6 +185,8 @@ pub struct Bench {
     pub exact: bool,
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    #[arg(long, value_name = "NAME", value_parser = parse_isa)]
+    pub isa: Option<Isa>,
     #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
     pub kv: Option<CacheType>,
     #[arg(long)]
@@ -252,6 +255,9 @@ pub struct EngineArgs {
     /// Threads that compute (phase 5 on the CPU); one a physical core if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// The instruction set to compute with (phase 5 on the CPU): avx512, avx2 or portable; the best if not given.
+    #[arg(long, value_name = "NAME", value_parser = parse_isa)]
+    pub isa: Option<Isa>,
     /// How keys and values are cached (phase 5): f32, f16 or q8_0.
     #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
     pub kv: Option<CacheType>,
@@ -339,6 +345,10 @@ fn parse_number(name: &str, allowed: &[u8]) -> Result<u8, String> {
     let found = name.parse().ok().filter(|number| allowed.contains(number));
     let names: Vec<String> = allowed.iter().map(u8::to_string).collect();
     found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn parse_isa(name: &str) -> Result<Isa, String> {
+    name.parse()
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {

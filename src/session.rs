@@ -36,14 +36,16 @@ impl Session {
         let device = ComputeDevice::find(args.device, checkpoint.weight_bytes())?;
         eprintln!("device: {} ({})", device.name, device.reason);
         let phase = args.phase.unwrap_or(if device.is_cpu() { 5 } else { 3 });
-        if phase != 5 && (args.exact || args.threads.is_some() || args.kv.is_some()) {
-            bail!("--exact, --threads and --kv are for --phase 5; phase {phase} always computes and caches in f32");
+        if phase != 5 && (args.exact || args.threads.is_some() || args.isa.is_some() || args.kv.is_some()) {
+            bail!(
+                "--exact, --threads, --isa and --kv are for --phase 5; phase {phase} always computes and caches in f32"
+            );
         }
         let engine: Box<dyn Engine> = match phase {
             5 if !device.is_cpu() => bail!("phase 5 runs on the CPU so far: add --device cpu, or use --phase 3"),
             5 => {
                 let threads = args.threads.map(usize::from);
-                let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: None };
+                let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: args.isa };
                 let engine = CpuEngine::load(checkpoint, args.rope.into(), options)?;
                 eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
                 Box::new(engine)

@@ -39,6 +39,7 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
             rope: RopeArg::Exact,
             exact: args.exact && phase == 5,
             threads: args.threads.filter(|_| phase == 5),
+            isa: args.isa.filter(|_| phase == 5),
             kv: args.kv.filter(|_| phase == 5),
         };
         let mut session = Session::start(&checkpoint, &engine_args)?;

@@ -133,8 +133,11 @@ impl Drop for Operation<'_> {
     fn drop(&mut self) {
         let common = &*self.pool.common;
         common.gate.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut spins = 0;
         while common.gate.load(Ordering::Acquire) & INSIDE != 0 {
-            std::hint::spin_loop();
+            // Who waits for long waits for a worker that the system has put aside.
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
         }
     }
 }

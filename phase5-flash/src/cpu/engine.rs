@@ -147,6 +147,6 @@ fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);
     let siblings =
         |cpu| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
-    let cores: std::collections::HashSet<String> = (0..).map_while(|cpu| siblings(cpu).ok()).collect();
+    let cores: std::collections::HashSet<String> = (0..1024).filter_map(|cpu| siblings(cpu).ok()).collect();
     if cores.is_empty() { logical } else { logical.min(cores.len()) }
 }
