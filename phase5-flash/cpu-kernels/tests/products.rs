@@ -163,4 +163,37 @@ proptest! {
             }
         }
     }
+
+    /// Damaged weights must be noticed, whatever the way to the logits.
+    #[test]
+    fn what_is_no_number_stays_so(
+        seed: u64, storage in storages(), blocks in 1usize..5, inputs in 1usize..9, bad in any::<prop::sample::Index>(),
+        value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
+    ) {
+        let mut case = Case::new(seed, storage, TILE, blocks, inputs, (0, 0));
+        let (who, place) = (bad.index(inputs), bad.index(case.columns));
+        case.inputs[who][place] = value;
+        for isa in Isa::all() {
+            if inputs <= FEW {
+                let inputs: Vec<&[f32]> = case.inputs.iter().map(Vec::as_slice).collect();
+                let mut out = vec![0.0; inputs.len() * TILE];
+                multiply_few(isa, case.rows(), &inputs, &mut out);
+                prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}");
+            }
+            for format in [PanelFormat::F32, PanelFormat::I16] {
+                if format == PanelFormat::I16 && !storage.is_quantized() {
+                    continue;
+                }
+                let mut panel = Panel::default();
+                let filling = panel.begin(isa, format, case.columns, inputs);
+                for group in 0..filling.groups() {
+                    // SAFETY: one thread.
+                    unsafe { filling.pack(group, |i| &case.inputs[i]) };
+                }
+                let mut out = vec![0.0; inputs * TILE];
+                multiply_panel(isa, case.rows(), &panel, &mut out);
+                prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}, {format:?}");
+            }
+        }
+    }
 }
