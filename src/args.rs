@@ -8,6 +8,7 @@ use harmony::Effort;
 use phase1_loading::synthetic::RestFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
+use phase5_flash::cpu::Isa;
 
 use crate::session::EMBEDDED;
 
@@ -31,6 +32,7 @@ pub enum Command {
     Profile(Profile),
     Roofline(Roofline),
     Memory(Memory),
+    Bench(Bench),
     MakeModel(MakeModel),
 }
 
@@ -219,6 +221,39 @@ pub struct Memory {
     /// Also load the model, fill the context, and show what the system says.
     #[arg(long)]
     pub observe: bool,
+/// Measure the engines' speed on random tokens.
+#[derive(Args)]
+pub struct Bench {
+    /// A GGUF file, or `embedded`.
+    pub model: PathBuf,
+    /// Engines to measure, one after another.
+    #[arg(long, value_delimiter = ',', default_value = "5", value_parser = parse_phase)]
+    pub phase: Vec<u8>,
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    /// Tokens of a prompt; 0 measures no prefill.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens that a sequence holds before.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+    /// Steps of decoding in one run.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
+    pub generate: usize,
+    /// Sequences that a step advances.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = positive)]
+    pub batch: Vec<usize>,
+    /// Runs, of which the median counts.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
+    pub repeat: usize,
+    #[arg(long)]
+    pub exact: bool,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    #[arg(long, value_name = "NAME", value_parser = parse_isa)]
+    pub isa: Option<Isa>,
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub kv: Option<CacheType>,
     #[arg(long)]
     pub json: bool,
 }
@@ -285,6 +320,9 @@ pub struct EngineArgs {
     /// Threads that compute (phase 5 on the CPU); one a physical core if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// The instruction set to compute with (phase 5 on the CPU): avx512, avx2 or portable; the best if not given.
+    #[arg(long, value_name = "NAME", value_parser = parse_isa)]
+    pub isa: Option<Isa>,
     /// How keys and values are cached (phase 5): f32, f16 or q8_0.
     #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
     pub kv: Option<CacheType>,
@@ -293,7 +331,7 @@ pub struct EngineArgs {
 impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
     pub fn reference(rope: RopeArg) -> EngineArgs {
-        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, exact: false, threads: None, kv: None }
+        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, exact: false, threads: None, isa: None, kv: None }
     }
 }
 
@@ -386,6 +424,10 @@ fn parse_number(name: &str, allowed: &[u8]) -> Result<u8, String> {
     let found = name.parse().ok().filter(|number| allowed.contains(number));
     let names: Vec<String> = allowed.iter().map(u8::to_string).collect();
     found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn parse_isa(name: &str) -> Result<Isa, String> {
+    name.parse()
 }
 
 fn parse_cache_type(name: &str) -> Result<CacheType, String> {

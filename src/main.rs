@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Some(Command::Profile(args)) => commands::profile::run(&args),
         Some(Command::Roofline(args)) => commands::roofline::run(&args),
         Some(Command::Memory(args)) => commands::memory::run(&args),
+        Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
     };
     match result {

@@ -39,8 +39,10 @@ impl Session {
         let device = ComputeDevice::find(args.device, checkpoint.weight_bytes())?;
         eprintln!("device: {} ({})", device.name, device.reason);
         let phase = args.phase.unwrap_or(5);
-        if phase != 5 && (args.exact || args.threads.is_some() || args.kv.is_some()) {
-            bail!("--exact, --threads and --kv are for --phase 5; phase {phase} always computes and caches in f32");
+        if phase != 5 && (args.exact || args.threads.is_some() || args.isa.is_some() || args.kv.is_some()) {
+            bail!(
+                "--exact, --threads, --isa and --kv are for --phase 5; phase {phase} always computes and caches in f32"
+            );
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
@@ -48,15 +50,15 @@ impl Session {
         let (engine, cache): (Box<dyn Engine>, CacheType) = match phase {
             5 if device.is_cpu() => {
                 let threads = args.threads.map(usize::from);
-                let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: None };
+                let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: args.isa };
                 let engine = CpuEngine::load(checkpoint, rope, options)?;
                 eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
                 let cache = args.kv.unwrap_or(if args.exact { CacheType::F32 } else { CacheType::F16 });
                 (Box::new(engine), cache)
             }
             5 => {
-                if args.threads.is_some() {
-                    bail!("--threads is for the CPU; on a GPU the kernels choose their own");
+                if args.threads.is_some() || args.isa.is_some() {
+                    bail!("--threads and --isa are for the CPU; a GPU has its own");
                 }
                 let kv = args.kv.unwrap_or_default();
                 (Box::new(GpuEngine::load(checkpoint, &device, rope, Options { kv }, progress)?), kv)

@@ -1,5 +1,6 @@
 //! One command a file; each has a `run` that returns the exit status.
 
+pub mod bench;
 pub mod chat;
 pub mod demo;
 pub mod eval;

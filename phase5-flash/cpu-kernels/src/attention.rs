@@ -87,7 +87,6 @@ impl KeyBlock<'_> {
     pub fn read(&self, slot: usize, key: &mut [f32], value: &mut [f32]) {
         let head_dim = self.head_dim;
         let mut decoded = vec![0.0; 2 * POSITIONS * head_dim];
-        // SAFETY: the portable kernel needs no instructions, and there is room for both halves.
         let (keys, values) = decoded.split_at_mut(POSITIONS * head_dim);
         decode_portably(self, keys, values);
         for d in 0..head_dim {

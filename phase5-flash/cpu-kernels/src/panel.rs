@@ -181,7 +181,9 @@ impl Kernel for Round<'_> {
                 let limit = f32::from(i16::MAX);
                 // A block too small for a reciprocal is a block of zeros.
                 let inverse = if largest > 1e-30 { limit / largest } else { 0.0 };
-                scales[number * count + place] = largest / limit;
+                // Integers know no NaN: a block that holds one hands it on in its scale.
+                let nothing = S::sum(S::add(S::mul(low, S::zero()), S::mul(high, S::zero())));
+                scales[number * count + place] = largest / limit + nothing;
                 let inverse = S::splat(inverse);
                 let mut pairs = [0; LANES];
                 S::store_words(pairs.as_mut_ptr(), S::round_pairs(S::mul(low, inverse), S::mul(high, inverse)));

@@ -1,7 +1,7 @@
 //! Threads that share one operation after another, a few microseconds each.
 //!
-//! A worker spins for the next operation and parks only after some 50 µs without one. Tasks are handed out by a counter.
-//! A worker that the system has put aside delays nobody: an operation ends when its tasks are done, and a worker that
+//! A worker spins for the next operation and parks only after some 50 µs without one. Each thread has a range of tasks, so
+//! that it reads on where it stopped; one that is done takes from the others' ranges. A worker that the system has put aside delays nobody: an operation ends when its tasks are done, and a worker that
 //! comes late finds the gate closed.
 
 use std::cell::UnsafeCell;
@@ -34,10 +34,17 @@ struct Worker {
     parked: Arc<AtomicBool>,
 }
 
+/// The tasks of a thread that nobody has taken yet. On its own cache lines: every task counts here.
+#[derive(Default)]
+#[repr(align(128))]
+struct Range {
+    next: AtomicUsize,
+    end: AtomicUsize,
+}
+
 struct Common {
     gate: AtomicU64,
-    next: AtomicUsize,
-    tasks: AtomicUsize,
+    ranges: Box<[Range]>,
     /// The operation; valid while the gate is open or a worker is inside.
     work: UnsafeCell<Option<*const Work<'static>>>,
     panicked: AtomicBool,
@@ -56,8 +63,7 @@ impl Pool {
         assert!(threads > 0, "a pool needs a thread");
         let common = Arc::new(Common {
             gate: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
-            tasks: AtomicUsize::new(0),
+            ranges: (0..threads).map(|_| Range::default()).collect(),
             work: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -106,8 +112,11 @@ impl<'a> Operation<'a> {
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
         // SAFETY: the gate is closed, nobody is inside, and `turn` keeps other callers out.
         unsafe { *common.work.get() = Some(work) };
-        common.next.store(0, Ordering::Relaxed);
-        common.tasks.store(tasks, Ordering::Relaxed);
+        let threads = common.ranges.len();
+        for (thread, range) in common.ranges.iter().enumerate() {
+            range.next.store(thread * tasks / threads, Ordering::Relaxed);
+            range.end.store((thread + 1) * tasks / threads, Ordering::Relaxed);
+        }
         let number = common.gate.load(Ordering::Relaxed) & !(OPEN | INSIDE);
         // Sequentially consistent, as is `parked`: either we see a worker parked or it sees the gate open.
         common.gate.store(number.wrapping_add(NUMBER) | OPEN, Ordering::SeqCst);
@@ -124,21 +133,27 @@ impl Drop for Operation<'_> {
     fn drop(&mut self) {
         let common = &*self.pool.common;
         common.gate.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut spins = 0;
         while common.gate.load(Ordering::Acquire) & INSIDE != 0 {
-            std::hint::spin_loop();
+            // Who waits for long waits for a worker that the system has put aside.
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
         }
     }
 }
 
 impl Common {
     fn take_tasks(&self, work: &Work<'_>, thread: usize) {
-        let tasks = self.tasks.load(Ordering::Relaxed);
-        loop {
-            let task = self.next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                return;
+        let (before, own) = self.ranges.split_at(thread);
+        for range in own.iter().chain(before) {
+            let end = range.end.load(Ordering::Relaxed);
+            loop {
+                let task = range.next.fetch_add(1, Ordering::Relaxed);
+                if task >= end {
+                    break;
+                }
+                work(task, thread);
             }
-            work(task, thread);
         }
     }
 }

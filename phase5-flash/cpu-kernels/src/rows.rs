@@ -109,8 +109,9 @@ impl Kernel for Swiglu<'_> {
                     padded.1[..up.len()].copy_from_slice(up);
                     (S::load(padded.0.as_ptr()), S::load(padded.1.as_ptr()))
                 };
-                let g = S::min(g, S::splat(SWIGLU_LIMIT));
-                let u = S::max(S::min(u, S::splat(SWIGLU_LIMIT)), S::splat(-SWIGLU_LIMIT));
+                // In this order, what is no number stays so.
+                let g = S::min(S::splat(SWIGLU_LIMIT), g);
+                let u = S::max(S::splat(-SWIGLU_LIMIT), S::min(S::splat(SWIGLU_LIMIT), u));
                 let one = S::splat(1.0);
                 let denominator = S::add(one, S::exp(S::mul(g, S::splat(-SWIGLU_ALPHA))));
                 let result = S::div(S::mul(S::add(u, one), g), denominator);

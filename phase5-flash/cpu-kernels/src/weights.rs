@@ -181,12 +181,13 @@ impl IntegerBlock for Q8Block {
     }
 }
 
-/// `2^(byte − 127)`; byte 0 is the subnormal 2⁻¹²⁷. A table in L1 is a load; arithmetic would take the ports that multiply.
-static E8M0: [f32; 256] = {
+/// `2^(byte − 128)`: half the scale, for values that are doubled. Bytes 0 and 1 give subnormals. A table in L1 is a load;
+/// arithmetic would take the ports that multiply.
+static HALF_E8M0: [f32; 256] = {
     let mut table = [0.0; 256];
     let mut byte = 0;
     while byte < 256 {
-        table[byte] = f32::from_bits(if byte == 0 { 0x0040_0000 } else { (byte as u32) << 23 });
+        table[byte] = f32::from_bits(if byte < 2 { 0x0020_0000 << byte } else { (byte as u32 - 1) << 23 });
         byte += 1;
     }
     table
@@ -204,7 +205,7 @@ impl Block for Mxfp4Block {
     #[inline(always)]
     unsafe fn scale<S: Simd>(p: *const u8) -> S::V {
         // SAFETY: the first byte is the scale, and the table has 256 entries.
-        unsafe { S::splat(E8M0[usize::from(*p)]) }
+        unsafe { S::splat(HALF_E8M0[usize::from(*p)]) }
     }
 }
 
@@ -217,6 +218,6 @@ impl IntegerBlock for Mxfp4Block {
     #[inline(always)]
     unsafe fn unit(p: *const u8) -> f32 {
         // SAFETY: the first byte is the scale.
-        0.5 * E8M0[usize::from(unsafe { *p })]
+        HALF_E8M0[usize::from(unsafe { *p })]
     }
 }

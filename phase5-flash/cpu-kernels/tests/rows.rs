@@ -37,4 +37,17 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn what_is_no_number_stays_so(length in 1usize..70, bad in any::<prop::sample::Index>(), in_gate: bool) {
+        let at = bad.index(length);
+        for isa in Isa::all() {
+            let (mut gate, mut up) = (vec![1.0; length], vec![1.0; length]);
+            if in_gate { gate[at] = f32::NAN } else { up[at] = f32::NAN }
+            swiglu(isa, &mut gate, &up);
+            for (i, y) in gate.iter().enumerate() {
+                prop_assert_eq!(y.is_nan(), i == at, "{}: {}", isa, y);
+            }
+        }
+    }
 }

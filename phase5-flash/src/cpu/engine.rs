@@ -62,7 +62,7 @@ impl CpuEngine {
             CacheType::F16 => (CacheFormat::F16, 16),
             CacheType::Q8_0 => (CacheFormat::Q8_0, 32),
         };
-        if config.head_dim % unit != 0 {
+        if !config.head_dim.is_multiple_of(unit) {
             let (path, head_dim) = (checkpoint.path.clone(), config.head_dim);
             return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
         }
@@ -147,6 +147,6 @@ fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);
     let siblings =
         |cpu| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
-    let cores: std::collections::HashSet<String> = (0..).map_while(|cpu| siblings(cpu).ok()).collect();
+    let cores: std::collections::HashSet<String> = (0..1024).filter_map(|cpu| siblings(cpu).ok()).collect();
     if cores.is_empty() { logical } else { logical.min(cores.len()) }
 }

@@ -99,7 +99,7 @@ impl Model {
 fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
     let tensor = checkpoint.tensor(name);
     let columns = tensor.row_len();
-    if columns % 32 != 0 {
+    if !columns.is_multiple_of(32) {
         return Err(CpuLoadError::Columns { path: checkpoint.path.clone(), name: name.into(), columns });
     }
     let storage = match tensor.format {

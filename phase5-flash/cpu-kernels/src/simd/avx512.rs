@@ -7,9 +7,9 @@ use super::{E2M1_DOUBLED, LANES, Simd};
 
 pub(crate) struct Avx512;
 
-/// E2M1 values by code.
-static E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-/// Their doubles as 16-bit integers, twice: `vpermw` looks at five bits, so the table's second half makes it ignore the
+/// Doubled E2M1 values by code.
+static E2M1: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+/// The same as 16-bit integers, twice: `vpermw` looks at five bits, so the table's second half makes it ignore the
 /// fifth, which belongs to the other nibble.
 static E2M1_WORDS: [i16; 32] = {
     let mut table = [0; 32];

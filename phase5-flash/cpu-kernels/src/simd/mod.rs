@@ -39,6 +39,7 @@ pub(crate) trait Simd {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a · b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where one of them is no number. So for the smaller.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
@@ -52,7 +53,7 @@ pub(crate) trait Simd {
     unsafe fn load_i8(p: *const u8) -> Self::V;
     /// An f16 in memory, in every lane.
     unsafe fn splat_f16(p: *const u8) -> Self::V;
-    /// E2M1 values of 16 bytes: of their low nibbles, and of their high ones.
+    /// Doubled E2M1 values of 16 bytes: of their low nibbles, and of their high ones.
     unsafe fn e2m1(p: *const u8) -> (Self::V, Self::V);
 
     unsafe fn zero_words() -> Self::I;
@@ -81,7 +82,7 @@ pub(crate) trait Simd {
     unsafe fn exp(v: Self::V) -> Self::V {
         // SAFETY: the caller's.
         unsafe {
-            let v = Self::min(Self::max(v, Self::splat(-87.0)), Self::splat(88.0));
+            let v = Self::min(Self::splat(88.0), Self::max(Self::splat(-87.0), v));
             let n = Self::round(Self::mul(v, Self::splat(std::f32::consts::LOG2_E)));
             let r = Self::fma(n, Self::splat(-0.693_359_4), v);
             let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);

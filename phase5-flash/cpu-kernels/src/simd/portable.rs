@@ -135,7 +135,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn e2m1(p: *const u8) -> (Floats, Floats) {
         let bytes = unsafe { p.cast::<[u8; LANES]>().read_unaligned() };
-        let value = |code: u8| 0.5 * f32::from(E2M1_DOUBLED[usize::from(code)]);
+        let value = |code: u8| f32::from(E2M1_DOUBLED[usize::from(code)]);
         (Floats(bytes.map(|b| value(b & 15))), Floats(bytes.map(|b| value(b >> 4))))
     }
 
