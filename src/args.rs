@@ -221,6 +221,10 @@ pub struct Memory {
     /// Also load the model, fill the context, and show what the system says.
     #[arg(long)]
     pub observe: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Measure the engines' speed on random tokens.
 #[derive(Args)]
 pub struct Bench {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use bytes::Bytes;
 use cpu_kernels::{CacheFormat, Isa, Pool};
 use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, GptOssConfig};
@@ -66,9 +67,11 @@ impl CpuEngine {
             let (path, head_dim) = (checkpoint.path.clone(), config.head_dim);
             return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
         }
+        let model = Model::load(checkpoint)?;
+        touch_in_background(model.every_tokens());
         Ok(CpuEngine {
             rope: Rope::new(&config.rope, config.head_dim, mode),
-            model: Model::load(checkpoint)?,
+            model,
             pool: Pool::new(options.threads.unwrap_or_else(physical_cores)),
             isa: options.isa.unwrap_or_else(Isa::best),
             exact: options.exact,
@@ -143,6 +146,15 @@ impl Engine for CpuEngine {
 }
 
 /// Cores that this process may use, two threads of one core counted once where the system tells.
+/// Maps pages before the first token asks for them, while a tokenizer is built or a prompt typed.
+fn touch_in_background(parts: Vec<Bytes>) {
+    const PAGE: usize = 4096;
+    std::thread::spawn(move || {
+        let touched = parts.iter().flat_map(|part| part.iter().step_by(PAGE));
+        std::hint::black_box(touched.fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+    });
+}
+
 fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);
     let siblings =

@@ -44,6 +44,14 @@ pub(super) struct Linear {
     pub bias: Vec<f32>,
 }
 
+impl Model {
+    /// The pages that every token reads, whichever experts it chooses: those of the attention and of the head.
+    pub fn every_tokens(&self) -> Vec<Bytes> {
+        let attention = self.layers.iter().flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o]);
+        attention.map(|linear| linear.weight.data.clone()).chain([self.head.data.clone()]).collect()
+    }
+}
+
 /// A packed matrix `[out, in]`, or a stack `[experts, out, in]`.
 pub(super) struct Matrix {
     data: Bytes,
