@@ -115,9 +115,7 @@ impl TimedSpan {
 
     /// The least time that this machine needs for it, in seconds.
     pub fn floor(&self, ceiling: &Ceiling) -> f64 {
-        let moving = self.bytes as f64 / ceiling.read_bandwidth;
-        let computing = self.operations as f64 / ceiling.arithmetic();
-        moving.max(computing)
+        Work { bytes: self.bytes, operations: self.operations }.floor(ceiling)
     }
 }
 
@@ -126,6 +124,15 @@ impl TimedSpan {
 pub struct Work {
     pub bytes: u64,
     pub operations: u64,
+}
+
+impl Work {
+    /// The least time that this machine needs for it, in seconds.
+    pub fn floor(self, ceiling: &Ceiling) -> f64 {
+        let moving = self.bytes as f64 / ceiling.read_bandwidth;
+        let computing = self.operations as f64 / ceiling.arithmetic();
+        moving.max(computing)
+    }
 }
 
 /// All spans of one name, over all steps.

@@ -4,7 +4,7 @@ use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{Operation, Span};
 use phase3_kvcache::CacheType;
 
-use crate::profile::Work;
+use crate::profile::{Ceiling, Work};
 
 /// Bytes of an activation.
 const ACTIVATION: usize = 4;
@@ -91,6 +91,26 @@ impl CostModel {
             }
             Operation::Head => work(moves(self.head, hidden + config.vocab), macs(hidden * config.vocab)),
         }
+    }
+
+    /// The least seconds of a step in which each of `sequences` sequences of `depth` tokens gets `new` more, and the logits of the
+    /// last one are wanted: every operation at its own floor, weights read once for all.
+    pub fn step_floor(&self, sequences: usize, new: usize, depth: usize, ceiling: &Ceiling) -> f64 {
+        let tokens = sequences * new;
+        let floor = |operation, layer| match operation {
+            Operation::Attention => {
+                let span = Span { operation, layer, tokens: new, keys: depth + new };
+                sequences as f64 * self.of(span).floor(ceiling)
+            }
+            Operation::HeadNorm | Operation::Head => {
+                self.of(Span { operation, layer, tokens: sequences, keys: 0 }).floor(ceiling)
+            }
+            _ => self.of(Span { operation, layer, tokens, keys: 0 }).floor(ceiling),
+        };
+        let in_layers = Operation::ALL[2..12].iter();
+        let inside = (0..self.layers.len()).flat_map(|layer| in_layers.clone().map(move |&op| (op, Some(layer))));
+        let outside = [Operation::Embed, Operation::HeadNorm, Operation::Head].map(|operation| (operation, None));
+        inside.chain(outside).map(|(operation, layer)| floor(operation, layer)).sum()
     }
 
     /// Bytes of the keys and values of one position in one layer.

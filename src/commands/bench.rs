@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail};
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe};
 use phase3_kvcache::CacheType;
+use phase4_profiling::{Ceiling, CostModel, ceiling, process};
 use serde_json::{Value, json};
 
 use crate::args::{Bench, EngineArgs, RopeArg};
 use crate::commands::print;
-use crate::measure;
 use crate::session::{self, Session};
 
 /// Tokens that a step takes while a sequence is filled.
@@ -44,12 +44,11 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
         };
         let mut session = Session::start(&checkpoint, &engine_args)?;
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
-        let cache = match (phase, args.kv) {
-            (5, Some(kv)) => kv,
-            (5, None) if !args.exact => CacheType::F16,
-            _ => CacheType::F32,
-        };
-        let mut bench = Run { args, checkpoint: &checkpoint, engine: &mut *session.engine, cache, random: 1 };
+        let ceiling = ceiling(&session.device)?;
+        let costs = CostModel::new(&checkpoint, session.cache);
+        let cache = session.cache;
+        let engine = &mut *session.engine;
+        let mut bench = Run { args, checkpoint: &checkpoint, engine, cache, costs, ceiling: &ceiling, random: 1 };
         let mut results = Vec::new();
         for &depth in &args.depth {
             for &batch in &args.batch {
@@ -60,9 +59,10 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
             "phase": phase,
             "device": session.device.name,
             "load_ms": load_ms,
+            "ceiling": ceiling,
             "results": results,
-            "peak_rss_bytes": measure::peak_resident_bytes(),
-            "anonymous_bytes": measure::anonymous_resident_bytes(),
+            "peak_rss_bytes": process::peak_resident_bytes(),
+            "anonymous_bytes": process::anonymous_resident_bytes(),
         }));
     }
     let report = if args.json { format!("{:#}\n", Value::from(phases)) } else { table(&phases) };
@@ -75,6 +75,8 @@ struct Run<'a> {
     checkpoint: &'a Checkpoint,
     engine: &'a mut dyn Engine,
     cache: CacheType,
+    costs: CostModel,
+    ceiling: &'a Ceiling,
     random: u64,
 }
 
@@ -97,6 +99,7 @@ impl Run<'_> {
         let mut decoding = summary("decode", depth, batch, batch as f64, &seconds);
         let bytes = self.bytes_read(depth, batch);
         decoding["gb_s"] = json!(bytes / median(&seconds) / 1e9);
+        decoding["roofline"] = json!(self.costs.step_floor(batch, 1, depth, self.ceiling) / median(&seconds));
         results.push(decoding);
         if batch == 1 && self.args.prompt > 0 {
             let mut seconds = Vec::new();
@@ -106,7 +109,10 @@ impl Run<'_> {
                 }
                 seconds.push(self.prefill(self.args.prompt)?);
             }
-            results.push(summary("prefill", depth, 1, self.args.prompt as f64, &seconds));
+            let mut prefilling = summary("prefill", depth, 1, self.args.prompt as f64, &seconds);
+            let floor = self.costs.step_floor(1, self.args.prompt, depth, self.ceiling);
+            prefilling["roofline"] = json!(floor / median(&seconds));
+            results.push(prefilling);
         }
         (0..batch as u64).for_each(|sequence| self.engine.release(sequence));
         Ok(results)
@@ -191,8 +197,8 @@ fn median(values: &[f64]) -> f64 {
 
 fn table(phases: &[Value]) -> String {
     let mut text = format!(
-        "{:5} {:8} {:>6} {:>5} {:>9} {:>19} {:>9} {:>6}\n",
-        "phase", "what", "depth", "batch", "tok/s", "from – to", "ms/token", "GB/s"
+        "{:5} {:8} {:>6} {:>5} {:>9} {:>19} {:>9} {:>6} {:>12}\n",
+        "phase", "what", "depth", "batch", "tok/s", "from – to", "ms/token", "GB/s", "of roofline"
     );
     for phase in phases {
         for result in phase["results"].as_array().into_iter().flatten() {
@@ -200,13 +206,14 @@ fn table(phases: &[Value]) -> String {
             let spread = format!("{:.2} – {:.2}", number("tok_s_min"), number("tok_s_max"));
             let bandwidth = result["gb_s"].as_f64().map_or("–".into(), |gb_s| format!("{gb_s:.1}"));
             text += &format!(
-                "{:5} {:8} {:>6} {:>5} {:>9.2} {spread:>19} {:>9.2} {bandwidth:>6}\n",
+                "{:5} {:8} {:>6} {:>5} {:>9.2} {spread:>19} {:>9.2} {bandwidth:>6} {:>10.1} %\n",
                 phase["phase"],
                 result["what"].as_str().unwrap_or_default(),
                 result["depth"],
                 result["batch"],
                 number("tok_s"),
                 number("ms_per_token"),
+                100.0 * number("roofline"),
             );
         }
         let gigabytes =

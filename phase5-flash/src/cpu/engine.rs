@@ -145,7 +145,6 @@ impl Engine for CpuEngine {
     }
 }
 
-/// Cores that this process may use, two threads of one core counted once where the system tells.
 /// Maps pages before the first token asks for them, while a tokenizer is built or a prompt typed.
 fn touch_in_background(parts: Vec<Bytes>) {
     const PAGE: usize = 4096;
@@ -155,6 +154,7 @@ fn touch_in_background(parts: Vec<Bytes>) {
     });
 }
 
+/// Cores that this process may use, two threads of one core counted once where the system tells.
 fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);
     let siblings =
