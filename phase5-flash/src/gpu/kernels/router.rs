@@ -146,7 +146,7 @@ fn route(
         }
         for rank in 0..chosen_per_row {
             if UNIT_POS_PLANE == rank % PLANE_DIM {
-                weights[(first + rank) as usize] = weights[(first + rank) as usize] / mine;
+                weights[(first + rank) as usize] /= mine;
             }
         }
     }
