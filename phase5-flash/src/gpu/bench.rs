@@ -567,7 +567,8 @@ impl Bench {
         let embed_row = |_| embed(gpu, &table, &rows, &x, 1);
         let norm_row = |_| norm(gpu, &x, &picks, &weight, 1e-5, &normed, [1, hidden]);
         let choose = |_| greedy(gpu, &logits, vocab, &stripes, &rows, &token);
-        let runs: [(&str, &dyn Fn(usize), usize); 3] =
+        type Run<'a> = (&'a str, &'a dyn Fn(usize), usize);
+        let runs: [Run<'_>; 3] =
             [("embed", &embed_row, hidden), ("norm", &norm_row, 4 * hidden), ("greedy", &choose, 4 * vocab)];
         for (name, launch, bytes) in runs {
             report(&Measurement {
