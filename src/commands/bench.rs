@@ -19,6 +19,8 @@ use crate::session::{self, Session};
 
 /// Tokens that a step takes while a sequence is filled.
 const CHUNK: usize = 512;
+/// Tokens of the prompt that comes before anything is timed.
+const WARM_UP: usize = 128;
 
 pub fn run(args: &Bench) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
@@ -49,6 +51,7 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
         let cache = session.cache;
         let engine = &mut *session.engine;
         let mut bench = Run { args, checkpoint: &checkpoint, engine, cache, costs, ceiling: &ceiling, random: 1 };
+        bench.warm_up()?;
         let mut results = Vec::new();
         for &depth in &args.depth {
             for &batch in &args.batch {
@@ -81,6 +84,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// One prompt long enough to reach every expert: pages are mapped and kernels compiled by it.
+    fn warm_up(&mut self) -> Result<()> {
+        self.prefill(WARM_UP)?;
+        self.engine.release(0);
+        Ok(())
+    }
+
     /// Decoding and, for a single sequence, prefilling at that depth.
     fn at(&mut self, depth: usize, batch: usize) -> Result<Vec<Value>> {
         let mut results = Vec::new();

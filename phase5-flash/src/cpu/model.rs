@@ -45,10 +45,12 @@ pub(super) struct Linear {
 }
 
 impl Model {
-    /// The pages that every token reads, whichever experts it chooses: those of the attention and of the head.
-    pub fn every_tokens(&self) -> Vec<Bytes> {
+    /// All weights, those that every token reads before those that experts are chosen from.
+    pub fn in_order_of_use(&self) -> Vec<Bytes> {
         let attention = self.layers.iter().flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o]);
-        attention.map(|linear| linear.weight.data.clone()).chain([self.head.data.clone()]).collect()
+        let experts = self.layers.iter().flat_map(|layer| [&layer.gate, &layer.up, &layer.down]);
+        let data = |linear: &Linear| linear.weight.data.clone();
+        attention.map(data).chain([self.head.data.clone()]).chain(experts.map(data)).collect()
     }
 }
 
