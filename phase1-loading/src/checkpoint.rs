@@ -73,7 +73,7 @@ impl Checkpoint {
 
     /// Bytes of packed weights.
     pub fn weight_bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.data.len() as u64).sum()
+        self.tensors.values().map(|t| t.bytes() as u64).sum()
     }
 }
 

@@ -9,13 +9,14 @@ mod config;
 mod error;
 pub mod gate;
 mod gguf;
+mod mapping;
 mod soundness;
 pub mod synthetic;
 mod tensor;
 mod tokenizer;
 
 pub use checkpoint::Checkpoint;
-pub use codec::{E2M1, Format, e8m0, repack_mxfp4_from_hf};
+pub use codec::{Bits, E2M1, Format, Group, e8m0, repack_mxfp4_from_hf};
 pub use config::{AttentionKind, GptOssConfig, RopeConfig};
 pub use error::LoadError;
 pub use soundness::{check_scales, check_values};

@@ -14,8 +14,8 @@ pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), 
     if tensor.format != Format::Mxfp4 {
         return Ok(());
     }
-    let scales = tensor.data.iter().step_by(Format::Mxfp4.block_bytes());
-    match scales.copied().position(|scale| scale == 255) {
+    let packed = tensor.packed();
+    match packed.iter().step_by(Format::Mxfp4.block_bytes()).position(|&scale| scale == 255) {
         None => Ok(()),
         Some(block) => {
             let found = format!("255 in block {block}");
@@ -32,7 +32,7 @@ pub fn check_values(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), 
     check_scales(path, name, tensor)?;
     let mut values = vec![0.0; tensor.row_len()];
     for row in 0..tensor.rows() {
-        tensor.format.decode(tensor.row(row), &mut values);
+        tensor.decode_row(row, &mut values);
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
             let found = format!("{value} in row {row}");
             return Err(Defect::new(format!("tensor `{name}`"), "finite numbers", found).in_file(path));

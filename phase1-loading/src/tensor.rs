@@ -1,20 +1,61 @@
-//! A tensor as it lies in the file: a name's worth of packed bytes, a shape and a storage format.
+//! A tensor as it lies in the file: packed rows, a shape and a storage format.
+
+use std::ops::Range;
 
 use bytes::Bytes;
+use half::{bf16, f16};
+use rayon::prelude::*;
 
-use crate::codec::Format;
+use crate::codec::{Format, MAX_BLOCK_BYTES, repack_mxfp4_from_hf};
 
-/// A tensor on the host. `data` is a view of the mapped file, never a copy.
+/// A tensor on the host, its weights a view of the mapped file. Cloning copies no weights.
 #[derive(Clone, Debug)]
 pub struct HostTensor {
     pub format: Format,
     /// Row-major: `[out, in]` for a matrix, `[experts, out, in]` for stacked experts, `[n]` for a vector.
     pub shape: Vec<usize>,
-    /// `shape` rows one after another, each `format.row_bytes(in)` long.
-    pub data: Bytes,
+    storage: Storage,
+}
+
+#[derive(Clone, Debug)]
+enum Storage {
+    /// `shape` rows one after another, each `format.row_bytes(in)` long: as GGUF keeps every tensor.
+    Packed(Bytes),
+    /// Codes apart from their scales: as safetensors files keep quantized tensors.
+    Planes(Planes),
+}
+
+/// The parts of a quantized tensor that safetensors files keep apart, and where its rows are among theirs.
+#[derive(Clone, Debug)]
+pub(crate) struct Planes {
+    /// Codes of four bits, low nibble first, or of eight.
+    pub codes: Bytes,
+    /// E8M0 bytes for MXFP4, else numbers of `scale_format`.
+    pub scales: Bytes,
+    /// Of affine groups, numbers of `scale_format`; otherwise empty.
+    pub biases: Bytes,
+    pub scale_format: Format,
+    /// Row i is the planes' row `first + i · step`: Hugging Face interleaves the rows of gate and up.
+    pub first: usize,
+    pub step: usize,
 }
 
 impl HostTensor {
+    /// A tensor whose rows are packed one after another in `data`.
+    ///
+    /// # Panics
+    /// If `data` is not as long as `shape` says.
+    pub fn packed_rows(format: Format, shape: Vec<usize>, data: Bytes) -> HostTensor {
+        let tensor = HostTensor { format, shape, storage: Storage::Packed(data.clone()) };
+        assert_eq!(data.len(), tensor.bytes(), "{} of shape {:?}", format.name(), tensor.shape);
+        tensor
+    }
+
+    /// The lengths of the planes must have been checked against the shape.
+    pub(crate) fn from_planes(format: Format, shape: Vec<usize>, planes: Planes) -> HostTensor {
+        HostTensor { format, shape, storage: Storage::Planes(planes) }
+    }
+
     /// Length of the innermost dimension: the values of one row.
     pub fn row_len(&self) -> usize {
         *self.shape.last().expect("a tensor has a dimension")
@@ -25,16 +66,103 @@ impl HostTensor {
         self.shape[..self.shape.len() - 1].iter().product()
     }
 
-    /// The packed bytes of row `row`, counted over all outer dimensions.
-    pub fn row(&self, row: usize) -> &[u8] {
-        let bytes = self.format.row_bytes(self.row_len());
-        &self.data[row * bytes..(row + 1) * bytes]
+    fn row_bytes(&self) -> usize {
+        self.format.row_bytes(self.row_len())
+    }
+
+    /// Bytes of all packed rows.
+    pub fn bytes(&self) -> usize {
+        self.rows() * self.row_bytes()
+    }
+
+    /// The packed rows where the file holds them as they are; `None` where they have to be put together from planes.
+    pub fn mapped(&self) -> Option<&Bytes> {
+        match &self.storage {
+            Storage::Packed(data) => Some(data),
+            Storage::Planes(_) => None,
+        }
+    }
+
+    /// All packed rows, one after another: the mapped file's own bytes, or a copy put together from planes.
+    pub fn packed(&self) -> Bytes {
+        match &self.storage {
+            Storage::Packed(data) => data.clone(),
+            Storage::Planes(_) => self.packed_range(0..self.rows()).into(),
+        }
+    }
+
+    /// A copy of some packed rows, counted over all outer dimensions.
+    pub fn packed_range(&self, rows: Range<usize>) -> Vec<u8> {
+        let row_bytes = self.row_bytes();
+        match &self.storage {
+            Storage::Packed(data) => data[rows.start * row_bytes..rows.end * row_bytes].to_vec(),
+            Storage::Planes(planes) => {
+                let mut packed = vec![0; rows.len() * row_bytes];
+                let block_bytes = self.format.block_bytes();
+                packed.par_chunks_exact_mut(row_bytes).zip(rows).for_each(|(packed, row)| {
+                    for (block, packed) in packed.chunks_exact_mut(block_bytes).enumerate() {
+                        planes.pack_block(self.format, self.row_len(), row, block, packed);
+                    }
+                });
+                packed
+            }
+        }
+    }
+
+    /// Unpacks one row, counted over all outer dimensions, into `values` `[in]`.
+    pub fn decode_row(&self, row: usize, values: &mut [f32]) {
+        let row_bytes = self.row_bytes();
+        match &self.storage {
+            Storage::Packed(data) => self.format.decode(&data[row * row_bytes..][..row_bytes], values),
+            Storage::Planes(planes) => {
+                let mut packed = [0; MAX_BLOCK_BYTES];
+                let packed = &mut packed[..self.format.block_bytes()];
+                for (block, values) in values.chunks_exact_mut(self.format.block_len()).enumerate() {
+                    planes.pack_block(self.format, self.row_len(), row, block, packed);
+                    self.format.decode(packed, values);
+                }
+            }
+        }
     }
 
     /// Every value as f32, in row-major order.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.shape.iter().product()];
-        self.format.decode(&self.data, &mut values);
+        for (row, values) in values.chunks_exact_mut(self.row_len()).enumerate() {
+            self.decode_row(row, values);
+        }
         values
+    }
+}
+
+impl Planes {
+    /// Puts block `block` of row `row` together. This is the one place that knows the order of nibbles and rows in
+    /// safetensors files.
+    fn pack_block(&self, format: Format, row_len: usize, row: usize, block: usize, packed: &mut [u8]) {
+        let blocks = row_len / format.block_len();
+        let at = (self.first + row * self.step) * blocks + block;
+        match format {
+            Format::Mxfp4 => {
+                let codes = self.codes[at * 16..][..16].try_into().expect("sixteen bytes");
+                packed[0] = self.scales[at];
+                packed[1..].copy_from_slice(&repack_mxfp4_from_hf(codes));
+            }
+            Format::Affine { .. } => {
+                let codes = packed.len() - 8;
+                packed[..4].copy_from_slice(&self.number(&self.scales, at).to_le_bytes());
+                packed[4..8].copy_from_slice(&self.number(&self.biases, at).to_le_bytes());
+                packed[8..].copy_from_slice(&self.codes[at * codes..][..codes]);
+            }
+            _ => unreachable!("{} has no planes", format.name()),
+        }
+    }
+
+    fn number(&self, plane: &[u8], at: usize) -> f32 {
+        let pair = || [plane[at * 2], plane[at * 2 + 1]];
+        match self.scale_format {
+            Format::F16 => f16::from_le_bytes(pair()).to_f32(),
+            Format::BF16 => bf16::from_le_bytes(pair()).to_f32(),
+            _ => f32::from_le_bytes(plane[at * 4..][..4].try_into().expect("four bytes")),
+        }
     }
 }

@@ -132,7 +132,7 @@ impl GptOss {
         let hidden = self.config.hidden;
         let mut rows = vec![0.0; tokens.len() * hidden];
         for (&token, values) in tokens.iter().zip(rows.chunks_exact_mut(hidden)) {
-            self.embedding.format.decode(self.embedding.row(token as usize), values);
+            self.embedding.decode_row(token as usize, values);
         }
         Tensor::from_data(TensorData::new(rows, [tokens.len(), hidden]), &self.device.burn)
     }
@@ -334,7 +334,7 @@ impl Loader<'_> {
     }
 
     fn advance(&mut self, tensor: &HostTensor) {
-        self.done += tensor.data.len() as u64;
+        self.done += tensor.bytes() as u64;
         (self.progress)(self.done, self.checkpoint.weight_bytes());
     }
 }

@@ -103,6 +103,15 @@ pub struct Golden {
 }
 
 impl Golden {
+    /// A file of the goldens that belongs to no case, for tests.
+    ///
+    /// # Panics
+    /// If it is missing.
+    pub fn committed(file: &str) -> Golden {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(file);
+        Golden::open(path).expect("goldens are committed")
+    }
+
     fn open(path: PathBuf) -> Result<Golden, GoldenError> {
         let io = |source| GoldenError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
@@ -156,6 +165,11 @@ impl Golden {
     /// The values of an i32 tensor, none of which may be negative.
     pub fn u32s(&self, name: &str) -> Result<Vec<u32>, GoldenError> {
         self.values(name, Dtype::I32, |bytes| i32::from_le_bytes(bytes) as u32)
+    }
+
+    /// The bytes of a u8 tensor.
+    pub fn u8s(&self, name: &str) -> Result<Vec<u8>, GoldenError> {
+        self.values(name, Dtype::U8, |[byte]| byte)
     }
 
     /// A number from the file's metadata.

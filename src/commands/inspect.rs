@@ -36,7 +36,7 @@ fn by_format(checkpoint: &Checkpoint) -> BTreeMap<Format, (usize, u64)> {
     for tensor in checkpoint.tensors.values() {
         let (count, bytes) = sizes.entry(tensor.format).or_default();
         *count += 1;
-        *bytes += tensor.data.len() as u64;
+        *bytes += tensor.bytes() as u64;
     }
     sizes
 }
@@ -103,7 +103,7 @@ fn to_text(checkpoint: &Checkpoint) -> Result<String> {
             "  {name:36} {:6} {:>20} {:>10}",
             tensor.format.name(),
             format!("{:?}", tensor.shape),
-            size(tensor.data.len() as u64)
+            size(tensor.bytes() as u64)
         )?;
     }
     Ok(out)
@@ -129,7 +129,7 @@ fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
         .iter()
         .map(|(name, tensor)| {
             let format = tensor.format.name();
-            json!({ "name": name, "format": format, "shape": tensor.shape, "bytes": tensor.data.len() })
+            json!({ "name": name, "format": format, "shape": tensor.shape, "bytes": tensor.bytes() })
         })
         .collect();
     Ok(json!({

@@ -59,7 +59,7 @@ pub fn write_header(
         for &dim in tensor.shape.iter().rev() {
             header.extend((dim as u64).to_le_bytes());
         }
-        header.extend(tensor.format.ggml_type().to_le_bytes());
+        header.extend(tensor.format.ggml_type().expect("a format of GGUF files").to_le_bytes());
         header.extend(u64::to_le_bytes(offset));
         offset += tensor.padded_bytes();
     }

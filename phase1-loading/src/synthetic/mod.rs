@@ -6,8 +6,7 @@
 mod vocabulary;
 mod weights;
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use crate::checkpoint::{Role, tensor_specs};
 use crate::codec::Format;
 use crate::config::{ARCHITECTURE, AttentionKind, GptOssConfig, RopeConfig};
 use crate::gguf::{MetadataValue, TensorPlan, write_header};
+use crate::mapping::write_whole;
 pub use vocabulary::VocabularyKind;
 
 /// Dimensions of a synthetic model; what a JSON description holds.
@@ -193,18 +193,16 @@ impl SyntheticModel {
 
         let total = plans.iter().map(TensorPlan::padded_bytes).sum();
         let mut written = 0;
-        let unfinished = path.with_extension("gguf.part");
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
-        write_header(&mut out, &metadata, &plans)?;
-        for (index, plan) in plans.iter().enumerate() {
-            weights::write_random(&mut out, plan, (seed, index as u64), &mut |bytes| {
-                written += bytes;
-                progress(written, total);
-            })?;
-        }
-        out.flush()?;
-        drop(out);
-        std::fs::rename(unfinished, path)
+        write_whole(path, |out| {
+            write_header(out, &metadata, &plans)?;
+            for (index, plan) in plans.iter().enumerate() {
+                weights::write_random(out, plan, (seed, index as u64), &mut |bytes| {
+                    written += bytes;
+                    progress(written, total);
+                })?;
+            }
+            Ok(())
+        })
     }
 }
 
