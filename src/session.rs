@@ -32,7 +32,7 @@ pub struct Session {
 impl Session {
     /// Finds a device, says which and why, and loads the model.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
-        let device = ComputeDevice::find(args.device, checkpoint.weight_bytes())?;
+        let device = ComputeDevice::find(args.device, GptOss::gpu_bytes(checkpoint))?;
         eprintln!("device: {} ({})", device.name, device.reason);
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), &mut |done, _| bar.set_position(done))?;

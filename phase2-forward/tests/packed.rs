@@ -60,7 +60,8 @@ fn check(device: &ComputeDevice, format: Format, shape: Shape, runner: &mut Test
     let Shape { inputs, experts, rows, columns } = shape;
     let x = random(prop::collection::vec(-3.0f32..3.0, inputs * columns), runner);
     let matrix = random(prop::collection::vec(0..experts as i32, inputs), runner);
-    let packed = HostTensor::packed_rows(format, vec![experts, rows, columns], random_rows(format, shape, runner).into());
+    let packed =
+        HostTensor::packed_rows(format, vec![experts, rows, columns], random_rows(format, shape, runner).into());
     let weights = packed.to_f32();
 
     let product = packed_matmul(

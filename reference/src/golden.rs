@@ -35,6 +35,50 @@ pub struct Case {
     directory: PathBuf,
 }
 
+/// One random checkpoint in a shape that people hold, and MLX's logits of it: see `reference/folders.py`.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// `hf` or one of mlx-lm's conversions of it.
+    pub name: String,
+    /// The model folder.
+    pub path: PathBuf,
+}
+
+impl Folder {
+    /// The folders under `goldens/folders`, by name.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn all(goldens: &Path) -> Result<Vec<Folder>, GoldenError> {
+        let directory = goldens.join("folders");
+        let io = |source| GoldenError::Io { path: directory.clone(), source };
+        let mut folders = Vec::new();
+        for entry in std::fs::read_dir(&directory).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            folders.push(Folder { name, path });
+        }
+        folders.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(folders)
+    }
+
+    /// Those committed with this source tree, for tests.
+    ///
+    /// # Panics
+    /// If they are missing.
+    pub fn committed() -> Vec<Folder> {
+        Folder::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")).expect("goldens are committed")
+    }
+
+    /// `tokens`, and MLX's `logits.exact` and `logits.truncated` of them.
+    ///
+    /// # Errors
+    /// If the file is missing or is not a golden.
+    pub fn golden(&self) -> Result<Golden, GoldenError> {
+        Golden::open(self.path.join("golden.safetensors"))
+    }
+}
+
 /// Why a golden could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {

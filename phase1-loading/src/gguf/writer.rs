@@ -12,6 +12,7 @@ pub enum MetadataValue {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    Bools(Vec<bool>),
 }
 
 /// A tensor that will follow the header.
@@ -80,6 +81,7 @@ fn put_value(header: &mut Vec<u8>, value: &MetadataValue) {
         MetadataValue::Text(_) => &[8],
         MetadataValue::Texts(_) => &[ARRAY, 8],
         MetadataValue::I32s(_) => &[ARRAY, 5],
+        MetadataValue::Bools(_) => &[ARRAY, 7],
     };
     header.extend(types.iter().flat_map(|number| number.to_le_bytes()));
     match value {
@@ -93,6 +95,10 @@ fn put_value(header: &mut Vec<u8>, value: &MetadataValue) {
         MetadataValue::I32s(values) => {
             header.extend((values.len() as u64).to_le_bytes());
             values.iter().for_each(|v| header.extend(v.to_le_bytes()));
+        }
+        MetadataValue::Bools(values) => {
+            header.extend((values.len() as u64).to_le_bytes());
+            header.extend(values.iter().map(|&v| u8::from(v)));
         }
     }
 }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Role, tensor_specs};
 use crate::codec::Format;
-use crate::config::{ARCHITECTURE, AttentionKind, GptOssConfig, RopeConfig};
-use crate::gguf::{MetadataValue, TensorPlan, write_header};
+use crate::config::{AttentionKind, GptOssConfig, RopeConfig};
+use crate::gguf::{TensorPlan, write_header};
 use crate::mapping::write_whole;
 pub use vocabulary::VocabularyKind;
 
@@ -149,7 +149,6 @@ impl SyntheticModel {
     }
 
     fn config(&self, vocab: usize) -> GptOssConfig {
-        let kind = |layer| if layer % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full };
         GptOssConfig {
             hidden: self.hidden,
             expert_width: self.expert_width,
@@ -162,7 +161,7 @@ impl SyntheticModel {
             context_length: 131_072,
             rms_eps: 1e-5,
             sliding_window: self.sliding_window,
-            attention: (0..self.layers).map(kind).collect(),
+            attention: AttentionKind::alternating(self.layers),
             rope: RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096 },
         }
     }
@@ -188,8 +187,8 @@ impl SyntheticModel {
             .into_iter()
             .map(|spec| TensorPlan { format: self.format(spec.role), name: spec.name, shape: spec.shape })
             .collect();
-        let mut metadata = model_metadata(&config);
-        metadata.extend(vocabulary.metadata());
+        let mut metadata = config.to_gguf("synthetic GPT-OSS, random weights");
+        metadata.extend(vocabulary.into_gguf());
 
         let total = plans.iter().map(TensorPlan::padded_bytes).sum();
         let mut written = 0;
@@ -204,36 +203,4 @@ impl SyntheticModel {
             Ok(())
         })
     }
-}
-
-fn model_metadata(config: &GptOssConfig) -> Vec<(String, MetadataValue)> {
-    use MetadataValue::{F32, Text, U32};
-    let size = |value: usize| U32(value as u32);
-    let general = [
-        ("general.architecture".into(), Text(ARCHITECTURE.into())),
-        ("general.name".into(), Text("synthetic GPT-OSS, random weights".into())),
-        ("general.file_type".into(), U32(38)),
-        ("general.quantization_version".into(), U32(2)),
-    ];
-    let model = [
-        ("block_count", size(config.layers())),
-        ("context_length", size(config.context_length)),
-        ("embedding_length", size(config.hidden)),
-        ("feed_forward_length", size(config.expert_width)),
-        ("expert_feed_forward_length", size(config.expert_width)),
-        ("expert_count", size(config.experts)),
-        ("expert_used_count", size(config.experts_per_token)),
-        ("attention.head_count", size(config.heads)),
-        ("attention.head_count_kv", size(config.kv_heads)),
-        ("attention.key_length", size(config.head_dim)),
-        ("attention.value_length", size(config.head_dim)),
-        ("attention.sliding_window", size(config.sliding_window)),
-        ("attention.layer_norm_rms_epsilon", F32(config.rms_eps)),
-        ("rope.freq_base", F32(config.rope.theta)),
-        ("rope.scaling.type", Text("yarn".into())),
-        ("rope.scaling.factor", F32(config.rope.factor)),
-        ("rope.scaling.original_context_length", size(config.rope.original_context)),
-    ];
-    let model = model.map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value));
-    general.into_iter().chain(model).collect()
 }
