@@ -28,13 +28,15 @@ pub enum Command {
     Chat(Chat),
     Eval(Eval),
     Gates(Gates),
+    Convert(Convert),
+    Verify(Verify),
     MakeModel(MakeModel),
 }
 
 /// Show a model's configuration, tensors, memory needs and tokenizer.
 #[derive(Args)]
 pub struct Inspect {
-    /// A GGUF file, or `embedded` for the model inside this program.
+    /// A GGUF file, a folder of safetensors files, or `embedded` for the model inside this program.
     pub model: PathBuf,
     #[arg(long)]
     pub json: bool,
@@ -46,7 +48,7 @@ pub struct Inspect {
 /// Turn text into tokens, or back.
 #[derive(Args)]
 pub struct Tokenize {
-    /// A GGUF file, or `embedded`.
+    /// A GGUF file, a folder of safetensors files, or `embedded`.
     pub model: PathBuf,
     /// Text in which control tokens such as <|start|> stand for themselves; with --decode, token ids.
     pub text: String,
@@ -63,7 +65,7 @@ pub struct Tokenize {
 /// Write the logits of every position of a prompt to a safetensors file.
 #[derive(Args)]
 pub struct Logits {
-    /// A GGUF file, or `embedded`.
+    /// A GGUF file, a folder of safetensors files, or `embedded`.
     pub model: PathBuf,
     #[command(flatten)]
     pub input: LogitsInput,
@@ -89,7 +91,7 @@ pub struct LogitsInput {
 /// Continue a prompt; or, without MODEL, have the model inside this program answer it.
 #[derive(Args)]
 pub struct Generate {
-    /// A GGUF file, and the text to continue, in which control tokens such as <|start|> stand for themselves.
+    /// A GGUF file or a folder of safetensors files, and the text to continue, in which control tokens such as <|start|> stand for themselves.
     #[arg(num_args = 1..=2, required = true, value_names = ["MODEL", "PROMPT"])]
     pub model_and_prompt: Vec<String>,
     /// Ask PROMPT as a user would, and show the answer.
@@ -108,7 +110,7 @@ pub struct Generate {
 /// Talk with a model.
 #[derive(Args)]
 pub struct Chat {
-    /// A GGUF file; without one, the model inside this program.
+    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Instructions for the whole conversation.
@@ -121,7 +123,7 @@ pub struct Chat {
 /// Measure a model's answers on questions that the model inside this program never saw in training.
 #[derive(Args)]
 pub struct Eval {
-    /// A GGUF file; without one, the model inside this program.
+    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Only this suite; may be repeated.
@@ -154,6 +156,30 @@ pub struct Gates {
     pub json: bool,
 }
 
+/// Write a model as one GGUF file; experts are copied bit for bit.
+#[derive(Args)]
+pub struct Convert {
+    /// A folder of safetensors files from Hugging Face or mlx-lm, or a GGUF file.
+    pub model: PathBuf,
+    #[arg(value_name = "OUT.gguf")]
+    pub out: PathBuf,
+    /// Storage of the matrices outside the experts: q8_0, f16, bf16 or f32. Without it they stay as they are; MLX's affine
+    /// groups, which GGUF lacks, become f32.
+    #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
+    pub rest: Option<RestFormat>,
+}
+
+/// Compare two models: configuration, tokenizer and every tensor after decoding.
+#[derive(Args)]
+pub struct Verify {
+    /// A GGUF file, or a folder of safetensors files.
+    pub a: PathBuf,
+    /// Another.
+    pub b: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Write a GPT-OSS model with random weights.
 #[derive(Args)]
 pub struct MakeModel {
@@ -161,6 +187,9 @@ pub struct MakeModel {
     pub preset: String,
     #[arg(value_name = "OUT.gguf", required_unless_present = "print")]
     pub out: Option<PathBuf>,
+    /// Write a folder as Hugging Face keeps gpt-oss, with bf16 outside the experts, instead of a GGUF file.
+    #[arg(long, conflicts_with = "rest")]
+    pub folder: bool,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Storage of the matrices outside the experts, if not the preset's: q8_0, f16, bf16 or f32.

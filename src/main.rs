@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Gates(args)) => commands::gates::run(&args),
+        Some(Command::Convert(args)) => commands::convert::run(&args),
+        Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
     };
     match result {

@@ -102,8 +102,7 @@ fn write_tensor(
         out.write_all(&piece)?;
         wrote(piece.len() as u64);
     }
-    let padding = plan.padded_bytes() - plan.bytes();
-    out.write_all(&vec![0; padding as usize])?;
-    wrote(padding);
+    out.write_all(&vec![0; plan.padding() as usize])?;
+    wrote(plan.padding());
     Ok(())
 }

@@ -14,8 +14,6 @@ use crate::session;
 
 /// Contexts whose memory is shown.
 const CONTEXTS: [usize; 2] = [4096, 8192];
-/// Bytes of a cached value: phase 3 caches in f32.
-const CACHED_VALUE_BYTES: usize = 4;
 
 pub fn run(args: &Inspect) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
@@ -86,7 +84,7 @@ fn to_text(checkpoint: &Checkpoint) -> Result<String> {
 
     writeln!(out, "\nmemory            weights      cache        both")?;
     for context in CONTEXTS {
-        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, CACHED_VALUE_BYTES));
+        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, 4 * config.head_dim));
         writeln!(
             out,
             "  context {context:>5} {:>10} {:>10} {:>11}",
@@ -119,7 +117,7 @@ fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
     let memory: Vec<Value> = CONTEXTS
         .iter()
         .map(|&context| {
-            let cache = config.cache_bytes(context, CACHED_VALUE_BYTES);
+            let cache = config.cache_bytes(context, 4 * config.head_dim);
             let weights = checkpoint.weight_bytes();
             json!({ "context": context, "weights": weights, "cache": cache, "total": weights + cache })
         })

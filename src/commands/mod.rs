@@ -1,6 +1,7 @@
 //! One command a file; each has a `run` that returns the exit status.
 
 pub mod chat;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod gates;
@@ -9,6 +10,7 @@ pub mod inspect;
 pub mod logits;
 pub mod make_model;
 pub mod tokenize;
+pub mod verify;
 
 use std::io::{self, Write, stdout};
 

@@ -31,6 +31,11 @@ impl TensorPlan {
         (rows * self.format.row_bytes(row)) as u64
     }
 
+    /// Zeros between this tensor's data and the next one's.
+    pub fn padding(&self) -> u64 {
+        self.padded_bytes() - self.bytes()
+    }
+
     /// Bytes from this tensor's data to the next one's.
     pub fn padded_bytes(&self) -> u64 {
         self.bytes().next_multiple_of(DEFAULT_ALIGNMENT)

@@ -3,6 +3,7 @@
 //! They have the real architecture, metadata and vocabulary, so that every loader accepts them and every speed measured
 //! on them is the real one. Their text is noise.
 
+mod folder;
 mod vocabulary;
 mod weights;
 
@@ -195,7 +196,7 @@ impl SyntheticModel {
         write_whole(path, |out| {
             write_header(out, &metadata, &plans)?;
             for (index, plan) in plans.iter().enumerate() {
-                weights::write_random(out, plan, (seed, index as u64), &mut |bytes| {
+                weights::write_random(out, plan, (seed, index as u64), plan.padding(), &mut |bytes| {
                     written += bytes;
                     progress(written, total);
                 })?;
