@@ -7,7 +7,7 @@ use gptoss_reference::RopeMode;
 use harmony::Effort;
 use phase1_loading::synthetic::RestFormat;
 use phase2_forward::DeviceChoice;
-use phase3_kvcache::{GenerationParams, SamplingParams};
+use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
 
 use crate::session::EMBEDDED;
 
@@ -43,6 +43,9 @@ pub struct Inspect {
     /// Read every weight, and name the first tensor with a value that is no number.
     #[arg(long)]
     pub check: bool,
+    /// Plan the memory for keys and values in f32, f16 or q8_0.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_cache_type)]
+    pub kv: CacheType,
 }
 
 /// Turn text into tokens, or back.
@@ -102,6 +105,9 @@ pub struct Generate {
     /// Go on after the model's stop tokens.
     #[arg(long)]
     pub ignore_stops: bool,
+    /// Continue the text in this file, if it exists, by PROMPT, which may then be empty; and keep text and cache there.
+    #[arg(long, value_name = "F", conflicts_with = "ask")]
+    pub session: Option<PathBuf>,
     /// Print one JSON object instead of streaming text.
     #[arg(long)]
     pub json: bool,
@@ -233,12 +239,25 @@ pub struct EngineArgs {
     /// 2 recomputes everything for every token, 3 caches keys and values.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
     pub phase: u8,
+    /// Storage of cached keys and values: f32, f16 or q8_0.
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub kv: Option<CacheType>,
     /// auto, cpu, gpu, or software (a GPU played by the CPU).
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
     #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
     pub rope: RopeArg,
+}
+
+impl EngineArgs {
+    pub fn cache_type(&self) -> CacheType {
+        self.kv.unwrap_or_default()
+    }
+
+    pub fn rope_mode(&self) -> RopeMode {
+        self.rope.into()
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -308,6 +327,10 @@ impl SamplingArgs {
 }
 
 fn parse_device(name: &str) -> Result<DeviceChoice, String> {
+    name.parse()
+}
+
+fn parse_cache_type(name: &str) -> Result<CacheType, String> {
     name.parse()
 }
 

@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod interrupt;
 mod measure;
+mod saved;
 mod session;
 
 use std::process::ExitCode;

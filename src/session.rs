@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
@@ -38,8 +38,9 @@ impl Session {
         let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), &mut |done, _| bar.set_position(done))?;
         bar.finish_and_clear();
         let engine: Box<dyn Engine> = match args.phase {
+            2 if args.kv.is_some() => bail!("phase 2 caches nothing; --kv needs phase 3"),
             2 => Box::new(Recompute::new(model)),
-            _ => Box::new(Cached::new(model)),
+            _ => Box::new(Cached::with_cache(model, args.cache_type())?),
         };
         Ok(Session { engine, device, phase: args.phase })
     }

@@ -9,6 +9,7 @@ use crate::config::GptOssConfig;
 use crate::error::{Defect, LoadError};
 use crate::folder;
 use crate::gguf::Gguf;
+use crate::saved::Fnv;
 use crate::tensor::HostTensor;
 use crate::tokenizer::{Tokenizer, Vocabulary};
 
@@ -83,6 +84,20 @@ impl Checkpoint {
     /// A vocabulary that is not a byte-level BPE.
     pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         Tokenizer::new(&self.vocabulary).map_err(|defect| defect.in_file(&self.path))
+    }
+
+    /// Tells this model's file from others: a hash of the configuration, of every tensor's name, format and shape, and of the
+    /// first and last row of each.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Fnv::default();
+        hash.add(format!("{:?}", self.config).as_bytes());
+        for (name, tensor) in &self.tensors {
+            hash.add(format!("{name} {} {:?}", tensor.format.name(), tensor.shape).as_bytes());
+            let last = tensor.rows() - 1;
+            hash.add(&tensor.packed_range(0..1));
+            hash.add(&tensor.packed_range(last..last + 1));
+        }
+        format!("{:016x}", hash.0)
     }
 
     /// Bytes of packed weights.

@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use gptoss_reference::{Check, Limit, RopeMode};
 use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::SyntheticModel;
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute};
-use phase3_kvcache::Cached;
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
+use phase3_kvcache::{CacheType, Cached};
 use proptest::prelude::*;
 
 const WINDOW: usize = 12;
@@ -42,8 +42,54 @@ fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec
     all
 }
 
+/// A cache of this kind, and how far it may take the logits from those of an f32 one.
+const LOSSES: [(CacheType, Limit); 2] =
+    [(CacheType::F16, Limit { rms: 2e-3, max: 2e-2 }), (CacheType::Q8_0, Limit { rms: 3e-2, max: 2e-1 })];
+
+fn with_cache(kind: CacheType) -> Cached {
+    Cached::with_cache(model(), kind).expect("heads of 32 fit any kind")
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However a sequence is cut, a packed cache stays close to no cache at all.
+    #[test]
+    fn packed_caches_lose_little(
+        tokens in prop::collection::vec(0u32..1000, 1..70),
+        lengths in prop::collection::vec(1usize..30, 1..6),
+    ) {
+        let whole = logits(&mut Recompute::new(model()), &tokens, &[tokens.len()]);
+        for (kind, limit) in LOSSES {
+            let chunked = logits(&mut with_cache(kind), &tokens, &lengths);
+            let check = Check::values("random", kind.name(), &whole, &chunked, limit);
+            prop_assert!(check.passed(), "{check:?}");
+        }
+    }
+
+    /// Saved and restored anywhere, even into an engine that had another sequence there, the logits are the same to the bit.
+    #[test]
+    fn a_restored_sequence_goes_on(
+        tokens in prop::collection::vec(0u32..1000, 2..60),
+        share in 0.0f64..1.0,
+        kind in prop::sample::select(CacheType::ALL.to_vec()),
+    ) {
+        let cut = 1 + ((tokens.len() - 2) as f64 * share) as usize;
+        let (before, after) = tokens.split_at(cut);
+        let mut first = with_cache(kind);
+        first.step(&[Chunk { sequence: 1, tokens: before, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+        let snapshot = first.save(1).expect("known");
+        let mut second = with_cache(kind);
+        second.step(&[Chunk { sequence: 2, tokens: &[5, 6], logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+        second.restore(2, &snapshot).expect("the same model");
+        prop_assert_eq!(second.length(2), cut);
+        let rest = |engine: &mut Cached, sequence| -> Vec<f32> {
+            let chunk = Chunk { sequence, tokens: after, logits: LogitsFor::EveryToken };
+            let rows = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
+            rows.into_data().try_to_vec().expect("f32")
+        };
+        prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2));
+    }
 
     #[test]
     fn chunks_equal_the_whole(
@@ -103,4 +149,45 @@ fn sequences_of_a_batch_do_not_meet() {
             assert_eq!(one.expect("logits").into_data(), other.expect("logits").into_data());
         }
     }
+}
+
+#[test]
+fn packed_caches_are_smaller() {
+    let tokens: Vec<u32> = (0..700).map(|i| i * 7 % 1000).collect();
+    let bytes = |kind| {
+        let mut engine = with_cache(kind);
+        engine
+            .step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe)
+            .expect("a step");
+        engine.cache_bytes(0)
+    };
+    let [f32, f16, q8_0] = CacheType::ALL.map(bytes);
+    // A full layer of 700 positions and two rings, keys and values of 2 heads of 32.
+    assert_eq!(f32, (700 + 2 * WINDOW) * 2 * 2 * 32 * 4);
+    assert_eq!(f16 * 2, f32);
+    // Heads of 32 have 36 bytes; those of 64, as gpt-oss's, have 68, where f16 has 128.
+    assert_eq!(q8_0 * 64, f16 * 36);
+    assert_eq!((CacheType::Q8_0.row_bytes(64), CacheType::F16.row_bytes(64)), (68, 128));
+}
+
+#[test]
+fn what_another_model_saved_is_refused() {
+    let mut engine = with_cache(CacheType::F16);
+    engine
+        .step(&[Chunk { sequence: 0, tokens: &[1, 2, 3], logits: LogitsFor::Nothing }], &mut NoProbe)
+        .expect("a step");
+    let good = engine.save(0).expect("known");
+    let mut refusal = |snapshot: &Snapshot| engine.restore(0, snapshot).expect_err("refused").to_string();
+    let mut fewer = good.clone();
+    fewer.items.pop();
+    let refusals = [
+        refusal(&Snapshot { length: 4, ..good.clone() }),
+        refusal(&Snapshot { length: 0, ..good.clone() }),
+        refusal(&Snapshot { length: usize::MAX, ..good.clone() }),
+        refusal(&fewer),
+    ];
+    assert!(refusals.iter().all(|message| message.contains("saved sequence")), "{refusals:#?}");
+    assert!(engine.restore(0, &good).is_ok());
+    assert!(with_cache(CacheType::F32).restore(0, &good).is_err());
+    assert!(Recompute::new(model()).restore(0, &good).is_err());
 }

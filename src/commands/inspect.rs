@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, check_values};
+use phase3_kvcache::CacheType;
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -23,7 +24,8 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
         }
         eprintln!("{}: every weight is a number", checkpoint.path.display());
     }
-    let report = if args.json { format!("{:#}\n", to_json(&checkpoint)?) } else { to_text(&checkpoint)? };
+    let report =
+        if args.json { format!("{:#}\n", to_json(&checkpoint, args.kv)?) } else { to_text(&checkpoint, args.kv)? };
     print(&report)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -54,7 +56,7 @@ fn attention_text(config: &GptOssConfig) -> String {
     if alternating { "sliding and full in turn".into() } else { names.join(" ") }
 }
 
-fn to_text(checkpoint: &Checkpoint) -> Result<String> {
+fn to_text(checkpoint: &Checkpoint, kv: CacheType) -> Result<String> {
     let mut out = String::new();
     let config = &checkpoint.config;
     let rope = &config.rope;
@@ -84,7 +86,7 @@ fn to_text(checkpoint: &Checkpoint) -> Result<String> {
 
     writeln!(out, "\nmemory            weights      cache        both")?;
     for context in CONTEXTS {
-        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, 4 * config.head_dim));
+        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, kv.row_bytes(config.head_dim)));
         writeln!(
             out,
             "  context {context:>5} {:>10} {:>10} {:>11}",
@@ -107,7 +109,7 @@ fn to_text(checkpoint: &Checkpoint) -> Result<String> {
     Ok(out)
 }
 
-fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
+fn to_json(checkpoint: &Checkpoint, kv: CacheType) -> Result<Value> {
     let config = &checkpoint.config;
     let tokenizer = checkpoint.tokenizer()?;
     let formats: BTreeMap<&str, Value> = by_format(checkpoint)
@@ -117,7 +119,7 @@ fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
     let memory: Vec<Value> = CONTEXTS
         .iter()
         .map(|&context| {
-            let cache = config.cache_bytes(context, 4 * config.head_dim);
+            let cache = config.cache_bytes(context, kv.row_bytes(config.head_dim));
             let weights = checkpoint.weight_bytes();
             json!({ "context": context, "weights": weights, "cache": cache, "total": weights + cache })
         })

@@ -24,6 +24,7 @@ pub struct PackedMatrix {
 
 /// Where the packed rows of all matrices lie, one after another.
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "there are a few hundred of them")]
 enum Place {
     Host(HostTensor),
     /// Little-endian words in a GPU's buffer.
