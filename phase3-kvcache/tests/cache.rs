@@ -19,7 +19,8 @@ fn model() -> GptOss {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
         let nano = SyntheticModel::preset("nano").expect("a preset");
-        let model = SyntheticModel { sliding_window: WINDOW, layers: 3, ..nano };
+        // All experts for every token: a router would turn a small loss in a cache into another choice.
+        let model = SyntheticModel { sliding_window: WINDOW, layers: 3, experts: 4, experts_per_token: 4, ..nano };
         model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
         (directory, path)
     });
