@@ -43,6 +43,14 @@ impl Checkpoint {
         Self::from_gguf(Gguf::from_bytes(Path::new(name), file)?)
     }
 
+    /// As [`Checkpoint::open`], for a folder whose files are in memory, by name.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_folder_bytes(name: &str, files: &BTreeMap<String, Bytes>) -> Result<Checkpoint, LoadError> {
+        folder::read(Path::new(name), &|file| Ok(files.get(file).cloned()))
+    }
+
     fn from_gguf(gguf: Gguf) -> Result<Checkpoint, LoadError> {
         let in_file = |defect: Defect| defect.in_file(&gguf.path);
         let config = GptOssConfig::from_gguf(&gguf).map_err(in_file)?;

@@ -7,9 +7,8 @@ use bytes::Bytes;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::read_json;
+use super::{Files, needed, parse_json};
 use crate::error::{Defect, LoadError};
-use crate::mapping;
 
 /// A tensor as its file stores it, not yet understood.
 pub(super) struct Part {
@@ -25,16 +24,19 @@ pub(super) type Parts = BTreeMap<String, Part>;
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Maps the folder's safetensors files: those that the index names, or the only one.
-pub(super) fn open(folder: &Path) -> Result<Parts, LoadError> {
-    let index_path = folder.join("model.safetensors.index.json");
-    let files = match index_path.exists() {
-        true => indexed_files(&read_json(&index_path)?).map_err(|defect| defect.in_file(&index_path))?,
-        false => BTreeSet::from(["model.safetensors".to_owned()]),
+pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
+    const INDEX: &str = "model.safetensors.index.json";
+    let names = match files(INDEX)? {
+        Some(index) => {
+            let names = parse_json(&index).and_then(|index| indexed_files(&index));
+            names.map_err(|defect| defect.in_file(&folder.join(INDEX)))?
+        }
+        None => BTreeSet::from(["model.safetensors".to_owned()]),
     };
     let mut parts = Parts::new();
-    for file in files {
-        let path = folder.join(file);
-        let found = read(&mapping::map(&path, "a safetensors file")?).map_err(|defect| defect.in_file(&path))?;
+    for name in names {
+        let path = folder.join(&name);
+        let found = read(&needed(folder, files, &name)?).map_err(|defect| defect.in_file(&path))?;
         for (name, part) in found {
             if parts.contains_key(&name) {
                 let found = "it in an earlier file too";
@@ -60,7 +62,7 @@ fn indexed_files(index: &serde_json::Value) -> Result<BTreeSet<String>, Defect> 
 }
 
 /// Cuts the tensors out of a file, by its header.
-pub(crate) fn read(file: &Bytes) -> Result<Parts, Defect> {
+fn read(file: &Bytes) -> Result<Parts, Defect> {
     let header = |expected: &str, found: String| Defect::new("header", expected, found);
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(header("a safetensors file", format!("{} bytes (truncated?)", file.len())));
