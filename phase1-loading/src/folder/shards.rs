@@ -74,13 +74,15 @@ fn read(file: &Bytes) -> Result<Parts, Defect> {
     }
     let (json, data) = rest.split_at(length as usize);
     let data = file.slice_ref(data);
-    // Not `SafeTensors::deserialize`: in safetensors 0.8 the end of the last tensor can overflow there.
+    // Not `SafeTensors::deserialize`, which in safetensors 0.8 adds to the end of the last tensor without checking: a
+    // build with overflow checks panics there.
     let metadata: Metadata = serde_json::from_slice(json)
         .map_err(|error| header("the names, types, shapes and places of tensors", error.to_string()))?;
 
     let mut parts = Parts::new();
     let mut end_of_all = 0;
-    for (name, info) in metadata.tensors() {
+    let tensors: BTreeMap<_, _> = metadata.tensors().into_iter().collect();
+    for (name, info) in tensors {
         let (start, end) = info.data_offsets;
         let part = || format!("tensor `{}`", name.chars().take(100).collect::<String>());
         if start > end || end > data.len() {
