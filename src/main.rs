@@ -6,6 +6,7 @@ mod answer;
 mod args;
 mod commands;
 mod interrupt;
+mod lost_file;
 mod measure;
 mod saved;
 mod session;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
+    lost_file::catch();
     let result = match Cli::parse().command {
         None => commands::demo::run(),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),

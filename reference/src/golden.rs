@@ -45,12 +45,15 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folders under `goldens/folders`, by name.
+    /// The folders under `goldens/folders`, by name; none if there is no such directory.
     ///
     /// # Errors
     /// If they cannot be read.
     pub fn all(goldens: &Path) -> Result<Vec<Folder>, GoldenError> {
         let directory = goldens.join("folders");
+        if !directory.exists() {
+            return Ok(Vec::new());
+        }
         let io = |source| GoldenError::Io { path: directory.clone(), source };
         let mut folders = Vec::new();
         for entry in std::fs::read_dir(&directory).map_err(io)? {

@@ -43,6 +43,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
     let saved = match &args.session {
         None => None,
         Some(_) if ask => bail!("--session continues text: it needs MODEL and PROMPT"),
+        Some(_) if args.reply.engine.phase == 2 => bail!("phase 2 remembers nothing to save; --session needs phase 3"),
         Some(file) => {
             let engine = &mut *session.engine;
             let (saved, unseen) = Saved::open(file, &checkpoint, &args.reply.engine, engine, SEQUENCE)?;
