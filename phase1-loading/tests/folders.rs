@@ -193,6 +193,16 @@ fn each_lie_of_a_folder_is_named() {
         files
     };
     let entry = |shape: Value, offsets: [u64; 2]| json!({ "dtype": "U8", "shape": shape, "data_offsets": offsets });
+    // Found by `mutations.rs`: the matrix is there and its bias is not.
+    let no_bias = {
+        let mut files = files("hf");
+        let name = "model-00001-of-00002.safetensors";
+        let mut shard = files[name].to_vec();
+        let at = shard.windows(14).position(|window| window == b"down_proj_bias").expect("named");
+        shard[at + 13] = b'z';
+        files.insert(name.into(), shard.into());
+        files
+    };
     // Sixteen tensors that end at the last byte that an integer can count.
     let overflow = {
         let mut files = shard("a", entry(json!([1]), [0, 1]), 1);
@@ -243,6 +253,7 @@ fn each_lie_of_a_folder_is_named() {
         ("overflowing shape", shard("a", entry(json!([u64::MAX, 2]), [0, 10]), 10)),
         ("data that nothing describes", shard("a", entry(json!([4]), [0, 4]), 10)),
         ("overflowing sum", overflow),
+        ("no bias", no_bias),
         (
             "token outside the vocabulary",
             with("tokenizer.json", br#"{"model": {"vocab": {"a": 4000000000}, "merges": []}}"#),

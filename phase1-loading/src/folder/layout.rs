@@ -82,7 +82,7 @@ impl<'a> Layout<'a> {
         if spec.role == Role::Vector && self.parts.contains_key(&format!("{matrix}_bias")) {
             return self.every_nth(&format!("{matrix}_bias"), spec, first, step);
         }
-        if self.parts.contains_key(&format!("{matrix}_blocks")) {
+        if spec.role == Role::Experts && self.parts.contains_key(&format!("{matrix}_blocks")) {
             return self.blocks(&matrix, spec, first, step);
         }
         if self.parts.contains_key(&matrix) {
