@@ -200,7 +200,7 @@ fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
 #[test]
 fn harmed_files_do_no_harm() {
     // `PROPTEST_CASES` makes this longer.
-    let cases = ProptestConfig::default().cases.max(400);
+    let cases = ProptestConfig::default().cases.max(2000);
     let config = || ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let harms = || prop::collection::vec(harm(), 1..4);
     proptest!(config(), |(harms in harms())| check_gguf(&harms)?);

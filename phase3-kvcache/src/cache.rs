@@ -10,7 +10,7 @@ use phase2_forward::KeyValues;
 use crate::cache_type::CacheType;
 use crate::packing::{pack, unpack};
 
-/// Positions that a full layer's buffer holds at first; it doubles when it is full.
+/// Slots that a buffer has at first; they double when they are full, a ring's up to its window.
 const FIRST_CAPACITY: usize = 256;
 
 /// The cache of one sequence: keys after rotation, and values.
@@ -31,10 +31,7 @@ struct LayerCache {
 impl SequenceCache {
     pub fn new(config: &GptOssConfig, kind: CacheType, device: &Device) -> SequenceCache {
         let layer = |&attention: &AttentionKind| {
-            let slots = match attention {
-                AttentionKind::Sliding => config.sliding_window,
-                AttentionKind::Full => FIRST_CAPACITY,
-            };
+            let slots = slots(attention, FIRST_CAPACITY, config.sliding_window);
             let rows = || Rows::new([config.kv_heads, slots, config.head_dim], kind, device);
             LayerCache { attention, keys: rows(), values: rows() }
         };
@@ -129,10 +126,22 @@ impl KeyValues for SequenceCache {
     }
 
     fn extend(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let length = self.length;
         let LayerCache { attention, keys: stored_keys, values: stored_values } = &mut self.layers[layer];
-        (stored_keys.extend(*attention, length, keys), stored_values.extend(*attention, length, values))
+        let place = match attention {
+            AttentionKind::Full => Place::Behind(self.length),
+            AttentionKind::Sliding => Place::Ring { length: self.length, window: self.window },
+        };
+        (stored_keys.extend(place, keys), stored_values.extend(place, values))
     }
+}
+
+/// Where new rows go.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Behind that many earlier ones.
+    Behind(usize),
+    /// Position p into slot p mod `window`, after `length` earlier ones.
+    Ring { length: usize, window: usize },
 }
 
 /// The keys, or the values, of one layer: a buffer `[kv_heads, slots, row]`.
@@ -160,12 +169,10 @@ impl Rows {
 
     /// Stores new rows and returns those that the new tokens may see. In a packed cache the new rows are seen as they will
     /// be seen later, so that it does not matter how a sequence is cut into chunks.
-    fn extend(&mut self, attention: AttentionKind, length: usize, new: Tensor<3>) -> Tensor<3> {
+    fn extend(&mut self, place: Place, new: Tensor<3>) -> Tensor<3> {
         match self {
-            Rows::Plain(buffer) => buffer.extend(attention, length, new),
-            Rows::Packed { words, kind, head_dim } => {
-                unpack(words.extend(attention, length, pack(new, *kind)), *kind, *head_dim)
-            }
+            Rows::Plain(buffer) => buffer.extend(place, new),
+            Rows::Packed { words, kind, head_dim } => unpack(words.extend(place, pack(new, *kind)), *kind, *head_dim),
         }
     }
 
@@ -252,37 +259,43 @@ impl<K: Basic> Buffer<K> {
         self.tensor = Some(tensor.slice_assign([0..heads, slot..slot + count, 0..row], new));
     }
 
-    fn extend(&mut self, attention: AttentionKind, length: usize, new: Tensor<3, K>) -> Tensor<3, K> {
-        match attention {
-            AttentionKind::Full => self.append(length, new),
-            AttentionKind::Sliding => self.rotate(length, new),
+    fn extend(&mut self, place: Place, new: Tensor<3, K>) -> Tensor<3, K> {
+        match place {
+            Place::Behind(length) => self.append(length, new),
+            Place::Ring { length, window } => self.rotate(length, window, new),
+        }
+    }
+
+    /// Makes room for `needed` slots, at least doubling but to no more than `most`, and keeps the first `length`.
+    fn reserve(&mut self, needed: usize, most: usize, length: usize) {
+        if needed <= self.slots() {
+            return;
+        }
+        let [heads, slots, row] = self.tensor().dims();
+        let options = (&self.tensor().device(), self.tensor().dtype());
+        let grown = Buffer::new(Tensor::zeros([heads, needed.max(2 * slots).min(most), row], options));
+        let full = std::mem::replace(self, grown);
+        // Burn knows no empty tensors.
+        if length > 0 {
+            self.write(0, full.first(length));
         }
     }
 
     /// A full layer: puts `new` behind the first `length` positions and returns all of them.
     fn append(&mut self, length: usize, new: Tensor<3, K>) -> Tensor<3, K> {
-        let [heads, count, row] = new.dims();
-        let needed = length + count;
-        if needed > self.slots() {
-            let slots = needed.max(2 * self.slots());
-            let options = (&new.device(), new.dtype());
-            let grown = Buffer::new(Tensor::zeros([heads, slots, row], options));
-            let full = std::mem::replace(self, grown);
-            // Burn knows no empty tensors.
-            if length > 0 {
-                self.write(0, full.first(length));
-            }
-        }
+        let [_, count, _] = new.dims();
+        self.reserve(length + count, usize::MAX, length);
         self.write(length, new);
-        self.first(needed)
+        self.first(length + count)
     }
 
     /// A sliding layer: position p lives in slot p mod W. Returns what was stored, in slot order, followed by `new`; then
     /// the new positions take the oldest ones' slots. A long chunk's first queries still see keys that its last evict.
-    fn rotate(&mut self, length: usize, new: Tensor<3, K>) -> Tensor<3, K> {
+    fn rotate(&mut self, length: usize, window: usize, new: Tensor<3, K>) -> Tensor<3, K> {
         let [_, count, _] = new.dims();
-        let window = self.slots();
         let stored = length.min(window);
+        // A ring that is not yet as large as its window has never wrapped.
+        self.reserve((length + count).min(window), window, stored);
         let visible = match stored {
             0 => new.clone(),
             _ => Tensor::cat(vec![self.first(stored), new.clone()], 1),

@@ -1,6 +1,6 @@
 //! However a sequence is cut into chunks, the cache gives what recomputing gives.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use gptoss_reference::{Check, Limit, RopeMode};
@@ -15,15 +15,21 @@ const WINDOW: usize = 12;
 /// A fresh random model whose window is short enough to wrap several times.
 fn model() -> GptOss {
     static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FILE.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("model.gguf");
-        let nano = SyntheticModel::preset("nano").expect("a preset");
-        // All experts for every token: a router would turn a small loss in a cache into another choice.
-        let model = SyntheticModel { sliding_window: WINDOW, layers: 3, experts: 4, experts_per_token: 4, ..nano };
-        model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
-        (directory, path)
-    });
+    let (_, path) = FILE.get_or_init(|| written(WINDOW));
+    load(path)
+}
+
+fn written(window: usize) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    // All experts for every token: a router would turn a small loss in a cache into another choice.
+    let model = SyntheticModel { sliding_window: window, layers: 3, experts: 4, experts_per_token: 4, ..nano };
+    model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
+    (directory, path)
+}
+
+fn load(path: &Path) -> GptOss {
     let checkpoint = Checkpoint::open(path).expect("opens");
     GptOss::load(&checkpoint, ComputeDevice::cpu("a test"), RopeMode::Exact, &mut |_, _| ()).expect("loads")
 }
@@ -133,6 +139,31 @@ fn a_full_layer_grows() {
         let chunked = logits(&mut Cached::new(model()), &tokens, lengths);
         let check = Check::values("long", "logits", &whole, &chunked, Limit::F32);
         assert!(check.passed(), "{lengths:?}: {check:?}");
+    }
+}
+
+/// A ring wider than a buffer's first capacity grows to its window, and then turns; saved and restored too.
+#[test]
+fn a_wide_ring_grows() {
+    let (_directory, path) = written(300);
+    let tokens: Vec<u32> = (0..700).map(|i| i * 7 % 1000).collect();
+    let whole = logits(&mut Recompute::new(load(&path)), &tokens, &[700]);
+    for lengths in [&[200, 55, 1, 44, 1, 100][..], &[700], &[290, 30]] {
+        let chunked = logits(&mut Cached::new(load(&path)), &tokens, lengths);
+        let check = Check::values("wide", "logits", &whole, &chunked, Limit::F32);
+        assert!(check.passed(), "{lengths:?}: {check:?}");
+    }
+    for cut in [100, 280, 300, 301, 650] {
+        let (mut first, mut second) = (Cached::new(load(&path)), Cached::new(load(&path)));
+        let chunk = |tokens, logits| [Chunk { sequence: 0, tokens, logits }];
+        first.step(&chunk(&tokens[..cut], LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        second.restore(0, &first.save(0).expect("known")).expect("the same model");
+        let rest = |engine: &mut Cached| -> Vec<f32> {
+            let rows =
+                engine.step(&chunk(&tokens[cut..], LogitsFor::EveryToken), &mut NoProbe).expect("a step").remove(0);
+            rows.expect("logits").into_data().try_to_vec().expect("f32")
+        };
+        assert_eq!(rest(&mut first), rest(&mut second), "cut at {cut}");
     }
 }
 
