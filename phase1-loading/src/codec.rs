@@ -199,15 +199,17 @@ impl Format {
     /// On a format that is only read: all but F32, F16, BF16, Q8_0 and MXFP4.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         assert_eq!(values.len() % self.block_len(), 0, "whole blocks");
+        let mut packed = Vec::with_capacity(self.row_bytes(values.len()));
         let blocks = values.chunks_exact(BLOCK);
         match self {
-            Format::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Format::F16 => (values.iter()).flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            Format::BF16 => (values.iter()).flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-            Format::Q8_0 => blocks.flat_map(encode_q8_0).collect(),
-            Format::Mxfp4 => blocks.flat_map(encode_mxfp4).collect(),
+            Format::F32 => values.iter().for_each(|v| packed.extend_from_slice(&v.to_le_bytes())),
+            Format::F16 => values.iter().for_each(|&v| packed.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
+            Format::BF16 => values.iter().for_each(|&v| packed.extend_from_slice(&bf16::from_f32(v).to_le_bytes())),
+            Format::Q8_0 => blocks.for_each(|block| packed.extend_from_slice(&encode_q8_0(block))),
+            Format::Mxfp4 => blocks.for_each(|block| packed.extend_from_slice(&encode_mxfp4(block))),
             _ => panic!("{} is read and never written", self.name()),
         }
+        packed
     }
 }
 
@@ -229,7 +231,9 @@ fn encode_q8_0(values: &[f32]) -> [u8; 2 + BLOCK] {
     let mut block = [0; 2 + BLOCK];
     block[..2].copy_from_slice(&scale.to_le_bytes());
     for (q, value) in block[2..].iter_mut().zip(values) {
-        *q = (value * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+        // Rounds away from 0 at a half, as `round` does, in instructions that every processor has.
+        let quotient = (value * inverse).clamp(-127.0, 127.0);
+        *q = (quotient + 0.5f32.copysign(quotient)) as i32 as u8;
     }
     block
 }

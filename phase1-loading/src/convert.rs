@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use bytes::Bytes;
 use rayon::prelude::*;
 
 use crate::checkpoint::{Checkpoint, Role, tensor_specs};
@@ -10,6 +11,7 @@ use crate::codec::Format;
 use crate::error::{Defect, LoadError};
 use crate::gguf::{TensorPlan, write_header};
 use crate::mapping::write_whole;
+use crate::soundness::has_bad_scale;
 use crate::synthetic::RestFormat;
 use crate::tensor::HostTensor;
 
@@ -22,7 +24,7 @@ const PIECE: usize = 32 << 20;
 /// `rest`; without it they stay as they are, or F32 if GGUF lacks their format, which loses nothing.
 ///
 /// # Errors
-/// A vocabulary that cannot be read, rows that are no whole blocks of `rest`, or a file that cannot be written.
+/// A vocabulary that cannot be read, an MXFP4 scale byte of 255, rows that are no whole blocks of `rest`, or a file that cannot be written.
 pub fn convert(
     from: &Checkpoint,
     to: &Path,
@@ -76,15 +78,12 @@ fn write_tensor(
     let rows = (PIECE / plan.format.row_bytes(row_len)).max(1);
     for start in (0..tensor.rows()).step_by(rows) {
         let range = start..(start + rows).min(tensor.rows());
-        let piece = match (plan.format == tensor.format, tensor.mapped()) {
+        let piece: Bytes = match (plan.format == tensor.format, tensor.mapped()) {
             (true, Some(data)) => {
                 let row_bytes = plan.format.row_bytes(row_len);
-                let piece = &data[range.start * row_bytes..range.end * row_bytes];
-                out.write_all(piece)?;
-                wrote(piece.len() as u64);
-                continue;
+                data.slice(range.start * row_bytes..range.end * row_bytes)
             }
-            (true, None) => tensor.packed_range(range),
+            (true, None) => tensor.packed_range(range).into(),
             (false, _) => {
                 let rows: Vec<Vec<u8>> = range
                     .into_par_iter()
@@ -96,9 +95,14 @@ fn write_tensor(
                         },
                     )
                     .collect();
-                rows.concat()
+                rows.concat().into()
             }
         };
+        if has_bad_scale(plan.format, &piece) {
+            let sentence =
+                format!("tensor `{}` has an MXFP4 scale byte of 255, which no two readers agree on", plan.name);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
+        }
         out.write_all(&piece)?;
         wrote(piece.len() as u64);
     }

@@ -14,14 +14,23 @@ pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), 
     if tensor.format != Format::Mxfp4 {
         return Ok(());
     }
-    let packed = tensor.packed();
-    match packed.iter().step_by(Format::Mxfp4.block_bytes()).position(|&scale| scale == 255) {
+    match bad_scale(&tensor.packed()) {
         None => Ok(()),
         Some(block) => {
             let found = format!("255 in block {block}");
             Err(Defect::new(format!("tensor `{name}`"), "MXFP4 scale bytes from 0 to 254", found).in_file(path))
         }
     }
+}
+
+/// Whether some packed rows have such a scale byte.
+pub(crate) fn has_bad_scale(format: Format, packed: &[u8]) -> bool {
+    format == Format::Mxfp4 && bad_scale(packed).is_some()
+}
+
+/// The block of MXFP4 rows that has one.
+fn bad_scale(packed: &[u8]) -> Option<usize> {
+    packed.iter().step_by(Format::Mxfp4.block_bytes()).position(|&scale| scale == 255)
 }
 
 /// Decodes a whole tensor and refuses the first value that is not finite.

@@ -6,7 +6,9 @@ use std::path::Path;
 use bytes::Bytes;
 use gptoss_reference::{Case, Folder};
 use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase1_loading::{AttentionKind, Checkpoint, Comparison, Format, SavedSession, Verdict, convert, verify};
+use phase1_loading::{
+    AttentionKind, Checkpoint, Comparison, Format, SavedSession, Verdict, check_scales, convert, verify,
+};
 use serde_json::{Value, json};
 
 fn folder(name: &str) -> Folder {
@@ -116,6 +118,34 @@ fn a_synthetic_folder_opens() {
     let gate = folder.tensor("blk.0.ffn_gate_exps.weight").to_f32();
     let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
     assert!((0.2..2.0).contains(&gain), "{gain}");
+}
+
+/// In HF's folders scales are a tensor of their own.
+#[test]
+fn a_scale_of_255_is_named() {
+    let clean = open("hf");
+    let name = "blk.1.ffn_up_exps.weight";
+    let packed = clean.tensor(name).packed();
+    // Two blocks' scales of neighbouring rows of up, with gate's between them.
+    let mut damaged = files("hf");
+    let shard = "model-00002-of-00002.safetensors";
+    let mut bytes = damaged[shard].to_vec();
+    let gate = clean.tensor("blk.1.ffn_gate_exps.weight").packed();
+    let scales: Vec<u8> =
+        (0..4).flat_map(|row| [&gate, &packed].map(|p| [p[row * 34], p[row * 34 + 17]])).flatten().collect();
+    let at = bytes.windows(scales.len()).position(|window| window == scales).expect("interleaved in the shard");
+    // Row 1 of up, its second block: behind gate's row 0, up's row 0 and gate's row 1.
+    bytes[at + 7] = 255;
+    damaged.insert(shard.into(), bytes.into());
+    let damaged = Checkpoint::from_folder_bytes("damaged", &damaged).expect("opening reads no weights");
+    let error = check_scales(&damaged.path, name, damaged.tensor(name)).expect_err("refused").to_string();
+    assert!(error.contains(name) && error.contains("block 3"), "{error}");
+
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let error = convert(&damaged, &directory.path().join("out.gguf"), None, &mut |_, _| ()).expect_err("refused");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains(name), "{cause}");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "nothing is left behind");
 }
 
 fn files(name: &str) -> BTreeMap<String, Bytes> {

@@ -84,6 +84,7 @@ fn each_lie_is_named() {
         ("epsilon is no number", patched(value("gpt-oss.attention.layer_norm_rms_epsilon"), &f32::NAN.to_le_bytes())),
         ("long text", patched(value("general.architecture"), &(1u64 << 50).to_le_bytes())),
         ("long array", patched(value("tokenizer.ggml.tokens") + 4, &(1u64 << 60).to_le_bytes())),
+        ("array of arrays", patched(value("tokenizer.ggml.tokens"), &9u32.to_le_bytes())),
         ("truncated data", file[..file.len() - 1000].to_vec()),
         ("empty", Vec::new()),
     ];
