@@ -166,3 +166,61 @@ impl Planes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec::{Bits, Group};
+
+    fn numbers(format: Format, values: &[f32]) -> Bytes {
+        format.encode(values).into()
+    }
+
+    proptest! {
+        /// Every width, group and number format of mlx-lm's affine planes, rows taken in steps, against the formula.
+        #[test]
+        fn affine_planes_decode(
+            bits in prop::sample::select(vec![Bits::Four, Bits::Eight]),
+            group in prop::sample::select(vec![Group::Of32, Group::Of64]),
+            scale_format in prop::sample::select(vec![Format::F32, Format::F16, Format::BF16]),
+            (rows, groups, step) in (1usize..4, 1usize..4, 1usize..3),
+            seed in prop::collection::vec(any::<u8>(), 1024 * 3),
+        ) {
+            let (width, row_len) = (bits as usize, groups * group as usize);
+            let plane_rows = rows * step;
+            let codes = &seed[..plane_rows * row_len * width / 8];
+            let plane = |salt: usize| -> Vec<f32> {
+                let numbers = (0..plane_rows * groups).map(|i| f32::from(seed[i * 7 + salt] as i8) / 64.0);
+                numbers.collect()
+            };
+            let (scales, biases) = (plane(1), plane(2));
+            let planes = Planes {
+                codes: Bytes::copy_from_slice(codes),
+                scales: numbers(scale_format, &scales),
+                biases: numbers(scale_format, &biases),
+                scale_format,
+                first: step - 1,
+                step,
+            };
+            let tensor = HostTensor::from_planes(Format::Affine { bits, group }, vec![rows, row_len], planes);
+            let mut expected = Vec::new();
+            for row in 0..rows {
+                let row = step - 1 + row * step;
+                for column in 0..row_len {
+                    let at = row * row_len + column;
+                    let code = match bits {
+                        Bits::Eight => codes[at],
+                        Bits::Four => codes[at / 2] >> (at % 2 * 4) & 15,
+                    };
+                    let group = at / group as usize;
+                    expected.push(f32::from(code) * scales[group] + biases[group]);
+                }
+            }
+            prop_assert_eq!(&tensor.to_f32(), &expected);
+            let packed = HostTensor::packed_rows(tensor.format, tensor.shape.clone(), tensor.packed());
+            prop_assert_eq!(packed.to_f32(), expected);
+        }
+    }
+}
