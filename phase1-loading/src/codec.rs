@@ -225,7 +225,8 @@ fn blocks<const BYTES: usize, const LEN: usize>(
 }
 
 fn encode_q8_0(values: &[f32]) -> [u8; 2 + BLOCK] {
-    let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    // Magnitudes are ordered as their bits are, and integers compare faster.
+    let amax = f32::from_bits(values.iter().fold(0, |most, v| most.max(v.abs().to_bits())));
     let scale = f16::from_f32(amax / 127.0);
     let inverse = if scale == f16::ZERO { 0.0 } else { scale.to_f32().recip() };
     let mut block = [0; 2 + BLOCK];
@@ -268,6 +269,10 @@ pub fn e8m0(byte: u8) -> f32 {
 /// Turns the 16 code bytes of one MXFP4 block from the Hugging Face and MLX order (element `e` in byte `e / 2`, low
 /// nibble first) into GGUF's. The scale byte is the same in both.
 pub fn repack_mxfp4_from_hf(hf: &[u8; 16]) -> [u8; 16] {
-    let code = |e: usize| hf[e / 2] >> (4 * (e % 2)) & 15;
-    std::array::from_fn(|j| code(j) | code(j + 16) << 4)
+    let mut gguf = [0; 16];
+    let (first, second) = hf.split_at(8);
+    for ((pair, first), second) in gguf.as_chunks_mut::<2>().0.iter_mut().zip(first).zip(second) {
+        *pair = [first & 15 | second << 4, first >> 4 | second & 0xf0];
+    }
+    gguf
 }

@@ -1,7 +1,9 @@
-//! Any checkpoint to one GGUF file, streamed: no more than [`PIECE`] bytes of weights are in memory at a time.
+//! Any checkpoint to one GGUF file, streamed: a few pieces of [`PIECE`] bytes are in memory at a time.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use bytes::Bytes;
 use rayon::prelude::*;
@@ -56,57 +58,57 @@ pub fn convert(
     let mut written = 0;
     let result = write_whole(to, |out| {
         write_header(out, &metadata, &plans)?;
-        for plan in &plans {
-            write_tensor(out, from.tensor(&plan.name), plan, &mut |bytes| {
-                written += bytes;
+        std::thread::scope(|scope| {
+            // The next piece is packed while one is written.
+            let (packed, pieces) = sync_channel(1);
+            scope.spawn(|| pack_all(from, &plans, packed));
+            for piece in pieces {
+                let piece: Bytes = piece?;
+                out.write_all(&piece)?;
+                written += piece.len() as u64;
                 progress(written, total);
-            })?;
-        }
-        Ok(())
+            }
+            Ok(())
+        })
     });
     result.map_err(|source| LoadError::Unwritten { path: to.to_owned(), source })
 }
 
-fn write_tensor(
-    out: &mut impl Write,
-    tensor: &HostTensor,
-    plan: &TensorPlan,
-    wrote: &mut dyn FnMut(u64),
-) -> io::Result<()> {
-    let row_len = tensor.row_len();
-    // Vectors may have more values than a piece has bytes for rows, but never by much.
-    let rows = (PIECE / plan.format.row_bytes(row_len)).max(1);
-    for start in (0..tensor.rows()).step_by(rows) {
-        let range = start..(start + rows).min(tensor.rows());
-        let piece: Bytes = match (plan.format == tensor.format, tensor.mapped()) {
-            (true, Some(data)) => {
-                let row_bytes = plan.format.row_bytes(row_len);
-                data.slice(range.start * row_bytes..range.end * row_bytes)
+/// Sends every tensor's data and padding, until something is wrong or nobody listens any more.
+fn pack_all(from: &Checkpoint, plans: &[TensorPlan], packed: SyncSender<io::Result<Bytes>>) {
+    for plan in plans {
+        let tensor = from.tensor(&plan.name);
+        let rows = (PIECE / plan.format.row_bytes(tensor.row_len())).max(1);
+        let starts = (0..tensor.rows()).step_by(rows);
+        let pieces = starts.map(|start| pack(tensor, plan, start..(start + rows).min(tensor.rows())));
+        let padding = Bytes::from(vec![0; plan.padding() as usize]);
+        for piece in pieces.chain([Ok(padding)]) {
+            let failed = piece.is_err();
+            if packed.send(piece).is_err() || failed {
+                return;
             }
-            (true, None) => tensor.packed_range(range).into(),
-            (false, _) => {
-                let rows: Vec<Vec<u8>> = range
-                    .into_par_iter()
-                    .map_init(
-                        || vec![0.0; row_len],
-                        |values, row| {
-                            tensor.decode_row(row, values);
-                            plan.format.encode(values)
-                        },
-                    )
-                    .collect();
-                rows.concat().into()
-            }
-        };
-        if has_bad_scale(plan.format, &piece) {
-            let sentence =
-                format!("tensor `{}` has an MXFP4 scale byte of 255, which no two readers agree on", plan.name);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
         }
-        out.write_all(&piece)?;
-        wrote(piece.len() as u64);
     }
-    out.write_all(&vec![0; plan.padding() as usize])?;
-    wrote(plan.padding());
-    Ok(())
+}
+
+/// Some rows in the format that they will have.
+fn pack(tensor: &HostTensor, plan: &TensorPlan, rows: Range<usize>) -> io::Result<Bytes> {
+    let row_bytes = plan.format.row_bytes(tensor.row_len());
+    let piece: Bytes = match (plan.format == tensor.format, tensor.mapped()) {
+        (true, Some(data)) => data.slice(rows.start * row_bytes..rows.end * row_bytes),
+        (true, None) => tensor.packed_range(rows).into(),
+        (false, _) => {
+            let new_row = || vec![0.0; tensor.row_len()];
+            let rows = rows.into_par_iter().map_init(new_row, |values, row| {
+                tensor.decode_row(row, values);
+                plan.format.encode(values)
+            });
+            rows.collect::<Vec<_>>().concat().into()
+        }
+    };
+    if has_bad_scale(plan.format, &piece) {
+        let sentence = format!("tensor `{}` has an MXFP4 scale byte of 255, which no two readers agree on", plan.name);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
+    }
+    Ok(piece)
 }
