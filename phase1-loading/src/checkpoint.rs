@@ -102,8 +102,9 @@ impl Checkpoint {
         for (name, tensor) in &self.tensors {
             hash.add(format!("{name} {} {:?}", tensor.format.name(), tensor.shape).as_bytes());
             let last = tensor.rows() - 1;
-            hash.add(&tensor.packed_range(0..1));
-            hash.add(&tensor.packed_range(last..last + 1));
+            for row in [0, last] {
+                hash.add(&tensor.packed_as(tensor.format, row..row + 1));
+            }
         }
         format!("{:016x}", hash.0)
     }

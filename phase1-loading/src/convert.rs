@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use bytes::Bytes;
-use rayon::prelude::*;
 
 use crate::checkpoint::{Checkpoint, Role, tensor_specs};
 use crate::codec::Format;
@@ -93,19 +92,7 @@ fn pack_all(from: &Checkpoint, plans: &[TensorPlan], packed: SyncSender<io::Resu
 
 /// Some rows in the format that they will have.
 fn pack(tensor: &HostTensor, plan: &TensorPlan, rows: Range<usize>) -> io::Result<Bytes> {
-    let row_bytes = plan.format.row_bytes(tensor.row_len());
-    let piece: Bytes = match (plan.format == tensor.format, tensor.mapped()) {
-        (true, Some(data)) => data.slice(rows.start * row_bytes..rows.end * row_bytes),
-        (true, None) => tensor.packed_range(rows).into(),
-        (false, _) => {
-            let new_row = || vec![0.0; tensor.row_len()];
-            let rows = rows.into_par_iter().map_init(new_row, |values, row| {
-                tensor.decode_row(row, values);
-                plan.format.encode(values)
-            });
-            rows.collect::<Vec<_>>().concat().into()
-        }
-    };
+    let piece = tensor.packed_as(plan.format, rows);
     if has_bad_scale(plan.format, &piece) {
         let sentence = format!("tensor `{}` has an MXFP4 scale byte of 255, which no two readers agree on", plan.name);
         return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));

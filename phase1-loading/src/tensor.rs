@@ -75,36 +75,36 @@ impl HostTensor {
         self.rows() * self.row_bytes()
     }
 
-    /// The packed rows where the file holds them as they are; `None` where they have to be put together from planes.
-    pub fn mapped(&self) -> Option<&Bytes> {
-        match &self.storage {
-            Storage::Packed(data) => Some(data),
-            Storage::Planes(_) => None,
-        }
-    }
-
     /// All packed rows, one after another: the mapped file's own bytes, or a copy put together from planes.
     pub fn packed(&self) -> Bytes {
-        match &self.storage {
-            Storage::Packed(data) => data.clone(),
-            Storage::Planes(_) => self.packed_range(0..self.rows()).into(),
-        }
+        self.packed_as(self.format, 0..self.rows())
     }
 
-    /// A copy of some packed rows, counted over all outer dimensions.
-    pub fn packed_range(&self, rows: Range<usize>) -> Vec<u8> {
-        let row_bytes = self.row_bytes();
+    /// Some rows, counted over all outer dimensions, packed in `format`: bytes of the mapped file if they lie there so, else a
+    /// copy.
+    ///
+    /// # Panics
+    /// If `format` is another than the tensor's and one that is only read: see [`Format::encode`].
+    pub fn packed_as(&self, format: Format, rows: Range<usize>) -> Bytes {
+        let row_bytes = format.row_bytes(self.row_len());
         match &self.storage {
-            Storage::Packed(data) => data[rows.start * row_bytes..rows.end * row_bytes].to_vec(),
+            _ if format != self.format => {
+                let new_row = || vec![0.0; self.row_len()];
+                let rows = rows.into_par_iter().map_init(new_row, |values, row| {
+                    self.decode_row(row, values);
+                    format.encode(values)
+                });
+                rows.collect::<Vec<_>>().concat().into()
+            }
+            Storage::Packed(data) => data.slice(rows.start * row_bytes..rows.end * row_bytes),
             Storage::Planes(planes) => {
                 let mut packed = vec![0; rows.len() * row_bytes];
-                let block_bytes = self.format.block_bytes();
                 packed.par_chunks_exact_mut(row_bytes).zip(rows).for_each(|(packed, row)| {
-                    for (block, packed) in packed.chunks_exact_mut(block_bytes).enumerate() {
-                        planes.pack_block(self.format, self.row_len(), row, block, packed);
+                    for (block, packed) in packed.chunks_exact_mut(format.block_bytes()).enumerate() {
+                        planes.pack_block(format, self.row_len(), row, block, packed);
                     }
                 });
-                packed
+                packed.into()
             }
         }
     }

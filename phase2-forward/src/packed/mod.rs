@@ -52,7 +52,7 @@ impl PackedMatrix {
             return PackedMatrix { place: Place::Host(tensor.clone()), columns };
         }
         let format = device_format(tensor.format);
-        let data = if format == tensor.format { tensor.packed() } else { format.encode(&tensor.to_f32()).into() };
+        let data = tensor.packed_as(format, 0..tensor.rows());
         let bytes = match data.len() % 4 {
             0 => Bytes::from_shared(data, AllocationProperty::File),
             _ => {
