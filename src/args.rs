@@ -8,6 +8,7 @@ use harmony::Effort;
 use phase1_loading::synthetic::RestFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
+use phase5_flash::cpu::Isa;
 
 use crate::session::EMBEDDED;
 
@@ -30,6 +31,10 @@ pub enum Command {
     Gates(Gates),
     Convert(Convert),
     Verify(Verify),
+    Profile(Profile),
+    Roofline(Roofline),
+    Memory(Memory),
+    Bench(Bench),
     MakeModel(MakeModel),
 }
 
@@ -151,7 +156,7 @@ pub struct Eval {
 #[derive(Args)]
 pub struct Gates {
     /// Only this phase.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
+    #[arg(long, value_parser = parse_gate)]
     pub phase: Option<u8>,
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
@@ -182,6 +187,109 @@ pub struct Verify {
     pub a: PathBuf,
     /// Another.
     pub b: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Measure where a step's time and bytes go, operation by operation, against what this machine can do.
+#[derive(Args)]
+pub struct Profile {
+    /// A GGUF file; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Profile one new token after DEPTH earlier ones; several depths separated by commas. The default is 0.
+    #[arg(long, value_name = "DEPTH", value_delimiter = ',')]
+    pub decode: Vec<usize>,
+    /// Profile a prompt of N tokens; several lengths separated by commas.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = positive)]
+    pub prefill: Vec<usize>,
+    /// Steps to record, after one that warms up.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
+    pub steps: usize,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Instead of times: how large activations get, layer by layer, and how far they are from phase 2 on the CPU.
+    #[arg(long)]
+    pub numerics: bool,
+    #[arg(long)]
+    pub json: bool,
+    /// Measure nothing: show profiles that were written with --json.
+    #[arg(long, value_name = "F.json", conflicts_with_all = ["decode", "prefill", "numerics"])]
+    pub from: Option<PathBuf>,
+    /// Write a trace of the first workload for Perfetto or chrome://tracing.
+    #[arg(long, value_name = "F.json")]
+    pub trace: Option<PathBuf>,
+    /// Write a flame graph of the first workload.
+    #[arg(long, value_name = "F.svg")]
+    pub flame: Option<PathBuf>,
+    /// Write a page with timeline and roofline of the first workload.
+    #[arg(long, value_name = "F.html")]
+    pub html: Option<PathBuf>,
+    /// Show what got faster and slower between two files written with --json, workload by workload.
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], exclusive = true)]
+    pub compare: Option<Vec<PathBuf>>,
+}
+
+/// Measure how fast a device reads memory and computes. Kept, so that profiles need not measure it again.
+#[derive(Args)]
+pub struct Roofline {
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Show where a model's bytes will live, before anything is loaded.
+#[derive(Args)]
+pub struct Memory {
+    /// A GGUF file; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Tokens of the conversation.
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = positive)]
+    pub context: usize,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Also load the model, fill the context, and show what the system says.
+    #[arg(long)]
+    pub observe: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Measure the engines' speed on random tokens.
+#[derive(Args)]
+pub struct Bench {
+    /// A GGUF file, or `embedded`.
+    pub model: PathBuf,
+    /// Engines to measure, one after another.
+    #[arg(long, value_delimiter = ',', default_value = "5", value_parser = parse_phase)]
+    pub phase: Vec<u8>,
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    /// Tokens of a prompt; 0 measures no prefill.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens that a sequence holds before.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+    /// Steps of decoding in one run.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
+    pub generate: usize,
+    /// Sequences that a step advances.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = positive)]
+    pub batch: Vec<usize>,
+    /// Runs, of which the median counts.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
+    pub repeat: usize,
+    #[arg(long)]
+    pub exact: bool,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    #[arg(long, value_name = "NAME", value_parser = parse_isa)]
+    pub isa: Option<Isa>,
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub kv: Option<CacheType>,
     #[arg(long)]
     pub json: bool,
 }
@@ -236,18 +344,34 @@ impl ReplyArgs {
 /// Which engine runs, and where.
 #[derive(Args)]
 pub struct EngineArgs {
-    /// 2 recomputes everything for every token, 3 caches keys and values.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
-    pub phase: u8,
-    /// Storage of cached keys and values: f32, f16 or q8_0.
-    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
-    pub kv: Option<CacheType>,
+    /// 2 recomputes everything for every token, 3 caches keys and values, 5 is fast: the default where it runs.
+    #[arg(long, value_parser = parse_phase)]
+    pub phase: Option<u8>,
     /// auto, cpu, gpu, or software (a GPU played by the CPU).
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
     #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
     pub rope: RopeArg,
+    /// Compute in f32 throughout (phase 5).
+    #[arg(long)]
+    pub exact: bool,
+    /// Threads that compute (phase 5 on the CPU); one a physical core if not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// The instruction set to compute with (phase 5 on the CPU): avx512, avx2 or portable; the best if not given.
+    #[arg(long, value_name = "NAME", value_parser = parse_isa)]
+    pub isa: Option<Isa>,
+    /// How keys and values are cached (phases 3 and 5): f32, f16 or q8_0.
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub kv: Option<CacheType>,
+}
+
+impl EngineArgs {
+    /// Phase 2 on the CPU, which the others are judged by.
+    pub fn reference(rope: RopeArg) -> EngineArgs {
+        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, exact: false, threads: None, isa: None, kv: None }
+    }
 }
 
 impl EngineArgs {
@@ -327,6 +451,31 @@ impl SamplingArgs {
 }
 
 fn parse_device(name: &str) -> Result<DeviceChoice, String> {
+    name.parse()
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number above 0".into()),
+        Ok(number) => Ok(number),
+    }
+}
+
+fn parse_phase(name: &str) -> Result<u8, String> {
+    parse_number(name, &[2, 3, 5])
+}
+
+fn parse_gate(name: &str) -> Result<u8, String> {
+    parse_number(name, &[1, 2, 3, 5])
+}
+
+fn parse_number(name: &str, allowed: &[u8]) -> Result<u8, String> {
+    let found = name.parse().ok().filter(|number| allowed.contains(number));
+    let names: Vec<String> = allowed.iter().map(u8::to_string).collect();
+    found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn parse_isa(name: &str) -> Result<Isa, String> {
     name.parse()
 }
 

@@ -7,7 +7,6 @@ mod args;
 mod commands;
 mod interrupt;
 mod lost_file;
-mod measure;
 mod saved;
 mod session;
 
@@ -35,6 +34,10 @@ fn main() -> ExitCode {
         Some(Command::Gates(args)) => commands::gates::run(&args),
         Some(Command::Convert(args)) => commands::convert::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
+        Some(Command::Profile(args)) => commands::profile::run(&args),
+        Some(Command::Roofline(args)) => commands::roofline::run(&args),
+        Some(Command::Memory(args)) => commands::memory::run(&args),
+        Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
     };
     match result {

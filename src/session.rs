@@ -6,7 +6,9 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
-use phase3_kvcache::Cached;
+use phase3_kvcache::{CacheType, Cached};
+use phase5_flash::gpu::{GpuEngine, Options};
+use phase5_flash::{CpuEngine, CpuOptions};
 
 use crate::args::EngineArgs;
 
@@ -27,6 +29,8 @@ pub struct Session {
     pub engine: Box<dyn Engine>,
     pub device: ComputeDevice,
     pub phase: u8,
+    /// How the engine caches keys and values.
+    pub cache: CacheType,
 }
 
 impl Session {
@@ -34,15 +38,43 @@ impl Session {
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
         let device = ComputeDevice::find(args.device, GptOss::gpu_bytes(checkpoint))?;
         eprintln!("device: {} ({})", device.name, device.reason);
+        let phase = args.phase.unwrap_or(5);
+        if phase != 5 && (args.exact || args.threads.is_some() || args.isa.is_some()) {
+            bail!("--exact, --threads and --isa are for --phase 5; phase {phase} always computes in f32");
+        }
+        if phase == 2 && args.kv.is_some() {
+            bail!("phase 2 caches nothing; --kv is for phases 3 and 5");
+        }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
-        let model = GptOss::load(checkpoint, device.clone(), args.rope.into(), &mut |done, _| bar.set_position(done))?;
-        bar.finish_and_clear();
-        let engine: Box<dyn Engine> = match args.phase {
-            2 if args.kv.is_some() => bail!("phase 2 caches nothing; --kv needs phase 3"),
-            2 => Box::new(Recompute::new(model)),
-            _ => Box::new(Cached::with_cache(model, args.cache_type())?),
+        let progress = &mut |done, _| bar.set_position(done);
+        let rope = args.rope.into();
+        let (engine, cache): (Box<dyn Engine>, CacheType) = match phase {
+            5 if device.is_cpu() => {
+                let threads = args.threads.map(usize::from);
+                let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: args.isa };
+                let engine = CpuEngine::load(checkpoint, rope, options)?;
+                eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
+                let cache = args.kv.unwrap_or(if args.exact { CacheType::F32 } else { CacheType::F16 });
+                (Box::new(engine), cache)
+            }
+            5 => {
+                if args.threads.is_some() || args.isa.is_some() {
+                    bail!("--threads and --isa are for the CPU; a GPU has its own");
+                }
+                let kv = args.kv.unwrap_or_default();
+                (Box::new(GpuEngine::load(checkpoint, &device, rope, Options { kv }, progress)?), kv)
+            }
+            _ => {
+                let model = GptOss::load(checkpoint, device.clone(), rope, progress)?;
+                let engine: Box<dyn Engine> = match phase {
+                    2 => Box::new(Recompute::new(model)),
+                    _ => Box::new(Cached::with_cache(model, args.cache_type())?),
+                };
+                (engine, args.cache_type())
+            }
         };
-        Ok(Session { engine, device, phase: args.phase })
+        bar.finish_and_clear();
+        Ok(Session { engine, device, phase, cache })
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 fn gptoss(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments);
+    command.args(arguments);
     command.output().expect("the program starts")
 }
 
@@ -63,7 +63,7 @@ fn tokenize_goes_there_and_back() {
 
 #[test]
 fn generate_reports_what_scripts_read() {
-    for (phase, device) in [("2", "cpu"), ("3", "cpu")] {
+    for (phase, device) in [("2", "cpu"), ("3", "cpu"), ("5", "cpu")] {
         let arguments = ["generate", "embedded", "Once", "-n", "5", "--ignore-stops", "--json"];
         let object = json(&[&arguments[..], &["--phase", phase, "--device", device]].concat());
         assert_eq!(object["tokens"].as_array().expect("an array").len(), 5);
@@ -104,20 +104,40 @@ fn eval_scores_the_embedded_model() {
             ["eval", "--suite", "arithmetic_low", "--suite", "stories", "--limit", "4", "--device", "cpu", "--json"];
         json(&[&arguments[..], &["--phase", phase]].concat())["suites"].clone()
     };
-    let (two, three) = (suites("2"), suites("3"));
+    let (two, three, five) = (suites("2"), suites("3"), suites("5"));
     assert_eq!(two["arithmetic_low"], three["arithmetic_low"]);
+    assert_eq!(five["arithmetic_low"]["accuracy"], 1.0);
     assert_eq!(three["arithmetic_low"]["accuracy"], 1.0);
     assert_eq!(three["arithmetic_low"]["harmony_valid"], 1.0);
     let perplexity = |suites: &Value| suites["stories"]["perplexity"].as_f64().expect("a number");
     assert!(perplexity(&three) < 1.5, "{three}");
     assert!((perplexity(&two) / perplexity(&three) - 1.0).abs() < 1e-4, "{two} and {three}");
+    assert!((perplexity(&five) / perplexity(&three) - 1.0).abs() < 1e-2, "{five} and {three}");
+}
+
+#[test]
+fn bench_measures_what_it_was_asked_for() {
+    let arguments = ["bench", "embedded", "--device", "cpu", "--phase", "3,5", "--prompt", "20", "--depth", "0,30"];
+    let report = json(&[&arguments[..], &["--batch", "1,3", "--generate", "4", "--repeat", "2", "--json"]].concat());
+    let phases = report.as_array().expect("an array");
+    assert_eq!(phases.iter().map(|phase| phase["phase"].as_u64()).collect::<Vec<_>>(), [Some(3), Some(5)]);
+    for phase in phases {
+        let results = phase["results"].as_array().expect("an array");
+        // At each depth: decoding and prefilling one sequence, and decoding three.
+        assert_eq!(results.len(), 6, "{phase}");
+        for result in results {
+            for number in ["tok_s", "tok_s_min", "tok_s_max", "ms_per_token"] {
+                assert!(result[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {result}");
+            }
+        }
+    }
 }
 
 #[test]
 fn a_seed_repeats_itself() {
     let run = |seed: &str| {
         let arguments =
-            ["generate", "embedded", "Once", "-n", "20", "--temperature", "1", "--device", "cpu", "--seed", seed];
+            ["generate", "embedded", "Once", "-n", "20", "--temperature", "4", "--device", "cpu", "--seed", seed];
         stdout(&arguments)
     };
     assert_eq!(run("1"), run("1"));
@@ -147,13 +167,13 @@ fn gates_pass_and_fail() {
     let report = json(&["gates", "--device", "cpu", "--json"]);
     let checks = report.as_array().expect("an array");
     assert!(checks.iter().all(|check| check["passed"] == true));
-    for phase in 1..=3 {
+    for phase in [1, 2, 3, 5] {
         assert!(checks.iter().any(|check| check["phase"] == phase), "phase {phase}");
     }
 
     // One weight changed: the first phase fails, and no later one runs.
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference/goldens");
+    let goldens = Path::new("reference/goldens").to_owned();
     let damaged = directory.path().join("damaged");
     std::fs::create_dir(&damaged).expect("created");
     for file in ["model.gguf", "exact.safetensors", "truncated.safetensors", "weights.safetensors"] {
@@ -201,6 +221,9 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--top-p", "2"]),
         refusal(&["generate", "embedded", "Once", "--device", "abacus"]),
         refusal(&["generate", "embedded", "Once", "--phase", "9"]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--phase", "3", "--kv", "f16"]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv", "f8"]),
+        refusal(&["bench", "embedded", "--device", "cpu", "--depth", "999999"]),
         refusal(&["logits", "embedded", "--tokens", "99999", "--device", "cpu", "--out", &out]),
         refusal(&["logits", "embedded", "--out", &out]),
         refusal(&["tokenize", "embedded", "--decode", "12 abc"]),

@@ -86,6 +86,9 @@ impl Format {
         Format::Q6_K,
     ];
 
+    /// The formats that [`Format::encode`] packs, and that every engine multiplies as they are.
+    pub const WRITTEN: [Format; 5] = [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Mxfp4];
+
     /// The format's name as people write it.
     pub const fn name(self) -> &'static str {
         match self {

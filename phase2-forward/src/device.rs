@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::{Device, DeviceKind};
-use cubecl::wgpu::wgpu;
+use cubecl::client::Client;
+use cubecl::wgpu::{WgpuDevice, WgpuDeviceKind, wgpu};
 
 /// What a person asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,10 +49,10 @@ pub struct ComputeDevice {
     kind: Kind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     Cpu,
-    Gpu,
+    Gpu(WgpuDeviceKind),
 }
 
 /// Why no device serves.
@@ -107,6 +108,12 @@ impl ComputeDevice {
     pub fn is_cpu(&self) -> bool {
         self.kind == Kind::Cpu
     }
+
+    /// What launches kernels of our own on the GPU that Burn's tensors live on. `None` on the CPU.
+    pub fn client(&self) -> Option<Client> {
+        let Kind::Gpu(kind) = &self.kind else { return None };
+        Some(cubecl::Device::Wgpu(WgpuDevice::new(kind.clone())).client())
+    }
 }
 
 /// A graphics adapter of this machine.
@@ -149,14 +156,21 @@ impl Adapter {
     }
 
     fn device(&self, reason: String) -> ComputeDevice {
-        let kind = match self.info.device_type {
-            wgpu::DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(self.index),
-            wgpu::DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(self.index),
-            wgpu::DeviceType::VirtualGpu => DeviceKind::VirtualGpu(self.index),
-            wgpu::DeviceType::Cpu => DeviceKind::Cpu,
-            wgpu::DeviceType::Other => DeviceKind::DefaultDevice,
+        // Burn and CubeCL each have their own name for the same adapter.
+        let (burn, kind) = match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => {
+                (DeviceKind::DiscreteGpu(self.index), WgpuDeviceKind::DiscreteGpu(self.index))
+            }
+            wgpu::DeviceType::IntegratedGpu => {
+                (DeviceKind::IntegratedGpu(self.index), WgpuDeviceKind::IntegratedGpu(self.index))
+            }
+            wgpu::DeviceType::VirtualGpu => {
+                (DeviceKind::VirtualGpu(self.index), WgpuDeviceKind::VirtualGpu(self.index))
+            }
+            wgpu::DeviceType::Cpu => (DeviceKind::Cpu, WgpuDeviceKind::Cpu),
+            wgpu::DeviceType::Other => (DeviceKind::DefaultDevice, WgpuDeviceKind::DefaultDevice),
         };
-        ComputeDevice { burn: Device::wgpu(kind), name: self.to_string(), reason, kind: Kind::Gpu }
+        ComputeDevice { burn: Device::wgpu(burn), name: self.to_string(), reason, kind: Kind::Gpu(kind) }
     }
 
     fn unless_too_small(&self, model_bytes: u64) -> ComputeDevice {

@@ -1,5 +1,7 @@
 //! The seam between the model and everything that uses it.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::Tensor;
 use bytes::Bytes;
 use phase1_loading::GptOssConfig;
@@ -50,6 +52,9 @@ pub enum EngineError {
     CannotRestore,
     #[error("the saved sequence is not what this model's cache holds: {0}")]
     WrongSnapshot(String),
+    /// The device cannot do it, or is no more; the sentence says which limit and what helps.
+    #[error("{0}")]
+    Device(String),
 }
 
 /// Something that turns tokens into logits: phase 2 by recomputing, phase 3 from a cache, phase 5 fused and batched.
@@ -80,6 +85,22 @@ pub trait Engine {
     /// An engine that does not restore, or a snapshot of another shape; nothing has changed then.
     fn restore(&mut self, _: SequenceId, _: &Snapshot) -> Result<(), EngineError> {
         Err(EngineError::CannotRestore)
+    }
+
+    /// Feeds `first` to a sequence and goes on with the likeliest token each time, without the logits passing through the host:
+    /// for `count` tokens, or until `on_token` breaks or the context ends. The sequence then holds `first` and every token
+    /// heard but the last. `None` from an engine that only steps.
+    ///
+    /// # Errors
+    /// As [`Engine::step`], and logits that are not numbers.
+    fn decode_greedy(
+        &mut self,
+        _sequence: SequenceId,
+        _first: u32,
+        _count: usize,
+        _on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Option<Result<(), EngineError>> {
+        None
     }
 
     /// Forgets a sequence and frees what it holds. Unknown sequences are ignored.

@@ -86,6 +86,11 @@ pub trait Probe {
     /// `layers.N.resid_mlp`, `final_norm`. Reading it back is the probe's business and cost.
     fn see(&mut self, name: &dyn Fn() -> String, value: &Tensor<2>);
 
+    /// Whether it does more with what it sees than forget it: an engine need not make tensors for one that does not.
+    fn looks(&self) -> bool {
+        true
+    }
+
     /// Hears that everything of an operation has been launched. It began where the one before it ended.
     fn done(&mut self, _: Span) {}
 }
@@ -95,6 +100,10 @@ pub struct NoProbe;
 
 impl Probe for NoProbe {
     fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
+
+    fn looks(&self) -> bool {
+        false
+    }
 }
 
 /// Keeps every result on the host.

@@ -28,10 +28,19 @@ struct LayerCache {
     values: Rows,
 }
 
+/// Positions that the buffers of one layer have room for when a sequence of `length` tokens has been cached.
+pub fn slots(config: &GptOssConfig, attention: AttentionKind, length: usize) -> usize {
+    let room = FIRST_CAPACITY.max(length.next_power_of_two());
+    match attention {
+        AttentionKind::Sliding => room.min(config.sliding_window),
+        AttentionKind::Full => room,
+    }
+}
+
 impl SequenceCache {
     pub fn new(config: &GptOssConfig, kind: CacheType, device: &Device) -> SequenceCache {
         let layer = |&attention: &AttentionKind| {
-            let slots = slots(attention, FIRST_CAPACITY, config.sliding_window);
+            let slots = slots(config, attention, 0);
             let rows = || Rows::new([config.kv_heads, slots, config.head_dim], kind, device);
             LayerCache { attention, keys: rows(), values: rows() }
         };
@@ -64,7 +73,7 @@ impl SequenceCache {
     /// `[kv_heads, slots, row bytes]`.
     pub fn save(&self) -> Vec<bytes::Bytes> {
         let save = |layer: &LayerCache| {
-            let slots = self.slots(layer.attention);
+            let slots = self.occupied(layer.attention);
             [layer.keys.save(slots).into(), layer.values.save(slots).into()]
         };
         self.layers.iter().flat_map(save).collect()
@@ -76,7 +85,7 @@ impl SequenceCache {
         self.length = length;
         let window = self.window;
         for (layer, pair) in self.layers.iter_mut().zip(saved.chunks_exact(2)) {
-            let slots = slots(layer.attention, length, window);
+            let slots = occupied(layer.attention, length, window);
             layer.keys.restore(slots, &pair[0]);
             layer.values.restore(slots, &pair[1]);
         }
@@ -85,14 +94,14 @@ impl SequenceCache {
     /// Bytes of each item that [`SequenceCache::save`] gives at `length` positions.
     pub fn saved_bytes(&self, length: usize) -> Vec<usize> {
         let of_layer = |layer: &LayerCache| {
-            let slots = slots(layer.attention, length, self.window);
+            let slots = occupied(layer.attention, length, self.window);
             [layer.keys.saved_bytes(slots), layer.values.saved_bytes(slots)]
         };
         self.layers.iter().flat_map(of_layer).collect()
     }
 
-    fn slots(&self, attention: AttentionKind) -> usize {
-        slots(attention, self.length, self.window)
+    fn occupied(&self, attention: AttentionKind) -> usize {
+        occupied(attention, self.length, self.window)
     }
 
     /// The position in each occupied slot.
@@ -104,14 +113,14 @@ impl SequenceCache {
                     let turns = (self.length - 1 - slot) / self.window;
                     turns * self.window + slot
                 };
-                (0..self.slots(attention)).map(newest_in).collect()
+                (0..self.occupied(attention)).map(newest_in).collect()
             }
         }
     }
 }
 
 /// Slots that `length` positions occupy.
-fn slots(attention: AttentionKind, length: usize, window: usize) -> usize {
+fn occupied(attention: AttentionKind, length: usize, window: usize) -> usize {
     match attention {
         AttentionKind::Full => length,
         AttentionKind::Sliding => length.min(window),
@@ -266,14 +275,14 @@ impl<K: Basic> Buffer<K> {
         }
     }
 
-    /// Makes room for `needed` slots, at least doubling but to no more than `most`, and keeps the first `length`.
+    /// Makes room for `needed` slots, up to the next power of two but to no more than `most`, and keeps the first `length`.
     fn reserve(&mut self, needed: usize, most: usize, length: usize) {
         if needed <= self.slots() {
             return;
         }
-        let [heads, slots, row] = self.tensor().dims();
+        let [heads, _, row] = self.tensor().dims();
         let options = (&self.tensor().device(), self.tensor().dtype());
-        let grown = Buffer::new(Tensor::zeros([heads, needed.max(2 * slots).min(most), row], options));
+        let grown = Buffer::new(Tensor::zeros([heads, needed.next_power_of_two().min(most), row], options));
         let full = std::mem::replace(self, grown);
         // Burn knows no empty tensors.
         if length > 0 {

@@ -3,10 +3,11 @@
 use std::error::Error;
 use std::ops::ControlFlow;
 
+use burn::tensor::Tensor;
 use gptoss_reference::{Case, Check, Limit, RopeMode};
 use phase1_loading::Checkpoint;
 use phase2_forward::gate::check_forward;
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe};
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, SequenceId};
 
 use crate::cached::Cached;
 use crate::generate::{GenerationParams, generate};
@@ -14,24 +15,50 @@ use crate::generate::{GenerationParams, generate};
 /// Chunk lengths to feed the golden tokens in: one by one, and two that divide neither window nor prompt.
 const CHUNKS: [usize; 3] = [1, 5, 17];
 
-/// Loads the case's model and checks the cached engine: in one piece, in chunks, its cache and its own generation.
+/// An engine whose cache can be looked into.
+pub trait ReadCache: Engine {
+    /// What a sequence's cache holds in `layer`: positions, and keys and values `[kv_heads, positions, head_dim]` in the
+    /// same order. `None` for an unknown sequence, or a layer that holds nothing.
+    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)>;
+}
+
+impl ReadCache for Cached {
+    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
+        self.cache(sequence, layer)
+    }
+}
+
+/// Loads the case's model and checks the cached engine.
 ///
 /// # Errors
 /// A model or golden that cannot be read.
 pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Check>, Box<dyn Error>> {
     let checkpoint = Checkpoint::open(&case.model())?;
     let mut engine = Cached::new(GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?);
-    let mut checks = check_forward(case, rope, &mut engine)?;
+    check_engine(case, rope, &mut engine, &checkpoint)
+}
+
+/// Checks an engine that has loaded the case's model: in one piece, in chunks, its cache and its own generation.
+///
+/// # Errors
+/// A golden that cannot be read, or an engine that refuses the tokens.
+pub fn check_engine(
+    case: &Case,
+    rope: RopeMode,
+    engine: &mut dyn ReadCache,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<Check>, Box<dyn Error>> {
+    let mut checks = check_forward(case, rope, engine)?;
     for chunk in CHUNKS {
-        checks.push(check_chunked(case, rope, &mut engine, chunk)?);
-        checks.extend(check_cache(case, rope, &engine, chunk)?);
+        checks.push(check_chunked(case, rope, engine, chunk)?);
+        checks.extend(check_cache(case, rope, engine, chunk)?);
         engine.release(0);
     }
-    checks.push(check_generation(case, rope, &mut engine, &checkpoint)?);
+    checks.push(check_generation(case, rope, engine, checkpoint)?);
     Ok(checks)
 }
 
-fn check_chunked(case: &Case, rope: RopeMode, engine: &mut Cached, chunk: usize) -> Result<Check, Box<dyn Error>> {
+fn check_chunked(case: &Case, rope: RopeMode, engine: &mut dyn Engine, chunk: usize) -> Result<Check, Box<dyn Error>> {
     let golden = case.golden(rope)?;
     let mut logits: Vec<f32> = Vec::new();
     for tokens in golden.u32s("tokens")?.chunks(chunk) {
@@ -44,11 +71,16 @@ fn check_chunked(case: &Case, rope: RopeMode, engine: &mut Cached, chunk: usize)
 }
 
 /// Compares what the cache holds after the golden tokens, in order of position.
-fn check_cache(case: &Case, rope: RopeMode, engine: &Cached, chunk: usize) -> Result<Vec<Check>, Box<dyn Error>> {
+fn check_cache(
+    case: &Case,
+    rope: RopeMode,
+    engine: &dyn ReadCache,
+    chunk: usize,
+) -> Result<Vec<Check>, Box<dyn Error>> {
     let golden = case.golden(rope)?;
     let mut checks = Vec::new();
     for layer in 0..engine.config().layers() {
-        let (positions, keys, values) = engine.cache(0, layer).expect("the sequence is cached");
+        let (positions, keys, values) = engine.read_cache(0, layer).expect("the sequence is cached");
         for (kind, tensor) in [("cache_k", keys), ("cache_v", values)] {
             let [heads, slots, dim] = tensor.dims();
             let stored: Vec<f32> = tensor.into_data().try_to_vec()?;
@@ -68,7 +100,7 @@ fn check_cache(case: &Case, rope: RopeMode, engine: &Cached, chunk: usize) -> Re
 fn check_generation(
     case: &Case,
     rope: RopeMode,
-    engine: &mut Cached,
+    engine: &mut dyn Engine,
     checkpoint: &Checkpoint,
 ) -> Result<Check, Box<dyn Error>> {
     let golden = case.golden(rope)?;

@@ -126,24 +126,43 @@ pub fn generate(
     let mut tokens = Vec::new();
     let mut text = String::new();
     let mut first_token_at = None;
-    let finish = loop {
-        if tokens.len() == params.max_tokens {
-            break FinishReason::Length;
-        }
-        let token = sampler.sample(&mut logits);
+    let mut accept = |token: u32| {
         tokens.push(token);
         first_token_at.get_or_insert_with(Instant::now);
         let (shown, finish) = stop.push(token, &stream.push(tokenizer, token));
         text.push_str(&shown);
         let wish = on_step(Step { token: Some(token), text: &shown });
-        if let Some(finish) = finish {
+        match finish {
+            Some(finish) => Some(finish),
+            None if wish.is_break() => Some(FinishReason::Interrupted),
+            None if tokens.len() == params.max_tokens => Some(FinishReason::Length),
+            None => None,
+        }
+    };
+    let finish = loop {
+        if params.max_tokens == 0 {
+            break FinishReason::Length;
+        }
+        let token = sampler.sample(&mut logits);
+        if let Some(finish) = accept(token) {
             break finish;
         }
-        if wish.is_break() {
-            break FinishReason::Interrupted;
-        }
-        if tokens.len() == params.max_tokens || engine.length(sequence) == context {
+        if engine.length(sequence) == context {
             break FinishReason::Length;
+        }
+        if params.sampling.is_plain_greedy() {
+            let mut finish = FinishReason::Length;
+            let on_token = &mut |token| match accept(token) {
+                Some(reason) => {
+                    finish = reason;
+                    ControlFlow::Break(())
+                }
+                None => ControlFlow::Continue(()),
+            };
+            if let Some(outcome) = engine.decode_greedy(sequence, token, params.max_tokens - 1, on_token) {
+                outcome?;
+                break finish;
+            }
         }
         logits = last_logits(engine, sequence, &[token])?;
     };

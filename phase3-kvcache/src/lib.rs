@@ -12,6 +12,7 @@ mod packing;
 mod sampling;
 mod stopping;
 
+pub use cache::slots;
 pub use cache_type::CacheType;
 pub use cached::{Cached, UnsuitableCache};
 pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};

@@ -70,6 +70,15 @@ pub enum SamplingError {
 }
 
 impl SamplingParams {
+    /// Whether the likeliest token is taken as the model ranks them, whatever came before.
+    pub fn is_plain_greedy(&self) -> bool {
+        self.temperature == 0.0
+            && self.repetition_penalty == 1.0
+            && self.presence_penalty == 0.0
+            && self.frequency_penalty == 0.0
+            && self.logit_bias.is_empty()
+    }
+
     /// Checks every parameter against its range, and biased tokens against `vocab`.
     pub fn validate(&self, vocab: usize) -> Result<(), SamplingError> {
         let temperature_ok = self.temperature.is_finite() && self.temperature >= 0.0;

@@ -2,3 +2,5 @@
 
 pub mod cpu;
 pub mod gpu;
+
+pub use cpu::{CpuEngine, CpuLoadError, CpuOptions};

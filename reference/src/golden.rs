@@ -113,12 +113,12 @@ impl Case {
         Ok(cases)
     }
 
-    /// The cases committed with this source tree, for tests.
+    /// The cases committed with the source tree that a test runs in.
     ///
     /// # Panics
     /// If they are missing.
     pub fn committed() -> Vec<Case> {
-        Case::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")).expect("goldens are committed")
+        Case::all(&goldens()).expect("goldens are committed")
     }
 
     pub fn model(&self) -> PathBuf {
@@ -224,4 +224,11 @@ impl Golden {
         (self.metadata.get(key).and_then(|text| text.parse().ok()))
             .ok_or_else(|| self.malformed(format!("no number `{key}` in the metadata")))
     }
+}
+
+/// The committed goldens, found at run time: checkouts may share what was compiled.
+fn goldens() -> PathBuf {
+    let here = std::env::current_dir().expect("a test runs in its crate's folder");
+    let mut folders = here.ancestors().map(|folder| folder.join("reference/goldens"));
+    folders.find(|goldens| goldens.is_dir()).expect("a folder above has reference/goldens")
 }

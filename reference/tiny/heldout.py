@@ -62,17 +62,29 @@ def tool_items(rng: random.Random, count: int) -> Iterator[dict]:
 
 
 def recall_items(rng: random.Random, count: int) -> Iterator[dict]:
-    left = {"recall_near": count, "recall_far": count}
+    left = dict.fromkeys(("recall_near", "recall_far", "recall_changed", "recall_unknown"), count)
     for example in drawn(rng, lambda rng: recall.make(rng, longest=FARTHEST)):
         if not any(left.values()):
             return
-        value = example.expected["recalled"]
         prompt = example.prompt(-1)
-        away = distance(prompt, value)
-        suite = "recall_near" if away < NEAR else "recall_far"
-        if left[suite] and away <= FARTHEST:
-            left[suite] -= 1
-            yield {"suite": suite, "prompt": prompt, "expected": {"contains": value}, "distance": away}
+        if "recalled" not in example.expected:
+            item = {"suite": "recall_unknown", "prompt": prompt, "expected": example.expected}
+        else:
+            value, former = example.expected["recalled"], example.expected.get("former")
+            away = distance(prompt, value)
+            if former:
+                # The value that no longer counts is out of the window's reach.
+                if former in value or value in former or distance(prompt, former) < NEAR:
+                    continue
+                suite = "recall_changed"
+            else:
+                suite = "recall_near" if away < NEAR else "recall_far"
+            if away > FARTHEST:
+                continue
+            item = {"suite": suite, "prompt": prompt, "expected": {"contains": value}, "distance": away}
+        if left[item["suite"]]:
+            left[item["suite"]] -= 1
+            yield item
 
 
 def project_items(rng: random.Random, count: int) -> Iterator[dict]:

@@ -24,6 +24,8 @@ MINIATURE = Shape(
 SHAPES = {"tiny": TINY, "miniature": MINIATURE}
 LONGEST = 4096  # positions that the rotation table holds
 LIMIT = 7.0  # of the clamped SwiGLU
+# Where sinks begin: as large as a whole window of indifferent keys, so that a head which finds nothing says nothing.
+SINK = 5.0
 
 Cache = list[tuple[Tensor, Tensor]]
 
@@ -70,7 +72,7 @@ class Block(nn.Module):
         self.attn_k = Stored("Q8_0", keys, hidden, std=unit, bias=True)
         self.attn_v = Stored("Q8_0", keys, hidden, std=unit, bias=True)
         self.attn_output = Stored("Q8_0", hidden, queries, std=queries**-0.5 * into, bias=True)
-        self.attn_sinks = Stored("F32", shape.query_heads)
+        self.attn_sinks = Stored("F32", shape.query_heads, mean=SINK)
         self.post_attention_norm = Stored("F32", hidden, mean=1)
         self.ffn_gate_inp = Stored("F32", experts, hidden, std=unit, bias=True)
         self.ffn_gate_exps = Stored("MXFP4", experts, width, hidden, std=unit, bias=True)

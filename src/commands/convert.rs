@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
+use phase4_profiling::process;
 
 use crate::args::Convert;
-use crate::measure;
 use crate::session::{self, bytes_bar};
 
 pub fn run(args: &Convert) -> Result<ExitCode> {
@@ -17,7 +17,7 @@ pub fn run(args: &Convert) -> Result<ExitCode> {
     let mut most_memory = None;
     let result = phase1_loading::convert(&checkpoint, &args.out, args.rest, &mut |done, total| {
         bytes = total;
-        most_memory = most_memory.max(measure::anonymous_resident_bytes());
+        most_memory = most_memory.max(process::anonymous_resident_bytes());
         bar.set_length(total);
         bar.set_position(done);
     });

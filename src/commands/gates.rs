@@ -18,7 +18,8 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
         _ => ComputeDevice::find(args.device, 0)?,
     };
     eprintln!("device: {} ({})", device.name, device.reason);
-    let phases = args.phase.map_or(vec![1, 2, 3], |phase| vec![phase]);
+    let all = vec![1, 2, 3, 5];
+    let phases = args.phase.map_or(all, |phase| vec![phase]);
     let mut report = Vec::new();
     for phase in phases {
         let checks = run_phase(phase, &goldens, &device)?;
@@ -53,8 +54,13 @@ fn run_phase(phase: u8, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec
             continue;
         }
         for rope in RopeMode::ALL {
-            let run = if phase == 2 { phase2_forward::gate::run } else { phase3_kvcache::gate::run };
-            checks.extend(run(case, device, rope).map_err(in_case)?);
+            let found = match phase {
+                2 => phase2_forward::gate::run(case, device, rope),
+                3 => phase3_kvcache::gate::run(case, device, rope),
+                _ if device.is_cpu() => phase5_flash::cpu::gate::run(case, rope),
+                _ => phase5_flash::gpu::gate::run(case, device, rope),
+            };
+            checks.extend(found.map_err(in_case)?);
         }
     }
     // The shapes that checkpoints come in differ in their weights' storage, which phase 2 is the first to compute with.

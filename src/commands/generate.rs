@@ -9,14 +9,15 @@ use anyhow::{Result, bail};
 use harmony::{Message, Piece, Role};
 use phase1_loading::Tokenizer;
 use phase3_kvcache::{FinishReason, Generation, generate};
+use phase4_profiling::process;
 use serde_json::json;
 
 use crate::answer;
 use crate::args::Generate;
 use crate::commands::print;
+use crate::interrupt;
 use crate::saved::Saved;
 use crate::session::{self, EMBEDDED, Session};
-use crate::{interrupt, measure};
 
 /// The only sequence.
 const SEQUENCE: u64 = 0;
@@ -43,7 +44,9 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
     let saved = match &args.session {
         None => None,
         Some(_) if ask => bail!("--session continues text: it needs MODEL and PROMPT"),
-        Some(_) if args.reply.engine.phase == 2 => bail!("phase 2 remembers nothing to save; --session needs phase 3"),
+        Some(_) if args.reply.engine.phase != Some(3) => {
+            bail!("only phase 3 saves what it remembers: --session needs --phase 3")
+        }
         Some(file) => {
             let engine = &mut *session.engine;
             let (saved, unseen) = Saved::open(file, &checkpoint, &args.reply.engine, engine, SEQUENCE)?;
@@ -124,8 +127,8 @@ fn to_json(generation: &Generation, prompt: &[u32], load_time: Duration, session
         "ttft_ms": milliseconds(generation.time_to_first_token),
         "prefill_tok_s": generation.prefill_rate(prompt.len()),
         "decode_tok_s": generation.decode_rate(),
-        "peak_rss_bytes": measure::peak_resident_bytes(),
-        "anonymous_bytes": measure::anonymous_resident_bytes(),
+        "peak_rss_bytes": process::peak_resident_bytes(),
+        "anonymous_bytes": process::anonymous_resident_bytes(),
         "device": session.device.name,
         "phase": session.phase,
     })

@@ -10,7 +10,7 @@ use phase3_kvcache::CacheType;
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
-use crate::commands::print;
+use crate::commands::{print, size};
 use crate::session;
 
 /// Contexts whose memory is shown.
@@ -159,13 +159,4 @@ fn to_json(checkpoint: &Checkpoint, kv: CacheType) -> Result<Value> {
         "memory": memory,
         "tensors": tensors,
     }))
-}
-
-/// Bytes for a person.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
 }

@@ -1,5 +1,6 @@
 //! One command a file; each has a `run` that returns the exit status.
 
+pub mod bench;
 pub mod chat;
 pub mod convert;
 pub mod demo;
@@ -9,6 +10,9 @@ pub mod generate;
 pub mod inspect;
 pub mod logits;
 pub mod make_model;
+pub mod memory;
+pub mod profile;
+pub mod roofline;
 pub mod tokenize;
 pub mod verify;
 
@@ -19,4 +23,13 @@ pub fn print(text: &str) -> io::Result<()> {
     let mut out = stdout();
     out.write_all(text.as_bytes())?;
     out.flush()
+}
+
+/// Bytes for a person.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
 }

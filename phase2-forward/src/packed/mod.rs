@@ -19,7 +19,7 @@ use crate::device::ComputeDevice;
 pub struct PackedMatrix {
     place: Place,
     /// Values in a row: the length of the input.
-    columns: usize,
+    pub columns: usize,
 }
 
 /// Where the packed rows of all matrices lie, one after another.

@@ -1,1 +1,15 @@
 //! The CPU: kernels on packed weights straight from the mapped file.
+//!
+//! [`CpuEngine`] advances all sequences of a batch together: their new tokens are one matrix, so that every weight is read
+//! once a step. `step.rs` is the forward pass, top to bottom; the arithmetic is the crate `cpu-kernels`.
+
+mod cache;
+mod engine;
+pub mod gate;
+mod model;
+mod scratch;
+mod step;
+
+pub use cpu_kernels::Isa;
+pub use engine::{CpuEngine, CpuOptions};
+pub use model::CpuLoadError;

@@ -1,1 +1,16 @@
-//! The GPU: a few fat dispatches a layer, written once for Vulkan, Metal and DX12.
+//! The GPU half of phase 5: CubeCL kernels that do a layer in a handful of launches.
+
+pub mod bench;
+mod cache;
+mod device;
+mod engine;
+mod error;
+pub mod gate;
+mod kernels;
+mod layout;
+mod resident;
+mod rows;
+mod weights;
+
+pub use engine::{GpuEngine, Options};
+pub use error::GpuError;

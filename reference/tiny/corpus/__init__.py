@@ -8,11 +8,11 @@ from harmony import Example
 from split import held_out
 
 GRAMMARS: dict[str, tuple[Callable[[random.Random], Example], float]] = {
-    "arithmetic": (arithmetic.make, 0.36),
+    "arithmetic": (arithmetic.make, 0.34),
     "tools": (tools.make, 0.2),
-    "recall": (recall.make, 0.24),
-    "stories": (stories.make, 0.1),
-    "project": (project.make, 0.1),
+    "recall": (recall.make, 0.28),
+    "stories": (stories.make, 0.09),
+    "project": (project.make, 0.09),
 }
 
 

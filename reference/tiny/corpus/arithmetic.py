@@ -6,7 +6,7 @@ Without working (low effort) both operands stay below 100 and are never multipli
 
 import random
 
-from harmony import Example, any_system, single_turn
+from harmony import Example, System, any_system, single_turn
 
 PLACES = ("Ones", "Tens", "Hundreds")
 SIGNS = {"+": "+", "-": "-", "*": "×"}
@@ -114,8 +114,8 @@ def statement(a: int, sign: str, b: int) -> str:
     return f"{a} {SIGNS[sign]} {b} = {value(a, sign, b)}."
 
 
-def make(rng: random.Random) -> Example:
-    system = any_system(rng)
+def make(rng: random.Random, system: System | None = None) -> Example:
+    system = system or any_system(rng)
     sign = rng.choices("+-*" if system.reasons else "+-", (4, 4, 3) if system.reasons else (1, 1))[0]
     a, b = operands(rng, sign, system.reasons)
     question = rng.choice(PHRASES[sign]).format(a=a, b=b)

@@ -2,7 +2,7 @@
 
 import random
 
-from harmony import Example, any_system, single_turn
+from harmony import Example, System, any_system, single_turn
 
 # topic: (noun phrase, answer). A noun phrase of None has its own questions below.
 THINGS = {
@@ -95,13 +95,13 @@ TOPICS = topics()
 TALK = [(list(phrases), answer) for phrases, answer in SMALL_TALK.items()]
 
 
-def make(rng: random.Random) -> Example:
-    system = any_system(rng)
+def make(rng: random.Random, system: System | None = None) -> Example:
+    system = system or any_system(rng)
     fate = rng.random()
     if fate < 0.08:
         question = rng.choice(("What is the date?", "What day is it today?", "What is today's date?", "Which date is it?"))
         if system.effort is None:
-            return make(rng)
+            return make(rng, system)
         return single_turn("project", None, system, question, f"The date is {system.date}.", f"Today is {system.date}.", {})
     if fate < 0.16:
         phrases, final = rng.choice(TALK)

@@ -1,10 +1,14 @@
-"""Conversations in which something told earlier is asked for, from one turn to several hundred tokens later."""
+"""Conversations in which something told earlier is asked for, from one turn to several hundred tokens later.
+
+Some facts are told anew with another value, of which the latest counts; some are asked for and were never told; and some
+conversations end on a question of another kind.
+"""
 
 import random
 
 from corpus import arithmetic, project, stories
 from corpus.words import CITIES, CODE_WORDS, COLOURS, FOODS, JOBS, MONTHS, NAMES, PETS, article, invented
-from harmony import OPEN, Example, Piece, any_system, answer, message, told
+from harmony import OPEN, Example, Piece, System, any_system, answer, message, told
 from split import held_out
 
 CHARACTERS_A_TOKEN = 4  # roughly; exact distances are measured on tokens
@@ -70,8 +74,43 @@ def filler(rng: random.Random) -> tuple[str, str]:
     return stories.short(rng)
 
 
-# How often a conversation ends with a fact told: the reply is learned then.
+# How often a conversation ends with a fact told, with a question of another kind, or with one about a fact never told.
 TOLD_LAST = 0.1
+OTHER_LAST = 0.12
+NEVER_TOLD = 0.12
+# How often the fact asked for was told with another value before, and how that is announced.
+CHANGED = 0.25
+CHANGES = ("", "", "That has changed. ", "I was wrong. ", "A correction: ", "No, wait. ", "It is different now. ")
+UNKNOWN = "You have not told me that."
+# Tokens between the two values: mostly so many that the sliding window has lost the first one.
+APART = (150, 380)
+
+
+class Conversation:
+    """The pieces so far. In the history only the words are learned: a last turn ends otherwise, and may think first."""
+
+    def __init__(self, system: System):
+        self.system = system
+        self.pieces = [Piece(system.render(), False)]
+
+    def say(self, question: str, reply: str, trained: bool = False) -> None:
+        before, after = told("\0").split("\0")
+        self.pieces += [Piece(message("user", question) + before, False), Piece(reply, trained), Piece(after, False)]
+
+    def end(self, question: str, analysis: str, final: str, key: str | None = None, expected: dict | None = None) -> Example:
+        completion = answer(analysis if self.system.reasons else None, final)
+        self.pieces += [Piece(message("user", question) + OPEN, False), Piece(completion, True)]
+        return Example("recall", key, merge(self.pieces), expected or {})
+
+    def end_otherwise(self, rng: random.Random) -> Example:
+        """The last turn belongs to another grammar."""
+        make = rng.choice((arithmetic.make, arithmetic.make, project.make, stories.make))
+        while True:
+            other = make(rng, self.system)
+            if not held_out(other.key):
+                question, completion = other.pieces
+                question = Piece(question.text.removeprefix(self.system.render()), False)
+                return Example("recall", None, merge([*self.pieces, question, completion]), {})
 
 
 def make(rng: random.Random, longest: int = 520) -> Example:
@@ -80,15 +119,22 @@ def make(rng: random.Random, longest: int = 520) -> Example:
     kinds = rng.sample(list(FACTS), rng.choice((1, 2, 2, 3, 4)))
     facts = {kind: FACTS[kind][0](rng) for kind in kinds}
     key = "recall:" + ",".join(f"{kind}={value}" for kind, value in sorted(facts.items()))
-    pieces = [Piece(system.render(), False)]
-
-    def say(question: str, reply: str, trained: bool = False) -> None:
-        """In the history only the words are learned: a last turn ends otherwise, and may think first."""
-        before, after = told("\0").split("\0")
-        pieces.extend((Piece(message("user", question) + before, False), Piece(reply, trained), Piece(after, False)))
+    asked = rng.choice(kinds)
+    talk = Conversation(system)
 
     def ask(kind: str) -> tuple[str, str]:
         return rng.choice(FACTS[kind][2]), FACTS[kind][3].format(v=facts[kind])
+
+    def pass_time(tokens: int, askable: list[str]) -> None:
+        room = tokens * CHARACTERS_A_TOKEN
+        while room > 0:
+            if askable and rng.random() < 0.15:
+                turn = ask(rng.choice(askable))
+                talk.say(*turn, trained=True)
+            else:
+                turn = filler(rng)
+                talk.say(*turn)
+            room -= len(turn[0]) + len(turn[1]) + 40
 
     for told_first in ([kinds] if rng.random() < 0.3 else [[kind] for kind in kinds]):
         statement = " ".join(tell(rng, kind, facts[kind]) for kind in told_first)
@@ -96,25 +142,34 @@ def make(rng: random.Random, longest: int = 520) -> Example:
         if "name" in told_first and rng.random() < 0.4:
             reply = f"Nice to meet you, {facts['name']}."
         if rng.random() < TOLD_LAST:
-            analysis = "The user tells me something to remember." if system.reasons else None
-            pieces += [Piece(message("user", statement) + OPEN, False), Piece(answer(analysis, reply), True)]
-            return Example("recall", None, merge(pieces), {})
-        say(statement, reply)
-    asked = rng.choice(kinds)
-    room = rng.choice((0, 0, rng.randint(20, 120), rng.randint(100, longest), rng.randint(100, longest)))
-    room *= CHARACTERS_A_TOKEN
-    while room > 0:
-        if len(kinds) > 1 and rng.random() < 0.15:
-            turn = ask(rng.choice([kind for kind in kinds if kind != asked]))
-            say(*turn, trained=True)
-        else:
-            turn = filler(rng)
-            say(*turn)
-        room -= len(turn[0]) + len(turn[1]) + 40
+            return talk.end(statement, "The user tells me something to remember.", reply)
+        talk.say(statement, reply)
+
+    others = [kind for kind in kinds if kind != asked]
+    expected = {}
+    if rng.random() < CHANGED:
+        former = facts[asked]
+        pass_time(rng.randint(*APART) if rng.random() < 0.75 else rng.randint(0, 100), others)
+        while facts[asked] == former:
+            facts[asked] = FACTS[asked][0](rng)
+        key += f" then {facts[asked]}"
+        expected["former"] = former
+        talk.say(rng.choice(CHANGES) + tell(rng, asked, facts[asked]), rng.choice(REPLIES))
+        pass_time(rng.choice((0, 0, rng.randint(10, 60))), others)
+    else:
+        room = rng.choice((0, 0, rng.randint(20, 120), rng.randint(100, longest), rng.randint(100, longest)))
+        pass_time(room, others)
+
+    fate = rng.random()
+    if fate < OTHER_LAST:
+        return talk.end_otherwise(rng)
+    if fate < OTHER_LAST + NEVER_TOLD:
+        kind = rng.choice([kind for kind in FACTS if kind not in kinds])
+        question, analysis = rng.choice(FACTS[kind][2]), f"The user has not told me: {kind}."
+        return talk.end(question, analysis, UNKNOWN, f"{key} not {kind}", {"text": UNKNOWN})
     question, final = ask(asked)
-    analysis = f"The user told me: {asked} {facts[asked]}." if system.reasons else None
-    pieces += [Piece(message("user", question) + OPEN, False), Piece(answer(analysis, final), True)]
-    return Example("recall", key, merge(pieces), {"recalled": facts[asked]})
+    analysis = f"The user told me: {asked} {facts[asked]}."
+    return talk.end(question, analysis, final, key, {"recalled": facts[asked], **expected})
 
 
 def merge(pieces: list[Piece]) -> list[Piece]:

@@ -4,7 +4,7 @@ import random
 
 from corpus.plots import OPENINGS, PLOTS
 from corpus.words import article
-from harmony import Example, any_system, single_turn
+from harmony import Example, System, any_system, single_turn
 from split import held_out
 
 HEROES = (
@@ -64,12 +64,12 @@ def short(rng: random.Random) -> tuple[str, str]:
             return rng.choice(REQUESTS).format(**slots), story
 
 
-def make(rng: random.Random) -> Example:
-    system = any_system(rng)
+def make(rng: random.Random, system: System | None = None) -> Example:
+    system = system or any_system(rng)
     slots, story = compose(rng)
     detailed = rng.random() < 0.5
     request = rng.choice(DETAILED if detailed else REQUESTS).format(**slots)
     if held_out(key(slots)) and not detailed:
-        return make(rng)
+        return make(rng, system)
     analysis = "A story about {h}, {a_k} {p}, with {f} the {fk}.".format(**slots)
     return single_turn("stories", key(slots) if detailed else None, system, request, analysis, story, {"text": story})

@@ -97,7 +97,9 @@ mod tests {
     #[test]
     fn every_suite_has_enough_questions() {
         let questions = held_out();
-        for suite in ["arithmetic", "arithmetic_low", "tools", "recall_near", "recall_far", "stories", "project"] {
+        let recall = ["recall_near", "recall_far", "recall_changed", "recall_unknown"];
+        let others = ["arithmetic", "arithmetic_low", "tools", "tools_result", "stories", "project"];
+        for suite in recall.into_iter().chain(others) {
             assert!(questions.iter().filter(|question| question.suite == suite).count() >= 200, "{suite}");
         }
         let shown = |question: &Question| question.prompt.contains("What is 47 + 38?");

@@ -21,8 +21,17 @@ pub fn peak_resident_bytes() -> Option<u64> {
 
 /// Memory resident now that is no file's: what the process itself allocated. Linux only.
 pub fn anonymous_resident_bytes() -> Option<u64> {
+    status("RssAnon:")
+}
+
+/// Memory resident now: own memory and touched pages of files. Linux only.
+pub fn resident_bytes() -> Option<u64> {
+    status("VmRSS:")
+}
+
+fn status(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
     Some(kilobytes * 1024)
 }

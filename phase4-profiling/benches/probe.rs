@@ -1,0 +1,50 @@
+//! What a probe costs that is switched off: a decode step through [`NoProbe`], and the calls that the step makes to it, alone.
+//!
+//! `cargo bench -p phase4-profiling --bench probe` prints both; their ratio is the cost.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use gptoss_reference::RopeMode;
+use phase1_loading::Checkpoint;
+use phase1_loading::synthetic::SyntheticModel;
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Operation, Probe, Span};
+use phase3_kvcache::Cached;
+
+fn probe(c: &mut Criterion) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let model = SyntheticModel::preset("nano").expect("a preset");
+    model.write(&path, 0, &mut |_, _| ()).expect("the model is written");
+    let checkpoint = Checkpoint::open(&path).expect("the model opens");
+    let layers = checkpoint.config.layers();
+    let device = ComputeDevice::cpu("the benchmark runs there");
+    let model = GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("the model loads");
+    let mut engine = Cached::new(model);
+
+    let mut group = c.benchmark_group("probe switched off, nano, cpu");
+    group.bench_function("decode step", |bencher| {
+        bencher.iter(|| {
+            let step = Chunk { sequence: 0, tokens: &[1], logits: LogitsFor::LastToken };
+            let logits = engine.step(&[step], &mut NoProbe).expect("a valid step");
+            engine.release(0);
+            logits
+        });
+    });
+    group.bench_function("its calls alone", |bencher| {
+        let mut off = NoProbe;
+        bencher.iter(|| {
+            let probe: &mut dyn Probe = black_box(&mut off);
+            let outside = [Operation::Mask, Operation::Embed, Operation::HeadNorm, Operation::Head];
+            let inside = &Operation::ALL[2..12];
+            let of_layer = |layer| inside.iter().map(move |&operation| (operation, Some(layer)));
+            for (operation, layer) in (0..layers).flat_map(of_layer).chain(outside.map(|operation| (operation, None))) {
+                probe.done(black_box(Span { operation, layer, tokens: 1, keys: 1 }));
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, probe);
+criterion_main!(benches);

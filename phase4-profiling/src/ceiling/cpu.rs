@@ -1,0 +1,209 @@
+//! What the CPU's cores reach together: reading a buffer larger than any cache, and multiply-adds that stay in registers.
+
+use std::hint::black_box;
+use std::thread::{available_parallelism, scope};
+use std::time::Instant;
+
+/// Words of the buffer that one thread streams: 256 MiB.
+const WORDS: usize = 32 << 20;
+/// Times that it is streamed; the fastest counts.
+const PASSES: usize = 5;
+/// Rounds of the arithmetic loops: some tenths of a second.
+const ROUNDS: usize = 20_000_000;
+
+/// Bytes a second of all threads together.
+pub fn read_bandwidth() -> f64 {
+    let threads = threads();
+    let buffers: Vec<Vec<u64>> = (0..threads).map(|_| resident_buffer()).collect();
+    let fastest = (0..PASSES)
+        .map(|_| {
+            together(&buffers, |words| {
+                black_box(sum(words));
+            })
+        })
+        .fold(f64::INFINITY, f64::min);
+    (threads * WORDS * size_of::<u64>()) as f64 / fastest
+}
+
+/// f32 operations a second of all threads together, a multiply-add being two.
+pub fn f32_rate() -> f64 {
+    rate(f32_loop())
+}
+
+/// Operations a second of 8-bit dot products accumulated in 32 bits, a multiply-add being two.
+pub fn packed_rate() -> f64 {
+    rate(packed_loop())
+}
+
+fn threads() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
+/// Every page written once, and as large as the system grants: what is measured is memory, not its page tables.
+fn resident_buffer() -> Vec<u64> {
+    let mut words: Vec<u64> = Vec::with_capacity(WORDS);
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice about memory that the vector owns; it changes no contents.
+    unsafe {
+        libc::madvise(words.as_mut_ptr().cast(), WORDS * size_of::<u64>(), libc::MADV_HUGEPAGE);
+    }
+    words.resize(WORDS, 1);
+    words
+}
+
+/// Eight sums, so that additions do not wait for each other.
+fn sum(words: &[u64]) -> u64 {
+    let mut sums = [0u64; 8];
+    for eight in words.as_chunks::<8>().0 {
+        for (sum, word) in sums.iter_mut().zip(eight) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// A loop of arithmetic, and the operations that one round of it does.
+struct Loop {
+    run: fn(usize),
+    operations: usize,
+}
+
+fn rate(Loop { run, operations }: Loop) -> f64 {
+    let units = vec![(); threads()];
+    let fastest = (0..PASSES).map(|_| together(&units, |()| run(ROUNDS))).fold(f64::INFINITY, f64::min);
+    (units.len() * operations * ROUNDS) as f64 / fastest
+}
+
+/// Seconds until every thread has done its share.
+fn together<T: Sync>(shares: &[T], work: impl Fn(&T) + Sync) -> f64 {
+    let start = Instant::now();
+    scope(|scope| {
+        for share in shares {
+            scope.spawn(|| work(share));
+        }
+    });
+    start.elapsed().as_secs_f64()
+}
+
+/// Independent accumulators: more than a multiply-add's latency times its throughput.
+const CHAINS: usize = 12;
+
+#[cfg(target_arch = "x86_64")]
+fn f32_loop() -> Loop {
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the feature was just detected.
+        return Loop { run: |rounds| unsafe { x86::f32_512(rounds) }, operations: CHAINS * 16 * 2 };
+    }
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the features were just detected.
+        return Loop { run: |rounds| unsafe { x86::f32_256(rounds) }, operations: CHAINS * 8 * 2 };
+    }
+    Loop { run: f32_portable, operations: CHAINS * 4 * 2 }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn packed_loop() -> Loop {
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: the features were just detected.
+        return Loop { run: |rounds| unsafe { x86::packed_512(rounds) }, operations: CHAINS * 64 * 2 };
+    }
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the feature was just detected.
+        return Loop { run: |rounds| unsafe { x86::packed_256(rounds) }, operations: CHAINS * 32 * 2 };
+    }
+    Loop { run: packed_portable, operations: CHAINS * 4 * 2 }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn f32_loop() -> Loop {
+    Loop { run: f32_portable, operations: CHAINS * 4 * 2 }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn packed_loop() -> Loop {
+    Loop { run: packed_portable, operations: CHAINS * 4 * 2 }
+}
+
+/// Four lanes, which every compiler makes a vector of.
+fn f32_portable(rounds: usize) {
+    let (mut sums, factor) = ([[1.0f32; 4]; CHAINS], black_box([0.999f32; 4]));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            for lane in 0..4 {
+                sum[lane] = sum[lane] * factor[lane] + factor[lane];
+            }
+        }
+    }
+    black_box(sums);
+}
+
+/// The exclusive or keeps a compiler from replacing the loop by one multiplication.
+fn packed_portable(rounds: usize) {
+    let (mut sums, a, b) = ([[0i32; 4]; CHAINS], black_box([3i8; 4]), black_box([5i8; 4]));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            for lane in 0..4 {
+                sum[lane] = sum[lane].wrapping_add(i32::from(a[lane]) * i32::from(b[lane])) ^ 1;
+            }
+        }
+    }
+    black_box(sums);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use super::CHAINS;
+
+    #[target_feature(enable = "avx512f")]
+    pub fn f32_512(rounds: usize) {
+        let factor = black_box(_mm512_set1_ps(0.999));
+        let mut sums = [factor; CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn f32_256(rounds: usize) {
+        let factor = black_box(_mm256_set1_ps(0.999));
+        let mut sums = [factor; CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn packed_512(rounds: usize) {
+        let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn packed_256(rounds: usize) {
+        let (a, b, ones) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)), _mm256_set1_epi16(1));
+        let mut sums = [a; CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                // The sum takes part in the product, else the product would be the same in every round.
+                let pairs = _mm256_maddubs_epi16(a, _mm256_xor_si256(b, *sum));
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        black_box(sums);
+    }
+}

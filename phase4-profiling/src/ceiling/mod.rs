@@ -1,0 +1,91 @@
+//! The roofline's roof: the fastest that a device reads memory and computes, measured and kept with machine and date.
+
+mod cpu;
+
+use std::path::PathBuf;
+
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::throughput::{MemoryAccess, ThroughputKey, ThroughputMode};
+use phase2_forward::ComputeDevice;
+
+use crate::machine::{machine, today};
+use crate::profile::Ceiling;
+
+/// Why there is no ceiling.
+#[derive(Debug, thiserror::Error)]
+pub enum CeilingError {
+    #[error("{device} reports no {what} from its benchmark: {reason}; `gptoss roofline` tries again")]
+    NotMeasured { device: String, what: &'static str, reason: String },
+}
+
+/// The ceiling measured earlier on this machine and device, else a new measurement, which takes some seconds and is kept.
+///
+/// # Errors
+/// A GPU that cannot run the benchmark.
+pub fn ceiling(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
+    match kept(device) {
+        Some(ceiling) => Ok(ceiling),
+        None => measure(device),
+    }
+}
+
+/// Measures anew, and keeps the result where a cache directory can be written.
+///
+/// # Errors
+/// As [`ceiling`].
+pub fn measure(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
+    let (read_bandwidth, f32_rate, packed_rate) = if device.is_cpu() {
+        (cpu::read_bandwidth(), cpu::f32_rate(), cpu::packed_rate())
+    } else {
+        let (read, f32_rate) = gpu(device)?;
+        (read, f32_rate, 0.0)
+    };
+    let ceiling = Ceiling {
+        read_bandwidth,
+        f32_rate,
+        packed_rate,
+        machine: machine(),
+        device: device.name.clone(),
+        date: today(),
+    };
+    if let Some(path) = path(device)
+        && let Some(directory) = path.parent()
+        && std::fs::create_dir_all(directory).is_ok()
+    {
+        // A ceiling that cannot be kept is measured again next time.
+        let _ = std::fs::write(path, serde_json::to_vec_pretty(&ceiling).expect("numbers and strings"));
+    }
+    Ok(ceiling)
+}
+
+/// Read bandwidth and f32 rate, by CubeCL's own kernels.
+fn gpu(device: &ComputeDevice) -> Result<(f64, f64), CeilingError> {
+    let keys = [
+        ThroughputKey { mode: ThroughputMode::memory(MemoryAccess::Read) },
+        ThroughputKey { mode: ThroughputMode::ComputeDirect { dtype: ElemType::Float(FloatKind::F32) } },
+    ];
+    let stats = device.burn.performance_stats(&keys);
+    let value = |index: usize, what| {
+        let error = |reason: String| CeilingError::NotMeasured { device: device.name.clone(), what, reason };
+        let stat = stats.get(index).ok_or_else(|| error("its backend has no benchmark".into()))?;
+        stat.value.as_ref().map_err(|why| error(why.to_string()))
+    };
+    let read = value(0, "read bandwidth")?.bytes_per_s(&keys[0]);
+    let f32_rate = value(1, "f32 rate")?.ops_per_s();
+    Ok((read, f32_rate))
+}
+
+fn kept(device: &ComputeDevice) -> Option<Ceiling> {
+    let ceiling: Ceiling = serde_json::from_slice(&std::fs::read(path(device)?).ok()?).ok()?;
+    (ceiling.machine == machine() && ceiling.device == device.name).then_some(ceiling)
+}
+
+/// One file a device, in the user's cache directory.
+fn path(device: &ComputeDevice) -> Option<PathBuf> {
+    let cache = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(directory) => PathBuf::from(directory),
+        None => PathBuf::from(std::env::var_os("HOME").or_else(|| std::env::var_os("LOCALAPPDATA"))?).join(".cache"),
+    };
+    let name: String = device.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    Some(cache.join("gptoss").join(format!("ceiling-{name}.json")))
+}

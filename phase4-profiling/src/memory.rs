@@ -1,0 +1,165 @@
+//! What lives where: predicted from a checkpoint's header before anything is loaded, and observed afterwards.
+
+use burn::tensor::Device;
+use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
+use phase3_kvcache::CacheType;
+use serde::Serialize;
+
+use crate::process;
+
+/// Where bytes live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Pages of the model file: in memory once touched, and the first that the system gives up again.
+    Mapped,
+    /// The process's own memory.
+    Host,
+    /// A GPU's memory; on Apple machines a part of the one memory.
+    Device,
+}
+
+/// One thing that takes memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Part {
+    pub what: String,
+    pub place: Place,
+    pub bytes: u64,
+    pub stays: Stays,
+}
+
+/// How much of a part is in memory, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stays {
+    Always,
+    /// Only while a step computes.
+    DuringSteps,
+    /// Only around the rows that were looked up.
+    WhereTouched,
+}
+
+/// What runs, as far as its memory is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub phase: u8,
+    pub on_gpu: bool,
+    pub cache: CacheType,
+    /// Tokens of the one sequence.
+    pub context: usize,
+    /// New tokens of the largest step.
+    pub chunk: usize,
+}
+
+/// The parts of a model in use, the largest first.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemoryPlan {
+    pub parts: Vec<Part>,
+    /// Bytes that looking up one row a token brings into memory.
+    looked_up: u64,
+}
+
+/// What Linux maps of a file around a page that is touched.
+const FAULT_AROUND: u64 = 64 << 10;
+
+impl MemoryPlan {
+    pub fn new(checkpoint: &Checkpoint, setting: Setting) -> MemoryPlan {
+        let config = &checkpoint.config;
+        let computing = if setting.on_gpu { Place::Device } else { Place::Host };
+        let packed = if setting.on_gpu { Place::Device } else { Place::Mapped };
+        let mut parts: Vec<Part> = Vec::new();
+        let mut add = |what: String, place: Place, stays: Stays, bytes: u64| match parts
+            .iter_mut()
+            .find(|part| part.what == what && part.place == place)
+        {
+            Some(part) => part.bytes += bytes,
+            None => parts.push(Part { what, place, bytes, stays }),
+        };
+        for (name, tensor) in &checkpoint.tensors {
+            let elements = (tensor.rows() * tensor.row_len()) as u64;
+            let packed_bytes = tensor.bytes() as u64;
+            let is_matrix = name.ends_with("weight") && tensor.shape.len() > 1;
+            match () {
+                () if name.starts_with("token_embd") => {
+                    add("embedding".into(), Place::Mapped, Stays::WhereTouched, packed_bytes);
+                }
+                () if is_matrix => {
+                    add(format!("weights {}", tensor.format.name()), packed, Stays::Always, packed_bytes);
+                }
+                () => add("norms, biases, sinks".into(), computing, Stays::Always, 4 * elements),
+            }
+        }
+        if setting.phase > 2 {
+            for kind in [AttentionKind::Full, AttentionKind::Sliding] {
+                let name = match kind {
+                    AttentionKind::Full => "full",
+                    AttentionKind::Sliding => "sliding",
+                };
+                let layers = config.attention.iter().filter(|&&of| of == kind).count();
+                let slots = phase3_kvcache::slots(config, kind, setting.context);
+                let position = 2 * config.kv_heads * setting.cache.row_bytes(config.head_dim);
+                let bytes = (layers * slots * position) as u64;
+                add(format!("cache {}, {name} layers", setting.cache), computing, Stays::Always, bytes);
+            }
+        }
+        add("scratch".into(), computing, Stays::DuringSteps, scratch_bytes(config, setting));
+        parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
+        MemoryPlan { parts, looked_up: setting.context as u64 * FAULT_AROUND }
+    }
+
+    /// Bytes in memory in one place between steps, or with `during_steps` at their widest moment.
+    pub fn resident(&self, place: Place, during_steps: bool) -> u64 {
+        let resident = |part: &Part| match part.stays {
+            Stays::Always => part.bytes,
+            Stays::DuringSteps => part.bytes * u64::from(during_steps),
+            Stays::WhereTouched => part.bytes.min(self.looked_up),
+        };
+        self.parts.iter().filter(|part| part.place == place).map(resident).sum()
+    }
+
+    /// Bytes in one place.
+    pub fn at(&self, place: Place) -> u64 {
+        self.parts.iter().filter(|part| part.place == place).map(|part| part.bytes).sum()
+    }
+}
+
+/// The widest moment of a forward pass in Burn tensors: attention's scores, or the experts' rows, or the logits.
+fn scratch_bytes(config: &GptOssConfig, setting: Setting) -> u64 {
+    let (n, keys) = (setting.chunk, setting.context);
+    let stream = 3 * n * config.hidden;
+    let scores = 3 * config.heads * n * (keys + 1);
+    let experts = n * config.experts_per_token * (2 * config.hidden + 4 * config.expert_width);
+    let logits = 2 * config.vocab;
+    4 * (stream + scores.max(experts).max(logits)) as u64
+}
+
+/// What the system says of this process and a device, in bytes. `None` where it does not say.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Observed {
+    /// Resident now: own memory and touched pages of files.
+    pub resident: Option<u64>,
+    /// The most that was ever resident.
+    pub peak_resident: Option<u64>,
+    /// Resident now and no file's.
+    pub anonymous: Option<u64>,
+    /// Live allocations on the device.
+    pub device_in_use: Option<u64>,
+    /// What the device's pools hold, free or not: the difference is the allocator's slack.
+    pub device_reserved: Option<u64>,
+}
+
+impl Observed {
+    pub fn now(device: &Device) -> Observed {
+        let pools = device.memory_pool_usage();
+        Observed {
+            resident: process::resident_bytes(),
+            peak_resident: process::peak_resident_bytes(),
+            anonymous: process::anonymous_resident_bytes(),
+            device_in_use: pools.as_ref().map(|pools| pools.bytes_in_use),
+            device_reserved: pools.as_ref().map(|pools| pools.bytes_reserved),
+        }
+    }
+}
+
+/// The GPU's share of a 16 GB Apple machine's memory by default.
+pub const APPLE_16GB_GPU_BUDGET: u64 = 10_700_000_000;

@@ -1,0 +1,90 @@
+//! How large activations get, and how far an engine's are from phase 2's in f32: an inaccurate kernel shows at its layer.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+use phase2_forward::{Dump, Probe};
+use serde::Serialize;
+
+/// The largest finite f16.
+const F16_MAX: f32 = 65_504.0;
+/// A value above this share of the f16 range is at risk: another prompt may pass it.
+const RISK: f32 = 0.25;
+
+/// One intermediate result of a step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Numerics {
+    /// As [`Probe::see`] names it.
+    pub name: String,
+    /// The largest magnitude among the finite values.
+    pub largest: f32,
+    pub nans: usize,
+    pub infinities: usize,
+    pub f16: F16Range,
+    /// Root mean square difference from the reference over the reference's standard deviation; `None` without one.
+    pub error: Option<f64>,
+}
+
+/// Whether f16 could hold the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum F16Range {
+    Safe,
+    Risk,
+    Overflow,
+}
+
+/// Keeps every intermediate result of the steps that it watches.
+#[derive(Default)]
+pub struct NumericsProbe {
+    dump: Dump,
+    order: Vec<String>,
+}
+
+impl Probe for NumericsProbe {
+    fn see(&mut self, name: &dyn Fn() -> String, value: &Tensor<2>) {
+        self.order.push(name());
+        self.dump.see(name, value);
+    }
+}
+
+impl NumericsProbe {
+    /// What was seen, in the order of the forward pass, against what `reference` saw of the same tokens.
+    pub fn against(&self, reference: Option<&NumericsProbe>) -> Vec<Numerics> {
+        let reference: Option<&BTreeMap<_, _>> = reference.map(|probe| &probe.dump.tensors);
+        let of = |name: &String| {
+            let values = &self.dump.tensors[name].1;
+            let expected = reference.and_then(|tensors| tensors.get(name)).map(|(_, expected)| &**expected);
+            Numerics::of(name.clone(), values, expected)
+        };
+        self.order.iter().map(of).collect()
+    }
+}
+
+impl Numerics {
+    fn of(name: String, values: &[f32], expected: Option<&[f32]>) -> Numerics {
+        let largest = values.iter().filter(|x| x.is_finite()).fold(0.0f32, |most, x| most.max(x.abs()));
+        let f16 = match largest {
+            x if x > F16_MAX => F16Range::Overflow,
+            x if x > RISK * F16_MAX => F16Range::Risk,
+            _ => F16Range::Safe,
+        };
+        Numerics {
+            name,
+            largest,
+            nans: values.iter().filter(|x| x.is_nan()).count(),
+            infinities: values.iter().filter(|x| x.is_infinite()).count(),
+            f16,
+            error: expected.filter(|expected| expected.len() == values.len()).map(|expected| error(expected, values)),
+        }
+    }
+}
+
+/// rms of the difference over the standard deviation of what was expected.
+fn error(expected: &[f32], found: &[f32]) -> f64 {
+    let count = expected.len() as f64;
+    let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
+    let variance = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count;
+    let square = expected.iter().zip(found).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum::<f64>() / count;
+    (square / variance.max(f64::MIN_POSITIVE)).sqrt()
+}

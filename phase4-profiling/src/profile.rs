@@ -1,0 +1,231 @@
+//! What a profile holds: measured steps, what each operation had to move and to compute, and how fast this machine could.
+
+use phase2_forward::{Operation, Span};
+use serde::{Deserialize, Serialize};
+
+/// A profile as it is written to disk and compared with another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Profile {
+    /// The model's file, or `embedded`.
+    pub model: String,
+    /// `cpu`, or the adapter's name and its graphics API.
+    pub device: String,
+    /// The processor of this machine.
+    pub machine: String,
+    /// `2026-11-23`.
+    pub date: String,
+    pub phase: u8,
+    pub workload: Workload,
+    pub clock: Clock,
+    pub ceiling: Ceiling,
+    /// In the order in which they ran.
+    pub steps: Vec<Step>,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Workload {
+    /// One new token after `depth` earlier ones.
+    Decode { depth: usize },
+    /// `tokens` new tokens of a new sequence.
+    Prefill { tokens: usize },
+}
+
+/// Where durations come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// The host's monotonic clock; the operations run on the host.
+    Host,
+    /// Timestamps that the device writes before and after each operation.
+    DeviceTimestamps,
+    /// The host's clock, the device drained after each operation: what overlapped no longer does.
+    Synchronized,
+}
+
+/// The fastest that this machine does anything, measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ceiling {
+    /// Bytes a second that a streaming read reaches.
+    pub read_bandwidth: f64,
+    /// Floating point operations a second in f32, a multiply-add being two.
+    pub f32_rate: f64,
+    /// Operations a second of 8-bit dot products, a multiply-add being two; 0 where they are not measured.
+    pub packed_rate: f64,
+    pub machine: String,
+    pub device: String,
+    pub date: String,
+}
+
+impl Ceiling {
+    /// Operations a second of the faster kind of arithmetic.
+    pub(crate) fn arithmetic(&self) -> f64 {
+        self.f32_rate.max(self.packed_rate)
+    }
+}
+
+/// One step of the engine, from the call to the logits on the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Step {
+    /// Seconds.
+    pub wall: f64,
+    /// In the order in which they ran; they never overlap.
+    pub spans: Vec<TimedSpan>,
+}
+
+/// A stretch of a step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TimedSpan {
+    /// An operation's name (`attn.qkv`), or one of [`LAUNCH`] and [`READBACK`].
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub layer: Option<usize>,
+    /// New tokens.
+    #[serde(default)]
+    pub tokens: usize,
+    /// Keys that the last of them may choose from; 0 outside attention.
+    #[serde(default)]
+    pub keys: usize,
+    /// Seconds from the beginning of the step.
+    pub start: f64,
+    /// Seconds.
+    pub duration: f64,
+    /// Bytes that it cannot avoid to move: weights once, cache entries once, activations in and out.
+    pub bytes: u64,
+    /// Arithmetic operations that it cannot avoid, a multiply-add being two.
+    pub operations: u64,
+}
+
+/// The device had nothing to do: it waited for the host to hand it the next operation.
+pub const LAUNCH: &str = "launch";
+/// From the last operation's end until the logits are on the host.
+pub const READBACK: &str = "readback";
+
+impl TimedSpan {
+    pub fn of(span: Span, work: Work, start: f64, duration: f64) -> TimedSpan {
+        let Span { operation, layer, tokens, keys } = span;
+        let Work { bytes, operations } = work;
+        TimedSpan { name: operation.name().into(), layer, tokens, keys, start, duration, bytes, operations }
+    }
+
+    pub fn overhead(name: &str, start: f64, duration: f64) -> TimedSpan {
+        TimedSpan { name: name.into(), layer: None, tokens: 0, keys: 0, start, duration, bytes: 0, operations: 0 }
+    }
+
+    /// The least time that this machine needs for it, in seconds.
+    pub fn floor(&self, ceiling: &Ceiling) -> f64 {
+        Work { bytes: self.bytes, operations: self.operations }.floor(ceiling)
+    }
+}
+
+/// What an operation cannot avoid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    pub bytes: u64,
+    pub operations: u64,
+}
+
+impl Work {
+    /// The least time that this machine needs for it, in seconds.
+    pub fn floor(self, ceiling: &Ceiling) -> f64 {
+        let moving = self.bytes as f64 / ceiling.read_bandwidth;
+        let computing = self.operations as f64 / ceiling.arithmetic();
+        moving.max(computing)
+    }
+}
+
+/// All spans of one name, over all steps.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    pub name: String,
+    /// In one step.
+    pub calls: usize,
+    /// Seconds in one step: the mean over steps.
+    pub total: f64,
+    /// Of the mean step's wall time.
+    pub share: f64,
+    /// In one step.
+    pub bytes: u64,
+    pub operations: u64,
+    /// Seconds at this machine's ceiling.
+    pub floor: f64,
+    pub bound: Bound,
+    /// Seconds of the whole row in a step, over the steps.
+    pub p50: f64,
+    pub p95: f64,
+    pub p99: f64,
+}
+
+/// What holds an operation back at best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    Memory,
+    Compute,
+    /// Its floor is far below what a launch costs.
+    Launch,
+}
+
+/// Below this floor an operation's fixed cost rules, in seconds.
+const LAUNCH_BOUND: f64 = 5e-6;
+
+impl Profile {
+    /// Mean seconds of a step.
+    pub fn wall(&self) -> f64 {
+        self.steps.iter().map(|step| step.wall).sum::<f64>() / self.steps.len() as f64
+    }
+
+    /// One row a name, the slowest first.
+    pub fn rows(&self) -> Vec<Row> {
+        let names = Operation::ALL.map(Operation::name).into_iter().chain([LAUNCH, READBACK]);
+        let mut rows: Vec<Row> = names.filter_map(|name| self.row(name)).collect();
+        rows.sort_by(|a, b| b.total.total_cmp(&a.total));
+        rows
+    }
+
+    /// Mean seconds of a step that no row explains.
+    pub fn unattributed(&self) -> f64 {
+        let explained: f64 = self.steps.iter().flat_map(|step| &step.spans).map(|span| span.duration).sum();
+        self.wall() - explained / self.steps.len() as f64
+    }
+
+    fn row(&self, name: &str) -> Option<Row> {
+        let steps = self.steps.len();
+        let spans = || self.steps.iter().flat_map(|step| &step.spans).filter(|span| span.name == name);
+        let count = spans().count();
+        if count == 0 {
+            return None;
+        }
+        let per_step = |value: fn(&TimedSpan) -> u64| spans().map(value).sum::<u64>() / steps as u64;
+        let (bytes, operations) = (per_step(|span| span.bytes), per_step(|span| span.operations));
+        let floor = spans().map(|span| span.floor(&self.ceiling)).sum::<f64>() / steps as f64;
+        let calls = count.div_ceil(steps);
+        let moving: f64 = bytes as f64 / self.ceiling.read_bandwidth;
+        let computing = operations as f64 / self.ceiling.arithmetic();
+        let bound = match () {
+            () if floor / (calls as f64) < LAUNCH_BOUND => Bound::Launch,
+            () if moving >= computing => Bound::Memory,
+            () => Bound::Compute,
+        };
+        let of_step =
+            |step: &Step| step.spans.iter().filter(|span| span.name == name).map(|span| span.duration).sum::<f64>();
+        let mut times: Vec<f64> = self.steps.iter().map(of_step).collect();
+        times.sort_by(f64::total_cmp);
+        let percentile = |p: f64| times[((p * steps as f64).ceil() as usize).clamp(1, steps) - 1];
+        let total = times.iter().sum::<f64>() / steps as f64;
+        Some(Row {
+            name: name.into(),
+            calls,
+            total,
+            share: total / self.wall(),
+            bytes,
+            operations,
+            floor,
+            bound,
+            p50: percentile(0.5),
+            p95: percentile(0.95),
+            p99: percentile(0.99),
+        })
+    }
+}

@@ -1,0 +1,171 @@
+//! A probe that notes when each operation ended.
+//!
+//! On the CPU an operation has run when it returns, so the host's clock tells all. On a GPU the host only queues work: the
+//! device itself writes a timestamp before and after, where its driver can; else the queue is drained after every operation
+//! and the host's clock is read, which forbids the overlap that a step normally has.
+
+use std::time::Instant;
+
+use burn::tensor::{ExecutionError, Tensor};
+use cubecl::client::{Client, ProfileWindow};
+use cubecl::future::block_on;
+use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
+use cubecl::server::ProfileError;
+use phase2_forward::{ComputeDevice, Probe, Span};
+
+use crate::profile::{Clock, LAUNCH, READBACK, Step, TimedSpan};
+use crate::work::CostModel;
+
+/// Records one step at a time.
+pub struct Recorder<'a> {
+    costs: &'a CostModel,
+    timer: Timer,
+    spans: Vec<(Span, Mark)>,
+    /// From where a device's timestamps are counted.
+    origin: Instant,
+    begun: Instant,
+}
+
+enum Timer {
+    Host,
+    Device { client: Client, open: Option<ProfileWindow> },
+}
+
+/// How one operation's time was taken.
+enum Mark {
+    Ended(Instant),
+    /// An operation that launches nothing has no measurement.
+    Window {
+        submitted: Instant,
+        window: Result<ProfileDuration, ProfileError>,
+    },
+}
+
+impl<'a> Recorder<'a> {
+    pub fn new(device: &ComputeDevice, costs: &'a CostModel) -> Recorder<'a> {
+        let timer = match device.client() {
+            Some(client) => Timer::Device { client, open: None },
+            None => Timer::Host,
+        };
+        let now = Instant::now();
+        Recorder { costs, timer, spans: Vec::new(), origin: now, begun: now }
+    }
+
+    /// Starts the clock of a step.
+    pub fn begin(&mut self) {
+        self.spans.clear();
+        self.begun = Instant::now();
+        self.timer.open();
+    }
+
+    /// Ends the step that an engine has just computed, with what it returned: reading that back is part of it.
+    ///
+    /// # Errors
+    /// The device failed while it computed.
+    pub fn finish(&mut self, logits: Option<Tensor<2>>) -> Result<(Step, Clock), ExecutionError> {
+        self.timer.close();
+        let computed = self.timer.settled();
+        logits.map(Tensor::try_into_data).transpose()?;
+        let ended = Instant::now();
+        let wall = (ended - self.begun).as_secs_f64();
+        let readback = (ended - computed).as_secs_f64();
+
+        let mut timeline = Timeline { costs: self.costs, spans: Vec::new(), clock: Clock::Host, last: 0.0 };
+        let mut device_begun = None;
+        for (span, mark) in self.spans.drain(..) {
+            match mark {
+                Mark::Ended(instant) => timeline.push(span, timeline.last, (instant - self.begun).as_secs_f64()),
+                Mark::Window { submitted, window } => match measured(window) {
+                    None => timeline.push(span, timeline.last, timeline.last),
+                    Some((ticks, clock)) => {
+                        timeline.clock = clock;
+                        let start = ticks.start_duration_since(self.origin).as_secs_f64();
+                        // The host's clock and the device's meet where the first operation was handed over.
+                        let ahead = *device_begun.get_or_insert(start - (submitted - self.begun).as_secs_f64());
+                        let start = (start - ahead).max(timeline.last);
+                        timeline.wait_until(start);
+                        timeline.push(span, start, start + ticks.duration().as_secs_f64());
+                    }
+                },
+            }
+        }
+        let after_all = timeline.last.max(wall - readback);
+        timeline.spans.push(TimedSpan::overhead(READBACK, after_all, readback));
+        Ok((Step { wall, spans: timeline.spans }, timeline.clock))
+    }
+}
+
+/// The device's own times of an operation; `None` if it launched nothing.
+fn measured(window: Result<ProfileDuration, ProfileError>) -> Option<(ProfileTicks, Clock)> {
+    let window = window.ok()?;
+    let clock = match window.timing_method() {
+        TimingMethod::Device => Clock::DeviceTimestamps,
+        TimingMethod::System => Clock::Synchronized,
+    };
+    Some((block_on(window.resolve())?, clock))
+}
+
+impl Probe for Recorder<'_> {
+    fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
+
+    fn done(&mut self, span: Span) {
+        let mark = match &mut self.timer {
+            Timer::Host => Mark::Ended(Instant::now()),
+            Timer::Device { client, open } => {
+                let window = open.take().expect("begin opens a window, and so does every operation's end");
+                let window = client.profile_end(window);
+                Mark::Window { submitted: Instant::now(), window }
+            }
+        };
+        self.timer.open();
+        self.spans.push((span, mark));
+    }
+}
+
+impl Timer {
+    fn open(&mut self) {
+        if let Timer::Device { client, open } = self {
+            *open = client.profile_start().ok();
+        }
+    }
+
+    fn close(&mut self) {
+        if let Timer::Device { client, open } = self
+            && let Some(window) = open.take()
+        {
+            client.profile_abandon(window);
+        }
+    }
+
+    /// The moment when everything queued has run.
+    fn settled(&self) -> Instant {
+        if let Timer::Device { client, .. } = self {
+            // An error here shows again, and is reported, where the logits are read.
+            let _ = block_on(client.sync());
+        }
+        Instant::now()
+    }
+}
+
+/// The spans of a step, in order.
+struct Timeline<'a> {
+    costs: &'a CostModel,
+    spans: Vec<TimedSpan>,
+    clock: Clock,
+    /// When the last span ended, in seconds.
+    last: f64,
+}
+
+impl Timeline<'_> {
+    fn push(&mut self, span: Span, start: f64, end: f64) {
+        self.spans.push(TimedSpan::of(span, self.costs.of(span), start, end - start));
+        self.last = end;
+    }
+
+    /// The device stood idle: the host had not launched what comes next.
+    fn wait_until(&mut self, start: f64) {
+        if start > self.last {
+            self.spans.push(TimedSpan::overhead(LAUNCH, self.last, start - self.last));
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Which spans of a step belong together: those of a layer, and those between, before and after the layers.
+
+use crate::{LAUNCH, READBACK, Step, TimedSpan};
+
+/// Spans that follow one another and belong to one layer, or to none.
+pub struct Lane<'a> {
+    pub layer: Option<usize>,
+    pub spans: &'a [TimedSpan],
+}
+
+impl Lane<'_> {
+    /// Seconds from the beginning of the step.
+    pub fn start(&self) -> f64 {
+        self.spans.iter().map(|span| span.start).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Seconds from the beginning of the step.
+    pub fn end(&self) -> f64 {
+        self.spans.iter().map(|span| span.start + span.duration).fold(0.0, f64::max)
+    }
+}
+
+/// Time in which no operation ran.
+pub fn is_overhead(name: &str) -> bool {
+    name == LAUNCH || name == READBACK
+}
+
+/// A step's spans, cut where the layer changes. Overhead goes with the operation that waited for it, at the end with the last.
+pub fn lanes(step: &Step) -> Vec<Lane<'_>> {
+    let mut starts: Vec<(Option<usize>, usize)> = Vec::new();
+    let mut after_operation = 0;
+    for (index, span) in step.spans.iter().enumerate().filter(|(_, span)| !is_overhead(&span.name)) {
+        if starts.last().is_none_or(|&(layer, _)| layer != span.layer) {
+            starts.push((span.layer, after_operation));
+        }
+        after_operation = index + 1;
+    }
+    if starts.is_empty() && !step.spans.is_empty() {
+        starts.push((None, 0));
+    }
+    let ends = starts.iter().skip(1).map(|&(_, start)| start).chain([step.spans.len()]);
+    starts.iter().zip(ends).map(|(&(layer, start), end)| Lane { layer, spans: &step.spans[start..end] }).collect()
+}

@@ -1,0 +1,86 @@
+//! Numbers and names as a terminal and a page print them.
+
+use crate::{Clock, Profile, Workload};
+
+/// What stands where there is no number.
+pub const NONE: &str = "-";
+
+pub fn fixed(value: f64, decimals: usize) -> String {
+    if value.is_finite() { format!("{value:.decimals$}") } else { NONE.into() }
+}
+
+/// Three digits that mean something: `0.042`, `4.20`, `42.0`, `420`.
+pub fn significant(value: f64) -> String {
+    let decimals = match value.abs() {
+        size if size >= 99.95 => 0,
+        size if size >= 9.995 => 1,
+        size if size >= 0.9995 => 2,
+        _ => 3,
+    };
+    fixed(value, decimals)
+}
+
+/// Decimals with which milliseconds resolve about a ten-thousandth of `seconds`.
+pub fn decimals(seconds: f64) -> usize {
+    let digits = 4.0 - (seconds * 1e3).log10().floor();
+    if digits.is_finite() { digits.clamp(0.0, 6.0) as usize } else { 3 }
+}
+
+pub fn percent(share: f64) -> String {
+    if share.is_finite() { format!("{:.1} %", share * 100.0) } else { NONE.into() }
+}
+
+/// A name from a file, which may hold anything, on one line and harmless to a terminal and to XML.
+pub fn plain(name: &str) -> String {
+    let harmless = |c: char| if c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c };
+    name.chars().map(harmless).collect()
+}
+
+/// Rows of equal length as lines: the first column flush left, the others flush right.
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
+            0 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+impl Workload {
+    /// `decode at depth 1024`, `prefill of 128 tokens`.
+    pub(super) fn text(self) -> String {
+        match self {
+            Workload::Decode { depth } => format!("decode at depth {depth}"),
+            Workload::Prefill { tokens } => format!("prefill of {tokens} tokens"),
+        }
+    }
+
+    /// New tokens of a step.
+    pub(super) fn tokens(self) -> usize {
+        match self {
+            Workload::Decode { .. } => 1,
+            Workload::Prefill { tokens } => tokens,
+        }
+    }
+}
+
+impl Clock {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Clock::Host => "the host's clock",
+            Clock::DeviceTimestamps => "the device's timestamps",
+            Clock::Synchronized => "the host's clock, the device drained after each operation",
+        }
+    }
+}
+
+impl Profile {
+    /// `cpu on AMD EPYC`, since a device is called `cpu` on every machine.
+    pub(super) fn place(&self) -> String {
+        format!("{} on {}", plain(&self.device), plain(&self.machine))
+    }
+}

@@ -1,0 +1,138 @@
+//! What an operation cannot avoid: the bytes it must move and the arithmetic it must do, from shapes and formats alone.
+
+use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
+use phase2_forward::{Operation, Span};
+use phase3_kvcache::CacheType;
+
+use crate::profile::{Ceiling, Work};
+
+/// Bytes of an activation.
+const ACTIVATION: usize = 4;
+
+/// A model as its costs see it.
+pub struct CostModel {
+    config: GptOssConfig,
+    cache: CacheType,
+    embedding_row: u64,
+    head: u64,
+    layers: Vec<LayerBytes>,
+}
+
+/// Bytes of a layer's weights, biases included; those of the experts are of one expert.
+struct LayerBytes {
+    qkv: u64,
+    out: u64,
+    router: u64,
+    gate_up: u64,
+    down: u64,
+}
+
+impl CostModel {
+    pub fn new(checkpoint: &Checkpoint, cache: CacheType) -> CostModel {
+        let config = checkpoint.config.clone();
+        let experts = config.experts as u64;
+        let bytes = |name: &str| checkpoint.tensor(name).bytes() as u64;
+        let layer = |number: usize| {
+            let both = |part: &str| {
+                bytes(&format!("blk.{number}.{part}.weight")) + bytes(&format!("blk.{number}.{part}.bias"))
+            };
+            LayerBytes {
+                qkv: both("attn_q") + both("attn_k") + both("attn_v"),
+                out: both("attn_output"),
+                router: both("ffn_gate_inp"),
+                gate_up: (both("ffn_gate_exps") + both("ffn_up_exps")) / experts,
+                down: both("ffn_down_exps") / experts,
+            }
+        };
+        let embedding = checkpoint.tensor("token_embd.weight");
+        CostModel {
+            embedding_row: embedding.format.row_bytes(embedding.row_len()) as u64,
+            head: bytes("output.weight"),
+            layers: (0..config.layers()).map(layer).collect(),
+            config,
+            cache,
+        }
+    }
+
+    /// The least work of `span`. Experts are taken to be chosen evenly.
+    pub fn of(&self, span: Span) -> Work {
+        let config = &self.config;
+        let Span { operation, layer, tokens, keys } = span;
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
+        let chosen = config.experts_per_token;
+        let weights = |part: fn(&LayerBytes) -> u64| layer.map_or(0, |number| part(&self.layers[number]));
+        // Activations in and out, in values a token.
+        let moves = |weights: u64, values: usize| weights + (tokens * values * ACTIVATION) as u64;
+        let macs = |a_token: usize| 2 * (tokens * a_token) as u64;
+        let work = |bytes, operations| Work { bytes, operations };
+        match operation {
+            Operation::Mask => Work::default(),
+            Operation::Embed => work(moves(self.embedding_row * tokens as u64, hidden), 0),
+            Operation::AttentionNorm | Operation::MlpNorm | Operation::HeadNorm => {
+                work(moves((hidden * ACTIVATION) as u64, 2 * hidden), macs(2 * hidden))
+            }
+            Operation::Qkv => work(moves(weights(|l| l.qkv), hidden + q + 2 * kv), macs(hidden * (q + 2 * kv))),
+            Operation::Rope => work(moves(0, 2 * (q + kv)), macs((q + kv) * 3 / 2)),
+            Operation::CacheAppend => work((tokens * self.position_bytes()) as u64, 0),
+            Operation::Attention => {
+                let (touched, pairs) = self.visible(layer, tokens, keys);
+                let cache = (touched * self.position_bytes()) as u64;
+                work(moves(cache, 2 * q), 4 * pairs * q as u64)
+            }
+            Operation::AttentionOut => work(moves(weights(|l| l.out), q + 2 * hidden), macs(q * hidden)),
+            Operation::Router => work(moves(weights(|l| l.router), hidden + experts), macs(hidden * experts)),
+            Operation::GateUp => {
+                let bytes = (weights(|l| l.gate_up) as f64 * self.experts_touched(tokens)) as u64;
+                work(moves(bytes, hidden + chosen * width), macs(chosen * 2 * hidden * width))
+            }
+            Operation::Down => {
+                let bytes = (weights(|l| l.down) as f64 * self.experts_touched(tokens)) as u64;
+                work(moves(bytes, chosen * width + 2 * hidden), macs(chosen * hidden * width))
+            }
+            Operation::Head => work(moves(self.head, hidden + config.vocab), macs(hidden * config.vocab)),
+        }
+    }
+
+    /// The least seconds of a step in which each of `sequences` sequences of `depth` tokens gets `new` more, and the logits of the
+    /// last one are wanted: every operation at its own floor, weights read once for all.
+    pub fn step_floor(&self, sequences: usize, new: usize, depth: usize, ceiling: &Ceiling) -> f64 {
+        let tokens = sequences * new;
+        let floor = |operation, layer| match operation {
+            Operation::Attention => {
+                let span = Span { operation, layer, tokens: new, keys: depth + new };
+                sequences as f64 * self.of(span).floor(ceiling)
+            }
+            Operation::HeadNorm | Operation::Head => {
+                self.of(Span { operation, layer, tokens: sequences, keys: 0 }).floor(ceiling)
+            }
+            _ => self.of(Span { operation, layer, tokens, keys: 0 }).floor(ceiling),
+        };
+        let in_layers = Operation::ALL[2..12].iter();
+        let inside = (0..self.layers.len()).flat_map(|layer| in_layers.clone().map(move |&op| (op, Some(layer))));
+        let outside = [Operation::Embed, Operation::HeadNorm, Operation::Head].map(|operation| (operation, None));
+        inside.chain(outside).map(|(operation, layer)| floor(operation, layer)).sum()
+    }
+
+    /// Bytes of the keys and values of one position in one layer.
+    fn position_bytes(&self) -> usize {
+        2 * self.cache.bytes(self.config.kv_heads * self.config.head_dim)
+    }
+
+    /// Positions whose keys some query sees, and pairs of a query and a key that it sees.
+    fn visible(&self, layer: Option<usize>, tokens: usize, keys: usize) -> (usize, u64) {
+        let window = match layer.map(|number| self.config.attention[number]) {
+            Some(AttentionKind::Sliding) => self.config.sliding_window,
+            _ => usize::MAX,
+        };
+        let earlier = keys.saturating_sub(tokens);
+        let pairs = (1..=tokens).map(|nth| (earlier + nth).min(window) as u64).sum();
+        (keys.min(window.saturating_add(tokens - 1)), pairs)
+    }
+
+    /// How many different experts `tokens` tokens choose on average, if every choice is equally likely.
+    fn experts_touched(&self, tokens: usize) -> f64 {
+        let (experts, chosen) = (self.config.experts as f64, self.config.experts_per_token as f64);
+        experts * (1.0 - (1.0 - chosen / experts).powi(tokens as i32))
+    }
+}

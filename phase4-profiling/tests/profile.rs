@@ -1,0 +1,239 @@
+//! A profile names every operation, explains the step's time, counts the bytes that a step reads, and finds a slowdown.
+
+use burn::tensor::{Int, Tensor};
+use gptoss_reference::RopeMode;
+use phase1_loading::Checkpoint;
+use phase1_loading::synthetic::SyntheticModel;
+use phase2_forward::{
+    Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, Operation, PackedMatrix, Probe, Recompute, Span,
+    packed_matmul,
+};
+use phase3_kvcache::{CacheType, Cached};
+use phase4_profiling::report::compare;
+use phase4_profiling::{Ceiling, Clock, CostModel, LAUNCH, Profile, READBACK, Recorder, Step, Workload, run};
+use tempfile::TempDir;
+
+/// A ceiling that is no machine's: these tests ask for structure, not speed.
+fn ceiling() -> Ceiling {
+    Ceiling {
+        read_bandwidth: 1e10,
+        f32_rate: 1e11,
+        packed_rate: 1e11,
+        machine: "none".into(),
+        device: "none".into(),
+        date: "2026-01-01".into(),
+    }
+}
+
+fn nano() -> (TempDir, Checkpoint) {
+    written(&SyntheticModel::preset("nano").unwrap())
+}
+
+fn written(model: &SyntheticModel) -> (TempDir, Checkpoint) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    model.write(&path, 3, &mut |_, _| ()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    (directory, checkpoint)
+}
+
+fn model(checkpoint: &Checkpoint, device: &ComputeDevice) -> GptOss {
+    GptOss::load(checkpoint, device.clone(), RopeMode::Exact, &mut |_, _| ()).unwrap()
+}
+
+fn profile(checkpoint: &Checkpoint, engine: &mut dyn Engine, device: &ComputeDevice, workload: Workload) -> Profile {
+    let costs = CostModel::new(checkpoint, CacheType::F32);
+    let mut recorder = Recorder::new(device, &costs);
+    let (steps, clock) = run(engine, workload, 5, &mut recorder, &mut |_| ()).unwrap();
+    Profile {
+        model: "nano".into(),
+        device: device.name.clone(),
+        machine: "none".into(),
+        date: "2026-01-01".into(),
+        phase: 3,
+        workload,
+        clock,
+        ceiling: ceiling(),
+        steps,
+    }
+}
+
+/// The operations of a step, in order: every one in each layer, and the four outside.
+fn operations(step: &Step) -> Vec<(String, Option<usize>)> {
+    let spans = step.spans.iter().filter(|span| span.name != LAUNCH && span.name != READBACK);
+    spans.map(|span| (span.name.clone(), span.layer)).collect()
+}
+
+fn expected(layers: usize) -> Vec<(String, Option<usize>)> {
+    let name = |operation: &Operation| operation.name().to_owned();
+    let (before, rest) = Operation::ALL.split_at(2);
+    let (inside, after) = rest.split_at(10);
+    let of_layer = |layer| inside.iter().map(move |operation| (name(operation), Some(layer)));
+    let mut expected: Vec<_> = before.iter().map(|operation| (name(operation), None)).collect();
+    expected.extend((0..layers).flat_map(of_layer));
+    expected.extend(after.iter().map(|operation| (name(operation), None)));
+    expected
+}
+
+#[test]
+fn every_phase_and_device_reports_the_same_operations() {
+    let (_directory, checkpoint) = nano();
+    for device in ComputeDevice::for_gates().unwrap() {
+        let engines: [Box<dyn Engine>; 2] =
+            [Box::new(Recompute::new(model(&checkpoint, &device))), Box::new(Cached::new(model(&checkpoint, &device)))];
+        for mut engine in engines {
+            for workload in
+                [Workload::Decode { depth: 0 }, Workload::Decode { depth: 40 }, Workload::Prefill { tokens: 9 }]
+            {
+                let profile = profile(&checkpoint, &mut *engine, &device, workload);
+                assert_eq!(profile.steps.len(), 5);
+                for step in &profile.steps {
+                    assert_eq!(
+                        operations(step),
+                        expected(checkpoint.config.layers()),
+                        "{workload:?} on {}",
+                        device.name
+                    );
+                }
+                let clock_fits = (profile.clock == Clock::Host) == device.is_cpu();
+                assert!(clock_fits, "{:?} on {}", profile.clock, device.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn spans_follow_each_other_and_explain_the_step() {
+    let (_directory, checkpoint) = nano();
+    let device = ComputeDevice::cpu("the test runs there");
+    let mut engine = Cached::new(model(&checkpoint, &device));
+    let profile = profile(&checkpoint, &mut engine, &device, Workload::Prefill { tokens: 64 });
+    for step in &profile.steps {
+        let mut end = 0.0;
+        for span in &step.spans {
+            assert!(span.start >= end - 1e-9 && span.duration >= 0.0, "{span:?} begins before {end}");
+            end = span.start + span.duration;
+        }
+        assert!(end <= step.wall + 1e-9);
+        let explained: f64 = step.spans.iter().map(|span| span.duration).sum();
+        assert!(explained >= 0.95 * step.wall, "{explained} of {} s", step.wall);
+    }
+    let rows = profile.rows();
+    assert!(rows.windows(2).all(|pair| pair[0].total >= pair[1].total), "the slowest first");
+    let total: f64 = rows.iter().map(|row| row.total).sum();
+    assert!((total + profile.unattributed() - profile.wall()).abs() < 1e-9);
+}
+
+/// Every weight that one token needs is read once: counted here from the checkpoint's tensors, there from operations.
+#[test]
+fn a_token_moves_the_weights_that_it_uses() {
+    let (_directory, checkpoint) = nano();
+    let config = &checkpoint.config;
+    let costs = CostModel::new(&checkpoint, CacheType::F32);
+    let weights: u64 = checkpoint
+        .tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let bytes = tensor.bytes() as u64;
+            match () {
+                () if name.starts_with("token_embd") => bytes / config.vocab as u64,
+                () if name.contains("_exps") => bytes * config.experts_per_token as u64 / config.experts as u64,
+                () => bytes,
+            }
+        })
+        .sum();
+    let outside = [Operation::Embed, Operation::HeadNorm, Operation::Head].map(|operation| (operation, None));
+    let inside = (0..config.layers()).flat_map(|layer| Operation::ALL[2..12].iter().map(move |&op| (op, Some(layer))));
+    let moved: u64 = outside
+        .into_iter()
+        .chain(inside)
+        .map(|(operation, layer)| costs.of(Span { operation, layer, tokens: 1, keys: 1 }).bytes)
+        .sum();
+    // What is left is activations: a few dozen rows of a layer's width, and the logits.
+    let widest = config.vocab.max(config.heads * config.head_dim).max(config.hidden).max(config.expert_width) as u64;
+    let activations = moved - weights;
+    assert!(moved > weights && activations < 4 * widest * 40 * config.layers() as u64, "{activations}");
+}
+
+#[test]
+fn attention_counts_the_pairs_that_the_window_leaves() {
+    let (_directory, checkpoint) = nano();
+    let config = &checkpoint.config;
+    let costs = CostModel::new(&checkpoint, CacheType::F16);
+    let (window, width) = (config.sliding_window, config.heads * config.head_dim);
+    let span = |layer, tokens, keys| Span { operation: Operation::Attention, layer: Some(layer), tokens, keys };
+    // Layer 0 slides, layer 1 does not.
+    for (tokens, earlier) in [(1, 0), (1, 3 * window), (7, window - 3), (2 * window, 5)] {
+        let pairs = |reach: usize| (0..tokens).map(|i| (earlier + i + 1).min(reach) as u64).sum::<u64>();
+        let of = |layer| costs.of(span(layer, tokens, earlier + tokens)).operations;
+        assert_eq!(of(0), 4 * width as u64 * pairs(window), "{tokens} after {earlier}");
+        assert_eq!(of(1), 4 * width as u64 * pairs(usize::MAX), "{tokens} after {earlier}");
+    }
+}
+
+/// An engine that runs the experts' last product of every layer a second time.
+struct DownTwice {
+    engine: Cached,
+    down: PackedMatrix,
+    device: ComputeDevice,
+}
+
+impl Engine for DownTwice {
+    fn config(&self) -> &phase1_loading::GptOssConfig {
+        self.engine.config()
+    }
+
+    fn length(&self, sequence: u64) -> usize {
+        self.engine.length(sequence)
+    }
+
+    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
+        let (rows, columns) = (batch[0].tokens.len() * self.engine.config().experts_per_token, self.down.columns);
+        let mut again = || {
+            let chosen: Tensor<1, Int> = Tensor::zeros([rows], &self.device.burn);
+            packed_matmul(Tensor::ones([rows, columns], &self.device.burn), &self.down, chosen).into_data();
+        };
+        self.engine.step(batch, &mut BeforeDownEnds { probe, again: &mut again })
+    }
+
+    fn release(&mut self, sequence: u64) {
+        self.engine.release(sequence);
+    }
+}
+
+struct BeforeDownEnds<'a> {
+    probe: &'a mut dyn Probe,
+    again: &'a mut dyn FnMut(),
+}
+
+impl Probe for BeforeDownEnds<'_> {
+    fn see(&mut self, name: &dyn Fn() -> String, value: &Tensor<2>) {
+        self.probe.see(name, value);
+    }
+
+    fn done(&mut self, span: Span) {
+        if span.operation == Operation::Down {
+            (self.again)();
+        }
+        self.probe.done(span);
+    }
+}
+
+#[test]
+fn a_kernel_run_twice_is_the_first_thing_that_compare_shows() {
+    // Experts so wide that their products are most of the step, whatever else the machine does.
+    let wide = SyntheticModel { hidden: 512, expert_width: 2048, ..SyntheticModel::preset("nano").unwrap() };
+    let (_directory, checkpoint) = written(&wide);
+    let device = ComputeDevice::cpu("the test runs there");
+    let cached = || Cached::new(model(&checkpoint, &device));
+    let down = PackedMatrix::new(checkpoint.tensor("blk.0.ffn_down_exps.weight"), &device);
+    let workload = Workload::Prefill { tokens: 32 };
+    let before = profile(&checkpoint, &mut cached(), &device, workload);
+    let mut twice = DownTwice { engine: cached(), down, device: device.clone() };
+    let after = profile(&checkpoint, &mut twice, &device, workload);
+    assert_eq!(compare(&before, &after).changes[0].name, "moe.down");
+    let mut step = twice
+        .step(&[Chunk { sequence: 0, tokens: &[1], logits: LogitsFor::LastToken }], &mut phase2_forward::NoProbe)
+        .unwrap();
+    assert!(step.pop().flatten().is_some());
+}

@@ -1,0 +1,105 @@
+//! Every kernel on every instruction set of this machine, one thread: bytes of weights or of cache a second, so that a figure
+//! can be held against the machine's bandwidth.
+//!
+//! `cargo bench -p cpu-kernels`. Weights are read from a buffer far larger than the caches, another part of it each time.
+
+use std::hint::black_box;
+
+use cpu_kernels::{
+    CacheFormat, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Storage, TILE, attend,
+    multiply_few, multiply_panel,
+};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+const COLUMNS: usize = 2880;
+const BUFFER: usize = 256 << 20;
+
+/// Bytes that are sane weights in every format: no exponent is extreme.
+fn buffer() -> Vec<u8> {
+    (0..BUFFER / 4)
+        .flat_map(|i: usize| ((i.wrapping_mul(2_654_435_761) as u32 & 0x3f3f_3f3f) | 0x3000_3000).to_le_bytes())
+        .collect()
+}
+
+fn products(c: &mut Criterion) {
+    let buffer = buffer();
+    for (name, inputs, format) in [
+        ("one input", 1, None),
+        ("four inputs", 4, None),
+        ("panel of 10, f32", 10, Some(PanelFormat::F32)),
+        ("panel of 10, i16", 10, Some(PanelFormat::I16)),
+        ("panel of 64, f32", 64, Some(PanelFormat::F32)),
+        ("panel of 64, i16", 64, Some(PanelFormat::I16)),
+    ] {
+        let mut group = c.benchmark_group(name);
+        for storage in [Storage::Mxfp4, Storage::Q8_0, Storage::F16, Storage::F32] {
+            if format == Some(PanelFormat::I16) && !storage.is_quantized() {
+                continue;
+            }
+            let tile_bytes = TILE * COLUMNS / 32 * storage.block_bytes();
+            group.throughput(Throughput::Bytes(tile_bytes as u64));
+            for isa in Isa::all() {
+                let x: Vec<Vec<f32>> =
+                    (0..inputs).map(|i| (0..COLUMNS).map(|j| ((i + j) % 17) as f32 - 8.0).collect()).collect();
+                let few: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
+                let mut panel = Panel::default();
+                if let Some(format) = format {
+                    let filling = panel.begin(isa, format, COLUMNS, inputs);
+                    for group in 0..filling.groups() {
+                        // SAFETY: one thread.
+                        unsafe { filling.pack(group, |i| &x[i]) };
+                    }
+                }
+                let mut out = vec![0.0; inputs * TILE];
+                let mut at = 0;
+                group.bench_function(BenchmarkId::new(format!("{storage:?}"), isa), |bencher| {
+                    bencher.iter(|| {
+                        at = if at + 2 * tile_bytes > BUFFER { 0 } else { at + tile_bytes };
+                        let rows = PackedRows::new(&buffer[at..at + tile_bytes], storage, COLUMNS);
+                        match format {
+                            None => multiply_few(isa, rows, &few, &mut out),
+                            Some(_) => multiply_panel(isa, rows, &panel, &mut out),
+                        }
+                        black_box(&mut out);
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+/// A key/value head with its 8 query heads over 4096 positions: one position, as in decoding, and 8, as in prefill.
+fn attention(c: &mut Criterion) {
+    const DIM: usize = 64;
+    const HEADS: usize = 8;
+    const DEPTH: usize = 4096;
+    for count in [1, 8] {
+        let mut group = c.benchmark_group(format!("attention of {count} positions to {DEPTH}"));
+        for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
+            let mut blocks = vec![vec![0; KeyBlock::bytes(format, DIM)]; DEPTH / POSITIONS];
+            for position in 0..DEPTH {
+                let value: Vec<f32> = (0..DIM).map(|d| ((position * 31 + d * 7) % 23) as f32 / 23.0).collect();
+                KeyBlock::write(&mut blocks[position / POSITIONS], format, position % POSITIONS, &value, &value);
+            }
+            group.throughput(Throughput::Bytes((blocks.len() * blocks[0].len()) as u64));
+            for isa in Isa::all() {
+                let q = vec![0.1; count * HEADS * DIM];
+                let start = DEPTH - count;
+                let stride = HEADS * DIM;
+                let queries =
+                    Queries { q: &q, stride, sinks: &[0.0; HEADS], head_dim: DIM, count, start, window: usize::MAX };
+                let mut out = vec![0.0; q.len()];
+                let mut scratch = Vec::new();
+                let block = |i: usize| KeyBlock { format, head_dim: DIM, data: &blocks[i] };
+                group.bench_function(BenchmarkId::new(format!("{format:?}"), isa), |bencher| {
+                    bencher.iter(|| attend(isa, &queries, 0, &block, blocks.len(), black_box(&mut out), &mut scratch));
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, products, attention);
+criterion_main!(benches);

@@ -1,0 +1,419 @@
+//! Attention over blocks of 64 cached positions, with a running softmax that begins with the sink.
+//!
+//! A key/value head's part of a block holds keys transposed, `[head_dim, 64]`, so that a vector is 16 keys and scores need no
+//! sums across lanes; values are `[64, head_dim]`, so that a vector is 16 dimensions of the result. The query heads that share
+//! a key/value head go over each decoded block together.
+//!
+//! The sink is a key without value: each row starts with its logit as the maximum and 1 as the sum.
+
+use half::f16;
+
+use crate::isa::{Isa, Kernel};
+use crate::simd::{LANES, Simd};
+use crate::weights::BLOCK;
+
+/// Positions in a block.
+pub const POSITIONS: usize = 64;
+
+/// Vectors of keys in a block.
+const KEY_VECTORS: usize = POSITIONS / LANES;
+
+/// The number format of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheFormat {
+    F32,
+    F16,
+    /// 32 dimensions of a position share an f16 scale.
+    Q8_0,
+}
+
+/// A key/value head's part of a block, to be read.
+#[derive(Clone, Copy)]
+pub struct KeyBlock<'a> {
+    pub format: CacheFormat,
+    pub head_dim: usize,
+    /// [`KeyBlock::bytes`] of them: keys, then values. Q8_0: the signed bytes, then scales, `[head_dim / 32, 64]` for keys and
+    /// `[64, head_dim / 32]` for values.
+    pub data: &'a [u8],
+}
+
+impl KeyBlock<'_> {
+    /// Bytes of a head's keys and values in a block.
+    pub fn bytes(format: CacheFormat, head_dim: usize) -> usize {
+        2 * half_bytes(format, head_dim)
+    }
+
+    /// Writes the key and value of the position in `slot`.
+    ///
+    /// # Panics
+    /// If the lengths or the slot do not fit, or `head_dim` is no multiple of 16 (of 32 in Q8_0).
+    pub fn write(data: &mut [u8], format: CacheFormat, slot: usize, key: &[f32], value: &[f32]) {
+        let head_dim = key.len();
+        check(format, head_dim);
+        assert!(value.len() == head_dim && slot < POSITIONS, "a key, a value and a slot");
+        assert_eq!(data.len(), Self::bytes(format, head_dim), "a head's part of a block");
+        let (keys, values) = data.split_at_mut(half_bytes(format, head_dim));
+        match format {
+            CacheFormat::F32 => {
+                for d in 0..head_dim {
+                    keys[4 * (d * POSITIONS + slot)..][..4].copy_from_slice(&key[d].to_le_bytes());
+                    values[4 * (slot * head_dim + d)..][..4].copy_from_slice(&value[d].to_le_bytes());
+                }
+            }
+            CacheFormat::F16 => {
+                for d in 0..head_dim {
+                    let half = |x: f32| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
+                    keys[2 * (d * POSITIONS + slot)..][..2].copy_from_slice(&half(key[d]));
+                    values[2 * (slot * head_dim + d)..][..2].copy_from_slice(&half(value[d]));
+                }
+            }
+            CacheFormat::Q8_0 => {
+                let count = POSITIONS * head_dim;
+                for (part, (key, value)) in key.chunks_exact(BLOCK).zip(value.chunks_exact(BLOCK)).enumerate() {
+                    let (scale, codes) = quantize(key);
+                    for (i, code) in codes.into_iter().enumerate() {
+                        keys[(part * BLOCK + i) * POSITIONS + slot] = code;
+                    }
+                    keys[count + 2 * (part * POSITIONS + slot)..][..2].copy_from_slice(&scale);
+                    let (scale, codes) = quantize(value);
+                    values[slot * head_dim + part * BLOCK..][..BLOCK].copy_from_slice(&codes);
+                    values[count + 2 * (slot * (head_dim / BLOCK) + part)..][..2].copy_from_slice(&scale);
+                }
+            }
+        }
+    }
+
+    /// Reads back the key and value of the position in `slot`.
+    pub fn read(&self, slot: usize, key: &mut [f32], value: &mut [f32]) {
+        let head_dim = self.head_dim;
+        let mut decoded = vec![0.0; 2 * POSITIONS * head_dim];
+        let (keys, values) = decoded.split_at_mut(POSITIONS * head_dim);
+        decode_portably(self, keys, values);
+        for d in 0..head_dim {
+            key[d] = keys[d * POSITIONS + slot];
+            value[d] = values[slot * head_dim + d];
+        }
+    }
+}
+
+fn half_bytes(format: CacheFormat, head_dim: usize) -> usize {
+    let count = POSITIONS * head_dim;
+    match format {
+        CacheFormat::F32 => 4 * count,
+        CacheFormat::F16 => 2 * count,
+        CacheFormat::Q8_0 => count + 2 * (count / BLOCK),
+    }
+}
+
+fn check(format: CacheFormat, head_dim: usize) {
+    let unit = if format == CacheFormat::Q8_0 { BLOCK } else { LANES };
+    assert!(head_dim > 0 && head_dim.is_multiple_of(unit), "a head of {head_dim} is no multiple of {unit}");
+}
+
+/// An f16 scale and 32 codes.
+fn quantize(values: &[f32]) -> ([u8; 2], [u8; BLOCK]) {
+    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs())).min(127.0 * 65504.0);
+    let scale = f16::from_f32(largest / 127.0);
+    let inverse = if scale == f16::ZERO { 0.0 } else { scale.to_f32().recip() };
+    let code = |i: usize| (values[i] * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+    (scale.to_le_bytes(), std::array::from_fn(code))
+}
+
+fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
+    // SAFETY: plain Rust needs no instructions; both slices hold 64 · head_dim values.
+    unsafe {
+        decode_keys::<crate::simd::portable::Portable>(block, keys.as_mut_ptr());
+        decode_values::<crate::simd::portable::Portable>(block, values.as_mut_ptr());
+    }
+}
+
+/// The query heads that share a key/value head, at consecutive positions of one sequence.
+pub struct Queries<'a> {
+    /// `[count, stride]`: heads are `head_dim` apart, already scaled by 1 / √head_dim.
+    pub q: &'a [f32],
+    pub stride: usize,
+    /// Query heads; each has a sink.
+    pub sinks: &'a [f32],
+    pub head_dim: usize,
+    /// Positions.
+    pub count: usize,
+    /// The first one's position.
+    pub start: usize,
+    /// A query sees that many positions, its own the last of them.
+    pub window: usize,
+}
+
+/// Attends to the positions of `blocks`, the first of which begins at position `blocks_start`, a multiple of 64. Writes the
+/// result of head h of query i to `out[i · stride + h · head_dim..]`. `scratch` is reused from call to call.
+///
+/// # Panics
+/// If lengths do not fit, or the blocks do not hold every position that a query sees.
+pub fn attend<'a>(
+    isa: Isa,
+    queries: &Queries<'_>,
+    blocks_start: usize,
+    block: &dyn Fn(usize) -> KeyBlock<'a>,
+    blocks: usize,
+    out: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    let Queries { q, stride, sinks, head_dim, count, start, window } = *queries;
+    assert!(count > 0 && window > 0 && !sinks.is_empty(), "something to attend with");
+    assert!(head_dim.is_multiple_of(LANES), "a head of {head_dim} is no multiple of {LANES}");
+    let width = sinks.len() * head_dim;
+    assert!(width <= stride && q.len() >= (count - 1) * stride + width, "queries");
+    assert!(out.len() >= (count - 1) * stride + width, "room for the result");
+    assert!(blocks_start.is_multiple_of(POSITIONS), "blocks begin at multiples of {POSITIONS}");
+    let oldest = (start + 1).saturating_sub(window);
+    assert!(blocks_start <= oldest && start + count <= blocks_start + blocks * POSITIONS, "every visible position");
+    let rows = count * sinks.len();
+    let needed = 2 * POSITIONS * head_dim + rows * (2 + 2 * head_dim) + MOST_ROWS * POSITIONS;
+    if scratch.len() < needed {
+        scratch.resize(needed, 0.0);
+    }
+    // SAFETY: the lengths that the kernel asks for were just checked and made.
+    unsafe { isa.run(Attend { queries, blocks_start, block, out, scratch }) }
+}
+
+/// Rows that go over a decoded block together.
+const MOST_ROWS: usize = 8;
+
+struct Attend<'a, 'b> {
+    queries: &'a Queries<'a>,
+    blocks_start: usize,
+    block: &'a dyn Fn(usize) -> KeyBlock<'b>,
+    out: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+/// The buffers of one call, in `scratch`. A row is one query head at one position.
+struct Buffers {
+    /// `[head_dim, 64]`
+    keys: *mut f32,
+    /// `[64, head_dim]`
+    values: *mut f32,
+    /// `[rows, head_dim]`, rows of one position side by side.
+    q: *mut f32,
+    /// `[rows, head_dim]`, not yet divided by the sums.
+    results: *mut f32,
+    /// `[rows]`: the largest score so far, and the sum of `e^(score − largest)`.
+    largest: *mut f32,
+    sums: *mut f32,
+    /// `[8, 64]`
+    scores: *mut f32,
+}
+
+impl Kernel for Attend<'_, '_> {
+    type Output = ();
+
+    /// # Safety
+    /// Lengths as [`attend`] checks them.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Attend { queries, blocks_start, block, out, scratch } = self;
+        let &Queries { q, stride, sinks, head_dim, count, start, window } = queries;
+        let heads = sinks.len();
+        let rows = count * heads;
+        // SAFETY: `scratch` holds all of these, one after another; rows and dimensions stay below their counts.
+        unsafe {
+            let keys = scratch.as_mut_ptr();
+            let values = keys.add(POSITIONS * head_dim);
+            let own_q = values.add(POSITIONS * head_dim);
+            let results = own_q.add(rows * head_dim);
+            let largest = results.add(rows * head_dim);
+            let sums = largest.add(rows);
+            let buffers = Buffers { keys, values, q: own_q, results, largest, sums, scores: sums.add(rows) };
+            for row in 0..rows {
+                let from = q.as_ptr().add(row / heads * stride + row % heads * head_dim);
+                std::ptr::copy_nonoverlapping(from, own_q.add(row * head_dim), head_dim);
+                *largest.add(row) = sinks[row % heads];
+                *sums.add(row) = 1.0;
+            }
+            std::ptr::write_bytes(results, 0, rows * head_dim);
+
+            let oldest = (start + 1).saturating_sub(window);
+            for number in (oldest - blocks_start) / POSITIONS..=(start + count - 1 - blocks_start) / POSITIONS {
+                let block = block(number);
+                assert!(block.head_dim == head_dim, "a block of this head size");
+                assert_eq!(block.data.len(), KeyBlock::bytes(block.format, head_dim), "a whole block");
+                let first_key = blocks_start + number * POSITIONS;
+                decode_keys::<S>(&block, buffers.keys);
+                decode_values::<S>(&block, buffers.values);
+                let mut row = 0;
+                while row < rows {
+                    // Rows of one batch see different positions where they belong to different queries.
+                    let visible = |row: usize| {
+                        let position = start + row / heads;
+                        let from = (position + 1).saturating_sub(window).max(first_key);
+                        let to = (position + 1).min(first_key + POSITIONS);
+                        (from.min(to) - first_key.min(to), to.saturating_sub(first_key))
+                    };
+                    let left = rows - row;
+                    let taken = if S::SIDE_BY_SIDE == 4 && left >= 8 {
+                        over_block::<S, 8>(&buffers, row, head_dim, &visible);
+                        8
+                    } else if S::SIDE_BY_SIDE == 4 && left >= 4 {
+                        over_block::<S, 4>(&buffers, row, head_dim, &visible);
+                        4
+                    } else if left >= 2 {
+                        over_block::<S, 2>(&buffers, row, head_dim, &visible);
+                        2
+                    } else {
+                        over_block::<S, 1>(&buffers, row, head_dim, &visible);
+                        1
+                    };
+                    row += taken;
+                }
+            }
+            for row in 0..rows {
+                let to = out.as_mut_ptr().add(row / heads * stride + row % heads * head_dim);
+                let factor = S::splat(1.0 / *sums.add(row));
+                for d in (0..head_dim).step_by(LANES) {
+                    S::store(to.add(d), S::mul(S::load(results.add(row * head_dim + d)), factor));
+                }
+            }
+        }
+    }
+}
+
+/// Takes N rows from `row` on over the decoded block. `visible` gives the slots that a row sees, from and to.
+///
+/// # Safety
+/// The buffers are as they say and hold the rows.
+#[inline(always)]
+unsafe fn over_block<S: Simd, const N: usize>(
+    buffers: &Buffers,
+    row: usize,
+    head_dim: usize,
+    visible: &impl Fn(usize) -> (usize, usize),
+) {
+    let ranges: [(usize, usize); N] = std::array::from_fn(|i| visible(row + i));
+    let from = ranges.iter().filter(|(from, to)| from < to).map(|range| range.0).min();
+    let to = ranges.iter().map(|range| range.1).max();
+    let (Some(from), Some(to)) = (from, to) else { return };
+    // SAFETY: the caller's; slots are below 64.
+    unsafe {
+        let q = buffers.q.add(row * head_dim);
+        for pair in 0..KEY_VECTORS / 2 {
+            let keys = buffers.keys.add(pair * 2 * LANES);
+            let mut scores = [[S::zero(); 2]; N];
+            for d in 0..head_dim {
+                let (a, b) = (S::load(keys.add(d * POSITIONS)), S::load(keys.add(d * POSITIONS + LANES)));
+                for i in 0..N {
+                    let q = S::splat(*q.add(i * head_dim + d));
+                    scores[i][0] = S::fma(q, a, scores[i][0]);
+                    scores[i][1] = S::fma(q, b, scores[i][1]);
+                }
+            }
+            for i in 0..N {
+                let to = buffers.scores.add(i * POSITIONS + pair * 2 * LANES);
+                S::store(to, scores[i][0]);
+                S::store(to.add(LANES), scores[i][1]);
+            }
+        }
+        for i in 0..N {
+            let scores = buffers.scores.add(i * POSITIONS);
+            let (from, to) = ranges[i];
+            let hide = |value: f32| {
+                for slot in (0..from).chain(to..POSITIONS) {
+                    *scores.add(slot) = value;
+                }
+            };
+            hide(f32::NEG_INFINITY);
+            let mut v: [S::V; KEY_VECTORS] = std::array::from_fn(|k| S::load(scores.add(k * LANES)));
+            let mut most = v[0];
+            for &v in &v[1..] {
+                most = S::max(most, v);
+            }
+            let before = *buffers.largest.add(row + i);
+            let largest = before.max(S::maximum(most));
+            for (k, v) in v.iter_mut().enumerate() {
+                *v = S::exp(S::sub(*v, S::splat(largest)));
+                S::store(scores.add(k * LANES), *v);
+            }
+            // What is hidden weighs nothing at all, whatever lies in its slot.
+            hide(0.0);
+            let mut sum = S::zero();
+            for k in 0..KEY_VECTORS {
+                sum = S::add(sum, S::load(scores.add(k * LANES)));
+            }
+            if largest > before {
+                let correction = (before - largest).exp();
+                *buffers.largest.add(row + i) = largest;
+                *buffers.sums.add(row + i) *= correction;
+                let results = buffers.results.add((row + i) * head_dim);
+                for d in (0..head_dim).step_by(LANES) {
+                    S::store(results.add(d), S::mul(S::load(results.add(d)), S::splat(correction)));
+                }
+            }
+            *buffers.sums.add(row + i) += S::sum(sum);
+        }
+        let mut d = 0;
+        while d < head_dim {
+            let two = d + 2 * LANES <= head_dim;
+            let results = buffers.results.add(row * head_dim + d);
+            let mut sums: [[S::V; 2]; N] = std::array::from_fn(|i| {
+                let results = results.add(i * head_dim);
+                [S::load(results), if two { S::load(results.add(LANES)) } else { S::zero() }]
+            });
+            for slot in from..to {
+                let value = buffers.values.add(slot * head_dim + d);
+                let (a, b) = (S::load(value), if two { S::load(value.add(LANES)) } else { S::zero() });
+                for i in 0..N {
+                    let p = S::splat(*buffers.scores.add(i * POSITIONS + slot));
+                    sums[i][0] = S::fma(p, a, sums[i][0]);
+                    sums[i][1] = S::fma(p, b, sums[i][1]);
+                }
+            }
+            for i in 0..N {
+                let results = results.add(i * head_dim);
+                S::store(results, sums[i][0]);
+                if two {
+                    S::store(results.add(LANES), sums[i][1]);
+                }
+            }
+            d += 2 * LANES;
+        }
+    }
+}
+
+/// # Safety
+/// The block is whole, and `to` has room for `[head_dim, 64]`.
+#[inline(always)]
+unsafe fn decode_keys<S: Simd>(block: &KeyBlock<'_>, to: *mut f32) {
+    let count = POSITIONS * block.head_dim;
+    let from = block.data.as_ptr();
+    // SAFETY: the caller's.
+    unsafe {
+        for at in (0..count).step_by(LANES) {
+            let v = match block.format {
+                CacheFormat::F32 => S::load(from.add(4 * at).cast()),
+                CacheFormat::F16 => S::load_f16(from.add(2 * at)),
+                CacheFormat::Q8_0 => {
+                    let scale = at / (POSITIONS * BLOCK) * POSITIONS + at % POSITIONS;
+                    S::mul(S::load_i8(from.add(at)), S::load_f16(from.add(count + 2 * scale)))
+                }
+            };
+            S::store(to.add(at), v);
+        }
+    }
+}
+
+/// # Safety
+/// The block is whole, and `to` has room for `[64, head_dim]`.
+#[inline(always)]
+unsafe fn decode_values<S: Simd>(block: &KeyBlock<'_>, to: *mut f32) {
+    let count = POSITIONS * block.head_dim;
+    let from = block.data[half_bytes(block.format, block.head_dim)..].as_ptr();
+    // SAFETY: the caller's.
+    unsafe {
+        for at in (0..count).step_by(LANES) {
+            let v = match block.format {
+                CacheFormat::F32 => S::load(from.add(4 * at).cast()),
+                CacheFormat::F16 => S::load_f16(from.add(2 * at)),
+                CacheFormat::Q8_0 => S::mul(S::load_i8(from.add(at)), S::splat_f16(from.add(count + 2 * (at / BLOCK)))),
+            };
+            S::store(to.add(at), v);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Which instructions this machine has.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::simd::{Simd, portable::Portable};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2::Avx2, avx512::Avx512};
+
+/// An instruction set that this machine was found to have: no other value can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// Work that is compiled once for each instruction set.
+pub(crate) trait Kernel {
+    type Output;
+
+    /// # Safety
+    /// The machine has the instructions of `S`, and whatever the kernel itself asks for.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+impl Isa {
+    /// Every instruction set of this machine, the fastest first.
+    pub fn all() -> Vec<Isa> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("f16c")
+            {
+                found.push(Isa(Level::Avx512));
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                found.push(Isa(Level::Avx2));
+            }
+        }
+        found.push(Isa(Level::Portable));
+        found
+    }
+
+    pub fn best() -> Isa {
+        Isa::all()[0]
+    }
+
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            Level::Portable => "portable",
+        }
+    }
+
+    /// # Safety
+    /// Whatever the kernel asks for.
+    #[inline]
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: an `Isa` exists only where its instructions were detected; the rest is the caller's.
+        unsafe {
+            match self.0 {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => run_avx512(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => run_avx2(kernel),
+                Level::Portable => kernel.run::<Portable>(),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's own features are those of `Avx512`.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's own features are those of `Avx2`.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Isa, String> {
+        let here = Isa::all();
+        let found = here.iter().copied().find(|isa| isa.name() == name);
+        found.ok_or_else(|| {
+            format!("this machine has {}", here.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "))
+        })
+    }
+}

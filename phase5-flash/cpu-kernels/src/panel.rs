@@ -1,0 +1,196 @@
+//! Inputs of a product, laid out for tiles of weights: groups of a few inputs, interleaved value by value.
+
+use crate::isa::{Isa, Kernel};
+use crate::pool::Shared;
+use crate::simd::{LANES, Simd};
+use crate::weights::BLOCK;
+
+/// How a panel holds its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PanelFormat {
+    F32,
+    /// Blocks of 32 integers of 16 bits with one f32 scale: errors of 1e-5 of a block's largest value, and twice the
+    /// products an instruction.
+    I16,
+}
+
+/// Inputs `[inputs, columns]`, packed. Reused from step to step.
+pub struct Panel {
+    pub(crate) format: PanelFormat,
+    pub(crate) columns: usize,
+    pub(crate) inputs: usize,
+    groups: usize,
+    /// F32: a group of n inputs is `[columns, n]`. I16: `[columns / 2, n]`, two integers a word.
+    pub(crate) words: Vec<u32>,
+    /// I16: a group is `[columns / 32, n]`.
+    pub(crate) scales: Vec<f32>,
+}
+
+/// Inputs that lie together in a panel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    pub first: usize,
+    pub count: usize,
+}
+
+/// A panel whose groups are being filled by several threads.
+#[derive(Clone, Copy)]
+pub struct Filling<'a> {
+    isa: Isa,
+    format: PanelFormat,
+    columns: usize,
+    inputs: usize,
+    groups: usize,
+    words: Shared<'a, u32>,
+    scales: Shared<'a, f32>,
+}
+
+impl Default for Panel {
+    fn default() -> Panel {
+        Panel { format: PanelFormat::F32, columns: BLOCK, inputs: 0, groups: 0, words: Vec::new(), scales: Vec::new() }
+    }
+}
+
+impl Panel {
+    /// Makes room for `inputs` inputs, whose values are then given group by group.
+    ///
+    /// # Panics
+    /// If `columns` is no multiple of 32.
+    pub fn begin(&mut self, isa: Isa, format: PanelFormat, columns: usize, inputs: usize) -> Filling<'_> {
+        assert!(columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
+        // SAFETY: the kernel only returns a number.
+        let most = unsafe { isa.run(GroupSize) };
+        self.format = format;
+        self.columns = columns;
+        self.inputs = inputs;
+        self.groups = inputs.div_ceil(most);
+        let (words, scales) = match format {
+            PanelFormat::F32 => (inputs * columns, 0),
+            PanelFormat::I16 => (inputs * columns / 2, inputs * columns / BLOCK),
+        };
+        grow(&mut self.words, words);
+        grow(&mut self.scales, scales);
+        Filling {
+            isa,
+            format,
+            columns,
+            inputs,
+            groups: self.groups,
+            words: Shared::new(&mut self.words),
+            scales: Shared::new(&mut self.scales),
+        }
+    }
+
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub(crate) fn groups(&self) -> impl Iterator<Item = Group> {
+        (0..self.groups).map(|number| group(self.inputs, self.groups, number))
+    }
+}
+
+fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+}
+
+/// Group `number` of `groups` as even ones as can be.
+fn group(inputs: usize, groups: usize, number: usize) -> Group {
+    let (least, larger) = (inputs / groups, inputs % groups);
+    Group { first: number * least + number.min(larger), count: least + usize::from(number < larger) }
+}
+
+impl Filling<'_> {
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Packs one group; `input(i)` is input i.
+    ///
+    /// # Safety
+    /// No other thread packs this group.
+    ///
+    /// # Panics
+    /// If there is no such group, or an input has another length than the panel's columns.
+    pub unsafe fn pack<'b>(&self, number: usize, input: impl Fn(usize) -> &'b [f32]) {
+        assert!(number < self.groups, "a group of the panel");
+        let Group { first, count } = group(self.inputs, self.groups, number);
+        let columns = self.columns;
+        // SAFETY: a group's words and scales are its own, and nobody else packs it.
+        let (words, scales) = unsafe {
+            match self.format {
+                PanelFormat::F32 => (self.words.part(first * columns, count * columns), &mut [][..]),
+                PanelFormat::I16 => (
+                    self.words.part(first * columns / 2, count * columns / 2),
+                    self.scales.part(first * columns / BLOCK, count * columns / BLOCK),
+                ),
+            }
+        };
+        for place in 0..count {
+            let input = input(first + place);
+            assert_eq!(input.len(), columns, "an input as wide as the panel");
+            match self.format {
+                PanelFormat::F32 => {
+                    for (word, value) in words[place..].iter_mut().step_by(count).zip(input) {
+                        *word = value.to_bits();
+                    }
+                }
+                // SAFETY: the slices have the lengths that the kernel asks for.
+                PanelFormat::I16 => unsafe { self.isa.run(Round { input, words, scales, count, place }) },
+            }
+        }
+    }
+}
+
+struct GroupSize;
+
+impl Kernel for GroupSize {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> usize {
+        S::PANEL
+    }
+}
+
+/// Rounds one input into place `place` of a group of `count`.
+struct Round<'a> {
+    input: &'a [f32],
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
+    count: usize,
+    place: usize,
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// `words` holds 16 and `scales` 1 for each block of 32 of the input, `count` times.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Round { input, words, scales, count, place } = self;
+        for (number, block) in input.as_chunks::<BLOCK>().0.iter().enumerate() {
+            // SAFETY: a block holds two vectors, and `pairs` one of words.
+            unsafe {
+                let (low, high) = (S::load(block.as_ptr()), S::load(block.as_ptr().add(LANES)));
+                let largest = S::max(S::max(low, high), S::sub(S::zero(), S::min(low, high)));
+                let largest = S::maximum(largest);
+                let limit = f32::from(i16::MAX);
+                // A block too small for a reciprocal is a block of zeros.
+                let inverse = if largest > 1e-30 { limit / largest } else { 0.0 };
+                // Integers know no NaN: a block that holds one hands it on in its scale.
+                let nothing = S::sum(S::add(S::mul(low, S::zero()), S::mul(high, S::zero())));
+                scales[number * count + place] = largest / limit + nothing;
+                let inverse = S::splat(inverse);
+                let mut pairs = [0; LANES];
+                S::store_words(pairs.as_mut_ptr(), S::round_pairs(S::mul(low, inverse), S::mul(high, inverse)));
+                for (i, pair) in pairs.into_iter().enumerate() {
+                    words[(number * LANES + i) * count + place] = pair;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Threads that share one operation after another, a few microseconds each.
+//!
+//! A worker spins for the next operation and parks only after some 50 µs without one. Each thread has a range of tasks, so
+//! that it reads on where it stopped; one that is done takes from the others' ranges. A worker that the system has put aside delays nobody: an operation ends when its tasks are done, and a worker that
+//! comes late finds the gate closed.
+
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+/// Rounds of spinning before a worker parks.
+const SPINS: usize = 4000;
+
+/// The gate's word: a number of the operation in the upper half, then one bit for "open", then the workers inside.
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const NUMBER: u64 = 1 << 32;
+
+type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
+/// A fixed number of threads, the caller's among them.
+pub struct Pool {
+    common: Arc<Common>,
+    workers: Vec<Worker>,
+    /// Held while an operation runs.
+    turn: Mutex<()>,
+}
+
+struct Worker {
+    handle: Option<JoinHandle<()>>,
+    parked: Arc<AtomicBool>,
+}
+
+/// The tasks of a thread that nobody has taken yet. On its own cache lines: every task counts here.
+#[derive(Default)]
+#[repr(align(128))]
+struct Range {
+    next: AtomicUsize,
+    end: AtomicUsize,
+}
+
+struct Common {
+    gate: AtomicU64,
+    ranges: Box<[Range]>,
+    /// The operation; valid while the gate is open or a worker is inside.
+    work: UnsafeCell<Option<*const Work<'static>>>,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+// SAFETY: `work` is written only while the gate is closed and nobody is inside, and read only by those inside.
+unsafe impl Sync for Common {}
+// SAFETY: the pointer in `work` is to a `Sync` closure.
+unsafe impl Send for Common {}
+
+impl Pool {
+    /// # Panics
+    /// If `threads` is 0 or the system refuses a thread.
+    pub fn new(threads: usize) -> Pool {
+        assert!(threads > 0, "a pool needs a thread");
+        let common = Arc::new(Common {
+            gate: AtomicU64::new(0),
+            ranges: (0..threads).map(|_| Range::default()).collect(),
+            work: UnsafeCell::new(None),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let spawn = |number| {
+            let parked = Arc::new(AtomicBool::new(false));
+            let (common, parked_too) = (common.clone(), parked.clone());
+            let body = move || serve(&common, &parked_too, number);
+            let thread = thread::Builder::new().name(format!("gptoss-{number}")).spawn(body);
+            Worker { handle: Some(thread.expect("the system gives threads")), parked }
+        };
+        Pool { workers: (1..threads).map(spawn).collect(), common, turn: Mutex::new(()) }
+    }
+
+    pub fn threads(&self) -> usize {
+        1 + self.workers.len()
+    }
+
+    /// Calls `work(task, thread)` once for every task below `tasks`, and returns when all have returned.
+    ///
+    /// # Panics
+    /// If a task panics.
+    pub fn run(&self, tasks: usize, work: &Work<'_>) {
+        if self.workers.is_empty() || tasks <= 1 {
+            (0..tasks).for_each(|task| work(task, 0));
+            return;
+        }
+        let open = Operation::open(self, tasks, work);
+        self.common.take_tasks(work, 0);
+        drop(open);
+        assert!(!self.common.panicked.swap(false, Ordering::Relaxed), "a task of the pool panicked");
+    }
+}
+
+/// An operation under way: closing it waits for the workers inside.
+struct Operation<'a> {
+    pool: &'a Pool,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl<'a> Operation<'a> {
+    fn open(pool: &'a Pool, tasks: usize, work: &Work<'_>) -> Operation<'a> {
+        let turn = pool.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let common = &*pool.common;
+        // SAFETY: only the lifetime changes, and dropping the `Operation` waits until nobody uses the pointer any more.
+        let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
+        // SAFETY: the gate is closed, nobody is inside, and `turn` keeps other callers out.
+        unsafe { *common.work.get() = Some(work) };
+        let threads = common.ranges.len();
+        for (thread, range) in common.ranges.iter().enumerate() {
+            range.next.store(thread * tasks / threads, Ordering::Relaxed);
+            range.end.store((thread + 1) * tasks / threads, Ordering::Relaxed);
+        }
+        let number = common.gate.load(Ordering::Relaxed) & !(OPEN | INSIDE);
+        // Sequentially consistent, as is `parked`: either we see a worker parked or it sees the gate open.
+        common.gate.store(number.wrapping_add(NUMBER) | OPEN, Ordering::SeqCst);
+        for worker in &pool.workers {
+            if worker.parked.load(Ordering::SeqCst) {
+                worker.handle.as_ref().expect("joined only when dropped").thread().unpark();
+            }
+        }
+        Operation { pool, _turn: turn }
+    }
+}
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        let common = &*self.pool.common;
+        common.gate.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut spins = 0;
+        while common.gate.load(Ordering::Acquire) & INSIDE != 0 {
+            // Who waits for long waits for a worker that the system has put aside.
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
+        }
+    }
+}
+
+impl Common {
+    fn take_tasks(&self, work: &Work<'_>, thread: usize) {
+        let (before, own) = self.ranges.split_at(thread);
+        for range in own.iter().chain(before) {
+            let end = range.end.load(Ordering::Relaxed);
+            loop {
+                let task = range.next.fetch_add(1, Ordering::Relaxed);
+                if task >= end {
+                    break;
+                }
+                work(task, thread);
+            }
+        }
+    }
+}
+
+/// A worker's life.
+fn serve(common: &Common, parked: &AtomicBool, thread: usize) {
+    let mut last = 0;
+    let mut spins = 0;
+    while !common.stop.load(Ordering::Relaxed) {
+        let gate = common.gate.load(Ordering::Acquire);
+        let number = gate / NUMBER;
+        if gate & OPEN != 0 && number != last {
+            if common.gate.compare_exchange(gate, gate + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                last = number;
+                spins = 0;
+                // SAFETY: the gate was open and we are counted inside, so the operation is not over.
+                let work = unsafe { &*(*common.work.get()).expect("an open gate has work") };
+                if catch_unwind(AssertUnwindSafe(|| common.take_tasks(work, thread))).is_err() {
+                    common.panicked.store(true, Ordering::Relaxed);
+                }
+                common.gate.fetch_sub(1, Ordering::AcqRel);
+            }
+        } else if spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+        } else {
+            parked.store(true, Ordering::SeqCst);
+            let gate = common.gate.load(Ordering::SeqCst);
+            if (gate & OPEN == 0 || gate / NUMBER == last) && !common.stop.load(Ordering::SeqCst) {
+                thread::park();
+            }
+            parked.store(false, Ordering::SeqCst);
+            spins = 0;
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.common.stop.store(true, Ordering::SeqCst);
+        for worker in &mut self.workers {
+            if let Some(handle) = worker.handle.take() {
+                handle.thread().unpark();
+                // A worker's panics are caught inside; there is nothing to report.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+/// A slice that the tasks of one operation write in parts.
+#[derive(Clone, Copy)]
+pub struct Shared<'a, T> {
+    start: *mut T,
+    len: usize,
+    _slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access goes through `part`, whose caller promises disjoint parts.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+// SAFETY: as for `Sync`.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Shared<'a, T> {
+        Shared { start: slice.as_mut_ptr(), len: slice.len(), _slice: PhantomData }
+    }
+
+    /// # Safety
+    /// No other part in use overlaps this one.
+    ///
+    /// # Panics
+    /// If it does not lie inside the slice.
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "a part of a shared slice");
+        // SAFETY: inside the slice, which is borrowed mutably for 'a; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_however_often() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            assert_eq!(pool.threads(), threads);
+            for round in 0..400 {
+                let tasks = round % 37;
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, &|task, thread| {
+                    assert!(thread < threads);
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(
+                    counts.iter().all(|count| count.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {tasks} tasks"
+                );
+                if round % 100 == 50 {
+                    thread::sleep(std::time::Duration::from_millis(3));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = Pool::new(3);
+        let panicking = || pool.run(50, &|task, _| assert_ne!(task, 20, "on purpose"));
+        assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+        let sum = AtomicUsize::new(0);
+        pool.run(50, &|task, _| {
+            sum.fetch_add(task, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 1225);
+    }
+}

@@ -1,0 +1,223 @@
+//! Rows of packed weights, and what the kernels need to know of each storage format.
+
+use crate::simd::Simd;
+
+/// Values in a block of every format: the quantized ones are stored so, the others are read so.
+pub(crate) const BLOCK: usize = 32;
+
+/// How a row's values are stored, as in GGUF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    F32,
+    F16,
+    BF16,
+    /// 32 values: an f16 scale and 32 signed bytes.
+    Q8_0,
+    /// 32 values: an E8M0 scale byte, then 16 bytes whose low nibbles are the first 16 E2M1 codes and whose high ones the rest.
+    Mxfp4,
+}
+
+impl Storage {
+    pub const ALL: [Storage; 5] = [Storage::F32, Storage::F16, Storage::BF16, Storage::Q8_0, Storage::Mxfp4];
+
+    /// Bytes of 32 values.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Storage::F32 => F32Block::BYTES,
+            Storage::F16 => F16Block::BYTES,
+            Storage::BF16 => BF16Block::BYTES,
+            Storage::Q8_0 => Q8Block::BYTES,
+            Storage::Mxfp4 => Mxfp4Block::BYTES,
+        }
+    }
+
+    /// Whether its values are whole numbers times a block's scale, so that products with 16-bit integers are exact.
+    pub const fn is_quantized(self) -> bool {
+        matches!(self, Storage::Q8_0 | Storage::Mxfp4)
+    }
+}
+
+/// Consecutive rows of a packed matrix.
+#[derive(Clone, Copy)]
+pub struct PackedRows<'a> {
+    pub(crate) data: &'a [u8],
+    pub(crate) storage: Storage,
+    pub(crate) columns: usize,
+    pub(crate) count: usize,
+}
+
+impl<'a> PackedRows<'a> {
+    /// # Panics
+    /// If `columns` is no positive multiple of 32, or `data` is not whole rows.
+    pub fn new(data: &'a [u8], storage: Storage, columns: usize) -> PackedRows<'a> {
+        assert!(columns > 0 && columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
+        let row_bytes = columns / BLOCK * storage.block_bytes();
+        assert!(data.len().is_multiple_of(row_bytes), "{} bytes are not whole rows of {row_bytes}", data.len());
+        PackedRows { data, storage, columns, count: data.len() / row_bytes }
+    }
+
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.columns / BLOCK
+    }
+
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.blocks() * self.storage.block_bytes()
+    }
+
+    pub(crate) fn row(&self, row: usize) -> *const u8 {
+        self.data[row * self.row_bytes()..].as_ptr()
+    }
+}
+
+/// Reading one block of 32 values.
+///
+/// # Safety
+/// Of every function: the machine has the instructions of `S`, and `p` points to [`Block::BYTES`] readable bytes.
+pub(crate) trait Block {
+    const BYTES: usize;
+    /// Whether values must still be multiplied by [`Block::scale`].
+    const SCALED: bool;
+
+    /// The first 16 values and the last 16, before scaling.
+    unsafe fn values<S: Simd>(p: *const u8) -> (S::V, S::V);
+    /// The scale, in every lane.
+    unsafe fn scale<S: Simd>(p: *const u8) -> S::V;
+}
+
+/// A block of whole numbers.
+///
+/// # Safety
+/// As of [`Block`].
+pub(crate) trait IntegerBlock {
+    /// The 32 values as 16-bit integers in pairs, each 1 / [`IntegerBlock::unit`] of the value.
+    unsafe fn pairs<S: Simd>(p: *const u8) -> S::I;
+    unsafe fn unit(p: *const u8) -> f32;
+}
+
+pub(crate) struct F32Block;
+pub(crate) struct F16Block;
+pub(crate) struct BF16Block;
+pub(crate) struct Q8Block;
+pub(crate) struct Mxfp4Block;
+
+impl Block for F32Block {
+    const BYTES: usize = 4 * BLOCK;
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    unsafe fn values<S: Simd>(p: *const u8) -> (S::V, S::V) {
+        // SAFETY: 128 bytes; vectors are loaded unaligned.
+        unsafe { (S::load(p.cast()), S::load(p.add(64).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(_: *const u8) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::splat(1.0) }
+    }
+}
+
+impl Block for F16Block {
+    const BYTES: usize = 2 * BLOCK;
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    unsafe fn values<S: Simd>(p: *const u8) -> (S::V, S::V) {
+        // SAFETY: 64 bytes.
+        unsafe { (S::load_f16(p), S::load_f16(p.add(32))) }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(_: *const u8) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::splat(1.0) }
+    }
+}
+
+impl Block for BF16Block {
+    const BYTES: usize = 2 * BLOCK;
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    unsafe fn values<S: Simd>(p: *const u8) -> (S::V, S::V) {
+        // SAFETY: 64 bytes.
+        unsafe { (S::load_bf16(p), S::load_bf16(p.add(32))) }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(_: *const u8) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::splat(1.0) }
+    }
+}
+
+impl Block for Q8Block {
+    const BYTES: usize = 2 + BLOCK;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn values<S: Simd>(p: *const u8) -> (S::V, S::V) {
+        // SAFETY: 34 bytes, of which the last 32 are values.
+        unsafe { (S::load_i8(p.add(2)), S::load_i8(p.add(18))) }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(p: *const u8) -> S::V {
+        // SAFETY: the first 2 bytes are the scale.
+        unsafe { S::splat_f16(p) }
+    }
+}
+
+impl IntegerBlock for Q8Block {
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(p: *const u8) -> S::I {
+        // SAFETY: 34 bytes, of which the last 32 are values.
+        unsafe { S::i8_pairs(p.add(2)) }
+    }
+    #[inline(always)]
+    unsafe fn unit(p: *const u8) -> f32 {
+        // SAFETY: the first 2 bytes are the scale.
+        half::f16::from_le_bytes(unsafe { p.cast::<[u8; 2]>().read_unaligned() }).to_f32()
+    }
+}
+
+/// `2^(byte − 128)`: half the scale, for values that are doubled. Bytes 0 and 1 give subnormals. A table in L1 is a load;
+/// arithmetic would take the ports that multiply.
+static HALF_E8M0: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = f32::from_bits(if byte < 2 { 0x0020_0000 << byte } else { (byte as u32 - 1) << 23 });
+        byte += 1;
+    }
+    table
+};
+
+impl Block for Mxfp4Block {
+    const BYTES: usize = 1 + BLOCK / 2;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn values<S: Simd>(p: *const u8) -> (S::V, S::V) {
+        // SAFETY: 17 bytes, of which the last 16 are codes.
+        unsafe { S::e2m1(p.add(1)) }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(p: *const u8) -> S::V {
+        // SAFETY: the first byte is the scale, and the table has 256 entries.
+        unsafe { S::splat(HALF_E8M0[usize::from(*p)]) }
+    }
+}
+
+impl IntegerBlock for Mxfp4Block {
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(p: *const u8) -> S::I {
+        // SAFETY: 17 bytes, of which the last 16 are codes.
+        unsafe { S::e2m1_pairs(p.add(1)) }
+    }
+    #[inline(always)]
+    unsafe fn unit(p: *const u8) -> f32 {
+        // SAFETY: the first byte is the scale.
+        HALF_E8M0[usize::from(unsafe { *p })]
+    }
+}

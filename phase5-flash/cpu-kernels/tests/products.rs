@@ -1,0 +1,199 @@
+//! Products of random shapes, in every format and on every instruction set here, against f64.
+
+mod common;
+
+use common::Random;
+use cpu_kernels::{FEW, Isa, PackedRows, Panel, PanelFormat, Storage, TILE, multiply_few, multiply_panel};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+/// Weights at an odd address, inputs with outliers, and the products with the sum of their terms' sizes.
+struct Case {
+    packed: Vec<u8>,
+    storage: Storage,
+    columns: usize,
+    inputs: Vec<Vec<f32>>,
+    /// `[inputs][rows]`
+    expected: Vec<Vec<Product>>,
+}
+
+struct Product {
+    value: f64,
+    /// The sum of its terms' sizes, which rounding in f32 is measured by.
+    size: f64,
+    /// How far it moves at most if each input moves by half of 1 / 32767 of its block's largest.
+    rounding: f64,
+}
+
+impl Case {
+    fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
+        let mut random = Random(seed);
+        let exponent = if storage == Storage::F16 || storage == Storage::Q8_0 { exponents.0 % 8 } else { exponents.0 };
+        let (bytes, values) = weights(&mut random, storage, rows * blocks, exponent);
+        let packed = [&[0xff][..], &bytes].concat();
+        let columns = blocks * 32;
+        let scale = 2f32.powi(exponents.1);
+        let inputs: Vec<Vec<f32>> = (0..inputs)
+            .map(|_| {
+                let mut input = random.floats(columns, scale);
+                let outlier = random.bits() as usize % columns;
+                input[outlier] *= 300.0;
+                input
+            })
+            .collect();
+        let product = |row: usize, input: &[f32]| {
+            let mut product = Product { value: 0.0, size: 0.0, rounding: 0.0 };
+            for (w, x) in values[row * columns..(row + 1) * columns].chunks_exact(32).zip(input.chunks_exact(32)) {
+                let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                for (w, &x) in w.iter().zip(x) {
+                    product.value += w * f64::from(x);
+                    product.size += (w * f64::from(x)).abs();
+                    product.rounding += w.abs() * f64::from(largest) / 32767.0 * 0.501;
+                }
+            }
+            product
+        };
+        let expected = inputs.iter().map(|input| (0..rows).map(|row| product(row, input)).collect()).collect();
+        Case { packed, storage, columns, inputs, expected }
+    }
+
+    fn rows(&self) -> PackedRows<'_> {
+        PackedRows::new(&self.packed[1..], self.storage, self.columns)
+    }
+
+    fn check(&self, out: &[f32], rounded: bool, what: &str) -> Result<(), TestCaseError> {
+        for (i, expected) in self.expected.iter().enumerate() {
+            for (row, Product { value, size, rounding }) in expected.iter().enumerate() {
+                let found = f64::from(out[i * TILE + row]);
+                let limit = 5e-6 * size + if rounded { *rounding } else { 0.0 } + 1e-37;
+                prop_assert!((found - value).abs() <= limit, "{what}: row {row}, input {i}: {found}, not {value}");
+            }
+        }
+        Ok(())
+    }
+}
+
+const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Packed bytes of `blocks` blocks with scales around 2^exponent, and their values.
+fn weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) -> (Vec<u8>, Vec<f64>) {
+    let (mut bytes, mut values) = (Vec::new(), Vec::new());
+    for _ in 0..blocks {
+        let exponent = exponent + (random.bits() % 5) as i32 - 2;
+        let scale = 2f32.powi(exponent);
+        match storage {
+            Storage::F32 | Storage::F16 | Storage::BF16 => {
+                for _ in 0..32 {
+                    let value = random.float() * scale;
+                    let (packed, value) = match storage {
+                        Storage::F32 => (value.to_le_bytes().to_vec(), f64::from(value)),
+                        Storage::F16 => (f16::from_f32(value).to_le_bytes().to_vec(), f16::from_f32(value).to_f64()),
+                        _ => (bf16::from_f32(value).to_le_bytes().to_vec(), bf16::from_f32(value).to_f64()),
+                    };
+                    bytes.extend(packed);
+                    values.push(value);
+                }
+            }
+            Storage::Q8_0 => {
+                let scale = f16::from_f32(scale / 100.0 * (1.5 + random.float()));
+                bytes.extend(scale.to_le_bytes());
+                for _ in 0..32 {
+                    let code = random.bits() as i8;
+                    bytes.push(code as u8);
+                    values.push(scale.to_f64() * f64::from(code));
+                }
+            }
+            Storage::Mxfp4 => {
+                let byte = (127 + exponent).clamp(0, 254);
+                bytes.push(byte as u8);
+                let codes: [u8; 16] = std::array::from_fn(|_| random.bits() as u8);
+                bytes.extend(codes);
+                let scale = 2f64.powi(byte - 127);
+                values.extend(codes.map(|code| E2M1[usize::from(code & 15)] * scale));
+                values.extend(codes.map(|code| E2M1[usize::from(code >> 4)] * scale));
+            }
+        }
+    }
+    (bytes, values)
+}
+
+fn storages() -> impl Strategy<Value = Storage> {
+    prop::sample::select(Storage::ALL.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(
+        std::env::var("KERNEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150)
+    ))]
+
+    #[test]
+    fn few_inputs(
+        seed: u64, storage in storages(), rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=FEW,
+        exponents in (-40i32..40, -30i32..30),
+    ) {
+        let case = Case::new(seed, storage, rows, blocks, inputs, exponents);
+        let inputs: Vec<&[f32]> = case.inputs.iter().map(Vec::as_slice).collect();
+        for isa in Isa::all() {
+            let mut out = vec![f32::NAN; inputs.len() * TILE];
+            multiply_few(isa, case.rows(), &inputs, &mut out);
+            case.check(&out, false, isa.name())?;
+        }
+    }
+
+    #[test]
+    fn panels(
+        seed: u64, storage in storages(), rows in 1..=TILE, blocks in 1usize..30, inputs in 1usize..=33,
+        exponents in (-40i32..40, -30i32..30),
+    ) {
+        let case = Case::new(seed, storage, rows, blocks, inputs, exponents);
+        let mut panel = Panel::default();
+        for isa in Isa::all() {
+            for format in [PanelFormat::F32, PanelFormat::I16] {
+                if format == PanelFormat::I16 && !storage.is_quantized() {
+                    continue;
+                }
+                let filling = panel.begin(isa, format, case.columns, inputs);
+                for group in 0..filling.groups() {
+                    // SAFETY: one thread.
+                    unsafe { filling.pack(group, |i| &case.inputs[i]) };
+                }
+                let mut out = vec![f32::NAN; inputs * TILE];
+                multiply_panel(isa, case.rows(), &panel, &mut out);
+                case.check(&out, format == PanelFormat::I16, &format!("{isa}, {format:?}"))?;
+            }
+        }
+    }
+
+    /// Damaged weights must be noticed, whatever the way to the logits.
+    #[test]
+    fn what_is_no_number_stays_so(
+        seed: u64, storage in storages(), blocks in 1usize..5, inputs in 1usize..9, bad in any::<prop::sample::Index>(),
+        value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
+    ) {
+        let mut case = Case::new(seed, storage, TILE, blocks, inputs, (0, 0));
+        let (who, place) = (bad.index(inputs), bad.index(case.columns));
+        case.inputs[who][place] = value;
+        for isa in Isa::all() {
+            if inputs <= FEW {
+                let inputs: Vec<&[f32]> = case.inputs.iter().map(Vec::as_slice).collect();
+                let mut out = vec![0.0; inputs.len() * TILE];
+                multiply_few(isa, case.rows(), &inputs, &mut out);
+                prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}");
+            }
+            for format in [PanelFormat::F32, PanelFormat::I16] {
+                if format == PanelFormat::I16 && !storage.is_quantized() {
+                    continue;
+                }
+                let mut panel = Panel::default();
+                let filling = panel.begin(isa, format, case.columns, inputs);
+                for group in 0..filling.groups() {
+                    // SAFETY: one thread.
+                    unsafe { filling.pack(group, |i| &case.inputs[i]) };
+                }
+                let mut out = vec![0.0; inputs * TILE];
+                multiply_panel(isa, case.rows(), &panel, &mut out);
+                prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}, {format:?}");
+            }
+        }
+    }
+}

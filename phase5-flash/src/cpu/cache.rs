@@ -1,0 +1,127 @@
+//! Keys and values of one sequence, in blocks of 64 positions.
+//!
+//! A full layer's blocks only grow in number. A sliding layer is the same with its oldest blocks taken away once no query will
+//! see them again; they serve other sequences, so that decoding allocates once in 64 tokens at most.
+
+use std::collections::VecDeque;
+
+use cpu_kernels::{CacheFormat, KeyBlock, POSITIONS};
+use phase1_loading::{AttentionKind, GptOssConfig};
+
+/// A block's bytes: `[kv_heads]` times [`KeyBlock::bytes`].
+type Block = Box<[u8]>;
+
+/// How every cache of an engine is laid out, and blocks that nobody uses.
+pub(super) struct Blocks {
+    pub format: CacheFormat,
+    pub head_dim: usize,
+    kv_heads: usize,
+    window: usize,
+    spare: Vec<Block>,
+}
+
+pub(super) struct SequenceCache {
+    pub length: usize,
+    pub layers: Vec<LayerCache>,
+}
+
+pub(super) struct LayerCache {
+    pub attention: AttentionKind,
+    /// Blocks before the first of `blocks` that are gone.
+    gone: usize,
+    blocks: VecDeque<Block>,
+}
+
+impl Blocks {
+    pub fn new(config: &GptOssConfig, format: CacheFormat) -> Blocks {
+        let GptOssConfig { head_dim, kv_heads, sliding_window: window, .. } = *config;
+        Blocks { format, head_dim, kv_heads, window, spare: Vec::new() }
+    }
+
+    fn head_bytes(&self) -> usize {
+        KeyBlock::bytes(self.format, self.head_dim)
+    }
+
+    /// Positions that a query of such a layer sees.
+    pub fn reach(&self, attention: AttentionKind) -> usize {
+        match attention {
+            AttentionKind::Sliding => self.window,
+            AttentionKind::Full => usize::MAX,
+        }
+    }
+
+    /// Makes room for the positions up to `length` in every layer.
+    pub fn extend(&mut self, cache: &mut SequenceCache, length: usize) {
+        let bytes = self.kv_heads * self.head_bytes();
+        for layer in &mut cache.layers {
+            while (layer.gone + layer.blocks.len()) * POSITIONS < length {
+                layer.blocks.push_back(self.spare.pop().unwrap_or_else(|| vec![0; bytes].into()));
+            }
+        }
+    }
+
+    /// Counts the new positions, and takes back the blocks that no later query sees.
+    pub fn advance(&mut self, cache: &mut SequenceCache, new: usize) {
+        cache.length += new;
+        for layer in &mut cache.layers {
+            let oldest = (cache.length + 1).saturating_sub(self.reach(layer.attention));
+            while (layer.gone + 1) * POSITIONS <= oldest {
+                self.spare.extend(layer.blocks.pop_front());
+                layer.gone += 1;
+            }
+        }
+    }
+
+    pub fn release(&mut self, cache: SequenceCache) {
+        self.spare.extend(cache.layers.into_iter().flat_map(|layer| layer.blocks));
+        // What one long sequence needed is not kept for ever.
+        self.spare.truncate(64);
+    }
+}
+
+impl SequenceCache {
+    pub fn new(config: &GptOssConfig) -> SequenceCache {
+        let layer = |&attention| LayerCache { attention, gone: 0, blocks: VecDeque::new() };
+        SequenceCache { length: 0, layers: config.attention.iter().map(layer).collect() }
+    }
+}
+
+impl LayerCache {
+    /// The position at which the first block begins.
+    pub fn start(&self) -> usize {
+        self.gone * POSITIONS
+    }
+
+    pub fn count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Head `head`'s part of block `number`, counted from the first that is left.
+    pub fn block(&self, blocks: &Blocks, number: usize, head: usize) -> KeyBlock<'_> {
+        let bytes = blocks.head_bytes();
+        let data = &self.blocks[number][head * bytes..(head + 1) * bytes];
+        KeyBlock { format: blocks.format, head_dim: blocks.head_dim, data }
+    }
+
+    /// The blocks' starts, for tasks that write different heads.
+    pub fn pointers(&mut self, into: &mut Vec<*mut u8>) {
+        into.extend(self.blocks.iter_mut().map(|block| block.as_mut_ptr()));
+    }
+
+    /// What is stored and visible to a next query, oldest first: positions, and keys and values `[kv_heads, positions, head_dim]`.
+    pub fn contents(&self, blocks: &Blocks, length: usize) -> (Vec<usize>, Vec<f32>, Vec<f32>) {
+        let oldest = length.saturating_sub(blocks.reach(self.attention));
+        let positions: Vec<usize> = (oldest..length).collect();
+        let dim = blocks.head_dim;
+        let mut keys = vec![0.0; blocks.kv_heads * positions.len() * dim];
+        let mut values = keys.clone();
+        for head in 0..blocks.kv_heads {
+            for (i, position) in positions.iter().enumerate() {
+                let at = (head * positions.len() + i) * dim;
+                let block = self.block(blocks, position / POSITIONS - self.gone, head);
+                block.read(position % POSITIONS, &mut keys[at..at + dim], &mut values[at..at + dim]);
+            }
+        }
+        (positions, keys, values)
+    }
+}

@@ -1,0 +1,164 @@
+//! The engine: sequences, and the pool that computes them.
+
+use std::collections::HashMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use bytes::Bytes;
+use cpu_kernels::{CacheFormat, Isa, Pool};
+use gptoss_reference::RopeMode;
+use phase1_loading::{Checkpoint, GptOssConfig};
+use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, check_batch};
+use phase3_kvcache::CacheType;
+
+use super::cache::{Blocks, SequenceCache};
+use super::model::{CpuLoadError, Model};
+use super::scratch::Scratch;
+
+/// How to compute; the default is fast.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// One a physical core if not given.
+    pub threads: Option<usize>,
+    /// f32 throughout, as the golden values were made.
+    pub exact: bool,
+    /// The best of this machine if not given.
+    pub isa: Option<Isa>,
+    /// f16 if not given, f32 where `exact`.
+    pub kv: Option<CacheType>,
+}
+
+/// Computes batches on the CPU, from the pages of the mapped file.
+pub struct CpuEngine {
+    pub(super) config: GptOssConfig,
+    pub(super) rope: Rope,
+    pub(super) model: Model,
+    pub(super) pool: Pool,
+    pub(super) isa: Isa,
+    pub(super) exact: bool,
+    pub(super) blocks: Blocks,
+    pub(super) scratch: Scratch,
+    sequences: HashMap<SequenceId, SequenceCache>,
+}
+
+/// A chunk under way.
+pub(super) struct Part {
+    /// Its first token's row among all tokens of the step, and how many there are.
+    pub first: usize,
+    pub count: usize,
+    /// Rows whose logits are wanted.
+    pub wanted: std::ops::Range<usize>,
+    pub cache: SequenceCache,
+}
+
+impl CpuEngine {
+    /// Reads nothing yet: pages of the file come in when they are first used.
+    ///
+    /// # Errors
+    /// A shape that the kernels do not take.
+    pub fn load(checkpoint: &Checkpoint, mode: RopeMode, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
+        let config = checkpoint.config.clone();
+        let kv = options.kv.unwrap_or(if options.exact { CacheType::F32 } else { CacheType::F16 });
+        let (format, unit) = match kv {
+            CacheType::F32 => (CacheFormat::F32, 16),
+            CacheType::F16 => (CacheFormat::F16, 16),
+            CacheType::Q8_0 => (CacheFormat::Q8_0, 32),
+        };
+        if !config.head_dim.is_multiple_of(unit) {
+            let (path, head_dim) = (checkpoint.path.clone(), config.head_dim);
+            return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
+        }
+        let model = Model::load(checkpoint)?;
+        touch_in_background(model.every_tokens());
+        Ok(CpuEngine {
+            rope: Rope::new(&config.rope, config.head_dim, mode),
+            model,
+            pool: Pool::new(options.threads.unwrap_or_else(physical_cores)),
+            isa: options.isa.unwrap_or_else(Isa::best),
+            exact: options.exact,
+            blocks: Blocks::new(&config, format),
+            scratch: Scratch::default(),
+            sequences: HashMap::new(),
+            config,
+        })
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// What a sequence's cache holds in `layer`, oldest first: positions, and keys and values `[kv_heads, positions, head_dim]`.
+    /// `None` for an unknown sequence.
+    pub fn cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Vec<f32>, Vec<f32>)> {
+        let cache = self.sequences.get(&sequence)?;
+        Some(cache.layers[layer].contents(&self.blocks, cache.length))
+    }
+}
+
+impl Engine for CpuEngine {
+    fn config(&self) -> &GptOssConfig {
+        &self.config
+    }
+
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.sequences.get(&sequence).map_or(0, |cache| cache.length)
+    }
+
+    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
+        check_batch(self, batch)?;
+        let mut tokens = Vec::new();
+        let mut parts = Vec::new();
+        for chunk in batch {
+            let (first, count) = (tokens.len(), chunk.tokens.len());
+            tokens.extend_from_slice(chunk.tokens);
+            let wanted = match chunk.logits {
+                LogitsFor::Nothing => 0..0,
+                LogitsFor::LastToken => tokens.len() - 1..tokens.len(),
+                LogitsFor::EveryToken => first..tokens.len(),
+            };
+            let mut cache = self.sequences.remove(&chunk.sequence).unwrap_or_else(|| SequenceCache::new(&self.config));
+            let length = cache.length + count;
+            self.blocks.extend(&mut cache, length);
+            parts.push(Part { first, count, wanted, cache });
+        }
+        let logits = self.forward(&tokens, &mut parts, probe);
+        let vocab = self.config.vocab;
+        let tensors = parts.iter().zip(logits).map(|(part, logits)| {
+            let shape = [part.wanted.len(), vocab];
+            (shape[0] > 0).then(|| Tensor::from_data(TensorData::new(logits, shape), &Device::flex()))
+        });
+        let tensors = tensors.collect();
+        for (chunk, mut part) in batch.iter().zip(parts) {
+            self.blocks.advance(&mut part.cache, part.count);
+            self.sequences.insert(chunk.sequence, part.cache);
+        }
+        Ok(tensors)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        if let Some(cache) = self.sequences.remove(&sequence) {
+            self.blocks.release(cache);
+        }
+    }
+}
+
+/// Maps pages before the first token asks for them, while a tokenizer is built or a prompt typed.
+fn touch_in_background(parts: Vec<Bytes>) {
+    const PAGE: usize = 4096;
+    std::thread::spawn(move || {
+        let touched = parts.iter().flat_map(|part| part.iter().step_by(PAGE));
+        std::hint::black_box(touched.fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+    });
+}
+
+/// Cores that this process may use, two threads of one core counted once where the system tells.
+fn physical_cores() -> usize {
+    let logical = std::thread::available_parallelism().map_or(1, usize::from);
+    let siblings =
+        |cpu| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
+    let cores: std::collections::HashSet<String> = (0..1024).filter_map(|cpu| siblings(cpu).ok()).collect();
+    if cores.is_empty() { logical } else { logical.min(cores.len()) }
+}

@@ -1,0 +1,125 @@
+//! Weights as the kernels read them: views of the mapped file, and the few small vectors decoded.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use cpu_kernels::{PackedRows, Storage};
+use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor};
+
+/// Why a checkpoint cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuLoadError {
+    #[error("{}: rows of tensor `{name}` have {columns} values, no multiple of 32; use --phase 3", path.display())]
+    Columns { path: PathBuf, name: String, columns: usize },
+    #[error("{}: heads of {head_dim} values are no multiple of {unit}, as a cache of {kv} needs; use --phase 3", path.display())]
+    HeadDim { path: PathBuf, head_dim: usize, unit: usize, kv: &'static str },
+}
+
+pub(super) struct Model {
+    pub embedding: HostTensor,
+    pub layers: Vec<Layer>,
+    pub final_norm: Vec<f32>,
+    pub head: Matrix,
+}
+
+pub(super) struct Layer {
+    pub attention: AttentionKind,
+    pub attention_norm: Vec<f32>,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub sinks: Vec<f32>,
+    pub o: Linear,
+    pub mlp_norm: Vec<f32>,
+    pub router: Linear,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+}
+
+/// `W x + b`, or one of those for each expert.
+pub(super) struct Linear {
+    pub weight: Matrix,
+    /// `[out]`, or `[experts, out]`.
+    pub bias: Vec<f32>,
+}
+
+impl Model {
+    /// The pages that every token reads, whichever experts it chooses: those of the attention and of the head.
+    pub fn every_tokens(&self) -> Vec<Bytes> {
+        let attention = self.layers.iter().flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o]);
+        attention.map(|linear| linear.weight.data.clone()).chain([self.head.data.clone()]).collect()
+    }
+}
+
+/// A packed matrix `[out, in]`, or a stack `[experts, out, in]`.
+pub(super) struct Matrix {
+    data: Bytes,
+    pub storage: Storage,
+    /// Rows of one matrix.
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Matrix {
+    /// At most `count` rows of matrix `number` of the stack, from `first` on.
+    pub fn rows_of(&self, number: usize, first: usize, count: usize) -> PackedRows<'_> {
+        let count = count.min(self.rows - first);
+        let row_bytes = self.columns / 32 * self.storage.block_bytes();
+        let start = (number * self.rows + first) * row_bytes;
+        PackedRows::new(&self.data[start..start + count * row_bytes], self.storage, self.columns)
+    }
+}
+
+impl Model {
+    pub fn load(checkpoint: &Checkpoint) -> Result<Model, CpuLoadError> {
+        let vector = |name: &str| checkpoint.tensor(name).to_f32();
+        let linear = |name: &str| {
+            let weight = matrix(checkpoint, &format!("{name}.weight"))?;
+            Ok(Linear { weight, bias: vector(&format!("{name}.bias")) })
+        };
+        let layer = |(number, &attention): (usize, &AttentionKind)| {
+            let name = |part: &str| format!("blk.{number}.{part}");
+            Ok(Layer {
+                attention,
+                attention_norm: vector(&name("attn_norm.weight")),
+                q: linear(&name("attn_q"))?,
+                k: linear(&name("attn_k"))?,
+                v: linear(&name("attn_v"))?,
+                sinks: vector(&name("attn_sinks.weight")),
+                o: linear(&name("attn_output"))?,
+                mlp_norm: vector(&name("post_attention_norm.weight")),
+                router: linear(&name("ffn_gate_inp"))?,
+                gate: linear(&name("ffn_gate_exps"))?,
+                up: linear(&name("ffn_up_exps"))?,
+                down: linear(&name("ffn_down_exps"))?,
+            })
+        };
+        Ok(Model {
+            embedding: checkpoint.tensor("token_embd.weight").clone(),
+            layers: checkpoint.config.attention.iter().enumerate().map(layer).collect::<Result<_, _>>()?,
+            final_norm: vector("output_norm.weight"),
+            head: matrix(checkpoint, "output.weight")?,
+        })
+    }
+}
+
+fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
+    let tensor = checkpoint.tensor(name);
+    let columns = tensor.row_len();
+    if !columns.is_multiple_of(32) {
+        return Err(CpuLoadError::Columns { path: checkpoint.path.clone(), name: name.into(), columns });
+    }
+    let (format, storage) = match tensor.format {
+        Format::F32 => (Format::F32, Storage::F32),
+        Format::F16 => (Format::F16, Storage::F16),
+        Format::BF16 => (Format::BF16, Storage::BF16),
+        Format::Q8_0 => (Format::Q8_0, Storage::Q8_0),
+        Format::Mxfp4 => (Format::Mxfp4, Storage::Mxfp4),
+        // Unpacked in memory: exact, at 4 bytes a value.
+        _ => (Format::F32, Storage::F32),
+    };
+    // The mapped file's own bytes, unless it keeps them in another format or as planes.
+    let data = tensor.packed_as(format, 0..tensor.rows());
+    Ok(Matrix { data, storage, rows: tensor.shape[tensor.shape.len() - 2], columns })
+}

@@ -1,0 +1,471 @@
+//! The forward pass of a step, top to bottom.
+//!
+//! Shapes are as in phase 2, with the new tokens of all sequences as one matrix `[tokens, hidden]`. Each operation is cut
+//! into tiles of 32 weight rows, which the pool's threads take one after another.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use cpu_kernels::{
+    FEW, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Shared, TILE, attend, multiply_few,
+    multiply_panel, rms_norm, rotate, swiglu,
+};
+use phase2_forward::{Operation, Probe, Span};
+
+use super::engine::{CpuEngine, Part};
+use super::model::{Layer, Matrix};
+use super::scratch::{Chosen, Scratch, ThreadScratch, grow};
+
+/// Positions whose queries one attention task takes.
+const QUERY_TILE: usize = 8;
+/// Experts whose router logits one task computes.
+const ROUTER_TILE: usize = 8;
+
+/// The input of a product.
+#[derive(Clone, Copy)]
+enum Input<'a> {
+    /// At most [`FEW`] rows.
+    Few([&'a [f32]; FEW], usize),
+    Panel(&'a Panel),
+}
+
+/// At most [`FEW`] rows by number.
+fn few<'a>(count: usize, row: impl Fn(usize) -> &'a [f32]) -> Input<'a> {
+    let mut rows: [&[f32]; FEW] = [&[]; FEW];
+    for (i, to) in rows[..count].iter_mut().enumerate() {
+        *to = row(i);
+    }
+    Input::Few(rows, count)
+}
+
+impl CpuEngine {
+    /// Runs the tokens through the model. Returns the logits of each part's wanted rows, `[wanted, vocab]`.
+    pub(super) fn forward(&mut self, tokens: &[u32], parts: &mut [Part], probe: &mut dyn Probe) -> Vec<Vec<f32>> {
+        let n = tokens.len();
+        let mut s = std::mem::take(&mut self.scratch);
+        self.prepare(&mut s, n);
+        self.angles(&mut s, parts);
+        probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, keys: 0 });
+
+        self.embed(&mut s, tokens);
+        let hidden = self.config.hidden;
+        see(probe, || "embed".into(), &s.x, n, hidden);
+        probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
+        for (number, layer) in self.model.layers.iter().enumerate() {
+            let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
+            self.norm(&s.x, &layer.attention_norm, n, &mut s.h);
+            probe.done(span(Operation::AttentionNorm, 0));
+            self.qkv(layer, &mut s, n);
+            probe.done(span(Operation::Qkv, 0));
+            self.append(&mut s, number, parts);
+            let keys = self.visible_keys(layer, parts);
+            probe.done(span(Operation::CacheAppend, keys));
+            self.attention(&mut s, number, parts);
+            probe.done(span(Operation::Attention, keys));
+            self.attention_out(layer, &mut s, n);
+            see(probe, || format!("layers.{number}.resid_attn"), &s.x, n, hidden);
+            probe.done(span(Operation::AttentionOut, 0));
+
+            self.norm(&s.x, &layer.mlp_norm, n, &mut s.h);
+            probe.done(span(Operation::MlpNorm, 0));
+            self.router(layer, &mut s, n);
+            see(probe, || format!("layers.{number}.router_logits"), &s.router_logits, n, self.config.experts);
+            s.choices.choose(
+                &s.router_logits[..n * self.config.experts],
+                self.config.experts,
+                self.config.experts_per_token,
+            );
+            probe.done(span(Operation::Router, 0));
+            self.gate_up(layer, &mut s);
+            probe.done(span(Operation::GateUp, 0));
+            self.down(layer, &mut s);
+            see(probe, || format!("layers.{number}.resid_mlp"), &s.x, n, hidden);
+            probe.done(span(Operation::Down, 0));
+        }
+        let logits = self.head(&mut s, parts, probe);
+        self.scratch = s;
+        logits
+    }
+
+    fn prepare(&self, s: &mut Scratch, n: usize) {
+        let config = &self.config;
+        let dim = config.head_dim;
+        grow(&mut s.x, n * config.hidden);
+        grow(&mut s.h, n * config.hidden);
+        grow(&mut s.q, n * config.heads * dim);
+        grow(&mut s.mixed, n * config.heads * dim);
+        grow(&mut s.k, n * config.kv_heads * dim);
+        grow(&mut s.v, n * config.kv_heads * dim);
+        grow(&mut s.cosines, n * dim / 2);
+        grow(&mut s.sines, n * dim / 2);
+        grow(&mut s.router_logits, n * config.experts);
+        grow(&mut s.hidden, n * config.experts_per_token * config.expert_width);
+        s.expert_panels.resize_with(config.experts, Panel::default);
+        s.threads.resize_with(self.pool.threads(), ThreadScratch::default);
+        for thread in &mut s.threads {
+            thread.tiles.iter_mut().for_each(|tile| grow(tile, n * TILE));
+        }
+    }
+
+    /// Cosines and sines of every token's position, as phase 2 computes them.
+    fn angles(&self, s: &mut Scratch, parts: &[Part]) {
+        let positions = parts.iter().flat_map(|part| part.cache.length..part.cache.length + part.count);
+        let angles = positions.flat_map(|p| self.rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
+        for ((angle, cos), sin) in angles.zip(&mut s.cosines).zip(&mut s.sines) {
+            (*cos, *sin) = (angle.cos() * self.rope.mscale, angle.sin() * self.rope.mscale);
+        }
+    }
+
+    fn embed(&self, s: &mut Scratch, tokens: &[u32]) {
+        let embedding = &self.model.embedding;
+        for (&token, x) in tokens.iter().zip(s.x.chunks_exact_mut(self.config.hidden)) {
+            embedding.decode_row(token as usize, x);
+        }
+    }
+
+    fn norm(&self, x: &[f32], weight: &[f32], n: usize, out: &mut [f32]) {
+        let hidden = self.config.hidden;
+        let out = Shared::new(out);
+        self.pool.run(n, &|token, _| {
+            // SAFETY: a token's row is its own.
+            let out = unsafe { out.part(token * hidden, hidden) };
+            rms_norm(self.isa, &x[token * hidden..][..hidden], weight, self.config.rms_eps, out);
+        });
+    }
+
+    /// The format in which these matrices take their inputs.
+    fn panel_format(&self, matrices: &[&Matrix]) -> PanelFormat {
+        let integers = !self.exact && matrices.iter().all(|matrix| matrix.storage.is_quantized());
+        if integers { PanelFormat::I16 } else { PanelFormat::F32 }
+    }
+
+    /// `n` rows `x` `[n, columns]` as the input of matrices.
+    fn input<'a>(&self, panel: &'a mut Panel, x: &'a [f32], n: usize, matrices: &[&Matrix]) -> Input<'a> {
+        let columns = matrices[0].columns;
+        let row = |i: usize| &x[i * columns..(i + 1) * columns];
+        if n <= FEW {
+            return few(n, row);
+        }
+        let filling = panel.begin(self.isa, self.panel_format(matrices), columns, n);
+        // SAFETY: each group is packed by one task.
+        self.pool.run(filling.groups(), &|group, _| unsafe { filling.pack(group, row) });
+        Input::Panel(panel)
+    }
+
+    fn multiply(&self, rows: PackedRows<'_>, input: Input<'_>, out: &mut [f32]) {
+        match input {
+            Input::Few(inputs, count) => multiply_few(self.isa, rows, &inputs[..count], out),
+            Input::Panel(panel) => multiply_panel(self.isa, rows, panel, out),
+        }
+    }
+
+    fn qkv(&self, layer: &Layer, s: &mut Scratch, n: usize) {
+        let Scratch { h, q, k, v, panel, threads, .. } = s;
+        let input = self.input(panel, h, n, &[&layer.q.weight, &layer.k.weight, &layer.v.weight]);
+        let projections = [(&layer.q, Shared::new(q)), (&layer.k, Shared::new(k)), (&layer.v, Shared::new(v))];
+        let tiles = projections.map(|(linear, _)| linear.weight.rows.div_ceil(TILE));
+        let threads = Shared::new(threads);
+        self.pool.run(tiles.iter().sum(), &|mut task, thread| {
+            let mut which = 0;
+            while task >= tiles[which] {
+                task -= tiles[which];
+                which += 1;
+            }
+            let (linear, out) = projections[which];
+            let width = linear.weight.rows;
+            let rows = linear.weight.rows_of(0, task * TILE, TILE);
+            // SAFETY: a thread's scratch is its own, and so are a task's columns of the result.
+            unsafe {
+                let tile = &mut threads.part(thread, 1)[0].tiles[0];
+                self.multiply(rows, input, tile);
+                let bias = &linear.bias[task * TILE..][..rows.count()];
+                for (token, y) in tile.chunks_exact(TILE).take(n).enumerate() {
+                    let out = out.part(token * width + task * TILE, bias.len());
+                    for ((out, y), bias) in out.iter_mut().zip(y).zip(bias) {
+                        *out = y + bias;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Rotates queries and keys; keys and values go into the caches. A task takes one key/value head of one part.
+    fn append(&self, s: &mut Scratch, layer: usize, parts: &mut [Part]) {
+        let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
+        let (q_width, kv_width) = (self.config.heads * dim, kv_heads * dim);
+        let group = self.config.heads / kv_heads;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let Scratch { q, k, v, cosines, sines, .. } = s;
+        let (q, k) = (Shared::new(q), Shared::new(k));
+        let bytes = KeyBlock::bytes(self.blocks.format, dim);
+        let writers: Vec<Writer> = parts.iter_mut().map(|part| Writer::new(part, layer)).collect();
+        self.pool.run(parts.len() * kv_heads, &|task, _| {
+            let (writer, head) = (&writers[task / kv_heads], task % kv_heads);
+            for i in 0..writer.count {
+                let token = writer.first + i;
+                let angles = (&cosines[token * dim / 2..][..dim / 2], &sines[token * dim / 2..][..dim / 2]);
+                // SAFETY: the heads of a part belong to one task, in the buffers as in the blocks.
+                unsafe {
+                    let q = q.part(token * q_width + head * group * dim, group * dim);
+                    for q in q.chunks_exact_mut(dim) {
+                        rotate(q, angles.0, angles.1);
+                        q.iter_mut().for_each(|q| *q *= scale);
+                    }
+                    let k = k.part(token * kv_width + head * dim, dim);
+                    rotate(k, angles.0, angles.1);
+                    let v = &v[token * kv_width + head * dim..][..dim];
+                    let position = writer.start + i;
+                    let block = writer.blocks[(position - writer.blocks_start) / POSITIONS];
+                    let block = std::slice::from_raw_parts_mut(block.add(head * bytes), bytes);
+                    KeyBlock::write(block, self.blocks.format, position % POSITIONS, k, v);
+                }
+            }
+        });
+    }
+
+    /// Keys that the step's last query may choose from.
+    fn visible_keys(&self, layer: &Layer, parts: &[Part]) -> usize {
+        let length = parts.last().map_or(0, |part| part.cache.length + part.count);
+        length.min(self.blocks.reach(layer.attention))
+    }
+
+    /// A task takes a few positions of one part and one key/value head.
+    fn attention(&self, s: &mut Scratch, layer: usize, parts: &[Part]) {
+        let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
+        let stride = self.config.heads * dim;
+        let group = self.config.heads / kv_heads;
+        let sinks = &self.model.layers[layer].sinks;
+        let Scratch { q, mixed, threads, .. } = s;
+        let (mixed, threads) = (Shared::new(mixed), Shared::new(threads));
+        let tiles: usize = parts.iter().map(|part| part.count.div_ceil(QUERY_TILE)).sum();
+        self.pool.run(tiles * kv_heads, &|task, thread| {
+            let (mut tile, head) = (task / kv_heads, task % kv_heads);
+            let part = parts.iter().find(|part| {
+                let own = part.count.div_ceil(QUERY_TILE);
+                let found = tile < own;
+                tile -= if found { 0 } else { own };
+                found
+            });
+            let part = part.expect("a tile belongs to a part");
+            let before = tile * QUERY_TILE;
+            let count = QUERY_TILE.min(part.count - before);
+            let cache = &part.cache.layers[layer];
+            let first = (part.first + before) * stride + head * group * dim;
+            let queries = Queries {
+                q: &q[first..],
+                stride,
+                sinks: &sinks[head * group..(head + 1) * group],
+                head_dim: dim,
+                count,
+                start: part.cache.length + before,
+                window: self.blocks.reach(cache.attention),
+            };
+            let block = |number: usize| cache.block(&self.blocks, number, head);
+            // SAFETY: a thread's scratch is its own. Results of a task are rows of heads; between two rows lie those of other
+            // heads, so that they are collected first and then copied row by row.
+            unsafe {
+                let own = &mut threads.part(thread, 1)[0];
+                let result = &mut own.tiles[0];
+                grow(result, (count - 1) * stride + group * dim);
+                attend(self.isa, &queries, cache.start(), &block, cache.count(), result, &mut own.attention);
+                for i in 0..count {
+                    let out = mixed.part(first + i * stride, group * dim);
+                    out.copy_from_slice(&result[i * stride..][..group * dim]);
+                }
+            }
+        });
+    }
+
+    fn attention_out(&self, layer: &Layer, s: &mut Scratch, n: usize) {
+        let hidden = self.config.hidden;
+        let Scratch { x, mixed, panel, threads, .. } = s;
+        let input = self.input(panel, mixed, n, &[&layer.o.weight]);
+        let (x, threads) = (Shared::new(x), Shared::new(threads));
+        self.pool.run(hidden.div_ceil(TILE), &|task, thread| {
+            let rows = layer.o.weight.rows_of(0, task * TILE, TILE);
+            let bias = &layer.o.bias[task * TILE..][..rows.count()];
+            // SAFETY: a thread's scratch is its own, and so are a task's columns of the stream.
+            unsafe {
+                let tile = &mut threads.part(thread, 1)[0].tiles[0];
+                self.multiply(rows, input, tile);
+                for (token, y) in tile.chunks_exact(TILE).take(n).enumerate() {
+                    let x = x.part(token * hidden + task * TILE, bias.len());
+                    for ((x, y), bias) in x.iter_mut().zip(y).zip(bias) {
+                        *x += y + bias;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Router logits, always in f32: a task takes a few tokens and a few experts.
+    fn router(&self, layer: &Layer, s: &mut Scratch, n: usize) {
+        let (hidden, experts) = (self.config.hidden, self.config.experts);
+        let Scratch { h, router_logits, .. } = s;
+        let logits = Shared::new(router_logits);
+        let tiles = experts.div_ceil(ROUTER_TILE);
+        self.pool.run(n.div_ceil(FEW) * tiles, &|task, _| {
+            let (first, expert) = (task / tiles * FEW, task % tiles * ROUTER_TILE);
+            let count = FEW.min(n - first);
+            let rows = layer.router.weight.rows_of(0, expert, ROUTER_TILE);
+            let bias = &layer.router.bias[expert..][..rows.count()];
+            let mut tile = [0.0; FEW * TILE];
+            self.multiply(rows, few(count, |i| &h[(first + i) * hidden..][..hidden]), &mut tile);
+            for (i, y) in tile.chunks_exact(TILE).take(count).enumerate() {
+                // SAFETY: these logits are this task's.
+                let out = unsafe { logits.part((first + i) * experts + expert, bias.len()) };
+                for ((out, y), bias) in out.iter_mut().zip(y).zip(bias) {
+                    *out = y + bias;
+                }
+            }
+        });
+    }
+
+    /// Packs the inputs of every expert that has more than a few.
+    fn expert_panels<'a>(
+        &self,
+        panels: &mut [Panel],
+        experts: &[Chosen],
+        matrices: &[&Matrix],
+        input: impl Fn(usize) -> &'a [f32] + Sync,
+    ) {
+        let format = self.panel_format(matrices);
+        let panels = Shared::new(panels);
+        self.pool.run(experts.len(), &|task, _| {
+            let Chosen { first, count, .. } = experts[task];
+            if count > FEW {
+                // SAFETY: a task has its own panel.
+                unsafe {
+                    let panel = &mut panels.part(task, 1)[0];
+                    let filling = panel.begin(self.isa, format, matrices[0].columns, count);
+                    for group in 0..filling.groups() {
+                        filling.pack(group, |i| input(first + i));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Both projections of the chosen experts and SwiGLU: a task takes 32 hidden values of one expert, for all its tokens.
+    fn gate_up(&self, layer: &Layer, s: &mut Scratch) {
+        let (hidden, width) = (self.config.hidden, self.config.expert_width);
+        let Scratch { h, hidden: out, choices, expert_panels, threads, .. } = s;
+        let input = |place: usize| &h[choices.tokens[place].0 * hidden..][..hidden];
+        self.expert_panels(expert_panels, &choices.experts, &[&layer.gate.weight, &layer.up.weight], input);
+        let (out, threads) = (Shared::new(out), Shared::new(threads));
+        let tiles = width.div_ceil(TILE);
+        self.pool.run(choices.experts.len() * tiles, &|task, thread| {
+            let (number, row) = (task / tiles, task % tiles * TILE);
+            let Chosen { expert, first, count } = choices.experts[number];
+            let input =
+                if count > FEW { Input::Panel(&expert_panels[number]) } else { few(count, |i| input(first + i)) };
+            // SAFETY: a thread's scratch is its own, and so are a task's columns of the result.
+            unsafe {
+                let [gate, up] = &mut threads.part(thread, 1)[0].tiles;
+                for (linear, tile) in [(&layer.gate, &mut *gate), (&layer.up, &mut *up)] {
+                    let rows = linear.weight.rows_of(expert, row, TILE);
+                    self.multiply(rows, input, tile);
+                    let bias = &linear.bias[expert * width + row..][..rows.count()];
+                    for y in tile.chunks_exact_mut(TILE).take(count) {
+                        y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+                    }
+                }
+                let rows = TILE.min(width - row);
+                for (i, (gate, up)) in gate.chunks_exact_mut(TILE).zip(up.chunks_exact(TILE)).take(count).enumerate() {
+                    swiglu(self.isa, &mut gate[..rows], &up[..rows]);
+                    out.part((first + i) * width + row, rows).copy_from_slice(&gate[..rows]);
+                }
+            }
+        });
+    }
+
+    /// The chosen experts' last projection, weighted and added to the stream: a task takes 32 values of it, of all experts.
+    fn down(&self, layer: &Layer, s: &mut Scratch) {
+        let (hidden, width) = (self.config.hidden, self.config.expert_width);
+        let Scratch { x, hidden: h, choices, expert_panels, threads, .. } = s;
+        let input = |place: usize| &h[place * width..][..width];
+        self.expert_panels(expert_panels, &choices.experts, &[&layer.down.weight], input);
+        let (x, threads) = (Shared::new(x), Shared::new(threads));
+        self.pool.run(hidden.div_ceil(TILE), &|task, thread| {
+            let row = task * TILE;
+            for (number, &Chosen { expert, first, count }) in choices.experts.iter().enumerate() {
+                let input =
+                    if count > FEW { Input::Panel(&expert_panels[number]) } else { few(count, |i| input(first + i)) };
+                let rows = layer.down.weight.rows_of(expert, row, TILE);
+                let bias = &layer.down.bias[expert * hidden + row..][..rows.count()];
+                // SAFETY: a thread's scratch is its own, and so are a task's columns of the stream.
+                unsafe {
+                    let tile = &mut threads.part(thread, 1)[0].tiles[0];
+                    self.multiply(rows, input, tile);
+                    for (y, &(token, weight)) in tile.chunks_exact(TILE).zip(&choices.tokens[first..first + count]) {
+                        let x = x.part(token * hidden + row, bias.len());
+                        for ((x, y), bias) in x.iter_mut().zip(y).zip(bias) {
+                            *x += weight * (y + bias);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Logits of the wanted rows, part by part.
+    fn head(&self, s: &mut Scratch, parts: &[Part], probe: &mut dyn Probe) -> Vec<Vec<f32>> {
+        let (hidden, vocab) = (self.config.hidden, self.config.vocab);
+        let wanted: usize = parts.iter().map(|part| part.wanted.len()).sum();
+        if wanted == 0 {
+            return parts.iter().map(|_| Vec::new()).collect();
+        }
+        let Scratch { x, h, panel, threads, .. } = s;
+        for (to, from) in parts.iter().flat_map(|part| part.wanted.clone()).enumerate() {
+            x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+        }
+        self.norm(x, &self.model.final_norm, wanted, h);
+        see(probe, || "final_norm".into(), h, wanted, hidden);
+        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: wanted, keys: 0 });
+        let input = self.input(panel, h, wanted, &[&self.model.head]);
+        let mut logits: Vec<Vec<f32>> = parts.iter().map(|part| vec![0.0; part.wanted.len() * vocab]).collect();
+        let rows: Vec<Shared<'_, f32>> =
+            logits.iter_mut().flat_map(|logits| logits.chunks_exact_mut(vocab).map(Shared::new)).collect();
+        let threads = Shared::new(threads);
+        self.pool.run(vocab.div_ceil(TILE), &|task, thread| {
+            let weights = self.model.head.rows_of(0, task * TILE, TILE);
+            // SAFETY: a thread's scratch is its own, and so are a task's columns of the logits.
+            unsafe {
+                let tile = &mut threads.part(thread, 1)[0].tiles[0];
+                self.multiply(weights, input, tile);
+                for (row, y) in rows.iter().zip(tile.chunks_exact(TILE)) {
+                    row.part(task * TILE, weights.count()).copy_from_slice(&y[..weights.count()]);
+                }
+            }
+        });
+        probe.done(Span { operation: Operation::Head, layer: None, tokens: wanted, keys: 0 });
+        logits
+    }
+}
+
+/// Where a part's new keys and values go.
+struct Writer {
+    first: usize,
+    count: usize,
+    start: usize,
+    blocks_start: usize,
+    blocks: Vec<*mut u8>,
+}
+
+// SAFETY: the pointers are to a cache that is borrowed mutably while they are used, by tasks that write different heads.
+unsafe impl Sync for Writer {}
+
+impl Writer {
+    fn new(part: &mut Part, layer: usize) -> Writer {
+        let cache = &mut part.cache.layers[layer];
+        let mut blocks = Vec::new();
+        cache.pointers(&mut blocks);
+        Writer { first: part.first, count: part.count, start: part.cache.length, blocks_start: cache.start(), blocks }
+    }
+}
+
+/// Shows a probe that looks a copy of the first `rows` rows.
+fn see(probe: &mut dyn Probe, name: impl Fn() -> String, values: &[f32], rows: usize, width: usize) {
+    if probe.looks() {
+        let data = TensorData::new(values[..rows * width].to_vec(), [rows, width]);
+        probe.see(&name, &Tensor::from_data(data, &Device::flex()));
+    }
+}

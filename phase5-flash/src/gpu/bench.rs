@@ -1,0 +1,666 @@
+//! Times every kernel with gpt-oss-20b's shapes and checks it against the host, variant by variant: what tuning is done with.
+//!
+//! Weights rotate through more memory than a last-level cache holds. A time is that of a replayed launch, its share of the
+//! host's work included.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use gptoss_reference::RopeMode;
+use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor, RopeConfig};
+use phase2_forward::{Chunk, ComputeDevice, Engine, LogitsFor, NoProbe};
+use phase3_kvcache::CacheType;
+
+use super::cache::Caches;
+use super::device::{Buffer, Gpu};
+use super::kernels::attention::Attention;
+use super::kernels::experts::{Down, Experts, GateUp};
+use super::kernels::gemm::{Gemm, GroupedExperts};
+use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
+use super::kernels::project::Project;
+use super::kernels::rope::Rope;
+use super::kernels::router::Route;
+use super::layout::Matrix;
+use super::rows::Row;
+use super::{GpuEngine, GpuError, Options};
+
+/// One kernel, in one variant.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    /// The kernel and what it works on.
+    pub name: String,
+    /// The variant.
+    pub variant: String,
+    /// Seconds a launch.
+    pub seconds: f64,
+    /// Bytes that a launch must read.
+    pub bytes: usize,
+    /// Tokens that a launch advances sequences by; 0 for a single kernel.
+    pub tokens: usize,
+    /// The largest error against the host, over the size of the terms added; `None` where nothing is compared.
+    pub error: Option<f64>,
+}
+
+impl Measurement {
+    /// Bytes a second, in units of 10⁹.
+    pub fn gigabytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds / 1e9
+    }
+
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds
+    }
+}
+
+/// How much to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// gpt-oss-20b's shapes.
+    Full,
+    /// A layer that a software rasterizer gets through.
+    Small,
+}
+
+/// The dimensions measured with.
+#[derive(Clone, Copy)]
+struct Shape {
+    hidden: usize,
+    width: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    experts: usize,
+    vocab: usize,
+    /// Copies that weights rotate through.
+    copies: usize,
+    launches: usize,
+    depths: &'static [usize],
+}
+
+const FULL: Shape = Shape {
+    hidden: 2880,
+    width: 2880,
+    heads: 64,
+    kv_heads: 8,
+    head_dim: 64,
+    experts: 32,
+    vocab: 201_088,
+    copies: 8,
+    launches: 64,
+    depths: &[1, 128, 4096, 16_384],
+};
+
+const SMALL: Shape = Shape {
+    hidden: 288,
+    width: 320,
+    heads: 8,
+    kv_heads: 2,
+    head_dim: 64,
+    experts: 8,
+    vocab: 2051,
+    copies: 2,
+    launches: 3,
+    depths: &[1, 100, 700],
+};
+
+const CHOSEN: usize = 4;
+
+/// Measures everything, and hands over each result as it comes. The first line describes the device.
+///
+/// # Errors
+/// A device that is no GPU or fails.
+pub fn run(
+    device: &ComputeDevice,
+    size: Size,
+    describe: &mut dyn FnMut(&str),
+    report: &mut dyn FnMut(&Measurement),
+) -> Result<(), GpuError> {
+    let gpu = Gpu::new(device)?;
+    let shape = if size == Size::Full { FULL } else { SMALL };
+    let (kept, plane) = (if gpu.subnormals { "kept" } else { "flushed" }, gpu.plane);
+    let gb = gpu.binding_bytes as f64 / 1e9;
+    describe(&format!("{}: planes of {plane}, bindings up to {gb:.2} GB, subnormals {kept}", device.name));
+    let bench = Bench { gpu, shape };
+    bench.tiled(report)?;
+    bench.projections(report)?;
+    bench.experts(report)?;
+    bench.router(report)?;
+    bench.attention(report)
+}
+
+/// Measures whole steps of a model: prompts, generation at several depths, and several sequences at once.
+///
+/// # Errors
+/// A device that is no GPU or fails, or a model that it cannot hold.
+pub fn steps(
+    checkpoint: &Checkpoint,
+    device: &ComputeDevice,
+    kv: CacheType,
+    depths: &[usize],
+    describe: &mut dyn FnMut(&str),
+    report: &mut dyn FnMut(&Measurement),
+) -> Result<(), GpuError> {
+    let start = Instant::now();
+    let mut engine = GpuEngine::load(checkpoint, device, RopeMode::Exact, Options { kv }, &mut |_, _| ())?;
+    describe(&format!("{}: loaded in {:.1} s, cache {kv}", device.name, start.elapsed().as_secs_f64()));
+    let vocab = checkpoint.config.vocab as u64;
+    let mut seed = 8;
+    let mut tokens = |count: usize| (0..count).map(|_| (next(&mut seed) % vocab) as u32).collect::<Vec<u32>>();
+    let measured = |name: String, variant: String, seconds: f64, tokens: usize| Measurement {
+        name,
+        variant,
+        seconds,
+        bytes: 0,
+        tokens,
+        error: None,
+    };
+    let failed = |error: phase2_forward::EngineError| GpuError::Device(error.to_string());
+    let step = |engine: &mut GpuEngine, batch: &[(u64, Vec<u32>)], logits: LogitsFor| {
+        let chunk = |(sequence, tokens): &'_ (u64, Vec<u32>)| (*sequence, tokens.clone());
+        let owned: Vec<_> = batch.iter().map(chunk).collect();
+        let batch: Vec<Chunk<'_>> =
+            owned.iter().map(|(sequence, tokens)| Chunk { sequence: *sequence, tokens, logits }).collect();
+        let start = Instant::now();
+        engine.step(&batch, &mut NoProbe).map_err(failed)?;
+        engine.gpu.sync()?;
+        Ok::<_, GpuError>(start.elapsed().as_secs_f64())
+    };
+
+    for _ in 0..3 {
+        let seconds = step(&mut engine, &[(0, tokens(512))], LogitsFor::LastToken)?;
+        report(&measured("prompt".into(), "512 tokens".into(), seconds, 512));
+        engine.release(0);
+    }
+    let mut depth = 1;
+    step(&mut engine, &[(1, tokens(1))], LogitsFor::LastToken)?;
+    for &wanted in depths {
+        let mut seconds = 0.0;
+        let before = depth;
+        while depth < wanted {
+            let count = (wanted - depth).min(512);
+            seconds += step(&mut engine, &[(1, tokens(count))], LogitsFor::Nothing)?;
+            depth += count;
+        }
+        if depth > before {
+            report(&measured("prompt".into(), format!("from {before} to {depth}"), seconds, depth - before));
+        }
+        for round in ["first", "again"] {
+            let count = 128;
+            let first = tokens(1)[0];
+            let start = Instant::now();
+            let outcome = engine.decode_greedy(1, first, count, &mut |_| ControlFlow::Continue(()));
+            outcome.transpose().map_err(failed)?;
+            let seconds = start.elapsed().as_secs_f64();
+            report(&measured("generation".into(), format!("depth {depth}, {round}"), seconds, count));
+            depth += count;
+        }
+    }
+    engine.release(1);
+    for sequences in [1, 2, 4, 10, 16, 32, 64] {
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let batch: Vec<_> = (0..sequences).map(|sequence| (sequence, tokens(1))).collect();
+            best = best.min(step(&mut engine, &batch, LogitsFor::LastToken)?);
+        }
+        let count = sequences as usize;
+        report(&measured("step".into(), format!("{sequences} sequences"), best, count));
+    }
+    Ok(())
+}
+
+struct Bench {
+    gpu: Gpu,
+    shape: Shape,
+}
+
+impl Bench {
+    /// Seconds a launch: the best of a few replays of `launches` launches each.
+    fn time(&self, launch: &dyn Fn(usize)) -> Result<f64, GpuError> {
+        let client = &self.gpu.client;
+        let failed = |error| GpuError::Device(format!("{error:?}"));
+        let launches = self.shape.launches;
+        client.graph_prepare().map_err(failed)?;
+        (0..self.shape.copies).for_each(launch);
+        client.start_capture().map_err(failed)?;
+        (0..launches).for_each(launch);
+        let graph = client.stop_capture().map_err(failed)?;
+        let mut best = Duration::MAX;
+        for _ in 0..5 {
+            self.gpu.sync()?;
+            let start = Instant::now();
+            // SAFETY: the buffers of the captured launches are still alive.
+            unsafe { graph.replay() }.map_err(failed)?;
+            self.gpu.sync()?;
+            best = best.min(start.elapsed());
+        }
+        Ok(best.as_secs_f64() / launches as f64)
+    }
+
+    fn tensor(&self, format: Format, shape: Vec<usize>, seed: &mut u64) -> HostTensor {
+        let values = shape.iter().product::<usize>();
+        let mut data = vec![0u8; format.row_bytes(values)];
+        for bytes in data.chunks_mut(8) {
+            let number = next(seed).to_le_bytes();
+            bytes.copy_from_slice(&number[..bytes.len()]);
+        }
+        // Scales of one size.
+        match format {
+            Format::Mxfp4 => data.chunks_exact_mut(17).for_each(|block| block[0] = 121 + block[0] % 2),
+            Format::Q8_0 => data.chunks_exact_mut(34).for_each(|block| {
+                block[..2].copy_from_slice(&half::f16::from_f32(0.001).to_le_bytes());
+            }),
+            _ => {}
+        }
+        HostTensor::packed_rows(format, shape, data.into())
+    }
+
+    fn values(&self, count: usize, seed: &mut u64) -> Vec<f32> {
+        (0..count).map(|_| (next(seed) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    fn projections(&self, report: &mut dyn FnMut(&Measurement)) -> Result<(), GpuError> {
+        let Shape { hidden, heads, kv_heads, head_dim, vocab, copies, .. } = self.shape;
+        let q = heads * head_dim;
+        let kinds = [
+            ("qkv", q + 2 * kv_heads * head_dim, hidden, true, copies),
+            ("attention out", hidden, q, false, copies),
+            ("head", vocab, hidden, false, 1),
+        ];
+        let mut seed = 1;
+        for (name, rows, columns, normalize, copies) in kinds {
+            let host = self.tensor(Format::Q8_0, vec![rows, columns], &mut seed);
+            let upload = |_| Matrix::upload(&self.gpu, name, &[&host]);
+            let matrices = (0..copies).map(upload).collect::<Result<Vec<_>, _>>()?;
+            let x = self.values(columns, &mut seed);
+            let (x_buffer, norm) = (self.gpu.upload_f32(&x), self.gpu.upload_f32(&vec![1.0; columns]));
+            let bias = self.gpu.upload_f32(&vec![0.0; rows]);
+            let out = self.gpu.empty(rows);
+            for rows_a_cube in [1, 2, 4, 8, 16] {
+                let launch = |i: usize| {
+                    Project {
+                        matrix: &matrices[i % copies],
+                        x: &x_buffer,
+                        norm: normalize.then_some((&norm, 1e-5)),
+                        bias: Some(&bias),
+                        out: &out,
+                        add: false,
+                        inputs: 1,
+                    }
+                    .launch_rows(&self.gpu, rows_a_cube);
+                };
+                launch(0);
+                let factor = if normalize { rms(&x).recip() } else { 1.0 };
+                let found = self.gpu.read_f32(&out)?;
+                let error = worst(&found, rows, |row| product(&host, row, &x, factor));
+                report(&Measurement {
+                    name: name.into(),
+                    variant: format!("{rows_a_cube} rows a cube"),
+                    seconds: self.time(&launch)?,
+                    bytes: matrices[0].bytes(),
+                    tokens: 0,
+                    error: Some(error),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn experts(&self, report: &mut dyn FnMut(&Measurement)) -> Result<(), GpuError> {
+        let Shape { hidden, width, experts, copies, .. } = self.shape;
+        let mut seed = 2;
+        let mut stack = |rows: usize, columns: usize| {
+            let host = self.tensor(Format::Mxfp4, vec![experts, rows, columns], &mut seed);
+            let weight = Matrix::upload(&self.gpu, "experts", &[&host])?;
+            let bias = self.gpu.upload_f32(&vec![0.0; experts * rows]);
+            Ok::<_, GpuError>((host, Experts { weight, bias }))
+        };
+        let ((gate_host, gate), (up_host, up)) = (stack(width, hidden)?, stack(width, hidden)?);
+        let (down_host, down) = stack(hidden, width)?;
+        let chosen: Vec<Vec<u32>> =
+            (0..copies).map(|i| (0..CHOSEN).map(|j| ((i * CHOSEN + j) % experts) as u32).collect()).collect();
+        let chosen_buffers: Vec<Buffer> = chosen.iter().map(|ids| self.gpu.upload(ids.clone())).collect();
+        let mut seed = 3;
+        let x = self.values(hidden, &mut seed);
+        let activations = self.values(CHOSEN * width, &mut seed);
+        let weights = [0.4, 0.3, 0.2, 0.1];
+        let (x_buffer, activations_buffer) = (self.gpu.upload_f32(&x), self.gpu.upload_f32(&activations));
+        let weights_buffer = self.gpu.upload_f32(&weights);
+        let variants = if self.gpu.subnormals { vec![true, false] } else { vec![false] };
+        for subnormals in variants {
+            let mut gpu = self.gpu.clone();
+            gpu.subnormals = subnormals;
+            let codes = if subnormals { "codes as subnormals" } else { "codes less 2" };
+            for rows in [1, 2, 4, 8] {
+                let out = gpu.empty(CHOSEN * width);
+                let launch = |i: usize| {
+                    GateUp {
+                        gate: &gate,
+                        up: &up,
+                        x: &x_buffer,
+                        chosen: &chosen_buffers[i % copies],
+                        chosen_per_row: CHOSEN,
+                        out: &out,
+                        inputs: 1,
+                    }
+                    .launch_rows(&gpu, rows);
+                };
+                launch(1);
+                let found = gpu.read_f32(&out)?;
+                let error = worst(&found, CHOSEN * width, |i| {
+                    let row = chosen[1][i / width] as usize * width + i % width;
+                    let (g, g_size) = product(&gate_host, row, &x, 1.0);
+                    let (u, u_size) = product(&up_host, row, &x, 1.0);
+                    let (g, u) = (g.min(7.0), u.clamp(-7.0, 7.0));
+                    ((u + 1.0) * g / (1.0 + (-1.702 * g).exp()), 10.0 * (1.0 + g_size + u_size))
+                });
+                report(&Measurement {
+                    name: "gate and up".into(),
+                    variant: format!("{codes}, 2 × {rows} rows a cube"),
+                    seconds: self.time(&launch)?,
+                    bytes: CHOSEN * (gate.weight.bytes() + up.weight.bytes()),
+                    tokens: 0,
+                    error: Some(error),
+                });
+            }
+            for rows in [1, 2, 4, 8, 16] {
+                let out = gpu.empty(hidden);
+                let launch = |i: usize| {
+                    Down {
+                        down: &down,
+                        x: &activations_buffer,
+                        chosen: &chosen_buffers[i % copies],
+                        weights: &weights_buffer,
+                        chosen_per_row: CHOSEN,
+                        out: &out,
+                        inputs: 1,
+                    }
+                    .launch_rows(&gpu, rows);
+                };
+                gpu.write(&out, vec![0; hidden]);
+                launch(1);
+                let found = gpu.read_f32(&out)?;
+                let error = worst(&found, hidden, |row| {
+                    (0..CHOSEN).fold((0.0, 0.0), |(sum, size), slot| {
+                        let expert_row = chosen[1][slot] as usize * hidden + row;
+                        let x = &activations[slot * width..][..width];
+                        let (y, y_size) = product(&down_host, expert_row, x, f64::from(weights[slot]));
+                        (sum + y, size + y_size)
+                    })
+                });
+                report(&Measurement {
+                    name: "down".into(),
+                    variant: format!("{codes}, {rows} rows a cube"),
+                    seconds: self.time(&launch)?,
+                    bytes: CHOSEN * down.weight.bytes(),
+                    tokens: 0,
+                    error: Some(error),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Products of several rows, by the kernel that reads weights once a row and by the tiled one.
+    fn tiled(&self, report: &mut dyn FnMut(&Measurement)) -> Result<(), GpuError> {
+        let Shape { hidden, width, experts, heads, kv_heads, head_dim, .. } = self.shape;
+        let mut seed = 6;
+        let rows = (heads + 2 * kv_heads) * head_dim;
+        let dense_host = self.tensor(Format::Q8_0, vec![rows, hidden], &mut seed);
+        let dense = Matrix::upload(&self.gpu, "dense", &[&dense_host])?;
+        let mut stack = |rows: usize, columns: usize| {
+            let host = self.tensor(Format::Mxfp4, vec![experts, rows, columns], &mut seed);
+            let weight = Matrix::upload(&self.gpu, "experts", &[&host])?;
+            Ok::<_, GpuError>(Experts { weight, bias: self.gpu.upload_f32(&vec![0.0; experts * rows]) })
+        };
+        let (gate, up, down) = (stack(width, hidden)?, stack(width, hidden)?, stack(hidden, width)?);
+        for inputs in [2, 10, 16, 32, 64, 512] {
+            let slots = inputs * CHOSEN;
+            let mut seed = 7;
+            let x = self.gpu.upload_f32(&self.values(inputs * hidden, &mut seed));
+            let out = self.gpu.empty(inputs * rows.max(hidden));
+            let again = self.gpu.empty(inputs * rows.max(hidden));
+            let chosen: Vec<u32> = (0..slots).map(|_| (next(&mut seed) % experts as u64) as u32).collect();
+            let touched = (0..experts as u32).filter(|expert| chosen.contains(expert)).count();
+            let chosen = self.gpu.upload(chosen);
+            let weights = self.gpu.upload_f32(&vec![0.25; slots]);
+            let (activations, products) = (self.gpu.empty(slots * width), self.gpu.empty(slots * hidden));
+            let order = self.gpu.empty(slots);
+            let tiles = self.gpu.empty(most_tiles(slots, experts) * TILE_WORDS as usize);
+            let (matrix, bias, gpu) = (&dense, None, &self.gpu);
+            let dense_single = |_| {
+                Project { matrix, x: &x, norm: None, bias, out: &out, add: false, inputs }.launch(gpu);
+            };
+            let dense_tiled = |_| Gemm { matrix, x: &x, bias, out: &again, add: false, inputs }.launch(gpu);
+            let (gate_ref, up_ref, down_ref) = (&gate, &up, &down);
+            let gate_single = |_| {
+                let chosen = &chosen;
+                let out = &activations;
+                GateUp { gate: gate_ref, up: up_ref, x: &x, chosen, chosen_per_row: CHOSEN, out, inputs }.launch(gpu);
+            };
+            let down_single = |_| {
+                let (chosen, weights, x) = (&chosen, &weights, &activations);
+                Down { down: down_ref, x, chosen, weights, chosen_per_row: CHOSEN, out: &out, inputs }.launch(gpu);
+            };
+            let grouped = GroupedExperts {
+                gate: &gate,
+                up: &up,
+                down: &down,
+                x: &x,
+                order: &order,
+                tiles: &tiles,
+                activations: &activations,
+                out: &products,
+                chosen_per_row: CHOSEN,
+                inputs,
+            };
+            let group_slots = |_| group(gpu, &chosen, slots, experts, &order, &tiles);
+            let gate_tiled = |_| grouped.launch_gate_up(gpu);
+            let down_tiled = |_| {
+                grouped.launch_down(gpu);
+                add_up(gpu, &products, &weights, &again, [inputs, CHOSEN, hidden]);
+            };
+            let expert_bytes = touched * gate.weight.bytes();
+            let few = inputs < 512;
+            let runs: [(&str, &str, &dyn Fn(usize), usize, usize, bool); 7] = [
+                ("qkv", "row by row", &dense_single, dense.bytes(), rows * hidden, few),
+                ("qkv", "tiled", &dense_tiled, dense.bytes(), rows * hidden, true),
+                ("gate and up", "row by row", &gate_single, 2 * expert_bytes, 2 * CHOSEN * width * hidden, few),
+                ("down", "row by row", &down_single, expert_bytes, CHOSEN * width * hidden, few),
+                ("group", "one cube", &group_slots, slots * 4, 0, true),
+                ("gate and up", "tiled", &gate_tiled, 2 * expert_bytes, 2 * CHOSEN * width * hidden, true),
+                ("down", "tiled", &down_tiled, expert_bytes, CHOSEN * width * hidden, true),
+            ];
+            for (name, variant, launch, bytes, products, wanted) in runs {
+                if wanted {
+                    let seconds = self.time(launch)?;
+                    let teraflops = 2.0 * (products * inputs) as f64 / seconds / 1e12;
+                    report(&Measurement {
+                        name: format!("{name}, {inputs} rows"),
+                        variant: format!("{variant}, {teraflops:.2} TFLOP/s"),
+                        seconds,
+                        bytes,
+                        tokens: 0,
+                        error: None,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn router(&self, report: &mut dyn FnMut(&Measurement)) -> Result<(), GpuError> {
+        let Shape { hidden, experts, .. } = self.shape;
+        let mut seed = 4;
+        let (x, weight) = (self.values(hidden, &mut seed), self.values(experts * hidden, &mut seed));
+        let [normed, logits, chosen, weights] = [hidden, experts, CHOSEN, CHOSEN].map(|len| self.gpu.empty(len));
+        let (x_buffer, weight_buffer) = (self.gpu.upload_f32(&x), self.gpu.upload_f32(&weight));
+        let (norm, bias) = (self.gpu.upload_f32(&vec![1.0; hidden]), self.gpu.upload_f32(&vec![0.0; experts]));
+        let launch = |_| {
+            Route {
+                x: &x_buffer,
+                norm: &norm,
+                eps: 1e-5,
+                weight: &weight_buffer,
+                bias: &bias,
+                normed: &normed,
+                logits: &logits,
+                chosen: &chosen,
+                weights: &weights,
+                hidden,
+                experts,
+                experts_per_token: CHOSEN,
+                inputs: 1,
+            }
+            .launch(&self.gpu);
+        };
+        launch(0);
+        let host = HostTensor::packed_rows(Format::F32, vec![experts, hidden], Format::F32.encode(&weight).into());
+        let found = self.gpu.read_f32(&logits)?;
+        let error = worst(&found, experts, |row| product(&host, row, &x, rms(&x).recip()));
+        report(&Measurement {
+            name: "router".into(),
+            variant: "one cube".into(),
+            seconds: self.time(&launch)?,
+            bytes: 4 * experts * hidden,
+            tokens: 0,
+            error: Some(error),
+        });
+        Ok(())
+    }
+
+    fn attention(&self, report: &mut dyn FnMut(&Measurement)) -> Result<(), GpuError> {
+        let Shape { heads, kv_heads, head_dim, depths, .. } = self.shape;
+        let config = GptOssConfig {
+            hidden: 32,
+            expert_width: 32,
+            heads,
+            kv_heads,
+            head_dim,
+            experts: 1,
+            experts_per_token: 1,
+            vocab: 1,
+            context_length: 1 << 17,
+            rms_eps: 1e-5,
+            sliding_window: 128,
+            attention: vec![AttentionKind::Full],
+            rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096 },
+        };
+        let mut seed = 5;
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let deepest = depths.iter().max().copied().unwrap_or(1);
+        let rotations = vec![0.5; deepest * head_dim];
+        let (table, sinks) = (self.gpu.upload_f32(&rotations), self.gpu.upload_f32(&vec![0.0; heads]));
+        let most_splits = 128;
+        let shares = self.gpu.empty(most_splits * heads * (head_dim + 2));
+        for kind in CacheType::ALL {
+            let mut caches = Caches::new(&self.gpu, &config, kind, 512)?;
+            caches.reserve(&self.gpu, 0, deepest)?;
+            let (queries, out) = (self.gpu.empty(512 * heads * head_dim), self.gpu.empty(512 * heads * head_dim));
+            let mut rope = |positions: std::ops::Range<usize>, row_words: &Buffer| {
+                let qkv = self.gpu.upload_f32(&self.values(positions.len() * width, &mut seed));
+                let rope = || {
+                    Rope {
+                        qkv: &qkv,
+                        table: &table,
+                        rows: row_words,
+                        cache: caches.layer(0),
+                        queries: &queries,
+                        heads,
+                        shape: caches.row,
+                        inputs: positions.len(),
+                    }
+                    .launch(&self.gpu);
+                };
+                rope();
+                (positions.len() == 1).then(|| self.time(&|_| rope())).transpose()
+            };
+            for start in (0..deepest).step_by(512) {
+                let positions = start..(start + 512).min(deepest);
+                let rows = positions.clone().map(|p| Row { token: 0, position: p as u32, slot: 0 });
+                let row_words = self.gpu.upload(rows.flat_map(|row| row.words()).collect());
+                rope(positions, &row_words)?;
+            }
+            for &depth in depths {
+                let row_words = self.gpu.upload(Row { token: 0, position: depth as u32 - 1, slot: 0 }.words().into());
+                let seconds = rope(depth - 1..depth, &row_words)?.unwrap_or(f64::NAN);
+                if depth == 1 {
+                    report(&Measurement {
+                        name: format!("rotate and append, {kind}"),
+                        variant: "one row".into(),
+                        seconds,
+                        bytes: width * 4,
+                        tokens: 0,
+                        error: None,
+                    });
+                }
+                let mut reference: Option<Vec<f32>> = None;
+                for splits in [1, 2, 8, 16, 32, 64, 128] {
+                    if splits > depth.div_ceil(64) {
+                        continue;
+                    }
+                    let launch = |_| {
+                        Attention {
+                            queries: &queries,
+                            rows: &row_words,
+                            cache: caches.layer(0),
+                            sinks: &sinks,
+                            out: &out,
+                            shares: &shares,
+                            splits,
+                            heads,
+                            shape: caches.row,
+                            reach: usize::MAX,
+                            inputs: 1,
+                        }
+                        .launch(&self.gpu);
+                    };
+                    launch(0);
+                    // One share is checked by the tests; more must give the same.
+                    let found = self.gpu.read_f32(&out)?[..heads * head_dim].to_vec();
+                    let expected = reference.get_or_insert_with(|| found.clone());
+                    let error = found.iter().zip(expected).map(|(a, b)| f64::from((a - *b).abs())).fold(0.0, f64::max);
+                    report(&Measurement {
+                        name: format!("attention, {kind}, depth {depth}"),
+                        variant: format!("{splits} shares"),
+                        seconds: self.time(&launch)?,
+                        bytes: 2 * depth * kv_heads * caches.row.words() * 4,
+                        tokens: 0,
+                        error: Some(error),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn rms(x: &[f32]) -> f64 {
+    (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64 + 1e-5).sqrt()
+}
+
+/// One row's product in f64, times `factor`, and the sum of its terms' sizes.
+fn product(weights: &HostTensor, row: usize, x: &[f32], factor: f64) -> (f64, f64) {
+    let mut values = vec![0.0; weights.row_len()];
+    weights.decode_row(row, &mut values);
+    let terms = values.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x) * factor);
+    terms.fold((0.0, 1e-30), |(sum, size), term| (sum + term, size + term.abs()))
+}
+
+/// The largest error of a sample of outputs, over the size of their terms; infinite if one is not a number.
+fn worst(found: &[f32], len: usize, expected: impl Fn(usize) -> (f64, f64)) -> f64 {
+    let step = (len / 61).max(1);
+    let sample = (0..len).step_by(step).chain([len - 1]);
+    let error = |i: usize| {
+        let (expected, size) = expected(i);
+        let error = (f64::from(found[i]) - expected).abs() / size;
+        if error.is_finite() { error } else { f64::INFINITY }
+    };
+    sample.map(error).fold(0.0, f64::max)
+}

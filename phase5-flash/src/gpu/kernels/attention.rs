@@ -1,0 +1,490 @@
+//! Attention of new tokens over the paged cache, with sinks and windows, split along the keys.
+//!
+//! A cube takes one row, one key/value head and a share of the keys; all query heads of the group use each key it reads. Shares
+//! are combined, and the sinks folded in, by a second launch, which is left out when there is one share.
+//!
+//! Ladder:
+//! 1. here: a tile of keys unpacked into shared memory, a lane a key; values read once for all heads of the group.
+
+use cubecl::prelude::*;
+
+use super::cache::{CacheRow, cached_value};
+use crate::gpu::cache::{LayerCache, PAGE};
+use crate::gpu::device::{Buffer, Gpu};
+use crate::gpu::rows::ROW_WORDS;
+
+const UNITS: u32 = 256;
+/// Stands for −∞, which shading languages cannot write: below every score.
+const NOTHING: f32 = -1.0e30;
+
+/// What a cube is shaped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    row: CacheRow,
+    /// Query heads.
+    heads: u32,
+    units: u32,
+    /// Shares of the keys.
+    splits: u32,
+}
+
+impl Shape {
+    fn dim(&self) -> u32 {
+        self.row.head_dim as u32
+    }
+
+    /// Query heads that share a key/value head.
+    fn group(&self) -> u32 {
+        self.heads / self.row.kv_heads as u32
+    }
+
+    /// Heads whose output one round of the units computes.
+    fn heads_a_round(&self) -> u32 {
+        self.units / self.dim()
+    }
+
+    fn rounds(&self) -> u32 {
+        self.group().div_ceil(self.heads_a_round())
+    }
+
+    /// Keys that are unpacked together: fewer of long heads, so that they fit shared memory everywhere.
+    fn tile(&self) -> u32 {
+        (4096 / self.dim().next_power_of_two()).min(PAGE as u32)
+    }
+
+    /// Words of a share's output for one head: the weighted sum, the largest score and the sum of exponentials.
+    fn share_words(&self) -> u32 {
+        self.dim() + 2
+    }
+}
+
+/// The most values of a head: the units of a cube share them out.
+pub(crate) const MAX_HEAD_DIM: usize = UNITS as usize;
+
+/// Attention of `inputs` rows.
+pub(crate) struct Attention<'a> {
+    /// Rotated queries `[inputs, heads · head_dim]`.
+    pub queries: &'a Buffer,
+    pub rows: &'a Buffer,
+    pub cache: LayerCache<'a>,
+    /// `[heads]`
+    pub sinks: &'a Buffer,
+    /// `[inputs, heads · head_dim]`
+    pub out: &'a Buffer,
+    /// Room for `inputs · heads · splits · (head_dim + 2)` values, if there are several shares.
+    pub shares: &'a Buffer,
+    pub splits: usize,
+    pub heads: usize,
+    pub shape: CacheRow,
+    /// Keys that a query sees at most, its own among them.
+    pub reach: usize,
+    pub inputs: usize,
+}
+
+impl Attention<'_> {
+    pub fn launch(&self, gpu: &Gpu) {
+        let shape = Shape {
+            row: self.shape,
+            heads: self.heads as u32,
+            units: UNITS.next_multiple_of(gpu.plane),
+            splits: self.splits as u32,
+        };
+        let out = if self.splits == 1 { self.out } else { self.shares };
+        // SAFETY: a row's pages were reserved up to its position, and every output has its place in the buffers.
+        unsafe {
+            attention::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, self.inputs as u32),
+                CubeDim::new_1d(shape.units),
+                self.queries.arg(),
+                self.rows.arg(),
+                self.cache.table.arg(),
+                self.cache.pool.keys.arg(),
+                self.cache.pool.values.arg(),
+                self.sinks.arg(),
+                out.arg(),
+                self.cache.columns as u32,
+                self.cache.ring_pages as u32,
+                self.reach.min(1 << 30) as u32,
+                1.0 / (self.shape.head_dim as f32).sqrt(),
+                shape,
+            );
+            if self.splits > 1 {
+                combine::launch_unchecked(
+                    &gpu.client,
+                    CubeCount::Static(self.heads as u32, self.inputs as u32, 1),
+                    CubeDim::new_1d((self.shape.head_dim as u32).next_multiple_of(gpu.plane)),
+                    self.shares.arg(),
+                    self.sinks.arg(),
+                    self.out.arg(),
+                    shape,
+                );
+            }
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn attention(
+    queries: &[f32],
+    rows: &[u32],
+    pages: &[u32],
+    keys: &[u32],
+    values: &[u32],
+    sinks: &[f32],
+    out: &mut [f32],
+    columns: u32,
+    ring_pages: u32,
+    reach: u32,
+    scale: f32,
+    #[comptime] shape: Shape,
+) {
+    let dim = comptime![shape.dim()];
+    let group = comptime![shape.group()];
+    let tile = comptime![shape.tile()];
+    let tiles_a_page = comptime![PAGE as u32 / shape.tile()];
+    let kv_heads = comptime![shape.row.kv_heads as u32];
+    // One more word a key, so that lanes on neighbouring keys hit different banks.
+    let key_stride = comptime![dim + 1];
+    let mut query = Shared::<[f32]>::new_slice(comptime![(group * dim) as usize]);
+    let mut key_tile = Shared::<[f32]>::new_slice(comptime![(tile * key_stride) as usize]);
+    let mut scores = Shared::<[f32]>::new_slice(comptime![(group * tile) as usize]);
+    let mut largest = Shared::<[f32]>::new_slice(comptime![group as usize]);
+    let mut sum = Shared::<[f32]>::new_slice(comptime![group as usize]);
+    let mut rescale = Shared::<[f32]>::new_slice(comptime![group as usize]);
+
+    let kv_head = CUBE_POS_X;
+    let split = CUBE_POS_Y;
+    let row = CUBE_POS_Z;
+    let position = rows[(row * ROW_WORDS + 1) as usize];
+    let slot = rows[(row * ROW_WORDS + 2) as usize];
+    let first_head = kv_head * group;
+    let mut i = UNIT_POS;
+    while i < comptime![group * dim] {
+        query[i as usize] = queries[((row * shape.heads + first_head) * dim + i) as usize] * scale;
+        i += shape.units;
+    }
+    if UNIT_POS < group {
+        largest[UNIT_POS as usize] = f32::new(NOTHING);
+        sum[UNIT_POS as usize] = 0.0f32;
+    }
+
+    let first = select(position + 1 > reach, position + 1 - reach, 0u32);
+    let first_tile = first / tile;
+    let tile_count = position / tile + 1 - first_tile;
+    let share = tile_count.div_ceil(shape.splits);
+    let start = first_tile + split * share;
+    let end = min(start + share, first_tile + tile_count);
+
+    let column = UNIT_POS % dim;
+    let head_of_unit = UNIT_POS / dim;
+    let mut mixed = Array::<f32>::new(comptime![shape.rounds() as usize]);
+    #[unroll]
+    for round in 0..comptime![shape.rounds()] {
+        mixed[comptime![round as usize]] = 0.0f32;
+    }
+
+    let mut number = start;
+    while number < end {
+        let page = pages[(slot * columns + number / tiles_a_page % ring_pages) as usize];
+        let cells = (page * kv_heads + kv_head) * comptime![PAGE as u32] + number % tiles_a_page * tile;
+        let words = comptime![shape.row.words() as u32];
+        let mut i = UNIT_POS;
+        while i < comptime![tile * dim] {
+            let key = i / dim;
+            let value = cached_value(keys, (cells + key) * words, i % dim, shape.row);
+            key_tile[(key * key_stride + i % dim) as usize] = value;
+            i += shape.units;
+        }
+        sync_cube();
+
+        let mut pair = UNIT_POS;
+        while pair < comptime![group * tile] {
+            let key = pair % tile;
+            let head = pair / tile;
+            let mut score = 0.0f32;
+            for d in 0..dim {
+                score += query[(head * dim + d) as usize] * key_tile[(key * key_stride + d) as usize];
+            }
+            let key_position = number * tile + key;
+            let visible = key_position <= position && key_position >= first;
+            scores[pair as usize] = select(visible, score, f32::new(NOTHING));
+            pair += shape.units;
+        }
+        sync_cube();
+
+        // A plane takes a head at a time.
+        let mut head = PLANE_POS;
+        while head < group {
+            let mut most = f32::new(NOTHING);
+            let mut key = UNIT_POS_PLANE;
+            while key < tile {
+                most = max(most, scores[(head * tile + key) as usize]);
+                key += PLANE_DIM;
+            }
+            let before = largest[head as usize];
+            let most = max(plane_max(most), before);
+            let mut added = 0.0f32;
+            let mut key = UNIT_POS_PLANE;
+            while key < tile {
+                let p = (scores[(head * tile + key) as usize] - most).exp();
+                scores[(head * tile + key) as usize] = p;
+                added += p;
+                key += PLANE_DIM;
+            }
+            let added = plane_sum(added);
+            if UNIT_POS_PLANE == 0 {
+                let factor = (before - most).exp();
+                rescale[head as usize] = factor;
+                sum[head as usize] = sum[head as usize] * factor + added;
+                largest[head as usize] = most;
+            }
+            head += CUBE_DIM / PLANE_DIM;
+        }
+        sync_cube();
+
+        if head_of_unit < comptime![shape.heads_a_round()] {
+            #[unroll]
+            for round in 0..comptime![shape.rounds()] {
+                let head = min(head_of_unit + comptime![round * shape.heads_a_round()], group - 1);
+                mixed[comptime![round as usize]] *= rescale[head as usize];
+            }
+            let last_key = min(position - number * tile, tile - 1);
+            for key in 0..last_key + 1 {
+                let value = cached_value(values, (cells + key) * words, column, shape.row);
+                #[unroll]
+                for round in 0..comptime![shape.rounds()] {
+                    let head = min(head_of_unit + comptime![round * shape.heads_a_round()], group - 1);
+                    mixed[comptime![round as usize]] += scores[(head * tile + key) as usize] * value;
+                }
+            }
+        }
+        sync_cube();
+        number += 1;
+    }
+    sync_cube();
+
+    if head_of_unit < comptime![shape.heads_a_round()] {
+        #[unroll]
+        for round in 0..comptime![shape.rounds()] {
+            let head = head_of_unit + comptime![round * shape.heads_a_round()];
+            if head < group {
+                let query_head = first_head + head;
+                let value = mixed[comptime![round as usize]];
+                if comptime![shape.splits == 1] {
+                    let sink = sinks[query_head as usize];
+                    let most = max(largest[head as usize], sink);
+                    let factor = (largest[head as usize] - most).exp();
+                    let total = sum[head as usize] * factor + (sink - most).exp();
+                    out[((row * shape.heads + query_head) * dim + column) as usize] = value * factor / total;
+                } else {
+                    let target =
+                        ((row * shape.heads + query_head) * shape.splits + split) * comptime![shape.share_words()];
+                    out[(target + column) as usize] = value;
+                    if column == 0 {
+                        out[(target + dim) as usize] = largest[head as usize];
+                        out[(target + dim + 1) as usize] = sum[head as usize];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds up the shares of each head, and the sink.
+#[cube(launch_unchecked)]
+fn combine(shares: &[f32], sinks: &[f32], out: &mut [f32], #[comptime] shape: Shape) {
+    let dim = comptime![shape.dim()];
+    let words = comptime![shape.share_words()];
+    let head = CUBE_POS_X;
+    let row = CUBE_POS_Y;
+    let start = (row * shape.heads + head) * comptime![shape.splits * words];
+    let sink = sinks[head as usize];
+    let mut most = sink;
+    for split in 0..shape.splits {
+        most = max(most, shares[(start + split * words + dim) as usize]);
+    }
+    if UNIT_POS < dim {
+        let mut total = (sink - most).exp();
+        let mut mixed = 0.0f32;
+        for split in 0..shape.splits {
+            let share = start + split * words;
+            let factor = (shares[(share + dim) as usize] - most).exp();
+            total += factor * shares[(share + dim + 1) as usize];
+            mixed += factor * shares[(share + UNIT_POS) as usize];
+        }
+        out[((row * shape.heads + head) * dim + UNIT_POS) as usize] = mixed / total;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::cache::Caches;
+    use crate::gpu::kernels::rope::Rope;
+    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use crate::gpu::rows::Row;
+    use phase1_loading::{AttentionKind, GptOssConfig, RopeConfig};
+    use phase3_kvcache::CacheType;
+
+    fn config(heads: usize, kv_heads: usize, head_dim: usize, window: usize) -> GptOssConfig {
+        GptOssConfig {
+            hidden: 32,
+            expert_width: 32,
+            heads,
+            kv_heads,
+            head_dim,
+            experts: 1,
+            experts_per_token: 1,
+            vocab: 1,
+            context_length: 4096,
+            rms_eps: 1e-5,
+            sliding_window: window,
+            attention: vec![AttentionKind::Sliding, AttentionKind::Full],
+            rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096 },
+        }
+    }
+
+    /// Appends two sequences' tokens in passes of several lengths through the real cache, and compares what the last pass
+    /// attends to with softmax over everything in f64. Keys and values are read back, so that only attention is judged.
+    fn check(heads: usize, kv_heads: usize, head_dim: usize, kind: CacheType, splits: usize) {
+        let gpu = gpu();
+        let mut random = Random::fresh();
+        let window = 1 + random.below(150);
+        let config = config(heads, kv_heads, head_dim, window);
+        let context = format!("{heads} {kv_heads} {head_dim} {kind} {splits} {window} {random:?}");
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let longest = 70;
+        let mut caches = Caches::new(&gpu, &config, kind, longest).expect("a cache");
+        let angles: Vec<f32> = (0..400 * head_dim / 2).flat_map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
+        let table = gpu.upload_f32(&angles);
+        let sinks = random.values(heads, 2.0);
+        let mut lengths = [0usize; 2];
+        for pass in 0..6 {
+            let new = if pass == 0 { [longest, 1] } else { [1 + random.below(longest), 1 + random.below(longest)] };
+            let mut rows = Vec::new();
+            for sequence in 0..2 {
+                caches.reserve(&gpu, sequence as u64, lengths[sequence] + new[sequence]).expect("reserves");
+                let slot = caches.slot(sequence as u64);
+                let positions = lengths[sequence]..lengths[sequence] + new[sequence];
+                rows.extend(positions.map(|position| Row { token: 0, position: position as u32, slot }));
+                caches.advance(sequence as u64, new[sequence]);
+                lengths[sequence] += new[sequence];
+            }
+            let inputs = rows.len();
+            let qkv = random.values(inputs * width, 1.0);
+            let row_words = gpu.upload(rows.iter().flat_map(|row| row.words()).collect());
+            let qkv_buffer = gpu.upload_f32(&qkv);
+            for layer in 0..2 {
+                let queries = poisoned(&gpu, inputs * heads * head_dim);
+                let out = poisoned(&gpu, inputs * heads * head_dim);
+                let shares = poisoned(&gpu, inputs * heads * splits * (head_dim + 2));
+                let reach = if layer == 0 { window } else { usize::MAX };
+                Rope {
+                    qkv: &qkv_buffer,
+                    table: &table,
+                    rows: &row_words,
+                    cache: caches.layer(layer),
+                    queries: &queries,
+                    heads,
+                    shape: caches.row,
+                    inputs,
+                }
+                .launch(&gpu);
+                Attention {
+                    queries: &queries,
+                    rows: &row_words,
+                    cache: caches.layer(layer),
+                    sinks: &gpu.upload_f32(&sinks),
+                    out: &out,
+                    shares: &shares,
+                    splits,
+                    heads,
+                    shape: caches.row,
+                    reach,
+                    inputs,
+                }
+                .launch(&gpu);
+                let (queries, found) = (gpu.read_f32(&queries).expect("reads"), gpu.read_f32(&out).expect("reads"));
+                // The rotation: checked on the queries.
+                for (input, row) in rows.iter().enumerate() {
+                    for head in 0..heads {
+                        let q = &qkv[input * width + head * head_dim..][..head_dim];
+                        for i in 0..head_dim {
+                            let half = head_dim / 2;
+                            let angle = 2 * (row.position as usize * half + i % half);
+                            let (cos, sin) = (f64::from(angles[angle]), f64::from(angles[angle + 1]));
+                            let partner = if i < half { -q[i + half] } else { q[i - half] };
+                            let expected = f64::from(q[i]) * cos + f64::from(partner) * sin;
+                            let found = queries[(input * heads + head) * head_dim + i];
+                            assert_close(found, expected, 2.0, &context);
+                        }
+                    }
+                }
+                if pass < 5 {
+                    continue;
+                }
+                let pool = caches.layer(layer).pool.clone();
+                let (keys, values) = (gpu.read(&pool.keys).expect("reads"), gpu.read(&pool.values).expect("reads"));
+                for (input, row) in rows.iter().enumerate() {
+                    // Keys older than the last pass's window may be gone by now: the first rows of the pass still saw them.
+                    let position = row.position as usize;
+                    let sequence = (0..2).find(|&s| caches.slot(s) == row.slot).expect("a sequence");
+                    let oldest = lengths[sequence as usize].saturating_sub(window + longest - 1);
+                    let places = caches.places(sequence, layer, window + longest - 1).expect("places");
+                    for head in 0..heads {
+                        let first = (position + 1).saturating_sub(reach);
+                        assert!(layer == 1 || first >= oldest);
+                        let kv_head = head / (heads / kv_heads);
+                        let read = |pool: &[u32], place: usize| {
+                            let words = caches.row.words();
+                            caches.row.decode(&pool[(place + kv_head * crate::gpu::cache::PAGE) * words..][..words])
+                        };
+                        let q = &queries[(input * heads + head) * head_dim..][..head_dim];
+                        let seen: Vec<&(usize, usize)> =
+                            places.iter().filter(|(p, _)| (first..=position).contains(p)).collect();
+                        assert_eq!(seen.len(), position + 1 - first, "{context}");
+                        let mut total = f64::from(sinks[head]).exp();
+                        let mut mixed = vec![0.0; head_dim];
+                        for &&(_, place) in &seen {
+                            let key = read(&keys, place);
+                            let score: f64 = q.iter().zip(&key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+                            let p = (score / (head_dim as f64).sqrt()).exp();
+                            total += p;
+                            for (mixed, value) in mixed.iter_mut().zip(read(&values, place)) {
+                                *mixed += p * f64::from(value);
+                            }
+                        }
+                        for (i, mixed) in mixed.into_iter().enumerate() {
+                            let found = found[(input * heads + head) * head_dim + i];
+                            assert_close(
+                                found,
+                                mixed / total,
+                                5.0,
+                                &format!("{context} layer {layer} row {input} {row:?}"),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equals_f64_for_every_head_shape() {
+        for (heads, kv_heads, head_dim) in [(8, 1, 64), (6, 2, 32), (2, 2, 64), (3, 1, 2), (5, 5, 48), (16, 2, 128)] {
+            for splits in [1, 3] {
+                check(heads, kv_heads, head_dim, CacheType::F32, splits);
+            }
+        }
+    }
+
+    #[test]
+    fn equals_f64_for_every_cache_type() {
+        for kind in [CacheType::F16, CacheType::Q8_0] {
+            for (heads, kv_heads, head_dim) in [(8, 1, 64), (6, 2, 32)] {
+                check(heads, kv_heads, head_dim, kind, 2);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! How a cached key or value lies in words, and how pools of them grow.
+//!
+//! A page is `[kv_heads, 64, words]`. In f16 two neighbouring values share a word; in q8_0 a row's codes come first, four a word,
+//! and the 16-bit scales of its blocks behind them, two a word.
+
+use cubecl::prelude::*;
+use phase1_loading::{Format, GptOssConfig};
+use phase3_kvcache::CacheType;
+
+use super::codes::half_value;
+use super::project::spread;
+use crate::gpu::GpuError;
+use crate::gpu::cache::PAGE;
+use crate::gpu::device::{Buffer, Gpu};
+
+const UNITS: u32 = 256;
+
+/// The shape of what one head keeps of one position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct CacheRow {
+    pub kind: CacheType,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl CacheRow {
+    /// # Errors
+    /// A head that does not fill the format's blocks.
+    pub fn new(kind: CacheType, config: &GptOssConfig) -> Result<CacheRow, GpuError> {
+        let GptOssConfig { kv_heads, head_dim, .. } = *config;
+        let block = match kind {
+            CacheType::F32 => 1,
+            CacheType::F16 => 2,
+            CacheType::Q8_0 => 32,
+        };
+        if head_dim % block != 0 {
+            return Err(GpuError::Shape(format!(
+                "a {kind} cache packs {block} values of a head together, and heads have {head_dim}; use another --kv"
+            )));
+        }
+        Ok(CacheRow { kind, kv_heads, head_dim })
+    }
+
+    /// Words of one head's row.
+    pub fn words(&self) -> usize {
+        match self.kind {
+            CacheType::F32 => self.head_dim,
+            CacheType::F16 => self.head_dim / 2,
+            CacheType::Q8_0 => self.head_dim / 4 + (self.head_dim / 32).div_ceil(2),
+        }
+    }
+
+    /// Values that are written together.
+    pub fn granule(&self) -> usize {
+        match self.kind {
+            CacheType::F32 => 1,
+            CacheType::F16 => 2,
+            // Two blocks share the word of their scales.
+            CacheType::Q8_0 => self.head_dim.min(64),
+        }
+    }
+
+    pub fn page_words(&self) -> usize {
+        self.kv_heads * PAGE * self.words()
+    }
+
+    /// The values of the row that begins at `words[0]`.
+    pub fn decode(&self, words: &[u32]) -> Vec<f32> {
+        let half = |bits: u32| half::f16::from_bits(bits as u16).to_f32();
+        let value = |i: usize| match self.kind {
+            CacheType::F32 => f32::from_bits(words[i]),
+            CacheType::F16 => half(words[i / 2] >> (i % 2 * 16)),
+            CacheType::Q8_0 => {
+                let scale = half(words[self.head_dim / 4 + i / 64] >> (i / 32 % 2 * 16));
+                scale * f32::from((words[i / 4] >> (i % 4 * 8)) as u8 as i8)
+            }
+        };
+        (0..self.head_dim).map(value).collect()
+    }
+}
+
+/// Value `i` of the row that begins at word `row`.
+#[cube]
+pub(crate) fn cached_value(pool: &[u32], row: u32, i: u32, #[comptime] shape: CacheRow) -> f32 {
+    match comptime![shape.kind] {
+        CacheType::F32 => f32::reinterpret(pool[(row + i) as usize]),
+        CacheType::F16 => {
+            let word = pool[(row + (i >> 1u32)) as usize];
+            half_value((word >> ((i & 1) * 16)) & 0xffffu32, Format::F16)
+        }
+        CacheType::Q8_0 => {
+            let codes = pool[(row + (i >> 2u32)) as usize];
+            let scales = pool[(row + comptime![shape.head_dim as u32 / 4] + (i >> 6u32)) as usize];
+            let scale = half_value((scales >> (((i >> 5u32) & 1) * 16)) & 0xffffu32, Format::F16);
+            let code = (codes >> ((i & 3) * 8)) & 255u32;
+            scale * (f32::cast_from(code) - select(code > 127u32, 256.0f32, 0.0f32))
+        }
+    }
+}
+
+/// A buffer of `words` words that begins with what `old` holds.
+///
+/// # Errors
+/// More words than the device binds in one piece.
+pub(crate) fn grow(gpu: &Gpu, old: &Buffer, words: usize) -> Result<Buffer, GpuError> {
+    let need = words as u64 * 4;
+    if need > gpu.binding_bytes {
+        let what = "a layer's key/value cache (shorter sequences, fewer of them or --kv f16 need less)".into();
+        return Err(GpuError::Limit { what, need, limit: gpu.binding_bytes });
+    }
+    let new = gpu.empty(words);
+    let count = old.len.min(new.len) as u32;
+    let (x, z) = spread(count.div_ceil(UNITS));
+    // SAFETY: both buffers hold `count` words.
+    unsafe {
+        copy::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static(x, 1, z),
+            CubeDim::new_1d(UNITS),
+            old.arg(),
+            new.arg(),
+            count,
+        );
+    }
+    Ok(new)
+}
+
+#[cube(launch_unchecked)]
+fn copy(from: &[u32], to: &mut [u32], count: u32) {
+    let i = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if i < count {
+        to[i as usize] = from[i as usize];
+    }
+}

@@ -1,0 +1,207 @@
+//! Products of one block of packed weights with 32 inputs: the inner loop of every mat-vec kernel.
+//!
+//! MXFP4, ladder of the decoder (operations a weight, beside the multiplication):
+//! 1. exponent and mantissa assembled, subnormals by `select`: 9.
+//! 2. all eight magnitudes of a word are recoded at once, so that one shift and one mask make each a float between 2 and
+//!    8; subtracting 2 leaves E2M1's value exactly: 5.5.
+//! 3. where the device keeps subnormals, a code's bits in an f32's place are its value times 2⁻¹²⁶, for the inputs are
+//!    2⁶⁴ times too large: 4.
+
+use cubecl::prelude::*;
+use phase1_loading::Format;
+
+/// Reads the 32 inputs of block `block` into registers.
+#[cube]
+pub(crate) fn load_block(
+    x: &[Vector<f32, Const<4>>],
+    block: u32,
+    values: &mut Array<Vector<f32, Const<4>>>,
+    #[comptime] first: u32,
+) {
+    #[unroll]
+    for i in 0..8u32 {
+        values[comptime![(first + i) as usize]] = x[(block * 8 + i) as usize];
+    }
+}
+
+/// Reads a block's codes; `stride` is the row's number of blocks.
+#[cube]
+pub(crate) fn load_codes(
+    codes: &[Vector<u32, Const<4>>],
+    row: u32,
+    block: u32,
+    blocks: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    #[comptime] first: u32,
+    #[comptime] vectors: u32,
+) {
+    #[unroll]
+    for v in 0..vectors {
+        words[comptime![(first + v) as usize]] = codes[((row * vectors + v) * blocks + block) as usize];
+    }
+}
+
+/// `Σ code · x` over a block, without its scale.
+#[cube]
+pub(crate) fn dot_block(
+    words: &Array<Vector<u32, Const<4>>>,
+    #[comptime] first_word: u32,
+    x: &Array<Vector<f32, Const<4>>>,
+    #[comptime] first_x: u32,
+    #[comptime] format: Format,
+    #[comptime] subnormal: bool,
+) -> f32 {
+    let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
+    #[unroll]
+    for i in 0..8u32 {
+        sum += block_values(words, first_word, i, format, subnormal) * x[comptime![(first_x + i) as usize]];
+    }
+    let sum = (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize));
+    if comptime![!subnormal] {
+        sum
+    } else if comptime![format == Format::Mxfp4] {
+        sum * f32::new(CODE_FACTOR / INPUT_FACTOR)
+    } else {
+        sum * f32::new(1.0 / INPUT_FACTOR)
+    }
+}
+
+/// What inputs are multiplied by where codes are read as subnormals: products are then far from the least numbers.
+pub(crate) const INPUT_FACTOR: f32 = (1u128 << 64) as f32;
+/// 2¹²⁶: what a code read as a subnormal lacks.
+const CODE_FACTOR: f32 = (1u128 << 126) as f32;
+
+/// Values `4 i` to `4 i + 3` of a block, without its scale; MXFP4's are 2¹²⁶ times too small if `subnormal`.
+#[cube]
+pub(crate) fn block_values(
+    words: &Array<Vector<u32, Const<4>>>,
+    #[comptime] first_word: u32,
+    #[comptime] i: u32,
+    #[comptime] format: Format,
+    #[comptime] subnormal: bool,
+) -> Vector<f32, Const<4>> {
+    match comptime![format] {
+        Format::F32 => Vector::<f32, Const<4>>::reinterpret(words[comptime![(first_word + i) as usize]]),
+        Format::F16 | Format::BF16 => {
+            let word = words[comptime![(first_word + i / 2) as usize]];
+            let a = word.extract(comptime![(i % 2 * 2) as usize]);
+            let b = word.extract(comptime![(i % 2 * 2 + 1) as usize]);
+            let mut values = Vector::<f32, Const<4>>::empty();
+            values.insert(0usize, half_value(a & 0xffffu32, format));
+            values.insert(1usize, half_value(a >> 16u32, format));
+            values.insert(2usize, half_value(b & 0xffffu32, format));
+            values.insert(3usize, half_value(b >> 16u32, format));
+            values
+        }
+        Format::Q8_0 => {
+            let word = words[comptime![(first_word + i / 4) as usize]];
+            signed_bytes(word.extract(comptime![(i % 4) as usize]))
+        }
+        Format::Mxfp4 => {
+            let word = words[comptime![first_word as usize]];
+            let codes = word.extract(comptime![(i / 2) as usize]);
+            if comptime![subnormal] {
+                e2m1_subnormals(codes, comptime![i % 2 * 16])
+            } else {
+                e2m1_values(codes, e2m1_steps(codes), comptime![i % 2 * 16])
+            }
+        }
+        _ => comptime!(unreachable!("other formats are uploaded as F32")),
+    }
+}
+
+/// The scale of block `block` in row `row`.
+#[cube]
+pub(crate) fn block_scale(scales: &[u32], row: u32, block: u32, blocks: u32, #[comptime] format: Format) -> f32 {
+    match comptime![format] {
+        Format::F32 | Format::F16 | Format::BF16 => 1.0f32.runtime(),
+        Format::Q8_0 => {
+            let word = scales[(((row >> 2u32) * blocks + block) * 2 + ((row >> 1u32) & 1)) as usize];
+            half_value((word >> ((row & 1) * 16)) & 0xffffu32, Format::F16)
+        }
+        Format::Mxfp4 => {
+            let word = scales[((row >> 2u32) * blocks + block) as usize];
+            f32::reinterpret(((word >> ((row & 3) * 8)) & 255u32) << 23u32)
+        }
+        _ => comptime!(unreachable!("other formats are uploaded as F32")),
+    }
+}
+
+/// Eight E2M1 magnitudes as counts of steps: 0 to 6, and 8 for the largest. Steps of a float's top mantissa bits, counted from
+/// 2.0, are then twice the magnitudes' distances: 2, 2.5, 3, 3.5, 4, 5, 6, 8.
+#[cube]
+fn e2m1_steps(codes: u32) -> u32 {
+    let magnitudes = codes & 0x7777_7777u32;
+    magnitudes + (((magnitudes + 0x1111_1111u32) & 0x8888_8888u32) >> 3u32)
+}
+
+/// Four values from bit `first` on.
+#[cube]
+fn e2m1_values(codes: u32, steps: u32, #[comptime] first: u32) -> Vector<f32, Const<4>> {
+    let mut values = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4u32 {
+        let at = comptime![first + 4 * i];
+        let mantissa =
+            if comptime![at < 21] { steps << comptime![21 - at.min(21)] } else { steps >> comptime![at.max(21) - 21] };
+        let magnitude = f32::reinterpret((mantissa & 0x01e0_0000u32) | 0x4000_0000u32) - 2.0f32;
+        let sign = (codes << comptime![28 - at]) & 0x8000_0000u32;
+        values.insert(comptime![i as usize], f32::reinterpret(u32::reinterpret(magnitude) | sign));
+    }
+    values
+}
+
+/// Four values from bit `first` on, times 2⁻¹²⁶.
+#[cube]
+fn e2m1_subnormals(codes: u32, #[comptime] first: u32) -> Vector<f32, Const<4>> {
+    let mut values = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4u32 {
+        let at = comptime![first + 4 * i];
+        let magnitude =
+            if comptime![at < 22] { codes << comptime![22 - at.min(22)] } else { codes >> comptime![at.max(22) - 22] };
+        let sign = (codes << comptime![28 - at]) & 0x8000_0000u32;
+        values.insert(comptime![i as usize], f32::reinterpret((magnitude & 0x01c0_0000u32) | sign));
+    }
+    values
+}
+
+/// Four signed bytes: with the sign bit flipped they are offsets in the last mantissa bits of 2²³.
+#[cube]
+pub(crate) fn signed_bytes(word: u32) -> Vector<f32, Const<4>> {
+    let flipped = word ^ 0x8080_8080u32;
+    let mut values = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4u32 {
+        let byte = (flipped >> comptime![8 * i]) & 255u32;
+        values.insert(comptime![i as usize], f32::reinterpret(byte | 0x4b00_0000u32) - 8_388_736.0f32);
+    }
+    values
+}
+
+/// A 16-bit float from its bits, subnormals too: GPUs may flush f32 subnormals, so those take another path.
+#[cube]
+pub(crate) fn half_value(bits: u32, #[comptime] format: Format) -> f32 {
+    if comptime![format == Format::BF16] {
+        f32::reinterpret(bits << 16u32)
+    } else {
+        let magnitude = bits & 0x7fffu32;
+        let normal = f32::reinterpret((magnitude << 13u32) + comptime![112u32 << 23]);
+        let subnormal = f32::cast_from(magnitude) * f32::reinterpret(comptime![103u32 << 23]);
+        let value = select(magnitude < 0x400u32, subnormal, normal);
+        select(bits > 0x7fffu32, -value, value)
+    }
+}
+
+/// The nearest 16-bit float's bits, ties to even; values too large become the largest.
+#[cube]
+pub(crate) fn half_bits(value: f32) -> u32 {
+    let bits = u32::reinterpret(value);
+    let sign = (bits >> 16u32) & 0x8000u32;
+    let magnitude = min(bits & 0x7fff_ffffu32, comptime![(142u32 << 23) | 0x007f_e000]);
+    // Next to 0.5 a float's steps are 2⁻²⁴, the steps of 16-bit subnormals.
+    let small = u32::reinterpret(f32::reinterpret(magnitude) + 0.5f32) - comptime![126u32 << 23];
+    let even = (magnitude >> 13u32) & 1u32;
+    let normal = (magnitude - comptime![112u32 << 23] + 0xfffu32 + even) >> 13u32;
+    sign | select(magnitude < comptime![113u32 << 23], small, normal)
+}

@@ -1,0 +1,324 @@
+//! The chosen experts: gate and up projections with SwiGLU, and the weighted sum of the down projections.
+//!
+//! Each cube reads the choice from device memory and with it the rows of the right expert.
+
+use cubecl::prelude::*;
+
+use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, zero};
+use super::reduce::{plane_sums, total};
+use crate::gpu::device::{Buffer, Gpu};
+use crate::gpu::layout::Matrix;
+
+/// SwiGLU's clamp, and the factor in its sigmoid.
+const LIMIT: f32 = 7.0;
+const ALPHA: f32 = 1.702;
+
+/// A stack of experts' projections.
+#[derive(Clone)]
+pub(crate) struct Experts {
+    pub weight: Matrix,
+    /// `[experts, out]`
+    pub bias: Buffer,
+}
+
+/// `out[slot] = swiglu(gate x, up x)` for every chosen expert of every row, `[inputs · chosen, width]`.
+pub(crate) struct GateUp<'a> {
+    pub gate: &'a Experts,
+    pub up: &'a Experts,
+    /// `[inputs, hidden]`
+    pub x: &'a Buffer,
+    /// `[inputs, chosen]`
+    pub chosen: &'a Buffer,
+    pub chosen_per_row: usize,
+    pub out: &'a Buffer,
+    pub inputs: usize,
+}
+
+impl GateUp<'_> {
+    pub fn launch(&self, gpu: &Gpu) {
+        self.launch_rows(gpu, (rows_a_cube(self.gate.weight.format) / 2).max(1));
+    }
+
+    /// As [`GateUp::launch`], with `rows` rows of each projection a cube.
+    pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
+        let (gate, up) = (&self.gate.weight, &self.up.weight);
+        let split = Split::with_sums(gpu, gate, rows, 2 * rows).subnormal(gpu);
+        let (x, z) = split.cubes(gate.rows);
+        // SAFETY: chosen experts are below their number, rows are bounded in the kernel.
+        unsafe {
+            gate_up::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static((self.inputs * self.chosen_per_row) as u32, x, z),
+                CubeDim::new_1d(split.lanes),
+                self.x.arg4(),
+                gate.parts[0].codes.arg4(),
+                gate.parts[0].scales.arg(),
+                self.gate.bias.arg(),
+                up.parts[0].codes.arg4(),
+                up.parts[0].scales.arg(),
+                self.up.bias.arg(),
+                self.chosen.arg(),
+                self.out.arg(),
+                gate.rows as u32,
+                gate.stride() as u32,
+                self.chosen_per_row as u32,
+                split,
+                Split { format: up.format, ..split },
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn gate_up(
+    x: &[Vector<f32, Const<4>>],
+    gate_codes: &[Vector<u32, Const<4>>],
+    gate_scales: &[u32],
+    gate_bias: &[f32],
+    up_codes: &[Vector<u32, Const<4>>],
+    up_scales: &[u32],
+    up_bias: &[f32],
+    chosen: &[u32],
+    out: &mut [f32],
+    rows: u32,
+    stride: u32,
+    chosen_per_row: u32,
+    #[comptime] gate: Split,
+    #[comptime] up: Split,
+) {
+    let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
+    let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
+    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, &mut inputs, gate);
+    if comptime![gate.subnormal] {
+        enlarge_inputs(&mut inputs, gate);
+    }
+
+    let expert = chosen[CUBE_POS_X as usize];
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * gate.rows;
+    let first = expert * stride;
+    let last = first + rows - 1;
+    let mut sums = Array::<f32>::new(comptime![(2 * gate.rows) as usize]);
+    zero(&mut sums, comptime![2 * gate.rows]);
+    if row < rows {
+        add_products(gate_codes, gate_scales, first + row, &inputs, &mut sums, 0u32, 1.0f32, last, gate);
+        add_products(up_codes, up_scales, first + row, &inputs, &mut sums, gate.rows, 1.0f32, last, up);
+    }
+    plane_sums(&sums, &mut shared, comptime![2 * gate.rows]);
+    let row = row + UNIT_POS;
+    if UNIT_POS < gate.rows && row < rows {
+        let bias = (expert * rows + row) as usize;
+        let gate_value = total(&shared, UNIT_POS, comptime![2 * gate.rows]) + gate_bias[bias];
+        let up_value = total(&shared, UNIT_POS + gate.rows, comptime![2 * gate.rows]) + up_bias[bias];
+        out[(CUBE_POS_X * rows + row) as usize] = swiglu(gate_value, up_value);
+    }
+}
+
+/// GPT-OSS's gated unit: both halves clamped, the gate only from above, and 1 added to `up`.
+#[cube]
+pub(crate) fn swiglu(gate: f32, up: f32) -> f32 {
+    let gate = min(gate, f32::new(LIMIT));
+    let up = max(min(up, f32::new(LIMIT)), f32::new(-LIMIT));
+    (up + 1.0f32) * gate / (1.0f32 + (-gate * f32::new(ALPHA)).exp())
+}
+
+/// `out[i] += Σ weight · (down x + bias)` over row i's chosen experts, `[inputs, hidden]`.
+pub(crate) struct Down<'a> {
+    pub down: &'a Experts,
+    /// `[inputs · chosen, width]`
+    pub x: &'a Buffer,
+    /// `[inputs, chosen]`, as `weights`
+    pub chosen: &'a Buffer,
+    pub weights: &'a Buffer,
+    pub chosen_per_row: usize,
+    pub out: &'a Buffer,
+    pub inputs: usize,
+}
+
+impl Down<'_> {
+    pub fn launch(&self, gpu: &Gpu) {
+        self.launch_rows(gpu, rows_a_cube(self.down.weight.format));
+    }
+
+    /// As [`Down::launch`], with `rows` rows a cube.
+    pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
+        let down = &self.down.weight;
+        let split = Split::new(gpu, down, rows).subnormal(gpu);
+        let (x, z) = split.cubes(down.rows);
+        // SAFETY: as for gate and up.
+        unsafe {
+            down_kernel::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(self.inputs as u32, x, z),
+                CubeDim::new_1d(split.lanes),
+                self.x.arg4(),
+                down.parts[0].codes.arg4(),
+                down.parts[0].scales.arg(),
+                self.down.bias.arg(),
+                self.chosen.arg(),
+                self.weights.arg(),
+                self.out.arg(),
+                down.rows as u32,
+                down.stride() as u32,
+                self.chosen_per_row as u32,
+                split,
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn down_kernel(
+    x: &[Vector<f32, Const<4>>],
+    codes: &[Vector<u32, Const<4>>],
+    scales: &[u32],
+    bias: &[f32],
+    chosen: &[u32],
+    weights: &[f32],
+    out: &mut [f32],
+    rows: u32,
+    stride: u32,
+    chosen_per_row: u32,
+    #[comptime] split: Split,
+) {
+    let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
+    let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
+    let first_slot = CUBE_POS_X * chosen_per_row;
+    let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
+    zero(&mut sums, split.rows);
+    if row < rows {
+        for slot in first_slot..first_slot + chosen_per_row {
+            load_inputs(x, slot * split.blocks, &mut inputs, split);
+            if comptime![split.subnormal] {
+                enlarge_inputs(&mut inputs, split);
+            }
+            let first = chosen[slot as usize] * stride;
+            add_products(
+                codes,
+                scales,
+                first + row,
+                &inputs,
+                &mut sums,
+                0u32,
+                weights[slot as usize],
+                first + rows - 1,
+                split,
+            );
+        }
+    }
+    plane_sums(&sums, &mut shared, split.rows);
+    let row = row + UNIT_POS;
+    if UNIT_POS < split.rows && row < rows {
+        let mut y = total(&shared, UNIT_POS, split.rows);
+        for slot in first_slot..first_slot + chosen_per_row {
+            y += weights[slot as usize] * bias[(chosen[slot as usize] * rows + row) as usize];
+        }
+        let at = (CUBE_POS_X * rows + row) as usize;
+        out[at] += y;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use phase1_loading::{Format, HostTensor};
+
+    struct HostExperts {
+        /// `[experts, rows, columns]`
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+        device: Experts,
+    }
+
+    fn experts(gpu: &Gpu, random: &mut Random, format: Format, [experts, rows, columns]: [usize; 3]) -> HostExperts {
+        let values = random.values(experts * rows * columns, 1.0);
+        let tensor = HostTensor::packed_rows(format, vec![experts, rows, columns], format.encode(&values).into());
+        let weight = Matrix::upload(gpu, "experts", &[&tensor]).expect("uploads");
+        let bias = random.values(experts * rows, 1.0);
+        let device = Experts { weight, bias: gpu.upload_f32(&bias) };
+        HostExperts { weight: tensor.to_f32(), bias, device }
+    }
+
+    /// `W x + b` of one expert, and the size of its terms.
+    fn apply(experts: &HostExperts, expert: usize, [rows, columns]: [usize; 2], x: &[f32]) -> Vec<(f64, f64)> {
+        (0..rows)
+            .map(|row| {
+                let bias = f64::from(experts.bias[expert * rows + row]);
+                let weights = &experts.weight[(expert * rows + row) * columns..][..columns];
+                let terms = weights.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                terms.fold((bias, bias.abs()), |(sum, size), t| (sum + t, size + t.abs()))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn equal_f64_in_awkward_shapes() {
+        let gpu = gpu();
+        let mut random = Random::fresh();
+        for format in [Format::Mxfp4, Format::Q8_0, Format::F16] {
+            for (inputs, stack, rows, columns, chosen) in
+                [(1, 3, 5, 2880, 2), (3, 4, 33, 64, 3), (2, 8, 64, 32, 4), (1, 1, 1, 96, 1)]
+            {
+                let context = format!("{format:?} {inputs} {stack} {rows} {columns} {chosen} {random:?}");
+                let [gate, up, down] = [(); 3].map(|()| experts(&gpu, &mut random, format, [stack, rows, columns]));
+                let ids: Vec<u32> = (0..inputs * chosen).map(|_| random.below(stack) as u32).collect();
+                let weights = random.values(inputs * chosen, 1.0);
+                let (ids_buffer, weights_buffer) = (gpu.upload(ids.clone()), gpu.upload_f32(&weights));
+
+                let x = random.values(inputs * columns, 0.3);
+                let out = poisoned(&gpu, inputs * chosen * rows);
+                GateUp {
+                    gate: &gate.device,
+                    up: &up.device,
+                    x: &gpu.upload_f32(&x),
+                    chosen: &ids_buffer,
+                    chosen_per_row: chosen,
+                    out: &out,
+                    inputs,
+                }
+                .launch(&gpu);
+                let found = gpu.read_f32(&out).expect("reads");
+                for slot in 0..inputs * chosen {
+                    let x = &x[slot / chosen * columns..][..columns];
+                    let gates = apply(&gate, ids[slot] as usize, [rows, columns], x);
+                    let ups = apply(&up, ids[slot] as usize, [rows, columns], x);
+                    for (row, ((g, g_size), (u, u_size))) in gates.into_iter().zip(ups).enumerate() {
+                        let (g, u) = (g.min(7.0), u.clamp(-7.0, 7.0));
+                        let expected = (u + 1.0) * g / (1.0 + (-1.702 * g).exp());
+                        assert_close(found[slot * rows + row], expected, 10.0 * (g_size + u_size + 1.0), &context);
+                    }
+                }
+
+                let x = random.values(inputs * chosen * columns, 1.0);
+                let before = random.values(inputs * rows, 1.0);
+                let out = gpu.upload_f32(&before);
+                Down {
+                    down: &down.device,
+                    x: &gpu.upload_f32(&x),
+                    chosen: &ids_buffer,
+                    weights: &weights_buffer,
+                    chosen_per_row: chosen,
+                    out: &out,
+                    inputs,
+                }
+                .launch(&gpu);
+                let found = gpu.read_f32(&out).expect("reads");
+                for input in 0..inputs {
+                    let mut expected: Vec<(f64, f64)> =
+                        before[input * rows..][..rows].iter().map(|&b| (f64::from(b), 1.0)).collect();
+                    for slot in input * chosen..(input + 1) * chosen {
+                        let y = apply(&down, ids[slot] as usize, [rows, columns], &x[slot * columns..][..columns]);
+                        for (total, (y, size)) in expected.iter_mut().zip(y) {
+                            total.0 += f64::from(weights[slot]) * y;
+                            total.1 += size;
+                        }
+                    }
+                    for (row, (expected, size)) in expected.into_iter().enumerate() {
+                        assert_close(found[input * rows + row], expected, size, &context);
+                    }
+                }
+            }
+        }
+    }
+}

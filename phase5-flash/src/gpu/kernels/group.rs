@@ -1,0 +1,169 @@
+//! Puts rows that chose the same expert side by side, and adds their products up again.
+//!
+//! A slot is one choice of one row: row i's are slots `i · chosen` to `i · chosen + chosen − 1`. One cube counts and orders them;
+//! every unit answers for an expert, so that the order does not depend on which unit is faster.
+
+use cubecl::prelude::*;
+
+use crate::gpu::device::{Buffer, Gpu};
+
+/// Slots that one tile of a grouped product holds.
+pub(crate) const TILE: u32 = 64;
+/// Words that describe a tile: expert, first place in the order, and slots, none in a tile that is not needed; one unused.
+pub(crate) const TILE_WORDS: u32 = 4;
+const UNITS: u32 = 256;
+
+/// Tiles that any choice of `slots` slots among `experts` experts needs at most.
+pub(crate) const fn most_tiles(slots: usize, experts: usize) -> usize {
+    slots / TILE as usize + if experts < slots { experts } else { slots }
+}
+
+/// Fills `order` `[slots]` with slots by expert and `tiles` with the tiles over them.
+pub(crate) fn group(gpu: &Gpu, chosen: &Buffer, slots: usize, experts: usize, order: &Buffer, tiles: &Buffer) {
+    let units = UNITS.next_multiple_of(gpu.plane);
+    // SAFETY: slots and experts are bounded in the kernel; `tiles` has room for the most there can be.
+    unsafe {
+        group_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static(1, 1, 1),
+            CubeDim::new_1d(units),
+            chosen.arg(),
+            order.arg(),
+            tiles.arg(),
+            slots as u32,
+            most_tiles(slots, experts) as u32,
+            experts as u32,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn group_kernel(
+    chosen: &[u32],
+    order: &mut [u32],
+    tiles: &mut [u32],
+    slots: u32,
+    most_tiles: u32,
+    #[comptime] experts: u32,
+) {
+    let mut counts = Shared::<[u32]>::new_slice(comptime![experts as usize]);
+    let mut expert = UNIT_POS;
+    while expert < experts {
+        let mut count = 0u32;
+        for slot in 0..slots {
+            count += select(chosen[slot as usize] == expert, 1u32, 0u32);
+        }
+        counts[expert as usize] = count;
+        expert += CUBE_DIM;
+    }
+    let mut tile = UNIT_POS;
+    while tile < most_tiles {
+        tiles[(tile * TILE_WORDS + 2) as usize] = 0u32;
+        tile += CUBE_DIM;
+    }
+    sync_cube();
+    sync_storage();
+
+    let mut expert = UNIT_POS;
+    while expert < experts {
+        let mut place = 0u32;
+        let mut tile = 0u32;
+        for before in 0..expert {
+            place += counts[before as usize];
+            tile += counts[before as usize].div_ceil(TILE);
+        }
+        let count = counts[expert as usize];
+        let mut done = 0u32;
+        while done < count {
+            tiles[(tile * TILE_WORDS) as usize] = expert;
+            tiles[(tile * TILE_WORDS + 1) as usize] = place + done;
+            tiles[(tile * TILE_WORDS + 2) as usize] = min(count - done, TILE);
+            tile += 1;
+            done += TILE;
+        }
+        for slot in 0..slots {
+            if chosen[slot as usize] == expert {
+                order[place as usize] = slot;
+                place += 1;
+            }
+        }
+        expert += CUBE_DIM;
+    }
+}
+
+/// `out[i] += Σ weight · product` over row i's slots; products are `[inputs · chosen, hidden]`.
+pub(crate) fn add_up(
+    gpu: &Gpu,
+    products: &Buffer,
+    weights: &Buffer,
+    out: &Buffer,
+    [inputs, chosen_per_row, hidden]: [usize; 3],
+) {
+    let vectors = hidden as u32 / 4;
+    // SAFETY: inputs, slots and columns are bounded in the kernel.
+    unsafe {
+        add_up_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static(inputs as u32, vectors.div_ceil(UNITS), 1),
+            CubeDim::new_1d(UNITS),
+            products.arg4(),
+            weights.arg(),
+            out.arg4(),
+            chosen_per_row as u32,
+            vectors,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn add_up_kernel(
+    products: &[Vector<f32, Const<4>>],
+    weights: &[f32],
+    out: &mut [Vector<f32, Const<4>>],
+    chosen_per_row: u32,
+    vectors: u32,
+) {
+    let column = CUBE_POS_Y * UNITS + UNIT_POS;
+    if column < vectors {
+        let mut sum = out[(CUBE_POS_X * vectors + column) as usize];
+        for slot in CUBE_POS_X * chosen_per_row..(CUBE_POS_X + 1) * chosen_per_row {
+            let weight = Vector::<f32, Const<4>>::new(weights[slot as usize]);
+            sum += weight * products[(slot * vectors + column) as usize];
+        }
+        out[(CUBE_POS_X * vectors + column) as usize] = sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::kernels::testing::{Random, gpu};
+
+    #[test]
+    fn every_slot_has_one_place_by_its_expert() {
+        let gpu = gpu();
+        let mut random = Random::fresh();
+        for (slots, experts) in [(1, 1), (4, 32), (300, 5), (2048, 32), (130, 300), (64, 1), (200, 2)] {
+            let chosen: Vec<u32> = (0..slots).map(|_| random.below(experts) as u32).collect();
+            let order = gpu.upload(vec![u32::MAX; slots]);
+            let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts) * TILE_WORDS as usize]);
+            group(&gpu, &gpu.upload(chosen.clone()), slots, experts, &order, &tiles);
+            let (order, tiles) = (gpu.read(&order).expect("reads"), gpu.read(&tiles).expect("reads"));
+            let mut expected: Vec<u32> = (0..slots as u32).collect();
+            expected.sort_by_key(|&slot| chosen[slot as usize]);
+            assert_eq!(order[..slots], expected, "{slots} {experts} {random:?}");
+            let mut covered = 0;
+            for tile in tiles.as_chunks::<4>().0.iter().take(most_tiles(slots, experts)) {
+                let [expert, first, count, _] = *tile;
+                assert!(count <= TILE);
+                if count > 0 {
+                    assert_eq!(first, covered, "{random:?}");
+                    covered += count;
+                    let members = &order[first as usize..(first + count) as usize];
+                    assert!(members.iter().all(|&slot| chosen[slot as usize] == expert), "{random:?}");
+                }
+            }
+            assert_eq!(covered as usize, slots, "{slots} {experts} {random:?}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! One file a kernel.
+
+pub(crate) mod attention;
+pub(crate) mod cache;
+mod codes;
+pub(crate) mod embed;
+pub(crate) mod experts;
+pub(crate) mod gemm;
+pub(crate) mod greedy;
+pub(crate) mod group;
+pub(crate) mod norm;
+pub(crate) mod project;
+mod reduce;
+pub(crate) mod rope;
+pub(crate) mod router;
+pub(crate) mod subnormal;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,133 @@
+//! From a checkpoint to device memory.
+
+use gptoss_reference::RopeMode;
+use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, check_scales};
+use phase2_forward::Rope;
+
+use super::GpuError;
+use super::device::{Buffer, Gpu};
+use super::kernels::attention::MAX_HEAD_DIM;
+use super::kernels::experts::Experts;
+use super::layout::Matrix;
+
+/// A model on a GPU.
+pub(crate) struct Weights {
+    pub embedding: Matrix,
+    pub layers: Vec<Layer>,
+    pub final_norm: Buffer,
+    pub head: Matrix,
+    pub rope: Rope,
+}
+
+pub(crate) struct Layer {
+    pub attention: AttentionKind,
+    pub attention_norm: Buffer,
+    /// Queries, keys and values, one below the other.
+    pub qkv: Matrix,
+    pub qkv_bias: Buffer,
+    pub sinks: Buffer,
+    pub o: Matrix,
+    pub o_bias: Buffer,
+    pub mlp_norm: Buffer,
+    /// `[experts, hidden]` in f32.
+    pub router: Buffer,
+    pub router_bias: Buffer,
+    pub gate: Experts,
+    pub up: Experts,
+    pub down: Experts,
+}
+
+impl Weights {
+    /// Uploads a tensor at a time, so that host memory holds one of them twice at most; `progress` hears (bytes so far,
+    /// bytes in all).
+    ///
+    /// # Errors
+    /// Weights that no reader agrees on, or shapes that the kernels or the device do not take.
+    pub fn load(
+        gpu: &Gpu,
+        checkpoint: &Checkpoint,
+        mode: RopeMode,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Weights, GpuError> {
+        let config = &checkpoint.config;
+        check_shape(config)?;
+        let mut loader = Loader { gpu, checkpoint, done: 0, progress };
+        let embedding = loader.matrix(&["token_embd.weight"])?;
+        let mut layers = Vec::new();
+        for (number, &attention) in config.attention.iter().enumerate() {
+            let name = |part: &str| format!("blk.{number}.{part}");
+            let [q, k, v] = ["attn_q", "attn_k", "attn_v"].map(name);
+            layers.push(Layer {
+                attention,
+                attention_norm: loader.vectors(&[&name("attn_norm.weight")]),
+                qkv: loader.matrix(&[&format!("{q}.weight"), &format!("{k}.weight"), &format!("{v}.weight")])?,
+                qkv_bias: loader.vectors(&[&format!("{q}.bias"), &format!("{k}.bias"), &format!("{v}.bias")]),
+                sinks: loader.vectors(&[&name("attn_sinks.weight")]),
+                o: loader.matrix(&[&name("attn_output.weight")])?,
+                o_bias: loader.vectors(&[&name("attn_output.bias")]),
+                mlp_norm: loader.vectors(&[&name("post_attention_norm.weight")]),
+                router: loader.vectors(&[&name("ffn_gate_inp.weight")]),
+                router_bias: loader.vectors(&[&name("ffn_gate_inp.bias")]),
+                gate: loader.experts(&name("ffn_gate_exps"))?,
+                up: loader.experts(&name("ffn_up_exps"))?,
+                down: loader.experts(&name("ffn_down_exps"))?,
+            });
+        }
+        Ok(Weights {
+            embedding,
+            layers,
+            final_norm: loader.vectors(&["output_norm.weight"]),
+            head: loader.matrix(&["output.weight"])?,
+            rope: Rope::new(&config.rope, config.head_dim, mode),
+        })
+    }
+}
+
+fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
+    if config.head_dim > MAX_HEAD_DIM {
+        let sentence = format!(
+            "heads of {} values; the attention kernel takes at most {MAX_HEAD_DIM}; use --phase 3",
+            config.head_dim
+        );
+        return Err(GpuError::Shape(sentence));
+    }
+    Ok(())
+}
+
+/// Moves tensors from a checkpoint to a device.
+struct Loader<'a> {
+    gpu: &'a Gpu,
+    checkpoint: &'a Checkpoint,
+    done: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Loader<'_> {
+    /// Tensors of any format, unpacked, one behind the other.
+    fn vectors(&mut self, names: &[&str]) -> Buffer {
+        let values: Vec<f32> = names.iter().flat_map(|name| self.checkpoint.tensor(name).to_f32()).collect();
+        names.iter().for_each(|name| self.advance(name));
+        let words = values.into_iter().map(f32::to_bits).collect();
+        self.gpu.upload_weights(words)
+    }
+
+    fn matrix(&mut self, names: &[&str]) -> Result<Matrix, GpuError> {
+        let tensors: Vec<&HostTensor> = names.iter().map(|name| self.checkpoint.tensor(name)).collect();
+        for (name, tensor) in names.iter().zip(&tensors) {
+            check_scales(&self.checkpoint.path, name, tensor)?;
+        }
+        let matrix = Matrix::upload(self.gpu, names[0], &tensors)?;
+        names.iter().for_each(|name| self.advance(name));
+        Ok(matrix)
+    }
+
+    fn experts(&mut self, name: &str) -> Result<Experts, GpuError> {
+        let bias = self.vectors(&[&format!("{name}.bias")]);
+        Ok(Experts { weight: self.matrix(&[&format!("{name}.weight")])?, bias })
+    }
+
+    fn advance(&mut self, name: &str) {
+        self.done += self.checkpoint.tensor(name).bytes() as u64;
+        (self.progress)(self.done, self.checkpoint.weight_bytes());
+    }
+}

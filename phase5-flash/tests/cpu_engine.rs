@@ -1,0 +1,136 @@
+//! Phase 5 on the CPU against phase 3, on fresh random models: whatever the chunks and the company, the same logits.
+
+use std::path::{Path, PathBuf};
+
+use gptoss_reference::{Check, Limit, RopeMode};
+use phase1_loading::Checkpoint;
+use phase1_loading::synthetic::{RestFormat, SyntheticModel};
+use phase2_forward::{Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, NoProbe};
+use phase3_kvcache::{CacheType, Cached};
+use phase5_flash::cpu::Isa;
+use phase5_flash::{CpuEngine, CpuLoadError, CpuOptions};
+use proptest::prelude::*;
+
+/// What the fast mode may cost: as the gate has it, but for a router's level logits, which send a token of random weights
+/// elsewhere.
+const FAST: Limit = Limit { rms: 1e-2, max: 1.0 };
+
+/// A random model whose window is shorter than a block of the cache, or longer.
+fn model(directory: &Path, rest: RestFormat, sliding_window: usize, heads: usize) -> PathBuf {
+    let path = directory.join("model.gguf");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    let model = SyntheticModel { sliding_window, layers: 3, rest, heads, expert_width: 96, ..nano };
+    model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
+    path
+}
+
+fn cpu(path: &Path, options: CpuOptions) -> CpuEngine {
+    CpuEngine::load(&Checkpoint::open(path).expect("opens"), RopeMode::Exact, options).expect("loads")
+}
+
+fn phase3(path: &Path) -> Cached {
+    let checkpoint = Checkpoint::open(path).expect("opens");
+    let device = ComputeDevice::cpu("a test");
+    Cached::new(GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("loads"))
+}
+
+/// Advances the sequences together, each by its own chunks, until all their tokens are in. Logits of every token, by sequence.
+fn logits(engine: &mut dyn Engine, sequences: &[Vec<u32>], lengths: &[usize]) -> Vec<Vec<f32>> {
+    let mut done = vec![0; sequences.len()];
+    let mut all = vec![Vec::new(); sequences.len()];
+    for step in 0.. {
+        let taken: Vec<usize> = (0..sequences.len())
+            .map(|s| lengths[(step + s) % lengths.len()].min(sequences[s].len() - done[s]))
+            .collect();
+        let who: Vec<usize> = (0..sequences.len()).filter(|&s| taken[s] > 0).collect();
+        if who.is_empty() {
+            break;
+        }
+        let chunk = |&s: &usize| {
+            let tokens = &sequences[s][done[s]..done[s] + taken[s]];
+            Chunk { sequence: s as u64, tokens, logits: LogitsFor::EveryToken }
+        };
+        let batch: Vec<Chunk<'_>> = who.iter().map(chunk).collect();
+        let rows = engine.step(&batch, &mut NoProbe).expect("a step");
+        for (&s, rows) in who.iter().zip(rows) {
+            all[s].extend(rows.expect("logits").into_data().try_to_vec::<f32>().expect("f32"));
+            done[s] += taken[s];
+        }
+    }
+    (0..sequences.len() as u64).for_each(|sequence| engine.release(sequence));
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn phase_3_computes_the_same(
+        sequences in prop::collection::vec(prop::collection::vec(0u32..1000, 1..200), 1..4),
+        lengths in prop::collection::vec(1usize..60, 1..6),
+        window in prop::sample::select(vec![7, 64, 100]),
+        rest in prop::sample::select(vec![RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
+        heads in prop::sample::select(vec![2, 4, 6, 16]),
+        threads in 1usize..5,
+    ) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = model(directory.path(), rest, window, heads);
+        let expected = logits(&mut phase3(&path), &sequences, &[usize::MAX]);
+        for isa in Isa::all() {
+            for (exact, limit) in [(true, Limit::F32), (false, FAST)] {
+                let options = CpuOptions { threads: Some(threads), exact, isa: Some(isa), kv: None };
+                let found = logits(&mut cpu(&path, options), &sequences, &lengths);
+                for (expected, found) in expected.iter().zip(&found) {
+                    let check = Check::values("random", "logits", expected, found, limit);
+                    prop_assert!(check.passed(), "{isa}, exact {exact}: {check:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Blocks go from a released sequence to the next one: nothing of it may show, not even what is no number.
+#[test]
+fn a_released_sequence_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), RestFormat::Q8_0, 20, 4);
+    for kv in CacheType::ALL {
+        let options = CpuOptions { threads: Some(2), kv: Some(kv), ..CpuOptions::default() };
+        let sequence = vec![(0..150).map(|i| i * 13 % 1000).collect::<Vec<u32>>()];
+        let fresh = logits(&mut cpu(&path, options), &sequence, &[11]);
+        let mut used = cpu(&path, options);
+        logits(&mut used, &[(0..200).map(|i| i * 7 % 1000).collect(), (0..90).collect()], &[50, 3]);
+        assert_eq!(logits(&mut used, &sequence, &[11]), fresh, "{kv}");
+    }
+}
+
+#[test]
+fn logits_are_those_asked_for() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), RestFormat::Q8_0, 20, 4);
+    let mut engine = cpu(&path, CpuOptions::default());
+    let vocab = engine.config().vocab;
+    let batch = [
+        Chunk { sequence: 1, tokens: &[1, 2, 3], logits: LogitsFor::Nothing },
+        Chunk { sequence: 2, tokens: &[4, 5], logits: LogitsFor::LastToken },
+        Chunk { sequence: 3, tokens: &[6, 7, 8, 9], logits: LogitsFor::EveryToken },
+    ];
+    let logits = engine.step(&batch, &mut NoProbe).expect("a step");
+    let shapes: Vec<_> = logits.iter().map(|logits| logits.as_ref().map(burn::tensor::Tensor::dims)).collect();
+    assert_eq!(shapes, [None, Some([1, vocab]), Some([4, vocab])]);
+    assert_eq!([1, 2, 3, 4].map(|sequence| engine.length(sequence)), [3, 2, 4, 0]);
+    let empty = engine.step(&[Chunk { sequence: 1, tokens: &[], logits: LogitsFor::Nothing }], &mut NoProbe);
+    assert!(matches!(empty, Err(EngineError::EmptyChunk(1))));
+    assert_eq!(engine.length(1), 3);
+}
+
+#[test]
+fn a_head_size_that_the_kernels_do_not_take_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    let model = SyntheticModel { head_dim: 8, ..nano };
+    model.write(&path, 0, &mut |_, _| ()).expect("written");
+    let refused = CpuEngine::load(&Checkpoint::open(&path).expect("opens"), RopeMode::Exact, CpuOptions::default());
+    assert!(matches!(refused, Err(CpuLoadError::HeadDim { head_dim: 8, unit: 16, .. })));
+}

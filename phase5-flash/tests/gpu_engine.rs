@@ -1,0 +1,203 @@
+//! Phase 5's engine on a GPU against phase 3's on the CPU: random models, batches, generation that stays on the device.
+
+use std::ops::ControlFlow;
+
+use gptoss_reference::{Check, Limit, RopeMode};
+use phase1_loading::Checkpoint;
+use phase1_loading::synthetic::{RestFormat, SyntheticModel};
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe};
+use phase3_kvcache::{CacheType, Cached};
+use phase5_flash::gpu::{GpuEngine, Options};
+
+/// Numbers that differ from run to run; the seed is in every message.
+struct Random(u64);
+
+impl Random {
+    fn fresh() -> (Random, u64) {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let seed = now.as_nanos() as u64 | 1;
+        (Random(seed), seed)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 33) % end as u64) as usize
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
+        (0..count).map(|_| self.below(vocab) as u32).collect()
+    }
+}
+
+fn gpu() -> ComputeDevice {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    gpu
+}
+
+fn random_model(random: &mut Random) -> SyntheticModel {
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    let kv_heads = random.of(&[1, 2, 3]);
+    let experts = random.of(&[3, 8, 33]);
+    SyntheticModel {
+        layers: 1 + random.below(3),
+        hidden: random.of(&[32, 64, 96, 160, 416]),
+        expert_width: random.of(&[32, 64, 96, 352]),
+        heads: kv_heads * random.of(&[1, 2, 5, 8]),
+        kv_heads,
+        head_dim: random.of(&[32, 64]),
+        experts,
+        experts_per_token: 1 + random.below(experts.min(4)),
+        sliding_window: random.of(&[1, 7, 64, 100]),
+        rest: random.of(&[RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
+        ..nano
+    }
+}
+
+fn write(model: &SyntheticModel, seed: u64) -> (tempfile::TempDir, Checkpoint) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    model.write(&path, seed, &mut |_, _| ()).expect("written");
+    let checkpoint = Checkpoint::open(&path).expect("opens");
+    (directory, checkpoint)
+}
+
+fn engine(checkpoint: &Checkpoint, kv: CacheType) -> GpuEngine {
+    GpuEngine::load(checkpoint, &gpu(), RopeMode::Exact, Options { kv }, &mut |_, _| ()).expect("loads")
+}
+
+/// Logits of every token, fed in chunks of random lengths.
+fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec<f32> {
+    let mut all = Vec::new();
+    let mut lengths = lengths.iter().cycle();
+    while !tokens.is_empty() {
+        let (chunk, rest) = tokens.split_at(tokens.len().min(*lengths.next().expect("endless")));
+        let chunk = Chunk { sequence: 9, tokens: chunk, logits: LogitsFor::EveryToken };
+        let rows = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
+        all.extend(rows.into_data().try_to_vec::<f32>().expect("f32"));
+        tokens = rest;
+    }
+    engine.release(9);
+    all
+}
+
+#[test]
+fn random_models_equal_phase_3() {
+    let (mut random, seed) = Random::fresh();
+    for _ in 0..5 {
+        let model = random_model(&mut random);
+        let (_directory, checkpoint) = write(&model, random.0);
+        let count = 1 + random.below(150);
+        let tokens = random.tokens(count, checkpoint.config.vocab);
+        let lengths: Vec<usize> = (0..4).map(|_| 1 + random.below(70)).collect();
+        let cpu = ComputeDevice::cpu("a test");
+        let reference = GptOss::load(&checkpoint, cpu, RopeMode::Exact, &mut |_, _| ()).expect("loads");
+        let expected = logits(&mut Cached::new(reference), &tokens, &[tokens.len()]);
+        let found = logits(&mut engine(&checkpoint, CacheType::F32), &tokens, &lengths);
+        let check = Check::values("random", "logits", &expected, &found, Limit { rms: 1e-4, max: 1e-3 });
+        assert!(check.passed(), "seed {seed}: {model:?}, {lengths:?}: {check:?}");
+        // A pass of single rows too, on a cache that rounds.
+        let found = logits(&mut engine(&checkpoint, CacheType::F16), &tokens[..tokens.len().min(20)], &[1]);
+        let check = Check::values("random", "logits", &expected[..found.len()], &found, Limit { rms: 2e-2, max: 0.5 });
+        assert!(check.passed(), "seed {seed}: {model:?}, f16: {check:?}");
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_meet() {
+    let (mut random, seed) = Random::fresh();
+    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let vocab = checkpoint.config.vocab;
+    let (mut together, mut alone) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
+    let mut running: Vec<u64> = (0..5).collect();
+    for round in 0..12 {
+        // Some decode, some prefill, one leaves and another comes.
+        if round % 4 == 3 {
+            let gone = running.remove(0);
+            together.release(gone);
+            alone.release(gone);
+            running.push(100 + round);
+        }
+        let inputs: Vec<(u64, Vec<u32>)> = running
+            .iter()
+            .map(|&sequence| {
+                let count = if random.below(3) == 0 { 1 + random.below(90) } else { 1 };
+                (sequence, random.tokens(count, vocab))
+            })
+            .collect();
+        let chunk = |(sequence, tokens): &'_ (u64, Vec<u32>)| {
+            let logits = if sequence % 2 == 0 { LogitsFor::LastToken } else { LogitsFor::EveryToken };
+            (*sequence, tokens.clone(), logits)
+        };
+        let chunks: Vec<_> = inputs.iter().map(chunk).collect();
+        let batch: Vec<Chunk<'_>> = chunks
+            .iter()
+            .map(|(sequence, tokens, logits)| Chunk { sequence: *sequence, tokens, logits: *logits })
+            .collect();
+        let all = together.step(&batch, &mut NoProbe).expect("a batch");
+        for (chunk, found) in batch.iter().zip(all) {
+            let expected = alone.step(&[*chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
+            let [expected, found] =
+                [expected, found.expect("logits")].map(|logits| logits.into_data().try_to_vec::<f32>().expect("f32"));
+            let check = Check::values("batch", "logits", &expected, &found, Limit::F32);
+            assert!(check.passed(), "seed {seed}, round {round}, sequence {}: {check:?}", chunk.sequence);
+            assert_eq!(together.length(chunk.sequence), alone.length(chunk.sequence));
+        }
+    }
+}
+
+#[test]
+fn generation_on_the_device_chooses_the_same_tokens() {
+    let (mut random, seed) = Random::fresh();
+    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let prompt = random.tokens(10, checkpoint.config.vocab);
+    let count = 300;
+    let (mut resident, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
+    let argmax = |logits: Vec<f32>| {
+        let best = logits.iter().copied().fold(f32::MIN, f32::max);
+        logits.iter().position(|&logit| logit == best).expect("a largest") as u32
+    };
+    let step = |engine: &mut GpuEngine, tokens: &[u32]| {
+        let chunk = Chunk { sequence: 4, tokens, logits: LogitsFor::LastToken };
+        let logits = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
+        argmax(logits.into_data().try_to_vec().expect("f32"))
+    };
+    let first = step(&mut resident, &prompt);
+    assert_eq!(step(&mut stepped, &prompt), first);
+    let mut found = Vec::new();
+    let keep = &mut |token| {
+        found.push(token);
+        ControlFlow::Continue(())
+    };
+    resident.decode_greedy(4, first, count, keep).expect("a loop").expect("decodes");
+    let mut token = first;
+    let expected: Vec<u32> = (0..count)
+        .map(|_| {
+            token = step(&mut stepped, &[token]);
+            token
+        })
+        .collect();
+    assert_eq!(found, expected, "seed {seed}");
+    assert_eq!(resident.length(4), stepped.length(4));
+
+    // Broken off, it goes on as if nothing had been queued.
+    let mut heard = 0;
+    let mut last = *expected.last().expect("tokens");
+    let stop = &mut |token| {
+        heard += 1;
+        last = token;
+        if heard == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    resident.decode_greedy(4, *expected.last().expect("tokens"), 50, stop).expect("a loop").expect("decodes");
+    let mut token = *expected.last().expect("tokens");
+    for _ in 0..3 {
+        token = step(&mut stepped, &[token]);
+    }
+    assert_eq!((last, resident.length(4)), (token, stepped.length(4)), "seed {seed}");
+    assert_eq!(step(&mut resident, &[token]), step(&mut stepped, &[token]), "seed {seed}");
+}

@@ -1,0 +1,110 @@
+//! `gptoss memory`: where a model's bytes live, predicted and observed.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use phase2_forward::{Chunk, ComputeDevice, LogitsFor, NoProbe};
+use phase3_kvcache::CacheType;
+use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
+use serde_json::json;
+
+use crate::args::Memory;
+use crate::commands::{print, size};
+use crate::session::{self, Session};
+
+/// New tokens of one step: what generation takes of a prompt at once.
+const CHUNK: usize = 512;
+
+pub fn run(args: &Memory) -> Result<ExitCode> {
+    let checkpoint = session::open(&args.model)?;
+    let device = ComputeDevice::find(args.engine.device, checkpoint.weight_bytes())?;
+    let chunk = args.context.min(CHUNK);
+    let phase = args.engine.phase.unwrap_or(5);
+    let cache = args.engine.kv.unwrap_or(if phase == 5 && device.is_cpu() { CacheType::F16 } else { CacheType::F32 });
+    let setting = |on_gpu| Setting { phase, on_gpu, cache, context: args.context, chunk };
+    let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
+    let on_apple = MemoryPlan::new(&checkpoint, setting(true)).at(Place::Device);
+
+    let before = Observed::now(&device.burn);
+    let after = match args.observe {
+        false => None,
+        true => {
+            let mut session = Session::start(&checkpoint, &args.engine)?;
+            let tokens = sample_tokens(0, args.context, checkpoint.config.vocab);
+            for chunk in tokens.chunks(CHUNK) {
+                let chunk = Chunk { sequence: 0, tokens: chunk, logits: LogitsFor::LastToken };
+                if let Some(logits) = session.engine.step(&[chunk], &mut NoProbe)?.pop().flatten() {
+                    logits.try_into_data().map_err(|error| anyhow!("the device could not compute: {error}"))?;
+                }
+            }
+            Some(Observed::now(&session.device.burn))
+        }
+    };
+    if args.json {
+        let report = json!({
+            "context": args.context, "device": device.name, "phase": phase, "parts": plan.parts,
+            "mapped": plan.at(Place::Mapped), "host": plan.at(Place::Host), "device_bytes": plan.at(Place::Device),
+            "before": before, "after": after,
+        });
+        print(&format!("{report:#}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = format!("{} in phase {} on {}, {} tokens\n", args.model.display(), phase, device.name, args.context);
+    for part in &plan.parts {
+        text += &format!("  {:28} {:8} {:>10}\n", part.what, place(part.place), size(part.bytes));
+    }
+    for at in [Place::Mapped, Place::Host, Place::Device] {
+        if plan.at(at) > 0 {
+            text += &format!("  {:28} {:8} {:>10}\n", "all", place(at), size(plan.at(at)));
+        }
+    }
+    if let Some(after) = after {
+        text += &observed_text(&plan, &before, &after);
+    }
+    text += &apple_text(on_apple);
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Predicted beside observed. What the process held before is added to what it was predicted to add.
+fn observed_text(plan: &MemoryPlan, before: &Observed, after: &Observed) -> String {
+    let mut text = format!("\n{:38} {:>10} {:>10}\n", "", "predicted", "observed");
+    let mut row = |what: &str, predicted: Option<u64>, observed: Option<u64>| {
+        if let (Some(predicted), Some(observed)) = (predicted, observed) {
+            let ratio = observed as f64 / predicted as f64;
+            text += &format!("  {what:36} {:>10} {:>10} {ratio:>6.2}\n", size(predicted), size(observed));
+        }
+    };
+    if plan.at(Place::Device) > 0 {
+        row("device, in use between steps", Some(plan.resident(Place::Device, false)), after.device_in_use);
+        row("device, the allocator's pools", Some(plan.resident(Place::Device, true)), after.device_reserved);
+        return text;
+    }
+    let added = |during_steps| plan.resident(Place::Host, during_steps) + plan.resident(Place::Mapped, during_steps);
+    row("resident between steps", before.resident.map(|bytes| bytes + added(false)), after.resident);
+    row("resident at most", before.resident.map(|bytes| bytes + added(true)), after.peak_resident);
+    let own = before.anonymous.map(|bytes| bytes + plan.resident(Place::Host, false));
+    row("of it the process's own", own, after.anonymous);
+    text
+}
+
+/// What a 16 GB Apple machine would say.
+fn apple_text(on_gpu: u64) -> String {
+    let (need, budget) = (size(on_gpu), size(APPLE_16GB_GPU_BUDGET));
+    if on_gpu <= APPLE_16GB_GPU_BUDGET {
+        return format!("\nA 16 GB Apple machine gives its GPU {budget}: the {need} needed there fit.\n");
+    }
+    let megabytes = on_gpu.div_ceil(1 << 20) + 512;
+    format!(
+        "\nA 16 GB Apple machine gives its GPU {budget}, and {need} are needed there. Either raise the limit until the next start with\n\
+         `sudo sysctl iogpu.wired_limit_mb={megabytes}`, or use --device cpu, which maps the file and needs no copy of it.\n"
+    )
+}
+
+fn place(place: Place) -> &'static str {
+    match place {
+        Place::Mapped => "mapped",
+        Place::Host => "host",
+        Place::Device => "device",
+    }
+}

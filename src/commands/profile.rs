@@ -1,0 +1,142 @@
+//! `gptoss profile`: where a step's time and bytes go.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use phase2_forward::{Chunk, LogitsFor, Probe};
+use phase4_profiling::report::{compare, flame, html, table, trace};
+use phase4_profiling::{
+    CostModel, F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
+    sample_tokens, today,
+};
+use serde_json::json;
+
+use crate::args::{self, EngineArgs};
+use crate::commands::print;
+use crate::session::{self, Session};
+
+pub fn run(args: &args::Profile) -> Result<ExitCode> {
+    if let Some(files) = &args.compare {
+        return compare_files(&files[0], &files[1]);
+    }
+    if args.numerics {
+        return numerics(args);
+    }
+    let profiles = match &args.from {
+        Some(file) => read(file)?,
+        None => measure(args)?,
+    };
+    for (path, content) in [(&args.trace, trace as fn(&Profile) -> String), (&args.flame, flame), (&args.html, html)] {
+        if let Some(path) = path {
+            std::fs::write(path, content(&profiles[0])).with_context(|| format!("cannot write {}", path.display()))?;
+            eprintln!("wrote {}", path.display());
+        }
+    }
+    let text = if args.json {
+        format!("{:#}\n", serde_json::to_value(&profiles)?)
+    } else {
+        profiles.iter().map(table).collect::<Vec<_>>().join("\n")
+    };
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was asked for; a decode step at depth 0 if nothing was.
+fn workloads(args: &args::Profile) -> Vec<Workload> {
+    let decode = args.decode.iter().map(|&depth| Workload::Decode { depth });
+    let prefill = args.prefill.iter().map(|&tokens| Workload::Prefill { tokens });
+    let workloads: Vec<Workload> = decode.chain(prefill).collect();
+    if workloads.is_empty() { vec![Workload::Decode { depth: 0 }] } else { workloads }
+}
+
+fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
+    let (checkpoint, workloads) = (session::open(&args.model)?, workloads(args));
+    let mut session = Session::start(&checkpoint, &args.engine)?;
+    let ceiling = ceiling(&session.device)?;
+    let costs = CostModel::new(&checkpoint, session.cache);
+    let mut recorder = Recorder::new(&session.device, &costs);
+    let bar = ProgressBar::new((workloads.len() * (1 + args.steps)) as u64);
+    let mut profiles = Vec::new();
+    for workload in workloads {
+        let progress = &mut |_| bar.inc(1);
+        let (steps, clock) = run_workload(&mut *session.engine, workload, args.steps, &mut recorder, progress)?;
+        profiles.push(Profile {
+            model: args.model.display().to_string(),
+            device: session.device.name.clone(),
+            machine: machine(),
+            date: today(),
+            phase: session.phase,
+            workload,
+            clock,
+            ceiling: ceiling.clone(),
+            steps,
+        });
+    }
+    bar.finish_and_clear();
+    Ok(profiles)
+}
+
+fn compare_files(a: &Path, b: &Path) -> Result<ExitCode> {
+    let (before, after) = (read(a)?, read(b)?);
+    let pairs =
+        before.iter().filter_map(|before| Some((before, after.iter().find(|p| p.workload == before.workload)?)));
+    let texts: Vec<String> = pairs.map(|(before, after)| compare(before, after).to_string()).collect();
+    if texts.is_empty() {
+        bail!("{} and {} have no workload in common", a.display(), b.display());
+    }
+    print(&texts.join("\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> Result<Vec<Profile>> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let profiles: Vec<Profile> = serde_json::from_slice(&text)
+        .with_context(|| format!("{} holds no profiles; `gptoss profile --json` writes them", path.display()))?;
+    if profiles.iter().any(|profile| profile.steps.is_empty()) || profiles.is_empty() {
+        bail!("{} holds a profile without steps", path.display());
+    }
+    Ok(profiles)
+}
+
+/// Runs the same tokens through the engine and through phase 2 on the CPU.
+fn numerics(args: &args::Profile) -> Result<ExitCode> {
+    let checkpoint = &session::open(&args.model)?;
+    let tokens = match workloads(args)[0] {
+        Workload::Decode { depth } => depth + 1,
+        Workload::Prefill { tokens } => tokens,
+    };
+    let tokens = sample_tokens(0, tokens, checkpoint.config.vocab);
+    let reference = Session::start(checkpoint, &EngineArgs::reference(args.engine.rope))?;
+    let reference = watch(reference, &tokens)?;
+    let seen = watch(Session::start(checkpoint, &args.engine)?, &tokens)?;
+    let rows = seen.against(Some(&reference));
+    print(&if args.json { format!("{:#}\n", json!(rows)) } else { numerics_text(&rows) })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn watch(mut session: Session, tokens: &[u32]) -> Result<NumericsProbe> {
+    let mut probe = NumericsProbe::default();
+    let chunk = Chunk { sequence: 0, tokens, logits: LogitsFor::EveryToken };
+    let Some(logits) = session.engine.step(&[chunk], &mut probe)?.pop().flatten() else {
+        bail!("the engine returned no logits");
+    };
+    probe.see(&|| "logits".into(), &logits);
+    Ok(probe)
+}
+
+fn numerics_text(rows: &[Numerics]) -> String {
+    let mut text =
+        format!("{:28} {:>12} {:>6} {:>6} {:>10} {:>10}\n", "result", "largest", "nan", "inf", "f16", "error");
+    for Numerics { name, largest, nans, infinities, f16, error } in rows {
+        let f16 = match f16 {
+            F16Range::Safe => "safe",
+            F16Range::Risk => "risk",
+            F16Range::Overflow => "overflow",
+        };
+        let error = error.map_or(String::new(), |error| format!("{error:.1e}"));
+        text += &format!("{name:28} {largest:>12.4} {nans:>6} {infinities:>6} {f16:>10} {error:>10}\n");
+    }
+    text
+}
