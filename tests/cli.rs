@@ -221,7 +221,7 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--top-p", "2"]),
         refusal(&["generate", "embedded", "Once", "--device", "abacus"]),
         refusal(&["generate", "embedded", "Once", "--phase", "9"]),
-        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--phase", "3", "--kv", "f16"]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--phase", "2", "--kv", "f16"]),
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv", "f8"]),
         refusal(&["bench", "embedded", "--device", "cpu", "--depth", "999999"]),
         refusal(&["logits", "embedded", "--tokens", "99999", "--device", "cpu", "--out", &out]),
@@ -283,6 +283,8 @@ fn a_session_goes_on() {
             "--json",
             "--device",
             "cpu",
+            "--phase",
+            "3",
             "--kv",
             kv,
         ];
@@ -299,7 +301,7 @@ fn a_session_goes_on() {
     }
     let file = directory.path().join("f16").to_str().expect("UTF-8").to_owned();
     let refusals = [
-        refusal(&["generate", "embedded", "", "--session", &file, "--device", "cpu"]),
+        refusal(&["generate", "embedded", "", "--session", &file, "--device", "cpu", "--phase", "3"]),
         refusal(&[
             "generate",
             "embedded",
@@ -312,6 +314,8 @@ fn a_session_goes_on() {
             "f16",
             "--rope",
             "truncated",
+            "--phase",
+            "3",
         ]),
         refusal(&[
             "generate",
@@ -323,8 +327,10 @@ fn a_session_goes_on() {
             "cpu",
             "--kv",
             "f16",
+            "--phase",
+            "3",
         ]),
-        refusal(&["generate", "embedded", "a", "--session", "Cargo.toml", "--device", "cpu"]),
+        refusal(&["generate", "embedded", "a", "--session", "Cargo.toml", "--device", "cpu", "--phase", "3"]),
         refusal(&["generate", "embedded", "a", "--session", &file, "--device", "cpu", "--phase", "2"]),
         refusal(&["generate", "what is it?", "--session", &file]),
     ];
