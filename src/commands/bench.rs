@@ -207,11 +207,11 @@ fn table(phases: &[Value]) -> String {
             let spread = format!("{:.2} – {:.2}", number("tok_s_min"), number("tok_s_max"));
             let bandwidth = result["gb_s"].as_f64().map_or("–".into(), |gb_s| format!("{gb_s:.1}"));
             text += &format!(
-                "{:5} {:8} {:>6} {:>5} {:>9.2} {spread:>19} {:>9.2} {bandwidth:>6} {:>10.1} %\n",
-                phase["phase"],
+                "{:<5} {:8} {:>6} {:>5} {:>9.2} {spread:>19} {:>9.2} {bandwidth:>6} {:>10.1} %\n",
+                phase["phase"].as_u64().unwrap_or_default(),
                 result["what"].as_str().unwrap_or_default(),
-                result["depth"],
-                result["batch"],
+                number("depth"),
+                number("batch"),
                 number("tok_s"),
                 number("ms_per_token"),
                 100.0 * number("roofline"),

@@ -14,9 +14,12 @@ use phase3_kvcache::CacheType;
 use super::cache::Caches;
 use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
+use super::kernels::embed::embed;
 use super::kernels::experts::{Down, Experts, GateUp};
 use super::kernels::gemm::{Gemm, GroupedExperts};
+use super::kernels::greedy::{STRIPE_WORDS, greedy};
 use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
+use super::kernels::norm::norm;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::Route;
@@ -59,6 +62,8 @@ pub enum Size {
     Full,
     /// A layer that a software rasterizer gets through.
     Small,
+    /// Every kernel once, on next to nothing.
+    Least,
 }
 
 /// The dimensions measured with.
@@ -103,6 +108,19 @@ const SMALL: Shape = Shape {
     depths: &[1, 100, 700],
 };
 
+const LEAST: Shape = Shape {
+    hidden: 32,
+    width: 32,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 32,
+    experts: 4,
+    vocab: 40,
+    copies: 2,
+    launches: 1,
+    depths: &[1, 100],
+};
+
 const CHOSEN: usize = 4;
 
 /// Measures everything, and hands over each result as it comes. The first line describes the device.
@@ -116,7 +134,11 @@ pub fn run(
     report: &mut dyn FnMut(&Measurement),
 ) -> Result<(), GpuError> {
     let gpu = Gpu::new(device)?;
-    let shape = if size == Size::Full { FULL } else { SMALL };
+    let shape = match size {
+        Size::Full => FULL,
+        Size::Small => SMALL,
+        Size::Least => LEAST,
+    };
     let (kept, plane) = (if gpu.subnormals { "kept" } else { "flushed" }, gpu.plane);
     let gb = gpu.binding_bytes as f64 / 1e9;
     describe(&format!("{}: planes of {plane}, bindings up to {gb:.2} GB, subnormals {kept}", device.name));
@@ -125,6 +147,7 @@ pub fn run(
     bench.projections(report)?;
     bench.experts(report)?;
     bench.router(report)?;
+    bench.ends(report)?;
     bench.attention(report)
 }
 
@@ -461,7 +484,8 @@ impl Bench {
             };
             let expert_bytes = touched * gate.weight.bytes();
             let few = inputs < 512;
-            let runs: [(&str, &str, &dyn Fn(usize), usize, usize, bool); 7] = [
+            type Run<'a> = (&'a str, &'a str, &'a dyn Fn(usize), usize, usize, bool);
+            let runs: [Run<'_>; 7] = [
                 ("qkv", "row by row", &dense_single, dense.bytes(), rows * hidden, few),
                 ("qkv", "tiled", &dense_tiled, dense.bytes(), rows * hidden, true),
                 ("gate and up", "row by row", &gate_single, 2 * expert_bytes, 2 * CHOSEN * width * hidden, few),
@@ -525,6 +549,36 @@ impl Bench {
             tokens: 0,
             error: Some(error),
         });
+        Ok(())
+    }
+
+    /// What comes before the layers and after the head.
+    fn ends(&self, report: &mut dyn FnMut(&Measurement)) -> Result<(), GpuError> {
+        let Shape { hidden, vocab, .. } = self.shape;
+        let gpu = &self.gpu;
+        let mut seed = 9;
+        let table = Matrix::upload(gpu, "embedding", &[&self.tensor(Format::Q8_0, vec![vocab, hidden], &mut seed)])?;
+        let rows = gpu.upload(Row { token: 1, position: 0, slot: 0 }.words().into());
+        let (x, normed) = (gpu.empty(hidden), gpu.empty(hidden));
+        let (weight, picks) = (gpu.upload_f32(&vec![1.0; hidden]), gpu.upload(vec![0]));
+        let logits = gpu.upload_f32(&self.values(vocab, &mut seed));
+        let (stripes, token) = (gpu.empty(STRIPE_WORDS), gpu.empty(1));
+        let embed_row = |_| embed(gpu, &table, &rows, &x, 1);
+        let norm_row = |_| norm(gpu, &x, &picks, &weight, 1e-5, &normed, [1, hidden]);
+        let choose = |_| greedy(gpu, &logits, vocab, &stripes, &rows, &token);
+        type Run<'a> = (&'a str, &'a dyn Fn(usize), usize);
+        let runs: [Run<'_>; 3] =
+            [("embed", &embed_row, hidden), ("norm", &norm_row, 4 * hidden), ("greedy", &choose, 4 * vocab)];
+        for (name, launch, bytes) in runs {
+            report(&Measurement {
+                name: name.into(),
+                variant: "one row".into(),
+                seconds: self.time(launch)?,
+                bytes,
+                tokens: 0,
+                error: None,
+            });
+        }
         Ok(())
     }
 

@@ -36,7 +36,7 @@ const TILED_ROWS: usize = 24;
 /// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
 const FIRST_POSITIONS: usize = 4096;
 /// Cubes that keep a large GPU busy.
-const BUSY_CUBES: usize = 256;
+const BUSY_CUBES: usize = 512;
 
 /// What can be chosen about the engine.
 #[derive(Clone, Copy, Debug, Default)]

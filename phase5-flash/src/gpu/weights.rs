@@ -117,6 +117,8 @@ impl Loader<'_> {
             check_scales(&self.checkpoint.path, name, tensor)?;
         }
         let matrix = Matrix::upload(self.gpu, names[0], &tensors)?;
+        // What is still on its way to the device lies in host memory a second time.
+        self.gpu.sync()?;
         names.iter().for_each(|name| self.advance(name));
         Ok(matrix)
     }

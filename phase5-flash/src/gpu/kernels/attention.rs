@@ -14,6 +14,8 @@ use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::rows::ROW_WORDS;
 
 const UNITS: u32 = 256;
+/// Values that a unit has under way at once; divides every tile.
+const AHEAD: u32 = 8;
 /// Stands for −∞, which shading languages cannot write: below every score.
 const NOTHING: f32 = -1.0e30;
 
@@ -189,12 +191,15 @@ fn attention(
         let page = pages[(slot * columns + number / tiles_a_page % ring_pages) as usize];
         let cells = (page * kv_heads + kv_head) * comptime![PAGE as u32] + number % tiles_a_page * tile;
         let words = comptime![shape.row.words() as u32];
-        let mut i = UNIT_POS;
-        while i < comptime![tile * dim] {
-            let key = i / dim;
-            let value = cached_value(keys, (cells + key) * words, i % dim, shape.row);
-            key_tile[(key * key_stride + i % dim) as usize] = value;
-            i += shape.units;
+        // Unrolled, so that many reads are under way at once.
+        #[unroll]
+        for round in 0..comptime![(tile * dim).div_ceil(shape.units)] {
+            let i = UNIT_POS + comptime![round * shape.units];
+            if i < comptime![tile * dim] {
+                let key = i / dim;
+                let value = cached_value(keys, (cells + key) * words, i % dim, shape.row);
+                key_tile[(key * key_stride + i % dim) as usize] = value;
+            }
         }
         sync_cube();
 
@@ -203,6 +208,7 @@ fn attention(
             let key = pair % tile;
             let head = pair / tile;
             let mut score = 0.0f32;
+            #[unroll]
             for d in 0..dim {
                 score += query[(head * dim + d) as usize] * key_tile[(key * key_stride + d) as usize];
             }
@@ -250,13 +256,26 @@ fn attention(
                 mixed[comptime![round as usize]] *= rescale[head as usize];
             }
             let last_key = min(position - number * tile, tile - 1);
-            for key in 0..last_key + 1 {
-                let value = cached_value(values, (cells + key) * words, column, shape.row);
+            let mut first_key = 0u32;
+            while first_key <= last_key {
+                let mut ahead = Array::<f32>::new(comptime![AHEAD as usize]);
                 #[unroll]
-                for round in 0..comptime![shape.rounds()] {
-                    let head = min(head_of_unit + comptime![round * shape.heads_a_round()], group - 1);
-                    mixed[comptime![round as usize]] += scores[(head * tile + key) as usize] * value;
+                for i in 0..AHEAD {
+                    // Scores of keys past the last are 0, and what lies there need not be a number.
+                    let key = min(first_key + i, last_key);
+                    ahead[comptime![i as usize]] = cached_value(values, (cells + key) * words, column, shape.row);
                 }
+                #[unroll]
+                for i in 0..AHEAD {
+                    let key = first_key + i;
+                    #[unroll]
+                    for round in 0..comptime![shape.rounds()] {
+                        let head = min(head_of_unit + comptime![round * shape.heads_a_round()], group - 1);
+                        mixed[comptime![round as usize]] +=
+                            scores[(head * tile + key) as usize] * ahead[comptime![i as usize]];
+                    }
+                }
+                first_key += AHEAD;
             }
         }
         sync_cube();

@@ -88,7 +88,7 @@ fn gate_up(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, &mut inputs, gate);
+    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, UNIT_POS, &mut inputs, gate);
     if comptime![gate.subnormal] {
         enlarge_inputs(&mut inputs, gate);
     }
@@ -100,8 +100,8 @@ fn gate_up(
     let mut sums = Array::<f32>::new(comptime![(2 * gate.rows) as usize]);
     zero(&mut sums, comptime![2 * gate.rows]);
     if row < rows {
-        add_products(gate_codes, gate_scales, first + row, &inputs, &mut sums, 0u32, 1.0f32, last, gate);
-        add_products(up_codes, up_scales, first + row, &inputs, &mut sums, gate.rows, 1.0f32, last, up);
+        add_products(gate_codes, gate_scales, first + row, UNIT_POS, &inputs, &mut sums, 0u32, 1.0f32, last, gate);
+        add_products(up_codes, up_scales, first + row, UNIT_POS, &inputs, &mut sums, gate.rows, 1.0f32, last, up);
     }
     plane_sums(&sums, &mut shared, comptime![2 * gate.rows]);
     let row = row + UNIT_POS;
@@ -136,20 +136,25 @@ pub(crate) struct Down<'a> {
 
 impl Down<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        self.launch_rows(gpu, rows_a_cube(self.down.weight.format));
+        self.launch_rows(gpu, (rows_a_cube(self.down.weight.format) / 2).max(1));
     }
 
     /// As [`Down::launch`], with `rows` rows a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
         let down = &self.down.weight;
         let split = Split::new(gpu, down, rows).subnormal(gpu);
+        // The units share out the row's slots, and then each slot's blocks: nothing waits for the slot before.
+        let most = (gpu.client.properties().hardware.max_units_per_cube / split.lanes).max(1);
+        let slots = SlotSplit { chosen: self.chosen_per_row as u32, together: most.min(self.chosen_per_row as u32) };
+        let units = split.lanes * slots.together;
+        let split = Split { partial_sums: units.div_ceil(gpu.least_plane) * rows, ..split };
         let (x, z) = split.cubes(down.rows);
         // SAFETY: as for gate and up.
         unsafe {
             down_kernel::launch_unchecked(
                 &gpu.client,
                 CubeCount::Static(self.inputs as u32, x, z),
-                CubeDim::new_1d(split.lanes),
+                CubeDim::new_1d(units),
                 self.x.arg4(),
                 down.parts[0].codes.arg4(),
                 down.parts[0].scales.arg(),
@@ -159,11 +164,20 @@ impl Down<'_> {
                 self.out.arg(),
                 down.rows as u32,
                 down.stride() as u32,
-                self.chosen_per_row as u32,
+                slots,
                 split,
             );
         }
     }
+}
+
+/// How a cube's units share a row's slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct SlotSplit {
+    /// Slots of a row.
+    chosen: u32,
+    /// Slots that a cube works on at once.
+    together: u32,
 }
 
 #[cube(launch_unchecked)]
@@ -177,41 +191,41 @@ fn down_kernel(
     out: &mut [f32],
     rows: u32,
     stride: u32,
-    chosen_per_row: u32,
+    #[comptime] slots: SlotSplit,
     #[comptime] split: Split,
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
-    let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
     let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
-    let first_slot = CUBE_POS_X * chosen_per_row;
+    let first_slot = CUBE_POS_X * slots.chosen;
+    let lane = UNIT_POS % split.lanes;
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
     if row < rows {
-        for slot in first_slot..first_slot + chosen_per_row {
-            load_inputs(x, slot * split.blocks, &mut inputs, split);
-            if comptime![split.subnormal] {
-                enlarge_inputs(&mut inputs, split);
+        #[unroll]
+        for round in 0..comptime![slots.chosen.div_ceil(slots.together)] {
+            let number = UNIT_POS / split.lanes + comptime![round * slots.together];
+            if number < slots.chosen {
+                let slot = first_slot + number;
+                let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
+                load_inputs(x, slot * split.blocks, lane, &mut inputs, split);
+                if comptime![split.subnormal] {
+                    enlarge_inputs(&mut inputs, split);
+                }
+                let first = chosen[slot as usize] * stride;
+                let last = first + rows - 1;
+                let weight = weights[slot as usize];
+                add_products(codes, scales, first + row, lane, &inputs, &mut sums, 0u32, weight, last, split);
             }
-            let first = chosen[slot as usize] * stride;
-            add_products(
-                codes,
-                scales,
-                first + row,
-                &inputs,
-                &mut sums,
-                0u32,
-                weights[slot as usize],
-                first + rows - 1,
-                split,
-            );
         }
     }
     plane_sums(&sums, &mut shared, split.rows);
     let row = row + UNIT_POS;
     if UNIT_POS < split.rows && row < rows {
         let mut y = total(&shared, UNIT_POS, split.rows);
-        for slot in first_slot..first_slot + chosen_per_row {
-            y += weights[slot as usize] * bias[(chosen[slot as usize] * rows + row) as usize];
+        #[unroll]
+        for number in 0..slots.chosen {
+            let slot = (first_slot + number) as usize;
+            y += weights[slot] * bias[(chosen[slot] * rows + row) as usize];
         }
         let at = (CUBE_POS_X * rows + row) as usize;
         out[at] += y;

@@ -158,8 +158,7 @@ fn dense(
         sources[UNIT_POS as usize] = min(first + UNIT_POS, inputs - 1);
     }
     sync_cube();
-    let mut low = Array::<Vector<f32, Const<4>>>::new(4usize);
-    let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
+    let mut sums = no_sums();
     if row < rows {
         products(
             x,
@@ -172,8 +171,7 @@ fn dense(
             row + HALF,
             rows - 1,
             blocks,
-            &mut low,
-            &mut high,
+            &mut sums,
             format,
             format,
         );
@@ -189,12 +187,8 @@ fn dense(
                         if column < rows {
                             let column = first_row + column;
                             let at = (input * out_width + column) as usize;
-                            let sums = if comptime![half == 0] {
-                                low[comptime![i as usize]]
-                            } else {
-                                high[comptime![i as usize]]
-                            };
-                            let mut y = sums.extract(comptime![j as usize]);
+                            let row_sums = row_of(&sums, i, half);
+                            let mut y = row_sums.extract(comptime![j as usize]);
                             if comptime![biased] {
                                 y += bias[column as usize];
                             }
@@ -240,8 +234,7 @@ fn gate_up(
         sync_cube();
         let row = CUBE_POS_X * HALF;
         let start = expert * stride;
-        let mut gates = Array::<Vector<f32, Const<4>>>::new(4usize);
-        let mut ups = Array::<Vector<f32, Const<4>>>::new(4usize);
+        let mut sums = no_sums();
         products(
             x,
             &sources,
@@ -253,8 +246,7 @@ fn gate_up(
             start + row,
             start + rows - 1,
             blocks,
-            &mut gates,
-            &mut ups,
+            &mut sums,
             gate_format,
             up_format,
         );
@@ -268,8 +260,8 @@ fn gate_up(
                     let row = row + UNIT_POS % 16 * 4 + j;
                     if row < rows {
                         let bias = (expert * rows + row) as usize;
-                        let gate = gates[comptime![i as usize]].extract(comptime![j as usize]) + gate_bias[bias];
-                        let up = ups[comptime![i as usize]].extract(comptime![j as usize]) + up_bias[bias];
+                        let gate = row_of(&sums, i, 0u32).extract(comptime![j as usize]) + gate_bias[bias];
+                        let up = row_of(&sums, i, 1u32).extract(comptime![j as usize]) + up_bias[bias];
                         out[(slot * rows + row) as usize] = swiglu(gate, up);
                     }
                 }
@@ -303,8 +295,7 @@ fn down_slots(
         sync_cube();
         let row = CUBE_POS_X * comptime![2 * HALF];
         let start = expert * stride;
-        let mut low = Array::<Vector<f32, Const<4>>>::new(4usize);
-        let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
+        let mut sums = no_sums();
         products(
             x,
             &sources,
@@ -316,8 +307,7 @@ fn down_slots(
             start + row + HALF,
             start + rows - 1,
             blocks,
-            &mut low,
-            &mut high,
+            &mut sums,
             format,
             format,
         );
@@ -332,18 +322,57 @@ fn down_slots(
                     for j in 0..4u32 {
                         let row = row + half * HALF + UNIT_POS % 16 * 4 + j;
                         if row < rows {
-                            let sums = if comptime![half == 0] {
-                                low[comptime![i as usize]]
-                            } else {
-                                high[comptime![i as usize]]
-                            };
-                            let y = sums.extract(comptime![j as usize]) + bias[(expert * rows + row) as usize];
+                            let row_sums = row_of(&sums, i, half);
+                            let y = row_sums.extract(comptime![j as usize]) + bias[(expert * rows + row) as usize];
                             out[(slot * rows + row) as usize] = y;
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// A unit's sums: four rows of four outputs in each half of a tile. Variables rather than an array: drivers keep arrays that live
+/// through a loop in memory.
+#[derive(CubeType)]
+struct Sums {
+    low0: Vector<f32, Const<4>>,
+    low1: Vector<f32, Const<4>>,
+    low2: Vector<f32, Const<4>>,
+    low3: Vector<f32, Const<4>>,
+    high0: Vector<f32, Const<4>>,
+    high1: Vector<f32, Const<4>>,
+    high2: Vector<f32, Const<4>>,
+    high3: Vector<f32, Const<4>>,
+}
+
+#[cube]
+fn no_sums() -> Sums {
+    Sums {
+        low0: Vector::<f32, Const<4>>::new(0.0f32),
+        low1: Vector::<f32, Const<4>>::new(0.0f32),
+        low2: Vector::<f32, Const<4>>::new(0.0f32),
+        low3: Vector::<f32, Const<4>>::new(0.0f32),
+        high0: Vector::<f32, Const<4>>::new(0.0f32),
+        high1: Vector::<f32, Const<4>>::new(0.0f32),
+        high2: Vector::<f32, Const<4>>::new(0.0f32),
+        high3: Vector::<f32, Const<4>>::new(0.0f32),
+    }
+}
+
+/// Row `i` of a unit's sums in one half.
+#[cube]
+fn row_of(sums: &Sums, #[comptime] i: u32, #[comptime] half: u32) -> Vector<f32, Const<4>> {
+    match comptime![half * 4 + i] {
+        0 => sums.low0,
+        1 => sums.low1,
+        2 => sums.low2,
+        3 => sums.low3,
+        4 => sums.high0,
+        5 => sums.high1,
+        6 => sums.high2,
+        _ => sums.high3,
     }
 }
 
@@ -363,8 +392,7 @@ fn products(
     high_row: u32,
     last_row: u32,
     blocks: u32,
-    low: &mut Array<Vector<f32, Const<4>>>,
-    high: &mut Array<Vector<f32, Const<4>>>,
+    sums: &mut Sums,
     #[comptime] low_format: Format,
     #[comptime] high_format: Format,
 ) {
@@ -372,11 +400,6 @@ fn products(
     let mut inputs = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
     let mut low_weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
     let mut high_weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
-    #[unroll]
-    for i in 0..4usize {
-        low[i] = Vector::<f32, Const<4>>::new(0.0f32);
-        high[i] = Vector::<f32, Const<4>>::new(0.0f32);
-    }
     let input_row = UNIT_POS / 16;
     let output_row = UNIT_POS % 16;
     let mut block = 0u32;
@@ -425,12 +448,18 @@ fn products(
                 let a = inputs[(at + input_row) as usize];
                 let b = low_weights[(at + output_row) as usize];
                 let c = high_weights[(at + output_row) as usize];
-                #[unroll]
-                for i in 0..4u32 {
-                    let factor = Vector::<f32, Const<4>>::new(a.extract(comptime![i as usize]));
-                    low[comptime![i as usize]] = fma(factor, b, low[comptime![i as usize]]);
-                    high[comptime![i as usize]] = fma(factor, c, high[comptime![i as usize]]);
-                }
+                let factor = Vector::<f32, Const<4>>::new(a.extract(0usize));
+                sums.low0 = fma(factor, b, sums.low0);
+                sums.high0 = fma(factor, c, sums.high0);
+                let factor = Vector::<f32, Const<4>>::new(a.extract(1usize));
+                sums.low1 = fma(factor, b, sums.low1);
+                sums.high1 = fma(factor, c, sums.high1);
+                let factor = Vector::<f32, Const<4>>::new(a.extract(2usize));
+                sums.low2 = fma(factor, b, sums.low2);
+                sums.high2 = fma(factor, c, sums.high2);
+                let factor = Vector::<f32, Const<4>>::new(a.extract(3usize));
+                sums.low3 = fma(factor, b, sums.low3);
+                sums.high3 = fma(factor, c, sums.high3);
             }
         }
         sync_cube();

@@ -143,7 +143,7 @@ fn project(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_X * split.blocks, &mut inputs, split);
+    load_inputs(x, CUBE_POS_X * split.blocks, UNIT_POS, &mut inputs, split);
     if comptime![normalize] {
         normalize_inputs(norm, eps, &mut inputs, &mut shared, split);
     }
@@ -155,7 +155,7 @@ fn project(
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
     if row < rows {
-        add_products(codes, scales, row, &inputs, &mut sums, 0u32, 1.0f32, rows - 1, split);
+        add_products(codes, scales, row, UNIT_POS, &inputs, &mut sums, 0u32, 1.0f32, rows - 1, split);
     }
     plane_sums(&sums, &mut shared, split.rows);
     let row = row + UNIT_POS;
@@ -186,12 +186,13 @@ pub(crate) fn zero(values: &mut Array<f32>, #[comptime] count: u32) {
 pub(crate) fn load_inputs(
     x: &[Vector<f32, Const<4>>],
     first: u32,
+    lane: u32,
     inputs: &mut Array<Vector<f32, Const<4>>>,
     #[comptime] split: Split,
 ) {
     #[unroll]
     for i in 0..comptime![split.blocks_a_lane()] {
-        let block = UNIT_POS + comptime![i * split.lanes];
+        let block = lane + comptime![i * split.lanes];
         if block < split.blocks {
             load_block(x, first + block, inputs, comptime![8 * i]);
         } else {
@@ -252,6 +253,7 @@ pub(crate) fn add_products(
     codes: &[Vector<u32, Const<4>>],
     scales: &[u32],
     row: u32,
+    lane: u32,
     inputs: &Array<Vector<f32, Const<4>>>,
     sums: &mut Array<f32>,
     #[comptime] first_sum: u32,
@@ -262,7 +264,7 @@ pub(crate) fn add_products(
     let vectors = comptime![vectors(split.format) as u32];
     #[unroll]
     for i in 0..comptime![split.blocks_a_lane()] {
-        let block = UNIT_POS + comptime![i * split.lanes];
+        let block = lane + comptime![i * split.lanes];
         if block < split.blocks {
             let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(split.rows * vectors) as usize]);
             #[unroll]

@@ -7,7 +7,9 @@ use cubecl::prelude::*;
 use super::norm::norm_factor;
 use crate::gpu::device::{Buffer, Gpu};
 
-const UNITS: u32 = 512;
+const UNITS: u32 = 1024;
+/// Vectors of an expert's row that a lane has under way at once.
+const AHEAD: u32 = 4;
 /// Below every logit.
 const TAKEN: f32 = -3.0e38;
 
@@ -95,8 +97,15 @@ fn route(
         let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
         let mut i = UNIT_POS_PLANE;
         while i < vectors {
-            sum += x[(start + i) as usize] * norm[i as usize] * weight[(expert * vectors + i) as usize];
-            i += PLANE_DIM;
+            // Reads past the row's end are read at its end and count for nothing.
+            #[unroll]
+            for ahead in 0..AHEAD {
+                let column = i + ahead * PLANE_DIM;
+                let at = min(column, vectors - 1);
+                let term = x[(start + at) as usize] * norm[at as usize] * weight[(expert * vectors + at) as usize];
+                sum += term * Vector::<f32, Const<4>>::new(select(column < vectors, 1.0f32, 0.0f32));
+            }
+            i += PLANE_DIM * AHEAD;
         }
         let sum = (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize));
         let logit = plane_sum(sum) * factor + bias[expert as usize];
@@ -146,7 +155,7 @@ fn route(
         }
         for rank in 0..chosen_per_row {
             if UNIT_POS_PLANE == rank % PLANE_DIM {
-                weights[(first + rank) as usize] = weights[(first + rank) as usize] / mine;
+                weights[(first + rank) as usize] /= mine;
             }
         }
     }

@@ -1,0 +1,79 @@
+//! Every kernel's WGSL, as the engine launches it, is valid and translates to Metal's and Direct3D's languages. Nothing here
+//! shows that it runs there.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use naga::back::{hlsl, msl};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use phase2_forward::ComputeDevice;
+use phase5_flash::gpu::bench::{self, Size};
+
+/// Launches every kernel, in a program of its own: CubeCL reads once where to write down what it compiles.
+#[test]
+#[ignore = "the test below runs it"]
+fn launch_every_kernel() {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    bench::run(&gpu, Size::Least, &mut |_| (), &mut |_| ()).expect("runs");
+}
+
+#[test]
+fn every_kernel_translates_to_metal_and_direct3d() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let log = directory.path().join("kernels.log");
+    let settings = format!("[compilation.logger]\nlevel = \"full\"\nfile = {:?}\n", log.display().to_string());
+    std::fs::write(directory.path().join("cubecl.toml"), settings).expect("written");
+    let program = std::env::current_exe().expect("this program");
+    let status = Command::new(program)
+        .args(["--ignored", "--exact", "launch_every_kernel"])
+        .current_dir(&directory)
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("starts");
+    assert!(status.success());
+    let log = std::fs::read_to_string(log).expect("a log");
+    let mut translated: BTreeMap<&str, usize> = BTreeMap::new();
+    for piece in log.split("[START_KERNEL_COMPILATION]").skip(1) {
+        let name = piece.lines().find_map(|line| line.strip_prefix("name: ")).expect("a name");
+        if let Some(kernel) = name.strip_prefix("phase5_flash::gpu::kernels::") {
+            let source = piece.split("```wgsl\n").nth(1).and_then(|rest| rest.split("```").next()).expect("WGSL");
+            translate(kernel, source);
+            *translated.entry(kernel.split("::").next().expect("a file")).or_default() += 1;
+        }
+    }
+    let expected = [
+        "attention",
+        "cache",
+        "embed",
+        "experts",
+        "gemm",
+        "greedy",
+        "group",
+        "norm",
+        "project",
+        "rope",
+        "router",
+        "subnormal",
+    ];
+    assert_eq!(translated.keys().copied().collect::<Vec<_>>(), expected, "{translated:?}");
+}
+
+fn translate(kernel: &str, source: &str) {
+    let translated = to_metal_and_direct3d(source);
+    assert!(translated.is_ok(), "{kernel}: {}\n{source}", translated.unwrap_err());
+}
+
+fn to_metal_and_direct3d(source: &str) -> Result<(), String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
+    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+    let info = validator.validate(&module).map_err(|error| error.emit_to_string(source))?;
+    let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    let pipeline = msl::PipelineOptions::default();
+    msl::write_string(&module, &info, &options, &pipeline).map_err(|error| format!("Metal: {error}"))?;
+    let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
+    let mut text = String::new();
+    let pipeline = hlsl::PipelineOptions::default();
+    let mut writer = hlsl::Writer::new(&mut text, &options, &pipeline);
+    writer.write(&module, &info, None).map_err(|error| format!("Direct3D: {error}"))?;
+    Ok(())
+}
