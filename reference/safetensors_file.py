@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-DTYPES = {"float32": "F32", "float64": "F64", "int32": "I32"}
+DTYPES = {"float32": "F32", "float64": "F64", "int32": "I32", "uint8": "U8"}
 
 
 def save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

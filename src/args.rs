@@ -29,6 +29,8 @@ pub enum Command {
     Chat(Chat),
     Eval(Eval),
     Gates(Gates),
+    Convert(Convert),
+    Verify(Verify),
     Profile(Profile),
     Roofline(Roofline),
     Memory(Memory),
@@ -39,19 +41,22 @@ pub enum Command {
 /// Show a model's configuration, tensors, memory needs and tokenizer.
 #[derive(Args)]
 pub struct Inspect {
-    /// A GGUF file, or `embedded` for the model inside this program.
+    /// A GGUF file, a folder of safetensors files, or `embedded` for the model inside this program.
     pub model: PathBuf,
     #[arg(long)]
     pub json: bool,
     /// Read every weight, and name the first tensor with a value that is no number.
     #[arg(long)]
     pub check: bool,
+    /// Plan the memory for keys and values in f32, f16 or q8_0.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_cache_type)]
+    pub kv: CacheType,
 }
 
 /// Turn text into tokens, or back.
 #[derive(Args)]
 pub struct Tokenize {
-    /// A GGUF file, or `embedded`.
+    /// A GGUF file, a folder of safetensors files, or `embedded`.
     pub model: PathBuf,
     /// Text in which control tokens such as <|start|> stand for themselves; with --decode, token ids.
     pub text: String,
@@ -68,7 +73,7 @@ pub struct Tokenize {
 /// Write the logits of every position of a prompt to a safetensors file.
 #[derive(Args)]
 pub struct Logits {
-    /// A GGUF file, or `embedded`.
+    /// A GGUF file, a folder of safetensors files, or `embedded`.
     pub model: PathBuf,
     #[command(flatten)]
     pub input: LogitsInput,
@@ -94,7 +99,7 @@ pub struct LogitsInput {
 /// Continue a prompt; or, without MODEL, have the model inside this program answer it.
 #[derive(Args)]
 pub struct Generate {
-    /// A GGUF file, and the text to continue, in which control tokens such as <|start|> stand for themselves.
+    /// A GGUF file or a folder of safetensors files, and the text to continue, in which control tokens such as <|start|> stand for themselves.
     #[arg(num_args = 1..=2, required = true, value_names = ["MODEL", "PROMPT"])]
     pub model_and_prompt: Vec<String>,
     /// Ask PROMPT as a user would, and show the answer.
@@ -105,6 +110,9 @@ pub struct Generate {
     /// Go on after the model's stop tokens.
     #[arg(long)]
     pub ignore_stops: bool,
+    /// Continue the text in this file, if it exists, by PROMPT, which may then be empty; and keep text and cache there.
+    #[arg(long, value_name = "F", conflicts_with = "ask")]
+    pub session: Option<PathBuf>,
     /// Print one JSON object instead of streaming text.
     #[arg(long)]
     pub json: bool,
@@ -113,7 +121,7 @@ pub struct Generate {
 /// Talk with a model.
 #[derive(Args)]
 pub struct Chat {
-    /// A GGUF file; without one, the model inside this program.
+    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Instructions for the whole conversation.
@@ -126,7 +134,7 @@ pub struct Chat {
 /// Measure a model's answers on questions that the model inside this program never saw in training.
 #[derive(Args)]
 pub struct Eval {
-    /// A GGUF file; without one, the model inside this program.
+    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Only this suite; may be repeated.
@@ -155,6 +163,30 @@ pub struct Gates {
     /// Where the golden cases are.
     #[arg(long, default_value = "reference/goldens")]
     pub goldens: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write a model as one GGUF file; experts are copied bit for bit.
+#[derive(Args)]
+pub struct Convert {
+    /// A folder of safetensors files from Hugging Face or mlx-lm, or a GGUF file.
+    pub model: PathBuf,
+    #[arg(value_name = "OUT.gguf")]
+    pub out: PathBuf,
+    /// Storage of the matrices outside the experts: q8_0, f16, bf16 or f32. Without it they stay as they are; MLX's affine
+    /// groups, which GGUF lacks, become f32.
+    #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
+    pub rest: Option<RestFormat>,
+}
+
+/// Compare two models: configuration, tokenizer and every tensor after decoding.
+#[derive(Args)]
+pub struct Verify {
+    /// A GGUF file, or a folder of safetensors files.
+    pub a: PathBuf,
+    /// Another.
+    pub b: PathBuf,
     #[arg(long)]
     pub json: bool,
 }
@@ -269,6 +301,9 @@ pub struct MakeModel {
     pub preset: String,
     #[arg(value_name = "OUT.gguf", required_unless_present = "print")]
     pub out: Option<PathBuf>,
+    /// Write a folder as Hugging Face keeps gpt-oss, with bf16 outside the experts, instead of a GGUF file.
+    #[arg(long, conflicts_with = "rest")]
+    pub folder: bool,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Storage of the matrices outside the experts, if not the preset's: q8_0, f16, bf16 or f32.
@@ -327,7 +362,7 @@ pub struct EngineArgs {
     /// The instruction set to compute with (phase 5 on the CPU): avx512, avx2 or portable; the best if not given.
     #[arg(long, value_name = "NAME", value_parser = parse_isa)]
     pub isa: Option<Isa>,
-    /// How keys and values are cached (phase 5): f32, f16 or q8_0.
+    /// How keys and values are cached (phases 3 and 5): f32, f16 or q8_0.
     #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
     pub kv: Option<CacheType>,
 }
@@ -336,6 +371,16 @@ impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
     pub fn reference(rope: RopeArg) -> EngineArgs {
         EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, exact: false, threads: None, isa: None, kv: None }
+    }
+}
+
+impl EngineArgs {
+    pub fn cache_type(&self) -> CacheType {
+        self.kv.unwrap_or_default()
+    }
+
+    pub fn rope_mode(&self) -> RopeMode {
+        self.rope.into()
     }
 }
 

@@ -6,6 +6,8 @@ mod answer;
 mod args;
 mod commands;
 mod interrupt;
+mod lost_file;
+mod saved;
 mod session;
 
 use std::process::ExitCode;
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
+    lost_file::catch();
     let result = match Cli::parse().command {
         None => commands::demo::run(),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
@@ -29,6 +32,8 @@ fn main() -> ExitCode {
         Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Gates(args)) => commands::gates::run(&args),
+        Some(Command::Convert(args)) => commands::convert::run(&args),
+        Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Profile(args)) => commands::profile::run(&args),
         Some(Command::Roofline(args)) => commands::roofline::run(&args),
         Some(Command::Memory(args)) => commands::memory::run(&args),

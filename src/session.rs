@@ -36,13 +36,14 @@ pub struct Session {
 impl Session {
     /// Finds a device, says which and why, and loads the model.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
-        let device = ComputeDevice::find(args.device, checkpoint.weight_bytes())?;
+        let device = ComputeDevice::find(args.device, GptOss::gpu_bytes(checkpoint))?;
         eprintln!("device: {} ({})", device.name, device.reason);
         let phase = args.phase.unwrap_or(5);
-        if phase != 5 && (args.exact || args.threads.is_some() || args.isa.is_some() || args.kv.is_some()) {
-            bail!(
-                "--exact, --threads, --isa and --kv are for --phase 5; phase {phase} always computes and caches in f32"
-            );
+        if phase != 5 && (args.exact || args.threads.is_some() || args.isa.is_some()) {
+            bail!("--exact, --threads and --isa are for --phase 5; phase {phase} always computes in f32");
+        }
+        if phase == 2 && args.kv.is_some() {
+            bail!("phase 2 caches nothing; --kv is for phases 3 and 5");
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
@@ -65,9 +66,11 @@ impl Session {
             }
             _ => {
                 let model = GptOss::load(checkpoint, device.clone(), rope, progress)?;
-                let engine: Box<dyn Engine> =
-                    if phase == 2 { Box::new(Recompute::new(model)) } else { Box::new(Cached::new(model)) };
-                (engine, CacheType::F32)
+                let engine: Box<dyn Engine> = match phase {
+                    2 => Box::new(Recompute::new(model)),
+                    _ => Box::new(Cached::with_cache(model, args.cache_type())?),
+                };
+                (engine, args.cache_type())
             }
         };
         bar.finish_and_clear();

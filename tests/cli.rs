@@ -221,7 +221,7 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--top-p", "2"]),
         refusal(&["generate", "embedded", "Once", "--device", "abacus"]),
         refusal(&["generate", "embedded", "Once", "--phase", "9"]),
-        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--phase", "3", "--kv", "f16"]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--phase", "2", "--kv", "f16"]),
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv", "f8"]),
         refusal(&["bench", "embedded", "--device", "cpu", "--depth", "999999"]),
         refusal(&["logits", "embedded", "--tokens", "99999", "--device", "cpu", "--out", &out]),
@@ -236,4 +236,103 @@ fn bad_input_is_one_sentence_and_status_2() {
     let directory = directory.path().to_str().expect("UTF-8");
     insta::assert_snapshot!("refusals", refusals.join("\n").replace(directory, "DIRECTORY"));
     assert!(!Path::new(&out).exists(), "nothing is left behind");
+}
+
+#[test]
+fn folders_convert_and_compare() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (hf, q8) = ("reference/goldens/folders/hf", "reference/goldens/folders/mlx-q8");
+    let converted = path("converted.gguf");
+    assert!(gptoss(&["convert", hf, &converted]).status.success());
+    let same = stdout(&["verify", hf, &converted]);
+    assert!(same.ends_with("configuration and tokenizer equal\nthe same model\n"), "{same}");
+    assert!(same.starts_with("60 tensors identical"), "{same}");
+    let rounded = json(&["verify", hf, q8, "--json"]);
+    assert_eq!(rounded["same"], true);
+    assert_eq!(rounded["tensors"][0]["verdict"], "identical");
+    let other = gptoss(&["verify", hf, "embedded"]);
+    assert_eq!(other.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&other.stdout).ends_with("not the same model\n"));
+    assert_eq!(json(&["inspect", q8, "--json"])["weights"]["formats"]["MLX8/64"]["tensors"], 17);
+
+    assert!(gptoss(&["make-model", "nano", &path("folder"), "--folder"]).status.success());
+    let object = json(&["generate", &path("folder"), "Once", "-n", "3", "--ignore-stops", "--json", "--device", "cpu"]);
+    assert_eq!(object["tokens"].as_array().expect("an array").len(), 3);
+}
+
+#[test]
+fn the_memory_plan_follows_the_cache() {
+    let cache =
+        |kv: &str| json(&["inspect", "embedded", "--json", "--kv", kv])["memory"][0]["cache"].as_u64().expect("bytes");
+    assert_eq!((cache("f16") * 2, cache("q8_0") * 64), (cache("f32"), cache("f32") * 17));
+}
+
+/// Stopped twice and gone on with, a text has the same tokens as in one go.
+#[test]
+fn a_session_goes_on() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let tokens = |session: Option<&str>, prompt: &str, count: &str, kv: &str| -> Vec<serde_json::Value> {
+        let mut arguments = vec![
+            "generate",
+            "embedded",
+            prompt,
+            "-n",
+            count,
+            "--ignore-stops",
+            "--json",
+            "--device",
+            "cpu",
+            "--phase",
+            "3",
+            "--kv",
+            kv,
+        ];
+        arguments.extend(session.iter().flat_map(|file| ["--session", file]));
+        json(&arguments)["tokens"].as_array().expect("an array").clone()
+    };
+    for kv in ["f32", "f16", "q8_0"] {
+        let file = directory.path().join(kv).to_str().expect("UTF-8").to_owned();
+        // Longer than the window of 128, so that the rings have wrapped when they are saved.
+        let whole = tokens(None, "Once upon a time", "150", kv);
+        let parts = [("Once upon a time", "7"), ("", "133"), ("", "10")];
+        let parts: Vec<_> = parts.iter().flat_map(|(prompt, count)| tokens(Some(&file), prompt, count, kv)).collect();
+        assert_eq!(parts, whole, "{kv}");
+    }
+    let file = directory.path().join("f16").to_str().expect("UTF-8").to_owned();
+    let refusals = [
+        refusal(&["generate", "embedded", "", "--session", &file, "--device", "cpu", "--phase", "3"]),
+        refusal(&[
+            "generate",
+            "embedded",
+            "",
+            "--session",
+            &file,
+            "--device",
+            "cpu",
+            "--kv",
+            "f16",
+            "--rope",
+            "truncated",
+            "--phase",
+            "3",
+        ]),
+        refusal(&[
+            "generate",
+            "reference/goldens/even/model.gguf",
+            "",
+            "--session",
+            &file,
+            "--device",
+            "cpu",
+            "--kv",
+            "f16",
+            "--phase",
+            "3",
+        ]),
+        refusal(&["generate", "embedded", "a", "--session", "Cargo.toml", "--device", "cpu", "--phase", "3"]),
+        refusal(&["generate", "embedded", "a", "--session", &file, "--device", "cpu", "--phase", "2"]),
+        refusal(&["generate", "what is it?", "--session", &file]),
+    ];
+    insta::assert_snapshot!(refusals.join("\n").replace(&file, "FILE"));
 }

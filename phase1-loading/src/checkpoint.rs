@@ -7,29 +7,35 @@ use bytes::Bytes;
 
 use crate::config::GptOssConfig;
 use crate::error::{Defect, LoadError};
+use crate::folder;
 use crate::gguf::Gguf;
+use crate::saved::Fnv;
 use crate::tensor::HostTensor;
 use crate::tokenizer::{Tokenizer, Vocabulary};
 
-/// An opened model file. Weights are views of the mapping.
+/// An opened model. Weights are views of the mapping.
 pub struct Checkpoint {
     pub path: PathBuf,
     pub config: GptOssConfig,
     /// By canonical name, which is GGUF's (`blk.0.attn_q.weight`). Exactly the tensors that the configuration calls for.
     pub tensors: BTreeMap<String, HostTensor>,
-    vocabulary: Vocabulary,
+    pub(crate) vocabulary: Vocabulary,
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file and reads its header; weights are paged in when they are first used.
+    /// Opens a GGUF file, the first of several, or a folder of safetensors files, and reads the headers; weights are paged
+    /// in when they are first used.
     ///
     /// # Errors
-    /// A file that cannot be read, is not a GPT-OSS model in GGUF version 3, or contradicts itself.
+    /// Files that cannot be read, are not a GPT-OSS model, or contradict themselves.
     pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
-        Self::from_gguf(Gguf::open(path)?)
+        match path.is_dir() {
+            true => folder::open(path),
+            false => Self::from_gguf(Gguf::open(path)?),
+        }
     }
 
-    /// As [`Checkpoint::open`], for a file that is in memory; `name` is what errors call it.
+    /// As [`Checkpoint::open`], for a GGUF file that is in memory; `name` is what errors call it.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -37,18 +43,35 @@ impl Checkpoint {
         Self::from_gguf(Gguf::from_bytes(Path::new(name), file)?)
     }
 
-    fn from_gguf(mut gguf: Gguf) -> Result<Checkpoint, LoadError> {
-        let path = gguf.path.clone();
-        let in_file = |defect: Defect| defect.in_file(&path);
+    /// As [`Checkpoint::open`], for a folder whose files are in memory, by name.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_folder_bytes(name: &str, files: &BTreeMap<String, Bytes>) -> Result<Checkpoint, LoadError> {
+        folder::read(Path::new(name), &|file| Ok(files.get(file).cloned()))
+    }
+
+    fn from_gguf(gguf: Gguf) -> Result<Checkpoint, LoadError> {
+        let in_file = |defect: Defect| defect.in_file(&gguf.path);
         let config = GptOssConfig::from_gguf(&gguf).map_err(in_file)?;
         let vocabulary = Vocabulary::from_gguf(&gguf, config.vocab).map_err(in_file)?;
+        Self::assemble(gguf.path, config, vocabulary, gguf.tensors)
+    }
+
+    /// Puts together what was read, if every tensor that the configuration calls for is there and no other.
+    pub(crate) fn assemble(
+        path: PathBuf,
+        config: GptOssConfig,
+        vocabulary: Vocabulary,
+        mut found: BTreeMap<String, HostTensor>,
+    ) -> Result<Checkpoint, LoadError> {
+        let in_file = |defect: Defect| defect.in_file(&path);
         let mut tensors = BTreeMap::new();
         for spec in tensor_specs(&config) {
-            let found = gguf.tensors.remove(&spec.name);
-            let tensor = check_tensor(&spec, found).map_err(in_file)?;
+            let tensor = check_tensor(&spec, found.remove(&spec.name)).map_err(in_file)?;
             tensors.insert(spec.name, tensor);
         }
-        if let Some(name) = gguf.tensors.keys().next() {
+        if let Some(name) = found.keys().next() {
             let expected = format!("no tensor of this name in a {}-layer GPT-OSS model", config.layers());
             return Err(in_file(Defect::new(format!("tensor `{name}`"), expected, "one")));
         }
@@ -71,9 +94,24 @@ impl Checkpoint {
         Tokenizer::new(&self.vocabulary).map_err(|defect| defect.in_file(&self.path))
     }
 
+    /// Tells this model's file from others: a hash of the configuration, of every tensor's name, format and shape, and of the
+    /// first and last row of each.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Fnv::default();
+        hash.add(format!("{:?}", self.config).as_bytes());
+        for (name, tensor) in &self.tensors {
+            hash.add(format!("{name} {} {:?}", tensor.format.name(), tensor.shape).as_bytes());
+            let last = tensor.rows() - 1;
+            for row in [0, last] {
+                hash.add(&tensor.packed_as(tensor.format, row..row + 1));
+            }
+        }
+        format!("{:016x}", hash.0)
+    }
+
     /// Bytes of packed weights.
     pub fn weight_bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.data.len() as u64).sum()
+        self.tensors.values().map(|t| t.bytes() as u64).sum()
     }
 }
 

@@ -1,11 +1,14 @@
-//! The storage formats of tensor rows, and exact conversion between packed bytes and f32.
+//! The storage formats of tensor rows, and conversion between packed bytes and f32.
 //!
-//! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding is
-//! exact in every format: an f32 holds each product of scale and code without rounding.
+//! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding rounds as the
+//! format's own definition does in f32, or not at all.
+
+mod quants;
 
 use half::{bf16, f16};
 
 /// How the values of a tensor are stored.
+#[allow(non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
     F32,
@@ -15,6 +18,42 @@ pub enum Format {
     Q8_0,
     /// 32 values of the OCP microscaling format: an E8M0 scale byte and 32 E2M1 codes of 4 bits.
     Mxfp4,
+    /// 32 values: an f16 scale and codes of 4 bits, 8 meaning 0.
+    Q4_0,
+    /// 32 values: an f16 scale, an f16 minimum and codes of 4 bits.
+    Q4_1,
+    /// 32 values: an f16 scale and codes of 5 bits, 16 meaning 0.
+    Q5_0,
+    /// 32 values: an f16 scale, an f16 minimum and codes of 5 bits.
+    Q5_1,
+    /// 32 values: an f16 scale and 4-bit places in a fixed table.
+    Iq4Nl,
+    /// 256 values in 8 runs, with scales and minima of 6 bits under f16 factors, and codes of 4 bits.
+    Q4_K,
+    /// As [`Format::Q4_K`], with codes of 5 bits.
+    Q5_K,
+    /// 256 values in 16 runs, with scales of 8 bits under an f16 factor, and codes of 6 bits.
+    Q6_K,
+    /// A group of MLX's affine quantization: an f32 scale, an f32 bias and unsigned codes. In a file these are three tensors;
+    /// as blocks they only exist here.
+    Affine {
+        bits: Bits,
+        group: Group,
+    },
+}
+
+/// Width of an affine code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bits {
+    Four = 4,
+    Eight = 8,
+}
+
+/// Values that share an affine scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    Of32 = 32,
+    Of64 = 64,
 }
 
 /// The sixteen E2M1 values by code: sign, two exponent bits, one mantissa bit.
@@ -22,11 +61,33 @@ pub enum Format {
 /// Code 8 is written +0: OCP calls it −0, GGUF readers +0, and no product distinguishes them.
 pub const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// Values to a quantized block, in both block formats.
+/// Values to a block of the simple formats.
 const BLOCK: usize = 32;
+/// Values to a block of the K-quants.
+const SUPER_BLOCK: usize = 256;
+/// The most bytes that a block has.
+pub(crate) const MAX_BLOCK_BYTES: usize = Format::Q6_K.block_bytes();
 
 impl Format {
-    pub const ALL: [Format; 5] = [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Mxfp4];
+    /// The formats that GGUF files hold.
+    pub const GGUF: [Format; 13] = [
+        Format::F32,
+        Format::F16,
+        Format::BF16,
+        Format::Q8_0,
+        Format::Mxfp4,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Iq4Nl,
+        Format::Q4_K,
+        Format::Q5_K,
+        Format::Q6_K,
+    ];
+
+    /// The formats that [`Format::encode`] packs, and that every engine multiplies as they are.
+    pub const WRITTEN: [Format; 5] = [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Mxfp4];
 
     /// The format's name as people write it.
     pub const fn name(self) -> &'static str {
@@ -36,29 +97,52 @@ impl Format {
             Format::BF16 => "BF16",
             Format::Q8_0 => "Q8_0",
             Format::Mxfp4 => "MXFP4",
+            Format::Q4_0 => "Q4_0",
+            Format::Q4_1 => "Q4_1",
+            Format::Q5_0 => "Q5_0",
+            Format::Q5_1 => "Q5_1",
+            Format::Iq4Nl => "IQ4_NL",
+            Format::Q4_K => "Q4_K",
+            Format::Q5_K => "Q5_K",
+            Format::Q6_K => "Q6_K",
+            Format::Affine { bits: Bits::Four, group: Group::Of32 } => "MLX4/32",
+            Format::Affine { bits: Bits::Four, group: Group::Of64 } => "MLX4/64",
+            Format::Affine { bits: Bits::Eight, group: Group::Of32 } => "MLX8/32",
+            Format::Affine { bits: Bits::Eight, group: Group::Of64 } => "MLX8/64",
         }
     }
 
-    /// Type number in a GGUF file (`ggml_type`).
-    pub const fn ggml_type(self) -> u32 {
-        match self {
+    /// Type number in a GGUF file (`ggml_type`), where the format occurs in those.
+    pub const fn ggml_type(self) -> Option<u32> {
+        Some(match self {
             Format::F32 => 0,
             Format::F16 => 1,
             Format::BF16 => 30,
             Format::Q8_0 => 8,
             Format::Mxfp4 => 39,
-        }
+            Format::Q4_0 => 2,
+            Format::Q4_1 => 3,
+            Format::Q5_0 => 6,
+            Format::Q5_1 => 7,
+            Format::Iq4Nl => 20,
+            Format::Q4_K => 12,
+            Format::Q5_K => 13,
+            Format::Q6_K => 14,
+            Format::Affine { .. } => return None,
+        })
     }
 
     pub fn from_ggml_type(number: u32) -> Option<Format> {
-        Format::ALL.into_iter().find(|f| f.ggml_type() == number)
+        Format::GGUF.into_iter().find(|f| f.ggml_type() == Some(number))
     }
 
     /// Values in one block; a row is a whole number of blocks.
     pub const fn block_len(self) -> usize {
         match self {
             Format::F32 | Format::F16 | Format::BF16 => 1,
-            Format::Q8_0 | Format::Mxfp4 => BLOCK,
+            Format::Q4_K | Format::Q5_K | Format::Q6_K => SUPER_BLOCK,
+            Format::Affine { group, .. } => group as usize,
+            _ => BLOCK,
         }
     }
 
@@ -67,8 +151,16 @@ impl Format {
         match self {
             Format::F32 => 4,
             Format::F16 | Format::BF16 => 2,
-            Format::Q8_0 => 2 + BLOCK,
-            Format::Mxfp4 => 1 + BLOCK / 2,
+            Format::Q8_0 => 2 + 32,
+            Format::Mxfp4 => 1 + 16,
+            Format::Q4_0 | Format::Iq4Nl => 2 + 16,
+            Format::Q4_1 => 2 + 2 + 16,
+            Format::Q5_0 => 2 + 4 + 16,
+            Format::Q5_1 => 2 + 2 + 4 + 16,
+            Format::Q4_K => 2 + 2 + 12 + 128,
+            Format::Q5_K => 2 + 2 + 12 + 32 + 128,
+            Format::Q6_K => 128 + 64 + 16 + 2,
+            Format::Affine { bits, group } => 4 + 4 + bits as usize * group as usize / 8,
         }
     }
 
@@ -81,31 +173,23 @@ impl Format {
     pub fn decode(self, packed: &[u8], values: &mut [f32]) {
         debug_assert_eq!(packed.len(), self.row_bytes(values.len()));
         match self {
-            Format::F32 => {
-                for (value, b) in values.iter_mut().zip(packed.as_chunks::<4>().0) {
-                    *value = f32::from_le_bytes(*b);
-                }
-            }
-            Format::F16 => {
-                for (value, b) in values.iter_mut().zip(packed.as_chunks::<2>().0) {
-                    *value = f16::from_le_bytes(*b).to_f32();
-                }
-            }
-            Format::BF16 => {
-                for (value, b) in values.iter_mut().zip(packed.as_chunks::<2>().0) {
-                    *value = bf16::from_le_bytes(*b).to_f32();
-                }
-            }
-            Format::Q8_0 => {
-                let blocks = packed.as_chunks::<{ Format::Q8_0.block_bytes() }>().0;
-                for (values, block) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(blocks) {
-                    decode_q8_0(block, values);
-                }
-            }
-            Format::Mxfp4 => {
-                let blocks = packed.as_chunks::<{ Format::Mxfp4.block_bytes() }>().0;
-                for (values, block) in values.as_chunks_mut::<BLOCK>().0.iter_mut().zip(blocks) {
-                    decode_mxfp4(block, values);
+            Format::F32 => blocks(packed, values, |b: &[u8; 4], [v]| *v = f32::from_le_bytes(*b)),
+            Format::F16 => blocks(packed, values, |b: &[u8; 2], [v]| *v = f16::from_le_bytes(*b).to_f32()),
+            Format::BF16 => blocks(packed, values, |b: &[u8; 2], [v]| *v = bf16::from_le_bytes(*b).to_f32()),
+            Format::Q8_0 => blocks(packed, values, quants::q8_0),
+            Format::Mxfp4 => blocks(packed, values, quants::mxfp4),
+            Format::Q4_0 => blocks(packed, values, quants::q4_0),
+            Format::Q4_1 => blocks(packed, values, quants::q4_1),
+            Format::Q5_0 => blocks(packed, values, quants::q5_0),
+            Format::Q5_1 => blocks(packed, values, quants::q5_1),
+            Format::Iq4Nl => blocks(packed, values, quants::iq4_nl),
+            Format::Q4_K => blocks(packed, values, quants::q4_k),
+            Format::Q5_K => blocks(packed, values, quants::q5_k),
+            Format::Q6_K => blocks(packed, values, quants::q6_k),
+            Format::Affine { bits, group } => {
+                let packed = packed.chunks_exact(self.block_bytes());
+                for (block, values) in packed.zip(values.chunks_exact_mut(group as usize)) {
+                    quants::affine(block, bits as usize, values);
                 }
             }
         }
@@ -113,49 +197,49 @@ impl Format {
 
     /// Packs whole blocks, rounding to nearest where the format is coarser than f32: the inverse of
     /// [`Format::decode`] on every value that `decode` can produce.
+    ///
+    /// # Panics
+    /// On a format that is only read: all but F32, F16, BF16, Q8_0 and MXFP4.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         assert_eq!(values.len() % self.block_len(), 0, "whole blocks");
+        let mut packed = Vec::with_capacity(self.row_bytes(values.len()));
         let blocks = values.chunks_exact(BLOCK);
         match self {
-            Format::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Format::F16 => (values.iter()).flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            Format::BF16 => (values.iter()).flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-            Format::Q8_0 => blocks.flat_map(encode_q8_0).collect(),
-            Format::Mxfp4 => blocks.flat_map(encode_mxfp4).collect(),
+            Format::F32 => values.iter().for_each(|v| packed.extend_from_slice(&v.to_le_bytes())),
+            Format::F16 => values.iter().for_each(|&v| packed.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
+            Format::BF16 => values.iter().for_each(|&v| packed.extend_from_slice(&bf16::from_f32(v).to_le_bytes())),
+            Format::Q8_0 => blocks.for_each(|block| packed.extend_from_slice(&encode_q8_0(block))),
+            Format::Mxfp4 => blocks.for_each(|block| packed.extend_from_slice(&encode_mxfp4(block))),
+            _ => panic!("{} is read and never written", self.name()),
         }
+        packed
     }
 }
 
-/// `value[e] = scale · q[e]`.
-fn decode_q8_0(block: &[u8; 2 + BLOCK], values: &mut [f32; BLOCK]) {
-    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-    for (value, &q) in values.iter_mut().zip(&block[2..]) {
-        *value = scale * f32::from(q as i8);
+/// Unpacks block after block.
+fn blocks<const BYTES: usize, const LEN: usize>(
+    packed: &[u8],
+    values: &mut [f32],
+    unpack: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
+) {
+    for (block, values) in packed.as_chunks().0.iter().zip(values.as_chunks_mut().0) {
+        unpack(block, values);
     }
 }
 
 fn encode_q8_0(values: &[f32]) -> [u8; 2 + BLOCK] {
-    let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    // Magnitudes are ordered as their bits are, and integers compare faster.
+    let amax = f32::from_bits(values.iter().fold(0, |most, v| most.max(v.abs().to_bits())));
     let scale = f16::from_f32(amax / 127.0);
     let inverse = if scale == f16::ZERO { 0.0 } else { scale.to_f32().recip() };
     let mut block = [0; 2 + BLOCK];
     block[..2].copy_from_slice(&scale.to_le_bytes());
     for (q, value) in block[2..].iter_mut().zip(values) {
-        *q = (value * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+        // Rounds away from 0 at a half, as `round` does, in instructions that every processor has.
+        let quotient = (value * inverse).clamp(-127.0, 127.0);
+        *q = (quotient + 0.5f32.copysign(quotient)) as i32 as u8;
     }
     block
-}
-
-/// GGUF's nibble order: code `e` is the low nibble of byte `e` for the first half of the block, the high nibble of
-/// byte `e − 16` for the second. `value[e] = E2M1[code] · 2^(scale − 127)`.
-fn decode_mxfp4(block: &[u8; 1 + BLOCK / 2], values: &mut [f32; BLOCK]) {
-    let scale = e8m0(block[0]);
-    let table = E2M1.map(|value| value * scale);
-    let (first, second) = values.split_at_mut(BLOCK / 2);
-    for ((first, second), &byte) in first.iter_mut().zip(second).zip(&block[1..]) {
-        *first = table[usize::from(byte & 15)];
-        *second = table[usize::from(byte >> 4)];
-    }
 }
 
 /// Rounds to the scale `2^(⌊log2 amax⌋ − 2)`, the largest that leaves amax inside the code range or saturates it least,
@@ -188,6 +272,10 @@ pub fn e8m0(byte: u8) -> f32 {
 /// Turns the 16 code bytes of one MXFP4 block from the Hugging Face and MLX order (element `e` in byte `e / 2`, low
 /// nibble first) into GGUF's. The scale byte is the same in both.
 pub fn repack_mxfp4_from_hf(hf: &[u8; 16]) -> [u8; 16] {
-    let code = |e: usize| hf[e / 2] >> (4 * (e % 2)) & 15;
-    std::array::from_fn(|j| code(j) | code(j + 16) << 4)
+    let mut gguf = [0; 16];
+    let (first, second) = hf.split_at(8);
+    for ((pair, first), second) in gguf.as_chunks_mut::<2>().0.iter_mut().zip(first).zip(second) {
+        *pair = [first & 15 | second << 4, first >> 4 | second & 0xf0];
+    }
+    gguf
 }

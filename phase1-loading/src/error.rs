@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why a model file was refused. Every message names the file; all but I/O errors also name the part of it
+/// Why a model file was refused, or not written. Every message names the file; all but I/O errors also name the part of it
 /// (a tensor, a metadata key, the header), what was expected there and what was found.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{} cannot be read", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{} cannot be written", path.display())]
+    Unwritten { path: PathBuf, source: std::io::Error },
     #[error("{}: {part}: expected {expected}, found {found}", path.display())]
     Invalid { path: PathBuf, part: String, expected: String, found: String },
 }

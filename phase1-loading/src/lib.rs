@@ -1,23 +1,33 @@
 //! Phase 1: a file becomes named, typed tensors on the host, a configuration and a tokenizer.
 //!
-//! [`Checkpoint::open`] maps a GGUF file and checks its header against what a GPT-OSS model needs. It knows nothing of
-//! devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and [`Format`] says how to read them.
+//! [`Checkpoint::open`] maps a GGUF file or a folder of safetensors files and checks the headers against what a GPT-OSS
+//! model needs. It knows nothing of devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and
+//! [`Format`] says how to read them.
 
 mod checkpoint;
 mod codec;
 mod config;
+mod convert;
 mod error;
+mod folder;
 pub mod gate;
 mod gguf;
+mod mapping;
+mod saved;
 mod soundness;
 pub mod synthetic;
 mod tensor;
 mod tokenizer;
+mod verify;
 
 pub use checkpoint::Checkpoint;
-pub use codec::{E2M1, Format, e8m0, repack_mxfp4_from_hf};
+pub use codec::{Bits, E2M1, Format, Group, e8m0, repack_mxfp4_from_hf};
 pub use config::{AttentionKind, GptOssConfig, RopeConfig};
+pub use convert::convert;
 pub use error::LoadError;
+pub use mapping::write_whole;
+pub use saved::SavedSession;
 pub use soundness::{check_scales, check_values};
 pub use tensor::HostTensor;
 pub use tokenizer::{TextStream, Tokenizer};
+pub use verify::{Comparison, TensorComparison, Verdict, verify};

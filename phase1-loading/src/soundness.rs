@@ -14,14 +14,23 @@ pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), 
     if tensor.format != Format::Mxfp4 {
         return Ok(());
     }
-    let scales = tensor.data.iter().step_by(Format::Mxfp4.block_bytes());
-    match scales.copied().position(|scale| scale == 255) {
+    match bad_scale(&tensor.packed()) {
         None => Ok(()),
         Some(block) => {
             let found = format!("255 in block {block}");
             Err(Defect::new(format!("tensor `{name}`"), "MXFP4 scale bytes from 0 to 254", found).in_file(path))
         }
     }
+}
+
+/// Whether some packed rows have such a scale byte.
+pub(crate) fn has_bad_scale(format: Format, packed: &[u8]) -> bool {
+    format == Format::Mxfp4 && bad_scale(packed).is_some()
+}
+
+/// The block of MXFP4 rows that has one.
+fn bad_scale(packed: &[u8]) -> Option<usize> {
+    packed.iter().step_by(Format::Mxfp4.block_bytes()).position(|&scale| scale == 255)
 }
 
 /// Decodes a whole tensor and refuses the first value that is not finite.
@@ -32,7 +41,7 @@ pub fn check_values(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), 
     check_scales(path, name, tensor)?;
     let mut values = vec![0.0; tensor.row_len()];
     for row in 0..tensor.rows() {
-        tensor.format.decode(tensor.row(row), &mut values);
+        tensor.decode_row(row, &mut values);
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
             let found = format!("{value} in row {row}");
             return Err(Defect::new(format!("tensor `{name}`"), "finite numbers", found).in_file(path));

@@ -1,20 +1,61 @@
-//! A tensor as it lies in the file: a name's worth of packed bytes, a shape and a storage format.
+//! A tensor as it lies in the file: packed rows, a shape and a storage format.
+
+use std::ops::Range;
 
 use bytes::Bytes;
+use half::{bf16, f16};
+use rayon::prelude::*;
 
-use crate::codec::Format;
+use crate::codec::{Format, MAX_BLOCK_BYTES, repack_mxfp4_from_hf};
 
-/// A tensor on the host. `data` is a view of the mapped file, never a copy.
+/// A tensor on the host, its weights a view of the mapped file. Cloning copies no weights.
 #[derive(Clone, Debug)]
 pub struct HostTensor {
     pub format: Format,
     /// Row-major: `[out, in]` for a matrix, `[experts, out, in]` for stacked experts, `[n]` for a vector.
     pub shape: Vec<usize>,
-    /// `shape` rows one after another, each `format.row_bytes(in)` long.
-    pub data: Bytes,
+    storage: Storage,
+}
+
+#[derive(Clone, Debug)]
+enum Storage {
+    /// `shape` rows one after another, each `format.row_bytes(in)` long: as GGUF keeps every tensor.
+    Packed(Bytes),
+    /// Codes apart from their scales: as safetensors files keep quantized tensors.
+    Planes(Planes),
+}
+
+/// The parts of a quantized tensor that safetensors files keep apart, and where its rows are among theirs.
+#[derive(Clone, Debug)]
+pub(crate) struct Planes {
+    /// Codes of four bits, low nibble first, or of eight.
+    pub codes: Bytes,
+    /// E8M0 bytes for MXFP4, else numbers of `scale_format`.
+    pub scales: Bytes,
+    /// Of affine groups, numbers of `scale_format`; otherwise empty.
+    pub biases: Bytes,
+    pub scale_format: Format,
+    /// Row i is the planes' row `first + i · step`: Hugging Face interleaves the rows of gate and up.
+    pub first: usize,
+    pub step: usize,
 }
 
 impl HostTensor {
+    /// A tensor whose rows are packed one after another in `data`.
+    ///
+    /// # Panics
+    /// If `data` is not as long as `shape` says.
+    pub fn packed_rows(format: Format, shape: Vec<usize>, data: Bytes) -> HostTensor {
+        let tensor = HostTensor { format, shape, storage: Storage::Packed(data.clone()) };
+        assert_eq!(data.len(), tensor.bytes(), "{} of shape {:?}", format.name(), tensor.shape);
+        tensor
+    }
+
+    /// The lengths of the planes must have been checked against the shape.
+    pub(crate) fn from_planes(format: Format, shape: Vec<usize>, planes: Planes) -> HostTensor {
+        HostTensor { format, shape, storage: Storage::Planes(planes) }
+    }
+
     /// Length of the innermost dimension: the values of one row.
     pub fn row_len(&self) -> usize {
         *self.shape.last().expect("a tensor has a dimension")
@@ -25,16 +66,161 @@ impl HostTensor {
         self.shape[..self.shape.len() - 1].iter().product()
     }
 
-    /// The packed bytes of row `row`, counted over all outer dimensions.
-    pub fn row(&self, row: usize) -> &[u8] {
-        let bytes = self.format.row_bytes(self.row_len());
-        &self.data[row * bytes..(row + 1) * bytes]
+    fn row_bytes(&self) -> usize {
+        self.format.row_bytes(self.row_len())
+    }
+
+    /// Bytes of all packed rows.
+    pub fn bytes(&self) -> usize {
+        self.rows() * self.row_bytes()
+    }
+
+    /// All packed rows, one after another: the mapped file's own bytes, or a copy put together from planes.
+    pub fn packed(&self) -> Bytes {
+        self.packed_as(self.format, 0..self.rows())
+    }
+
+    /// Some rows, counted over all outer dimensions, packed in `format`: bytes of the mapped file if they lie there so, else a
+    /// copy.
+    ///
+    /// # Panics
+    /// If `format` is another than the tensor's and one that is only read: see [`Format::encode`].
+    pub fn packed_as(&self, format: Format, rows: Range<usize>) -> Bytes {
+        let row_bytes = format.row_bytes(self.row_len());
+        match &self.storage {
+            _ if format != self.format => {
+                let new_row = || vec![0.0; self.row_len()];
+                let rows = rows.into_par_iter().map_init(new_row, |values, row| {
+                    self.decode_row(row, values);
+                    format.encode(values)
+                });
+                rows.collect::<Vec<_>>().concat().into()
+            }
+            Storage::Packed(data) => data.slice(rows.start * row_bytes..rows.end * row_bytes),
+            Storage::Planes(planes) => {
+                let mut packed = vec![0; rows.len() * row_bytes];
+                packed.par_chunks_exact_mut(row_bytes).zip(rows).for_each(|(packed, row)| {
+                    for (block, packed) in packed.chunks_exact_mut(format.block_bytes()).enumerate() {
+                        planes.pack_block(format, self.row_len(), row, block, packed);
+                    }
+                });
+                packed.into()
+            }
+        }
+    }
+
+    /// Unpacks one row, counted over all outer dimensions, into `values` `[in]`.
+    pub fn decode_row(&self, row: usize, values: &mut [f32]) {
+        let row_bytes = self.row_bytes();
+        match &self.storage {
+            Storage::Packed(data) => self.format.decode(&data[row * row_bytes..][..row_bytes], values),
+            Storage::Planes(planes) => {
+                let mut packed = [0; MAX_BLOCK_BYTES];
+                let packed = &mut packed[..self.format.block_bytes()];
+                for (block, values) in values.chunks_exact_mut(self.format.block_len()).enumerate() {
+                    planes.pack_block(self.format, self.row_len(), row, block, packed);
+                    self.format.decode(packed, values);
+                }
+            }
+        }
     }
 
     /// Every value as f32, in row-major order.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.shape.iter().product()];
-        self.format.decode(&self.data, &mut values);
+        for (row, values) in values.chunks_exact_mut(self.row_len()).enumerate() {
+            self.decode_row(row, values);
+        }
         values
+    }
+}
+
+impl Planes {
+    /// Puts block `block` of row `row` together. This is the one place that knows the order of nibbles and rows in
+    /// safetensors files.
+    fn pack_block(&self, format: Format, row_len: usize, row: usize, block: usize, packed: &mut [u8]) {
+        let blocks = row_len / format.block_len();
+        let at = (self.first + row * self.step) * blocks + block;
+        match format {
+            Format::Mxfp4 => {
+                let codes = self.codes[at * 16..][..16].try_into().expect("sixteen bytes");
+                packed[0] = self.scales[at];
+                packed[1..].copy_from_slice(&repack_mxfp4_from_hf(codes));
+            }
+            Format::Affine { .. } => {
+                let codes = packed.len() - 8;
+                packed[..4].copy_from_slice(&self.number(&self.scales, at).to_le_bytes());
+                packed[4..8].copy_from_slice(&self.number(&self.biases, at).to_le_bytes());
+                packed[8..].copy_from_slice(&self.codes[at * codes..][..codes]);
+            }
+            _ => unreachable!("{} has no planes", format.name()),
+        }
+    }
+
+    fn number(&self, plane: &[u8], at: usize) -> f32 {
+        let pair = || [plane[at * 2], plane[at * 2 + 1]];
+        match self.scale_format {
+            Format::F16 => f16::from_le_bytes(pair()).to_f32(),
+            Format::BF16 => bf16::from_le_bytes(pair()).to_f32(),
+            _ => f32::from_le_bytes(plane[at * 4..][..4].try_into().expect("four bytes")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec::{Bits, Group};
+
+    fn numbers(format: Format, values: &[f32]) -> Bytes {
+        format.encode(values).into()
+    }
+
+    proptest! {
+        /// Every width, group and number format of mlx-lm's affine planes, rows taken in steps, against the formula.
+        #[test]
+        fn affine_planes_decode(
+            bits in prop::sample::select(vec![Bits::Four, Bits::Eight]),
+            group in prop::sample::select(vec![Group::Of32, Group::Of64]),
+            scale_format in prop::sample::select(vec![Format::F32, Format::F16, Format::BF16]),
+            (rows, groups, step) in (1usize..4, 1usize..4, 1usize..3),
+            seed in prop::collection::vec(any::<u8>(), 1024 * 3),
+        ) {
+            let (width, row_len) = (bits as usize, groups * group as usize);
+            let plane_rows = rows * step;
+            let codes = &seed[..plane_rows * row_len * width / 8];
+            let plane = |salt: usize| -> Vec<f32> {
+                let numbers = (0..plane_rows * groups).map(|i| f32::from(seed[i * 7 + salt] as i8) / 64.0);
+                numbers.collect()
+            };
+            let (scales, biases) = (plane(1), plane(2));
+            let planes = Planes {
+                codes: Bytes::copy_from_slice(codes),
+                scales: numbers(scale_format, &scales),
+                biases: numbers(scale_format, &biases),
+                scale_format,
+                first: step - 1,
+                step,
+            };
+            let tensor = HostTensor::from_planes(Format::Affine { bits, group }, vec![rows, row_len], planes);
+            let mut expected = Vec::new();
+            for row in 0..rows {
+                let row = step - 1 + row * step;
+                for column in 0..row_len {
+                    let at = row * row_len + column;
+                    let code = match bits {
+                        Bits::Eight => codes[at],
+                        Bits::Four => codes[at / 2] >> (at % 2 * 4) & 15,
+                    };
+                    let group = at / group as usize;
+                    expected.push(f32::from(code) * scales[group] + biases[group]);
+                }
+            }
+            prop_assert_eq!(&tensor.to_f32(), &expected);
+            let packed = HostTensor::packed_rows(tensor.format, tensor.shape.clone(), tensor.packed());
+            prop_assert_eq!(packed.to_f32(), expected);
+        }
     }
 }

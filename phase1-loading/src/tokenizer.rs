@@ -5,6 +5,7 @@
 //! never pose as structure.
 
 mod stream;
+mod vocabulary;
 
 use std::collections::HashMap;
 
@@ -16,8 +17,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::error::Defect;
-use crate::gguf::{Array, Gguf, Value};
 pub use stream::TextStream;
+pub(crate) use vocabulary::{CONTROL, Lists, NORMAL, SpecialTokens, Vocabulary};
 
 /// The pre-tokenizer pattern of o200k (`gpt-4o` in GGUF): words with one leading non-letter and an English
 /// contraction, numbers of up to three digits, punctuation runs, line breaks, other white space.
@@ -31,60 +32,6 @@ const O200K_PATTERN: &str = concat!(
     r"|\s+",
 );
 
-/// GGUF's `tokenizer.ggml.token_type` of a token that structures text and is never produced by the BPE.
-const CONTROL: u64 = 3;
-
-/// A vocabulary as it lies in the model file.
-pub(crate) struct Vocabulary {
-    tokens: Array,
-    merges: Array,
-    types: Array,
-    eos: Option<u32>,
-}
-
-impl Vocabulary {
-    pub(crate) fn from_gguf(gguf: &Gguf, vocab: usize) -> Result<Vocabulary, Defect> {
-        let defect = |key: &str, expected: String, found: String| {
-            Defect::new(format!("metadata `tokenizer.ggml.{key}`"), expected, found)
-        };
-        let get = |key: &str| gguf.metadata.get(&format!("tokenizer.ggml.{key}"));
-        for (key, expected) in [("model", "gpt2"), ("pre", "gpt-4o")] {
-            let found = get(key).and_then(Value::as_str).unwrap_or("none");
-            if found != expected {
-                return Err(defect(key, format!("`{expected}`"), format!("`{found}`")));
-            }
-        }
-        let array = |key: &str, len: Option<usize>, what: &str| {
-            let expected = match len {
-                Some(len) => format!("an array of {len} {what}, one a token"),
-                None => format!("an array of {what}"),
-            };
-            let value = get(key).ok_or_else(|| defect(key, expected.clone(), "no such key".into()))?;
-            match value.as_array() {
-                Some(array) if len.is_none_or(|len| len == array.count()) => Ok(array.clone()),
-                Some(array) => Err(defect(key, expected, format!("{} elements", array.count()))),
-                None => Err(defect(key, expected, value.kind().into())),
-            }
-        };
-        let eos = match get("eos_token_id") {
-            None => None,
-            Some(value) => match value.as_u64().filter(|&id| id < vocab as u64) {
-                Some(id) => Some(id as u32),
-                None => {
-                    let expected = format!("a token id below {vocab}");
-                    return Err(defect("eos_token_id", expected, format!("{value:?}")));
-                }
-            },
-        };
-        Ok(Vocabulary {
-            tokens: array("tokens", Some(vocab), "strings")?,
-            merges: array("merges", None, "strings")?,
-            types: array("token_type", Some(vocab), "integers")?,
-            eos,
-        })
-    }
-}
-
 /// Encodes text and decodes tokens.
 pub struct Tokenizer {
     bpe: tokenizers::Tokenizer,
@@ -97,36 +44,19 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     pub(crate) fn new(vocabulary: &Vocabulary) -> Result<Tokenizer, Defect> {
-        let texts = |array: &Array, key: &str| -> Result<Vec<String>, Defect> {
-            let defect =
-                |found: String| Defect::new(format!("metadata `tokenizer.ggml.{key}`"), "strings in UTF-8", found);
-            let texts = array.texts().ok_or_else(|| defect("numbers".into()))?;
-            texts
-                .enumerate()
-                .map(|(i, text)| match std::str::from_utf8(text) {
-                    Ok(text) => Ok(text.to_owned()),
-                    Err(_) => Err(defect(format!("other bytes in element {i}"))),
-                })
-                .collect()
-        };
-        let tokens = texts(&vocabulary.tokens, "tokens")?;
-        let merges = texts(&vocabulary.merges, "merges")?;
-        let types = (vocabulary.types.scalars())
-            .map(|scalars| scalars.map(|value| value.as_u64()).collect::<Vec<_>>())
-            .ok_or_else(|| Defect::new("metadata `tokenizer.ggml.token_type`", "integers", "strings"))?;
-
+        let Lists { tokens, merges, kinds } = vocabulary.lists()?;
         let alphabet = byte_alphabet();
         let mut bytes = Vec::with_capacity(tokens.len());
         let mut control = HashMap::new();
-        for (id, (token, kind)) in tokens.iter().zip(&types).enumerate() {
-            if *kind == Some(CONTROL) {
+        for (id, (token, &kind)) in tokens.iter().zip(&kinds).enumerate() {
+            if kind == CONTROL {
                 control.insert(token.clone(), id as u32);
                 bytes.push(token.as_bytes().into());
             } else {
                 let spelled: Option<Box<[u8]>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
                 bytes.push(spelled.ok_or_else(|| {
                     let expected = "characters of GPT-2's byte alphabet";
-                    Defect::new("metadata `tokenizer.ggml.tokens`", expected, format!("{token:?} as token {id}"))
+                    vocabulary.defect("tokens", expected, format!("{token:?} as token {id}"))
                 })?);
             }
         }
@@ -134,12 +64,12 @@ impl Tokenizer {
         let mut stops: Vec<u32> = ["<|return|>", "<|call|>", "<|endoftext|>"]
             .iter()
             .filter_map(|name| control.get(*name).copied())
-            .chain(vocabulary.eos)
+            .chain(vocabulary.special.eos)
             .collect();
         stops.sort_unstable();
         stops.dedup();
         let bpe = build_bpe(tokens, merges)
-            .map_err(|error| Defect::new("metadata `tokenizer.ggml.merges`", "merges of a byte-level BPE", error))?;
+            .map_err(|error| vocabulary.defect("merges", "merges of a byte-level BPE", error))?;
         Ok(Tokenizer { bpe, bytes, control, stops })
     }
 

@@ -1,5 +1,6 @@
 //! Laws of the storage formats.
 
+use gptoss_reference::Golden;
 use half::{bf16, f16};
 use phase1_loading::{E2M1, Format, e8m0, repack_mxfp4_from_hf};
 use proptest::prelude::*;
@@ -113,5 +114,24 @@ fn e2m1_is_what_its_bits_say() {
             (1.0 + mantissa as f32 * 0.5) * 2f32.powi(exponent as i32 - 1)
         };
         assert_eq!(*value, if sign == 1 { -magnitude } else { magnitude }, "code {code}");
+    }
+}
+
+/// Every block format against the `gguf` package on random blocks: bit for bit, NaN for NaN.
+#[test]
+fn quantized_formats_decode_as_the_gguf_package_does() {
+    let golden = Golden::committed("quants.safetensors");
+    let quantized = Format::GGUF.into_iter().filter(|format| format.block_len() > 1);
+    for format in quantized {
+        let name = format.name();
+        let packed = golden.u8s(&format!("{name}.packed")).expect("a golden");
+        let expected = golden.f32s(&format!("{name}.values")).expect("a golden");
+        let found = decode(format, &packed);
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let first_different =
+            (0..found.len()).find(|&i| found[i] != expected[i] && !(found[i].is_nan() && expected[i].is_nan()));
+        if let Some(i) = first_different {
+            panic!("{name}: value {i} is {} and should be {}", found[i], expected[i]);
+        }
     }
 }

@@ -84,6 +84,7 @@ fn each_lie_is_named() {
         ("epsilon is no number", patched(value("gpt-oss.attention.layer_norm_rms_epsilon"), &f32::NAN.to_le_bytes())),
         ("long text", patched(value("general.architecture"), &(1u64 << 50).to_le_bytes())),
         ("long array", patched(value("tokenizer.ggml.tokens") + 4, &(1u64 << 60).to_le_bytes())),
+        ("array of arrays", patched(value("tokenizer.ggml.tokens"), &9u32.to_le_bytes())),
         ("truncated data", file[..file.len() - 1000].to_vec()),
         ("empty", Vec::new()),
     ];
@@ -107,7 +108,7 @@ fn a_scale_of_255_is_found_in_a_check() {
     let name = "blk.0.ffn_up_exps.weight";
     let tensor = clean.tensor(name);
     let file = model();
-    let at = file.windows(tensor.data.len()).position(|window| *window == tensor.data[..]).expect("in the file");
+    let at = file.windows(tensor.bytes()).position(|window| *window == tensor.packed()[..]).expect("in the file");
     let damaged = open(patched(at + 17 * 3, &[255])).expect("opening reads no weights");
     let error = phase1_loading::check_scales(&damaged.path, name, damaged.tensor(name)).expect_err("refused");
     assert!(error.to_string().contains(name) && error.to_string().contains("block 3"), "{error}");

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
+use bytes::Bytes;
 use phase1_loading::GptOssConfig;
 
 use crate::probe::Probe;
@@ -17,6 +18,15 @@ pub struct Chunk<'a> {
     /// At least one. They continue the sequence where its last chunk ended; an unknown sequence begins with them.
     pub tokens: &'a [u32],
     pub logits: LogitsFor,
+}
+
+/// What an engine remembers of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Tokens that it has seen.
+    pub length: usize,
+    /// In an order and form that only this kind of engine knows.
+    pub items: Vec<Bytes>,
 }
 
 /// The positions of a chunk whose logits are wanted: the vocabulary product is computed for no others.
@@ -38,6 +48,10 @@ pub enum EngineError {
     ContextExceeded { sequence: SequenceId, length: usize, context: usize },
     #[error("sequence {0} stands twice in one batch")]
     SequenceTwice(SequenceId),
+    #[error("this engine cannot restore a saved sequence; phase 3 can")]
+    CannotRestore,
+    #[error("the saved sequence is not what this model's cache holds: {0}")]
+    WrongSnapshot(String),
     /// The device cannot do it, or is no more; the sentence says which limit and what helps.
     #[error("{0}")]
     Device(String),
@@ -58,6 +72,20 @@ pub trait Engine {
     /// # Errors
     /// A batch that cannot be computed; nothing has changed then.
     fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError>;
+
+    /// What the engine remembers of a sequence, to go on from it later; `None` if the sequence is unknown or the engine saves
+    /// nothing.
+    fn save(&self, _: SequenceId) -> Option<Snapshot> {
+        None
+    }
+
+    /// Goes on from a snapshot that this kind of engine made with this model and settings, in place of what `sequence` was.
+    ///
+    /// # Errors
+    /// An engine that does not restore, or a snapshot of another shape; nothing has changed then.
+    fn restore(&mut self, _: SequenceId, _: &Snapshot) -> Result<(), EngineError> {
+        Err(EngineError::CannotRestore)
+    }
 
     /// Feeds `first` to a sequence and goes on with the likeliest token each time, without the logits passing through the host:
     /// for `count` tokens, or until `on_token` breaks or the context ends. The sequence then holds `first` and every token

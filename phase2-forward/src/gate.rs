@@ -1,12 +1,14 @@
 //! The gate to phase 3: everything that MLX computes on a golden case, recomputed as one whole sequence.
 
-use gptoss_reference::{Case, Check, Golden, Limit, RopeMode};
-use phase1_loading::{Checkpoint, GptOssConfig};
+use std::path::Path;
+
+use gptoss_reference::{Case, Check, Folder, Golden, Limit, RopeMode};
+use phase1_loading::{Checkpoint, GptOssConfig, convert};
 
 use crate::device::ComputeDevice;
 use crate::engine::{Chunk, Engine, LogitsFor};
 use crate::model::GptOss;
-use crate::probe::Dump;
+use crate::probe::{Dump, NoProbe};
 use crate::recompute::Recompute;
 
 /// Router logits this close are level: rounding may choose either.
@@ -20,6 +22,38 @@ pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Ch
     let checkpoint = Checkpoint::open(&case.model())?;
     let model = GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?;
     check_forward(case, rope, &mut Recompute::new(model))
+}
+
+/// Checks the logits of one of the shapes that checkpoints come in against MLX's on that very folder. `hf` is also
+/// converted to GGUF under `scratch`, which must change nothing.
+///
+/// # Errors
+/// A folder or golden that cannot be read, or a GGUF that cannot be written.
+pub fn run_folder(
+    folder: &Folder,
+    device: &ComputeDevice,
+    rope: RopeMode,
+    scratch: &Path,
+) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+    let golden = folder.golden()?;
+    let (tokens, expected) = (golden.u32s("tokens")?, golden.f32s(&format!("logits.{}", rope.name()))?);
+    let mut checkpoints = vec![("folder", Checkpoint::open(&folder.path)?)];
+    if folder.name == "hf" {
+        let converted = scratch.join("converted.gguf");
+        convert(&checkpoints[0].1, &converted, None, &mut |_, _| ())?;
+        checkpoints.push(("converted to GGUF", Checkpoint::open(&converted)?));
+    }
+    let mut checks = Vec::new();
+    for (what, checkpoint) in checkpoints {
+        let model = GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?;
+        let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
+        let logits =
+            Recompute::new(model).step(&[chunk], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
+        let logits: Vec<f32> = logits.into_data().try_to_vec()?;
+        let label = format!("logits of the {what} ({})", rope.name());
+        checks.push(Check::values(&folder.name, label, &expected, &logits, Limit::F32));
+    }
+    Ok(checks)
 }
 
 /// Feeds the golden tokens to an engine as one chunk and compares what it computes: embeddings, every layer's residual

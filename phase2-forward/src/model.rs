@@ -10,7 +10,7 @@ use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, LoadError, check_scales};
 
 use crate::device::ComputeDevice;
-use crate::packed::{PackedMatrix, packed_matmul};
+use crate::packed::{PackedMatrix, device_format, packed_matmul};
 use crate::probe::{Operation, Probe, Span};
 use crate::rope::{Rope, rotate};
 
@@ -132,7 +132,7 @@ impl GptOss {
         let hidden = self.config.hidden;
         let mut rows = vec![0.0; tokens.len() * hidden];
         for (&token, values) in tokens.iter().zip(rows.chunks_exact_mut(hidden)) {
-            self.embedding.format.decode(self.embedding.row(token as usize), values);
+            self.embedding.decode_row(token as usize, values);
         }
         Tensor::from_data(TensorData::new(rows, [tokens.len(), hidden]), &self.device.burn)
     }
@@ -251,6 +251,12 @@ impl Experts {
 }
 
 impl GptOss {
+    /// Bytes that a checkpoint's weights take on a GPU, where some formats are unpacked.
+    pub fn gpu_bytes(checkpoint: &Checkpoint) -> u64 {
+        let on_gpu = |tensor: &HostTensor| device_format(tensor.format).row_bytes(tensor.row_len()) * tensor.rows();
+        checkpoint.tensors.values().map(|tensor| on_gpu(tensor) as u64).sum()
+    }
+
     /// Puts a checkpoint's weights on a device. On the CPU the mapped file's pages are the weights; on a GPU they are
     /// uploaded, and `progress` hears (bytes so far, bytes in all).
     ///
@@ -334,7 +340,7 @@ impl Loader<'_> {
     }
 
     fn advance(&mut self, tensor: &HostTensor) {
-        self.done += tensor.data.len() as u64;
+        self.done += tensor.bytes() as u64;
         (self.progress)(self.done, self.checkpoint.weight_bytes());
     }
 }

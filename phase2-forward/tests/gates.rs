@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gptoss_reference::{Case, Check, RopeMode};
+use gptoss_reference::{Case, Check, Folder, RopeMode};
 use phase2_forward::{ComputeDevice, gate};
 
 /// Stands for the decade of no error at all.
@@ -41,4 +41,30 @@ fn forward_equals_mlx_on_the_cpu() {
 fn forward_equals_mlx_on_a_gpu() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
     assert!(!run(&gpu).is_empty());
+}
+
+fn run_folders(device: &ComputeDevice) {
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let folders = Folder::committed();
+    assert_eq!(folders.len(), 4);
+    for folder in folders {
+        for rope in RopeMode::ALL {
+            let checks = gate::run_folder(&folder, device, rope, scratch.path()).expect("the gate runs");
+            let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
+            assert!(failed.is_empty(), "{}: {failed:#?}", device.name);
+        }
+    }
+}
+
+/// Hugging Face's folder, mlx-lm's conversions of it, and our GGUF of it give what MLX computes from each.
+#[test]
+fn folders_equal_mlx_on_the_cpu() {
+    let [cpu, _] = ComputeDevice::for_gates().expect("both devices");
+    run_folders(&cpu);
+}
+
+#[test]
+fn folders_equal_mlx_on_a_gpu() {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    run_folders(&gpu);
 }

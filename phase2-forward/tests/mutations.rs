@@ -27,8 +27,8 @@ fn with_tensors(select: impl Fn(&str) -> bool, change: impl Fn(&mut [u8])) -> Gp
     let original = Checkpoint::open(&path).expect("opens");
     let mut file = std::fs::read(&path).expect("readable");
     for (name, tensor) in original.tensors.iter().filter(|(name, _)| select(name)) {
-        let at = file.windows(tensor.data.len()).position(|window| *window == tensor.data[..]).expect(name);
-        change(&mut file[at..at + tensor.data.len()]);
+        let at = file.windows(tensor.bytes()).position(|window| *window == tensor.packed()[..]).expect(name);
+        change(&mut file[at..at + tensor.bytes()]);
     }
     load(&Checkpoint::from_bytes("mutated", Bytes::from(file)).expect("opens"))
 }

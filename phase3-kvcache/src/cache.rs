@@ -2,14 +2,18 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Bytes, DType, Device, Float, Int, Tensor, TensorData};
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::KeyValues;
 
-/// Positions that a full layer's buffer holds at first; it doubles when it is full.
+use crate::cache_type::CacheType;
+use crate::packing::{pack, unpack};
+
+/// Slots that a buffer has at first; they double when they are full, a ring's up to its window.
 const FIRST_CAPACITY: usize = 256;
 
-/// The cache of one sequence, in f32: keys after rotation, and values.
+/// The cache of one sequence: keys after rotation, and values.
 pub(crate) struct SequenceCache {
     /// Positions stored so far, or passed through where a ring has let them go.
     length: usize,
@@ -17,27 +21,28 @@ pub(crate) struct SequenceCache {
     layers: Vec<LayerCache>,
 }
 
-/// The buffers of one layer, each `[kv_heads, slots, head_dim]`.
+/// The rows of one layer.
 struct LayerCache {
     attention: AttentionKind,
-    keys: Buffer,
-    values: Buffer,
+    keys: Rows,
+    values: Rows,
 }
 
 /// Positions that the buffers of one layer have room for when a sequence of `length` tokens has been cached.
 pub fn slots(config: &GptOssConfig, attention: AttentionKind, length: usize) -> usize {
+    let room = FIRST_CAPACITY.max(length.next_power_of_two());
     match attention {
-        AttentionKind::Sliding => config.sliding_window,
-        AttentionKind::Full => FIRST_CAPACITY.max(length.next_power_of_two()),
+        AttentionKind::Sliding => room.min(config.sliding_window),
+        AttentionKind::Full => room,
     }
 }
 
 impl SequenceCache {
-    pub fn new(config: &GptOssConfig, device: &Device) -> SequenceCache {
+    pub fn new(config: &GptOssConfig, kind: CacheType, device: &Device) -> SequenceCache {
         let layer = |&attention: &AttentionKind| {
             let slots = slots(config, attention, 0);
-            let buffer = || Buffer::new([config.kv_heads, slots, config.head_dim], device);
-            LayerCache { attention, keys: buffer(), values: buffer() }
+            let rows = || Rows::new([config.kv_heads, slots, config.head_dim], kind, device);
+            LayerCache { attention, keys: rows(), values: rows() }
         };
         SequenceCache { length: 0, window: config.sliding_window, layers: config.attention.iter().map(layer).collect() }
     }
@@ -59,6 +64,46 @@ impl SequenceCache {
         (positions, keys.first(stored), values.first(stored))
     }
 
+    /// Bytes that the buffers take on the device.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
+    }
+
+    /// The occupied slots of every layer as they are stored, keys and then values, each
+    /// `[kv_heads, slots, row bytes]`.
+    pub fn save(&self) -> Vec<bytes::Bytes> {
+        let save = |layer: &LayerCache| {
+            let slots = self.occupied(layer.attention);
+            [layer.keys.save(slots).into(), layer.values.save(slots).into()]
+        };
+        self.layers.iter().flat_map(save).collect()
+    }
+
+    /// Puts back what [`SequenceCache::save`] gave for `length` positions, into a new cache of the same model and kind.
+    /// The lengths must have been checked: see [`SequenceCache::saved_bytes`].
+    pub fn restore(&mut self, length: usize, saved: &[bytes::Bytes]) {
+        self.length = length;
+        let window = self.window;
+        for (layer, pair) in self.layers.iter_mut().zip(saved.chunks_exact(2)) {
+            let slots = occupied(layer.attention, length, window);
+            layer.keys.restore(slots, &pair[0]);
+            layer.values.restore(slots, &pair[1]);
+        }
+    }
+
+    /// Bytes of each item that [`SequenceCache::save`] gives at `length` positions.
+    pub fn saved_bytes(&self, length: usize) -> Vec<usize> {
+        let of_layer = |layer: &LayerCache| {
+            let slots = occupied(layer.attention, length, self.window);
+            [layer.keys.saved_bytes(slots), layer.values.saved_bytes(slots)]
+        };
+        self.layers.iter().flat_map(of_layer).collect()
+    }
+
+    fn occupied(&self, attention: AttentionKind) -> usize {
+        occupied(attention, self.length, self.window)
+    }
+
     /// The position in each occupied slot.
     fn stored(&self, attention: AttentionKind) -> Vec<usize> {
         match attention {
@@ -68,9 +113,17 @@ impl SequenceCache {
                     let turns = (self.length - 1 - slot) / self.window;
                     turns * self.window + slot
                 };
-                (0..self.length.min(self.window)).map(newest_in).collect()
+                (0..self.occupied(attention)).map(newest_in).collect()
             }
         }
+    }
+}
+
+/// Slots that `length` positions occupy.
+fn occupied(attention: AttentionKind, length: usize, window: usize) -> usize {
+    match attention {
+        AttentionKind::Full => length,
+        AttentionKind::Sliding => length.min(window),
     }
 }
 
@@ -82,27 +135,121 @@ impl KeyValues for SequenceCache {
     }
 
     fn extend(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let length = self.length;
-        let LayerCache { attention, keys: key_buffer, values: value_buffer } = &mut self.layers[layer];
-        match attention {
-            AttentionKind::Full => (key_buffer.append(length, keys), value_buffer.append(length, values)),
-            AttentionKind::Sliding => (key_buffer.rotate(length, keys), value_buffer.rotate(length, values)),
+        let LayerCache { attention, keys: stored_keys, values: stored_values } = &mut self.layers[layer];
+        let place = match attention {
+            AttentionKind::Full => Place::Behind(self.length),
+            AttentionKind::Sliding => Place::Ring { length: self.length, window: self.window },
+        };
+        (stored_keys.extend(place, keys), stored_values.extend(place, values))
+    }
+}
+
+/// Where new rows go.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Behind that many earlier ones.
+    Behind(usize),
+    /// Position p into slot p mod `window`, after `length` earlier ones.
+    Ring { length: usize, window: usize },
+}
+
+/// The keys, or the values, of one layer: a buffer `[kv_heads, slots, row]`.
+enum Rows {
+    Plain(Buffer<Float>),
+    /// Words that `packing` reads; unpacked, one layer at a time, when attention asks for them.
+    Packed {
+        words: Buffer<Int>,
+        kind: CacheType,
+        head_dim: usize,
+    },
+}
+
+impl Rows {
+    fn new([heads, slots, head_dim]: [usize; 3], kind: CacheType, device: &Device) -> Rows {
+        match kind {
+            CacheType::F32 => Rows::Plain(Buffer::new(Tensor::zeros([heads, slots, head_dim], device))),
+            CacheType::F16 | CacheType::Q8_0 => {
+                let shape = [heads, slots, kind.row_bytes(head_dim) / 4];
+                let words = Tensor::zeros(shape, (device, DType::U32));
+                Rows::Packed { words: Buffer::new(words), kind, head_dim }
+            }
+        }
+    }
+
+    /// Stores new rows and returns those that the new tokens may see. In a packed cache the new rows are seen as they will
+    /// be seen later, so that it does not matter how a sequence is cut into chunks.
+    fn extend(&mut self, place: Place, new: Tensor<3>) -> Tensor<3> {
+        match self {
+            Rows::Plain(buffer) => buffer.extend(place, new),
+            Rows::Packed { words, kind, head_dim } => unpack(words.extend(place, pack(new, *kind)), *kind, *head_dim),
+        }
+    }
+
+    /// The first `count` slots, in f32.
+    fn first(&self, count: usize) -> Tensor<3> {
+        match self {
+            Rows::Plain(buffer) => buffer.first(count),
+            Rows::Packed { words, kind, head_dim } => unpack(words.first(count), *kind, *head_dim),
+        }
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        match self {
+            Rows::Plain(buffer) => buffer.tensor().dims(),
+            Rows::Packed { words, .. } => words.tensor().dims(),
+        }
+    }
+
+    /// Every kind of row is 32-bit words.
+    fn bytes(&self) -> usize {
+        self.shape().iter().product::<usize>() * 4
+    }
+
+    fn saved_bytes(&self, slots: usize) -> usize {
+        let [heads, _, row] = self.shape();
+        heads * slots * row * 4
+    }
+
+    fn save(&self, slots: usize) -> Vec<u8> {
+        let data = match self {
+            _ if slots == 0 => return Vec::new(),
+            Rows::Plain(buffer) => buffer.first(slots).into_data(),
+            Rows::Packed { words, .. } => words.first(slots).into_data(),
+        };
+        data.as_bytes().to_vec()
+    }
+
+    fn restore(&mut self, slots: usize, saved: &[u8]) {
+        if slots == 0 {
+            return;
+        }
+        let [heads, _, row] = self.shape();
+        let data = |dtype| TensorData::from_bytes(Bytes::from_bytes_vec(saved.to_vec()), [heads, slots, row], dtype);
+        match self {
+            Rows::Plain(buffer) => {
+                let device = buffer.tensor().device();
+                buffer.append(0, Tensor::from_data(data(DType::F32), &device));
+            }
+            Rows::Packed { words, .. } => {
+                let device = words.tensor().device();
+                words.append(0, Tensor::from_data(data(DType::U32), (&device, DType::U32)));
+            }
         }
     }
 }
 
-/// A tensor `[kv_heads, slots, head_dim]` that is written in place.
-struct Buffer {
+/// A tensor `[kv_heads, slots, row]` that is written in place.
+struct Buffer<K: Basic> {
     /// Taken out while it is written, so that Burn sees its only owner and need not copy it.
-    tensor: Option<Tensor<3>>,
+    tensor: Option<Tensor<3, K>>,
 }
 
-impl Buffer {
-    fn new(shape: [usize; 3], device: &Device) -> Buffer {
-        Buffer { tensor: Some(Tensor::zeros(shape, device)) }
+impl<K: Basic> Buffer<K> {
+    fn new(tensor: Tensor<3, K>) -> Buffer<K> {
+        Buffer { tensor: Some(tensor) }
     }
 
-    fn tensor(&self) -> &Tensor<3> {
+    fn tensor(&self) -> &Tensor<3, K> {
         self.tensor.as_ref().expect("the tensor is only taken inside write")
     }
 
@@ -111,39 +258,53 @@ impl Buffer {
     }
 
     /// The first `count` slots.
-    fn first(&self, count: usize) -> Tensor<3> {
+    fn first(&self, count: usize) -> Tensor<3, K> {
         self.tensor().clone().narrow(1, 0, count)
     }
 
-    fn write(&mut self, slot: usize, new: Tensor<3>) {
-        let [heads, count, dim] = new.dims();
+    fn write(&mut self, slot: usize, new: Tensor<3, K>) {
+        let [heads, count, row] = new.dims();
         let tensor = self.tensor.take().expect("the tensor is only taken here");
-        self.tensor = Some(tensor.slice_assign([0..heads, slot..slot + count, 0..dim], new));
+        self.tensor = Some(tensor.slice_assign([0..heads, slot..slot + count, 0..row], new));
+    }
+
+    fn extend(&mut self, place: Place, new: Tensor<3, K>) -> Tensor<3, K> {
+        match place {
+            Place::Behind(length) => self.append(length, new),
+            Place::Ring { length, window } => self.rotate(length, window, new),
+        }
+    }
+
+    /// Makes room for `needed` slots, up to the next power of two but to no more than `most`, and keeps the first `length`.
+    fn reserve(&mut self, needed: usize, most: usize, length: usize) {
+        if needed <= self.slots() {
+            return;
+        }
+        let [heads, _, row] = self.tensor().dims();
+        let options = (&self.tensor().device(), self.tensor().dtype());
+        let grown = Buffer::new(Tensor::zeros([heads, needed.next_power_of_two().min(most), row], options));
+        let full = std::mem::replace(self, grown);
+        // Burn knows no empty tensors.
+        if length > 0 {
+            self.write(0, full.first(length));
+        }
     }
 
     /// A full layer: puts `new` behind the first `length` positions and returns all of them.
-    fn append(&mut self, length: usize, new: Tensor<3>) -> Tensor<3> {
-        let [heads, count, dim] = new.dims();
-        let needed = length + count;
-        if needed > self.slots() {
-            let slots = needed.next_power_of_two();
-            let grown = Buffer::new([heads, slots, dim], &new.device());
-            let full = std::mem::replace(self, grown);
-            // Burn knows no empty tensors.
-            if length > 0 {
-                self.write(0, full.first(length));
-            }
-        }
+    fn append(&mut self, length: usize, new: Tensor<3, K>) -> Tensor<3, K> {
+        let [_, count, _] = new.dims();
+        self.reserve(length + count, usize::MAX, length);
         self.write(length, new);
-        self.first(needed)
+        self.first(length + count)
     }
 
     /// A sliding layer: position p lives in slot p mod W. Returns what was stored, in slot order, followed by `new`; then
     /// the new positions take the oldest ones' slots. A long chunk's first queries still see keys that its last evict.
-    fn rotate(&mut self, length: usize, new: Tensor<3>) -> Tensor<3> {
+    fn rotate(&mut self, length: usize, window: usize, new: Tensor<3, K>) -> Tensor<3, K> {
         let [_, count, _] = new.dims();
-        let window = self.slots();
         let stored = length.min(window);
+        // A ring that is not yet as large as its window has never wrapped.
+        self.reserve((length + count).min(window), window, stored);
         let visible = match stored {
             0 => new.clone(),
             _ => Tensor::cat(vec![self.first(stored), new.clone()], 1),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Values that one Q8_0 scale serves.
-const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = 32;
 
 /// The number format of a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -12,7 +12,7 @@ pub enum CacheType {
     #[default]
     F32,
     F16,
-    /// Blocks of 32 signed bytes and one f16 scale, along a head's values.
+    /// Blocks of 32 bytes and one f16 scale, along a head's values.
     Q8_0,
 }
 
@@ -27,13 +27,27 @@ impl CacheType {
         }
     }
 
-    /// Bytes of `values` values that lie together, a multiple of 32.
+    /// Bytes of one head's keys, or values, at one position: `head_dim` values in whole 32-bit words.
+    pub fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            CacheType::F32 => 4 * head_dim,
+            CacheType::F16 => 2 * head_dim,
+            CacheType::Q8_0 => (head_dim + 2 * head_dim.div_ceil(BLOCK)).next_multiple_of(4),
+        }
+    }
+
+    /// Bytes of `values` values that lie together, a multiple of 32, without what whole words add.
     pub fn bytes(self, values: usize) -> usize {
         match self {
             CacheType::F32 => 4 * values,
             CacheType::F16 => 2 * values,
             CacheType::Q8_0 => values / BLOCK * (BLOCK + 2),
         }
+    }
+
+    /// Whether rows of `head_dim` values can be stored so.
+    pub fn holds(self, head_dim: usize) -> bool {
+        self != CacheType::Q8_0 || head_dim.is_multiple_of(BLOCK)
     }
 }
 

@@ -8,12 +8,13 @@ mod cache_type;
 mod cached;
 pub mod gate;
 mod generate;
+mod packing;
 mod sampling;
 mod stopping;
 
 pub use cache::slots;
 pub use cache_type::CacheType;
-pub use cached::Cached;
+pub use cached::{Cached, UnsuitableCache};
 pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};
 pub use sampling::{Sampler, SamplingError, SamplingParams};
 pub use stopping::{EmptyStopString, FinishReason, StopCondition};

@@ -1,13 +1,13 @@
 //! However a sequence is cut into chunks, the cache gives what recomputing gives.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use gptoss_reference::{Check, Limit, RopeMode};
 use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::SyntheticModel;
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute};
-use phase3_kvcache::Cached;
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
+use phase3_kvcache::{CacheType, Cached};
 use proptest::prelude::*;
 
 const WINDOW: usize = 12;
@@ -15,14 +15,21 @@ const WINDOW: usize = 12;
 /// A fresh random model whose window is short enough to wrap several times.
 fn model() -> GptOss {
     static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FILE.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("model.gguf");
-        let nano = SyntheticModel::preset("nano").expect("a preset");
-        let model = SyntheticModel { sliding_window: WINDOW, layers: 3, ..nano };
-        model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
-        (directory, path)
-    });
+    let (_, path) = FILE.get_or_init(|| written(WINDOW));
+    load(path)
+}
+
+fn written(window: usize) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    // All experts for every token: a router would turn a small loss in a cache into another choice.
+    let model = SyntheticModel { sliding_window: window, layers: 3, experts: 4, experts_per_token: 4, ..nano };
+    model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
+    (directory, path)
+}
+
+fn load(path: &Path) -> GptOss {
     let checkpoint = Checkpoint::open(path).expect("opens");
     GptOss::load(&checkpoint, ComputeDevice::cpu("a test"), RopeMode::Exact, &mut |_, _| ()).expect("loads")
 }
@@ -42,8 +49,54 @@ fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec
     all
 }
 
+/// A cache of this kind, and how far it may take the logits from those of an f32 one.
+const LOSSES: [(CacheType, Limit); 2] =
+    [(CacheType::F16, Limit { rms: 2e-3, max: 2e-2 }), (CacheType::Q8_0, Limit { rms: 3e-2, max: 2e-1 })];
+
+fn with_cache(kind: CacheType) -> Cached {
+    Cached::with_cache(model(), kind).expect("heads of 32 fit any kind")
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However a sequence is cut, a packed cache stays close to no cache at all.
+    #[test]
+    fn packed_caches_lose_little(
+        tokens in prop::collection::vec(0u32..1000, 1..70),
+        lengths in prop::collection::vec(1usize..30, 1..6),
+    ) {
+        let whole = logits(&mut Recompute::new(model()), &tokens, &[tokens.len()]);
+        for (kind, limit) in LOSSES {
+            let chunked = logits(&mut with_cache(kind), &tokens, &lengths);
+            let check = Check::values("random", kind.name(), &whole, &chunked, limit);
+            prop_assert!(check.passed(), "{check:?}");
+        }
+    }
+
+    /// Saved and restored anywhere, even into an engine that had another sequence there, the logits are the same to the bit.
+    #[test]
+    fn a_restored_sequence_goes_on(
+        tokens in prop::collection::vec(0u32..1000, 2..60),
+        share in 0.0f64..1.0,
+        kind in prop::sample::select(CacheType::ALL.to_vec()),
+    ) {
+        let cut = 1 + ((tokens.len() - 2) as f64 * share) as usize;
+        let (before, after) = tokens.split_at(cut);
+        let mut first = with_cache(kind);
+        first.step(&[Chunk { sequence: 1, tokens: before, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+        let snapshot = first.save(1).expect("known");
+        let mut second = with_cache(kind);
+        second.step(&[Chunk { sequence: 2, tokens: &[5, 6], logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+        second.restore(2, &snapshot).expect("the same model");
+        prop_assert_eq!(second.length(2), cut);
+        let rest = |engine: &mut Cached, sequence| -> Vec<f32> {
+            let chunk = Chunk { sequence, tokens: after, logits: LogitsFor::EveryToken };
+            let rows = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
+            rows.into_data().try_to_vec().expect("f32")
+        };
+        prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2));
+    }
 
     #[test]
     fn chunks_equal_the_whole(
@@ -89,6 +142,31 @@ fn a_full_layer_grows() {
     }
 }
 
+/// A ring wider than a buffer's first capacity grows to its window, and then turns; saved and restored too.
+#[test]
+fn a_wide_ring_grows() {
+    let (_directory, path) = written(300);
+    let tokens: Vec<u32> = (0..700).map(|i| i * 7 % 1000).collect();
+    let whole = logits(&mut Recompute::new(load(&path)), &tokens, &[700]);
+    for lengths in [&[200, 55, 1, 44, 1, 100][..], &[700], &[290, 30]] {
+        let chunked = logits(&mut Cached::new(load(&path)), &tokens, lengths);
+        let check = Check::values("wide", "logits", &whole, &chunked, Limit::F32);
+        assert!(check.passed(), "{lengths:?}: {check:?}");
+    }
+    for cut in [100, 280, 300, 301, 650] {
+        let (mut first, mut second) = (Cached::new(load(&path)), Cached::new(load(&path)));
+        let chunk = |tokens, logits| [Chunk { sequence: 0, tokens, logits }];
+        first.step(&chunk(&tokens[..cut], LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        second.restore(0, &first.save(0).expect("known")).expect("the same model");
+        let rest = |engine: &mut Cached| -> Vec<f32> {
+            let rows =
+                engine.step(&chunk(&tokens[cut..], LogitsFor::EveryToken), &mut NoProbe).expect("a step").remove(0);
+            rows.expect("logits").into_data().try_to_vec().expect("f32")
+        };
+        assert_eq!(rest(&mut first), rest(&mut second), "cut at {cut}");
+    }
+}
+
 #[test]
 fn sequences_of_a_batch_do_not_meet() {
     let mut together = Cached::new(model());
@@ -103,4 +181,45 @@ fn sequences_of_a_batch_do_not_meet() {
             assert_eq!(one.expect("logits").into_data(), other.expect("logits").into_data());
         }
     }
+}
+
+#[test]
+fn packed_caches_are_smaller() {
+    let tokens: Vec<u32> = (0..700).map(|i| i * 7 % 1000).collect();
+    let bytes = |kind| {
+        let mut engine = with_cache(kind);
+        engine
+            .step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe)
+            .expect("a step");
+        engine.cache_bytes(0)
+    };
+    let [f32, f16, q8_0] = CacheType::ALL.map(bytes);
+    // A full layer of 700 positions, with room for 1024, and two rings, keys and values of 2 heads of 32.
+    assert_eq!(f32, (1024 + 2 * WINDOW) * 2 * 2 * 32 * 4);
+    assert_eq!(f16 * 2, f32);
+    // Heads of 32 have 36 bytes; those of 64, as gpt-oss's, have 68, where f16 has 128.
+    assert_eq!(q8_0 * 64, f16 * 36);
+    assert_eq!((CacheType::Q8_0.row_bytes(64), CacheType::F16.row_bytes(64)), (68, 128));
+}
+
+#[test]
+fn what_another_model_saved_is_refused() {
+    let mut engine = with_cache(CacheType::F16);
+    engine
+        .step(&[Chunk { sequence: 0, tokens: &[1, 2, 3], logits: LogitsFor::Nothing }], &mut NoProbe)
+        .expect("a step");
+    let good = engine.save(0).expect("known");
+    let mut refusal = |snapshot: &Snapshot| engine.restore(0, snapshot).expect_err("refused").to_string();
+    let mut fewer = good.clone();
+    fewer.items.pop();
+    let refusals = [
+        refusal(&Snapshot { length: 4, ..good.clone() }),
+        refusal(&Snapshot { length: 0, ..good.clone() }),
+        refusal(&Snapshot { length: usize::MAX, ..good.clone() }),
+        refusal(&fewer),
+    ];
+    assert!(refusals.iter().all(|message| message.contains("saved sequence")), "{refusals:#?}");
+    assert!(engine.restore(0, &good).is_ok());
+    assert!(with_cache(CacheType::F32).restore(0, &good).is_err());
+    assert!(Recompute::new(model()).restore(0, &good).is_err());
 }

@@ -77,7 +77,7 @@ impl MemoryPlan {
         };
         for (name, tensor) in &checkpoint.tensors {
             let elements = (tensor.rows() * tensor.row_len()) as u64;
-            let packed_bytes = tensor.data.len() as u64;
+            let packed_bytes = tensor.bytes() as u64;
             let is_matrix = name.ends_with("weight") && tensor.shape.len() > 1;
             match () {
                 () if name.starts_with("token_embd") => {
@@ -97,7 +97,7 @@ impl MemoryPlan {
                 };
                 let layers = config.attention.iter().filter(|&&of| of == kind).count();
                 let slots = phase3_kvcache::slots(config, kind, setting.context);
-                let position = 2 * setting.cache.bytes(config.kv_heads * config.head_dim);
+                let position = 2 * config.kv_heads * setting.cache.row_bytes(config.head_dim);
                 let bytes = (layers * slots * position) as u64;
                 add(format!("cache {}, {name} layers", setting.cache), computing, Stays::Always, bytes);
             }

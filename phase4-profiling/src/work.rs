@@ -31,7 +31,7 @@ impl CostModel {
     pub fn new(checkpoint: &Checkpoint, cache: CacheType) -> CostModel {
         let config = checkpoint.config.clone();
         let experts = config.experts as u64;
-        let bytes = |name: &str| checkpoint.tensor(name).data.len() as u64;
+        let bytes = |name: &str| checkpoint.tensor(name).bytes() as u64;
         let layer = |number: usize| {
             let both = |part: &str| {
                 bytes(&format!("blk.{number}.{part}.weight")) + bytes(&format!("blk.{number}.{part}.bias"))
@@ -44,8 +44,9 @@ impl CostModel {
                 down: both("ffn_down_exps") / experts,
             }
         };
+        let embedding = checkpoint.tensor("token_embd.weight");
         CostModel {
-            embedding_row: checkpoint.tensor("token_embd.weight").row(0).len() as u64,
+            embedding_row: embedding.format.row_bytes(embedding.row_len()) as u64,
             head: bytes("output.weight"),
             layers: (0..config.layers()).map(layer).collect(),
             config,

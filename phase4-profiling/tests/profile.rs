@@ -134,7 +134,7 @@ fn a_token_moves_the_weights_that_it_uses() {
         .tensors
         .iter()
         .map(|(name, tensor)| {
-            let bytes = tensor.data.len() as u64;
+            let bytes = tensor.bytes() as u64;
             match () {
                 () if name.starts_with("token_embd") => bytes / config.vocab as u64,
                 () if name.contains("_exps") => bytes * config.experts_per_token as u64 / config.experts as u64,
@@ -188,8 +188,7 @@ impl Engine for DownTwice {
     }
 
     fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
-        let (rows, columns) =
-            (batch[0].tokens.len() * self.engine.config().experts_per_token, self.down.layout.columns);
+        let (rows, columns) = (batch[0].tokens.len() * self.engine.config().experts_per_token, self.down.columns);
         let mut again = || {
             let chosen: Tensor<1, Int> = Tensor::zeros([rows], &self.device.burn);
             packed_matmul(Tensor::ones([rows, columns], &self.device.burn), &self.down, chosen).into_data();

@@ -35,6 +35,53 @@ pub struct Case {
     directory: PathBuf,
 }
 
+/// One random checkpoint in a shape that people hold, and MLX's logits of it: see `reference/folders.py`.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// `hf` or one of mlx-lm's conversions of it.
+    pub name: String,
+    /// The model folder.
+    pub path: PathBuf,
+}
+
+impl Folder {
+    /// The folders under `goldens/folders`, by name; none if there is no such directory.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn all(goldens: &Path) -> Result<Vec<Folder>, GoldenError> {
+        let directory = goldens.join("folders");
+        if !directory.exists() {
+            return Ok(Vec::new());
+        }
+        let io = |source| GoldenError::Io { path: directory.clone(), source };
+        let mut folders = Vec::new();
+        for entry in std::fs::read_dir(&directory).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            folders.push(Folder { name, path });
+        }
+        folders.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(folders)
+    }
+
+    /// Those committed with this source tree, for tests.
+    ///
+    /// # Panics
+    /// If they are missing.
+    pub fn committed() -> Vec<Folder> {
+        Folder::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")).expect("goldens are committed")
+    }
+
+    /// `tokens`, and MLX's `logits.exact` and `logits.truncated` of them.
+    ///
+    /// # Errors
+    /// If the file is missing or is not a golden.
+    pub fn golden(&self) -> Result<Golden, GoldenError> {
+        Golden::open(self.path.join("golden.safetensors"))
+    }
+}
+
 /// Why a golden could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
@@ -103,6 +150,15 @@ pub struct Golden {
 }
 
 impl Golden {
+    /// A file of the goldens that belongs to no case, for tests.
+    ///
+    /// # Panics
+    /// If it is missing.
+    pub fn committed(file: &str) -> Golden {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(file);
+        Golden::open(path).expect("goldens are committed")
+    }
+
     fn open(path: PathBuf) -> Result<Golden, GoldenError> {
         let io = |source| GoldenError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
@@ -156,6 +212,11 @@ impl Golden {
     /// The values of an i32 tensor, none of which may be negative.
     pub fn u32s(&self, name: &str) -> Result<Vec<u32>, GoldenError> {
         self.values(name, Dtype::I32, |bytes| i32::from_le_bytes(bytes) as u32)
+    }
+
+    /// The bytes of a u8 tensor.
+    pub fn u8s(&self, name: &str) -> Result<Vec<u8>, GoldenError> {
+        self.values(name, Dtype::U8, |[byte]| byte)
     }
 
     /// A number from the file's metadata.

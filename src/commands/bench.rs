@@ -171,11 +171,12 @@ impl Run<'_> {
         let unused = (1.0 - experts_per_token as f64 / experts as f64).powi(batch as i32);
         let weights = self.checkpoint.tensors.iter().map(|(name, tensor)| match name.as_str() {
             "token_embd.weight" => 0.0,
-            name if name.contains("_exps.") => tensor.data.len() as f64 * (1.0 - unused),
-            _ => tensor.data.len() as f64,
+            name if name.contains("_exps.") => tensor.bytes() as f64 * (1.0 - unused),
+            _ => tensor.bytes() as f64,
         });
-        let value_bytes = self.cache.bytes(32) as f64 / 32.0;
-        weights.sum::<f64>() + batch as f64 * value_bytes * self.checkpoint.config.cache_bytes(depth, 1) as f64
+        let config = &self.checkpoint.config;
+        let cache = config.cache_bytes(depth, self.cache.bytes(config.head_dim));
+        weights.sum::<f64>() + batch as f64 * cache as f64
     }
 }
 

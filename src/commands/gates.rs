@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use gptoss_reference::{Case, Check, RopeMode};
+use gptoss_reference::{Case, Check, Folder, RopeMode};
 use phase2_forward::{ComputeDevice, DeviceChoice};
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use crate::args::Gates;
 use crate::commands::print;
 
 pub fn run(args: &Gates) -> Result<ExitCode> {
-    let cases = Case::all(&args.goldens)?;
+    let goldens = Goldens { cases: Case::all(&args.goldens)?, folders: Folder::all(&args.goldens)? };
     let device = match args.phase {
         // The host decodes weights, whatever device the later phases run on.
         Some(1) => ComputeDevice::find(DeviceChoice::Cpu, 0)?,
@@ -22,7 +22,7 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     let phases = args.phase.map_or(all, |phase| vec![phase]);
     let mut report = Vec::new();
     for phase in phases {
-        let checks = run_phase(phase, &cases, &device)?;
+        let checks = run_phase(phase, &goldens, &device)?;
         let failed = checks.iter().filter(|check| !check.passed()).count();
         if args.json {
             report.extend(checks.iter().map(|check| to_json(phase, check)));
@@ -39,10 +39,16 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_phase(phase: u8, cases: &[Case], device: &ComputeDevice) -> Result<Vec<Check>> {
+struct Goldens {
+    cases: Vec<Case>,
+    folders: Vec<Folder>,
+}
+
+fn run_phase(phase: u8, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec<Check>> {
+    let in_case = |name: &str, error: Box<dyn std::error::Error>| anyhow!("phase {phase}, case {name}: {error}");
     let mut checks = Vec::new();
-    for case in cases {
-        let in_case = |error: Box<dyn std::error::Error>| anyhow!("phase {phase}, case {}: {error}", case.name);
+    for case in &goldens.cases {
+        let in_case = |error| in_case(&case.name, error);
         if phase == 1 {
             checks.extend(phase1_loading::gate::run(case).map_err(in_case)?);
             continue;
@@ -57,18 +63,30 @@ fn run_phase(phase: u8, cases: &[Case], device: &ComputeDevice) -> Result<Vec<Ch
             checks.extend(found.map_err(in_case)?);
         }
     }
+    // The shapes that checkpoints come in differ in their weights' storage, which phase 2 is the first to compute with.
+    if phase == 2 {
+        let scratch = std::env::temp_dir().join(format!("gptoss-gates-{}", std::process::id()));
+        std::fs::create_dir_all(&scratch)?;
+        for folder in &goldens.folders {
+            for rope in RopeMode::ALL {
+                let result = phase2_forward::gate::run_folder(folder, device, rope, &scratch);
+                checks.extend(result.map_err(|error| in_case(&folder.name, error))?);
+            }
+        }
+        std::fs::remove_dir_all(&scratch)?;
+    }
     Ok(checks)
 }
 
 fn phase_text(phase: u8, checks: &[Check]) -> String {
     let mut text = format!(
-        "phase {phase}\n{:8} {:44} {:>9} {:>9} {:>9} {:>9}\n",
+        "phase {phase}\n{:9} {:44} {:>9} {:>9} {:>9} {:>9}\n",
         "case", "tensor", "max", "rms", "max ≤", "rms ≤"
     );
     for check in checks {
         let Check { case, tensor, max, rms, limit } = check;
         let (max_limit, rms_limit) = (limit.max, limit.rms);
-        text += &format!("{case:8} {tensor:44} {max:>9.1e} {rms:>9.1e} {max_limit:>9.0e} {rms_limit:>9.0e} ");
+        text += &format!("{case:9} {tensor:44} {max:>9.1e} {rms:>9.1e} {max_limit:>9.0e} {rms_limit:>9.0e} ");
         text += if check.passed() { "ok\n" } else { "FAILED\n" };
     }
     text

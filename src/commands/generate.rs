@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use harmony::{Message, Piece, Role};
 use phase1_loading::Tokenizer;
 use phase3_kvcache::{FinishReason, Generation, generate};
@@ -16,7 +16,11 @@ use crate::answer;
 use crate::args::Generate;
 use crate::commands::print;
 use crate::interrupt;
+use crate::saved::Saved;
 use crate::session::{self, EMBEDDED, Session};
+
+/// The only sequence.
+const SEQUENCE: u64 = 0;
 
 pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
@@ -36,9 +40,28 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         false => tokenizer.encode_with_control(text),
     };
     let mut session = Session::start(&checkpoint, &args.reply.engine)?;
+    let mut prompt = prompt;
+    let saved = match &args.session {
+        None => None,
+        Some(_) if ask => bail!("--session continues text: it needs MODEL and PROMPT"),
+        Some(_) if args.reply.engine.phase != Some(3) => {
+            bail!("only phase 3 saves what it remembers: --session needs --phase 3")
+        }
+        Some(file) => {
+            let engine = &mut *session.engine;
+            let (saved, unseen) = Saved::open(file, &checkpoint, &args.reply.engine, engine, SEQUENCE)?;
+            let new = prompt.clone();
+            prompt.splice(0..0, unseen);
+            Some((file, saved, new))
+        }
+    };
     let load_time = start.elapsed();
     interrupt::catch()?;
     let generation = reply(args, ask, &mut session, &tokenizer, &prompt)?;
+    if let Some((file, saved, mut new)) = saved {
+        new.extend(&generation.tokens);
+        saved.write(file, &new, &*session.engine, SEQUENCE)?;
+    }
     if args.json {
         print(&format!("{:#}\n", to_json(&generation, &prompt, load_time, &session)))?;
     } else {
@@ -77,7 +100,7 @@ fn reply(
         let (turn, generation) = answer::answer(engine, tokenizer, prompt, &params, &mut on_piece)?;
         Generation { text: turn.content, ..generation }
     } else {
-        generate(engine, tokenizer, 0, prompt, &params, &mut |step| show(step.text))?
+        generate(engine, tokenizer, SEQUENCE, prompt, &params, &mut |step| show(step.text))?
     };
     match write_error {
         Some(error) => Err(error.into()),

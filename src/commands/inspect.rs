@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, check_values};
+use phase3_kvcache::CacheType;
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -14,8 +15,6 @@ use crate::session;
 
 /// Contexts whose memory is shown.
 const CONTEXTS: [usize; 2] = [4096, 8192];
-/// Bytes of a cached value: phase 3 caches in f32.
-const CACHED_VALUE_BYTES: usize = 4;
 
 pub fn run(args: &Inspect) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
@@ -25,7 +24,8 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
         }
         eprintln!("{}: every weight is a number", checkpoint.path.display());
     }
-    let report = if args.json { format!("{:#}\n", to_json(&checkpoint)?) } else { to_text(&checkpoint)? };
+    let report =
+        if args.json { format!("{:#}\n", to_json(&checkpoint, args.kv)?) } else { to_text(&checkpoint, args.kv)? };
     print(&report)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -36,7 +36,7 @@ fn by_format(checkpoint: &Checkpoint) -> BTreeMap<Format, (usize, u64)> {
     for tensor in checkpoint.tensors.values() {
         let (count, bytes) = sizes.entry(tensor.format).or_default();
         *count += 1;
-        *bytes += tensor.data.len() as u64;
+        *bytes += tensor.bytes() as u64;
     }
     sizes
 }
@@ -56,7 +56,7 @@ fn attention_text(config: &GptOssConfig) -> String {
     if alternating { "sliding and full in turn".into() } else { names.join(" ") }
 }
 
-fn to_text(checkpoint: &Checkpoint) -> Result<String> {
+fn to_text(checkpoint: &Checkpoint, kv: CacheType) -> Result<String> {
     let mut out = String::new();
     let config = &checkpoint.config;
     let rope = &config.rope;
@@ -86,7 +86,7 @@ fn to_text(checkpoint: &Checkpoint) -> Result<String> {
 
     writeln!(out, "\nmemory            weights      cache        both")?;
     for context in CONTEXTS {
-        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, CACHED_VALUE_BYTES));
+        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, kv.row_bytes(config.head_dim)));
         writeln!(
             out,
             "  context {context:>5} {:>10} {:>10} {:>11}",
@@ -103,13 +103,13 @@ fn to_text(checkpoint: &Checkpoint) -> Result<String> {
             "  {name:36} {:6} {:>20} {:>10}",
             tensor.format.name(),
             format!("{:?}", tensor.shape),
-            size(tensor.data.len() as u64)
+            size(tensor.bytes() as u64)
         )?;
     }
     Ok(out)
 }
 
-fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
+fn to_json(checkpoint: &Checkpoint, kv: CacheType) -> Result<Value> {
     let config = &checkpoint.config;
     let tokenizer = checkpoint.tokenizer()?;
     let formats: BTreeMap<&str, Value> = by_format(checkpoint)
@@ -119,7 +119,7 @@ fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
     let memory: Vec<Value> = CONTEXTS
         .iter()
         .map(|&context| {
-            let cache = config.cache_bytes(context, CACHED_VALUE_BYTES);
+            let cache = config.cache_bytes(context, kv.row_bytes(config.head_dim));
             let weights = checkpoint.weight_bytes();
             json!({ "context": context, "weights": weights, "cache": cache, "total": weights + cache })
         })
@@ -129,7 +129,7 @@ fn to_json(checkpoint: &Checkpoint) -> Result<Value> {
         .iter()
         .map(|(name, tensor)| {
             let format = tensor.format.name();
-            json!({ "name": name, "format": format, "shape": tensor.shape, "bytes": tensor.data.len() })
+            json!({ "name": name, "format": format, "shape": tensor.shape, "bytes": tensor.bytes() })
         })
         .collect();
     Ok(json!({

@@ -24,11 +24,15 @@ pub fn run(args: &MakeModel) -> Result<ExitCode> {
     let start = Instant::now();
     let bar = bytes_bar("writing", 0);
     let mut total_bytes = 0;
-    let result = model.write(out, args.seed, &mut |done, total| {
+    let mut progress = |done, total| {
         total_bytes = total;
         bar.set_length(total);
         bar.set_position(done);
-    });
+    };
+    let result = match args.folder {
+        true => model.write_folder(out, args.seed, &mut progress),
+        false => model.write(out, args.seed, &mut progress),
+    };
     bar.finish_and_clear();
     result.with_context(|| format!("writing {}", out.display()))?;
     eprintln!("{}: {:.2} GB in {:.1} s", out.display(), total_bytes as f64 / 1e9, start.elapsed().as_secs_f64());

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod gates;
@@ -13,6 +14,7 @@ pub mod memory;
 pub mod profile;
 pub mod roofline;
 pub mod tokenize;
+pub mod verify;
 
 use std::io::{self, Write, stdout};
 

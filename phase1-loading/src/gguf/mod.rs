@@ -6,16 +6,17 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod reader;
+mod split;
 mod value;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::error::{Defect, LoadError};
+use crate::error::LoadError;
+use crate::mapping;
 use crate::tensor::HostTensor;
 pub use value::{Array, Value};
 pub use writer::{MetadataValue, TensorPlan, write_header};
@@ -31,20 +32,18 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Maps `path` and reads its header.
+    /// Maps `path` and reads its header; and those of the other files, if it is the first of several.
     ///
     /// # Errors
     /// An unreadable file, or one whose header does not describe the bytes that follow it.
     pub fn open(path: &Path) -> Result<Gguf, LoadError> {
-        let io = |source| LoadError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() == 0 {
-            return Err(Defect::new("header", "a GGUF file", "an empty file").in_file(path));
-        }
-        // SAFETY: the mapping is read-only and private to us. Another process that truncates the file while it is
-        // mapped can raise SIGBUS; that is documented behaviour of every engine that maps its weights.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Self::from_bytes(path, Bytes::from_owner(map))
+        let mut gguf = Self::open_one(path)?;
+        split::join_others(&mut gguf)?;
+        Ok(gguf)
+    }
+
+    fn open_one(path: &Path) -> Result<Gguf, LoadError> {
+        Self::from_bytes(path, mapping::map(path, "a GGUF file")?)
     }
 
     /// Reads a GGUF file that is already in memory; `path` is what errors call it.

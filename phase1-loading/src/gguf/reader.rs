@@ -104,7 +104,7 @@ fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, De
     let number = cursor.u32()?;
     let offset = cursor.u64()?;
     let Some(format) = Format::from_ggml_type(number) else {
-        let known: Vec<_> = Format::ALL.iter().map(|f| f.name()).collect();
+        let known: Vec<_> = Format::GGUF.iter().map(|f| f.name()).collect();
         let found = format!("type number {number} of the ggml tensor types");
         return Err(cursor.defect(format!("one of {}", known.join(", ")), found));
     };
@@ -156,7 +156,7 @@ fn place_tensors(
             return Err(Defect::new(part, expected, found));
         };
         previous_end = offset + bytes;
-        let tensor = HostTensor { format, shape, data: file.slice(start as usize..end as usize) };
+        let tensor = HostTensor::packed_rows(format, shape, file.slice(start as usize..end as usize));
         if tensors.insert(name, tensor).is_some() {
             return Err(Defect::new(part, "each name once", "the name a second time"));
         }

@@ -104,13 +104,6 @@ impl Value {
         }
     }
 
-    pub fn as_f64(&self) -> Option<f64> {
-        match *self {
-            Value::Float(v) => Some(v),
-            _ => None,
-        }
-    }
-
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Value::Text(text) => std::str::from_utf8(text).ok(),

@@ -12,6 +12,7 @@ pub enum MetadataValue {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    Bools(Vec<bool>),
 }
 
 /// A tensor that will follow the header.
@@ -28,6 +29,11 @@ impl TensorPlan {
         let row = *self.shape.last().expect("a tensor has a dimension");
         let rows: usize = self.shape[..self.shape.len() - 1].iter().product();
         (rows * self.format.row_bytes(row)) as u64
+    }
+
+    /// Zeros between this tensor's data and the next one's.
+    pub fn padding(&self) -> u64 {
+        self.padded_bytes() - self.bytes()
     }
 
     /// Bytes from this tensor's data to the next one's.
@@ -59,7 +65,7 @@ pub fn write_header(
         for &dim in tensor.shape.iter().rev() {
             header.extend((dim as u64).to_le_bytes());
         }
-        header.extend(tensor.format.ggml_type().to_le_bytes());
+        header.extend(tensor.format.ggml_type().expect("a format of GGUF files").to_le_bytes());
         header.extend(u64::to_le_bytes(offset));
         offset += tensor.padded_bytes();
     }
@@ -80,6 +86,7 @@ fn put_value(header: &mut Vec<u8>, value: &MetadataValue) {
         MetadataValue::Text(_) => &[8],
         MetadataValue::Texts(_) => &[ARRAY, 8],
         MetadataValue::I32s(_) => &[ARRAY, 5],
+        MetadataValue::Bools(_) => &[ARRAY, 7],
     };
     header.extend(types.iter().flat_map(|number| number.to_le_bytes()));
     match value {
@@ -93,6 +100,10 @@ fn put_value(header: &mut Vec<u8>, value: &MetadataValue) {
         MetadataValue::I32s(values) => {
             header.extend((values.len() as u64).to_le_bytes());
             values.iter().for_each(|v| header.extend(v.to_le_bytes()));
+        }
+        MetadataValue::Bools(values) => {
+            header.extend((values.len() as u64).to_le_bytes());
+            header.extend(values.iter().map(|&v| u8::from(v)));
         }
     }
 }

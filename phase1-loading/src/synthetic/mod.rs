@@ -3,19 +3,20 @@
 //! They have the real architecture, metadata and vocabulary, so that every loader accepts them and every speed measured
 //! on them is the real one. Their text is noise.
 
+mod folder;
 mod vocabulary;
 mod weights;
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Role, tensor_specs};
 use crate::codec::Format;
-use crate::config::{ARCHITECTURE, AttentionKind, GptOssConfig, RopeConfig};
-use crate::gguf::{MetadataValue, TensorPlan, write_header};
+use crate::config::{AttentionKind, GptOssConfig, RopeConfig};
+use crate::gguf::{TensorPlan, write_header};
+use crate::mapping::write_whole;
 pub use vocabulary::VocabularyKind;
 
 /// Dimensions of a synthetic model; what a JSON description holds.
@@ -149,7 +150,6 @@ impl SyntheticModel {
     }
 
     fn config(&self, vocab: usize) -> GptOssConfig {
-        let kind = |layer| if layer % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full };
         GptOssConfig {
             hidden: self.hidden,
             expert_width: self.expert_width,
@@ -162,7 +162,7 @@ impl SyntheticModel {
             context_length: 131_072,
             rms_eps: 1e-5,
             sliding_window: self.sliding_window,
-            attention: (0..self.layers).map(kind).collect(),
+            attention: AttentionKind::alternating(self.layers),
             rope: RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096 },
         }
     }
@@ -188,54 +188,20 @@ impl SyntheticModel {
             .into_iter()
             .map(|spec| TensorPlan { format: self.format(spec.role), name: spec.name, shape: spec.shape })
             .collect();
-        let mut metadata = model_metadata(&config);
-        metadata.extend(vocabulary.metadata());
+        let mut metadata = config.to_gguf("synthetic GPT-OSS, random weights");
+        metadata.extend(vocabulary.into_gguf());
 
         let total = plans.iter().map(TensorPlan::padded_bytes).sum();
         let mut written = 0;
-        let unfinished = path.with_extension("gguf.part");
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
-        write_header(&mut out, &metadata, &plans)?;
-        for (index, plan) in plans.iter().enumerate() {
-            weights::write_random(&mut out, plan, (seed, index as u64), &mut |bytes| {
-                written += bytes;
-                progress(written, total);
-            })?;
-        }
-        out.flush()?;
-        drop(out);
-        std::fs::rename(unfinished, path)
+        write_whole(path, |out| {
+            write_header(out, &metadata, &plans)?;
+            for (index, plan) in plans.iter().enumerate() {
+                weights::write_random(out, plan, (seed, index as u64), plan.padding(), &mut |bytes| {
+                    written += bytes;
+                    progress(written, total);
+                })?;
+            }
+            Ok(())
+        })
     }
-}
-
-fn model_metadata(config: &GptOssConfig) -> Vec<(String, MetadataValue)> {
-    use MetadataValue::{F32, Text, U32};
-    let size = |value: usize| U32(value as u32);
-    let general = [
-        ("general.architecture".into(), Text(ARCHITECTURE.into())),
-        ("general.name".into(), Text("synthetic GPT-OSS, random weights".into())),
-        ("general.file_type".into(), U32(38)),
-        ("general.quantization_version".into(), U32(2)),
-    ];
-    let model = [
-        ("block_count", size(config.layers())),
-        ("context_length", size(config.context_length)),
-        ("embedding_length", size(config.hidden)),
-        ("feed_forward_length", size(config.expert_width)),
-        ("expert_feed_forward_length", size(config.expert_width)),
-        ("expert_count", size(config.experts)),
-        ("expert_used_count", size(config.experts_per_token)),
-        ("attention.head_count", size(config.heads)),
-        ("attention.head_count_kv", size(config.kv_heads)),
-        ("attention.key_length", size(config.head_dim)),
-        ("attention.value_length", size(config.head_dim)),
-        ("attention.sliding_window", size(config.sliding_window)),
-        ("attention.layer_norm_rms_epsilon", F32(config.rms_eps)),
-        ("rope.freq_base", F32(config.rope.theta)),
-        ("rope.scaling.type", Text("yarn".into())),
-        ("rope.scaling.factor", F32(config.rope.factor)),
-        ("rope.scaling.original_context_length", size(config.rope.original_context)),
-    ];
-    let model = model.map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value));
-    general.into_iter().chain(model).collect()
 }

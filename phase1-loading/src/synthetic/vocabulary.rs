@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::gguf::MetadataValue;
-use crate::tokenizer::byte_characters;
+use crate::tokenizer::{CONTROL, Lists, NORMAL, SpecialTokens, byte_characters};
 
 /// Which vocabulary a synthetic model has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +21,9 @@ pub(super) struct Vocabulary {
     /// Token texts in GPT-2's byte alphabet, by id.
     pub tokens: Vec<String>,
     /// Two token texts with a space between, most urgent first.
-    merges: Vec<String>,
+    pub merges: Vec<String>,
     /// Ids from here on are control tokens.
-    first_control: usize,
+    pub first_control: usize,
 }
 
 /// BPE tokens of o200k; the ids that follow are control tokens.
@@ -73,28 +73,18 @@ fn merges(tokens: &[Vec<u8>]) -> Vec<(&[u8], &[u8])> {
 }
 
 impl Vocabulary {
-    pub fn metadata(self) -> Vec<(String, MetadataValue)> {
-        use MetadataValue::{I32s, Text, Texts, U32};
-        const NORMAL: i32 = 1;
-        const CONTROL: i32 = 3;
-        let kind = |id| if id < self.first_control { NORMAL } else { CONTROL };
-        let types = (0..self.tokens.len()).map(kind).collect();
+    pub fn special(&self) -> SpecialTokens {
         let id = |name: &str| {
             let position = self.tokens.iter().rposition(|token| token == name);
-            U32(position.expect("harmony names this control token") as u32)
+            Some(position.expect("harmony names this control token") as u32)
         };
-        let special = [
-            ("bos_token_id", id("<|startoftext|>")),
-            ("eos_token_id", id("<|return|>")),
-            ("padding_token_id", id("<|endoftext|>")),
-        ];
-        let lists = [
-            ("model", Text("gpt2".into())),
-            ("pre", Text("gpt-4o".into())),
-            ("tokens", Texts(self.tokens)),
-            ("token_type", I32s(types)),
-            ("merges", Texts(self.merges)),
-        ];
-        (lists.into_iter().chain(special)).map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect()
+        SpecialTokens { bos: id("<|startoftext|>"), eos: id("<|return|>"), padding: id("<|endoftext|>") }
+    }
+
+    pub fn into_gguf(self) -> Vec<(String, MetadataValue)> {
+        let special = self.special();
+        let kind = |id| if id < self.first_control { NORMAL } else { CONTROL };
+        let kinds = (0..self.tokens.len()).map(kind).collect();
+        Lists { tokens: self.tokens, merges: self.merges, kinds }.into_gguf(special, None)
     }
 }

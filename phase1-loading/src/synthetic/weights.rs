@@ -15,11 +15,12 @@ const PIECE: usize = 1 << 20;
 /// Pieces held in memory at a time.
 const PIECES: usize = 32;
 
-/// Writes the tensor's data and padding. `stream` is (seed, tensor number); `wrote` hears each count of bytes.
+/// Writes the tensor's data and that many zeros. `stream` is (seed, tensor number); `wrote` hears each count of bytes.
 pub(super) fn write_random(
     out: &mut impl Write,
     plan: &TensorPlan,
     (seed, tensor): (u64, u64),
+    padding: u64,
     wrote: &mut dyn FnMut(u64),
 ) -> io::Result<()> {
     let distribution = Distribution::of(plan);
@@ -39,7 +40,6 @@ pub(super) fn write_random(
         out.write_all(bytes)?;
         wrote(len as u64);
     }
-    let padding = plan.padded_bytes() - plan.bytes();
     out.write_all(&vec![0; padding as usize])?;
     wrote(padding);
     Ok(())
@@ -120,6 +120,7 @@ impl Distribution {
                     block[0] = (exponent - i32::from(block[0] & 1)).clamp(0, 254) as u8;
                 }
             }
+            _ => unreachable!("no synthetic tensor is stored as {}", format.name()),
         }
     }
 }

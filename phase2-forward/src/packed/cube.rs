@@ -10,7 +10,7 @@ use burn_cubecl::{CubeBackend, ops::numeric::empty_device_dtype};
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::{PackedLayout, PackedOps};
+use super::{DeviceMatmul, PackedLayout};
 
 /// Units that share one output.
 const UNITS: u32 = 32;
@@ -19,8 +19,8 @@ const ROWS_PER_CUBE: u32 = 4;
 /// The most cubes along one axis that every GPU accepts.
 const MAX_CUBES: u32 = 65_535;
 
-impl PackedOps for CubeBackend {
-    fn packed_matmul(x: CubeTensor, words: CubeTensor, matrix: CubeTensor, layout: PackedLayout) -> CubeTensor {
+impl DeviceMatmul for CubeBackend {
+    fn device_matmul(x: CubeTensor, words: CubeTensor, matrix: CubeTensor, layout: PackedLayout) -> CubeTensor {
         let (x, matrix) = (into_contiguous(x), into_contiguous(matrix));
         let inputs = x.meta.shape()[0];
         let product =
@@ -111,6 +111,7 @@ fn unpack(words: &[u32], index: u32, #[comptime] format: Format) -> f32 {
             let scale = f32::reinterpret(byte(words, block) << 23);
             e2m1_value((codes >> (element / 16 * 4)) & 15) * scale
         }
+        _ => comptime!(unreachable!("a format that is not uploaded as it is")),
     }
 }
 

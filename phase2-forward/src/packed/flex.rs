@@ -3,16 +3,17 @@
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;
+use phase1_loading::HostTensor;
 use rayon::prelude::*;
 
-use super::{PackedLayout, PackedOps};
+use super::HostMatmul;
 
 /// Weight rows that one task multiplies: enough work to be worth handing out, few enough to balance.
 const ROWS_PER_TASK: usize = 64;
 
-impl PackedOps for Flex {
-    fn packed_matmul(x: FlexTensor, words: FlexTensor, matrix: FlexTensor, layout: PackedLayout) -> FlexTensor {
-        let PackedLayout { rows, columns, .. } = layout;
+impl HostMatmul for Flex {
+    fn host_matmul(x: FlexTensor, matrix: FlexTensor, weights: HostTensor) -> FlexTensor {
+        let (rows, columns) = (weights.shape[weights.shape.len() - 2], weights.row_len());
         let x = x.to_contiguous();
         let inputs: Vec<&[f32]> = x.storage::<f32>().chunks_exact(columns).collect();
         let matrix = matrix.to_contiguous();
@@ -31,7 +32,7 @@ impl PackedOps for Flex {
                 .map(|start| {
                     let first = number as usize * rows + start;
                     let last = first + ROWS_PER_TASK.min(rows - start);
-                    multiply_rows(words.bytes(), layout, first..last, &inputs)
+                    multiply_rows(&weights, first..last, &inputs)
                 })
                 .collect();
             for (task, stripe) in stripes.iter().enumerate() {
@@ -47,12 +48,11 @@ impl PackedOps for Flex {
 }
 
 /// The products of a range of packed rows with every input, `[inputs, rows]`.
-fn multiply_rows(packed: &[u8], layout: PackedLayout, rows: std::ops::Range<usize>, inputs: &[&[f32]]) -> Vec<f32> {
-    let row_bytes = layout.format.row_bytes(layout.columns);
-    let mut weights = vec![0.0; layout.columns];
+fn multiply_rows(matrix: &HostTensor, rows: std::ops::Range<usize>, inputs: &[&[f32]]) -> Vec<f32> {
+    let mut weights = vec![0.0; matrix.row_len()];
     let mut products = vec![0.0; inputs.len() * rows.len()];
     for (column, row) in rows.clone().enumerate() {
-        layout.format.decode(&packed[row * row_bytes..(row + 1) * row_bytes], &mut weights);
+        matrix.decode_row(row, &mut weights);
         for (index, input) in inputs.iter().enumerate() {
             products[index * rows.len() + column] = dot(&weights, input);
         }

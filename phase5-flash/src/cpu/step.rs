@@ -117,7 +117,7 @@ impl CpuEngine {
     fn embed(&self, s: &mut Scratch, tokens: &[u32]) {
         let embedding = &self.model.embedding;
         for (&token, x) in tokens.iter().zip(s.x.chunks_exact_mut(self.config.hidden)) {
-            embedding.format.decode(embedding.row(token as usize), x);
+            embedding.decode_row(token as usize, x);
         }
     }
 

@@ -274,7 +274,7 @@ impl Bench {
             }),
             _ => {}
         }
-        HostTensor { format, shape, data: data.into() }
+        HostTensor::packed_rows(format, shape, data.into())
     }
 
     fn values(&self, count: usize, seed: &mut u64) -> Vec<f32> {
@@ -538,8 +538,7 @@ impl Bench {
             .launch(&self.gpu);
         };
         launch(0);
-        let host =
-            HostTensor { format: Format::F32, shape: vec![experts, hidden], data: Format::F32.encode(&weight).into() };
+        let host = HostTensor::packed_rows(Format::F32, vec![experts, hidden], Format::F32.encode(&weight).into());
         let found = self.gpu.read_f32(&logits)?;
         let error = worst(&found, experts, |row| product(&host, row, &x, rms(&x).recip()));
         report(&Measurement {
@@ -703,7 +702,7 @@ fn rms(x: &[f32]) -> f64 {
 /// One row's product in f64, times `factor`, and the sum of its terms' sizes.
 fn product(weights: &HostTensor, row: usize, x: &[f32], factor: f64) -> (f64, f64) {
     let mut values = vec![0.0; weights.row_len()];
-    weights.format.decode(weights.row(row), &mut values);
+    weights.decode_row(row, &mut values);
     let terms = values.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x) * factor);
     terms.fold((0.0, 1e-30), |(sum, size), term| (sum + term, size + term.abs()))
 }

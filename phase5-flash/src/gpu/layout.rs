@@ -23,6 +23,7 @@ pub(crate) const fn vectors(format: Format) -> usize {
         Format::F16 | Format::BF16 => 4,
         Format::Q8_0 => 2,
         Format::Mxfp4 => 1,
+        _ => panic!("other formats are uploaded as F32"),
     }
 }
 
@@ -32,6 +33,7 @@ pub(crate) const fn scale_words(format: Format) -> usize {
         Format::F32 | Format::F16 | Format::BF16 => 0,
         Format::Q8_0 => 2,
         Format::Mxfp4 => 1,
+        _ => panic!("other formats are uploaded as F32"),
     }
 }
 
@@ -82,7 +84,8 @@ impl Matrix {
                 "{name}: rows of {columns} values, and the kernels need a multiple of 32"
             )));
         }
-        let format = match tensors.iter().all(|tensor| tensor.format == tensors[0].format) {
+        let common = tensors.iter().all(|tensor| tensor.format == tensors[0].format);
+        let format = match common && Format::WRITTEN.contains(&tensors[0].format) {
             true => tensors[0].format,
             false => Format::F32,
         };
@@ -125,7 +128,7 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     /// The packed bytes of padded row `row` in the common format; `None` for padding.
-    fn row(&self, row: usize) -> Option<std::borrow::Cow<'_, [u8]>> {
+    fn row(&self, row: usize) -> Option<bytes::Bytes> {
         let (matrix, row) = (row / self.stride, row % self.stride);
         if row >= self.rows {
             return None;
@@ -133,13 +136,7 @@ impl Rows<'_> {
         let mut row = matrix * self.rows + row;
         for tensor in self.tensors {
             if row < tensor.rows() {
-                let packed = tensor.row(row);
-                if tensor.format == self.format {
-                    return Some(packed.into());
-                }
-                let mut values = vec![0.0; tensor.row_len()];
-                tensor.format.decode(packed, &mut values);
-                return Some(self.format.encode(&values).into());
+                return Some(tensor.packed_as(self.format, row..row + 1));
             }
             row -= tensor.rows();
         }
@@ -198,6 +195,7 @@ fn pack_row(format: Format, packed: &[u8], codes: &mut [u32], row: usize, scales
                 }
                 scales[b] |= u32::from(block[0]) << (row * 8);
             }
+            _ => unreachable!("other formats are uploaded as F32"),
         }
     }
 }

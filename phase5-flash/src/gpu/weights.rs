@@ -129,7 +129,7 @@ impl Loader<'_> {
     }
 
     fn advance(&mut self, name: &str) {
-        self.done += self.checkpoint.tensor(name).data.len() as u64;
+        self.done += self.checkpoint.tensor(name).bytes() as u64;
         (self.progress)(self.done, self.checkpoint.weight_bytes());
     }
 }

@@ -106,6 +106,7 @@ pub(crate) fn block_values(
                 e2m1_values(codes, e2m1_steps(codes), comptime![i % 2 * 16])
             }
         }
+        _ => comptime!(unreachable!("other formats are uploaded as F32")),
     }
 }
 
@@ -122,6 +123,7 @@ pub(crate) fn block_scale(scales: &[u32], row: u32, block: u32, blocks: u32, #[c
             let word = scales[((row >> 2u32) * blocks + block) as usize];
             f32::reinterpret(((word >> ((row & 3) * 8)) & 255u32) << 23u32)
         }
+        _ => comptime!(unreachable!("other formats are uploaded as F32")),
     }
 }
 

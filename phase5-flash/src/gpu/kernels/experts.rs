@@ -247,7 +247,7 @@ mod tests {
 
     fn experts(gpu: &Gpu, random: &mut Random, format: Format, [experts, rows, columns]: [usize; 3]) -> HostExperts {
         let values = random.values(experts * rows * columns, 1.0);
-        let tensor = HostTensor { format, shape: vec![experts, rows, columns], data: format.encode(&values).into() };
+        let tensor = HostTensor::packed_rows(format, vec![experts, rows, columns], format.encode(&values).into());
         let weight = Matrix::upload(gpu, "experts", &[&tensor]).expect("uploads");
         let bias = random.values(experts * rows, 1.0);
         let device = Experts { weight, bias: gpu.upload_f32(&bias) };

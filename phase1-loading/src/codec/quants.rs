@@ -1,0 +1,149 @@
+//! Unpacking of the block formats that GGUF files come in, one function a format.
+//!
+//! The order of the arithmetic is the `gguf` package's, so that every value has the same bits there and here.
+
+use half::f16;
+
+use super::{BLOCK, E2M1, SUPER_BLOCK, e8m0};
+
+/// The f16 at the start of a slice.
+fn half(bytes: &[u8]) -> f32 {
+    f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+}
+
+/// Code `e` of 32: the low nibble of byte `e` in the first half, the high nibble of byte `e − 16` in the second.
+fn nibble(bytes: &[u8], e: usize) -> u8 {
+    bytes[e % 16] >> (e / 16 * 4) & 15
+}
+
+/// Code `e` of 32 with its fifth bit from bit `e` of `high`.
+fn five_bits(high: &[u8], low: &[u8], e: usize) -> u8 {
+    nibble(low, e) | (high[e / 8] >> (e % 8) & 1) << 4
+}
+
+/// `scale · q`
+pub(super) fn q8_0(block: &[u8; 34], values: &mut [f32; BLOCK]) {
+    let scale = half(block);
+    for (value, &q) in values.iter_mut().zip(&block[2..]) {
+        *value = scale * f32::from(q as i8);
+    }
+}
+
+/// `scale · (code − 8)`
+pub(super) fn q4_0(block: &[u8; 18], values: &mut [f32; BLOCK]) {
+    let scale = half(block);
+    for (e, value) in values.iter_mut().enumerate() {
+        *value = scale * f32::from(nibble(&block[2..], e) as i8 - 8);
+    }
+}
+
+/// `scale · code + least`
+pub(super) fn q4_1(block: &[u8; 20], values: &mut [f32; BLOCK]) {
+    let (scale, least) = (half(block), half(&block[2..]));
+    for (e, value) in values.iter_mut().enumerate() {
+        *value = scale * f32::from(nibble(&block[4..], e)) + least;
+    }
+}
+
+/// `scale · (code − 16)`
+pub(super) fn q5_0(block: &[u8; 22], values: &mut [f32; BLOCK]) {
+    let scale = half(block);
+    for (e, value) in values.iter_mut().enumerate() {
+        *value = scale * f32::from(five_bits(&block[2..6], &block[6..], e) as i8 - 16);
+    }
+}
+
+/// `scale · code + least`
+pub(super) fn q5_1(block: &[u8; 24], values: &mut [f32; BLOCK]) {
+    let (scale, least) = (half(block), half(&block[2..]));
+    for (e, value) in values.iter_mut().enumerate() {
+        *value = scale * f32::from(five_bits(&block[4..8], &block[8..], e)) + least;
+    }
+}
+
+/// `scale · table[code]`, a table that is denser around 0.
+pub(super) fn iq4_nl(block: &[u8; 18], values: &mut [f32; BLOCK]) {
+    const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+    let scale = half(block);
+    for (e, value) in values.iter_mut().enumerate() {
+        *value = scale * f32::from(TABLE[usize::from(nibble(&block[2..], e))]);
+    }
+}
+
+/// `E2M1[code] · 2^(scale − 127)`
+pub(super) fn mxfp4(block: &[u8; 17], values: &mut [f32; BLOCK]) {
+    let scale = e8m0(block[0]);
+    let table = E2M1.map(|value| value * scale);
+    let (first, second) = values.split_at_mut(BLOCK / 2);
+    for ((first, second), &byte) in first.iter_mut().zip(second).zip(&block[1..]) {
+        *first = table[usize::from(byte & 15)];
+        *second = table[usize::from(byte >> 4)];
+    }
+}
+
+/// Scale and minimum number `i` of 8, six bits each in 12 bytes: the first four of each lie in the low bits of bytes 0–3 and
+/// 4–7; the others have their low nibbles in bytes 8–11 and their high bits in the top of bytes 0–7.
+fn six_bit_pair(packed: &[u8], i: usize) -> (f32, f32) {
+    let (scale, least) = match i {
+        0..4 => (packed[i] & 63, packed[i + 4] & 63),
+        _ => {
+            let (low, scale_top, least_top) = (packed[i + 4], packed[i - 4] >> 6, packed[i] >> 6);
+            (low & 15 | scale_top << 4, low >> 4 | least_top << 4)
+        }
+    };
+    (f32::from(scale), f32::from(least))
+}
+
+/// Eight runs of 32, each `(d · scale) · code − (m · minimum)`. Two runs share 32 bytes, low nibbles first.
+pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; SUPER_BLOCK]) {
+    let (d, m) = (half(block), half(&block[2..]));
+    for (run, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (scale, least) = six_bit_pair(&block[4..16], run);
+        let (scale, least) = (d * scale, m * least);
+        let codes = &block[16 + run / 2 * 32..][..32];
+        for (value, byte) in values.iter_mut().zip(codes) {
+            *value = scale * f32::from(byte >> (run % 2 * 4) & 15) - least;
+        }
+    }
+}
+
+/// As Q4_K, with a fifth bit: bit `run` of byte `e` of 32.
+pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; SUPER_BLOCK]) {
+    let (d, m) = (half(block), half(&block[2..]));
+    for (run, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (scale, least) = six_bit_pair(&block[4..16], run);
+        let (scale, least) = (d * scale, m * least);
+        let codes = &block[48 + run / 2 * 32..][..32];
+        for ((value, byte), high) in values.iter_mut().zip(codes).zip(&block[16..48]) {
+            let code = byte >> (run % 2 * 4) & 15 | (high >> run & 1) << 4;
+            *value = scale * f32::from(code) - least;
+        }
+    }
+}
+
+/// Sixteen runs of 16, each `(d · scale) · (code − 32)`. Each half of the block has 64 bytes of low nibbles, two values a
+/// byte, and 32 bytes of high bit pairs, four values a byte.
+pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; SUPER_BLOCK]) {
+    let d = half(&block[208..]);
+    for (e, value) in values.iter_mut().enumerate() {
+        let (half, within) = (e / 128, e % 128);
+        let low = block[half * 64 + within % 64] >> (within / 64 * 4) & 15;
+        let high = block[128 + half * 32 + within % 32] >> (within / 32 * 2) & 3;
+        let scale = d * f32::from(block[192 + e / 16] as i8);
+        *value = scale * f32::from((low | high << 4) as i8 - 32);
+    }
+}
+
+/// MLX's affine groups, with scale and bias gathered in front of the codes as f32: `code · scale + bias`.
+pub(super) fn affine(block: &[u8], bits: usize, values: &mut [f32]) {
+    let float = |at: usize| f32::from_le_bytes(block[at..at + 4].try_into().expect("four bytes"));
+    let (scale, bias) = (float(0), float(4));
+    let codes = &block[8..];
+    for (e, value) in values.iter_mut().enumerate() {
+        let code = match bits {
+            8 => codes[e],
+            _ => codes[e / 2] >> (e % 2 * 4) & 15,
+        };
+        *value = f32::from(code) * scale + bias;
+    }
+}

@@ -1,0 +1,101 @@
+//! Any checkpoint to one GGUF file, streamed: a few pieces of [`PIECE`] bytes are in memory at a time.
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use bytes::Bytes;
+
+use crate::checkpoint::{Checkpoint, Role, tensor_specs};
+use crate::codec::Format;
+use crate::error::{Defect, LoadError};
+use crate::gguf::{TensorPlan, write_header};
+use crate::mapping::write_whole;
+use crate::soundness::has_bad_scale;
+use crate::synthetic::RestFormat;
+use crate::tensor::HostTensor;
+
+/// Bytes of a tensor that are read, packed and written together.
+const PIECE: usize = 32 << 20;
+
+/// Writes `from` as a GGUF file, which gets its name when it is complete. `progress` hears (bytes written, bytes in all).
+///
+/// Experts are copied bit for bit. Vectors and the router become F32, as every GGUF has them. Other matrices become
+/// `rest`; without it they stay as they are, or F32 if GGUF lacks their format, which loses nothing.
+///
+/// # Errors
+/// A vocabulary that cannot be read, an MXFP4 scale byte of 255, rows that are no whole blocks of `rest`, or a file that cannot be written.
+pub fn convert(
+    from: &Checkpoint,
+    to: &Path,
+    rest: Option<RestFormat>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), LoadError> {
+    let mut plans = Vec::new();
+    for spec in tensor_specs(&from.config) {
+        let stored = from.tensor(&spec.name).format;
+        let exact = if stored.ggml_type().is_some() { stored } else { Format::F32 };
+        let format = match spec.role {
+            Role::Vector | Role::Router => Format::F32,
+            Role::Experts if stored.ggml_type().is_some() => stored,
+            Role::Experts | Role::Matrix => rest.map_or(exact, RestFormat::format),
+        };
+        let row_len = *spec.shape.last().expect("a tensor has a dimension");
+        if row_len % format.block_len() != 0 {
+            let expected = format!("rows of whole blocks of {} for {}", format.block_len(), format.name());
+            let part = format!("tensor `{}`", spec.name);
+            return Err(Defect::new(part, expected, format!("{row_len} values")).in_file(&from.path));
+        }
+        plans.push(TensorPlan { name: spec.name, format, shape: spec.shape });
+    }
+    let vocabulary = from.vocabulary.to_gguf().map_err(|defect| defect.in_file(&from.path))?;
+    let name = from.path.file_stem().map_or("GPT-OSS".into(), |name| name.to_string_lossy().into_owned());
+    let metadata: Vec<_> = from.config.to_gguf(&name).into_iter().chain(vocabulary).collect();
+
+    let total = plans.iter().map(TensorPlan::padded_bytes).sum();
+    let mut written = 0;
+    let result = write_whole(to, |out| {
+        write_header(out, &metadata, &plans)?;
+        std::thread::scope(|scope| {
+            // The next piece is packed while one is written.
+            let (packed, pieces) = sync_channel(1);
+            scope.spawn(|| pack_all(from, &plans, packed));
+            for piece in pieces {
+                let piece: Bytes = piece?;
+                out.write_all(&piece)?;
+                written += piece.len() as u64;
+                progress(written, total);
+            }
+            Ok(())
+        })
+    });
+    result.map_err(|source| LoadError::Unwritten { path: to.to_owned(), source })
+}
+
+/// Sends every tensor's data and padding, until something is wrong or nobody listens any more.
+fn pack_all(from: &Checkpoint, plans: &[TensorPlan], packed: SyncSender<io::Result<Bytes>>) {
+    for plan in plans {
+        let tensor = from.tensor(&plan.name);
+        let rows = (PIECE / plan.format.row_bytes(tensor.row_len())).max(1);
+        let starts = (0..tensor.rows()).step_by(rows);
+        let pieces = starts.map(|start| pack(tensor, plan, start..(start + rows).min(tensor.rows())));
+        let padding = Bytes::from(vec![0; plan.padding() as usize]);
+        for piece in pieces.chain([Ok(padding)]) {
+            let failed = piece.is_err();
+            if packed.send(piece).is_err() || failed {
+                return;
+            }
+        }
+    }
+}
+
+/// Some rows in the format that they will have.
+fn pack(tensor: &HostTensor, plan: &TensorPlan, rows: Range<usize>) -> io::Result<Bytes> {
+    let piece = tensor.packed_as(plan.format, rows);
+    if has_bad_scale(plan.format, &piece) {
+        let sentence = format!("tensor `{}` has an MXFP4 scale byte of 255, which no two readers agree on", plan.name);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
+    }
+    Ok(piece)
+}

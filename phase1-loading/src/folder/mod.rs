@@ -1,0 +1,90 @@
+//! A model folder as Hugging Face and mlx-lm keep one: `config.json`, `tokenizer.json` and safetensors files.
+
+mod layout;
+mod shards;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::GptOssConfig;
+use crate::error::{Defect, LoadError};
+use crate::mapping;
+use crate::tokenizer::{SpecialTokens, Vocabulary};
+use layout::Layout;
+
+/// The most bytes of a `config.json`, chat template or index that are believed.
+const MAX_TEXT: usize = 64 << 20;
+
+/// The files of a folder by name; `None` for one that is not there.
+pub(crate) type Files<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, LoadError>;
+
+/// Maps the files of a folder and reads their headers.
+///
+/// # Errors
+/// A file that is missing or cannot be read, or files that do not make a GPT-OSS model together.
+pub(crate) fn open(folder: &Path) -> Result<Checkpoint, LoadError> {
+    read(folder, &|name| {
+        let path = folder.join(name);
+        if path.exists() { mapping::map(&path, "a model's file").map(Some) } else { Ok(None) }
+    })
+}
+
+/// As [`open`], for files from anywhere; `folder` is what errors call them.
+pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError> {
+    let in_config = |defect: Defect| defect.in_file(&folder.join("config.json"));
+    let json = parse_json(&needed(folder, files, "config.json")?).map_err(in_config)?;
+    let shards = shards::open(folder, files)?;
+    let config = GptOssConfig::from_json(&json, shards.len()).map_err(|defect| defect.in_file(folder))?;
+    let special = special_tokens(&json, config.vocab).map_err(|defect| defect.in_file(folder))?;
+    let tokenizer = needed(folder, files, "tokenizer.json")?;
+    let vocabulary = Vocabulary::from_json(tokenizer, config.vocab, special, chat_template(files));
+    let tensors = Layout::new(shards, &json).tensors(&config).map_err(|defect| defect.in_file(folder))?;
+    Checkpoint::assemble(folder.to_owned(), config, vocabulary, tensors)
+}
+
+fn needed(folder: &Path, files: Files, name: &str) -> Result<Bytes, LoadError> {
+    files(name)?.ok_or_else(|| LoadError::Io { path: folder.join(name), source: std::io::ErrorKind::NotFound.into() })
+}
+
+fn parse_json(bytes: &[u8]) -> Result<Value, Defect> {
+    if bytes.len() > MAX_TEXT {
+        return Err(Defect::new("file", format!("at most {MAX_TEXT} bytes of JSON"), format!("{}", bytes.len())));
+    }
+    serde_json::from_slice(bytes).map_err(|error| Defect::new("file", "JSON", error.to_string()))
+}
+
+fn special_tokens(config: &Value, vocab: usize) -> Result<SpecialTokens, Defect> {
+    let id = |key: &str| {
+        // Some files list several ends of a sequence, the model's own first.
+        let value = match config.get(key) {
+            Some(Value::Array(list)) => list.first(),
+            other => other,
+        };
+        match value {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64().filter(|&id| id < vocab as u64) {
+                Some(id) => Ok(Some(id as u32)),
+                None => {
+                    let found = value.to_string().chars().take(40).collect::<String>();
+                    let expected = format!("a token id below {vocab}");
+                    Err(Defect::new(format!("config.json: `{key}`"), expected, found))
+                }
+            },
+        }
+    };
+    Ok(SpecialTokens { bos: id("bos_token_id")?, eos: id("eos_token_id")?, padding: id("pad_token_id")? })
+}
+
+/// The conversation template, for other programs: a file of its own, or a field of the tokenizer's configuration.
+fn chat_template(files: Files) -> Option<String> {
+    match files("chat_template.jinja").ok()? {
+        Some(bytes) if bytes.len() <= MAX_TEXT => String::from_utf8(bytes.to_vec()).ok(),
+        _ => {
+            let config = parse_json(&files("tokenizer_config.json").ok()??).ok()?;
+            config.get("chat_template")?.as_str().map(str::to_owned)
+        }
+    }
+}

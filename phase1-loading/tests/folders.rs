@@ -1,0 +1,408 @@
+//! Folders of safetensors files, conversion, comparison and split GGUF files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use gptoss_reference::{Case, Folder};
+use phase1_loading::synthetic::{RestFormat, SyntheticModel};
+use phase1_loading::{
+    AttentionKind, Checkpoint, Comparison, Format, SavedSession, Verdict, check_scales, convert, verify,
+};
+use serde_json::{Value, json};
+
+fn folder(name: &str) -> Folder {
+    Folder::committed().into_iter().find(|folder| folder.name == name).expect("a folder")
+}
+
+fn open(name: &str) -> Checkpoint {
+    Checkpoint::open(&folder(name).path).expect("opens")
+}
+
+fn compare(a: &Checkpoint, b: &Checkpoint) -> Comparison {
+    verify(a, b, &mut |_, _| ()).expect("comparable")
+}
+
+fn all_identical(comparison: &Comparison) -> bool {
+    comparison.same() && comparison.tensors.iter().all(|tensor| tensor.verdict == Verdict::Identical)
+}
+
+#[test]
+fn one_model_in_every_shape() {
+    let hf = open("hf");
+    assert_eq!(hf.config.attention, [AttentionKind::Sliding, AttentionKind::Full, AttentionKind::Sliding]);
+    assert_eq!(hf.tensor("blk.1.ffn_up_exps.weight").format, Format::Mxfp4);
+    assert_eq!(hf.tensor("output.weight").format, Format::BF16);
+    assert!(all_identical(&compare(&hf, &open("mlx-mxfp4"))));
+    for (name, format) in [("mlx-q8", "MLX8/64"), ("mlx-q4", "MLX4/32")] {
+        let quantized = open(name);
+        assert_eq!(quantized.tensor("blk.0.attn_q.weight").format.name(), format);
+        // mlx-lm keeps routers at 8 bits in groups of 64, whatever the rest is.
+        assert_eq!(quantized.tensor("blk.0.ffn_gate_inp.weight").format.name(), "MLX8/64");
+        let comparison = compare(&hf, &quantized);
+        assert!(comparison.same() && !all_identical(&comparison));
+    }
+}
+
+#[test]
+fn folders_have_the_goldens_tokenizer() {
+    let case = Case::committed().remove(0);
+    let expected = Checkpoint::open(&case.model()).expect("opens").tokenizer().expect("builds");
+    for folder in Folder::committed() {
+        let found = Checkpoint::open(&folder.path).expect("opens").tokenizer().expect("builds");
+        let text = "<|start|>user<|message|>Hello and the world of 12345, é\n\n<|end|>";
+        assert_eq!(found.encode_with_control(text), expected.encode_with_control(text), "{}", folder.name);
+        assert_eq!((found.vocab(), found.stops()), (expected.vocab(), expected.stops()));
+    }
+}
+
+#[test]
+fn conversion_keeps_what_it_says() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("converted.gguf");
+    for name in ["hf", "mlx-mxfp4", "mlx-q8", "mlx-q4"] {
+        let from = open(name);
+        let mut last = (0, 0);
+        convert(&from, &path, None, &mut |done, total| last = (done, total)).expect("converted");
+        assert_eq!(last.0, last.1, "progress ends at the total");
+        let to = Checkpoint::open(&path).expect("opens");
+        assert!(all_identical(&compare(&from, &to)), "{name}");
+        for (name, tensor) in &to.tensors {
+            let vector = !name.ends_with("weight") || name.contains("norm") || name.contains("gate_inp");
+            assert!(!vector || tensor.format == Format::F32, "{name}");
+        }
+    }
+    for rest in [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32] {
+        let from = open("mlx-q8");
+        convert(&from, &path, Some(rest), &mut |_, _| ()).expect("converted");
+        let to = Checkpoint::open(&path).expect("opens");
+        assert_eq!(to.tensor("token_embd.weight").format, rest.format());
+        assert_eq!(to.tensor("blk.2.ffn_down_exps.weight").format, Format::Mxfp4);
+        assert!(compare(&from, &to).same(), "{rest:?}");
+    }
+    let left: Vec<_> = std::fs::read_dir(directory.path()).expect("readable").collect();
+    assert_eq!(left.len(), 1, "no unfinished file is left");
+}
+
+#[test]
+fn another_model_is_another_model() {
+    let (a, b) = (open("hf"), Checkpoint::open(&Case::committed()[0].model()).expect("opens"));
+    let comparison = compare(&a, &b);
+    assert!(!comparison.same());
+    assert!(comparison.differences.iter().any(|difference| difference.starts_with("query heads: 4 and 8")));
+
+    // One code of one expert.
+    let mut files = files("hf");
+    let name = "model-00001-of-00002.safetensors";
+    let mut shard = files[name].to_vec();
+    let last = shard.len() - 1000;
+    shard[last] ^= 0x10;
+    files.insert(name.into(), shard.into());
+    let changed = Checkpoint::from_folder_bytes("changed", &files).expect("opens");
+    assert!(!all_identical(&compare(&a, &changed)));
+}
+
+#[test]
+fn a_synthetic_folder_opens() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    nano.write_folder(directory.path(), 5, &mut |_, _| ()).expect("written");
+    let folder = Checkpoint::open(directory.path()).expect("opens");
+    let tokens = folder.tokenizer().expect("builds").encode("the quick brown fox");
+    let path = directory.path().join("model.gguf");
+    convert(&folder, &path, Some(RestFormat::Q8_0), &mut |_, _| ()).expect("converted");
+    let file = Checkpoint::open(&path).expect("opens");
+    assert_eq!(file.tokenizer().expect("builds").encode("the quick brown fox"), tokens);
+    assert!(compare(&folder, &file).same());
+    // A projection keeps the variance of a unit input.
+    let gate = folder.tensor("blk.0.ffn_gate_exps.weight").to_f32();
+    let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
+    assert!((0.2..2.0).contains(&gain), "{gain}");
+}
+
+/// In HF's folders scales are a tensor of their own.
+#[test]
+fn a_scale_of_255_is_named() {
+    let clean = open("hf");
+    let name = "blk.1.ffn_up_exps.weight";
+    let packed = clean.tensor(name).packed();
+    // Two blocks' scales of neighbouring rows of up, with gate's between them.
+    let mut damaged = files("hf");
+    let shard = "model-00002-of-00002.safetensors";
+    let mut bytes = damaged[shard].to_vec();
+    let gate = clean.tensor("blk.1.ffn_gate_exps.weight").packed();
+    let scales: Vec<u8> =
+        (0..4).flat_map(|row| [&gate, &packed].map(|p| [p[row * 34], p[row * 34 + 17]])).flatten().collect();
+    let at = bytes.windows(scales.len()).position(|window| window == scales).expect("interleaved in the shard");
+    // Row 1 of up, its second block: behind gate's row 0, up's row 0 and gate's row 1.
+    bytes[at + 7] = 255;
+    damaged.insert(shard.into(), bytes.into());
+    let damaged = Checkpoint::from_folder_bytes("damaged", &damaged).expect("opening reads no weights");
+    let error = check_scales(&damaged.path, name, damaged.tensor(name)).expect_err("refused").to_string();
+    assert!(error.contains(name) && error.contains("block 3"), "{error}");
+
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let error = convert(&damaged, &directory.path().join("out.gguf"), None, &mut |_, _| ()).expect_err("refused");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains(name), "{cause}");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "nothing is left behind");
+}
+
+fn files(name: &str) -> BTreeMap<String, Bytes> {
+    let entries = std::fs::read_dir(folder(name).path).expect("readable").map(|entry| {
+        let path = entry.expect("readable").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        (name, std::fs::read(&path).expect("readable").into())
+    });
+    entries.collect()
+}
+
+/// The folder with its configuration changed.
+fn configured(name: &str, change: impl FnOnce(&mut Value)) -> BTreeMap<String, Bytes> {
+    let mut files = files(name);
+    let mut config: Value = serde_json::from_slice(&files["config.json"]).expect("JSON");
+    change(&mut config);
+    files.insert("config.json".into(), config.to_string().into_bytes().into());
+    files
+}
+
+#[test]
+fn a_configuration_of_transformers_5_is_read() {
+    let files = configured("hf", |config| {
+        let mut parameters = config["rope_scaling"].take();
+        parameters["rope_theta"] = config["rope_theta"].take();
+        let object = config.as_object_mut().expect("an object");
+        object.remove("rope_scaling");
+        object.remove("rope_theta");
+        object.insert("rope_parameters".into(), parameters);
+    });
+    let found = Checkpoint::from_folder_bytes("five", &files).expect("opens");
+    assert_eq!(found.config, open("hf").config);
+}
+
+#[test]
+fn layer_types_are_honoured() {
+    let files = configured("hf", |config| {
+        config["layer_types"] = json!(["full_attention", "full_attention", "sliding_attention"]);
+    });
+    let found = Checkpoint::from_folder_bytes("layers", &files).expect("opens");
+    assert_eq!(found.config.attention, [AttentionKind::Full, AttentionKind::Full, AttentionKind::Sliding]);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("layers.gguf");
+    convert(&found, &path, None, &mut |_, _| ()).expect("converted");
+    assert_eq!(Checkpoint::open(&path).expect("opens").config, found.config);
+}
+
+/// A safetensors file of one tensor, whose header says this.
+fn shard(tensor: &str, entry: Value, data: usize) -> BTreeMap<String, Bytes> {
+    let mut files = files("mlx-mxfp4");
+    files.remove("model.safetensors.index.json");
+    let header = json!({ tensor: entry }).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.bytes());
+    file.resize(file.len() + data, 0);
+    files.insert("model.safetensors".into(), file.into());
+    files
+}
+
+#[test]
+fn each_lie_of_a_folder_is_named() {
+    let refusal = |files: &BTreeMap<String, Bytes>| match Checkpoint::from_folder_bytes("lying", files) {
+        Ok(_) => panic!("the folder was accepted"),
+        Err(error) => error.to_string(),
+    };
+    let config = |change: fn(&mut Value)| configured("mlx-q8", change);
+    let with = |name: &str, bytes: &'static [u8]| {
+        let mut files = files("mlx-q8");
+        files.insert(name.into(), Bytes::from_static(bytes));
+        files
+    };
+    let without = |name: &str| {
+        let mut files = files("mlx-q8");
+        files.remove(name);
+        files
+    };
+    let entry = |shape: Value, offsets: [u64; 2]| json!({ "dtype": "U8", "shape": shape, "data_offsets": offsets });
+    // Found by `mutations.rs`: the matrix is there and its bias is not.
+    let no_bias = {
+        let mut files = files("hf");
+        let name = "model-00001-of-00002.safetensors";
+        let mut shard = files[name].to_vec();
+        let at = shard.windows(14).position(|window| window == b"down_proj_bias").expect("named");
+        shard[at + 13] = b'z';
+        files.insert(name.into(), shard.into());
+        files
+    };
+    // Sixteen tensors that end at the last byte that an integer can count.
+    let overflow = {
+        let mut files = shard("a", entry(json!([1]), [0, 1]), 1);
+        let size = 1u64 << 60;
+        let end = |i: u64| i.wrapping_mul(size).wrapping_sub(u64::from(i == 16));
+        let header: serde_json::Map<String, Value> =
+            (0..16).map(|i| (format!("t{i}"), entry(json!([end(i + 1) - end(i)]), [end(i), end(i + 1)]))).collect();
+        let header = Value::from(header).to_string();
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.bytes());
+        files.insert("model.safetensors".into(), file.into());
+        files
+    };
+    let lies = [
+        ("no config", without("config.json")),
+        ("no tokenizer", without("tokenizer.json")),
+        ("no weights", without("model.safetensors")),
+        ("config is no JSON", with("config.json", b"{")),
+        ("nested too deep", with("config.json", &[b'['; 100_000])),
+        ("another model", config(|c| c["model_type"] = json!("llama"))),
+        ("no rope", config(|c| c["rope_scaling"] = json!(null))),
+        ("another rope", config(|c| c["rope_scaling"]["rope_type"] = json!("linear"))),
+        ("other betas", config(|c| c["rope_scaling"]["beta_fast"] = json!(16))),
+        ("negative size", config(|c| c["hidden_size"] = json!(-64))),
+        ("absurd size", config(|c| c["vocab_size"] = json!(u64::MAX))),
+        ("size as text", config(|c| c["head_dim"] = json!("32"))),
+        ("too many layers", config(|c| c["num_hidden_layers"] = json!(100_000))),
+        (
+            "fewer layers",
+            config(|c| {
+                c["num_hidden_layers"] = json!(2);
+                c["layer_types"] = json!(null);
+            }),
+        ),
+        ("unknown layer type", config(|c| c["layer_types"][1] = json!("chunked_attention"))),
+        ("too few layer types", config(|c| c["layer_types"] = json!(["full_attention"]))),
+        ("heads do not divide", config(|c| c["num_key_value_heads"] = json!(3))),
+        ("other shape", config(|c| c["intermediate_size"] = json!(96))),
+        ("other quantization", config(|c| c["quantization"]["lm_head"]["bits"] = json!(4))),
+        ("end of sequence", config(|c| c["eos_token_id"] = json!([1_000_000]))),
+        ("weights elsewhere", with("model.safetensors.index.json", br#"{"weight_map": {"a": "../../secret"}}"#)),
+        ("weights anywhere", with("model.safetensors.index.json", br#"{"weight_map": {"a": "/etc/passwd"}}"#)),
+        ("long header", with("model.safetensors", &[255; 100])),
+        ("short file", with("model.safetensors", &[0; 5])),
+        ("zero dimension", shard("a", entry(json!([0]), [0, 0]), 0)),
+        ("overlap", shard("a", entry(json!([4]), [2, 6]), 6)),
+        ("past the end", shard("a", entry(json!([1000]), [0, 1000]), 10)),
+        ("overflowing shape", shard("a", entry(json!([u64::MAX, 2]), [0, 10]), 10)),
+        ("data that nothing describes", shard("a", entry(json!([4]), [0, 4]), 10)),
+        ("overflowing sum", overflow),
+        ("no bias", no_bias),
+        (
+            "token outside the vocabulary",
+            with("tokenizer.json", br#"{"model": {"vocab": {"a": 4000000000}, "merges": []}}"#),
+        ),
+        ("another tokenizer", with("tokenizer.json", br#"{"model": {"type": "Unigram", "vocab": {}, "merges": []}}"#)),
+    ];
+    let messages: Vec<String> = (lies.iter())
+        .map(|(lie, files)| {
+            let message = match Checkpoint::from_folder_bytes("lying", files).map(|model| model.tokenizer()) {
+                Ok(Err(error)) => error.to_string(),
+                _ => refusal(files),
+            };
+            format!("{lie}: {message}")
+        })
+        .collect();
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn each_lie_of_a_session_is_named() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("session");
+    let saved = SavedSession {
+        model: "m".into(),
+        rope: "exact".into(),
+        cache: "f32".into(),
+        tokens: vec![1, 2, 3],
+        length: 2,
+        items: vec![Bytes::from_static(b"keys"), Bytes::from_static(b"values")],
+    };
+    saved.write(&path).expect("written");
+    let file = std::fs::read(&path).expect("readable");
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut file = file.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    // The magic 8, version 4, texts 5, 9 and 7, then the count of tokens.
+    let count = 8 + 4 + 5 + 9 + 7;
+    let lies = [
+        ("magic", patched(0, b"GGUF")),
+        ("version", patched(8, &[9])),
+        ("long text", patched(12, &u32::MAX.to_le_bytes())),
+        ("many tokens", patched(count, &u64::MAX.to_le_bytes())),
+        ("more cached than there are", patched(count + 8 + 12, &4u64.to_le_bytes())),
+        ("many items", patched(count + 8 + 12 + 8, &u32::MAX.to_le_bytes())),
+        ("long item", patched(count + 8 + 12 + 8 + 4, &(1u64 << 60).to_le_bytes())),
+        ("flipped bit", patched(file.len() - 10, &[0])),
+        ("truncated", file[..file.len() - 1].to_vec()),
+        ("longer", [&file[..], b"x"].concat()),
+        ("empty", Vec::new()),
+    ];
+    let refusal =
+        |file: Vec<u8>| SavedSession::from_bytes(Path::new("lying"), file.into()).expect_err("refused").to_string();
+    let messages: Vec<String> = lies.into_iter().map(|(lie, file)| format!("{lie}: {}", refusal(file))).collect();
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+/// A GGUF file cut into parts as `llama-gguf-split` does: tensors shared out, metadata in the first.
+mod split {
+    use super::*;
+
+    /// Writes a file of these tensors, and of the whole's metadata if it is the first.
+    fn write(path: &Path, whole: &[u8], number: u16, count: u16) {
+        // The whole file is version 3 with counts at 8 and 16; its metadata are copied as they are.
+        let checkpoint = Checkpoint::from_bytes("whole", Bytes::copy_from_slice(whole)).expect("opens");
+        let names: Vec<&String> = checkpoint.tensors.keys().skip(number.into()).step_by(count.into()).collect();
+        let first_tensor = "token_embd.weight";
+        let mut needle = (first_tensor.len() as u64).to_le_bytes().to_vec();
+        needle.extend(first_tensor.bytes());
+        let descriptions = whole.windows(needle.len()).position(|window| window == needle).expect("described first");
+        let entries = u64::from_le_bytes(whole[16..24].try_into().expect("eight bytes"));
+        let (metadata, entries) = if number == 0 { (&whole[24..descriptions], entries) } else { (&[][..], 0) };
+        let mut file = b"GGUF\x03\0\0\0".to_vec();
+        file.extend((names.len() as u64).to_le_bytes());
+        file.extend((entries + 2).to_le_bytes());
+        file.extend(metadata);
+        for (key, value) in [("split.no", number), ("split.count", count)] {
+            file.extend((key.len() as u64).to_le_bytes());
+            file.extend(key.bytes());
+            file.extend(2u32.to_le_bytes());
+            file.extend(value.to_le_bytes());
+        }
+        let mut offset = 0u64;
+        for name in &names {
+            let tensor = checkpoint.tensor(name);
+            file.extend((name.len() as u64).to_le_bytes());
+            file.extend(name.bytes());
+            file.extend((tensor.shape.len() as u32).to_le_bytes());
+            tensor.shape.iter().rev().for_each(|&dim| file.extend((dim as u64).to_le_bytes()));
+            file.extend(tensor.format.ggml_type().expect("of GGUF").to_le_bytes());
+            file.extend(offset.to_le_bytes());
+            offset += (tensor.bytes() as u64).next_multiple_of(32);
+        }
+        for name in &names {
+            file.resize(file.len().next_multiple_of(32), 0);
+            file.extend(&checkpoint.tensor(name).packed()[..]);
+        }
+        std::fs::write(path, file).expect("written");
+    }
+
+    #[test]
+    fn parts_are_one_model() {
+        let whole = std::fs::read(Case::committed()[0].model()).expect("readable");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = |number: u16| directory.path().join(format!("model-{:05}-of-00003.gguf", number + 1));
+        (0..3).for_each(|number| write(&path(number), &whole, number, 3));
+        let found = Checkpoint::open(&path(0)).expect("opens");
+        let expected = Checkpoint::from_bytes("whole", whole.clone().into()).expect("opens");
+        assert!(all_identical(&compare(&expected, &found)));
+
+        let refusal = |path: &Path| Checkpoint::open(path).err().expect("refused").to_string();
+        assert!(refusal(&path(1)).contains("the first of the 3 files"), "{}", refusal(&path(1)));
+        std::fs::copy(path(1), path(2)).expect("copied");
+        assert!(refusal(&path(0)).contains("`split.no`"), "{}", refusal(&path(0)));
+        std::fs::remove_file(path(2)).expect("removed");
+        assert!(refusal(&path(0)).contains("model-00003-of-00003.gguf cannot be read"), "{}", refusal(&path(0)));
+        let renamed = directory.path().join("model.gguf");
+        std::fs::rename(path(0), &renamed).expect("renamed");
+        assert!(refusal(&renamed).contains("-00001-of-00003.gguf"), "{}", refusal(&renamed));
+    }
+}

@@ -1,0 +1,218 @@
+//! Valid files with something wrong: whatever it is, opening gives an error or a model, and never panics, hangs, or
+//! allocates more than 64 MB beyond the file's own size.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use gptoss_reference::{Case, Folder};
+use phase1_loading::{Checkpoint, SavedSession, check_values};
+use proptest::prelude::*;
+
+/// Counts what is allocated.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is the system allocator's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        MOST.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const BEYOND: usize = 64 << 20;
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// One thing that goes wrong with a file. Places are shares of its length, squared: most fall on the header.
+#[derive(Clone, Debug)]
+enum Harm {
+    Truncate(f64),
+    Flip(f64, u8),
+    /// Eight bytes, or four, that a reader may take for a count, a size, a place or a type.
+    Lie(f64, u64, bool),
+    Remove(f64, usize),
+    Repeat(f64, usize),
+    /// Deep or long text where something short was.
+    Insert(f64, u8, usize),
+}
+
+fn harm() -> impl Strategy<Value = Harm> {
+    let place = || (0.0f64..1.0).prop_map(|share| share * share * share);
+    let lie = prop_oneof![
+        prop::sample::select(vec![
+            0,
+            1,
+            5,
+            9,
+            255,
+            1 << 20,
+            u32::MAX as u64,
+            1 << 40,
+            1 << 61,
+            i64::MAX as u64,
+            u64::MAX - 31,
+            u64::MAX
+        ]),
+        0u64..100_000,
+    ];
+    prop_oneof![
+        1 => place().prop_map(Harm::Truncate),
+        4 => (place(), 0u8..8).prop_map(|(at, bit)| Harm::Flip(at, bit)),
+        4 => (place(), lie, any::<bool>()).prop_map(|(at, value, wide)| Harm::Lie(at, value, wide)),
+        1 => (place(), 1usize..64).prop_map(|(at, len)| Harm::Remove(at, len)),
+        1 => (place(), 1usize..4096).prop_map(|(at, len)| Harm::Repeat(at, len)),
+        1 => (place(), prop::sample::select(b"[{\"0a,-\xff\x09".to_vec()), 1usize..5000).prop_map(|(at, byte, len)| Harm::Insert(at, byte, len)),
+    ]
+}
+
+fn harmed(mut file: Vec<u8>, harms: &[Harm]) -> Vec<u8> {
+    for harm in harms {
+        let at = |share: f64| (file.len() as f64 * share) as usize;
+        match *harm {
+            Harm::Truncate(share) => file.truncate(at(share)),
+            Harm::Flip(share, bit) => {
+                let at = at(share);
+                if let Some(byte) = file.get_mut(at) {
+                    *byte ^= 1 << bit;
+                }
+            }
+            Harm::Lie(share, value, wide) => {
+                let at = at(share);
+                let bytes = &value.to_le_bytes()[..if wide { 8 } else { 4 }];
+                for (place, byte) in file.iter_mut().skip(at).zip(bytes) {
+                    *place = *byte;
+                }
+            }
+            Harm::Remove(share, len) => {
+                let start = at(share);
+                file.drain(start..(start + len).min(file.len()));
+            }
+            Harm::Repeat(share, len) => {
+                let start = at(share);
+                let again = file[start..(start + len).min(file.len())].to_vec();
+                file.splice(start..start, again);
+            }
+            Harm::Insert(share, byte, len) => {
+                let at = at(share);
+                file.splice(at..at, vec![byte; len]);
+            }
+        }
+    }
+    file
+}
+
+/// Runs `open` on what takes `size` bytes, and checks what it took.
+fn within_bounds<T>(size: usize, open: impl FnOnce() -> T) -> Result<T, TestCaseError> {
+    let before = NOW.load(Relaxed);
+    MOST.store(before, Relaxed);
+    let start = Instant::now();
+    let result = open();
+    let took = start.elapsed();
+    let most = MOST.load(Relaxed) - before;
+    prop_assert!(most <= size + BEYOND, "{} bytes allocated for a file of {}", most, size);
+    prop_assert!(took < LONGEST, "{:?}", took);
+    Ok(result)
+}
+
+/// A model that opens can be used: its tokenizer, and every row of every tensor.
+fn use_model(checkpoint: &Checkpoint) {
+    let _ = checkpoint.tokenizer().map(|tokenizer| tokenizer.encode_with_control("<|start|>a test 123"));
+    let _ = checkpoint.fingerprint();
+    for (name, tensor) in &checkpoint.tensors {
+        let _ = check_values(&checkpoint.path, name, tensor);
+    }
+}
+
+fn gguf() -> Vec<u8> {
+    let case = Case::committed().into_iter().find(|case| case.name == "ties").expect("a small case");
+    std::fs::read(case.model()).expect("the case's model")
+}
+
+fn folder(name: &str) -> BTreeMap<String, Bytes> {
+    let folder = Folder::committed().into_iter().find(|folder| folder.name == name).expect("a folder");
+    let files = std::fs::read_dir(&folder.path).expect("readable").map(|entry| {
+        let path = entry.expect("readable").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        (name, std::fs::read(&path).expect("readable").into())
+    });
+    files.collect()
+}
+
+fn session() -> Vec<u8> {
+    let saved = SavedSession {
+        model: "0123456789abcdef".into(),
+        rope: "exact".into(),
+        cache: "f16".into(),
+        tokens: (0..50).collect(),
+        length: 49,
+        items: (1..5u8).map(|i| vec![i; usize::from(i) * 100].into()).collect(),
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("session");
+    saved.write(&path).expect("written");
+    assert_eq!(SavedSession::open(&path).expect("opens"), saved);
+    std::fs::read(&path).expect("readable")
+}
+
+fn check_gguf(harms: &[Harm]) -> Result<(), TestCaseError> {
+    let file = Bytes::from(harmed(gguf(), harms));
+    within_bounds(file.len(), || {
+        Checkpoint::from_bytes("harmed", file.clone()).map(|model| use_model(&model)).is_ok()
+    })?;
+    Ok(())
+}
+
+fn check_folder(name: &str, file: &str, harms: &[Harm]) -> Result<(), TestCaseError> {
+    let mut files = folder(name);
+    let whole = files[file].to_vec();
+    files.insert(file.to_owned(), harmed(whole, harms).into());
+    let size = files.values().map(Bytes::len).sum();
+    within_bounds(size, || Checkpoint::from_folder_bytes("harmed", &files).map(|model| use_model(&model)).is_ok())?;
+    Ok(())
+}
+
+fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
+    let whole = session();
+    let file = Bytes::from(harmed(whole.clone(), harms));
+    let changed = file[..] != whole[..];
+    let opened = within_bounds(file.len(), || SavedSession::from_bytes(Path::new("harmed"), file).is_ok())?;
+    prop_assert!(!(opened && changed), "damage goes unnoticed");
+    Ok(())
+}
+
+/// The allocator counts for the whole process, so everything is one test.
+#[test]
+fn harmed_files_do_no_harm() {
+    // `PROPTEST_CASES` makes this longer.
+    let cases = ProptestConfig::default().cases.max(2000);
+    let config = || ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let harms = || prop::collection::vec(harm(), 1..4);
+    proptest!(config(), |(harms in harms())| check_gguf(&harms)?);
+    proptest!(config(), |(harms in harms())| check_session(&harms)?);
+    let files = prop::sample::select(vec![
+        ("hf", "model-00001-of-00002.safetensors"),
+        ("hf", "model.safetensors.index.json"),
+        ("hf", "config.json"),
+        ("hf", "tokenizer.json"),
+        ("mlx-q8", "model.safetensors"),
+        ("mlx-q4", "config.json"),
+        ("mlx-q8", "tokenizer.json"),
+    ]);
+    proptest!(config(), |((name, file) in files, harms in harms())| check_folder(name, file, &harms)?);
+}

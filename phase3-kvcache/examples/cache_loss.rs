@@ -1,0 +1,83 @@
+//! What a cache in f16 or q8_0 costs against one in f32: error in each layer, and greedy agreement.
+//!
+//!     cargo run --release -p phase3-kvcache --example cache_loss -- assets/gptoss-tiny.gguf 512
+//!
+//! Generates tokens greedily with an f32 cache, then feeds the same tokens, one at a time, to engines with the other caches.
+
+use std::error::Error;
+
+use gptoss_reference::{Check, Limit, RopeMode};
+use phase1_loading::Checkpoint;
+use phase2_forward::{Chunk, ComputeDevice, DeviceChoice, Dump, Engine, GptOss, LogitsFor};
+use phase3_kvcache::{CacheType, Cached};
+
+const PROMPT: &str = "Once upon a time there was a";
+
+/// What one engine computed: every layer's output `[tokens · hidden]`, and the greedy choice after each token.
+struct Trace {
+    layers: Vec<Vec<f32>>,
+    choices: Vec<u32>,
+    cache_bytes: usize,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let usage = "usage: cache_loss MODEL [TOKENS] [cpu|gpu|software]";
+    let checkpoint = Checkpoint::open(arguments.next().ok_or(usage)?.as_ref())?;
+    let count: usize = arguments.next().map_or(Ok(512), |text| text.parse())?;
+    let device: DeviceChoice = arguments.next().map_or(Ok(DeviceChoice::Cpu), |name| name.parse())?;
+    let device = ComputeDevice::find(device, GptOss::gpu_bytes(&checkpoint))?;
+    let engine = |kind| -> Result<Cached, Box<dyn Error>> {
+        let model = GptOss::load(&checkpoint, device.clone(), RopeMode::Exact, &mut |_, _| ())?;
+        Ok(Cached::with_cache(model, kind)?)
+    };
+    let prompt = checkpoint.tokenizer()?.encode(PROMPT);
+    let mut tokens = prompt.clone();
+    let plain = run(&mut engine(CacheType::F32)?, &mut tokens, prompt.len() + count)?;
+    println!(
+        "{} on {}: {} tokens, cache {} bytes in f32",
+        checkpoint.path.display(),
+        device.name,
+        tokens.len(),
+        plain.cache_bytes
+    );
+    for kind in [CacheType::F16, CacheType::Q8_0] {
+        let packed = run(&mut engine(kind)?, &mut tokens.clone(), tokens.len())?;
+        let errors: Vec<String> = (plain.layers.iter().zip(&packed.layers))
+            .map(|(plain, packed)| format!("{:.1e}", Check::values("", "", plain, packed, Limit::EQUAL).rms))
+            .collect();
+        let generated = prompt.len() - 1..tokens.len() - 1;
+        let equal = generated.clone().filter(|&at| plain.choices[at] == packed.choices[at]).count();
+        println!(
+            "{:5} cache {:.3} of f32's; rms error by layer {}; greedy choice equal at {equal} of {}",
+            kind.name(),
+            packed.cache_bytes as f64 / plain.cache_bytes as f64,
+            errors.join(" "),
+            generated.len(),
+        );
+    }
+    Ok(())
+}
+
+/// Feeds `tokens` one by one, and its own greedy choices after them until there are `total`.
+fn run(engine: &mut Cached, tokens: &mut Vec<u32>, total: usize) -> Result<Trace, Box<dyn Error>> {
+    let layers = engine.config().layers();
+    let mut trace = Trace { layers: vec![Vec::new(); layers], choices: Vec::new(), cache_bytes: 0 };
+    for at in 0..total {
+        let mut dump = Dump::default();
+        let chunk = Chunk { sequence: 0, tokens: &tokens[at..=at], logits: LogitsFor::LastToken };
+        let logits = engine.step(&[chunk], &mut dump)?.remove(0).ok_or("logits were asked for")?;
+        let logits: Vec<f32> = logits.into_data().try_to_vec()?;
+        let best = logits.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
+        let choice = best.ok_or("a vocabulary is not empty")?.0 as u32;
+        trace.choices.push(choice);
+        if at + 1 == tokens.len() && tokens.len() < total {
+            tokens.push(choice);
+        }
+        for (layer, values) in trace.layers.iter_mut().enumerate() {
+            values.extend(&dump.tensors[&format!("layers.{layer}.resid_mlp")].1);
+        }
+    }
+    trace.cache_bytes = engine.cache_bytes(0);
+    Ok(trace)
+}

@@ -1,0 +1,203 @@
+//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit has 64 values of a row: 32 words of f16, or
+//! two blocks of Q8_0, whose two scales share a word.
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, ops::numeric::empty_device_dtype};
+use cubecl::prelude::*;
+
+use super::{CachePacking, LARGEST};
+use crate::cache_type::CacheType;
+
+/// Units of a cube.
+const UNITS: u32 = 64;
+/// The most cubes along one axis that every GPU accepts.
+const MAX_CUBES: u32 = 65_535;
+/// Values that a unit packs or unpacks.
+const PART: u32 = 64;
+
+impl CachePacking for CubeBackend {
+    fn pack_rows(x: CubeTensor, kind: CacheType) -> CubeTensor {
+        let x = into_contiguous(x);
+        let [heads, n, dim] = x.meta.shape().dims();
+        let row_words = kind.row_bytes(dim) / 4;
+        let words =
+            empty_device_dtype(x.client.clone(), x.device.clone(), Shape::new([heads, n, row_words]), DType::U32);
+        let (cubes, parts) = launch_size(heads * n, dim);
+        // SAFETY: every index is below the length of its tensor: parts and rows are bounded in the kernel.
+        unsafe {
+            pack_kernel::launch_unchecked(
+                &words.client,
+                cubes,
+                CubeDim::new_1d(UNITS),
+                x.into_buffer_arg(),
+                words.clone().into_buffer_arg(),
+                parts,
+                dim as u32,
+                row_words as u32,
+                kind,
+            );
+        }
+        words
+    }
+
+    fn unpack_rows(words: CubeTensor, kind: CacheType, head_dim: usize) -> CubeTensor {
+        let words = into_contiguous(words);
+        let [heads, n, row_words] = words.meta.shape().dims();
+        let x = empty_device_dtype(
+            words.client.clone(),
+            words.device.clone(),
+            Shape::new([heads, n, head_dim]),
+            DType::F32,
+        );
+        let (cubes, parts) = launch_size(heads * n, head_dim);
+        // SAFETY: as above.
+        unsafe {
+            unpack_kernel::launch_unchecked(
+                &x.client,
+                cubes,
+                CubeDim::new_1d(UNITS),
+                words.into_buffer_arg(),
+                x.clone().into_buffer_arg(),
+                parts,
+                head_dim as u32,
+                row_words as u32,
+                kind,
+            );
+        }
+        x
+    }
+}
+
+/// Cubes for `rows` rows, and the parts that they share.
+fn launch_size(rows: usize, dim: usize) -> (CubeCount, u32) {
+    let parts = rows as u32 * (dim as u32).div_ceil(PART);
+    let cubes = parts.div_ceil(UNITS);
+    (CubeCount::Static(cubes.min(MAX_CUBES), cubes.div_ceil(MAX_CUBES), 1), parts)
+}
+
+#[cube(launch_unchecked)]
+fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheType) {
+    let part = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if part < parts {
+        let parts_per_row = dim.div_ceil(PART);
+        let (row, start) = (part / parts_per_row, part % parts_per_row * PART);
+        let (values, packed) = (row * dim, row * row_words);
+        let mut end = start + PART;
+        if end > dim {
+            end = dim;
+        }
+        match comptime![kind] {
+            CacheType::Q8_0 => {
+                let mut scales = 0u32;
+                let mut block = start;
+                while block < end {
+                    let mut largest = 0.0f32;
+                    for i in 0..32u32 {
+                        let value = x[(values + block + i) as usize];
+                        largest = max(largest, abs_of(value));
+                    }
+                    let bits = half_bits(largest / 127.0);
+                    let scale = half_value(bits);
+                    let mut inverse = 0.0f32;
+                    if scale > 0.0 {
+                        inverse = 1.0 / scale;
+                    }
+                    for i in 0..8u32 {
+                        let at = values + block + i * 4;
+                        words[(packed + block / 4 + i) as usize] = code(x[at as usize], inverse)
+                            | (code(x[(at + 1) as usize], inverse) << 8)
+                            | (code(x[(at + 2) as usize], inverse) << 16)
+                            | (code(x[(at + 3) as usize], inverse) << 24);
+                    }
+                    scales |= bits << ((block - start) / 32 * 16);
+                    block += 32;
+                }
+                words[(packed + dim / 4 + start / PART) as usize] = scales;
+            }
+            _ => {
+                let mut at = start;
+                while at < end {
+                    let low = half_bits(x[(values + at) as usize]);
+                    let high = half_bits(x[(values + at + 1) as usize]);
+                    words[(packed + at / 2) as usize] = low | (high << 16);
+                    at += 2;
+                }
+            }
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheType) {
+    let part = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if part < parts {
+        let parts_per_row = dim.div_ceil(PART);
+        let (row, start) = (part / parts_per_row, part % parts_per_row * PART);
+        let (values, packed) = (row * dim, row * row_words);
+        let mut end = start + PART;
+        if end > dim {
+            end = dim;
+        }
+        match comptime![kind] {
+            CacheType::Q8_0 => {
+                let scales = words[(packed + dim / 4 + start / PART) as usize];
+                let mut at = start;
+                while at < end {
+                    let scale = half_value((scales >> ((at - start) / 32 * 16)) & 0xffff);
+                    let word = words[(packed + at / 4) as usize];
+                    for i in 0..4u32 {
+                        let code = f32::cast_from((word >> (i * 8)) & 0xff);
+                        x[(values + at + i) as usize] = scale * (code - 128.0);
+                    }
+                    at += 4;
+                }
+            }
+            _ => {
+                let mut at = start;
+                while at < end {
+                    let word = words[(packed + at / 2) as usize];
+                    x[(values + at) as usize] = half_value(word & 0xffff);
+                    x[(values + at + 1) as usize] = half_value(word >> 16);
+                    at += 2;
+                }
+            }
+        }
+    }
+}
+
+#[cube]
+fn abs_of(value: f32) -> f32 {
+    select(value < 0.0, -value, value)
+}
+
+/// 128 + the rounded quotient, from 1 to 255.
+#[cube]
+fn code(value: f32, inverse: f32) -> u32 {
+    let quotient = clamp(value * inverse, -127.0, 127.0);
+    u32::cast_from(f32::floor(quotient + 128.5))
+}
+
+/// The bits of the nearest f16, ties to even; what is too large becomes the largest.
+#[cube]
+fn half_bits(value: f32) -> u32 {
+    let bits = u32::reinterpret(value);
+    let magnitude = min(abs_of(value), LARGEST);
+    // Adding 2^23 leaves the nearest whole number of smallest f16 steps in the low bits.
+    let subnormal = u32::reinterpret(magnitude * 16_777_216.0 + 8_388_608.0) & 0x7ff;
+    let m = u32::reinterpret(magnitude);
+    let normal = (m + 0xfff + ((m >> 13) & 1) - (112u32 << 23)) >> 13;
+    let half = select(magnitude < f32::reinterpret(113u32 << 23), subnormal, normal);
+    half | ((bits >> 16) & 0x8000)
+}
+
+/// f16 from its bits, subnormals too.
+#[cube]
+fn half_value(bits: u32) -> f32 {
+    let magnitude = bits & 0x7fff;
+    let normal = f32::reinterpret((magnitude << 13) + (112u32 << 23));
+    let subnormal = f32::cast_from(magnitude) * f32::reinterpret(103u32 << 23);
+    let value = select(magnitude < 0x400, subnormal, normal);
+    select(bits > 0x7fff, -value, value)
+}
