@@ -4,7 +4,7 @@
 
 use cubecl::prelude::*;
 
-use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, zero};
+use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, stage_inputs, zero};
 use super::reduce::{plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
@@ -88,7 +88,8 @@ fn gate_up(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, UNIT_POS, &mut inputs, gate);
+    let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![gate.stage() as usize]);
+    stage_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, &mut inputs, &mut stage, gate);
     if comptime![gate.subnormal] {
         enlarge_inputs(&mut inputs, gate);
     }
