@@ -4,7 +4,9 @@
 //! are combined, and the sinks folded in, by a second launch, which is left out when there is one share.
 //!
 //! Ladder:
-//! 1. here: a tile of keys unpacked into shared memory, a lane a key; values read once for all heads of the group.
+//! 1. a tile of keys unpacked into shared memory, a lane a key; values read once for all heads of the group: 555 GB/s on an H100
+//!    (f32, depth 4096, 32 shares).
+//! 2. here: eight values under way at once, sums in variables, a unit for every value of a group. Not measured yet.
 
 use cubecl::prelude::*;
 

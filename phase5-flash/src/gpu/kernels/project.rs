@@ -3,6 +3,10 @@
 //!
 //! A cube's lanes share out the row's blocks and keep their inputs in registers for all of the cube's rows, so that the inputs
 //! cost one read a cube and the norm one sum.
+//!
+//! Ladder (H100, gpt-oss-20b's shapes in Q8_0, one row, 8 rows a cube, replayed):
+//! 1. each lane reads its block of the inputs itself: query, key and value 900 GB/s, head 2,616 GB/s.
+//! 2. here: inputs by way of shared memory. Not measured yet.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
