@@ -6,7 +6,7 @@ use phase2_forward::Rope;
 
 use super::GpuError;
 use super::device::{Buffer, Gpu};
-use super::kernels::attention::MAX_HEAD_DIM;
+use super::kernels::attention::{MAX_GROUP, MAX_HEAD_DIM};
 use super::kernels::experts::Experts;
 use super::layout::Matrix;
 
@@ -84,12 +84,15 @@ impl Weights {
 }
 
 fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
-    if config.head_dim > MAX_HEAD_DIM {
-        let sentence = format!(
-            "heads of {} values; the attention kernel takes at most {MAX_HEAD_DIM}; use --phase 3",
-            config.head_dim
-        );
-        return Err(GpuError::Shape(sentence));
+    let group = config.heads / config.kv_heads * config.head_dim;
+    for (what, found, most) in
+        [("heads", config.head_dim, MAX_HEAD_DIM), ("query heads that share keys", group, MAX_GROUP)]
+    {
+        if found > most {
+            let sentence =
+                format!("{what} of {found} values; the attention kernel takes at most {most}; use --phase 3");
+            return Err(GpuError::Shape(sentence));
+        }
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 //! rows. Dense projections, and experts over rows that [`group`](super::group) has put side by side.
 //!
 //! Ladder:
-//! 1. here: tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each in f32.
+//! 1. tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each in f32, in arrays: 5 TFLOP/s on an H100 (512 rows).
+//! 2. here: the same sums in variables, since the driver kept the arrays in memory. Not measured yet.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
