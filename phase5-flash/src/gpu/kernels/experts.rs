@@ -2,14 +2,15 @@
 //!
 //! Each cube reads the choice from device memory and with it the rows of the right expert.
 //!
-//! Ladder (H100, gpt-oss-20b's shapes, one row, replayed):
-//! 1. each lane reads its block of the inputs itself: gate and up 905 GB/s with 2 × 4 rows a cube; down 236 GB/s with 4 rows, its
+//! Ladder (H100, gpt-oss-20b's shapes, one row; bandwidth inside a whole step, by timestamps):
+//! 1. each lane reads its block of the inputs itself: gate and up 759 GB/s with 2 × 4 rows a cube; down 390 GB/s with 4 rows, its
 //!    slots one after another.
-//! 2. here: inputs by way of shared memory; down's slots side by side. Not measured yet.
+//! 2. inputs by way of shared memory: gate and up 568 GB/s. Taken back.
+//! 3. here: down's slots side by side, 594 GB/s.
 
 use cubecl::prelude::*;
 
-use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, stage_inputs, zero};
+use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, zero};
 use super::reduce::{plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
@@ -93,8 +94,7 @@ fn gate_up(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
-    let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![gate.stage() as usize]);
-    stage_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, &mut inputs, &mut stage, gate);
+    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, UNIT_POS, &mut inputs, gate);
     if comptime![gate.subnormal] {
         enlarge_inputs(&mut inputs, gate);
     }

@@ -1,9 +1,10 @@
 //! Products of many rows at once: weights are unpacked into shared memory, a block of 32 columns at a time, and used for 64
 //! rows. Dense projections, and experts over rows that [`group`](super::group) has put side by side.
 //!
-//! Ladder:
-//! 1. tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each in f32, in arrays: 5 TFLOP/s on an H100 (512 rows).
-//! 2. here: the same sums in variables, since the driver kept the arrays in memory. Not measured yet.
+//! Ladder (H100, gpt-oss-20b's gate and up, f32):
+//! 1. row by row, as decoding does: 5.4 TFLOP/s at 64 rows.
+//! 2. tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each, in arrays: 12.9 TFLOP/s at 512 rows.
+//! 3. here: the same sums in variables: 12.8 TFLOP/s, no gain.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;

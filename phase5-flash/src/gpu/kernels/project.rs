@@ -4,9 +4,9 @@
 //! A cube's lanes share out the row's blocks and keep their inputs in registers for all of the cube's rows, so that the inputs
 //! cost one read a cube and the norm one sum.
 //!
-//! Ladder (H100, gpt-oss-20b's shapes in Q8_0, one row, 8 rows a cube, replayed):
-//! 1. each lane reads its block of the inputs itself: query, key and value 900 GB/s, head 2,616 GB/s.
-//! 2. here: inputs by way of shared memory. Not measured yet.
+//! Ladder (H100, gpt-oss-20b's shapes in Q8_0, one row, 8 rows a cube; bandwidth inside a whole step, by timestamps):
+//! 1. here: each lane reads its block of the inputs itself. Query, key and value 808 GB/s, head 2,334 GB/s.
+//! 2. inputs by way of 13 kB of shared memory: 544 and 1,659 GB/s. Fewer cubes fit at once; taken back.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
@@ -53,17 +53,6 @@ impl Split {
     /// As it is, with codes read as subnormals where the device keeps them.
     pub fn subnormal(self, gpu: &Gpu) -> Split {
         Split { subnormal: gpu.subnormals && self.format == Format::Mxfp4, ..self }
-    }
-
-    /// Whether inputs pass through shared memory on their way to the lanes: read side by side, where each lane reading its own
-    /// block touches as many cache lines as there are lanes.
-    fn staged(&self) -> bool {
-        self.blocks <= 128
-    }
-
-    /// Vectors of shared memory for that: nine for a block's eight, so that neighbouring lanes hit different banks.
-    pub fn stage(&self) -> u32 {
-        if self.staged() { 9 * self.blocks } else { 1 }
     }
 
     /// Blocks that one lane holds.
@@ -158,10 +147,9 @@ fn project(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![split.stage() as usize]);
-    stage_inputs(x, CUBE_POS_X * split.blocks, &mut inputs, &mut stage, split);
+    load_inputs(x, CUBE_POS_X * split.blocks, UNIT_POS, &mut inputs, split);
     if comptime![normalize] {
-        normalize_inputs(norm, eps, &mut inputs, &mut shared, &mut stage, split);
+        normalize_inputs(norm, eps, &mut inputs, &mut shared, split);
     }
     if comptime![split.subnormal] {
         enlarge_inputs(&mut inputs, split);
@@ -220,40 +208,6 @@ pub(crate) fn load_inputs(
     }
 }
 
-/// As [`load_inputs`] for every unit's own number, by way of shared memory if the split says so. All units call it together.
-#[cube]
-pub(crate) fn stage_inputs(
-    x: &[Vector<f32, Const<4>>],
-    first: u32,
-    inputs: &mut Array<Vector<f32, Const<4>>>,
-    stage: &mut Shared<[Vector<f32, Const<4>>]>,
-    #[comptime] split: Split,
-) {
-    if comptime![split.staged()] {
-        #[unroll]
-        for round in 0..comptime![(8 * split.blocks).div_ceil(split.lanes)] {
-            let i = UNIT_POS + comptime![round * split.lanes];
-            if i < comptime![8 * split.blocks] {
-                stage[(i / 8 * 9 + i % 8) as usize] = x[(first * 8 + i) as usize];
-            }
-        }
-        sync_cube();
-        #[unroll]
-        for i in 0..comptime![split.blocks_a_lane()] {
-            let block = UNIT_POS + comptime![i * split.lanes];
-            #[unroll]
-            for j in 0..8u32 {
-                let value = stage[(min(block, split.blocks - 1) * 9 + j) as usize];
-                let counts = select(block < split.blocks, 1.0f32, 0.0f32);
-                inputs[comptime![(8 * i + j) as usize]] = value * Vector::<f32, Const<4>>::new(counts);
-            }
-        }
-        sync_cube();
-    } else {
-        load_inputs(x, first, UNIT_POS, inputs, split);
-    }
-}
-
 /// Makes room below for codes that are read as subnormals.
 #[cube]
 pub(crate) fn enlarge_inputs(inputs: &mut Array<Vector<f32, Const<4>>>, #[comptime] split: Split) {
@@ -271,7 +225,6 @@ pub(crate) fn normalize_inputs(
     eps: f32,
     inputs: &mut Array<Vector<f32, Const<4>>>,
     shared: &mut Shared<[f32]>,
-    stage: &mut Shared<[Vector<f32, Const<4>>]>,
     #[comptime] split: Split,
 ) {
     let mut squares = Vector::<f32, Const<4>>::new(0.0f32);
@@ -284,11 +237,16 @@ pub(crate) fn normalize_inputs(
         (squares.extract(0usize) + squares.extract(1usize)) + (squares.extract(2usize) + squares.extract(3usize));
     let mean = cube_sum(squares, shared) / f32::cast_from(comptime![32 * split.blocks]);
     let factor = Vector::<f32, Const<4>>::new(1.0f32 / (mean + eps).sqrt());
-    let mut weights = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    stage_inputs(norm, 0u32, &mut weights, stage, split);
     #[unroll]
-    for i in 0..comptime![8 * split.blocks_a_lane()] {
-        inputs[comptime![i as usize]] = inputs[comptime![i as usize]] * factor * weights[comptime![i as usize]];
+    for i in 0..comptime![split.blocks_a_lane()] {
+        let block = UNIT_POS + comptime![i * split.lanes];
+        if block < split.blocks {
+            #[unroll]
+            for j in 0..8u32 {
+                let at = comptime![(8 * i + j) as usize];
+                inputs[at] = inputs[at] * factor * norm[(block * 8 + j) as usize];
+            }
+        }
     }
 }
 
