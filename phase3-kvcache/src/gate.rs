@@ -13,7 +13,7 @@ use crate::cached::Cached;
 use crate::generate::{GenerationParams, generate};
 
 /// Chunk lengths to feed the golden tokens in: one by one, and two that divide neither window nor prompt.
-const CHUNKS: [usize; 3] = [1, 5, 17];
+pub const CHUNKS: [usize; 3] = [1, 5, 17];
 
 /// An engine whose cache can be looked into.
 pub trait ReadCache: Engine {
@@ -50,7 +50,7 @@ pub fn check_engine(
 ) -> Result<Vec<Check>, Box<dyn Error>> {
     let mut checks = check_forward(case, rope, engine)?;
     for chunk in CHUNKS {
-        checks.push(check_chunked(case, rope, engine, chunk)?);
+        checks.push(check_chunked(case, rope, engine, chunk, Limit::F32)?);
         checks.extend(check_cache(case, rope, engine, chunk)?);
         engine.release(0);
     }
@@ -58,7 +58,17 @@ pub fn check_engine(
     Ok(checks)
 }
 
-fn check_chunked(case: &Case, rope: RopeMode, engine: &mut dyn Engine, chunk: usize) -> Result<Check, Box<dyn Error>> {
+/// Compares the logits of the golden tokens, fed `chunk` at a time.
+///
+/// # Errors
+/// As [`check_engine`].
+pub fn check_chunked(
+    case: &Case,
+    rope: RopeMode,
+    engine: &mut dyn Engine,
+    chunk: usize,
+    limit: Limit,
+) -> Result<Check, Box<dyn Error>> {
     let golden = case.golden(rope)?;
     let mut logits: Vec<f32> = Vec::new();
     for tokens in golden.u32s("tokens")?.chunks(chunk) {
@@ -67,7 +77,7 @@ fn check_chunked(case: &Case, rope: RopeMode, engine: &mut dyn Engine, chunk: us
         logits.extend(rows.into_data().try_to_vec::<f32>()?);
     }
     let label = format!("logits in chunks of {chunk} ({})", rope.name());
-    Ok(Check::values(&case.name, label, &golden.f32s("logits")?, &logits, Limit::F32))
+    Ok(Check::values(&case.name, label, &golden.f32s("logits")?, &logits, limit))
 }
 
 /// Compares what the cache holds after the golden tokens, in order of position.

@@ -9,6 +9,7 @@ use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, check_batch};
 use phase3_kvcache::CacheType;
+use phase3_kvcache::gate::ReadCache;
 
 use super::cache::{Blocks, SequenceCache};
 use super::model::{CpuLoadError, Model};
@@ -89,12 +90,15 @@ impl CpuEngine {
     pub fn isa(&self) -> Isa {
         self.isa
     }
+}
 
-    /// What a sequence's cache holds in `layer`, oldest first: positions, and keys and values `[kv_heads, positions, head_dim]`.
-    /// `None` for an unknown sequence.
-    pub fn cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Vec<f32>, Vec<f32>)> {
+impl ReadCache for CpuEngine {
+    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
         let cache = self.sequences.get(&sequence)?;
-        Some(cache.layers[layer].contents(&self.blocks, cache.length))
+        let (positions, keys, values) = cache.layers[layer].contents(&self.blocks, cache.length);
+        let shape = [self.config.kv_heads, positions.len(), self.config.head_dim];
+        let tensor = |values| Tensor::from_data(TensorData::new(values, shape), &Device::flex());
+        Some((positions, tensor(keys), tensor(values)))
     }
 }
 
