@@ -3,8 +3,8 @@
 //!
 //! Ladder (H100, gpt-oss-20b's gate and up, f32):
 //! 1. row by row, as decoding does: 5.4 TFLOP/s at 64 rows.
-//! 2. tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each, in arrays: 12.9 TFLOP/s at 512 rows.
-//! 3. here: the same sums in variables: 12.8 TFLOP/s, no gain.
+//! 2. here: tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each, in arrays: 12.9 TFLOP/s at 512 rows.
+//! 3. the same sums in variables rather than arrays: 12.8 TFLOP/s. No gain; taken back.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
@@ -160,7 +160,8 @@ fn dense(
         sources[UNIT_POS as usize] = min(first + UNIT_POS, inputs - 1);
     }
     sync_cube();
-    let mut sums = no_sums();
+    let mut low = Array::<Vector<f32, Const<4>>>::new(4usize);
+    let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
     if row < rows {
         products(
             x,
@@ -173,7 +174,8 @@ fn dense(
             row + HALF,
             rows - 1,
             blocks,
-            &mut sums,
+            &mut low,
+            &mut high,
             format,
             format,
         );
@@ -189,8 +191,12 @@ fn dense(
                         if column < rows {
                             let column = first_row + column;
                             let at = (input * out_width + column) as usize;
-                            let row_sums = row_of(&sums, i, half);
-                            let mut y = row_sums.extract(comptime![j as usize]);
+                            let sums = if comptime![half == 0] {
+                                low[comptime![i as usize]]
+                            } else {
+                                high[comptime![i as usize]]
+                            };
+                            let mut y = sums.extract(comptime![j as usize]);
                             if comptime![biased] {
                                 y += bias[column as usize];
                             }
@@ -236,7 +242,8 @@ fn gate_up(
         sync_cube();
         let row = CUBE_POS_X * HALF;
         let start = expert * stride;
-        let mut sums = no_sums();
+        let mut gates = Array::<Vector<f32, Const<4>>>::new(4usize);
+        let mut ups = Array::<Vector<f32, Const<4>>>::new(4usize);
         products(
             x,
             &sources,
@@ -248,7 +255,8 @@ fn gate_up(
             start + row,
             start + rows - 1,
             blocks,
-            &mut sums,
+            &mut gates,
+            &mut ups,
             gate_format,
             up_format,
         );
@@ -262,8 +270,8 @@ fn gate_up(
                     let row = row + UNIT_POS % 16 * 4 + j;
                     if row < rows {
                         let bias = (expert * rows + row) as usize;
-                        let gate = row_of(&sums, i, 0u32).extract(comptime![j as usize]) + gate_bias[bias];
-                        let up = row_of(&sums, i, 1u32).extract(comptime![j as usize]) + up_bias[bias];
+                        let gate = gates[comptime![i as usize]].extract(comptime![j as usize]) + gate_bias[bias];
+                        let up = ups[comptime![i as usize]].extract(comptime![j as usize]) + up_bias[bias];
                         out[(slot * rows + row) as usize] = swiglu(gate, up);
                     }
                 }
@@ -297,7 +305,8 @@ fn down_slots(
         sync_cube();
         let row = CUBE_POS_X * comptime![2 * HALF];
         let start = expert * stride;
-        let mut sums = no_sums();
+        let mut low = Array::<Vector<f32, Const<4>>>::new(4usize);
+        let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
         products(
             x,
             &sources,
@@ -309,7 +318,8 @@ fn down_slots(
             start + row + HALF,
             start + rows - 1,
             blocks,
-            &mut sums,
+            &mut low,
+            &mut high,
             format,
             format,
         );
@@ -324,57 +334,18 @@ fn down_slots(
                     for j in 0..4u32 {
                         let row = row + half * HALF + UNIT_POS % 16 * 4 + j;
                         if row < rows {
-                            let row_sums = row_of(&sums, i, half);
-                            let y = row_sums.extract(comptime![j as usize]) + bias[(expert * rows + row) as usize];
+                            let sums = if comptime![half == 0] {
+                                low[comptime![i as usize]]
+                            } else {
+                                high[comptime![i as usize]]
+                            };
+                            let y = sums.extract(comptime![j as usize]) + bias[(expert * rows + row) as usize];
                             out[(slot * rows + row) as usize] = y;
                         }
                     }
                 }
             }
         }
-    }
-}
-
-/// A unit's sums: four rows of four outputs in each half of a tile. Variables rather than an array: drivers keep arrays that live
-/// through a loop in memory.
-#[derive(CubeType)]
-struct Sums {
-    low0: Vector<f32, Const<4>>,
-    low1: Vector<f32, Const<4>>,
-    low2: Vector<f32, Const<4>>,
-    low3: Vector<f32, Const<4>>,
-    high0: Vector<f32, Const<4>>,
-    high1: Vector<f32, Const<4>>,
-    high2: Vector<f32, Const<4>>,
-    high3: Vector<f32, Const<4>>,
-}
-
-#[cube]
-fn no_sums() -> Sums {
-    Sums {
-        low0: Vector::<f32, Const<4>>::new(0.0f32),
-        low1: Vector::<f32, Const<4>>::new(0.0f32),
-        low2: Vector::<f32, Const<4>>::new(0.0f32),
-        low3: Vector::<f32, Const<4>>::new(0.0f32),
-        high0: Vector::<f32, Const<4>>::new(0.0f32),
-        high1: Vector::<f32, Const<4>>::new(0.0f32),
-        high2: Vector::<f32, Const<4>>::new(0.0f32),
-        high3: Vector::<f32, Const<4>>::new(0.0f32),
-    }
-}
-
-/// Row `i` of a unit's sums in one half.
-#[cube]
-fn row_of(sums: &Sums, #[comptime] i: u32, #[comptime] half: u32) -> Vector<f32, Const<4>> {
-    match comptime![half * 4 + i] {
-        0 => sums.low0,
-        1 => sums.low1,
-        2 => sums.low2,
-        3 => sums.low3,
-        4 => sums.high0,
-        5 => sums.high1,
-        6 => sums.high2,
-        _ => sums.high3,
     }
 }
 
@@ -394,7 +365,8 @@ fn products(
     high_row: u32,
     last_row: u32,
     blocks: u32,
-    sums: &mut Sums,
+    low: &mut Array<Vector<f32, Const<4>>>,
+    high: &mut Array<Vector<f32, Const<4>>>,
     #[comptime] low_format: Format,
     #[comptime] high_format: Format,
 ) {
@@ -402,6 +374,11 @@ fn products(
     let mut inputs = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
     let mut low_weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
     let mut high_weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
+    #[unroll]
+    for i in 0..4usize {
+        low[i] = Vector::<f32, Const<4>>::new(0.0f32);
+        high[i] = Vector::<f32, Const<4>>::new(0.0f32);
+    }
     let input_row = UNIT_POS / 16;
     let output_row = UNIT_POS % 16;
     let mut block = 0u32;
@@ -450,18 +427,12 @@ fn products(
                 let a = inputs[(at + input_row) as usize];
                 let b = low_weights[(at + output_row) as usize];
                 let c = high_weights[(at + output_row) as usize];
-                let factor = Vector::<f32, Const<4>>::new(a.extract(0usize));
-                sums.low0 = fma(factor, b, sums.low0);
-                sums.high0 = fma(factor, c, sums.high0);
-                let factor = Vector::<f32, Const<4>>::new(a.extract(1usize));
-                sums.low1 = fma(factor, b, sums.low1);
-                sums.high1 = fma(factor, c, sums.high1);
-                let factor = Vector::<f32, Const<4>>::new(a.extract(2usize));
-                sums.low2 = fma(factor, b, sums.low2);
-                sums.high2 = fma(factor, c, sums.high2);
-                let factor = Vector::<f32, Const<4>>::new(a.extract(3usize));
-                sums.low3 = fma(factor, b, sums.low3);
-                sums.high3 = fma(factor, c, sums.high3);
+                #[unroll]
+                for i in 0..4u32 {
+                    let factor = Vector::<f32, Const<4>>::new(a.extract(comptime![i as usize]));
+                    low[comptime![i as usize]] = fma(factor, b, low[comptime![i as usize]]);
+                    high[comptime![i as usize]] = fma(factor, c, high[comptime![i as usize]]);
+                }
             }
         }
         sync_cube();
