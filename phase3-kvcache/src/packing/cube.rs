@@ -77,17 +77,29 @@ fn launch_size(rows: usize, dim: usize) -> (CubeCount, u32) {
     (CubeCount::Static(cubes.min(MAX_CUBES), cubes.div_ceil(MAX_CUBES), 1), parts)
 }
 
+/// What one unit has to do: the values `start` to `end` of a row.
+#[derive(CubeType)]
+struct Part {
+    /// Where the row's values begin.
+    values: u32,
+    /// Where the row's words begin.
+    packed: u32,
+    start: u32,
+    end: u32,
+}
+
+#[cube]
+fn part(number: u32, dim: u32, row_words: u32) -> Part {
+    let parts_per_row = dim.div_ceil(PART);
+    let (row, start) = (number / parts_per_row, number % parts_per_row * PART);
+    Part { values: row * dim, packed: row * row_words, start, end: min(start + PART, dim) }
+}
+
 #[cube(launch_unchecked)]
 fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheType) {
-    let part = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
-    if part < parts {
-        let parts_per_row = dim.div_ceil(PART);
-        let (row, start) = (part / parts_per_row, part % parts_per_row * PART);
-        let (values, packed) = (row * dim, row * row_words);
-        let mut end = start + PART;
-        if end > dim {
-            end = dim;
-        }
+    let number = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if number < parts {
+        let Part { values, packed, start, end } = part(number, dim, row_words);
         match comptime![kind] {
             CacheType::Q8_0 => {
                 let mut scales = 0u32;
@@ -131,15 +143,9 @@ fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u3
 
 #[cube(launch_unchecked)]
 fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheType) {
-    let part = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
-    if part < parts {
-        let parts_per_row = dim.div_ceil(PART);
-        let (row, start) = (part / parts_per_row, part % parts_per_row * PART);
-        let (values, packed) = (row * dim, row * row_words);
-        let mut end = start + PART;
-        if end > dim {
-            end = dim;
-        }
+    let number = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
+    if number < parts {
+        let Part { values, packed, start, end } = part(number, dim, row_words);
         match comptime![kind] {
             CacheType::Q8_0 => {
                 let scales = words[(packed + dim / 4 + start / PART) as usize];
