@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use gptoss_reference::RopeMode;
 use harmony::Effort;
 use phase1_loading::synthetic::RestFormat;
-use phase2_forward::DeviceChoice;
+use phase2_forward::{ComputeDevice, DeviceChoice};
 use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
+use phase5_flash::CpuOptions;
 use phase5_flash::cpu::Isa;
 
 use crate::session::EMBEDDED;
@@ -282,14 +283,8 @@ pub struct Bench {
     /// Runs, of which the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
     pub repeat: usize,
-    #[arg(long)]
-    pub exact: bool,
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    #[arg(long, value_name = "NAME", value_parser = parse_isa)]
-    pub isa: Option<Isa>,
-    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
-    pub kv: Option<CacheType>,
+    #[command(flatten)]
+    pub fast: FastArgs,
     #[arg(long)]
     pub json: bool,
 }
@@ -344,7 +339,7 @@ impl ReplyArgs {
 /// Which engine runs, and where.
 #[derive(Args)]
 pub struct EngineArgs {
-    /// 2 recomputes everything for every token, 3 caches keys and values, 5 is fast: the default where it runs.
+    /// 2 recomputes everything for every token, 3 caches keys and values, 5 is fast and the default.
     #[arg(long, value_parser = parse_phase)]
     pub phase: Option<u8>,
     /// auto, cpu, gpu, or software (a GPU played by the CPU).
@@ -353,6 +348,13 @@ pub struct EngineArgs {
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
     #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
     pub rope: RopeArg,
+    #[command(flatten)]
+    pub fast: FastArgs,
+}
+
+/// How phase 5 computes.
+#[derive(Args, Clone, Default)]
+pub struct FastArgs {
     /// Compute in f32 throughout (phase 5).
     #[arg(long)]
     pub exact: bool,
@@ -370,17 +372,27 @@ pub struct EngineArgs {
 impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
     pub fn reference(rope: RopeArg) -> EngineArgs {
-        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, exact: false, threads: None, isa: None, kv: None }
+        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, fast: FastArgs::default() }
+    }
+
+    /// The engine that runs.
+    pub fn phase(&self) -> u8 {
+        self.phase.unwrap_or(5)
+    }
+
+    /// How that engine will cache keys and values on a device.
+    pub fn cache_type(&self, device: &ComputeDevice) -> CacheType {
+        match self.phase() {
+            5 if device.is_cpu() => self.fast.on_cpu().cache_type(),
+            _ => self.fast.kv.unwrap_or_default(),
+        }
     }
 }
 
-impl EngineArgs {
-    pub fn cache_type(&self) -> CacheType {
-        self.kv.unwrap_or_default()
-    }
-
-    pub fn rope_mode(&self) -> RopeMode {
-        self.rope.into()
+impl FastArgs {
+    /// For the engine on the CPU.
+    pub fn on_cpu(&self) -> CpuOptions {
+        CpuOptions { threads: self.threads.map(usize::from), exact: self.exact, kv: self.kv, isa: self.isa }
     }
 }
 

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
+use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, SavedSession};
 use phase2_forward::{Engine, SequenceId, Snapshot};
 
-use crate::args::EngineArgs;
+use crate::session::Session;
 
 /// A conversation in a file.
 pub struct Saved {
@@ -17,7 +18,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens the conversation in `file`, if there is one, and gives it to the engine as `sequence`. Returns it with the tokens
+    /// Opens the conversation in `file`, if there is one, and gives it to the session's engine as `sequence`. Returns it with the tokens
     /// that the engine has yet to see, which come before any new prompt.
     ///
     /// # Errors
@@ -25,14 +26,14 @@ impl Saved {
     pub fn open(
         file: &Path,
         checkpoint: &Checkpoint,
-        args: &EngineArgs,
-        engine: &mut dyn Engine,
+        rope: RopeMode,
+        session: &mut Session,
         sequence: SequenceId,
     ) -> Result<(Saved, Vec<u32>)> {
         let identity = SavedSession {
             model: checkpoint.fingerprint(),
-            rope: args.rope_mode().name().into(),
-            cache: args.cache_type().name().into(),
+            rope: rope.name().into(),
+            cache: session.cache.name().into(),
             tokens: Vec::new(),
             length: 0,
             items: Vec::new(),
@@ -52,7 +53,7 @@ impl Saved {
         let unseen = tokens[length..].to_vec();
         if length > 0 {
             let snapshot = Snapshot { length, items };
-            engine.restore(sequence, &snapshot).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+            session.engine.restore(sequence, &snapshot).map_err(|error| anyhow!("{}: {error}", file.display()))?;
         }
         Ok((Saved { identity, tokens }, unseen))
     }

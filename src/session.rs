@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
 use phase3_kvcache::{CacheType, Cached};
+use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options};
-use phase5_flash::{CpuEngine, CpuOptions};
 
 use crate::args::EngineArgs;
 
@@ -24,6 +24,11 @@ pub fn open(model: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(model)?)
 }
 
+/// The device that was asked for, or that suits the model.
+pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<ComputeDevice> {
+    Ok(ComputeDevice::find(args.device, GptOss::gpu_bytes(checkpoint))?)
+}
+
 /// An engine with a model in it.
 pub struct Session {
     pub engine: Box<dyn Engine>,
@@ -36,41 +41,31 @@ pub struct Session {
 impl Session {
     /// Finds a device, says which and why, and loads the model.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
-        let device = ComputeDevice::find(args.device, GptOss::gpu_bytes(checkpoint))?;
+        let device = find_device(checkpoint, args)?;
         eprintln!("device: {} ({})", device.name, device.reason);
-        let phase = args.phase.unwrap_or(5);
-        if phase != 5 && (args.exact || args.threads.is_some() || args.isa.is_some()) {
+        let (phase, cache, fast) = (args.phase(), args.cache_type(&device), &args.fast);
+        if phase != 5 && (fast.exact || fast.threads.is_some() || fast.isa.is_some()) {
             bail!("--exact, --threads and --isa are for --phase 5; phase {phase} always computes in f32");
         }
-        if phase == 2 && args.kv.is_some() {
+        if phase == 2 && fast.kv.is_some() {
             bail!("phase 2 caches nothing; --kv is for phases 3 and 5");
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
         let rope = args.rope.into();
-        let (engine, cache): (Box<dyn Engine>, CacheType) = match phase {
-            5 if device.is_cpu() => {
-                let threads = args.threads.map(usize::from);
-                let options = CpuOptions { threads, exact: args.exact, kv: args.kv, isa: args.isa };
-                let engine = CpuEngine::load(checkpoint, rope, options)?;
+        let engine: Box<dyn Engine> = match phase {
+            2 => Box::new(Recompute::new(GptOss::load(checkpoint, device.clone(), rope, progress)?)),
+            3 => Box::new(Cached::with_cache(GptOss::load(checkpoint, device.clone(), rope, progress)?, cache)?),
+            _ if device.is_cpu() => {
+                let engine = CpuEngine::load(checkpoint, rope, fast.on_cpu())?;
                 eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
-                let cache = args.kv.unwrap_or(if args.exact { CacheType::F32 } else { CacheType::F16 });
-                (Box::new(engine), cache)
-            }
-            5 => {
-                if args.threads.is_some() || args.isa.is_some() {
-                    bail!("--threads and --isa are for the CPU; a GPU has its own");
-                }
-                let kv = args.kv.unwrap_or_default();
-                (Box::new(GpuEngine::load(checkpoint, &device, rope, Options { kv }, progress)?), kv)
+                Box::new(engine)
             }
             _ => {
-                let model = GptOss::load(checkpoint, device.clone(), rope, progress)?;
-                let engine: Box<dyn Engine> = match phase {
-                    2 => Box::new(Recompute::new(model)),
-                    _ => Box::new(Cached::with_cache(model, args.cache_type())?),
-                };
-                (engine, args.cache_type())
+                if fast.threads.is_some() || fast.isa.is_some() {
+                    bail!("--threads and --isa are for the CPU; a GPU has its own");
+                }
+                Box::new(GpuEngine::load(checkpoint, &device, rope, Options { kv: cache }, progress)?)
             }
         };
         bar.finish_and_clear();

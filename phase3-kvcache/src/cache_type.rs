@@ -36,15 +36,6 @@ impl CacheType {
         }
     }
 
-    /// Bytes of `values` values that lie together, a multiple of 32, without what whole words add.
-    pub fn bytes(self, values: usize) -> usize {
-        match self {
-            CacheType::F32 => 4 * values,
-            CacheType::F16 => 2 * values,
-            CacheType::Q8_0 => values / BLOCK * (BLOCK + 2),
-        }
-    }
-
     /// Whether rows of `head_dim` values can be stored so.
     pub fn holds(self, head_dim: usize) -> bool {
         self != CacheType::Q8_0 || head_dim.is_multiple_of(BLOCK)

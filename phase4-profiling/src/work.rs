@@ -116,7 +116,7 @@ impl CostModel {
 
     /// Bytes of the keys and values of one position in one layer.
     fn position_bytes(&self) -> usize {
-        2 * self.cache.bytes(self.config.kv_heads * self.config.head_dim)
+        2 * self.config.kv_heads * self.cache.row_bytes(self.config.head_dim)
     }
 
     /// Positions whose keys some query sees, and pairs of a query and a key that it sees.

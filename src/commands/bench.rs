@@ -13,7 +13,7 @@ use phase3_kvcache::CacheType;
 use phase4_profiling::{Ceiling, CostModel, ceiling, process};
 use serde_json::{Value, json};
 
-use crate::args::{Bench, EngineArgs, RopeArg};
+use crate::args::{Bench, EngineArgs, FastArgs, RopeArg};
 use crate::commands::print;
 use crate::session::{self, Session};
 
@@ -35,15 +35,9 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     let mut phases = Vec::new();
     for &phase in &args.phase {
         let start = Instant::now();
-        let engine_args = EngineArgs {
-            phase: Some(phase),
-            device: args.device,
-            rope: RopeArg::Exact,
-            exact: args.exact && phase == 5,
-            threads: args.threads.filter(|_| phase == 5),
-            isa: args.isa.filter(|_| phase == 5),
-            kv: args.kv.filter(|_| phase == 5),
-        };
+        // Earlier phases have none of these choices.
+        let fast = if phase == 5 { args.fast.clone() } else { FastArgs::default() };
+        let engine_args = EngineArgs { phase: Some(phase), device: args.device, rope: RopeArg::Exact, fast };
         let mut session = Session::start(&checkpoint, &engine_args)?;
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         let ceiling = ceiling(&session.device)?;
@@ -175,7 +169,7 @@ impl Run<'_> {
             _ => tensor.bytes() as f64,
         });
         let config = &self.checkpoint.config;
-        let cache = config.cache_bytes(depth, self.cache.bytes(config.head_dim));
+        let cache = config.cache_bytes(depth, self.cache.row_bytes(config.head_dim));
         weights.sum::<f64>() + batch as f64 * cache as f64
     }
 }

@@ -48,8 +48,8 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
             bail!("only phase 3 saves what it remembers: --session needs --phase 3")
         }
         Some(file) => {
-            let engine = &mut *session.engine;
-            let (saved, unseen) = Saved::open(file, &checkpoint, &args.reply.engine, engine, SEQUENCE)?;
+            let rope = args.reply.engine.rope.into();
+            let (saved, unseen) = Saved::open(file, &checkpoint, rope, &mut session, SEQUENCE)?;
             let new = prompt.clone();
             prompt.splice(0..0, unseen);
             Some((file, saved, new))

@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use phase2_forward::{Chunk, ComputeDevice, LogitsFor, NoProbe};
-use phase3_kvcache::CacheType;
+use phase2_forward::{Chunk, LogitsFor, NoProbe};
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
 use serde_json::json;
 
@@ -17,10 +16,9 @@ const CHUNK: usize = 512;
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
-    let device = ComputeDevice::find(args.engine.device, checkpoint.weight_bytes())?;
+    let device = session::find_device(&checkpoint, &args.engine)?;
     let chunk = args.context.min(CHUNK);
-    let phase = args.engine.phase.unwrap_or(5);
-    let cache = args.engine.kv.unwrap_or(if phase == 5 && device.is_cpu() { CacheType::F16 } else { CacheType::F32 });
+    let (phase, cache) = (args.engine.phase(), args.engine.cache_type(&device));
     let setting = |on_gpu| Setting { phase, on_gpu, cache, context: args.context, chunk };
     let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
     let on_apple = MemoryPlan::new(&checkpoint, setting(true)).at(Place::Device);

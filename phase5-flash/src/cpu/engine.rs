@@ -28,6 +28,13 @@ pub struct CpuOptions {
     pub kv: Option<CacheType>,
 }
 
+impl CpuOptions {
+    /// How keys and values are stored.
+    pub fn cache_type(&self) -> CacheType {
+        self.kv.unwrap_or(if self.exact { CacheType::F32 } else { CacheType::F16 })
+    }
+}
+
 /// Computes batches on the CPU, from the pages of the mapped file.
 pub struct CpuEngine {
     pub(super) config: GptOssConfig,
@@ -58,7 +65,7 @@ impl CpuEngine {
     /// A shape that the kernels do not take.
     pub fn load(checkpoint: &Checkpoint, mode: RopeMode, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         let config = checkpoint.config.clone();
-        let kv = options.kv.unwrap_or(if options.exact { CacheType::F32 } else { CacheType::F16 });
+        let kv = options.cache_type();
         let (format, unit) = match kv {
             CacheType::F32 => (CacheFormat::F32, 16),
             CacheType::F16 => (CacheFormat::F16, 16),

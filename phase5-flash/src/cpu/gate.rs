@@ -1,4 +1,4 @@
-//! The gate to phase 6 on the CPU: phase 3's, in f32 as it stands there, and in the fast mode within what a fast mode may lose.
+//! The gate of phase 5 on the CPU: phase 3's, in f32 as it stands there, and in the fast mode within what a fast mode may lose.
 
 use std::error::Error;
 
