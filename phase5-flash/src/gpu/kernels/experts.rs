@@ -10,8 +10,9 @@
 
 use cubecl::prelude::*;
 
-use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, zero};
+use super::project::{Split, enlarge_inputs, load_inputs, load_rows, multiply_rows, rows_a_cube, zero};
 use super::reduce::{plane_sums, total};
+use super::router::choose;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
 
@@ -33,8 +34,13 @@ pub(crate) struct GateUp<'a> {
     pub up: &'a Experts,
     /// `[inputs, hidden]`
     pub x: &'a Buffer,
-    /// `[inputs, chosen]`
+    /// The router's, `[inputs, experts]`
+    pub logits: &'a Buffer,
+    pub experts: usize,
+    /// Written: `[inputs, chosen]`, the likeliest first.
     pub chosen: &'a Buffer,
+    /// Written: softmax over the chosen ones' logits, `[inputs, chosen]`
+    pub weights: &'a Buffer,
     pub chosen_per_row: usize,
     pub out: &'a Buffer,
     pub inputs: usize,
@@ -48,7 +54,7 @@ impl GateUp<'_> {
     /// As [`GateUp::launch`], with `rows` rows of each projection a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
         let (gate, up) = (&self.gate.weight, &self.up.weight);
-        let split = Split::with_sums(gpu, gate, rows, 2 * rows).subnormal(gpu);
+        let split = Split::with_sums(gpu, gate, rows, 2 * rows);
         let (x, z) = split.cubes(gate.rows);
         // SAFETY: chosen experts are below their number, rows are bounded in the kernel.
         unsafe {
@@ -63,10 +69,13 @@ impl GateUp<'_> {
                 up.parts[0].codes.arg4(),
                 up.parts[0].scales.arg(),
                 self.up.bias.arg(),
+                self.logits.arg(),
                 self.chosen.arg(),
+                self.weights.arg(),
                 self.out.arg(),
                 gate.rows as u32,
                 gate.stride() as u32,
+                self.experts as u32,
                 self.chosen_per_row as u32,
                 split,
                 Split { format: up.format, ..split },
@@ -84,30 +93,40 @@ fn gate_up(
     up_codes: &[Vector<u32, Const<4>>],
     up_scales: &[u32],
     up_bias: &[f32],
-    chosen: &[u32],
+    logits: &[f32],
+    chosen: &mut [u32],
+    weights: &mut [f32],
     out: &mut [f32],
     rows: u32,
     stride: u32,
-    chosen_per_row: u32,
+    #[comptime] experts: u32,
+    #[comptime] chosen_per_row: u32,
     #[comptime] gate: Split,
     #[comptime] up: Split,
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
     load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, UNIT_POS, &mut inputs, gate);
-    if comptime![gate.subnormal] {
+    if comptime![gate.subnormals()] {
         enlarge_inputs(&mut inputs, gate);
     }
 
-    let expert = chosen[CUBE_POS_X as usize];
+    let first_cube = CUBE_POS_Y + CUBE_POS_Z == 0;
+    let expert = choose(logits, CUBE_POS_X, first_cube, chosen, weights, experts, chosen_per_row);
     let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * gate.rows;
     let first = expert * stride;
     let last = first + rows - 1;
+    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(gate.vectors() + up.vectors()) as usize]);
+    let mut factors = Array::<u32>::new(comptime![(2 * gate.rows) as usize]);
     let mut sums = Array::<f32>::new(comptime![(2 * gate.rows) as usize]);
     zero(&mut sums, comptime![2 * gate.rows]);
-    if row < rows {
-        add_products(gate_codes, gate_scales, first + row, UNIT_POS, &inputs, &mut sums, 0u32, 1.0f32, last, gate);
-        add_products(up_codes, up_scales, first + row, UNIT_POS, &inputs, &mut sums, gate.rows, 1.0f32, last, up);
+    #[unroll]
+    for i in 0..comptime![gate.blocks_a_lane()] {
+        let block = UNIT_POS + comptime![i * gate.lanes];
+        load_rows(gate_codes, gate_scales, first + row, last, block, &mut words, &mut factors, 0u32, gate);
+        load_rows(up_codes, up_scales, first + row, last, block, &mut words, &mut factors, gate.rows, up);
+        multiply_rows(&words, &factors, &inputs, &mut sums, 0u32, i, 1.0f32, gate);
+        multiply_rows(&words, &factors, &inputs, &mut sums, gate.rows, i, 1.0f32, up);
     }
     plane_sums(&sums, &mut shared, comptime![2 * gate.rows]);
     let row = row + UNIT_POS;
@@ -148,7 +167,7 @@ impl Down<'_> {
     /// As [`Down::launch`], with `rows` rows a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
         let down = &self.down.weight;
-        let split = Split::new(gpu, down, rows).subnormal(gpu);
+        let split = Split::new(gpu, down, rows);
         // The units share out the row's slots, and then each slot's blocks: nothing waits for the slot before.
         let most = (gpu.client.properties().hardware.max_units_per_cube / split.lanes).max(1);
         let slots = SlotSplit { chosen: self.chosen_per_row as u32, together: most.min(self.chosen_per_row as u32) };
@@ -206,21 +225,28 @@ fn down_kernel(
     let lane = UNIT_POS % split.lanes;
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
-    if row < rows {
-        #[unroll]
-        for round in 0..comptime![slots.chosen.div_ceil(slots.together)] {
-            let number = UNIT_POS / split.lanes + comptime![round * slots.together];
-            if number < slots.chosen {
-                let slot = first_slot + number;
-                let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-                load_inputs(x, slot * split.blocks, lane, &mut inputs, split);
-                if comptime![split.subnormal] {
-                    enlarge_inputs(&mut inputs, split);
-                }
-                let first = chosen[slot as usize] * stride;
-                let last = first + rows - 1;
-                let weight = weights[slot as usize];
-                add_products(codes, scales, first + row, lane, &inputs, &mut sums, 0u32, weight, last, split);
+    #[unroll]
+    for round in 0..comptime![slots.chosen.div_ceil(slots.together)] {
+        let number = UNIT_POS / split.lanes + comptime![round * slots.together];
+        if number < slots.chosen {
+            let slot = first_slot + number;
+            let first = chosen[slot as usize] * stride;
+            let last = first + rows - 1;
+            let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![split.vectors() as usize]);
+            let mut factors = Array::<u32>::new(comptime![split.rows as usize]);
+            load_rows(codes, scales, first + row, last, lane, &mut words, &mut factors, 0u32, split);
+            let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
+            load_inputs(x, slot * split.blocks, lane, &mut inputs, split);
+            if comptime![split.subnormals()] {
+                enlarge_inputs(&mut inputs, split);
+            }
+            let weight = weights[slot as usize];
+            multiply_rows(&words, &factors, &inputs, &mut sums, 0u32, 0u32, weight, split);
+            #[unroll]
+            for i in 1..comptime![split.blocks_a_lane()] {
+                let block = lane + comptime![i * split.lanes];
+                load_rows(codes, scales, first + row, last, block, &mut words, &mut factors, 0u32, split);
+                multiply_rows(&words, &factors, &inputs, &mut sums, 0u32, i, weight, split);
             }
         }
     }
@@ -241,6 +267,7 @@ fn down_kernel(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::kernels::router::tests::assert_choice;
     use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
     use phase1_loading::{Format, HostTensor};
 
@@ -282,9 +309,8 @@ mod tests {
             {
                 let context = format!("{format:?} {inputs} {stack} {rows} {columns} {chosen} {random:?}");
                 let [gate, up, down] = [(); 3].map(|()| experts(&gpu, &mut random, format, [stack, rows, columns]));
-                let ids: Vec<u32> = (0..inputs * chosen).map(|_| random.below(stack) as u32).collect();
-                let weights = random.values(inputs * chosen, 1.0);
-                let (ids_buffer, weights_buffer) = (gpu.upload(ids.clone()), gpu.upload_f32(&weights));
+                let logits = random.values(inputs * stack, 3.0);
+                let (ids_buffer, weights_buffer) = (poisoned(&gpu, inputs * chosen), poisoned(&gpu, inputs * chosen));
 
                 let x = random.values(inputs * columns, 0.3);
                 let out = poisoned(&gpu, inputs * chosen * rows);
@@ -292,13 +318,22 @@ mod tests {
                     gate: &gate.device,
                     up: &up.device,
                     x: &gpu.upload_f32(&x),
+                    logits: &gpu.upload_f32(&logits),
+                    experts: stack,
                     chosen: &ids_buffer,
+                    weights: &weights_buffer,
                     chosen_per_row: chosen,
                     out: &out,
                     inputs,
                 }
                 .launch(&gpu);
                 let found = gpu.read_f32(&out).expect("reads");
+                let ids = gpu.read(&ids_buffer).expect("reads");
+                let weights = gpu.read_f32(&weights_buffer).expect("reads");
+                for (row, logits) in logits.chunks(stack).enumerate() {
+                    let here = row * chosen..(row + 1) * chosen;
+                    assert_choice(&ids[here.clone()], &weights[here], logits, &context);
+                }
                 for slot in 0..inputs * chosen {
                     let x = &x[slot / chosen * columns..][..columns];
                     let gates = apply(&gate, ids[slot] as usize, [rows, columns], x);

@@ -11,10 +11,10 @@
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{INPUT_FACTOR, block_scale, dot_block, load_block, load_codes};
+use super::codes::{Codes, INPUT_FACTOR, dot_block, load_block, load_codes, load_scales, scale_value};
 use super::reduce::{cube_sum, plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
-use crate::gpu::layout::{Matrix, vectors};
+use crate::gpu::layout::{Matrix, ROW_GROUP, vectors};
 
 /// The most lanes that share a row.
 const LANES: u32 = 256;
@@ -28,13 +28,12 @@ pub(crate) struct Split {
     pub blocks: u32,
     /// Lanes of a cube.
     pub lanes: u32,
-    /// Rows of a cube.
+    /// Rows of a cube: 1, 2, or a multiple of 4.
     pub rows: u32,
     /// Words of shared memory for every plane's sums.
     pub partial_sums: u32,
     pub format: Format,
-    /// Inputs are multiplied by [`INPUT_FACTOR`], so that MXFP4 codes can be read as subnormals.
-    pub subnormal: bool,
+    pub codes: Codes,
 }
 
 impl Split {
@@ -47,12 +46,17 @@ impl Split {
         let blocks = matrix.blocks() as u32;
         let lanes = blocks.next_multiple_of(gpu.plane).min(LANES);
         let planes = lanes.div_ceil(gpu.least_plane);
-        Split { blocks, lanes, rows, partial_sums: planes * sums, format: matrix.format, subnormal: false }
+        Split { blocks, lanes, rows, partial_sums: planes * sums, format: matrix.format, codes: gpu.codes }
     }
 
-    /// As it is, with codes read as subnormals where the device keeps them.
-    pub fn subnormal(self, gpu: &Gpu) -> Split {
-        Split { subnormal: gpu.subnormals && self.format == Format::Mxfp4, ..self }
+    /// Whether inputs must be [enlarged](enlarge_inputs).
+    pub fn subnormals(&self) -> bool {
+        self.format == Format::Mxfp4 && self.codes == Codes::Subnormals
+    }
+
+    /// Vectors of codes of a cube's rows that a lane reads at once.
+    pub fn vectors(&self) -> u32 {
+        self.rows * vectors(self.format) as u32
     }
 
     /// Blocks that one lane holds.
@@ -98,7 +102,7 @@ impl Project<'_> {
 
     /// As [`Project::launch`], with `rows` rows a cube.
     pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
-        let split = Split::new(gpu, self.matrix, rows).subnormal(gpu);
+        let split = Split::new(gpu, self.matrix, rows);
         let (norm, eps) = self.norm.unwrap_or((self.x, 0.0));
         for part in &self.matrix.parts {
             let (x, z) = split.cubes(part.rows);
@@ -146,20 +150,28 @@ fn project(
     #[comptime] add: bool,
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
+    // The first codes are under way while the inputs are made ready.
+    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![split.vectors() as usize]);
+    let mut factors = Array::<u32>::new(comptime![split.rows as usize]);
+    load_rows(codes, scales, row, rows - 1, UNIT_POS, &mut words, &mut factors, 0u32, split);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
     load_inputs(x, CUBE_POS_X * split.blocks, UNIT_POS, &mut inputs, split);
     if comptime![normalize] {
         normalize_inputs(norm, eps, &mut inputs, &mut shared, split);
     }
-    if comptime![split.subnormal] {
+    if comptime![split.subnormals()] {
         enlarge_inputs(&mut inputs, split);
     }
 
-    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
     let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
     zero(&mut sums, split.rows);
-    if row < rows {
-        add_products(codes, scales, row, UNIT_POS, &inputs, &mut sums, 0u32, 1.0f32, rows - 1, split);
+    multiply_rows(&words, &factors, &inputs, &mut sums, 0u32, 0u32, 1.0f32, split);
+    #[unroll]
+    for i in 1..comptime![split.blocks_a_lane()] {
+        let block = UNIT_POS + comptime![i * split.lanes];
+        load_rows(codes, scales, row, rows - 1, block, &mut words, &mut factors, 0u32, split);
+        multiply_rows(&words, &factors, &inputs, &mut sums, 0u32, i, 1.0f32, split);
     }
     plane_sums(&sums, &mut shared, split.rows);
     let row = row + UNIT_POS;
@@ -250,47 +262,55 @@ pub(crate) fn normalize_inputs(
     }
 }
 
-/// Adds this lane's share of the products of rows from `row` on, each times `weight`, to `sums` from
-/// `first_sum` on. Rows past the last are read as the last.
+/// Reads the codes and scales of a cube's rows at block `block`; `first` counts rows loaded before. Rows past the last are read as
+/// the last ones, blocks past a row's end as its last: their inputs are zeros.
 #[cube]
-pub(crate) fn add_products(
+pub(crate) fn load_rows(
     codes: &[Vector<u32, Const<4>>],
     scales: &[u32],
     row: u32,
-    lane: u32,
+    last_row: u32,
+    block: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    factors: &mut Array<u32>,
+    #[comptime] first: u32,
+    #[comptime] split: Split,
+) {
+    let vectors = comptime![vectors(split.format) as u32];
+    let together = comptime![split.rows.min(ROW_GROUP as u32)];
+    let block = min(block, comptime![split.blocks - 1]);
+    #[unroll]
+    for group in 0..comptime![split.rows / together] {
+        let start = min(row + comptime![group * together], last_row / together * together);
+        #[unroll]
+        for r in 0..together {
+            let at = comptime![(first + group * together + r) * vectors];
+            load_codes(codes, start + r, block, split.blocks, words, at, vectors);
+        }
+        let at = comptime![first + group * together];
+        load_scales(scales, start, block, split.blocks, factors, at, together, split.format);
+    }
+}
+
+/// Adds this lane's share of the products with rows that [`load_rows`] read, each times `weight`, to `sums`.
+#[cube]
+pub(crate) fn multiply_rows(
+    words: &Array<Vector<u32, Const<4>>>,
+    factors: &Array<u32>,
     inputs: &Array<Vector<f32, Const<4>>>,
     sums: &mut Array<f32>,
-    #[comptime] first_sum: u32,
+    #[comptime] first: u32,
+    #[comptime] round: u32,
     weight: f32,
-    last_row: u32,
     #[comptime] split: Split,
 ) {
     let vectors = comptime![vectors(split.format) as u32];
     #[unroll]
-    for i in 0..comptime![split.blocks_a_lane()] {
-        let block = lane + comptime![i * split.lanes];
-        if block < split.blocks {
-            let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(split.rows * vectors) as usize]);
-            #[unroll]
-            for r in 0..split.rows {
-                load_codes(
-                    codes,
-                    min(row + r, last_row),
-                    block,
-                    split.blocks,
-                    &mut words,
-                    comptime![r * vectors],
-                    vectors,
-                );
-            }
-            #[unroll]
-            for r in 0..split.rows {
-                let scale = block_scale(scales, min(row + r, last_row), block, split.blocks, split.format);
-                let product =
-                    dot_block(&words, comptime![r * vectors], inputs, comptime![8 * i], split.format, split.subnormal);
-                sums[comptime![(first_sum + r) as usize]] += weight * scale * product;
-            }
-        }
+    for r in 0..split.rows {
+        let at = comptime![first + r];
+        let product =
+            dot_block(words, comptime![at * vectors], inputs, comptime![8 * round], split.format, split.codes);
+        sums[comptime![at as usize]] += weight * scale_value(factors[comptime![at as usize]], split.format) * product;
     }
 }
 
