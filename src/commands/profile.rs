@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 use phase2_forward::{Chunk, LogitsFor, Probe};
 use phase4_profiling::report::{compare, flame, html, table, trace};
 use phase4_profiling::{
-    CostModel, F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload, warm_up,
-    sample_tokens, today,
+    CostModel, F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
+    sample_tokens, today, warm_up,
 };
 use serde_json::json;
 

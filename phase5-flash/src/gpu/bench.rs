@@ -21,7 +21,7 @@ use super::kernels::gemm::{Gemm, GroupedExperts};
 use super::kernels::greedy::{STRIPE_WORDS, greedy};
 use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
-use super::kernels::project::Project;
+use super::kernels::project::{Cut, Project};
 use super::kernels::rope::Rope;
 use super::kernels::router::{Choice, Route};
 use super::layout::Matrix;
@@ -153,12 +153,12 @@ pub fn run(
         gpu.client.name()
     ));
     let bench = Bench { gpu, shape };
-    bench.tiled(report)?;
     bench.projections(report)?;
     bench.experts(report)?;
     bench.router(report)?;
     bench.ends(report)?;
-    bench.attention(report)
+    bench.attention(report)?;
+    bench.tiled(report)
 }
 
 /// Measures whole steps of a model: prompts, generation at several depths, and several sequences at once.
@@ -308,7 +308,7 @@ impl Bench {
             let (x_buffer, norm) = (self.gpu.upload_f32(&x), self.gpu.upload_f32(&vec![1.0; columns]));
             let bias = self.gpu.upload_f32(&vec![0.0; rows]);
             let out = self.gpu.empty(rows);
-            for rows_a_cube in [1, 2, 4, 8, 16] {
+            for (at_once, steps) in [(1, 1), (1, 4), (2, 1), (2, 2), (2, 4), (2, 8), (2, 16), (4, 1), (4, 2), (4, 4)] {
                 let launch = |i: usize| {
                     Project {
                         matrix: &matrices[i % copies],
@@ -319,7 +319,7 @@ impl Bench {
                         add: false,
                         inputs: 1,
                     }
-                    .launch_rows(&self.gpu, rows_a_cube);
+                    .launch_cut(&self.gpu, Cut { rows: at_once, steps });
                 };
                 launch(0);
                 let factor = if normalize { rms(&x).recip() } else { 1.0 };
@@ -327,7 +327,7 @@ impl Bench {
                 let error = worst(&found, rows, |row| product(&host, row, &x, factor));
                 report(&Measurement {
                     name: name.into(),
-                    variant: format!("{rows_a_cube} rows a cube"),
+                    variant: format!("{steps} times {at_once} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: matrices[0].bytes(),
                     tokens: 0,
@@ -364,7 +364,9 @@ impl Bench {
         variants.dedup();
         for codes in variants {
             let gpu = Gpu { codes, ..self.gpu.clone() };
-            for rows in [1, 2, 4, 8] {
+            for (rows, steps) in
+                [(1, 1), (1, 4), (1, 8), (1, 16), (2, 1), (2, 2), (2, 4), (2, 8), (2, 16), (4, 1), (4, 4)]
+            {
                 let out = gpu.empty(CHOSEN * width);
                 let launch = |i: usize| {
                     GateUp {
@@ -379,7 +381,7 @@ impl Bench {
                         out: &out,
                         inputs: 1,
                     }
-                    .launch_rows(&gpu, rows);
+                    .launch_cut(&gpu, Cut { rows, steps });
                 };
                 launch(1);
                 let found = gpu.read_f32(&out)?;
@@ -392,14 +394,16 @@ impl Bench {
                 });
                 report(&Measurement {
                     name: "gate and up".into(),
-                    variant: format!("{codes:?}, 2 × {rows} rows a cube"),
+                    variant: format!("{codes:?}, {steps} times 2 × {rows} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: CHOSEN * (gate.weight.bytes() + up.weight.bytes()),
                     tokens: 0,
                     error: Some(error),
                 });
             }
-            for rows in [1, 2, 4, 8, 16] {
+            for (rows, steps) in
+                [(1, 1), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (2, 6), (2, 8), (4, 1), (4, 2), (4, 4)]
+            {
                 let out = gpu.empty(hidden);
                 let launch = |i: usize| {
                     Down {
@@ -411,7 +415,7 @@ impl Bench {
                         out: &out,
                         inputs: 1,
                     }
-                    .launch_rows(&gpu, rows);
+                    .launch_cut(&gpu, Cut { rows, steps });
                 };
                 gpu.write(&out, vec![0; hidden]);
                 launch(1);
@@ -426,7 +430,7 @@ impl Bench {
                 });
                 report(&Measurement {
                     name: "down".into(),
-                    variant: format!("{codes:?}, {rows} rows a cube"),
+                    variant: format!("{codes:?}, {steps} times {rows} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: CHOSEN * down.weight.bytes(),
                     tokens: 0,

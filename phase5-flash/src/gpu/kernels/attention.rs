@@ -309,8 +309,7 @@ fn attention(
                     let total = sum[head as usize] * factor + (sink - most).exp();
                     out[((row * shape.heads + query_head) * dim + column) as usize] = value * factor / total;
                 } else {
-                    let target =
-                        ((row * shape.heads + query_head) * splits + split) * comptime![shape.share_words()];
+                    let target = ((row * shape.heads + query_head) * splits + split) * comptime![shape.share_words()];
                     out[(target + column) as usize] = value;
                     if column == 0 {
                         out[(target + dim) as usize] = largest[head as usize];
