@@ -1,0 +1,538 @@
+//! Products of a few rows: a block of weights is read and unpacked once, and multiplied with up to eight inputs. Dense projections,
+//! and experts over rows that [`group`](super::group) has put side by side.
+//!
+//! A cube takes 32 rows of a matrix, and eight units share out each row's blocks. Units that follow each other have different
+//! rows and the same columns, so that a plane's lanes read the same inputs from shared memory.
+//!
+//! Ladder:
+//! 1. here.
+
+use cubecl::prelude::*;
+use phase1_loading::Format;
+
+use super::codes::{block_scale, block_values, load_codes};
+use super::experts::{Experts, swiglu};
+use super::group::{GroupedExperts, TILE_WORDS, most_tiles};
+use super::project::{spread, zero};
+use crate::gpu::device::{Buffer, Gpu};
+use crate::gpu::layout::{Matrix, vectors};
+
+/// Inputs that one reading of the weights serves at most.
+pub(crate) const FEW: u32 = 8;
+/// Rows of a cube.
+const ROWS: u32 = 32;
+/// Units that share a row.
+const SHARES: u32 = 8;
+const UNITS: u32 = ROWS * SHARES;
+/// Blocks of its row that a unit has under way at once.
+const AHEAD: u32 = 2;
+/// Blocks of the inputs that lie in shared memory at once.
+const STAGED: u32 = SHARES * AHEAD;
+
+/// `out = X W + b`, or added to `out`, for `inputs` rows.
+pub(crate) struct Few<'a> {
+    pub matrix: &'a Matrix,
+    /// `[inputs, columns]`
+    pub x: &'a Buffer,
+    pub bias: Option<&'a Buffer>,
+    /// `[inputs, rows]`
+    pub out: &'a Buffer,
+    pub add: bool,
+    pub inputs: usize,
+}
+
+impl Few<'_> {
+    pub fn launch(&self, gpu: &Gpu) {
+        // Tiles of one size, side by side over the same weights.
+        let inputs = self.inputs as u32;
+        let tiles = inputs.div_ceil(FEW);
+        let tile = inputs.div_ceil(tiles);
+        for part in &self.matrix.parts {
+            let (y, z) = spread((part.rows as u32).div_ceil(ROWS));
+            // SAFETY: rows, inputs and blocks are bounded in the kernel by what the buffers hold.
+            unsafe {
+                dense::launch_unchecked(
+                    &gpu.client,
+                    CubeCount::Static(tiles, y, z),
+                    CubeDim::new_1d(UNITS),
+                    self.x.arg4(),
+                    part.codes.arg4(),
+                    part.scales.arg(),
+                    self.bias.unwrap_or(self.x).arg(),
+                    self.out.arg(),
+                    inputs,
+                    part.rows as u32,
+                    part.first_row as u32,
+                    self.matrix.rows as u32,
+                    self.matrix.blocks() as u32,
+                    tile,
+                    self.matrix.format,
+                    self.bias.is_some(),
+                    self.add,
+                );
+            }
+        }
+    }
+}
+
+impl GroupedExperts<'_> {
+    /// Over tiles of [`FEW`] slots.
+    pub fn launch_few_gate_up(&self, gpu: &Gpu) {
+        self.launch_few(gpu, [self.gate, self.up], self.x, self.activations, self.chosen_per_row, true);
+    }
+
+    /// As [`GroupedExperts::launch_few_gate_up`].
+    pub fn launch_few_down(&self, gpu: &Gpu) {
+        self.launch_few(gpu, [self.down; 2], self.activations, self.out, 1, false);
+    }
+
+    fn launch_few(
+        &self,
+        gpu: &Gpu,
+        [first, second]: [&Experts; 2],
+        x: &Buffer,
+        out: &Buffer,
+        slots_per_input: usize,
+        gated: bool,
+    ) {
+        let weight = &first.weight;
+        let tiles = most_tiles(self.inputs * self.chosen_per_row, weight.parts[0].rows / weight.stride(), FEW);
+        // SAFETY: a tile names slots and experts that exist; rows are bounded in the kernel.
+        unsafe {
+            grouped::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static((weight.rows as u32).div_ceil(ROWS), tiles as u32, 1),
+                CubeDim::new_1d(UNITS),
+                x.arg4(),
+                weight.parts[0].codes.arg4(),
+                weight.parts[0].scales.arg(),
+                first.bias.arg(),
+                second.weight.parts[0].codes.arg4(),
+                second.weight.parts[0].scales.arg(),
+                second.bias.arg(),
+                self.order.arg(),
+                self.tiles.arg(),
+                out.arg(),
+                weight.rows as u32,
+                weight.stride() as u32,
+                weight.blocks() as u32,
+                slots_per_input as u32,
+                weight.format,
+                second.weight.format,
+                gated,
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn dense(
+    x: &[Vector<f32, Const<4>>],
+    codes: &[Vector<u32, Const<4>>],
+    scales: &[u32],
+    bias: &[f32],
+    out: &mut [f32],
+    inputs: u32,
+    rows: u32,
+    first_row: u32,
+    out_width: u32,
+    blocks: u32,
+    #[comptime] tile: u32,
+    #[comptime] format: Format,
+    #[comptime] biased: bool,
+    #[comptime] add: bool,
+) {
+    let mut sources = Shared::<[u32]>::new_slice(comptime![FEW as usize]);
+    let mut staged = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(8 * STAGED * tile) as usize]);
+    let mut partial = Shared::<[f32]>::new_slice(comptime![(UNITS * tile) as usize]);
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * ROWS;
+    let first = CUBE_POS_X * tile;
+    if UNIT_POS < tile {
+        sources[UNIT_POS as usize] = min(first + UNIT_POS, inputs - 1);
+    }
+    sync_cube();
+    if row < rows {
+        let mut sums = Array::<f32>::new(comptime![tile as usize]);
+        let own = min(row + UNIT_POS % ROWS, rows - 1);
+        products(
+            x,
+            &sources,
+            codes,
+            scales,
+            codes,
+            scales,
+            own,
+            blocks,
+            &mut staged,
+            &mut sums,
+            tile,
+            format,
+            format,
+            false,
+        );
+        let mut y = total(&sums, 0u32, &mut partial, tile);
+        let input = first + UNIT_POS / ROWS;
+        let row = row + UNIT_POS % ROWS;
+        if UNIT_POS < tile * ROWS && input < inputs && row < rows {
+            let row = first_row + row;
+            let at = (input * out_width + row) as usize;
+            if comptime![biased] {
+                y += bias[row as usize];
+            }
+            if comptime![add] {
+                y += out[at];
+            }
+            out[at] = y;
+        }
+    }
+}
+
+/// A tile of slots that chose one expert: the SwiGLU of two matrices if `gated`, or one product.
+#[cube(launch_unchecked)]
+fn grouped(
+    x: &[Vector<f32, Const<4>>],
+    codes: &[Vector<u32, Const<4>>],
+    scales: &[u32],
+    bias: &[f32],
+    up_codes: &[Vector<u32, Const<4>>],
+    up_scales: &[u32],
+    up_bias: &[f32],
+    order: &[u32],
+    tiles: &[u32],
+    out: &mut [f32],
+    rows: u32,
+    stride: u32,
+    blocks: u32,
+    slots_per_input: u32,
+    #[comptime] format: Format,
+    #[comptime] up_format: Format,
+    #[comptime] gated: bool,
+) {
+    let mut sources = Shared::<[u32]>::new_slice(comptime![FEW as usize]);
+    let mut staged = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(8 * STAGED * FEW) as usize]);
+    let mut partial = Shared::<[f32]>::new_slice(comptime![(UNITS * FEW) as usize]);
+    let expert = tiles[(CUBE_POS_Y * TILE_WORDS) as usize];
+    let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
+    let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
+    if count > 0 {
+        if UNIT_POS < FEW {
+            sources[UNIT_POS as usize] = order[(first + min(UNIT_POS, count - 1)) as usize] / slots_per_input;
+        }
+        sync_cube();
+        let row = CUBE_POS_X * ROWS + UNIT_POS % ROWS;
+        let own = expert * stride + min(row, rows - 1);
+        let mut y = 0.0f32;
+        let mut up = 0.0f32;
+        // No more sums than the tile needs, in twos.
+        #[unroll]
+        for size in 0..3u32 {
+            let least = comptime![(1u32 << size) + if size == 0 { 0 } else { 1 }];
+            let most = comptime![2u32 << size];
+            if count >= least && count <= most {
+                let mut sums = Array::<f32>::new(comptime![(2 * most) as usize]);
+                products(
+                    x,
+                    &sources,
+                    codes,
+                    scales,
+                    up_codes,
+                    up_scales,
+                    own,
+                    blocks,
+                    &mut staged,
+                    &mut sums,
+                    most,
+                    format,
+                    up_format,
+                    gated,
+                );
+                y = total(&sums, 0u32, &mut partial, most);
+                if comptime![gated] {
+                    up = total(&sums, most, &mut partial, most);
+                }
+            }
+        }
+        let member = UNIT_POS / ROWS;
+        if member < count && row < rows {
+            let bias_at = (expert * rows + row) as usize;
+            let slot = order[(first + member) as usize];
+            let mut value = y + bias[bias_at];
+            if comptime![gated] {
+                value = swiglu(value, up + up_bias[bias_at]);
+            }
+            out[(slot * rows + row) as usize] = value;
+        }
+    }
+}
+
+/// Rows `sources` of `x` times row `row` of one matrix or of two, a share of the row's blocks each unit: the sums of the first
+/// matrix with every input, then those of the second.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn products(
+    x: &[Vector<f32, Const<4>>],
+    sources: &Shared<[u32]>,
+    codes: &[Vector<u32, Const<4>>],
+    scales: &[u32],
+    second_codes: &[Vector<u32, Const<4>>],
+    second_scales: &[u32],
+    row: u32,
+    blocks: u32,
+    staged: &mut Shared<[Vector<f32, Const<4>>]>,
+    sums: &mut Array<f32>,
+    #[comptime] inputs: u32,
+    #[comptime] format: Format,
+    #[comptime] second_format: Format,
+    #[comptime] two: bool,
+) {
+    let share = UNIT_POS / ROWS;
+    zero(sums, comptime![if two { 2 * inputs } else { inputs }]);
+    let mut first = 0u32;
+    while first < blocks {
+        let mut block_codes = Array::<Vector<u32, Const<4>>>::new(comptime![AHEAD as usize * vectors(format)]);
+        let mut second_block_codes =
+            Array::<Vector<u32, Const<4>>>::new(comptime![AHEAD as usize * vectors(second_format)]);
+        read_codes(codes, row, first + share, blocks, &mut block_codes, format);
+        if comptime![two] {
+            read_codes(second_codes, row, first + share, blocks, &mut second_block_codes, second_format);
+        }
+        stage(x, sources, first, blocks, staged, inputs);
+        sync_cube();
+        add_blocks(scales, row, first, blocks, &block_codes, staged, sums, 0u32, inputs, format);
+        if comptime![two] {
+            add_blocks(
+                second_scales,
+                row,
+                first,
+                blocks,
+                &second_block_codes,
+                staged,
+                sums,
+                inputs,
+                inputs,
+                second_format,
+            );
+        }
+        sync_cube();
+        first += STAGED;
+    }
+}
+
+/// The codes of a unit's next blocks, of which the first is `block`; past the last, the last's.
+#[cube]
+fn read_codes(
+    codes: &[Vector<u32, Const<4>>],
+    row: u32,
+    block: u32,
+    blocks: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    #[comptime] format: Format,
+) {
+    let vectors = comptime![vectors(format) as u32];
+    #[unroll]
+    for i in 0..AHEAD {
+        let block = min(block + comptime![i * SHARES], blocks - 1);
+        load_codes(codes, row, block, blocks, words, comptime![i * vectors], vectors);
+    }
+}
+
+/// Puts the inputs' blocks from `first` on into shared memory, an input after the other.
+#[cube]
+fn stage(
+    x: &[Vector<f32, Const<4>>],
+    sources: &Shared<[u32]>,
+    first: u32,
+    blocks: u32,
+    staged: &mut Shared<[Vector<f32, Const<4>>]>,
+    #[comptime] inputs: u32,
+) {
+    let width = comptime![8 * STAGED];
+    #[unroll]
+    for round in 0..comptime![(inputs * width).div_ceil(UNITS)] {
+        let i = UNIT_POS + comptime![round * UNITS];
+        let column = first * 8 + i % width;
+        if i < comptime![inputs * width] && column < blocks * 8 {
+            staged[i as usize] = x[(sources[(i / width) as usize] * blocks * 8 + column) as usize];
+        }
+    }
+}
+
+/// Adds the products of a unit's blocks to `sums` from `first_sum` on.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn add_blocks(
+    scales: &[u32],
+    row: u32,
+    first: u32,
+    blocks: u32,
+    words: &Array<Vector<u32, Const<4>>>,
+    staged: &mut Shared<[Vector<f32, Const<4>>]>,
+    sums: &mut Array<f32>,
+    #[comptime] first_sum: u32,
+    #[comptime] inputs: u32,
+    #[comptime] format: Format,
+) {
+    #[unroll]
+    for ahead in 0..AHEAD {
+        let place = UNIT_POS / ROWS + comptime![ahead * SHARES];
+        if first + place < blocks {
+            let mut parts = Array::<Vector<f32, Const<4>>>::new(comptime![inputs as usize]);
+            #[unroll]
+            for i in 0..inputs {
+                parts[comptime![i as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
+            }
+            #[unroll]
+            for four in 0..8u32 {
+                let weights = block_values(words, comptime![ahead * vectors(format) as u32], four, format, false);
+                #[unroll]
+                for i in 0..inputs {
+                    let x = staged[(place * 8 + comptime![i * 8 * STAGED + four]) as usize];
+                    parts[comptime![i as usize]] = fma(weights, x, parts[comptime![i as usize]]);
+                }
+            }
+            let scale = block_scale(scales, row, first + place, blocks, format);
+            #[unroll]
+            for i in 0..inputs {
+                let part = parts[comptime![i as usize]];
+                let part =
+                    (part.extract(0usize) + part.extract(1usize)) + (part.extract(2usize) + part.extract(3usize));
+                sums[comptime![(first_sum + i) as usize]] += scale * part;
+            }
+        }
+    }
+}
+
+/// The sum over a row's units of their sums from `first_sum` on: unit u's is of input u / 32 and row u mod 32.
+#[cube]
+fn total(sums: &Array<f32>, #[comptime] first_sum: u32, partial: &mut Shared<[f32]>, #[comptime] inputs: u32) -> f32 {
+    let start = UNIT_POS / ROWS * comptime![inputs * ROWS] + UNIT_POS % ROWS;
+    #[unroll]
+    for i in 0..inputs {
+        partial[(start + i * ROWS) as usize] = sums[comptime![(first_sum + i) as usize]];
+    }
+    sync_cube();
+    let mut total = 0.0f32;
+    if UNIT_POS < comptime![inputs * ROWS] {
+        #[unroll]
+        for share in 0..SHARES {
+            total += partial[(UNIT_POS + comptime![share * inputs * ROWS]) as usize];
+        }
+    }
+    sync_cube();
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::kernels::experts::{Down, GateUp};
+    use crate::gpu::kernels::group::{add_up, group};
+    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use phase1_loading::HostTensor;
+
+    fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>) -> (Vec<f32>, Matrix) {
+        let values = random.values(shape.iter().product(), 1.0);
+        let tensor = HostTensor::packed_rows(format, shape, format.encode(&values).into());
+        (tensor.to_f32(), Matrix::upload(gpu, "w", &[&tensor]).expect("uploads"))
+    }
+
+    #[test]
+    fn dense_products_equal_f64() {
+        let gpu = gpu();
+        let mut random = Random::fresh();
+        for format in Format::WRITTEN {
+            for (inputs, rows, columns) in [(2, 33, 2880), (10, 70, 96), (1, 1, 32), (8, 64, 544), (17, 5, 512)] {
+                for (biased, add) in [(false, false), (true, true)] {
+                    let context = format!("{format:?} {inputs} {rows} {columns} {biased} {random:?}");
+                    let (weights, matrix) = matrix(&gpu, &mut random, format, vec![rows, columns]);
+                    let x = random.values(inputs * columns, 1.0);
+                    let (bias, before) = (random.values(rows, 1.0), random.values(inputs * rows, 1.0));
+                    let out = if add { gpu.upload_f32(&before) } else { poisoned(&gpu, inputs * rows) };
+                    let bias_buffer = gpu.upload_f32(&bias);
+                    let bias_buffer = biased.then_some(&bias_buffer);
+                    Few { matrix: &matrix, x: &gpu.upload_f32(&x), bias: bias_buffer, out: &out, add, inputs }
+                        .launch(&gpu);
+                    let found = gpu.read_f32(&out).expect("reads");
+                    for input in 0..inputs {
+                        for row in 0..rows {
+                            let terms = weights[row * columns..][..columns].iter().zip(&x[input * columns..]);
+                            let start = if biased { f64::from(bias[row] + before[input * rows + row]) } else { 0.0 };
+                            let (sum, size) = terms.fold((start, 2.0), |(sum, size), (&w, &x)| {
+                                let term = f64::from(w) * f64::from(x);
+                                (sum + term, size + term.abs())
+                            });
+                            assert_close(found[input * rows + row], sum, size, &context);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Grouped products against the mat-vec kernels, which are held to f64.
+    #[test]
+    fn grouped_experts_equal_single_ones() {
+        let gpu = gpu();
+        let mut random = Random::fresh();
+        for (inputs, experts, width, hidden, chosen) in
+            [(10, 3, 96, 64, 2), (5, 8, 32, 96, 4), (2, 2, 32, 32, 1), (23, 40, 160, 544, 3)]
+        {
+            let context = format!("{inputs} {experts} {width} {hidden} {chosen} {random:?}");
+            let mut stack = |rows: usize, columns: usize| {
+                let (_, weight) = matrix(&gpu, &mut random, Format::Mxfp4, vec![experts, rows, columns]);
+                Experts { weight, bias: gpu.upload_f32(&random.values(experts * rows, 1.0)) }
+            };
+            let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
+            let slots = inputs * chosen;
+            // One expert takes most, some take none.
+            let ids: Vec<u32> =
+                (0..slots).map(|_| random.below(experts) as u32 * (random.below(3) == 0) as u32).collect();
+            let ids = gpu.upload(ids);
+            let weights = gpu.upload_f32(&random.values(slots, 1.0));
+            let x = gpu.upload_f32(&random.values(inputs * hidden, 0.5));
+            let before = random.values(inputs * hidden, 1.0);
+            let (grouped, single) = (gpu.upload_f32(&before), gpu.upload_f32(&before));
+            let [activations, singly, products] =
+                [slots * width, slots * width, slots * hidden].map(|len| poisoned(&gpu, len));
+            let order = gpu.upload(vec![u32::MAX; slots]);
+            let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts, FEW) * TILE_WORDS as usize]);
+
+            group(&gpu, &ids, [slots, experts], FEW, &order, &tiles);
+            let all = GroupedExperts {
+                gate: &gate,
+                up: &up,
+                down: &down,
+                x: &x,
+                order: &order,
+                tiles: &tiles,
+                activations: &activations,
+                out: &products,
+                chosen_per_row: chosen,
+                inputs,
+            };
+            all.launch_few_gate_up(&gpu);
+            all.launch_few_down(&gpu);
+            add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
+
+            GateUp { gate: &gate, up: &up, x: &x, chosen: &ids, chosen_per_row: chosen, out: &singly, inputs }
+                .launch(&gpu);
+            Down {
+                down: &down,
+                x: &singly,
+                chosen: &ids,
+                weights: &weights,
+                chosen_per_row: chosen,
+                out: &single,
+                inputs,
+            }
+            .launch(&gpu);
+            for (name, found, expected) in [("activations", &activations, &singly), ("sums", &grouped, &single)] {
+                let (found, expected) = (gpu.read_f32(found).expect("reads"), gpu.read_f32(expected).expect("reads"));
+                for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+                    let size = 10.0 * width.max(hidden) as f64;
+                    assert_close(found, f64::from(expected), size, &format!("{name} {i} {context}"));
+                }
+            }
+        }
+    }
+}
