@@ -16,7 +16,7 @@ use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, Experts, GateUp};
-use super::kernels::few::{FEW, Few};
+use super::kernels::few::{Division, FEW, Few};
 use super::kernels::gemm::Gemm;
 use super::kernels::greedy::{STRIPE_WORDS, greedy};
 use super::kernels::group::{GroupedExperts, TILE, TILE_WORDS, add_up, group, most_tiles};
@@ -478,13 +478,7 @@ impl Bench {
                 chosen_per_row: CHOSEN,
                 inputs,
             };
-            let dense_few = |_| Few { matrix, x: &x, bias, out: &again, add: false, inputs }.launch(gpu);
             let group_few = |_| group(gpu, &chosen, [slots, experts], FEW, &order, &tiles);
-            let gate_few = |_| grouped.launch_few_gate_up(gpu);
-            let down_few = |_| {
-                grouped.launch_few_down(gpu);
-                add_up(gpu, &products, &weights, &again, [inputs, CHOSEN, hidden]);
-            };
             let group_slots = |_| group(gpu, &chosen, [slots, experts], TILE, &order, &tiles);
             let gate_tiled = |_| grouped.launch_gate_up(gpu);
             let down_tiled = |_| {
@@ -494,33 +488,72 @@ impl Bench {
             let expert_bytes = touched * gate.weight.bytes();
             let (single, few) = (inputs <= 64, inputs <= 128);
             type Run<'a> = (&'a str, &'a str, &'a dyn Fn(usize), usize, usize, bool);
-            let runs: [Run<'_>; 11] = [
+            let runs: [Run<'_>; 8] = [
                 ("qkv", "row by row", &dense_single, dense.bytes(), rows * hidden, single),
-                ("qkv", "few", &dense_few, dense.bytes(), rows * hidden, few),
                 ("qkv", "tiled", &dense_tiled, dense.bytes(), rows * hidden, true),
                 ("gate and up", "row by row", &gate_single, 2 * expert_bytes, 2 * CHOSEN * width * hidden, single),
                 ("down", "row by row", &down_single, expert_bytes, CHOSEN * width * hidden, single),
                 ("group", "tiles of 8", &group_few, slots * 4, 0, few),
-                ("gate and up", "few", &gate_few, 2 * expert_bytes, 2 * CHOSEN * width * hidden, few),
-                ("down", "few", &down_few, expert_bytes, CHOSEN * width * hidden, few),
                 ("group", "tiles of 64", &group_slots, slots * 4, 0, true),
                 ("gate and up", "tiled", &gate_tiled, 2 * expert_bytes, 2 * CHOSEN * width * hidden, true),
                 ("down", "tiled", &down_tiled, expert_bytes, CHOSEN * width * hidden, true),
             ];
+            let mut measure = |name: &str, variant: &str, launch: &dyn Fn(usize), bytes, products: usize| {
+                let seconds = self.time(launch)?;
+                let teraflops = 2.0 * (products * inputs) as f64 / seconds / 1e12;
+                report(&Measurement {
+                    name: format!("{name}, {inputs} rows"),
+                    variant: format!("{variant}, {teraflops:.2} TFLOP/s"),
+                    seconds,
+                    bytes,
+                    tokens: 0,
+                    error: None,
+                });
+                Ok::<_, GpuError>(())
+            };
             for (name, variant, launch, bytes, products, wanted) in runs {
                 if wanted {
-                    let seconds = self.time(launch)?;
-                    let teraflops = 2.0 * (products * inputs) as f64 / seconds / 1e12;
-                    report(&Measurement {
-                        name: format!("{name}, {inputs} rows"),
-                        variant: format!("{variant}, {teraflops:.2} TFLOP/s"),
-                        seconds,
-                        bytes,
-                        tokens: 0,
-                        error: None,
-                    });
+                    measure(name, variant, launch, bytes, products)?;
                 }
             }
+            if few {
+                group_few(0);
+                for (shares, ahead) in [(8, 1), (8, 2), (12, 1)] {
+                    let division = Division { shares, ahead };
+                    let variant = format!("few, {shares} shares, {ahead} ahead");
+                    let dense_few = |_| {
+                        Few { matrix, x: &x, bias, out: &again, add: false, inputs }.launch_divided(gpu, division);
+                    };
+                    let gate_few = |_| grouped.launch_few_gate_up(gpu, division);
+                    let down_few = |_| {
+                        grouped.launch_few_down(gpu, division);
+                        add_up(gpu, &products, &weights, &again, [inputs, CHOSEN, hidden]);
+                    };
+                    measure("qkv", &variant, &dense_few, dense.bytes(), rows * hidden)?;
+                    measure("gate and up", &variant, &gate_few, 2 * expert_bytes, 2 * CHOSEN * width * hidden)?;
+                    measure("down", &variant, &down_few, expert_bytes, CHOSEN * width * hidden)?;
+                }
+            }
+        }
+        // What unpacking costs: the same product in every format.
+        let inputs = 512;
+        let x = self.gpu.upload_f32(&self.values(inputs * hidden, &mut seed));
+        let out = self.gpu.empty(inputs * rows);
+        for format in [Format::F32, Format::F16, Format::Q8_0, Format::Mxfp4] {
+            let host = self.tensor(format, vec![rows, hidden], &mut seed);
+            let matrix = Matrix::upload(&self.gpu, "dense", &[&host])?;
+            let launch =
+                |_| Gemm { matrix: &matrix, x: &x, bias: None, out: &out, add: false, inputs }.launch(&self.gpu);
+            let seconds = self.time(&launch)?;
+            let teraflops = 2.0 * (rows * hidden * inputs) as f64 / seconds / 1e12;
+            report(&Measurement {
+                name: format!("qkv, {inputs} rows, {format:?}"),
+                variant: format!("tiled, {teraflops:.2} TFLOP/s"),
+                seconds,
+                bytes: matrix.bytes(),
+                tokens: 0,
+                error: None,
+            });
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
-use super::kernels::few::{FEW, Few};
+use super::kernels::few::{Division, FEW, Few};
 use super::kernels::gemm::Gemm;
 use super::kernels::greedy::STRIPE_WORDS;
 use super::kernels::group::{GroupedExperts, TILE, TILE_WORDS, add_up, group, most_tiles};
@@ -298,12 +298,12 @@ impl GpuEngine {
                 inputs: n,
             };
             match few {
-                true => experts.launch_few_gate_up(gpu),
+                true => experts.launch_few_gate_up(gpu, Division::default()),
                 false => experts.launch_gate_up(gpu),
             }
             probe.done(span(Operation::GateUp));
             match few {
-                true => experts.launch_few_down(gpu),
+                true => experts.launch_few_down(gpu, Division::default()),
                 false => experts.launch_down(gpu),
             }
             let shape = [n, config.experts_per_token, config.hidden];

@@ -1,7 +1,7 @@
 //! Products of a few rows: a block of weights is read and unpacked once, and multiplied with up to eight inputs. Dense projections,
 //! and experts over rows that [`group`](super::group) has put side by side.
 //!
-//! A cube takes 32 rows of a matrix, and eight units share out each row's blocks. Units that follow each other have different
+//! A cube takes 32 rows of a matrix, and eight units or more share out each row's blocks. Units that follow each other have different
 //! rows and the same columns, so that a plane's lanes read the same inputs from shared memory.
 //!
 //! Ladder:
@@ -21,13 +21,32 @@ use crate::gpu::layout::{Matrix, vectors};
 pub(crate) const FEW: u32 = 8;
 /// Rows of a cube.
 const ROWS: u32 = 32;
-/// Units that share a row.
-const SHARES: u32 = 8;
-const UNITS: u32 = ROWS * SHARES;
-/// Blocks of its row that a unit has under way at once.
-const AHEAD: u32 = 2;
-/// Blocks of the inputs that lie in shared memory at once.
-const STAGED: u32 = SHARES * AHEAD;
+
+/// How units share out a row's blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Division {
+    /// Units that share a row; at least [`FEW`], so that every sum over a row's units has a unit.
+    pub shares: u32,
+    /// Blocks of its row that a unit has under way at once.
+    pub ahead: u32,
+}
+
+impl Default for Division {
+    fn default() -> Division {
+        Division { shares: FEW, ahead: 2 }
+    }
+}
+
+impl Division {
+    fn units(&self) -> u32 {
+        ROWS * self.shares
+    }
+
+    /// Vectors of an input that lie in shared memory at once.
+    fn staged(&self) -> u32 {
+        8 * self.shares * self.ahead
+    }
+}
 
 /// `out = X W + b`, or added to `out`, for `inputs` rows.
 pub(crate) struct Few<'a> {
@@ -43,6 +62,11 @@ pub(crate) struct Few<'a> {
 
 impl Few<'_> {
     pub fn launch(&self, gpu: &Gpu) {
+        self.launch_divided(gpu, Division::default());
+    }
+
+    /// As [`Few::launch`], divided otherwise.
+    pub fn launch_divided(&self, gpu: &Gpu, division: Division) {
         // Tiles of one size, side by side over the same weights.
         let inputs = self.inputs as u32;
         let tiles = inputs.div_ceil(FEW);
@@ -54,7 +78,7 @@ impl Few<'_> {
                 dense::launch_unchecked(
                     &gpu.client,
                     CubeCount::Static(tiles, y, z),
-                    CubeDim::new_1d(UNITS),
+                    CubeDim::new_1d(division.units()),
                     self.x.arg4(),
                     part.codes.arg4(),
                     part.scales.arg(),
@@ -69,6 +93,7 @@ impl Few<'_> {
                     self.matrix.format,
                     self.bias.is_some(),
                     self.add,
+                    division,
                 );
             }
         }
@@ -77,13 +102,13 @@ impl Few<'_> {
 
 impl GroupedExperts<'_> {
     /// Over tiles of [`FEW`] slots.
-    pub fn launch_few_gate_up(&self, gpu: &Gpu) {
-        self.launch_few(gpu, [self.gate, self.up], self.x, self.activations, self.chosen_per_row, true);
+    pub fn launch_few_gate_up(&self, gpu: &Gpu, division: Division) {
+        self.launch_few(gpu, [self.gate, self.up], self.x, self.activations, self.chosen_per_row, division);
     }
 
     /// As [`GroupedExperts::launch_few_gate_up`].
-    pub fn launch_few_down(&self, gpu: &Gpu) {
-        self.launch_few(gpu, [self.down; 2], self.activations, self.out, 1, false);
+    pub fn launch_few_down(&self, gpu: &Gpu, division: Division) {
+        self.launch_few(gpu, [self.down; 2], self.activations, self.out, 1, division);
     }
 
     fn launch_few(
@@ -93,8 +118,9 @@ impl GroupedExperts<'_> {
         x: &Buffer,
         out: &Buffer,
         slots_per_input: usize,
-        gated: bool,
+        division: Division,
     ) {
+        let gated = !std::ptr::eq(first, second);
         let weight = &first.weight;
         let tiles = most_tiles(self.inputs * self.chosen_per_row, weight.parts[0].rows / weight.stride(), FEW);
         // SAFETY: a tile names slots and experts that exist; rows are bounded in the kernel.
@@ -102,7 +128,7 @@ impl GroupedExperts<'_> {
             grouped::launch_unchecked(
                 &gpu.client,
                 CubeCount::Static((weight.rows as u32).div_ceil(ROWS), tiles as u32, 1),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(division.units()),
                 x.arg4(),
                 weight.parts[0].codes.arg4(),
                 weight.parts[0].scales.arg(),
@@ -120,6 +146,7 @@ impl GroupedExperts<'_> {
                 weight.format,
                 second.weight.format,
                 gated,
+                division,
             );
         }
     }
@@ -141,10 +168,11 @@ fn dense(
     #[comptime] format: Format,
     #[comptime] biased: bool,
     #[comptime] add: bool,
+    #[comptime] division: Division,
 ) {
     let mut sources = Shared::<[u32]>::new_slice(comptime![FEW as usize]);
-    let mut staged = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(8 * STAGED * tile) as usize]);
-    let mut partial = Shared::<[f32]>::new_slice(comptime![(UNITS * tile) as usize]);
+    let mut staged = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(division.staged() * tile) as usize]);
+    let mut partial = Shared::<[f32]>::new_slice(comptime![(division.units() * tile) as usize]);
     let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * ROWS;
     let first = CUBE_POS_X * tile;
     if UNIT_POS < tile {
@@ -169,8 +197,9 @@ fn dense(
             format,
             format,
             false,
+            division,
         );
-        let mut y = total(&sums, 0u32, &mut partial, tile);
+        let mut y = total(&sums, 0u32, &mut partial, tile, division);
         let input = first + UNIT_POS / ROWS;
         let row = row + UNIT_POS % ROWS;
         if UNIT_POS < tile * ROWS && input < inputs && row < rows {
@@ -207,10 +236,11 @@ fn grouped(
     #[comptime] format: Format,
     #[comptime] up_format: Format,
     #[comptime] gated: bool,
+    #[comptime] division: Division,
 ) {
     let mut sources = Shared::<[u32]>::new_slice(comptime![FEW as usize]);
-    let mut staged = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(8 * STAGED * FEW) as usize]);
-    let mut partial = Shared::<[f32]>::new_slice(comptime![(UNITS * FEW) as usize]);
+    let mut staged = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(division.staged() * FEW) as usize]);
+    let mut partial = Shared::<[f32]>::new_slice(comptime![(division.units() * FEW) as usize]);
     let expert = tiles[(CUBE_POS_Y * TILE_WORDS) as usize];
     let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
     let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
@@ -245,10 +275,11 @@ fn grouped(
                     format,
                     up_format,
                     gated,
+                    division,
                 );
-                y = total(&sums, 0u32, &mut partial, most);
+                y = total(&sums, 0u32, &mut partial, most, division);
                 if comptime![gated] {
-                    up = total(&sums, most, &mut partial, most);
+                    up = total(&sums, most, &mut partial, most, division);
                 }
             }
         }
@@ -284,21 +315,22 @@ fn products(
     #[comptime] format: Format,
     #[comptime] second_format: Format,
     #[comptime] two: bool,
+    #[comptime] division: Division,
 ) {
     let share = UNIT_POS / ROWS;
     zero(sums, comptime![if two { 2 * inputs } else { inputs }]);
     let mut first = 0u32;
     while first < blocks {
-        let mut block_codes = Array::<Vector<u32, Const<4>>>::new(comptime![AHEAD as usize * vectors(format)]);
+        let mut block_codes = Array::<Vector<u32, Const<4>>>::new(comptime![division.ahead as usize * vectors(format)]);
         let mut second_block_codes =
-            Array::<Vector<u32, Const<4>>>::new(comptime![AHEAD as usize * vectors(second_format)]);
-        read_codes(codes, row, first + share, blocks, &mut block_codes, format);
+            Array::<Vector<u32, Const<4>>>::new(comptime![division.ahead as usize * vectors(second_format)]);
+        read_codes(codes, row, first + share, blocks, &mut block_codes, format, division);
         if comptime![two] {
-            read_codes(second_codes, row, first + share, blocks, &mut second_block_codes, second_format);
+            read_codes(second_codes, row, first + share, blocks, &mut second_block_codes, second_format, division);
         }
-        stage(x, sources, first, blocks, staged, inputs);
+        stage(x, sources, first, blocks, staged, inputs, division);
         sync_cube();
-        add_blocks(scales, row, first, blocks, &block_codes, staged, sums, 0u32, inputs, format);
+        add_blocks(scales, row, first, blocks, &block_codes, staged, sums, 0u32, inputs, format, division);
         if comptime![two] {
             add_blocks(
                 second_scales,
@@ -311,10 +343,11 @@ fn products(
                 inputs,
                 inputs,
                 second_format,
+                division,
             );
         }
         sync_cube();
-        first += STAGED;
+        first += comptime![division.shares * division.ahead];
     }
 }
 
@@ -327,11 +360,12 @@ fn read_codes(
     blocks: u32,
     words: &mut Array<Vector<u32, Const<4>>>,
     #[comptime] format: Format,
+    #[comptime] division: Division,
 ) {
     let vectors = comptime![vectors(format) as u32];
     #[unroll]
-    for i in 0..AHEAD {
-        let block = min(block + comptime![i * SHARES], blocks - 1);
+    for i in 0..division.ahead {
+        let block = min(block + comptime![i * division.shares], blocks - 1);
         load_codes(codes, row, block, blocks, words, comptime![i * vectors], vectors);
     }
 }
@@ -345,11 +379,12 @@ fn stage(
     blocks: u32,
     staged: &mut Shared<[Vector<f32, Const<4>>]>,
     #[comptime] inputs: u32,
+    #[comptime] division: Division,
 ) {
-    let width = comptime![8 * STAGED];
+    let width = comptime![division.staged()];
     #[unroll]
-    for round in 0..comptime![(inputs * width).div_ceil(UNITS)] {
-        let i = UNIT_POS + comptime![round * UNITS];
+    for round in 0..comptime![(inputs * width).div_ceil(division.units())] {
+        let i = UNIT_POS + comptime![round * division.units()];
         let column = first * 8 + i % width;
         if i < comptime![inputs * width] && column < blocks * 8 {
             staged[i as usize] = x[(sources[(i / width) as usize] * blocks * 8 + column) as usize];
@@ -371,10 +406,11 @@ fn add_blocks(
     #[comptime] first_sum: u32,
     #[comptime] inputs: u32,
     #[comptime] format: Format,
+    #[comptime] division: Division,
 ) {
     #[unroll]
-    for ahead in 0..AHEAD {
-        let place = UNIT_POS / ROWS + comptime![ahead * SHARES];
+    for ahead in 0..division.ahead {
+        let place = UNIT_POS / ROWS + comptime![ahead * division.shares];
         if first + place < blocks {
             let mut parts = Array::<Vector<f32, Const<4>>>::new(comptime![inputs as usize]);
             #[unroll]
@@ -386,7 +422,7 @@ fn add_blocks(
                 let weights = block_values(words, comptime![ahead * vectors(format) as u32], four, format, false);
                 #[unroll]
                 for i in 0..inputs {
-                    let x = staged[(place * 8 + comptime![i * 8 * STAGED + four]) as usize];
+                    let x = staged[(place * 8 + comptime![i * division.staged() + four]) as usize];
                     parts[comptime![i as usize]] = fma(weights, x, parts[comptime![i as usize]]);
                 }
             }
@@ -404,7 +440,13 @@ fn add_blocks(
 
 /// The sum over a row's units of their sums from `first_sum` on: unit u's is of input u / 32 and row u mod 32.
 #[cube]
-fn total(sums: &Array<f32>, #[comptime] first_sum: u32, partial: &mut Shared<[f32]>, #[comptime] inputs: u32) -> f32 {
+fn total(
+    sums: &Array<f32>,
+    #[comptime] first_sum: u32,
+    partial: &mut Shared<[f32]>,
+    #[comptime] inputs: u32,
+    #[comptime] division: Division,
+) -> f32 {
     let start = UNIT_POS / ROWS * comptime![inputs * ROWS] + UNIT_POS % ROWS;
     #[unroll]
     for i in 0..inputs {
@@ -414,7 +456,7 @@ fn total(sums: &Array<f32>, #[comptime] first_sum: u32, partial: &mut Shared<[f3
     let mut total = 0.0f32;
     if UNIT_POS < comptime![inputs * ROWS] {
         #[unroll]
-        for share in 0..SHARES {
+        for share in 0..division.shares {
             total += partial[(UNIT_POS + comptime![share * inputs * ROWS]) as usize];
         }
     }
@@ -429,6 +471,8 @@ mod tests {
     use crate::gpu::kernels::group::{add_up, group};
     use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
     use phase1_loading::HostTensor;
+
+    const DIVISIONS: [Division; 2] = [Division { shares: 8, ahead: 2 }, Division { shares: 9, ahead: 1 }];
 
     fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>) -> (Vec<f32>, Matrix) {
         let values = random.values(shape.iter().product(), 1.0);
@@ -451,7 +495,7 @@ mod tests {
                     let bias_buffer = gpu.upload_f32(&bias);
                     let bias_buffer = biased.then_some(&bias_buffer);
                     Few { matrix: &matrix, x: &gpu.upload_f32(&x), bias: bias_buffer, out: &out, add, inputs }
-                        .launch(&gpu);
+                        .launch_divided(&gpu, DIVISIONS[inputs % 2]);
                     let found = gpu.read_f32(&out).expect("reads");
                     for input in 0..inputs {
                         for row in 0..rows {
@@ -483,7 +527,7 @@ mod tests {
                 Experts { weight, bias: gpu.upload_f32(&random.values(experts * rows, 1.0)) }
             };
             let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
-            let slots = inputs * chosen;
+            let (slots, division) = (inputs * chosen, DIVISIONS[inputs % 2]);
             // One expert takes most, some take none.
             let ids: Vec<u32> =
                 (0..slots).map(|_| random.below(experts) as u32 * (random.below(3) == 0) as u32).collect();
@@ -510,8 +554,8 @@ mod tests {
                 chosen_per_row: chosen,
                 inputs,
             };
-            all.launch_few_gate_up(&gpu);
-            all.launch_few_down(&gpu);
+            all.launch_few_gate_up(&gpu, division);
+            all.launch_few_down(&gpu, division);
             add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
 
             GateUp { gate: &gate, up: &up, x: &x, chosen: &ids, chosen_per_row: chosen, out: &singly, inputs }
