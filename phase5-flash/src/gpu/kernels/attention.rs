@@ -30,8 +30,8 @@ pub(super) struct Shape {
     /// Query heads.
     pub heads: u32,
     pub units: u32,
-    /// Shares of the keys.
-    pub splits: u32,
+    /// Whether the keys are in one share, so that nothing is left to combine.
+    pub whole: bool,
 }
 
 impl Shape {
@@ -99,7 +99,7 @@ impl Attention<'_> {
             row: self.shape,
             heads: self.heads as u32,
             units: units(self.heads / self.shape.kv_heads * self.shape.head_dim).next_multiple_of(gpu.plane),
-            splits: self.splits as u32,
+            whole: self.splits == 1,
         };
         let out = if self.splits == 1 { self.out } else { self.shares };
         // SAFETY: a row's pages were reserved up to its position, and every output has its place in the buffers.
@@ -119,6 +119,7 @@ impl Attention<'_> {
                 self.cache.ring_pages as u32,
                 self.reach.min(1 << 30) as u32,
                 1.0 / (self.shape.head_dim as f32).sqrt(),
+                self.splits as u32,
                 shape,
             );
         }
@@ -139,6 +140,7 @@ impl Attention<'_> {
                 self.shares.arg(),
                 self.sinks.arg(),
                 self.out.arg(),
+                self.splits as u32,
                 shape,
             );
         }
@@ -158,6 +160,7 @@ fn attention(
     ring_pages: u32,
     reach: u32,
     scale: f32,
+    splits: u32,
     #[comptime] shape: Shape,
 ) {
     let dim = comptime![shape.dim()];
@@ -193,7 +196,7 @@ fn attention(
     let first = select(position + 1 > reach, position + 1 - reach, 0u32);
     let first_tile = first / tile;
     let tile_count = position / tile + 1 - first_tile;
-    let share = tile_count.div_ceil(shape.splits);
+    let share = tile_count.div_ceil(splits);
     let start = first_tile + split * share;
     let end = min(start + share, first_tile + tile_count);
 
@@ -308,15 +311,14 @@ fn attention(
             if head < group {
                 let query_head = first_head + head;
                 let value = mixed.extract(comptime![round as usize]);
-                if comptime![shape.splits == 1] {
+                if comptime![shape.whole] {
                     let sink = sinks[query_head as usize];
                     let most = max(largest[head as usize], sink);
                     let factor = (largest[head as usize] - most).exp();
                     let total = sum[head as usize] * factor + (sink - most).exp();
                     out[((row * shape.heads + query_head) * dim + column) as usize] = value * factor / total;
                 } else {
-                    let target =
-                        ((row * shape.heads + query_head) * shape.splits + split) * comptime![shape.share_words()];
+                    let target = ((row * shape.heads + query_head) * splits + split) * comptime![shape.share_words()];
                     out[(target + column) as usize] = value;
                     if column == 0 {
                         out[(target + dim) as usize] = largest[head as usize];
@@ -330,21 +332,21 @@ fn attention(
 
 /// Adds up the shares of each head, and the sink.
 #[cube(launch_unchecked)]
-fn combine(shares: &[f32], sinks: &[f32], out: &mut [f32], #[comptime] shape: Shape) {
+fn combine(shares: &[f32], sinks: &[f32], out: &mut [f32], splits: u32, #[comptime] shape: Shape) {
     let dim = comptime![shape.dim()];
     let words = comptime![shape.share_words()];
     let head = CUBE_POS_X;
     let row = CUBE_POS_Y;
-    let start = (row * shape.heads + head) * comptime![shape.splits * words];
+    let start = (row * shape.heads + head) * (splits * words);
     let sink = sinks[head as usize];
     let mut most = sink;
-    for split in 0..shape.splits {
+    for split in 0..splits {
         most = max(most, shares[(start + split * words + dim) as usize]);
     }
     if UNIT_POS < dim {
         let mut total = (sink - most).exp();
         let mut mixed = 0.0f32;
-        for split in 0..shape.splits {
+        for split in 0..splits {
             let share = start + split * words;
             let factor = (shares[(share + dim) as usize] - most).exp();
             total += factor * shares[(share + dim + 1) as usize];

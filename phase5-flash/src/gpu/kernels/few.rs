@@ -8,9 +8,8 @@
 //! 1. here.
 
 use cubecl::prelude::*;
-use phase1_loading::Format;
 
-use super::codes::{block_scale, block_values, load_codes};
+use super::codes::{Packing, load_codes, load_scales, packed_scale, packed_values};
 use super::experts::{Experts, swiglu};
 use super::group::{GroupedExperts, TILE_WORDS, most_tiles};
 use super::project::{spread, zero};
@@ -90,7 +89,7 @@ impl Few<'_> {
                     self.matrix.rows as u32,
                     self.matrix.blocks() as u32,
                     tile,
-                    self.matrix.format,
+                    Packing::new(gpu, self.matrix.format),
                     self.bias.is_some(),
                     self.add,
                     division,
@@ -143,8 +142,8 @@ impl GroupedExperts<'_> {
                 weight.stride() as u32,
                 weight.blocks() as u32,
                 slots_per_input as u32,
-                weight.format,
-                second.weight.format,
+                Packing::new(gpu, weight.format),
+                Packing::new(gpu, second.weight.format),
                 gated,
                 division,
             );
@@ -165,7 +164,7 @@ fn dense(
     out_width: u32,
     blocks: u32,
     #[comptime] tile: u32,
-    #[comptime] format: Format,
+    #[comptime] packing: Packing,
     #[comptime] biased: bool,
     #[comptime] add: bool,
     #[comptime] division: Division,
@@ -194,8 +193,8 @@ fn dense(
             &mut staged,
             &mut sums,
             tile,
-            format,
-            format,
+            packing,
+            packing,
             false,
             division,
         );
@@ -233,8 +232,8 @@ fn grouped(
     stride: u32,
     blocks: u32,
     slots_per_input: u32,
-    #[comptime] format: Format,
-    #[comptime] up_format: Format,
+    #[comptime] packing: Packing,
+    #[comptime] up_packing: Packing,
     #[comptime] gated: bool,
     #[comptime] division: Division,
 ) {
@@ -272,8 +271,8 @@ fn grouped(
                     &mut staged,
                     &mut sums,
                     most,
-                    format,
-                    up_format,
+                    packing,
+                    up_packing,
                     gated,
                     division,
                 );
@@ -312,8 +311,8 @@ fn products(
     staged: &mut Shared<[Vector<f32, Const<4>>]>,
     sums: &mut Array<f32>,
     #[comptime] inputs: u32,
-    #[comptime] format: Format,
-    #[comptime] second_format: Format,
+    #[comptime] packing: Packing,
+    #[comptime] second_packing: Packing,
     #[comptime] two: bool,
     #[comptime] division: Division,
 ) {
@@ -321,28 +320,41 @@ fn products(
     zero(sums, comptime![if two { 2 * inputs } else { inputs }]);
     let mut first = 0u32;
     while first < blocks {
-        let mut block_codes = Array::<Vector<u32, Const<4>>>::new(comptime![division.ahead as usize * vectors(format)]);
+        let mut block_codes =
+            Array::<Vector<u32, Const<4>>>::new(comptime![division.ahead as usize * vectors(packing.format)]);
         let mut second_block_codes =
-            Array::<Vector<u32, Const<4>>>::new(comptime![division.ahead as usize * vectors(second_format)]);
-        read_codes(codes, row, first + share, blocks, &mut block_codes, format, division);
+            Array::<Vector<u32, Const<4>>>::new(comptime![division.ahead as usize * vectors(second_packing.format)]);
+        let mut factors = Array::<u32>::new(comptime![division.ahead as usize]);
+        let mut second_factors = Array::<u32>::new(comptime![division.ahead as usize]);
+        let block = first + share;
+        read_codes(codes, scales, row, block, blocks, &mut block_codes, &mut factors, packing, division);
         if comptime![two] {
-            read_codes(second_codes, row, first + share, blocks, &mut second_block_codes, second_format, division);
+            read_codes(
+                second_codes,
+                second_scales,
+                row,
+                block,
+                blocks,
+                &mut second_block_codes,
+                &mut second_factors,
+                second_packing,
+                division,
+            );
         }
         stage(x, sources, first, blocks, staged, inputs, division);
         sync_cube();
-        add_blocks(scales, row, first, blocks, &block_codes, staged, sums, 0u32, inputs, format, division);
+        add_blocks(first, blocks, &block_codes, &factors, staged, sums, 0u32, inputs, packing, division);
         if comptime![two] {
             add_blocks(
-                second_scales,
-                row,
                 first,
                 blocks,
                 &second_block_codes,
+                &second_factors,
                 staged,
                 sums,
                 inputs,
                 inputs,
-                second_format,
+                second_packing,
                 division,
             );
         }
@@ -351,22 +363,26 @@ fn products(
     }
 }
 
-/// The codes of a unit's next blocks, of which the first is `block`; past the last, the last's.
+/// The codes and scales of a unit's next blocks, of which the first is `block`; past the last, the last's.
 #[cube]
+#[allow(clippy::too_many_arguments)]
 fn read_codes(
     codes: &[Vector<u32, Const<4>>],
+    scales: &[u32],
     row: u32,
     block: u32,
     blocks: u32,
     words: &mut Array<Vector<u32, Const<4>>>,
-    #[comptime] format: Format,
+    factors: &mut Array<u32>,
+    #[comptime] packing: Packing,
     #[comptime] division: Division,
 ) {
-    let vectors = comptime![vectors(format) as u32];
+    let vectors = comptime![vectors(packing.format) as u32];
     #[unroll]
     for i in 0..division.ahead {
         let block = min(block + comptime![i * division.shares], blocks - 1);
         load_codes(codes, row, block, blocks, words, comptime![i * vectors], vectors);
+        load_scales(scales, row, block, blocks, factors, i, 1u32, packing.format);
     }
 }
 
@@ -396,16 +412,15 @@ fn stage(
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn add_blocks(
-    scales: &[u32],
-    row: u32,
     first: u32,
     blocks: u32,
     words: &Array<Vector<u32, Const<4>>>,
+    factors: &Array<u32>,
     staged: &mut Shared<[Vector<f32, Const<4>>]>,
     sums: &mut Array<f32>,
     #[comptime] first_sum: u32,
     #[comptime] inputs: u32,
-    #[comptime] format: Format,
+    #[comptime] packing: Packing,
     #[comptime] division: Division,
 ) {
     #[unroll]
@@ -419,14 +434,14 @@ fn add_blocks(
             }
             #[unroll]
             for four in 0..8u32 {
-                let weights = block_values(words, comptime![ahead * vectors(format) as u32], four, format, false);
+                let weights = packed_values(words, comptime![ahead * vectors(packing.format) as u32], four, packing);
                 #[unroll]
                 for i in 0..inputs {
                     let x = staged[(place * 8 + comptime![i * division.staged() + four]) as usize];
                     parts[comptime![i as usize]] = fma(weights, x, parts[comptime![i as usize]]);
                 }
             }
-            let scale = block_scale(scales, row, first + place, blocks, format);
+            let scale = packed_scale(factors[comptime![ahead as usize]], packing);
             #[unroll]
             for i in 0..inputs {
                 let part = parts[comptime![i as usize]];
@@ -467,116 +482,25 @@ fn total(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::kernels::experts::{Down, GateUp};
-    use crate::gpu::kernels::group::{add_up, group};
-    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
-    use phase1_loading::HostTensor;
+    use crate::gpu::kernels::gemm::Gemm;
+    use crate::gpu::kernels::testing::{check_dense, check_grouped};
 
     const DIVISIONS: [Division; 2] = [Division { shares: 8, ahead: 2 }, Division { shares: 9, ahead: 1 }];
 
-    fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>) -> (Vec<f32>, Matrix) {
-        let values = random.values(shape.iter().product(), 1.0);
-        let tensor = HostTensor::packed_rows(format, shape, format.encode(&values).into());
-        (tensor.to_f32(), Matrix::upload(gpu, "w", &[&tensor]).expect("uploads"))
-    }
-
     #[test]
     fn dense_products_equal_f64() {
-        let gpu = gpu();
-        let mut random = Random::fresh();
-        for format in Format::WRITTEN {
-            for (inputs, rows, columns) in [(2, 33, 2880), (10, 70, 96), (1, 1, 32), (8, 64, 544), (17, 5, 512)] {
-                for (biased, add) in [(false, false), (true, true)] {
-                    let context = format!("{format:?} {inputs} {rows} {columns} {biased} {random:?}");
-                    let (weights, matrix) = matrix(&gpu, &mut random, format, vec![rows, columns]);
-                    let x = random.values(inputs * columns, 1.0);
-                    let (bias, before) = (random.values(rows, 1.0), random.values(inputs * rows, 1.0));
-                    let out = if add { gpu.upload_f32(&before) } else { poisoned(&gpu, inputs * rows) };
-                    let bias_buffer = gpu.upload_f32(&bias);
-                    let bias_buffer = biased.then_some(&bias_buffer);
-                    Few { matrix: &matrix, x: &gpu.upload_f32(&x), bias: bias_buffer, out: &out, add, inputs }
-                        .launch_divided(&gpu, DIVISIONS[inputs % 2]);
-                    let found = gpu.read_f32(&out).expect("reads");
-                    for input in 0..inputs {
-                        for row in 0..rows {
-                            let terms = weights[row * columns..][..columns].iter().zip(&x[input * columns..]);
-                            let start = if biased { f64::from(bias[row] + before[input * rows + row]) } else { 0.0 };
-                            let (sum, size) = terms.fold((start, 2.0), |(sum, size), (&w, &x)| {
-                                let term = f64::from(w) * f64::from(x);
-                                (sum + term, size + term.abs())
-                            });
-                            assert_close(found[input * rows + row], sum, size, &context);
-                        }
-                    }
-                }
-            }
-        }
+        check_dense(&[(2, 33, 2880), (10, 70, 96), (1, 1, 32), (8, 64, 544), (17, 5, 512)], |gpu, dense| {
+            let Gemm { matrix, x, bias, out, add, inputs } = *dense;
+            Few { matrix, x, bias, out, add, inputs }.launch_divided(gpu, DIVISIONS[inputs % 2]);
+        });
     }
 
-    /// Grouped products against the mat-vec kernels, which are held to f64.
     #[test]
     fn grouped_experts_equal_single_ones() {
-        let gpu = gpu();
-        let mut random = Random::fresh();
-        for (inputs, experts, width, hidden, chosen) in
-            [(10, 3, 96, 64, 2), (5, 8, 32, 96, 4), (2, 2, 32, 32, 1), (23, 40, 160, 544, 3)]
-        {
-            let context = format!("{inputs} {experts} {width} {hidden} {chosen} {random:?}");
-            let mut stack = |rows: usize, columns: usize| {
-                let (_, weight) = matrix(&gpu, &mut random, Format::Mxfp4, vec![experts, rows, columns]);
-                Experts { weight, bias: gpu.upload_f32(&random.values(experts * rows, 1.0)) }
-            };
-            let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
-            let (slots, division) = (inputs * chosen, DIVISIONS[inputs % 2]);
-            // One expert takes most, some take none.
-            let ids: Vec<u32> =
-                (0..slots).map(|_| random.below(experts) as u32 * (random.below(3) == 0) as u32).collect();
-            let ids = gpu.upload(ids);
-            let weights = gpu.upload_f32(&random.values(slots, 1.0));
-            let x = gpu.upload_f32(&random.values(inputs * hidden, 0.5));
-            let before = random.values(inputs * hidden, 1.0);
-            let (grouped, single) = (gpu.upload_f32(&before), gpu.upload_f32(&before));
-            let [activations, singly, products] =
-                [slots * width, slots * width, slots * hidden].map(|len| poisoned(&gpu, len));
-            let order = gpu.upload(vec![u32::MAX; slots]);
-            let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts, FEW) * TILE_WORDS as usize]);
-
-            group(&gpu, &ids, [slots, experts], FEW, &order, &tiles);
-            let all = GroupedExperts {
-                gate: &gate,
-                up: &up,
-                down: &down,
-                x: &x,
-                order: &order,
-                tiles: &tiles,
-                activations: &activations,
-                out: &products,
-                chosen_per_row: chosen,
-                inputs,
-            };
-            all.launch_few_gate_up(&gpu, division);
-            all.launch_few_down(&gpu, division);
-            add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
-
-            GateUp { gate: &gate, up: &up, x: &x, chosen: &ids, chosen_per_row: chosen, out: &singly, inputs }
-                .launch(&gpu);
-            Down {
-                down: &down,
-                x: &singly,
-                chosen: &ids,
-                weights: &weights,
-                chosen_per_row: chosen,
-                out: &single,
-                inputs,
-            }
-            .launch(&gpu);
-            for (name, found, expected) in [("activations", &activations, &singly), ("sums", &grouped, &single)] {
-                let (found, expected) = (gpu.read_f32(found).expect("reads"), gpu.read_f32(expected).expect("reads"));
-                for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
-                    let size = 10.0 * width.max(hidden) as f64;
-                    assert_close(found, f64::from(expected), size, &format!("{name} {i} {context}"));
-                }
-            }
-        }
+        let shapes = [(10, 3, 96, 64, 2), (5, 8, 32, 96, 4), (2, 2, 32, 32, 1), (23, 40, 160, 544, 3)];
+        check_grouped(&shapes, FEW, |gpu, experts| {
+            experts.launch_few_gate_up(gpu, DIVISIONS[experts.inputs % 2]);
+            experts.launch_few_down(gpu, DIVISIONS[experts.inputs % 2]);
+        });
     }
 }

@@ -10,7 +10,7 @@
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{block_scale, block_values};
+use super::codes::{Packing, load_scales, packed_scale, packed_values};
 use super::experts::{Experts, swiglu};
 use super::group::{GroupedExperts, TILE, TILE_WORDS, most_tiles};
 use super::project::spread;
@@ -58,7 +58,7 @@ impl Gemm<'_> {
                     part.first_row as u32,
                     self.matrix.rows as u32,
                     self.matrix.blocks() as u32,
-                    self.matrix.format,
+                    Packing::new(gpu, self.matrix.format),
                     self.bias.is_some(),
                     self.add,
                 );
@@ -110,8 +110,8 @@ impl GroupedExperts<'_> {
                 weight.stride() as u32,
                 weight.blocks() as u32,
                 slots_per_input as u32,
-                weight.format,
-                high.weight.format,
+                Packing::new(gpu, weight.format),
+                Packing::new(gpu, high.weight.format),
                 gated,
             );
         }
@@ -130,7 +130,7 @@ fn dense(
     first_row: u32,
     out_width: u32,
     blocks: u32,
-    #[comptime] format: Format,
+    #[comptime] packing: Packing,
     #[comptime] biased: bool,
     #[comptime] add: bool,
 ) {
@@ -158,8 +158,8 @@ fn dense(
             blocks,
             &mut low,
             &mut high,
-            format,
-            format,
+            packing,
+            packing,
         );
         #[unroll]
         for i in 0..8u32 {
@@ -212,8 +212,8 @@ fn grouped(
     stride: u32,
     blocks: u32,
     slots_per_input: u32,
-    #[comptime] low_format: Format,
-    #[comptime] high_format: Format,
+    #[comptime] low_packing: Packing,
+    #[comptime] high_packing: Packing,
     #[comptime] gated: bool,
 ) {
     let mut sources = Shared::<[u32]>::new_slice(comptime![TILE as usize]);
@@ -244,8 +244,8 @@ fn grouped(
             blocks,
             &mut low,
             &mut high,
-            low_format,
-            high_format,
+            low_packing,
+            high_packing,
         );
         let low_row = low_row + output_four() * 4;
         let high_row = high_row + output_four() * 4;
@@ -318,8 +318,8 @@ fn products(
     blocks: u32,
     low: &mut Array<Vector<f32, Const<4>>>,
     high: &mut Array<Vector<f32, Const<4>>>,
-    #[comptime] low_format: Format,
-    #[comptime] high_format: Format,
+    #[comptime] low_packing: Packing,
+    #[comptime] high_packing: Packing,
 ) {
     // `[8 × 4 columns, 64 rows]` and `[4 × 8 columns, 64 low and 64 high outputs]`.
     let mut inputs = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(8 * INPUTS_STRIDE) as usize]);
@@ -338,10 +338,10 @@ fn products(
         let fours = UNIT_POS / 4;
         if fours < comptime![HALF / 4] {
             let row = min(low_row / 4 + fours, last_row / 4);
-            unpack(low_codes, low_scales, row, eight, fours, block, blocks, &mut weights, low_format);
+            unpack(low_codes, low_scales, row, eight, fours, block, blocks, &mut weights, low_packing);
         } else {
             let row = min(high_row / 4 + fours - comptime![HALF / 4], last_row / 4);
-            unpack(high_codes, high_scales, row, eight, fours, block, blocks, &mut weights, high_format);
+            unpack(high_codes, high_scales, row, eight, fours, block, blocks, &mut weights, high_packing);
         }
         sync_cube();
 
@@ -423,21 +423,23 @@ fn unpack(
     block: u32,
     blocks: u32,
     weights: &mut Shared<[Vector<f32, Const<4>>]>,
-    #[comptime] format: Format,
+    #[comptime] packing: Packing,
 ) {
     let mut words = Array::<Vector<u32, Const<4>>>::new(8usize);
     #[unroll]
     for i in 0..4u32 {
-        load_eight(codes, row_four * 4 + i, eight, block, blocks, &mut words, comptime![2 * i], format);
+        load_eight(codes, row_four * 4 + i, eight, block, blocks, &mut words, comptime![2 * i], packing.format);
     }
+    let mut factors = Array::<u32>::new(4usize);
+    load_scales(scales, row_four * 4, block, blocks, &mut factors, 0u32, 4u32, packing.format);
     #[unroll]
     for half in 0..2u32 {
         let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
         #[unroll]
         for i in 0..4u32 {
-            let scale = block_scale(scales, row_four * 4 + i, block, blocks, format);
+            let scale = packed_scale(factors[comptime![i as usize]], packing);
             square[comptime![i as usize]] =
-                block_values(&words, comptime![2 * i], half, format, false) * Vector::<f32, Const<4>>::new(scale);
+                packed_values(&words, comptime![2 * i], half, packing) * Vector::<f32, Const<4>>::new(scale);
         }
         #[unroll]
         for j in 0..4u32 {
@@ -483,124 +485,24 @@ fn load_eight(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::kernels::experts::{Down, GateUp};
-    use crate::gpu::kernels::group::{add_up, group};
     use crate::gpu::kernels::project::Project;
-    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use crate::gpu::kernels::testing::{Random, check_dense, check_grouped, gpu, matrix, poisoned};
     use phase1_loading::HostTensor;
-
-    fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>) -> (Vec<f32>, Matrix) {
-        let values = random.values(shape.iter().product(), 1.0);
-        let tensor = HostTensor::packed_rows(format, shape, format.encode(&values).into());
-        (tensor.to_f32(), Matrix::upload(gpu, "w", &[&tensor]).expect("uploads"))
-    }
 
     #[test]
     fn dense_products_equal_f64() {
-        let gpu = gpu();
-        let mut random = Random::fresh();
-        for format in Format::WRITTEN {
-            for (inputs, rows, columns) in [(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)] {
-                for (biased, add) in [(false, false), (true, true)] {
-                    let context = format!("{format:?} {inputs} {rows} {columns} {biased} {random:?}");
-                    let (weights, matrix) = matrix(&gpu, &mut random, format, vec![rows, columns]);
-                    let x = random.values(inputs * columns, 1.0);
-                    let (bias, before) = (random.values(rows, 1.0), random.values(inputs * rows, 1.0));
-                    let out = if add { gpu.upload_f32(&before) } else { poisoned(&gpu, inputs * rows) };
-                    let bias_buffer = gpu.upload_f32(&bias);
-                    Gemm {
-                        matrix: &matrix,
-                        x: &gpu.upload_f32(&x),
-                        bias: biased.then_some(&bias_buffer),
-                        out: &out,
-                        add,
-                        inputs,
-                    }
-                    .launch(&gpu);
-                    let found = gpu.read_f32(&out).expect("reads");
-                    for input in 0..inputs {
-                        for row in 0..rows {
-                            let terms = weights[row * columns..][..columns].iter().zip(&x[input * columns..]);
-                            let start = if biased { f64::from(bias[row] + before[input * rows + row]) } else { 0.0 };
-                            let (sum, size) = terms.fold((start, 2.0), |(sum, size), (&w, &x)| {
-                                let term = f64::from(w) * f64::from(x);
-                                (sum + term, size + term.abs())
-                            });
-                            assert_close(found[input * rows + row], sum, size, &context);
-                        }
-                    }
-                }
-            }
-        }
+        check_dense(&[(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)], |gpu, dense| {
+            dense.launch(gpu);
+        });
     }
 
-    /// Grouped products against the mat-vec kernels, which are held to f64.
     #[test]
     fn grouped_experts_equal_single_ones() {
-        let gpu = gpu();
-        let mut random = Random::fresh();
-        for (inputs, experts, width, hidden, chosen) in
-            [(80, 3, 70, 64, 2), (5, 8, 32, 96, 4), (1, 2, 5, 32, 1), (33, 40, 160, 32, 3)]
-        {
-            // The width of one projection is the input of the next, in whole blocks.
-            let width = usize::next_multiple_of(width, 32);
-            let context = format!("{inputs} {experts} {width} {hidden} {chosen} {random:?}");
-            let mut stack = |rows: usize, columns: usize| {
-                let (_, weight) = matrix(&gpu, &mut random, Format::Mxfp4, vec![experts, rows, columns]);
-                Experts { weight, bias: gpu.upload_f32(&random.values(experts * rows, 1.0)) }
-            };
-            let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
-            let slots = inputs * chosen;
-            // One expert takes most, some take none.
-            let ids: Vec<u32> =
-                (0..slots).map(|_| random.below(experts) as u32 * (random.below(3) == 0) as u32).collect();
-            let ids = gpu.upload(ids);
-            let weights = gpu.upload_f32(&random.values(slots, 1.0));
-            let x = gpu.upload_f32(&random.values(inputs * hidden, 0.5));
-            let before = random.values(inputs * hidden, 1.0);
-            let (grouped, single) = (gpu.upload_f32(&before), gpu.upload_f32(&before));
-            let [activations, singly, products] =
-                [slots * width, slots * width, slots * hidden].map(|len| poisoned(&gpu, len));
-            let order = gpu.upload(vec![u32::MAX; slots]);
-            let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts, TILE) * TILE_WORDS as usize]);
-
-            group(&gpu, &ids, [slots, experts], TILE, &order, &tiles);
-            let all = GroupedExperts {
-                gate: &gate,
-                up: &up,
-                down: &down,
-                x: &x,
-                order: &order,
-                tiles: &tiles,
-                activations: &activations,
-                out: &products,
-                chosen_per_row: chosen,
-                inputs,
-            };
-            all.launch_gate_up(&gpu);
-            all.launch_down(&gpu);
-            add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
-
-            GateUp { gate: &gate, up: &up, x: &x, chosen: &ids, chosen_per_row: chosen, out: &singly, inputs }
-                .launch(&gpu);
-            Down {
-                down: &down,
-                x: &singly,
-                chosen: &ids,
-                weights: &weights,
-                chosen_per_row: chosen,
-                out: &single,
-                inputs,
-            }
-            .launch(&gpu);
-            for (name, found, expected) in [("activations", &activations, &singly), ("sums", &grouped, &single)] {
-                let (found, expected) = (gpu.read_f32(found).expect("reads"), gpu.read_f32(expected).expect("reads"));
-                for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
-                    let size = 10.0 * width.max(hidden) as f64;
-                    assert_close(found, f64::from(expected), size, &format!("{name} {i} {context}"));
-                }
-            }
-        }
+        let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
+        check_grouped(&shapes, TILE, |gpu, experts| {
+            experts.launch_gate_up(gpu);
+            experts.launch_down(gpu);
+        });
     }
 
     /// The head's rows in several parts.

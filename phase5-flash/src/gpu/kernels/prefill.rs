@@ -56,7 +56,7 @@ pub(crate) fn tiles(rows: &[Row], most: usize) -> Vec<u32> {
 impl Attention<'_> {
     /// As [`Attention::launch`], over `count` tiles of the rows, as [`tiles`] makes them.
     pub fn launch_tiles(&self, gpu: &Gpu, tiles: &Buffer, count: usize) {
-        let shape = Shape { row: self.shape, heads: self.heads as u32, units: UNITS, splits: self.splits as u32 };
+        let shape = Shape { row: self.shape, heads: self.heads as u32, units: UNITS, whole: self.splits == 1 };
         let out = if self.splits == 1 { self.out } else { self.shares };
         // SAFETY: a row's pages were reserved up to its position, and every output has its place in the buffers.
         unsafe {
@@ -76,6 +76,7 @@ impl Attention<'_> {
                 self.cache.ring_pages as u32,
                 self.reach.min(1 << 30) as u32,
                 1.0 / (self.shape.head_dim as f32).sqrt(),
+                self.splits as u32,
                 shape,
             );
         }
@@ -97,6 +98,7 @@ fn attention(
     ring_pages: u32,
     reach: u32,
     scale: f32,
+    splits: u32,
     #[comptime] shape: Shape,
 ) {
     let dim = comptime![shape.dim()];
@@ -150,7 +152,7 @@ fn attention(
     let first_key = select(first_position + 1 > reach, first_position + 1 - reach, 0u32);
     let first_tile = first_key / KEYS;
     let tile_count = last_position / KEYS + 1 - first_tile;
-    let share = tile_count.div_ceil(shape.splits);
+    let share = tile_count.div_ceil(splits);
     let start = first_tile + split * share;
     let end = min(start + share, first_tile + tile_count);
 
@@ -293,13 +295,13 @@ fn attention(
             let mut factor = 1.0f32;
             let most = largest.extract(comptime![j as usize]);
             let total = sum.extract(comptime![j as usize]);
-            if comptime![shape.splits == 1] {
+            if comptime![shape.whole] {
                 let sink = sinks[head as usize];
                 let all = max(most, sink);
                 let scaled = (most - all).exp();
                 factor = scaled / (total * scaled + (sink - all).exp());
             } else {
-                target = (output * shape.splits + split) * comptime![shape.share_words()];
+                target = (output * splits + split) * comptime![shape.share_words()];
                 if sharer == 0 {
                     out[(target + dim) as usize] = most;
                     out[(target + dim + 1) as usize] = total;
