@@ -6,6 +6,7 @@
 //!    8; subtracting 2 leaves E2M1's value exactly: 5.5.
 //! 3. where the device keeps subnormals, a code's bits in an f32's place are its value times 2⁻¹²⁶, for the inputs are
 //!    2⁶⁴ times too large: 4.
+//! 4. where a word can be taken for two 16-bit floats, a pair of codes is shifted and masked as one: 2, and a conversion.
 
 use cubecl::prelude::*;
 use half::f16;

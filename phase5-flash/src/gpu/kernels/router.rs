@@ -3,7 +3,8 @@
 //! The choice never returns to the host. Of many rows each takes a cube, which chooses as well. Of few rows, each pair of row and
 //! expert takes one and the choice, which needs all of a row's logits, is left to [the kernel that uses it](super::experts).
 //!
-//! Ladder (H100, 32 experts of 2880, one row): one cube for the row LADDER_ONE µs inside a step; a cube an expert LADDER_EACH µs.
+//! Ladder (H100, 32 experts of 2880, one row): inside a step one cube for the row takes 18.8 µs, a cube an
+//! expert 6.3 µs.
 
 use cubecl::prelude::*;
 
