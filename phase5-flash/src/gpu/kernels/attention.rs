@@ -47,7 +47,7 @@ impl Shape {
     }
 
     /// Vectors of four values of a head.
-    fn vectors(&self) -> u32 {
+    pub fn vectors(&self) -> u32 {
         self.dim() / 4
     }
 

@@ -10,7 +10,7 @@
 use cubecl::prelude::*;
 
 use super::attention::{Attention, NOTHING, Shape};
-use super::cache::{CacheRow, cached_value};
+use super::cache::{CacheRow, cached_vector};
 use super::gemm::turned;
 use crate::gpu::cache::PAGE;
 use crate::gpu::device::{Buffer, Gpu};
@@ -36,7 +36,7 @@ pub(crate) const TILE_WORDS: usize = 2;
 /// Rows that a tile holds; `None` if heads have a shape that this kernel does not take.
 pub(crate) fn rows_a_tile(heads: usize, shape: CacheRow) -> Option<usize> {
     let group = heads / shape.kv_heads;
-    let fits = shape.head_dim <= MOST_DIM && shape.head_dim.is_multiple_of(4) && group <= QUERIES as usize;
+    let fits = shape.head_dim <= MOST_DIM && group <= QUERIES as usize;
     fits.then(|| QUERIES as usize / group)
 }
 
@@ -102,7 +102,7 @@ fn attention(
     #[comptime] shape: Shape,
 ) {
     let dim = comptime![shape.dim()];
-    let fours = comptime![shape.dim() / 4];
+    let fours = comptime![shape.vectors()];
     let group = comptime![shape.group()];
     let kv_heads = comptime![shape.row.kv_heads as u32];
     let words = comptime![shape.row.words() as u32];
@@ -177,7 +177,7 @@ fn attention(
                 #[unroll]
                 for j in 0..4u32 {
                     let row = (cells + i / fours * 4 + j) * words;
-                    square[comptime![j as usize]] = cached_four(keys, row, i % fours, shape.row);
+                    square[comptime![j as usize]] = cached_vector(keys, row, i % fours, shape.row);
                 }
                 #[unroll]
                 for j in 0..4u32 {
@@ -233,7 +233,7 @@ fn attention(
                 let mut four = Vector::<f32, Const<4>>::new(0.0f32);
                 // What lies past the last key need not be a number.
                 if number * KEYS + key <= last_position {
-                    four = cached_four(values, (cells + key) * words, i % fours, shape.row);
+                    four = cached_vector(values, (cells + key) * words, i % fours, shape.row);
                 }
                 tile[i as usize] = four;
             }
@@ -320,17 +320,6 @@ fn attention(
             }
         }
     }
-}
-
-/// Values `4 four` to `4 four + 3` of the row that begins at word `row`.
-#[cube]
-fn cached_four(pool: &[u32], row: u32, four: u32, #[comptime] shape: CacheRow) -> Vector<f32, Const<4>> {
-    let mut values = Vector::<f32, Const<4>>::empty();
-    #[unroll]
-    for i in 0..4u32 {
-        values.insert(comptime![i as usize], cached_value(pool, row, four * 4 + i, shape));
-    }
-    values
 }
 
 #[cfg(test)]
