@@ -33,6 +33,8 @@ use super::weights::{Layer, Weights};
 
 /// The most new tokens that one pass over the layers takes.
 pub(crate) const MAX_ROWS: usize = 512;
+/// Rows up to which each has cubes of its own, which find the weights that their neighbours read in the cache.
+const SINGLE_ROWS: usize = 15;
 /// Rows from which on a product is tiled: below, its weights go from memory to registers, for a few rows at a time.
 const TILED_ROWS: usize = 24;
 /// Rows an expert, on average, from which on experts are tiled.
@@ -198,7 +200,7 @@ impl GpuEngine {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         let (heads, shape) = (config.heads, self.caches.row);
         let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
-        if n == 1 {
+        if n <= SINGLE_ROWS {
             Project {
                 matrix: &layer.qkv,
                 x: &scratch.x,
@@ -271,12 +273,12 @@ impl GpuEngine {
             experts: config.experts,
             inputs: n,
         };
-        if n == 1 {
+        if n <= SINGLE_ROWS {
             route.launch_logits(gpu);
             probe.done(span(Operation::Router));
-            self.single_experts(layer);
+            self.single_experts(layer, n);
             probe.done(span(Operation::GateUp));
-            self.single_down(layer);
+            self.single_down(layer, n);
         } else {
             let per_row = config.experts_per_token;
             route.launch(gpu, &Choice { chosen: &scratch.chosen, weights: &scratch.weights, per_row });
@@ -312,7 +314,7 @@ impl GpuEngine {
         probe.done(span(Operation::Down));
     }
 
-    fn single_experts(&self, layer: &Layer) {
+    fn single_experts(&self, layer: &Layer, n: usize) {
         let scratch = &self.scratch;
         GateUp {
             gate: &layer.gate,
@@ -324,12 +326,12 @@ impl GpuEngine {
             weights: &scratch.weights,
             chosen_per_row: self.config.experts_per_token,
             out: &scratch.activations,
-            inputs: 1,
+            inputs: n,
         }
         .launch(&self.gpu);
     }
 
-    fn single_down(&self, layer: &Layer) {
+    fn single_down(&self, layer: &Layer, n: usize) {
         let scratch = &self.scratch;
         Down {
             down: &layer.down,
@@ -338,7 +340,7 @@ impl GpuEngine {
             weights: &scratch.weights,
             chosen_per_row: self.config.experts_per_token,
             out: &scratch.x,
-            inputs: 1,
+            inputs: n,
         }
         .launch(&self.gpu);
     }
@@ -346,8 +348,8 @@ impl GpuEngine {
     /// One product for each of `inputs` rows, by whichever kernel suits their number.
     fn product(&self, matrix: &Matrix, x: &Buffer, bias: Option<&Buffer>, out: &Buffer, add: bool, inputs: usize) {
         match inputs {
-            1 => Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu),
-            2..TILED_ROWS => Few { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
+            ..=SINGLE_ROWS => Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu),
+            ..TILED_ROWS => Few { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
             _ => Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
         }
     }
