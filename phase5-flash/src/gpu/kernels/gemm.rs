@@ -331,49 +331,19 @@ fn products(
     }
     let rows = member_four();
     let output = output_four();
-    let eight = UNIT_POS % 4;
-    let fours = UNIT_POS / 4;
-    let is_low = fours < comptime![HALF / 4];
-    let row_four = select(is_low, min(low_row / 4 + fours, last_row / 4), {
-        min(high_row / 4 + fours - comptime![HALF / 4], last_row / 4)
-    });
-    let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
-    let mut words = Array::<Vector<u32, Const<4>>>::new(8usize);
-    let mut factors = Array::<u32>::new(4usize);
-    read_inputs(x, sources, 0u32, blocks, &mut square);
-    if is_low {
-        read_weights(low_codes, low_scales, row_four, eight, 0u32, blocks, &mut words, &mut factors, low_packing);
-    } else {
-        read_weights(high_codes, high_scales, row_four, eight, 0u32, blocks, &mut words, &mut factors, high_packing);
-    }
     let mut block = 0u32;
     while block < blocks {
-        turn_inputs(&square, &mut inputs);
-        if is_low {
-            unpack(&words, &factors, eight, fours, &mut weights, low_packing);
+        turn_inputs(x, sources, block, blocks, &mut inputs);
+        let eight = UNIT_POS % 4;
+        let fours = UNIT_POS / 4;
+        if fours < comptime![HALF / 4] {
+            let row = min(low_row / 4 + fours, last_row / 4);
+            unpack(low_codes, low_scales, row, eight, fours, block, blocks, &mut weights, low_packing);
         } else {
-            unpack(&words, &factors, eight, fours, &mut weights, high_packing);
+            let row = min(high_row / 4 + fours - comptime![HALF / 4], last_row / 4);
+            unpack(high_codes, high_scales, row, eight, fours, block, blocks, &mut weights, high_packing);
         }
         sync_cube();
-
-        // The next block is under way while this one is multiplied.
-        let next = min(block + 1, blocks - 1);
-        read_inputs(x, sources, next, blocks, &mut square);
-        if is_low {
-            read_weights(low_codes, low_scales, row_four, eight, next, blocks, &mut words, &mut factors, low_packing);
-        } else {
-            read_weights(
-                high_codes,
-                high_scales,
-                row_four,
-                eight,
-                next,
-                blocks,
-                &mut words,
-                &mut factors,
-                high_packing,
-            );
-        }
 
         // The same for all lanes of a plane of 32.
         if UNIT_POS / 64 * 32 < count {
@@ -406,29 +376,26 @@ fn products(
     }
 }
 
-/// Reads this unit's square, four rows by four columns, of a block of 64 rows.
+/// Reads a block of 64 rows and turns it: each unit a square of four rows by four columns.
 #[cube]
-fn read_inputs(
+fn turn_inputs(
     x: &[Vector<f32, Const<4>>],
     sources: &Shared<[u32]>,
     block: u32,
     blocks: u32,
-    square: &mut Array<Vector<f32, Const<4>>>,
+    inputs: &mut Shared<[Vector<f32, Const<4>>]>,
 ) {
+    let columns = UNIT_POS % 8;
+    let rows = UNIT_POS / 8;
+    let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
     #[unroll]
     for i in 0..4u32 {
-        let source = sources[(UNIT_POS / 8 * 4 + i) as usize];
-        square[comptime![i as usize]] = x[((source * blocks + block) * 8 + UNIT_POS % 8) as usize];
+        let source = sources[(rows * 4 + i) as usize];
+        square[comptime![i as usize]] = x[((source * blocks + block) * 8 + columns) as usize];
     }
-}
-
-/// Puts the squares, turned, where all units see them.
-#[cube]
-fn turn_inputs(square: &Array<Vector<f32, Const<4>>>, inputs: &mut Shared<[Vector<f32, Const<4>>]>) {
     #[unroll]
     for j in 0..4u32 {
-        let at = UNIT_POS % 8 * INPUTS_STRIDE + comptime![j * TILE / 4] + UNIT_POS / 8;
-        inputs[at as usize] = turned(square, j);
+        inputs[(columns * INPUTS_STRIDE + comptime![j * TILE / 4] + rows) as usize] = turned(&square, j);
     }
 }
 
@@ -443,37 +410,28 @@ pub(super) fn turned(square: &Array<Vector<f32, Const<4>>>, #[comptime] j: u32) 
     turned
 }
 
-/// Reads columns `8 eight` to `8 eight + 7` of a block of the four rows that begin at row `4 row_four`.
+/// Unpacks columns `8 eight` to `8 eight + 7` of a block of the four rows that begin at row `4 row_four`, turned, to place `fours`
+/// of the tile's outputs.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn read_weights(
+fn unpack(
     codes: &[u32],
     scales: &[u32],
     row_four: u32,
     eight: u32,
+    fours: u32,
     block: u32,
     blocks: u32,
-    words: &mut Array<Vector<u32, Const<4>>>,
-    factors: &mut Array<u32>,
-    #[comptime] packing: Packing,
-) {
-    #[unroll]
-    for i in 0..4u32 {
-        load_eight(codes, row_four * 4 + i, eight, block, blocks, words, comptime![2 * i], packing.format);
-    }
-    load_scales(scales, row_four * 4, block, blocks, factors, 0u32, 4u32, packing.format);
-}
-
-/// Unpacks what [`read_weights`] read, turned, to place `fours` of the tile's outputs.
-#[cube]
-fn unpack(
-    words: &Array<Vector<u32, Const<4>>>,
-    factors: &Array<u32>,
-    eight: u32,
-    fours: u32,
     weights: &mut Shared<[Vector<f32, Const<4>>]>,
     #[comptime] packing: Packing,
 ) {
+    let mut words = Array::<Vector<u32, Const<4>>>::new(8usize);
+    #[unroll]
+    for i in 0..4u32 {
+        load_eight(codes, row_four * 4 + i, eight, block, blocks, &mut words, comptime![2 * i], packing.format);
+    }
+    let mut factors = Array::<u32>::new(4usize);
+    load_scales(scales, row_four * 4, block, blocks, &mut factors, 0u32, 4u32, packing.format);
     #[unroll]
     for half in 0..2u32 {
         let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
@@ -481,7 +439,7 @@ fn unpack(
         for i in 0..4u32 {
             let scale = packed_scale(factors[comptime![i as usize]], packing);
             square[comptime![i as usize]] =
-                packed_values(words, comptime![2 * i], half, packing) * Vector::<f32, Const<4>>::new(scale);
+                packed_values(&words, comptime![2 * i], half, packing) * Vector::<f32, Const<4>>::new(scale);
         }
         #[unroll]
         for j in 0..4u32 {
