@@ -111,9 +111,6 @@ pub struct Generate {
     /// Go on after the model's stop tokens.
     #[arg(long)]
     pub ignore_stops: bool,
-    /// Continue the text in this file, if it exists, by PROMPT, which may then be empty; and keep text and cache there.
-    #[arg(long, value_name = "F", conflicts_with = "ask")]
-    pub session: Option<PathBuf>,
     /// Print one JSON object instead of streaming text.
     #[arg(long)]
     pub json: bool,
@@ -318,6 +315,10 @@ pub struct ReplyArgs {
     /// low, medium or high: how long to think before an answer.
     #[arg(long, default_value = "medium")]
     pub reasoning: Effort,
+    /// Go on with what is in this file, if it exists, and keep there what was said and what the engine holds of it (phases 3
+    /// and 5). A conversation keeps its reasoning and instructions; text goes on by PROMPT, which may then be empty.
+    #[arg(long, value_name = "F")]
+    pub session: Option<PathBuf>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]

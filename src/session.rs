@@ -5,12 +5,15 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
-use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
+use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute, SequenceId};
 use phase3_kvcache::{CacheType, Cached};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options};
 
 use crate::args::EngineArgs;
+
+/// The sequence of every command that has only one.
+pub const SEQUENCE: SequenceId = 0;
 
 /// The model inside this program.
 pub const EMBEDDED: &str = "embedded";

@@ -310,6 +310,7 @@ fn each_lie_of_a_session_is_named() {
         model: "m".into(),
         rope: "exact".into(),
         cache: "f32".into(),
+        form: "phase 3".into(),
         tokens: vec![1, 2, 3],
         length: 2,
         items: vec![Bytes::from_static(b"keys"), Bytes::from_static(b"values")],
@@ -321,8 +322,8 @@ fn each_lie_of_a_session_is_named() {
         file[at..at + bytes.len()].copy_from_slice(bytes);
         file
     };
-    // The magic 8, version 4, texts 5, 9 and 7, then the count of tokens.
-    let count = 8 + 4 + 5 + 9 + 7;
+    // The magic 8, version 4, texts 5, 9, 7 and 11, then the count of tokens.
+    let count = 8 + 4 + 5 + 9 + 7 + 11;
     let lies = [
         ("magic", patched(0, b"GGUF")),
         ("version", patched(8, &[9])),

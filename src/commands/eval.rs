@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::answer;
 use crate::args::Eval;
 use crate::commands::print;
-use crate::session::{self, Session};
+use crate::session::{self, SEQUENCE, Session};
 use score::Score;
 use suite::{Expected, Question};
 
@@ -91,6 +91,7 @@ fn ask(
     let prompt = tokenizer.encode_with_control(&question.prompt);
     let mut ignore = |_: &harmony::Piece| ControlFlow::Continue(());
     let (turn, generation) = answer::answer(&mut *session.engine, tokenizer, &prompt, &params, &mut ignore)?;
+    session.engine.release(SEQUENCE);
     let right = question.expected.met_by(&turn);
     let valid = turn.irregularities.is_empty() && generation.finish == FinishReason::Stop;
     score.count_answer(right, valid, matches!(question.expected, Expected::Call { .. }).then(|| is_json(&turn)));
@@ -107,7 +108,6 @@ fn is_json(turn: &harmony::Turn) -> bool {
 
 /// The model's surprise at a completion: the sum of −ln p over its tokens, and their number.
 fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Result<(f64, usize)> {
-    const SEQUENCE: u64 = 0;
     let prompt = tokenizer.encode_with_control(prompt);
     let completion = tokenizer.encode_with_control(completion);
     let (body, last) = prompt.split_at(prompt.len() - 1);
