@@ -117,20 +117,35 @@ fn eval_scores_the_embedded_model() {
 
 #[test]
 fn bench_measures_what_it_was_asked_for() {
-    let arguments = ["bench", "embedded", "--device", "cpu", "--phase", "3,5", "--prompt", "20", "--depth", "0,30"];
-    let report = json(&[&arguments[..], &["--batch", "1,3", "--generate", "4", "--repeat", "2", "--json"]].concat());
-    let phases = report.as_array().expect("an array");
-    assert_eq!(phases.iter().map(|phase| phase["phase"].as_u64()).collect::<Vec<_>>(), [Some(3), Some(5)]);
-    for phase in phases {
-        let results = phase["results"].as_array().expect("an array");
-        // At each depth: decoding and prefilling one sequence, and decoding three.
-        assert_eq!(results.len(), 6, "{phase}");
+    let arguments = ["bench", "embedded", "--device", "cpu", "--prompt", "20,40", "--depth", "0,30", "--repeat", "2"];
+    let choices = ["--phase", "2,3,5", "--kv", "f32,q8_0", "--batch", "1,3", "--generate", "4"];
+    let report = json(&[&arguments[..], &choices, &["--json"]].concat());
+    let engines = report.as_array().expect("an array");
+    let engine = |engine: &Value| (engine["phase"].as_u64(), engine["kv"].as_str().map(str::to_owned));
+    let with = |phase, kv: &str| (Some(phase), Some(kv.to_owned()));
+    let expected = [(Some(2), None), with(3, "f32"), with(3, "q8_0"), with(5, "f32"), with(5, "q8_0")];
+    assert_eq!(engines.iter().map(engine).collect::<Vec<_>>(), expected);
+    for engine in engines {
+        let results = engine["results"].as_array().expect("an array");
+        let what = |result: &Value| {
+            let number = |name: &str| result[name].as_u64().expect("a whole number");
+            (result["what"].to_string(), number("tokens"), number("depth"), number("batch"))
+        };
+        let at = |depth| {
+            let prefill = |tokens| ("\"prefill\"".to_owned(), tokens, depth, 1);
+            let decode = |batch| ("\"decode\"".to_owned(), 4, depth, batch);
+            [decode(1), prefill(20), prefill(40), decode(3)]
+        };
+        assert_eq!(results.iter().map(what).collect::<Vec<_>>(), [at(0), at(30)].concat());
         for result in results {
-            for number in ["tok_s", "tok_s_min", "tok_s_max", "ms_per_token"] {
+            for number in ["tok_s", "tok_s_min", "tok_s_max", "ms_per_token", "gb_s", "roofline"] {
                 assert!(result[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {result}");
             }
         }
+        assert!(engine["peak_rss_bytes"].as_u64() > Some(0) || !cfg!(target_os = "linux"), "{engine}");
     }
+    let text = stdout(&[&arguments[..], &["--generate", "4"]].concat());
+    assert_eq!(text.lines().count(), 1 + 2 * 3 + 1, "{text}");
 }
 
 #[test]
