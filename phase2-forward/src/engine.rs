@@ -140,6 +140,17 @@ pub trait Engine {
     fn release(&mut self, sequence: SequenceId);
 }
 
+/// Logits on the host, row by row. A tensor's data may be a promise that is only kept when someone looks: here someone does, so
+/// that whoever measures has waited for the device.
+///
+/// # Errors
+/// A device that failed while it computed them.
+pub fn read_back(logits: Tensor<2>) -> Result<Vec<f32>, EngineError> {
+    let failed = |error: String| EngineError::Device(format!("the logits could not be read back: {error}"));
+    let data = logits.try_into_data().map_err(|error| failed(error.to_string()))?;
+    data.try_to_vec().map_err(|error| failed(format!("{error:?}")))
+}
+
 /// The checks that every engine makes before it computes anything.
 ///
 /// # Errors

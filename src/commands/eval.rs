@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Tokenizer;
-use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe};
+use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe, read_back};
 use phase3_kvcache::{FinishReason, GenerationParams};
 use serde_json::json;
 
@@ -117,7 +117,7 @@ fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion
     let logits = engine.step(&[chunk], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
     engine.release(SEQUENCE);
     let [_, vocab] = logits.dims();
-    let logits: Vec<f32> = logits.try_into_data()?.try_to_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let logits = read_back(logits)?;
     let loss = logits.chunks_exact(vocab).zip(&completion).map(|(row, &token)| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();

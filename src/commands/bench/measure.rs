@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe, SequenceId};
+use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe, SequenceId, read_back};
 use phase4_profiling::{Ceiling, CostModel, Work};
 use serde_json::{Value, json};
 
@@ -137,7 +137,9 @@ impl Measure<'_> {
         for (number, tokens) in chunks.enumerate() {
             let logits = if number == last { LogitsFor::LastToken } else { LogitsFor::Nothing };
             let logits = self.engine.step(&[Chunk { sequence: 0, tokens, logits }], &mut NoProbe)?;
-            logits.into_iter().flatten().try_for_each(read_back)?;
+            for logits in logits.into_iter().flatten() {
+                read_back(logits)?;
+            }
         }
         Ok(start.elapsed().as_secs_f64())
     }
@@ -162,11 +164,6 @@ impl Measure<'_> {
             "roofline": floor / median,
         })
     }
-}
-
-fn read_back(logits: burn::tensor::Tensor<2>) -> Result<()> {
-    logits.try_into_data().context("reading the logits back")?;
-    Ok(())
 }
 
 fn median(values: &[f64]) -> f64 {
