@@ -168,7 +168,7 @@ pub struct Gates {
 /// Write a model as one GGUF file; experts are copied bit for bit.
 #[derive(Args)]
 pub struct Convert {
-    /// A folder of safetensors files from Hugging Face or mlx-lm, or a GGUF file.
+    /// A folder of safetensors files from OpenAI, Hugging Face or mlx-lm, or a GGUF file.
     pub model: PathBuf,
     #[arg(value_name = "OUT.gguf")]
     pub out: PathBuf,
