@@ -64,6 +64,8 @@ pub enum DeviceError {
         "no software rasterizer was found ({found}); install one (Debian: apt install mesa-vulkan-drivers) or use --device cpu"
     )]
     NoSoftware { found: String },
+    #[error("this program's shaders are SPIR-V, which crash software rasterizers; build it without the feature spirv")]
+    SoftwareSpirv,
 }
 
 impl ComputeDevice {
@@ -78,6 +80,9 @@ impl ComputeDevice {
     pub fn find(choice: DeviceChoice, model_bytes: u64) -> Result<ComputeDevice, DeviceError> {
         if choice == DeviceChoice::Cpu {
             return Ok(Self::cpu("asked for by name"));
+        }
+        if choice == DeviceChoice::Software && cfg!(feature = "spirv") {
+            return Err(DeviceError::SoftwareSpirv);
         }
         let adapters = Adapter::all();
         let found = match &*adapters {

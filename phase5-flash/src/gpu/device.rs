@@ -10,7 +10,8 @@ use cubecl::server::Handle;
 use phase2_forward::ComputeDevice;
 
 use super::GpuError;
-use super::kernels::subnormal;
+use super::kernels::codes::Codes;
+use super::kernels::decoding;
 
 /// A device and how to reach it.
 #[derive(Clone)]
@@ -23,8 +24,8 @@ pub(crate) struct Gpu {
     pub least_plane: u32,
     /// The most bytes that one binding may span.
     pub binding_bytes: u64,
-    /// Whether arithmetic keeps f32 subnormals rather than taking them for zeros.
-    pub subnormals: bool,
+    /// How MXFP4 codes become floats.
+    pub codes: Codes,
 }
 
 /// Values in device memory, addressed in 32-bit words.
@@ -67,8 +68,8 @@ impl Gpu {
         let (plane, least_plane) = (hardware.plane_size_max.max(1), hardware.plane_size_min.max(1));
         let binding_bytes = properties.memory.max_page_size;
         let (client, device) = (probe.client.clone(), probe.device.clone());
-        let gpu = Gpu { client, device, plane, least_plane, binding_bytes, subnormals: false };
-        Ok(Gpu { subnormals: subnormal::kept(&gpu)?, ..gpu })
+        let gpu = Gpu { client, device, plane, least_plane, binding_bytes, codes: Codes::Less2 };
+        Ok(Gpu { codes: decoding::quickest(&gpu)?, ..gpu })
     }
 
     /// Room for `words` words, with whatever was there before.

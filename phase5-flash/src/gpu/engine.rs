@@ -23,7 +23,7 @@ use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
-use super::kernels::router::Route;
+use super::kernels::router::{Choice, Route};
 use super::layout::Matrix;
 use super::resident::CapturedStep;
 use super::rows::{ROW_WORDS, Row};
@@ -235,7 +235,7 @@ impl GpuEngine {
     fn experts(&self, number: usize, layer: &Layer, n: usize, probe: &mut dyn Probe) {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         let span = |operation| Span { operation, layer: Some(number), tokens: n, keys: 0 };
-        Route {
+        let route = Route {
             x: &scratch.x,
             norm: &layer.mlp_norm,
             eps: config.rms_eps,
@@ -243,20 +243,20 @@ impl GpuEngine {
             bias: &layer.router_bias,
             normed: &scratch.normed,
             logits: &scratch.router_logits,
-            chosen: &scratch.chosen,
-            weights: &scratch.weights,
             hidden: config.hidden,
             experts: config.experts,
-            experts_per_token: config.experts_per_token,
             inputs: n,
-        }
-        .launch(gpu);
-        probe.done(span(Operation::Router));
+        };
         if n < TILED_ROWS {
+            route.launch_logits(gpu);
+            probe.done(span(Operation::Router));
             self.single_experts(layer, n);
             probe.done(span(Operation::GateUp));
             self.single_down(layer, n);
         } else {
+            let per_row = config.experts_per_token;
+            route.launch(gpu, &Choice { chosen: &scratch.chosen, weights: &scratch.weights, per_row });
+            probe.done(span(Operation::Router));
             let slots = n * config.experts_per_token;
             group(gpu, &scratch.chosen, slots, config.experts, &scratch.order, &scratch.tiles);
             let experts = GroupedExperts {
@@ -286,7 +286,10 @@ impl GpuEngine {
             gate: &layer.gate,
             up: &layer.up,
             x: &scratch.normed,
+            logits: &scratch.router_logits,
+            experts: self.config.experts,
             chosen: &scratch.chosen,
+            weights: &scratch.weights,
             chosen_per_row: self.config.experts_per_token,
             out: &scratch.activations,
             inputs: n,

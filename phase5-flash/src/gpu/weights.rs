@@ -84,6 +84,10 @@ impl Weights {
 }
 
 fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
+    if !config.head_dim.is_multiple_of(4) {
+        let sentence = format!("heads of {} values; the kernels take multiples of 4; use --phase 3", config.head_dim);
+        return Err(GpuError::Shape(sentence));
+    }
     let group = config.heads / config.kv_heads * config.head_dim;
     for (what, found, most) in
         [("heads", config.head_dim, MAX_HEAD_DIM), ("query heads that share keys", group, MAX_GROUP)]
