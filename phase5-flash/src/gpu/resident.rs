@@ -128,7 +128,7 @@ impl GpuEngine {
     /// One row through the model, and the choice of its successor.
     fn launch_step(&self, keys: usize) {
         let scratch = &self.scratch;
-        self.layers(1, keys, &mut NoProbe);
+        self.layers(1, keys, None, &mut NoProbe);
         self.head(1, &scratch.first_row, &scratch.logits, &mut NoProbe);
         greedy(&self.gpu, &scratch.logits, self.config.vocab, &scratch.stripes, &scratch.row_words, &scratch.token);
     }
