@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{
-    Chunk, ComputeDevice, Engine, EngineError, LogitsFor, Operation, Probe, SequenceId, Span, check_batch,
+    Chunk, ComputeDevice, Engine, EngineError, LogitsFor, Operation, Probe, SequenceId, Snapshot, Span, check_batch,
 };
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::ReadCache;
@@ -497,6 +497,14 @@ impl Engine for GpuEngine {
             self.generate(sequence, first, count, on_token).map_err(|error| EngineError::Device(error.to_string()))
         });
         Some(outcome)
+    }
+
+    fn save(&self, sequence: SequenceId) -> Option<Snapshot> {
+        self.save_sequence(sequence)
+    }
+
+    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
+        self.restore_sequence(sequence, snapshot)
     }
 
     fn release(&mut self, sequence: SequenceId) {
