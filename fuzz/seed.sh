@@ -20,6 +20,63 @@ for folder in "$goldens"/folders/*/; do
     { printf '\0'; cat "$folder/tokenizer.json"; } > "corpus/tokenizer/$name-tokenizer"
     { printf '\1'; cat "$folder/config.json"; } > "corpus/tokenizer/$name-config"
 done
+{ printf '\1'; cat openai.json; } > corpus/tokenizer/openai-config
+# The whole model of `hf` in one file: as it is, with plain experts, and under OpenAI's names.
+python3 - "$goldens/folders/hf" corpus/safetensors << 'END'
+import json, pathlib, sys
+
+folder, out = map(pathlib.Path, sys.argv[1:])
+tensors = {}
+for file in sorted(folder.glob("model-*.safetensors")):
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    for name, entry in json.loads(data[8 : 8 + length]).items():
+        if name != "__metadata__":
+            first, last = entry.pop("data_offsets")
+            tensors[name] = (entry, data[8 + length + first : 8 + length + last])
+
+
+def write(name, tensors):
+    header, data = {}, b""
+    for tensor, (entry, part) in tensors.items():
+        header[tensor] = entry | {"data_offsets": [len(data), len(data) + len(part)]}
+        data += part
+    text = json.dumps(header).encode()
+    (out / name).write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+write("whole", tensors)
+plain = {}
+for name, (entry, part) in tensors.items():
+    if name.endswith("_blocks"):
+        experts, rows, blocks, _ = entry["shape"]
+        shape = [experts, blocks * 32, rows]
+        plain[name.removesuffix("_blocks")] = ({"dtype": "BF16", "shape": shape}, bytes(experts * rows * blocks * 64))
+    elif not name.endswith("_scales"):
+        plain[name] = (entry, part)
+write("plain-experts", plain)
+NAMES = {
+    "model.layers.": "block.", "model.embed_tokens": "embedding", "model.norm.weight": "norm.scale", "lm_head": "unembedding",
+    "input_layernorm.weight": "attn.norm.scale", "post_attention_layernorm.weight": "mlp.norm.scale",
+    "self_attn.o_proj": "attn.out", "self_attn": "attn", "mlp.router": "mlp.gate",
+    "mlp.experts.gate_up_proj_bias": "mlp.mlp1_bias", "mlp.experts.down_proj_bias": "mlp.mlp2_bias",
+    "mlp.experts.gate_up_proj_": "mlp.mlp1_weight.", "mlp.experts.down_proj_": "mlp.mlp2_weight.",
+}
+renamed = {}
+# The rows of q come before those of k and v.
+for name, (entry, part) in sorted(tensors.items(), key=lambda item: item[0].replace("q_proj", "a_proj")):
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
+    for projection in ["q_proj", "k_proj", "v_proj"]:
+        if projection in name:
+            name = name.replace(projection, "qkv")
+            if name in renamed:
+                before = renamed[name]
+                shape = [before[0]["shape"][0] + entry["shape"][0], *entry["shape"][1:]]
+                entry, part = entry | {"shape": shape}, before[1] + part
+    renamed[name] = (entry, part)
+write("openai", renamed)
+END
 # A session of two tokens and two items, without its checksum: the target adds that.
 {
     printf 'GPTOSSKV\2\0\0\0\4\0\0\0abcd\5\0\0\0exact\3\0\0\0f16\7\0\0\0phase 3'

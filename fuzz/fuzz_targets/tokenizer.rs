@@ -13,6 +13,8 @@ static VALID: LazyLock<BTreeMap<String, Bytes>> = LazyLock::new(|| {
     BTreeMap::from([
         file("config.json", include_bytes!("../../reference/goldens/folders/mlx-q8/config.json")),
         file("tokenizer.json", include_bytes!("../../reference/goldens/folders/mlx-q8/tokenizer.json")),
+        // Where a folder whose configuration is OpenAI's looks.
+        file("../tokenizer.json", include_bytes!("../../reference/goldens/folders/mlx-q8/tokenizer.json")),
         file("model.safetensors", include_bytes!("../../reference/goldens/folders/mlx-q8/model.safetensors")),
     ])
 });

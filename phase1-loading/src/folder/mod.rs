@@ -46,8 +46,14 @@ pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError>
     if original {
         shards = original::rename(shards, &config).map_err(|defect| defect.in_file(folder))?;
     }
-    let special = special_tokens(&json, config.vocab).map_err(|defect| defect.in_file(folder))?;
-    let above = if original { "../" } else { "" };
+    // OpenAI's own configuration names no tokens; Hugging Face's, if it lies above, does.
+    let (above, place) = if original { ("../", folder.join("..")) } else { ("", folder.to_owned()) };
+    let naming = match files(&format!("{above}config.json"))? {
+        Some(config) if original => parse_json(&config).map_err(|defect| defect.in_file(&place.join("config.json")))?,
+        Some(_) => json.clone(),
+        None => Value::Null,
+    };
+    let special = special_tokens(&naming, config.vocab).map_err(|defect| defect.in_file(&place))?;
     let tokenizer = needed(folder, files, &format!("{above}tokenizer.json"))?;
     let template = chat_template(&|name| files(&format!("{above}{name}")));
     let vocabulary = Vocabulary::from_json(tokenizer, config.vocab, special, template);
