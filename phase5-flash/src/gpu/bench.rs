@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor, RopeConfig};
-use phase2_forward::{Chunk, ComputeDevice, Engine, LogitsFor, NoProbe};
+use phase2_forward::{Choice, Chunk, ComputeDevice, Continuation, Engine, LogitsFor, NoProbe};
 use phase3_kvcache::CacheType;
 
 use super::cache::Caches;
@@ -17,12 +17,13 @@ use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, Experts, GateUp};
 use super::kernels::gemm::{Gemm, GroupedExperts};
-use super::kernels::greedy::{STRIPE_WORDS, greedy};
+use super::kernels::greedy::{STRIPE_WORDS, Successors};
 use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::Route;
+use super::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, Sample, settings};
 use super::layout::Matrix;
 use super::rows::Row;
 use super::{GpuEngine, GpuError, Options};
@@ -211,7 +212,10 @@ pub fn steps(
             let count = 128;
             let first = tokens(1)[0];
             let start = Instant::now();
-            let outcome = engine.decode_greedy(1, first, count, &mut |_| ControlFlow::Continue(()));
+            let choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+            let draws = &mut || 0.0;
+            let mut batch = [Continuation { sequence: 1, token: first, choice, draws }];
+            let outcome = engine.decode(&mut batch, count, &mut |_| ControlFlow::Continue(()));
             outcome.transpose().map_err(failed)?;
             let seconds = start.elapsed().as_secs_f64();
             report(&measured("generation".into(), format!("depth {depth}, {round}"), seconds, count));
@@ -565,10 +569,28 @@ impl Bench {
         let (stripes, token) = (gpu.empty(STRIPE_WORDS), gpu.empty(1));
         let embed_row = |_| embed(gpu, &table, &rows, &x, 1);
         let norm_row = |_| norm(gpu, &x, &picks, &weight, 1e-5, &normed, [1, hidden]);
-        let choose = |_| greedy(gpu, &logits, vocab, &stripes, &rows, &token);
+        let (stripes, tokens) = (&stripes, &token);
+        let successors = || Successors { logits: &logits, vocab, stripes, rows: &rows, tokens, inputs: 1 };
+        let likeliest = |_| successors().launch_greedy(gpu);
+        let choice = Choice { temperature: 1.0, top_k: 50, top_p: 0.9, min_p: 0.0 };
+        let chosen = gpu.upload(settings(choice).to_vec());
+        let (digits, cuts) = (gpu.empty(DIGIT_WORDS), gpu.empty(CUT_WORDS));
+        let draws = gpu.upload_f32(&vec![0.5; 1 << 12]);
+        let draw = |filters| {
+            let (settings, draws, digits, cuts) = (&chosen, &draws, &digits, &cuts);
+            Sample { successors: successors(), settings, draws, digits, cuts, filters }.launch(gpu);
+        };
+        let [plain, top_p, both] =
+            [(false, false), (false, true), (true, true)].map(|(top_k, top_p)| Filters { top_k, top_p });
         type Run<'a> = (&'a str, &'a dyn Fn(usize), usize);
-        let runs: [Run<'_>; 3] =
-            [("embed", &embed_row, hidden), ("norm", &norm_row, 4 * hidden), ("greedy", &choose, 4 * vocab)];
+        let runs: [Run<'_>; 6] = [
+            ("embed", &embed_row, hidden),
+            ("norm", &norm_row, 4 * hidden),
+            ("greedy", &likeliest, 4 * vocab),
+            ("draw", &|_| draw(plain), 8 * vocab),
+            ("draw, top-p", &|_| draw(top_p), 40 * vocab),
+            ("draw, top-k and top-p", &|_| draw(both), 72 * vocab),
+        ];
         for (name, launch, bytes) in runs {
             report(&Measurement {
                 name: name.into(),

@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{
-    Chunk, ComputeDevice, Engine, EngineError, LogitsFor, Operation, Probe, SequenceId, Span, check_batch,
+    Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, Operation, Probe, SequenceId, Span, check_batch,
 };
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::ReadCache;
@@ -18,14 +18,13 @@ use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
 use super::kernels::gemm::{Gemm, GroupedExperts};
-use super::kernels::greedy::STRIPE_WORDS;
 use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::Route;
 use super::layout::Matrix;
-use super::resident::CapturedStep;
+use super::resident::Resident;
 use super::rows::{ROW_WORDS, Row};
 use super::weights::{Layer, Weights};
 
@@ -58,7 +57,7 @@ pub struct GpuEngine {
     pub(super) scratch: Scratch,
     /// How often a buffer that a step reads has been replaced: captured steps are void then.
     pub(super) moves: u64,
-    pub(super) captured: Option<CapturedStep>,
+    pub(super) resident: Resident,
 }
 
 /// Buffers of one pass, for up to `rows` rows.
@@ -81,13 +80,7 @@ pub(super) struct Scratch {
     tiles: Buffer,
     products: Buffer,
     /// 0, 1, 2 …
-    every_row: Buffer,
-    /// A pick of the first row.
-    pub first_row: Buffer,
-    /// The logits of one row, and the token chosen from them.
-    pub logits: Buffer,
-    pub stripes: Buffer,
-    pub token: Buffer,
+    pub every_row: Buffer,
 }
 
 impl GpuEngine {
@@ -108,9 +101,10 @@ impl GpuEngine {
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);
         let (rotations, positions) = (gpu.empty(0), 0);
+        let resident = Resident::default();
         gpu.sync()?;
         let burn = device.burn.clone();
-        Ok(GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, captured: None })
+        Ok(GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, resident })
     }
 
     /// Makes room for everything a batch adds.
@@ -422,10 +416,6 @@ impl Scratch {
             tiles: gpu.empty(most_tiles(slots, experts) * TILE_WORDS as usize),
             products: gpu.empty(if rows < TILED_ROWS { 0 } else { slots * hidden }),
             every_row: gpu.upload((0..rows as u32).collect()),
-            first_row: gpu.upload(vec![0]),
-            logits: gpu.empty(config.vocab),
-            stripes: gpu.empty(STRIPE_WORDS),
-            token: gpu.empty(1),
         }
     }
 }
@@ -444,17 +434,23 @@ impl Engine for GpuEngine {
         self.run(batch, probe).map_err(|error| EngineError::Device(error.to_string()))
     }
 
-    fn decode_greedy(
+    fn decode(
         &mut self,
-        sequence: SequenceId,
-        first: u32,
+        batch: &mut [Continuation<'_>],
         count: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Option<Result<(), EngineError>> {
-        let chunk = Chunk { sequence, tokens: &[first], logits: LogitsFor::Nothing };
-        let outcome = check_batch(self, &[chunk]).and_then(|()| {
-            self.generate(sequence, first, count, on_token).map_err(|error| EngineError::Device(error.to_string()))
-        });
+        if batch.len() > MAX_ROWS {
+            return None;
+        }
+        let chunk = |item: &'_ Continuation<'_>| (item.sequence, [item.token]);
+        let tokens: Vec<_> = batch.iter().map(chunk).collect();
+        let chunks: Vec<Chunk<'_>> = tokens
+            .iter()
+            .map(|(sequence, tokens)| Chunk { sequence: *sequence, tokens, logits: LogitsFor::Nothing })
+            .collect();
+        let outcome = check_batch(self, &chunks)
+            .and_then(|()| self.go_on(batch, count, on_tokens).map_err(|error| EngineError::Device(error.to_string())));
         Some(outcome)
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod project;
 mod reduce;
 pub(crate) mod rope;
 pub(crate) mod router;
+pub(crate) mod sample;
 pub(crate) mod subnormal;
 #[cfg(test)]
 mod testing;
