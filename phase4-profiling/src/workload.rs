@@ -71,8 +71,11 @@ pub fn run(
     Ok((recorded, clock))
 }
 
-/// Decodes for a while in a sequence of its own.
-fn warm_up(engine: &mut dyn Engine) -> Result<(), ProfileError> {
+/// Decodes for a while in a sequence of its own: kernels are compiled then, and clocks are up.
+///
+/// # Errors
+/// As the engine's.
+pub fn warm_up(engine: &mut dyn Engine) -> Result<(), ProfileError> {
     let start = Instant::now();
     while start.elapsed() < BUSY {
         step(engine, WARM_UP_SEQUENCE, &[0], &mut NoProbe)?.map(Tensor::try_into_data).transpose()?;

@@ -9,7 +9,7 @@ use phase2_forward::{Chunk, LogitsFor, Probe};
 use phase4_profiling::report::{compare, flame, html, table, trace};
 use phase4_profiling::{
     CostModel, F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
-    sample_tokens, today,
+    sample_tokens, today, warm_up,
 };
 use serde_json::json;
 
@@ -54,6 +54,8 @@ fn workloads(args: &args::Profile) -> Vec<Workload> {
 fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
     let (checkpoint, workloads) = (session::open(&args.model)?, workloads(args));
     let mut session = Session::start(&checkpoint, &args.engine)?;
+    // Before the ceiling: a GPU that waited for its compiler is measured at the clock of an idle one.
+    warm_up(&mut *session.engine)?;
     let ceiling = ceiling(&session.device)?;
     let costs = CostModel::new(&checkpoint, session.cache);
     let mut recorder = Recorder::new(&session.device, &costs);

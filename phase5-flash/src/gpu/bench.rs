@@ -14,15 +14,16 @@ use phase3_kvcache::CacheType;
 use super::cache::Caches;
 use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
+use super::kernels::codes::Codes;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, Experts, GateUp};
 use super::kernels::gemm::{Gemm, GroupedExperts};
 use super::kernels::greedy::{STRIPE_WORDS, Successors};
 use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
-use super::kernels::project::Project;
+use super::kernels::project::{Cut, Project};
 use super::kernels::rope::Rope;
-use super::kernels::router::Route;
+use super::kernels::router::{self, Route};
 use super::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, Sample, settings};
 use super::layout::Matrix;
 use super::rows::Row;
@@ -80,6 +81,8 @@ struct Shape {
     /// Copies that weights rotate through.
     copies: usize,
     launches: usize,
+    /// Times that the launches are repeated; the quickest counts.
+    repeats: usize,
     depths: &'static [usize],
 }
 
@@ -92,7 +95,8 @@ const FULL: Shape = Shape {
     experts: 32,
     vocab: 201_088,
     copies: 8,
-    launches: 64,
+    launches: 96,
+    repeats: 24,
     depths: &[1, 128, 4096, 16_384],
 };
 
@@ -106,6 +110,7 @@ const SMALL: Shape = Shape {
     vocab: 2051,
     copies: 2,
     launches: 3,
+    repeats: 3,
     depths: &[1, 100, 700],
 };
 
@@ -119,6 +124,7 @@ const LEAST: Shape = Shape {
     vocab: 40,
     copies: 2,
     launches: 1,
+    repeats: 1,
     depths: &[1, 100],
 };
 
@@ -140,16 +146,20 @@ pub fn run(
         Size::Small => SMALL,
         Size::Least => LEAST,
     };
-    let (kept, plane) = (if gpu.subnormals { "kept" } else { "flushed" }, gpu.plane);
+    let (codes, plane) = (gpu.codes, gpu.plane);
     let gb = gpu.binding_bytes as f64 / 1e9;
-    describe(&format!("{}: planes of {plane}, bindings up to {gb:.2} GB, subnormals {kept}", device.name));
+    describe(&format!(
+        "{}: planes of {plane}, bindings up to {gb:.2} GB, codes as {codes:?}, {}",
+        device.name,
+        gpu.client.name()
+    ));
     let bench = Bench { gpu, shape };
-    bench.tiled(report)?;
     bench.projections(report)?;
     bench.experts(report)?;
     bench.router(report)?;
     bench.ends(report)?;
-    bench.attention(report)
+    bench.attention(report)?;
+    bench.tiled(report)
 }
 
 /// Measures whole steps of a model: prompts, generation at several depths, and several sequences at once.
@@ -208,8 +218,8 @@ pub fn steps(
         if depth > before {
             report(&measured("prompt".into(), format!("from {before} to {depth}"), seconds, depth - before));
         }
-        for round in ["first", "again"] {
-            let count = 128;
+        for round in ["first", "second", "third", "fourth"] {
+            let count = 256;
             let first = tokens(1)[0];
             let start = Instant::now();
             let choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
@@ -252,7 +262,7 @@ impl Bench {
         (0..launches).for_each(launch);
         let graph = client.stop_capture().map_err(failed)?;
         let mut best = Duration::MAX;
-        for _ in 0..5 {
+        for _ in 0..self.shape.repeats {
             self.gpu.sync()?;
             let start = Instant::now();
             // SAFETY: the buffers of the captured launches are still alive.
@@ -302,7 +312,7 @@ impl Bench {
             let (x_buffer, norm) = (self.gpu.upload_f32(&x), self.gpu.upload_f32(&vec![1.0; columns]));
             let bias = self.gpu.upload_f32(&vec![0.0; rows]);
             let out = self.gpu.empty(rows);
-            for rows_a_cube in [1, 2, 4, 8, 16] {
+            for (at_once, steps) in [(1, 1), (1, 4), (2, 1), (2, 2), (2, 4), (2, 8), (2, 16), (4, 1), (4, 2), (4, 4)] {
                 let launch = |i: usize| {
                     Project {
                         matrix: &matrices[i % copies],
@@ -313,7 +323,7 @@ impl Bench {
                         add: false,
                         inputs: 1,
                     }
-                    .launch_rows(&self.gpu, rows_a_cube);
+                    .launch_cut(&self.gpu, Cut { rows: at_once, steps });
                 };
                 launch(0);
                 let factor = if normalize { rms(&x).recip() } else { 1.0 };
@@ -321,7 +331,7 @@ impl Bench {
                 let error = worst(&found, rows, |row| product(&host, row, &x, factor));
                 report(&Measurement {
                     name: name.into(),
-                    variant: format!("{rows_a_cube} rows a cube"),
+                    variant: format!("{steps} times {at_once} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: matrices[0].bytes(),
                     tokens: 0,
@@ -346,30 +356,36 @@ impl Bench {
         let chosen: Vec<Vec<u32>> =
             (0..copies).map(|i| (0..CHOSEN).map(|j| ((i * CHOSEN + j) % experts) as u32).collect()).collect();
         let chosen_buffers: Vec<Buffer> = chosen.iter().map(|ids| self.gpu.upload(ids.clone())).collect();
+        let logits: Vec<Buffer> = chosen.iter().map(|ids| self.gpu.upload_f32(&logits_for(ids, experts))).collect();
+        let written = [CHOSEN; 2].map(|len| self.gpu.empty(len));
         let mut seed = 3;
         let x = self.values(hidden, &mut seed);
         let activations = self.values(CHOSEN * width, &mut seed);
         let weights = [0.4, 0.3, 0.2, 0.1];
         let (x_buffer, activations_buffer) = (self.gpu.upload_f32(&x), self.gpu.upload_f32(&activations));
         let weights_buffer = self.gpu.upload_f32(&weights);
-        let variants = if self.gpu.subnormals { vec![true, false] } else { vec![false] };
-        for subnormals in variants {
-            let mut gpu = self.gpu.clone();
-            gpu.subnormals = subnormals;
-            let codes = if subnormals { "codes as subnormals" } else { "codes less 2" };
-            for rows in [1, 2, 4, 8] {
+        let mut variants = vec![self.gpu.codes, Codes::Less2];
+        variants.dedup();
+        for codes in variants {
+            let gpu = Gpu { codes, ..self.gpu.clone() };
+            for (rows, steps) in
+                [(1, 1), (1, 4), (1, 8), (1, 16), (2, 1), (2, 2), (2, 4), (2, 8), (2, 16), (4, 1), (4, 4)]
+            {
                 let out = gpu.empty(CHOSEN * width);
                 let launch = |i: usize| {
                     GateUp {
                         gate: &gate,
                         up: &up,
                         x: &x_buffer,
-                        chosen: &chosen_buffers[i % copies],
+                        logits: &logits[i % copies],
+                        experts,
+                        chosen: &written[0],
+                        weights: &written[1],
                         chosen_per_row: CHOSEN,
                         out: &out,
                         inputs: 1,
                     }
-                    .launch_rows(&gpu, rows);
+                    .launch_cut(&gpu, Cut { rows, steps });
                 };
                 launch(1);
                 let found = gpu.read_f32(&out)?;
@@ -382,14 +398,16 @@ impl Bench {
                 });
                 report(&Measurement {
                     name: "gate and up".into(),
-                    variant: format!("{codes}, 2 × {rows} rows a cube"),
+                    variant: format!("{codes:?}, {steps} times 2 × {rows} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: CHOSEN * (gate.weight.bytes() + up.weight.bytes()),
                     tokens: 0,
                     error: Some(error),
                 });
             }
-            for rows in [1, 2, 4, 8, 16] {
+            for (rows, steps) in
+                [(1, 1), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (2, 6), (2, 8), (4, 1), (4, 2), (4, 4)]
+            {
                 let out = gpu.empty(hidden);
                 let launch = |i: usize| {
                     Down {
@@ -401,7 +419,7 @@ impl Bench {
                         out: &out,
                         inputs: 1,
                     }
-                    .launch_rows(&gpu, rows);
+                    .launch_cut(&gpu, Cut { rows, steps });
                 };
                 gpu.write(&out, vec![0; hidden]);
                 launch(1);
@@ -416,7 +434,7 @@ impl Bench {
                 });
                 report(&Measurement {
                     name: "down".into(),
-                    variant: format!("{codes}, {rows} rows a cube"),
+                    variant: format!("{codes:?}, {steps} times {rows} rows a cube"),
                     seconds: self.time(&launch)?,
                     bytes: CHOSEN * down.weight.bytes(),
                     tokens: 0,
@@ -446,7 +464,9 @@ impl Bench {
             let x = self.gpu.upload_f32(&self.values(inputs * hidden, &mut seed));
             let out = self.gpu.empty(inputs * rows.max(hidden));
             let again = self.gpu.empty(inputs * rows.max(hidden));
-            let chosen: Vec<u32> = (0..slots).map(|_| (next(&mut seed) % experts as u64) as u32).collect();
+            let chosen: Vec<u32> = (0..inputs).flat_map(|_| distinct(experts, &mut seed)).collect();
+            let logits: Vec<f32> = chosen.chunks(CHOSEN).flat_map(|ids| logits_for(ids, experts)).collect();
+            let logits = self.gpu.upload_f32(&logits);
             let touched = (0..experts as u32).filter(|expert| chosen.contains(expert)).count();
             let chosen = self.gpu.upload(chosen);
             let weights = self.gpu.upload_f32(&vec![0.25; slots]);
@@ -460,9 +480,19 @@ impl Bench {
             let dense_tiled = |_| Gemm { matrix, x: &x, bias, out: &again, add: false, inputs }.launch(gpu);
             let (gate_ref, up_ref, down_ref) = (&gate, &up, &down);
             let gate_single = |_| {
-                let chosen = &chosen;
-                let out = &activations;
-                GateUp { gate: gate_ref, up: up_ref, x: &x, chosen, chosen_per_row: CHOSEN, out, inputs }.launch(gpu);
+                GateUp {
+                    gate: gate_ref,
+                    up: up_ref,
+                    x: &x,
+                    logits: &logits,
+                    experts,
+                    chosen: &chosen,
+                    weights: &weights,
+                    chosen_per_row: CHOSEN,
+                    out: &activations,
+                    inputs,
+                }
+                .launch(gpu);
             };
             let down_single = |_| {
                 let (chosen, weights, x) = (&chosen, &weights, &activations);
@@ -523,36 +553,37 @@ impl Bench {
         let [normed, logits, chosen, weights] = [hidden, experts, CHOSEN, CHOSEN].map(|len| self.gpu.empty(len));
         let (x_buffer, weight_buffer) = (self.gpu.upload_f32(&x), self.gpu.upload_f32(&weight));
         let (norm, bias) = (self.gpu.upload_f32(&vec![1.0; hidden]), self.gpu.upload_f32(&vec![0.0; experts]));
-        let launch = |_| {
-            Route {
-                x: &x_buffer,
-                norm: &norm,
-                eps: 1e-5,
-                weight: &weight_buffer,
-                bias: &bias,
-                normed: &normed,
-                logits: &logits,
-                chosen: &chosen,
-                weights: &weights,
-                hidden,
-                experts,
-                experts_per_token: CHOSEN,
-                inputs: 1,
-            }
-            .launch(&self.gpu);
+        let route = Route {
+            x: &x_buffer,
+            norm: &norm,
+            eps: 1e-5,
+            weight: &weight_buffer,
+            bias: &bias,
+            normed: &normed,
+            logits: &logits,
+            hidden,
+            experts,
+            inputs: 1,
         };
-        launch(0);
+        let choice = router::Choice { chosen: &chosen, weights: &weights, per_row: CHOSEN };
         let host = HostTensor::packed_rows(Format::F32, vec![experts, hidden], Format::F32.encode(&weight).into());
-        let found = self.gpu.read_f32(&logits)?;
-        let error = worst(&found, experts, |row| product(&host, row, &x, rms(&x).recip()));
-        report(&Measurement {
-            name: "router".into(),
-            variant: "one cube".into(),
-            seconds: self.time(&launch)?,
-            bytes: 4 * experts * hidden,
-            tokens: 0,
-            error: Some(error),
-        });
+        let variants: [(&str, &dyn Fn(usize)); 2] = [
+            ("one cube, with the choice", &|_| route.launch(&self.gpu, &choice)),
+            ("a cube an expert", &|_| route.launch_logits(&self.gpu)),
+        ];
+        for (variant, launch) in variants {
+            launch(0);
+            let found = self.gpu.read_f32(&logits)?;
+            let error = worst(&found, experts, |row| product(&host, row, &x, rms(&x).recip()));
+            report(&Measurement {
+                name: "router".into(),
+                variant: variant.into(),
+                seconds: self.time(launch)?,
+                bytes: 4 * experts * hidden,
+                tokens: 0,
+                error: Some(error),
+            });
+        }
         Ok(())
     }
 
@@ -739,4 +770,22 @@ fn worst(found: &[f32], len: usize, expected: impl Fn(usize) -> (f64, f64)) -> f
         if error.is_finite() { error } else { f64::INFINITY }
     };
     sample.map(error).fold(0.0, f64::max)
+}
+
+/// Logits that make the router choose `ids`, in this order.
+fn logits_for(ids: &[u32], experts: usize) -> Vec<f32> {
+    let place = |expert: u32| ids.iter().position(|&id| id == expert);
+    (0..experts as u32).map(|expert| place(expert).map_or(-9.0, |place| -(place as f32))).collect()
+}
+
+/// As many different experts as a token gets.
+fn distinct(experts: usize, seed: &mut u64) -> Vec<u32> {
+    let mut ids: Vec<u32> = Vec::new();
+    while ids.len() < CHOSEN {
+        let id = (next(seed) % experts as u64) as u32;
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
 }

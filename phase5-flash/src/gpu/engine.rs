@@ -6,7 +6,8 @@ use burn::tensor::{Tensor, TensorData};
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{
-    Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, Operation, Probe, SequenceId, Span, check_batch,
+    Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, NoProbe, Operation, Probe, SequenceId, Span,
+    check_batch,
 };
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::ReadCache;
@@ -22,7 +23,7 @@ use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
-use super::kernels::router::Route;
+use super::kernels::router::{Choice, Route};
 use super::layout::Matrix;
 use super::resident::Resident;
 use super::rows::{ROW_WORDS, Row};
@@ -95,7 +96,17 @@ impl GpuEngine {
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        let gpu = Gpu::new(device)?;
+        Self::load_on(Gpu::new(device)?, device.burn.clone(), checkpoint, mode, options, progress)
+    }
+
+    pub(super) fn load_on(
+        gpu: Gpu,
+        burn: burn::tensor::Device,
+        checkpoint: &Checkpoint,
+        mode: RopeMode,
+        options: Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
         let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
@@ -103,8 +114,19 @@ impl GpuEngine {
         let (rotations, positions) = (gpu.empty(0), 0);
         let resident = Resident::default();
         gpu.sync()?;
-        let burn = device.burn.clone();
-        Ok(GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, resident })
+        let mut engine =
+            GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, resident };
+        engine.try_out()?;
+        Ok(engine)
+    }
+
+    /// Compiles the kernels of a step and reads what they give, so that a device that lacks a limit is refused before any work.
+    fn try_out(&mut self) -> Result<(), GpuError> {
+        let sequence = SequenceId::MAX;
+        let chunk = Chunk { sequence, tokens: &[0], logits: LogitsFor::Nothing };
+        self.run(&[chunk], &mut NoProbe)?;
+        self.caches.release(sequence);
+        self.gpu.read(&self.scratch.x).map(|_| ())
     }
 
     /// Makes room for everything a batch adds.
@@ -229,7 +251,7 @@ impl GpuEngine {
     fn experts(&self, number: usize, layer: &Layer, n: usize, probe: &mut dyn Probe) {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         let span = |operation| Span { operation, layer: Some(number), tokens: n, keys: 0 };
-        Route {
+        let route = Route {
             x: &scratch.x,
             norm: &layer.mlp_norm,
             eps: config.rms_eps,
@@ -237,20 +259,20 @@ impl GpuEngine {
             bias: &layer.router_bias,
             normed: &scratch.normed,
             logits: &scratch.router_logits,
-            chosen: &scratch.chosen,
-            weights: &scratch.weights,
             hidden: config.hidden,
             experts: config.experts,
-            experts_per_token: config.experts_per_token,
             inputs: n,
-        }
-        .launch(gpu);
-        probe.done(span(Operation::Router));
+        };
         if n < TILED_ROWS {
+            route.launch_logits(gpu);
+            probe.done(span(Operation::Router));
             self.single_experts(layer, n);
             probe.done(span(Operation::GateUp));
             self.single_down(layer, n);
         } else {
+            let per_row = config.experts_per_token;
+            route.launch(gpu, &Choice { chosen: &scratch.chosen, weights: &scratch.weights, per_row });
+            probe.done(span(Operation::Router));
             let slots = n * config.experts_per_token;
             group(gpu, &scratch.chosen, slots, config.experts, &scratch.order, &scratch.tiles);
             let experts = GroupedExperts {
@@ -280,7 +302,10 @@ impl GpuEngine {
             gate: &layer.gate,
             up: &layer.up,
             x: &scratch.normed,
+            logits: &scratch.router_logits,
+            experts: self.config.experts,
             chosen: &scratch.chosen,
+            weights: &scratch.weights,
             chosen_per_row: self.config.experts_per_token,
             out: &scratch.activations,
             inputs: n,

@@ -123,7 +123,7 @@ impl GpuEngine {
             }
             // A readback is waited for even when its tokens no longer matter: its staging buffer is mapped until then.
             let Some(read) = pending.pop_front() else { break };
-            let bytes = block_on(read).map_err(failed)?.remove(0);
+            let bytes = block_on(read)?.remove(0);
             if !matches!(outcome, Ok(ControlFlow::Continue(()))) {
                 continue;
             }
@@ -166,7 +166,7 @@ impl GpuEngine {
     fn replay<'a>(&self, client: &'a Client, shape: Shape) -> Result<Pending<'a>, GpuError> {
         let step = self.resident.captured.iter().find(|step| step.shape == shape).expect("captured before");
         // SAFETY: the engine owns every buffer of the step and captures anew when one moves; all work is on one stream.
-        unsafe { step.graph.replay() }.map_err(failed)?;
+        unsafe { step.graph.replay() }?;
         Ok(Box::pin(client.read_async(vec![self.buffers().tokens.handle.clone()])))
     }
 
@@ -182,11 +182,11 @@ impl GpuEngine {
         let client = self.gpu.client.clone();
         // The warm-up compiles every kernel. It takes the step to come, which then overwrites the keys that it appends.
         self.gpu.write(&self.scratch.row_words, rows.to_vec());
-        client.graph_prepare().map_err(failed)?;
+        client.graph_prepare()?;
         self.launch_step(shape);
-        client.start_capture().map_err(failed)?;
+        client.start_capture()?;
         self.launch_step(shape);
-        let graph = client.stop_capture().map_err(failed)?;
+        let graph = client.stop_capture()?;
         self.resident.captured.push(CapturedStep { shape, graph });
         Ok(())
     }
@@ -245,6 +245,60 @@ impl Buffers {
     }
 }
 
-fn failed(error: ServerError) -> GpuError {
-    GpuError::Device(format!("{error:?}"))
+#[cfg(test)]
+mod tests {
+    use cubecl::MemoryScope;
+    use gptoss_reference::RopeMode;
+    use phase1_loading::Checkpoint;
+    use phase1_loading::synthetic::SyntheticModel;
+    use phase2_forward::{Choice, ComputeDevice, Engine};
+
+    use super::*;
+    use crate::gpu::Options;
+    use crate::gpu::kernels::testing::OwnDevice;
+
+    /// What 64 steps in the middle of a stretch submit to the device's queue, and how much memory they add.
+    fn trace(sequences: u64, choice: Choice) -> (u64, i64) {
+        let OwnDevice { queue, gpu, .. } = OwnDevice::new(16_384);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        SyntheticModel::preset("nano").expect("a preset").write(&path, 1, &mut |_, _| ()).expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("opens");
+        let [burn, _] = ComputeDevice::for_gates().expect("devices");
+        let (client, options) = (gpu.client.clone(), Options::default());
+        let loaded = GpuEngine::load_on(gpu, burn.burn, &checkpoint, RopeMode::Exact, options, &mut |_, _| ());
+        let mut engine = loaded.expect("loads");
+        // The number of a submission of nothing, which counts those before it.
+        let submissions = || {
+            let index = format!("{:?}", queue.submit([]));
+            index.chars().filter(char::is_ascii_digit).collect::<String>().parse::<u64>().expect("a number")
+        };
+        let memory = || client.memory_report(MemoryScope::Device).usage().bytes_reserved as i64;
+        let mut draws = vec![|| 0.5; sequences as usize];
+        let mut batch: Vec<_> = (0..)
+            .zip(&mut draws)
+            .map(|(sequence, draws)| Continuation { sequence, token: sequence as u32, choice, draws })
+            .collect();
+        let mut seen = Vec::new();
+        let listen = &mut |_: &[u32]| {
+            seen.push((submissions(), memory()));
+            if seen.len() == 128 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        engine.decode(&mut batch, 200, listen).expect("a loop").expect("decodes");
+        // One submission between two tokens is the listener's.
+        let ((first, before), (last, after)) = (seen[63], seen[127]);
+        (last - first - 64, after - before)
+    }
+
+    #[test]
+    fn steps_submit_a_fixed_number_of_times_and_take_no_memory() {
+        let greedy = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let drawn = Choice { temperature: 0.8, top_p: 0.9, ..greedy };
+        for (sequences, choice) in [(1, greedy), (1, drawn), (3, drawn)] {
+            let (submissions, memory) = trace(sequences, choice);
+            println!("{sequences} sequences, {choice:?}: 64 steps, {submissions} submissions, {memory} more bytes");
+            // The launches, the copy of the tokens, and one that comes with reading them.
+            assert!(submissions <= 3 * 64 && memory == 0, "{sequences} {choice:?}: {submissions}, {memory}");
+        }
+    }
 }

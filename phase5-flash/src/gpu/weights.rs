@@ -51,6 +51,7 @@ impl Weights {
     ) -> Result<Weights, GpuError> {
         let config = &checkpoint.config;
         check_shape(config)?;
+        gpu.expect_memory("the model", checkpoint.weight_bytes())?;
         let mut loader = Loader { gpu, checkpoint, done: 0, progress };
         let embedding = loader.matrix(&["token_embd.weight"])?;
         let mut layers = Vec::new();
@@ -84,6 +85,10 @@ impl Weights {
 }
 
 fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
+    if !config.head_dim.is_multiple_of(4) {
+        let sentence = format!("heads of {} values; the kernels take multiples of 4; use --phase 3", config.head_dim);
+        return Err(GpuError::Shape(sentence));
+    }
     let group = config.heads / config.kv_heads * config.head_dim;
     for (what, found, most) in
         [("heads", config.head_dim, MAX_HEAD_DIM), ("query heads that share keys", group, MAX_GROUP)]

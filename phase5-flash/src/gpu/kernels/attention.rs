@@ -6,11 +6,13 @@
 //! Ladder:
 //! 1. a tile of keys unpacked into shared memory, a lane a key; values read once for all heads of the group: 555 GB/s on an H100
 //!    (f32, depth 4096, 32 shares).
-//! 2. here: eight values under way at once, sums in variables, a unit for every value of a group: 9 µs instead of 11 at depth 0.
+//! 2. eight values under way at once, sums in variables, a unit for every value of a group: 9 µs instead of 11 at depth 0.
+//! 3. here: keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads, and mixes
+//!    a part of the tile's values.
 
 use cubecl::prelude::*;
 
-use super::cache::{CacheRow, cached_value};
+use super::cache::{CacheRow, cached_vector};
 use crate::gpu::cache::{LayerCache, PAGE};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::rows::ROW_WORDS;
@@ -18,8 +20,8 @@ use crate::gpu::rows::ROW_WORDS;
 /// Units of a cube: one for every value of a group's output, within these bounds.
 const LEAST_UNITS: u32 = 128;
 const MOST_UNITS: u32 = 512;
-/// Values that a unit has under way at once; divides every tile.
-const AHEAD: u32 = 8;
+/// Shares whose words are read at once.
+const SHARES_AT_ONCE: u32 = 8;
 /// Stands for −∞, which shading languages cannot write: below every score.
 const NOTHING: f32 = -1.0e30;
 
@@ -30,8 +32,8 @@ struct Shape {
     /// Query heads.
     heads: u32,
     units: u32,
-    /// Shares of the keys.
-    splits: u32,
+    /// Whether the keys are in one share, so that nothing is left to combine.
+    whole: bool,
 }
 
 impl Shape {
@@ -44,13 +46,29 @@ impl Shape {
         self.heads / self.row.kv_heads as u32
     }
 
-    /// Heads whose output one round of the units computes.
-    fn heads_a_round(&self) -> u32 {
-        self.units / self.dim()
+    /// Vectors of four values of a head.
+    fn vectors(&self) -> u32 {
+        self.dim() / 4
     }
 
-    fn rounds(&self) -> u32 {
-        self.group().div_ceil(self.heads_a_round())
+    /// Units that hold a group's output, four values each.
+    fn lanes(&self) -> u32 {
+        self.group() * self.vectors()
+    }
+
+    /// Parts of a tile that are weighed side by side.
+    fn parts(&self) -> u32 {
+        self.units / self.lanes()
+    }
+
+    /// Query heads that a unit scores a key for.
+    fn heads_a_unit(&self) -> u32 {
+        if self.group().is_multiple_of(4) { 4 } else { 1 }
+    }
+
+    /// Vectors of a tile that a unit unpacks.
+    fn vectors_a_unit(&self) -> u32 {
+        (self.tile() * self.vectors()).div_ceil(self.units)
     }
 
     /// Keys that are unpacked together: fewer of long heads, so that they fit shared memory everywhere.
@@ -68,8 +86,8 @@ fn units(values: usize) -> u32 {
     (values as u32).clamp(LEAST_UNITS, MOST_UNITS)
 }
 
-/// The most values of the query heads that share a key/value head: a unit adds up four at most.
-pub(crate) const MAX_GROUP: usize = 3 * MOST_UNITS as usize;
+/// The most values of the query heads that share a key/value head: a unit holds four.
+pub(crate) const MAX_GROUP: usize = 4 * MOST_UNITS as usize;
 /// The most values of a head: a tile holds at least sixteen.
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
@@ -99,7 +117,7 @@ impl Attention<'_> {
             row: self.shape,
             heads: self.heads as u32,
             units: units(self.heads / self.shape.kv_heads * self.shape.head_dim).next_multiple_of(gpu.plane),
-            splits: self.splits as u32,
+            whole: self.splits == 1,
         };
         let out = if self.splits == 1 { self.out } else { self.shares };
         // SAFETY: a row's pages were reserved up to its position, and every output has its place in the buffers.
@@ -108,7 +126,7 @@ impl Attention<'_> {
                 &gpu.client,
                 CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, self.inputs as u32),
                 CubeDim::new_1d(shape.units),
-                self.queries.arg(),
+                self.queries.arg4(),
                 self.rows.arg(),
                 self.cache.table.arg(),
                 self.cache.pool.keys.arg(),
@@ -119,6 +137,7 @@ impl Attention<'_> {
                 self.cache.ring_pages as u32,
                 self.reach.min(1 << 30) as u32,
                 1.0 / (self.shape.head_dim as f32).sqrt(),
+                self.splits as u32,
                 shape,
             );
             if self.splits > 1 {
@@ -129,6 +148,7 @@ impl Attention<'_> {
                     self.shares.arg(),
                     self.sinks.arg(),
                     self.out.arg(),
+                    self.splits as u32,
                     shape,
                 );
             }
@@ -138,7 +158,7 @@ impl Attention<'_> {
 
 #[cube(launch_unchecked)]
 fn attention(
-    queries: &[f32],
+    queries: &[Vector<f32, Const<4>>],
     rows: &[u32],
     pages: &[u32],
     keys: &[u32],
@@ -149,6 +169,7 @@ fn attention(
     ring_pages: u32,
     reach: u32,
     scale: f32,
+    splits: u32,
     #[comptime] shape: Shape,
 ) {
     let dim = comptime![shape.dim()];
@@ -156,10 +177,13 @@ fn attention(
     let tile = comptime![shape.tile()];
     let tiles_a_page = comptime![PAGE as u32 / shape.tile()];
     let kv_heads = comptime![shape.row.kv_heads as u32];
-    // One more word a key, so that lanes on neighbouring keys hit different banks.
-    let key_stride = comptime![dim + 1];
-    let mut query = Shared::<[f32]>::new_slice(comptime![(group * dim) as usize]);
-    let mut key_tile = Shared::<[f32]>::new_slice(comptime![(tile * key_stride) as usize]);
+    let vectors = comptime![shape.vectors()];
+    // One more vector a key, so that lanes on neighbouring keys hit different banks.
+    let stride = comptime![vectors + 1];
+    let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
+    // Keys, then values, then the parts' sums.
+    let mut unpacked =
+        Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(tile * stride).max(shape.units) as usize]);
     let mut scores = Shared::<[f32]>::new_slice(comptime![(group * tile) as usize]);
     let mut largest = Shared::<[f32]>::new_slice(comptime![group as usize]);
     let mut sum = Shared::<[f32]>::new_slice(comptime![group as usize]);
@@ -172,8 +196,9 @@ fn attention(
     let slot = rows[(row * ROW_WORDS + 2) as usize];
     let first_head = kv_head * group;
     let mut i = UNIT_POS;
-    while i < comptime![group * dim] {
-        query[i as usize] = queries[((row * shape.heads + first_head) * dim + i) as usize] * scale;
+    while i < comptime![group * vectors] {
+        let at = (row * shape.heads + first_head) * vectors + i;
+        query[i as usize] = queries[at as usize] * Vector::<f32, Const<4>>::new(scale);
         i += shape.units;
     }
     if UNIT_POS < group {
@@ -184,48 +209,59 @@ fn attention(
     let first = select(position + 1 > reach, position + 1 - reach, 0u32);
     let first_tile = first / tile;
     let tile_count = position / tile + 1 - first_tile;
-    let share = tile_count.div_ceil(shape.splits);
+    let share = tile_count.div_ceil(splits);
     let start = first_tile + split * share;
     let end = min(start + share, first_tile + tile_count);
 
-    let column = UNIT_POS % dim;
-    let head_of_unit = UNIT_POS / dim;
-    // One sum a round. A vector, since drivers keep arrays that live through a loop in memory.
+    let lane = UNIT_POS % comptime![shape.lanes()];
+    let part = UNIT_POS / comptime![shape.lanes()];
+    let my_head = lane / vectors;
+    let my_vector = lane % vectors;
     let mut mixed = Vector::<f32, Const<4>>::new(0.0f32);
 
     let mut number = start;
     while number < end {
         let page = pages[(slot * columns + number / tiles_a_page % ring_pages) as usize];
         let cells = (page * kv_heads + kv_head) * comptime![PAGE as u32] + number % tiles_a_page * tile;
-        let words = comptime![shape.row.words() as u32];
-        // Unrolled, so that many reads are under way at once.
-        #[unroll]
-        for round in 0..comptime![(tile * dim).div_ceil(shape.units)] {
-            let i = UNIT_POS + comptime![round * shape.units];
-            if i < comptime![tile * dim] {
-                let key = i / dim;
-                let value = cached_value(keys, (cells + key) * words, i % dim, shape.row);
-                key_tile[(key * key_stride + i % dim) as usize] = value;
-            }
-        }
+        let last_key = min(position - number * tile, tile - 1);
+        let mut key_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
+        let mut value_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
+        read_tile(keys, cells, last_key, &mut key_vectors, shape);
+        read_tile(values, cells, last_key, &mut value_vectors, shape);
+        write_tile(&key_vectors, &mut unpacked, shape);
         sync_cube();
 
         let mut pair = UNIT_POS;
-        while pair < comptime![group * tile] {
+        while pair < comptime![group * tile / shape.heads_a_unit()] {
             let key = pair % tile;
-            let head = pair / tile;
-            let mut score = 0.0f32;
+            let head = pair / tile * comptime![shape.heads_a_unit()];
+            let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![shape.heads_a_unit() as usize]);
             #[unroll]
-            for d in 0..dim {
-                score += query[(head * dim + d) as usize] * key_tile[(key * key_stride + d) as usize];
+            for h in 0..comptime![shape.heads_a_unit()] {
+                products[comptime![h as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
+            }
+            #[unroll]
+            for v in 0..vectors {
+                let key_vector = unpacked[(key * stride + v) as usize];
+                #[unroll]
+                for h in 0..comptime![shape.heads_a_unit()] {
+                    products[comptime![h as usize]] += key_vector * query[((head + h) * vectors + v) as usize];
+                }
             }
             let key_position = number * tile + key;
             let visible = key_position <= position && key_position >= first;
-            scores[pair as usize] = select(visible, score, f32::new(NOTHING));
+            #[unroll]
+            for h in 0..comptime![shape.heads_a_unit()] {
+                let product = products[comptime![h as usize]];
+                let score = (product.extract(0usize) + product.extract(1usize))
+                    + (product.extract(2usize) + product.extract(3usize));
+                scores[((head + h) * tile + key) as usize] = select(visible, score, f32::new(NOTHING));
+            }
             pair += shape.units;
         }
         sync_cube();
 
+        write_tile(&value_vectors, &mut unpacked, shape);
         // A plane takes a head at a time.
         let mut head = PLANE_POS;
         while head < group {
@@ -256,91 +292,136 @@ fn attention(
         }
         sync_cube();
 
-        if head_of_unit < comptime![shape.heads_a_round()] {
-            #[unroll]
-            for round in 0..comptime![shape.rounds()] {
-                let head = min(head_of_unit + comptime![round * shape.heads_a_round()], group - 1);
-                let value = mixed.extract(comptime![round as usize]) * rescale[head as usize];
-                mixed.insert(comptime![round as usize], value);
-            }
-            let last_key = min(position - number * tile, tile - 1);
-            let mut first_key = 0u32;
-            while first_key <= last_key {
-                let mut ahead = Array::<f32>::new(comptime![AHEAD as usize]);
-                #[unroll]
-                for i in 0..AHEAD {
-                    // Scores of keys past the last are 0, and what lies there need not be a number.
-                    let key = min(first_key + i, last_key);
-                    ahead[comptime![i as usize]] = cached_value(values, (cells + key) * words, column, shape.row);
-                }
-                #[unroll]
-                for i in 0..AHEAD {
-                    let key = first_key + i;
-                    #[unroll]
-                    for round in 0..comptime![shape.rounds()] {
-                        let head = min(head_of_unit + comptime![round * shape.heads_a_round()], group - 1);
-                        let term = scores[(head * tile + key) as usize] * ahead[comptime![i as usize]];
-                        let value = mixed.extract(comptime![round as usize]) + term;
-                        mixed.insert(comptime![round as usize], value);
-                    }
-                }
-                first_key += AHEAD;
+        if part < comptime![shape.parts()] {
+            mixed *= Vector::<f32, Const<4>>::new(rescale[my_head as usize]);
+            let mut key = part;
+            while key <= last_key {
+                let score = Vector::<f32, Const<4>>::new(scores[(my_head * tile + key) as usize]);
+                mixed += score * unpacked[(key * stride + my_vector) as usize];
+                key += comptime![shape.parts()];
             }
         }
         sync_cube();
         number += 1;
     }
+    if part < comptime![shape.parts()] {
+        unpacked[UNIT_POS as usize] = mixed;
+    }
     sync_cube();
 
-    if head_of_unit < comptime![shape.heads_a_round()] {
+    if part == 0 {
         #[unroll]
-        for round in 0..comptime![shape.rounds()] {
-            let head = head_of_unit + comptime![round * shape.heads_a_round()];
-            if head < group {
-                let query_head = first_head + head;
-                let value = mixed.extract(comptime![round as usize]);
-                if comptime![shape.splits == 1] {
-                    let sink = sinks[query_head as usize];
-                    let most = max(largest[head as usize], sink);
-                    let factor = (largest[head as usize] - most).exp();
-                    let total = sum[head as usize] * factor + (sink - most).exp();
-                    out[((row * shape.heads + query_head) * dim + column) as usize] = value * factor / total;
-                } else {
-                    let target =
-                        ((row * shape.heads + query_head) * shape.splits + split) * comptime![shape.share_words()];
-                    out[(target + column) as usize] = value;
-                    if column == 0 {
-                        out[(target + dim) as usize] = largest[head as usize];
-                        out[(target + dim + 1) as usize] = sum[head as usize];
-                    }
-                }
+        for other in 1..comptime![shape.parts()] {
+            mixed += unpacked[(lane + comptime![other * shape.lanes()]) as usize];
+        }
+        let query_head = first_head + my_head;
+        if comptime![shape.whole] {
+            let sink = sinks[query_head as usize];
+            let most = max(largest[my_head as usize], sink);
+            let factor = (largest[my_head as usize] - most).exp();
+            let total = sum[my_head as usize] * factor + (sink - most).exp();
+            mixed *= Vector::<f32, Const<4>>::new(factor / total);
+            #[unroll]
+            for i in 0..4u32 {
+                let at = (row * shape.heads + query_head) * dim + my_vector * 4 + i;
+                out[at as usize] = mixed.extract(comptime![i as usize]);
             }
+        } else {
+            let target = ((row * shape.heads + query_head) * splits + split) * comptime![shape.share_words()];
+            #[unroll]
+            for i in 0..4u32 {
+                out[(target + my_vector * 4 + i) as usize] = mixed.extract(comptime![i as usize]);
+            }
+            if my_vector == 0 {
+                out[(target + dim) as usize] = largest[my_head as usize];
+                out[(target + dim + 1) as usize] = sum[my_head as usize];
+            }
+        }
+    }
+}
+
+/// This unit's vectors of a tile whose rows begin at cell `cells`. What lies past `last_key` need not be a number: it is read as zeros.
+#[cube]
+fn read_tile(
+    pool: &[u32],
+    cells: u32,
+    last_key: u32,
+    found: &mut Array<Vector<f32, Const<4>>>,
+    #[comptime] shape: Shape,
+) {
+    let words = comptime![shape.row.words() as u32];
+    #[unroll]
+    for round in 0..comptime![shape.vectors_a_unit()] {
+        let i = UNIT_POS + comptime![round * shape.units];
+        let key = i / comptime![shape.vectors()];
+        let vector =
+            cached_vector(pool, (cells + min(key, last_key)) * words, i % comptime![shape.vectors()], shape.row);
+        let kept = select(key <= last_key, 1.0f32, 0.0f32);
+        found[comptime![round as usize]] = vector * Vector::<f32, Const<4>>::new(kept);
+    }
+}
+
+/// Puts the vectors that [`read_tile`] found where all units see them.
+#[cube]
+fn write_tile(
+    found: &Array<Vector<f32, Const<4>>>,
+    tile: &mut Shared<[Vector<f32, Const<4>>]>,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for round in 0..comptime![shape.vectors_a_unit()] {
+        let i = UNIT_POS + comptime![round * shape.units];
+        if i < comptime![shape.tile() * shape.vectors()] {
+            let at = i / comptime![shape.vectors()] * comptime![shape.vectors() + 1] + i % comptime![shape.vectors()];
+            tile[at as usize] = found[comptime![round as usize]];
         }
     }
 }
 
 /// Adds up the shares of each head, and the sink.
 #[cube(launch_unchecked)]
-fn combine(shares: &[f32], sinks: &[f32], out: &mut [f32], #[comptime] shape: Shape) {
+fn combine(shares: &[f32], sinks: &[f32], out: &mut [f32], splits: u32, #[comptime] shape: Shape) {
     let dim = comptime![shape.dim()];
     let words = comptime![shape.share_words()];
     let head = CUBE_POS_X;
     let row = CUBE_POS_Y;
-    let start = (row * shape.heads + head) * comptime![shape.splits * words];
+    let start = (row * shape.heads + head) * (splits * words);
     let sink = sinks[head as usize];
+    let column = min(UNIT_POS, dim - 1);
     let mut most = sink;
-    for split in 0..shape.splits {
-        most = max(most, shares[(start + split * words + dim) as usize]);
+    let mut total = 1.0f32;
+    let mut mixed = 0.0f32;
+    let mut done = 0u32;
+    while done < splits {
+        let mut maxima = Array::<f32>::new(comptime![SHARES_AT_ONCE as usize]);
+        let mut sums = Array::<f32>::new(comptime![SHARES_AT_ONCE as usize]);
+        let mut values = Array::<f32>::new(comptime![SHARES_AT_ONCE as usize]);
+        #[unroll]
+        for i in 0..SHARES_AT_ONCE {
+            let split = done + i;
+            let share = start + min(split, splits - 1) * words;
+            let largest = shares[(share + dim) as usize];
+            maxima[comptime![i as usize]] = select(split < splits, largest, f32::new(2.0 * NOTHING));
+            sums[comptime![i as usize]] = shares[(share + dim + 1) as usize];
+            values[comptime![i as usize]] = shares[(share + column) as usize];
+        }
+        let before = most;
+        #[unroll]
+        for i in 0..SHARES_AT_ONCE {
+            most = max(most, maxima[comptime![i as usize]]);
+        }
+        let factor = (before - most).exp();
+        total *= factor;
+        mixed *= factor;
+        #[unroll]
+        for i in 0..SHARES_AT_ONCE {
+            let factor = (maxima[comptime![i as usize]] - most).exp();
+            total += factor * sums[comptime![i as usize]];
+            mixed += factor * values[comptime![i as usize]];
+        }
+        done += SHARES_AT_ONCE;
     }
     if UNIT_POS < dim {
-        let mut total = (sink - most).exp();
-        let mut mixed = 0.0f32;
-        for split in 0..shape.splits {
-            let share = start + split * words;
-            let factor = (shares[(share + dim) as usize] - most).exp();
-            total += factor * shares[(share + dim + 1) as usize];
-            mixed += factor * shares[(share + UNIT_POS) as usize];
-        }
         out[((row * shape.heads + head) * dim + UNIT_POS) as usize] = mixed / total;
     }
 }
@@ -500,7 +581,7 @@ mod tests {
 
     #[test]
     fn equals_f64_for_every_head_shape() {
-        for (heads, kv_heads, head_dim) in [(8, 1, 64), (6, 2, 32), (2, 2, 64), (3, 1, 2), (5, 5, 48), (16, 2, 128)] {
+        for (heads, kv_heads, head_dim) in [(8, 1, 64), (6, 2, 32), (2, 2, 64), (3, 1, 4), (5, 5, 48), (16, 2, 128)] {
             for splits in [1, 3] {
                 check(heads, kv_heads, head_dim, CacheType::F32, splits);
             }

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use phase1_loading::{Format, GptOssConfig};
 use phase3_kvcache::CacheType;
 
-use super::codes::half_value;
+use super::codes::{half_value, signed_bytes};
 use super::project::spread;
 use crate::gpu::GpuError;
 use crate::gpu::cache::PAGE;
@@ -79,21 +79,31 @@ impl CacheRow {
     }
 }
 
-/// Value `i` of the row that begins at word `row`.
+/// Values `4 i` to `4 i + 3` of the row that begins at word `row`.
 #[cube]
-pub(crate) fn cached_value(pool: &[u32], row: u32, i: u32, #[comptime] shape: CacheRow) -> f32 {
+pub(crate) fn cached_vector(pool: &[u32], row: u32, i: u32, #[comptime] shape: CacheRow) -> Vector<f32, Const<4>> {
+    let mut vector = Vector::<f32, Const<4>>::empty();
     match comptime![shape.kind] {
-        CacheType::F32 => f32::reinterpret(pool[(row + i) as usize]),
+        CacheType::F32 => {
+            #[unroll]
+            for j in 0..4u32 {
+                vector.insert(comptime![j as usize], f32::reinterpret(pool[(row + 4 * i + j) as usize]));
+            }
+            vector
+        }
         CacheType::F16 => {
-            let word = pool[(row + (i >> 1u32)) as usize];
-            half_value((word >> ((i & 1) * 16)) & 0xffffu32, Format::F16)
+            #[unroll]
+            for j in 0..2u32 {
+                let word = pool[(row + 2 * i + j) as usize];
+                vector.insert(comptime![2 * j as usize], half_value(word & 0xffffu32, Format::F16));
+                vector.insert(comptime![2 * j as usize + 1], half_value(word >> 16u32, Format::F16));
+            }
+            vector
         }
         CacheType::Q8_0 => {
-            let codes = pool[(row + (i >> 2u32)) as usize];
-            let scales = pool[(row + comptime![shape.head_dim as u32 / 4] + (i >> 6u32)) as usize];
-            let scale = half_value((scales >> (((i >> 5u32) & 1) * 16)) & 0xffffu32, Format::F16);
-            let code = (codes >> ((i & 3) * 8)) & 255u32;
-            scale * (f32::cast_from(code) - select(code > 127u32, 256.0f32, 0.0f32))
+            let scales = pool[(row + comptime![shape.head_dim as u32 / 4] + (i >> 4u32)) as usize];
+            let scale = half_value((scales >> (((i >> 3u32) & 1) * 16)) & 0xffffu32, Format::F16);
+            signed_bytes(pool[(row + i) as usize]) * Vector::<f32, Const<4>>::new(scale)
         }
     }
 }

@@ -6,9 +6,22 @@
 //!    8; subtracting 2 leaves E2M1's value exactly: 5.5.
 //! 3. where the device keeps subnormals, a code's bits in an f32's place are its value times 2⁻¹²⁶, for the inputs are
 //!    2⁶⁴ times too large: 4.
+//! 4. where a word can be taken for two 16-bit floats, a pair of codes is shifted and masked as one: 2, and a conversion.
 
 use cubecl::prelude::*;
+use half::f16;
 use phase1_loading::Format;
+
+/// How MXFP4 codes become floats: what a device's arithmetic and its shader language allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Codes {
+    /// Recoded, so that subtracting 2 leaves the value: everywhere.
+    Less2,
+    /// As f32 subnormals: where arithmetic keeps them.
+    Subnormals,
+    /// As pairs of 16-bit floats: where the shader language can take a word for two of them.
+    Halves,
+}
 
 /// Reads the 32 inputs of block `block` into registers.
 #[cube]
@@ -49,20 +62,23 @@ pub(crate) fn dot_block(
     x: &Array<Vector<f32, Const<4>>>,
     #[comptime] first_x: u32,
     #[comptime] format: Format,
-    #[comptime] subnormal: bool,
+    #[comptime] codes: Codes,
 ) -> f32 {
     let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
     #[unroll]
     for i in 0..8u32 {
-        sum += block_values(words, first_word, i, format, subnormal) * x[comptime![(first_x + i) as usize]];
+        sum += block_values(words, first_word, i, format, codes) * x[comptime![(first_x + i) as usize]];
     }
     let sum = (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize));
-    if comptime![!subnormal] {
-        sum
-    } else if comptime![format == Format::Mxfp4] {
-        sum * f32::new(CODE_FACTOR / INPUT_FACTOR)
-    } else {
-        sum * f32::new(1.0 / INPUT_FACTOR)
+    if comptime![format == Format::Mxfp4] { sum * f32::new(comptime![factor(codes)]) } else { sum }
+}
+
+/// What products with values as [`block_values`] reads them lack.
+const fn factor(codes: Codes) -> f32 {
+    match codes {
+        Codes::Less2 => 1.0,
+        Codes::Subnormals => CODE_FACTOR / INPUT_FACTOR,
+        Codes::Halves => (1 << 14) as f32,
     }
 }
 
@@ -71,14 +87,15 @@ pub(crate) const INPUT_FACTOR: f32 = (1u128 << 64) as f32;
 /// 2¹²⁶: what a code read as a subnormal lacks.
 const CODE_FACTOR: f32 = (1u128 << 126) as f32;
 
-/// Values `4 i` to `4 i + 3` of a block, without its scale; MXFP4's are 2¹²⁶ times too small if `subnormal`.
+/// Values `4 i` to `4 i + 3` of a block, without its scale; MXFP4's are 2¹²⁶ times too small as subnormals, and 2¹⁴ times as
+/// halves.
 #[cube]
 pub(crate) fn block_values(
     words: &Array<Vector<u32, Const<4>>>,
     #[comptime] first_word: u32,
     #[comptime] i: u32,
     #[comptime] format: Format,
-    #[comptime] subnormal: bool,
+    #[comptime] codes: Codes,
 ) -> Vector<f32, Const<4>> {
     match comptime![format] {
         Format::F32 => Vector::<f32, Const<4>>::reinterpret(words[comptime![(first_word + i) as usize]]),
@@ -99,11 +116,11 @@ pub(crate) fn block_values(
         }
         Format::Mxfp4 => {
             let word = words[comptime![first_word as usize]];
-            let codes = word.extract(comptime![(i / 2) as usize]);
-            if comptime![subnormal] {
-                e2m1_subnormals(codes, comptime![i % 2 * 16])
-            } else {
-                e2m1_values(codes, e2m1_steps(codes), comptime![i % 2 * 16])
+            let word = word.extract(comptime![(i / 2) as usize]);
+            match comptime![codes] {
+                Codes::Less2 => e2m1_values(word, e2m1_steps(word), comptime![i % 2 * 16]),
+                Codes::Subnormals => e2m1_subnormals(word, comptime![i % 2 * 16]),
+                Codes::Halves => e2m1_halves(word, comptime![i % 2]),
             }
         }
         _ => comptime!(unreachable!("other formats are uploaded as F32")),
@@ -123,6 +140,55 @@ pub(crate) fn block_scale(scales: &[u32], row: u32, block: u32, blocks: u32, #[c
             let word = scales[((row >> 2u32) * blocks + block) as usize];
             f32::reinterpret(((word >> ((row & 3) * 8)) & 255u32) << 23u32)
         }
+        _ => comptime!(unreachable!("other formats are uploaded as F32")),
+    }
+}
+
+/// Reads the scales of block `block` in `rows` rows of one group, for [`scale_value`]: `row` is a multiple of `rows`.
+#[cube]
+pub(crate) fn load_scales(
+    scales: &[u32],
+    row: u32,
+    block: u32,
+    blocks: u32,
+    found: &mut Array<u32>,
+    #[comptime] first: u32,
+    #[comptime] rows: u32,
+    #[comptime] format: Format,
+) {
+    let group = (row >> 2u32) * blocks + block;
+    match comptime![format] {
+        Format::F32 | Format::F16 | Format::BF16 => {}
+        Format::Q8_0 =>
+        {
+            #[unroll]
+            for pair in 0..comptime![rows.div_ceil(2)] {
+                let word = scales[(group * 2 + (((row + 2 * pair) >> 1u32) & 1)) as usize];
+                #[unroll]
+                for r in 0..comptime![rows.min(2)] {
+                    found[comptime![(first + 2 * pair + r) as usize]] = word >> (((row + r) & 1) * 16);
+                }
+            }
+        }
+        Format::Mxfp4 => {
+            let word = scales[group as usize];
+            #[unroll]
+            for r in 0..rows {
+                let place = if comptime![rows == 4] { r.runtime() } else { (row + r) & 3 };
+                found[comptime![(first + r) as usize]] = word >> (place * 8);
+            }
+        }
+        _ => comptime!(unreachable!("other formats are uploaded as F32")),
+    }
+}
+
+/// The scale that begins at a word's lowest bit.
+#[cube]
+pub(crate) fn scale_value(word: u32, #[comptime] format: Format) -> f32 {
+    match comptime![format] {
+        Format::F32 | Format::F16 | Format::BF16 => 1.0f32.runtime(),
+        Format::Q8_0 => half_value(word & 0xffffu32, Format::F16),
+        Format::Mxfp4 => f32::reinterpret((word & 255u32) << 23u32),
         _ => comptime!(unreachable!("other formats are uploaded as F32")),
     }
 }
@@ -162,6 +228,21 @@ fn e2m1_subnormals(codes: u32, #[comptime] first: u32) -> Vector<f32, Const<4>> 
             if comptime![at < 22] { codes << comptime![22 - at.min(22)] } else { codes >> comptime![at.max(22) - 22] };
         let sign = (codes << comptime![28 - at]) & 0x8000_0000u32;
         values.insert(comptime![i as usize], f32::reinterpret((magnitude & 0x01c0_0000u32) | sign));
+    }
+    values
+}
+
+/// Four values of the word's low half, or of its high one, times 2⁻¹⁴. Both halves of a pair are shifted and masked as one.
+#[cube]
+fn e2m1_halves(codes: u32, #[comptime] high: u32) -> Vector<f32, Const<4>> {
+    let mut values = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4u32 {
+        let magnitude = if comptime![i < 3] { codes << comptime![9 - 4 * i.min(2)] } else { codes >> 3u32 };
+        let sign = codes << comptime![12 - 4 * i];
+        let pair = (magnitude & 0x0e00_0e00u32) | (sign & 0x8000_8000u32);
+        let pair = Vector::<f32, Const<2>>::cast_from(Vector::<f16, Const<2>>::reinterpret(pair));
+        values.insert(comptime![i as usize], pair.extract(comptime![high as usize]));
     }
     values
 }

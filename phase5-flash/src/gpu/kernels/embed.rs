@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{block_scale, block_values, load_codes};
+use super::codes::{Codes, block_scale, block_values, load_codes};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
 use crate::gpu::rows::ROW_WORDS;
@@ -55,7 +55,7 @@ fn embed_kernel(
         #[unroll]
         for i in 0..8u32 {
             out[((CUBE_POS_Y * blocks + block) * 8 + i) as usize] =
-                block_values(&words, 0u32, i, format, false) * scale;
+                block_values(&words, 0u32, i, format, Codes::Less2) * scale;
         }
     }
 }

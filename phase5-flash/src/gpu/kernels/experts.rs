@@ -1,17 +1,24 @@
 //! The chosen experts: gate and up projections with SwiGLU, and the weighted sum of the down projections.
 //!
-//! Each cube reads the choice from device memory and with it the rows of the right expert.
+//! The choice of experts never leaves the device: every cube of the gate and up projections makes it from the router's logits, and
+//! the first writes it down for the down projections.
 //!
 //! Ladder (H100, gpt-oss-20b's shapes, one row; bandwidth inside a whole step, by timestamps):
 //! 1. each lane reads its block of the inputs itself: gate and up 759 GB/s with 2 × 4 rows a cube; down 390 GB/s with 4 rows, its
 //!    slots one after another.
 //! 2. inputs by way of shared memory: gate and up 568 GB/s. Taken back.
-//! 3. here: down's slots side by side, 594 GB/s.
+//! 3. down's slots side by side: 594 GB/s.
+//! 4. codes as 16-bit floats, two at a time (SPIR-V): gate and up 915 GB/s, down 720.
+//! 5. here: cubes walk down their rows, the next codes under way: gate and up GATE_UP GB/s, down DOWN.
 
 use cubecl::prelude::*;
 
-use super::project::{Split, add_products, enlarge_inputs, load_inputs, rows_a_cube, zero};
-use super::reduce::{plane_sums, total};
+use super::project::{
+    Cut, Split, add_products, copy, copy_words, enlarge_inputs, load_inputs, load_rows, multiply_rows, rows_at_once,
+    share_sums, zero,
+};
+use super::reduce::total;
+use super::router::choose;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
 
@@ -33,8 +40,13 @@ pub(crate) struct GateUp<'a> {
     pub up: &'a Experts,
     /// `[inputs, hidden]`
     pub x: &'a Buffer,
-    /// `[inputs, chosen]`
+    /// The router's, `[inputs, experts]`
+    pub logits: &'a Buffer,
+    pub experts: usize,
+    /// Written: `[inputs, chosen]`, the likeliest first.
     pub chosen: &'a Buffer,
+    /// Written: softmax over the chosen ones' logits, `[inputs, chosen]`
+    pub weights: &'a Buffer,
     pub chosen_per_row: usize,
     pub out: &'a Buffer,
     pub inputs: usize,
@@ -42,13 +54,14 @@ pub(crate) struct GateUp<'a> {
 
 impl GateUp<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        self.launch_rows(gpu, (rows_a_cube(self.gate.weight.format) / 2).max(1));
+        let rows = self.gate.weight.rows * self.inputs * self.chosen_per_row;
+        self.launch_cut(gpu, Cut::of(1, rows, 8));
     }
 
-    /// As [`GateUp::launch`], with `rows` rows of each projection a cube.
-    pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
+    /// As [`GateUp::launch`], both projections cut up as given.
+    pub fn launch_cut(&self, gpu: &Gpu, cut: Cut) {
         let (gate, up) = (&self.gate.weight, &self.up.weight);
-        let split = Split::with_sums(gpu, gate, rows, 2 * rows).subnormal(gpu);
+        let split = Split::new(gpu, gate, cut);
         let (x, z) = split.cubes(gate.rows);
         // SAFETY: chosen experts are below their number, rows are bounded in the kernel.
         unsafe {
@@ -63,10 +76,13 @@ impl GateUp<'_> {
                 up.parts[0].codes.arg4(),
                 up.parts[0].scales.arg(),
                 self.up.bias.arg(),
+                self.logits.arg(),
                 self.chosen.arg(),
+                self.weights.arg(),
                 self.out.arg(),
                 gate.rows as u32,
                 gate.stride() as u32,
+                self.experts as u32,
                 self.chosen_per_row as u32,
                 split,
                 Split { format: up.format, ..split },
@@ -84,38 +100,74 @@ fn gate_up(
     up_codes: &[Vector<u32, Const<4>>],
     up_scales: &[u32],
     up_bias: &[f32],
-    chosen: &[u32],
+    logits: &[f32],
+    chosen: &mut [u32],
+    weights: &mut [f32],
     out: &mut [f32],
     rows: u32,
     stride: u32,
-    chosen_per_row: u32,
+    #[comptime] experts: u32,
+    #[comptime] chosen_per_row: u32,
     #[comptime] gate: Split,
     #[comptime] up: Split,
 ) {
-    let mut shared = Shared::<[f32]>::new_slice(comptime![gate.partial_sums as usize]);
+    let cube_rows = comptime![gate.cut.cube_rows()];
+    let at_once = comptime![gate.cut.rows];
+    let mut shared = Shared::<[f32]>::new_slice(comptime![(2 * gate.planes * cube_rows) as usize]);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
     load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, UNIT_POS, &mut inputs, gate);
-    if comptime![gate.subnormal] {
+    if comptime![gate.subnormals()] {
         enlarge_inputs(&mut inputs, gate);
     }
 
-    let expert = chosen[CUBE_POS_X as usize];
-    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * gate.rows;
-    let first = expert * stride;
-    let last = first + rows - 1;
-    let mut sums = Array::<f32>::new(comptime![(2 * gate.rows) as usize]);
-    zero(&mut sums, comptime![2 * gate.rows]);
-    if row < rows {
-        add_products(gate_codes, gate_scales, first + row, UNIT_POS, &inputs, &mut sums, 0u32, 1.0f32, last, gate);
-        add_products(up_codes, up_scales, first + row, UNIT_POS, &inputs, &mut sums, gate.rows, 1.0f32, last, up);
+    let first_cube = CUBE_POS_Y + CUBE_POS_Z == 0;
+    let expert = choose(logits, CUBE_POS_X, first_cube, chosen, weights, experts, chosen_per_row);
+    let first = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * cube_rows;
+    let start = expert * stride;
+    let last = start + rows - 1;
+    let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![(gate.vectors() + up.vectors()) as usize]);
+    let mut scale_words = Array::<u32>::new(comptime![(2 * at_once) as usize]);
+    load_rows(gate_codes, gate_scales, start + first, last, UNIT_POS, &mut held, &mut scale_words, 0u32, gate);
+    load_rows(up_codes, up_scales, start + first, last, UNIT_POS, &mut held, &mut scale_words, at_once, up);
+    let mut sums = Array::<f32>::new(comptime![(2 * at_once) as usize]);
+    for step in 0..gate.cut.steps {
+        let row = start + first + step * at_once;
+        let mut next = Array::<Vector<u32, Const<4>>>::new(comptime![(gate.vectors() + up.vectors()) as usize]);
+        let mut next_scales = Array::<u32>::new(comptime![(2 * at_once) as usize]);
+        if comptime![gate.cut.steps > 1] {
+            let row = row + at_once;
+            load_rows(gate_codes, gate_scales, row, last, UNIT_POS, &mut next, &mut next_scales, 0u32, gate);
+            load_rows(up_codes, up_scales, row, last, UNIT_POS, &mut next, &mut next_scales, at_once, up);
+        }
+        zero(&mut sums, comptime![2 * at_once]);
+        add_products(&held, &scale_words, &inputs, &mut sums, 0u32, 0u32, 1.0f32, gate);
+        add_products(&held, &scale_words, &inputs, &mut sums, at_once, 0u32, 1.0f32, up);
+        #[unroll]
+        for i in 1..comptime![gate.blocks_a_lane()] {
+            let block = UNIT_POS + comptime![i * gate.lanes];
+            load_rows(gate_codes, gate_scales, row, last, block, &mut held, &mut scale_words, 0u32, gate);
+            load_rows(up_codes, up_scales, row, last, block, &mut held, &mut scale_words, at_once, up);
+            add_products(&held, &scale_words, &inputs, &mut sums, 0u32, i, 1.0f32, gate);
+            add_products(&held, &scale_words, &inputs, &mut sums, at_once, i, 1.0f32, up);
+        }
+        share_sums(&sums, &mut shared, 0u32, step * at_once, at_once, comptime![2 * cube_rows]);
+        share_sums(&sums, &mut shared, at_once, cube_rows + step * at_once, at_once, comptime![2 * cube_rows]);
+        if comptime![gate.cut.steps > 1] {
+            copy(&next, &mut held, comptime![gate.vectors() + up.vectors()]);
+            copy_words(&next_scales, &mut scale_words, comptime![2 * at_once]);
+        }
     }
-    plane_sums(&sums, &mut shared, comptime![2 * gate.rows]);
-    let row = row + UNIT_POS;
-    if UNIT_POS < gate.rows && row < rows {
-        let bias = (expert * rows + row) as usize;
-        let gate_value = total(&shared, UNIT_POS, comptime![2 * gate.rows]) + gate_bias[bias];
-        let up_value = total(&shared, UNIT_POS + gate.rows, comptime![2 * gate.rows]) + up_bias[bias];
-        out[(CUBE_POS_X * rows + row) as usize] = swiglu(gate_value, up_value);
+    sync_cube();
+    let mut i = UNIT_POS;
+    while i < cube_rows {
+        let row = first + i;
+        if row < rows {
+            let bias = (expert * rows + row) as usize;
+            let gate_value = total(&shared, i, comptime![2 * cube_rows]) + gate_bias[bias];
+            let up_value = total(&shared, i + cube_rows, comptime![2 * cube_rows]) + up_bias[bias];
+            out[(CUBE_POS_X * rows + row) as usize] = swiglu(gate_value, up_value);
+        }
+        i += CUBE_DIM;
     }
 }
 
@@ -142,18 +194,19 @@ pub(crate) struct Down<'a> {
 
 impl Down<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        self.launch_rows(gpu, (rows_a_cube(self.down.weight.format) / 2).max(1));
+        let rows_at_once = (rows_at_once(self.down.weight.format) / 2).max(1);
+        self.launch_cut(gpu, Cut::of(rows_at_once, self.down.weight.rows * self.inputs * self.chosen_per_row, 6));
     }
 
-    /// As [`Down::launch`], with `rows` rows a cube.
-    pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
+    /// As [`Down::launch`], cut up as given.
+    pub fn launch_cut(&self, gpu: &Gpu, cut: Cut) {
         let down = &self.down.weight;
-        let split = Split::new(gpu, down, rows).subnormal(gpu);
+        let split = Split::new(gpu, down, cut);
         // The units share out the row's slots, and then each slot's blocks: nothing waits for the slot before.
         let most = (gpu.client.properties().hardware.max_units_per_cube / split.lanes).max(1);
         let slots = SlotSplit { chosen: self.chosen_per_row as u32, together: most.min(self.chosen_per_row as u32) };
         let units = split.lanes * slots.together;
-        let split = Split { partial_sums: units.div_ceil(gpu.least_plane) * rows, ..split };
+        let split = Split { planes: units.div_ceil(gpu.least_plane), ..split };
         let (x, z) = split.cubes(down.rows);
         // SAFETY: as for gate and up.
         unsafe {
@@ -200,47 +253,75 @@ fn down_kernel(
     #[comptime] slots: SlotSplit,
     #[comptime] split: Split,
 ) {
-    let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
-    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
+    let cube_rows = comptime![split.cut.cube_rows()];
+    let rounds = comptime![slots.chosen.div_ceil(slots.together)];
+    let mut shared = Shared::<[f32]>::new_slice(comptime![(rounds * split.planes * cube_rows) as usize]);
+    let first = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * cube_rows;
     let first_slot = CUBE_POS_X * slots.chosen;
     let lane = UNIT_POS % split.lanes;
-    let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
-    zero(&mut sums, split.rows);
-    if row < rows {
-        #[unroll]
-        for round in 0..comptime![slots.chosen.div_ceil(slots.together)] {
-            let number = UNIT_POS / split.lanes + comptime![round * slots.together];
-            if number < slots.chosen {
-                let slot = first_slot + number;
-                let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-                load_inputs(x, slot * split.blocks, lane, &mut inputs, split);
-                if comptime![split.subnormal] {
-                    enlarge_inputs(&mut inputs, split);
-                }
-                let first = chosen[slot as usize] * stride;
-                let last = first + rows - 1;
-                let weight = weights[slot as usize];
-                add_products(codes, scales, first + row, lane, &inputs, &mut sums, 0u32, weight, last, split);
-            }
+    #[unroll]
+    for round in 0..rounds {
+        let number = UNIT_POS / split.lanes + comptime![round * slots.together];
+        // Past the last slot its products count for nothing.
+        let slot = first_slot + min(number, slots.chosen - 1);
+        let start = chosen[slot as usize] * stride;
+        let last = start + rows - 1;
+        let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![split.vectors() as usize]);
+        let mut scale_words = Array::<u32>::new(comptime![split.cut.rows as usize]);
+        load_rows(codes, scales, start + first, last, lane, &mut held, &mut scale_words, 0u32, split);
+        let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
+        load_inputs(x, slot * split.blocks, lane, &mut inputs, split);
+        if comptime![split.subnormals()] {
+            enlarge_inputs(&mut inputs, split);
+        }
+        let weight = select(number < slots.chosen, weights[slot as usize], 0.0f32);
+        let mut sums = Array::<f32>::new(comptime![split.cut.rows as usize]);
+        for step in 0..split.cut.steps {
+            let row = start + first + step * split.cut.rows;
+            zero(&mut sums, split.cut.rows);
+            multiply_rows(
+                codes,
+                scales,
+                row,
+                last,
+                lane,
+                &mut held,
+                &mut scale_words,
+                &inputs,
+                &mut sums,
+                weight,
+                split,
+            );
+            let place = comptime![round * cube_rows] + step * split.cut.rows;
+            share_sums(&sums, &mut shared, 0u32, place, split.cut.rows, comptime![rounds * cube_rows]);
         }
     }
-    plane_sums(&sums, &mut shared, split.rows);
-    let row = row + UNIT_POS;
-    if UNIT_POS < split.rows && row < rows {
-        let mut y = total(&shared, UNIT_POS, split.rows);
-        #[unroll]
-        for number in 0..slots.chosen {
-            let slot = (first_slot + number) as usize;
-            y += weights[slot] * bias[(chosen[slot] * rows + row) as usize];
+    sync_cube();
+    let mut i = UNIT_POS;
+    while i < cube_rows {
+        let row = first + i;
+        if row < rows {
+            let mut y = 0.0f32;
+            #[unroll]
+            for round in 0..rounds {
+                y += total(&shared, i + comptime![round * cube_rows], comptime![rounds * cube_rows]);
+            }
+            #[unroll]
+            for number in 0..slots.chosen {
+                let slot = (first_slot + number) as usize;
+                y += weights[slot] * bias[(chosen[slot] * rows + row) as usize];
+            }
+            let at = (CUBE_POS_X * rows + row) as usize;
+            out[at] += y;
         }
-        let at = (CUBE_POS_X * rows + row) as usize;
-        out[at] += y;
+        i += CUBE_DIM;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::kernels::router::tests::assert_choice;
     use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
     use phase1_loading::{Format, HostTensor};
 
@@ -282,9 +363,8 @@ mod tests {
             {
                 let context = format!("{format:?} {inputs} {stack} {rows} {columns} {chosen} {random:?}");
                 let [gate, up, down] = [(); 3].map(|()| experts(&gpu, &mut random, format, [stack, rows, columns]));
-                let ids: Vec<u32> = (0..inputs * chosen).map(|_| random.below(stack) as u32).collect();
-                let weights = random.values(inputs * chosen, 1.0);
-                let (ids_buffer, weights_buffer) = (gpu.upload(ids.clone()), gpu.upload_f32(&weights));
+                let logits = random.values(inputs * stack, 3.0);
+                let (ids_buffer, weights_buffer) = (poisoned(&gpu, inputs * chosen), poisoned(&gpu, inputs * chosen));
 
                 let x = random.values(inputs * columns, 0.3);
                 let out = poisoned(&gpu, inputs * chosen * rows);
@@ -292,13 +372,22 @@ mod tests {
                     gate: &gate.device,
                     up: &up.device,
                     x: &gpu.upload_f32(&x),
+                    logits: &gpu.upload_f32(&logits),
+                    experts: stack,
                     chosen: &ids_buffer,
+                    weights: &weights_buffer,
                     chosen_per_row: chosen,
                     out: &out,
                     inputs,
                 }
                 .launch(&gpu);
                 let found = gpu.read_f32(&out).expect("reads");
+                let ids = gpu.read(&ids_buffer).expect("reads");
+                let weights = gpu.read_f32(&weights_buffer).expect("reads");
+                for (row, logits) in logits.chunks(stack).enumerate() {
+                    let here = row * chosen..(row + 1) * chosen;
+                    assert_choice(&ids[here.clone()], &weights[here], logits, &context);
+                }
                 for slot in 0..inputs * chosen {
                     let x = &x[slot / chosen * columns..][..columns];
                     let gates = apply(&gate, ids[slot] as usize, [rows, columns], x);

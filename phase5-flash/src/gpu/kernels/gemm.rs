@@ -9,7 +9,7 @@
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{block_scale, block_values, load_codes};
+use super::codes::{Codes, block_scale, block_values, load_codes};
 use super::experts::{Experts, swiglu};
 use super::group::{TILE, TILE_WORDS, most_tiles};
 use super::project::spread;
@@ -483,8 +483,9 @@ fn unpack(
             let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
             #[unroll]
             for i in 0..4u32 {
-                square[comptime![i as usize]] = block_values(&words, comptime![i * vectors], quarter, format, false)
-                    * Vector::<f32, Const<4>>::new(factors[comptime![i as usize]]);
+                square[comptime![i as usize]] =
+                    block_values(&words, comptime![i * vectors], quarter, format, Codes::Less2)
+                        * Vector::<f32, Const<4>>::new(factors[comptime![i as usize]]);
             }
             #[unroll]
             for j in 0..4u32 {
@@ -571,10 +572,11 @@ mod tests {
             let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
             let slots = inputs * chosen;
             // One expert takes most, some take none.
-            let ids: Vec<u32> =
-                (0..slots).map(|_| random.below(experts) as u32 * (random.below(3) == 0) as u32).collect();
-            let ids = gpu.upload(ids);
-            let weights = gpu.upload_f32(&random.values(slots, 1.0));
+            // Most rows choose expert 0, so that its slots fill several tiles.
+            let mut logits = random.values(inputs * experts, 1.0);
+            logits.chunks_mut(experts).for_each(|row| row[0] += 3.0 * random.below(3) as f32);
+            let logits = gpu.upload_f32(&logits);
+            let [ids, weights] = [slots, slots].map(|len| poisoned(&gpu, len));
             let x = gpu.upload_f32(&random.values(inputs * hidden, 0.5));
             let before = random.values(inputs * hidden, 1.0);
             let (grouped, single) = (gpu.upload_f32(&before), gpu.upload_f32(&before));
@@ -583,6 +585,19 @@ mod tests {
             let order = gpu.upload(vec![u32::MAX; slots]);
             let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts) * TILE_WORDS as usize]);
 
+            GateUp {
+                gate: &gate,
+                up: &up,
+                x: &x,
+                logits: &logits,
+                experts,
+                chosen: &ids,
+                weights: &weights,
+                chosen_per_row: chosen,
+                out: &singly,
+                inputs,
+            }
+            .launch(&gpu);
             group(&gpu, &ids, slots, experts, &order, &tiles);
             let all = GroupedExperts {
                 gate: &gate,
@@ -600,8 +615,6 @@ mod tests {
             all.launch_down(&gpu);
             add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
 
-            GateUp { gate: &gate, up: &up, x: &x, chosen: &ids, chosen_per_row: chosen, out: &singly, inputs }
-                .launch(&gpu);
             Down {
                 down: &down,
                 x: &singly,

@@ -2,7 +2,8 @@
 
 pub(crate) mod attention;
 pub(crate) mod cache;
-mod codes;
+pub(crate) mod codes;
+pub(crate) mod decoding;
 pub(crate) mod embed;
 pub(crate) mod experts;
 pub(crate) mod gemm;
@@ -14,6 +15,5 @@ mod reduce;
 pub(crate) mod rope;
 pub(crate) mod router;
 pub(crate) mod sample;
-pub(crate) mod subnormal;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -1,58 +1,83 @@
 //! `y = W · norm(x) + b`, optionally added to what `y` holds: the query, key and value projections in one, attention's output
 //! projection, and the head.
 //!
-//! A cube's lanes share out the row's blocks and keep their inputs in registers for all of the cube's rows, so that the inputs
-//! cost one read a cube and the norm one sum.
+//! A cube's lanes share out a row's blocks and keep their inputs in registers, read and normed once a cube, while they walk down the
+//! cube's rows: the codes of the next rows are under way while those before are multiplied.
 //!
-//! Ladder (H100, gpt-oss-20b's shapes in Q8_0, one row, 8 rows a cube; bandwidth inside a whole step, by timestamps):
-//! 1. here: each lane reads its block of the inputs itself. Query, key and value 808 GB/s, head 2,334 GB/s.
-//! 2. inputs by way of 13 kB of shared memory: 544 and 1,659 GB/s. Fewer cubes fit at once; taken back.
+//! Ladder (H100, gpt-oss-20b's shapes in Q8_0, one row; query, key and value inside a whole step, by timestamps):
+//! 1. 4 rows a cube, unrolled, each lane reads its block of the inputs itself: 808 GB/s.
+//! 2. inputs by way of 13 kB of shared memory: 544 GB/s. Fewer cubes fit at once; taken back.
+//! 3. the codes read before the inputs: 668 GB/s, for they fill the registers meanwhile.
+//! 4. here: 2 rows at a time in 4 steps: 861 GB/s (SPIR-V). The head, 2,334 GB/s at first, now 2,605.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{INPUT_FACTOR, block_scale, dot_block, load_block, load_codes};
-use super::reduce::{cube_sum, plane_sums, total};
+use super::codes::{Codes, INPUT_FACTOR, dot_block, load_block, load_codes, load_scales, scale_value};
+use super::reduce::{cube_sum, total};
 use crate::gpu::device::{Buffer, Gpu};
-use crate::gpu::layout::{Matrix, vectors};
+use crate::gpu::layout::{Matrix, ROW_GROUP, vectors};
 
 /// The most lanes that share a row.
 const LANES: u32 = 256;
+/// Cubes that a large GPU is kept busy with.
+const CUBES: u32 = 640;
+/// Beyond these, more steps were slower.
+const MOST_STEPS: u32 = 4;
 /// The most cubes along one axis that every GPU accepts.
 pub(crate) const MAX_CUBES: u32 = 65_535;
+
+/// How much of a matrix a cube takes: what is tuned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Cut {
+    /// Rows that a lane works on at once: 1, 2, or a multiple of 4. The codes of as many more are under way meanwhile.
+    pub rows: u32,
+    /// How often it does so.
+    pub steps: u32,
+}
+
+impl Cut {
+    /// Up to `most` steps, but not so many that fewer than [`CUBES`] cubes share `rows` rows.
+    pub fn of(rows_at_once: u32, rows: usize, most: u32) -> Cut {
+        Cut { rows: rows_at_once, steps: (rows as u32 / rows_at_once / CUBES).clamp(1, most) }
+    }
+
+    /// Rows of a cube.
+    pub fn cube_rows(&self) -> u32 {
+        self.rows * self.steps
+    }
+}
 
 /// How lanes share a matrix's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Split {
     /// Blocks of a row.
     pub blocks: u32,
-    /// Lanes of a cube.
+    /// Lanes that share a row.
     pub lanes: u32,
-    /// Rows of a cube.
-    pub rows: u32,
-    /// Words of shared memory for every plane's sums.
-    pub partial_sums: u32,
+    pub cut: Cut,
+    /// The most planes of a cube.
+    pub planes: u32,
     pub format: Format,
-    /// Inputs are multiplied by [`INPUT_FACTOR`], so that MXFP4 codes can be read as subnormals.
-    pub subnormal: bool,
+    pub codes: Codes,
 }
 
 impl Split {
-    pub fn new(gpu: &Gpu, matrix: &Matrix, rows: u32) -> Split {
-        Split::with_sums(gpu, matrix, rows, rows)
-    }
-
-    /// As [`Split::new`], for `sums` sums a lane.
-    pub fn with_sums(gpu: &Gpu, matrix: &Matrix, rows: u32, sums: u32) -> Split {
+    pub fn new(gpu: &Gpu, matrix: &Matrix, cut: Cut) -> Split {
         let blocks = matrix.blocks() as u32;
         let lanes = blocks.next_multiple_of(gpu.plane).min(LANES);
         let planes = lanes.div_ceil(gpu.least_plane);
-        Split { blocks, lanes, rows, partial_sums: planes * sums, format: matrix.format, subnormal: false }
+        Split { blocks, lanes, cut, planes, format: matrix.format, codes: gpu.codes }
     }
 
-    /// As it is, with codes read as subnormals where the device keeps them.
-    pub fn subnormal(self, gpu: &Gpu) -> Split {
-        Split { subnormal: gpu.subnormals && self.format == Format::Mxfp4, ..self }
+    /// Whether inputs must be [enlarged](enlarge_inputs).
+    pub fn subnormals(&self) -> bool {
+        self.format == Format::Mxfp4 && self.codes == Codes::Subnormals
+    }
+
+    /// Vectors of codes that a lane reads at once.
+    pub fn vectors(&self) -> u32 {
+        self.cut.rows * vectors(self.format) as u32
     }
 
     /// Blocks that one lane holds.
@@ -62,7 +87,7 @@ impl Split {
 
     /// Cubes for `rows` rows, along y and z: cubes that differ along x share their rows, and run side by side.
     pub fn cubes(&self, rows: usize) -> (u32, u32) {
-        spread(rows.div_ceil(self.rows as usize) as u32)
+        spread(rows.div_ceil(self.cut.cube_rows() as usize) as u32)
     }
 }
 
@@ -72,9 +97,9 @@ pub(crate) fn spread(cubes: u32) -> (u32, u32) {
     (cubes.div_ceil(z), z)
 }
 
-/// Rows of a cube that keep a lane's registers in bounds.
-pub(crate) fn rows_a_cube(format: Format) -> u32 {
-    (8 / vectors(format) as u32).max(1)
+/// Rows that a lane works on at once, so that its registers suffice.
+pub(crate) fn rows_at_once(format: Format) -> u32 {
+    (4 / vectors(format) as u32).max(1)
 }
 
 /// One product for each of `inputs` rows of `x` `[inputs, columns]`.
@@ -93,12 +118,12 @@ pub(crate) struct Project<'a> {
 
 impl Project<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        self.launch_rows(gpu, rows_a_cube(self.matrix.format));
+        self.launch_cut(gpu, Cut::of(rows_at_once(self.matrix.format), self.matrix.rows, MOST_STEPS));
     }
 
-    /// As [`Project::launch`], with `rows` rows a cube.
-    pub fn launch_rows(&self, gpu: &Gpu, rows: u32) {
-        let split = Split::new(gpu, self.matrix, rows).subnormal(gpu);
+    /// As [`Project::launch`], cut up as given.
+    pub fn launch_cut(&self, gpu: &Gpu, cut: Cut) {
+        let split = Split::new(gpu, self.matrix, cut);
         let (norm, eps) = self.norm.unwrap_or((self.x, 0.0));
         for part in &self.matrix.parts {
             let (x, z) = split.cubes(part.rows);
@@ -145,35 +170,57 @@ fn project(
     #[comptime] biased: bool,
     #[comptime] add: bool,
 ) {
-    let mut shared = Shared::<[f32]>::new_slice(comptime![split.partial_sums as usize]);
+    let cube_rows = comptime![split.cut.cube_rows()];
+    let mut shared = Shared::<[f32]>::new_slice(comptime![(split.planes * cube_rows) as usize]);
+    let first = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * cube_rows;
+    // The first codes are under way while the inputs are made ready.
+    let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![split.vectors() as usize]);
+    let mut scale_words = Array::<u32>::new(comptime![split.cut.rows as usize]);
+    load_rows(codes, scales, first, rows - 1, UNIT_POS, &mut held, &mut scale_words, 0u32, split);
     let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
     load_inputs(x, CUBE_POS_X * split.blocks, UNIT_POS, &mut inputs, split);
     if comptime![normalize] {
         normalize_inputs(norm, eps, &mut inputs, &mut shared, split);
     }
-    if comptime![split.subnormal] {
+    if comptime![split.subnormals()] {
         enlarge_inputs(&mut inputs, split);
     }
 
-    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * split.rows;
-    let mut sums = Array::<f32>::new(comptime![split.rows as usize]);
-    zero(&mut sums, split.rows);
-    if row < rows {
-        add_products(codes, scales, row, UNIT_POS, &inputs, &mut sums, 0u32, 1.0f32, rows - 1, split);
+    let mut sums = Array::<f32>::new(comptime![split.cut.rows as usize]);
+    for step in 0..split.cut.steps {
+        let row = first + step * split.cut.rows;
+        zero(&mut sums, split.cut.rows);
+        multiply_rows(
+            codes,
+            scales,
+            row,
+            rows - 1,
+            UNIT_POS,
+            &mut held,
+            &mut scale_words,
+            &inputs,
+            &mut sums,
+            1.0f32,
+            split,
+        );
+        share_sums(&sums, &mut shared, 0u32, step * split.cut.rows, split.cut.rows, cube_rows);
     }
-    plane_sums(&sums, &mut shared, split.rows);
-    let row = row + UNIT_POS;
-    if UNIT_POS < split.rows && row < rows {
-        let row = first_row + row;
-        let at = (CUBE_POS_X * out_width + row) as usize;
-        let mut y = total(&shared, UNIT_POS, split.rows);
-        if comptime![biased] {
-            y += bias[row as usize];
+    sync_cube();
+    let mut i = UNIT_POS;
+    while i < cube_rows {
+        if first + i < rows {
+            let row = first_row + first + i;
+            let at = (CUBE_POS_X * out_width + row) as usize;
+            let mut y = total(&shared, i, cube_rows);
+            if comptime![biased] {
+                y += bias[row as usize];
+            }
+            if comptime![add] {
+                y += out[at];
+            }
+            out[at] = y;
         }
-        if comptime![add] {
-            y += out[at];
-        }
-        out[at] = y;
+        i += CUBE_DIM;
     }
 }
 
@@ -250,47 +297,126 @@ pub(crate) fn normalize_inputs(
     }
 }
 
-/// Adds this lane's share of the products of rows from `row` on, each times `weight`, to `sums` from
-/// `first_sum` on. Rows past the last are read as the last.
+/// Reads the codes and scales of a cube's rows at block `block`; `first` counts rows loaded before. Rows past the last are read as
+/// the last ones, blocks past a row's end as its last: their inputs are zeros.
 #[cube]
-pub(crate) fn add_products(
+pub(crate) fn load_rows(
     codes: &[Vector<u32, Const<4>>],
     scales: &[u32],
     row: u32,
+    last_row: u32,
+    block: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    factors: &mut Array<u32>,
+    #[comptime] first: u32,
+    #[comptime] split: Split,
+) {
+    let vectors = comptime![vectors(split.format) as u32];
+    let together = comptime![split.cut.rows.min(ROW_GROUP as u32)];
+    let block = min(block, comptime![split.blocks - 1]);
+    #[unroll]
+    for group in 0..comptime![split.cut.rows / together] {
+        let start = min(row + comptime![group * together], last_row / together * together);
+        #[unroll]
+        for r in 0..together {
+            let at = comptime![(first + group * together + r) * vectors];
+            load_codes(codes, start + r, block, split.blocks, words, at, vectors);
+        }
+        let at = comptime![first + group * together];
+        load_scales(scales, start, block, split.blocks, factors, at, together, split.format);
+    }
+}
+
+/// Adds this lane's share of the products with the rows that are held, each times `weight`, to `sums`, and holds the rows after
+/// them instead: those are under way meanwhile.
+#[cube]
+pub(crate) fn multiply_rows(
+    codes: &[Vector<u32, Const<4>>],
+    scales: &[u32],
+    row: u32,
+    last_row: u32,
     lane: u32,
+    held: &mut Array<Vector<u32, Const<4>>>,
+    scale_words: &mut Array<u32>,
     inputs: &Array<Vector<f32, Const<4>>>,
     sums: &mut Array<f32>,
-    #[comptime] first_sum: u32,
     weight: f32,
-    last_row: u32,
+    #[comptime] split: Split,
+) {
+    let mut next = Array::<Vector<u32, Const<4>>>::new(comptime![split.vectors() as usize]);
+    let mut next_scales = Array::<u32>::new(comptime![split.cut.rows as usize]);
+    if comptime![split.cut.steps > 1] {
+        load_rows(codes, scales, row + split.cut.rows, last_row, lane, &mut next, &mut next_scales, 0u32, split);
+    }
+    add_products(&*held, &*scale_words, inputs, sums, 0u32, 0u32, weight, split);
+    #[unroll]
+    for i in 1..comptime![split.blocks_a_lane()] {
+        let block = lane + comptime![i * split.lanes];
+        load_rows(codes, scales, row, last_row, block, held, scale_words, 0u32, split);
+        add_products(&*held, &*scale_words, inputs, sums, 0u32, i, weight, split);
+    }
+    if comptime![split.cut.steps > 1] {
+        copy(&next, held, split.vectors());
+        copy_words(&next_scales, scale_words, split.cut.rows);
+    }
+}
+
+/// Adds the products with rows that [`load_rows`] read after `first` others.
+#[cube]
+pub(crate) fn add_products(
+    words: &Array<Vector<u32, Const<4>>>,
+    scale_words: &Array<u32>,
+    inputs: &Array<Vector<f32, Const<4>>>,
+    sums: &mut Array<f32>,
+    #[comptime] first: u32,
+    #[comptime] round: u32,
+    weight: f32,
     #[comptime] split: Split,
 ) {
     let vectors = comptime![vectors(split.format) as u32];
     #[unroll]
-    for i in 0..comptime![split.blocks_a_lane()] {
-        let block = lane + comptime![i * split.lanes];
-        if block < split.blocks {
-            let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(split.rows * vectors) as usize]);
-            #[unroll]
-            for r in 0..split.rows {
-                load_codes(
-                    codes,
-                    min(row + r, last_row),
-                    block,
-                    split.blocks,
-                    &mut words,
-                    comptime![r * vectors],
-                    vectors,
-                );
-            }
-            #[unroll]
-            for r in 0..split.rows {
-                let scale = block_scale(scales, min(row + r, last_row), block, split.blocks, split.format);
-                let product =
-                    dot_block(&words, comptime![r * vectors], inputs, comptime![8 * i], split.format, split.subnormal);
-                sums[comptime![(first_sum + r) as usize]] += weight * scale * product;
-            }
+    for r in 0..split.cut.rows {
+        let at = comptime![first + r];
+        let product =
+            dot_block(words, comptime![at * vectors], inputs, comptime![8 * round], split.format, split.codes);
+        let scale = scale_value(scale_words[comptime![at as usize]], split.format);
+        sums[comptime![at as usize]] += weight * scale * product;
+    }
+}
+
+/// Puts the sums over each plane of `count` values a unit into `shared`, at place `at` and on of `places`, for
+/// [`total`](super::reduce::total).
+#[cube]
+pub(crate) fn share_sums(
+    sums: &Array<f32>,
+    shared: &mut Shared<[f32]>,
+    #[comptime] first: u32,
+    at: u32,
+    #[comptime] count: u32,
+    #[comptime] places: u32,
+) {
+    #[unroll]
+    for r in 0..count {
+        let sum = plane_sum(sums[comptime![(first + r) as usize]]);
+        if UNIT_POS_PLANE == 0 {
+            shared[(PLANE_POS * places + at + r) as usize] = sum;
         }
+    }
+}
+
+#[cube]
+pub(crate) fn copy(from: &Array<Vector<u32, Const<4>>>, to: &mut Array<Vector<u32, Const<4>>>, #[comptime] count: u32) {
+    #[unroll]
+    for i in 0..count {
+        to[comptime![i as usize]] = from[comptime![i as usize]];
+    }
+}
+
+#[cube]
+pub(crate) fn copy_words(from: &Array<u32>, to: &mut Array<u32>, #[comptime] count: u32) {
+    #[unroll]
+    for i in 0..count {
+        to[comptime![i as usize]] = from[comptime![i as usize]];
     }
 }
 

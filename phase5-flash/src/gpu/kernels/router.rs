@@ -1,17 +1,22 @@
-//! The norm before the experts, the router's logits, the choice of experts and their weights: one cube a row.
+//! The norm before the experts, the router's logits, the choice of experts and their weights.
 //!
-//! The choice never returns to the host: later kernels read it where this one wrote it.
+//! The choice never returns to the host. Of many rows each takes a cube, which chooses as well. Of few rows, each pair of row and
+//! expert takes one and the choice, which needs all of a row's logits, is left to [the kernel that uses it](super::experts).
+//!
+//! Ladder (H100, 32 experts of 2880, one row): inside a step one cube for the row takes 18.8 µs, a cube an
+//! expert 6.3 µs.
 
 use cubecl::prelude::*;
 
 use super::norm::norm_factor;
+use super::reduce::{plane_sums, total};
 use crate::gpu::device::{Buffer, Gpu};
 
-const UNITS: u32 = 1024;
+/// Units of a cube that takes a whole row, and of one that takes an expert for a row.
+const ROW_UNITS: u32 = 1024;
+const EXPERT_UNITS: u32 = 256;
 /// Vectors of an expert's row that a lane has under way at once.
 const AHEAD: u32 = 4;
-/// Below every logit.
-const TAKEN: f32 = -3.0e38;
 
 /// Where the router reads and writes; all for the same rows.
 pub(crate) struct Route<'a> {
@@ -26,19 +31,24 @@ pub(crate) struct Route<'a> {
     pub normed: &'a Buffer,
     /// `[inputs, experts]`
     pub logits: &'a Buffer,
-    /// `[inputs, chosen]`, the likeliest first; the first of equals.
-    pub chosen: &'a Buffer,
-    /// Softmax over the chosen ones' logits.
-    pub weights: &'a Buffer,
     pub hidden: usize,
     pub experts: usize,
-    pub experts_per_token: usize,
     pub inputs: usize,
 }
 
+/// The experts of each row, `[inputs, per_row]`.
+pub(crate) struct Choice<'a> {
+    /// The likeliest first; the first of equals.
+    pub chosen: &'a Buffer,
+    /// Softmax over the chosen ones' logits.
+    pub weights: &'a Buffer,
+    pub per_row: usize,
+}
+
 impl Route<'_> {
-    pub fn launch(&self, gpu: &Gpu) {
-        let units = UNITS.min(gpu.client.properties().hardware.max_units_per_cube).next_multiple_of(gpu.plane);
+    /// Logits and choice.
+    pub fn launch(&self, gpu: &Gpu, choice: &Choice<'_>) {
+        let units = ROW_UNITS.min(gpu.client.properties().hardware.max_units_per_cube).next_multiple_of(gpu.plane);
         // SAFETY: every index is below the buffers' shapes above.
         unsafe {
             route::launch_unchecked(
@@ -51,16 +61,93 @@ impl Route<'_> {
                 self.bias.arg(),
                 self.normed.arg4(),
                 self.logits.arg(),
-                self.chosen.arg(),
-                self.weights.arg(),
+                choice.chosen.arg(),
+                choice.weights.arg(),
                 self.eps,
                 self.hidden as u32 / 4,
                 self.experts as u32,
-                self.experts_per_token as u32,
+                choice.per_row as u32,
                 units.div_ceil(gpu.least_plane),
             );
         }
     }
+
+    /// Logits alone, for few rows.
+    pub fn launch_logits(&self, gpu: &Gpu) {
+        let units = EXPERT_UNITS.next_multiple_of(gpu.plane);
+        // SAFETY: every index is below the buffers' shapes above.
+        unsafe {
+            score::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(self.experts as u32, self.inputs as u32, 1),
+                CubeDim::new_1d(units),
+                self.x.arg4(),
+                self.norm.arg4(),
+                self.weight.arg4(),
+                self.bias.arg(),
+                self.normed.arg4(),
+                self.logits.arg(),
+                self.eps,
+                self.hidden as u32 / 4,
+                self.experts as u32,
+                units,
+                units.div_ceil(gpu.least_plane),
+            );
+        }
+    }
+}
+
+/// One expert's logit for one row, and its share of the normed row.
+#[cube(launch_unchecked)]
+fn score(
+    x: &[Vector<f32, Const<4>>],
+    norm: &[Vector<f32, Const<4>>],
+    weight: &[Vector<f32, Const<4>>],
+    bias: &[f32],
+    normed: &mut [Vector<f32, Const<4>>],
+    logits: &mut [f32],
+    eps: f32,
+    #[comptime] vectors: u32,
+    #[comptime] experts: u32,
+    #[comptime] units: u32,
+    #[comptime] planes: u32,
+) {
+    let mut shared = Shared::<[f32]>::new_slice(comptime![2 * planes as usize]);
+    let expert = CUBE_POS_X;
+    let start = CUBE_POS_Y * vectors;
+    let mut squares = Vector::<f32, Const<4>>::new(0.0f32);
+    let mut products = Vector::<f32, Const<4>>::new(0.0f32);
+    #[unroll]
+    for round in 0..comptime![vectors.div_ceil(units)] {
+        let i = UNIT_POS + comptime![round * units];
+        if i < vectors {
+            let value = x[(start + i) as usize];
+            squares += value * value;
+            products += value * norm[i as usize] * weight[(expert * vectors + i) as usize];
+        }
+    }
+    let mut sums = Array::<f32>::new(2usize);
+    sums[0usize] = sum4(squares);
+    sums[1usize] = sum4(products);
+    plane_sums(&sums, &mut shared, 2u32);
+    let mean = total(&shared, 0u32, 2u32) / f32::cast_from(comptime![vectors * 4]);
+    let factor = 1.0f32 / (mean + eps).sqrt();
+    if UNIT_POS == 0 {
+        let product = total(&shared, 1u32, 2u32);
+        logits[(CUBE_POS_Y * experts + expert) as usize] = product * factor + bias[expert as usize];
+    }
+    let share = comptime![vectors.div_ceil(experts)];
+    let mut i = expert * share + UNIT_POS;
+    while i < min((expert + 1) * share, vectors) {
+        let x = x[(start + i) as usize];
+        normed[(start + i) as usize] = x * Vector::<f32, Const<4>>::new(factor) * norm[i as usize];
+        i += CUBE_DIM;
+    }
+}
+
+#[cube]
+fn sum4(values: Vector<f32, Const<4>>) -> f32 {
+    (values.extract(0usize) + values.extract(1usize)) + (values.extract(2usize) + values.extract(3usize))
 }
 
 #[cube(launch_unchecked)]
@@ -81,6 +168,7 @@ fn route(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![planes as usize]);
     let mut scores = Shared::<[f32]>::new_slice(comptime![experts as usize]);
+    let mut choice = Shared::<[u32]>::new_slice(comptime![chosen_per_row as usize]);
     let row = CUBE_POS_X;
     let start = row * vectors;
     let factor = norm_factor(x, start, vectors, eps, &mut shared);
@@ -107,8 +195,7 @@ fn route(
             }
             i += PLANE_DIM * AHEAD;
         }
-        let sum = (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize));
-        let logit = plane_sum(sum) * factor + bias[expert as usize];
+        let logit = plane_sum(sum4(sum)) * factor + bias[expert as usize];
         if UNIT_POS_PLANE == 0 {
             scores[expert as usize] = logit;
             logits[(row * experts + expert) as usize] = logit;
@@ -117,52 +204,91 @@ fn route(
     }
     sync_cube();
 
-    // The first plane takes the largest score again and again; its lanes share out the experts.
-    if PLANE_POS == 0 {
-        let first = row * chosen_per_row;
-        let mut likeliest = 0.0f32;
+    rank(&scores, &mut choice, experts, chosen_per_row);
+    write_choice(&scores, &choice, chosen, weights, row * chosen_per_row, chosen_per_row);
+}
+
+/// The expert of slot `slot`, from its row's logits; where `write` is set, the row's choice is written too. All units of the cube
+/// call it together.
+#[cube]
+pub(crate) fn choose(
+    logits: &[f32],
+    slot: u32,
+    write: bool,
+    chosen: &mut [u32],
+    weights: &mut [f32],
+    #[comptime] experts: u32,
+    #[comptime] chosen_per_row: u32,
+) -> u32 {
+    let mut scores = Shared::<[f32]>::new_slice(comptime![experts as usize]);
+    let mut choice = Shared::<[u32]>::new_slice(comptime![chosen_per_row as usize]);
+    let row = slot / chosen_per_row;
+    let mut expert = UNIT_POS;
+    while expert < experts {
+        scores[expert as usize] = logits[(row * experts + expert) as usize];
+        expert += CUBE_DIM;
+    }
+    sync_cube();
+    rank(&scores, &mut choice, experts, chosen_per_row);
+    let mine = slot % chosen_per_row;
+    if write && mine == 0 {
+        write_choice(&scores, &choice, chosen, weights, row * chosen_per_row, chosen_per_row);
+    }
+    choice[mine as usize]
+}
+
+/// The experts with the largest scores, in order: each expert counts those before it. All units of the cube call it together.
+#[cube]
+fn rank(scores: &Shared<[f32]>, choice: &mut Shared<[u32]>, #[comptime] experts: u32, #[comptime] chosen_per_row: u32) {
+    // Logits that are no numbers leave places free, which must name some expert.
+    let mut place = UNIT_POS;
+    while place < chosen_per_row {
+        choice[place as usize] = place;
+        place += CUBE_DIM;
+    }
+    sync_cube();
+    let mut expert = UNIT_POS;
+    while expert < experts {
+        let score = scores[expert as usize];
+        let mut before = 0u32;
+        #[unroll(experts <= 32)]
+        for other in 0..experts {
+            let theirs = scores[other as usize];
+            before += u32::cast_from(theirs > score || (theirs == score && other < expert));
+        }
+        if before < chosen_per_row {
+            choice[before as usize] = expert;
+        }
+        expert += CUBE_DIM;
+    }
+    sync_cube();
+}
+
+#[cube]
+fn write_choice(
+    scores: &Shared<[f32]>,
+    choice: &Shared<[u32]>,
+    chosen: &mut [u32],
+    weights: &mut [f32],
+    first: u32,
+    #[comptime] chosen_per_row: u32,
+) {
+    let likeliest = scores[choice[0usize] as usize];
+    let mut place = UNIT_POS;
+    while place < chosen_per_row {
         let mut sum = 0.0f32;
-        let mut mine = 0.0f32;
-        for rank in 0..chosen_per_row {
-            let mut best = f32::new(TAKEN);
-            let mut best_expert = u32::new(experts as i64);
-            let mut expert = UNIT_POS_PLANE;
-            while expert < experts {
-                let score = scores[expert as usize];
-                if score > best {
-                    best = score;
-                    best_expert = expert;
-                }
-                expert += PLANE_DIM;
-            }
-            let largest = plane_max(best);
-            let candidate = select(best == largest, best_expert, experts);
-            // Not a number beats nothing and would leave no candidate.
-            let winner = min(plane_min(candidate), experts - 1);
-            if winner % PLANE_DIM == UNIT_POS_PLANE {
-                scores[winner as usize] = f32::new(TAKEN);
-            }
-            if rank == 0 {
-                likeliest = largest;
-            }
-            let weight = (largest - likeliest).exp();
-            sum += weight;
-            if UNIT_POS_PLANE == rank % PLANE_DIM {
-                chosen[(first + rank) as usize] = winner;
-                weights[(first + rank) as usize] = weight;
-            }
-            mine = sum;
+        for other in 0..chosen_per_row {
+            sum += (scores[choice[other as usize] as usize] - likeliest).exp();
         }
-        for rank in 0..chosen_per_row {
-            if UNIT_POS_PLANE == rank % PLANE_DIM {
-                weights[(first + rank) as usize] /= mine;
-            }
-        }
+        let expert = choice[place as usize];
+        chosen[(first + place) as usize] = expert;
+        weights[(first + place) as usize] = (scores[expert as usize] - likeliest).exp() / sum;
+        place += CUBE_DIM;
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
 
@@ -178,54 +304,66 @@ mod tests {
             let norm = random.values(hidden, 1.0);
             let weight = random.values(experts * hidden, 1.0);
             let bias = random.values(experts, 1.0);
-            let [normed, logits, ids, weights] =
-                [inputs * hidden, inputs * experts, inputs * chosen, inputs * chosen].map(|len| poisoned(&gpu, len));
-            Route {
-                x: &gpu.upload_f32(&x),
-                norm: &gpu.upload_f32(&norm),
-                eps: 1e-5,
-                weight: &gpu.upload_f32(&weight),
-                bias: &gpu.upload_f32(&bias),
-                normed: &normed,
-                logits: &logits,
-                chosen: &ids,
-                weights: &weights,
-                hidden,
-                experts,
-                experts_per_token: chosen,
-                inputs,
-            }
-            .launch(&gpu);
-            let read = |buffer| gpu.read_f32(buffer).expect("reads");
-            let (normed, logits, weights) = (read(&normed), read(&logits), read(&weights));
-            let ids = gpu.read(&ids).expect("reads");
-            for input in 0..inputs {
-                let x = &x[input * hidden..][..hidden];
-                let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / hidden as f64;
-                let factor = (mean + 1e-5).sqrt().recip();
-                let x: Vec<f64> = x.iter().zip(&norm).map(|(&x, &w)| f64::from(x) * factor * f64::from(w)).collect();
-                for (column, &x) in x.iter().enumerate() {
-                    assert_close(normed[input * hidden + column], x, x.abs(), &context);
+            for alone in [false, true] {
+                let [normed, logits, ids, weights] =
+                    [inputs * hidden, inputs * experts, inputs * chosen, inputs * chosen]
+                        .map(|len| poisoned(&gpu, len));
+                let route = Route {
+                    x: &gpu.upload_f32(&x),
+                    norm: &gpu.upload_f32(&norm),
+                    eps: 1e-5,
+                    weight: &gpu.upload_f32(&weight),
+                    bias: &gpu.upload_f32(&bias),
+                    normed: &normed,
+                    logits: &logits,
+                    hidden,
+                    experts,
+                    inputs,
+                };
+                match alone {
+                    true => route.launch_logits(&gpu),
+                    false => route.launch(&gpu, &Choice { chosen: &ids, weights: &weights, per_row: chosen }),
                 }
-                for expert in 0..experts {
-                    let terms = weight[expert * hidden..][..hidden].iter().zip(&x).map(|(&w, &x)| f64::from(w) * x);
-                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
-                    assert_close(logits[input * experts + expert], sum + f64::from(bias[expert]), size + 1.0, &context);
-                }
-                let logits = &logits[input * experts..][..experts];
-                let mut order: Vec<u32> = (0..experts as u32).collect();
-                order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
-                assert_eq!(ids[input * chosen..][..chosen], order[..chosen], "{context}");
-                let exponentials: Vec<f64> = order[..chosen]
-                    .iter()
-                    .map(|&e| (f64::from(logits[e as usize]) - f64::from(logits[order[0] as usize])).exp())
-                    .collect();
-                let sum: f64 = exponentials.iter().sum();
-                for (rank, e) in exponentials.iter().enumerate() {
-                    // The exponential's own error grows with its argument.
-                    assert_close(weights[input * chosen + rank], e / sum, 10.0, &context);
+                let read = |buffer| gpu.read_f32(buffer).expect("reads");
+                let (normed, logits, weights) = (read(&normed), read(&logits), read(&weights));
+                let ids = gpu.read(&ids).expect("reads");
+                for input in 0..inputs {
+                    let x = &x[input * hidden..][..hidden];
+                    let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / hidden as f64;
+                    let factor = (mean + 1e-5).sqrt().recip();
+                    let x: Vec<f64> =
+                        x.iter().zip(&norm).map(|(&x, &w)| f64::from(x) * factor * f64::from(w)).collect();
+                    for (column, &x) in x.iter().enumerate() {
+                        assert_close(normed[input * hidden + column], x, x.abs(), &context);
+                    }
+                    for expert in 0..experts {
+                        let terms = weight[expert * hidden..][..hidden].iter().zip(&x).map(|(&w, &x)| f64::from(w) * x);
+                        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                        let logit = logits[input * experts + expert];
+                        assert_close(logit, sum + f64::from(bias[expert]), size + 1.0, &context);
+                    }
+                    if !alone {
+                        let logits = &logits[input * experts..][..experts];
+                        let here = input * chosen..(input + 1) * chosen;
+                        assert_choice(&ids[here.clone()], &weights[here], logits, &context);
+                    }
                 }
             }
+        }
+    }
+
+    /// The choice is what sorting the logits gives.
+    pub(crate) fn assert_choice(ids: &[u32], weights: &[f32], logits: &[f32], context: &str) {
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+        order.truncate(ids.len());
+        assert_eq!(ids, order, "{context}");
+        let likeliest = f64::from(logits[order[0] as usize]);
+        let exponentials: Vec<f64> = order.iter().map(|&e| (f64::from(logits[e as usize]) - likeliest).exp()).collect();
+        let sum: f64 = exponentials.iter().sum();
+        for (&weight, e) in weights.iter().zip(exponentials) {
+            // The exponential's own error grows with its argument.
+            assert_close(weight, e / sum, 10.0, context);
         }
     }
 
@@ -245,14 +383,11 @@ mod tests {
             bias: &gpu.upload_f32(&bias),
             normed: &normed,
             logits: &logits,
-            chosen: &ids,
-            weights: &weights,
             hidden,
             experts: 40,
-            experts_per_token: 4,
             inputs: 1,
         }
-        .launch(&gpu);
+        .launch(&gpu, &Choice { chosen: &ids, weights: &weights, per_row: 4 });
         assert_eq!(gpu.read(&ids).expect("reads")[..4], [7, 39, 0, 1]);
     }
 }
