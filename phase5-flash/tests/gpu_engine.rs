@@ -207,7 +207,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
         let first = tokens.clone();
         let mut heard: Vec<Vec<u32>> = Vec::new();
         // Broken off once, it goes on with the numbers that were not used.
-        for stop_after in [3, 9] {
+        for stop_after in [2, 4] {
             let mut draws: Vec<_> = samplers.iter().map(Sampler::draws).collect();
             let mut batch: Vec<_> = (0..)
                 .zip(&tokens)
@@ -231,7 +231,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
             tokens = batch.iter().map(|item| item.token).collect();
             assert_eq!(heard.last(), Some(&tokens));
         }
-        assert_eq!(heard.len(), 12);
+        assert_eq!(heard.len(), 6);
         // The same tokens from logits that come to the host.
         let mut different = 0;
         for (row, params) in params.iter().enumerate() {
@@ -247,7 +247,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
                 assert_eq!(stepped.length(sequence), resident.length(sequence) - (heard.len() - 1 - step));
             }
         }
-        assert!(different * 20 <= 12 * sequences, "seed {seed}: {different} of {} differ", 12 * sequences);
+        assert!(different * 20 <= 6 * sequences, "seed {seed}: {different} of {} differ", 6 * sequences);
         (0..sequences as u64).for_each(|sequence| {
             resident.release(sequence);
             stepped.release(sequence);

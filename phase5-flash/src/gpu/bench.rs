@@ -200,6 +200,19 @@ pub fn steps(
         Ok::<_, GpuError>(start.elapsed().as_secs_f64())
     };
 
+    let likeliest = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+    let decode = |engine: &mut GpuEngine, inputs: &[(u64, u32)], choice: Choice, count: usize| {
+        let mut draws = vec![|| 0.5; inputs.len()];
+        let mut batch: Vec<_> = inputs
+            .iter()
+            .zip(&mut draws)
+            .map(|(&(sequence, token), draws)| Continuation { sequence, token, choice, draws })
+            .collect();
+        let start = Instant::now();
+        engine.decode(&mut batch, count, &mut |_| ControlFlow::Continue(())).transpose().map_err(failed)?;
+        Ok::<_, GpuError>(start.elapsed().as_secs_f64())
+    };
+
     for _ in 0..3 {
         let seconds = step(&mut engine, &[(0, tokens(512))], LogitsFor::LastToken)?;
         report(&measured("prompt".into(), "512 tokens".into(), seconds, 512));
@@ -220,14 +233,7 @@ pub fn steps(
         }
         for round in ["first", "second", "third", "fourth"] {
             let count = 256;
-            let first = tokens(1)[0];
-            let start = Instant::now();
-            let choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-            let draws = &mut || 0.0;
-            let mut batch = [Continuation { sequence: 1, token: first, choice, draws }];
-            let outcome = engine.decode(&mut batch, count, &mut |_| ControlFlow::Continue(()));
-            outcome.transpose().map_err(failed)?;
-            let seconds = start.elapsed().as_secs_f64();
+            let seconds = decode(&mut engine, &[(1, tokens(1)[0])], likeliest, count)?;
             report(&measured("generation".into(), format!("depth {depth}, {round}"), seconds, count));
             depth += count;
         }
@@ -241,6 +247,14 @@ pub fn steps(
         }
         let count = sequences as usize;
         report(&measured("step".into(), format!("{sequences} sequences"), best, count));
+        let drawn = Choice { temperature: 1.0, top_p: 0.9, ..likeliest };
+        for (choice, how) in [(likeliest, "greedy"), (drawn, "drawn with top-p")] {
+            let inputs: Vec<_> = (0..sequences).zip(tokens(count)).collect();
+            // The first call captures the step.
+            decode(&mut engine, &inputs, choice, 4)?;
+            let seconds = decode(&mut engine, &inputs, choice, 64)?;
+            report(&measured("generation".into(), format!("{sequences} sequences, {how}"), seconds, 64 * count));
+        }
     }
     Ok(())
 }
