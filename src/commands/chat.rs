@@ -20,8 +20,7 @@ const HELP: &str = "/reset forgets the conversation, /system TEXT gives instruct
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let mut session = Session::start(&checkpoint, &args.reply.engine)?;
+    let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let mut conversation = Conversation::new(args.reply.reasoning, args.system.clone());
     let mut editor = rustyline::DefaultEditor::new()?;
     interrupt::catch()?;

@@ -30,8 +30,8 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         only => (EMBEDDED, &only[0], true),
     };
     let checkpoint = session::open(Path::new(model))?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let prompt = match ask {
+    let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
+    let mut prompt = match ask {
         true => {
             let mut messages = answer::opening(args.reply.reasoning, None);
             messages.push(Message::new(Role::User, text));
@@ -39,8 +39,6 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         }
         false => tokenizer.encode_with_control(text),
     };
-    let mut session = Session::start(&checkpoint, &args.reply.engine)?;
-    let mut prompt = prompt;
     let saved = match &args.session {
         None => None,
         Some(_) if ask => bail!("--session continues text: it needs MODEL and PROMPT"),
