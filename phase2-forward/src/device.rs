@@ -46,6 +46,8 @@ pub struct ComputeDevice {
     pub name: String,
     /// Why this one, in one sentence for a person.
     pub reason: String,
+    /// Bytes that a GPU holds, where its driver says.
+    pub memory: Option<u64>,
     kind: Kind,
 }
 
@@ -70,7 +72,7 @@ pub enum DeviceError {
 
 impl ComputeDevice {
     pub fn cpu(reason: impl Into<String>) -> ComputeDevice {
-        ComputeDevice { burn: Device::flex(), name: "cpu".into(), reason: reason.into(), kind: Kind::Cpu }
+        ComputeDevice { burn: Device::flex(), name: "cpu".into(), reason: reason.into(), memory: None, kind: Kind::Cpu }
     }
 
     /// Finds the device for a model that needs `model_bytes` on it.
@@ -175,7 +177,13 @@ impl Adapter {
             wgpu::DeviceType::Cpu => (DeviceKind::Cpu, WgpuDeviceKind::Cpu),
             wgpu::DeviceType::Other => (DeviceKind::DefaultDevice, WgpuDeviceKind::DefaultDevice),
         };
-        ComputeDevice { burn: Device::wgpu(burn), name: self.to_string(), reason, kind: Kind::Gpu(kind) }
+        ComputeDevice {
+            burn: Device::wgpu(burn),
+            name: self.to_string(),
+            reason,
+            memory: self.memory,
+            kind: Kind::Gpu(kind),
+        }
     }
 
     fn unless_too_small(&self, model_bytes: u64) -> ComputeDevice {

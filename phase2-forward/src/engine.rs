@@ -20,6 +20,30 @@ pub struct Chunk<'a> {
     pub logits: LogitsFor,
 }
 
+/// How an engine chooses a token from its logits, in this order: temperature, top-k, top-p, min-p and a draw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// 0 takes the first of the likeliest tokens.
+    pub temperature: f32,
+    /// The likeliest tokens that are kept; 0 keeps all.
+    pub top_k: usize,
+    /// The share of their probability that the fewest tokens must hold; 1 keeps all.
+    pub top_p: f32,
+    /// The least probability of a token, in shares of the likeliest one's; 0 keeps all.
+    pub min_p: f32,
+}
+
+/// A sequence that an engine goes on with by itself.
+pub struct Continuation<'a> {
+    pub sequence: SequenceId,
+    /// The token to feed first; the last one heard, when the engine is done.
+    pub token: u32,
+    pub choice: Choice,
+    /// Numbers from [0, 1): one a token, and more are taken than tokens are heard. The first token in the order of the
+    /// vocabulary whose probability, added to that of the tokens before, exceeds the number is the one drawn.
+    pub draws: &'a mut dyn FnMut() -> f64,
+}
+
 /// What an engine remembers of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
@@ -120,18 +144,18 @@ pub trait Engine {
         Err(EngineError::CannotRestore)
     }
 
-    /// Feeds `first` to a sequence and goes on with the likeliest token each time, without the logits passing through the host:
-    /// for `count` tokens, or until `on_token` breaks or the context ends. The sequence then holds `first` and every token
-    /// heard but the last. `None` from an engine that only steps.
+    /// Goes on with every sequence of the batch by itself, all in step, without logits passing through the host: for `count`
+    /// tokens each, until `on_tokens` breaks or a context ends. `on_tokens` hears one token of each sequence at a time, in the
+    /// batch's order. A sequence then holds the token that it was given and every one heard but the last. `None` from an
+    /// engine that only steps.
     ///
     /// # Errors
     /// As [`Engine::step`], and logits that are not numbers.
-    fn decode_greedy(
+    fn decode(
         &mut self,
-        _sequence: SequenceId,
-        _first: u32,
+        _batch: &mut [Continuation<'_>],
         _count: usize,
-        _on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        _on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Option<Result<(), EngineError>> {
         None
     }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use phase1_loading::{TextStream, Tokenizer};
-use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, SequenceId};
+use phase2_forward::{Chunk, Continuation, Engine, EngineError, LogitsFor, NoProbe, SequenceId};
 
 use crate::sampling::{Sampler, SamplingError, SamplingParams};
 use crate::stopping::{EmptyStopString, FinishReason, StopCondition};
@@ -150,16 +150,18 @@ pub fn generate(
         if engine.length(sequence) == context {
             break FinishReason::Length;
         }
-        if params.sampling.is_plain_greedy() {
+        if let Some(choice) = params.sampling.choice() {
             let mut finish = FinishReason::Length;
-            let on_token = &mut |token| match accept(token) {
+            let on_tokens = &mut |tokens: &[u32]| match accept(tokens[0]) {
                 Some(reason) => {
                     finish = reason;
                     ControlFlow::Break(())
                 }
                 None => ControlFlow::Continue(()),
             };
-            if let Some(outcome) = engine.decode_greedy(sequence, token, params.max_tokens - 1, on_token) {
+            let draws = &mut sampler.draws();
+            let mut batch = [Continuation { sequence, token, choice, draws }];
+            if let Some(outcome) = engine.decode(&mut batch, params.max_tokens - 1, on_tokens) {
                 outcome?;
                 break finish;
             }

@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::f64::consts::{LN_2, LOG2_E};
 
+use phase2_forward::Choice;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
@@ -70,13 +71,14 @@ pub enum SamplingError {
 }
 
 impl SamplingParams {
-    /// Whether the likeliest token is taken as the model ranks them, whatever came before.
-    pub fn is_plain_greedy(&self) -> bool {
-        self.temperature == 0.0
-            && self.repetition_penalty == 1.0
+    /// The part that an engine can do by itself; `None` if the choice depends on earlier tokens or favours some.
+    pub fn choice(&self) -> Option<Choice> {
+        let alone = self.repetition_penalty == 1.0
             && self.presence_penalty == 0.0
             && self.frequency_penalty == 0.0
-            && self.logit_bias.is_empty()
+            && self.logit_bias.is_empty();
+        let &SamplingParams { temperature, top_k, top_p, min_p, .. } = self;
+        alone.then_some(Choice { temperature, top_k, top_p, min_p })
     }
 
     /// Checks every parameter against its range, and biased tokens against `vocab`.
@@ -167,6 +169,20 @@ impl Sampler {
         token
     }
 
+    /// The numbers behind the draws to come. Taking them leaves the sampler as it is.
+    pub fn draws(&self) -> impl FnMut() -> f64 + use<> {
+        let mut rng = self.rng.clone();
+        move || rng.random()
+    }
+
+    /// Counts a token that an engine chose with the next of [`Sampler::draws`], as [`Sampler::sample`] would have.
+    pub fn accept(&mut self, token: u32) {
+        if self.params.temperature > 0.0 {
+            let _: f64 = self.rng.random();
+        }
+        *self.seen.entry(token).or_insert(0) += 1;
+    }
+
     fn bias_and_penalise(&self, logits: &mut [f32]) {
         let params = &self.params;
         for &(token, bias) in &params.logit_bias {
@@ -213,6 +229,8 @@ impl Sampler {
         }
         // The largest weight is 1, so min-p compares weights without normalising them.
         candidates.retain(|c| c.weight >= f64::from(params.min_p));
+        // In the vocabulary's order, whatever the filters did to it: an engine that draws by itself need not sort.
+        candidates.sort_unstable_by_key(|c| c.token);
 
         let total: f64 = candidates.iter().map(|c| c.weight).sum();
         let drawn = self.rng.random::<f64>() * total;

@@ -5,8 +5,10 @@ use std::ops::ControlFlow;
 use gptoss_reference::{Check, Limit, RopeMode};
 use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase2_forward::{Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot};
-use phase3_kvcache::{CacheType, Cached};
+use phase2_forward::{
+    Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
+};
+use phase3_kvcache::{CacheType, Cached, Sampler, SamplingParams};
 use phase5_flash::gpu::{GpuEngine, Options};
 
 /// Numbers that differ from run to run; the seed is in every message.
@@ -151,6 +153,110 @@ fn sequences_of_a_batch_do_not_meet() {
     }
 }
 
+const GREEDY: Choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
+/// Goes on with (sequence, token)s on the device, all choosing alike.
+fn go_on(
+    engine: &mut GpuEngine,
+    inputs: &[(u64, u32)],
+    choice: Choice,
+    count: usize,
+    on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+) {
+    let mut draws: Vec<_> = inputs.iter().map(|_| || unreachable!("the likeliest token is not drawn")).collect();
+    let mut batch: Vec<_> = inputs
+        .iter()
+        .zip(&mut draws)
+        .map(|(&(sequence, token), draws)| Continuation { sequence, token, choice, draws })
+        .collect();
+    engine.decode(&mut batch, count, on_tokens).expect("a loop").expect("decodes");
+}
+
+/// The sequence's next row of logits.
+fn next_logits(engine: &mut GpuEngine, sequence: u64, tokens: &[u32]) -> Vec<f32> {
+    let chunk = Chunk { sequence, tokens, logits: LogitsFor::LastToken };
+    let logits = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
+    logits.into_data().try_to_vec().expect("f32")
+}
+
+#[test]
+fn sequences_drawn_together_are_those_drawn_alone() {
+    let (mut random, seed) = Random::fresh();
+    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let vocab = checkpoint.config.vocab;
+    let (mut resident, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
+    // Few rows, and enough of them for tiled products; each with a choice of its own, some of them greedy.
+    for sequences in [1, 5, 26] {
+        let params = |random: &mut Random| SamplingParams {
+            temperature: random.of(&[0.0, 0.6, 1.0, 1.5]),
+            top_k: random.of(&[0, 3, 40]),
+            top_p: random.of(&[1.0, 0.9, 0.3]),
+            min_p: random.of(&[0.0, 0.05]),
+            seed: random.0,
+            ..SamplingParams::default()
+        };
+        let params: Vec<SamplingParams> = (0..sequences).map(|_| params(&mut random)).collect();
+        let mut samplers: Vec<Sampler> =
+            params.iter().map(|params| Sampler::new(params.clone(), vocab).expect("in range")).collect();
+        let mut tokens = Vec::new();
+        for (sequence, sampler) in (0..).zip(&mut samplers) {
+            let count = 1 + random.below(60);
+            let prompt = random.tokens(count, vocab);
+            let mut logits = next_logits(&mut resident, sequence, &prompt);
+            next_logits(&mut stepped, sequence, &prompt);
+            tokens.push(sampler.sample(&mut logits));
+        }
+        let first = tokens.clone();
+        let mut heard: Vec<Vec<u32>> = Vec::new();
+        // Broken off once, it goes on with the numbers that were not used.
+        for stop_after in [2, 4] {
+            let mut draws: Vec<_> = samplers.iter().map(Sampler::draws).collect();
+            let mut batch: Vec<_> = (0..)
+                .zip(&tokens)
+                .zip(&params)
+                .zip(&mut draws)
+                .map(|(((sequence, &token), params), draws)| Continuation {
+                    sequence,
+                    token,
+                    choice: params.choice().expect("no penalty"),
+                    draws,
+                })
+                .collect();
+            let mut steps = 0;
+            let listen = &mut |chosen: &[u32]| {
+                heard.push(chosen.to_vec());
+                samplers.iter_mut().zip(chosen).for_each(|(sampler, &token)| sampler.accept(token));
+                steps += 1;
+                if steps == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            resident.decode(&mut batch, 400, listen).expect("a loop").expect("decodes");
+            tokens = batch.iter().map(|item| item.token).collect();
+            assert_eq!(heard.last(), Some(&tokens));
+        }
+        assert_eq!(heard.len(), 6);
+        // The same tokens from logits that come to the host.
+        let mut different = 0;
+        for (row, params) in params.iter().enumerate() {
+            let mut sampler = Sampler::new(params.clone(), vocab).expect("in range");
+            // The first draw chose the first token.
+            sampler.accept(first[row]);
+            let sequence = row as u64;
+            let mut fed = first[row];
+            for (step, token) in heard.iter().map(|step| step[row]).enumerate() {
+                let mut logits = next_logits(&mut stepped, sequence, &[fed]);
+                different += usize::from(sampler.sample(&mut logits) != token);
+                fed = token;
+                assert_eq!(stepped.length(sequence), resident.length(sequence) - (heard.len() - 1 - step));
+            }
+        }
+        assert!(different * 20 <= 6 * sequences, "seed {seed}: {different} of {} differ", 6 * sequences);
+        (0..sequences as u64).for_each(|sequence| {
+            resident.release(sequence);
+            stepped.release(sequence);
+        });
+    }
+}
+
 #[test]
 fn a_restored_sequence_goes_on() {
     let (mut random, seed) = Random::fresh();
@@ -214,11 +320,11 @@ fn generation_on_the_device_chooses_the_same_tokens() {
     let first = step(&mut resident, &prompt);
     assert_eq!(step(&mut stepped, &prompt), first);
     let mut found = Vec::new();
-    let keep = &mut |token| {
-        found.push(token);
+    let keep = &mut |tokens: &[u32]| {
+        found.push(tokens[0]);
         ControlFlow::Continue(())
     };
-    resident.decode_greedy(4, first, count, keep).expect("a loop").expect("decodes");
+    go_on(&mut resident, &[(4, first)], GREEDY, count, keep);
     let mut token = first;
     let expected: Vec<u32> = (0..count)
         .map(|_| {
@@ -232,12 +338,12 @@ fn generation_on_the_device_chooses_the_same_tokens() {
     // Broken off, it goes on as if nothing had been queued.
     let mut heard = 0;
     let mut last = *expected.last().expect("tokens");
-    let stop = &mut |token| {
+    let stop = &mut |tokens: &[u32]| {
         heard += 1;
-        last = token;
+        last = tokens[0];
         if heard == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    resident.decode_greedy(4, *expected.last().expect("tokens"), 50, stop).expect("a loop").expect("decodes");
+    go_on(&mut resident, &[(4, *expected.last().expect("tokens"))], GREEDY, 50, stop);
     let mut token = *expected.last().expect("tokens");
     for _ in 0..3 {
         token = step(&mut stepped, &[token]);

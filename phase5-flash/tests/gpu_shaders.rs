@@ -56,6 +56,7 @@ fn every_kernel_translates_to_metal_and_direct3d() {
         "project",
         "rope",
         "router",
+        "sample",
     ];
     assert_eq!(translated.keys().copied().collect::<Vec<_>>(), expected, "{translated:?}");
 }

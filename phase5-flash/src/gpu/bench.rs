@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor, RopeConfig};
-use phase2_forward::{Chunk, ComputeDevice, Engine, LogitsFor, NoProbe};
+use phase2_forward::{Choice, Chunk, ComputeDevice, Continuation, Engine, LogitsFor, NoProbe};
 use phase3_kvcache::CacheType;
 
 use super::cache::Caches;
@@ -19,13 +19,14 @@ use super::kernels::embed::embed;
 use super::kernels::experts::{Down, Experts, GateUp};
 use super::kernels::few::{Division, FEW, Few};
 use super::kernels::gemm::Gemm;
-use super::kernels::greedy::{STRIPE_WORDS, greedy};
+use super::kernels::greedy::{STRIPE_WORDS, Successors};
 use super::kernels::group::{GroupedExperts, TILE, TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
 use super::kernels::prefill::{self, rows_a_tile};
 use super::kernels::project::{Cut, Project};
 use super::kernels::rope::Rope;
-use super::kernels::router::{Choice, Route};
+use super::kernels::router::{self, Route};
+use super::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, Sample, settings};
 use super::layout::Matrix;
 use super::rows::Row;
 use super::{GpuEngine, GpuError, Options};
@@ -201,6 +202,19 @@ pub fn steps(
         Ok::<_, GpuError>(start.elapsed().as_secs_f64())
     };
 
+    let likeliest = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+    let decode = |engine: &mut GpuEngine, inputs: &[(u64, u32)], choice: Choice, count: usize| {
+        let mut draws = vec![|| 0.5; inputs.len()];
+        let mut batch: Vec<_> = inputs
+            .iter()
+            .zip(&mut draws)
+            .map(|(&(sequence, token), draws)| Continuation { sequence, token, choice, draws })
+            .collect();
+        let start = Instant::now();
+        engine.decode(&mut batch, count, &mut |_| ControlFlow::Continue(())).transpose().map_err(failed)?;
+        Ok::<_, GpuError>(start.elapsed().as_secs_f64())
+    };
+
     for _ in 0..3 {
         let seconds = step(&mut engine, &[(0, tokens(512))], LogitsFor::LastToken)?;
         report(&measured("prompt".into(), "512 tokens".into(), seconds, 512));
@@ -221,11 +235,7 @@ pub fn steps(
         }
         for round in ["first", "second", "third", "fourth"] {
             let count = 256;
-            let first = tokens(1)[0];
-            let start = Instant::now();
-            let outcome = engine.decode_greedy(1, first, count, &mut |_| ControlFlow::Continue(()));
-            outcome.transpose().map_err(failed)?;
-            let seconds = start.elapsed().as_secs_f64();
+            let seconds = decode(&mut engine, &[(1, tokens(1)[0])], likeliest, count)?;
             report(&measured("generation".into(), format!("depth {depth}, {round}"), seconds, count));
             depth += count;
         }
@@ -239,6 +249,14 @@ pub fn steps(
         }
         let count = sequences as usize;
         report(&measured("step".into(), format!("{sequences} sequences"), best, count));
+        let drawn = Choice { temperature: 1.0, top_p: 0.9, ..likeliest };
+        for (choice, how) in [(likeliest, "greedy"), (drawn, "drawn with top-p")] {
+            let inputs: Vec<_> = (0..sequences).zip(tokens(count)).collect();
+            // The first call captures the step.
+            decode(&mut engine, &inputs, choice, 4)?;
+            let seconds = decode(&mut engine, &inputs, choice, 64)?;
+            report(&measured("generation".into(), format!("{sequences} sequences, {how}"), seconds, 64 * count));
+        }
     }
     Ok(())
 }
@@ -607,7 +625,7 @@ impl Bench {
             experts,
             inputs: 1,
         };
-        let choice = Choice { chosen: &chosen, weights: &weights, per_row: CHOSEN };
+        let choice = router::Choice { chosen: &chosen, weights: &weights, per_row: CHOSEN };
         let host = HostTensor::packed_rows(Format::F32, vec![experts, hidden], Format::F32.encode(&weight).into());
         let variants: [(&str, &dyn Fn(usize)); 2] = [
             ("one cube, with the choice", &|_| route.launch(&self.gpu, &choice)),
@@ -642,10 +660,28 @@ impl Bench {
         let (stripes, token) = (gpu.empty(STRIPE_WORDS), gpu.empty(1));
         let embed_row = |_| embed(gpu, &table, &rows, &x, 1);
         let norm_row = |_| norm(gpu, &x, &picks, &weight, 1e-5, &normed, [1, hidden]);
-        let choose = |_| greedy(gpu, &logits, vocab, &stripes, &rows, &token);
+        let (stripes, tokens) = (&stripes, &token);
+        let successors = || Successors { logits: &logits, vocab, stripes, rows: &rows, tokens, inputs: 1 };
+        let likeliest = |_| successors().launch_greedy(gpu);
+        let choice = Choice { temperature: 1.0, top_k: 50, top_p: 0.9, min_p: 0.0 };
+        let chosen = gpu.upload(settings(choice).to_vec());
+        let (digits, cuts) = (gpu.empty(DIGIT_WORDS), gpu.empty(CUT_WORDS));
+        let draws = gpu.upload_f32(&vec![0.5; 1 << 12]);
+        let draw = |filters| {
+            let (settings, draws, digits, cuts) = (&chosen, &draws, &digits, &cuts);
+            Sample { successors: successors(), settings, draws, digits, cuts, filters }.launch(gpu);
+        };
+        let [plain, top_p, both] =
+            [(false, false), (false, true), (true, true)].map(|(top_k, top_p)| Filters { top_k, top_p });
         type Run<'a> = (&'a str, &'a dyn Fn(usize), usize);
-        let runs: [Run<'_>; 3] =
-            [("embed", &embed_row, hidden), ("norm", &norm_row, 4 * hidden), ("greedy", &choose, 4 * vocab)];
+        let runs: [Run<'_>; 6] = [
+            ("embed", &embed_row, hidden),
+            ("norm", &norm_row, 4 * hidden),
+            ("greedy", &likeliest, 4 * vocab),
+            ("draw", &|_| draw(plain), 8 * vocab),
+            ("draw, top-p", &|_| draw(top_p), 40 * vocab),
+            ("draw, top-k and top-p", &|_| draw(both), 72 * vocab),
+        ];
         for (name, launch, bytes) in runs {
             report(&Measurement {
                 name: name.into(),

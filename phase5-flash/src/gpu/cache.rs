@@ -116,6 +116,9 @@ impl Caches {
             };
             if missing > pages.free.len() {
                 let held = (pages.held + missing - pages.free.len()).max(2 * pages.held);
+                let layers = self.kinds.iter().filter(|&&other| other == kind).count();
+                let words = (held - pages.held) * self.row.page_words() * 2 * layers;
+                gpu.expect_memory(&format!("the cache of {} sequences", known + 1), words as u64 * 4)?;
                 for (layer, pool) in self.layers.iter_mut().enumerate() {
                     if self.kinds[layer] == kind {
                         pool.keys = cache::grow(gpu, &pool.keys, held * self.row.page_words())?;

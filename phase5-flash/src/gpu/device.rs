@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
+use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -24,6 +25,8 @@ pub(crate) struct Gpu {
     pub least_plane: u32,
     /// The most bytes that one binding may span.
     pub binding_bytes: u64,
+    /// Bytes that the device can hold, where its driver says.
+    pub memory: Option<u64>,
     /// How MXFP4 codes become floats.
     pub codes: Codes,
 }
@@ -63,13 +66,29 @@ impl Gpu {
         let probe = Tensor::<1>::zeros([1], &device.burn);
         let probe: CubeTensor =
             probe.try_into_primitive::<CubeBackend>().map_err(|_| GpuError::NoGpu(device.name.clone()))?;
-        let properties = probe.client.properties();
+        Gpu::reached_by(probe.client.clone(), probe.device.clone(), device.memory)
+    }
+
+    /// # Errors
+    /// A device that does not run kernels.
+    pub fn reached_by(client: Client, device: CubeDevice, memory: Option<u64>) -> Result<Gpu, GpuError> {
+        let properties = client.properties();
         let hardware = &properties.hardware;
         let (plane, least_plane) = (hardware.plane_size_max.max(1), hardware.plane_size_min.max(1));
         let binding_bytes = properties.memory.max_page_size;
-        let (client, device) = (probe.client.clone(), probe.device.clone());
-        let gpu = Gpu { client, device, plane, least_plane, binding_bytes, codes: Codes::Less2 };
+        let gpu = Gpu { plane, least_plane, binding_bytes, memory, codes: Codes::Less2, client, device };
         Ok(Gpu { codes: decoding::quickest(&gpu)?, ..gpu })
+    }
+
+    /// # Errors
+    /// Less memory than `what` needs beside everything that is there already, by the driver's own figure.
+    pub fn expect_memory(&self, what: &str, need: u64) -> Result<(), GpuError> {
+        let Some(limit) = self.memory else { return Ok(()) };
+        let taken = self.client.memory_report(MemoryScope::Device).usage().bytes_reserved;
+        if taken + need > limit {
+            return Err(GpuError::Memory { what: what.to_owned(), need, taken, limit });
+        }
+        Ok(())
     }
 
     /// Room for `words` words, with whatever was there before.
@@ -103,8 +122,7 @@ impl Gpu {
     /// # Errors
     /// A device that was lost, or a kernel that failed before.
     pub fn read(&self, buffer: &Buffer) -> Result<Vec<u32>, GpuError> {
-        let bytes =
-            self.client.read_one(buffer.handle.clone()).map_err(|error| GpuError::Device(format!("{error:?}")))?;
+        let bytes = self.client.read_one(buffer.handle.clone())?;
         Ok(u32::from_bytes(&bytes).to_vec())
     }
 
@@ -130,6 +148,82 @@ impl Gpu {
     /// # Errors
     /// A device that was lost, or a kernel that failed.
     pub fn sync(&self) -> Result<(), GpuError> {
-        cubecl::future::block_on(self.client.sync()).map_err(|error| GpuError::Device(format!("{error:?}")))
+        Ok(cubecl::future::block_on(self.client.sync())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cubecl::wgpu::wgpu;
+    use phase2_forward::Choice;
+
+    use super::*;
+    use crate::gpu::kernels::greedy::{STRIPE_WORDS, Successors};
+    use crate::gpu::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, Sample, settings};
+    use crate::gpu::kernels::testing::{OwnDevice, gpu};
+
+    /// Draws from twenty logits, and says what reading the token gives.
+    fn draw(gpu: &Gpu) -> Result<Vec<u32>, GpuError> {
+        let choice = Choice { temperature: 1.0, top_k: 3, top_p: 1.0, min_p: 0.0 };
+        let tokens = gpu.empty(1);
+        Sample {
+            successors: Successors {
+                logits: &gpu.upload_f32(&[0.5; 20]),
+                vocab: 20,
+                stripes: &gpu.empty(STRIPE_WORDS),
+                rows: &gpu.upload(vec![0; 4]),
+                tokens: &tokens,
+                inputs: 1,
+            },
+            settings: &gpu.upload(settings(choice).to_vec()),
+            draws: &gpu.upload_f32(&[0.0]),
+            digits: &gpu.empty(DIGIT_WORDS),
+            cuts: &gpu.empty(CUT_WORDS),
+            filters: Filters::of([choice]),
+        }
+        .launch(gpu);
+        gpu.read(&tokens)
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_fit_is_named_by_its_limit() {
+        let OwnDevice { gpu: enough, .. } = OwnDevice::new(16_384);
+        assert_eq!(draw(&enough).expect("fits")[0], 0);
+        // Enough for the last kernel, which then has nothing to draw from.
+        let OwnDevice { gpu: little, .. } = OwnDevice::new(2048);
+        let error = draw(&little).expect_err("does not fit");
+        assert!(matches!(error, GpuError::Kernel { limit: 2048, need, .. } if need > 2048), "{error}");
+        assert!(
+            error.to_string().contains("bytes of shared memory and this adapter has 2048; use --phase 3"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error() {
+        let OwnDevice { device, gpu, .. } = OwnDevice::new(16_384);
+        draw(&gpu).expect("still there");
+        device.destroy();
+        // The driver's word is heard when somebody listens.
+        let _ = device.poll(wgpu::PollType::Poll);
+        let error = draw(&gpu).expect_err("gone");
+        assert!(matches!(error, GpuError::Lost(_)), "{error}");
+        assert!(gpu.read(&gpu.upload(vec![1])).is_err());
+    }
+
+    #[test]
+    fn memory_is_asked_for_before_it_is_taken() {
+        let gpu = Gpu { memory: Some(1 << 40), ..gpu() };
+        gpu.expect_memory("a test", 1 << 20).expect("there is plenty");
+        let error = gpu.expect_memory("a test", 1 << 40).expect_err("not beside what is there");
+        let start = "a test needs 1099.51 GB more and ";
+        assert!(
+            error.to_string().starts_with(start) && error.to_string().contains("of this adapter's 1099.51 GB"),
+            "{error}"
+        );
+        // One piece that no page holds.
+        let error = gpu.read(&gpu.empty(1 << 38)).expect_err("too large");
+        assert!(matches!(error, GpuError::OutOfMemory { size } if size == 1 << 40), "{error}");
+        assert_eq!(gpu.read(&gpu.upload(vec![5])).expect("goes on")[0], 5);
     }
 }

@@ -6,7 +6,8 @@ use burn::tensor::{Tensor, TensorData};
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{
-    Chunk, ComputeDevice, Engine, EngineError, LogitsFor, Operation, Probe, SequenceId, Snapshot, Span, check_batch,
+    Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, NoProbe, Operation, Probe, SequenceId,
+    Snapshot, Span, check_batch,
 };
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::ReadCache;
@@ -19,7 +20,6 @@ use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
 use super::kernels::few::{Division, FEW, Few};
 use super::kernels::gemm::Gemm;
-use super::kernels::greedy::STRIPE_WORDS;
 use super::kernels::group::{GroupedExperts, TILE, TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
 use super::kernels::prefill::{self, QUERIES, rows_a_tile};
@@ -27,7 +27,7 @@ use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::{Choice, Route};
 use super::layout::Matrix;
-use super::resident::CapturedStep;
+use super::resident::Resident;
 use super::rows::{ROW_WORDS, Row};
 use super::weights::{Layer, Weights};
 
@@ -64,7 +64,7 @@ pub struct GpuEngine {
     pub(super) scratch: Scratch,
     /// How often a buffer that a step reads has been replaced: captured steps are void then.
     pub(super) moves: u64,
-    pub(super) captured: Option<CapturedStep>,
+    pub(super) resident: Resident,
 }
 
 /// Buffers of one pass, for up to `rows` rows.
@@ -88,13 +88,7 @@ pub(super) struct Scratch {
     tiles: Buffer,
     products: Buffer,
     /// 0, 1, 2 …
-    every_row: Buffer,
-    /// A pick of the first row.
-    pub first_row: Buffer,
-    /// The logits of one row, and the token chosen from them.
-    pub logits: Buffer,
-    pub stripes: Buffer,
-    pub token: Buffer,
+    pub every_row: Buffer,
 }
 
 impl GpuEngine {
@@ -109,15 +103,37 @@ impl GpuEngine {
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        let gpu = Gpu::new(device)?;
+        Self::load_on(Gpu::new(device)?, device.burn.clone(), checkpoint, mode, options, progress)
+    }
+
+    pub(super) fn load_on(
+        gpu: Gpu,
+        burn: burn::tensor::Device,
+        checkpoint: &Checkpoint,
+        mode: RopeMode,
+        options: Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
         let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);
         let (rotations, positions) = (gpu.empty(0), 0);
+        let resident = Resident::default();
         gpu.sync()?;
-        let burn = device.burn.clone();
-        Ok(GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, captured: None })
+        let mut engine =
+            GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, resident };
+        engine.try_out()?;
+        Ok(engine)
+    }
+
+    /// Compiles the kernels of a step and reads what they give, so that a device that lacks a limit is refused before any work.
+    fn try_out(&mut self) -> Result<(), GpuError> {
+        let sequence = SequenceId::MAX;
+        let chunk = Chunk { sequence, tokens: &[0], logits: LogitsFor::Nothing };
+        self.run(&[chunk], &mut NoProbe)?;
+        self.caches.release(sequence);
+        self.gpu.read(&self.scratch.x).map(|_| ())
     }
 
     /// Makes room for everything a batch adds.
@@ -465,10 +481,6 @@ impl Scratch {
             tiles: gpu.empty(most_tiles(slots, experts, FEW) * TILE_WORDS as usize),
             products: gpu.empty(if rows == 1 { 0 } else { slots * hidden }),
             every_row: gpu.upload((0..rows as u32).collect()),
-            first_row: gpu.upload(vec![0]),
-            logits: gpu.empty(config.vocab),
-            stripes: gpu.empty(STRIPE_WORDS),
-            token: gpu.empty(1),
         }
     }
 }
@@ -487,17 +499,23 @@ impl Engine for GpuEngine {
         self.run(batch, probe).map_err(|error| EngineError::Device(error.to_string()))
     }
 
-    fn decode_greedy(
+    fn decode(
         &mut self,
-        sequence: SequenceId,
-        first: u32,
+        batch: &mut [Continuation<'_>],
         count: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Option<Result<(), EngineError>> {
-        let chunk = Chunk { sequence, tokens: &[first], logits: LogitsFor::Nothing };
-        let outcome = check_batch(self, &[chunk]).and_then(|()| {
-            self.generate(sequence, first, count, on_token).map_err(|error| EngineError::Device(error.to_string()))
-        });
+        if batch.len() > MAX_ROWS {
+            return None;
+        }
+        let chunk = |item: &'_ Continuation<'_>| (item.sequence, [item.token]);
+        let tokens: Vec<_> = batch.iter().map(chunk).collect();
+        let chunks: Vec<Chunk<'_>> = tokens
+            .iter()
+            .map(|(sequence, tokens)| Chunk { sequence: *sequence, tokens, logits: LogitsFor::Nothing })
+            .collect();
+        let outcome = check_batch(self, &chunks)
+            .and_then(|()| self.go_on(batch, count, on_tokens).map_err(|error| EngineError::Device(error.to_string())));
         Some(outcome)
     }
 

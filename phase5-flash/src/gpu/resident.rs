@@ -1,139 +1,304 @@
-//! Greedy generation that stays on the device: a step is captured once and replayed, its token chosen and fed back where it
-//! was computed. The host reads a token while the device works on the next.
+//! Generation that stays on the device: a step of some sequences is captured once and replayed, their tokens chosen and fed
+//! back where they were computed. The host reads the tokens while the device works on the next.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 
+use cubecl::CubeElement;
 use cubecl::bytes::Bytes;
 use cubecl::client::{Client, Graph};
 use cubecl::future::block_on;
 use cubecl::server::ServerError;
-use phase2_forward::{NoProbe, SequenceId};
+use phase2_forward::{Continuation, NoProbe};
 
 use super::GpuError;
+use super::device::{Buffer, Gpu};
 use super::engine::GpuEngine;
-use super::kernels::greedy::{NO_TOKEN, greedy};
+use super::kernels::greedy::{NO_TOKEN, STRIPE_WORDS, Successors};
+use super::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, SETTING_WORDS, Sample, rounded, settings};
 use super::rows::Row;
 
-/// Tokens that room is made for at a time.
+/// Steps that room is made for at a time.
 const STRETCH: usize = 256;
 /// Steps that are under way at most: one computes, one waits its turn.
 const QUEUED: usize = 2;
 
-/// A captured step and what it was captured for.
-pub(crate) struct CapturedStep {
-    graph: Graph,
-    /// The engine's count of moved buffers.
+/// What generation on the device needs beside the engine's own buffers.
+#[derive(Default)]
+pub(super) struct Resident {
+    buffers: Option<Buffers>,
+    captured: Vec<CapturedStep>,
+    /// The engine's count of moved buffers that the captured steps know.
     moves: u64,
-    /// Keys that attention was split for.
+}
+
+/// Buffers for the choice of `rows` tokens.
+struct Buffers {
+    rows: usize,
+    logits: Buffer,
+    stripes: Buffer,
+    tokens: Buffer,
+    settings: Buffer,
+    draws: Buffer,
+    digits: Buffer,
+    cuts: Buffer,
+}
+
+/// What a step is captured for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Shape {
+    rows: usize,
+    /// Keys that attention is split for.
     keys: usize,
+    choosing: Choosing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Choosing {
+    Likeliest,
+    Drawn(Filters),
+}
+
+struct CapturedStep {
+    shape: Shape,
+    graph: Graph,
 }
 
 /// A readback under way.
 type Pending<'a> = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ServerError>> + Send + 'a>>;
 
 impl GpuEngine {
-    /// What [`Engine::decode_greedy`](phase2_forward::Engine::decode_greedy) promises, in stretches that room is made for.
-    pub(super) fn generate(
+    /// What [`Engine::decode`](phase2_forward::Engine::decode) promises, in stretches that room is made for.
+    pub(super) fn go_on(
         &mut self,
-        sequence: SequenceId,
-        first: u32,
+        batch: &mut [Continuation<'_>],
         count: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<(), GpuError> {
-        let (mut token, mut left) = (first, count.min(self.config.context_length - self.caches.length(sequence)));
+        let room = |item: &Continuation<'_>| self.config.context_length - self.caches.length(item.sequence);
+        let mut left = batch.iter().map(room).min().unwrap_or(0).min(count);
         while left > 0 {
             let stretch = left.min(STRETCH);
-            match self.decode_stretch(sequence, token, stretch, on_token)? {
-                ControlFlow::Continue(last) => token = last,
-                ControlFlow::Break(()) => return Ok(()),
+            if self.stretch(batch, stretch, on_tokens)?.is_break() {
+                return Ok(());
             }
             left -= stretch;
         }
         Ok(())
     }
 
-    /// One stretch; the last token, to be fed next.
-    fn decode_stretch(
+    /// One stretch; the batch's tokens are then those to be fed next.
+    fn stretch(
         &mut self,
-        sequence: SequenceId,
-        first: u32,
+        batch: &mut [Continuation<'_>],
         count: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<(), u32>, GpuError> {
-        let length = self.caches.length(sequence);
-        let room = length + count;
-        self.reserve_positions(sequence, room)?;
-        self.reserve_rows(1);
-        let keys = room.next_power_of_two();
-        let row = Row { token: first, position: length as u32, slot: self.caches.slot(sequence) };
-        self.capture(keys, row)?;
-        self.gpu.write(&self.scratch.row_words, row.words().into());
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, GpuError> {
+        let shape = self.make_room(batch, count)?;
+        let row = |item: &Continuation<'_>| Row {
+            token: item.token,
+            position: self.caches.length(item.sequence) as u32,
+            slot: self.caches.slot(item.sequence),
+        };
+        let rows: Vec<u32> = batch.iter().flat_map(|item| row(item).words()).collect();
+        if let Choosing::Drawn(_) = shape.choosing {
+            let buffers = self.buffers();
+            self.gpu.write(&buffers.settings, batch.iter().flat_map(|item| settings(item.choice)).collect());
+            let draws = (0..count)
+                .flat_map(|_| batch.iter_mut().map(|item| rounded((item.draws)()).to_bits()).collect::<Vec<_>>());
+            self.gpu.write(&buffers.draws, draws.collect());
+        }
+        self.capture(shape, &rows)?;
+        self.gpu.write(&self.scratch.row_words, rows);
 
         let client = self.gpu.client.clone();
         let mut pending: VecDeque<Pending<'_>> = VecDeque::new();
-        let (mut queued, mut token) = (0, first);
+        let mut queued = 0;
         let mut outcome = Ok(ControlFlow::Continue(()));
         while queued < count || !pending.is_empty() {
             while queued < count && pending.len() < QUEUED && matches!(outcome, Ok(ControlFlow::Continue(()))) {
-                pending.push_back(self.replay(&client)?);
+                pending.push_back(self.replay(&client, shape)?);
                 queued += 1;
             }
-            // A readback is waited for even when its token no longer matters: its staging buffer is mapped until then.
+            // A readback is waited for even when its tokens no longer matter: its staging buffer is mapped until then.
             let Some(read) = pending.pop_front() else { break };
-            let bytes = block_on(read).map_err(failed)?.pop();
+            let bytes = block_on(read)?.remove(0);
             if !matches!(outcome, Ok(ControlFlow::Continue(()))) {
                 continue;
             }
-            token = bytes.as_deref().and_then(<[u8]>::first_chunk).map_or(NO_TOKEN, |word| u32::from_le_bytes(*word));
-            self.caches.advance(sequence, 1);
-            outcome = match token {
-                NO_TOKEN => Err(GpuError::NotANumber { position: self.caches.length(sequence) }),
-                _ => Ok(on_token(token)),
+            let tokens = &u32::from_bytes(&bytes)[..batch.len()];
+            for (item, &token) in batch.iter_mut().zip(tokens) {
+                self.caches.advance(item.sequence, 1);
+                item.token = token;
+            }
+            outcome = match batch.iter().find(|item| item.token == NO_TOKEN) {
+                Some(item) => Err(GpuError::NotANumber { position: self.caches.length(item.sequence) }),
+                None => Ok(on_tokens(tokens)),
             };
         }
-        Ok(match outcome? {
-            ControlFlow::Continue(()) => ControlFlow::Continue(token),
-            ControlFlow::Break(()) => ControlFlow::Break(()),
-        })
+        outcome
     }
 
-    /// Queues a step and the readback of its token.
-    fn replay<'a>(&self, client: &'a Client) -> Result<Pending<'a>, GpuError> {
-        let step = self.captured.as_ref().expect("captured before");
+    /// Makes room for `count` more positions of every sequence, and says which step takes them there.
+    fn make_room(&mut self, batch: &[Continuation<'_>], count: usize) -> Result<Shape, GpuError> {
+        let rows = batch.len();
+        let mut longest = 0;
+        for item in batch {
+            let length = self.caches.length(item.sequence) + count;
+            self.reserve_positions(item.sequence, length)?;
+            longest = longest.max(length);
+        }
+        self.reserve_rows(rows);
+        if self.resident.buffers.as_ref().is_none_or(|buffers| buffers.rows < rows) {
+            self.resident.buffers = Some(Buffers::new(&self.gpu, self.config.vocab, rows.next_power_of_two())?);
+            self.moves += 1;
+        }
+        let greedy = batch.iter().all(|item| item.choice.temperature == 0.0);
+        let choosing = match greedy {
+            true => Choosing::Likeliest,
+            false => Choosing::Drawn(Filters::of(batch.iter().map(|item| item.choice))),
+        };
+        Ok(Shape { rows, keys: longest.next_power_of_two(), choosing })
+    }
+
+    /// Queues a step and the readback of its tokens.
+    fn replay<'a>(&self, client: &'a Client, shape: Shape) -> Result<Pending<'a>, GpuError> {
+        let step = self.resident.captured.iter().find(|step| step.shape == shape).expect("captured before");
         // SAFETY: the engine owns every buffer of the step and captures anew when one moves; all work is on one stream.
-        unsafe { step.graph.replay() }.map_err(failed)?;
-        Ok(Box::pin(client.read_async(vec![self.scratch.token.handle.clone()])))
+        unsafe { step.graph.replay() }?;
+        Ok(Box::pin(client.read_async(vec![self.buffers().tokens.handle.clone()])))
     }
 
-    /// Captures the step for `keys` keys, unless it is. `row` is the step to come.
-    fn capture(&mut self, keys: usize, row: Row) -> Result<(), GpuError> {
-        if self.captured.as_ref().is_some_and(|step| step.moves == self.moves && step.keys == keys) {
+    /// Captures a step, unless it is. `rows` are the words of the step to come.
+    fn capture(&mut self, shape: Shape, rows: &[u32]) -> Result<(), GpuError> {
+        if self.resident.moves != self.moves {
+            self.resident.captured.clear();
+            self.resident.moves = self.moves;
+        }
+        if self.resident.captured.iter().any(|step| step.shape == shape) {
             return Ok(());
         }
-        self.captured = None;
         let client = self.gpu.client.clone();
         // The warm-up compiles every kernel. It takes the step to come, which then overwrites the keys that it appends.
-        self.gpu.write(&self.scratch.row_words, row.words().into());
-        client.graph_prepare().map_err(failed)?;
-        self.launch_step(keys);
-        client.start_capture().map_err(failed)?;
-        self.launch_step(keys);
-        let graph = client.stop_capture().map_err(failed)?;
-        self.captured = Some(CapturedStep { graph, moves: self.moves, keys });
+        self.gpu.write(&self.scratch.row_words, rows.to_vec());
+        client.graph_prepare()?;
+        self.launch_step(shape);
+        client.start_capture()?;
+        self.launch_step(shape);
+        let graph = client.stop_capture()?;
+        self.resident.captured.push(CapturedStep { shape, graph });
         Ok(())
     }
 
-    /// One row through the model, and the choice of its successor.
-    fn launch_step(&self, keys: usize) {
-        let scratch = &self.scratch;
-        self.layers(1, keys, None, &mut NoProbe);
-        self.head(1, &scratch.first_row, &scratch.logits, &mut NoProbe);
-        greedy(&self.gpu, &scratch.logits, self.config.vocab, &scratch.stripes, &scratch.row_words, &scratch.token);
+    /// The rows through the model, and the choice of their successors.
+    fn launch_step(&self, shape: Shape) {
+        let (scratch, buffers) = (&self.scratch, self.buffers());
+        self.layers(shape.rows, shape.keys, None, &mut NoProbe);
+        self.head(shape.rows, &scratch.every_row, &buffers.logits, &mut NoProbe);
+        let successors = Successors {
+            logits: &buffers.logits,
+            vocab: self.config.vocab,
+            stripes: &buffers.stripes,
+            rows: &scratch.row_words,
+            tokens: &buffers.tokens,
+            inputs: shape.rows,
+        };
+        match shape.choosing {
+            Choosing::Likeliest => successors.launch_greedy(&self.gpu),
+            Choosing::Drawn(filters) => Sample {
+                successors,
+                settings: &buffers.settings,
+                draws: &buffers.draws,
+                digits: &buffers.digits,
+                cuts: &buffers.cuts,
+                filters,
+            }
+            .launch(&self.gpu),
+        }
+    }
+
+    fn buffers(&self) -> &Buffers {
+        self.resident.buffers.as_ref().expect("room was made")
     }
 }
 
-fn failed(error: ServerError) -> GpuError {
-    GpuError::Device(format!("{error:?}"))
+impl Buffers {
+    /// # Errors
+    /// More logits than the device binds.
+    fn new(gpu: &Gpu, vocab: usize, rows: usize) -> Result<Buffers, GpuError> {
+        let need = (rows * vocab * 4) as u64;
+        if need > gpu.binding_bytes {
+            let what = format!("the logits of {rows} sequences at once (run fewer)");
+            return Err(GpuError::Limit { what, need, limit: gpu.binding_bytes });
+        }
+        Ok(Buffers {
+            rows,
+            logits: gpu.empty(rows * vocab),
+            stripes: gpu.empty(rows * STRIPE_WORDS),
+            tokens: gpu.empty(rows),
+            settings: gpu.empty(rows * SETTING_WORDS),
+            draws: gpu.empty(rows * STRETCH),
+            digits: gpu.empty(rows * DIGIT_WORDS),
+            cuts: gpu.empty(rows * CUT_WORDS),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cubecl::MemoryScope;
+    use gptoss_reference::RopeMode;
+    use phase1_loading::Checkpoint;
+    use phase1_loading::synthetic::SyntheticModel;
+    use phase2_forward::{Choice, ComputeDevice, Engine};
+
+    use super::*;
+    use crate::gpu::Options;
+    use crate::gpu::kernels::testing::OwnDevice;
+
+    /// What 64 steps in the middle of a stretch submit to the device's queue, and how much memory they add.
+    fn trace(sequences: u64, choice: Choice) -> (u64, i64) {
+        let OwnDevice { queue, gpu, .. } = OwnDevice::new(16_384);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        SyntheticModel::preset("nano").expect("a preset").write(&path, 1, &mut |_, _| ()).expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("opens");
+        let [burn, _] = ComputeDevice::for_gates().expect("devices");
+        let (client, options) = (gpu.client.clone(), Options::default());
+        let loaded = GpuEngine::load_on(gpu, burn.burn, &checkpoint, RopeMode::Exact, options, &mut |_, _| ());
+        let mut engine = loaded.expect("loads");
+        // The number of a submission of nothing, which counts those before it.
+        let submissions = || {
+            let index = format!("{:?}", queue.submit([]));
+            index.chars().filter(char::is_ascii_digit).collect::<String>().parse::<u64>().expect("a number")
+        };
+        let memory = || client.memory_report(MemoryScope::Device).usage().bytes_reserved as i64;
+        let mut draws = vec![|| 0.5; sequences as usize];
+        let mut batch: Vec<_> = (0..)
+            .zip(&mut draws)
+            .map(|(sequence, draws)| Continuation { sequence, token: sequence as u32, choice, draws })
+            .collect();
+        let mut seen = Vec::new();
+        let listen = &mut |_: &[u32]| {
+            seen.push((submissions(), memory()));
+            if seen.len() == 128 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        engine.decode(&mut batch, 200, listen).expect("a loop").expect("decodes");
+        // One submission between two tokens is the listener's.
+        let ((first, before), (last, after)) = (seen[63], seen[127]);
+        (last - first - 64, after - before)
+    }
+
+    #[test]
+    fn steps_submit_a_fixed_number_of_times_and_take_no_memory() {
+        let greedy = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let drawn = Choice { temperature: 0.8, top_p: 0.9, ..greedy };
+        for (sequences, choice) in [(1, greedy), (1, drawn), (3, drawn)] {
+            let (submissions, memory) = trace(sequences, choice);
+            println!("{sequences} sequences, {choice:?}: 64 steps, {submissions} submissions, {memory} more bytes");
+            // The launches, the copy of the tokens, and one that comes with reading them.
+            assert!(submissions <= 3 * 64 && memory == 0, "{sequences} {choice:?}: {submissions}, {memory}");
+        }
+    }
 }

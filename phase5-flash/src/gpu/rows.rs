@@ -1,6 +1,6 @@
 //! The rows of a pass: new tokens of any sequences, one below the other.
 
-/// Words that describe a row on the device: token, position, sequence slot, and one unused.
+/// Words that describe a row on the device: token, position, sequence slot, and steps since they were written.
 pub(crate) const ROW_WORDS: u32 = 4;
 
 /// A new token and where it stands.

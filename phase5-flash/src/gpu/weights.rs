@@ -51,6 +51,7 @@ impl Weights {
     ) -> Result<Weights, GpuError> {
         let config = &checkpoint.config;
         check_shape(config)?;
+        gpu.expect_memory("the model", checkpoint.weight_bytes())?;
         let mut loader = Loader { gpu, checkpoint, done: 0, progress };
         let embedding = loader.matrix(&["token_embd.weight"])?;
         let mut layers = Vec::new();

@@ -5,44 +5,76 @@
 use cubecl::prelude::*;
 
 use crate::gpu::device::{Buffer, Gpu};
+use crate::gpu::rows::ROW_WORDS;
 
 const UNITS: u32 = 256;
-const STRIPES: u32 = 128;
+/// Parts of the vocabulary that cubes share out.
+pub(super) const STRIPES: u32 = 128;
 /// Below every logit.
 const LEAST: f32 = -3.0e38;
 
-/// Room for the stripes' best values and tokens.
+/// Room for the best values and tokens of a row's stripes.
 pub(crate) const STRIPE_WORDS: usize = 2 * STRIPES as usize;
 
 /// Stands for the token of logits that are not numbers.
 pub(crate) const NO_TOKEN: u32 = u32::MAX;
 
-/// Puts the first of the largest logits into `chosen[0]`, [`NO_TOKEN`] if one is not a number, and into the first row, whose
-/// position moves on by one.
-pub(crate) fn greedy(gpu: &Gpu, logits: &Buffer, vocab: usize, stripes: &Buffer, rows: &Buffer, chosen: &Buffer) {
-    let units = UNITS.next_multiple_of(gpu.plane);
-    let planes = units.div_ceil(gpu.least_plane);
-    // SAFETY: the vocabulary is bounded in the kernel; stripes and rows have their words.
-    unsafe {
-        best_of_stripe::launch_unchecked(
-            &gpu.client,
-            CubeCount::Static(STRIPES, 1, 1),
-            CubeDim::new_1d(units),
-            logits.arg(),
-            stripes.arg(),
-            vocab as u32,
-            planes,
-        );
-        best_of_all::launch_unchecked(
-            &gpu.client,
-            CubeCount::Static(1, 1, 1),
-            CubeDim::new_1d(units),
-            stripes.arg(),
-            rows.arg(),
-            chosen.arg(),
-            planes,
-        );
+/// The logits of some rows, and where the tokens chosen from them go.
+pub(crate) struct Successors<'a> {
+    /// `[inputs, vocab]`
+    pub logits: &'a Buffer,
+    pub vocab: usize,
+    /// [`STRIPE_WORDS`] a row.
+    pub stripes: &'a Buffer,
+    /// What describes a row: its token is replaced, its position and its count of steps go up by one.
+    pub rows: &'a Buffer,
+    /// `[inputs]`, [`NO_TOKEN`] where a logit is not a number.
+    pub tokens: &'a Buffer,
+    pub inputs: usize,
+}
+
+impl Successors<'_> {
+    /// Chooses the first of the largest logits of every row.
+    pub fn launch_greedy(&self, gpu: &Gpu) {
+        self.launch_stripes(gpu);
+        let (units, planes) = cube(gpu);
+        // SAFETY: stripes, rows and tokens have their words for every row.
+        unsafe {
+            best_of_all::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(self.inputs as u32, 1, 1),
+                CubeDim::new_1d(units),
+                self.stripes.arg(),
+                self.rows.arg(),
+                self.tokens.arg(),
+                planes,
+            );
+        }
     }
+
+    /// Puts the best (value, token) of every stripe of every row into `stripes`: (3·10³⁸, no token) for one with a logit that
+    /// is not a number.
+    pub fn launch_stripes(&self, gpu: &Gpu) {
+        let (units, planes) = cube(gpu);
+        // SAFETY: the vocabulary is bounded in the kernel; stripes have their words for every row.
+        unsafe {
+            best_of_stripe::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(STRIPES, self.inputs as u32, 1),
+                CubeDim::new_1d(units),
+                self.logits.arg(),
+                self.stripes.arg(),
+                self.vocab as u32,
+                planes,
+            );
+        }
+    }
+}
+
+/// Units of a cube, and the most planes that they make up.
+fn cube(gpu: &Gpu) -> (u32, u32) {
+    let units = UNITS.next_multiple_of(gpu.plane);
+    (units, units.div_ceil(gpu.least_plane))
 }
 
 #[cube(launch_unchecked)]
@@ -55,7 +87,7 @@ fn best_of_stripe(logits: &[f32], stripes: &mut [u32], vocab: u32, #[comptime] p
     let mut strange = 0u32;
     let mut i = start + UNIT_POS;
     while i < end {
-        let logit = logits[i as usize];
+        let logit = logits[(CUBE_POS_Y * vocab + i) as usize];
         // A number that is not one has all exponent bits set and a mantissa.
         if (u32::reinterpret(logit) & 0x7fff_ffffu32) > 0x7f80_0000u32 {
             strange = 1u32;
@@ -68,20 +100,31 @@ fn best_of_stripe(logits: &[f32], stripes: &mut [u32], vocab: u32, #[comptime] p
     }
     let (best, token) = best_of_cube(best, token, strange, planes);
     if UNIT_POS == 0 {
-        stripes[(CUBE_POS_X * 2) as usize] = u32::reinterpret(best);
-        stripes[(CUBE_POS_X * 2 + 1) as usize] = token;
+        let at = (CUBE_POS_Y * STRIPES + CUBE_POS_X) * 2;
+        stripes[at as usize] = u32::reinterpret(best);
+        stripes[(at + 1) as usize] = token;
     }
 }
 
 #[cube(launch_unchecked)]
-fn best_of_all(stripes: &[u32], rows: &mut [u32], chosen: &mut [u32], #[comptime] planes: u32) {
+fn best_of_all(stripes: &[u32], rows: &mut [u32], tokens: &mut [u32], #[comptime] planes: u32) {
+    let (_best, token) = best_of_row(stripes, CUBE_POS_X, planes);
+    if UNIT_POS == 0 {
+        go_on(rows, tokens, CUBE_POS_X, token);
+    }
+}
+
+/// The largest logit of a row and the first token that has it, from its stripes.
+#[cube]
+pub(super) fn best_of_row(stripes: &[u32], row: u32, #[comptime] planes: u32) -> (f32, u32) {
     let mut best = f32::new(LEAST);
     let mut token = u32::MAX.runtime();
     let mut strange = 0u32;
     let mut i = UNIT_POS;
     while i < STRIPES {
-        let value = f32::reinterpret(stripes[(i * 2) as usize]);
-        let candidate = stripes[(i * 2 + 1) as usize];
+        let at = (row * STRIPES + i) * 2;
+        let value = f32::reinterpret(stripes[at as usize]);
+        let candidate = stripes[(at + 1) as usize];
         if candidate == u32::MAX && value > 0.0f32 {
             strange = 1u32;
         }
@@ -91,13 +134,17 @@ fn best_of_all(stripes: &[u32], rows: &mut [u32], chosen: &mut [u32], #[comptime
         }
         i += CUBE_DIM;
     }
-    let (_best, token) = best_of_cube(best, token, strange, planes);
-    if UNIT_POS == 0 {
-        chosen[0] = token;
-        // The next step must find a token of the vocabulary, whatever the logits were.
-        rows[0] = select(token == u32::MAX, 0u32, token);
-        rows[1] += 1;
-    }
+    best_of_cube(best, token, strange, planes)
+}
+
+/// Makes `token` the next one that `row` feeds.
+#[cube]
+pub(super) fn go_on(rows: &mut [u32], tokens: &mut [u32], row: u32, token: u32) {
+    tokens[row as usize] = token;
+    // The next step must find a token of the vocabulary, whatever the logits were.
+    rows[(row * ROW_WORDS) as usize] = select(token == u32::MAX, 0u32, token);
+    rows[(row * ROW_WORDS + 1) as usize] += 1;
+    rows[(row * ROW_WORDS + 3) as usize] += 1;
 }
 
 /// The largest value of a cube and the least token that has it; the largest of all and no token, if anything is `strange`.
@@ -132,27 +179,32 @@ mod tests {
     use super::*;
     use crate::gpu::kernels::testing::{Random, gpu};
 
-    fn choose(gpu: &Gpu, logits: &[f32]) -> (Vec<u32>, Vec<u32>) {
-        let [stripes, chosen] = [STRIPE_WORDS, 4].map(|len| gpu.upload(vec![77; len]));
-        let rows = gpu.upload(vec![5, 41, 3, 0]);
-        greedy(gpu, &gpu.upload_f32(logits), logits.len(), &stripes, &rows, &chosen);
-        (gpu.read(&chosen).expect("reads"), gpu.read(&rows).expect("reads"))
+    /// The tokens chosen for rows of `vocab` logits, and the rows' words after that.
+    fn choose(gpu: &Gpu, logits: &[f32], vocab: usize) -> (Vec<u32>, Vec<u32>) {
+        let inputs = logits.len() / vocab;
+        let [stripes, tokens] = [STRIPE_WORDS * inputs, inputs].map(|len| gpu.upload(vec![77; len]));
+        let rows = gpu.upload([5, 41, 3, 7].repeat(inputs));
+        let logits = &gpu.upload_f32(logits);
+        Successors { logits, vocab, stripes: &stripes, rows: &rows, tokens: &tokens, inputs }.launch_greedy(gpu);
+        (gpu.read(&tokens).expect("reads"), gpu.read(&rows).expect("reads"))
     }
 
     #[test]
     fn takes_the_first_of_the_largest() {
         let gpu = gpu();
         let mut random = Random::fresh();
-        for vocab in [1, 2, 299, 2048, 201_088] {
+        for (vocab, inputs) in [(1, 1), (2, 3), (299, 5), (2048, 1), (201_088, 2)] {
             for spread in [5.0, -5.0f32] {
                 // Few different values, so that there are equals; all negative ones too.
                 let logits: Vec<f32> =
-                    (0..vocab).map(|_| random.below(50) as f32 * 0.1 + spread.min(0.0) * 2.0).collect();
-                let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-                let expected = logits.iter().position(|&l| l == largest).expect("there is one") as u32;
-                let (chosen, rows) = choose(&gpu, &logits);
-                assert_eq!(chosen[0], expected, "{vocab} {random:?}");
-                assert_eq!(rows, [expected, 42, 3, 0]);
+                    (0..vocab * inputs).map(|_| random.below(50) as f32 * 0.1 + spread.min(0.0) * 2.0).collect();
+                let (tokens, rows) = choose(&gpu, &logits, vocab);
+                for (row, logits) in logits.chunks(vocab).enumerate() {
+                    let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+                    let expected = logits.iter().position(|&l| l == largest).expect("there is one") as u32;
+                    assert_eq!(tokens[row], expected, "{vocab} {random:?}");
+                    assert_eq!(rows[4 * row..][..4], [expected, 42, 3, 8]);
+                }
             }
         }
     }
@@ -161,10 +213,10 @@ mod tests {
     fn says_so_where_there_is_none() {
         let gpu = gpu();
         for at in [0, 100, 298] {
-            let mut logits = vec![1.0; 299];
+            let mut logits = vec![1.0; 2 * 299];
             logits[at] = f32::NAN;
-            let (chosen, rows) = choose(&gpu, &logits);
-            assert_eq!(chosen[0], NO_TOKEN);
+            let (tokens, rows) = choose(&gpu, &logits, 299);
+            assert_eq!(tokens[..2], [NO_TOKEN, 0]);
             assert_eq!(rows[0], 0);
         }
     }

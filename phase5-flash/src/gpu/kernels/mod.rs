@@ -16,6 +16,6 @@ pub(crate) mod project;
 mod reduce;
 pub(crate) mod rope;
 pub(crate) mod router;
-
+pub(crate) mod sample;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

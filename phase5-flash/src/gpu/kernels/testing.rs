@@ -1,5 +1,7 @@
 //! What the kernels' tests share.
 
+use cubecl::Device;
+use cubecl::wgpu::{RuntimeOptions, WgpuSetup, init_device, wgpu};
 use phase1_loading::{Format, HostTensor};
 use phase2_forward::ComputeDevice;
 
@@ -13,6 +15,32 @@ use crate::gpu::layout::Matrix;
 pub fn gpu() -> Gpu {
     let [_, gpu] = ComputeDevice::for_gates().expect("a GPU, or a program that plays one");
     Gpu::new(&gpu).expect("a client")
+}
+
+/// A device that no other test uses.
+pub struct OwnDevice {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub gpu: Gpu,
+}
+
+impl OwnDevice {
+    /// A device with `shared` bytes of shared memory.
+    pub fn new(shared: u32) -> OwnDevice {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        let adapter = adapters.into_iter().next().expect("a GPU, or a program that plays one");
+        let request = wgpu::DeviceDescriptor {
+            required_features: adapter.features() & !wgpu::Features::all_experimental_mask(),
+            required_limits: wgpu::Limits { max_compute_workgroup_storage_size: shared, ..adapter.limits() },
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (device, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
+        let backend = adapter.get_info().backend;
+        let setup = WgpuSetup { instance, adapter, device: device.clone(), queue: queue.clone(), backend };
+        let cube = Device::Wgpu(init_device(setup, RuntimeOptions { tasks_max: 256, ..RuntimeOptions::default() }));
+        OwnDevice { device, queue, gpu: Gpu::reached_by(cube.client(), cube, None).expect("runs") }
+    }
 }
 
 /// A buffer that no kernel has written.
