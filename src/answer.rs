@@ -8,6 +8,8 @@ use phase1_loading::Tokenizer;
 use phase2_forward::Engine;
 use phase3_kvcache::{Generation, GenerationParams, generate};
 
+use crate::session::SEQUENCE;
+
 /// The beginning of every conversation: the system message, and instructions if there are any.
 pub fn opening(effort: Effort, instructions: Option<&str>) -> Vec<Message> {
     let date = time::OffsetDateTime::now_utc().date().to_string();
@@ -23,7 +25,8 @@ pub fn prompt(messages: &[Message], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     )
 }
 
-/// Generates one turn after `prompt` and reads it. `on_piece` hears it as it comes, and may end it by breaking.
+/// Generates one turn after `prompt` and reads it. `on_piece` hears it as it comes, and may end it by breaking. The engine goes on
+/// holding both.
 pub fn answer(
     engine: &mut dyn Engine,
     tokenizer: &Tokenizer,
@@ -31,7 +34,6 @@ pub fn answer(
     params: &GenerationParams,
     on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
 ) -> Result<(Turn, Generation)> {
-    const SEQUENCE: u64 = 0;
     let mut parser = Parser::new(tokenizer);
     let generation = generate(engine, tokenizer, SEQUENCE, prompt, params, &mut |step| match step
         .token
@@ -40,6 +42,5 @@ pub fn answer(
         Some(piece) => on_piece(&piece),
         None => ControlFlow::Continue(()),
     });
-    engine.release(SEQUENCE);
     Ok((parser.finish(), generation?))
 }

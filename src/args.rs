@@ -111,9 +111,6 @@ pub struct Generate {
     /// Go on after the model's stop tokens.
     #[arg(long)]
     pub ignore_stops: bool,
-    /// Continue the text in this file, if it exists, by PROMPT, which may then be empty; and keep text and cache there.
-    #[arg(long, value_name = "F", conflicts_with = "ask")]
-    pub session: Option<PathBuf>,
     /// Print one JSON object instead of streaming text.
     #[arg(long)]
     pub json: bool,
@@ -171,7 +168,7 @@ pub struct Gates {
 /// Write a model as one GGUF file; experts are copied bit for bit.
 #[derive(Args)]
 pub struct Convert {
-    /// A folder of safetensors files from Hugging Face or mlx-lm, or a GGUF file.
+    /// A folder of safetensors files from OpenAI, Hugging Face or mlx-lm, or a GGUF file.
     pub model: PathBuf,
     #[arg(value_name = "OUT.gguf")]
     pub out: PathBuf,
@@ -269,8 +266,8 @@ pub struct Bench {
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
     /// Tokens of a prompt; 0 measures no prefill.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub prompt: usize,
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "512")]
+    pub prompt: Vec<usize>,
     /// Tokens that a sequence holds before.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
     pub depth: Vec<usize>,
@@ -283,6 +280,9 @@ pub struct Bench {
     /// Runs, of which the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
     pub repeat: usize,
+    /// How keys and values are cached (phases 3 and 5): f32, f16 or q8_0. The engine's own choice if not given.
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = parse_cache_type)]
+    pub kv: Vec<CacheType>,
     #[command(flatten)]
     pub fast: FastArgs,
     #[arg(long)]
@@ -318,6 +318,10 @@ pub struct ReplyArgs {
     /// low, medium or high: how long to think before an answer.
     #[arg(long, default_value = "medium")]
     pub reasoning: Effort,
+    /// Go on with what is in this file, if it exists, and keep there what was said and what the engine holds of it (phases 3
+    /// and 5). A conversation keeps its reasoning and instructions; text goes on by PROMPT, which may then be empty.
+    #[arg(long, value_name = "F")]
+    pub session: Option<PathBuf>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -348,6 +352,9 @@ pub struct EngineArgs {
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
     #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
     pub rope: RopeArg,
+    /// How keys and values are cached (phases 3 and 5): f32, f16 or q8_0.
+    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
+    pub kv: Option<CacheType>,
     #[command(flatten)]
     pub fast: FastArgs,
 }
@@ -364,15 +371,12 @@ pub struct FastArgs {
     /// The instruction set to compute with (phase 5 on the CPU): avx512, avx2 or portable; the best if not given.
     #[arg(long, value_name = "NAME", value_parser = parse_isa)]
     pub isa: Option<Isa>,
-    /// How keys and values are cached (phases 3 and 5): f32, f16 or q8_0.
-    #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
-    pub kv: Option<CacheType>,
 }
 
 impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
     pub fn reference(rope: RopeArg) -> EngineArgs {
-        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, fast: FastArgs::default() }
+        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, kv: None, fast: FastArgs::default() }
     }
 
     /// The engine that runs.
@@ -383,16 +387,15 @@ impl EngineArgs {
     /// How that engine will cache keys and values on a device.
     pub fn cache_type(&self, device: &ComputeDevice) -> CacheType {
         match self.phase() {
-            5 if device.is_cpu() => self.fast.on_cpu().cache_type(),
-            _ => self.fast.kv.unwrap_or_default(),
+            5 if device.is_cpu() => self.on_cpu().cache_type(),
+            _ => self.kv.unwrap_or_default(),
         }
     }
-}
 
-impl FastArgs {
-    /// For the engine on the CPU.
+    /// What phase 5 is told on the CPU.
     pub fn on_cpu(&self) -> CpuOptions {
-        CpuOptions { threads: self.threads.map(usize::from), exact: self.exact, kv: self.kv, isa: self.isa }
+        let FastArgs { exact, threads, isa } = self.fast;
+        CpuOptions { threads: threads.map(usize::from), exact, kv: self.kv, isa }
     }
 }
 

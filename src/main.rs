@@ -5,6 +5,7 @@
 mod answer;
 mod args;
 mod commands;
+mod conversation;
 mod interrupt;
 mod lost_file;
 mod saved;

@@ -1,72 +1,76 @@
-//! Conversations that outlive the program: `--session F`.
+//! Text that outlives the program: `--session F`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, SavedSession};
-use phase2_forward::{Engine, SequenceId, Snapshot};
+use phase2_forward::{Engine, EngineError, Snapshot};
 
-use crate::session::Session;
+use crate::args::EngineArgs;
+use crate::session::{SEQUENCE, Session};
 
-/// A conversation in a file.
+/// A session's file.
 pub struct Saved {
-    /// Without tokens and items: what a file of this run says that it belongs to.
-    identity: SavedSession,
-    /// Every token so far.
-    tokens: Vec<u32>,
+    file: PathBuf,
+    /// What a file of this run says that it belongs to.
+    model: String,
+    rope: String,
+    cache: String,
 }
 
 impl Saved {
-    /// Opens the conversation in `file`, if there is one, and gives it to the session's engine as `sequence`. Returns it with the tokens
-    /// that the engine has yet to see, which come before any new prompt.
+    /// Opens what is in `file`, if it exists, and gives it to the session's engine. Returns it with the tokens so far, of which the
+    /// engine then holds the first. An engine of another kind than saved them holds none, and has to read them again.
     ///
     /// # Errors
-    /// A damaged file, or one of another model, RoPE mode or cache type.
+    /// An engine that saves nothing; a damaged file, or one of another model, RoPE mode or cache type.
     pub fn open(
         file: &Path,
         checkpoint: &Checkpoint,
-        rope: RopeMode,
+        args: &EngineArgs,
         session: &mut Session,
-        sequence: SequenceId,
     ) -> Result<(Saved, Vec<u32>)> {
-        let identity = SavedSession {
+        if session.phase == 2 {
+            bail!("phase 2 remembers nothing that could be saved: --session needs phase 3 or 5");
+        }
+        let this = Saved {
+            file: file.to_owned(),
             model: checkpoint.fingerprint(),
-            rope: rope.name().into(),
+            rope: RopeMode::from(args.rope).name().into(),
             cache: session.cache.name().into(),
-            tokens: Vec::new(),
-            length: 0,
-            items: Vec::new(),
         };
         if !file.exists() {
-            return Ok((Saved { identity, tokens: Vec::new() }, Vec::new()));
+            return Ok((this, Vec::new()));
         }
-        let SavedSession { model, rope, cache, tokens, length, items } = SavedSession::open(file)?;
-        if model != identity.model {
+        let SavedSession { model, rope, cache, form, tokens, length, items } = SavedSession::open(file)?;
+        if model != this.model {
             bail!("{} was saved with another model than {}", file.display(), checkpoint.path.display());
         }
-        for (flag, saved, now) in [("rope", &rope, &identity.rope), ("kv", &cache, &identity.cache)] {
+        for (flag, saved, now) in [("rope", &rope, &this.rope), ("kv", &cache, &this.cache)] {
             if saved != now {
                 bail!("{} was saved with --{flag} {saved}, and this run has --{flag} {now}", file.display());
             }
         }
-        let unseen = tokens[length..].to_vec();
-        if length > 0 {
-            let snapshot = Snapshot { length, items };
-            session.engine.restore(sequence, &snapshot).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+        match session.engine.restore(SEQUENCE, &Snapshot { form, length, items }) {
+            Ok(()) => {}
+            Err(EngineError::OtherForm { found, .. }) => {
+                eprintln!("{}: saved by {found}; its {} tokens are read again", file.display(), tokens.len());
+            }
+            Err(error) => return Err(anyhow!("{}: {error}", file.display())),
         }
-        Ok((Saved { identity, tokens }, unseen))
+        Ok((this, tokens))
     }
 
-    /// Writes the conversation with further tokens, the prompt's and the generated ones.
+    /// Writes all tokens and what the engine holds of them.
     ///
     /// # Errors
-    /// An engine that does not save, or a file that cannot be written.
-    pub fn write(mut self, file: &Path, new: &[u32], engine: &dyn Engine, sequence: SequenceId) -> Result<()> {
-        let Some(Snapshot { length, items }) = engine.save(sequence) else {
-            bail!("this engine cannot save a conversation; phase 3 can");
+    /// A device that was lost, or a file that cannot be written.
+    pub fn write(&self, tokens: &[u32], engine: &dyn Engine) -> Result<()> {
+        let Some(Snapshot { form, length, items }) = engine.save(SEQUENCE) else {
+            bail!("the device does not give back what it holds; {} stays as it was", self.file.display());
         };
-        self.tokens.extend(new);
-        Ok(SavedSession { tokens: self.tokens, length, items, ..self.identity }.write(file)?)
+        let (model, rope, cache) = (self.model.clone(), self.rope.clone(), self.cache.clone());
+        Ok(SavedSession { model, rope, cache, form, tokens: tokens.to_vec(), length, items }.write(&self.file)?)
     }
 }

@@ -5,12 +5,15 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Checkpoint;
-use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
+use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute, SequenceId};
 use phase3_kvcache::{CacheType, Cached};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options};
 
 use crate::args::EngineArgs;
+
+/// The sequence of every command that has only one.
+pub const SEQUENCE: SequenceId = 0;
 
 /// The model inside this program.
 pub const EMBEDDED: &str = "embedded";
@@ -47,7 +50,7 @@ impl Session {
         if phase != 5 && (fast.exact || fast.threads.is_some() || fast.isa.is_some()) {
             bail!("--exact, --threads and --isa are for --phase 5; phase {phase} always computes in f32");
         }
-        if phase == 2 && fast.kv.is_some() {
+        if phase == 2 && args.kv.is_some() {
             bail!("phase 2 caches nothing; --kv is for phases 3 and 5");
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
@@ -57,7 +60,7 @@ impl Session {
             2 => Box::new(Recompute::new(GptOss::load(checkpoint, device.clone(), rope, progress)?)),
             3 => Box::new(Cached::with_cache(GptOss::load(checkpoint, device.clone(), rope, progress)?, cache)?),
             _ if device.is_cpu() => {
-                let engine = CpuEngine::load(checkpoint, rope, fast.on_cpu())?;
+                let engine = CpuEngine::load(checkpoint, rope, args.on_cpu())?;
                 eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
                 Box::new(engine)
             }

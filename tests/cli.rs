@@ -117,20 +117,35 @@ fn eval_scores_the_embedded_model() {
 
 #[test]
 fn bench_measures_what_it_was_asked_for() {
-    let arguments = ["bench", "embedded", "--device", "cpu", "--phase", "3,5", "--prompt", "20", "--depth", "0,30"];
-    let report = json(&[&arguments[..], &["--batch", "1,3", "--generate", "4", "--repeat", "2", "--json"]].concat());
-    let phases = report.as_array().expect("an array");
-    assert_eq!(phases.iter().map(|phase| phase["phase"].as_u64()).collect::<Vec<_>>(), [Some(3), Some(5)]);
-    for phase in phases {
-        let results = phase["results"].as_array().expect("an array");
-        // At each depth: decoding and prefilling one sequence, and decoding three.
-        assert_eq!(results.len(), 6, "{phase}");
+    let arguments = ["bench", "embedded", "--device", "cpu", "--prompt", "20,40", "--depth", "0,30", "--repeat", "2"];
+    let choices = ["--phase", "2,3,5", "--kv", "f32,q8_0", "--batch", "1,3", "--generate", "4"];
+    let report = json(&[&arguments[..], &choices, &["--json"]].concat());
+    let engines = report.as_array().expect("an array");
+    let engine = |engine: &Value| (engine["phase"].as_u64(), engine["kv"].as_str().map(str::to_owned));
+    let with = |phase, kv: &str| (Some(phase), Some(kv.to_owned()));
+    let expected = [(Some(2), None), with(3, "f32"), with(3, "q8_0"), with(5, "f32"), with(5, "q8_0")];
+    assert_eq!(engines.iter().map(engine).collect::<Vec<_>>(), expected);
+    for engine in engines {
+        let results = engine["results"].as_array().expect("an array");
+        let what = |result: &Value| {
+            let number = |name: &str| result[name].as_u64().expect("a whole number");
+            (result["what"].to_string(), number("tokens"), number("depth"), number("batch"))
+        };
+        let at = |depth| {
+            let prefill = |tokens| ("\"prefill\"".to_owned(), tokens, depth, 1);
+            let decode = |batch| ("\"decode\"".to_owned(), 4, depth, batch);
+            [decode(1), prefill(20), prefill(40), decode(3)]
+        };
+        assert_eq!(results.iter().map(what).collect::<Vec<_>>(), [at(0), at(30)].concat());
         for result in results {
-            for number in ["tok_s", "tok_s_min", "tok_s_max", "ms_per_token"] {
+            for number in ["tok_s", "tok_s_min", "tok_s_max", "ms_per_token", "gb_s", "roofline"] {
                 assert!(result[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {result}");
             }
         }
+        assert!(engine["peak_rss_bytes"].as_u64() > Some(0) || !cfg!(target_os = "linux"), "{engine}");
     }
+    let text = stdout(&[&arguments[..], &["--generate", "4"]].concat());
+    assert_eq!(text.lines().count(), 1 + 2 * 3 + 1, "{text}");
 }
 
 #[test]
@@ -272,67 +287,79 @@ fn the_memory_plan_follows_the_cache() {
 #[test]
 fn a_session_goes_on() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let tokens = |session: Option<&str>, prompt: &str, count: &str, kv: &str| -> Vec<serde_json::Value> {
-        let mut arguments = vec![
-            "generate",
-            "embedded",
-            prompt,
-            "-n",
-            count,
-            "--ignore-stops",
-            "--json",
-            "--device",
-            "cpu",
-            "--phase",
-            "3",
-            "--kv",
-            kv,
-        ];
-        arguments.extend(session.iter().flat_map(|file| ["--session", file]));
-        json(&arguments)["tokens"].as_array().expect("an array").clone()
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let tokens = |session: Option<&str>, prompt: &str, count: &str, engine: &[&str]| -> Vec<Value> {
+        let common = ["generate", "embedded", prompt, "-n", count, "--ignore-stops", "--json", "--device", "cpu"];
+        let session = session.map_or(Vec::new(), |file| vec!["--session", file]);
+        json(&[&common[..], engine, &session].concat())["tokens"].as_array().expect("an array").clone()
     };
-    for kv in ["f32", "f16", "q8_0"] {
-        let file = directory.path().join(kv).to_str().expect("UTF-8").to_owned();
-        // Longer than the window of 128, so that the rings have wrapped when they are saved.
-        let whole = tokens(None, "Once upon a time", "150", kv);
-        let parts = [("Once upon a time", "7"), ("", "133"), ("", "10")];
-        let parts: Vec<_> = parts.iter().flat_map(|(prompt, count)| tokens(Some(&file), prompt, count, kv)).collect();
-        assert_eq!(parts, whole, "{kv}");
+    for phase in ["3", "5"] {
+        for kv in ["f32", "f16", "q8_0"] {
+            let (file, engine) = (path(&format!("{phase}-{kv}")), ["--phase", phase, "--kv", kv]);
+            // Longer than the window of 128, so that the rings have wrapped when they are saved.
+            let whole = tokens(None, "Once upon a time", "150", &engine);
+            let parts = [("Once upon a time", "7"), ("", "133"), ("", "10")];
+            let parts = parts.iter().flat_map(|(prompt, count)| tokens(Some(&file), prompt, count, &engine));
+            assert_eq!(parts.collect::<Vec<_>>(), whole, "phase {phase}, {kv}");
+        }
     }
-    let file = directory.path().join("f16").to_str().expect("UTF-8").to_owned();
+    // Another kind of engine reads the text again.
+    let whole = tokens(None, "Once upon a time", "12", &["--phase", "5", "--kv", "f32"]);
+    let file = path("moved");
+    let mut parts = tokens(Some(&file), "Once upon a time", "5", &["--phase", "3"]);
+    parts.extend(tokens(Some(&file), "", "7", &["--phase", "5", "--kv", "f32"]));
+    assert_eq!(parts, whole);
+
+    let file = path("3-f16");
+    let on = |rest: &[&str]| refusal(&[rest, &["--session", &file, "--device", "cpu"]].concat());
     let refusals = [
-        refusal(&["generate", "embedded", "", "--session", &file, "--device", "cpu", "--phase", "3"]),
-        refusal(&[
-            "generate",
-            "embedded",
-            "",
-            "--session",
-            &file,
-            "--device",
-            "cpu",
-            "--kv",
-            "f16",
-            "--rope",
-            "truncated",
-            "--phase",
-            "3",
-        ]),
-        refusal(&[
-            "generate",
-            "reference/goldens/even/model.gguf",
-            "",
-            "--session",
-            &file,
-            "--device",
-            "cpu",
-            "--kv",
-            "f16",
-            "--phase",
-            "3",
-        ]),
-        refusal(&["generate", "embedded", "a", "--session", "Cargo.toml", "--device", "cpu", "--phase", "3"]),
-        refusal(&["generate", "embedded", "a", "--session", &file, "--device", "cpu", "--phase", "2"]),
-        refusal(&["generate", "what is it?", "--session", &file]),
+        on(&["generate", "embedded", "", "--kv", "f32"]),
+        on(&["generate", "embedded", "", "--kv", "f16", "--rope", "truncated"]),
+        on(&["generate", "reference/goldens/even/model.gguf", "", "--kv", "f16"]),
+        on(&["generate", "embedded", "a", "--phase", "2"]),
+        on(&["generate", "what is it?"]),
+        on(&["chat"]),
+        refusal(&["generate", "embedded", "a", "--session", "Cargo.toml", "--device", "cpu"]),
     ];
     insta::assert_snapshot!(refusals.join("\n").replace(&file, "FILE"));
+}
+
+/// A conversation that the program was ended in goes on as if it had not been, from `chat` or from `generate --ask`.
+#[test]
+fn a_conversation_goes_on() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let chat = |said: &str, rest: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+        command.args(["chat", "--device", "cpu"]).args(rest);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("starts");
+        child.stdin.take().expect("piped").write_all(said.as_bytes()).expect("it listens");
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let (told, asked) = ("I have a cat named Hana. My locker code is 3650.\n", "What is my pet called?\n");
+    // With reasoning, which later prompts leave out, and without.
+    for effort in ["low", "medium"] {
+        for phase in ["3", "5"] {
+            let file = path(&format!("{effort}-{phase}"));
+            let engine = ["--reasoning", effort, "--phase", phase];
+            let whole = chat(&format!("{told}{asked}"), &engine);
+            let kept = [&engine[..], &["--session", &file]].concat();
+            assert_eq!(chat(told, &kept) + &chat(asked, &kept), whole, "{effort}, phase {phase}");
+            assert!(whole.ends_with("Hana.\n\n"), "{whole}");
+            let again = ["generate", "embedded", asked.trim(), "--ask", "--device", "cpu"];
+            assert!(stdout(&[&again[..], &kept].concat()).contains("Hana"), "{effort}, phase {phase}");
+        }
+    }
+    // What the engine holds is not read again.
+    let file = path("low-5");
+    let arguments = ["generate", "What is 1 + 1?", "--device", "cpu", "--json", "--session", &file];
+    let prompt_tokens = json(&arguments)["prompt_tokens"].as_u64().expect("a number");
+    assert!((1..30).contains(&prompt_tokens), "{prompt_tokens}");
+    assert_eq!(
+        refusal(&["chat", "--device", "cpu", "--session", &file, "--system", "Rhyme."]).replace(&file, "FILE"),
+        "2: gptoss: FILE holds a conversation that has its instructions; it cannot go on under --system"
+    );
 }

@@ -1,7 +1,9 @@
 //! Rendering and parsing, well-formed and not.
 
 use gptoss_reference::Case;
-use harmony::{Effort, Message, Parser, Role, SystemPrompt, ToolCall, Turn, render, render_for_completion};
+use harmony::{
+    Effort, Message, Parser, Role, SystemPrompt, ToolCall, Turn, parse_conversation, render, render_for_completion,
+};
 use phase1_loading::{Checkpoint, Tokenizer};
 use proptest::prelude::*;
 
@@ -127,5 +129,58 @@ proptest! {
         let odd: usize = turn.irregularities.iter().map(|what| q(what)).sum();
         let said = q(&turn.reasoning) + q(&turn.content) + turn.calls.iter().map(|call| q(&call.arguments)).sum::<usize>();
         prop_assert!(said + headers + odd >= q(&parts.concat()), "{turn:?}");
+    }
+}
+
+/// A few turns as they stand in a conversation, each with what the model's words in it were.
+fn turns() -> impl Strategy<Value = Vec<(String, Turn)>> {
+    let text = "[ a-zé<|>\n]{1,12}";
+    let call = (text, "[a-z_]{1,8}", text).prop_map(|(reasoning, name, arguments)| {
+        let calls = vec![ToolCall { name, arguments }];
+        Turn { reasoning, calls, ..Turn::default() }
+    });
+    let answer = ("[a-z ]{0,9}", text).prop_map(|(reasoning, content)| Turn { reasoning, content, ..Turn::default() });
+    prop::collection::vec((text, prop_oneof![call, answer]), 1..4)
+}
+
+proptest! {
+    /// What was rendered reads back as the messages that were rendered, and a continuation as the turn that it is.
+    #[test]
+    fn a_conversation_reads_back(turns in turns(), instructions in prop::option::of("[a-z ]{1,9}")) {
+        let tokenizer = tokenizer();
+        let system = SystemPrompt { effort: Effort::Low, date: "2026-11-23".into(), functions: true };
+        let mut messages = vec![system.message()];
+        messages.extend(instructions.map(|text| Message::new(Role::Developer, text)));
+        for (number, (said, turn)) in turns.iter().enumerate() {
+            let after_call = number > 0 && !turns[number - 1].1.calls.is_empty();
+            let role = if after_call { Role::Tool("functions.f".into()) } else { Role::User };
+            messages.push(Message::new(role, said));
+            let prompt = render_for_completion(&messages, &tokenizer).expect("harmony's control tokens");
+            // The model's words: the turn without the role before them, which the prompt ends with.
+            let words = render(&turn.messages(), &tokenizer).expect("harmony's control tokens");
+            let role = 1 + tokenizer.encode("assistant").len();
+            let whole = [&prompt, &words[role..]].concat();
+            let mut expected = messages.clone();
+            let last_final = messages.iter().rposition(|message| message.channel.as_deref() == Some("final"));
+            let mut index = 0;
+            expected.retain(|message| {
+                index += 1;
+                message.channel.as_deref() != Some("analysis") || Some(index - 1) > last_final
+            });
+            expected.extend(turn.messages());
+            prop_assert_eq!(parse_conversation(&whole, &tokenizer), Some(expected));
+            messages.extend(turn.messages());
+        }
+    }
+
+    /// Whatever the tokens, they are read or refused.
+    #[test]
+    fn any_conversation_is_read(mut tokens in prop::collection::vec(0u32..3000, 0..60)) {
+        let tokenizer = tokenizer();
+        let start = tokenizer.control("<|start|>").expect("a control token");
+        let expected = tokens.first() == Some(&start);
+        prop_assert_eq!(parse_conversation(&tokens, &tokenizer).is_some(), expected);
+        tokens.insert(0, start);
+        prop_assert!(parse_conversation(&tokens, &tokenizer).is_some());
     }
 }

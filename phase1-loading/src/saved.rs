@@ -1,6 +1,6 @@
 //! Session files: the tokens of a conversation and what an engine remembers of them.
 //!
-//! Little-endian: the magic bytes, a version, three texts (length as u32, bytes) that say what the file belongs to, the
+//! Little-endian: the magic bytes, a version, four texts (length as u32, bytes) that say what the file belongs to, the
 //! tokens (count as u64, each u32), how many of them the engine has seen (u64), the engine's items (count as u32, the length
 //! of each as u64, then their bytes), and an FNV-1a checksum of everything before it (u64).
 
@@ -13,7 +13,7 @@ use crate::error::{Defect, LoadError};
 use crate::mapping::{map, write_whole};
 
 const MAGIC: &[u8; 8] = b"GPTOSSKV";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a session file holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,8 @@ pub struct SavedSession {
     pub rope: String,
     /// The cache's type by name.
     pub cache: String,
+    /// The kind of engine whose items they are.
+    pub form: String,
     /// Every token of the conversation so far.
     pub tokens: Vec<u32>,
     /// Tokens, from the first, that are in the cache.
@@ -58,7 +60,7 @@ impl SavedSession {
             let mut out = Summed { out, sum: Fnv::default() };
             out.write_all(MAGIC)?;
             out.write_all(&VERSION.to_le_bytes())?;
-            for text in [&self.model, &self.rope, &self.cache] {
+            for text in [&self.model, &self.rope, &self.cache, &self.form] {
                 out.write_all(&(text.len() as u32).to_le_bytes())?;
                 out.write_all(text.as_bytes())?;
             }
@@ -92,6 +94,7 @@ impl SavedSession {
         let model = reader.text("model")?;
         let rope = reader.text("RoPE mode")?;
         let cache = reader.text("cache type")?;
+        let form = reader.text("kind of engine")?;
         let count = reader.u64("tokens")?;
         let tokens = reader.take(count.saturating_mul(4), "tokens")?;
         let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect();
@@ -116,7 +119,7 @@ impl SavedSession {
         if sum.0 != found {
             return Err(Defect::new("checksum", format!("{:016x}", sum.0), format!("{found:016x} (a damaged file)")));
         }
-        Ok(SavedSession { model, rope, cache, tokens, length: length as usize, items })
+        Ok(SavedSession { model, rope, cache, form, tokens, length: length as usize, items })
     }
 }
 

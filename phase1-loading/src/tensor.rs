@@ -23,6 +23,18 @@ enum Storage {
     Packed(Bytes),
     /// Codes apart from their scales: as safetensors files keep quantized tensors.
     Planes(Planes),
+    /// Rows that lie as columns: as Hugging Face keeps experts that are not quantized.
+    Columns(Columns),
+}
+
+/// Stacked matrices of plain numbers, each stored transposed, `[experts, in, width]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Columns {
+    pub data: Bytes,
+    pub width: usize,
+    /// Row i of a matrix is its stored column `first + i · step`: Hugging Face interleaves gate and up.
+    pub first: usize,
+    pub step: usize,
 }
 
 /// The parts of a quantized tensor that safetensors files keep apart, and where its rows are among theirs.
@@ -56,6 +68,11 @@ impl HostTensor {
         HostTensor { format, shape, storage: Storage::Planes(planes) }
     }
 
+    /// The length of the data must have been checked against the shape, `[experts, out, in]`.
+    pub(crate) fn from_columns(format: Format, shape: Vec<usize>, columns: Columns) -> HostTensor {
+        HostTensor { format, shape, storage: Storage::Columns(columns) }
+    }
+
     /// Length of the innermost dimension: the values of one row.
     pub fn row_len(&self) -> usize {
         *self.shape.last().expect("a tensor has a dimension")
@@ -75,7 +92,7 @@ impl HostTensor {
         self.rows() * self.row_bytes()
     }
 
-    /// All packed rows, one after another: the mapped file's own bytes, or a copy put together from planes.
+    /// All packed rows, one after another: the mapped file's own bytes, or a copy put together from planes or columns.
     pub fn packed(&self) -> Bytes {
         self.packed_as(self.format, 0..self.rows())
     }
@@ -106,6 +123,14 @@ impl HostTensor {
                 });
                 packed.into()
             }
+            Storage::Columns(columns) => {
+                let mut packed = vec![0; rows.len() * row_bytes];
+                packed.par_chunks_exact_mut(row_bytes).zip(rows).for_each(|(packed, row)| {
+                    let values = packed.chunks_exact_mut(format.block_bytes());
+                    values.zip(columns.row(self, row)).for_each(|(to, from)| to.copy_from_slice(from));
+                });
+                packed.into()
+            }
         }
     }
 
@@ -122,6 +147,10 @@ impl HostTensor {
                     self.format.decode(packed, values);
                 }
             }
+            Storage::Columns(columns) => {
+                let values = values.chunks_exact_mut(1);
+                values.zip(columns.row(self, row)).for_each(|(to, from)| self.format.decode(from, to));
+            }
         }
     }
 
@@ -132,6 +161,15 @@ impl HostTensor {
             self.decode_row(row, values);
         }
         values
+    }
+}
+
+impl Columns {
+    /// The numbers of a row of `tensor`, counted over all matrices.
+    fn row(&self, tensor: &HostTensor, row: usize) -> impl Iterator<Item = &[u8]> {
+        let (rows, row_len, bytes) = (tensor.shape[1], tensor.row_len(), tensor.format.block_bytes());
+        let (matrix, column) = (row / rows, self.first + row % rows * self.step);
+        (0..row_len).map(move |i| &self.data[((matrix * row_len + i) * self.width + column) * bytes..][..bytes])
     }
 }
 

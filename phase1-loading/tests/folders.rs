@@ -193,6 +193,170 @@ fn layer_types_are_honoured() {
     assert_eq!(Checkpoint::open(&path).expect("opens").config, found.config);
 }
 
+/// A tensor of a folder: type, shape, bytes.
+type Stored = (safetensors::Dtype, Vec<usize>, Vec<u8>);
+
+fn stored(name: &str) -> BTreeMap<String, Stored> {
+    let mut tensors = BTreeMap::new();
+    for (_, file) in files(name).iter().filter(|(name, _)| name.starts_with("model-")) {
+        for (name, view) in safetensors::SafeTensors::deserialize(file).expect("reads").tensors() {
+            tensors.insert(name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+        }
+    }
+    tensors
+}
+
+/// The folder with these tensors in one file.
+fn storing(name: &str, tensors: &BTreeMap<String, Stored>) -> BTreeMap<String, Bytes> {
+    let mut files = files(name);
+    files.retain(|name, _| !name.starts_with("model"));
+    let view = |(dtype, shape, data): &'_ Stored| (*dtype, shape.clone(), data.clone());
+    let views = tensors.iter().map(|(name, tensor)| (name, view(tensor))).collect::<Vec<_>>();
+    let views = views.iter().map(|(name, (dtype, shape, data))| {
+        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).expect("a tensor"))
+    });
+    let file = safetensors::serialize(views, None).expect("serializes");
+    files.insert("model.safetensors".into(), file.into());
+    files
+}
+
+/// Hugging Face's experts before quantization: transposed, gate's and up's columns in turn. MXFP4's values fit a bf16.
+#[test]
+fn plain_experts_open() {
+    let hf = open("hf");
+    let (experts, width, hidden) = (hf.config.experts, hf.config.expert_width, hf.config.hidden);
+    for (dtype, format) in [
+        (safetensors::Dtype::BF16, Format::BF16),
+        (safetensors::Dtype::F16, Format::F16),
+        (safetensors::Dtype::F32, Format::F32),
+    ] {
+        let mut tensors = stored("hf");
+        tensors.retain(|name, _| !name.ends_with("_blocks") && !name.ends_with("_scales"));
+        for layer in 0..3 {
+            let values = |part: &str| hf.tensor(&format!("blk.{layer}.ffn_{part}_exps.weight")).to_f32();
+            let (gate, up, down) = (values("gate"), values("up"), values("down"));
+            let mut gate_up = Vec::new();
+            let mut transposed_down = Vec::new();
+            for expert in 0..experts {
+                for input in 0..hidden {
+                    let at = |row: usize| (expert * width + row) * hidden + input;
+                    gate_up.extend((0..width).flat_map(|row| [gate[at(row)], up[at(row)]]));
+                }
+                let at = |input: usize, row: usize| (expert * hidden + row) * width + input;
+                transposed_down.extend((0..width).flat_map(|input| (0..hidden).map(move |row| at(input, row))));
+            }
+            let down: Vec<f32> = transposed_down.into_iter().map(|at| down[at]).collect();
+            let stem = format!("model.layers.{layer}.mlp.experts");
+            let mut add = |name: &str, shape: [usize; 3], values: &[f32]| {
+                tensors.insert(format!("{stem}.{name}"), (dtype, shape.into(), format.encode(values)));
+            };
+            add("gate_up_proj", [experts, hidden, 2 * width], &gate_up);
+            add("down_proj", [experts, width, hidden], &down);
+        }
+        let plain = Checkpoint::from_folder_bytes("plain", &storing("hf", &tensors)).expect("opens");
+        let name = "blk.1.ffn_up_exps.weight";
+        assert_eq!(plain.tensor(name).format, format);
+        // Row by row, some rows together, and in another format.
+        assert_eq!(plain.tensor(name).to_f32(), hf.tensor(name).to_f32());
+        let rows = width - 1..width + 2;
+        let expected: Vec<f32> = hf.tensor(name).to_f32()[rows.start * hidden..rows.end * hidden].to_vec();
+        assert_eq!(&plain.tensor(name).packed_as(format, rows.clone())[..], &format.encode(&expected)[..]);
+        assert_eq!(&plain.tensor(name).packed_as(Format::F32, rows)[..], &Format::F32.encode(&expected)[..]);
+        let comparison = compare(&hf, &plain);
+        assert!(all_identical(&comparison), "{format:?}");
+
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("plain.gguf");
+        convert(&plain, &path, None, &mut |_, _| ()).expect("converted");
+        let converted = Checkpoint::open(&path).expect("opens");
+        assert_eq!(converted.tensor(name).format, format);
+        assert!(all_identical(&compare(&hf, &converted)), "{format:?}");
+
+        let matrix = "model.layers.1.mlp.experts.gate_up_proj";
+        tensors.get_mut(matrix).expect("there").1 = vec![experts, 2 * width, hidden];
+        let refused = Checkpoint::from_folder_bytes("plain", &storing("hf", &tensors)).err().expect("refused");
+        assert!(refused.to_string().contains(matrix), "{refused}");
+    }
+}
+
+/// The same model as OpenAI's own folder has it.
+fn original() -> BTreeMap<String, Bytes> {
+    let mut tensors = stored("hf");
+    let mut renamed = BTreeMap::new();
+    for layer in 0..3 {
+        for kind in ["weight", "bias"] {
+            let parts = ["q_proj", "k_proj", "v_proj"].map(|projection| {
+                tensors.remove(&format!("model.layers.{layer}.self_attn.{projection}.{kind}")).expect("there")
+            });
+            let mut shape = parts[0].1.clone();
+            shape[0] = parts.iter().map(|part| part.1[0]).sum();
+            let data = parts.iter().flat_map(|part| part.2.clone()).collect();
+            renamed.insert(format!("block.{layer}.attn.qkv.{kind}"), (parts[0].0, shape, data));
+        }
+    }
+    for (name, tensor) in tensors {
+        let name = name
+            .replace("model.layers.", "block.")
+            .replace("model.embed_tokens", "embedding")
+            .replace("model.norm.weight", "norm.scale")
+            .replace("lm_head", "unembedding")
+            .replace("input_layernorm.weight", "attn.norm.scale")
+            .replace("post_attention_layernorm.weight", "mlp.norm.scale")
+            .replace("self_attn.o_proj", "attn.out")
+            .replace("self_attn", "attn")
+            .replace("mlp.router", "mlp.gate")
+            .replace("mlp.experts.gate_up_proj_bias", "mlp.mlp1_bias")
+            .replace("mlp.experts.down_proj_bias", "mlp.mlp2_bias")
+            .replace("mlp.experts.gate_up_proj_", "mlp.mlp1_weight.")
+            .replace("mlp.experts.down_proj_", "mlp.mlp2_weight.");
+        renamed.insert(name, tensor);
+    }
+    let mut files = storing("hf", &renamed);
+    let tokenizer = files.remove("tokenizer.json").expect("there");
+    files.insert("../tokenizer.json".into(), tokenizer);
+    let config = json!({
+        "num_hidden_layers": 3, "num_experts": 4, "experts_per_token": 2, "vocab_size": 299, "hidden_size": 64,
+        "intermediate_size": 64, "swiglu_limit": 7.0, "head_dim": 32, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "sliding_window": 8, "initial_context_length": 4096, "rope_theta": 150000,
+        "rope_scaling_factor": 32.0, "rope_ntk_alpha": 1, "rope_ntk_beta": 32,
+    });
+    files.insert("config.json".into(), config.to_string().into_bytes().into());
+    files
+}
+
+#[test]
+fn the_original_layout_opens() {
+    let (hf, found) = (open("hf"), Checkpoint::from_folder_bytes("original", &original()).expect("opens"));
+    assert_eq!(found.config, hf.config);
+    for (name, tensor) in &hf.tensors {
+        assert_eq!(found.tensor(name).packed(), tensor.packed(), "{name}");
+    }
+    let text = "<|start|>user<|message|>the world<|end|>";
+    let [a, b] = [&hf, &found].map(|model| model.tokenizer().expect("builds"));
+    assert_eq!((a.encode_with_control(text), a.stops()), (b.encode_with_control(text), b.stops()));
+
+    let refusal = |change: &dyn Fn(&mut BTreeMap<String, Bytes>)| {
+        let mut files = original();
+        change(&mut files);
+        Checkpoint::from_folder_bytes("original", &files).err().expect("refused").to_string()
+    };
+    let config = |from: &str, to: &str| {
+        refusal(&|files| {
+            let text = String::from_utf8(files["config.json"].to_vec()).expect("UTF-8");
+            files.insert("config.json".into(), text.replace(from, to).into_bytes().into());
+        })
+    };
+    let refusals = [
+        config("experts_per_token", "experts_a_token"),
+        config("\"rope_ntk_beta\":32", "\"rope_ntk_beta\":16"),
+        config("\"initial_context_length\":4096", "\"initial_context_length\":\"long\""),
+        config("\"initial_context_length\":4096", "\"initial_context_length\":1e300"),
+        config("\"num_key_value_heads\":2", "\"num_key_value_heads\":4"),
+        refusal(&|files| _ = files.remove("../tokenizer.json")),
+    ];
+    insta::assert_snapshot!(refusals.join("\n"));
+}
+
 /// A safetensors file of one tensor, whose header says this.
 fn shard(tensor: &str, entry: Value, data: usize) -> BTreeMap<String, Bytes> {
     let mut files = files("mlx-mxfp4");
@@ -310,6 +474,7 @@ fn each_lie_of_a_session_is_named() {
         model: "m".into(),
         rope: "exact".into(),
         cache: "f32".into(),
+        form: "phase 3".into(),
         tokens: vec![1, 2, 3],
         length: 2,
         items: vec![Bytes::from_static(b"keys"), Bytes::from_static(b"values")],
@@ -321,8 +486,8 @@ fn each_lie_of_a_session_is_named() {
         file[at..at + bytes.len()].copy_from_slice(bytes);
         file
     };
-    // The magic 8, version 4, texts 5, 9 and 7, then the count of tokens.
-    let count = 8 + 4 + 5 + 9 + 7;
+    // The magic 8, version 4, texts 5, 9, 7 and 11, then the count of tokens.
+    let count = 8 + 4 + 5 + 9 + 7 + 11;
     let lies = [
         ("magic", patched(0, b"GGUF")),
         ("version", patched(8, &[9])),

@@ -47,10 +47,41 @@ pub struct Continuation<'a> {
 /// What an engine remembers of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
+    /// The kind of engine that it is of: no other reads its items.
+    pub form: String,
     /// Tokens that it has seen.
     pub length: usize,
-    /// In an order and form that only this kind of engine knows.
+    /// In an order and format that only this kind of engine knows.
     pub items: Vec<Bytes>,
+}
+
+impl Snapshot {
+    /// What a cache checks before it takes a snapshot: the form, a length that the context holds, and the bytes of each item.
+    ///
+    /// # Errors
+    /// The first that is not so.
+    pub fn check(
+        &self,
+        form: &'static str,
+        context: usize,
+        item_bytes: impl FnOnce(usize) -> Vec<usize>,
+    ) -> Result<(), EngineError> {
+        if self.form != form {
+            return Err(EngineError::OtherForm { found: self.form.clone(), expected: form });
+        }
+        if !(1..=context).contains(&self.length) {
+            let sentence = format!("{} tokens, where the context holds 1 to {context}", self.length);
+            return Err(EngineError::WrongSnapshot(sentence));
+        }
+        let expected = item_bytes(self.length);
+        let found: Vec<usize> = self.items.iter().map(Bytes::len).collect();
+        if found != expected {
+            let (found, expected): (usize, usize) = (found.iter().sum(), expected.iter().sum());
+            let sentence = format!("{found} bytes of keys and values for {} tokens, expected {expected}", self.length);
+            return Err(EngineError::WrongSnapshot(sentence));
+        }
+        Ok(())
+    }
 }
 
 /// The positions of a chunk whose logits are wanted: the vocabulary product is computed for no others.
@@ -72,8 +103,10 @@ pub enum EngineError {
     ContextExceeded { sequence: SequenceId, length: usize, context: usize },
     #[error("sequence {0} stands twice in one batch")]
     SequenceTwice(SequenceId),
-    #[error("this engine cannot restore a saved sequence; phase 3 can")]
+    #[error("this engine cannot restore a saved sequence; phases 3 and 5 can")]
     CannotRestore,
+    #[error("a sequence saved by {found} cannot be restored by {expected}")]
+    OtherForm { found: String, expected: &'static str },
     #[error("the saved sequence is not what this model's cache holds: {0}")]
     WrongSnapshot(String),
     /// The device cannot do it, or is no more; the sentence says which limit and what helps.
@@ -129,6 +162,17 @@ pub trait Engine {
 
     /// Forgets a sequence and frees what it holds. Unknown sequences are ignored.
     fn release(&mut self, sequence: SequenceId);
+}
+
+/// Logits on the host, row by row. A tensor's data may be a promise that is only kept when someone looks: here someone does, so
+/// that whoever measures has waited for the device.
+///
+/// # Errors
+/// A device that failed while it computed them.
+pub fn read_back(logits: Tensor<2>) -> Result<Vec<f32>, EngineError> {
+    let failed = |error: String| EngineError::Device(format!("the logits could not be read back: {error}"));
+    let data = logits.try_into_data().map_err(|error| failed(error.to_string()))?;
+    data.try_to_vec().map_err(|error| failed(format!("{error:?}")))
 }
 
 /// The checks that every engine makes before it computes anything.

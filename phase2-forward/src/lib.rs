@@ -15,7 +15,9 @@ mod recompute;
 mod rope;
 
 pub use device::{ComputeDevice, DeviceChoice, DeviceError};
-pub use engine::{Choice, Chunk, Continuation, Engine, EngineError, LogitsFor, SequenceId, Snapshot, check_batch};
+pub use engine::{
+    Choice, Chunk, Continuation, Engine, EngineError, LogitsFor, SequenceId, Snapshot, check_batch, read_back,
+};
 pub use model::{GptOss, KeyValues};
 pub use packed::{PackedMatrix, packed_matmul};
 pub use probe::{Dump, NoProbe, Operation, Probe, Span};

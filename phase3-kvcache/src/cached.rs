@@ -9,6 +9,9 @@ use phase2_forward::{Chunk, Engine, EngineError, GptOss, LogitsFor, Probe, Seque
 use crate::cache::SequenceCache;
 use crate::cache_type::CacheType;
 
+/// What its snapshots are called.
+const FORM: &str = "phase 3";
+
 /// Computes only new tokens; earlier ones live on as keys and values.
 pub struct Cached {
     pub(crate) model: GptOss,
@@ -86,24 +89,12 @@ impl Engine for Cached {
 
     fn save(&self, sequence: SequenceId) -> Option<Snapshot> {
         let cache = self.sequences.get(&sequence)?;
-        Some(Snapshot { length: cache.length(), items: cache.save() })
+        Some(Snapshot { form: FORM.into(), length: cache.length(), items: cache.save() })
     }
 
     fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
-        let context = self.model.config.context_length;
-        if !(1..=context).contains(&snapshot.length) {
-            let sentence = format!("{} tokens, where the context holds 1 to {context}", snapshot.length);
-            return Err(EngineError::WrongSnapshot(sentence));
-        }
         let mut cache = self.new_cache();
-        let expected = cache.saved_bytes(snapshot.length);
-        let found: Vec<usize> = snapshot.items.iter().map(bytes::Bytes::len).collect();
-        if found != expected {
-            let (found, expected): (usize, usize) = (found.iter().sum(), expected.iter().sum());
-            let sentence =
-                format!("{found} bytes of keys and values for {} tokens, expected {expected}", snapshot.length);
-            return Err(EngineError::WrongSnapshot(sentence));
-        }
+        snapshot.check(FORM, self.model.config.context_length, |length| cache.saved_bytes(length))?;
         cache.restore(snapshot.length, &snapshot.items);
         self.sequences.insert(sequence, cache);
         Ok(())

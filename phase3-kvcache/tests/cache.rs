@@ -219,6 +219,8 @@ fn what_another_model_saved_is_refused() {
         refusal(&fewer),
     ];
     assert!(refusals.iter().all(|message| message.contains("saved sequence")), "{refusals:#?}");
+    let other = refusal(&Snapshot { form: "phase 5 on the CPU".into(), ..good.clone() });
+    assert_eq!(other, "a sequence saved by phase 5 on the CPU cannot be restored by phase 3");
     assert!(engine.restore(0, &good).is_ok());
     assert!(with_cache(CacheType::F32).restore(0, &good).is_err());
     assert!(Recompute::new(model()).restore(0, &good).is_err());

@@ -18,4 +18,4 @@ pub use numerics::{F16Range, Numerics, NumericsProbe};
 pub use profile::{Bound, Ceiling, Clock, LAUNCH, Profile, READBACK, Row, Step, TimedSpan, Work, Workload};
 pub use recorder::Recorder;
 pub use work::CostModel;
-pub use workload::{ProfileError, run, sample_tokens, warm_up};
+pub use workload::{run, sample_tokens, warm_up};

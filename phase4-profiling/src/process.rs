@@ -19,6 +19,14 @@ pub fn peak_resident_bytes() -> Option<u64> {
     None
 }
 
+/// The most that was resident since this function was last called, or since the start. Linux only.
+pub fn take_peak_resident_bytes() -> Option<u64> {
+    let peak = status("VmHWM:");
+    // Where this is not allowed, the peak goes on counting from the start.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    peak
+}
+
 /// Memory resident now that is no file's: what the process itself allocated. Linux only.
 pub fn anonymous_resident_bytes() -> Option<u64> {
     status("RssAnon:")

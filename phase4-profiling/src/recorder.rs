@@ -6,12 +6,12 @@
 
 use std::time::Instant;
 
-use burn::tensor::{ExecutionError, Tensor};
+use burn::tensor::Tensor;
 use cubecl::client::{Client, ProfileWindow};
 use cubecl::future::block_on;
 use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
 use cubecl::server::ProfileError;
-use phase2_forward::{ComputeDevice, Probe, Span};
+use phase2_forward::{ComputeDevice, EngineError, Probe, Span, read_back};
 
 use crate::profile::{Clock, LAUNCH, READBACK, Step, TimedSpan};
 use crate::work::CostModel;
@@ -62,10 +62,10 @@ impl<'a> Recorder<'a> {
     ///
     /// # Errors
     /// The device failed while it computed.
-    pub fn finish(&mut self, logits: Option<Tensor<2>>) -> Result<(Step, Clock), ExecutionError> {
+    pub fn finish(&mut self, logits: Option<Tensor<2>>) -> Result<(Step, Clock), EngineError> {
         self.timer.close();
         let computed = self.timer.settled();
-        logits.map(Tensor::try_into_data).transpose()?;
+        logits.map(read_back).transpose()?;
         let ended = Instant::now();
         let wall = (ended - self.begun).as_secs_f64();
         let readback = (ended - computed).as_secs_f64();

@@ -4,7 +4,7 @@ use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{Operation, Span};
 use phase3_kvcache::CacheType;
 
-use crate::profile::{Ceiling, Work};
+use crate::profile::Work;
 
 /// Bytes of an activation.
 const ACTIVATION: usize = 4;
@@ -94,24 +94,22 @@ impl CostModel {
         }
     }
 
-    /// The least seconds of a step in which each of `sequences` sequences of `depth` tokens gets `new` more, and the logits of the
-    /// last one are wanted: every operation at its own floor, weights read once for all.
-    pub fn step_floor(&self, sequences: usize, new: usize, depth: usize, ceiling: &Ceiling) -> f64 {
+    /// The least work of a step in which each of `sequences` sequences of `depth` tokens gets `new` more, and the logits of the
+    /// last one are wanted: operation by operation, weights read once for all.
+    pub fn step(&self, sequences: usize, new: usize, depth: usize) -> Vec<Work> {
         let tokens = sequences * new;
-        let floor = |operation, layer| match operation {
+        let work = |(operation, layer)| match operation {
             Operation::Attention => {
-                let span = Span { operation, layer, tokens: new, keys: depth + new };
-                sequences as f64 * self.of(span).floor(ceiling)
+                let Work { bytes, operations } = self.of(Span { operation, layer, tokens: new, keys: depth + new });
+                Work { bytes: sequences as u64 * bytes, operations: sequences as u64 * operations }
             }
-            Operation::HeadNorm | Operation::Head => {
-                self.of(Span { operation, layer, tokens: sequences, keys: 0 }).floor(ceiling)
-            }
-            _ => self.of(Span { operation, layer, tokens, keys: 0 }).floor(ceiling),
+            Operation::HeadNorm | Operation::Head => self.of(Span { operation, layer, tokens: sequences, keys: 0 }),
+            _ => self.of(Span { operation, layer, tokens, keys: 0 }),
         };
         let in_layers = Operation::ALL[2..12].iter();
         let inside = (0..self.layers.len()).flat_map(|layer| in_layers.clone().map(move |&op| (op, Some(layer))));
         let outside = [Operation::Embed, Operation::HeadNorm, Operation::Head].map(|operation| (operation, None));
-        inside.chain(outside).map(|(operation, layer)| floor(operation, layer)).sum()
+        inside.chain(outside).map(work).collect()
     }
 
     /// Bytes of the keys and values of one position in one layer.

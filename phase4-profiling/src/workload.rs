@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::{ExecutionError, Tensor};
-use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, Probe, SequenceId};
+use burn::tensor::Tensor;
+use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, Probe, SequenceId, read_back};
 
 use crate::profile::{Clock, Step, Workload};
 use crate::recorder::Recorder;
@@ -18,15 +18,6 @@ const PREFILL_CHUNK: usize = 512;
 /// Steps of the workload itself that are not recorded: kernels are compiled and weights paged in by the first.
 const WARM_UP: usize = 1;
 
-/// Why a workload could not be profiled.
-#[derive(Debug, thiserror::Error)]
-pub enum ProfileError {
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    #[error("the device could not compute: {0}")]
-    Device(#[from] ExecutionError),
-}
-
 /// Computes `steps` steps of a workload, after one that is not recorded. `progress` hears how many steps are done.
 ///
 /// # Errors
@@ -37,7 +28,7 @@ pub fn run(
     steps: usize,
     recorder: &mut Recorder<'_>,
     progress: &mut dyn FnMut(usize),
-) -> Result<(Vec<Step>, Clock), ProfileError> {
+) -> Result<(Vec<Step>, Clock), EngineError> {
     let vocab = engine.config().vocab;
     warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
@@ -57,7 +48,7 @@ pub fn run(
             }
         };
         if number < WARM_UP {
-            step(engine, SEQUENCE, &tokens, &mut NoProbe)?.map(Tensor::try_into_data).transpose()?;
+            step(engine, SEQUENCE, &tokens, &mut NoProbe)?.map(read_back).transpose()?;
         } else {
             recorder.begin();
             let logits = step(engine, SEQUENCE, &tokens, recorder)?;
@@ -75,10 +66,10 @@ pub fn run(
 ///
 /// # Errors
 /// As the engine's.
-pub fn warm_up(engine: &mut dyn Engine) -> Result<(), ProfileError> {
+pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
     let start = Instant::now();
     while start.elapsed() < BUSY {
-        step(engine, WARM_UP_SEQUENCE, &[0], &mut NoProbe)?.map(Tensor::try_into_data).transpose()?;
+        step(engine, WARM_UP_SEQUENCE, &[0], &mut NoProbe)?.map(read_back).transpose()?;
         engine.release(WARM_UP_SEQUENCE);
     }
     Ok(())

@@ -2,8 +2,8 @@
 
 use burn::tensor::{Int, Tensor};
 use gptoss_reference::RopeMode;
-use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::SyntheticModel;
+use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{
     Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, Operation, PackedMatrix, Probe, Recompute, Span,
     packed_matmul,
@@ -142,17 +142,17 @@ fn a_token_moves_the_weights_that_it_uses() {
             }
         })
         .sum();
-    let outside = [Operation::Embed, Operation::HeadNorm, Operation::Head].map(|operation| (operation, None));
-    let inside = (0..config.layers()).flat_map(|layer| Operation::ALL[2..12].iter().map(move |&op| (op, Some(layer))));
-    let moved: u64 = outside
-        .into_iter()
-        .chain(inside)
-        .map(|(operation, layer)| costs.of(Span { operation, layer, tokens: 1, keys: 1 }).bytes)
-        .sum();
+    let bytes = |sequences, depth| costs.step(sequences, 1, depth).iter().map(|work| work.bytes).sum::<u64>();
+    let moved = bytes(1, 0);
     // What is left is activations: a few dozen rows of a layer's width, and the logits.
     let widest = config.vocab.max(config.heads * config.head_dim).max(config.hidden).max(config.expert_width) as u64;
     let activations = moved - weights;
     assert!(moved > weights && activations < 4 * widest * 40 * config.layers() as u64, "{activations}");
+    // Beyond the window, one more token of each sequence is one more key and value in each full layer, and nothing else.
+    let full = config.attention.iter().filter(|&&attention| attention == AttentionKind::Full).count();
+    let position = (full * 2 * config.kv_heads * config.head_dim * 4) as u64;
+    let depth = config.sliding_window;
+    assert_eq!([1, 3].map(|n| bytes(n, depth + 1) - bytes(n, depth)), [position, 3 * position]);
 }
 
 #[test]

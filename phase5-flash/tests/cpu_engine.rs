@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use gptoss_reference::{Check, Limit, RopeMode};
 use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase2_forward::{Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, NoProbe};
+use phase2_forward::{Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot};
+use phase3_kvcache::gate::ReadCache;
 use phase3_kvcache::{CacheType, Cached};
 use phase5_flash::cpu::Isa;
 use phase5_flash::{CpuEngine, CpuLoadError, CpuOptions};
@@ -101,6 +102,80 @@ fn a_released_sequence_leaves_nothing_behind() {
         let mut used = cpu(&path, options);
         logits(&mut used, &[(0..200).map(|i| i * 7 % 1000).collect(), (0..90).collect()], &[50, 3]);
         assert_eq!(logits(&mut used, &sequence, &[11]), fresh, "{kv}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Saved and restored anywhere, into an engine that had another sequence there, the logits are the same to the bit; and the
+    /// snapshot is the same whatever the engine did before.
+    #[test]
+    fn a_restored_sequence_goes_on(
+        tokens in prop::collection::vec(0u32..1000, 2..300),
+        share in 0.0f64..1.0,
+        window in prop::sample::select(vec![1, 7, 64, 100]),
+        kv in prop::sample::select(CacheType::ALL.to_vec()),
+    ) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = model(directory.path(), RestFormat::Q8_0, window, 4);
+        let options = CpuOptions { threads: Some(2), kv: Some(kv), ..CpuOptions::default() };
+        let (before, after) = tokens.split_at(1 + ((tokens.len() - 2) as f64 * share) as usize);
+        let chunk = |sequence, tokens, logits| [Chunk { sequence, tokens, logits }];
+        let (mut first, mut second) = (cpu(&path, options), cpu(&path, options));
+        let other: Vec<u32> = (0..200).collect();
+        second.step(&chunk(9, &other, LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        second.release(9);
+        for engine in [&mut first, &mut second] {
+            engine.step(&chunk(1, before, LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        }
+        let snapshot = first.save(1).expect("known");
+        prop_assert_eq!(&second.save(1).expect("known"), &snapshot);
+        second.step(&chunk(2, &other, LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        second.restore(2, &snapshot).expect("the same model");
+        prop_assert_eq!(second.length(2), before.len());
+        let rest = |engine: &mut CpuEngine, sequence| -> Vec<f32> {
+            let rows = engine.step(&chunk(sequence, after, LogitsFor::EveryToken), &mut NoProbe).expect("a step").remove(0);
+            rows.expect("logits").into_data().try_to_vec().expect("f32")
+        };
+        prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2));
+    }
+}
+
+#[test]
+fn what_another_engine_saved_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), RestFormat::Q8_0, 20, 4);
+    let with = |kv| cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
+    let (mut engine, mut other) = (with(CacheType::F16), phase3(&path));
+    let chunk = [Chunk { sequence: 0, tokens: &[1, 2, 3], logits: LogitsFor::Nothing }];
+    engine.step(&chunk, &mut NoProbe).expect("a step");
+    other.step(&chunk, &mut NoProbe).expect("a step");
+    let (good, of_phase_3) = (engine.save(0).expect("known"), other.save(0).expect("known"));
+    assert!(matches!(engine.restore(0, &of_phase_3), Err(EngineError::OtherForm { .. })));
+    assert!(matches!(other.restore(0, &good), Err(EngineError::OtherForm { .. })));
+    for length in [0, 65, usize::MAX] {
+        let wrong = Snapshot { length, ..good.clone() };
+        assert!(matches!(engine.restore(0, &wrong), Err(EngineError::WrongSnapshot(_))), "{length}");
+    }
+    assert!(matches!(with(CacheType::Q8_0).restore(0, &good), Err(EngineError::WrongSnapshot(_))));
+    assert_eq!((engine.length(0), engine.save(0)), (3, Some(good)));
+}
+
+/// The last positions within the window are there at every length, also where a block ends.
+#[test]
+fn the_cache_holds_the_window() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for window in [1, 12, 64] {
+        let path = model(directory.path(), RestFormat::Q8_0, window, 4);
+        let mut engine = cpu(&path, CpuOptions::default());
+        for length in 1..200 {
+            let chunk = Chunk { sequence: 0, tokens: &[length as u32], logits: LogitsFor::Nothing };
+            engine.step(&[chunk], &mut NoProbe).expect("a step");
+            let (positions, keys, _) = engine.read_cache(0, 0).expect("a sliding layer");
+            assert_eq!(positions, (length.max(window) - window..length).collect::<Vec<_>>());
+            assert_eq!(keys.dims()[1], positions.len());
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use gptoss_reference::{Check, Limit, RopeMode};
 use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase2_forward::{Choice, Chunk, ComputeDevice, Continuation, Engine, GptOss, LogitsFor, NoProbe};
+use phase2_forward::{
+    Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
+};
 use phase3_kvcache::{CacheType, Cached, Sampler, SamplingParams};
 use phase5_flash::gpu::{GpuEngine, Options};
 
@@ -183,8 +185,8 @@ fn sequences_drawn_together_are_those_drawn_alone() {
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
     let vocab = checkpoint.config.vocab;
     let (mut resident, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
-    // Few rows, and enough of them for tiled products; each with a choice of its own, some of them greedy.
-    for sequences in [1, 5, 26] {
+    // Every kernel for products; each with a choice of its own, some of them greedy.
+    for sequences in [1, 5, 17, 26] {
         let params = |random: &mut Random| SamplingParams {
             temperature: random.of(&[0.0, 0.6, 1.0, 1.5]),
             top_k: random.of(&[0, 3, 40]),
@@ -252,6 +254,50 @@ fn sequences_drawn_together_are_those_drawn_alone() {
             resident.release(sequence);
             stepped.release(sequence);
         });
+    }
+}
+
+#[test]
+fn a_restored_sequence_goes_on() {
+    let (mut random, seed) = Random::fresh();
+    let model = SyntheticModel { sliding_window: 70, ..SyntheticModel::preset("nano").expect("a preset") };
+    let (_directory, checkpoint) = write(&model, seed);
+    let vocab = checkpoint.config.vocab;
+    for kv in CacheType::ALL {
+        // The ring of 10 pages has wrapped at 700 positions, and not at 90.
+        for length in [90, 700] {
+            let (mut first, mut second) = (engine(&checkpoint, kv), engine(&checkpoint, kv));
+            let (before, other, after) =
+                (random.tokens(length, vocab), random.tokens(150, vocab), random.tokens(8, vocab));
+            let feed = |engine: &mut GpuEngine, sequence, tokens: &[u32]| -> Vec<f32> {
+                let chunk = Chunk { sequence, tokens, logits: LogitsFor::EveryToken };
+                let logits = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
+                logits.into_data().try_to_vec().expect("f32")
+            };
+            feed(&mut second, 7, &other);
+            feed(&mut second, 8, &other);
+            second.release(7);
+            for engine in [&mut first, &mut second] {
+                feed(engine, 1, &before);
+            }
+            let snapshot = first.save(1).expect("known");
+            assert!(
+                second.save(1).expect("known") == snapshot,
+                "seed {seed}: {kv}, {length}: what was there before shows"
+            );
+            let company = feed(&mut first, 8, &other);
+            second.restore(8, &snapshot).expect("the same model");
+            assert_eq!(second.length(8), length);
+            assert_eq!(feed(&mut first, 1, &after), feed(&mut second, 8, &after), "seed {seed}: {kv}, {length}");
+            second.release(8);
+            assert_eq!(feed(&mut second, 8, &other), company, "seed {seed}: {kv}, {length}");
+            let wrong = Snapshot { length: length + 64, ..snapshot.clone() };
+            assert!(matches!(second.restore(8, &wrong), Err(EngineError::WrongSnapshot(_))));
+            assert!(matches!(
+                second.restore(8, &Snapshot { form: "phase 3".into(), ..snapshot }),
+                Err(EngineError::OtherForm { .. })
+            ));
+        }
     }
 }
 

@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use harmony::{Effort, Message, Piece, Role};
-use phase1_loading::Tokenizer;
+use harmony::Piece;
+use phase2_forward::Engine;
+use phase3_kvcache::GenerationParams;
 use rustyline::error::ReadlineError;
 
-use crate::answer;
 use crate::args::Chat;
 use crate::commands::print;
+use crate::conversation::Conversation;
 use crate::interrupt;
 use crate::session::{self, Session};
 
@@ -22,7 +23,12 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut session = Session::start(&checkpoint, &args.reply.engine)?;
-    let mut conversation = Conversation::new(args.reply.reasoning, args.system.clone());
+    let new = Conversation::begin(&tokenizer, args.reply.reasoning, args.system.as_deref());
+    let mut conversation = match &args.reply.session {
+        Some(file) => Conversation::in_file(file, &checkpoint, &args.reply.engine, &mut session, new)?,
+        None => new,
+    };
+    let params = args.reply.params(tokenizer.stops());
     let mut editor = rustyline::DefaultEditor::new()?;
     interrupt::catch()?;
     eprintln!("{HELP}\n");
@@ -37,53 +43,30 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
         match line.split_once(' ').unwrap_or((line, "")) {
             ("", _) => {}
             ("/quit", _) => return Ok(ExitCode::SUCCESS),
-            ("/reset", _) => conversation = Conversation::new(args.reply.reasoning, conversation.instructions),
-            ("/system", text) => {
-                let instructions = (!text.is_empty()).then(|| text.to_owned());
-                conversation = Conversation::new(args.reply.reasoning, instructions);
-            }
+            ("/reset", _) => conversation.reset(None),
+            ("/system", text) => conversation.reset(Some(text)),
             (command, _) if command.starts_with('/') => eprintln!("{HELP}"),
-            _ => conversation.say(line, &mut session, &tokenizer, args)?,
+            _ => say(line, &mut conversation, &mut *session.engine, &params)?,
         }
     }
 }
 
-struct Conversation {
-    instructions: Option<String>,
-    messages: Vec<Message>,
-}
-
-impl Conversation {
-    fn new(effort: Effort, instructions: Option<String>) -> Conversation {
-        Conversation { messages: answer::opening(effort, instructions.as_deref()), instructions }
+/// Asks, and shows the answer as it comes with its reasoning dimmed.
+fn say(line: &str, conversation: &mut Conversation, engine: &mut dyn Engine, params: &GenerationParams) -> Result<()> {
+    let mut screen = Screen { styled: stdout().is_terminal(), part: None };
+    interrupt::clear();
+    let mut on_piece = |piece: &Piece| match screen.show(piece) {
+        Ok(()) if !interrupt::requested() => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    };
+    let answered = conversation.say(line, engine, params, &mut on_piece);
+    interrupt::clear();
+    match answered {
+        Ok(_) => screen.end()?,
+        // The conversation outlives a question that did not fit.
+        Err(error) => eprintln!("{error:#}"),
     }
-
-    /// Asks, shows the answer as it comes with its reasoning dimmed, and remembers both.
-    fn say(&mut self, text: &str, session: &mut Session, tokenizer: &Tokenizer, args: &Chat) -> Result<()> {
-        self.messages.push(Message::new(Role::User, text));
-        let prompt = answer::prompt(&self.messages, tokenizer)?;
-        let params = args.reply.params(tokenizer.stops());
-        let mut screen = Screen { styled: stdout().is_terminal(), part: None };
-        interrupt::clear();
-        let mut on_piece = |piece: &Piece| match screen.show(piece) {
-            Ok(()) if !interrupt::requested() => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(()),
-        };
-        let answered = answer::answer(&mut *session.engine, tokenizer, &prompt, &params, &mut on_piece);
-        interrupt::clear();
-        match answered {
-            Ok((turn, _)) => {
-                screen.end()?;
-                self.messages.extend(turn.messages());
-            }
-            // The conversation outlives a question that did not fit.
-            Err(error) => {
-                self.messages.pop();
-                eprintln!("{error:#}");
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// Where the answer appears.

@@ -12,14 +12,14 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Tokenizer;
-use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe};
+use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe, read_back};
 use phase3_kvcache::{FinishReason, GenerationParams};
 use serde_json::json;
 
 use crate::answer;
 use crate::args::Eval;
 use crate::commands::print;
-use crate::session::{self, Session};
+use crate::session::{self, SEQUENCE, Session};
 use score::Score;
 use suite::{Expected, Question};
 
@@ -91,6 +91,7 @@ fn ask(
     let prompt = tokenizer.encode_with_control(&question.prompt);
     let mut ignore = |_: &harmony::Piece| ControlFlow::Continue(());
     let (turn, generation) = answer::answer(&mut *session.engine, tokenizer, &prompt, &params, &mut ignore)?;
+    session.engine.release(SEQUENCE);
     let right = question.expected.met_by(&turn);
     let valid = turn.irregularities.is_empty() && generation.finish == FinishReason::Stop;
     score.count_answer(right, valid, matches!(question.expected, Expected::Call { .. }).then(|| is_json(&turn)));
@@ -107,7 +108,6 @@ fn is_json(turn: &harmony::Turn) -> bool {
 
 /// The model's surprise at a completion: the sum of −ln p over its tokens, and their number.
 fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Result<(f64, usize)> {
-    const SEQUENCE: u64 = 0;
     let prompt = tokenizer.encode_with_control(prompt);
     let completion = tokenizer.encode_with_control(completion);
     let (body, last) = prompt.split_at(prompt.len() - 1);
@@ -117,7 +117,7 @@ fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion
     let logits = engine.step(&[chunk], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
     engine.release(SEQUENCE);
     let [_, vocab] = logits.dims();
-    let logits: Vec<f32> = logits.try_into_data()?.try_to_vec().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let logits = read_back(logits)?;
     let loss = logits.chunks_exact(vocab).zip(&completion).map(|(row, &token)| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();

@@ -1,26 +1,24 @@
 //! `gptoss generate`: a prompt in, text out.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use harmony::{Message, Piece, Role};
-use phase1_loading::Tokenizer;
-use phase3_kvcache::{FinishReason, Generation, generate};
+use anyhow::Result;
+use harmony::Piece;
+use phase1_loading::{Checkpoint, Tokenizer};
+use phase3_kvcache::{FinishReason, Generation, GenerationParams, generate};
 use phase4_profiling::process;
 use serde_json::json;
 
-use crate::answer;
 use crate::args::Generate;
 use crate::commands::print;
+use crate::conversation::Conversation;
 use crate::interrupt;
 use crate::saved::Saved;
-use crate::session::{self, EMBEDDED, Session};
-
-/// The only sequence.
-const SEQUENCE: u64 = 0;
+use crate::session::{self, EMBEDDED, SEQUENCE, Session};
 
 pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
@@ -31,80 +29,113 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
     };
     let checkpoint = session::open(Path::new(model))?;
     let tokenizer = checkpoint.tokenizer()?;
-    let prompt = match ask {
-        true => {
-            let mut messages = answer::opening(args.reply.reasoning, None);
-            messages.push(Message::new(Role::User, text));
-            answer::prompt(&messages, &tokenizer)?
-        }
-        false => tokenizer.encode_with_control(text),
-    };
     let mut session = Session::start(&checkpoint, &args.reply.engine)?;
-    let mut prompt = prompt;
-    let saved = match &args.session {
-        None => None,
-        Some(_) if ask => bail!("--session continues text: it needs MODEL and PROMPT"),
-        Some(_) if args.reply.engine.phase != Some(3) => {
-            bail!("only phase 3 saves what it remembers: --session needs --phase 3")
-        }
-        Some(file) => {
-            let rope = args.reply.engine.rope.into();
-            let (saved, unseen) = Saved::open(file, &checkpoint, rope, &mut session, SEQUENCE)?;
-            let new = prompt.clone();
-            prompt.splice(0..0, unseen);
-            Some((file, saved, new))
-        }
+    let reply = match ask {
+        true => answer(args, text, &checkpoint, &tokenizer, &mut session, start)?,
+        false => continuation(args, text, &checkpoint, &tokenizer, &mut session, start)?,
     };
-    let load_time = start.elapsed();
-    interrupt::catch()?;
-    let generation = reply(args, ask, &mut session, &tokenizer, &prompt)?;
-    if let Some((file, saved, mut new)) = saved {
-        new.extend(&generation.tokens);
-        saved.write(file, &new, &*session.engine, SEQUENCE)?;
-    }
     if args.json {
-        print(&format!("{:#}\n", to_json(&generation, &prompt, load_time, &session)))?;
+        print(&format!("{:#}\n", to_json(&reply, &session)))?;
     } else {
         print("\n")?;
-        report(&generation, &prompt, load_time);
+        report(&reply);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Generates, and streams to stdout what is the reply itself: all text of a continuation, the content of an answer.
-fn reply(
+/// What was generated, after how much.
+struct Reply {
+    generation: Generation,
+    prompt_tokens: usize,
+    load_time: Duration,
+}
+
+/// Asks `text` and streams the content of the answer.
+fn answer(
     args: &Generate,
-    ask: bool,
-    session: &mut Session,
+    text: &str,
+    checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
-    prompt: &[u32],
-) -> Result<Generation> {
-    let stops = if args.ignore_stops { &[] } else { tokenizer.stops() };
-    let params = args.reply.params(stops);
-    let mut write_error = None;
-    let mut show = |text: &str| {
-        if !args.json
+    session: &mut Session,
+    start: Instant,
+) -> Result<Reply> {
+    let new = Conversation::begin(tokenizer, args.reply.reasoning, None);
+    let mut conversation = match &args.reply.session {
+        Some(file) => Conversation::in_file(file, checkpoint, &args.reply.engine, session, new)?,
+        None => new,
+    };
+    let load_time = start.elapsed();
+    interrupt::catch()?;
+    let mut screen = Screen { silent: args.json, error: None };
+    let mut on_piece = |piece: &Piece| match piece {
+        Piece::Content(text) | Piece::Arguments(text) => screen.show(text),
+        Piece::Reasoning(_) => screen.show(""),
+    };
+    let answer = conversation.say(text, &mut *session.engine, &params(args, tokenizer), &mut on_piece)?;
+    screen.end()?;
+    let generation = Generation { text: answer.turn.content, ..answer.generation };
+    Ok(Reply { generation, prompt_tokens: answer.prompt_tokens, load_time })
+}
+
+/// Goes on after `text` and streams all that comes.
+fn continuation(
+    args: &Generate,
+    text: &str,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    session: &mut Session,
+    start: Instant,
+) -> Result<Reply> {
+    let (saved, mut tokens) = match &args.reply.session {
+        Some(file) => {
+            let (saved, tokens) = Saved::open(file, checkpoint, &args.reply.engine, session)?;
+            (Some(saved), tokens)
+        }
+        None => (None, Vec::new()),
+    };
+    tokens.extend(tokenizer.encode_with_control(text));
+    let load_time = start.elapsed();
+    interrupt::catch()?;
+    let mut screen = Screen { silent: args.json, error: None };
+    let engine = &mut *session.engine;
+    let prompt = &tokens[engine.length(SEQUENCE)..];
+    let prompt_tokens = prompt.len();
+    let params = params(args, tokenizer);
+    let generation = generate(engine, tokenizer, SEQUENCE, prompt, &params, &mut |step| screen.show(step.text))?;
+    screen.end()?;
+    if let Some(saved) = saved {
+        tokens.extend(&generation.tokens);
+        saved.write(&tokens, engine)?;
+    }
+    Ok(Reply { generation, prompt_tokens, load_time })
+}
+
+fn params(args: &Generate, tokenizer: &Tokenizer) -> GenerationParams {
+    args.reply.params(if args.ignore_stops { &[] } else { tokenizer.stops() })
+}
+
+/// Where the reply appears.
+struct Screen {
+    silent: bool,
+    error: Option<io::Error>,
+}
+
+impl Screen {
+    /// Shows text, and says whether there should be more.
+    fn show(&mut self, text: &str) -> ControlFlow<()> {
+        if !self.silent
             && let Err(error) = print(text)
         {
-            write_error = Some(error);
-            return ControlFlow::Break(());
+            self.error = Some(error);
         }
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let engine = &mut *session.engine;
-    let generation = if ask {
-        let mut on_piece = |piece: &Piece| match piece {
-            Piece::Content(text) | Piece::Arguments(text) => show(text),
-            Piece::Reasoning(_) => show(""),
-        };
-        let (turn, generation) = answer::answer(engine, tokenizer, prompt, &params, &mut on_piece)?;
-        Generation { text: turn.content, ..generation }
-    } else {
-        generate(engine, tokenizer, SEQUENCE, prompt, &params, &mut |step| show(step.text))?
-    };
-    match write_error {
-        Some(error) => Err(error.into()),
-        None => Ok(generation),
+        match self.error.is_some() || interrupt::requested() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    fn end(self) -> io::Result<()> {
+        self.error.map_or(Ok(()), Err)
     }
 }
 
@@ -116,16 +147,17 @@ fn finish_name(finish: &FinishReason) -> &'static str {
     }
 }
 
-fn to_json(generation: &Generation, prompt: &[u32], load_time: Duration, session: &Session) -> serde_json::Value {
+fn to_json(reply: &Reply, session: &Session) -> serde_json::Value {
+    let Reply { generation, prompt_tokens, load_time } = reply;
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     json!({
         "text": generation.text,
         "tokens": generation.tokens,
-        "prompt_tokens": prompt.len(),
+        "prompt_tokens": prompt_tokens,
         "finish_reason": finish_name(&generation.finish),
-        "load_ms": milliseconds(load_time),
+        "load_ms": milliseconds(*load_time),
         "ttft_ms": milliseconds(generation.time_to_first_token),
-        "prefill_tok_s": generation.prefill_rate(prompt.len()),
+        "prefill_tok_s": generation.prefill_rate(*prompt_tokens),
         "decode_tok_s": generation.decode_rate(),
         "peak_rss_bytes": process::peak_resident_bytes(),
         "anonymous_bytes": process::anonymous_resident_bytes(),
@@ -134,13 +166,13 @@ fn to_json(generation: &Generation, prompt: &[u32], load_time: Duration, session
     })
 }
 
-fn report(generation: &Generation, prompt: &[u32], load_time: Duration) {
+fn report(reply: &Reply) {
+    let Reply { generation, prompt_tokens, load_time } = reply;
     eprintln!(
-        "loaded in {:.2} s; {} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens, {} tok/s; ended by {}",
+        "loaded in {:.2} s; {prompt_tokens} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens, {} tok/s; ended by {}",
         load_time.as_secs_f64(),
-        prompt.len(),
         generation.time_to_first_token.as_secs_f64(),
-        generation.prefill_rate(prompt.len()),
+        generation.prefill_rate(*prompt_tokens),
         generation.tokens.len(),
         generation.decode_rate().map_or("–".into(), |rate| format!("{rate:.1}")),
         finish_name(&generation.finish),

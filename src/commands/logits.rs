@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use phase2_forward::{Chunk, Dump, LogitsFor, NoProbe, Probe};
+use phase2_forward::{Chunk, Dump, LogitsFor, NoProbe, Probe, read_back};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -24,8 +24,7 @@ pub fn run(args: &Logits) -> Result<ExitCode> {
     let logits = session.engine.step(&[chunk], probe)?.pop().flatten().expect("logits were asked for");
     let mut tensors = dump.tensors;
     let shape = logits.dims();
-    let values = logits.try_into_data().context("reading the logits back")?.try_to_vec();
-    tensors.insert("logits".into(), (shape, values.map_err(|error| anyhow::anyhow!("{error:?}"))?));
+    tensors.insert("logits".into(), (shape, read_back(logits)?));
     write(&tensors, args)?;
     let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
     eprintln!("{}: {} tokens; {}", args.out.display(), tokens.len(), names.join(", "));

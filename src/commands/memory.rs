@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
-use phase2_forward::{Chunk, LogitsFor, NoProbe};
+use anyhow::Result;
+use phase2_forward::{Chunk, LogitsFor, NoProbe, read_back};
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
 use serde_json::json;
 
@@ -32,7 +32,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
             for chunk in tokens.chunks(CHUNK) {
                 let chunk = Chunk { sequence: 0, tokens: chunk, logits: LogitsFor::LastToken };
                 if let Some(logits) = session.engine.step(&[chunk], &mut NoProbe)?.pop().flatten() {
-                    logits.try_into_data().map_err(|error| anyhow!("the device could not compute: {error}"))?;
+                    read_back(logits)?;
                 }
             }
             Some(Observed::now(&session.device.burn))

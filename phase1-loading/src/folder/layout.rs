@@ -1,7 +1,7 @@
 //! From a folder's tensors to canonical ones: names, the order of gate and up rows, and what is quantized how.
 //!
 //! Hugging Face keeps gate and up in one matrix, gate's rows even and up's odd, with MXFP4 codes in `_blocks` and scales
-//! in `_scales`. mlx-lm keeps them apart, and any matrix may be `weight` codes with `scales` and, if affine, `biases`.
+//! in `_scales`, or, where experts are not quantized, transposed: gate's and up's columns. mlx-lm keeps them apart, and any matrix may be `weight` codes with `scales` and, if affine, `biases`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::checkpoint::{Role, TensorSpec, tensor_specs};
 use crate::codec::{Bits, Format, Group};
 use crate::config::GptOssConfig;
 use crate::error::Defect;
-use crate::tensor::{HostTensor, Planes};
+use crate::tensor::{Columns, HostTensor, Planes};
 
 /// Canonical stems and the folder's.
 const STEMS: [(&str, &str); 14] = [
@@ -85,11 +85,8 @@ impl<'a> Layout<'a> {
         if spec.role == Role::Experts && self.parts.contains_key(&format!("{matrix}_blocks")) {
             return self.blocks(&matrix, spec, first, step);
         }
-        if self.parts.contains_key(&matrix) {
-            let expected = "MXFP4 experts (`_blocks` and `_scales`)";
-            let found =
-                "experts as transposed plain matrices; `mlx_lm.convert` rewrites such a folder so that it opens";
-            return Err(Defect::new(format!("tensor `{matrix}`"), expected, found));
+        if spec.role == Role::Experts && self.parts.contains_key(&matrix) {
+            return self.columns(&matrix, spec, first, step);
         }
         Err(Defect::new(format!("tensor `{whole}`"), format!("shape {:?}", spec.shape), "no such tensor"))
     }
@@ -140,6 +137,16 @@ impl<'a> Layout<'a> {
         let codes = self.codes(&format!("{matrix}_blocks"), &shape, Dtype::U8)?;
         let planes = Planes { codes, scales, biases: Bytes::new(), scale_format: Format::F32, first, step };
         Ok(HostTensor::from_planes(Format::Mxfp4, spec.shape.clone(), planes))
+    }
+
+    /// Hugging Face's plain experts, `[experts, columns, rows]`.
+    fn columns(&mut self, matrix: &str, spec: &TensorSpec, first: usize, step: usize) -> Result<HostTensor, Defect> {
+        let [experts, rows, row_len] = spec.shape[..] else { unreachable!("experts are stacked") };
+        let width = rows * step;
+        let part = self.part(matrix, &[experts, row_len, width])?;
+        let format = float_format(matrix, part.dtype)?;
+        let columns = Columns { data: part.data.clone(), width, first, step };
+        Ok(HostTensor::from_columns(format, spec.shape.clone(), columns))
     }
 
     /// mlx-lm's quantized matrices: weight words `[…, rows, columns · bits / 32]`, scales `[…, rows, columns / group]`.

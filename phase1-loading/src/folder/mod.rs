@@ -1,6 +1,7 @@
-//! A model folder as Hugging Face and mlx-lm keep one: `config.json`, `tokenizer.json` and safetensors files.
+//! A model folder as Hugging Face, mlx-lm or OpenAI keep one: `config.json`, `tokenizer.json` and safetensors files.
 
 mod layout;
+mod original;
 mod shards;
 
 use std::path::Path;
@@ -35,12 +36,21 @@ pub(crate) fn open(folder: &Path) -> Result<Checkpoint, LoadError> {
 /// As [`open`], for files from anywhere; `folder` is what errors call them.
 pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError> {
     let in_config = |defect: Defect| defect.in_file(&folder.join("config.json"));
-    let json = parse_json(&needed(folder, files, "config.json")?).map_err(in_config)?;
-    let shards = shards::open(folder, files)?;
+    let mut json = parse_json(&needed(folder, files, "config.json")?).map_err(in_config)?;
+    let mut shards = shards::open(folder, files)?;
+    let original = original::is_original(&json);
+    if original {
+        json = original::config(&json).map_err(|defect| defect.in_file(folder))?;
+    }
     let config = GptOssConfig::from_json(&json, shards.len()).map_err(|defect| defect.in_file(folder))?;
+    if original {
+        shards = original::rename(shards, &config).map_err(|defect| defect.in_file(folder))?;
+    }
     let special = special_tokens(&json, config.vocab).map_err(|defect| defect.in_file(folder))?;
-    let tokenizer = needed(folder, files, "tokenizer.json")?;
-    let vocabulary = Vocabulary::from_json(tokenizer, config.vocab, special, chat_template(files));
+    let above = if original { "../" } else { "" };
+    let tokenizer = needed(folder, files, &format!("{above}tokenizer.json"))?;
+    let template = chat_template(&|name| files(&format!("{above}{name}")));
+    let vocabulary = Vocabulary::from_json(tokenizer, config.vocab, special, template);
     let tensors = Layout::new(shards, &json).tensors(&config).map_err(|defect| defect.in_file(folder))?;
     Checkpoint::assemble(folder.to_owned(), config, vocabulary, tensors)
 }

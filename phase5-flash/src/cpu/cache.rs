@@ -1,10 +1,12 @@
 //! Keys and values of one sequence, in blocks of 64 positions.
 //!
 //! A full layer's blocks only grow in number. A sliding layer is the same with its oldest blocks taken away once no query will
-//! see them again; they serve other sequences, so that decoding allocates once in 64 tokens at most.
+//! see them again; they serve other sequences, so that decoding allocates once in 64 tokens at most. A snapshot is the blocks as
+//! they lie.
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use cpu_kernels::{CacheFormat, KeyBlock, POSITIONS};
 use phase1_loading::{AttentionKind, GptOssConfig};
 
@@ -55,21 +57,51 @@ impl Blocks {
         let bytes = self.kv_heads * self.head_bytes();
         for layer in &mut cache.layers {
             while (layer.gone + layer.blocks.len()) * POSITIONS < length {
-                layer.blocks.push_back(self.spare.pop().unwrap_or_else(|| vec![0; bytes].into()));
+                let mut block = self.spare.pop().unwrap_or_else(|| vec![0; bytes].into());
+                // A snapshot shows nothing of the sequence that had it before.
+                block.fill(0);
+                layer.blocks.push_back(block);
             }
         }
     }
 
-    /// Counts the new positions, and takes back the blocks that no later query sees.
+    /// Counts the new positions, and takes back the blocks before the last positions within reach.
     pub fn advance(&mut self, cache: &mut SequenceCache, new: usize) {
         cache.length += new;
         for layer in &mut cache.layers {
-            let oldest = (cache.length + 1).saturating_sub(self.reach(layer.attention));
-            while (layer.gone + 1) * POSITIONS <= oldest {
+            let gone = self.gone(layer.attention, cache.length);
+            while layer.gone < gone {
                 self.spare.extend(layer.blocks.pop_front());
                 layer.gone += 1;
             }
         }
+    }
+
+    /// Blocks that such a layer has given back at `length` positions.
+    fn gone(&self, attention: AttentionKind, length: usize) -> usize {
+        length.saturating_sub(self.reach(attention)) / POSITIONS
+    }
+
+    /// The blocks of every layer, one after another.
+    pub fn save(&self, cache: &SequenceCache) -> Vec<Bytes> {
+        cache.layers.iter().map(|layer| layer.blocks.iter().flat_map(|block| block.iter().copied()).collect()).collect()
+    }
+
+    /// Bytes of each item that [`Blocks::save`] gives at `length` positions.
+    pub fn saved_bytes(&self, layers: &[AttentionKind], length: usize) -> Vec<usize> {
+        let blocks = |&attention| length.div_ceil(POSITIONS) - self.gone(attention, length);
+        layers.iter().map(|attention| blocks(attention) * self.kv_heads * self.head_bytes()).collect()
+    }
+
+    /// What [`Blocks::save`] gave for `length` positions as a cache again. The lengths must have been checked.
+    pub fn restore(&mut self, layers: &[AttentionKind], length: usize, items: &[Bytes]) -> SequenceCache {
+        let bytes = self.kv_heads * self.head_bytes();
+        let layer = |(&attention, item): (&AttentionKind, &Bytes)| LayerCache {
+            attention,
+            gone: self.gone(attention, length),
+            blocks: item.chunks_exact(bytes).map(Block::from).collect(),
+        };
+        SequenceCache { length, layers: layers.iter().zip(items).map(layer).collect() }
     }
 
     pub fn release(&mut self, cache: SequenceCache) {

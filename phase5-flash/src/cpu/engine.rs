@@ -7,13 +7,16 @@ use bytes::Bytes;
 use cpu_kernels::{CacheFormat, Isa, Pool};
 use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, GptOssConfig};
-use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, check_batch};
+use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, Snapshot, check_batch};
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::ReadCache;
 
 use super::cache::{Blocks, SequenceCache};
 use super::model::{CpuLoadError, Model};
 use super::scratch::Scratch;
+
+/// What its snapshots are called.
+const FORM: &str = "phase 5 on the CPU";
 
 /// How to compute; the default is fast.
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,6 +150,20 @@ impl Engine for CpuEngine {
             self.sequences.insert(chunk.sequence, part.cache);
         }
         Ok(tensors)
+    }
+
+    fn save(&self, sequence: SequenceId) -> Option<Snapshot> {
+        let cache = self.sequences.get(&sequence)?;
+        Some(Snapshot { form: FORM.into(), length: cache.length, items: self.blocks.save(cache) })
+    }
+
+    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
+        let GptOssConfig { attention, context_length, .. } = &self.config;
+        snapshot.check(FORM, *context_length, |length| self.blocks.saved_bytes(attention, length))?;
+        let cache = self.blocks.restore(attention, snapshot.length, &snapshot.items);
+        self.release(sequence);
+        self.sequences.insert(sequence, cache);
+        Ok(())
     }
 
     fn release(&mut self, sequence: SequenceId) {

@@ -17,10 +17,12 @@ use super::kernels::attention::Attention;
 use super::kernels::codes::Codes;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, Experts, GateUp};
-use super::kernels::gemm::{Gemm, GroupedExperts};
+use super::kernels::few::{Division, FEW, Few};
+use super::kernels::gemm::Gemm;
 use super::kernels::greedy::{STRIPE_WORDS, Successors};
-use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
+use super::kernels::group::{GroupedExperts, TILE, TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
+use super::kernels::prefill::{self, rows_a_tile};
 use super::kernels::project::{Cut, Project};
 use super::kernels::rope::Rope;
 use super::kernels::router::{self, Route};
@@ -472,7 +474,7 @@ impl Bench {
             Ok::<_, GpuError>(Experts { weight, bias: self.gpu.upload_f32(&vec![0.0; experts * rows]) })
         };
         let (gate, up, down) = (stack(width, hidden)?, stack(width, hidden)?, stack(hidden, width)?);
-        for inputs in [2, 10, 16, 32, 64, 512] {
+        for inputs in [2, 4, 10, 16, 32, 64, 128, 512] {
             let slots = inputs * CHOSEN;
             let mut seed = 7;
             let x = self.gpu.upload_f32(&self.values(inputs * hidden, &mut seed));
@@ -486,7 +488,7 @@ impl Bench {
             let weights = self.gpu.upload_f32(&vec![0.25; slots]);
             let (activations, products) = (self.gpu.empty(slots * width), self.gpu.empty(slots * hidden));
             let order = self.gpu.empty(slots);
-            let tiles = self.gpu.empty(most_tiles(slots, experts) * TILE_WORDS as usize);
+            let tiles = self.gpu.empty(most_tiles(slots, experts, FEW) * TILE_WORDS as usize);
             let (matrix, bias, gpu) = (&dense, None, &self.gpu);
             let dense_single = |_| {
                 Project { matrix, x: &x, norm: None, bias, out: &out, add: false, inputs }.launch(gpu);
@@ -524,38 +526,82 @@ impl Bench {
                 chosen_per_row: CHOSEN,
                 inputs,
             };
-            let group_slots = |_| group(gpu, &chosen, slots, experts, &order, &tiles);
+            let group_few = |_| group(gpu, &chosen, [slots, experts], FEW, &order, &tiles);
+            let group_slots = |_| group(gpu, &chosen, [slots, experts], TILE, &order, &tiles);
             let gate_tiled = |_| grouped.launch_gate_up(gpu);
             let down_tiled = |_| {
                 grouped.launch_down(gpu);
                 add_up(gpu, &products, &weights, &again, [inputs, CHOSEN, hidden]);
             };
             let expert_bytes = touched * gate.weight.bytes();
-            let few = inputs < 512;
+            let (single, few) = (inputs <= 64, inputs <= 128);
             type Run<'a> = (&'a str, &'a str, &'a dyn Fn(usize), usize, usize, bool);
-            let runs: [Run<'_>; 7] = [
-                ("qkv", "row by row", &dense_single, dense.bytes(), rows * hidden, few),
+            let runs: [Run<'_>; 8] = [
+                ("qkv", "row by row", &dense_single, dense.bytes(), rows * hidden, single),
                 ("qkv", "tiled", &dense_tiled, dense.bytes(), rows * hidden, true),
-                ("gate and up", "row by row", &gate_single, 2 * expert_bytes, 2 * CHOSEN * width * hidden, few),
-                ("down", "row by row", &down_single, expert_bytes, CHOSEN * width * hidden, few),
-                ("group", "one cube", &group_slots, slots * 4, 0, true),
+                ("gate and up", "row by row", &gate_single, 2 * expert_bytes, 2 * CHOSEN * width * hidden, single),
+                ("down", "row by row", &down_single, expert_bytes, CHOSEN * width * hidden, single),
+                ("group", "tiles of 8", &group_few, slots * 4, 0, few),
+                ("group", "tiles of 64", &group_slots, slots * 4, 0, true),
                 ("gate and up", "tiled", &gate_tiled, 2 * expert_bytes, 2 * CHOSEN * width * hidden, true),
                 ("down", "tiled", &down_tiled, expert_bytes, CHOSEN * width * hidden, true),
             ];
+            let mut measure = |name: &str, variant: &str, launch: &dyn Fn(usize), bytes, products: usize| {
+                let seconds = self.time(launch)?;
+                let teraflops = 2.0 * (products * inputs) as f64 / seconds / 1e12;
+                report(&Measurement {
+                    name: format!("{name}, {inputs} rows"),
+                    variant: format!("{variant}, {teraflops:.2} TFLOP/s"),
+                    seconds,
+                    bytes,
+                    tokens: 0,
+                    error: None,
+                });
+                Ok::<_, GpuError>(())
+            };
             for (name, variant, launch, bytes, products, wanted) in runs {
                 if wanted {
-                    let seconds = self.time(launch)?;
-                    let teraflops = 2.0 * (products * inputs) as f64 / seconds / 1e12;
-                    report(&Measurement {
-                        name: format!("{name}, {inputs} rows"),
-                        variant: format!("{variant}, {teraflops:.2} TFLOP/s"),
-                        seconds,
-                        bytes,
-                        tokens: 0,
-                        error: None,
-                    });
+                    measure(name, variant, launch, bytes, products)?;
                 }
             }
+            if few {
+                group_few(0);
+                for (shares, ahead) in [(8, 1), (8, 2), (12, 1)] {
+                    let division = Division { shares, ahead };
+                    let variant = format!("few, {shares} shares, {ahead} ahead");
+                    let dense_few = |_| {
+                        Few { matrix, x: &x, bias, out: &again, add: false, inputs }.launch_divided(gpu, division);
+                    };
+                    let gate_few = |_| grouped.launch_few_gate_up(gpu, division);
+                    let down_few = |_| {
+                        grouped.launch_few_down(gpu, division);
+                        add_up(gpu, &products, &weights, &again, [inputs, CHOSEN, hidden]);
+                    };
+                    measure("qkv", &variant, &dense_few, dense.bytes(), rows * hidden)?;
+                    measure("gate and up", &variant, &gate_few, 2 * expert_bytes, 2 * CHOSEN * width * hidden)?;
+                    measure("down", &variant, &down_few, expert_bytes, CHOSEN * width * hidden)?;
+                }
+            }
+        }
+        // What unpacking costs: the same product in every format.
+        let inputs = 512;
+        let x = self.gpu.upload_f32(&self.values(inputs * hidden, &mut seed));
+        let out = self.gpu.empty(inputs * rows);
+        for format in [Format::F32, Format::F16, Format::Q8_0, Format::Mxfp4] {
+            let host = self.tensor(format, vec![rows, hidden], &mut seed);
+            let matrix = Matrix::upload(&self.gpu, "dense", &[&host])?;
+            let launch =
+                |_| Gemm { matrix: &matrix, x: &x, bias: None, out: &out, add: false, inputs }.launch(&self.gpu);
+            let seconds = self.time(&launch)?;
+            let teraflops = 2.0 * (rows * hidden * inputs) as f64 / seconds / 1e12;
+            report(&Measurement {
+                name: format!("qkv, {inputs} rows, {format:?}"),
+                variant: format!("tiled, {teraflops:.2} TFLOP/s"),
+                seconds,
+                bytes: matrix.bytes(),
+                tokens: 0,
+                error: None,
+            });
         }
         Ok(())
     }
@@ -714,6 +760,9 @@ impl Bench {
                         error: None,
                     });
                 }
+                if depth > 1 {
+                    self.attention_of_rows(&caches, depth, &queries, &sinks, &out, report)?;
+                }
                 let mut reference: Option<Vec<f32>> = None;
                 for splits in [1, 2, 8, 16, 32, 64, 128] {
                     if splits > depth.div_ceil(64) {
@@ -749,6 +798,67 @@ impl Bench {
                         error: Some(error),
                     });
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Attention of the last 512 of `depth` positions, row by row and in tiles of rows.
+    fn attention_of_rows(
+        &self,
+        caches: &Caches,
+        depth: usize,
+        queries: &Buffer,
+        sinks: &Buffer,
+        out: &Buffer,
+        report: &mut dyn FnMut(&Measurement),
+    ) -> Result<(), GpuError> {
+        let Shape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (kind, inputs) = (caches.row.kind, depth.min(512));
+        let row = |position: usize| Row { token: 0, position: position as u32, slot: 0 };
+        let rows: Vec<Row> = (depth - inputs..depth).map(row).collect();
+        let row_words = self.gpu.upload(rows.iter().flat_map(|row| row.words()).collect());
+        let most = rows_a_tile(heads, caches.row).expect("heads that fit");
+        let words = prefill::tiles(&rows, most);
+        let count = words.len() / prefill::TILE_WORDS;
+        let tiles = self.gpu.upload(words);
+        for (what, reach) in [("", usize::MAX), (" window 128,", 128)] {
+            let attention = Attention {
+                queries,
+                rows: &row_words,
+                cache: caches.layer(0),
+                sinks,
+                out,
+                shares: out,
+                splits: 1,
+                heads,
+                shape: caches.row,
+                reach,
+                inputs,
+            };
+            attention.launch(&self.gpu);
+            let expected = self.gpu.read_f32(out)?;
+            self.gpu.write(out, vec![f32::NAN.to_bits(); out.len]);
+            attention.launch_tiles(&self.gpu, &tiles, count);
+            let found = self.gpu.read_f32(out)?;
+            let values = inputs * heads * head_dim;
+            let error = worst(&found, values, |i| (f64::from(expected[i]), 1.0));
+            let pairs: usize = rows.iter().map(|row| (row.position as usize + 1).min(reach)).sum();
+            let (single, tiled) =
+                (|_| attention.launch(&self.gpu), |_| attention.launch_tiles(&self.gpu, &tiles, count));
+            type Run<'a> = (&'a str, &'a dyn Fn(usize), Option<f64>);
+            let runs: [Run<'_>; 2] = [("row by row", &single, None), ("tiles of rows", &tiled, Some(error))];
+            for (variant, launch, error) in runs {
+                let seconds = self.time(launch)?;
+                let teraflops = (4 * heads * head_dim * pairs) as f64 / seconds / 1e12;
+                report(&Measurement {
+                    name: format!("attention, {kind},{what} {inputs} rows to {depth}"),
+                    variant: format!("{variant}, {teraflops:.2} TFLOP/s"),
+                    seconds,
+                    bytes: 2 * depth.min(reach.saturating_add(inputs)) * kv_heads * caches.row.words() * 4,
+                    tokens: 0,
+                    error,
+                });
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ pub(crate) struct Caches {
     kinds: Vec<AttentionKind>,
     full: Pages,
     sliding: Pages,
-    ring_pages: usize,
+    pub ring_pages: usize,
     sequences: HashMap<SequenceId, Sequence>,
     free_slots: Vec<u32>,
 }
@@ -149,6 +149,20 @@ impl Caches {
         if let Some(sequence) = self.sequences.get_mut(&sequence) {
             sequence.length += new;
         }
+    }
+
+    /// Counts the positions of a restored sequence.
+    pub fn set_length(&mut self, sequence: SequenceId, length: usize) {
+        self.sequences.get_mut(&sequence).expect("room was reserved").length = length;
+    }
+
+    /// The pages of a sequence in every pool of such layers, in order of position.
+    pub fn pages(&self, sequence: SequenceId, attention: AttentionKind) -> Option<&[u32]> {
+        let sequence = self.sequences.get(&sequence)?;
+        Some(match attention {
+            AttentionKind::Full => &sequence.full,
+            AttentionKind::Sliding => &sequence.ring,
+        })
     }
 
     pub fn release(&mut self, sequence: SequenceId) {

@@ -6,8 +6,8 @@ use burn::tensor::{Tensor, TensorData};
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{
-    Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, NoProbe, Operation, Probe, SequenceId, Span,
-    check_batch,
+    Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, NoProbe, Operation, Probe, SequenceId,
+    Snapshot, Span, check_batch,
 };
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::ReadCache;
@@ -18,9 +18,11 @@ use super::device::{Buffer, Gpu};
 use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
-use super::kernels::gemm::{Gemm, GroupedExperts};
-use super::kernels::group::{TILE_WORDS, add_up, group, most_tiles};
+use super::kernels::few::{Division, FEW, Few};
+use super::kernels::gemm::Gemm;
+use super::kernels::group::{GroupedExperts, TILE, TILE_WORDS, add_up, group, most_tiles};
 use super::kernels::norm::norm;
+use super::kernels::prefill::{self, QUERIES, rows_a_tile};
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::{Choice, Route};
@@ -31,8 +33,12 @@ use super::weights::{Layer, Weights};
 
 /// The most new tokens that one pass over the layers takes.
 pub(crate) const MAX_ROWS: usize = 512;
-/// Rows from which on products are tiled: below, weights are read again for each row, from the cache next to the processors.
+/// Rows up to which each has cubes of its own, which find the weights that their neighbours read in the cache.
+const SINGLE_ROWS: usize = 15;
+/// Rows from which on a product is tiled: below, its weights go from memory to registers, for a few rows at a time.
 const TILED_ROWS: usize = 24;
+/// Rows an expert, on average, from which on experts are tiled.
+const TILED_SLOTS: usize = 16;
 /// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
 const FIRST_POSITIONS: usize = 4096;
 /// Cubes that keep a large GPU busy: on an H100, 32 shares for 8 key/value heads were the fastest at depths 4096 and 16384.
@@ -65,6 +71,7 @@ pub struct GpuEngine {
 pub(super) struct Scratch {
     rows: usize,
     pub row_words: Buffer,
+    row_tiles: Buffer,
     picks: Buffer,
     x: Buffer,
     qkv: Buffer,
@@ -167,11 +174,20 @@ impl GpuEngine {
     fn pass(&self, rows: &[Row], probe: &mut dyn Probe) {
         self.gpu.write(&self.scratch.row_words, rows.iter().flat_map(|row| row.words()).collect());
         let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-        self.layers(rows.len(), keys, probe);
+        let tiles = rows_a_tile(self.config.heads, self.caches.row).map(|most| prefill::tiles(rows, most));
+        // A tile of one row costs as much as one of four.
+        let tiles = tiles.unwrap_or_default();
+        let count = tiles.len() / prefill::TILE_WORDS;
+        let tiled = count > 0 && 2 * count <= rows.len();
+        if tiled {
+            self.gpu.write(&self.scratch.row_tiles, tiles);
+        }
+        self.layers(rows.len(), keys, tiled.then_some(count), probe);
     }
 
-    /// Runs the `n` rows that `scratch.row_words` describes through all layers; they see `keys` keys at most.
-    pub(super) fn layers(&self, n: usize, keys: usize, probe: &mut dyn Probe) {
+    /// Runs the `n` rows that `scratch.row_words` describes through all layers; they see `keys` keys at most, and attend in
+    /// `tiles` tiles that `scratch.row_tiles` describes, or each for itself.
+    pub(super) fn layers(&self, n: usize, keys: usize, tiles: Option<usize>, probe: &mut dyn Probe) {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         embed(gpu, &self.weights.embedding, &scratch.row_words, &scratch.x, n);
         let see = |probe: &mut dyn Probe, name: &dyn Fn() -> String, buffer: &Buffer, width| {
@@ -180,7 +196,7 @@ impl GpuEngine {
         see(probe, &|| "embed".into(), &scratch.x, config.hidden);
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
         for (number, layer) in self.weights.layers.iter().enumerate() {
-            self.attention(number, layer, n, keys, probe);
+            self.attention(number, layer, n, keys, tiles, probe);
             see(probe, &|| format!("layers.{number}.resid_attn"), &scratch.x, config.hidden);
             self.experts(number, layer, n, probe);
             see(probe, &|| format!("layers.{number}.router_logits"), &scratch.router_logits, config.experts);
@@ -188,11 +204,19 @@ impl GpuEngine {
         }
     }
 
-    fn attention(&self, number: usize, layer: &Layer, n: usize, keys: usize, probe: &mut dyn Probe) {
+    fn attention(
+        &self,
+        number: usize,
+        layer: &Layer,
+        n: usize,
+        keys: usize,
+        tiles: Option<usize>,
+        probe: &mut dyn Probe,
+    ) {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         let (heads, shape) = (config.heads, self.caches.row);
         let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
-        if n < TILED_ROWS {
+        if n <= SINGLE_ROWS {
             Project {
                 matrix: &layer.qkv,
                 x: &scratch.x,
@@ -208,8 +232,7 @@ impl GpuEngine {
             let weight = &layer.attention_norm;
             norm(gpu, &scratch.x, &scratch.every_row, weight, config.rms_eps, &scratch.normed, shape);
             probe.done(span(Operation::AttentionNorm, 0));
-            let bias = Some(&layer.qkv_bias);
-            Gemm { matrix: &layer.qkv, x: &scratch.normed, bias, out: &scratch.qkv, add: false, inputs: n }.launch(gpu);
+            self.product(&layer.qkv, &scratch.normed, Some(&layer.qkv_bias), &scratch.qkv, false, n);
         }
         probe.done(span(Operation::Qkv, 0));
         Rope {
@@ -229,20 +252,23 @@ impl GpuEngine {
         };
         let keys = keys.min(reach.saturating_add(n - 1));
         probe.done(span(Operation::CacheAppend, keys));
-        Attention {
+        let attention = Attention {
             queries: &scratch.queries,
             rows: &scratch.row_words,
             cache: self.caches.layer(number),
             sinks: &layer.sinks,
             out: &scratch.mixed,
             shares: &scratch.shares,
-            splits: splits(config, n, keys.min(reach)),
+            splits: splits(config, tiles.unwrap_or(n), keys.min(reach)),
             heads,
             shape,
             reach,
             inputs: n,
+        };
+        match tiles {
+            Some(count) => attention.launch_tiles(gpu, &scratch.row_tiles, count),
+            None => attention.launch(gpu),
         }
-        .launch(gpu);
         probe.done(span(Operation::Attention, keys));
         self.product(&layer.o, &scratch.mixed, Some(&layer.o_bias), &scratch.x, true, n);
         probe.done(span(Operation::AttentionOut, 0));
@@ -263,7 +289,7 @@ impl GpuEngine {
             experts: config.experts,
             inputs: n,
         };
-        if n < TILED_ROWS {
+        if n <= SINGLE_ROWS {
             route.launch_logits(gpu);
             probe.done(span(Operation::Router));
             self.single_experts(layer, n);
@@ -274,7 +300,9 @@ impl GpuEngine {
             route.launch(gpu, &Choice { chosen: &scratch.chosen, weights: &scratch.weights, per_row });
             probe.done(span(Operation::Router));
             let slots = n * config.experts_per_token;
-            group(gpu, &scratch.chosen, slots, config.experts, &scratch.order, &scratch.tiles);
+            let few = slots < TILED_SLOTS * config.experts;
+            let tile = if few { FEW } else { TILE };
+            group(gpu, &scratch.chosen, [slots, config.experts], tile, &scratch.order, &scratch.tiles);
             let experts = GroupedExperts {
                 gate: &layer.gate,
                 up: &layer.up,
@@ -287,9 +315,15 @@ impl GpuEngine {
                 chosen_per_row: config.experts_per_token,
                 inputs: n,
             };
-            experts.launch_gate_up(gpu);
+            match few {
+                true => experts.launch_few_gate_up(gpu, Division::default()),
+                false => experts.launch_gate_up(gpu),
+            }
             probe.done(span(Operation::GateUp));
-            experts.launch_down(gpu);
+            match few {
+                true => experts.launch_few_down(gpu, Division::default()),
+                false => experts.launch_down(gpu),
+            }
             let shape = [n, config.experts_per_token, config.hidden];
             add_up(gpu, &scratch.products, &scratch.weights, &scratch.x, shape);
         }
@@ -329,9 +363,10 @@ impl GpuEngine {
 
     /// One product for each of `inputs` rows, by whichever kernel suits their number.
     fn product(&self, matrix: &Matrix, x: &Buffer, bias: Option<&Buffer>, out: &Buffer, add: bool, inputs: usize) {
-        match inputs < TILED_ROWS {
-            true => Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu),
-            false => Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
+        match inputs {
+            rows if rows <= SINGLE_ROWS => Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu),
+            rows if rows < TILED_ROWS => Few { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
+            _ => Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
         }
     }
 
@@ -412,7 +447,7 @@ impl GpuEngine {
     }
 }
 
-/// Shares of the keys that keep the GPU busy with `n` rows that see `keys` keys.
+/// Shares of the keys that keep the GPU busy with `n` rows, or tiles of rows, that see `keys` keys.
 fn splits(config: &GptOssConfig, n: usize, keys: usize) -> usize {
     let wish = BUSY_CUBES.div_ceil(config.kv_heads * n);
     wish.min(keys.div_ceil(PAGE)).max(1)
@@ -421,11 +456,14 @@ fn splits(config: &GptOssConfig, n: usize, keys: usize) -> usize {
 impl Scratch {
     fn new(gpu: &Gpu, config: &GptOssConfig, rows: usize) -> Scratch {
         let GptOssConfig { hidden, heads, kv_heads, head_dim, experts, experts_per_token, .. } = *config;
-        let most_splits = (1..=rows).map(|n| n * splits(config, n, usize::MAX)).max().unwrap_or(1);
+        // The fewest tiles have the most shares.
+        let tile = (QUERIES as usize).div_ceil(heads / kv_heads);
+        let most_splits = (1..=rows).map(|n| n * splits(config, n.div_ceil(tile), usize::MAX)).max().unwrap_or(1);
         let slots = rows * experts_per_token;
         Scratch {
             rows,
             row_words: gpu.empty(rows * ROW_WORDS as usize),
+            row_tiles: gpu.empty(rows * prefill::TILE_WORDS),
             picks: gpu.empty(rows),
             x: gpu.empty(rows * hidden),
             qkv: gpu.empty(rows * (heads + 2 * kv_heads) * head_dim),
@@ -438,8 +476,8 @@ impl Scratch {
             weights: gpu.empty(slots),
             activations: gpu.empty(slots * config.expert_width),
             order: gpu.empty(slots),
-            tiles: gpu.empty(most_tiles(slots, experts) * TILE_WORDS as usize),
-            products: gpu.empty(if rows < TILED_ROWS { 0 } else { slots * hidden }),
+            tiles: gpu.empty(most_tiles(slots, experts, FEW) * TILE_WORDS as usize),
+            products: gpu.empty(if rows == 1 { 0 } else { slots * hidden }),
             every_row: gpu.upload((0..rows as u32).collect()),
         }
     }
@@ -477,6 +515,14 @@ impl Engine for GpuEngine {
         let outcome = check_batch(self, &chunks)
             .and_then(|()| self.go_on(batch, count, on_tokens).map_err(|error| EngineError::Device(error.to_string())));
         Some(outcome)
+    }
+
+    fn save(&self, sequence: SequenceId) -> Option<Snapshot> {
+        self.save_sequence(sequence)
+    }
+
+    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
+        self.restore_sequence(sequence, snapshot)
     }
 
     fn release(&mut self, sequence: SequenceId) {

