@@ -200,7 +200,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
             params.iter().map(|params| Sampler::new(params.clone(), vocab).expect("in range")).collect();
         let mut tokens = Vec::new();
         for (sequence, sampler) in (0..).zip(&mut samplers) {
-            let count = 1 + random.below(60);
+            let count = 1 + random.below(9);
             let prompt = random.tokens(count, vocab);
             let mut logits = next_logits(&mut resident, sequence, &prompt);
             next_logits(&mut stepped, sequence, &prompt);
