@@ -185,8 +185,8 @@ fn sequences_drawn_together_are_those_drawn_alone() {
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
     let vocab = checkpoint.config.vocab;
     let (mut resident, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
-    // Few rows, and enough of them for tiled products; each with a choice of its own, some of them greedy.
-    for sequences in [1, 5, 26] {
+    // Every kernel for products; each with a choice of its own, some of them greedy.
+    for sequences in [1, 5, 17, 26] {
         let params = |random: &mut Random| SamplingParams {
             temperature: random.of(&[0.0, 0.6, 1.0, 1.5]),
             top_k: random.of(&[0, 3, 40]),
@@ -200,7 +200,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
             params.iter().map(|params| Sampler::new(params.clone(), vocab).expect("in range")).collect();
         let mut tokens = Vec::new();
         for (sequence, sampler) in (0..).zip(&mut samplers) {
-            let count = 1 + random.below(60);
+            let count = 1 + random.below(9);
             let prompt = random.tokens(count, vocab);
             let mut logits = next_logits(&mut resident, sequence, &prompt);
             next_logits(&mut stepped, sequence, &prompt);
