@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use phase1_loading::Checkpoint;
+use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute, SequenceId};
 use phase3_kvcache::{CacheType, Cached};
 use phase5_flash::CpuEngine;
@@ -73,6 +73,16 @@ impl Session {
         };
         bar.finish_and_clear();
         Ok(Session { engine, device, phase, cache })
+    }
+
+    /// A session and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.
+    pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(Session, Tokenizer)> {
+        std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| checkpoint.tokenizer());
+            let session = Session::start(checkpoint, args)?;
+            let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok((session, tokenizer))
+        })
     }
 }
 

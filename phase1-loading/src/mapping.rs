@@ -25,6 +25,10 @@ pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     // SAFETY: the mapping is read-only and private to us. A process that truncates the file while it is mapped makes
     // the next read of the lost pages raise SIGBUS; the command line turns that into a message (`src/lost_file.rs`).
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+    // Pages of 2 MB, where the file system has them: a fault and an entry of the TLB for each 512 of the small ones. Advice may be
+    // refused.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Bytes::from_owner(map))
 }
 

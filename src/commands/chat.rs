@@ -21,8 +21,7 @@ const HELP: &str = "/reset forgets the conversation, /system TEXT gives instruct
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let mut session = Session::start(&checkpoint, &args.reply.engine)?;
+    let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let new = Conversation::begin(&tokenizer, args.reply.reasoning, args.system.as_deref());
     let mut conversation = match &args.reply.session {
         Some(file) => Conversation::in_file(file, &checkpoint, &args.reply.engine, &mut session, new)?,

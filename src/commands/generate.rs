@@ -28,8 +28,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         only => (EMBEDDED, &only[0], true),
     };
     let checkpoint = session::open(Path::new(model))?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let mut session = Session::start(&checkpoint, &args.reply.engine)?;
+    let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let reply = match ask {
         true => answer(args, text, &checkpoint, &tokenizer, &mut session, start)?,
         false => continuation(args, text, &checkpoint, &tokenizer, &mut session, start)?,

@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use cpu_kernels::{
     CacheFormat, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Storage, TILE, attend,
-    multiply_few, multiply_panel,
+    multiply_few, multiply_panel, multiply_strips, strip,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -21,19 +21,35 @@ fn buffer() -> Vec<u8> {
         .collect()
 }
 
+/// How a tile of rows meets its inputs.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Streamed,
+    Strips,
+    Tiled(PanelFormat),
+}
+
 fn products(c: &mut Criterion) {
     let buffer = buffer();
-    for (name, inputs, format) in [
-        ("one input", 1, None),
-        ("four inputs", 4, None),
-        ("panel of 10, f32", 10, Some(PanelFormat::F32)),
-        ("panel of 10, i16", 10, Some(PanelFormat::I16)),
-        ("panel of 64, f32", 64, Some(PanelFormat::F32)),
-        ("panel of 64, i16", 64, Some(PanelFormat::I16)),
+    for (name, inputs, way) in [
+        ("one input", 1, Way::Streamed),
+        ("one strip", 1, Way::Strips),
+        ("two strips", 2, Way::Strips),
+        ("four inputs", 4, Way::Streamed),
+        ("four strips", 4, Way::Strips),
+        ("panel of 10, f32", 10, Way::Tiled(PanelFormat::F32)),
+        ("panel of 10, i16", 10, Way::Tiled(PanelFormat::I16)),
+        ("panel of 64, f32", 64, Way::Tiled(PanelFormat::F32)),
+        ("panel of 64, i16", 64, Way::Tiled(PanelFormat::I16)),
     ] {
         let mut group = c.benchmark_group(name);
         for storage in [Storage::Mxfp4, Storage::Q8_0, Storage::F16, Storage::F32] {
-            if format == Some(PanelFormat::I16) && !storage.is_quantized() {
+            let suits = match way {
+                Way::Strips => storage == Storage::Mxfp4,
+                Way::Tiled(PanelFormat::I16) => storage.is_quantized(),
+                _ => true,
+            };
+            if !suits {
                 continue;
             }
             let tile_bytes = TILE * COLUMNS / 32 * storage.block_bytes();
@@ -42,8 +58,13 @@ fn products(c: &mut Criterion) {
                 let x: Vec<Vec<f32>> =
                     (0..inputs).map(|i| (0..COLUMNS).map(|j| ((i + j) % 17) as f32 - 8.0).collect()).collect();
                 let few: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
+                let mut words = vec![0; inputs * COLUMNS];
+                for (words, x) in words.chunks_exact_mut(COLUMNS).zip(&x) {
+                    strip(isa, x, words);
+                }
+                let strips: Vec<&[u32]> = words.chunks_exact(COLUMNS).collect();
                 let mut panel = Panel::default();
-                if let Some(format) = format {
+                if let Way::Tiled(format) = way {
                     let filling = panel.begin(isa, format, COLUMNS, inputs);
                     for group in 0..filling.groups() {
                         // SAFETY: one thread.
@@ -56,9 +77,10 @@ fn products(c: &mut Criterion) {
                     bencher.iter(|| {
                         at = if at + 2 * tile_bytes > BUFFER { 0 } else { at + tile_bytes };
                         let rows = PackedRows::new(&buffer[at..at + tile_bytes], storage, COLUMNS);
-                        match format {
-                            None => multiply_few(isa, rows, &few, &mut out),
-                            Some(_) => multiply_panel(isa, rows, &panel, &mut out),
+                        match way {
+                            Way::Streamed => multiply_few(isa, rows, &few, &mut out),
+                            Way::Strips => multiply_strips(isa, rows, &strips, &mut out),
+                            Way::Tiled(_) => multiply_panel(isa, rows, &panel, &mut out),
                         }
                         black_box(&mut out);
                     });

@@ -12,6 +12,7 @@ mod pool;
 mod product;
 mod rows;
 mod simd;
+mod strip;
 mod weights;
 
 pub use attention::{CacheFormat, KeyBlock, POSITIONS, Queries, attend};
@@ -20,4 +21,5 @@ pub use panel::{Panel, PanelFormat};
 pub use pool::{Pool, Shared};
 pub use product::{FEW, TILE, multiply_few, multiply_panel};
 pub use rows::{rms_norm, rotate, softmax, swiglu};
+pub use strip::{multiply_strips, strip};
 pub use weights::{PackedRows, Storage};

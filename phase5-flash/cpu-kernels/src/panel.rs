@@ -2,7 +2,7 @@
 
 use crate::isa::{Isa, Kernel};
 use crate::pool::Shared;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, round_block};
 use crate::weights::BLOCK;
 
 /// How a panel holds its values.
@@ -176,17 +176,10 @@ impl Kernel for Round<'_> {
             // SAFETY: a block holds two vectors, and `pairs` one of words.
             unsafe {
                 let (low, high) = (S::load(block.as_ptr()), S::load(block.as_ptr().add(LANES)));
-                let largest = S::max(S::max(low, high), S::sub(S::zero(), S::min(low, high)));
-                let largest = S::maximum(largest);
-                let limit = f32::from(i16::MAX);
-                // A block too small for a reciprocal is a block of zeros.
-                let inverse = if largest > 1e-30 { limit / largest } else { 0.0 };
-                // Integers know no NaN: a block that holds one hands it on in its scale.
-                let nothing = S::sum(S::add(S::mul(low, S::zero()), S::mul(high, S::zero())));
-                scales[number * count + place] = largest / limit + nothing;
-                let inverse = S::splat(inverse);
+                let (rounded, unit) = round_block::<S>(low, high);
+                scales[number * count + place] = unit;
                 let mut pairs = [0; LANES];
-                S::store_words(pairs.as_mut_ptr(), S::round_pairs(S::mul(low, inverse), S::mul(high, inverse)));
+                S::store_words(pairs.as_mut_ptr(), rounded);
                 for (i, pair) in pairs.into_iter().enumerate() {
                     words[(number * LANES + i) * count + place] = pair;
                 }

@@ -11,9 +11,13 @@
 //! - asking 4 KB past all rows at hand: 27.3 and 36.0.
 //!
 //! And in GMAC/s of MXFP4: streamed, 2 inputs 56, 4 inputs 67; tiles of f32, 4 inputs 25, 64 inputs 98; tiles of integers, 42
-//! and 157. So 4 inputs are still streamed, and the fast mode's tiles are integers. A streamed product of integers was not
-//! tried: counted out, it takes as many instructions to convert its sums and scales as f32 takes to convert weights.
+//! and 157. So 4 inputs are still streamed, and the fast mode's tiles are integers.
+//!
+//! Tiles of integers, GB/s of MXFP4 and Q8_0, 10 inputs:
+//! - scales converted row by row, all of the next columns asked for at once: 5.3 and 7.4. More is asked for than can be under way.
+//! - scales of 16 rows converted together, rows' addresses out of the loop, each row asked for as it is decoded: 6.5 and 13.4.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use crate::isa::{Isa, Kernel};
@@ -29,7 +33,7 @@ pub const FEW: usize = 4;
 pub const TILE: usize = 32;
 
 /// Bytes beyond the rows at hand that a matrix–vector product asks for before it needs them.
-const AHEAD: usize = 4096;
+pub(crate) const AHEAD: usize = 4096;
 /// Blocks of columns that a tile holds.
 const DEPTH: usize = 9;
 
@@ -196,130 +200,65 @@ impl Kernel for Tile<'_> {
         // SAFETY: the caller's.
         unsafe {
             match (self.panel.format, self.rows.storage) {
-                (PanelFormat::F32, Storage::F32) => self.f32s::<S, F32Block>(),
-                (PanelFormat::F32, Storage::F16) => self.f32s::<S, F16Block>(),
-                (PanelFormat::F32, Storage::BF16) => self.f32s::<S, BF16Block>(),
-                (PanelFormat::F32, Storage::Q8_0) => self.f32s::<S, Q8Block>(),
-                (PanelFormat::F32, Storage::Mxfp4) => self.f32s::<S, Mxfp4Block>(),
-                (PanelFormat::I16, Storage::Mxfp4) => self.integers::<S, Mxfp4Block>(),
-                (PanelFormat::I16, _) => self.integers::<S, Q8Block>(),
+                (PanelFormat::F32, Storage::F32) => self.multiply::<S, Floats<F32Block>>(),
+                (PanelFormat::F32, Storage::F16) => self.multiply::<S, Floats<F16Block>>(),
+                (PanelFormat::F32, Storage::BF16) => self.multiply::<S, Floats<BF16Block>>(),
+                (PanelFormat::F32, Storage::Q8_0) => self.multiply::<S, Floats<Q8Block>>(),
+                (PanelFormat::F32, Storage::Mxfp4) => self.multiply::<S, Floats<Mxfp4Block>>(),
+                (PanelFormat::I16, Storage::Mxfp4) => self.multiply::<S, Integers<Mxfp4Block>>(),
+                (PanelFormat::I16, _) => self.multiply::<S, Integers<Q8Block>>(),
             }
         }
     }
 }
 
 impl Tile<'_> {
-    /// Row `lane` of half `half` of the tile; the last one again past the end.
     #[inline(always)]
-    fn row(&self, half: usize, lane: usize) -> *const u8 {
-        self.rows.row((half * LANES + lane).min(self.rows.count - 1))
-    }
-
-    /// Asks for the columns that the next round decodes, of these rows or, after their last, of the next tile's.
-    #[inline(always)]
-    unsafe fn prefetch<S: Simd, B: Block>(&self, blocks: std::ops::Range<usize>) {
-        for row in 0..self.rows.count {
-            let last = blocks.end == self.rows.blocks();
-            let next = if last { TILE * self.rows.row_bytes() } else { blocks.end * B::BYTES };
-            let start = self.rows.row(row).wrapping_add(next);
-            for line in 0..(blocks.len() * B::BYTES).div_ceil(64) {
-                // SAFETY: prefetching never faults.
-                unsafe { S::prefetch(start.wrapping_add(line * 64)) };
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn f32s<S: Simd, B: Block>(self) {
-        let out = self.out.as_mut_ptr();
+    unsafe fn multiply<S: Simd, A: Arithmetic>(self) {
+        let Tile { rows, panel, out } = self;
+        let out = out.as_mut_ptr();
         let mut tile = MaybeUninit::<Decoded>::uninit();
         let tile = tile.as_mut_ptr();
-        for start in (0..self.rows.blocks()).step_by(DEPTH) {
-            let blocks = start..(start + DEPTH).min(self.rows.blocks());
+        for start in (0..rows.blocks()).step_by(DEPTH) {
+            let blocks = DEPTH.min(rows.blocks() - start);
+            // From these columns to those that the next round decodes, of these rows or, after their last, of the next tile's.
+            let last = start + blocks == rows.blocks();
+            let next = if last { TILE * rows.row_bytes() - start * A::BYTES } else { DEPTH * A::BYTES };
             // SAFETY: blocks lie inside their rows; the tile has room for DEPTH of them, and what is read of it was written.
+            // Prefetching never faults.
             unsafe {
-                self.prefetch::<S, B>(blocks.clone());
                 for half in 0..TILE / LANES {
-                    for block in blocks.clone() {
-                        let mut low = [S::zero_words(); LANES];
-                        let mut high = low;
-                        for lane in 0..LANES {
-                            let p = self.row(half, lane).add(block * B::BYTES);
-                            let (a, b) = B::values::<S>(p);
-                            let scale = B::scale::<S>(p);
-                            low[lane] = S::bits(if B::SCALED { S::mul(a, scale) } else { a });
-                            high[lane] = S::bits(if B::SCALED { S::mul(b, scale) } else { b });
+                    // The last row again past the end.
+                    let rows: [*const u8; LANES] =
+                        std::array::from_fn(|lane| rows.row((half * LANES + lane).min(rows.count - 1)));
+                    for block in 0..blocks {
+                        let at = rows.map(|row| row.add((start + block) * A::BYTES));
+                        if A::BYTES > 32 || block % 2 == 0 {
+                            for row in at {
+                                for line in 0..A::BYTES.div_ceil(64) {
+                                    S::prefetch(row.wrapping_add(next + line * 64));
+                                }
+                            }
                         }
-                        S::transpose(&mut low);
-                        S::transpose(&mut high);
-                        for column in 0..LANES {
-                            let at = (block - start) * BLOCK + column;
-                            S::store_words((&raw mut (*tile).words[at][half * LANES]).cast(), low[column]);
-                            S::store_words((&raw mut (*tile).words[at + LANES][half * LANES]).cast(), high[column]);
-                        }
+                        let words = (&raw mut (*tile).words[block * A::WORDS][half * LANES]).cast();
+                        A::decode::<S>(at, words, &raw mut (*tile).units[block][half * LANES]);
                     }
                 }
-                let columns = blocks.len() * BLOCK;
-                for Group { first, count } in self.panel.groups() {
-                    let x = self.panel.words.as_ptr().add(first * self.panel.columns + start * BLOCK * count).cast();
-                    let out = out.add(first * TILE);
-                    let w = (&raw const (*tile).words).cast();
-                    match count {
-                        1 => columns_f32::<S, 1>(w, columns, x, out, start == 0),
-                        2 => columns_f32::<S, 2>(w, columns, x, out, start == 0),
-                        3 => columns_f32::<S, 3>(w, columns, x, out, start == 0),
-                        4 => columns_f32::<S, 4>(w, columns, x, out, start == 0),
-                        5 => columns_f32::<S, 5>(w, columns, x, out, start == 0),
-                        _ => columns_f32::<S, 6>(w, columns, x, out, start == 0),
-                    }
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn integers<S: Simd, B: Block + IntegerBlock>(self) {
-        let out = self.out.as_mut_ptr();
-        let mut tile = MaybeUninit::<Decoded>::uninit();
-        let tile = tile.as_mut_ptr();
-        for start in (0..self.rows.blocks()).step_by(DEPTH) {
-            let blocks = start..(start + DEPTH).min(self.rows.blocks());
-            // SAFETY: as in `f32s`; integers take half the tile's words.
-            unsafe {
-                self.prefetch::<S, B>(blocks.clone());
-                for half in 0..TILE / LANES {
-                    for block in blocks.clone() {
-                        let mut pairs = [S::zero_words(); LANES];
-                        for lane in 0..LANES {
-                            let p = self.row(half, lane).add(block * B::BYTES);
-                            pairs[lane] = B::pairs::<S>(p);
-                            (*tile).units[block - start][half * LANES + lane] = B::unit(p);
-                        }
-                        S::transpose(&mut pairs);
-                        for column in 0..LANES {
-                            let at = (block - start) * LANES + column;
-                            S::store_words((&raw mut (*tile).words[at][half * LANES]).cast(), pairs[column]);
-                        }
-                    }
-                }
-                for Group { first, count } in self.panel.groups() {
-                    let columns = self.panel.columns;
-                    let integers = Integers {
-                        w: (&raw const (*tile).words).cast(),
-                        units: (&raw const (*tile).units).cast(),
-                        blocks: blocks.len(),
-                        x: self.panel.words.as_ptr().add(first * columns / 2 + start * LANES * count),
-                        scales: self.panel.scales.as_ptr().add(first * columns / BLOCK + start * count),
+                for Group { first, count } in panel.groups() {
+                    let group = Inputs {
+                        // Of F32 a value is a word, of I16 half a one.
+                        words: panel.words.as_ptr().add((first * panel.columns / BLOCK + start * count) * A::WORDS),
+                        scales: panel.scales.as_ptr().wrapping_add(first * panel.columns / BLOCK + start * count),
                         out: out.add(first * TILE),
                         first: start == 0,
                     };
                     match count {
-                        1 => integers.multiply::<S, 1>(),
-                        2 => integers.multiply::<S, 2>(),
-                        3 => integers.multiply::<S, 3>(),
-                        4 => integers.multiply::<S, 4>(),
-                        5 => integers.multiply::<S, 5>(),
-                        _ => integers.multiply::<S, 6>(),
+                        1 => A::multiply::<S, 1>(tile, blocks, group),
+                        2 => A::multiply::<S, 2>(tile, blocks, group),
+                        3 => A::multiply::<S, 3>(tile, blocks, group),
+                        4 => A::multiply::<S, 4>(tile, blocks, group),
+                        5 => A::multiply::<S, 5>(tile, blocks, group),
+                        _ => A::multiply::<S, 6>(tile, blocks, group),
                     }
                 }
             }
@@ -327,64 +266,130 @@ impl Tile<'_> {
     }
 }
 
-/// Adds the products of a decoded tile `[columns, 32]` with N inputs `[columns, N]` to `out` `[N, 32]`.
-///
-/// # Safety
-/// All have those sizes; `out` is overwritten if this is the first tile.
-///
-/// A tile's sums begin at zero: ten short sums lose less to rounding than one of 2880 terms.
-#[inline(always)]
-unsafe fn columns_f32<S: Simd, const N: usize>(
-    w: *const f32,
-    columns: usize,
-    x: *const f32,
-    out: *mut f32,
-    first: bool,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        let mut sums = [[S::zero(); N]; 2];
-        for column in 0..columns {
-            let (top, bottom) = (S::load(w.add(column * TILE)), S::load(w.add(column * TILE + LANES)));
-            for i in 0..N {
-                let x = S::splat(*x.add(column * N + i));
-                sums[0][i] = S::fma(top, x, sums[0][i]);
-                sums[1][i] = S::fma(bottom, x, sums[1][i]);
-            }
-        }
-        for (h, sums) in sums.into_iter().enumerate() {
-            for (i, sum) in sums.into_iter().enumerate() {
-                let out = out.add(i * TILE + h * LANES);
-                S::store(out, if first { sum } else { S::add(S::load(out), sum) });
-            }
-        }
-    }
-}
-
-/// A decoded tile of integers and a group of inputs.
-struct Integers {
-    /// `[blocks · 16, 32]` pairs.
-    w: *const u32,
-    /// `[blocks, 32]`
-    units: *const f32,
-    blocks: usize,
-    /// `[blocks · 16, N]` pairs.
-    x: *const u32,
-    /// `[blocks, N]`
+/// A group of N inputs, from a tile's first column on.
+struct Inputs {
+    /// `[columns, N]` floats, or `[columns / 2, N]` pairs of integers.
+    words: *const u32,
+    /// Of integers: `[columns / 32, N]`.
     scales: *const f32,
     /// `[N, 32]`, overwritten if this is the first tile.
     out: *mut f32,
     first: bool,
 }
 
-impl Integers {
-    /// # Safety
-    /// The pointers are to what they say.
+impl Inputs {
+    /// A tile's sums begin at zero: ten short sums lose less to rounding than one of 2880 terms.
     #[inline(always)]
-    unsafe fn multiply<S: Simd, const N: usize>(self) {
-        let Integers { w, units, blocks, x, scales, out, first } = self;
+    unsafe fn add<S: Simd, const N: usize>(self, sums: [[S::V; N]; 2]) {
+        for (h, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                // SAFETY: there is room for 32 results of N inputs.
+                unsafe {
+                    let out = self.out.add(i * TILE + h * LANES);
+                    S::store(out, if self.first { sum } else { S::add(S::load(out), sum) });
+                }
+            }
+        }
+    }
+}
+
+/// What a tile is decoded to, and multiplied as.
+trait Arithmetic {
+    /// Bytes of a packed block.
+    const BYTES: usize;
+    /// Words of a decoded block of one row.
+    const WORDS: usize;
+
+    /// Decodes a block of each of 16 rows. Words of a row are 32 words apart, and `units` are 16.
+    ///
+    /// # Safety
+    /// The blocks can be read, and the results written.
+    unsafe fn decode<S: Simd>(blocks: [*const u8; LANES], words: *mut u32, units: *mut f32);
+
+    /// Adds the products of a tile of `blocks` blocks with N inputs.
+    ///
+    /// # Safety
+    /// The tile was decoded so far, and the inputs are as many and as wide.
+    unsafe fn multiply<S: Simd, const N: usize>(tile: *const Decoded, blocks: usize, inputs: Inputs);
+}
+
+struct Floats<B>(PhantomData<B>);
+struct Integers<B>(PhantomData<B>);
+
+/// Rows become columns, 32 words apart.
+#[inline(always)]
+unsafe fn store_columns<S: Simd>(mut rows: [S::I; LANES], to: *mut u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        S::transpose(&mut rows);
+        for (column, values) in rows.into_iter().enumerate() {
+            S::store_words(to.add(column * TILE), values);
+        }
+    }
+}
+
+impl<B: Block> Arithmetic for Floats<B> {
+    const BYTES: usize = B::BYTES;
+    const WORDS: usize = BLOCK;
+
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(blocks: [*const u8; LANES], words: *mut u32, _: *mut f32) {
         // SAFETY: the caller's.
         unsafe {
+            let (mut low, mut high) = ([S::zero_words(); LANES], [S::zero_words(); LANES]);
+            for lane in 0..LANES {
+                let (a, b) = B::values::<S>(blocks[lane]);
+                let scale = B::scale::<S>(blocks[lane]);
+                low[lane] = S::bits(if B::SCALED { S::mul(a, scale) } else { a });
+                high[lane] = S::bits(if B::SCALED { S::mul(b, scale) } else { b });
+            }
+            store_columns::<S>(low, words);
+            store_columns::<S>(high, words.add(LANES * TILE));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const N: usize>(tile: *const Decoded, blocks: usize, inputs: Inputs) {
+        // SAFETY: the caller's.
+        unsafe {
+            let w: *const f32 = (&raw const (*tile).words).cast();
+            let x: *const f32 = inputs.words.cast();
+            let mut sums = [[S::zero(); N]; 2];
+            for column in 0..blocks * BLOCK {
+                let (top, bottom) = (S::load(w.add(column * TILE)), S::load(w.add(column * TILE + LANES)));
+                for i in 0..N {
+                    let x = S::splat(*x.add(column * N + i));
+                    sums[0][i] = S::fma(top, x, sums[0][i]);
+                    sums[1][i] = S::fma(bottom, x, sums[1][i]);
+                }
+            }
+            inputs.add::<S, N>(sums);
+        }
+    }
+}
+
+impl<B: Block + IntegerBlock> Arithmetic for Integers<B> {
+    const BYTES: usize = B::BYTES;
+    const WORDS: usize = LANES;
+
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(blocks: [*const u8; LANES], words: *mut u32, units: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe {
+            S::store(units, B::units::<S>(blocks));
+            let mut pairs = [S::zero_words(); LANES];
+            for lane in 0..LANES {
+                pairs[lane] = B::pairs::<S>(blocks[lane]);
+            }
+            store_columns::<S>(pairs, words);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const N: usize>(tile: *const Decoded, blocks: usize, inputs: Inputs) {
+        // SAFETY: the caller's.
+        unsafe {
+            let w: *const u32 = (&raw const (*tile).words).cast();
             let mut sums = [[S::zero(); N]; 2];
             for block in 0..blocks {
                 // 32 products of at most 127 · 32767: far from overflow.
@@ -392,25 +397,20 @@ impl Integers {
                 for pair in block * LANES..(block + 1) * LANES {
                     let (top, bottom) = (S::load_words(w.add(pair * TILE)), S::load_words(w.add(pair * TILE + LANES)));
                     for i in 0..N {
-                        let x = S::splat_word(*x.add(pair * N + i));
+                        let x = S::splat_word(*inputs.words.add(pair * N + i));
                         whole[0][i] = S::dot_pairs(whole[0][i], top, x);
                         whole[1][i] = S::dot_pairs(whole[1][i], bottom, x);
                     }
                 }
                 for h in 0..2 {
-                    let units = S::load(units.add(block * TILE + h * LANES));
+                    let units = S::load((&raw const (*tile).units[block][h * LANES]).cast());
                     for i in 0..N {
-                        let unit = S::mul(units, S::splat(*scales.add(block * N + i)));
+                        let unit = S::mul(units, S::splat(*inputs.scales.add(block * N + i)));
                         sums[h][i] = S::fma(S::to_f32(whole[h][i]), unit, sums[h][i]);
                     }
                 }
             }
-            for (h, sums) in sums.into_iter().enumerate() {
-                for (i, sum) in sums.into_iter().enumerate() {
-                    let out = out.add(i * TILE + h * LANES);
-                    S::store(out, if first { sum } else { S::add(S::load(out), sum) });
-                }
-            }
+            inputs.add::<S, N>(sums);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Rows of packed weights, and what the kernels need to know of each storage format.
 
-use crate::simd::Simd;
+use crate::simd::{HALF_E8M0, LANES, Simd};
 
 /// Values in a block of every format: the quantized ones are stored so, the others are read so.
 pub(crate) const BLOCK: usize = 32;
@@ -93,9 +93,10 @@ pub(crate) trait Block {
 /// # Safety
 /// As of [`Block`].
 pub(crate) trait IntegerBlock {
-    /// The 32 values as 16-bit integers in pairs, each 1 / [`IntegerBlock::unit`] of the value.
+    /// The 32 values as 16-bit integers in pairs, each 1 / [`IntegerBlock::units`] of the value.
     unsafe fn pairs<S: Simd>(p: *const u8) -> S::I;
-    unsafe fn unit(p: *const u8) -> f32;
+    /// Of 16 blocks.
+    unsafe fn units<S: Simd>(blocks: [*const u8; LANES]) -> S::V;
 }
 
 pub(crate) struct F32Block;
@@ -175,23 +176,17 @@ impl IntegerBlock for Q8Block {
         unsafe { S::i8_pairs(p.add(2)) }
     }
     #[inline(always)]
-    unsafe fn unit(p: *const u8) -> f32 {
+    unsafe fn units<S: Simd>(blocks: [*const u8; LANES]) -> S::V {
         // SAFETY: the first 2 bytes are the scale.
-        half::f16::from_le_bytes(unsafe { p.cast::<[u8; 2]>().read_unaligned() }).to_f32()
+        unsafe {
+            let mut scales = [0u16; LANES];
+            for lane in 0..LANES {
+                scales[lane] = blocks[lane].cast::<u16>().read_unaligned();
+            }
+            S::load_f16(scales.as_ptr().cast())
+        }
     }
 }
-
-/// `2^(byte − 128)`: half the scale, for values that are doubled. Bytes 0 and 1 give subnormals. A table in L1 is a load;
-/// arithmetic would take the ports that multiply.
-static HALF_E8M0: [f32; 256] = {
-    let mut table = [0.0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = f32::from_bits(if byte < 2 { 0x0020_0000 << byte } else { (byte as u32 - 1) << 23 });
-        byte += 1;
-    }
-    table
-};
 
 impl Block for Mxfp4Block {
     const BYTES: usize = 1 + BLOCK / 2;
@@ -216,8 +211,14 @@ impl IntegerBlock for Mxfp4Block {
         unsafe { S::e2m1_pairs(p.add(1)) }
     }
     #[inline(always)]
-    unsafe fn unit(p: *const u8) -> f32 {
+    unsafe fn units<S: Simd>(blocks: [*const u8; LANES]) -> S::V {
         // SAFETY: the first byte is the scale.
-        HALF_E8M0[usize::from(unsafe { *p })]
+        unsafe {
+            let mut units = [0.0; LANES];
+            for lane in 0..LANES {
+                units[lane] = HALF_E8M0[usize::from(*blocks[lane])];
+            }
+            S::load(units.as_ptr())
+        }
     }
 }

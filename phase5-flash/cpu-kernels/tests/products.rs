@@ -3,7 +3,9 @@
 mod common;
 
 use common::Random;
-use cpu_kernels::{FEW, Isa, PackedRows, Panel, PanelFormat, Storage, TILE, multiply_few, multiply_panel};
+use cpu_kernels::{
+    FEW, Isa, PackedRows, Panel, PanelFormat, Storage, TILE, multiply_few, multiply_panel, multiply_strips, strip,
+};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -61,6 +63,15 @@ impl Case {
         PackedRows::new(&self.packed[1..], self.storage, self.columns)
     }
 
+    fn strips(&self, isa: Isa) -> Vec<Vec<u32>> {
+        let strip_of = |input: &Vec<f32>| {
+            let mut words = vec![u32::MAX; input.len()];
+            strip(isa, input, &mut words);
+            words
+        };
+        self.inputs.iter().map(strip_of).collect()
+    }
+
     fn check(&self, out: &[f32], rounded: bool, what: &str) -> Result<(), TestCaseError> {
         for (i, expected) in self.expected.iter().enumerate() {
             for (row, Product { value, size, rounding }) in expected.iter().enumerate() {
@@ -71,6 +82,10 @@ impl Case {
         }
         Ok(())
     }
+}
+
+fn slices<T>(rows: &[Vec<T>]) -> Vec<&[T]> {
+    rows.iter().map(Vec::as_slice).collect()
 }
 
 const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
@@ -132,11 +147,23 @@ proptest! {
         exponents in (-40i32..40, -30i32..30),
     ) {
         let case = Case::new(seed, storage, rows, blocks, inputs, exponents);
-        let inputs: Vec<&[f32]> = case.inputs.iter().map(Vec::as_slice).collect();
+        let inputs = slices(&case.inputs);
         for isa in Isa::all() {
             let mut out = vec![f32::NAN; inputs.len() * TILE];
             multiply_few(isa, case.rows(), &inputs, &mut out);
             case.check(&out, false, isa.name())?;
+        }
+    }
+
+    #[test]
+    fn strips(
+        seed: u64, rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=FEW, exponents in (-40i32..40, -30i32..30),
+    ) {
+        let case = Case::new(seed, Storage::Mxfp4, rows, blocks, inputs, exponents);
+        for isa in Isa::all() {
+            let mut out = vec![f32::NAN; inputs * TILE];
+            multiply_strips(isa, case.rows(), &slices(&case.strips(isa)), &mut out);
+            case.check(&out, true, isa.name())?;
         }
     }
 
@@ -175,10 +202,14 @@ proptest! {
         case.inputs[who][place] = value;
         for isa in Isa::all() {
             if inputs <= FEW {
-                let inputs: Vec<&[f32]> = case.inputs.iter().map(Vec::as_slice).collect();
-                let mut out = vec![0.0; inputs.len() * TILE];
-                multiply_few(isa, case.rows(), &inputs, &mut out);
+                let mut out = vec![0.0; inputs * TILE];
+                multiply_few(isa, case.rows(), &slices(&case.inputs), &mut out);
                 prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}");
+            }
+            if inputs <= FEW && storage == Storage::Mxfp4 {
+                let mut out = vec![0.0; inputs * TILE];
+                multiply_strips(isa, case.rows(), &slices(&case.strips(isa)), &mut out);
+                prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}, a strip");
             }
             for format in [PanelFormat::F32, PanelFormat::I16] {
                 if format == PanelFormat::I16 && !storage.is_quantized() {

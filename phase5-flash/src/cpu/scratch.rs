@@ -23,9 +23,17 @@ pub(super) struct Scratch {
     pub hidden: Vec<f32>,
     /// The input of a matrix that all tokens pass.
     pub panel: Panel,
-    /// The input of each expert.
-    pub expert_panels: Vec<Panel>,
+    pub expert_inputs: ExpertInputs,
     pub threads: Vec<ThreadScratch>,
+}
+
+/// Inputs of the chosen experts, as their products take them.
+#[derive(Default)]
+pub(super) struct ExpertInputs {
+    /// By place in [`Choices::experts`], of those that have more than a few.
+    pub panels: Vec<Panel>,
+    /// `[tokens · chosen, columns]`, of the others.
+    pub strips: Vec<u32>,
 }
 
 /// What a thread needs for itself.
@@ -86,8 +94,8 @@ impl Choices {
 }
 
 /// Makes a buffer at least `len` long.
-pub(super) fn grow(buffer: &mut Vec<f32>, len: usize) {
+pub(super) fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
-        buffer.resize(len, 0.0);
+        buffer.resize(len, T::default());
     }
 }

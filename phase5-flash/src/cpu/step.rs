@@ -5,14 +5,14 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use cpu_kernels::{
-    FEW, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Shared, TILE, attend, multiply_few,
-    multiply_panel, rms_norm, rotate, swiglu,
+    FEW, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Shared, Storage, TILE, attend, multiply_few,
+    multiply_panel, multiply_strips, rms_norm, rotate, strip, swiglu,
 };
 use phase2_forward::{Operation, Probe, Span};
 
 use super::engine::{CpuEngine, Part};
 use super::model::{Layer, Matrix};
-use super::scratch::{Chosen, Scratch, ThreadScratch, grow};
+use super::scratch::{Chosen, ExpertInputs, Scratch, ThreadScratch, grow};
 
 /// Positions whose queries one attention task takes.
 const QUERY_TILE: usize = 8;
@@ -24,16 +24,14 @@ const ROUTER_TILE: usize = 8;
 enum Input<'a> {
     /// At most [`FEW`] rows.
     Few([&'a [f32]; FEW], usize),
+    /// As many, laid out for MXFP4.
+    Strips([&'a [u32]; FEW], usize),
     Panel(&'a Panel),
 }
 
 /// At most [`FEW`] rows by number.
-fn few<'a>(count: usize, row: impl Fn(usize) -> &'a [f32]) -> Input<'a> {
-    let mut rows: [&[f32]; FEW] = [&[]; FEW];
-    for (i, to) in rows[..count].iter_mut().enumerate() {
-        *to = row(i);
-    }
-    Input::Few(rows, count)
+fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a [T]; FEW], usize) {
+    (std::array::from_fn(|i| if i < count { row(i) } else { &[] }), count)
 }
 
 impl CpuEngine {
@@ -98,7 +96,8 @@ impl CpuEngine {
         grow(&mut s.sines, n * dim / 2);
         grow(&mut s.router_logits, n * config.experts);
         grow(&mut s.hidden, n * config.experts_per_token * config.expert_width);
-        s.expert_panels.resize_with(config.experts, Panel::default);
+        s.expert_inputs.panels.resize_with(config.experts, Panel::default);
+        grow(&mut s.expert_inputs.strips, n * config.experts_per_token * config.hidden.max(config.expert_width));
         s.threads.resize_with(self.pool.threads(), ThreadScratch::default);
         for thread in &mut s.threads {
             thread.tiles.iter_mut().for_each(|tile| grow(tile, n * TILE));
@@ -142,7 +141,8 @@ impl CpuEngine {
         let columns = matrices[0].columns;
         let row = |i: usize| &x[i * columns..(i + 1) * columns];
         if n <= FEW {
-            return few(n, row);
+            let (rows, count) = few(n, row);
+            return Input::Few(rows, count);
         }
         let filling = panel.begin(self.isa, self.panel_format(matrices), columns, n);
         // SAFETY: each group is packed by one task.
@@ -153,6 +153,7 @@ impl CpuEngine {
     fn multiply(&self, rows: PackedRows<'_>, input: Input<'_>, out: &mut [f32]) {
         match input {
             Input::Few(inputs, count) => multiply_few(self.isa, rows, &inputs[..count], out),
+            Input::Strips(strips, count) => multiply_strips(self.isa, rows, &strips[..count], out),
             Input::Panel(panel) => multiply_panel(self.isa, rows, panel, out),
         }
     }
@@ -308,7 +309,8 @@ impl CpuEngine {
             let rows = layer.router.weight.rows_of(0, expert, ROUTER_TILE);
             let bias = &layer.router.bias[expert..][..rows.count()];
             let mut tile = [0.0; FEW * TILE];
-            self.multiply(rows, few(count, |i| &h[(first + i) * hidden..][..hidden]), &mut tile);
+            let (inputs, count) = few(count, |i| &h[(first + i) * hidden..][..hidden]);
+            self.multiply(rows, Input::Few(inputs, count), &mut tile);
             for (i, y) in tile.chunks_exact(TILE).take(count).enumerate() {
                 // SAFETY: these logits are this task's.
                 let out = unsafe { logits.part((first + i) * experts + expert, bias.len()) };
@@ -319,50 +321,81 @@ impl CpuEngine {
         });
     }
 
-    /// Packs the inputs of every expert that has more than a few.
-    fn expert_panels<'a>(
+    /// Whether a few inputs of these matrices are laid out before they are multiplied.
+    fn takes_strips(&self, matrix: &Matrix) -> bool {
+        !self.exact && matrix.storage == Storage::Mxfp4
+    }
+
+    /// Packs the chosen experts' inputs for matrices of `columns`; `input` gives one by its place in [`Choices::tokens`].
+    fn pack_experts<'a>(
         &self,
-        panels: &mut [Panel],
+        packed: &mut ExpertInputs,
         experts: &[Chosen],
         matrices: &[&Matrix],
         input: impl Fn(usize) -> &'a [f32] + Sync,
     ) {
-        let format = self.panel_format(matrices);
-        let panels = Shared::new(panels);
+        let (format, columns) = (self.panel_format(matrices), matrices[0].columns);
+        let strips = matrices.iter().any(|matrix| self.takes_strips(matrix));
+        let (panels, places) = (Shared::new(&mut packed.panels), Shared::new(&mut packed.strips));
         self.pool.run(experts.len(), &|task, _| {
             let Chosen { first, count, .. } = experts[task];
-            if count > FEW {
-                // SAFETY: a task has its own panel.
-                unsafe {
+            // SAFETY: an expert has its own panel and its own places.
+            unsafe {
+                if count > FEW {
                     let panel = &mut panels.part(task, 1)[0];
-                    let filling = panel.begin(self.isa, format, matrices[0].columns, count);
+                    let filling = panel.begin(self.isa, format, columns, count);
                     for group in 0..filling.groups() {
                         filling.pack(group, |i| input(first + i));
+                    }
+                } else if strips {
+                    for place in first..first + count {
+                        strip(self.isa, input(place), places.part(place * columns, columns));
                     }
                 }
             }
         });
     }
 
+    /// What the expert chosen as `number` multiplies `matrix` with.
+    fn expert_input<'a>(
+        &self,
+        packed: &'a ExpertInputs,
+        number: usize,
+        chosen: Chosen,
+        matrix: &Matrix,
+        input: impl Fn(usize) -> &'a [f32],
+    ) -> Input<'a> {
+        let Chosen { first, count, .. } = chosen;
+        let columns = matrix.columns;
+        if count > FEW {
+            Input::Panel(&packed.panels[number])
+        } else if self.takes_strips(matrix) {
+            let (strips, count) = few(count, |i| &packed.strips[(first + i) * columns..][..columns]);
+            Input::Strips(strips, count)
+        } else {
+            let (rows, count) = few(count, |i| input(first + i));
+            Input::Few(rows, count)
+        }
+    }
+
     /// Both projections of the chosen experts and SwiGLU: a task takes 32 hidden values of one expert, for all its tokens.
     fn gate_up(&self, layer: &Layer, s: &mut Scratch) {
         let (hidden, width) = (self.config.hidden, self.config.expert_width);
-        let Scratch { h, hidden: out, choices, expert_panels, threads, .. } = s;
+        let Scratch { h, hidden: out, choices, expert_inputs, threads, .. } = s;
         let input = |place: usize| &h[choices.tokens[place].0 * hidden..][..hidden];
-        self.expert_panels(expert_panels, &choices.experts, &[&layer.gate.weight, &layer.up.weight], input);
+        self.pack_experts(expert_inputs, &choices.experts, &[&layer.gate.weight, &layer.up.weight], input);
         let (out, threads) = (Shared::new(out), Shared::new(threads));
         let tiles = width.div_ceil(TILE);
         self.pool.run(choices.experts.len() * tiles, &|task, thread| {
             let (number, row) = (task / tiles, task % tiles * TILE);
-            let Chosen { expert, first, count } = choices.experts[number];
-            let input =
-                if count > FEW { Input::Panel(&expert_panels[number]) } else { few(count, |i| input(first + i)) };
+            let chosen = choices.experts[number];
+            let Chosen { expert, first, count } = chosen;
             // SAFETY: a thread's scratch is its own, and so are a task's columns of the result.
             unsafe {
                 let [gate, up] = &mut threads.part(thread, 1)[0].tiles;
                 for (linear, tile) in [(&layer.gate, &mut *gate), (&layer.up, &mut *up)] {
                     let rows = linear.weight.rows_of(expert, row, TILE);
-                    self.multiply(rows, input, tile);
+                    self.multiply(rows, self.expert_input(expert_inputs, number, chosen, &linear.weight, input), tile);
                     let bias = &linear.bias[expert * width + row..][..rows.count()];
                     for y in tile.chunks_exact_mut(TILE).take(count) {
                         y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
@@ -380,15 +413,15 @@ impl CpuEngine {
     /// The chosen experts' last projection, weighted and added to the stream: a task takes 32 values of it, of all experts.
     fn down(&self, layer: &Layer, s: &mut Scratch) {
         let (hidden, width) = (self.config.hidden, self.config.expert_width);
-        let Scratch { x, hidden: h, choices, expert_panels, threads, .. } = s;
+        let Scratch { x, hidden: h, choices, expert_inputs, threads, .. } = s;
         let input = |place: usize| &h[place * width..][..width];
-        self.expert_panels(expert_panels, &choices.experts, &[&layer.down.weight], input);
+        self.pack_experts(expert_inputs, &choices.experts, &[&layer.down.weight], input);
         let (x, threads) = (Shared::new(x), Shared::new(threads));
         self.pool.run(hidden.div_ceil(TILE), &|task, thread| {
             let row = task * TILE;
-            for (number, &Chosen { expert, first, count }) in choices.experts.iter().enumerate() {
-                let input =
-                    if count > FEW { Input::Panel(&expert_panels[number]) } else { few(count, |i| input(first + i)) };
+            for (number, &chosen) in choices.experts.iter().enumerate() {
+                let Chosen { expert, first, count } = chosen;
+                let input = self.expert_input(expert_inputs, number, chosen, &layer.down.weight, input);
                 let rows = layer.down.weight.rows_of(expert, row, TILE);
                 let bias = &layer.down.bias[expert * hidden + row..][..rows.count()];
                 // SAFETY: a thread's scratch is its own, and so are a task's columns of the stream.

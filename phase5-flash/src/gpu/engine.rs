@@ -363,10 +363,12 @@ impl GpuEngine {
 
     /// One product for each of `inputs` rows, by whichever kernel suits their number.
     fn product(&self, matrix: &Matrix, x: &Buffer, bias: Option<&Buffer>, out: &Buffer, add: bool, inputs: usize) {
-        match inputs {
-            rows if rows <= SINGLE_ROWS => Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu),
-            rows if rows < TILED_ROWS => Few { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
-            _ => Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu),
+        if inputs <= SINGLE_ROWS {
+            Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu);
+        } else if inputs < TILED_ROWS {
+            Few { matrix, x, bias, out, add, inputs }.launch(&self.gpu);
+        } else {
+            Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu);
         }
     }
 

@@ -1,11 +1,12 @@
-//! AVX-512 with BW, VL, DQ and VNNI.
+//! AVX-512 with BW, VL, DQ and VNNI, and with BF16 where there is that.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: features are there, pointers are valid")]
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
-use super::{E2M1_DOUBLED, LANES, Simd};
+use super::{E2M1_DOUBLED, HALF_E8M0, LANES, Simd, add_mxfp4_floats, strip_floats};
 
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<const BF16: bool>;
 
 /// Doubled E2M1 values by code.
 static E2M1: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
@@ -31,7 +32,41 @@ static NIBBLE_SHIFTS: [u16; 32] = {
     shifts
 };
 
-impl Simd for Avx512 {
+/// E2M1 values as bf16 by scale byte and code, twice as above: so a block's scale costs nothing. All are exact, but for those
+/// below 2^−126, which bf16 products take for zeros.
+static SCALED_E2M1: ScaledE2m1 = ScaledE2m1({
+    let mut tables = [[0; 32]; 256];
+    let mut i = 0;
+    while i < 256 * 32 {
+        tables[i / 32][i % 32] = ((E2M1[i % 16] * HALF_E8M0[i / 32]).to_bits() >> 16) as u16;
+        i += 1;
+    }
+    tables
+});
+/// Four copies of a block's 8 words, each shifted, have all 32 codes in their lowest bits: here is the order in which.
+static SHIFTS: [u16; 32] = {
+    let mut shifts = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        shifts[i] = 4 * (i as u16 / 8);
+        i += 1;
+    }
+    shifts
+};
+static SHIFTED_ORDER: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = [0, 16, 1, 17][i / 8] + 2 * (i as u16 % 8);
+        i += 1;
+    }
+    order
+};
+
+#[repr(align(64))]
+struct ScaledE2m1([[u16; 32]; 256]);
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type I = __m512i;
     const PANEL: usize = 6;
@@ -174,6 +209,44 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn to_f32(v: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn strip(low: __m512, high: __m512, to: *mut u32) {
+        if !BF16 {
+            return unsafe { strip_floats::<Self>(low, high, to) };
+        }
+        unsafe {
+            let order = _mm512_loadu_si512(SHIFTED_ORDER.as_ptr().cast());
+            let round = |low, high| transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let rounded = round(low, high);
+            let widen = |words| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)));
+            let low = _mm512_sub_ps(low, widen(_mm512_castsi512_si256(rounded)));
+            let high = _mm512_sub_ps(high, widen(_mm512_extracti64x4_epi64::<1>(rounded)));
+            Self::store_words(to, _mm512_permutexvar_epi16(order, rounded));
+            Self::store_words(to.add(LANES), _mm512_permutexvar_epi16(order, round(low, high)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_mxfp4<const N: usize, const P: usize>(
+        block: *const u8,
+        inputs: [*const u32; N],
+        sums: &mut [[__m512; P]; N],
+    ) {
+        if !BF16 {
+            return unsafe { add_mxfp4_floats::<Self, N, P>(block, inputs, sums) };
+        }
+        unsafe {
+            let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(block.add(1).cast()));
+            let codes = _mm512_srlv_epi16(codes, _mm512_loadu_si512(SHIFTS.as_ptr().cast()));
+            let table = _mm512_loadu_si512(SCALED_E2M1.0[usize::from(*block)].as_ptr().cast());
+            let weights: __m512bh = transmute(_mm512_permutexvar_epi16(codes, table));
+            for i in 0..N {
+                for part in 0..2 {
+                    let x: __m512bh = transmute(Self::load_words(inputs[i].add(part * LANES)));
+                    sums[i][part % P] = _mm512_dpbf16_ps(sums[i][part % P], weights, x);
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn transpose(r: &mut [__m512i; LANES]) {

@@ -19,6 +19,61 @@ pub(crate) const LANES: usize = 16;
 /// Twice the E2M1 value of each code, which is whole.
 pub(crate) const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
+/// `2^(byte − 128)`: half the scale, for values that are doubled. Bytes 0 and 1 give subnormals. A table in L1 is a load;
+/// arithmetic would take the ports that multiply.
+pub(crate) static HALF_E8M0: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = f32::from_bits(if byte < 2 { 0x0020_0000 << byte } else { (byte as u32 - 1) << 23 });
+        byte += 1;
+    }
+    table
+};
+
+/// A strip of floats as they are.
+#[inline(always)]
+unsafe fn strip_floats<S: Simd + ?Sized>(low: S::V, high: S::V, to: *mut u32) {
+    // SAFETY: there is room for 32 words.
+    unsafe {
+        S::store(to.cast(), low);
+        S::store(to.add(LANES).cast(), high);
+    }
+}
+
+#[inline(always)]
+unsafe fn add_mxfp4_floats<S: Simd + ?Sized, const N: usize, const P: usize>(
+    block: *const u8,
+    inputs: [*const u32; N],
+    sums: &mut [[S::V; P]; N],
+) {
+    // SAFETY: a block is 17 bytes, and 32 words of each input.
+    unsafe {
+        let (low, high) = S::e2m1(block.add(1));
+        let scale = S::splat(HALF_E8M0[usize::from(*block)]);
+        for i in 0..N {
+            let (a, b) = (S::load(inputs[i].cast()), S::load(inputs[i].add(LANES).cast()));
+            sums[i][0] = S::fma(S::fma(high, b, S::mul(low, a)), scale, sums[i][0]);
+        }
+    }
+}
+
+/// 32 floats as 16-bit integers in pairs, and what one is worth.
+#[inline(always)]
+pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S::I, f32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let largest = S::max(S::max(low, high), S::sub(S::zero(), S::min(low, high)));
+        let largest = S::maximum(largest);
+        let limit = f32::from(i16::MAX);
+        // A block too small for a reciprocal is a block of zeros.
+        let inverse = S::splat(if largest > 1e-30 { limit / largest } else { 0.0 });
+        // Integers know no NaN: a block that holds one hands it on in its unit.
+        let nothing = S::sum(S::add(S::mul(low, S::zero()), S::mul(high, S::zero())));
+        (S::round_pairs(S::mul(low, inverse), S::mul(high, inverse)), largest / limit + nothing)
+    }
+}
+
 pub(crate) trait Simd {
     /// 16 floats.
     type V: Copy;
@@ -70,6 +125,22 @@ pub(crate) trait Simd {
     /// Adds to each word the products of two pairs of 16-bit integers.
     unsafe fn dot_pairs(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_f32(v: Self::I) -> Self::V;
+    /// Lays out a block of 32 inputs as [`Simd::add_mxfp4`] takes it, in 32 words.
+    #[inline(always)]
+    unsafe fn strip(low: Self::V, high: Self::V, to: *mut u32) {
+        // SAFETY: the caller's.
+        unsafe { strip_floats::<Self>(low, high, to) }
+    }
+    /// Adds the products of an MXFP4 block and the same block of N inputs to `sums`: all P vectors' lanes together are the sum.
+    #[inline(always)]
+    unsafe fn add_mxfp4<const N: usize, const P: usize>(
+        block: *const u8,
+        inputs: [*const u32; N],
+        sums: &mut [[Self::V; P]; N],
+    ) {
+        // SAFETY: the caller's.
+        unsafe { add_mxfp4_floats::<Self, N, P>(block, inputs, sums) }
+    }
     /// Rows become columns.
     unsafe fn transpose(rows: &mut [Self::I; LANES]);
 

@@ -1,0 +1,107 @@
+//! What attention costs at depth, on the CPU: `cargo run --release -p phase5-flash --example depths`.
+//!
+//! A model with gpt-oss-20b's heads and window, but one layer of each kind, is filled to each depth by phase 5. There it takes chunks of 512
+//! tokens and then single ones; the times printed are those of attention alone, medians. At 4096 phase 3 does the same.
+
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use gptoss_reference::RopeMode;
+use phase1_loading::Checkpoint;
+use phase1_loading::synthetic::SyntheticModel;
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, Operation, Probe, Span};
+use phase3_kvcache::{CacheType, Cached};
+use phase5_flash::{CpuEngine, CpuOptions};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const CHUNK: usize = 512;
+const DECODED: usize = 32;
+/// Chunks that are timed at a depth.
+const CHUNKS: usize = 3;
+const COMPARED: usize = 4096;
+
+/// Seconds of attention, by layer: the first slides, the second is full.
+struct Stopwatch {
+    began: Instant,
+    attention: [f64; 2],
+}
+
+impl Probe for Stopwatch {
+    fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
+
+    fn looks(&self) -> bool {
+        false
+    }
+
+    fn done(&mut self, span: Span) {
+        if let (Operation::Attention, Some(layer)) = (span.operation, span.layer) {
+            self.attention[layer] = self.began.elapsed().as_secs_f64();
+        }
+        self.began = Instant::now();
+    }
+}
+
+/// Median seconds of attention in `steps` steps of `tokens` tokens each.
+fn attention(engine: &mut dyn Engine, tokens: usize, steps: usize) -> Result<[f64; 2]> {
+    let mut seconds = [Vec::new(), Vec::new()];
+    for step in 0..steps {
+        let vocab = engine.config().vocab;
+        let tokens: Vec<u32> = (0..tokens).map(|i| ((step * 104_729 + i * 7_919) % vocab) as u32).collect();
+        let mut stopwatch = Stopwatch { began: Instant::now(), attention: [0.0; 2] };
+        engine.step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut stopwatch)?;
+        seconds.iter_mut().zip(stopwatch.attention).for_each(|(all, one)| all.push(one));
+    }
+    Ok(seconds.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    }))
+}
+
+/// Fills sequence 0 up to `depth`.
+fn fill(engine: &mut dyn Engine, depth: usize) -> Result<()> {
+    while engine.length(0) < depth {
+        let tokens = CHUNK.min(depth - engine.length(0));
+        attention(engine, tokens, 1)?;
+    }
+    Ok(())
+}
+
+fn row(engine: &mut dyn Engine, name: &str, depth: usize) -> Result<[f64; 4]> {
+    fill(engine, depth)?;
+    let decode = attention(engine, 1, DECODED)?;
+    let prefill = attention(engine, CHUNK, CHUNKS)?;
+    let [a, b] = decode.map(|seconds| seconds * 1e6);
+    let [c, d] = prefill.map(|seconds| seconds * 1e6 / CHUNK as f64);
+    println!("{name:9} {depth:>6} {a:>12.1} {b:>12.1} {c:>12.1} {d:>12.1}");
+    Ok([a, b, c, d])
+}
+
+fn main() -> Result<()> {
+    let like_20b = SyntheticModel::preset("20b").ok_or("a preset")?;
+    let nano = SyntheticModel::preset("nano").ok_or("a preset")?;
+    let SyntheticModel { heads, kv_heads, head_dim, sliding_window, .. } = like_20b;
+    let model = SyntheticModel { layers: 2, heads, kv_heads, head_dim, sliding_window, ..nano };
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("model.gguf");
+    model.write(&path, 1, &mut |_, _| ())?;
+    let checkpoint = Checkpoint::open(&path)?;
+
+    println!("µs of attention a token, one layer; depth grows a little while it is measured");
+    println!("{:9} {:>6} {:>12} {:>12} {:>12} {:>12}", "", "depth", "decode", "", "prefill", "");
+    println!("{:16} {:>12} {:>12} {:>12} {:>12}", "", "sliding", "full", "sliding", "full");
+    let mut flash = CpuEngine::load(&checkpoint, RopeMode::Exact, CpuOptions::default())?;
+    let mut at_compared = [0.0; 4];
+    for depth in [0, 1, 2, 4, 8, 16, 32].map(|thousands| thousands * 1024) {
+        let found = row(&mut flash, "phase 5", depth)?;
+        if depth == COMPARED {
+            at_compared = found;
+        }
+    }
+    let loaded = GptOss::load(&checkpoint, ComputeDevice::cpu("an example"), RopeMode::Exact, &mut |_, _| ())?;
+    let mut cached = Cached::with_cache(loaded, CacheType::F16)?;
+    let plain = row(&mut cached, "phase 3", COMPARED)?;
+    let ratio = |i: usize| plain[i] / at_compared[i];
+    println!("phase 3 over phase 5 at {COMPARED}: {:.1} {:.1} {:.1} {:.1}", ratio(0), ratio(1), ratio(2), ratio(3));
+    Ok(())
+}
