@@ -70,7 +70,7 @@ impl Folder {
     /// # Panics
     /// If they are missing.
     pub fn committed() -> Vec<Folder> {
-        Folder::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")).expect("goldens are committed")
+        Folder::all(&goldens()).expect("goldens are committed")
     }
 
     /// `tokens`, and MLX's `logits.exact` and `logits.truncated` of them.
@@ -155,8 +155,7 @@ impl Golden {
     /// # Panics
     /// If it is missing.
     pub fn committed(file: &str) -> Golden {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(file);
-        Golden::open(path).expect("goldens are committed")
+        Golden::open(goldens().join(file)).expect("goldens are committed")
     }
 
     fn open(path: PathBuf) -> Result<Golden, GoldenError> {
