@@ -123,11 +123,11 @@ impl MemoryPlan {
     }
 }
 
-/// The widest moment of a forward pass in Burn tensors: attention's scores, or the experts' rows, or the logits.
+/// The widest moment of a forward pass: attention's scores, which phase 5 never has at once, or the experts' rows, or the logits.
 fn scratch_bytes(config: &GptOssConfig, setting: Setting) -> u64 {
     let (n, keys) = (setting.chunk, setting.context);
     let stream = 3 * n * config.hidden;
-    let scores = 3 * config.heads * n * (keys + 1);
+    let scores = if setting.phase < 5 { 3 * config.heads * n * (keys + 1) } else { 0 };
     let experts = n * config.experts_per_token * (2 * config.hidden + 4 * config.expert_width);
     let logits = 2 * config.vocab;
     4 * (stream + scores.max(experts).max(logits)) as u64
