@@ -13,6 +13,7 @@
 use cubecl::prelude::*;
 
 use super::cache::{CacheRow, cached_vector};
+use super::reduce::sum4;
 use crate::gpu::cache::{LayerCache, PAGE};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::rows::ROW_WORDS;
@@ -261,9 +262,7 @@ fn attention(
             let visible = key_position <= position && key_position >= first;
             #[unroll]
             for h in 0..comptime![shape.heads_a_unit()] {
-                let product = products[comptime![h as usize]];
-                let score = (product.extract(0usize) + product.extract(1usize))
-                    + (product.extract(2usize) + product.extract(3usize));
+                let score = sum4(products[comptime![h as usize]]);
                 scores[((head + h) * tile + key) as usize] = select(visible, score, f32::new(NOTHING));
             }
             pair += shape.units;

@@ -12,6 +12,8 @@ use cubecl::prelude::*;
 use half::f16;
 use phase1_loading::Format;
 
+use super::reduce::sum4;
+
 use crate::gpu::device::Gpu;
 
 /// How MXFP4 codes become floats: what a device's arithmetic and its shader language allow.
@@ -107,7 +109,7 @@ pub(crate) fn dot_block(
     for i in 0..8u32 {
         sum += block_values(words, first_word, i, format, codes) * x[comptime![(first_x + i) as usize]];
     }
-    let sum = (sum.extract(0usize) + sum.extract(1usize)) + (sum.extract(2usize) + sum.extract(3usize));
+    let sum = sum4(sum);
     if comptime![format == Format::Mxfp4] { sum * f32::new(comptime![factor(codes)]) } else { sum }
 }
 
@@ -160,23 +162,6 @@ pub(crate) fn block_values(
                 Codes::Subnormals => e2m1_subnormals(word, comptime![i % 2 * 16]),
                 Codes::Halves => e2m1_halves(word, comptime![i % 2]),
             }
-        }
-        _ => comptime!(unreachable!("other formats are uploaded as F32")),
-    }
-}
-
-/// The scale of block `block` in row `row`.
-#[cube]
-pub(crate) fn block_scale(scales: &[u32], row: u32, block: u32, blocks: u32, #[comptime] format: Format) -> f32 {
-    match comptime![format] {
-        Format::F32 | Format::F16 | Format::BF16 => 1.0f32.runtime(),
-        Format::Q8_0 => {
-            let word = scales[(((row >> 2u32) * blocks + block) * 2 + ((row >> 1u32) & 1)) as usize];
-            half_value((word >> ((row & 1) * 16)) & 0xffffu32, Format::F16)
-        }
-        Format::Mxfp4 => {
-            let word = scales[((row >> 2u32) * blocks + block) as usize];
-            f32::reinterpret(((word >> ((row & 3) * 8)) & 255u32) << 23u32)
         }
         _ => comptime!(unreachable!("other formats are uploaded as F32")),
     }

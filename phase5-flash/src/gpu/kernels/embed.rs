@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{Codes, block_scale, block_values, load_codes};
+use super::codes::{Codes, block_values, load_codes, load_scales, scale_value};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
 use crate::gpu::rows::ROW_WORDS;
@@ -51,7 +51,9 @@ fn embed_kernel(
         let vectors = comptime![vectors(format) as u32];
         let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![vectors as usize]);
         load_codes(codes, row, block, blocks, &mut words, 0u32, vectors);
-        let scale = Vector::<f32, Const<4>>::new(block_scale(scales, row, block, blocks, format));
+        let mut scale_word = Array::<u32>::new(1usize);
+        load_scales(scales, row, block, blocks, &mut scale_word, 0u32, 1u32, format);
+        let scale = Vector::<f32, Const<4>>::new(scale_value(scale_word[0usize], format));
         #[unroll]
         for i in 0..8u32 {
             out[((CUBE_POS_Y * blocks + block) * 8 + i) as usize] =

@@ -14,10 +14,9 @@
 use cubecl::prelude::*;
 
 use super::project::{
-    Cut, Split, add_products, copy, copy_words, enlarge_inputs, load_inputs, load_rows, multiply_rows, rows_at_once,
-    share_sums, zero,
+    Cut, Split, add_products, copy, enlarge_inputs, load_inputs, load_rows, multiply_rows, rows_at_once, zero,
 };
-use super::reduce::total;
+use super::reduce::{share_sums, total};
 use super::router::choose;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
@@ -154,7 +153,7 @@ fn gate_up(
         share_sums(&sums, &mut shared, at_once, cube_rows + step * at_once, at_once, comptime![2 * cube_rows]);
         if comptime![gate.cut.steps > 1] {
             copy(&next, &mut held, comptime![gate.vectors() + up.vectors()]);
-            copy_words(&next_scales, &mut scale_words, comptime![2 * at_once]);
+            copy(&next_scales, &mut scale_words, comptime![2 * at_once]);
         }
     }
     sync_cube();

@@ -13,6 +13,7 @@ use super::codes::{Packing, load_codes, load_scales, packed_scale, packed_values
 use super::experts::{Experts, swiglu};
 use super::group::{GroupedExperts, TILE_WORDS, most_tiles};
 use super::project::{spread, zero};
+use super::reduce::sum4;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
 
@@ -444,10 +445,7 @@ fn add_blocks(
             let scale = packed_scale(factors[comptime![ahead as usize]], packing);
             #[unroll]
             for i in 0..inputs {
-                let part = parts[comptime![i as usize]];
-                let part =
-                    (part.extract(0usize) + part.extract(1usize)) + (part.extract(2usize) + part.extract(3usize));
-                sums[comptime![(first_sum + i) as usize]] += scale * part;
+                sums[comptime![(first_sum + i) as usize]] += scale * sum4(parts[comptime![i as usize]]);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::reduce::cube_sum;
+use super::reduce::{cube_sum, sum4};
 use crate::gpu::device::{Buffer, Gpu};
 
 const UNITS: u32 = 256;
@@ -71,9 +71,7 @@ pub(crate) fn norm_factor(
         squares += value * value;
         i += CUBE_DIM;
     }
-    let squares =
-        (squares.extract(0usize) + squares.extract(1usize)) + (squares.extract(2usize) + squares.extract(3usize));
-    let mean = cube_sum(squares, shared) / f32::cast_from(vectors * 4);
+    let mean = cube_sum(sum4(squares), shared) / f32::cast_from(vectors * 4);
     1.0f32 / (mean + eps).sqrt()
 }
 

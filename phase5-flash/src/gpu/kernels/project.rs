@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use phase1_loading::Format;
 
 use super::codes::{Codes, INPUT_FACTOR, dot_block, load_block, load_codes, load_scales, scale_value};
-use super::reduce::{cube_sum, total};
+use super::reduce::{cube_sum, share_sums, sum4, total};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, ROW_GROUP, vectors};
 
@@ -280,9 +280,7 @@ pub(crate) fn normalize_inputs(
         let x = inputs[comptime![i as usize]];
         squares += x * x;
     }
-    let squares =
-        (squares.extract(0usize) + squares.extract(1usize)) + (squares.extract(2usize) + squares.extract(3usize));
-    let mean = cube_sum(squares, shared) / f32::cast_from(comptime![32 * split.blocks]);
+    let mean = cube_sum(sum4(squares), shared) / f32::cast_from(comptime![32 * split.blocks]);
     let factor = Vector::<f32, Const<4>>::new(1.0f32 / (mean + eps).sqrt());
     #[unroll]
     for i in 0..comptime![split.blocks_a_lane()] {
@@ -357,7 +355,7 @@ pub(crate) fn multiply_rows(
     }
     if comptime![split.cut.steps > 1] {
         copy(&next, held, split.vectors());
-        copy_words(&next_scales, scale_words, split.cut.rows);
+        copy(&next_scales, scale_words, split.cut.rows);
     }
 }
 
@@ -384,36 +382,8 @@ pub(crate) fn add_products(
     }
 }
 
-/// Puts the sums over each plane of `count` values a unit into `shared`, at place `at` and on of `places`, for
-/// [`total`](super::reduce::total).
 #[cube]
-pub(crate) fn share_sums(
-    sums: &Array<f32>,
-    shared: &mut Shared<[f32]>,
-    #[comptime] first: u32,
-    at: u32,
-    #[comptime] count: u32,
-    #[comptime] places: u32,
-) {
-    #[unroll]
-    for r in 0..count {
-        let sum = plane_sum(sums[comptime![(first + r) as usize]]);
-        if UNIT_POS_PLANE == 0 {
-            shared[(PLANE_POS * places + at + r) as usize] = sum;
-        }
-    }
-}
-
-#[cube]
-pub(crate) fn copy(from: &Array<Vector<u32, Const<4>>>, to: &mut Array<Vector<u32, Const<4>>>, #[comptime] count: u32) {
-    #[unroll]
-    for i in 0..count {
-        to[comptime![i as usize]] = from[comptime![i as usize]];
-    }
-}
-
-#[cube]
-pub(crate) fn copy_words(from: &Array<u32>, to: &mut Array<u32>, #[comptime] count: u32) {
+pub(crate) fn copy<T: CubePrimitive>(from: &Array<T>, to: &mut Array<T>, #[comptime] count: u32) {
     #[unroll]
     for i in 0..count {
         to[comptime![i as usize]] = from[comptime![i as usize]];

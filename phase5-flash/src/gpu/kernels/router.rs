@@ -9,7 +9,7 @@
 use cubecl::prelude::*;
 
 use super::norm::norm_factor;
-use super::reduce::{plane_sums, total};
+use super::reduce::{share_sums, sum4, total};
 use crate::gpu::device::{Buffer, Gpu};
 
 /// Units of a cube that takes a whole row, and of one that takes an expert for a row.
@@ -129,7 +129,8 @@ fn score(
     let mut sums = Array::<f32>::new(2usize);
     sums[0usize] = sum4(squares);
     sums[1usize] = sum4(products);
-    plane_sums(&sums, &mut shared, 2u32);
+    share_sums(&sums, &mut shared, 0u32, 0u32, 2u32, 2u32);
+    sync_cube();
     let mean = total(&shared, 0u32, 2u32) / f32::cast_from(comptime![vectors * 4]);
     let factor = 1.0f32 / (mean + eps).sqrt();
     if UNIT_POS == 0 {
@@ -143,11 +144,6 @@ fn score(
         normed[(start + i) as usize] = x * Vector::<f32, Const<4>>::new(factor) * norm[i as usize];
         i += CUBE_DIM;
     }
-}
-
-#[cube]
-fn sum4(values: Vector<f32, Const<4>>) -> f32 {
-    (values.extract(0usize) + values.extract(1usize)) + (values.extract(2usize) + values.extract(3usize))
 }
 
 #[cube(launch_unchecked)]
