@@ -472,13 +472,13 @@ mod tests {
         let config = config(heads, kv_heads, head_dim, window);
         let context = format!("{heads} {kv_heads} {head_dim} {kind} {splits} {window} {random:?}");
         let width = (heads + 2 * kv_heads) * head_dim;
-        let longest = 70;
+        let (longest, passes) = (70, 6);
         let mut caches = Caches::new(&gpu, &config, kind, longest).expect("a cache");
-        let angles: Vec<f32> = (0..400 * head_dim / 2).flat_map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
+        let angles: Vec<f32> = (0..passes * longest * head_dim / 2).flat_map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
         let table = gpu.upload_f32(&angles);
         let sinks = random.values(heads, 2.0);
         let mut lengths = [0usize; 2];
-        for pass in 0..6 {
+        for pass in 0..passes {
             let new = if pass == 0 { [longest, 1] } else { [1 + random.below(longest), 1 + random.below(longest)] };
             let mut rows = Vec::new();
             for sequence in 0..2 {
@@ -551,7 +551,7 @@ mod tests {
                         }
                     }
                 }
-                if pass < 5 {
+                if pass + 1 < passes {
                     continue;
                 }
                 let pool = caches.layer(layer).pool.clone();
