@@ -283,6 +283,9 @@ pub struct Bench {
     /// How keys and values are cached (phases 3 and 5): f32, f16 or q8_0. The engine's own choice if not given.
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = parse_cache_type)]
     pub kv: Vec<CacheType>,
+    /// Read back the logits of every step, also where an engine could choose the likeliest tokens by itself.
+    #[arg(long)]
+    pub stepwise: bool,
     #[command(flatten)]
     pub fast: FastArgs,
     #[arg(long)]

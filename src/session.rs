@@ -27,6 +27,11 @@ pub fn open(model: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(model)?)
 }
 
+/// Bytes that an engine reads instead of the head, if it chooses the likeliest tokens by a screen.
+pub fn screen_bytes(checkpoint: &Checkpoint, device: &ComputeDevice, args: &EngineArgs) -> Option<u64> {
+    (args.phase() == 5 && device.is_cpu()).then(|| CpuEngine::screen_bytes(checkpoint, args.on_cpu())).flatten()
+}
+
 /// The device that was asked for, or that suits the model.
 pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<ComputeDevice> {
     Ok(ComputeDevice::find(args.device, GptOss::gpu_bytes(checkpoint))?)

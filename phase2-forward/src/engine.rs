@@ -33,6 +33,11 @@ pub struct Choice {
     pub min_p: f32,
 }
 
+impl Choice {
+    /// The likeliest token.
+    pub const LIKELIEST: Choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+}
+
 /// A sequence that an engine goes on with by itself.
 pub struct Continuation<'a> {
     pub sequence: SequenceId,
@@ -109,6 +114,10 @@ pub enum EngineError {
     OtherForm { found: String, expected: &'static str },
     #[error("the saved sequence is not what this model's cache holds: {0}")]
     WrongSnapshot(String),
+    #[error(
+        "the logits after {position} tokens are not numbers; the weights may be damaged: `gptoss inspect --check` names the tensor"
+    )]
+    NotANumber { position: usize },
     /// The device cannot do it, or is no more; the sentence says which limit and what helps.
     #[error("{0}")]
     Device(String),

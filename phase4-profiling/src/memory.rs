@@ -49,6 +49,8 @@ pub struct Setting {
     pub context: usize,
     /// New tokens of the largest step.
     pub chunk: usize,
+    /// Bytes of what the engine makes of the head to choose tokens by.
+    pub screen: u64,
 }
 
 /// The parts of a model in use, the largest first.
@@ -101,6 +103,9 @@ impl MemoryPlan {
                 let bytes = (layers * slots * position) as u64;
                 add(format!("cache {}, {name} layers", setting.cache), computing, Stays::Always, bytes);
             }
+        }
+        if setting.screen > 0 {
+            add("screen of the head".into(), computing, Stays::Always, setting.screen);
         }
         add("scratch".into(), computing, Stays::DuringSteps, scratch_bytes(config, setting));
         parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));

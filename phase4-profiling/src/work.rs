@@ -10,6 +10,7 @@ use crate::profile::Work;
 const ACTIVATION: usize = 4;
 
 /// A model as its costs see it.
+#[derive(Clone)]
 pub struct CostModel {
     config: GptOssConfig,
     cache: CacheType,
@@ -19,6 +20,7 @@ pub struct CostModel {
 }
 
 /// Bytes of a layer's weights, biases included; those of the experts are of one expert.
+#[derive(Clone)]
 struct LayerBytes {
     qkv: u64,
     out: u64,
@@ -52,6 +54,11 @@ impl CostModel {
             config,
             cache,
         }
+    }
+
+    /// For an engine that reads so many bytes instead of the head's.
+    pub fn with_head_bytes(self, head: u64) -> CostModel {
+        CostModel { head, ..self }
     }
 
     /// The least work of `span`. Experts are taken to be chosen evenly.

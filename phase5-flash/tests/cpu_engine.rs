@@ -1,11 +1,14 @@
 //! Phase 5 on the CPU against phase 3, on fresh random models: whatever the chunks and the company, the same logits.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase2_forward::{Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot};
+use phase1_loading::{Checkpoint, Format};
+use phase2_forward::{
+    Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
+};
 use phase3_kvcache::gate::ReadCache;
 use phase3_kvcache::{CacheType, Cached};
 use phase5_flash::cpu::Isa;
@@ -144,6 +147,122 @@ proptest! {
         };
         prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2));
     }
+}
+
+/// Goes on with every sequence from its token, until `on_tokens` breaks.
+fn go_on(
+    engine: &mut CpuEngine,
+    inputs: &[(u64, u32)],
+    choice: Choice,
+    on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+) -> Option<Result<(), EngineError>> {
+    let mut draws: Vec<_> = inputs.iter().map(|_| || unreachable!("the likeliest token is not drawn")).collect();
+    let sequences = inputs.iter().zip(&mut draws);
+    let mut batch: Vec<_> =
+        sequences.map(|(&(sequence, token), draws)| Continuation { sequence, token, choice, draws }).collect();
+    engine.decode(&mut batch, 1000, on_tokens)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// The tokens are those with the largest of all logits, and the sequences are then where steps would have brought them.
+    #[test]
+    fn screened_tokens_are_the_likeliest(
+        seed: u64,
+        lengths in prop::collection::vec(1usize..20, 1..9),
+        rest in prop::sample::select(vec![RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
+        steps in 1usize..6,
+        isa in prop::sample::select(Isa::all()),
+    ) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = model(directory.path(), seed, rest, 20, 4);
+        let options = CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::default() };
+        let (mut screened, mut stepped) = (cpu(&path, options), cpu(&path, options));
+        let tokens: Vec<u32> = (0..20).map(|i| (seed.wrapping_mul(2 * i + 1) % 1000) as u32).collect();
+        let sequences = || (0u64..).zip(&lengths);
+        for engine in [&mut screened, &mut stepped] {
+            let chunk = |(sequence, &length)| Chunk { sequence, tokens: &tokens[..length], logits: LogitsFor::Nothing };
+            engine.step(&sequences().map(chunk).collect::<Vec<_>>(), &mut NoProbe).expect("a step");
+        }
+        let mut fed: Vec<u32> = sequences().map(|(_, &length)| tokens[length]).collect();
+        let inputs: Vec<(u64, u32)> = (0..).zip(fed.iter().copied()).collect();
+        let mut heard = Vec::new();
+        let listen = &mut |tokens: &[u32]| {
+            heard.push(tokens.to_vec());
+            if heard.len() == steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        go_on(&mut screened, &inputs, Choice::LIKELIEST, listen).expect("goes on").expect("decodes");
+        for tokens in &heard {
+            let fed_tokens: Vec<[u32; 1]> = fed.iter().map(|&token| [token]).collect();
+            let chunk = |(sequence, tokens)| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
+            let chunks: Vec<Chunk<'_>> = (0..).zip(fed_tokens.iter().map(|token| &token[..])).map(chunk).collect();
+            for (logits, &token) in stepped.step(&chunks, &mut NoProbe).expect("a step").into_iter().zip(tokens) {
+                let logits = logits.expect("logits").into_data().try_to_vec::<f32>().expect("f32");
+                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                // Of more than a few sequences, a step rounds the inputs of the head.
+                let slack = if lengths.len() > 4 { 1e-3 } else { 0.0 };
+                prop_assert!(logits[token as usize] >= largest - slack, "{}, {largest}", logits[token as usize]);
+            }
+            fed.clone_from(tokens);
+        }
+        for (sequence, _) in sequences() {
+            prop_assert_eq!(screened.length(sequence), stepped.length(sequence));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_screened_is_left_to_steps() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let never = &mut |_: &[u32]| -> ControlFlow<()> { unreachable!("nothing is decoded") };
+    let sampled = Choice { temperature: 1.0, ..Choice::LIKELIEST };
+    let exact = CpuOptions { exact: true, ..CpuOptions::default() };
+    for (options, choice) in [(CpuOptions::default(), sampled), (exact, Choice::LIKELIEST)] {
+        let mut engine = cpu(&path, options);
+        assert!(go_on(&mut engine, &[(0, 1)], choice, never).is_none());
+        assert_eq!(engine.length(0), 0);
+    }
+    let mut engine = cpu(&path, CpuOptions::default());
+    assert!(matches!(
+        go_on(&mut engine, &[(0, u32::MAX)], Choice::LIKELIEST, never),
+        Some(Err(EngineError::TokenOutsideVocabulary { .. }))
+    ));
+}
+
+#[test]
+fn a_full_context_ends_the_loop() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let mut engine = cpu(&path, CpuOptions::default());
+    let context = engine.config().context_length;
+    let tokens = vec![5; context - 3];
+    engine.step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+    let mut heard = 0;
+    let listen = &mut |_: &[u32]| {
+        heard += 1;
+        ControlFlow::Continue(())
+    };
+    go_on(&mut engine, &[(0, 1)], Choice::LIKELIEST, listen).expect("goes on").expect("decodes");
+    assert_eq!((heard, engine.length(0)), (3, context));
+    let refused = go_on(&mut engine, &[(0, 1)], Choice::LIKELIEST, &mut |_| unreachable!("no room"));
+    assert!(matches!(refused, Some(Err(EngineError::ContextExceeded { .. }))));
+}
+
+/// One row of the head that is no number ends decoding, though no estimate would choose it.
+#[test]
+fn a_damaged_head_is_noticed() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let head = Checkpoint::open(&path).expect("opens").tensor("output.weight").packed_as(Format::Q8_0, 0..1).to_vec();
+    let mut file = std::fs::read(&path).expect("reads");
+    let place = file.windows(head.len()).position(|bytes| bytes == head).expect("the head's first row is in the file");
+    file[place..place + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
+    std::fs::write(&path, file).expect("writes");
+    let mut engine = cpu(&path, CpuOptions::default());
+    let outcome = go_on(&mut engine, &[(0, 1)], Choice::LIKELIEST, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(outcome, Some(Err(EngineError::NotANumber { position: 1 }))), "{outcome:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::args::{Bench, EngineArgs, FastArgs, RopeArg};
 use crate::commands::{print, size};
 use crate::session::{self, Session};
-use measure::Measure;
+use measure::{Costs, Measure};
 
 pub fn run(args: &Bench) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
@@ -50,7 +50,11 @@ fn one(args: &Bench, checkpoint: &Checkpoint, phase: u8, kv: Option<CacheType>) 
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let ceiling = ceiling(&session.device)?;
     let costs = CostModel::new(checkpoint, session.cache);
-    let mut measure = Measure::new(args, &mut *session.engine, costs, &ceiling)?;
+    let alone = match session::screen_bytes(checkpoint, &session.device, &engine_args) {
+        Some(screen) => costs.clone().with_head_bytes(screen),
+        None => costs.clone(),
+    };
+    let mut measure = Measure::new(args, &mut *session.engine, Costs { stepping: costs, alone }, &ceiling)?;
     let mut results = Vec::new();
     for &depth in &args.depth {
         for &batch in &args.batch {

@@ -1,9 +1,10 @@
 //! `gptoss memory`: where a model's bytes live, predicted and observed.
 
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use phase2_forward::{Chunk, LogitsFor, NoProbe, read_back};
+use anyhow::{Context, Result};
+use phase2_forward::{Choice, Chunk, Continuation, Engine, LogitsFor, NoProbe, read_back};
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
 use serde_json::json;
 
@@ -19,7 +20,15 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     let device = session::find_device(&checkpoint, &args.engine)?;
     let chunk = args.context.min(CHUNK);
     let (phase, cache) = (args.engine.phase(), args.engine.cache_type(&device));
-    let setting = |on_gpu| Setting { phase, on_gpu, cache, context: args.context, chunk };
+    let screen = session::screen_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
+    let setting = |on_gpu| Setting {
+        phase,
+        on_gpu,
+        cache,
+        context: args.context,
+        chunk,
+        screen: if on_gpu { 0 } else { screen },
+    };
     let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
     let on_apple = MemoryPlan::new(&checkpoint, setting(true)).at(Place::Device);
 
@@ -28,13 +37,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         false => None,
         true => {
             let mut session = Session::start(&checkpoint, &args.engine)?;
-            let tokens = sample_tokens(0, args.context, checkpoint.config.vocab);
-            for chunk in tokens.chunks(CHUNK) {
-                let chunk = Chunk { sequence: 0, tokens: chunk, logits: LogitsFor::LastToken };
-                if let Some(logits) = session.engine.step(&[chunk], &mut NoProbe)?.pop().flatten() {
-                    read_back(logits)?;
-                }
-            }
+            fill(&mut *session.engine, args.context)?;
             Some(Observed::now(&session.device.burn))
         }
     };
@@ -62,6 +65,26 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     text += &apple_text(on_apple);
     print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes a sequence to `context` tokens as generation does: steps for a prompt, and the last token by itself.
+fn fill(engine: &mut dyn Engine, context: usize) -> Result<()> {
+    let tokens = sample_tokens(0, context, engine.config().vocab);
+    let (&token, prompt) = tokens.split_last().context("a context of no tokens")?;
+    let step = |engine: &mut dyn Engine, tokens: &[u32]| -> Result<()> {
+        let chunk = Chunk { sequence: session::SEQUENCE, tokens, logits: LogitsFor::LastToken };
+        for logits in engine.step(&[chunk], &mut NoProbe)?.into_iter().flatten() {
+            read_back(logits)?;
+        }
+        Ok(())
+    };
+    prompt.chunks(CHUNK).try_for_each(|chunk| step(engine, chunk))?;
+    let choice = Choice::LIKELIEST;
+    let mut batch = [Continuation { sequence: session::SEQUENCE, token, choice, draws: &mut || 0.0 }];
+    match engine.decode(&mut batch, 1, &mut |_| ControlFlow::Continue(())) {
+        Some(outcome) => Ok(outcome?),
+        None => step(engine, &[token]),
+    }
 }
 
 /// Predicted beside observed. What the process held before is added to what it was predicted to add.

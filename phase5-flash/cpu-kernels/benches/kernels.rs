@@ -6,8 +6,8 @@
 use std::hint::black_box;
 
 use cpu_kernels::{
-    CacheFormat, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Storage, TILE, attend,
-    multiply_few, multiply_panel, multiply_strips, strip,
+    Bound, CacheFormat, CoarseInputs, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Screen,
+    Storage, TILE, attend, multiply_few, multiply_panel, multiply_strips, strip,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -91,6 +91,43 @@ fn products(c: &mut Criterion) {
     }
 }
 
+/// Estimates of a matrix's products from its screen, and making one.
+fn screens(c: &mut Criterion) {
+    const ROWS: usize = BUFFER / (COLUMNS / 32 * 34) / TILE * TILE;
+    let buffer = buffer();
+    let row_bytes = COLUMNS / 32 * Storage::Q8_0.block_bytes();
+    let rows = |tile: usize| {
+        PackedRows::new(&buffer[tile * TILE * row_bytes..(tile + 1) * TILE * row_bytes], Storage::Q8_0, COLUMNS)
+    };
+    for isa in Isa::all() {
+        let mut screen = Screen::new(ROWS, COLUMNS);
+        let (tiles, tile_bytes) = (screen.tiles(), Screen::bytes(TILE, COLUMNS));
+        let mut tile = 0;
+        let mut next = || {
+            tile = (tile + 1) % tiles;
+            tile
+        };
+        let mut group = c.benchmark_group("a screen");
+        group.throughput(Throughput::Bytes((TILE * row_bytes) as u64));
+        group.bench_function(BenchmarkId::new("made of Q8_0", isa), |bencher| {
+            let making = screen.make();
+            // SAFETY: one thread.
+            bencher.iter(|| unsafe { making.tile(isa, next(), rows(0)) });
+        });
+        group.throughput(Throughput::Bytes(tile_bytes as u64));
+        for count in [1, 4, 10] {
+            let x: Vec<f32> = (0..count * COLUMNS).map(|i| (i % 17) as f32 - 8.0).collect();
+            let mut inputs = CoarseInputs::default();
+            inputs.round(isa, &x, COLUMNS);
+            let (mut estimates, mut bounds) = (vec![0.0; count * TILE], vec![Bound::default(); count]);
+            group.bench_function(BenchmarkId::new(format!("inputs {count}"), isa), |bencher| {
+                bencher.iter(|| screen.estimate(isa, next(), &inputs, black_box(&mut estimates), &mut bounds));
+            });
+        }
+        group.finish();
+    }
+}
+
 /// A key/value head with its 8 query heads over 4096 positions: one position, as in decoding, and 8, as in prefill.
 fn attention(c: &mut Criterion) {
     const DIM: usize = 64;
@@ -123,5 +160,5 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, products, attention);
+criterion_group!(benches, products, screens, attention);
 criterion_main!(benches);

@@ -73,6 +73,21 @@ impl Isa {
         }
     }
 
+    /// Inputs whose products with a tile are kept in registers together.
+    pub(crate) fn group_size(self) -> usize {
+        struct GroupSize;
+        impl Kernel for GroupSize {
+            type Output = usize;
+
+            #[inline(always)]
+            unsafe fn run<S: Simd>(self) -> usize {
+                S::PANEL
+            }
+        }
+        // SAFETY: the kernel only returns a number.
+        unsafe { self.run(GroupSize) }
+    }
+
     /// # Safety
     /// Whatever the kernel asks for.
     #[inline]

@@ -58,12 +58,10 @@ impl Panel {
     /// If `columns` is no multiple of 32.
     pub fn begin(&mut self, isa: Isa, format: PanelFormat, columns: usize, inputs: usize) -> Filling<'_> {
         assert!(columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
-        // SAFETY: the kernel only returns a number.
-        let most = unsafe { isa.run(GroupSize) };
         self.format = format;
         self.columns = columns;
         self.inputs = inputs;
-        self.groups = inputs.div_ceil(most);
+        self.groups = inputs.div_ceil(isa.group_size());
         let (words, scales) = match format {
             PanelFormat::F32 => (inputs * columns, 0),
             PanelFormat::I16 => (inputs * columns / 2, inputs * columns / BLOCK),
@@ -97,7 +95,7 @@ fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
 }
 
 /// Group `number` of `groups` as even ones as can be.
-fn group(inputs: usize, groups: usize, number: usize) -> Group {
+pub(crate) fn group(inputs: usize, groups: usize, number: usize) -> Group {
     let (least, larger) = (inputs / groups, inputs % groups);
     Group { first: number * least + number.min(larger), count: least + usize::from(number < larger) }
 }
@@ -141,17 +139,6 @@ impl Filling<'_> {
                 PanelFormat::I16 => unsafe { self.isa.run(Round { input, words, scales, count, place }) },
             }
         }
-    }
-}
-
-struct GroupSize;
-
-impl Kernel for GroupSize {
-    type Output = usize;
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> usize {
-        S::PANEL
     }
 }
 

@@ -2,11 +2,10 @@
 
 mod common;
 
-use common::Random;
+use common::{Random, cases, weights};
 use cpu_kernels::{
     FEW, Isa, PackedRows, Panel, PanelFormat, Storage, TILE, multiply_few, multiply_panel, multiply_strips, strip,
 };
-use half::{bf16, f16};
 use proptest::prelude::*;
 
 /// Weights at an odd address, inputs with outliers, and the products with the sum of their terms' sizes.
@@ -88,58 +87,12 @@ fn slices<T>(rows: &[Vec<T>]) -> Vec<&[T]> {
     rows.iter().map(Vec::as_slice).collect()
 }
 
-const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-
-/// Packed bytes of `blocks` blocks with scales around 2^exponent, and their values.
-fn weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) -> (Vec<u8>, Vec<f64>) {
-    let (mut bytes, mut values) = (Vec::new(), Vec::new());
-    for _ in 0..blocks {
-        let exponent = exponent + (random.bits() % 5) as i32 - 2;
-        let scale = 2f32.powi(exponent);
-        match storage {
-            Storage::F32 | Storage::F16 | Storage::BF16 => {
-                for _ in 0..32 {
-                    let value = random.float() * scale;
-                    let (packed, value) = match storage {
-                        Storage::F32 => (value.to_le_bytes().to_vec(), f64::from(value)),
-                        Storage::F16 => (f16::from_f32(value).to_le_bytes().to_vec(), f16::from_f32(value).to_f64()),
-                        _ => (bf16::from_f32(value).to_le_bytes().to_vec(), bf16::from_f32(value).to_f64()),
-                    };
-                    bytes.extend(packed);
-                    values.push(value);
-                }
-            }
-            Storage::Q8_0 => {
-                let scale = f16::from_f32(scale / 100.0 * (1.5 + random.float()));
-                bytes.extend(scale.to_le_bytes());
-                for _ in 0..32 {
-                    let code = random.bits() as i8;
-                    bytes.push(code as u8);
-                    values.push(scale.to_f64() * f64::from(code));
-                }
-            }
-            Storage::Mxfp4 => {
-                let byte = (127 + exponent).clamp(0, 254);
-                bytes.push(byte as u8);
-                let codes: [u8; 16] = std::array::from_fn(|_| random.bits() as u8);
-                bytes.extend(codes);
-                let scale = 2f64.powi(byte - 127);
-                values.extend(codes.map(|code| E2M1[usize::from(code & 15)] * scale));
-                values.extend(codes.map(|code| E2M1[usize::from(code >> 4)] * scale));
-            }
-        }
-    }
-    (bytes, values)
-}
-
 fn storages() -> impl Strategy<Value = Storage> {
     prop::sample::select(Storage::ALL.to_vec())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("KERNEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150)
-    ))]
+    #![proptest_config(ProptestConfig::with_cases(cases(150)))]
 
     #[test]
     fn few_inputs(

@@ -1,13 +1,16 @@
 //! The engine: sequences, and the pool that computes them.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
-use cpu_kernels::{CacheFormat, Isa, Pool};
+use cpu_kernels::{CacheFormat, Isa, Pool, Screen};
 use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, GptOssConfig};
-use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, Snapshot, check_batch};
+use phase2_forward::{
+    Chunk, Continuation, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, Snapshot, check_batch,
+};
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::ReadCache;
 
@@ -48,6 +51,8 @@ pub struct CpuEngine {
     pub(super) exact: bool,
     pub(super) blocks: Blocks,
     pub(super) scratch: Scratch,
+    /// Of the head; made when it is first of use.
+    pub(super) screen: Option<Screen>,
     sequences: HashMap<SequenceId, SequenceCache>,
 }
 
@@ -88,6 +93,7 @@ impl CpuEngine {
             exact: options.exact,
             blocks: Blocks::new(&config, format),
             scratch: Scratch::default(),
+            screen: None,
             sequences: HashMap::new(),
             config,
         })
@@ -99,6 +105,36 @@ impl CpuEngine {
 
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+}
+
+impl CpuEngine {
+    /// The chunks as parts of a step, and their tokens. Their sequences are away until they are dismissed.
+    pub(super) fn admit(&mut self, batch: &[Chunk<'_>]) -> (Vec<u32>, Vec<Part>) {
+        let mut tokens = Vec::new();
+        let mut parts = Vec::new();
+        for chunk in batch {
+            let (first, count) = (tokens.len(), chunk.tokens.len());
+            tokens.extend_from_slice(chunk.tokens);
+            let wanted = match chunk.logits {
+                LogitsFor::Nothing => 0..0,
+                LogitsFor::LastToken => tokens.len() - 1..tokens.len(),
+                LogitsFor::EveryToken => first..tokens.len(),
+            };
+            let mut cache = self.sequences.remove(&chunk.sequence).unwrap_or_else(|| SequenceCache::new(&self.config));
+            let length = cache.length + count;
+            self.blocks.extend(&mut cache, length);
+            parts.push(Part { first, count, wanted, cache });
+        }
+        (tokens, parts)
+    }
+
+    /// The step is over.
+    pub(super) fn dismiss(&mut self, batch: &[Chunk<'_>], parts: Vec<Part>) {
+        for (chunk, mut part) in batch.iter().zip(parts) {
+            self.blocks.advance(&mut part.cache, part.count);
+            self.sequences.insert(chunk.sequence, part.cache);
+        }
     }
 }
 
@@ -123,33 +159,28 @@ impl Engine for CpuEngine {
 
     fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
         check_batch(self, batch)?;
-        let mut tokens = Vec::new();
-        let mut parts = Vec::new();
-        for chunk in batch {
-            let (first, count) = (tokens.len(), chunk.tokens.len());
-            tokens.extend_from_slice(chunk.tokens);
-            let wanted = match chunk.logits {
-                LogitsFor::Nothing => 0..0,
-                LogitsFor::LastToken => tokens.len() - 1..tokens.len(),
-                LogitsFor::EveryToken => first..tokens.len(),
-            };
-            let mut cache = self.sequences.remove(&chunk.sequence).unwrap_or_else(|| SequenceCache::new(&self.config));
-            let length = cache.length + count;
-            self.blocks.extend(&mut cache, length);
-            parts.push(Part { first, count, wanted, cache });
-        }
-        let logits = self.forward(&tokens, &mut parts, probe);
+        let (tokens, mut parts) = self.admit(batch);
+        let mut s = std::mem::take(&mut self.scratch);
+        self.layers(&mut s, &tokens, &mut parts, probe);
+        let logits = self.head(&mut s, &parts, probe);
+        self.scratch = s;
         let vocab = self.config.vocab;
         let tensors = parts.iter().zip(logits).map(|(part, logits)| {
             let shape = [part.wanted.len(), vocab];
             (shape[0] > 0).then(|| Tensor::from_data(TensorData::new(logits, shape), &Device::flex()))
         });
         let tensors = tensors.collect();
-        for (chunk, mut part) in batch.iter().zip(parts) {
-            self.blocks.advance(&mut part.cache, part.count);
-            self.sequences.insert(chunk.sequence, part.cache);
-        }
+        self.dismiss(batch, parts);
         Ok(tensors)
+    }
+
+    fn decode(
+        &mut self,
+        batch: &mut [Continuation<'_>],
+        count: usize,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Option<Result<(), EngineError>> {
+        self.can_screen(batch).then(|| self.go_on(batch, count, on_tokens))
     }
 
     fn save(&self, sequence: SequenceId) -> Option<Snapshot> {

@@ -8,6 +8,7 @@ mod engine;
 pub mod gate;
 mod model;
 mod scratch;
+mod screened;
 mod step;
 
 pub use cpu_kernels::Isa;

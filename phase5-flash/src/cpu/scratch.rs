@@ -1,6 +1,6 @@
 //! Buffers of a step, kept from step to step: decoding one token allocates none of them.
 
-use cpu_kernels::Panel;
+use cpu_kernels::{Bound, CoarseInputs, Panel};
 
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -24,6 +24,7 @@ pub(super) struct Scratch {
     /// The input of a matrix that all tokens pass.
     pub panel: Panel,
     pub expert_inputs: ExpertInputs,
+    pub screening: Screening,
     pub threads: Vec<ThreadScratch>,
 }
 
@@ -34,6 +35,24 @@ pub(super) struct ExpertInputs {
     pub panels: Vec<Panel>,
     /// `[tokens · chosen, columns]`, of the others.
     pub strips: Vec<u32>,
+}
+
+/// What is known of logits before any is computed.
+#[derive(Default)]
+pub(super) struct Screening {
+    pub inputs: CoarseInputs,
+    /// By tile of the head: `[tokens, 32]`, and `[tokens]`.
+    pub estimates: Vec<f32>,
+    pub bounds: Vec<Bound>,
+    pub candidates: Vec<Candidate>,
+}
+
+/// A row of the head that may have an input's largest logit.
+#[derive(Clone, Copy)]
+pub(super) struct Candidate {
+    pub input: usize,
+    pub row: usize,
+    pub logit: f32,
 }
 
 /// What a thread needs for itself.

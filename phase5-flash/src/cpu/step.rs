@@ -21,7 +21,7 @@ const ROUTER_TILE: usize = 8;
 
 /// The input of a product.
 #[derive(Clone, Copy)]
-enum Input<'a> {
+pub(super) enum Input<'a> {
     /// At most [`FEW`] rows.
     Few([&'a [f32]; FEW], usize),
     /// As many, laid out for MXFP4.
@@ -30,20 +30,19 @@ enum Input<'a> {
 }
 
 /// At most [`FEW`] rows by number.
-fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a [T]; FEW], usize) {
+pub(super) fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a [T]; FEW], usize) {
     (std::array::from_fn(|i| if i < count { row(i) } else { &[] }), count)
 }
 
 impl CpuEngine {
-    /// Runs the tokens through the model. Returns the logits of each part's wanted rows, `[wanted, vocab]`.
-    pub(super) fn forward(&mut self, tokens: &[u32], parts: &mut [Part], probe: &mut dyn Probe) -> Vec<Vec<f32>> {
+    /// Runs the tokens through the layers. What becomes of them is then the scratch's stream.
+    pub(super) fn layers(&self, s: &mut Scratch, tokens: &[u32], parts: &mut [Part], probe: &mut dyn Probe) {
         let n = tokens.len();
-        let mut s = std::mem::take(&mut self.scratch);
-        self.prepare(&mut s, n);
-        self.angles(&mut s, parts);
+        self.prepare(s, n);
+        self.angles(s, parts);
         probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, keys: 0 });
 
-        self.embed(&mut s, tokens);
+        self.embed(s, tokens);
         let hidden = self.config.hidden;
         see(probe, || "embed".into(), &s.x, n, hidden);
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
@@ -51,20 +50,20 @@ impl CpuEngine {
             let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
             self.norm(&s.x, &layer.attention_norm, n, &mut s.h);
             probe.done(span(Operation::AttentionNorm, 0));
-            self.qkv(layer, &mut s, n);
+            self.qkv(layer, s, n);
             probe.done(span(Operation::Qkv, 0));
-            self.append(&mut s, number, parts);
+            self.append(s, number, parts);
             let keys = self.visible_keys(layer, parts);
             probe.done(span(Operation::CacheAppend, keys));
-            self.attention(&mut s, number, parts);
+            self.attention(s, number, parts);
             probe.done(span(Operation::Attention, keys));
-            self.attention_out(layer, &mut s, n);
+            self.attention_out(layer, s, n);
             see(probe, || format!("layers.{number}.resid_attn"), &s.x, n, hidden);
             probe.done(span(Operation::AttentionOut, 0));
 
             self.norm(&s.x, &layer.mlp_norm, n, &mut s.h);
             probe.done(span(Operation::MlpNorm, 0));
-            self.router(layer, &mut s, n);
+            self.router(layer, s, n);
             see(probe, || format!("layers.{number}.router_logits"), &s.router_logits, n, self.config.experts);
             s.choices.choose(
                 &s.router_logits[..n * self.config.experts],
@@ -72,15 +71,12 @@ impl CpuEngine {
                 self.config.experts_per_token,
             );
             probe.done(span(Operation::Router, 0));
-            self.gate_up(layer, &mut s);
+            self.gate_up(layer, s);
             probe.done(span(Operation::GateUp, 0));
-            self.down(layer, &mut s);
+            self.down(layer, s);
             see(probe, || format!("layers.{number}.resid_mlp"), &s.x, n, hidden);
             probe.done(span(Operation::Down, 0));
         }
-        let logits = self.head(&mut s, parts, probe);
-        self.scratch = s;
-        logits
     }
 
     fn prepare(&self, s: &mut Scratch, n: usize) {
@@ -150,7 +146,7 @@ impl CpuEngine {
         Input::Panel(panel)
     }
 
-    fn multiply(&self, rows: PackedRows<'_>, input: Input<'_>, out: &mut [f32]) {
+    pub(super) fn multiply(&self, rows: PackedRows<'_>, input: Input<'_>, out: &mut [f32]) {
         match input {
             Input::Few(inputs, count) => multiply_few(self.isa, rows, &inputs[..count], out),
             Input::Strips(strips, count) => multiply_strips(self.isa, rows, &strips[..count], out),
@@ -439,20 +435,27 @@ impl CpuEngine {
         });
     }
 
-    /// Logits of the wanted rows, part by part.
-    fn head(&self, s: &mut Scratch, parts: &[Part], probe: &mut dyn Probe) -> Vec<Vec<f32>> {
-        let (hidden, vocab) = (self.config.hidden, self.config.vocab);
+    /// Normalizes the wanted rows of the stream, which come first then, and says how many there are.
+    pub(super) fn final_norm(&self, s: &mut Scratch, parts: &[Part], probe: &mut dyn Probe) -> usize {
+        let hidden = self.config.hidden;
         let wanted: usize = parts.iter().map(|part| part.wanted.len()).sum();
-        if wanted == 0 {
+        for (to, from) in parts.iter().flat_map(|part| part.wanted.clone()).enumerate() {
+            s.x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+        }
+        self.norm(&s.x, &self.model.final_norm, wanted, &mut s.h);
+        see(probe, || "final_norm".into(), &s.h, wanted, hidden);
+        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: wanted, keys: 0 });
+        wanted
+    }
+
+    /// Logits of the wanted rows, part by part, `[wanted, vocab]`.
+    pub(super) fn head(&self, s: &mut Scratch, parts: &[Part], probe: &mut dyn Probe) -> Vec<Vec<f32>> {
+        let vocab = self.config.vocab;
+        if parts.iter().all(|part| part.wanted.is_empty()) {
             return parts.iter().map(|_| Vec::new()).collect();
         }
-        let Scratch { x, h, panel, threads, .. } = s;
-        for (to, from) in parts.iter().flat_map(|part| part.wanted.clone()).enumerate() {
-            x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
-        }
-        self.norm(x, &self.model.final_norm, wanted, h);
-        see(probe, || "final_norm".into(), h, wanted, hidden);
-        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: wanted, keys: 0 });
+        let wanted = self.final_norm(s, parts, probe);
+        let Scratch { h, panel, threads, .. } = s;
         let input = self.input(panel, h, wanted, &[&self.model.head]);
         let mut logits: Vec<Vec<f32>> = parts.iter().map(|part| vec![0.0; part.wanted.len() * vocab]).collect();
         let rows: Vec<Shared<'_, f32>> =

@@ -2,7 +2,7 @@
 //!
 //! At each depth the sequences are filled once. Then `--repeat` runs of decoding are timed, each going on where the last ended, and
 //! for one sequence as many of each prompt, every one from the same depth. A speed is that of the median run. An engine that
-//! goes on by itself is measured so: that is what a user gets. Otherwise each step takes random tokens and its logits are read back.
+//! goes on by itself is measured so, unless `--stepwise` is given: that is what a user gets who asks for the likeliest tokens. Otherwise each step takes random tokens and its logits are read back.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -26,10 +26,16 @@ pub fn longest(args: &Bench, depth: usize) -> usize {
     depth.max(1) + ((args.repeat + 1) * args.generate + 1).max(prompt)
 }
 
+/// What steps cost, and what they cost an engine that goes on by itself.
+pub struct Costs {
+    pub stepping: CostModel,
+    pub alone: CostModel,
+}
+
 pub struct Measure<'a> {
     args: &'a Bench,
     engine: &'a mut dyn Engine,
-    costs: CostModel,
+    costs: Costs,
     ceiling: &'a Ceiling,
     random: u64,
 }
@@ -39,7 +45,7 @@ impl Measure<'_> {
     pub fn new<'a>(
         args: &'a Bench,
         engine: &'a mut dyn Engine,
-        costs: CostModel,
+        costs: Costs,
         ceiling: &'a Ceiling,
     ) -> Result<Measure<'a>> {
         let mut this = Measure { args, engine, costs, ceiling, random: 1 };
@@ -66,7 +72,8 @@ impl Measure<'_> {
         for _ in 0..self.args.repeat {
             seconds.push(self.decode(batch, generate)?.0 / generate as f64);
         }
-        let mut decoding = self.summary(depth, batch, 1, &seconds);
+        let mut decoding =
+            self.summary(if alone { &self.costs.alone } else { &self.costs.stepping }, depth, batch, 1, &seconds);
         decoding["what"] = json!("decode");
         decoding["tokens"] = json!(generate);
         decoding["alone"] = json!(alone);
@@ -83,7 +90,7 @@ impl Measure<'_> {
                 }
                 seconds.push(self.prefill(prompt)?);
             }
-            let mut prefilling = self.summary(depth, 1, prompt, &seconds);
+            let mut prefilling = self.summary(&self.costs.stepping, depth, 1, prompt, &seconds);
             prefilling["what"] = json!("prefill");
             prefilling["tokens"] = json!(prompt);
             results.push(prefilling);
@@ -111,16 +118,17 @@ impl Measure<'_> {
     /// Seconds that `steps` more tokens of every sequence take, and whether the engine went on by itself.
     fn decode(&mut self, batch: usize, steps: usize) -> Result<(f64, bool)> {
         let tokens = self.tokens(batch * steps);
-        let likeliest = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
         // The likeliest token is not drawn; numbers are asked for all the same.
         let mut draws = vec![|| 0.0; batch];
         let mut going_on: Vec<Continuation<'_>> = (0..)
             .zip(&tokens)
             .zip(&mut draws)
-            .map(|((sequence, &token), draws)| Continuation { sequence, token, choice: likeliest, draws })
+            .map(|((sequence, &token), draws)| Continuation { sequence, token, choice: Choice::LIKELIEST, draws })
             .collect();
         let start = Instant::now();
-        if let Some(outcome) = self.engine.decode(&mut going_on, steps, &mut |_| ControlFlow::Continue(())) {
+        if !self.args.stepwise
+            && let Some(outcome) = self.engine.decode(&mut going_on, steps, &mut |_| ControlFlow::Continue(()))
+        {
             outcome?;
             return Ok((start.elapsed().as_secs_f64(), true));
         }
@@ -151,12 +159,12 @@ impl Measure<'_> {
     }
 
     /// The speed of steps in which `batch` sequences of `depth` tokens get `new` more, from the seconds of each run.
-    fn summary(&self, depth: usize, batch: usize, new: usize, seconds: &[f64]) -> Value {
+    fn summary(&self, costs: &CostModel, depth: usize, batch: usize, new: usize, seconds: &[f64]) -> Value {
         let median = median(seconds);
         let fastest = seconds.iter().copied().fold(f64::INFINITY, f64::min);
         let slowest = seconds.iter().copied().fold(0.0, f64::max);
         let tokens = (batch * new) as f64;
-        let work = self.costs.step(batch, new, depth);
+        let work = costs.step(batch, new, depth);
         let bytes: u64 = work.iter().map(|work| work.bytes).sum();
         let floor: f64 = work.into_iter().map(|work: Work| work.floor(self.ceiling)).sum();
         json!({

@@ -254,6 +254,22 @@ impl Simd for Avx2 {
         both!(Floats, _mm256_cvtepi32_ps, v)
     }
     #[inline(always)]
+    unsafe fn nibbles(v: Words) -> (Words, Words) {
+        unsafe {
+            let low = |v| _mm256_and_si256(v, _mm256_set1_epi8(15));
+            let high = |v| low(_mm256_srli_epi16::<4>(v));
+            (Words(low(v.0), low(v.1)), Words(high(v.0), high(v.1)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: Words, a: Words, b: Words) -> Words {
+        // Two products are at most 2 · 15 · 127, so that 16 bits hold them.
+        let pairs = both!(Words, _mm256_maddubs_epi16, a, b);
+        let ones = unsafe { Self::splat_word(0x0001_0001) };
+        let quads = both!(Words, _mm256_madd_epi16, pairs, ones);
+        both!(Words, _mm256_add_epi32, sum, quads)
+    }
+    #[inline(always)]
     unsafe fn transpose(r: &mut [Words; LANES]) {
         unsafe {
             let quarter = |right: bool, from: usize| -> [__m256i; 8] {

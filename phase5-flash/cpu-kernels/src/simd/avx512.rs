@@ -211,6 +211,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
     #[inline(always)]
+    unsafe fn nibbles(v: __m512i) -> (__m512i, __m512i) {
+        unsafe {
+            let nibble = _mm512_set1_epi8(15);
+            (_mm512_and_si512(v, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, a, b) }
+    }
+    #[inline(always)]
     unsafe fn strip(low: __m512, high: __m512, to: *mut u32) {
         if !BF16 {
             return unsafe { strip_floats::<Self>(low, high, to) };

@@ -125,6 +125,10 @@ pub(crate) trait Simd {
     /// Adds to each word the products of two pairs of 16-bit integers.
     unsafe fn dot_pairs(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_f32(v: Self::I) -> Self::V;
+    /// The low nibble of each byte, and the high one.
+    unsafe fn nibbles(v: Self::I) -> (Self::I, Self::I);
+    /// Adds to each word the products of four bytes from 0 to 15 in `a` and four signed ones in `b`.
+    unsafe fn dot_bytes(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// Lays out a block of 32 inputs as [`Simd::add_mxfp4`] takes it, in 32 words.
     #[inline(always)]
     unsafe fn strip(low: Self::V, high: Self::V, to: *mut u32) {

@@ -193,6 +193,23 @@ impl Simd for Portable {
         Floats(v.0.map(|v| v as i32 as f32))
     }
     #[inline(always)]
+    unsafe fn nibbles(v: Words) -> (Words, Words) {
+        (Words(v.0.map(|v| v & 0x0f0f_0f0f)), Words(v.0.map(|v| v >> 4 & 0x0f0f_0f0f)))
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: Words, a: Words, b: Words) -> Words {
+        // Even bytes and odd ones, as pairs of 16-bit integers.
+        let (a, b) = (a.0, b.0);
+        let signed = |word: u32, shift: u32| {
+            let (low, high) = ((word << shift) as i16 >> 8, (word >> 16 << shift) as i16 >> 8);
+            pair(low, high)
+        };
+        unsafe {
+            let even = Self::dot_pairs(sum, Words(a.map(|a| a & 0x00ff_00ff)), Words(b.map(|b| signed(b, 8))));
+            Self::dot_pairs(even, Words(a.map(|a| a >> 8 & 0x00ff_00ff)), Words(b.map(|b| signed(b, 0))))
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(rows: &mut [Words; LANES]) {
         let before = *rows;
         for (i, row) in rows.iter_mut().enumerate() {

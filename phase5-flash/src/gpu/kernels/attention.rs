@@ -474,7 +474,8 @@ mod tests {
         let width = (heads + 2 * kv_heads) * head_dim;
         let (longest, passes) = (70, 6);
         let mut caches = Caches::new(&gpu, &config, kind, longest).expect("a cache");
-        let angles: Vec<f32> = (0..passes * longest * head_dim / 2).flat_map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
+        let angles: Vec<f32> =
+            (0..passes * longest * head_dim / 2).flat_map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
         let table = gpu.upload_f32(&angles);
         let sinks = random.values(heads, 2.0);
         let mut lengths = [0usize; 2];

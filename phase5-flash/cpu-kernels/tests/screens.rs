@@ -1,0 +1,144 @@
+//! Screens of random matrices, on every instruction set here, against f64: what they say of an estimate's error is so.
+
+mod common;
+
+use common::{Random, cases, weights};
+use cpu_kernels::{Bound, CoarseInputs, Isa, PackedRows, Screen, Storage, TILE};
+use proptest::prelude::*;
+
+struct Case {
+    /// Begins at an odd address.
+    packed: Vec<u8>,
+    values: Vec<f64>,
+    storage: Storage,
+    columns: usize,
+    rows: usize,
+    inputs: Vec<f32>,
+}
+
+impl Case {
+    fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
+        let mut random = Random(seed);
+        let exponent = if storage == Storage::F16 || storage == Storage::Q8_0 { exponents.0 % 8 } else { exponents.0 };
+        let (bytes, values) = weights(&mut random, storage, rows * blocks, exponent);
+        let packed = [&[0xff][..], &bytes].concat();
+        let columns = blocks * 32;
+        let mut inputs = random.floats(inputs * columns, 2f32.powi(exponents.1));
+        for input in inputs.chunks_exact_mut(columns) {
+            input[random.bits() as usize % columns] *= 30.0;
+        }
+        Case { packed, values, storage, columns, rows, inputs }
+    }
+
+    fn tile(&self, tile: usize) -> PackedRows<'_> {
+        let row_bytes = self.columns / 32 * self.storage.block_bytes();
+        let end = self.rows.min((tile + 1) * TILE);
+        PackedRows::new(&self.packed[1 + tile * TILE * row_bytes..1 + end * row_bytes], self.storage, self.columns)
+    }
+
+    /// `[tiles][inputs · 32]` and `[tiles][inputs]`; results are poisoned before.
+    fn estimates(&self, isa: Isa) -> (Vec<Vec<f32>>, Vec<Vec<Bound>>) {
+        let mut screen = Screen::new(self.rows, self.columns);
+        let tiles = screen.tiles();
+        let making = screen.make();
+        for tile in 0..tiles {
+            // SAFETY: one thread.
+            unsafe { making.tile(isa, tile, self.tile(tile)) };
+        }
+        let mut inputs = CoarseInputs::default();
+        // What was there before must not show.
+        inputs.round(isa, &vec![7.0; 3 * 32], 32);
+        inputs.round(isa, &self.inputs, self.columns);
+        let count = self.inputs.len() / self.columns;
+        let estimate = |tile| {
+            let poison = Bound { largest: f32::NAN, margin: f32::NAN };
+            let (mut estimates, mut bounds) = (vec![f32::NAN; count * TILE], vec![poison; count]);
+            screen.estimate(isa, tile, &inputs, &mut estimates, &mut bounds);
+            (estimates, bounds)
+        };
+        (0..tiles).map(estimate).unzip()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases(100)))]
+
+    #[test]
+    fn no_product_is_further_off_than_its_margin(
+        seed: u64, storage in prop::sample::select(Storage::ALL.to_vec()), rows in 1usize..100, blocks in 1usize..40,
+        inputs in 1usize..=13, exponents in (-40i32..40, -30i32..30),
+    ) {
+        let case = Case::new(seed, storage, rows, blocks, inputs, exponents);
+        for isa in Isa::all() {
+            let (estimates, bounds) = case.estimates(isa);
+            // Squares of errors, in shares of the margins'.
+            let mut squares = 0.0;
+            for (i, x) in case.inputs.chunks_exact(case.columns).enumerate() {
+                for (row, w) in case.values.chunks_exact(case.columns).enumerate() {
+                    let Bound { largest, margin } = bounds[row / TILE][i];
+                    let estimate = estimates[row / TILE][i * TILE + row % TILE];
+                    let product: f64 = w.iter().zip(x).map(|(w, &x)| w * f64::from(x)).sum();
+                    let size: f64 = w.iter().zip(x).map(|(w, &x)| (w * f64::from(x)).abs()).sum();
+                    let error = (f64::from(estimate) - product).abs();
+                    // Rounding in f32 is no matter of the grid.
+                    prop_assert!(error <= f64::from(margin) + 1e-5 * size + 1e-37, "{isa}: row {row}, input {i}: {estimate}, {product}, {margin}");
+                    prop_assert!(estimate <= largest, "{isa}: {estimate} is larger than the largest, {largest}");
+                    squares += (error / f64::from(margin).max(1e-37)).powi(2);
+                }
+            }
+            // A margin is eight deviations of the tile's worst row, and no more, as long as f32 holds its square.
+            let ordinary = |exponent: i32| exponent.abs() < 20;
+            if blocks >= 8 && storage != Storage::Mxfp4 && ordinary(exponents.0) && ordinary(exponents.1) {
+                let mean = (squares / (rows * inputs) as f64).sqrt();
+                prop_assert!((1.0 / 40.0..1.0 / 5.0).contains(&mean), "{isa}: errors are {mean} of their margins");
+            }
+        }
+    }
+
+    /// Instruction sets differ in the rounding of f32 sums and in nothing else.
+    #[test]
+    fn instruction_sets_agree(seed: u64, storage in prop::sample::select(Storage::ALL.to_vec()), rows in 1usize..70, blocks in 1usize..30, inputs in 1usize..=7) {
+        let case = Case::new(seed, storage, rows, blocks, inputs, (0, 0));
+        let found: Vec<_> = Isa::all().into_iter().map(|isa| case.estimates(isa)).collect();
+        for (estimates, bounds) in &found[1..] {
+            for (tile, (estimates, expected)) in estimates.iter().zip(&found[0].0).enumerate() {
+                let margins = bounds[tile].iter().zip(&found[0].1[tile]);
+                for (a, b) in margins {
+                    prop_assert!((a.margin - b.margin).abs() <= 1e-4 * b.margin, "{a:?}, {b:?}");
+                }
+                for (i, (a, b)) in estimates.iter().zip(expected).enumerate() {
+                    let margin = found[0].1[tile][i / TILE].margin;
+                    prop_assert!((a - b).abs() <= 1e-3 * margin, "{a}, {b}, {margin}");
+                }
+            }
+        }
+    }
+
+    /// Who screens by bounds must find what is no number.
+    #[test]
+    fn what_is_no_number_is_never_out_of_the_question(
+        seed: u64, rows in 1usize..40, blocks in 1usize..5, inputs in 1usize..4, bad in any::<prop::sample::Index>(),
+        value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]), in_weights: bool,
+    ) {
+        let mut case = Case::new(seed, Storage::F32, rows, blocks, inputs, (0, 0));
+        let (tile, input) = if in_weights {
+            let place = bad.index(rows * case.columns);
+            case.packed[1 + 4 * place..][..4].copy_from_slice(&value.to_le_bytes());
+            (Some(place / case.columns / TILE), None)
+        } else {
+            let place = bad.index(case.inputs.len());
+            case.inputs[place] = value;
+            (None, Some(place / case.columns))
+        };
+        for isa in Isa::all() {
+            for (number, bounds) in case.estimates(isa).1.iter().enumerate() {
+                for (i, bound) in bounds.iter().enumerate() {
+                    if tile == Some(number) || input == Some(i) {
+                        let out = bound.largest + bound.margin < f32::MAX;
+                        prop_assert!(!out, "{isa}: {bound:?}");
+                    }
+                }
+            }
+        }
+    }
+}
