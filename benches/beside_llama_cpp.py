@@ -79,7 +79,7 @@ def llama_cpp(args: argparse.Namespace) -> dict[str, float]:
     for sequence in range(args.sequences):
         engine.prefill(1, sequence=sequence)
     engine.decode(1, args.sequences, 2)
-    found[f"{args.sequences} sequences"] = args.sequences / engine.decode(3, args.sequences, GENERATED // 2)
+    found[f"{args.sequences} sequences"] = args.sequences / engine.decode(3, args.sequences, GENERATED)
     return found
 
 
@@ -98,7 +98,7 @@ def gptoss(args: argparse.Namespace) -> dict[str, float]:
             found[f"decode at depth {result['depth']}"] = result["tok_s"]
         elif result["depth"] == 0:
             found["prefill 512"] = result["tok_s"]
-    many = bench("--depth", "0", "--batch", str(args.sequences), "--generate", str(GENERATED // 2), "--prompt", "0")
+    many = bench("--depth", "0", "--batch", str(args.sequences), "--generate", str(GENERATED), "--prompt", "0")
     found[f"{args.sequences} sequences"] = many[0]["tok_s"]
     return found
 

@@ -172,7 +172,8 @@ proptest! {
         seed: u64,
         lengths in prop::collection::vec(1usize..20, 1..9),
         rest in prop::sample::select(vec![RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
-        steps in 1usize..6,
+        // A screen is made after 24.
+        steps in 20usize..40,
         isa in prop::sample::select(Isa::all()),
     ) {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -209,6 +210,17 @@ proptest! {
         for (sequence, _) in sequences() {
             prop_assert_eq!(screened.length(sequence), stepped.length(sequence));
         }
+        // One of them alone finds nothing of the others.
+        let chunk = [Chunk { sequence: 0, tokens: &[fed[0]], logits: LogitsFor::LastToken }];
+        let logits = stepped.step(&chunk, &mut NoProbe).expect("a step").remove(0).expect("logits");
+        let logits = logits.into_data().try_to_vec::<f32>().expect("f32");
+        let mut alone = None;
+        let listen = &mut |tokens: &[u32]| {
+            alone = Some(tokens[0]);
+            ControlFlow::Break(())
+        };
+        go_on(&mut screened, &[(0, fed[0])], Choice::LIKELIEST, listen).expect("goes on").expect("decodes");
+        prop_assert!(logits.iter().all(|&logit| logit <= logits[alone.expect("a token") as usize]));
     }
 }
 
@@ -235,8 +247,10 @@ fn what_cannot_be_screened_is_left_to_steps() {
 fn a_full_context_ends_the_loop() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
-    let mut engine = cpu(&path, CpuOptions::default());
-    let context = engine.config().context_length;
+    let mut checkpoint = Checkpoint::open(&path).expect("opens");
+    let context = 50;
+    checkpoint.config.context_length = context;
+    let mut engine = CpuEngine::load(&checkpoint, RopeMode::Exact, CpuOptions::default()).expect("loads");
     let tokens = vec![5; context - 3];
     engine.step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
     let mut heard = 0;

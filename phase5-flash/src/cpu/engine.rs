@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
@@ -51,8 +52,9 @@ pub struct CpuEngine {
     pub(super) exact: bool,
     pub(super) blocks: Blocks,
     pub(super) scratch: Scratch,
-    /// Of the head; made when it is first of use.
-    pub(super) screen: Option<Screen>,
+    /// Of the head, and steps that chose tokens before it was made.
+    pub(super) screen: Option<Arc<Screen>>,
+    pub(super) chosen_without_screen: usize,
     sequences: HashMap<SequenceId, SequenceCache>,
 }
 
@@ -94,6 +96,7 @@ impl CpuEngine {
             blocks: Blocks::new(&config, format),
             scratch: Scratch::default(),
             screen: None,
+            chosen_without_screen: 0,
             sequences: HashMap::new(),
             config,
         })
