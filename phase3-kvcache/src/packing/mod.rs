@@ -43,7 +43,7 @@ mod tests {
     use super::*;
     use crate::block::{BLOCK, decode, encode, scale};
 
-    /// Values of every size that caches meet, zeros and what an f16 cannot hold among them.
+    /// Values of every size that caches meet, zeros and what an f16 cannot hold among them; now and then all of them far from one.
     fn values(dim: usize) -> impl Strategy<Value = Vec<f32>> {
         let value = prop_oneof![
             8 => -4.0f32..4.0,
@@ -51,7 +51,11 @@ mod tests {
             1 => -1e-7f32..1e-7,
             1 => prop::sample::select(vec![0.0, -0.0, 65504.0, 1e9, -7e4, 2049.0, 6.1e-5, 2.98e-8]),
         ];
-        (1usize..4, 1usize..20).prop_flat_map(move |(heads, n)| prop::collection::vec(value.clone(), heads * n * dim))
+        let size = prop_oneof![Just(0), -30i32..30];
+        (1usize..4, 1usize..20, size).prop_flat_map(move |(heads, n, size)| {
+            let value = value.clone().prop_map(move |value| value * 2f32.powi(size));
+            prop::collection::vec(value, heads * n * dim)
+        })
     }
 
     fn round_trip(values: &[f32], dim: usize, kind: CacheType, device: &ComputeDevice) -> (Vec<u32>, Vec<f32>) {
