@@ -79,7 +79,7 @@ write("openai", renamed)
 END
 # A session of two tokens and two items, without its checksum: the target adds that.
 {
-    printf 'GPTOSSKV\2\0\0\0\4\0\0\0abcd\5\0\0\0exact\3\0\0\0f16\7\0\0\0phase 3'
+    printf 'GPTOSSKV\3\0\0\0\4\0\0\0abcd\5\0\0\0exact\3\0\0\0f16\7\0\0\0phase 3'
     printf '\2\0\0\0\0\0\0\0\1\0\0\0\2\0\0\0\1\0\0\0\0\0\0\0'
     printf '\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0abcd'
 } > corpus/session/seed

@@ -13,7 +13,8 @@ use crate::error::{Defect, LoadError};
 use crate::mapping::{map, write_whole};
 
 const MAGIC: &[u8; 8] = b"GPTOSSKV";
-const VERSION: u32 = 2;
+/// 3: a q8_0 cache keeps its scales among the codes.
+const VERSION: u32 = 3;
 
 /// What a session file holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,7 +90,8 @@ impl SavedSession {
         }
         let version = reader.u32("header")?;
         if version != VERSION {
-            return Err(Defect::new("header", format!("version {VERSION}"), format!("version {version}")));
+            let found = format!("version {version} of another gptoss; begin a new file");
+            return Err(Defect::new("header", format!("version {VERSION}"), found));
         }
         let model = reader.text("model")?;
         let rope = reader.text("RoPE mode")?;

@@ -495,7 +495,8 @@ fn each_lie_of_a_session_is_named() {
     let count = 8 + 4 + 5 + 9 + 7 + 11;
     let lies = [
         ("magic", patched(0, b"GGUF")),
-        ("version", patched(8, &[9])),
+        ("later version", patched(8, &[9])),
+        ("earlier version", patched(8, &[2])),
         ("long text", patched(12, &u32::MAX.to_le_bytes())),
         ("many tokens", patched(count, &u64::MAX.to_le_bytes())),
         ("more cached than there are", patched(count + 8 + 12, &4u64.to_le_bytes())),

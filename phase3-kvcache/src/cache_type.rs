@@ -3,8 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Values that one Q8_0 scale serves.
-pub(crate) const BLOCK: usize = 32;
+use crate::block::BLOCK;
 
 /// The number format of a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -12,7 +11,8 @@ pub enum CacheType {
     #[default]
     F32,
     F16,
-    /// Blocks of 32 bytes and one f16 scale, along a head's values.
+    /// Blocks of 32 along a head's values, a byte each: Q8_0's grid with the scale [inside the codes](crate::block), so that it
+    /// takes half of [`CacheType::F16`]'s bytes.
     Q8_0,
 }
 
@@ -27,12 +27,12 @@ impl CacheType {
         }
     }
 
-    /// Bytes of one head's keys, or values, at one position: `head_dim` values in whole 32-bit words.
+    /// Bytes of one head's keys, or values, at one position: `head_dim` values that the type [holds](CacheType::holds), in whole 32-bit words.
     pub fn row_bytes(self, head_dim: usize) -> usize {
         match self {
             CacheType::F32 => 4 * head_dim,
             CacheType::F16 => 2 * head_dim,
-            CacheType::Q8_0 => (head_dim + 2 * head_dim.div_ceil(BLOCK)).next_multiple_of(4),
+            CacheType::Q8_0 => head_dim,
         }
     }
 

@@ -3,6 +3,7 @@
 //! [`Cached`] is phase 2's model behind the same [`Engine`](phase2_forward::Engine) seam, with a cache in the one place
 //! where the forward pass asks for earlier keys. [`generate`] is written once against that seam, for every engine.
 
+pub mod block;
 mod cache;
 mod cache_type;
 mod cached;

@@ -280,6 +280,22 @@ fn a_damaged_head_is_noticed() {
 }
 
 #[test]
+fn a_q8_0_cache_is_half_of_an_f16_one() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let tokens: Vec<u32> = (0..200).collect();
+    let bytes = |kv| -> usize {
+        let mut engine = cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
+        let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing };
+        engine.step(&[chunk], &mut NoProbe).expect("a step");
+        engine.save(0).expect("known").items.iter().map(|item| item.len()).sum()
+    };
+    // A full layer's four blocks of 64 positions and one or two of each ring: keys and values of 2 heads of 32.
+    assert_eq!(bytes(CacheType::F16), (4 + 2 + 2) * 64 * 2 * 2 * CacheType::F16.row_bytes(32));
+    assert_eq!(bytes(CacheType::Q8_0) * 2, bytes(CacheType::F16));
+}
+
+#[test]
 fn what_another_engine_saved_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::{RestFormat, SyntheticModel};
+use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
 };
@@ -299,6 +299,24 @@ fn a_restored_sequence_goes_on() {
             ));
         }
     }
+}
+
+#[test]
+fn a_q8_0_cache_is_half_of_an_f16_one() {
+    let (mut random, seed) = Random::fresh();
+    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let tokens = random.tokens(200, checkpoint.config.vocab);
+    let bytes = |kv| -> usize {
+        let mut engine = engine(&checkpoint, kv);
+        let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing };
+        engine.step(&[chunk], &mut NoProbe).expect("a step");
+        engine.save(0).expect("known").items.iter().map(|item| item.len()).sum()
+    };
+    let GptOssConfig { kv_heads, head_dim, .. } = checkpoint.config;
+    // Four pages of 64 positions in every layer: no ring is full.
+    let positions = 4 * 64 * checkpoint.config.layers();
+    assert_eq!(bytes(CacheType::F16), positions * 2 * kv_heads * CacheType::F16.row_bytes(head_dim));
+    assert_eq!(bytes(CacheType::Q8_0) * 2, bytes(CacheType::F16));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit has 64 values of a row: 32 words of f16, or
-//! two blocks of Q8_0, whose two scales share a word.
+//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit has 32 values of a row: 16 words of f16, or a
+//! block of Q8_0, as [`crate::block`] makes it.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -8,6 +8,7 @@ use burn_cubecl::{CubeBackend, ops::numeric::empty_device_dtype};
 use cubecl::prelude::*;
 
 use super::{CachePacking, LARGEST};
+use crate::block::kernel::{encode, scale_among};
 use crate::cache_type::CacheType;
 
 /// Units of a cube.
@@ -15,7 +16,7 @@ const UNITS: u32 = 64;
 /// The most cubes along one axis that every GPU accepts.
 const MAX_CUBES: u32 = 65_535;
 /// Values that a unit packs or unpacks.
-const PART: u32 = 64;
+const PART: u32 = 32;
 
 impl CachePacking for CubeBackend {
     fn pack_rows(x: CubeTensor, kind: CacheType) -> CubeTensor {
@@ -102,31 +103,15 @@ fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u3
         let Part { values, packed, start, end } = part(number, dim, row_words);
         match comptime![kind] {
             CacheType::Q8_0 => {
-                let mut scales = 0u32;
-                let mut block = start;
-                while block < end {
-                    let mut largest = 0.0f32;
-                    for i in 0..32u32 {
-                        let value = x[(values + block + i) as usize];
-                        largest = max(largest, abs_of(value));
-                    }
-                    let bits = half_bits(largest / 127.0);
-                    let scale = half_value(bits);
-                    let mut inverse = 0.0f32;
-                    if scale > 0.0 {
-                        inverse = 1.0 / scale;
-                    }
-                    for i in 0..8u32 {
-                        let at = values + block + i * 4;
-                        words[(packed + block / 4 + i) as usize] = code(x[at as usize], inverse)
-                            | (code(x[(at + 1) as usize], inverse) << 8)
-                            | (code(x[(at + 2) as usize], inverse) << 16)
-                            | (code(x[(at + 3) as usize], inverse) << 24);
-                    }
-                    scales |= bits << ((block - start) / 32 * 16);
-                    block += 32;
+                let mut block = Array::<f32>::new(32usize);
+                for i in 0..32usize {
+                    block[i] = x[(values + start) as usize + i];
                 }
-                words[(packed + dim / 4 + start / PART) as usize] = scales;
+                let mut codes = Array::<u32>::new(8usize);
+                encode(&block, &mut codes);
+                for i in 0..8usize {
+                    words[(packed + start / 4) as usize + i] = codes[i];
+                }
             }
             _ => {
                 let mut at = start;
@@ -148,11 +133,12 @@ fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: 
         let Part { values, packed, start, end } = part(number, dim, row_words);
         match comptime![kind] {
             CacheType::Q8_0 => {
-                let scales = words[(packed + dim / 4 + start / PART) as usize];
+                let first = packed + start / 4;
+                let scale = scale_among(words[first as usize], words[(first + 1) as usize]);
                 let mut at = start;
                 while at < end {
-                    let scale = half_value((scales >> ((at - start) / 32 * 16)) & 0xffff);
-                    let word = words[(packed + at / 4) as usize];
+                    // With the sign bit flipped a code is 128 too large.
+                    let word = words[(packed + at / 4) as usize] ^ 0x8080_8080;
                     for i in 0..4u32 {
                         let code = f32::cast_from((word >> (i * 8)) & 0xff);
                         x[(values + at + i) as usize] = scale * (code - 128.0);
@@ -176,13 +162,6 @@ fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: 
 #[cube]
 fn abs_of(value: f32) -> f32 {
     select(value < 0.0, -value, value)
-}
-
-/// 128 + the rounded quotient, from 1 to 255.
-#[cube]
-fn code(value: f32, inverse: f32) -> u32 {
-    let quotient = clamp(value * inverse, -127.0, 127.0);
-    u32::cast_from(f32::floor(quotient + 128.5))
 }
 
 /// The bits of the nearest f16, ties to even; what is too large becomes the largest.

@@ -6,7 +6,8 @@ use burn::tensor::TensorData;
 use half::f16;
 
 use super::{CachePacking, LARGEST};
-use crate::cache_type::{BLOCK, CacheType};
+use crate::block::{BLOCK, decode, encode};
+use crate::cache_type::CacheType;
 
 impl CachePacking for Flex {
     fn pack_rows(x: FlexTensor, kind: CacheType) -> FlexTensor {
@@ -60,25 +61,14 @@ fn halves(word: u32) -> [f32; 2] {
 }
 
 fn pack_q8_0(row: &[f32], words: &mut [u32]) {
-    let (codes, scales) = words.split_at_mut(row.len() / 4);
-    for (index, (block, codes)) in row.chunks_exact(BLOCK).zip(codes.chunks_exact_mut(BLOCK / 4)).enumerate() {
-        let largest = block.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-        let scale = half(largest / 127.0);
-        let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
-        let code = |value: f32| ((value * inverse).clamp(-127.0, 127.0) + 128.5).floor() as u32;
-        for (word, four) in codes.iter_mut().zip(block.as_chunks::<4>().0) {
-            *word = four.iter().rev().fold(0, |word, &value| word << 8 | code(value));
-        }
-        scales[index / 2] |= u32::from(scale.to_bits()) << (index % 2 * 16);
+    for (block, words) in row.as_chunks().0.iter().zip(words.as_chunks_mut::<{ BLOCK / 4 }>().0) {
+        let codes = encode(block).map(|code| code as u8);
+        *words = std::array::from_fn(|word| u32::from_le_bytes(codes.as_chunks().0[word]));
     }
 }
 
 fn unpack_q8_0(words: &[u32], row: &mut [f32]) {
-    let (codes, scales) = words.split_at(row.len() / 4);
-    for (index, (block, codes)) in row.chunks_exact_mut(BLOCK).zip(codes.chunks_exact(BLOCK / 4)).enumerate() {
-        let scale = halves(scales[index / 2])[index % 2];
-        for (four, word) in block.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
-            *four = word.to_le_bytes().map(|code| scale * (f32::from(code) - 128.0));
-        }
+    for (block, words) in row.as_chunks_mut().0.iter_mut().zip(words.as_chunks::<{ BLOCK / 4 }>().0) {
+        *block = decode(&std::array::from_fn(|i| words[i / 4].to_le_bytes()[i % 4] as i8));
     }
 }

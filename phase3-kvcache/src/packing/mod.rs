@@ -3,8 +3,7 @@
 //! A row is the `head_dim` values of one head at one position. Packed it is whole 32-bit words, so that Burn can slice and
 //! join rows without knowing what is in them:
 //! - f16: two values a word, the earlier in the low half;
-//! - Q8_0: four codes a word, each 128 + the rounded quotient of value and scale; behind them the f16 scales of the row's
-//!   blocks of 32, two a word.
+//! - Q8_0: four codes of a [block](crate::block) a word, the earliest in the lowest byte.
 
 mod cube;
 mod flex;
@@ -37,12 +36,14 @@ trait CachePacking: Backend {
 #[cfg(test)]
 mod tests {
     use burn::tensor::TensorData;
+    use half::f16;
     use phase2_forward::ComputeDevice;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::block::{BLOCK, decode, encode, scale};
 
-    /// Values of every size that caches meet, zeros and what an f16 cannot hold among them.
+    /// Values of every size that caches meet, zeros and what an f16 cannot hold among them; now and then all of them far from one.
     fn values(dim: usize) -> impl Strategy<Value = Vec<f32>> {
         let value = prop_oneof![
             8 => -4.0f32..4.0,
@@ -50,7 +51,11 @@ mod tests {
             1 => -1e-7f32..1e-7,
             1 => prop::sample::select(vec![0.0, -0.0, 65504.0, 1e9, -7e4, 2049.0, 6.1e-5, 2.98e-8]),
         ];
-        (1usize..4, 1usize..20).prop_flat_map(move |(heads, n)| prop::collection::vec(value.clone(), heads * n * dim))
+        let size = prop_oneof![Just(0), -30i32..30];
+        (1usize..4, 1usize..20, size).prop_flat_map(move |(heads, n, size)| {
+            let value = value.clone().prop_map(move |value| value * 2f32.powi(size));
+            prop::collection::vec(value, heads * n * dim)
+        })
     }
 
     fn round_trip(values: &[f32], dim: usize, kind: CacheType, device: &ComputeDevice) -> (Vec<u32>, Vec<f32>) {
@@ -60,43 +65,36 @@ mod tests {
         (words.into_data().try_to_vec().expect("u32"), back.into_data().try_to_vec().expect("f32"))
     }
 
-    /// The error that a format may make of one of 32 neighbours.
-    fn allowed(kind: CacheType, value: f32, largest: f32) -> f32 {
-        match kind {
-            CacheType::F32 => 0.0,
-            CacheType::F16 => value.abs() / 2048.0 + 3e-8,
-            // Half a step, the rounding of the scale to f16, and what the smallest scale loses.
-            CacheType::Q8_0 => largest / 127.0 * (0.5 + 127.0 / 2048.0) + 127.0 * 3e-8,
-        }
-    }
-
+    /// Every f16 is the nearest, and every code the nearest of its parity: exactly so on the CPU, and up to the last bit of a
+    /// division on a GPU, whose scales are the CPU's.
     fn check(values: &[f32], dim: usize) -> Result<(), TestCaseError> {
-        let [cpu, gpu] = ComputeDevice::for_gates().expect("both devices");
-        for kind in [CacheType::F16, CacheType::Q8_0] {
-            let (words, back) = round_trip(values, dim, kind, &cpu);
-            prop_assert_eq!(words.len() * 4, values.len() / dim * kind.row_bytes(dim));
-            for (block, back) in values.chunks(32).zip(back.chunks(32)) {
-                // What is too large for an f16, or for the scale of a block, becomes the largest there is.
-                let most = if kind == CacheType::F16 { LARGEST } else { LARGEST * 127.0 };
-                let largest = block.iter().fold(0.0f32, |most, v| most.max(v.abs())).min(most);
-                for (&value, &back) in block.iter().zip(back) {
-                    let value = value.clamp(-most, most);
-                    let error = (value - back).abs();
-                    let limit = allowed(kind, value, largest);
-                    prop_assert!(error <= limit, "{}: {} became {}, limit {}", kind, value, back, limit);
+        for device in ComputeDevice::for_gates().expect("both devices") {
+            let (words, back) = round_trip(values, dim, CacheType::F16, &device);
+            prop_assert_eq!(words.len() * 4, values.len() / dim * CacheType::F16.row_bytes(dim));
+            for (&value, &back) in values.iter().zip(&back) {
+                let nearest = f16::from_f32(value.clamp(-LARGEST, LARGEST)).to_f32();
+                prop_assert_eq!(back, nearest, "{} on {}", value, &device.name);
+            }
+            let (words, back) = round_trip(values, dim, CacheType::Q8_0, &device);
+            prop_assert_eq!(words.len() * 4, values.len() / dim * CacheType::Q8_0.row_bytes(dim));
+            let blocks = values.as_chunks::<BLOCK>().0.iter().zip(words.as_chunks::<{ BLOCK / 4 }>().0);
+            for ((values, words), back) in blocks.zip(back.as_chunks::<BLOCK>().0) {
+                let codes: [i8; BLOCK] = std::array::from_fn(|i| words[i / 4].to_le_bytes()[i % 4] as i8);
+                let context = format!("{values:?} became {codes:?} on {}", device.name);
+                prop_assert_eq!(*back, decode(&codes), "{}", context);
+                let expected = encode(values);
+                if device.is_cpu() {
+                    prop_assert_eq!(codes, expected, "{}", context);
                 }
-            }
-            let (gpu_words, gpu_back) = round_trip(values, dim, kind, &gpu);
-            if kind == CacheType::F16 {
-                prop_assert_eq!(&gpu_words, &words, "{}", gpu.name);
-            }
-            // GPUs may divide a last bit differently, which may move a code by one.
-            for ((&gpu, &cpu), block) in
-                gpu_back.iter().zip(&back).zip(values.chunks(32).flat_map(|b| vec![b; b.len()]))
-            {
-                let largest = block.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-                let step = if kind == CacheType::Q8_0 { largest / 126.0 + 127.0 * 6e-8 } else { 0.0 };
-                prop_assert!((gpu - cpu).abs() <= step, "{}: {} on the GPU, {} on the CPU", kind, gpu, cpu);
+                for (i, (code, expected)) in codes.into_iter().zip(expected).enumerate() {
+                    let (parity, allowed) = if i < 8 { (1, 2.0) } else { (0, 1.0) };
+                    prop_assert_eq!(code & parity, expected & parity, "{}", context);
+                    if code != expected {
+                        let tie = values[i] / scale(&codes) - (f32::from(code) + f32::from(expected)) / 2.0;
+                        let apart = (f32::from(code) - f32::from(expected)).abs();
+                        prop_assert!(apart == allowed && tie.abs() < 1e-4, "{i}: {expected} expected, {context}");
+                    }
+                }
             }
         }
         Ok(())
@@ -110,7 +108,6 @@ mod tests {
             check(&values, 64)?;
         }
 
-        /// One block, whose scale has a word to itself; three, whose last has.
         #[test]
         fn heads_of_32(values in values(32)) {
             check(&values, 32)?;

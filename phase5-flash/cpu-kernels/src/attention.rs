@@ -1,134 +1,19 @@
 //! Attention over blocks of 64 cached positions, with a running softmax that begins with the sink.
 //!
-//! A key/value head's part of a block holds keys transposed, `[head_dim, 64]`, so that a vector is 16 keys and scores need no
-//! sums across lanes; values are `[64, head_dim]`, so that a vector is 16 dimensions of the result. The query heads that share
-//! a key/value head go over each decoded block together.
+//! A vector is 16 keys, so that scores need no sums across lanes, or 16 dimensions of the result. The query heads that share a
+//! key/value head go over each decoded [block](crate::cache) together.
 //!
 //! One position to 16384 in f16, one layer of 8 heads in two threads: 1.88 ms when each block was found by the hardware, 1.28 ms when the one
 //! before asks for it.
 //!
 //! The sink is a key without value: each row starts with its logit as the maximum and 1 as the sum.
 
-use half::f16;
-
+use crate::cache::{KeyBlock, POSITIONS, decode_keys, decode_values};
 use crate::isa::{Isa, Kernel};
 use crate::simd::{LANES, Simd};
-use crate::weights::BLOCK;
-
-/// Positions in a block.
-pub const POSITIONS: usize = 64;
 
 /// Vectors of keys in a block.
 const KEY_VECTORS: usize = POSITIONS / LANES;
-
-/// The number format of cached keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheFormat {
-    F32,
-    F16,
-    /// 32 dimensions of a position share an f16 scale.
-    Q8_0,
-}
-
-/// A key/value head's part of a block, to be read.
-#[derive(Clone, Copy)]
-pub struct KeyBlock<'a> {
-    pub format: CacheFormat,
-    pub head_dim: usize,
-    /// [`KeyBlock::bytes`] of them: keys, then values. Q8_0: the signed bytes, then scales, `[head_dim / 32, 64]` for keys and
-    /// `[64, head_dim / 32]` for values.
-    pub data: &'a [u8],
-}
-
-impl KeyBlock<'_> {
-    /// Bytes of a head's keys and values in a block.
-    pub fn bytes(format: CacheFormat, head_dim: usize) -> usize {
-        2 * half_bytes(format, head_dim)
-    }
-
-    /// Writes the key and value of the position in `slot`.
-    ///
-    /// # Panics
-    /// If the lengths or the slot do not fit, or `head_dim` is no multiple of 16 (of 32 in Q8_0).
-    pub fn write(data: &mut [u8], format: CacheFormat, slot: usize, key: &[f32], value: &[f32]) {
-        let head_dim = key.len();
-        check(format, head_dim);
-        assert!(value.len() == head_dim && slot < POSITIONS, "a key, a value and a slot");
-        assert_eq!(data.len(), Self::bytes(format, head_dim), "a head's part of a block");
-        let (keys, values) = data.split_at_mut(half_bytes(format, head_dim));
-        match format {
-            CacheFormat::F32 => {
-                for d in 0..head_dim {
-                    keys[4 * (d * POSITIONS + slot)..][..4].copy_from_slice(&key[d].to_le_bytes());
-                    values[4 * (slot * head_dim + d)..][..4].copy_from_slice(&value[d].to_le_bytes());
-                }
-            }
-            CacheFormat::F16 => {
-                for d in 0..head_dim {
-                    let half = |x: f32| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
-                    keys[2 * (d * POSITIONS + slot)..][..2].copy_from_slice(&half(key[d]));
-                    values[2 * (slot * head_dim + d)..][..2].copy_from_slice(&half(value[d]));
-                }
-            }
-            CacheFormat::Q8_0 => {
-                let count = POSITIONS * head_dim;
-                for (part, (key, value)) in key.chunks_exact(BLOCK).zip(value.chunks_exact(BLOCK)).enumerate() {
-                    let (scale, codes) = quantize(key);
-                    for (i, code) in codes.into_iter().enumerate() {
-                        keys[(part * BLOCK + i) * POSITIONS + slot] = code;
-                    }
-                    keys[count + 2 * (part * POSITIONS + slot)..][..2].copy_from_slice(&scale);
-                    let (scale, codes) = quantize(value);
-                    values[slot * head_dim + part * BLOCK..][..BLOCK].copy_from_slice(&codes);
-                    values[count + 2 * (slot * (head_dim / BLOCK) + part)..][..2].copy_from_slice(&scale);
-                }
-            }
-        }
-    }
-
-    /// Reads back the key and value of the position in `slot`.
-    pub fn read(&self, slot: usize, key: &mut [f32], value: &mut [f32]) {
-        let head_dim = self.head_dim;
-        let mut decoded = vec![0.0; 2 * POSITIONS * head_dim];
-        let (keys, values) = decoded.split_at_mut(POSITIONS * head_dim);
-        decode_portably(self, keys, values);
-        for d in 0..head_dim {
-            key[d] = keys[d * POSITIONS + slot];
-            value[d] = values[slot * head_dim + d];
-        }
-    }
-}
-
-fn half_bytes(format: CacheFormat, head_dim: usize) -> usize {
-    let count = POSITIONS * head_dim;
-    match format {
-        CacheFormat::F32 => 4 * count,
-        CacheFormat::F16 => 2 * count,
-        CacheFormat::Q8_0 => count + 2 * (count / BLOCK),
-    }
-}
-
-fn check(format: CacheFormat, head_dim: usize) {
-    let unit = if format == CacheFormat::Q8_0 { BLOCK } else { LANES };
-    assert!(head_dim > 0 && head_dim.is_multiple_of(unit), "a head of {head_dim} is no multiple of {unit}");
-}
-
-/// An f16 scale and 32 codes.
-fn quantize(values: &[f32]) -> ([u8; 2], [u8; BLOCK]) {
-    let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs())).min(127.0 * 65504.0);
-    let scale = f16::from_f32(largest / 127.0);
-    let inverse = if scale == f16::ZERO { 0.0 } else { scale.to_f32().recip() };
-    let code = |i: usize| (values[i] * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
-    (scale.to_le_bytes(), std::array::from_fn(code))
-}
-
-fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
-    // SAFETY: plain Rust needs no instructions; both slices hold 64 · head_dim values.
-    unsafe {
-        decode_keys::<crate::simd::portable::Portable>(block, keys.as_mut_ptr(), block.data.as_ptr());
-        decode_values::<crate::simd::portable::Portable>(block, values.as_mut_ptr(), block.data.as_ptr());
-    }
-}
 
 /// The query heads that share a key/value head, at consecutive positions of one sequence.
 pub struct Queries<'a> {
@@ -382,55 +267,6 @@ unsafe fn over_block<S: Simd, const N: usize>(
                 }
             }
             d += 2 * LANES;
-        }
-    }
-}
-
-/// Decodes keys, and asks for those of the next block, which lie at `ahead`: blocks are anywhere in memory.
-///
-/// # Safety
-/// The block is whole, and `to` has room for `[head_dim, 64]`.
-#[inline(always)]
-unsafe fn decode_keys<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ahead: *const u8) {
-    let step = half_bytes(block.format, block.head_dim) / (POSITIONS * block.head_dim / LANES);
-    let count = POSITIONS * block.head_dim;
-    let from = block.data.as_ptr();
-    // SAFETY: the caller's; prefetching never faults.
-    unsafe {
-        for at in (0..count).step_by(LANES) {
-            S::prefetch(ahead.wrapping_add(at / LANES * step));
-            let v = match block.format {
-                CacheFormat::F32 => S::load(from.add(4 * at).cast()),
-                CacheFormat::F16 => S::load_f16(from.add(2 * at)),
-                CacheFormat::Q8_0 => {
-                    let scale = at / (POSITIONS * BLOCK) * POSITIONS + at % POSITIONS;
-                    S::mul(S::load_i8(from.add(at)), S::load_f16(from.add(count + 2 * scale)))
-                }
-            };
-            S::store(to.add(at), v);
-        }
-    }
-}
-
-/// The same for values.
-///
-/// # Safety
-/// The block is whole, and `to` has room for `[64, head_dim]`.
-#[inline(always)]
-unsafe fn decode_values<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ahead: *const u8) {
-    let step = half_bytes(block.format, block.head_dim) / (POSITIONS * block.head_dim / LANES);
-    let count = POSITIONS * block.head_dim;
-    let from = block.data[half_bytes(block.format, block.head_dim)..].as_ptr();
-    // SAFETY: the caller's; prefetching never faults.
-    unsafe {
-        for at in (0..count).step_by(LANES) {
-            S::prefetch(ahead.wrapping_add(at / LANES * step));
-            let v = match block.format {
-                CacheFormat::F32 => S::load(from.add(4 * at).cast()),
-                CacheFormat::F16 => S::load_f16(from.add(2 * at)),
-                CacheFormat::Q8_0 => S::mul(S::load_i8(from.add(at)), S::splat_f16(from.add(count + 2 * (at / BLOCK)))),
-            };
-            S::store(to.add(at), v);
         }
     }
 }

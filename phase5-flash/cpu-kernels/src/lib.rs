@@ -6,6 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "a kernel's rows, inputs and lanes are numbers")]
 
 mod attention;
+mod cache;
 mod isa;
 mod panel;
 mod pool;
@@ -16,7 +17,8 @@ mod simd;
 mod strip;
 mod weights;
 
-pub use attention::{CacheFormat, KeyBlock, POSITIONS, Queries, attend};
+pub use attention::{Queries, attend};
+pub use cache::{CacheFormat, KeyBlock, POSITIONS};
 pub use isa::Isa;
 pub use panel::{Panel, PanelFormat};
 pub use pool::{Pool, Shared};

@@ -66,7 +66,8 @@ proptest! {
             let block = KeyBlock { format, head_dim: dim, data: &blocks[position / POSITIONS] };
             let (mut read_key, mut read_value) = (vec![f32::NAN; dim], vec![f32::NAN; dim]);
             block.read(position % POSITIONS, &mut read_key, &mut read_value);
-            let tolerance = match format { CacheFormat::F32 => 0.0, CacheFormat::F16 => 1e-3, CacheFormat::Q8_0 => 9e-3 };
+            // In Q8_0 the step of values below 2 is 9/512 at most.
+            let tolerance = match format { CacheFormat::F32 => 0.0, CacheFormat::F16 => 1e-3, CacheFormat::Q8_0 => 1.76e-2 };
             for (before, after) in key.iter().zip(&read_key).chain(value.iter().zip(&read_value)) {
                 prop_assert!((before - after).abs() <= tolerance, "{format:?} keeps {before} as {after}");
             }

@@ -157,3 +157,40 @@ impl LayerCache {
         (positions, keys, values)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use phase3_kvcache::block;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        /// The kernels' blocks of q8_0 are phase 3's, of every size that a scale reaches and some that none does.
+        #[test]
+        fn q8_0_blocks_are_phase_3s(
+            shares in prop::collection::vec(prop_oneof![9 => -1.0f32..1.0, 1 => Just(0.0), 1 => Just(f32::NAN)], 4 * block::BLOCK),
+            sizes in prop::array::uniform4(-45i32..128),
+            slot in 0..POSITIONS,
+        ) {
+            let sized = shares.iter().enumerate().map(|(i, share)| share * 2f32.powi(sizes[i / block::BLOCK]));
+            let values: Vec<f32> = sized.collect();
+            let head_dim = 2 * block::BLOCK;
+            let (key, value) = values.split_at(head_dim);
+            let mut data = vec![0xff; KeyBlock::bytes(CacheFormat::Q8_0, head_dim)];
+            KeyBlock::write(&mut data, CacheFormat::Q8_0, slot, key, value);
+            let (keys, stored_values) = data.split_at(data.len() / 2);
+            let mut found: Vec<i8> = keys.iter().skip(slot).step_by(POSITIONS).map(|&code| code as i8).collect();
+            found.extend(stored_values[slot * head_dim..][..head_dim].iter().map(|&code| code as i8));
+            let expected: Vec<i8> = values.as_chunks().0.iter().flat_map(block::encode).collect();
+            prop_assert_eq!(&found, &expected);
+            let mut read = vec![f32::NAN; 2 * head_dim];
+            let (key, value) = read.split_at_mut(head_dim);
+            KeyBlock { format: CacheFormat::Q8_0, head_dim, data: &data }.read(slot, key, value);
+            let expected: Vec<f32> = expected.as_chunks().0.iter().flat_map(block::decode).collect();
+            prop_assert_eq!(read, expected);
+        }
+    }
+}

@@ -22,6 +22,19 @@ unsafe fn i8_to_f32(bytes: __m128i) -> Floats {
     }
 }
 
+/// [`Simd::scales_in_bytes`] as 16 f16.
+#[inline(always)]
+pub(super) unsafe fn halves_in_bytes(p: *const u8, stride: usize) -> __m256i {
+    unsafe {
+        let mut bits = _mm_setzero_si128();
+        for row in (0..8).rev() {
+            let lowest = _mm_and_si128(_mm_loadu_si128(p.add(row * stride).cast()), _mm_set1_epi8(1));
+            bits = _mm_or_si128(_mm_add_epi8(bits, bits), lowest);
+        }
+        _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(bits))
+    }
+}
+
 /// Doubled E2M1 values of 16 bytes' low and high nibbles.
 #[inline(always)]
 unsafe fn e2m1_doubled(p: *const u8) -> (__m128i, __m128i) {
@@ -186,6 +199,16 @@ impl Simd for Avx2 {
         unsafe {
             let v = _mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned()));
             Floats(v, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales_in_bytes(p: *const u8, stride: usize) -> Floats {
+        unsafe {
+            let halves = halves_in_bytes(p, stride);
+            Floats(
+                _mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves)),
+            )
         }
     }
     #[inline(always)]

@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use super::avx2::halves_in_bytes;
 use super::{E2M1_DOUBLED, HALF_E8M0, LANES, Simd, add_mxfp4_floats, strip_floats};
 
 pub(crate) struct Avx512<const BF16: bool>;
@@ -151,6 +152,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn splat_f16(p: *const u8) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn scales_in_bytes(p: *const u8, stride: usize) -> __m512 {
+        unsafe { _mm512_cvtph_ps(halves_in_bytes(p, stride)) }
     }
     #[inline(always)]
     unsafe fn e2m1(p: *const u8) -> (__m512, __m512) {

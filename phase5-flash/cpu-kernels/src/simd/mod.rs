@@ -31,6 +31,17 @@ pub(crate) static HALF_E8M0: [f32; 256] = {
     table
 };
 
+/// The scale that eight bits are: bits 14 to 7 of an f16.
+pub(crate) static CODE_SCALES: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = half::f16::from_bits((byte as u16) << 7).to_f32_const();
+        byte += 1;
+    }
+    table
+};
+
 /// A strip of floats as they are.
 #[inline(always)]
 unsafe fn strip_floats<S: Simd + ?Sized>(low: S::V, high: S::V, to: *mut u32) {
@@ -108,6 +119,8 @@ pub(crate) trait Simd {
     unsafe fn load_i8(p: *const u8) -> Self::V;
     /// An f16 in memory, in every lane.
     unsafe fn splat_f16(p: *const u8) -> Self::V;
+    /// [`CODE_SCALES`] of 16 columns of bytes, in eight rows `stride` apart: bit i is the lowest of row i.
+    unsafe fn scales_in_bytes(p: *const u8, stride: usize) -> Self::V;
     /// Doubled E2M1 values of 16 bytes: of their low nibbles, and of their high ones.
     unsafe fn e2m1(p: *const u8) -> (Self::V, Self::V);
 

@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::{E2M1_DOUBLED, LANES, Simd};
+use super::{CODE_SCALES, E2M1_DOUBLED, LANES, Simd};
 
 pub(crate) struct Portable;
 
@@ -131,6 +131,15 @@ impl Simd for Portable {
     unsafe fn splat_f16(p: *const u8) -> Floats {
         let bytes = unsafe { p.cast::<[u8; 2]>().read_unaligned() };
         Floats([f16::from_le_bytes(bytes).to_f32(); LANES])
+    }
+    #[inline(always)]
+    unsafe fn scales_in_bytes(p: *const u8, stride: usize) -> Floats {
+        let mut bits = [0u8; LANES];
+        for row in (0..8).rev() {
+            let bytes = unsafe { p.add(row * stride).cast::<[u8; LANES]>().read_unaligned() };
+            bits = std::array::from_fn(|i| bits[i] << 1 | bytes[i] & 1);
+        }
+        Floats(bits.map(|bits| CODE_SCALES[usize::from(bits)]))
     }
     #[inline(always)]
     unsafe fn e2m1(p: *const u8) -> (Floats, Floats) {

@@ -1,11 +1,13 @@
 //! How a cached key or value lies in words, and how pools of them grow.
 //!
-//! A page is `[kv_heads, 64, words]`. In f16 two neighbouring values share a word; in q8_0 a row's codes come first, four a word,
-//! and the 16-bit scales of its blocks behind them, two a word.
+//! A page is `[kv_heads, 64, words]`. In f16 two neighbouring values share a word; in q8_0 four codes do, of blocks that hold
+//! [their own scale](phase3_kvcache::block).
 
 use cubecl::prelude::*;
 use phase1_loading::{Format, GptOssConfig};
 use phase3_kvcache::CacheType;
+use phase3_kvcache::block::kernel::scale_among;
+use phase3_kvcache::block::{self, BLOCK};
 
 use super::codes::{half_value, signed_bytes};
 use super::project::spread;
@@ -31,7 +33,7 @@ impl CacheRow {
         let block = match kind {
             CacheType::F32 => 1,
             CacheType::F16 => 2,
-            CacheType::Q8_0 => 32,
+            CacheType::Q8_0 => BLOCK,
         };
         if head_dim % block != 0 {
             return Err(GpuError::Shape(format!(
@@ -43,11 +45,7 @@ impl CacheRow {
 
     /// Words of one head's row.
     pub fn words(&self) -> usize {
-        match self.kind {
-            CacheType::F32 => self.head_dim,
-            CacheType::F16 => self.head_dim / 2,
-            CacheType::Q8_0 => self.head_dim / 4 + (self.head_dim / 32).div_ceil(2),
-        }
+        self.kind.row_bytes(self.head_dim) / 4
     }
 
     /// Values that are written together.
@@ -55,8 +53,7 @@ impl CacheRow {
         match self.kind {
             CacheType::F32 => 1,
             CacheType::F16 => 2,
-            // Two blocks share the word of their scales.
-            CacheType::Q8_0 => self.head_dim.min(64),
+            CacheType::Q8_0 => BLOCK,
         }
     }
 
@@ -64,18 +61,17 @@ impl CacheRow {
         self.kv_heads * PAGE * self.words()
     }
 
-    /// The values of the row that begins at `words[0]`.
+    /// The values of a row.
     pub fn decode(&self, words: &[u32]) -> Vec<f32> {
         let half = |bits: u32| half::f16::from_bits(bits as u16).to_f32();
-        let value = |i: usize| match self.kind {
-            CacheType::F32 => f32::from_bits(words[i]),
-            CacheType::F16 => half(words[i / 2] >> (i % 2 * 16)),
+        match self.kind {
+            CacheType::F32 => words.iter().map(|&word| f32::from_bits(word)).collect(),
+            CacheType::F16 => words.iter().flat_map(|&word| [half(word), half(word >> 16)]).collect(),
             CacheType::Q8_0 => {
-                let scale = half(words[self.head_dim / 4 + i / 64] >> (i / 32 % 2 * 16));
-                scale * f32::from((words[i / 4] >> (i % 4 * 8)) as u8 as i8)
+                let codes: Vec<i8> = words.iter().flat_map(|word| word.to_le_bytes().map(|code| code as i8)).collect();
+                codes.as_chunks().0.iter().flat_map(block::decode).collect()
             }
-        };
-        (0..self.head_dim).map(value).collect()
+        }
     }
 }
 
@@ -101,8 +97,8 @@ pub(crate) fn cached_vector(pool: &[u32], row: u32, i: u32, #[comptime] shape: C
             vector
         }
         CacheType::Q8_0 => {
-            let scales = pool[(row + comptime![shape.head_dim as u32 / 4] + (i >> 4u32)) as usize];
-            let scale = half_value((scales >> (((i >> 3u32) & 1) * 16)) & 0xffffu32, Format::F16);
+            let first = row + (i >> 3u32 << 3u32);
+            let scale = scale_among(pool[first as usize], pool[(first + 1) as usize]);
             signed_bytes(pool[(row + i) as usize]) * Vector::<f32, Const<4>>::new(scale)
         }
     }

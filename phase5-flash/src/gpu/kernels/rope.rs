@@ -2,17 +2,15 @@
 
 use cubecl::prelude::*;
 use phase3_kvcache::CacheType;
+use phase3_kvcache::block::kernel::encode;
 
 use super::cache::CacheRow;
-use super::codes::{half_bits, half_value};
+use super::codes::half_bits;
 use crate::gpu::cache::{LayerCache, PAGE};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::rows::ROW_WORDS;
-use phase1_loading::Format;
 
 const UNITS: u32 = 128;
-/// The least scale whose reciprocal is a number.
-const LEAST_SCALE: f32 = 1.0e-30;
 
 /// One pass's rotation and append.
 pub(crate) struct Rope<'a> {
@@ -137,32 +135,98 @@ fn store(pool: &mut [u32], target: u32, first: u32, new: &Array<f32>, #[comptime
             pool[(target + first / 2) as usize] = half_bits(new[0]) | (half_bits(new[1]) << 16u32);
         }
         CacheType::Q8_0 => {
-            let mut scales = 0u32;
+            let mut words = Array::<u32>::new(8usize);
+            encode(new, &mut words);
             #[unroll]
-            for block in 0..comptime![shape.granule() as u32 / 32] {
-                let mut largest = 0.0f32;
-                #[unroll]
-                for i in 0..32u32 {
-                    largest = max(largest, new[comptime![(block * 32 + i) as usize]].abs());
-                }
-                let bits = half_bits(largest / 127.0f32);
-                scales |= bits << comptime![16 * block];
-                let scale = half_value(bits, Format::F16);
-                let inverse = select(bits == 0u32, 0.0f32, 1.0f32 / max(scale, f32::new(LEAST_SCALE)));
-                #[unroll]
-                for word in 0..8u32 {
-                    let mut codes = 0u32;
-                    #[unroll]
-                    for i in 0..4u32 {
-                        let value = new[comptime![(block * 32 + word * 4 + i) as usize]] * inverse;
-                        // Rounded to nearest; the bits of the sum's low byte are the code in two's complement.
-                        let code = u32::reinterpret(max(min(value, 127.0f32), -127.0f32) + 12_582_912.0f32) & 255u32;
-                        codes |= code << comptime![8 * i];
+            for i in 0..8u32 {
+                pool[(target + first / 4 + i) as usize] = words[comptime![i as usize]];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::cache::Caches;
+    use crate::gpu::kernels::testing::{Random, gpu, poisoned};
+    use crate::gpu::rows::Row;
+    use phase1_loading::{AttentionKind, GptOssConfig, RopeConfig};
+    use phase3_kvcache::block::{self, BLOCK};
+
+    /// Keys that are rotated by nothing, and values, of every size that a scale reaches and some that none does: their blocks in
+    /// the pool are those of the host.
+    #[test]
+    fn q8_0_blocks_are_the_hosts() {
+        let gpu = gpu();
+        let mut random = Random::fresh();
+        let context = format!("{random:?}");
+        let (heads, kv_heads, head_dim, inputs) = (3, 3, 96, 60);
+        let config = GptOssConfig {
+            hidden: 32,
+            expert_width: 32,
+            heads,
+            kv_heads,
+            head_dim,
+            experts: 1,
+            experts_per_token: 1,
+            vocab: 1,
+            context_length: 4096,
+            rms_eps: 1e-5,
+            sliding_window: 8,
+            attention: vec![AttentionKind::Full],
+            rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096 },
+        };
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let mut qkv = random.values(inputs * width, 1.0);
+        for values in qkv.as_chunks_mut::<BLOCK>().0 {
+            let size = 2f32.powi(random.below(60) as i32 - 30);
+            let zeros = random.below(4) == 0;
+            for value in values {
+                *value *= if zeros && random.below(2) == 0 { 0.0 } else { size };
+            }
+        }
+        qkv[head_dim * heads + 40] = 3e38;
+        let mut caches = Caches::new(&gpu, &config, CacheType::Q8_0, inputs).expect("a cache");
+        caches.reserve(&gpu, 0, inputs).expect("reserves");
+        let slot = caches.slot(0);
+        let rows = (0..inputs as u32).flat_map(|position| Row { token: 0, position, slot }.words());
+        Rope {
+            qkv: &gpu.upload_f32(&qkv),
+            table: &gpu.upload_f32(&[1.0, 0.0].repeat(inputs * head_dim / 2)),
+            rows: &gpu.upload(rows.collect()),
+            cache: caches.layer(0),
+            queries: &poisoned(&gpu, inputs * heads * head_dim),
+            heads,
+            shape: caches.row,
+            inputs,
+        }
+        .launch(&gpu);
+        caches.advance(0, inputs);
+        let pool = caches.layer(0).pool;
+        let row_words = caches.row.words();
+        for (part, pool) in [&pool.keys, &pool.values].into_iter().enumerate() {
+            let words = gpu.read(pool).expect("reads");
+            for (position, place) in caches.places(0, 0, inputs).expect("places") {
+                for head in 0..kv_heads {
+                    let found = &words[(place + head * PAGE) * row_words..][..row_words];
+                    let new = &qkv[position * width + (heads + part * kv_heads + head) * head_dim..][..head_dim];
+                    for (found, values) in found.as_chunks::<{ BLOCK / 4 }>().0.iter().zip(new.as_chunks().0) {
+                        let found: [i8; BLOCK] = std::array::from_fn(|i| found[i / 4].to_le_bytes()[i % 4] as i8);
+                        let expected = block::encode(values);
+                        for i in 0..BLOCK {
+                            let context = format!("{context}: {values:?} became {found:?}, expected {expected:?}");
+                            let (parity, apart) = if i < 8 { (1, 2) } else { (0, 1) };
+                            assert_eq!(found[i] & parity, expected[i] & parity, "{context}");
+                            // GPUs may divide a last bit differently: a tie then goes the other way.
+                            let quotient = values[i] / block::scale(&expected);
+                            let tie = quotient - (f32::from(found[i]) + f32::from(expected[i])) / 2.0;
+                            let at_tie = found[i].abs_diff(expected[i]) == apart && tie.abs() < 1e-4;
+                            assert!(found[i] == expected[i] || at_tie, "{context}");
+                        }
                     }
-                    pool[(target + (first + comptime![block * 32]) / 4 + word) as usize] = codes;
                 }
             }
-            pool[(target + comptime![shape.head_dim as u32 / 4] + first / 64) as usize] = scales;
         }
     }
 }

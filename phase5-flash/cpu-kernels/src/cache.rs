@@ -1,0 +1,300 @@
+//! Keys and values of 64 positions, as they are cached: written a position at a time, unpacked as a whole.
+//!
+//! Keys lie transposed, `[head_dim, 64]`, and values `[64, head_dim]`, as attention takes them.
+
+use half::f16;
+
+use crate::simd::{CODE_SCALES, LANES, Simd};
+use crate::weights::BLOCK;
+
+/// Positions in a block.
+pub const POSITIONS: usize = 64;
+
+/// Vectors of keys in a block.
+const KEY_VECTORS: usize = POSITIONS / LANES;
+
+/// Codes whose lowest bits are a scale's.
+const SCALE_BITS: usize = 8;
+
+/// The number format of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheFormat {
+    F32,
+    F16,
+    /// 32 dimensions of a position have codes of 8 bits, and a scale whose bits are the lowest of the first eight codes.
+    Q8_0,
+}
+
+/// A key/value head's part of a block, to be read.
+#[derive(Clone, Copy)]
+pub struct KeyBlock<'a> {
+    pub format: CacheFormat,
+    pub head_dim: usize,
+    /// [`KeyBlock::bytes`] of them: keys `[head_dim, 64]`, then values `[64, head_dim]`.
+    pub data: &'a [u8],
+}
+
+impl KeyBlock<'_> {
+    /// Bytes of a head's keys and values in a block.
+    pub fn bytes(format: CacheFormat, head_dim: usize) -> usize {
+        2 * half_bytes(format, head_dim)
+    }
+
+    /// Writes the key and value of the position in `slot`.
+    ///
+    /// # Panics
+    /// If the lengths or the slot do not fit, or `head_dim` is no multiple of 16 (of 32 in Q8_0).
+    pub fn write(data: &mut [u8], format: CacheFormat, slot: usize, key: &[f32], value: &[f32]) {
+        let head_dim = key.len();
+        check(format, head_dim);
+        assert!(value.len() == head_dim && slot < POSITIONS, "a key, a value and a slot");
+        assert_eq!(data.len(), Self::bytes(format, head_dim), "a head's part of a block");
+        let (keys, values) = data.split_at_mut(half_bytes(format, head_dim));
+        match format {
+            CacheFormat::F32 => {
+                for d in 0..head_dim {
+                    keys[4 * (d * POSITIONS + slot)..][..4].copy_from_slice(&key[d].to_le_bytes());
+                    values[4 * (slot * head_dim + d)..][..4].copy_from_slice(&value[d].to_le_bytes());
+                }
+            }
+            CacheFormat::F16 => {
+                for d in 0..head_dim {
+                    let half = |x: f32| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
+                    keys[2 * (d * POSITIONS + slot)..][..2].copy_from_slice(&half(key[d]));
+                    values[2 * (slot * head_dim + d)..][..2].copy_from_slice(&half(value[d]));
+                }
+            }
+            CacheFormat::Q8_0 => {
+                for (part, (key, value)) in key.chunks_exact(BLOCK).zip(value.chunks_exact(BLOCK)).enumerate() {
+                    for (i, code) in encode(key).into_iter().enumerate() {
+                        keys[(part * BLOCK + i) * POSITIONS + slot] = code;
+                    }
+                    values[slot * head_dim + part * BLOCK..][..BLOCK].copy_from_slice(&encode(value));
+                }
+            }
+        }
+    }
+
+    /// Reads back the key and value of the position in `slot`.
+    pub fn read(&self, slot: usize, key: &mut [f32], value: &mut [f32]) {
+        let head_dim = self.head_dim;
+        let mut decoded = vec![0.0; 2 * POSITIONS * head_dim];
+        let (keys, values) = decoded.split_at_mut(POSITIONS * head_dim);
+        decode_portably(self, keys, values);
+        for d in 0..head_dim {
+            key[d] = keys[d * POSITIONS + slot];
+            value[d] = values[slot * head_dim + d];
+        }
+    }
+}
+
+fn half_bytes(format: CacheFormat, head_dim: usize) -> usize {
+    let count = POSITIONS * head_dim;
+    match format {
+        CacheFormat::F32 => 4 * count,
+        CacheFormat::F16 => 2 * count,
+        CacheFormat::Q8_0 => count,
+    }
+}
+
+fn check(format: CacheFormat, head_dim: usize) {
+    let unit = if format == CacheFormat::Q8_0 { BLOCK } else { LANES };
+    assert!(head_dim > 0 && head_dim.is_multiple_of(unit), "a head of {head_dim} is no multiple of {unit}");
+}
+
+/// 32 codes in two's complement, the scale's eight bits the lowest of the first eight: the smallest that is no smaller than the
+/// largest value / 127, of f16's numbers that have three bits of mantissa. Those codes are the nearest of their parity.
+fn encode(values: &[f32]) -> [u8; BLOCK] {
+    let byte = scale_byte(values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())));
+    let inverse = if byte == 0 { 0.0 } else { CODE_SCALES[usize::from(byte)].recip() };
+    std::array::from_fn(|i| {
+        let quotient = values[i] * inverse;
+        if i < SCALE_BITS {
+            let bit = byte >> i & 1;
+            let (odd, most) = (f32::from(bit), 126.0 + f32::from(bit));
+            (((quotient.clamp(-most, most) - odd) * 0.5).round_ties_even() as i8 as u8) << 1 | bit
+        } else {
+            quotient.clamp(-127.0, 127.0).round_ties_even() as i8 as u8
+        }
+    })
+}
+
+/// Zero for values that would all become zeros, the largest scale for those that none reaches.
+fn scale_byte(largest: f32) -> u8 {
+    const SMALLEST: f32 = 1.0 / 131_072.0;
+    let exact = (largest * (1.0 / 127.0)).min(61440.0);
+    if largest < SMALLEST / 2.0 {
+        0
+    } else if exact < 8.0 * SMALLEST {
+        (exact / SMALLEST).ceil() as u8
+    } else {
+        // An f32's mantissa is rounded up to three bits, and its exponent counted from where an f16's begins.
+        (((exact.to_bits() + 0xf_ffff) >> 20) - (112 << 3)) as u8
+    }
+}
+
+fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
+    // SAFETY: plain Rust needs no instructions; both slices hold 64 · head_dim values.
+    unsafe {
+        decode_keys::<crate::simd::portable::Portable>(block, keys.as_mut_ptr(), block.data.as_ptr());
+        decode_values::<crate::simd::portable::Portable>(block, values.as_mut_ptr(), block.data.as_ptr());
+    }
+}
+
+/// Decodes keys, and asks for those of the next block, which lie at `ahead`: blocks are anywhere in memory.
+///
+/// # Safety
+/// The block is whole, and `to` has room for `[head_dim, 64]`.
+#[inline(always)]
+pub(crate) unsafe fn decode_keys<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ahead: *const u8) {
+    let from = block.data.as_ptr();
+    // SAFETY: the caller's; prefetching never faults.
+    unsafe {
+        if block.format != CacheFormat::Q8_0 {
+            return decode_floats::<S>(block, from, to, ahead);
+        }
+        for part in 0..block.head_dim / BLOCK {
+            let first = part * BLOCK * POSITIONS;
+            let mut scales = [S::zero(); KEY_VECTORS];
+            for (k, scales) in scales.iter_mut().enumerate() {
+                *scales = S::scales_in_bytes(from.add(first + k * LANES), POSITIONS);
+            }
+            for row in 0..BLOCK {
+                let row = first + row * POSITIONS;
+                S::prefetch(ahead.wrapping_add(row));
+                for (k, &scales) in scales.iter().enumerate() {
+                    let at = row + k * LANES;
+                    S::store(to.add(at), S::mul(S::load_i8(from.add(at)), scales));
+                }
+            }
+        }
+    }
+}
+
+/// The same for values.
+///
+/// # Safety
+/// The block is whole, and `to` has room for `[64, head_dim]`.
+#[inline(always)]
+pub(crate) unsafe fn decode_values<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ahead: *const u8) {
+    let from = block.data[half_bytes(block.format, block.head_dim)..].as_ptr();
+    // SAFETY: the caller's; prefetching never faults.
+    unsafe {
+        if block.format != CacheFormat::Q8_0 {
+            return decode_floats::<S>(block, from, to, ahead);
+        }
+        for at in (0..POSITIONS * block.head_dim).step_by(BLOCK) {
+            S::prefetch(ahead.wrapping_add(at));
+            let scale = S::splat(CODE_SCALES[usize::from(scale_bits(from.add(at)))]);
+            for at in [at, at + LANES] {
+                S::store(to.add(at), S::mul(S::load_i8(from.add(at)), scale));
+            }
+        }
+    }
+}
+
+/// The same for a half in f32 or f16, which is unpacked as it lies.
+///
+/// # Safety
+/// The half is whole, and `to` has room for it.
+#[inline(always)]
+unsafe fn decode_floats<S: Simd>(block: &KeyBlock<'_>, from: *const u8, to: *mut f32, ahead: *const u8) {
+    let count = POSITIONS * block.head_dim;
+    let value_bytes = half_bytes(block.format, block.head_dim) / count;
+    // SAFETY: the caller's; prefetching never faults.
+    unsafe {
+        for at in (0..count).step_by(LANES) {
+            S::prefetch(ahead.wrapping_add(at * value_bytes));
+            let v = match block.format {
+                CacheFormat::F32 => S::load(from.add(4 * at).cast()),
+                _ => S::load_f16(from.add(2 * at)),
+            };
+            S::store(to.add(at), v);
+        }
+    }
+}
+
+/// The lowest bits of eight bytes.
+///
+/// # Safety
+/// There are eight.
+#[inline(always)]
+unsafe fn scale_bits(bytes: *const u8) -> u8 {
+    // SAFETY: the caller's.
+    let bytes = u64::from_le(unsafe { bytes.cast::<u64>().read_unaligned() });
+    // The product puts bit 8 i at bit 56 + i, and no two of its terms meet.
+    ((bytes & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::isa::{Isa, Kernel};
+
+    struct Decode<'a> {
+        block: &'a KeyBlock<'a>,
+        keys: &'a mut [f32],
+        values: &'a mut [f32],
+    }
+
+    impl Kernel for Decode<'_> {
+        type Output = ();
+
+        unsafe fn run<S: Simd>(self) {
+            let Decode { block, keys, values } = self;
+            // SAFETY: both slices hold 64 · head_dim values.
+            unsafe {
+                decode_keys::<S>(block, keys.as_mut_ptr(), block.data.as_ptr());
+                decode_values::<S>(block, values.as_mut_ptr(), block.data.as_ptr());
+            }
+        }
+    }
+
+    /// The value at `i` of a half, whose scale's first code is at `first` and whose others are each `step` further on.
+    fn plainly(format: CacheFormat, half: &[u8], i: usize, first: usize, step: usize) -> f32 {
+        match format {
+            CacheFormat::F32 => f32::from_le_bytes(half.as_chunks().0[i]),
+            CacheFormat::F16 => f16::from_le_bytes(half.as_chunks().0[i]).to_f32(),
+            CacheFormat::Q8_0 => {
+                let bits = (0..SCALE_BITS).fold(0, |bits, bit| bits | u16::from(half[first + bit * step] & 1) << bit);
+                f16::from_bits(bits << 7).to_f32() * f32::from(half[i] as i8)
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Whatever the bytes are, every instruction set makes of them what the format says, to the bit.
+        #[test]
+        fn any_bytes(
+            format in prop::sample::select(vec![CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]),
+            parts in 1usize..4,
+            bytes in prop::collection::vec(any::<u8>(), 1..5000),
+        ) {
+            let head_dim = parts * BLOCK;
+            let data: Vec<u8> = bytes.into_iter().cycle().take(KeyBlock::bytes(format, head_dim)).collect();
+            let block = KeyBlock { format, head_dim, data: &data };
+            let (half_keys, half_values) = data.split_at(data.len() / 2);
+            // What is no number may become any such.
+            let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+            for isa in Isa::all() {
+                let [mut keys, mut values] = [(); 2].map(|()| vec![f32::NAN; POSITIONS * head_dim]);
+                // SAFETY: the slices are as long as the kernel asks.
+                unsafe { isa.run(Decode { block: &block, keys: &mut keys, values: &mut values }) };
+                for slot in 0..POSITIONS {
+                    for d in 0..head_dim {
+                        let (i, first) = (d * POSITIONS + slot, d / BLOCK * BLOCK * POSITIONS + slot);
+                        let key = plainly(format, half_keys, i, first, POSITIONS);
+                        prop_assert!(same(keys[i], key), "{isa}: key {}, not {key}", keys[i]);
+                        let i = slot * head_dim + d;
+                        let value = plainly(format, half_values, i, i / BLOCK * BLOCK, 1);
+                        prop_assert!(same(values[i], value), "{isa}: value {}, not {value}", values[i]);
+                    }
+                }
+            }
+        }
+    }
+}
