@@ -112,15 +112,6 @@ impl SamplingParams {
     }
 }
 
-/// A token that may still be drawn. Its logit is neither NaN nor -inf.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    token: u32,
-    logit: f32,
-    /// Probability relative to the most likely token, whose weight is exactly 1.
-    weight: f64,
-}
-
 /// Draws the tokens of one sequence. The same parameters, prompt and logits give the
 /// same tokens on every platform: nothing here depends on the system's math library.
 #[derive(Clone, Debug)]
@@ -130,8 +121,8 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     /// Every token so far, with the times it was generated (0: in the prompt only).
     seen: HashMap<u32, u32>,
-    /// Reused between tokens.
-    candidates: Vec<Candidate>,
+    /// By token its probability relative to the most likely one's, which is exactly 1; 0 if it is not to be drawn. Reused.
+    weights: Vec<f64>,
 }
 
 impl Sampler {
@@ -142,7 +133,7 @@ impl Sampler {
             vocab,
             rng: ChaCha8Rng::seed_from_u64(params.seed),
             seen: HashMap::new(),
-            candidates: Vec::new(),
+            weights: Vec::new(),
             params,
         })
     }
@@ -202,45 +193,34 @@ impl Sampler {
     }
 
     fn draw(&mut self, logits: &[f32]) -> u32 {
-        let params = &self.params;
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        for (token, &logit) in (0..).zip(logits) {
-            // False for NaN, too.
-            if logit > f32::NEG_INFINITY {
-                let weight = 0.0;
-                candidates.push(Candidate { token, logit, weight });
-            }
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        let weights = &mut self.weights;
+        let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));
+        weigh(logits, largest, temperature, weights);
+        let buckets_a_logit = BUCKETS_AN_E / f64::from(temperature);
+        let mut ranking = Ranking { logits, largest, buckets_a_logit, weights };
+        if top_k > 0 {
+            ranking.keep_first(|count, _| count >= top_k);
+        }
+        if top_p < 1.0 {
+            let needed = f64::from(top_p) * ranking.weights.iter().sum::<f64>();
+            ranking.keep_first(|_, mass| mass >= needed);
+        }
+        if min_p > 0.0 {
+            // The largest weight is 1, so min-p compares weights without normalising them.
+            weights.iter_mut().filter(|weight| **weight < f64::from(min_p)).for_each(|weight| *weight = 0.0);
         }
 
-        // Temperature keeps the ranks, so top-k comes first and saves exponentials.
-        if (1..candidates.len()).contains(&params.top_k) {
-            rank_prefix(candidates, params.top_k);
-            candidates.truncate(params.top_k);
-        }
-        let max = candidates.iter().fold(f32::NEG_INFINITY, |max, c| max.max(c.logit));
-        for candidate in candidates.iter_mut() {
-            // inf - inf is NaN, which `min` turns into 0: infinite logits tie.
-            let below_max = (f64::from(candidate.logit) - f64::from(max)).min(0.0);
-            candidate.weight = exp(below_max / f64::from(params.temperature));
-        }
-        if params.top_p < 1.0 {
-            keep_nucleus(candidates, f64::from(params.top_p));
-        }
-        // The largest weight is 1, so min-p compares weights without normalising them.
-        candidates.retain(|c| c.weight >= f64::from(params.min_p));
-        // In the vocabulary's order, whatever the filters did to it: an engine that draws by itself need not sort.
-        candidates.sort_unstable_by_key(|c| c.token);
-
-        let total: f64 = candidates.iter().map(|c| c.weight).sum();
+        let total: f64 = weights.iter().sum();
         let drawn = self.rng.random::<f64>() * total;
         let mut cumulative = 0.0;
-        let hit = candidates.iter().find(|c| {
-            cumulative += c.weight;
+        // In the vocabulary's order: an engine that draws by itself need not sort.
+        let hit = weights.iter().position(|weight| {
+            cumulative += weight;
             drawn < cumulative
         });
         // Only a row without candidates has no hit: its answer is the greedy one.
-        hit.map_or_else(|| argmax(logits), |c| c.token)
+        hit.map_or_else(|| argmax(logits), |token| token as u32)
     }
 }
 
@@ -253,47 +233,77 @@ fn argmax(logits: &[f32]) -> u32 {
         .map_or(0, |(token, _)| token)
 }
 
-/// Likeliest first, the lower token winning a tie: a strict order, so that no survivor
-/// depends on how an unstable sort moves equals.
-fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
-    let by_logit = b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal);
-    by_logit.then(a.token.cmp(&b.token))
+/// `weights[t] = exp((logits[t] - largest) / temperature)`, 0 for NaN and -inf.
+fn weigh(logits: &[f32], largest: f32, temperature: f32, weights: &mut Vec<f64>) {
+    weights.clear();
+    weights.extend(logits.iter().map(|&logit| {
+        // inf - inf is NaN, which `min` turns into 0: infinite logits tie.
+        let below = (f64::from(logit) - f64::from(largest)).min(0.0);
+        let weight = exp(below / f64::from(temperature));
+        if logit > f32::NEG_INFINITY { weight } else { 0.0 }
+    }));
 }
 
-/// Moves the `count` first candidates by rank to the front, in order, without sorting the
-/// rest.
-fn rank_prefix(candidates: &mut [Candidate], count: usize) {
-    if count < candidates.len() {
-        candidates.select_nth_unstable_by(count, by_rank);
+/// Tokens that may be drawn, likeliest first, the lower token winning a tie.
+struct Ranking<'a> {
+    logits: &'a [f32],
+    largest: f32,
+    buckets_a_logit: f64,
+    weights: &'a mut [f64],
+}
+
+/// Buckets that a ranking has, and for each factor e of the weight.
+const BUCKETS: usize = 4096;
+const BUCKETS_AN_E: f64 = 128.0;
+
+impl Ranking<'_> {
+    fn bucket(&self, token: usize) -> usize {
+        let below = f64::from(self.largest) - f64::from(self.logits[token]);
+        ((below * self.buckets_a_logit) as usize).min(BUCKETS - 1)
     }
-    let count = count.min(candidates.len());
-    candidates[..count].sort_unstable_by(by_rank);
-}
 
-/// Truncates to the shortest prefix by rank that holds `top_p` of the weight, and one
-/// candidate at least. Ranks in growing steps, as a nucleus is mostly a few tokens.
-fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f64) {
-    let needed = top_p * candidates.iter().map(|c| c.weight).sum::<f64>();
-    let mut mass = 0.0;
-    let mut ranked = 0;
-    let mut step = 256;
-    while ranked < candidates.len() {
-        rank_prefix(&mut candidates[ranked..], step);
-        let end = candidates.len().min(ranked + step);
-        for i in ranked..end {
-            mass += candidates[i].weight;
-            if mass >= needed {
-                candidates.truncate(i + 1);
-                return;
+    /// Leaves the fewest first tokens whose number and weight are enough, and one at least. Only the tokens of one bucket are
+    /// sorted: those before it stay, those behind it go.
+    fn keep_first(&mut self, enough: impl Fn(usize, f64) -> bool) {
+        let mut buckets = vec![(0, 0.0); BUCKETS];
+        for (token, &weight) in self.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+            let (count, mass) = &mut buckets[self.bucket(token)];
+            (*count, *mass) = (*count + 1, *mass + weight);
+        }
+        let (mut count, mut mass) = (0, 0.0);
+        let last = buckets.iter().position(|&(more, weight)| {
+            let found = more > 0 && enough(count + more, mass + weight);
+            if !found {
+                (count, mass) = (count + more, mass + weight);
+            }
+            found
+        });
+        let Some(last) = last else { return };
+
+        let mut undecided = Vec::new();
+        for token in 0..self.weights.len() {
+            match self.bucket(token).cmp(&last) {
+                Ordering::Equal if self.weights[token] > 0.0 => undecided.push(token),
+                Ordering::Greater => self.weights[token] = 0.0,
+                _ => (),
             }
         }
-        ranked = end;
-        step *= 4;
+        let logit = |token: usize| self.logits[token];
+        undecided.sort_unstable_by(|&a, &b| logit(b).partial_cmp(&logit(a)).unwrap_or(Ordering::Equal).then(a.cmp(&b)));
+        let mut done = false;
+        for token in undecided {
+            if done {
+                self.weights[token] = 0.0;
+            }
+            (count, mass) = (count + 1, mass + self.weights[token]);
+            done = done || enough(count, mass);
+        }
     }
 }
 
-/// `e^x` for `x ≤ 0`, to 1e-13 relative; 0 below the smallest normal number. In place of
-/// [`f64::exp`], whose last bits differ between platforms.
+/// `e^x` for `x ≤ 0`, to 1e-13 relative; 0 below the smallest normal number. In place of [`f64::exp`], whose last bits differ
+/// between platforms. Without branches, so that compilers make vectors of it.
+#[inline]
 fn exp(x: f64) -> f64 {
     /// `1 / n!`, the Taylor coefficients of `e^r`.
     const COEFFICIENTS: [f64; 14] = {
@@ -305,16 +315,15 @@ fn exp(x: f64) -> f64 {
         }
         coefficients
     };
+    /// Next to 1.5 · 2^52 a float's steps are ones, and its lowest bits a whole number.
+    const WHOLE: f64 = 6_755_399_441_055_744.0;
     // e^x = 2^y = 2^k · e^r, with k = round(y) and |r| ≤ ln 2 / 2.
-    let y = x * LOG2_E;
-    if y < -1022.0 {
-        return 0.0;
-    }
-    let k = (y - 0.5) as i64;
-    let r = (y - k as f64) * LN_2;
+    let y = (x * LOG2_E).max(-1100.0);
+    let shifted = y + WHOLE;
+    let r = (y - (shifted - WHOLE)) * LN_2;
     let e_r = COEFFICIENTS.iter().rev().fold(0.0, |sum, c| sum * r + c);
-    let two_k = f64::from_bits(((1023 + k) as u64) << 52);
-    two_k * e_r
+    let two_k = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    if y < -1022.0 { 0.0 } else { two_k * e_r }
 }
 
 #[cfg(test)]
