@@ -8,9 +8,11 @@ mod error;
 pub mod gate;
 mod kernels;
 mod layout;
+mod pass;
 mod resident;
 mod rows;
 mod saved;
+mod scratch;
 mod weights;
 
 pub use engine::{GpuEngine, Options};

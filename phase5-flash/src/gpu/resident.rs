@@ -10,13 +10,14 @@ use cubecl::bytes::Bytes;
 use cubecl::client::{Client, Graph};
 use cubecl::future::block_on;
 use cubecl::server::ServerError;
-use phase2_forward::{Continuation, NoProbe};
+use phase2_forward::{Choice, Continuation, NoProbe};
 
 use super::GpuError;
 use super::device::{Buffer, Gpu};
 use super::engine::GpuEngine;
 use super::kernels::greedy::{NO_TOKEN, STRIPE_WORDS, Successors};
 use super::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, SETTING_WORDS, Sample, rounded, settings};
+use super::pass::Pass;
 use super::rows::Row;
 
 /// Steps that room is made for at a time.
@@ -34,9 +35,9 @@ pub(super) struct Resident {
 }
 
 /// Buffers for the choice of `rows` tokens.
-struct Buffers {
+pub(super) struct Buffers {
     rows: usize,
-    logits: Buffer,
+    pub logits: Buffer,
     stripes: Buffer,
     tokens: Buffer,
     settings: Buffer,
@@ -55,9 +56,18 @@ struct Shape {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Choosing {
+pub(super) enum Choosing {
     Likeliest,
     Drawn(Filters),
+}
+
+impl Choosing {
+    fn of(choices: impl Iterator<Item = Choice> + Clone) -> Choosing {
+        match choices.clone().all(|choice| choice.temperature == 0.0) {
+            true => Choosing::Likeliest,
+            false => Choosing::Drawn(Filters::of(choices)),
+        }
+    }
 }
 
 struct CapturedStep {
@@ -103,11 +113,10 @@ impl GpuEngine {
         };
         let rows: Vec<u32> = batch.iter().flat_map(|item| row(item).words()).collect();
         if let Choosing::Drawn(_) = shape.choosing {
-            let buffers = self.buffers();
-            self.gpu.write(&buffers.settings, batch.iter().flat_map(|item| settings(item.choice)).collect());
             let draws = (0..count)
                 .flat_map(|_| batch.iter_mut().map(|item| rounded((item.draws)()).to_bits()).collect::<Vec<_>>());
-            self.gpu.write(&buffers.draws, draws.collect());
+            let draws = draws.collect();
+            self.write_choices(batch.iter().map(|item| item.choice), draws);
         }
         self.capture(shape, &rows)?;
         self.gpu.write(&self.scratch.row_words, rows);
@@ -150,16 +159,24 @@ impl GpuEngine {
             longest = longest.max(length);
         }
         self.reserve_rows(rows);
+        self.reserve_choices(rows)?;
+        let choosing = Choosing::of(batch.iter().map(|item| item.choice));
+        Ok(Shape { rows, keys: longest.next_power_of_two(), choosing })
+    }
+
+    /// Makes room for choosing `rows` tokens.
+    pub(super) fn reserve_choices(&mut self, rows: usize) -> Result<(), GpuError> {
         if self.resident.buffers.as_ref().is_none_or(|buffers| buffers.rows < rows) {
             self.resident.buffers = Some(Buffers::new(&self.gpu, self.config.vocab, rows.next_power_of_two())?);
             self.moves += 1;
         }
-        let greedy = batch.iter().all(|item| item.choice.temperature == 0.0);
-        let choosing = match greedy {
-            true => Choosing::Likeliest,
-            false => Choosing::Drawn(Filters::of(batch.iter().map(|item| item.choice))),
-        };
-        Ok(Shape { rows, keys: longest.next_power_of_two(), choosing })
+        Ok(())
+    }
+
+    /// Says how each row's token is drawn, and with which numbers, `[steps, rows]`.
+    pub(super) fn write_choices(&self, choices: impl Iterator<Item = Choice>, draws: Vec<u32>) {
+        self.gpu.write(&self.buffers().settings, choices.flat_map(settings).collect());
+        self.gpu.write(&self.buffers().draws, draws);
     }
 
     /// Queues a step and the readback of its tokens.
@@ -193,18 +210,23 @@ impl GpuEngine {
 
     /// The rows through the model, and the choice of their successors.
     fn launch_step(&self, shape: Shape) {
-        let (scratch, buffers) = (&self.scratch, self.buffers());
-        self.layers(shape.rows, shape.keys, None, &mut NoProbe);
-        self.head(shape.rows, &scratch.every_row, &buffers.logits, &mut NoProbe);
+        self.layers(Pass { rows: shape.rows, keys: shape.keys, tiles: None }, &mut NoProbe);
+        self.logits(shape.rows, &self.scratch.every_row, &self.buffers().logits, &mut NoProbe);
+        self.choose(shape.rows, shape.choosing);
+    }
+
+    /// Tokens from the logits of `rows` rows, which then stand where they are fed next.
+    pub(super) fn choose(&self, rows: usize, choosing: Choosing) {
+        let buffers = self.buffers();
         let successors = Successors {
             logits: &buffers.logits,
             vocab: self.config.vocab,
             stripes: &buffers.stripes,
-            rows: &scratch.row_words,
+            rows: &self.scratch.row_words,
             tokens: &buffers.tokens,
-            inputs: shape.rows,
+            inputs: rows,
         };
-        match shape.choosing {
+        match choosing {
             Choosing::Likeliest => successors.launch_greedy(&self.gpu),
             Choosing::Drawn(filters) => Sample {
                 successors,
@@ -218,7 +240,7 @@ impl GpuEngine {
         }
     }
 
-    fn buffers(&self) -> &Buffers {
+    pub(super) fn buffers(&self) -> &Buffers {
         self.resident.buffers.as_ref().expect("room was made")
     }
 }
@@ -251,7 +273,7 @@ mod tests {
     use gptoss_reference::RopeMode;
     use phase1_loading::Checkpoint;
     use phase1_loading::synthetic::SyntheticModel;
-    use phase2_forward::{Choice, ComputeDevice, Engine};
+    use phase2_forward::{ComputeDevice, Engine};
 
     use super::*;
     use crate::gpu::Options;
