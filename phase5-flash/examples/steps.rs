@@ -32,7 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = ComputeDevice::find(choice, 0)?;
     let checkpoint = Checkpoint::open(Path::new(&model))?;
     let start = Instant::now();
-    let engine = GpuEngine::load(&checkpoint, &device, RopeMode::Exact, Options { kv }, &mut |_, _| ())?;
+    let engine =
+        GpuEngine::load(&checkpoint, &device, RopeMode::Exact, Options { kv, ..Options::default() }, &mut |_, _| ())?;
     eprintln!("{}: loaded in {:.1} s, cache {kv}", device.name, start.elapsed().as_secs_f64());
     let mut steps = Steps { engine, random: 8 };
     steps.prompts()?;

@@ -20,9 +20,12 @@ fn launch_every_kernel() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let once = &mut |case: &Case<'_>| -> Result<(), GpuError> { case.capture(1)?.time(1).map(|_| ()) };
-    for rest in [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32] {
+    let nano = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
+    // Large enough that cubes of the mat-vec kernels walk down their rows, as in a real model.
+    let walked = SyntheticModel { layers: 1, hidden: 640, expert_width: 320, heads: 40, head_dim: 64, ..nano.clone() };
+    let formats = [RestFormat::F16, RestFormat::BF16, RestFormat::F32];
+    for model in formats.map(|rest| SyntheticModel { rest, ..nano.clone() }).into_iter().chain([walked]) {
         let path = directory.path().join("model.gguf");
-        let model = SyntheticModel { layers: 2, rest, ..SyntheticModel::preset("nano").expect("a preset") };
         model.write(&path, 0, &mut |_, _| ()).expect("written");
         let mut kernels = Kernels::load(&Checkpoint::open(&path).expect("opens"), &gpu).expect("loads");
         // Few rows, some, and many: each has kernels of its own.

@@ -79,7 +79,7 @@ impl Kernels {
             outside(Operation::Head, &|_| engine.head(rows, &engine.buffers().logits))?;
         }
         let all: Vec<usize> = (0..engine.config.layers()).collect();
-        for operation in pass.operations().filter(|&operation| operation != Operation::Attention) {
+        for operation in pass.operations(&engine.gpu.tuning).filter(|&operation| operation != Operation::Attention) {
             of_layers(engine, operation, &all, pass, &name, &placed, visit)?;
         }
         attention(engine, pass, &placed, visit)

@@ -18,6 +18,7 @@ use phase2_forward::ComputeDevice;
 use super::GpuError;
 use super::kernels::codes::Codes;
 use super::kernels::decoding;
+use super::tuning::Tuning;
 
 /// A device and how to reach it.
 #[derive(Clone)]
@@ -34,6 +35,7 @@ pub(crate) struct Gpu {
     pub memory: Option<u64>,
     /// How MXFP4 codes become floats.
     pub codes: Codes,
+    pub tuning: Tuning,
     /// How often the engine has waited for the device, or has begun to: reading and draining count here.
     pub waits: Arc<AtomicU64>,
 }
@@ -92,6 +94,7 @@ impl Gpu {
             binding_bytes,
             memory,
             codes: Codes::Less2,
+            tuning: Tuning::default(),
             client,
             device,
             waits: Arc::default(),

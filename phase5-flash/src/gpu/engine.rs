@@ -20,6 +20,7 @@ use super::pass::Pass;
 use super::resident::Resident;
 use super::rows::Row;
 use super::scratch::Scratch;
+use super::tuning::Tuning;
 use super::weights::Weights;
 
 /// The most new tokens that one pass over the layers takes.
@@ -32,6 +33,8 @@ const FIRST_POSITIONS: usize = 4096;
 pub struct Options {
     /// How keys and values are stored.
     pub kv: CacheType,
+    /// What was measured on the device, if it was.
+    pub tuning: Tuning,
 }
 
 /// A model on a GPU, with the caches of its sequences.
@@ -74,6 +77,7 @@ impl GpuEngine {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
+        let gpu = Gpu { tuning: options.tuning, ..gpu };
         let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);
@@ -127,6 +131,14 @@ impl GpuEngine {
             self.scratch = Scratch::new(&self.gpu, &self.config, rows.next_power_of_two());
             self.moves += 1;
         }
+    }
+
+    /// Makes other choices from now on.
+    pub(super) fn set_tuning(&mut self, tuning: Tuning) {
+        self.gpu.tuning = tuning;
+        // The shares of attention need more room, or less.
+        self.scratch = Scratch::new(&self.gpu, &self.config, self.scratch.rows);
+        self.moves += 1;
     }
 
     /// Puts rows where a pass finds them.

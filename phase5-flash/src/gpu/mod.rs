@@ -13,7 +13,11 @@ mod resident;
 mod rows;
 mod saved;
 mod scratch;
+mod tune;
+mod tuning;
 mod weights;
 
 pub use engine::{GpuEngine, Options};
 pub use error::GpuError;
+pub use tune::{Tuned, tune};
+pub use tuning::{TunedFor, Tuning, TuningError};

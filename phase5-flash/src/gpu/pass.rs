@@ -4,12 +4,12 @@ use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::{Operation, Probe, Span};
 
 use super::cache::PAGE;
-use super::device::Buffer;
+use super::device::{Buffer, Gpu};
 use super::engine::GpuEngine;
 use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
-use super::kernels::few::{Division, FEW, Few};
+use super::kernels::few::{FEW, Few};
 use super::kernels::gemm::Gemm;
 use super::kernels::group::{GroupedExperts, TILE, add_up, group};
 use super::kernels::norm::norm;
@@ -17,17 +17,8 @@ use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::{Choice, Route};
 use super::layout::Matrix;
+use super::tuning::Tuning;
 use super::weights::Layer;
-
-/// Rows up to which each has cubes of its own, which find the weights that their neighbours read in the cache.
-const SINGLE_ROWS: usize = 15;
-/// Rows from which on a product is tiled: below, its weights go from memory to registers, for a few rows at a time.
-const TILED_ROWS: usize = 24;
-/// Rows an expert, on average, from which on experts are tiled.
-const TILED_SLOTS: usize = 16;
-
-/// Cubes that keep a large GPU busy: on an H100, 32 shares for 8 key/value heads were the fastest at depths 4096 and 16384.
-const BUSY_CUBES: usize = 256;
 
 /// The rows that `scratch.row_words` describes.
 #[derive(Clone, Copy)]
@@ -40,9 +31,9 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// The operations of a layer, in their order. Few rows are normed where they are multiplied.
-    pub fn operations(self) -> impl Iterator<Item = Operation> {
-        let norm = (self.rows > SINGLE_ROWS).then_some(Operation::AttentionNorm);
+    /// The operations of a layer, in their order. Single rows are normed where they are multiplied.
+    pub fn operations(self, tuning: &Tuning) -> impl Iterator<Item = Operation> + use<> {
+        let norm = (self.rows > tuning.single_rows).then_some(Operation::AttentionNorm);
         norm.into_iter().chain([
             Operation::Qkv,
             Operation::CacheAppend,
@@ -56,8 +47,8 @@ impl Pass {
 }
 
 /// Shares of the keys that keep the GPU busy with `n` rows, or tiles of rows, that see `keys` keys.
-pub(super) fn splits(config: &GptOssConfig, n: usize, keys: usize) -> usize {
-    let wish = BUSY_CUBES.div_ceil(config.kv_heads * n);
+pub(super) fn splits(gpu: &Gpu, config: &GptOssConfig, n: usize, keys: usize) -> usize {
+    let wish = gpu.tuning.attention_cubes.div_ceil(config.kv_heads * n);
     wish.min(keys.div_ceil(PAGE)).max(1)
 }
 
@@ -74,7 +65,7 @@ impl GpuEngine {
         see(probe, &|| "embed".into(), &scratch.x, config.hidden);
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: pass.rows, keys: 0 });
         for number in 0..self.weights.layers.len() {
-            for operation in pass.operations() {
+            for operation in pass.operations(&self.gpu.tuning) {
                 self.launch(operation, number, pass);
                 probe.done(self.span(operation, number, pass));
                 if operation == Operation::AttentionOut {
@@ -126,7 +117,7 @@ impl GpuEngine {
 
     fn qkv(&self, layer: &Layer, n: usize) {
         let scratch = &self.scratch;
-        if n > SINGLE_ROWS {
+        if n > self.gpu.tuning.single_rows {
             return self.product(&layer.qkv, &scratch.normed, Some(&layer.qkv_bias), &scratch.qkv, false, n);
         }
         Project {
@@ -179,7 +170,7 @@ impl GpuEngine {
             sinks: &self.weights.layers[number].sinks,
             out: &scratch.mixed,
             shares: &scratch.shares,
-            splits: splits(config, pass.tiles.unwrap_or(pass.rows), keys),
+            splits: splits(&self.gpu, config, pass.tiles.unwrap_or(pass.rows), keys),
             heads: config.heads,
             shape: self.caches.row,
             reach,
@@ -209,7 +200,7 @@ impl GpuEngine {
             experts: config.experts,
             inputs: n,
         };
-        if n <= SINGLE_ROWS {
+        if n <= self.gpu.tuning.single_rows {
             route.launch_logits(gpu);
         } else {
             let per_row = config.experts_per_token;
@@ -219,13 +210,13 @@ impl GpuEngine {
 
     fn gate_up(&self, layer: &Layer, n: usize) {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
-        if n > SINGLE_ROWS {
+        if n > self.gpu.tuning.single_rows {
             let few = self.few_slots(n);
             let shape = [n * config.experts_per_token, config.experts];
             group(gpu, &scratch.chosen, shape, if few { FEW } else { TILE }, &scratch.order, &scratch.tiles);
             let experts = self.grouped(layer, n);
             return match few {
-                true => experts.launch_few_gate_up(gpu, Division::default()),
+                true => experts.launch_few_gate_up(gpu),
                 false => experts.launch_gate_up(gpu),
             };
         }
@@ -246,10 +237,10 @@ impl GpuEngine {
 
     fn down(&self, layer: &Layer, n: usize) {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
-        if n > SINGLE_ROWS {
+        if n > self.gpu.tuning.single_rows {
             let experts = self.grouped(layer, n);
             match self.few_slots(n) {
-                true => experts.launch_few_down(gpu, Division::default()),
+                true => experts.launch_few_down(gpu),
                 false => experts.launch_down(gpu),
             }
             let shape = [n, config.experts_per_token, config.hidden];
@@ -269,7 +260,7 @@ impl GpuEngine {
 
     /// Whether the experts of `n` rows get too few slots each to be tiled.
     fn few_slots(&self, n: usize) -> bool {
-        n * self.config.experts_per_token < TILED_SLOTS * self.config.experts
+        n * self.config.experts_per_token < self.gpu.tuning.tiled_slots * self.config.experts
     }
 
     fn grouped<'a>(&'a self, layer: &'a Layer, n: usize) -> GroupedExperts<'a> {
@@ -290,9 +281,9 @@ impl GpuEngine {
 
     /// One product for each of `inputs` rows.
     fn product(&self, matrix: &Matrix, x: &Buffer, bias: Option<&Buffer>, out: &Buffer, add: bool, inputs: usize) {
-        if inputs <= SINGLE_ROWS {
+        if inputs <= self.gpu.tuning.single_rows {
             Project { matrix, x, norm: None, bias, out, add, inputs }.launch(&self.gpu);
-        } else if inputs < TILED_ROWS {
+        } else if inputs < self.gpu.tuning.tiled_rows {
             Few { matrix, x, bias, out, add, inputs }.launch(&self.gpu);
         } else {
             Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu);

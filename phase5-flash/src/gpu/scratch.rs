@@ -38,7 +38,7 @@ impl Scratch {
         let GptOssConfig { hidden, heads, kv_heads, head_dim, experts, experts_per_token, .. } = *config;
         // The fewest tiles have the most shares.
         let tile = (QUERIES as usize).div_ceil(heads / kv_heads);
-        let most_splits = (1..=rows).map(|n| n * splits(config, n.div_ceil(tile), usize::MAX)).max().unwrap_or(1);
+        let most_splits = (1..=rows).map(|n| n * splits(gpu, config, n.div_ceil(tile), usize::MAX)).max().unwrap_or(1);
         let slots = rows * experts_per_token;
         Scratch {
             rows,
