@@ -15,6 +15,7 @@ use super::experts::{Experts, swiglu};
 use super::group::{GroupedExperts, TILE_WORDS, most_tiles};
 use super::project::{spread, zero};
 use super::reduce::sum4;
+use super::tile::{put, take_rows, take_slots};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
 
@@ -167,10 +168,7 @@ fn dense(
     let mut partial = Shared::<[f32]>::new_slice(comptime![(division.units() * tile) as usize]);
     let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * ROWS;
     let first = CUBE_POS_X * tile;
-    if UNIT_POS < tile {
-        sources[UNIT_POS as usize] = min(first + UNIT_POS, inputs - 1);
-    }
-    sync_cube();
+    take_rows(&mut sources, first, inputs, tile);
     if row < rows {
         let mut sums = Array::<f32>::new(comptime![tile as usize]);
         let own = min(row + UNIT_POS % ROWS, rows - 1);
@@ -191,19 +189,12 @@ fn dense(
             false,
             division,
         );
-        let mut y = total(&sums, 0u32, &mut partial, tile, division);
+        let y = total(&sums, 0u32, &mut partial, tile, division);
         let input = first + UNIT_POS / ROWS;
         let row = row + UNIT_POS % ROWS;
         if UNIT_POS < tile * ROWS && input < inputs && row < rows {
             let row = first_row + row;
-            let at = (input * out_width + row) as usize;
-            if comptime![biased] {
-                y += bias[row as usize];
-            }
-            if comptime![add] {
-                y += out[at];
-            }
-            out[at] = y;
+            put(out, (input * out_width + row) as usize, y, bias, row, biased, add);
         }
     }
 }
@@ -237,10 +228,7 @@ fn grouped(
     let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
     let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
     if count > 0 {
-        if UNIT_POS < FEW {
-            sources[UNIT_POS as usize] = order[(first + min(UNIT_POS, count - 1)) as usize] / slots_per_input;
-        }
-        sync_cube();
+        take_slots(&mut sources, order, first, count, slots_per_input, FEW);
         let row = CUBE_POS_X * ROWS + UNIT_POS % ROWS;
         let own = expert * stride + min(row, rows - 1);
         let mut y = 0.0f32;

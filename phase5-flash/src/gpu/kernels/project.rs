@@ -15,6 +15,7 @@ use phase1_loading::Format;
 
 use super::codes::{Codes, INPUT_FACTOR, dot_block, load_block, load_codes, load_scales, scale_value};
 use super::reduce::{cube_sum, share_sums, sum4, total};
+use super::tile::put;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, ROW_GROUP, vectors};
 use crate::gpu::tuning::Walk;
@@ -200,14 +201,7 @@ fn project(
         if first + i < rows {
             let row = first_row + first + i;
             let at = (CUBE_POS_X * out_width + row) as usize;
-            let mut y = total(&shared, i, cube_rows);
-            if comptime![biased] {
-                y += bias[row as usize];
-            }
-            if comptime![add] {
-                y += out[at];
-            }
-            out[at] = y;
+            put(out, at, total(&shared, i, cube_rows), bias, row, biased, add);
         }
         i += CUBE_DIM;
     }
