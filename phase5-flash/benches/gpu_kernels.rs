@@ -43,6 +43,9 @@ impl Plan {
 }
 
 fn kernels(c: &mut Criterion) {
+    // As in `gptoss`: what is replayed together is one submission.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CUBECL_WGPU_MAX_TASKS", "256") };
     let (device, plan) = match ComputeDevice::find(DeviceChoice::Gpu, 0) {
         Ok(gpu) => (gpu, Plan::full()),
         Err(_) => {

@@ -22,6 +22,9 @@ const DRAWN: Choice = Choice { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.
 const CHUNK: usize = 512;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // As in `gptoss`: a whole token is one submission.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CUBECL_WGPU_MAX_TASKS", "256") };
     let given = |word: &str| std::env::args().any(|argument| argument == word);
     let model =
         std::env::args().find(|argument| argument.ends_with(".gguf")).ok_or("name a model: steps MODEL.gguf")?;
@@ -70,7 +73,9 @@ impl Steps {
                 seconds += self.step(&[(1, &tokens)])?;
                 depth += tokens.len();
             }
-            report("prompt", &format!("from {before} to {depth}"), seconds, depth - before);
+            if depth > before {
+                report("prompt", &format!("from {before} to {depth}"), seconds, depth - before);
+            }
             for round in ["first", "second", "third", "fourth"] {
                 let tokens = self.tokens(1);
                 let seconds = self.decode(&[(1, tokens[0])], LIKELIEST, count)?;
