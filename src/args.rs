@@ -34,6 +34,7 @@ pub enum Command {
     Verify(Verify),
     Profile(Profile),
     Roofline(Roofline),
+    Tune(Tune),
     Memory(Memory),
     Bench(Bench),
     MakeModel(MakeModel),
@@ -235,6 +236,16 @@ pub struct Roofline {
     pub device: DeviceChoice,
     #[arg(long)]
     pub json: bool,
+}
+
+/// Measure which variants of phase 5's kernels suit this GPU. Kept, and used from then on for models of this shape.
+#[derive(Args)]
+pub struct Tune {
+    /// A GGUF file or a folder of safetensors files; `embedded` for the model inside this program.
+    pub model: PathBuf,
+    /// auto, gpu, or software (a GPU played by the CPU).
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
 }
 
 /// Show where a model's bytes will live, before anything is loaded.

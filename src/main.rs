@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Profile(args)) => commands::profile::run(&args),
         Some(Command::Roofline(args)) => commands::roofline::run(&args),
+        Some(Command::Tune(args)) => commands::tune::run(&args),
         Some(Command::Memory(args)) => commands::memory::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),

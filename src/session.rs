@@ -7,8 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute, SequenceId};
 use phase3_kvcache::{CacheType, Cached};
+use phase4_profiling::cache_directory;
 use phase5_flash::CpuEngine;
-use phase5_flash::gpu::{GpuEngine, Options};
+use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
 use crate::args::EngineArgs;
 
@@ -73,7 +74,8 @@ impl Session {
                 if fast.threads.is_some() || fast.isa.is_some() {
                     bail!("--threads and --isa are for the CPU; a GPU has its own");
                 }
-                Box::new(GpuEngine::load(checkpoint, &device, rope, Options { kv: cache }, progress)?)
+                let options = Options { kv: cache, tuning: kept_tuning(checkpoint, &device) };
+                Box::new(GpuEngine::load(checkpoint, &device, rope, options, progress)?)
             }
         };
         bar.finish_and_clear();
@@ -88,6 +90,19 @@ impl Session {
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             Ok((session, tokenizer))
         })
+    }
+}
+
+/// What `gptoss tune` found for such a model on this GPU; the defaults, with a word about it, if that cannot be used.
+fn kept_tuning(checkpoint: &Checkpoint, device: &ComputeDevice) -> Tuning {
+    let directory = cache_directory();
+    let kept = directory.map_or(Ok(None), |directory| TunedFor::new(checkpoint, device).read(&directory));
+    match kept {
+        Ok(tuning) => tuning.unwrap_or_default(),
+        Err(error) => {
+            eprintln!("not tuned: {error}");
+            Tuning::default()
+        }
     }
 }
 

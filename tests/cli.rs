@@ -247,6 +247,7 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["gates", "--goldens", "no-such-folder"]),
         refusal(&["eval", "--suite", "gossip"]),
         refusal(&["chat", "no-such.gguf"]),
+        refusal(&["tune", "embedded", "--device", "cpu"]),
     ];
     let directory = directory.path().to_str().expect("UTF-8");
     insta::assert_snapshot!("refusals", refusals.join("\n").replace(directory, "DIRECTORY"));

@@ -44,6 +44,8 @@ pub struct ComputeDevice {
     pub burn: Device,
     /// `cpu`, or the adapter's own name and its graphics API.
     pub name: String,
+    /// The driver of a GPU and its version; empty for the CPU.
+    pub driver: String,
     /// Why this one, in one sentence for a person.
     pub reason: String,
     /// Bytes that a GPU holds, where its driver says.
@@ -72,7 +74,14 @@ pub enum DeviceError {
 
 impl ComputeDevice {
     pub fn cpu(reason: impl Into<String>) -> ComputeDevice {
-        ComputeDevice { burn: Device::flex(), name: "cpu".into(), reason: reason.into(), memory: None, kind: Kind::Cpu }
+        ComputeDevice {
+            burn: Device::flex(),
+            name: "cpu".into(),
+            driver: String::new(),
+            reason: reason.into(),
+            memory: None,
+            kind: Kind::Cpu,
+        }
     }
 
     /// Finds the device for a model that needs `model_bytes` on it.
@@ -180,6 +189,7 @@ impl Adapter {
         ComputeDevice {
             burn: Device::wgpu(burn),
             name: self.to_string(),
+            driver: format!("{} {}", self.info.driver, self.info.driver_info).trim().to_owned(),
             reason,
             memory: self.memory,
             kind: Kind::Gpu(kind),

@@ -12,7 +12,7 @@ mod work;
 mod workload;
 
 pub use ceiling::{CeilingError, ceiling, measure as measure_ceiling};
-pub use machine::{machine, today};
+pub use machine::{cache_directory, machine, today};
 pub use memory::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Part, Place, Setting, Stays};
 pub use numerics::{F16Range, Numerics, NumericsProbe};
 pub use profile::{Bound, Ceiling, Clock, LAUNCH, Profile, READBACK, Row, Step, TimedSpan, Work, Workload};

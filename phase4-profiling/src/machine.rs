@@ -1,5 +1,6 @@
-//! Which machine this is, and what day.
+//! Which machine this is, what day, and where measurements of it are kept.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread::available_parallelism;
 
@@ -15,6 +16,15 @@ pub fn machine() -> String {
 pub fn today() -> String {
     let now = OffsetDateTime::now_utc();
     format!("{:04}-{:02}-{:02}", now.year(), u8::from(now.month()), now.day())
+}
+
+/// Where what was measured on this machine is kept: the user's cache directory. `None` where there is no user.
+pub fn cache_directory() -> Option<PathBuf> {
+    let caches = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(directory) => PathBuf::from(directory),
+        None => PathBuf::from(std::env::var_os("HOME").or_else(|| std::env::var_os("LOCALAPPDATA"))?).join(".cache"),
+    };
+    Some(caches.join("gptoss"))
 }
 
 fn processor() -> Option<String> {

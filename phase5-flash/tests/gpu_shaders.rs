@@ -6,15 +6,38 @@ use std::process::Command;
 
 use naga::back::{hlsl, msl};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use phase1_loading::Checkpoint;
+use phase1_loading::synthetic::{RestFormat, SyntheticModel};
 use phase2_forward::ComputeDevice;
-use phase5_flash::gpu::bench::{self, Size};
+use phase3_kvcache::CacheType;
+use phase5_flash::gpu::GpuError;
+use phase5_flash::gpu::bench::{Case, Kernels};
 
 /// Launches every kernel, in a program of its own: CubeCL reads once where to write down what it compiles.
 #[test]
 #[ignore = "the test below runs it"]
 fn launch_every_kernel() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
-    bench::run(&gpu, Size::Least, &mut |_| (), &mut |_| ()).expect("runs");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let once = &mut |case: &Case<'_>| -> Result<(), GpuError> { case.capture(1)?.time(1).map(|_| ()) };
+    let nano = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
+    // Large enough that cubes of the mat-vec kernels walk down their rows, as in a real model.
+    let walked = SyntheticModel { layers: 1, hidden: 640, expert_width: 320, heads: 40, head_dim: 64, ..nano.clone() };
+    let formats = [RestFormat::F16, RestFormat::BF16, RestFormat::F32];
+    for model in formats.map(|rest| SyntheticModel { rest, ..nano.clone() }).into_iter().chain([walked]) {
+        let path = directory.path().join("model.gguf");
+        model.write(&path, 0, &mut |_, _| ()).expect("written");
+        let mut kernels = Kernels::load(&Checkpoint::open(&path).expect("opens"), &gpu).expect("loads");
+        // Few rows, some, and many: each has kernels of its own.
+        for rows in [1, 16, 40] {
+            kernels.all(rows, once).expect("runs");
+        }
+        kernels.choices(1, once).expect("runs");
+        for kv in CacheType::ALL {
+            kernels.cached(kv, 1, 100, once).expect("runs");
+            kernels.cached(kv, 40, 100, once).expect("runs");
+        }
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod profile;
 pub mod roofline;
 pub mod tokenize;
+pub mod tune;
 pub mod verify;
 
 use std::io::{self, Write, stdout};

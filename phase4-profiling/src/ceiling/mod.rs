@@ -8,7 +8,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::throughput::{MemoryAccess, ThroughputKey, ThroughputMode};
 use phase2_forward::ComputeDevice;
 
-use crate::machine::{machine, today};
+use crate::machine::{cache_directory, machine, today};
 use crate::profile::Ceiling;
 
 /// Why there is no ceiling.
@@ -82,10 +82,6 @@ fn kept(device: &ComputeDevice) -> Option<Ceiling> {
 
 /// One file a device, in the user's cache directory.
 fn path(device: &ComputeDevice) -> Option<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(directory) => PathBuf::from(directory),
-        None => PathBuf::from(std::env::var_os("HOME").or_else(|| std::env::var_os("LOCALAPPDATA"))?).join(".cache"),
-    };
     let name: String = device.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    Some(cache.join("gptoss").join(format!("ceiling-{name}.json")))
+    Some(cache_directory()?.join(format!("ceiling-{name}.json")))
 }

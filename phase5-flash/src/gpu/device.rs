@@ -1,11 +1,16 @@
 //! The GPU as the engine sees it: a client that launches kernels, buffers, and the limits that shape them.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::MemoryScope;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
+use cubecl::future::block_on;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use phase2_forward::ComputeDevice;
@@ -13,6 +18,7 @@ use phase2_forward::ComputeDevice;
 use super::GpuError;
 use super::kernels::codes::Codes;
 use super::kernels::decoding;
+use super::tuning::Tuning;
 
 /// A device and how to reach it.
 #[derive(Clone)]
@@ -29,7 +35,13 @@ pub(crate) struct Gpu {
     pub memory: Option<u64>,
     /// How MXFP4 codes become floats.
     pub codes: Codes,
+    pub tuning: Tuning,
+    /// How often the engine has waited for the device, or has begun to: reading and draining count here.
+    pub waits: Arc<AtomicU64>,
 }
+
+/// Words on their way to the host.
+pub(crate) type Pending<'a> = Pin<Box<dyn Future<Output = Result<Vec<u32>, GpuError>> + Send + 'a>>;
 
 /// Values in device memory, addressed in 32-bit words.
 #[derive(Clone)]
@@ -76,7 +88,17 @@ impl Gpu {
         let hardware = &properties.hardware;
         let (plane, least_plane) = (hardware.plane_size_max.max(1), hardware.plane_size_min.max(1));
         let binding_bytes = properties.memory.max_page_size;
-        let gpu = Gpu { plane, least_plane, binding_bytes, memory, codes: Codes::Less2, client, device };
+        let gpu = Gpu {
+            plane,
+            least_plane,
+            binding_bytes,
+            memory,
+            codes: Codes::Less2,
+            tuning: Tuning::default(),
+            client,
+            device,
+            waits: Arc::default(),
+        };
         Ok(Gpu { codes: decoding::quickest(&gpu)?, ..gpu })
     }
 
@@ -122,8 +144,14 @@ impl Gpu {
     /// # Errors
     /// A device that was lost, or a kernel that failed before.
     pub fn read(&self, buffer: &Buffer) -> Result<Vec<u32>, GpuError> {
-        let bytes = self.client.read_one(buffer.handle.clone())?;
-        Ok(u32::from_bytes(&bytes).to_vec())
+        block_on(self.read_later(buffer))
+    }
+
+    /// Queues a readback behind the kernels launched so far; those launched from now on do not wait for it.
+    pub fn read_later(&self, buffer: &Buffer) -> Pending<'_> {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        let read = self.client.read_async(vec![buffer.handle.clone()]);
+        Box::pin(async { Ok(u32::from_bytes(&read.await?.remove(0)).to_vec()) })
     }
 
     /// # Errors
@@ -148,7 +176,8 @@ impl Gpu {
     /// # Errors
     /// A device that was lost, or a kernel that failed.
     pub fn sync(&self) -> Result<(), GpuError> {
-        Ok(cubecl::future::block_on(self.client.sync())?)
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        Ok(block_on(self.client.sync())?)
     }
 }
 

@@ -62,11 +62,6 @@ impl Matrix {
         self.columns / BLOCK
     }
 
-    /// Bytes that a product with one of the matrices reads.
-    pub fn bytes(&self) -> usize {
-        self.rows * self.blocks() * (16 * vectors(self.format) + scale_words(self.format))
-    }
-
     /// Rows between the starts of two matrices of the stack.
     pub fn stride(&self) -> usize {
         self.rows.next_multiple_of(ROW_GROUP)

@@ -8,10 +8,16 @@ mod error;
 pub mod gate;
 mod kernels;
 mod layout;
+mod pass;
 mod resident;
 mod rows;
 mod saved;
+mod scratch;
+mod tune;
+mod tuning;
 mod weights;
 
 pub use engine::{GpuEngine, Options};
 pub use error::GpuError;
+pub use tune::{Tuned, tune};
+pub use tuning::{TunedFor, Tuning, TuningError};

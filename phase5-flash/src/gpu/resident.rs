@@ -3,20 +3,17 @@
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::pin::Pin;
 
-use cubecl::CubeElement;
-use cubecl::bytes::Bytes;
-use cubecl::client::{Client, Graph};
+use cubecl::client::Graph;
 use cubecl::future::block_on;
-use cubecl::server::ServerError;
-use phase2_forward::{Continuation, NoProbe};
+use phase2_forward::{Choice, Continuation, NoProbe};
 
 use super::GpuError;
-use super::device::{Buffer, Gpu};
+use super::device::{Buffer, Gpu, Pending};
 use super::engine::GpuEngine;
 use super::kernels::greedy::{NO_TOKEN, STRIPE_WORDS, Successors};
 use super::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, SETTING_WORDS, Sample, rounded, settings};
+use super::pass::Pass;
 use super::rows::Row;
 
 /// Steps that room is made for at a time.
@@ -34,9 +31,9 @@ pub(super) struct Resident {
 }
 
 /// Buffers for the choice of `rows` tokens.
-struct Buffers {
+pub(super) struct Buffers {
     rows: usize,
-    logits: Buffer,
+    pub logits: Buffer,
     stripes: Buffer,
     tokens: Buffer,
     settings: Buffer,
@@ -55,18 +52,24 @@ struct Shape {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Choosing {
+pub(super) enum Choosing {
     Likeliest,
     Drawn(Filters),
+}
+
+impl Choosing {
+    fn of(choices: impl Iterator<Item = Choice> + Clone) -> Choosing {
+        match choices.clone().all(|choice| choice.temperature == 0.0) {
+            true => Choosing::Likeliest,
+            false => Choosing::Drawn(Filters::of(choices)),
+        }
+    }
 }
 
 struct CapturedStep {
     shape: Shape,
     graph: Graph,
 }
-
-/// A readback under way.
-type Pending<'a> = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ServerError>> + Send + 'a>>;
 
 impl GpuEngine {
     /// What [`Engine::decode`](phase2_forward::Engine::decode) promises, in stretches that room is made for.
@@ -103,31 +106,30 @@ impl GpuEngine {
         };
         let rows: Vec<u32> = batch.iter().flat_map(|item| row(item).words()).collect();
         if let Choosing::Drawn(_) = shape.choosing {
-            let buffers = self.buffers();
-            self.gpu.write(&buffers.settings, batch.iter().flat_map(|item| settings(item.choice)).collect());
             let draws = (0..count)
                 .flat_map(|_| batch.iter_mut().map(|item| rounded((item.draws)()).to_bits()).collect::<Vec<_>>());
-            self.gpu.write(&buffers.draws, draws.collect());
+            let draws = draws.collect();
+            self.write_choices(batch.iter().map(|item| item.choice), draws);
         }
         self.capture(shape, &rows)?;
         self.gpu.write(&self.scratch.row_words, rows);
 
-        let client = self.gpu.client.clone();
+        let gpu = self.gpu.clone();
         let mut pending: VecDeque<Pending<'_>> = VecDeque::new();
         let mut queued = 0;
         let mut outcome = Ok(ControlFlow::Continue(()));
         while queued < count || !pending.is_empty() {
             while queued < count && pending.len() < QUEUED && matches!(outcome, Ok(ControlFlow::Continue(()))) {
-                pending.push_back(self.replay(&client, shape)?);
+                pending.push_back(self.replay(&gpu, shape)?);
                 queued += 1;
             }
             // A readback is waited for even when its tokens no longer matter: its staging buffer is mapped until then.
             let Some(read) = pending.pop_front() else { break };
-            let bytes = block_on(read)?.remove(0);
+            let words = block_on(read)?;
             if !matches!(outcome, Ok(ControlFlow::Continue(()))) {
                 continue;
             }
-            let tokens = &u32::from_bytes(&bytes)[..batch.len()];
+            let tokens = &words[..batch.len()];
             for (item, &token) in batch.iter_mut().zip(tokens) {
                 self.caches.advance(item.sequence, 1);
                 item.token = token;
@@ -150,24 +152,32 @@ impl GpuEngine {
             longest = longest.max(length);
         }
         self.reserve_rows(rows);
+        self.reserve_choices(rows)?;
+        let choosing = Choosing::of(batch.iter().map(|item| item.choice));
+        Ok(Shape { rows, keys: longest.next_power_of_two(), choosing })
+    }
+
+    /// Makes room for choosing `rows` tokens.
+    pub(super) fn reserve_choices(&mut self, rows: usize) -> Result<(), GpuError> {
         if self.resident.buffers.as_ref().is_none_or(|buffers| buffers.rows < rows) {
             self.resident.buffers = Some(Buffers::new(&self.gpu, self.config.vocab, rows.next_power_of_two())?);
             self.moves += 1;
         }
-        let greedy = batch.iter().all(|item| item.choice.temperature == 0.0);
-        let choosing = match greedy {
-            true => Choosing::Likeliest,
-            false => Choosing::Drawn(Filters::of(batch.iter().map(|item| item.choice))),
-        };
-        Ok(Shape { rows, keys: longest.next_power_of_two(), choosing })
+        Ok(())
+    }
+
+    /// Says how each row's token is drawn, and with which numbers, `[steps, rows]`.
+    pub(super) fn write_choices(&self, choices: impl Iterator<Item = Choice>, draws: Vec<u32>) {
+        self.gpu.write(&self.buffers().settings, choices.flat_map(settings).collect());
+        self.gpu.write(&self.buffers().draws, draws);
     }
 
     /// Queues a step and the readback of its tokens.
-    fn replay<'a>(&self, client: &'a Client, shape: Shape) -> Result<Pending<'a>, GpuError> {
+    fn replay<'a>(&self, gpu: &'a Gpu, shape: Shape) -> Result<Pending<'a>, GpuError> {
         let step = self.resident.captured.iter().find(|step| step.shape == shape).expect("captured before");
         // SAFETY: the engine owns every buffer of the step and captures anew when one moves; all work is on one stream.
         unsafe { step.graph.replay() }?;
-        Ok(Box::pin(client.read_async(vec![self.buffers().tokens.handle.clone()])))
+        Ok(gpu.read_later(&self.buffers().tokens))
     }
 
     /// Captures a step, unless it is. `rows` are the words of the step to come.
@@ -193,18 +203,23 @@ impl GpuEngine {
 
     /// The rows through the model, and the choice of their successors.
     fn launch_step(&self, shape: Shape) {
-        let (scratch, buffers) = (&self.scratch, self.buffers());
-        self.layers(shape.rows, shape.keys, None, &mut NoProbe);
-        self.head(shape.rows, &scratch.every_row, &buffers.logits, &mut NoProbe);
+        self.layers(Pass { rows: shape.rows, keys: shape.keys, tiles: None }, &mut NoProbe);
+        self.logits(shape.rows, &self.scratch.every_row, &self.buffers().logits, &mut NoProbe);
+        self.choose(shape.rows, shape.choosing);
+    }
+
+    /// Tokens from the logits of `rows` rows, which then stand where they are fed next.
+    pub(super) fn choose(&self, rows: usize, choosing: Choosing) {
+        let buffers = self.buffers();
         let successors = Successors {
             logits: &buffers.logits,
             vocab: self.config.vocab,
             stripes: &buffers.stripes,
-            rows: &scratch.row_words,
+            rows: &self.scratch.row_words,
             tokens: &buffers.tokens,
-            inputs: shape.rows,
+            inputs: rows,
         };
-        match shape.choosing {
+        match choosing {
             Choosing::Likeliest => successors.launch_greedy(&self.gpu),
             Choosing::Drawn(filters) => Sample {
                 successors,
@@ -218,7 +233,7 @@ impl GpuEngine {
         }
     }
 
-    fn buffers(&self) -> &Buffers {
+    pub(super) fn buffers(&self) -> &Buffers {
         self.resident.buffers.as_ref().expect("room was made")
     }
 }
@@ -247,58 +262,88 @@ impl Buffers {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use cubecl::MemoryScope;
+    use cubecl::wgpu::wgpu;
     use gptoss_reference::RopeMode;
     use phase1_loading::Checkpoint;
     use phase1_loading::synthetic::SyntheticModel;
-    use phase2_forward::{Choice, ComputeDevice, Engine};
+    use phase2_forward::{ComputeDevice, Engine};
 
     use super::*;
     use crate::gpu::Options;
     use crate::gpu::kernels::testing::OwnDevice;
 
-    /// What 64 steps in the middle of a stretch submit to the device's queue, and how much memory they add.
-    fn trace(sequences: u64, choice: Choice) -> (u64, i64) {
+    /// What a step does beside computing.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    struct Trace {
+        /// Numbers of the device's queue that it took.
+        queued: u64,
+        /// Times that the host waits for the device.
+        waits: u64,
+        /// Bytes of device memory that it added.
+        bytes: i64,
+    }
+
+    /// The queue's next number; asking takes one.
+    fn number(queue: &wgpu::Queue) -> u64 {
+        let index = format!("{:?}", queue.submit([]));
+        index.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("a number")
+    }
+
+    /// 64 steps in the middle of a stretch, and what a readback does that finds nothing queued.
+    fn trace(sequences: u64, choice: Choice) -> (Vec<Trace>, Trace) {
         let OwnDevice { queue, gpu, .. } = OwnDevice::new(16_384);
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
         SyntheticModel::preset("nano").expect("a preset").write(&path, 1, &mut |_, _| ()).expect("written");
         let checkpoint = Checkpoint::open(&path).expect("opens");
         let [burn, _] = ComputeDevice::for_gates().expect("devices");
-        let (client, options) = (gpu.client.clone(), Options::default());
-        let loaded = GpuEngine::load_on(gpu, burn.burn, &checkpoint, RopeMode::Exact, options, &mut |_, _| ());
+        let options = Options::default();
+        let loaded = GpuEngine::load_on(gpu.clone(), burn.burn, &checkpoint, RopeMode::Exact, options, &mut |_, _| ());
         let mut engine = loaded.expect("loads");
-        // The number of a submission of nothing, which counts those before it.
-        let submissions = || {
-            let index = format!("{:?}", queue.submit([]));
-            index.chars().filter(char::is_ascii_digit).collect::<String>().parse::<u64>().expect("a number")
+        let seen = || {
+            let bytes = gpu.client.memory_report(MemoryScope::Device).usage().bytes_reserved as i64;
+            Trace { queued: number(&queue), waits: gpu.waits.load(Ordering::Relaxed), bytes }
         };
-        let memory = || client.memory_report(MemoryScope::Device).usage().bytes_reserved as i64;
+        // One number is that of looking.
+        let between = |before: Trace, after: Trace| Trace {
+            queued: after.queued - before.queued - 1,
+            waits: after.waits - before.waits,
+            bytes: after.bytes - before.bytes,
+        };
         let mut draws = vec![|| 0.5; sequences as usize];
         let mut batch: Vec<_> = (0..)
             .zip(&mut draws)
             .map(|(sequence, draws)| Continuation { sequence, token: sequence as u32, choice, draws })
             .collect();
-        let mut seen = Vec::new();
+        let mut marks = Vec::new();
         let listen = &mut |_: &[u32]| {
-            seen.push((submissions(), memory()));
-            if seen.len() == 128 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            marks.push(seen());
+            if marks.len() == 128 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         engine.decode(&mut batch, 200, listen).expect("a loop").expect("decodes");
-        // One submission between two tokens is the listener's.
-        let ((first, before), (last, after)) = (seen[63], seen[127]);
-        (last - first - 64, after - before)
+        let steps = marks[63..].windows(2).map(|marks| between(marks[0], marks[1])).collect();
+        gpu.sync().expect("still there");
+        let before = seen();
+        gpu.read(&engine.buffers().tokens).expect("reads");
+        (steps, between(before, seen()))
     }
 
+    /// `cargo test -p phase5-flash --release --lib trace -- --nocapture` shows it.
     #[test]
-    fn steps_submit_a_fixed_number_of_times_and_take_no_memory() {
+    fn a_trace_of_64_steps_has_one_readback_each_and_no_allocation() {
         let greedy = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
         let drawn = Choice { temperature: 0.8, top_p: 0.9, ..greedy };
         for (sequences, choice) in [(1, greedy), (1, drawn), (3, drawn)] {
-            let (submissions, memory) = trace(sequences, choice);
-            println!("{sequences} sequences, {choice:?}: 64 steps, {submissions} submissions, {memory} more bytes");
-            // The launches, the copy of the tokens, and one that comes with reading them.
-            assert!(submissions <= 3 * 64 && memory == 0, "{sequences} {choice:?}: {submissions}, {memory}");
+            let (steps, readback) = trace(sequences, choice);
+            println!("{sequences} sequences, {choice:?}; a readback alone: {readback:?}");
+            steps.iter().enumerate().for_each(|(number, step)| println!("step {number:2}: {step:?}"));
+            assert_eq!((steps.len(), readback.waits, readback.bytes), (64, 1, 0));
+            // The launches are one submission. The tokens' copy is another, and wgpu counts the mapping of its target too.
+            let expected = Trace { queued: 1 + readback.queued, waits: 1, bytes: 0 };
+            assert!(steps.iter().all(|&step| step == expected), "{sequences} {choice:?}: {steps:?}, {expected:?}");
         }
     }
 }

@@ -13,9 +13,7 @@
 
 use cubecl::prelude::*;
 
-use super::project::{
-    Cut, Split, add_products, copy, enlarge_inputs, load_inputs, load_rows, multiply_rows, rows_at_once, zero,
-};
+use super::project::{Cut, Split, add_products, copy, enlarge_inputs, load_inputs, load_rows, multiply_rows, zero};
 use super::reduce::{share_sums, total};
 use super::router::choose;
 use crate::gpu::device::{Buffer, Gpu};
@@ -53,13 +51,8 @@ pub(crate) struct GateUp<'a> {
 
 impl GateUp<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        let rows = self.gate.weight.rows * self.inputs * self.chosen_per_row;
-        self.launch_cut(gpu, Cut::of(1, rows, 8));
-    }
-
-    /// As [`GateUp::launch`], both projections cut up as given.
-    pub fn launch_cut(&self, gpu: &Gpu, cut: Cut) {
         let (gate, up) = (&self.gate.weight, &self.up.weight);
+        let cut = Cut::of(gpu, gpu.tuning.gate_up, gate.format, gate.rows * self.inputs * self.chosen_per_row);
         let split = Split::new(gpu, gate, cut);
         let (x, z) = split.cubes(gate.rows);
         // SAFETY: chosen experts are below their number, rows are bounded in the kernel.
@@ -193,13 +186,8 @@ pub(crate) struct Down<'a> {
 
 impl Down<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        let rows_at_once = (rows_at_once(self.down.weight.format) / 2).max(1);
-        self.launch_cut(gpu, Cut::of(rows_at_once, self.down.weight.rows * self.inputs * self.chosen_per_row, 6));
-    }
-
-    /// As [`Down::launch`], cut up as given.
-    pub fn launch_cut(&self, gpu: &Gpu, cut: Cut) {
         let down = &self.down.weight;
+        let cut = Cut::of(gpu, gpu.tuning.down, down.format, down.rows * self.inputs * self.chosen_per_row);
         let split = Split::new(gpu, down, cut);
         // The units share out the row's slots, and then each slot's blocks: nothing waits for the slot before.
         let most = (gpu.client.properties().hardware.max_units_per_cube / split.lanes).max(1);
@@ -321,7 +309,7 @@ fn down_kernel(
 mod tests {
     use super::*;
     use crate::gpu::kernels::router::tests::assert_choice;
-    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use crate::gpu::kernels::testing::{Random, assert_close, poisoned, tuned};
     use phase1_loading::{Format, HostTensor};
 
     struct HostExperts {
@@ -354,13 +342,14 @@ mod tests {
 
     #[test]
     fn equal_f64_in_awkward_shapes() {
-        let gpu = gpu();
         let mut random = Random::fresh();
         for format in [Format::Mxfp4, Format::Q8_0, Format::F16] {
             for (inputs, stack, rows, columns, chosen) in
                 [(1, 3, 5, 2880, 2), (3, 4, 33, 64, 3), (2, 8, 64, 32, 4), (1, 1, 1, 96, 1)]
             {
-                let context = format!("{format:?} {inputs} {stack} {rows} {columns} {chosen} {random:?}");
+                let gpu = tuned(&mut random);
+                let context =
+                    format!("{format:?} {inputs} {stack} {rows} {columns} {chosen} {:?} {random:?}", gpu.tuning);
                 let [gate, up, down] = [(); 3].map(|()| experts(&gpu, &mut random, format, [stack, rows, columns]));
                 let logits = random.values(inputs * stack, 3.0);
                 let (ids_buffer, weights_buffer) = (poisoned(&gpu, inputs * chosen), poisoned(&gpu, inputs * chosen));

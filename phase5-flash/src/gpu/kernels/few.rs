@@ -8,12 +8,14 @@
 //! So few rows are left to themselves.
 
 use cubecl::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::codes::{Packing, load_codes, load_scales, packed_scale, packed_values};
 use super::experts::{Experts, swiglu};
 use super::group::{GroupedExperts, TILE_WORDS, most_tiles};
 use super::project::{spread, zero};
 use super::reduce::sum4;
+use super::tile::{put, take_rows, take_slots};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
 
@@ -23,7 +25,8 @@ pub(crate) const FEW: u32 = 8;
 const ROWS: u32 = 32;
 
 /// How units share out a row's blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Division {
     /// Units that share a row; at least [`FEW`], so that every sum over a row's units has a unit.
     pub shares: u32,
@@ -31,13 +34,14 @@ pub(crate) struct Division {
     pub ahead: u32,
 }
 
-impl Default for Division {
-    fn default() -> Division {
-        Division { shares: FEW, ahead: 2 }
-    }
-}
-
 impl Division {
+    /// Those that shared memory has room for everywhere.
+    pub const ALL: [Division; 3] = [
+        Division { shares: FEW, ahead: 1 },
+        Division { shares: FEW, ahead: 2 },
+        Division { shares: FEW + 4, ahead: 1 },
+    ];
+
     fn units(&self) -> u32 {
         ROWS * self.shares
     }
@@ -62,11 +66,7 @@ pub(crate) struct Few<'a> {
 
 impl Few<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        self.launch_divided(gpu, Division::default());
-    }
-
-    /// As [`Few::launch`], divided otherwise.
-    pub fn launch_divided(&self, gpu: &Gpu, division: Division) {
+        let division = gpu.tuning.few;
         // Tiles of one size, side by side over the same weights.
         let inputs = self.inputs as u32;
         let tiles = inputs.div_ceil(FEW);
@@ -102,24 +102,17 @@ impl Few<'_> {
 
 impl GroupedExperts<'_> {
     /// Over tiles of [`FEW`] slots.
-    pub fn launch_few_gate_up(&self, gpu: &Gpu, division: Division) {
-        self.launch_few(gpu, [self.gate, self.up], self.x, self.activations, self.chosen_per_row, division);
+    pub fn launch_few_gate_up(&self, gpu: &Gpu) {
+        self.launch_few(gpu, [self.gate, self.up], self.x, self.activations, self.chosen_per_row);
     }
 
     /// As [`GroupedExperts::launch_few_gate_up`].
-    pub fn launch_few_down(&self, gpu: &Gpu, division: Division) {
-        self.launch_few(gpu, [self.down; 2], self.activations, self.out, 1, division);
+    pub fn launch_few_down(&self, gpu: &Gpu) {
+        self.launch_few(gpu, [self.down; 2], self.activations, self.out, 1);
     }
 
-    fn launch_few(
-        &self,
-        gpu: &Gpu,
-        [first, second]: [&Experts; 2],
-        x: &Buffer,
-        out: &Buffer,
-        slots_per_input: usize,
-        division: Division,
-    ) {
+    fn launch_few(&self, gpu: &Gpu, [first, second]: [&Experts; 2], x: &Buffer, out: &Buffer, slots_per_input: usize) {
+        let division = gpu.tuning.few;
         let gated = !std::ptr::eq(first, second);
         let weight = &first.weight;
         let tiles = most_tiles(self.inputs * self.chosen_per_row, weight.parts[0].rows / weight.stride(), FEW);
@@ -175,10 +168,7 @@ fn dense(
     let mut partial = Shared::<[f32]>::new_slice(comptime![(division.units() * tile) as usize]);
     let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * ROWS;
     let first = CUBE_POS_X * tile;
-    if UNIT_POS < tile {
-        sources[UNIT_POS as usize] = min(first + UNIT_POS, inputs - 1);
-    }
-    sync_cube();
+    take_rows(&mut sources, first, inputs, tile);
     if row < rows {
         let mut sums = Array::<f32>::new(comptime![tile as usize]);
         let own = min(row + UNIT_POS % ROWS, rows - 1);
@@ -199,19 +189,12 @@ fn dense(
             false,
             division,
         );
-        let mut y = total(&sums, 0u32, &mut partial, tile, division);
+        let y = total(&sums, 0u32, &mut partial, tile, division);
         let input = first + UNIT_POS / ROWS;
         let row = row + UNIT_POS % ROWS;
         if UNIT_POS < tile * ROWS && input < inputs && row < rows {
             let row = first_row + row;
-            let at = (input * out_width + row) as usize;
-            if comptime![biased] {
-                y += bias[row as usize];
-            }
-            if comptime![add] {
-                y += out[at];
-            }
-            out[at] = y;
+            put(out, (input * out_width + row) as usize, y, bias, row, biased, add);
         }
     }
 }
@@ -245,10 +228,7 @@ fn grouped(
     let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
     let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
     if count > 0 {
-        if UNIT_POS < FEW {
-            sources[UNIT_POS as usize] = order[(first + min(UNIT_POS, count - 1)) as usize] / slots_per_input;
-        }
-        sync_cube();
+        take_slots(&mut sources, order, first, count, slots_per_input, FEW);
         let row = CUBE_POS_X * ROWS + UNIT_POS % ROWS;
         let own = expert * stride + min(row, rows - 1);
         let mut y = 0.0f32;
@@ -483,13 +463,11 @@ mod tests {
     use crate::gpu::kernels::gemm::Gemm;
     use crate::gpu::kernels::testing::{check_dense, check_grouped};
 
-    const DIVISIONS: [Division; 2] = [Division { shares: 8, ahead: 2 }, Division { shares: 9, ahead: 1 }];
-
     #[test]
     fn dense_products_equal_f64() {
         check_dense(&[(2, 33, 2880), (10, 70, 96), (1, 1, 32), (8, 64, 544), (17, 5, 512)], |gpu, dense| {
             let Gemm { matrix, x, bias, out, add, inputs } = *dense;
-            Few { matrix, x, bias, out, add, inputs }.launch_divided(gpu, DIVISIONS[inputs % 2]);
+            Few { matrix, x, bias, out, add, inputs }.launch(gpu);
         });
     }
 
@@ -497,8 +475,8 @@ mod tests {
     fn grouped_experts_equal_single_ones() {
         let shapes = [(10, 3, 96, 64, 2), (5, 8, 32, 96, 4), (2, 2, 32, 32, 1), (23, 40, 160, 544, 3)];
         check_grouped(&shapes, FEW, |gpu, experts| {
-            experts.launch_few_gate_up(gpu, DIVISIONS[experts.inputs % 2]);
-            experts.launch_few_down(gpu, DIVISIONS[experts.inputs % 2]);
+            experts.launch_few_gate_up(gpu);
+            experts.launch_few_down(gpu);
         });
     }
 }

@@ -15,6 +15,7 @@ use super::codes::{Packing, load_scales, packed_scale, packed_values};
 use super::experts::{Experts, swiglu};
 use super::group::{GroupedExperts, TILE, TILE_WORDS, most_tiles};
 use super::project::spread;
+use super::tile::{put, take_rows, take_slots};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
 
@@ -138,10 +139,7 @@ fn dense(
     let mut sources = Shared::<[u32]>::new_slice(comptime![TILE as usize]);
     let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * comptime![2 * HALF];
     let first = CUBE_POS_X * TILE;
-    if UNIT_POS < TILE {
-        sources[UNIT_POS as usize] = min(first + UNIT_POS, inputs - 1);
-    }
-    sync_cube();
+    take_rows(&mut sources, first, inputs, TILE);
     if row < rows {
         let mut low = Array::<Vector<f32, Const<4>>>::new(8usize);
         let mut high = Array::<Vector<f32, Const<4>>>::new(8usize);
@@ -179,14 +177,7 @@ fn dense(
                             } else {
                                 high[comptime![i as usize]]
                             };
-                            let mut y = sums.extract(comptime![j as usize]);
-                            if comptime![biased] {
-                                y += bias[column as usize];
-                            }
-                            if comptime![add] {
-                                y += out[at];
-                            }
-                            out[at] = y;
+                            put(out, at, sums.extract(comptime![j as usize]), bias, column, biased, add);
                         }
                     }
                 }
@@ -222,10 +213,7 @@ fn grouped(
     let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
     let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
     if count > 0 {
-        if UNIT_POS < TILE {
-            sources[UNIT_POS as usize] = order[(first + min(UNIT_POS, count - 1)) as usize] / slots_per_input;
-        }
-        sync_cube();
+        take_slots(&mut sources, order, first, count, slots_per_input, TILE);
         let low_row = CUBE_POS_X * comptime![if gated { HALF } else { 2 * HALF }];
         let high_row = low_row + comptime![if gated { 0 } else { HALF }];
         let start = expert * stride;

@@ -19,3 +19,4 @@ pub(crate) mod router;
 pub(crate) mod sample;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tile;

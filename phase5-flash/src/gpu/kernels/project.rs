@@ -15,19 +15,17 @@ use phase1_loading::Format;
 
 use super::codes::{Codes, INPUT_FACTOR, dot_block, load_block, load_codes, load_scales, scale_value};
 use super::reduce::{cube_sum, share_sums, sum4, total};
+use super::tile::put;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, ROW_GROUP, vectors};
+use crate::gpu::tuning::Walk;
 
 /// The most lanes that share a row.
 const LANES: u32 = 256;
-/// Cubes that a large GPU is kept busy with.
-const CUBES: u32 = 640;
-/// Beyond these, more steps were slower.
-const MOST_STEPS: u32 = 4;
 /// The most cubes along one axis that every GPU accepts.
 pub(crate) const MAX_CUBES: u32 = 65_535;
 
-/// How much of a matrix a cube takes: what is tuned.
+/// How much of a matrix a cube takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Cut {
     /// Rows that a lane works on at once: 1, 2, or a multiple of 4. The codes of as many more are under way meanwhile.
@@ -37,9 +35,10 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// Up to `most` steps, but not so many that fewer than [`CUBES`] cubes share `rows` rows.
-    pub fn of(rows_at_once: u32, rows: usize, most: u32) -> Cut {
-        Cut { rows: rows_at_once, steps: (rows as u32 / rows_at_once / CUBES).clamp(1, most) }
+    /// As `walk` says, but in no more steps than leave work for as many cubes as keep the device busy, over `rows` rows in all.
+    pub fn of(gpu: &Gpu, walk: Walk, format: Format, rows: usize) -> Cut {
+        let at_once = walk.rows(format);
+        Cut { rows: at_once, steps: (rows as u32 / at_once / gpu.tuning.product_cubes).clamp(1, walk.steps) }
     }
 
     /// Rows of a cube.
@@ -97,11 +96,6 @@ pub(crate) fn spread(cubes: u32) -> (u32, u32) {
     (cubes.div_ceil(z), z)
 }
 
-/// Rows that a lane works on at once, so that its registers suffice.
-pub(crate) fn rows_at_once(format: Format) -> u32 {
-    (4 / vectors(format) as u32).max(1)
-}
-
 /// One product for each of `inputs` rows of `x` `[inputs, columns]`.
 pub(crate) struct Project<'a> {
     pub matrix: &'a Matrix,
@@ -118,11 +112,7 @@ pub(crate) struct Project<'a> {
 
 impl Project<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        self.launch_cut(gpu, Cut::of(rows_at_once(self.matrix.format), self.matrix.rows, MOST_STEPS));
-    }
-
-    /// As [`Project::launch`], cut up as given.
-    pub fn launch_cut(&self, gpu: &Gpu, cut: Cut) {
+        let cut = Cut::of(gpu, gpu.tuning.project, self.matrix.format, self.matrix.rows);
         let split = Split::new(gpu, self.matrix, cut);
         let (norm, eps) = self.norm.unwrap_or((self.x, 0.0));
         for part in &self.matrix.parts {
@@ -211,14 +201,7 @@ fn project(
         if first + i < rows {
             let row = first_row + first + i;
             let at = (CUBE_POS_X * out_width + row) as usize;
-            let mut y = total(&shared, i, cube_rows);
-            if comptime![biased] {
-                y += bias[row as usize];
-            }
-            if comptime![add] {
-                y += out[at];
-            }
-            out[at] = y;
+            put(out, at, total(&shared, i, cube_rows), bias, row, biased, add);
         }
         i += CUBE_DIM;
     }
@@ -393,7 +376,7 @@ pub(crate) fn copy<T: CubePrimitive>(from: &Array<T>, to: &mut Array<T>, #[compt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use crate::gpu::kernels::testing::{Random, assert_close, poisoned, tuned};
     use phase1_loading::HostTensor;
 
     /// `norm(x)` in f64.
@@ -405,12 +388,12 @@ mod tests {
 
     #[test]
     fn equals_f64_in_awkward_shapes() {
-        let gpu = gpu();
         let mut random = Random::fresh();
         let shapes = [(1, 5, 2880), (3, 1, 96), (1, 1, 32), (2, 67, 32), (1, 13, 4096), (5, 130, 64), (1, 9, 8224)];
         for format in Format::WRITTEN {
             for (inputs, rows, columns) in shapes {
                 for (normalize, biased, add) in [(false, false, false), (true, true, false), (false, true, true)] {
+                    let gpu = tuned(&mut random);
                     let weights = random.values(rows * columns, 1.0);
                     let tensor = HostTensor::packed_rows(format, vec![rows, columns], format.encode(&weights).into());
                     let weights = tensor.to_f32();
@@ -431,8 +414,10 @@ mod tests {
                     }
                     .launch(&gpu);
                     let found = gpu.read_f32(&out).expect("reads");
-                    let context =
-                        format!("{format:?} {inputs} {rows} {columns} {normalize} {biased} {add}, {random:?}");
+                    let context = format!(
+                        "{format:?} {inputs} {rows} {columns} {normalize} {biased} {add}, {:?} {random:?}",
+                        gpu.tuning
+                    );
                     for input in 0..inputs {
                         let x = &x[input * columns..][..columns];
                         let x = match normalize {

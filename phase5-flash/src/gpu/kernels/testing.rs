@@ -6,15 +6,25 @@ use phase1_loading::{Format, HostTensor};
 use phase2_forward::ComputeDevice;
 
 use super::experts::{Down, Experts, GateUp};
+use super::few::Division;
 use super::gemm::Gemm;
 use super::group::{GroupedExperts, TILE_WORDS, add_up, group, most_tiles};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
+use crate::gpu::tuning::{Tuning, Walk};
 
 /// A GPU, played by a program if there is no real one.
 pub fn gpu() -> Gpu {
     let [_, gpu] = ComputeDevice::for_gates().expect("a GPU, or a program that plays one");
     Gpu::new(&gpu).expect("a client")
+}
+
+/// The same with random choices; cubes walk in small matrices too.
+pub fn tuned(random: &mut Random) -> Gpu {
+    let mut walk = || Walk::all().nth(random.below(Walk::all().count())).expect("one of them");
+    let (project, gate_up, down) = (walk(), walk(), walk());
+    let few = Division::ALL[random.below(Division::ALL.len())];
+    Gpu { tuning: Tuning { project, gate_up, down, few, product_cubes: 1, ..Tuning::default() }, ..gpu() }
 }
 
 /// A device that no other test uses.
@@ -93,12 +103,12 @@ pub fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>)
 
 /// Products of `(inputs, rows, columns)` in every format against f64, with and without bias and what was there before.
 pub fn check_dense(shapes: &[(usize, usize, usize)], launch: impl Fn(&Gpu, &Gemm<'_>)) {
-    let gpu = gpu();
     let mut random = Random::fresh();
     for format in Format::WRITTEN {
         for &(inputs, rows, columns) in shapes {
             for (biased, add) in [(false, false), (true, true)] {
-                let context = format!("{format:?} {inputs} {rows} {columns} {biased} {random:?}");
+                let gpu = tuned(&mut random);
+                let context = format!("{format:?} {inputs} {rows} {columns} {biased} {:?} {random:?}", gpu.tuning);
                 let (weights, matrix) = matrix(&gpu, &mut random, format, vec![rows, columns]);
                 let x = random.values(inputs * columns, 1.0);
                 let (bias, before) = (random.values(rows, 1.0), random.values(inputs * rows, 1.0));
@@ -130,10 +140,10 @@ pub fn check_grouped(
     tile: u32,
     launch: impl Fn(&Gpu, &GroupedExperts<'_>),
 ) {
-    let gpu = gpu();
     let mut random = Random::fresh();
     for &(inputs, experts, width, hidden, chosen) in shapes {
-        let context = format!("{inputs} {experts} {width} {hidden} {chosen} {random:?}");
+        let gpu = tuned(&mut random);
+        let context = format!("{inputs} {experts} {width} {hidden} {chosen} {:?} {random:?}", gpu.tuning);
         let mut stack = |rows: usize, columns: usize| {
             let (_, weight) = matrix(&gpu, &mut random, Format::Mxfp4, vec![experts, rows, columns]);
             Experts { weight, bias: gpu.upload_f32(&random.values(experts * rows, 1.0)) }

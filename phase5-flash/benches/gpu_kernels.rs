@@ -1,0 +1,126 @@
+//! Every operation of the engine on a GPU by itself, in bytes a second and as a share of the measured roofline; groups have the
+//! names that `gptoss profile` uses.
+//!
+//! `cargo bench -p phase5-flash --bench gpu_kernels` writes a few layers of gpt-oss-20b's shape to the temporary directory
+//! first. A program that plays a GPU gets a small model instead.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use phase1_loading::Checkpoint;
+use phase1_loading::synthetic::SyntheticModel;
+use phase2_forward::{ComputeDevice, DeviceChoice};
+use phase3_kvcache::CacheType;
+use phase4_profiling::{Ceiling, CostModel, Work, ceiling};
+use phase5_flash::gpu::GpuError;
+use phase5_flash::gpu::bench::{Case, Kernels};
+
+/// What is measured.
+struct Plan {
+    model: SyntheticModel,
+    /// New tokens of a pass.
+    rows: &'static [usize],
+    /// Positions before the new ones, for what touches the cache.
+    depths: &'static [usize],
+    /// Sequences whose next tokens are chosen together.
+    choices: &'static [usize],
+    /// Launches that are replayed together: each of the layers' share of them.
+    launches: usize,
+}
+
+impl Plan {
+    fn small() -> Plan {
+        let model = SyntheticModel::preset("nano").expect("a preset");
+        Plan { model, rows: &[1, 16, 40], depths: &[100], choices: &[1], launches: 4 }
+    }
+
+    fn full() -> Plan {
+        // As many layers as leave a last-level cache nothing to keep.
+        let model = SyntheticModel { layers: 6, ..SyntheticModel::preset("20b").expect("a preset") };
+        Plan { model, rows: &[1, 16, 64, 512], depths: &[4096, 16_384], choices: &[1, 64], launches: 48 }
+    }
+}
+
+fn kernels(c: &mut Criterion) {
+    // As in `gptoss`: what is replayed together is one submission.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CUBECL_WGPU_MAX_TASKS", "256") };
+    let (device, plan) = match ComputeDevice::find(DeviceChoice::Gpu, 0) {
+        Ok(gpu) => (gpu, Plan::full()),
+        Err(_) => {
+            let software = ComputeDevice::find(DeviceChoice::Software, 0);
+            (software.expect("a GPU, or a program that plays one"), Plan::small())
+        }
+    };
+    println!("{}", device.name);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    plan.model.write(&path, 0, &mut |_, _| ()).expect("written");
+    let checkpoint = Checkpoint::open(&path).expect("opens");
+    let mut kernels = Kernels::load(&checkpoint, &device).expect("loads");
+    let smoke = std::env::args().any(|argument| argument == "--test");
+    let ceiling = (!smoke).then(|| ceiling(&device).expect("measured"));
+    let costs = |kv| CostModel::new(&checkpoint, kv);
+    let mut measure = |case: &Case<'_>, costs: &CostModel| measure(c, case, plan.launches, costs, ceiling.as_ref());
+
+    for &rows in plan.rows {
+        let costs = costs(CacheType::default());
+        kernels.all(rows, &mut |case| measure(case, &costs)).expect("runs");
+    }
+    for &rows in plan.choices {
+        kernels.choices(rows, &mut |case| measure(case, &costs(CacheType::default()))).expect("runs");
+    }
+    for kv in CacheType::ALL {
+        let costs = costs(kv);
+        for &depth in plan.depths {
+            for rows in [1, plan.rows[plan.rows.len() - 1]] {
+                kernels.cached(kv, rows, depth, &mut |case| measure(case, &costs)).expect("runs");
+            }
+        }
+    }
+}
+
+fn measure(
+    c: &mut Criterion,
+    case: &Case<'_>,
+    together: usize,
+    costs: &CostModel,
+    ceiling: Option<&Ceiling>,
+) -> Result<(), GpuError> {
+    let work = case.span.map(|span| costs.of(span));
+    let mut group = c.benchmark_group(case.operation);
+    if let Some(Work { bytes, .. }) = work {
+        group.throughput(Throughput::Bytes(bytes));
+    }
+    // Stays infinite for a case that the command line leaves out.
+    let quickest = Cell::new(f64::INFINITY);
+    group.bench_function(&case.name, |bencher| {
+        let captured = case.capture(together).expect("compiles");
+        bencher.iter_custom(|launches| {
+            let time = captured.time(launches).expect("runs");
+            quickest.set(quickest.get().min(time.as_secs_f64() / launches as f64));
+            time
+        });
+    });
+    group.finish();
+    if let (Some(work), Some(ceiling), true) = (work, ceiling, quickest.get().is_finite()) {
+        println!("  of the roofline at best: {:.1} %", 100.0 * work.floor(ceiling) / quickest.get());
+    }
+    Ok(())
+}
+
+fn quick() -> Criterion {
+    // The warm-up is also what brings an idle GPU's clock up.
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(20)
+}
+
+criterion_group! {
+    name = benches;
+    config = quick();
+    targets = kernels
+}
+criterion_main!(benches);

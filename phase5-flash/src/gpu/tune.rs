@@ -1,0 +1,335 @@
+//! Measures the choices of a [`Tuning`] on whole steps of a model, one choice after another, each with the best of those before.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use phase2_forward::{Choice, Chunk, Continuation, Engine, EngineError, LogitsFor, NoProbe, SequenceId, read_back};
+
+use super::device::Gpu;
+use super::engine::MAX_ROWS;
+use super::kernels::few::Division;
+use super::kernels::project::Cut;
+use super::layout::Matrix;
+use super::tuning::{Tuning, Walk};
+use super::{GpuEngine, GpuError};
+
+const SEQUENCE: SequenceId = 0;
+/// Tokens that one measurement generates.
+const TOKENS: usize = 16;
+/// Measurements of one variant, of which the quickest counts.
+const ROUNDS: usize = 3;
+/// A variant is taken if it needs at most this share of the time: less is noise.
+const GAIN: f64 = 0.98;
+/// The largest error of a variant's logits, as a share of their deviation, that rounding explains: it may tip the choice of an expert.
+const ROUNDING: f64 = 0.1;
+/// Positions at which attention is measured.
+const DEPTH: usize = 4096;
+/// Rows at which the kernels for few rows are measured.
+const SOME_ROWS: usize = 16;
+/// Rows at which the kernels for single, few and many rows are compared.
+const ROWS: [usize; 11] = [2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512];
+/// Above these, rows by themselves are not measured: they read all weights for each.
+const MOST_SINGLE_ROWS: usize = 64;
+
+/// What was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuned {
+    pub tuning: Tuning,
+    /// Seconds a token of one sequence with the defaults, and with this tuning.
+    pub default_seconds: f64,
+    pub seconds: f64,
+}
+
+/// What is measured: `rows` more tokens after `depth`.
+#[derive(Clone, Copy)]
+struct Work {
+    depth: usize,
+    rows: usize,
+}
+
+struct Tuner<'a> {
+    engine: &'a mut GpuEngine,
+    best: Tuning,
+    work: Work,
+    /// The logits that every variant must give.
+    logits: Vec<f32>,
+    done: usize,
+    progress: &'a mut dyn FnMut(usize, usize),
+}
+
+/// Finds the quickest choices for a model on its device. It takes a few hundred steps; `progress` hears (variants measured, variants
+/// in all).
+///
+/// # Errors
+/// A device that fails. A variant that it cannot run, or gets wrong, is passed over.
+pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> Result<Tuned, GpuError> {
+    let work = Work { depth: 1, rows: 1 };
+    let mut tuner = Tuner { engine, best: Tuning::default(), work, logits: Vec::new(), done: 0, progress };
+    tuner.begin(work)?;
+    let default_seconds = tuner.measure(tuner.best)?;
+    tuner.choose(Walk::all(), |tuning, project| Tuning { project, ..tuning })?;
+    tuner.choose(Walk::all(), |tuning, gate_up| Tuning { gate_up, ..tuning })?;
+    tuner.choose(Walk::all(), |tuning, down| Tuning { down, ..tuning })?;
+    tuner.choose(Tuning::PRODUCT_CUBES, |tuning, product_cubes| Tuning { product_cubes, ..tuning })?;
+    let seconds = tuner.measure(tuner.best)?;
+
+    let longest = tuner.engine.config.context_length;
+    tuner.begin(Work { depth: DEPTH.min(longest / 2), rows: 1 })?;
+    tuner.choose(Tuning::ATTENTION_CUBES, |tuning, attention_cubes| Tuning { attention_cubes, ..tuning })?;
+
+    // No rows by themselves, and none in tiles.
+    let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..tuner.best };
+    tuner.begin(Work { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
+    let division = tuner.quickest(Division::ALL, few, |tuning, few| Tuning { few, ..tuning })?;
+    tuner.best.few = division.few;
+    tuner.thresholds()?;
+    let tuning = tuner.best;
+    tuner.engine.release(SEQUENCE);
+    tuner.engine.set_tuning(tuning);
+    Ok(Tuned { tuning, default_seconds, seconds })
+}
+
+/// Variants that [`tune`] measures at most.
+const ALL: usize = 2 + 3 * 20 + Tuning::PRODUCT_CUBES.len() + Tuning::ATTENTION_CUBES.len() + 3 + 4 * ROWS.len();
+
+impl Tuner<'_> {
+    /// Fills a sequence to the work's depth, and notes what the defaults make of its tokens.
+    fn begin(&mut self, work: Work) -> Result<(), GpuError> {
+        self.work = work;
+        self.engine.release(SEQUENCE);
+        self.engine.set_tuning(Tuning::default());
+        for tokens in self.tokens(work.depth).chunks(MAX_ROWS) {
+            let chunk = Chunk { sequence: SEQUENCE, tokens, logits: LogitsFor::Nothing };
+            self.engine.run(&[chunk], &mut NoProbe)?;
+        }
+        self.logits = self.step()?;
+        Ok(())
+    }
+
+    /// Puts the quickest of some values of a choice into the best tuning.
+    fn choose<T>(
+        &mut self,
+        values: impl IntoIterator<Item = T>,
+        with: impl Fn(Tuning, T) -> Tuning,
+    ) -> Result<(), GpuError> {
+        self.best = self.quickest(values, self.best, with)?;
+        Ok(())
+    }
+
+    /// `start`, or with the quickest of some values of a choice.
+    fn quickest<T>(
+        &mut self,
+        values: impl IntoIterator<Item = T>,
+        start: Tuning,
+        with: impl Fn(Tuning, T) -> Tuning,
+    ) -> Result<Tuning, GpuError> {
+        let mut quickest = (start, self.measure(start)? * GAIN);
+        let mut measured = vec![self.kernels(start)];
+        for value in values {
+            let tuning = with(start, value);
+            let kernels = self.kernels(tuning);
+            if !measured.contains(&kernels) {
+                measured.push(kernels);
+                let seconds = self.measure(tuning)?;
+                if seconds < quickest.1 {
+                    quickest = (tuning, seconds);
+                }
+            }
+        }
+        Ok(quickest.0)
+    }
+
+    /// What a tuning makes of this model's matrices: in small ones, different walks are the same.
+    fn kernels(&self, tuning: Tuning) -> ([Cut; 5], usize, Division) {
+        let gpu = &Gpu { tuning, ..self.engine.gpu.clone() };
+        let (weights, chosen) = (&self.engine.weights, self.engine.config.experts_per_token);
+        let layer = &weights.layers[0];
+        let cut = |walk, matrix: &Matrix, slots| Cut::of(gpu, walk, matrix.format, slots * matrix.rows);
+        let cuts = [
+            cut(tuning.project, &layer.qkv, 1),
+            cut(tuning.project, &layer.o, 1),
+            cut(tuning.project, &weights.head, 1),
+            cut(tuning.gate_up, &layer.gate.weight, chosen),
+            cut(tuning.down, &layer.down.weight, chosen),
+        ];
+        (cuts, tuning.attention_cubes, tuning.few)
+    }
+
+    /// Where single rows end and tiles begin: wherever each stops, or begins, to win.
+    fn thresholds(&mut self) -> Result<(), GpuError> {
+        let longest = self.engine.config.context_length / 2;
+        let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..self.best };
+        let mut single_wins = true;
+        let (mut single_rows, mut tiled_rows, mut tiled_slots) = (1, MAX_ROWS + 1, MAX_ROWS + 1);
+        for rows in ROWS.into_iter().filter(|&rows| rows <= longest) {
+            self.begin(Work { depth: 0, rows })?;
+            let by_few = self.measure(few)?;
+            let by_tiles = self.measure(Tuning { tiled_rows: 1, ..few })?;
+            let by_tiled_experts = self.measure(Tuning { tiled_slots: 1, ..few })?;
+            if single_wins && rows <= MOST_SINGLE_ROWS {
+                let singly = self.measure(Tuning { single_rows: rows, ..few })?;
+                single_wins = singly < by_few.min(by_tiles).min(by_tiled_experts);
+                single_rows = if single_wins { rows } else { single_rows };
+            }
+            let slots = (rows * self.engine.config.experts_per_token).div_ceil(self.engine.config.experts);
+            tiled_rows = if by_tiles < by_few { tiled_rows.min(rows) } else { MAX_ROWS + 1 };
+            tiled_slots = if by_tiled_experts < by_few { tiled_slots.min(slots) } else { MAX_ROWS + 1 };
+        }
+        self.best = Tuning { single_rows, tiled_rows, tiled_slots, ..self.best };
+        Ok(())
+    }
+
+    /// Seconds of the work with a tuning; infinite for one that the device cannot run or gets wrong.
+    fn measure(&mut self, tuning: Tuning) -> Result<f64, GpuError> {
+        self.done += 1;
+        (self.progress)(self.done.min(ALL), ALL);
+        self.engine.set_tuning(tuning);
+        match self.time() {
+            Err(GpuError::Kernel { .. }) => Ok(f64::INFINITY),
+            other => other,
+        }
+    }
+
+    fn time(&mut self) -> Result<f64, GpuError> {
+        let logits = self.step()?;
+        if error(&logits, &self.logits) > ROUNDING {
+            return Ok(f64::INFINITY);
+        }
+        let mut quickest = f64::INFINITY;
+        // The first round captures, or warms up.
+        for round in 0..=ROUNDS {
+            let seconds = if self.work.rows == 1 { self.generate()? } else { self.pass()? };
+            if round > 0 {
+                quickest = quickest.min(seconds);
+            }
+        }
+        Ok(quickest)
+    }
+
+    /// Seconds a token in the loop on the device.
+    fn generate(&mut self) -> Result<f64, GpuError> {
+        let choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let token = self.tokens(1)[0];
+        let mut batch = [Continuation { sequence: SEQUENCE, token, choice, draws: &mut || 0.0 }];
+        let count = TOKENS.min(self.engine.config.context_length - self.work.depth);
+        let start = Instant::now();
+        self.engine.go_on(&mut batch, count, &mut |_| ControlFlow::Continue(()))?;
+        let seconds = start.elapsed().as_secs_f64() / count as f64;
+        self.rewind();
+        Ok(seconds)
+    }
+
+    /// Seconds of a pass without logits.
+    fn pass(&mut self) -> Result<f64, GpuError> {
+        let tokens = self.tokens(self.work.rows);
+        let chunk = Chunk { sequence: SEQUENCE, tokens: &tokens, logits: LogitsFor::Nothing };
+        self.engine.gpu.sync()?;
+        let start = Instant::now();
+        self.engine.run(&[chunk], &mut NoProbe)?;
+        self.engine.gpu.sync()?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.rewind();
+        Ok(seconds)
+    }
+
+    /// The logits after the work's rows.
+    fn step(&mut self) -> Result<Vec<f32>, GpuError> {
+        let tokens = self.tokens(self.work.rows);
+        let chunk = Chunk { sequence: SEQUENCE, tokens: &tokens, logits: LogitsFor::LastToken };
+        let logits = self.engine.run(&[chunk], &mut NoProbe)?.pop().flatten().expect("they were asked for");
+        let failed = |error: EngineError| GpuError::Device(error.to_string());
+        let data = read_back(logits).map_err(failed)?;
+        self.rewind();
+        Ok(data)
+    }
+
+    /// The sequence is as long as before the work, whose positions the next writes anew.
+    fn rewind(&mut self) {
+        self.engine.caches.set_length(SEQUENCE, self.work.depth);
+    }
+
+    /// Tokens all over the vocabulary.
+    fn tokens(&self, count: usize) -> Vec<u32> {
+        (0..count).map(|i| ((i * 7919 + 13) % self.engine.config.vocab) as u32).collect()
+    }
+}
+
+/// The root mean square of the difference, as a share of the expected values' deviation.
+fn error(found: &[f32], expected: &[f32]) -> f64 {
+    let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / expected.len() as f64;
+    let spread: f64 = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+    let difference: f64 = found.iter().zip(expected).map(|(&a, &b)| f64::from(a - b).powi(2)).sum();
+    let share = (difference / spread).sqrt();
+    if share.is_nan() { f64::INFINITY } else { share }
+}
+
+#[cfg(test)]
+mod tests {
+    use gptoss_reference::RopeMode;
+    use phase1_loading::Checkpoint;
+    use phase1_loading::synthetic::SyntheticModel;
+    use phase2_forward::ComputeDevice;
+
+    use super::*;
+    use crate::gpu::Options;
+    use crate::gpu::kernels::testing::Random;
+
+    /// A model whose context is short, so that little is measured.
+    fn engine(random: &mut Random) -> GpuEngine {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        let model = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
+        model.write(&path, random.below(1 << 20) as u64, &mut |_, _| ()).expect("written");
+        let mut checkpoint = Checkpoint::open(&path).expect("opens");
+        checkpoint.config.context_length = 64;
+        let [_, gpu] = ComputeDevice::for_gates().expect("devices");
+        GpuEngine::load(&checkpoint, &gpu, RopeMode::Exact, Options::default(), &mut |_, _| ()).expect("loads")
+    }
+
+    /// The logits after some tokens, each number of which has kernels of its own.
+    fn logits(engine: &mut GpuEngine) -> Vec<f32> {
+        let lengths = [1, 3, 20];
+        let of = |&rows: &usize| {
+            let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 50).collect();
+            let chunk = Chunk { sequence: 5, tokens: &tokens, logits: LogitsFor::LastToken };
+            let logits = engine.step(&[chunk], &mut NoProbe).expect("runs").pop().flatten().expect("asked for");
+            engine.release(5);
+            read_back(logits).expect("reads")
+        };
+        lengths.iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn every_variant_computes_the_same() {
+        let mut random = Random::fresh();
+        let mut engine = engine(&mut random);
+        let expected = logits(&mut engine);
+        // With a cube for all of them, rows are walked down in this small model too.
+        let default = Tuning { product_cubes: 1, ..Tuning::default() };
+        let walks = Walk::all().map(|walk| Tuning { project: walk, gate_up: walk, down: walk, ..default });
+        let few = Tuning { single_rows: 1, tiled_rows: 513, tiled_slots: 513, ..default };
+        let divisions = Division::ALL.map(|division| Tuning { few: division, ..few });
+        let tiles = [Tuning { tiled_rows: 1, ..few }, Tuning { tiled_slots: 1, ..few }];
+        let single = Tuning { single_rows: 64, ..default };
+        let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
+        for tuning in walks.chain(divisions).chain(tiles).chain([single]).chain(cubes) {
+            engine.set_tuning(tuning);
+            let error = error(&logits(&mut engine), &expected);
+            assert!(error < ROUNDING, "{tuning:?}: {error:e} {random:?}");
+        }
+    }
+
+    #[test]
+    fn a_tuning_is_found_and_computes_the_same() {
+        let mut random = Random::fresh();
+        let mut engine = engine(&mut random);
+        let expected = logits(&mut engine);
+        let mut heard = Vec::new();
+        let tuned = tune(&mut engine, &mut |done, all| heard.push((done, all))).expect("tunes");
+        assert!(tuned.tuning.is_possible(), "{tuned:?}");
+        assert!(tuned.seconds > 0.0 && tuned.default_seconds.is_finite(), "{tuned:?}");
+        assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| done <= all), "{heard:?}");
+        let error = error(&logits(&mut engine), &expected);
+        assert!(error < ROUNDING, "{tuned:?}: {error:e} {random:?}");
+    }
+}

@@ -1,0 +1,290 @@
+//! What is chosen for a device: how products are cut up, and which kernel takes how many rows. The defaults are an H100's.
+//!
+//! [`tune`](super::tune) measures the choices, and a file keeps them for one adapter, driver and shape of model.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use phase1_loading::{Checkpoint, Format, write_whole};
+use phase2_forward::ComputeDevice;
+use serde::{Deserialize, Serialize};
+
+use super::engine::MAX_ROWS;
+use super::kernels::few::Division;
+use super::layout::vectors;
+
+/// How a mat-vec kernel's cubes walk down a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Walk {
+    /// Vectors of a matrix's codes that a lane holds at once.
+    pub vectors: u32,
+    /// How many times it takes as many, at most.
+    pub steps: u32,
+}
+
+impl Walk {
+    /// Rows that a lane works on at once.
+    pub fn rows(self, format: Format) -> u32 {
+        (self.vectors / vectors(format) as u32).max(1)
+    }
+
+    /// All that are worth a try.
+    pub fn all() -> impl Iterator<Item = Walk> {
+        [1, 2, 4, 8].into_iter().flat_map(|vectors| [1, 2, 4, 6, 8].map(|steps| Walk { vectors, steps }))
+    }
+}
+
+/// Everything that is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuning {
+    pub(crate) project: Walk,
+    pub(crate) gate_up: Walk,
+    pub(crate) down: Walk,
+    /// Cubes that a product's rows are shared out among before any walks further.
+    pub(crate) product_cubes: u32,
+    /// Cubes that attention splits its keys for.
+    pub(crate) attention_cubes: usize,
+    pub(crate) few: Division,
+    /// Rows up to which each has cubes of its own, which find the weights that their neighbours read in the cache.
+    pub(crate) single_rows: usize,
+    /// Rows from which on a product is tiled: below, its weights go from memory to registers, for a few rows at a time.
+    pub(crate) tiled_rows: usize,
+    /// Rows an expert, on average, from which on experts are tiled.
+    pub(crate) tiled_slots: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            project: Walk { vectors: 4, steps: 4 },
+            gate_up: Walk { vectors: 1, steps: 8 },
+            down: Walk { vectors: 2, steps: 6 },
+            product_cubes: 640,
+            // On an H100, 32 shares for 8 key/value heads were the fastest at depths 4096 and 16384.
+            attention_cubes: 256,
+            few: Division { shares: 8, ahead: 2 },
+            single_rows: 15,
+            tiled_rows: 24,
+            tiled_slots: 16,
+        }
+    }
+}
+
+impl Tuning {
+    pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
+    pub(crate) const ATTENTION_CUBES: [usize; 5] = [32, 64, 128, 256, 512];
+
+    /// Whether kernels are known to run with these choices.
+    pub(super) fn is_possible(&self) -> bool {
+        let walks = [self.project, self.gate_up, self.down];
+        walks.into_iter().all(|walk| Walk::all().any(|known| known == walk))
+            && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
+            && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
+            && Division::ALL.contains(&self.few)
+            && (1..=MAX_ROWS).contains(&self.single_rows)
+            && [self.tiled_rows, self.tiled_slots].iter().all(|most| (1..=MAX_ROWS + 1).contains(most))
+    }
+}
+
+/// What a tuning holds for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunedFor {
+    /// The version of gptoss.
+    pub version: String,
+    /// The adapter's name and its graphics API.
+    pub adapter: String,
+    pub driver: String,
+    /// What kernels are compiled to: `wgsl` or `spirv`.
+    pub shaders: String,
+    /// Widths, heads, experts and storage formats.
+    pub shape: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    tuned_for: TunedFor,
+    tuning: Tuning,
+}
+
+/// Why a kept tuning is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum TuningError {
+    #[error("{}: {reason}; `gptoss tune` writes it anew", path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("{} was measured for {what} {found}, and this is {expected}; `gptoss tune` measures again", path.display())]
+    Other { path: PathBuf, what: &'static str, found: String, expected: String },
+    #[error("{} cannot be written: {source}", path.display())]
+    Unwritten { path: PathBuf, source: io::Error },
+}
+
+impl TunedFor {
+    pub fn new(checkpoint: &Checkpoint, device: &ComputeDevice) -> TunedFor {
+        let config = &checkpoint.config;
+        let format = |name: &str| checkpoint.tensor(name).format.name();
+        TunedFor {
+            version: env!("CARGO_PKG_VERSION").into(),
+            adapter: device.name.clone(),
+            driver: device.driver.clone(),
+            shaders: if cfg!(feature = "spirv") { "spirv" } else { "wgsl" }.into(),
+            shape: format!(
+                "{} wide, {} of {} heads of {}, {} of {} experts {} wide, {}, {}",
+                config.hidden,
+                config.kv_heads,
+                config.heads,
+                config.head_dim,
+                config.experts_per_token,
+                config.experts,
+                config.expert_width,
+                format("blk.0.attn_q.weight"),
+                format("blk.0.ffn_gate_exps.weight"),
+            ),
+        }
+    }
+
+    /// One file an adapter and shape.
+    fn path(&self, directory: &Path) -> PathBuf {
+        let name = format!("tuning-{}-{}", self.adapter, self.shape);
+        let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        directory.join(plain + ".json")
+    }
+
+    /// The tuning that is kept in `directory`, if there is one.
+    ///
+    /// # Errors
+    /// A file that cannot be read, holds something else, or was measured for something else.
+    pub fn read(&self, directory: &Path) -> Result<Option<Tuning>, TuningError> {
+        let path = self.path(directory);
+        let unreadable = |reason: String| TuningError::Unreadable { path: path.clone(), reason };
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(error.to_string())),
+        };
+        let File { tuned_for, tuning } =
+            serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+        for (what, found, expected) in [
+            ("gptoss", &tuned_for.version, &self.version),
+            ("the adapter", &tuned_for.adapter, &self.adapter),
+            ("the driver", &tuned_for.driver, &self.driver),
+            ("shaders in", &tuned_for.shaders, &self.shaders),
+            ("a model", &tuned_for.shape, &self.shape),
+        ] {
+            if found != expected {
+                let (found, expected) = (found.clone(), expected.clone());
+                return Err(TuningError::Other { path, what, found, expected });
+            }
+        }
+        match tuning.is_possible() {
+            true => Ok(Some(tuning)),
+            false => Err(unreadable("it holds choices that no kernel takes".into())),
+        }
+    }
+
+    /// Keeps a tuning in `directory`, and says where.
+    ///
+    /// # Errors
+    /// A file that cannot be written; what was there before stays.
+    pub fn write(&self, directory: &Path, tuning: Tuning) -> Result<PathBuf, TuningError> {
+        let path = self.path(directory);
+        let text =
+            serde_json::to_string_pretty(&File { tuned_for: self.clone(), tuning }).expect("numbers and strings");
+        let written = fs::create_dir_all(directory).and_then(|()| write_whole(&path, |out| writeln!(out, "{text}")));
+        match written {
+            Ok(()) => Ok(path),
+            Err(source) => Err(TuningError::Unwritten { path, source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuned_for() -> TunedFor {
+        let [version, adapter, driver, shaders, shape] =
+            ["1.0", "GPU (vulkan)", "driver 3", "wgsl", "32 wide"].map(str::to_owned);
+        TunedFor { version, adapter, driver, shaders, shape }
+    }
+
+    fn other() -> Tuning {
+        Tuning {
+            project: Walk { vectors: 8, steps: 1 },
+            single_rows: 3,
+            tiled_slots: MAX_ROWS + 1,
+            ..Tuning::default()
+        }
+    }
+
+    #[test]
+    fn a_kept_tuning_comes_back() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let nested = directory.path().join("not").join("there");
+        assert_eq!(tuned_for().read(&nested).expect("nothing is wrong"), None);
+        for tuning in [other(), Tuning::default()] {
+            let path = tuned_for().write(&nested, tuning).expect("written");
+            assert!(path.starts_with(&nested));
+            assert_eq!(tuned_for().read(&nested).expect("readable"), Some(tuning));
+        }
+        assert_eq!(fs::read_dir(&nested).expect("a directory").count(), 1, "nothing unfinished is left");
+        let elsewhere = TunedFor { shape: "64 wide".into(), ..tuned_for() };
+        assert_eq!(elsewhere.read(&nested).expect("nothing is wrong"), None);
+    }
+
+    #[test]
+    fn what_does_not_match_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        tuned_for().write(directory.path(), other()).expect("written");
+        for (now, named) in [
+            (TunedFor { version: "2.0".into(), ..tuned_for() }, "gptoss 1.0, and this is 2.0"),
+            (TunedFor { driver: "driver 4".into(), ..tuned_for() }, "the driver driver 3, and this is driver 4"),
+            (TunedFor { shaders: "spirv".into(), ..tuned_for() }, "shaders in wgsl, and this is spirv"),
+            // Two names may make one file name.
+            (
+                TunedFor { adapter: "GPU [vulkan]".into(), ..tuned_for() },
+                "the adapter GPU (vulkan), and this is GPU [vulkan]",
+            ),
+        ] {
+            let error = now.read(directory.path()).expect_err("measured for something else").to_string();
+            assert!(error.contains(named) && error.contains("`gptoss tune`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tuning_is_refused() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = tuned_for().write(directory.path(), Tuning::default()).expect("written");
+        let good = fs::read_to_string(&path).expect("readable");
+        let lies = [
+            ("{", "~"),
+            ("\"steps\": 4", "\"steps\": 0"),
+            ("\"steps\": 4", "\"steps\": 1000000"),
+            ("\"vectors\": 4", "\"vectors\": 3"),
+            ("\"shares\": 8", "\"shares\": 4"),
+            ("\"single_rows\": 15", "\"single_rows\": 0"),
+            ("\"single_rows\": 15", "\"single_rows\": -1"),
+            ("\"tiled_rows\": 24", "\"tiled_rows\": 99999999999"),
+            ("\"attention_cubes\": 256", "\"attention_cubes\": 0"),
+            ("\"product_cubes\": 640", "\"product_cubes\": 0"),
+            ("\"tiled_slots\"", "\"tiled_slot\""),
+        ];
+        for (from, to) in lies {
+            assert!(good.contains(from), "{from} in {good}");
+            fs::write(&path, good.replacen(from, to, 1)).expect("written");
+            assert!(tuned_for().read(directory.path()).is_err(), "{to}");
+        }
+        // Cut short anywhere.
+        for end in 0..good.trim_end().len() {
+            fs::write(&path, &good[..end]).expect("written");
+            assert!(tuned_for().read(directory.path()).is_err(), "{end} bytes");
+        }
+        fs::remove_file(&path).expect("removed");
+        fs::create_dir(&path).expect("a directory in its place");
+        assert!(tuned_for().read(directory.path()).is_err());
+        assert!(tuned_for().write(directory.path(), Tuning::default()).is_err());
+    }
+}
