@@ -16,7 +16,6 @@ use phase2_forward::{
 use phase3_kvcache::CacheType;
 use phase5_flash::gpu::{GpuEngine, Options};
 
-const LIKELIEST: Choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 const DRAWN: Choice = Choice { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.0 };
 /// Tokens of a prompt that a step takes.
 const CHUNK: usize = 512;
@@ -78,7 +77,7 @@ impl Steps {
             }
             for round in ["first", "second", "third", "fourth"] {
                 let tokens = self.tokens(1);
-                let seconds = self.decode(&[(1, tokens[0])], LIKELIEST, count)?;
+                let seconds = self.decode(&[(1, tokens[0])], Choice::LIKELIEST, count)?;
                 report("generation", &format!("depth {depth}, {round}"), seconds, count);
                 depth += count;
             }
@@ -96,7 +95,7 @@ impl Steps {
             best = best.min(self.step(&batch)?);
         }
         report("step", &format!("{sequences} sequences"), best, count);
-        for (choice, how) in [(LIKELIEST, "greedy"), (DRAWN, "drawn with top-p")] {
+        for (choice, how) in [(Choice::LIKELIEST, "greedy"), (DRAWN, "drawn with top-p")] {
             let inputs: Vec<(u64, u32)> = (0..sequences).zip(self.tokens(count)).collect();
             // The first call captures the step.
             self.decode(&inputs, choice, 4)?;

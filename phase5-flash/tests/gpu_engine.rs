@@ -154,8 +154,6 @@ fn sequences_of_a_batch_do_not_meet() {
     }
 }
 
-const GREEDY: Choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-
 /// Goes on with (sequence, token)s on the device, all choosing alike.
 fn go_on(
     engine: &mut GpuEngine,
@@ -343,7 +341,7 @@ fn generation_on_the_device_chooses_the_same_tokens() {
         found.push(tokens[0]);
         ControlFlow::Continue(())
     };
-    go_on(&mut resident, &[(4, first)], GREEDY, count, keep);
+    go_on(&mut resident, &[(4, first)], Choice::LIKELIEST, count, keep);
     let mut token = first;
     let expected: Vec<u32> = (0..count)
         .map(|_| {
@@ -362,7 +360,7 @@ fn generation_on_the_device_chooses_the_same_tokens() {
         last = tokens[0];
         if heard == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    go_on(&mut resident, &[(4, *expected.last().expect("tokens"))], GREEDY, 50, stop);
+    go_on(&mut resident, &[(4, *expected.last().expect("tokens"))], Choice::LIKELIEST, 50, stop);
     let mut token = *expected.last().expect("tokens");
     for _ in 0..3 {
         token = step(&mut stepped, &[token]);

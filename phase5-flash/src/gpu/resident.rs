@@ -334,7 +334,7 @@ mod tests {
     /// `cargo test -p phase5-flash --release --lib trace -- --nocapture` shows it.
     #[test]
     fn a_trace_of_64_steps_has_one_readback_each_and_no_allocation() {
-        let greedy = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let greedy = Choice::LIKELIEST;
         let drawn = Choice { temperature: 0.8, top_p: 0.9, ..greedy };
         for (sequences, choice) in [(1, greedy), (1, drawn), (3, drawn)] {
             let (steps, readback) = trace(sequences, choice);

@@ -208,7 +208,7 @@ impl Tuner<'_> {
 
     /// Seconds a token in the loop on the device.
     fn generate(&mut self) -> Result<f64, GpuError> {
-        let choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let choice = Choice::LIKELIEST;
         let token = self.tokens(1)[0];
         let mut batch = [Continuation { sequence: SEQUENCE, token, choice, draws: &mut || 0.0 }];
         let count = TOKENS.min(self.engine.config.context_length - self.work.depth);
