@@ -14,6 +14,7 @@ use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, DeviceChoice, Engine, EngineError, LogitsFor, NoProbe, read_back,
 };
 use phase3_kvcache::CacheType;
+use phase4_profiling::sample_tokens;
 use phase5_flash::gpu::{GpuEngine, Options};
 
 const DRAWN: Choice = Choice { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.0 };
@@ -37,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine =
         GpuEngine::load(&checkpoint, &device, RopeMode::Exact, Options { kv, ..Options::default() }, &mut |_, _| ())?;
     eprintln!("{}: loaded in {:.1} s, cache {kv}", device.name, start.elapsed().as_secs_f64());
-    let mut steps = Steps { engine, random: 8 };
+    let mut steps = Steps { engine, seed: 0 };
     steps.prompts()?;
     steps.depths(depths)?;
     for sequences in [1, 2, 4, 10, 16, 32, 64].into_iter().filter(|&sequences| sequences <= most) {
@@ -48,7 +49,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 struct Steps {
     engine: GpuEngine,
-    random: u64,
+    /// Of the tokens taken last.
+    seed: usize,
 }
 
 impl Steps {
@@ -131,12 +133,8 @@ impl Steps {
     }
 
     fn tokens(&mut self, count: usize) -> Vec<u32> {
-        let vocab = self.engine.config().vocab as u64;
-        let mut next = || {
-            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((self.random >> 33) % vocab) as u32
-        };
-        (0..count).map(|_| next()).collect()
+        self.seed += 1;
+        sample_tokens(self.seed, count, self.engine.config().vocab)
     }
 }
 

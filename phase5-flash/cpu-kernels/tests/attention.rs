@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Random;
+use common::{Random, cases};
 use cpu_kernels::{CacheFormat, Isa, KeyBlock, POSITIONS, Queries, attend};
 use proptest::prelude::*;
 
@@ -40,9 +40,7 @@ fn reference(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("KERNEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150)
-    ))]
+    #![proptest_config(ProptestConfig::with_cases(cases(150)))]
 
     #[test]
     fn any_shape(

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, cases, weights};
+use common::{Random, cases, misaligned_weights};
 use cpu_kernels::{
     FEW, Isa, PackedRows, Panel, PanelFormat, Storage, TILE, multiply_few, multiply_panel, multiply_strips, strip,
 };
@@ -29,9 +29,7 @@ struct Product {
 impl Case {
     fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
         let mut random = Random(seed);
-        let exponent = if storage == Storage::F16 || storage == Storage::Q8_0 { exponents.0 % 8 } else { exponents.0 };
-        let (bytes, values) = weights(&mut random, storage, rows * blocks, exponent);
-        let packed = [&[0xff][..], &bytes].concat();
+        let (packed, values) = misaligned_weights(&mut random, storage, rows * blocks, exponents.0);
         let columns = blocks * 32;
         let scale = 2f32.powi(exponents.1);
         let inputs: Vec<Vec<f32>> = (0..inputs)

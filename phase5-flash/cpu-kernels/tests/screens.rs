@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, cases, weights};
+use common::{Random, cases, misaligned_weights};
 use cpu_kernels::{Bound, CoarseInputs, Isa, PackedRows, Screen, Storage, TILE};
 use proptest::prelude::*;
 
@@ -19,9 +19,7 @@ struct Case {
 impl Case {
     fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
         let mut random = Random(seed);
-        let exponent = if storage == Storage::F16 || storage == Storage::Q8_0 { exponents.0 % 8 } else { exponents.0 };
-        let (bytes, values) = weights(&mut random, storage, rows * blocks, exponent);
-        let packed = [&[0xff][..], &bytes].concat();
+        let (packed, values) = misaligned_weights(&mut random, storage, rows * blocks, exponents.0);
         let columns = blocks * 32;
         let mut inputs = random.floats(inputs * columns, 2f32.powi(exponents.1));
         for input in inputs.chunks_exact_mut(columns) {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use phase2_forward::{Choice, Chunk, Continuation, Engine, LogitsFor, NoProbe, SequenceId, read_back};
-use phase4_profiling::{Ceiling, CostModel, Work};
+use phase4_profiling::{Ceiling, CostModel, Work, sample_tokens};
 use serde_json::{Value, json};
 
 use crate::args::Bench;
@@ -37,7 +37,8 @@ pub struct Measure<'a> {
     engine: &'a mut dyn Engine,
     costs: Costs,
     ceiling: &'a Ceiling,
-    random: u64,
+    /// Of the tokens taken last.
+    seed: usize,
 }
 
 impl Measure<'_> {
@@ -48,7 +49,7 @@ impl Measure<'_> {
         costs: Costs,
         ceiling: &'a Ceiling,
     ) -> Result<Measure<'a>> {
-        let mut this = Measure { args, engine, costs, ceiling, random: 1 };
+        let mut this = Measure { args, engine, costs, ceiling, seed: 0 };
         this.prefill(WARM_UP)?;
         this.engine.release(0);
         Ok(this)
@@ -107,12 +108,8 @@ impl Measure<'_> {
     }
 
     fn tokens(&mut self, count: usize) -> Vec<u32> {
-        let vocab = self.engine.config().vocab as u64;
-        let mut next = || {
-            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((self.random >> 33) % vocab) as u32
-        };
-        (0..count).map(|_| next()).collect()
+        self.seed += 1;
+        sample_tokens(self.seed, count, self.engine.config().vocab)
     }
 
     /// Seconds that `steps` more tokens of every sequence take, and whether the engine went on by itself.

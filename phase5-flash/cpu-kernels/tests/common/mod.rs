@@ -33,8 +33,16 @@ impl Random {
 
 const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
+/// Packed bytes of `blocks` blocks behind a byte that puts them at an odd address, and their values. Scales are around 2^exponent,
+/// or nearer to 1 where they are f16.
+pub fn misaligned_weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) -> (Vec<u8>, Vec<f64>) {
+    let exponent = if matches!(storage, Storage::F16 | Storage::Q8_0) { exponent % 8 } else { exponent };
+    let (bytes, values) = weights(random, storage, blocks, exponent);
+    ([&[0xff][..], &bytes].concat(), values)
+}
+
 /// Packed bytes of `blocks` blocks with scales around 2^exponent, and their values.
-pub fn weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) -> (Vec<u8>, Vec<f64>) {
+fn weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) -> (Vec<u8>, Vec<f64>) {
     let (mut bytes, mut values) = (Vec::new(), Vec::new());
     for _ in 0..blocks {
         let exponent = exponent + (random.bits() % 5) as i32 - 2;

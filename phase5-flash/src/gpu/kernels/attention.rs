@@ -440,28 +440,10 @@ mod tests {
     use crate::gpu::cache::Caches;
     use crate::gpu::kernels::prefill::{self, rows_a_tile, tiles};
     use crate::gpu::kernels::rope::Rope;
-    use crate::gpu::kernels::testing::{Random, assert_close, gpu, poisoned};
+    use crate::gpu::kernels::testing::{Random, assert_close, gpu, heads_config, poisoned};
     use crate::gpu::rows::Row;
-    use phase1_loading::{AttentionKind, GptOssConfig, RopeConfig};
+    use phase1_loading::AttentionKind;
     use phase3_kvcache::CacheType;
-
-    fn config(heads: usize, kv_heads: usize, head_dim: usize, window: usize) -> GptOssConfig {
-        GptOssConfig {
-            hidden: 32,
-            expert_width: 32,
-            heads,
-            kv_heads,
-            head_dim,
-            experts: 1,
-            experts_per_token: 1,
-            vocab: 1,
-            context_length: 4096,
-            rms_eps: 1e-5,
-            sliding_window: window,
-            attention: vec![AttentionKind::Sliding, AttentionKind::Full],
-            rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096 },
-        }
-    }
 
     /// Appends two sequences' tokens in passes of several lengths through the real cache, and compares what the last pass
     /// attends to with softmax over everything in f64. Keys and values are read back, so that only attention is judged.
@@ -469,7 +451,8 @@ mod tests {
         let gpu = gpu();
         let mut random = Random::fresh();
         let window = 1 + random.below(150);
-        let config = config(heads, kv_heads, head_dim, window);
+        let kinds = vec![AttentionKind::Sliding, AttentionKind::Full];
+        let config = heads_config([heads, kv_heads, head_dim], window, kinds);
         let context = format!("{heads} {kv_heads} {head_dim} {kind} {splits} {window} {random:?}");
         let width = (heads + 2 * kv_heads) * head_dim;
         let (longest, passes) = (70, 6);

@@ -149,9 +149,9 @@ fn store(pool: &mut [u32], target: u32, first: u32, new: &Array<f32>, #[comptime
 mod tests {
     use super::*;
     use crate::gpu::cache::Caches;
-    use crate::gpu::kernels::testing::{Random, gpu, poisoned};
+    use crate::gpu::kernels::testing::{Random, gpu, heads_config, poisoned};
     use crate::gpu::rows::Row;
-    use phase1_loading::{AttentionKind, GptOssConfig, RopeConfig};
+    use phase1_loading::AttentionKind;
     use phase3_kvcache::block::{self, BLOCK};
 
     /// Keys that are rotated by nothing, and values, of every size that a scale reaches and some that none does: their blocks in
@@ -162,21 +162,7 @@ mod tests {
         let mut random = Random::fresh();
         let context = format!("{random:?}");
         let (heads, kv_heads, head_dim, inputs) = (3, 3, 96, 60);
-        let config = GptOssConfig {
-            hidden: 32,
-            expert_width: 32,
-            heads,
-            kv_heads,
-            head_dim,
-            experts: 1,
-            experts_per_token: 1,
-            vocab: 1,
-            context_length: 4096,
-            rms_eps: 1e-5,
-            sliding_window: 8,
-            attention: vec![AttentionKind::Full],
-            rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096 },
-        };
+        let config = heads_config([heads, kv_heads, head_dim], 8, vec![AttentionKind::Full]);
         let width = (heads + 2 * kv_heads) * head_dim;
         let mut qkv = random.values(inputs * width, 1.0);
         for values in qkv.as_chunks_mut::<BLOCK>().0 {

@@ -2,7 +2,7 @@
 
 use cubecl::Device;
 use cubecl::wgpu::{RuntimeOptions, WgpuSetup, init_device, wgpu};
-use phase1_loading::{Format, HostTensor};
+use phase1_loading::{AttentionKind, Format, GptOssConfig, HostTensor, RopeConfig};
 use phase2_forward::ComputeDevice;
 
 use super::experts::{Down, Experts, GateUp};
@@ -25,6 +25,29 @@ pub fn tuned(random: &mut Random) -> Gpu {
     let (project, gate_up, down) = (walk(), walk(), walk());
     let few = Division::ALL[random.below(Division::ALL.len())];
     Gpu { tuning: Tuning { project, gate_up, down, few, product_cubes: 1, ..Tuning::default() }, ..gpu() }
+}
+
+/// A model of which only the heads matter: query heads, key/value heads and their width, and a layer of each kind.
+pub fn heads_config(
+    [heads, kv_heads, head_dim]: [usize; 3],
+    sliding_window: usize,
+    attention: Vec<AttentionKind>,
+) -> GptOssConfig {
+    GptOssConfig {
+        hidden: 32,
+        expert_width: 32,
+        heads,
+        kv_heads,
+        head_dim,
+        experts: 1,
+        experts_per_token: 1,
+        vocab: 1,
+        context_length: 4096,
+        rms_eps: 1e-5,
+        sliding_window,
+        attention,
+        rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096 },
+    }
 }
 
 /// A device that no other test uses.
