@@ -74,7 +74,8 @@ impl Session {
                 if fast.threads.is_some() || fast.isa.is_some() {
                     bail!("--threads and --isa are for the CPU; a GPU has its own");
                 }
-                let options = Options { kv: cache, tuning: kept_tuning(checkpoint, &device) };
+                let (exact, tuning) = (fast.exact, kept_tuning(checkpoint, &device));
+                let options = Options { kv: cache, exact, tuning };
                 Box::new(GpuEngine::load(checkpoint, &device, rope, options, progress)?)
             }
         };

@@ -51,7 +51,8 @@ pub struct Ceiling {
     pub read_bandwidth: f64,
     /// Floating point operations a second in f32, a multiply-add being two.
     pub f32_rate: f64,
-    /// Operations a second of 8-bit dot products, a multiply-add being two; 0 where they are not measured.
+    /// Operations a second of the units for narrow numbers, a multiply-add being two: 8-bit dot products on a CPU, 16-bit floats in
+    /// the matrix units of a GPU; 0 where there are none.
     pub packed_rate: f64,
     pub machine: String,
     pub device: String,

@@ -70,8 +70,14 @@ fn write(model: &SyntheticModel, seed: u64) -> (tempfile::TempDir, Checkpoint) {
 }
 
 fn engine(checkpoint: &Checkpoint, kv: CacheType) -> GpuEngine {
-    GpuEngine::load(checkpoint, &gpu(), RopeMode::Exact, Options { kv, ..Options::default() }, &mut |_, _| ())
-        .expect("loads")
+    GpuEngine::load(
+        checkpoint,
+        &gpu(),
+        RopeMode::Exact,
+        Options { kv, exact: true, ..Options::default() },
+        &mut |_, _| (),
+    )
+    .expect("loads")
 }
 
 /// Logits of every token, fed in chunks of random lengths.

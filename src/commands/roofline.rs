@@ -24,7 +24,11 @@ fn to_text(ceiling: &Ceiling) -> String {
     text += &format!("  read   {:>10.1} GB/s\n", giga(*read_bandwidth));
     text += &format!("  f32    {:>10.1} GFLOP/s\n", giga(*f32_rate));
     if *packed_rate > 0.0 {
-        text += &format!("  packed {:>10.1} GOP/s (8-bit dot products)\n", giga(*packed_rate));
+        text += &format!(
+            "  packed {:>10.1} GOP/s ({})\n",
+            giga(*packed_rate),
+            if device == "cpu" { "8-bit dot products" } else { "16-bit floats in matrix units" }
+        );
     }
     text
 }

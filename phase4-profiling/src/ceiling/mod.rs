@@ -5,7 +5,7 @@ mod cpu;
 use std::path::PathBuf;
 
 use cubecl::ir::{ElemType, FloatKind};
-use cubecl::throughput::{MemoryAccess, ThroughputKey, ThroughputMode};
+use cubecl::throughput::{CmmaDims, ComputeCmmaConfig, MemoryAccess, ThroughputKey, ThroughputMode};
 use phase2_forward::ComputeDevice;
 
 use crate::machine::{cache_directory, machine, today};
@@ -34,12 +34,8 @@ pub fn ceiling(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
 /// # Errors
 /// As [`ceiling`].
 pub fn measure(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
-    let (read_bandwidth, f32_rate, packed_rate) = if device.is_cpu() {
-        (cpu::read_bandwidth(), cpu::f32_rate(), cpu::packed_rate())
-    } else {
-        let (read, f32_rate) = gpu(device)?;
-        (read, f32_rate, 0.0)
-    };
+    let (read_bandwidth, f32_rate, packed_rate) =
+        if device.is_cpu() { (cpu::read_bandwidth(), cpu::f32_rate(), cpu::packed_rate()) } else { gpu(device)? };
     let ceiling = Ceiling {
         read_bandwidth,
         f32_rate,
@@ -58,11 +54,16 @@ pub fn measure(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
     Ok(ceiling)
 }
 
-/// Read bandwidth and f32 rate, by CubeCL's own kernels.
-fn gpu(device: &ComputeDevice) -> Result<(f64, f64), CeilingError> {
+/// Read bandwidth, f32 rate and that of matrix units, by CubeCL's own kernels.
+fn gpu(device: &ComputeDevice) -> Result<(f64, f64, f64), CeilingError> {
+    let config = ComputeCmmaConfig {
+        accumulator_type: ElemType::Float(FloatKind::F32),
+        cmma_dims: CmmaDims { m: 16, n: 16, k: 16 },
+    };
     let keys = [
         ThroughputKey { mode: ThroughputMode::memory(MemoryAccess::Read) },
         ThroughputKey { mode: ThroughputMode::ComputeDirect { dtype: ElemType::Float(FloatKind::F32) } },
+        ThroughputKey { mode: ThroughputMode::ComputeCmma { dtype: ElemType::Float(FloatKind::F16), config } },
     ];
     let stats = device.burn.performance_stats(&keys);
     let value = |index: usize, what| {
@@ -72,7 +73,9 @@ fn gpu(device: &ComputeDevice) -> Result<(f64, f64), CeilingError> {
     };
     let read = value(0, "read bandwidth")?.bytes_per_s(&keys[0]);
     let f32_rate = value(1, "f32 rate")?.ops_per_s();
-    Ok((read, f32_rate))
+    // An adapter without matrix units has no figure for them.
+    let matrix_rate = value(2, "rate of matrix units").map_or(0.0, |stat| stat.ops_per_s());
+    Ok((read, f32_rate, matrix_rate))
 }
 
 fn kept(device: &ComputeDevice) -> Option<Ceiling> {

@@ -18,6 +18,7 @@ use phase2_forward::ComputeDevice;
 use super::GpuError;
 use super::kernels::codes::Codes;
 use super::kernels::decoding;
+use super::kernels::fragments::Planes;
 use super::tuning::Tuning;
 
 /// A device and how to reach it.
@@ -35,6 +36,8 @@ pub(crate) struct Gpu {
     pub memory: Option<u64>,
     /// How MXFP4 codes become floats.
     pub codes: Codes,
+    /// How planes share out products of many rows, if they multiply fragments.
+    pub planes: Option<Planes>,
     pub tuning: Tuning,
     /// How often the engine has waited for the device, or has begun to: reading and draining count here.
     pub waits: Arc<AtomicU64>,
@@ -94,6 +97,7 @@ impl Gpu {
             binding_bytes,
             memory,
             codes: Codes::Less2,
+            planes: Planes::of(properties),
             tuning: Tuning::default(),
             client,
             device,

@@ -33,6 +33,8 @@ const FIRST_POSITIONS: usize = 4096;
 pub struct Options {
     /// How keys and values are stored.
     pub kv: CacheType,
+    /// Computes in f32 throughout, where matrix units would take 16-bit floats.
+    pub exact: bool,
     /// What was measured on the device, if it was.
     pub tuning: Tuning,
 }
@@ -77,7 +79,8 @@ impl GpuEngine {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
-        let gpu = Gpu { tuning: options.tuning, ..gpu };
+        let planes = if options.exact { None } else { gpu.planes };
+        let gpu = Gpu { planes, tuning: options.tuning, ..gpu };
         let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);

@@ -215,9 +215,10 @@ impl GpuEngine {
             let shape = [n * config.experts_per_token, config.experts];
             group(gpu, &scratch.chosen, shape, if few { FEW } else { TILE }, &scratch.order, &scratch.tiles);
             let experts = self.grouped(layer, n);
-            return match few {
-                true => experts.launch_few_gate_up(gpu),
-                false => experts.launch_gate_up(gpu),
+            return match (few, gpu.planes) {
+                (true, _) => experts.launch_few_gate_up(gpu),
+                (false, Some(planes)) => experts.launch_fragments_gate_up(gpu, planes.by(gpu.tuning.expert_planes)),
+                (false, None) => experts.launch_gate_up(gpu),
             };
         }
         GateUp {
@@ -239,9 +240,10 @@ impl GpuEngine {
         let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
         if n > self.gpu.tuning.single_rows {
             let experts = self.grouped(layer, n);
-            match self.few_slots(n) {
-                true => experts.launch_few_down(gpu),
-                false => experts.launch_down(gpu),
+            match (self.few_slots(n), gpu.planes) {
+                (true, _) => experts.launch_few_down(gpu),
+                (false, Some(planes)) => experts.launch_fragments_down(gpu, planes.by(gpu.tuning.expert_planes)),
+                (false, None) => experts.launch_down(gpu),
             }
             let shape = [n, config.experts_per_token, config.hidden];
             return add_up(gpu, &scratch.products, &scratch.weights, &scratch.x, shape);
@@ -286,7 +288,11 @@ impl GpuEngine {
         } else if inputs < self.gpu.tuning.tiled_rows {
             Few { matrix, x, bias, out, add, inputs }.launch(&self.gpu);
         } else {
-            Gemm { matrix, x, bias, out, add, inputs }.launch(&self.gpu);
+            let gemm = Gemm { matrix, x, bias, out, add, inputs };
+            match self.gpu.planes {
+                Some(planes) => gemm.launch_fragments(&self.gpu, planes.by(self.gpu.tuning.dense_planes)),
+                None => gemm.launch(&self.gpu),
+            }
         }
     }
 

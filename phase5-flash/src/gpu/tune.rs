@@ -83,6 +83,12 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     let division = tuner.quickest(Division::ALL, few, |tuning, few| Tuning { few, ..tuning })?;
     tuner.best.few = division.few;
     tuner.thresholds()?;
+
+    if tuner.engine.gpu.planes.is_some() {
+        tuner.begin(Work { depth: 0, rows: MAX_ROWS.min(longest / 2) })?;
+        tuner.choose(Tuning::PLANES, |tuning, dense_planes| Tuning { dense_planes, ..tuning })?;
+        tuner.choose(Tuning::PLANES, |tuning, expert_planes| Tuning { expert_planes, ..tuning })?;
+    }
     let tuning = tuner.best;
     tuner.engine.release(SEQUENCE);
     tuner.engine.set_tuning(tuning);
@@ -90,7 +96,13 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
 }
 
 /// Variants that [`tune`] measures at most.
-const ALL: usize = 2 + 3 * 20 + Tuning::PRODUCT_CUBES.len() + Tuning::ATTENTION_CUBES.len() + 3 + 4 * ROWS.len();
+const ALL: usize = 2
+    + 3 * 20
+    + Tuning::PRODUCT_CUBES.len()
+    + Tuning::ATTENTION_CUBES.len()
+    + 3
+    + 4 * ROWS.len()
+    + 2 * Tuning::PLANES.len();
 
 impl Tuner<'_> {
     /// Fills a sequence to the work's depth, and notes what the defaults make of its tokens.

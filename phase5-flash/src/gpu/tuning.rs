@@ -54,6 +54,9 @@ pub struct Tuning {
     pub(crate) tiled_rows: usize,
     /// Rows an expert, on average, from which on experts are tiled.
     pub(crate) tiled_slots: usize,
+    /// Planes of a cube that multiplies fragments: of a dense product's rows, and of an expert's.
+    pub(crate) dense_planes: u32,
+    pub(crate) expert_planes: u32,
 }
 
 impl Default for Tuning {
@@ -69,6 +72,8 @@ impl Default for Tuning {
             single_rows: 15,
             tiled_rows: 24,
             tiled_slots: 16,
+            dense_planes: 2,
+            expert_planes: 4,
         }
     }
 }
@@ -76,6 +81,7 @@ impl Default for Tuning {
 impl Tuning {
     pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
     pub(crate) const ATTENTION_CUBES: [usize; 5] = [32, 64, 128, 256, 512];
+    pub(crate) const PLANES: [u32; 3] = [2, 4, 8];
 
     /// Whether kernels are known to run with these choices.
     pub(super) fn is_possible(&self) -> bool {
@@ -84,6 +90,7 @@ impl Tuning {
             && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
             && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
             && Division::ALL.contains(&self.few)
+            && [self.dense_planes, self.expert_planes].iter().all(|planes| Tuning::PLANES.contains(planes))
             && (1..=MAX_ROWS).contains(&self.single_rows)
             && [self.tiled_rows, self.tiled_slots].iter().all(|most| (1..=MAX_ROWS + 1).contains(most))
     }

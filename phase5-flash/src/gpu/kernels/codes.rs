@@ -43,6 +43,11 @@ impl Packing {
         };
         Packing { format, codes }
     }
+
+    /// Whether codes can be read as [pairs of 16-bit floats](e2m1_pair).
+    pub const fn has_pairs(self) -> bool {
+        matches!((self.format, self.codes), (Format::Mxfp4, Codes::Halves))
+    }
 }
 
 /// Values `4 i` to `4 i + 3` of a block, to be multiplied with its [`packed_scale`].
@@ -255,19 +260,32 @@ fn e2m1_subnormals(codes: u32, #[comptime] first: u32) -> Vector<f32, Const<4>> 
     values
 }
 
-/// Four values of the word's low half, or of its high one, times 2⁻¹⁴. Both halves of a pair are shifted and masked as one.
+/// Four values of the word's low half, or of its high one, times 2⁻¹⁴.
 #[cube]
 fn e2m1_halves(codes: u32, #[comptime] high: u32) -> Vector<f32, Const<4>> {
     let mut values = Vector::<f32, Const<4>>::empty();
     #[unroll]
     for i in 0..4u32 {
-        let magnitude = if comptime![i < 3] { codes << comptime![9 - 4 * i.min(2)] } else { codes >> 3u32 };
-        let sign = codes << comptime![12 - 4 * i];
-        let pair = (magnitude & 0x0e00_0e00u32) | (sign & 0x8000_8000u32);
-        let pair = Vector::<f32, Const<2>>::cast_from(Vector::<f16, Const<2>>::reinterpret(pair));
+        let pair = Vector::<f32, Const<2>>::cast_from(e2m1_pair(codes, i));
         values.insert(comptime![i as usize], pair.extract(comptime![high as usize]));
     }
     values
+}
+
+/// Values `i` and `i + 4` of a word, times 2⁻¹⁴: both are shifted and masked as one.
+#[cube]
+fn e2m1_pair(codes: u32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
+    let magnitude = if comptime![i < 3] { codes << comptime![9 - 4 * i.min(2)] } else { codes >> 3u32 };
+    let sign = codes << comptime![12 - 4 * i];
+    let pair = (magnitude & 0x0e00_0e00u32) | (sign & 0x8000_8000u32);
+    Vector::<f16, Const<2>>::reinterpret(pair)
+}
+
+/// Values `i` and `i + 4` of a word with the scale that begins at `scale`'s lowest bit, rounded once.
+#[cube]
+pub(crate) fn scaled_pair(codes: u32, scale: u32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
+    let scale = f16::cast_from(scale_value(scale, Format::Mxfp4));
+    e2m1_pair(codes, i) * Vector::<f16, Const<2>>::new(f16::new(16384.0)) * Vector::<f16, Const<2>>::new(scale)
 }
 
 /// Four signed bytes: with the sign bit flipped they are offsets in the last mantissa bits of 2²³.

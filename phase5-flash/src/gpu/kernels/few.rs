@@ -461,11 +461,11 @@ fn total(
 mod tests {
     use super::*;
     use crate::gpu::kernels::gemm::Gemm;
-    use crate::gpu::kernels::testing::{check_dense, check_grouped};
+    use crate::gpu::kernels::testing::{F32, check_dense, check_grouped};
 
     #[test]
     fn dense_products_equal_f64() {
-        check_dense(&[(2, 33, 2880), (10, 70, 96), (1, 1, 32), (8, 64, 544), (17, 5, 512)], |gpu, dense| {
+        check_dense(F32, &[(2, 33, 2880), (10, 70, 96), (1, 1, 32), (8, 64, 544), (17, 5, 512)], |gpu, dense| {
             let Gemm { matrix, x, bias, out, add, inputs } = *dense;
             Few { matrix, x, bias, out, add, inputs }.launch(gpu);
         });
@@ -474,7 +474,7 @@ mod tests {
     #[test]
     fn grouped_experts_equal_single_ones() {
         let shapes = [(10, 3, 96, 64, 2), (5, 8, 32, 96, 4), (2, 2, 32, 32, 1), (23, 40, 160, 544, 3)];
-        check_grouped(&shapes, FEW, |gpu, experts| {
+        check_grouped(F32, &shapes, FEW, |gpu, experts| {
             experts.launch_few_gate_up(gpu);
             experts.launch_few_down(gpu);
         });

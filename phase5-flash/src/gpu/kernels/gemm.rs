@@ -441,7 +441,7 @@ fn unpack(
 /// Reads the codes of columns `8 eight` to `8 eight + 7` of a block to where a block's first eight would be.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn load_eight(
+pub(super) fn load_eight(
     codes: &[u32],
     row: u32,
     eight: u32,
@@ -475,12 +475,12 @@ fn load_eight(
 mod tests {
     use super::*;
     use crate::gpu::kernels::project::Project;
-    use crate::gpu::kernels::testing::{Random, check_dense, check_grouped, gpu, matrix, poisoned};
+    use crate::gpu::kernels::testing::{F32, Random, check_dense, check_grouped, gpu, matrix, poisoned};
     use phase1_loading::HostTensor;
 
     #[test]
     fn dense_products_equal_f64() {
-        check_dense(&[(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)], |gpu, dense| {
+        check_dense(F32, &[(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)], |gpu, dense| {
             dense.launch(gpu);
         });
     }
@@ -488,7 +488,7 @@ mod tests {
     #[test]
     fn grouped_experts_equal_single_ones() {
         let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
-        check_grouped(&shapes, TILE, |gpu, experts| {
+        check_grouped(F32, &shapes, TILE, |gpu, experts| {
             experts.launch_gate_up(gpu);
             experts.launch_down(gpu);
         });

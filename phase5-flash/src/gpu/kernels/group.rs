@@ -1,7 +1,10 @@
 //! Puts rows that chose the same expert side by side, and adds their products up again.
 //!
 //! A slot is one choice of one row: row i's are slots `i · chosen` to `i · chosen + chosen − 1`. One cube counts and orders them;
-//! every unit answers for an expert, so that the order does not depend on which unit is faster.
+//! every unit answers for an expert in a share of the slots, so that the order does not depend on which unit is faster.
+//!
+//! Ladder (H100, gpt-oss-20b's shape, 2,048 slots of 32 experts): a unit an expert, over all slots, and a prompt of 512 took
+//! 47.3 ms; in 8 shares, and MXFP4 unpacked in pairs, 42.9.
 
 use cubecl::prelude::*;
 
@@ -13,6 +16,8 @@ pub(crate) const TILE: u32 = 64;
 /// Words that describe a tile: expert, first place in the order, and slots, none in a tile that is not needed; one unused.
 pub(crate) const TILE_WORDS: u32 = 4;
 const UNITS: u32 = 256;
+/// The most shares that slots are counted in.
+const MOST_SHARES: u32 = 32;
 
 /// Gate, up and down projections of grouped rows.
 pub(crate) struct GroupedExperts<'a> {
@@ -60,6 +65,7 @@ pub(crate) fn group(
             most_tiles(slots, experts, tile) as u32,
             experts as u32,
             tile,
+            (units / experts as u32).clamp(1, MOST_SHARES),
         );
     }
 }
@@ -73,16 +79,21 @@ fn group_kernel(
     most_tiles: u32,
     #[comptime] experts: u32,
     #[comptime] tile_slots: u32,
+    #[comptime] shares: u32,
 ) {
-    let mut counts = Shared::<[u32]>::new_slice(comptime![experts as usize]);
-    let mut expert = UNIT_POS;
-    while expert < experts {
+    // Of each expert, in each share of the slots, and in all.
+    let mut counts = Shared::<[u32]>::new_slice(comptime![(experts * shares) as usize]);
+    let mut totals = Shared::<[u32]>::new_slice(comptime![experts as usize]);
+    let share = slots.div_ceil(shares);
+    let mut unit = UNIT_POS;
+    while unit < comptime![experts * shares] {
+        let first = unit / experts * share;
         let mut count = 0u32;
-        for slot in 0..slots {
-            count += select(chosen[slot as usize] == expert, 1u32, 0u32);
+        for slot in first..min(first + share, slots) {
+            count += select(chosen[slot as usize] == unit % experts, 1u32, 0u32);
         }
-        counts[expert as usize] = count;
-        expert += CUBE_DIM;
+        counts[unit as usize] = count;
+        unit += CUBE_DIM;
     }
     let mut tile = UNIT_POS;
     while tile < most_tiles {
@@ -91,31 +102,48 @@ fn group_kernel(
     }
     sync_cube();
     sync_storage();
-
     let mut expert = UNIT_POS;
     while expert < experts {
+        let mut total = 0u32;
+        for share in 0..shares {
+            total += counts[(share * experts + expert) as usize];
+        }
+        totals[expert as usize] = total;
+        expert += CUBE_DIM;
+    }
+    sync_cube();
+
+    let mut unit = UNIT_POS;
+    while unit < comptime![experts * shares] {
+        let expert = unit % experts;
         let mut place = 0u32;
         let mut tile = 0u32;
         for before in 0..expert {
-            place += counts[before as usize];
-            tile += counts[before as usize].div_ceil(tile_slots);
+            place += totals[before as usize];
+            tile += totals[before as usize].div_ceil(tile_slots);
         }
-        let count = counts[expert as usize];
-        let mut done = 0u32;
-        while done < count {
-            tiles[(tile * TILE_WORDS) as usize] = expert;
-            tiles[(tile * TILE_WORDS + 1) as usize] = place + done;
-            tiles[(tile * TILE_WORDS + 2) as usize] = min(count - done, tile_slots);
-            tile += 1;
-            done += tile_slots;
+        if unit < experts {
+            let total = totals[expert as usize];
+            let mut done = 0u32;
+            while done < total {
+                tiles[(tile * TILE_WORDS) as usize] = expert;
+                tiles[(tile * TILE_WORDS + 1) as usize] = place + done;
+                tiles[(tile * TILE_WORDS + 2) as usize] = min(total - done, tile_slots);
+                tile += 1;
+                done += tile_slots;
+            }
         }
-        for slot in 0..slots {
+        for before in 0..unit / experts {
+            place += counts[(before * experts + expert) as usize];
+        }
+        let first = unit / experts * share;
+        for slot in first..min(first + share, slots) {
             if chosen[slot as usize] == expert {
                 order[place as usize] = slot;
                 place += 1;
             }
         }
-        expert += CUBE_DIM;
+        unit += CUBE_DIM;
     }
 }
 

@@ -110,11 +110,20 @@ impl Random {
     }
 }
 
-/// `size` is the sum of the terms' magnitudes: rounding errors are relative to it.
+/// What sums in f32 are off by at most, relative to the sum of their terms' magnitudes.
+pub const F32: f64 = 2e-6;
+
+/// `size` is the sum of the terms' magnitudes.
 #[track_caller]
 pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {
+    assert_within(F32, found, expected, size, context);
+}
+
+/// The same with another relative error.
+#[track_caller]
+fn assert_within(limit: f64, found: f32, expected: f64, size: f64, context: &str) {
     let error = (f64::from(found) - expected).abs();
-    assert!(error <= 2e-6 * size + 1e-30, "{context}: {found}, expected {expected} (error {error:e}, size {size:e})");
+    assert!(error <= limit * size + 1e-30, "{context}: {found}, expected {expected} (error {error:e}, size {size:e})");
 }
 
 /// A random matrix or stack, as it is read back, and on the device.
@@ -125,7 +134,7 @@ pub fn matrix(gpu: &Gpu, random: &mut Random, format: Format, shape: Vec<usize>)
 }
 
 /// Products of `(inputs, rows, columns)` in every format against f64, with and without bias and what was there before.
-pub fn check_dense(shapes: &[(usize, usize, usize)], launch: impl Fn(&Gpu, &Gemm<'_>)) {
+pub fn check_dense(limit: f64, shapes: &[(usize, usize, usize)], launch: impl Fn(&Gpu, &Gemm<'_>)) {
     let mut random = Random::fresh();
     for format in Format::WRITTEN {
         for &(inputs, rows, columns) in shapes {
@@ -148,7 +157,7 @@ pub fn check_dense(shapes: &[(usize, usize, usize)], launch: impl Fn(&Gpu, &Gemm
                             let term = f64::from(w) * f64::from(x);
                             (sum + term, size + term.abs())
                         });
-                        assert_close(found[input * rows + row], sum, size, &context);
+                        assert_within(limit, found[input * rows + row], sum, size, &context);
                     }
                 }
             }
@@ -159,6 +168,7 @@ pub fn check_dense(shapes: &[(usize, usize, usize)], launch: impl Fn(&Gpu, &Gemm
 /// Grouped products of `(inputs, experts, width, hidden, chosen)`, in tiles of `tile` slots, against the mat-vec kernels, which are
 /// held to f64.
 pub fn check_grouped(
+    limit: f64,
     shapes: &[(usize, usize, usize, usize, usize)],
     tile: u32,
     launch: impl Fn(&Gpu, &GroupedExperts<'_>),
@@ -221,7 +231,7 @@ pub fn check_grouped(
             let (found, expected) = (gpu.read_f32(found).expect("reads"), gpu.read_f32(expected).expect("reads"));
             for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
                 let size = 10.0 * width.max(hidden) as f64;
-                assert_close(found, f64::from(expected), size, &format!("{name} {i} {context}"));
+                assert_within(limit, found, f64::from(expected), size, &format!("{name} {i} {context}"));
             }
         }
     }
