@@ -15,8 +15,8 @@ use phase3_kvcache::gate::ReadCache;
 use super::GpuError;
 use super::cache::{Caches, PAGE};
 use super::device::{Buffer, Gpu};
-use super::kernels::prefill::{self, rows_a_tile};
-use super::pass::Pass;
+use super::kernels::prefill;
+use super::pass::{Pass, rows_a_tile};
 use super::resident::Resident;
 use super::rows::Row;
 use super::scratch::Scratch;
@@ -148,7 +148,7 @@ impl GpuEngine {
     pub(super) fn place(&self, rows: &[Row]) -> Pass {
         self.gpu.write(&self.scratch.row_words, rows.iter().flat_map(|row| row.words()).collect());
         let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-        let tiles = rows_a_tile(self.config.heads, self.caches.row).map(|most| prefill::tiles(rows, most));
+        let tiles = rows_a_tile(&self.gpu, &self.config).map(|most| prefill::tiles(rows, most));
         // A tile of one row costs as much as one of four.
         let tiles = tiles.unwrap_or_default();
         let count = tiles.len() / prefill::TILE_WORDS;

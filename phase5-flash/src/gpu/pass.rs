@@ -10,9 +10,11 @@ use super::kernels::attention::Attention;
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
 use super::kernels::few::{FEW, Few};
+use super::kernels::flash;
 use super::kernels::gemm::Gemm;
 use super::kernels::group::{GroupedExperts, TILE, add_up, group};
 use super::kernels::norm::norm;
+use super::kernels::prefill;
 use super::kernels::project::Project;
 use super::kernels::rope::Rope;
 use super::kernels::router::{Choice, Route};
@@ -50,6 +52,12 @@ impl Pass {
 pub(super) fn splits(gpu: &Gpu, config: &GptOssConfig, n: usize, keys: usize) -> usize {
     let wish = gpu.tuning.attention_cubes.div_ceil(config.kv_heads * n);
     wish.min(keys.div_ceil(PAGE)).max(1)
+}
+
+/// Rows of a sequence that attend together, in a tile, where heads have a shape that allows it.
+pub(super) fn rows_a_tile(gpu: &Gpu, config: &GptOssConfig) -> Option<usize> {
+    let on_matrix_units = gpu.planes.and_then(|planes| flash::rows_a_tile(planes, config));
+    on_matrix_units.or_else(|| prefill::rows_a_tile(config))
 }
 
 impl GpuEngine {
@@ -177,7 +185,10 @@ impl GpuEngine {
             inputs: pass.rows,
         };
         match pass.tiles {
-            Some(count) => attention.launch_tiles(&self.gpu, &scratch.row_tiles, count),
+            Some(count) => match self.gpu.planes.filter(|&planes| flash::rows_a_tile(planes, config).is_some()) {
+                Some(planes) => attention.launch_flash(&self.gpu, &scratch.row_tiles, count, planes),
+                None => attention.launch_tiles(&self.gpu, &scratch.row_tiles, count),
+            },
             None => attention.launch(&self.gpu),
         }
     }

@@ -5,8 +5,8 @@ use phase1_loading::GptOssConfig;
 use super::device::{Buffer, Gpu};
 use super::kernels::few::FEW;
 use super::kernels::group::{TILE_WORDS, most_tiles};
-use super::kernels::prefill::{self, QUERIES};
-use super::pass::splits;
+use super::kernels::prefill;
+use super::pass::{rows_a_tile, splits};
 use super::rows::ROW_WORDS;
 
 /// Buffers of one pass, for up to `rows` rows.
@@ -37,7 +37,7 @@ impl Scratch {
     pub fn new(gpu: &Gpu, config: &GptOssConfig, rows: usize) -> Scratch {
         let GptOssConfig { hidden, heads, kv_heads, head_dim, experts, experts_per_token, .. } = *config;
         // The fewest tiles have the most shares.
-        let tile = (QUERIES as usize).div_ceil(heads / kv_heads);
+        let tile = rows_a_tile(gpu, config).unwrap_or(1);
         let most_splits = (1..=rows).map(|n| n * splits(gpu, config, n.div_ceil(tile), usize::MAX)).max().unwrap_or(1);
         let slots = rows * experts_per_token;
         Scratch {

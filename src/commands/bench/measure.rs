@@ -16,14 +16,14 @@ use crate::args::Bench;
 
 /// Tokens that a step takes while a sequence is filled.
 const CHUNK: usize = 512;
-/// Tokens of the prompt that comes before anything is timed.
+/// The least tokens of the prompt that comes before anything is timed.
 const WARM_UP: usize = 128;
 
 /// The most tokens that a sequence reaches in measurements at `depth`.
 pub fn longest(args: &Bench, depth: usize) -> usize {
     let prompt = args.prompt.iter().copied().max().unwrap_or(0);
     // One token comes before an empty depth, and one run and one step before the timed ones.
-    depth.max(1) + ((args.repeat + 1) * args.generate + 1).max(prompt)
+    depth.max(1) + ((args.repeat + 1) * args.generate + 1).max(prompt + 1)
 }
 
 /// What steps cost, and what they cost an engine that goes on by itself.
@@ -50,7 +50,8 @@ impl Measure<'_> {
         ceiling: &'a Ceiling,
     ) -> Result<Measure<'a>> {
         let mut this = Measure { args, engine, costs, ceiling, seed: 0 };
-        this.prefill(WARM_UP)?;
+        let longest = args.prompt.iter().copied().max().unwrap_or(0);
+        this.prefill(longest.clamp(WARM_UP, CHUNK))?;
         this.engine.release(0);
         Ok(this)
     }
@@ -88,6 +89,10 @@ impl Measure<'_> {
                         self.engine.release(0);
                         self.fill(0, depth)?;
                     }
+                }
+                if depth > 0 {
+                    // What fills the cache may still be on its way to a device: this token waits for it.
+                    self.prefill(1)?;
                 }
                 seconds.push(self.prefill(prompt)?);
             }

@@ -438,9 +438,11 @@ fn combine(shares: &[f32], sinks: &[f32], out: &mut [f32], splits: u32, #[compti
 mod tests {
     use super::*;
     use crate::gpu::cache::Caches;
+    use crate::gpu::kernels::flash;
+    use crate::gpu::kernels::fragments::Planes;
     use crate::gpu::kernels::prefill::{self, rows_a_tile, tiles};
     use crate::gpu::kernels::rope::Rope;
-    use crate::gpu::kernels::testing::{Random, assert_close, gpu, heads_config, poisoned};
+    use crate::gpu::kernels::testing::{F16, F32, Random, assert_close, assert_within, gpu, heads_config, poisoned};
     use crate::gpu::rows::Row;
     use phase1_loading::AttentionKind;
     use phase3_kvcache::CacheType;
@@ -507,17 +509,27 @@ mod tests {
                     inputs,
                 };
                 attention.launch(&gpu);
-                let mut outs = vec![gpu.read_f32(&out).expect("reads")];
-                if let Some(most) = rows_a_tile(heads, caches.row) {
+                let mut outs = vec![(F32, gpu.read_f32(&out).expect("reads"))];
+                if let Some(most) = rows_a_tile(&config) {
                     let words = tiles(&rows, most);
                     let shares = poisoned(&gpu, shares.len);
                     let count = words.len() / prefill::TILE_WORDS;
-                    Attention { out: &tiled, shares: &shares, ..attention }.launch_tiles(
+                    Attention { out: &tiled, shares: &shares, cache: caches.layer(layer), ..attention }.launch_tiles(
                         &gpu,
                         &gpu.upload(words),
                         count,
                     );
-                    outs.push(gpu.read_f32(&tiled).expect("reads"));
+                    outs.push((F32, gpu.read_f32(&tiled).expect("reads")));
+                }
+                let planes = gpu.planes.unwrap_or(Planes::PLAYED);
+                if let Some(most) = flash::rows_a_tile(planes, &config) {
+                    let words = tiles(&rows, most);
+                    let (tiled, shares) = (poisoned(&gpu, queries.len), poisoned(&gpu, shares.len));
+                    let count = words.len() / prefill::TILE_WORDS;
+                    let attention = Attention { out: &tiled, shares: &shares, ..attention };
+                    attention.launch_flash(&gpu, &gpu.upload(words), count, planes);
+                    let limit = if planes.fragments { F16 } else { F32 };
+                    outs.push((limit, gpu.read_f32(&tiled).expect("reads")));
                 }
                 let queries = gpu.read_f32(&queries).expect("reads");
                 // The rotation: checked on the queries.
@@ -571,9 +583,9 @@ mod tests {
                         }
                         for (i, mixed) in mixed.into_iter().enumerate() {
                             let context = format!("{context} layer {layer} row {input} {row:?}");
-                            for found in &outs {
+                            for (limit, found) in &outs {
                                 let found = found[(input * heads + head) * head_dim + i];
-                                assert_close(found, mixed / total, 5.0, &context);
+                                assert_within(*limit, found, mixed / total, 5.0, &context);
                             }
                         }
                     }

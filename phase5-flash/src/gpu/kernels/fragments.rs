@@ -6,23 +6,16 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::group::TILE;
 use super::reduce::sum4;
 
 /// Rows, columns and depth of a fragment.
 pub(super) const SIDE: u32 = 16;
-/// Fragments of a tile's rows.
-pub(super) const ROUNDS: u32 = TILE / SIDE;
-/// Vectors of a row in shared memory: a block's eight and two more, so that a fragment's rows lie in different banks.
-pub(super) const STRIDE: u32 = 10;
-/// Vectors of four sums of a plane's 16 rows of 16 low and 16 high outputs.
-pub(super) const FOURS: u32 = SIDE * FOURS_A_ROW;
-pub(super) const FOURS_A_ROW: u32 = 2 * SIDE / 4;
+/// Fours of a square.
+const SQUARE: u32 = SIDE * SIDE / 4;
 
-/// The planes of a cube.
+/// The planes of a cube, and whether they have matrix units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Planes {
-    /// Each has 16 low and 16 high outputs of a tile.
     pub count: u32,
     /// Lanes of a plane.
     pub width: u32,
@@ -50,65 +43,58 @@ impl Planes {
         if self.fragments { Planes { count, ..self } } else { self }
     }
 
-    /// Outputs of a tile's half.
-    pub(super) const fn half(self) -> u32 {
-        SIDE * self.count
-    }
-
     pub(super) const fn units(self) -> u32 {
         self.count * self.width
     }
-
-    /// Vectors of a tile in shared memory: rows of inputs, then of low and of high outputs.
-    pub(super) const fn vectors(self) -> u32 {
-        (TILE + 2 * self.half()) * STRIDE
-    }
-
-    /// How many times eight columns of inputs a unit reads of a block.
-    pub(super) const fn eights_a_unit(self) -> u32 {
-        (TILE * 4).div_ceil(self.units())
-    }
-
-    /// Outputs of which a unit unpacks eight columns.
-    pub(super) const fn outputs_a_unit(self) -> u32 {
-        2 * self.half() * 4 / self.units()
-    }
 }
 
-/// The first of this plane's outputs in either half of a tile.
-#[cube]
-pub(super) fn plane_outputs(#[comptime] planes: Planes) -> u32 {
-    UNIT_POS / planes.width * SIDE
-}
-
-/// This plane's sums `4 place` to `4 place + 3` of those shown.
-#[cube]
-pub(super) fn shown(
-    stage: &Shared<[Vector<f32, Const<4>>]>,
-    place: u32,
-    #[comptime] planes: Planes,
-) -> Vector<f32, Const<4>> {
-    stage[(UNIT_POS / planes.width * FOURS + place) as usize]
-}
-
-/// A plane's sums: of all rows of a tile, 16 low and 16 high outputs.
+/// Sixteen rows and columns of numbers in shared memory.
 #[derive(CubeType)]
-pub(super) struct Sums {
-    /// Low and high ones of the first 16 rows, then of the next.
+pub(super) struct Piece<T: Float> {
+    /// One, where planes multiply fragments.
+    fragment: Sequence<Fragment<T>>,
+    first: u32,
+}
+
+/// The piece that begins at vector `first`, with rows `stride` vectors apart; of an operand whose rows, or columns, are these.
+#[cube]
+pub(super) fn piece<T: Float>(
+    shared: &Shared<[Vector<T, Const<4>>]>,
+    first: u32,
+    #[comptime] stride: u32,
+    #[comptime] operand: MatrixIdent,
+    #[comptime] layout: MatrixLayout,
+    #[comptime] planes: Planes,
+) -> Piece<T> {
+    let mut fragment = Sequence::new();
+    if comptime![planes.fragments] {
+        let side = comptime![SIDE as usize];
+        // SAFETY: it is filled by the next line.
+        let mut loaded = unsafe { Fragment::<T>::uninitialized(operand, side, side, side, layout) };
+        let end = first + comptime![SIDE * stride];
+        cmma::load(&mut loaded, shared.slice(first as usize, end as usize), comptime![4 * stride]);
+        fragment.push(loaded);
+    }
+    Piece::<T> { fragment, first }
+}
+
+/// Squares of 16 by 16 sums of a plane.
+#[derive(CubeType)]
+pub(super) struct Squares {
     fragments: Sequence<Fragment<f32>>,
-    /// Without fragments, every `width`-th four of sums from this unit's lane on.
+    /// Without fragments, of each square every `width`-th four of a row from this unit's lane on.
     plain: Array<f32>,
 }
 
 #[cube]
-impl Sums {
-    pub fn zeros(#[comptime] planes: Planes) -> Sums {
+impl Squares {
+    pub fn zeros(#[comptime] count: u32, #[comptime] planes: Planes) -> Squares {
         let mut fragments = Sequence::new();
-        let shares = comptime![if planes.fragments { 1 } else { (ROUNDS * FOURS * 4 / planes.width) as usize }];
+        let shares = comptime![if planes.fragments { 1 } else { (count * SQUARE * 4 / planes.width) as usize }];
         let mut plain = Array::<f32>::new(shares);
         if comptime![planes.fragments] {
             #[unroll]
-            for _ in 0..comptime![2 * ROUNDS] {
+            for _ in 0..count {
                 fragments.push(Fragment::<f32>::from_value(
                     MatrixIdent::Accumulator,
                     comptime![SIDE as usize],
@@ -123,98 +109,123 @@ impl Sums {
                 plain[i] = 0.0f32;
             }
         }
-        Sums { fragments, plain }
+        Squares { fragments, plain }
     }
 
-    /// Adds the products of a block's 32 columns, for the first `rounds` times 16 rows.
-    pub fn multiply<T: Float>(
+    /// Adds a product to square `square`: of a piece of `left`, by rows, and one of `right`, by columns or by rows.
+    #[allow(clippy::too_many_arguments)]
+    pub fn add<T: Float>(
         &mut self,
-        tile: &Shared<[Vector<T, Const<4>>]>,
-        #[comptime] rounds: u32,
+        #[comptime] square: u32,
+        left: &Shared<[Vector<T, Const<4>>]>,
+        a: &Piece<T>,
+        #[comptime] a_stride: u32,
+        right: &Shared<[Vector<T, Const<4>>]>,
+        b: &Piece<T>,
+        #[comptime] b_stride: u32,
+        #[comptime] by_columns: bool,
         #[comptime] planes: Planes,
     ) {
-        let low_row = TILE + plane_outputs(planes);
-        let high_row = low_row + planes.half();
         if comptime![planes.fragments] {
-            #[unroll]
-            for step in 0..2u32 {
-                let low = fragment::<T>(tile, low_row, step, MatrixIdent::B, MatrixLayout::ColMajor);
-                let high = fragment::<T>(tile, high_row, step, MatrixIdent::B, MatrixLayout::ColMajor);
-                #[unroll]
-                for round in 0..rounds {
-                    let row = (round * SIDE).runtime();
-                    let rows = fragment::<T>(tile, row, step, MatrixIdent::A, MatrixLayout::RowMajor);
-                    let sums = &self.fragments[comptime![(2 * round) as usize]];
-                    cmma::execute(&rows, &low, sums, sums);
-                    let sums = &self.fragments[comptime![(2 * round + 1) as usize]];
-                    cmma::execute(&rows, &high, sums, sums);
-                }
-            }
+            let sums = &self.fragments[comptime![square as usize]];
+            cmma::execute(&a.fragment[0usize], &b.fragment[0usize], sums, sums);
         } else {
-            for i in 0..comptime![ROUNDS * FOURS / planes.width] {
+            for i in 0..comptime![SQUARE / planes.width] {
                 let place = UNIT_POS % planes.width + i * planes.width;
-                let output = place % FOURS_A_ROW * 4;
-                let output = select(output < SIDE, low_row, high_row - SIDE) + output;
-                let x = place / FOURS_A_ROW * STRIDE;
-                for j in 0..4u32 {
-                    let w = (output + j) * STRIDE;
-                    let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
-                    for k in 0..8u32 {
-                        sum += Vector::<f32, Const<4>>::cast_from(tile[(x + k) as usize] * tile[(w + k) as usize]);
+                let a_row = a.first + place / 4 * a_stride;
+                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let mut sums = Vector::<f32, Const<4>>::new(0.0f32);
+                if comptime![by_columns] {
+                    #[unroll]
+                    for j in 0..4u32 {
+                        let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
+                        for four in 0..4u32 {
+                            let w = right[(b.first + (place % 4 * 4 + j) * b_stride + four) as usize];
+                            sum += Vector::<f32, Const<4>>::cast_from(left[(a_row + four) as usize] * w);
+                        }
+                        sums.insert(comptime![j as usize], sum4(sum));
                     }
-                    self.plain[(4 * i + j) as usize] += sum4(sum);
+                } else {
+                    for four in 0..4u32 {
+                        let x = left[(a_row + four) as usize];
+                        #[unroll]
+                        for k in 0..4u32 {
+                            let w = right[(b.first + (four * 4 + k) * b_stride + place % 4) as usize];
+                            let x = Vector::<T, Const<4>>::new(x.extract(comptime![k as usize]));
+                            sums += Vector::<f32, Const<4>>::cast_from(x * w);
+                        }
+                    }
+                }
+                #[unroll]
+                for j in 0..4u32 {
+                    self.plain[(at + j) as usize] += sums.extract(comptime![j as usize]);
                 }
             }
         }
     }
 
-    /// Puts this plane's sums of rows `16 round` to `16 round + 15` where its lanes see them all.
+    /// Writes a square where lanes can read it, from vector `first` on, with rows `stride` vectors apart.
     pub fn show(
         &self,
+        #[comptime] square: u32,
         stage: &mut Shared<[Vector<f32, Const<4>>]>,
-        #[comptime] round: u32,
+        first: u32,
+        #[comptime] stride: u32,
         #[comptime] planes: Planes,
     ) {
-        let first = UNIT_POS / planes.width * FOURS;
         if comptime![planes.fragments] {
-            let end = first + FOURS;
-            #[unroll]
-            for half in 0..2u32 {
-                let first = first + comptime![half * SIDE / 4];
-                let shown = stage.slice_mut(first as usize, end as usize);
-                let sums = &self.fragments[comptime![(2 * round + half) as usize]];
-                cmma::store(shown, sums, comptime![2 * SIDE], MatrixLayout::RowMajor);
-            }
+            let end = first + comptime![SIDE * stride];
+            let shown = stage.slice_mut(first as usize, end as usize);
+            let sums = &self.fragments[comptime![square as usize]];
+            cmma::store(shown, sums, comptime![4 * stride], MatrixLayout::RowMajor);
         } else {
-            let shares = comptime![FOURS / planes.width];
-            for i in 0..shares {
+            for i in 0..comptime![SQUARE / planes.width] {
                 let place = UNIT_POS % planes.width + i * planes.width;
+                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
                 let mut four = Vector::<f32, Const<4>>::empty();
                 #[unroll]
                 for j in 0..4u32 {
-                    four.insert(comptime![j as usize], self.plain[(4 * (round * shares + i) + j) as usize]);
+                    four.insert(comptime![j as usize], self.plain[(at + j) as usize]);
                 }
-                stage[(first + place) as usize] = four;
+                stage[(first + place / 4 * stride + place % 4) as usize] = four;
             }
         }
-        sync_cube();
+    }
+
+    /// Reads a square back from where [`Squares::show`] put it.
+    pub fn take(
+        &mut self,
+        #[comptime] square: u32,
+        stage: &Shared<[Vector<f32, Const<4>>]>,
+        first: u32,
+        #[comptime] stride: u32,
+        #[comptime] planes: Planes,
+    ) {
+        if comptime![planes.fragments] {
+            let end = first + comptime![SIDE * stride];
+            let shown = stage.slice(first as usize, end as usize);
+            let sums = &mut self.fragments[comptime![square as usize]];
+            cmma::load_with_layout(sums, shown, comptime![4 * stride], MatrixLayout::RowMajor);
+        } else {
+            for i in 0..comptime![SQUARE / planes.width] {
+                let place = UNIT_POS % planes.width + i * planes.width;
+                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let four = stage[(first + place / 4 * stride + place % 4) as usize];
+                #[unroll]
+                for j in 0..4u32 {
+                    self.plain[(at + j) as usize] = four.extract(comptime![j as usize]);
+                }
+            }
+        }
     }
 }
 
-/// Sixteen rows from `row` on and 16 columns from `16 step` on of a tile in shared memory.
+/// Waits until the lanes of a plane see what the others wrote.
 #[cube]
-fn fragment<T: Float>(
-    tile: &Shared<[Vector<T, Const<4>>]>,
-    row: u32,
-    #[comptime] step: u32,
-    #[comptime] ident: MatrixIdent,
-    #[comptime] layout: MatrixLayout,
-) -> Fragment<T> {
-    let side = comptime![SIDE as usize];
-    // SAFETY: it is filled by the next line.
-    let mut fragment = unsafe { Fragment::<T>::uninitialized(ident, side, side, side, layout) };
-    let first = row * STRIDE + comptime![step * SIDE / 4];
-    let end = (row + SIDE) * STRIDE;
-    cmma::load(&mut fragment, tile.slice(first as usize, end as usize), comptime![4 * STRIDE]);
-    fragment
+pub(super) fn sync_lanes(#[comptime] planes: Planes) {
+    if comptime![planes.fragments] {
+        sync_plane();
+    } else {
+        sync_cube();
+    }
 }

@@ -7,6 +7,7 @@ pub(crate) mod decoding;
 pub(crate) mod embed;
 pub(crate) mod experts;
 pub(crate) mod few;
+pub(crate) mod flash;
 pub(crate) mod fragments;
 pub(crate) mod gemm;
 pub(crate) mod greedy;

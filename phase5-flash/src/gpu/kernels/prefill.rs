@@ -7,16 +7,17 @@
 //! Ladder (H100, 512 rows to 4,096 keys, f32): row by row 5.6 ms (5.8 TFLOP/s), here 1.7 ms (18.6).
 
 use cubecl::prelude::*;
+use phase1_loading::GptOssConfig;
 
 use super::attention::{Attention, NOTHING, Shape};
-use super::cache::{CacheRow, cached_vector};
+use super::cache::cached_vector;
 use super::gemm::turned;
 use crate::gpu::cache::PAGE;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::rows::{ROW_WORDS, Row};
 
 /// Queries of a tile.
-pub(crate) const QUERIES: u32 = 32;
+const QUERIES: u32 = 32;
 /// Keys that a cube works on at once; divides a page.
 const KEYS: u32 = 32;
 /// Units that share four queries.
@@ -33,9 +34,9 @@ const MOST_DIM: usize = 64;
 pub(crate) const TILE_WORDS: usize = 2;
 
 /// Rows that a tile holds; `None` if heads have a shape that this kernel does not take.
-pub(crate) fn rows_a_tile(heads: usize, shape: CacheRow) -> Option<usize> {
-    let group = heads / shape.kv_heads;
-    let fits = shape.head_dim <= MOST_DIM && group <= QUERIES as usize;
+pub(crate) fn rows_a_tile(config: &GptOssConfig) -> Option<usize> {
+    let group = config.heads / config.kv_heads;
+    let fits = config.head_dim <= MOST_DIM && group <= QUERIES as usize;
     fits.then(|| QUERIES as usize / group)
 }
 

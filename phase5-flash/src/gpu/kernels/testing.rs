@@ -113,6 +113,9 @@ impl Random {
 /// What sums in f32 are off by at most, relative to the sum of their terms' magnitudes.
 pub const F32: f64 = 2e-6;
 
+/// The same where terms are rounded to 16-bit floats.
+pub const F16: f64 = 1e-3;
+
 /// `size` is the sum of the terms' magnitudes.
 #[track_caller]
 pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {
@@ -121,7 +124,7 @@ pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {
 
 /// The same with another relative error.
 #[track_caller]
-fn assert_within(limit: f64, found: f32, expected: f64, size: f64, context: &str) {
+pub fn assert_within(limit: f64, found: f32, expected: f64, size: f64, context: &str) {
     let error = (f64::from(found) - expected).abs();
     assert!(error <= limit * size + 1e-30, "{context}: {found}, expected {expected} (error {error:e}, size {size:e})");
 }
