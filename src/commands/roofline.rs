@@ -13,11 +13,15 @@ pub fn run(args: &Roofline) -> Result<ExitCode> {
     let device = ComputeDevice::find(args.device, 0)?;
     eprintln!("device: {} ({})", device.name, device.reason);
     let ceiling = measure_ceiling(&device)?;
-    print(&if args.json { format!("{:#}\n", serde_json::to_value(&ceiling)?) } else { to_text(&ceiling) })?;
+    print(&if args.json {
+        format!("{:#}\n", serde_json::to_value(&ceiling)?)
+    } else {
+        to_text(&ceiling, device.is_cpu())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_text(ceiling: &Ceiling) -> String {
+fn to_text(ceiling: &Ceiling, cpu: bool) -> String {
     let Ceiling { read_bandwidth, f32_rate, packed_rate, machine, device, date } = ceiling;
     let giga = |rate: f64| rate / 1e9;
     let mut text = format!("{device}, {machine}, {date}\n");
@@ -27,7 +31,7 @@ fn to_text(ceiling: &Ceiling) -> String {
         text += &format!(
             "  packed {:>10.1} GOP/s ({})\n",
             giga(*packed_rate),
-            if device == "cpu" { "8-bit dot products" } else { "16-bit floats in matrix units" }
+            if cpu { "8-bit dot products" } else { "16-bit floats in matrix units" }
         );
     }
     text

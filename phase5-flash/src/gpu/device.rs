@@ -18,6 +18,7 @@ use phase2_forward::ComputeDevice;
 use super::GpuError;
 use super::kernels::codes::Codes;
 use super::kernels::decoding;
+use super::kernels::flash;
 use super::kernels::fragments::Planes;
 use super::tuning::Tuning;
 
@@ -97,7 +98,8 @@ impl Gpu {
             binding_bytes,
             memory,
             codes: Codes::Less2,
-            planes: Planes::of(properties),
+            planes: Planes::of(properties)
+                .filter(|&planes| flash::shared_bytes(planes) <= hardware.max_shared_memory_size),
             tuning: Tuning::default(),
             client,
             device,

@@ -11,6 +11,7 @@ use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
 use super::kernels::few::{FEW, Few};
 use super::kernels::flash;
+use super::kernels::fragments::Planes;
 use super::kernels::gemm::Gemm;
 use super::kernels::group::{GroupedExperts, TILE, add_up, group};
 use super::kernels::norm::norm;
@@ -56,8 +57,15 @@ pub(super) fn splits(gpu: &Gpu, config: &GptOssConfig, n: usize, keys: usize) ->
 
 /// Rows of a sequence that attend together, in a tile, where heads have a shape that allows it.
 pub(super) fn rows_a_tile(gpu: &Gpu, config: &GptOssConfig) -> Option<usize> {
-    let on_matrix_units = gpu.planes.and_then(|planes| flash::rows_a_tile(planes, config));
-    on_matrix_units.or_else(|| prefill::rows_a_tile(config))
+    match flash_planes(gpu, config) {
+        Some(planes) => flash::rows_a_tile(planes, config),
+        None => prefill::rows_a_tile(config),
+    }
+}
+
+/// The planes that attend on matrix units, where heads have a shape that allows it.
+fn flash_planes(gpu: &Gpu, config: &GptOssConfig) -> Option<Planes> {
+    gpu.planes.filter(|&planes| flash::rows_a_tile(planes, config).is_some())
 }
 
 impl GpuEngine {
@@ -185,7 +193,7 @@ impl GpuEngine {
             inputs: pass.rows,
         };
         match pass.tiles {
-            Some(count) => match self.gpu.planes.filter(|&planes| flash::rows_a_tile(planes, config).is_some()) {
+            Some(count) => match flash_planes(&self.gpu, config) {
                 Some(planes) => attention.launch_flash(&self.gpu, &scratch.row_tiles, count, planes),
                 None => attention.launch_tiles(&self.gpu, &scratch.row_tiles, count),
             },

@@ -21,9 +21,12 @@ const WARM_UP: usize = 128;
 
 /// The most tokens that a sequence reaches in measurements at `depth`.
 pub fn longest(args: &Bench, depth: usize) -> usize {
-    let prompt = args.prompt.iter().copied().max().unwrap_or(0);
     // One token comes before an empty depth, and one run and one step before the timed ones.
-    depth.max(1) + ((args.repeat + 1) * args.generate + 1).max(prompt + 1)
+    depth.max(1) + ((args.repeat + 1) * args.generate + 1).max(longest_prompt(args) + 1)
+}
+
+fn longest_prompt(args: &Bench) -> usize {
+    args.prompt.iter().copied().max().unwrap_or(0)
 }
 
 /// What steps cost, and what they cost an engine that goes on by itself.
@@ -50,8 +53,7 @@ impl Measure<'_> {
         ceiling: &'a Ceiling,
     ) -> Result<Measure<'a>> {
         let mut this = Measure { args, engine, costs, ceiling, seed: 0 };
-        let longest = args.prompt.iter().copied().max().unwrap_or(0);
-        this.prefill(longest.clamp(WARM_UP, CHUNK))?;
+        this.prefill(longest_prompt(args).clamp(WARM_UP, CHUNK))?;
         this.engine.release(0);
         Ok(this)
     }

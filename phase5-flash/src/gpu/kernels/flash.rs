@@ -76,6 +76,13 @@ impl Block {
     }
 }
 
+/// Bytes of shared memory that a cube takes at most: no kernel on matrix units takes more.
+pub(crate) fn shared_bytes(planes: Planes) -> usize {
+    let block = Block::new(planes, MOST_DIM);
+    let halves = block.own() + 2 * block.keys * block.stride();
+    (8 * halves + 16 * block.queries() * block.stage_stride() + 4 * block.planes.units()) as usize
+}
+
 /// Rows that a tile holds; `None` if heads have a shape that this kernel does not take.
 pub(crate) fn rows_a_tile(planes: Planes, config: &GptOssConfig) -> Option<usize> {
     let GptOssConfig { heads, kv_heads, head_dim, .. } = *config;

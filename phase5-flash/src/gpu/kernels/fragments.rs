@@ -10,8 +10,6 @@ use super::reduce::sum4;
 
 /// Rows, columns and depth of a fragment.
 pub(super) const SIDE: u32 = 16;
-/// Shared memory that the largest cube takes: [`flash`](super::flash)'s.
-const SHARED_BYTES: usize = 45_568;
 /// Fours of a square.
 const SQUARE: u32 = SIDE * SIDE / 4;
 
@@ -30,15 +28,14 @@ impl Planes {
     /// Matrix units as they are played; the width need not be the adapter's.
     pub const PLAYED: Planes = Planes { count: 2, width: 32, fragments: false };
 
-    /// What an adapter offers; `None` if its planes multiply no fragments or differ in width, or its cubes have too little room.
+    /// What an adapter offers; `None` if its planes multiply no fragments, or differ in width.
     pub fn of(properties: &DeviceProperties) -> Option<Planes> {
         let (f16, f32) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
         let fragment = MmaConfig { a_type: f16, b_type: f16, cd_type: f32, m: SIDE, n: SIDE, k: SIDE };
         let hardware = &properties.hardware;
         let width = hardware.plane_size_max;
         let alike = hardware.plane_size_min == width && [32, 64].contains(&width);
-        let room = hardware.max_shared_memory_size >= SHARED_BYTES;
-        let fits = alike && room && properties.features.matmul.cmma.contains(&fragment);
+        let fits = alike && properties.features.matmul.cmma.contains(&fragment);
         fits.then_some(Planes { count: 4, width, fragments: true })
     }
 
