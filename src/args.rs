@@ -199,6 +199,9 @@ pub struct Profile {
     /// Profile one new token after DEPTH earlier ones; several depths separated by commas. The default is 0.
     #[arg(long, value_name = "DEPTH", value_delimiter = ',')]
     pub decode: Vec<usize>,
+    /// Sequences that a step of decoding advances; several numbers separated by commas.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = positive)]
+    pub batch: Vec<usize>,
     /// Profile a prompt of N tokens; several lengths separated by commas.
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = positive)]
     pub prefill: Vec<usize>,

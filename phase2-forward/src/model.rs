@@ -78,13 +78,13 @@ impl GptOss {
             self.mask(attention, new.clone(), &keys)
         };
         let (sliding_mask, full_mask) = (mask(AttentionKind::Sliding), mask(AttentionKind::Full));
-        probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, keys: 0 });
+        probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, sequences: 1, keys: 0 });
 
         let mut x = self.embed(tokens);
         probe.see(&|| "embed".into(), &x);
-        probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
+        probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, sequences: 1, keys: 0 });
         for (number, layer) in self.layers.iter().enumerate() {
-            let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
+            let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, sequences: 1, keys };
             let h = self.rms_norm(x.clone(), &layer.attention_norm);
             probe.done(span(Operation::AttentionNorm, 0));
             let q = self.split_heads(layer.q.forward(h.clone()));
@@ -121,9 +121,9 @@ impl GptOss {
         let x = x.narrow(0, wanted.start, rows);
         let h = self.rms_norm(x, &self.final_norm);
         probe.see(&|| "final_norm".into(), &h);
-        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: rows, keys: 0 });
+        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: rows, sequences: 1, keys: 0 });
         let logits = self.head.forward(h);
-        probe.done(Span { operation: Operation::Head, layer: None, tokens: rows, keys: 0 });
+        probe.done(Span { operation: Operation::Head, layer: None, tokens: rows, sequences: 1, keys: 0 });
         Some(logits)
     }
 

@@ -76,7 +76,9 @@ pub struct Span {
     pub layer: Option<usize>,
     /// Rows that it computed: new tokens, or for the head the positions whose logits are wanted.
     pub tokens: usize,
-    /// Keys that the step's last query may choose from, in a layer of this kind; 0 outside attention.
+    /// Sequences that share them evenly.
+    pub sequences: usize,
+    /// Keys that a sequence's last query may choose from, in a layer of this kind; 0 outside attention.
     pub keys: usize,
 }
 

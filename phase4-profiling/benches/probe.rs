@@ -39,7 +39,7 @@ fn probe(c: &mut Criterion) {
             let inside = &Operation::ALL[2..12];
             let of_layer = |layer| inside.iter().map(move |&operation| (operation, Some(layer)));
             for (operation, layer) in (0..layers).flat_map(of_layer).chain(outside.map(|operation| (operation, None))) {
-                probe.done(black_box(Span { operation, layer, tokens: 1, keys: 1 }));
+                probe.done(black_box(Span { operation, layer, tokens: 1, sequences: 1, keys: 1 }));
             }
         });
     });

@@ -26,10 +26,19 @@ pub struct Profile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Workload {
-    /// One new token after `depth` earlier ones.
-    Decode { depth: usize },
+    /// One new token after `depth` earlier ones, in each of `sequences` sequences.
+    Decode {
+        depth: usize,
+        #[serde(default = "one")]
+        sequences: usize,
+    },
     /// `tokens` new tokens of a new sequence.
     Prefill { tokens: usize },
+}
+
+/// Files from before there were batches name no number of sequences.
+fn one() -> usize {
+    1
 }
 
 /// Where durations come from.
@@ -105,7 +114,7 @@ pub const READBACK: &str = "readback";
 
 impl TimedSpan {
     pub fn of(span: Span, work: Work, start: f64, duration: f64) -> TimedSpan {
-        let Span { operation, layer, tokens, keys } = span;
+        let Span { operation, layer, tokens, keys, .. } = span;
         let Work { bytes, operations } = work;
         TimedSpan { name: operation.name().into(), layer, tokens, keys, start, duration, bytes, operations }
     }

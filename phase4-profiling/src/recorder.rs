@@ -11,10 +11,11 @@ use cubecl::client::{Client, ProfileWindow};
 use cubecl::future::block_on;
 use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
 use cubecl::server::ProfileError;
-use phase2_forward::{ComputeDevice, EngineError, Probe, Span, read_back};
+use phase2_forward::{ComputeDevice, EngineError, Probe, Span};
 
 use crate::profile::{Clock, LAUNCH, READBACK, Step, TimedSpan};
 use crate::work::CostModel;
+use crate::workload::read_all;
 
 /// Records one step at a time.
 pub struct Recorder<'a> {
@@ -62,10 +63,10 @@ impl<'a> Recorder<'a> {
     ///
     /// # Errors
     /// The device failed while it computed.
-    pub fn finish(&mut self, logits: Option<Tensor<2>>) -> Result<(Step, Clock), EngineError> {
+    pub fn finish(&mut self, logits: Vec<Option<Tensor<2>>>) -> Result<(Step, Clock), EngineError> {
         self.timer.close();
         let computed = self.timer.settled();
-        logits.map(read_back).transpose()?;
+        read_all(logits)?;
         let ended = Instant::now();
         let wall = (ended - self.begun).as_secs_f64();
         let readback = (ended - computed).as_secs_f64();

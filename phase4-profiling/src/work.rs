@@ -64,7 +64,7 @@ impl CostModel {
     /// The least work of `span`. Experts are taken to be chosen evenly.
     pub fn of(&self, span: Span) -> Work {
         let config = &self.config;
-        let Span { operation, layer, tokens, keys } = span;
+        let Span { operation, layer, tokens, sequences, keys } = span;
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
         let chosen = config.experts_per_token;
@@ -83,9 +83,9 @@ impl CostModel {
             Operation::Rope => work(moves(0, 2 * (q + kv)), macs((q + kv) * 3 / 2)),
             Operation::CacheAppend => work((tokens * self.position_bytes()) as u64, 0),
             Operation::Attention => {
-                let (touched, pairs) = self.visible(layer, tokens, keys);
-                let cache = (touched * self.position_bytes()) as u64;
-                work(moves(cache, 2 * q), 4 * pairs * q as u64)
+                let (touched, pairs) = self.visible(layer, tokens / sequences, keys);
+                let cache = (sequences * touched * self.position_bytes()) as u64;
+                work(moves(cache, 2 * q), 4 * sequences as u64 * pairs * q as u64)
             }
             Operation::AttentionOut => work(moves(weights(|l| l.out), q + 2 * hidden), macs(q * hidden)),
             Operation::Router => work(moves(weights(|l| l.router), hidden + experts), macs(hidden * experts)),
@@ -105,13 +105,13 @@ impl CostModel {
     /// last one are wanted: operation by operation, weights read once for all.
     pub fn step(&self, sequences: usize, new: usize, depth: usize) -> Vec<Work> {
         let tokens = sequences * new;
-        let work = |(operation, layer)| match operation {
-            Operation::Attention => {
-                let Work { bytes, operations } = self.of(Span { operation, layer, tokens: new, keys: depth + new });
-                Work { bytes: sequences as u64 * bytes, operations: sequences as u64 * operations }
-            }
-            Operation::HeadNorm | Operation::Head => self.of(Span { operation, layer, tokens: sequences, keys: 0 }),
-            _ => self.of(Span { operation, layer, tokens, keys: 0 }),
+        let work = |(operation, layer)| {
+            let keys = if operation == Operation::Attention { depth + new } else { 0 };
+            let tokens = match operation {
+                Operation::HeadNorm | Operation::Head => sequences,
+                _ => tokens,
+            };
+            self.of(Span { operation, layer, tokens, sequences, keys })
         };
         let in_layers = Operation::ALL[2..12].iter();
         let inside = (0..self.layers.len()).flat_map(|layer| in_layers.clone().map(move |&op| (op, Some(layer))));

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
-use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, Probe, SequenceId, read_back};
+use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, SequenceId, read_back};
 
 use crate::profile::{Clock, Step, Workload};
 use crate::recorder::Recorder;
 
-const SEQUENCE: SequenceId = 0;
-const WARM_UP_SEQUENCE: SequenceId = 1;
+/// A sequence of its own, beside those of a workload, which count from 0.
+const WARM_UP_SEQUENCE: SequenceId = SequenceId::MAX;
 /// How long a device is kept busy before anything is recorded: its clocks rise within that time.
 const BUSY: Duration = Duration::from_millis(300);
 /// Earlier tokens that one step takes, which bounds the memory of their attention scores.
@@ -30,35 +30,36 @@ pub fn run(
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<Step>, Clock), EngineError> {
     let vocab = engine.config().vocab;
+    let (sequences, new) = match workload {
+        Workload::Decode { sequences, .. } => (sequences, 1),
+        Workload::Prefill { tokens } => (1, tokens),
+    };
     warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
     for number in 0..WARM_UP + steps {
-        let tokens = match workload {
-            Workload::Decode { depth } => {
-                // A sequence that has grown by the steps before is deep enough; without depth each begins anew.
-                if depth == 0 || number == 0 {
-                    engine.release(SEQUENCE);
-                    fill(engine, depth)?;
-                }
-                sample_tokens(number, 1, vocab)
+        // Sequences that have grown by the steps before are deep enough; without depth each begins anew.
+        let depth = if let Workload::Decode { depth, .. } = workload { depth } else { 0 };
+        if depth == 0 || number == 0 {
+            for sequence in 0..sequences as SequenceId {
+                engine.release(sequence);
+                fill(engine, sequence, depth)?;
             }
-            Workload::Prefill { tokens } => {
-                engine.release(SEQUENCE);
-                sample_tokens(number, tokens, vocab)
-            }
-        };
+        }
+        let tokens = sample_tokens(number, sequences * new, vocab);
+        let chunk = |(sequence, tokens)| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
+        let batch: Vec<Chunk<'_>> = (0..).zip(tokens.chunks(new)).map(chunk).collect();
         if number < WARM_UP {
-            step(engine, SEQUENCE, &tokens, &mut NoProbe)?.map(read_back).transpose()?;
+            read_all(engine.step(&batch, &mut NoProbe)?)?;
         } else {
             recorder.begin();
-            let logits = step(engine, SEQUENCE, &tokens, recorder)?;
+            let logits = engine.step(&batch, recorder)?;
             let (step, measured_by) = recorder.finish(logits)?;
             recorded.push(step);
             clock = measured_by;
         }
         progress(number + 1);
     }
-    engine.release(SEQUENCE);
+    (0..sequences as SequenceId).for_each(|sequence| engine.release(sequence));
     Ok((recorded, clock))
 }
 
@@ -69,28 +70,24 @@ pub fn run(
 pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
     let start = Instant::now();
     while start.elapsed() < BUSY {
-        step(engine, WARM_UP_SEQUENCE, &[0], &mut NoProbe)?.map(read_back).transpose()?;
+        let chunk = Chunk { sequence: WARM_UP_SEQUENCE, tokens: &[0], logits: LogitsFor::LastToken };
+        read_all(engine.step(&[chunk], &mut NoProbe)?)?;
         engine.release(WARM_UP_SEQUENCE);
     }
     Ok(())
 }
 
-fn fill(engine: &mut dyn Engine, depth: usize) -> Result<(), EngineError> {
-    let tokens = sample_tokens(0, depth, engine.config().vocab);
+fn fill(engine: &mut dyn Engine, sequence: SequenceId, depth: usize) -> Result<(), EngineError> {
+    let tokens = sample_tokens(sequence as usize, depth, engine.config().vocab);
     for chunk in tokens.chunks(PREFILL_CHUNK) {
-        engine.step(&[Chunk { sequence: SEQUENCE, tokens: chunk, logits: LogitsFor::Nothing }], &mut NoProbe)?;
+        engine.step(&[Chunk { sequence, tokens: chunk, logits: LogitsFor::Nothing }], &mut NoProbe)?;
     }
     Ok(())
 }
 
-fn step(
-    engine: &mut dyn Engine,
-    sequence: SequenceId,
-    tokens: &[u32],
-    probe: &mut dyn Probe,
-) -> Result<Option<Tensor<2>>, EngineError> {
-    let chunk = Chunk { sequence, tokens, logits: LogitsFor::LastToken };
-    Ok(engine.step(&[chunk], probe)?.pop().flatten())
+/// Waits for every logit of a step.
+pub(crate) fn read_all(logits: Vec<Option<Tensor<2>>>) -> Result<(), EngineError> {
+    logits.into_iter().flatten().try_for_each(|logits| read_back(logits).map(drop))
 }
 
 /// Tokens all over the vocabulary, the same in every run.

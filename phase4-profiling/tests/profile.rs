@@ -82,18 +82,18 @@ fn every_phase_and_device_reports_the_same_operations() {
         let engines: [Box<dyn Engine>; 2] =
             [Box::new(Recompute::new(model(&checkpoint, &device))), Box::new(Cached::new(model(&checkpoint, &device)))];
         for mut engine in engines {
-            for workload in
-                [Workload::Decode { depth: 0 }, Workload::Decode { depth: 40 }, Workload::Prefill { tokens: 9 }]
+            for workload in [(0, 1), (40, 1), (5, 3)]
+                .map(|(depth, sequences)| Workload::Decode { depth, sequences })
+                .into_iter()
+                .chain([Workload::Prefill { tokens: 9 }])
             {
                 let profile = profile(&checkpoint, &mut *engine, &device, workload);
                 assert_eq!(profile.steps.len(), 5);
                 for step in &profile.steps {
-                    assert_eq!(
-                        operations(step),
-                        expected(checkpoint.config.layers()),
-                        "{workload:?} on {}",
-                        device.name
-                    );
+                    // These phases take one sequence of a batch after the other.
+                    let sequences = if let Workload::Decode { sequences, .. } = workload { sequences } else { 1 };
+                    let expected = vec![expected(checkpoint.config.layers()); sequences].concat();
+                    assert_eq!(operations(step), expected, "{workload:?} on {}", device.name);
                 }
                 let clock_fits = (profile.clock == Clock::Host) == device.is_cpu();
                 assert!(clock_fits, "{:?} on {}", profile.clock, device.name);
@@ -161,13 +161,21 @@ fn attention_counts_the_pairs_that_the_window_leaves() {
     let config = &checkpoint.config;
     let costs = CostModel::new(&checkpoint, CacheType::F16);
     let (window, width) = (config.sliding_window, config.heads * config.head_dim);
-    let span = |layer, tokens, keys| Span { operation: Operation::Attention, layer: Some(layer), tokens, keys };
+    let span = |layer, tokens, sequences, keys| Span {
+        operation: Operation::Attention,
+        layer: Some(layer),
+        tokens,
+        sequences,
+        keys,
+    };
     // Layer 0 slides, layer 1 does not.
     for (tokens, earlier) in [(1, 0), (1, 3 * window), (7, window - 3), (2 * window, 5)] {
         let pairs = |reach: usize| (0..tokens).map(|i| (earlier + i + 1).min(reach) as u64).sum::<u64>();
-        let of = |layer| costs.of(span(layer, tokens, earlier + tokens)).operations;
+        let of = |layer| costs.of(span(layer, tokens, 1, earlier + tokens)).operations;
         assert_eq!(of(0), 4 * width as u64 * pairs(window), "{tokens} after {earlier}");
         assert_eq!(of(1), 4 * width as u64 * pairs(usize::MAX), "{tokens} after {earlier}");
+        let three = costs.of(span(0, 3 * tokens, 3, earlier + tokens)).operations;
+        assert_eq!(three, 3 * of(0), "three sequences do not see each other");
     }
 }
 

@@ -230,7 +230,7 @@ prop_compose! {
     fn profiles()(
         model in names(), device in names(), machine in names(), date in names(), phase: u8,
         workload in prop_oneof![
-            any::<usize>().prop_map(|depth| Workload::Decode { depth }),
+            (any::<usize>(), 1..99usize).prop_map(|(depth, sequences)| Workload::Decode { depth, sequences }),
             any::<usize>().prop_map(|tokens| Workload::Prefill { tokens }),
         ],
         clock in prop::sample::select(vec![Clock::Host, Clock::DeviceTimestamps, Clock::Synchronized]),

@@ -43,12 +43,12 @@ pub fn run(args: &args::Profile) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was asked for; a decode step at depth 0 if nothing was.
+/// What was asked for; decode steps at depth 0 if nothing was.
 fn workloads(args: &args::Profile) -> Vec<Workload> {
-    let decode = args.decode.iter().map(|&depth| Workload::Decode { depth });
+    let depths = if args.decode.is_empty() && args.prefill.is_empty() { &[0][..] } else { &args.decode };
+    let at = |&depth: &usize| args.batch.iter().map(move |&sequences| Workload::Decode { depth, sequences });
     let prefill = args.prefill.iter().map(|&tokens| Workload::Prefill { tokens });
-    let workloads: Vec<Workload> = decode.chain(prefill).collect();
-    if workloads.is_empty() { vec![Workload::Decode { depth: 0 }] } else { workloads }
+    depths.iter().flat_map(at).chain(prefill).collect()
 }
 
 fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
@@ -106,7 +106,7 @@ fn read(path: &Path) -> Result<Vec<Profile>> {
 fn numerics(args: &args::Profile) -> Result<ExitCode> {
     let checkpoint = &session::open(&args.model)?;
     let tokens = match workloads(args)[0] {
-        Workload::Decode { depth } => depth + 1,
+        Workload::Decode { depth, .. } => depth + 1,
         Workload::Prefill { tokens } => tokens,
     };
     let tokens = sample_tokens(0, tokens, checkpoint.config.vocab);

@@ -54,7 +54,8 @@ impl Workload {
     /// `decode at depth 1024`, `prefill of 128 tokens`.
     pub(super) fn text(self) -> String {
         match self {
-            Workload::Decode { depth } => format!("decode at depth {depth}"),
+            Workload::Decode { depth, sequences: 1 } => format!("decode at depth {depth}"),
+            Workload::Decode { depth, sequences } => format!("decode of {sequences} sequences at depth {depth}"),
             Workload::Prefill { tokens } => format!("prefill of {tokens} tokens"),
         }
     }
@@ -62,7 +63,7 @@ impl Workload {
     /// New tokens of a step.
     pub(super) fn tokens(self) -> usize {
         match self {
-            Workload::Decode { .. } => 1,
+            Workload::Decode { sequences, .. } => sequences,
             Workload::Prefill { tokens } => tokens,
         }
     }

@@ -44,7 +44,7 @@ const GPU: Machine = Machine {
 
 /// Decoding on a CPU.
 pub fn decode(depth: usize, steps: usize) -> Profile {
-    profile(&CPU, Workload::Decode { depth }, steps)
+    profile(&CPU, Workload::Decode { depth, sequences: 1 }, steps)
 }
 
 /// Prefill on a CPU.
@@ -54,7 +54,7 @@ pub fn prefill(tokens: usize) -> Profile {
 
 /// Decoding on a GPU that waits for its host between operations.
 pub fn gpu(depth: usize, steps: usize) -> Profile {
-    profile(&GPU, Workload::Decode { depth }, steps)
+    profile(&GPU, Workload::Decode { depth, sequences: 1 }, steps)
 }
 
 fn profile(machine: &Machine, workload: Workload, steps: usize) -> Profile {
@@ -76,7 +76,7 @@ fn profile(machine: &Machine, workload: Workload, steps: usize) -> Profile {
 
 fn step(machine: &Machine, ceiling: &Ceiling, workload: Workload, random: &mut Random) -> Step {
     let (tokens, earlier) = match workload {
-        Workload::Decode { depth } => (1, depth),
+        Workload::Decode { depth, sequences } => (sequences, depth),
         Workload::Prefill { tokens } => (tokens, 0),
     };
     let (mut spans, mut now) = (Vec::new(), 20e-6);

@@ -37,17 +37,17 @@ pub(super) fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a 
 impl CpuEngine {
     /// Runs the tokens through the layers. What becomes of them is then the scratch's stream.
     pub(super) fn layers(&self, s: &mut Scratch, tokens: &[u32], parts: &mut [Part], probe: &mut dyn Probe) {
-        let n = tokens.len();
+        let (n, sequences) = (tokens.len(), parts.len());
         self.prepare(s, n);
         self.angles(s, parts);
-        probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, keys: 0 });
+        probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, sequences, keys: 0 });
 
         self.embed(s, tokens);
         let hidden = self.config.hidden;
         see(probe, || "embed".into(), &s.x, n, hidden);
-        probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, keys: 0 });
+        probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, sequences, keys: 0 });
         for (number, layer) in self.model.layers.iter().enumerate() {
-            let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, keys };
+            let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, sequences, keys };
             self.norm(&s.x, &layer.attention_norm, n, &mut s.h);
             probe.done(span(Operation::AttentionNorm, 0));
             self.qkv(layer, s, n);
@@ -444,7 +444,13 @@ impl CpuEngine {
         }
         self.norm(&s.x, &self.model.final_norm, wanted, &mut s.h);
         see(probe, || "final_norm".into(), &s.h, wanted, hidden);
-        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: wanted, keys: 0 });
+        probe.done(Span {
+            operation: Operation::HeadNorm,
+            layer: None,
+            tokens: wanted,
+            sequences: parts.len(),
+            keys: 0,
+        });
         wanted
     }
 
@@ -472,7 +478,7 @@ impl CpuEngine {
                 }
             }
         });
-        probe.done(Span { operation: Operation::Head, layer: None, tokens: wanted, keys: 0 });
+        probe.done(Span { operation: Operation::Head, layer: None, tokens: wanted, sequences: parts.len(), keys: 0 });
         logits
     }
 }

@@ -70,7 +70,7 @@ impl Kernels {
         let (engine, pass) = (&self.engine, self.engine.place(&placed));
         let name = counted(rows);
         let mut outside = |operation: Operation, launch: &dyn Fn(usize)| {
-            let span = Some(Span { operation, layer: None, tokens: rows, keys: 0 });
+            let span = Some(Span { operation, layer: None, tokens: rows, sequences: 1, keys: 0 });
             visit(&Case { operation: operation.name(), name: name.clone(), span, engine, rows: &placed, launch })
         };
         outside(Operation::Embed, &|_| engine.embed(rows))?;

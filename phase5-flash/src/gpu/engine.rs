@@ -1,5 +1,6 @@
 //! Phase 5's engine on a GPU: any number of sequences advance together, in passes of up to [`MAX_ROWS`] rows.
 
+use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 
 use burn::tensor::{Tensor, TensorData};
@@ -148,6 +149,7 @@ impl GpuEngine {
     pub(super) fn place(&self, rows: &[Row]) -> Pass {
         self.gpu.write(&self.scratch.row_words, rows.iter().flat_map(|row| row.words()).collect());
         let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        let slots: HashSet<u32> = rows.iter().map(|row| row.slot).collect();
         let tiles = rows_a_tile(&self.gpu, &self.config).map(|most| prefill::tiles(rows, most));
         // A tile of one row costs as much as one of four.
         let tiles = tiles.unwrap_or_default();
@@ -156,7 +158,7 @@ impl GpuEngine {
         if tiled {
             self.gpu.write(&self.scratch.row_tiles, tiles);
         }
-        Pass { rows: rows.len(), keys, tiles: tiled.then_some(count) }
+        Pass { rows: rows.len(), sequences: slots.len(), keys, tiles: tiled.then_some(count) }
     }
 
     /// Logits `[picks, vocab]` of some rows of the last pass.

@@ -27,6 +27,8 @@ use super::weights::Layer;
 #[derive(Clone, Copy)]
 pub(super) struct Pass {
     pub rows: usize,
+    /// How many sequences they are of.
+    pub sequences: usize,
     /// The most keys that one of them sees.
     pub keys: usize,
     /// The tiles of `scratch.row_tiles` that they attend in; without, each attends for itself.
@@ -79,7 +81,13 @@ impl GpuEngine {
         };
         self.embed(pass.rows);
         see(probe, &|| "embed".into(), &scratch.x, config.hidden);
-        probe.done(Span { operation: Operation::Embed, layer: None, tokens: pass.rows, keys: 0 });
+        probe.done(Span {
+            operation: Operation::Embed,
+            layer: None,
+            tokens: pass.rows,
+            sequences: pass.sequences,
+            keys: 0,
+        });
         for number in 0..self.weights.layers.len() {
             for operation in pass.operations(&self.gpu.tuning) {
                 self.launch(operation, number, pass);
@@ -99,7 +107,7 @@ impl GpuEngine {
             Operation::CacheAppend | Operation::Attention => self.keys(number, pass),
             _ => 0,
         };
-        Span { operation, layer: Some(number), tokens: pass.rows, keys }
+        Span { operation, layer: Some(number), tokens: pass.rows, sequences: pass.sequences, keys }
     }
 
     /// Launches one of [`Pass::operations`] in layer `number`.
@@ -171,9 +179,9 @@ impl GpuEngine {
         }
     }
 
-    /// Keys that the pass's rows see together.
+    /// Keys that the rows of a sequence see together.
     fn keys(&self, number: usize, pass: Pass) -> usize {
-        pass.keys.min(self.reach(number).saturating_add(pass.rows - 1))
+        pass.keys.min(self.reach(number).saturating_add(pass.rows / pass.sequences - 1))
     }
 
     fn attend(&self, number: usize, pass: Pass) {
@@ -317,7 +325,7 @@ impl GpuEngine {
 
     /// The logits of `inputs` picked rows of the last pass into `out`, `[inputs, vocab]`.
     pub(super) fn logits(&self, inputs: usize, picks: &Buffer, out: &Buffer, probe: &mut dyn Probe) {
-        let span = |operation| Span { operation, layer: None, tokens: inputs, keys: 0 };
+        let span = |operation| Span { operation, layer: None, tokens: inputs, sequences: inputs, keys: 0 };
         self.head_norm(inputs, picks);
         if probe.looks() {
             let normed = self.gpu.tensor(&self.scratch.normed, [inputs, self.config.hidden]);

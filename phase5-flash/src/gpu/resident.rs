@@ -203,7 +203,7 @@ impl GpuEngine {
 
     /// The rows through the model, and the choice of their successors.
     fn launch_step(&self, shape: Shape) {
-        self.layers(Pass { rows: shape.rows, keys: shape.keys, tiles: None }, &mut NoProbe);
+        self.layers(Pass { rows: shape.rows, sequences: shape.rows, keys: shape.keys, tiles: None }, &mut NoProbe);
         self.logits(shape.rows, &self.scratch.every_row, &self.buffers().logits, &mut NoProbe);
         self.choose(shape.rows, shape.choosing);
     }
