@@ -24,7 +24,8 @@ const GAIN: f64 = 0.98;
 const ROUNDING: f64 = 0.1;
 /// Positions at which attention is measured.
 const DEPTH: usize = 4096;
-/// Rows at which the kernels for few rows are measured.
+/// Rows at which the kernels for single rows, and for few, are measured.
+const SINGLE_ROWS: usize = 10;
 const SOME_ROWS: usize = 16;
 /// Rows at which the kernels for single, few and many rows are compared.
 const ROWS: [usize; 11] = [2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512];
@@ -77,6 +78,9 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.begin(Work { depth: DEPTH.min(longest / 2), rows: 1 })?;
     tuner.choose(Tuning::ATTENTION_CUBES, |tuning, attention_cubes| Tuning { attention_cubes, ..tuning })?;
 
+    tuner.begin(Work { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
+    tuner.choose(Tuning::TOGETHER, |tuning, together| Tuning { together, ..tuning })?;
+
     // No rows by themselves, and none in tiles.
     let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..tuner.best };
     tuner.begin(Work { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
@@ -100,6 +104,7 @@ const ALL: usize = 2
     + 3 * 20
     + Tuning::PRODUCT_CUBES.len()
     + Tuning::ATTENTION_CUBES.len()
+    + Tuning::TOGETHER.len()
     + 3
     + 4 * ROWS.len()
     + 2 * Tuning::PLANES.len();
@@ -152,7 +157,7 @@ impl Tuner<'_> {
     }
 
     /// What a tuning makes of this model's matrices: in small ones, different walks are the same.
-    fn kernels(&self, tuning: Tuning) -> ([Cut; 5], usize, Division) {
+    fn kernels(&self, tuning: Tuning) -> ([Cut; 5], usize, usize, Division) {
         let gpu = &Gpu { tuning, ..self.engine.gpu.clone() };
         let (weights, chosen) = (&self.engine.weights, self.engine.config.experts_per_token);
         let layer = &weights.layers[0];
@@ -164,7 +169,7 @@ impl Tuner<'_> {
             cut(tuning.gate_up, &layer.gate.weight, chosen),
             cut(tuning.down, &layer.down.weight, chosen),
         ];
-        (cuts, tuning.attention_cubes, tuning.few)
+        (cuts, tuning.attention_cubes, tuning.together, tuning.few)
     }
 
     /// Where single rows end and tiles begin: wherever each stops, or begins, to win.
@@ -324,7 +329,8 @@ mod tests {
         let tiles = [Tuning { tiled_rows: 1, ..few }, Tuning { tiled_slots: 1, ..few }];
         let single = Tuning { single_rows: 64, ..default };
         let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
-        for tuning in walks.chain(divisions).chain(tiles).chain([single]).chain(cubes) {
+        let together = Tuning::TOGETHER.map(|together| Tuning { together, ..default });
+        for tuning in walks.chain(divisions).chain(tiles).chain([single]).chain(cubes).chain(together) {
             engine.set_tuning(tuning);
             let error = error(&logits(&mut engine), &expected);
             assert!(error < ROUNDING, "{tuning:?}: {error:e} {random:?}");

@@ -43,6 +43,8 @@ pub struct Tuning {
     pub(crate) project: Walk,
     pub(crate) gate_up: Walk,
     pub(crate) down: Walk,
+    /// Inputs that share a reading of a dense matrix, at most.
+    pub(crate) together: usize,
     /// Cubes that a product's rows are shared out among before any walks further.
     pub(crate) product_cubes: u32,
     /// Cubes that attention splits its keys for.
@@ -65,6 +67,7 @@ impl Default for Tuning {
             project: Walk { vectors: 4, steps: 4 },
             gate_up: Walk { vectors: 1, steps: 8 },
             down: Walk { vectors: 2, steps: 6 },
+            together: 2,
             product_cubes: 640,
             // On an H100, 32 shares for 8 key/value heads were the fastest at depths 4096 and 16384.
             attention_cubes: 256,
@@ -81,12 +84,14 @@ impl Default for Tuning {
 impl Tuning {
     pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
     pub(crate) const ATTENTION_CUBES: [usize; 5] = [32, 64, 128, 256, 512];
+    pub(crate) const TOGETHER: [usize; 3] = [1, 2, 4];
     pub(crate) const PLANES: [u32; 3] = [2, 4, 8];
 
     /// Whether kernels are known to run with these choices.
     pub(super) fn is_possible(&self) -> bool {
         let walks = [self.project, self.gate_up, self.down];
         walks.into_iter().all(|walk| Walk::all().any(|known| known == walk))
+            && Tuning::TOGETHER.contains(&self.together)
             && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
             && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
             && Division::ALL.contains(&self.few)

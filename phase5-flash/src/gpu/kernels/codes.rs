@@ -68,20 +68,6 @@ pub(crate) fn packed_scale(word: u32, #[comptime] packing: Packing) -> f32 {
     if comptime![packing.format == Format::Mxfp4] { scale * f32::new(comptime![factor(packing.codes)]) } else { scale }
 }
 
-/// Reads the 32 inputs of block `block` into registers.
-#[cube]
-pub(crate) fn load_block(
-    x: &[Vector<f32, Const<4>>],
-    block: u32,
-    values: &mut Array<Vector<f32, Const<4>>>,
-    #[comptime] first: u32,
-) {
-    #[unroll]
-    for i in 0..8u32 {
-        values[comptime![(first + i) as usize]] = x[(block * 8 + i) as usize];
-    }
-}
-
 /// Reads a block's codes; `stride` is the row's number of blocks.
 #[cube]
 pub(crate) fn load_codes(
@@ -99,23 +85,44 @@ pub(crate) fn load_codes(
     }
 }
 
-/// `Σ code · x` over a block, without its scale.
+/// Adds `scale · Σ code · x` over a block to `sums` from `first_sum` on: a sum for each of `inputs` inputs, which lie `apart` vectors
+/// apart from vector `first_x` on. The codes become floats once.
 #[cube]
-pub(crate) fn dot_block(
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn add_dots(
     words: &Array<Vector<u32, Const<4>>>,
     #[comptime] first_word: u32,
-    x: &Array<Vector<f32, Const<4>>>,
+    x: &Sequence<Vector<f32, Const<4>>>,
     #[comptime] first_x: u32,
+    #[comptime] apart: u32,
+    scale: f32,
+    sums: &mut Array<f32>,
+    #[comptime] first_sum: u32,
+    #[comptime] inputs: u32,
     #[comptime] format: Format,
     #[comptime] codes: Codes,
-) -> f32 {
-    let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
+) {
+    let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![inputs as usize]);
+    #[unroll]
+    for q in 0..inputs {
+        products[comptime![q as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
+    }
     #[unroll]
     for i in 0..8u32 {
-        sum += block_values(words, first_word, i, format, codes) * x[comptime![(first_x + i) as usize]];
+        let values = block_values(words, first_word, i, format, codes);
+        #[unroll]
+        for q in 0..inputs {
+            products[comptime![q as usize]] += values * x[comptime![(first_x + q * apart + i) as usize]];
+        }
     }
-    let sum = sum4(sum);
-    if comptime![format == Format::Mxfp4] { sum * f32::new(comptime![factor(codes)]) } else { sum }
+    #[unroll]
+    for q in 0..inputs {
+        let mut sum = sum4(products[comptime![q as usize]]);
+        if comptime![format == Format::Mxfp4] {
+            sum *= f32::new(comptime![factor(codes)]);
+        }
+        sums[comptime![(first_sum + q) as usize]] += scale * sum;
+    }
 }
 
 /// What products with values as [`block_values`] reads them lack.

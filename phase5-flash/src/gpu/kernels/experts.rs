@@ -13,7 +13,7 @@
 
 use cubecl::prelude::*;
 
-use super::project::{Cut, Split, add_products, copy, enlarge_inputs, load_inputs, load_rows, multiply_rows, zero};
+use super::project::{Cut, Split, add_products, copy, enlarged, load_inputs, load_rows, multiply_rows, zero};
 use super::reduce::{share_sums, total};
 use super::router::choose;
 use crate::gpu::device::{Buffer, Gpu};
@@ -106,11 +106,9 @@ fn gate_up(
     let cube_rows = comptime![gate.cut.cube_rows()];
     let at_once = comptime![gate.cut.rows];
     let mut shared = Shared::<[f32]>::new_slice(comptime![(2 * gate.planes * cube_rows) as usize]);
-    let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * gate.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, UNIT_POS, &mut inputs, gate);
-    if comptime![gate.subnormals()] {
-        enlarge_inputs(&mut inputs, gate);
-    }
+    let mut loaded = Sequence::<Vector<f32, Const<4>>>::new();
+    load_inputs(x, CUBE_POS_X / chosen_per_row * gate.blocks, UNIT_POS, &mut loaded, gate);
+    let inputs = enlarged(&loaded, gate);
 
     let first_cube = CUBE_POS_Y + CUBE_POS_Z == 0;
     let expert = choose(logits, CUBE_POS_X, first_cube, chosen, weights, experts, chosen_per_row);
@@ -256,11 +254,9 @@ fn down_kernel(
         let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![split.vectors() as usize]);
         let mut scale_words = Array::<u32>::new(comptime![split.cut.rows as usize]);
         load_rows(codes, scales, start + first, last, lane, &mut held, &mut scale_words, 0u32, split);
-        let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-        load_inputs(x, slot * split.blocks, lane, &mut inputs, split);
-        if comptime![split.subnormals()] {
-            enlarge_inputs(&mut inputs, split);
-        }
+        let mut loaded = Sequence::<Vector<f32, Const<4>>>::new();
+        load_inputs(x, slot * split.blocks, lane, &mut loaded, split);
+        let inputs = enlarged(&loaded, split);
         let weight = select(number < slots.chosen, weights[slot as usize], 0.0f32);
         let mut sums = Array::<f32>::new(comptime![split.cut.rows as usize]);
         for step in 0..split.cut.steps {

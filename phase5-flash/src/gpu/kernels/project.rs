@@ -9,12 +9,18 @@
 //! 2. inputs by way of 13 kB of shared memory: 544 GB/s. Fewer cubes fit at once; taken back.
 //! 3. the codes read before the inputs: 668 GB/s, for they fill the registers meanwhile.
 //! 4. here: 2 rows at a time in 4 steps: 861 GB/s (SPIR-V). The head, 2,334 GB/s at first, now 2,605.
+//!
+//! Ten rows (head; query, key and value in 24 layers; output projection in 24):
+//! 1. each by itself, side by side, so that one finds in the L2 cache what another read: 1.57 ms, 1.70 ms, 1.31 ms.
+//! 2. two inputs a lane over the same cubes: 1.40, 1.73, 1.27. What is read of the inputs is as much as before.
+//! 3. here: two inputs, and four times as many steps where there are rows enough; inputs as values, not as an array, of which
+//!    the compiler keeps only a small one in registers: 1.02, 1.26, 0.76. Four or five inputs: 1.65, 1.39.
 
 use cubecl::prelude::*;
 use phase1_loading::Format;
 
-use super::codes::{Codes, INPUT_FACTOR, dot_block, load_block, load_codes, load_scales, scale_value};
-use super::reduce::{cube_sum, share_sums, sum4, total};
+use super::codes::{Codes, INPUT_FACTOR, add_dots, load_codes, load_scales, scale_value};
+use super::reduce::{share_sums, sum4, total};
 use super::tile::put;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, ROW_GROUP, vectors};
@@ -54,6 +60,8 @@ pub(crate) struct Split {
     pub blocks: u32,
     /// Lanes that share a row.
     pub lanes: u32,
+    /// Inputs that every row is multiplied with.
+    pub inputs: u32,
     pub cut: Cut,
     /// The most planes of a cube.
     pub planes: u32,
@@ -66,7 +74,7 @@ impl Split {
         let blocks = matrix.blocks() as u32;
         let lanes = blocks.next_multiple_of(gpu.plane).min(LANES);
         let planes = lanes.div_ceil(gpu.least_plane);
-        Split { blocks, lanes, cut, planes, format: matrix.format, codes: gpu.codes }
+        Split { blocks, lanes, inputs: 1, cut, planes, format: matrix.format, codes: gpu.codes }
     }
 
     /// Whether inputs must be [enlarged](enlarge_inputs).
@@ -82,6 +90,21 @@ impl Split {
     /// Blocks that one lane holds.
     pub fn blocks_a_lane(&self) -> u32 {
         self.blocks.div_ceil(self.lanes)
+    }
+
+    /// Vectors of inputs that one lane holds.
+    pub fn input_vectors(&self) -> u32 {
+        8 * self.blocks_a_lane() * self.inputs
+    }
+
+    /// Sums of a lane: of every row it works on at once with every input.
+    pub fn sums(&self) -> u32 {
+        self.cut.rows * self.inputs
+    }
+
+    /// Sums of a cube.
+    pub fn cube_sums(&self) -> u32 {
+        self.cut.cube_rows() * self.inputs
     }
 
     /// Cubes for `rows` rows, along y and z: cubes that differ along x share their rows, and run side by side.
@@ -112,8 +135,13 @@ pub(crate) struct Project<'a> {
 
 impl Project<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        let cut = Cut::of(gpu, gpu.tuning.project, self.matrix.format, self.matrix.rows);
-        let split = Split::new(gpu, self.matrix, cut);
+        // As many inputs for every cube, as nearly as can be; with more of them to read, it walks further.
+        let groups = self.inputs.div_ceil(gpu.tuning.together);
+        let together = self.inputs.div_ceil(groups) as u32;
+        let walk = gpu.tuning.project;
+        let walk = Walk { steps: walk.steps * together * together, ..walk };
+        let cut = Cut::of(gpu, walk, self.matrix.format, self.matrix.rows * groups);
+        let split = Split { inputs: together, ..Split::new(gpu, self.matrix, cut) };
         let (norm, eps) = self.norm.unwrap_or((self.x, 0.0));
         for part in &self.matrix.parts {
             let (x, z) = split.cubes(part.rows);
@@ -121,7 +149,7 @@ impl Project<'_> {
             unsafe {
                 project::launch_unchecked(
                     &gpu.client,
-                    CubeCount::Static(self.inputs as u32, x, z),
+                    CubeCount::Static(groups as u32, x, z),
                     CubeDim::new_1d(split.lanes),
                     self.x.arg4(),
                     part.codes.arg4(),
@@ -129,6 +157,7 @@ impl Project<'_> {
                     norm.arg4(),
                     self.bias.unwrap_or(self.x).arg(),
                     self.out.arg(),
+                    self.inputs as u32,
                     part.rows as u32,
                     part.first_row as u32,
                     self.matrix.rows as u32,
@@ -151,6 +180,7 @@ fn project(
     norm: &[Vector<f32, Const<4>>],
     bias: &[f32],
     out: &mut [f32],
+    inputs: u32,
     rows: u32,
     first_row: u32,
     out_width: u32,
@@ -161,25 +191,29 @@ fn project(
     #[comptime] add: bool,
 ) {
     let cube_rows = comptime![split.cut.cube_rows()];
-    let mut shared = Shared::<[f32]>::new_slice(comptime![(split.planes * cube_rows) as usize]);
+    let mut shared = Shared::<[f32]>::new_slice(comptime![(split.planes * split.cube_sums()) as usize]);
     let first = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * cube_rows;
     // The first codes are under way while the inputs are made ready.
     let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![split.vectors() as usize]);
     let mut scale_words = Array::<u32>::new(comptime![split.cut.rows as usize]);
     load_rows(codes, scales, first, rows - 1, UNIT_POS, &mut held, &mut scale_words, 0u32, split);
-    let mut inputs = Array::<Vector<f32, Const<4>>>::new(comptime![(8 * split.blocks_a_lane()) as usize]);
-    load_inputs(x, CUBE_POS_X * split.blocks, UNIT_POS, &mut inputs, split);
-    if comptime![normalize] {
-        normalize_inputs(norm, eps, &mut inputs, &mut shared, split);
+    let mut loaded = Sequence::<Vector<f32, Const<4>>>::new();
+    let first_input = CUBE_POS_X * split.inputs;
+    #[unroll]
+    for q in 0..split.inputs {
+        let input = min(first_input + q, inputs - 1);
+        load_inputs(x, input * split.blocks, UNIT_POS, &mut loaded, split);
     }
-    if comptime![split.subnormals()] {
-        enlarge_inputs(&mut inputs, split);
-    }
+    let held_inputs = if comptime![normalize] {
+        normalized(norm, eps, &loaded, &mut shared, split)
+    } else {
+        enlarged(&loaded, split)
+    };
 
-    let mut sums = Array::<f32>::new(comptime![split.cut.rows as usize]);
+    let mut sums = Array::<f32>::new(comptime![split.sums() as usize]);
     for step in 0..split.cut.steps {
         let row = first + step * split.cut.rows;
-        zero(&mut sums, split.cut.rows);
+        zero(&mut sums, split.sums());
         multiply_rows(
             codes,
             scales,
@@ -188,20 +222,21 @@ fn project(
             UNIT_POS,
             &mut held,
             &mut scale_words,
-            &inputs,
+            &held_inputs,
             &mut sums,
             1.0f32,
             split,
         );
-        share_sums(&sums, &mut shared, 0u32, step * split.cut.rows, split.cut.rows, cube_rows);
+        share_sums(&sums, &mut shared, 0u32, step * split.sums(), split.sums(), split.cube_sums());
     }
     sync_cube();
     let mut i = UNIT_POS;
-    while i < cube_rows {
-        if first + i < rows {
-            let row = first_row + first + i;
-            let at = (CUBE_POS_X * out_width + row) as usize;
-            put(out, at, total(&shared, i, cube_rows), bias, row, biased, add);
+    while i < split.cube_sums() {
+        let (row, input) = (first + i / split.inputs, first_input + i % split.inputs);
+        if row < rows && input < inputs {
+            let row = first_row + row;
+            let at = (input * out_width + row) as usize;
+            put(out, at, total(&shared, i, split.cube_sums()), bias, row, biased, add);
         }
         i += CUBE_DIM;
     }
@@ -215,67 +250,85 @@ pub(crate) fn zero(values: &mut Array<f32>, #[comptime] count: u32) {
     }
 }
 
-/// This lane's blocks of the input that begins at block `first`; zeros past its end.
+/// Adds this lane's blocks of the input that begins at block `first` to those that it holds; zeros past its end.
 #[cube]
 pub(crate) fn load_inputs(
     x: &[Vector<f32, Const<4>>],
     first: u32,
     lane: u32,
-    inputs: &mut Array<Vector<f32, Const<4>>>,
+    inputs: &mut Sequence<Vector<f32, Const<4>>>,
     #[comptime] split: Split,
 ) {
     #[unroll]
     for i in 0..comptime![split.blocks_a_lane()] {
         let block = lane + comptime![i * split.lanes];
-        if block < split.blocks {
-            load_block(x, first + block, inputs, comptime![8 * i]);
-        } else {
-            #[unroll]
-            for j in 0..8u32 {
-                inputs[comptime![(8 * i + j) as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
-            }
+        let there = Vector::<f32, Const<4>>::new(select(block < split.blocks, 1.0f32, 0.0f32));
+        #[unroll]
+        for j in 0..8u32 {
+            inputs.push(x[((first + min(block, comptime![split.blocks - 1])) * 8 + j) as usize] * there);
         }
     }
 }
 
-/// Makes room below for codes that are read as subnormals.
+/// Inputs with room below for codes that are read as subnormals.
 #[cube]
-pub(crate) fn enlarge_inputs(inputs: &mut Array<Vector<f32, Const<4>>>, #[comptime] split: Split) {
-    let factor = Vector::<f32, Const<4>>::new(f32::new(INPUT_FACTOR));
+pub(crate) fn enlarged(
+    inputs: &Sequence<Vector<f32, Const<4>>>,
+    #[comptime] split: Split,
+) -> Sequence<Vector<f32, Const<4>>> {
+    let mut larger = Sequence::<Vector<f32, Const<4>>>::new();
     #[unroll]
-    for i in 0..comptime![8 * split.blocks_a_lane()] {
-        inputs[comptime![i as usize]] *= factor;
+    for i in 0..split.input_vectors() {
+        let x = inputs[comptime![i as usize]];
+        if comptime![split.subnormals()] {
+            larger.push(x * Vector::<f32, Const<4>>::new(f32::new(INPUT_FACTOR)));
+        } else {
+            larger.push(x);
+        }
     }
+    larger
 }
 
-/// `x / √(mean(x²) + ε) · w`, in place.
+/// `x / √(mean(x²) + ε) · w` of every input.
 #[cube]
-pub(crate) fn normalize_inputs(
+pub(crate) fn normalized(
     norm: &[Vector<f32, Const<4>>],
     eps: f32,
-    inputs: &mut Array<Vector<f32, Const<4>>>,
+    inputs: &Sequence<Vector<f32, Const<4>>>,
     shared: &mut Shared<[f32]>,
     #[comptime] split: Split,
-) {
-    let mut squares = Vector::<f32, Const<4>>::new(0.0f32);
+) -> Sequence<Vector<f32, Const<4>>> {
+    let width = comptime![8 * split.blocks_a_lane()];
+    let mut squares = Array::<f32>::new(comptime![split.inputs as usize]);
     #[unroll]
-    for i in 0..comptime![8 * split.blocks_a_lane()] {
-        let x = inputs[comptime![i as usize]];
-        squares += x * x;
+    for q in 0..split.inputs {
+        let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
+        #[unroll]
+        for i in 0..width {
+            let x = inputs[comptime![(q * width + i) as usize]];
+            sum += x * x;
+        }
+        squares[comptime![q as usize]] = sum4(sum);
     }
-    let mean = cube_sum(sum4(squares), shared) / f32::cast_from(comptime![32 * split.blocks]);
-    let factor = Vector::<f32, Const<4>>::new(1.0f32 / (mean + eps).sqrt());
+    share_sums(&squares, shared, 0u32, 0u32, split.inputs, split.inputs);
+    sync_cube();
+    let mut normed = Sequence::<Vector<f32, Const<4>>>::new();
     #[unroll]
-    for i in 0..comptime![split.blocks_a_lane()] {
-        let block = UNIT_POS + comptime![i * split.lanes];
-        if block < split.blocks {
+    for q in 0..split.inputs {
+        let mean = total(&*shared, q.runtime(), split.inputs) / f32::cast_from(comptime![32 * split.blocks]);
+        let factor = Vector::<f32, Const<4>>::new(1.0f32 / (mean + eps).sqrt());
+        #[unroll]
+        for i in 0..comptime![split.blocks_a_lane()] {
+            let block = min(UNIT_POS + comptime![i * split.lanes], comptime![split.blocks - 1]);
             #[unroll]
             for j in 0..8u32 {
-                let at = comptime![(8 * i + j) as usize];
-                inputs[at] = inputs[at] * factor * norm[(block * 8 + j) as usize];
+                let x = inputs[comptime![(q * width + 8 * i + j) as usize]];
+                normed.push(x * factor * norm[(block * 8 + j) as usize]);
             }
         }
     }
+    sync_cube();
+    enlarged(&normed, split)
 }
 
 /// Reads the codes and scales of a cube's rows at block `block`; `first` counts rows loaded before. Rows past the last are read as
@@ -308,8 +361,8 @@ pub(crate) fn load_rows(
     }
 }
 
-/// Adds this lane's share of the products with the rows that are held, each times `weight`, to `sums`, and holds the rows after
-/// them instead: those are under way meanwhile.
+/// Adds this lane's share of the products of the inputs with the rows that are held, each times `weight`, to `sums`, a row's after
+/// another, and holds the rows after them instead: those are under way meanwhile.
 #[cube]
 pub(crate) fn multiply_rows(
     codes: &[Vector<u32, Const<4>>],
@@ -319,7 +372,7 @@ pub(crate) fn multiply_rows(
     lane: u32,
     held: &mut Array<Vector<u32, Const<4>>>,
     scale_words: &mut Array<u32>,
-    inputs: &Array<Vector<f32, Const<4>>>,
+    inputs: &Sequence<Vector<f32, Const<4>>>,
     sums: &mut Array<f32>,
     weight: f32,
     #[comptime] split: Split,
@@ -347,7 +400,7 @@ pub(crate) fn multiply_rows(
 pub(crate) fn add_products(
     words: &Array<Vector<u32, Const<4>>>,
     scale_words: &Array<u32>,
-    inputs: &Array<Vector<f32, Const<4>>>,
+    inputs: &Sequence<Vector<f32, Const<4>>>,
     sums: &mut Array<f32>,
     #[comptime] first: u32,
     #[comptime] round: u32,
@@ -358,10 +411,11 @@ pub(crate) fn add_products(
     #[unroll]
     for r in 0..split.cut.rows {
         let at = comptime![first + r];
-        let product =
-            dot_block(words, comptime![at * vectors], inputs, comptime![8 * round], split.format, split.codes);
-        let scale = scale_value(scale_words[comptime![at as usize]], split.format);
-        sums[comptime![at as usize]] += weight * scale * product;
+        let scale = weight * scale_value(scale_words[comptime![at as usize]], split.format);
+        let (first_word, first_x) = comptime![(at * vectors, 8 * round)];
+        let (first_sum, apart) = comptime![(at * split.inputs, 8 * split.blocks_a_lane())];
+        let Split { inputs: count, format, codes, .. } = comptime![split];
+        add_dots(words, first_word, inputs, first_x, apart, scale, sums, first_sum, count, format, codes);
     }
 }
 

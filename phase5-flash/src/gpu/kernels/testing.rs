@@ -24,7 +24,8 @@ pub fn tuned(random: &mut Random) -> Gpu {
     let mut walk = || Walk::all().nth(random.below(Walk::all().count())).expect("one of them");
     let (project, gate_up, down) = (walk(), walk(), walk());
     let few = Division::ALL[random.below(Division::ALL.len())];
-    Gpu { tuning: Tuning { project, gate_up, down, few, product_cubes: 1, ..Tuning::default() }, ..gpu() }
+    let together = Tuning::TOGETHER[random.below(Tuning::TOGETHER.len())];
+    Gpu { tuning: Tuning { project, gate_up, down, few, together, product_cubes: 1, ..Tuning::default() }, ..gpu() }
 }
 
 /// A model of which only the heads matter: query heads, key/value heads and their width, and a layer of each kind.
