@@ -116,7 +116,9 @@ impl Kernels {
         let placed = self.fill(kv, rows, depth)?;
         let (engine, pass) = (&self.engine, self.engine.place(&placed));
         let all: Vec<usize> = (0..engine.config.layers()).collect();
-        of_layers(engine, Operation::CacheAppend, &all, pass, &after(engine, pass), &placed, visit)?;
+        if pass.operations(&engine.gpu.tuning).any(|operation| operation == Operation::CacheAppend) {
+            of_layers(engine, Operation::CacheAppend, &all, pass, &after(engine, pass), &placed, visit)?;
+        }
         attention(engine, pass, &placed, visit)
     }
 

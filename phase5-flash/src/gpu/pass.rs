@@ -6,7 +6,7 @@ use phase2_forward::{Operation, Probe, Span};
 use super::cache::PAGE;
 use super::device::{Buffer, Gpu};
 use super::engine::GpuEngine;
-use super::kernels::attention::Attention;
+use super::kernels::attention::{Attention, Unrotated};
 use super::kernels::embed::embed;
 use super::kernels::experts::{Down, GateUp};
 use super::kernels::few::{FEW, Few};
@@ -36,18 +36,22 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// The operations of a layer, in their order. Single rows are normed where they are multiplied.
+    /// The operations of a layer, in their order. Single rows are normed where they are multiplied, and rotated where they attend.
     pub fn operations(self, tuning: &Tuning) -> impl Iterator<Item = Operation> + use<> {
         let norm = (self.rows > tuning.single_rows).then_some(Operation::AttentionNorm);
-        norm.into_iter().chain([
-            Operation::Qkv,
-            Operation::CacheAppend,
+        let append = (!self.alone()).then_some(Operation::CacheAppend);
+        norm.into_iter().chain([Operation::Qkv]).chain(append).chain([
             Operation::Attention,
             Operation::AttentionOut,
             Operation::Router,
             Operation::GateUp,
             Operation::Down,
         ])
+    }
+
+    /// Whether no row sees another of the pass.
+    fn alone(self) -> bool {
+        self.rows == self.sequences
     }
 }
 
@@ -205,6 +209,10 @@ impl GpuEngine {
                 Some(planes) => attention.launch_flash(&self.gpu, &scratch.row_tiles, count, planes),
                 None => attention.launch_tiles(&self.gpu, &scratch.row_tiles, count),
             },
+            None if pass.alone() => {
+                let unrotated = Unrotated { qkv: &scratch.qkv, table: &self.rotations };
+                attention.launch_unrotated(&self.gpu, unrotated);
+            }
             None => attention.launch(&self.gpu),
         }
     }

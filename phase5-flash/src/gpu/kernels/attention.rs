@@ -9,11 +9,13 @@
 //! 2. eight values under way at once, sums in variables, a unit for every value of a group: 9 µs instead of 11 at depth 0.
 //! 3. here: keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads, and mixes
 //!    a part of the tile's values: 25.4 µs a launch in a step at depth 4,096 (of 24, half full) instead of 31.1.
+//! 4. one row of every sequence: its rotation and its place in the cache are attention's, a launch less.
 
 use cubecl::prelude::*;
 
 use super::cache::{CacheRow, cached_vector};
 use super::reduce::sum4;
+use super::rope::{append, rotated};
 use crate::gpu::cache::{LayerCache, PAGE};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::rows::ROW_WORDS;
@@ -92,6 +94,15 @@ pub(crate) const MAX_GROUP: usize = 4 * MOST_UNITS as usize;
 /// The most values of a head: a tile holds at least sixteen.
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 
+/// What attention reads if the rotation is left to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Unrotated<'a> {
+    /// Queries, keys and values `[inputs, (heads + 2 kv_heads) · head_dim]`.
+    pub qkv: &'a Buffer,
+    /// As [`Rope`](super::rope::Rope)'s.
+    pub table: &'a Buffer,
+}
+
 /// Attention of `inputs` rows.
 pub(crate) struct Attention<'a> {
     /// Rotated queries `[inputs, heads · head_dim]`.
@@ -113,14 +124,18 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    pub fn launch(&self, gpu: &Gpu) {
-        let shape = Shape {
+    fn shape(&self, gpu: &Gpu) -> Shape {
+        Shape {
             row: self.shape,
             heads: self.heads as u32,
             units: units(self.heads / self.shape.kv_heads * self.shape.head_dim).next_multiple_of(gpu.plane),
             whole: self.splits == 1,
-        };
-        let out = if self.splits == 1 { self.out } else { self.shares };
+        }
+    }
+
+    pub fn launch(&self, gpu: &Gpu) {
+        let shape = self.shape(gpu);
+        let out = if shape.whole { self.out } else { self.shares };
         // SAFETY: a row's pages were reserved up to its position, and every output has its place in the buffers.
         unsafe {
             attention::launch_unchecked(
@@ -128,6 +143,36 @@ impl Attention<'_> {
                 CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, self.inputs as u32),
                 CubeDim::new_1d(shape.units),
                 self.queries.arg4(),
+                self.rows.arg(),
+                self.cache.table.arg(),
+                self.cache.pool.keys.arg(),
+                self.cache.pool.values.arg(),
+                self.sinks.arg(),
+                out.arg(),
+                self.cache.columns as u32,
+                self.cache.ring_pages as u32,
+                self.reach.min(1 << 30) as u32,
+                1.0 / (self.shape.head_dim as f32).sqrt(),
+                self.splits as u32,
+                shape,
+            );
+        }
+        self.combine_shares(gpu, shape);
+    }
+
+    /// The same, of rows that are not rotated and whose keys and values are not in the cache: puts them there. Of every sequence
+    /// there may be one row.
+    pub fn launch_unrotated(&self, gpu: &Gpu, Unrotated { qkv, table }: Unrotated<'_>) {
+        let shape = self.shape(gpu);
+        let out = if shape.whole { self.out } else { self.shares };
+        // SAFETY: as above, and positions are below the table's.
+        unsafe {
+            attention_unrotated::launch_unchecked(
+                &gpu.client,
+                CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, self.inputs as u32),
+                CubeDim::new_1d(shape.units),
+                qkv.arg(),
+                table.arg2(),
                 self.rows.arg(),
                 self.cache.table.arg(),
                 self.cache.pool.keys.arg(),
@@ -182,6 +227,115 @@ fn attention(
     splits: u32,
     #[comptime] shape: Shape,
 ) {
+    let group = comptime![shape.group()];
+    let vectors = comptime![shape.vectors()];
+    let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
+    let row = CUBE_POS_Z;
+    let share = Share::new(rows, reach, splits, shape);
+    let mut i = UNIT_POS;
+    while i < comptime![group * vectors] {
+        let at = (row * shape.heads + CUBE_POS_X * group) * vectors + i;
+        query[i as usize] = queries[at as usize] * Vector::<f32, Const<4>>::new(scale);
+        i += shape.units;
+    }
+    attend(&query, &share, pages, keys, values, sinks, out, columns, ring_pages, splits, shape);
+}
+
+#[cube(launch_unchecked)]
+fn attention_unrotated(
+    qkv: &[f32],
+    table: &[Vector<f32, Const<2>>],
+    rows: &[u32],
+    pages: &[u32],
+    keys: &mut [u32],
+    values: &mut [u32],
+    sinks: &[f32],
+    out: &mut [f32],
+    columns: u32,
+    ring_pages: u32,
+    reach: u32,
+    scale: f32,
+    splits: u32,
+    #[comptime] shape: Shape,
+) {
+    let dim = comptime![shape.dim()];
+    let group = comptime![shape.group()];
+    let vectors = comptime![shape.vectors()];
+    let granules = comptime![dim / shape.row.granule() as u32];
+    let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
+    let share = Share::new(rows, reach, splits, shape);
+    let start = CUBE_POS_Z * comptime![(shape.heads + 2 * shape.row.kv_heads as u32) * dim];
+    let mut i = UNIT_POS;
+    while i < comptime![group * vectors] {
+        let first = (CUBE_POS_X * group * vectors + i) * 4;
+        let mut four = Vector::<f32, Const<4>>::empty();
+        #[unroll]
+        for j in 0..4u32 {
+            four.insert(comptime![j as usize], rotated(qkv, table, start, first + j, share.position, dim));
+        }
+        query[i as usize] = four * Vector::<f32, Const<4>>::new(scale);
+        i += shape.units;
+    }
+    // The cube that reads the row's own key puts it there; no other does.
+    if share.has_last {
+        let page = pages[(share.slot * columns + share.position / comptime![PAGE as u32] % ring_pages) as usize];
+        let keys_start = start + comptime![shape.heads * dim];
+        let mut i = UNIT_POS;
+        while i < comptime![2 * granules] {
+            let first = CUBE_POS_X * dim + i % granules * comptime![shape.row.granule() as u32];
+            append(qkv, table, keys_start, keys, values, page, share.position, i < granules, first, shape.row);
+            i += shape.units;
+        }
+        sync_storage();
+    }
+    attend(&query, &share, pages, &*keys, &*values, sinks, out, columns, ring_pages, splits, shape);
+}
+
+/// The row of a cube, and its share of the keys.
+#[derive(CubeType)]
+struct Share {
+    position: u32,
+    slot: u32,
+    /// The first key that the row sees.
+    first: u32,
+    /// Tiles `start` to `end − 1` of the sequence's.
+    start: u32,
+    end: u32,
+    /// Whether the row's own key is among them.
+    has_last: bool,
+}
+
+#[cube]
+impl Share {
+    fn new(rows: &[u32], reach: u32, splits: u32, #[comptime] shape: Shape) -> Share {
+        let tile = comptime![shape.tile()];
+        let position = rows[(CUBE_POS_Z * ROW_WORDS + 1) as usize];
+        let slot = rows[(CUBE_POS_Z * ROW_WORDS + 2) as usize];
+        let first = select(position + 1 > reach, position + 1 - reach, 0u32);
+        let first_tile = first / tile;
+        let past_tile = position / tile + 1;
+        let start = first_tile + CUBE_POS_Y * (past_tile - first_tile).div_ceil(splits);
+        let end = min(start + (past_tile - first_tile).div_ceil(splits), past_tile);
+        Share { position, slot, first, start, end, has_last: start < past_tile && end == past_tile }
+    }
+}
+
+/// What a cube does with its share.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn attend(
+    query: &Shared<[Vector<f32, Const<4>>]>,
+    share: &Share,
+    pages: &[u32],
+    keys: &[u32],
+    values: &[u32],
+    sinks: &[f32],
+    out: &mut [f32],
+    columns: u32,
+    ring_pages: u32,
+    splits: u32,
+    #[comptime] shape: Shape,
+) {
     let dim = comptime![shape.dim()];
     let group = comptime![shape.group()];
     let tile = comptime![shape.tile()];
@@ -190,7 +344,6 @@ fn attention(
     let vectors = comptime![shape.vectors()];
     // One more vector a key, so that lanes on neighbouring keys hit different banks.
     let stride = comptime![vectors + 1];
-    let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
     // Keys, then values, then the parts' sums.
     let mut unpacked =
         Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(tile * stride).max(shape.units) as usize]);
@@ -202,26 +355,12 @@ fn attention(
     let kv_head = CUBE_POS_X;
     let split = CUBE_POS_Y;
     let row = CUBE_POS_Z;
-    let position = rows[(row * ROW_WORDS + 1) as usize];
-    let slot = rows[(row * ROW_WORDS + 2) as usize];
+    let (position, first) = (share.position, share.first);
     let first_head = kv_head * group;
-    let mut i = UNIT_POS;
-    while i < comptime![group * vectors] {
-        let at = (row * shape.heads + first_head) * vectors + i;
-        query[i as usize] = queries[at as usize] * Vector::<f32, Const<4>>::new(scale);
-        i += shape.units;
-    }
     if UNIT_POS < group {
         largest[UNIT_POS as usize] = f32::new(NOTHING);
         sum[UNIT_POS as usize] = 0.0f32;
     }
-
-    let first = select(position + 1 > reach, position + 1 - reach, 0u32);
-    let first_tile = first / tile;
-    let tile_count = position / tile + 1 - first_tile;
-    let share = tile_count.div_ceil(splits);
-    let start = first_tile + split * share;
-    let end = min(start + share, first_tile + tile_count);
 
     let lane = UNIT_POS % comptime![shape.lanes()];
     let part = UNIT_POS / comptime![shape.lanes()];
@@ -229,9 +368,9 @@ fn attention(
     let my_vector = lane % vectors;
     let mut mixed = Vector::<f32, Const<4>>::new(0.0f32);
 
-    let mut number = start;
-    while number < end {
-        let page = pages[(slot * columns + number / tiles_a_page % ring_pages) as usize];
+    let mut number = share.start;
+    while number < share.end {
+        let page = pages[(share.slot * columns + number / tiles_a_page % ring_pages) as usize];
         let cells = (page * kv_heads + kv_head) * comptime![PAGE as u32] + number % tiles_a_page * tile;
         let last_key = min(position - number * tile, tile - 1);
         let mut key_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
@@ -447,8 +586,9 @@ mod tests {
     use phase1_loading::AttentionKind;
     use phase3_kvcache::CacheType;
 
-    /// Appends two sequences' tokens in passes of several lengths through the real cache, and compares what the last pass
-    /// attends to with softmax over everything in f64. Keys and values are read back, so that only attention is judged.
+    /// Appends two sequences' tokens in passes of several lengths through the real cache, and compares what the last two passes
+    /// attend to with softmax over everything in f64: one of several tokens, one of a token each. Keys and values are read back, so
+    /// that only attention is judged.
     fn check(heads: usize, kv_heads: usize, head_dim: usize, kind: CacheType, splits: usize) {
         let gpu = gpu();
         let mut random = Random::fresh();
@@ -457,7 +597,7 @@ mod tests {
         let config = heads_config([heads, kv_heads, head_dim], window, kinds);
         let context = format!("{heads} {kv_heads} {head_dim} {kind} {splits} {window} {random:?}");
         let width = (heads + 2 * kv_heads) * head_dim;
-        let (longest, passes) = (70, 6);
+        let (longest, passes) = (70, 7);
         let mut caches = Caches::new(&gpu, &config, kind, longest).expect("a cache");
         let angles: Vec<f32> =
             (0..passes * longest * head_dim / 2).flat_map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
@@ -465,7 +605,11 @@ mod tests {
         let sinks = random.values(heads, 2.0);
         let mut lengths = [0usize; 2];
         for pass in 0..passes {
-            let new = if pass == 0 { [longest, 1] } else { [1 + random.below(longest), 1 + random.below(longest)] };
+            let new = match pass {
+                0 => [longest, 1],
+                6 => [1, 1],
+                _ => [(); 2].map(|()| 2 + random.below(longest - 1)),
+            };
             let mut rows = Vec::new();
             for sequence in 0..2 {
                 caches.reserve(&gpu, sequence as u64, lengths[sequence] + new[sequence]).expect("reserves");
@@ -484,17 +628,6 @@ mod tests {
                 let (out, tiled) = (poisoned(&gpu, queries.len), poisoned(&gpu, queries.len));
                 let shares = poisoned(&gpu, inputs * heads * splits * (head_dim + 2));
                 let reach = if layer == 0 { window } else { usize::MAX };
-                Rope {
-                    qkv: &qkv_buffer,
-                    table: &table,
-                    rows: &row_words,
-                    cache: caches.layer(layer),
-                    queries: &queries,
-                    heads,
-                    shape: caches.row,
-                    inputs,
-                }
-                .launch(&gpu);
                 let attention = Attention {
                     queries: &queries,
                     rows: &row_words,
@@ -508,8 +641,32 @@ mod tests {
                     reach,
                     inputs,
                 };
+                let pool = || {
+                    let pool = caches.layer(layer).pool;
+                    [&pool.keys, &pool.values].map(|part| gpu.read(part).expect("reads"))
+                };
+                let mut outs = Vec::new();
+                let alone = (inputs == 2).then(|| {
+                    let (out, shares) = (poisoned(&gpu, queries.len), poisoned(&gpu, shares.len));
+                    let attention = Attention { out: &out, shares: &shares, cache: caches.layer(layer), ..attention };
+                    attention.launch_unrotated(&gpu, Unrotated { qkv: &qkv_buffer, table: &table });
+                    outs.push((F32, gpu.read_f32(&out).expect("reads")));
+                    pool()
+                });
+                Rope {
+                    qkv: &qkv_buffer,
+                    table: &table,
+                    rows: &row_words,
+                    cache: caches.layer(layer),
+                    queries: &queries,
+                    heads,
+                    shape: caches.row,
+                    inputs,
+                }
+                .launch(&gpu);
+                assert!(alone.is_none_or(|alone| alone == pool()), "{context}: another cache");
                 attention.launch(&gpu);
-                let mut outs = vec![(F32, gpu.read_f32(&out).expect("reads"))];
+                outs.push((F32, gpu.read_f32(&out).expect("reads")));
                 if let Some(most) = rows_a_tile(&config) {
                     let words = tiles(&rows, most);
                     let shares = poisoned(&gpu, shares.len);
@@ -547,11 +704,10 @@ mod tests {
                         }
                     }
                 }
-                if pass + 1 < passes {
+                if pass + 2 < passes {
                     continue;
                 }
-                let pool = caches.layer(layer).pool.clone();
-                let (keys, values) = (gpu.read(&pool.keys).expect("reads"), gpu.read(&pool.values).expect("reads"));
+                let [keys, values] = pool();
                 for (input, row) in rows.iter().enumerate() {
                     // Keys older than the last pass's window may be gone by now: the first rows of the pass still saw them.
                     let position = row.position as usize;

@@ -81,35 +81,56 @@ fn rope(
     if unit < q_width {
         queries[(row * q_width + unit) as usize] = rotated(qkv, table, start, unit, position, dim);
     } else if unit < comptime![q_width + 2 * granules] {
-        let granule_number = unit - q_width;
-        let is_key = granule_number < granules;
-        let first = (granule_number % granules) * granule;
-        let head = first / dim;
+        let number = unit - q_width;
+        let is_key = number < granules;
+        let first = (number % granules) * granule;
         let page = pages[(slot * columns + (position / comptime![PAGE as u32]) % ring_pages) as usize];
-        let cell = (page * comptime![shape.kv_heads as u32] + head) * comptime![PAGE as u32]
-            + position % comptime![PAGE as u32];
-        let target = cell * comptime![shape.words() as u32];
-        let mut new = Array::<f32>::new(comptime![granule as usize]);
-        #[unroll]
-        for i in 0..granule {
-            let value = if is_key {
-                rotated(qkv, table, start + q_width, first + i, position, dim)
-            } else {
-                qkv[(start + comptime![q_width + kv_width] + first + i) as usize]
-            };
-            new[comptime![i as usize]] = value;
-        }
-        if is_key {
-            store(keys, target, first % dim, &new, shape);
+        append(qkv, table, start + q_width, keys, values, page, position, is_key, first, shape);
+    }
+}
+
+/// Puts the granule that begins with value `first` of a new position's keys, rotated, or of its values into `page`. The keys begin at
+/// `start`, and the values follow them.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn append(
+    qkv: &[f32],
+    table: &[Vector<f32, Const<2>>],
+    start: u32,
+    keys: &mut [u32],
+    values: &mut [u32],
+    page: u32,
+    position: u32,
+    is_key: bool,
+    first: u32,
+    #[comptime] shape: CacheRow,
+) {
+    let dim = comptime![shape.head_dim as u32];
+    let kv_width = comptime![(shape.kv_heads * shape.head_dim) as u32];
+    let granule = comptime![shape.granule() as u32];
+    let cell = (page * comptime![shape.kv_heads as u32] + first / dim) * comptime![PAGE as u32]
+        + position % comptime![PAGE as u32];
+    let target = cell * comptime![shape.words() as u32];
+    let mut new = Array::<f32>::new(comptime![granule as usize]);
+    #[unroll]
+    for i in 0..granule {
+        let value = if is_key {
+            rotated(qkv, table, start, first + i, position, dim)
         } else {
-            store(values, target, first % dim, &new, shape);
-        }
+            qkv[(start + kv_width + first + i) as usize]
+        };
+        new[comptime![i as usize]] = value;
+    }
+    if is_key {
+        store(keys, target, first % dim, &new, shape);
+    } else {
+        store(values, target, first % dim, &new, shape);
     }
 }
 
 /// Value `i` of heads that begin at `start`, rotated: within a head, value i pairs with value i + head_dim / 2.
 #[cube]
-fn rotated(
+pub(super) fn rotated(
     qkv: &[f32],
     table: &[Vector<f32, Const<2>>],
     start: u32,
