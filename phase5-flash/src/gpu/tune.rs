@@ -161,7 +161,7 @@ impl Tuner<'_> {
         let gpu = &Gpu { tuning, ..self.engine.gpu.clone() };
         let (weights, chosen) = (&self.engine.weights, self.engine.config.experts_per_token);
         let layer = &weights.layers[0];
-        let cut = |walk, matrix: &Matrix, slots| Cut::of(gpu, walk, matrix.format, slots * matrix.rows);
+        let cut = |walk, matrix: &Matrix, slots| Cut::of(gpu, walk, matrix.format, slots * matrix.rows, 1);
         let cuts = [
             cut(tuning.project, &layer.qkv, 1),
             cut(tuning.project, &layer.o, 1),

@@ -52,7 +52,8 @@ pub(crate) struct GateUp<'a> {
 impl GateUp<'_> {
     pub fn launch(&self, gpu: &Gpu) {
         let (gate, up) = (&self.gate.weight, &self.up.weight);
-        let cut = Cut::of(gpu, gpu.tuning.gate_up, gate.format, gate.rows * self.inputs * self.chosen_per_row);
+        let cut =
+            Cut::of(gpu, gpu.tuning.gate_up, gate.format, gate.rows * self.inputs * self.chosen_per_row, self.inputs);
         let split = Split::new(gpu, gate, cut);
         let (x, z) = split.cubes(gate.rows);
         // SAFETY: chosen experts are below their number, rows are bounded in the kernel.
@@ -185,7 +186,8 @@ pub(crate) struct Down<'a> {
 impl Down<'_> {
     pub fn launch(&self, gpu: &Gpu) {
         let down = &self.down.weight;
-        let cut = Cut::of(gpu, gpu.tuning.down, down.format, down.rows * self.inputs * self.chosen_per_row);
+        let cut =
+            Cut::of(gpu, gpu.tuning.down, down.format, down.rows * self.inputs * self.chosen_per_row, self.inputs);
         let split = Split::new(gpu, down, cut);
         // The units share out the row's slots, and then each slot's blocks: nothing waits for the slot before.
         let most = (gpu.client.properties().hardware.max_units_per_cube / split.lanes).max(1);

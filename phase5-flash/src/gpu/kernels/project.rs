@@ -28,6 +28,8 @@ use crate::gpu::tuning::Walk;
 
 /// The most lanes that share a row.
 const LANES: u32 = 256;
+/// How many times as far cubes walk at most when there are several inputs.
+const FURTHER: usize = 4;
 /// The most cubes along one axis that every GPU accepts.
 pub(crate) const MAX_CUBES: u32 = 65_535;
 
@@ -42,9 +44,11 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// As `walk` says, but in no more steps than leave work for as many cubes as keep the device busy, over `rows` rows in all.
-    pub fn of(gpu: &Gpu, walk: Walk, format: Format, rows: usize) -> Cut {
+    /// With several inputs there is more work, and cubes walk further: what they read of the inputs is then less beside the rows.
+    pub fn of(gpu: &Gpu, walk: Walk, format: Format, rows: usize, inputs: usize) -> Cut {
         let at_once = walk.rows(format);
-        Cut { rows: at_once, steps: (rows as u32 / at_once / gpu.tuning.product_cubes).clamp(1, walk.steps) }
+        let most = walk.steps * inputs.min(FURTHER) as u32;
+        Cut { rows: at_once, steps: (rows as u32 / at_once / gpu.tuning.product_cubes).clamp(1, most) }
     }
 
     /// Rows of a cube.
@@ -135,12 +139,10 @@ pub(crate) struct Project<'a> {
 
 impl Project<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        // As many inputs for every cube, as nearly as can be; with more of them to read, it walks further.
+        // As many inputs for every cube, as nearly as can be.
         let groups = self.inputs.div_ceil(gpu.tuning.together);
         let together = self.inputs.div_ceil(groups) as u32;
-        let walk = gpu.tuning.project;
-        let walk = Walk { steps: walk.steps * together * together, ..walk };
-        let cut = Cut::of(gpu, walk, self.matrix.format, self.matrix.rows * groups);
+        let cut = Cut::of(gpu, gpu.tuning.project, self.matrix.format, self.matrix.rows * groups, self.inputs);
         let split = Split { inputs: together, ..Split::new(gpu, self.matrix, cut) };
         let (norm, eps) = self.norm.unwrap_or((self.x, 0.0));
         for part in &self.matrix.parts {
