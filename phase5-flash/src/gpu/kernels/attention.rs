@@ -16,9 +16,9 @@ use cubecl::prelude::*;
 use super::cache::{CacheRow, cached_vector};
 use super::reduce::sum4;
 use super::rope::{append, rotated};
+use super::share::Share;
 use crate::gpu::cache::{LayerCache, PAGE};
 use crate::gpu::device::{Buffer, Gpu};
-use crate::gpu::rows::ROW_WORDS;
 
 /// Units of a cube: one for every value of a group's output, within these bounds.
 const LEAST_UNITS: u32 = 128;
@@ -231,7 +231,7 @@ fn attention(
     let vectors = comptime![shape.vectors()];
     let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
     let row = CUBE_POS_Z;
-    let share = Share::new(rows, reach, splits, shape);
+    let share = Share::new(rows, CUBE_POS_Z, 1u32, reach, splits, shape.tile());
     let mut i = UNIT_POS;
     while i < comptime![group * vectors] {
         let at = (row * shape.heads + CUBE_POS_X * group) * vectors + i;
@@ -263,7 +263,7 @@ fn attention_unrotated(
     let vectors = comptime![shape.vectors()];
     let granules = comptime![dim / shape.row.granule() as u32];
     let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
-    let share = Share::new(rows, reach, splits, shape);
+    let share = Share::new(rows, CUBE_POS_Z, 1u32, reach, splits, shape.tile());
     let start = CUBE_POS_Z * comptime![(shape.heads + 2 * shape.row.kv_heads as u32) * dim];
     let mut i = UNIT_POS;
     while i < comptime![group * vectors] {
@@ -277,7 +277,7 @@ fn attention_unrotated(
         i += shape.units;
     }
     // The cube that reads the row's own key puts it there; no other does.
-    if share.has_last {
+    if share.has_last(shape.tile()) {
         let page = pages[(share.slot * columns + share.position / comptime![PAGE as u32] % ring_pages) as usize];
         let keys_start = start + comptime![shape.heads * dim];
         let mut i = UNIT_POS;
@@ -289,35 +289,6 @@ fn attention_unrotated(
         sync_storage();
     }
     attend(&query, &share, pages, &*keys, &*values, sinks, out, columns, ring_pages, splits, shape);
-}
-
-/// The row of a cube, and its share of the keys.
-#[derive(CubeType)]
-struct Share {
-    position: u32,
-    slot: u32,
-    /// The first key that the row sees.
-    first: u32,
-    /// Tiles `start` to `end − 1` of the sequence's.
-    start: u32,
-    end: u32,
-    /// Whether the row's own key is among them.
-    has_last: bool,
-}
-
-#[cube]
-impl Share {
-    fn new(rows: &[u32], reach: u32, splits: u32, #[comptime] shape: Shape) -> Share {
-        let tile = comptime![shape.tile()];
-        let position = rows[(CUBE_POS_Z * ROW_WORDS + 1) as usize];
-        let slot = rows[(CUBE_POS_Z * ROW_WORDS + 2) as usize];
-        let first = select(position + 1 > reach, position + 1 - reach, 0u32);
-        let first_tile = first / tile;
-        let past_tile = position / tile + 1;
-        let start = first_tile + CUBE_POS_Y * (past_tile - first_tile).div_ceil(splits);
-        let end = min(start + (past_tile - first_tile).div_ceil(splits), past_tile);
-        Share { position, slot, first, start, end, has_last: start < past_tile && end == past_tile }
-    }
 }
 
 /// What a cube does with its share.
@@ -339,7 +310,6 @@ fn attend(
     let dim = comptime![shape.dim()];
     let group = comptime![shape.group()];
     let tile = comptime![shape.tile()];
-    let tiles_a_page = comptime![PAGE as u32 / shape.tile()];
     let kv_heads = comptime![shape.row.kv_heads as u32];
     let vectors = comptime![shape.vectors()];
     // One more vector a key, so that lanes on neighbouring keys hit different banks.
@@ -355,7 +325,7 @@ fn attend(
     let kv_head = CUBE_POS_X;
     let split = CUBE_POS_Y;
     let row = CUBE_POS_Z;
-    let (position, first) = (share.position, share.first);
+    let (position, first) = (share.position, share.first_key);
     let first_head = kv_head * group;
     if UNIT_POS < group {
         largest[UNIT_POS as usize] = f32::new(NOTHING);
@@ -370,8 +340,7 @@ fn attend(
 
     let mut number = share.start;
     while number < share.end {
-        let page = pages[(share.slot * columns + number / tiles_a_page % ring_pages) as usize];
-        let cells = (page * kv_heads + kv_head) * comptime![PAGE as u32] + number % tiles_a_page * tile;
+        let cells = share.cells(number, pages, columns, ring_pages, kv_heads, tile);
         let last_key = min(position - number * tile, tile - 1);
         let mut key_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
         let mut value_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
@@ -464,10 +433,8 @@ fn attend(
         let query_head = first_head + my_head;
         if comptime![shape.whole] {
             let sink = sinks[query_head as usize];
-            let most = max(largest[my_head as usize], sink);
-            let factor = (largest[my_head as usize] - most).exp();
-            let total = sum[my_head as usize] * factor + (sink - most).exp();
-            mixed *= Vector::<f32, Const<4>>::new(factor / total);
+            let factor = with_sink(largest[my_head as usize], sum[my_head as usize], sink);
+            mixed *= Vector::<f32, Const<4>>::new(factor);
             #[unroll]
             for i in 0..4u32 {
                 let at = (row * shape.heads + query_head) * dim + my_vector * 4 + i;
@@ -523,6 +490,15 @@ fn write_tile(
             tile[at as usize] = found[comptime![round as usize]];
         }
     }
+}
+
+/// What values, weighed by exponentials of scores less `largest`, are multiplied by in the end: the exponentials' sum is `total`, and
+/// the sink's is one more.
+#[cube]
+pub(super) fn with_sink(largest: f32, total: f32, sink: f32) -> f32 {
+    let most = max(largest, sink);
+    let factor = (largest - most).exp();
+    factor / (total * factor + (sink - most).exp())
 }
 
 /// Adds up the shares of each head, and the sink.

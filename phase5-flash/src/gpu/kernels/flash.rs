@@ -11,14 +11,13 @@ use cubecl::prelude::*;
 use half::f16;
 use phase1_loading::GptOssConfig;
 
-use super::attention::{Attention, NOTHING, Shape};
+use super::attention::{Attention, NOTHING, Shape, with_sink};
 use super::cache::cached_vector;
 use super::fragments::{Piece, Planes, SIDE, Squares, piece, sync_lanes};
 use super::prefill::TILE_WORDS;
 use super::reduce::sum4;
-use crate::gpu::cache::PAGE;
+use super::share::Share;
 use crate::gpu::device::{Buffer, Gpu};
-use crate::gpu::rows::ROW_WORDS;
 
 /// How much a largest score may grow before what was added up is rescaled: e⁸ fits a 16-bit float.
 const GROWTH: f32 = 8.0;
@@ -176,9 +175,7 @@ fn flash<T: Float>(
     let split = CUBE_POS_Y;
     let first_row = tiles[(CUBE_POS_Z * comptime![TILE_WORDS as u32]) as usize];
     let count = tiles[(CUBE_POS_Z * comptime![TILE_WORDS as u32] + 1) as usize];
-    let first_position = rows[(first_row * ROW_WORDS + 1) as usize];
-    let last_position = first_position + count - 1;
-    let slot = rows[(first_row * ROW_WORDS + 2) as usize];
+    let share = Share::new(rows, first_row, count, reach, splits, block.keys);
 
     let mut i = UNIT_POS;
     while i < comptime![block.queries() * fours] {
@@ -203,29 +200,21 @@ fn flash<T: Float>(
     // The query of this lane, which it shares with its neighbours.
     let number = first_query + UNIT_POS % planes.width / sharers;
     let sharer = UNIT_POS % sharers;
-    let position = first_position + min(number / group, count - 1);
-    let first_key = select(first_position + 1 > reach, first_position + 1 - reach, 0u32);
-    let first_block = first_key / block.keys;
-    let block_count = last_position / block.keys + 1 - first_block;
-    let share = block_count.div_ceil(splits);
-    let start = first_block + split * share;
-    let end = min(start + share, first_block + block_count);
+    let position = share.position + min(number / group, count - 1);
 
     let mut largest = f32::new(NOTHING);
     let mut sum = 0.0f32;
     let mut mixed = Squares::zeros(dims, planes);
-    let mut at = start;
-    while at < end {
-        let page = pages[(slot * columns + at / comptime![PAGE as u32 / block.keys] % ring_pages) as usize];
-        let cells = (page * kv_heads + kv_head) * comptime![PAGE as u32]
-            + at % comptime![PAGE as u32 / block.keys] * block.keys;
+    let mut at = share.start;
+    while at < share.end {
+        let cells = share.cells(at, pages, columns, ring_pages, kv_heads, block.keys);
         let mut i = UNIT_POS;
         while i < cells_fours {
             let cell = i / fours;
             let mut key = Vector::<f32, Const<4>>::new(0.0f32);
             let mut value = Vector::<f32, Const<4>>::new(0.0f32);
             // What lies past the last key need not be a number.
-            if at * block.keys + cell <= last_position {
+            if at * block.keys + cell <= share.last {
                 key = cached_vector(keys, (cells + cell) * words, i % fours, shape.row);
                 value = cached_vector(values, (cells + cell) * words, i % fours, shape.row);
             }
@@ -339,10 +328,7 @@ fn flash<T: Float>(
         let mut target = output * dim;
         let mut factor = 1.0f32;
         if comptime![shape.whole] {
-            let sink = sinks[head as usize];
-            let all = max(largest, sink);
-            let scaled = (largest - all).exp();
-            factor = scaled / (total * scaled + (sink - all).exp());
+            factor = with_sink(largest, total, sinks[head as usize]);
         } else {
             target = (output * splits + split) * comptime![shape.share_words()];
             if sharer == 0 {

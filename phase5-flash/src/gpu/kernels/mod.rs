@@ -20,6 +20,7 @@ mod reduce;
 pub(crate) mod rope;
 pub(crate) mod router;
 pub(crate) mod sample;
+mod share;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tile;

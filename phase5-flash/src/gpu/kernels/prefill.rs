@@ -9,12 +9,12 @@
 use cubecl::prelude::*;
 use phase1_loading::GptOssConfig;
 
-use super::attention::{Attention, NOTHING, Shape};
+use super::attention::{Attention, NOTHING, Shape, with_sink};
 use super::cache::cached_vector;
 use super::gemm::turned;
-use crate::gpu::cache::PAGE;
+use super::share::Share;
 use crate::gpu::device::{Buffer, Gpu};
-use crate::gpu::rows::{ROW_WORDS, Row};
+use crate::gpu::rows::Row;
 
 /// Queries of a tile.
 const QUERIES: u32 = 32;
@@ -118,9 +118,7 @@ fn attention(
     let split = CUBE_POS_Y;
     let first_row = tiles[(CUBE_POS_Z * comptime![TILE_WORDS as u32]) as usize];
     let count = tiles[(CUBE_POS_Z * comptime![TILE_WORDS as u32] + 1) as usize];
-    let first_position = rows[(first_row * ROW_WORDS + 1) as usize];
-    let last_position = first_position + count - 1;
-    let slot = rows[(first_row * ROW_WORDS + 2) as usize];
+    let share = Share::new(rows, first_row, count, reach, splits, KEYS);
     let own_four = UNIT_POS / SHARERS;
     let sharer = UNIT_POS % SHARERS;
 
@@ -147,14 +145,8 @@ fn attention(
     let mut positions = Array::<u32>::new(4usize);
     #[unroll]
     for j in 0..4u32 {
-        positions[comptime![j as usize]] = first_position + min((own_four * 4 + j) / group, count - 1);
+        positions[comptime![j as usize]] = share.position + min((own_four * 4 + j) / group, count - 1);
     }
-    let first_key = select(first_position + 1 > reach, first_position + 1 - reach, 0u32);
-    let first_tile = first_key / KEYS;
-    let tile_count = last_position / KEYS + 1 - first_tile;
-    let share = tile_count.div_ceil(splits);
-    let start = first_tile + split * share;
-    let end = min(start + share, first_tile + tile_count);
 
     let mut largest = Vector::<f32, Const<4>>::new(f32::new(NOTHING));
     let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
@@ -164,11 +156,9 @@ fn attention(
         mixed[comptime![i as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
     }
 
-    let mut number = start;
-    while number < end {
-        let page = pages[(slot * columns + number / comptime![PAGE as u32 / KEYS] % ring_pages) as usize];
-        let cells =
-            (page * kv_heads + kv_head) * comptime![PAGE as u32] + number % comptime![PAGE as u32 / KEYS] * KEYS;
+    let mut number = share.start;
+    while number < share.end {
+        let cells = share.cells(number, pages, columns, ring_pages, kv_heads, KEYS);
         #[unroll]
         for round in 0..comptime![(fours * KEYS / 4).div_ceil(UNITS)] {
             let i = UNIT_POS + comptime![round * UNITS];
@@ -232,7 +222,7 @@ fn attention(
                 let key = i / fours;
                 let mut four = Vector::<f32, Const<4>>::new(0.0f32);
                 // What lies past the last key need not be a number.
-                if number * KEYS + key <= last_position {
+                if number * KEYS + key <= share.last {
                     four = cached_vector(values, (cells + key) * words, i % fours, shape.row);
                 }
                 tile[i as usize] = four;
@@ -296,10 +286,7 @@ fn attention(
             let most = largest.extract(comptime![j as usize]);
             let total = sum.extract(comptime![j as usize]);
             if comptime![shape.whole] {
-                let sink = sinks[head as usize];
-                let all = max(most, sink);
-                let scaled = (most - all).exp();
-                factor = scaled / (total * scaled + (sink - all).exp());
+                factor = with_sink(most, total, sinks[head as usize]);
             } else {
                 target = (output * splits + split) * comptime![shape.share_words()];
                 if sharer == 0 {
