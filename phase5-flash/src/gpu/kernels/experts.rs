@@ -9,7 +9,8 @@
 //! 2. inputs by way of shared memory: gate and up 568 GB/s. Taken back.
 //! 3. down's slots side by side: 594 GB/s.
 //! 4. codes as 16-bit floats, two at a time (SPIR-V): gate and up 915 GB/s, down 720.
-//! 5. here: cubes walk down their rows, the next codes under way: gate and up 1,198 GB/s, down 902.
+//! 5. here: cubes walk down their rows, the next codes under way: gate and up 1,198 GB/s, down 902. With ten rows, four times as many
+//!    steps: gate and up of four layers take 0.60 ms instead of 0.64, down 0.38 instead of 0.41.
 
 use cubecl::prelude::*;
 

@@ -5,7 +5,8 @@
 //! rows and the same columns, so that a plane's lanes read the same inputs from shared memory.
 //!
 //! Ladder (H100, ten sequences of gpt-oss-20b, a whole step): each row by itself 19 ms, here 54 ms. At 64 rows 49 ms, where tiles took 159.
-//! So few rows are left to themselves.
+//! So few rows are left to themselves. On matrix units, inputs as sums of two 16-bit floats and 16 rows to a tile, ten sequences took
+//! 23.4 ms where rows by themselves took 11.4: left out.
 
 use cubecl::prelude::*;
 use serde::{Deserialize, Serialize};
