@@ -230,11 +230,10 @@ fn attention(
     let group = comptime![shape.group()];
     let vectors = comptime![shape.vectors()];
     let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
-    let row = CUBE_POS_Z;
     let share = Share::new(rows, CUBE_POS_Z, 1u32, reach, splits, shape.tile());
     let mut i = UNIT_POS;
     while i < comptime![group * vectors] {
-        let at = (row * shape.heads + CUBE_POS_X * group) * vectors + i;
+        let at = (CUBE_POS_Z * shape.heads + CUBE_POS_X * group) * vectors + i;
         query[i as usize] = queries[at as usize] * Vector::<f32, Const<4>>::new(scale);
         i += shape.units;
     }

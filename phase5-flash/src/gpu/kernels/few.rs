@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codes::{Packing, load_codes, load_scales, packed_scale, packed_values};
 use super::experts::{Experts, swiglu};
-use super::group::{GroupedExperts, TILE_WORDS, most_tiles};
+use super::group::{GroupedExperts, SlotTile, most_tiles};
 use super::project::{spread, zero};
 use super::reduce::sum4;
 use super::tile::{put, take_rows, take_slots};
@@ -225,9 +225,7 @@ fn grouped(
     let mut sources = Shared::<[u32]>::new_slice(comptime![FEW as usize]);
     let mut staged = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(division.staged() * FEW) as usize]);
     let mut partial = Shared::<[f32]>::new_slice(comptime![(division.units() * FEW) as usize]);
-    let expert = tiles[(CUBE_POS_Y * TILE_WORDS) as usize];
-    let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
-    let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
+    let SlotTile { expert, first, count } = SlotTile::read(tiles, CUBE_POS_Y);
     if count > 0 {
         take_slots(&mut sources, order, first, count, slots_per_input, FEW);
         let row = CUBE_POS_X * ROWS + UNIT_POS % ROWS;

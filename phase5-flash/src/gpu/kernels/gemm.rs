@@ -12,10 +12,10 @@ use cubecl::prelude::*;
 use phase1_loading::Format;
 
 use super::codes::{Packing, load_scales, packed_scale, packed_values};
-use super::experts::{Experts, swiglu};
-use super::group::{GroupedExperts, TILE, TILE_WORDS, most_tiles};
+use super::experts::Experts;
+use super::group::{GroupedExperts, SlotTile, TILE, most_tiles};
 use super::project::spread;
-use super::tile::{put, take_rows, take_slots};
+use super::tile::{put_four, put_gated_four, take_rows, take_slots};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::Matrix;
 
@@ -164,23 +164,10 @@ fn dense(
         for i in 0..8u32 {
             let input = first + member_row(i);
             if input < inputs {
-                #[unroll]
-                for half in 0..2u32 {
-                    #[unroll]
-                    for j in 0..4u32 {
-                        let column = row + half * HALF + output_four() * 4 + j;
-                        if column < rows {
-                            let column = first_row + column;
-                            let at = (input * out_width + column) as usize;
-                            let sums = if comptime![half == 0] {
-                                low[comptime![i as usize]]
-                            } else {
-                                high[comptime![i as usize]]
-                            };
-                            put(out, at, sums.extract(comptime![j as usize]), bias, column, biased, add);
-                        }
-                    }
-                }
+                let (start, column) = (input * out_width + first_row, row + output_four() * 4);
+                let (low, high) = (low[comptime![i as usize]], high[comptime![i as usize]]);
+                put_four(out, start, low, bias, first_row, column, rows, biased, add);
+                put_four(out, start, high, bias, first_row, column + HALF, rows, biased, add);
             }
         }
     }
@@ -209,9 +196,7 @@ fn grouped(
     #[comptime] gated: bool,
 ) {
     let mut sources = Shared::<[u32]>::new_slice(comptime![TILE as usize]);
-    let expert = tiles[(CUBE_POS_Y * TILE_WORDS) as usize];
-    let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
-    let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
+    let SlotTile { expert, first, count } = SlotTile::read(tiles, CUBE_POS_Y);
     if count > 0 {
         take_slots(&mut sources, order, first, count, slots_per_input, TILE);
         let low_row = CUBE_POS_X * comptime![if gated { HALF } else { 2 * HALF }];
@@ -242,28 +227,13 @@ fn grouped(
         for i in 0..8u32 {
             let member = member_row(i);
             if member < count {
-                let slot = order[(first + member) as usize];
-                #[unroll]
-                for j in 0..4u32 {
-                    let low_row = low_row + j;
-                    let high_row = high_row + j;
-                    let low = low[comptime![i as usize]].extract(comptime![j as usize]);
-                    let high = high[comptime![i as usize]].extract(comptime![j as usize]);
-                    if comptime![gated] {
-                        if low_row < rows {
-                            let bias = (expert * rows + low_row) as usize;
-                            out[(slot * rows + low_row) as usize] =
-                                swiglu(low + low_bias[bias], high + high_bias[bias]);
-                        }
-                    } else {
-                        if low_row < rows {
-                            out[(slot * rows + low_row) as usize] = low + low_bias[(expert * rows + low_row) as usize];
-                        }
-                        if high_row < rows {
-                            let y = high + high_bias[(expert * rows + high_row) as usize];
-                            out[(slot * rows + high_row) as usize] = y;
-                        }
-                    }
+                let (start, biases) = (order[(first + member) as usize] * rows, expert * rows);
+                let (low, high) = (low[comptime![i as usize]], high[comptime![i as usize]]);
+                if comptime![gated] {
+                    put_gated_four(out, start, low, high, low_bias, high_bias, biases, low_row, rows);
+                } else {
+                    put_four(out, start, low, low_bias, biases, low_row, rows, true, false);
+                    put_four(out, start, high, high_bias, biases, high_row, rows, true, false);
                 }
             }
         }

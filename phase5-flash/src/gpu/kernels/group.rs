@@ -37,6 +37,23 @@ pub(crate) struct GroupedExperts<'a> {
     pub inputs: usize,
 }
 
+/// What the words of a tile say: `count` slots chose `expert`, from place `first` of the order on.
+#[derive(CubeType)]
+pub(super) struct SlotTile {
+    pub expert: u32,
+    pub first: u32,
+    /// 0 in a tile that is not needed.
+    pub count: u32,
+}
+
+#[cube]
+impl SlotTile {
+    pub fn read(tiles: &[u32], number: u32) -> SlotTile {
+        let at = (number * TILE_WORDS) as usize;
+        SlotTile { expert: tiles[at], first: tiles[at + 1], count: tiles[at + 2] }
+    }
+}
+
 /// Tiles of `tile` slots that any choice of `slots` slots among `experts` experts needs at most.
 pub(crate) const fn most_tiles(slots: usize, experts: usize, tile: u32) -> usize {
     slots / tile as usize + if experts < slots { experts } else { slots }

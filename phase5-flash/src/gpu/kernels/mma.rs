@@ -19,12 +19,12 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::codes::{Packing, load_scales, packed_scale, packed_values, scaled_pair};
-use super::experts::{Experts, swiglu};
+use super::experts::Experts;
 use super::fragments::{Planes, SIDE, Squares, piece};
 use super::gemm::{Gemm, load_eight};
-use super::group::{GroupedExperts, TILE, TILE_WORDS, most_tiles};
+use super::group::{GroupedExperts, SlotTile, TILE, most_tiles};
 use super::project::spread;
-use super::tile::{put, take_rows, take_slots};
+use super::tile::{put_four, put_gated_four, take_rows, take_slots};
 use crate::gpu::device::Gpu;
 
 /// Fragments of a tile's rows.
@@ -203,15 +203,8 @@ fn dense<T: Float>(
                     let column = select(output < SIDE, low_row, high_row - SIDE) + plane_outputs(planes) + output;
                     let four = shown(&stage, place, planes);
                     if member < count {
-                        #[unroll]
-                        for j in 0..4u32 {
-                            let column = column + j;
-                            if column < rows {
-                                let column = first_row + column;
-                                let at = ((first + member) * out_width + column) as usize;
-                                put(out, at, four.extract(comptime![j as usize]), bias, column, biased, add);
-                            }
-                        }
+                        let start = (first + member) * out_width + first_row;
+                        put_four(out, start, four, bias, first_row, column, rows, biased, add);
                     }
                     place += planes.width;
                 }
@@ -245,9 +238,7 @@ fn grouped<T: Float>(
     #[comptime] gated: bool,
 ) {
     let mut sources = Shared::<[u32]>::new_slice(comptime![TILE as usize]);
-    let expert = tiles[(CUBE_POS_Y * TILE_WORDS) as usize];
-    let first = tiles[(CUBE_POS_Y * TILE_WORDS + 1) as usize];
-    let count = tiles[(CUBE_POS_Y * TILE_WORDS + 2) as usize];
+    let SlotTile { expert, first, count } = SlotTile::read(tiles, CUBE_POS_Y);
     if count > 0 {
         take_slots(&mut sources, order, first, count, slots_per_input, TILE);
         let low_row = CUBE_POS_X * comptime![if gated { planes.half() } else { 2 * planes.half() }];
@@ -285,25 +276,13 @@ fn grouped<T: Float>(
                     let low = shown(&stage, at, planes);
                     let high = shown(&stage, at + comptime![FOURS_A_ROW / 2], planes);
                     if member < count {
-                        let slot = order[(first + member) as usize];
-                        #[unroll]
-                        for j in 0..4u32 {
-                            let (low, high) = (low.extract(comptime![j as usize]), high.extract(comptime![j as usize]));
-                            let low_row = low_row + plane_outputs(planes) + output * 4 + j;
-                            let high_row = high_row + plane_outputs(planes) + output * 4 + j;
-                            if low_row < rows {
-                                let bias = (expert * rows + low_row) as usize;
-                                let at = (slot * rows + low_row) as usize;
-                                if comptime![gated] {
-                                    out[at] = swiglu(low + low_bias[bias], high + high_bias[bias]);
-                                } else {
-                                    out[at] = low + low_bias[bias];
-                                }
-                            }
-                            if comptime![!gated] && high_row < rows {
-                                let bias = (expert * rows + high_row) as usize;
-                                out[(slot * rows + high_row) as usize] = high + high_bias[bias];
-                            }
+                        let (start, biases) = (order[(first + member) as usize] * rows, expert * rows);
+                        let column = plane_outputs(planes) + output * 4;
+                        if comptime![gated] {
+                            put_gated_four(out, start, low, high, low_bias, high_bias, biases, low_row + column, rows);
+                        } else {
+                            put_four(out, start, low, low_bias, biases, low_row + column, rows, true, false);
+                            put_four(out, start, high, high_bias, biases, high_row + column, rows, true, false);
                         }
                     }
                     place += planes.width;
