@@ -94,17 +94,14 @@ impl Session {
     }
 }
 
-/// What `gptoss tune` found for such a model on this GPU; the defaults, with a word about it, if that cannot be used.
-fn kept_tuning(checkpoint: &Checkpoint, device: &ComputeDevice) -> Tuning {
+/// What `gptoss tune` found for such a model on this GPU; nothing, with a word about it, if that cannot be used.
+fn kept_tuning(checkpoint: &Checkpoint, device: &ComputeDevice) -> Option<Tuning> {
     let directory = cache_directory();
     let kept = directory.map_or(Ok(None), |directory| TunedFor::new(checkpoint, device).read(&directory));
-    match kept {
-        Ok(tuning) => tuning.unwrap_or_default(),
-        Err(error) => {
-            eprintln!("not tuned: {error}");
-            Tuning::default()
-        }
-    }
+    kept.unwrap_or_else(|error| {
+        eprintln!("not tuned: {error}");
+        None
+    })
 }
 
 /// A progress bar over bytes, on stderr if that is a terminal.

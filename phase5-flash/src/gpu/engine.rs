@@ -37,7 +37,7 @@ pub struct Options {
     /// Computes in f32 throughout, where matrix units would take 16-bit floats.
     pub exact: bool,
     /// What was measured on the device, if it was.
-    pub tuning: Tuning,
+    pub tuning: Option<Tuning>,
 }
 
 /// A model on a GPU, with the caches of its sequences.
@@ -81,7 +81,7 @@ impl GpuEngine {
     ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
         let planes = if options.exact { None } else { gpu.planes };
-        let gpu = Gpu { planes, tuning: options.tuning, ..gpu };
+        let gpu = Gpu { planes, tuning: options.tuning.unwrap_or(Tuning::unmeasured(planes)), ..gpu };
         let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);

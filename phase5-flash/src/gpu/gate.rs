@@ -33,7 +33,7 @@ pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Ch
     let planes = gpu.planes.unwrap_or(Planes::PLAYED);
     let (limit, name) = if planes.fragments { (HALVES, "16-bit tiles") } else { (Limit::F32, "played tiles") };
     let tuning = Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, ..Tuning::default() };
-    let (gpu, options) = (Gpu { planes: Some(planes), ..gpu }, Options { tuning, ..Options::default() });
+    let (gpu, options) = (Gpu { planes: Some(planes), ..gpu }, Options { tuning: Some(tuning), ..Options::default() });
     let mut engine = GpuEngine::load_on(gpu, device.burn.clone(), &checkpoint, rope, options, &mut |_, _| ())?;
     let (mut tiled, _) = check_values(case, rope, &mut engine, limit)?;
     for chunk in CHUNKS {

@@ -65,7 +65,8 @@ struct Tuner<'a> {
 /// A device that fails. A variant that it cannot run, or gets wrong, is passed over.
 pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> Result<Tuned, GpuError> {
     let work = Work { depth: 1, rows: 1 };
-    let mut tuner = Tuner { engine, best: Tuning::default(), work, logits: Vec::new(), done: 0, progress };
+    let best = Tuning::unmeasured(engine.gpu.planes);
+    let mut tuner = Tuner { engine, best, work, logits: Vec::new(), done: 0, progress };
     tuner.begin(work)?;
     let default_seconds = tuner.measure(tuner.best)?;
     tuner.choose(Walk::all(), |tuning, project| Tuning { project, ..tuning })?;
