@@ -216,7 +216,7 @@ pub struct Profile {
     #[arg(long)]
     pub json: bool,
     /// Measure nothing: show profiles that were written with --json.
-    #[arg(long, value_name = "F.json", conflicts_with_all = ["decode", "prefill", "numerics"])]
+    #[arg(long, value_name = "F.json", conflicts_with_all = ["decode", "batch", "prefill", "numerics"])]
     pub from: Option<PathBuf>,
     /// Write a trace of the first workload for Perfetto or chrome://tracing.
     #[arg(long, value_name = "F.json")]

@@ -30,15 +30,14 @@ pub fn run(
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<Step>, Clock), EngineError> {
     let vocab = engine.config().vocab;
-    let (sequences, new) = match workload {
-        Workload::Decode { sequences, .. } => (sequences, 1),
-        Workload::Prefill { tokens } => (1, tokens),
+    let (sequences, new, depth) = match workload {
+        Workload::Decode { sequences, depth } => (sequences, 1, depth),
+        Workload::Prefill { tokens } => (1, tokens, 0),
     };
     warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
     for number in 0..WARM_UP + steps {
         // Sequences that have grown by the steps before are deep enough; without depth each begins anew.
-        let depth = if let Workload::Decode { depth, .. } = workload { depth } else { 0 };
         if depth == 0 || number == 0 {
             for sequence in 0..sequences as SequenceId {
                 engine.release(sequence);

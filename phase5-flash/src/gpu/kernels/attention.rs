@@ -7,9 +7,9 @@
 //! 1. a tile of keys unpacked into shared memory, a lane a key; values read once for all heads of the group: 555 GB/s on an H100
 //!    (f32, depth 4096, 32 shares).
 //! 2. eight values under way at once, sums in variables, a unit for every value of a group: 9 µs instead of 11 at depth 0.
-//! 3. here: keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads, and mixes
+//! 3. keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads, and mixes
 //!    a part of the tile's values: 25.4 µs a launch in a step at depth 4,096 (of 24, half full) instead of 31.1.
-//! 4. one row of every sequence: its rotation and its place in the cache are attention's, a launch less.
+//! 4. here, one row of every sequence: its rotation and its place in the cache are attention's, a launch less.
 
 use cubecl::prelude::*;
 
@@ -133,14 +133,33 @@ impl Attention<'_> {
         }
     }
 
+    /// A cube a key/value head, a share of its keys, and a row or tile of `count`.
+    pub(super) fn cubes(&self, count: usize) -> CubeCount {
+        CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, count as u32)
+    }
+
+    /// What the cubes write: the result, or shares of it.
+    pub(super) fn target(&self) -> &Buffer {
+        if self.splits == 1 { self.out } else { self.shares }
+    }
+
+    /// [`Attention::reach`] as kernels count with it.
+    pub(super) fn reach_word(&self) -> u32 {
+        self.reach.min(1 << 30) as u32
+    }
+
+    /// What scores are multiplied by: 1 / √head_dim.
+    pub(super) fn scale(&self) -> f32 {
+        1.0 / (self.shape.head_dim as f32).sqrt()
+    }
+
     pub fn launch(&self, gpu: &Gpu) {
         let shape = self.shape(gpu);
-        let out = if shape.whole { self.out } else { self.shares };
         // SAFETY: a row's pages were reserved up to its position, and every output has its place in the buffers.
         unsafe {
             attention::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, self.inputs as u32),
+                self.cubes(self.inputs),
                 CubeDim::new_1d(shape.units),
                 self.queries.arg4(),
                 self.rows.arg(),
@@ -148,11 +167,11 @@ impl Attention<'_> {
                 self.cache.pool.keys.arg(),
                 self.cache.pool.values.arg(),
                 self.sinks.arg(),
-                out.arg(),
+                self.target().arg(),
                 self.cache.columns as u32,
                 self.cache.ring_pages as u32,
-                self.reach.min(1 << 30) as u32,
-                1.0 / (self.shape.head_dim as f32).sqrt(),
+                self.reach_word(),
+                self.scale(),
                 self.splits as u32,
                 shape,
             );
@@ -164,12 +183,11 @@ impl Attention<'_> {
     /// there may be one row.
     pub fn launch_unrotated(&self, gpu: &Gpu, Unrotated { qkv, table }: Unrotated<'_>) {
         let shape = self.shape(gpu);
-        let out = if shape.whole { self.out } else { self.shares };
         // SAFETY: as above, and positions are below the table's.
         unsafe {
             attention_unrotated::launch_unchecked(
                 &gpu.client,
-                CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, self.inputs as u32),
+                self.cubes(self.inputs),
                 CubeDim::new_1d(shape.units),
                 qkv.arg(),
                 table.arg2(),
@@ -178,11 +196,11 @@ impl Attention<'_> {
                 self.cache.pool.keys.arg(),
                 self.cache.pool.values.arg(),
                 self.sinks.arg(),
-                out.arg(),
+                self.target().arg(),
                 self.cache.columns as u32,
                 self.cache.ring_pages as u32,
-                self.reach.min(1 << 30) as u32,
-                1.0 / (self.shape.head_dim as f32).sqrt(),
+                self.reach_word(),
+                self.scale(),
                 self.splits as u32,
                 shape,
             );

@@ -103,12 +103,11 @@ impl Attention<'_> {
         let block = Block::new(planes, self.shape.head_dim);
         let units = block.planes.units();
         let shape = Shape { row: self.shape, heads: self.heads as u32, units, whole: self.splits == 1 };
-        let out = if self.splits == 1 { self.out } else { self.shares };
         // SAFETY: a row's pages were reserved up to its position, and every output has its place in the buffers.
         unsafe {
             flash::launch_unchecked::<T>(
                 &gpu.client,
-                CubeCount::Static(self.shape.kv_heads as u32, self.splits as u32, count as u32),
+                self.cubes(count),
                 CubeDim::new_1d(units),
                 self.queries.arg4(),
                 self.rows.arg(),
@@ -117,11 +116,11 @@ impl Attention<'_> {
                 self.cache.pool.keys.arg(),
                 self.cache.pool.values.arg(),
                 self.sinks.arg(),
-                out.arg(),
+                self.target().arg(),
                 self.cache.columns as u32,
                 self.cache.ring_pages as u32,
-                self.reach.min(1 << 30) as u32,
-                1.0 / (self.shape.head_dim as f32).sqrt(),
+                self.reach_word(),
+                self.scale(),
                 self.splits as u32,
                 shape,
                 block,

@@ -81,7 +81,7 @@ impl Split {
         Split { blocks, lanes, inputs: 1, cut, planes, format: matrix.format, codes: gpu.codes }
     }
 
-    /// Whether inputs must be [enlarged](enlarge_inputs).
+    /// Whether inputs must be [`enlarged`].
     pub fn subnormals(&self) -> bool {
         self.format == Format::Mxfp4 && self.codes == Codes::Subnormals
     }
