@@ -23,11 +23,6 @@ fn main() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
-    // How many launches go to a GPU in one submission: a whole token's, where CubeCL's own choice makes it six of them.
-    if std::env::var_os("CUBECL_WGPU_MAX_TASKS").is_none() {
-        // SAFETY: no other thread runs yet.
-        unsafe { std::env::set_var("CUBECL_WGPU_MAX_TASKS", "256") };
-    }
     lost_file::catch();
     let result = match Cli::parse().command {
         None => commands::demo::run(),

@@ -35,7 +35,7 @@ pub fn screen_bytes(checkpoint: &Checkpoint, device: &ComputeDevice, args: &Engi
 
 /// The device that was asked for, or that suits the model.
 pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<ComputeDevice> {
-    Ok(ComputeDevice::find(args.device, GptOss::gpu_bytes(checkpoint))?)
+    Ok(ComputeDevice::find(args.device, GptOss::needs(checkpoint))?)
 }
 
 /// An engine with a model in it.

@@ -14,7 +14,7 @@ mod probe;
 mod recompute;
 mod rope;
 
-pub use device::{ComputeDevice, DeviceChoice, DeviceError};
+pub use device::{ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
 pub use engine::{
     Choice, Chunk, Continuation, Engine, EngineError, LogitsFor, SequenceId, Snapshot, check_batch, read_back,
 };

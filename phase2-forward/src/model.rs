@@ -251,10 +251,11 @@ impl Experts {
 }
 
 impl GptOss {
-    /// Bytes that a checkpoint's weights take on a GPU, where some formats are unpacked.
-    pub fn gpu_bytes(checkpoint: &Checkpoint) -> u64 {
+    /// What a checkpoint needs of a GPU, where some formats are unpacked.
+    pub fn needs(checkpoint: &Checkpoint) -> ModelNeeds {
         let on_gpu = |tensor: &HostTensor| device_format(tensor.format).row_bytes(tensor.row_len()) * tensor.rows();
-        checkpoint.tensors.values().map(|tensor| on_gpu(tensor) as u64).sum()
+        let bytes = checkpoint.tensors.values().map(|tensor| on_gpu(tensor) as u64).sum();
+        ModelNeeds { bytes, layers: checkpoint.config.layers() }
     }
 
     /// Puts a checkpoint's weights on a device. On the CPU the mapped file's pages are the weights; on a GPU they are

@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let checkpoint = Checkpoint::open(arguments.next().ok_or(usage)?.as_ref())?;
     let count: usize = arguments.next().map_or(Ok(512), |text| text.parse())?;
     let device: DeviceChoice = arguments.next().map_or(Ok(DeviceChoice::Cpu), |name| name.parse())?;
-    let device = ComputeDevice::find(device, GptOss::gpu_bytes(&checkpoint))?;
+    let device = ComputeDevice::find(device, GptOss::needs(&checkpoint))?;
     let engine = |kind| -> Result<Cached, Box<dyn Error>> {
         let model = GptOss::load(&checkpoint, device.clone(), RopeMode::Exact, &mut |_, _| ())?;
         Ok(Cached::with_cache(model, kind)?)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::SyntheticModel;
-use phase2_forward::{ComputeDevice, DeviceChoice};
+use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase3_kvcache::CacheType;
 use phase4_profiling::{Ceiling, CostModel, Work, ceiling};
 use phase5_flash::gpu::GpuError;
@@ -43,14 +43,11 @@ impl Plan {
 }
 
 fn kernels(c: &mut Criterion) {
-    // As in `gptoss`: what is replayed together is one submission.
-    // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("CUBECL_WGPU_MAX_TASKS", "256") };
-    let (device, plan) = match ComputeDevice::find(DeviceChoice::Gpu, 0) {
+    let (device, plan) = match ComputeDevice::find(DeviceChoice::Gpu, ModelNeeds::default()) {
         Ok(gpu) => (gpu, Plan::full()),
         Err(_) => {
-            let software = ComputeDevice::find(DeviceChoice::Software, 0);
-            (software.expect("a GPU, or a program that plays one"), Plan::small())
+            let software = ComputeDevice::find(DeviceChoice::Software, ModelNeeds::default());
+            (software.expect("a GPU, or a software rasterizer"), Plan::small())
         }
     };
     println!("{}", device.name);

@@ -11,7 +11,8 @@ use std::time::Instant;
 use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
 use phase2_forward::{
-    Choice, Chunk, ComputeDevice, Continuation, DeviceChoice, Engine, EngineError, LogitsFor, NoProbe, read_back,
+    Choice, Chunk, ComputeDevice, Continuation, DeviceChoice, Engine, EngineError, LogitsFor, ModelNeeds, NoProbe,
+    read_back,
 };
 use phase3_kvcache::CacheType;
 use phase4_profiling::sample_tokens;
@@ -22,9 +23,6 @@ const DRAWN: Choice = Choice { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.
 const CHUNK: usize = 512;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // As in `gptoss`: a whole token is one submission.
-    // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("CUBECL_WGPU_MAX_TASKS", "256") };
     let given = |word: &str| std::env::args().any(|argument| argument == word);
     let model =
         std::env::args().find(|argument| argument.ends_with(".gguf")).ok_or("name a model: steps MODEL.gguf")?;
@@ -32,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kv = CacheType::ALL.into_iter().find(|kind| given(kind.name())).unwrap_or_default();
     let (depths, most): (&[usize], u64) = if given("small") { (&[1, 300], 4) } else { (&[1, 4096, 16_384], 64) };
 
-    let device = ComputeDevice::find(choice, 0)?;
+    let device = ComputeDevice::find(choice, ModelNeeds::default())?;
     let checkpoint = Checkpoint::open(Path::new(&model))?;
     let start = Instant::now();
     let engine =

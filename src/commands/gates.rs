@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use gptoss_reference::{Case, Check, Folder, RopeMode};
-use phase2_forward::{ComputeDevice, DeviceChoice};
+use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use serde_json::json;
 
 use crate::args::Gates;
@@ -14,8 +14,8 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     let goldens = Goldens { cases: Case::all(&args.goldens)?, folders: Folder::all(&args.goldens)? };
     let device = match args.phase {
         // The host decodes weights, whatever device the later phases run on.
-        Some(1) => ComputeDevice::find(DeviceChoice::Cpu, 0)?,
-        _ => ComputeDevice::find(args.device, 0)?,
+        Some(1) => ComputeDevice::find(DeviceChoice::Cpu, ModelNeeds::default())?,
+        _ => ComputeDevice::find(args.device, ModelNeeds::default())?,
     };
     eprintln!("device: {} ({})", device.name, device.reason);
     let all = vec![1, 2, 3, 5];

@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use phase2_forward::ComputeDevice;
+use phase2_forward::{ComputeDevice, ModelNeeds};
 use phase4_profiling::{Ceiling, measure_ceiling};
 
 use crate::args::Roofline;
 use crate::commands::print;
 
 pub fn run(args: &Roofline) -> Result<ExitCode> {
-    let device = ComputeDevice::find(args.device, 0)?;
+    let device = ComputeDevice::find(args.device, ModelNeeds::default())?;
     eprintln!("device: {} ({})", device.name, device.reason);
     let ceiling = measure_ceiling(&device)?;
     print(&if args.json {

@@ -15,7 +15,7 @@ use crate::session::{self, bytes_bar};
 
 pub fn run(args: &Tune) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
-    let device = ComputeDevice::find(args.device, GptOss::gpu_bytes(&checkpoint))?;
+    let device = ComputeDevice::find(args.device, GptOss::needs(&checkpoint))?;
     eprintln!("device: {} ({})", device.name, device.reason);
     if device.is_cpu() {
         bail!("only GPUs are tuned; on the CPU phase 5 goes by the instruction set");

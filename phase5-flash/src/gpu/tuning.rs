@@ -150,7 +150,7 @@ impl TunedFor {
             version: env!("CARGO_PKG_VERSION").into(),
             adapter: device.name.clone(),
             driver: device.driver.clone(),
-            shaders: if cfg!(feature = "spirv") { "spirv" } else { "wgsl" }.into(),
+            shaders: device.shaders().into(),
             shape: format!(
                 "{} wide, {} of {} heads of {}, {} of {} experts {} wide, {}, {}",
                 config.hidden,

@@ -1,9 +1,9 @@
 //! What the kernels' tests share.
 
 use cubecl::Device;
-use cubecl::wgpu::{RuntimeOptions, WgpuSetup, init_device, wgpu};
+use cubecl::wgpu::{WgpuSetup, wgpu};
 use phase1_loading::{AttentionKind, Format, GptOssConfig, HostTensor, RopeConfig};
-use phase2_forward::ComputeDevice;
+use phase2_forward::{ComputeDevice, register};
 
 use super::experts::{Down, Experts, GateUp};
 use super::few::Division;
@@ -72,7 +72,7 @@ impl OwnDevice {
         let (device, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
         let backend = adapter.get_info().backend;
         let setup = WgpuSetup { instance, adapter, device: device.clone(), queue: queue.clone(), backend };
-        let cube = Device::Wgpu(init_device(setup, RuntimeOptions { tasks_max: 256, ..RuntimeOptions::default() }));
+        let cube = Device::Wgpu(register(setup, 256).expect("a runtime"));
         OwnDevice { device, queue, gpu: Gpu::reached_by(cube.client(), cube, None).expect("runs") }
     }
 }

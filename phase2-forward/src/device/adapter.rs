@@ -1,0 +1,131 @@
+//! The graphics adapters of this machine.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+use burn::tensor::{Device, DeviceKind};
+use cubecl::wgpu::{WgpuDeviceKind, wgpu};
+
+use super::{ComputeDevice, DeviceError, Kind, ModelNeeds, runtime};
+
+/// A graphics adapter of this machine.
+pub(super) struct Adapter {
+    info: wgpu::AdapterInfo,
+    /// Number among the adapters of its type, which is how CubeCL names it.
+    index: usize,
+    /// Bytes that it can hold, where the driver says.
+    memory: Option<u64>,
+}
+
+impl Adapter {
+    /// The adapters of the graphics API that CubeCL would use here: Metal, else Vulkan, else DX12. They are looked for once.
+    pub fn all() -> &'static [Adapter] {
+        static ALL: LazyLock<Vec<Adapter>> = LazyLock::new(Adapter::look);
+        &ALL
+    }
+
+    fn look() -> Vec<Adapter> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        for backend in [wgpu::Backends::METAL, wgpu::Backends::VULKAN, wgpu::Backends::DX12] {
+            let adapters = cubecl::future::block_on(instance.enumerate_adapters(backend));
+            if adapters.is_empty() {
+                continue;
+            }
+            let mut listed: Vec<Adapter> = Vec::new();
+            for adapter in &adapters {
+                let info = adapter.get_info();
+                let index = listed.iter().filter(|other| other.info.device_type == info.device_type).count();
+                listed.push(Adapter { memory: device_memory(adapter), info, index });
+            }
+            return listed;
+        }
+        Vec::new()
+    }
+
+    /// Lower is better; `None` for what is not a GPU.
+    pub fn rank(&self) -> Option<u8> {
+        match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => Some(0),
+            wgpu::DeviceType::IntegratedGpu => Some(1),
+            wgpu::DeviceType::VirtualGpu => Some(2),
+            wgpu::DeviceType::Other | wgpu::DeviceType::Cpu => None,
+        }
+    }
+
+    pub fn is_software(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// Starts the adapter's runtime.
+    ///
+    /// # Errors
+    /// An adapter that gives no device.
+    pub fn start(&self, reason: impl Into<String>, needs: ModelNeeds) -> Result<ComputeDevice, DeviceError> {
+        // Burn and CubeCL each have their own name for the same adapter.
+        let (burn, kind) = match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => {
+                (DeviceKind::DiscreteGpu(self.index), WgpuDeviceKind::DiscreteGpu(self.index))
+            }
+            wgpu::DeviceType::IntegratedGpu => {
+                (DeviceKind::IntegratedGpu(self.index), WgpuDeviceKind::IntegratedGpu(self.index))
+            }
+            wgpu::DeviceType::VirtualGpu => {
+                (DeviceKind::VirtualGpu(self.index), WgpuDeviceKind::VirtualGpu(self.index))
+            }
+            wgpu::DeviceType::Cpu => (DeviceKind::Cpu, WgpuDeviceKind::Cpu),
+            wgpu::DeviceType::Other => (DeviceKind::DefaultDevice, WgpuDeviceKind::DefaultDevice),
+        };
+        runtime::start(&kind, needs.tasks())
+            .map_err(|reason| DeviceError::Start { name: self.to_string(), reason })?;
+        Ok(ComputeDevice {
+            burn: Device::wgpu(burn),
+            name: self.to_string(),
+            driver: format!("{} {}", self.info.driver, self.info.driver_info).trim().to_owned(),
+            reason: reason.into(),
+            memory: self.memory,
+            kind: Kind::Gpu(kind),
+        })
+    }
+
+    /// Starts the adapter, unless its memory is known to be too small.
+    ///
+    /// # Errors
+    /// Why it is not used, in one sentence.
+    pub fn if_it_fits(&self, needs: ModelNeeds) -> Result<ComputeDevice, String> {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        let need = gb(needs.bytes);
+        let reason = match self.memory {
+            Some(memory) if memory < needs.bytes => {
+                return Err(format!("{self} holds {:.1} GB and the model needs {need:.1} GB", gb(memory)));
+            }
+            Some(memory) => format!("it holds {:.1} GB and the model needs {need:.1} GB", gb(memory)),
+            None => format!("its driver does not say whether it holds the {need:.1} GB needed"),
+        };
+        self.start(reason, needs).map_err(|error| error.to_string())
+    }
+}
+
+impl fmt::Display for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.info.name, self.info.backend)
+    }
+}
+
+/// The largest device-local heap, from Vulkan. Other APIs do not say through wgpu.
+fn device_memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the handle is only asked for its properties, and dropped before the adapter.
+    #[cfg(not(target_vendor = "apple"))]
+    unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        let memory = instance.get_physical_device_memory_properties(vulkan.raw_physical_device());
+        let heaps = &memory.memory_heaps[..memory.memory_heap_count as usize];
+        // Flag 1 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
+        heaps.iter().filter(|heap| heap.flags.as_raw() & 1 != 0).map(|heap| heap.size).max()
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let _ = adapter;
+        None
+    }
+}
