@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, LoadError, check_scales};
 
-use crate::device::ComputeDevice;
+use crate::device::{ComputeDevice, ModelNeeds};
 use crate::packed::{PackedMatrix, device_format, packed_matmul};
 use crate::probe::{Operation, Probe, Span};
 use crate::rope::{Rope, rotate};

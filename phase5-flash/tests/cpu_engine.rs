@@ -1,13 +1,16 @@
 //! Phase 5 on the CPU against phase 3, on fresh random models: whatever the chunks and the company, the same logits.
 
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Tensor;
 use gptoss_reference::{Check, Limit, RopeMode};
 use phase1_loading::synthetic::{RestFormat, SyntheticModel};
 use phase1_loading::{Checkpoint, Format};
 use phase2_forward::{
-    Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
+    Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Operation, Probe,
+    Snapshot, Span,
 };
 use phase3_kvcache::gate::ReadCache;
 use phase3_kvcache::{CacheType, Cached};
@@ -386,4 +389,42 @@ fn a_head_size_that_the_kernels_do_not_take_is_refused() {
     model.write(&path, 0, &mut |_, _| ()).expect("written");
     let refused = CpuEngine::load(&Checkpoint::open(&path).expect("opens"), RopeMode::Exact, CpuOptions::default());
     assert!(matches!(refused, Err(CpuLoadError::HeadDim { head_dim: 8, unit: 16, .. })));
+}
+
+/// Panics when an operation of a layer ends.
+struct Panics(Operation);
+
+impl Probe for Panics {
+    fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
+
+    fn done(&mut self, span: Span) {
+        assert!(span.layer != Some(1) || span.operation != self.0, "on purpose");
+    }
+}
+
+#[test]
+fn a_step_that_panics_leaves_every_sequence_as_it_was() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), 5, RestFormat::Q8_0, 70, 4);
+    let options = CpuOptions { exact: true, ..CpuOptions::default() };
+    let (mut engine, mut undisturbed) = (cpu(&path, options), cpu(&path, options));
+    let chunk = |sequence, tokens| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
+    for (sequence, tokens) in [(1, &[1, 2, 3, 4, 5][..]), (2, &[9; 90])] {
+        for engine in [&mut engine, &mut undisturbed] {
+            engine.step(&[chunk(sequence, tokens)], &mut NoProbe).expect("a step");
+        }
+    }
+    for operation in [Operation::CacheAppend, Operation::Attention, Operation::Down] {
+        let batch = [chunk(1, &[7, 8]), chunk(2, &[6]), chunk(3, &[4])];
+        let step = || engine.step(&batch, &mut Panics(operation)).map(|_| ());
+        assert!(catch_unwind(AssertUnwindSafe(step)).is_err(), "{operation:?}");
+        assert_eq!([1, 2, 3].map(|sequence| engine.length(sequence)), [5, 90, 0]);
+    }
+    for sequence in [1, 2] {
+        let next = |engine: &mut CpuEngine| {
+            let logits = engine.step(&[chunk(sequence, &[3, 1])], &mut NoProbe).expect("a step").remove(0);
+            logits.expect("logits").into_data().try_to_vec::<f32>().expect("f32")
+        };
+        assert_eq!(next(&mut engine), next(&mut undisturbed));
+    }
 }

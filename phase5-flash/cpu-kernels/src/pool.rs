@@ -108,6 +108,8 @@ impl<'a> Operation<'a> {
     fn open(pool: &'a Pool, tasks: usize, work: &Work<'_>) -> Operation<'a> {
         let turn = pool.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let common = &*pool.common;
+        // An operation that unwound on the caller's thread has not asked whether a worker panicked too.
+        common.panicked.store(false, Ordering::Relaxed);
         // SAFETY: only the lifetime changes, and dropping the `Operation` waits until nobody uses the pointer any more.
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
         // SAFETY: the gate is closed, nobody is inside, and `turn` keeps other callers out.
@@ -263,7 +265,21 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_goes_on() {
+    fn a_panic_on_every_thread_does_not_fail_the_next_operation() {
+        let pool = Pool::new(3);
+        for _ in 0..20 {
+            let panicking = || pool.run(50, &|_, _| panic!("on purpose"));
+            assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+            let sum = AtomicUsize::new(0);
+            pool.run(50, &|task, _| {
+                sum.fetch_add(task, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 1225);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_stays_usable() {
         let pool = Pool::new(3);
         let panicking = || pool.run(50, &|task, _| assert_ne!(task, 20, "on purpose"));
         assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -18,6 +19,7 @@ use phase3_kvcache::gate::ReadCache;
 use super::cache::{Blocks, SequenceCache};
 use super::model::{CpuLoadError, Model};
 use super::scratch::Scratch;
+use super::threads;
 
 /// What its snapshots are called.
 const FORM: &str = "phase 5 on the CPU";
@@ -25,7 +27,7 @@ const FORM: &str = "phase 5 on the CPU";
 /// How to compute; the default is fast.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
-    /// One a physical core if not given.
+    /// One per physical core if not given, and never more than the process has processors.
     pub threads: Option<usize>,
     /// f32 throughout, as the golden values were made.
     pub exact: bool,
@@ -90,7 +92,7 @@ impl CpuEngine {
         Ok(CpuEngine {
             rope: Rope::new(&config.rope, config.head_dim, mode),
             model,
-            pool: Pool::new(options.threads.unwrap_or_else(physical_cores)),
+            pool: Pool::new(threads::count(options.threads)),
             isa: options.isa.unwrap_or_else(Isa::best),
             exact: options.exact,
             blocks: Blocks::new(&config, format),
@@ -112,8 +114,8 @@ impl CpuEngine {
 }
 
 impl CpuEngine {
-    /// The chunks as parts of a step, and their tokens. Their sequences are away until they are dismissed.
-    pub(super) fn admit(&mut self, batch: &[Chunk<'_>]) -> (Vec<u32>, Vec<Part>) {
+    /// The chunks as parts of a step, and their tokens. Their sequences are away meanwhile.
+    fn admit(&mut self, batch: &[Chunk<'_>]) -> (Vec<u32>, Vec<Part>) {
         let mut tokens = Vec::new();
         let mut parts = Vec::new();
         for chunk in batch {
@@ -132,12 +134,28 @@ impl CpuEngine {
         (tokens, parts)
     }
 
-    /// The step is over.
-    pub(super) fn dismiss(&mut self, batch: &[Chunk<'_>], parts: Vec<Part>) {
+    /// Computes the parts of a step. Their sequences come back longer; or, if `compute` panics, as they were.
+    pub(super) fn compute<T>(
+        &mut self,
+        batch: &[Chunk<'_>],
+        compute: impl FnOnce(&CpuEngine, &mut Scratch, &[u32], &mut [Part]) -> T,
+    ) -> T {
+        let (tokens, mut parts) = self.admit(batch);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let this = &*self;
+        let result = catch_unwind(AssertUnwindSafe(|| compute(this, &mut scratch, &tokens, &mut parts)));
+        self.scratch = scratch;
         for (chunk, mut part) in batch.iter().zip(parts) {
-            self.blocks.advance(&mut part.cache, part.count);
-            self.sequences.insert(chunk.sequence, part.cache);
+            // What was written beyond the length is written again.
+            let new = if result.is_ok() { part.count } else { 0 };
+            self.blocks.advance(&mut part.cache, new);
+            if part.cache.length > 0 {
+                self.sequences.insert(chunk.sequence, part.cache);
+            } else {
+                self.blocks.release(part.cache);
+            }
         }
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 
@@ -162,19 +180,16 @@ impl Engine for CpuEngine {
 
     fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
         check_batch(self, batch)?;
-        let (tokens, mut parts) = self.admit(batch);
-        let mut s = std::mem::take(&mut self.scratch);
-        self.layers(&mut s, &tokens, &mut parts, probe);
-        let logits = self.head(&mut s, &parts, probe);
-        self.scratch = s;
-        let vocab = self.config.vocab;
-        let tensors = parts.iter().zip(logits).map(|(part, logits)| {
-            let shape = [part.wanted.len(), vocab];
-            (shape[0] > 0).then(|| Tensor::from_data(TensorData::new(logits, shape), &Device::flex()))
+        let logits = self.compute(batch, |this, s, tokens, parts| {
+            this.layers(s, tokens, parts, probe);
+            this.head(s, parts, probe)
         });
-        let tensors = tensors.collect();
-        self.dismiss(batch, parts);
-        Ok(tensors)
+        let vocab = self.config.vocab;
+        let tensor = |logits: Vec<f32>| {
+            let shape = [logits.len() / vocab, vocab];
+            (shape[0] > 0).then(|| Tensor::from_data(TensorData::new(logits, shape), &Device::flex()))
+        };
+        Ok(logits.into_iter().map(tensor).collect())
     }
 
     fn decode(
@@ -215,13 +230,4 @@ fn touch_in_background(parts: Vec<Bytes>) {
         let touched = parts.iter().flat_map(|part| part.iter().step_by(PAGE));
         std::hint::black_box(touched.fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
     });
-}
-
-/// Cores that this process may use, two threads of one core counted once where the system tells.
-fn physical_cores() -> usize {
-    let logical = std::thread::available_parallelism().map_or(1, usize::from);
-    let siblings =
-        |cpu| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
-    let cores: std::collections::HashSet<String> = (0..1024).filter_map(|cpu| siblings(cpu).ok()).collect();
-    if cores.is_empty() { logical } else { logical.min(cores.len()) }
 }

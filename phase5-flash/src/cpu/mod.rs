@@ -10,6 +10,7 @@ mod model;
 mod scratch;
 mod screened;
 mod step;
+mod threads;
 
 pub use cpu_kernels::Isa;
 pub use engine::{CpuEngine, CpuOptions};

@@ -45,19 +45,18 @@ impl CpuEngine {
                 Err(EngineError::ContextExceeded { .. }) if done > 0 => return Ok(()),
                 checked => checked?,
             }
-            let (tokens, mut parts) = self.admit(&chunks);
-            let mut s = std::mem::take(&mut self.scratch);
-            self.layers(&mut s, &tokens, &mut parts, &mut NoProbe);
-            let likeliest = match self.screen_when_worth_it() {
-                Some(screen) => self.screened(&screen, &mut s, &parts),
-                None => self
-                    .head(&mut s, &parts, &mut NoProbe)
-                    .iter()
-                    .map(|logits| first_of_largest((0..).zip(logits.iter().copied())))
-                    .collect(),
-            };
-            self.scratch = s;
-            self.dismiss(&chunks, parts);
+            let screen = self.screen_when_worth_it();
+            let likeliest = self.compute(&chunks, |this, s, tokens, parts| {
+                this.layers(s, tokens, parts, &mut NoProbe);
+                match &screen {
+                    Some(screen) => this.screened(screen, s, parts),
+                    None => this
+                        .head(s, parts, &mut NoProbe)
+                        .iter()
+                        .map(|logits| first_of_largest((0..).zip(logits.iter().copied())))
+                        .collect::<Vec<_>>(),
+                }
+            });
             for (item, token) in batch.iter_mut().zip(&likeliest) {
                 let position = self.length(item.sequence);
                 item.token = token.ok_or(EngineError::NotANumber { position })?;
