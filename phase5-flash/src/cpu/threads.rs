@@ -36,7 +36,7 @@ fn allowed_processors(status: &str) -> Option<Vec<usize>> {
     let mut processors = Vec::new();
     for range in list.trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        processors.extend(first.parse().ok()?..=last.parse().ok()?);
+        processors.extend(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?);
     }
     Some(processors)
 }
