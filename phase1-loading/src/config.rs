@@ -64,19 +64,6 @@ impl GptOssConfig {
         self.attention.len()
     }
 
-    /// Bytes of keys and values cached for one sequence of `context` tokens, at `row_bytes` for the `head_dim` values of
-    /// one head at one position.
-    pub fn cache_bytes(&self, context: usize, row_bytes: usize) -> u64 {
-        let position = 2 * self.kv_heads * row_bytes;
-        let positions: usize = (self.attention.iter())
-            .map(|kind| match kind {
-                AttentionKind::Full => context,
-                AttentionKind::Sliding => context.min(self.sliding_window),
-            })
-            .sum();
-        (positions * position) as u64
-    }
-
     /// Reads the dimensions under `names`, and checks that they make a model.
     fn read(
         file: &dyn Fields,

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::SyntheticModel;
+use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
-use phase3_kvcache::{CacheType, Cached};
+use phase3_kvcache::{CacheLayout, CacheType, Cached};
 use proptest::prelude::*;
 
 const WINDOW: usize = 12;
@@ -193,6 +193,10 @@ fn packed_caches_are_smaller() {
             .expect("a step");
         let saved: usize = engine.save(0).expect("known").items.iter().map(|item| item.len()).sum();
         assert_eq!(saved, (700 + 2 * WINDOW) * 2 * 2 * kind.row_bytes(32), "{kind}");
+        let layout = CacheLayout::new(engine.config(), kind);
+        assert_eq!(saved as u64, layout.occupied_bytes(700), "{kind}");
+        let reserved = [AttentionKind::Full, AttentionKind::Sliding].map(|of| layout.reserved_bytes(of, 700));
+        assert_eq!(engine.cache_bytes(0) as u64, reserved.iter().sum::<u64>(), "{kind}");
         engine.cache_bytes(0)
     };
     let [f32, f16, q8_0] = CacheType::ALL.map(bytes);
