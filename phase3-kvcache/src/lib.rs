@@ -17,6 +17,6 @@ mod stopping;
 pub use cache_layout::CacheLayout;
 pub use cache_type::CacheType;
 pub use cached::{Cached, UnsuitableCache};
-pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};
+pub use generate::{Generation, GenerationError, GenerationParams, PREFILL_CHUNK, Step, generate};
 pub use sampling::{Sampler, SamplingError, SamplingParams};
 pub use stopping::{EmptyStopString, FinishReason, StopCondition};
