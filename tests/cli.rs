@@ -22,12 +22,16 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&stdout(arguments)).expect("JSON")
 }
 
-/// Exit status and message of a refusal.
+/// Exit status and message of a refusal, with the values that would have been possible.
 fn refusal(arguments: &[&str]) -> String {
     let output = gptoss(arguments);
     let message = String::from_utf8_lossy(&output.stderr);
-    let last = message.lines().rfind(|line| line.starts_with("gptoss: ") || line.starts_with("error: "));
-    format!("{}: {}", output.status.code().expect("an exit status"), last.expect("a message"))
+    let lines: Vec<&str> = message.lines().collect();
+    let last = lines.iter().rposition(|line| line.starts_with("gptoss: ") || line.starts_with("error: "));
+    let last = last.expect("a message");
+    let possible = lines.get(last + 1).map(|line| line.trim()).filter(|line| line.starts_with("[possible values: "));
+    let sentence = [&[lines[last]][..], possible.as_slice()].concat().join(" ");
+    format!("{}: {sentence}", output.status.code().expect("an exit status"))
 }
 
 #[test]

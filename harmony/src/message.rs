@@ -52,13 +52,21 @@ pub enum Effort {
     High,
 }
 
-impl fmt::Display for Effort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Effort {
+    pub const ALL: [Effort; 3] = [Effort::Low, Effort::Medium, Effort::High];
+
+    pub fn name(self) -> &'static str {
+        match self {
             Effort::Low => "low",
             Effort::Medium => "medium",
             Effort::High => "high",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Effort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -66,10 +74,8 @@ impl FromStr for Effort {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Effort, String> {
-        [Effort::Low, Effort::Medium, Effort::High]
-            .into_iter()
-            .find(|effort| effort.to_string() == name)
-            .ok_or_else(|| "expected low, medium or high".into())
+        let found = Effort::ALL.into_iter().find(|effort| effort.name() == name);
+        found.ok_or_else(|| format!("expected one of {}", Effort::ALL.map(Effort::name).join(", ")))
     }
 }
 

@@ -64,110 +64,31 @@ impl GptOssConfig {
         self.attention.len()
     }
 
-    /// Bytes of keys and values cached for one sequence of `context` tokens, at `row_bytes` for the `head_dim` values of
-    /// one head at one position.
-    pub fn cache_bytes(&self, context: usize, row_bytes: usize) -> u64 {
-        let position = 2 * self.kv_heads * row_bytes;
-        let positions: usize = (self.attention.iter())
-            .map(|kind| match kind {
-                AttentionKind::Full => context,
-                AttentionKind::Sliding => context.min(self.sliding_window),
-            })
-            .sum();
-        (positions * position) as u64
-    }
-
-    /// Reads the dimensions under `names`, and checks that they make a model.
-    fn read(
-        file: &dyn Fields,
-        names: &Names,
-        vocab: usize,
-        attention: Vec<AttentionKind>,
-        rope: RopeConfig,
-    ) -> Result<GptOssConfig, Defect> {
-        let config = GptOssConfig {
-            hidden: file.size(names.hidden)?,
-            expert_width: file.size(names.expert_width)?,
-            heads: file.size(names.heads)?,
-            kv_heads: file.size(names.kv_heads)?,
-            head_dim: file.size(names.head_dim)?,
-            experts: file.size(names.experts)?,
-            experts_per_token: file.size(names.experts_per_token)?,
-            vocab,
-            context_length: file.size(names.context_length)?,
-            rms_eps: file.float(names.rms_eps)?,
-            sliding_window: file.size(names.sliding_window)?,
-            attention,
-            rope,
-        };
-        let GptOssConfig { heads, kv_heads, head_dim, experts, experts_per_token, .. } = config;
+    /// Checks that the dimensions fit each other. `defect` makes an error from a field's name in the file, what was expected
+    /// and what was found.
+    fn check(&self, names: &Names, defect: impl Fn(&str, String, String) -> Defect) -> Result<(), Defect> {
+        let GptOssConfig { heads, kv_heads, head_dim, experts, experts_per_token, .. } = *self;
         if heads % kv_heads != 0 {
             let expected = format!("a divisor of the {heads} query heads");
-            return Err(file.defect(names.kv_heads, expected, kv_heads.to_string()));
+            return Err(defect(names.kv_heads, expected, kv_heads.to_string()));
         }
         if head_dim % 2 != 0 {
-            return Err(file.defect(names.head_dim, "an even number".into(), head_dim.to_string()));
+            return Err(defect(names.head_dim, "an even number".into(), head_dim.to_string()));
         }
         if experts_per_token > experts {
             let expected = format!("at most the {experts} experts");
-            return Err(file.defect(names.experts_per_token, expected, experts_per_token.to_string()));
+            return Err(defect(names.experts_per_token, expected, experts_per_token.to_string()));
         }
-        Ok(config)
+        Ok(())
     }
 }
 
-/// What a file calls the dimensions.
+/// What a file calls the dimensions that have to fit others.
 struct Names {
-    hidden: &'static str,
-    expert_width: &'static str,
-    heads: &'static str,
     kv_heads: &'static str,
     head_dim: &'static str,
-    experts: &'static str,
     experts_per_token: &'static str,
-    context_length: &'static str,
-    rms_eps: &'static str,
-    sliding_window: &'static str,
 }
 
 /// The largest believable dimension: it keeps products of a few dimensions far from overflow.
 const MAX_SIZE: u64 = 1 << 24;
-
-/// What a field of a file holds, as far as a configuration is concerned.
-enum Found {
-    Nothing,
-    Integer(u64),
-    Number(f64),
-    /// Something else, in words.
-    Other(&'static str),
-}
-
-/// A file's fields by name.
-trait Fields {
-    fn get(&self, name: &str) -> Found;
-
-    /// An error that says where in the file the field is.
-    fn defect(&self, name: &str, expected: String, found: String) -> Defect;
-
-    fn size(&self, name: &str) -> Result<usize, Defect> {
-        let defect = |found: String| self.defect(name, format!("an integer from 1 to {MAX_SIZE}"), found);
-        match self.get(name) {
-            Found::Integer(size) if (1..=MAX_SIZE).contains(&size) => Ok(size as usize),
-            Found::Integer(size) => Err(defect(size.to_string())),
-            Found::Nothing => Err(defect("no such key".into())),
-            Found::Number(_) => Err(defect("a float".into())),
-            Found::Other(what) => Err(defect(what.into())),
-        }
-    }
-
-    fn float(&self, name: &str) -> Result<f32, Defect> {
-        let defect = |found: String| self.defect(name, "a positive finite number".into(), found);
-        match self.get(name) {
-            Found::Number(number) if number.is_finite() && number as f32 > 0.0 => Ok(number as f32),
-            Found::Number(number) => Err(defect(number.to_string())),
-            Found::Nothing => Err(defect("no such key".into())),
-            Found::Integer(_) => Err(defect("an integer".into())),
-            Found::Other(what) => Err(defect(what.into())),
-        }
-    }
-}

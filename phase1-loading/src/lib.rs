@@ -8,6 +8,7 @@ mod checkpoint;
 mod codec;
 mod config;
 mod convert;
+mod cursor;
 mod error;
 mod folder;
 pub mod gate;

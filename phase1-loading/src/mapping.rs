@@ -1,8 +1,8 @@
-//! Files as bytes: mapped to be read, and written so that they are never seen half done.
+//! Files as bytes: mapped for reading, and written so that no reader ever sees an incomplete file.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 
@@ -32,31 +32,99 @@ pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     Ok(Bytes::from_owner(map))
 }
 
-/// Writes a file under a temporary name beside `path`, and gives it its own name when it is complete and on disk. What
-/// was at `path` before stays until then; if `write` fails, nothing is left behind.
+/// Writes a whole file at once: under a temporary name in the directory of `path` first, then renamed to `path` when it is
+/// complete and on disk. A failure leaves what was at `path` unchanged, and no temporary file. The rename replaces a symbolic
+/// link; what is neither a file nor missing, such as `/dev/stdout`, is written in place.
 ///
 /// # Errors
 /// What `write` returns, or a file that cannot be created, written or renamed.
 pub fn write_whole<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> io::Result<T> {
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    let unfinished = Unfinished { path: path.with_file_name(name) };
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(&unfinished.path)?);
+    let buffered = |file| BufWriter::with_capacity(1 << 20, file);
+    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        let mut out = buffered(File::options().write(true).open(path)?);
+        let result = write(&mut out)?;
+        out.flush()?;
+        return Ok(result);
+    }
+    let mut prefix = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    prefix.push(".");
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // `File::create_new` gives the permissions of any new file; `tempfile()` would let nobody else read it.
+    let temporary =
+        tempfile::Builder::new().prefix(&prefix).suffix(".part").make_in(directory, |path| File::create_new(path))?;
+    let (file, temporary) = temporary.into_parts();
+    let mut out = buffered(file);
     let result = write(&mut out)?;
     out.flush()?;
     out.get_ref().sync_data()?;
     drop(out);
-    std::fs::rename(&unfinished.path, path)?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    // So that the new name survives a power failure too. The file is complete either way, and some file systems cannot sync
+    // a directory.
+    #[cfg(unix)]
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
     Ok(result)
 }
 
-/// A file that is removed again, unless it has been renamed by then.
-struct Unfinished {
-    path: PathBuf,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("readable");
+        entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("file");
+        write_whole(&path, |out| out.write_all(b"old")).expect("written");
+        let failed = write_whole(&path, |out| {
+            out.write_all(b"new")?;
+            out.flush()?;
+            Err::<(), _>(io::Error::other("no more"))
+        });
+        assert_eq!(failed.expect_err("the closure's error").to_string(), "no more");
+        assert_eq!(fs::read(&path).expect("readable"), b"old");
+        write_whole(&path, |out| out.write_all(b"newer")).expect("written");
+        assert_eq!(fs::read(&path).expect("readable"), b"newer");
+        assert_eq!(names(directory.path()), ["file"]);
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let taken = directory.path().join("directory");
+        fs::create_dir(&taken).expect("created");
+        write_whole(&taken, |out| out.write_all(b"x")).expect_err("a directory");
+        assert_eq!(names(directory.path()), ["directory"]);
+        let error = write_whole(&taken.join("not").join("there"), |out| out.write_all(b"x")).expect_err("no directory");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_has_the_permissions_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let [written, plain] = ["written", "plain"].map(|name| directory.path().join(name));
+        write_whole(&written, |out| out.write_all(b"x")).expect("written");
+        fs::write(&plain, "x").expect("written");
+        let [written, plain] = [written, plain].map(|path| fs::metadata(path).expect("there").permissions().mode());
+        assert_eq!(written, plain);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_written_in_place() {
+        use std::os::unix::fs::FileTypeExt;
+        // A link, so that a failing test replaces the link and not `/dev/null`.
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let link = directory.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &link).expect("linked");
+        write_whole(&link, |out| out.write_all(b"x")).expect("written");
+        assert!(fs::metadata(&link).expect("there").file_type().is_char_device());
+        assert_eq!(names(directory.path()), ["null"]);
     }
 }

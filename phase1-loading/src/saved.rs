@@ -9,6 +9,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::cursor::Cursor;
 use crate::error::{Defect, LoadError};
 use crate::mapping::{map, write_whole};
 
@@ -84,77 +85,57 @@ impl SavedSession {
     }
 
     fn read(file: Bytes) -> Result<SavedSession, Defect> {
-        let mut reader = Reader { file: &file, at: 0 };
-        if reader.take(8, "header")? != MAGIC[..] {
-            return Err(Defect::new("header", "the magic bytes `GPTOSSKV`", "other bytes"));
+        let mut cursor = Cursor::new(&file, "header");
+        if cursor.take(8)? != MAGIC[..] {
+            return Err(cursor.defect("the magic bytes `GPTOSSKV`", "other bytes"));
         }
-        let version = reader.u32("header")?;
+        let version = cursor.u32()?;
         if version != VERSION {
             let found = format!("version {version} of another gptoss; begin a new file");
-            return Err(Defect::new("header", format!("version {VERSION}"), found));
+            return Err(cursor.defect(format!("version {VERSION}"), found));
         }
-        let model = reader.text("model")?;
-        let rope = reader.text("RoPE mode")?;
-        let cache = reader.text("cache type")?;
-        let form = reader.text("kind of engine")?;
-        let count = reader.u64("tokens")?;
-        let tokens = reader.take(count.saturating_mul(4), "tokens")?;
+        let model = text(&mut cursor, "model")?;
+        let rope = text(&mut cursor, "RoPE mode")?;
+        let cache = text(&mut cursor, "cache type")?;
+        let form = text(&mut cursor, "kind of engine")?;
+        cursor.part = "tokens".into();
+        let count = cursor.u64()?;
+        let tokens = cursor.take(count.saturating_mul(4))?;
         let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect();
-        let length = reader.u64("cached tokens")?;
+        cursor.part = "cached tokens".into();
+        let length = cursor.u64()?;
         if length > count {
-            return Err(Defect::new("cached tokens", format!("at most the {count} tokens"), format!("{length}")));
+            return Err(cursor.defect(format!("at most the {count} tokens"), format!("{length}")));
         }
-        let count = reader.u32("items")?;
-        let lengths = reader.take(u64::from(count) * 8, "items")?;
+        cursor.part = "items".into();
+        let count = cursor.u32()?;
+        let lengths = cursor.take(u64::from(count) * 8)?;
         let mut items = Vec::new();
         for (number, &length) in lengths.as_chunks().0.iter().enumerate() {
-            items.push(reader.take(u64::from_le_bytes(length), &format!("item {number} of {count}"))?);
+            cursor.part = format!("item {number} of {count}");
+            items.push(cursor.take(u64::from_le_bytes(length))?);
         }
-        let end = reader.at;
-        let found = reader.u64("checksum")?;
-        if reader.at != file.len() {
-            let found = format!("{} more bytes", file.len() - reader.at);
-            return Err(Defect::new("file", "its end behind the checksum", found));
+        let end = cursor.position();
+        cursor.part = "checksum".into();
+        let found = cursor.u64()?;
+        if cursor.left() > 0 {
+            return Err(Defect::new("file", "its end behind the checksum", format!("{} more bytes", cursor.left())));
         }
         let mut sum = Fnv::default();
         sum.add(&file[..end]);
         if sum.0 != found {
-            return Err(Defect::new("checksum", format!("{:016x}", sum.0), format!("{found:016x} (a damaged file)")));
+            return Err(cursor.defect(format!("{:016x}", sum.0), format!("{found:016x} (a damaged file)")));
         }
         Ok(SavedSession { model, rope, cache, form, tokens, length: length as usize, items })
     }
 }
 
-struct Reader<'a> {
-    file: &'a Bytes,
-    at: usize,
-}
-
-impl Reader<'_> {
-    fn take(&mut self, len: u64, part: &str) -> Result<Bytes, Defect> {
-        let left = self.file.len() - self.at;
-        if len > left as u64 {
-            let found = format!("{left} bytes before the end of the file (truncated?)");
-            return Err(Defect::new(part, format!("{len} more bytes"), found));
-        }
-        let start = self.at;
-        self.at += len as usize;
-        Ok(self.file.slice(start..self.at))
-    }
-
-    fn u32(&mut self, part: &str) -> Result<u32, Defect> {
-        Ok(u32::from_le_bytes(self.take(4, part)?[..].try_into().expect("four bytes")))
-    }
-
-    fn u64(&mut self, part: &str) -> Result<u64, Defect> {
-        Ok(u64::from_le_bytes(self.take(8, part)?[..].try_into().expect("eight bytes")))
-    }
-
-    fn text(&mut self, part: &str) -> Result<String, Defect> {
-        let len = self.u32(part)?;
-        let bytes = self.take(len.into(), part)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| Defect::new(part, "text in UTF-8", "other bytes"))
-    }
+/// A length and as many bytes of UTF-8.
+fn text(cursor: &mut Cursor, part: &str) -> Result<String, Defect> {
+    cursor.part = part.into();
+    let len = cursor.u32()?;
+    let bytes = cursor.take(len.into())?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| cursor.defect("text in UTF-8", "other bytes"))
 }
 
 /// The 64-bit FNV-1a hash: it finds damage, and tells models apart; it is no defence against malice.

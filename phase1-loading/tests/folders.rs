@@ -220,6 +220,40 @@ fn storing(name: &str, tensors: &BTreeMap<String, Stored>) -> BTreeMap<String, B
     files
 }
 
+/// Whatever stands in a field, the error says which field it is, what was expected and what was found.
+#[test]
+fn fields_of_a_configuration_are_named_and_quoted() {
+    let refusal = |files: &BTreeMap<String, Bytes>| {
+        Checkpoint::from_folder_bytes("odd", files).err().expect("refused").to_string()
+    };
+    let set = |key: &str, value: Value| refusal(&configured("hf", |config| config[key] = value));
+    let size = "an integer from 1 to 16777216";
+    for (value, found) in [
+        (Value::Null, "null"),
+        (json!(true), "a boolean"),
+        (json!([32]), "an array"),
+        (json!({ "size": 32 }), "an object"),
+        (json!(32.5), "32.5"),
+        (json!(0), "0"),
+        (json!("x".repeat(50)), &format!("`{}`", "x".repeat(40))),
+    ] {
+        assert_eq!(set("head_dim", value), format!("odd: config.json: `head_dim`: expected {size}, found {found}"));
+    }
+    for (value, found) in [(json!(-1.5), "-1.5"), (json!(0), "0"), (json!(1e300), "1e+300"), (json!("1"), "`1`")] {
+        let expected = format!("odd: config.json: `rope_theta`: expected a positive finite number, found {found}");
+        assert_eq!(set("rope_theta", value), expected);
+    }
+    assert_eq!(
+        refusal(&configured("hf", |config| _ = config.as_object_mut().expect("an object").remove("hidden_size"))),
+        format!("odd: config.json: `hidden_size`: expected {size}, found no such key")
+    );
+    let mut list = files("hf");
+    list.insert("config.json".into(), Bytes::from_static(b"[\"gpt_oss\", 3]"));
+    assert_eq!(refusal(&list), "odd: config.json: `model_type`: expected `gpt_oss`, found no such key");
+    let whole = configured("hf", |config| (config["head_dim"], config["rope_theta"]) = (json!(32.0), json!(150_000)));
+    assert_eq!(Checkpoint::from_folder_bytes("odd", &whole).expect("opens").config, open("hf").config);
+}
+
 /// Hugging Face's experts before quantization: transposed, gate's and up's columns in turn. MXFP4's values fit a bf16.
 #[test]
 fn plain_experts_open() {

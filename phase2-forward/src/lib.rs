@@ -19,7 +19,7 @@ pub use engine::{
     Choice, Chunk, Continuation, Engine, EngineError, LogitsFor, SequenceId, Snapshot, check_batch, read_back,
 };
 pub use model::{GptOss, KeyValues};
-pub use packed::{PackedMatrix, packed_matmul};
+pub use packed::{PackedMatrix, f16_value, packed_matmul};
 pub use probe::{Dump, NoProbe, Operation, Probe, Span};
 pub use recompute::Recompute;
 pub use rope::Rope;

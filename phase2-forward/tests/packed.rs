@@ -1,11 +1,13 @@
 //! The packed product against a product in f64, on both kinds of device, in shapes that are awkward on purpose.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+
 use burn::tensor::{Int, Tensor, TensorData};
 use phase1_loading::{Format, HostTensor};
 use phase2_forward::{ComputeDevice, PackedMatrix, packed_matmul};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{RngSeed, TestRunner};
 
 /// A product to compute: `inputs` rows through a stack of `experts` matrices `[rows, columns]`.
 #[derive(Clone, Copy, Debug)]
@@ -51,9 +53,17 @@ fn random_rows(format: Format, shape: Shape, runner: &mut TestRunner) -> Vec<u8>
     packed
 }
 
-/// Fresh random values, the same for every format so that formats can be compared.
+/// The next random value of a runner.
 fn random<T: std::fmt::Debug>(strategy: impl Strategy<Value = T>, runner: &mut TestRunner) -> T {
     strategy.new_tree(runner).expect("a value").current()
+}
+
+/// `PROPTEST_RNG_SEED`, or a new seed in every run.
+fn seed() -> u64 {
+    match ProptestConfig::default().rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => RandomState::new().build_hasher().finish(),
+    }
 }
 
 fn check(device: &ComputeDevice, format: Format, shape: Shape, runner: &mut TestRunner) {
@@ -82,8 +92,10 @@ fn check(device: &ComputeDevice, format: Format, shape: Shape, runner: &mut Test
             let limit = 1e-6 * magnitude + 1e-30;
             assert!(
                 error <= limit,
-                "{} {format:?} {shape:?}: output {input}, {row} is off by {error:e}, limit {limit:e}",
-                device.name
+                "{} {format:?} {shape:?}: output {input}, {row} is off by {error:e}, limit {limit:e}; \
+                 repeat with PROPTEST_RNG_SEED={}",
+                device.name,
+                runner.config().rng_seed,
             );
         }
     }
@@ -91,8 +103,9 @@ fn check(device: &ComputeDevice, format: Format, shape: Shape, runner: &mut Test
 
 #[test]
 fn equals_f64_on_every_device() {
+    let rng_seed = RngSeed::Fixed(seed());
     for device in ComputeDevice::for_gates().expect("both devices") {
-        let mut runner = TestRunner::default();
+        let mut runner = TestRunner::new(ProptestConfig { rng_seed, ..ProptestConfig::default() });
         for format in Format::GGUF {
             for shape in SHAPES.into_iter().chain([WIDE]) {
                 // A row is whole blocks, and the K-quants' are long.

@@ -7,17 +7,15 @@ use burn::tensor::{Bytes, DType, Device, Float, Int, Tensor, TensorData};
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::KeyValues;
 
+use crate::cache_layout::CacheLayout;
 use crate::cache_type::CacheType;
 use crate::packing::{pack, unpack};
-
-/// Slots that a buffer has at first; they double when they are full, a ring's up to its window.
-const FIRST_CAPACITY: usize = 256;
 
 /// The cache of one sequence: keys after rotation, and values.
 pub(crate) struct SequenceCache {
     /// Positions stored so far, or passed through where a ring has let them go.
     length: usize,
-    window: usize,
+    layout: CacheLayout,
     layers: Vec<LayerCache>,
 }
 
@@ -28,23 +26,15 @@ struct LayerCache {
     values: Rows,
 }
 
-/// Positions that the buffers of one layer have room for when a sequence of `length` tokens has been cached.
-pub fn slots(config: &GptOssConfig, attention: AttentionKind, length: usize) -> usize {
-    let room = FIRST_CAPACITY.max(length.next_power_of_two());
-    match attention {
-        AttentionKind::Sliding => room.min(config.sliding_window),
-        AttentionKind::Full => room,
-    }
-}
-
 impl SequenceCache {
     pub fn new(config: &GptOssConfig, kind: CacheType, device: &Device) -> SequenceCache {
+        let layout = CacheLayout::new(config, kind);
         let layer = |&attention: &AttentionKind| {
-            let slots = slots(config, attention, 0);
-            let rows = || Rows::new([config.kv_heads, slots, config.head_dim], kind, device);
+            let rows = || Rows::new([layout.kv_heads, layout.reserved(attention, 0), layout.head_dim], kind, device);
             LayerCache { attention, keys: rows(), values: rows() }
         };
-        SequenceCache { length: 0, window: config.sliding_window, layers: config.attention.iter().map(layer).collect() }
+        let layers = layout.attention.iter().map(layer).collect();
+        SequenceCache { length: 0, layout, layers }
     }
 
     pub fn length(&self) -> usize {
@@ -83,9 +73,8 @@ impl SequenceCache {
     /// The lengths must have been checked: see [`SequenceCache::saved_bytes`].
     pub fn restore(&mut self, length: usize, saved: &[bytes::Bytes]) {
         self.length = length;
-        let window = self.window;
         for (layer, pair) in self.layers.iter_mut().zip(saved.chunks_exact(2)) {
-            let slots = occupied(layer.attention, length, window);
+            let slots = self.layout.occupied(layer.attention, length);
             layer.keys.restore(slots, &pair[0]);
             layer.values.restore(slots, &pair[1]);
         }
@@ -93,15 +82,12 @@ impl SequenceCache {
 
     /// Bytes of each item that [`SequenceCache::save`] gives at `length` positions.
     pub fn saved_bytes(&self, length: usize) -> Vec<usize> {
-        let of_layer = |layer: &LayerCache| {
-            let slots = occupied(layer.attention, length, self.window);
-            [layer.keys.saved_bytes(slots), layer.values.saved_bytes(slots)]
-        };
-        self.layers.iter().flat_map(of_layer).collect()
+        let bytes = |&attention: &AttentionKind| self.layout.key_bytes(self.layout.occupied(attention, length));
+        self.layout.attention.iter().map(bytes).flat_map(|bytes| [bytes; 2]).collect()
     }
 
     fn occupied(&self, attention: AttentionKind) -> usize {
-        occupied(attention, self.length, self.window)
+        self.layout.occupied(attention, self.length)
     }
 
     /// The position in each occupied slot.
@@ -110,20 +96,12 @@ impl SequenceCache {
             AttentionKind::Full => (0..self.length).collect(),
             AttentionKind::Sliding => {
                 let newest_in = |slot: usize| {
-                    let turns = (self.length - 1 - slot) / self.window;
-                    turns * self.window + slot
+                    let turns = (self.length - 1 - slot) / self.layout.window;
+                    turns * self.layout.window + slot
                 };
                 (0..self.occupied(attention)).map(newest_in).collect()
             }
         }
-    }
-}
-
-/// Slots that `length` positions occupy.
-fn occupied(attention: AttentionKind, length: usize, window: usize) -> usize {
-    match attention {
-        AttentionKind::Full => length,
-        AttentionKind::Sliding => length.min(window),
     }
 }
 
@@ -138,7 +116,7 @@ impl KeyValues for SequenceCache {
         let LayerCache { attention, keys: stored_keys, values: stored_values } = &mut self.layers[layer];
         let place = match attention {
             AttentionKind::Full => Place::Behind(self.length),
-            AttentionKind::Sliding => Place::Ring { length: self.length, window: self.window },
+            AttentionKind::Sliding => Place::Ring { length: self.length, window: self.layout.window },
         };
         (stored_keys.extend(place, keys), stored_values.extend(place, values))
     }
@@ -203,11 +181,6 @@ impl Rows {
     /// Every kind of row is 32-bit words.
     fn bytes(&self) -> usize {
         self.shape().iter().product::<usize>() * 4
-    }
-
-    fn saved_bytes(&self, slots: usize) -> usize {
-        let [heads, _, row] = self.shape();
-        heads * slots * row * 4
     }
 
     fn save(&self, slots: usize) -> Vec<u8> {

@@ -9,6 +9,9 @@ use phase2_forward::{Chunk, Continuation, Engine, EngineError, LogitsFor, NoProb
 use crate::sampling::{Sampler, SamplingError, SamplingParams};
 use crate::stopping::{EmptyStopString, FinishReason, StopCondition};
 
+/// Prompt tokens per step by default. It bounds the memory of attention scores.
+pub const PREFILL_CHUNK: usize = 512;
+
 /// What to generate and when to stop.
 #[derive(Clone, Debug)]
 pub struct GenerationParams {
@@ -28,7 +31,7 @@ impl Default for GenerationParams {
             max_tokens: 128,
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
-            prefill_chunk: 512,
+            prefill_chunk: PREFILL_CHUNK,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod block;
 mod cache;
+mod cache_layout;
 mod cache_type;
 mod cached;
 pub mod gate;
@@ -13,9 +14,9 @@ mod packing;
 mod sampling;
 mod stopping;
 
-pub use cache::slots;
+pub use cache_layout::CacheLayout;
 pub use cache_type::CacheType;
 pub use cached::{Cached, UnsuitableCache};
-pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};
+pub use generate::{Generation, GenerationError, GenerationParams, PREFILL_CHUNK, Step, generate};
 pub use sampling::{Sampler, SamplingError, SamplingParams};
 pub use stopping::{EmptyStopString, FinishReason, StopCondition};

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
 use phase1_loading::synthetic::SyntheticModel;
+use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
-use phase3_kvcache::{CacheType, Cached};
+use phase3_kvcache::{CacheLayout, CacheType, Cached};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 const WINDOW: usize = 12;
 
@@ -25,8 +26,21 @@ fn written(window: usize) -> (tempfile::TempDir, PathBuf) {
     let nano = SyntheticModel::preset("nano").expect("a preset");
     // All experts for every token: a router would turn a small loss in a cache into another choice.
     let model = SyntheticModel { sliding_window: window, layers: 3, experts: 4, experts_per_token: 4, ..nano };
-    model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
+    model.write(&path, seed(), &mut |_, _| ()).expect("written");
     (directory, path)
+}
+
+/// The seed of all weights: `PROPTEST_RNG_SEED`, or a new one in every run.
+fn seed() -> u64 {
+    match ProptestConfig::default().rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => std::process::id().into(),
+    }
+}
+
+/// What a failure says about the weights.
+fn weights() -> String {
+    format!("weights of PROPTEST_RNG_SEED={}", seed())
 }
 
 fn load(path: &Path) -> GptOss {
@@ -70,7 +84,7 @@ proptest! {
         for (kind, limit) in LOSSES {
             let chunked = logits(&mut with_cache(kind), &tokens, &lengths);
             let check = Check::values("random", kind.name(), &whole, &chunked, limit);
-            prop_assert!(check.passed(), "{check:?}");
+            prop_assert!(check.passed(), "{check:?}, {}", weights());
         }
     }
 
@@ -95,7 +109,7 @@ proptest! {
             let rows = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
             rows.into_data().try_to_vec().expect("f32")
         };
-        prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2));
+        prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2), "{}", weights());
     }
 
     #[test]
@@ -106,7 +120,7 @@ proptest! {
         let whole = logits(&mut Recompute::new(model()), &tokens, &[tokens.len()]);
         let chunked = logits(&mut Cached::new(model()), &tokens, &lengths);
         let check = Check::values("random", "logits", &whole, &chunked, Limit::F32);
-        prop_assert!(check.passed(), "{check:?}");
+        prop_assert!(check.passed(), "{check:?}, {}", weights());
     }
 
     /// A ring holds exactly the last W positions and a full layer all, with equal keys where both hold them.
@@ -138,7 +152,7 @@ fn a_full_layer_grows() {
     for lengths in [&[200, 55, 1][..], &[300], &[256, 1], &[257]] {
         let chunked = logits(&mut Cached::new(model()), &tokens, lengths);
         let check = Check::values("long", "logits", &whole, &chunked, Limit::F32);
-        assert!(check.passed(), "{lengths:?}: {check:?}");
+        assert!(check.passed(), "{lengths:?}: {check:?}, {}", weights());
     }
 }
 
@@ -151,7 +165,7 @@ fn a_wide_ring_grows() {
     for lengths in [&[200, 55, 1, 44, 1, 100][..], &[700], &[290, 30]] {
         let chunked = logits(&mut Cached::new(load(&path)), &tokens, lengths);
         let check = Check::values("wide", "logits", &whole, &chunked, Limit::F32);
-        assert!(check.passed(), "{lengths:?}: {check:?}");
+        assert!(check.passed(), "{lengths:?}: {check:?}, {}", weights());
     }
     for cut in [100, 280, 300, 301, 650] {
         let (mut first, mut second) = (Cached::new(load(&path)), Cached::new(load(&path)));
@@ -163,7 +177,7 @@ fn a_wide_ring_grows() {
                 engine.step(&chunk(&tokens[cut..], LogitsFor::EveryToken), &mut NoProbe).expect("a step").remove(0);
             rows.expect("logits").into_data().try_to_vec().expect("f32")
         };
-        assert_eq!(rest(&mut first), rest(&mut second), "cut at {cut}");
+        assert_eq!(rest(&mut first), rest(&mut second), "cut at {cut}, {}", weights());
     }
 }
 
@@ -178,7 +192,7 @@ fn sequences_of_a_batch_do_not_meet() {
         let first = alone.step(&[chunk(1, &a)], &mut NoProbe).expect("a step").remove(0);
         let second = alone.step(&[chunk(2, &b)], &mut NoProbe).expect("a step").remove(0);
         for (one, other) in both.into_iter().zip([first, second]) {
-            assert_eq!(one.expect("logits").into_data(), other.expect("logits").into_data());
+            assert_eq!(one.expect("logits").into_data(), other.expect("logits").into_data(), "{}", weights());
         }
     }
 }
@@ -193,6 +207,10 @@ fn packed_caches_are_smaller() {
             .expect("a step");
         let saved: usize = engine.save(0).expect("known").items.iter().map(|item| item.len()).sum();
         assert_eq!(saved, (700 + 2 * WINDOW) * 2 * 2 * kind.row_bytes(32), "{kind}");
+        let layout = CacheLayout::new(engine.config(), kind);
+        assert_eq!(saved as u64, layout.occupied_bytes(700), "{kind}");
+        let reserved = [AttentionKind::Full, AttentionKind::Sliding].map(|of| layout.reserved_bytes(of, 700));
+        assert_eq!(engine.cache_bytes(0) as u64, reserved.iter().sum::<u64>(), "{kind}");
         engine.cache_bytes(0)
     };
     let [f32, f16, q8_0] = CacheType::ALL.map(bytes);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::thread::available_parallelism;
 
+use directories::ProjectDirs;
 use time::OffsetDateTime;
 
 /// The processor's name and how many hardware threads this process may use.
@@ -18,13 +19,10 @@ pub fn today() -> String {
     format!("{:04}-{:02}-{:02}", now.year(), u8::from(now.month()), now.day())
 }
 
-/// Where what was measured on this machine is kept: the user's cache directory. `None` where there is no user.
+/// Where measurements of this machine are kept: `gptoss` in `$XDG_CACHE_HOME` or `~/.cache` on Linux, in `~/Library/Caches` on
+/// macOS, and in `%LOCALAPPDATA%` on Windows. `None` if the user has no home directory.
 pub fn cache_directory() -> Option<PathBuf> {
-    let caches = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(directory) => PathBuf::from(directory),
-        None => PathBuf::from(std::env::var_os("HOME").or_else(|| std::env::var_os("LOCALAPPDATA"))?).join(".cache"),
-    };
-    Some(caches.join("gptoss"))
+    Some(ProjectDirs::from("", "", "gptoss")?.cache_dir().to_owned())
 }
 
 fn processor() -> Option<String> {
@@ -38,4 +36,35 @@ fn processor() -> Option<String> {
         return Some(String::from_utf8(brand.stdout).ok()?.trim().into());
     }
     std::env::var("PROCESSOR_IDENTIFIER").ok()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Environment variables belong to a whole process, so the test runs itself in a child process for each value.
+    #[test]
+    fn the_cache_directory_follows_xdg() {
+        const CHILD: &str = "GPTOSS_TEST_PRINTS_CACHE_DIRECTORY";
+        const MARK: &str = "cache directory: ";
+        if std::env::var_os(CHILD).is_some() {
+            println!("{MARK}{}", cache_directory().expect("there is a home").display());
+            return;
+        }
+        let with = |cache_home: Option<&str>| {
+            let mut command = Command::new(std::env::current_exe().expect("this test's program"));
+            command.args(["--exact", "machine::tests::the_cache_directory_follows_xdg", "--nocapture"]);
+            command.env(CHILD, "1").env("HOME", "/home/somebody").env_remove("XDG_CACHE_HOME");
+            command.envs(cache_home.map(|directory| ("XDG_CACHE_HOME", directory)));
+            let output = command.output().expect("it runs");
+            let text = String::from_utf8(output.stdout).expect("UTF-8");
+            let line = text.lines().find_map(|line| Some(line.split_once(MARK)?.1.to_owned()));
+            line.unwrap_or_else(|| panic!("no directory in {text}"))
+        };
+        assert_eq!(with(Some("/var/caches")), "/var/caches/gptoss");
+        // The specification: a path that is empty or relative is to be ignored.
+        for unset in [None, Some(""), Some("caches"), Some("./caches")] {
+            assert_eq!(with(unset), "/home/somebody/.cache/gptoss", "{unset:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
-use phase3_kvcache::CacheType;
+use phase3_kvcache::{CacheLayout, CacheType};
 use serde::Serialize;
 
 use crate::process;
@@ -92,15 +92,13 @@ impl MemoryPlan {
             }
         }
         if setting.phase > 2 {
+            let layout = CacheLayout::new(config, setting.cache);
             for kind in [AttentionKind::Full, AttentionKind::Sliding] {
                 let name = match kind {
                     AttentionKind::Full => "full",
                     AttentionKind::Sliding => "sliding",
                 };
-                let layers = config.attention.iter().filter(|&&of| of == kind).count();
-                let slots = phase3_kvcache::slots(config, kind, setting.context);
-                let position = 2 * config.kv_heads * setting.cache.row_bytes(config.head_dim);
-                let bytes = (layers * slots * position) as u64;
+                let bytes = layout.reserved_bytes(kind, setting.context);
                 add(format!("cache {}, {name} layers", setting.cache), computing, Stays::Always, bytes);
             }
         }

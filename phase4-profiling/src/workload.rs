@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, SequenceId, read_back};
+use phase3_kvcache::PREFILL_CHUNK;
 
 use crate::profile::{Clock, Step, Workload};
 use crate::recorder::Recorder;
@@ -12,8 +13,6 @@ use crate::recorder::Recorder;
 const WARM_UP_SEQUENCE: SequenceId = SequenceId::MAX;
 /// How long a device is kept busy before anything is recorded: its clocks rise within that time.
 const BUSY: Duration = Duration::from_millis(300);
-/// Earlier tokens that one step takes, which bounds the memory of their attention scores.
-const PREFILL_CHUNK: usize = 512;
 
 /// Steps of the workload itself that are not recorded: kernels are compiled and weights paged in by the first.
 const WARM_UP: usize = 1;

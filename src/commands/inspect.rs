@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, check_values};
-use phase3_kvcache::CacheType;
+use phase3_kvcache::{CacheLayout, CacheType};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -85,8 +85,9 @@ fn to_text(checkpoint: &Checkpoint, kv: CacheType) -> Result<String> {
     writeln!(out, "  {:6} {:>5} tensors {:>10}", "all", checkpoint.tensors.len(), size(checkpoint.weight_bytes()))?;
 
     writeln!(out, "\nmemory            weights      cache        both")?;
+    let layout = CacheLayout::new(config, kv);
     for context in CONTEXTS {
-        let (weights, cache) = (checkpoint.weight_bytes(), config.cache_bytes(context, kv.row_bytes(config.head_dim)));
+        let (weights, cache) = (checkpoint.weight_bytes(), layout.occupied_bytes(context));
         writeln!(
             out,
             "  context {context:>5} {:>10} {:>10} {:>11}",
@@ -116,11 +117,11 @@ fn to_json(checkpoint: &Checkpoint, kv: CacheType) -> Result<Value> {
         .into_iter()
         .map(|(format, (tensors, bytes))| (format.name(), json!({ "tensors": tensors, "bytes": bytes })))
         .collect();
+    let layout = CacheLayout::new(config, kv);
     let memory: Vec<Value> = CONTEXTS
         .iter()
         .map(|&context| {
-            let cache = config.cache_bytes(context, kv.row_bytes(config.head_dim));
-            let weights = checkpoint.weight_bytes();
+            let (weights, cache) = (checkpoint.weight_bytes(), layout.occupied_bytes(context));
             json!({ "context": context, "weights": weights, "cache": cache, "total": weights + cache })
         })
         .collect();

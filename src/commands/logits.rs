@@ -1,12 +1,14 @@
 //! `gptoss logits`: what the model computes, for other programs to compare with.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use phase1_loading::write_whole;
 use phase2_forward::{Chunk, Dump, LogitsFor, NoProbe, Probe, read_back};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use safetensors::{Dtype, View};
 
 use crate::args::Logits;
 use crate::session::{self, Session};
@@ -32,13 +34,31 @@ pub fn run(args: &Logits) -> Result<ExitCode> {
 }
 
 fn write(tensors: &BTreeMap<String, ([usize; 2], Vec<f32>)>, args: &Logits) -> Result<()> {
-    let bytes: Vec<(&str, [usize; 2], Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, (shape, values))| (name.as_str(), *shape, values.iter().flat_map(|v| v.to_le_bytes()).collect()))
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, shape, data)| Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), data)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    safetensors::serialize_to_file(views, None, &args.out).with_context(|| format!("writing {}", args.out.display()))
+    let views = tensors.iter().map(|(name, (shape, values))| (name, Values { shape, values }));
+    let file = safetensors::serialize(views, None)?;
+    write_whole(&args.out, |out| out.write_all(&file)).with_context(|| format!("writing {}", args.out.display()))
+}
+
+/// One tensor of the file; its bytes are made only when they are written.
+struct Values<'a> {
+    shape: &'a [usize; 2],
+    values: &'a [f32],
+}
+
+impl View for Values<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use phase2_forward::{Choice, Chunk, Continuation, Engine, LogitsFor, NoProbe, read_back};
+use phase3_kvcache::PREFILL_CHUNK;
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
 use serde_json::json;
 
@@ -12,13 +13,10 @@ use crate::args::Memory;
 use crate::commands::{print, size};
 use crate::session::{self, Session};
 
-/// New tokens of one step: what generation takes of a prompt at once.
-const CHUNK: usize = 512;
-
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let checkpoint = session::open(&args.model)?;
     let device = session::find_device(&checkpoint, &args.engine)?;
-    let chunk = args.context.min(CHUNK);
+    let chunk = args.context.min(PREFILL_CHUNK);
     let (phase, cache) = (args.engine.phase(), args.engine.cache_type(&device));
     let screen = session::screen_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
     let setting = |on_gpu| Setting {
@@ -78,7 +76,7 @@ fn fill(engine: &mut dyn Engine, context: usize) -> Result<()> {
         }
         Ok(())
     };
-    prompt.chunks(CHUNK).try_for_each(|chunk| step(engine, chunk))?;
+    prompt.chunks(PREFILL_CHUNK).try_for_each(|chunk| step(engine, chunk))?;
     let choice = Choice::LIKELIEST;
     let mut batch = [Continuation { sequence: session::SEQUENCE, token, choice, draws: &mut || 0.0 }];
     match engine.decode(&mut batch, 1, &mut |_| ControlFlow::Continue(())) {

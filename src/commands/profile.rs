@@ -1,10 +1,12 @@
 //! `gptoss profile`: where a step's time and bytes go.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
+use phase1_loading::write_whole;
 use phase2_forward::{Chunk, LogitsFor, Probe};
 use phase4_profiling::report::{compare, flame, html, table, trace};
 use phase4_profiling::{
@@ -30,7 +32,9 @@ pub fn run(args: &args::Profile) -> Result<ExitCode> {
     };
     for (path, content) in [(&args.trace, trace as fn(&Profile) -> String), (&args.flame, flame), (&args.html, html)] {
         if let Some(path) = path {
-            std::fs::write(path, content(&profiles[0])).with_context(|| format!("cannot write {}", path.display()))?;
+            let text = content(&profiles[0]);
+            write_whole(path, |out| out.write_all(text.as_bytes()))
+                .with_context(|| format!("cannot write {}", path.display()))?;
             eprintln!("wrote {}", path.display());
         }
     }

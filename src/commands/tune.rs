@@ -20,7 +20,7 @@ pub fn run(args: &Tune) -> Result<ExitCode> {
     if device.is_cpu() {
         bail!("only GPUs are tuned; on the CPU phase 5 goes by the instruction set");
     }
-    let directory = cache_directory().context("there is no user's cache directory; set XDG_CACHE_HOME")?;
+    let directory = cache_directory().context("this user has no cache directory; set HOME")?;
     let bar = bytes_bar("loading", checkpoint.weight_bytes());
     let progress = &mut |done, _| bar.set_position(done);
     let mut engine = GpuEngine::load(&checkpoint, &device, RopeMode::Exact, Options::default(), progress)?;

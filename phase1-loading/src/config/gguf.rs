@@ -1,20 +1,13 @@
 //! The configuration as GGUF metadata, read and written.
 
-use super::{ARCHITECTURE, AttentionKind, Fields, Found, GptOssConfig, Names, RopeConfig};
+use super::{ARCHITECTURE, AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig};
 use crate::error::Defect;
 use crate::gguf::{Gguf, MetadataValue, Value};
 
 const NAMES: Names = Names {
-    hidden: "embedding_length",
-    expert_width: "expert_feed_forward_length",
-    heads: "attention.head_count",
     kv_heads: "attention.head_count_kv",
     head_dim: "attention.key_length",
-    experts: "expert_count",
     experts_per_token: "expert_used_count",
-    context_length: "context_length",
-    rms_eps: "attention.layer_norm_rms_epsilon",
-    sliding_window: "attention.sliding_window",
 };
 
 impl GptOssConfig {
@@ -34,8 +27,22 @@ impl GptOssConfig {
             let expected = format!("at most the file's {} tensors", gguf.tensors.len());
             return Err(metadata.defect("block_count", expected, layers.to_string()));
         }
-        let attention = metadata.attention_kinds(layers)?;
-        let config = GptOssConfig::read(&metadata, &NAMES, metadata.vocab()?, attention, metadata.rope()?)?;
+        let config = GptOssConfig {
+            attention: metadata.attention_kinds(layers)?,
+            vocab: metadata.vocab()?,
+            rope: metadata.rope()?,
+            hidden: metadata.size("embedding_length")?,
+            expert_width: metadata.size("expert_feed_forward_length")?,
+            heads: metadata.size("attention.head_count")?,
+            kv_heads: metadata.size(NAMES.kv_heads)?,
+            head_dim: metadata.size(NAMES.head_dim)?,
+            experts: metadata.size("expert_count")?,
+            experts_per_token: metadata.size(NAMES.experts_per_token)?,
+            context_length: metadata.size("context_length")?,
+            rms_eps: metadata.float("attention.layer_norm_rms_epsilon")?,
+            sliding_window: metadata.size("attention.sliding_window")?,
+        };
+        config.check(&NAMES, |name, expected, found| metadata.defect(name, expected, found))?;
         let value_length = metadata.size("attention.value_length")?;
         if value_length != config.head_dim {
             let expected = format!("the key length {}", config.head_dim);
@@ -89,23 +96,36 @@ struct Metadata<'a> {
     gguf: &'a Gguf,
 }
 
-impl Fields for Metadata<'_> {
-    fn get(&self, name: &str) -> Found {
-        match self.value(name) {
-            None => Found::Nothing,
-            Some(Value::Float(number)) => Found::Number(*number),
-            Some(value) => value.as_u64().map_or(Found::Other(value.kind()), Found::Integer),
-        }
-    }
-
-    fn defect(&self, name: &str, expected: String, found: String) -> Defect {
-        Defect::new(format!("metadata `{ARCHITECTURE}.{name}`"), expected, found)
-    }
-}
-
 impl Metadata<'_> {
     fn value(&self, key: &str) -> Option<&Value> {
         self.gguf.metadata.get(&format!("{ARCHITECTURE}.{key}"))
+    }
+
+    fn defect(&self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> Defect {
+        Defect::new(format!("metadata `{ARCHITECTURE}.{key}`"), expected, found)
+    }
+
+    fn size(&self, key: &str) -> Result<usize, Defect> {
+        let found = match self.value(key) {
+            None => "no such key".into(),
+            Some(Value::Float(_)) => "a float".into(),
+            Some(value) => match value.as_u64() {
+                Some(size) if (1..=MAX_SIZE).contains(&size) => return Ok(size as usize),
+                Some(size) => size.to_string(),
+                None => value.kind().into(),
+            },
+        };
+        Err(self.defect(key, format!("an integer from 1 to {MAX_SIZE}"), found))
+    }
+
+    fn float(&self, key: &str) -> Result<f32, Defect> {
+        let found = match self.value(key) {
+            None => "no such key".into(),
+            Some(&Value::Float(number)) if number.is_finite() && number as f32 > 0.0 => return Ok(number as f32),
+            Some(Value::Float(number)) => number.to_string(),
+            Some(value) => value.kind().into(),
+        };
+        Err(self.defect(key, "a positive finite number", found))
     }
 
     fn vocab(&self) -> Result<usize, Defect> {
@@ -124,7 +144,7 @@ impl Metadata<'_> {
                 factor: self.float("rope.scaling.factor")?,
                 original_context: self.size("rope.scaling.original_context_length")?,
             }),
-            found => Err(self.defect(key, "`yarn`".into(), found.map_or("none".into(), |f| format!("`{f}`")))),
+            found => Err(self.defect(key, "`yarn`", found.map_or("none".into(), |f| format!("`{f}`")))),
         }
     }
 
@@ -146,6 +166,6 @@ impl Metadata<'_> {
                 })
                 .collect()
         });
-        booleans.ok_or_else(|| self.defect(key, expected, "an array of something else".into()))
+        booleans.ok_or_else(|| self.defect(key, expected, "an array of something else"))
     }
 }

@@ -1,159 +1,219 @@
 //! The configuration in a model folder's `config.json`, as Hugging Face and mlx-lm write it.
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{AttentionKind, Fields, Found, GptOssConfig, MAX_SIZE, Names, RopeConfig};
+use super::{AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig};
 use crate::error::Defect;
 
-const NAMES: Names = Names {
-    hidden: "hidden_size",
-    expert_width: "intermediate_size",
-    heads: "num_attention_heads",
-    kv_heads: "num_key_value_heads",
-    head_dim: "head_dim",
-    experts: "num_local_experts",
-    experts_per_token: "num_experts_per_tok",
-    context_length: "max_position_embeddings",
-    rms_eps: "rms_norm_eps",
-    sliding_window: "sliding_window",
-};
+const NAMES: Names =
+    Names { kv_heads: "num_key_value_heads", head_dim: "head_dim", experts_per_token: "num_experts_per_tok" };
 
 /// YaRN's β and α, which every gpt-oss has and GGUF does not even write.
-const BETAS: [(&str, f64); 2] = [("beta_fast", 32.0), ("beta_slow", 1.0)];
+const BETA_FAST: f32 = 32.0;
+const BETA_SLOW: f32 = 1.0;
+
+/// What is read of `config.json`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct HfConfig {
+    model_type: Field,
+    num_hidden_layers: Field,
+    vocab_size: Field,
+    hidden_size: Field,
+    intermediate_size: Field,
+    num_attention_heads: Field,
+    num_key_value_heads: Field,
+    head_dim: Field,
+    num_local_experts: Field,
+    num_experts_per_tok: Field,
+    max_position_embeddings: Field,
+    rms_norm_eps: Field,
+    sliding_window: Field,
+    layer_types: Field,
+    rope_theta: Field,
+    /// An [`HfRope`]: transformers 5 keeps everything there.
+    rope_parameters: Field,
+    /// An [`HfRope`] without θ: earlier versions, and mlx-lm.
+    rope_scaling: Field,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct HfRope {
+    rope_type: Field,
+    /// An older name of `rope_type`.
+    r#type: Field,
+    rope_theta: Field,
+    factor: Field,
+    original_max_position_embeddings: Field,
+    beta_fast: Field,
+    beta_slow: Field,
+}
+
+/// A value of any type, or `None` for a missing key. Its type is checked when it is used, so that the error can say which key
+/// it is, what was expected and what was found; serde's own errors do not.
+#[derive(Default, Deserialize)]
+#[serde(from = "Value")]
+struct Field(Option<Value>);
+
+impl From<Value> for Field {
+    fn from(value: Value) -> Field {
+        Field(Some(value))
+    }
+}
 
 impl GptOssConfig {
     /// Reads the configuration of a folder with that many tensors.
     pub(crate) fn from_json(json: &Value, tensors: usize) -> Result<GptOssConfig, Defect> {
-        let config = Section { json, path: "" };
-        config.expect_text("model_type", "gpt_oss")?;
-        let layers = config.size("num_hidden_layers")?;
+        let file: HfConfig = object(json).unwrap_or_default();
+        file.model_type.expect_text("model_type", "gpt_oss")?;
+        let layers = file.num_hidden_layers.size("num_hidden_layers")?;
         if layers > tensors {
             let expected = format!("at most the folder's {tensors} tensors");
-            return Err(config.defect("num_hidden_layers", expected, layers.to_string()));
+            return Err(defect("num_hidden_layers", expected, layers.to_string()));
         }
-        let (vocab, attention) = (config.size("vocab_size")?, config.attention_kinds(layers)?);
-        GptOssConfig::read(&config, &NAMES, vocab, attention, config.rope()?)
-    }
-}
-
-/// An object in the file.
-struct Section<'a> {
-    json: &'a Value,
-    /// Its own name and a dot; nothing for the outermost.
-    path: &'static str,
-}
-
-impl Fields for Section<'_> {
-    fn get(&self, name: &str) -> Found {
-        match self.json.get(name) {
-            None | Some(Value::Null) => Found::Nothing,
-            Some(Value::Number(number)) => match number.as_u64() {
-                Some(integer) => Found::Integer(integer),
-                None => Found::Number(number.as_f64().unwrap_or(f64::NAN)),
-            },
-            Some(other) => Found::Other(kind(other)),
-        }
-    }
-
-    fn defect(&self, name: &str, expected: String, found: String) -> Defect {
-        Defect::new(format!("config.json: `{}{name}`", self.path), expected, found)
-    }
-
-    /// A whole number may stand for itself: JSON writers drop `.0`. So may a size written with it.
-    fn float(&self, name: &str) -> Result<f32, Defect> {
-        let number = match self.get(name) {
-            Found::Number(number) => number,
-            Found::Integer(integer) => integer as f64,
-            _ => f64::NAN,
+        let config = GptOssConfig {
+            vocab: file.vocab_size.size("vocab_size")?,
+            attention: file.attention_kinds(layers)?,
+            rope: file.rope()?,
+            hidden: file.hidden_size.size("hidden_size")?,
+            expert_width: file.intermediate_size.size("intermediate_size")?,
+            heads: file.num_attention_heads.size("num_attention_heads")?,
+            kv_heads: file.num_key_value_heads.size(NAMES.kv_heads)?,
+            head_dim: file.head_dim.size(NAMES.head_dim)?,
+            experts: file.num_local_experts.size("num_local_experts")?,
+            experts_per_token: file.num_experts_per_tok.size(NAMES.experts_per_token)?,
+            context_length: file.max_position_embeddings.size("max_position_embeddings")?,
+            rms_eps: file.rms_norm_eps.float("rms_norm_eps")?,
+            sliding_window: file.sliding_window.size("sliding_window")?,
         };
-        if number.is_finite() && number as f32 > 0.0 {
-            return Ok(number as f32);
+        config.check(&NAMES, defect)?;
+        Ok(config)
+    }
+}
+
+impl HfConfig {
+    fn rope(&self) -> Result<RopeConfig, Defect> {
+        if let Some(parameters) = self.rope_parameters.object::<HfRope>() {
+            let inside = parameters.rope_theta.float("rope_parameters.rope_theta");
+            let theta = inside.or_else(|defect| self.rope_theta.float("rope_theta").map_err(|_| defect))?;
+            parameters.config("rope_parameters", theta)
+        } else if let Some(scaling) = self.rope_scaling.object::<HfRope>() {
+            scaling.config("rope_scaling", self.rope_theta.float("rope_theta")?)
+        } else {
+            let expected = "an object with YaRN's parameters, or one named `rope_scaling`";
+            Err(defect("rope_parameters", expected, "neither"))
         }
-        Err(self.defect(name, "a positive finite number".into(), self.described(name)))
     }
 
+    /// Even layers slide unless the file says which do.
+    fn attention_kinds(&self, layers: usize) -> Result<Vec<AttentionKind>, Defect> {
+        let wrong = |found: String| {
+            defect("layer_types", format!("{layers} times `sliding_attention` or `full_attention`"), found)
+        };
+        let list = match &self.layer_types.0 {
+            None | Some(Value::Null) => return Ok(AttentionKind::alternating(layers)),
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(wrong(kind(other).into())),
+        };
+        if list.len() != layers {
+            return Err(wrong(format!("{} elements", list.len())));
+        }
+        let read = |value: &Value| match value.as_str() {
+            Some("sliding_attention") => Ok(AttentionKind::Sliding),
+            Some("full_attention") => Ok(AttentionKind::Full),
+            Some(other) => Err(wrong(quoted(other))),
+            None => Err(wrong(kind(value).into())),
+        };
+        list.iter().map(read).collect()
+    }
+}
+
+impl HfRope {
+    fn config(&self, section: &str, theta: f32) -> Result<RopeConfig, Defect> {
+        let name = |key: &str| format!("{section}.{key}");
+        match self.rope_type.0 {
+            Some(_) => self.rope_type.expect_text(&name("rope_type"), "yarn")?,
+            None => self.r#type.expect_text(&name("type"), "yarn")?,
+        }
+        for (field, key, usual) in
+            [(&self.beta_fast, "beta_fast", BETA_FAST), (&self.beta_slow, "beta_slow", BETA_SLOW)]
+        {
+            let missing = matches!(field.0, None | Some(Value::Null));
+            if !missing && field.float(&name(key))? != usual {
+                return Err(defect(&name(key), usual.to_string(), field.found()));
+            }
+        }
+        Ok(RopeConfig {
+            theta,
+            factor: self.factor.float(&name("factor"))?,
+            original_context: self.original_max_position_embeddings.size(&name("original_max_position_embeddings"))?,
+        })
+    }
+}
+
+impl Field {
+    fn object<T: DeserializeOwned>(&self) -> Option<T> {
+        self.0.as_ref().and_then(object)
+    }
+
+    fn expect_text(&self, name: &str, expected: &str) -> Result<(), Defect> {
+        match &self.0 {
+            Some(Value::String(found)) if found == expected => Ok(()),
+            _ => Err(defect(name, format!("`{expected}`"), self.found())),
+        }
+    }
+
+    /// A whole number written with a fraction of zero counts too.
     fn size(&self, name: &str) -> Result<usize, Defect> {
-        let size = match self.get(name) {
-            Found::Integer(integer) => integer,
-            Found::Number(number) if number.fract() == 0.0 && number > 0.0 => number as u64,
+        let size = match &self.0 {
+            Some(Value::Number(number)) => match (number.as_u64(), number.as_f64()) {
+                (Some(integer), _) => integer,
+                (None, Some(float)) if float.fract() == 0.0 && float > 0.0 => float as u64,
+                _ => 0,
+            },
             _ => 0,
         };
         if (1..=MAX_SIZE).contains(&size) {
             return Ok(size as usize);
         }
-        Err(self.defect(name, format!("an integer from 1 to {MAX_SIZE}"), self.described(name)))
+        Err(defect(name, format!("an integer from 1 to {MAX_SIZE}"), self.found()))
     }
-}
 
-impl<'a> Section<'a> {
-    fn described(&self, name: &str) -> String {
-        match self.json.get(name) {
+    /// A whole number counts too: JSON writers drop `.0`.
+    fn float(&self, name: &str) -> Result<f32, Defect> {
+        let float = self.0.as_ref().and_then(Value::as_f64).map(|float| float as f32);
+        match float.filter(|float| float.is_finite() && *float > 0.0) {
+            Some(float) => Ok(float),
+            None => Err(defect(name, "a positive finite number", self.found())),
+        }
+    }
+
+    /// The value for an error.
+    fn found(&self) -> String {
+        match &self.0 {
             None => "no such key".into(),
             Some(Value::Number(number)) => number.to_string(),
-            Some(Value::String(text)) => format!("`{}`", text.chars().take(40).collect::<String>()),
+            Some(Value::String(text)) => quoted(text),
             Some(other) => kind(other).into(),
         }
     }
+}
 
-    fn expect_text(&self, name: &str, expected: &str) -> Result<(), Defect> {
-        match self.json.get(name).and_then(Value::as_str) {
-            Some(found) if found == expected => Ok(()),
-            _ => Err(self.defect(name, format!("`{expected}`"), self.described(name))),
-        }
-    }
+/// The fields of an object; `None` for any other value.
+fn object<T: DeserializeOwned>(value: &Value) -> Option<T> {
+    value.is_object().then(|| T::deserialize(value).expect("every field takes any value"))
+}
 
-    fn section(&self, name: &str, path: &'static str) -> Option<Section<'a>> {
-        self.json.get(name).filter(|json| json.is_object()).map(|json| Section { json, path })
-    }
+fn defect(name: &str, expected: impl Into<String>, found: impl Into<String>) -> Defect {
+    Defect::new(format!("config.json: `{name}`"), expected, found)
+}
 
-    /// transformers 5 keeps everything in `rope_parameters`; earlier ones, and mlx-lm, keep θ outside `rope_scaling`.
-    fn rope(&self) -> Result<RopeConfig, Defect> {
-        let (section, theta) = if let Some(parameters) = self.section("rope_parameters", "rope_parameters.") {
-            let theta =
-                parameters.float("rope_theta").or_else(|defect| self.float("rope_theta").map_err(|_| defect))?;
-            (parameters, theta)
-        } else if let Some(scaling) = self.section("rope_scaling", "rope_scaling.") {
-            (scaling, self.float("rope_theta")?)
-        } else {
-            let expected = "an object with YaRN's parameters, or one named `rope_scaling`";
-            return Err(self.defect("rope_parameters", expected.into(), "neither".into()));
-        };
-        let kind = if section.json.get("rope_type").is_some() { "rope_type" } else { "type" };
-        section.expect_text(kind, "yarn")?;
-        for (name, usual) in BETAS {
-            if !matches!(section.get(name), Found::Nothing) && f64::from(section.float(name)?) != usual {
-                return Err(section.defect(name, usual.to_string(), section.described(name)));
-            }
-        }
-        Ok(RopeConfig {
-            theta,
-            factor: section.float("factor")?,
-            original_context: section.size("original_max_position_embeddings")?,
-        })
-    }
-
-    /// Even layers slide unless the file says which do.
-    fn attention_kinds(&self, layers: usize) -> Result<Vec<AttentionKind>, Defect> {
-        let name = "layer_types";
-        let Some(list) = self.json.get(name).filter(|list| !list.is_null()) else {
-            return Ok(AttentionKind::alternating(layers));
-        };
-        let expected = || format!("{layers} times `sliding_attention` or `full_attention`");
-        let list = list.as_array().ok_or_else(|| self.defect(name, expected(), kind(list).into()))?;
-        if list.len() != layers {
-            return Err(self.defect(name, expected(), format!("{} elements", list.len())));
-        }
-        let read = |value: &Value| match value.as_str() {
-            Some("sliding_attention") => Ok(AttentionKind::Sliding),
-            Some("full_attention") => Ok(AttentionKind::Full),
-            Some(other) => {
-                let found = format!("`{}`", other.chars().take(40).collect::<String>());
-                Err(self.defect(name, expected(), found))
-            }
-            None => Err(self.defect(name, expected(), kind(value).into())),
-        };
-        list.iter().map(read).collect()
-    }
+/// The beginning of a text for an error.
+fn quoted(text: &str) -> String {
+    format!("`{}`", text.chars().take(40).collect::<String>())
 }
 
 fn kind(value: &Value) -> &'static str {

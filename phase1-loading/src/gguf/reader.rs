@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::value::{Array, Element, Value};
 use crate::codec::Format;
+use crate::cursor::Cursor;
 use crate::error::Defect;
 use crate::tensor::HostTensor;
 
@@ -20,7 +21,7 @@ const MIN_ENTRY: u64 = 8 + 4 + 1;
 type Contents = (BTreeMap<String, Value>, BTreeMap<String, HostTensor>);
 
 pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
-    let mut cursor = Cursor { file: &file, at: 0, part: "header".into() };
+    let mut cursor = Cursor::new(&file, "header");
     let magic = cursor.take(4)?;
     if *magic != MAGIC[..] {
         return Err(cursor.defect("the magic bytes `GGUF`", format!("{magic:?}")));
@@ -50,7 +51,7 @@ pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
             .filter(|a| a.is_power_of_two())
             .ok_or_else(|| Defect::new("metadata `general.alignment`", "a power of two", format!("{value:?}")))?,
     };
-    let data_start = (cursor.at as u64)
+    let data_start = (cursor.position() as u64)
         .checked_next_multiple_of(alignment)
         .ok_or_else(|| cursor.defect("an alignment that fits the file", format!("{alignment}")))?;
     let tensors = place_tensors(&file, data_start, alignment, descriptions)?;
@@ -61,9 +62,9 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
     let mut metadata = BTreeMap::new();
     for index in 0..count {
         cursor.part = format!("metadata entry {index} of {count}");
-        let key = cursor.name()?;
+        let key = read_name(cursor)?;
         cursor.part = format!("metadata `{key}`");
-        let value = cursor.value()?;
+        let value = read_value(cursor)?;
         if metadata.insert(key, value).is_some() {
             return Err(cursor.defect("each key once", "the key a second time"));
         }
@@ -84,7 +85,7 @@ fn read_descriptions(cursor: &mut Cursor, count: u64) -> Result<Vec<Description>
     let mut descriptions = Vec::new();
     for index in 0..count {
         cursor.part = format!("description of tensor {index} of {count}");
-        let name = cursor.name()?;
+        let name = read_name(cursor)?;
         cursor.part = format!("tensor `{name}`");
         descriptions.push(read_description(cursor, name)?);
     }
@@ -117,10 +118,10 @@ fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, De
         .iter()
         .try_fold(1u64, |product, &d| product.checked_mul(d))
         .and_then(|values| (values / block).checked_mul(format.block_bytes() as u64))
-        .filter(|&bytes| bytes <= cursor.file.len() as u64)
+        .filter(|&bytes| bytes <= cursor.file().len() as u64)
         .ok_or_else(|| {
             let found = format!("dimensions {ne:?}");
-            cursor.defect(format!("at most the file's {} bytes", cursor.file.len()), found)
+            cursor.defect(format!("at most the file's {} bytes", cursor.file().len()), found)
         })?;
     let shape = ne.iter().rev().map(|&d| d as usize).collect();
     Ok(Description { name, format, shape, bytes, offset })
@@ -164,93 +165,57 @@ fn place_tensors(
     Ok(tensors)
 }
 
-/// A position in the file, and what is being read there for the error that may come.
-struct Cursor<'a> {
-    file: &'a Bytes,
-    at: usize,
-    part: String,
+/// A length and as many bytes.
+fn read_text(cursor: &mut Cursor) -> Result<Bytes, Defect> {
+    let len = cursor.u64()?;
+    cursor.take(len)
 }
 
-impl Cursor<'_> {
-    fn defect(&self, expected: impl Into<String>, found: impl Into<String>) -> Defect {
-        Defect::new(self.part.clone(), expected, found)
+fn read_name(cursor: &mut Cursor) -> Result<String, Defect> {
+    let bytes = read_text(cursor)?;
+    if bytes.len() > MAX_NAME {
+        let found = format!("{} bytes", bytes.len());
+        return Err(cursor.defect(format!("a name of at most {MAX_NAME} bytes"), found));
     }
+    std::str::from_utf8(&bytes)
+        .map(str::to_owned)
+        .map_err(|_| cursor.defect("a name in UTF-8", format!("{:?}", &bytes[..bytes.len().min(32)])))
+}
 
-    fn take(&mut self, len: u64) -> Result<Bytes, Defect> {
-        let left = self.file.len() - self.at;
-        if len > left as u64 {
-            let found = format!("{left} bytes before the end of the file (truncated?)");
-            return Err(self.defect(format!("{len} more bytes"), found));
+fn read_element(cursor: &Cursor, number: u32) -> Result<Element, Defect> {
+    Element::from_number(number).ok_or_else(|| cursor.defect("a GGUF value type (0 to 12)", format!("{number}")))
+}
+
+fn read_value(cursor: &mut Cursor) -> Result<Value, Defect> {
+    let number = cursor.u32()?;
+    if number == Element::ARRAY {
+        return read_array(cursor).map(Value::Array);
+    }
+    let element = read_element(cursor, number)?;
+    match element.size() {
+        Some(size) => Ok(element.read(&cursor.take(size as u64)?)),
+        None => read_text(cursor).map(Value::Text),
+    }
+}
+
+fn read_array(cursor: &mut Cursor) -> Result<Array, Defect> {
+    let number = cursor.u32()?;
+    if number == Element::ARRAY {
+        return Err(cursor.defect("an array of scalars or text", "an array of arrays"));
+    }
+    let element = read_element(cursor, number)?;
+    let count = cursor.u64()?;
+    let start = cursor.position();
+    match element.size() {
+        Some(size) => {
+            let bytes = count.checked_mul(size as u64);
+            cursor.take(bytes.unwrap_or(u64::MAX))?;
         }
-        let start = self.at;
-        self.at += len as usize;
-        Ok(self.file.slice(start..self.at))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Defect> {
-        let bytes = self.take(N as u64)?;
-        Ok(bytes[..].try_into().expect("took N bytes"))
-    }
-
-    fn u32(&mut self) -> Result<u32, Defect> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, Defect> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn text(&mut self) -> Result<Bytes, Defect> {
-        let len = self.u64()?;
-        self.take(len)
-    }
-
-    fn name(&mut self) -> Result<String, Defect> {
-        let bytes = self.text()?;
-        if bytes.len() > MAX_NAME {
-            let found = format!("{} bytes", bytes.len());
-            return Err(self.defect(format!("a name of at most {MAX_NAME} bytes"), found));
-        }
-        std::str::from_utf8(&bytes)
-            .map(str::to_owned)
-            .map_err(|_| self.defect("a name in UTF-8", format!("{:?}", &bytes[..bytes.len().min(32)])))
-    }
-
-    fn element(&mut self, number: u32) -> Result<Element, Defect> {
-        Element::from_number(number).ok_or_else(|| self.defect("a GGUF value type (0 to 12)", format!("{number}")))
-    }
-
-    fn value(&mut self) -> Result<Value, Defect> {
-        let number = self.u32()?;
-        if number == Element::ARRAY {
-            return self.array_value().map(Value::Array);
-        }
-        let element = self.element(number)?;
-        match element.size() {
-            Some(size) => Ok(element.read(&self.take(size as u64)?)),
-            None => self.text().map(Value::Text),
-        }
-    }
-
-    fn array_value(&mut self) -> Result<Array, Defect> {
-        let number = self.u32()?;
-        if number == Element::ARRAY {
-            return Err(self.defect("an array of scalars or text", "an array of arrays"));
-        }
-        let element = self.element(number)?;
-        let count = self.u64()?;
-        let start = self.at;
-        match element.size() {
-            Some(size) => {
-                let bytes = count.checked_mul(size as u64);
-                self.take(bytes.unwrap_or(u64::MAX))?;
-            }
-            None => {
-                for _ in 0..count {
-                    self.text()?;
-                }
+        None => {
+            for _ in 0..count {
+                read_text(cursor)?;
             }
         }
-        Ok(Array { element, count: count as usize, data: self.file.slice(start..self.at) })
     }
+    Ok(Array { element, count: count as usize, data: cursor.file().slice(start..cursor.position()) })
 }

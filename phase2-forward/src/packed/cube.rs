@@ -126,9 +126,10 @@ fn half_word(words: &[u32], at: u32) -> u32 {
     (words[(at / 4) as usize] >> (at % 4 * 8)) & 0xffff
 }
 
-/// Half precision from its bits, subnormals too: GPUs may flush f32 subnormals, so those take another path.
+/// The value of an f16 from its bits, as an f32, on GPUs without 16-bit types. Subnormals are computed apart, because GPUs may
+/// flush those of f32 to zero.
 #[cube]
-fn f16_value(bits: u32) -> f32 {
+pub fn f16_value(bits: u32) -> f32 {
     let magnitude = bits & 0x7fff;
     let normal = f32::reinterpret((magnitude << 13) + (112u32 << 23));
     let subnormal = f32::cast_from(magnitude) * f32::reinterpret(103u32 << 23);

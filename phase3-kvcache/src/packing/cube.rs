@@ -6,6 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, ops::numeric::empty_device_dtype};
 use cubecl::prelude::*;
+use phase2_forward::f16_value;
 
 use super::{CachePacking, LARGEST};
 use crate::block::kernel::{encode, scale_among};
@@ -150,8 +151,8 @@ fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: 
                 let mut at = start;
                 while at < end {
                     let word = words[(packed + at / 2) as usize];
-                    x[(values + at) as usize] = half_value(word & 0xffff);
-                    x[(values + at + 1) as usize] = half_value(word >> 16);
+                    x[(values + at) as usize] = f16_value(word & 0xffff);
+                    x[(values + at + 1) as usize] = f16_value(word >> 16);
                     at += 2;
                 }
             }
@@ -175,14 +176,4 @@ fn half_bits(value: f32) -> u32 {
     let normal = (m + 0xfff + ((m >> 13) & 1) - (112u32 << 23)) >> 13;
     let half = select(magnitude < f32::reinterpret(113u32 << 23), subnormal, normal);
     half | ((bits >> 16) & 0x8000)
-}
-
-/// f16 from its bits, subnormals too.
-#[cube]
-fn half_value(bits: u32) -> f32 {
-    let magnitude = bits & 0x7fff;
-    let normal = f32::reinterpret((magnitude << 13) + (112u32 << 23));
-    let subnormal = f32::cast_from(magnitude) * f32::reinterpret(103u32 << 23);
-    let value = select(magnitude < 0x400, subnormal, normal);
-    select(bits > 0x7fff, -value, value)
 }

@@ -2,10 +2,12 @@
 
 mod cpu;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::throughput::{CmmaDims, ComputeCmmaConfig, MemoryAccess, ThroughputKey, ThroughputMode};
+use phase1_loading::write_whole;
 use phase2_forward::ComputeDevice;
 
 use crate::machine::{cache_directory, machine, today};
@@ -48,8 +50,9 @@ pub fn measure(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
         && let Some(directory) = path.parent()
         && std::fs::create_dir_all(directory).is_ok()
     {
+        let json = serde_json::to_vec_pretty(&ceiling).expect("numbers and strings");
         // A ceiling that cannot be kept is measured again next time.
-        let _ = std::fs::write(path, serde_json::to_vec_pretty(&ceiling).expect("numbers and strings"));
+        let _ = write_whole(&path, |out| out.write_all(&json));
     }
     Ok(ceiling)
 }

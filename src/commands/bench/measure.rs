@@ -9,13 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use phase2_forward::{Choice, Chunk, Continuation, Engine, LogitsFor, NoProbe, SequenceId, read_back};
+use phase3_kvcache::PREFILL_CHUNK;
 use phase4_profiling::{Ceiling, CostModel, Work, sample_tokens};
 use serde_json::{Value, json};
 
 use crate::args::Bench;
 
-/// Tokens that a step takes while a sequence is filled.
-const CHUNK: usize = 512;
 /// The least tokens of the prompt that comes before anything is timed.
 const WARM_UP: usize = 128;
 
@@ -53,7 +52,7 @@ impl Measure<'_> {
         ceiling: &'a Ceiling,
     ) -> Result<Measure<'a>> {
         let mut this = Measure { args, engine, costs, ceiling, seed: 0 };
-        this.prefill(longest_prompt(args).clamp(WARM_UP, CHUNK))?;
+        this.prefill(longest_prompt(args).clamp(WARM_UP, PREFILL_CHUNK))?;
         this.engine.release(0);
         Ok(this)
     }
@@ -108,7 +107,7 @@ impl Measure<'_> {
     }
 
     fn fill(&mut self, sequence: SequenceId, depth: usize) -> Result<()> {
-        for tokens in self.tokens(depth).chunks(CHUNK) {
+        for tokens in self.tokens(depth).chunks(PREFILL_CHUNK) {
             self.engine.step(&[Chunk { sequence, tokens, logits: LogitsFor::Nothing }], &mut NoProbe)?;
         }
         Ok(())
@@ -150,7 +149,7 @@ impl Measure<'_> {
     fn prefill(&mut self, count: usize) -> Result<f64> {
         let tokens = self.tokens(count);
         let start = Instant::now();
-        let chunks = tokens.chunks(CHUNK);
+        let chunks = tokens.chunks(PREFILL_CHUNK);
         let last = chunks.len() - 1;
         for (number, tokens) in chunks.enumerate() {
             let logits = if number == last { LogitsFor::LastToken } else { LogitsFor::Nothing };

@@ -1,0 +1,61 @@
+//! Reading a file from front to back without trusting what it says.
+
+use bytes::Bytes;
+
+use crate::error::Defect;
+
+/// A position in a file, and what is being read there, which errors name.
+pub(crate) struct Cursor<'a> {
+    file: &'a Bytes,
+    at: usize,
+    pub part: String,
+}
+
+impl<'a> Cursor<'a> {
+    pub fn new(file: &'a Bytes, part: &str) -> Cursor<'a> {
+        Cursor { file, at: 0, part: part.into() }
+    }
+
+    pub fn file(&self) -> &'a Bytes {
+        self.file
+    }
+
+    /// Bytes before the next one to be read.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// Bytes that follow.
+    pub fn left(&self) -> usize {
+        self.file.len() - self.at
+    }
+
+    pub fn defect(&self, expected: impl Into<String>, found: impl Into<String>) -> Defect {
+        Defect::new(self.part.clone(), expected, found)
+    }
+
+    /// The next `len` bytes, which stay in the file's own memory.
+    pub fn take(&mut self, len: u64) -> Result<Bytes, Defect> {
+        let left = self.left();
+        if len > left as u64 {
+            let found = format!("{left} bytes before the end of the file (truncated?)");
+            return Err(self.defect(format!("{len} more bytes"), found));
+        }
+        let start = self.at;
+        self.at += len as usize;
+        Ok(self.file.slice(start..self.at))
+    }
+
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], Defect> {
+        let bytes = self.take(N as u64)?;
+        Ok(bytes[..].try_into().expect("took N bytes"))
+    }
+
+    pub fn u32(&mut self) -> Result<u32, Defect> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub fn u64(&mut self) -> Result<u64, Defect> {
+        self.array().map(u64::from_le_bytes)
+    }
+}

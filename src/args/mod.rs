@@ -1,0 +1,41 @@
+//! Every command and flag, defined once: commands by what they are about, and the groups of flags that they share.
+
+mod engine;
+mod files;
+mod measurements;
+mod text;
+mod values;
+
+use clap::{Parser, Subcommand};
+
+pub use engine::{EngineArgs, FastArgs, RopeArg};
+pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
+pub use measurements::{Bench, Gates, Memory, Profile, Roofline, Tune};
+pub use text::{Chat, Eval, Generate, Logits};
+
+/// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Inspect(Inspect),
+    Tokenize(Tokenize),
+    Logits(Logits),
+    Generate(Generate),
+    Chat(Chat),
+    Eval(Eval),
+    Gates(Gates),
+    Convert(Convert),
+    Verify(Verify),
+    Profile(Profile),
+    Roofline(Roofline),
+    Tune(Tune),
+    Memory(Memory),
+    Bench(Bench),
+    MakeModel(MakeModel),
+}

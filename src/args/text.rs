@@ -1,0 +1,172 @@
+//! Commands that run a model on text, and how it replies.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use harmony::Effort;
+use phase3_kvcache::{GenerationParams, SamplingParams};
+
+use super::engine::EngineArgs;
+use super::values::{effort, parse_bias};
+use crate::session::EMBEDDED;
+
+/// Continue a prompt; or, without MODEL, have the model inside this program answer it.
+#[derive(Args)]
+pub struct Generate {
+    /// A GGUF file or a folder of safetensors files, and the text to continue, in which control tokens such as <|start|> stand for themselves.
+    #[arg(num_args = 1..=2, required = true, value_names = ["MODEL", "PROMPT"])]
+    pub model_and_prompt: Vec<String>,
+    /// Ask PROMPT as a user would, and show the answer.
+    #[arg(long)]
+    pub ask: bool,
+    #[command(flatten)]
+    pub reply: ReplyArgs,
+    /// Go on after the model's stop tokens.
+    #[arg(long)]
+    pub ignore_stops: bool,
+    /// Print one JSON object instead of streaming text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Talk with a model.
+#[derive(Args)]
+pub struct Chat {
+    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Instructions for the whole conversation.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub reply: ReplyArgs,
+}
+
+/// Measure a model's answers on questions that the model inside this program never saw in training.
+#[derive(Args)]
+pub struct Eval {
+    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
+    #[arg(default_value = EMBEDDED)]
+    pub model: PathBuf,
+    /// Only this suite; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub suite: Vec<String>,
+    /// At most this many questions a suite.
+    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
+    pub limit: usize,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Show every wrong answer.
+    #[arg(long)]
+    pub wrong: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write the logits of every position of a prompt to a safetensors file.
+#[derive(Args)]
+pub struct Logits {
+    /// A GGUF file, a folder of safetensors files, or `embedded`.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub input: LogitsInput,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Also write the embeddings, residual streams, router logits and final norm.
+    #[arg(long)]
+    pub dump: bool,
+    #[arg(long, value_name = "F.safetensors")]
+    pub out: PathBuf,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct LogitsInput {
+    /// Token ids, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub tokens: Vec<u32>,
+    #[arg(long)]
+    pub prompt: Option<String>,
+}
+
+/// How to reply to a prompt.
+#[derive(Args)]
+pub struct ReplyArgs {
+    /// Tokens to generate at most.
+    #[arg(short = 'n', long, default_value_t = 512)]
+    pub max_tokens: usize,
+    /// How long to think before an answer.
+    #[arg(long, default_value = "medium", value_parser = effort())]
+    pub reasoning: Effort,
+    /// Go on with what is in this file, if it exists, and keep there what was said and what the engine holds of it (phases 3
+    /// and 5). A conversation keeps its reasoning and instructions; text goes on by PROMPT, which may then be empty.
+    #[arg(long, value_name = "F")]
+    pub session: Option<PathBuf>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+impl ReplyArgs {
+    pub fn params(&self, stop_tokens: &[u32]) -> GenerationParams {
+        GenerationParams {
+            sampling: self.sampling.params(),
+            max_tokens: self.max_tokens,
+            stop_tokens: stop_tokens.to_vec(),
+            stop_strings: self.sampling.stop.clone(),
+            ..GenerationParams::default()
+        }
+    }
+}
+
+/// How tokens are chosen. The default is greedy.
+#[derive(Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Keep the K likeliest tokens; 0 is off.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Keep the likeliest tokens that hold this much probability.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+    /// Keep tokens at least this likely relative to the likeliest.
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_p: f32,
+    /// Divide the logits of tokens seen before.
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub repetition_penalty: f32,
+    /// Lower the logits of tokens generated before.
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Lower the logits of tokens by how often they were generated.
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Add to a token's logit; may be repeated.
+    #[arg(long, value_name = "TOKEN=BIAS", value_parser = parse_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// End before this text; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+}
+
+impl SamplingArgs {
+    pub fn params(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed,
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Values of flags.
+
+use std::error::Error;
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
+use harmony::Effort;
+use phase1_loading::synthetic::RestFormat;
+use phase2_forward::DeviceChoice;
+use phase3_kvcache::CacheType;
+use phase5_flash::cpu::Isa;
+
+/// A value that is parsed from one of `names`, which `--help` and errors list.
+pub fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> ValueParser
+where
+    T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>()).into()
+}
+
+pub fn device() -> ValueParser {
+    one_of::<DeviceChoice>(DeviceChoice::NAMES)
+}
+
+pub fn cache_type() -> ValueParser {
+    one_of::<CacheType>(CacheType::ALL.map(CacheType::name))
+}
+
+/// Those of this machine.
+pub fn isa() -> ValueParser {
+    one_of::<Isa>(Isa::all().into_iter().map(Isa::name))
+}
+
+pub fn effort() -> ValueParser {
+    one_of::<Effort>(Effort::ALL.map(Effort::name))
+}
+
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number above 0".into()),
+        Ok(number) => Ok(number),
+    }
+}
+
+pub fn parse_rest(name: &str) -> Result<RestFormat, String> {
+    let formats = [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32];
+    let found = formats.into_iter().find(|rest| rest.format().name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("expected one of {}", formats.map(|rest| rest.format().name()).join(", ")))
+}
+
+pub fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let (token, bias) = text.split_once('=').ok_or("expected TOKEN=BIAS, such as 42=-1.5")?;
+    let token = token.parse().map_err(|_| format!("`{token}` is not a token id"))?;
+    let bias = bias.parse().map_err(|_| format!("`{bias}` is not a number"))?;
+    Ok((token, bias))
+}
