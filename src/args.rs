@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gptoss_reference::RopeMode;
 use harmony::Effort;
-use phase1_loading::synthetic::RestFormat;
+use phase1_loading::DenseFormat;
 use phase2_forward::{ComputeDevice, DeviceChoice};
 use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
 use phase5_flash::CpuOptions;
@@ -176,7 +176,7 @@ pub struct Convert {
     /// Storage of the matrices outside the experts: q8_0, f16, bf16 or f32. Without it they stay as they are; MLX's affine
     /// groups, which GGUF lacks, become f32.
     #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
-    pub rest: Option<RestFormat>,
+    pub rest: Option<DenseFormat>,
 }
 
 /// Compare two models: configuration, tokenizer and every tensor after decoding.
@@ -320,7 +320,7 @@ pub struct MakeModel {
     pub seed: u64,
     /// Storage of the matrices outside the experts, if not the preset's: q8_0, f16, bf16 or f32.
     #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
-    pub rest: Option<RestFormat>,
+    pub rest: Option<DenseFormat>,
     /// Print the dimensions as JSON and write nothing.
     #[arg(long)]
     pub print: bool,
@@ -515,10 +515,9 @@ fn parse_cache_type(name: &str) -> Result<CacheType, String> {
     name.parse()
 }
 
-fn parse_rest(name: &str) -> Result<RestFormat, String> {
-    let formats = [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32];
-    let found = formats.into_iter().find(|rest| rest.format().name().eq_ignore_ascii_case(name));
-    found.ok_or_else(|| format!("expected one of {}", formats.map(|rest| rest.format().name()).join(", ")))
+fn parse_rest(name: &str) -> Result<DenseFormat, String> {
+    let found = DenseFormat::ALL.into_iter().find(|rest| rest.format().name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("expected one of {}", DenseFormat::ALL.map(|rest| rest.format().name()).join(", ")))
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {

@@ -19,7 +19,7 @@ pub enum AttentionKind {
 
 impl AttentionKind {
     /// Even layers slide: what gpt-oss does where a file does not say.
-    pub(crate) fn alternating(layers: usize) -> Vec<AttentionKind> {
+    pub fn alternating(layers: usize) -> Vec<AttentionKind> {
         (0..layers).map(|layer| if layer % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full }).collect()
     }
 }

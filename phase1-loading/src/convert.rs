@@ -7,13 +7,12 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use bytes::Bytes;
 
-use crate::checkpoint::{Checkpoint, Role, tensor_specs};
-use crate::codec::Format;
+use crate::checkpoint::{Checkpoint, TensorRole, tensor_specs};
+use crate::codec::{DenseFormat, Format};
 use crate::error::{Defect, LoadError};
 use crate::gguf::{TensorPlan, write_header};
 use crate::mapping::write_whole;
 use crate::soundness::has_bad_scale;
-use crate::synthetic::RestFormat;
 use crate::tensor::HostTensor;
 
 /// Bytes of a tensor that are read, packed and written together.
@@ -29,7 +28,7 @@ const PIECE: usize = 32 << 20;
 pub fn convert(
     from: &Checkpoint,
     to: &Path,
-    rest: Option<RestFormat>,
+    rest: Option<DenseFormat>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), LoadError> {
     let mut plans = Vec::new();
@@ -37,9 +36,9 @@ pub fn convert(
         let stored = from.tensor(&spec.name).format;
         let exact = if stored.ggml_type().is_some() { stored } else { Format::F32 };
         let format = match spec.role {
-            Role::Vector | Role::Router => Format::F32,
-            Role::Experts if stored.ggml_type().is_some() => stored,
-            Role::Experts | Role::Matrix => rest.map_or(exact, RestFormat::format),
+            TensorRole::Vector | TensorRole::Router => Format::F32,
+            TensorRole::Experts if stored.ggml_type().is_some() => stored,
+            TensorRole::Experts | TensorRole::Matrix => rest.map_or(exact, DenseFormat::format),
         };
         let row_len = *spec.shape.last().expect("a tensor has a dimension");
         if row_len % format.block_len() != 0 {

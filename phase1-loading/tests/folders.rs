@@ -5,9 +5,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use gptoss_reference::{Case, Folder};
-use phase1_loading::synthetic::{RestFormat, SyntheticModel};
 use phase1_loading::{
-    AttentionKind, Checkpoint, Comparison, Format, SavedSession, Verdict, check_scales, convert, verify,
+    AttentionKind, Checkpoint, Comparison, DenseFormat, Format, SavedSession, Verdict, check_scales, convert, verify,
 };
 use serde_json::{Value, json};
 
@@ -72,7 +71,7 @@ fn conversion_keeps_what_it_says() {
             assert!(!vector || tensor.format == Format::F32, "{name}");
         }
     }
-    for rest in [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32] {
+    for rest in DenseFormat::ALL {
         let from = open("mlx-q8");
         convert(&from, &path, Some(rest), &mut |_, _| ()).expect("converted");
         let to = Checkpoint::open(&path).expect("opens");
@@ -100,24 +99,6 @@ fn another_model_is_another_model() {
     files.insert(name.into(), shard.into());
     let changed = Checkpoint::from_folder_bytes("changed", &files).expect("opens");
     assert!(!all_identical(&compare(&a, &changed)));
-}
-
-#[test]
-fn a_synthetic_folder_opens() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let nano = SyntheticModel::preset("nano").expect("a preset");
-    nano.write_folder(directory.path(), 5, &mut |_, _| ()).expect("written");
-    let folder = Checkpoint::open(directory.path()).expect("opens");
-    let tokens = folder.tokenizer().expect("builds").encode("the quick brown fox");
-    let path = directory.path().join("model.gguf");
-    convert(&folder, &path, Some(RestFormat::Q8_0), &mut |_, _| ()).expect("converted");
-    let file = Checkpoint::open(&path).expect("opens");
-    assert_eq!(file.tokenizer().expect("builds").encode("the quick brown fox"), tokens);
-    assert!(compare(&folder, &file).same());
-    // A projection keeps the variance of a unit input.
-    let gate = folder.tensor("blk.0.ffn_gate_exps.weight").to_f32();
-    let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
-    assert!((0.2..2.0).contains(&gain), "{gain}");
 }
 
 /// In HF's folders scales are a tensor of their own.

@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 
 use gptoss_reference::{Check, Limit, RopeMode};
 use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::SyntheticModel;
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
 use phase3_kvcache::{CacheType, Cached};
 use proptest::prelude::*;
+use synthetic::SyntheticModel;
 
 const WINDOW: usize = 12;
 

@@ -7,9 +7,9 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::SyntheticModel;
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Operation, Probe, Span};
 use phase3_kvcache::Cached;
+use synthetic::SyntheticModel;
 
 fn probe(c: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -2,7 +2,6 @@
 
 use burn::tensor::{Int, Tensor};
 use gptoss_reference::RopeMode;
-use phase1_loading::synthetic::SyntheticModel;
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{
     Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, Operation, PackedMatrix, Probe, Recompute, Span,
@@ -11,6 +10,7 @@ use phase2_forward::{
 use phase3_kvcache::{CacheType, Cached};
 use phase4_profiling::report::compare;
 use phase4_profiling::{Ceiling, Clock, CostModel, LAUNCH, Profile, READBACK, Recorder, Step, Workload, run};
+use synthetic::SyntheticModel;
 use tempfile::TempDir;
 
 /// A ceiling that is no machine's: these tests ask for structure, not speed.

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::SyntheticModel;
 use phase2_forward::{ComputeDevice, DeviceChoice};
 use phase3_kvcache::CacheType;
 use phase4_profiling::{Ceiling, CostModel, Work, ceiling};
 use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
+use synthetic::SyntheticModel;
 
 /// What is measured.
 struct Plan {

@@ -8,10 +8,10 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::SyntheticModel;
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, Operation, Probe, Span};
 use phase3_kvcache::{CacheType, Cached};
 use phase5_flash::{CpuEngine, CpuOptions};
+use synthetic::SyntheticModel;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

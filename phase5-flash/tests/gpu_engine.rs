@@ -3,13 +3,13 @@
 use std::ops::ControlFlow;
 
 use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase1_loading::{Checkpoint, GptOssConfig};
+use phase1_loading::{Checkpoint, DenseFormat, GptOssConfig};
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
 };
 use phase3_kvcache::{CacheType, Cached, Sampler, SamplingParams};
 use phase5_flash::gpu::{GpuEngine, Options};
+use synthetic::SyntheticModel;
 
 /// Numbers that differ from run to run; the seed is in every message.
 struct Random(u64);
@@ -56,7 +56,7 @@ fn random_model(random: &mut Random) -> SyntheticModel {
         experts,
         experts_per_token: 1 + random.below(experts.min(4)),
         sliding_window: random.of(&[1, 7, 64, 100]),
-        rest: random.of(&[RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
+        rest: random.of(&DenseFormat::ALL),
         ..nano
     }
 }

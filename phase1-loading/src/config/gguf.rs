@@ -46,8 +46,8 @@ impl GptOssConfig {
 }
 
 impl GptOssConfig {
-    /// The metadata that [`GptOssConfig::from_gguf`] reads, and that other programs expect beside it.
-    pub(crate) fn to_gguf(&self, name: &str) -> Vec<(String, MetadataValue)> {
+    /// The configuration as GGUF metadata, with what other programs expect beside it.
+    pub fn to_gguf(&self, name: &str) -> Vec<(String, MetadataValue)> {
         use MetadataValue::{F32, Text, U32};
         let size = |value: usize| U32(value as u32);
         let general = [

@@ -268,8 +268,8 @@ mod tests {
     use cubecl::wgpu::wgpu;
     use gptoss_reference::RopeMode;
     use phase1_loading::Checkpoint;
-    use phase1_loading::synthetic::SyntheticModel;
     use phase2_forward::{ComputeDevice, Engine};
+    use synthetic::SyntheticModel;
 
     use super::*;
     use crate::gpu::Options;

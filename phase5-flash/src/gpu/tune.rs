@@ -285,8 +285,8 @@ fn error(found: &[f32], expected: &[f32]) -> f64 {
 mod tests {
     use gptoss_reference::RopeMode;
     use phase1_loading::Checkpoint;
-    use phase1_loading::synthetic::SyntheticModel;
     use phase2_forward::ComputeDevice;
+    use synthetic::SyntheticModel;
 
     use super::*;
     use crate::gpu::Options;
