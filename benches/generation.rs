@@ -6,7 +6,6 @@
 use std::ops::ControlFlow;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, DenseFormat};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
 use phase3_kvcache::{Cached, GenerationParams, Step, generate};
@@ -25,7 +24,7 @@ fn generation(c: &mut Criterion) {
     let prompt = tokenizer.encode("The quick brown fox jumps over the lazy dog.");
     let load = || {
         let device = ComputeDevice::cpu("the benchmark runs there");
-        GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("the model loads")
+        GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("the model loads")
     };
     let engines: [(&str, Box<dyn Engine>); 2] =
         [("phase2", Box::new(Recompute::new(load()))), ("phase3", Box::new(Cached::new(load())))];

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gptoss_reference::RopeMode;
 use harmony::Effort;
-use phase1_loading::DenseFormat;
+use phase1_loading::{DenseFormat, YarnRamp};
 use phase2_forward::{ComputeDevice, DeviceChoice};
 use phase3_kvcache::{CacheType, GenerationParams, SamplingParams};
 use phase5_flash::CpuOptions;
@@ -366,9 +365,10 @@ pub struct EngineArgs {
     /// auto, cpu, gpu, or software (a GPU played by the CPU).
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
-    /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
-    #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
-    pub rope: RopeArg,
+    /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it. If not given, what the model's
+    /// configuration says, which is exact unless it says otherwise.
+    #[arg(long, value_enum)]
+    pub rope: Option<RopeArg>,
     /// How keys and values are cached (phases 3 and 5): f32, f16 or q8_0.
     #[arg(long, value_name = "TYPE", value_parser = parse_cache_type)]
     pub kv: Option<CacheType>,
@@ -392,8 +392,8 @@ pub struct FastArgs {
 
 impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
-    pub fn reference(rope: RopeArg) -> EngineArgs {
-        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, kv: None, fast: FastArgs::default() }
+    pub fn reference() -> EngineArgs {
+        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope: None, kv: None, fast: FastArgs::default() }
     }
 
     /// The engine that runs.
@@ -422,11 +422,11 @@ pub enum RopeArg {
     Truncated,
 }
 
-impl From<RopeArg> for RopeMode {
-    fn from(arg: RopeArg) -> RopeMode {
+impl From<RopeArg> for YarnRamp {
+    fn from(arg: RopeArg) -> YarnRamp {
         match arg {
-            RopeArg::Exact => RopeMode::Exact,
-            RopeArg::Truncated => RopeMode::Truncated,
+            RopeArg::Exact => YarnRamp::Exact,
+            RopeArg::Truncated => YarnRamp::Truncated,
         }
     }
 }

@@ -23,6 +23,8 @@ const PIECE: usize = 32 << 20;
 /// Experts are copied bit for bit. Vectors and the router become F32, as every GGUF has them. Other matrices become
 /// `rest`; without it they stay as they are, or F32 if GGUF lacks their format, which loses nothing.
 ///
+/// GGUF has no key for YaRN's ramp: what is written opens with [`crate::YarnRamp::Exact`].
+///
 /// # Errors
 /// A vocabulary that cannot be read, an MXFP4 scale byte of 255, rows that are no whole blocks of `rest`, or a file that cannot be written.
 pub fn convert(

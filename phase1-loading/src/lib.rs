@@ -21,7 +21,7 @@ mod verify;
 
 pub use checkpoint::Checkpoint;
 pub use codec::{Bits, DenseFormat, E2M1, Format, Group, e8m0, repack_mxfp4_from_hf};
-pub use config::{AttentionKind, GptOssConfig, RopeConfig};
+pub use config::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp};
 pub use convert::convert;
 pub use error::LoadError;
 pub use mapping::write_whole;

@@ -21,7 +21,7 @@ const VERSION: u32 = 3;
 pub struct SavedSession {
     /// [`crate::Checkpoint::fingerprint`] of the model.
     pub model: String,
-    /// The RoPE mode by name.
+    /// YaRN's ramp by name.
     pub rope: String,
     /// The cache's type by name.
     pub cache: String,
@@ -94,7 +94,7 @@ impl SavedSession {
             return Err(Defect::new("header", format!("version {VERSION}"), found));
         }
         let model = reader.text("model")?;
-        let rope = reader.text("RoPE mode")?;
+        let rope = reader.text("YaRN ramp")?;
         let cache = reader.text("cache type")?;
         let form = reader.text("kind of engine")?;
         let count = reader.u64("tokens")?;

@@ -6,7 +6,8 @@ use std::path::Path;
 use bytes::Bytes;
 use gptoss_reference::{Case, Folder};
 use phase1_loading::{
-    AttentionKind, Checkpoint, Comparison, DenseFormat, Format, SavedSession, Verdict, check_scales, convert, verify,
+    AttentionKind, Checkpoint, Comparison, DenseFormat, Format, SavedSession, Verdict, YarnRamp, check_scales, convert,
+    verify,
 };
 use serde_json::{Value, json};
 
@@ -145,6 +146,25 @@ fn configured(name: &str, change: impl FnOnce(&mut Value)) -> BTreeMap<String, B
     change(&mut config);
     files.insert("config.json".into(), config.to_string().into_bytes().into());
     files
+}
+
+#[test]
+fn the_ramp_of_yarn_is_read() {
+    let with = |truncate| {
+        let files = configured("hf", |config| config["rope_scaling"]["truncate"] = truncate);
+        Checkpoint::from_folder_bytes("ramp", &files)
+    };
+    for (truncate, ramp) in
+        [(json!(true), YarnRamp::Truncated), (json!(false), YarnRamp::Exact), (Value::Null, YarnRamp::Exact)]
+    {
+        assert_eq!(with(truncate).expect("opens").config.rope.ramp, ramp);
+    }
+    let error = with(json!("yes")).err().expect("refused").to_string();
+    assert_eq!(error, "ramp: config.json: `rope_scaling.truncate`: expected a boolean, found `yes`");
+    let (exact, truncated) = (with(json!(false)).expect("opens"), with(json!(true)).expect("opens"));
+    assert_ne!(exact.fingerprint(), truncated.fingerprint());
+    let differences = compare(&exact, &truncated).differences;
+    assert!(differences.len() == 1 && differences[0].starts_with("rope: "), "{differences:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use gptoss_reference::{Check, Limit, RopeMode};
+use gptoss_reference::{Check, Limit};
 use phase1_loading::Checkpoint;
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
 use phase3_kvcache::{CacheType, Cached};
@@ -31,7 +31,7 @@ fn written(window: usize) -> (tempfile::TempDir, PathBuf) {
 
 fn load(path: &Path) -> GptOss {
     let checkpoint = Checkpoint::open(path).expect("opens");
-    GptOss::load(&checkpoint, ComputeDevice::cpu("a test"), RopeMode::Exact, &mut |_, _| ()).expect("loads")
+    GptOss::load(&checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads")
 }
 
 /// Logits of every token, fed in chunks of these lengths, the last one again and again.

@@ -1,7 +1,6 @@
 //! A profile names every operation, explains the step's time, counts the bytes that a step reads, and finds a slowdown.
 
 use burn::tensor::{Int, Tensor};
-use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{
     Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, Operation, PackedMatrix, Probe, Recompute, Span,
@@ -38,7 +37,7 @@ fn written(model: &SyntheticModel) -> (TempDir, Checkpoint) {
 }
 
 fn model(checkpoint: &Checkpoint, device: &ComputeDevice) -> GptOss {
-    GptOss::load(checkpoint, device.clone(), RopeMode::Exact, &mut |_, _| ()).unwrap()
+    GptOss::load(checkpoint, device.clone(), &mut |_, _| ()).unwrap()
 }
 
 fn profile(checkpoint: &Checkpoint, engine: &mut dyn Engine, device: &ComputeDevice, workload: Workload) -> Profile {

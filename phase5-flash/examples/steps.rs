@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, DeviceChoice, Engine, EngineError, LogitsFor, NoProbe, read_back,
@@ -35,8 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = ComputeDevice::find(choice, 0)?;
     let checkpoint = Checkpoint::open(Path::new(&model))?;
     let start = Instant::now();
-    let engine =
-        GpuEngine::load(&checkpoint, &device, RopeMode::Exact, Options { kv, ..Options::default() }, &mut |_, _| ())?;
+    let engine = GpuEngine::load(&checkpoint, &device, Options { kv, ..Options::default() }, &mut |_, _| ())?;
     eprintln!("{}: loaded in {:.1} s, cache {kv}", device.name, start.elapsed().as_secs_f64());
     let mut steps = Steps { engine, seed: 0 };
     steps.prompts()?;

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use gptoss_reference::{Check, Limit, RopeMode};
+use gptoss_reference::{Check, Limit};
 use phase1_loading::{Checkpoint, DenseFormat, Format};
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
@@ -29,13 +29,13 @@ fn model(directory: &Path, seed: u64, rest: DenseFormat, sliding_window: usize, 
 }
 
 fn cpu(path: &Path, options: CpuOptions) -> CpuEngine {
-    CpuEngine::load(&Checkpoint::open(path).expect("opens"), RopeMode::Exact, options).expect("loads")
+    CpuEngine::load(&Checkpoint::open(path).expect("opens"), options).expect("loads")
 }
 
 fn phase3(path: &Path) -> Cached {
     let checkpoint = Checkpoint::open(path).expect("opens");
     let device = ComputeDevice::cpu("a test");
-    Cached::new(GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("loads"))
+    Cached::new(GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads"))
 }
 
 /// Advances the sequences together, each by its own chunks, until all their tokens are in. Logits of every token, by sequence.
@@ -275,7 +275,7 @@ fn a_full_context_ends_the_loop() {
     let mut checkpoint = Checkpoint::open(&path).expect("opens");
     let context = 50;
     checkpoint.config.context_length = context;
-    let mut engine = CpuEngine::load(&checkpoint, RopeMode::Exact, CpuOptions::default()).expect("loads");
+    let mut engine = CpuEngine::load(&checkpoint, CpuOptions::default()).expect("loads");
     let tokens = vec![5; context - 3];
     engine.step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
     let mut heard = 0;
@@ -384,6 +384,6 @@ fn a_head_size_that_the_kernels_do_not_take_is_refused() {
     let nano = SyntheticModel::preset("nano").expect("a preset");
     let model = SyntheticModel { head_dim: 8, ..nano };
     model.write(&path, 0, &mut |_, _| ()).expect("written");
-    let refused = CpuEngine::load(&Checkpoint::open(&path).expect("opens"), RopeMode::Exact, CpuOptions::default());
+    let refused = CpuEngine::load(&Checkpoint::open(&path).expect("opens"), CpuOptions::default());
     assert!(matches!(refused, Err(CpuLoadError::HeadDim { head_dim: 8, unit: 16, .. })));
 }

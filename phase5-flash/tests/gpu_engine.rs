@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use gptoss_reference::{Check, Limit, RopeMode};
+use gptoss_reference::{Check, Limit};
 use phase1_loading::{Checkpoint, DenseFormat, GptOssConfig};
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
@@ -70,14 +70,8 @@ fn write(model: &SyntheticModel, seed: u64) -> (tempfile::TempDir, Checkpoint) {
 }
 
 fn engine(checkpoint: &Checkpoint, kv: CacheType) -> GpuEngine {
-    GpuEngine::load(
-        checkpoint,
-        &gpu(),
-        RopeMode::Exact,
-        Options { kv, exact: true, ..Options::default() },
-        &mut |_, _| (),
-    )
-    .expect("loads")
+    GpuEngine::load(checkpoint, &gpu(), Options { kv, exact: true, ..Options::default() }, &mut |_, _| ())
+        .expect("loads")
 }
 
 /// Logits of every token, fed in chunks of random lengths.
@@ -105,7 +99,7 @@ fn random_models_equal_phase_3() {
         let tokens = random.tokens(count, checkpoint.config.vocab);
         let lengths: Vec<usize> = (0..4).map(|_| 1 + random.below(70)).collect();
         let cpu = ComputeDevice::cpu("a test");
-        let reference = GptOss::load(&checkpoint, cpu, RopeMode::Exact, &mut |_, _| ()).expect("loads");
+        let reference = GptOss::load(&checkpoint, cpu, &mut |_, _| ()).expect("loads");
         let expected = logits(&mut Cached::new(reference), &tokens, &[tokens.len()]);
         let found = logits(&mut engine(&checkpoint, CacheType::F32), &tokens, &lengths);
         let check = Check::values("random", "logits", &expected, &found, Limit { rms: 1e-4, max: 1e-3 });

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use gptoss_reference::{Case, Check, Folder, RopeMode};
+use gptoss_reference::{Case, Check, Folder};
+use phase1_loading::YarnRamp;
 use phase2_forward::{ComputeDevice, DeviceChoice};
 use serde_json::json;
 
@@ -53,12 +54,12 @@ fn run_phase(phase: u8, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec
             checks.extend(phase1_loading::gate::run(case).map_err(in_case)?);
             continue;
         }
-        for rope in RopeMode::ALL {
+        for ramp in YarnRamp::ALL {
             let found = match phase {
-                2 => phase2_forward::gate::run(case, device, rope),
-                3 => phase3_kvcache::gate::run(case, device, rope),
-                _ if device.is_cpu() => phase5_flash::cpu::gate::run(case, rope),
-                _ => phase5_flash::gpu::gate::run(case, device, rope),
+                2 => phase2_forward::gate::run(case, device, ramp),
+                3 => phase3_kvcache::gate::run(case, device, ramp),
+                _ if device.is_cpu() => phase5_flash::cpu::gate::run(case, ramp),
+                _ => phase5_flash::gpu::gate::run(case, device, ramp),
             };
             checks.extend(found.map_err(in_case)?);
         }
@@ -68,8 +69,8 @@ fn run_phase(phase: u8, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec
         let scratch = std::env::temp_dir().join(format!("gptoss-gates-{}", std::process::id()));
         std::fs::create_dir_all(&scratch)?;
         for folder in &goldens.folders {
-            for rope in RopeMode::ALL {
-                let result = phase2_forward::gate::run_folder(folder, device, rope, &scratch);
+            for ramp in YarnRamp::ALL {
+                let result = phase2_forward::gate::run_folder(folder, device, ramp, &scratch);
                 checks.extend(result.map_err(|error| in_case(&folder.name, error))?);
             }
         }

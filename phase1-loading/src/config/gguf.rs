@@ -1,6 +1,6 @@
 //! The configuration as GGUF metadata, read and written.
 
-use super::{ARCHITECTURE, AttentionKind, Fields, Found, GptOssConfig, Names, RopeConfig};
+use super::{ARCHITECTURE, AttentionKind, Fields, Found, GptOssConfig, Names, RopeConfig, YarnRamp};
 use crate::error::Defect;
 use crate::gguf::{Gguf, MetadataValue, Value};
 
@@ -123,6 +123,8 @@ impl Metadata<'_> {
                 theta: self.float("rope.freq_base")?,
                 factor: self.float("rope.scaling.factor")?,
                 original_context: self.size("rope.scaling.original_context_length")?,
+                // GGUF has no key for it.
+                ramp: YarnRamp::default(),
             }),
             found => Err(self.defect(key, "`yarn`".into(), found.map_or("none".into(), |f| format!("`{f}`")))),
         }

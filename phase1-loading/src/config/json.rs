@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{AttentionKind, Fields, Found, GptOssConfig, MAX_SIZE, Names, RopeConfig};
+use super::{AttentionKind, Fields, Found, GptOssConfig, MAX_SIZE, Names, RopeConfig, YarnRamp};
 use crate::error::Defect;
 
 const NAMES: Names = Names {
@@ -125,10 +125,16 @@ impl<'a> Section<'a> {
                 return Err(section.defect(name, usual.to_string(), section.described(name)));
             }
         }
+        let ramp = match section.json.get("truncate") {
+            None | Some(Value::Null | Value::Bool(false)) => YarnRamp::Exact,
+            Some(Value::Bool(true)) => YarnRamp::Truncated,
+            Some(_) => return Err(section.defect("truncate", "a boolean".into(), section.described("truncate"))),
+        };
         Ok(RopeConfig {
             theta,
             factor: section.float("factor")?,
             original_context: section.size("original_max_position_embeddings")?,
+            ramp,
         })
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use phase1_loading::write::{SpecialTokens, TensorPlan};
-use phase1_loading::{AttentionKind, Format, GptOssConfig, write_whole};
+use phase1_loading::{AttentionKind, Format, GptOssConfig, YarnRamp, write_whole};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -216,7 +216,7 @@ fn config_json(config: &GptOssConfig, special: SpecialTokens) -> Value {
             "factor": config.rope.factor,
             "beta_fast": 32.0,
             "beta_slow": 1.0,
-            "truncate": false,
+            "truncate": config.rope.ramp == YarnRamp::Truncated,
             "original_max_position_embeddings": config.rope.original_context,
         },
         "tie_word_embeddings": false,

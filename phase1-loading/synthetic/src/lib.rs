@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 
 use phase1_loading::write::{TensorPlan, TensorRole, tensor_specs, write_header};
-use phase1_loading::{AttentionKind, DenseFormat, Format, GptOssConfig, RopeConfig, write_whole};
+use phase1_loading::{AttentionKind, DenseFormat, Format, GptOssConfig, RopeConfig, YarnRamp, write_whole};
 use serde::{Deserialize, Serialize};
 
 pub use vocabulary::VocabularyKind;
@@ -138,7 +138,7 @@ impl SyntheticModel {
             rms_eps: 1e-5,
             sliding_window: self.sliding_window,
             attention: AttentionKind::alternating(self.layers),
-            rope: RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096 },
+            rope: RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096, ramp: YarnRamp::Exact },
         }
     }
 

@@ -3,8 +3,8 @@
 use std::error::Error;
 
 use cpu_kernels::Isa;
-use gptoss_reference::{Case, Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
+use gptoss_reference::{Case, Check, Limit};
+use phase1_loading::{Checkpoint, YarnRamp};
 use phase2_forward::Engine;
 use phase3_kvcache::CacheType;
 use phase3_kvcache::gate::{CHUNKS, check_chunked, check_engine};
@@ -21,19 +21,20 @@ const ROUNDED_TO_8_BITS: Limit = Limit { rms: 1e-1, max: 1.0 };
 ///
 /// # Errors
 /// A model or golden that cannot be read.
-pub fn run(case: &Case, rope: RopeMode) -> Result<Vec<Check>, Box<dyn Error>> {
-    let checkpoint = Checkpoint::open(&case.model())?;
+pub fn run(case: &Case, ramp: YarnRamp) -> Result<Vec<Check>, Box<dyn Error>> {
+    let mut checkpoint = Checkpoint::open(&case.model())?;
+    checkpoint.config.rope.ramp = ramp;
     let mut checks = Vec::new();
     for isa in Isa::all() {
         // Three threads on any machine: more than one, and no divisor of anything.
         let options = CpuOptions { threads: Some(3), exact: true, isa: Some(isa), kv: None };
-        let mut engine = CpuEngine::load(&checkpoint, rope, options)?;
-        let mut exact = check_engine(case, rope, &mut engine, &checkpoint)?;
+        let mut engine = CpuEngine::load(&checkpoint, options)?;
+        let mut exact = check_engine(case, ramp, &mut engine, &checkpoint)?;
         for kv in CacheType::ALL {
-            let mut engine = CpuEngine::load(&checkpoint, rope, CpuOptions { exact: false, kv: Some(kv), ..options })?;
+            let mut engine = CpuEngine::load(&checkpoint, CpuOptions { exact: false, kv: Some(kv), ..options })?;
             let limit = if kv == CacheType::Q8_0 { ROUNDED_TO_8_BITS } else { FAST };
             for chunk in CHUNKS {
-                let mut check = check_chunked(case, rope, &mut engine, chunk, limit)?;
+                let mut check = check_chunked(case, ramp, &mut engine, chunk, limit)?;
                 check.tensor = format!("{kv} fast {}", check.tensor);
                 exact.push(check);
                 engine.release(0);

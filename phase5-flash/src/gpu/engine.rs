@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 
 use burn::tensor::{Tensor, TensorData};
-use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{
     Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, NoProbe, Probe, SequenceId, Snapshot,
@@ -64,25 +63,23 @@ impl GpuEngine {
     pub fn load(
         checkpoint: &Checkpoint,
         device: &ComputeDevice,
-        mode: RopeMode,
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        Self::load_on(Gpu::new(device)?, device.burn.clone(), checkpoint, mode, options, progress)
+        Self::load_on(Gpu::new(device)?, device.burn.clone(), checkpoint, options, progress)
     }
 
     pub(super) fn load_on(
         gpu: Gpu,
         burn: burn::tensor::Device,
         checkpoint: &Checkpoint,
-        mode: RopeMode,
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
         let planes = if options.exact { None } else { gpu.planes };
         let gpu = Gpu { planes, tuning: options.tuning.unwrap_or(Tuning::unmeasured(planes)), ..gpu };
-        let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
+        let weights = Weights::load(&gpu, checkpoint, progress)?;
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);
         let (rotations, positions) = (gpu.empty(0), 0);

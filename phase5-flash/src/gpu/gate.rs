@@ -3,8 +3,8 @@
 
 use std::error::Error;
 
-use gptoss_reference::{Case, Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
+use gptoss_reference::{Case, Check, Limit};
+use phase1_loading::{Checkpoint, YarnRamp};
 use phase2_forward::gate::check_values;
 use phase2_forward::{ComputeDevice, Engine};
 use phase3_kvcache::gate::{CHUNKS, check_chunked, check_engine};
@@ -23,21 +23,22 @@ const HALVES: Limit = Limit { rms: 5e-3, max: 5e-2 };
 ///
 /// # Errors
 /// A model or golden that cannot be read, or a device that fails.
-pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Check>, Box<dyn Error>> {
-    let checkpoint = Checkpoint::open(&case.model())?;
+pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Result<Vec<Check>, Box<dyn Error>> {
+    let mut checkpoint = Checkpoint::open(&case.model())?;
+    checkpoint.config.rope.ramp = ramp;
     let options = Options { exact: true, ..Options::default() };
-    let mut engine = GpuEngine::load(&checkpoint, device, rope, options, &mut |_, _| ())?;
-    let mut checks = check_engine(case, rope, &mut engine, &checkpoint)?;
+    let mut engine = GpuEngine::load(&checkpoint, device, options, &mut |_, _| ())?;
+    let mut checks = check_engine(case, ramp, &mut engine, &checkpoint)?;
 
     let gpu = Gpu::new(device)?;
     let planes = gpu.planes.unwrap_or(Planes::PLAYED);
     let (limit, name) = if planes.fragments { (HALVES, "16-bit tiles") } else { (Limit::F32, "played tiles") };
     let tuning = Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, ..Tuning::default() };
     let (gpu, options) = (Gpu { planes: Some(planes), ..gpu }, Options { tuning: Some(tuning), ..Options::default() });
-    let mut engine = GpuEngine::load_on(gpu, device.burn.clone(), &checkpoint, rope, options, &mut |_, _| ())?;
-    let (mut tiled, _) = check_values(case, rope, &mut engine, limit)?;
+    let mut engine = GpuEngine::load_on(gpu, device.burn.clone(), &checkpoint, options, &mut |_, _| ())?;
+    let (mut tiled, _) = check_values(case, ramp, &mut engine, limit)?;
     for chunk in CHUNKS {
-        tiled.push(check_chunked(case, rope, &mut engine, chunk, limit)?);
+        tiled.push(check_chunked(case, ramp, &mut engine, chunk, limit)?);
         engine.release(0);
     }
     checks.extend(tiled.into_iter().map(|check| Check { tensor: format!("{name} {}", check.tensor), ..check }));
