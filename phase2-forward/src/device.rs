@@ -16,7 +16,7 @@ pub enum DeviceChoice {
     Cpu,
     /// A real GPU.
     Gpu,
-    /// A program that plays a GPU on the CPU, such as lavapipe: for testing GPU kernels without one.
+    /// A software rasterizer, such as lavapipe: for testing GPU kernels without one.
     Software,
 }
 
@@ -112,10 +112,10 @@ impl ComputeDevice {
         }
     }
 
-    /// The devices that every gate must hold on: the CPU, and a GPU, played by a program if there is no real one.
+    /// The devices that every gate must hold on: the CPU, and a GPU, or a software rasterizer if there is none.
     ///
     /// # Errors
-    /// If there is neither a GPU nor a program that plays one. Gates are never skipped for that.
+    /// If there is neither a GPU nor a software rasterizer. Gates are never skipped for that.
     pub fn for_gates() -> Result<[ComputeDevice; 2], DeviceError> {
         let gpu = Self::find(DeviceChoice::Gpu, 0).or_else(|_| Self::find(DeviceChoice::Software, 0))?;
         Ok([Self::find(DeviceChoice::Cpu, 0)?, gpu])

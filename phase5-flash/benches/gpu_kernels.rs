@@ -2,7 +2,7 @@
 //! names that `gptoss profile` uses.
 //!
 //! `cargo bench -p phase5-flash --bench gpu_kernels` writes a few layers of gpt-oss-20b's shape to the temporary directory
-//! first. A program that plays a GPU gets a small model instead.
+//! first. A software rasterizer gets a small model instead.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -50,7 +50,7 @@ fn kernels(c: &mut Criterion) {
         Ok(gpu) => (gpu, Plan::full()),
         Err(_) => {
             let software = ComputeDevice::find(DeviceChoice::Software, 0);
-            (software.expect("a GPU, or a program that plays one"), Plan::small())
+            (software.expect("a GPU or a software rasterizer"), Plan::small())
         }
     };
     println!("{}", device.name);
