@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use gates::Gate;
 use harmony::Effort;
 use phase1_loading::{DenseFormat, YarnRamp};
 use phase2_forward::{ComputeDevice, DeviceChoice};
@@ -155,7 +156,7 @@ pub struct Eval {
 pub struct Gates {
     /// Only this phase.
     #[arg(long, value_parser = parse_gate)]
-    pub phase: Option<u8>,
+    pub phase: Option<Gate>,
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
     /// Where the golden cases are.
@@ -245,7 +246,7 @@ pub struct Roofline {
 pub struct Tune {
     /// A GGUF file or a folder of safetensors files; `embedded` for the model inside this program.
     pub model: PathBuf,
-    /// auto, gpu, or software (a GPU played by the CPU).
+    /// auto, gpu, or software (a software rasterizer).
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
 }
@@ -362,7 +363,7 @@ pub struct EngineArgs {
     /// 2 recomputes everything for every token, 3 caches keys and values, 5 is fast and the default.
     #[arg(long, value_parser = parse_phase)]
     pub phase: Option<u8>,
-    /// auto, cpu, gpu, or software (a GPU played by the CPU).
+    /// auto, cpu, gpu, or software (a software rasterizer).
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: DeviceChoice,
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it. If not given, what the model's
@@ -497,8 +498,9 @@ fn parse_phase(name: &str) -> Result<u8, String> {
     parse_number(name, &[2, 3, 5])
 }
 
-fn parse_gate(name: &str) -> Result<u8, String> {
-    parse_number(name, &[1, 2, 3, 5])
+fn parse_gate(name: &str) -> Result<Gate, String> {
+    let phase = parse_number(name, &Gate::ALL.map(Gate::phase))?;
+    Ok(Gate::ALL.into_iter().find(|gate| gate.phase() == phase).expect("one of them"))
 }
 
 fn parse_number(name: &str, allowed: &[u8]) -> Result<u8, String> {

@@ -83,7 +83,7 @@ impl Session {
                     bail!("--threads and --isa are for the CPU; a GPU has its own");
                 }
                 let (exact, tuning) = (fast.exact, kept_tuning(checkpoint, &device));
-                let options = Options { kv: cache, exact, tuning };
+                let options = Options { kv: cache, exact, tuning, ..Options::default() };
                 Box::new(GpuEngine::load(checkpoint, &device, options, progress)?)
             }
         };

@@ -10,7 +10,6 @@ mod config;
 mod convert;
 mod error;
 mod folder;
-pub mod gate;
 mod gguf;
 mod mapping;
 mod saved;

@@ -7,9 +7,9 @@ pub mod block;
 mod cache;
 mod cache_type;
 mod cached;
-pub mod gate;
 mod generate;
 mod packing;
+mod read_cache;
 mod sampling;
 mod stopping;
 
@@ -17,5 +17,6 @@ pub use cache::slots;
 pub use cache_type::CacheType;
 pub use cached::{Cached, UnsuitableCache};
 pub use generate::{Generation, GenerationError, GenerationParams, Step, generate};
+pub use read_cache::ReadCache;
 pub use sampling::{Sampler, SamplingError, SamplingParams};
 pub use stopping::{EmptyStopString, FinishReason, StopCondition};

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use gptoss_reference::{Check, Limit};
 use phase1_loading::Checkpoint;
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
-use phase3_kvcache::{CacheType, Cached};
+use phase3_kvcache::{CacheType, Cached, ReadCache};
 use proptest::prelude::*;
 use synthetic::SyntheticModel;
 
@@ -120,7 +120,7 @@ proptest! {
             engine.step(&[Chunk { sequence: 4, tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
         }
         for layer in 0..3 {
-            let (mut positions, keys, values) = engine.cache(4, layer).expect("cached");
+            let (mut positions, keys, values) = engine.read_cache(4, layer).expect("cached");
             prop_assert_eq!(keys.dims(), [2, positions.len(), 32]);
             prop_assert_eq!(values.dims(), keys.dims());
             positions.sort_unstable();

@@ -8,8 +8,7 @@ use phase1_loading::{Checkpoint, DenseFormat, Format};
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
 };
-use phase3_kvcache::gate::ReadCache;
-use phase3_kvcache::{CacheType, Cached};
+use phase3_kvcache::{CacheType, Cached, ReadCache};
 use phase5_flash::cpu::Isa;
 use phase5_flash::{CpuEngine, CpuLoadError, CpuOptions};
 use proptest::prelude::*;

@@ -11,8 +11,7 @@ use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{
     Chunk, Continuation, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, Snapshot, check_batch,
 };
-use phase3_kvcache::CacheType;
-use phase3_kvcache::gate::ReadCache;
+use phase3_kvcache::{CacheType, ReadCache};
 
 use super::cache::{Blocks, SequenceCache};
 use super::model::{CpuLoadError, Model};

@@ -1,40 +1,25 @@
-//! The gate to phase 4: cached and chunked, the model still computes what MLX does, and caches what MLX caches.
+//! Phase 3's gate: cached and chunked, the model still computes what MLX does, and caches what MLX caches.
 
 use std::error::Error;
 use std::ops::ControlFlow;
 
-use burn::tensor::Tensor;
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::{Checkpoint, YarnRamp};
-use phase2_forward::gate::check_forward;
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, SequenceId};
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe};
+use phase3_kvcache::{Cached, GenerationParams, ReadCache, generate};
 
-use crate::cached::Cached;
-use crate::generate::{GenerationParams, generate};
+use crate::Checks;
+use crate::forward::check_forward;
 
 /// Chunk lengths to feed the golden tokens in: one by one, and two that divide neither window nor prompt.
 pub const CHUNKS: [usize; 3] = [1, 5, 17];
-
-/// An engine whose cache can be looked into.
-pub trait ReadCache: Engine {
-    /// What a sequence's cache holds in `layer`: positions, and keys and values `[kv_heads, positions, head_dim]` in the
-    /// same order. `None` for an unknown sequence, or a layer that holds nothing.
-    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)>;
-}
-
-impl ReadCache for Cached {
-    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
-        self.cache(sequence, layer)
-    }
-}
 
 /// Loads the case's model and checks the cached engine.
 ///
 /// # Errors
 /// A model or golden that cannot be read.
-pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Result<Vec<Check>, Box<dyn Error>> {
-    let mut checkpoint = Checkpoint::open(&case.model())?;
-    checkpoint.config.rope.ramp = ramp;
+pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
+    let checkpoint = crate::open(&case.model(), ramp)?;
     let mut engine = Cached::new(GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?);
     check_engine(case, ramp, &mut engine, &checkpoint)
 }
@@ -43,12 +28,7 @@ pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Result<Vec<Ch
 ///
 /// # Errors
 /// A golden that cannot be read, or an engine that refuses the tokens.
-pub fn check_engine(
-    case: &Case,
-    ramp: YarnRamp,
-    engine: &mut dyn ReadCache,
-    checkpoint: &Checkpoint,
-) -> Result<Vec<Check>, Box<dyn Error>> {
+pub fn check_engine(case: &Case, ramp: YarnRamp, engine: &mut dyn ReadCache, checkpoint: &Checkpoint) -> Checks {
     let mut checks = check_forward(case, ramp, engine)?;
     for chunk in CHUNKS {
         checks.push(check_chunked(case, ramp, engine, chunk, Limit::F32)?);
@@ -82,12 +62,7 @@ pub fn check_chunked(
 }
 
 /// Compares what the cache holds after the golden tokens, in order of position.
-fn check_cache(
-    case: &Case,
-    ramp: YarnRamp,
-    engine: &dyn ReadCache,
-    chunk: usize,
-) -> Result<Vec<Check>, Box<dyn Error>> {
+fn check_cache(case: &Case, ramp: YarnRamp, engine: &dyn ReadCache, chunk: usize) -> Checks {
     let golden = case.golden(ramp.name())?;
     let mut checks = Vec::new();
     for layer in 0..engine.config().layers() {

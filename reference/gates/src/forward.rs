@@ -1,15 +1,12 @@
-//! The gate to phase 3: everything that MLX computes on a golden case, recomputed as one whole sequence.
+//! Phase 2's gate: everything that MLX computes on a golden case, recomputed as one whole sequence.
 
 use std::path::Path;
 
 use gptoss_reference::{Case, Check, Folder, Golden, Limit};
-use phase1_loading::{Checkpoint, GptOssConfig, YarnRamp, convert};
+use phase1_loading::{GptOssConfig, YarnRamp, convert};
+use phase2_forward::{Chunk, ComputeDevice, Dump, Engine, GptOss, LogitsFor, NoProbe, Recompute};
 
-use crate::device::ComputeDevice;
-use crate::engine::{Chunk, Engine, LogitsFor};
-use crate::model::GptOss;
-use crate::probe::{Dump, NoProbe};
-use crate::recompute::Recompute;
+use crate::Checks;
 
 /// Router logits this close are level at least: rounding may choose either.
 const LEVEL: f32 = 1e-4;
@@ -18,9 +15,8 @@ const LEVEL: f32 = 1e-4;
 ///
 /// # Errors
 /// A model or golden that cannot be read.
-pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
-    let mut checkpoint = Checkpoint::open(&case.model())?;
-    checkpoint.config.rope.ramp = ramp;
+pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
+    let checkpoint = crate::open(&case.model(), ramp)?;
     let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
     check_forward(case, ramp, &mut Recompute::new(model))
 }
@@ -30,23 +26,17 @@ pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Result<Vec<Ch
 ///
 /// # Errors
 /// A folder or golden that cannot be read, or a GGUF that cannot be written.
-pub fn run_folder(
-    folder: &Folder,
-    device: &ComputeDevice,
-    ramp: YarnRamp,
-    scratch: &Path,
-) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scratch: &Path) -> Checks {
     let golden = folder.golden()?;
     let (tokens, expected) = (golden.u32s("tokens")?, golden.f32s(&format!("logits.{}", ramp.name()))?);
-    let mut checkpoints = vec![("folder", Checkpoint::open(&folder.path)?)];
+    let mut checkpoints = vec![("folder", crate::open(&folder.path, ramp)?)];
     if folder.name == "hf" {
         let converted = scratch.join("converted.gguf");
         convert(&checkpoints[0].1, &converted, None, &mut |_, _| ())?;
-        checkpoints.push(("converted to GGUF", Checkpoint::open(&converted)?));
+        checkpoints.push(("converted to GGUF", crate::open(&converted, ramp)?));
     }
     let mut checks = Vec::new();
-    for (what, mut checkpoint) in checkpoints {
-        checkpoint.config.rope.ramp = ramp;
+    for (what, checkpoint) in checkpoints {
         let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
         let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
         let logits =
@@ -63,11 +53,7 @@ pub fn run_folder(
 ///
 /// # Errors
 /// A golden that cannot be read, or an engine that refuses the tokens.
-pub fn check_forward(
-    case: &Case,
-    ramp: YarnRamp,
-    engine: &mut dyn Engine,
-) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+pub fn check_forward(case: &Case, ramp: YarnRamp, engine: &mut dyn Engine) -> Checks {
     let (mut checks, logits) = check_values(case, ramp, engine, Limit::F32)?;
     let golden = case.golden(ramp.name())?;
     let (tokens, prompt) = (golden.u32s("tokens")?, golden.number("prompt_len")?);
@@ -112,7 +98,7 @@ pub fn check_values(
 }
 
 /// Whether each expert that MLX chose is among those with the largest logits here too. One whose logit is level with the
-/// last chosen one's, up to `level`, counts: which of two tied experts is taken is nobody's to say.
+/// last chosen one's, up to `level`, counts: either of two tied experts is correct.
 fn check_choices(
     case: &Case,
     golden: &Golden,

@@ -1,11 +1,12 @@
-//! The gate has teeth: break the model in the ways engines are really broken, and it fails.
+//! Phase 2's gate fails when the model is broken in the ways engines are really broken.
 
 use std::path::Path;
 
 use bytes::Bytes;
+use gates::forward;
 use gptoss_reference::Case;
 use phase1_loading::{Checkpoint, YarnRamp};
-use phase2_forward::{ComputeDevice, GptOss, Recompute, gate};
+use phase2_forward::{ComputeDevice, GptOss, Recompute};
 
 fn case() -> Case {
     Case::committed().into_iter().find(|case| case.name == "even").expect("the case")
@@ -17,7 +18,7 @@ fn load(checkpoint: &Checkpoint) -> GptOss {
 
 /// Names of the tensors that fail.
 fn failures(model: GptOss) -> Vec<String> {
-    let checks = gate::check_forward(&case(), YarnRamp::Exact, &mut Recompute::new(model)).expect("the gate runs");
+    let checks = forward::check_forward(&case(), YarnRamp::Exact, &mut Recompute::new(model)).expect("the gate runs");
     checks.into_iter().filter(|check| !check.passed()).map(|check| check.tensor).collect()
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use gates::forward;
 use gptoss_reference::{Case, Check, Folder};
 use phase1_loading::YarnRamp;
-use phase2_forward::{ComputeDevice, gate};
+use phase2_forward::ComputeDevice;
 
 /// Stands for the decade of no error at all.
 const EQUAL: i32 = i32::MIN;
@@ -13,7 +14,7 @@ fn run(device: &ComputeDevice) -> Vec<Check> {
     let mut checks = Vec::new();
     for case in Case::committed() {
         for ramp in YarnRamp::ALL {
-            checks.extend(gate::run(&case, device, ramp).expect("the gate runs"));
+            checks.extend(forward::run(&case, device, ramp).expect("the gate runs"));
         }
     }
     let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
@@ -50,7 +51,7 @@ fn run_folders(device: &ComputeDevice) {
     assert_eq!(folders.len(), 4);
     for folder in folders {
         for ramp in YarnRamp::ALL {
-            let checks = gate::run_folder(&folder, device, ramp, scratch.path()).expect("the gate runs");
+            let checks = forward::run_folder(&folder, device, ramp, scratch.path()).expect("the gate runs");
             let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
             assert!(failed.is_empty(), "{}: {failed:#?}", device.name);
         }
