@@ -6,11 +6,10 @@
 use std::ops::ControlFlow;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use gptoss_reference::RopeMode;
-use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::{RestFormat, SyntheticModel, VocabularyKind};
+use phase1_loading::{Checkpoint, DenseFormat};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
 use phase3_kvcache::{Cached, GenerationParams, Step, generate};
+use synthetic::{SyntheticModel, VocabularyKind};
 
 const GENERATED: usize = 256;
 
@@ -18,14 +17,14 @@ fn generation(c: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let tiny = SyntheticModel::preset("tiny").expect("a preset");
-    let model = SyntheticModel { experts: 32, vocabulary: VocabularyKind::Small, rest: RestFormat::Q8_0, ..tiny };
+    let model = SyntheticModel { experts: 32, vocabulary: VocabularyKind::Small, rest: DenseFormat::Q8_0, ..tiny };
     model.write(&path, 0, &mut |_, _| ()).expect("the model is written");
     let checkpoint = Checkpoint::open(&path).expect("the model opens");
     let tokenizer = checkpoint.tokenizer().expect("the tokenizer builds");
     let prompt = tokenizer.encode("The quick brown fox jumps over the lazy dog.");
     let load = || {
         let device = ComputeDevice::cpu("the benchmark runs there");
-        GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("the model loads")
+        GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("the model loads")
     };
     let engines: [(&str, Box<dyn Engine>); 2] =
         [("phase2", Box::new(Recompute::new(load()))), ("phase3", Box::new(Cached::new(load())))];

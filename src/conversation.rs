@@ -10,7 +10,6 @@ use phase2_forward::Engine;
 use phase3_kvcache::{Generation, GenerationParams};
 
 use crate::answer;
-use crate::args::EngineArgs;
 use crate::saved::Saved;
 use crate::session::{SEQUENCE, Session};
 
@@ -45,11 +44,10 @@ impl<'a> Conversation<'a> {
     pub fn in_file(
         file: &Path,
         checkpoint: &Checkpoint,
-        args: &EngineArgs,
         session: &mut Session,
         new: Conversation<'a>,
     ) -> Result<Conversation<'a>> {
-        let (saved, tokens) = Saved::open(file, checkpoint, args, session)?;
+        let (saved, tokens) = Saved::open(file, checkpoint, session)?;
         if tokens.is_empty() {
             return Ok(Conversation { saved: Some(saved), ..new });
         }

@@ -3,11 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, SavedSession};
 use phase2_forward::{Engine, EngineError, Snapshot};
 
-use crate::args::EngineArgs;
 use crate::session::{SEQUENCE, Session};
 
 /// A session's file.
@@ -24,33 +22,29 @@ impl Saved {
     /// engine then holds the first. An engine of another kind than saved them holds none, and has to read them again.
     ///
     /// # Errors
-    /// An engine that saves nothing; a damaged file, or one of another model, RoPE mode or cache type.
-    pub fn open(
-        file: &Path,
-        checkpoint: &Checkpoint,
-        args: &EngineArgs,
-        session: &mut Session,
-    ) -> Result<(Saved, Vec<u32>)> {
+    /// An engine that saves nothing; a damaged file, or one of another model, YaRN ramp or cache type.
+    pub fn open(file: &Path, checkpoint: &Checkpoint, session: &mut Session) -> Result<(Saved, Vec<u32>)> {
         if session.phase == 2 {
             bail!("phase 2 remembers nothing that could be saved: --session needs phase 3 or 5");
         }
         let this = Saved {
             file: file.to_owned(),
             model: checkpoint.fingerprint(),
-            rope: RopeMode::from(args.rope).name().into(),
+            rope: checkpoint.config.rope.ramp.name().into(),
             cache: session.cache.name().into(),
         };
         if !file.exists() {
             return Ok((this, Vec::new()));
         }
         let SavedSession { model, rope, cache, form, tokens, length, items } = SavedSession::open(file)?;
-        if model != this.model {
-            bail!("{} was saved with another model than {}", file.display(), checkpoint.path.display());
-        }
+        // Before the model, whose fingerprint differs with the ramp too.
         for (flag, saved, now) in [("rope", &rope, &this.rope), ("kv", &cache, &this.cache)] {
             if saved != now {
                 bail!("{} was saved with --{flag} {saved}, and this run has --{flag} {now}", file.display());
             }
+        }
+        if model != this.model {
+            bail!("{} was saved with another model than {}", file.display(), checkpoint.path.display());
         }
         match session.engine.restore(SEQUENCE, &Snapshot { form, length, items }) {
             Ok(()) => {}

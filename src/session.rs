@@ -28,6 +28,15 @@ pub fn open(model: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(model)?)
 }
 
+/// As [`open`], with what the command line overrides in the configuration.
+pub fn open_with(model: &Path, args: &EngineArgs) -> Result<Checkpoint> {
+    let mut checkpoint = open(model)?;
+    if let Some(ramp) = args.rope {
+        checkpoint.config.rope.ramp = ramp.into();
+    }
+    Ok(checkpoint)
+}
+
 /// Bytes that an engine reads instead of the head, if it chooses the likeliest tokens by a screen.
 pub fn screen_bytes(checkpoint: &Checkpoint, device: &ComputeDevice, args: &EngineArgs) -> Option<u64> {
     (args.phase() == 5 && device.is_cpu()).then(|| CpuEngine::screen_bytes(checkpoint, args.on_cpu())).flatten()
@@ -61,12 +70,11 @@ impl Session {
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
-        let rope = args.rope.into();
         let engine: Box<dyn Engine> = match phase {
-            2 => Box::new(Recompute::new(GptOss::load(checkpoint, device.clone(), rope, progress)?)),
-            3 => Box::new(Cached::with_cache(GptOss::load(checkpoint, device.clone(), rope, progress)?, cache)?),
+            2 => Box::new(Recompute::new(GptOss::load(checkpoint, device.clone(), progress)?)),
+            3 => Box::new(Cached::with_cache(GptOss::load(checkpoint, device.clone(), progress)?, cache)?),
             _ if device.is_cpu() => {
-                let engine = CpuEngine::load(checkpoint, rope, args.on_cpu())?;
+                let engine = CpuEngine::load(checkpoint, args.on_cpu())?;
                 eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
                 Box::new(engine)
             }
@@ -75,8 +83,8 @@ impl Session {
                     bail!("--threads and --isa are for the CPU; a GPU has its own");
                 }
                 let (exact, tuning) = (fast.exact, kept_tuning(checkpoint, &device));
-                let options = Options { kv: cache, exact, tuning };
-                Box::new(GpuEngine::load(checkpoint, &device, rope, options, progress)?)
+                let options = Options { kv: cache, exact, tuning, ..Options::default() };
+                Box::new(GpuEngine::load(checkpoint, &device, options, progress)?)
             }
         };
         bar.finish_and_clear();

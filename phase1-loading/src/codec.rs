@@ -6,6 +6,7 @@
 mod quants;
 
 use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
 
 /// How the values of a tensor are stored.
 #[allow(non_camel_case_types)]
@@ -40,6 +41,30 @@ pub enum Format {
         bits: Bits,
         group: Group,
     },
+}
+
+/// Storage of the matrices outside the experts in a file that is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DenseFormat {
+    #[default]
+    Q8_0,
+    F16,
+    BF16,
+    F32,
+}
+
+impl DenseFormat {
+    pub const ALL: [DenseFormat; 4] = [DenseFormat::Q8_0, DenseFormat::F16, DenseFormat::BF16, DenseFormat::F32];
+
+    pub const fn format(self) -> Format {
+        match self {
+            DenseFormat::Q8_0 => Format::Q8_0,
+            DenseFormat::F16 => Format::F16,
+            DenseFormat::BF16 => Format::BF16,
+            DenseFormat::F32 => Format::F32,
+        }
+    }
 }
 
 /// Width of an affine code.

@@ -19,7 +19,7 @@ pub enum AttentionKind {
 
 impl AttentionKind {
     /// Even layers slide: what gpt-oss does where a file does not say.
-    pub(crate) fn alternating(layers: usize) -> Vec<AttentionKind> {
+    pub fn alternating(layers: usize) -> Vec<AttentionKind> {
         (0..layers).map(|layer| if layer % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full }).collect()
     }
 }
@@ -57,6 +57,28 @@ pub struct RopeConfig {
     pub factor: f32,
     /// The context length before scaling.
     pub original_context: usize,
+    pub ramp: YarnRamp,
+}
+
+/// Where YaRN's ramp from unscaled to scaled frequencies begins and ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum YarnRamp {
+    /// At fractions of a dimension, as the model was trained and as OpenAI and Hugging Face compute it.
+    #[default]
+    Exact,
+    /// Rounded outwards to whole dimensions, as mlx-lm and llama.cpp do.
+    Truncated,
+}
+
+impl YarnRamp {
+    pub const ALL: [YarnRamp; 2] = [YarnRamp::Exact, YarnRamp::Truncated];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            YarnRamp::Exact => "exact",
+            YarnRamp::Truncated => "truncated",
+        }
+    }
 }
 
 impl GptOssConfig {

@@ -7,13 +7,12 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use bytes::Bytes;
 
-use crate::checkpoint::{Checkpoint, Role, tensor_specs};
-use crate::codec::Format;
+use crate::checkpoint::{Checkpoint, TensorRole, tensor_specs};
+use crate::codec::{DenseFormat, Format};
 use crate::error::{Defect, LoadError};
 use crate::gguf::{TensorPlan, write_header};
 use crate::mapping::write_whole;
 use crate::soundness::has_bad_scale;
-use crate::synthetic::RestFormat;
 use crate::tensor::HostTensor;
 
 /// Bytes of a tensor that are read, packed and written together.
@@ -24,12 +23,14 @@ const PIECE: usize = 32 << 20;
 /// Experts are copied bit for bit. Vectors and the router become F32, as every GGUF has them. Other matrices become
 /// `rest`; without it they stay as they are, or F32 if GGUF lacks their format, which loses nothing.
 ///
+/// GGUF has no key for YaRN's ramp: what is written opens with [`crate::YarnRamp::Exact`].
+///
 /// # Errors
 /// A vocabulary that cannot be read, an MXFP4 scale byte of 255, rows that are no whole blocks of `rest`, or a file that cannot be written.
 pub fn convert(
     from: &Checkpoint,
     to: &Path,
-    rest: Option<RestFormat>,
+    rest: Option<DenseFormat>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), LoadError> {
     let mut plans = Vec::new();
@@ -37,9 +38,9 @@ pub fn convert(
         let stored = from.tensor(&spec.name).format;
         let exact = if stored.ggml_type().is_some() { stored } else { Format::F32 };
         let format = match spec.role {
-            Role::Vector | Role::Router => Format::F32,
-            Role::Experts if stored.ggml_type().is_some() => stored,
-            Role::Experts | Role::Matrix => rest.map_or(exact, RestFormat::format),
+            TensorRole::Vector | TensorRole::Router => Format::F32,
+            TensorRole::Experts if stored.ggml_type().is_some() => stored,
+            TensorRole::Experts | TensorRole::Matrix => rest.map_or(exact, DenseFormat::format),
         };
         let row_len = *spec.shape.last().expect("a tensor has a dimension");
         if row_len % format.block_len() != 0 {

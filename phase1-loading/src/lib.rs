@@ -11,19 +11,17 @@ mod convert;
 mod cursor;
 mod error;
 mod folder;
-pub mod gate;
 mod gguf;
 mod mapping;
 mod saved;
 mod soundness;
-pub mod synthetic;
 mod tensor;
 mod tokenizer;
 mod verify;
 
 pub use checkpoint::Checkpoint;
-pub use codec::{Bits, E2M1, Format, Group, e8m0, repack_mxfp4_from_hf};
-pub use config::{AttentionKind, GptOssConfig, RopeConfig};
+pub use codec::{Bits, DenseFormat, E2M1, Format, Group, e8m0, repack_mxfp4_from_hf};
+pub use config::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp};
 pub use convert::convert;
 pub use error::LoadError;
 pub use mapping::write_whole;
@@ -32,3 +30,10 @@ pub use soundness::{check_scales, check_values};
 pub use tensor::HostTensor;
 pub use tokenizer::{TextStream, Tokenizer};
 pub use verify::{Comparison, TensorComparison, Verdict, verify};
+
+/// The parts that a GGUF file is written from, for programs that make models rather than read them.
+pub mod write {
+    pub use crate::checkpoint::{TensorRole, TensorSpec, tensor_specs};
+    pub use crate::gguf::{MetadataValue, TensorPlan, write_header};
+    pub use crate::tokenizer::{CONTROL, NORMAL, SpecialTokens, VocabularyLists, byte_characters};
+}

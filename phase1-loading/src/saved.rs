@@ -22,7 +22,7 @@ const VERSION: u32 = 3;
 pub struct SavedSession {
     /// [`crate::Checkpoint::fingerprint`] of the model.
     pub model: String,
-    /// The RoPE mode by name.
+    /// YaRN's ramp by name.
     pub rope: String,
     /// The cache's type by name.
     pub cache: String,
@@ -95,7 +95,7 @@ impl SavedSession {
             return Err(cursor.defect(format!("version {VERSION}"), found));
         }
         let model = text(&mut cursor, "model")?;
-        let rope = text(&mut cursor, "RoPE mode")?;
+        let rope = text(&mut cursor, "YaRN ramp")?;
         let cache = text(&mut cursor, "cache type")?;
         let form = text(&mut cursor, "kind of engine")?;
         cursor.part = "tokens".into();

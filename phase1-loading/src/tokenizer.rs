@@ -18,7 +18,8 @@ use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::error::Defect;
 pub use stream::TextStream;
-pub(crate) use vocabulary::{CONTROL, Lists, NORMAL, SpecialTokens, Vocabulary};
+pub(crate) use vocabulary::Vocabulary;
+pub use vocabulary::{CONTROL, NORMAL, SpecialTokens, VocabularyLists};
 
 /// The pre-tokenizer pattern of o200k (`gpt-4o` in GGUF): words with one leading non-letter and an English
 /// contraction, numbers of up to three digits, punctuation runs, line breaks, other white space.
@@ -44,7 +45,7 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     pub(crate) fn new(vocabulary: &Vocabulary) -> Result<Tokenizer, Defect> {
-        let Lists { tokens, merges, kinds } = vocabulary.lists()?;
+        let VocabularyLists { tokens, merges, kinds } = vocabulary.lists()?;
         let alphabet = byte_alphabet();
         let mut bytes = Vec::with_capacity(tokens.len());
         let mut control = HashMap::new();
@@ -152,7 +153,7 @@ fn build_bpe(tokens: Vec<String>, merges: Vec<String>) -> Result<tokenizers::Tok
 }
 
 /// GPT-2's alphabet for bytes: printable Latin-1 stands for itself, every other byte for a character from U+0100 on.
-pub(crate) fn byte_characters() -> [char; 256] {
+pub fn byte_characters() -> [char; 256] {
     let mut next = 0x100;
     std::array::from_fn(|byte| match byte {
         0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => byte as u8 as char,

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use gptoss_reference::{Case, Folder};
-use phase1_loading::synthetic::{RestFormat, SyntheticModel};
 use phase1_loading::{
-    AttentionKind, Checkpoint, Comparison, Format, SavedSession, Verdict, check_scales, convert, verify,
+    AttentionKind, Checkpoint, Comparison, DenseFormat, Format, SavedSession, Verdict, YarnRamp, check_scales, convert,
+    verify,
 };
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ fn conversion_keeps_what_it_says() {
             assert!(!vector || tensor.format == Format::F32, "{name}");
         }
     }
-    for rest in [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32] {
+    for rest in DenseFormat::ALL {
         let from = open("mlx-q8");
         convert(&from, &path, Some(rest), &mut |_, _| ()).expect("converted");
         let to = Checkpoint::open(&path).expect("opens");
@@ -100,24 +100,6 @@ fn another_model_is_another_model() {
     files.insert(name.into(), shard.into());
     let changed = Checkpoint::from_folder_bytes("changed", &files).expect("opens");
     assert!(!all_identical(&compare(&a, &changed)));
-}
-
-#[test]
-fn a_synthetic_folder_opens() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let nano = SyntheticModel::preset("nano").expect("a preset");
-    nano.write_folder(directory.path(), 5, &mut |_, _| ()).expect("written");
-    let folder = Checkpoint::open(directory.path()).expect("opens");
-    let tokens = folder.tokenizer().expect("builds").encode("the quick brown fox");
-    let path = directory.path().join("model.gguf");
-    convert(&folder, &path, Some(RestFormat::Q8_0), &mut |_, _| ()).expect("converted");
-    let file = Checkpoint::open(&path).expect("opens");
-    assert_eq!(file.tokenizer().expect("builds").encode("the quick brown fox"), tokens);
-    assert!(compare(&folder, &file).same());
-    // A projection keeps the variance of a unit input.
-    let gate = folder.tensor("blk.0.ffn_gate_exps.weight").to_f32();
-    let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
-    assert!((0.2..2.0).contains(&gain), "{gain}");
 }
 
 /// In HF's folders scales are a tensor of their own.
@@ -164,6 +146,25 @@ fn configured(name: &str, change: impl FnOnce(&mut Value)) -> BTreeMap<String, B
     change(&mut config);
     files.insert("config.json".into(), config.to_string().into_bytes().into());
     files
+}
+
+#[test]
+fn the_ramp_of_yarn_is_read() {
+    let with = |truncate| {
+        let files = configured("hf", |config| config["rope_scaling"]["truncate"] = truncate);
+        Checkpoint::from_folder_bytes("ramp", &files)
+    };
+    for (truncate, ramp) in
+        [(json!(true), YarnRamp::Truncated), (json!(false), YarnRamp::Exact), (Value::Null, YarnRamp::Exact)]
+    {
+        assert_eq!(with(truncate).expect("opens").config.rope.ramp, ramp);
+    }
+    let error = with(json!("yes")).err().expect("refused").to_string();
+    assert_eq!(error, "ramp: config.json: `rope_scaling.truncate`: expected a boolean, found `yes`");
+    let (exact, truncated) = (with(json!(false)).expect("opens"), with(json!(true)).expect("opens"));
+    assert_ne!(exact.fingerprint(), truncated.fingerprint());
+    let differences = compare(&exact, &truncated).differences;
+    assert!(differences.len() == 1 && differences[0].starts_with("rope: "), "{differences:?}");
 }
 
 #[test]

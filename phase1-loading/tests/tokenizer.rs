@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-use phase1_loading::synthetic::SyntheticModel;
 use phase1_loading::{Checkpoint, TextStream, Tokenizer};
 use proptest::prelude::*;
+use synthetic::SyntheticModel;
 
 /// A tokenizer read back from a synthetic model with the whole o200k vocabulary.
 fn o200k() -> &'static Tokenizer {

@@ -7,7 +7,6 @@
 
 mod device;
 mod engine;
-pub mod gate;
 mod model;
 mod packed;
 mod probe;

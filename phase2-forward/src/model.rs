@@ -6,7 +6,6 @@ use std::ops::Range;
 
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Int, Tensor, TensorData};
-use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, LoadError, check_scales};
 
 use crate::device::{ComputeDevice, ModelNeeds};
@@ -266,7 +265,6 @@ impl GptOss {
     pub fn load(
         checkpoint: &Checkpoint,
         device: ComputeDevice,
-        mode: RopeMode,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GptOss, LoadError> {
         let config = checkpoint.config.clone();
@@ -292,7 +290,7 @@ impl GptOss {
         let final_norm = loader.vector("output_norm.weight");
         let head = Linear { weight: loader.packed("output.weight")?, bias: None };
         Ok(GptOss {
-            rope: Rope::new(&config.rope, config.head_dim, mode),
+            rope: Rope::new(&config.rope, config.head_dim),
             embedding: checkpoint.tensor("token_embd.weight").clone(),
             config,
             layers,

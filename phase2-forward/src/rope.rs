@@ -4,8 +4,7 @@ use std::f64::consts::PI;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use gptoss_reference::RopeMode;
-use phase1_loading::RopeConfig;
+use phase1_loading::{RopeConfig, YarnRamp};
 
 /// Rotations in a full context that mark a dimension as fast (left as it is) or slow (interpolated): YaRN's β and α.
 const BETA_FAST: f64 = 32.0;
@@ -21,16 +20,16 @@ pub struct Rope {
 }
 
 impl Rope {
-    pub fn new(config: &RopeConfig, head_dim: usize, mode: RopeMode) -> Rope {
+    pub fn new(config: &RopeConfig, head_dim: usize) -> Rope {
         let (theta, factor) = (f64::from(config.theta), f64::from(config.factor));
         let dim = head_dim as f64;
         // The dimension pair that makes `rotations` turns in the original context.
         let correction =
             |rotations: f64| dim * (config.original_context as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
         let (low, high) = (correction(BETA_FAST), correction(BETA_SLOW));
-        let (low, high) = match mode {
-            RopeMode::Exact => (low, high),
-            RopeMode::Truncated => (low.floor(), high.ceil()),
+        let (low, high) = match config.ramp {
+            YarnRamp::Exact => (low, high),
+            YarnRamp::Truncated => (low.floor(), high.ceil()),
         };
         let inverse_frequencies = (0..head_dim / 2)
             .map(|i| {

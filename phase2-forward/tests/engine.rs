@@ -1,14 +1,14 @@
 //! The contract of an engine, on phase 2's.
 
-use gptoss_reference::{Case, RopeMode};
-use phase1_loading::Checkpoint;
+use gptoss_reference::Case;
+use phase1_loading::{Checkpoint, RopeConfig, YarnRamp};
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Rope};
 
 fn engine() -> Recompute {
     let case = Case::committed().remove(0);
     let checkpoint = Checkpoint::open(&case.model()).expect("opens");
     let device = ComputeDevice::cpu("a test");
-    Recompute::new(GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("loads"))
+    Recompute::new(GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads"))
 }
 
 fn last(sequence: u64, tokens: &[u32]) -> Chunk<'_> {
@@ -66,9 +66,8 @@ fn a_refused_batch_changes_nothing() {
 
 #[test]
 fn yarn_has_the_constants_of_gpt_oss() {
-    let config = phase1_loading::RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096 };
-    let exact = Rope::new(&config, 64, RopeMode::Exact);
-    let truncated = Rope::new(&config, 64, RopeMode::Truncated);
+    let with = |ramp| RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096, ramp };
+    let [exact, truncated] = YarnRamp::ALL.map(|ramp| Rope::new(&with(ramp), 64));
     assert!((exact.mscale - 1.346_573_6).abs() < 1e-6);
     // The correction range is 8.09 to 17.40, or 8 to 18 truncated: pairs outside it are the same in both modes.
     for (pair, (e, t)) in exact.inverse_frequencies.iter().zip(&truncated.inverse_frequencies).enumerate() {

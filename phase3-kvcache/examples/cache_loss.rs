@@ -7,7 +7,7 @@
 
 use std::error::Error;
 
-use gptoss_reference::{Check, Limit, RopeMode};
+use gptoss_reference::{Check, Limit};
 use phase1_loading::Checkpoint;
 use phase2_forward::{Chunk, ComputeDevice, DeviceChoice, Dump, Engine, GptOss, LogitsFor};
 use phase3_kvcache::{CacheType, Cached};
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device: DeviceChoice = arguments.next().map_or(Ok(DeviceChoice::Cpu), |name| name.parse())?;
     let device = ComputeDevice::find(device, GptOss::needs(&checkpoint))?;
     let engine = |kind| -> Result<Cached, Box<dyn Error>> {
-        let model = GptOss::load(&checkpoint, device.clone(), RopeMode::Exact, &mut |_, _| ())?;
+        let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
         Ok(Cached::with_cache(model, kind)?)
     };
     let prompt = checkpoint.tokenizer()?.encode(PROMPT);

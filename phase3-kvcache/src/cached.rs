@@ -8,6 +8,7 @@ use phase2_forward::{Chunk, Engine, EngineError, GptOss, LogitsFor, Probe, Seque
 
 use crate::cache::SequenceCache;
 use crate::cache_type::CacheType;
+use crate::read_cache::ReadCache;
 
 /// What its snapshots are called.
 const FORM: &str = "phase 3";
@@ -43,12 +44,6 @@ impl Cached {
             true => Ok(Cached { model, kind, sequences: HashMap::new() }),
             false => Err(UnsuitableCache { kind, head_dim }),
         }
-    }
-
-    /// What a sequence's cache holds in `layer`: positions, and keys and values `[kv_heads, positions, head_dim]` in the
-    /// same order. `None` for an unknown sequence.
-    pub fn cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
-        Some(self.sequences.get(&sequence)?.contents(layer))
     }
 
     /// Bytes that a sequence's cache takes on the device; 0 for an unknown sequence.
@@ -102,5 +97,11 @@ impl Engine for Cached {
 
     fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
+    }
+}
+
+impl ReadCache for Cached {
+    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
+        Some(self.sequences.get(&sequence)?.contents(layer))
     }
 }

@@ -8,9 +8,9 @@ mod cache;
 mod cache_layout;
 mod cache_type;
 mod cached;
-pub mod gate;
 mod generate;
 mod packing;
+mod read_cache;
 mod sampling;
 mod stopping;
 
@@ -18,5 +18,6 @@ pub use cache_layout::CacheLayout;
 pub use cache_type::CacheType;
 pub use cached::{Cached, UnsuitableCache};
 pub use generate::{Generation, GenerationError, GenerationParams, PREFILL_CHUNK, Step, generate};
+pub use read_cache::ReadCache;
 pub use sampling::{Sampler, SamplingError, SamplingParams};
 pub use stopping::{EmptyStopString, FinishReason, StopCondition};

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::synthetic::SyntheticModel;
+use gptoss_reference::{Check, Limit};
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
-use phase3_kvcache::{CacheLayout, CacheType, Cached};
+use phase3_kvcache::{CacheLayout, CacheType, Cached, ReadCache};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use synthetic::SyntheticModel;
 
 const WINDOW: usize = 12;
 
@@ -45,7 +45,7 @@ fn weights() -> String {
 
 fn load(path: &Path) -> GptOss {
     let checkpoint = Checkpoint::open(path).expect("opens");
-    GptOss::load(&checkpoint, ComputeDevice::cpu("a test"), RopeMode::Exact, &mut |_, _| ()).expect("loads")
+    GptOss::load(&checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads")
 }
 
 /// Logits of every token, fed in chunks of these lengths, the last one again and again.
@@ -134,7 +134,7 @@ proptest! {
             engine.step(&[Chunk { sequence: 4, tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
         }
         for layer in 0..3 {
-            let (mut positions, keys, values) = engine.cache(4, layer).expect("cached");
+            let (mut positions, keys, values) = engine.read_cache(4, layer).expect("cached");
             prop_assert_eq!(keys.dims(), [2, positions.len(), 32]);
             prop_assert_eq!(values.dims(), keys.dims());
             positions.sort_unstable();

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use gptoss_reference::{Case, RopeMode};
+use gptoss_reference::Case;
 use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
 use phase3_kvcache::{
@@ -18,7 +18,7 @@ fn setup(phase: u8) -> Setup {
     let case = Case::committed().remove(0);
     let checkpoint = Checkpoint::open(&case.model()).expect("opens");
     let device = ComputeDevice::cpu("a test");
-    let model = GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("loads");
+    let model = GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads");
     let engine: Box<dyn Engine> =
         if phase == 2 { Box::new(Recompute::new(model)) } else { Box::new(Cached::new(model)) };
     Setup { tokenizer: checkpoint.tokenizer().expect("builds"), engine }

@@ -5,11 +5,10 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::SyntheticModel;
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Operation, Probe, Span};
 use phase3_kvcache::Cached;
+use synthetic::SyntheticModel;
 
 fn probe(c: &mut Criterion) {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -19,7 +18,7 @@ fn probe(c: &mut Criterion) {
     let checkpoint = Checkpoint::open(&path).expect("the model opens");
     let layers = checkpoint.config.layers();
     let device = ComputeDevice::cpu("the benchmark runs there");
-    let model = GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("the model loads");
+    let model = GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("the model loads");
     let mut engine = Cached::new(model);
 
     let mut group = c.benchmark_group("probe switched off, nano, cpu");

@@ -1,8 +1,6 @@
 //! A profile names every operation, explains the step's time, counts the bytes that a step reads, and finds a slowdown.
 
 use burn::tensor::{Int, Tensor};
-use gptoss_reference::RopeMode;
-use phase1_loading::synthetic::SyntheticModel;
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{
     Chunk, ComputeDevice, Engine, EngineError, GptOss, LogitsFor, Operation, PackedMatrix, Probe, Recompute, Span,
@@ -11,6 +9,7 @@ use phase2_forward::{
 use phase3_kvcache::{CacheType, Cached};
 use phase4_profiling::report::compare;
 use phase4_profiling::{Ceiling, Clock, CostModel, LAUNCH, Profile, READBACK, Recorder, Step, Workload, run};
+use synthetic::SyntheticModel;
 use tempfile::TempDir;
 
 /// A ceiling that is no machine's: these tests ask for structure, not speed.
@@ -38,7 +37,7 @@ fn written(model: &SyntheticModel) -> (TempDir, Checkpoint) {
 }
 
 fn model(checkpoint: &Checkpoint, device: &ComputeDevice) -> GptOss {
-    GptOss::load(checkpoint, device.clone(), RopeMode::Exact, &mut |_, _| ()).unwrap()
+    GptOss::load(checkpoint, device.clone(), &mut |_, _| ()).unwrap()
 }
 
 fn profile(checkpoint: &Checkpoint, engine: &mut dyn Engine, device: &ComputeDevice, workload: Workload) -> Profile {

@@ -2,19 +2,19 @@
 //! names that `gptoss profile` uses.
 //!
 //! `cargo bench -p phase5-flash --bench gpu_kernels` writes a few layers of gpt-oss-20b's shape to the temporary directory
-//! first. A program that plays a GPU gets a small model instead.
+//! first. A software rasterizer gets a small model instead.
 
 use std::cell::Cell;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::SyntheticModel;
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase3_kvcache::CacheType;
 use phase4_profiling::{Ceiling, CostModel, Work, ceiling};
 use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
+use synthetic::SyntheticModel;
 
 /// What is measured.
 struct Plan {
@@ -47,7 +47,7 @@ fn kernels(c: &mut Criterion) {
         Ok(gpu) => (gpu, Plan::full()),
         Err(_) => {
             let software = ComputeDevice::find(DeviceChoice::Software, ModelNeeds::default());
-            (software.expect("a GPU, or a software rasterizer"), Plan::small())
+            (software.expect("a GPU or a software rasterizer"), Plan::small())
         }
     };
     println!("{}", device.name);

@@ -6,12 +6,11 @@
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::SyntheticModel;
 use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, Operation, Probe, Span};
 use phase3_kvcache::{CacheType, Cached};
 use phase5_flash::{CpuEngine, CpuOptions};
+use synthetic::SyntheticModel;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -90,7 +89,7 @@ fn main() -> Result<()> {
     println!("µs of attention a token, one layer; depth grows a little while it is measured");
     println!("{:9} {:>6} {:>12} {:>12} {:>12} {:>12}", "", "depth", "decode", "", "prefill", "");
     println!("{:16} {:>12} {:>12} {:>12} {:>12}", "", "sliding", "full", "sliding", "full");
-    let mut flash = CpuEngine::load(&checkpoint, RopeMode::Exact, CpuOptions::default())?;
+    let mut flash = CpuEngine::load(&checkpoint, CpuOptions::default())?;
     let mut at_compared = [0.0; 4];
     for depth in [0, 1, 2, 4, 8, 16, 32].map(|thousands| thousands * 1024) {
         let found = row(&mut flash, "phase 5", depth)?;
@@ -98,7 +97,7 @@ fn main() -> Result<()> {
             at_compared = found;
         }
     }
-    let loaded = GptOss::load(&checkpoint, ComputeDevice::cpu("an example"), RopeMode::Exact, &mut |_, _| ())?;
+    let loaded = GptOss::load(&checkpoint, ComputeDevice::cpu("an example"), &mut |_, _| ())?;
     let mut cached = Cached::with_cache(loaded, CacheType::F16)?;
     let plain = row(&mut cached, "phase 3", COMPARED)?;
     let ratio = |i: usize| plain[i] / at_compared[i];

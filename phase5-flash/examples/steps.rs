@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use gptoss_reference::RopeMode;
 use phase1_loading::Checkpoint;
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, DeviceChoice, Engine, EngineError, LogitsFor, ModelNeeds, NoProbe,
@@ -33,8 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = ComputeDevice::find(choice, ModelNeeds::default())?;
     let checkpoint = Checkpoint::open(Path::new(&model))?;
     let start = Instant::now();
-    let engine =
-        GpuEngine::load(&checkpoint, &device, RopeMode::Exact, Options { kv, ..Options::default() }, &mut |_, _| ())?;
+    let engine = GpuEngine::load(&checkpoint, &device, Options { kv, ..Options::default() }, &mut |_, _| ())?;
     eprintln!("{}: loaded in {:.1} s, cache {kv}", device.name, start.elapsed().as_secs_f64());
     let mut steps = Steps { engine, seed: 0 };
     steps.prompts()?;

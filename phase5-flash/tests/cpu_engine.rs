@@ -5,25 +5,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
-use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase1_loading::{Checkpoint, Format};
+use gptoss_reference::{Check, Limit};
+use phase1_loading::{Checkpoint, DenseFormat, Format};
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Operation, Probe,
     Snapshot, Span,
 };
-use phase3_kvcache::gate::ReadCache;
-use phase3_kvcache::{CacheType, Cached};
+use phase3_kvcache::{CacheType, Cached, ReadCache};
 use phase5_flash::cpu::Isa;
 use phase5_flash::{CpuEngine, CpuLoadError, CpuOptions};
 use proptest::prelude::*;
+use synthetic::SyntheticModel;
 
 /// What the fast mode may cost: as the gate has it, but for a router's level logits, which send a token of random weights
 /// elsewhere.
 const FAST: Limit = Limit { rms: 1e-2, max: 1.0 };
 
 /// A random model whose window is shorter than a block of the cache, or longer.
-fn model(directory: &Path, seed: u64, rest: RestFormat, sliding_window: usize, heads: usize) -> PathBuf {
+fn model(directory: &Path, seed: u64, rest: DenseFormat, sliding_window: usize, heads: usize) -> PathBuf {
     let path = directory.join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");
     let model = SyntheticModel { sliding_window, layers: 3, rest, heads, expert_width: 96, ..nano };
@@ -32,13 +31,13 @@ fn model(directory: &Path, seed: u64, rest: RestFormat, sliding_window: usize, h
 }
 
 fn cpu(path: &Path, options: CpuOptions) -> CpuEngine {
-    CpuEngine::load(&Checkpoint::open(path).expect("opens"), RopeMode::Exact, options).expect("loads")
+    CpuEngine::load(&Checkpoint::open(path).expect("opens"), options).expect("loads")
 }
 
 fn phase3(path: &Path) -> Cached {
     let checkpoint = Checkpoint::open(path).expect("opens");
     let device = ComputeDevice::cpu("a test");
-    Cached::new(GptOss::load(&checkpoint, device, RopeMode::Exact, &mut |_, _| ()).expect("loads"))
+    Cached::new(GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads"))
 }
 
 /// Advances the sequences together, each by its own chunks, until all their tokens are in. Logits of every token, by sequence.
@@ -77,7 +76,7 @@ proptest! {
         sequences in prop::collection::vec(prop::collection::vec(0u32..1000, 1..200), 1..4),
         lengths in prop::collection::vec(1usize..60, 1..6),
         window in prop::sample::select(vec![7, 64, 100]),
-        rest in prop::sample::select(vec![RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
+        rest in prop::sample::select(DenseFormat::ALL.to_vec()),
         heads in prop::sample::select(vec![2, 4, 6, 16]),
         threads in 1usize..5,
     ) {
@@ -103,7 +102,7 @@ proptest! {
 #[test]
 fn a_released_sequence_leaves_nothing_behind() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     for kv in CacheType::ALL {
         let options = CpuOptions { threads: Some(2), kv: Some(kv), ..CpuOptions::default() };
         let sequence = vec![(0..150).map(|i| i * 13 % 1000).collect::<Vec<u32>>()];
@@ -128,7 +127,7 @@ proptest! {
         kv in prop::sample::select(CacheType::ALL.to_vec()),
     ) {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = model(directory.path(), seed, RestFormat::Q8_0, window, 4);
+        let path = model(directory.path(), seed, DenseFormat::Q8_0, window, 4);
         let options = CpuOptions { threads: Some(2), kv: Some(kv), ..CpuOptions::default() };
         let (before, after) = tokens.split_at(1 + ((tokens.len() - 2) as f64 * share) as usize);
         let chunk = |sequence, tokens, logits| [Chunk { sequence, tokens, logits }];
@@ -174,7 +173,7 @@ proptest! {
     fn screened_tokens_are_the_likeliest(
         seed: u64,
         lengths in prop::collection::vec(1usize..20, 1..9),
-        rest in prop::sample::select(vec![RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
+        rest in prop::sample::select(DenseFormat::ALL.to_vec()),
         // A screen is made after 24.
         steps in 20usize..40,
         isa in prop::sample::select(Isa::all()),
@@ -255,7 +254,7 @@ fn a_trained_model_says_the_same_screened_or_not() {
 #[test]
 fn what_cannot_be_screened_is_left_to_steps() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let never = &mut |_: &[u32]| -> ControlFlow<()> { unreachable!("nothing is decoded") };
     let sampled = Choice { temperature: 1.0, ..Choice::LIKELIEST };
     let exact = CpuOptions { exact: true, ..CpuOptions::default() };
@@ -274,11 +273,11 @@ fn what_cannot_be_screened_is_left_to_steps() {
 #[test]
 fn a_full_context_ends_the_loop() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let mut checkpoint = Checkpoint::open(&path).expect("opens");
     let context = 50;
     checkpoint.config.context_length = context;
-    let mut engine = CpuEngine::load(&checkpoint, RopeMode::Exact, CpuOptions::default()).expect("loads");
+    let mut engine = CpuEngine::load(&checkpoint, CpuOptions::default()).expect("loads");
     let tokens = vec![5; context - 3];
     engine.step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
     let mut heard = 0;
@@ -296,7 +295,7 @@ fn a_full_context_ends_the_loop() {
 #[test]
 fn a_damaged_head_is_noticed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let head = Checkpoint::open(&path).expect("opens").tensor("output.weight").packed_as(Format::Q8_0, 0..1).to_vec();
     let mut file = std::fs::read(&path).expect("reads");
     let place = file.windows(head.len()).position(|bytes| bytes == head).expect("the head's first row is in the file");
@@ -310,7 +309,7 @@ fn a_damaged_head_is_noticed() {
 #[test]
 fn a_q8_0_cache_is_half_of_an_f16_one() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let tokens: Vec<u32> = (0..200).collect();
     let bytes = |kv| -> usize {
         let mut engine = cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
@@ -326,7 +325,7 @@ fn a_q8_0_cache_is_half_of_an_f16_one() {
 #[test]
 fn what_another_engine_saved_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let with = |kv| cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
     let (mut engine, mut other) = (with(CacheType::F16), phase3(&path));
     let chunk = [Chunk { sequence: 0, tokens: &[1, 2, 3], logits: LogitsFor::Nothing }];
@@ -348,7 +347,7 @@ fn what_another_engine_saved_is_refused() {
 fn the_cache_holds_the_window() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     for window in [1, 12, 64] {
-        let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, window, 4);
+        let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, window, 4);
         let mut engine = cpu(&path, CpuOptions::default());
         for length in 1..200 {
             let chunk = Chunk { sequence: 0, tokens: &[length as u32], logits: LogitsFor::Nothing };
@@ -363,7 +362,7 @@ fn the_cache_holds_the_window() {
 #[test]
 fn logits_are_those_asked_for() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), RestFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let mut engine = cpu(&path, CpuOptions::default());
     let vocab = engine.config().vocab;
     let batch = [
@@ -387,7 +386,7 @@ fn a_head_size_that_the_kernels_do_not_take_is_refused() {
     let nano = SyntheticModel::preset("nano").expect("a preset");
     let model = SyntheticModel { head_dim: 8, ..nano };
     model.write(&path, 0, &mut |_, _| ()).expect("written");
-    let refused = CpuEngine::load(&Checkpoint::open(&path).expect("opens"), RopeMode::Exact, CpuOptions::default());
+    let refused = CpuEngine::load(&Checkpoint::open(&path).expect("opens"), CpuOptions::default());
     assert!(matches!(refused, Err(CpuLoadError::HeadDim { head_dim: 8, unit: 16, .. })));
 }
 

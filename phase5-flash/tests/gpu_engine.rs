@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use gptoss_reference::{Check, Limit, RopeMode};
-use phase1_loading::synthetic::{RestFormat, SyntheticModel};
-use phase1_loading::{Checkpoint, GptOssConfig};
+use gptoss_reference::{Check, Limit};
+use phase1_loading::{Checkpoint, DenseFormat, GptOssConfig};
 use phase2_forward::{
     Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
 };
 use phase3_kvcache::{CacheType, Cached, Sampler, SamplingParams};
 use phase5_flash::gpu::{GpuEngine, Options};
+use synthetic::SyntheticModel;
 
 /// Numbers that differ from run to run; the seed is in every message.
 struct Random(u64);
@@ -56,7 +56,7 @@ fn random_model(random: &mut Random) -> SyntheticModel {
         experts,
         experts_per_token: 1 + random.below(experts.min(4)),
         sliding_window: random.of(&[1, 7, 64, 100]),
-        rest: random.of(&[RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32]),
+        rest: random.of(&DenseFormat::ALL),
         ..nano
     }
 }
@@ -70,14 +70,8 @@ fn write(model: &SyntheticModel, seed: u64) -> (tempfile::TempDir, Checkpoint) {
 }
 
 fn engine(checkpoint: &Checkpoint, kv: CacheType) -> GpuEngine {
-    GpuEngine::load(
-        checkpoint,
-        &gpu(),
-        RopeMode::Exact,
-        Options { kv, exact: true, ..Options::default() },
-        &mut |_, _| (),
-    )
-    .expect("loads")
+    GpuEngine::load(checkpoint, &gpu(), Options { kv, exact: true, ..Options::default() }, &mut |_, _| ())
+        .expect("loads")
 }
 
 /// Logits of every token, fed in chunks of random lengths.
@@ -105,7 +99,7 @@ fn random_models_equal_phase_3() {
         let tokens = random.tokens(count, checkpoint.config.vocab);
         let lengths: Vec<usize> = (0..4).map(|_| 1 + random.below(70)).collect();
         let cpu = ComputeDevice::cpu("a test");
-        let reference = GptOss::load(&checkpoint, cpu, RopeMode::Exact, &mut |_, _| ()).expect("loads");
+        let reference = GptOss::load(&checkpoint, cpu, &mut |_, _| ()).expect("loads");
         let expected = logits(&mut Cached::new(reference), &tokens, &[tokens.len()]);
         let found = logits(&mut engine(&checkpoint, CacheType::F32), &tokens, &lengths);
         let check = Check::values("random", "logits", &expected, &found, Limit { rms: 1e-4, max: 1e-3 });

@@ -6,12 +6,12 @@ use std::process::Command;
 
 use naga::back::{hlsl, msl};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use phase1_loading::Checkpoint;
-use phase1_loading::synthetic::{RestFormat, SyntheticModel};
+use phase1_loading::{Checkpoint, DenseFormat};
 use phase2_forward::ComputeDevice;
 use phase3_kvcache::CacheType;
 use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
+use synthetic::SyntheticModel;
 
 /// Launches every kernel, in a program of its own: CubeCL reads once where to write down what it compiles.
 #[test]
@@ -23,7 +23,7 @@ fn launch_every_kernel() {
     let nano = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
     // Large enough that cubes of the mat-vec kernels walk down their rows, as in a real model.
     let walked = SyntheticModel { layers: 1, hidden: 640, expert_width: 320, heads: 40, head_dim: 64, ..nano.clone() };
-    let formats = [RestFormat::F16, RestFormat::BF16, RestFormat::F32];
+    let formats = [DenseFormat::F16, DenseFormat::BF16, DenseFormat::F32];
     for model in formats.map(|rest| SyntheticModel { rest, ..nano.clone() }).into_iter().chain([walked]) {
         let path = directory.path().join("model.gguf");
         model.write(&path, 0, &mut |_, _| ()).expect("written");

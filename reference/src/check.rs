@@ -18,7 +18,7 @@ impl Limit {
 #[derive(Clone, Debug)]
 pub struct Check {
     pub case: String,
-    /// The tensor, and in which RoPE mode where that matters.
+    /// The tensor, and with which ramp of YaRN where that matters.
     pub tensor: String,
     /// Root mean square of the error, over the golden's standard deviation.
     pub rms: f64,

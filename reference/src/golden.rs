@@ -7,27 +7,6 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
-/// How YaRN's correction range is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RopeMode {
-    /// As the model was trained, and as OpenAI and Hugging Face compute it.
-    #[default]
-    Exact,
-    /// Rounded outwards to whole dimensions, as mlx-lm and llama.cpp do.
-    Truncated,
-}
-
-impl RopeMode {
-    pub const ALL: [RopeMode; 2] = [RopeMode::Exact, RopeMode::Truncated];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            RopeMode::Exact => "exact",
-            RopeMode::Truncated => "truncated",
-        }
-    }
-}
-
 /// One golden case: a directory with a model and MLX's dumps of it.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -125,12 +104,12 @@ impl Case {
         self.directory.join("model.gguf")
     }
 
-    /// What MLX computes in that RoPE mode.
+    /// What MLX computes with YaRN's ramp `exact` or `truncated`.
     ///
     /// # Errors
     /// If the file is missing or is not a golden.
-    pub fn golden(&self, rope: RopeMode) -> Result<Golden, GoldenError> {
-        Golden::open(self.directory.join(format!("{}.safetensors", rope.name())))
+    pub fn golden(&self, ramp: &str) -> Result<Golden, GoldenError> {
+        Golden::open(self.directory.join(format!("{ramp}.safetensors")))
     }
 
     /// Samples and sums of every decoded weight.

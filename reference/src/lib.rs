@@ -7,4 +7,4 @@ mod check;
 mod golden;
 
 pub use check::{Check, Limit};
-pub use golden::{Case, Folder, Golden, GoldenError, RopeMode};
+pub use golden::{Case, Folder, Golden, GoldenError};

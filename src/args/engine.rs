@@ -1,7 +1,7 @@
 //! Flags that choose an engine.
 
 use clap::{Args, ValueEnum};
-use gptoss_reference::RopeMode;
+use phase1_loading::YarnRamp;
 use phase2_forward::{ComputeDevice, DeviceChoice};
 use phase3_kvcache::CacheType;
 use phase5_flash::CpuOptions;
@@ -15,12 +15,13 @@ pub struct EngineArgs {
     /// 2 recomputes everything for every token, 3 caches keys and values, 5 is fast and the default.
     #[arg(long, value_parser = one_of::<u8>(["2", "3", "5"]))]
     pub phase: Option<u8>,
-    /// Where to run. `software` is a GPU emulated by the CPU; `auto` is a GPU that can hold the model, else the CPU.
+    /// Where to run. `software` is a software rasterizer; `auto` is a GPU that can hold the model, else the CPU.
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
-    /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it.
-    #[arg(long, value_enum, default_value_t = RopeArg::Exact)]
-    pub rope: RopeArg,
+    /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it. If not given, what the model's
+    /// configuration says, which is exact unless it says otherwise.
+    #[arg(long, value_enum)]
+    pub rope: Option<RopeArg>,
     /// How keys and values are cached (phases 3 and 5).
     #[arg(long, value_name = "TYPE", value_parser = cache_type())]
     pub kv: Option<CacheType>,
@@ -44,8 +45,8 @@ pub struct FastArgs {
 
 impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
-    pub fn reference(rope: RopeArg) -> EngineArgs {
-        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope, kv: None, fast: FastArgs::default() }
+    pub fn reference() -> EngineArgs {
+        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope: None, kv: None, fast: FastArgs::default() }
     }
 
     /// The engine that runs.
@@ -74,11 +75,11 @@ pub enum RopeArg {
     Truncated,
 }
 
-impl From<RopeArg> for RopeMode {
-    fn from(arg: RopeArg) -> RopeMode {
+impl From<RopeArg> for YarnRamp {
+    fn from(arg: RopeArg) -> YarnRamp {
         match arg {
-            RopeArg::Exact => RopeMode::Exact,
-            RopeArg::Truncated => RopeMode::Truncated,
+            RopeArg::Exact => YarnRamp::Exact,
+            RopeArg::Truncated => YarnRamp::Truncated,
         }
     }
 }

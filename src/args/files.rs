@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use phase1_loading::synthetic::RestFormat;
+use phase1_loading::DenseFormat;
 use phase3_kvcache::CacheType;
 
 use super::values::{cache_type, parse_rest};
@@ -50,7 +50,7 @@ pub struct Convert {
     /// Storage of the matrices outside the experts: q8_0, f16, bf16 or f32. Without it they stay as they are; MLX's affine
     /// groups, which GGUF lacks, become f32.
     #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
-    pub rest: Option<RestFormat>,
+    pub rest: Option<DenseFormat>,
 }
 
 /// Compare two models: configuration, tokenizer and every tensor after decoding.
@@ -78,7 +78,7 @@ pub struct MakeModel {
     pub seed: u64,
     /// Storage of the matrices outside the experts, if not the preset's: q8_0, f16, bf16 or f32.
     #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
-    pub rest: Option<RestFormat>,
+    pub rest: Option<DenseFormat>,
     /// Print the dimensions as JSON and write nothing.
     #[arg(long)]
     pub print: bool,

@@ -3,19 +3,20 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use gates::Gate;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
 
 use super::engine::{EngineArgs, FastArgs};
-use super::values::{cache_type, device, one_of, positive};
+use super::values::{cache_type, device, gate, one_of, positive};
 use crate::session::EMBEDDED;
 
 /// Check every phase against MLX, in order; stop at the first that fails.
 #[derive(Args)]
 pub struct Gates {
     /// Only this phase.
-    #[arg(long, value_parser = one_of::<u8>(["1", "2", "3", "5"]))]
-    pub phase: Option<u8>,
+    #[arg(long, value_parser = gate())]
+    pub phase: Option<Gate>,
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
     /// Where the golden cases are.
@@ -81,7 +82,7 @@ pub struct Roofline {
 pub struct Tune {
     /// A GGUF file or a folder of safetensors files; `embedded` for the model inside this program.
     pub model: PathBuf,
-    /// The GPU to measure. `software` is a GPU emulated by the CPU.
+    /// The GPU to measure. `software` is a software rasterizer.
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
 }

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use harmony::Effort;
-use phase1_loading::synthetic::RestFormat;
+use gates::Gate;
+use phase1_loading::DenseFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
 use phase5_flash::cpu::Isa;
@@ -26,6 +27,12 @@ pub fn cache_type() -> ValueParser {
     one_of::<CacheType>(CacheType::ALL.map(CacheType::name))
 }
 
+/// The gate of a phase, by its number.
+pub fn gate() -> ValueParser {
+    let find = |number: String| Gate::ALL.into_iter().find(|gate| gate.phase().to_string() == number);
+    PossibleValuesParser::new(["1", "2", "3", "5"]).try_map(move |number| find(number).ok_or("no such gate")).into()
+}
+
 /// Those of this machine.
 pub fn isa() -> ValueParser {
     one_of::<Isa>(Isa::all().into_iter().map(Isa::name))
@@ -42,10 +49,9 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-pub fn parse_rest(name: &str) -> Result<RestFormat, String> {
-    let formats = [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32];
-    let found = formats.into_iter().find(|rest| rest.format().name().eq_ignore_ascii_case(name));
-    found.ok_or_else(|| format!("expected one of {}", formats.map(|rest| rest.format().name()).join(", ")))
+pub fn parse_rest(name: &str) -> Result<DenseFormat, String> {
+    let found = DenseFormat::ALL.into_iter().find(|rest| rest.format().name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("expected one of {}", DenseFormat::ALL.map(|rest| rest.format().name()).join(", ")))
 }
 
 pub fn parse_bias(text: &str) -> Result<(u32, f32), String> {

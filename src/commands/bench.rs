@@ -11,7 +11,7 @@ use phase3_kvcache::CacheType;
 use phase4_profiling::{CostModel, Observed, ceiling, process};
 use serde_json::{Value, json};
 
-use crate::args::{Bench, EngineArgs, FastArgs, RopeArg};
+use crate::args::{Bench, EngineArgs, FastArgs};
 use crate::commands::{print, size};
 use crate::session::{self, Session};
 use measure::{Costs, Measure};
@@ -45,7 +45,7 @@ fn one(args: &Bench, checkpoint: &Checkpoint, phase: u8, kv: Option<CacheType>) 
     let start = Instant::now();
     // Earlier phases have none of these choices.
     let fast = if phase == 5 { args.fast.clone() } else { FastArgs::default() };
-    let engine_args = EngineArgs { phase: Some(phase), device: args.device, rope: RopeArg::Exact, kv, fast };
+    let engine_args = EngineArgs { phase: Some(phase), device: args.device, rope: None, kv, fast };
     let mut session = Session::start(checkpoint, &engine_args)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let ceiling = ceiling(&session.device)?;

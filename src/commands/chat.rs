@@ -20,11 +20,11 @@ const HELP: &str = "/reset forgets the conversation, /system TEXT gives instruct
                     Ctrl-C stops an answer.";
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
-    let checkpoint = session::open(&args.model)?;
+    let checkpoint = session::open_with(&args.model, &args.reply.engine)?;
     let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let new = Conversation::begin(&tokenizer, args.reply.reasoning, args.system.as_deref());
     let mut conversation = match &args.reply.session {
-        Some(file) => Conversation::in_file(file, &checkpoint, &args.reply.engine, &mut session, new)?,
+        Some(file) => Conversation::in_file(file, &checkpoint, &mut session, new)?,
         None => new,
     };
     let params = args.reply.params(tokenizer.stops());

@@ -28,7 +28,7 @@ const MAX_TOKENS: usize = 192;
 
 pub fn run(args: &Eval) -> Result<ExitCode> {
     let questions = select(args)?;
-    let checkpoint = session::open(&args.model)?;
+    let checkpoint = session::open_with(&args.model, &args.engine)?;
     let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.engine)?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is constant");
     let bar = ProgressBar::new(questions.len() as u64).with_style(style);

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
-use gptoss_reference::{Case, Check, Folder, RopeMode};
+use anyhow::Result;
+use gates::{Check, Gate, Goldens};
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use serde_json::json;
 
@@ -11,18 +11,16 @@ use crate::args::Gates;
 use crate::commands::print;
 
 pub fn run(args: &Gates) -> Result<ExitCode> {
-    let goldens = Goldens { cases: Case::all(&args.goldens)?, folders: Folder::all(&args.goldens)? };
+    let goldens = Goldens::open(&args.goldens)?;
     let device = match args.phase {
         // The host decodes weights, whatever device the later phases run on.
-        Some(1) => ComputeDevice::find(DeviceChoice::Cpu, ModelNeeds::default())?,
+        Some(Gate::Loading) => ComputeDevice::find(DeviceChoice::Cpu, ModelNeeds::default())?,
         _ => ComputeDevice::find(args.device, ModelNeeds::default())?,
     };
     eprintln!("device: {} ({})", device.name, device.reason);
-    let all = vec![1, 2, 3, 5];
-    let phases = args.phase.map_or(all, |phase| vec![phase]);
     let mut report = Vec::new();
-    for phase in phases {
-        let checks = run_phase(phase, &goldens, &device)?;
+    for gate in args.phase.map_or(Gate::ALL.to_vec(), |gate| vec![gate]) {
+        let (phase, checks) = (gate.phase(), gates::run(gate, &goldens, &device)?);
         let failed = checks.iter().filter(|check| !check.passed()).count();
         if args.json {
             report.extend(checks.iter().map(|check| to_json(phase, check)));
@@ -37,45 +35,6 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     }
     print_report(args, &report)?;
     Ok(ExitCode::SUCCESS)
-}
-
-struct Goldens {
-    cases: Vec<Case>,
-    folders: Vec<Folder>,
-}
-
-fn run_phase(phase: u8, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec<Check>> {
-    let in_case = |name: &str, error: Box<dyn std::error::Error>| anyhow!("phase {phase}, case {name}: {error}");
-    let mut checks = Vec::new();
-    for case in &goldens.cases {
-        let in_case = |error| in_case(&case.name, error);
-        if phase == 1 {
-            checks.extend(phase1_loading::gate::run(case).map_err(in_case)?);
-            continue;
-        }
-        for rope in RopeMode::ALL {
-            let found = match phase {
-                2 => phase2_forward::gate::run(case, device, rope),
-                3 => phase3_kvcache::gate::run(case, device, rope),
-                _ if device.is_cpu() => phase5_flash::cpu::gate::run(case, rope),
-                _ => phase5_flash::gpu::gate::run(case, device, rope),
-            };
-            checks.extend(found.map_err(in_case)?);
-        }
-    }
-    // The shapes that checkpoints come in differ in their weights' storage, which phase 2 is the first to compute with.
-    if phase == 2 {
-        let scratch = std::env::temp_dir().join(format!("gptoss-gates-{}", std::process::id()));
-        std::fs::create_dir_all(&scratch)?;
-        for folder in &goldens.folders {
-            for rope in RopeMode::ALL {
-                let result = phase2_forward::gate::run_folder(folder, device, rope, &scratch);
-                checks.extend(result.map_err(|error| in_case(&folder.name, error))?);
-            }
-        }
-        std::fs::remove_dir_all(&scratch)?;
-    }
-    Ok(checks)
 }
 
 fn phase_text(phase: u8, checks: &[Check]) -> String {

@@ -27,7 +27,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         [model, prompt] => (model.as_str(), prompt, args.ask),
         only => (EMBEDDED, &only[0], true),
     };
-    let checkpoint = session::open(Path::new(model))?;
+    let checkpoint = session::open_with(Path::new(model), &args.reply.engine)?;
     let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let reply = match ask {
         true => answer(args, text, &checkpoint, &tokenizer, &mut session, start)?,
@@ -60,7 +60,7 @@ fn answer(
 ) -> Result<Reply> {
     let new = Conversation::begin(tokenizer, args.reply.reasoning, None);
     let mut conversation = match &args.reply.session {
-        Some(file) => Conversation::in_file(file, checkpoint, &args.reply.engine, session, new)?,
+        Some(file) => Conversation::in_file(file, checkpoint, session, new)?,
         None => new,
     };
     let load_time = start.elapsed();
@@ -87,7 +87,7 @@ fn continuation(
 ) -> Result<Reply> {
     let (saved, mut tokens) = match &args.reply.session {
         Some(file) => {
-            let (saved, tokens) = Saved::open(file, checkpoint, &args.reply.engine, session)?;
+            let (saved, tokens) = Saved::open(file, checkpoint, session)?;
             (Some(saved), tokens)
         }
         None => (None, Vec::new()),

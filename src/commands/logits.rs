@@ -14,7 +14,7 @@ use crate::args::Logits;
 use crate::session::{self, Session};
 
 pub fn run(args: &Logits) -> Result<ExitCode> {
-    let checkpoint = session::open(&args.model)?;
+    let checkpoint = session::open_with(&args.model, &args.engine)?;
     let tokens = match &args.input.prompt {
         Some(prompt) => checkpoint.tokenizer()?.encode_with_control(prompt),
         None => args.input.tokens.clone(),

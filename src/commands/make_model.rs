@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use phase1_loading::synthetic::SyntheticModel;
+use synthetic::SyntheticModel;
 
 use crate::args::MakeModel;
 use crate::commands::print;

@@ -14,7 +14,7 @@ use crate::commands::{print, size};
 use crate::session::{self, Session};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
-    let checkpoint = session::open(&args.model)?;
+    let checkpoint = session::open_with(&args.model, &args.engine)?;
     let device = session::find_device(&checkpoint, &args.engine)?;
     let chunk = args.context.min(PREFILL_CHUNK);
     let (phase, cache) = (args.engine.phase(), args.engine.cache_type(&device));

@@ -56,7 +56,7 @@ fn workloads(args: &args::Profile) -> Vec<Workload> {
 }
 
 fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
-    let (checkpoint, workloads) = (session::open(&args.model)?, workloads(args));
+    let (checkpoint, workloads) = (session::open_with(&args.model, &args.engine)?, workloads(args));
     let mut session = Session::start(&checkpoint, &args.engine)?;
     // Before the ceiling: a GPU that waited for its compiler is measured at the clock of an idle one.
     warm_up(&mut *session.engine)?;
@@ -108,13 +108,13 @@ fn read(path: &Path) -> Result<Vec<Profile>> {
 
 /// Runs the same tokens through the engine and through phase 2 on the CPU.
 fn numerics(args: &args::Profile) -> Result<ExitCode> {
-    let checkpoint = &session::open(&args.model)?;
+    let checkpoint = &session::open_with(&args.model, &args.engine)?;
     let tokens = match workloads(args)[0] {
         Workload::Decode { depth, .. } => depth + 1,
         Workload::Prefill { tokens } => tokens,
     };
     let tokens = sample_tokens(0, tokens, checkpoint.config.vocab);
-    let reference = Session::start(checkpoint, &EngineArgs::reference(args.engine.rope))?;
+    let reference = Session::start(checkpoint, &EngineArgs::reference())?;
     let reference = watch(reference, &tokens)?;
     let seen = watch(Session::start(checkpoint, &args.engine)?, &tokens)?;
     let rows = seen.against(Some(&reference));

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use gptoss_reference::RopeMode;
 use indicatif::ProgressBar;
 use phase2_forward::{ComputeDevice, GptOss};
 use phase4_profiling::cache_directory;
@@ -23,7 +22,7 @@ pub fn run(args: &Tune) -> Result<ExitCode> {
     let directory = cache_directory().context("this user has no cache directory; set HOME")?;
     let bar = bytes_bar("loading", checkpoint.weight_bytes());
     let progress = &mut |done, _| bar.set_position(done);
-    let mut engine = GpuEngine::load(&checkpoint, &device, RopeMode::Exact, Options::default(), progress)?;
+    let mut engine = GpuEngine::load(&checkpoint, &device, Options::default(), progress)?;
     bar.finish_and_clear();
     let bar = ProgressBar::new(0).with_message("measuring");
     let tuned = gpu::tune(&mut engine, &mut |done, all| {

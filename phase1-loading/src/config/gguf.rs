@@ -1,6 +1,6 @@
 //! The configuration as GGUF metadata, read and written.
 
-use super::{ARCHITECTURE, AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig};
+use super::{ARCHITECTURE, AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig, YarnRamp};
 use crate::error::Defect;
 use crate::gguf::{Gguf, MetadataValue, Value};
 
@@ -53,8 +53,8 @@ impl GptOssConfig {
 }
 
 impl GptOssConfig {
-    /// The metadata that [`GptOssConfig::from_gguf`] reads, and that other programs expect beside it.
-    pub(crate) fn to_gguf(&self, name: &str) -> Vec<(String, MetadataValue)> {
+    /// The configuration as GGUF metadata, with what other programs expect beside it.
+    pub fn to_gguf(&self, name: &str) -> Vec<(String, MetadataValue)> {
         use MetadataValue::{F32, Text, U32};
         let size = |value: usize| U32(value as u32);
         let general = [
@@ -143,6 +143,8 @@ impl Metadata<'_> {
                 theta: self.float("rope.freq_base")?,
                 factor: self.float("rope.scaling.factor")?,
                 original_context: self.size("rope.scaling.original_context_length")?,
+                // GGUF has no key for it.
+                ramp: YarnRamp::default(),
             }),
             found => Err(self.defect(key, "`yarn`", found.map_or("none".into(), |f| format!("`{f}`")))),
         }

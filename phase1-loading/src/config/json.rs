@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig};
+use super::{AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig, YarnRamp};
 use crate::error::Defect;
 
 const NAMES: Names =
@@ -50,6 +50,7 @@ struct HfRope {
     original_max_position_embeddings: Field,
     beta_fast: Field,
     beta_slow: Field,
+    truncate: Field,
 }
 
 /// A value of any type, or `None` for a missing key. Its type is checked when it is used, so that the error can say which key
@@ -146,10 +147,16 @@ impl HfRope {
                 return Err(defect(&name(key), usual.to_string(), field.found()));
             }
         }
+        let ramp = match &self.truncate.0 {
+            None | Some(Value::Null | Value::Bool(false)) => YarnRamp::Exact,
+            Some(Value::Bool(true)) => YarnRamp::Truncated,
+            Some(_) => return Err(defect(&name("truncate"), "a boolean", self.truncate.found())),
+        };
         Ok(RopeConfig {
             theta,
             factor: self.factor.float(&name("factor"))?,
             original_context: self.original_max_position_embeddings.size(&name("original_max_position_embeddings"))?,
+            ramp,
         })
     }
 }

@@ -10,7 +10,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::shards::{Part, Parts};
-use crate::checkpoint::{Role, TensorSpec, tensor_specs};
+use crate::checkpoint::{TensorRole, TensorSpec, tensor_specs};
 use crate::codec::{Bits, Format, Group};
 use crate::config::GptOssConfig;
 use crate::error::Defect;
@@ -68,7 +68,7 @@ impl<'a> Layout<'a> {
         let Some(kind) = kind else { return self.plain(&stem, spec) };
         let whole = format!("{stem}.{kind}");
         if self.parts.contains_key(&whole) {
-            return match spec.role == Role::Vector || !self.parts.contains_key(&format!("{stem}.scales")) {
+            return match spec.role == TensorRole::Vector || !self.parts.contains_key(&format!("{stem}.scales")) {
                 true => self.plain(&whole, spec),
                 false => self.quantized(&stem, spec),
             };
@@ -79,13 +79,13 @@ impl<'a> Layout<'a> {
             Some((experts, "up_proj")) => (format!("{experts}.gate_up_proj"), 1, 2),
             _ => (stem, 0, 1),
         };
-        if spec.role == Role::Vector && self.parts.contains_key(&format!("{matrix}_bias")) {
+        if spec.role == TensorRole::Vector && self.parts.contains_key(&format!("{matrix}_bias")) {
             return self.every_nth(&format!("{matrix}_bias"), spec, first, step);
         }
-        if spec.role == Role::Experts && self.parts.contains_key(&format!("{matrix}_blocks")) {
+        if spec.role == TensorRole::Experts && self.parts.contains_key(&format!("{matrix}_blocks")) {
             return self.blocks(&matrix, spec, first, step);
         }
-        if spec.role == Role::Experts && self.parts.contains_key(&matrix) {
+        if spec.role == TensorRole::Experts && self.parts.contains_key(&matrix) {
             return self.columns(&matrix, spec, first, step);
         }
         Err(Defect::new(format!("tensor `{whole}`"), format!("shape {:?}", spec.shape), "no such tensor"))

@@ -9,9 +9,9 @@ use crate::error::Defect;
 use crate::gguf::{Array, Gguf, MetadataValue, Value};
 
 /// GGUF's `tokenizer.ggml.token_type` of an ordinary token.
-pub(crate) const NORMAL: i32 = 1;
+pub const NORMAL: i32 = 1;
 /// That of a token that structures text and is never produced by the BPE.
-pub(crate) const CONTROL: i32 = 3;
+pub const CONTROL: i32 = 3;
 /// That of an id that no token has.
 const UNUSED: i32 = 5;
 
@@ -27,7 +27,7 @@ pub(crate) struct Vocabulary {
 
 /// Tokens with a role of their own, by id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SpecialTokens {
+pub struct SpecialTokens {
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub padding: Option<u32>,
@@ -40,7 +40,7 @@ enum Source {
 
 /// A vocabulary in memory.
 #[derive(PartialEq)]
-pub(crate) struct Lists {
+pub struct VocabularyLists {
     /// In GPT-2's byte alphabet, by id; control tokens as they are.
     pub tokens: Vec<String>,
     /// Two tokens with a space between, most urgent first.
@@ -121,14 +121,14 @@ impl Vocabulary {
     }
 
     /// Reads tokens and merges.
-    pub(crate) fn lists(&self) -> Result<Lists, Defect> {
+    pub(crate) fn lists(&self) -> Result<VocabularyLists, Defect> {
         match &self.source {
             Source::Gguf { tokens, merges, kinds } => self.gguf_lists(tokens, merges, kinds),
             Source::Json(file) => self.json_lists(file),
         }
     }
 
-    fn gguf_lists(&self, tokens: &Array, merges: &Array, kinds: &Array) -> Result<Lists, Defect> {
+    fn gguf_lists(&self, tokens: &Array, merges: &Array, kinds: &Array) -> Result<VocabularyLists, Defect> {
         let texts = |array: &Array, key: &str| -> Result<Vec<String>, Defect> {
             let defect = |found: String| self.defect(key, "strings in UTF-8", found);
             let texts = array.texts().ok_or_else(|| defect("numbers".into()))?;
@@ -142,20 +142,20 @@ impl Vocabulary {
         };
         let number = |value: Value| value.as_u64().and_then(|kind| kind.try_into().ok()).unwrap_or(NORMAL);
         let kinds = kinds.scalars().map(|kinds| kinds.map(number).collect());
-        Ok(Lists {
+        Ok(VocabularyLists {
             tokens: texts(tokens, "tokens")?,
             merges: texts(merges, "merges")?,
             kinds: kinds.ok_or_else(|| self.defect("token_type", "integers", "strings"))?,
         })
     }
 
-    fn json_lists(&self, file: &[u8]) -> Result<Lists, Defect> {
+    fn json_lists(&self, file: &[u8]) -> Result<VocabularyLists, Defect> {
         let TokenizerJson { model, added_tokens } =
             serde_json::from_slice(file).map_err(|error| Defect::new("tokenizer.json", "a BPE", error.to_string()))?;
         if model.kind.as_deref().is_some_and(|kind| kind != "BPE") {
             return Err(Defect::new("tokenizer.json: `model.type`", "`BPE`", format!("{:?}", model.kind)));
         }
-        let mut lists = Lists {
+        let mut lists = VocabularyLists {
             // An id without a token still has a row in the embedding.
             tokens: (0..self.vocab).map(|id| format!("[PAD{id}]")).collect(),
             merges: Vec::with_capacity(model.merges.len()),
@@ -181,13 +181,9 @@ impl Vocabulary {
     }
 }
 
-impl Lists {
+impl VocabularyLists {
     /// As GGUF metadata.
-    pub(crate) fn into_gguf(
-        self,
-        special: SpecialTokens,
-        chat_template: Option<String>,
-    ) -> Vec<(String, MetadataValue)> {
+    pub fn into_gguf(self, special: SpecialTokens, chat_template: Option<String>) -> Vec<(String, MetadataValue)> {
         use MetadataValue::{I32s, Text, Texts, U32};
         let lists = [
             ("model", Text("gpt2".into())),

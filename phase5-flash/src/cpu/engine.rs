@@ -8,13 +8,11 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
 use cpu_kernels::{CacheFormat, Isa, Pool, Screen};
-use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{
     Chunk, Continuation, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, Snapshot, check_batch,
 };
-use phase3_kvcache::CacheType;
-use phase3_kvcache::gate::ReadCache;
+use phase3_kvcache::{CacheType, ReadCache};
 
 use super::cache::{Blocks, SequenceCache};
 use super::model::{CpuLoadError, Model};
@@ -75,7 +73,7 @@ impl CpuEngine {
     ///
     /// # Errors
     /// A shape that the kernels do not take.
-    pub fn load(checkpoint: &Checkpoint, mode: RopeMode, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
+    pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         let config = checkpoint.config.clone();
         let kv = options.cache_type();
         let (format, unit) = match kv {
@@ -90,7 +88,7 @@ impl CpuEngine {
         let model = Model::load(checkpoint)?;
         touch_in_background(model.in_order_of_use());
         Ok(CpuEngine {
-            rope: Rope::new(&config.rope, config.head_dim, mode),
+            rope: Rope::new(&config.rope, config.head_dim),
             model,
             pool: Pool::new(threads::count(options.threads)),
             isa: options.isa.unwrap_or_else(Isa::best),

@@ -5,7 +5,6 @@
 
 mod cache;
 mod engine;
-pub mod gate;
 mod model;
 mod scratch;
 mod screened;

@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use cubecl::client::Graph;
-use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{Choice, Chunk, ComputeDevice, Engine, LogitsFor, NoProbe, Operation, Span};
 use phase3_kvcache::CacheType;
@@ -57,7 +56,7 @@ impl Kernels {
     /// # Errors
     /// As [`GpuEngine::load`].
     pub fn load(checkpoint: &Checkpoint, device: &ComputeDevice) -> Result<Kernels, GpuError> {
-        let engine = GpuEngine::load(checkpoint, device, RopeMode::Exact, Options::default(), &mut |_, _| ())?;
+        let engine = GpuEngine::load(checkpoint, device, Options::default(), &mut |_, _| ())?;
         Ok(Kernels { engine })
     }
 

@@ -4,18 +4,17 @@ use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 
 use burn::tensor::{Tensor, TensorData};
-use gptoss_reference::RopeMode;
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{
     Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, NoProbe, Probe, SequenceId, Snapshot,
     check_batch,
 };
-use phase3_kvcache::CacheType;
-use phase3_kvcache::gate::ReadCache;
+use phase3_kvcache::{CacheType, ReadCache};
 
 use super::GpuError;
 use super::cache::{Caches, PAGE};
 use super::device::{Buffer, Gpu};
+use super::kernels::fragments::Planes;
 use super::kernels::prefill;
 use super::pass::{Pass, rows_a_tile};
 use super::resident::Resident;
@@ -29,6 +28,17 @@ pub(crate) const MAX_ROWS: usize = 512;
 /// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
 const FIRST_POSITIONS: usize = 4096;
 
+/// Which products run in 16-bit tiles, the kernels for matrix units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tiles {
+    /// Those of enough rows, on an adapter with matrix units.
+    #[default]
+    Auto,
+    /// Every product of more than one row, so that a check with few rows reaches these kernels. An adapter without matrix
+    /// units emulates them in f32.
+    Always,
+}
+
 /// What can be chosen about the engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -38,6 +48,8 @@ pub struct Options {
     pub exact: bool,
     /// What was measured on the device, if it was.
     pub tuning: Option<Tuning>,
+    /// Ignored with `exact`.
+    pub tiles: Tiles,
 }
 
 /// A model on a GPU, with the caches of its sequences.
@@ -64,25 +76,26 @@ impl GpuEngine {
     pub fn load(
         checkpoint: &Checkpoint,
         device: &ComputeDevice,
-        mode: RopeMode,
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        Self::load_on(Gpu::new(device)?, device.burn.clone(), checkpoint, mode, options, progress)
+        Self::load_on(Gpu::new(device)?, device.burn.clone(), checkpoint, options, progress)
     }
 
     pub(super) fn load_on(
         gpu: Gpu,
         burn: burn::tensor::Device,
         checkpoint: &Checkpoint,
-        mode: RopeMode,
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
-        let planes = if options.exact { None } else { gpu.planes };
-        let gpu = Gpu { planes, tuning: options.tuning.unwrap_or(Tuning::unmeasured(planes)), ..gpu };
-        let weights = Weights::load(&gpu, checkpoint, mode, progress)?;
+        let always = options.tiles == Tiles::Always && !options.exact;
+        let planes = gpu.planes.or(always.then_some(Planes::PLAYED)).filter(|_| !options.exact);
+        let tuning = options.tuning.unwrap_or(Tuning::unmeasured(planes));
+        let tuning = if always { tuning.tiled_always() } else { tuning };
+        let gpu = Gpu { planes, tuning, ..gpu };
+        let weights = Weights::load(&gpu, checkpoint, progress)?;
         let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);
         let (rotations, positions) = (gpu.empty(0), 0);
@@ -92,6 +105,11 @@ impl GpuEngine {
             GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, resident };
         engine.try_out()?;
         Ok(engine)
+    }
+
+    /// Whether tiles are of 16-bit floats on matrix units. Otherwise no product is tiled, or tiles are emulated in f32.
+    pub fn has_matrix_units(&self) -> bool {
+        self.gpu.planes.is_some_and(|planes| planes.fragments)
     }
 
     /// Compiles the kernels of a step and reads what they give, so that a device that lacks a limit is refused before any work.

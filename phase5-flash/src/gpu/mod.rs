@@ -5,7 +5,6 @@ mod cache;
 mod device;
 mod engine;
 mod error;
-pub mod gate;
 mod kernels;
 mod layout;
 mod pass;
@@ -17,7 +16,7 @@ mod tune;
 mod tuning;
 mod weights;
 
-pub use engine::{GpuEngine, Options};
+pub use engine::{GpuEngine, Options, Tiles};
 pub use error::GpuError;
 pub use tune::{Tuned, tune};
 pub use tuning::{TunedFor, Tuning, TuningError};

@@ -266,10 +266,9 @@ mod tests {
 
     use cubecl::MemoryScope;
     use cubecl::wgpu::wgpu;
-    use gptoss_reference::RopeMode;
     use phase1_loading::Checkpoint;
-    use phase1_loading::synthetic::SyntheticModel;
     use phase2_forward::{ComputeDevice, Engine};
+    use synthetic::SyntheticModel;
 
     use super::*;
     use crate::gpu::Options;
@@ -301,7 +300,7 @@ mod tests {
         let checkpoint = Checkpoint::open(&path).expect("opens");
         let [burn, _] = ComputeDevice::for_gates().expect("devices");
         let options = Options::default();
-        let loaded = GpuEngine::load_on(gpu.clone(), burn.burn, &checkpoint, RopeMode::Exact, options, &mut |_, _| ());
+        let loaded = GpuEngine::load_on(gpu.clone(), burn.burn, &checkpoint, options, &mut |_, _| ());
         let mut engine = loaded.expect("loads");
         let seen = || {
             let bytes = gpu.client.memory_report(MemoryScope::Device).usage().bytes_reserved as i64;

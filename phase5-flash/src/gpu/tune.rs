@@ -283,10 +283,9 @@ fn error(found: &[f32], expected: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use gptoss_reference::RopeMode;
     use phase1_loading::Checkpoint;
-    use phase1_loading::synthetic::SyntheticModel;
     use phase2_forward::ComputeDevice;
+    use synthetic::SyntheticModel;
 
     use super::*;
     use crate::gpu::Options;
@@ -301,7 +300,7 @@ mod tests {
         let mut checkpoint = Checkpoint::open(&path).expect("opens");
         checkpoint.config.context_length = 64;
         let [_, gpu] = ComputeDevice::for_gates().expect("devices");
-        GpuEngine::load(&checkpoint, &gpu, RopeMode::Exact, Options::default(), &mut |_, _| ()).expect("loads")
+        GpuEngine::load(&checkpoint, &gpu, Options::default(), &mut |_, _| ()).expect("loads")
     }
 
     /// The logits after some tokens, each number of which has kernels of its own.

@@ -90,6 +90,11 @@ impl Tuning {
         if planes.is_some() { Tuning { tiled_slots: 8, ..default } } else { default }
     }
 
+    /// With every product of more than one row in tiles.
+    pub(crate) fn tiled_always(self) -> Tuning {
+        Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, ..self }
+    }
+
     pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
     pub(crate) const ATTENTION_CUBES: [usize; 5] = [32, 64, 128, 256, 512];
     pub(crate) const TOGETHER: [usize; 3] = [1, 2, 4];

@@ -1,6 +1,5 @@
 //! From a checkpoint to device memory.
 
-use gptoss_reference::RopeMode;
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, check_scales};
 use phase2_forward::Rope;
 
@@ -43,12 +42,7 @@ impl Weights {
     ///
     /// # Errors
     /// Weights that no reader agrees on, or shapes that the kernels or the device do not take.
-    pub fn load(
-        gpu: &Gpu,
-        checkpoint: &Checkpoint,
-        mode: RopeMode,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Weights, GpuError> {
+    pub fn load(gpu: &Gpu, checkpoint: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Result<Weights, GpuError> {
         let config = &checkpoint.config;
         check_shape(config)?;
         gpu.expect_memory("the model", checkpoint.weight_bytes())?;
@@ -79,7 +73,7 @@ impl Weights {
             layers,
             final_norm: loader.vectors(&["output_norm.weight"]),
             head: loader.matrix(&["output.weight"])?,
-            rope: Rope::new(&config.rope, config.head_dim, mode),
+            rope: Rope::new(&config.rope, config.head_dim),
         })
     }
 }

@@ -47,7 +47,7 @@ pub fn heads_config(
         rms_eps: 1e-5,
         sliding_window,
         attention,
-        rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096 },
+        rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096, ramp: Default::default() },
     }
 }
 

@@ -3,18 +3,15 @@
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use phase1_loading::write::{SpecialTokens, TensorPlan};
+use phase1_loading::{AttentionKind, Format, GptOssConfig, YarnRamp, write_whole};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::vocabulary::Vocabulary;
-use super::{SyntheticModel, weights};
-use crate::codec::Format;
-use crate::config::{AttentionKind, GptOssConfig};
-use crate::gguf::TensorPlan;
-use crate::mapping::write_whole;
-use crate::tokenizer::SpecialTokens;
+use crate::vocabulary::Vocabulary;
+use crate::{SyntheticModel, weights};
 
 /// Bytes of tensors in one file.
 const SHARD: u64 = 4 << 30;
@@ -50,7 +47,7 @@ impl Item {
 
 impl SyntheticModel {
     /// Writes the model as a folder: MXFP4 experts, everything else bf16. The same `seed` gives the same bytes, but other
-    /// weights than [`SyntheticModel::write`]. `progress` hears (bytes written, bytes in all).
+    /// weights than [`SyntheticModel::write`]. `progress` is called with (bytes written, total bytes).
     ///
     /// # Errors
     /// As [`SyntheticModel::write`]; and a folder that cannot be made.
@@ -219,7 +216,7 @@ fn config_json(config: &GptOssConfig, special: SpecialTokens) -> Value {
             "factor": config.rope.factor,
             "beta_fast": 32.0,
             "beta_slow": 1.0,
-            "truncate": false,
+            "truncate": config.rope.ramp == YarnRamp::Truncated,
             "original_max_position_embeddings": config.rope.original_context,
         },
         "tie_word_embeddings": false,

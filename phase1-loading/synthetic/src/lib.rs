@@ -1,4 +1,4 @@
-//! Synthetic models: GPT-OSS files of any size with random weights.
+//! Synthetic models: GPT-OSS files of any size with random weights, for tests and `gptoss make-model`.
 //!
 //! They have the real architecture, metadata and vocabulary, so that every loader accepts them and every speed measured
 //! on them is the real one. Their text is noise.
@@ -10,13 +10,10 @@ mod weights;
 use std::io;
 use std::path::Path;
 
+use phase1_loading::write::{TensorPlan, TensorRole, tensor_specs, write_header};
+use phase1_loading::{AttentionKind, DenseFormat, Format, GptOssConfig, RopeConfig, YarnRamp, write_whole};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Role, tensor_specs};
-use crate::codec::Format;
-use crate::config::{AttentionKind, GptOssConfig, RopeConfig};
-use crate::gguf::{TensorPlan, write_header};
-use crate::mapping::write_whole;
 pub use vocabulary::VocabularyKind;
 
 /// Dimensions of a synthetic model; what a JSON description holds.
@@ -35,29 +32,7 @@ pub struct SyntheticModel {
     pub vocabulary: VocabularyKind,
     /// Storage of every matrix that is neither an expert nor the router.
     #[serde(default)]
-    pub rest: RestFormat,
-}
-
-/// Storage of the matrices outside the experts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RestFormat {
-    #[default]
-    Q8_0,
-    F16,
-    BF16,
-    F32,
-}
-
-impl RestFormat {
-    pub fn format(self) -> Format {
-        match self {
-            RestFormat::Q8_0 => Format::Q8_0,
-            RestFormat::F16 => Format::F16,
-            RestFormat::BF16 => Format::BF16,
-            RestFormat::F32 => Format::F32,
-        }
-    }
+    pub rest: DenseFormat,
 }
 
 impl SyntheticModel {
@@ -77,7 +52,7 @@ impl SyntheticModel {
             experts_per_token: 4,
             sliding_window: 32,
             vocabulary: VocabularyKind::Small,
-            rest: RestFormat::Q8_0,
+            rest: DenseFormat::Q8_0,
         };
         match name {
             "nano" => Some(nano),
@@ -89,7 +64,7 @@ impl SyntheticModel {
                 sliding_window: 128,
                 vocabulary: VocabularyKind::O200k,
                 // Engines that round activations for quantized products then differ in the experts alone.
-                rest: RestFormat::F32,
+                rest: DenseFormat::F32,
                 ..nano
             }),
             "20b" => Some(SyntheticModel {
@@ -103,7 +78,7 @@ impl SyntheticModel {
                 experts_per_token: 4,
                 sliding_window: 128,
                 vocabulary: VocabularyKind::O200k,
-                rest: RestFormat::Q8_0,
+                rest: DenseFormat::Q8_0,
             }),
             _ => None,
         }
@@ -163,20 +138,20 @@ impl SyntheticModel {
             rms_eps: 1e-5,
             sliding_window: self.sliding_window,
             attention: AttentionKind::alternating(self.layers),
-            rope: RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096 },
+            rope: RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096, ramp: YarnRamp::Exact },
         }
     }
 
-    fn format(&self, role: Role) -> Format {
+    fn format(&self, role: TensorRole) -> Format {
         match role {
-            Role::Experts => Format::Mxfp4,
-            Role::Matrix => self.rest.format(),
-            Role::Router | Role::Vector => Format::F32,
+            TensorRole::Experts => Format::Mxfp4,
+            TensorRole::Matrix => self.rest.format(),
+            TensorRole::Router | TensorRole::Vector => Format::F32,
         }
     }
 
     /// Writes the model to `path`, under a temporary name until it is complete. The same `seed` gives the same bytes
-    /// on every machine. `progress` hears (bytes written, bytes in all) after every piece.
+    /// on every machine. `progress` is called with (bytes written, total bytes) after every piece.
     ///
     /// # Errors
     /// Dimensions that make no model (as [`io::ErrorKind::InvalidInput`]), or a file that cannot be written.

@@ -1,60 +1,41 @@
-//! The gate to phase 4: cached and chunked, the model still computes what MLX does, and caches what MLX caches.
+//! Phase 3's gate: cached and chunked, the model still computes what MLX does, and caches what MLX caches.
 
 use std::error::Error;
 use std::ops::ControlFlow;
 
-use burn::tensor::Tensor;
-use gptoss_reference::{Case, Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
-use phase2_forward::gate::check_forward;
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, SequenceId};
+use gptoss_reference::{Case, Check, Limit};
+use phase1_loading::{Checkpoint, YarnRamp};
+use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe};
+use phase3_kvcache::{Cached, GenerationParams, ReadCache, generate};
 
-use crate::cached::Cached;
-use crate::generate::{GenerationParams, generate};
+use crate::Checks;
+use crate::forward::check_forward;
 
 /// Chunk lengths to feed the golden tokens in: one by one, and two that divide neither window nor prompt.
 pub const CHUNKS: [usize; 3] = [1, 5, 17];
-
-/// An engine whose cache can be looked into.
-pub trait ReadCache: Engine {
-    /// What a sequence's cache holds in `layer`: positions, and keys and values `[kv_heads, positions, head_dim]` in the
-    /// same order. `None` for an unknown sequence, or a layer that holds nothing.
-    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)>;
-}
-
-impl ReadCache for Cached {
-    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
-        self.cache(sequence, layer)
-    }
-}
 
 /// Loads the case's model and checks the cached engine.
 ///
 /// # Errors
 /// A model or golden that cannot be read.
-pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Check>, Box<dyn Error>> {
-    let checkpoint = Checkpoint::open(&case.model())?;
-    let mut engine = Cached::new(GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?);
-    check_engine(case, rope, &mut engine, &checkpoint)
+pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
+    let checkpoint = crate::open(&case.model(), ramp)?;
+    let mut engine = Cached::new(GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?);
+    check_engine(case, ramp, &mut engine, &checkpoint)
 }
 
 /// Checks an engine that has loaded the case's model: in one piece, in chunks, its cache and its own generation.
 ///
 /// # Errors
 /// A golden that cannot be read, or an engine that refuses the tokens.
-pub fn check_engine(
-    case: &Case,
-    rope: RopeMode,
-    engine: &mut dyn ReadCache,
-    checkpoint: &Checkpoint,
-) -> Result<Vec<Check>, Box<dyn Error>> {
-    let mut checks = check_forward(case, rope, engine)?;
+pub fn check_engine(case: &Case, ramp: YarnRamp, engine: &mut dyn ReadCache, checkpoint: &Checkpoint) -> Checks {
+    let mut checks = check_forward(case, ramp, engine)?;
     for chunk in CHUNKS {
-        checks.push(check_chunked(case, rope, engine, chunk, Limit::F32)?);
-        checks.extend(check_cache(case, rope, engine, chunk)?);
+        checks.push(check_chunked(case, ramp, engine, chunk, Limit::F32)?);
+        checks.extend(check_cache(case, ramp, engine, chunk)?);
         engine.release(0);
     }
-    checks.push(check_generation(case, rope, engine, checkpoint)?);
+    checks.push(check_generation(case, ramp, engine, checkpoint)?);
     Ok(checks)
 }
 
@@ -64,30 +45,25 @@ pub fn check_engine(
 /// As [`check_engine`].
 pub fn check_chunked(
     case: &Case,
-    rope: RopeMode,
+    ramp: YarnRamp,
     engine: &mut dyn Engine,
     chunk: usize,
     limit: Limit,
 ) -> Result<Check, Box<dyn Error>> {
-    let golden = case.golden(rope)?;
+    let golden = case.golden(ramp.name())?;
     let mut logits: Vec<f32> = Vec::new();
     for tokens in golden.u32s("tokens")?.chunks(chunk) {
         let step = Chunk { sequence: 0, tokens, logits: LogitsFor::EveryToken };
         let rows = engine.step(&[step], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
         logits.extend(rows.into_data().try_to_vec::<f32>()?);
     }
-    let label = format!("logits in chunks of {chunk} ({})", rope.name());
+    let label = format!("logits in chunks of {chunk} ({})", ramp.name());
     Ok(Check::values(&case.name, label, &golden.f32s("logits")?, &logits, limit))
 }
 
 /// Compares what the cache holds after the golden tokens, in order of position.
-fn check_cache(
-    case: &Case,
-    rope: RopeMode,
-    engine: &dyn ReadCache,
-    chunk: usize,
-) -> Result<Vec<Check>, Box<dyn Error>> {
-    let golden = case.golden(rope)?;
+fn check_cache(case: &Case, ramp: YarnRamp, engine: &dyn ReadCache, chunk: usize) -> Checks {
+    let golden = case.golden(ramp.name())?;
     let mut checks = Vec::new();
     for layer in 0..engine.config().layers() {
         let (positions, keys, values) = engine.read_cache(0, layer).expect("the sequence is cached");
@@ -99,7 +75,7 @@ fn check_cache(
             let rows = (0..heads).flat_map(|head| order.iter().map(move |slot| head * slots + slot));
             let ordered: Vec<f32> = rows.flat_map(|row| &stored[row * dim..(row + 1) * dim]).copied().collect();
             let name = format!("layers.{layer}.{kind}");
-            let label = format!("{name} in chunks of {chunk} ({})", rope.name());
+            let label = format!("{name} in chunks of {chunk} ({})", ramp.name());
             checks.push(Check::values(&case.name, label, &golden.f32s(&name)?, &ordered, Limit::F32));
         }
     }
@@ -109,16 +85,16 @@ fn check_cache(
 /// Generates greedily from the golden prompt, as a user would, through every ring's wrap.
 fn check_generation(
     case: &Case,
-    rope: RopeMode,
+    ramp: YarnRamp,
     engine: &mut dyn Engine,
     checkpoint: &Checkpoint,
 ) -> Result<Check, Box<dyn Error>> {
-    let golden = case.golden(rope)?;
+    let golden = case.golden(ramp.name())?;
     let tokens = golden.u32s("tokens")?;
     let (prompt, expected) = tokens.split_at(golden.number("prompt_len")?);
     let params = GenerationParams { max_tokens: expected.len(), prefill_chunk: 7, ..GenerationParams::default() };
     let tokenizer = checkpoint.tokenizer()?;
     let generation = generate(engine, &tokenizer, 0, prompt, &params, &mut |_| ControlFlow::Continue(()))?;
     engine.release(0);
-    Ok(Check::ids(&case.name, format!("generated tokens ({})", rope.name()), expected, &generation.tokens))
+    Ok(Check::ids(&case.name, format!("generated tokens ({})", ramp.name()), expected, &generation.tokens))
 }

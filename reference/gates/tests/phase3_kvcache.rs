@@ -1,13 +1,14 @@
 //! Phase 3's gate, on the CPU and on a GPU.
 
-use gptoss_reference::{Case, RopeMode};
+use gates::kv_cache;
+use gptoss_reference::Case;
+use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
-use phase3_kvcache::gate;
 
 fn run(device: &ComputeDevice) {
     for case in Case::committed() {
-        for rope in RopeMode::ALL {
-            let checks = gate::run(&case, device, rope).expect("the gate runs");
+        for ramp in YarnRamp::ALL {
+            let checks = kv_cache::run(&case, device, ramp).expect("the gate runs");
             assert!(!checks.is_empty());
             let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
             assert!(failed.is_empty(), "{}: {failed:#?}", device.name);

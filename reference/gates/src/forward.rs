@@ -1,15 +1,12 @@
-//! The gate to phase 3: everything that MLX computes on a golden case, recomputed as one whole sequence.
+//! Phase 2's gate: everything that MLX computes on a golden case, recomputed as one whole sequence.
 
 use std::path::Path;
 
-use gptoss_reference::{Case, Check, Folder, Golden, Limit, RopeMode};
-use phase1_loading::{Checkpoint, GptOssConfig, convert};
+use gptoss_reference::{Case, Check, Folder, Golden, Limit};
+use phase1_loading::{GptOssConfig, YarnRamp, convert};
+use phase2_forward::{Chunk, ComputeDevice, Dump, Engine, GptOss, LogitsFor, NoProbe, Recompute};
 
-use crate::device::ComputeDevice;
-use crate::engine::{Chunk, Engine, LogitsFor};
-use crate::model::GptOss;
-use crate::probe::{Dump, NoProbe};
-use crate::recompute::Recompute;
+use crate::Checks;
 
 /// Router logits this close are level at least: rounding may choose either.
 const LEVEL: f32 = 1e-4;
@@ -18,10 +15,10 @@ const LEVEL: f32 = 1e-4;
 ///
 /// # Errors
 /// A model or golden that cannot be read.
-pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
-    let checkpoint = Checkpoint::open(&case.model())?;
-    let model = GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?;
-    check_forward(case, rope, &mut Recompute::new(model))
+pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
+    let checkpoint = crate::open(&case.model(), ramp)?;
+    let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
+    check_forward(case, ramp, &mut Recompute::new(model))
 }
 
 /// Checks the logits of one of the shapes that checkpoints come in against MLX's on that very folder. `hf` is also
@@ -29,28 +26,23 @@ pub fn run(case: &Case, device: &ComputeDevice, rope: RopeMode) -> Result<Vec<Ch
 ///
 /// # Errors
 /// A folder or golden that cannot be read, or a GGUF that cannot be written.
-pub fn run_folder(
-    folder: &Folder,
-    device: &ComputeDevice,
-    rope: RopeMode,
-    scratch: &Path,
-) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scratch: &Path) -> Checks {
     let golden = folder.golden()?;
-    let (tokens, expected) = (golden.u32s("tokens")?, golden.f32s(&format!("logits.{}", rope.name()))?);
-    let mut checkpoints = vec![("folder", Checkpoint::open(&folder.path)?)];
+    let (tokens, expected) = (golden.u32s("tokens")?, golden.f32s(&format!("logits.{}", ramp.name()))?);
+    let mut checkpoints = vec![("folder", crate::open(&folder.path, ramp)?)];
     if folder.name == "hf" {
         let converted = scratch.join("converted.gguf");
         convert(&checkpoints[0].1, &converted, None, &mut |_, _| ())?;
-        checkpoints.push(("converted to GGUF", Checkpoint::open(&converted)?));
+        checkpoints.push(("converted to GGUF", crate::open(&converted, ramp)?));
     }
     let mut checks = Vec::new();
     for (what, checkpoint) in checkpoints {
-        let model = GptOss::load(&checkpoint, device.clone(), rope, &mut |_, _| ())?;
+        let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
         let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
         let logits =
             Recompute::new(model).step(&[chunk], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
         let logits: Vec<f32> = logits.into_data().try_to_vec()?;
-        let label = format!("logits of the {what} ({})", rope.name());
+        let label = format!("logits of the {what} ({})", ramp.name());
         checks.push(Check::values(&folder.name, label, &expected, &logits, Limit::F32));
     }
     Ok(checks)
@@ -61,17 +53,13 @@ pub fn run_folder(
 ///
 /// # Errors
 /// A golden that cannot be read, or an engine that refuses the tokens.
-pub fn check_forward(
-    case: &Case,
-    rope: RopeMode,
-    engine: &mut dyn Engine,
-) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
-    let (mut checks, logits) = check_values(case, rope, engine, Limit::F32)?;
-    let golden = case.golden(rope)?;
+pub fn check_forward(case: &Case, ramp: YarnRamp, engine: &mut dyn Engine) -> Checks {
+    let (mut checks, logits) = check_values(case, ramp, engine, Limit::F32)?;
+    let golden = case.golden(ramp.name())?;
     let (tokens, prompt) = (golden.u32s("tokens")?, golden.number("prompt_len")?);
     let choices: Vec<u32> = logits.chunks_exact(engine.config().vocab).map(argmax).collect();
     let greedy = &choices[prompt - 1..choices.len() - 1];
-    checks.push(Check::ids(&case.name, format!("greedy tokens ({})", rope.name()), &tokens[prompt..], greedy));
+    checks.push(Check::ids(&case.name, format!("greedy tokens ({})", ramp.name()), &tokens[prompt..], greedy));
     Ok(checks)
 }
 
@@ -81,11 +69,11 @@ pub fn check_forward(
 /// As [`check_forward`].
 pub fn check_values(
     case: &Case,
-    rope: RopeMode,
+    ramp: YarnRamp,
     engine: &mut dyn Engine,
     limit: Limit,
 ) -> Result<(Vec<Check>, Vec<f32>), Box<dyn std::error::Error>> {
-    let golden = case.golden(rope)?;
+    let golden = case.golden(ramp.name())?;
     let tokens = golden.u32s("tokens")?;
     let mut dump = Dump::default();
     let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
@@ -93,7 +81,7 @@ pub fn check_values(
     let logits: Vec<f32> = logits.into_data().try_to_vec()?;
     engine.release(0);
 
-    let label = |tensor: &str| format!("{tensor} ({})", rope.name());
+    let label = |tensor: &str| format!("{tensor} ({})", ramp.name());
     let mut checks = Vec::new();
     for (name, (_, values)) in &dump.tensors {
         let expected = golden.f32s(name)?;
@@ -102,7 +90,7 @@ pub fn check_values(
             let errors = expected.iter().zip(values).map(|(expected, found)| (expected - found).abs());
             // Two logits may each be off, one up and one down.
             let level = errors.fold(LEVEL, |level, error| level.max(2.0 * error));
-            checks.push(check_choices(case, &golden, engine.config(), layer, rope, values, level)?);
+            checks.push(check_choices(case, &golden, engine.config(), layer, ramp, values, level)?);
         }
     }
     checks.push(Check::values(&case.name, label("logits"), &golden.f32s("logits")?, &logits, limit));
@@ -110,13 +98,13 @@ pub fn check_values(
 }
 
 /// Whether each expert that MLX chose is among those with the largest logits here too. One whose logit is level with the
-/// last chosen one's, up to `level`, counts: which of two tied experts is taken is nobody's to say.
+/// last chosen one's, up to `level`, counts: either of two tied experts is correct.
 fn check_choices(
     case: &Case,
     golden: &Golden,
     config: &GptOssConfig,
     layer: &str,
-    rope: RopeMode,
+    ramp: YarnRamp,
     router_logits: &[f32],
     level: f32,
 ) -> Result<Check, gptoss_reference::GoldenError> {
@@ -131,7 +119,7 @@ fn check_choices(
         let least = descending[chosen - 1] - level;
         found.extend(experts.iter().map(|&e| if logits[e as usize] >= least { e } else { NOT_CHOSEN }));
     }
-    Ok(Check::ids(&case.name, format!("{name} ({})", rope.name()), &expected, &found))
+    Ok(Check::ids(&case.name, format!("{name} ({})", ramp.name()), &expected, &found))
 }
 
 /// The position of the largest value; the first of equals.

@@ -3,20 +3,19 @@
 use std::io::{self, Write};
 
 use half::{bf16, f16};
+use phase1_loading::write::TensorPlan;
+use phase1_loading::{E2M1, Format};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-
-use crate::codec::{E2M1, Format};
-use crate::gguf::TensorPlan;
 
 /// Bytes that one random stream fills: small enough to share out among cores.
 const PIECE: usize = 1 << 20;
 /// Pieces held in memory at a time.
 const PIECES: usize = 32;
 
-/// Writes the tensor's data and that many zeros. `stream` is (seed, tensor number); `wrote` hears each count of bytes.
-pub(super) fn write_random(
+/// Writes the tensor's data and that many zeros. `stream` is (seed, tensor number); `wrote` is called with each count of bytes.
+pub(crate) fn write_random(
     out: &mut impl Write,
     plan: &TensorPlan,
     (seed, tensor): (u64, u64),

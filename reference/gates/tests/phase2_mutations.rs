@@ -1,23 +1,24 @@
-//! The gate has teeth: break the model in the ways engines are really broken, and it fails.
+//! Phase 2's gate fails when the model is broken in the ways engines are really broken.
 
 use std::path::Path;
 
 use bytes::Bytes;
-use gptoss_reference::{Case, RopeMode};
-use phase1_loading::Checkpoint;
-use phase2_forward::{ComputeDevice, GptOss, Recompute, gate};
+use gates::forward;
+use gptoss_reference::Case;
+use phase1_loading::{Checkpoint, YarnRamp};
+use phase2_forward::{ComputeDevice, GptOss, Recompute};
 
 fn case() -> Case {
     Case::committed().into_iter().find(|case| case.name == "even").expect("the case")
 }
 
 fn load(checkpoint: &Checkpoint) -> GptOss {
-    GptOss::load(checkpoint, ComputeDevice::cpu("a test"), RopeMode::Exact, &mut |_, _| ()).expect("loads")
+    GptOss::load(checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads")
 }
 
 /// Names of the tensors that fail.
 fn failures(model: GptOss) -> Vec<String> {
-    let checks = gate::check_forward(&case(), RopeMode::Exact, &mut Recompute::new(model)).expect("the gate runs");
+    let checks = forward::check_forward(&case(), YarnRamp::Exact, &mut Recompute::new(model)).expect("the gate runs");
     checks.into_iter().filter(|check| !check.passed()).map(|check| check.tensor).collect()
 }
 
@@ -79,10 +80,9 @@ fn a_skipped_mscale_is_caught() {
 }
 
 #[test]
-fn the_other_rope_mode_is_caught() {
-    let checkpoint = Checkpoint::open(&case().model()).expect("opens");
-    let device = ComputeDevice::cpu("a test");
-    let model = GptOss::load(&checkpoint, device, RopeMode::Truncated, &mut |_, _| ()).expect("loads");
-    let failed = failures(model);
+fn the_other_ramp_is_caught() {
+    let mut checkpoint = Checkpoint::open(&case().model()).expect("opens");
+    checkpoint.config.rope.ramp = YarnRamp::Truncated;
+    let failed = failures(load(&checkpoint));
     assert!(failed.iter().any(|name| name.starts_with("logits")), "{failed:?}");
 }

@@ -1,15 +1,14 @@
-//! The gate of phase 5 on the CPU: phase 3's, in f32 as it stands there, and in the fast mode within what a fast mode may lose.
+//! Phase 5's gate on the CPU: phase 3's, unchanged with `exact`, and the fast mode's logits within wider limits.
 
-use std::error::Error;
-
-use cpu_kernels::Isa;
-use gptoss_reference::{Case, Check, Limit, RopeMode};
-use phase1_loading::Checkpoint;
+use gptoss_reference::{Case, Check, Limit};
+use phase1_loading::YarnRamp;
 use phase2_forward::Engine;
 use phase3_kvcache::CacheType;
-use phase3_kvcache::gate::{CHUNKS, check_chunked, check_engine};
+use phase5_flash::cpu::Isa;
+use phase5_flash::{CpuEngine, CpuOptions};
 
-use super::engine::{CpuEngine, CpuOptions};
+use crate::Checks;
+use crate::kv_cache::{CHUNKS, check_chunked, check_engine};
 
 /// What 16-bit activations and a rounded cache may cost, in shares of the logits' deviation.
 const FAST: Limit = Limit { rms: 1e-2, max: 1e-1 };
@@ -21,19 +20,19 @@ const ROUNDED_TO_8_BITS: Limit = Limit { rms: 1e-1, max: 1.0 };
 ///
 /// # Errors
 /// A model or golden that cannot be read.
-pub fn run(case: &Case, rope: RopeMode) -> Result<Vec<Check>, Box<dyn Error>> {
-    let checkpoint = Checkpoint::open(&case.model())?;
+pub fn run(case: &Case, ramp: YarnRamp) -> Checks {
+    let checkpoint = crate::open(&case.model(), ramp)?;
     let mut checks = Vec::new();
     for isa in Isa::all() {
         // Three threads on any machine: more than one, and no divisor of anything.
         let options = CpuOptions { threads: Some(3), exact: true, isa: Some(isa), kv: None };
-        let mut engine = CpuEngine::load(&checkpoint, rope, options)?;
-        let mut exact = check_engine(case, rope, &mut engine, &checkpoint)?;
+        let mut engine = CpuEngine::load(&checkpoint, options)?;
+        let mut exact = check_engine(case, ramp, &mut engine, &checkpoint)?;
         for kv in CacheType::ALL {
-            let mut engine = CpuEngine::load(&checkpoint, rope, CpuOptions { exact: false, kv: Some(kv), ..options })?;
+            let mut engine = CpuEngine::load(&checkpoint, CpuOptions { exact: false, kv: Some(kv), ..options })?;
             let limit = if kv == CacheType::Q8_0 { ROUNDED_TO_8_BITS } else { FAST };
             for chunk in CHUNKS {
-                let mut check = check_chunked(case, rope, &mut engine, chunk, limit)?;
+                let mut check = check_chunked(case, ramp, &mut engine, chunk, limit)?;
                 check.tensor = format!("{kv} fast {}", check.tensor);
                 exact.push(check);
                 engine.release(0);

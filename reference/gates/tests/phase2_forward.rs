@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use gptoss_reference::{Case, Check, Folder, RopeMode};
-use phase2_forward::{ComputeDevice, gate};
+use gates::forward;
+use gptoss_reference::{Case, Check, Folder};
+use phase1_loading::YarnRamp;
+use phase2_forward::ComputeDevice;
 
 /// Stands for the decade of no error at all.
 const EQUAL: i32 = i32::MIN;
@@ -11,8 +13,8 @@ const EQUAL: i32 = i32::MIN;
 fn run(device: &ComputeDevice) -> Vec<Check> {
     let mut checks = Vec::new();
     for case in Case::committed() {
-        for rope in RopeMode::ALL {
-            checks.extend(gate::run(&case, device, rope).expect("the gate runs"));
+        for ramp in YarnRamp::ALL {
+            checks.extend(forward::run(&case, device, ramp).expect("the gate runs"));
         }
     }
     let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
@@ -48,8 +50,8 @@ fn run_folders(device: &ComputeDevice) {
     let folders = Folder::committed();
     assert_eq!(folders.len(), 4);
     for folder in folders {
-        for rope in RopeMode::ALL {
-            let checks = gate::run_folder(&folder, device, rope, scratch.path()).expect("the gate runs");
+        for ramp in YarnRamp::ALL {
+            let checks = forward::run_folder(&folder, device, ramp, scratch.path()).expect("the gate runs");
             let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
             assert!(failed.is_empty(), "{}: {failed:#?}", device.name);
         }

@@ -1,7 +1,7 @@
 //! Synthetic models open, and are what their description and seed say.
 
-use phase1_loading::synthetic::{RestFormat, SyntheticModel, VocabularyKind};
-use phase1_loading::{Checkpoint, Format, check_values};
+use phase1_loading::{Checkpoint, DenseFormat, Format, check_values, convert, verify};
+use synthetic::{SyntheticModel, VocabularyKind};
 
 fn nano() -> SyntheticModel {
     SyntheticModel::preset("nano").expect("a preset")
@@ -25,7 +25,7 @@ fn a_seed_decides_every_byte() {
 
 #[test]
 fn every_rest_format_opens_with_sane_weights() {
-    for rest in [RestFormat::Q8_0, RestFormat::F16, RestFormat::BF16, RestFormat::F32] {
+    for rest in DenseFormat::ALL {
         let file = written(&SyntheticModel { rest, ..nano() }, 1);
         let checkpoint = Checkpoint::from_bytes("nano", file.into()).expect("opens");
         assert_eq!(checkpoint.tensor("output.weight").format, rest.format());
@@ -39,6 +39,23 @@ fn every_rest_format_opens_with_sane_weights() {
         let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
         assert!((0.2..2.0).contains(&gain), "{rest:?}: {gain}");
     }
+}
+
+#[test]
+fn a_synthetic_folder_opens() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    nano().write_folder(directory.path(), 5, &mut |_, _| ()).expect("written");
+    let folder = Checkpoint::open(directory.path()).expect("opens");
+    let tokens = folder.tokenizer().expect("builds").encode("the quick brown fox");
+    let path = directory.path().join("model.gguf");
+    convert(&folder, &path, Some(DenseFormat::Q8_0), &mut |_, _| ()).expect("converted");
+    let file = Checkpoint::open(&path).expect("opens");
+    assert_eq!(file.tokenizer().expect("builds").encode("the quick brown fox"), tokens);
+    assert!(verify(&folder, &file, &mut |_, _| ()).expect("comparable").same());
+    // A projection keeps the variance of a unit input.
+    let gate = folder.tensor("blk.0.ffn_gate_exps.weight").to_f32();
+    let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
+    assert!((0.2..2.0).contains(&gain), "{gain}");
 }
 
 #[test]

@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 
+use phase1_loading::write::{CONTROL, MetadataValue, NORMAL, SpecialTokens, VocabularyLists, byte_characters};
 use serde::{Deserialize, Serialize};
-
-use crate::gguf::MetadataValue;
-use crate::tokenizer::{CONTROL, Lists, NORMAL, SpecialTokens, byte_characters};
 
 /// Which vocabulary a synthetic model has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +15,7 @@ pub enum VocabularyKind {
     Small,
 }
 
-pub(super) struct Vocabulary {
+pub(crate) struct Vocabulary {
     /// Token texts in GPT-2's byte alphabet, by id.
     pub tokens: Vec<String>,
     /// Two token texts with a space between, most urgent first.
@@ -33,7 +31,7 @@ const SMALL_RANKS: u32 = 1_000;
 const O200K_VOCAB: u32 = 201_088;
 
 impl VocabularyKind {
-    pub(super) fn build(self) -> Vocabulary {
+    pub(crate) fn build(self) -> Vocabulary {
         let o200k = tiktoken_rs::o200k_harmony_singleton();
         let token = |id: u32| o200k.decode_bytes(&[id]).expect("o200k_harmony has no gaps");
         let ranks = match self {
@@ -85,6 +83,6 @@ impl Vocabulary {
         let special = self.special();
         let kind = |id| if id < self.first_control { NORMAL } else { CONTROL };
         let kinds = (0..self.tokens.len()).map(kind).collect();
-        Lists { tokens: self.tokens, merges: self.merges, kinds }.into_gguf(special, None)
+        VocabularyLists { tokens: self.tokens, merges: self.merges, kinds }.into_gguf(special, None)
     }
 }

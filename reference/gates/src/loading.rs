@@ -1,14 +1,15 @@
-//! The gate to phase 2: every weight decodes to what the `gguf` Python package decodes.
+//! Phase 1's gate: every weight decodes to what the `gguf` Python package decodes.
 
 use gptoss_reference::{Case, Check, Golden, GoldenError, Limit};
+use phase1_loading::{Checkpoint, HostTensor};
 
-use crate::{Checkpoint, HostTensor};
+use crate::Checks;
 
 /// Compares samples and sums of every decoded tensor with the golden ones.
 ///
 /// # Errors
 /// A model or golden that cannot be read.
-pub fn run(case: &Case) -> Result<Vec<Check>, Box<dyn std::error::Error>> {
+pub fn run(case: &Case) -> Checks {
     let checkpoint = Checkpoint::open(&case.model())?;
     let golden = case.weights()?;
     let checks = (checkpoint.tensors.iter()).map(|(name, tensor)| check_tensor(case, &golden, name, tensor));

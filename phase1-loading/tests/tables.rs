@@ -1,17 +1,7 @@
-//! Phase 1's gate: the golden models decode to what the `gguf` package decodes.
+//! What the golden models hold: configuration, and every tensor's format and shape.
 
 use gptoss_reference::Case;
-use phase1_loading::{Checkpoint, gate};
-
-#[test]
-fn weights_equal_the_goldens() {
-    for case in Case::committed() {
-        let checks = gate::run(&case).expect("the gate runs");
-        assert!(!checks.is_empty());
-        let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
-        assert!(failed.is_empty(), "{failed:#?}");
-    }
-}
+use phase1_loading::Checkpoint;
 
 #[test]
 fn tensor_tables() {

@@ -1,0 +1,11 @@
+//! A look into an engine's cache, for whoever checks it.
+
+use burn::tensor::Tensor;
+use phase2_forward::{Engine, SequenceId};
+
+/// An engine whose cache can be looked into.
+pub trait ReadCache: Engine {
+    /// What a sequence's cache holds in `layer`: positions, and keys and values `[kv_heads, positions, head_dim]` in the
+    /// same order. `None` for an unknown sequence, or a layer that holds nothing.
+    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)>;
+}

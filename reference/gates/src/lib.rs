@@ -1,0 +1,116 @@
+//! The gates: what each phase computes on the golden cases, compared with what MLX computes.
+//!
+//! One module per phase, two for phase 5. [`run`] takes a gate through all cases; `gptoss gates` and the tests call it or the
+//! modules. No engine depends on this crate.
+
+pub mod flash_cpu;
+pub mod flash_gpu;
+pub mod forward;
+pub mod kv_cache;
+pub mod loading;
+
+use std::error::Error;
+use std::path::Path;
+
+pub use gptoss_reference::Check;
+use gptoss_reference::{Case, Folder, GoldenError};
+use phase1_loading::{Checkpoint, LoadError, YarnRamp};
+use phase2_forward::ComputeDevice;
+
+/// What a gate found in one case.
+pub type Checks = Result<Vec<Check>, Box<dyn Error>>;
+
+/// The phases that have a gate, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    Loading = 1,
+    Forward = 2,
+    KvCache = 3,
+    Flash = 5,
+}
+
+impl Gate {
+    /// In the order in which they must pass.
+    pub const ALL: [Gate; 4] = [Gate::Loading, Gate::Forward, Gate::KvCache, Gate::Flash];
+
+    /// The phase's number.
+    pub const fn phase(self) -> u8 {
+        self as u8
+    }
+}
+
+/// The golden cases, and the folders that checkpoints come in.
+pub struct Goldens {
+    cases: Vec<Case>,
+    folders: Vec<Folder>,
+}
+
+impl Goldens {
+    /// # Errors
+    /// As [`Case::all`].
+    pub fn open(path: &Path) -> Result<Goldens, GoldenError> {
+        Ok(Goldens { cases: Case::all(path)?, folders: Folder::all(path)? })
+    }
+}
+
+/// A gate that could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("phase {phase}, case {case}: {reason}")]
+pub struct GateError {
+    phase: u8,
+    case: String,
+    reason: String,
+}
+
+/// Takes a gate through all cases on a device. Phase 1 decodes on the host, whatever the device.
+///
+/// # Errors
+/// A model or golden that cannot be read, or an engine that fails.
+pub fn run(gate: Gate, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec<Check>, GateError> {
+    let in_case = |case: &str, reason: &dyn Error| GateError {
+        phase: gate.phase(),
+        case: case.to_owned(),
+        reason: reason.to_string(),
+    };
+    let mut checks = Vec::new();
+    for case in &goldens.cases {
+        checks.extend(run_case(gate, case, device).map_err(|error| in_case(&case.name, &*error))?);
+    }
+    // The folders differ in how weights are stored, which phase 2 is the first to compute with.
+    if gate == Gate::Forward {
+        let scratch = std::env::temp_dir().join(format!("gptoss-gates-{}", std::process::id()));
+        for folder in &goldens.folders {
+            let in_folder = |error: &dyn Error| in_case(&folder.name, error);
+            std::fs::create_dir_all(&scratch).map_err(|error| in_folder(&error))?;
+            let found = with_each_ramp(|ramp| forward::run_folder(folder, device, ramp, &scratch));
+            std::fs::remove_dir_all(&scratch).map_err(|error| in_folder(&error))?;
+            checks.extend(found.map_err(|error| in_folder(&*error))?);
+        }
+    }
+    Ok(checks)
+}
+
+fn run_case(gate: Gate, case: &Case, device: &ComputeDevice) -> Checks {
+    match gate {
+        Gate::Loading => loading::run(case),
+        Gate::Forward => with_each_ramp(|ramp| forward::run(case, device, ramp)),
+        Gate::KvCache => with_each_ramp(|ramp| kv_cache::run(case, device, ramp)),
+        Gate::Flash if device.is_cpu() => with_each_ramp(|ramp| flash_cpu::run(case, ramp)),
+        Gate::Flash => with_each_ramp(|ramp| flash_gpu::run(case, device, ramp)),
+    }
+}
+
+fn with_each_ramp(run: impl Fn(YarnRamp) -> Checks) -> Checks {
+    let mut checks = Vec::new();
+    for ramp in YarnRamp::ALL {
+        checks.extend(run(ramp)?);
+    }
+    Ok(checks)
+}
+
+/// A checkpoint with this ramp in its configuration.
+fn open(path: &Path, ramp: YarnRamp) -> Result<Checkpoint, LoadError> {
+    let mut checkpoint = Checkpoint::open(path)?;
+    checkpoint.config.rope.ramp = ramp;
+    Ok(checkpoint)
+}
