@@ -4,8 +4,8 @@ use std::error::Error;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
-use harmony::Effort;
 use gates::Gate;
+use harmony::Effort;
 use phase1_loading::DenseFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;

@@ -75,8 +75,7 @@ impl Adapter {
             wgpu::DeviceType::Cpu => (DeviceKind::Cpu, WgpuDeviceKind::Cpu),
             wgpu::DeviceType::Other => (DeviceKind::DefaultDevice, WgpuDeviceKind::DefaultDevice),
         };
-        runtime::start(&kind, needs.tasks())
-            .map_err(|reason| DeviceError::Start { name: self.to_string(), reason })?;
+        runtime::start(&kind, needs.tasks()).map_err(|reason| DeviceError::Start { name: self.to_string(), reason })?;
         Ok(ComputeDevice {
             burn: Device::wgpu(burn),
             name: self.to_string(),
