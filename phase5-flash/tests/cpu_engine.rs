@@ -404,7 +404,7 @@ impl Probe for Panics {
 #[test]
 fn a_step_that_panics_leaves_every_sequence_as_it_was() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), 5, RestFormat::Q8_0, 70, 4);
+    let path = model(directory.path(), 5, DenseFormat::Q8_0, 70, 4);
     let options = CpuOptions { exact: true, ..CpuOptions::default() };
     let (mut engine, mut undisturbed) = (cpu(&path, options), cpu(&path, options));
     let chunk = |sequence, tokens| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
