@@ -8,7 +8,7 @@ mod values;
 
 use clap::{Parser, Subcommand};
 
-pub use engine::{EngineArgs, FastArgs, RopeArg};
+pub use engine::{EngineArgs, FastArgs};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
 pub use measurements::{Bench, Gates, Memory, Profile, Roofline, Tune};
 pub use text::{Chat, Eval, Generate, Logits};
