@@ -125,7 +125,7 @@ impl ComputeDevice {
             (DeviceChoice::Software, _, Some(software)) => software.start("asked for by name", needs),
             (DeviceChoice::Software, _, None) => Err(DeviceError::NoSoftware { found }),
             (_, None, _) => Ok(Self::cpu(format!("no GPU was found ({found})"))),
-            (_, Some(gpu), _) => Ok(gpu.if_it_fits(needs).unwrap_or_else(|reason| Self::cpu(reason))),
+            (_, Some(gpu), _) => Ok(gpu.if_it_fits(needs).unwrap_or_else(Self::cpu)),
         }
     }
 
