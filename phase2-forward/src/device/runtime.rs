@@ -36,13 +36,16 @@ static STARTED: Mutex<Option<HashSet<DeviceId>>> = Mutex::new(None);
 pub(super) fn start(kind: &WgpuDeviceKind, tasks: usize) -> Result<(), String> {
     let device = WgpuDevice::new(kind.clone());
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if !started.get_or_insert_default().insert(device.to_id()) {
+    let started = started.get_or_insert_default();
+    if started.contains(&device.to_id()) {
         return Ok(());
     }
     match kind {
-        WgpuDeviceKind::Cpu => register_wgsl(software_setup()?, tasks, device.to_id()),
-        _ => try_init_setup::<AutoGraphicsApi>(&device, options(tasks)).map(|_| ()).map_err(|error| error.to_string()),
+        WgpuDeviceKind::Cpu => register_wgsl(software_setup()?, tasks, device.to_id())?,
+        _ => drop(try_init_setup::<AutoGraphicsApi>(&device, options(tasks)).map_err(|error| error.to_string())?),
     }
+    started.insert(device.to_id());
+    Ok(())
 }
 
 /// A runtime on a device that the caller has opened: for tests that limit or destroy it.
