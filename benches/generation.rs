@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use phase1_loading::{Checkpoint, DenseFormat};
-use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute};
-use phase3_kvcache::{Cached, GenerationParams, Step, generate};
+use phase2_forward::{ComputeDevice, Engine, GptOss, RecomputeEngine};
+use phase3_kvcache::{CachedEngine, GenerationParams, Step, generate};
 use synthetic::{SyntheticModel, VocabularyKind};
 
 const GENERATED: usize = 256;
@@ -27,7 +27,7 @@ fn generation(c: &mut Criterion) {
         GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("the model loads")
     };
     let engines: [(&str, Box<dyn Engine>); 2] =
-        [("phase2", Box::new(Recompute::new(load()))), ("phase3", Box::new(Cached::new(load())))];
+        [("phase2", Box::new(RecomputeEngine::new(load()))), ("phase3", Box::new(CachedEngine::new(load())))];
 
     let mut group = c.benchmark_group(format!("generate {GENERATED} tokens, cpu"));
     group.sample_size(10).sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(GENERATED as u64));
@@ -35,10 +35,10 @@ fn generation(c: &mut Criterion) {
     for (name, mut engine) in engines {
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| {
-                let mut on_step = |_: Step<'_>| ControlFlow::Continue(());
-                let generation = generate(&mut *engine, &tokenizer, 0, &prompt, &params, &mut on_step);
+                let mut on_step = |_: &Step| ControlFlow::Continue(());
+                let generated = generate(&mut *engine, &tokenizer, 0, &[], &prompt, &params, &mut on_step);
                 engine.release(0);
-                generation.expect("the engine generates").tokens
+                generated.expect("the engine generates").tokens
             });
         });
     }

@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use harmony::{Effort, Message, Piece, Role, Turn, parse_conversation};
+use harmony::{Effort, Message, Role, Turn, parse_conversation};
 use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::Engine;
-use phase3_kvcache::{Generation, GenerationParams};
+use phase3_kvcache::{Generated, GenerationParams};
 
-use crate::answer;
+use crate::answer::{self, Event};
 use crate::saved::Saved;
 use crate::session::{SEQUENCE, Session};
 
@@ -25,7 +25,7 @@ pub struct Conversation<'a> {
 /// An answer, and how it came about.
 pub struct Answer {
     pub turn: Turn,
-    pub generation: Generation,
+    pub generated: Generated,
     /// Tokens that the engine read before it.
     pub prompt_tokens: usize,
 }
@@ -72,7 +72,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Asks and remembers the answer; `on_piece` hears it as it comes, and may end it by breaking. Only what the engine does not hold
+    /// Asks and remembers the answer; `on_event` hears of every step, and may end it by breaking. Only what the engine does not hold
     /// is fed to it; it begins anew where the prompt is another text, as it is when earlier reasoning is left out.
     ///
     /// # Errors
@@ -82,10 +82,10 @@ impl<'a> Conversation<'a> {
         text: &str,
         engine: &mut dyn Engine,
         params: &GenerationParams,
-        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Answer> {
         self.messages.push(Message::new(Role::User, text));
-        let asked = self.ask(engine, params, on_piece);
+        let asked = self.ask(engine, params, on_event);
         if asked.is_err() {
             self.messages.pop();
             self.held.clear();
@@ -105,19 +105,19 @@ impl<'a> Conversation<'a> {
         &self,
         engine: &mut dyn Engine,
         params: &GenerationParams,
-        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<(Vec<u32>, Answer)> {
         let mut whole = answer::prompt(&self.messages, self.tokenizer)?;
-        let new = match whole.strip_prefix(&self.held[..]) {
-            Some(new) if !new.is_empty() => new,
+        let (held, new) = match whole.strip_prefix(&self.held[..]) {
+            Some(new) if !new.is_empty() => (&self.held[..], new),
             _ => {
                 engine.release(SEQUENCE);
-                &whole
+                (&[] as &[u32], &whole[..])
             }
         };
         let prompt_tokens = new.len();
-        let (turn, generation) = answer::answer(engine, self.tokenizer, new, params, on_piece)?;
-        whole.extend(&generation.tokens);
-        Ok((whole, Answer { turn, generation, prompt_tokens }))
+        let (turn, generated) = answer::answer(engine, self.tokenizer, held, new, params, on_event)?;
+        whole.extend(&generated.tokens);
+        Ok((whole, Answer { turn, generated, prompt_tokens }))
     }
 }

@@ -8,6 +8,7 @@ mod commands;
 mod conversation;
 mod interrupt;
 mod lost_file;
+mod prompt_bar;
 mod saved;
 mod session;
 

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use phase1_loading::{Checkpoint, SavedSession};
-use phase2_forward::{Engine, EngineError, Snapshot};
+use phase2_forward::{BadRequest, Engine, EngineError, Snapshot};
 
 use crate::session::{SEQUENCE, Session};
 
@@ -24,9 +24,10 @@ impl Saved {
     /// # Errors
     /// An engine that saves nothing; a damaged file, or one of another model, YaRN ramp or cache type.
     pub fn open(file: &Path, checkpoint: &Checkpoint, session: &mut Session) -> Result<(Saved, Vec<u32>)> {
-        if session.phase == 2 {
-            bail!("phase 2 remembers nothing that could be saved: --session needs phase 3 or 5");
-        }
+        let phase = session.kind.phase();
+        let snapshots = session.engine.snapshots().with_context(|| {
+            format!("phase {phase} remembers nothing that could be saved: --session needs phase 3 or 5")
+        })?;
         let this = Saved {
             file: file.to_owned(),
             model: checkpoint.fingerprint(),
@@ -46,9 +47,9 @@ impl Saved {
         if model != this.model {
             bail!("{} was saved with another model than {}", file.display(), checkpoint.path.display());
         }
-        match session.engine.restore(SEQUENCE, &Snapshot { form, length, items }) {
+        match snapshots.restore(SEQUENCE, &Snapshot { engine: form, length, items }) {
             Ok(()) => {}
-            Err(EngineError::OtherForm { found, .. }) => {
+            Err(EngineError::BadRequest(BadRequest::OtherEngine { found, .. })) => {
                 eprintln!("{}: saved by {found}; its {} tokens are read again", file.display(), tokens.len());
             }
             Err(error) => return Err(anyhow!("{}: {error}", file.display())),
@@ -60,10 +61,11 @@ impl Saved {
     ///
     /// # Errors
     /// A device that was lost, or a file that cannot be written.
-    pub fn write(&self, tokens: &[u32], engine: &dyn Engine) -> Result<()> {
-        let Some(Snapshot { form, length, items }) = engine.save(SEQUENCE) else {
-            bail!("the device does not give back what it holds; {} stays as it was", self.file.display());
-        };
+    pub fn write(&self, tokens: &[u32], engine: &mut dyn Engine) -> Result<()> {
+        let snapshots = engine.snapshots().context("this engine remembers nothing that could be saved")?;
+        let Snapshot { engine: form, length, items } = snapshots.save(SEQUENCE).with_context(|| {
+            format!("the device does not give back what it holds; {} stays as it was", self.file.display())
+        })?;
         let (model, rope, cache) = (self.model.clone(), self.rope.clone(), self.cache.clone());
         Ok(SavedSession { model, rope, cache, form, tokens: tokens.to_vec(), length, items }.write(&self.file)?)
     }

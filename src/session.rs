@@ -5,13 +5,13 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, Tokenizer};
-use phase2_forward::{ComputeDevice, Engine, GptOss, Recompute, SequenceId};
-use phase3_kvcache::{CacheType, Cached};
+use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, RecomputeEngine, SequenceId};
+use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
 use phase4_profiling::cache_directory;
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, EngineKind};
 
 /// The sequence of every command that has only one.
 pub const SEQUENCE: SequenceId = 0;
@@ -37,9 +37,15 @@ pub fn open_with(model: &Path, args: &EngineArgs) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Bytes that an engine reads instead of the head, if it chooses the likeliest tokens by a screen.
-pub fn screen_bytes(checkpoint: &Checkpoint, device: &ComputeDevice, args: &EngineArgs) -> Option<u64> {
-    (args.phase() == 5 && device.is_cpu()).then(|| CpuEngine::screen_bytes(checkpoint, args.on_cpu())).flatten()
+/// Bytes that an engine reads instead of the head for greedy tokens, if it finds them by a shortlist.
+pub fn shortlist_bytes(checkpoint: &Checkpoint, device: &ComputeDevice, args: &EngineArgs) -> Option<u64> {
+    let makes_one = args.kind() == EngineKind::Flash && device.is_cpu();
+    makes_one.then(|| CpuEngine::shortlist_bytes(checkpoint, args.on_cpu())).flatten()
+}
+
+/// Tokens of a prompt that one step takes.
+pub fn prefill_chunk(engine: &dyn Engine) -> usize {
+    PREFILL_CHUNK.min(engine.capacity().tokens_per_step)
 }
 
 /// The device that was asked for, or that suits the model.
@@ -49,9 +55,9 @@ pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Compute
 
 /// An engine with a model in it.
 pub struct Session {
-    pub engine: Box<dyn Engine>,
+    pub engine: Box<dyn Inspect>,
     pub device: ComputeDevice,
-    pub phase: u8,
+    pub kind: EngineKind,
     /// How the engine caches keys and values.
     pub cache: CacheType,
 }
@@ -61,34 +67,42 @@ impl Session {
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
         let device = find_device(checkpoint, args)?;
         eprintln!("device: {} ({})", device.name, device.reason);
-        let (phase, cache, fast) = (args.phase(), args.cache_type(&device), &args.fast);
-        if phase != 5 && (fast.exact || fast.threads.is_some() || fast.isa.is_some()) {
-            bail!("--exact, --threads and --isa are for --phase 5; phase {phase} always computes in f32");
+        let (kind, cache, fast) = (args.kind(), args.cache_type(&device), &args.fast);
+        let phase = kind.phase();
+        if kind != EngineKind::Flash && (fast.exact || fast.threads.is_some() || fast.isa.is_some()) {
+            bail!("--exact, --threads and --isa are for phase 5, --engine flash; phase {phase} always computes in f32");
         }
-        if phase == 2 && args.kv.is_some() {
+        if kind != EngineKind::Flash && fast.kv_memory.is_some() {
+            bail!("--kv-memory is for phase 5, --engine flash; phase {phase} takes what its sequences need");
+        }
+        if kind == EngineKind::Reference && args.kv.is_some() {
             bail!("phase 2 caches nothing; --kv is for phases 3 and 5");
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
-        let engine: Box<dyn Engine> = match phase {
-            2 => Box::new(Recompute::new(GptOss::load(checkpoint, device.clone(), progress)?)),
-            3 => Box::new(Cached::with_cache(GptOss::load(checkpoint, device.clone(), progress)?, cache)?),
-            _ if device.is_cpu() => {
+        let engine: Box<dyn Inspect> = match kind {
+            EngineKind::Reference => {
+                Box::new(RecomputeEngine::new(GptOss::load(checkpoint, device.clone(), progress)?))
+            }
+            EngineKind::Cached => {
+                Box::new(CachedEngine::with_cache(GptOss::load(checkpoint, device.clone(), progress)?, cache)?)
+            }
+            EngineKind::Flash if device.is_cpu() => {
                 let engine = CpuEngine::load(checkpoint, args.on_cpu())?;
                 eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
                 Box::new(engine)
             }
-            _ => {
+            EngineKind::Flash => {
                 if fast.threads.is_some() || fast.isa.is_some() {
                     bail!("--threads and --isa are for the CPU; a GPU has its own");
                 }
                 let (exact, tuning) = (fast.exact, kept_tuning(checkpoint, &device));
-                let options = Options { kv: cache, exact, tuning, ..Options::default() };
+                let options = Options { kv: cache, kv_bytes: fast.kv_memory, exact, tuning, ..Options::default() };
                 Box::new(GpuEngine::load(checkpoint, &device, options, progress)?)
             }
         };
         bar.finish_and_clear();
-        Ok(Session { engine, device, phase, cache })
+        Ok(Session { engine, device, kind, cache })
     }
 
     /// A session and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.

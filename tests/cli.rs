@@ -67,11 +67,14 @@ fn tokenize_goes_there_and_back() {
 
 #[test]
 fn generate_reports_what_scripts_read() {
-    for (phase, device) in [("2", "cpu"), ("3", "cpu"), ("5", "cpu")] {
-        let arguments = ["generate", "embedded", "Once", "-n", "5", "--ignore-stops", "--json"];
-        let object = json(&[&arguments[..], &["--phase", phase, "--device", device]].concat());
+    for (engine, phase, device) in [("reference", "2", "cpu"), ("cached", "3", "cpu"), ("flash", "5", "cpu")] {
+        let arguments = ["generate", "embedded", "Once", "-n", "5", "--ignore-stops", "--json", "--device", device];
+        let object = json(&[&arguments[..], &["--engine", engine]].concat());
         assert_eq!(object["tokens"].as_array().expect("an array").len(), 5);
+        assert_eq!(object["engine"], engine);
         assert_eq!(object["phase"].to_string(), phase);
+        let by_phase = json(&[&arguments[..], &["--phase", phase]].concat());
+        assert_eq!((&by_phase["tokens"], &by_phase["engine"]), (&object["tokens"], &object["engine"]));
         assert_eq!(object["device"], device);
         for number in ["prompt_tokens", "load_ms", "ttft_ms", "prefill_tok_s", "decode_tok_s", "peak_rss_bytes"] {
             assert!(object[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {object}");
@@ -150,6 +153,35 @@ fn bench_measures_what_it_was_asked_for() {
     }
     let text = stdout(&[&arguments[..], &["--generate", "4"]].concat());
     assert_eq!(text.lines().count(), 1 + 2 * 3 + 1, "{text}");
+}
+
+#[test]
+fn bench_compares_a_prompt_with_and_without_decoding_beside_it() {
+    let arguments = ["bench", "embedded", "--device", "cpu", "--prompt", "0", "--generate", "2", "--repeat", "1"];
+    let choices = ["--engine", "cached,flash", "--draw", "sampled", "--mixed"];
+    let report = json(&[&arguments[..], &choices, &["--json"]].concat());
+    let engines = report.as_array().expect("an array");
+    assert_eq!(engines.len(), 2);
+    for (engine, name) in engines.iter().zip(["cached", "flash"]) {
+        assert_eq!(engine["engine"], name);
+        let [decode, mixed] = &engine["results"].as_array().expect("an array")[..] else { panic!("{engine}") };
+        assert_eq!(decode["what"], "decode");
+        assert!(decode["steps_in_flight"].as_u64() > Some(0), "{decode}");
+        assert_eq!(mixed["what"], "mixed");
+        assert_eq!((mixed["tokens"].as_u64(), mixed["batch"].as_u64()), (Some(512), Some(16)));
+        for result in [decode, mixed] {
+            assert_eq!(result["draw"], "sampled");
+            for number in ["tok_s", "ms_per_token", "gb_s", "roofline"] {
+                assert!(result[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {result}");
+            }
+        }
+        let number = |name: &str| mixed[name].as_f64().expect("a number");
+        assert!((number("ratio") * number("alone_ms") / number("mixed_ms") - 1.0).abs() < 1e-6, "{mixed}");
+    }
+    let text = stdout(&[&arguments[..], &["--mixed"]].concat());
+    assert!(text.contains("× the prompt alone"), "{text}");
+    let stepwise = json(&[&arguments[..], &["--stepwise", "--json"]].concat());
+    assert!(stepwise[0]["results"][0]["draw"].is_null(), "{stepwise}");
 }
 
 #[test]
@@ -240,8 +272,13 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--top-p", "2"]),
         refusal(&["generate", "embedded", "Once", "--device", "abacus"]),
         refusal(&["generate", "embedded", "Once", "--phase", "9"]),
+        refusal(&["generate", "embedded", "Once", "--engine", "steam"]),
+        refusal(&["generate", "embedded", "Once", "--engine", "flash", "--phase", "5"]),
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--phase", "2", "--kv", "f16"]),
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv", "f8"]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv-memory", "much"]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv-memory", "1B"]),
+        refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv-memory", "1GiB", "--engine", "cached"]),
         refusal(&["bench", "embedded", "--device", "cpu", "--depth", "999999"]),
         refusal(&["logits", "embedded", "--tokens", "99999", "--device", "cpu", "--out", &out]),
         refusal(&["logits", "embedded", "--out", &out]),
@@ -308,12 +345,28 @@ fn a_session_goes_on() {
             assert_eq!(parts.collect::<Vec<_>>(), whole, "phase {phase}, {kv}");
         }
     }
+    // The seed and the position decide what is drawn, wherever the text was stopped.
+    for phase in ["3", "5"] {
+        let sampling = ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"];
+        let (file, engine) =
+            (path(&format!("drawn-{phase}")), [&["--phase", phase, "--kv", "f32"][..], &sampling].concat());
+        let whole = tokens(None, "Once upon a time", "20", &engine);
+        let parts = [("Once upon a time", "7"), ("", "13")];
+        let parts = parts.iter().flat_map(|(prompt, count)| tokens(Some(&file), prompt, count, &engine));
+        assert_eq!(parts.collect::<Vec<_>>(), whole, "phase {phase}");
+    }
     // Another kind of engine reads the text again.
     let whole = tokens(None, "Once upon a time", "12", &["--phase", "5", "--kv", "f32"]);
     let file = path("moved");
     let mut parts = tokens(Some(&file), "Once upon a time", "5", &["--phase", "3"]);
     parts.extend(tokens(Some(&file), "", "7", &["--phase", "5", "--kv", "f32"]));
     assert_eq!(parts, whole);
+    // Of a text without a new token the engine holds all, and reads the last one again.
+    for phase in ["3", "5"] {
+        let (file, engine) = (path(&format!("begun-{phase}")), ["--phase", phase, "--kv", "f32"]);
+        assert!(tokens(Some(&file), "Once upon a time", "0", &engine).is_empty());
+        assert_eq!(tokens(Some(&file), "", "5", &engine), whole[..5], "phase {phase}");
+    }
 
     let file = path("3-f16");
     let on = |rest: &[&str]| refusal(&[rest, &["--session", &file, "--device", "cpu"]].concat());

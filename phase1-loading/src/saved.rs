@@ -14,8 +14,8 @@ use crate::error::{Defect, LoadError};
 use crate::mapping::{map, write_whole};
 
 const MAGIC: &[u8; 8] = b"GPTOSSKV";
-/// 3: a q8_0 cache keeps its scales among the codes.
-const VERSION: u32 = 3;
+/// 4: phase 5 saves pages.
+const VERSION: u32 = 4;
 
 /// What a session file holds.
 #[derive(Clone, Debug, PartialEq)]

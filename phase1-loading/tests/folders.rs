@@ -531,7 +531,7 @@ fn each_lie_of_a_session_is_named() {
     let lies = [
         ("magic", patched(0, b"GGUF")),
         ("later version", patched(8, &[9])),
-        ("earlier version", patched(8, &[2])),
+        ("earlier version", patched(8, &[3])),
         ("long text", patched(12, &u32::MAX.to_le_bytes())),
         ("many tokens", patched(count, &u64::MAX.to_le_bytes())),
         ("more cached than there are", patched(count + 8 + 12, &4u64.to_le_bytes())),

@@ -1,24 +1,29 @@
 //! Phase 2: tensors become logits. The model in Burn, a whole sequence at a time, nothing cached.
 //!
 //! [`GptOss`] is the architecture, read top to bottom in `model.rs`. [`Engine`] is the seam that every later phase plugs
-//! into; [`Recompute`] is its plainest implementation, which runs the whole sequence again for every token.
+//! into; [`RecomputeEngine`] is its plainest implementation, which runs the whole sequence again for every token. `draw.rs` defines
+//! how a token is drawn from logits, which every engine follows.
 //!
-//! This crate never samples, never decides when to stop and never keeps keys or values between calls.
+//! This crate never decides when to stop and never keeps keys or values between calls.
 
 mod device;
+mod draw;
 mod engine;
 mod model;
 mod packed;
+pub mod plain;
 mod probe;
 mod recompute;
 mod rope;
 
 pub use device::{ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
+pub use draw::{Adjustment, Draw, DrawnToken, HostDraw, Logprobs, MAX_LOGPROBS, Sampling, argmax, draw_number};
 pub use engine::{
-    Choice, Chunk, Continuation, Engine, EngineError, LogitsFor, SequenceId, Snapshot, check_batch, read_back,
+    BadRequest, Capacity, Engine, EngineError, Input, Inspect, Outcome, SequenceId, Snapshot, Snapshots, Ticket, Want,
+    Work, check_work,
 };
 pub use model::{GptOss, KeyValues};
 pub use packed::{PackedMatrix, f16_value, packed_matmul};
-pub use probe::{Dump, NoProbe, Operation, Probe, Span};
-pub use recompute::Recompute;
+pub use probe::{Activation, Dump, NoProbe, Operation, Probe, Span};
+pub use recompute::RecomputeEngine;
 pub use rope::Rope;

@@ -10,7 +10,7 @@ use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, LoadEr
 
 use crate::device::{ComputeDevice, ModelNeeds};
 use crate::packed::{PackedMatrix, device_format, packed_matmul};
-use crate::probe::{Operation, Probe, Span};
+use crate::probe::{Activation, Operation, Probe, Span};
 use crate::rope::{Rope, rotate};
 
 /// SwiGLU's clamp, and the factor in its sigmoid.
@@ -80,7 +80,7 @@ impl GptOss {
         probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, sequences: 1, keys: 0 });
 
         let mut x = self.embed(tokens);
-        probe.see(&|| "embed".into(), &x);
+        probe.see(&|| "embed".into(), &|| on_host(&x));
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, sequences: 1, keys: 0 });
         for (number, layer) in self.layers.iter().enumerate() {
             let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, sequences: 1, keys };
@@ -102,15 +102,15 @@ impl GptOss {
             let mixed = join_heads(attention(q, k, v, &layer.sinks, mask));
             probe.done(span(Operation::Attention, keys));
             x = x + layer.o.forward(mixed);
-            probe.see(&|| format!("layers.{number}.resid_attn"), &x);
+            probe.see(&|| format!("layers.{number}.resid_attn"), &|| on_host(&x));
             probe.done(span(Operation::AttentionOut, 0));
 
             let h = self.rms_norm(x.clone(), &layer.mlp_norm);
             probe.done(span(Operation::MlpNorm, 0));
             let router_logits = layer.router.forward(h.clone());
-            probe.see(&|| format!("layers.{number}.router_logits"), &router_logits);
+            probe.see(&|| format!("layers.{number}.router_logits"), &|| on_host(&router_logits));
             x = x + self.mixture_of_experts(layer, h, router_logits, &mut |operation| probe.done(span(operation, 0)));
-            probe.see(&|| format!("layers.{number}.resid_mlp"), &x);
+            probe.see(&|| format!("layers.{number}.resid_mlp"), &|| on_host(&x));
             probe.done(span(Operation::Down, 0));
         }
         if wanted.is_empty() {
@@ -119,7 +119,7 @@ impl GptOss {
         let rows = wanted.len();
         let x = x.narrow(0, wanted.start, rows);
         let h = self.rms_norm(x, &self.final_norm);
-        probe.see(&|| "final_norm".into(), &h);
+        probe.see(&|| "final_norm".into(), &|| on_host(&h));
         probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: rows, sequences: 1, keys: 0 });
         let logits = self.head.forward(h);
         probe.done(Span { operation: Operation::Head, layer: None, tokens: rows, sequences: 1, keys: 0 });
@@ -203,6 +203,11 @@ fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: &Tensor<1>, mask: 
     let sinks = sinks.clone().reshape([heads, 1, 1]).expand([heads, n, 1]);
     let p = softmax(Tensor::cat(vec![scores, sinks], 2), 2).narrow(2, 0, m);
     p.reshape([kv_heads, grouped_rows, m]).matmul(v).reshape([heads, n, dim])
+}
+
+/// Waits for an intermediate result.
+fn on_host(values: &Tensor<2>) -> Activation {
+    (values.dims(), values.to_data().try_to_vec().expect("activations are f32"))
 }
 
 /// `[heads, n, head_dim]` to `[n, heads · head_dim]`.

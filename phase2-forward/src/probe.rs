@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
-
 /// What a forward pass is made of. Every phase names its work so, that profiles of two phases line up; a kernel that does
 /// several of these at once reports the last of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,42 +80,32 @@ pub struct Span {
     pub keys: usize,
 }
 
-/// Watches a step.
+/// An intermediate result on the host: its shape `[positions, width]` and its values, row by row.
+pub type Activation = ([usize; 2], Vec<f32>);
+
+/// Watches a step. By default it looks at nothing.
 pub trait Probe {
-    /// Sees an intermediate result `[positions, width]` by name: `embed`, `layers.N.resid_attn`, `layers.N.router_logits`,
-    /// `layers.N.resid_mlp`, `final_norm`. Reading it back is the probe's business and cost.
-    fn see(&mut self, name: &dyn Fn() -> String, value: &Tensor<2>);
+    /// Is offered an intermediate result by name: `embed`, `layers.N.resid_attn`, `layers.N.router_logits`, `layers.N.resid_mlp`,
+    /// `final_norm`. `value` waits for the device and copies the result to the host.
+    fn see(&mut self, _name: &dyn Fn() -> String, _value: &dyn Fn() -> Activation) {}
 
-    /// Whether it does more with what it sees than forget it: an engine need not make tensors for one that does not.
-    fn looks(&self) -> bool {
-        true
-    }
-
-    /// Hears that everything of an operation has been launched. It began where the one before it ended.
+    /// Is told that everything of an operation has been launched. It began where the one before it ended.
     fn done(&mut self, _: Span) {}
 }
 
 /// Looks at nothing.
 pub struct NoProbe;
 
-impl Probe for NoProbe {
-    fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
-
-    fn looks(&self) -> bool {
-        false
-    }
-}
+impl Probe for NoProbe {}
 
 /// Keeps every result on the host.
 #[derive(Default)]
 pub struct Dump {
-    /// By name: shape and values.
-    pub tensors: BTreeMap<String, ([usize; 2], Vec<f32>)>,
+    pub tensors: BTreeMap<String, Activation>,
 }
 
 impl Probe for Dump {
-    fn see(&mut self, name: &dyn Fn() -> String, value: &Tensor<2>) {
-        let values = value.to_data().try_to_vec().expect("activations are f32");
-        self.tensors.insert(name(), (value.dims(), values));
+    fn see(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
+        self.tensors.insert(name(), value());
     }
 }

@@ -6,44 +6,79 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use phase1_loading::{AttentionKind, GptOssConfig};
 
-use crate::engine::{Chunk, Engine, EngineError, LogitsFor, SequenceId, check_batch};
+use crate::draw::HostDraw;
+use crate::engine::{
+    BadRequest, Capacity, Engine, EngineError, Inspect, Outcome, SequenceId, Ticket, Work, check_work,
+};
 use crate::model::{GptOss, KeyValues};
-use crate::probe::Probe;
+use crate::plain::{PlainSteps, check_rewind, outcome_of, read_back, tokens_of};
+use crate::probe::{NoProbe, Probe};
 
 /// Remembers tokens and nothing else.
-pub struct Recompute {
+pub struct RecomputeEngine {
     model: GptOss,
-    sequences: HashMap<SequenceId, Vec<u32>>,
+    sequences: HashMap<SequenceId, Sequence>,
+    steps: PlainSteps,
+    host: HostDraw,
 }
 
-impl Recompute {
-    pub fn new(model: GptOss) -> Recompute {
-        Recompute { model, sequences: HashMap::new() }
+#[derive(Clone, Default)]
+struct Sequence {
+    tokens: Vec<u32>,
+    /// What it drew last, if that may be fed.
+    drawn: Option<u32>,
+}
+
+impl RecomputeEngine {
+    pub fn new(model: GptOss) -> RecomputeEngine {
+        RecomputeEngine { model, sequences: HashMap::new(), steps: PlainSteps::default(), host: HostDraw::default() }
+    }
+
+    /// The first `length` tokens of a sequence.
+    fn beginning(&self, sequence: SequenceId, length: usize) -> Result<Sequence, BadRequest> {
+        let known = self.sequences.get(&sequence);
+        check_rewind(sequence, known.map(|known| known.tokens.len()), length, || true)?;
+        let tokens = known.map(|known| known.tokens[..length].to_vec()).unwrap_or_default();
+        Ok(Sequence { tokens, drawn: None })
     }
 }
 
-impl Engine for Recompute {
+impl Engine for RecomputeEngine {
     fn config(&self) -> &GptOssConfig {
         &self.model.config
     }
 
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.sequences.get(&sequence).map_or(0, Vec::len)
+    fn capacity(&self) -> Capacity {
+        Capacity { rewind: usize::MAX, ..Capacity::UNBOUNDED }
     }
 
-    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
-        check_batch(self, batch)?;
-        let logits = batch.iter().map(|chunk| {
-            let tokens = self.sequences.entry(chunk.sequence).or_default();
-            tokens.extend(chunk.tokens);
-            let wanted = match chunk.logits {
-                LogitsFor::Nothing => return None,
-                LogitsFor::LastToken => tokens.len() - 1..tokens.len(),
-                LogitsFor::EveryToken => tokens.len() - chunk.tokens.len()..tokens.len(),
-            };
-            self.model.forward(tokens, 0, wanted, &mut NothingCached, probe)
-        });
-        Ok(logits.collect())
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.sequences.get(&sequence).map_or(0, |known| known.tokens.len())
+    }
+
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        self.steps.check_room()?;
+        let outcomes = self.inspect(work, &mut NoProbe)?;
+        Ok(self.steps.push(outcomes))
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        Ok(self.steps.take(ticket)?)
+    }
+
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        if self.sequences.contains_key(&to) {
+            return Err(BadRequest::SequenceExists(to).into());
+        }
+        let copy = self.beginning(from, length)?;
+        self.sequences.insert(to, copy);
+        Ok(())
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        let kept = self.beginning(sequence, length)?;
+        self.sequences.insert(sequence, kept);
+        Ok(())
     }
 
     fn release(&mut self, sequence: SequenceId) {
@@ -51,10 +86,39 @@ impl Engine for Recompute {
     }
 }
 
-/// Queries see the keys of the tokens at hand: the whole sequence, since the whole sequence is computed.
-struct NothingCached;
+impl Inspect for RecomputeEngine {
+    fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
+        check_work(self, work)?;
+        let drawn = |item: &Work<'_>| self.sequences.get(&item.sequence).and_then(|known| known.drawn);
+        let inputs: Vec<Vec<u32>> = work.iter().map(|item| tokens_of(item, drawn(item))).collect::<Result<_, _>>()?;
+        let mut computed = Vec::new();
+        for (item, input) in work.iter().zip(inputs) {
+            let known = self.sequences.entry(item.sequence).or_default();
+            known.tokens.extend(&input);
+            let length = known.tokens.len();
+            let rows = item.want.rows(input.len());
+            // A sequence is computed only if something is wanted of it.
+            computed.push(match rows {
+                0 => None,
+                _ => self.model.forward(&known.tokens, 0, length - rows..length, &mut NoCache, probe),
+            });
+        }
+        let mut outcomes = Vec::new();
+        for (item, logits) in work.iter().zip(computed) {
+            let logits = read_back(logits)?;
+            let known = self.sequences.entry(item.sequence).or_default();
+            let outcome = outcome_of(&item.want, logits, known.tokens.len(), &mut self.host);
+            known.drawn = outcome.drawn_id();
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+}
 
-impl KeyValues for NothingCached {
+/// Queries see the keys of the tokens at hand: the whole sequence, since the whole sequence is computed.
+struct NoCache;
+
+impl KeyValues for NoCache {
     fn positions(&self, _: AttentionKind, new: Range<usize>) -> Vec<usize> {
         new.collect()
     }

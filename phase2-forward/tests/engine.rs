@@ -1,28 +1,57 @@
 //! The contract of an engine, on phase 2's.
 
-use gptoss_reference::Case;
-use phase1_loading::{Checkpoint, RopeConfig, YarnRamp};
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Rope};
+use gptoss_reference::{Case, Check, Limit};
+use phase1_loading::{Checkpoint, Format, GptOssConfig, HostTensor, RopeConfig, YarnRamp};
+use phase2_forward::{
+    Adjustment, BadRequest, Capacity, ComputeDevice, Draw, Engine, EngineError, GptOss, Input, Inspect, MAX_LOGPROBS,
+    NoProbe, Outcome, RecomputeEngine, Rope, Sampling, SequenceId, Ticket, Want, Work, argmax, check_work,
+};
 
-fn engine() -> Recompute {
+fn checkpoint() -> Checkpoint {
     let case = Case::committed().remove(0);
-    let checkpoint = Checkpoint::open(&case.model()).expect("opens");
-    let device = ComputeDevice::cpu("a test");
-    Recompute::new(GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads"))
+    Checkpoint::open(&case.model()).expect("opens")
 }
 
-fn last(sequence: u64, tokens: &[u32]) -> Chunk<'_> {
-    Chunk { sequence, tokens, logits: LogitsFor::LastToken }
+fn load(checkpoint: &Checkpoint) -> RecomputeEngine {
+    let device = ComputeDevice::cpu("a test");
+    RecomputeEngine::new(GptOss::load(checkpoint, device, &mut |_, _| ()).expect("loads"))
+}
+
+fn engine() -> RecomputeEngine {
+    load(&checkpoint())
+}
+
+fn last(sequence: SequenceId, tokens: &[u32]) -> Work<'_> {
+    Work::tokens(sequence, tokens, Want::LastLogits)
+}
+
+/// A draw at temperature 1 from all tokens.
+fn seeded(seed: u64) -> Draw<'static> {
+    Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed, ..Draw::GREEDY }
+}
+
+/// The token of a step of one item.
+fn token(engine: &mut dyn Engine, work: Work<'_>) -> u32 {
+    engine.step(&[work]).expect("a step").remove(0).token().expect("a token").id
+}
+
+/// Why a call was refused.
+fn refusal<T>(result: Result<T, EngineError>) -> BadRequest {
+    match result {
+        Err(EngineError::BadRequest(refusal)) => refusal,
+        Err(other) => panic!("refused for another reason: {other}"),
+        Ok(_) => panic!("not refused"),
+    }
 }
 
 #[test]
 fn sequences_of_a_batch_do_not_meet() {
     let mut together = engine();
-    let both = together.step(&[last(1, &[5, 6, 7]), last(2, &[8, 9])], &mut NoProbe).expect("a batch");
+    let both = together.step(&[last(1, &[5, 6, 7]), last(2, &[8, 9])]).expect("a batch");
     let mut alone = engine();
-    for (chunk, logits) in [last(1, &[5, 6, 7]), last(2, &[8, 9])].into_iter().zip(both) {
-        let expected = alone.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-        assert_eq!(logits.expect("logits").into_data(), expected.into_data());
+    for (work, outcome) in [last(1, &[5, 6, 7]), last(2, &[8, 9])].into_iter().zip(both) {
+        let expected = alone.step(&[work]).expect("a step").remove(0).logits().expect("logits");
+        assert_eq!(outcome.logits().expect("logits"), expected);
     }
     assert_eq!((together.length(1), together.length(2), together.length(3)), (3, 2, 0));
     together.release(1);
@@ -32,36 +61,365 @@ fn sequences_of_a_batch_do_not_meet() {
 #[test]
 fn logits_come_for_the_positions_asked_for() {
     let vocab = engine().config().vocab;
-    let rows = |logits| {
+    let outcome = |want| {
         let mut engine = engine();
-        engine
-            .step(&[Chunk { sequence: 0, tokens: &[1, 2], logits: LogitsFor::Nothing }], &mut NoProbe)
-            .expect("a step");
-        let chunk = Chunk { sequence: 0, tokens: &[3, 4, 5], logits };
-        engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).map(|logits| logits.dims())
+        let fed = engine.step(&[Work::tokens(0, &[1, 2], Want::Nothing)]).expect("a step");
+        assert_eq!(fed, [Outcome::Fed]);
+        engine.step(&[Work::tokens(0, &[3, 4, 5], want)]).expect("a step").remove(0)
     };
-    assert_eq!(rows(LogitsFor::Nothing), None);
-    assert_eq!(rows(LogitsFor::LastToken), Some([1, vocab]));
-    assert_eq!(rows(LogitsFor::EveryToken), Some([3, vocab]));
+    assert_eq!(outcome(Want::Nothing), Outcome::Fed);
+    assert_eq!(outcome(Want::LastLogits).logits().expect("logits").len(), vocab);
+    assert_eq!(outcome(Want::AllLogits).logits().expect("logits").len(), 3 * vocab);
+    assert!(outcome(Want::Token(Draw::GREEDY)).drawn_id().is_some());
 }
 
 #[test]
-fn a_refused_batch_changes_nothing() {
+fn all_logits_are_the_last_logits_after_each_token() {
     let mut engine = engine();
-    engine.step(&[last(0, &[1, 2, 3])], &mut NoProbe).expect("a step");
-    let outside = engine.config().vocab as u32;
-    let long = vec![0; engine.config().context_length];
-    let refusals: Vec<String> = [
-        vec![last(0, &[4]), last(1, &[])],
-        vec![last(0, &[4, outside])],
-        vec![last(0, &[4]), last(0, &[5])],
-        vec![last(0, &long)],
-    ]
-    .iter()
-    .map(|batch| engine.step(batch, &mut NoProbe).expect_err("refused").to_string())
-    .collect();
-    insta::assert_snapshot!(refusals.join("\n"));
+    let vocab = engine.config().vocab;
+    let tokens = [3, 140, 59, 265, 35, 89];
+    let all = engine.all_logits(0, &tokens).expect("logits");
+    assert_eq!(all.len(), tokens.len() * vocab);
+    for (row, token) in all.chunks_exact(vocab).zip(&tokens) {
+        let last = engine.last_logits(1, &[*token]).expect("logits");
+        let check = Check::values("even", "logits", &last, row, Limit::F32);
+        assert!(check.passed(), "{check:?}");
+    }
+}
+
+#[test]
+fn a_sequence_is_fed_the_token_that_it_drew() {
+    let mut drawing = engine();
+    let mut told = engine();
+    let mut drawn = token(&mut drawing, Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY)));
+    assert_eq!(drawn, argmax(&told.last_logits(0, &[1, 2, 3]).expect("logits")));
+    for step in 0..6 {
+        let logits = told.last_logits(0, &[drawn]).expect("logits");
+        // Logits may be wanted of a drawn token too, and then nothing is drawn.
+        if step == 3 {
+            let work = Work { sequence: 0, input: Input::Drawn, want: Want::LastLogits };
+            let found = drawing.step(&[work]).expect("a step").remove(0).logits().expect("logits");
+            assert_eq!(found, logits);
+            let refused = refusal(drawing.step(&[Work::decode(0, Draw::GREEDY)]));
+            assert_eq!(refused, BadRequest::NothingDrawn(0));
+            let next = argmax(&logits);
+            drawn = token(&mut drawing, Work::tokens(0, &[next], Want::Token(Draw::GREEDY)));
+            assert_eq!(drawn, argmax(&told.last_logits(0, &[next]).expect("logits")));
+        } else {
+            drawn = token(&mut drawing, Work::decode(0, Draw::GREEDY));
+            assert_eq!(drawn, argmax(&logits), "step {step}");
+        }
+    }
+    assert_eq!((drawing.length(0), told.length(0)), (10, 10));
+}
+
+#[test]
+fn what_a_caller_chose_is_fed_in_place_of_the_drawn_token() {
+    let mut engine = engine();
+    let drawn = token(&mut engine, Work::tokens(0, &[1, 2], Want::Token(Draw::GREEDY)));
+    let other = if drawn == 7 { 8 } else { 7 };
+    let found = engine.last_logits(0, &[other]).expect("logits");
+    assert_eq!(found, engine.last_logits(1, &[1, 2, other]).expect("logits"));
+}
+
+#[test]
+fn a_seed_draws_the_same_however_the_prompt_is_cut() {
+    let prompt = [70, 80, 90, 100, 110, 7, 8];
+    let drawn = |chunk: usize, company: bool, seed: u64| -> Vec<u32> {
+        let mut engine = engine();
+        let (body, end) = prompt.split_at((prompt.len() - 1) / chunk * chunk);
+        for tokens in body.chunks(chunk) {
+            engine.step(&[Work::tokens(0, tokens, Want::Nothing)]).expect("a step");
+        }
+        let mut tokens = vec![token(&mut engine, Work::tokens(0, end, Want::Token(seeded(seed))))];
+        for number in 0..12 {
+            let other = [number];
+            let mut work = vec![Work::decode(0, seeded(seed))];
+            if company {
+                work.insert(0, Work::tokens(1, &other, Want::Token(seeded(seed + 1))));
+            }
+            tokens.extend(engine.step(&work).expect("a step").pop().and_then(|outcome| outcome.drawn_id()));
+        }
+        tokens
+    };
+    let whole = drawn(prompt.len(), false, 42);
+    assert_eq!(whole.len(), 13);
+    for chunk in 1..prompt.len() {
+        assert_eq!(drawn(chunk, chunk % 2 == 0, 42), whole, "chunks of {chunk}");
+    }
+    assert!((43..53).any(|seed| drawn(7, false, seed) != whole), "the seed is ignored");
+}
+
+#[test]
+fn a_draw_obeys_its_mask_and_its_adjustments() {
+    let mut engine = engine();
+    let vocab = engine.config().vocab;
+    let logits = engine.last_logits(0, &[1, 2, 3]).expect("logits");
+    let best = argmax(&logits);
+    let mut sequence = 1;
+    let mut drawn = |draw: Draw<'_>| {
+        sequence += 1;
+        engine.step(&[Work::tokens(sequence, &[1, 2, 3], Want::Token(draw))]).expect("a step").remove(0)
+    };
+    let mut allowed = vec![0u32; vocab.div_ceil(32)];
+    allowed[(vocab - 1) / 32] = 1 << ((vocab - 1) % 32);
+    let masked = drawn(Draw { allowed: Some(&allowed), ..Draw::GREEDY });
+    assert_eq!(masked.drawn_id(), Some(vocab as u32 - 1));
+    let banned = [Adjustment { token: best, bias: f32::NEG_INFINITY, repetition_penalty: 1.0, penalty: 0.0 }];
+    let mut others = logits.clone();
+    others[best as usize] = f32::NEG_INFINITY;
+    assert_eq!(drawn(Draw { adjustments: &banned, ..Draw::GREEDY }).drawn_id(), Some(argmax(&others)));
+    // Log probabilities are those of the model, whatever was banned.
+    let reported = drawn(Draw { adjustments: &banned, logprobs: Some(2), ..Draw::GREEDY }).token().expect("a token");
+    let found = reported.logprobs.expect("log probabilities");
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    let expected = |token: u32| f64::from(logits[token as usize]) - sum.ln();
+    assert_eq!((found.top.len(), found.top[0].0), (2, best));
+    assert!((f64::from(found.top[0].1) - expected(best)).abs() < 1e-5, "{found:?}");
+    assert!((f64::from(found.token) - expected(reported.id)).abs() < 1e-5, "{found:?}");
+}
+
+#[test]
+fn a_refused_step_changes_nothing() {
+    let mut engine = engine();
+    engine.step(&[last(0, &[1, 2, 3])]).expect("a step");
+    let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
+    let outside = vocab as u32;
+    let (long, beyond) = (vec![0; context], [4, outside]);
+    let words = vocab.div_ceil(32);
+    let (short, none) = (vec![u32::MAX; words - 1], vec![0; words]);
+    let draw = |draw| Work::tokens(0, &[4], Want::Token(draw));
+    let adjusted = [Adjustment { token: outside, bias: 0.0, repetition_penalty: 1.0, penalty: 0.0 }];
+    let cases = [
+        (vec![last(0, &[4]), last(1, &[])], BadRequest::NoTokens(1)),
+        (vec![last(0, &beyond)], BadRequest::TokenOutsideVocabulary { token: outside, vocab }),
+        (vec![last(0, &[4]), last(0, &[5])], BadRequest::SequenceTwice(0)),
+        (vec![last(0, &long)], BadRequest::ContextExceeded { sequence: 0, length: context + 3, context }),
+        (vec![last(1, &[4]), Work::decode(0, Draw::GREEDY)], BadRequest::NothingDrawn(0)),
+        (vec![last(0, &[4]), Work::decode(9, Draw::GREEDY)], BadRequest::NothingDrawn(9)),
+        (
+            vec![draw(Draw { allowed: Some(&short), ..Draw::GREEDY })],
+            BadRequest::MaskLength { words: words - 1, vocab, expected: words },
+        ),
+        (vec![draw(Draw { allowed: Some(&none), ..Draw::GREEDY })], BadRequest::NothingAllowed(0)),
+        (
+            vec![draw(Draw { adjustments: &adjusted, ..Draw::GREEDY })],
+            BadRequest::TokenOutsideVocabulary { token: outside, vocab },
+        ),
+        (
+            vec![draw(Draw { logprobs: Some(MAX_LOGPROBS + 1), ..Draw::GREEDY })],
+            BadRequest::TooManyLogprobs(MAX_LOGPROBS + 1),
+        ),
+    ];
+    let mut sentences = Vec::new();
+    for (work, expected) in cases {
+        let found = refusal(engine.step(&work));
+        assert_eq!(found, expected);
+        sentences.push(found.to_string());
+        assert_eq!((engine.length(0), engine.length(1)), (3, 0), "{found}");
+    }
+    insta::assert_snapshot!(sentences.join("\n"));
+    let logits = engine.last_logits(0, &[4]).expect("logits");
+    assert_eq!(logits, engine.last_logits(1, &[1, 2, 3, 4]).expect("logits"));
+}
+
+/// A bit beyond the vocabulary is no token.
+#[test]
+fn a_mask_of_tokens_that_do_not_exist_allows_none() {
+    let mut engine = engine();
+    let vocab = engine.config().vocab;
+    assert_ne!(vocab % 32, 0, "the last word has bits to spare");
+    let mut allowed = vec![0u32; vocab.div_ceil(32)];
+    allowed[vocab / 32] = 1 << (vocab % 32);
+    let draw = Draw { allowed: Some(&allowed), ..Draw::GREEDY };
+    assert_eq!(refusal(engine.step(&[Work::tokens(0, &[1], Want::Token(draw))])), BadRequest::NothingAllowed(0));
+}
+
+/// An engine whose steps take few tokens.
+struct Narrow(RecomputeEngine);
+
+impl Engine for Narrow {
+    fn config(&self) -> &GptOssConfig {
+        self.0.config()
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity { tokens_per_step: 4, ..self.0.capacity() }
+    }
+
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.0.length(sequence)
+    }
+
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        check_work(self, work)?;
+        self.0.submit(work)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        self.0.collect(ticket)
+    }
+
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.0.fork(from, to, length)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.0.truncate(sequence, length)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.0.release(sequence);
+    }
+}
+
+#[test]
+fn a_step_may_be_too_long_for_an_engine() {
+    let mut engine = Narrow(engine());
+    let drawing = Want::Token(Draw::GREEDY);
+    engine.step(&[Work::tokens(0, &[1, 2], drawing), last(1, &[3, 4])]).expect("four tokens");
+    // A drawn token counts as one.
+    let refused = refusal(engine.step(&[Work::decode(0, Draw::GREEDY), last(1, &[5, 6, 7, 8])]));
+    assert_eq!(refused, BadRequest::StepTooLong { tokens: 5, most: 4 });
+    assert_eq!((engine.length(0), engine.length(1)), (2, 2));
+    engine.step(&[Work::decode(0, Draw::GREEDY), last(1, &[5, 6, 7])]).expect("four tokens");
+}
+
+#[test]
+fn a_step_is_collected_once_and_before_the_next() {
+    let mut engine = engine();
+    assert_eq!(engine.capacity().steps_in_flight, 1);
+    let unknown = Ticket(7);
+    assert_eq!(refusal(engine.collect(unknown)), BadRequest::UnknownTicket(unknown));
+    let first = engine.submit(&[last(0, &[1, 2])]).expect("a step");
+    assert_eq!(engine.length(0), 2, "tokens of a submitted step count");
+    assert_eq!(refusal(engine.submit(&[last(0, &[3])])), BadRequest::TooManySteps(1));
+    assert_eq!(engine.length(0), 2);
+    // What a sequence did is told even if the sequence is gone.
+    engine.release(0);
+    let outcomes = engine.collect(first).expect("the step");
+    assert!(matches!(&outcomes[..], [Outcome::Logits(logits)] if logits.len() == engine.config().vocab));
+    assert_eq!(refusal(engine.collect(first)), BadRequest::UnknownTicket(first));
+    let second = engine.submit(&[last(0, &[1])]).expect("a step");
+    assert_ne!(first, second);
+    assert_eq!(refusal(engine.collect(first)), BadRequest::UnknownTicket(first));
+    engine.collect(second).expect("the step");
+}
+
+#[test]
+fn inspecting_is_a_step() {
+    let work = [last(1, &[5, 6, 7]), Work::tokens(2, &[8, 9], Want::Token(seeded(3)))];
+    let (mut inspected, mut stepped) = (engine(), engine());
+    let outcomes = inspected.inspect(&work, &mut NoProbe).expect("a step");
+    assert_eq!(outcomes, stepped.step(&work).expect("a step"));
+    let next = [Work::decode(2, seeded(3))];
+    assert_eq!(inspected.step(&next).expect("a step"), stepped.step(&next).expect("a step"));
+    assert_eq!((inspected.length(1), inspected.length(2)), (3, 3));
+}
+
+#[test]
+fn a_fork_is_the_beginning_of_its_origin() {
+    let mut engine = engine();
+    let tokens = [1, 2, 3, 4, 5];
+    let drawn = token(&mut engine, Work::tokens(0, &tokens, Want::Token(Draw::GREEDY)));
+    for (to, length) in [(1, 5), (2, 2), (3, 1)] {
+        engine.fork(0, to, length).expect("a fork");
+        assert_eq!(engine.length(to), length);
+        // A copy has drawn nothing, even one of all tokens.
+        assert_eq!(refusal(engine.step(&[Work::decode(to, Draw::GREEDY)])), BadRequest::NothingDrawn(to));
+        let found = engine.last_logits(to, &[9]).expect("logits");
+        let whole = [&tokens[..length], &[9]].concat();
+        assert_eq!(found, engine.last_logits(10 + to, &whole).expect("logits"));
+    }
+    // The origin goes on as if nothing had happened, and a copy outlives it.
+    assert_eq!(engine.length(0), 5);
+    let next = token(&mut engine, Work::decode(0, Draw::GREEDY));
+    let whole = [&tokens[..], &[drawn]].concat();
+    assert_eq!(next, argmax(&engine.last_logits(20, &whole).expect("logits")));
+    engine.release(0);
+    let found = engine.last_logits(1, &[11]).expect("logits");
+    assert_eq!(found, engine.last_logits(21, &[1, 2, 3, 4, 5, 9, 11]).expect("logits"));
+}
+
+#[test]
+fn truncating_forgets_the_end() {
+    let mut engine = engine();
+    token(&mut engine, Work::tokens(0, &[1, 2, 3, 4, 5], Want::Token(Draw::GREEDY)));
+    engine.truncate(0, 3).expect("shorter");
     assert_eq!(engine.length(0), 3);
+    // The token that was drawn at the old end does not belong to the new one.
+    assert_eq!(refusal(engine.step(&[Work::decode(0, Draw::GREEDY)])), BadRequest::NothingDrawn(0));
+    let found = engine.last_logits(0, &[9]).expect("logits");
+    assert_eq!(found, engine.last_logits(1, &[1, 2, 3, 9]).expect("logits"));
+    engine.truncate(0, 4).expect("as long as it is");
+    assert_eq!(engine.length(0), 4);
+}
+
+#[test]
+fn impossible_forks_and_truncations_are_refused() {
+    let mut engine = engine();
+    engine.step(&[Work::tokens(0, &[1, 2, 3], Want::Nothing), Work::tokens(1, &[4], Want::Nothing)]).expect("a step");
+    let cannot = |wanted| BadRequest::CannotGoBack { sequence: 0, length: 3, wanted };
+    for wanted in [0, 4] {
+        assert_eq!(refusal(engine.fork(0, 2, wanted)), cannot(wanted));
+        assert_eq!(refusal(engine.truncate(0, wanted)), cannot(wanted));
+    }
+    assert_eq!(refusal(engine.fork(0, 1, 2)), BadRequest::SequenceExists(1));
+    assert_eq!(refusal(engine.fork(0, 0, 2)), BadRequest::SequenceExists(0));
+    assert_eq!(refusal(engine.fork(9, 2, 1)), BadRequest::UnknownSequence(9));
+    assert_eq!(refusal(engine.truncate(9, 1)), BadRequest::UnknownSequence(9));
+    assert_eq!([0, 1, 2, 9].map(|sequence| engine.length(sequence)), [3, 1, 0, 0]);
+    let sentences = [
+        cannot(4),
+        BadRequest::SequenceExists(1),
+        BadRequest::UnknownSequence(9),
+        BadRequest::UnknownTicket(Ticket(3)),
+        BadRequest::TooManySteps(1),
+        BadRequest::StepTooLong { tokens: 5, most: 4 },
+    ];
+    insta::assert_snapshot!(sentences.map(|sentence| sentence.to_string()).join("\n"));
+}
+
+/// One token's embedding is NaN: whoever is fed it has no logits, and nobody else notices.
+#[test]
+fn nan_stays_in_its_sequence() {
+    let mut broken = checkpoint();
+    let bad = 17;
+    let embedding = broken.tensor("token_embd.weight");
+    let (shape, width) = (embedding.shape.clone(), embedding.row_len());
+    let mut values = embedding.to_f32();
+    values[bad as usize * width..][..width].fill(f32::NAN);
+    let rows = HostTensor::packed_rows(Format::F32, shape, Format::F32.encode(&values).into());
+    broken.tensors.insert("token_embd.weight".into(), rows);
+    let (mut broken, mut whole) = (load(&broken), engine());
+
+    let draw = Want::Token(seeded(5));
+    let spoilt = [1, bad, 3];
+    let work = [
+        last(0, &[5, 6, 7]),
+        Work::tokens(1, &spoilt, Want::LastLogits),
+        Work::tokens(2, &spoilt, Want::AllLogits),
+        Work::tokens(3, &spoilt, draw),
+        Work::tokens(4, &[8, 9], draw),
+    ];
+    let outcomes = broken.step(&work).expect("a step");
+    let nan = Outcome::NotANumber { position: 3 };
+    assert_eq!(outcomes[1..4], [nan.clone(), nan.clone(), nan]);
+    let expected = whole.step(&[work[0], work[4]]).expect("a step");
+    assert_eq!([&outcomes[0], &outcomes[4]], [&expected[0], &expected[1]]);
+    assert_eq!(refusal(broken.step(&[Work::decode(3, Draw::GREEDY)])), BadRequest::NothingDrawn(3));
+    for sequence in 1..4 {
+        broken.release(sequence);
+    }
+    let next = [Work::decode(4, seeded(5)), last(1, &[5, 6])];
+    assert_eq!(broken.step(&next).expect("a step"), whole.step(&next).expect("a step"));
+    let error = broken.last_logits(6, &[bad]).expect_err("NaN");
+    assert!(matches!(error, EngineError::NotANumber { position: 1 }), "{error}");
+}
+
+#[test]
+fn phase_2_has_no_snapshots() {
+    assert!(engine().snapshots().is_none());
 }
 
 #[test]

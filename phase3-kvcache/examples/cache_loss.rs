@@ -9,8 +9,8 @@ use std::error::Error;
 
 use gptoss_reference::{Check, Limit};
 use phase1_loading::Checkpoint;
-use phase2_forward::{Chunk, ComputeDevice, DeviceChoice, Dump, Engine, GptOss, LogitsFor};
-use phase3_kvcache::{CacheType, Cached};
+use phase2_forward::{ComputeDevice, DeviceChoice, Dump, Engine, GptOss, Inspect, Want, Work, argmax};
+use phase3_kvcache::{CacheType, CachedEngine};
 
 const PROMPT: &str = "Once upon a time there was a";
 
@@ -28,9 +28,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let count: usize = arguments.next().map_or(Ok(512), |text| text.parse())?;
     let device: DeviceChoice = arguments.next().map_or(Ok(DeviceChoice::Cpu), |name| name.parse())?;
     let device = ComputeDevice::find(device, GptOss::needs(&checkpoint))?;
-    let engine = |kind| -> Result<Cached, Box<dyn Error>> {
+    let engine = |kind| -> Result<CachedEngine, Box<dyn Error>> {
         let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
-        Ok(Cached::with_cache(model, kind)?)
+        Ok(CachedEngine::with_cache(model, kind)?)
     };
     let prompt = checkpoint.tokenizer()?.encode(PROMPT);
     let mut tokens = prompt.clone();
@@ -77,16 +77,13 @@ fn listed(errors: impl Iterator<Item = f64>) -> String {
 }
 
 /// Feeds `tokens` one by one, and its own greedy choices after them until there are `total`.
-fn run(engine: &mut Cached, tokens: &mut Vec<u32>, total: usize) -> Result<Trace, Box<dyn Error>> {
+fn run(engine: &mut CachedEngine, tokens: &mut Vec<u32>, total: usize) -> Result<Trace, Box<dyn Error>> {
     let layers = engine.config().layers();
     let mut trace = Trace { layers: vec![Vec::new(); layers], choices: Vec::new(), cache_bytes: 0 };
     for at in 0..total {
         let mut dump = Dump::default();
-        let chunk = Chunk { sequence: 0, tokens: &tokens[at..=at], logits: LogitsFor::LastToken };
-        let logits = engine.step(&[chunk], &mut dump)?.remove(0).ok_or("logits were asked for")?;
-        let logits: Vec<f32> = logits.into_data().try_to_vec()?;
-        let best = logits.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
-        let choice = best.ok_or("a vocabulary is not empty")?.0 as u32;
+        let work = Work::tokens(0, &tokens[at..=at], Want::LastLogits);
+        let choice = argmax(&engine.inspect(&[work], &mut dump)?.remove(0).logits()?);
         trace.choices.push(choice);
         if at + 1 == tokens.len() && tokens.len() < total {
             tokens.push(choice);

@@ -12,6 +12,7 @@ use crate::cache_type::CacheType;
 use crate::packing::{pack, unpack};
 
 /// The cache of one sequence: keys after rotation, and values.
+#[derive(Clone)]
 pub(crate) struct SequenceCache {
     /// Positions stored so far, or passed through where a ring has let them go.
     length: usize,
@@ -20,6 +21,7 @@ pub(crate) struct SequenceCache {
 }
 
 /// The rows of one layer.
+#[derive(Clone)]
 struct LayerCache {
     attention: AttentionKind,
     keys: Rows,
@@ -44,6 +46,21 @@ impl SequenceCache {
     /// Counts the positions that a forward pass has extended every layer by.
     pub fn advance(&mut self, new: usize) {
         self.length += new;
+    }
+
+    /// Whether the sequence can become shorter: no ring has overwritten a position yet.
+    pub fn can_rewind(&self) -> bool {
+        self.length <= self.layout.window || self.layers.iter().all(|layer| layer.attention == AttentionKind::Full)
+    }
+
+    /// Forgets all but the first `length` positions, which [`SequenceCache::can_rewind`] must allow.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = length;
+    }
+
+    /// A copy of the first `length` positions, under the same condition.
+    pub fn beginning(&self, length: usize) -> SequenceCache {
+        SequenceCache { length, ..self.clone() }
     }
 
     /// What `layer` remembers: positions, and the keys and values `[kv_heads, positions, head_dim]` in their order.
@@ -132,6 +149,7 @@ enum Place {
 }
 
 /// The keys, or the values, of one layer: a buffer `[kv_heads, slots, row]`.
+#[derive(Clone)]
 enum Rows {
     Plain(Buffer<Float>),
     /// Words that `packing` reads; unpacked, one layer at a time, when attention asks for them.
@@ -211,7 +229,8 @@ impl Rows {
     }
 }
 
-/// A tensor `[kv_heads, slots, row]` that is written in place.
+/// A tensor `[kv_heads, slots, row]` that is written in place. A clone shares the tensor until one of them writes.
+#[derive(Clone)]
 struct Buffer<K: Basic> {
     /// Taken out while it is written, so that Burn sees its only owner and need not copy it.
     tensor: Option<Tensor<3, K>>,

@@ -4,20 +4,32 @@ use std::collections::HashMap;
 
 use burn::tensor::Tensor;
 use phase1_loading::GptOssConfig;
-use phase2_forward::{Chunk, Engine, EngineError, GptOss, LogitsFor, Probe, SequenceId, Snapshot, check_batch};
+use phase2_forward::plain::{PlainSteps, check_rewind, outcome_of, read_back, tokens_of};
+use phase2_forward::{
+    BadRequest, Capacity, Engine, EngineError, GptOss, HostDraw, Inspect, NoProbe, Outcome, Probe, SequenceId,
+    Snapshot, Snapshots, Ticket, Work, check_work,
+};
 
 use crate::cache::SequenceCache;
 use crate::cache_type::CacheType;
 use crate::read_cache::ReadCache;
 
-/// What its snapshots are called.
-const FORM: &str = "phase 3";
+/// The engine's name in its snapshots.
+const NAME: &str = "phase 3";
 
-/// Computes only new tokens; earlier ones live on as keys and values.
-pub struct Cached {
-    pub(crate) model: GptOss,
-    pub(crate) kind: CacheType,
-    pub(crate) sequences: HashMap<SequenceId, SequenceCache>,
+/// Computes only new tokens; keys and values of earlier ones are cached.
+pub struct CachedEngine {
+    model: GptOss,
+    kind: CacheType,
+    sequences: HashMap<SequenceId, Sequence>,
+    steps: PlainSteps,
+    host: HostDraw,
+}
+
+struct Sequence {
+    cache: SequenceCache,
+    /// What it drew last, if that may be fed.
+    drawn: Option<u32>,
 }
 
 /// Heads whose rows are no whole blocks of the cache's type.
@@ -28,80 +40,138 @@ pub struct UnsuitableCache {
     head_dim: usize,
 }
 
-impl Cached {
+impl CachedEngine {
     /// An engine that caches in f32.
-    pub fn new(model: GptOss) -> Cached {
-        Cached { model, kind: CacheType::F32, sequences: HashMap::new() }
+    pub fn new(model: GptOss) -> CachedEngine {
+        let (sequences, steps, host) = (HashMap::new(), PlainSteps::default(), HostDraw::default());
+        CachedEngine { model, kind: CacheType::F32, sequences, steps, host }
     }
 
     /// An engine that caches in `kind`.
     ///
     /// # Errors
     /// If the model's rows cannot be stored so.
-    pub fn with_cache(model: GptOss, kind: CacheType) -> Result<Cached, UnsuitableCache> {
+    pub fn with_cache(model: GptOss, kind: CacheType) -> Result<CachedEngine, UnsuitableCache> {
         let head_dim = model.config.head_dim;
         match kind.holds(head_dim) {
-            true => Ok(Cached { model, kind, sequences: HashMap::new() }),
+            true => Ok(CachedEngine { kind, ..CachedEngine::new(model) }),
             false => Err(UnsuitableCache { kind, head_dim }),
         }
     }
 
     /// Bytes that a sequence's cache takes on the device; 0 for an unknown sequence.
     pub fn cache_bytes(&self, sequence: SequenceId) -> usize {
-        self.sequences.get(&sequence).map_or(0, SequenceCache::bytes)
+        self.sequences.get(&sequence).map_or(0, |known| known.cache.bytes())
     }
 
-    pub(crate) fn new_cache(&self) -> SequenceCache {
-        SequenceCache::new(&self.model.config, self.kind, &self.model.device.burn)
+    fn new_sequence(&self) -> Sequence {
+        let cache = SequenceCache::new(&self.model.config, self.kind, &self.model.device.burn);
+        Sequence { cache, drawn: None }
+    }
+
+    fn check_rewind(&self, sequence: SequenceId, length: usize) -> Result<(), BadRequest> {
+        let cache = self.sequences.get(&sequence).map(|known| &known.cache);
+        let reaches = || cache.is_some_and(SequenceCache::can_rewind);
+        check_rewind(sequence, cache.map(SequenceCache::length), length, reaches)
     }
 }
 
-impl Engine for Cached {
+impl Engine for CachedEngine {
     fn config(&self) -> &GptOssConfig {
         &self.model.config
     }
 
+    fn capacity(&self) -> Capacity {
+        Capacity::UNBOUNDED
+    }
+
     fn length(&self, sequence: SequenceId) -> usize {
-        self.sequences.get(&sequence).map_or(0, SequenceCache::length)
+        self.sequences.get(&sequence).map_or(0, |known| known.cache.length())
     }
 
-    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
-        check_batch(self, batch)?;
-        let logits = batch.iter().map(|&Chunk { sequence, tokens, logits }| {
-            let mut cache = self.sequences.remove(&sequence).unwrap_or_else(|| self.new_cache());
-            let wanted = match logits {
-                LogitsFor::Nothing => 0..0,
-                LogitsFor::LastToken => tokens.len() - 1..tokens.len(),
-                LogitsFor::EveryToken => 0..tokens.len(),
-            };
-            let logits = self.model.forward(tokens, cache.length(), wanted, &mut cache, probe);
-            cache.advance(tokens.len());
-            self.sequences.insert(sequence, cache);
-            logits
-        });
-        Ok(logits.collect())
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        self.steps.check_room()?;
+        let outcomes = self.inspect(work, &mut NoProbe)?;
+        Ok(self.steps.push(outcomes))
     }
 
-    fn save(&self, sequence: SequenceId) -> Option<Snapshot> {
-        let cache = self.sequences.get(&sequence)?;
-        Some(Snapshot { form: FORM.into(), length: cache.length(), items: cache.save() })
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        Ok(self.steps.take(ticket)?)
     }
 
-    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
-        let mut cache = self.new_cache();
-        snapshot.check(FORM, self.model.config.context_length, |length| cache.saved_bytes(length))?;
-        cache.restore(snapshot.length, &snapshot.items);
-        self.sequences.insert(sequence, cache);
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        if self.sequences.contains_key(&to) {
+            return Err(BadRequest::SequenceExists(to).into());
+        }
+        self.check_rewind(from, length)?;
+        let Some(known) = self.sequences.get(&from) else { return Err(BadRequest::UnknownSequence(from).into()) };
+        let copy = Sequence { cache: known.cache.beginning(length), drawn: None };
+        self.sequences.insert(to, copy);
+        Ok(())
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.check_rewind(sequence, length)?;
+        if let Some(known) = self.sequences.get_mut(&sequence) {
+            known.cache.truncate(length);
+            known.drawn = None;
+        }
         Ok(())
     }
 
     fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
     }
+
+    fn snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        Some(self)
+    }
 }
 
-impl ReadCache for Cached {
+impl Inspect for CachedEngine {
+    fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
+        check_work(self, work)?;
+        let drawn = |item: &Work<'_>| self.sequences.get(&item.sequence).and_then(|known| known.drawn);
+        let inputs: Vec<Vec<u32>> = work.iter().map(|item| tokens_of(item, drawn(item))).collect::<Result<_, _>>()?;
+        let mut computed = Vec::new();
+        for (item, tokens) in work.iter().zip(inputs) {
+            let mut known = self.sequences.remove(&item.sequence).unwrap_or_else(|| self.new_sequence());
+            let wanted = tokens.len() - item.want.rows(tokens.len())..tokens.len();
+            computed.push(self.model.forward(&tokens, known.cache.length(), wanted, &mut known.cache, probe));
+            known.cache.advance(tokens.len());
+            self.sequences.insert(item.sequence, known);
+        }
+        let mut outcomes = Vec::new();
+        for (item, logits) in work.iter().zip(computed) {
+            let logits = read_back(logits)?;
+            let outcome = outcome_of(&item.want, logits, self.length(item.sequence), &mut self.host);
+            if let Some(known) = self.sequences.get_mut(&item.sequence) {
+                known.drawn = outcome.drawn_id();
+            }
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+}
+
+impl Snapshots for CachedEngine {
+    fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError> {
+        let known = self.sequences.get(&sequence).ok_or(BadRequest::UnknownSequence(sequence))?;
+        Ok(Snapshot { engine: NAME.into(), length: known.cache.length(), items: known.cache.save() })
+    }
+
+    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
+        let mut restored = self.new_sequence();
+        let context = self.model.config.context_length;
+        snapshot.check(NAME, context, |length| restored.cache.saved_bytes(length))?;
+        restored.cache.restore(snapshot.length, &snapshot.items);
+        self.sequences.insert(sequence, restored);
+        Ok(())
+    }
+}
+
+impl ReadCache for CachedEngine {
     fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
-        Some(self.sequences.get(&sequence)?.contents(layer))
+        Some(self.sequences.get(&sequence)?.cache.contents(layer))
     }
 }

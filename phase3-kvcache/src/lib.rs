@@ -1,7 +1,7 @@
 //! Phase 3: logits become text. Keys and values are cached, tokens are sampled, generation runs.
 //!
-//! [`Cached`] is phase 2's model behind the same [`Engine`](phase2_forward::Engine) seam, with a cache in the one place
-//! where the forward pass asks for earlier keys. [`generate`] is written once against that seam, for every engine.
+//! [`CachedEngine`] is phase 2's model behind the same [`Engine`](phase2_forward::Engine) seam, with a cache in the one place
+//! where the forward pass asks for earlier keys. [`Generation`] is written once against that seam, for every engine.
 
 pub mod block;
 mod cache;
@@ -16,8 +16,8 @@ mod stopping;
 
 pub use cache_layout::CacheLayout;
 pub use cache_type::CacheType;
-pub use cached::{Cached, UnsuitableCache};
-pub use generate::{Generation, GenerationError, GenerationParams, PREFILL_CHUNK, Step, generate};
+pub use cached::{CachedEngine, UnsuitableCache};
+pub use generate::{Generated, Generation, GenerationError, GenerationParams, PREFILL_CHUNK, Step, generate};
 pub use read_cache::ReadCache;
 pub use sampling::{Sampler, SamplingError, SamplingParams};
 pub use stopping::{EmptyStopString, FinishReason, StopCondition};

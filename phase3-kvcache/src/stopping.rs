@@ -77,7 +77,7 @@ impl StopCondition {
     }
 
     /// Releases the held text when generation ends for a reason that `push` did not give.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(&mut self) -> String {
+        take(&mut self.held)
     }
 }

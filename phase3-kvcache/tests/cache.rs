@@ -1,52 +1,16 @@
 //! However a sequence is cut into chunks, the cache gives what recomputing gives.
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+mod model;
 
 use gptoss_reference::{Check, Limit};
 use phase1_loading::{AttentionKind, Checkpoint};
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Recompute, Snapshot};
-use phase3_kvcache::{CacheLayout, CacheType, Cached, ReadCache};
+use phase2_forward::{
+    BadRequest, Draw, Engine, EngineError, Outcome, RecomputeEngine, SequenceId, Snapshot, Snapshots, Want, Work,
+};
+use phase3_kvcache::{CacheLayout, CacheType, CachedEngine, ReadCache};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
-use synthetic::SyntheticModel;
 
-const WINDOW: usize = 12;
-
-/// A fresh random model whose window is short enough to wrap several times.
-fn model() -> GptOss {
-    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FILE.get_or_init(|| written(WINDOW));
-    load(path)
-}
-
-fn written(window: usize) -> (tempfile::TempDir, PathBuf) {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("model.gguf");
-    let nano = SyntheticModel::preset("nano").expect("a preset");
-    // All experts for every token: a router would turn a small loss in a cache into another choice.
-    let model = SyntheticModel { sliding_window: window, layers: 3, experts: 4, experts_per_token: 4, ..nano };
-    model.write(&path, seed(), &mut |_, _| ()).expect("written");
-    (directory, path)
-}
-
-/// The seed of all weights: `PROPTEST_RNG_SEED`, or a new one in every run.
-fn seed() -> u64 {
-    match ProptestConfig::default().rng_seed {
-        RngSeed::Fixed(seed) => seed,
-        RngSeed::Random => std::process::id().into(),
-    }
-}
-
-/// What a failure says about the weights.
-fn weights() -> String {
-    format!("weights of PROPTEST_RNG_SEED={}", seed())
-}
-
-fn load(path: &Path) -> GptOss {
-    let checkpoint = Checkpoint::open(path).expect("opens");
-    GptOss::load(&checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads")
-}
+use model::{WINDOW, load, model, weights, written};
 
 /// Logits of every token, fed in chunks of these lengths, the last one again and again.
 fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec<f32> {
@@ -54,21 +18,25 @@ fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec
     let mut lengths = lengths.iter().chain(std::iter::repeat(lengths.last().expect("a length")));
     while !tokens.is_empty() {
         let (chunk, rest) = tokens.split_at(tokens.len().min(*lengths.next().expect("endless")));
-        let chunk = Chunk { sequence: 0, tokens: chunk, logits: LogitsFor::EveryToken };
-        let rows = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-        all.extend(rows.into_data().try_to_vec::<f32>().expect("f32"));
+        all.extend(engine.all_logits(0, chunk).expect("a step"));
         tokens = rest;
     }
     engine.release(0);
     all
 }
 
+/// Feeds tokens and wants nothing.
+fn feed(engine: &mut dyn Engine, sequence: SequenceId, tokens: &[u32]) {
+    let outcomes = engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)]).expect("a step");
+    assert_eq!(outcomes, [Outcome::Fed]);
+}
+
 /// A cache of this kind, and how far it may take the logits from those of an f32 one.
 const LOSSES: [(CacheType, Limit); 2] =
     [(CacheType::F16, Limit { rms: 2e-3, max: 2e-2 }), (CacheType::Q8_0, Limit { rms: 3e-2, max: 2e-1 })];
 
-fn with_cache(kind: CacheType) -> Cached {
-    Cached::with_cache(model(), kind).expect("heads of 32 fit any kind")
+fn with_cache(kind: CacheType) -> CachedEngine {
+    CachedEngine::with_cache(model(), kind).expect("heads of 32 fit any kind")
 }
 
 proptest! {
@@ -80,7 +48,7 @@ proptest! {
         tokens in prop::collection::vec(0u32..1000, 1..70),
         lengths in prop::collection::vec(1usize..30, 1..6),
     ) {
-        let whole = logits(&mut Recompute::new(model()), &tokens, &[tokens.len()]);
+        let whole = logits(&mut RecomputeEngine::new(model()), &tokens, &[tokens.len()]);
         for (kind, limit) in LOSSES {
             let chunked = logits(&mut with_cache(kind), &tokens, &lengths);
             let check = Check::values("random", kind.name(), &whole, &chunked, limit);
@@ -98,17 +66,13 @@ proptest! {
         let cut = 1 + ((tokens.len() - 2) as f64 * share) as usize;
         let (before, after) = tokens.split_at(cut);
         let mut first = with_cache(kind);
-        first.step(&[Chunk { sequence: 1, tokens: before, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+        feed(&mut first, 1, before);
         let snapshot = first.save(1).expect("known");
         let mut second = with_cache(kind);
-        second.step(&[Chunk { sequence: 2, tokens: &[5, 6], logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+        feed(&mut second, 2, &[5, 6]);
         second.restore(2, &snapshot).expect("the same model");
         prop_assert_eq!(second.length(2), cut);
-        let rest = |engine: &mut Cached, sequence| -> Vec<f32> {
-            let chunk = Chunk { sequence, tokens: after, logits: LogitsFor::EveryToken };
-            let rows = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-            rows.into_data().try_to_vec().expect("f32")
-        };
+        let rest = |engine: &mut CachedEngine, sequence| engine.all_logits(sequence, after).expect("a step");
         prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2), "{}", weights());
     }
 
@@ -117,8 +81,8 @@ proptest! {
         tokens in prop::collection::vec(0u32..1000, 1..70),
         lengths in prop::collection::vec(1usize..30, 1..6),
     ) {
-        let whole = logits(&mut Recompute::new(model()), &tokens, &[tokens.len()]);
-        let chunked = logits(&mut Cached::new(model()), &tokens, &lengths);
+        let whole = logits(&mut RecomputeEngine::new(model()), &tokens, &[tokens.len()]);
+        let chunked = logits(&mut CachedEngine::new(model()), &tokens, &lengths);
         let check = Check::values("random", "logits", &whole, &chunked, Limit::F32);
         prop_assert!(check.passed(), "{check:?}, {}", weights());
     }
@@ -129,9 +93,9 @@ proptest! {
         tokens in prop::collection::vec(0u32..1000, 1..60),
         length in 1usize..40,
     ) {
-        let mut engine = Cached::new(model());
+        let mut engine = CachedEngine::new(model());
         for tokens in tokens.chunks(length) {
-            engine.step(&[Chunk { sequence: 4, tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
+            feed(&mut engine, 4, tokens);
         }
         for layer in 0..3 {
             let (mut positions, keys, values) = engine.read_cache(4, layer).expect("cached");
@@ -148,9 +112,9 @@ proptest! {
 #[test]
 fn a_full_layer_grows() {
     let tokens: Vec<u32> = (0..300).map(|i| i * 7 % 1000).collect();
-    let whole = logits(&mut Recompute::new(model()), &tokens, &[300]);
+    let whole = logits(&mut RecomputeEngine::new(model()), &tokens, &[300]);
     for lengths in [&[200, 55, 1][..], &[300], &[256, 1], &[257]] {
-        let chunked = logits(&mut Cached::new(model()), &tokens, lengths);
+        let chunked = logits(&mut CachedEngine::new(model()), &tokens, lengths);
         let check = Check::values("long", "logits", &whole, &chunked, Limit::F32);
         assert!(check.passed(), "{lengths:?}: {check:?}, {}", weights());
     }
@@ -160,39 +124,34 @@ fn a_full_layer_grows() {
 #[test]
 fn a_wide_ring_grows() {
     let (_directory, path) = written(300);
+    let checkpoint = Checkpoint::open(&path).expect("opens");
     let tokens: Vec<u32> = (0..700).map(|i| i * 7 % 1000).collect();
-    let whole = logits(&mut Recompute::new(load(&path)), &tokens, &[700]);
+    let whole = logits(&mut RecomputeEngine::new(load(&checkpoint)), &tokens, &[700]);
     for lengths in [&[200, 55, 1, 44, 1, 100][..], &[700], &[290, 30]] {
-        let chunked = logits(&mut Cached::new(load(&path)), &tokens, lengths);
+        let chunked = logits(&mut CachedEngine::new(load(&checkpoint)), &tokens, lengths);
         let check = Check::values("wide", "logits", &whole, &chunked, Limit::F32);
         assert!(check.passed(), "{lengths:?}: {check:?}, {}", weights());
     }
     for cut in [100, 280, 300, 301, 650] {
-        let (mut first, mut second) = (Cached::new(load(&path)), Cached::new(load(&path)));
-        let chunk = |tokens, logits| [Chunk { sequence: 0, tokens, logits }];
-        first.step(&chunk(&tokens[..cut], LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        let (mut first, mut second) = (CachedEngine::new(load(&checkpoint)), CachedEngine::new(load(&checkpoint)));
+        feed(&mut first, 0, &tokens[..cut]);
         second.restore(0, &first.save(0).expect("known")).expect("the same model");
-        let rest = |engine: &mut Cached| -> Vec<f32> {
-            let rows =
-                engine.step(&chunk(&tokens[cut..], LogitsFor::EveryToken), &mut NoProbe).expect("a step").remove(0);
-            rows.expect("logits").into_data().try_to_vec().expect("f32")
-        };
+        let rest = |engine: &mut CachedEngine| engine.all_logits(0, &tokens[cut..]).expect("a step");
         assert_eq!(rest(&mut first), rest(&mut second), "cut at {cut}, {}", weights());
     }
 }
 
 #[test]
 fn sequences_of_a_batch_do_not_meet() {
-    let mut together = Cached::new(model());
-    let mut alone = Cached::new(model());
+    let mut together = CachedEngine::new(model());
+    let mut alone = CachedEngine::new(model());
     for step in 0..20 {
         let (a, b) = ([step, step + 1], [900 - step]);
-        let chunk = |sequence, tokens| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
-        let both = together.step(&[chunk(1, &a), chunk(2, &b)], &mut NoProbe).expect("a batch");
-        let first = alone.step(&[chunk(1, &a)], &mut NoProbe).expect("a step").remove(0);
-        let second = alone.step(&[chunk(2, &b)], &mut NoProbe).expect("a step").remove(0);
-        for (one, other) in both.into_iter().zip([first, second]) {
-            assert_eq!(one.expect("logits").into_data(), other.expect("logits").into_data(), "{}", weights());
+        let work = [Work::tokens(1, &a, Want::LastLogits), Work::tokens(2, &b, Want::LastLogits)];
+        let both = together.step(&work).expect("a batch");
+        let expected = [alone.last_logits(1, &a), alone.last_logits(2, &b)];
+        for (one, other) in both.into_iter().zip(expected) {
+            assert_eq!(one.logits().expect("logits"), other.expect("logits"), "{}", weights());
         }
     }
 }
@@ -202,9 +161,7 @@ fn packed_caches_are_smaller() {
     let tokens: Vec<u32> = (0..700).map(|i| i * 7 % 1000).collect();
     let bytes = |kind| {
         let mut engine = with_cache(kind);
-        engine
-            .step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe)
-            .expect("a step");
+        feed(&mut engine, 0, &tokens);
         let saved: usize = engine.save(0).expect("known").items.iter().map(|item| item.len()).sum();
         assert_eq!(saved, (700 + 2 * WINDOW) * 2 * 2 * kind.row_bytes(32), "{kind}");
         let layout = CacheLayout::new(engine.config(), kind);
@@ -224,25 +181,59 @@ fn packed_caches_are_smaller() {
 }
 
 #[test]
-fn what_another_model_saved_is_refused() {
+fn what_another_engine_or_model_saved_is_refused() {
     let mut engine = with_cache(CacheType::F16);
-    engine
-        .step(&[Chunk { sequence: 0, tokens: &[1, 2, 3], logits: LogitsFor::Nothing }], &mut NoProbe)
-        .expect("a step");
+    feed(&mut engine, 0, &[1, 2, 3]);
     let good = engine.save(0).expect("known");
-    let mut refusal = |snapshot: &Snapshot| engine.restore(0, snapshot).expect_err("refused").to_string();
+    // The sequence that is not replaced.
+    feed(&mut engine, 1, &[4, 5]);
+    let mut untouched = with_cache(CacheType::F16);
+    feed(&mut untouched, 1, &[4, 5]);
+    let mut refusal = |snapshot: &Snapshot| match engine.restore(1, snapshot) {
+        Err(EngineError::BadRequest(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    };
     let mut fewer = good.clone();
     fewer.items.pop();
-    let refusals = [
-        refusal(&Snapshot { length: 4, ..good.clone() }),
-        refusal(&Snapshot { length: 0, ..good.clone() }),
-        refusal(&Snapshot { length: usize::MAX, ..good.clone() }),
-        refusal(&fewer),
-    ];
-    assert!(refusals.iter().all(|message| message.contains("saved sequence")), "{refusals:#?}");
-    let other = refusal(&Snapshot { form: "phase 5 on the CPU".into(), ..good.clone() });
-    assert_eq!(other, "a sequence saved by phase 5 on the CPU cannot be restored by phase 3");
-    assert!(engine.restore(0, &good).is_ok());
-    assert!(with_cache(CacheType::F32).restore(0, &good).is_err());
-    assert!(Recompute::new(model()).restore(0, &good).is_err());
+    let mut longer = good.clone();
+    longer.items[0] = [&longer.items[0][..], &[0; 4]].concat().into();
+    for wrong in [
+        Snapshot { length: 4, ..good.clone() },
+        Snapshot { length: 0, ..good.clone() },
+        Snapshot { length: usize::MAX, ..good.clone() },
+        fewer,
+        longer,
+        with_f32_cache(&[1, 2, 3]),
+    ] {
+        let found = refusal(&wrong);
+        assert!(matches!(found, BadRequest::WrongSnapshot(_)), "{found:?}");
+        assert!(found.to_string().starts_with("the saved sequence does not fit this model's cache: "), "{found}");
+    }
+    let other = refusal(&Snapshot { engine: "phase 5 on the CPU".into(), ..good.clone() });
+    assert_eq!(other, BadRequest::OtherEngine { found: "phase 5 on the CPU".into(), expected: "phase 3" });
+    assert_eq!(other.to_string(), "a sequence saved by phase 5 on the CPU cannot be restored by phase 3");
+    assert_eq!(engine.last_logits(1, &[6]).expect("logits"), untouched.last_logits(1, &[6]).expect("logits"));
+    engine.restore(1, &good).expect("its own");
+    assert_eq!(engine.length(1), 3);
+    assert!(matches!(engine.save(9), Err(EngineError::BadRequest(BadRequest::UnknownSequence(9)))));
+}
+
+/// What an engine with a cache in f32 saves of a sequence.
+fn with_f32_cache(tokens: &[u32]) -> Snapshot {
+    let mut engine = with_cache(CacheType::F32);
+    feed(&mut engine, 0, tokens);
+    engine.save(0).expect("known")
+}
+
+/// The drawn token is no part of a snapshot, and does not survive in the sequence that is replaced.
+#[test]
+fn a_restored_sequence_has_drawn_nothing() {
+    let mut engine = CachedEngine::new(model());
+    let work = Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY));
+    engine.step(&[work]).expect("a step").remove(0).token().expect("a token");
+    let snapshot = engine.snapshots().expect("phase 3 has them").save(0).expect("known");
+    engine.snapshots().expect("phase 3 has them").restore(0, &snapshot).expect("its own");
+    let refused = engine.step(&[Work::decode(0, Draw::GREEDY)]).expect_err("nothing was drawn");
+    assert!(matches!(refused, EngineError::BadRequest(BadRequest::NothingDrawn(0))), "{refused}");
+    assert_eq!(engine.length(0), 3);
 }

@@ -1,7 +1,8 @@
-//! Laws and examples of the sampler and of the stop condition.
+//! Laws and examples of the draws that a sampler asks for, of the stop condition, and of the host's draws themselves.
 
 use std::collections::BTreeSet;
 
+use phase2_forward::{Draw, HostDraw, Sampling};
 use phase3_kvcache::{FinishReason, Sampler, SamplingError, SamplingParams, StopCondition};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,17 +13,43 @@ fn sampler(params: SamplingParams, vocab: usize) -> Sampler {
     Sampler::new(params, vocab).expect("parameters in range")
 }
 
+/// A text that is drawn from rows of logits.
+struct Text {
+    sampler: Sampler,
+    host: HostDraw,
+    position: usize,
+}
+
+impl Text {
+    fn new(params: SamplingParams, vocab: usize) -> Text {
+        Text { sampler: sampler(params, vocab), host: HostDraw::default(), position: 0 }
+    }
+
+    /// The next token; `None` if a logit is NaN. Leaves the adjusted logits behind.
+    fn draw(&mut self, logits: &mut [f32]) -> Option<u32> {
+        let token = self.host.draw(logits, self.position, &self.sampler.next_draw())?.id;
+        self.sampler.accept(token);
+        self.position += 1;
+        Some(token)
+    }
+}
+
 /// `count` draws from the same row.
 fn draws(params: SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
-    let mut sampler = sampler(params, logits.len());
-    (0..count).map(|_| sampler.sample(&mut logits.to_vec())).collect()
+    let mut text = Text::new(params, logits.len());
+    (0..count).map(|_| text.draw(&mut logits.to_vec()).expect("no NaN")).collect()
 }
 
 /// Makes `token` the next generated one, whatever the bounded penalties say.
-fn generate(sampler: &mut Sampler, vocab: usize, token: u32) {
+fn generate(text: &mut Text, vocab: usize, token: u32) {
     let mut row = vec![-INF; vocab];
     row[token as usize] = 0.0;
-    assert_eq!(sampler.sample(&mut row), token);
+    assert_eq!(text.draw(&mut row), Some(token));
+}
+
+/// Parameters with only these set.
+fn filters(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> SamplingParams {
+    SamplingParams { sampling: Sampling { temperature, top_k, top_p, min_p }, ..Default::default() }
 }
 
 /// Tokens by falling probability at `temperature`, ties by token, with their probabilities.
@@ -51,11 +78,14 @@ prop_compose! {
         presence_penalty in -2.0f32..2.0, frequency_penalty in -2.0f32..2.0, seed: u64,
     ) -> SamplingParams {
         SamplingParams {
-            temperature, top_k, top_p, min_p, seed,
-            repetition_penalty, presence_penalty, frequency_penalty,
-            logit_bias: Vec::new(),
+            seed, repetition_penalty, presence_penalty, frequency_penalty,
+            ..filters(temperature, top_k, top_p, min_p)
         }
     }
+}
+
+fn without_penalties(params: SamplingParams) -> SamplingParams {
+    SamplingParams { repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, ..params }
 }
 
 proptest! {
@@ -66,7 +96,7 @@ proptest! {
         let max = row.iter().copied().fold(-INF, f32::max);
         let first = row.iter().position(|&l| l == max).expect("row is not empty") as u32;
         let greedy = SamplingParams { seed, ..Default::default() };
-        let top_1 = SamplingParams { temperature, top_k: 1, ..greedy.clone() };
+        let top_1 = SamplingParams { seed, ..filters(temperature, 1, 1.0, 0.0) };
         prop_assert_eq!(draws(greedy, &row, 3), [first; 3]);
         prop_assert_eq!(draws(top_1, &row, 3), [first; 3]);
     }
@@ -75,9 +105,7 @@ proptest! {
     fn adding_a_constant_changes_nothing(
         row in exact_row(), constant in -1000i32..1000, params in any_params(),
     ) {
-        let params = SamplingParams {
-            repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, ..params
-        };
+        let params = without_penalties(params);
         let shifted: Vec<f32> = row.iter().map(|l| l + constant as f32).collect();
         prop_assert_eq!(draws(params.clone(), &row, 20), draws(params, &shifted, 20));
     }
@@ -89,18 +117,53 @@ proptest! {
 
     #[test]
     fn impossible_tokens_are_never_drawn(
-        mut row in exact_row(), holes in vec((any::<prop::sample::Index>(), any::<bool>()), 0..40),
+        mut row in exact_row(), holes in vec(any::<prop::sample::Index>(), 0..40),
         params in any_params(),
     ) {
-        for (index, nan) in holes {
-            *index.get_mut(&mut row) = if nan { f32::NAN } else { -INF };
+        for index in holes {
+            *index.get_mut(&mut row) = -INF;
         }
         let possible = row.iter().any(|l| l.is_finite());
-        let mut sampler = sampler(params, row.len());
+        let mut text = Text::new(params, row.len());
         for _ in 0..20 {
-            let token = sampler.sample(&mut row.clone());
-            prop_assert!(!possible || row[token as usize].is_finite(), "drew {}", token);
+            let token = text.draw(&mut row.clone()).expect("no NaN");
+            let allowed = if possible { row[token as usize].is_finite() } else { token == 0 };
+            prop_assert!(allowed, "drew {}", token);
         }
+    }
+
+    #[test]
+    fn nothing_is_drawn_from_a_row_with_nan(
+        mut row in exact_row(), index: prop::sample::Index, params in any_params(),
+    ) {
+        let mut text = Text::new(params.clone(), row.len());
+        let whole = row.clone();
+        *index.get_mut(&mut row) = f32::NAN;
+        prop_assert_eq!(text.draw(&mut row), None);
+        // Nothing has happened.
+        prop_assert_eq!(text.draw(&mut whole.clone()), draws(params, &whole, 1).first().copied());
+    }
+
+    #[test]
+    fn a_mask_bans_what_it_does_not_allow(
+        row in exact_row(), allowed in vec(any::<bool>(), 40), params in any_params(), position in 0usize..1000,
+    ) {
+        let mut words = vec![0u32; row.len().div_ceil(32)];
+        let mut banned = row.clone();
+        for (token, logit) in banned.iter_mut().enumerate() {
+            match allowed[token] {
+                true => words[token / 32] |= 1 << (token % 32),
+                false => *logit = -INF,
+            }
+        }
+        prop_assume!(words.iter().any(|&word| word != 0));
+        let mut sampler = sampler(params, row.len());
+        let draw = sampler.next_draw();
+        let mut host = HostDraw::default();
+        let mut masked = row;
+        let found = host.draw(&mut masked, position, &Draw { allowed: Some(&words), ..draw });
+        prop_assert_eq!(&masked, &banned);
+        prop_assert_eq!(found, host.draw(&mut banned, position, &draw));
     }
 
     #[test]
@@ -108,13 +171,13 @@ proptest! {
         row in vec(-9.0f32..9.0, 8), params in any_params(),
         prompt in vec(0u32..8, 0..4), generated in vec(0u32..8, 0..6),
     ) {
-        let mut sampler = sampler(params.clone(), 8);
-        sampler.observe_prompt(&prompt);
+        let mut text = Text::new(params.clone(), 8);
+        text.sampler.observe_prompt(&prompt);
         for &token in &generated {
-            generate(&mut sampler, 8, token);
+            generate(&mut text, 8, token);
         }
         let mut after = row.clone();
-        sampler.sample(&mut after);
+        text.draw(&mut after);
         for token in 0..8u32 {
             let (before, after) = (row[token as usize], after[token as usize]);
             let count = generated.iter().filter(|&&g| g == token).count() as f32;
@@ -129,6 +192,22 @@ proptest! {
             }
             prop_assert_eq!(after, expected, "token {} was {}", token, before);
         }
+    }
+
+    #[test]
+    fn each_token_is_adjusted_once(
+        biases in vec((0u32..8, -3.0f32..3.0), 0..6), params in any_params(),
+        prompt in vec(0u32..8, 0..4), generated in vec(0u32..8, 0..6),
+    ) {
+        let params = SamplingParams { logit_bias: biases.clone(), ..params };
+        let mut sampler = sampler(params, 8);
+        sampler.observe_prompt(&prompt);
+        generated.iter().for_each(|&token| sampler.accept(token));
+        let draw = sampler.next_draw();
+        let adjusted: BTreeSet<u32> = draw.adjustments.iter().map(|adjustment| adjustment.token).collect();
+        prop_assert_eq!(adjusted.len(), draw.adjustments.len());
+        let biased = biases.iter().map(|&(token, _)| token);
+        prop_assert_eq!(adjusted, biased.chain(prompt).chain(generated).collect());
     }
 }
 
@@ -152,7 +231,7 @@ proptest! {
         let least = f64::from(min_p) * kept[0].1;
         kept.retain(|&(_, p)| p >= least);
 
-        let params = SamplingParams { temperature, top_k, top_p, min_p, seed, ..Default::default() };
+        let params = SamplingParams { seed, ..filters(temperature, top_k, top_p, min_p) };
         let drawn: BTreeSet<u32> = draws(params, &row, 1500).into_iter().collect();
         prop_assert_eq!(drawn, kept.iter().map(|&(token, _)| token).collect());
     }
@@ -160,15 +239,14 @@ proptest! {
 
 #[test]
 fn zeros_of_either_sign_tie() {
-    let params = SamplingParams { temperature: 1.0, top_k: 1, ..Default::default() };
-    assert_eq!(draws(params, &[-0.0, 0.0], 1), [0]);
+    assert_eq!(draws(filters(1.0, 1, 1.0, 0.0), &[-0.0, 0.0], 1), [0]);
     assert_eq!(draws(SamplingParams::default(), &[-0.0, 0.0], 1), [0]);
 }
 
 #[test]
 fn frequencies_match_the_softmax() {
     let row = [1.0, -0.5, 0.25, 2.0, 0.0];
-    let params = SamplingParams { temperature: 0.7, seed: 7, ..Default::default() };
+    let params = SamplingParams { seed: 7, ..filters(0.7, 0, 1.0, 0.0) };
     let drawn = draws(params, &row, 100_000);
     let chi_square: f64 = ranked(&row, 0.7)
         .iter()
@@ -193,15 +271,14 @@ fn a_nucleus_wider_than_one_ranking_step_is_exact() {
         }
         mass += p;
     }
-    let params = SamplingParams { temperature: 1.0, top_p: 0.5, ..Default::default() };
-    let drawn = draws(params, &row, 1000);
+    let drawn = draws(filters(1.0, 0, 0.5, 0.0), &row, 1000);
     assert!(drawn.iter().all(|token| kept.contains(token)));
     assert!(drawn.iter().any(|token| kept[kept.len() - 128..].contains(token)));
 }
 
 #[test]
 fn thresholds_are_inclusive_and_infinite_logits_tie() {
-    let with = |top_p, min_p| SamplingParams { temperature: 1.0, top_p, min_p, ..Default::default() };
+    let with = |top_p, min_p| filters(1.0, 0, top_p, min_p);
     let drawn = |params, row: &[f32]| BTreeSet::from_iter(draws(params, row, 100));
     assert_eq!(drawn(with(0.5, 0.0), &[0.0; 4]), [0, 1].into());
     assert_eq!(drawn(with(1.0, 1.0), &[1.0, 0.0, 1.0]), [0, 2].into());
@@ -210,43 +287,44 @@ fn thresholds_are_inclusive_and_infinite_logits_tie() {
 }
 
 proptest! {
+    /// A draw depends on the seed, the position and the tokens so far, and not on what was drawn with the same sampler.
     #[test]
-    fn tokens_drawn_elsewhere_count_as_drawn_here(row in exact_row(), params in any_params(), elsewhere: Vec<bool>) {
-        let [mut always_here, mut sometimes] = [(); 2].map(|()| sampler(params.clone(), row.len()));
-        for elsewhere in elsewhere {
-            let mut numbers = sometimes.draws();
-            prop_assert_eq!(numbers(), sometimes.draws()());
-            let token = always_here.sample(&mut row.clone());
-            if elsewhere {
-                sometimes.accept(token);
-            } else {
-                prop_assert_eq!(sometimes.sample(&mut row.clone()), token);
-            }
+    fn tokens_drawn_elsewhere_count_as_drawn_here(row in exact_row(), params in any_params(), count in 1usize..12) {
+        let tokens = draws(params.clone(), &row, count);
+        for (position, &token) in tokens.iter().enumerate() {
+            let mut fresh = Text { position, ..Text::new(params.clone(), row.len()) };
+            tokens[..position].iter().for_each(|&token| fresh.sampler.accept(token));
+            prop_assert_eq!(fresh.draw(&mut row.clone()), Some(token));
         }
     }
 }
 
-/// The expected tokens come from a separate Python implementation of ChaCha8 and the filters.
+/// The expected tokens come from a separate Python implementation of Threefry and the filters.
 #[test]
 fn draws_of_a_seed_are_pinned() {
     let row: Vec<f32> = (0..1000).map(|i| (i * 37 % 101) as f32 / 16.0).collect();
-    let with =
-        |top_k, top_p, min_p| SamplingParams { temperature: 1.0, top_k, top_p, min_p, seed: 42, ..Default::default() };
-    assert_eq!(draws(with(0, 1.0, 0.0), &row, 6), [685, 954, 431, 632, 289, 150]);
-    assert_eq!(draws(with(40, 1.0, 0.0), &row, 6), [696, 969, 434, 636, 292, 131]);
-    assert_eq!(draws(with(0, 0.9, 0.0), &row, 6), [682, 955, 431, 630, 289, 150]);
-    assert_eq!(draws(with(0, 1.0, 0.1), &row, 6), [685, 955, 431, 633, 289, 150]);
-    let other_seed = SamplingParams { seed: 43, ..with(0, 1.0, 0.0) };
-    assert_ne!(draws(other_seed, &row, 6), draws(with(0, 1.0, 0.0), &row, 6));
+    let with = |top_k, top_p, min_p, seed| SamplingParams { seed, ..filters(2.0, top_k, top_p, min_p) };
+    assert_eq!(draws(with(0, 1.0, 0.0, 42), &row, 6), [868, 150, 523, 251, 625, 262]);
+    assert_eq!(draws(with(40, 1.0, 0.0, 42), &row, 6), [868, 161, 524, 232, 625, 262]);
+    assert_eq!(draws(with(0, 0.9, 0.0, 42), &row, 6), [868, 150, 523, 250, 625, 262]);
+    assert_eq!(draws(with(0, 1.0, 0.5, 42), &row, 6), [868, 155, 524, 251, 630, 262]);
+    assert_eq!(draws(with(300, 0.8, 0.5, 42), &row, 6), [868, 150, 521, 248, 622, 259]);
+    assert_eq!(draws(with(0, 1.0, 0.0, 43), &row, 6), [536, 65, 436, 813, 40, 337]);
 }
 
 #[test]
 fn rows_without_a_finite_logit_have_a_documented_result() {
     for temperature in [0.0, 1.0] {
-        let params = SamplingParams { temperature, ..Default::default() };
-        assert_eq!(draws(params.clone(), &[f32::NAN; 3], 9), [0; 9]);
-        assert_eq!(draws(params.clone(), &[f32::NAN, -INF, -INF], 9), [1; 9]);
-        assert_eq!(draws(params, &[0.0, f32::NAN, INF], 9), [2; 9]);
+        let params = filters(temperature, 0, 1.0, 0.0);
+        for mut nan in [[f32::NAN; 3], [f32::NAN, -INF, -INF], [0.0, f32::NAN, INF]] {
+            assert_eq!(Text::new(params.clone(), 3).draw(&mut nan), None);
+        }
+        assert_eq!(draws(params.clone(), &[-INF; 3], 9), [0; 9]);
+        assert_eq!(draws(params.clone(), &[0.0, -INF, INF], 9), [2; 9]);
+        // Where nothing is possible, the lowest token that is allowed.
+        let draw = Draw { sampling: params.sampling, allowed: Some(&[0b110]), ..Draw::GREEDY };
+        let drawn = HostDraw::default().draw(&mut [5.0, -INF, -INF], 0, &draw).expect("no NaN");
+        assert_eq!(drawn.id, 1);
     }
 }
 
@@ -257,11 +335,25 @@ fn a_bias_moves_and_bans_tokens_before_the_penalties() {
     assert_eq!(draws(biased(vec![(2, -INF)]), &row, 1), [1]);
     assert_eq!(draws(biased(vec![(0, 1.5), (0, 1.0)]), &row, 1), [0]);
 
-    let mut sampler = sampler(biased(vec![(0, 4.0)]), 1);
-    sampler.observe_prompt(&[0]);
+    let mut text = Text::new(biased(vec![(0, 4.0)]), 1);
+    text.sampler.observe_prompt(&[0]);
     let mut row = [-2.0];
-    sampler.sample(&mut row);
+    text.draw(&mut row);
     assert_eq!(row, [1.0], "(-2 + 4) / 2, and not -2 * 2 + 4");
+}
+
+/// Steps can be submitted before the tokens of earlier ones are known only if no penalty counts them.
+#[test]
+fn only_penalties_depend_on_earlier_tokens() {
+    let alone = SamplingParams { logit_bias: vec![(1, 2.0)], seed: 3, ..filters(1.0, 5, 0.9, 0.1) };
+    assert!(!sampler(alone.clone(), 10).depends_on_tokens());
+    for penalised in [
+        SamplingParams { repetition_penalty: 1.1, ..alone.clone() },
+        SamplingParams { presence_penalty: -0.5, ..alone.clone() },
+        SamplingParams { frequency_penalty: 0.5, ..alone },
+    ] {
+        assert!(sampler(penalised, 10).depends_on_tokens());
+    }
 }
 
 #[test]
@@ -276,12 +368,12 @@ fn refused_parameters_are_named() {
     let below_vocab = "but must name tokens below the vocabulary of 10";
     #[rustfmt::skip]
     let cases: [(Edit, &str, &str); 13] = [
-        (|p| p.temperature = -0.5, "temperature is -0.5", "but must be finite and at least 0"),
-        (|p| p.temperature = f32::NAN, "temperature is NaN", "but must be finite and at least 0"),
-        (|p| p.temperature = INF, "temperature is inf", "but must be finite and at least 0"),
-        (|p| p.top_p = 1.5, "top_p is 1.5", "but must be from 0 to 1"),
-        (|p| p.top_p = f32::NAN, "top_p is NaN", "but must be from 0 to 1"),
-        (|p| p.min_p = -0.1, "min_p is -0.1", "but must be from 0 to 1"),
+        (|p| p.sampling.temperature = -0.5, "temperature is -0.5", "but must be finite and at least 0"),
+        (|p| p.sampling.temperature = f32::NAN, "temperature is NaN", "but must be finite and at least 0"),
+        (|p| p.sampling.temperature = INF, "temperature is inf", "but must be finite and at least 0"),
+        (|p| p.sampling.top_p = 1.5, "top_p is 1.5", "but must be from 0 to 1"),
+        (|p| p.sampling.top_p = f32::NAN, "top_p is NaN", "but must be from 0 to 1"),
+        (|p| p.sampling.min_p = -0.1, "min_p is -0.1", "but must be from 0 to 1"),
         (|p| p.repetition_penalty = 0.0, "repetition_penalty is 0", "but must be finite and above 0"),
         (|p| p.repetition_penalty = INF, "repetition_penalty is inf", "but must be finite and above 0"),
         (|p| p.presence_penalty = f32::NAN, "presence_penalty is NaN", "but must be finite"),

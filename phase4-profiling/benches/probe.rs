@@ -6,8 +6,8 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe, Operation, Probe, Span};
-use phase3_kvcache::Cached;
+use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, NoProbe, Operation, Probe, Span, Want, Work};
+use phase3_kvcache::CachedEngine;
 use synthetic::SyntheticModel;
 
 fn probe(c: &mut Criterion) {
@@ -19,15 +19,15 @@ fn probe(c: &mut Criterion) {
     let layers = checkpoint.config.layers();
     let device = ComputeDevice::cpu("the benchmark runs there");
     let model = GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("the model loads");
-    let mut engine = Cached::new(model);
+    let mut engine = CachedEngine::new(model);
 
     let mut group = c.benchmark_group("probe switched off, nano, cpu");
     group.bench_function("decode step", |bencher| {
         bencher.iter(|| {
-            let step = Chunk { sequence: 0, tokens: &[1], logits: LogitsFor::LastToken };
-            let logits = engine.step(&[step], &mut NoProbe).expect("a valid step");
+            let work = Work::tokens(0, &[1], Want::LastLogits);
+            let outcomes = engine.inspect(&[work], &mut NoProbe).expect("a valid step");
             engine.release(0);
-            logits
+            outcomes
         });
     });
     group.bench_function("its calls alone", |bencher| {

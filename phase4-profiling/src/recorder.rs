@@ -6,16 +6,14 @@
 
 use std::time::Instant;
 
-use burn::tensor::Tensor;
 use cubecl::client::{Client, ProfileWindow};
 use cubecl::future::block_on;
 use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
 use cubecl::server::ProfileError;
-use phase2_forward::{ComputeDevice, EngineError, Probe, Span};
+use phase2_forward::{ComputeDevice, Probe, Span};
 
 use crate::profile::{Clock, LAUNCH, READBACK, Step, TimedSpan};
 use crate::work::CostModel;
-use crate::workload::read_all;
 
 /// Records one step at a time.
 pub struct Recorder<'a> {
@@ -59,17 +57,10 @@ impl<'a> Recorder<'a> {
         self.timer.open();
     }
 
-    /// Ends the step that an engine has just computed, with what it returned: reading that back is part of it.
-    ///
-    /// # Errors
-    /// The device failed while it computed.
-    pub fn finish(&mut self, logits: Vec<Option<Tensor<2>>>) -> Result<(Step, Clock), EngineError> {
+    /// Ends the step that an engine has just computed, its outcomes being on the host.
+    pub fn finish(&mut self) -> (Step, Clock) {
+        let wall = self.begun.elapsed().as_secs_f64();
         self.timer.close();
-        let computed = self.timer.settled();
-        read_all(logits)?;
-        let ended = Instant::now();
-        let wall = (ended - self.begun).as_secs_f64();
-        let readback = (ended - computed).as_secs_f64();
 
         let mut timeline = Timeline { costs: self.costs, spans: Vec::new(), clock: Clock::Host, last: 0.0 };
         let mut device_begun = None;
@@ -90,9 +81,9 @@ impl<'a> Recorder<'a> {
                 },
             }
         }
-        let after_all = timeline.last.max(wall - readback);
-        timeline.spans.push(TimedSpan::overhead(READBACK, after_all, readback));
-        Ok((Step { wall, spans: timeline.spans }, timeline.clock))
+        let readback = (wall - timeline.last).max(0.0);
+        timeline.spans.push(TimedSpan::overhead(READBACK, timeline.last, readback));
+        (Step { wall, spans: timeline.spans }, timeline.clock)
     }
 }
 
@@ -107,8 +98,6 @@ fn measured(window: Result<ProfileDuration, ProfileError>) -> Option<(ProfileTic
 }
 
 impl Probe for Recorder<'_> {
-    fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
-
     fn done(&mut self, span: Span) {
         let mark = match &mut self.timer {
             Timer::Host => Mark::Ended(Instant::now()),
@@ -136,15 +125,6 @@ impl Timer {
         {
             client.profile_abandon(window);
         }
-    }
-
-    /// The moment when everything queued has run.
-    fn settled(&self) -> Instant {
-        if let Timer::Device { client, .. } = self {
-            // An error here shows again, and is reported, where the logits are read.
-            let _ = block_on(client.sync());
-        }
-        Instant::now()
     }
 }
 

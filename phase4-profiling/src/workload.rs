@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
-use phase2_forward::{Chunk, Engine, EngineError, LogitsFor, NoProbe, SequenceId, read_back};
+use phase2_forward::{Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 
 use crate::profile::{Clock, Step, Workload};
@@ -20,9 +19,9 @@ const WARM_UP: usize = 1;
 /// Computes `steps` steps of a workload, after one that is not recorded. `progress` hears how many steps are done.
 ///
 /// # Errors
-/// A workload that the model's context cannot hold, or a device that fails.
+/// A workload that the model's context or the engine's cache cannot hold, or a device that fails.
 pub fn run(
-    engine: &mut dyn Engine,
+    engine: &mut dyn Inspect,
     workload: Workload,
     steps: usize,
     recorder: &mut Recorder<'_>,
@@ -44,14 +43,17 @@ pub fn run(
             }
         }
         let tokens = sample_tokens(number, sequences * new, vocab);
-        let chunk = |(sequence, tokens)| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
-        let batch: Vec<Chunk<'_>> = (0..).zip(tokens.chunks(new)).map(chunk).collect();
+        let parts = parts(&tokens, workload, engine.capacity().tokens_per_step);
         if number < WARM_UP {
-            read_all(engine.step(&batch, &mut NoProbe)?)?;
+            for work in &parts {
+                engine.inspect(work, &mut NoProbe)?;
+            }
         } else {
             recorder.begin();
-            let logits = engine.step(&batch, recorder)?;
-            let (step, measured_by) = recorder.finish(logits)?;
+            for work in &parts {
+                engine.inspect(work, recorder)?;
+            }
+            let (step, measured_by) = recorder.finish();
             recorded.push(step);
             clock = measured_by;
         }
@@ -61,6 +63,23 @@ pub fn run(
     Ok((recorded, clock))
 }
 
+/// One step of a workload, whose last logits are wanted, in as many steps as an engine needs that takes `most` tokens at once.
+fn parts(tokens: &[u32], workload: Workload, most: usize) -> Vec<Vec<Work<'_>>> {
+    match workload {
+        Workload::Decode { .. } => {
+            let decode = |(sequence, tokens)| Work::tokens(sequence, tokens, Want::LastLogits);
+            let work: Vec<Work<'_>> = (0..).zip(tokens.chunks(1)).map(decode).collect();
+            work.chunks(most).map(<[_]>::to_vec).collect()
+        }
+        Workload::Prefill { .. } => {
+            let chunks = tokens.chunks(most);
+            let last = chunks.len() - 1;
+            let want = |number| if number == last { Want::LastLogits } else { Want::Nothing };
+            chunks.enumerate().map(|(number, tokens)| vec![Work::tokens(0, tokens, want(number))]).collect()
+        }
+    }
+}
+
 /// Decodes for a while in a sequence of its own: kernels are compiled then, and clocks are up.
 ///
 /// # Errors
@@ -68,8 +87,7 @@ pub fn run(
 pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
     let start = Instant::now();
     while start.elapsed() < BUSY {
-        let chunk = Chunk { sequence: WARM_UP_SEQUENCE, tokens: &[0], logits: LogitsFor::LastToken };
-        read_all(engine.step(&[chunk], &mut NoProbe)?)?;
+        engine.step(&[Work::tokens(WARM_UP_SEQUENCE, &[0], Want::LastLogits)])?;
         engine.release(WARM_UP_SEQUENCE);
     }
     Ok(())
@@ -77,18 +95,38 @@ pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
 
 fn fill(engine: &mut dyn Engine, sequence: SequenceId, depth: usize) -> Result<(), EngineError> {
     let tokens = sample_tokens(sequence as usize, depth, engine.config().vocab);
-    for chunk in tokens.chunks(PREFILL_CHUNK) {
-        engine.step(&[Chunk { sequence, tokens: chunk, logits: LogitsFor::Nothing }], &mut NoProbe)?;
+    for tokens in tokens.chunks(PREFILL_CHUNK.min(engine.capacity().tokens_per_step)) {
+        engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)])?;
     }
     Ok(())
-}
-
-/// Waits for every logit of a step.
-pub(crate) fn read_all(logits: Vec<Option<Tensor<2>>>) -> Result<(), EngineError> {
-    logits.into_iter().flatten().try_for_each(|logits| read_back(logits).map(drop))
 }
 
 /// Tokens all over the vocabulary, the same in every run.
 pub fn sample_tokens(seed: usize, count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|index| ((seed * 104_729 + index * 7_919 + 13) % vocab) as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (sequence, tokens, whether logits are wanted) of each item of each part.
+    fn shapes(tokens: usize, workload: Workload, most: usize) -> Vec<Vec<(SequenceId, usize, bool)>> {
+        let tokens = sample_tokens(0, tokens, 1000);
+        let shape = |work: &Work<'_>| match work.input {
+            phase2_forward::Input::Tokens(tokens) => (work.sequence, tokens.len(), work.want.rows(tokens.len()) == 1),
+            phase2_forward::Input::Drawn => unreachable!("tokens are given"),
+        };
+        parts(&tokens, workload, most).iter().map(|work| work.iter().map(shape).collect()).collect()
+    }
+
+    #[test]
+    fn a_long_step_is_cut_for_engines_that_take_less() {
+        let prefill = Workload::Prefill { tokens: 9 };
+        assert_eq!(shapes(9, prefill, usize::MAX), [[(0, 9, true)]]);
+        assert_eq!(shapes(9, prefill, 4), [[(0, 4, false)], [(0, 4, false)], [(0, 1, true)]]);
+        let decode = Workload::Decode { depth: 5, sequences: 3 };
+        assert_eq!(shapes(3, decode, 8), [[(0, 1, true), (1, 1, true), (2, 1, true)]]);
+        assert_eq!(shapes(3, decode, 2), [vec![(0, 1, true), (1, 1, true)], vec![(2, 1, true)]]);
+    }
 }

@@ -5,10 +5,9 @@
 
 use std::time::Instant;
 
-use burn::tensor::Tensor;
 use phase1_loading::Checkpoint;
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, Operation, Probe, Span};
-use phase3_kvcache::{CacheType, Cached};
+use phase2_forward::{ComputeDevice, GptOss, Inspect, Operation, Probe, Span, Want, Work};
+use phase3_kvcache::{CacheType, CachedEngine};
 use phase5_flash::{CpuEngine, CpuOptions};
 use synthetic::SyntheticModel;
 
@@ -27,12 +26,6 @@ struct Stopwatch {
 }
 
 impl Probe for Stopwatch {
-    fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
-
-    fn looks(&self) -> bool {
-        false
-    }
-
     fn done(&mut self, span: Span) {
         if let (Operation::Attention, Some(layer)) = (span.operation, span.layer) {
             self.attention[layer] = self.began.elapsed().as_secs_f64();
@@ -42,13 +35,13 @@ impl Probe for Stopwatch {
 }
 
 /// Median seconds of attention in `steps` steps of `tokens` tokens each.
-fn attention(engine: &mut dyn Engine, tokens: usize, steps: usize) -> Result<[f64; 2]> {
+fn attention(engine: &mut dyn Inspect, tokens: usize, steps: usize) -> Result<[f64; 2]> {
     let mut seconds = [Vec::new(), Vec::new()];
     for step in 0..steps {
         let vocab = engine.config().vocab;
         let tokens: Vec<u32> = (0..tokens).map(|i| ((step * 104_729 + i * 7_919) % vocab) as u32).collect();
         let mut stopwatch = Stopwatch { began: Instant::now(), attention: [0.0; 2] };
-        engine.step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut stopwatch)?;
+        engine.inspect(&[Work::tokens(0, &tokens, Want::Nothing)], &mut stopwatch)?;
         seconds.iter_mut().zip(stopwatch.attention).for_each(|(all, one)| all.push(one));
     }
     Ok(seconds.map(|mut all| {
@@ -58,7 +51,7 @@ fn attention(engine: &mut dyn Engine, tokens: usize, steps: usize) -> Result<[f6
 }
 
 /// Fills sequence 0 up to `depth`.
-fn fill(engine: &mut dyn Engine, depth: usize) -> Result<()> {
+fn fill(engine: &mut dyn Inspect, depth: usize) -> Result<()> {
     while engine.length(0) < depth {
         let tokens = CHUNK.min(depth - engine.length(0));
         attention(engine, tokens, 1)?;
@@ -66,7 +59,7 @@ fn fill(engine: &mut dyn Engine, depth: usize) -> Result<()> {
     Ok(())
 }
 
-fn row(engine: &mut dyn Engine, name: &str, depth: usize) -> Result<[f64; 4]> {
+fn row(engine: &mut dyn Inspect, name: &str, depth: usize) -> Result<[f64; 4]> {
     fill(engine, depth)?;
     let decode = attention(engine, 1, DECODED)?;
     let prefill = attention(engine, CHUNK, CHUNKS)?;
@@ -98,7 +91,7 @@ fn main() -> Result<()> {
         }
     }
     let loaded = GptOss::load(&checkpoint, ComputeDevice::cpu("an example"), &mut |_, _| ())?;
-    let mut cached = Cached::with_cache(loaded, CacheType::F16)?;
+    let mut cached = CachedEngine::with_cache(loaded, CacheType::F16)?;
     let plain = row(&mut cached, "phase 3", COMPARED)?;
     let ratio = |i: usize| plain[i] / at_compared[i];
     println!("phase 3 over phase 5 at {COMPARED}: {:.1} {:.1} {:.1} {:.1}", ratio(0), ratio(1), ratio(2), ratio(3));

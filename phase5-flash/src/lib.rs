@@ -2,5 +2,6 @@
 
 pub mod cpu;
 pub mod gpu;
+mod pages;
 
 pub use cpu::{CpuEngine, CpuLoadError, CpuOptions};

@@ -1,21 +1,23 @@
 //! Phase 5 on the CPU against phase 3, on fresh random models: whatever the chunks and the company, the same logits.
 
-use std::ops::ControlFlow;
+mod common;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
 use gptoss_reference::{Check, Limit};
 use phase1_loading::{Checkpoint, DenseFormat, Format};
 use phase2_forward::{
-    Choice, Chunk, ComputeDevice, Continuation, Engine, EngineError, GptOss, LogitsFor, NoProbe, Operation, Probe,
-    Snapshot, Span,
+    BadRequest, ComputeDevice, Draw, Engine, EngineError, GptOss, HostDraw, Inspect, Operation, Outcome, Probe,
+    Sampling, SequenceId, Snapshot, Snapshots, Span, Want, Work,
 };
-use phase3_kvcache::{CacheType, Cached, ReadCache};
+use phase3_kvcache::{CacheType, CachedEngine, ReadCache};
 use phase5_flash::cpu::Isa;
 use phase5_flash::{CpuEngine, CpuLoadError, CpuOptions};
 use proptest::prelude::*;
 use synthetic::SyntheticModel;
+
+use common::{Wish, decode, ids, last_logits};
 
 /// What the fast mode may cost: as the gate has it, but for a router's level logits, which send a token of random weights
 /// elsewhere.
@@ -34,10 +36,10 @@ fn cpu(path: &Path, options: CpuOptions) -> CpuEngine {
     CpuEngine::load(&Checkpoint::open(path).expect("opens"), options).expect("loads")
 }
 
-fn phase3(path: &Path) -> Cached {
+fn phase3(path: &Path) -> CachedEngine {
     let checkpoint = Checkpoint::open(path).expect("opens");
     let device = ComputeDevice::cpu("a test");
-    Cached::new(GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads"))
+    CachedEngine::new(GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads"))
 }
 
 /// Advances the sequences together, each by its own chunks, until all their tokens are in. Logits of every token, by sequence.
@@ -52,14 +54,11 @@ fn logits(engine: &mut dyn Engine, sequences: &[Vec<u32>], lengths: &[usize]) ->
         if who.is_empty() {
             break;
         }
-        let chunk = |&s: &usize| {
-            let tokens = &sequences[s][done[s]..done[s] + taken[s]];
-            Chunk { sequence: s as u64, tokens, logits: LogitsFor::EveryToken }
-        };
-        let batch: Vec<Chunk<'_>> = who.iter().map(chunk).collect();
-        let rows = engine.step(&batch, &mut NoProbe).expect("a step");
-        for (&s, rows) in who.iter().zip(rows) {
-            all[s].extend(rows.expect("logits").into_data().try_to_vec::<f32>().expect("f32"));
+        let item = |&s: &usize| Work::tokens(s as u64, &sequences[s][done[s]..done[s] + taken[s]], Want::AllLogits);
+        let work: Vec<Work<'_>> = who.iter().map(item).collect();
+        let outcomes = engine.step(&work).expect("a step");
+        for (&s, outcome) in who.iter().zip(outcomes) {
+            all[s].extend(outcome.logits().expect("logits"));
             done[s] += taken[s];
         }
     }
@@ -87,7 +86,7 @@ proptest! {
             for (exact, limit) in [(true, Limit::F32), (false, FAST)] {
                 // A rounded cache would tip level router logits now and then, and a token of a short sequence with them; the gate has it.
                 let kv = Some(CacheType::F32);
-                let options = CpuOptions { threads: Some(threads), exact, isa: Some(isa), kv };
+                let options = CpuOptions { threads: Some(threads), exact, isa: Some(isa), kv, kv_bytes: None };
                 let found = logits(&mut cpu(&path, options), &sequences, &lengths);
                 for (expected, found) in expected.iter().zip(&found) {
                     let check = Check::values("random", "logits", expected, found, limit);
@@ -130,39 +129,24 @@ proptest! {
         let path = model(directory.path(), seed, DenseFormat::Q8_0, window, 4);
         let options = CpuOptions { threads: Some(2), kv: Some(kv), ..CpuOptions::default() };
         let (before, after) = tokens.split_at(1 + ((tokens.len() - 2) as f64 * share) as usize);
-        let chunk = |sequence, tokens, logits| [Chunk { sequence, tokens, logits }];
+        let feed = |engine: &mut CpuEngine, sequence, tokens: &[u32]| {
+            engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)]).expect("a step");
+        };
         let (mut first, mut second) = (cpu(&path, options), cpu(&path, options));
         let other: Vec<u32> = (0..200).collect();
-        second.step(&chunk(9, &other, LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        feed(&mut second, 9, &other);
         second.release(9);
         for engine in [&mut first, &mut second] {
-            engine.step(&chunk(1, before, LogitsFor::Nothing), &mut NoProbe).expect("a step");
+            feed(engine, 1, before);
         }
         let snapshot = first.save(1).expect("known");
         prop_assert_eq!(&second.save(1).expect("known"), &snapshot);
-        second.step(&chunk(2, &other, LogitsFor::Nothing), &mut NoProbe).expect("a step");
+        feed(&mut second, 2, &other);
         second.restore(2, &snapshot).expect("the same model");
         prop_assert_eq!(second.length(2), before.len());
-        let rest = |engine: &mut CpuEngine, sequence| -> Vec<f32> {
-            let rows = engine.step(&chunk(sequence, after, LogitsFor::EveryToken), &mut NoProbe).expect("a step").remove(0);
-            rows.expect("logits").into_data().try_to_vec().expect("f32")
-        };
+        let rest = |engine: &mut CpuEngine, sequence| engine.all_logits(sequence, after).expect("logits");
         prop_assert_eq!(rest(&mut first, 1), rest(&mut second, 2));
     }
-}
-
-/// Goes on with every sequence from its token, until `on_tokens` breaks.
-fn go_on(
-    engine: &mut CpuEngine,
-    inputs: &[(u64, u32)],
-    choice: Choice,
-    on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-) -> Option<Result<(), EngineError>> {
-    let mut draws: Vec<_> = inputs.iter().map(|_| || unreachable!("the likeliest token is not drawn")).collect();
-    let sequences = inputs.iter().zip(&mut draws);
-    let mut batch: Vec<_> =
-        sequences.map(|(&(sequence, token), draws)| Continuation { sequence, token, choice, draws }).collect();
-    engine.decode(&mut batch, 1000, on_tokens)
 }
 
 proptest! {
@@ -170,38 +154,32 @@ proptest! {
 
     /// The tokens are those with the largest of all logits, and the sequences are then where steps would have brought them.
     #[test]
-    fn screened_tokens_are_the_likeliest(
+    fn shortlisted_tokens_are_the_likeliest(
         seed: u64,
         lengths in prop::collection::vec(1usize..20, 1..9),
         rest in prop::sample::select(DenseFormat::ALL.to_vec()),
-        // A screen is made after 24.
+        // A shortlist is made after 24.
         steps in 20usize..40,
         isa in prop::sample::select(Isa::all()),
     ) {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = model(directory.path(), seed, rest, 20, 4);
         let options = CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::default() };
-        let (mut screened, mut stepped) = (cpu(&path, options), cpu(&path, options));
+        let (mut listed, mut stepped) = (cpu(&path, options), cpu(&path, options));
         let tokens: Vec<u32> = (0..20).map(|i| (seed.wrapping_mul(2 * i + 1) % 1000) as u32).collect();
         let sequences = || (0u64..).zip(&lengths);
-        for engine in [&mut screened, &mut stepped] {
-            let chunk = |(sequence, &length)| Chunk { sequence, tokens: &tokens[..length], logits: LogitsFor::Nothing };
-            engine.step(&sequences().map(chunk).collect::<Vec<_>>(), &mut NoProbe).expect("a step");
+        for engine in [&mut listed, &mut stepped] {
+            let item = |(sequence, &length)| Work::tokens(sequence, &tokens[..length], Want::Nothing);
+            engine.step(&sequences().map(item).collect::<Vec<_>>()).expect("a step");
         }
         let mut fed: Vec<u32> = sequences().map(|(_, &length)| tokens[length]).collect();
-        let inputs: Vec<(u64, u32)> = (0..).zip(fed.iter().copied()).collect();
-        let mut heard = Vec::new();
-        let listen = &mut |tokens: &[u32]| {
-            heard.push(tokens.to_vec());
-            if heard.len() == steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        go_on(&mut screened, &inputs, Choice::LIKELIEST, listen).expect("goes on").expect("decodes");
+        let first: Vec<(u64, u32)> = (0..).zip(fed.iter().copied()).collect();
+        let heard = ids(&decode(&mut listed, &first, &vec![Draw::GREEDY; first.len()], steps));
         for tokens in &heard {
-            let fed_tokens: Vec<[u32; 1]> = fed.iter().map(|&token| [token]).collect();
-            let chunk = |(sequence, tokens)| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
-            let chunks: Vec<Chunk<'_>> = (0..).zip(fed_tokens.iter().map(|token| &token[..])).map(chunk).collect();
-            for (logits, &token) in stepped.step(&chunks, &mut NoProbe).expect("a step").into_iter().zip(tokens) {
-                let logits = logits.expect("logits").into_data().try_to_vec::<f32>().expect("f32");
+            let item = |(sequence, token)| Work::tokens(sequence, std::slice::from_ref(token), Want::LastLogits);
+            let work: Vec<Work<'_>> = (0..).zip(&fed).map(item).collect();
+            for (outcome, &token) in stepped.step(&work).expect("a step").into_iter().zip(tokens) {
+                let logits = outcome.logits().expect("logits");
                 let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 // Of more than a few sequences, a step rounds the inputs of the head.
                 let slack = if lengths.len() > 4 { 1e-3 } else { 0.0 };
@@ -210,85 +188,149 @@ proptest! {
             fed.clone_from(tokens);
         }
         for (sequence, _) in sequences() {
-            prop_assert_eq!(screened.length(sequence), stepped.length(sequence));
+            prop_assert_eq!(listed.length(sequence), stepped.length(sequence));
         }
-        // One of them alone finds nothing of the others.
-        let chunk = [Chunk { sequence: 0, tokens: &[fed[0]], logits: LogitsFor::LastToken }];
-        let logits = stepped.step(&chunk, &mut NoProbe).expect("a step").remove(0).expect("logits");
-        let logits = logits.into_data().try_to_vec::<f32>().expect("f32");
-        let mut alone = None;
-        let listen = &mut |tokens: &[u32]| {
-            alone = Some(tokens[0]);
-            ControlFlow::Break(())
+    }
+
+    /// Any draw is the definition applied to the logits, from a shortlist too.
+    #[test]
+    fn draws_are_those_of_the_definition(seed: u64, exact: bool, greedy: bool) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = model(directory.path(), seed, DenseFormat::Q8_0, 20, 4);
+        let options = CpuOptions { threads: Some(2), exact, ..CpuOptions::default() };
+        let (mut drawing, mut stepped) = (cpu(&path, options), cpu(&path, options));
+        let vocab = drawing.config().vocab;
+        let mut state = seed | 1;
+        let mut below = |end: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ((state >> 33) % end as u64) as usize
         };
-        go_on(&mut screened, &[(0, fed[0])], Choice::LIKELIEST, listen).expect("goes on").expect("decodes");
-        prop_assert!(logits.iter().all(|&logit| logit <= logits[alone.expect("a token") as usize]));
+        // So few that rows are multiplied alike for a shortlist and for all logits.
+        let mut wishes: Vec<Wish> = (0..3).map(|_| Wish::random(&mut below, vocab)).collect();
+        if greedy {
+            wishes.iter_mut().for_each(|wish| (wish.sampling, wish.logprobs) = (Sampling::GREEDY, None));
+        }
+        let first: Vec<(SequenceId, u32)> = (0..3).map(|sequence| (sequence, below(vocab) as u32)).collect();
+        let draws: Vec<Draw<'_>> = wishes.iter().map(Wish::draw).collect();
+        // Past the steps after which the shortlist is made.
+        let drawn = decode(&mut drawing, &first, &draws, 30);
+        let mut host = HostDraw::default();
+        let mut fed: Vec<u32> = first.iter().map(|&(_, token)| token).collect();
+        for (step, tokens) in drawn.iter().enumerate() {
+            let item = |(sequence, token)| Work::tokens(sequence, std::slice::from_ref(token), Want::LastLogits);
+            let work: Vec<Work<'_>> = (0..).zip(&fed).map(item).collect();
+            let outcomes = stepped.step(&work).expect("a step");
+            for ((outcome, draw), found) in outcomes.into_iter().zip(&draws).zip(tokens) {
+                let expected = host.draw(&mut outcome.logits().expect("logits"), step + 1, draw).expect("numbers");
+                prop_assert_eq!(found, &expected, "step {}: {:?}", step, draw);
+            }
+            fed = tokens.iter().map(|token| token.id).collect();
+        }
     }
 }
 
 /// Trained weights are not what the estimates' errors were thought out for: rounding must be as blind there.
 #[test]
-fn a_trained_model_says_the_same_screened_or_not() {
+fn a_trained_model_says_the_same_with_a_shortlist() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
-    let (mut screened, mut stepped) = (cpu(&path, CpuOptions::default()), cpu(&path, CpuOptions::default()));
-    let vocab = screened.config().vocab as u32;
+    let (mut listed, mut stepped) = (cpu(&path, CpuOptions::default()), cpu(&path, CpuOptions::default()));
+    let vocab = listed.config().vocab as u32;
     for sequence in 0..6 {
         let mut fed = (std::process::id() + 1).wrapping_mul(2_654_435_761u32.wrapping_mul(sequence + 1)) % vocab;
-        let mut heard = Vec::new();
-        let listen = &mut |tokens: &[u32]| {
-            heard.push(tokens[0]);
-            if heard.len() == 300 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        go_on(&mut screened, &[(sequence.into(), fed)], Choice::LIKELIEST, listen).expect("goes on").expect("decodes");
-        for (place, &token) in heard.iter().enumerate() {
-            let chunk = Chunk { sequence: sequence.into(), tokens: &[fed], logits: LogitsFor::LastToken };
-            let logits = stepped.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-            let logits = logits.into_data().try_to_vec::<f32>().expect("f32");
+        let heard = decode(&mut listed, &[(sequence.into(), fed)], &[Draw::GREEDY], 300);
+        for (place, token) in ids(&heard).concat().into_iter().enumerate() {
+            let logits = last_logits(&mut stepped, sequence.into(), &[fed]);
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(logits[token as usize], largest, "sequence {sequence}, token {place}");
+            assert_eq!(
+                logits[token as usize],
+                largest,
+                "process {}, sequence {sequence}, token {place}",
+                std::process::id()
+            );
             fed = token;
         }
     }
 }
 
 #[test]
-fn what_cannot_be_screened_is_left_to_steps() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
-    let never = &mut |_: &[u32]| -> ControlFlow<()> { unreachable!("nothing is decoded") };
-    let sampled = Choice { temperature: 1.0, ..Choice::LIKELIEST };
-    let exact = CpuOptions { exact: true, ..CpuOptions::default() };
-    for (options, choice) in [(CpuOptions::default(), sampled), (exact, Choice::LIKELIEST)] {
-        let mut engine = cpu(&path, options);
-        assert!(go_on(&mut engine, &[(0, 1)], choice, never).is_none());
-        assert_eq!(engine.length(0), 0);
-    }
-    let mut engine = cpu(&path, CpuOptions::default());
-    assert!(matches!(
-        go_on(&mut engine, &[(0, u32::MAX)], Choice::LIKELIEST, never),
-        Some(Err(EngineError::TokenOutsideVocabulary { .. }))
-    ));
-}
-
-#[test]
-fn a_full_context_ends_the_loop() {
+fn a_full_context_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let mut checkpoint = Checkpoint::open(&path).expect("opens");
     let context = 50;
     checkpoint.config.context_length = context;
     let mut engine = CpuEngine::load(&checkpoint, CpuOptions::default()).expect("loads");
-    let tokens = vec![5; context - 3];
-    engine.step(&[Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing }], &mut NoProbe).expect("a step");
-    let mut heard = 0;
-    let listen = &mut |_: &[u32]| {
-        heard += 1;
-        ControlFlow::Continue(())
-    };
-    go_on(&mut engine, &[(0, 1)], Choice::LIKELIEST, listen).expect("goes on").expect("decodes");
-    assert_eq!((heard, engine.length(0)), (3, context));
-    let refused = go_on(&mut engine, &[(0, 1)], Choice::LIKELIEST, &mut |_| unreachable!("no room"));
-    assert!(matches!(refused, Some(Err(EngineError::ContextExceeded { .. }))));
+    last_logits(&mut engine, 0, &vec![5; context - 3]);
+    decode(&mut engine, &[(0, 1)], &[Draw::GREEDY], 3);
+    assert_eq!(engine.length(0), context);
+    let refused = engine.submit(&[Work::decode(0, Draw::GREEDY)]);
+    assert!(matches!(refused, Err(EngineError::BadRequest(BadRequest::ContextExceeded { .. }))));
+}
+
+/// Bytes of a page of [`model`] in f32: 64 keys and values of two heads of 32 in both of its pools.
+const PAGE: u64 = 2 * 2 * 2 * 64 * 32 * 4;
+
+#[test]
+fn pages_are_shared_and_given_back() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let options = CpuOptions { exact: true, kv_bytes: Some(20 * PAGE), ..CpuOptions::default() };
+    let mut engine = cpu(&path, options);
+    assert_eq!(engine.capacity().pages_total, 20);
+    common::pages_are_shared_and_given_back(&mut engine);
+}
+
+#[test]
+fn nan_stays_in_its_sequence() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    let model = SyntheticModel { layers: 3, experts: 4, experts_per_token: 4, ..nano };
+    model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
+    let mut spoilt = Checkpoint::open(&path).expect("opens");
+    common::spoil(&mut spoilt);
+    for exact in [false, true] {
+        let kv = Some(CacheType::F32);
+        let kv_bytes = Some(common::NAN_PAGES as u64 * PAGE);
+        let options = CpuOptions { threads: Some(2), exact, kv, kv_bytes, ..CpuOptions::default() };
+        let mut spoilt = CpuEngine::load(&spoilt, options).expect("loads");
+        common::nan_stays_in_its_sequence(&mut spoilt, &mut cpu(&path, options));
+    }
+}
+
+/// A sequence that went back may lack the oldest position of its window, which a next token does not see.
+#[test]
+fn a_cache_that_went_back_can_be_looked_into() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), 7, DenseFormat::Q8_0, 20, 4);
+    let mut engine = cpu(&path, CpuOptions::default());
+    let rewind = engine.capacity().rewind;
+    // One of 64 lengths puts the window's oldest position at the end of a page.
+    for shorter in 150..214 {
+        let tokens = vec![1; shorter + rewind];
+        engine.step(&[Work::tokens(0, &tokens, Want::Nothing)]).expect("a step");
+        engine.truncate(0, shorter).expect("goes back");
+        let (positions, ..) = engine.read_cache(0, 0).expect("a sliding layer");
+        let oldest = positions[0];
+        assert!([shorter - 20, shorter - 19].contains(&oldest), "{oldest} of {shorter}");
+        assert_eq!(positions, (oldest..shorter).collect::<Vec<_>>());
+        engine.release(0);
+    }
+}
+
+#[test]
+fn an_engine_moves_between_threads() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = model(directory.path(), 3, DenseFormat::Q8_0, 20, 4);
+    let (mut engine, mut other) = (cpu(&path, CpuOptions::default()), cpu(&path, CpuOptions::default()));
+    for token in 0..5 {
+        let expected = last_logits(&mut other, 0, &[token]);
+        let moved = std::thread::spawn(move || (last_logits(&mut engine, 0, &[token]), engine)).join().expect("runs");
+        engine = moved.1;
+        assert_eq!(moved.0, expected);
+    }
 }
 
 /// One row of the head that is no number ends decoding, though no estimate would choose it.
@@ -302,8 +344,15 @@ fn a_damaged_head_is_noticed() {
     file[place..place + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
     std::fs::write(&path, file).expect("writes");
     let mut engine = cpu(&path, CpuOptions::default());
-    let outcome = go_on(&mut engine, &[(0, 1)], Choice::LIKELIEST, &mut |_| ControlFlow::Continue(()));
-    assert!(matches!(outcome, Some(Err(EngineError::NotANumber { position: 1 }))), "{outcome:?}");
+    let nan = [Outcome::NotANumber { position: 1 }];
+    // Whether all logits are computed or a shortlist of them, which is made after 24 steps.
+    for sequence in 0..30 {
+        let outcomes = engine.step(&[Work::tokens(sequence, &[1], Want::Token(Draw::GREEDY))]).expect("a step");
+        assert_eq!(outcomes, nan, "{sequence}");
+        let again = engine.submit(&[Work::decode(sequence, Draw::GREEDY)]);
+        assert!(matches!(again, Err(EngineError::BadRequest(BadRequest::NothingDrawn(_)))));
+        engine.release(sequence);
+    }
 }
 
 #[test]
@@ -313,8 +362,7 @@ fn a_q8_0_cache_is_half_of_an_f16_one() {
     let tokens: Vec<u32> = (0..200).collect();
     let bytes = |kv| -> usize {
         let mut engine = cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
-        let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing };
-        engine.step(&[chunk], &mut NoProbe).expect("a step");
+        engine.step(&[Work::tokens(0, &tokens, Want::Nothing)]).expect("a step");
         engine.save(0).expect("known").items.iter().map(|item| item.len()).sum()
     };
     // A full layer's four blocks of 64 positions and one or two of each ring: keys and values of 2 heads of 32.
@@ -328,18 +376,20 @@ fn what_another_engine_saved_is_refused() {
     let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let with = |kv| cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
     let (mut engine, mut other) = (with(CacheType::F16), phase3(&path));
-    let chunk = [Chunk { sequence: 0, tokens: &[1, 2, 3], logits: LogitsFor::Nothing }];
-    engine.step(&chunk, &mut NoProbe).expect("a step");
-    other.step(&chunk, &mut NoProbe).expect("a step");
+    let work = [Work::tokens(0, &[1, 2, 3], Want::Nothing)];
+    engine.step(&work).expect("a step");
+    other.step(&work).expect("a step");
     let (good, of_phase_3) = (engine.save(0).expect("known"), other.save(0).expect("known"));
-    assert!(matches!(engine.restore(0, &of_phase_3), Err(EngineError::OtherForm { .. })));
-    assert!(matches!(other.restore(0, &good), Err(EngineError::OtherForm { .. })));
+    let other_engine = |refused| matches!(refused, Err(EngineError::BadRequest(BadRequest::OtherEngine { .. })));
+    let wrong_snapshot = |refused| matches!(refused, Err(EngineError::BadRequest(BadRequest::WrongSnapshot(_))));
+    assert!(other_engine(engine.restore(0, &of_phase_3)));
+    assert!(other_engine(other.restore(0, &good)));
     for length in [0, 65, usize::MAX] {
         let wrong = Snapshot { length, ..good.clone() };
-        assert!(matches!(engine.restore(0, &wrong), Err(EngineError::WrongSnapshot(_))), "{length}");
+        assert!(wrong_snapshot(engine.restore(0, &wrong)), "{length}");
     }
-    assert!(matches!(with(CacheType::Q8_0).restore(0, &good), Err(EngineError::WrongSnapshot(_))));
-    assert_eq!((engine.length(0), engine.save(0)), (3, Some(good)));
+    assert!(wrong_snapshot(with(CacheType::Q8_0).restore(0, &good)));
+    assert_eq!((engine.length(0), engine.save(0).expect("known")), (3, good));
 }
 
 /// The last positions within the window are there at every length, also where a block ends.
@@ -350,8 +400,7 @@ fn the_cache_holds_the_window() {
         let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, window, 4);
         let mut engine = cpu(&path, CpuOptions::default());
         for length in 1..200 {
-            let chunk = Chunk { sequence: 0, tokens: &[length as u32], logits: LogitsFor::Nothing };
-            engine.step(&[chunk], &mut NoProbe).expect("a step");
+            engine.step(&[Work::tokens(0, &[length as u32], Want::Nothing)]).expect("a step");
             let (positions, keys, _) = engine.read_cache(0, 0).expect("a sliding layer");
             assert_eq!(positions, (length.max(window) - window..length).collect::<Vec<_>>());
             assert_eq!(keys.dims()[1], positions.len());
@@ -365,17 +414,18 @@ fn logits_are_those_asked_for() {
     let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
     let mut engine = cpu(&path, CpuOptions::default());
     let vocab = engine.config().vocab;
-    let batch = [
-        Chunk { sequence: 1, tokens: &[1, 2, 3], logits: LogitsFor::Nothing },
-        Chunk { sequence: 2, tokens: &[4, 5], logits: LogitsFor::LastToken },
-        Chunk { sequence: 3, tokens: &[6, 7, 8, 9], logits: LogitsFor::EveryToken },
+    let work = [
+        Work::tokens(1, &[1, 2, 3], Want::Nothing),
+        Work::tokens(2, &[4, 5], Want::LastLogits),
+        Work::tokens(3, &[6, 7, 8, 9], Want::AllLogits),
     ];
-    let logits = engine.step(&batch, &mut NoProbe).expect("a step");
-    let shapes: Vec<_> = logits.iter().map(|logits| logits.as_ref().map(burn::tensor::Tensor::dims)).collect();
-    assert_eq!(shapes, [None, Some([1, vocab]), Some([4, vocab])]);
+    let outcomes = engine.step(&work).expect("a step");
+    let rows = |outcome: &Outcome| if let Outcome::Logits(logits) = outcome { logits.len() } else { 0 };
+    assert_eq!(outcomes[0], Outcome::Fed);
+    assert_eq!(outcomes.iter().map(rows).collect::<Vec<_>>(), [0, vocab, 4 * vocab]);
     assert_eq!([1, 2, 3, 4].map(|sequence| engine.length(sequence)), [3, 2, 4, 0]);
-    let empty = engine.step(&[Chunk { sequence: 1, tokens: &[], logits: LogitsFor::Nothing }], &mut NoProbe);
-    assert!(matches!(empty, Err(EngineError::EmptyChunk(1))));
+    let empty = engine.step(&[Work::tokens(1, &[], Want::Nothing)]);
+    assert!(matches!(empty, Err(EngineError::BadRequest(BadRequest::NoTokens(1)))));
     assert_eq!(engine.length(1), 3);
 }
 
@@ -394,8 +444,6 @@ fn a_head_size_that_the_kernels_do_not_take_is_refused() {
 struct Panics(Operation);
 
 impl Probe for Panics {
-    fn see(&mut self, _: &dyn Fn() -> String, _: &Tensor<2>) {}
-
     fn done(&mut self, span: Span) {
         assert!(span.layer != Some(1) || span.operation != self.0, "on purpose");
     }
@@ -407,23 +455,22 @@ fn a_step_that_panics_leaves_every_sequence_as_it_was() {
     let path = model(directory.path(), 5, DenseFormat::Q8_0, 70, 4);
     let options = CpuOptions { exact: true, ..CpuOptions::default() };
     let (mut engine, mut undisturbed) = (cpu(&path, options), cpu(&path, options));
-    let chunk = |sequence, tokens| Chunk { sequence, tokens, logits: LogitsFor::LastToken };
     for (sequence, tokens) in [(1, &[1, 2, 3, 4, 5][..]), (2, &[9; 90])] {
         for engine in [&mut engine, &mut undisturbed] {
-            engine.step(&[chunk(sequence, tokens)], &mut NoProbe).expect("a step");
+            last_logits(engine, sequence, tokens);
         }
     }
     for operation in [Operation::CacheAppend, Operation::Attention, Operation::Down] {
-        let batch = [chunk(1, &[7, 8]), chunk(2, &[6]), chunk(3, &[4])];
-        let step = || engine.step(&batch, &mut Panics(operation)).map(|_| ());
+        let item = |sequence, tokens| Work::tokens(sequence, tokens, Want::LastLogits);
+        let work = [item(1, &[7, 8]), item(2, &[6]), item(3, &[4])];
+        let step = || engine.inspect(&work, &mut Panics(operation)).map(|_| ());
+        let free = undisturbed.capacity().pages_free;
         assert!(catch_unwind(AssertUnwindSafe(step)).is_err(), "{operation:?}");
         assert_eq!([1, 2, 3].map(|sequence| engine.length(sequence)), [5, 90, 0]);
+        assert_eq!(engine.capacity().pages_free, free);
     }
     for sequence in [1, 2] {
-        let next = |engine: &mut CpuEngine| {
-            let logits = engine.step(&[chunk(sequence, &[3, 1])], &mut NoProbe).expect("a step").remove(0);
-            logits.expect("logits").into_data().try_to_vec::<f32>().expect("f32")
-        };
+        let next = |engine: &mut CpuEngine| last_logits(engine, sequence, &[3, 1]);
         assert_eq!(next(&mut engine), next(&mut undisturbed));
     }
 }

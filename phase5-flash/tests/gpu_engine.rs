@@ -1,15 +1,21 @@
-//! Phase 5's engine on a GPU against phase 3's on the CPU: random models, batches, generation that stays on the device.
+//! Phase 5's engine on a GPU against phase 3's on the CPU: random models, batches, draws, and steps in flight.
 
-use std::ops::ControlFlow;
+mod common;
 
 use gptoss_reference::{Check, Limit};
-use phase1_loading::{Checkpoint, DenseFormat, GptOssConfig};
+use phase1_loading::{AttentionKind, Checkpoint, DenseFormat, GptOssConfig};
 use phase2_forward::{
-    Choice, Chunk, ComputeDevice, Continuation, Dump, Engine, EngineError, GptOss, LogitsFor, NoProbe, Snapshot,
+    BadRequest, ComputeDevice, Draw, DrawnToken, Dump, Engine, EngineError, GptOss, HostDraw, Inspect, Outcome,
+    Sampling, Snapshot, Snapshots, Ticket, Want, Work, argmax, draw_number,
 };
-use phase3_kvcache::{CacheType, Cached, Sampler, SamplingParams};
+use phase3_kvcache::{CacheType, CachedEngine};
 use phase5_flash::gpu::{GpuEngine, Options};
 use synthetic::SyntheticModel;
+
+use common::{NAN_PAGES, SPOILT, Wish, decode, ids, last_logits};
+
+/// What rounding may move a logit, a log probability or a sum of probabilities by.
+const OPEN: f32 = 1e-4;
 
 /// Numbers that differ from run to run; the seed is in every message.
 struct Random(u64);
@@ -74,15 +80,26 @@ fn engine(checkpoint: &Checkpoint, kv: CacheType) -> GpuEngine {
         .expect("loads")
 }
 
+/// An engine whose cache holds so many pages, and one more for padding.
+fn small_engine(checkpoint: &Checkpoint, pages: usize) -> GpuEngine {
+    let GptOssConfig { kv_heads, head_dim, ref attention, .. } = checkpoint.config;
+    let full = attention.iter().filter(|&&kind| kind == AttentionKind::Full).count();
+    let pools = full.max(attention.len() - full);
+    let page = pools * 2 * kv_heads * 64 * CacheType::F32.row_bytes(head_dim);
+    let kv_bytes = Some(((pages + 1) * page) as u64);
+    let options = Options { kv: CacheType::F32, kv_bytes, exact: true, ..Options::default() };
+    let engine = GpuEngine::load(checkpoint, &gpu(), options, &mut |_, _| ()).expect("loads");
+    assert_eq!(engine.capacity().pages_total, pages);
+    engine
+}
+
 /// Logits of every token, fed in chunks of random lengths.
 fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec<f32> {
     let mut all = Vec::new();
     let mut lengths = lengths.iter().cycle();
     while !tokens.is_empty() {
         let (chunk, rest) = tokens.split_at(tokens.len().min(*lengths.next().expect("endless")));
-        let chunk = Chunk { sequence: 9, tokens: chunk, logits: LogitsFor::EveryToken };
-        let rows = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-        all.extend(rows.into_data().try_to_vec::<f32>().expect("f32"));
+        all.extend(engine.all_logits(9, chunk).expect("logits"));
         tokens = rest;
     }
     engine.release(9);
@@ -94,10 +111,10 @@ fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec
 /// token sees what they made of the keys and values.
 fn phase_3(checkpoint: &Checkpoint, kv: CacheType, tokens: &[u32], rounding: f32) -> (Vec<f32>, usize) {
     let model = GptOss::load(checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads");
-    let mut engine = Cached::with_cache(model, kv).expect("heads of whole blocks");
+    let mut engine = CachedEngine::with_cache(model, kv).expect("heads of whole blocks");
     let mut dump = Dump::default();
-    let chunk = Chunk { sequence: 9, tokens, logits: LogitsFor::EveryToken };
-    let logits = engine.step(&[chunk], &mut dump).expect("a step").remove(0).expect("logits");
+    let work = [Work::tokens(9, tokens, Want::AllLogits)];
+    let logits = engine.inspect(&work, &mut dump).expect("a step").remove(0).logits().expect("logits");
     let GptOssConfig { experts, experts_per_token: chosen, .. } = checkpoint.config;
     let is_open = |logits: &[f32]| {
         let mut falling = logits.to_vec();
@@ -106,7 +123,7 @@ fn phase_3(checkpoint: &Checkpoint, kv: CacheType, tokens: &[u32], rounding: f32
     };
     let routers = dump.tensors.iter().filter(|(name, _)| name.ends_with(".router_logits"));
     let settled = routers.filter_map(|(_, (_, values))| values.chunks_exact(experts).position(is_open)).min();
-    (logits.into_data().try_to_vec().expect("f32"), settled.unwrap_or(tokens.len()))
+    (logits, settled.unwrap_or(tokens.len()))
 }
 
 #[test]
@@ -161,49 +178,64 @@ fn sequences_of_a_batch_do_not_meet() {
                 (sequence, random.tokens(count, vocab))
             })
             .collect();
-        let chunk = |(sequence, tokens): &'_ (u64, Vec<u32>)| {
-            let logits = if sequence % 2 == 0 { LogitsFor::LastToken } else { LogitsFor::EveryToken };
-            (*sequence, tokens.clone(), logits)
+        let item = |(sequence, tokens): &'_ (u64, Vec<u32>)| {
+            let want = if sequence % 2 == 0 { Want::LastLogits } else { Want::AllLogits };
+            (*sequence, tokens.clone(), want)
         };
-        let chunks: Vec<_> = inputs.iter().map(chunk).collect();
-        let batch: Vec<Chunk<'_>> = chunks
-            .iter()
-            .map(|(sequence, tokens, logits)| Chunk { sequence: *sequence, tokens, logits: *logits })
-            .collect();
-        let all = together.step(&batch, &mut NoProbe).expect("a batch");
-        for (chunk, found) in batch.iter().zip(all) {
-            let expected = alone.step(&[*chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-            let [expected, found] =
-                [expected, found.expect("logits")].map(|logits| logits.into_data().try_to_vec::<f32>().expect("f32"));
+        let items: Vec<_> = inputs.iter().map(item).collect();
+        let work: Vec<Work<'_>> =
+            items.iter().map(|(sequence, tokens, want)| Work::tokens(*sequence, tokens, *want)).collect();
+        let all = together.step(&work).expect("a batch");
+        for (item, found) in work.iter().zip(all) {
+            let expected = alone.step(&[*item]).expect("a step").remove(0).logits().expect("logits");
+            let found = found.logits().expect("logits");
             let check = Check::values("batch", "logits", &expected, &found, Limit::F32);
-            assert!(check.passed(), "seed {seed}, round {round}, sequence {}: {check:?}", chunk.sequence);
-            assert_eq!(together.length(chunk.sequence), alone.length(chunk.sequence));
+            assert!(check.passed(), "seed {seed}, round {round}, sequence {}: {check:?}", item.sequence);
+            assert_eq!(together.length(item.sequence), alone.length(item.sequence));
         }
     }
 }
 
-/// Goes on with (sequence, token)s on the device, all choosing alike.
-fn go_on(
-    engine: &mut GpuEngine,
-    inputs: &[(u64, u32)],
-    choice: Choice,
-    count: usize,
-    on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-) {
-    let mut draws: Vec<_> = inputs.iter().map(|_| || unreachable!("the likeliest token is not drawn")).collect();
-    let mut batch: Vec<_> = inputs
-        .iter()
-        .zip(&mut draws)
-        .map(|(&(sequence, token), draws)| Continuation { sequence, token, choice, draws })
-        .collect();
-    engine.decode(&mut batch, count, on_tokens).expect("a loop").expect("decodes");
+/// Whether `found`, the token at `position`, is what a draw makes of logits, apart from rounding.
+fn agrees(draw: &Draw<'_>, found: &DrawnToken, logits: &[f32], position: usize) -> bool {
+    let mut host = HostDraw::default();
+    let mut restricted = logits.to_vec();
+    let expected = host.draw(&mut restricted, position, draw).expect("numbers");
+    let near = |a: f32, b: f32| (a - b).abs() <= OPEN;
+    let logprobs_agree = match (&found.logprobs, &expected.logprobs) {
+        (None, None) => true,
+        (Some(logprobs), Some(expected_logprobs)) => {
+            let log_sum = logits[expected.id as usize] - expected_logprobs.token;
+            let is_of = |token: u32, logprob: f32| near(logprob, logits[token as usize] - log_sum);
+            let mut tops = logprobs.top.iter().zip(&expected_logprobs.top);
+            is_of(found.id, logprobs.token)
+                && logprobs.top.len() == expected_logprobs.top.len()
+                && tops.all(|(top, expected)| is_of(top.0, top.1) && near(top.1, expected.1))
+        }
+        _ => false,
+    };
+    logprobs_agree && (found.id == expected.id || is_open(draw, &restricted, position, found.id, expected.id))
 }
 
-/// The sequence's next row of logits.
-fn next_logits(engine: &mut GpuEngine, sequence: u64, tokens: &[u32]) -> Vec<f32> {
-    let chunk = Chunk { sequence, tokens, logits: LogitsFor::LastToken };
-    let logits = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-    logits.into_data().try_to_vec().expect("f32")
+/// Whether rounding decides between the token `found` and the one `expected`, given adjusted and masked logits.
+fn is_open(draw: &Draw<'_>, restricted: &[f32], position: usize, found: u32, expected: u32) -> bool {
+    let [of_found, of_expected] = [found, expected].map(|token| restricted[token as usize]);
+    if draw.is_greedy() {
+        return of_found > f32::NEG_INFINITY && of_found >= of_expected - OPEN;
+    }
+    // Filters may end a token earlier or later, and the number may fall to the other side of a sum.
+    let Sampling { top_p, min_p, .. } = draw.sampling;
+    let around = |exact: f32| [exact - OPEN, exact, exact + OPEN].map(|open| open.clamp(0.0, 1.0));
+    let top_ps = if top_p < 1.0 { around(top_p) } else { [1.0; 3] };
+    let min_ps = if min_p > 0.0 { around(min_p) } else { [0.0; 3] };
+    let mut host = HostDraw::default();
+    around(draw_number(draw.seed, position)).into_iter().any(|number| {
+        let mut filters = top_ps.into_iter().flat_map(|top_p| min_ps.map(|min_p| (top_p, min_p)));
+        filters.any(|(top_p, min_p)| {
+            let sampling = Sampling { top_p, min_p, ..draw.sampling };
+            host.draw_number(restricted, &sampling, number.min(1.0f32.next_down())) == found
+        })
+    })
 }
 
 #[test]
@@ -211,77 +243,36 @@ fn sequences_drawn_together_are_those_drawn_alone() {
     let (mut random, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
     let vocab = checkpoint.config.vocab;
-    let (mut resident, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
-    // Every kernel for products; each with a choice of its own, some of them greedy.
-    for sequences in [1, 5, 17, 26] {
-        let params = |random: &mut Random| SamplingParams {
-            temperature: random.of(&[0.0, 0.6, 1.0, 1.5]),
-            top_k: random.of(&[0, 3, 40]),
-            top_p: random.of(&[1.0, 0.9, 0.3]),
-            min_p: random.of(&[0.0, 0.05]),
-            seed: random.0,
-            ..SamplingParams::default()
-        };
-        let params: Vec<SamplingParams> = (0..sequences).map(|_| params(&mut random)).collect();
-        let mut samplers: Vec<Sampler> =
-            params.iter().map(|params| Sampler::new(params.clone(), vocab).expect("in range")).collect();
-        let mut tokens = Vec::new();
-        for (sequence, sampler) in (0..).zip(&mut samplers) {
+    let (mut drawing, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
+    // Every kernel for products; each with a draw of its own, some of them greedy. 17 are filled up to 24.
+    for sequences in [1, 5, 17] {
+        let wishes: Vec<Wish> = (0..sequences).map(|_| Wish::random(&mut |end| random.below(end), vocab)).collect();
+        let mut first = Vec::new();
+        for sequence in 0..sequences as u64 {
             let count = 1 + random.below(9);
             let prompt = random.tokens(count, vocab);
-            let mut logits = next_logits(&mut resident, sequence, &prompt);
-            next_logits(&mut stepped, sequence, &prompt);
-            tokens.push(sampler.sample(&mut logits));
+            let token = argmax(&last_logits(&mut drawing, sequence, &prompt));
+            last_logits(&mut stepped, sequence, &prompt);
+            first.push((sequence, token));
         }
-        let first = tokens.clone();
-        let mut heard: Vec<Vec<u32>> = Vec::new();
-        // Broken off once, it goes on with the numbers that were not used.
-        for stop_after in [2, 4] {
-            let mut draws: Vec<_> = samplers.iter().map(Sampler::draws).collect();
-            let mut batch: Vec<_> = (0..)
-                .zip(&tokens)
-                .zip(&params)
-                .zip(&mut draws)
-                .map(|(((sequence, &token), params), draws)| Continuation {
-                    sequence,
-                    token,
-                    choice: params.choice().expect("no penalty"),
-                    draws,
-                })
-                .collect();
-            let mut steps = 0;
-            let listen = &mut |chosen: &[u32]| {
-                heard.push(chosen.to_vec());
-                samplers.iter_mut().zip(chosen).for_each(|(sampler, &token)| sampler.accept(token));
-                steps += 1;
-                if steps == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            };
-            resident.decode(&mut batch, 400, listen).expect("a loop").expect("decodes");
-            tokens = batch.iter().map(|item| item.token).collect();
-            assert_eq!(heard.last(), Some(&tokens));
-        }
-        assert_eq!(heard.len(), 6);
+        let draws: Vec<Draw<'_>> = wishes.iter().map(Wish::draw).collect();
+        let heard = decode(&mut drawing, &first, &draws, 6);
         // The same tokens from logits that come to the host.
-        let mut different = 0;
-        for (row, params) in params.iter().enumerate() {
-            let mut sampler = Sampler::new(params.clone(), vocab).expect("in range");
-            // The first draw chose the first token.
-            sampler.accept(first[row]);
-            let sequence = row as u64;
-            let mut fed = first[row];
-            for (step, token) in heard.iter().map(|step| step[row]).enumerate() {
-                let mut logits = next_logits(&mut stepped, sequence, &[fed]);
-                different += usize::from(sampler.sample(&mut logits) != token);
-                fed = token;
-                assert_eq!(stepped.length(sequence), resident.length(sequence) - (heard.len() - 1 - step));
+        for (row, draw) in draws.iter().enumerate() {
+            let (sequence, mut fed) = first[row];
+            for (step, tokens) in heard.iter().enumerate() {
+                let logits = last_logits(&mut stepped, sequence, &[fed]);
+                let (found, position) = (&tokens[row], stepped.length(sequence));
+                let which = format!("seed {seed}: row {row} of {sequences}, step {step}: {found:?}");
+                assert!(agrees(draw, found, &logits, position), "{which}, {draw:?}");
+                fed = found.id;
             }
-        }
-        assert!(different * 20 <= 6 * sequences, "seed {seed}: {different} of {} differ", 6 * sequences);
-        (0..sequences as u64).for_each(|sequence| {
-            resident.release(sequence);
+            assert_eq!(stepped.length(sequence), drawing.length(sequence));
+            drawing.release(sequence);
             stepped.release(sequence);
-        });
+        }
     }
+    assert_eq!(drawing.capacity().pages_free, drawing.capacity().pages_total);
 }
 
 #[test]
@@ -291,15 +282,14 @@ fn a_restored_sequence_goes_on() {
     let (_directory, checkpoint) = write(&model, seed);
     let vocab = checkpoint.config.vocab;
     for kv in CacheType::ALL {
-        // The ring of 10 pages has wrapped at 700 positions, and not at 90.
+        // Sliding layers have given pages back at 700 positions, and not at 90.
         for length in [90, 700] {
             let (mut first, mut second) = (engine(&checkpoint, kv), engine(&checkpoint, kv));
             let (before, other, after) =
                 (random.tokens(length, vocab), random.tokens(150, vocab), random.tokens(8, vocab));
             let feed = |engine: &mut GpuEngine, sequence, tokens: &[u32]| -> Vec<f32> {
-                let chunk = Chunk { sequence, tokens, logits: LogitsFor::EveryToken };
-                let logits = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-                logits.into_data().try_to_vec().expect("f32")
+                let chunks = tokens.chunks(engine.capacity().tokens_per_step);
+                chunks.flat_map(|tokens| engine.all_logits(sequence, tokens).expect("logits")).collect()
             };
             feed(&mut second, 7, &other);
             feed(&mut second, 8, &other);
@@ -319,10 +309,11 @@ fn a_restored_sequence_goes_on() {
             second.release(8);
             assert_eq!(feed(&mut second, 8, &other), company, "seed {seed}: {kv}, {length}");
             let wrong = Snapshot { length: length + 64, ..snapshot.clone() };
-            assert!(matches!(second.restore(8, &wrong), Err(EngineError::WrongSnapshot(_))));
+            assert!(matches!(second.restore(8, &wrong), Err(EngineError::BadRequest(BadRequest::WrongSnapshot(_)))));
+            let of_phase_3 = Snapshot { engine: "phase 3".into(), ..snapshot };
             assert!(matches!(
-                second.restore(8, &Snapshot { form: "phase 3".into(), ..snapshot }),
-                Err(EngineError::OtherForm { .. })
+                second.restore(8, &of_phase_3),
+                Err(EngineError::BadRequest(BadRequest::OtherEngine { .. }))
             ));
         }
     }
@@ -335,64 +326,120 @@ fn a_q8_0_cache_is_half_of_an_f16_one() {
     let tokens = random.tokens(200, checkpoint.config.vocab);
     let bytes = |kv| -> usize {
         let mut engine = engine(&checkpoint, kv);
-        let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::Nothing };
-        engine.step(&[chunk], &mut NoProbe).expect("a step");
+        engine.step(&[Work::tokens(0, &tokens, Want::Nothing)]).expect("a step");
         engine.save(0).expect("known").items.iter().map(|item| item.len()).sum()
     };
-    let GptOssConfig { kv_heads, head_dim, .. } = checkpoint.config;
-    // Four pages of 64 positions in every layer: no ring is full.
-    let positions = 4 * 64 * checkpoint.config.layers();
+    let GptOssConfig { kv_heads, head_dim, sliding_window, .. } = checkpoint.config;
+    // Four pages of 64 positions in a full layer; a sliding one has given back what neither the next token nor one 8 tokens before it sees.
+    let gone = (201usize.saturating_sub(sliding_window + 8)) / 64;
+    let kinds = &checkpoint.config.attention;
+    let pages: usize = kinds.iter().map(|&kind| if kind == AttentionKind::Full { 4 } else { 4 - gone }).sum();
+    let positions = 64 * pages;
     assert_eq!(bytes(CacheType::F16), positions * 2 * kv_heads * CacheType::F16.row_bytes(head_dim));
     assert_eq!(bytes(CacheType::Q8_0) * 2, bytes(CacheType::F16));
 }
 
 #[test]
-fn generation_on_the_device_chooses_the_same_tokens() {
+fn greedy_decoding_takes_the_largest_logits() {
     let (mut random, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
     let prompt = random.tokens(10, checkpoint.config.vocab);
     let count = 300;
-    let (mut resident, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
-    let argmax = |logits: Vec<f32>| {
-        let best = logits.iter().copied().fold(f32::MIN, f32::max);
-        logits.iter().position(|&logit| logit == best).expect("a largest") as u32
-    };
-    let step = |engine: &mut GpuEngine, tokens: &[u32]| {
-        let chunk = Chunk { sequence: 4, tokens, logits: LogitsFor::LastToken };
-        let logits = engine.step(&[chunk], &mut NoProbe).expect("a step").remove(0).expect("logits");
-        argmax(logits.into_data().try_to_vec().expect("f32"))
-    };
-    let first = step(&mut resident, &prompt);
-    assert_eq!(step(&mut stepped, &prompt), first);
-    let mut found = Vec::new();
-    let keep = &mut |tokens: &[u32]| {
-        found.push(tokens[0]);
-        ControlFlow::Continue(())
-    };
-    go_on(&mut resident, &[(4, first)], Choice::LIKELIEST, count, keep);
+    let (mut decoding, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
+    let first = argmax(&last_logits(&mut decoding, 4, &prompt));
+    assert_eq!(argmax(&last_logits(&mut stepped, 4, &prompt)), first);
+    let found = ids(&decode(&mut decoding, &[(4, first)], &[Draw::GREEDY], count)).concat();
     let mut token = first;
-    let expected: Vec<u32> = (0..count)
-        .map(|_| {
-            token = step(&mut stepped, &[token]);
-            token
-        })
-        .collect();
-    assert_eq!(found, expected, "seed {seed}");
-    assert_eq!(resident.length(4), stepped.length(4));
-
-    // Broken off, it goes on as if nothing had been queued.
-    let mut heard = 0;
-    let mut last = *expected.last().expect("tokens");
-    let stop = &mut |tokens: &[u32]| {
-        heard += 1;
-        last = tokens[0];
-        if heard == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    go_on(&mut resident, &[(4, *expected.last().expect("tokens"))], Choice::LIKELIEST, 50, stop);
-    let mut token = *expected.last().expect("tokens");
-    for _ in 0..3 {
-        token = step(&mut stepped, &[token]);
+    for (place, found) in found.into_iter().enumerate() {
+        token = argmax(&last_logits(&mut stepped, 4, &[token]));
+        assert_eq!(found, token, "seed {seed}, token {place}");
     }
-    assert_eq!((last, resident.length(4)), (token, stepped.length(4)), "seed {seed}");
-    assert_eq!(step(&mut resident, &[token]), step(&mut stepped, &[token]), "seed {seed}");
+    assert_eq!(decoding.length(4), stepped.length(4));
+
+    // Taken back, it decodes as if nothing had been ahead.
+    decode(&mut decoding, &[(4, token)], &[Draw::GREEDY], 5);
+    decoding.truncate(4, stepped.length(4)).expect("goes back");
+    assert_eq!(last_logits(&mut decoding, 4, &[token]), last_logits(&mut stepped, 4, &[token]), "seed {seed}");
+}
+
+#[test]
+fn pages_are_shared_and_given_back() {
+    let (_, seed) = Random::fresh();
+    println!("seed {seed}");
+    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    common::pages_are_shared_and_given_back(&mut small_engine(&checkpoint, 20));
+}
+
+#[test]
+fn nan_stays_in_its_sequence() {
+    let (_, seed) = Random::fresh();
+    println!("seed {seed}");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    let model = SyntheticModel { layers: 2, experts: 4, experts_per_token: 4, ..nano };
+    let (_directory, mut checkpoint) = write(&model, seed);
+    let mut whole = small_engine(&checkpoint, NAN_PAGES);
+    common::spoil(&mut checkpoint);
+    let mut spoilt = small_engine(&checkpoint, NAN_PAGES);
+    common::nan_stays_in_its_sequence(&mut spoilt, &mut whole);
+
+    // The next step may be on its way before anybody knows.
+    let first = [SPOILT, 4].map(|token| [token]);
+    let begin = [0, 1].map(|row| Work::tokens(20 + row, &first[row as usize], Want::Token(Draw::GREEDY)));
+    let go_on = [20, 21].map(|sequence| Work::decode(sequence, Draw::GREEDY));
+    let [found, expected] = [&mut spoilt, &mut whole].map(|engine| {
+        (0..8).for_each(|sequence| engine.release(sequence));
+        let tickets = [engine.submit(&begin).expect("a step"), engine.submit(&go_on).expect("a step")];
+        tickets.map(|ticket| engine.collect(ticket).expect("outcomes"))
+    });
+    for (position, (found, expected)) in (1..).zip(found.iter().zip(&expected)) {
+        assert_eq!(found[0], Outcome::NotANumber { position });
+        assert_eq!(found[1], expected[1]);
+    }
+}
+
+/// Steps are collected in their order, and whatever happens to a sequence meanwhile, each step is what it was when it was submitted.
+#[test]
+fn steps_in_flight_are_not_disturbed() {
+    let (mut random, seed) = Random::fresh();
+    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let [prompt, other] = [70, 90].map(|count| random.tokens(count, checkpoint.config.vocab));
+    // Pages for one of the sequences at a time.
+    let (mut engine, mut plain) = (small_engine(&checkpoint, 5), small_engine(&checkpoint, 5));
+    assert_eq!(engine.capacity().steps_in_flight, 2);
+    let refusal = |refused: Result<Ticket, EngineError>| match refused {
+        Err(EngineError::BadRequest(refusal)) => refusal,
+        other => panic!("seed {seed}: {other:?}"),
+    };
+    let first = engine.submit(&[Work::tokens(1, &prompt, Want::LastLogits)]).expect("a step");
+    assert_eq!(engine.length(1), prompt.len(), "tokens of a submitted step count");
+    engine.release(1);
+    // This one takes the pages that the step in flight still reads.
+    let second = engine.submit(&[Work::tokens(2, &other, Want::LastLogits)]).expect("a step");
+    let third = engine.submit(&[Work::tokens(2, &[3], Want::LastLogits)]);
+    assert_eq!(refusal(third), BadRequest::TooManySteps(2), "seed {seed}");
+    assert_eq!(engine.length(2), other.len());
+    let early = engine.collect(second).map(|_| second);
+    assert_eq!(refusal(early), BadRequest::UnknownTicket(second), "seed {seed}");
+    for (ticket, tokens) in [(first, &prompt), (second, &other)] {
+        let found = engine.collect(ticket).expect("outcomes").remove(0).logits().expect("logits");
+        assert_eq!(found, last_logits(&mut plain, 1, tokens), "seed {seed}");
+        plain.release(1);
+    }
+    let again = engine.collect(first).map(|_| first);
+    assert_eq!(refusal(again), BadRequest::UnknownTicket(first), "seed {seed}");
+    engine.release(2);
+    assert_eq!(engine.capacity().pages_free, 5);
+}
+
+#[test]
+fn an_engine_moves_between_threads() {
+    let (_, seed) = Random::fresh();
+    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let (mut engine, mut other) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
+    for token in 0..3 {
+        let expected = last_logits(&mut other, 0, &[token]);
+        let moved = std::thread::spawn(move || (last_logits(&mut engine, 0, &[token]), engine)).join().expect("runs");
+        engine = moved.1;
+        assert_eq!(moved.0, expected, "seed {seed}");
+    }
 }

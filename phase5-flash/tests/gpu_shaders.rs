@@ -7,10 +7,10 @@ use std::process::Command;
 use naga::back::{hlsl, msl};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use phase1_loading::{Checkpoint, DenseFormat};
-use phase2_forward::ComputeDevice;
+use phase2_forward::{Adjustment, ComputeDevice, Draw, Engine, Want, Work};
 use phase3_kvcache::CacheType;
-use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
+use phase5_flash::gpu::{GpuEngine, GpuError, Options};
 use synthetic::SyntheticModel;
 
 /// Launches every kernel, in a program of its own: CubeCL reads once where to write down what it compiles.
@@ -38,6 +38,16 @@ fn launch_every_kernel() {
             kernels.cached(kv, 40, 100, once).expect("runs");
         }
     }
+    restricted_draw(&Checkpoint::open(&directory.path().join("model.gguf")).expect("opens"), &gpu);
+}
+
+/// What the launches above leave out: a draw with a mask and an adjustment.
+fn restricted_draw(checkpoint: &Checkpoint, gpu: &ComputeDevice) {
+    let mut engine = GpuEngine::load(checkpoint, gpu, Options::default(), &mut |_, _| ()).expect("loads");
+    let allowed = vec![u32::MAX; checkpoint.config.vocab.div_ceil(32)];
+    let adjustments = [Adjustment { token: 1, bias: 1.0, repetition_penalty: 1.0, penalty: 0.0 }];
+    let draw = Draw { allowed: Some(&allowed), adjustments: &adjustments, ..Draw::GREEDY };
+    engine.step(&[Work::tokens(0, &[1], Want::Token(draw))]).expect("runs");
 }
 
 #[test]
@@ -74,9 +84,11 @@ fn every_kernel_translates_to_metal_and_direct3d() {
         "gemm",
         "greedy",
         "group",
+        "logprobs",
         "norm",
         "prefill",
         "project",
+        "restrict",
         "rope",
         "router",
         "sample",

@@ -7,14 +7,17 @@ use phase3_kvcache::CacheType;
 use phase5_flash::CpuOptions;
 use phase5_flash::cpu::Isa;
 
-use super::values::{cache_type, device, isa, one_of};
+use super::values::{cache_type, device, isa, memory_size, phase};
 
 /// Which engine runs, and where.
 #[derive(Args)]
 pub struct EngineArgs {
-    /// 2 recomputes everything for every token, 3 caches keys and values, 5 is fast and the default.
-    #[arg(long, value_parser = one_of::<u8>(["2", "3", "5"]))]
-    pub phase: Option<u8>,
+    /// Which engine runs; `flash` if not given.
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineKind>,
+    /// The engine by the number of its phase.
+    #[arg(long, hide = true, conflicts_with = "engine", value_parser = phase())]
+    pub phase: Option<EngineKind>,
     /// Where to run. `software` is a software rasterizer; `auto` is a GPU that can hold the model, else the CPU.
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
@@ -29,6 +32,37 @@ pub struct EngineArgs {
     pub fast: FastArgs,
 }
 
+/// The engines, each of which a phase adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineKind {
+    /// Computes the whole text again for every token (phase 2).
+    Reference,
+    /// Caches keys and values (phase 3).
+    Cached,
+    /// Flash attention and fused kernels (phase 5).
+    Flash,
+}
+
+impl EngineKind {
+    pub const ALL: [EngineKind; 3] = [EngineKind::Reference, EngineKind::Cached, EngineKind::Flash];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            EngineKind::Reference => "reference",
+            EngineKind::Cached => "cached",
+            EngineKind::Flash => "flash",
+        }
+    }
+
+    pub fn phase(self) -> u8 {
+        match self {
+            EngineKind::Reference => 2,
+            EngineKind::Cached => 3,
+            EngineKind::Flash => 5,
+        }
+    }
+}
+
 /// How phase 5 computes.
 #[derive(Args, Clone, Default)]
 pub struct FastArgs {
@@ -41,31 +75,42 @@ pub struct FastArgs {
     /// The instruction set to compute with (phase 5 on the CPU), one of this machine's; the best if not given.
     #[arg(long, value_name = "NAME", value_parser = isa())]
     pub isa: Option<Isa>,
+    /// Memory for the keys and values of all sequences (phase 5), such as 2GiB, 512MiB, or a number of bytes; what the model's
+    /// context takes if not given.
+    #[arg(long, value_name = "BYTES", value_parser = memory_size)]
+    pub kv_memory: Option<u64>,
 }
 
 impl EngineArgs {
     /// Phase 2 on the CPU, which the others are judged by.
     pub fn reference() -> EngineArgs {
-        EngineArgs { phase: Some(2), device: DeviceChoice::Cpu, rope: None, kv: None, fast: FastArgs::default() }
+        EngineArgs {
+            engine: Some(EngineKind::Reference),
+            phase: None,
+            device: DeviceChoice::Cpu,
+            rope: None,
+            kv: None,
+            fast: FastArgs::default(),
+        }
     }
 
     /// The engine that runs.
-    pub fn phase(&self) -> u8 {
-        self.phase.unwrap_or(5)
+    pub fn kind(&self) -> EngineKind {
+        self.engine.or(self.phase).unwrap_or(EngineKind::Flash)
     }
 
     /// How that engine will cache keys and values on a device.
     pub fn cache_type(&self, device: &ComputeDevice) -> CacheType {
-        match self.phase() {
-            5 if device.is_cpu() => self.on_cpu().cache_type(),
+        match self.kind() {
+            EngineKind::Flash if device.is_cpu() => self.on_cpu().cache_type(),
             _ => self.kv.unwrap_or_default(),
         }
     }
 
     /// What phase 5 is told on the CPU.
     pub fn on_cpu(&self) -> CpuOptions {
-        let FastArgs { exact, threads, isa } = self.fast;
-        CpuOptions { threads: threads.map(usize::from), exact, kv: self.kv, isa }
+        let FastArgs { exact, threads, isa, kv_memory } = self.fast;
+        CpuOptions { threads: threads.map(usize::from), exact, kv: self.kv, isa, kv_bytes: kv_memory }
     }
 }
 

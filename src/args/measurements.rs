@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use gates::Gate;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
 
-use super::engine::{EngineArgs, FastArgs};
-use super::values::{cache_type, device, gate, one_of, positive};
+use super::engine::{EngineArgs, EngineKind, FastArgs};
+use super::values::{cache_type, device, gate, phase, positive};
 use crate::session::EMBEDDED;
 
 /// Check every phase against MLX, in order; stop at the first that fails.
@@ -111,8 +111,11 @@ pub struct Bench {
     /// A GGUF file, or `embedded`.
     pub model: PathBuf,
     /// Engines to measure, one after another.
-    #[arg(long, value_delimiter = ',', default_value = "5", value_parser = one_of::<u8>(["2", "3", "5"]))]
-    pub phase: Vec<u8>,
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "flash")]
+    pub engine: Vec<EngineKind>,
+    /// The engines by the numbers of their phases.
+    #[arg(long, hide = true, conflicts_with = "engine", value_delimiter = ',', value_parser = phase())]
+    pub phase: Vec<EngineKind>,
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
     /// Tokens of a prompt; 0 measures no prefill.
@@ -133,11 +136,42 @@ pub struct Bench {
     /// How keys and values are cached (phases 3 and 5). The engine's own choice if not given.
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = cache_type())]
     pub kv: Vec<CacheType>,
-    /// Read back the logits of every step, also where an engine could choose the likeliest tokens by itself.
-    #[arg(long)]
+    /// How tokens are drawn.
+    #[arg(long, value_enum, default_value = "greedy")]
+    pub draw: DrawKind,
+    /// Draw no tokens: feed random ones, and read back the logits of every step.
+    #[arg(long, conflicts_with = "draw")]
     pub stepwise: bool,
+    /// Also compare a step of a prompt's 512 tokens and 16 decoding sequences with a step of the prompt's tokens alone.
+    #[arg(long, conflicts_with = "stepwise")]
+    pub mixed: bool,
     #[command(flatten)]
     pub fast: FastArgs,
     #[arg(long)]
     pub json: bool,
+}
+
+impl Bench {
+    /// The engines to measure.
+    pub fn engines(&self) -> &[EngineKind] {
+        if self.phase.is_empty() { &self.engine } else { &self.phase }
+    }
+}
+
+/// How a benchmark draws tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DrawKind {
+    /// The likeliest token.
+    Greedy,
+    /// By a seed, with top-p and the log probabilities of five tokens.
+    Sampled,
+}
+
+impl DrawKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            DrawKind::Greedy => "greedy",
+            DrawKind::Sampled => "sampled",
+        }
+    }
 }

@@ -8,9 +8,9 @@ mod values;
 
 use clap::{Parser, Subcommand};
 
-pub use engine::{EngineArgs, FastArgs};
+pub use engine::{EngineArgs, EngineKind, FastArgs};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
-pub use measurements::{Bench, Gates, Memory, Profile, Roofline, Tune};
+pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
 pub use text::{Chat, Eval, Generate, Logits};
 
 /// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.

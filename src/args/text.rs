@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use harmony::Effort;
+use phase2_forward::Sampling;
 use phase3_kvcache::{GenerationParams, SamplingParams};
 
 use super::engine::EngineArgs;
@@ -158,10 +159,12 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     pub fn params(&self) -> SamplingParams {
         SamplingParams {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+            },
             repetition_penalty: self.repetition_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,

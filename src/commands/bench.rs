@@ -11,7 +11,7 @@ use phase3_kvcache::CacheType;
 use phase4_profiling::{CostModel, Observed, ceiling, process};
 use serde_json::{Value, json};
 
-use crate::args::{Bench, EngineArgs, FastArgs};
+use crate::args::{Bench, EngineArgs, EngineKind, FastArgs};
 use crate::commands::{print, size};
 use crate::session::{self, Session};
 use measure::{Costs, Measure};
@@ -26,12 +26,12 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
         }
     }
     let mut engines = Vec::new();
-    for &phase in &args.phase {
+    for &kind in args.engines() {
         // Phase 2 has no cache.
         let all: Vec<Option<CacheType>> = args.kv.iter().map(|&kv| Some(kv)).collect();
-        let kinds = if phase == 2 || all.is_empty() { &[None][..] } else { &all };
-        for &kv in kinds {
-            engines.push(one(args, &checkpoint, phase, kv)?);
+        let caches = if kind == EngineKind::Reference || all.is_empty() { &[None][..] } else { &all };
+        for &kv in caches {
+            engines.push(one(args, &checkpoint, kind, kv)?);
         }
     }
     let report = if args.json { format!("{:#}\n", Value::from(engines)) } else { table(&engines) };
@@ -40,29 +40,35 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
 }
 
 /// Everything about one engine.
-fn one(args: &Bench, checkpoint: &Checkpoint, phase: u8, kv: Option<CacheType>) -> Result<Value> {
+fn one(args: &Bench, checkpoint: &Checkpoint, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
     process::take_peak_resident_bytes();
     let start = Instant::now();
     // Earlier phases have none of these choices.
-    let fast = if phase == 5 { args.fast.clone() } else { FastArgs::default() };
-    let engine_args = EngineArgs { phase: Some(phase), device: args.device, rope: None, kv, fast };
+    let fast = if kind == EngineKind::Flash { args.fast.clone() } else { FastArgs::default() };
+    let engine_args = EngineArgs { engine: Some(kind), phase: None, device: args.device, rope: None, kv, fast };
     let mut session = Session::start(checkpoint, &engine_args)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let ceiling = ceiling(&session.device)?;
     let costs = CostModel::new(checkpoint, session.cache);
-    let alone = match session::screen_bytes(checkpoint, &session.device, &engine_args) {
-        Some(screen) => costs.clone().with_head_bytes(screen),
+    let greedy = match session::shortlist_bytes(checkpoint, &session.device, &engine_args) {
+        Some(shortlist) => costs.clone().with_head_bytes(shortlist),
         None => costs.clone(),
     };
-    let mut measure = Measure::new(args, &mut *session.engine, Costs { stepping: costs, alone }, &ceiling)?;
+    let mut measure = Measure::new(args, &mut *session.engine, Costs { logits: costs, greedy }, &ceiling)?;
+    let phase = kind.phase();
     let mut results = Vec::new();
     for &depth in &args.depth {
+        let place = || format!("phase {phase}, depth {depth}");
         for &batch in &args.batch {
-            results.extend(measure.at(depth, batch).with_context(|| format!("phase {phase}, depth {depth}"))?);
+            results.extend(measure.at(depth, batch).with_context(place)?);
+        }
+        if args.mixed {
+            results.push(measure.mixed(depth).with_context(place)?);
         }
     }
     let memory = Observed::now(&session.device.burn);
     Ok(json!({
+        "engine": kind.name(),
         "phase": phase,
         "kv": (phase > 2).then(|| session.cache.name()),
         "device": session.device.name,
@@ -96,6 +102,10 @@ fn table(engines: &[Value]) -> String {
                 number("gb_s"),
                 100.0 * number("roofline"),
             );
+            if let Some(ratio) = result["ratio"].as_f64() {
+                let (mixed, alone) = (number("mixed_ms"), number("alone_ms"));
+                text += &format!("{:10} {mixed:.1} ms a step, {ratio:.3} × the prompt alone in {alone:.1} ms\n", "");
+            }
         }
         let bytes = |name: &str| engine[name].as_u64().map_or("–".into(), size);
         text += &format!(

@@ -10,10 +10,12 @@ use phase2_forward::Engine;
 use phase3_kvcache::GenerationParams;
 use rustyline::error::ReadlineError;
 
+use crate::answer::Event;
 use crate::args::Chat;
 use crate::commands::print;
 use crate::conversation::Conversation;
 use crate::interrupt;
+use crate::prompt_bar::PromptBar;
 use crate::session::{self, Session};
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and begins anew, /quit ends. \
@@ -52,14 +54,15 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
 
 /// Asks, and shows the answer as it comes with its reasoning dimmed.
 fn say(line: &str, conversation: &mut Conversation, engine: &mut dyn Engine, params: &GenerationParams) -> Result<()> {
-    let mut screen = Screen { styled: stdout().is_terminal(), part: None };
+    let mut screen = Screen { styled: stdout().is_terminal(), part: None, prompt: PromptBar::default() };
     interrupt::clear();
-    let mut on_piece = |piece: &Piece| match screen.show(piece) {
+    let mut on_event = |event: Event<'_>| match screen.hear(event) {
         Ok(()) if !interrupt::requested() => ControlFlow::Continue(()),
         _ => ControlFlow::Break(()),
     };
-    let answered = conversation.say(line, engine, params, &mut on_piece);
+    let answered = conversation.say(line, engine, params, &mut on_event);
     interrupt::clear();
+    screen.prompt.clear();
     match answered {
         Ok(_) => screen.end()?,
         // The conversation outlives a question that did not fit.
@@ -73,6 +76,7 @@ struct Screen {
     styled: bool,
     /// What was shown last; parts stand on lines of their own.
     part: Option<Part>,
+    prompt: PromptBar,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -83,6 +87,15 @@ enum Part {
 }
 
 impl Screen {
+    fn hear(&mut self, event: Event<'_>) -> std::io::Result<()> {
+        match event {
+            Event::Prompt { done, of } => self.prompt.show(done, of),
+            Event::Piece(piece) => self.show(piece)?,
+            Event::Silent => {}
+        }
+        Ok(())
+    }
+
     fn show(&mut self, piece: &Piece) -> std::io::Result<()> {
         let (part, text) = match piece {
             Piece::Reasoning(text) => (Part::Reasoning, text),

@@ -12,14 +12,14 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Tokenizer;
-use phase2_forward::{Chunk, Engine, LogitsFor, NoProbe, read_back};
+use phase2_forward::{Engine, Want, Work};
 use phase3_kvcache::{FinishReason, GenerationParams};
 use serde_json::json;
 
-use crate::answer;
+use crate::answer::{self, Event};
 use crate::args::Eval;
 use crate::commands::print;
-use crate::session::{self, SEQUENCE, Session};
+use crate::session::{self, SEQUENCE, Session, prefill_chunk};
 use score::Score;
 use suite::{Expected, Question};
 
@@ -48,7 +48,9 @@ pub fn run(args: &Eval) -> Result<ExitCode> {
     bar.finish_and_clear();
     let report = if args.json {
         let suites: BTreeMap<&str, _> = scores.iter().map(|(suite, score)| (*suite, score.to_json())).collect();
-        format!("{:#}\n", json!({ "suites": suites, "device": session.device.name, "phase": session.phase }))
+        let (device, kind) = (&session.device.name, session.kind);
+        let report = json!({ "suites": suites, "device": device, "engine": kind.name(), "phase": kind.phase() });
+        format!("{report:#}\n")
     } else {
         score::table(&scores)
     };
@@ -88,15 +90,15 @@ fn ask(
         ..GenerationParams::default()
     };
     let prompt = tokenizer.encode_with_control(&question.prompt);
-    let mut ignore = |_: &harmony::Piece| ControlFlow::Continue(());
-    let (turn, generation) = answer::answer(&mut *session.engine, tokenizer, &prompt, &params, &mut ignore)?;
+    let mut ignore = |_: Event<'_>| ControlFlow::Continue(());
+    let (turn, generated) = answer::answer(&mut *session.engine, tokenizer, &[], &prompt, &params, &mut ignore)?;
     session.engine.release(SEQUENCE);
     let right = question.expected.met_by(&turn);
-    let valid = turn.irregularities.is_empty() && generation.finish == FinishReason::Stop;
+    let valid = turn.irregularities.is_empty() && generated.finish == FinishReason::Stop;
     score.count_answer(right, valid, matches!(question.expected, Expected::Call { .. }).then(|| is_json(&turn)));
     if args.wrong && !right {
         let asked = question.prompt.rsplit("<|start|>user<|message|>").next().unwrap_or_default();
-        eprintln!("{}: {asked}\n  expected {:?}\n  found {:?}\n", question.suite, question.expected, generation.text);
+        eprintln!("{}: {asked}\n  expected {:?}\n  found {:?}\n", question.suite, question.expected, generated.text);
     }
     Ok(())
 }
@@ -110,14 +112,17 @@ fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion
     let prompt = tokenizer.encode_with_control(prompt);
     let completion = tokenizer.encode_with_control(completion);
     let (body, last) = prompt.split_at(prompt.len() - 1);
-    engine.step(&[Chunk { sequence: SEQUENCE, tokens: body, logits: LogitsFor::Nothing }], &mut NoProbe)?;
+    let chunk = prefill_chunk(engine);
+    for tokens in body.chunks(chunk) {
+        engine.step(&[Work::tokens(SEQUENCE, tokens, Want::Nothing)])?;
+    }
     let tokens = [last, &completion[..completion.len() - 1]].concat();
-    let chunk = Chunk { sequence: SEQUENCE, tokens: &tokens, logits: LogitsFor::EveryToken };
-    let logits = engine.step(&[chunk], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
+    let mut logits = Vec::new();
+    for tokens in tokens.chunks(chunk) {
+        logits.extend(engine.all_logits(SEQUENCE, tokens)?);
+    }
     engine.release(SEQUENCE);
-    let [_, vocab] = logits.dims();
-    let logits = read_back(logits)?;
-    let loss = logits.chunks_exact(vocab).zip(&completion).map(|(row, &token)| {
+    let loss = logits.chunks_exact(engine.config().vocab).zip(&completion).map(|(row, &token)| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();
         total.ln() - f64::from(row[token as usize] - max)

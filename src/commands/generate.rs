@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use harmony::Piece;
 use phase1_loading::{Checkpoint, Tokenizer};
-use phase3_kvcache::{FinishReason, Generation, GenerationParams, generate};
+use phase2_forward::Engine;
+use phase3_kvcache::{FinishReason, Generated, GenerationParams, Step, generate};
 use phase4_profiling::process;
 use serde_json::json;
 
+use crate::answer::Event;
 use crate::args::Generate;
 use crate::commands::print;
 use crate::conversation::Conversation;
 use crate::interrupt;
+use crate::prompt_bar::PromptBar;
 use crate::saved::Saved;
 use crate::session::{self, EMBEDDED, SEQUENCE, Session};
 
@@ -44,7 +47,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
 
 /// What was generated, after how much.
 struct Reply {
-    generation: Generation,
+    generated: Generated,
     prompt_tokens: usize,
     load_time: Duration,
 }
@@ -65,15 +68,16 @@ fn answer(
     };
     let load_time = start.elapsed();
     interrupt::catch()?;
-    let mut screen = Screen { silent: args.json, error: None };
-    let mut on_piece = |piece: &Piece| match piece {
-        Piece::Content(text) | Piece::Arguments(text) => screen.show(text),
-        Piece::Reasoning(_) => screen.show(""),
+    let mut screen = Screen::new(args.json);
+    let mut on_event = |event: Event<'_>| match event {
+        Event::Prompt { done, of } => screen.read(done, of),
+        Event::Piece(Piece::Content(text) | Piece::Arguments(text)) => screen.show(text),
+        Event::Piece(Piece::Reasoning(_)) | Event::Silent => screen.show(""),
     };
-    let answer = conversation.say(text, &mut *session.engine, &params(args, tokenizer), &mut on_piece)?;
+    let answer = conversation.say(text, &mut *session.engine, &params(args, tokenizer), &mut on_event)?;
     screen.end()?;
-    let generation = Generation { text: answer.turn.content, ..answer.generation };
-    Ok(Reply { generation, prompt_tokens: answer.prompt_tokens, load_time })
+    let generated = Generated { text: answer.turn.content, ..answer.generated };
+    Ok(Reply { generated, prompt_tokens: answer.prompt_tokens, load_time })
 }
 
 /// Goes on after `text` and streams all that comes.
@@ -95,18 +99,30 @@ fn continuation(
     tokens.extend(tokenizer.encode_with_control(text));
     let load_time = start.elapsed();
     interrupt::catch()?;
-    let mut screen = Screen { silent: args.json, error: None };
-    let engine = &mut *session.engine;
-    let prompt = &tokens[engine.length(SEQUENCE)..];
+    let mut screen = Screen::new(args.json);
+    let engine: &mut dyn Engine = &mut *session.engine;
+    let (held, prompt) = tokens.split_at(held_tokens(engine, tokens.len()));
     let prompt_tokens = prompt.len();
     let params = params(args, tokenizer);
-    let generation = generate(engine, tokenizer, SEQUENCE, prompt, &params, &mut |step| screen.show(step.text))?;
+    let generated = generate(engine, tokenizer, SEQUENCE, held, prompt, &params, &mut |step| match step {
+        Step::Prefill { done, of } => screen.read(*done, *of),
+        Step::Token { text, .. } | Step::Rest { text } => screen.show(text),
+    })?;
     screen.end()?;
     if let Some(saved) = saved {
-        tokens.extend(&generation.tokens);
+        tokens.extend(&generated.tokens);
         saved.write(&tokens, engine)?;
     }
-    Ok(Reply { generation, prompt_tokens, load_time })
+    Ok(Reply { generated, prompt_tokens, load_time })
+}
+
+/// How many of a text's tokens the engine holds, fewer than all: of a text that was interrupted before its first new token it
+/// held all, and has to read the last one again.
+fn held_tokens(engine: &mut dyn Engine, tokens: usize) -> usize {
+    if tokens > 0 && engine.length(SEQUENCE) == tokens && engine.truncate(SEQUENCE, tokens - 1).is_err() {
+        engine.release(SEQUENCE);
+    }
+    engine.length(SEQUENCE)
 }
 
 fn params(args: &Generate, tokenizer: &Tokenizer) -> GenerationParams {
@@ -116,10 +132,21 @@ fn params(args: &Generate, tokenizer: &Tokenizer) -> GenerationParams {
 /// Where the reply appears.
 struct Screen {
     silent: bool,
+    prompt: PromptBar,
     error: Option<io::Error>,
 }
 
 impl Screen {
+    fn new(silent: bool) -> Screen {
+        Screen { silent, prompt: PromptBar::default(), error: None }
+    }
+
+    /// Shows how much of the prompt has been read, and says whether there should be more.
+    fn read(&mut self, done: usize, of: usize) -> ControlFlow<()> {
+        self.prompt.show(done, of);
+        self.go_on()
+    }
+
     /// Shows text, and says whether there should be more.
     fn show(&mut self, text: &str) -> ControlFlow<()> {
         if !self.silent
@@ -127,13 +154,18 @@ impl Screen {
         {
             self.error = Some(error);
         }
+        self.go_on()
+    }
+
+    fn go_on(&self) -> ControlFlow<()> {
         match self.error.is_some() || interrupt::requested() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     }
 
-    fn end(self) -> io::Result<()> {
+    fn end(mut self) -> io::Result<()> {
+        self.prompt.clear();
         self.error.map_or(Ok(()), Err)
     }
 }
@@ -147,33 +179,34 @@ fn finish_name(finish: &FinishReason) -> &'static str {
 }
 
 fn to_json(reply: &Reply, session: &Session) -> serde_json::Value {
-    let Reply { generation, prompt_tokens, load_time } = reply;
+    let Reply { generated, prompt_tokens, load_time } = reply;
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     json!({
-        "text": generation.text,
-        "tokens": generation.tokens,
+        "text": generated.text,
+        "tokens": generated.tokens,
         "prompt_tokens": prompt_tokens,
-        "finish_reason": finish_name(&generation.finish),
+        "finish_reason": finish_name(&generated.finish),
         "load_ms": milliseconds(*load_time),
-        "ttft_ms": milliseconds(generation.time_to_first_token),
-        "prefill_tok_s": generation.prefill_rate(*prompt_tokens),
-        "decode_tok_s": generation.decode_rate(),
+        "ttft_ms": milliseconds(generated.time_to_first_token),
+        "prefill_tok_s": generated.prefill_rate(*prompt_tokens),
+        "decode_tok_s": generated.decode_rate(),
         "peak_rss_bytes": process::peak_resident_bytes(),
         "anonymous_bytes": process::anonymous_resident_bytes(),
         "device": session.device.name,
-        "phase": session.phase,
+        "engine": session.kind.name(),
+        "phase": session.kind.phase(),
     })
 }
 
 fn report(reply: &Reply) {
-    let Reply { generation, prompt_tokens, load_time } = reply;
+    let Reply { generated, prompt_tokens, load_time } = reply;
     eprintln!(
         "loaded in {:.2} s; {prompt_tokens} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens, {} tok/s; ended by {}",
         load_time.as_secs_f64(),
-        generation.time_to_first_token.as_secs_f64(),
-        generation.prefill_rate(*prompt_tokens),
-        generation.tokens.len(),
-        generation.decode_rate().map_or("–".into(), |rate| format!("{rate:.1}")),
-        finish_name(&generation.finish),
+        generated.time_to_first_token.as_secs_f64(),
+        generated.prefill_rate(*prompt_tokens),
+        generated.tokens.len(),
+        generated.decode_rate().map_or("–".into(), |rate| format!("{rate:.1}")),
+        finish_name(&generated.finish),
     );
 }

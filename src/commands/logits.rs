@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use phase1_loading::write_whole;
-use phase2_forward::{Chunk, Dump, LogitsFor, NoProbe, Probe, read_back};
+use phase2_forward::{Activation, Dump, Want, Work};
 use safetensors::{Dtype, View};
 
 use crate::args::Logits;
-use crate::session::{self, Session};
+use crate::session::{self, SEQUENCE, Session};
 
 pub fn run(args: &Logits) -> Result<ExitCode> {
     let checkpoint = session::open_with(&args.model, &args.engine)?;
@@ -19,21 +19,41 @@ pub fn run(args: &Logits) -> Result<ExitCode> {
         Some(prompt) => checkpoint.tokenizer()?.encode_with_control(prompt),
         None => args.input.tokens.clone(),
     };
+    if tokens.is_empty() {
+        bail!("the prompt is empty; a model needs at least one token");
+    }
     let mut session = Session::start(&checkpoint, &args.engine)?;
-    let mut dump = Dump::default();
-    let probe: &mut dyn Probe = if args.dump { &mut dump } else { &mut NoProbe };
-    let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
-    let logits = session.engine.step(&[chunk], probe)?.pop().flatten().expect("logits were asked for");
-    let mut tensors = dump.tensors;
-    let shape = logits.dims();
-    tensors.insert("logits".into(), (shape, read_back(logits)?));
+    let tensors = compute(&mut session, &tokens, args.dump)?;
     write(&tensors, args)?;
     let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
     eprintln!("{}: {} tokens; {}", args.out.display(), tokens.len(), names.join(", "));
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(tensors: &BTreeMap<String, ([usize; 2], Vec<f32>)>, args: &Logits) -> Result<()> {
+/// The logits of every position and, with `dump`, what led to them. A text longer than a step of the engine is computed in several.
+fn compute(session: &mut Session, tokens: &[u32], dump: bool) -> Result<BTreeMap<String, Activation>> {
+    let vocab = session.engine.config().vocab;
+    let mut tensors: BTreeMap<String, Activation> = BTreeMap::new();
+    for tokens in tokens.chunks(session.engine.capacity().tokens_per_step) {
+        let mut seen = Dump::default();
+        let logits = match dump {
+            true => {
+                let work = Work::tokens(SEQUENCE, tokens, Want::AllLogits);
+                session.engine.inspect(&[work], &mut seen)?.remove(0).logits()?
+            }
+            false => session.engine.all_logits(SEQUENCE, tokens)?,
+        };
+        let logits = ("logits".to_owned(), ([tokens.len(), vocab], logits));
+        for (name, ([rows, width], values)) in seen.tensors.into_iter().chain([logits]) {
+            let (shape, all) = tensors.entry(name).or_insert(([0, width], Vec::new()));
+            shape[0] += rows;
+            all.extend(values);
+        }
+    }
+    Ok(tensors)
+}
+
+fn write(tensors: &BTreeMap<String, Activation>, args: &Logits) -> Result<()> {
     let views = tensors.iter().map(|(name, (shape, values))| (name, Values { shape, values }));
     let file = safetensors::serialize(views, None)?;
     write_whole(&args.out, |out| out.write_all(&file)).with_context(|| format!("writing {}", args.out.display()))

@@ -1,31 +1,31 @@
 //! `gptoss memory`: where a model's bytes live, predicted and observed.
 
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use phase2_forward::{Choice, Chunk, Continuation, Engine, LogitsFor, NoProbe, read_back};
+use anyhow::Result;
+use phase2_forward::{Draw, Engine, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
 use serde_json::json;
 
 use crate::args::Memory;
 use crate::commands::{print, size};
-use crate::session::{self, Session};
+use crate::session::{self, SEQUENCE, Session, prefill_chunk};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let checkpoint = session::open_with(&args.model, &args.engine)?;
     let device = session::find_device(&checkpoint, &args.engine)?;
     let chunk = args.context.min(PREFILL_CHUNK);
-    let (phase, cache) = (args.engine.phase(), args.engine.cache_type(&device));
-    let screen = session::screen_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
+    let (kind, cache) = (args.engine.kind(), args.engine.cache_type(&device));
+    let phase = kind.phase();
+    let shortlist = session::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
     let setting = |on_gpu| Setting {
         phase,
         on_gpu,
         cache,
         context: args.context,
         chunk,
-        screen: if on_gpu { 0 } else { screen },
+        screen: if on_gpu { 0 } else { shortlist },
     };
     let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
     let on_apple = MemoryPlan::new(&checkpoint, setting(true)).at(Place::Device);
@@ -41,7 +41,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     };
     if args.json {
         let report = json!({
-            "context": args.context, "device": device.name, "phase": phase, "parts": plan.parts,
+            "context": args.context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
             "mapped": plan.at(Place::Mapped), "host": plan.at(Place::Host), "device_bytes": plan.at(Place::Device),
             "before": before, "after": after,
         });
@@ -67,22 +67,14 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
 
 /// Takes a sequence to `context` tokens as generation does: steps for a prompt, and the last token by itself.
 fn fill(engine: &mut dyn Engine, context: usize) -> Result<()> {
-    let tokens = sample_tokens(0, context, engine.config().vocab);
-    let (&token, prompt) = tokens.split_last().context("a context of no tokens")?;
-    let step = |engine: &mut dyn Engine, tokens: &[u32]| -> Result<()> {
-        let chunk = Chunk { sequence: session::SEQUENCE, tokens, logits: LogitsFor::LastToken };
-        for logits in engine.step(&[chunk], &mut NoProbe)?.into_iter().flatten() {
-            read_back(logits)?;
-        }
-        Ok(())
-    };
-    prompt.chunks(PREFILL_CHUNK).try_for_each(|chunk| step(engine, chunk))?;
-    let choice = Choice::LIKELIEST;
-    let mut batch = [Continuation { sequence: session::SEQUENCE, token, choice, draws: &mut || 0.0 }];
-    match engine.decode(&mut batch, 1, &mut |_| ControlFlow::Continue(())) {
-        Some(outcome) => Ok(outcome?),
-        None => step(engine, &[token]),
+    let prompt = sample_tokens(0, context.max(2) - 1, engine.config().vocab);
+    for tokens in prompt.chunks(prefill_chunk(engine)) {
+        engine.step(&[Work::tokens(SEQUENCE, tokens, Want::Token(Draw::GREEDY))])?.remove(0).token()?;
     }
+    if context > 1 {
+        engine.step(&[Work::decode(SEQUENCE, Draw::GREEDY)])?.remove(0).token()?;
+    }
+    Ok(())
 }
 
 /// Predicted beside observed. What the process held before is added to what it was predicted to add.

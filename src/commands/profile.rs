@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use phase1_loading::write_whole;
-use phase2_forward::{Chunk, LogitsFor, Probe};
+use phase2_forward::{EngineError, Probe, Want, Work};
 use phase4_profiling::report::{compare, flame, html, table, trace};
 use phase4_profiling::{
     CostModel, F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::args::{self, EngineArgs};
 use crate::commands::print;
-use crate::session::{self, Session};
+use crate::session::{self, SEQUENCE, Session};
 
 pub fn run(args: &args::Profile) -> Result<ExitCode> {
     if let Some(files) = &args.compare {
@@ -73,7 +73,7 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
             device: session.device.name.clone(),
             machine: machine(),
             date: today(),
-            phase: session.phase,
+            phase: session.kind.phase(),
             workload,
             clock,
             ceiling: ceiling.clone(),
@@ -124,11 +124,16 @@ fn numerics(args: &args::Profile) -> Result<ExitCode> {
 
 fn watch(mut session: Session, tokens: &[u32]) -> Result<NumericsProbe> {
     let mut probe = NumericsProbe::default();
-    let chunk = Chunk { sequence: 0, tokens, logits: LogitsFor::EveryToken };
-    let Some(logits) = session.engine.step(&[chunk], &mut probe)?.pop().flatten() else {
-        bail!("the engine returned no logits");
-    };
-    probe.see(&|| "logits".into(), &logits);
+    let work = Work::tokens(SEQUENCE, tokens, Want::AllLogits);
+    match session.engine.inspect(&[work], &mut probe)?.remove(0).logits() {
+        Ok(logits) => {
+            let shape = [tokens.len(), session.engine.config().vocab];
+            probe.see(&|| "logits".into(), &|| (shape, logits.clone()));
+        }
+        // The results before them show where it began.
+        Err(error @ EngineError::NotANumber { .. }) => eprintln!("{error}"),
+        Err(error) => return Err(error.into()),
+    }
     Ok(probe)
 }
 

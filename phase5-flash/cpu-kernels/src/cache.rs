@@ -75,6 +75,18 @@ impl KeyBlock<'_> {
         }
     }
 
+    /// The data with zeros at the positions from `count` on.
+    pub fn first(&self, count: usize) -> Vec<u8> {
+        let (width, half) = (half_bytes(self.format, 1) / POSITIONS, half_bytes(self.format, self.head_dim));
+        let mut data = self.data.to_vec();
+        let (keys, values) = data.split_at_mut(half);
+        for dimension in keys.chunks_exact_mut(width * POSITIONS) {
+            dimension[width * count..].fill(0);
+        }
+        values[width * self.head_dim * count..].fill(0);
+        data
+    }
+
     /// Reads back the key and value of the position in `slot`.
     pub fn read(&self, slot: usize, key: &mut [f32], value: &mut [f32]) {
         let head_dim = self.head_dim;

@@ -1,43 +1,62 @@
-//! Keys and values of one sequence, in blocks of 64 positions.
+//! The pages of the KV cache in memory.
 //!
-//! A full layer's blocks only grow in number. A sliding layer is the same with its oldest blocks taken away once no query will
-//! see them again; they serve other sequences, so that decoding allocates once in 64 tokens at most. A snapshot is the blocks as
-//! they lie.
+//! A pool holds the same page of every layer of its place: the first full layer and the first sliding layer share a pool, since a page
+//! belongs to one kind of layer. The system gives memory to a pool only where it is written.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use cpu_kernels::{CacheFormat, KeyBlock, POSITIONS};
+use cpu_kernels::{CacheFormat, KeyBlock};
 use phase1_loading::{AttentionKind, GptOssConfig};
 
-/// A block's bytes: `[kv_heads]` times [`KeyBlock::bytes`].
-type Block = Box<[u8]>;
+use crate::pages::{POSITIONS, PageCopy, Room};
 
-/// How every cache of an engine is laid out, and blocks that nobody uses.
-pub(super) struct Blocks {
+const _: () = assert!(POSITIONS == cpu_kernels::POSITIONS, "a page is a block of the kernels");
+
+/// What every layer keeps.
+pub(super) struct Cache {
     pub format: CacheFormat,
     pub head_dim: usize,
     kv_heads: usize,
     window: usize,
-    spare: Vec<Block>,
+    /// `[pages, kv_heads]` times [`KeyBlock::bytes`].
+    pools: Vec<Vec<u8>>,
+    /// By layer its kind and its pool.
+    layers: Vec<(AttentionKind, usize)>,
 }
 
-pub(super) struct SequenceCache {
-    pub length: usize,
-    pub layers: Vec<LayerCache>,
+/// The pages of a sequence in one kind of layer.
+#[derive(Debug)]
+pub(super) struct PageList {
+    /// The number of the first page that is left.
+    pub first: usize,
+    pub pages: Vec<u32>,
 }
 
-pub(super) struct LayerCache {
-    pub attention: AttentionKind,
-    /// Blocks before the first of `blocks` that are gone.
-    gone: usize,
-    blocks: VecDeque<Block>,
-}
-
-impl Blocks {
-    pub fn new(config: &GptOssConfig, format: CacheFormat) -> Blocks {
+impl Cache {
+    pub fn new(config: &GptOssConfig, format: CacheFormat, pages: usize) -> Cache {
+        let mut counts = [0, 0];
+        let place = |&kind: &AttentionKind| {
+            let count = &mut counts[usize::from(kind == AttentionKind::Sliding)];
+            *count += 1;
+            (kind, *count - 1)
+        };
+        let layers: Vec<_> = config.attention.iter().map(place).collect();
         let GptOssConfig { head_dim, kv_heads, sliding_window: window, .. } = *config;
-        Blocks { format, head_dim, kv_heads, window, spare: Vec::new() }
+        let bytes = pages * Self::page_bytes(config, format);
+        let pools = (0..counts[0].max(counts[1])).map(|_| vec![0; bytes]).collect();
+        Cache { format, head_dim, kv_heads, window, pools, layers }
+    }
+
+    /// Bytes of a page in one layer.
+    pub fn page_bytes(config: &GptOssConfig, format: CacheFormat) -> usize {
+        config.kv_heads * KeyBlock::bytes(format, config.head_dim)
+    }
+
+    /// Bytes of one page number in all pools.
+    pub fn bytes_per_page(config: &GptOssConfig, format: CacheFormat) -> usize {
+        let full = config.attention.iter().filter(|&&kind| kind == AttentionKind::Full).count();
+        full.max(config.layers() - full) * Self::page_bytes(config, format)
     }
 
     fn head_bytes(&self) -> usize {
@@ -45,112 +64,94 @@ impl Blocks {
     }
 
     /// Positions that a query of such a layer sees.
-    pub fn reach(&self, attention: AttentionKind) -> usize {
-        match attention {
+    pub fn reach(&self, kind: AttentionKind) -> usize {
+        match kind {
             AttentionKind::Sliding => self.window,
             AttentionKind::Full => usize::MAX,
         }
     }
 
-    /// Makes room for the positions up to `length` in every layer.
-    pub fn extend(&mut self, cache: &mut SequenceCache, length: usize) {
+    pub fn kind(&self, layer: usize) -> AttentionKind {
+        self.layers[layer].0
+    }
+
+    /// What one key/value head keeps in one page of a layer.
+    pub fn block(&self, layer: usize, page: u32, head: usize) -> KeyBlock<'_> {
+        let start = (page as usize * self.kv_heads + head) * self.head_bytes();
+        let data = &self.pools[self.layers[layer].1][start..start + self.head_bytes()];
+        KeyBlock { format: self.format, head_dim: self.head_dim, data }
+    }
+
+    /// The bytes of a layer's pool, for tasks that write different heads, and the bytes of a head in a page.
+    pub fn pool_mut(&mut self, layer: usize) -> (&mut [u8], usize) {
+        let head_bytes = self.head_bytes();
+        (&mut self.pools[self.layers[layer].1], head_bytes)
+    }
+
+    /// Copies and clears pages in every layer. Weights of 0 do not hide NaN, so that nothing of an earlier sequence may be left.
+    pub fn prepare(&mut self, room: &Room) {
         let bytes = self.kv_heads * self.head_bytes();
-        for layer in &mut cache.layers {
-            while (layer.gone + layer.blocks.len()) * POSITIONS < length {
-                let mut block = self.spare.pop().unwrap_or_else(|| vec![0; bytes].into());
-                // A snapshot shows nothing of the sequence that had it before.
-                block.fill(0);
-                layer.blocks.push_back(block);
+        for pool in &mut self.pools {
+            for &PageCopy { from, to } in &room.copies {
+                pool.copy_within(from as usize * bytes..(from as usize + 1) * bytes, to as usize * bytes);
+            }
+            for &page in &room.cleared {
+                pool[page as usize * bytes..][..bytes].fill(0);
             }
         }
     }
 
-    /// Counts the new positions, and takes back the blocks before the last positions within reach.
-    pub fn advance(&mut self, cache: &mut SequenceCache, new: usize) {
-        cache.length += new;
-        for layer in &mut cache.layers {
-            let gone = self.gone(layer.attention, cache.length);
-            while layer.gone < gone {
-                self.spare.extend(layer.blocks.pop_front());
-                layer.gone += 1;
+    /// The pages of every layer, one after another, with zeros where the sequence has written nothing.
+    pub fn save(&self, lists: impl Fn(AttentionKind) -> PageList, length: usize) -> Vec<Bytes> {
+        let save = |layer: usize| {
+            let PageList { first, pages } = lists(self.kind(layer));
+            let mut item = Vec::with_capacity(pages.len() * self.kv_heads * self.head_bytes());
+            for (number, &page) in (first..).zip(&pages) {
+                let written = length.saturating_sub(number * POSITIONS).min(POSITIONS);
+                for head in 0..self.kv_heads {
+                    item.extend(self.block(layer, page, head).first(written));
+                }
             }
-        }
-    }
-
-    /// Blocks that such a layer has given back at `length` positions.
-    fn gone(&self, attention: AttentionKind, length: usize) -> usize {
-        length.saturating_sub(self.reach(attention)) / POSITIONS
-    }
-
-    /// The blocks of every layer, one after another.
-    pub fn save(&self, cache: &SequenceCache) -> Vec<Bytes> {
-        cache.layers.iter().map(|layer| layer.blocks.iter().flat_map(|block| block.iter().copied()).collect()).collect()
-    }
-
-    /// Bytes of each item that [`Blocks::save`] gives at `length` positions.
-    pub fn saved_bytes(&self, layers: &[AttentionKind], length: usize) -> Vec<usize> {
-        let blocks = |&attention| length.div_ceil(POSITIONS) - self.gone(attention, length);
-        layers.iter().map(|attention| blocks(attention) * self.kv_heads * self.head_bytes()).collect()
-    }
-
-    /// What [`Blocks::save`] gave for `length` positions as a cache again. The lengths must have been checked.
-    pub fn restore(&mut self, layers: &[AttentionKind], length: usize, items: &[Bytes]) -> SequenceCache {
-        let bytes = self.kv_heads * self.head_bytes();
-        let layer = |(&attention, item): (&AttentionKind, &Bytes)| LayerCache {
-            attention,
-            gone: self.gone(attention, length),
-            blocks: item.chunks_exact(bytes).map(Block::from).collect(),
+            Bytes::from(item)
         };
-        SequenceCache { length, layers: layers.iter().zip(items).map(layer).collect() }
+        (0..self.layers.len()).map(save).collect()
     }
 
-    pub fn release(&mut self, cache: SequenceCache) {
-        self.spare.extend(cache.layers.into_iter().flat_map(|layer| layer.blocks));
-        // What one long sequence needed is not kept for ever.
-        self.spare.truncate(64);
-    }
-}
-
-impl SequenceCache {
-    pub fn new(config: &GptOssConfig) -> SequenceCache {
-        let layer = |&attention| LayerCache { attention, gone: 0, blocks: VecDeque::new() };
-        SequenceCache { length: 0, layers: config.attention.iter().map(layer).collect() }
-    }
-}
-
-impl LayerCache {
-    /// The position at which the first block begins.
-    pub fn start(&self) -> usize {
-        self.gone * POSITIONS
+    /// Whole pages of the first item of such a layer.
+    pub fn saved_pages(&self, items: &[Bytes], kind: AttentionKind) -> usize {
+        let item = self.layers.iter().zip(items).find(|((of, _), _)| *of == kind);
+        item.map_or(0, |(_, item)| item.len() / (self.kv_heads * self.head_bytes()))
     }
 
-    pub fn count(&self) -> usize {
-        self.blocks.len()
+    /// Bytes of each item that [`Cache::save`] gives of `pages` pages of a kind.
+    pub fn saved_bytes(&self, pages: impl Fn(AttentionKind) -> usize) -> Vec<usize> {
+        self.layers.iter().map(|&(kind, _)| pages(kind) * self.kv_heads * self.head_bytes()).collect()
     }
 
-    /// Head `head`'s part of block `number`, counted from the first that is left.
-    pub fn block(&self, blocks: &Blocks, number: usize, head: usize) -> KeyBlock<'_> {
-        let bytes = blocks.head_bytes();
-        let data = &self.blocks[number][head * bytes..(head + 1) * bytes];
-        KeyBlock { format: blocks.format, head_dim: blocks.head_dim, data }
+    /// Puts back what [`Cache::save`] gave, into pages of the same number.
+    pub fn restore<'a>(&mut self, lists: impl Fn(AttentionKind) -> &'a PageList, items: &[Bytes]) {
+        let bytes = self.kv_heads * self.head_bytes();
+        for (layer, item) in items.iter().enumerate() {
+            let (kind, pool) = self.layers[layer];
+            for (&page, from) in lists(kind).pages.iter().zip(item.chunks_exact(bytes)) {
+                self.pools[pool][page as usize * bytes..][..bytes].copy_from_slice(from);
+            }
+        }
     }
 
-    /// The blocks' starts, for tasks that write different heads.
-    pub fn pointers(&mut self, into: &mut Vec<*mut u8>) {
-        into.extend(self.blocks.iter_mut().map(|block| block.as_mut_ptr()));
-    }
-
-    /// What is stored and visible to a next query, oldest first: positions, and keys and values `[kv_heads, positions, head_dim]`.
-    pub fn contents(&self, blocks: &Blocks, length: usize) -> (Vec<usize>, Vec<f32>, Vec<f32>) {
-        let oldest = length.saturating_sub(blocks.reach(self.attention));
+    /// What a layer keeps of the positions below `length`, of sliding layers the last within the window, oldest first: positions, and
+    /// keys and values `[kv_heads, positions, head_dim]`.
+    pub fn contents(&self, layer: usize, list: &PageList, length: usize) -> (Vec<usize>, Vec<f32>, Vec<f32>) {
+        // The oldest of a window is not seen by a next token: a sequence that went back may not have it.
+        let oldest = length.saturating_sub(self.reach(self.kind(layer))).max(list.first * POSITIONS);
         let positions: Vec<usize> = (oldest..length).collect();
-        let dim = blocks.head_dim;
-        let mut keys = vec![0.0; blocks.kv_heads * positions.len() * dim];
+        let dim = self.head_dim;
+        let mut keys = vec![0.0; self.kv_heads * positions.len() * dim];
         let mut values = keys.clone();
-        for head in 0..blocks.kv_heads {
+        for head in 0..self.kv_heads {
             for (i, position) in positions.iter().enumerate() {
                 let at = (head * positions.len() + i) * dim;
-                let block = self.block(blocks, position / POSITIONS - self.gone, head);
+                let block = self.block(layer, list.at(*position), head);
                 block.read(position % POSITIONS, &mut keys[at..at + dim], &mut values[at..at + dim]);
             }
         }
@@ -158,39 +159,13 @@ impl LayerCache {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use phase3_kvcache::block;
-    use proptest::prelude::*;
+impl PageList {
+    /// The page of a position.
+    pub fn at(&self, position: usize) -> u32 {
+        self.pages[position / POSITIONS - self.first]
+    }
 
-    use super::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1000))]
-
-        /// The kernels' blocks of q8_0 are phase 3's, of every size that a scale reaches and some that none does.
-        #[test]
-        fn q8_0_blocks_are_phase_3s(
-            shares in prop::collection::vec(prop_oneof![9 => -1.0f32..1.0, 1 => Just(0.0), 1 => Just(f32::NAN)], 4 * block::BLOCK),
-            sizes in prop::array::uniform4(-45i32..128),
-            slot in 0..POSITIONS,
-        ) {
-            let sized = shares.iter().enumerate().map(|(i, share)| share * 2f32.powi(sizes[i / block::BLOCK]));
-            let values: Vec<f32> = sized.collect();
-            let head_dim = 2 * block::BLOCK;
-            let (key, value) = values.split_at(head_dim);
-            let mut data = vec![0xff; KeyBlock::bytes(CacheFormat::Q8_0, head_dim)];
-            KeyBlock::write(&mut data, CacheFormat::Q8_0, slot, key, value);
-            let (keys, stored_values) = data.split_at(data.len() / 2);
-            let mut found: Vec<i8> = keys.iter().skip(slot).step_by(POSITIONS).map(|&code| code as i8).collect();
-            found.extend(stored_values[slot * head_dim..][..head_dim].iter().map(|&code| code as i8));
-            let expected: Vec<i8> = values.as_chunks().0.iter().flat_map(block::encode).collect();
-            prop_assert_eq!(&found, &expected);
-            let mut read = vec![f32::NAN; 2 * head_dim];
-            let (key, value) = read.split_at_mut(head_dim);
-            KeyBlock { format: CacheFormat::Q8_0, head_dim, data: &data }.read(slot, key, value);
-            let expected: Vec<f32> = expected.as_chunks().0.iter().flat_map(block::decode).collect();
-            prop_assert_eq!(read, expected);
-        }
+    pub fn new((first, pages): (usize, &VecDeque<u32>)) -> PageList {
+        PageList { first, pages: pages.iter().copied().collect() }
     }
 }

@@ -1,26 +1,31 @@
-//! The engine: sequences, and the pool that computes them.
+//! The engine: sequences and their pages, and the threads that compute them. A step is computed when it is submitted.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
 use cpu_kernels::{CacheFormat, Isa, Pool, Screen};
-use phase1_loading::{Checkpoint, GptOssConfig};
+use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
+use phase2_forward::plain::{PlainSteps, check_rewind, tokens_of};
 use phase2_forward::{
-    Chunk, Continuation, Engine, EngineError, LogitsFor, Probe, Rope, SequenceId, Snapshot, check_batch,
+    BadRequest, Capacity, Engine, EngineError, Inspect, NoProbe, Outcome, Probe, Rope, SequenceId, Snapshot, Snapshots,
+    Ticket, Work, check_work,
 };
 use phase3_kvcache::{CacheType, ReadCache};
 
-use super::cache::{Blocks, SequenceCache};
+use super::cache::{Cache, PageList};
+use super::forward::{Forward, Part};
 use super::model::{CpuLoadError, Model};
 use super::scratch::Scratch;
 use super::threads;
+use crate::pages::{POSITIONS, Pages, REWIND};
 
-/// What its snapshots are called.
-const FORM: &str = "phase 5 on the CPU";
+/// The engine's name in its snapshots.
+const NAME: &str = "phase 5 on the CPU";
+/// Layers of a kind share their lists of pages.
+const KINDS: [AttentionKind; 2] = [AttentionKind::Full, AttentionKind::Sliding];
 
 /// How to compute; the default is fast.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +38,8 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// f16 if not given, f32 where `exact`.
     pub kv: Option<CacheType>,
+    /// Bytes of the KV cache; if not given, room for one full context, or for more where half of the free memory allows.
+    pub kv_bytes: Option<u64>,
 }
 
 impl CpuOptions {
@@ -44,28 +51,16 @@ impl CpuOptions {
 
 /// Computes batches on the CPU, from the pages of the mapped file.
 pub struct CpuEngine {
-    pub(super) config: GptOssConfig,
-    pub(super) rope: Rope,
-    pub(super) model: Model,
-    pub(super) pool: Pool,
-    pub(super) isa: Isa,
-    pub(super) exact: bool,
-    pub(super) blocks: Blocks,
+    pub(super) forward: Forward,
+    pages: Pages,
+    cache: Cache,
     pub(super) scratch: Scratch,
-    /// Of the head, and steps that chose tokens before it was made.
-    pub(super) screen: Option<Arc<Screen>>,
-    pub(super) chosen_without_screen: usize,
-    sequences: HashMap<SequenceId, SequenceCache>,
-}
-
-/// A chunk under way.
-pub(super) struct Part {
-    /// Its first token's row among all tokens of the step, and how many there are.
-    pub first: usize,
-    pub count: usize,
-    /// Rows whose logits are wanted.
-    pub wanted: std::ops::Range<usize>,
-    pub cache: SequenceCache,
+    /// Of the head, and greedy steps before it was made.
+    pub(super) shortlist: Option<Arc<Screen>>,
+    pub(super) greedy_steps: usize,
+    /// What sequences drew last, if that may be fed.
+    drawn: HashMap<SequenceId, u32>,
+    steps: PlainSteps,
 }
 
 impl CpuEngine {
@@ -87,136 +82,178 @@ impl CpuEngine {
         }
         let model = Model::load(checkpoint)?;
         touch_in_background(model.in_order_of_use());
-        Ok(CpuEngine {
+        let page = Cache::bytes_per_page(&config, format);
+        let bytes = options.kv_bytes.unwrap_or_else(|| available_memory() / 2);
+        let count = Pages::count(&config, page as u64, options.kv_bytes.is_some(), bytes);
+        let forward = Forward {
             rope: Rope::new(&config.rope, config.head_dim),
             model,
             pool: Pool::new(threads::count(options.threads)),
             isa: options.isa.unwrap_or_else(Isa::best),
             exact: options.exact,
-            blocks: Blocks::new(&config, format),
-            scratch: Scratch::default(),
-            screen: None,
-            chosen_without_screen: 0,
-            sequences: HashMap::new(),
             config,
+        };
+        let config = &forward.config;
+        Ok(CpuEngine {
+            pages: Pages::new(count, config.sliding_window, &config.attention),
+            cache: Cache::new(config, format, count),
+            scratch: Scratch::default(),
+            shortlist: None,
+            greedy_steps: 0,
+            drawn: HashMap::new(),
+            steps: PlainSteps::default(),
+            forward,
         })
     }
 
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.forward.pool.threads()
     }
 
     pub fn isa(&self) -> Isa {
-        self.isa
-    }
-}
-
-impl CpuEngine {
-    /// The chunks as parts of a step, and their tokens. Their sequences are away meanwhile.
-    fn admit(&mut self, batch: &[Chunk<'_>]) -> (Vec<u32>, Vec<Part>) {
-        let mut tokens = Vec::new();
-        let mut parts = Vec::new();
-        for chunk in batch {
-            let (first, count) = (tokens.len(), chunk.tokens.len());
-            tokens.extend_from_slice(chunk.tokens);
-            let wanted = match chunk.logits {
-                LogitsFor::Nothing => 0..0,
-                LogitsFor::LastToken => tokens.len() - 1..tokens.len(),
-                LogitsFor::EveryToken => first..tokens.len(),
-            };
-            let mut cache = self.sequences.remove(&chunk.sequence).unwrap_or_else(|| SequenceCache::new(&self.config));
-            let length = cache.length + count;
-            self.blocks.extend(&mut cache, length);
-            parts.push(Part { first, count, wanted, cache });
-        }
-        (tokens, parts)
+        self.forward.isa
     }
 
-    /// Computes the parts of a step. Their sequences come back longer; or, if `compute` panics, as they were.
-    pub(super) fn compute<T>(
-        &mut self,
-        batch: &[Chunk<'_>],
-        compute: impl FnOnce(&CpuEngine, &mut Scratch, &[u32], &mut [Part]) -> T,
-    ) -> T {
-        let (tokens, mut parts) = self.admit(batch);
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let this = &*self;
-        let result = catch_unwind(AssertUnwindSafe(|| compute(this, &mut scratch, &tokens, &mut parts)));
-        self.scratch = scratch;
-        for (chunk, mut part) in batch.iter().zip(parts) {
-            // What was written beyond the length is written again.
-            let new = if result.is_ok() { part.count } else { 0 };
-            self.blocks.advance(&mut part.cache, new);
-            if part.cache.length > 0 {
-                self.sequences.insert(chunk.sequence, part.cache);
-            } else {
-                self.blocks.release(part.cache);
-            }
-        }
-        result.unwrap_or_else(|panic| resume_unwind(panic))
+    fn list(&self, sequence: SequenceId, kind: AttentionKind) -> PageList {
+        PageList::new(self.pages.held(sequence, kind))
     }
-}
 
-impl ReadCache for CpuEngine {
-    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
-        let cache = self.sequences.get(&sequence)?;
-        let (positions, keys, values) = cache.layers[layer].contents(&self.blocks, cache.length);
-        let shape = [self.config.kv_heads, positions.len(), self.config.head_dim];
-        let tensor = |values| Tensor::from_data(TensorData::new(values, shape), &Device::flex());
-        Some((positions, tensor(keys), tensor(values)))
+    fn check_rewind(&self, sequence: SequenceId, length: usize) -> Result<(), BadRequest> {
+        let known = self.pages.contains(sequence).then(|| self.pages.length(sequence));
+        check_rewind(sequence, known, length, || self.pages.reaches_back(sequence, length))
     }
 }
 
 impl Engine for CpuEngine {
     fn config(&self) -> &GptOssConfig {
-        &self.config
+        &self.forward.config
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            pages_total: self.pages.total(),
+            pages_free: self.pages.free(),
+            positions_per_page: POSITIONS,
+            rewind: REWIND,
+            ..Capacity::UNBOUNDED
+        }
     }
 
     fn length(&self, sequence: SequenceId) -> usize {
-        self.sequences.get(&sequence).map_or(0, |cache| cache.length)
+        self.pages.length(sequence)
     }
 
-    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
-        check_batch(self, batch)?;
-        let logits = self.compute(batch, |this, s, tokens, parts| {
-            this.layers(s, tokens, parts, probe);
-            this.head(s, parts, probe)
-        });
-        let vocab = self.config.vocab;
-        let tensor = |logits: Vec<f32>| {
-            let shape = [logits.len() / vocab, vocab];
-            (shape[0] > 0).then(|| Tensor::from_data(TensorData::new(logits, shape), &Device::flex()))
-        };
-        Ok(logits.into_iter().map(tensor).collect())
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        self.steps.check_room()?;
+        let outcomes = self.inspect(work, &mut NoProbe)?;
+        Ok(self.steps.push(outcomes))
     }
 
-    fn decode(
-        &mut self,
-        batch: &mut [Continuation<'_>],
-        count: usize,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Option<Result<(), EngineError>> {
-        self.can_screen(batch).then(|| self.go_on(batch, count, on_tokens))
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        Ok(self.steps.take(ticket)?)
     }
 
-    fn save(&self, sequence: SequenceId) -> Option<Snapshot> {
-        let cache = self.sequences.get(&sequence)?;
-        Some(Snapshot { form: FORM.into(), length: cache.length, items: self.blocks.save(cache) })
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        if self.pages.contains(to) {
+            return Err(BadRequest::SequenceExists(to).into());
+        }
+        self.check_rewind(from, length)?;
+        self.pages.fork(from, to, length);
+        Ok(())
     }
 
-    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
-        let GptOssConfig { attention, context_length, .. } = &self.config;
-        snapshot.check(FORM, *context_length, |length| self.blocks.saved_bytes(attention, length))?;
-        let cache = self.blocks.restore(attention, snapshot.length, &snapshot.items);
-        self.release(sequence);
-        self.sequences.insert(sequence, cache);
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.check_rewind(sequence, length)?;
+        self.pages.truncate(sequence, length);
+        self.drawn.remove(&sequence);
         Ok(())
     }
 
     fn release(&mut self, sequence: SequenceId) {
-        if let Some(cache) = self.sequences.remove(&sequence) {
-            self.blocks.release(cache);
+        self.pages.release(sequence);
+        self.drawn.remove(&sequence);
+    }
+
+    fn snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        Some(self)
+    }
+}
+
+impl Inspect for CpuEngine {
+    fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
+        check_work(self, work)?;
+        let drawn = |item: &Work<'_>| self.drawn.get(&item.sequence).copied();
+        let inputs: Vec<Vec<u32>> = work.iter().map(|item| tokens_of(item, drawn(item))).collect::<Result<_, _>>()?;
+        let reached = |(item, input): (&Work<'_>, &Vec<u32>)| (item.sequence, self.length(item.sequence) + input.len());
+        let lengths: Vec<(SequenceId, usize)> = work.iter().zip(&inputs).map(reached).collect();
+        let room = self.pages.extend(&lengths)?;
+        self.cache.prepare(&room);
+
+        let mut first = 0;
+        let parts: Vec<Part> = (work.iter().zip(&inputs))
+            .map(|(item, input)| {
+                let (count, sequence) = (input.len(), item.sequence);
+                let [full, sliding] = KINDS.map(|kind| self.list(sequence, kind));
+                first += count;
+                Part { first: first - count, count, start: self.length(sequence), full, sliding }
+            })
+            .collect();
+        let computed = catch_unwind(AssertUnwindSafe(|| {
+            self.forward.layers(&mut self.cache, &mut self.scratch, &inputs.concat(), &parts, probe);
+            self.outcomes(work, &parts, probe)
+        }));
+        let outcomes = computed.unwrap_or_else(|panic| {
+            // The sequences are as they were; what was written behind their ends is written again.
+            lengths.iter().for_each(|&(sequence, _)| self.pages.retract(sequence));
+            resume_unwind(panic)
+        });
+        for (&(sequence, length), outcome) in lengths.iter().zip(&outcomes) {
+            self.pages.advance(sequence, length);
+            match outcome.drawn_id() {
+                Some(token) => self.drawn.insert(sequence, token),
+                None => self.drawn.remove(&sequence),
+            };
         }
+        Ok(outcomes)
+    }
+}
+
+impl Snapshots for CpuEngine {
+    fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError> {
+        if !self.pages.contains(sequence) {
+            return Err(BadRequest::UnknownSequence(sequence).into());
+        }
+        let length = self.length(sequence);
+        let items = self.cache.save(|kind| self.list(sequence, kind), length);
+        Ok(Snapshot { engine: NAME.into(), length, items })
+    }
+
+    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
+        let length = snapshot.length;
+        let sliding = self.cache.saved_pages(&snapshot.items, AttentionKind::Sliding);
+        let count = |kind| self.pages.count_held(length, kind, sliding);
+        snapshot.check(NAME, self.forward.config.context_length, |_| self.cache.saved_bytes(count))?;
+        let counts = KINDS.map(count);
+        let room = self.pages.replace(sequence, length, |kind| counts[usize::from(kind == AttentionKind::Sliding)])?;
+        self.cache.prepare(&room);
+        let lists = KINDS.map(|kind| self.list(sequence, kind));
+        self.cache.restore(|kind| &lists[usize::from(kind == AttentionKind::Sliding)], &snapshot.items);
+        self.drawn.remove(&sequence);
+        Ok(())
+    }
+}
+
+impl ReadCache for CpuEngine {
+    fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
+        if !self.pages.contains(sequence) {
+            return None;
+        }
+        let list = self.list(sequence, self.cache.kind(layer));
+        let (positions, keys, values) = self.cache.contents(layer, &list, self.length(sequence));
+        let config = &self.forward.config;
+        let shape = [config.kv_heads, positions.len(), config.head_dim];
+        let tensor = |values| Tensor::from_data(TensorData::new(values, shape), &Device::flex());
+        Some((positions, tensor(keys), tensor(values)))
     }
 }
 
@@ -228,4 +265,11 @@ fn touch_in_background(parts: Vec<Bytes>) {
         let touched = parts.iter().flat_map(|part| part.iter().step_by(PAGE));
         std::hint::black_box(touched.fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
     });
+}
+
+/// Bytes of memory that no process uses, where the system tells; else 0.
+fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).map_or(0, |kib: u64| kib * 1024)
 }

@@ -1,14 +1,15 @@
 //! The CPU: kernels on packed weights straight from the mapped file.
 //!
 //! [`CpuEngine`] advances all sequences of a batch together: their new tokens are one matrix, so that every weight is read
-//! once a step. `step.rs` is the forward pass, top to bottom; the arithmetic is the crate `cpu-kernels`.
+//! once a step. `forward.rs` is the forward pass, top to bottom; the arithmetic is the crate `cpu-kernels`.
 
 mod cache;
+mod choice;
 mod engine;
+mod forward;
 mod model;
 mod scratch;
-mod screened;
-mod step;
+mod shortlist;
 mod threads;
 
 pub use cpu_kernels::Isa;

@@ -1,6 +1,7 @@
 //! Buffers of a step, kept from step to step: decoding one token allocates none of them.
 
 use cpu_kernels::{Bound, CoarseInputs, Panel};
+use phase2_forward::HostDraw;
 
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -24,7 +25,7 @@ pub(super) struct Scratch {
     /// The input of a matrix that all tokens pass.
     pub panel: Panel,
     pub expert_inputs: ExpertInputs,
-    pub screening: Screening,
+    pub shortlist: Shortlist,
     pub threads: Vec<ThreadScratch>,
 }
 
@@ -39,7 +40,7 @@ pub(super) struct ExpertInputs {
 
 /// What is known of logits before any is computed.
 #[derive(Default)]
-pub(super) struct Screening {
+pub(super) struct Shortlist {
     pub inputs: CoarseInputs,
     /// By tile of the head: `[tokens, 32]`, and `[tokens]`.
     pub estimates: Vec<f32>,
@@ -61,6 +62,7 @@ pub(super) struct ThreadScratch {
     /// Results of a tile, `[tokens, 32]`, and of a second one.
     pub tiles: [Vec<f32>; 2],
     pub attention: Vec<f32>,
+    pub host: HostDraw,
 }
 
 /// Which tokens go to which expert.

@@ -7,20 +7,21 @@ use std::time::{Duration, Instant};
 
 use cubecl::client::Graph;
 use phase1_loading::{AttentionKind, Checkpoint};
-use phase2_forward::{Choice, Chunk, ComputeDevice, Engine, LogitsFor, NoProbe, Operation, Span};
+use phase2_forward::{ComputeDevice, Draw, Engine, EngineError, NoProbe, Operation, Sampling, Span, Want, Work};
 use phase3_kvcache::CacheType;
 
-use super::cache::Caches;
+use super::cache::Cache;
+use super::choice::Choosing;
 use super::engine::{GpuEngine, MAX_ROWS};
+use super::kernels::cache::CacheRow;
 use super::kernels::sample::Filters;
 use super::pass::Pass;
-use super::resident::Choosing;
 use super::rows::Row;
 use super::{GpuError, Options};
 
 /// The most launches that are captured together.
 const MOST_LAUNCHES: usize = 48;
-/// The most rows whose logits are computed: those of more fill gigabytes.
+/// The most rows whose logits are computed.
 const MOST_LOGITS: usize = 64;
 
 /// A model whose operations can be launched one by one.
@@ -66,7 +67,8 @@ impl Kernels {
     /// A device that fails, or what `visit` returns.
     pub fn all(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(CacheType::default(), rows, 0)?;
-        let (engine, pass) = (&self.engine, self.engine.place(&placed));
+        let pass = self.engine.place(&placed);
+        let engine = &self.engine;
         let name = counted(rows);
         let mut outside = |operation: Operation, launch: &dyn Fn(usize)| {
             let span = Some(Span { operation, layer: None, tokens: rows, sequences: 1, keys: 0 });
@@ -75,7 +77,7 @@ impl Kernels {
         outside(Operation::Embed, &|_| engine.embed(rows))?;
         if rows <= MOST_LOGITS {
             outside(Operation::HeadNorm, &|_| engine.head_norm(rows, &engine.scratch.every_row))?;
-            outside(Operation::Head, &|_| engine.head(rows, &engine.buffers().logits))?;
+            outside(Operation::Head, &|_| engine.head(rows, &engine.choices.logits))?;
         }
         let all: Vec<usize> = (0..engine.config.layers()).collect();
         for operation in pass.operations(&engine.gpu.tuning).filter(|&operation| operation != Operation::Attention) {
@@ -90,18 +92,26 @@ impl Kernels {
     /// As [`Kernels::all`].
     pub fn choices(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(CacheType::default(), rows.min(MOST_LOGITS), 0)?;
-        let (engine, rows) = (&self.engine, placed.len());
-        engine.logits(rows, &engine.scratch.every_row, &engine.buffers().logits, &mut NoProbe);
-        let choice = Choice { temperature: 1.0, top_k: 50, top_p: 0.9, min_p: 0.0 };
-        engine.write_choices((0..rows).map(|_| choice), vec![0.5f32.to_bits(); rows * MOST_LAUNCHES]);
-        let drawn = |top_k, top_p| Choosing::Drawn(Filters { top_k, top_p });
+        let rows = placed.len();
+        self.engine.place(&placed);
+        let engine = &self.engine;
+        engine.logits(rows, &engine.scratch.every_row, &engine.choices.logits, &mut NoProbe);
+        let sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.9, min_p: 0.0 };
+        let draw = Draw { sampling, seed: 1, logprobs: Some(5), ..Draw::GREEDY };
+        self.engine.choices.prepare(&self.engine.gpu, &vec![&draw; rows], rows);
+        let engine = &self.engine;
+        let drawn = |top_k, top_p| Choosing { filters: Some(Filters { top_k, top_p }), ..Choosing::GREEDY };
         for (what, choosing) in [
-            ("likeliest", Choosing::Likeliest),
+            ("greedy", Choosing::GREEDY),
+            ("greedy with log probabilities", Choosing { logprobs: true, ..Choosing::GREEDY }),
             ("drawn", drawn(false, false)),
             ("drawn by top-p", drawn(false, true)),
             ("drawn by top-k and top-p", drawn(true, true)),
         ] {
-            let (name, launch) = (format!("{what}, {}", counted(rows)), &|_| engine.choose(rows, choosing));
+            let launch = &|_| {
+                engine.choices.launch(&engine.gpu, choosing, &engine.scratch.row_words, &engine.drawn, rows);
+            };
+            let name = format!("{what}, {}", counted(rows));
             visit(&Case { operation: "choice", name, span: None, engine, rows: &placed, launch })?;
         }
         Ok(())
@@ -113,7 +123,8 @@ impl Kernels {
     /// As [`Kernels::all`].
     pub fn cached(&mut self, kv: CacheType, rows: usize, depth: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(kv, rows, depth)?;
-        let (engine, pass) = (&self.engine, self.engine.place(&placed));
+        let pass = self.engine.place(&placed);
+        let engine = &self.engine;
         let all: Vec<usize> = (0..engine.config.layers()).collect();
         if pass.operations(&engine.gpu.tuning).any(|operation| operation == Operation::CacheAppend) {
             of_layers(engine, Operation::CacheAppend, &all, pass, &after(engine, pass), &placed, visit)?;
@@ -124,16 +135,19 @@ impl Kernels {
     /// Puts `depth + rows` positions into a cache and leaves the results of the last `rows` of them behind. Returns these rows.
     fn fill(&mut self, kv: CacheType, rows: usize, depth: usize) -> Result<Vec<Row>, GpuError> {
         let engine = &mut self.engine;
-        engine.caches = Caches::new(&engine.gpu, &engine.config, kv, MAX_ROWS)?;
+        let shape = CacheRow::new(kv, &engine.config)?;
+        let pages = Cache::count(&engine.gpu, &engine.config, shape, None)?;
+        engine.cache = Cache::new(&engine.gpu, &engine.config, shape, pages, MAX_ROWS);
         engine.moves += 1;
-        engine.reserve_choices(rows.min(MOST_LOGITS))?;
+        engine.choices.reserve(&engine.gpu, rows.min(MOST_LOGITS));
         let token = |i: usize| (i * 7919 + 13) as u32 % engine.config.vocab as u32;
         let tokens: Vec<u32> = (0..depth + rows).map(token).collect();
         for tokens in tokens[..depth].chunks(MAX_ROWS).chain(tokens[depth..].chunks(MAX_ROWS)) {
-            engine.run(&[Chunk { sequence: 0, tokens, logits: LogitsFor::Nothing }], &mut NoProbe)?;
+            let failed = |error: EngineError| GpuError::Device(error.to_string());
+            engine.step(&[Work::tokens(0, tokens, Want::Nothing)]).map_err(failed)?;
         }
-        let slot = engine.caches.slot(0);
-        let row = |i: usize| Row { token: tokens[i], position: i as u32, slot };
+        let slot = engine.cache.slot(0);
+        let row = |i: usize| Row { token: Some(tokens[i]), position: i as u32, slot };
         Ok((depth..engine.length(0)).map(row).collect())
     }
 }
@@ -171,7 +185,7 @@ fn counted(rows: usize) -> String {
 }
 
 fn after(engine: &GpuEngine, pass: Pass) -> String {
-    format!("{}, {} to {}", engine.caches.row.kind, counted(pass.rows), pass.keys)
+    format!("{}, {} to {}", engine.cache.row.kind, counted(pass.rows), pass.keys)
 }
 
 impl Case<'_> {
@@ -201,7 +215,7 @@ impl Captured<'_> {
         let start = Instant::now();
         for _ in 0..replays {
             // A choice puts rows where they are fed next: every replay begins where the first did.
-            engine.place(rows);
+            engine.write_rows(rows);
             // SAFETY: the engine owns every buffer of the launches, and is borrowed as long as they are captured.
             unsafe { self.graph.replay() }?;
         }

@@ -1,60 +1,53 @@
 //! Keys and values of all sequences, in pages of 64 positions.
 //!
-//! A layer has one pool of pages for its keys and one for its values, whatever sequences there are; tables say which page of a
-//! pool holds which positions of a sequence. All full layers share one table, all sliding layers another: a sliding sequence has
-//! a ring of as many pages as its window and one pass of new tokens need.
-
-use std::collections::HashMap;
+//! Which page belongs to whom is decided by [`Pages`], on the host. Here are the pools that the pages lie in, and the tables that tell
+//! kernels where a sequence's positions are. The n-th full layer and the n-th sliding one share a pool: a page of full layers and one of
+//! sliding layers never have the same number.
 
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::SequenceId;
-use phase3_kvcache::CacheType;
 
 use super::GpuError;
 use super::device::{Buffer, Gpu};
-use super::kernels::cache::{self, CacheRow};
+use super::kernels::cache::{CacheRow, NO_PAGE, prepare_pages};
+use crate::pages::{Full, POSITIONS, Pages, REWIND, Room};
 
 /// Positions of a page.
-pub(crate) const PAGE: usize = 64;
+pub(crate) const PAGE: usize = POSITIONS;
+/// Sequences that the tables have room for.
+pub(crate) const SLOTS: usize = 1024;
+/// Pages beyond one context that a pool has at most, unless its size is given: those that many short sequences take in sliding layers.
+const PAGES_BESIDE_CONTEXT: usize = 256;
+/// Bytes of the pools where no size is given and the driver does not say how much memory there is.
+const UNKNOWN_MEMORY: u64 = 1 << 30;
 
 /// The caches of all sequences.
-pub(crate) struct Caches {
+pub(crate) struct Cache {
     pub row: CacheRow,
-    /// One a layer.
-    layers: Vec<Pool>,
+    pub pages: Pages,
     kinds: Vec<AttentionKind>,
-    full: Pages,
-    sliding: Pages,
-    pub ring_pages: usize,
-    sequences: HashMap<SequenceId, Sequence>,
-    free_slots: Vec<u32>,
+    /// By layer the number of its pool.
+    pool_of: Vec<usize>,
+    pools: Vec<Pool>,
+    full: Table,
+    sliding: Table,
+    /// The slot of rows that only fill a step up. Its page is the one behind those of sequences.
+    pub padding_slot: u32,
 }
 
-/// The pages of one layer.
+/// The pages of one layer of each kind.
 #[derive(Clone)]
 pub(crate) struct Pool {
     pub keys: Buffer,
     pub values: Buffer,
 }
 
-/// Which pages of the pools of one kind of layer belong to whom.
-struct Pages {
-    free: Vec<u32>,
-    /// Pages that the pools hold.
-    held: usize,
-    /// `[slots, columns]` page numbers.
-    table: Vec<u32>,
-    columns: usize,
+/// By slot the pages of a sequence, in layers of one kind.
+struct Table {
+    /// `[slots, columns]`; page n is in column n modulo `ring`.
     device: Buffer,
-    changed: bool,
-}
-
-/// A sequence's place in the tables.
-struct Sequence {
-    slot: u32,
-    length: usize,
-    full: Vec<u32>,
-    ring: Vec<u32>,
+    columns: usize,
+    ring: usize,
 }
 
 /// What an attention kernel needs to find a layer's keys.
@@ -63,173 +56,157 @@ pub(crate) struct LayerCache<'a> {
     pub table: &'a Buffer,
     /// Columns of the table.
     pub columns: usize,
-    /// After how many pages positions begin again; as many as there can be, for full layers.
+    /// After how many pages columns begin again; as many as there can be, for full layers.
     pub ring_pages: usize,
 }
 
-impl Caches {
-    /// Caches for no sequence yet. `longest_pass` is the most tokens of one sequence that one pass adds.
-    pub fn new(gpu: &Gpu, config: &GptOssConfig, kind: CacheType, longest_pass: usize) -> Result<Caches, GpuError> {
-        let row = CacheRow::new(kind, config)?;
-        let ring_pages = (config.sliding_window + longest_pass - 1).div_ceil(PAGE);
-        let pool = || Pool { keys: gpu.empty(0), values: gpu.empty(0) };
-        Ok(Caches {
+impl Cache {
+    /// Pools of `total` pages for no sequence yet. `longest_pass` is the most tokens of one sequence that one pass adds.
+    pub fn new(gpu: &Gpu, config: &GptOssConfig, row: CacheRow, total: usize, longest_pass: usize) -> Cache {
+        let context = config.context_length.div_ceil(PAGE).min(total).max(1);
+        let ring = ((config.sliding_window + REWIND + longest_pass).div_ceil(PAGE) + 1).min(context);
+        let slots = SLOTS.min(total) + 1;
+        let words = (total + 1) * row.page_words();
+        let pool = |_| Pool { keys: gpu.empty(words), values: gpu.empty(words) };
+        let table = |columns: usize, ring| {
+            let mut words = vec![0; slots * columns];
+            words[(slots - 1) * columns..].fill(total as u32);
+            Table { device: gpu.upload(words), columns, ring }
+        };
+        let cache = Cache {
             row,
-            layers: config.attention.iter().map(|_| pool()).collect(),
+            pages: Pages::new(total, config.sliding_window, &config.attention),
             kinds: config.attention.clone(),
-            full: Pages::new(gpu, 1),
-            sliding: Pages::new(gpu, ring_pages),
-            ring_pages,
-            sequences: HashMap::new(),
-            free_slots: Vec::new(),
-        })
+            pool_of: numbers_by_kind(&config.attention),
+            pools: (0..pool_count(config)).map(pool).collect(),
+            full: table(context, u32::MAX as usize),
+            sliding: table(ring, ring),
+            padding_slot: (slots - 1) as u32,
+        };
+        cache.clear(gpu, 0..=total as u32);
+        cache
+    }
+
+    /// Bytes of a page, in all pools.
+    fn page_bytes(config: &GptOssConfig, row: CacheRow) -> u64 {
+        (pool_count(config) * 2 * row.page_words() * 4) as u64
+    }
+
+    /// How many pages fit into `bytes`, or into what the device has left.
+    ///
+    /// # Errors
+    /// Not even one page for each kind of layer, or less memory than was asked for.
+    pub fn count(gpu: &Gpu, config: &GptOssConfig, row: CacheRow, bytes: Option<u64>) -> Result<usize, GpuError> {
+        let page = Cache::page_bytes(config, row);
+        let bindable = (gpu.binding_bytes / (row.page_words() as u64 * 4)).saturating_sub(1) as usize;
+        // One more is for padding.
+        let held = |bytes: u64| ((bytes / page).saturating_sub(1) as usize).min(bindable);
+        let count = match bytes {
+            Some(bytes) => {
+                gpu.expect_memory("the KV cache", bytes)?;
+                held(bytes)
+            }
+            None => {
+                let left = gpu.memory_left().map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
+                held(left).min(config.context_length.div_ceil(PAGE) + PAGES_BESIDE_CONTEXT)
+            }
+        };
+        // A sequence of one token has one page in each kind of layer.
+        match count >= 2 {
+            true => Ok(count),
+            false => Err(GpuError::NoCache { page, given: bytes.or(gpu.memory_left()).unwrap_or(UNKNOWN_MEMORY) }),
+        }
     }
 
     pub fn length(&self, sequence: SequenceId) -> usize {
-        self.sequences.get(&sequence).map_or(0, |sequence| sequence.length)
+        self.pages.length(sequence)
     }
 
     pub fn slot(&self, sequence: SequenceId) -> u32 {
-        self.sequences[&sequence].slot
+        self.pages.slot(sequence)
     }
 
-    /// Makes room for a sequence to reach `length` positions. Whether buffers moved, so that captured steps are void.
+    /// Makes room for sequences to reach new lengths: for all of them, or for none.
     ///
     /// # Errors
-    /// A pool that outgrows what the device binds.
-    pub fn reserve(&mut self, gpu: &Gpu, sequence: SequenceId, length: usize) -> Result<bool, GpuError> {
-        let known = self.sequences.len() as u32;
-        let free_slots = &mut self.free_slots;
-        let entry = self.sequences.entry(sequence).or_insert_with(|| Sequence {
-            slot: free_slots.pop().unwrap_or(known),
-            length: 0,
-            full: Vec::new(),
-            ring: Vec::new(),
-        });
-        let missing = length.div_ceil(PAGE).saturating_sub(entry.full.len());
-        let ring_missing = self.ring_pages - entry.ring.len();
-        let mut moved = false;
-        for (kind, missing) in [(AttentionKind::Full, missing), (AttentionKind::Sliding, ring_missing)] {
-            let pages = match kind {
-                AttentionKind::Full => &mut self.full,
-                AttentionKind::Sliding => &mut self.sliding,
-            };
-            if missing > pages.free.len() {
-                let held = (pages.held + missing - pages.free.len()).max(2 * pages.held);
-                let layers = self.kinds.iter().filter(|&&other| other == kind).count();
-                let words = (held - pages.held) * self.row.page_words() * 2 * layers;
-                gpu.expect_memory(&format!("the cache of {} sequences", known + 1), words as u64 * 4)?;
-                for (layer, pool) in self.layers.iter_mut().enumerate() {
-                    if self.kinds[layer] == kind {
-                        pool.keys = cache::grow(gpu, &pool.keys, held * self.row.page_words())?;
-                        pool.values = cache::grow(gpu, &pool.values, held * self.row.page_words())?;
-                    }
+    /// Too few free pages; nothing has changed then.
+    pub fn extend(&mut self, gpu: &Gpu, wishes: &[(SequenceId, usize)]) -> Result<(), Full> {
+        let room = self.pages.extend(wishes)?;
+        self.prepare(gpu, room);
+        Ok(())
+    }
+
+    /// Copies and clears pages as `room` says, and tells the device whose they are.
+    pub fn prepare(&mut self, gpu: &Gpu, room: Room) {
+        let copies = room.copies.iter().map(|copy| [copy.from, copy.to]);
+        let pairs: Vec<[u32; 2]> = copies.chain(room.cleared.iter().map(|&page| [NO_PAGE, page])).collect();
+        self.prepare_pages(gpu, &pairs);
+        for sequence in self.pages.take_changed() {
+            for (kind, table) in [(AttentionKind::Full, &self.full), (AttentionKind::Sliding, &self.sliding)] {
+                let (first, pages) = self.pages.held(sequence, kind);
+                let mut words = vec![0; (first + pages.len()).min(table.columns)];
+                for (number, &page) in (first..).zip(pages) {
+                    words[number % table.columns] = page;
                 }
-                pages.free.extend((pages.held as u32..held as u32).rev());
-                pages.held = held;
-                moved = true;
+                gpu.write_at(&table.device, self.pages.slot(sequence) as usize * table.columns, words);
             }
         }
-        for _ in 0..missing {
-            let page = self.full.free.pop().expect("grown");
-            moved |= self.full.set(entry.slot as usize, entry.full.len(), page);
-            entry.full.push(page);
-        }
-        for _ in 0..ring_missing {
-            let page = self.sliding.free.pop().expect("grown");
-            moved |= self.sliding.set(entry.slot as usize, entry.ring.len(), page);
-            entry.ring.push(page);
-        }
-        moved |= self.full.upload(gpu) | self.sliding.upload(gpu);
-        Ok(moved)
     }
 
-    /// Counts positions that a pass has added.
-    pub fn advance(&mut self, sequence: SequenceId, new: usize) {
-        if let Some(sequence) = self.sequences.get_mut(&sequence) {
-            sequence.length += new;
-        }
+    fn clear(&self, gpu: &Gpu, pages: impl Iterator<Item = u32>) {
+        let pairs: Vec<[u32; 2]> = pages.map(|page| [NO_PAGE, page]).collect();
+        self.prepare_pages(gpu, &pairs);
     }
 
-    /// Counts the positions of a restored sequence.
-    pub fn set_length(&mut self, sequence: SequenceId, length: usize) {
-        self.sequences.get_mut(&sequence).expect("room was reserved").length = length;
-    }
-
-    /// The pages of a sequence in every pool of such layers, in order of position.
-    pub fn pages(&self, sequence: SequenceId, attention: AttentionKind) -> Option<&[u32]> {
-        let sequence = self.sequences.get(&sequence)?;
-        Some(match attention {
-            AttentionKind::Full => &sequence.full,
-            AttentionKind::Sliding => &sequence.ring,
-        })
-    }
-
-    pub fn release(&mut self, sequence: SequenceId) {
-        if let Some(sequence) = self.sequences.remove(&sequence) {
-            self.full.free.extend(sequence.full);
-            self.sliding.free.extend(sequence.ring);
-            self.free_slots.push(sequence.slot);
+    fn prepare_pages(&self, gpu: &Gpu, pairs: &[[u32; 2]]) {
+        // The most cubes that a launch has in one direction.
+        for pairs in pairs.chunks(u16::MAX.into()) {
+            let words = gpu.upload(pairs.as_flattened().to_vec());
+            for pool in &self.pools {
+                prepare_pages(gpu, pool, &words, pairs.len(), self.row.page_words());
+            }
         }
     }
 
     pub fn layer(&self, layer: usize) -> LayerCache<'_> {
-        let (pages, ring_pages) = match self.kinds[layer] {
-            AttentionKind::Full => (&self.full, u32::MAX as usize),
-            AttentionKind::Sliding => (&self.sliding, self.ring_pages),
+        let table = match self.kinds[layer] {
+            AttentionKind::Full => &self.full,
+            AttentionKind::Sliding => &self.sliding,
         };
-        LayerCache { pool: &self.layers[layer], table: &pages.device, columns: pages.columns, ring_pages }
+        let pool = &self.pools[self.pool_of[layer]];
+        LayerCache { pool, table: &table.device, columns: table.columns, ring_pages: table.ring }
     }
 
-    /// The positions that `layer` remembers, and the row of its pool where each lies for head 0.
-    pub fn places(&self, sequence: SequenceId, layer: usize, window: usize) -> Option<Vec<(usize, usize)>> {
-        let sequence = self.sequences.get(&sequence)?;
-        let (first, pages) = match self.kinds[layer] {
-            AttentionKind::Full => (0, &sequence.full),
-            AttentionKind::Sliding => (sequence.length.saturating_sub(window), &sequence.ring),
+    /// The positions that a next token of a sequence that exists sees in `layer`, and the row of its pool where each lies for head 0.
+    pub fn places(&self, sequence: SequenceId, layer: usize, window: usize) -> Vec<(usize, usize)> {
+        let length = self.length(sequence);
+        let oldest = match self.kinds[layer] {
+            AttentionKind::Full => 0,
+            AttentionKind::Sliding => length.saturating_sub(window),
         };
+        let mut places = self.places_up_to(sequence, layer, length);
+        places.retain(|&(position, _)| position >= oldest);
+        places
+    }
+
+    /// All positions below `length` that are held for `layer`, and where they lie.
+    pub fn places_up_to(&self, sequence: SequenceId, layer: usize, length: usize) -> Vec<(usize, usize)> {
+        let (gone, pages) = self.pages.held(sequence, self.kinds[layer]);
         let place = |position: usize| {
-            let page = pages[position / PAGE % pages.len()] as usize;
+            let page = pages[position / PAGE - gone] as usize;
             (position, page * self.row.kv_heads * PAGE + position % PAGE)
         };
-        Some((first..sequence.length).map(place).collect())
+        (gone * PAGE..length).map(place).collect()
     }
 }
 
-impl Pages {
-    fn new(gpu: &Gpu, columns: usize) -> Pages {
-        Pages { free: Vec::new(), held: 0, table: Vec::new(), columns, device: gpu.empty(0), changed: false }
-    }
+/// Pools that the layers need.
+fn pool_count(config: &GptOssConfig) -> usize {
+    numbers_by_kind(&config.attention).into_iter().max().map_or(0, |last| last + 1)
+}
 
-    /// Whether the table had to be widened.
-    fn set(&mut self, slot: usize, column: usize, page: u32) -> bool {
-        let widened = column >= self.columns;
-        if widened {
-            let columns = 2 * self.columns.max(column);
-            let rows = self.table.len() / self.columns;
-            let mut table = vec![0; rows * columns];
-            for (old, new) in self.table.chunks_exact(self.columns).zip(table.chunks_exact_mut(columns)) {
-                new[..self.columns].copy_from_slice(old);
-            }
-            (self.table, self.columns) = (table, columns);
-        }
-        let rows = (slot + 1).max(self.table.len() / self.columns);
-        self.table.resize(rows * self.columns, 0);
-        self.table[slot * self.columns + column] = page;
-        self.changed = true;
-        widened
-    }
-
-    /// Whether the table's buffer is another one now.
-    fn upload(&mut self, gpu: &Gpu) -> bool {
-        if !std::mem::take(&mut self.changed) {
-            return false;
-        }
-        let grown = self.table.len() > self.device.len;
-        if grown {
-            self.device = gpu.empty(self.table.len().next_power_of_two());
-        }
-        gpu.write(&self.device, self.table.clone());
-        grown
-    }
+/// By layer how many of its kind come before it.
+fn numbers_by_kind(kinds: &[AttentionKind]) -> Vec<usize> {
+    let before = |layer: usize| kinds[..layer].iter().filter(|&&kind| kind == kinds[layer]).count();
+    (0..kinds.len()).map(before).collect()
 }

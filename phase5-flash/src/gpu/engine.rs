@@ -1,30 +1,34 @@
-//! Phase 5's engine on a GPU: any number of sequences advance together, in passes of up to [`MAX_ROWS`] rows.
+//! Phase 5's engine on a GPU: the new tokens of all sequences of a step are one pass over the layers, and up to two steps are in flight.
 
-use std::collections::HashSet;
-use std::ops::{ControlFlow, Range};
+use std::collections::{HashSet, VecDeque};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use phase1_loading::{Checkpoint, GptOssConfig};
+use phase2_forward::plain::check_rewind;
 use phase2_forward::{
-    Chunk, ComputeDevice, Continuation, Engine, EngineError, LogitsFor, NoProbe, Probe, SequenceId, Snapshot,
-    check_batch,
+    BadRequest, Capacity, ComputeDevice, Engine, EngineError, Input, Inspect, Outcome, Probe, SequenceId, Snapshots,
+    Ticket, Want, Work, check_work,
 };
 use phase3_kvcache::{CacheType, ReadCache};
 
 use super::GpuError;
-use super::cache::{Caches, PAGE};
+use super::cache::{Cache, PAGE, SLOTS};
+use super::captured::CapturedSteps;
+use super::choice::Choices;
 use super::device::{Buffer, Gpu};
+use super::kernels::cache::CacheRow;
 use super::kernels::fragments::Planes;
-use super::kernels::prefill;
-use super::pass::{Pass, rows_a_tile};
-use super::resident::Resident;
 use super::rows::Row;
 use super::scratch::Scratch;
+use super::step::{Step, fed};
 use super::tuning::Tuning;
 use super::weights::Weights;
+use crate::pages::{POSITIONS, REWIND};
 
-/// The most new tokens that one pass over the layers takes.
-pub(crate) const MAX_ROWS: usize = 512;
+/// The most new tokens of a step: a chunk of a prompt and 128 sequences that decode.
+pub(crate) const MAX_ROWS: usize = 640;
+/// Steps in flight at most: one computes, one waits its turn.
+const IN_FLIGHT: usize = 2;
 /// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
 const FIRST_POSITIONS: usize = 4096;
 
@@ -44,6 +48,8 @@ pub enum Tiles {
 pub struct Options {
     /// How keys and values are stored.
     pub kv: CacheType,
+    /// Bytes of the KV cache; if not given, room for one full context, or for less where the device has less left.
+    pub kv_bytes: Option<u64>,
     /// Computes in f32 throughout, where matrix units would take 16-bit floats.
     pub exact: bool,
     /// What was measured on the device, if it was.
@@ -56,35 +62,44 @@ pub struct Options {
 pub struct GpuEngine {
     pub(super) gpu: Gpu,
     pub(super) config: GptOssConfig,
-    burn: burn::tensor::Device,
     pub(super) weights: Weights,
-    pub(super) caches: Caches,
+    pub(super) cache: Cache,
     /// (cosine, sine) of every position so far and pair of dimensions.
     pub(super) rotations: Buffer,
     positions: usize,
     pub(super) scratch: Scratch,
+    pub(super) choices: Choices,
+    /// The most rows whose logits are computed together.
+    pub(super) most_logits: usize,
+    /// By slot the token drawn last.
+    pub(super) drawn: Buffer,
+    /// Sequences whose last step drew a token.
+    has_drawn: HashSet<SequenceId>,
+    /// What `scratch.row_words` describes once all steps so far have run; nothing after a pass launch by launch.
+    pub(super) placed: Vec<Row>,
     /// How often a buffer that a step reads has been replaced: captured steps are void then.
     pub(super) moves: u64,
-    pub(super) resident: Resident,
+    pub(super) captured: CapturedSteps,
+    pub(super) steps: VecDeque<Step>,
+    pub(super) next_ticket: u64,
 }
 
 impl GpuEngine {
     /// Puts a checkpoint's weights on a GPU; `progress` hears (bytes so far, bytes in all).
     ///
     /// # Errors
-    /// A device that is no GPU or lacks a limit, or weights that no reader agrees on.
+    /// A device that is no GPU or lacks a limit or memory, or weights that no reader agrees on.
     pub fn load(
         checkpoint: &Checkpoint,
         device: &ComputeDevice,
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        Self::load_on(Gpu::new(device)?, device.burn.clone(), checkpoint, options, progress)
+        Self::load_on(Gpu::new(device)?, checkpoint, options, progress)
     }
 
     pub(super) fn load_on(
         gpu: Gpu,
-        burn: burn::tensor::Device,
         checkpoint: &Checkpoint,
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
@@ -95,14 +110,32 @@ impl GpuEngine {
         let tuning = options.tuning.unwrap_or(Tuning::unmeasured(planes));
         let tuning = if always { tuning.tiled_always() } else { tuning };
         let gpu = Gpu { planes, tuning, ..gpu };
+        let row = CacheRow::new(options.kv, &config)?;
+        let most_logits = Choices::most_rows(&gpu, config.vocab)?;
         let weights = Weights::load(&gpu, checkpoint, progress)?;
-        let caches = Caches::new(&gpu, &config, options.kv, MAX_ROWS)?;
         let scratch = Scratch::new(&gpu, &config, 1);
-        let (rotations, positions) = (gpu.empty(0), 0);
-        let resident = Resident::default();
+        let choices = Choices::new(&gpu, config.vocab, 1);
         gpu.sync()?;
-        let mut engine =
-            GpuEngine { gpu, config, burn, weights, caches, rotations, positions, scratch, moves: 0, resident };
+        let pages = Cache::count(&gpu, &config, row, options.kv_bytes)?;
+        let cache = Cache::new(&gpu, &config, row, pages, MAX_ROWS);
+        let mut engine = GpuEngine {
+            drawn: gpu.upload(vec![0; cache.padding_slot as usize + 1]),
+            rotations: gpu.empty(0),
+            positions: 0,
+            has_drawn: HashSet::new(),
+            placed: Vec::new(),
+            moves: 0,
+            captured: CapturedSteps::default(),
+            steps: VecDeque::new(),
+            next_ticket: 0,
+            gpu,
+            config,
+            weights,
+            cache,
+            scratch,
+            choices,
+            most_logits,
+        };
         engine.try_out()?;
         Ok(engine)
     }
@@ -114,28 +147,17 @@ impl GpuEngine {
 
     /// Compiles the kernels of a step and reads what they give, so that a device that lacks a limit is refused before any work.
     fn try_out(&mut self) -> Result<(), GpuError> {
-        let sequence = SequenceId::MAX;
-        let chunk = Chunk { sequence, tokens: &[0], logits: LogitsFor::Nothing };
-        self.run(&[chunk], &mut NoProbe)?;
-        self.caches.release(sequence);
-        self.gpu.read(&self.scratch.x).map(|_| ())
+        let (sequence, work) = (SequenceId::MAX, [Work::tokens(SequenceId::MAX, &[0], Want::Nothing)]);
+        let lengths = [(sequence, 1)];
+        self.cache.extend(&self.gpu, &lengths).expect("nothing else is in the cache");
+        self.begin(&work, &lengths, None)?;
+        let step = self.steps.pop_back().expect("begun");
+        self.cache.pages.release(sequence);
+        step.wait()
     }
 
-    /// Makes room for everything a batch adds.
-    fn reserve(&mut self, batch: &[Chunk<'_>]) -> Result<(), GpuError> {
-        for chunk in batch {
-            let length = self.caches.length(chunk.sequence) + chunk.tokens.len();
-            self.reserve_positions(chunk.sequence, length)?;
-        }
-        self.reserve_rows(batch.iter().map(|chunk| chunk.tokens.len()).sum::<usize>().min(MAX_ROWS));
-        Ok(())
-    }
-
-    /// Makes room for a sequence to reach `length` positions.
-    pub(super) fn reserve_positions(&mut self, sequence: SequenceId, length: usize) -> Result<(), GpuError> {
-        if self.caches.reserve(&self.gpu, sequence, length)? {
-            self.moves += 1;
-        }
+    /// Makes room in the table of rotations for a sequence of `length` positions.
+    pub(super) fn reserve_positions(&mut self, length: usize) {
         if length > self.positions {
             self.positions = length.next_power_of_two().max(FIRST_POSITIONS);
             let rope = &self.weights.rope;
@@ -144,13 +166,13 @@ impl GpuEngine {
             self.rotations = self.gpu.upload(table.map(f32::to_bits).collect());
             self.moves += 1;
         }
-        Ok(())
     }
 
     /// Makes room for passes of `rows` rows.
     pub(super) fn reserve_rows(&mut self, rows: usize) {
         if rows > self.scratch.rows {
-            self.scratch = Scratch::new(&self.gpu, &self.config, rows.next_power_of_two());
+            self.scratch = Scratch::new(&self.gpu, &self.config, rows.next_power_of_two().min(MAX_ROWS));
+            self.placed.clear();
             self.moves += 1;
         }
     }
@@ -160,92 +182,71 @@ impl GpuEngine {
         self.gpu.tuning = tuning;
         // The shares of attention need more room, or less.
         self.scratch = Scratch::new(&self.gpu, &self.config, self.scratch.rows);
+        self.placed.clear();
         self.moves += 1;
     }
 
-    /// Puts rows where a pass finds them.
-    pub(super) fn place(&self, rows: &[Row]) -> Pass {
-        self.gpu.write(&self.scratch.row_words, rows.iter().flat_map(|row| row.words()).collect());
-        let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-        let slots: HashSet<u32> = rows.iter().map(|row| row.slot).collect();
-        let tiles = rows_a_tile(&self.gpu, &self.config).map(|most| prefill::tiles(rows, most));
-        // A tile of one row costs as much as one of four.
-        let tiles = tiles.unwrap_or_default();
-        let count = tiles.len() / prefill::TILE_WORDS;
-        let tiled = count > 0 && 2 * count <= rows.len();
-        if tiled {
-            self.gpu.write(&self.scratch.row_tiles, tiles);
+    /// Checks a step, makes room for it and begins it.
+    fn enter(&mut self, work: &[Work<'_>], probe: Option<&mut dyn Probe>) -> Result<Ticket, EngineError> {
+        if self.steps.len() == IN_FLIGHT {
+            return Err(BadRequest::TooManySteps(IN_FLIGHT).into());
         }
-        Pass { rows: rows.len(), sequences: slots.len(), keys, tiles: tiled.then_some(count) }
-    }
-
-    /// Logits `[picks, vocab]` of some rows of the last pass.
-    fn picked_logits(&self, picks: Vec<u32>, probe: &mut dyn Probe) -> Result<Tensor<2>, GpuError> {
-        let (gpu, scratch, config) = (&self.gpu, &self.scratch, &self.config);
-        let inputs = picks.len();
-        let need = (inputs * config.vocab * 4) as u64;
-        if need > gpu.binding_bytes {
-            let what = format!("the logits of {inputs} positions (ask for fewer at a time)");
-            return Err(GpuError::Limit { what, need, limit: gpu.binding_bytes });
+        check_work(self, work)?;
+        let is_drawn =
+            |item: &&Work<'_>| matches!(item.input, Input::Drawn) && !self.has_drawn.contains(&item.sequence);
+        if let Some(item) = work.iter().find(is_drawn) {
+            return Err(BadRequest::NothingDrawn(item.sequence).into());
         }
-        gpu.write(&scratch.picks, picks);
-        let out = gpu.empty(inputs * config.vocab);
-        self.logits(inputs, &scratch.picks, &out, probe);
-        Ok(gpu.tensor(&out, [inputs, config.vocab]))
-    }
-
-    /// All passes of a batch, in order; the logits that each chunk asked for.
-    pub(super) fn run(
-        &mut self,
-        batch: &[Chunk<'_>],
-        probe: &mut dyn Probe,
-    ) -> Result<Vec<Option<Tensor<2>>>, GpuError> {
-        self.reserve(batch)?;
-        let mut rows = Vec::new();
-        let mut wanted: Vec<Range<usize>> = Vec::new();
-        for &Chunk { sequence, tokens, logits } in batch {
-            let (slot, length) = (self.caches.slot(sequence), self.caches.length(sequence));
-            let row = |(i, &token): (usize, &u32)| Row { token, position: (length + i) as u32, slot };
-            rows.extend(tokens.iter().enumerate().map(row));
-            let end = rows.len();
-            wanted.push(match logits {
-                LogitsFor::Nothing => end..end,
-                LogitsFor::LastToken => end - 1..end,
-                LogitsFor::EveryToken => end - tokens.len()..end,
-            });
+        self.check_slots(work.iter().filter(|item| !self.cache.pages.contains(item.sequence)).count())?;
+        let reached = |item: &Work<'_>| (item.sequence, self.length(item.sequence) + fed(item));
+        let lengths: Vec<(SequenceId, usize)> = work.iter().map(reached).collect();
+        self.cache.extend(&self.gpu, &lengths)?;
+        let begun = self.begin(work, &lengths, probe);
+        if begun.is_err() {
+            lengths.iter().for_each(|&(sequence, _)| self.cache.pages.retract(sequence));
         }
-        let mut pieces: Vec<Vec<Tensor<2>>> = vec![Vec::new(); batch.len()];
-        for (pass, rows) in rows.chunks(MAX_ROWS).enumerate() {
-            self.layers(self.place(rows), probe);
-            let in_pass = |wanted: &Range<usize>| {
-                let start = wanted.start.max(pass * MAX_ROWS);
-                start..wanted.end.min(pass * MAX_ROWS + rows.len()).max(start)
+        let ticket = begun?;
+        for (item, &(sequence, length)) in work.iter().zip(&lengths) {
+            self.cache.pages.advance(sequence, length);
+            match item.want {
+                Want::Token(_) => self.has_drawn.insert(sequence),
+                _ => self.has_drawn.remove(&sequence),
             };
-            let picks: Vec<u32> = wanted.iter().flat_map(in_pass).map(|row| (row - pass * MAX_ROWS) as u32).collect();
-            if picks.is_empty() {
-                continue;
-            }
-            let count = picks.len();
-            let logits = self.picked_logits(picks, probe)?;
-            let mut first = 0;
-            for (wanted, pieces) in wanted.iter().zip(&mut pieces) {
-                let len = in_pass(wanted).len();
-                if len == count {
-                    pieces.push(logits.clone());
-                } else if len > 0 {
-                    pieces.push(logits.clone().narrow(0, first, len));
-                }
-                first += len;
+        }
+        Ok(ticket)
+    }
+
+    /// What became of a step. A sequence whose logits are NaN has drawn nothing.
+    fn outcomes(&mut self, step: Step) -> Result<Vec<Outcome>, EngineError> {
+        let sequences = step.sequences();
+        let outcomes = step.outcomes(self.config.vocab)?;
+        for (sequence, outcome) in sequences.into_iter().zip(&outcomes) {
+            if let (Some(sequence), Outcome::NotANumber { .. }) = (sequence, outcome) {
+                self.forget_drawn(sequence);
             }
         }
-        for chunk in batch {
-            self.caches.advance(chunk.sequence, chunk.tokens.len());
+        Ok(outcomes)
+    }
+
+    /// # Errors
+    /// More sequences than the tables have room for, were there `new` more.
+    fn check_slots(&self, new: usize) -> Result<(), EngineError> {
+        let most = SLOTS.min(self.cache.pages.total());
+        match self.cache.pages.sequences() + new > most {
+            true => Err(EngineError::Unsupported(format!("this engine holds at most {most} sequences; release some"))),
+            false => Ok(()),
         }
-        let join = |mut pieces: Vec<Tensor<2>>| match pieces.len() {
-            0 | 1 => pieces.pop(),
-            _ => Some(Tensor::cat(pieces, 0)),
-        };
-        Ok(pieces.into_iter().map(join).collect())
+    }
+
+    /// The sequence must be fed a token by number next.
+    pub(super) fn forget_drawn(&mut self, sequence: SequenceId) {
+        self.has_drawn.remove(&sequence);
+    }
+
+    fn check_rewind(&self, sequence: SequenceId, length: usize) -> Result<(), BadRequest> {
+        let pages = &self.cache.pages;
+        let known = pages.contains(sequence).then(|| pages.length(sequence));
+        check_rewind(sequence, known, length, || pages.reaches_back(sequence, length))
     }
 }
 
@@ -254,53 +255,79 @@ impl Engine for GpuEngine {
         &self.config
     }
 
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.caches.length(sequence)
-    }
-
-    fn step(&mut self, batch: &[Chunk<'_>], probe: &mut dyn Probe) -> Result<Vec<Option<Tensor<2>>>, EngineError> {
-        check_batch(self, batch)?;
-        self.run(batch, probe).map_err(|error| EngineError::Device(error.to_string()))
-    }
-
-    fn decode(
-        &mut self,
-        batch: &mut [Continuation<'_>],
-        count: usize,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Option<Result<(), EngineError>> {
-        if batch.len() > MAX_ROWS {
-            return None;
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            tokens_per_step: MAX_ROWS,
+            steps_in_flight: IN_FLIGHT,
+            pages_total: self.cache.pages.total(),
+            pages_free: self.cache.pages.free(),
+            positions_per_page: POSITIONS,
+            rewind: REWIND,
         }
-        let chunk = |item: &'_ Continuation<'_>| (item.sequence, [item.token]);
-        let tokens: Vec<_> = batch.iter().map(chunk).collect();
-        let chunks: Vec<Chunk<'_>> = tokens
-            .iter()
-            .map(|(sequence, tokens)| Chunk { sequence: *sequence, tokens, logits: LogitsFor::Nothing })
-            .collect();
-        let outcome = check_batch(self, &chunks)
-            .and_then(|()| self.go_on(batch, count, on_tokens).map_err(|error| EngineError::Device(error.to_string())));
-        Some(outcome)
     }
 
-    fn save(&self, sequence: SequenceId) -> Option<Snapshot> {
-        self.save_sequence(sequence)
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.cache.length(sequence)
     }
 
-    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
-        self.restore_sequence(sequence, snapshot)
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        self.enter(work, None)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        match self.steps.pop_front_if(|step| step.ticket == ticket) {
+            Some(step) => self.outcomes(step),
+            None => Err(BadRequest::UnknownTicket(ticket).into()),
+        }
+    }
+
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        if self.cache.pages.contains(to) {
+            return Err(BadRequest::SequenceExists(to).into());
+        }
+        self.check_rewind(from, length)?;
+        self.check_slots(1)?;
+        self.cache.pages.fork(from, to, length);
+        Ok(())
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.check_rewind(sequence, length)?;
+        self.cache.pages.truncate(sequence, length);
+        self.forget_drawn(sequence);
+        Ok(())
     }
 
     fn release(&mut self, sequence: SequenceId) {
-        self.caches.release(sequence);
+        self.cache.pages.release(sequence);
+        self.steps.iter_mut().for_each(|step| step.release(sequence));
+        self.forget_drawn(sequence);
+    }
+
+    fn snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        Some(self)
+    }
+}
+
+impl Inspect for GpuEngine {
+    fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
+        let ticket = self.enter(work, Some(probe))?;
+        // Outcomes of earlier steps stay with their own tickets.
+        match self.steps.pop_back_if(|step| step.ticket == ticket) {
+            Some(step) => self.outcomes(step),
+            None => Err(BadRequest::UnknownTicket(ticket).into()),
+        }
     }
 }
 
 impl ReadCache for GpuEngine {
     fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
-        let places = self.caches.places(sequence, layer, self.config.sliding_window)?;
-        let shape = self.caches.row;
-        let pool = self.caches.layer(layer).pool;
+        if !self.cache.pages.contains(sequence) {
+            return None;
+        }
+        let places = self.cache.places(sequence, layer, self.config.sliding_window);
+        let shape = self.cache.row;
+        let pool = self.cache.layer(layer).pool;
         let read = |pool: &Buffer| {
             let words = self.gpu.read(pool).ok()?;
             let row = |head: usize, place: usize| {
@@ -309,7 +336,7 @@ impl ReadCache for GpuEngine {
             };
             let rows = (0..shape.kv_heads).flat_map(|head| places.iter().flat_map(move |&(_, place)| row(head, place)));
             let dims = [shape.kv_heads, places.len(), shape.head_dim];
-            Some(Tensor::<3>::from_data(TensorData::new(rows.collect::<Vec<f32>>(), dims), &self.burn))
+            Some(Tensor::<3>::from_data(TensorData::new(rows.collect::<Vec<f32>>(), dims), &Device::flex()))
         };
         let (keys, values) = (read(&pool.keys)?, read(&pool.values)?);
         Some((places.into_iter().map(|(position, _)| position).collect(), keys, values))

@@ -2,6 +2,7 @@
 
 use cubecl::server::{IoError, LaunchError, ResourceLimitError, ServerError};
 use phase1_loading::LoadError;
+use phase2_forward::EngineError;
 
 /// Every message names what is missing, how much of it is needed and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -29,22 +30,36 @@ pub enum GpuError {
         gigabytes(size)
     )]
     OutOfMemory { size: u64 },
+    #[error(
+        "a page of the KV cache takes {page} bytes in all layers and {given} are given; give at least three pages (--kv-memory), \
+         or use --device cpu"
+    )]
+    NoCache { page: u64, given: u64 },
     #[error("{0}")]
     Shape(String),
     #[error("the device was lost ({0}): its driver was reset, or it is gone; start again to load the model anew")]
     Lost(String),
     #[error("the device failed: {0}")]
     Device(String),
-    #[error(
-        "the logits after {position} tokens are not numbers; the weights may be damaged: `gptoss inspect --check` names the tensor"
-    )]
-    NotANumber { position: usize },
     #[error(transparent)]
     Load(#[from] LoadError),
 }
 
 fn gigabytes(bytes: &u64) -> f64 {
     *bytes as f64 / 1e9
+}
+
+impl From<GpuError> for EngineError {
+    fn from(error: GpuError) -> EngineError {
+        match error {
+            GpuError::Lost(reason) => EngineError::Lost(reason),
+            // What the adapter cannot do, it will not do the next time either.
+            GpuError::Kernel { .. } | GpuError::Limit { .. } | GpuError::Shape(_) | GpuError::NoGpu(_) => {
+                EngineError::Unsupported(error.to_string())
+            }
+            _ => EngineError::Device(error.to_string()),
+        }
+    }
 }
 
 impl From<ServerError> for GpuError {

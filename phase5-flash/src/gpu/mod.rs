@@ -2,16 +2,18 @@
 
 pub mod bench;
 mod cache;
+mod captured;
+mod choice;
 mod device;
 mod engine;
 mod error;
 mod kernels;
 mod layout;
 mod pass;
-mod resident;
 mod rows;
 mod saved;
 mod scratch;
+mod step;
 mod tune;
 mod tuning;
 mod weights;

@@ -1,7 +1,7 @@
 //! A pass of rows through the layers: every operation by whichever kernel suits the number of rows.
 
 use phase1_loading::{AttentionKind, GptOssConfig};
-use phase2_forward::{Operation, Probe, Span};
+use phase2_forward::{Activation, Operation, Probe, Span};
 
 use super::cache::PAGE;
 use super::device::{Buffer, Gpu};
@@ -79,9 +79,7 @@ impl GpuEngine {
     pub(super) fn layers(&self, pass: Pass, probe: &mut dyn Probe) {
         let (scratch, config) = (&self.scratch, &self.config);
         let see = |probe: &mut dyn Probe, name: &dyn Fn() -> String, buffer: &Buffer, width| {
-            if probe.looks() {
-                probe.see(name, &self.gpu.tensor(buffer, [pass.rows, width]));
-            }
+            probe.see(name, &|| self.activation(buffer, [pass.rows, width]));
         };
         self.embed(pass.rows);
         see(probe, &|| "embed".into(), &scratch.x, config.hidden);
@@ -103,6 +101,11 @@ impl GpuEngine {
             see(probe, &|| format!("layers.{number}.router_logits"), &scratch.router_logits, config.experts);
             see(probe, &|| format!("layers.{number}.resid_mlp"), &scratch.x, config.hidden);
         }
+    }
+
+    /// A result as a probe sees it; without values if the device fails, which the step's outcome then says.
+    fn activation(&self, buffer: &Buffer, [rows, width]: [usize; 2]) -> Activation {
+        ([rows, width], self.gpu.read_f32(&buffer.first(rows * width)).unwrap_or_default())
     }
 
     /// What a probe hears of an operation of layer `number`.
@@ -133,7 +136,7 @@ impl GpuEngine {
     /// The embeddings of the rows' tokens, into `scratch.x`.
     pub(super) fn embed(&self, n: usize) {
         let scratch = &self.scratch;
-        embed(&self.gpu, &self.weights.embedding, &scratch.row_words, &scratch.x, n);
+        embed(&self.gpu, &self.weights.embedding, &scratch.row_words, &self.drawn, &scratch.x, n);
     }
 
     fn attention_norm(&self, layer: &Layer, n: usize) {
@@ -166,10 +169,10 @@ impl GpuEngine {
             qkv: &scratch.qkv,
             table: &self.rotations,
             rows: &scratch.row_words,
-            cache: self.caches.layer(number),
+            cache: self.cache.layer(number),
             queries: &scratch.queries,
             heads: self.config.heads,
-            shape: self.caches.row,
+            shape: self.cache.row,
             inputs: n,
         }
         .launch(&self.gpu);
@@ -194,13 +197,13 @@ impl GpuEngine {
         let attention = Attention {
             queries: &scratch.queries,
             rows: &scratch.row_words,
-            cache: self.caches.layer(number),
+            cache: self.cache.layer(number),
             sinks: &self.weights.layers[number].sinks,
             out: &scratch.mixed,
             shares: &scratch.shares,
             splits: splits(&self.gpu, config, pass.tiles.unwrap_or(pass.rows), keys),
             heads: config.heads,
-            shape: self.caches.row,
+            shape: self.cache.row,
             reach,
             inputs: pass.rows,
         };
@@ -335,10 +338,7 @@ impl GpuEngine {
     pub(super) fn logits(&self, inputs: usize, picks: &Buffer, out: &Buffer, probe: &mut dyn Probe) {
         let span = |operation| Span { operation, layer: None, tokens: inputs, sequences: inputs, keys: 0 };
         self.head_norm(inputs, picks);
-        if probe.looks() {
-            let normed = self.gpu.tensor(&self.scratch.normed, [inputs, self.config.hidden]);
-            probe.see(&|| "final_norm".into(), &normed);
-        }
+        probe.see(&|| "final_norm".into(), &|| self.activation(&self.scratch.normed, [inputs, self.config.hidden]));
         probe.done(span(Operation::HeadNorm));
         self.head(inputs, out);
         probe.done(span(Operation::Head));

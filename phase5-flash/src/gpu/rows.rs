@@ -1,12 +1,15 @@
 //! The rows of a pass: new tokens of any sequences, one below the other.
 
-/// Words that describe a row on the device: token, position, sequence slot, and steps since they were written.
+/// Words that describe a row on the device: token, position, sequence slot, and [`TAKES_DRAWN`] or 0.
 pub(crate) const ROW_WORDS: u32 = 4;
+/// In a row's last word: the token is the one that its slot drew last, whatever the first word says.
+pub(crate) const TAKES_DRAWN: u32 = 1;
 
 /// A new token and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
-    pub token: u32,
+    /// `None` for the token that the sequence drew last, which the host need not know.
+    pub token: Option<u32>,
     pub position: u32,
     /// The sequence's number in the page tables.
     pub slot: u32,
@@ -14,6 +17,7 @@ pub(crate) struct Row {
 
 impl Row {
     pub fn words(self) -> [u32; ROW_WORDS as usize] {
-        [self.token, self.position, self.slot, 0]
+        let flag = if self.token.is_some() { 0 } else { TAKES_DRAWN };
+        [self.token.unwrap_or(0), self.position, self.slot, flag]
     }
 }

@@ -1,19 +1,22 @@
 //! Measures the choices of a [`Tuning`] on whole steps of a model, one choice after another, each with the best of those before.
 
-use std::ops::ControlFlow;
+use std::collections::VecDeque;
 use std::time::Instant;
 
-use phase2_forward::{Choice, Chunk, Continuation, Engine, EngineError, LogitsFor, NoProbe, SequenceId, read_back};
+use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work};
 
+use super::GpuEngine;
 use super::device::Gpu;
 use super::engine::MAX_ROWS;
 use super::kernels::few::Division;
 use super::kernels::project::Cut;
 use super::layout::Matrix;
 use super::tuning::{Tuning, Walk};
-use super::{GpuEngine, GpuError};
 
-const SEQUENCE: SequenceId = 0;
+/// Holds the positions before the work.
+const BASE: SequenceId = 0;
+/// Begins as a copy of them and does the work.
+const SEQUENCE: SequenceId = 1;
 /// Tokens that one measurement generates.
 const TOKENS: usize = 16;
 /// Measurements of one variant, of which the quickest counts.
@@ -22,6 +25,8 @@ const ROUNDS: usize = 3;
 const GAIN: f64 = 0.98;
 /// The largest error of a variant's logits, as a share of their deviation, that rounding explains: it may tip the choice of an expert.
 const ROUNDING: f64 = 0.1;
+/// Tokens of a prompt that a step takes.
+const CHUNK: usize = 512;
 /// Positions at which attention is measured.
 const DEPTH: usize = 4096;
 /// Rows at which the kernels for single rows, and for few, are measured.
@@ -36,14 +41,14 @@ const MOST_SINGLE_ROWS: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Tuned {
     pub tuning: Tuning,
-    /// Seconds a token of one sequence with the defaults, and with this tuning.
+    /// Seconds per token of one sequence with the defaults, and with this tuning.
     pub default_seconds: f64,
     pub seconds: f64,
 }
 
 /// What is measured: `rows` more tokens after `depth`.
 #[derive(Clone, Copy)]
-struct Work {
+struct Workload {
     depth: usize,
     rows: usize,
 }
@@ -51,7 +56,7 @@ struct Work {
 struct Tuner<'a> {
     engine: &'a mut GpuEngine,
     best: Tuning,
-    work: Work,
+    work: Workload,
     /// The logits that every variant must give.
     logits: Vec<f32>,
     done: usize,
@@ -63,8 +68,8 @@ struct Tuner<'a> {
 ///
 /// # Errors
 /// A device that fails. A variant that it cannot run, or gets wrong, is passed over.
-pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> Result<Tuned, GpuError> {
-    let work = Work { depth: 1, rows: 1 };
+pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> Result<Tuned, EngineError> {
+    let work = Workload { depth: 1, rows: 1 };
     let best = Tuning::unmeasured(engine.gpu.planes);
     let mut tuner = Tuner { engine, best, work, logits: Vec::new(), done: 0, progress };
     tuner.begin(work)?;
@@ -76,26 +81,27 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     let seconds = tuner.measure(tuner.best)?;
 
     let longest = tuner.engine.config.context_length;
-    tuner.begin(Work { depth: DEPTH.min(longest / 2), rows: 1 })?;
+    tuner.begin(Workload { depth: DEPTH.min(longest / 2), rows: 1 })?;
     tuner.choose(Tuning::ATTENTION_CUBES, |tuning, attention_cubes| Tuning { attention_cubes, ..tuning })?;
 
-    tuner.begin(Work { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
+    tuner.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
     tuner.choose(Tuning::TOGETHER, |tuning, together| Tuning { together, ..tuning })?;
 
     // No rows by themselves, and none in tiles.
     let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..tuner.best };
-    tuner.begin(Work { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
+    tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
     let division = tuner.quickest(Division::ALL, few, |tuning, few| Tuning { few, ..tuning })?;
     tuner.best.few = division.few;
     tuner.thresholds()?;
 
     if tuner.engine.gpu.planes.is_some() {
-        tuner.begin(Work { depth: 0, rows: MAX_ROWS.min(longest / 2) })?;
+        tuner.begin(Workload { depth: 0, rows: CHUNK.min(longest / 2) })?;
         tuner.choose(Tuning::PLANES, |tuning, dense_planes| Tuning { dense_planes, ..tuning })?;
         tuner.choose(Tuning::PLANES, |tuning, expert_planes| Tuning { expert_planes, ..tuning })?;
     }
     let tuning = tuner.best;
     tuner.engine.release(SEQUENCE);
+    tuner.engine.release(BASE);
     tuner.engine.set_tuning(tuning);
     Ok(Tuned { tuning, default_seconds, seconds })
 }
@@ -112,13 +118,12 @@ const ALL: usize = 2
 
 impl Tuner<'_> {
     /// Fills a sequence to the work's depth, and notes what the defaults make of its tokens.
-    fn begin(&mut self, work: Work) -> Result<(), GpuError> {
+    fn begin(&mut self, work: Workload) -> Result<(), EngineError> {
         self.work = work;
-        self.engine.release(SEQUENCE);
+        self.engine.release(BASE);
         self.engine.set_tuning(Tuning::default());
         for tokens in self.tokens(work.depth).chunks(MAX_ROWS) {
-            let chunk = Chunk { sequence: SEQUENCE, tokens, logits: LogitsFor::Nothing };
-            self.engine.run(&[chunk], &mut NoProbe)?;
+            self.engine.step(&[Work::tokens(BASE, tokens, Want::Nothing)])?;
         }
         self.logits = self.step()?;
         Ok(())
@@ -129,7 +134,7 @@ impl Tuner<'_> {
         &mut self,
         values: impl IntoIterator<Item = T>,
         with: impl Fn(Tuning, T) -> Tuning,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), EngineError> {
         self.best = self.quickest(values, self.best, with)?;
         Ok(())
     }
@@ -140,7 +145,7 @@ impl Tuner<'_> {
         values: impl IntoIterator<Item = T>,
         start: Tuning,
         with: impl Fn(Tuning, T) -> Tuning,
-    ) -> Result<Tuning, GpuError> {
+    ) -> Result<Tuning, EngineError> {
         let mut quickest = (start, self.measure(start)? * GAIN);
         let mut measured = vec![self.kernels(start)];
         for value in values {
@@ -174,13 +179,13 @@ impl Tuner<'_> {
     }
 
     /// Where single rows end and tiles begin: wherever each stops, or begins, to win.
-    fn thresholds(&mut self) -> Result<(), GpuError> {
+    fn thresholds(&mut self) -> Result<(), EngineError> {
         let longest = self.engine.config.context_length / 2;
         let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..self.best };
         let mut single_wins = true;
         let (mut single_rows, mut tiled_rows, mut tiled_slots) = (1, MAX_ROWS + 1, MAX_ROWS + 1);
         for rows in ROWS.into_iter().filter(|&rows| rows <= longest) {
-            self.begin(Work { depth: 0, rows })?;
+            self.begin(Workload { depth: 0, rows })?;
             let by_few = self.measure(few)?;
             let by_tiles = self.measure(Tuning { tiled_rows: 1, ..few })?;
             let by_tiled_experts = self.measure(Tuning { tiled_slots: 1, ..few })?;
@@ -198,17 +203,17 @@ impl Tuner<'_> {
     }
 
     /// Seconds of the work with a tuning; infinite for one that the device cannot run or gets wrong.
-    fn measure(&mut self, tuning: Tuning) -> Result<f64, GpuError> {
+    fn measure(&mut self, tuning: Tuning) -> Result<f64, EngineError> {
         self.done += 1;
         (self.progress)(self.done.min(ALL), ALL);
         self.engine.set_tuning(tuning);
         match self.time() {
-            Err(GpuError::Kernel { .. }) => Ok(f64::INFINITY),
+            Err(EngineError::Unsupported(_)) => Ok(f64::INFINITY),
             other => other,
         }
     }
 
-    fn time(&mut self) -> Result<f64, GpuError> {
+    fn time(&mut self) -> Result<f64, EngineError> {
         let logits = self.step()?;
         if error(&logits, &self.logits) > ROUNDING {
             return Ok(f64::INFINITY);
@@ -224,46 +229,51 @@ impl Tuner<'_> {
         Ok(quickest)
     }
 
-    /// Seconds a token in the loop on the device.
-    fn generate(&mut self) -> Result<f64, GpuError> {
-        let choice = Choice::LIKELIEST;
-        let token = self.tokens(1)[0];
-        let mut batch = [Continuation { sequence: SEQUENCE, token, choice, draws: &mut || 0.0 }];
+    /// Seconds per token of greedy decoding.
+    fn generate(&mut self) -> Result<f64, EngineError> {
+        let token = self.tokens(1);
         let count = TOKENS.min(self.engine.config.context_length - self.work.depth);
+        self.rewind()?;
         let start = Instant::now();
-        self.engine.go_on(&mut batch, count, &mut |_| ControlFlow::Continue(()))?;
-        let seconds = start.elapsed().as_secs_f64() / count as f64;
-        self.rewind();
-        Ok(seconds)
+        let mut in_flight = VecDeque::new();
+        for number in 0..count {
+            let work = match number {
+                0 => Work::tokens(SEQUENCE, &token, Want::Token(Draw::GREEDY)),
+                _ => Work::decode(SEQUENCE, Draw::GREEDY),
+            };
+            in_flight.push_back(self.engine.submit(&[work])?);
+            if in_flight.len() == self.engine.capacity().steps_in_flight || number + 1 == count {
+                for ticket in in_flight.drain(..if number + 1 == count { in_flight.len() } else { 1 }) {
+                    self.engine.collect(ticket)?;
+                }
+            }
+        }
+        Ok(start.elapsed().as_secs_f64() / count as f64)
     }
 
     /// Seconds of a pass without logits.
-    fn pass(&mut self) -> Result<f64, GpuError> {
+    fn pass(&mut self) -> Result<f64, EngineError> {
         let tokens = self.tokens(self.work.rows);
-        let chunk = Chunk { sequence: SEQUENCE, tokens: &tokens, logits: LogitsFor::Nothing };
-        self.engine.gpu.sync()?;
+        self.rewind()?;
         let start = Instant::now();
-        self.engine.run(&[chunk], &mut NoProbe)?;
-        self.engine.gpu.sync()?;
-        let seconds = start.elapsed().as_secs_f64();
-        self.rewind();
-        Ok(seconds)
+        self.engine.step(&[Work::tokens(SEQUENCE, &tokens, Want::Nothing)])?;
+        Ok(start.elapsed().as_secs_f64())
     }
 
     /// The logits after the work's rows.
-    fn step(&mut self) -> Result<Vec<f32>, GpuError> {
+    fn step(&mut self) -> Result<Vec<f32>, EngineError> {
         let tokens = self.tokens(self.work.rows);
-        let chunk = Chunk { sequence: SEQUENCE, tokens: &tokens, logits: LogitsFor::LastToken };
-        let logits = self.engine.run(&[chunk], &mut NoProbe)?.pop().flatten().expect("they were asked for");
-        let failed = |error: EngineError| GpuError::Device(error.to_string());
-        let data = read_back(logits).map_err(failed)?;
-        self.rewind();
-        Ok(data)
+        self.rewind()?;
+        self.engine.last_logits(SEQUENCE, &tokens)
     }
 
-    /// The sequence is as long as before the work, whose positions the next writes anew.
-    fn rewind(&mut self) {
-        self.engine.caches.set_length(SEQUENCE, self.work.depth);
+    /// The sequence is as before the work again.
+    fn rewind(&mut self) -> Result<(), EngineError> {
+        self.engine.release(SEQUENCE);
+        match self.work.depth {
+            0 => Ok(()),
+            depth => self.engine.fork(BASE, SEQUENCE, depth),
+        }
     }
 
     /// Tokens all over the vocabulary.
@@ -308,10 +318,9 @@ mod tests {
         let lengths = [1, 3, 20];
         let of = |&rows: &usize| {
             let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 50).collect();
-            let chunk = Chunk { sequence: 5, tokens: &tokens, logits: LogitsFor::LastToken };
-            let logits = engine.step(&[chunk], &mut NoProbe).expect("runs").pop().flatten().expect("asked for");
+            let logits = engine.last_logits(5, &tokens).expect("runs");
             engine.release(5);
-            read_back(logits).expect("reads")
+            logits
         };
         lengths.iter().flat_map(of).collect()
     }

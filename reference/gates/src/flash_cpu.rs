@@ -25,7 +25,7 @@ pub fn run(case: &Case, ramp: YarnRamp) -> Checks {
     let mut checks = Vec::new();
     for isa in Isa::all() {
         // Three threads on any machine: more than one, and no divisor of anything.
-        let options = CpuOptions { threads: Some(3), exact: true, isa: Some(isa), kv: None };
+        let options = CpuOptions { threads: Some(3), exact: true, isa: Some(isa), ..CpuOptions::default() };
         let mut engine = CpuEngine::load(&checkpoint, options)?;
         let mut exact = check_engine(case, ramp, &mut engine, &checkpoint)?;
         for kv in CacheType::ALL {

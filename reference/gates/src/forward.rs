@@ -4,7 +4,7 @@ use std::path::Path;
 
 use gptoss_reference::{Case, Check, Folder, Golden, Limit};
 use phase1_loading::{GptOssConfig, YarnRamp, convert};
-use phase2_forward::{Chunk, ComputeDevice, Dump, Engine, GptOss, LogitsFor, NoProbe, Recompute};
+use phase2_forward::{ComputeDevice, Dump, Engine, GptOss, Inspect, RecomputeEngine, Want, Work, argmax};
 
 use crate::Checks;
 
@@ -18,7 +18,7 @@ const LEVEL: f32 = 1e-4;
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
     let checkpoint = crate::open(&case.model(), ramp)?;
     let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
-    check_forward(case, ramp, &mut Recompute::new(model))
+    check_forward(case, ramp, &mut RecomputeEngine::new(model))
 }
 
 /// Checks the logits of one of the shapes that checkpoints come in against MLX's on that very folder. `hf` is also
@@ -38,10 +38,7 @@ pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scrat
     let mut checks = Vec::new();
     for (what, checkpoint) in checkpoints {
         let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
-        let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
-        let logits =
-            Recompute::new(model).step(&[chunk], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
-        let logits: Vec<f32> = logits.into_data().try_to_vec()?;
+        let logits = RecomputeEngine::new(model).all_logits(0, &tokens)?;
         let label = format!("logits of the {what} ({})", ramp.name());
         checks.push(Check::values(&folder.name, label, &expected, &logits, Limit::F32));
     }
@@ -53,7 +50,7 @@ pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scrat
 ///
 /// # Errors
 /// A golden that cannot be read, or an engine that refuses the tokens.
-pub fn check_forward(case: &Case, ramp: YarnRamp, engine: &mut dyn Engine) -> Checks {
+pub fn check_forward(case: &Case, ramp: YarnRamp, engine: &mut dyn Inspect) -> Checks {
     let (mut checks, logits) = check_values(case, ramp, engine, Limit::F32)?;
     let golden = case.golden(ramp.name())?;
     let (tokens, prompt) = (golden.u32s("tokens")?, golden.number("prompt_len")?);
@@ -70,15 +67,14 @@ pub fn check_forward(case: &Case, ramp: YarnRamp, engine: &mut dyn Engine) -> Ch
 pub fn check_values(
     case: &Case,
     ramp: YarnRamp,
-    engine: &mut dyn Engine,
+    engine: &mut dyn Inspect,
     limit: Limit,
 ) -> Result<(Vec<Check>, Vec<f32>), Box<dyn std::error::Error>> {
     let golden = case.golden(ramp.name())?;
     let tokens = golden.u32s("tokens")?;
     let mut dump = Dump::default();
-    let chunk = Chunk { sequence: 0, tokens: &tokens, logits: LogitsFor::EveryToken };
-    let logits = engine.step(&[chunk], &mut dump)?.pop().flatten().expect("logits were asked for");
-    let logits: Vec<f32> = logits.into_data().try_to_vec()?;
+    let work = Work::tokens(0, &tokens, Want::AllLogits);
+    let logits = engine.inspect(&[work], &mut dump)?.remove(0).logits()?;
     engine.release(0);
 
     let label = |tensor: &str| format!("{tensor} ({})", ramp.name());
@@ -120,10 +116,4 @@ fn check_choices(
         found.extend(experts.iter().map(|&e| if logits[e as usize] >= least { e } else { NOT_CHOSEN }));
     }
     Ok(Check::ids(&case.name, format!("{name} ({})", ramp.name()), &expected, &found))
-}
-
-/// The position of the largest value; the first of equals.
-fn argmax(values: &[f32]) -> u32 {
-    let best = values.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
-    best.expect("a vocabulary is not empty").0 as u32
 }

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::{Checkpoint, YarnRamp};
-use phase2_forward::{Chunk, ComputeDevice, Engine, GptOss, LogitsFor, NoProbe};
-use phase3_kvcache::{Cached, GenerationParams, ReadCache, generate};
+use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect};
+use phase3_kvcache::{CachedEngine, GenerationParams, ReadCache, generate};
 
 use crate::Checks;
 use crate::forward::check_forward;
@@ -20,7 +20,7 @@ pub const CHUNKS: [usize; 3] = [1, 5, 17];
 /// A model or golden that cannot be read.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
     let checkpoint = crate::open(&case.model(), ramp)?;
-    let mut engine = Cached::new(GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?);
+    let mut engine = CachedEngine::new(GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?);
     check_engine(case, ramp, &mut engine, &checkpoint)
 }
 
@@ -28,7 +28,12 @@ pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
 ///
 /// # Errors
 /// A golden that cannot be read, or an engine that refuses the tokens.
-pub fn check_engine(case: &Case, ramp: YarnRamp, engine: &mut dyn ReadCache, checkpoint: &Checkpoint) -> Checks {
+pub fn check_engine<E: Inspect + ReadCache>(
+    case: &Case,
+    ramp: YarnRamp,
+    engine: &mut E,
+    checkpoint: &Checkpoint,
+) -> Checks {
     let mut checks = check_forward(case, ramp, engine)?;
     for chunk in CHUNKS {
         checks.push(check_chunked(case, ramp, engine, chunk, Limit::F32)?);
@@ -53,9 +58,7 @@ pub fn check_chunked(
     let golden = case.golden(ramp.name())?;
     let mut logits: Vec<f32> = Vec::new();
     for tokens in golden.u32s("tokens")?.chunks(chunk) {
-        let step = Chunk { sequence: 0, tokens, logits: LogitsFor::EveryToken };
-        let rows = engine.step(&[step], &mut NoProbe)?.pop().flatten().expect("logits were asked for");
-        logits.extend(rows.into_data().try_to_vec::<f32>()?);
+        logits.extend(engine.all_logits(0, tokens)?);
     }
     let label = format!("logits in chunks of {chunk} ({})", ramp.name());
     Ok(Check::values(&case.name, label, &golden.f32s("logits")?, &logits, limit))
@@ -94,7 +97,7 @@ fn check_generation(
     let (prompt, expected) = tokens.split_at(golden.number("prompt_len")?);
     let params = GenerationParams { max_tokens: expected.len(), prefill_chunk: 7, ..GenerationParams::default() };
     let tokenizer = checkpoint.tokenizer()?;
-    let generation = generate(engine, &tokenizer, 0, prompt, &params, &mut |_| ControlFlow::Continue(()))?;
+    let generation = generate(engine, &tokenizer, 0, &[], prompt, &params, &mut |_| ControlFlow::Continue(()))?;
     engine.release(0);
     Ok(Check::ids(&case.name, format!("generated tokens ({})", ramp.name()), expected, &generation.tokens))
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use gates::forward;
 use gptoss_reference::Case;
 use phase1_loading::{Checkpoint, YarnRamp};
-use phase2_forward::{ComputeDevice, GptOss, Recompute};
+use phase2_forward::{ComputeDevice, GptOss, RecomputeEngine};
 
 fn case() -> Case {
     Case::committed().into_iter().find(|case| case.name == "even").expect("the case")
@@ -18,7 +18,8 @@ fn load(checkpoint: &Checkpoint) -> GptOss {
 
 /// Names of the tensors that fail.
 fn failures(model: GptOss) -> Vec<String> {
-    let checks = forward::check_forward(&case(), YarnRamp::Exact, &mut Recompute::new(model)).expect("the gate runs");
+    let checks =
+        forward::check_forward(&case(), YarnRamp::Exact, &mut RecomputeEngine::new(model)).expect("the gate runs");
     checks.into_iter().filter(|check| !check.passed()).map(|check| check.tensor).collect()
 }
 

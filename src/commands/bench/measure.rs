@@ -1,22 +1,32 @@
 //! Runs of an engine and what their times say.
 //!
 //! At each depth the sequences are filled once. Then `--repeat` runs of decoding are timed, each going on where the last ended, and
-//! for one sequence as many of each prompt, every one from the same depth. A speed is that of the median run. An engine that
-//! goes on by itself is measured so, unless `--stepwise` is given: that is what a user gets who asks for the likeliest tokens. Otherwise each step takes random tokens and its logits are read back.
+//! for one sequence as many of each prompt, every one from the same depth. A speed is that of the median run. Decoding draws each
+//! token from the logits after the one before, with as many steps in flight as the engine takes. With `--stepwise` each step takes
+//! random tokens instead, and its logits are read back.
 
-use std::ops::ControlFlow;
+mod mixed;
+
+use std::collections::VecDeque;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use phase2_forward::{Choice, Chunk, Continuation, Engine, LogitsFor, NoProbe, SequenceId, read_back};
+use anyhow::Result;
+use phase2_forward::{Draw, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
-use phase4_profiling::{Ceiling, CostModel, Work, sample_tokens};
+use phase4_profiling::{Ceiling, CostModel, sample_tokens};
 use serde_json::{Value, json};
 
-use crate::args::Bench;
+use crate::args::{Bench, DrawKind};
+use crate::session::prefill_chunk;
 
 /// The least tokens of the prompt that comes before anything is timed.
 const WARM_UP: usize = 128;
+/// A sequence that stays at the depth of the prompts, beside the others, which count from 0.
+const AT_DEPTH: SequenceId = SequenceId::MAX;
+
+/// What is drawn from with `--draw sampled`, and how many log probabilities are asked for.
+const SAMPLED: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.0 };
+const LOGPROBS: usize = 5;
 
 /// The most tokens that a sequence reaches in measurements at `depth`.
 pub fn longest(args: &Bench, depth: usize) -> usize {
@@ -28,10 +38,10 @@ fn longest_prompt(args: &Bench) -> usize {
     args.prompt.iter().copied().max().unwrap_or(0)
 }
 
-/// What steps cost, and what they cost an engine that goes on by itself.
+/// What steps cost that need all logits of a row, and those that need the likeliest token alone.
 pub struct Costs {
-    pub stepping: CostModel,
-    pub alone: CostModel,
+    pub logits: CostModel,
+    pub greedy: CostModel,
 }
 
 pub struct Measure<'a> {
@@ -59,56 +69,62 @@ impl Measure<'_> {
 
     /// Decoding and, for a single sequence, prefilling at that depth.
     pub fn at(&mut self, depth: usize, batch: usize) -> Result<Vec<Value>> {
-        for sequence in 0..batch as u64 {
+        for sequence in 0..batch as SequenceId {
             // At depth 0 one token comes before, as in a conversation.
             self.fill(sequence, depth.max(1))?;
         }
         let prompts: Vec<usize> = self.args.prompt.iter().copied().filter(|&n| n > 0 && batch == 1).collect();
-        let filled = if prompts.is_empty() || depth == 0 { None } else { self.engine.save(0) };
+        if depth > 0 && !prompts.is_empty() {
+            self.engine.fork(0, AT_DEPTH, depth)?;
+        }
+        let mut results = vec![self.decoding(depth, batch)?];
+        for prompt in prompts {
+            results.push(self.prefilling(depth, prompt)?);
+        }
+        (0..batch as SequenceId).chain([AT_DEPTH]).for_each(|sequence| self.engine.release(sequence));
+        Ok(results)
+    }
+
+    fn decoding(&mut self, depth: usize, batch: usize) -> Result<Value> {
         let generate = self.args.generate;
-        // What an engine that goes on by itself prepares for a run, it prepares once.
-        let (_, alone) = self.decode(batch, 1)?;
-        if alone {
+        self.decode(batch, 1)?;
+        if !self.args.stepwise {
+            // What an engine prepares for drawing, it prepares once.
             self.decode(batch, generate)?;
         }
         let mut seconds = Vec::new();
         for _ in 0..self.args.repeat {
-            seconds.push(self.decode(batch, generate)?.0 / generate as f64);
+            seconds.push(self.decode(batch, generate)? / generate as f64);
         }
-        let mut decoding =
-            self.summary(if alone { &self.costs.alone } else { &self.costs.stepping }, depth, batch, 1, &seconds);
+        let mut decoding = self.summary(depth, batch, 1, &seconds);
         decoding["what"] = json!("decode");
         decoding["tokens"] = json!(generate);
-        decoding["alone"] = json!(alone);
-        let mut results = vec![decoding];
-        for prompt in prompts {
-            let mut seconds = Vec::new();
-            for _ in 0..self.args.repeat {
-                match &filled {
-                    Some(filled) => self.engine.restore(0, filled)?,
-                    None => {
-                        self.engine.release(0);
-                        self.fill(0, depth)?;
-                    }
-                }
-                if depth > 0 {
-                    // What fills the cache may still be on its way to a device: this token waits for it.
-                    self.prefill(1)?;
-                }
-                seconds.push(self.prefill(prompt)?);
+        decoding["draw"] = json!((!self.args.stepwise).then(|| self.args.draw.name()));
+        decoding["steps_in_flight"] = json!(self.steps_in_flight());
+        Ok(decoding)
+    }
+
+    fn prefilling(&mut self, depth: usize, prompt: usize) -> Result<Value> {
+        let mut seconds = Vec::new();
+        for _ in 0..self.args.repeat {
+            self.engine.release(0);
+            if depth > 0 {
+                self.engine.fork(AT_DEPTH, 0, depth)?;
+                // What fills the cache may still be on its way to a device: this token waits for it.
+                self.prefill(1)?;
             }
-            let mut prefilling = self.summary(&self.costs.stepping, depth, 1, prompt, &seconds);
-            prefilling["what"] = json!("prefill");
-            prefilling["tokens"] = json!(prompt);
-            results.push(prefilling);
+            seconds.push(self.prefill(prompt)?);
         }
-        (0..batch as u64).for_each(|sequence| self.engine.release(sequence));
-        Ok(results)
+        let mut prefilling = self.summary(depth, 1, prompt, &seconds);
+        prefilling["what"] = json!("prefill");
+        prefilling["tokens"] = json!(prompt);
+        Ok(prefilling)
     }
 
     fn fill(&mut self, sequence: SequenceId, depth: usize) -> Result<()> {
-        for tokens in self.tokens(depth).chunks(PREFILL_CHUNK) {
-            self.engine.step(&[Chunk { sequence, tokens, logits: LogitsFor::Nothing }], &mut NoProbe)?;
+        let chunk = prefill_chunk(self.engine);
+        for tokens in self.tokens(depth).chunks(chunk) {
+            self.engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)])?;
         }
         Ok(())
     }
@@ -118,69 +134,108 @@ impl Measure<'_> {
         sample_tokens(self.seed, count, self.engine.config().vocab)
     }
 
-    /// Seconds that `steps` more tokens of every sequence take, and whether the engine went on by itself.
-    fn decode(&mut self, batch: usize, steps: usize) -> Result<(f64, bool)> {
-        let tokens = self.tokens(batch * steps);
-        // The likeliest token is not drawn; numbers are asked for all the same.
-        let mut draws = vec![|| 0.0; batch];
-        let mut going_on: Vec<Continuation<'_>> = (0..)
-            .zip(&tokens)
-            .zip(&mut draws)
-            .map(|((sequence, &token), draws)| Continuation { sequence, token, choice: Choice::LIKELIEST, draws })
-            .collect();
-        let start = Instant::now();
-        if !self.args.stepwise
-            && let Some(outcome) = self.engine.decode(&mut going_on, steps, &mut |_| ControlFlow::Continue(()))
-        {
-            outcome?;
-            return Ok((start.elapsed().as_secs_f64(), true));
+    /// How a sequence's tokens are drawn.
+    fn draw(&self, sequence: SequenceId) -> Draw<'static> {
+        match self.args.draw {
+            DrawKind::Greedy => Draw::GREEDY,
+            DrawKind::Sampled => Draw { sampling: SAMPLED, seed: sequence, logprobs: Some(LOGPROBS), ..Draw::GREEDY },
         }
-        for tokens in tokens.chunks_exact(batch) {
-            let chunk = |(sequence, tokens)| Chunk { sequence: sequence as u64, tokens, logits: LogitsFor::LastToken };
-            let chunks: Vec<Chunk<'_>> = tokens.chunks_exact(1).enumerate().map(chunk).collect();
-            for logits in self.engine.step(&chunks, &mut NoProbe)? {
-                read_back(logits.context("logits were asked for")?)?;
-            }
-        }
-        Ok((start.elapsed().as_secs_f64(), false))
     }
 
-    /// Seconds until the logits after `count` new tokens of sequence 0 are there.
-    fn prefill(&mut self, count: usize) -> Result<f64> {
-        let tokens = self.tokens(count);
+    /// What is wanted after the last of a sequence's new tokens.
+    fn want(&self, sequence: SequenceId) -> Want<'static> {
+        match self.args.stepwise {
+            true => Want::LastLogits,
+            false => Want::Token(self.draw(sequence)),
+        }
+    }
+
+    /// Steps of decoding that are in flight together. Those whose tokens are not drawn wait for each other's logits.
+    fn steps_in_flight(&self) -> usize {
+        if self.args.stepwise { 1 } else { self.engine.capacity().steps_in_flight }
+    }
+
+    /// Seconds that `steps` more tokens of every sequence take. The first are random; those after are the ones drawn, or random too.
+    fn decode(&mut self, batch: usize, steps: usize) -> Result<f64> {
+        let tokens = self.tokens(batch * steps);
+        let wants: Vec<Want<'static>> = (0..batch as SequenceId).map(|sequence| self.want(sequence)).collect();
+        let most = self.steps_in_flight();
+        let mut in_flight = VecDeque::new();
         let start = Instant::now();
-        let chunks = tokens.chunks(PREFILL_CHUNK);
-        let last = chunks.len() - 1;
-        for (number, tokens) in chunks.enumerate() {
-            let logits = if number == last { LogitsFor::LastToken } else { LogitsFor::Nothing };
-            let logits = self.engine.step(&[Chunk { sequence: 0, tokens, logits }], &mut NoProbe)?;
-            for logits in logits.into_iter().flatten() {
-                read_back(logits)?;
+        for (step, tokens) in tokens.chunks_exact(batch).enumerate() {
+            if in_flight.len() == most
+                && let Some(ticket) = in_flight.pop_front()
+            {
+                check(self.engine.collect(ticket)?)?;
             }
+            let work = |((sequence, token), want): ((SequenceId, _), &Want<'static>)| match want {
+                Want::Token(draw) if step > 0 => Work::decode(sequence, *draw),
+                _ => Work::tokens(sequence, token, *want),
+            };
+            let work: Vec<Work<'_>> = (0..).zip(tokens.chunks_exact(1)).zip(&wants).map(work).collect();
+            in_flight.push_back(self.engine.submit(&work)?);
+        }
+        for ticket in in_flight {
+            check(self.engine.collect(ticket)?)?;
         }
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// The speed of steps in which `batch` sequences of `depth` tokens get `new` more, from the seconds of each run.
-    fn summary(&self, costs: &CostModel, depth: usize, batch: usize, new: usize, seconds: &[f64]) -> Value {
-        let median = median(seconds);
-        let fastest = seconds.iter().copied().fold(f64::INFINITY, f64::min);
-        let slowest = seconds.iter().copied().fold(0.0, f64::max);
-        let tokens = (batch * new) as f64;
-        let work = costs.step(batch, new, depth);
-        let bytes: u64 = work.iter().map(|work| work.bytes).sum();
-        let floor: f64 = work.into_iter().map(|work: Work| work.floor(self.ceiling)).sum();
-        json!({
-            "depth": depth,
-            "batch": batch,
-            "tok_s": tokens / median,
-            "tok_s_min": tokens / slowest,
-            "tok_s_max": tokens / fastest,
-            "ms_per_token": median / tokens * 1e3,
-            "gb_s": bytes as f64 / median / 1e9,
-            "roofline": floor / median,
-        })
+    /// Seconds until what is wanted after `count` new tokens of sequence 0 is there.
+    fn prefill(&mut self, count: usize) -> Result<f64> {
+        let (tokens, want) = (self.tokens(count), self.want(0));
+        let start = Instant::now();
+        let chunks = tokens.chunks(prefill_chunk(self.engine));
+        let last = chunks.len() - 1;
+        for (number, tokens) in chunks.enumerate() {
+            let want = if number == last { want } else { Want::Nothing };
+            check(self.engine.step(&[Work::tokens(0, tokens, want)])?)?;
+        }
+        Ok(start.elapsed().as_secs_f64())
     }
+
+    /// What a step costs that wants what is wanted here.
+    fn costs(&self) -> &CostModel {
+        match self.args.stepwise || self.args.draw == DrawKind::Sampled {
+            true => &self.costs.logits,
+            false => &self.costs.greedy,
+        }
+    }
+
+    /// The speed of steps in which `batch` sequences of `depth` tokens get `new` more, from the seconds of each run.
+    fn summary(&self, depth: usize, batch: usize, new: usize, seconds: &[f64]) -> Value {
+        let work = self.costs().step(batch, new, depth);
+        let bytes = work.iter().map(|work| work.bytes).sum();
+        let floor = work.into_iter().map(|work| work.floor(self.ceiling)).sum();
+        speed(depth, batch, batch * new, seconds, bytes, floor)
+    }
+}
+
+/// The speed of `tokens` tokens of `batch` sequences at `depth`, which cost at least those bytes and that many seconds.
+fn speed(depth: usize, batch: usize, tokens: usize, seconds: &[f64], bytes: u64, floor: f64) -> Value {
+    let median = median(seconds);
+    let fastest = seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let slowest = seconds.iter().copied().fold(0.0, f64::max);
+    let tokens = tokens as f64;
+    json!({
+        "depth": depth,
+        "batch": batch,
+        "tok_s": tokens / median,
+        "tok_s_min": tokens / slowest,
+        "tok_s_max": tokens / fastest,
+        "ms_per_token": median / tokens * 1e3,
+        "gb_s": bytes as f64 / median / 1e9,
+        "roofline": floor / median,
+    })
+}
+
+/// Refuses logits that are NaN.
+fn check(outcomes: Vec<Outcome>) -> Result<(), EngineError> {
+    let nan = outcomes.into_iter().find_map(|outcome| match outcome {
+        Outcome::NotANumber { position } => Some(EngineError::NotANumber { position }),
+        _ => None,
+    });
+    nan.map_or(Ok(()), Err)
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -569,7 +569,8 @@ fn combine(shares: &[f32], sinks: &[f32], out: &mut [f32], splits: u32, #[compti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::cache::Caches;
+    use crate::gpu::cache::Cache;
+    use crate::gpu::kernels::cache::CacheRow;
     use crate::gpu::kernels::flash;
     use crate::gpu::kernels::fragments::Planes;
     use crate::gpu::kernels::prefill::{self, rows_a_tile, tiles};
@@ -591,7 +592,8 @@ mod tests {
         let context = format!("{heads} {kv_heads} {head_dim} {kind} {splits} {window} {random:?}");
         let width = (heads + 2 * kv_heads) * head_dim;
         let (longest, passes) = (70, 7);
-        let mut caches = Caches::new(&gpu, &config, kind, longest).expect("a cache");
+        let row = CacheRow::new(kind, &config).expect("whole blocks");
+        let mut cache = Cache::new(&gpu, &config, row, 64, longest);
         let angles: Vec<f32> =
             (0..passes * longest * head_dim / 2).flat_map(|i| [(i as f32).cos(), (i as f32).sin()]).collect();
         let table = gpu.upload_f32(&angles);
@@ -605,11 +607,10 @@ mod tests {
             };
             let mut rows = Vec::new();
             for sequence in 0..2 {
-                caches.reserve(&gpu, sequence as u64, lengths[sequence] + new[sequence]).expect("reserves");
-                let slot = caches.slot(sequence as u64);
                 let positions = lengths[sequence]..lengths[sequence] + new[sequence];
-                rows.extend(positions.map(|position| Row { token: 0, position: position as u32, slot }));
-                caches.advance(sequence as u64, new[sequence]);
+                cache.extend(&gpu, &[(sequence as u64, positions.end)]).expect("room");
+                let slot = cache.slot(sequence as u64);
+                rows.extend(positions.map(|position| Row { token: Some(0), position: position as u32, slot }));
                 lengths[sequence] += new[sequence];
             }
             let inputs = rows.len();
@@ -624,24 +625,24 @@ mod tests {
                 let attention = Attention {
                     queries: &queries,
                     rows: &row_words,
-                    cache: caches.layer(layer),
+                    cache: cache.layer(layer),
                     sinks: &gpu.upload_f32(&sinks),
                     out: &out,
                     shares: &shares,
                     splits,
                     heads,
-                    shape: caches.row,
+                    shape: cache.row,
                     reach,
                     inputs,
                 };
                 let pool = || {
-                    let pool = caches.layer(layer).pool;
+                    let pool = cache.layer(layer).pool;
                     [&pool.keys, &pool.values].map(|part| gpu.read(part).expect("reads"))
                 };
                 let mut outs = Vec::new();
                 let alone = (inputs == 2).then(|| {
                     let (out, shares) = (poisoned(&gpu, queries.len), poisoned(&gpu, shares.len));
-                    let attention = Attention { out: &out, shares: &shares, cache: caches.layer(layer), ..attention };
+                    let attention = Attention { out: &out, shares: &shares, cache: cache.layer(layer), ..attention };
                     attention.launch_unrotated(&gpu, Unrotated { qkv: &qkv_buffer, table: &table });
                     outs.push((F32, gpu.read_f32(&out).expect("reads")));
                     pool()
@@ -650,10 +651,10 @@ mod tests {
                     qkv: &qkv_buffer,
                     table: &table,
                     rows: &row_words,
-                    cache: caches.layer(layer),
+                    cache: cache.layer(layer),
                     queries: &queries,
                     heads,
-                    shape: caches.row,
+                    shape: cache.row,
                     inputs,
                 }
                 .launch(&gpu);
@@ -664,7 +665,7 @@ mod tests {
                     let words = tiles(&rows, most);
                     let shares = poisoned(&gpu, shares.len);
                     let count = words.len() / prefill::TILE_WORDS;
-                    Attention { out: &tiled, shares: &shares, cache: caches.layer(layer), ..attention }.launch_tiles(
+                    Attention { out: &tiled, shares: &shares, cache: cache.layer(layer), ..attention }.launch_tiles(
                         &gpu,
                         &gpu.upload(words),
                         count,
@@ -702,18 +703,15 @@ mod tests {
                 }
                 let [keys, values] = pool();
                 for (input, row) in rows.iter().enumerate() {
-                    // Keys older than the last pass's window may be gone by now: the first rows of the pass still saw them.
                     let position = row.position as usize;
-                    let sequence = (0..2).find(|&s| caches.slot(s) == row.slot).expect("a sequence");
-                    let oldest = lengths[sequence as usize].saturating_sub(window + longest - 1);
-                    let places = caches.places(sequence, layer, window + longest - 1).expect("places");
+                    let sequence = (0..2).find(|&s| cache.slot(s) == row.slot).expect("a sequence");
+                    let places = cache.places_up_to(sequence, layer, lengths[sequence as usize]);
                     for head in 0..heads {
                         let first = (position + 1).saturating_sub(reach);
-                        assert!(layer == 1 || first >= oldest);
                         let kv_head = head / (heads / kv_heads);
                         let read = |pool: &[u32], place: usize| {
-                            let words = caches.row.words();
-                            caches.row.decode(&pool[(place + kv_head * crate::gpu::cache::PAGE) * words..][..words])
+                            let words = cache.row.words();
+                            cache.row.decode(&pool[(place + kv_head * crate::gpu::cache::PAGE) * words..][..words])
                         };
                         let q = &queries[(input * heads + head) * head_dim..][..head_dim];
                         let seen: Vec<&(usize, usize)> =
@@ -739,6 +737,9 @@ mod tests {
                         }
                     }
                 }
+            }
+            for (sequence, &length) in (0..).zip(&lengths) {
+                cache.pages.advance(sequence, length);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! How a cached key or value lies in words, and how pools of them grow.
+//! How a cached key or value lies in words, and how pages of them are copied and cleared.
 //!
 //! A page is `[kv_heads, 64, words]`. In f16 two neighbouring values share a word; in q8_0 four codes do, of blocks that hold
 //! [their own scale](phase3_kvcache::block).
@@ -10,9 +10,8 @@ use phase3_kvcache::block::kernel::scale_among;
 use phase3_kvcache::block::{self, BLOCK};
 
 use super::codes::{half_value, signed_bytes};
-use super::project::spread;
 use crate::gpu::GpuError;
-use crate::gpu::cache::PAGE;
+use crate::gpu::cache::{PAGE, Pool};
 use crate::gpu::device::{Buffer, Gpu};
 
 const UNITS: u32 = 256;
@@ -104,37 +103,40 @@ pub(crate) fn cached_vector(pool: &[u32], row: u32, i: u32, #[comptime] shape: C
     }
 }
 
-/// A buffer of `words` words that begins with what `old` holds.
-///
-/// # Errors
-/// More words than the device binds in one piece.
-pub(crate) fn grow(gpu: &Gpu, old: &Buffer, words: usize) -> Result<Buffer, GpuError> {
-    let need = words as u64 * 4;
-    if need > gpu.binding_bytes {
-        let what = "a layer's key/value cache (shorter sequences, fewer of them or --kv f16 need less)".into();
-        return Err(GpuError::Limit { what, need, limit: gpu.binding_bytes });
-    }
-    let new = gpu.empty(words);
-    let count = old.len.min(new.len) as u32;
-    let (x, z) = spread(count.div_ceil(UNITS));
-    // SAFETY: both buffers hold `count` words.
+/// Stands for the page that a cleared one is a copy of.
+pub(crate) const NO_PAGE: u32 = u32::MAX;
+
+/// Makes pages of a pool copies of others, or zeros: `pairs` is `[count, (from, to)]` with [`NO_PAGE`] for zeros. No page is both read
+/// and written.
+pub(crate) fn prepare_pages(gpu: &Gpu, pool: &Pool, pairs: &Buffer, count: usize, page_words: usize) {
+    assert!(pairs.len >= 2 * count, "two words for every page");
+    // SAFETY: pages lie in the pool, and words are bounded by a page's.
     unsafe {
-        copy::launch_unchecked(
+        prepare_pages_kernel::launch_unchecked(
             &gpu.client,
-            CubeCount::Static(x, 1, z),
+            CubeCount::Static((page_words as u32).div_ceil(UNITS), count as u32, 1),
             CubeDim::new_1d(UNITS),
-            old.arg(),
-            new.arg(),
-            count,
+            pairs.arg(),
+            pool.keys.arg(),
+            pool.values.arg(),
+            page_words as u32,
         );
     }
-    Ok(new)
 }
 
 #[cube(launch_unchecked)]
-fn copy(from: &[u32], to: &mut [u32], count: u32) {
-    let i = (CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
-    if i < count {
-        to[i as usize] = from[i as usize];
+fn prepare_pages_kernel(pairs: &[u32], keys: &mut [u32], values: &mut [u32], page_words: u32) {
+    let i = CUBE_POS_X * UNITS + UNIT_POS;
+    if i < page_words {
+        let page = pairs[(2 * CUBE_POS_Y) as usize];
+        let to = (pairs[(2 * CUBE_POS_Y + 1) as usize] * page_words + i) as usize;
+        if page == NO_PAGE {
+            keys[to] = 0u32;
+            values[to] = 0u32;
+        } else {
+            let from = (page * page_words + i) as usize;
+            keys[to] = keys[from];
+            values[to] = values[from];
+        }
     }
 }

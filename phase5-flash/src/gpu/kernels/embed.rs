@@ -6,12 +6,12 @@ use phase1_loading::Format;
 use super::codes::{Codes, block_values, load_codes, load_scales, scale_value};
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::layout::{Matrix, vectors};
-use crate::gpu::rows::ROW_WORDS;
+use crate::gpu::rows::{ROW_WORDS, TAKES_DRAWN};
 
 const UNITS: u32 = 128;
 
-/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`.
-pub(crate) fn embed(gpu: &Gpu, table: &Matrix, rows: &Buffer, out: &Buffer, inputs: usize) {
+/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`. `drawn` has the token that each slot drew last.
+pub(crate) fn embed(gpu: &Gpu, table: &Matrix, rows: &Buffer, drawn: &Buffer, out: &Buffer, inputs: usize) {
     let blocks = table.blocks() as u32;
     for part in &table.parts {
         // SAFETY: a row's token is below the table's rows, and a part answers only for its own.
@@ -23,6 +23,7 @@ pub(crate) fn embed(gpu: &Gpu, table: &Matrix, rows: &Buffer, out: &Buffer, inpu
                 part.codes.arg4(),
                 part.scales.arg(),
                 rows.arg(),
+                drawn.arg(),
                 out.arg4(),
                 part.first_row as u32,
                 part.rows as u32,
@@ -38,6 +39,7 @@ fn embed_kernel(
     codes: &[Vector<u32, Const<4>>],
     scales: &[u32],
     rows: &[u32],
+    drawn: &[u32],
     out: &mut [Vector<f32, Const<4>>],
     first_row: u32,
     part_rows: u32,
@@ -45,7 +47,10 @@ fn embed_kernel(
     #[comptime] format: Format,
 ) {
     let block = CUBE_POS_X * UNITS + UNIT_POS;
-    let token = rows[(CUBE_POS_Y * ROW_WORDS) as usize];
+    let words = CUBE_POS_Y * ROW_WORDS;
+    let own = rows[words as usize];
+    let token =
+        if rows[(words + 3) as usize] == TAKES_DRAWN { drawn[rows[(words + 2) as usize] as usize] } else { own };
     if block < blocks && token >= first_row && token - first_row < part_rows {
         let row = token - first_row;
         let vectors = comptime![vectors(format) as u32];
@@ -89,9 +94,15 @@ mod tests {
                     table.parts = halves.into();
                 }
                 let tokens: Vec<u32> = (0..5).map(|_| random.below(vocab) as u32).collect();
-                let rows = gpu.upload(tokens.iter().flat_map(|&token| [token, 0, 0, 0]).collect());
+                // Every second token is the one that its slot drew last.
+                let words = |(row, &token): (usize, &u32)| match row % 2 {
+                    0 => [token, 0, 0, 0],
+                    _ => [u32::MAX, 0, row as u32, TAKES_DRAWN],
+                };
+                let rows = gpu.upload(tokens.iter().enumerate().flat_map(words).collect());
+                let drawn = gpu.upload(tokens.clone());
                 let out = poisoned(&gpu, tokens.len() * hidden);
-                embed(&gpu, &table, &rows, &out, tokens.len());
+                embed(&gpu, &table, &rows, &drawn, &out, tokens.len());
                 let expected: Vec<f32> = tokens
                     .iter()
                     .flat_map(|&token| tensor.to_f32()[token as usize * hidden..][..hidden].to_vec())

@@ -26,8 +26,10 @@ pub(crate) struct Successors<'a> {
     pub vocab: usize,
     /// [`STRIPE_WORDS`] a row.
     pub stripes: &'a Buffer,
-    /// What describes a row: its token is replaced, its position and its count of steps go up by one.
+    /// What describes a row: its token is replaced and its position goes up by one.
     pub rows: &'a Buffer,
+    /// By slot the token that was drawn last.
+    pub drawn: &'a Buffer,
     /// `[inputs]`, [`NO_TOKEN`] where a logit is not a number.
     pub tokens: &'a Buffer,
     pub inputs: usize,
@@ -46,6 +48,7 @@ impl Successors<'_> {
                 CubeDim::new_1d(units),
                 self.stripes.arg(),
                 self.rows.arg(),
+                self.drawn.arg(),
                 self.tokens.arg(),
                 planes,
             );
@@ -107,10 +110,10 @@ fn best_of_stripe(logits: &[f32], stripes: &mut [u32], vocab: u32, #[comptime] p
 }
 
 #[cube(launch_unchecked)]
-fn best_of_all(stripes: &[u32], rows: &mut [u32], tokens: &mut [u32], #[comptime] planes: u32) {
+fn best_of_all(stripes: &[u32], rows: &mut [u32], drawn: &mut [u32], tokens: &mut [u32], #[comptime] planes: u32) {
     let (_best, token) = best_of_row(stripes, CUBE_POS_X, planes);
     if UNIT_POS == 0 {
-        go_on(rows, tokens, CUBE_POS_X, token);
+        advance(rows, drawn, tokens, CUBE_POS_X, token);
     }
 }
 
@@ -137,19 +140,21 @@ pub(super) fn best_of_row(stripes: &[u32], row: u32, #[comptime] planes: u32) ->
     best_of_cube(best, token, strange, planes)
 }
 
-/// Makes `token` the next one that `row` feeds.
+/// Makes `token` the next one that `row` and its slot feed.
 #[cube]
-pub(super) fn go_on(rows: &mut [u32], tokens: &mut [u32], row: u32, token: u32) {
+pub(super) fn advance(rows: &mut [u32], drawn: &mut [u32], tokens: &mut [u32], row: u32, token: u32) {
     tokens[row as usize] = token;
     // The next step must find a token of the vocabulary, whatever the logits were.
-    rows[(row * ROW_WORDS) as usize] = select(token == u32::MAX, 0u32, token);
+    let fed = select(token == u32::MAX, 0u32, token);
+    drawn[rows[(row * ROW_WORDS + 2) as usize] as usize] = fed;
+    rows[(row * ROW_WORDS) as usize] = fed;
     rows[(row * ROW_WORDS + 1) as usize] += 1;
-    rows[(row * ROW_WORDS + 3) as usize] += 1;
+    rows[(row * ROW_WORDS + 3) as usize] = 0u32;
 }
 
 /// The largest value of a cube and the least token that has it; the largest of all and no token, if anything is `strange`.
 #[cube]
-fn best_of_cube(best: f32, token: u32, strange: u32, #[comptime] planes: u32) -> (f32, u32) {
+pub(super) fn best_of_cube(best: f32, token: u32, strange: u32, #[comptime] planes: u32) -> (f32, u32) {
     let mut values = Shared::<[f32]>::new_slice(comptime![planes as usize]);
     let mut tokens = Shared::<[u32]>::new_slice(comptime![planes as usize]);
     let best = select(strange == 1u32, 3.0e38f32, best);
@@ -183,10 +188,15 @@ mod tests {
     fn choose(gpu: &Gpu, logits: &[f32], vocab: usize) -> (Vec<u32>, Vec<u32>) {
         let inputs = logits.len() / vocab;
         let [stripes, tokens] = [STRIPE_WORDS * inputs, inputs].map(|len| gpu.upload(vec![77; len]));
-        let rows = gpu.upload([5, 41, 3, 7].repeat(inputs));
+        let rows = gpu.upload((0..inputs as u32).flat_map(|row| [5, 41, row, 1]).collect());
+        let drawn = gpu.upload(vec![77; inputs]);
         let logits = &gpu.upload_f32(logits);
-        Successors { logits, vocab, stripes: &stripes, rows: &rows, tokens: &tokens, inputs }.launch_greedy(gpu);
-        (gpu.read(&tokens).expect("reads"), gpu.read(&rows).expect("reads"))
+        Successors { logits, vocab, stripes: &stripes, rows: &rows, drawn: &drawn, tokens: &tokens, inputs }
+            .launch_greedy(gpu);
+        let fed = |&token: &u32| if token == NO_TOKEN { 0 } else { token };
+        let tokens_found = gpu.read(&tokens).expect("reads");
+        assert!(gpu.read(&drawn).expect("reads").into_iter().take(inputs).eq(tokens_found[..inputs].iter().map(fed)));
+        (tokens_found, gpu.read(&rows).expect("reads"))
     }
 
     #[test]
@@ -203,7 +213,7 @@ mod tests {
                     let largest = logits.iter().copied().fold(f32::MIN, f32::max);
                     let expected = logits.iter().position(|&l| l == largest).expect("there is one") as u32;
                     assert_eq!(tokens[row], expected, "{vocab} {random:?}");
-                    assert_eq!(rows[4 * row..][..4], [expected, 42, 3, 8]);
+                    assert_eq!(rows[4 * row..][..4], [expected, 42, row as u32, 0]);
                 }
             }
         }

@@ -315,7 +315,7 @@ mod tests {
     /// The kernel's own test is in [`attention`](super::super::attention), beside that of single rows.
     #[test]
     fn tiles_hold_rows_that_follow_each_other() {
-        let row = |slot, position| Row { token: 0, position, slot };
+        let row = |slot, position| Row { token: Some(0), position, slot };
         let rows: Vec<Row> =
             [(0, 5), (0, 6), (0, 7), (0, 8), (2, 9), (2, 3), (1, 4), (1, 5)].map(|(s, p)| row(s, p)).into();
         assert_eq!(tiles(&rows, 3).as_chunks::<2>().0, [[0, 3], [3, 1], [4, 1], [5, 1], [6, 2]]);

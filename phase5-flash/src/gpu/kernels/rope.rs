@@ -169,7 +169,7 @@ fn store(pool: &mut [u32], target: u32, first: u32, new: &Array<f32>, #[comptime
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::cache::Caches;
+    use crate::gpu::cache::Cache;
     use crate::gpu::kernels::testing::{Random, gpu, heads_config, poisoned};
     use crate::gpu::rows::Row;
     use phase1_loading::AttentionKind;
@@ -194,27 +194,28 @@ mod tests {
             }
         }
         qkv[head_dim * heads + 40] = 3e38;
-        let mut caches = Caches::new(&gpu, &config, CacheType::Q8_0, inputs).expect("a cache");
-        caches.reserve(&gpu, 0, inputs).expect("reserves");
-        let slot = caches.slot(0);
-        let rows = (0..inputs as u32).flat_map(|position| Row { token: 0, position, slot }.words());
+        let row = CacheRow::new(CacheType::Q8_0, &config).expect("whole blocks");
+        let mut cache = Cache::new(&gpu, &config, row, 4, inputs);
+        cache.extend(&gpu, &[(0, inputs)]).expect("room");
+        let slot = cache.slot(0);
+        let rows = (0..inputs as u32).flat_map(|position| Row { token: Some(0), position, slot }.words());
         Rope {
             qkv: &gpu.upload_f32(&qkv),
             table: &gpu.upload_f32(&[1.0, 0.0].repeat(inputs * head_dim / 2)),
             rows: &gpu.upload(rows.collect()),
-            cache: caches.layer(0),
+            cache: cache.layer(0),
             queries: &poisoned(&gpu, inputs * heads * head_dim),
             heads,
-            shape: caches.row,
+            shape: cache.row,
             inputs,
         }
         .launch(&gpu);
-        caches.advance(0, inputs);
-        let pool = caches.layer(0).pool;
-        let row_words = caches.row.words();
+        cache.pages.advance(0, inputs);
+        let pool = cache.layer(0).pool;
+        let row_words = cache.row.words();
         for (part, pool) in [&pool.keys, &pool.values].into_iter().enumerate() {
             let words = gpu.read(pool).expect("reads");
-            for (position, place) in caches.places(0, 0, inputs).expect("places") {
+            for (position, place) in cache.places(0, 0, inputs) {
                 for head in 0..kv_heads {
                     let found = &words[(place + head * PAGE) * row_words..][..row_words];
                     let new = &qkv[position * width + (heads + part * kv_heads + head) * head_dim..][..head_dim];

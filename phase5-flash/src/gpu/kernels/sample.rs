@@ -1,4 +1,4 @@
-//! A token drawn on the device: temperature, top-k, top-p, min-p and a draw, as `phase3_kvcache::Sampler` does them.
+//! A token drawn on the device: temperature, top-k, top-p, min-p and a draw, as `phase2_forward::HostDraw` does them.
 //!
 //! Nothing is sorted. Top-k and top-p each keep the first tokens by rank, which is by falling logit and, among equals, by
 //! token. Where they end is searched four bits of the logits at a time, from the highest: cubes share out the vocabulary and
@@ -7,10 +7,11 @@
 //! searches takes nine more.
 
 use cubecl::prelude::*;
-use phase2_forward::Choice;
+use phase2_forward::{Draw, Sampling};
 
-use super::greedy::{STRIPES, Successors, best_of_row, go_on};
+use super::greedy::{STRIPES, Successors, advance, best_of_row};
 use super::reduce::cube_sum;
+use super::threefry::number;
 use crate::gpu::device::{Buffer, Gpu};
 use crate::gpu::rows::ROW_WORDS;
 
@@ -27,7 +28,7 @@ const LEAST: f32 = 1.0e-30;
 const NO_CANDIDATE: u32 = 0x007f_ffff;
 
 /// Words that say how a row's token is chosen.
-pub(crate) const SETTING_WORDS: usize = 4;
+pub(crate) const SETTING_WORDS: usize = 6;
 /// Room for a row's sums over digits.
 pub(crate) const DIGIT_WORDS: usize = (ROUNDS * STRIPES * DIGITS) as usize;
 /// Room for how far a row's two searches came.
@@ -38,8 +39,6 @@ pub(crate) struct Sample<'a> {
     pub successors: Successors<'a>,
     /// [`SETTING_WORDS`] a row, from [`settings`].
     pub settings: &'a Buffer,
-    /// Numbers from [0, 1), `[steps, inputs]`.
-    pub draws: &'a Buffer,
     /// [`DIGIT_WORDS`] a row.
     pub digits: &'a Buffer,
     /// [`CUT_WORDS`] a row.
@@ -55,30 +54,26 @@ pub(crate) struct Filters {
 }
 
 impl Filters {
-    pub fn of(choices: impl IntoIterator<Item = Choice>) -> Filters {
-        choices.into_iter().fold(Filters::default(), |filters, choice| Filters {
-            top_k: filters.top_k || choice.top_k > 0 || choice.temperature == 0.0,
-            top_p: filters.top_p || (choice.top_p < 1.0 && choice.temperature > 0.0),
+    pub fn of<'d>(draws: impl IntoIterator<Item = &'d Draw<'d>>) -> Filters {
+        draws.into_iter().fold(Filters::default(), |filters, draw| Filters {
+            top_k: filters.top_k || draw.sampling.top_k > 0 || draw.is_greedy(),
+            top_p: filters.top_p || (draw.sampling.top_p < 1.0 && !draw.is_greedy()),
         })
     }
 }
 
-/// A choice as the kernels read it: temperature, most tokens, share of the probability, least weight.
-pub(crate) fn settings(choice: Choice) -> [u32; SETTING_WORDS] {
+/// A draw as the kernels read it: temperature, most tokens, share of the probability, least weight, and two words of seed.
+pub(crate) fn settings(draw: &Draw<'_>) -> [u32; SETTING_WORDS] {
     // The likeliest is the first by rank.
-    let Choice { temperature, top_k, top_p, min_p } = match choice.temperature {
-        0.0 => Choice { temperature: 1.0, top_k: 1, top_p: 1.0, min_p: 0.0 },
-        _ => choice,
+    let Sampling { temperature, top_k, top_p, min_p } = match draw.is_greedy() {
+        true => Sampling { temperature: 1.0, top_k: 1, top_p: 1.0, min_p: 0.0 },
+        false => draw.sampling,
     };
     let most = if top_k == 0 { f32::MAX } else { top_k as f32 };
     // Twice the whole is never reached, however the sum is rounded.
     let share = if top_p < 1.0 { top_p } else { 2.0 };
-    [temperature.max(LEAST), most, share, min_p].map(f32::to_bits)
-}
-
-/// A number from [0, 1) as the kernels take it.
-pub(crate) fn rounded(draw: f64) -> f32 {
-    (draw as f32).min(1.0f32.next_down())
+    let [temperature, most, share, min_p] = [temperature.max(LEAST), most, share, min_p].map(f32::to_bits);
+    [temperature, most, share, min_p, draw.seed as u32, (draw.seed >> 32) as u32]
 }
 
 /// The tokens that a search goes over.
@@ -113,7 +108,7 @@ impl Search {
 
 impl Sample<'_> {
     pub fn launch(&self, gpu: &Gpu) {
-        let Successors { logits, vocab, stripes, rows, tokens, inputs } = self.successors;
+        let Successors { logits, vocab, stripes, rows, drawn, tokens, inputs } = self.successors;
         let (vocab, inputs) = (vocab as u32, inputs as u32);
         let Filters { top_k, top_p } = self.filters;
         let planes = UNITS.div_ceil(gpu.least_plane);
@@ -179,8 +174,9 @@ impl Sample<'_> {
                 self.settings.arg(),
                 self.cuts.arg(),
                 self.digits.arg(),
-                self.draws.arg(),
+                self.settings.arg(),
                 rows.arg(),
+                drawn.arg(),
                 tokens.arg(),
                 vocab,
                 last,
@@ -440,8 +436,9 @@ fn draw(
     choices: &[f32],
     cuts: &[u32],
     sums: &[f32],
-    draws: &[f32],
+    seeds: &[u32],
     rows: &mut [u32],
+    last: &mut [u32],
     tokens: &mut [u32],
     vocab: u32,
     #[comptime] search: Search,
@@ -458,14 +455,17 @@ fn draw(
     for stripe in 0..STRIPES {
         all += values[stripe as usize];
     }
-    let step = rows[(row * ROW_WORDS + 3) as usize];
-    let limit = max(draws[(step * CUBE_COUNT_X + row) as usize] * all, f32::new(LEAST));
+    let seed = row * comptime![SETTING_WORDS as u32] + 4;
+    // The token drawn stands behind the one fed.
+    let position = rows[(row * ROW_WORDS + 1) as usize] + 1;
+    let number = number(seeds[seed as usize], seeds[(seed + 1) as usize], position);
+    let limit = max(number * all, f32::new(LEAST));
     let drawn = token_at(logits, row, vocab, &part, limit, &mut values, true);
     let (_best, likeliest) = best_of_row(stripes, row, search.planes);
     // No token stands for logits that are not numbers, and for a row of which nothing is kept.
     let token = select(drawn == u32::MAX || likeliest == u32::MAX, likeliest, drawn);
     if UNIT_POS == 0 {
-        go_on(rows, tokens, row, token);
+        advance(rows, last, tokens, row, token);
     }
 }
 
@@ -533,40 +533,46 @@ fn reach(values: &mut Shared<[f32]>, limit: f32, #[comptime] count: u32) -> (u32
 
 #[cfg(test)]
 mod tests {
-    use phase3_kvcache::{Sampler, SamplingParams};
+    use phase2_forward::{HostDraw, draw_number};
 
     use super::*;
     use crate::gpu::kernels::greedy::{NO_TOKEN, STRIPE_WORDS};
     use crate::gpu::kernels::testing::{Random, gpu, poisoned};
 
     /// The tokens drawn for rows of logits, each with its choice and number.
-    fn choose(gpu: &Gpu, logits: &[Vec<f32>], choices: &[Choice], draws: &[f64]) -> Vec<u32> {
+    fn choose(gpu: &Gpu, logits: &[Vec<f32>], draws: &[Draw<'_>]) -> Vec<u32> {
         let (vocab, inputs) = (logits[0].len(), logits.len());
         let [stripes, tokens, digits, cuts] =
             [STRIPE_WORDS, 1, DIGIT_WORDS, CUT_WORDS].map(|len| poisoned(gpu, len * inputs));
-        let rows = gpu.upload([5, 41, 3, 1].repeat(inputs));
+        let (rows, drawn) = (gpu.upload([5, 41, 3, 1].repeat(inputs)), poisoned(gpu, 4));
         let logits = &gpu.upload_f32(&logits.concat());
-        let settings = &gpu.upload(choices.iter().flat_map(|&choice| settings(choice)).collect());
-        // The second step's numbers.
-        let draws = [vec![f32::NAN; inputs], draws.iter().map(|&u| rounded(u)).collect()].concat();
+        let (stripes, tokens) = (&stripes, &tokens);
         Sample {
-            successors: Successors { logits, vocab, stripes: &stripes, rows: &rows, tokens: &tokens, inputs },
-            settings,
-            draws: &gpu.upload_f32(&draws),
+            successors: Successors { logits, vocab, stripes, rows: &rows, drawn: &drawn, tokens, inputs },
+            settings: &gpu.upload(draws.iter().flat_map(settings).collect()),
             digits: &digits,
             cuts: &cuts,
-            filters: Filters::of(choices.iter().copied()),
+            filters: Filters::of(draws),
         }
         .launch(gpu);
-        let tokens = gpu.read(&tokens).expect("reads")[..inputs].to_vec();
-        for (words, token) in gpu.read(&rows).expect("reads").chunks(4).zip(&tokens) {
-            assert_eq!(words, [if *token == NO_TOKEN { 0 } else { *token }, 42, 3, 2]);
+        let tokens = gpu.read(tokens).expect("reads")[..inputs].to_vec();
+        let fed = tokens.iter().map(|&token| if token == NO_TOKEN { 0 } else { token });
+        for (words, fed) in gpu.read(&rows).expect("reads").chunks(4).zip(fed.clone()) {
+            assert_eq!(words, [fed, 42, 3, 0]);
         }
+        // All rows are of one slot.
+        assert!(fed.clone().any(|fed| Ok(fed) == gpu.read(&drawn).map(|drawn| drawn[3]).map_err(|_| ())));
         tokens
     }
 
+    /// A draw of token 42 by a number that is `number` to within 5·10⁻⁴.
+    fn draw_of(sampling: Sampling, number: f32) -> Draw<'static> {
+        let seed = (0..).find(|&seed| (draw_number(seed, 42) - number).abs() < 5e-4).expect("some seed");
+        Draw { sampling, seed, ..Draw::GREEDY }
+    }
+
     /// The tokens that a rounding error of 10⁻⁵ in shares, weights and draws may choose.
-    fn near(logits: &[f32], choice: Choice, draw: f64) -> Vec<u32> {
+    fn near(logits: &[f32], choice: Sampling, draw: f64) -> Vec<u32> {
         let mut ranked: Vec<u32> =
             (0..logits.len() as u32).filter(|&t| logits[t as usize] > f32::NEG_INFINITY).collect();
         ranked.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
@@ -606,9 +612,9 @@ mod tests {
         found
     }
 
-    fn random_choice(random: &mut Random, vocab: usize) -> Choice {
+    fn random_sampling(random: &mut Random, vocab: usize) -> Sampling {
         let unit = |random: &mut Random| random.below(1001) as f32 / 1000.0;
-        Choice {
+        Sampling {
             temperature: if random.below(8) == 0 { 0.0 } else { 0.05 + 2.0 * unit(random) },
             top_k: if random.below(2) == 0 { 0 } else { 1 + random.below(vocab.min(60)) },
             top_p: if random.below(2) == 0 { 1.0 } else { unit(random) },
@@ -628,18 +634,18 @@ mod tests {
                     false => random.values(vocab, 12.0),
                 };
                 let logits: Vec<Vec<f32>> = (0..inputs).map(|_| row(&mut random)).collect();
-                let choices: Vec<Choice> = (0..inputs).map(|_| random_choice(&mut random, vocab)).collect();
-                let host = |(logits, choice): (&Vec<f32>, &Choice)| {
-                    let &Choice { temperature, top_k, top_p, min_p } = choice;
-                    let seed = random.below(1 << 30) as u64;
-                    let params = SamplingParams { temperature, top_k, top_p, min_p, seed, ..SamplingParams::default() };
-                    let mut sampler = Sampler::new(params, vocab).expect("in range");
-                    (sampler.draws()(), sampler.sample(&mut logits.clone()))
+                let draw = |random: &mut Random| {
+                    let sampling = random_sampling(random, vocab);
+                    Draw { sampling, seed: random.below(1 << 30) as u64, ..Draw::GREEDY }
                 };
-                let (draws, expected): (Vec<f64>, Vec<u32>) = logits.iter().zip(&choices).map(host).unzip();
-                let found = choose(&gpu, &logits, &choices, &draws);
+                let draws: Vec<Draw<'_>> = (0..inputs).map(|_| draw(&mut random)).collect();
+                let host = |(logits, draw): (&Vec<f32>, &Draw<'_>)| {
+                    HostDraw::default().draw(&mut logits.clone(), 42, draw).expect("numbers").id
+                };
+                let expected: Vec<u32> = logits.iter().zip(&draws).map(host).collect();
+                let found = choose(&gpu, &logits, &draws);
                 for row in 0..inputs {
-                    let (choice, draw) = (choices[row], draws[row]);
+                    let (choice, draw) = (draws[row].sampling, f64::from(draw_number(draws[row].seed, 42)));
                     drawn += 1;
                     if found[row] != expected[row] {
                         different += 1;
@@ -665,33 +671,33 @@ mod tests {
         logits[1200..1900].fill(1.5);
         logits[1999] = 2.0;
         logits[0] = 1.75;
-        let choice = Choice { temperature: 1e6, top_k: 4, top_p: 1.0, min_p: 0.0 };
-        let draws = [0.0, 0.3, 0.6, 0.9];
-        assert_eq!(choose(&gpu, &vec![logits.clone(); 4], &[choice; 4], &draws), [0, 1200, 1201, 1999]);
+        let sampling = Sampling { temperature: 1e6, top_k: 4, top_p: 1.0, min_p: 0.0 };
+        let draws = [0.0, 0.3, 0.6, 0.9].map(|number| draw_of(sampling, number));
+        assert_eq!(choose(&gpu, &vec![logits.clone(); 4], &draws), [0, 1200, 1201, 1999]);
         // Half of four hundred and two equally likely ones.
-        let choice = Choice { temperature: 1e6, top_k: 402, top_p: 0.5, min_p: 0.0 };
-        let draws = [0.0, 0.999];
-        assert_eq!(choose(&gpu, &vec![logits; 2], &[choice; 2], &draws), [0, 1999]);
+        let sampling = Sampling { temperature: 1e6, top_k: 402, top_p: 0.5, min_p: 0.0 };
+        let draws = [0.0, 0.9995].map(|number| draw_of(sampling, number));
+        assert_eq!(choose(&gpu, &vec![logits; 2], &draws), [0, 1999]);
     }
 
     #[test]
     fn infinities_and_zeros_are_ranked() {
         let gpu = gpu();
         let (no, inf) = (f32::NEG_INFINITY, f32::INFINITY);
-        let plain = Choice { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-        let first_two = Choice { top_k: 2, ..plain };
+        let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let first_two = Sampling { top_k: 2, ..plain };
         let rows = [vec![no, 3.0, no, no, no], vec![0.0, inf, 5.0, inf, no], vec![-1.0, 0.0, -0.0, 0.0, no]];
-        assert_eq!(choose(&gpu, &rows, &[plain; 3], &[0.99, 0.4, 0.0]), [1, 1, 0]);
-        assert_eq!(choose(&gpu, &rows, &[first_two; 3], &[0.0, 0.6, 0.7]), [1, 3, 2]);
+        assert_eq!(choose(&gpu, &rows, &[0.99, 0.4, 0.0].map(|number| draw_of(plain, number))), [1, 1, 0]);
+        assert_eq!(choose(&gpu, &rows, &[0.0, 0.6, 0.7].map(|number| draw_of(first_two, number))), [1, 3, 2]);
     }
 
     #[test]
     fn says_so_where_a_logit_is_not_a_number() {
         let gpu = gpu();
         let mut logits = vec![0.5; 299];
-        let choice = Choice { temperature: 1.0, top_k: 7, top_p: 0.9, min_p: 0.1 };
+        let sampling = Sampling { temperature: 1.0, top_k: 7, top_p: 0.9, min_p: 0.1 };
         let fine = logits.clone();
         logits[100] = f32::NAN;
-        assert_eq!(choose(&gpu, &[logits, fine], &[choice; 2], &[0.5, 0.0]), [NO_TOKEN, 0]);
+        assert_eq!(choose(&gpu, &[logits, fine], &[0.5, 0.0].map(|number| draw_of(sampling, number))), [NO_TOKEN, 0]);
     }
 }

@@ -73,7 +73,7 @@ impl OwnDevice {
         let backend = adapter.get_info().backend;
         let setup = WgpuSetup { instance, adapter, device: device.clone(), queue: queue.clone(), backend };
         let cube = Device::Wgpu(register(setup, 256).expect("a runtime"));
-        OwnDevice { device, queue, gpu: Gpu::reached_by(cube.client(), cube, None).expect("runs") }
+        OwnDevice { device, queue, gpu: Gpu::reached_by(cube.client(), None).expect("runs") }
     }
 }
 

@@ -3,21 +3,53 @@
 //! Shapes are as in phase 2, with the new tokens of all sequences as one matrix `[tokens, hidden]`. Each operation is cut
 //! into tiles of 32 weight rows, which the pool's threads take one after another.
 
-use burn::tensor::{Device, Tensor, TensorData};
 use cpu_kernels::{
-    FEW, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Shared, Storage, TILE, attend, multiply_few,
+    FEW, Isa, KeyBlock, PackedRows, Panel, PanelFormat, Pool, Queries, Shared, Storage, TILE, attend, multiply_few,
     multiply_panel, multiply_strips, rms_norm, rotate, strip, swiglu,
 };
-use phase2_forward::{Operation, Probe, Span};
+use phase1_loading::{AttentionKind, GptOssConfig};
+use phase2_forward::{Operation, Probe, Rope, Span};
 
-use super::engine::{CpuEngine, Part};
-use super::model::{Layer, Matrix};
+use super::cache::{Cache, PageList};
+use super::model::{Layer, Matrix, Model};
 use super::scratch::{Chosen, ExpertInputs, Scratch, ThreadScratch, grow};
+use crate::pages::POSITIONS;
 
 /// Positions whose queries one attention task takes.
 const QUERY_TILE: usize = 8;
 /// Experts whose router logits one task computes.
 const ROUTER_TILE: usize = 8;
+
+/// The model, and what computes it.
+pub(super) struct Forward {
+    pub config: GptOssConfig,
+    pub rope: Rope,
+    pub model: Model,
+    pub pool: Pool,
+    pub isa: Isa,
+    pub exact: bool,
+}
+
+/// The new tokens of one sequence in a step.
+pub(super) struct Part {
+    /// The first one's row among all tokens of the step, and how many there are.
+    pub first: usize,
+    pub count: usize,
+    /// The position of the first one.
+    pub start: usize,
+    /// Pages with room for them, in full layers and in sliding ones.
+    pub full: PageList,
+    pub sliding: PageList,
+}
+
+impl Part {
+    fn pages(&self, kind: AttentionKind) -> &PageList {
+        match kind {
+            AttentionKind::Full => &self.full,
+            AttentionKind::Sliding => &self.sliding,
+        }
+    }
+}
 
 /// The input of a product.
 #[derive(Clone, Copy)]
@@ -34,9 +66,9 @@ pub(super) fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a 
     (std::array::from_fn(|i| if i < count { row(i) } else { &[] }), count)
 }
 
-impl CpuEngine {
-    /// Runs the tokens through the layers. What becomes of them is then the scratch's stream.
-    pub(super) fn layers(&self, s: &mut Scratch, tokens: &[u32], parts: &mut [Part], probe: &mut dyn Probe) {
+impl Forward {
+    /// Runs the tokens through the layers. The result is the scratch's residual stream.
+    pub fn layers(&self, cache: &mut Cache, s: &mut Scratch, tokens: &[u32], parts: &[Part], probe: &mut dyn Probe) {
         let (n, sequences) = (tokens.len(), parts.len());
         self.prepare(s, n);
         self.angles(s, parts);
@@ -48,20 +80,20 @@ impl CpuEngine {
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, sequences, keys: 0 });
         for (number, layer) in self.model.layers.iter().enumerate() {
             let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, sequences, keys };
-            self.norm(&s.x, &layer.attention_norm, n, &mut s.h);
+            self.norm(&s.x, &layer.attention_norm, n, |row| row, &mut s.h);
             probe.done(span(Operation::AttentionNorm, 0));
             self.qkv(layer, s, n);
             probe.done(span(Operation::Qkv, 0));
-            self.append(s, number, parts);
-            let keys = self.visible_keys(layer, parts);
+            self.append(cache, s, number, parts);
+            let keys = visible_keys(cache, layer, parts);
             probe.done(span(Operation::CacheAppend, keys));
-            self.attention(s, number, parts);
+            self.attention(cache, s, number, parts);
             probe.done(span(Operation::Attention, keys));
             self.attention_out(layer, s, n);
             see(probe, || format!("layers.{number}.resid_attn"), &s.x, n, hidden);
             probe.done(span(Operation::AttentionOut, 0));
 
-            self.norm(&s.x, &layer.mlp_norm, n, &mut s.h);
+            self.norm(&s.x, &layer.mlp_norm, n, |row| row, &mut s.h);
             probe.done(span(Operation::MlpNorm, 0));
             self.router(layer, s, n);
             see(probe, || format!("layers.{number}.router_logits"), &s.router_logits, n, self.config.experts);
@@ -102,7 +134,7 @@ impl CpuEngine {
 
     /// Cosines and sines of every token's position, as phase 2 computes them.
     fn angles(&self, s: &mut Scratch, parts: &[Part]) {
-        let positions = parts.iter().flat_map(|part| part.cache.length..part.cache.length + part.count);
+        let positions = parts.iter().flat_map(|part| part.start..part.start + part.count);
         let angles = positions.flat_map(|p| self.rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
         for ((angle, cos), sin) in angles.zip(&mut s.cosines).zip(&mut s.sines) {
             (*cos, *sin) = (angle.cos() * self.rope.mscale, angle.sin() * self.rope.mscale);
@@ -116,13 +148,14 @@ impl CpuEngine {
         }
     }
 
-    fn norm(&self, x: &[f32], weight: &[f32], n: usize, out: &mut [f32]) {
+    /// RMS norm of `n` rows of `x`: row `i` of `out` is that of row `row(i)`.
+    fn norm(&self, x: &[f32], weight: &[f32], n: usize, row: impl Fn(usize) -> usize + Sync, out: &mut [f32]) {
         let hidden = self.config.hidden;
         let out = Shared::new(out);
-        self.pool.run(n, &|token, _| {
-            // SAFETY: a token's row is its own.
-            let out = unsafe { out.part(token * hidden, hidden) };
-            rms_norm(self.isa, &x[token * hidden..][..hidden], weight, self.config.rms_eps, out);
+        self.pool.run(n, &|i, _| {
+            // SAFETY: a task's row is its own.
+            let out = unsafe { out.part(i * hidden, hidden) };
+            rms_norm(self.isa, &x[row(i) * hidden..][..hidden], weight, self.config.rms_eps, out);
         });
     }
 
@@ -185,21 +218,22 @@ impl CpuEngine {
     }
 
     /// Rotates queries and keys; keys and values go into the caches. A task takes one key/value head of one part.
-    fn append(&self, s: &mut Scratch, layer: usize, parts: &mut [Part]) {
+    fn append(&self, cache: &mut Cache, s: &mut Scratch, layer: usize, parts: &[Part]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let (q_width, kv_width) = (self.config.heads * dim, kv_heads * dim);
         let group = self.config.heads / kv_heads;
         let scale = 1.0 / (dim as f32).sqrt();
         let Scratch { q, k, v, cosines, sines, .. } = s;
         let (q, k) = (Shared::new(q), Shared::new(k));
-        let bytes = KeyBlock::bytes(self.blocks.format, dim);
-        let writers: Vec<Writer> = parts.iter_mut().map(|part| Writer::new(part, layer)).collect();
+        let (format, kind) = (cache.format, cache.kind(layer));
+        let (pool, bytes) = cache.pool_mut(layer);
+        let pool = Shared::new(pool);
         self.pool.run(parts.len() * kv_heads, &|task, _| {
-            let (writer, head) = (&writers[task / kv_heads], task % kv_heads);
-            for i in 0..writer.count {
-                let token = writer.first + i;
+            let (part, head) = (&parts[task / kv_heads], task % kv_heads);
+            for i in 0..part.count {
+                let token = part.first + i;
                 let angles = (&cosines[token * dim / 2..][..dim / 2], &sines[token * dim / 2..][..dim / 2]);
-                // SAFETY: the heads of a part belong to one task, in the buffers as in the blocks.
+                // SAFETY: the heads of a part belong to one task, in the buffers as in its pages, which no other sequence holds.
                 unsafe {
                     let q = q.part(token * q_width + head * group * dim, group * dim);
                     for q in q.chunks_exact_mut(dim) {
@@ -209,23 +243,17 @@ impl CpuEngine {
                     let k = k.part(token * kv_width + head * dim, dim);
                     rotate(k, angles.0, angles.1);
                     let v = &v[token * kv_width + head * dim..][..dim];
-                    let position = writer.start + i;
-                    let block = writer.blocks[(position - writer.blocks_start) / POSITIONS];
-                    let block = std::slice::from_raw_parts_mut(block.add(head * bytes), bytes);
-                    KeyBlock::write(block, self.blocks.format, position % POSITIONS, k, v);
+                    let position = part.start + i;
+                    let page = part.pages(kind).at(position) as usize;
+                    let block = pool.part((page * kv_heads + head) * bytes, bytes);
+                    KeyBlock::write(block, format, position % POSITIONS, k, v);
                 }
             }
         });
     }
 
-    /// Keys that the step's last query may choose from.
-    fn visible_keys(&self, layer: &Layer, parts: &[Part]) -> usize {
-        let length = parts.last().map_or(0, |part| part.cache.length + part.count);
-        length.min(self.blocks.reach(layer.attention))
-    }
-
     /// A task takes a few positions of one part and one key/value head.
-    fn attention(&self, s: &mut Scratch, layer: usize, parts: &[Part]) {
+    fn attention(&self, cache: &Cache, s: &mut Scratch, layer: usize, parts: &[Part]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let stride = self.config.heads * dim;
         let group = self.config.heads / kv_heads;
@@ -244,7 +272,7 @@ impl CpuEngine {
             let part = part.expect("a tile belongs to a part");
             let before = tile * QUERY_TILE;
             let count = QUERY_TILE.min(part.count - before);
-            let cache = &part.cache.layers[layer];
+            let list = part.pages(cache.kind(layer));
             let first = (part.first + before) * stride + head * group * dim;
             let queries = Queries {
                 q: &q[first..],
@@ -252,17 +280,18 @@ impl CpuEngine {
                 sinks: &sinks[head * group..(head + 1) * group],
                 head_dim: dim,
                 count,
-                start: part.cache.length + before,
-                window: self.blocks.reach(cache.attention),
+                start: part.start + before,
+                window: cache.reach(cache.kind(layer)),
             };
-            let block = |number: usize| cache.block(&self.blocks, number, head);
+            let block = |number: usize| cache.block(layer, list.pages[number], head);
             // SAFETY: a thread's scratch is its own. Results of a task are rows of heads; between two rows lie those of other
             // heads, so that they are collected first and then copied row by row.
             unsafe {
                 let own = &mut threads.part(thread, 1)[0];
                 let result = &mut own.tiles[0];
                 grow(result, (count - 1) * stride + group * dim);
-                attend(self.isa, &queries, cache.start(), &block, cache.count(), result, &mut own.attention);
+                let (start, count_of_pages) = (list.first * POSITIONS, list.pages.len());
+                attend(self.isa, &queries, start, &block, count_of_pages, result, &mut own.attention);
                 for i in 0..count {
                     let out = mixed.part(first + i * stride, group * dim);
                     out.copy_from_slice(&result[i * stride..][..group * dim]);
@@ -435,79 +464,45 @@ impl CpuEngine {
         });
     }
 
-    /// Normalizes the wanted rows of the stream, which come first then, and says how many there are.
-    pub(super) fn final_norm(&self, s: &mut Scratch, parts: &[Part], probe: &mut dyn Probe) -> usize {
-        let hidden = self.config.hidden;
-        let wanted: usize = parts.iter().map(|part| part.wanted.len()).sum();
-        for (to, from) in parts.iter().flat_map(|part| part.wanted.clone()).enumerate() {
-            s.x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
-        }
-        self.norm(&s.x, &self.model.final_norm, wanted, &mut s.h);
-        see(probe, || "final_norm".into(), &s.h, wanted, hidden);
-        probe.done(Span {
-            operation: Operation::HeadNorm,
-            layer: None,
-            tokens: wanted,
-            sequences: parts.len(),
-            keys: 0,
-        });
-        wanted
+    /// Normalizes rows of the stream into the first rows of `h`.
+    pub fn final_norm(&self, s: &mut Scratch, rows: &[usize], sequences: usize, probe: &mut dyn Probe) {
+        let (hidden, count) = (self.config.hidden, rows.len());
+        self.norm(&s.x, &self.model.final_norm, count, |i| rows[i], &mut s.h);
+        see(probe, || "final_norm".into(), &s.h, count, hidden);
+        probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: count, sequences, keys: 0 });
     }
 
-    /// Logits of the wanted rows, part by part, `[wanted, vocab]`.
-    pub(super) fn head(&self, s: &mut Scratch, parts: &[Part], probe: &mut dyn Probe) -> Vec<Vec<f32>> {
+    /// Logits of the first `count` rows of `h`, `[count, vocab]`.
+    pub fn head(&self, s: &mut Scratch, count: usize, sequences: usize, probe: &mut dyn Probe) -> Vec<f32> {
         let vocab = self.config.vocab;
-        if parts.iter().all(|part| part.wanted.is_empty()) {
-            return parts.iter().map(|_| Vec::new()).collect();
-        }
-        let wanted = self.final_norm(s, parts, probe);
         let Scratch { h, panel, threads, .. } = s;
-        let input = self.input(panel, h, wanted, &[&self.model.head]);
-        let mut logits: Vec<Vec<f32>> = parts.iter().map(|part| vec![0.0; part.wanted.len() * vocab]).collect();
-        let rows: Vec<Shared<'_, f32>> =
-            logits.iter_mut().flat_map(|logits| logits.chunks_exact_mut(vocab).map(Shared::new)).collect();
-        let threads = Shared::new(threads);
+        let input = self.input(panel, h, count, &[&self.model.head]);
+        let mut logits = vec![0.0; count * vocab];
+        let (all, threads) = (Shared::new(&mut logits), Shared::new(threads));
         self.pool.run(vocab.div_ceil(TILE), &|task, thread| {
             let weights = self.model.head.rows_of(0, task * TILE, TILE);
             // SAFETY: a thread's scratch is its own, and so are a task's columns of the logits.
             unsafe {
                 let tile = &mut threads.part(thread, 1)[0].tiles[0];
                 self.multiply(weights, input, tile);
-                for (row, y) in rows.iter().zip(tile.chunks_exact(TILE)) {
-                    row.part(task * TILE, weights.count()).copy_from_slice(&y[..weights.count()]);
+                for (row, y) in tile.chunks_exact(TILE).take(count).enumerate() {
+                    let out = all.part(row * vocab + task * TILE, weights.count());
+                    out.copy_from_slice(&y[..weights.count()]);
                 }
             }
         });
-        probe.done(Span { operation: Operation::Head, layer: None, tokens: wanted, sequences: parts.len(), keys: 0 });
+        probe.done(Span { operation: Operation::Head, layer: None, tokens: count, sequences, keys: 0 });
         logits
     }
 }
 
-/// Where a part's new keys and values go.
-struct Writer {
-    first: usize,
-    count: usize,
-    start: usize,
-    blocks_start: usize,
-    blocks: Vec<*mut u8>,
+/// Keys that the step's last query may choose from.
+fn visible_keys(cache: &Cache, layer: &Layer, parts: &[Part]) -> usize {
+    let length = parts.last().map_or(0, |part| part.start + part.count);
+    length.min(cache.reach(layer.attention))
 }
 
-// SAFETY: the pointers are to a cache that is borrowed mutably while they are used, by tasks that write different heads.
-unsafe impl Sync for Writer {}
-
-impl Writer {
-    fn new(part: &mut Part, layer: usize) -> Writer {
-        let cache = &mut part.cache.layers[layer];
-        let mut blocks = Vec::new();
-        cache.pointers(&mut blocks);
-        Writer { first: part.first, count: part.count, start: part.cache.length, blocks_start: cache.start(), blocks }
-    }
-}
-
-/// Shows a probe that looks a copy of the first `rows` rows.
+/// Offers a probe the first `rows` rows.
 fn see(probe: &mut dyn Probe, name: impl Fn() -> String, values: &[f32], rows: usize, width: usize) {
-    if probe.looks() {
-        let data = TensorData::new(values[..rows * width].to_vec(), [rows, width]);
-        probe.see(&name, &Tensor::from_data(data, &Device::flex()));
-    }
+    probe.see(&name, &|| ([rows, width], values[..rows * width].to_vec()));
 }

@@ -1,0 +1,375 @@
+//! The contract of an engine, on phase 3's, with phase 2's for comparison.
+
+mod model;
+
+use std::collections::BTreeMap;
+
+use gptoss_reference::{Case, Check, Limit};
+use phase1_loading::{Checkpoint, Format, GptOssConfig, HostTensor};
+use phase2_forward::{
+    Adjustment, BadRequest, Draw, Engine, EngineError, HostDraw, Input, MAX_LOGPROBS, Outcome, RecomputeEngine,
+    Sampling, SequenceId, Ticket, Want, Work, argmax,
+};
+use phase3_kvcache::{CacheType, CachedEngine};
+use proptest::prelude::*;
+
+use model::{WINDOW, checkpoint, load, model, weights};
+
+fn engine() -> CachedEngine {
+    CachedEngine::new(model())
+}
+
+fn last(sequence: SequenceId, tokens: &[u32]) -> Work<'_> {
+    Work::tokens(sequence, tokens, Want::LastLogits)
+}
+
+/// A draw at temperature 1 from all tokens.
+fn seeded(seed: u64) -> Draw<'static> {
+    Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed, ..Draw::GREEDY }
+}
+
+/// The token of a step of one item.
+fn token(engine: &mut dyn Engine, work: Work<'_>) -> u32 {
+    engine.step(&[work]).expect("a step").remove(0).token().expect("a token").id
+}
+
+/// Why a call was refused.
+fn refusal<T>(result: Result<T, EngineError>) -> BadRequest {
+    match result {
+        Err(EngineError::BadRequest(refusal)) => refusal,
+        Err(other) => panic!("refused for another reason: {other}"),
+        Ok(_) => panic!("not refused"),
+    }
+}
+
+/// What phase 3 may differ from phase 2 by.
+fn check(expected: &[f32], found: &[f32]) -> Result<(), TestCaseError> {
+    let check = Check::values("random", "logits", expected, found, Limit::F32);
+    prop_assert!(check.passed(), "{check:?}, {}", weights());
+    Ok(())
+}
+
+/// What may be done to sequences, by small numbers that are fitted to the state.
+#[derive(Clone, Debug)]
+enum Action {
+    Feed(SequenceId, Vec<u32>),
+    Fork { from: SequenceId, to: SequenceId, back: usize },
+    Truncate { sequence: SequenceId, back: usize },
+    Release(SequenceId),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let sequence = 0..4u64;
+    prop_oneof![
+        5 => (sequence.clone(), prop::collection::vec(0u32..1000, 1..10)).prop_map(|(to, tokens)| Action::Feed(to, tokens)),
+        3 => (sequence.clone(), sequence.clone(), 0usize..6)
+            .prop_map(|(from, to, back)| Action::Fork { from, to, back }),
+        2 => (sequence.clone(), 0usize..6).prop_map(|(sequence, back)| Action::Truncate { sequence, back }),
+        1 => sequence.prop_map(Action::Release),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever sequences were forked from, cut back to or given room by, each is what its own tokens make it.
+    #[test]
+    fn sequences_are_what_their_tokens_make_them(
+        actions in prop::collection::vec(action(), 1..30),
+        kind in prop::sample::select(vec![CacheType::F32, CacheType::F16]),
+    ) {
+        let mut engine = CachedEngine::with_cache(model(), kind).expect("heads of 32 fit any kind");
+        let mut sequences: BTreeMap<SequenceId, Vec<u32>> = BTreeMap::new();
+        for action in actions {
+            match action {
+                Action::Feed(sequence, tokens) => {
+                    engine.step(&[Work::tokens(sequence, &tokens, Want::Nothing)]).expect("a step");
+                    sequences.entry(sequence).or_default().extend(tokens);
+                }
+                Action::Fork { from, to, back } => {
+                    let known = sequences.get(&from).cloned().unwrap_or_default();
+                    let length = known.len().saturating_sub(back);
+                    let forked = engine.fork(from, to, length);
+                    let exists = sequences.contains_key(&to).then_some(BadRequest::SequenceExists(to));
+                    if let Some(expected) = exists.or_else(|| refused(from, &known, length)) {
+                        prop_assert_eq!(refusal(forked), expected);
+                    } else {
+                        forked.expect("a fork");
+                        sequences.insert(to, known[..length].to_vec());
+                    }
+                }
+                Action::Truncate { sequence, back } => {
+                    let known = sequences.get(&sequence).cloned().unwrap_or_default();
+                    let length = known.len().saturating_sub(back);
+                    let truncated = engine.truncate(sequence, length);
+                    if let Some(expected) = refused(sequence, &known, length) {
+                        prop_assert_eq!(refusal(truncated), expected);
+                    } else {
+                        truncated.expect("shorter");
+                        sequences.insert(sequence, known[..length].to_vec());
+                    }
+                }
+                Action::Release(sequence) => {
+                    engine.release(sequence);
+                    sequences.remove(&sequence);
+                }
+            }
+            for sequence in 0..4 {
+                prop_assert_eq!(engine.length(sequence), sequences.get(&sequence).map_or(0, Vec::len));
+            }
+        }
+        // Their next logits, all in one step, are those of an engine that only ever saw one of them in one piece.
+        let next = [5, 6, 7];
+        let work: Vec<Work<'_>> = sequences.keys().map(|&to| Work::tokens(to, &next, Want::AllLogits)).collect();
+        let outcomes = if work.is_empty() { Vec::new() } else { engine.step(&work).expect("a step") };
+        for ((_, tokens), outcome) in sequences.iter().zip(outcomes) {
+            let mut alone = CachedEngine::with_cache(model(), kind).expect("heads of 32 fit any kind");
+            alone.step(&[Work::tokens(0, tokens, Want::Nothing)]).expect("a step");
+            let expected = alone.all_logits(0, &next).expect("logits");
+            let found = outcome.logits().expect("logits");
+            if kind == CacheType::F32 {
+                check(&expected, &found)?;
+                let mut plain = RecomputeEngine::new(model());
+                plain.step(&[Work::tokens(0, tokens, Want::Nothing)]).expect("a step");
+                check(&plain.all_logits(0, &next).expect("logits"), &found)?;
+            } else {
+                // A value that rounding tips over differs by a step of the cache.
+                let limit = Limit { rms: 2e-3, max: 2e-2 };
+                let check = Check::values("random", "logits", &expected, &found, limit);
+                prop_assert!(check.passed(), "{check:?}, {}", weights());
+            }
+        }
+    }
+}
+
+/// Why a sequence of `known` tokens cannot become its first `length`: a ring that is full has let go of the positions before.
+fn refused(sequence: SequenceId, known: &[u32], length: usize) -> Option<BadRequest> {
+    match known.len() {
+        0 => Some(BadRequest::UnknownSequence(sequence)),
+        now if length == now => None,
+        now if length == 0 || now > WINDOW => Some(BadRequest::CannotGoBack { sequence, length: now, wanted: length }),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_full_ring_cannot_go_back() {
+    let mut engine = engine();
+    assert_eq!(engine.capacity().rewind, 0);
+    let tokens: Vec<u32> = (0..WINDOW as u32 + 1).collect();
+    engine.step(&[Work::tokens(0, &tokens[..WINDOW], Want::Nothing)]).expect("a step");
+    engine.fork(0, 1, 5).expect("nothing has been overwritten");
+    engine.step(&[Work::tokens(0, &tokens[WINDOW..], Want::Nothing)]).expect("a step");
+    let cannot = |wanted| BadRequest::CannotGoBack { sequence: 0, length: WINDOW + 1, wanted };
+    for wanted in [0, 5, WINDOW, WINDOW + 2] {
+        assert_eq!(refusal(engine.truncate(0, wanted)), cannot(wanted));
+        assert_eq!(refusal(engine.fork(0, 2, wanted)), cannot(wanted));
+    }
+    engine.fork(0, 2, WINDOW + 1).expect("all of it");
+    engine.truncate(0, WINDOW + 1).expect("as long as it is");
+    assert_eq!([0, 1, 2].map(|sequence| engine.length(sequence)), [WINDOW + 1, 5, WINDOW + 1]);
+}
+
+#[test]
+fn impossible_forks_and_truncations_are_refused() {
+    let mut engine = engine();
+    engine.step(&[Work::tokens(0, &[1, 2, 3], Want::Nothing), Work::tokens(1, &[4], Want::Nothing)]).expect("a step");
+    let cannot = |wanted| BadRequest::CannotGoBack { sequence: 0, length: 3, wanted };
+    for wanted in [0, 4] {
+        assert_eq!(refusal(engine.fork(0, 2, wanted)), cannot(wanted));
+        assert_eq!(refusal(engine.truncate(0, wanted)), cannot(wanted));
+    }
+    assert_eq!(refusal(engine.fork(0, 1, 2)), BadRequest::SequenceExists(1));
+    assert_eq!(refusal(engine.fork(0, 0, 2)), BadRequest::SequenceExists(0));
+    assert_eq!(refusal(engine.fork(9, 2, 1)), BadRequest::UnknownSequence(9));
+    assert_eq!(refusal(engine.truncate(9, 1)), BadRequest::UnknownSequence(9));
+    assert_eq!([0, 1, 2, 9].map(|sequence| engine.length(sequence)), [3, 1, 0, 0]);
+}
+
+#[test]
+fn all_logits_are_the_last_logits_after_each_token() {
+    let mut engine = engine();
+    let vocab = engine.config().vocab;
+    let tokens: Vec<u32> = (0..2 * WINDOW as u32).map(|i| i * 41 % 1000).collect();
+    let all = engine.all_logits(0, &tokens).expect("logits");
+    assert_eq!(all.len(), tokens.len() * vocab);
+    for (row, token) in all.chunks_exact(vocab).zip(&tokens) {
+        let last = engine.last_logits(1, &[*token]).expect("logits");
+        check(&last, row).expect("the same");
+    }
+}
+
+#[test]
+fn a_sequence_is_fed_the_token_that_it_drew() {
+    let (mut drawing, mut told) = (engine(), engine());
+    let prompt: Vec<u32> = (0..20).collect();
+    let mut drawn = token(&mut drawing, Work::tokens(0, &prompt, Want::Token(Draw::GREEDY)));
+    assert_eq!(drawn, argmax(&told.last_logits(0, &prompt).expect("logits")));
+    for step in 0..15 {
+        let logits = told.last_logits(0, &[drawn]).expect("logits");
+        drawn = token(&mut drawing, Work::decode(0, Draw::GREEDY));
+        assert_eq!(drawn, argmax(&logits), "step {step}, {}", weights());
+    }
+    // Logits may be wanted of a drawn token too, and then nothing is drawn.
+    let work = Work { sequence: 0, input: Input::Drawn, want: Want::AllLogits };
+    let found = drawing.step(&[work]).expect("a step").remove(0).logits().expect("logits");
+    assert_eq!(found, told.last_logits(0, &[drawn]).expect("logits"));
+    assert_eq!(refusal(drawing.step(&[Work::decode(0, Draw::GREEDY)])), BadRequest::NothingDrawn(0));
+    assert_eq!((drawing.length(0), told.length(0)), (36, 36));
+}
+
+/// Neither a copy nor a shortened sequence has drawn the token that its origin drew.
+#[test]
+fn a_drawn_token_belongs_to_one_end_of_one_sequence() {
+    let mut engine = engine();
+    let drawn = token(&mut engine, Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY)));
+    engine.fork(0, 1, 3).expect("a fork");
+    assert_eq!(refusal(engine.step(&[Work::decode(1, Draw::GREEDY)])), BadRequest::NothingDrawn(1));
+    let next = token(&mut engine, Work::decode(0, Draw::GREEDY));
+    assert_eq!(next, argmax(&engine.last_logits(1, &[drawn]).expect("logits")));
+    engine.truncate(0, 3).expect("shorter");
+    assert_eq!(refusal(engine.step(&[Work::decode(0, Draw::GREEDY)])), BadRequest::NothingDrawn(0));
+    let other = if drawn == 7 { 8 } else { 7 };
+    let found = engine.last_logits(0, &[other]).expect("logits");
+    engine.last_logits(2, &[1, 2, 3]).expect("logits");
+    assert_eq!(found, engine.last_logits(2, &[other]).expect("logits"));
+}
+
+#[test]
+fn a_refused_step_changes_nothing() {
+    let mut engine = engine();
+    engine.step(&[last(0, &[1, 2, 3])]).expect("a step");
+    let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
+    let outside = vocab as u32;
+    let (long, beyond) = (vec![0; context], [4, outside]);
+    let words = vocab.div_ceil(32);
+    let (short, none) = (vec![u32::MAX; words - 1], vec![0; words]);
+    let draw = |draw| Work::tokens(0, &[4], Want::Token(draw));
+    let adjusted = [Adjustment { token: outside, bias: 0.0, repetition_penalty: 1.0, penalty: 0.0 }];
+    let cases = [
+        (vec![last(0, &[4]), last(1, &[])], BadRequest::NoTokens(1)),
+        (vec![last(0, &beyond)], BadRequest::TokenOutsideVocabulary { token: outside, vocab }),
+        (vec![last(0, &[4]), last(0, &[5])], BadRequest::SequenceTwice(0)),
+        (vec![last(0, &long)], BadRequest::ContextExceeded { sequence: 0, length: context + 3, context }),
+        (vec![last(1, &[4]), Work::decode(0, Draw::GREEDY)], BadRequest::NothingDrawn(0)),
+        (vec![last(0, &[4]), Work::decode(9, Draw::GREEDY)], BadRequest::NothingDrawn(9)),
+        (
+            vec![draw(Draw { allowed: Some(&short), ..Draw::GREEDY })],
+            BadRequest::MaskLength { words: words - 1, vocab, expected: words },
+        ),
+        (vec![draw(Draw { allowed: Some(&none), ..Draw::GREEDY })], BadRequest::NothingAllowed(0)),
+        (
+            vec![draw(Draw { adjustments: &adjusted, ..Draw::GREEDY })],
+            BadRequest::TokenOutsideVocabulary { token: outside, vocab },
+        ),
+        (
+            vec![draw(Draw { logprobs: Some(MAX_LOGPROBS + 1), ..Draw::GREEDY })],
+            BadRequest::TooManyLogprobs(MAX_LOGPROBS + 1),
+        ),
+    ];
+    for (work, expected) in cases {
+        let found = refusal(engine.step(&work));
+        assert_eq!(found, expected);
+        assert_eq!((engine.length(0), engine.length(1)), (3, 0), "{found}");
+    }
+    let mut untouched = self::engine();
+    untouched.step(&[last(0, &[1, 2, 3])]).expect("a step");
+    let found = engine.last_logits(0, &[4]).expect("logits");
+    assert_eq!(found, untouched.last_logits(0, &[4]).expect("logits"));
+}
+
+#[test]
+fn a_step_is_collected_once_and_before_the_next() {
+    let mut engine = engine();
+    assert_eq!(engine.capacity().steps_in_flight, 1);
+    let unknown = Ticket(7);
+    assert_eq!(refusal(engine.collect(unknown)), BadRequest::UnknownTicket(unknown));
+    let first = engine.submit(&[last(0, &[1, 2])]).expect("a step");
+    assert_eq!(engine.length(0), 2, "tokens of a submitted step count");
+    assert_eq!(refusal(engine.submit(&[last(0, &[3])])), BadRequest::TooManySteps(1));
+    assert_eq!(engine.length(0), 2);
+    engine.release(0);
+    let outcomes = engine.collect(first).expect("the step");
+    assert!(matches!(&outcomes[..], [Outcome::Logits(logits)] if logits.len() == engine.config().vocab));
+    assert_eq!(refusal(engine.collect(first)), BadRequest::UnknownTicket(first));
+    let second = engine.submit(&[last(0, &[1])]).expect("a step");
+    assert_ne!(first, second);
+    engine.collect(second).expect("the step");
+}
+
+/// One token's embedding is NaN: whoever is fed it has no logits, and nobody else notices. Nor does the next sequence of that name.
+#[test]
+fn nan_stays_in_its_sequence() {
+    let mut broken = checkpoint();
+    let bad = 17;
+    let embedding = broken.tensor("token_embd.weight");
+    let (shape, width) = (embedding.shape.clone(), embedding.row_len());
+    let mut values = embedding.to_f32();
+    values[bad as usize * width..][..width].fill(f32::NAN);
+    let rows = HostTensor::packed_rows(Format::F32, shape, Format::F32.encode(&values).into());
+    broken.tensors.insert("token_embd.weight".into(), rows);
+    let (mut broken, mut whole) = (CachedEngine::new(load(&broken)), engine());
+
+    let draw = Want::Token(seeded(5));
+    let spoilt = [1, bad, 3];
+    let work = [
+        last(0, &[5, 6, 7]),
+        Work::tokens(1, &spoilt, Want::LastLogits),
+        Work::tokens(2, &spoilt, Want::AllLogits),
+        Work::tokens(3, &spoilt, draw),
+        Work::tokens(4, &[8, 9], draw),
+    ];
+    let outcomes = broken.step(&work).expect("a step");
+    let nan = Outcome::NotANumber { position: 3 };
+    assert_eq!(outcomes[1..4], [nan.clone(), nan.clone(), nan]);
+    let expected = whole.step(&[work[0], work[4]]).expect("a step");
+    assert_eq!([&outcomes[0], &outcomes[4]], [&expected[0], &expected[1]]);
+    assert_eq!(refusal(broken.step(&[Work::decode(3, Draw::GREEDY)])), BadRequest::NothingDrawn(3));
+    for sequence in 1..4 {
+        broken.release(sequence);
+    }
+    let next = [Work::decode(4, seeded(5)), last(1, &[5, 6])];
+    assert_eq!(broken.step(&next).expect("a step"), whole.step(&next).expect("a step"));
+    let error = broken.last_logits(6, &[bad]).expect_err("NaN");
+    assert!(matches!(error, EngineError::NotANumber { position: 1 }), "{error}");
+}
+
+/// Of one chunk or of many, alone or in company: the seed and the position draw the token.
+#[test]
+fn a_seed_draws_the_same_however_the_prompt_is_cut() {
+    let checkpoint = Checkpoint::open(&Case::committed().remove(0).model()).expect("opens");
+    let prompt: Vec<u32> = (0..30).map(|i| i * 31 % 290).collect();
+    let drawn = |lengths: &[usize], company: bool| -> Vec<u32> {
+        let mut engine = CachedEngine::new(load(&checkpoint));
+        let mut rest = &prompt[..];
+        for &length in lengths {
+            let (tokens, after) = rest.split_at(length);
+            engine.step(&[Work::tokens(0, tokens, Want::Nothing)]).expect("a step");
+            rest = after;
+        }
+        let mut tokens = vec![token(&mut engine, Work::tokens(0, rest, Want::Token(seeded(42))))];
+        for number in 0..10 {
+            let other = [number];
+            let mut work = vec![Work::decode(0, seeded(42))];
+            if company {
+                work.insert(0, Work::tokens(1, &other, Want::Token(seeded(43))));
+            }
+            tokens.extend(engine.step(&work).expect("a step").pop().and_then(|outcome| outcome.drawn_id()));
+        }
+        tokens
+    };
+    let tokens = drawn(&[], false);
+    assert_eq!(tokens.len(), 11);
+    for (lengths, company) in [(&[1; 29][..], false), (&[7, 7, 7], true), (&[29], false), (&[1, 20], true)] {
+        assert_eq!(drawn(lengths, company), tokens, "after chunks of {lengths:?}");
+    }
+    // The host draws the same from logits of the whole text.
+    let mut engine = CachedEngine::new(load(&checkpoint));
+    let vocab = engine.config().vocab;
+    let logits = engine.all_logits(0, &[&prompt[..], &tokens[..]].concat()).expect("logits");
+    let mut host = HostDraw::default();
+    for (position, &token) in (prompt.len()..).zip(&tokens) {
+        let mut row = logits[(position - 1) * vocab..][..vocab].to_vec();
+        assert_eq!(host.draw(&mut row, position, &seeded(42)).map(|drawn| drawn.id), Some(token), "at {position}");
+    }
+}

@@ -1,0 +1,54 @@
+//! Small random models, new in every run.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use phase1_loading::Checkpoint;
+use phase2_forward::{ComputeDevice, GptOss};
+use proptest::prelude::ProptestConfig;
+use proptest::test_runner::RngSeed;
+use synthetic::SyntheticModel;
+
+/// Positions that a sliding layer keeps: few enough that its ring wraps several times.
+pub const WINDOW: usize = 12;
+
+pub fn checkpoint() -> Checkpoint {
+    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = FILE.get_or_init(|| written(WINDOW));
+    Checkpoint::open(path).expect("opens")
+}
+
+pub fn model() -> GptOss {
+    load(&checkpoint())
+}
+
+pub fn written(window: usize) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    write(&path, window);
+    (directory, path)
+}
+
+fn write(path: &Path, window: usize) {
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    // All experts for every token: a router would turn a small loss in a cache into another choice.
+    let model = SyntheticModel { sliding_window: window, layers: 3, experts: 4, experts_per_token: 4, ..nano };
+    model.write(path, seed(), &mut |_, _| ()).expect("written");
+}
+
+/// The seed of all weights: `PROPTEST_RNG_SEED`, or a new one in every run.
+fn seed() -> u64 {
+    match ProptestConfig::default().rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => std::process::id().into(),
+    }
+}
+
+/// What a failure says about the weights.
+pub fn weights() -> String {
+    format!("weights of PROPTEST_RNG_SEED={}", seed())
+}
+
+pub fn load(checkpoint: &Checkpoint) -> GptOss {
+    GptOss::load(checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads")
+}

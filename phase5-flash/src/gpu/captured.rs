@@ -1,0 +1,170 @@
+//! Decoding steps that are captured once and replayed: the host then submits one command instead of two hundred launches.
+
+use cubecl::client::Graph;
+use phase2_forward::NoProbe;
+
+use super::GpuError;
+use super::choice::Choosing;
+use super::engine::GpuEngine;
+use super::pass::Pass;
+
+/// Steps that are kept at most; the one that was used longest ago goes first.
+const MOST_STEPS: usize = 64;
+/// Up to so many rows every number has a step of its own; beyond, steps are filled up to the next multiple of [`BUCKET`].
+const EXACT_ROWS: usize = 16;
+const BUCKET: usize = 8;
+/// Attention is split for at least so many keys.
+const LEAST_KEYS: usize = 256;
+
+/// What a step is captured for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Shape {
+    pub rows: usize,
+    /// Keys that attention is split for.
+    pub keys: usize,
+    pub choosing: Choosing,
+}
+
+impl Shape {
+    /// Rows of a step of `rows` rows and its padding.
+    pub fn padded(rows: usize) -> usize {
+        if rows <= EXACT_ROWS { rows } else { rows.next_multiple_of(BUCKET) }
+    }
+
+    /// Keys that attention is split for where a row sees at most `keys`.
+    pub fn keys(keys: usize) -> usize {
+        keys.next_power_of_two().max(LEAST_KEYS)
+    }
+}
+
+/// Captured steps, the one used last at the end.
+#[derive(Default)]
+pub(super) struct CapturedSteps {
+    steps: Vec<(Shape, Graph)>,
+    /// The engine's count of moved buffers that they know.
+    moves: u64,
+}
+
+impl GpuEngine {
+    /// Runs the step that `scratch.row_words` describe, as it was captured, or launch by launch and captures it for the next time.
+    pub(super) fn run_captured(&mut self, shape: Shape) -> Result<(), GpuError> {
+        if self.captured.moves != self.moves {
+            self.captured.steps.clear();
+            self.captured.moves = self.moves;
+        }
+        let steps = &mut self.captured.steps;
+        if let Some(found) = steps.iter().position(|(of, _)| *of == shape) {
+            let step = steps.remove(found);
+            steps.push(step);
+            // SAFETY: the engine owns every buffer of the step and captures anew when one moves; all work is on one stream.
+            return Ok(unsafe { steps[steps.len() - 1].1.replay() }?);
+        }
+        if steps.len() == MOST_STEPS {
+            steps.remove(0);
+        }
+        let client = self.gpu.client.clone();
+        // This run is the step. It compiles every kernel, so that the second one only records launches.
+        client.graph_prepare()?;
+        self.launch_step(shape);
+        client.start_capture()?;
+        self.launch_step(shape);
+        let graph = client.stop_capture()?;
+        self.captured.steps.push((shape, graph));
+        Ok(())
+    }
+
+    /// The rows through the model, and the choice of their successors.
+    fn launch_step(&self, Shape { rows, keys, choosing }: Shape) {
+        self.layers(Pass { rows, sequences: rows, keys, tiles: None }, &mut NoProbe);
+        self.logits(rows, &self.scratch.every_row, &self.choices.logits, &mut NoProbe);
+        self.choices.launch(&self.gpu, choosing, &self.scratch.row_words, &self.drawn, rows);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::atomic::Ordering;
+
+    use cubecl::MemoryScope;
+    use cubecl::wgpu::wgpu;
+    use phase1_loading::Checkpoint;
+    use phase2_forward::{Draw, Engine, Sampling, Want, Work};
+    use synthetic::SyntheticModel;
+
+    use super::*;
+    use crate::gpu::Options;
+    use crate::gpu::kernels::testing::OwnDevice;
+
+    /// What a step does beside computing.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    struct Trace {
+        /// Numbers of the device's queue that it took.
+        queued: u64,
+        /// Times that the host waits for the device.
+        waits: u64,
+        /// Bytes of device memory that it added.
+        bytes: i64,
+    }
+
+    /// The queue's next number; asking takes one.
+    fn number(queue: &wgpu::Queue) -> u64 {
+        let index = format!("{:?}", queue.submit([]));
+        index.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("a number")
+    }
+
+    /// Steps of decoding in which no sequence begins a page, and what a readback does that finds nothing queued.
+    fn trace(sequences: u64, draw: Draw<'_>) -> (Vec<Trace>, Trace) {
+        let OwnDevice { queue, gpu, .. } = OwnDevice::new(16_384);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        SyntheticModel::preset("nano").expect("a preset").write(&path, 1, &mut |_, _| ()).expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("opens");
+        let loaded = GpuEngine::load_on(gpu.clone(), &checkpoint, Options::default(), &mut |_, _| ());
+        let mut engine = loaded.expect("loads");
+        let seen = || {
+            let bytes = gpu.client.memory_report(MemoryScope::Device).usage().bytes_reserved as i64;
+            Trace { queued: number(&queue), waits: gpu.waits.load(Ordering::Relaxed), bytes }
+        };
+        // One number is that of looking.
+        let between = |before: Trace, after: Trace| Trace {
+            queued: after.queued - before.queued - 1,
+            waits: after.waits - before.waits,
+            bytes: after.bytes - before.bytes,
+        };
+        let first: Vec<Work<'_>> =
+            (0..sequences).map(|sequence| Work::tokens(sequence, &[7], Want::Token(draw))).collect();
+        let next: Vec<Work<'_>> = (0..sequences).map(|sequence| Work::decode(sequence, draw)).collect();
+        let mut in_flight = VecDeque::from([engine.submit(&first).expect("begins")]);
+        let mut marks = Vec::new();
+        for length in 2..128 {
+            in_flight.push_back(engine.submit(&next).expect("begins"));
+            engine.collect(in_flight.pop_front().expect("in flight")).expect("ends");
+            // The second page has begun.
+            if length > 70 {
+                marks.push(seen());
+            }
+        }
+        engine.collect(in_flight.pop_front().expect("in flight")).expect("ends");
+        gpu.sync().expect("still there");
+        let before = seen();
+        gpu.read(&engine.drawn).expect("reads");
+        (marks.windows(2).map(|marks| between(marks[0], marks[1])).collect(), between(before, seen()))
+    }
+
+    /// `cargo test -p phase5-flash --release --lib trace -- --nocapture` shows it.
+    #[test]
+    fn a_trace_of_decoding_has_one_readback_per_step_and_no_allocation() {
+        let sampling = Sampling { temperature: 0.8, top_p: 0.9, ..Sampling::GREEDY };
+        let drawn = Draw { sampling, seed: 3, ..Draw::GREEDY };
+        for (sequences, draw) in [(1, Draw::GREEDY), (3, drawn)] {
+            let (steps, readback) = trace(sequences, draw);
+            println!("{sequences} sequences, {draw:?}; a readback alone: {readback:?}");
+            steps.iter().enumerate().for_each(|(number, step)| println!("step {number:2}: {step:?}"));
+            assert_eq!((steps.len(), readback.waits, readback.bytes), (56, 1, 0));
+            // The launches are one submission. The tokens' copy is another, and wgpu counts the mapping of its target too.
+            let expected = Trace { queued: 1 + readback.queued, waits: 1, bytes: 0 };
+            assert!(steps.iter().all(|&step| step == expected), "{sequences} {draw:?}: {steps:?}, {expected:?}");
+        }
+    }
+}

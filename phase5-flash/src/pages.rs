@@ -1,0 +1,599 @@
+//! Which pages of the KV cache belong to which sequence. Host code only: no device, no bytes.
+//!
+//! A page holds [`POSITIONS`] positions of all full layers, or of all sliding ones; both take pages from one pool of a size fixed at
+//! start. Sequences share pages by reference count. Before a sequence writes into a page that others hold too, it gets a copy: that
+//! is only ever a partial last page. Sliding layers give back pages that no query will see again.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use phase1_loading::{AttentionKind, GptOssConfig};
+use phase2_forward::{EngineError, SequenceId};
+
+/// Positions of a page.
+pub(crate) const POSITIONS: usize = 64;
+/// Tokens that a sequence can always be shortened by, counted from the longest it has been: sliding layers keep as many positions
+/// beyond their window.
+pub(crate) const REWIND: usize = 8;
+
+/// Pages that one chunk of a prompt adds to those of its context at most, while it is computed.
+const CHUNK: usize = 16;
+/// Pages that are cleared at most beside those that a chunk of a prompt takes.
+const CLEARED_AHEAD: usize = 16;
+/// Contexts that a pool has room for at most, unless its size is given.
+const CONTEXTS: usize = 16;
+
+/// The pages of all sequences.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    window: usize,
+    pool: Pool,
+    /// The kinds of layers that the model has.
+    kinds: Vec<AttentionKind>,
+    sequences: HashMap<SequenceId, Sequence>,
+    free_slots: Vec<u32>,
+    /// Sequences whose pages have changed since they were last asked for.
+    changed: BTreeSet<SequenceId>,
+}
+
+/// The pages themselves.
+#[derive(Debug)]
+struct Pool {
+    /// Free pages that hold zeros.
+    clear: Vec<u32>,
+    /// Free pages that hold what an earlier sequence left: perhaps NaN, which a weight of 0 does not hide.
+    used: Vec<u32>,
+    /// How many lists of pages name a page, by page.
+    holders: Vec<u32>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sequence {
+    /// Its own small number among the sequences that exist.
+    slot: u32,
+    length: usize,
+    full: List,
+    sliding: List,
+}
+
+/// Pages of a sequence in one kind of layer, in order of position.
+#[derive(Clone, Debug, Default)]
+struct List {
+    /// Pages before the first of `pages`: they were given back.
+    gone: usize,
+    pages: VecDeque<u32>,
+}
+
+/// A page whose contents must be copied, in every layer, before anything else is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageCopy {
+    pub from: u32,
+    pub to: u32,
+}
+
+/// What must happen to pages before anything is written.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    pub copies: Vec<PageCopy>,
+    /// Pages to fill with zeros.
+    pub cleared: Vec<u32>,
+}
+
+/// More pages are needed than are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full {
+    pub needed: usize,
+    pub free: usize,
+}
+
+impl From<Full> for EngineError {
+    fn from(Full { needed, free }: Full) -> EngineError {
+        EngineError::Full { needed, free }
+    }
+}
+
+impl Pages {
+    /// `total` pages, which hold zeros, for a model with these layers, whose sliding layers see `window` positions.
+    pub fn new(total: usize, window: usize, layers: &[AttentionKind]) -> Pages {
+        let kinds = [AttentionKind::Full, AttentionKind::Sliding].into_iter().filter(|kind| layers.contains(kind));
+        Pages {
+            window,
+            pool: Pool { clear: (0..total as u32).rev().collect(), used: Vec::new(), holders: vec![0; total] },
+            kinds: kinds.collect(),
+            sequences: HashMap::new(),
+            free_slots: Vec::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    /// How many pages a pool has whose pages take `page` bytes each. Given a `limit`, as many as it holds. Otherwise one context of
+    /// the model, or up to [`CONTEXTS`] of them where `bytes` are free.
+    pub fn count(config: &GptOssConfig, page: u64, limited: bool, bytes: u64) -> usize {
+        let held = (bytes / page.max(1)) as usize;
+        let sliding = (config.sliding_window + REWIND).div_ceil(POSITIONS) + 2;
+        let context = config.context_length.div_ceil(POSITIONS) + sliding;
+        match limited {
+            true => held.max(1),
+            false => held.clamp(context + CHUNK, CONTEXTS * context),
+        }
+    }
+
+    pub fn total(&self) -> usize {
+        self.pool.holders.len()
+    }
+
+    pub fn free(&self) -> usize {
+        self.pool.clear.len() + self.pool.used.len()
+    }
+
+    /// Sequences that exist.
+    pub fn sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
+    pub fn contains(&self, sequence: SequenceId) -> bool {
+        self.sequences.contains_key(&sequence)
+    }
+
+    /// 0 for an unknown sequence.
+    pub fn length(&self, sequence: SequenceId) -> usize {
+        self.sequences.get(&sequence).map_or(0, |known| known.length)
+    }
+
+    /// The small number of a sequence that exists.
+    pub fn slot(&self, sequence: SequenceId) -> u32 {
+        self.sequences[&sequence].slot
+    }
+
+    /// The number of the first page that layers of this kind still hold of a sequence that exists, and the pages from there on.
+    pub fn held(&self, sequence: SequenceId, kind: AttentionKind) -> (usize, &VecDeque<u32>) {
+        let list = self.sequences[&sequence].list(kind);
+        (list.gone, &list.pages)
+    }
+
+    /// Sequences whose pages have changed since this was last asked.
+    pub fn take_changed(&mut self) -> BTreeSet<SequenceId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Makes room for sequences to reach new lengths: for all of them, or for none. Unknown ones begin. After the copies, anything
+    /// behind each sequence's length may be written.
+    ///
+    /// # Errors
+    /// Too few free pages; nothing has changed then.
+    pub fn extend(&mut self, wishes: &[(SequenceId, usize)]) -> Result<Room, Full> {
+        let needed: usize = wishes.iter().map(|&(sequence, length)| self.needed(sequence, length)).sum();
+        if needed > self.free() {
+            return Err(Full { needed, free: self.free() });
+        }
+        let mut room = Room::default();
+        // Clearing many pages takes no longer than one: a prompt does it for the tokens that follow.
+        if wishes.iter().any(|&(sequence, length)| length > self.length(sequence) + 1) {
+            room.cleared = self.pool.clear_some(CLEARED_AHEAD);
+        }
+        for &(sequence, length) in wishes {
+            let next_slot = self.sequences.len() as u32;
+            let free_slots = &mut self.free_slots;
+            let begin = || Sequence { slot: free_slots.pop().unwrap_or(next_slot), ..Sequence::default() };
+            let known = self.sequences.entry(sequence).or_insert_with(begin);
+            let mut changed = false;
+            for &kind in &self.kinds {
+                let begun = known.begun(length);
+                let list = known.list_mut(kind);
+                if let Some(page) = begun.and_then(|number| list.page_mut(number))
+                    && self.pool.is_shared(*page)
+                {
+                    let (to, _) = self.pool.take();
+                    room.cleared.retain(|&page| page != to);
+                    room.copies.push(PageCopy { from: *page, to });
+                    self.pool.put(*page);
+                    *page = to;
+                    changed = true;
+                }
+                while list.end() < length.div_ceil(POSITIONS) {
+                    let (page, is_clear) = self.pool.take();
+                    list.pages.push_back(page);
+                    room.cleared.extend((!is_clear).then_some(page));
+                    changed = true;
+                }
+            }
+            if changed {
+                self.changed.insert(sequence);
+            }
+        }
+        Ok(room)
+    }
+
+    /// Pages that [`Pages::extend`] takes for one sequence.
+    fn needed(&self, sequence: SequenceId, length: usize) -> usize {
+        let count = length.div_ceil(POSITIONS);
+        let Some(known) = self.sequences.get(&sequence) else { return count * self.kinds.len() };
+        let of_kind = |&kind: &AttentionKind| {
+            let list = known.list(kind);
+            let begun = known.begun(length).and_then(|number| list.page(number));
+            count.saturating_sub(list.end()) + usize::from(begun.is_some_and(|page| self.pool.is_shared(page)))
+        };
+        self.kinds.iter().map(of_kind).sum()
+    }
+
+    /// Counts positions that have been written, and takes back the pages that no query will see again.
+    pub fn advance(&mut self, sequence: SequenceId, length: usize) {
+        let first = self.first_needed(length);
+        let Some(known) = self.sequences.get_mut(&sequence) else { return };
+        known.length = length;
+        while known.sliding.gone < first
+            && let Some(page) = known.sliding.pages.pop_front()
+        {
+            self.pool.put(page);
+            known.sliding.gone += 1;
+            self.changed.insert(sequence);
+        }
+    }
+
+    /// The first page of sliding layers that the next token of a sequence of `length` tokens sees.
+    fn first_seen(&self, length: usize) -> usize {
+        length.saturating_add(1).saturating_sub(self.window) / POSITIONS
+    }
+
+    /// The first page that sliding layers need of a sequence of `length` tokens, or of one up to [`REWIND`] tokens shorter.
+    fn first_needed(&self, length: usize) -> usize {
+        self.first_seen(length.saturating_sub(REWIND))
+    }
+
+    /// Whether a sequence holds everything that its first `length` tokens need.
+    pub fn reaches_back(&self, sequence: SequenceId, length: usize) -> bool {
+        self.sequences.get(&sequence).is_some_and(|known| known.sliding.gone <= self.first_seen(length))
+    }
+
+    /// Makes `to`, which is unknown, a sequence of the first `length` tokens of `from`, which [reaches back](Pages::reaches_back).
+    pub fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) {
+        let next_slot = self.sequences.len() as u32;
+        let mut copy = self.sequences[&from].clone();
+        copy.slot = self.free_slots.pop().unwrap_or(next_slot);
+        copy.length = length;
+        for list in [&mut copy.full, &mut copy.sliding] {
+            list.pages.truncate(length.div_ceil(POSITIONS).saturating_sub(list.gone));
+            list.pages.iter().for_each(|&page| self.pool.share(page));
+        }
+        self.sequences.insert(to, copy);
+        self.changed.insert(to);
+        self.advance(to, length);
+    }
+
+    /// Shortens a sequence, which [reaches back](Pages::reaches_back), to `length` tokens. Room beyond is given back.
+    pub fn truncate(&mut self, sequence: SequenceId, length: usize) {
+        let Some(known) = self.sequences.get_mut(&sequence) else { return };
+        known.length = length;
+        for list in [&mut known.full, &mut known.sliding] {
+            let kept = length.div_ceil(POSITIONS).saturating_sub(list.gone).min(list.pages.len());
+            list.pages.drain(kept..).for_each(|page| self.pool.put(page));
+        }
+        self.changed.insert(sequence);
+    }
+
+    /// Gives back the room that a sequence was given beyond its length.
+    pub fn retract(&mut self, sequence: SequenceId) {
+        match self.length(sequence) {
+            0 => self.release(sequence),
+            length => self.truncate(sequence, length),
+        }
+    }
+
+    /// Pages that a sequence of `length` tokens may hold in one kind of layer; in sliding ones `found`, if that is possible. They hold
+    /// at least what a next token sees, and at most what the sequence can go back by.
+    pub fn count_held(&self, length: usize, kind: AttentionKind, found: usize) -> usize {
+        let end = length.div_ceil(POSITIONS);
+        match kind {
+            _ if !self.kinds.contains(&kind) => 0,
+            AttentionKind::Full => end,
+            AttentionKind::Sliding => found.clamp(end - self.first_seen(length), end - self.first_needed(length)),
+        }
+    }
+
+    /// Makes `sequence` one of `length` tokens, with `counts` of pages by kind, that nothing is known of yet, in place of what it was.
+    ///
+    /// # Errors
+    /// Too few free pages; nothing has changed then.
+    pub fn replace(
+        &mut self,
+        sequence: SequenceId,
+        length: usize,
+        counts: impl Fn(AttentionKind) -> usize,
+    ) -> Result<Room, Full> {
+        let needed: usize = self.kinds.iter().map(|&kind| counts(kind)).sum();
+        // What the sequence alone holds becomes free.
+        let of_own = |known: &Sequence| {
+            let pages = known.full.pages.iter().chain(&known.sliding.pages);
+            pages.filter(|&&page| !self.pool.is_shared(page)).count()
+        };
+        let free = self.free() + self.sequences.get(&sequence).map_or(0, of_own);
+        if needed > free {
+            return Err(Full { needed, free });
+        }
+        self.release(sequence);
+        let slot = self.free_slots.pop().unwrap_or(self.sequences.len() as u32);
+        let mut known = Sequence { slot, length, ..Sequence::default() };
+        let mut room = Room::default();
+        for &kind in &self.kinds {
+            let count = counts(kind);
+            let list = known.list_mut(kind);
+            list.gone = length.div_ceil(POSITIONS) - count;
+            for _ in 0..count {
+                let (page, is_clear) = self.pool.take();
+                list.pages.push_back(page);
+                room.cleared.extend((!is_clear).then_some(page));
+            }
+        }
+        self.sequences.insert(sequence, known);
+        self.changed.insert(sequence);
+        Ok(room)
+    }
+
+    /// Forgets a sequence. Unknown ones are ignored.
+    pub fn release(&mut self, sequence: SequenceId) {
+        let Some(known) = self.sequences.remove(&sequence) else { return };
+        for page in known.full.pages.into_iter().chain(known.sliding.pages) {
+            self.pool.put(page);
+        }
+        self.free_slots.push(known.slot);
+        self.changed.remove(&sequence);
+    }
+}
+
+impl Pool {
+    /// A page for one holder, and whether it holds zeros. There must be a free one.
+    fn take(&mut self) -> (u32, bool) {
+        let is_clear = !self.clear.is_empty();
+        let page = self.clear.pop().or_else(|| self.used.pop()).expect("free pages were counted");
+        self.holders[page as usize] = 1;
+        (page, is_clear)
+    }
+
+    /// Up to `most` free pages that must be cleared, and then count as clear.
+    fn clear_some(&mut self, most: usize) -> Vec<u32> {
+        let some = self.used.split_off(self.used.len() - most.min(self.used.len()));
+        self.clear.extend(&some);
+        some
+    }
+
+    fn share(&mut self, page: u32) {
+        self.holders[page as usize] += 1;
+    }
+
+    fn is_shared(&self, page: u32) -> bool {
+        self.holders[page as usize] > 1
+    }
+
+    /// One holder fewer; the last one frees the page.
+    fn put(&mut self, page: u32) {
+        let holders = &mut self.holders[page as usize];
+        *holders -= 1;
+        if *holders == 0 {
+            self.used.push(page);
+        }
+    }
+}
+
+impl Sequence {
+    fn list(&self, kind: AttentionKind) -> &List {
+        match kind {
+            AttentionKind::Full => &self.full,
+            AttentionKind::Sliding => &self.sliding,
+        }
+    }
+
+    fn list_mut(&mut self, kind: AttentionKind) -> &mut List {
+        match kind {
+            AttentionKind::Full => &mut self.full,
+            AttentionKind::Sliding => &mut self.sliding,
+        }
+    }
+
+    /// The number of the partial last page, if growing to `length` writes into it.
+    fn begun(&self, length: usize) -> Option<usize> {
+        (length > self.length && !self.length.is_multiple_of(POSITIONS)).then_some(self.length / POSITIONS)
+    }
+}
+
+impl List {
+    /// Pages of the sequence so far, those given back among them.
+    fn end(&self) -> usize {
+        self.gone + self.pages.len()
+    }
+
+    fn page(&self, number: usize) -> Option<u32> {
+        self.pages.get(number.checked_sub(self.gone)?).copied()
+    }
+
+    fn page_mut(&mut self, number: usize) -> Option<&mut u32> {
+        self.pages.get_mut(number.checked_sub(self.gone)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WINDOW: usize = 100;
+    const TOTAL: usize = 40;
+
+    /// What a caller may do, with random numbers that are fitted to the state.
+    #[derive(Clone, Debug)]
+    enum Action {
+        Extend(Vec<(u64, usize)>),
+        Fork { from: u64, to: u64, back: usize },
+        Truncate { sequence: u64, back: usize },
+        Release(u64),
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        let sequence = 0..6u64;
+        prop_oneof![
+            4 => prop::collection::vec((sequence.clone(), 1..200usize), 1..4).prop_map(Action::Extend),
+            2 => (sequence.clone(), sequence.clone(), 0..150usize)
+                .prop_map(|(from, to, back)| Action::Fork { from, to, back }),
+            1 => (sequence.clone(), 0..150usize).prop_map(|(sequence, back)| Action::Truncate { sequence, back }),
+            1 => sequence.prop_map(Action::Release),
+        ]
+    }
+
+    /// Every sequence as the tokens that it was fed, and every page as the values that were written into it.
+    #[derive(Default)]
+    struct Model {
+        tokens: BTreeMap<u64, Vec<u32>>,
+        memory: BTreeMap<(u32, usize), u32>,
+        /// How long each has been: what can be gone back by counts from there.
+        longest: BTreeMap<u64, usize>,
+        next: u32,
+    }
+
+    impl Model {
+        fn write(&mut self, pages: &Pages, kinds: &[AttentionKind], sequence: u64, length: usize) {
+            let tokens = self.tokens.entry(sequence).or_default();
+            let longest = self.longest.entry(sequence).or_default();
+            *longest = length.max(*longest);
+            for position in tokens.len()..length {
+                self.next += 1;
+                tokens.push(self.next);
+                for &kind in kinds {
+                    let (first, held) = pages.held(sequence, kind);
+                    self.memory.insert((held[position / POSITIONS - first], position % POSITIONS), self.next);
+                }
+            }
+        }
+
+        /// Every position that a next query could see is where the page lists say, and holds what the sequence wrote there.
+        fn check(&self, pages: &Pages, kinds: &[AttentionKind]) -> Result<(), TestCaseError> {
+            for (&sequence, tokens) in &self.tokens {
+                prop_assert_eq!(pages.length(sequence), tokens.len());
+                for &kind in kinds {
+                    let (first, held) = pages.held(sequence, kind);
+                    let oldest = match kind {
+                        AttentionKind::Full => 0,
+                        AttentionKind::Sliding => (tokens.len() + 1).saturating_sub(WINDOW),
+                    };
+                    for position in oldest..tokens.len() {
+                        let page = held[position / POSITIONS - first];
+                        prop_assert_eq!(self.memory[&(page, position % POSITIONS)], tokens[position]);
+                    }
+                }
+            }
+            // No page is lost and none is counted wrongly.
+            let mut holders = vec![0; TOTAL];
+            for &sequence in self.tokens.keys() {
+                let lists = kinds.iter().map(|&kind| pages.held(sequence, kind).1);
+                lists.flatten().for_each(|&page| holders[page as usize] += 1);
+            }
+            prop_assert_eq!(&holders, &pages.pool.holders);
+            prop_assert_eq!(pages.free(), holders.iter().filter(|&&count| count == 0).count());
+            let slots: BTreeSet<u32> = self.tokens.keys().map(|&sequence| pages.slot(sequence)).collect();
+            prop_assert_eq!(slots.len(), self.tokens.len());
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn pages_are_those_of_a_naive_model(
+            actions in prop::collection::vec(action(), 1..60),
+            layers in prop_oneof![
+                Just(vec![AttentionKind::Sliding, AttentionKind::Full]),
+                Just(vec![AttentionKind::Full]),
+                Just(vec![AttentionKind::Sliding]),
+            ],
+        ) {
+            let mut pages = Pages::new(TOTAL, WINDOW, &layers);
+            let mut model = Model::default();
+            for action in actions {
+                match action {
+                    Action::Extend(wishes) => {
+                        let wishes: BTreeMap<u64, usize> =
+                            wishes.into_iter().map(|(sequence, more)| (sequence, pages.length(sequence) + more)).collect();
+                        let wishes: Vec<_> = wishes.into_iter().collect();
+                        let free = pages.free();
+                        match pages.extend(&wishes) {
+                            Err(full) => {
+                                prop_assert!(full.needed > full.free && full.free == free && pages.free() == free);
+                            }
+                            Ok(room) => {
+                                model.memory.retain(|(page, _), _| !room.cleared.contains(page));
+                                let copied: Vec<u32> = room.copies.iter().map(|copy| copy.to).collect();
+                                for &(sequence, length) in &wishes {
+                                    for &kind in &layers {
+                                        let (first, held) = pages.held(sequence, kind);
+                                        let new = pages.length(sequence).div_ceil(POSITIONS).saturating_sub(first);
+                                        for page in held.iter().skip(new) {
+                                            let left = model.memory.keys().any(|(of, _)| of == page);
+                                            prop_assert!(!left, "page {} of {} at {}", page, sequence, length);
+                                        }
+                                    }
+                                }
+                                prop_assert!(copied.iter().all(|page| !room.cleared.contains(page)));
+                                for PageCopy { from, to } in room.copies {
+                                    for place in 0..POSITIONS {
+                                        if let Some(&value) = model.memory.get(&(from, place)) {
+                                            model.memory.insert((to, place), value);
+                                        }
+                                    }
+                                }
+                                for &(sequence, length) in &wishes {
+                                    model.write(&pages, &layers, sequence, length);
+                                }
+                                wishes.iter().for_each(|&(sequence, length)| pages.advance(sequence, length));
+                            }
+                        }
+                    }
+                    Action::Fork { from, to, back } => {
+                        let length = pages.length(from).saturating_sub(back);
+                        if length > 0 && !pages.contains(to) && pages.reaches_back(from, length) {
+                            pages.fork(from, to, length);
+                            let copy = model.tokens[&from][..length].to_vec();
+                            model.tokens.insert(to, copy);
+                            let longest = model.longest[&from];
+                            model.longest.insert(to, longest);
+                        }
+                    }
+                    Action::Truncate { sequence, back } => {
+                        let length = pages.length(sequence).saturating_sub(back);
+                        if length > 0 && pages.reaches_back(sequence, length) {
+                            pages.truncate(sequence, length);
+                            model.tokens.get_mut(&sequence).expect("known").truncate(length);
+                        } else {
+                            let far = |longest: &usize| longest - length > REWIND;
+                            prop_assert!(length == 0 || model.longest.get(&sequence).is_some_and(far), "{} back", back);
+                        }
+                    }
+                    Action::Release(sequence) => {
+                        pages.release(sequence);
+                        model.tokens.remove(&sequence);
+                        model.longest.remove(&sequence);
+                    }
+                }
+                model.check(&pages, &layers)?;
+            }
+            for sequence in 0..6 {
+                pages.release(sequence);
+            }
+            prop_assert_eq!(pages.free(), TOTAL);
+        }
+    }
+
+    /// A decoding sequence holds few pages of sliding layers, however long it is.
+    #[test]
+    fn sliding_layers_hold_a_window() {
+        let mut pages = Pages::new(1000, 128, &[AttentionKind::Sliding]);
+        let mut most = 0;
+        for length in 1..2000 {
+            pages.extend(&[(1, length)]).expect("room");
+            pages.advance(1, length);
+            most = most.max(if length > 200 { pages.held(1, AttentionKind::Sliding).1.len() } else { 0 });
+        }
+        assert_eq!(most, 4);
+        assert_eq!(pages.free(), 996 + 4 - pages.held(1, AttentionKind::Sliding).1.len());
+    }
+}

@@ -1,0 +1,194 @@
+//! What the tests of both halves share.
+
+use std::collections::VecDeque;
+
+use phase1_loading::{Checkpoint, Format, HostTensor};
+use phase2_forward::{Adjustment, Draw, DrawnToken, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work};
+
+/// Decodes sequences together, `steps` tokens each, with as many steps in flight as the engine takes. The first step feeds them
+/// `first`. Tokens, step by step.
+pub fn decode(
+    engine: &mut dyn Engine,
+    first: &[(SequenceId, u32)],
+    draws: &[Draw<'_>],
+    steps: usize,
+) -> Vec<Vec<DrawnToken>> {
+    let mut in_flight = VecDeque::new();
+    let mut tokens = Vec::new();
+    for step in 0..steps {
+        let work: Vec<Work<'_>> = (first.iter().zip(draws))
+            .map(|((sequence, token), &draw)| match step {
+                0 => Work::tokens(*sequence, std::slice::from_ref(token), Want::Token(draw)),
+                _ => Work::decode(*sequence, draw),
+            })
+            .collect();
+        in_flight.push_back(engine.submit(&work).expect("a step"));
+        while in_flight.len() == engine.capacity().steps_in_flight || step + 1 == steps && !in_flight.is_empty() {
+            let outcomes = engine.collect(in_flight.pop_front().expect("in flight")).expect("outcomes");
+            tokens.push(outcomes.into_iter().map(|outcome| outcome.token().expect("a token")).collect());
+        }
+    }
+    tokens
+}
+
+/// The tokens alone.
+pub fn ids(tokens: &[Vec<DrawnToken>]) -> Vec<Vec<u32>> {
+    tokens.iter().map(|step| step.iter().map(|token| token.id).collect()).collect()
+}
+
+/// Logits of one row.
+pub fn last_logits(engine: &mut dyn Engine, sequence: SequenceId, tokens: &[u32]) -> Vec<f32> {
+    engine.last_logits(sequence, tokens).expect("logits")
+}
+
+/// What a draw may ask for, owned.
+pub struct Wish {
+    pub sampling: Sampling,
+    pub seed: u64,
+    pub allowed: Option<Vec<u32>>,
+    pub adjustments: Vec<Adjustment>,
+    pub logprobs: Option<usize>,
+}
+
+impl Wish {
+    pub fn random(below: &mut impl FnMut(usize) -> usize, vocab: usize) -> Wish {
+        let mut tokens: Vec<u32> = (0..below(6)).map(|_| below(vocab) as u32).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        let adjustment = |token| Adjustment {
+            token,
+            bias: [0.0, 2.0, -3.0, f32::NEG_INFINITY][below(4)],
+            repetition_penalty: [1.0, 1.3][below(2)],
+            penalty: [0.0, 0.5][below(2)],
+        };
+        let adjustments = tokens.into_iter().map(adjustment).collect();
+        let sampling = Sampling {
+            temperature: [0.0, 0.6, 1.0, 1.5][below(4)],
+            top_k: [0, 3, 40][below(3)],
+            top_p: [1.0, 0.9, 0.3][below(3)],
+            min_p: [0.0, 0.05][below(2)],
+        };
+        let mask = |below: &mut dyn FnMut(usize) -> usize| {
+            (0..vocab.div_ceil(32)).map(|_| below(1 << 30) as u32 | 1).collect()
+        };
+        let allowed = if below(3) == 0 { Some(mask(below)) } else { None };
+        Wish {
+            sampling,
+            seed: below(1 << 30) as u64,
+            allowed,
+            adjustments,
+            logprobs: [None, Some(0), Some(5)][below(3)],
+        }
+    }
+
+    pub fn draw(&self) -> Draw<'_> {
+        Draw {
+            sampling: self.sampling,
+            seed: self.seed,
+            allowed: self.allowed.as_deref(),
+            adjustments: &self.adjustments,
+            logprobs: self.logprobs,
+        }
+    }
+}
+
+fn free(engine: &dyn Engine) -> usize {
+    engine.capacity().pages_free
+}
+
+/// A fork, a truncation, a full cache and the release of everything, on an engine whose cache holds few pages. Its model has layers of
+/// both kinds.
+pub fn pages_are_shared_and_given_back(engine: &mut dyn Engine) {
+    let total = engine.capacity().pages_total;
+    assert_eq!(free(engine), total);
+    let tokens: Vec<u32> = (0..100).collect();
+    last_logits(engine, 1, &tokens[..99]);
+    let logits = last_logits(engine, 1, &tokens[99..]);
+    let before = free(engine);
+    engine.fork(1, 2, 100).expect("known");
+    engine.fork(1, 3, 99).expect("known");
+    assert_eq!(free(engine), before, "forks share pages");
+    // The same keys and values make the same logits, to the bit.
+    assert_eq!(last_logits(engine, 3, &tokens[99..]), logits);
+    engine.truncate(2, 99).expect("goes back");
+    assert_eq!(last_logits(engine, 2, &tokens[99..]), logits);
+    assert_eq!(free(engine), before - 4, "two copies of the last page in each kind of layer");
+    // The origin is as it was.
+    assert_eq!(last_logits(engine, 1, &[7]), last_logits(engine, 2, &[7]));
+
+    // A step is refused as a whole, and nothing of it has happened.
+    let left = free(engine);
+    let count = (engine.capacity().positions_per_page * total).min(engine.capacity().tokens_per_step - 1);
+    let long = vec![3; count];
+    let work = [Work::tokens(1, &[8], Want::LastLogits), Work::tokens(4, &long, Want::Nothing)];
+    let refused = engine.submit(&work);
+    assert!(
+        matches!(refused, Err(EngineError::Full { needed, free }) if needed > free && free == left),
+        "{refused:?}, {left} free"
+    );
+    assert_eq!((engine.length(1), engine.length(4), free(engine)), (101, 0, left));
+
+    // The cache can be filled to its last page: a short sequence takes one in each kind of layer.
+    let mut short = 10;
+    while free(engine) >= 2 {
+        assert_eq!(engine.step(&[Work::tokens(short, &[3], Want::Nothing)]).expect("room"), [Outcome::Fed]);
+        short += 1;
+    }
+    let refused = engine.step(&[Work::tokens(short, &[3], Want::Nothing)]);
+    assert!(matches!(refused, Err(EngineError::Full { needed: 2, free: 0 | 1 })), "{refused:?}");
+    assert_eq!(last_logits(engine, 1, &[8]), last_logits(engine, 2, &[8]));
+    (10..short).for_each(|sequence| engine.release(sequence));
+    assert_eq!(free(engine), left);
+    (1..4).for_each(|sequence| engine.release(sequence));
+    assert_eq!(free(engine), total);
+}
+
+/// The token whose embedding [`spoil`] makes NaN.
+pub const SPOILT: u32 = 17;
+
+/// Makes the embedding of [`SPOILT`] NaN: a sequence that is fed it has no logits.
+pub fn spoil(checkpoint: &mut Checkpoint) {
+    let name = "token_embd.weight";
+    let embedding = checkpoint.tensor(name);
+    let (shape, width) = (embedding.shape.clone(), embedding.row_len());
+    let mut values = embedding.to_f32();
+    values[SPOILT as usize * width..][..width].fill(f32::NAN);
+    let rows = HostTensor::packed_rows(Format::F32, shape, Format::F32.encode(&values).into());
+    checkpoint.tensors.insert(name.into(), rows);
+}
+
+/// Pages that [`nan_stays_in_its_sequence`] takes: no other is left for a next sequence.
+pub const NAN_PAGES: usize = 12;
+
+/// Whoever is fed the token of a [spoilt](spoil) model has no logits, and nobody else notices: neither the others of the step nor the
+/// next sequences in the same pages. `whole` is of the same model before it was spoilt. Every token goes to all experts, so that rows
+/// of both are computed in the same way, and both have [`NAN_PAGES`].
+pub fn nan_stays_in_its_sequence(spoilt: &mut dyn Engine, whole: &mut dyn Engine) {
+    assert_eq!((free(spoilt), free(whole)), (NAN_PAGES, NAN_PAGES));
+    let sampled = Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed: 5, ..Draw::GREEDY };
+    let bad = [1, SPOILT, 3];
+    let work = [
+        Work::tokens(0, &[5, 6, 7], Want::LastLogits),
+        Work::tokens(1, &bad, Want::LastLogits),
+        Work::tokens(2, &bad, Want::AllLogits),
+        Work::tokens(3, &bad, Want::Token(sampled)),
+        Work::tokens(4, &bad, Want::Token(Draw::GREEDY)),
+        Work::tokens(5, &[8, 9], Want::Token(sampled)),
+    ];
+    let (found, expected) = (spoilt.step(&work).expect("a step"), whole.step(&work).expect("a step"));
+    for outcome in &found[1..5] {
+        assert_eq!(*outcome, Outcome::NotANumber { position: 3 });
+    }
+    assert_eq!([&found[0], &found[5]], [&expected[0], &expected[5]]);
+    assert_eq!(free(spoilt), 0);
+    for sequence in 1..5 {
+        spoilt.release(sequence);
+        whole.release(sequence);
+    }
+    for next in [
+        [Work::decode(5, sampled), Work::tokens(6, &[5], Want::LastLogits)],
+        [Work::decode(5, sampled), Work::tokens(7, &[5, 6], Want::AllLogits)],
+    ] {
+        assert_eq!(spoilt.step(&next).expect("a step"), whole.step(&next).expect("a step"));
+    }
+}

@@ -1,0 +1,51 @@
+//! The seam under stress, on the engines of the CPU.
+
+mod stressed;
+
+use phase1_loading::Checkpoint;
+use phase2_forward::{ComputeDevice, Engine, GptOss, RecomputeEngine};
+use phase5_flash::cpu::Isa;
+use phase5_flash::{CpuEngine, CpuOptions};
+
+use stressed::{KV_BYTES, cached, run};
+
+fn recompute(checkpoint: &Checkpoint) -> Box<dyn Engine> {
+    let device = ComputeDevice::cpu("a test");
+    Box::new(RecomputeEngine::new(GptOss::load(checkpoint, device, &mut |_, _| ()).expect("loads")))
+}
+
+#[test]
+fn phase_2_gives_each_request_what_it_gets_alone() {
+    let happened = run(2, 12, recompute, cached);
+    assert!(happened.forked > 0 && happened.cut_back > 0, "{happened:?}");
+    assert_eq!((happened.restored, happened.full), (0, 0), "{happened:?}");
+}
+
+#[test]
+fn phase_3_gives_each_request_what_it_gets_alone() {
+    let happened = run(3, 20, cached, recompute);
+    assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{happened:?}");
+    assert_eq!(happened.full, 0, "{happened:?}");
+}
+
+#[test]
+fn phase_5_gives_each_request_what_it_gets_alone() {
+    for isa in Isa::all() {
+        let load = |checkpoint: &Checkpoint| -> Box<dyn Engine> {
+            // Three threads on any machine: more than one, and no divisor of anything.
+            let options = CpuOptions {
+                threads: Some(3),
+                exact: true,
+                isa: Some(isa),
+                kv_bytes: Some(KV_BYTES),
+                ..CpuOptions::default()
+            };
+            let engine = CpuEngine::load(checkpoint, options).expect("loads");
+            assert_eq!(engine.capacity().pages_total, 18);
+            Box::new(engine)
+        };
+        let happened = run(4, 30, load, cached);
+        assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{isa}: {happened:?}");
+        assert!(happened.full > 0, "{isa}: {happened:?}");
+    }
+}

@@ -1,0 +1,25 @@
+//! The seam under stress, on a GPU or on a software rasterizer.
+
+mod stressed;
+
+use phase1_loading::Checkpoint;
+use phase2_forward::{ComputeDevice, Engine};
+use phase5_flash::gpu::{GpuEngine, Options};
+
+use stressed::{KV_BYTES, cached, run};
+
+#[test]
+fn phase_5_gives_each_request_what_it_gets_alone() {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    let load = |checkpoint: &Checkpoint| -> Box<dyn Engine> {
+        let options = Options { exact: true, kv_bytes: Some(KV_BYTES), ..Options::default() };
+        let engine = GpuEngine::load(checkpoint, &gpu, options, &mut |_, _| ()).expect("loads");
+        // One page is for padding.
+        assert_eq!(engine.capacity().pages_total, 17);
+        assert!(engine.capacity().steps_in_flight > 1);
+        Box::new(engine)
+    };
+    let happened = run(3, 20, load, cached);
+    assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{}: {happened:?}", gpu.name);
+    assert!(happened.full > 0, "{}: {happened:?}", gpu.name);
+}

@@ -1,0 +1,57 @@
+//! Random models and requests for the stress test of the seam.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use gates::seam::{Happened, stress};
+use phase1_loading::Checkpoint;
+use phase2_forward::{ComputeDevice, Engine, GptOss};
+use phase3_kvcache::CachedEngine;
+use synthetic::SyntheticModel;
+
+/// Bytes of a page of the models' cache in f32: 64 keys and values of 2 heads of 32 in each of two layers, those that slide.
+const PAGE: u64 = 2 * 64 * 2 * 32 * 4 * 2;
+/// A cache that one request fits into, but not all that run at once.
+pub const KV_BYTES: u64 = 18 * PAGE;
+
+/// `SEAM_SEED`, or seeds that are new in every run. A failure prints its own.
+fn seeds(count: usize) -> Vec<u64> {
+    match std::env::var("SEAM_SEED") {
+        Ok(seed) => vec![seed.parse().expect("SEAM_SEED is a number")],
+        Err(_) => (0..count).map(|_| RandomState::new().build_hasher().finish()).collect(),
+    }
+}
+
+fn write(seed: u64) -> (tempfile::TempDir, Checkpoint) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    // A short window, so that sliding layers give pages back. All experts for every token: a router would turn rounding into another
+    // choice.
+    let model = SyntheticModel { sliding_window: 20, layers: 3, experts: 4, experts_per_token: 4, ..nano };
+    model.write(&path, seed, &mut |_, _| ()).expect("written");
+    let checkpoint = Checkpoint::open(&path).expect("opens");
+    (directory, checkpoint)
+}
+
+/// Phase 3's engine on the CPU.
+pub fn cached(checkpoint: &Checkpoint) -> Box<dyn Engine> {
+    let device = ComputeDevice::cpu("a test");
+    Box::new(CachedEngine::new(GptOss::load(checkpoint, device, &mut |_, _| ()).expect("loads")))
+}
+
+/// Sends `requests` requests through an engine in company, and through another alone, for each of `count` seeds. Returns what
+/// happened in all.
+pub fn run(
+    count: usize,
+    requests: usize,
+    together: impl Fn(&Checkpoint) -> Box<dyn Engine>,
+    alone: impl Fn(&Checkpoint) -> Box<dyn Engine>,
+) -> Happened {
+    let mut all = Happened::default();
+    for seed in seeds(count) {
+        println!("SEAM_SEED={seed}");
+        let (_directory, checkpoint) = write(seed);
+        all += stress(&mut *together(&checkpoint), &mut *alone(&checkpoint), seed, requests);
+    }
+    all
+}
