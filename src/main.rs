@@ -11,6 +11,7 @@ mod lost_file;
 mod prompt_bar;
 mod saved;
 mod session;
+mod tools;
 
 use std::process::ExitCode;
 

@@ -22,6 +22,18 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&stdout(arguments)).expect("JSON")
 }
 
+/// What `chat` on the CPU answers to lines.
+fn chat(said: &str, rest: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+    command.args(["chat", "--device", "cpu"]).args(rest);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    child.stdin.take().expect("piped").write_all(said.as_bytes()).expect("it listens");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
 /// Exit status and message of a refusal, with the values that would have been possible.
 fn refusal(arguments: &[&str]) -> String {
     let output = gptoss(arguments);
@@ -93,15 +105,69 @@ fn without_a_model_the_embedded_one_answers() {
 /// A conversation that comes back to something told earlier, and forgets it on demand.
 #[test]
 fn chat_remembers_until_it_is_reset() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
-    command.args(["chat", "--device", "cpu", "--reasoning", "low"]);
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     let said = "I have a cat named Hana. My locker code is 3650.\nWhat is my pet called?\n/reset\n/unknown\nWhat is 1 + 1?\n/quit\n";
-    child.stdin.take().expect("piped").write_all(said.as_bytes()).expect("it listens");
-    let output = child.wait_with_output().expect("it ends");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    insta::assert_snapshot!("chat", String::from_utf8(output.stdout).expect("UTF-8"));
+    insta::assert_snapshot!("chat", chat(said, &["--reasoning", "low"]));
+}
+
+/// The model calls a declared function, and answers with the result that is typed.
+#[test]
+fn chat_asks_for_results() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let tools = path("tools.json");
+    let parameters = r#"{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}"#;
+    let function = format!(
+        r#"{{"name": "get_weather", "description": "Get the weather in a city.", "parameters": {parameters}}}"#
+    );
+    let expected = "get_weather({\"city\": \"Oslo\"})\n\nIt is 7 degrees and rainy in Oslo.\n\n";
+    let (question, result) = ("What is the weather in Oslo?\n", "{\"temperature\": 7, \"sky\": \"rainy\"}\n");
+    for (file, declared) in
+        [("bare", format!("[{function}]")), ("openai", format!(r#"[{{"type": "function", "function": {function}}}]"#))]
+    {
+        std::fs::write(&tools, declared).expect("written");
+        let said = format!("{question}{result}");
+        let file = path(file);
+        let arguments = ["--tools", &tools, "--session", &file];
+        assert_eq!(chat(&said, &[&arguments[..], &["--reasoning", "low"]].concat()), expected);
+        let with_reasoning = chat(&said, &["--tools", &tools]);
+        assert!(with_reasoning.starts_with("I need to call get_weather.\nget_weather({"), "{with_reasoning}");
+        assert!(with_reasoning.ends_with("It is 7 degrees and rainy in Oslo.\n\n"), "{with_reasoning}");
+    }
+    // The conversation has its functions; others are refused. Without a result the call stays unanswered.
+    assert_eq!(chat(question, &["--tools", &tools, "--reasoning", "low"]), "get_weather({\"city\": \"Oslo\"})\n\n");
+    std::fs::write(&tools, "[]").expect("written");
+    chat("", &["--tools", &tools, "--session", &path("bare")]);
+    std::fs::write(&tools, r#"[{"name": "other"}]"#).expect("written");
+    assert_eq!(
+        refusal(&["chat", "--device", "cpu", "--tools", &tools, "--session", &path("bare")])
+            .replace(&path("bare"), "FILE"),
+        "2: gptoss: FILE holds a conversation that has its instructions; it cannot go on under other --system or --tools"
+    );
+}
+
+/// Stop strings end what the user reads, and are not found in reasoning or structure. Nor is a token shown that ends all text.
+#[test]
+fn an_answer_ends_before_what_ends_it() {
+    let ask = |rest: &[&str]| {
+        let common = ["generate", "embedded", "What is 8 + 9?", "--ask", "--device", "cpu"];
+        json(&[&common[..], rest, &["--json"]].concat())
+    };
+    for effort in ["low", "medium"] {
+        let object = ask(&["--reasoning", effort, "--stop", " = "]);
+        assert_eq!(
+            (&object["text"], &object["finish_reason"]),
+            (&Value::from("8 + 9"), &Value::from("stop")),
+            "{effort}"
+        );
+        for unseen in ["analysis", "message", "<|", "final"] {
+            assert_eq!(ask(&["--reasoning", effort, "--stop", unseen])["text"], "8 + 9 = 17.", "{effort}, {unseen}");
+        }
+    }
+    let end = json(&["tokenize", "embedded", "<|endoftext|>", "--json"])["tokens"][0].to_string();
+    let object = ask(&["--logit-bias", &format!("{end}=1000")]);
+    assert_eq!((&object["text"], &object["finish_reason"]), (&Value::from(""), &Value::from("stop")));
+    let refused = refusal(&["generate", "embedded", "Hi", "--ask", "--device", "cpu", "--stop", ""]);
+    assert_eq!(refused, "2: gptoss: stop string 0 is empty, but must hold at least one character");
 }
 
 #[test]
@@ -288,6 +354,7 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["gates", "--goldens", "no-such-folder"]),
         refusal(&["eval", "--suite", "gossip"]),
         refusal(&["chat", "no-such.gguf"]),
+        refusal(&["chat", "--tools", "no-such.json"]),
         refusal(&["tune", "embedded", "--device", "cpu"]),
     ];
     let directory = directory.path().to_str().expect("UTF-8");
@@ -387,16 +454,6 @@ fn a_session_goes_on() {
 fn a_conversation_goes_on() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
-    let chat = |said: &str, rest: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
-        command.args(["chat", "--device", "cpu"]).args(rest);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("starts");
-        child.stdin.take().expect("piped").write_all(said.as_bytes()).expect("it listens");
-        let output = child.wait_with_output().expect("it ends");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("UTF-8")
-    };
     let (told, asked) = ("I have a cat named Hana. My locker code is 3650.\n", "What is my pet called?\n");
     // With reasoning, which later prompts leave out, and without.
     for effort in ["low", "medium"] {
@@ -418,6 +475,6 @@ fn a_conversation_goes_on() {
     assert!((1..30).contains(&prompt_tokens), "{prompt_tokens}");
     assert_eq!(
         refusal(&["chat", "--device", "cpu", "--session", &file, "--system", "Rhyme."]).replace(&file, "FILE"),
-        "2: gptoss: FILE holds a conversation that has its instructions; it cannot go on under --system"
+        "2: gptoss: FILE holds a conversation that has its instructions; it cannot go on under other --system or --tools"
     );
 }

@@ -1,51 +1,27 @@
 //! A conversation's tokens back to its messages.
 
-use phase1_loading::Tokenizer;
-
-use crate::message::{Message, Role};
+use crate::control::Control;
+use crate::message::Message;
 use crate::parse::Parser;
+use crate::render::Harmony;
 
-/// Reads what [`render_for_completion`](crate::render_for_completion) wrote and a model continued. Turns of the assistant are read
-/// as [`Parser`] reads them, the last one as far as it goes.
-///
-/// `None` if the tokens do not begin with a message, or the vocabulary lacks a control token of harmony.
-pub fn parse_conversation(tokens: &[u32], tokenizer: &Tokenizer) -> Option<Vec<Message>> {
-    let [start, channel, message, end] =
-        ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"].map(|name| tokenizer.control(name));
-    let (start, channel, message, end) = (start?, channel?, message?, end?);
-    let (first, rest) = tokens.split_first()?;
-    if *first != start {
-        return None;
+/// Tokens that are no conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the tokens do not begin with <|start|>, as a message does")]
+pub struct NotAConversation;
+
+impl Harmony<'_> {
+    /// Reads what was rendered and what a model wrote after it, the last message as far as it goes.
+    ///
+    /// # Errors
+    /// Tokens that do not begin with a message.
+    pub fn parse_conversation(&self, tokens: &[u32]) -> Result<Vec<Message>, NotAConversation> {
+        let rest = tokens.strip_prefix(&[self.control.id(Control::Start)]).ok_or(NotAConversation)?;
+        let mut parser = Parser::of_conversation(*self);
+        for &token in rest {
+            parser.push(token);
+        }
+        parser.finish();
+        Ok(parser.messages().to_vec())
     }
-    let mut messages = Vec::new();
-    let mut turn: Option<Parser<'_>> = None;
-    for segment in rest.split(|&token| token == start) {
-        let header = segment.iter().take_while(|&&token| token != channel && token != message).count();
-        let role = tokenizer.decode(&segment[..header]);
-        let role = match role.as_str() {
-            "system" => Role::System,
-            "developer" => Role::Developer,
-            "user" => Role::User,
-            role => match role.strip_suffix(" to=assistant") {
-                Some(name) => Role::Tool(name.into()),
-                None => {
-                    // A turn begins behind its first role, and says the later ones.
-                    match &mut turn {
-                        Some(turn) => [start].iter().chain(segment).for_each(|&token| _ = turn.push(token)),
-                        None => {
-                            let turn = turn.insert(Parser::new(tokenizer));
-                            segment[header..].iter().for_each(|&token| _ = turn.push(token));
-                        }
-                    }
-                    continue;
-                }
-            },
-        };
-        messages.extend(turn.take().into_iter().flat_map(|turn| turn.finish().messages()));
-        let content = segment.iter().skip_while(|&&token| token != message).skip(1);
-        let content: Vec<u32> = content.take_while(|&&token| token != end).copied().collect();
-        messages.push(Message::new(role, tokenizer.decode(&content)));
-    }
-    messages.extend(turn.into_iter().flat_map(|turn| turn.finish().messages()));
-    Some(messages)
 }

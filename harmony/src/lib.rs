@@ -1,17 +1,27 @@
 //! Harmony: the format in which GPT-OSS holds a conversation.
 //!
-//! [`render`] writes messages as tokens for the model to continue; [`Parser`] reads what it answers. Models make mistakes in
-//! this format, so the parser never fails and never drops a token: everything generated ends up in reasoning, content or a
-//! tool call, and [`Turn::irregularities`] says what was odd. [`parse_conversation`] reads a whole conversation back.
+//! [`Harmony`] renders messages as tokens; [`Parser`] reads what a model answers, token by token. Models make mistakes in this
+//! format, so the parser never fails: all text ends up in a message of the channel it was written to, or in a warning that
+//! quotes it.
 //!
-//! Format: <https://cookbook.openai.com/articles/openai-harmony>. This crate never runs a model.
+//! Format: <https://cookbook.openai.com/articles/openai-harmony>. Rendering equals the `openai-harmony` package token for token,
+//! except where [`DeveloperPrompt`] says otherwise. This crate never runs a model.
 
+mod builtin;
+mod control;
 mod conversation;
+mod header;
 mod message;
 mod parse;
+mod prompt;
 mod render;
+mod schema;
+mod visible;
 
-pub use conversation::parse_conversation;
-pub use message::{Effort, Message, Role, SystemPrompt};
-pub use parse::{Parser, Piece, ToolCall, Turn};
-pub use render::{render, render_for_completion};
+pub use control::MissingControlToken;
+pub use conversation::NotAConversation;
+pub use header::Header;
+pub use message::{Effort, Message, Role};
+pub use parse::{Delta, Parser};
+pub use prompt::{DeveloperPrompt, Function, ResponseFormat, SystemPrompt};
+pub use render::Harmony;

@@ -1,45 +1,108 @@
-//! Conversations.
+//! Messages of a conversation.
 
 use std::fmt;
 use std::str::FromStr;
 
 /// Who speaks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     System,
     Developer,
     User,
     Assistant,
-    /// A function that was called, such as `functions.get_weather`; it answers the assistant.
-    Tool(String),
+    /// A function or a built-in tool; the message's name says which.
+    Tool,
+}
+
+impl Role {
+    pub const ALL: [Role; 5] = [Role::System, Role::Developer, Role::User, Role::Assistant, Role::Tool];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::Developer => "developer",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        }
+    }
 }
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub role: Role,
+    /// Of a tool, such as `functions.get_weather`, or of a person.
+    pub name: Option<String>,
+    /// Who is spoken to: `functions.get_weather`, `python` or `browser.search` in a call, `assistant` in its result.
+    pub recipient: Option<String>,
     /// `analysis`, `commentary` or `final`; only assistants and tools have one.
     pub channel: Option<String>,
-    /// The function that an assistant's message calls, such as `functions.get_weather`.
-    pub recipient: Option<String>,
+    /// Such as `json`. `<|constrain|>` in front stands for the control token.
+    pub content_type: Option<String>,
     pub content: String,
 }
 
 impl Message {
-    /// A message from outside the model.
+    /// A message with nothing but a role and content.
     pub fn new(role: Role, content: impl Into<String>) -> Message {
-        let channel = matches!(role, Role::Tool(_)).then(|| "commentary".to_owned());
-        Message { role, channel, recipient: None, content: content.into() }
+        Message { role, name: None, recipient: None, channel: None, content_type: None, content: content.into() }
+    }
+
+    pub fn user(content: impl Into<String>) -> Message {
+        Self::new(Role::User, content)
     }
 
     /// What the assistant said in a channel.
-    pub fn assistant(channel: &str, content: impl Into<String>) -> Message {
-        Message { role: Role::Assistant, channel: Some(channel.into()), recipient: None, content: content.into() }
+    pub fn assistant(channel: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { channel: Some(channel.into()), ..Self::new(Role::Assistant, content) }
     }
 
     /// The assistant's call of a function, with its arguments as JSON.
     pub fn call(function: &str, arguments: impl Into<String>) -> Message {
-        Message { recipient: Some(format!("functions.{function}")), ..Self::assistant("commentary", arguments) }
+        Message {
+            recipient: Some(format!("functions.{function}")),
+            content_type: Some("json".into()),
+            ..Self::assistant("commentary", arguments)
+        }
+    }
+
+    /// What a function gave back.
+    pub fn tool_result(function: &str, content: impl Into<String>) -> Message {
+        Message {
+            name: Some(format!("functions.{function}")),
+            recipient: Some("assistant".into()),
+            channel: Some("commentary".into()),
+            ..Self::new(Role::Tool, content)
+        }
+    }
+
+    /// What the recipient of `call` gave back. Built-in tools answer in the channel of their call.
+    pub fn result_of(call: &Message, content: impl Into<String>) -> Message {
+        if let Some(function) = call.function() {
+            return Self::tool_result(function, content);
+        }
+        Message {
+            name: call.recipient.clone(),
+            recipient: Some("assistant".into()),
+            channel: call.channel.clone(),
+            ..Self::new(Role::Tool, content)
+        }
+    }
+
+    /// Whether the assistant calls something.
+    pub fn is_call(&self) -> bool {
+        self.role == Role::Assistant && self.recipient.is_some()
+    }
+
+    /// The name of the function that the assistant calls; `None` for anything else, calls of built-in tools included.
+    pub fn function(&self) -> Option<&str> {
+        let recipient = self.recipient.as_deref().filter(|_| self.role == Role::Assistant);
+        recipient?.strip_prefix("functions.")
+    }
+
+    pub(crate) fn is_final(&self) -> bool {
+        self.role == Role::Assistant && self.channel.as_deref() == Some("final")
     }
 }
 
@@ -76,32 +139,5 @@ impl FromStr for Effort {
     fn from_str(name: &str) -> Result<Effort, String> {
         let found = Effort::ALL.into_iter().find(|effort| effort.name() == name);
         found.ok_or_else(|| format!("expected one of {}", Effort::ALL.map(Effort::name).join(", ")))
-    }
-}
-
-/// The system message that GPT-OSS was trained with.
-#[derive(Clone, Debug)]
-pub struct SystemPrompt {
-    pub effort: Effort,
-    /// `YYYY-MM-DD`. Keep it through a conversation, or its beginning changes at midnight.
-    pub date: String,
-    /// Whether a developer message declares functions.
-    pub functions: bool,
-}
-
-impl SystemPrompt {
-    pub fn message(&self) -> Message {
-        let SystemPrompt { effort, date, functions } = self;
-        let mut content = format!(
-            "You are ChatGPT, a large language model trained by OpenAI.\n\
-             Knowledge cutoff: 2024-06\n\
-             Current date: {date}\n\n\
-             Reasoning: {effort}\n\n\
-             # Valid channels: analysis, commentary, final. Channel must be included for every message."
-        );
-        if *functions {
-            content.push_str("\nCalls to these tools must go to the commentary channel: 'functions'.");
-        }
-        Message::new(Role::System, content)
     }
 }

@@ -1,241 +1,331 @@
-//! Generated tokens to reasoning, content and tool calls.
+//! Generated tokens to messages, one token at a time.
 
-use phase1_loading::{TextStream, Tokenizer};
+use std::mem::{replace, take};
 
-use crate::message::Message;
+use phase1_loading::TextStream;
 
-/// A piece of what the model says, as it streams.
+use crate::control::Control;
+use crate::header::{Header, HeaderText, Opening};
+use crate::message::{Message, Role};
+use crate::prompt::Function;
+use crate::render::Harmony;
+use crate::visible::StopStrings;
+
+/// What a token adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
-    /// Thought, not addressed to the user.
-    Reasoning(String),
-    /// The answer.
-    Content(String),
-    /// Arguments of the function call under way.
-    Arguments(String),
+pub enum Delta {
+    /// A message begins.
+    Begin(Header),
+    /// More of the message that was begun.
+    Text(String),
+    /// The message ends; if not complete, without the control token that ends one.
+    End { complete: bool },
+    /// Something was not as the format demands. Text that belongs in no message is quoted here.
+    Warning(String),
 }
 
-/// A function call that the model made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ToolCall {
-    /// Without the `functions.` in front.
-    pub name: String,
-    /// JSON, if the model kept to it.
-    pub arguments: String,
-}
-
-impl ToolCall {
-    /// The arguments as a JSON object; `None` if they are none.
-    pub fn parsed(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
-        serde_json::from_str(&self.arguments).ok()
-    }
-}
-
-/// All that the model said in one turn.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Turn {
-    pub reasoning: String,
-    pub content: String,
-    pub calls: Vec<ToolCall>,
-    /// What was not as the format demands, in order. Empty for a well-formed turn.
-    pub irregularities: Vec<String>,
-}
-
-impl Turn {
-    /// The turn as messages to render in later prompts.
-    pub fn messages(&self) -> Vec<Message> {
-        let mut messages = Vec::new();
-        if !self.reasoning.is_empty() {
-            messages.push(Message::assistant("analysis", &self.reasoning));
-        }
-        messages.extend(self.calls.iter().map(|call| Message::call(&call.name, &call.arguments)));
-        if !self.content.is_empty() {
-            messages.push(Message::assistant("final", &self.content));
-        }
-        messages
-    }
-}
-
-/// Reads a turn token by token, from behind `<|start|>assistant` on.
+/// Reads a turn of the assistant, from behind `<|start|>assistant` on.
+///
+/// It never fails. Text stays in the channel that it was written to, and half a character is held back until the rest of it comes.
+/// A message has no channel if the model gave it none; an unknown channel is kept as it is. Each oddity is one warning.
 pub struct Parser<'a> {
-    tokenizer: &'a Tokenizer,
+    harmony: Harmony<'a>,
+    /// Whether a model wrote all of it. Otherwise anybody may speak, and turn follows turn.
+    is_turn: bool,
+    /// Names of functions that may be called, if they are known.
+    functions: Vec<String>,
+    /// Tokens other than harmony's after which a model says nothing more.
+    ends: Vec<u32>,
+    stop: StopStrings,
     stream: TextStream,
     state: State,
-    turn: Turn,
-    ended: bool,
+    messages: Vec<Message>,
+    warnings: Vec<String>,
+    stop_string: Option<String>,
+    has_ended: bool,
+    /// Whether more came after the end, which is worth one warning.
+    goes_on: bool,
+    is_finished: bool,
 }
 
 enum State {
-    /// Between `<|start|>` and `<|message|>`: the role is behind us, the text so far and where it came from.
-    Header { text: String, channel_seen: bool },
-    /// Inside a message.
-    Body(Kind),
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Reasoning,
-    Content,
-    /// The last call of the turn.
-    Call,
+    /// Between messages, or in a header.
+    Header(HeaderText),
+    Body(Header),
 }
 
 impl<'a> Parser<'a> {
-    pub fn new(tokenizer: &'a Tokenizer) -> Parser<'a> {
+    pub(crate) fn of_turn(harmony: Harmony<'a>) -> Parser<'a> {
+        Self::new(harmony, true, Opening::Given)
+    }
+
+    /// For a whole conversation, from behind its first `<|start|>` on.
+    pub(crate) fn of_conversation(harmony: Harmony<'a>) -> Parser<'a> {
+        Self::new(harmony, false, Opening::Start)
+    }
+
+    fn new(harmony: Harmony<'a>, is_turn: bool, opening: Opening) -> Parser<'a> {
+        let tokenizer = harmony.tokenizer();
+        let is_control = |token: u32| tokenizer.control(&tokenizer.decode(&[token])) == Some(token);
+        // Text from outside may hold any token that is not a control token.
+        let ends = tokenizer.stops().iter().copied().filter(|&token| is_turn || is_control(token));
         Parser {
-            tokenizer,
+            harmony,
+            is_turn,
+            functions: Vec::new(),
+            ends: ends.filter(|&token| harmony.control.find(token).is_none()).collect(),
+            stop: StopStrings::default(),
             stream: TextStream::default(),
-            state: State::Header { text: String::new(), channel_seen: false },
-            turn: Turn::default(),
-            ended: false,
+            state: State::Header(HeaderText::new(opening)),
+            messages: Vec::new(),
+            warnings: Vec::new(),
+            stop_string: None,
+            has_ended: false,
+            goes_on: false,
+            is_finished: false,
         }
     }
 
-    /// Takes the next token; returns what it adds.
-    pub fn push(&mut self, token: u32) -> Option<Piece> {
-        let name = |name| self.tokenizer.control(name) == Some(token);
-        let structural =
-            ["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"];
-        let Some(control) = structural.into_iter().find(|control| name(control)) else {
-            let text = self.stream.push(self.tokenizer, token);
-            return self.text(text);
-        };
-        let broken = std::mem::take(&mut self.stream).finish();
-        let rest = self.text(broken);
-        self.control(control).or(rest)
+    /// Names the functions that were declared. A call of `fjson` or of bare `f` is then a call of `functions.f`, if there is such
+    /// a function.
+    pub fn with_functions(mut self, functions: &[Function]) -> Parser<'a> {
+        self.functions = functions.iter().map(|function| function.name.clone()).collect();
+        self
+    }
+
+    /// Ends the turn before any of `strings` in text that the user reads: final answers and preambles, but not reasoning, calls or
+    /// headers. Empty strings are ignored.
+    pub fn with_stop_strings(mut self, strings: Vec<String>) -> Parser<'a> {
+        self.stop = StopStrings::new(strings);
+        self
+    }
+
+    /// Takes the next token. Nothing is taken any more after a stop string.
+    pub fn push(&mut self, token: u32) -> Vec<Delta> {
+        let mut out = Vec::new();
+        if self.stop_string.is_some() {
+            return out;
+        }
+        let control = self.harmony.control.find(token);
+        if control.is_none() && !self.ends.contains(&token) {
+            self.check_end(&mut out);
+            let tokenizer = self.harmony.tokenizer();
+            if tokenizer.token_bytes(token).is_none() {
+                self.warn(format!("token {token} is not in the vocabulary"), &mut out);
+            }
+            let text = self.stream.push(tokenizer, token);
+            self.text(text, &mut out);
+            return out;
+        }
+        self.flush(&mut out);
+        if self.stop_string.is_none() {
+            self.check_end(&mut out);
+            match control {
+                Some(control) => self.control(control, &mut out),
+                None => self.end_of_text(token, &mut out),
+            }
+        }
+        out
     }
 
     /// Ends the turn: whatever was under way is kept.
-    pub fn finish(mut self) -> Turn {
-        let broken = std::mem::take(&mut self.stream).finish();
-        self.text(broken);
-        if !self.ended {
-            self.irregular("the turn ends inside a message");
+    pub fn finish(&mut self) -> Vec<Delta> {
+        let mut out = Vec::new();
+        if replace(&mut self.is_finished, true) || self.stop_string.is_some() {
+            return out;
         }
-        self.abandon_header();
-        self.turn
+        self.flush(&mut out);
+        match &self.state {
+            State::Body(_) => {
+                self.warn("the turn ends inside a message".into(), &mut out);
+                self.close(false, &mut out);
+            }
+            State::Header(header) if !header.is_blank_between_messages() => self.abandon(false, &mut out),
+            State::Header(_) if !self.has_ended => self.warn("the turn has no end".into(), &mut out),
+            State::Header(_) => {}
+        }
+        out
     }
 
-    fn irregular(&mut self, what: impl Into<String>) {
-        self.turn.irregularities.push(what.into());
+    /// All messages so far, that under way among them.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
     }
 
-    fn text(&mut self, text: String) -> Option<Piece> {
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The header of the message under way.
+    pub fn open_header(&self) -> Option<&Header> {
+        match &self.state {
+            State::Body(header) => Some(header),
+            State::Header(_) => None,
+        }
+    }
+
+    /// Whether the model, or a stop string, has ended the turn.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// The stop string that ended the turn.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stop_string.as_deref()
+    }
+
+    fn warn(&mut self, what: String, out: &mut Vec<Delta>) {
+        out.push(Delta::Warning(what.clone()));
+        self.warnings.push(what);
+    }
+
+    fn check_end(&mut self, out: &mut Vec<Delta>) {
+        if self.is_turn && self.has_ended && !replace(&mut self.goes_on, true) {
+            self.warn("the turn goes on after its end".into(), out);
+        }
+    }
+
+    /// Text that waits for the rest of a character will not get it.
+    fn flush(&mut self, out: &mut Vec<Delta>) {
+        let rest = take(&mut self.stream).finish();
+        self.text(rest, out);
+    }
+
+    fn text(&mut self, text: String, out: &mut Vec<Delta>) {
         if text.is_empty() {
-            return None;
+            return;
         }
         match &mut self.state {
-            State::Header { text: header, .. } => {
-                header.push_str(&text);
-                None
-            }
-            State::Body(kind) => Some(self.turn.add(*kind, text)),
-        }
-    }
-
-    fn control(&mut self, control: &str) -> Option<Piece> {
-        if self.ended {
-            self.irregular(format!("{control} after the turn's end"));
-        }
-        match (control, &mut self.state) {
-            ("<|channel|>", State::Header { text, channel_seen }) if !*channel_seen => {
-                *channel_seen = true;
-                let role = std::mem::take(text);
-                // Generation begins behind the first role; later messages repeat it.
-                if !matches!(role.trim(), "" | "assistant") {
-                    self.irregular(format!("`{role}` as the role"));
-                    return Some(self.turn.add(Kind::Content, role));
+            State::Body(_) => self.say(text, out),
+            State::Header(header) => {
+                header.push(&text);
+                if header.is_speech() {
+                    let text = header.raw();
+                    self.warn("a message without a header".into(), out);
+                    self.begin(Header::BARE, out);
+                    self.say(text, out);
                 }
-                None
-            }
-            // Marks the content type, which the recipient implies.
-            ("<|constrain|>", State::Header { text, .. }) => {
-                text.push(' ');
-                None
-            }
-            ("<|message|>", State::Header { .. }) => self.begin_body(),
-            ("<|end|>" | "<|return|>" | "<|call|>", _) => {
-                let piece = self.abandon_header();
-                self.ended = control != "<|end|>";
-                self.state = State::Header { text: String::new(), channel_seen: false };
-                piece
-            }
-            ("<|start|>", State::Header { text, channel_seen: false }) if text.is_empty() => None,
-            ("<|start|>" | "<|channel|>", _) => {
-                self.irregular(format!("{control} inside a message"));
-                let piece = self.abandon_header();
-                self.state = State::Header { text: String::new(), channel_seen: control == "<|channel|>" };
-                piece
-            }
-            (_, _) => {
-                self.irregular(format!("{control} out of place"));
-                None
             }
         }
     }
 
-    /// Reads the header: `CHANNEL`, `CHANNEL to=functions.NAME json`, and the ways models get it wrong.
-    fn begin_body(&mut self) -> Option<Piece> {
-        let State::Header { text, channel_seen } = std::mem::replace(&mut self.state, State::Body(Kind::Content))
-        else {
-            unreachable!("only called in a header");
-        };
-        let (before, recipient) = match text.split_once("to=") {
-            Some((before, rest)) => (before.trim(), rest.split_whitespace().next()),
-            None => (text.trim(), None),
-        };
-        if let Some(recipient) = recipient {
-            let name = recipient.strip_prefix("functions.").unwrap_or(recipient);
-            // Without the control token between them, the content type sticks to the name.
-            let name = name.strip_suffix("json").filter(|name| !name.is_empty()).unwrap_or(name);
-            if before != "commentary" || !recipient.starts_with("functions.") || recipient.len() != name.len() + 10 {
-                self.irregular(format!("`{text}` as a call's header"));
-            }
-            self.turn.calls.push(ToolCall { name: name.into(), arguments: String::new() });
-            self.state = State::Body(Kind::Call);
-            return None;
+    fn control(&mut self, control: Control, out: &mut Vec<Delta>) {
+        match control {
+            Control::Start => self.start(out),
+            Control::Message => match &self.state {
+                State::Header(header) => {
+                    let (reading, raw) = (header.read(&self.functions), header.raw());
+                    if reading.odd || self.is_turn && reading.header.role != Role::Assistant {
+                        self.warn(format!("`{raw}` as a header"), out);
+                    }
+                    self.begin(reading.header, out);
+                }
+                State::Body(_) => self.warn("<|message|> inside a message".into(), out),
+            },
+            Control::Channel | Control::Constrain => match &mut self.state {
+                State::Header(header) => header.divide(control),
+                State::Body(_) => {
+                    self.warn(format!("{} inside a message", control.name()), out);
+                    if control == Control::Channel {
+                        self.close(false, out);
+                        let mut header = HeaderText::new(Opening::Given);
+                        header.divide(control);
+                        self.state = State::Header(header);
+                    }
+                }
+            },
+            Control::End | Control::Return | Control::Call => self.end(control, out),
         }
-        let kind = match before {
-            "final" | "commentary" => Kind::Content,
-            "analysis" => Kind::Reasoning,
-            _ => {
-                self.irregular(format!("`{text}` as a channel"));
-                Kind::Content
-            }
-        };
-        if !channel_seen {
-            self.irregular("a message without a channel");
-        }
-        self.state = State::Body(kind);
-        None
     }
 
-    /// A header that never reached its message was something the model wanted to say.
-    fn abandon_header(&mut self) -> Option<Piece> {
-        let State::Header { text, .. } = &mut self.state else { return None };
-        if text.is_empty() {
-            return None;
+    fn start(&mut self, out: &mut Vec<Delta>) {
+        match &self.state {
+            State::Body(_) => {
+                self.warn("<|start|> inside a message".into(), out);
+                self.close(false, out);
+            }
+            State::Header(header) if !header.is_empty() => self.abandon(false, out),
+            State::Header(header) if header.has_start() => self.warn("<|start|> twice".into(), out),
+            State::Header(_) => {}
         }
-        let text = std::mem::take(text);
-        self.irregular(format!("`{text}` as a message without a body"));
-        Some(self.turn.add(Kind::Content, text))
+        self.state = State::Header(HeaderText::new(Opening::Start));
     }
-}
 
-impl Turn {
-    fn add(&mut self, kind: Kind, text: String) -> Piece {
-        match (kind, self.calls.last_mut()) {
-            (Kind::Reasoning, _) => {
-                self.reasoning.push_str(&text);
-                Piece::Reasoning(text)
+    fn end(&mut self, control: Control, out: &mut Vec<Delta>) {
+        match &self.state {
+            State::Body(header) => {
+                let is_call = header.role == Role::Assistant && header.recipient.is_some();
+                if is_call != (control == Control::Call) {
+                    let what = if is_call { "a call" } else { "a message that is no call" };
+                    self.warn(format!("{} behind {what}", control.name()), out);
+                }
+                self.close(true, out);
             }
-            (Kind::Call, Some(call)) => {
-                call.arguments.push_str(&text);
-                Piece::Arguments(text)
+            State::Header(header) if header.is_empty() => {
+                self.warn(format!("{} without a message", control.name()), out);
+                self.state = State::Header(HeaderText::new(Opening::Missing));
             }
-            (Kind::Content | Kind::Call, _) => {
-                self.content.push_str(&text);
-                Piece::Content(text)
+            State::Header(_) => self.abandon(true, out),
+        }
+        self.has_ended |= control != Control::End;
+    }
+
+    /// A token that ends all text, where harmony has its own.
+    fn end_of_text(&mut self, token: u32, out: &mut Vec<Delta>) {
+        let name = self.harmony.tokenizer().decode(&[token]);
+        self.warn(format!("{name} as the end"), out);
+        match &self.state {
+            State::Body(_) => self.close(true, out),
+            State::Header(header) if header.is_blank_between_messages() => {}
+            State::Header(_) => self.abandon(true, out),
+        }
+        self.has_ended = true;
+    }
+
+    fn begin(&mut self, header: Header, out: &mut Vec<Delta>) {
+        self.messages.push(header.message());
+        out.push(Delta::Begin(header.clone()));
+        self.state = State::Body(header);
+    }
+
+    /// Adds text to the message under way.
+    fn say(&mut self, text: String, out: &mut Vec<Delta>) {
+        let is_visible = self.open_header().is_some_and(Header::is_visible);
+        let (text, stop) = if is_visible { self.stop.push(&text) } else { (text, None) };
+        self.add(text, out);
+        if stop.is_some() {
+            self.stop_string = stop;
+            self.close(true, out);
+            self.has_ended = true;
+        }
+    }
+
+    fn add(&mut self, text: String, out: &mut Vec<Delta>) {
+        if let Some(message) = self.messages.last_mut().filter(|_| !text.is_empty()) {
+            message.content.push_str(&text);
+            out.push(Delta::Text(text));
+        }
+    }
+
+    /// Ends the message under way.
+    fn close(&mut self, complete: bool, out: &mut Vec<Delta>) {
+        let held = self.stop.finish();
+        self.add(held, out);
+        out.push(Delta::End { complete });
+        self.state = State::Header(HeaderText::new(Opening::Missing));
+    }
+
+    /// Leaves a header that never came to its `<|message|>`. What it says beyond a header becomes a message.
+    fn abandon(&mut self, complete: bool, out: &mut Vec<Delta>) {
+        let State::Header(header) = &mut self.state else { return };
+        let header = replace(header, HeaderText::new(Opening::Missing));
+        self.warn(format!("`{}` as a header without a message", header.raw()), out);
+        if let Some((header, text)) = header.speech(complete) {
+            self.begin(header, out);
+            self.say(text, out);
+            // A stop string has closed it already.
+            if self.open_header().is_some() {
+                self.close(complete, out);
             }
         }
     }

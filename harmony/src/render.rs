@@ -2,77 +2,111 @@
 
 use phase1_loading::Tokenizer;
 
+use crate::control::{Control, ControlTokens, MissingControlToken};
 use crate::message::{Message, Role};
+use crate::parse::Parser;
 
-/// Renders a conversation. Only the structure becomes control tokens: content that looks like one stays text.
-///
-/// `None` if the vocabulary lacks a control token of harmony.
-pub fn render(messages: &[Message], tokenizer: &Tokenizer) -> Option<Vec<u32>> {
-    let mut out = Renderer { tokenizer, tokens: Vec::new() };
-    for message in messages {
-        out.message(message)?;
-    }
-    Some(out.tokens)
-}
-
-/// Renders a conversation up to where the assistant speaks next. Its reasoning is left out as far as a final answer
-/// followed it, as in training: the model does not see what it once thought.
-///
-/// `None` as for [`render`].
-pub fn render_for_completion(messages: &[Message], tokenizer: &Tokenizer) -> Option<Vec<u32>> {
-    let is =
-        |message: &Message, channel| message.role == Role::Assistant && message.channel.as_deref() == Some(channel);
-    let last_final = messages.iter().rposition(|message| is(message, "final"));
-    let kept: Vec<Message> = messages
-        .iter()
-        .enumerate()
-        .filter(|(index, message)| !(is(message, "analysis") && Some(*index) < last_final))
-        .map(|(_, message)| message.clone())
-        .collect();
-    let mut tokens = render(&kept, tokenizer)?;
-    tokens.push(tokenizer.control("<|start|>")?);
-    tokens.extend(tokenizer.encode("assistant"));
-    Some(tokens)
-}
-
-struct Renderer<'a> {
+/// A tokenizer and its control tokens of harmony.
+#[derive(Clone, Copy)]
+pub struct Harmony<'a> {
     tokenizer: &'a Tokenizer,
-    tokens: Vec<u32>,
+    pub(crate) control: ControlTokens,
 }
 
-impl Renderer<'_> {
-    fn control(&mut self, name: &str) -> Option<()> {
-        self.tokens.push(self.tokenizer.control(name)?);
-        Some(())
+impl<'a> Harmony<'a> {
+    /// # Errors
+    /// A vocabulary without one of harmony's control tokens.
+    pub fn new(tokenizer: &'a Tokenizer) -> Result<Harmony<'a>, MissingControlToken> {
+        Ok(Harmony { tokenizer, control: ControlTokens::new(tokenizer)? })
     }
 
-    fn text(&mut self, text: &str) {
-        self.tokens.extend(self.tokenizer.encode(text));
+    pub fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
     }
 
-    fn message(&mut self, message: &Message) -> Option<()> {
-        let role = match &message.role {
-            Role::System => "system",
-            Role::Developer => "developer",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool(name) => &format!("{name} to=assistant"),
-        };
-        self.control("<|start|>")?;
-        self.text(role);
-        if let Some(channel) = &message.channel {
-            self.control("<|channel|>")?;
-            match &message.recipient {
-                Some(recipient) => {
-                    self.text(&format!("{channel} to={recipient} "));
-                    self.control("<|constrain|>")?;
-                    self.text("json");
-                }
-                None => self.text(channel),
+    /// One message. Only the structure becomes control tokens: content that looks like one stays text.
+    pub fn render(&self, message: &Message) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        self.write(message, &mut tokens);
+        tokens
+    }
+
+    /// A conversation as the model should see it: without what the assistant thought, and what built-in tools told it meanwhile,
+    /// before its last final answer.
+    ///
+    /// `openai-harmony` 0.0.8 only drops what stands before the first final answer, and only if the assistant's last message is
+    /// final. The format's description asks for what is done here.
+    pub fn render_conversation(&self, messages: &[Message]) -> Vec<u32> {
+        let last_final = messages.iter().rposition(Message::is_final);
+        let mut tokens = Vec::new();
+        for (index, message) in messages.iter().enumerate() {
+            if message.channel.as_deref() != Some("analysis") || Some(index) > last_final {
+                self.write(message, &mut tokens);
             }
         }
-        self.control("<|message|>")?;
-        self.text(&message.content);
-        self.control(if message.recipient.is_some() { "<|call|>" } else { "<|end|>" })
+        tokens
+    }
+
+    /// A conversation up to where the assistant speaks next.
+    pub fn render_prompt(&self, messages: &[Message]) -> Vec<u32> {
+        let mut tokens = self.render_conversation(messages);
+        tokens.extend(self.opening());
+        tokens
+    }
+
+    /// `<|start|>assistant`, which makes the assistant speak.
+    pub fn opening(&self) -> Vec<u32> {
+        let mut tokens = vec![self.control.id(Control::Start)];
+        tokens.extend(self.tokenizer.encode(Role::Assistant.name()));
+        tokens
+    }
+
+    /// Tokens that end the assistant's turn: `<|return|>` and `<|call|>`.
+    pub fn stops(&self) -> [u32; 2] {
+        [Control::Return, Control::Call].map(|control| self.control.id(control))
+    }
+
+    /// Reads what a model generates after [`Harmony::render_prompt`].
+    pub fn parser(&self) -> Parser<'a> {
+        Parser::of_turn(*self)
+    }
+
+    /// `<|start|>AUTHOR to=RECIPIENT<|channel|>CHANNEL TYPE<|message|>CONTENT<|end|>`. The parts are encoded one by one, as
+    /// OpenAI's renderer does.
+    fn write(&self, message: &Message, tokens: &mut Vec<u32>) {
+        let control = |control| self.control.id(control);
+        let encode = |text: &str| self.tokenizer.encode(text);
+        let recipient = message.recipient.as_deref().filter(|&recipient| recipient != "all");
+        tokens.push(control(Control::Start));
+        tokens.extend(encode(&author(message)));
+        if let Some(recipient) = recipient {
+            tokens.extend(encode(&format!(" to={recipient}")));
+        }
+        if let Some(channel) = &message.channel {
+            tokens.push(control(Control::Channel));
+            tokens.extend(encode(channel));
+        }
+        match message.content_type.as_deref().map(|kind| (kind, kind.strip_prefix(Control::Constrain.name()))) {
+            Some((_, Some(constrained))) => {
+                tokens.extend(encode(" "));
+                tokens.push(control(Control::Constrain));
+                tokens.extend(encode(constrained));
+            }
+            Some((kind, None)) => tokens.extend(encode(&format!(" {kind}"))),
+            None => {}
+        }
+        tokens.push(control(Control::Message));
+        tokens.extend(encode(&message.content));
+        let is_call = message.role == Role::Assistant && recipient.is_some();
+        tokens.push(control(if is_call { Control::Call } else { Control::End }));
+    }
+}
+
+/// A tool goes by its name alone, others by their role first.
+fn author(message: &Message) -> String {
+    match (message.role, &message.name) {
+        (Role::Tool, Some(name)) => name.clone(),
+        (role, Some(name)) => format!("{}:{name}", role.name()),
+        (role, None) => role.name().into(),
     }
 }

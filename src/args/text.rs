@@ -39,6 +39,10 @@ pub struct Chat {
     /// Instructions for the whole conversation.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Functions that the model may call: a JSON array of OpenAI's tools, or of objects with `name`, `description` and `parameters`.
+    /// You type their results.
+    #[arg(long, value_name = "F.json")]
+    pub tools: Option<PathBuf>,
     #[command(flatten)]
     pub reply: ReplyArgs,
 }
@@ -151,7 +155,7 @@ pub struct SamplingArgs {
     pub logit_bias: Vec<(u32, f32)>,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// End before this text; may be repeated.
+    /// End before this text; may be repeated. In an answer it is looked for in what the user reads, not in reasoning or calls.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
 }

@@ -5,76 +5,121 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use harmony::Piece;
+use harmony::{Delta, Header, Message};
 use phase2_forward::Engine;
-use phase3_kvcache::GenerationParams;
+use phase3_kvcache::{FinishReason, GenerationParams};
+use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::answer::Event;
+use crate::answer::{self, Event};
 use crate::args::Chat;
 use crate::commands::print;
 use crate::conversation::Conversation;
 use crate::interrupt;
 use crate::prompt_bar::PromptBar;
 use crate::session::{self, Session};
+use crate::tools;
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and begins anew, /quit ends. \
                     Ctrl-C stops an answer.";
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
+    let functions = args.tools.as_deref().map_or(Ok(Vec::new()), tools::read)?;
     let checkpoint = session::open_with(&args.model, &args.reply.engine)?;
     let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
-    let new = Conversation::begin(&tokenizer, args.reply.reasoning, args.system.as_deref());
+    let harmony = answer::harmony(&tokenizer)?;
+    let new = Conversation::begin(harmony, args.reply.reasoning, args.system.as_deref(), functions);
     let mut conversation = match &args.reply.session {
         Some(file) => Conversation::in_file(file, &checkpoint, &mut session, new)?,
         None => new,
     };
     let params = args.reply.params(tokenizer.stops());
-    let mut editor = rustyline::DefaultEditor::new()?;
+    let mut editor = DefaultEditor::new()?;
     interrupt::catch()?;
     eprintln!("{HELP}\n");
-    loop {
-        let line = match editor.readline("> ") {
-            Ok(line) => line,
-            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(ExitCode::SUCCESS),
-            Err(error) => return Err(error.into()),
-        };
+    while let Some(line) = read_line(&mut editor, "> ")? {
         let line = line.trim();
         let _ = editor.add_history_entry(line);
         match line.split_once(' ').unwrap_or((line, "")) {
             ("", _) => {}
-            ("/quit", _) => return Ok(ExitCode::SUCCESS),
+            ("/quit", _) => break,
             ("/reset", _) => conversation.reset(None),
             ("/system", text) => conversation.reset(Some(text)),
             (command, _) if command.starts_with('/') => eprintln!("{HELP}"),
-            _ => say(line, &mut conversation, &mut *session.engine, &params)?,
+            _ => talk(line, &mut conversation, &mut *session.engine, &params, &mut editor)?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `None` if there is nothing more to say.
+fn read_line(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<String>> {
+    match editor.readline(prompt) {
+        Ok(line) => Ok(Some(line)),
+        Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks, and gives the model the results of what it calls until it calls nothing more. Without a result the call stays unanswered.
+fn talk(
+    line: &str,
+    conversation: &mut Conversation<'_>,
+    engine: &mut dyn Engine,
+    params: &GenerationParams,
+    editor: &mut DefaultEditor,
+) -> Result<()> {
+    let mut message = Message::user(line);
+    while let Some(call) = say(message, conversation, engine, params)? {
+        let prompt = format!("result of {}({})> ", called(call.recipient.as_deref()), call.content);
+        let Some(result) = read_line(editor, &prompt)? else { break };
+        message = Message::result_of(&call, result);
+    }
+    Ok(())
+}
+
+/// Says one thing and shows the answer as it comes, with its reasoning dimmed. Returns the call that it ends with.
+fn say(
+    message: Message,
+    conversation: &mut Conversation<'_>,
+    engine: &mut dyn Engine,
+    params: &GenerationParams,
+) -> Result<Option<Message>> {
+    let mut screen = Screen { styled: stdout().is_terminal(), part: None, prompt: PromptBar::default() };
+    interrupt::clear();
+    let mut on_event = |event: Event<'_>| match screen.show_event(event) {
+        Ok(()) if !interrupt::requested() => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    };
+    let answered = conversation.say(message, engine, params, &mut on_event);
+    interrupt::clear();
+    screen.prompt.clear();
+    match answered {
+        Ok(answer) => {
+            screen.end()?;
+            if answer.generated.finish == FinishReason::Length {
+                eprintln!("(cut off after {} tokens; more with -n)", answer.generated.tokens.len());
+            }
+            Ok(answer.turn.call().cloned())
+        }
+        // The conversation outlives a message that did not fit.
+        Err(error) => {
+            eprintln!("{error:#}");
+            Ok(None)
         }
     }
 }
 
-/// Asks, and shows the answer as it comes with its reasoning dimmed.
-fn say(line: &str, conversation: &mut Conversation, engine: &mut dyn Engine, params: &GenerationParams) -> Result<()> {
-    let mut screen = Screen { styled: stdout().is_terminal(), part: None, prompt: PromptBar::default() };
-    interrupt::clear();
-    let mut on_event = |event: Event<'_>| match screen.hear(event) {
-        Ok(()) if !interrupt::requested() => ControlFlow::Continue(()),
-        _ => ControlFlow::Break(()),
-    };
-    let answered = conversation.say(line, engine, params, &mut on_event);
-    interrupt::clear();
-    screen.prompt.clear();
-    match answered {
-        Ok(_) => screen.end()?,
-        // The conversation outlives a question that did not fit.
-        Err(error) => eprintln!("{error:#}"),
-    }
-    Ok(())
+/// A function's name, or what else is called.
+fn called(recipient: Option<&str>) -> &str {
+    let recipient = recipient.unwrap_or_default();
+    recipient.strip_prefix("functions.").unwrap_or(recipient)
 }
 
 /// Where the answer appears.
 struct Screen {
     styled: bool,
-    /// What was shown last; parts stand on lines of their own.
+    /// The message that was shown last; each stands on lines of its own.
     part: Option<Part>,
     prompt: PromptBar,
 }
@@ -87,26 +132,36 @@ enum Part {
 }
 
 impl Screen {
-    fn hear(&mut self, event: Event<'_>) -> std::io::Result<()> {
+    fn show_event(&mut self, event: Event<'_>) -> std::io::Result<()> {
         match event {
             Event::Prompt { done, of } => self.prompt.show(done, of),
-            Event::Piece(piece) => self.show(piece)?,
-            Event::Silent => {}
+            Event::Delta(Delta::Begin(header)) => self.begin(header)?,
+            Event::Delta(Delta::Text(text)) => self.show(text)?,
+            Event::Delta(Delta::End { complete }) if self.part == Some(Part::Call) => {
+                self.show(if *complete { ")" } else { " …" })?;
+            }
+            Event::Delta(Delta::End { .. } | Delta::Warning(_)) | Event::Silent => {}
         }
         Ok(())
     }
 
-    fn show(&mut self, piece: &Piece) -> std::io::Result<()> {
-        let (part, text) = match piece {
-            Piece::Reasoning(text) => (Part::Reasoning, text),
-            Piece::Content(text) => (Part::Content, text),
-            Piece::Arguments(text) => (Part::Call, text),
-        };
-        if self.part.is_some_and(|shown| shown != part) {
+    fn begin(&mut self, header: &Header) -> std::io::Result<()> {
+        if self.part.is_some() {
             print("\n")?;
         }
-        self.part = Some(part);
-        match self.styled && part != Part::Content {
+        if header.is_visible() {
+            self.part = Some(Part::Content);
+        } else if header.recipient.is_some() {
+            self.part = Some(Part::Call);
+            self.show(&format!("{}(", called(header.recipient.as_deref())))?;
+        } else {
+            self.part = Some(Part::Reasoning);
+        }
+        Ok(())
+    }
+
+    fn show(&self, text: &str) -> std::io::Result<()> {
+        match self.styled && self.part != Some(Part::Content) {
             true => print(&format!("\x1b[2m{text}\x1b[0m")),
             false => print(text),
         }

@@ -16,7 +16,7 @@ use phase2_forward::{Engine, Want, Work};
 use phase3_kvcache::{FinishReason, GenerationParams};
 use serde_json::json;
 
-use crate::answer::{self, Event};
+use crate::answer::{self, Event, Turn};
 use crate::args::Eval;
 use crate::commands::print;
 use crate::session::{self, SEQUENCE, Session, prefill_chunk};
@@ -91,10 +91,11 @@ fn ask(
     };
     let prompt = tokenizer.encode_with_control(&question.prompt);
     let mut ignore = |_: Event<'_>| ControlFlow::Continue(());
-    let (turn, generated) = answer::answer(&mut *session.engine, tokenizer, &[], &prompt, &params, &mut ignore)?;
+    let harmony = answer::harmony(tokenizer)?;
+    let (turn, generated) = answer::answer(&mut *session.engine, &harmony, &[], &[], &prompt, &params, &mut ignore)?;
     session.engine.release(SEQUENCE);
     let right = question.expected.met_by(&turn);
-    let valid = turn.irregularities.is_empty() && generated.finish == FinishReason::Stop;
+    let valid = turn.warnings.is_empty() && generated.finish == FinishReason::Stop;
     score.count_answer(right, valid, matches!(question.expected, Expected::Call { .. }).then(|| is_json(&turn)));
     if args.wrong && !right {
         let asked = question.prompt.rsplit("<|start|>user<|message|>").next().unwrap_or_default();
@@ -103,8 +104,8 @@ fn ask(
     Ok(())
 }
 
-fn is_json(turn: &harmony::Turn) -> bool {
-    turn.calls.first().is_some_and(|call| call.parsed().is_some())
+fn is_json(turn: &Turn) -> bool {
+    turn.call().is_some_and(|call| suite::arguments(call).is_some())
 }
 
 /// The model's surprise at a completion: the sum of −ln p over its tokens, and their number.

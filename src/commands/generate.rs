@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use harmony::Piece;
+use harmony::{Delta, Message};
 use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::Engine;
 use phase3_kvcache::{FinishReason, Generated, GenerationParams, Step, generate};
 use phase4_profiling::process;
 use serde_json::json;
 
-use crate::answer::Event;
+use crate::answer::{self, Event};
 use crate::args::Generate;
 use crate::commands::print;
 use crate::conversation::Conversation;
@@ -52,7 +52,7 @@ struct Reply {
     load_time: Duration,
 }
 
-/// Asks `text` and streams the content of the answer.
+/// Asks `text` and streams what the user reads of the answer.
 fn answer(
     args: &Generate,
     text: &str,
@@ -61,7 +61,7 @@ fn answer(
     session: &mut Session,
     start: Instant,
 ) -> Result<Reply> {
-    let new = Conversation::begin(tokenizer, args.reply.reasoning, None);
+    let new = Conversation::begin(answer::harmony(tokenizer)?, args.reply.reasoning, None, Vec::new());
     let mut conversation = match &args.reply.session {
         Some(file) => Conversation::in_file(file, checkpoint, session, new)?,
         None => new,
@@ -69,14 +69,26 @@ fn answer(
     let load_time = start.elapsed();
     interrupt::catch()?;
     let mut screen = Screen::new(args.json);
+    // Messages that the user reads, so far, and whether one is under way.
+    let (mut shown, mut is_visible) = (0, false);
     let mut on_event = |event: Event<'_>| match event {
         Event::Prompt { done, of } => screen.read(done, of),
-        Event::Piece(Piece::Content(text) | Piece::Arguments(text)) => screen.show(text),
-        Event::Piece(Piece::Reasoning(_)) | Event::Silent => screen.show(""),
+        Event::Delta(Delta::Begin(header)) => {
+            is_visible = header.is_visible();
+            shown += usize::from(is_visible);
+            screen.show(if is_visible && shown > 1 { "\n" } else { "" })
+        }
+        Event::Delta(Delta::Text(text)) if is_visible => screen.show(text),
+        Event::Delta(_) | Event::Silent => screen.show(""),
     };
-    let answer = conversation.say(text, &mut *session.engine, &params(args, tokenizer), &mut on_event)?;
+    let question = Message::user(text);
+    let answer = conversation.say(question, &mut *session.engine, &params(args, tokenizer), &mut on_event)?;
     screen.end()?;
-    let generated = Generated { text: answer.turn.content, ..answer.generated };
+    for call in answer.turn.messages.iter().filter(|message| message.is_call()) {
+        let name = call.recipient.as_deref().unwrap_or_default();
+        eprintln!("it calls {name}, which nobody offered, with {}", call.content);
+    }
+    let generated = Generated { text: answer.turn.content(), ..answer.generated };
     Ok(Reply { generated, prompt_tokens: answer.prompt_tokens, load_time })
 }
 

@@ -1,8 +1,10 @@
 //! The held-out questions, and when an answer is right.
 
-use harmony::Turn;
+use harmony::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::answer::Turn;
 
 /// One question.
 #[derive(Deserialize)]
@@ -38,15 +40,21 @@ pub fn held_out() -> Vec<Question> {
 impl Expected {
     pub fn met_by(&self, turn: &Turn) -> bool {
         match self {
-            Expected::Number { number } => last_number(&turn.content) == Some(*number),
-            Expected::Contains { contains } => contains_words(&turn.content, contains),
-            Expected::Text { text } => turn.content == *text,
-            Expected::Call { name, arguments } => {
-                let call = turn.calls.first();
-                call.is_some_and(|call| call.name == *name && call.parsed().as_ref() == Some(arguments))
+            Expected::Number { number } => last_number(&turn.content()) == Some(*number),
+            Expected::Contains { contains } => contains_words(&turn.content(), contains),
+            Expected::Text { text } => turn.content() == *text,
+            Expected::Call { name, arguments: wanted } => {
+                let is_wanted =
+                    |call: &Message| call.function() == Some(name.as_str()) && arguments(call).as_ref() == Some(wanted);
+                turn.call().is_some_and(is_wanted)
             }
         }
     }
+}
+
+/// The arguments of a call; `None` if they are no JSON object.
+pub fn arguments(call: &Message) -> Option<Map<String, Value>> {
+    serde_json::from_str(&call.content).ok()
 }
 
 fn last_number(text: &str) -> Option<i64> {

@@ -1,0 +1,343 @@
+//! What stands between `<|start|>` and `<|message|>`: who speaks to whom, in which channel, and what kind of content follows.
+//!
+//! Well-formed are `AUTHOR to=RECIPIENT<|channel|>CHANNEL TYPE` and, with the recipient behind the channel,
+//! `AUTHOR<|channel|>CHANNEL to=RECIPIENT <|constrain|>TYPE`. Models also write all that lies between, and worse.
+
+use crate::control::Control;
+use crate::message::{Message, Role};
+
+/// The header of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub role: Role,
+    /// Of a tool or a person.
+    pub name: Option<String>,
+    /// Who is spoken to; `None` for the user, and for everybody.
+    pub recipient: Option<String>,
+    pub channel: Option<String>,
+    /// `<|constrain|>` in front stands for the control token.
+    pub content_type: Option<String>,
+}
+
+impl Header {
+    /// Of words that the assistant wrote without a header.
+    pub(crate) const BARE: Header =
+        Header { role: Role::Assistant, name: None, recipient: None, channel: None, content_type: None };
+
+    /// The message of this header, before anything is said in it.
+    pub(crate) fn message(&self) -> Message {
+        let Header { role, name, recipient, channel, content_type } = self.clone();
+        Message { role, name, recipient, channel, content_type, content: String::new() }
+    }
+}
+
+const CHANNELS: [&str; 3] = ["analysis", "commentary", "final"];
+const CONTENT_TYPES: [&str; 2] = ["json", "code"];
+
+/// How a header came to be.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Opening {
+    /// `<|start|>` and the role stand before the first token.
+    Given,
+    /// By `<|start|>`: the role follows.
+    Start,
+    /// A message has ended and no `<|start|>` came: the role is left out.
+    Missing,
+}
+
+/// The text of a header as it comes in, cut where control tokens stand.
+pub(crate) struct HeaderText {
+    opening: Opening,
+    /// Behind `<|start|>`.
+    author: String,
+    /// Behind each `<|channel|>` and `<|constrain|>`.
+    parts: Vec<(Control, String)>,
+}
+
+/// A header as it was meant.
+pub(crate) struct Reading {
+    pub header: Header,
+    /// Whether it was not written as the format demands.
+    pub odd: bool,
+}
+
+impl HeaderText {
+    pub fn new(opening: Opening) -> HeaderText {
+        HeaderText { opening, author: String::new(), parts: Vec::new() }
+    }
+
+    pub fn push(&mut self, text: &str) {
+        match self.parts.last_mut() {
+            Some((_, part)) => part.push_str(text),
+            None => self.author.push_str(text),
+        }
+    }
+
+    /// Begins a part: `<|channel|>` or `<|constrain|>`.
+    pub fn divide(&mut self, control: Control) {
+        self.parts.push((control, String::new()));
+    }
+
+    /// Whether nothing has come yet.
+    pub fn is_empty(&self) -> bool {
+        self.author.is_empty() && self.parts.is_empty()
+    }
+
+    /// Whether `<|start|>` stands before it.
+    pub fn has_start(&self) -> bool {
+        self.opening != Opening::Missing
+    }
+
+    /// Whether it came without its `<|start|>` and has not said more than white space.
+    pub fn is_blank_between_messages(&self) -> bool {
+        self.opening != Opening::Start && self.parts.is_empty() && self.author.trim().is_empty()
+    }
+
+    /// Whether this is no header but something that the assistant says: words without `<|start|>` that belong in no header.
+    pub fn is_speech(&self) -> bool {
+        self.opening != Opening::Start && self.parts.is_empty() && !may_begin_header(&self.author)
+    }
+
+    /// The header as it was written.
+    pub fn raw(&self) -> String {
+        let parts = self.parts.iter().map(|(control, text)| format!("{}{text}", control.name()));
+        self.author.clone() + &parts.collect::<String>()
+    }
+
+    /// Reads the header. `declared` are names of functions, which help where a name is run into something else.
+    pub fn read(&self, declared: &[String]) -> Reading {
+        let mut reader = Reader { odd: self.opening == Opening::Missing, ..Reader::default() };
+        reader.author(&self.author, self.opening);
+        for (control, text) in &self.parts {
+            match control {
+                Control::Channel => reader.channel(text),
+                _ => reader.constrained(text),
+            }
+        }
+        reader.finish(declared)
+    }
+
+    /// What a header that never came to its `<|message|>` says beyond a header, and where. Without an end the last word may lack
+    /// its rest.
+    pub fn speech(&self, has_ended: bool) -> Option<(Header, String)> {
+        let (channel, text) = match self.parts.last() {
+            None => (None, self.behind_role()),
+            Some((Control::Channel, text)) => match split_word(text) {
+                (word, rest) if CHANNELS.contains(&word) => (Some(word.to_owned()), rest),
+                (_, rest) if rest.trim().is_empty() => return None,
+                _ => (None, text.as_str()),
+            },
+            Some(_) => return None,
+        };
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let is_header = match words[..] {
+            [] => true,
+            [word] if !self.parts.is_empty() => CONTENT_TYPES.contains(&word),
+            [_] => !has_ended,
+            _ => !has_ended && self.parts.is_empty() && may_begin_header(text),
+        };
+        if is_header || words.iter().any(|word| word.starts_with("to=")) {
+            return None;
+        }
+        let role = self.role().unwrap_or(Role::Assistant);
+        Some((Header { role, channel, ..Header::BARE }, text.to_owned()))
+    }
+
+    /// The role that is written. Any other word would be a tool's name, which is not expected here.
+    fn role(&self) -> Option<Role> {
+        let is_written = self.opening == Opening::Start;
+        let role = is_written.then(|| author(split_word(&self.author).0).0);
+        role.filter(|&role| role != Role::Tool)
+    }
+
+    /// The text behind the role, or all of it.
+    fn behind_role(&self) -> &str {
+        match self.role() {
+            Some(_) => split_word(&self.author).1,
+            None => &self.author,
+        }
+    }
+}
+
+/// Whether words behind `<|start|>assistant` may still become a header.
+fn may_begin_header(text: &str) -> bool {
+    let is_whole = text.ends_with(char::is_whitespace);
+    let mut words = text.split_whitespace().peekable();
+    while let Some(word) = words.next() {
+        let mut known = CHANNELS.iter().chain(&CONTENT_TYPES).chain(&["assistant", "to="]);
+        let fits = match is_whole || words.peek().is_some() {
+            true => known.any(|&known| known == word),
+            false => known.any(|known| known.starts_with(word)),
+        };
+        if !fits && !word.starts_with("to=") {
+            return false;
+        }
+    }
+    true
+}
+
+/// The first word of a text and what follows it.
+fn split_word(text: &str) -> (&str, &str) {
+    let text = text.trim_start();
+    text.split_at(text.find(char::is_whitespace).unwrap_or(text.len()))
+}
+
+/// A role or, for anything else, a tool of that name.
+fn author(word: &str) -> (Role, Option<String>) {
+    let (name, person) = match word.split_once(':') {
+        Some((role, person)) => (role, Some(person.to_owned())),
+        None => (word, None),
+    };
+    match Role::ALL.into_iter().find(|role| role.name() == name) {
+        Some(role) => (role, person),
+        None => (Role::Tool, Some(word.to_owned())),
+    }
+}
+
+/// A header while its words are read.
+#[derive(Default)]
+struct Reader {
+    author: Option<(Role, Option<String>)>,
+    recipient: Option<String>,
+    channel: Option<String>,
+    channel_is_known: bool,
+    content_type: Option<String>,
+    odd: bool,
+}
+
+impl Reader {
+    /// Takes recipients out of a part and returns its other words.
+    fn words<'t>(&mut self, text: &'t str) -> Vec<&'t str> {
+        let mut others = Vec::new();
+        let mut words = text.split_whitespace();
+        while let Some(word) = words.next() {
+            match word.strip_prefix("to=") {
+                Some("") => {
+                    self.odd = true;
+                    if let Some(name) = words.next() {
+                        self.recipient(name);
+                    }
+                }
+                Some(name) => self.recipient(name),
+                None => others.push(word),
+            }
+        }
+        others
+    }
+
+    fn recipient(&mut self, name: &str) {
+        self.odd |= self.recipient.is_some();
+        self.recipient = Some(name.to_owned());
+    }
+
+    fn author(&mut self, text: &str, opening: Opening) {
+        let words = self.words(text);
+        let mut words = words.into_iter().peekable();
+        if opening == Opening::Start {
+            self.author = words.next().map(author);
+            self.odd |= self.author.is_none();
+        } else if words.next_if_eq(&"assistant").is_some() {
+            self.odd = true;
+        }
+        for word in words {
+            match CHANNELS.contains(&word) {
+                true => {
+                    self.odd = true;
+                    self.set_channel(word, true);
+                }
+                false => self.plain_kind(word),
+            }
+        }
+    }
+
+    /// `CHANNEL TYPE`. A channel that is no known one is taken for the one it contains.
+    fn channel(&mut self, text: &str) {
+        let words = self.words(text);
+        self.odd |= self.channel.is_some();
+        let known = words.iter().position(|word| CHANNELS.contains(word));
+        let Some(&first) = words.first() else { return };
+        let at = known.unwrap_or(0);
+        let contained = CHANNELS.into_iter().filter_map(|channel| Some((first.to_lowercase().find(channel)?, channel)));
+        match (known, contained.min()) {
+            (Some(at), _) => self.set_channel(words[at], true),
+            (None, Some((_, channel))) => self.set_channel(channel, true),
+            (None, None) => self.set_channel(first, false),
+        }
+        self.odd |= known != Some(0);
+        for (_, word) in words.iter().enumerate().filter(|(index, _)| *index != at) {
+            self.plain_kind(word);
+        }
+    }
+
+    /// Of several channels the last known one counts.
+    fn set_channel(&mut self, channel: &str, is_known: bool) {
+        if is_known || !self.channel_is_known {
+            self.channel = Some(channel.to_owned());
+            self.channel_is_known = is_known;
+        }
+    }
+
+    /// The content type behind `<|constrain|>`.
+    fn constrained(&mut self, text: &str) {
+        let words = self.words(text);
+        self.odd |= words.is_empty();
+        for (index, word) in words.into_iter().enumerate() {
+            match index {
+                0 => self.kind(format!("{}{word}", Control::Constrain.name())),
+                _ => self.odd = true,
+            }
+        }
+    }
+
+    /// A content type without `<|constrain|>`. Other words than the usual ones may be anything.
+    fn plain_kind(&mut self, word: &str) {
+        self.odd |= !CONTENT_TYPES.contains(&word);
+        self.kind(word.to_owned());
+    }
+
+    fn kind(&mut self, kind: String) {
+        match self.content_type {
+            Some(_) => self.odd = true,
+            None => self.content_type = Some(kind),
+        }
+    }
+
+    fn finish(mut self, declared: &[String]) -> Reading {
+        let (role, name) = self.author.take().unwrap_or((Role::Assistant, None));
+        if role == Role::Assistant {
+            self.odd |= self.channel.is_none();
+            self.repair_recipient(declared);
+        }
+        let Reader { recipient, channel, content_type, odd, .. } = self;
+        Reading { header: Header { role, name, recipient, channel, content_type }, odd }
+    }
+
+    fn repair_recipient(&mut self, declared: &[String]) {
+        let Some(recipient) = &self.recipient else { return };
+        let is_declared = |name: &str| declared.iter().any(|declared| declared == name);
+        let prefixed = |name: &str| format!("functions.{name}");
+        // What it says to itself and to the user is no call.
+        if matches!(recipient.as_str(), "assistant" | "user" | "all") {
+            self.odd |= recipient != "all";
+            self.recipient = None;
+            return;
+        }
+        let name = recipient.strip_prefix("functions.").unwrap_or(recipient);
+        // The content type ran into the name.
+        if self.content_type.is_none() && !is_declared(name) {
+            let cut = name.strip_suffix("json").filter(|cut| is_declared(cut));
+            if let Some(cut) = cut {
+                self.recipient = Some(prefixed(cut));
+                self.content_type = Some("json".into());
+                self.odd = true;
+                return;
+            }
+        }
+        if name == recipient && is_declared(name) {
+            self.recipient = Some(prefixed(name));
+            self.odd = true;
+            return;
+        }
+        self.odd |= name != recipient && self.channel.as_deref() != Some("commentary");
+    }
+}

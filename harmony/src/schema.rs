@@ -1,0 +1,224 @@
+//! JSON schema to the TypeScript types in which GPT-OSS reads functions.
+
+use serde_json::{Map, Value};
+
+/// Values within values that are written out; what lies deeper is `any`.
+const DEPTH: usize = 64;
+/// Bytes of schema that references may add; what they name beyond it is `any`.
+const REFERENCED: usize = 256 << 10;
+
+/// The type that a schema describes.
+pub(crate) fn typescript(schema: &Value) -> String {
+    Writer { root: schema, open: Vec::new(), referenced: 0, depth: 0 }.value(schema, "")
+}
+
+/// Each line of a text as a comment.
+pub(crate) fn comment(text: &str, indent: &str) -> String {
+    text.lines().map(|line| format!("{indent}// {line}\n")).collect()
+}
+
+struct Writer<'a> {
+    root: &'a Value,
+    /// References that are being followed, so that none goes in a circle.
+    open: Vec<String>,
+    /// Bytes that they added so far.
+    referenced: usize,
+    depth: usize,
+}
+
+impl Writer<'_> {
+    fn value(&mut self, schema: &Value, indent: &str) -> String {
+        if self.depth == DEPTH {
+            return "any".into();
+        }
+        self.depth += 1;
+        let text = self.resolved(schema, |this, schema| this.resolved_value(schema, indent));
+        self.depth -= 1;
+        text
+    }
+
+    fn resolved_value(&mut self, schema: &Value, indent: &str) -> String {
+        if let Some(variants) = listed_variants(schema) {
+            return self.union(variants, false, indent);
+        }
+        if let Some(variants) = any_of(schema) {
+            let types: Vec<String> =
+                variants.iter().map(|variant| or_null(variant, self.value(variant, indent))).collect();
+            return types.join(" | ");
+        }
+        match schema.get("type") {
+            Some(Value::Array(types)) => type_names(types),
+            Some(Value::String(name)) => match name.as_str() {
+                "object" => self.object(schema, indent),
+                "array" => match schema.get("items") {
+                    Some(items) => self.value(items, indent) + "[]",
+                    None => "Array<any>".into(),
+                },
+                "string" => string(schema),
+                "number" | "integer" => "number".into(),
+                "boolean" => "boolean".into(),
+                "null" => "null".into(),
+                _ => "any".into(),
+            },
+            _ => "any".into(),
+        }
+    }
+
+    fn object(&mut self, schema: &Value, indent: &str) -> String {
+        let mut text = comment(text_of(schema, "description"), indent) + "{\n";
+        if let Some(Value::Object(properties)) = schema.get("properties") {
+            let required = schema.get("required").and_then(Value::as_array);
+            for (name, property) in properties {
+                let is_required = required.is_some_and(|names| names.iter().any(|required| required == name.as_str()));
+                let name = if is_required { name.clone() } else { format!("{name}?") };
+                text += &self.resolved(property, |this, property| this.property(&name, property, indent));
+            }
+        }
+        text + indent + "}"
+    }
+
+    /// `NAME: TYPE, // default: VALUE` under comments, or a union with a line for each variant.
+    fn property(&mut self, name: &str, schema: &Value, indent: &str) -> String {
+        let title = Some(comment(text_of(schema, "title"), indent)).filter(|title| !title.is_empty());
+        let title = title.map_or(String::new(), |title| format!("{title}{indent}//\n"));
+        let description = comment(text_of(schema, "description"), indent);
+        let examples = examples(schema, indent);
+        let default = default(schema);
+        match listed_variants(schema) {
+            Some(variants) => {
+                let default = default.map_or(String::new(), |default| format!("{indent}// {default}\n"));
+                let variants = self.union(variants, !description.is_empty(), indent);
+                format!("{title}{examples}{description}{default}{indent}{name}:{variants}\n{indent},\n")
+            }
+            None => {
+                let default = default.map_or(String::new(), |default| format!(" // {default}"));
+                let value = or_null(schema, self.value(schema, &format!("{indent}    ")));
+                format!("{title}{description}{examples}{indent}{name}: {value},{default}\n")
+            }
+        }
+    }
+
+    /// A line for each variant, with its own comment behind it. Of the first one it leaves out the description if there was one for
+    /// all of them.
+    fn union(&mut self, variants: &[Value], described: bool, indent: &str) -> String {
+        let inner = format!("{indent}   ");
+        let mut text = String::new();
+        for (index, variant) in variants.iter().enumerate() {
+            text += &self.resolved(variant, |this, variant| {
+                let value = or_null(variant, this.value(variant, &inner));
+                let description = text_of(variant, "description").lines().collect::<Vec<_>>().join(" ");
+                let description = Some(description).filter(|text| !text.is_empty() && !(described && index == 0));
+                let remarks: Vec<String> = description.into_iter().chain(default(variant)).collect();
+                let remarks = if remarks.is_empty() { String::new() } else { format!(" // {}", remarks.join(" ")) };
+                format!("\n{indent} | {value}{remarks}")
+            });
+        }
+        text
+    }
+
+    /// Calls `write` with the schema that a reference names, in which what stands beside the reference counts first. Circles, and
+    /// references out of the document, name nothing.
+    fn resolved(&mut self, schema: &Value, write: impl FnOnce(&mut Self, &Value) -> String) -> String {
+        let Some((reference, beside)) = reference(schema) else { return write(self, schema) };
+        let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
+        let target = target.filter(|_| !self.open.iter().any(|open| open == reference));
+        let size = target.map_or(0, |target| target.to_string().len());
+        let Some(Value::Object(target)) = target.filter(|_| self.referenced + size <= REFERENCED) else {
+            return write(self, &Value::Object(beside));
+        };
+        self.referenced += size;
+        let mut merged = target.clone();
+        merged.extend(beside);
+        self.open.push(reference.to_owned());
+        let text = self.resolved(&Value::Object(merged), write);
+        self.open.pop();
+        text
+    }
+}
+
+/// A reference, and the schema without it.
+fn reference(schema: &Value) -> Option<(&str, Map<String, Value>)> {
+    let reference = schema.get("$ref")?.as_str()?;
+    let others = schema.as_object()?.iter().filter(|(key, _)| *key != "$ref");
+    Some((reference, others.map(|(key, value)| (key.clone(), value.clone())).collect()))
+}
+
+/// Variants that get a line each.
+fn listed_variants(schema: &Value) -> Option<&[Value]> {
+    match schema.get("oneOf") {
+        Some(Value::Array(variants)) => Some(variants),
+        _ => any_of(schema).filter(|variants| !variants.iter().all(is_plain)),
+    }
+}
+
+/// Variants of `anyOf`, unless it only narrows a type.
+fn any_of(schema: &Value) -> Option<&[Value]> {
+    let variants: &[Value] = schema.get("anyOf")?.as_array()?;
+    (schema.get("type").is_none() && !variants.is_empty()).then_some(variants)
+}
+
+/// Whether a type is written in a word or two.
+fn is_plain(schema: &Value) -> bool {
+    let says_more = ["description", "default", "$ref", "oneOf", "anyOf"].iter().any(|&key| schema.get(key).is_some());
+    let plain = match text_of(schema, "type") {
+        "string" | "number" | "integer" | "boolean" | "null" => true,
+        "array" => schema.get("items").is_none_or(is_plain),
+        _ => false,
+    };
+    plain && !says_more
+}
+
+/// Strings may be listed one by one.
+fn string(schema: &Value) -> String {
+    let listed = schema.get("enum").and_then(Value::as_array).into_iter().flatten();
+    let strings: Vec<String> = listed.filter_map(Value::as_str).map(quoted).collect();
+    if strings.is_empty() { "string".into() } else { strings.join(" | ") }
+}
+
+fn type_names(types: &[Value]) -> String {
+    let names: Vec<&str> = types.iter().filter_map(Value::as_str).collect();
+    if names.is_empty() {
+        return "any".into();
+    }
+    let names: Vec<&str> = names.into_iter().map(|name| if name == "integer" { "number" } else { name }).collect();
+    names.join(" | ")
+}
+
+/// A type that may be null if the schema says `nullable`.
+fn or_null(schema: &Value, value: String) -> String {
+    let is_nullable = schema.get("nullable") == Some(&Value::Bool(true)) && listed_variants(schema).is_none();
+    if is_nullable && !value.ends_with("null") { value + " | null" } else { value }
+}
+
+/// `default: VALUE`. Strings have quotes, except those of an enumeration.
+fn default(schema: &Value) -> Option<String> {
+    let default = schema.get("default")?;
+    let listed = schema.get("enum").and_then(Value::as_array).is_some_and(|listed| !listed.is_empty());
+    Some(match default {
+        Value::String(text) if listed && !text.contains(['\n', '\r']) => format!("default: {text}"),
+        Value::String(text) => format!("default: {}", quoted(text)),
+        Value::Number(number) => format!("default: {}", number.to_string().replace("e+", "e")),
+        other => format!("default: {other}"),
+    })
+}
+
+fn examples(schema: &Value, indent: &str) -> String {
+    let Some(Value::Array(examples)) = schema.get("examples") else { return String::new() };
+    if examples.is_empty() {
+        return String::new();
+    }
+    let lines = examples.iter().filter_map(Value::as_str).map(|text| format!("{indent}// - {}\n", quoted(text)));
+    format!("{indent}// Examples:\n") + &lines.collect::<String>()
+}
+
+/// Nothing is escaped, unless it would end the line.
+fn quoted(text: &str) -> String {
+    match text.contains(['\n', '\r']) {
+        true => Value::from(text).to_string(),
+        false => format!("\"{text}\""),
+    }
+}
+
+fn text_of<'s>(schema: &'s Value, key: &str) -> &'s str {
+    schema.get(key).and_then(Value::as_str).unwrap_or_default()
+}
