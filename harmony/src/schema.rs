@@ -107,7 +107,7 @@ impl Writer<'_> {
             text += &self.resolved(variant, |this, variant| {
                 let value = or_null(variant, this.value(variant, &inner));
                 let description = text_of(variant, "description").lines().collect::<Vec<_>>().join(" ");
-                let description = Some(description).filter(|text| !text.is_empty() && !(described && index == 0));
+                let description = Some(description).filter(|text| !text.is_empty() && (!described || index > 0));
                 let remarks: Vec<String> = description.into_iter().chain(default(variant)).collect();
                 let remarks = if remarks.is_empty() { String::new() } else { format!(" // {}", remarks.join(" ")) };
                 format!("\n{indent} | {value}{remarks}")

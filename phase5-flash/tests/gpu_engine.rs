@@ -359,7 +359,10 @@ fn greedy_decoding_takes_the_largest_logits() {
     // Taken back, it decodes as if nothing had been ahead.
     decode(&mut decoding, &[(4, token)], &[Draw::GREEDY], 5);
     decoding.truncate(4, stepped.length(4)).expect("goes back");
-    assert_eq!(last_logits(&mut decoding, 4, &[token]), last_logits(&mut stepped, 4, &[token]), "seed {seed}");
+    let (found, expected) = (last_logits(&mut decoding, 4, &[token]), last_logits(&mut stepped, 4, &[token]));
+    // Captured steps share attention out for more keys than there are: another order of additions.
+    let check = Check::values("taken back", "logits", &expected, &found, Limit::F32);
+    assert!(check.passed(), "seed {seed}: {check:?}");
 }
 
 #[test]
