@@ -153,6 +153,10 @@ impl Gpu {
     /// Less memory than `what` needs beside everything that is there already, by the driver's own figure.
     pub fn expect_memory(&self, what: &str, need: u64) -> Result<(), GpuError> {
         let Some(limit) = self.memory else { return Ok(()) };
+        if self.memory_taken() + need > limit {
+            // An engine that is gone may have left memory in the allocator's pools. While another engine captures a step, it stays there.
+            let _ = self.client.memory_cleanup();
+        }
         let taken = self.memory_taken();
         if taken + need > limit {
             return Err(GpuError::Memory { what: what.to_owned(), need, taken, limit });

@@ -110,6 +110,8 @@ impl GpuEngine {
         let tuning = options.tuning.unwrap_or(Tuning::unmeasured(planes));
         let tuning = if always { tuning.tiled_always() } else { tuning };
         let gpu = Gpu { planes, tuning, ..gpu };
+        // What an engine before this one left in the allocator's pools counts as taken otherwise.
+        let _ = gpu.client.memory_cleanup();
         let row = CacheRow::new(options.kv, &config)?;
         let most_logits = Choices::most_rows(&gpu, config.vocab)?;
         let weights = Weights::load(&gpu, checkpoint, progress)?;
