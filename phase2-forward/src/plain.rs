@@ -41,15 +41,16 @@ impl PlainSteps {
     }
 }
 
-/// The tokens that an item feeds, given the one that its sequence drew last.
+/// The tokens that each item feeds, given the one that a sequence drew last.
 ///
 /// # Errors
-/// A sequence that has drawn none.
-pub fn tokens_of(item: &Work<'_>, drawn: Option<u32>) -> Result<Vec<u32>, BadRequest> {
-    match item.input {
+/// The first sequence that is fed the token it drew and has drawn none.
+pub fn tokens_of(work: &[Work<'_>], drawn: impl Fn(SequenceId) -> Option<u32>) -> Result<Vec<Vec<u32>>, BadRequest> {
+    let of_item = |item: &Work<'_>| match item.input {
         Input::Tokens(tokens) => Ok(tokens.to_vec()),
-        Input::Drawn => Ok(vec![drawn.ok_or(BadRequest::NothingDrawn(item.sequence))?]),
-    }
+        Input::Drawn => Ok(vec![drawn(item.sequence).ok_or(BadRequest::NothingDrawn(item.sequence))?]),
+    };
+    work.iter().map(of_item).collect()
 }
 
 /// What becomes of an item whose sequence now has `length` tokens, from the logits of the rows that it wanted.

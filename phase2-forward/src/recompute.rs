@@ -89,8 +89,7 @@ impl Engine for RecomputeEngine {
 impl Inspect for RecomputeEngine {
     fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
         check_work(self, work)?;
-        let drawn = |item: &Work<'_>| self.sequences.get(&item.sequence).and_then(|known| known.drawn);
-        let inputs: Vec<Vec<u32>> = work.iter().map(|item| tokens_of(item, drawn(item))).collect::<Result<_, _>>()?;
+        let inputs = tokens_of(work, |sequence| self.sequences.get(&sequence).and_then(|known| known.drawn))?;
         let mut computed = Vec::new();
         for (item, input) in work.iter().zip(inputs) {
             let known = self.sequences.entry(item.sequence).or_default();

@@ -190,9 +190,7 @@ impl Pages {
                     changed = true;
                 }
                 while list.end() < length.div_ceil(POSITIONS) {
-                    let (page, is_clear) = self.pool.take();
-                    list.pages.push_back(page);
-                    room.cleared.extend((!is_clear).then_some(page));
+                    list.pages.push_back(self.pool.take_clear(&mut room));
                     changed = true;
                 }
             }
@@ -318,9 +316,7 @@ impl Pages {
             let list = known.list_mut(kind);
             list.gone = length.div_ceil(POSITIONS) - count;
             for _ in 0..count {
-                let (page, is_clear) = self.pool.take();
-                list.pages.push_back(page);
-                room.cleared.extend((!is_clear).then_some(page));
+                list.pages.push_back(self.pool.take_clear(&mut room));
             }
         }
         self.sequences.insert(sequence, known);
@@ -346,6 +342,13 @@ impl Pool {
         let page = self.clear.pop().or_else(|| self.used.pop()).expect("free pages were counted");
         self.holders[page as usize] = 1;
         (page, is_clear)
+    }
+
+    /// A page that holds zeros, once `room` has been made. There must be a free one.
+    fn take_clear(&mut self, room: &mut Room) -> u32 {
+        let (page, is_clear) = self.take();
+        room.cleared.extend((!is_clear).then_some(page));
+        page
     }
 
     /// Up to `most` free pages that must be cleared, and then count as clear.

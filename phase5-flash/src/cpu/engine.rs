@@ -182,8 +182,7 @@ impl Engine for CpuEngine {
 impl Inspect for CpuEngine {
     fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
         check_work(self, work)?;
-        let drawn = |item: &Work<'_>| self.drawn.get(&item.sequence).copied();
-        let inputs: Vec<Vec<u32>> = work.iter().map(|item| tokens_of(item, drawn(item))).collect::<Result<_, _>>()?;
+        let inputs = tokens_of(work, |sequence| self.drawn.get(&sequence).copied())?;
         let reached = |(item, input): (&Work<'_>, &Vec<u32>)| (item.sequence, self.length(item.sequence) + input.len());
         let lengths: Vec<(SequenceId, usize)> = work.iter().zip(&inputs).map(reached).collect();
         let room = self.pages.extend(&lengths)?;
