@@ -25,7 +25,7 @@ const SMALLEST_SCALE: f32 = 1.0 / 131_072.0;
 /// The smallest scale whose mantissa has a leading one.
 const SMALLEST_NORMAL_SCALE: f32 = 8.0 * SMALLEST_SCALE;
 
-/// A block's codes, in two's complement. Infinities saturate; what is no number counts as zero.
+/// A block's codes, in two's complement. Infinities saturate; NaN counts as zero.
 pub fn encode(values: &[f32; BLOCK]) -> [i8; BLOCK] {
     let byte = scale_byte(values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())));
     let inverse = if byte == 0 { 0.0 } else { scale_value(byte).recip() };

@@ -41,7 +41,7 @@ pub fn scale_among(first: u32, second: u32) -> f32 {
 
 #[cube]
 fn scale_byte(largest: f32) -> u32 {
-    // As whole numbers floats are ordered too, and what is no number is the largest.
+    // Read as integers, floats of one sign keep their order, and NaN is the largest.
     let exact = min(u32::reinterpret(largest * PER_LARGEST_CODE), u32::reinterpret(f32::new(LARGEST_SCALE)));
     let normal = ((exact + 0xf_ffff) >> 20) - (112u32 << 3);
     let subnormal = u32::cast_from(f32::ceil(f32::reinterpret(exact) * comptime![1.0 / SMALLEST_SCALE]));
