@@ -250,8 +250,9 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             running.push(Running { request, sequence: next, fed: 0, drawn: 0, tokens: Vec::new(), longest: 0 });
             next += 1;
         }
-        // One may fork, go back, move to another sequence, or be cancelled.
-        if random.below(6) == 0
+        // One may fork, go back, move to another sequence, or be cancelled: by chance, but each at the first occasion, so that every run
+        // has each of them.
+        if (happened.forked == 0 || random.below(6) == 0)
             && happened.forked < count
             && running.len() < 2 * RUNNING
             && let Some(number) = random.pick(&idle(2, &running, &in_flight))
@@ -270,7 +271,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             running.push(Running { request, sequence, fed: length, drawn: 0, tokens: Vec::new(), longest });
             happened.forked += 1;
         }
-        if random.below(8) == 0
+        if (happened.cut_back == 0 || random.below(8) == 0)
             && let Some(number) = random.pick(&idle(1, &running, &in_flight))
             && running[number].drawn == 0
             && let Some(length) = earlier(together, &running[number], &mut random)
@@ -283,7 +284,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             (running.fed, running.longest) = (length, running.longest.max(held));
             happened.cut_back += 1;
         }
-        if random.below(12) == 0
+        if (happened.restored == 0 || random.below(12) == 0)
             && let Some(number) = random.pick(&idle(1, &running, &in_flight))
             && running[number].drawn == 0
             && let Some(snapshots) = together.snapshots()
