@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Fails where files of a crate import each other in a circle, where a wing of kernels imports another, where a kernel crate depends on
-more than it may know, and where a file is longer than 500 lines.
+more than it may know, and where a product file is longer than 500 lines.
+
+Takes the names of crates to check; without any, checks every crate of the workspace.
 
 An import is a path of a `use` or in the code: `crate::…`, `super::…`, `self::…`, or one that begins with a submodule. It is an
 import of the file that defines the item: re-exports are followed, and are no imports themselves unless the file uses the name too.
-Tests do not count, neither as importers nor as lines.
+Only files in `src` are product files. Modules of tests do not count, neither as importers nor as lines.
 """
 
 import re
@@ -92,11 +94,11 @@ class Crate:
         for file in sorted(self.source.rglob("*.rs")):
             module = file.relative_to(self.source).with_suffix("").parts
             module = module[:-1] if module[-1] in ("mod", "lib", "main") else module
-            code, tests, self.lines[file] = split_tests(without_comments(file.read_text()))
+            code, tests, self.lines[module] = split_tests(without_comments(file.read_text()))
             self.files[module], self.code[module] = file, code
             test_modules += [(*module, name) for name in tests]
         for module in [m for m in self.files if any(m[: len(test)] == test for test in test_modules)]:
-            del self.files[module], self.code[module]
+            del self.files[module], self.code[module], self.lines[module]
         for module, code in self.code.items():
             uses = [(public, use) for public, tree in USE.findall(code) for use in expand(tree) if public]
             self.exports[module] = {name: path for _, (path, name) in uses}
@@ -157,8 +159,8 @@ def circle(edges):
     return next(filter(None, map(visit, sorted(edges))), None)
 
 
-def check(root, folder):
-    manifest = tomllib.loads((folder / "Cargo.toml").read_text())
+def check(root, folder, manifest):
+    """What is wrong with the crate in `folder`, a line each."""
     name, crate, failures = manifest["package"]["name"], Crate(folder), []
     edges = {module: crate.imports(module) for module in crate.files}
     short = lambda module: str(crate.files[module].relative_to(root))
@@ -174,17 +176,24 @@ def check(root, folder):
     foreign = set(manifest.get("dependencies", {})) - DEPENDENCIES.get(name, set())
     if name in DEPENDENCIES and foreign:
         failures.append(f"{name} depends on {', '.join(sorted(foreign))}, which kernels must not know")
-    for file, lines in crate.lines.items():
+    for module, lines in crate.lines.items():
         if lines > MOST_LINES:
-            failures.append(f"{file.relative_to(root)} has {lines} lines before its tests; {MOST_LINES} are the most")
+            failures.append(f"{short(module)} has {lines} lines before its tests; {MOST_LINES} are the most")
     return failures
 
 
 def main():
     root = Path(__file__).resolve().parent.parent
     members = tomllib.loads((root / "Cargo.toml").read_text())["workspace"]["members"]
-    failures = [failure for member in [".", *members] for failure in check(root, root / member)]
-    print("\n".join(failures) or "no circles")
+    crates = {}
+    for folder in [root, *(root / member for member in members)]:
+        manifest = tomllib.loads((folder / "Cargo.toml").read_text())
+        crates[manifest["package"]["name"]] = (folder, manifest)
+    wanted = sys.argv[1:] or list(crates)
+    if unknown := [name for name in wanted if name not in crates]:
+        sys.exit(f"no crate of the workspace: {', '.join(unknown)}; it has {', '.join(crates)}")
+    failures = [failure for name in wanted for failure in check(root, *crates[name])]
+    print("\n".join(failures) or f"{len(wanted)} crates are well-formed")
     sys.exit(bool(failures))
 
 
