@@ -5,7 +5,7 @@
 
 mod quants;
 
-use half::{bf16, f16};
+use formats::{BLOCK, Storage};
 use serde::{Deserialize, Serialize};
 
 /// How the values of a tensor are stored.
@@ -81,13 +81,6 @@ pub enum Group {
     Of64 = 64,
 }
 
-/// The sixteen E2M1 values by code: sign, two exponent bits, one mantissa bit.
-///
-/// Code 8 is written +0: OCP calls it −0, GGUF readers +0, and no product distinguishes them.
-pub const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-
-/// Values to a block of the simple formats.
-const BLOCK: usize = 32;
 /// Values to a block of the K-quants.
 const SUPER_BLOCK: usize = 256;
 /// The most bytes that a block has.
@@ -113,6 +106,18 @@ impl Format {
 
     /// The formats that [`Format::encode`] packs, and that every engine multiplies as they are.
     pub const WRITTEN: [Format; 5] = [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Mxfp4];
+
+    /// The format as kernels know it, if they multiply it as it is: for those in [`Format::WRITTEN`].
+    pub const fn storage(self) -> Option<Storage> {
+        Some(match self {
+            Format::F32 => Storage::F32,
+            Format::F16 => Storage::F16,
+            Format::BF16 => Storage::BF16,
+            Format::Q8_0 => Storage::Q8_0,
+            Format::Mxfp4 => Storage::Mxfp4,
+            _ => return None,
+        })
+    }
 
     /// The format's name as people write it.
     pub const fn name(self) -> &'static str {
@@ -176,8 +181,8 @@ impl Format {
         match self {
             Format::F32 => 4,
             Format::F16 | Format::BF16 => 2,
-            Format::Q8_0 => 2 + 32,
-            Format::Mxfp4 => 1 + 16,
+            Format::Q8_0 => Storage::Q8_0.block_bytes(),
+            Format::Mxfp4 => Storage::Mxfp4.block_bytes(),
             Format::Q4_0 | Format::Iq4Nl => 2 + 16,
             Format::Q4_1 => 2 + 2 + 16,
             Format::Q5_0 => 2 + 4 + 16,
@@ -198,11 +203,11 @@ impl Format {
     pub fn decode(self, packed: &[u8], values: &mut [f32]) {
         debug_assert_eq!(packed.len(), self.row_bytes(values.len()));
         match self {
-            Format::F32 => blocks(packed, values, |b: &[u8; 4], [v]| *v = f32::from_le_bytes(*b)),
-            Format::F16 => blocks(packed, values, |b: &[u8; 2], [v]| *v = f16::from_le_bytes(*b).to_f32()),
-            Format::BF16 => blocks(packed, values, |b: &[u8; 2], [v]| *v = bf16::from_le_bytes(*b).to_f32()),
-            Format::Q8_0 => blocks(packed, values, quants::q8_0),
-            Format::Mxfp4 => blocks(packed, values, quants::mxfp4),
+            Format::F32 => Storage::F32.decode(packed, values),
+            Format::F16 => Storage::F16.decode(packed, values),
+            Format::BF16 => Storage::BF16.decode(packed, values),
+            Format::Q8_0 => Storage::Q8_0.decode(packed, values),
+            Format::Mxfp4 => Storage::Mxfp4.decode(packed, values),
             Format::Q4_0 => blocks(packed, values, quants::q4_0),
             Format::Q4_1 => blocks(packed, values, quants::q4_1),
             Format::Q5_0 => blocks(packed, values, quants::q5_0),
@@ -226,18 +231,10 @@ impl Format {
     /// # Panics
     /// On a format that is only read: all but F32, F16, BF16, Q8_0 and MXFP4.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
-        assert_eq!(values.len() % self.block_len(), 0, "whole blocks");
-        let mut packed = Vec::with_capacity(self.row_bytes(values.len()));
-        let blocks = values.chunks_exact(BLOCK);
-        match self {
-            Format::F32 => values.iter().for_each(|v| packed.extend_from_slice(&v.to_le_bytes())),
-            Format::F16 => values.iter().for_each(|&v| packed.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
-            Format::BF16 => values.iter().for_each(|&v| packed.extend_from_slice(&bf16::from_f32(v).to_le_bytes())),
-            Format::Q8_0 => blocks.for_each(|block| packed.extend_from_slice(&encode_q8_0(block))),
-            Format::Mxfp4 => blocks.for_each(|block| packed.extend_from_slice(&encode_mxfp4(block))),
-            _ => panic!("{} is read and never written", self.name()),
+        match self.storage() {
+            Some(storage) => storage.encode(values),
+            None => panic!("{} is read and never written", self.name()),
         }
-        packed
     }
 }
 
@@ -250,48 +247,6 @@ fn blocks<const BYTES: usize, const LEN: usize>(
     for (block, values) in packed.as_chunks().0.iter().zip(values.as_chunks_mut().0) {
         unpack(block, values);
     }
-}
-
-fn encode_q8_0(values: &[f32]) -> [u8; 2 + BLOCK] {
-    // Magnitudes are ordered as their bits are, and integers compare faster.
-    let amax = f32::from_bits(values.iter().fold(0, |most, v| most.max(v.abs().to_bits())));
-    let scale = f16::from_f32(amax / 127.0);
-    let inverse = if scale == f16::ZERO { 0.0 } else { scale.to_f32().recip() };
-    let mut block = [0; 2 + BLOCK];
-    block[..2].copy_from_slice(&scale.to_le_bytes());
-    for (q, value) in block[2..].iter_mut().zip(values) {
-        // Rounds away from 0 at a half, as `round` does, in instructions that every processor has.
-        let quotient = (value * inverse).clamp(-127.0, 127.0);
-        *q = (quotient + 0.5f32.copysign(quotient)) as i32 as u8;
-    }
-    block
-}
-
-/// Rounds to the scale `2^(⌊log2 amax⌋ − 2)`, the largest that leaves amax inside the code range or saturates it least,
-/// as the GGUF packers do.
-fn encode_mxfp4(values: &[f32]) -> [u8; 1 + BLOCK / 2] {
-    let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    let scale_byte = if amax == 0.0 { 127 } else { (amax.log2().floor() as i32 - 2 + 127).clamp(0, 254) as u8 };
-    let scale = e8m0(scale_byte);
-    let code = |value: f32| -> u8 {
-        let distance = |code: &u8| (E2M1[usize::from(*code)] - value / scale).abs();
-        let codes = (0..16u8).filter(|&c| c != 8);
-        codes.min_by(|a, b| distance(a).total_cmp(&distance(b))).expect("fifteen codes")
-    };
-    let mut block = [0; 1 + BLOCK / 2];
-    block[0] = scale_byte;
-    for (j, byte) in block[1..].iter_mut().enumerate() {
-        *byte = code(values[j]) | code(values[j + BLOCK / 2]) << 4;
-    }
-    block
-}
-
-/// `2^(byte − 127)`. Byte 0 is the subnormal 2⁻¹²⁷; byte 255, NaN in OCP's table, is refused when a file is opened.
-pub fn e8m0(byte: u8) -> f32 {
-    f32::from_bits(match byte {
-        0 => 0x0040_0000,
-        _ => u32::from(byte) << 23,
-    })
 }
 
 /// Turns the 16 code bytes of one MXFP4 block from the Hugging Face and MLX order (element `e` in byte `e / 2`, low

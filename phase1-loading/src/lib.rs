@@ -20,10 +20,11 @@ mod tokenizer;
 mod verify;
 
 pub use checkpoint::Checkpoint;
-pub use codec::{Bits, DenseFormat, E2M1, Format, Group, e8m0, repack_mxfp4_from_hf};
+pub use codec::{Bits, DenseFormat, Format, Group, repack_mxfp4_from_hf};
 pub use config::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp};
 pub use convert::convert;
 pub use error::LoadError;
+pub use formats::mxfp4::{E2M1, e8m0};
 pub use mapping::write_whole;
 pub use saved::SavedSession;
 pub use soundness::{check_scales, check_values};

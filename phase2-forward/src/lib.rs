@@ -23,7 +23,7 @@ pub use engine::{
     Work, check_work,
 };
 pub use model::{GptOss, KeyValues};
-pub use packed::{PackedMatrix, f16_value, packed_matmul};
+pub use packed::{PackedMatrix, packed_matmul};
 pub use probe::{Activation, Dump, NoProbe, Operation, Probe, Span};
 pub use recompute::RecomputeEngine;
 pub use rope::Rope;

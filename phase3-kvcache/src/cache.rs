@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bytes, DType, Device, Float, Int, Tensor, TensorData};
+use formats::CacheFormat;
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::KeyValues;
 
 use crate::cache_layout::CacheLayout;
-use crate::cache_type::CacheType;
 use crate::packing::{pack, unpack};
 
 /// The cache of one sequence: keys after rotation, and values.
@@ -29,7 +29,7 @@ struct LayerCache {
 }
 
 impl SequenceCache {
-    pub fn new(config: &GptOssConfig, kind: CacheType, device: &Device) -> SequenceCache {
+    pub fn new(config: &GptOssConfig, kind: CacheFormat, device: &Device) -> SequenceCache {
         let layout = CacheLayout::new(config, kind);
         let layer = |&attention: &AttentionKind| {
             let rows = || Rows::new([layout.kv_heads, layout.reserved(attention, 0), layout.head_dim], kind, device);
@@ -155,16 +155,16 @@ enum Rows {
     /// Words that `packing` reads; unpacked, one layer at a time, when attention asks for them.
     Packed {
         words: Buffer<Int>,
-        kind: CacheType,
+        kind: CacheFormat,
         head_dim: usize,
     },
 }
 
 impl Rows {
-    fn new([heads, slots, head_dim]: [usize; 3], kind: CacheType, device: &Device) -> Rows {
+    fn new([heads, slots, head_dim]: [usize; 3], kind: CacheFormat, device: &Device) -> Rows {
         match kind {
-            CacheType::F32 => Rows::Plain(Buffer::new(Tensor::zeros([heads, slots, head_dim], device))),
-            CacheType::F16 | CacheType::Q8_0 => {
+            CacheFormat::F32 => Rows::Plain(Buffer::new(Tensor::zeros([heads, slots, head_dim], device))),
+            CacheFormat::F16 | CacheFormat::Q8_0 => {
                 let shape = [heads, slots, kind.row_bytes(head_dim) / 4];
                 let words = Tensor::zeros(shape, (device, DType::U32));
                 Rows::Packed { words: Buffer::new(words), kind, head_dim }

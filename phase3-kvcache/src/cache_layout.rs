@@ -1,8 +1,7 @@
 //! How large the cache of a sequence is.
 
+use formats::CacheFormat;
 use phase1_loading::{AttentionKind, GptOssConfig};
-
-use crate::cache_type::CacheType;
 
 /// Slots of a new buffer. They double when they are full, those of a ring up to its window.
 const FIRST_CAPACITY: usize = 256;
@@ -10,7 +9,7 @@ const FIRST_CAPACITY: usize = 256;
 /// What decides the size of a sequence's cache. A slot holds one position in one layer: keys and values of all heads.
 #[derive(Clone, Debug)]
 pub struct CacheLayout {
-    pub(crate) kind: CacheType,
+    pub(crate) kind: CacheFormat,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     /// Positions that a sliding layer keeps.
@@ -20,7 +19,7 @@ pub struct CacheLayout {
 }
 
 impl CacheLayout {
-    pub fn new(config: &GptOssConfig, kind: CacheType) -> CacheLayout {
+    pub fn new(config: &GptOssConfig, kind: CacheFormat) -> CacheLayout {
         CacheLayout {
             kind,
             kv_heads: config.kv_heads,
@@ -73,7 +72,7 @@ mod tests {
     fn full_layers_grow_and_rings_stop_at_their_window() {
         use AttentionKind::{Full, Sliding};
         let layout = |window| CacheLayout {
-            kind: CacheType::F16,
+            kind: CacheFormat::F16,
             kv_heads: 2,
             head_dim: 32,
             window,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use burn::tensor::Tensor;
+use formats::CacheFormat;
 use phase1_loading::GptOssConfig;
 use phase2_forward::plain::{PlainSteps, check_rewind, outcome_of, read_back, tokens_of};
 use phase2_forward::{
@@ -11,7 +12,6 @@ use phase2_forward::{
 };
 
 use crate::cache::SequenceCache;
-use crate::cache_type::CacheType;
 use crate::read_cache::ReadCache;
 
 /// The engine's name in its snapshots.
@@ -20,7 +20,7 @@ const NAME: &str = "phase 3";
 /// Computes only new tokens; keys and values of earlier ones are cached.
 pub struct CachedEngine {
     model: GptOss,
-    kind: CacheType,
+    kind: CacheFormat,
     sequences: HashMap<SequenceId, Sequence>,
     steps: PlainSteps,
     host: HostDraw,
@@ -36,7 +36,7 @@ struct Sequence {
 #[derive(Debug, thiserror::Error)]
 #[error("the model's heads of {head_dim} values cannot be cached in {kind}, whose blocks are of 32; use --kv f16")]
 pub struct UnsuitableCache {
-    kind: CacheType,
+    kind: CacheFormat,
     head_dim: usize,
 }
 
@@ -44,14 +44,14 @@ impl CachedEngine {
     /// An engine that caches in f32.
     pub fn new(model: GptOss) -> CachedEngine {
         let (sequences, steps, host) = (HashMap::new(), PlainSteps::default(), HostDraw::default());
-        CachedEngine { model, kind: CacheType::F32, sequences, steps, host }
+        CachedEngine { model, kind: CacheFormat::F32, sequences, steps, host }
     }
 
     /// An engine that caches in `kind`.
     ///
     /// # Errors
     /// If the model's rows cannot be stored so.
-    pub fn with_cache(model: GptOss, kind: CacheType) -> Result<CachedEngine, UnsuitableCache> {
+    pub fn with_cache(model: GptOss, kind: CacheFormat) -> Result<CachedEngine, UnsuitableCache> {
         let head_dim = model.config.head_dim;
         match kind.holds(head_dim) {
             true => Ok(CachedEngine { kind, ..CachedEngine::new(model) }),

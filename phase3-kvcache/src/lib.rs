@@ -3,10 +3,8 @@
 //! [`CachedEngine`] is phase 2's model behind the same [`Engine`](phase2_forward::Engine) seam, with a cache in the one place
 //! where the forward pass asks for earlier keys. [`Generation`] is written once against that seam, for every engine.
 
-pub mod block;
 mod cache;
 mod cache_layout;
-mod cache_type;
 mod cached;
 mod generate;
 mod packing;
@@ -15,8 +13,8 @@ mod sampling;
 mod stopping;
 
 pub use cache_layout::CacheLayout;
-pub use cache_type::CacheType;
 pub use cached::{CachedEngine, UnsuitableCache};
+pub use formats::CacheFormat as CacheType;
 pub use generate::{Generated, Generation, GenerationError, GenerationParams, PREFILL_CHUNK, Step, generate};
 pub use read_cache::ReadCache;
 pub use sampling::{Sampler, SamplingError, SamplingParams};

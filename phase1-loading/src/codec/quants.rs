@@ -2,9 +2,10 @@
 //!
 //! The order of the arithmetic is the `gguf` package's, so that every value has the same bits there and here.
 
+use formats::BLOCK;
 use half::f16;
 
-use super::{BLOCK, E2M1, SUPER_BLOCK, e8m0};
+use super::SUPER_BLOCK;
 
 /// The f16 at the start of a slice.
 fn half(bytes: &[u8]) -> f32 {
@@ -19,14 +20,6 @@ fn nibble(bytes: &[u8], e: usize) -> u8 {
 /// Code `e` of 32 with its fifth bit from bit `e` of `high`.
 fn five_bits(high: &[u8], low: &[u8], e: usize) -> u8 {
     nibble(low, e) | (high[e / 8] >> (e % 8) & 1) << 4
-}
-
-/// `scale · q`
-pub(super) fn q8_0(block: &[u8; 34], values: &mut [f32; BLOCK]) {
-    let scale = half(block);
-    for (value, &q) in values.iter_mut().zip(&block[2..]) {
-        *value = scale * f32::from(q as i8);
-    }
 }
 
 /// `scale · (code − 8)`
@@ -67,17 +60,6 @@ pub(super) fn iq4_nl(block: &[u8; 18], values: &mut [f32; BLOCK]) {
     let scale = half(block);
     for (e, value) in values.iter_mut().enumerate() {
         *value = scale * f32::from(TABLE[usize::from(nibble(&block[2..], e))]);
-    }
-}
-
-/// `E2M1[code] · 2^(scale − 127)`
-pub(super) fn mxfp4(block: &[u8; 17], values: &mut [f32; BLOCK]) {
-    let scale = e8m0(block[0]);
-    let table = E2M1.map(|value| value * scale);
-    let (first, second) = values.split_at_mut(BLOCK / 2);
-    for ((first, second), &byte) in first.iter_mut().zip(second).zip(&block[1..]) {
-        *first = table[usize::from(byte & 15)];
-        *second = table[usize::from(byte >> 4)];
     }
 }
 

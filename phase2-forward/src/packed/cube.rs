@@ -8,6 +8,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, ops::numeric::empty_device_dtype};
 use cubecl::prelude::*;
+use formats::cube::f16_value;
 use phase1_loading::Format;
 
 use super::{DeviceMatmul, PackedLayout};
@@ -124,17 +125,6 @@ fn byte(words: &[u32], at: u32) -> u32 {
 #[cube]
 fn half_word(words: &[u32], at: u32) -> u32 {
     (words[(at / 4) as usize] >> (at % 4 * 8)) & 0xffff
-}
-
-/// The value of an f16 from its bits, as an f32, on GPUs without 16-bit types. Subnormals are computed apart, because GPUs may
-/// flush those of f32 to zero.
-#[cube]
-pub fn f16_value(bits: u32) -> f32 {
-    let magnitude = bits & 0x7fff;
-    let normal = f32::reinterpret((magnitude << 13) + (112u32 << 23));
-    let subnormal = f32::cast_from(magnitude) * f32::reinterpret(103u32 << 23);
-    let value = select(magnitude < 0x400, subnormal, normal);
-    select(bits > 0x7fff, -value, value)
 }
 
 /// E2M1: sign, two exponent bits, one mantissa bit.

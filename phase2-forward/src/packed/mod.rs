@@ -14,8 +14,6 @@ use phase1_loading::{Format, HostTensor};
 
 use crate::device::ComputeDevice;
 
-pub use cube::f16_value;
-
 /// A stack of packed matrices on a device; a plain matrix is a stack of one.
 #[derive(Clone)]
 pub struct PackedMatrix {

@@ -1,16 +1,15 @@
 //! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit has 32 values of a row: 16 words of f16, or a
-//! block of Q8_0, as [`crate::block`] makes it.
+//! [block](formats::cache_block) of Q8_0.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, ops::numeric::empty_device_dtype};
 use cubecl::prelude::*;
-use phase2_forward::f16_value;
+use formats::CacheFormat;
+use formats::cube::{block_scale, encode_block, f16_bits, f16_value};
 
-use super::{CachePacking, LARGEST};
-use crate::block::kernel::{encode, scale_among};
-use crate::cache_type::CacheType;
+use super::CachePacking;
 
 /// Units of a cube.
 const UNITS: u32 = 64;
@@ -20,7 +19,7 @@ const MAX_CUBES: u32 = 65_535;
 const PART: u32 = 32;
 
 impl CachePacking for CubeBackend {
-    fn pack_rows(x: CubeTensor, kind: CacheType) -> CubeTensor {
+    fn pack_rows(x: CubeTensor, kind: CacheFormat) -> CubeTensor {
         let x = into_contiguous(x);
         let [heads, n, dim] = x.meta.shape().dims();
         let row_words = kind.row_bytes(dim) / 4;
@@ -44,7 +43,7 @@ impl CachePacking for CubeBackend {
         words
     }
 
-    fn unpack_rows(words: CubeTensor, kind: CacheType, head_dim: usize) -> CubeTensor {
+    fn unpack_rows(words: CubeTensor, kind: CacheFormat, head_dim: usize) -> CubeTensor {
         let words = into_contiguous(words);
         let [heads, n, row_words] = words.meta.shape().dims();
         let x = empty_device_dtype(
@@ -98,18 +97,18 @@ fn part(number: u32, dim: u32, row_words: u32) -> Part {
 }
 
 #[cube(launch_unchecked)]
-fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheType) {
+fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheFormat) {
     let number = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
     if number < parts {
         let Part { values, packed, start, end } = part(number, dim, row_words);
         match comptime![kind] {
-            CacheType::Q8_0 => {
+            CacheFormat::Q8_0 => {
                 let mut block = Array::<f32>::new(32usize);
                 for i in 0..32usize {
                     block[i] = x[(values + start) as usize + i];
                 }
                 let mut codes = Array::<u32>::new(8usize);
-                encode(&block, &mut codes);
+                encode_block(&block, &mut codes);
                 for i in 0..8usize {
                     words[(packed + start / 4) as usize + i] = codes[i];
                 }
@@ -117,8 +116,8 @@ fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u3
             _ => {
                 let mut at = start;
                 while at < end {
-                    let low = half_bits(x[(values + at) as usize]);
-                    let high = half_bits(x[(values + at + 1) as usize]);
+                    let low = f16_bits(x[(values + at) as usize]);
+                    let high = f16_bits(x[(values + at + 1) as usize]);
                     words[(packed + at / 2) as usize] = low | (high << 16);
                     at += 2;
                 }
@@ -128,14 +127,14 @@ fn pack_kernel(x: &[f32], words: &mut [u32], parts: u32, dim: u32, row_words: u3
 }
 
 #[cube(launch_unchecked)]
-fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheType) {
+fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: u32, #[comptime] kind: CacheFormat) {
     let number = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * UNITS + UNIT_POS;
     if number < parts {
         let Part { values, packed, start, end } = part(number, dim, row_words);
         match comptime![kind] {
-            CacheType::Q8_0 => {
+            CacheFormat::Q8_0 => {
                 let first = packed + start / 4;
-                let scale = scale_among(words[first as usize], words[(first + 1) as usize]);
+                let scale = block_scale(words[first as usize], words[(first + 1) as usize]);
                 let mut at = start;
                 while at < end {
                     // With the sign bit flipped a code is 128 too large.
@@ -158,22 +157,4 @@ fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: 
             }
         }
     }
-}
-
-#[cube]
-fn abs_of(value: f32) -> f32 {
-    select(value < 0.0, -value, value)
-}
-
-/// The bits of the nearest f16, ties to even; what is too large becomes the largest.
-#[cube]
-fn half_bits(value: f32) -> u32 {
-    let bits = u32::reinterpret(value);
-    let magnitude = min(abs_of(value), LARGEST);
-    // Adding 2^23 leaves the nearest whole number of smallest f16 steps in the low bits.
-    let subnormal = u32::reinterpret(magnitude * 16_777_216.0 + 8_388_608.0) & 0x7ff;
-    let m = u32::reinterpret(magnitude);
-    let normal = (m + 0xfff + ((m >> 13) & 1) - (112u32 << 23)) >> 13;
-    let half = select(magnitude < f32::reinterpret(113u32 << 23), subnormal, normal);
-    half | ((bits >> 16) & 0x8000)
 }

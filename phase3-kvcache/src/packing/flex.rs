@@ -3,45 +3,45 @@
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;
+use formats::cache_block::{decode, encode};
+use formats::{BLOCK, CacheFormat};
 use half::f16;
 
 use super::{CachePacking, LARGEST};
-use crate::block::{BLOCK, decode, encode};
-use crate::cache_type::CacheType;
 
 impl CachePacking for Flex {
-    fn pack_rows(x: FlexTensor, kind: CacheType) -> FlexTensor {
+    fn pack_rows(x: FlexTensor, kind: CacheFormat) -> FlexTensor {
         let x = x.to_contiguous();
         let [heads, n, dim] = x.layout().shape().dims();
         let row_words = kind.row_bytes(dim) / 4;
         let mut words = vec![0u32; heads * n * row_words];
         for (row, words) in x.storage::<f32>().chunks_exact(dim).zip(words.chunks_exact_mut(row_words)) {
             match kind {
-                CacheType::F32 => unreachable!("f32 is not packed"),
-                CacheType::F16 => {
+                CacheFormat::F32 => unreachable!("f32 is not packed"),
+                CacheFormat::F16 => {
                     for (pair, word) in row.as_chunks::<2>().0.iter().zip(words) {
                         *word = two(pair.map(half));
                     }
                 }
-                CacheType::Q8_0 => pack_q8_0(row, words),
+                CacheFormat::Q8_0 => pack_q8_0(row, words),
             }
         }
         FlexTensor::from_data(TensorData::new(words, [heads, n, row_words]))
     }
 
-    fn unpack_rows(words: FlexTensor, kind: CacheType, head_dim: usize) -> FlexTensor {
+    fn unpack_rows(words: FlexTensor, kind: CacheFormat, head_dim: usize) -> FlexTensor {
         let words = words.to_contiguous();
         let [heads, n, row_words] = words.layout().shape().dims();
         let mut values = vec![0.0f32; heads * n * head_dim];
         for (words, row) in words.storage::<u32>().chunks_exact(row_words).zip(values.chunks_exact_mut(head_dim)) {
             match kind {
-                CacheType::F32 => unreachable!("f32 is not packed"),
-                CacheType::F16 => {
+                CacheFormat::F32 => unreachable!("f32 is not packed"),
+                CacheFormat::F16 => {
                     for (pair, &word) in row.as_chunks_mut::<2>().0.iter_mut().zip(words) {
                         *pair = halves(word);
                     }
                 }
-                CacheType::Q8_0 => unpack_q8_0(words, row),
+                CacheFormat::Q8_0 => unpack_q8_0(words, row),
             }
         }
         FlexTensor::from_data(TensorData::new(values, [heads, n, head_dim]))

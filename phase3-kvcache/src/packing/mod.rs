@@ -3,7 +3,7 @@
 //! A row is the `head_dim` values of one head at one position. Packed it is whole 32-bit words, so that Burn can slice and
 //! join rows without knowing what is in them:
 //! - f16: two values a word, the earlier in the low half;
-//! - Q8_0: four codes of a [block](crate::block) a word, the earliest in the lowest byte.
+//! - Q8_0: four codes of a [block](formats::cache_block) a word, the earliest in the lowest byte.
 
 mod cube;
 mod flex;
@@ -11,37 +11,37 @@ mod flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{Int, Tensor};
-
-use crate::cache_type::CacheType;
+use formats::CacheFormat;
 
 /// The largest f16: packing saturates instead of making infinities.
 const LARGEST: f32 = 65504.0;
 
 /// `[heads, n, head_dim]` to words `[heads, n, row_words]`.
-pub(crate) fn pack(x: Tensor<3>, kind: CacheType) -> Tensor<3, Int> {
+pub(crate) fn pack(x: Tensor<3>, kind: CacheFormat) -> Tensor<3, Int> {
     Tensor::from_dispatch(<Dispatch as CachePacking>::pack_rows(x.into_dispatch(), kind))
 }
 
 /// Words `[heads, n, row_words]` to `[heads, n, head_dim]`.
-pub(crate) fn unpack(words: Tensor<3, Int>, kind: CacheType, head_dim: usize) -> Tensor<3> {
+pub(crate) fn unpack(words: Tensor<3, Int>, kind: CacheFormat, head_dim: usize) -> Tensor<3> {
     Tensor::from_dispatch(<Dispatch as CachePacking>::unpack_rows(words.into_dispatch(), kind, head_dim))
 }
 
 #[backend_extension(Cube, Flex)]
 trait CachePacking: Backend {
-    fn pack_rows(x: FloatTensor<Self>, kind: CacheType) -> IntTensor<Self>;
-    fn unpack_rows(words: IntTensor<Self>, kind: CacheType, head_dim: usize) -> FloatTensor<Self>;
+    fn pack_rows(x: FloatTensor<Self>, kind: CacheFormat) -> IntTensor<Self>;
+    fn unpack_rows(words: IntTensor<Self>, kind: CacheFormat, head_dim: usize) -> FloatTensor<Self>;
 }
 
 #[cfg(test)]
 mod tests {
     use burn::tensor::TensorData;
+    use formats::BLOCK;
+    use formats::cache_block::{decode, encode, scale};
     use half::f16;
     use phase2_forward::ComputeDevice;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::block::{BLOCK, decode, encode, scale};
 
     /// Values of every size that caches meet, zeros and what an f16 cannot hold among them; now and then all of them far from one.
     fn values(dim: usize) -> impl Strategy<Value = Vec<f32>> {
@@ -58,7 +58,7 @@ mod tests {
         })
     }
 
-    fn round_trip(values: &[f32], dim: usize, kind: CacheType, device: &ComputeDevice) -> (Vec<u32>, Vec<f32>) {
+    fn round_trip(values: &[f32], dim: usize, kind: CacheFormat, device: &ComputeDevice) -> (Vec<u32>, Vec<f32>) {
         let x = TensorData::new(values.to_vec(), [1, values.len() / dim, dim]);
         let words = pack(Tensor::from_data(x, &device.burn), kind);
         let back = unpack(words.clone(), kind, dim);
@@ -69,14 +69,14 @@ mod tests {
     /// division on a GPU, whose scales are the CPU's.
     fn check(values: &[f32], dim: usize) -> Result<(), TestCaseError> {
         for device in ComputeDevice::for_gates().expect("both devices") {
-            let (words, back) = round_trip(values, dim, CacheType::F16, &device);
-            prop_assert_eq!(words.len() * 4, values.len() / dim * CacheType::F16.row_bytes(dim));
+            let (words, back) = round_trip(values, dim, CacheFormat::F16, &device);
+            prop_assert_eq!(words.len() * 4, values.len() / dim * CacheFormat::F16.row_bytes(dim));
             for (&value, &back) in values.iter().zip(&back) {
                 let nearest = f16::from_f32(value.clamp(-LARGEST, LARGEST)).to_f32();
                 prop_assert_eq!(back, nearest, "{} on {}", value, &device.name);
             }
-            let (words, back) = round_trip(values, dim, CacheType::Q8_0, &device);
-            prop_assert_eq!(words.len() * 4, values.len() / dim * CacheType::Q8_0.row_bytes(dim));
+            let (words, back) = round_trip(values, dim, CacheFormat::Q8_0, &device);
+            prop_assert_eq!(words.len() * 4, values.len() / dim * CacheFormat::Q8_0.row_bytes(dim));
             let blocks = values.as_chunks::<BLOCK>().0.iter().zip(words.as_chunks::<{ BLOCK / 4 }>().0);
             for ((values, words), back) in blocks.zip(back.as_chunks::<BLOCK>().0) {
                 let codes: [i8; BLOCK] = std::array::from_fn(|i| words[i / 4].to_le_bytes()[i % 4] as i8);

@@ -2,28 +2,17 @@
 //!
 //! Keys lie transposed, `[head_dim, 64]`, and values `[64, head_dim]`, as attention takes them.
 
+use formats::cache_block::{self, SCALES};
+use formats::{BLOCK, CacheFormat};
 use half::f16;
 
-use crate::simd::{CODE_SCALES, LANES, Simd};
-use crate::weights::BLOCK;
+use crate::simd::{LANES, Simd};
 
 /// Positions in a block.
 pub const POSITIONS: usize = 64;
 
 /// Vectors of keys in a block.
 const KEY_VECTORS: usize = POSITIONS / LANES;
-
-/// Codes whose lowest bits are a scale's.
-const SCALE_BITS: usize = 8;
-
-/// The number format of cached keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheFormat {
-    F32,
-    F16,
-    /// 32 dimensions of a position have codes of 8 bits, and a scale whose bits are the lowest of the first eight codes.
-    Q8_0,
-}
 
 /// A key/value head's part of a block, to be read.
 #[derive(Clone, Copy)]
@@ -65,11 +54,12 @@ impl KeyBlock<'_> {
                 }
             }
             CacheFormat::Q8_0 => {
-                for (part, (key, value)) in key.chunks_exact(BLOCK).zip(value.chunks_exact(BLOCK)).enumerate() {
-                    for (i, code) in encode(key).into_iter().enumerate() {
-                        keys[(part * BLOCK + i) * POSITIONS + slot] = code;
+                for (part, (key, value)) in key.as_chunks().0.iter().zip(value.as_chunks().0).enumerate() {
+                    for (i, code) in cache_block::encode(key).into_iter().enumerate() {
+                        keys[(part * BLOCK + i) * POSITIONS + slot] = code as u8;
                     }
-                    values[slot * head_dim + part * BLOCK..][..BLOCK].copy_from_slice(&encode(value));
+                    let codes = cache_block::encode(value).map(|code| code as u8);
+                    values[slot * head_dim + part * BLOCK..][..BLOCK].copy_from_slice(&codes);
                 }
             }
         }
@@ -101,48 +91,12 @@ impl KeyBlock<'_> {
 }
 
 fn half_bytes(format: CacheFormat, head_dim: usize) -> usize {
-    let count = POSITIONS * head_dim;
-    match format {
-        CacheFormat::F32 => 4 * count,
-        CacheFormat::F16 => 2 * count,
-        CacheFormat::Q8_0 => count,
-    }
+    POSITIONS * format.row_bytes(head_dim)
 }
 
 fn check(format: CacheFormat, head_dim: usize) {
     let unit = if format == CacheFormat::Q8_0 { BLOCK } else { LANES };
     assert!(head_dim > 0 && head_dim.is_multiple_of(unit), "a head of {head_dim} is no multiple of {unit}");
-}
-
-/// 32 codes in two's complement, the scale's eight bits the lowest of the first eight: the smallest that is no smaller than the
-/// largest value / 127, of f16's numbers that have three bits of mantissa. Those codes are the nearest of their parity.
-fn encode(values: &[f32]) -> [u8; BLOCK] {
-    let byte = scale_byte(values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())));
-    let inverse = if byte == 0 { 0.0 } else { CODE_SCALES[usize::from(byte)].recip() };
-    std::array::from_fn(|i| {
-        let quotient = values[i] * inverse;
-        if i < SCALE_BITS {
-            let bit = byte >> i & 1;
-            let (odd, most) = (f32::from(bit), 126.0 + f32::from(bit));
-            (((quotient.clamp(-most, most) - odd) * 0.5).round_ties_even() as i8 as u8) << 1 | bit
-        } else {
-            quotient.clamp(-127.0, 127.0).round_ties_even() as i8 as u8
-        }
-    })
-}
-
-/// Zero for values that would all become zeros, the largest scale for those that none reaches.
-fn scale_byte(largest: f32) -> u8 {
-    const SMALLEST: f32 = 1.0 / 131_072.0;
-    let exact = (largest * (1.0 / 127.0)).min(61440.0);
-    if largest < SMALLEST / 2.0 {
-        0
-    } else if exact < 8.0 * SMALLEST {
-        (exact / SMALLEST).ceil() as u8
-    } else {
-        // An f32's mantissa is rounded up to three bits, and its exponent counted from where an f16's begins.
-        (((exact.to_bits() + 0xf_ffff) >> 20) - (112 << 3)) as u8
-    }
 }
 
 fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
@@ -197,7 +151,7 @@ pub(crate) unsafe fn decode_values<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, 
         }
         for at in (0..POSITIONS * block.head_dim).step_by(BLOCK) {
             S::prefetch(ahead.wrapping_add(at));
-            let scale = S::splat(CODE_SCALES[usize::from(scale_bits(from.add(at)))]);
+            let scale = S::splat(SCALES[usize::from(scale_bits(from.add(at)))]);
             for at in [at, at + LANES] {
                 S::store(to.add(at), S::mul(S::load_i8(from.add(at)), scale));
             }
@@ -240,6 +194,7 @@ unsafe fn scale_bits(bytes: *const u8) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use formats::cache_block::SCALE_BITS;
     use proptest::prelude::*;
 
     use super::*;

@@ -18,7 +18,8 @@ mod strip;
 mod weights;
 
 pub use attention::{Queries, attend};
-pub use cache::{CacheFormat, KeyBlock, POSITIONS};
+pub use cache::{KeyBlock, POSITIONS};
+pub use formats::{CacheFormat, Storage};
 pub use isa::Isa;
 pub use panel::{Panel, PanelFormat};
 pub use pool::{Pool, Shared};
@@ -26,4 +27,4 @@ pub use product::{FEW, TILE, multiply_few, multiply_panel};
 pub use rows::{rms_norm, rotate, softmax, swiglu};
 pub use screen::{Bound, CoarseInputs, Screen, ScreenMaking};
 pub use strip::{multiply_strips, strip};
-pub use weights::{PackedRows, Storage};
+pub use weights::PackedRows;

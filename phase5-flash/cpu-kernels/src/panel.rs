@@ -1,9 +1,10 @@
 //! Inputs of a product, laid out for tiles of weights: groups of a few inputs, interleaved value by value.
 
+use formats::BLOCK;
+
 use crate::isa::{Isa, Kernel};
 use crate::pool::Shared;
 use crate::simd::{LANES, Simd, round_block};
-use crate::weights::BLOCK;
 
 /// How a panel holds its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

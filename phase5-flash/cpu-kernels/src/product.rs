@@ -20,12 +20,12 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use formats::{BLOCK, Storage};
+
 use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, Panel, PanelFormat};
 use crate::simd::{LANES, Simd};
-use crate::weights::{
-    BF16Block, BLOCK, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block, Storage,
-};
+use crate::weights::{BF16Block, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block};
 
 /// Inputs that [`multiply_few`] takes at most.
 pub const FEW: usize = 4;

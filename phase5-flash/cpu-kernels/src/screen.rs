@@ -11,12 +11,14 @@
 //!
 //! Estimates round inputs too, to 8 bits a block: 15 levels of weights are what limits them.
 
+use formats::{BLOCK, Storage};
+
 use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, group};
 use crate::pool::Shared;
 use crate::product::{AHEAD, TILE};
 use crate::simd::{LANES, Simd};
-use crate::weights::{BF16Block, BLOCK, Block, F16Block, F32Block, Mxfp4Block, PackedRows, Q8Block, Storage};
+use crate::weights::{BF16Block, Block, F16Block, F32Block, Mxfp4Block, PackedRows, Q8Block};
 
 /// Standard deviations of an estimate's error that a row is given.
 const DEVIATIONS: f32 = 8.0;

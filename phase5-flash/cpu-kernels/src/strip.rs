@@ -11,10 +11,12 @@
 //! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, for strips leave L1.
 //! - four rows with one sum each for 3 and 4 inputs: 18.3, 15.2.
 
+use formats::{BLOCK, Storage};
+
 use crate::isa::{Isa, Kernel};
 use crate::product::{AHEAD, FEW, TILE};
 use crate::simd::{LANES, Simd};
-use crate::weights::{BLOCK, PackedRows, Storage};
+use crate::weights::PackedRows;
 
 /// Lays out values of an input, whole blocks of 32, as a strip of as many words. The strip is for the same [`Isa`].
 ///

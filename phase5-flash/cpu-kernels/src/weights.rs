@@ -1,41 +1,9 @@
 //! Rows of packed weights, and what the kernels need to know of each storage format.
 
-use crate::simd::{HALF_E8M0, LANES, Simd};
+use formats::mxfp4::HALF_E8M0;
+use formats::{BLOCK, Storage};
 
-/// Values in a block of every format: the quantized ones are stored so, the others are read so.
-pub(crate) const BLOCK: usize = 32;
-
-/// How a row's values are stored, as in GGUF.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Storage {
-    F32,
-    F16,
-    BF16,
-    /// 32 values: an f16 scale and 32 signed bytes.
-    Q8_0,
-    /// 32 values: an E8M0 scale byte, then 16 bytes whose low nibbles are the first 16 E2M1 codes and whose high ones the rest.
-    Mxfp4,
-}
-
-impl Storage {
-    pub const ALL: [Storage; 5] = [Storage::F32, Storage::F16, Storage::BF16, Storage::Q8_0, Storage::Mxfp4];
-
-    /// Bytes of 32 values.
-    pub const fn block_bytes(self) -> usize {
-        match self {
-            Storage::F32 => F32Block::BYTES,
-            Storage::F16 => F16Block::BYTES,
-            Storage::BF16 => BF16Block::BYTES,
-            Storage::Q8_0 => Q8Block::BYTES,
-            Storage::Mxfp4 => Mxfp4Block::BYTES,
-        }
-    }
-
-    /// Whether its values are whole numbers times a block's scale, so that products with 16-bit integers are exact.
-    pub const fn is_quantized(self) -> bool {
-        matches!(self, Storage::Q8_0 | Storage::Mxfp4)
-    }
-}
+use crate::simd::{LANES, Simd};
 
 /// Consecutive rows of a packed matrix.
 #[derive(Clone, Copy)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
-use cpu_kernels::{CacheFormat, Isa, Pool, Screen};
+use cpu_kernels::{Isa, Pool, Screen};
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::plain::{PlainSteps, check_rewind, tokens_of};
 use phase2_forward::{
@@ -71,18 +71,15 @@ impl CpuEngine {
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         let config = checkpoint.config.clone();
         let kv = options.cache_type();
-        let (format, unit) = match kv {
-            CacheType::F32 => (CacheFormat::F32, 16),
-            CacheType::F16 => (CacheFormat::F16, 16),
-            CacheType::Q8_0 => (CacheFormat::Q8_0, 32),
-        };
+        // The kernels take vectors of 16 values.
+        let unit = kv.granule().max(16);
         if !config.head_dim.is_multiple_of(unit) {
             let (path, head_dim) = (checkpoint.path.clone(), config.head_dim);
             return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
         }
         let model = Model::load(checkpoint)?;
         touch_in_background(model.in_order_of_use());
-        let page = Cache::bytes_per_page(&config, format);
+        let page = Cache::bytes_per_page(&config, kv);
         let bytes = options.kv_bytes.unwrap_or_else(|| available_memory() / 2);
         let count = Pages::count(&config, page as u64, options.kv_bytes.is_some(), bytes);
         let forward = Forward {
@@ -96,7 +93,7 @@ impl CpuEngine {
         let config = &forward.config;
         Ok(CpuEngine {
             pages: Pages::new(count, config.sliding_window, &config.attention),
-            cache: Cache::new(config, format, count),
+            cache: Cache::new(config, kv, count),
             scratch: Scratch::default(),
             shortlist: None,
             greedy_steps: 0,

@@ -4,15 +4,15 @@
 //! into tiles of 32 weight rows, which the pool's threads take one after another.
 
 use cpu_kernels::{
-    FEW, Isa, KeyBlock, PackedRows, Panel, PanelFormat, Pool, Queries, Shared, Storage, TILE, attend, multiply_few,
-    multiply_panel, multiply_strips, rms_norm, rotate, strip, swiglu,
+    FEW, Isa, KeyBlock, PackedRows, Panel, PanelFormat, Pool, Queries, Shared, TILE, attend, multiply_few,
+    multiply_panel, multiply_strips, rms_norm, rotate,
 };
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::{Operation, Probe, Rope, Span};
 
 use super::cache::{Cache, PageList};
 use super::model::{Layer, Matrix, Model};
-use super::scratch::{Chosen, ExpertInputs, Scratch, ThreadScratch, grow};
+use super::scratch::{Scratch, ThreadScratch, grow};
 use crate::pages::POSITIONS;
 
 /// Positions whose queries one attention task takes.
@@ -160,7 +160,7 @@ impl Forward {
     }
 
     /// The format in which these matrices take their inputs.
-    fn panel_format(&self, matrices: &[&Matrix]) -> PanelFormat {
+    pub(super) fn panel_format(&self, matrices: &[&Matrix]) -> PanelFormat {
         let integers = !self.exact && matrices.iter().all(|matrix| matrix.storage.is_quantized());
         if integers { PanelFormat::I16 } else { PanelFormat::F32 }
     }
@@ -341,124 +341,6 @@ impl Forward {
                 let out = unsafe { logits.part((first + i) * experts + expert, bias.len()) };
                 for ((out, y), bias) in out.iter_mut().zip(y).zip(bias) {
                     *out = y + bias;
-                }
-            }
-        });
-    }
-
-    /// Whether a few inputs of these matrices are laid out before they are multiplied.
-    fn takes_strips(&self, matrix: &Matrix) -> bool {
-        !self.exact && matrix.storage == Storage::Mxfp4
-    }
-
-    /// Packs the chosen experts' inputs for matrices of `columns`; `input` gives one by its place in [`Choices::tokens`].
-    fn pack_experts<'a>(
-        &self,
-        packed: &mut ExpertInputs,
-        experts: &[Chosen],
-        matrices: &[&Matrix],
-        input: impl Fn(usize) -> &'a [f32] + Sync,
-    ) {
-        let (format, columns) = (self.panel_format(matrices), matrices[0].columns);
-        let strips = matrices.iter().any(|matrix| self.takes_strips(matrix));
-        let (panels, places) = (Shared::new(&mut packed.panels), Shared::new(&mut packed.strips));
-        self.pool.run(experts.len(), &|task, _| {
-            let Chosen { first, count, .. } = experts[task];
-            // SAFETY: an expert has its own panel and its own places.
-            unsafe {
-                if count > FEW {
-                    let panel = &mut panels.part(task, 1)[0];
-                    let filling = panel.begin(self.isa, format, columns, count);
-                    for group in 0..filling.groups() {
-                        filling.pack(group, |i| input(first + i));
-                    }
-                } else if strips {
-                    for place in first..first + count {
-                        strip(self.isa, input(place), places.part(place * columns, columns));
-                    }
-                }
-            }
-        });
-    }
-
-    /// What the expert chosen as `number` multiplies `matrix` with.
-    fn expert_input<'a>(
-        &self,
-        packed: &'a ExpertInputs,
-        number: usize,
-        chosen: Chosen,
-        matrix: &Matrix,
-        input: impl Fn(usize) -> &'a [f32],
-    ) -> Input<'a> {
-        let Chosen { first, count, .. } = chosen;
-        let columns = matrix.columns;
-        if count > FEW {
-            Input::Panel(&packed.panels[number])
-        } else if self.takes_strips(matrix) {
-            let (strips, count) = few(count, |i| &packed.strips[(first + i) * columns..][..columns]);
-            Input::Strips(strips, count)
-        } else {
-            let (rows, count) = few(count, |i| input(first + i));
-            Input::Few(rows, count)
-        }
-    }
-
-    /// Both projections of the chosen experts and SwiGLU: a task takes 32 hidden values of one expert, for all its tokens.
-    fn gate_up(&self, layer: &Layer, s: &mut Scratch) {
-        let (hidden, width) = (self.config.hidden, self.config.expert_width);
-        let Scratch { h, hidden: out, choices, expert_inputs, threads, .. } = s;
-        let input = |place: usize| &h[choices.tokens[place].0 * hidden..][..hidden];
-        self.pack_experts(expert_inputs, &choices.experts, &[&layer.gate.weight, &layer.up.weight], input);
-        let (out, threads) = (Shared::new(out), Shared::new(threads));
-        let tiles = width.div_ceil(TILE);
-        self.pool.run(choices.experts.len() * tiles, &|task, thread| {
-            let (number, row) = (task / tiles, task % tiles * TILE);
-            let chosen = choices.experts[number];
-            let Chosen { expert, first, count } = chosen;
-            // SAFETY: a thread's scratch is its own, and so are a task's columns of the result.
-            unsafe {
-                let [gate, up] = &mut threads.part(thread, 1)[0].tiles;
-                for (linear, tile) in [(&layer.gate, &mut *gate), (&layer.up, &mut *up)] {
-                    let rows = linear.weight.rows_of(expert, row, TILE);
-                    self.multiply(rows, self.expert_input(expert_inputs, number, chosen, &linear.weight, input), tile);
-                    let bias = &linear.bias[expert * width + row..][..rows.count()];
-                    for y in tile.chunks_exact_mut(TILE).take(count) {
-                        y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
-                    }
-                }
-                let rows = TILE.min(width - row);
-                for (i, (gate, up)) in gate.chunks_exact_mut(TILE).zip(up.chunks_exact(TILE)).take(count).enumerate() {
-                    swiglu(self.isa, &mut gate[..rows], &up[..rows]);
-                    out.part((first + i) * width + row, rows).copy_from_slice(&gate[..rows]);
-                }
-            }
-        });
-    }
-
-    /// The chosen experts' last projection, weighted and added to the stream: a task takes 32 values of it, of all experts.
-    fn down(&self, layer: &Layer, s: &mut Scratch) {
-        let (hidden, width) = (self.config.hidden, self.config.expert_width);
-        let Scratch { x, hidden: h, choices, expert_inputs, threads, .. } = s;
-        let input = |place: usize| &h[place * width..][..width];
-        self.pack_experts(expert_inputs, &choices.experts, &[&layer.down.weight], input);
-        let (x, threads) = (Shared::new(x), Shared::new(threads));
-        self.pool.run(hidden.div_ceil(TILE), &|task, thread| {
-            let row = task * TILE;
-            for (number, &chosen) in choices.experts.iter().enumerate() {
-                let Chosen { expert, first, count } = chosen;
-                let input = self.expert_input(expert_inputs, number, chosen, &layer.down.weight, input);
-                let rows = layer.down.weight.rows_of(expert, row, TILE);
-                let bias = &layer.down.bias[expert * hidden + row..][..rows.count()];
-                // SAFETY: a thread's scratch is its own, and so are a task's columns of the stream.
-                unsafe {
-                    let tile = &mut threads.part(thread, 1)[0].tiles[0];
-                    self.multiply(rows, input, tile);
-                    for (y, &(token, weight)) in tile.chunks_exact(TILE).zip(&choices.tokens[first..first + count]) {
-                        let x = x.part(token * hidden + row, bias.len());
-                        for ((x, y), bias) in x.iter_mut().zip(y).zip(bias) {
-                            *x += weight * (y + bias);
-                        }
-                    }
                 }
             }
         });

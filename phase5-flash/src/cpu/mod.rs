@@ -1,11 +1,12 @@
 //! The CPU: kernels on packed weights straight from the mapped file.
 //!
 //! [`CpuEngine`] advances all sequences of a batch together: their new tokens are one matrix, so that every weight is read
-//! once a step. `forward.rs` is the forward pass, top to bottom; the arithmetic is the crate `cpu-kernels`.
+//! once a step. `forward.rs` is the forward pass, top to bottom, with the experts in `experts.rs`; the arithmetic is the crate `cpu-kernels`.
 
 mod cache;
 mod choice;
 mod engine;
+mod experts;
 mod forward;
 mod model;
 mod scratch;

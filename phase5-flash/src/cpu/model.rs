@@ -112,14 +112,10 @@ fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
     if !columns.is_multiple_of(32) {
         return Err(CpuLoadError::Columns { path: checkpoint.path.clone(), name: name.into(), columns });
     }
-    let (format, storage) = match tensor.format {
-        Format::F32 => (Format::F32, Storage::F32),
-        Format::F16 => (Format::F16, Storage::F16),
-        Format::BF16 => (Format::BF16, Storage::BF16),
-        Format::Q8_0 => (Format::Q8_0, Storage::Q8_0),
-        Format::Mxfp4 => (Format::Mxfp4, Storage::Mxfp4),
+    let (format, storage) = match tensor.format.storage() {
+        Some(storage) => (tensor.format, storage),
         // Unpacked in memory: exact, at 4 bytes a value.
-        _ => (Format::F32, Storage::F32),
+        None => (Format::F32, Storage::F32),
     };
     // The mapped file's own bytes, unless it keeps them in another format or as planes.
     let data = tensor.packed_as(format, 0..tensor.rows());

@@ -6,18 +6,20 @@
 use std::time::{Duration, Instant};
 
 use cubecl::client::Graph;
+use gpu_kernels::sampling::Filters;
+use gpu_kernels::{Error, KvRow, Row};
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{ComputeDevice, Draw, Engine, EngineError, NoProbe, Operation, Sampling, Span, Want, Work};
 use phase3_kvcache::CacheType;
 
 use super::cache::Cache;
 use super::choice::Choosing;
-use super::engine::{GpuEngine, MAX_ROWS};
-use super::kernels::cache::CacheRow;
-use super::kernels::sample::Filters;
-use super::pass::Pass;
-use super::rows::Row;
-use super::{GpuError, Options};
+use super::engine::{GpuEngine, Options};
+use super::error::GpuError;
+use super::forward::Forward;
+use super::plan::Pass;
+use super::step::Runner;
+use super::tuning::MAX_ROWS;
 
 /// The most launches that are captured together.
 const MOST_LAUNCHES: usize = 48;
@@ -37,7 +39,7 @@ pub struct Case<'a> {
     pub name: String,
     /// What a probe hears of it. `None` for the choice of tokens.
     pub span: Option<Span>,
-    engine: &'a GpuEngine,
+    forward: &'a Forward,
     rows: &'a [Row],
     /// Takes the number of the launch.
     launch: &'a dyn Fn(usize),
@@ -67,23 +69,23 @@ impl Kernels {
     /// A device that fails, or what `visit` returns.
     pub fn all(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(CacheType::default(), rows, 0)?;
-        let pass = self.engine.place(&placed);
-        let engine = &self.engine;
+        let pass = self.engine.runner.forward.place(&placed);
+        let Runner { forward, choices, .. } = &self.engine.runner;
         let name = counted(rows);
         let mut outside = |operation: Operation, launch: &dyn Fn(usize)| {
             let span = Some(Span { operation, layer: None, tokens: rows, sequences: 1, keys: 0 });
-            visit(&Case { operation: operation.name(), name: name.clone(), span, engine, rows: &placed, launch })
+            visit(&Case { operation: operation.name(), name: name.clone(), span, forward, rows: &placed, launch })
         };
-        outside(Operation::Embed, &|_| engine.embed(rows))?;
+        outside(Operation::Embed, &|_| forward.embed(rows))?;
         if rows <= MOST_LOGITS {
-            outside(Operation::HeadNorm, &|_| engine.head_norm(rows, &engine.scratch.every_row))?;
-            outside(Operation::Head, &|_| engine.head(rows, &engine.choices.logits))?;
+            outside(Operation::HeadNorm, &|_| forward.head_norm(rows, &forward.buffers.every_row))?;
+            outside(Operation::Head, &|_| forward.head(rows, &choices.logits))?;
         }
-        let all: Vec<usize> = (0..engine.config.layers()).collect();
-        for operation in pass.operations(&engine.gpu.tuning).filter(|&operation| operation != Operation::Attention) {
-            of_layers(engine, operation, &all, pass, &name, &placed, visit)?;
+        let all: Vec<usize> = (0..forward.config.layers()).collect();
+        for operation in pass.operations(forward.tuning()).filter(|&operation| operation != Operation::Attention) {
+            of_layers(forward, operation, &all, pass, &name, &placed, visit)?;
         }
-        attention(engine, pass, &placed, visit)
+        attention(forward, pass, &placed, visit)
     }
 
     /// The ways to choose the next tokens of `rows` sequences, 64 at most.
@@ -93,13 +95,13 @@ impl Kernels {
     pub fn choices(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(CacheType::default(), rows.min(MOST_LOGITS), 0)?;
         let rows = placed.len();
-        self.engine.place(&placed);
-        let engine = &self.engine;
-        engine.logits(rows, &engine.scratch.every_row, &engine.choices.logits, &mut NoProbe);
+        let Runner { forward, choices, .. } = &mut self.engine.runner;
+        forward.place(&placed);
+        forward.logits(rows, &forward.buffers.every_row, &choices.logits, &mut NoProbe);
         let sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.9, min_p: 0.0 };
         let draw = Draw { sampling, seed: 1, logprobs: Some(5), ..Draw::GREEDY };
-        self.engine.choices.prepare(&self.engine.gpu, &vec![&draw; rows], rows);
-        let engine = &self.engine;
+        choices.prepare(&forward.gpu.device, &vec![&draw; rows], rows);
+        let Runner { forward, choices, .. } = &self.engine.runner;
         let drawn = |top_k, top_p| Choosing { filters: Some(Filters { top_k, top_p }), ..Choosing::GREEDY };
         for (what, choosing) in [
             ("greedy", Choosing::GREEDY),
@@ -109,10 +111,10 @@ impl Kernels {
             ("drawn by top-k and top-p", drawn(true, true)),
         ] {
             let launch = &|_| {
-                engine.choices.launch(&engine.gpu, choosing, &engine.scratch.row_words, &engine.drawn, rows);
+                choices.launch(&forward.gpu.device, choosing, &forward.buffers.row_words, &forward.drawn, rows);
             };
             let name = format!("{what}, {}", counted(rows));
-            visit(&Case { operation: "choice", name, span: None, engine, rows: &placed, launch })?;
+            visit(&Case { operation: "choice", name, span: None, forward, rows: &placed, launch })?;
         }
         Ok(())
     }
@@ -123,30 +125,33 @@ impl Kernels {
     /// As [`Kernels::all`].
     pub fn cached(&mut self, kv: CacheType, rows: usize, depth: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(kv, rows, depth)?;
-        let pass = self.engine.place(&placed);
-        let engine = &self.engine;
-        let all: Vec<usize> = (0..engine.config.layers()).collect();
-        if pass.operations(&engine.gpu.tuning).any(|operation| operation == Operation::CacheAppend) {
-            of_layers(engine, Operation::CacheAppend, &all, pass, &after(engine, pass), &placed, visit)?;
+        let forward = &mut self.engine.runner.forward;
+        let pass = forward.place(&placed);
+        let all: Vec<usize> = (0..forward.config.layers()).collect();
+        if pass.operations(forward.tuning()).any(|operation| operation == Operation::CacheAppend) {
+            of_layers(forward, Operation::CacheAppend, &all, pass, &after(forward, pass), &placed, visit)?;
         }
-        attention(engine, pass, &placed, visit)
+        attention(forward, pass, &placed, visit)
     }
 
     /// Puts `depth + rows` positions into a cache and leaves the results of the last `rows` of them behind. Returns these rows.
     fn fill(&mut self, kv: CacheType, rows: usize, depth: usize) -> Result<Vec<Row>, GpuError> {
         let engine = &mut self.engine;
-        let shape = CacheRow::new(kv, &engine.config)?;
-        let pages = Cache::count(&engine.gpu, &engine.config, shape, None)?;
-        engine.cache = Cache::new(&engine.gpu, &engine.config, shape, pages, MAX_ROWS);
-        engine.moves += 1;
-        engine.choices.reserve(&engine.gpu, rows.min(MOST_LOGITS));
-        let token = |i: usize| (i * 7919 + 13) as u32 % engine.config.vocab as u32;
+        let Runner { forward, choices, .. } = &mut engine.runner;
+        let (device, config) = (&forward.gpu.device, &forward.config);
+        let row = KvRow::new(kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
+        let pages = Cache::count(device, config, row, None)?;
+        forward.cache = Cache::new(device, config, row, pages, MAX_ROWS);
+        forward.moves += 1;
+        choices.reserve(device, rows.min(MOST_LOGITS));
+        let vocab = config.vocab as u32;
+        let token = |i: usize| (i * 7919 + 13) as u32 % vocab;
         let tokens: Vec<u32> = (0..depth + rows).map(token).collect();
         for tokens in tokens[..depth].chunks(MAX_ROWS).chain(tokens[depth..].chunks(MAX_ROWS)) {
-            let failed = |error: EngineError| GpuError::Device(error.to_string());
+            let failed = |error: EngineError| GpuError::from(Error::Device(error.to_string()));
             engine.step(&[Work::tokens(0, tokens, Want::Nothing)]).map_err(failed)?;
         }
-        let slot = engine.cache.slot(0);
+        let slot = engine.runner.forward.cache.slot(0);
         let row = |i: usize| Row { token: Some(tokens[i]), position: i as u32, slot };
         Ok((depth..engine.length(0)).map(row).collect())
     }
@@ -154,7 +159,7 @@ impl Kernels {
 
 /// `operation` in each of some layers in turn.
 fn of_layers(
-    engine: &GpuEngine,
+    forward: &Forward,
     operation: Operation,
     layers: &[usize],
     pass: Pass,
@@ -162,19 +167,19 @@ fn of_layers(
     rows: &[Row],
     visit: &mut Visit<'_>,
 ) -> Result<(), GpuError> {
-    let launch = &|i: usize| engine.launch(operation, layers[i % layers.len()], pass);
-    let span = Some(engine.span(operation, layers[0], pass));
-    visit(&Case { operation: operation.name(), name: name.to_owned(), span, engine, rows, launch })
+    let launch = &|i: usize| forward.launch(operation, layers[i % layers.len()], pass);
+    let span = Some(forward.span(operation, layers[0], pass));
+    visit(&Case { operation: operation.name(), name: name.to_owned(), span, forward, rows, launch })
 }
 
 /// Attention in full layers and in sliding ones.
-fn attention(engine: &GpuEngine, pass: Pass, rows: &[Row], visit: &mut Visit<'_>) -> Result<(), GpuError> {
+fn attention(forward: &Forward, pass: Pass, rows: &[Row], visit: &mut Visit<'_>) -> Result<(), GpuError> {
     for (kind, what) in [(AttentionKind::Full, "full"), (AttentionKind::Sliding, "sliding")] {
-        let of_kind = |&layer: &usize| engine.config.attention[layer] == kind;
-        let layers: Vec<usize> = (0..engine.config.layers()).filter(of_kind).collect();
+        let of_kind = |&layer: &usize| forward.config.attention[layer] == kind;
+        let layers: Vec<usize> = (0..forward.config.layers()).filter(of_kind).collect();
         if !layers.is_empty() {
-            let name = format!("{what}, {}", after(engine, pass));
-            of_layers(engine, Operation::Attention, &layers, pass, &name, rows, visit)?;
+            let name = format!("{what}, {}", after(forward, pass));
+            of_layers(forward, Operation::Attention, &layers, pass, &name, rows, visit)?;
         }
     }
     Ok(())
@@ -184,8 +189,8 @@ fn counted(rows: usize) -> String {
     format!("{rows} {}", if rows == 1 { "row" } else { "rows" })
 }
 
-fn after(engine: &GpuEngine, pass: Pass) -> String {
-    format!("{}, {} to {}", engine.cache.row.kind, counted(pass.rows), pass.keys)
+fn after(forward: &Forward, pass: Pass) -> String {
+    format!("{}, {} to {}", forward.cache.row.format(), counted(pass.rows), pass.keys)
 }
 
 impl Case<'_> {
@@ -194,12 +199,12 @@ impl Case<'_> {
     /// # Errors
     /// A device that fails, or that lacks a limit.
     pub fn capture(&self, launches: usize) -> Result<Captured<'_>, GpuError> {
-        let (client, launches) = (&self.engine.gpu.client, launches.min(MOST_LAUNCHES));
-        client.graph_prepare()?;
+        let (client, launches) = (self.forward.gpu.device.client(), launches.min(MOST_LAUNCHES));
+        client.graph_prepare().map_err(Error::from)?;
         (0..launches).for_each(self.launch);
-        client.start_capture()?;
+        client.start_capture().map_err(Error::from)?;
         (0..launches).for_each(self.launch);
-        Ok(Captured { case: self, graph: client.stop_capture()?, launches })
+        Ok(Captured { case: self, graph: client.stop_capture().map_err(Error::from)?, launches })
     }
 }
 
@@ -209,17 +214,17 @@ impl Captured<'_> {
     /// # Errors
     /// A device that fails.
     pub fn time(&self, launches: u64) -> Result<Duration, GpuError> {
-        let Case { engine, rows, .. } = self.case;
+        let Case { forward, rows, .. } = self.case;
         let replays = launches.div_ceil(self.launches as u64).max(1);
-        engine.gpu.sync()?;
+        forward.gpu.device.sync()?;
         let start = Instant::now();
         for _ in 0..replays {
             // A choice puts rows where they are fed next: every replay begins where the first did.
-            engine.write_rows(rows);
+            forward.write_rows(rows);
             // SAFETY: the engine owns every buffer of the launches, and is borrowed as long as they are captured.
-            unsafe { self.graph.replay() }?;
+            unsafe { self.graph.replay() }.map_err(Error::from)?;
         }
-        engine.gpu.sync()?;
+        forward.gpu.device.sync()?;
         Ok(start.elapsed().mul_f64(launches as f64 / (replays * self.launches as u64) as f64))
     }
 }

@@ -4,16 +4,16 @@
 //! kernels where a sequence's positions are. The n-th full layer and the n-th sliding one share a pool: a page of full layers and one of
 //! sliding layers never have the same number.
 
+use gpu_kernels::kv::{NO_PAGE, prepare_pages};
+use gpu_kernels::{Buffer, Device, KvCache, KvPool, KvRow, PAGE};
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::SequenceId;
 
-use super::GpuError;
-use super::device::{Buffer, Gpu};
-use super::kernels::cache::{CacheRow, NO_PAGE, prepare_pages};
+use super::error::GpuError;
 use crate::pages::{Full, POSITIONS, Pages, REWIND, Room};
 
-/// Positions of a page.
-pub(crate) const PAGE: usize = POSITIONS;
+const _: () = assert!(PAGE == POSITIONS, "the host counts pages as kernels do");
+
 /// Sequences that the tables have room for.
 pub(crate) const SLOTS: usize = 1024;
 /// Pages beyond one context that a pool has at most, unless its size is given: those that many short sequences take in sliding layers.
@@ -23,23 +23,16 @@ const UNKNOWN_MEMORY: u64 = 1 << 30;
 
 /// The caches of all sequences.
 pub(crate) struct Cache {
-    pub row: CacheRow,
+    pub row: KvRow,
     pub pages: Pages,
     kinds: Vec<AttentionKind>,
     /// By layer the number of its pool.
     pool_of: Vec<usize>,
-    pools: Vec<Pool>,
+    pools: Vec<KvPool>,
     full: Table,
     sliding: Table,
     /// The slot of rows that only fill a step up. Its page is the one behind those of sequences.
     pub padding_slot: u32,
-}
-
-/// The pages of one layer of each kind.
-#[derive(Clone)]
-pub(crate) struct Pool {
-    pub keys: Buffer,
-    pub values: Buffer,
 }
 
 /// By slot the pages of a sequence, in layers of one kind.
@@ -50,28 +43,17 @@ struct Table {
     ring: usize,
 }
 
-/// What an attention kernel needs to find a layer's keys.
-pub(crate) struct LayerCache<'a> {
-    pub pool: &'a Pool,
-    pub table: &'a Buffer,
-    /// Columns of the table.
-    pub columns: usize,
-    /// After how many pages columns begin again; as many as there can be, for full layers.
-    pub ring_pages: usize,
-}
-
 impl Cache {
     /// Pools of `total` pages for no sequence yet. `longest_pass` is the most tokens of one sequence that one pass adds.
-    pub fn new(gpu: &Gpu, config: &GptOssConfig, row: CacheRow, total: usize, longest_pass: usize) -> Cache {
+    pub fn new(device: &Device, config: &GptOssConfig, row: KvRow, total: usize, longest_pass: usize) -> Cache {
         let context = config.context_length.div_ceil(PAGE).min(total).max(1);
         let ring = ((config.sliding_window + REWIND + longest_pass).div_ceil(PAGE) + 1).min(context);
         let slots = SLOTS.min(total) + 1;
-        let words = (total + 1) * row.page_words();
-        let pool = |_| Pool { keys: gpu.empty(words), values: gpu.empty(words) };
+        let pool = |_| KvPool::new(device, row, total + 1);
         let table = |columns: usize, ring| {
             let mut words = vec![0; slots * columns];
             words[(slots - 1) * columns..].fill(total as u32);
-            Table { device: gpu.upload(words), columns, ring }
+            Table { device: device.upload(words), columns, ring }
         };
         let cache = Cache {
             row,
@@ -83,12 +65,13 @@ impl Cache {
             sliding: table(ring, ring),
             padding_slot: (slots - 1) as u32,
         };
-        cache.clear(gpu, 0..=total as u32);
+        let every: Vec<[u32; 2]> = (0..=total as u32).map(|page| [NO_PAGE, page]).collect();
+        prepare_pages(device, &cache.pools, &every);
         cache
     }
 
     /// Bytes of a page, in all pools.
-    fn page_bytes(config: &GptOssConfig, row: CacheRow) -> u64 {
+    fn page_bytes(config: &GptOssConfig, row: KvRow) -> u64 {
         (pool_count(config) * 2 * row.page_words() * 4) as u64
     }
 
@@ -96,25 +79,25 @@ impl Cache {
     ///
     /// # Errors
     /// Not even one page for each kind of layer, or less memory than was asked for.
-    pub fn count(gpu: &Gpu, config: &GptOssConfig, row: CacheRow, bytes: Option<u64>) -> Result<usize, GpuError> {
+    pub fn count(device: &Device, config: &GptOssConfig, row: KvRow, bytes: Option<u64>) -> Result<usize, GpuError> {
         let page = Cache::page_bytes(config, row);
-        let bindable = (gpu.binding_bytes / (row.page_words() as u64 * 4)).saturating_sub(1) as usize;
+        let bindable = (device.binding_bytes() / (row.page_words() as u64 * 4)).saturating_sub(1) as usize;
         // One more is for padding.
         let held = |bytes: u64| ((bytes / page).saturating_sub(1) as usize).min(bindable);
         let count = match bytes {
             Some(bytes) => {
-                gpu.expect_memory("the KV cache", bytes)?;
+                device.expect_memory("the KV cache", bytes)?;
                 held(bytes)
             }
             None => {
-                let left = gpu.memory_left().map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
+                let left = device.memory_left().map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
                 held(left).min(config.context_length.div_ceil(PAGE) + PAGES_BESIDE_CONTEXT)
             }
         };
         // A sequence of one token has one page in each kind of layer.
         match count >= 2 {
             true => Ok(count),
-            false => Err(GpuError::NoCache { page, given: bytes.or(gpu.memory_left()).unwrap_or(UNKNOWN_MEMORY) }),
+            false => Err(GpuError::NoCache { page, given: bytes.or(device.memory_left()).unwrap_or(UNKNOWN_MEMORY) }),
         }
     }
 
@@ -130,17 +113,17 @@ impl Cache {
     ///
     /// # Errors
     /// Too few free pages; nothing has changed then.
-    pub fn extend(&mut self, gpu: &Gpu, wishes: &[(SequenceId, usize)]) -> Result<(), Full> {
+    pub fn extend(&mut self, device: &Device, wishes: &[(SequenceId, usize)]) -> Result<(), Full> {
         let room = self.pages.extend(wishes)?;
-        self.prepare(gpu, room);
+        self.prepare(device, room);
         Ok(())
     }
 
     /// Copies and clears pages as `room` says, and tells the device whose they are.
-    pub fn prepare(&mut self, gpu: &Gpu, room: Room) {
+    pub fn prepare(&mut self, device: &Device, room: Room) {
         let copies = room.copies.iter().map(|copy| [copy.from, copy.to]);
         let pairs: Vec<[u32; 2]> = copies.chain(room.cleared.iter().map(|&page| [NO_PAGE, page])).collect();
-        self.prepare_pages(gpu, &pairs);
+        prepare_pages(device, &self.pools, &pairs);
         for sequence in self.pages.take_changed() {
             for (kind, table) in [(AttentionKind::Full, &self.full), (AttentionKind::Sliding, &self.sliding)] {
                 let (first, pages) = self.pages.held(sequence, kind);
@@ -148,33 +131,18 @@ impl Cache {
                 for (number, &page) in (first..).zip(pages) {
                     words[number % table.columns] = page;
                 }
-                gpu.write_at(&table.device, self.pages.slot(sequence) as usize * table.columns, words);
+                device.write_at(&table.device, self.pages.slot(sequence) as usize * table.columns, words);
             }
         }
     }
 
-    fn clear(&self, gpu: &Gpu, pages: impl Iterator<Item = u32>) {
-        let pairs: Vec<[u32; 2]> = pages.map(|page| [NO_PAGE, page]).collect();
-        self.prepare_pages(gpu, &pairs);
-    }
-
-    fn prepare_pages(&self, gpu: &Gpu, pairs: &[[u32; 2]]) {
-        // The most cubes that a launch has in one direction.
-        for pairs in pairs.chunks(u16::MAX.into()) {
-            let words = gpu.upload(pairs.as_flattened().to_vec());
-            for pool in &self.pools {
-                prepare_pages(gpu, pool, &words, pairs.len(), self.row.page_words());
-            }
-        }
-    }
-
-    pub fn layer(&self, layer: usize) -> LayerCache<'_> {
+    pub fn layer(&self, layer: usize) -> KvCache<'_> {
         let table = match self.kinds[layer] {
             AttentionKind::Full => &self.full,
             AttentionKind::Sliding => &self.sliding,
         };
         let pool = &self.pools[self.pool_of[layer]];
-        LayerCache { pool, table: &table.device, columns: table.columns, ring_pages: table.ring }
+        KvCache { pool, table: &table.device, columns: table.columns, ring_pages: table.ring }
     }
 
     /// The positions that a next token of a sequence that exists sees in `layer`, and the row of its pool where each lies for head 0.
@@ -194,7 +162,7 @@ impl Cache {
         let (gone, pages) = self.pages.held(sequence, self.kinds[layer]);
         let place = |position: usize| {
             let page = pages[position / PAGE - gone] as usize;
-            (position, page * self.row.kv_heads * PAGE + position % PAGE)
+            (position, page * self.row.kv_heads() * PAGE + position % PAGE)
         };
         (gone * PAGE..length).map(place).collect()
     }

@@ -1,12 +1,9 @@
 //! Decoding steps that are captured once and replayed: the host then submits one command instead of two hundred launches.
 
 use cubecl::client::Graph;
-use phase2_forward::NoProbe;
+use gpu_kernels::{Device, Error};
 
-use super::GpuError;
 use super::choice::Choosing;
-use super::engine::GpuEngine;
-use super::pass::Pass;
 
 /// Steps that are kept at most; the one that was used longest ago goes first.
 const MOST_STEPS: usize = 64;
@@ -41,60 +38,57 @@ impl Shape {
 #[derive(Default)]
 pub(super) struct CapturedSteps {
     steps: Vec<(Shape, Graph)>,
-    /// The engine's count of moved buffers that they know.
+    /// The count of moved buffers that they know.
     moves: u64,
 }
 
-impl GpuEngine {
-    /// Runs the step that `scratch.row_words` describe, as it was captured, or launch by launch and captures it for the next time.
-    pub(super) fn run_captured(&mut self, shape: Shape) -> Result<(), GpuError> {
-        if self.captured.moves != self.moves {
-            self.captured.steps.clear();
-            self.captured.moves = self.moves;
+impl CapturedSteps {
+    /// Runs a step as it was captured, or by `launch`, and captures it for the next time.
+    ///
+    /// # Errors
+    /// A device that fails.
+    ///
+    /// # Safety
+    /// For a shape, `launch` launches the same kernels on the same buffers until `moves` is another number; until then the buffers live.
+    pub unsafe fn run(&mut self, device: &Device, shape: Shape, moves: u64, launch: &dyn Fn()) -> Result<(), Error> {
+        if self.moves != moves {
+            self.steps.clear();
+            self.moves = moves;
         }
-        let steps = &mut self.captured.steps;
+        let steps = &mut self.steps;
         if let Some(found) = steps.iter().position(|(of, _)| *of == shape) {
             let step = steps.remove(found);
             steps.push(step);
-            // SAFETY: the engine owns every buffer of the step and captures anew when one moves; all work is on one stream.
+            // SAFETY: its buffers live, as the caller promises; all work is on the device's one stream.
             return Ok(unsafe { steps[steps.len() - 1].1.replay() }?);
         }
         if steps.len() == MOST_STEPS {
             steps.remove(0);
         }
-        let client = self.gpu.client.clone();
+        let client = device.client();
         // This run is the step. It compiles every kernel, so that the second one only records launches.
         client.graph_prepare()?;
-        self.launch_step(shape);
+        launch();
         client.start_capture()?;
-        self.launch_step(shape);
+        launch();
         let graph = client.stop_capture()?;
-        self.captured.steps.push((shape, graph));
+        steps.push((shape, graph));
         Ok(())
-    }
-
-    /// The rows through the model, and the choice of their successors.
-    fn launch_step(&self, Shape { rows, keys, choosing }: Shape) {
-        self.layers(Pass { rows, sequences: rows, keys, tiles: None }, &mut NoProbe);
-        self.logits(rows, &self.scratch.every_row, &self.choices.logits, &mut NoProbe);
-        self.choices.launch(&self.gpu, choosing, &self.scratch.row_words, &self.drawn, rows);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::sync::atomic::Ordering;
 
-    use cubecl::MemoryScope;
-    use cubecl::wgpu::wgpu;
+    use cubecl::wgpu::{WgpuSetup, wgpu};
+    use gpu_kernels::{Buffer, Gpu};
     use phase1_loading::Checkpoint;
-    use phase2_forward::{Draw, Engine, Sampling, Want, Work};
+    use phase2_forward::{Draw, Engine, Sampling, Want, Work, register};
     use synthetic::SyntheticModel;
 
     use super::*;
-    use crate::gpu::Options;
-    use crate::gpu::kernels::testing::OwnDevice;
+    use crate::gpu::{GpuEngine, Options};
 
     /// What a step does beside computing.
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,6 +101,23 @@ mod tests {
         bytes: i64,
     }
 
+    /// A GPU that no other test uses, and its queue.
+    fn own_gpu() -> (wgpu::Queue, Gpu) {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        let adapter = adapters.into_iter().next().expect("a GPU or a software rasterizer");
+        let request = wgpu::DeviceDescriptor {
+            required_features: adapter.features() & !wgpu::Features::all_experimental_mask(),
+            required_limits: adapter.limits(),
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (device, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
+        let backend = adapter.get_info().backend;
+        let setup = WgpuSetup { instance, adapter, device, queue: queue.clone(), backend };
+        let found = cubecl::Device::Wgpu(register(setup, 256).expect("a runtime"));
+        (queue, Gpu::new(Device::new(found.client(), None)).expect("it runs kernels"))
+    }
+
     /// The queue's next number; asking takes one.
     fn number(queue: &wgpu::Queue) -> u64 {
         let index = format!("{:?}", queue.submit([]));
@@ -115,7 +126,7 @@ mod tests {
 
     /// Steps of decoding in which no sequence begins a page, and what a readback does that finds nothing queued.
     fn trace(sequences: u64, draw: Draw<'_>) -> (Vec<Trace>, Trace) {
-        let OwnDevice { queue, gpu, .. } = OwnDevice::new(16_384);
+        let (queue, gpu) = own_gpu();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
         SyntheticModel::preset("nano").expect("a preset").write(&path, 1, &mut |_, _| ()).expect("written");
@@ -123,8 +134,8 @@ mod tests {
         let loaded = GpuEngine::load_on(gpu.clone(), &checkpoint, Options::default(), &mut |_, _| ());
         let mut engine = loaded.expect("loads");
         let seen = || {
-            let bytes = gpu.client.memory_report(MemoryScope::Device).usage().bytes_reserved as i64;
-            Trace { queued: number(&queue), waits: gpu.waits.load(Ordering::Relaxed), bytes }
+            let bytes = gpu.device.memory_taken() as i64;
+            Trace { queued: number(&queue), waits: gpu.device.waits(), bytes }
         };
         // One number is that of looking.
         let between = |before: Trace, after: Trace| Trace {
@@ -146,9 +157,10 @@ mod tests {
             }
         }
         engine.collect(in_flight.pop_front().expect("in flight")).expect("ends");
-        gpu.sync().expect("still there");
+        gpu.device.sync().expect("still there");
+        let drawn: &Buffer = &engine.runner.forward.drawn;
         let before = seen();
-        gpu.read(&engine.drawn).expect("reads");
+        gpu.device.read(drawn).expect("reads");
         (marks.windows(2).map(|marks| between(marks[0], marks[1])).collect(), between(before, seen()))
     }
 

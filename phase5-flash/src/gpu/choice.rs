@@ -1,14 +1,14 @@
 //! The choice of tokens from logits on the device: restrictions, the draw, and log probabilities.
 
-use phase2_forward::Draw;
+use gpu_kernels::sampling::{
+    self, DrawSettings, Filters, HISTOGRAM_WORDS, LogitAdjustment, MOST_TOP_LOGITS, NO_MASK, NO_TOKEN, NextTokens,
+    PARTIAL_MAX_WORDS, Restrict, RowTop, SETTING_WORDS, STRIPE_TOP_WORDS, THRESHOLD_WORDS, TOP_LOGITS_WORDS, TopLogits,
+    adjustment_words, mask_words,
+};
+use gpu_kernels::{Buffer, Device, Error, Pending, ROW_WORDS};
+use phase2_forward::{Adjustment, Draw, DrawnToken, Logprobs, MAX_LOGPROBS, Sampling};
 
-use super::GpuError;
-use super::device::{Buffer, Gpu, Pending};
-use super::kernels::greedy::{STRIPE_WORDS, Successors};
-use super::kernels::logprobs::{LOGPROB_WORDS, STRIPE_TOP_WORDS, TopLogits};
-use super::kernels::restrict::{NO_MASK, Restrict, Restrictions};
-use super::kernels::sample::{CUT_WORDS, DIGIT_WORDS, Filters, SETTING_WORDS, Sample, settings};
-use super::rows::ROW_WORDS;
+const _: () = assert!(MAX_LOGPROBS <= MOST_TOP_LOGITS, "the kernel finds as many as may be asked for");
 
 /// The most rows whose logits are computed together: those of more fill gigabytes.
 pub(super) const MOST_LOGITS: usize = 128;
@@ -28,8 +28,8 @@ impl Choosing {
     fn of(draws: &[&Draw<'_>]) -> Choosing {
         let greedy = draws.iter().all(|draw| draw.is_greedy());
         Choosing {
-            filters: (!greedy).then(|| Filters::of(draws.iter().copied())),
-            restricted: draws.iter().any(|draw| draw.allowed.is_some() || !draw.adjustments.is_empty()),
+            filters: (!greedy).then(|| Filters::of(draws.iter().map(|draw| settings(draw)))),
+            restricted: draws.iter().any(|draw| is_restricted(draw)),
             logprobs: draws.iter().any(|draw| draw.logprobs.is_some()),
         }
     }
@@ -41,13 +41,13 @@ pub(super) struct Choices {
     vocab: usize,
     /// `[rows, vocab]`
     pub logits: Buffer,
-    stripes: Buffer,
+    partial_max: Buffer,
     tokens: Buffer,
     settings: Buffer,
     /// What `settings` holds.
     settings_words: Vec<u32>,
-    digits: Buffer,
-    cuts: Buffer,
+    histogram: Buffer,
+    thresholds: Buffer,
     /// Describes the rows that are drawn for, where they are not the pass's own.
     pub row_words: Buffer,
     restricted: Option<Restricted>,
@@ -69,18 +69,18 @@ struct Top {
 }
 
 impl Choices {
-    pub fn new(gpu: &Gpu, vocab: usize, rows: usize) -> Choices {
+    pub fn new(device: &Device, vocab: usize, rows: usize) -> Choices {
         Choices {
             rows,
             vocab,
-            logits: gpu.empty(rows * vocab),
-            stripes: gpu.empty(rows * STRIPE_WORDS),
-            tokens: gpu.empty(rows),
-            settings: gpu.empty(rows * SETTING_WORDS),
+            logits: device.empty(rows * vocab),
+            partial_max: device.empty(rows * PARTIAL_MAX_WORDS),
+            tokens: device.empty(rows),
+            settings: device.empty(rows * SETTING_WORDS),
             settings_words: Vec::new(),
-            digits: gpu.empty(rows * DIGIT_WORDS),
-            cuts: gpu.empty(rows * CUT_WORDS),
-            row_words: gpu.empty(rows * ROW_WORDS as usize),
+            histogram: device.empty(rows * HISTOGRAM_WORDS),
+            thresholds: device.empty(rows * THRESHOLD_WORDS),
+            row_words: device.empty(rows * ROW_WORDS as usize),
             restricted: None,
             logprobs: None,
         }
@@ -90,94 +90,154 @@ impl Choices {
     ///
     /// # Errors
     /// None at all.
-    pub fn most_rows(gpu: &Gpu, vocab: usize) -> Result<usize, GpuError> {
-        let need = vocab as u64 * 4;
-        match (gpu.binding_bytes / need) as usize {
-            0 => Err(GpuError::Limit { what: "the logits of one position".into(), need, limit: gpu.binding_bytes }),
+    pub fn most_rows(device: &Device, vocab: usize) -> Result<usize, Error> {
+        let (need, limit) = (vocab as u64 * 4, device.binding_bytes());
+        match (limit / need) as usize {
+            0 => Err(Error::Limit { what: "the logits of one position".into(), need, limit }),
             rows => Ok(rows.min(MOST_LOGITS)),
         }
     }
 
     /// Makes room for `rows` tokens. Whether buffers moved, so that captured steps are void.
-    pub fn reserve(&mut self, gpu: &Gpu, rows: usize) -> bool {
+    pub fn reserve(&mut self, device: &Device, rows: usize) -> bool {
         let grows = rows > self.rows;
         if grows {
-            *self = Choices::new(gpu, self.vocab, rows.next_power_of_two());
+            *self = Choices::new(device, self.vocab, rows.next_power_of_two());
         }
         grows
     }
 
     /// Writes how the tokens of `rows` rows, which there is room for, are drawn; rows behind the draws are padding. Says which kernels
     /// that takes, and whether buffers moved.
-    pub fn prepare(&mut self, gpu: &Gpu, draws: &[&Draw<'_>], rows: usize) -> (Choosing, bool) {
+    pub fn prepare(&mut self, device: &Device, draws: &[&Draw<'_>], rows: usize) -> (Choosing, bool) {
         let choosing = Choosing::of(draws);
         if choosing.filters.is_some() {
-            let of_row = |row: usize| settings(draws.get(row).unwrap_or(&draws[0]));
+            let of_row = |row: usize| settings(draws.get(row).unwrap_or(&draws[0])).words();
             let words: Vec<u32> = (0..rows).flat_map(of_row).collect();
             if words != self.settings_words {
-                gpu.write_at(&self.settings, 0, words.clone());
+                device.write_at(&self.settings, 0, words.clone());
                 self.settings_words = words;
             }
         }
-        let moved = choosing.restricted && self.restrict(gpu, draws, rows);
+        let moved = choosing.restricted && self.restrict(device, draws, rows);
         let missing = choosing.logprobs && self.logprobs.is_none();
         if missing {
-            let room = |words: usize| gpu.empty(self.rows * words);
-            self.logprobs = Some(Top { stripes: room(STRIPE_TOP_WORDS), out: room(LOGPROB_WORDS) });
+            let room = |words: usize| device.empty(self.rows * words);
+            self.logprobs = Some(Top { stripes: room(STRIPE_TOP_WORDS), out: room(TOP_LOGITS_WORDS) });
         }
         (choosing, moved || missing)
     }
 
     /// Writes masks and adjustments. Whether buffers moved.
-    fn restrict(&mut self, gpu: &Gpu, draws: &[&Draw<'_>], rows: usize) -> bool {
-        let Some(Restrictions { mut mask_of, masks, adjustments }) = Restrictions::of(draws) else { return false };
+    fn restrict(&mut self, device: &Device, draws: &[&Draw<'_>], rows: usize) -> bool {
+        let mut masks = Vec::new();
+        let mut mask_of: Vec<u32> = Vec::new();
+        for draw in draws {
+            let number = (masks.len() / mask_words(self.vocab)) as u32;
+            mask_of.push(if draw.allowed.is_some() { number } else { NO_MASK });
+            masks.extend_from_slice(draw.allowed.unwrap_or_default());
+        }
         mask_of.resize(rows, NO_MASK);
-        let fits = |known: &Restricted| known.adjustments.len >= adjustments.len();
+        let adjustments = adjustment_words(&adjustments(draws));
+        let fits = |known: &Restricted| known.adjustments.len() >= adjustments.len();
         let moved = !self.restricted.as_ref().is_some_and(fits);
         if moved {
             self.restricted = Some(Restricted {
-                logits: gpu.empty(self.rows * self.vocab),
-                mask_of: gpu.empty(self.rows),
-                masks: gpu.empty(self.rows * self.vocab.div_ceil(32)),
-                adjustments: gpu.empty(adjustments.len().next_power_of_two().max(1024)),
+                logits: device.empty(self.rows * self.vocab),
+                mask_of: device.empty(self.rows),
+                masks: device.empty(self.rows * mask_words(self.vocab)),
+                adjustments: device.empty(adjustments.len().next_power_of_two().max(1024)),
             });
         }
         if let Some(known) = &self.restricted {
-            gpu.write_at(&known.mask_of, 0, mask_of);
-            gpu.write_at(&known.masks, 0, masks);
-            gpu.write_at(&known.adjustments, 0, adjustments);
+            device.write_at(&known.mask_of, 0, mask_of);
+            device.write_at(&known.masks, 0, masks);
+            device.write_at(&known.adjustments, 0, adjustments);
         }
         moved
     }
 
     /// Tokens from the logits of `rows` rows. They go to `drawn`, by slot, and `row_words` then describe what is fed next.
-    pub fn launch(&self, gpu: &Gpu, choosing: Choosing, row_words: &Buffer, drawn: &Buffer, rows: usize) {
+    pub fn launch(&self, device: &Device, choosing: Choosing, row_words: &Buffer, drawn: &Buffer, rows: usize) {
         let (vocab, inputs) = (self.vocab, rows);
         let mut logits = &self.logits;
         if let Some(known) = self.restricted.as_ref().filter(|_| choosing.restricted) {
             let Restricted { logits: out, mask_of, masks, adjustments } = known;
-            Restrict { logits, out, vocab, mask_of, masks, adjustments, inputs }.launch(gpu);
+            Restrict { logits, out, vocab, mask_of, masks, adjustments, inputs }.launch(device);
             logits = out;
         }
-        let (stripes, tokens) = (&self.stripes, &self.tokens);
-        let successors = Successors { logits, vocab, stripes, rows: row_words, drawn, tokens, inputs };
+        let (partial_max, tokens) = (&self.partial_max, &self.tokens);
+        let next = NextTokens { logits, vocab, partial_max, rows: row_words, drawn, tokens, inputs };
         match choosing.filters {
-            None => successors.launch_greedy(gpu),
+            None => next.launch_argmax(device),
             Some(filters) => {
-                let (settings, digits, cuts) = (&self.settings, &self.digits, &self.cuts);
-                Sample { successors, settings, digits, cuts, filters }.launch(gpu);
+                let (settings, histogram, thresholds) = (&self.settings, &self.histogram, &self.thresholds);
+                sampling::Draw { next, settings, histogram, thresholds, filters }.launch(device);
             }
         }
         if let Some(Top { stripes, out }) = self.logprobs.as_ref().filter(|_| choosing.logprobs) {
-            TopLogits { logits: &self.logits, vocab, tokens, stripes, out, inputs }.launch(gpu);
+            TopLogits { logits: &self.logits, vocab, tokens, stripes, out, inputs }.launch(device);
         }
     }
 
     /// Begins to read the tokens and, where some are wanted, the log probabilities.
-    pub fn read_later(&self, gpu: &Gpu, choosing: Choosing) -> Pending {
+    pub fn read_later(&self, device: &Device, choosing: Choosing) -> Pending {
         match self.logprobs.as_ref().filter(|_| choosing.logprobs) {
-            Some(top) => gpu.read_later(&[&self.tokens, &top.out]),
-            None => gpu.read_later(&[&self.tokens]),
+            Some(top) => device.read_later(&[&self.tokens, &top.out]),
+            None => device.read_later(&[&self.tokens]),
         }
     }
+}
+
+/// The tokens that were drawn for `rows` rows, from what [`Choices::read_later`] reads; `None` for logits that are not numbers.
+pub(super) fn drawn_tokens(words: Vec<Vec<u32>>, rows: usize) -> Vec<Option<RowDrawn>> {
+    let mut words = words.into_iter();
+    let (tokens, tops) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut tops = tops.chunks_exact(TOP_LOGITS_WORDS).map(<[u32]>::to_vec);
+    let drawn = |&id: &u32| {
+        let top = tops.next();
+        (id != NO_TOKEN).then_some(RowDrawn { id, top })
+    };
+    tokens[..rows].iter().map(drawn).collect()
+}
+
+/// A token drawn for a row, and what log probabilities are made of.
+pub(super) struct RowDrawn {
+    id: u32,
+    top: Option<Vec<u32>>,
+}
+
+impl RowDrawn {
+    /// With so many log probabilities.
+    pub fn with_logprobs(self, count: Option<usize>) -> DrawnToken {
+        let logprobs = count.zip(self.top).map(|(count, words)| {
+            let RowTop { log_sum, drawn, top } = RowTop::read(&words, count);
+            Logprobs::from_parts(log_sum, drawn, top)
+        });
+        DrawnToken { id: self.id, logprobs }
+    }
+}
+
+fn is_restricted(draw: &Draw<'_>) -> bool {
+    draw.allowed.is_some() || !draw.adjustments.is_empty()
+}
+
+fn settings(draw: &Draw<'_>) -> DrawSettings {
+    let Sampling { temperature, top_k, top_p, min_p } = draw.sampling;
+    DrawSettings { temperature, top_k, top_p, min_p, seed: draw.seed }
+}
+
+/// All draws' adjustments, each of its row.
+fn adjustments(draws: &[&Draw<'_>]) -> Vec<LogitAdjustment> {
+    let of_row = |(row, draw): (usize, &&Draw<'_>)| {
+        let one = |&Adjustment { token, bias, repetition_penalty, penalty }: &Adjustment| LogitAdjustment {
+            row: row as u32,
+            token,
+            bias,
+            repetition_penalty,
+            penalty,
+        };
+        draw.adjustments.iter().map(one).collect::<Vec<_>>()
+    };
+    draws.iter().enumerate().flat_map(of_row).collect()
 }

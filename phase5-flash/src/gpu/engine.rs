@@ -2,7 +2,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
+use gpu_kernels::{Buffer, Device, Gpu, KvRow, MatrixUnits, PAGE};
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::plain::check_rewind;
 use phase2_forward::{
@@ -11,26 +12,17 @@ use phase2_forward::{
 };
 use phase3_kvcache::{CacheType, ReadCache};
 
-use super::GpuError;
-use super::cache::{Cache, PAGE, SLOTS};
-use super::captured::CapturedSteps;
+use super::cache::{Cache, SLOTS};
 use super::choice::Choices;
-use super::device::{Buffer, Gpu};
-use super::kernels::cache::CacheRow;
-use super::kernels::fragments::Planes;
-use super::rows::Row;
-use super::scratch::Scratch;
-use super::step::{Step, fed};
-use super::tuning::Tuning;
+use super::error::GpuError;
+use super::forward::Forward;
+use super::step::{Runner, Step, fed};
+use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::Weights;
-use crate::pages::{POSITIONS, REWIND};
+use crate::pages::{Full, POSITIONS, Pages, REWIND};
 
-/// The most new tokens of a step: a chunk of a prompt and 128 sequences that decode.
-pub(crate) const MAX_ROWS: usize = 640;
 /// Steps in flight at most: one computes, one waits its turn.
 const IN_FLIGHT: usize = 2;
-/// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
-const FIRST_POSITIONS: usize = 4096;
 
 /// Which products run in 16-bit tiles, the kernels for matrix units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,28 +52,11 @@ pub struct Options {
 
 /// A model on a GPU, with the caches of its sequences.
 pub struct GpuEngine {
-    pub(super) gpu: Gpu,
-    pub(super) config: GptOssConfig,
-    pub(super) weights: Weights,
-    pub(super) cache: Cache,
-    /// (cosine, sine) of every position so far and pair of dimensions.
-    pub(super) rotations: Buffer,
-    positions: usize,
-    pub(super) scratch: Scratch,
-    pub(super) choices: Choices,
-    /// The most rows whose logits are computed together.
-    pub(super) most_logits: usize,
-    /// By slot the token drawn last.
-    pub(super) drawn: Buffer,
+    pub(super) runner: Runner,
     /// Sequences whose last step drew a token.
     has_drawn: HashSet<SequenceId>,
-    /// What `scratch.row_words` describes once all steps so far have run; nothing after a pass launch by launch.
-    pub(super) placed: Vec<Row>,
-    /// How often a buffer that a step reads has been replaced: captured steps are void then.
-    pub(super) moves: u64,
-    pub(super) captured: CapturedSteps,
-    pub(super) steps: VecDeque<Step>,
-    pub(super) next_ticket: u64,
+    in_flight: VecDeque<(Ticket, Step)>,
+    next_ticket: u64,
 }
 
 impl GpuEngine {
@@ -95,7 +70,9 @@ impl GpuEngine {
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        Self::load_on(Gpu::new(device)?, checkpoint, options, progress)
+        let client = device.client().ok_or_else(|| GpuError::NoGpu(device.name.clone()))?;
+        let gpu = Gpu::new(Device::new(client, device.memory))?;
+        Self::load_on(gpu, checkpoint, options, progress)
     }
 
     pub(super) fn load_on(
@@ -106,37 +83,24 @@ impl GpuEngine {
     ) -> Result<GpuEngine, GpuError> {
         let config = checkpoint.config.clone();
         let always = options.tiles == Tiles::Always && !options.exact;
-        let planes = gpu.planes.or(always.then_some(Planes::PLAYED)).filter(|_| !options.exact);
-        let tuning = options.tuning.unwrap_or(Tuning::unmeasured(planes));
+        let units = gpu.matrix_units().or(always.then_some(MatrixUnits::EMULATED)).filter(|_| !options.exact);
+        let tuning = options.tuning.unwrap_or(Tuning::unmeasured(units));
         let tuning = if always { tuning.tiled_always() } else { tuning };
-        let gpu = Gpu { planes, tuning, ..gpu };
+        let gpu = gpu.with_matrix_units(units);
+        let device = gpu.device.clone();
         // What an engine before this one left in the allocator's pools counts as taken otherwise.
-        let _ = gpu.client.memory_cleanup();
-        let row = CacheRow::new(options.kv, &config)?;
-        let most_logits = Choices::most_rows(&gpu, config.vocab)?;
-        let weights = Weights::load(&gpu, checkpoint, progress)?;
-        let scratch = Scratch::new(&gpu, &config, 1);
-        let choices = Choices::new(&gpu, config.vocab, 1);
-        gpu.sync()?;
-        let pages = Cache::count(&gpu, &config, row, options.kv_bytes)?;
-        let cache = Cache::new(&gpu, &config, row, pages, MAX_ROWS);
+        device.free_unused_memory();
+        let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
+        let most_logits = Choices::most_rows(&device, config.vocab)?;
+        let weights = Weights::load(&device, checkpoint, progress)?;
+        device.sync()?;
+        let pages = Cache::count(&device, &config, row, options.kv_bytes)?;
+        let cache = Cache::new(&device, &config, row, pages, MAX_ROWS);
         let mut engine = GpuEngine {
-            drawn: gpu.upload(vec![0; cache.padding_slot as usize + 1]),
-            rotations: gpu.empty(0),
-            positions: 0,
+            runner: Runner::new(Forward::new(gpu, tuning, config, weights, cache), most_logits),
             has_drawn: HashSet::new(),
-            placed: Vec::new(),
-            moves: 0,
-            captured: CapturedSteps::default(),
-            steps: VecDeque::new(),
+            in_flight: VecDeque::new(),
             next_ticket: 0,
-            gpu,
-            config,
-            weights,
-            cache,
-            scratch,
-            choices,
-            most_logits,
         };
         engine.try_out()?;
         Ok(engine)
@@ -144,53 +108,36 @@ impl GpuEngine {
 
     /// Whether tiles are of 16-bit floats on matrix units. Otherwise no product is tiled, or tiles are emulated in f32.
     pub fn has_matrix_units(&self) -> bool {
-        self.gpu.planes.is_some_and(|planes| planes.fragments)
+        self.runner.forward.gpu.matrix_units().is_some_and(|units| !units.are_emulated())
     }
 
     /// Compiles the kernels of a step and reads what they give, so that a device that lacks a limit is refused before any work.
     fn try_out(&mut self) -> Result<(), GpuError> {
         let (sequence, work) = (SequenceId::MAX, [Work::tokens(SequenceId::MAX, &[0], Want::Nothing)]);
         let lengths = [(sequence, 1)];
-        self.cache.extend(&self.gpu, &lengths).expect("nothing else is in the cache");
-        self.begin(&work, &lengths, None)?;
-        let step = self.steps.pop_back().expect("begun");
-        self.cache.pages.release(sequence);
-        step.wait()
+        self.extend(&lengths).expect("nothing else is in the cache");
+        let step = self.runner.begin(&work, &lengths, None)?;
+        self.pages_mut().release(sequence);
+        Ok(step.wait()?)
     }
 
-    /// Makes room in the table of rotations for a sequence of `length` positions.
-    pub(super) fn reserve_positions(&mut self, length: usize) {
-        if length > self.positions {
-            self.positions = length.next_power_of_two().max(FIRST_POSITIONS);
-            let rope = &self.weights.rope;
-            let angles = (0..self.positions).flat_map(|p| rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
-            let table = angles.flat_map(|angle| [angle.cos() * rope.mscale, angle.sin() * rope.mscale]);
-            self.rotations = self.gpu.upload(table.map(f32::to_bits).collect());
-            self.moves += 1;
-        }
+    pub(super) fn pages(&self) -> &Pages {
+        &self.runner.forward.cache.pages
     }
 
-    /// Makes room for passes of `rows` rows.
-    pub(super) fn reserve_rows(&mut self, rows: usize) {
-        if rows > self.scratch.rows {
-            self.scratch = Scratch::new(&self.gpu, &self.config, rows.next_power_of_two().min(MAX_ROWS));
-            self.placed.clear();
-            self.moves += 1;
-        }
+    fn pages_mut(&mut self) -> &mut Pages {
+        &mut self.runner.forward.cache.pages
     }
 
-    /// Makes other choices from now on.
-    pub(super) fn set_tuning(&mut self, tuning: Tuning) {
-        self.gpu.tuning = tuning;
-        // The shares of attention need more room, or less.
-        self.scratch = Scratch::new(&self.gpu, &self.config, self.scratch.rows);
-        self.placed.clear();
-        self.moves += 1;
+    /// Makes room for sequences to reach new lengths: for all of them, or for none.
+    fn extend(&mut self, lengths: &[(SequenceId, usize)]) -> Result<(), Full> {
+        let Forward { gpu, cache, .. } = &mut self.runner.forward;
+        cache.extend(&gpu.device, lengths)
     }
 
     /// Checks a step, makes room for it and begins it.
     fn enter(&mut self, work: &[Work<'_>], probe: Option<&mut dyn Probe>) -> Result<Ticket, EngineError> {
-        if self.steps.len() == IN_FLIGHT {
+        if self.in_flight.len() == IN_FLIGHT {
             return Err(BadRequest::TooManySteps(IN_FLIGHT).into());
         }
         check_work(self, work)?;
@@ -199,17 +146,19 @@ impl GpuEngine {
         if let Some(item) = work.iter().find(is_drawn) {
             return Err(BadRequest::NothingDrawn(item.sequence).into());
         }
-        self.check_slots(work.iter().filter(|item| !self.cache.pages.contains(item.sequence)).count())?;
+        self.check_slots(work.iter().filter(|item| !self.pages().contains(item.sequence)).count())?;
         let reached = |item: &Work<'_>| (item.sequence, self.length(item.sequence) + fed(item));
         let lengths: Vec<(SequenceId, usize)> = work.iter().map(reached).collect();
-        self.cache.extend(&self.gpu, &lengths)?;
-        let begun = self.begin(work, &lengths, probe);
+        self.extend(&lengths)?;
+        let begun = self.runner.begin(work, &lengths, probe);
         if begun.is_err() {
-            lengths.iter().for_each(|&(sequence, _)| self.cache.pages.retract(sequence));
+            lengths.iter().for_each(|&(sequence, _)| self.pages_mut().retract(sequence));
         }
-        let ticket = begun?;
+        let ticket = Ticket(self.next_ticket);
+        self.in_flight.push_back((ticket, begun?));
+        self.next_ticket += 1;
         for (item, &(sequence, length)) in work.iter().zip(&lengths) {
-            self.cache.pages.advance(sequence, length);
+            self.pages_mut().advance(sequence, length);
             match item.want {
                 Want::Token(_) => self.has_drawn.insert(sequence),
                 _ => self.has_drawn.remove(&sequence),
@@ -221,7 +170,7 @@ impl GpuEngine {
     /// What became of a step. A sequence whose logits are NaN has drawn nothing.
     fn outcomes(&mut self, step: Step) -> Result<Vec<Outcome>, EngineError> {
         let sequences = step.sequences();
-        let outcomes = step.outcomes(self.config.vocab)?;
+        let outcomes = step.outcomes(self.config().vocab)?;
         for (sequence, outcome) in sequences.into_iter().zip(&outcomes) {
             if let (Some(sequence), Outcome::NotANumber { .. }) = (sequence, outcome) {
                 self.forget_drawn(sequence);
@@ -233,8 +182,8 @@ impl GpuEngine {
     /// # Errors
     /// More sequences than the tables have room for, were there `new` more.
     fn check_slots(&self, new: usize) -> Result<(), EngineError> {
-        let most = SLOTS.min(self.cache.pages.total());
-        match self.cache.pages.sequences() + new > most {
+        let most = SLOTS.min(self.pages().total());
+        match self.pages().sequences() + new > most {
             true => Err(EngineError::Unsupported(format!("this engine holds at most {most} sequences; release some"))),
             false => Ok(()),
         }
@@ -246,7 +195,7 @@ impl GpuEngine {
     }
 
     fn check_rewind(&self, sequence: SequenceId, length: usize) -> Result<(), BadRequest> {
-        let pages = &self.cache.pages;
+        let pages = self.pages();
         let known = pages.contains(sequence).then(|| pages.length(sequence));
         check_rewind(sequence, known, length, || pages.reaches_back(sequence, length))
     }
@@ -254,22 +203,22 @@ impl GpuEngine {
 
 impl Engine for GpuEngine {
     fn config(&self) -> &GptOssConfig {
-        &self.config
+        &self.runner.forward.config
     }
 
     fn capacity(&self) -> Capacity {
         Capacity {
             tokens_per_step: MAX_ROWS,
             steps_in_flight: IN_FLIGHT,
-            pages_total: self.cache.pages.total(),
-            pages_free: self.cache.pages.free(),
+            pages_total: self.pages().total(),
+            pages_free: self.pages().free(),
             positions_per_page: POSITIONS,
             rewind: REWIND,
         }
     }
 
     fn length(&self, sequence: SequenceId) -> usize {
-        self.cache.length(sequence)
+        self.pages().length(sequence)
     }
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
@@ -277,32 +226,32 @@ impl Engine for GpuEngine {
     }
 
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
-        match self.steps.pop_front_if(|step| step.ticket == ticket) {
-            Some(step) => self.outcomes(step),
+        match self.in_flight.pop_front_if(|(oldest, _)| *oldest == ticket) {
+            Some((_, step)) => self.outcomes(step),
             None => Err(BadRequest::UnknownTicket(ticket).into()),
         }
     }
 
     fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        if self.cache.pages.contains(to) {
+        if self.pages().contains(to) {
             return Err(BadRequest::SequenceExists(to).into());
         }
         self.check_rewind(from, length)?;
         self.check_slots(1)?;
-        self.cache.pages.fork(from, to, length);
+        self.pages_mut().fork(from, to, length);
         Ok(())
     }
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
         self.check_rewind(sequence, length)?;
-        self.cache.pages.truncate(sequence, length);
+        self.pages_mut().truncate(sequence, length);
         self.forget_drawn(sequence);
         Ok(())
     }
 
     fn release(&mut self, sequence: SequenceId) {
-        self.cache.pages.release(sequence);
-        self.steps.iter_mut().for_each(|step| step.release(sequence));
+        self.pages_mut().release(sequence);
+        self.in_flight.iter_mut().for_each(|(_, step)| step.release(sequence));
         self.forget_drawn(sequence);
     }
 
@@ -315,8 +264,8 @@ impl Inspect for GpuEngine {
     fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
         let ticket = self.enter(work, Some(probe))?;
         // Outcomes of earlier steps stay with their own tickets.
-        match self.steps.pop_back_if(|step| step.ticket == ticket) {
-            Some(step) => self.outcomes(step),
+        match self.in_flight.pop_back_if(|(newest, _)| *newest == ticket) {
+            Some((_, step)) => self.outcomes(step),
             None => Err(BadRequest::UnknownTicket(ticket).into()),
         }
     }
@@ -324,23 +273,25 @@ impl Inspect for GpuEngine {
 
 impl ReadCache for GpuEngine {
     fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)> {
-        if !self.cache.pages.contains(sequence) {
+        if !self.pages().contains(sequence) {
             return None;
         }
-        let places = self.cache.places(sequence, layer, self.config.sliding_window);
-        let shape = self.cache.row;
-        let pool = self.cache.layer(layer).pool;
+        let Forward { gpu, cache, config, .. } = &self.runner.forward;
+        let places = cache.places(sequence, layer, config.sliding_window);
+        let row = cache.row;
+        let pool = cache.layer(layer).pool;
         let read = |pool: &Buffer| {
-            let words = self.gpu.read(pool).ok()?;
-            let row = |head: usize, place: usize| {
-                let first = (place + head * PAGE) * shape.words();
-                shape.decode(&words[first..][..shape.words()])
+            let words = gpu.device.read(pool).ok()?;
+            let values = |head: usize, place: usize| {
+                let first = (place + head * PAGE) * row.words();
+                row.decode(&words[first..][..row.words()])
             };
-            let rows = (0..shape.kv_heads).flat_map(|head| places.iter().flat_map(move |&(_, place)| row(head, place)));
-            let dims = [shape.kv_heads, places.len(), shape.head_dim];
-            Some(Tensor::<3>::from_data(TensorData::new(rows.collect::<Vec<f32>>(), dims), &Device::flex()))
+            let heads = (0..row.kv_heads()).flat_map(|head| places.iter().map(move |&(_, place)| (head, place)));
+            let values: Vec<f32> = heads.flat_map(|(head, place)| values(head, place)).collect();
+            let dims = [row.kv_heads(), places.len(), row.head_dim()];
+            Some(Tensor::<3>::from_data(TensorData::new(values, dims), &burn::tensor::Device::flex()))
         };
-        let (keys, values) = (read(&pool.keys)?, read(&pool.values)?);
+        let (keys, values) = (read(pool.keys())?, read(pool.values())?);
         Some((places.into_iter().map(|(position, _)| position).collect(), keys, values))
     }
 }

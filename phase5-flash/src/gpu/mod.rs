@@ -1,18 +1,15 @@
-//! The GPU half of phase 5: CubeCL kernels that do a layer in a handful of launches.
+//! The GPU half of phase 5: a model's layers in a handful of launches each, on the kernels of `gpu-kernels`.
 
 pub mod bench;
+mod buffers;
 mod cache;
 mod captured;
 mod choice;
-mod device;
 mod engine;
 mod error;
-mod kernels;
-mod layout;
-mod pass;
-mod rows;
+mod forward;
+mod plan;
 mod saved;
-mod scratch;
 mod step;
 mod tune;
 mod tuning;

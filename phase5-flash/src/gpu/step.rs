@@ -1,25 +1,19 @@
 //! Steps: work items become the rows of one pass, and what each item wants is on its way to the host while the next step runs.
 
-use std::collections::HashSet;
+use gpu_kernels::{Device, Error, Pending, Row};
+use phase2_forward::{Draw, EngineError, Input, NoProbe, Outcome, Probe, SequenceId, Want, Work};
 
-use phase2_forward::{Draw, DrawnToken, EngineError, Input, NoProbe, Outcome, Probe, SequenceId, Ticket, Want, Work};
-
-use super::GpuError;
-use super::captured::Shape;
-use super::device::Pending;
-use super::engine::GpuEngine;
-use super::kernels::greedy::NO_TOKEN;
-use super::kernels::logprobs::{LOGPROB_WORDS, read_logprobs};
-use super::kernels::prefill;
-use super::pass::{Pass, rows_a_tile};
-use super::rows::Row;
+use super::captured::{CapturedSteps, Shape};
+use super::choice::{Choices, drawn_tokens};
+use super::error::GpuError;
+use super::forward::Forward;
+use super::plan::Pass;
 
 /// Positions that padding rows go through before they begin anew.
 const PADDING_POSITIONS: u32 = 64;
 
-/// A step that was submitted.
+/// A step that was begun.
 pub(super) struct Step {
-    pub ticket: Ticket,
     wanted: Vec<Wanted>,
     readings: Vec<Reading>,
 }
@@ -48,18 +42,32 @@ enum Reading {
     Done(Pending),
 }
 
-impl GpuEngine {
+/// Runs steps.
+pub(super) struct Runner {
+    pub forward: Forward,
+    pub choices: Choices,
+    /// The most rows whose logits are computed together.
+    most_logits: usize,
+    captured: CapturedSteps,
+}
+
+impl Runner {
+    pub fn new(forward: Forward, most_logits: usize) -> Runner {
+        let choices = Choices::new(&forward.gpu.device, forward.config.vocab, 1);
+        Runner { forward, choices, most_logits, captured: CapturedSteps::default() }
+    }
+
     /// Begins a step that has been checked, and whose rows there is room for in the cache; `lengths` are those that its sequences
     /// reach. With a probe it is launched operation by operation.
-    pub(super) fn begin(
+    pub fn begin(
         &mut self,
         work: &[Work<'_>],
         lengths: &[(SequenceId, usize)],
         probe: Option<&mut dyn Probe>,
-    ) -> Result<Ticket, GpuError> {
+    ) -> Result<Step, GpuError> {
         let mut rows = Vec::new();
         for (item, &(sequence, length)) in work.iter().zip(lengths) {
-            let slot = self.cache.slot(sequence);
+            let slot = self.forward.cache.slot(sequence);
             let row = |token, position| Row { token, position: position as u32, slot };
             match item.input {
                 Input::Drawn => rows.push(row(None, length - 1)),
@@ -69,7 +77,7 @@ impl GpuEngine {
                 }
             }
         }
-        self.reserve_positions(lengths.iter().map(|&(_, length)| length).max().unwrap_or(0));
+        self.forward.reserve_positions(lengths.iter().map(|&(_, length)| length).max().unwrap_or(0));
         let draws: Vec<&Draw<'_>> = work.iter().filter_map(drawn_by).collect();
         // Every row draws.
         let decodes = rows.len() == work.len() && draws.len() == rows.len();
@@ -86,50 +94,52 @@ impl GpuEngine {
             };
             Wanted { sequence: Some(sequence), what, length }
         };
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        let wanted = work.iter().zip(lengths).map(wanted).collect();
-        self.steps.push_back(Step { ticket, wanted, readings });
-        Ok(ticket)
+        Ok(Step { wanted: work.iter().zip(lengths).map(wanted).collect(), readings })
     }
 
     /// One token of each row's sequence, by a captured step.
     fn decode(&mut self, rows: &[Row], draws: &[&Draw<'_>]) -> Result<Vec<Reading>, GpuError> {
         let padded = Shape::padded(rows.len());
-        self.reserve_rows(padded);
-        self.moves += u64::from(self.choices.reserve(&self.gpu, padded));
-        let (choosing, moved) = self.choices.prepare(&self.gpu, draws, padded);
-        self.moves += u64::from(moved);
+        let device = self.forward.gpu.device.clone();
+        self.forward.reserve_rows(padded);
+        self.forward.moves += u64::from(self.choices.reserve(&device, padded));
+        let (choosing, moved) = self.choices.prepare(&device, draws, padded);
+        self.forward.moves += u64::from(moved);
         self.place_decoding(rows, padded);
         let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(1);
-        self.run_captured(Shape { rows: padded, keys: Shape::keys(keys), choosing })?;
-        for row in &mut self.placed {
+        let shape = Shape { rows: padded, keys: Shape::keys(keys), choosing };
+        let Runner { forward, choices, captured, .. } = self;
+        // SAFETY: forward and choices own every buffer of the step, and `moves` counts whenever one is replaced.
+        unsafe { captured.run(&device, shape, forward.moves, &|| launch_step(forward, choices, shape)) }?;
+        for row in &mut self.forward.placed {
             *row = Row { token: None, position: row.position + 1, slot: row.slot };
         }
-        let words = self.choices.read_later(&self.gpu, choosing);
+        let words = self.choices.read_later(&device, choosing);
         Ok(vec![Reading::Drawn { rows: rows.len(), words }])
     }
 
     /// Puts rows where a captured step finds them, unless the last one has left them there.
     fn place_decoding(&mut self, rows: &[Row], padded: usize) {
-        let padding_slot = self.cache.padding_slot;
+        let forward = &mut self.forward;
+        let padding_slot = forward.cache.padding_slot;
         let is_placed = |(placed, row): (&Row, &Row)| placed == row;
         let is_padding = |placed: &Row| placed.slot == padding_slot && placed.position < PADDING_POSITIONS;
-        let placed = self.placed.len() == padded
-            && self.placed.iter().zip(rows).all(is_placed)
-            && self.placed[rows.len()..].iter().all(is_padding);
+        let placed = forward.placed.len() == padded
+            && forward.placed.iter().zip(rows).all(is_placed)
+            && forward.placed[rows.len()..].iter().all(is_padding);
         if !placed {
             let padding = Row { token: Some(0), position: 0, slot: padding_slot };
-            self.placed = rows.iter().copied().chain(std::iter::repeat_n(padding, padded - rows.len())).collect();
-            self.write_rows(&self.placed);
+            forward.placed = rows.iter().copied().chain(std::iter::repeat_n(padding, padded - rows.len())).collect();
+            forward.write_rows(&forward.placed);
         }
     }
 
     /// Any rows, launch by launch; then the draws and logits that items want.
     fn pass(&mut self, work: &[Work<'_>], rows: &[Row], probe: &mut dyn Probe) -> Result<Vec<Reading>, GpuError> {
-        self.reserve_rows(rows.len());
-        let pass = self.place(rows);
-        self.layers(pass, probe);
+        let device = self.forward.gpu.device.clone();
+        self.forward.reserve_rows(rows.len());
+        let pass = self.forward.place(rows);
+        self.forward.layers(pass, probe);
 
         let (mut drawing, mut draws, mut plain) = (Vec::new(), Vec::new(), Vec::new());
         let mut end = 0;
@@ -147,52 +157,40 @@ impl GpuEngine {
         for (drawing, draws) in drawing.chunks(self.most_logits).zip(draws.chunks(self.most_logits)) {
             let count = drawing.len();
             self.pick(drawing, probe);
-            let (choosing, moved) = self.choices.prepare(&self.gpu, draws, count);
-            self.moves += u64::from(moved);
+            let (choosing, moved) = self.choices.prepare(&device, draws, count);
+            self.forward.moves += u64::from(moved);
             let words = drawing.iter().flat_map(|&row| rows[row].words()).collect();
-            self.gpu.write_at(&self.choices.row_words, 0, words);
-            self.choices.launch(&self.gpu, choosing, &self.choices.row_words, &self.drawn, count);
-            readings.push(Reading::Drawn { rows: count, words: self.choices.read_later(&self.gpu, choosing) });
+            device.write_at(&self.choices.row_words, 0, words);
+            self.choices.launch(&device, choosing, &self.choices.row_words, &self.forward.drawn, count);
+            readings.push(Reading::Drawn { rows: count, words: self.choices.read_later(&device, choosing) });
         }
         for picked in plain.chunks(self.most_logits) {
             self.pick(picked, probe);
-            let logits = self.choices.logits.first(picked.len() * self.config.vocab);
-            readings.push(Reading::Logits { rows: picked.len(), words: self.gpu.read_later(&[&logits]) });
+            let logits = self.choices.logits.first(picked.len() * self.forward.config.vocab);
+            readings.push(Reading::Logits { rows: picked.len(), words: device.read_later(&[&logits]) });
         }
         if readings.is_empty() {
-            readings.push(Reading::Done(self.gpu.read_later(&[&self.scratch.x.first(1)])));
+            readings.push(Reading::Done(device.read_later(&[&self.forward.buffers.x.first(1)])));
         }
         Ok(readings)
     }
 
-    /// Puts rows where a pass finds them.
-    pub(super) fn place(&mut self, rows: &[Row]) -> Pass {
-        self.placed.clear();
-        self.write_rows(rows);
-        let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-        let slots: HashSet<u32> = rows.iter().map(|row| row.slot).collect();
-        let tiles = rows_a_tile(&self.gpu, &self.config).map(|most| prefill::tiles(rows, most));
-        // A tile of one row costs as much as one of four.
-        let tiles = tiles.unwrap_or_default();
-        let count = tiles.len() / prefill::TILE_WORDS;
-        let tiled = count > 0 && 2 * count <= rows.len();
-        if tiled {
-            self.gpu.write_at(&self.scratch.row_tiles, 0, tiles);
-        }
-        Pass { rows: rows.len(), sequences: slots.len(), keys, tiles: tiled.then_some(count) }
-    }
-
-    /// Describes the rows of the next pass to the device.
-    pub(super) fn write_rows(&self, rows: &[Row]) {
-        self.gpu.write_at(&self.scratch.row_words, 0, rows.iter().flat_map(|row| row.words()).collect());
-    }
-
     /// The logits of some rows of the last pass, into `choices.logits`.
     fn pick(&mut self, picked: &[usize], probe: &mut dyn Probe) {
-        self.moves += u64::from(self.choices.reserve(&self.gpu, picked.len()));
-        self.gpu.write_at(&self.scratch.picks, 0, picked.iter().map(|&row| row as u32).collect());
-        self.logits(picked.len(), &self.scratch.picks, &self.choices.logits, probe);
+        let forward = &mut self.forward;
+        let device: &Device = &forward.gpu.device;
+        forward.moves += u64::from(self.choices.reserve(device, picked.len()));
+        device.write_at(&forward.buffers.picks, 0, picked.iter().map(|&row| row as u32).collect());
+        forward.logits(picked.len(), &forward.buffers.picks, &self.choices.logits, probe);
     }
+}
+
+/// The rows through the model, and the choice of their successors.
+fn launch_step(forward: &Forward, choices: &Choices, Shape { rows, keys, choosing }: Shape) {
+    let buffers = &forward.buffers;
+    forward.layers(Pass { rows, sequences: rows, keys, tiles: None }, &mut NoProbe);
+    forward.logits(rows, &buffers.every_row, &choices.logits, &mut NoProbe);
+    choices.launch(&forward.gpu.device, choosing, &buffers.row_words, &forward.drawn, rows);
 }
 
 impl Step {
@@ -212,7 +210,7 @@ impl Step {
     ///
     /// # Errors
     /// A device that failed.
-    pub fn wait(self) -> Result<(), GpuError> {
+    pub fn wait(self) -> Result<(), Error> {
         for reading in self.readings {
             let (Reading::Drawn { words, .. } | Reading::Logits { words, .. } | Reading::Done(words)) = reading;
             words.wait()?;
@@ -229,18 +227,14 @@ impl Step {
         for reading in self.readings {
             match reading {
                 Reading::Drawn { rows, words } => {
-                    let mut words = words.wait()?.into_iter();
-                    let tokens = words.next().unwrap_or_default();
-                    let tops = words.next().unwrap_or_default();
-                    let mut tops = tops.chunks_exact(LOGPROB_WORDS).map(<[u32]>::to_vec);
-                    drawn.extend(tokens[..rows].iter().map(|&token| (token, tops.next())));
+                    drawn.extend(drawn_tokens(words.wait().map_err(GpuError::from)?, rows));
                 }
                 Reading::Logits { rows, words } => {
-                    let words = words.wait()?.swap_remove(0);
+                    let words = words.wait().map_err(GpuError::from)?.swap_remove(0);
                     logits.extend(words[..rows * vocab].iter().copied().map(f32::from_bits));
                 }
                 Reading::Done(words) => {
-                    words.wait()?;
+                    words.wait().map_err(GpuError::from)?;
                 }
             }
         }
@@ -254,12 +248,9 @@ impl Step {
                     false => Outcome::Logits(logits),
                 }
             }
-            What::Token { logprobs } => match drawn.next() {
-                Some((id, top)) if id != NO_TOKEN => {
-                    let logprobs = logprobs.zip(top).map(|(count, words)| read_logprobs(&words, count));
-                    Outcome::Token(DrawnToken { id, logprobs })
-                }
-                _ => Outcome::NotANumber { position: length },
+            What::Token { logprobs } => match drawn.next().flatten() {
+                Some(drawn) => Outcome::Token(drawn.with_logprobs(logprobs)),
+                None => Outcome::NotANumber { position: length },
             },
         };
         Ok(self.wanted.into_iter().map(outcome).collect())

@@ -3,15 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use gpu_kernels::Matrix;
+use gpu_kernels::matmul::RowSplit;
+use gpu_kernels::matvec::{RowTile, Walk};
 use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work};
 
-use super::GpuEngine;
-use super::device::Gpu;
-use super::engine::MAX_ROWS;
-use super::kernels::few::Division;
-use super::kernels::project::Cut;
-use super::layout::Matrix;
-use super::tuning::{Tuning, Walk};
+use super::engine::GpuEngine;
+use super::tuning::{MAX_ROWS, Tuning};
 
 /// Holds the positions before the work.
 const BASE: SequenceId = 0;
@@ -70,7 +68,7 @@ struct Tuner<'a> {
 /// A device that fails. A variant that it cannot run, or gets wrong, is passed over.
 pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> Result<Tuned, EngineError> {
     let work = Workload { depth: 1, rows: 1 };
-    let best = Tuning::unmeasured(engine.gpu.planes);
+    let best = Tuning::unmeasured(engine.runner.forward.gpu.matrix_units());
     let mut tuner = Tuner { engine, best, work, logits: Vec::new(), done: 0, progress };
     tuner.begin(work)?;
     let default_seconds = tuner.measure(tuner.best)?;
@@ -80,7 +78,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.choose(Tuning::PRODUCT_CUBES, |tuning, product_cubes| Tuning { product_cubes, ..tuning })?;
     let seconds = tuner.measure(tuner.best)?;
 
-    let longest = tuner.engine.config.context_length;
+    let longest = tuner.engine.config().context_length;
     tuner.begin(Workload { depth: DEPTH.min(longest / 2), rows: 1 })?;
     tuner.choose(Tuning::ATTENTION_CUBES, |tuning, attention_cubes| Tuning { attention_cubes, ..tuning })?;
 
@@ -90,11 +88,11 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     // No rows by themselves, and none in tiles.
     let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..tuner.best };
     tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
-    let division = tuner.quickest(Division::ALL, few, |tuning, few| Tuning { few, ..tuning })?;
-    tuner.best.few = division.few;
+    let split = tuner.quickest(RowSplit::ALL, few, |tuning, few| Tuning { few, ..tuning })?;
+    tuner.best.few = split.few;
     tuner.thresholds()?;
 
-    if tuner.engine.gpu.planes.is_some() {
+    if tuner.engine.runner.forward.gpu.matrix_units().is_some() {
         tuner.begin(Workload { depth: 0, rows: CHUNK.min(longest / 2) })?;
         tuner.choose(Tuning::PLANES, |tuning, dense_planes| Tuning { dense_planes, ..tuning })?;
         tuner.choose(Tuning::PLANES, |tuning, expert_planes| Tuning { expert_planes, ..tuning })?;
@@ -102,7 +100,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     let tuning = tuner.best;
     tuner.engine.release(SEQUENCE);
     tuner.engine.release(BASE);
-    tuner.engine.set_tuning(tuning);
+    tuner.engine.runner.forward.set_tuning(tuning);
     Ok(Tuned { tuning, default_seconds, seconds })
 }
 
@@ -121,7 +119,7 @@ impl Tuner<'_> {
     fn begin(&mut self, work: Workload) -> Result<(), EngineError> {
         self.work = work;
         self.engine.release(BASE);
-        self.engine.set_tuning(Tuning::default());
+        self.engine.runner.forward.set_tuning(Tuning::default());
         for tokens in self.tokens(work.depth).chunks(MAX_ROWS) {
             self.engine.step(&[Work::tokens(BASE, tokens, Want::Nothing)])?;
         }
@@ -163,24 +161,26 @@ impl Tuner<'_> {
     }
 
     /// What a tuning makes of this model's matrices: in small ones, different walks are the same.
-    fn kernels(&self, tuning: Tuning) -> ([Cut; 5], usize, usize, Division) {
-        let gpu = &Gpu { tuning, ..self.engine.gpu.clone() };
-        let (weights, chosen) = (&self.engine.weights, self.engine.config.experts_per_token);
+    fn kernels(&self, tuning: Tuning) -> ([RowTile; 5], usize, usize, RowSplit) {
+        let forward = &self.engine.runner.forward;
+        let (weights, chosen) = (&forward.weights, forward.config.experts_per_token);
         let layer = &weights.layers[0];
-        let cut = |walk, matrix: &Matrix, slots| Cut::of(gpu, walk, matrix.format, slots * matrix.rows, 1);
-        let cuts = [
-            cut(tuning.project, &layer.qkv, 1),
-            cut(tuning.project, &layer.o, 1),
-            cut(tuning.project, &weights.head, 1),
-            cut(tuning.gate_up, &layer.gate.weight, chosen),
-            cut(tuning.down, &layer.down.weight, chosen),
+        let tile = |walk, matrix: &Matrix, slots| {
+            RowTile::new(tuning.matvec(walk), matrix.storage(), slots * matrix.rows(), 1)
+        };
+        let tiles = [
+            tile(tuning.project, &layer.qkv, 1),
+            tile(tuning.project, &layer.o, 1),
+            tile(tuning.project, &weights.head, 1),
+            tile(tuning.gate_up, &layer.gate.weight, chosen),
+            tile(tuning.down, &layer.down.weight, chosen),
         ];
-        (cuts, tuning.attention_cubes, tuning.together, tuning.few)
+        (tiles, tuning.attention_cubes, tuning.together, tuning.few)
     }
 
     /// Where single rows end and tiles begin: wherever each stops, or begins, to win.
     fn thresholds(&mut self) -> Result<(), EngineError> {
-        let longest = self.engine.config.context_length / 2;
+        let longest = self.engine.config().context_length / 2;
         let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..self.best };
         let mut single_wins = true;
         let (mut single_rows, mut tiled_rows, mut tiled_slots) = (1, MAX_ROWS + 1, MAX_ROWS + 1);
@@ -194,7 +194,7 @@ impl Tuner<'_> {
                 single_wins = singly < by_few.min(by_tiles).min(by_tiled_experts);
                 single_rows = if single_wins { rows } else { single_rows };
             }
-            let slots = (rows * self.engine.config.experts_per_token).div_ceil(self.engine.config.experts);
+            let slots = (rows * self.engine.config().experts_per_token).div_ceil(self.engine.config().experts);
             tiled_rows = if by_tiles < by_few { tiled_rows.min(rows) } else { MAX_ROWS + 1 };
             tiled_slots = if by_tiled_experts < by_few { tiled_slots.min(slots) } else { MAX_ROWS + 1 };
         }
@@ -206,7 +206,7 @@ impl Tuner<'_> {
     fn measure(&mut self, tuning: Tuning) -> Result<f64, EngineError> {
         self.done += 1;
         (self.progress)(self.done.min(ALL), ALL);
-        self.engine.set_tuning(tuning);
+        self.engine.runner.forward.set_tuning(tuning);
         match self.time() {
             Err(EngineError::Unsupported(_)) => Ok(f64::INFINITY),
             other => other,
@@ -232,7 +232,7 @@ impl Tuner<'_> {
     /// Seconds per token of greedy decoding.
     fn generate(&mut self) -> Result<f64, EngineError> {
         let token = self.tokens(1);
-        let count = TOKENS.min(self.engine.config.context_length - self.work.depth);
+        let count = TOKENS.min(self.engine.config().context_length - self.work.depth);
         self.rewind()?;
         let start = Instant::now();
         let mut in_flight = VecDeque::new();
@@ -278,7 +278,7 @@ impl Tuner<'_> {
 
     /// Tokens all over the vocabulary.
     fn tokens(&self, count: usize) -> Vec<u32> {
-        (0..count).map(|i| ((i * 7919 + 13) % self.engine.config.vocab) as u32).collect()
+        (0..count).map(|i| ((i * 7919 + 13) % self.engine.config().vocab) as u32).collect()
     }
 }
 
@@ -299,14 +299,19 @@ mod tests {
 
     use super::*;
     use crate::gpu::Options;
-    use crate::gpu::kernels::testing::Random;
+
+    /// Any number below `end`.
+    fn fresh(end: u64) -> u64 {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        now.subsec_nanos() as u64 % end
+    }
 
     /// A model whose context is short, so that little is measured.
-    fn engine(random: &mut Random) -> GpuEngine {
+    fn engine(seed: u64) -> GpuEngine {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
         let model = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
-        model.write(&path, random.below(1 << 20) as u64, &mut |_, _| ()).expect("written");
+        model.write(&path, seed, &mut |_, _| ()).expect("written");
         let mut checkpoint = Checkpoint::open(&path).expect("opens");
         checkpoint.config.context_length = 64;
         let [_, gpu] = ComputeDevice::for_gates().expect("devices");
@@ -327,29 +332,29 @@ mod tests {
 
     #[test]
     fn every_variant_computes_the_same() {
-        let mut random = Random::fresh();
-        let mut engine = engine(&mut random);
+        let seed = fresh(1 << 20);
+        let mut engine = engine(seed);
         let expected = logits(&mut engine);
         // With a cube for all of them, rows are walked down in this small model too.
         let default = Tuning { product_cubes: 1, ..Tuning::default() };
         let walks = Walk::all().map(|walk| Tuning { project: walk, gate_up: walk, down: walk, ..default });
         let few = Tuning { single_rows: 1, tiled_rows: 513, tiled_slots: 513, ..default };
-        let divisions = Division::ALL.map(|division| Tuning { few: division, ..few });
+        let splits = RowSplit::ALL.map(|split| Tuning { few: split, ..few });
         let tiles = [Tuning { tiled_rows: 1, ..few }, Tuning { tiled_slots: 1, ..few }];
         let single = Tuning { single_rows: 64, ..default };
         let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
         let together = Tuning::TOGETHER.map(|together| Tuning { together, ..default });
-        for tuning in walks.chain(divisions).chain(tiles).chain([single]).chain(cubes).chain(together) {
-            engine.set_tuning(tuning);
+        for tuning in walks.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(together) {
+            engine.runner.forward.set_tuning(tuning);
             let error = error(&logits(&mut engine), &expected);
-            assert!(error < ROUNDING, "{tuning:?}: {error:e} {random:?}");
+            assert!(error < ROUNDING, "{tuning:?}: {error:e} {seed}");
         }
     }
 
     #[test]
     fn a_tuning_is_found_and_computes_the_same() {
-        let mut random = Random::fresh();
-        let mut engine = engine(&mut random);
+        let seed = fresh(1 << 20);
+        let mut engine = engine(seed);
         let expected = logits(&mut engine);
         let mut heard = Vec::new();
         let tuned = tune(&mut engine, &mut |done, all| heard.push((done, all))).expect("tunes");
@@ -357,6 +362,6 @@ mod tests {
         assert!(tuned.seconds > 0.0 && tuned.default_seconds.is_finite(), "{tuned:?}");
         assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| done <= all), "{heard:?}");
         let error = error(&logits(&mut engine), &expected);
-        assert!(error < ROUNDING, "{tuned:?}: {error:e} {random:?}");
+        assert!(error < ROUNDING, "{tuned:?}: {error:e} {seed}");
     }
 }

@@ -6,36 +6,15 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use phase1_loading::{Checkpoint, Format, write_whole};
+use gpu_kernels::MatrixUnits;
+use gpu_kernels::matmul::RowSplit;
+use gpu_kernels::matvec::{MatvecChoice, Walk};
+use phase1_loading::{Checkpoint, write_whole};
 use phase2_forward::ComputeDevice;
 use serde::{Deserialize, Serialize};
 
-use super::engine::MAX_ROWS;
-use super::kernels::few::Division;
-use super::kernels::fragments::Planes;
-use super::layout::vectors;
-
-/// How a mat-vec kernel's cubes walk down a matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Walk {
-    /// Vectors of a matrix's codes that a lane holds at once.
-    pub vectors: u32,
-    /// How many times it takes as many, at most.
-    pub steps: u32,
-}
-
-impl Walk {
-    /// Rows that a lane works on at once.
-    pub fn rows(self, format: Format) -> u32 {
-        (self.vectors / vectors(format) as u32).max(1)
-    }
-
-    /// All that are worth a try.
-    pub fn all() -> impl Iterator<Item = Walk> {
-        [1, 2, 4, 8].into_iter().flat_map(|vectors| [1, 2, 4, 6, 8].map(|steps| Walk { vectors, steps }))
-    }
-}
+/// The most new tokens of a step: a chunk of a prompt and 128 sequences that decode.
+pub(crate) const MAX_ROWS: usize = 640;
 
 /// Everything that is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +29,7 @@ pub struct Tuning {
     pub(crate) product_cubes: u32,
     /// Cubes that attention splits its keys for.
     pub(crate) attention_cubes: usize,
-    pub(crate) few: Division,
+    pub(crate) few: RowSplit,
     /// Rows up to which each has cubes of its own, which find the weights that their neighbours read in the cache.
     pub(crate) single_rows: usize,
     /// Rows from which on a product is tiled: below, its weights go from memory to registers, for a few rows at a time.
@@ -72,7 +51,7 @@ impl Default for Tuning {
             product_cubes: 640,
             // On an H100, 32 shares for 8 key/value heads were the fastest at depths 4096 and 16384.
             attention_cubes: 256,
-            few: Division { shares: 8, ahead: 2 },
+            few: RowSplit { shares: 8, ahead: 2 },
             single_rows: 15,
             tiled_rows: 24,
             tiled_slots: 16,
@@ -84,15 +63,20 @@ impl Default for Tuning {
 
 impl Tuning {
     /// For a device on which nothing was measured, with matrix units or without. With them 64 rows' experts took 29.1 ms of a step in
-    /// [`few`](super::kernels::few) where those of 512 take 26.0 in tiles, so that tiles begin earlier (H100, gpt-oss-20b's shape).
-    pub(crate) fn unmeasured(planes: Option<Planes>) -> Tuning {
+    /// small batches where those of 512 take 26.0 in tiles, so that tiles begin earlier (H100, gpt-oss-20b's shape).
+    pub(crate) fn unmeasured(units: Option<MatrixUnits>) -> Tuning {
         let default = Tuning::default();
-        if planes.is_some() { Tuning { tiled_slots: 8, ..default } } else { default }
+        if units.is_some() { Tuning { tiled_slots: 8, ..default } } else { default }
     }
 
     /// With every product of more than one row in tiles.
     pub(crate) fn tiled_always(self) -> Tuning {
         Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, ..self }
+    }
+
+    /// A mat-vec kernel's choices.
+    pub(crate) fn matvec(&self, walk: Walk) -> MatvecChoice {
+        MatvecChoice { walk, inputs_per_read: self.together, least_cubes: self.product_cubes }
     }
 
     pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
@@ -107,7 +91,7 @@ impl Tuning {
             && Tuning::TOGETHER.contains(&self.together)
             && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
             && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
-            && Division::ALL.contains(&self.few)
+            && RowSplit::ALL.contains(&self.few)
             && [self.dense_planes, self.expert_planes].iter().all(|planes| Tuning::PLANES.contains(planes))
             && (1..=MAX_ROWS).contains(&self.single_rows)
             && [self.tiled_rows, self.tiled_slots].iter().all(|most| (1..=MAX_ROWS + 1).contains(most))

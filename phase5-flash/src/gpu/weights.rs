@@ -1,13 +1,12 @@
 //! From a checkpoint to device memory.
 
-use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, check_scales};
+use formats::Storage;
+use gpu_kernels::attention::{MAX_GROUP, MAX_HEAD_DIM};
+use gpu_kernels::{Buffer, Device, Error, Experts, Matrix};
+use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor, check_scales};
 use phase2_forward::Rope;
 
-use super::GpuError;
-use super::device::{Buffer, Gpu};
-use super::kernels::attention::{MAX_GROUP, MAX_HEAD_DIM};
-use super::kernels::experts::Experts;
-use super::layout::Matrix;
+use super::error::GpuError;
 
 /// A model on a GPU.
 pub(crate) struct Weights {
@@ -42,11 +41,15 @@ impl Weights {
     ///
     /// # Errors
     /// Weights that no reader agrees on, or shapes that the kernels or the device do not take.
-    pub fn load(gpu: &Gpu, checkpoint: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Result<Weights, GpuError> {
+    pub fn load(
+        device: &Device,
+        checkpoint: &Checkpoint,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Weights, GpuError> {
         let config = &checkpoint.config;
         check_shape(config)?;
-        gpu.expect_memory("the model", checkpoint.weight_bytes())?;
-        let mut loader = Loader { gpu, checkpoint, done: 0, progress };
+        device.expect_memory("the model", checkpoint.weight_bytes())?;
+        let mut loader = Loader { device, checkpoint, done: 0, progress };
         let embedding = loader.matrix(&["token_embd.weight"])?;
         let mut layers = Vec::new();
         for (number, &attention) in config.attention.iter().enumerate() {
@@ -80,17 +83,16 @@ impl Weights {
 
 fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
     if !config.head_dim.is_multiple_of(4) {
-        let sentence = format!("heads of {} values; the kernels take multiples of 4; use --phase 3", config.head_dim);
-        return Err(GpuError::Shape(sentence));
+        let sentence = format!("heads of {} values; the kernels take multiples of 4", config.head_dim);
+        return Err(Error::Shape(sentence).into());
     }
     let group = config.heads / config.kv_heads * config.head_dim;
     for (what, found, most) in
         [("heads", config.head_dim, MAX_HEAD_DIM), ("query heads that share keys", group, MAX_GROUP)]
     {
         if found > most {
-            let sentence =
-                format!("{what} of {found} values; the attention kernel takes at most {most}; use --phase 3");
-            return Err(GpuError::Shape(sentence));
+            let sentence = format!("{what} of {found} values; the attention kernel takes at most {most}");
+            return Err(Error::Shape(sentence).into());
         }
     }
     Ok(())
@@ -98,7 +100,7 @@ fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
 
 /// Moves tensors from a checkpoint to a device.
 struct Loader<'a> {
-    gpu: &'a Gpu,
+    device: &'a Device,
     checkpoint: &'a Checkpoint,
     done: u64,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -110,7 +112,7 @@ impl Loader<'_> {
         let values: Vec<f32> = names.iter().flat_map(|name| self.checkpoint.tensor(name).to_f32()).collect();
         names.iter().for_each(|name| self.advance(name));
         let words = values.into_iter().map(f32::to_bits).collect();
-        self.gpu.upload_weights(words)
+        self.device.upload_weights(words)
     }
 
     fn matrix(&mut self, names: &[&str]) -> Result<Matrix, GpuError> {
@@ -118,9 +120,9 @@ impl Loader<'_> {
         for (name, tensor) in names.iter().zip(&tensors) {
             check_scales(&self.checkpoint.path, name, tensor)?;
         }
-        let matrix = Matrix::upload(self.gpu, names[0], &tensors)?;
+        let matrix = upload(self.device, names[0], &tensors)?;
         // What is still on its way to the device lies in host memory a second time.
-        self.gpu.sync()?;
+        self.device.sync()?;
         names.iter().for_each(|name| self.advance(name));
         Ok(matrix)
     }
@@ -134,4 +136,29 @@ impl Loader<'_> {
         self.done += self.checkpoint.tensor(name).bytes() as u64;
         (self.progress)(self.done, self.checkpoint.weight_bytes());
     }
+}
+
+/// Uploads tensors, one below the other as one matrix; or a stack, if it is one tensor of three dimensions. Tensors of different
+/// formats, or of one that kernels do not multiply, become F32.
+fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<Matrix, Error> {
+    let common = tensors.iter().all(|tensor| tensor.format == tensors[0].format);
+    let format = tensors[0].format;
+    let (format, storage) = match format.storage().filter(|_| common) {
+        Some(storage) => (format, storage),
+        None => (Format::F32, Storage::F32),
+    };
+    let (stack, rows) = match tensors[0].shape[..] {
+        [stack, rows, _] => (stack, rows),
+        _ => (1, tensors.iter().map(|tensor| tensor.rows()).sum()),
+    };
+    let row = |mut row: usize| {
+        let mut tensors = tensors.iter();
+        let tensor = tensors.find(|tensor| {
+            let is_here = row < tensor.rows();
+            row -= if is_here { 0 } else { tensor.rows() };
+            is_here
+        });
+        tensor.expect("a row of one of them").packed_as(format, row..row + 1)
+    };
+    Matrix::upload(device, name, storage, [stack, rows, tensors[0].row_len()], row)
 }

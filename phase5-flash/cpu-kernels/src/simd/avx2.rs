@@ -3,7 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{E2M1_DOUBLED, LANES, Simd};
+use formats::mxfp4::E2M1_DOUBLED;
+
+use super::{LANES, Simd};
 
 pub(crate) struct Avx2;
 

@@ -4,8 +4,10 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use formats::mxfp4::{E2M1_DOUBLED, HALF_E8M0};
+
 use super::avx2::halves_in_bytes;
-use super::{E2M1_DOUBLED, HALF_E8M0, LANES, Simd, add_mxfp4_floats, strip_floats};
+use super::{LANES, Simd, add_mxfp4_floats, strip_floats};
 
 pub(crate) struct Avx512<const BF16: bool>;
 

@@ -7,6 +7,8 @@
     reason = "one contract for all: the machine has the instructions, pointers are valid for 16 values"
 )]
 
+use formats::mxfp4::HALF_E8M0;
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -15,32 +17,6 @@ pub(crate) mod portable;
 
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
-
-/// Twice the E2M1 value of each code, which is whole.
-pub(crate) const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
-/// `2^(byte − 128)`: half the scale, for values that are doubled. Bytes 0 and 1 give subnormals. A table in L1 is a load;
-/// arithmetic would take the ports that multiply.
-pub(crate) static HALF_E8M0: [f32; 256] = {
-    let mut table = [0.0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = f32::from_bits(if byte < 2 { 0x0020_0000 << byte } else { (byte as u32 - 1) << 23 });
-        byte += 1;
-    }
-    table
-};
-
-/// The scale that eight bits are: bits 14 to 7 of an f16.
-pub(crate) static CODE_SCALES: [f32; 256] = {
-    let mut table = [0.0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = half::f16::from_bits((byte as u16) << 7).to_f32_const();
-        byte += 1;
-    }
-    table
-};
 
 /// A strip of floats as they are.
 #[inline(always)]
@@ -119,7 +95,7 @@ pub(crate) trait Simd {
     unsafe fn load_i8(p: *const u8) -> Self::V;
     /// An f16 in memory, in every lane.
     unsafe fn splat_f16(p: *const u8) -> Self::V;
-    /// [`CODE_SCALES`] of 16 columns of bytes, in eight rows `stride` apart: bit i is the lowest of row i.
+    /// [`SCALES`](formats::cache_block::SCALES) of 16 columns of bytes, in eight rows `stride` apart: bit i is the lowest of row i.
     unsafe fn scales_in_bytes(p: *const u8, stride: usize) -> Self::V;
     /// Doubled E2M1 values of 16 bytes: of their low nibbles, and of their high ones.
     unsafe fn e2m1(p: *const u8) -> (Self::V, Self::V);

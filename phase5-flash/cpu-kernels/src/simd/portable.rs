@@ -1,9 +1,11 @@
 //! Plain Rust in loops of 16, which compilers turn into whatever vectors the target has.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: pointers are valid")]
 
+use formats::cache_block::SCALES;
+use formats::mxfp4::E2M1_DOUBLED;
 use half::{bf16, f16};
 
-use super::{CODE_SCALES, E2M1_DOUBLED, LANES, Simd};
+use super::{LANES, Simd};
 
 pub(crate) struct Portable;
 
@@ -139,7 +141,7 @@ impl Simd for Portable {
             let bytes = unsafe { p.add(row * stride).cast::<[u8; LANES]>().read_unaligned() };
             bits = std::array::from_fn(|i| bits[i] << 1 | bytes[i] & 1);
         }
-        Floats(bits.map(|bits| CODE_SCALES[usize::from(bits)]))
+        Floats(bits.map(|bits| SCALES[usize::from(bits)]))
     }
     #[inline(always)]
     unsafe fn e2m1(p: *const u8) -> (Floats, Floats) {

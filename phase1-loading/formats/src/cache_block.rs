@@ -1,0 +1,146 @@
+//! The block of a q8_0 cache: 32 values in 32 bytes, codes of 8 bits that carry their scale.
+//!
+//! The scale is an f16 of which bits 14 to 7 count: five of exponent, three of mantissa. These eight bits are the lowest of the
+//! block's first eight codes, bit i in code i. A reader multiplies all codes by the scale as they are; a writer rounds the first
+//! eight to the nearest whole number of the parity that the scale demands, so that they are off by one step at most, the others
+//! by half of one. A scale beside the codes would make the block larger than half of 32 values in f16.
+
+use half::f16;
+
+use crate::BLOCK;
+
+/// Codes whose lowest bits are the scale's.
+pub const SCALE_BITS: usize = 8;
+/// The code of the block's largest value is no larger.
+pub const LARGEST_CODE: f32 = 127.0;
+/// Multiplied with, so that every device finds the same scale: GPUs differ in how they round a division.
+pub(crate) const PER_LARGEST_CODE: f32 = 1.0 / LARGEST_CODE;
+/// The largest scale: larger values saturate.
+pub const LARGEST_SCALE: f32 = 61440.0;
+/// The smallest scale, and smallest difference of two.
+pub const SMALLEST_SCALE: f32 = 1.0 / 131_072.0;
+/// The smallest scale whose mantissa has a leading one.
+pub(crate) const SMALLEST_NORMAL_SCALE: f32 = 8.0 * SMALLEST_SCALE;
+
+/// The scale by its eight bits: bits 14 to 7 of an f16.
+pub static SCALES: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = f16::from_bits((byte as u16) << 7).to_f32_const();
+        byte += 1;
+    }
+    table
+};
+
+/// A block's codes, in two's complement. Infinities saturate; NaN counts as zero.
+pub fn encode(values: &[f32; BLOCK]) -> [i8; BLOCK] {
+    let byte = scale_byte(values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())));
+    let inverse = if byte == 0 { 0.0 } else { SCALES[usize::from(byte)].recip() };
+    std::array::from_fn(|i| {
+        let quotient = values[i] * inverse;
+        if i < SCALE_BITS {
+            let bit = byte >> i & 1;
+            let (odd, most) = (f32::from(bit), LARGEST_CODE - 1.0 + f32::from(bit));
+            ((quotient.clamp(-most, most) - odd) * 0.5).round_ties_even() as i8 * 2 + bit as i8
+        } else {
+            quotient.clamp(-LARGEST_CODE, LARGEST_CODE).round_ties_even() as i8
+        }
+    })
+}
+
+/// The values of a block's codes.
+pub fn decode(codes: &[i8; BLOCK]) -> [f32; BLOCK] {
+    let scale = scale(codes);
+    codes.map(|code| scale * f32::from(code))
+}
+
+/// The scale among a block's codes.
+pub fn scale(codes: &[i8; BLOCK]) -> f32 {
+    SCALES[usize::from(codes[..SCALE_BITS].iter().rev().fold(0, |byte, &code| byte << 1 | code as u8 & 1))]
+}
+
+/// The bits of the smallest scale that is no smaller than `largest / 127`; zero for values that would all become zeros.
+fn scale_byte(largest: f32) -> u8 {
+    let exact = (largest * PER_LARGEST_CODE).min(LARGEST_SCALE);
+    if largest < SMALLEST_SCALE / 2.0 {
+        0
+    } else if exact < SMALLEST_NORMAL_SCALE {
+        (exact / SMALLEST_SCALE).ceil() as u8
+    } else {
+        // An f32's mantissa is rounded up to three bits, and its exponent counted from where an f16's begins.
+        (((exact.to_bits() + 0xf_ffff) >> 20) - (112 << 3)) as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Values of one size: whatever it is, a scale's subnormals and what no scale reaches among them.
+    fn block() -> impl Strategy<Value = [f32; BLOCK]> {
+        let share =
+            prop_oneof![6 => -1.0f32..1.0, 1 => Just(0.0), 1 => Just(1.0), 1 => Just(-1.0), 1 => -0.01f32..0.01];
+        (prop::array::uniform32(share), -45i32..40).prop_map(|(shares, size)| shares.map(|x| x * 2f32.powi(size)))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn a_code_is_the_nearest_that_its_parity_allows(values in block()) {
+            let codes = encode(&values);
+            let scale = super::scale(&codes);
+            let most = LARGEST_CODE * LARGEST_SCALE;
+            let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs())).min(most);
+            if scale == 0.0 {
+                prop_assert!(largest < SMALLEST_SCALE / 2.0 && codes == [0; BLOCK]);
+                return Ok(());
+            }
+            // No smaller scale would do, but for the last bit of a division.
+            let exact = largest / LARGEST_CODE;
+            prop_assert!(exact <= scale * 1.000_001, "{largest} under {scale}");
+            prop_assert!(scale <= (exact * 1.125).max(exact + SMALLEST_SCALE) * 1.000_001, "{largest} under {scale}");
+            for (i, (&value, &code)) in values.iter().zip(&codes).enumerate() {
+                let allowed = if i < SCALE_BITS { 1.0 } else { 0.5 };
+                let error = f64::from(value.clamp(-most, most)) / f64::from(scale) - f64::from(code);
+                prop_assert!(error.abs() <= allowed + 1e-4, "{value} became {code} under {scale}");
+                prop_assert!(code != i8::MIN);
+            }
+            prop_assert_eq!(decode(&codes), codes.map(|code| f32::from(code) * scale));
+        }
+    }
+
+    #[test]
+    fn every_scale_is_read_as_it_was_written() {
+        for byte in 0..=0xf7u8 {
+            let scale = SCALES[usize::from(byte)];
+            let mut values = [0.0; BLOCK];
+            values[31] = -LARGEST_CODE * scale;
+            let codes = encode(&values);
+            assert_eq!((super::scale(&codes), codes[31]), (scale, if byte == 0 { 0 } else { -127 }));
+            assert_eq!(scale_byte(LARGEST_CODE * scale), byte);
+        }
+        assert_eq!(SCALES[0xf7], LARGEST_SCALE);
+        assert_eq!(SCALES[1], SMALLEST_SCALE);
+        assert_eq!(SCALES[8], SMALLEST_NORMAL_SCALE);
+    }
+
+    #[test]
+    fn nan_and_infinity_stay_in_their_place() {
+        let mut values = [1.0; BLOCK];
+        values[3] = f32::NAN;
+        values[20] = f32::NAN;
+        let back = decode(&encode(&values));
+        let step = super::scale(&encode(&values));
+        assert!(back[3].abs() <= step && back[20] == 0.0 && (back[0] - 1.0).abs() <= step, "{back:?}");
+        assert_eq!(encode(&[f32::NAN; BLOCK]), [0; BLOCK]);
+        let mut values = [0.0; BLOCK];
+        (values[8], values[9]) = (f32::INFINITY, f32::NEG_INFINITY);
+        let back = decode(&encode(&values));
+        assert_eq!([back[8], back[9], back[10]], [LARGEST_CODE * LARGEST_SCALE, -LARGEST_CODE * LARGEST_SCALE, 0.0]);
+        assert_eq!(decode(&[0; BLOCK]), [0.0; BLOCK]);
+    }
+}

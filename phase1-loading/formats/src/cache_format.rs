@@ -1,0 +1,69 @@
+//! How keys and values are stored.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::BLOCK;
+
+/// The number format of a cache.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheFormat {
+    #[default]
+    F32,
+    F16,
+    /// Blocks of 32 along a head's values, a byte each: Q8_0's grid with the scale [inside the codes](crate::cache_block), so that
+    /// it takes half of [`CacheFormat::F16`]'s bytes.
+    Q8_0,
+}
+
+impl CacheFormat {
+    pub const ALL: [CacheFormat; 3] = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheFormat::F32 => "f32",
+            CacheFormat::F16 => "f16",
+            CacheFormat::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Bytes of one head's keys, or values, at one position: `head_dim` values that the format [holds](CacheFormat::holds), in
+    /// whole 32-bit words.
+    pub const fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            CacheFormat::F32 => 4 * head_dim,
+            CacheFormat::F16 => 2 * head_dim,
+            CacheFormat::Q8_0 => head_dim,
+        }
+    }
+
+    /// Values that are packed together, into whole 32-bit words.
+    pub const fn granule(self) -> usize {
+        match self {
+            CacheFormat::F32 => 1,
+            CacheFormat::F16 => 2,
+            CacheFormat::Q8_0 => BLOCK,
+        }
+    }
+
+    /// Whether rows of `head_dim` values can be stored so.
+    pub fn holds(self, head_dim: usize) -> bool {
+        head_dim.is_multiple_of(self.granule())
+    }
+}
+
+impl fmt::Display for CacheFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for CacheFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = CacheFormat::ALL.into_iter().find(|format| format.name() == name);
+        found.ok_or_else(|| format!("expected one of {}", CacheFormat::ALL.map(CacheFormat::name).join(", ")))
+    }
+}

@@ -1,0 +1,333 @@
+//! Attention of several new tokens of a sequence on matrix units: that of [`prefill`](super::prefill) in 16-bit floats, added up in f32.
+//!
+//! A cube takes 64 queries and, again and again, 64 keys; each of its planes has 16 of the queries. Scores go from fragments to
+//! shared memory, where two lanes have a query's softmax, and back as 16-bit probabilities. Sums of values stay in fragments: they are rescaled only when a
+//! query's largest score has grown by more than e⁸, so that probabilities are at most that, and seldom after the first keys.
+//!
+//! Ladder (H100, SPIR-V, a prompt of 32,768, 16 heads, f32 cache): [`prefill`](super::prefill) 16.4 TFLOP/s, here 25.2.
+//!
+//! Keys, values and scaled queries past 65,504 become infinite, and what follows from them NaN: whoever chooses tokens finds out.
+
+use cubecl::cmma::{MatrixIdent, MatrixLayout};
+use cubecl::prelude::*;
+use half::f16;
+
+use super::args::{Attention, KvArgs, MASKED, Shape, normalizer};
+use super::split::KvSplit;
+use super::tiling::ROW_TILE_WORDS;
+use crate::device::{Buffer, Device};
+use crate::gpu::Gpu;
+use crate::kv::{KvRow, cached_vector};
+use crate::matrix_units::{Accumulators, MatrixUnits, Operand, Planes, SIDE, operand, sync_lanes};
+use crate::vec4::sum4;
+
+/// How much a largest score may grow before what was added up is rescaled: e⁸ fits a 16-bit float.
+const GROWTH: f32 = 8.0;
+/// The most dimensions of a head.
+const MOST_DIM: usize = 64;
+
+/// Planes of a cube, and keys that it works on at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Block {
+    planes: Planes,
+    keys: u32,
+    /// Values of a head.
+    dim: u32,
+}
+
+impl Block {
+    fn new(units: MatrixUnits, dim: usize) -> Block {
+        // Emulated fragments are twice as large.
+        let (planes, keys) = if units.are_emulated() { (1, 32) } else { (4, 64) };
+        Block { planes: units.planes(planes), keys, dim: dim as u32 }
+    }
+
+    fn queries(self) -> u32 {
+        SIDE * self.planes.count
+    }
+
+    /// Lanes that share a query.
+    fn sharers(self) -> u32 {
+        self.planes.width / SIDE
+    }
+
+    /// Vectors from a query, key or value to the next: two too many, so that a fragment's rows lie in different banks.
+    fn stride(self) -> u32 {
+        self.dim / 4 + 2
+    }
+
+    /// Vectors from a query's probabilities to the next one's.
+    fn probs_stride(self) -> u32 {
+        self.keys / 4 + 2
+    }
+
+    /// Vectors from a query's scores, or sums of values, to the next one's.
+    fn stage_stride(self) -> u32 {
+        self.keys.max(self.dim) / 4 + 1
+    }
+
+    /// Where probabilities begin. Fragments of queries are in registers by then, so that probabilities overlay them.
+    fn probs(self) -> u32 {
+        if self.planes.fragments { 0 } else { self.queries() * self.stride() }
+    }
+
+    /// Vectors of queries and probabilities.
+    fn queries_and_probs(self) -> u32 {
+        (self.queries() * self.stride()).max(self.probs() + self.queries() * self.probs_stride())
+    }
+
+    /// Bytes of shared memory that a cube takes.
+    fn shared_bytes(self) -> usize {
+        let operands = self.queries_and_probs() + 2 * self.keys * self.stride();
+        let sums = 16 * self.queries() * self.stage_stride() + 4 * self.planes.units();
+        (4 * self.planes.operand_bytes() * operands + sums) as usize
+    }
+}
+
+/// How a cube works, if the device has matrix units and room for it, and heads are of a shape that this kernel takes.
+pub(super) fn block(gpu: &Gpu, row: KvRow, heads: usize) -> Option<Block> {
+    let (group, head_dim) = (heads / row.kv_heads(), row.head_dim());
+    let block = Block::new(gpu.matrix_units()?, head_dim);
+    let fits = head_dim.is_multiple_of(SIDE as usize)
+        && head_dim <= MOST_DIM
+        && group <= block.queries() as usize
+        && block.shared_bytes() <= gpu.device.shared_bytes();
+    fits.then_some(block)
+}
+
+/// Rows that a tile holds, if [there is a way](block).
+pub(super) fn rows_per_tile(gpu: &Gpu, row: KvRow, heads: usize) -> Option<usize> {
+    block(gpu, row, heads).map(|block| block.queries() as usize / (heads / row.kv_heads()))
+}
+
+/// Over `count` tiles, without merging partial results. Lengths must have been checked.
+pub(super) fn launch(device: &Device, attention: &Attention<'_>, tiles: &Buffer, count: usize, block: Block) {
+    match block.planes.fragments {
+        true => launch_in::<f16>(device, attention, tiles, count, block),
+        false => launch_in::<f32>(device, attention, tiles, count, block),
+    }
+}
+
+fn launch_in<T: Float>(device: &Device, attention: &Attention<'_>, tiles: &Buffer, count: usize, block: Block) {
+    let units = block.planes.units();
+    // SAFETY: lengths were checked. Rows, positions, slots and pages are what tiles, rows and the page table say: the caller's promise.
+    unsafe {
+        flash::launch_unchecked::<T>(
+            device.client(),
+            attention.cubes(count),
+            CubeDim::new_1d(units),
+            attention.args(),
+            attention.queries.arg4(),
+            tiles.arg(),
+            attention.shape(units),
+            block,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn flash<T: Float>(
+    mut args: KvArgs,
+    queries: &[Vector<f32, Const<4>>],
+    tiles: &[u32],
+    #[comptime] shape: Shape,
+    #[comptime] block: Block,
+) {
+    let dim = comptime![shape.dim()];
+    let fours = comptime![shape.vectors()];
+    let group = comptime![shape.group()];
+    let words = comptime![shape.words()];
+    let planes = comptime![block.planes];
+    let units = comptime![planes.units()];
+    let stride = comptime![block.stride()];
+    let probs_stride = comptime![block.probs_stride()];
+    let stage_stride = comptime![block.stage_stride()];
+    let sharers = comptime![block.sharers()];
+    let dims = comptime![dim / SIDE];
+    let tile_fours = comptime![block.keys * fours];
+    let key_fours = comptime![block.keys / 4];
+    let key_squares = comptime![block.keys / SIDE];
+
+    let mut queries_and_probs =
+        Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![block.queries_and_probs() as usize]);
+    let mut key_tile = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![(block.keys * stride) as usize]);
+    let mut value_tile = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![(block.keys * stride) as usize]);
+    let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(block.queries() * stage_stride) as usize]);
+    let mut shared = Shared::<[f32]>::new_slice(comptime![units as usize]);
+
+    let kv_head = CUBE_POS_X;
+    let first_row = tiles[(CUBE_POS_Z * comptime![ROW_TILE_WORDS as u32]) as usize];
+    let count = tiles[(CUBE_POS_Z * comptime![ROW_TILE_WORDS as u32] + 1) as usize];
+    let split = KvSplit::new(&args, first_row, count, block.keys);
+
+    let mut i = UNIT_POS;
+    while i < comptime![block.queries() * fours] {
+        let number = i / fours;
+        let row = first_row + min(number / group, count - 1);
+        let head = kv_head * group + number % group;
+        let four = queries[((row * shape.heads + head) * fours + i % fours) as usize];
+        let four = four * Vector::<f32, Const<4>>::new(args.scale);
+        queries_and_probs[(number * stride + i % fours) as usize] = Vector::<T, Const<4>>::cast_from(four);
+        i += units;
+    }
+    sync_cube();
+    let first_query = UNIT_POS / planes.width * SIDE;
+    let mut query = Sequence::<Operand<T>>::new();
+    #[unroll]
+    for d in 0..dims {
+        let first = first_query * stride + comptime![d * SIDE / 4];
+        query.push(operand::<T>(&queries_and_probs, first, stride, MatrixIdent::A, MatrixLayout::RowMajor, planes));
+    }
+    sync_cube();
+
+    // The query of this lane, which it shares with its neighbours.
+    let number = first_query + UNIT_POS % planes.width / sharers;
+    let sharer = UNIT_POS % sharers;
+    let position = split.position + min(number / group, count - 1);
+
+    let mut largest = f32::new(MASKED);
+    let mut sum = 0.0f32;
+    let mut acc = Accumulators::zeros(dims, planes);
+    let mut at = split.start;
+    while at < split.end {
+        let kv_slots = split.kv_slots(&args, at, shape.kv_heads(), block.keys);
+        let mut i = UNIT_POS;
+        while i < tile_fours {
+            let kv_slot = i / fours;
+            let mut key = Vector::<f32, Const<4>>::new(0.0f32);
+            let mut value = Vector::<f32, Const<4>>::new(0.0f32);
+            // What lies past the last key may be NaN.
+            if at * block.keys + kv_slot <= split.last {
+                key = cached_vector(&args.keys, (kv_slots + kv_slot) * words, i % fours, shape.row);
+                value = cached_vector(&args.values, (kv_slots + kv_slot) * words, i % fours, shape.row);
+            }
+            key_tile[(kv_slot * stride + i % fours) as usize] = Vector::<T, Const<4>>::cast_from(key);
+            value_tile[(kv_slot * stride + i % fours) as usize] = Vector::<T, Const<4>>::cast_from(value);
+            i += units;
+        }
+        sync_cube();
+
+        let mut scores = Accumulators::zeros(key_squares, planes);
+        #[unroll]
+        for k in 0..key_squares {
+            #[unroll]
+            for d in 0..dims {
+                let first = (k * comptime![SIDE * stride] + comptime![d * SIDE / 4]).runtime();
+                let b = operand::<T>(&key_tile, first, stride, MatrixIdent::B, MatrixLayout::ColMajor, planes);
+                let a = &query[comptime![d as usize]];
+                scores.add::<T>(k, &queries_and_probs, a, stride, &key_tile, &b, stride, true, planes);
+            }
+            let first = first_query * stage_stride + comptime![k * SIDE / 4];
+            scores.store(k, &mut stage, first, stage_stride, planes);
+        }
+        sync_lanes(planes);
+
+        let mut seen = Array::<Vector<f32, Const<4>>>::new(comptime![(key_fours / sharers) as usize]);
+        let mut most = f32::new(MASKED);
+        #[unroll]
+        for v in 0..comptime![key_fours / sharers] {
+            let four = sharer + comptime![v * sharers];
+            let mut score = stage[(number * stage_stride + four) as usize];
+            #[unroll]
+            for j in 0..4u32 {
+                let key_position = at * block.keys + four * 4 + j;
+                let visible = key_position <= position && key_position + args.reach > position;
+                let one = select(visible, score.extract(comptime![j as usize]), f32::new(MASKED));
+                score.insert(comptime![j as usize], one);
+                most = max(most, one);
+            }
+            seen[comptime![v as usize]] = score;
+        }
+        shared[UNIT_POS as usize] = most;
+        sync_lanes(planes);
+        #[unroll]
+        for i in 0..sharers {
+            most = max(most, shared[(UNIT_POS / sharers * sharers + i) as usize]);
+        }
+        let grows =
+            if comptime![planes.fragments] { plane_max(most - largest) > f32::new(GROWTH) } else { true.runtime() };
+        if grows {
+            let grown = max(largest, most);
+            let factor = (largest - grown).exp();
+            largest = grown;
+            sum *= factor;
+            #[unroll]
+            for d in 0..dims {
+                let first = first_query * stage_stride + comptime![d * SIDE / 4];
+                acc.store(d, &mut stage, first, stage_stride, planes);
+            }
+            sync_lanes(planes);
+            #[unroll]
+            for v in 0..comptime![fours / sharers] {
+                let place = (number * stage_stride + sharer + comptime![v * sharers]) as usize;
+                stage[place] *= Vector::<f32, Const<4>>::new(factor);
+            }
+            sync_lanes(planes);
+            #[unroll]
+            for d in 0..dims {
+                let first = first_query * stage_stride + comptime![d * SIDE / 4];
+                acc.load(d, &stage, first, stage_stride, planes);
+            }
+        }
+        #[unroll]
+        for v in 0..comptime![key_fours / sharers] {
+            let prob = (seen[comptime![v as usize]] - Vector::<f32, Const<4>>::new(largest)).exp();
+            sum += sum4(prob);
+            let place = comptime![block.probs()] + number * probs_stride + sharer + comptime![v * sharers];
+            queries_and_probs[place as usize] = Vector::<T, Const<4>>::cast_from(prob);
+        }
+        sync_lanes(planes);
+
+        #[unroll]
+        for k in 0..key_squares {
+            let first = comptime![block.probs() + k * SIDE / 4] + first_query * probs_stride;
+            let a =
+                operand::<T>(&queries_and_probs, first, probs_stride, MatrixIdent::A, MatrixLayout::RowMajor, planes);
+            #[unroll]
+            for d in 0..dims {
+                let first = (k * comptime![SIDE * stride] + comptime![d * SIDE / 4]).runtime();
+                let b = operand::<T>(&value_tile, first, stride, MatrixIdent::B, MatrixLayout::RowMajor, planes);
+                acc.add::<T>(d, &queries_and_probs, &a, probs_stride, &value_tile, &b, stride, false, planes);
+            }
+        }
+        sync_cube();
+        at += 1;
+    }
+
+    shared[UNIT_POS as usize] = sum;
+    #[unroll]
+    for d in 0..dims {
+        let first = first_query * stage_stride + comptime![d * SIDE / 4];
+        acc.store(d, &mut stage, first, stage_stride, planes);
+    }
+    sync_cube();
+    let mut total = 0.0f32;
+    #[unroll]
+    for i in 0..sharers {
+        total += shared[(UNIT_POS / sharers * sharers + i) as usize];
+    }
+    if number / group < count {
+        let head = kv_head * group + number % group;
+        let output = (first_row + number / group) * shape.heads + head;
+        let mut target = output * dim;
+        let mut factor = 1.0f32;
+        if comptime![shape.whole] {
+            factor = normalizer(largest, total, args.sinks[head as usize]);
+        } else {
+            target = (output * args.splits + CUBE_POS_Y) * comptime![shape.partial_words()];
+            if sharer == 0 {
+                args.out[(target + dim) as usize] = largest;
+                args.out[(target + dim + 1) as usize] = total;
+            }
+        }
+        #[unroll]
+        for v in 0..comptime![fours / sharers] {
+            let four = sharer + comptime![v * sharers];
+            let value = stage[(number * stage_stride + four) as usize] * Vector::<f32, Const<4>>::new(factor);
+            #[unroll]
+            for i in 0..4u32 {
+                args.out[(target + four * 4 + i) as usize] = value.extract(comptime![i as usize]);
+            }
+        }
+    }
+}

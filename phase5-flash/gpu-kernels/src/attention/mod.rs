@@ -1,0 +1,40 @@
+//! Attention over paged keys and values, with sinks and windows: of single rows, and of several rows of a sequence at once.
+
+mod args;
+#[cfg(test)]
+mod checks;
+mod decode;
+mod flash;
+mod merge;
+mod prefill;
+mod split;
+mod tiling;
+
+pub use args::{Attention, MAX_GROUP, MAX_HEAD_DIM, partial_words};
+pub use decode::Unrotated;
+pub use tiling::{ROW_TILE_WORDS, row_tiles};
+
+use crate::device::Buffer;
+use crate::gpu::Gpu;
+use crate::kv::KvRow;
+
+/// Rows of a sequence that attend together, in a tile, on this device; `None` if no kernel takes heads of such a shape so.
+pub fn rows_per_tile(gpu: &Gpu, row: KvRow, heads: usize) -> Option<usize> {
+    flash::rows_per_tile(gpu, row, heads).or_else(|| prefill::rows_per_tile(row, heads))
+}
+
+impl Attention<'_> {
+    /// Over `count` tiles of the rows, as [`row_tiles`] makes them of [`rows_per_tile`] rows: on matrix units where the device has some
+    /// and heads are of a shape that allows it.
+    ///
+    /// # Panics
+    /// If a buffer is too short.
+    pub fn launch_tiled(&self, gpu: &Gpu, tiles: &Buffer, count: usize) {
+        self.check_tiled(tiles, count);
+        match flash::block(gpu, self.cache.pool.row(), self.heads) {
+            Some(block) => flash::launch(&gpu.device, self, tiles, count, block),
+            None => prefill::launch(&gpu.device, self, tiles, count),
+        }
+        merge::launch(&gpu.device, self);
+    }
+}

@@ -1,0 +1,41 @@
+//! Numbers of 8 and 16 bits as f32, without types that a GPU may lack.
+
+use cubecl::prelude::*;
+use formats::cube::f16_value;
+
+/// A bf16 from its bits.
+#[cube]
+fn bf16_value(bits: u32) -> f32 {
+    f32::reinterpret(bits << 16u32)
+}
+
+/// Four 16-bit floats in the order in which two words hold them, the low half first: bf16, or else f16.
+#[cube]
+pub(crate) fn four_halves(a: u32, b: u32, #[comptime] bf16: bool) -> Vector<f32, Const<4>> {
+    let mut values = Vector::<f32, Const<4>>::empty();
+    if comptime![bf16] {
+        values.insert(0usize, bf16_value(a & 0xffffu32));
+        values.insert(1usize, bf16_value(a >> 16u32));
+        values.insert(2usize, bf16_value(b & 0xffffu32));
+        values.insert(3usize, bf16_value(b >> 16u32));
+    } else {
+        values.insert(0usize, f16_value(a & 0xffffu32));
+        values.insert(1usize, f16_value(a >> 16u32));
+        values.insert(2usize, f16_value(b & 0xffffu32));
+        values.insert(3usize, f16_value(b >> 16u32));
+    }
+    values
+}
+
+/// Four signed bytes: with the sign bit flipped they are offsets in the last mantissa bits of 2²³.
+#[cube]
+pub(crate) fn signed_bytes(word: u32) -> Vector<f32, Const<4>> {
+    let flipped = word ^ 0x8080_8080u32;
+    let mut values = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4u32 {
+        let byte = (flipped >> comptime![8 * i]) & 255u32;
+        values.insert(comptime![i as usize], f32::reinterpret(byte | 0x4b00_0000u32) - 8_388_736.0f32);
+    }
+    values
+}

@@ -1,0 +1,50 @@
+//! The arithmetic of phase 5 on GPUs: CubeCL kernels that do a layer in a handful of launches.
+//!
+//! This crate knows buffers, shapes and number formats; no tensors, files, models or sequences. A launch is a struct with public
+//! fields and a method that checks the lengths of its buffers; what the kernel does is told where the kernel is, with the steps by
+//! which it became as fast as it is.
+//!
+//! What buffers *hold* cannot be checked at a launch. Tokens, positions, slots, page numbers, chosen experts and row indices are
+//! used as they are: whoever writes them promises that they are in range.
+//!
+//! From the ground up: [`Device`] and [`Buffer`]; [`Matrix`] (packed weights), [`KvPool`] (paged keys and values); [`moe`] (the choice of
+//! experts); four groups of kernels that never use each other, [`matvec`] (few rows), [`matmul`] (more), [`attention`], [`sampling`].
+#![allow(clippy::too_many_arguments, reason = "a kernel's arguments are its buffers and its shape")]
+
+pub mod attention;
+mod device;
+mod e2m1;
+mod embed;
+mod epilogue;
+mod error;
+mod floats;
+mod gpu;
+pub mod kv;
+pub mod matmul;
+mod matrix;
+mod matrix_units;
+pub mod matvec;
+pub mod moe;
+mod norm;
+mod packed;
+mod probe;
+mod product;
+mod reduce;
+mod rope;
+mod rows;
+pub mod sampling;
+#[cfg(test)]
+mod testing;
+mod vec4;
+
+pub use device::{Buffer, Device, Pending};
+pub use embed::embed;
+pub use error::Error;
+pub use gpu::Gpu;
+pub use kv::{KvCache, KvPool, KvRow, PAGE};
+pub use matrix::Matrix;
+pub use matrix_units::MatrixUnits;
+pub use norm::Norm;
+pub use product::{ExpertProduct, Experts, Product};
+pub use rope::Rope;
+pub use rows::{ROW_WORDS, Row};

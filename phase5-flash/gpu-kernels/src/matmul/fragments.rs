@@ -1,0 +1,387 @@
+//! Products of many rows on matrix units, where an adapter has them: those of [`tiles`](super::tiles) in 16-bit floats, added up in f32.
+//!
+//! A tile is 64 rows by two times 16 outputs a plane. Weights and inputs become 16-bit floats in shared memory, a block of 32
+//! columns at a time: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. The next block is in flight while one is multiplied.
+//! Matrices that 16-bit floats do not hold take [`tiles`](super::tiles). Inputs past 65,504 become infinite, and what follows from them
+//! NaN: whoever chooses tokens finds out. Clamping each input here instead would hide it.
+//!
+//! Ladder (H100, SPIR-V, gpt-oss-20b's shape, a prompt of 512; gate and up of a layer, down):
+//! 1. [`tiles`](super::tiles) in f32: 3.6 ms, 1.9 ms.
+//! 2. fragments, 4 planes a cube: 0.84 ms, 0.41 ms.
+//! 3. two blocks in shared memory by turns, one barrier a block: a third slower. Taken back.
+//! 4. fragments loaded from words, 16 bytes at a time, with 3.: 1.5 ms. Taken back.
+//! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Taken back.
+//! 6. inputs kept as 16-bit floats in memory too: 0.79 ms, 0.39 ms, for a second kind of every buffer. Left out.
+//! 7. here: MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms. Dense
+//!    products are quicker with 2 planes a cube (0.17 ms for q, k and v) than with 4 (0.18): more cubes.
+
+use cubecl::cmma::{MatrixIdent, MatrixLayout};
+use cubecl::prelude::*;
+use half::f16;
+
+use super::operand::{DenseArgs, ExpertArgs, Outputs, TILE, TileRows, WeightRows, dense_args, expert_args, most_tiles};
+use super::staging::{STRIDE, put_inputs, put_weights, read_inputs, read_weights};
+use crate::device::spread;
+use crate::epilogue::{Epilogue, store_four, store_four_gated};
+use crate::gpu::Gpu;
+use crate::matrix_units::{Accumulators, Planes, SIDE, operand};
+use crate::moe::SlotTile;
+use crate::packed::Packing;
+use crate::product::{ExpertProduct, Product};
+
+/// Fragments of a tile's rows.
+const ROUNDS: u32 = TILE / SIDE;
+/// Vectors of four sums of a plane's 16 rows of 16 low and 16 high outputs.
+const FOURS: u32 = SIDE * FOURS_A_ROW;
+const FOURS_A_ROW: u32 = 2 * SIDE / 4;
+
+/// Bytes of shared memory that a cube of such planes takes.
+pub(super) fn shared_bytes(planes: Planes) -> usize {
+    (4 * planes.operand_bytes() * planes.vectors() + 16 * planes.count * FOURS + 2 * 4 * TILE) as usize
+}
+
+pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, planes: Planes) {
+    match planes.fragments {
+        true => launch_dense_in::<f16>(gpu, product, planes),
+        false => launch_dense_in::<f32>(gpu, product, planes),
+    }
+}
+
+fn launch_dense_in<T: Float>(gpu: &Gpu, product: &Product<'_>, planes: Planes) {
+    let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
+    for part in product.matrix.parts() {
+        let (y, z) = spread((part.rows as u32).div_ceil(2 * planes.half()));
+        // SAFETY: lengths were checked; rows, inputs and blocks are bounded in the kernel.
+        unsafe {
+            dense::launch_unchecked::<T>(
+                gpu.device.client(),
+                CubeCount::Static((product.inputs as u32).div_ceil(TILE), y, z),
+                CubeDim::new_1d(planes.units()),
+                dense_args(product, part),
+                part.codes.arg(),
+                gpu.packing(product.matrix.storage()),
+                planes,
+                epilogue,
+            );
+        }
+    }
+}
+
+pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>, planes: Planes) {
+    match planes.fragments {
+        true => launch_experts_in::<f16>(gpu, product, planes),
+        false => launch_experts_in::<f32>(gpu, product, planes),
+    }
+}
+
+fn launch_experts_in<T: Float>(gpu: &Gpu, product: &ExpertProduct<'_>, planes: Planes) {
+    let (weight, up) = (&product.experts.weight, product.up.unwrap_or(product.experts));
+    let gated = product.up.is_some();
+    let outputs = if gated { planes.half() } else { 2 * planes.half() };
+    // SAFETY: lengths were checked; tiles name slots and experts that exist, and rows are bounded in the kernel.
+    unsafe {
+        experts::launch_unchecked::<T>(
+            gpu.device.client(),
+            CubeCount::Static((weight.rows() as u32).div_ceil(outputs), most_tiles(product, TILE), 1),
+            CubeDim::new_1d(planes.units()),
+            expert_args(product),
+            weight.whole().codes.arg(),
+            up.weight.whole().codes.arg(),
+            gpu.packing(weight.storage()),
+            planes,
+            gated,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn dense<T: Float>(
+    mut args: DenseArgs,
+    codes: &[u32],
+    #[comptime] packing: Packing,
+    #[comptime] planes: Planes,
+    #[comptime] epilogue: Epilogue,
+) {
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * comptime![2 * planes.half()];
+    let rows = TileRows::dense(CUBE_POS_X * TILE, args.inputs, TILE);
+    if row < args.rows {
+        let low = WeightRows::new(codes, &args.scales, row);
+        let high = WeightRows::new(codes, &args.scales, row + comptime![planes.half()]);
+        let outputs =
+            Outputs { width: args.out_width, first: args.first_row, first_bias: args.first_row, columns: args.rows };
+        multiply_tile::<T>(
+            &args.x,
+            &rows,
+            &low,
+            &high,
+            args.rows - 1,
+            args.blocks,
+            &mut args.out,
+            &outputs,
+            row,
+            &args.bias,
+            &args.bias,
+            packing,
+            planes,
+            epilogue,
+        );
+    }
+}
+
+/// A tile of slots that chose one expert. Gated, the low half of its outputs is gate's, the high half up's, and their SwiGLU is
+/// written; otherwise both halves are of one matrix.
+#[cube(launch_unchecked)]
+fn experts<T: Float>(
+    mut args: ExpertArgs,
+    low_codes: &[u32],
+    high_codes: &[u32],
+    #[comptime] packing: Packing,
+    #[comptime] planes: Planes,
+    #[comptime] gated: bool,
+) {
+    let SlotTile { expert, first, count } = SlotTile::read(&args.tiles, CUBE_POS_Y);
+    if count > 0 {
+        let rows = TileRows::slots(&args.sorted_slots, first, count, args.slots_per_input, TILE);
+        let row = CUBE_POS_X * comptime![if gated { planes.half() } else { 2 * planes.half() }];
+        let start = expert * args.stride;
+        let high_row = start + row + comptime![if gated { 0 } else { planes.half() }];
+        let low = WeightRows::new(low_codes, &args.scales, start + row);
+        let high = WeightRows::new(high_codes, &args.up_scales, high_row);
+        let outputs =
+            Outputs { width: args.rows, first: 0u32.runtime(), first_bias: expert * args.rows, columns: args.rows };
+        multiply_tile::<T>(
+            &args.x,
+            &rows,
+            &low,
+            &high,
+            start + args.rows - 1,
+            args.blocks,
+            &mut args.out,
+            &outputs,
+            row,
+            &args.bias,
+            &args.up_bias,
+            packing,
+            planes,
+            comptime![Epilogue { biased: true, add: false, gated }],
+        );
+    }
+}
+
+/// The rows of a tile times weights from `low.row` and from `high.row` on, 16 of either a plane; weights past `last_row` are of no
+/// row. Outputs begin at `column`.
+#[cube]
+fn multiply_tile<T: Float>(
+    x: &[Vector<f32, Const<4>>],
+    rows: &TileRows,
+    low: &WeightRows<'_>,
+    high: &WeightRows<'_>,
+    last_row: u32,
+    blocks: u32,
+    out: &mut [f32],
+    outputs: &Outputs,
+    column: u32,
+    bias: &[f32],
+    up_bias: &[f32],
+    #[comptime] packing: Packing,
+    #[comptime] planes: Planes,
+    #[comptime] epilogue: Epilogue,
+) {
+    let mut sums = Accumulators::zeros(comptime![2 * ROUNDS], planes);
+    let mut tile = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![planes.vectors() as usize]);
+    let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(planes.count * FOURS) as usize]);
+    add_products::<T>(x, rows, low, high, last_row, blocks, &mut tile, &mut sums, packing, planes);
+    #[unroll]
+    for round in 0..ROUNDS {
+        if round * SIDE < rows.count {
+            store_round(&sums, &mut stage, round, planes);
+            let mut place = UNIT_POS % planes.width;
+            while place < comptime![FOURS / 2] {
+                let member = round * SIDE + place / comptime![FOURS_A_ROW / 2];
+                let output = place % comptime![FOURS_A_ROW / 2];
+                let at = place / comptime![FOURS_A_ROW / 2] * FOURS_A_ROW + output;
+                let low = stored(&stage, at, planes);
+                let high = stored(&stage, at + comptime![FOURS_A_ROW / 2], planes);
+                if member < rows.count {
+                    let start = rows.targets[member as usize] * outputs.width + outputs.first;
+                    let column = column + plane_outputs(planes) + output * 4;
+                    let (first_bias, columns) = (outputs.first_bias, outputs.columns);
+                    if comptime![epilogue.gated] {
+                        store_four_gated(out, start, low, high, bias, up_bias, first_bias, column, columns);
+                    } else {
+                        store_four(out, start, low, bias, first_bias, column, columns, epilogue);
+                        let column = column + comptime![planes.half()];
+                        store_four(out, start, high, bias, first_bias, column, columns, epilogue);
+                    }
+                }
+                place += planes.width;
+            }
+            sync_cube();
+        }
+    }
+}
+
+/// The first of this plane's outputs in either half of a tile.
+#[cube]
+fn plane_outputs(#[comptime] planes: Planes) -> u32 {
+    UNIT_POS / planes.width * SIDE
+}
+
+/// This plane's sums `4 place` to `4 place + 3` of those stored.
+#[cube]
+fn stored(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] planes: Planes) -> Vector<f32, Const<4>> {
+    stage[(UNIT_POS / planes.width * FOURS + place) as usize]
+}
+
+/// Puts this plane's sums of rows `16 round` to `16 round + 15` where its lanes see them all.
+#[cube]
+fn store_round(
+    sums: &Accumulators,
+    stage: &mut Shared<[Vector<f32, Const<4>>]>,
+    #[comptime] round: u32,
+    #[comptime] planes: Planes,
+) {
+    #[unroll]
+    for half in 0..2u32 {
+        let first = UNIT_POS / planes.width * FOURS + comptime![half * SIDE / 4];
+        sums.store(comptime![2 * round + half], stage, first, FOURS_A_ROW, planes);
+    }
+    sync_cube();
+}
+
+/// Adds the products of a block's 32 columns, for the first `rounds` times 16 rows of a tile.
+#[cube]
+fn multiply<T: Float>(
+    tile: &Shared<[Vector<T, Const<4>>]>,
+    sums: &mut Accumulators,
+    #[comptime] rounds: u32,
+    #[comptime] planes: Planes,
+) {
+    let (by_rows, by_columns) = (MatrixLayout::RowMajor, MatrixLayout::ColMajor);
+    let low_row = TILE + plane_outputs(planes);
+    #[unroll]
+    for step in 0..2u32 {
+        let first = low_row * STRIDE + comptime![step * SIDE / 4];
+        let low = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, planes);
+        let first = first + comptime![planes.half() * STRIDE];
+        let high = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, planes);
+        #[unroll]
+        for round in 0..rounds {
+            let first = comptime![round * SIDE * STRIDE + step * SIDE / 4].runtime();
+            let rows = operand::<T>(tile, first, STRIDE, MatrixIdent::A, by_rows, planes);
+            sums.add::<T>(comptime![2 * round], tile, &rows, STRIDE, tile, &low, STRIDE, true, planes);
+            sums.add::<T>(comptime![2 * round + 1], tile, &rows, STRIDE, tile, &high, STRIDE, true, planes);
+        }
+    }
+}
+
+/// Adds the products of a tile's rows with outputs from `low.row` and from `high.row` on.
+#[cube]
+fn add_products<T: Float>(
+    x: &[Vector<f32, Const<4>>],
+    rows: &TileRows,
+    low: &WeightRows<'_>,
+    high: &WeightRows<'_>,
+    last_row: u32,
+    blocks: u32,
+    tile: &mut Shared<[Vector<T, Const<4>>]>,
+    sums: &mut Accumulators,
+    #[comptime] packing: Packing,
+    #[comptime] planes: Planes,
+) {
+    let mut starts = Array::<u32>::new(comptime![planes.eights_a_unit() as usize]);
+    #[unroll]
+    for i in 0..planes.eights_a_unit() {
+        let place = UNIT_POS + comptime![i * planes.units()];
+        starts[comptime![i as usize]] = rows.sources[(place / 4 % TILE) as usize] * blocks * 8 + place % 4 * 2;
+    }
+    let mut fours = Array::<Vector<f32, Const<4>>>::new(comptime![(2 * planes.eights_a_unit()) as usize]);
+    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(2 * planes.outputs_a_unit()) as usize]);
+    let mut factors = Array::<u32>::new(comptime![planes.outputs_a_unit() as usize]);
+    read_inputs(x, &starts, 0u32, &mut fours, planes);
+    read_weights(low, high, last_row, 0u32, blocks, &mut words, &mut factors, packing, planes);
+    for block in 0..blocks {
+        put_inputs::<T>(&fours, tile, planes);
+        put_weights::<T>(&words, &factors, tile, packing, planes);
+        sync_cube();
+        // The next block is in flight while this one is multiplied.
+        let next = min(block + 1, blocks - 1);
+        read_inputs(x, &starts, next, &mut fours, planes);
+        read_weights(low, high, last_row, next, blocks, &mut words, &mut factors, packing, planes);
+        if rows.count > comptime![TILE / 2] {
+            multiply::<T>(&*tile, sums, ROUNDS, planes);
+        } else {
+            multiply::<T>(&*tile, sums, comptime![ROUNDS / 2], planes);
+        }
+        sync_cube();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::Storage;
+
+    use crate::gpu::Gpu;
+    use crate::matmul::TILE;
+    use crate::matmul::checks::{check_dense, check_experts};
+    use crate::matrix_units::MatrixUnits;
+    use crate::product::Product;
+    use crate::testing::{F16, Random, assert_within, gpu, matrix, poisoned};
+
+    /// [`F16`] for experts, whose terms' size is taken at its most.
+    const F16_EXPERTS: f64 = 3e-5;
+    /// Planes of a cube; emulated ones are two at most.
+    const PLANES: [u32; 2] = [2, 4];
+
+    /// With the matrix units that the adapter has, or emulated ones.
+    fn with_units(gpu: &Gpu) -> Gpu {
+        let units = gpu.matrix_units().unwrap_or(MatrixUnits::EMULATED);
+        gpu.clone().with_matrix_units(Some(units))
+    }
+
+    #[test]
+    fn dense_products_equal_f64() {
+        let shapes = [(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)];
+        let mut planes = PLANES.into_iter().cycle();
+        check_dense(F16, &shapes, "fragments", |gpu, product| {
+            product.launch_tiled(&with_units(gpu), planes.next().expect("endless"));
+        });
+    }
+
+    #[test]
+    fn sorted_experts_equal_single_ones() {
+        let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
+        let mut planes = PLANES.into_iter().cycle();
+        check_experts(F16_EXPERTS, &shapes, TILE, "fragments", |gpu, product| {
+            product.launch_tiled(&with_units(gpu), planes.next().expect("endless"));
+        });
+    }
+
+    /// Weights that 16-bit floats do not hold are multiplied in f32.
+    #[test]
+    fn weights_beyond_f16_are_multiplied_all_the_same() {
+        let gpu = with_units(&gpu());
+        let (device, mut random) = (&gpu.device, Random::fresh());
+        for (storage, size) in [(Storage::Mxfp4, 1e9), (Storage::Mxfp4, 1e-12), (Storage::F32, 1e7)] {
+            let (inputs, rows, columns) = (3, 40, 64);
+            let values = random.values(rows * columns, size);
+            let (values, matrix) = matrix(device, storage, [1, rows, columns], &values);
+            let x = random.values(inputs * columns, 1.0);
+            let out = poisoned(device, inputs * rows);
+            let x_buffer = device.upload_f32(&x);
+            Product { matrix: &matrix, x: &x_buffer, bias: None, out: &out, add: false, inputs }.launch_tiled(&gpu, 2);
+            let found = device.read_f32(&out).expect("reads");
+            for input in 0..inputs {
+                for row in 0..rows {
+                    let terms = values[row * columns..][..columns].iter().zip(&x[input * columns..]);
+                    let (sum, bound) = terms.fold((0.0, 0.0), |(sum, bound), (&w, &x)| {
+                        let term = f64::from(w) * f64::from(x);
+                        (sum + term, bound + term.abs())
+                    });
+                    let context = format!("{storage:?} {size} {random:?}");
+                    assert_within(1e-6, found[input * rows + row], sum, bound, &context);
+                }
+            }
+        }
+    }
+}

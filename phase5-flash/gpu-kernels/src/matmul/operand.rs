@@ -1,0 +1,159 @@
+//! What the kernels for several rows share: their arguments, and which rows a tile reads and writes.
+
+use cubecl::prelude::*;
+
+use crate::matrix::Part;
+use crate::moe;
+use crate::product::{ExpertProduct, Product};
+
+/// Rows, or slots, of a tile.
+pub const TILE: u32 = 64;
+
+/// The buffers and shape of a product with one matrix, but for its codes.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct DenseArgs {
+    pub x: Box<[Vector<f32, Const<4>>]>,
+    pub scales: Box<[u32]>,
+    pub bias: Box<[f32]>,
+    pub out: Box<[f32]>,
+    pub inputs: u32,
+    /// Rows of the part of the matrix, and where they begin.
+    pub rows: u32,
+    pub first_row: u32,
+    pub out_width: u32,
+    pub blocks: u32,
+}
+
+/// The arguments of a product with a part of its matrix.
+pub(super) fn dense_args(product: &Product<'_>, part: &Part) -> DenseArgsLaunch {
+    let Product { matrix, x, bias, out, inputs, .. } = *product;
+    DenseArgsLaunch::new(
+        x.arg4(),
+        part.scales.arg(),
+        bias.unwrap_or(x).arg(),
+        out.arg(),
+        inputs as u32,
+        part.rows as u32,
+        part.first_row as u32,
+        matrix.rows() as u32,
+        matrix.blocks() as u32,
+    )
+}
+
+/// The buffers and shape of a product with experts, but for their codes.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct ExpertArgs {
+    pub x: Box<[Vector<f32, Const<4>>]>,
+    pub scales: Box<[u32]>,
+    pub bias: Box<[f32]>,
+    /// Of the up projections; without them, of the others once more.
+    pub up_scales: Box<[u32]>,
+    pub up_bias: Box<[f32]>,
+    pub sorted_slots: Box<[u32]>,
+    pub tiles: Box<[u32]>,
+    pub out: Box<[f32]>,
+    pub rows: u32,
+    pub stride: u32,
+    pub blocks: u32,
+    pub slots_per_input: u32,
+}
+
+pub(super) fn expert_args(product: &ExpertProduct<'_>) -> ExpertArgsLaunch {
+    let (experts, up) = (product.experts, product.up.unwrap_or(product.experts));
+    let weight = &experts.weight;
+    ExpertArgsLaunch::new(
+        product.x.arg4(),
+        weight.whole().scales.arg(),
+        experts.bias.arg(),
+        up.weight.whole().scales.arg(),
+        up.bias.arg(),
+        product.sorted_slots.arg(),
+        product.tiles.arg(),
+        product.out.arg(),
+        weight.rows() as u32,
+        weight.stride() as u32,
+        weight.blocks() as u32,
+        product.slots_per_input() as u32,
+    )
+}
+
+/// Tiles of `tile` slots that a product with experts has at most.
+pub(super) fn most_tiles(product: &ExpertProduct<'_>, tile: u32) -> u32 {
+    moe::most_tiles(product.slots(), product.experts.weight.stack(), tile) as u32
+}
+
+/// Words of as many tiles.
+pub(super) fn tile_words(product: &ExpertProduct<'_>, tile: u32) -> usize {
+    moe::tile_words(product.slots(), product.experts.weight.stack(), tile)
+}
+
+/// The rows of a tile.
+#[derive(CubeType)]
+pub(super) struct TileRows {
+    /// Row of `x` that each reads. Rows past the last repeat it, so that loads stay in bounds.
+    pub sources: Shared<[u32]>,
+    /// Row of the output that each writes.
+    pub targets: Shared<[u32]>,
+    /// How many there are.
+    pub count: u32,
+}
+
+#[cube]
+impl TileRows {
+    /// Rows from `first` on, of `inputs` in all.
+    pub fn dense(first: u32, inputs: u32, #[comptime] size: u32) -> TileRows {
+        let mut sources = Shared::<[u32]>::new_slice(comptime![size as usize]);
+        let mut targets = Shared::<[u32]>::new_slice(comptime![size as usize]);
+        if UNIT_POS < size {
+            let row = min(first + UNIT_POS, inputs - 1);
+            sources[UNIT_POS as usize] = row;
+            targets[UNIT_POS as usize] = row;
+        }
+        sync_cube();
+        TileRows { sources, targets, count: min(inputs - first, size) }
+    }
+
+    /// Of `count` slots from place `first` of the sorted ones on; at least one.
+    pub fn slots(
+        sorted_slots: &[u32],
+        first: u32,
+        count: u32,
+        slots_per_input: u32,
+        #[comptime] size: u32,
+    ) -> TileRows {
+        let mut sources = Shared::<[u32]>::new_slice(comptime![size as usize]);
+        let mut targets = Shared::<[u32]>::new_slice(comptime![size as usize]);
+        if UNIT_POS < size {
+            let slot = sorted_slots[(first + min(UNIT_POS, count - 1)) as usize];
+            sources[UNIT_POS as usize] = slot / slots_per_input;
+            targets[UNIT_POS as usize] = slot;
+        }
+        sync_cube();
+        TileRows { sources, targets, count }
+    }
+}
+
+/// Where a tile's outputs go: output `column` of row `row` to `row · width + first + column`, its bias from `first_bias + column`.
+#[derive(CubeType)]
+pub(super) struct Outputs {
+    pub width: u32,
+    pub first: u32,
+    pub first_bias: u32,
+    /// Outputs that there are.
+    pub columns: u32,
+}
+
+/// A packed matrix from row `row` on.
+#[derive(CubeType)]
+pub(super) struct WeightRows<'a> {
+    pub codes: &'a [u32],
+    pub scales: &'a [u32],
+    pub row: u32,
+}
+
+#[cube]
+impl<'a> WeightRows<'a> {
+    pub fn new(codes: &'a [u32], scales: &'a [u32], row: u32) -> WeightRows<'a> {
+        WeightRows::<'a> { codes, scales, row }
+    }
+}

@@ -1,0 +1,165 @@
+//! A block of 32 columns of a [fragments](super::fragments) tile: from memory to registers, and on to shared memory as 16-bit floats.
+
+use cubecl::prelude::*;
+
+use super::operand::{TILE, WeightRows};
+use crate::matrix_units::{Planes, SIDE};
+use crate::packed::{Packing, load_eights, packed_f16_pair, packed_scale, packed_values};
+
+/// Vectors of a row in shared memory: a block's eight and two more, so that a fragment's rows lie in different banks.
+pub(super) const STRIDE: u32 = 10;
+
+/// A tile and how units share it out: each plane has 16 low and 16 high outputs.
+impl Planes {
+    /// Outputs of a tile's half.
+    pub const fn half(self) -> u32 {
+        SIDE * self.count
+    }
+
+    /// Vectors of a tile in shared memory: rows of inputs, then of low and of high outputs.
+    pub const fn vectors(self) -> u32 {
+        (TILE + 2 * self.half()) * STRIDE
+    }
+
+    /// How many times eight columns of inputs a unit reads of a block.
+    pub const fn eights_a_unit(self) -> u32 {
+        (TILE * 4).div_ceil(self.units())
+    }
+
+    /// Outputs of which a unit unpacks eight columns.
+    pub const fn outputs_a_unit(self) -> u32 {
+        2 * self.half() * 4 / self.units()
+    }
+}
+
+/// Reads this unit's eights of a block of the tile's rows.
+#[cube]
+pub(super) fn read_inputs(
+    x: &[Vector<f32, Const<4>>],
+    starts: &Array<u32>,
+    block: u32,
+    fours: &mut Array<Vector<f32, Const<4>>>,
+    #[comptime] planes: Planes,
+) {
+    #[unroll]
+    for i in 0..planes.eights_a_unit() {
+        let at = starts[comptime![i as usize]] + block * 8;
+        fours[comptime![(2 * i) as usize]] = x[at as usize];
+        fours[comptime![(2 * i + 1) as usize]] = x[(at + 1) as usize];
+    }
+}
+
+/// Puts what [`read_inputs`] read where all planes see it.
+#[cube]
+pub(super) fn put_inputs<T: Float>(
+    fours: &Array<Vector<f32, Const<4>>>,
+    tile: &mut Shared<[Vector<T, Const<4>>]>,
+    #[comptime] planes: Planes,
+) {
+    #[unroll]
+    for i in 0..planes.eights_a_unit() {
+        let place = UNIT_POS + comptime![i * planes.units()];
+        if comptime![(TILE * 4).is_multiple_of(planes.units())] || place < comptime![TILE * 4] {
+            let first = Vector::<T, Const<4>>::cast_from(fours[comptime![(2 * i) as usize]]);
+            let second = Vector::<T, Const<4>>::cast_from(fours[comptime![(2 * i + 1) as usize]]);
+            put_eight(tile, place / 4, place % 4, first, second);
+        }
+    }
+}
+
+/// Puts eight columns of a tile's row in their order there: 0 4 1 5 2 6 3 7, as pairs of codes come out of a word of MXFP4.
+#[cube]
+fn put_eight<T: Float>(
+    tile: &mut Shared<[Vector<T, Const<4>>]>,
+    row: u32,
+    eight: u32,
+    first: Vector<T, Const<4>>,
+    second: Vector<T, Const<4>>,
+) {
+    #[unroll]
+    for half in 0..2u32 {
+        let mut four = Vector::<T, Const<4>>::empty();
+        #[unroll]
+        for i in 0..2u32 {
+            four.insert(comptime![(2 * i) as usize], first.extract(comptime![(2 * half + i) as usize]));
+            four.insert(comptime![(2 * i + 1) as usize], second.extract(comptime![(2 * half + i) as usize]));
+        }
+        tile[(row * STRIDE + eight * 2 + half) as usize] = four;
+    }
+}
+
+/// Reads the codes and scales of this unit's outputs: eight columns of a block.
+#[cube]
+pub(super) fn read_weights(
+    low: &WeightRows<'_>,
+    high: &WeightRows<'_>,
+    last_row: u32,
+    block: u32,
+    blocks: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    factors: &mut Array<u32>,
+    #[comptime] packing: Packing,
+    #[comptime] planes: Planes,
+) {
+    let output = UNIT_POS / 4 * planes.outputs_a_unit();
+    if output < planes.half() {
+        read_outputs(low, output, last_row, block, blocks, words, factors, packing, planes);
+    } else {
+        read_outputs(high, output - planes.half(), last_row, block, blocks, words, factors, packing, planes);
+    }
+}
+
+#[cube]
+fn read_outputs(
+    weights: &WeightRows<'_>,
+    output: u32,
+    last_row: u32,
+    block: u32,
+    blocks: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    factors: &mut Array<u32>,
+    #[comptime] packing: Packing,
+    #[comptime] planes: Planes,
+) {
+    let (count, storage) = comptime![(planes.outputs_a_unit(), packing.storage)];
+    let row = min(weights.row + output, last_row / count * count);
+    let eight = UNIT_POS % 4;
+    load_eights(weights.codes, weights.scales, row, eight, block, blocks, words, factors, count, storage);
+}
+
+/// Unpacks what [`read_weights`] read where all planes see it.
+#[cube]
+pub(super) fn put_weights<T: Float>(
+    words: &Array<Vector<u32, Const<4>>>,
+    factors: &Array<u32>,
+    tile: &mut Shared<[Vector<T, Const<4>>]>,
+    #[comptime] packing: Packing,
+    #[comptime] planes: Planes,
+) {
+    let row = TILE + UNIT_POS / 4 * planes.outputs_a_unit();
+    #[unroll]
+    for r in 0..planes.outputs_a_unit() {
+        let factor = factors[comptime![r as usize]];
+        if comptime![planes.fragments && packing.has_f16_pairs()] {
+            let codes = words[comptime![(2 * r) as usize]].extract(0usize);
+            #[unroll]
+            for half in 0..2u32 {
+                let mut four = Vector::<T, Const<4>>::empty();
+                #[unroll]
+                for i in 0..2u32 {
+                    let pair =
+                        Vector::<T, Const<2>>::cast_from(packed_f16_pair(codes, factor, comptime![2 * half + i]));
+                    four.insert(comptime![(2 * i) as usize], pair.extract(0usize));
+                    four.insert(comptime![(2 * i + 1) as usize], pair.extract(1usize));
+                }
+                tile[((row + r) * STRIDE + UNIT_POS % 4 * 2 + half) as usize] = four;
+            }
+        } else {
+            let scale = Vector::<f32, Const<4>>::new(packed_scale(factor, packing));
+            let first = packed_values(words, comptime![2 * r], 0u32, packing) * scale;
+            let second = packed_values(words, comptime![2 * r], 1u32, packing) * scale;
+            let (first, second) = (Vector::<T, Const<4>>::cast_from(first), Vector::<T, Const<4>>::cast_from(second));
+            put_eight(tile, row + r, UNIT_POS % 4, first, second);
+        }
+    }
+}

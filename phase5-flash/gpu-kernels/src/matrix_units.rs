@@ -1,0 +1,257 @@
+//! Matrix units: the planes of a cube multiply fragments, squares of 16 by 16 numbers, and keep their sums in f32. Which lane holds
+//! what is up to the device, so sums are read by way of shared memory.
+
+use cubecl::cmma::{self, Matrix as Fragment, MatrixIdent, MatrixLayout};
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
+use crate::device::Device;
+use crate::vec4::sum4;
+
+/// Rows, columns and depth of a fragment.
+pub(crate) const SIDE: u32 = 16;
+/// Vectors of four in a fragment.
+const SQUARE: u32 = SIDE * SIDE / 4;
+
+/// How a device multiplies fragments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MatrixUnits {
+    /// Lanes of a plane.
+    width: u32,
+    /// Whether lanes multiply, in f32, what fragments would hold. That is how tests run these kernels on adapters without matrix
+    /// units.
+    emulated: bool,
+}
+
+impl MatrixUnits {
+    /// Matrix units as any adapter can emulate them; the width need not be the adapter's.
+    pub const EMULATED: MatrixUnits = MatrixUnits { width: 32, emulated: true };
+
+    /// What a device offers; `None` if its planes multiply no fragments of 16-bit floats, or differ in width.
+    pub fn of(device: &Device) -> Option<MatrixUnits> {
+        let (client, properties) = (device.client(), device.client().properties());
+        let (f16, f32) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
+        let fragment = MmaConfig { a_type: f16, b_type: f16, cd_type: f32, m: SIDE, n: SIDE, k: SIDE };
+        let hardware = &properties.hardware;
+        let width = hardware.plane_size_max;
+        let alike = hardware.plane_size_min == width && [32, 64].contains(&width);
+        // Kernels synchronize the lanes of one plane where others need not follow. WGSL makes that a barrier of the whole workgroup,
+        // and no other compiler was tried.
+        let spirv = client.name().contains("spirv");
+        let fits = spirv && alike && properties.features.matmul.cmma.contains(&fragment);
+        fits.then_some(MatrixUnits { width, emulated: false })
+    }
+
+    pub fn are_emulated(self) -> bool {
+        self.emulated
+    }
+
+    /// A cube of `count` planes; of no more than two where they are emulated, with numbers of twice the size in shared memory.
+    pub(crate) fn planes(self, count: u32) -> Planes {
+        Planes { count: if self.emulated { count.min(2) } else { count }, width: self.width, fragments: !self.emulated }
+    }
+}
+
+/// The planes of a cube.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Planes {
+    pub count: u32,
+    /// Lanes of a plane.
+    pub width: u32,
+    /// Whether they have matrix units; otherwise these are emulated.
+    pub fragments: bool,
+}
+
+impl Planes {
+    pub const fn units(self) -> u32 {
+        self.count * self.width
+    }
+
+    /// Bytes of a number of an operand.
+    pub const fn operand_bytes(self) -> u32 {
+        if self.fragments { 2 } else { 4 }
+    }
+}
+
+/// A factor of a product: sixteen rows and columns of numbers in shared memory.
+#[derive(CubeType)]
+pub(crate) struct Operand<T: Float> {
+    /// One, where planes multiply fragments.
+    fragment: Sequence<Fragment<T>>,
+    first: u32,
+}
+
+/// The operand that begins at vector `first`, with rows `stride` vectors apart: the left or right factor, by rows or by columns.
+#[cube]
+pub(crate) fn operand<T: Float>(
+    shared: &Shared<[Vector<T, Const<4>>]>,
+    first: u32,
+    #[comptime] stride: u32,
+    #[comptime] side: MatrixIdent,
+    #[comptime] layout: MatrixLayout,
+    #[comptime] planes: Planes,
+) -> Operand<T> {
+    let mut fragment = Sequence::new();
+    if comptime![planes.fragments] {
+        let length = comptime![SIDE as usize];
+        // SAFETY: it is filled by the next line.
+        let mut loaded = unsafe { Fragment::<T>::uninitialized(side, length, length, length, layout) };
+        let end = first + comptime![SIDE * stride];
+        cmma::load(&mut loaded, shared.slice(first as usize, end as usize), comptime![4 * stride]);
+        fragment.push(loaded);
+    }
+    Operand::<T> { fragment, first }
+}
+
+/// Squares of 16 by 16 sums of a plane.
+#[derive(CubeType)]
+pub(crate) struct Accumulators {
+    fragments: Sequence<Fragment<f32>>,
+    /// Emulation only: lane l holds vectors of four l, l + width, … of each square, row-major.
+    plain: Array<f32>,
+}
+
+#[cube]
+impl Accumulators {
+    pub fn zeros(#[comptime] count: u32, #[comptime] planes: Planes) -> Accumulators {
+        let mut fragments = Sequence::new();
+        let values = comptime![if planes.fragments { 1 } else { (count * SQUARE * 4 / planes.width) as usize }];
+        let mut plain = Array::<f32>::new(values);
+        if comptime![planes.fragments] {
+            #[unroll]
+            for _ in 0..count {
+                fragments.push(Fragment::<f32>::from_value(
+                    MatrixIdent::Accumulator,
+                    comptime![SIDE as usize],
+                    comptime![SIDE as usize],
+                    comptime![SIDE as usize],
+                    MatrixLayout::Undefined,
+                    0.0f32,
+                ));
+            }
+        } else {
+            for i in 0..values {
+                plain[i] = 0.0f32;
+            }
+        }
+        Accumulators { fragments, plain }
+    }
+
+    /// Adds a product to square `square`: of an operand in `left`, by rows, and one in `right`, by columns or by rows.
+    #[allow(clippy::too_many_arguments)]
+    pub fn add<T: Float>(
+        &mut self,
+        #[comptime] square: u32,
+        left: &Shared<[Vector<T, Const<4>>]>,
+        a: &Operand<T>,
+        #[comptime] a_stride: u32,
+        right: &Shared<[Vector<T, Const<4>>]>,
+        b: &Operand<T>,
+        #[comptime] b_stride: u32,
+        #[comptime] by_columns: bool,
+        #[comptime] planes: Planes,
+    ) {
+        if comptime![planes.fragments] {
+            let sums = &self.fragments[comptime![square as usize]];
+            cmma::execute(&a.fragment[0usize], &b.fragment[0usize], sums, sums);
+        } else {
+            for i in 0..comptime![SQUARE / planes.width] {
+                let place = UNIT_POS % planes.width + i * planes.width;
+                let a_row = a.first + place / 4 * a_stride;
+                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let mut sums = Vector::<f32, Const<4>>::new(0.0f32);
+                if comptime![by_columns] {
+                    #[unroll]
+                    for j in 0..4u32 {
+                        let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
+                        for four in 0..4u32 {
+                            let w = right[(b.first + (place % 4 * 4 + j) * b_stride + four) as usize];
+                            sum += Vector::<f32, Const<4>>::cast_from(left[(a_row + four) as usize] * w);
+                        }
+                        sums.insert(comptime![j as usize], sum4(sum));
+                    }
+                } else {
+                    for four in 0..4u32 {
+                        let x = left[(a_row + four) as usize];
+                        #[unroll]
+                        for k in 0..4u32 {
+                            let w = right[(b.first + (four * 4 + k) * b_stride + place % 4) as usize];
+                            let x = Vector::<T, Const<4>>::new(x.extract(comptime![k as usize]));
+                            sums += Vector::<f32, Const<4>>::cast_from(x * w);
+                        }
+                    }
+                }
+                #[unroll]
+                for j in 0..4u32 {
+                    self.plain[(at + j) as usize] += sums.extract(comptime![j as usize]);
+                }
+            }
+        }
+    }
+
+    /// Writes a square where lanes can read it, from vector `first` on, with rows `stride` vectors apart.
+    pub fn store(
+        &self,
+        #[comptime] square: u32,
+        stage: &mut Shared<[Vector<f32, Const<4>>]>,
+        first: u32,
+        #[comptime] stride: u32,
+        #[comptime] planes: Planes,
+    ) {
+        if comptime![planes.fragments] {
+            let end = first + comptime![SIDE * stride];
+            let stored = stage.slice_mut(first as usize, end as usize);
+            let sums = &self.fragments[comptime![square as usize]];
+            cmma::store(stored, sums, comptime![4 * stride], MatrixLayout::RowMajor);
+        } else {
+            for i in 0..comptime![SQUARE / planes.width] {
+                let place = UNIT_POS % planes.width + i * planes.width;
+                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let mut four = Vector::<f32, Const<4>>::empty();
+                #[unroll]
+                for j in 0..4u32 {
+                    four.insert(comptime![j as usize], self.plain[(at + j) as usize]);
+                }
+                stage[(first + place / 4 * stride + place % 4) as usize] = four;
+            }
+        }
+    }
+
+    /// Reads a square back from where [`Accumulators::store`] put it.
+    pub fn load(
+        &mut self,
+        #[comptime] square: u32,
+        stage: &Shared<[Vector<f32, Const<4>>]>,
+        first: u32,
+        #[comptime] stride: u32,
+        #[comptime] planes: Planes,
+    ) {
+        if comptime![planes.fragments] {
+            let end = first + comptime![SIDE * stride];
+            let stored = stage.slice(first as usize, end as usize);
+            let sums = &mut self.fragments[comptime![square as usize]];
+            cmma::load_with_layout(sums, stored, comptime![4 * stride], MatrixLayout::RowMajor);
+        } else {
+            for i in 0..comptime![SQUARE / planes.width] {
+                let place = UNIT_POS % planes.width + i * planes.width;
+                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let four = stage[(first + place / 4 * stride + place % 4) as usize];
+                #[unroll]
+                for j in 0..4u32 {
+                    self.plain[(at + j) as usize] = four.extract(comptime![j as usize]);
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the lanes of a plane see what the others wrote.
+#[cube]
+pub(crate) fn sync_lanes(#[comptime] planes: Planes) {
+    if comptime![planes.fragments] {
+        sync_plane();
+    } else {
+        sync_cube();
+    }
+}

@@ -1,0 +1,196 @@
+//! What the mat-vec kernels are made of: a lane's inputs in registers, and a walk down the rows that it shares with other lanes.
+
+use cubecl::prelude::*;
+
+use super::plan::MatvecPlan;
+use crate::matrix::ROW_GROUP;
+use crate::packed::{PackedPair, Packing, load_blocks, packed_values, scale_value};
+use crate::reduce::plane_sums;
+use crate::vec4::sum4;
+
+/// Adds this lane's blocks of the input that begins at block `first` to those that it holds; zeros past its end.
+#[cube]
+pub(crate) fn load_inputs(
+    x: &[Vector<f32, Const<4>>],
+    first: u32,
+    lane: u32,
+    inputs: &mut Sequence<Vector<f32, Const<4>>>,
+    #[comptime] plan: MatvecPlan,
+) {
+    #[unroll]
+    for i in 0..comptime![plan.blocks_a_lane()] {
+        let block = lane + comptime![i * plan.lanes];
+        let there = Vector::<f32, Const<4>>::new(select(block < plan.blocks, 1.0f32, 0.0f32));
+        #[unroll]
+        for j in 0..8u32 {
+            inputs.push(x[((first + min(block, comptime![plan.blocks - 1])) * 8 + j) as usize] * there);
+        }
+    }
+}
+
+/// Reads the codes and scales of a lane's rows from row `row` on, at block `block`: of the first matrix, then of the second. Rows past
+/// the last are read as the last ones, blocks past a row's end as its last: their inputs are zeros.
+#[cube]
+pub(crate) fn load_rows(
+    weights: &PackedPair<'_>,
+    row: u32,
+    block: u32,
+    words: &mut Array<Vector<u32, Const<4>>>,
+    scale_words: &mut Array<u32>,
+    #[comptime] plan: MatvecPlan,
+) {
+    let together = comptime![plan.tile.rows.min(ROW_GROUP as u32)];
+    let block = min(block, comptime![plan.blocks - 1]);
+    #[unroll]
+    for matrix in 0..plan.matrices {
+        #[unroll]
+        for group in 0..comptime![plan.tile.rows / together] {
+            let start = min(row + comptime![group * together], weights.last_row / together * together);
+            let first = comptime![matrix * plan.tile.rows + group * together];
+            let storage = comptime![plan.packing.storage];
+            if comptime![matrix == 0] {
+                let (codes, scales) = (weights.codes, weights.scales);
+                load_blocks(codes, scales, start, block, plan.blocks, words, scale_words, first, together, storage);
+            } else {
+                let (codes, scales) = (weights.second_codes, weights.second_scales);
+                load_blocks(codes, scales, start, block, plan.blocks, words, scale_words, first, together, storage);
+            }
+        }
+    }
+}
+
+/// Walks down a cube's rows from row `first` on, of which the first were [read](load_rows) before. Leaves the sums over planes of the
+/// products with all inputs, each times `weight`, in `shared: [planes, places]`, from column `place` on: row after row of the first
+/// matrix, then of the second.
+#[cube]
+pub(crate) fn walk_rows(
+    weights: &PackedPair<'_>,
+    first: u32,
+    lane: u32,
+    held: &mut Array<Vector<u32, Const<4>>>,
+    scale_words: &mut Array<u32>,
+    inputs: &Sequence<Vector<f32, Const<4>>>,
+    weight: f32,
+    shared: &mut Shared<[f32]>,
+    #[comptime] place: u32,
+    #[comptime] places: u32,
+    #[comptime] plan: MatvecPlan,
+) {
+    let mut sums = Array::<f32>::new(comptime![plan.sums() as usize]);
+    for step in 0..plan.tile.steps {
+        zero(&mut sums, plan.sums());
+        multiply_rows(weights, first + step * plan.tile.rows, lane, held, scale_words, inputs, &mut sums, weight, plan);
+        #[unroll]
+        for matrix in 0..plan.matrices {
+            let at = comptime![place + matrix * plan.cube_matrix_sums()] + step * plan.matrix_sums();
+            plane_sums(&sums, shared, comptime![matrix * plan.matrix_sums()], at, plan.matrix_sums(), places);
+        }
+    }
+}
+
+/// Adds this lane's part of the products of the inputs with the rows that are held, each times `weight`, to `sums`, and holds the rows
+/// after them instead: those are under way meanwhile.
+#[cube]
+fn multiply_rows(
+    weights: &PackedPair<'_>,
+    row: u32,
+    lane: u32,
+    held: &mut Array<Vector<u32, Const<4>>>,
+    scale_words: &mut Array<u32>,
+    inputs: &Sequence<Vector<f32, Const<4>>>,
+    sums: &mut Array<f32>,
+    weight: f32,
+    #[comptime] plan: MatvecPlan,
+) {
+    let mut next = Array::<Vector<u32, Const<4>>>::new(comptime![plan.vectors() as usize]);
+    let mut next_scales = Array::<u32>::new(comptime![plan.rows() as usize]);
+    if comptime![plan.tile.steps > 1] {
+        load_rows(weights, row + plan.tile.rows, lane, &mut next, &mut next_scales, plan);
+    }
+    add_products(&*held, &*scale_words, inputs, sums, 0u32, weight, plan);
+    #[unroll]
+    for i in 1..comptime![plan.blocks_a_lane()] {
+        let block = lane + comptime![i * plan.lanes];
+        load_rows(weights, row, block, held, scale_words, plan);
+        add_products(&*held, &*scale_words, inputs, sums, i, weight, plan);
+    }
+    if comptime![plan.tile.steps > 1] {
+        copy(&next, held, plan.vectors());
+        copy(&next_scales, scale_words, plan.rows());
+    }
+}
+
+/// Adds the products of the held rows with the lane's block number `round`.
+#[cube]
+fn add_products(
+    words: &Array<Vector<u32, Const<4>>>,
+    scale_words: &Array<u32>,
+    inputs: &Sequence<Vector<f32, Const<4>>>,
+    sums: &mut Array<f32>,
+    #[comptime] round: u32,
+    weight: f32,
+    #[comptime] plan: MatvecPlan,
+) {
+    #[unroll]
+    for r in 0..comptime![plan.rows()] {
+        let scale = weight * scale_value(scale_words[comptime![r as usize]], plan.packing.storage);
+        let (first_word, first_x) = comptime![(r * plan.packing.vectors(), 8 * round)];
+        let (first_sum, apart) = comptime![(r * plan.inputs, 8 * plan.blocks_a_lane())];
+        let MatvecPlan { inputs: count, packing, .. } = comptime![plan];
+        add_dots(words, first_word, inputs, first_x, apart, scale, sums, first_sum, count, packing);
+    }
+}
+
+/// Adds `scale · Σ code · x` over a block to `sums` from `first_sum` on: a sum for each of `count` inputs, which lie `apart` vectors
+/// apart from vector `first_x` on. The codes become floats once.
+#[cube]
+fn add_dots(
+    words: &Array<Vector<u32, Const<4>>>,
+    #[comptime] first_word: u32,
+    x: &Sequence<Vector<f32, Const<4>>>,
+    #[comptime] first_x: u32,
+    #[comptime] apart: u32,
+    scale: f32,
+    sums: &mut Array<f32>,
+    #[comptime] first_sum: u32,
+    #[comptime] count: u32,
+    #[comptime] packing: Packing,
+) {
+    let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![count as usize]);
+    #[unroll]
+    for q in 0..count {
+        products[comptime![q as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
+    }
+    #[unroll]
+    for i in 0..8u32 {
+        let values = packed_values(words, first_word, i, packing);
+        #[unroll]
+        for q in 0..count {
+            products[comptime![q as usize]] += values * x[comptime![(first_x + q * apart + i) as usize]];
+        }
+    }
+    #[unroll]
+    for q in 0..count {
+        let mut sum = sum4(products[comptime![q as usize]]);
+        if comptime![packing.factor() != 1.0] {
+            sum *= f32::new(comptime![packing.factor()]);
+        }
+        sums[comptime![(first_sum + q) as usize]] += scale * sum;
+    }
+}
+
+#[cube]
+fn zero(values: &mut Array<f32>, #[comptime] count: u32) {
+    #[unroll]
+    for i in 0..count {
+        values[comptime![i as usize]] = 0.0f32;
+    }
+}
+
+#[cube]
+fn copy<T: CubePrimitive>(from: &Array<T>, to: &mut Array<T>, #[comptime] count: u32) {
+    #[unroll]
+    for i in 0..count {
+        to[comptime![i as usize]] = from[comptime![i as usize]];
+    }
+}

@@ -1,0 +1,121 @@
+//! Products as every kernel for them takes them: one matrix for all rows, or the experts that rows chose.
+
+use crate::device::Buffer;
+use crate::matrix::Matrix;
+
+/// `out = x Wᵀ + bias`, or added to `out`, for `inputs` rows.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    pub matrix: &'a Matrix,
+    /// `[inputs, columns]`
+    pub x: &'a Buffer,
+    /// `[rows]`
+    pub bias: Option<&'a Buffer>,
+    /// `[inputs, rows]`
+    pub out: &'a Buffer,
+    /// Adds to `out` rather than replacing it.
+    pub add: bool,
+    pub inputs: usize,
+}
+
+impl Product<'_> {
+    /// # Panics
+    /// If a buffer is too short, or the matrix is a stack.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        let Product { matrix, inputs, .. } = *self;
+        assert!(inputs > 0, "a product of no rows");
+        assert_eq!(matrix.stack(), 1, "a product with a stack of matrices");
+        self.x.expect("a product's input", inputs * matrix.columns());
+        self.out.expect("a product's output", inputs * matrix.rows());
+        if let Some(bias) = self.bias {
+            bias.expect("a product's bias", matrix.rows());
+        }
+    }
+}
+
+/// A stack of experts' projections.
+#[derive(Clone)]
+pub struct Experts {
+    pub weight: Matrix,
+    /// `[experts, rows]`
+    pub bias: Buffer,
+}
+
+impl Experts {
+    /// # Panics
+    /// If a bias is missing, or the stack is in several parts.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        self.bias.expect("the experts' bias", self.weight.stack() * self.weight.rows());
+        self.weight.whole();
+    }
+
+    /// # Panics
+    /// If `other` has another shape or storage format.
+    #[track_caller]
+    pub(crate) fn expect_alike(&self, other: &Experts) {
+        let shape = |experts: &Experts| {
+            let weight = &experts.weight;
+            (weight.storage(), weight.stack(), weight.rows(), weight.columns())
+        };
+        assert_eq!(shape(self), shape(other), "gate and up are alike");
+    }
+}
+
+/// A product of many rows with the experts that they chose, over slots sorted by expert: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU
+/// of two such.
+#[derive(Clone, Copy)]
+pub struct ExpertProduct<'a> {
+    /// The down projections, or gate's.
+    pub experts: &'a Experts,
+    /// Makes it `swiglu(gate x, up x)`.
+    pub up: Option<&'a Experts>,
+    /// `[inputs, columns]`, or `[slots, columns]` if [`ExpertProduct::x_by_slot`].
+    pub x: &'a Buffer,
+    pub x_by_slot: bool,
+    /// `[slots, rows]`
+    pub out: &'a Buffer,
+    /// `[slots]`, as [`SlotSort`](crate::moe::SlotSort) writes it.
+    pub sorted_slots: &'a Buffer,
+    /// The tiles over them, likewise.
+    pub tiles: &'a Buffer,
+    pub inputs: usize,
+    /// Experts of a row: there are `inputs · chosen_per_row` slots.
+    pub chosen_per_row: usize,
+}
+
+impl ExpertProduct<'_> {
+    pub(crate) fn slots(&self) -> usize {
+        self.inputs * self.chosen_per_row
+    }
+
+    /// Slots that read the same row of `x`.
+    pub(crate) fn slots_per_input(&self) -> usize {
+        if self.x_by_slot { 1 } else { self.chosen_per_row }
+    }
+
+    /// Whether the matrices' values may become 16-bit floats.
+    pub(crate) fn fits_f16(&self) -> bool {
+        self.experts.weight.fits_f16() && self.up.is_none_or(|up| up.weight.fits_f16())
+    }
+
+    /// `tile_words`: words of all tiles that there can be.
+    ///
+    /// # Panics
+    /// If a buffer is too short, or gate and up differ in shape or format.
+    #[track_caller]
+    pub(crate) fn check(&self, tile_words: usize) {
+        let weight = &self.experts.weight;
+        let slots = self.slots();
+        self.experts.check();
+        if let Some(up) = self.up {
+            up.check();
+            self.experts.expect_alike(up);
+        }
+        self.x.expect("the experts' input", slots / self.slots_per_input() * weight.columns());
+        self.out.expect("the experts' output", slots * weight.rows());
+        self.sorted_slots.expect("the sorted slots", slots);
+        self.tiles.expect("the tiles of slots", tile_words);
+    }
+}

@@ -1,0 +1,204 @@
+//! The tokens that a draw may choose, what they weigh, and the search for the one at which their weights reach a limit.
+
+use cubecl::prelude::*;
+
+use super::argmax::{STRIPES, best_of_row};
+use super::rank::{NO_CANDIDATE, rank};
+
+/// A multiple of every plane size.
+pub(super) const UNITS: u32 = 256;
+pub(super) const DIGIT_BITS: u32 = 4;
+pub(super) const DIGITS: u32 = 1 << DIGIT_BITS;
+/// Digits of a rank.
+pub(super) const ROUNDS: u32 = 32 / DIGIT_BITS;
+/// Stands for zero where a limit must be above what nothing adds up to.
+pub(super) const LEAST: f32 = 1.0e-30;
+
+/// Words that say how a row's token is drawn: temperature, most tokens, share of the probability, least weight, and two of seed.
+pub const SETTING_WORDS: usize = 6;
+/// Where they are among them.
+pub(super) const TEMPERATURE: u32 = 0;
+pub(super) const MOST_TOKENS: u32 = 1;
+pub(super) const SHARE: u32 = 2;
+pub(super) const LEAST_WEIGHT: u32 = 3;
+pub(super) const SEED: u32 = 4;
+/// Room for a row's weights by digit, of every round and stripe.
+pub const HISTOGRAM_WORDS: usize = (ROUNDS * STRIPES * DIGITS) as usize;
+/// Room for how far a row's two searches came.
+pub const THRESHOLD_WORDS: usize = (2 * 2 * ROUNDS) as usize;
+
+/// The buffers of every kernel of a draw.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct DrawArgs {
+    /// `[inputs, vocab]`
+    pub logits: Box<[f32]>,
+    /// As [`NextTokens`](super::NextTokens)'.
+    pub partial_max: Box<[u32]>,
+    /// [`SETTING_WORDS`] a row.
+    pub settings: Box<[u32]>,
+    /// [`THRESHOLD_WORDS`] a row.
+    pub thresholds: Box<[u32]>,
+    /// [`HISTOGRAM_WORDS`] a row.
+    pub histogram: Box<[f32]>,
+    pub vocab: u32,
+}
+
+#[cube]
+impl DrawArgs {
+    /// A setting of a row, of those that are floats.
+    pub fn setting(&self, row: u32, #[comptime] place: u32) -> f32 {
+        f32::reinterpret(self.settings[(row * comptime![SETTING_WORDS as u32] + place) as usize])
+    }
+
+    /// The low and the high word of a row's seed.
+    pub fn seed(&self, row: u32) -> (u32, u32) {
+        let at = (row * comptime![SETTING_WORDS as u32] + SEED) as usize;
+        (self.settings[at], self.settings[at + 1])
+    }
+}
+
+/// The tokens that a search goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Among {
+    All,
+    TopK,
+    TopP,
+}
+
+/// A search, as its kernels are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Search {
+    pub among: Among,
+    /// Tokens weigh their probability; otherwise all weigh the same.
+    pub by_mass: bool,
+    pub round: u32,
+    pub planes: u32,
+}
+
+impl Search {
+    /// The words among a row's thresholds where the search leaves what it knows after `round`.
+    pub fn place(self, round: u32) -> u32 {
+        2 * (u32::from(self.by_mass) * ROUNDS + round)
+    }
+
+    /// The words that hold the threshold of the tokens gone over.
+    fn threshold_before(self) -> u32 {
+        Search { by_mass: self.among == Among::TopP, ..self }.place(ROUNDS - 1)
+    }
+}
+
+/// Which tokens of a row count, and how much.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Candidates {
+    largest: f32,
+    temperature: f32,
+    pub least_weight: f32,
+    /// The last token by rank that an earlier search keeps.
+    last_rank: u32,
+    last_token: u32,
+    /// The ranks that count.
+    pub lowest: u32,
+    pub highest: u32,
+}
+
+#[cube]
+impl Candidates {
+    /// All tokens of `row` that the search goes over.
+    pub fn of(args: &DrawArgs, row: u32, #[comptime] search: Search) -> Candidates {
+        let mut largest = 0.0f32;
+        if comptime![search.by_mass] {
+            let (best, _token) = best_of_row(&args.partial_max, row, search.planes);
+            largest = best;
+        }
+        let mut last_rank = 0u32;
+        let mut last_token = u32::MAX.runtime();
+        if comptime![search.among != Among::All] {
+            let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.threshold_before()];
+            last_rank = args.thresholds[at as usize];
+            last_token = args.thresholds[(at + 1) as usize];
+        }
+        let temperature = args.setting(row, TEMPERATURE);
+        Candidates {
+            largest,
+            temperature,
+            least_weight: 0.0f32,
+            last_rank,
+            last_token,
+            lowest: 0u32,
+            highest: u32::MAX.runtime(),
+        }
+    }
+
+    /// What `token` adds to a sum: 1, or its probability in shares of the likeliest one's; 0 if it does not count.
+    pub fn weight(&self, logit: f32, token: u32, #[comptime] by_mass: bool) -> f32 {
+        let rank = rank(logit);
+        let within = rank > self.last_rank || (rank == self.last_rank && token <= self.last_token);
+        let counts = within && rank > NO_CANDIDATE && rank >= self.lowest && rank <= self.highest;
+        let mut weight = 1.0f32;
+        if comptime![by_mass] {
+            // The largest may be infinite, and is as likely as itself.
+            weight = select(logit == self.largest, 1.0f32, ((logit - self.largest) / self.temperature).exp());
+        }
+        select(counts && weight >= self.least_weight, weight, 0.0f32)
+    }
+
+    /// The token at which the weights, added up in the order of the vocabulary, reach `limit`. `values` holds the sums over stripes.
+    pub fn token_at(
+        &self,
+        args: &DrawArgs,
+        row: u32,
+        limit: f32,
+        values: &mut Shared<[f32]>,
+        #[comptime] by_mass: bool,
+    ) -> u32 {
+        let vocab = args.vocab;
+        let length = vocab.div_ceil(STRIPES);
+        let piece = length.div_ceil(UNITS);
+        let (stripe, limit) = reach(values, limit, STRIPES);
+        sync_cube();
+        let end = min((stripe + 1) * length, vocab);
+        let first = stripe * length + UNIT_POS * piece;
+        let mut sum = 0.0f32;
+        for i in 0..piece {
+            let token = first + i;
+            if token < end {
+                sum += self.weight(args.logits[(row * vocab + token) as usize], token, by_mass);
+            }
+        }
+        values[UNIT_POS as usize] = sum;
+        sync_cube();
+        let (unit, limit) = reach(values, limit, UNITS);
+        let first = stripe * length + unit * piece;
+        let mut found = u32::MAX.runtime();
+        let mut before = 0.0f32;
+        for i in 0..piece {
+            let token = first + i;
+            if token < end {
+                let weight = self.weight(args.logits[(row * vocab + token) as usize], token, by_mass);
+                if weight > 0.0f32 && before < limit {
+                    found = token;
+                }
+                before += weight;
+            }
+        }
+        found
+    }
+}
+
+/// Which of the first `count` values, added up, reaches `limit`: the last that is above zero, if rounding keeps them all below. With it,
+/// what is left of the limit.
+#[cube]
+fn reach(values: &mut Shared<[f32]>, limit: f32, #[comptime] count: u32) -> (u32, f32) {
+    let mut found = 0u32;
+    let mut left = limit;
+    let mut before = 0.0f32;
+    for i in 0..count {
+        let value = values[i as usize];
+        if value > 0.0f32 && before < limit {
+            found = i;
+            left = max(limit - before, f32::new(LEAST));
+        }
+        before += value;
+    }
+    (found, left)
+}

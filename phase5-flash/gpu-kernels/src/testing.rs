@@ -1,0 +1,177 @@
+//! What the kernels' tests share.
+
+use cubecl::wgpu::{WgpuSetup, wgpu};
+use formats::Storage;
+use phase2_forward::{ComputeDevice, register};
+
+use crate::device::{Buffer, Device};
+use crate::gpu::Gpu;
+use crate::kv::{KvCache, KvPool, PAGE};
+use crate::matrix::Matrix;
+use crate::matvec::{MatvecChoice, Walk};
+
+/// A GPU, or else a software rasterizer.
+pub fn device() -> Device {
+    let [_, found] = ComputeDevice::for_gates().expect("a GPU or a software rasterizer");
+    Device::new(found.client().expect("a GPU"), found.memory)
+}
+
+pub fn gpu() -> Gpu {
+    Gpu::new(device()).expect("it runs kernels")
+}
+
+/// A device that no other test uses.
+pub struct OwnDevice {
+    pub wgpu: wgpu::Device,
+    pub device: Device,
+}
+
+impl OwnDevice {
+    /// A device with `shared` bytes of shared memory.
+    pub fn new(shared: u32) -> OwnDevice {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        let adapter = adapters.into_iter().next().expect("a GPU or a software rasterizer");
+        let request = wgpu::DeviceDescriptor {
+            required_features: adapter.features() & !wgpu::Features::all_experimental_mask(),
+            required_limits: wgpu::Limits { max_compute_workgroup_storage_size: shared, ..adapter.limits() },
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (wgpu, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
+        let backend = adapter.get_info().backend;
+        let setup = WgpuSetup { instance, adapter, device: wgpu.clone(), queue, backend };
+        let found = cubecl::Device::Wgpu(register(setup, 256).expect("a runtime"));
+        OwnDevice { wgpu, device: Device::new(found.client(), None) }
+    }
+}
+
+/// A buffer that no kernel has written.
+pub fn poisoned(device: &Device, len: usize) -> Buffer {
+    device.upload_f32(&vec![f32::NAN; len])
+}
+
+/// A random way to cut up mat-vec products; cubes walk in small matrices too.
+pub fn matvec_choice(random: &mut Random) -> MatvecChoice {
+    let walk = Walk::all().nth(random.below(Walk::all().count())).expect("one of them");
+    MatvecChoice { walk, inputs_per_read: [1, 2, 4][random.below(3)], least_cubes: 1 }
+}
+
+/// A matrix or stack on the device, and its values as they are read back.
+pub fn matrix(device: &Device, storage: Storage, shape: [usize; 3], values: &[f32]) -> (Vec<f32>, Matrix) {
+    let packed = storage.encode(values);
+    let mut decoded = vec![0.0; values.len()];
+    storage.decode(&packed, &mut decoded);
+    let row_bytes = shape[2] / 32 * storage.block_bytes();
+    let row = |row: usize| &packed[row * row_bytes..][..row_bytes];
+    (decoded, Matrix::upload(device, "w", storage, shape, row).expect("uploads"))
+}
+
+/// The cache of some sequences: their pages are any of a pool's, and their slots not in order.
+pub struct TestCache {
+    pub pool: KvPool,
+    table: Buffer,
+    /// The pages of each sequence; those of a ring are used again.
+    pages: Vec<Vec<u32>>,
+    columns: usize,
+}
+
+impl TestCache {
+    /// `pages` pages for each of `sequences` sequences. What no kernel writes is NaN.
+    pub fn new(
+        device: &Device,
+        random: &mut Random,
+        pool: KvPool,
+        [sequences, pages, columns]: [usize; 3],
+    ) -> TestCache {
+        for part in [pool.keys(), pool.values()] {
+            device.write_at(part, 0, vec![u32::MAX; pool.pages() * pool.row().page_words()]);
+        }
+        let mut free: Vec<u32> = (0..pool.pages() as u32).collect();
+        let mut take = |_: usize| free.swap_remove(random.below(free.len()));
+        let pages: Vec<Vec<u32>> = (0..sequences).map(|_| (0..pages).map(&mut take).collect()).collect();
+        let mut table = vec![0; pages.len() * columns];
+        for (row, pages) in table.chunks_exact_mut(columns).zip(pages.iter().rev()) {
+            row[..pages.len()].copy_from_slice(pages);
+        }
+        TestCache { pool, table: device.upload(table), pages, columns }
+    }
+
+    /// The row of the page table that a sequence has: the last one for the first.
+    pub fn slot(&self, sequence: usize) -> u32 {
+        (self.pages.len() - 1 - sequence) as u32
+    }
+
+    pub fn view(&self) -> KvCache<'_> {
+        KvCache { pool: &self.pool, table: &self.table, columns: self.columns, ring_pages: self.pages[0].len() }
+    }
+
+    /// Where the row of `head` at `position` begins, in words of the pool.
+    pub fn word(&self, sequence: usize, position: usize, head: usize) -> usize {
+        let pages = &self.pages[sequence];
+        let page = pages[position / PAGE % pages.len()] as usize;
+        ((page * self.pool.row().kv_heads() + head) * PAGE + position % PAGE) * self.pool.row().words()
+    }
+}
+
+/// Fresh numbers, the same again for the same seed.
+#[derive(Debug)]
+pub struct Random {
+    /// Where the numbers began: for a failure's message.
+    #[allow(dead_code, reason = "it is printed")]
+    seed: u64,
+    state: u64,
+}
+
+impl Random {
+    pub fn fresh() -> Random {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let seed = now.as_nanos() as u64 | 1;
+        Random { seed, state: seed }
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        ((self.state >> 33) % end as u64) as usize
+    }
+
+    /// Uniform on `[−spread, spread]`.
+    pub fn values(&mut self, count: usize, spread: f32) -> Vec<f32> {
+        (0..count).map(|_| (self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0) * spread).collect()
+    }
+}
+
+/// What sums in f32 are off by at most, relative to the sum of their terms' magnitudes.
+pub const F32: f64 = 2e-6;
+
+/// The same where terms are rounded to 16-bit floats.
+pub const F16: f64 = 1e-3;
+
+/// `size` is the sum of the terms' magnitudes.
+#[track_caller]
+pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {
+    assert_within(F32, found, expected, size, context);
+}
+
+/// The same with another relative error.
+#[track_caller]
+pub fn assert_within(limit: f64, found: f32, expected: f64, size: f64, context: &str) {
+    let error = (f64::from(found) - expected).abs();
+    assert!(error <= limit * size + 1e-30, "{context}: {found}, expected {expected} (error {error:e}, size {size:e})");
+}
+
+/// The choice is what sorting the logits gives.
+pub fn assert_choice(ids: &[u32], weights: &[f32], logits: &[f32], context: &str) {
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    order.truncate(ids.len());
+    assert_eq!(ids, order, "{context}");
+    let likeliest = f64::from(logits[order[0] as usize]);
+    let exponentials: Vec<f64> = order.iter().map(|&e| (f64::from(logits[e as usize]) - likeliest).exp()).collect();
+    let sum: f64 = exponentials.iter().sum();
+    for (&weight, e) in weights.iter().zip(exponentials) {
+        // The exponential's own error grows with its argument.
+        assert_close(weight, e / sum, 10.0, context);
+    }
+}

@@ -1,0 +1,158 @@
+//! Which kernels a pass of rows takes: decided by numbers alone, without a device.
+
+use gpu_kernels::PAGE;
+use phase1_loading::GptOssConfig;
+use phase2_forward::Operation;
+
+use super::tuning::Tuning;
+
+/// Rows that pass through the layers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pass {
+    pub rows: usize,
+    /// How many sequences they are of.
+    pub sequences: usize,
+    /// The most keys that one of them sees.
+    pub keys: usize,
+    /// The tiles that they attend in; without, each attends for itself.
+    pub tiles: Option<usize>,
+}
+
+/// How the products of some rows are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Products {
+    /// Each row by itself.
+    Single,
+    /// In small batches.
+    Small,
+    /// In tiles.
+    Tiled,
+}
+
+/// How the rows of a pass attend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attend {
+    /// Each for itself. No row sees another of the pass, so that each is rotated and its keys are cached here too.
+    Unrotated,
+    /// Each for itself.
+    Rows,
+    /// In so many tiles.
+    Tiles(usize),
+}
+
+impl Products {
+    /// Of `rows` rows with one matrix.
+    pub fn dense(tuning: &Tuning, rows: usize) -> Products {
+        if rows <= tuning.single_rows {
+            Products::Single
+        } else if rows < tuning.tiled_rows {
+            Products::Small
+        } else {
+            Products::Tiled
+        }
+    }
+
+    /// Of `rows` rows with the experts that they choose: tiled where an expert gets enough of them.
+    pub fn experts(tuning: &Tuning, config: &GptOssConfig, rows: usize) -> Products {
+        if rows <= tuning.single_rows {
+            Products::Single
+        } else if rows * config.experts_per_token < tuning.tiled_slots * config.experts {
+            Products::Small
+        } else {
+            Products::Tiled
+        }
+    }
+}
+
+impl Pass {
+    /// Whether no row sees another of the pass.
+    fn is_alone(self) -> bool {
+        self.rows == self.sequences
+    }
+
+    pub fn attend(self) -> Attend {
+        match self.tiles {
+            Some(count) => Attend::Tiles(count),
+            None if self.is_alone() => Attend::Unrotated,
+            None => Attend::Rows,
+        }
+    }
+
+    /// The operations of a layer, in their order. Single rows are normed where they are multiplied, and rotated where they attend.
+    pub fn operations(self, tuning: &Tuning) -> impl Iterator<Item = Operation> + use<> {
+        let norm = (Products::dense(tuning, self.rows) != Products::Single).then_some(Operation::AttentionNorm);
+        let append = (!self.is_alone()).then_some(Operation::CacheAppend);
+        norm.into_iter().chain([Operation::Qkv]).chain(append).chain([
+            Operation::Attention,
+            Operation::AttentionOut,
+            Operation::Router,
+            Operation::GateUp,
+            Operation::Down,
+        ])
+    }
+}
+
+/// Splits of the keys that keep the GPU busy with `n` rows, or tiles of rows, that see `keys` keys.
+pub(super) fn splits(tuning: &Tuning, config: &GptOssConfig, n: usize, keys: usize) -> usize {
+    let wish = tuning.attention_cubes.div_ceil(config.kv_heads * n);
+    wish.min(keys.div_ceil(PAGE)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use phase1_loading::{AttentionKind, RopeConfig};
+
+    use super::*;
+
+    fn config() -> GptOssConfig {
+        GptOssConfig {
+            hidden: 32,
+            expert_width: 32,
+            heads: 16,
+            kv_heads: 8,
+            head_dim: 4,
+            experts: 32,
+            experts_per_token: 4,
+            vocab: 1,
+            context_length: 4096,
+            rms_eps: 1e-5,
+            sliding_window: 128,
+            attention: vec![AttentionKind::Full],
+            rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096, ramp: Default::default() },
+        }
+    }
+
+    #[test]
+    fn more_rows_take_larger_products() {
+        let (tuning, config) = (Tuning::default(), config());
+        let dense = [1, 15, 16, 23, 24, 640].map(|rows| Products::dense(&tuning, rows));
+        use Products::{Single, Small, Tiled};
+        assert_eq!(dense, [Single, Single, Small, Small, Tiled, Tiled]);
+        let experts = [15, 16, 127, 128].map(|rows| Products::experts(&tuning, &config, rows));
+        assert_eq!(experts, [Single, Small, Small, Tiled]);
+        let always = tuning.tiled_always();
+        assert_eq!([1, 2].map(|rows| Products::dense(&always, rows)), [Single, Tiled]);
+        assert_eq!([1, 8].map(|rows| Products::experts(&always, &config, rows)), [Single, Tiled]);
+    }
+
+    #[test]
+    fn rows_that_are_alone_are_rotated_where_they_attend() {
+        let tuning = Tuning::default();
+        let pass = Pass { rows: 8, sequences: 8, keys: 100, tiles: None };
+        assert_eq!((pass.attend(), pass.operations(&tuning).count()), (Attend::Unrotated, 6));
+        let together = Pass { sequences: 7, ..pass };
+        assert_eq!((together.attend(), together.operations(&tuning).count()), (Attend::Rows, 7));
+        let tiled = Pass { rows: 64, sequences: 1, tiles: Some(16), ..pass };
+        assert_eq!((tiled.attend(), tiled.operations(&tuning).count()), (Attend::Tiles(16), 8));
+    }
+
+    #[test]
+    fn keys_are_split_until_the_gpu_is_busy() {
+        let (tuning, config) = (Tuning::default(), config());
+        let splits = |n, keys| splits(&tuning, &config, n, keys);
+        assert_eq!(
+            [splits(1, 64), splits(1, 65), splits(1, 100_000), splits(32, 100_000), splits(64, 1)],
+            [1, 2, 32, 1, 1]
+        );
+    }
+}
