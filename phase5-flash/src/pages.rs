@@ -4,7 +4,7 @@
 //! start. Sequences share pages by reference count. Before a sequence writes into a page that others hold too, it gets a copy: that
 //! is only ever a partial last page. Sliding layers give back pages that no query will see again.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::{EngineError, SequenceId};
@@ -161,7 +161,7 @@ impl Pages {
     /// # Errors
     /// Too few free pages; nothing has changed then.
     pub fn extend(&mut self, wishes: &[(SequenceId, usize)]) -> Result<Room, Full> {
-        let needed: usize = wishes.iter().map(|&(sequence, length)| self.needed(sequence, length)).sum();
+        let needed = self.needed(wishes);
         if needed > self.free() {
             return Err(Full { needed, free: self.free() });
         }
@@ -201,16 +201,28 @@ impl Pages {
         Ok(room)
     }
 
-    /// Pages that [`Pages::extend`] takes for one sequence.
-    fn needed(&self, sequence: SequenceId, length: usize) -> usize {
-        let count = length.div_ceil(POSITIONS);
-        let Some(known) = self.sequences.get(&sequence) else { return count * self.kinds.len() };
-        let of_kind = |&kind: &AttentionKind| {
-            let list = known.list(kind);
-            let begun = known.begun(length).and_then(|number| list.page(number));
-            count.saturating_sub(list.end()) + usize::from(begun.is_some_and(|page| self.pool.is_shared(page)))
-        };
-        self.kinds.iter().map(of_kind).sum()
+    /// Pages that [`Pages::extend`] takes.
+    fn needed(&self, wishes: &[(SequenceId, usize)]) -> usize {
+        let mut new = 0;
+        // By shared page the sequences that write into it: each gets a copy, but the last holder keeps the page.
+        let mut writers: BTreeMap<u32, usize> = BTreeMap::new();
+        for &(sequence, length) in wishes {
+            let count = length.div_ceil(POSITIONS);
+            let Some(known) = self.sequences.get(&sequence) else {
+                new += count * self.kinds.len();
+                continue;
+            };
+            for &kind in &self.kinds {
+                let list = known.list(kind);
+                new += count.saturating_sub(list.end());
+                let begun = known.begun(length).and_then(|number| list.page(number));
+                if let Some(page) = begun.filter(|&page| self.pool.is_shared(page)) {
+                    *writers.entry(page).or_default() += 1;
+                }
+            }
+        }
+        let copies = |(&page, &writers): (&u32, &usize)| writers.min(self.pool.holders[page as usize] as usize - 1);
+        new + writers.iter().map(copies).sum::<usize>()
     }
 
     /// Counts positions that have been written, and takes back the pages that no query will see again.
@@ -414,8 +426,6 @@ impl List {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -468,6 +478,34 @@ mod tests {
             }
         }
 
+        /// How many lists name each page.
+        fn holders(&self, pages: &Pages, kinds: &[AttentionKind]) -> Vec<u32> {
+            let mut holders = vec![0; TOTAL];
+            for &sequence in self.tokens.keys() {
+                let lists = kinds.iter().map(|&kind| pages.held(sequence, kind).1);
+                lists.flatten().for_each(|&page| holders[page as usize] += 1);
+            }
+            holders
+        }
+
+        /// Pages that growing takes: one sequence after another copies a partial last page that others hold by then, and appends.
+        fn taken(&self, pages: &Pages, kinds: &[AttentionKind], wishes: &[(u64, usize)]) -> usize {
+            let mut holders = self.holders(pages, kinds);
+            let mut taken = 0;
+            for &(sequence, length) in wishes {
+                let before = pages.length(sequence);
+                taken += kinds.len() * (length.div_ceil(POSITIONS) - before.div_ceil(POSITIONS));
+                for &kind in kinds.iter().filter(|_| !before.is_multiple_of(POSITIONS)) {
+                    let page = *pages.held(sequence, kind).1.back().expect("a partial page") as usize;
+                    if holders[page] > 1 {
+                        holders[page] -= 1;
+                        taken += 1;
+                    }
+                }
+            }
+            taken
+        }
+
         /// Every position that a next query could see is where the page lists say, and holds what the sequence wrote there.
         fn check(&self, pages: &Pages, kinds: &[AttentionKind]) -> Result<(), TestCaseError> {
             for (&sequence, tokens) in &self.tokens {
@@ -485,11 +523,7 @@ mod tests {
                 }
             }
             // No page is lost and none is counted wrongly.
-            let mut holders = vec![0; TOTAL];
-            for &sequence in self.tokens.keys() {
-                let lists = kinds.iter().map(|&kind| pages.held(sequence, kind).1);
-                lists.flatten().for_each(|&page| holders[page as usize] += 1);
-            }
+            let holders = self.holders(pages, kinds);
             prop_assert_eq!(&holders, &pages.pool.holders);
             prop_assert_eq!(pages.free(), holders.iter().filter(|&&count| count == 0).count());
             let slots: BTreeSet<u32> = self.tokens.keys().map(|&sequence| pages.slot(sequence)).collect();
@@ -519,11 +553,14 @@ mod tests {
                             wishes.into_iter().map(|(sequence, more)| (sequence, pages.length(sequence) + more)).collect();
                         let wishes: Vec<_> = wishes.into_iter().collect();
                         let free = pages.free();
+                        let needed = model.taken(&pages, &layers, &wishes);
                         match pages.extend(&wishes) {
                             Err(full) => {
-                                prop_assert!(full.needed > full.free && full.free == free && pages.free() == free);
+                                prop_assert!(needed > free && pages.free() == free);
+                                prop_assert_eq!(full, Full { needed, free });
                             }
                             Ok(room) => {
+                                prop_assert_eq!(free - pages.free(), needed);
                                 model.memory.retain(|(page, _), _| !room.cleared.contains(page));
                                 let copied: Vec<u32> = room.copies.iter().map(|copy| copy.to).collect();
                                 for &(sequence, length) in &wishes {
@@ -584,6 +621,19 @@ mod tests {
             }
             prop_assert_eq!(pages.free(), TOTAL);
         }
+    }
+
+    /// Of two holders of a page that both write into it, one gets a copy: one free page is enough.
+    #[test]
+    fn the_last_holder_of_a_page_keeps_it() {
+        let mut pages = Pages::new(2, 128, &[AttentionKind::Full]);
+        pages.extend(&[(1, 10)]).expect("room");
+        pages.advance(1, 10);
+        pages.fork(1, 2, 10);
+        let room = pages.extend(&[(1, 11), (2, 11)]).expect("room for one copy");
+        assert_eq!((room.copies.len(), pages.free()), (1, 0));
+        let page = |sequence| pages.held(sequence, AttentionKind::Full).1[0];
+        assert_ne!(page(1), page(2));
     }
 
     /// A decoding sequence holds few pages of sliding layers, however long it is.
