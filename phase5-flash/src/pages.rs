@@ -35,12 +35,22 @@ pub(crate) struct Pages {
     changed: BTreeSet<SequenceId>,
 }
 
+/// What a page must hold before a sequence writes into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// Whatever an earlier sequence left: attention reads only what its own sequence has written.
+    AsLeft,
+    /// Zeros: attention multiplies what lies behind a sequence's end by weights of 0, and these do not hide NaN.
+    Cleared,
+}
+
 /// The pages themselves.
 #[derive(Debug)]
 struct Pool {
-    /// Free pages that hold zeros.
-    clear: Vec<u32>,
-    /// Free pages that hold what an earlier sequence left: perhaps NaN, which a weight of 0 does not hide.
+    reuse: Reuse,
+    /// Free pages that may be taken as they are, the one to take next last.
+    ready: Vec<u32>,
+    /// Free pages to clear before they are taken.
     used: Vec<u32>,
     /// How many lists of pages name a page, by page.
     holders: Vec<u32>,
@@ -74,7 +84,7 @@ pub(crate) struct PageCopy {
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     pub copies: Vec<PageCopy>,
-    /// Pages to fill with zeros.
+    /// Pages to fill with zeros; none with [`Reuse::AsLeft`].
     pub cleared: Vec<u32>,
 }
 
@@ -93,11 +103,11 @@ impl From<Full> for EngineError {
 
 impl Pages {
     /// `total` pages, which hold zeros, for a model with these layers, whose sliding layers see `window` positions.
-    pub fn new(total: usize, window: usize, layers: &[AttentionKind]) -> Pages {
+    pub fn new(total: usize, window: usize, layers: &[AttentionKind], reuse: Reuse) -> Pages {
         let kinds = [AttentionKind::Full, AttentionKind::Sliding].into_iter().filter(|kind| layers.contains(kind));
         Pages {
             window,
-            pool: Pool { clear: (0..total as u32).rev().collect(), used: Vec::new(), holders: vec![0; total] },
+            pool: Pool { reuse, ready: (0..total as u32).rev().collect(), used: Vec::new(), holders: vec![0; total] },
             kinds: kinds.collect(),
             sequences: HashMap::new(),
             free_slots: Vec::new(),
@@ -122,7 +132,7 @@ impl Pages {
     }
 
     pub fn free(&self) -> usize {
-        self.pool.clear.len() + self.pool.used.len()
+        self.pool.ready.len() + self.pool.used.len()
     }
 
     /// Sequences that exist.
@@ -190,7 +200,7 @@ impl Pages {
                     changed = true;
                 }
                 while list.end() < length.div_ceil(POSITIONS) {
-                    list.pages.push_back(self.pool.take_clear(&mut room));
+                    list.pages.push_back(self.pool.take_new(&mut room));
                     changed = true;
                 }
             }
@@ -328,7 +338,7 @@ impl Pages {
             let list = known.list_mut(kind);
             list.gone = length.div_ceil(POSITIONS) - count;
             for _ in 0..count {
-                list.pages.push_back(self.pool.take_clear(&mut room));
+                list.pages.push_back(self.pool.take_new(&mut room));
             }
         }
         self.sequences.insert(sequence, known);
@@ -348,25 +358,25 @@ impl Pages {
 }
 
 impl Pool {
-    /// A page for one holder, and whether it holds zeros. There must be a free one.
+    /// A page for one holder, and whether it may be used as it is. There must be a free one.
     fn take(&mut self) -> (u32, bool) {
-        let is_clear = !self.clear.is_empty();
-        let page = self.clear.pop().or_else(|| self.used.pop()).expect("free pages were counted");
+        let is_ready = !self.ready.is_empty();
+        let page = self.ready.pop().or_else(|| self.used.pop()).expect("free pages were counted");
         self.holders[page as usize] = 1;
-        (page, is_clear)
+        (page, is_ready)
     }
 
-    /// A page that holds zeros, once `room` has been made. There must be a free one.
-    fn take_clear(&mut self, room: &mut Room) -> u32 {
-        let (page, is_clear) = self.take();
-        room.cleared.extend((!is_clear).then_some(page));
+    /// A page to append, once `room` has been made. There must be a free one.
+    fn take_new(&mut self, room: &mut Room) -> u32 {
+        let (page, is_ready) = self.take();
+        room.cleared.extend((!is_ready).then_some(page));
         page
     }
 
-    /// Up to `most` free pages that must be cleared, and then count as clear.
+    /// Up to `most` free pages that must be cleared, and may then be taken as they are.
     fn clear_some(&mut self, most: usize) -> Vec<u32> {
         let some = self.used.split_off(self.used.len() - most.min(self.used.len()));
-        self.clear.extend(&some);
+        self.ready.extend(&some);
         some
     }
 
@@ -383,7 +393,11 @@ impl Pool {
         let holders = &mut self.holders[page as usize];
         *holders -= 1;
         if *holders == 0 {
-            self.used.push(page);
+            match self.reuse {
+                // What was used last is taken first: no more memory is ever written than was in use at once.
+                Reuse::AsLeft => self.ready.push(page),
+                Reuse::Cleared => self.used.push(page),
+            }
         }
     }
 }
@@ -543,8 +557,9 @@ mod tests {
                 Just(vec![AttentionKind::Full]),
                 Just(vec![AttentionKind::Sliding]),
             ],
+            reuse in prop::sample::select(vec![Reuse::AsLeft, Reuse::Cleared]),
         ) {
-            let mut pages = Pages::new(TOTAL, WINDOW, &layers);
+            let mut pages = Pages::new(TOTAL, WINDOW, &layers, reuse);
             let mut model = Model::default();
             for action in actions {
                 match action {
@@ -561,6 +576,7 @@ mod tests {
                             }
                             Ok(room) => {
                                 prop_assert_eq!(free - pages.free(), needed);
+                                prop_assert!(reuse == Reuse::Cleared || room.cleared.is_empty());
                                 model.memory.retain(|(page, _), _| !room.cleared.contains(page));
                                 let copied: Vec<u32> = room.copies.iter().map(|copy| copy.to).collect();
                                 for &(sequence, length) in &wishes {
@@ -569,7 +585,8 @@ mod tests {
                                         let new = pages.length(sequence).div_ceil(POSITIONS).saturating_sub(first);
                                         for page in held.iter().skip(new) {
                                             let left = model.memory.keys().any(|(of, _)| of == page);
-                                            prop_assert!(!left, "page {} of {} at {}", page, sequence, length);
+                                            let may_be = reuse == Reuse::AsLeft || !left;
+                                            prop_assert!(may_be, "page {} of {} at {}", page, sequence, length);
                                         }
                                     }
                                 }
@@ -626,7 +643,7 @@ mod tests {
     /// Of two holders of a page that both write into it, one gets a copy: one free page is enough.
     #[test]
     fn the_last_holder_of_a_page_keeps_it() {
-        let mut pages = Pages::new(2, 128, &[AttentionKind::Full]);
+        let mut pages = Pages::new(2, 128, &[AttentionKind::Full], Reuse::Cleared);
         pages.extend(&[(1, 10)]).expect("room");
         pages.advance(1, 10);
         pages.fork(1, 2, 10);
@@ -636,10 +653,22 @@ mod tests {
         assert_ne!(page(1), page(2));
     }
 
+    /// Sequences that follow each other write no more pages than the longest of them.
+    #[test]
+    fn pages_used_last_are_taken_first() {
+        let mut pages = Pages::new(100, 128, &[AttentionKind::Full], Reuse::AsLeft);
+        for sequence in 1..10 {
+            let room = pages.extend(&[(sequence, 5 * POSITIONS)]).expect("room");
+            assert!(room.cleared.is_empty());
+            assert!(pages.held(sequence, AttentionKind::Full).1.iter().all(|&page| page < 5));
+            pages.release(sequence);
+        }
+    }
+
     /// A decoding sequence holds few pages of sliding layers, however long it is.
     #[test]
     fn sliding_layers_hold_a_window() {
-        let mut pages = Pages::new(1000, 128, &[AttentionKind::Sliding]);
+        let mut pages = Pages::new(1000, 128, &[AttentionKind::Sliding], Reuse::Cleared);
         let mut most = 0;
         for length in 1..2000 {
             pages.extend(&[(1, length)]).expect("room");

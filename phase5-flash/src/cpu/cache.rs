@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cpu_kernels::{CacheFormat, KeyBlock};
 use phase1_loading::{AttentionKind, GptOssConfig};
 
-use crate::pages::{POSITIONS, PageCopy, Room};
+use crate::pages::{POSITIONS, PageCopy};
 
 const _: () = assert!(POSITIONS == cpu_kernels::POSITIONS, "a page is a block of the kernels");
 
@@ -88,15 +88,12 @@ impl Cache {
         (&mut self.pools[self.layers[layer].1], head_bytes)
     }
 
-    /// Copies and clears pages in every layer. Weights of 0 do not hide NaN, so that nothing of an earlier sequence may be left.
-    pub fn prepare(&mut self, room: &Room) {
+    /// Copies pages in every layer. None is ever cleared: attention reads what a sequence has written, and nothing behind its end.
+    pub fn copy(&mut self, copies: &[PageCopy]) {
         let bytes = self.kv_heads * self.head_bytes();
         for pool in &mut self.pools {
-            for &PageCopy { from, to } in &room.copies {
+            for &PageCopy { from, to } in copies {
                 pool.copy_within(from as usize * bytes..(from as usize + 1) * bytes, to as usize * bytes);
-            }
-            for &page in &room.cleared {
-                pool[page as usize * bytes..][..bytes].fill(0);
             }
         }
     }

@@ -20,7 +20,7 @@ use super::forward::{Forward, Part};
 use super::model::{CpuLoadError, Model};
 use super::scratch::Scratch;
 use super::threads;
-use crate::pages::{POSITIONS, Pages, REWIND};
+use crate::pages::{POSITIONS, Pages, REWIND, Reuse};
 
 /// The engine's name in its snapshots.
 const NAME: &str = "phase 5 on the CPU";
@@ -95,7 +95,7 @@ impl CpuEngine {
         };
         let config = &forward.config;
         Ok(CpuEngine {
-            pages: Pages::new(count, config.sliding_window, &config.attention),
+            pages: Pages::new(count, config.sliding_window, &config.attention, Reuse::AsLeft),
             cache: Cache::new(config, format, count),
             scratch: Scratch::default(),
             shortlist: None,
@@ -186,7 +186,7 @@ impl Inspect for CpuEngine {
         let reached = |(item, input): (&Work<'_>, &Vec<u32>)| (item.sequence, self.length(item.sequence) + input.len());
         let lengths: Vec<(SequenceId, usize)> = work.iter().zip(&inputs).map(reached).collect();
         let room = self.pages.extend(&lengths)?;
-        self.cache.prepare(&room);
+        self.cache.copy(&room.copies);
 
         let mut first = 0;
         let parts: Vec<Part> = (work.iter().zip(&inputs))
@@ -233,8 +233,8 @@ impl Snapshots for CpuEngine {
         let count = |kind| self.pages.count_held(length, kind, sliding);
         snapshot.check(NAME, self.forward.config.context_length, |_| self.cache.saved_bytes(count))?;
         let counts = KINDS.map(count);
-        let room = self.pages.replace(sequence, length, |kind| counts[usize::from(kind == AttentionKind::Sliding)])?;
-        self.cache.prepare(&room);
+        // Every page that is new is written whole.
+        self.pages.replace(sequence, length, |kind| counts[usize::from(kind == AttentionKind::Sliding)])?;
         let lists = KINDS.map(|kind| self.list(sequence, kind));
         self.cache.restore(|kind| &lists[usize::from(kind == AttentionKind::Sliding)], &snapshot.items);
         self.drawn.remove(&sequence);

@@ -10,7 +10,7 @@ use phase2_forward::SequenceId;
 use super::GpuError;
 use super::device::{Buffer, Gpu};
 use super::kernels::cache::{CacheRow, NO_PAGE, prepare_pages};
-use crate::pages::{Full, POSITIONS, Pages, REWIND, Room};
+use crate::pages::{Full, POSITIONS, Pages, REWIND, Reuse, Room};
 
 /// Positions of a page.
 pub(crate) const PAGE: usize = POSITIONS;
@@ -75,7 +75,7 @@ impl Cache {
         };
         let cache = Cache {
             row,
-            pages: Pages::new(total, config.sliding_window, &config.attention),
+            pages: Pages::new(total, config.sliding_window, &config.attention, Reuse::Cleared),
             kinds: config.attention.clone(),
             pool_of: numbers_by_kind(&config.attention),
             pools: (0..pool_count(config)).map(pool).collect(),
