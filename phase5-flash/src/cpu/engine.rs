@@ -38,7 +38,8 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// f16 if not given, f32 where `exact`.
     pub kv: Option<CacheType>,
-    /// Bytes of the KV cache; if not given, room for one full context, or for more where half of the free memory allows.
+    /// Bytes of the KV cache, in memory only where they have been written; if not given, room for one full context and some short
+    /// sequences, or what half of the free memory holds.
     pub kv_bytes: Option<u64>,
 }
 
@@ -83,8 +84,9 @@ impl CpuEngine {
         let model = Model::load(checkpoint)?;
         touch_in_background(model.in_order_of_use());
         let page = Cache::bytes_per_page(&config, format);
-        let bytes = options.kv_bytes.unwrap_or_else(|| available_memory() / 2);
-        let count = Pages::count(&config, page as u64, options.kv_bytes.is_some(), bytes);
+        let free = available_memory().map(|bytes| bytes / 2);
+        // A sequence of one token has a page in each kind of layer.
+        let count = Pages::count(config.context_length, page as u64, options.kv_bytes, free).max(2);
         let forward = Forward {
             rope: Rope::new(&config.rope, config.head_dim),
             model,
@@ -266,9 +268,9 @@ fn touch_in_background(parts: Vec<Bytes>) {
     });
 }
 
-/// Bytes of memory that no process uses, where the system tells; else 0.
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).map_or(0, |kib: u64| kib * 1024)
+/// Bytes of memory that no process uses, where the system tells.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
