@@ -68,7 +68,7 @@ impl CpuEngine {
     /// Reads nothing yet: pages of the file come in when they are first used.
     ///
     /// # Errors
-    /// A shape that the kernels do not take.
+    /// A shape that the kernels do not take, or a cache that the system has no addresses for.
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         let config = checkpoint.config.clone();
         let kv = options.cache_type();
@@ -82,11 +82,15 @@ impl CpuEngine {
             return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
         }
         let model = Model::load(checkpoint)?;
-        touch_in_background(model.in_order_of_use());
         let page = Cache::bytes_per_page(&config, format);
         let free = available_memory().map(|bytes| bytes / 2);
         // A sequence of one token has a page in each kind of layer.
         let count = Pages::count(config.context_length, page as u64, options.kv_bytes, free).max(2);
+        let cache = Cache::new(&config, format, count).map_err(|source| {
+            let (path, bytes) = (checkpoint.path.clone(), (page as u64).saturating_mul(count as u64));
+            CpuLoadError::Cache { path, bytes, source }
+        })?;
+        touch_in_background(model.in_order_of_use());
         let forward = Forward {
             rope: Rope::new(&config.rope, config.head_dim),
             model,
@@ -98,7 +102,7 @@ impl CpuEngine {
         let config = &forward.config;
         Ok(CpuEngine {
             pages: Pages::new(count, config.sliding_window, &config.attention, Reuse::AsLeft),
-            cache: Cache::new(config, format, count),
+            cache,
             scratch: Scratch::default(),
             shortlist: None,
             greedy_steps: 0,
