@@ -4,9 +4,9 @@
 //! start. Sequences share pages by reference count. Before a sequence writes into a page that others hold too, it gets a copy: that
 //! is only ever a partial last page. Sliding layers give back pages that no query will see again.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use phase1_loading::{AttentionKind, GptOssConfig};
+use phase1_loading::AttentionKind;
 use phase2_forward::{EngineError, SequenceId};
 
 /// Positions of a page.
@@ -15,12 +15,11 @@ pub(crate) const POSITIONS: usize = 64;
 /// beyond their window.
 pub(crate) const REWIND: usize = 8;
 
-/// Pages that one chunk of a prompt adds to those of its context at most, while it is computed.
-const CHUNK: usize = 16;
 /// Pages that are cleared at most beside those that a chunk of a prompt takes.
 const CLEARED_AHEAD: usize = 16;
-/// Contexts that a pool has room for at most, unless its size is given.
-const CONTEXTS: usize = 16;
+/// Pages that a pool has beside those of one context at most, unless its size is given: of many short sequences, or of what sliding
+/// layers hold of them.
+const BESIDE_CONTEXT: usize = 256;
 
 /// The pages of all sequences.
 #[derive(Debug)]
@@ -35,12 +34,22 @@ pub(crate) struct Pages {
     changed: BTreeSet<SequenceId>,
 }
 
+/// What a page must hold before a sequence writes into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// Whatever an earlier sequence left: attention reads only what its own sequence has written.
+    AsLeft,
+    /// Zeros: attention multiplies what lies behind a sequence's end by weights of 0, and these do not hide NaN.
+    Cleared,
+}
+
 /// The pages themselves.
 #[derive(Debug)]
 struct Pool {
-    /// Free pages that hold zeros.
-    clear: Vec<u32>,
-    /// Free pages that hold what an earlier sequence left: perhaps NaN, which a weight of 0 does not hide.
+    reuse: Reuse,
+    /// Free pages that may be taken as they are, the one to take next last.
+    ready: Vec<u32>,
+    /// Free pages to clear before they are taken.
     used: Vec<u32>,
     /// How many lists of pages name a page, by page.
     holders: Vec<u32>,
@@ -74,7 +83,7 @@ pub(crate) struct PageCopy {
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     pub copies: Vec<PageCopy>,
-    /// Pages to fill with zeros.
+    /// Pages to fill with zeros; none with [`Reuse::AsLeft`].
     pub cleared: Vec<u32>,
 }
 
@@ -93,11 +102,11 @@ impl From<Full> for EngineError {
 
 impl Pages {
     /// `total` pages, which hold zeros, for a model with these layers, whose sliding layers see `window` positions.
-    pub fn new(total: usize, window: usize, layers: &[AttentionKind]) -> Pages {
+    pub fn new(total: usize, window: usize, layers: &[AttentionKind], reuse: Reuse) -> Pages {
         let kinds = [AttentionKind::Full, AttentionKind::Sliding].into_iter().filter(|kind| layers.contains(kind));
         Pages {
             window,
-            pool: Pool { clear: (0..total as u32).rev().collect(), used: Vec::new(), holders: vec![0; total] },
+            pool: Pool { reuse, ready: (0..total as u32).rev().collect(), used: Vec::new(), holders: vec![0; total] },
             kinds: kinds.collect(),
             sequences: HashMap::new(),
             free_slots: Vec::new(),
@@ -105,16 +114,12 @@ impl Pages {
         }
     }
 
-    /// How many pages a pool has whose pages take `page` bytes each. Given a `limit`, as many as it holds. Otherwise one context of
-    /// the model, or up to [`CONTEXTS`] of them where `bytes` are free.
-    pub fn count(config: &GptOssConfig, page: u64, limited: bool, bytes: u64) -> usize {
-        let held = (bytes / page.max(1)) as usize;
-        let sliding = (config.sliding_window + REWIND).div_ceil(POSITIONS) + 2;
-        let context = config.context_length.div_ceil(POSITIONS) + sliding;
-        match limited {
-            true => held.max(1),
-            false => held.clamp(context + CHUNK, CONTEXTS * context),
-        }
+    /// How many pages of `page` bytes a cache has, on every device: as many as the `given` bytes hold. If none are given, those of one
+    /// context of the model and [`BESIDE_CONTEXT`] more, as far as the `free` bytes hold them; where nobody knows what is free, all.
+    pub fn count(context_length: usize, page: u64, given: Option<u64>, free: Option<u64>) -> usize {
+        let held = |bytes: u64| usize::try_from(bytes / page.max(1)).unwrap_or(usize::MAX).min(u32::MAX as usize);
+        let most = context_length.div_ceil(POSITIONS) + BESIDE_CONTEXT;
+        given.map_or_else(|| free.map_or(most, |free| held(free).min(most)), held)
     }
 
     pub fn total(&self) -> usize {
@@ -122,7 +127,7 @@ impl Pages {
     }
 
     pub fn free(&self) -> usize {
-        self.pool.clear.len() + self.pool.used.len()
+        self.pool.ready.len() + self.pool.used.len()
     }
 
     /// Sequences that exist.
@@ -161,7 +166,7 @@ impl Pages {
     /// # Errors
     /// Too few free pages; nothing has changed then.
     pub fn extend(&mut self, wishes: &[(SequenceId, usize)]) -> Result<Room, Full> {
-        let needed: usize = wishes.iter().map(|&(sequence, length)| self.needed(sequence, length)).sum();
+        let needed = self.needed(wishes);
         if needed > self.free() {
             return Err(Full { needed, free: self.free() });
         }
@@ -190,7 +195,7 @@ impl Pages {
                     changed = true;
                 }
                 while list.end() < length.div_ceil(POSITIONS) {
-                    list.pages.push_back(self.pool.take_clear(&mut room));
+                    list.pages.push_back(self.pool.take_new(&mut room));
                     changed = true;
                 }
             }
@@ -201,16 +206,28 @@ impl Pages {
         Ok(room)
     }
 
-    /// Pages that [`Pages::extend`] takes for one sequence.
-    fn needed(&self, sequence: SequenceId, length: usize) -> usize {
-        let count = length.div_ceil(POSITIONS);
-        let Some(known) = self.sequences.get(&sequence) else { return count * self.kinds.len() };
-        let of_kind = |&kind: &AttentionKind| {
-            let list = known.list(kind);
-            let begun = known.begun(length).and_then(|number| list.page(number));
-            count.saturating_sub(list.end()) + usize::from(begun.is_some_and(|page| self.pool.is_shared(page)))
-        };
-        self.kinds.iter().map(of_kind).sum()
+    /// Pages that [`Pages::extend`] takes.
+    fn needed(&self, wishes: &[(SequenceId, usize)]) -> usize {
+        let mut new = 0;
+        // By shared page the sequences that write into it: each gets a copy, but the last holder keeps the page.
+        let mut writers: BTreeMap<u32, usize> = BTreeMap::new();
+        for &(sequence, length) in wishes {
+            let count = length.div_ceil(POSITIONS);
+            let Some(known) = self.sequences.get(&sequence) else {
+                new += count * self.kinds.len();
+                continue;
+            };
+            for &kind in &self.kinds {
+                let list = known.list(kind);
+                new += count.saturating_sub(list.end());
+                let begun = known.begun(length).and_then(|number| list.page(number));
+                if let Some(page) = begun.filter(|&page| self.pool.is_shared(page)) {
+                    *writers.entry(page).or_default() += 1;
+                }
+            }
+        }
+        let copies = |(&page, &writers): (&u32, &usize)| writers.min(self.pool.holders[page as usize] as usize - 1);
+        new + writers.iter().map(copies).sum::<usize>()
     }
 
     /// Counts positions that have been written, and takes back the pages that no query will see again.
@@ -316,7 +333,7 @@ impl Pages {
             let list = known.list_mut(kind);
             list.gone = length.div_ceil(POSITIONS) - count;
             for _ in 0..count {
-                list.pages.push_back(self.pool.take_clear(&mut room));
+                list.pages.push_back(self.pool.take_new(&mut room));
             }
         }
         self.sequences.insert(sequence, known);
@@ -336,25 +353,25 @@ impl Pages {
 }
 
 impl Pool {
-    /// A page for one holder, and whether it holds zeros. There must be a free one.
+    /// A page for one holder, and whether it may be used as it is. There must be a free one.
     fn take(&mut self) -> (u32, bool) {
-        let is_clear = !self.clear.is_empty();
-        let page = self.clear.pop().or_else(|| self.used.pop()).expect("free pages were counted");
+        let is_ready = !self.ready.is_empty();
+        let page = self.ready.pop().or_else(|| self.used.pop()).expect("free pages were counted");
         self.holders[page as usize] = 1;
-        (page, is_clear)
+        (page, is_ready)
     }
 
-    /// A page that holds zeros, once `room` has been made. There must be a free one.
-    fn take_clear(&mut self, room: &mut Room) -> u32 {
-        let (page, is_clear) = self.take();
-        room.cleared.extend((!is_clear).then_some(page));
+    /// A page to append, once `room` has been made. There must be a free one.
+    fn take_new(&mut self, room: &mut Room) -> u32 {
+        let (page, is_ready) = self.take();
+        room.cleared.extend((!is_ready).then_some(page));
         page
     }
 
-    /// Up to `most` free pages that must be cleared, and then count as clear.
+    /// Up to `most` free pages that must be cleared, and may then be taken as they are.
     fn clear_some(&mut self, most: usize) -> Vec<u32> {
         let some = self.used.split_off(self.used.len() - most.min(self.used.len()));
-        self.clear.extend(&some);
+        self.ready.extend(&some);
         some
     }
 
@@ -371,7 +388,11 @@ impl Pool {
         let holders = &mut self.holders[page as usize];
         *holders -= 1;
         if *holders == 0 {
-            self.used.push(page);
+            match self.reuse {
+                // What was used last is taken first: no more memory is ever written than was in use at once.
+                Reuse::AsLeft => self.ready.push(page),
+                Reuse::Cleared => self.used.push(page),
+            }
         }
     }
 }
@@ -413,190 +434,4 @@ impl List {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const WINDOW: usize = 100;
-    const TOTAL: usize = 40;
-
-    /// What a caller may do, with random numbers that are fitted to the state.
-    #[derive(Clone, Debug)]
-    enum Action {
-        Extend(Vec<(u64, usize)>),
-        Fork { from: u64, to: u64, back: usize },
-        Truncate { sequence: u64, back: usize },
-        Release(u64),
-    }
-
-    fn action() -> impl Strategy<Value = Action> {
-        let sequence = 0..6u64;
-        prop_oneof![
-            4 => prop::collection::vec((sequence.clone(), 1..200usize), 1..4).prop_map(Action::Extend),
-            2 => (sequence.clone(), sequence.clone(), 0..150usize)
-                .prop_map(|(from, to, back)| Action::Fork { from, to, back }),
-            1 => (sequence.clone(), 0..150usize).prop_map(|(sequence, back)| Action::Truncate { sequence, back }),
-            1 => sequence.prop_map(Action::Release),
-        ]
-    }
-
-    /// Every sequence as the tokens that it was fed, and every page as the values that were written into it.
-    #[derive(Default)]
-    struct Model {
-        tokens: BTreeMap<u64, Vec<u32>>,
-        memory: BTreeMap<(u32, usize), u32>,
-        /// How long each has been: what can be gone back by counts from there.
-        longest: BTreeMap<u64, usize>,
-        next: u32,
-    }
-
-    impl Model {
-        fn write(&mut self, pages: &Pages, kinds: &[AttentionKind], sequence: u64, length: usize) {
-            let tokens = self.tokens.entry(sequence).or_default();
-            let longest = self.longest.entry(sequence).or_default();
-            *longest = length.max(*longest);
-            for position in tokens.len()..length {
-                self.next += 1;
-                tokens.push(self.next);
-                for &kind in kinds {
-                    let (first, held) = pages.held(sequence, kind);
-                    self.memory.insert((held[position / POSITIONS - first], position % POSITIONS), self.next);
-                }
-            }
-        }
-
-        /// Every position that a next query could see is where the page lists say, and holds what the sequence wrote there.
-        fn check(&self, pages: &Pages, kinds: &[AttentionKind]) -> Result<(), TestCaseError> {
-            for (&sequence, tokens) in &self.tokens {
-                prop_assert_eq!(pages.length(sequence), tokens.len());
-                for &kind in kinds {
-                    let (first, held) = pages.held(sequence, kind);
-                    let oldest = match kind {
-                        AttentionKind::Full => 0,
-                        AttentionKind::Sliding => (tokens.len() + 1).saturating_sub(WINDOW),
-                    };
-                    for position in oldest..tokens.len() {
-                        let page = held[position / POSITIONS - first];
-                        prop_assert_eq!(self.memory[&(page, position % POSITIONS)], tokens[position]);
-                    }
-                }
-            }
-            // No page is lost and none is counted wrongly.
-            let mut holders = vec![0; TOTAL];
-            for &sequence in self.tokens.keys() {
-                let lists = kinds.iter().map(|&kind| pages.held(sequence, kind).1);
-                lists.flatten().for_each(|&page| holders[page as usize] += 1);
-            }
-            prop_assert_eq!(&holders, &pages.pool.holders);
-            prop_assert_eq!(pages.free(), holders.iter().filter(|&&count| count == 0).count());
-            let slots: BTreeSet<u32> = self.tokens.keys().map(|&sequence| pages.slot(sequence)).collect();
-            prop_assert_eq!(slots.len(), self.tokens.len());
-            Ok(())
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(500))]
-
-        #[test]
-        fn pages_are_those_of_a_naive_model(
-            actions in prop::collection::vec(action(), 1..60),
-            layers in prop_oneof![
-                Just(vec![AttentionKind::Sliding, AttentionKind::Full]),
-                Just(vec![AttentionKind::Full]),
-                Just(vec![AttentionKind::Sliding]),
-            ],
-        ) {
-            let mut pages = Pages::new(TOTAL, WINDOW, &layers);
-            let mut model = Model::default();
-            for action in actions {
-                match action {
-                    Action::Extend(wishes) => {
-                        let wishes: BTreeMap<u64, usize> =
-                            wishes.into_iter().map(|(sequence, more)| (sequence, pages.length(sequence) + more)).collect();
-                        let wishes: Vec<_> = wishes.into_iter().collect();
-                        let free = pages.free();
-                        match pages.extend(&wishes) {
-                            Err(full) => {
-                                prop_assert!(full.needed > full.free && full.free == free && pages.free() == free);
-                            }
-                            Ok(room) => {
-                                model.memory.retain(|(page, _), _| !room.cleared.contains(page));
-                                let copied: Vec<u32> = room.copies.iter().map(|copy| copy.to).collect();
-                                for &(sequence, length) in &wishes {
-                                    for &kind in &layers {
-                                        let (first, held) = pages.held(sequence, kind);
-                                        let new = pages.length(sequence).div_ceil(POSITIONS).saturating_sub(first);
-                                        for page in held.iter().skip(new) {
-                                            let left = model.memory.keys().any(|(of, _)| of == page);
-                                            prop_assert!(!left, "page {} of {} at {}", page, sequence, length);
-                                        }
-                                    }
-                                }
-                                prop_assert!(copied.iter().all(|page| !room.cleared.contains(page)));
-                                for PageCopy { from, to } in room.copies {
-                                    for place in 0..POSITIONS {
-                                        if let Some(&value) = model.memory.get(&(from, place)) {
-                                            model.memory.insert((to, place), value);
-                                        }
-                                    }
-                                }
-                                for &(sequence, length) in &wishes {
-                                    model.write(&pages, &layers, sequence, length);
-                                }
-                                wishes.iter().for_each(|&(sequence, length)| pages.advance(sequence, length));
-                            }
-                        }
-                    }
-                    Action::Fork { from, to, back } => {
-                        let length = pages.length(from).saturating_sub(back);
-                        if length > 0 && !pages.contains(to) && pages.reaches_back(from, length) {
-                            pages.fork(from, to, length);
-                            let copy = model.tokens[&from][..length].to_vec();
-                            model.tokens.insert(to, copy);
-                            let longest = model.longest[&from];
-                            model.longest.insert(to, longest);
-                        }
-                    }
-                    Action::Truncate { sequence, back } => {
-                        let length = pages.length(sequence).saturating_sub(back);
-                        if length > 0 && pages.reaches_back(sequence, length) {
-                            pages.truncate(sequence, length);
-                            model.tokens.get_mut(&sequence).expect("known").truncate(length);
-                        } else {
-                            let far = |longest: &usize| longest - length > REWIND;
-                            prop_assert!(length == 0 || model.longest.get(&sequence).is_some_and(far), "{} back", back);
-                        }
-                    }
-                    Action::Release(sequence) => {
-                        pages.release(sequence);
-                        model.tokens.remove(&sequence);
-                        model.longest.remove(&sequence);
-                    }
-                }
-                model.check(&pages, &layers)?;
-            }
-            for sequence in 0..6 {
-                pages.release(sequence);
-            }
-            prop_assert_eq!(pages.free(), TOTAL);
-        }
-    }
-
-    /// A decoding sequence holds few pages of sliding layers, however long it is.
-    #[test]
-    fn sliding_layers_hold_a_window() {
-        let mut pages = Pages::new(1000, 128, &[AttentionKind::Sliding]);
-        let mut most = 0;
-        for length in 1..2000 {
-            pages.extend(&[(1, length)]).expect("room");
-            pages.advance(1, length);
-            most = most.max(if length > 200 { pages.held(1, AttentionKind::Sliding).1.len() } else { 0 });
-        }
-        assert_eq!(most, 4);
-        assert_eq!(pages.free(), 996 + 4 - pages.held(1, AttentionKind::Sliding).1.len());
-    }
-}
+mod tests;

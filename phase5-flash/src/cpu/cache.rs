@@ -1,15 +1,20 @@
 //! The pages of the KV cache in memory.
 //!
 //! A pool holds the same page of every layer of its place: the first full layer and the first sliding layer share a pool, since a page
-//! belongs to one kind of layer. The system gives memory to a pool only where it is written.
+//! belongs to one kind of layer. In a page, what a key/value head keeps lies together: its keys, then its values.
+//!
+//! The system gives memory to a pool only where it is written, 2 MB at a time if it can: attention over a long sequence reads every page once
+//! a token, and each of the small pages of the system would cost a search of the page tables.
 
 use std::collections::VecDeque;
+use std::io;
 
 use bytes::Bytes;
 use cpu_kernels::{CacheFormat, KeyBlock};
+use memmap2::{MmapMut, MmapOptions};
 use phase1_loading::{AttentionKind, GptOssConfig};
 
-use crate::pages::{POSITIONS, PageCopy, Room};
+use crate::pages::{POSITIONS, PageCopy};
 
 const _: () = assert!(POSITIONS == cpu_kernels::POSITIONS, "a page is a block of the kernels");
 
@@ -19,8 +24,8 @@ pub(super) struct Cache {
     pub head_dim: usize,
     kv_heads: usize,
     window: usize,
-    /// `[pages, kv_heads]` times [`KeyBlock::bytes`].
-    pools: Vec<Vec<u8>>,
+    /// `[pages, kv_heads]` times [`KeyBlock::bytes`], from the start of a page of the system on: no vector crosses a cache line.
+    pools: Vec<MmapMut>,
     /// By layer its kind and its pool.
     layers: Vec<(AttentionKind, usize)>,
 }
@@ -34,7 +39,9 @@ pub(super) struct PageList {
 }
 
 impl Cache {
-    pub fn new(config: &GptOssConfig, format: CacheFormat, pages: usize) -> Cache {
+    /// # Errors
+    /// The system has no such range of addresses.
+    pub fn new(config: &GptOssConfig, format: CacheFormat, pages: usize) -> io::Result<Cache> {
         let mut counts = [0, 0];
         let place = |&kind: &AttentionKind| {
             let count = &mut counts[usize::from(kind == AttentionKind::Sliding)];
@@ -43,9 +50,9 @@ impl Cache {
         };
         let layers: Vec<_> = config.attention.iter().map(place).collect();
         let GptOssConfig { head_dim, kv_heads, sliding_window: window, .. } = *config;
-        let bytes = pages * Self::page_bytes(config, format);
-        let pools = (0..counts[0].max(counts[1])).map(|_| vec![0; bytes]).collect();
-        Cache { format, head_dim, kv_heads, window, pools, layers }
+        let bytes = pages.saturating_mul(Self::page_bytes(config, format));
+        let pools = (0..counts[0].max(counts[1])).map(|_| map(bytes)).collect::<io::Result<Vec<_>>>()?;
+        Ok(Cache { format, head_dim, kv_heads, window, pools, layers })
     }
 
     /// Bytes of a page in one layer.
@@ -88,15 +95,12 @@ impl Cache {
         (&mut self.pools[self.layers[layer].1], head_bytes)
     }
 
-    /// Copies and clears pages in every layer. Weights of 0 do not hide NaN, so that nothing of an earlier sequence may be left.
-    pub fn prepare(&mut self, room: &Room) {
+    /// Copies pages in every layer. None is ever cleared: attention reads what a sequence has written, and nothing behind its end.
+    pub fn copy(&mut self, copies: &[PageCopy]) {
         let bytes = self.kv_heads * self.head_bytes();
         for pool in &mut self.pools {
-            for &PageCopy { from, to } in &room.copies {
+            for &PageCopy { from, to } in copies {
                 pool.copy_within(from as usize * bytes..(from as usize + 1) * bytes, to as usize * bytes);
-            }
-            for &page in &room.cleared {
-                pool[page as usize * bytes..][..bytes].fill(0);
             }
         }
     }
@@ -168,4 +172,13 @@ impl PageList {
     pub fn new((first, pages): (usize, &VecDeque<u32>)) -> PageList {
         PageList { first, pages: pages.iter().copied().collect() }
     }
+}
+
+/// Memory that holds zeros, and takes none before it is written.
+fn map(bytes: usize) -> io::Result<MmapMut> {
+    let memory = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
+    // Advice may be refused.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
 }

@@ -20,7 +20,7 @@ use super::forward::{Forward, Part};
 use super::model::{CpuLoadError, Model};
 use super::scratch::Scratch;
 use super::threads;
-use crate::pages::{POSITIONS, Pages, REWIND};
+use crate::pages::{POSITIONS, Pages, REWIND, Reuse};
 
 /// The engine's name in its snapshots.
 const NAME: &str = "phase 5 on the CPU";
@@ -38,7 +38,8 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// f16 if not given, f32 where `exact`.
     pub kv: Option<CacheType>,
-    /// Bytes of the KV cache; if not given, room for one full context, or for more where half of the free memory allows.
+    /// Bytes of the KV cache, in memory only where they have been written; if not given, room for one full context and some short
+    /// sequences, or what half of the free memory holds.
     pub kv_bytes: Option<u64>,
 }
 
@@ -67,7 +68,7 @@ impl CpuEngine {
     /// Reads nothing yet: pages of the file come in when they are first used.
     ///
     /// # Errors
-    /// A shape that the kernels do not take.
+    /// A shape that the kernels do not take, or a cache that the system has no addresses for.
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         let config = checkpoint.config.clone();
         let kv = options.cache_type();
@@ -78,10 +79,15 @@ impl CpuEngine {
             return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
         }
         let model = Model::load(checkpoint)?;
-        touch_in_background(model.in_order_of_use());
         let page = Cache::bytes_per_page(&config, kv);
-        let bytes = options.kv_bytes.unwrap_or_else(|| available_memory() / 2);
-        let count = Pages::count(&config, page as u64, options.kv_bytes.is_some(), bytes);
+        let free = available_memory().map(|bytes| bytes / 2);
+        // A sequence of one token has a page in each kind of layer.
+        let count = Pages::count(config.context_length, page as u64, options.kv_bytes, free).max(2);
+        let cache = Cache::new(&config, kv, count).map_err(|source| {
+            let (path, bytes) = (checkpoint.path.clone(), (page as u64).saturating_mul(count as u64));
+            CpuLoadError::Cache { path, bytes, source }
+        })?;
+        touch_in_background(model.in_order_of_use());
         let forward = Forward {
             rope: Rope::new(&config.rope, config.head_dim),
             model,
@@ -92,8 +98,8 @@ impl CpuEngine {
         };
         let config = &forward.config;
         Ok(CpuEngine {
-            pages: Pages::new(count, config.sliding_window, &config.attention),
-            cache: Cache::new(config, kv, count),
+            pages: Pages::new(count, config.sliding_window, &config.attention, Reuse::AsLeft),
+            cache,
             scratch: Scratch::default(),
             shortlist: None,
             greedy_steps: 0,
@@ -183,7 +189,7 @@ impl Inspect for CpuEngine {
         let reached = |(item, input): (&Work<'_>, &Vec<u32>)| (item.sequence, self.length(item.sequence) + input.len());
         let lengths: Vec<(SequenceId, usize)> = work.iter().zip(&inputs).map(reached).collect();
         let room = self.pages.extend(&lengths)?;
-        self.cache.prepare(&room);
+        self.cache.copy(&room.copies);
 
         let mut first = 0;
         let parts: Vec<Part> = (work.iter().zip(&inputs))
@@ -230,8 +236,8 @@ impl Snapshots for CpuEngine {
         let count = |kind| self.pages.count_held(length, kind, sliding);
         snapshot.check(NAME, self.forward.config.context_length, |_| self.cache.saved_bytes(count))?;
         let counts = KINDS.map(count);
-        let room = self.pages.replace(sequence, length, |kind| counts[usize::from(kind == AttentionKind::Sliding)])?;
-        self.cache.prepare(&room);
+        // Every page that is new is written whole.
+        self.pages.replace(sequence, length, |kind| counts[usize::from(kind == AttentionKind::Sliding)])?;
         let lists = KINDS.map(|kind| self.list(sequence, kind));
         self.cache.restore(|kind| &lists[usize::from(kind == AttentionKind::Sliding)], &snapshot.items);
         self.drawn.remove(&sequence);
@@ -263,9 +269,9 @@ fn touch_in_background(parts: Vec<Bytes>) {
     });
 }
 
-/// Bytes of memory that no process uses, where the system tells; else 0.
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).map_or(0, |kib: u64| kib * 1024)
+/// Bytes of memory that no process uses, where the system tells.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -13,6 +13,8 @@ pub enum CpuLoadError {
     Columns { path: PathBuf, name: String, columns: usize },
     #[error("{}: heads of {head_dim} values are no multiple of {unit}, as a cache of {kv} needs; use --phase 3", path.display())]
     HeadDim { path: PathBuf, head_dim: usize, unit: usize, kv: &'static str },
+    #[error("{}: no room for a KV cache of {bytes} bytes; give less with --kv-memory", path.display())]
+    Cache { path: PathBuf, bytes: u64, source: std::io::Error },
 }
 
 pub(super) struct Model {

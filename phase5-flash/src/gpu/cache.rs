@@ -10,14 +10,12 @@ use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::SequenceId;
 
 use super::error::GpuError;
-use crate::pages::{Full, POSITIONS, Pages, REWIND, Room};
+use crate::pages::{Full, POSITIONS, Pages, REWIND, Reuse, Room};
 
 const _: () = assert!(PAGE == POSITIONS, "the host counts pages as kernels do");
 
 /// Sequences that the tables have room for.
 pub(crate) const SLOTS: usize = 1024;
-/// Pages beyond one context that a pool has at most, unless its size is given: those that many short sequences take in sliding layers.
-const PAGES_BESIDE_CONTEXT: usize = 256;
 /// Bytes of the pools where no size is given and the driver does not say how much memory there is.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
 
@@ -57,7 +55,7 @@ impl Cache {
         };
         let cache = Cache {
             row,
-            pages: Pages::new(total, config.sliding_window, &config.attention),
+            pages: Pages::new(total, config.sliding_window, &config.attention, Reuse::Cleared),
             kinds: config.attention.clone(),
             pool_of: numbers_by_kind(&config.attention),
             pools: (0..pool_count(config)).map(pool).collect(),
@@ -82,18 +80,12 @@ impl Cache {
     pub fn count(device: &Device, config: &GptOssConfig, row: KvRow, bytes: Option<u64>) -> Result<usize, GpuError> {
         let page = Cache::page_bytes(config, row);
         let bindable = (device.binding_bytes() / (row.page_words() as u64 * 4)).saturating_sub(1) as usize;
-        // One more is for padding.
-        let held = |bytes: u64| ((bytes / page).saturating_sub(1) as usize).min(bindable);
-        let count = match bytes {
-            Some(bytes) => {
-                device.expect_memory("the KV cache", bytes)?;
-                held(bytes)
-            }
-            None => {
-                let left = device.memory_left().map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
-                held(left).min(config.context_length.div_ceil(PAGE) + PAGES_BESIDE_CONTEXT)
-            }
-        };
+        if let Some(bytes) = bytes {
+            device.expect_memory("the KV cache", bytes)?;
+        }
+        let left = device.memory_left().map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
+        // One of them is for padding.
+        let count = Pages::count(config.context_length, page, bytes, Some(left)).saturating_sub(1).min(bindable);
         // A sequence of one token has one page in each kind of layer.
         match count >= 2 {
             true => Ok(count),
