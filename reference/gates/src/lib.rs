@@ -3,6 +3,7 @@
 //! One module per phase, two for phase 5. [`run`] takes a gate through all cases; `gptoss gates` and the tests call it or the
 //! modules. [`seam`] is a stress test, for which no golden is needed. No engine depends on this crate.
 
+mod checks;
 pub mod flash_cpu;
 pub mod flash_gpu;
 pub mod forward;
@@ -13,13 +14,11 @@ pub mod seam;
 use std::error::Error;
 use std::path::Path;
 
+pub use checks::Checks;
 pub use gptoss_reference::Check;
 use gptoss_reference::{Case, Folder, GoldenError};
-use phase1_loading::{Checkpoint, LoadError, YarnRamp};
+use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
-
-/// What a gate found in one case.
-pub type Checks = Result<Vec<Check>, Box<dyn Error>>;
 
 /// The phases that have a gate, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,11 +106,4 @@ fn with_each_ramp(run: impl Fn(YarnRamp) -> Checks) -> Checks {
         checks.extend(run(ramp)?);
     }
     Ok(checks)
-}
-
-/// A checkpoint with this ramp in its configuration.
-fn open(path: &Path, ramp: YarnRamp) -> Result<Checkpoint, LoadError> {
-    let mut checkpoint = Checkpoint::open(path)?;
-    checkpoint.config.rope.ramp = ramp;
-    Ok(checkpoint)
 }
