@@ -6,10 +6,9 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use phase1_loading::{AttentionKind, GptOssConfig};
 
+use crate::check::check_work;
 use crate::draw::HostDraw;
-use crate::engine::{
-    BadRequest, Capacity, Engine, EngineError, Inspect, Outcome, SequenceId, Ticket, Work, check_work,
-};
+use crate::engine::{BadRequest, Capacity, Engine, EngineError, Inspect, Outcome, SequenceId, Ticket, Work};
 use crate::model::{GptOss, KeyValues};
 use crate::plain::{PlainSteps, check_rewind, outcome_of, read_back, tokens_of};
 use crate::probe::{NoProbe, Probe};
