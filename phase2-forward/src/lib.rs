@@ -24,7 +24,7 @@ pub use engine::{
     BadRequest, Capacity, Engine, EngineError, Input, Inspect, Outcome, SequenceId, Snapshot, Snapshots, Ticket, Want,
     Work,
 };
-pub use model::{GptOss, KeyValues};
+pub use model::{GptOss, KvCache};
 pub use packed::{PackedMatrix, f16_value, packed_matmul};
 pub use probe::{Activation, Dump, NoProbe, Operation, Probe, Span};
 pub use recompute::RecomputeEngine;
