@@ -19,7 +19,7 @@ pub struct Profile {
     pub clock: Clock,
     pub ceiling: Ceiling,
     /// In the order in which they ran.
-    pub steps: Vec<Step>,
+    pub steps: Vec<TimedStep>,
 }
 
 /// What one step did.
@@ -77,7 +77,7 @@ impl Ceiling {
 
 /// One step of the engine, from the call to the logits on the host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Step {
+pub struct TimedStep {
     /// Seconds.
     pub wall: f64,
     /// In the order in which they ran; they never overlap.
@@ -113,9 +113,9 @@ pub const LAUNCH: &str = "launch";
 pub const READBACK: &str = "readback";
 
 impl TimedSpan {
-    pub fn of(span: Span, work: Work, start: f64, duration: f64) -> TimedSpan {
+    pub fn of(span: Span, cost: Cost, start: f64, duration: f64) -> TimedSpan {
         let Span { operation, layer, tokens, keys, .. } = span;
-        let Work { bytes, operations } = work;
+        let Cost { bytes, operations } = cost;
         TimedSpan { name: operation.name().into(), layer, tokens, keys, start, duration, bytes, operations }
     }
 
@@ -125,23 +125,27 @@ impl TimedSpan {
 
     /// The least time that this machine needs for it, in seconds.
     pub fn floor(&self, ceiling: &Ceiling) -> f64 {
-        Work { bytes: self.bytes, operations: self.operations }.floor(ceiling)
+        Cost { bytes: self.bytes, operations: self.operations }.floor(ceiling)
     }
 }
 
 /// What an operation cannot avoid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct Cost {
     pub bytes: u64,
     pub operations: u64,
 }
 
-impl Work {
+impl Cost {
     /// The least time that this machine needs for it, in seconds.
     pub fn floor(self, ceiling: &Ceiling) -> f64 {
-        let moving = self.bytes as f64 / ceiling.read_bandwidth;
-        let computing = self.operations as f64 / ceiling.arithmetic();
+        let (moving, computing) = self.seconds(ceiling);
         moving.max(computing)
+    }
+
+    /// The least seconds for moving the bytes, and for the operations.
+    fn seconds(self, ceiling: &Ceiling) -> (f64, f64) {
+        (self.bytes as f64 / ceiling.read_bandwidth, self.operations as f64 / ceiling.arithmetic())
     }
 }
 
@@ -211,18 +215,17 @@ impl Profile {
         let (bytes, operations) = (per_step(|span| span.bytes), per_step(|span| span.operations));
         let floor = spans().map(|span| span.floor(&self.ceiling)).sum::<f64>() / steps as f64;
         let calls = count.div_ceil(steps);
-        let moving: f64 = bytes as f64 / self.ceiling.read_bandwidth;
-        let computing = operations as f64 / self.ceiling.arithmetic();
+        let (moving, computing) = Cost { bytes, operations }.seconds(&self.ceiling);
         let bound = match () {
             () if floor / (calls as f64) < LAUNCH_BOUND => Bound::Launch,
             () if moving >= computing => Bound::Memory,
             () => Bound::Compute,
         };
-        let of_step =
-            |step: &Step| step.spans.iter().filter(|span| span.name == name).map(|span| span.duration).sum::<f64>();
+        let of_step = |step: &TimedStep| {
+            step.spans.iter().filter(|span| span.name == name).map(|span| span.duration).sum::<f64>()
+        };
         let mut times: Vec<f64> = self.steps.iter().map(of_step).collect();
         times.sort_by(f64::total_cmp);
-        let percentile = |p: f64| times[((p * steps as f64).ceil() as usize).clamp(1, steps) - 1];
         let total = times.iter().sum::<f64>() / steps as f64;
         Some(Row {
             name: name.into(),
@@ -233,9 +236,15 @@ impl Profile {
             operations,
             floor,
             bound,
-            p50: percentile(0.5),
-            p95: percentile(0.95),
-            p99: percentile(0.99),
+            p50: percentile(&times, 0.5),
+            p95: percentile(&times, 0.95),
+            p99: percentile(&times, 0.99),
         })
     }
+}
+
+/// The percentile `p`, from 0 to 1, of at least one value in ascending order, by nearest rank.
+pub(crate) fn percentile(ascending: &[f64], p: f64) -> f64 {
+    let count = ascending.len();
+    ascending[((p * count as f64).ceil() as usize).clamp(1, count) - 1]
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use phase2_forward::{Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 
-use crate::profile::{Clock, Step, Workload};
+use crate::profile::{Clock, TimedStep, Workload};
 use crate::recorder::Recorder;
 
 /// A sequence of its own, beside those of a workload, which count from 0.
@@ -26,7 +26,7 @@ pub fn run(
     steps: usize,
     recorder: &mut Recorder<'_>,
     progress: &mut dyn FnMut(usize),
-) -> Result<(Vec<Step>, Clock), EngineError> {
+) -> Result<(Vec<TimedStep>, Clock), EngineError> {
     let vocab = engine.config().vocab;
     let (sequences, new, depth) = match workload {
         Workload::Decode { sequences, depth } => (sequences, 1, depth),
