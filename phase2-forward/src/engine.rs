@@ -274,7 +274,7 @@ pub trait Engine: Send {
         self.step(&[Work::tokens(sequence, tokens, Want::AllLogits)])?.remove(0).logits()
     }
 
-    /// Sequences as bytes, if the engine can give them.
+    /// Saves and restores sequences, if the engine can.
     fn snapshots(&mut self) -> Option<&mut dyn Snapshots> {
         None
     }
@@ -329,7 +329,7 @@ impl Snapshot {
     }
 }
 
-/// Sequences to and from bytes.
+/// Saves sequences as bytes, and restores them.
 pub trait Snapshots {
     /// # Errors
     /// An unknown sequence, or a device that was lost.

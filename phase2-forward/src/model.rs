@@ -177,7 +177,7 @@ impl GptOss {
         let weights = softmax(top, 1);
         done(Operation::Router);
 
-        // Every token once for each of its experts, from here on a row of its own.
+        // Each token is repeated once per expert; from here on every copy is a row.
         let chosen: Tensor<1, Int> = chosen.reshape([n * chosen_per_token]);
         let h = h.unsqueeze_dim::<3>(1).repeat_dim(1, chosen_per_token).reshape([n * chosen_per_token, hidden]);
         let gate = layer.gate.forward(h.clone(), &chosen);

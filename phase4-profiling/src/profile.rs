@@ -36,7 +36,7 @@ pub enum Workload {
     Prefill { tokens: usize },
 }
 
-/// Files from before there were batches name no number of sequences.
+/// For files that were written before there were batches.
 fn one() -> usize {
     1
 }
@@ -56,11 +56,11 @@ pub enum Clock {
 /// The fastest that this machine does anything, measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceiling {
-    /// Bytes a second that a streaming read reaches.
+    /// Bytes per second of a streaming read.
     pub read_bandwidth: f64,
-    /// Floating point operations a second in f32, a multiply-add being two.
+    /// Floating point operations per second in f32, a multiply-add being two.
     pub f32_rate: f64,
-    /// Operations a second of the units for narrow numbers, a multiply-add being two: 8-bit dot products on a CPU, 16-bit floats in
+    /// Operations per second of the units for narrow numbers, a multiply-add being two: 8-bit dot products on a CPU, 16-bit floats in
     /// the matrix units of a GPU; 0 where there are none.
     pub packed_rate: f64,
     pub machine: String,
@@ -69,7 +69,7 @@ pub struct Ceiling {
 }
 
 impl Ceiling {
-    /// Operations a second of the faster kind of arithmetic.
+    /// Operations per second of the faster kind of arithmetic.
     pub(crate) fn arithmetic(&self) -> f64 {
         self.f32_rate.max(self.packed_rate)
     }
@@ -190,7 +190,7 @@ impl Profile {
         self.steps.iter().map(|step| step.wall).sum::<f64>() / self.steps.len() as f64
     }
 
-    /// One row a name, the slowest first.
+    /// One row per name, the slowest first.
     pub fn rows(&self) -> Vec<Row> {
         let names = Operation::ALL.map(Operation::name).into_iter().chain([LAUNCH, READBACK]);
         let mut rows: Vec<Row> = names.filter_map(|name| self.row(name)).collect();

@@ -16,7 +16,7 @@ const BUSY: Duration = Duration::from_millis(300);
 /// Steps of the workload itself that are not recorded: kernels are compiled and weights paged in by the first.
 const WARM_UP: usize = 1;
 
-/// Computes `steps` steps of a workload, after one that is not recorded. `progress` hears how many steps are done.
+/// Computes `steps` steps of a workload, after one that is not recorded. `progress` is called with the number of steps done.
 ///
 /// # Errors
 /// A workload that the model's context or the engine's cache cannot hold, or a device that fails.

@@ -14,7 +14,7 @@ const PASSES: usize = 5;
 /// Rounds of the arithmetic loops: some tenths of a second.
 const ROUNDS: usize = 20_000_000;
 
-/// Bytes a second of all threads together.
+/// Bytes per second of all threads together.
 pub fn read_bandwidth() -> f64 {
     let threads = threads();
     let buffers: Vec<Vec<u64>> = (0..threads).map(|_| resident_buffer()).collect();
@@ -28,12 +28,12 @@ pub fn read_bandwidth() -> f64 {
     (threads * WORDS * size_of::<u64>()) as f64 / fastest
 }
 
-/// f32 operations a second of all threads together, a multiply-add being two.
+/// f32 operations per second of all threads together, a multiply-add being two.
 pub fn f32_rate() -> f64 {
     rate(f32_loop())
 }
 
-/// Operations a second of 8-bit dot products accumulated in 32 bits, a multiply-add being two.
+/// Operations per second of 8-bit dot products accumulated in 32 bits, a multiply-add being two.
 pub fn packed_rate() -> f64 {
     rate(packed_loop())
 }

@@ -19,7 +19,7 @@ pub fn table(profile: &Profile) -> String {
     format!("{head}\n{}{separator}{diagnoses}", columns(&cells(profile)))
 }
 
-/// One line a bottleneck, the greatest gain first: what holds it, and what the step would take at its floor.
+/// One line per bottleneck, the greatest gain first: what holds it, and what the step would take at its floor.
 pub fn diagnoses(profile: &Profile) -> Vec<String> {
     let wall = profile.wall();
     let mut rows: Vec<Row> = profile.rows();

@@ -1,6 +1,6 @@
 //! Random models and requests for the stress test of the seam.
 
-use gates::seam::{Happened, stress};
+use gates::seam::{Events, stress};
 use gptoss_reference::test_seed;
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss};
@@ -40,8 +40,8 @@ pub fn run(
     requests: usize,
     together: impl Fn(&Checkpoint) -> Box<dyn Engine>,
     alone: impl Fn(&Checkpoint) -> Box<dyn Engine>,
-) -> Happened {
-    let mut all = Happened::default();
+) -> Events {
+    let mut all = Events::default();
     let mut seed = test_seed();
     for _ in 0..count {
         let (_directory, checkpoint) = write(seed);
