@@ -1,4 +1,4 @@
-//! The control tokens that structure a conversation.
+//! The control tokens that structure a conversation, and a tokenizer that has them.
 
 use phase1_loading::Tokenizer;
 
@@ -71,5 +71,29 @@ impl ControlTokens {
 
     pub fn find(&self, token: u32) -> Option<Control> {
         Control::ALL.into_iter().find(|&control| self.id(control) == token)
+    }
+}
+
+/// A tokenizer and its control tokens of harmony.
+#[derive(Clone, Copy)]
+pub struct Harmony<'a> {
+    tokenizer: &'a Tokenizer,
+    pub(crate) control: ControlTokens,
+}
+
+impl<'a> Harmony<'a> {
+    /// # Errors
+    /// A vocabulary without one of harmony's control tokens.
+    pub fn new(tokenizer: &'a Tokenizer) -> Result<Harmony<'a>, MissingControlToken> {
+        Ok(Harmony { tokenizer, control: ControlTokens::new(tokenizer)? })
+    }
+
+    pub fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
+    }
+
+    /// Tokens that end the assistant's turn: `<|return|>` and `<|call|>`.
+    pub fn stops(&self) -> [u32; 2] {
+        [Control::Return, Control::Call].map(|control| self.control.id(control))
     }
 }

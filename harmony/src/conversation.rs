@@ -1,9 +1,8 @@
 //! A conversation's tokens back to its messages.
 
-use crate::control::Control;
+use crate::control::{Control, Harmony};
 use crate::message::Message;
 use crate::parse::Parser;
-use crate::render::Harmony;
 
 /// Tokens that are no conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

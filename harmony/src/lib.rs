@@ -18,10 +18,9 @@ mod render;
 mod schema;
 mod visible;
 
-pub use control::MissingControlToken;
+pub use control::{Harmony, MissingControlToken};
 pub use conversation::NotAConversation;
 pub use header::Header;
 pub use message::{Effort, Message, Role};
 pub use parse::{Delta, Parser};
 pub use prompt::{DeveloperPrompt, Function, ResponseFormat, SystemPrompt};
-pub use render::Harmony;

@@ -4,11 +4,10 @@ use std::mem::{replace, take};
 
 use phase1_loading::TextStream;
 
-use crate::control::Control;
+use crate::control::{Control, Harmony};
 use crate::header::{Header, HeaderText, Opening};
 use crate::message::{Message, Role};
 use crate::prompt::Function;
-use crate::render::Harmony;
 use crate::visible::StopStrings;
 
 /// What a token adds.
@@ -54,11 +53,14 @@ enum State {
     Body(Header),
 }
 
-impl<'a> Parser<'a> {
-    pub(crate) fn of_turn(harmony: Harmony<'a>) -> Parser<'a> {
-        Self::new(harmony, true, Opening::Given)
+impl<'a> Harmony<'a> {
+    /// Reads what a model generates after [`Harmony::render_prompt`].
+    pub fn parser(&self) -> Parser<'a> {
+        Parser::new(*self, true, Opening::Given)
     }
+}
 
+impl<'a> Parser<'a> {
     /// For a whole conversation, from behind its first `<|start|>` on.
     pub(crate) fn of_conversation(harmony: Harmony<'a>) -> Parser<'a> {
         Self::new(harmony, false, Opening::Start)

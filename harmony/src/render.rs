@@ -1,29 +1,9 @@
 //! Messages to tokens.
 
-use phase1_loading::Tokenizer;
-
-use crate::control::{Control, ControlTokens, MissingControlToken};
+use crate::control::{Control, Harmony};
 use crate::message::{Message, Role};
-use crate::parse::Parser;
 
-/// A tokenizer and its control tokens of harmony.
-#[derive(Clone, Copy)]
-pub struct Harmony<'a> {
-    tokenizer: &'a Tokenizer,
-    pub(crate) control: ControlTokens,
-}
-
-impl<'a> Harmony<'a> {
-    /// # Errors
-    /// A vocabulary without one of harmony's control tokens.
-    pub fn new(tokenizer: &'a Tokenizer) -> Result<Harmony<'a>, MissingControlToken> {
-        Ok(Harmony { tokenizer, control: ControlTokens::new(tokenizer)? })
-    }
-
-    pub fn tokenizer(&self) -> &'a Tokenizer {
-        self.tokenizer
-    }
-
+impl Harmony<'_> {
     /// One message. Only the structure becomes control tokens: content that looks like one stays text.
     pub fn render(&self, message: &Message) -> Vec<u32> {
         let mut tokens = Vec::new();
@@ -57,25 +37,15 @@ impl<'a> Harmony<'a> {
     /// `<|start|>assistant`, which makes the assistant speak.
     pub fn opening(&self) -> Vec<u32> {
         let mut tokens = vec![self.control.id(Control::Start)];
-        tokens.extend(self.tokenizer.encode(Role::Assistant.name()));
+        tokens.extend(self.tokenizer().encode(Role::Assistant.name()));
         tokens
-    }
-
-    /// Tokens that end the assistant's turn: `<|return|>` and `<|call|>`.
-    pub fn stops(&self) -> [u32; 2] {
-        [Control::Return, Control::Call].map(|control| self.control.id(control))
-    }
-
-    /// Reads what a model generates after [`Harmony::render_prompt`].
-    pub fn parser(&self) -> Parser<'a> {
-        Parser::of_turn(*self)
     }
 
     /// `<|start|>AUTHOR to=RECIPIENT<|channel|>CHANNEL TYPE<|message|>CONTENT<|end|>`. The parts are encoded one by one, as
     /// OpenAI's renderer does.
     fn write(&self, message: &Message, tokens: &mut Vec<u32>) {
         let control = |control| self.control.id(control);
-        let encode = |text: &str| self.tokenizer.encode(text);
+        let encode = |text: &str| self.tokenizer().encode(text);
         let recipient = message.recipient.as_deref().filter(|&recipient| recipient != "all");
         tokens.push(control(Control::Start));
         tokens.extend(encode(&author(message)));

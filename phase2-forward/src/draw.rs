@@ -4,15 +4,14 @@
 //! otherwise temperature, top-k, top-p, min-p, and one random number. The number depends on the seed and the position alone: the
 //! same seed draws the same way whatever else runs in the batch, and however the prompt was cut into chunks.
 
+mod host;
 mod logprobs;
 mod random;
 mod weights;
 
+pub use host::{HostDraw, argmax};
 pub use logprobs::{Logprobs, MAX_LOGPROBS};
 pub use random::draw_number;
-
-use crate::engine::{BadRequest, SequenceId};
-use weights::Weights;
 
 /// Temperature and filters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,27 +85,6 @@ impl Draw<'_> {
         self.allowed.is_none_or(|words| words[token / 32] >> (token % 32) & 1 == 1)
     }
 
-    /// # Errors
-    /// A mask of another length or without a token, a token outside the vocabulary, or too many log probabilities.
-    pub(crate) fn check(&self, sequence: SequenceId, vocab: usize) -> Result<(), BadRequest> {
-        if let Some(words) = self.allowed {
-            let expected = vocab.div_ceil(32);
-            if words.len() != expected {
-                return Err(BadRequest::MaskLength { words: words.len(), vocab, expected });
-            }
-            if !(0..vocab).any(|token| self.allows(token)) {
-                return Err(BadRequest::NothingAllowed(sequence));
-            }
-        }
-        if let Some(adjustment) = self.adjustments.iter().find(|adjustment| adjustment.token as usize >= vocab) {
-            return Err(BadRequest::TokenOutsideVocabulary { token: adjustment.token, vocab });
-        }
-        match self.logprobs {
-            Some(count) if count > MAX_LOGPROBS => Err(BadRequest::TooManyLogprobs(count)),
-            _ => Ok(()),
-        }
-    }
-
     /// Changes logits as the adjustments and the mask say.
     pub fn restrict(&self, logits: &mut [f32]) {
         for adjustment in self.adjustments {
@@ -125,49 +103,4 @@ impl Draw<'_> {
 pub struct DrawnToken {
     pub id: u32,
     pub logprobs: Option<Logprobs>,
-}
-
-/// Draws tokens on the host. Keeps its buffers from draw to draw.
-#[derive(Clone, Debug, Default)]
-pub struct HostDraw {
-    weights: Weights,
-}
-
-impl HostDraw {
-    /// The token at `position` of a sequence, from the logits `[vocab]` after the token before it; `None` if one of them is NaN.
-    /// Leaves the adjusted and masked logits behind.
-    ///
-    /// If no logit is above -inf, it is the lowest token that is allowed.
-    pub fn draw(&mut self, logits: &mut [f32], position: usize, draw: &Draw<'_>) -> Option<DrawnToken> {
-        if logits.iter().any(|logit| logit.is_nan()) {
-            return None;
-        }
-        let top = draw.logprobs.map(|count| Logprobs::of(logits, count));
-        let raw = draw.logprobs.map(|_| logits.to_vec());
-        draw.restrict(logits);
-        let id = match draw.is_greedy() {
-            true => argmax(logits),
-            false => self.draw_number(logits, &draw.sampling, draw_number(draw.seed, position)),
-        };
-        // A row without candidates has no largest logit.
-        let id = match logits[id as usize] == f32::NEG_INFINITY {
-            true => (0..logits.len()).find(|&token| draw.allows(token)).unwrap_or(0) as u32,
-            false => id,
-        };
-        let logprobs = top.zip(raw).map(|(top, raw)| top.for_token(raw[id as usize]));
-        Some(DrawnToken { id, logprobs })
-    }
-}
-
-impl HostDraw {
-    /// The token that `number` from [0, 1) draws from logits as they are, at a temperature above 0.
-    pub fn draw_number(&mut self, logits: &[f32], sampling: &Sampling, number: f32) -> u32 {
-        self.weights.draw(logits, sampling, number)
-    }
-}
-
-/// The lowest token with the largest logit; 0 for an empty row.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let best = (0..).zip(logits).reduce(|best, next| if next.1 > best.1 { next } else { best });
-    best.map_or(0, |(token, _)| token)
 }

@@ -274,7 +274,7 @@ pub trait Engine: Send {
         self.step(&[Work::tokens(sequence, tokens, Want::AllLogits)])?.remove(0).logits()
     }
 
-    /// Sequences as bytes, if the engine can give them.
+    /// Saves and restores sequences, if the engine can.
     fn snapshots(&mut self) -> Option<&mut dyn Snapshots> {
         None
     }
@@ -329,7 +329,7 @@ impl Snapshot {
     }
 }
 
-/// Sequences to and from bytes.
+/// Saves sequences as bytes, and restores them.
 pub trait Snapshots {
     /// # Errors
     /// An unknown sequence, or a device that was lost.
@@ -340,45 +340,4 @@ pub trait Snapshots {
     /// # Errors
     /// A snapshot of another shape or engine, or a full cache; nothing has changed then.
     fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError>;
-}
-
-/// The checks that every engine makes before it computes a step.
-///
-/// # Errors
-/// The first thing wrong with the step.
-pub fn check_work(engine: &dyn Engine, work: &[Work<'_>]) -> Result<(), BadRequest> {
-    let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
-    if work.is_empty() {
-        return Err(BadRequest::NoWork);
-    }
-    let mut total = 0usize;
-    for (index, item) in work.iter().enumerate() {
-        let sequence = item.sequence;
-        if work[..index].iter().any(|earlier| earlier.sequence == sequence) {
-            return Err(BadRequest::SequenceTwice(sequence));
-        }
-        let count = match item.input {
-            Input::Tokens([]) => return Err(BadRequest::NoTokens(sequence)),
-            Input::Tokens(tokens) => {
-                if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-                    return Err(BadRequest::TokenOutsideVocabulary { token, vocab });
-                }
-                tokens.len()
-            }
-            Input::Drawn => 1,
-        };
-        let length = engine.length(sequence) + count;
-        if length > context {
-            return Err(BadRequest::ContextExceeded { sequence, length, context });
-        }
-        if let Want::Token(draw) = &item.want {
-            draw.check(sequence, vocab)?;
-        }
-        total += count;
-    }
-    let most = engine.capacity().tokens_per_step;
-    match total > most {
-        true => Err(BadRequest::StepTooLong { tokens: total, most }),
-        false => Ok(()),
-    }
 }

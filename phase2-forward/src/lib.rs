@@ -6,6 +6,7 @@
 //!
 //! This crate never decides when to stop and never keeps keys or values between calls.
 
+mod check;
 mod device;
 mod draw;
 mod engine;
@@ -16,13 +17,14 @@ mod probe;
 mod recompute;
 mod rope;
 
+pub use check::check_work;
 pub use device::{ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
 pub use draw::{Adjustment, Draw, DrawnToken, HostDraw, Logprobs, MAX_LOGPROBS, Sampling, argmax, draw_number};
 pub use engine::{
     BadRequest, Capacity, Engine, EngineError, Input, Inspect, Outcome, SequenceId, Snapshot, Snapshots, Ticket, Want,
-    Work, check_work,
+    Work,
 };
-pub use model::{GptOss, KeyValues};
+pub use model::{GptOss, KvCache};
 pub use packed::{PackedMatrix, packed_matmul};
 pub use probe::{Activation, Dump, NoProbe, Operation, Probe, Span};
 pub use recompute::RecomputeEngine;

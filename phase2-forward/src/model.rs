@@ -35,7 +35,7 @@ struct Layer {
     q: Linear,
     k: Linear,
     v: Linear,
-    /// One logit a query head, of a key that every query sees and that has no value. `[heads]`
+    /// Attention sinks: one learned logit per query head, which is added to the softmax's denominator only. `[heads]`
     sinks: Tensor<1>,
     o: Linear,
     mlp_norm: Tensor<1>,
@@ -46,8 +46,8 @@ struct Layer {
 }
 
 /// Where the keys and values of earlier tokens come from.
-pub trait KeyValues {
-    /// The position of every key that [`KeyValues::extend`] will return in layers of this kind, in the same order, when
+pub trait KvCache {
+    /// The position of every key that [`KvCache::extend`] will return in layers of this kind, in the same order, when
     /// the tokens at positions `new` are added.
     fn positions(&self, attention: AttentionKind, new: Range<usize>) -> Vec<usize>;
 
@@ -66,14 +66,14 @@ impl GptOss {
         tokens: &[u32],
         start: usize,
         wanted: Range<usize>,
-        past: &mut dyn KeyValues,
+        cache: &mut dyn KvCache,
         probe: &mut dyn Probe,
     ) -> Option<Tensor<2>> {
         let n = tokens.len();
         let new = start..start + n;
         let rope = self.rope.at(new.clone(), &self.device.burn);
         let mask = |attention| {
-            let keys = past.positions(attention, new.clone());
+            let keys = cache.positions(attention, new.clone());
             self.mask(attention, new.clone(), &keys)
         };
         let (sliding_mask, full_mask) = (mask(AttentionKind::Sliding), mask(AttentionKind::Full));
@@ -92,7 +92,7 @@ impl GptOss {
             probe.done(span(Operation::Qkv, 0));
             let (q, k) = (rotate(q, &rope), rotate(k, &rope));
             probe.done(span(Operation::Rope, 0));
-            let (k, v) = past.extend(number, k, v);
+            let (k, v) = cache.extend(number, k, v);
             let [_, keys, _] = k.dims();
             probe.done(span(Operation::CacheAppend, keys));
             let mask = match layer.attention {
@@ -177,7 +177,7 @@ impl GptOss {
         let weights = softmax(top, 1);
         done(Operation::Router);
 
-        // Every token once for each of its experts, from here on a row of its own.
+        // Each token is repeated once per expert; from here on every copy is a row.
         let chosen: Tensor<1, Int> = chosen.reshape([n * chosen_per_token]);
         let h = h.unsqueeze_dim::<3>(1).repeat_dim(1, chosen_per_token).reshape([n * chosen_per_token, hidden]);
         let gate = layer.gate.forward(h.clone(), &chosen);
@@ -263,7 +263,7 @@ impl GptOss {
     }
 
     /// Puts a checkpoint's weights on a device. On the CPU the mapped file's pages are the weights; on a GPU they are
-    /// uploaded, and `progress` hears (bytes so far, bytes in all).
+    /// uploaded, and `progress` is called with (bytes so far, bytes in all).
     ///
     /// # Errors
     /// Weights that no reader agrees on (see [`check_scales`]), found while uploading.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// What a forward pass is made of. Every phase names its work so, that profiles of two phases line up; a kernel that does
-/// several of these at once reports the last of them.
+/// The operations of a forward pass. Every phase reports these, so that profiles of two phases line up; a kernel that does
+/// several at once reports the last of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
     /// Which keys each query sees, and the rotation's sines and cosines.
@@ -83,22 +83,22 @@ pub struct Span {
 /// An intermediate result on the host: its shape `[positions, width]` and its values, row by row.
 pub type Activation = ([usize; 2], Vec<f32>);
 
-/// Watches a step. By default it looks at nothing.
+/// Observes a step. The default methods do nothing.
 pub trait Probe {
-    /// Is offered an intermediate result by name: `embed`, `layers.N.resid_attn`, `layers.N.router_logits`, `layers.N.resid_mlp`,
+    /// Called with each intermediate result, by name: `embed`, `layers.N.resid_attn`, `layers.N.router_logits`, `layers.N.resid_mlp`,
     /// `final_norm`. `value` waits for the device and copies the result to the host.
     fn see(&mut self, _name: &dyn Fn() -> String, _value: &dyn Fn() -> Activation) {}
 
-    /// Is told that everything of an operation has been launched. It began where the one before it ended.
+    /// Called when all of an operation has been launched. It began where the one before it ended.
     fn done(&mut self, _: Span) {}
 }
 
-/// Looks at nothing.
+/// Observes nothing.
 pub struct NoProbe;
 
 impl Probe for NoProbe {}
 
-/// Keeps every result on the host.
+/// Copies every intermediate result to the host and keeps it.
 #[derive(Default)]
 pub struct Dump {
     pub tensors: BTreeMap<String, Activation>,

@@ -6,11 +6,10 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use phase1_loading::{AttentionKind, GptOssConfig};
 
+use crate::check::check_work;
 use crate::draw::HostDraw;
-use crate::engine::{
-    BadRequest, Capacity, Engine, EngineError, Inspect, Outcome, SequenceId, Ticket, Work, check_work,
-};
-use crate::model::{GptOss, KeyValues};
+use crate::engine::{BadRequest, Capacity, Engine, EngineError, Inspect, Outcome, SequenceId, Ticket, Work};
+use crate::model::{GptOss, KvCache};
 use crate::plain::{PlainSteps, check_rewind, outcome_of, read_back, tokens_of};
 use crate::probe::{NoProbe, Probe};
 
@@ -117,7 +116,7 @@ impl Inspect for RecomputeEngine {
 /// Queries see the keys of the tokens at hand: the whole sequence, since the whole sequence is computed.
 struct NoCache;
 
-impl KeyValues for NoCache {
+impl KvCache for NoCache {
     fn positions(&self, _: AttentionKind, new: Range<usize>) -> Vec<usize> {
         new.collect()
     }

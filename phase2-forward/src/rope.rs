@@ -13,7 +13,7 @@ const BETA_SLOW: f64 = 1.0;
 /// The angular velocities of a head's dimension pairs.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// Radians a position, `[head_dim / 2]`.
+    /// Radians per position, `[head_dim / 2]`.
     pub inverse_frequencies: Vec<f32>,
     /// YaRN's temperature: multiplies queries and keys alike, so scores carry its square.
     pub mscale: f32,

@@ -3,8 +3,8 @@
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::{Checkpoint, Format, GptOssConfig, HostTensor, RopeConfig, YarnRamp};
 use phase2_forward::{
-    Adjustment, BadRequest, Capacity, ComputeDevice, Draw, Engine, EngineError, GptOss, Input, Inspect, MAX_LOGPROBS,
-    NoProbe, Outcome, RecomputeEngine, Rope, Sampling, SequenceId, Ticket, Want, Work, argmax, check_work,
+    Adjustment, BadRequest, Capacity, ComputeDevice, Draw, Engine, EngineError, GptOss, Input, Inspect, NoProbe,
+    Outcome, RecomputeEngine, Rope, Sampling, SequenceId, Ticket, Want, Work, argmax, check_work,
 };
 
 fn checkpoint() -> Checkpoint {
@@ -179,62 +179,6 @@ fn a_draw_obeys_its_mask_and_its_adjustments() {
     assert!((f64::from(found.token) - expected(reported.id)).abs() < 1e-5, "{found:?}");
 }
 
-#[test]
-fn a_refused_step_changes_nothing() {
-    let mut engine = engine();
-    engine.step(&[last(0, &[1, 2, 3])]).expect("a step");
-    let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
-    let outside = vocab as u32;
-    let (long, beyond) = (vec![0; context], [4, outside]);
-    let words = vocab.div_ceil(32);
-    let (short, none) = (vec![u32::MAX; words - 1], vec![0; words]);
-    let draw = |draw| Work::tokens(0, &[4], Want::Token(draw));
-    let adjusted = [Adjustment { token: outside, bias: 0.0, repetition_penalty: 1.0, penalty: 0.0 }];
-    let cases = [
-        (vec![last(0, &[4]), last(1, &[])], BadRequest::NoTokens(1)),
-        (vec![last(0, &beyond)], BadRequest::TokenOutsideVocabulary { token: outside, vocab }),
-        (vec![last(0, &[4]), last(0, &[5])], BadRequest::SequenceTwice(0)),
-        (vec![last(0, &long)], BadRequest::ContextExceeded { sequence: 0, length: context + 3, context }),
-        (vec![last(1, &[4]), Work::decode(0, Draw::GREEDY)], BadRequest::NothingDrawn(0)),
-        (vec![last(0, &[4]), Work::decode(9, Draw::GREEDY)], BadRequest::NothingDrawn(9)),
-        (
-            vec![draw(Draw { allowed: Some(&short), ..Draw::GREEDY })],
-            BadRequest::MaskLength { words: words - 1, vocab, expected: words },
-        ),
-        (vec![draw(Draw { allowed: Some(&none), ..Draw::GREEDY })], BadRequest::NothingAllowed(0)),
-        (
-            vec![draw(Draw { adjustments: &adjusted, ..Draw::GREEDY })],
-            BadRequest::TokenOutsideVocabulary { token: outside, vocab },
-        ),
-        (
-            vec![draw(Draw { logprobs: Some(MAX_LOGPROBS + 1), ..Draw::GREEDY })],
-            BadRequest::TooManyLogprobs(MAX_LOGPROBS + 1),
-        ),
-    ];
-    let mut sentences = Vec::new();
-    for (work, expected) in cases {
-        let found = refusal(engine.step(&work));
-        assert_eq!(found, expected);
-        sentences.push(found.to_string());
-        assert_eq!((engine.length(0), engine.length(1)), (3, 0), "{found}");
-    }
-    insta::assert_snapshot!(sentences.join("\n"));
-    let logits = engine.last_logits(0, &[4]).expect("logits");
-    assert_eq!(logits, engine.last_logits(1, &[1, 2, 3, 4]).expect("logits"));
-}
-
-/// A bit beyond the vocabulary is no token.
-#[test]
-fn a_mask_of_tokens_that_do_not_exist_allows_none() {
-    let mut engine = engine();
-    let vocab = engine.config().vocab;
-    assert_ne!(vocab % 32, 0, "the last word has bits to spare");
-    let mut allowed = vec![0u32; vocab.div_ceil(32)];
-    allowed[vocab / 32] = 1 << (vocab % 32);
-    let draw = Draw { allowed: Some(&allowed), ..Draw::GREEDY };
-    assert_eq!(refusal(engine.step(&[Work::tokens(0, &[1], Want::Token(draw))])), BadRequest::NothingAllowed(0));
-}
-
 /// An engine whose steps take few tokens.
 struct Narrow(RecomputeEngine);
 
@@ -286,27 +230,6 @@ fn a_step_may_be_too_long_for_an_engine() {
 }
 
 #[test]
-fn a_step_is_collected_once_and_before_the_next() {
-    let mut engine = engine();
-    assert_eq!(engine.capacity().steps_in_flight, 1);
-    let unknown = Ticket(7);
-    assert_eq!(refusal(engine.collect(unknown)), BadRequest::UnknownTicket(unknown));
-    let first = engine.submit(&[last(0, &[1, 2])]).expect("a step");
-    assert_eq!(engine.length(0), 2, "tokens of a submitted step count");
-    assert_eq!(refusal(engine.submit(&[last(0, &[3])])), BadRequest::TooManySteps(1));
-    assert_eq!(engine.length(0), 2);
-    // What a sequence did is told even if the sequence is gone.
-    engine.release(0);
-    let outcomes = engine.collect(first).expect("the step");
-    assert!(matches!(&outcomes[..], [Outcome::Logits(logits)] if logits.len() == engine.config().vocab));
-    assert_eq!(refusal(engine.collect(first)), BadRequest::UnknownTicket(first));
-    let second = engine.submit(&[last(0, &[1])]).expect("a step");
-    assert_ne!(first, second);
-    assert_eq!(refusal(engine.collect(first)), BadRequest::UnknownTicket(first));
-    engine.collect(second).expect("the step");
-}
-
-#[test]
 fn inspecting_is_a_step() {
     let work = [last(1, &[5, 6, 7]), Work::tokens(2, &[8, 9], Want::Token(seeded(3)))];
     let (mut inspected, mut stepped) = (engine(), engine());
@@ -353,31 +276,6 @@ fn truncating_forgets_the_end() {
     assert_eq!(found, engine.last_logits(1, &[1, 2, 3, 9]).expect("logits"));
     engine.truncate(0, 4).expect("as long as it is");
     assert_eq!(engine.length(0), 4);
-}
-
-#[test]
-fn impossible_forks_and_truncations_are_refused() {
-    let mut engine = engine();
-    engine.step(&[Work::tokens(0, &[1, 2, 3], Want::Nothing), Work::tokens(1, &[4], Want::Nothing)]).expect("a step");
-    let cannot = |wanted| BadRequest::CannotGoBack { sequence: 0, length: 3, wanted };
-    for wanted in [0, 4] {
-        assert_eq!(refusal(engine.fork(0, 2, wanted)), cannot(wanted));
-        assert_eq!(refusal(engine.truncate(0, wanted)), cannot(wanted));
-    }
-    assert_eq!(refusal(engine.fork(0, 1, 2)), BadRequest::SequenceExists(1));
-    assert_eq!(refusal(engine.fork(0, 0, 2)), BadRequest::SequenceExists(0));
-    assert_eq!(refusal(engine.fork(9, 2, 1)), BadRequest::UnknownSequence(9));
-    assert_eq!(refusal(engine.truncate(9, 1)), BadRequest::UnknownSequence(9));
-    assert_eq!([0, 1, 2, 9].map(|sequence| engine.length(sequence)), [3, 1, 0, 0]);
-    let sentences = [
-        cannot(4),
-        BadRequest::SequenceExists(1),
-        BadRequest::UnknownSequence(9),
-        BadRequest::UnknownTicket(Ticket(3)),
-        BadRequest::TooManySteps(1),
-        BadRequest::StepTooLong { tokens: 5, most: 4 },
-    ];
-    insta::assert_snapshot!(sentences.map(|sentence| sentence.to_string()).join("\n"));
 }
 
 /// One token's embedding is NaN: whoever is fed it has no logits, and nobody else notices.

@@ -6,7 +6,7 @@ use burn::tensor::kind::Basic;
 use burn::tensor::{Bytes, DType, Device, Float, Int, Tensor, TensorData};
 use formats::CacheFormat;
 use phase1_loading::{AttentionKind, GptOssConfig};
-use phase2_forward::KeyValues;
+use phase2_forward::KvCache;
 
 use crate::cache_layout::CacheLayout;
 use crate::packing::{pack, unpack};
@@ -122,7 +122,7 @@ impl SequenceCache {
     }
 }
 
-impl KeyValues for SequenceCache {
+impl KvCache for SequenceCache {
     fn positions(&self, attention: AttentionKind, new: Range<usize>) -> Vec<usize> {
         let mut positions = self.stored(attention);
         positions.extend(new);

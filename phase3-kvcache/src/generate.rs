@@ -285,7 +285,7 @@ impl<'a> Generation<'a> {
         Ok(())
     }
 
-    /// Text that was held back, if the text did not end in what it was held back for.
+    /// The text that was held back, unless a stop token or the stop string it might have begun has ended the generation.
     fn rest(&mut self) -> Option<Step> {
         let stopped = matches!(self.finish, Some(FinishReason::Stop | FinishReason::StopString(_)));
         if stopped || std::mem::replace(&mut self.rested, true) {
@@ -301,7 +301,7 @@ impl Drop for Generation<'_> {
     /// Leaves no step behind that nobody collects, whatever error ended the text.
     fn drop(&mut self) {
         for ticket in std::mem::take(&mut self.in_flight) {
-            // What became of it is of no account any more.
+            // The text has ended with another error, or nobody wants the rest of it.
             let _ = self.engine.collect(ticket);
         }
     }

@@ -1,9 +1,9 @@
-//! A look into an engine's cache, for whoever checks it.
+//! Reading an engine's cache, for gates and tests.
 
 use burn::tensor::Tensor;
 use phase2_forward::{Engine, SequenceId};
 
-/// An engine whose cache can be looked into.
+/// An engine whose cache can be read.
 pub trait ReadCache: Engine {
     /// What a sequence's cache holds in `layer`: positions, and keys and values `[kv_heads, positions, head_dim]` in the
     /// same order. `None` for an unknown sequence, or a layer that holds nothing.

@@ -1,4 +1,4 @@
-//! What a caller asks of the tokens of a text, as the draws that an engine makes.
+//! Sampling parameters of a text, and the draws that an engine makes by them.
 //!
 //! Temperature, filters and seed are the same for every token. Biases and penalties become adjustments of single logits, which
 //! depend on the tokens so far.
@@ -92,7 +92,7 @@ impl SamplingParams {
     }
 }
 
-/// The draws of one text.
+/// Gives the draw of each token of one text.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,

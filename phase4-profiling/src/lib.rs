@@ -1,6 +1,7 @@
 //! Phase 4: where the time and the bytes go, for any phase, device and model.
 
 mod ceiling;
+mod cost;
 mod machine;
 mod memory;
 mod numerics;
@@ -8,14 +9,13 @@ pub mod process;
 mod profile;
 mod recorder;
 pub mod report;
-mod work;
 mod workload;
 
 pub use ceiling::{CeilingError, ceiling, measure as measure_ceiling};
+pub use cost::CostModel;
 pub use machine::{cache_directory, machine, today};
 pub use memory::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Part, Place, Setting, Stays};
 pub use numerics::{F16Range, Numerics, NumericsProbe};
-pub use profile::{Bound, Ceiling, Clock, LAUNCH, Profile, READBACK, Row, Step, TimedSpan, Work, Workload};
+pub use profile::{Bound, Ceiling, Clock, Cost, LAUNCH, Profile, READBACK, Row, TimedSpan, TimedStep, Workload};
 pub use recorder::Recorder;
-pub use work::CostModel;
 pub use workload::{run, sample_tokens, warm_up};

@@ -39,7 +39,7 @@ pub enum Stays {
     WhereTouched,
 }
 
-/// What runs, as far as its memory is concerned.
+/// What decides how much memory an engine takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     pub phase: u8,
@@ -49,7 +49,7 @@ pub struct Setting {
     pub context: usize,
     /// New tokens of the largest step.
     pub chunk: usize,
-    /// Bytes of what the engine makes of the head to choose tokens by.
+    /// Bytes of the copy of the head from which the engine shortlists tokens.
     pub screen: u64,
 }
 
@@ -57,7 +57,7 @@ pub struct Setting {
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
     pub parts: Vec<Part>,
-    /// Bytes that looking up one row a token brings into memory.
+    /// Bytes that looking up one row per token brings into memory.
     looked_up: u64,
 }
 

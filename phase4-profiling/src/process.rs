@@ -22,7 +22,7 @@ pub fn peak_resident_bytes() -> Option<u64> {
 /// The most that was resident since this function was last called, or since the start. Linux only.
 pub fn take_peak_resident_bytes() -> Option<u64> {
     let peak = status("VmHWM:");
-    // Where this is not allowed, the peak goes on counting from the start.
+    // Where this is not allowed, the peak still counts from the start.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     peak
 }

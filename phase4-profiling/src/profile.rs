@@ -19,7 +19,7 @@ pub struct Profile {
     pub clock: Clock,
     pub ceiling: Ceiling,
     /// In the order in which they ran.
-    pub steps: Vec<Step>,
+    pub steps: Vec<TimedStep>,
 }
 
 /// What one step did.
@@ -36,7 +36,7 @@ pub enum Workload {
     Prefill { tokens: usize },
 }
 
-/// Files from before there were batches name no number of sequences.
+/// For files that were written before there were batches.
 fn one() -> usize {
     1
 }
@@ -56,11 +56,11 @@ pub enum Clock {
 /// The fastest that this machine does anything, measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceiling {
-    /// Bytes a second that a streaming read reaches.
+    /// Bytes per second of a streaming read.
     pub read_bandwidth: f64,
-    /// Floating point operations a second in f32, a multiply-add being two.
+    /// Floating point operations per second in f32, a multiply-add being two.
     pub f32_rate: f64,
-    /// Operations a second of the units for narrow numbers, a multiply-add being two: 8-bit dot products on a CPU, 16-bit floats in
+    /// Operations per second of the units for narrow numbers, a multiply-add being two: 8-bit dot products on a CPU, 16-bit floats in
     /// the matrix units of a GPU; 0 where there are none.
     pub packed_rate: f64,
     pub machine: String,
@@ -69,7 +69,7 @@ pub struct Ceiling {
 }
 
 impl Ceiling {
-    /// Operations a second of the faster kind of arithmetic.
+    /// Operations per second of the faster kind of arithmetic.
     pub(crate) fn arithmetic(&self) -> f64 {
         self.f32_rate.max(self.packed_rate)
     }
@@ -77,7 +77,7 @@ impl Ceiling {
 
 /// One step of the engine, from the call to the logits on the host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Step {
+pub struct TimedStep {
     /// Seconds.
     pub wall: f64,
     /// In the order in which they ran; they never overlap.
@@ -113,9 +113,9 @@ pub const LAUNCH: &str = "launch";
 pub const READBACK: &str = "readback";
 
 impl TimedSpan {
-    pub fn of(span: Span, work: Work, start: f64, duration: f64) -> TimedSpan {
+    pub fn of(span: Span, cost: Cost, start: f64, duration: f64) -> TimedSpan {
         let Span { operation, layer, tokens, keys, .. } = span;
-        let Work { bytes, operations } = work;
+        let Cost { bytes, operations } = cost;
         TimedSpan { name: operation.name().into(), layer, tokens, keys, start, duration, bytes, operations }
     }
 
@@ -125,23 +125,27 @@ impl TimedSpan {
 
     /// The least time that this machine needs for it, in seconds.
     pub fn floor(&self, ceiling: &Ceiling) -> f64 {
-        Work { bytes: self.bytes, operations: self.operations }.floor(ceiling)
+        Cost { bytes: self.bytes, operations: self.operations }.floor(ceiling)
     }
 }
 
 /// What an operation cannot avoid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct Cost {
     pub bytes: u64,
     pub operations: u64,
 }
 
-impl Work {
+impl Cost {
     /// The least time that this machine needs for it, in seconds.
     pub fn floor(self, ceiling: &Ceiling) -> f64 {
-        let moving = self.bytes as f64 / ceiling.read_bandwidth;
-        let computing = self.operations as f64 / ceiling.arithmetic();
+        let (moving, computing) = self.seconds(ceiling);
         moving.max(computing)
+    }
+
+    /// The least seconds for moving the bytes, and for the operations.
+    fn seconds(self, ceiling: &Ceiling) -> (f64, f64) {
+        (self.bytes as f64 / ceiling.read_bandwidth, self.operations as f64 / ceiling.arithmetic())
     }
 }
 
@@ -186,7 +190,7 @@ impl Profile {
         self.steps.iter().map(|step| step.wall).sum::<f64>() / self.steps.len() as f64
     }
 
-    /// One row a name, the slowest first.
+    /// One row per name, the slowest first.
     pub fn rows(&self) -> Vec<Row> {
         let names = Operation::ALL.map(Operation::name).into_iter().chain([LAUNCH, READBACK]);
         let mut rows: Vec<Row> = names.filter_map(|name| self.row(name)).collect();
@@ -211,18 +215,17 @@ impl Profile {
         let (bytes, operations) = (per_step(|span| span.bytes), per_step(|span| span.operations));
         let floor = spans().map(|span| span.floor(&self.ceiling)).sum::<f64>() / steps as f64;
         let calls = count.div_ceil(steps);
-        let moving: f64 = bytes as f64 / self.ceiling.read_bandwidth;
-        let computing = operations as f64 / self.ceiling.arithmetic();
+        let (moving, computing) = Cost { bytes, operations }.seconds(&self.ceiling);
         let bound = match () {
             () if floor / (calls as f64) < LAUNCH_BOUND => Bound::Launch,
             () if moving >= computing => Bound::Memory,
             () => Bound::Compute,
         };
-        let of_step =
-            |step: &Step| step.spans.iter().filter(|span| span.name == name).map(|span| span.duration).sum::<f64>();
+        let of_step = |step: &TimedStep| {
+            step.spans.iter().filter(|span| span.name == name).map(|span| span.duration).sum::<f64>()
+        };
         let mut times: Vec<f64> = self.steps.iter().map(of_step).collect();
         times.sort_by(f64::total_cmp);
-        let percentile = |p: f64| times[((p * steps as f64).ceil() as usize).clamp(1, steps) - 1];
         let total = times.iter().sum::<f64>() / steps as f64;
         Some(Row {
             name: name.into(),
@@ -233,9 +236,15 @@ impl Profile {
             operations,
             floor,
             bound,
-            p50: percentile(0.5),
-            p95: percentile(0.95),
-            p99: percentile(0.99),
+            p50: percentile(&times, 0.5),
+            p95: percentile(&times, 0.95),
+            p99: percentile(&times, 0.99),
         })
     }
+}
+
+/// The percentile `p`, from 0 to 1, of at least one value in ascending order, by nearest rank.
+pub(crate) fn percentile(ascending: &[f64], p: f64) -> f64 {
+    let count = ascending.len();
+    ascending[((p * count as f64).ceil() as usize).clamp(1, count) - 1]
 }

@@ -12,8 +12,8 @@ use cubecl::profile::{ProfileDuration, ProfileTicks, TimingMethod};
 use cubecl::server::ProfileError;
 use phase2_forward::{ComputeDevice, Probe, Span};
 
-use crate::profile::{Clock, LAUNCH, READBACK, Step, TimedSpan};
-use crate::work::CostModel;
+use crate::cost::CostModel;
+use crate::profile::{Clock, LAUNCH, READBACK, TimedSpan, TimedStep};
 
 /// Records one step at a time.
 pub struct Recorder<'a> {
@@ -58,7 +58,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Ends the step that an engine has just computed, its outcomes being on the host.
-    pub fn finish(&mut self) -> (Step, Clock) {
+    pub fn finish(&mut self) -> (TimedStep, Clock) {
         let wall = self.begun.elapsed().as_secs_f64();
         self.timer.close();
 
@@ -83,7 +83,7 @@ impl<'a> Recorder<'a> {
         }
         let readback = (wall - timeline.last).max(0.0);
         timeline.spans.push(TimedSpan::overhead(READBACK, timeline.last, readback));
-        (Step { wall, spans: timeline.spans }, timeline.clock)
+        (TimedStep { wall, spans: timeline.spans }, timeline.clock)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use phase2_forward::{Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 
-use crate::profile::{Clock, Step, Workload};
+use crate::profile::{Clock, TimedStep, Workload};
 use crate::recorder::Recorder;
 
 /// A sequence of its own, beside those of a workload, which count from 0.
@@ -16,7 +16,7 @@ const BUSY: Duration = Duration::from_millis(300);
 /// Steps of the workload itself that are not recorded: kernels are compiled and weights paged in by the first.
 const WARM_UP: usize = 1;
 
-/// Computes `steps` steps of a workload, after one that is not recorded. `progress` hears how many steps are done.
+/// Computes `steps` steps of a workload, after one that is not recorded. `progress` is called with the number of steps done.
 ///
 /// # Errors
 /// A workload that the model's context or the engine's cache cannot hold, or a device that fails.
@@ -26,7 +26,7 @@ pub fn run(
     steps: usize,
     recorder: &mut Recorder<'_>,
     progress: &mut dyn FnMut(usize),
-) -> Result<(Vec<Step>, Clock), EngineError> {
+) -> Result<(Vec<TimedStep>, Clock), EngineError> {
     let vocab = engine.config().vocab;
     let (sequences, new, depth) = match workload {
         Workload::Decode { sequences, depth } => (sequences, 1, depth),

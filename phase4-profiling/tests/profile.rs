@@ -9,7 +9,7 @@ use phase2_forward::{
 };
 use phase3_kvcache::{CacheType, CachedEngine};
 use phase4_profiling::report::compare;
-use phase4_profiling::{Ceiling, Clock, CostModel, LAUNCH, Profile, READBACK, Recorder, Step, Workload, run};
+use phase4_profiling::{Ceiling, Clock, CostModel, LAUNCH, Profile, READBACK, Recorder, TimedStep, Workload, run};
 use synthetic::SyntheticModel;
 use tempfile::TempDir;
 
@@ -59,7 +59,7 @@ fn profile(checkpoint: &Checkpoint, engine: &mut dyn Inspect, device: &ComputeDe
 }
 
 /// The operations of a step, in order: every one in each layer, and the four outside.
-fn operations(step: &Step) -> Vec<(String, Option<usize>)> {
+fn operations(step: &TimedStep) -> Vec<(String, Option<usize>)> {
     let spans = step.spans.iter().filter(|span| span.name != LAUNCH && span.name != READBACK);
     spans.map(|span| (span.name.clone(), span.layer)).collect()
 }
@@ -119,7 +119,7 @@ fn spans_follow_each_other_and_explain_the_step() {
         assert!(end <= step.wall + 1e-9);
     }
     // Beside operations nothing but another process takes time, and not in every step.
-    let of_operations = |step: &Step| -> f64 {
+    let of_operations = |step: &TimedStep| -> f64 {
         let operations = step.spans.iter().filter(|span| span.name != READBACK);
         operations.map(|span| span.duration).sum::<f64>() / step.wall
     };

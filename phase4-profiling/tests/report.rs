@@ -4,7 +4,7 @@ mod sample;
 
 use phase2_forward::Operation;
 use phase4_profiling::report::{compare, flame, folded, html, table, trace};
-use phase4_profiling::{Ceiling, Clock, LAUNCH, Profile, READBACK, Step, TimedSpan, Workload};
+use phase4_profiling::{Ceiling, Clock, LAUNCH, Profile, READBACK, TimedSpan, TimedStep, Workload};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -241,7 +241,7 @@ prop_compose! {
         let ceiling = Ceiling {
             read_bandwidth, f32_rate, packed_rate, machine: machine.clone(), device: device.clone(), date: date.clone(),
         };
-        let steps = steps.into_iter().map(|(wall, spans)| Step { wall, spans }).collect();
+        let steps = steps.into_iter().map(|(wall, spans)| TimedStep { wall, spans }).collect();
         Profile { model, device, machine, date, phase, workload, clock, ceiling, steps }
     }
 }

@@ -11,7 +11,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase3_kvcache::CacheType;
-use phase4_profiling::{Ceiling, CostModel, Work, ceiling};
+use phase4_profiling::{Ceiling, Cost, CostModel, ceiling};
 use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
 use synthetic::SyntheticModel;
@@ -87,7 +87,7 @@ fn measure(
 ) -> Result<(), GpuError> {
     let work = case.span.map(|span| costs.of(span));
     let mut group = c.benchmark_group(case.operation);
-    if let Some(Work { bytes, .. }) = work {
+    if let Some(Cost { bytes, .. }) = work {
         group.throughput(Throughput::Bytes(bytes));
     }
     // Stays infinite for a case that the command line leaves out.

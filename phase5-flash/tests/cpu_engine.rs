@@ -5,7 +5,7 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use gptoss_reference::{Check, Limit};
+use gptoss_reference::{Check, Limit, test_seed};
 use phase1_loading::{Checkpoint, DenseFormat, Format};
 use phase2_forward::{
     BadRequest, ComputeDevice, Draw, Engine, EngineError, GptOss, HostDraw, Inspect, Operation, Outcome, Probe,
@@ -101,7 +101,7 @@ proptest! {
 #[test]
 fn a_released_sequence_leaves_nothing_behind() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     for kv in CacheType::ALL {
         let options = CpuOptions { threads: Some(2), kv: Some(kv), ..CpuOptions::default() };
         let sequence = vec![(0..150).map(|i| i * 13 % 1000).collect::<Vec<u32>>()];
@@ -237,18 +237,14 @@ fn a_trained_model_says_the_same_with_a_shortlist() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
     let (mut listed, mut stepped) = (cpu(&path, CpuOptions::default()), cpu(&path, CpuOptions::default()));
     let vocab = listed.config().vocab as u32;
+    let seed = test_seed() as u32;
     for sequence in 0..6 {
-        let mut fed = (std::process::id() + 1).wrapping_mul(2_654_435_761u32.wrapping_mul(sequence + 1)) % vocab;
+        let mut fed = seed.wrapping_add(1).wrapping_mul(2_654_435_761u32.wrapping_mul(sequence + 1)) % vocab;
         let heard = decode(&mut listed, &[(sequence.into(), fed)], &[Draw::GREEDY], 300);
         for (place, token) in ids(&heard).concat().into_iter().enumerate() {
             let logits = last_logits(&mut stepped, sequence.into(), &[fed]);
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(
-                logits[token as usize],
-                largest,
-                "process {}, sequence {sequence}, token {place}",
-                std::process::id()
-            );
+            assert_eq!(logits[token as usize], largest, "sequence {sequence}, token {place}");
             fed = token;
         }
     }
@@ -257,7 +253,7 @@ fn a_trained_model_says_the_same_with_a_shortlist() {
 #[test]
 fn a_full_context_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let mut checkpoint = Checkpoint::open(&path).expect("opens");
     let context = 50;
     checkpoint.config.context_length = context;
@@ -275,7 +271,7 @@ const PAGE: u64 = 2 * 2 * 2 * 64 * 32 * 4;
 #[test]
 fn pages_are_shared_and_given_back() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let options = CpuOptions { exact: true, kv_bytes: Some(20 * PAGE), ..CpuOptions::default() };
     let mut engine = cpu(&path, options);
     assert_eq!(engine.capacity().pages_total, 20);
@@ -288,7 +284,7 @@ fn nan_stays_in_its_sequence() {
     let path = directory.path().join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");
     let model = SyntheticModel { layers: 3, experts: 4, experts_per_token: 4, ..nano };
-    model.write(&path, std::process::id().into(), &mut |_, _| ()).expect("written");
+    model.write(&path, test_seed(), &mut |_, _| ()).expect("written");
     let mut spoilt = Checkpoint::open(&path).expect("opens");
     common::spoil(&mut spoilt);
     for exact in [false, true] {
@@ -337,7 +333,7 @@ fn an_engine_moves_between_threads() {
 #[test]
 fn a_damaged_head_is_noticed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let head = Checkpoint::open(&path).expect("opens").tensor("output.weight").packed_as(Format::Q8_0, 0..1).to_vec();
     let mut file = std::fs::read(&path).expect("reads");
     let place = file.windows(head.len()).position(|bytes| bytes == head).expect("the head's first row is in the file");
@@ -358,7 +354,7 @@ fn a_damaged_head_is_noticed() {
 #[test]
 fn a_q8_0_cache_is_half_of_an_f16_one() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let tokens: Vec<u32> = (0..200).collect();
     let bytes = |kv| -> usize {
         let mut engine = cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
@@ -373,7 +369,7 @@ fn a_q8_0_cache_is_half_of_an_f16_one() {
 #[test]
 fn what_another_engine_saved_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let with = |kv| cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
     let (mut engine, mut other) = (with(CacheType::F16), phase3(&path));
     let work = [Work::tokens(0, &[1, 2, 3], Want::Nothing)];
@@ -396,8 +392,9 @@ fn what_another_engine_saved_is_refused() {
 #[test]
 fn the_cache_holds_the_window() {
     let directory = tempfile::tempdir().expect("a temporary directory");
+    let seed = test_seed();
     for window in [1, 12, 64] {
-        let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, window, 4);
+        let path = model(directory.path(), seed, DenseFormat::Q8_0, window, 4);
         let mut engine = cpu(&path, CpuOptions::default());
         for length in 1..200 {
             engine.step(&[Work::tokens(0, &[length as u32], Want::Nothing)]).expect("a step");
@@ -411,7 +408,7 @@ fn the_cache_holds_the_window() {
 #[test]
 fn logits_are_those_asked_for() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), std::process::id().into(), DenseFormat::Q8_0, 20, 4);
+    let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let mut engine = cpu(&path, CpuOptions::default());
     let vocab = engine.config().vocab;
     let work = [

@@ -5,18 +5,16 @@ use std::path::Path;
 
 use phase1_loading::write::{SpecialTokens, TensorPlan};
 use phase1_loading::{AttentionKind, Format, GptOssConfig, YarnRamp, write_whole};
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use crate::SyntheticModel;
 use crate::vocabulary::Vocabulary;
-use crate::{SyntheticModel, weights};
+use crate::weights::{write_pieces, write_random};
 
 /// Bytes of tensors in one file.
 const SHARD: u64 = 4 << 30;
-/// Random bytes drawn at a time.
-const PIECE: usize = 1 << 20;
 
 /// A tensor of the folder.
 struct Item {
@@ -155,34 +153,25 @@ fn write_header(out: &mut impl Write, items: &[Item]) -> io::Result<()> {
 fn write_item(
     out: &mut BufWriter<std::fs::File>,
     item: &Item,
-    (seed, stream): (u64, u64),
+    stream: (u64, u64),
     wrote: &mut dyn FnMut(u64),
 ) -> io::Result<()> {
     let base = match item.content {
         Content::Like(name) => {
             let plan = TensorPlan { name: name.into(), format: Format::BF16, shape: item.shape.clone() };
-            return weights::write_random(out, &plan, (seed, stream), 0, wrote);
+            return write_random(out, &plan, stream, 0, wrote);
         }
         Content::Codes => None,
         Content::Scales(base) => Some(base),
     };
-    let total = item.bytes() as usize;
-    let mut buffer = vec![0; total.min(32 * PIECE)];
-    for start in (0..total).step_by(32 * PIECE) {
-        let bytes = &mut buffer[..(total - start).min(32 * PIECE)];
-        bytes.par_chunks_mut(PIECE).enumerate().for_each(|(index, bytes)| {
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
-            random.set_stream(stream << 32 | (start / PIECE + index) as u64);
-            random.fill_bytes(bytes);
-            if let Some(base) = base {
-                // Two neighbouring scales, so that a reader that ignores them is caught.
-                bytes.iter_mut().for_each(|scale| *scale = base - (*scale & 1));
-            }
-        });
-        out.write_all(bytes)?;
-        wrote(bytes.len() as u64);
-    }
-    Ok(())
+    let fill = |random: &mut ChaCha8Rng, bytes: &mut [u8]| {
+        random.fill_bytes(bytes);
+        if let Some(base) = base {
+            // Two neighbouring scales, so that a reader that ignores them is caught.
+            bytes.iter_mut().for_each(|scale| *scale = base - (*scale & 1));
+        }
+    };
+    write_pieces(out, item.bytes() as usize, 1, stream, fill, wrote)
 }
 
 fn write_json(path: &Path, value: &Value) -> io::Result<()> {

@@ -18,14 +18,28 @@ const PIECES: usize = 32;
 pub(crate) fn write_random(
     out: &mut impl Write,
     plan: &TensorPlan,
-    (seed, tensor): (u64, u64),
+    stream: (u64, u64),
     padding: u64,
     wrote: &mut dyn FnMut(u64),
 ) -> io::Result<()> {
     let distribution = Distribution::of(plan);
-    let block = plan.format.block_bytes();
+    let fill = |random: &mut ChaCha8Rng, bytes: &mut [u8]| distribution.fill(random, plan.format, bytes);
+    write_pieces(out, plan.bytes() as usize, plan.format.block_bytes(), stream, fill, wrote)?;
+    out.write_all(&vec![0; padding as usize])?;
+    wrote(padding);
+    Ok(())
+}
+
+/// Writes `total` bytes, in pieces of whole blocks that `fill` fills in parallel, each from a random stream of its own.
+pub(crate) fn write_pieces(
+    out: &mut impl Write,
+    total: usize,
+    block: usize,
+    (seed, tensor): (u64, u64),
+    fill: impl Fn(&mut ChaCha8Rng, &mut [u8]) + Sync,
+    wrote: &mut dyn FnMut(u64),
+) -> io::Result<()> {
     let piece = PIECE / block * block;
-    let total = plan.bytes() as usize;
     let mut buffer = vec![0; total.min(PIECES * piece)];
     for start in (0..total).step_by(PIECES * piece) {
         let len = (total - start).min(PIECES * piece);
@@ -34,13 +48,11 @@ pub(crate) fn write_random(
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             let piece_number = (start / piece + index) as u64;
             random.set_stream(tensor << 32 | piece_number);
-            distribution.fill(&mut random, plan.format, bytes);
+            fill(&mut random, bytes);
         });
         out.write_all(bytes)?;
         wrote(len as u64);
     }
-    out.write_all(&vec![0; padding as usize])?;
-    wrote(padding);
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::f64::consts::{LN_2, LOG2_E};
 
-use super::{Sampling, argmax};
+use super::Sampling;
 
 /// By token its probability relative to the most likely one's, which is exactly 1; 0 if it is not to be drawn. Reused.
 #[derive(Clone, Debug, Default)]
@@ -13,8 +13,8 @@ pub(super) struct Weights(Vec<f64>);
 
 impl Weights {
     /// The first token, in the order of the vocabulary, at which the sum of the filtered probabilities exceeds `number`, which lies
-    /// in [0, 1).
-    pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, number: f32) -> u32 {
+    /// in [0, 1); `None` if no logit is above -inf.
+    pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, number: f32) -> Option<u32> {
         let &Sampling { temperature, top_k, top_p, min_p } = sampling;
         let weights = &mut self.0;
         let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));
@@ -38,8 +38,7 @@ impl Weights {
             cumulative += weight;
             drawn < cumulative
         });
-        // Only a row without candidates has no hit.
-        hit.map_or_else(|| argmax(logits), |token| token as u32)
+        hit.map(|token| token as u32)
     }
 }
 

@@ -1,12 +1,12 @@
 //! Small random models, new in every run.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use gptoss_reference::test_seed;
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, GptOss};
-use proptest::prelude::ProptestConfig;
-use proptest::test_runner::RngSeed;
 use synthetic::SyntheticModel;
 
 /// Positions that a sliding layer keeps: few enough that its ring wraps several times.
@@ -15,6 +15,11 @@ pub const WINDOW: usize = 12;
 pub fn checkpoint() -> Checkpoint {
     static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = FILE.get_or_init(|| written(WINDOW));
+    // A failed test shows its own output alone.
+    thread_local!(static SAID: Cell<bool> = const { Cell::new(false) });
+    if !SAID.replace(true) {
+        println!("{}", weights());
+    }
     Checkpoint::open(path).expect("opens")
 }
 
@@ -36,17 +41,15 @@ fn write(path: &Path, window: usize) {
     model.write(path, seed(), &mut |_, _| ()).expect("written");
 }
 
-/// The seed of all weights: `PROPTEST_RNG_SEED`, or a new one in every run.
+/// The seed of all weights.
 fn seed() -> u64 {
-    match ProptestConfig::default().rng_seed {
-        RngSeed::Fixed(seed) => seed,
-        RngSeed::Random => std::process::id().into(),
-    }
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(test_seed)
 }
 
 /// What a failure says about the weights.
 pub fn weights() -> String {
-    format!("weights of PROPTEST_RNG_SEED={}", seed())
+    format!("weights of TEST_SEED={}", seed())
 }
 
 pub fn load(checkpoint: &Checkpoint) -> GptOss {

@@ -1,5 +1,8 @@
 //! What the CPU's cores reach together: reading a buffer larger than any cache, and multiply-adds that stay in registers.
 
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use std::hint::black_box;
 use std::thread::{available_parallelism, scope};
 use std::time::Instant;
@@ -11,7 +14,7 @@ const PASSES: usize = 5;
 /// Rounds of the arithmetic loops: some tenths of a second.
 const ROUNDS: usize = 20_000_000;
 
-/// Bytes a second of all threads together.
+/// Bytes per second of all threads together.
 pub fn read_bandwidth() -> f64 {
     let threads = threads();
     let buffers: Vec<Vec<u64>> = (0..threads).map(|_| resident_buffer()).collect();
@@ -25,12 +28,12 @@ pub fn read_bandwidth() -> f64 {
     (threads * WORDS * size_of::<u64>()) as f64 / fastest
 }
 
-/// f32 operations a second of all threads together, a multiply-add being two.
+/// f32 operations per second of all threads together, a multiply-add being two.
 pub fn f32_rate() -> f64 {
     rate(f32_loop())
 }
 
-/// Operations a second of 8-bit dot products accumulated in 32 bits, a multiply-add being two.
+/// Operations per second of 8-bit dot products accumulated in 32 bits, a multiply-add being two.
 pub fn packed_rate() -> f64 {
     rate(packed_loop())
 }
@@ -92,11 +95,11 @@ const CHAINS: usize = 12;
 fn f32_loop() -> Loop {
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: the feature was just detected.
-        return Loop { run: |rounds| unsafe { x86::f32_512(rounds) }, operations: CHAINS * 16 * 2 };
+        return Loop { run: |rounds| unsafe { x86::f32_512::<CHAINS>(rounds) }, operations: CHAINS * 16 * 2 };
     }
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         // SAFETY: the features were just detected.
-        return Loop { run: |rounds| unsafe { x86::f32_256(rounds) }, operations: CHAINS * 8 * 2 };
+        return Loop { run: |rounds| unsafe { x86::f32_256::<CHAINS>(rounds) }, operations: CHAINS * 8 * 2 };
     }
     Loop { run: f32_portable, operations: CHAINS * 4 * 2 }
 }
@@ -105,11 +108,11 @@ fn f32_loop() -> Loop {
 fn packed_loop() -> Loop {
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
         // SAFETY: the features were just detected.
-        return Loop { run: |rounds| unsafe { x86::packed_512(rounds) }, operations: CHAINS * 64 * 2 };
+        return Loop { run: |rounds| unsafe { x86::packed_512::<CHAINS>(rounds) }, operations: CHAINS * 64 * 2 };
     }
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the feature was just detected.
-        return Loop { run: |rounds| unsafe { x86::packed_256(rounds) }, operations: CHAINS * 32 * 2 };
+        return Loop { run: |rounds| unsafe { x86::packed_256::<CHAINS>(rounds) }, operations: CHAINS * 32 * 2 };
     }
     Loop { run: packed_portable, operations: CHAINS * 4 * 2 }
 }
@@ -148,62 +151,4 @@ fn packed_portable(rounds: usize) {
         }
     }
     black_box(sums);
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
-
-    use super::CHAINS;
-
-    #[target_feature(enable = "avx512f")]
-    pub fn f32_512(rounds: usize) {
-        let factor = black_box(_mm512_set1_ps(0.999));
-        let mut sums = [factor; CHAINS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(*sum, factor, factor);
-            }
-        }
-        black_box(sums);
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn f32_256(rounds: usize) {
-        let factor = black_box(_mm256_set1_ps(0.999));
-        let mut sums = [factor; CHAINS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(*sum, factor, factor);
-            }
-        }
-        black_box(sums);
-    }
-
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    pub fn packed_512(rounds: usize) {
-        let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
-        let mut sums = [_mm512_setzero_si512(); CHAINS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_dpbusd_epi32(*sum, a, b);
-            }
-        }
-        black_box(sums);
-    }
-
-    #[target_feature(enable = "avx2")]
-    pub fn packed_256(rounds: usize) {
-        let (a, b, ones) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)), _mm256_set1_epi16(1));
-        let mut sums = [a; CHAINS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                // The sum takes part in the product, else the product would be the same in every round.
-                let pairs = _mm256_maddubs_epi16(a, _mm256_xor_si256(b, *sum));
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
-            }
-        }
-        black_box(sums);
-    }
 }

@@ -86,7 +86,7 @@ fn kept(device: &ComputeDevice) -> Option<Ceiling> {
     (ceiling.machine == machine() && ceiling.device == device.name).then_some(ceiling)
 }
 
-/// One file a device, in the user's cache directory.
+/// One file per device, in the user's cache directory.
 fn path(device: &ComputeDevice) -> Option<PathBuf> {
     let name: String = device.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     Some(cache_directory()?.join(format!("ceiling-{name}.json")))

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::lanes::lanes;
 use super::table::diagnoses;
-use crate::{Ceiling, Profile, Row, Step, TimedSpan};
+use crate::{Ceiling, Profile, Row, TimedSpan, TimedStep};
 
 const PAGE: &str = include_str!("page.html");
 /// Where the page holds its data.
@@ -76,7 +76,7 @@ struct DrawnSpan<'a> {
 }
 
 impl<'a> DrawnStep<'a> {
-    fn of(step: &'a Step, ceiling: &Ceiling) -> DrawnStep<'a> {
+    fn of(step: &'a TimedStep, ceiling: &Ceiling) -> DrawnStep<'a> {
         let lanes = lanes(step).into_iter().map(|lane| DrawnLane {
             layer: lane.layer,
             start: lane.start(),

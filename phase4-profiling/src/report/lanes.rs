@@ -1,6 +1,6 @@
 //! Which spans of a step belong together: those of a layer, and those between, before and after the layers.
 
-use crate::{LAUNCH, READBACK, Step, TimedSpan};
+use crate::{LAUNCH, READBACK, TimedSpan, TimedStep};
 
 /// Spans that follow one another and belong to one layer, or to none.
 pub struct Lane<'a> {
@@ -26,7 +26,7 @@ pub fn is_overhead(name: &str) -> bool {
 }
 
 /// A step's spans, cut where the layer changes. Overhead goes with the operation that waited for it, at the end with the last.
-pub fn lanes(step: &Step) -> Vec<Lane<'_>> {
+pub fn lanes(step: &TimedStep) -> Vec<Lane<'_>> {
     let mut starts: Vec<(Option<usize>, usize)> = Vec::new();
     let mut after_operation = 0;
     for (index, span) in step.spans.iter().enumerate().filter(|(_, span)| !is_overhead(&span.name)) {

@@ -2,6 +2,7 @@
 
 use super::lanes::is_overhead;
 use super::text::{NONE, columns, decimals, fixed, percent, plain, significant};
+use crate::profile::percentile;
 use crate::{Bound, Ceiling, LAUNCH, Profile, READBACK, Row};
 
 /// How many bottlenecks are named.
@@ -18,7 +19,7 @@ pub fn table(profile: &Profile) -> String {
     format!("{head}\n{}{separator}{diagnoses}", columns(&cells(profile)))
 }
 
-/// One line a bottleneck, the greatest gain first: what holds it, and what the step would take at its floor.
+/// One line per bottleneck, the greatest gain first: what holds it, and what the step would take at its floor.
 pub fn diagnoses(profile: &Profile) -> Vec<String> {
     let wall = profile.wall();
     let mut rows: Vec<Row> = profile.rows();
@@ -131,7 +132,6 @@ fn cells(profile: &Profile) -> Vec<Vec<String>> {
 fn step(profile: &Profile, rows: &[Row]) -> Row {
     let mut times: Vec<f64> = profile.steps.iter().map(|step| step.wall).collect();
     times.sort_by(f64::total_cmp);
-    let percentile = |p: f64| times[((p * times.len() as f64).ceil() as usize).clamp(1, times.len()) - 1];
     Row {
         name: "step".into(),
         calls: rows.iter().filter(|row| !is_overhead(&row.name)).map(|row| row.calls).sum(),
@@ -141,9 +141,9 @@ fn step(profile: &Profile, rows: &[Row]) -> Row {
         operations: rows.iter().fold(0, |sum: u64, row| sum.saturating_add(row.operations)),
         floor: rows.iter().map(|row| row.floor).sum(),
         bound: Bound::Memory,
-        p50: percentile(0.5),
-        p95: percentile(0.95),
-        p99: percentile(0.99),
+        p50: percentile(&times, 0.5),
+        p95: percentile(&times, 0.95),
+        p99: percentile(&times, 0.99),
     }
 }
 

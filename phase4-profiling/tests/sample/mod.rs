@@ -1,6 +1,6 @@
 //! Profiles as a model of gpt-oss-20b's shape would give them, made up but reproducible.
 
-use phase4_profiling::{Ceiling, Clock, LAUNCH, Profile, READBACK, Step, TimedSpan, Workload};
+use phase4_profiling::{Ceiling, Clock, LAUNCH, Profile, READBACK, TimedSpan, TimedStep, Workload};
 
 const LAYERS: usize = 24;
 const HIDDEN: u64 = 2880;
@@ -74,7 +74,7 @@ fn profile(machine: &Machine, workload: Workload, steps: usize) -> Profile {
     Profile { model, device, machine: name, date, phase: 3, workload, clock, ceiling, steps }
 }
 
-fn step(machine: &Machine, ceiling: &Ceiling, workload: Workload, random: &mut Random) -> Step {
+fn step(machine: &Machine, ceiling: &Ceiling, workload: Workload, random: &mut Random) -> TimedStep {
     let (tokens, earlier) = match workload {
         Workload::Decode { depth, sequences } => (sequences, depth),
         Workload::Prefill { tokens } => (tokens, 0),
@@ -128,7 +128,7 @@ fn step(machine: &Machine, ceiling: &Ceiling, workload: Workload, random: &mut R
         spans.push(TimedSpan::overhead(READBACK, now, machine.readback));
         now += machine.readback;
     }
-    Step { wall: now + 30e-6, spans }
+    TimedStep { wall: now + 30e-6, spans }
 }
 
 /// Numbers that look random and are the same every time (xorshift).

@@ -7,7 +7,7 @@ use phase3_kvcache::CacheType;
 use phase5_flash::cpu::Isa;
 use phase5_flash::{CpuEngine, CpuOptions};
 
-use crate::Checks;
+use crate::checks::{Checks, open};
 use crate::kv_cache::{CHUNKS, check_chunked, check_engine};
 
 /// What 16-bit activations and a rounded cache may cost, in shares of the logits' deviation.
@@ -21,7 +21,7 @@ const ROUNDED_TO_8_BITS: Limit = Limit { rms: 1e-1, max: 1.0 };
 /// # Errors
 /// A model or golden that cannot be read.
 pub fn run(case: &Case, ramp: YarnRamp) -> Checks {
-    let checkpoint = crate::open(&case.model(), ramp)?;
+    let checkpoint = open(&case.model(), ramp)?;
     let mut checks = Vec::new();
     for isa in Isa::all() {
         // Three threads on any machine: more than one, and no divisor of anything.

@@ -5,7 +5,7 @@ use phase1_loading::YarnRamp;
 use phase2_forward::{ComputeDevice, Engine};
 use phase5_flash::gpu::{GpuEngine, Options, Tiles};
 
-use crate::Checks;
+use crate::checks::{Checks, open};
 use crate::forward::check_values;
 use crate::kv_cache::{CHUNKS, check_chunked, check_engine};
 
@@ -19,7 +19,7 @@ const HALVES: Limit = Limit { rms: 5e-3, max: 5e-2 };
 /// # Errors
 /// A model or golden that cannot be read, or a device that fails.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
-    let checkpoint = crate::open(&case.model(), ramp)?;
+    let checkpoint = open(&case.model(), ramp)?;
     let load = |options| GpuEngine::load(&checkpoint, device, options, &mut |_, _| ());
     let mut engine = load(Options { exact: true, ..Options::default() })?;
     let mut checks = check_engine(case, ramp, &mut engine, &checkpoint)?;

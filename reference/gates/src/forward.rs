@@ -6,7 +6,7 @@ use gptoss_reference::{Case, Check, Folder, Golden, Limit};
 use phase1_loading::{GptOssConfig, YarnRamp, convert};
 use phase2_forward::{ComputeDevice, Dump, Engine, GptOss, Inspect, RecomputeEngine, Want, Work, argmax};
 
-use crate::Checks;
+use crate::checks::{Checks, open};
 
 /// Router logits this close are level at least: rounding may choose either.
 const LEVEL: f32 = 1e-4;
@@ -16,7 +16,7 @@ const LEVEL: f32 = 1e-4;
 /// # Errors
 /// A model or golden that cannot be read.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
-    let checkpoint = crate::open(&case.model(), ramp)?;
+    let checkpoint = open(&case.model(), ramp)?;
     let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
     check_forward(case, ramp, &mut RecomputeEngine::new(model))
 }
@@ -29,11 +29,11 @@ pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
 pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scratch: &Path) -> Checks {
     let golden = folder.golden()?;
     let (tokens, expected) = (golden.u32s("tokens")?, golden.f32s(&format!("logits.{}", ramp.name()))?);
-    let mut checkpoints = vec![("folder", crate::open(&folder.path, ramp)?)];
+    let mut checkpoints = vec![("folder", open(&folder.path, ramp)?)];
     if folder.name == "hf" {
         let converted = scratch.join("converted.gguf");
         convert(&checkpoints[0].1, &converted, None, &mut |_, _| ())?;
-        checkpoints.push(("converted to GGUF", crate::open(&converted, ramp)?));
+        checkpoints.push(("converted to GGUF", open(&converted, ramp)?));
     }
     let mut checks = Vec::new();
     for (what, checkpoint) in checkpoints {

@@ -8,7 +8,7 @@ use phase1_loading::{Checkpoint, YarnRamp};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect};
 use phase3_kvcache::{CachedEngine, GenerationParams, ReadCache, generate};
 
-use crate::Checks;
+use crate::checks::{Checks, open};
 use crate::forward::check_forward;
 
 /// Chunk lengths to feed the golden tokens in: one by one, and two that divide neither window nor prompt.
@@ -19,7 +19,7 @@ pub const CHUNKS: [usize; 3] = [1, 5, 17];
 /// # Errors
 /// A model or golden that cannot be read.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
-    let checkpoint = crate::open(&case.model(), ramp)?;
+    let checkpoint = open(&case.model(), ramp)?;
     let mut engine = CachedEngine::new(GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?);
     check_engine(case, ramp, &mut engine, &checkpoint)
 }

@@ -1,25 +1,26 @@
 //! The gates: what each phase computes on the golden cases, compared with what MLX computes.
 //!
 //! One module per phase, two for phase 5. [`run`] takes a gate through all cases; `gptoss gates` and the tests call it or the
-//! modules. [`seam`] is a stress test, for which no golden is needed. No engine depends on this crate.
+//! modules. [`seam`] is a stress test and [`refusals`] a list of bad requests, for which no golden is needed. No engine depends on this
+//! crate.
 
+mod checks;
 pub mod flash_cpu;
 pub mod flash_gpu;
 pub mod forward;
 pub mod kv_cache;
 pub mod loading;
+pub mod refusals;
 pub mod seam;
 
 use std::error::Error;
 use std::path::Path;
 
+pub use checks::Checks;
 pub use gptoss_reference::Check;
 use gptoss_reference::{Case, Folder, GoldenError};
-use phase1_loading::{Checkpoint, LoadError, YarnRamp};
+use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
-
-/// What a gate found in one case.
-pub type Checks = Result<Vec<Check>, Box<dyn Error>>;
 
 /// The phases that have a gate, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,11 +108,4 @@ fn with_each_ramp(run: impl Fn(YarnRamp) -> Checks) -> Checks {
         checks.extend(run(ramp)?);
     }
     Ok(checks)
-}
-
-/// A checkpoint with this ramp in its configuration.
-fn open(path: &Path, ramp: YarnRamp) -> Result<Checkpoint, LoadError> {
-    let mut checkpoint = Checkpoint::open(path)?;
-    checkpoint.config.rope.ramp = ramp;
-    Ok(checkpoint)
 }

@@ -3,7 +3,7 @@
 use gptoss_reference::{Case, Check, Golden, GoldenError, Limit};
 use phase1_loading::{Checkpoint, HostTensor};
 
-use crate::Checks;
+use crate::checks::Checks;
 
 /// Compares samples and sums of every decoded tensor with the golden ones.
 ///

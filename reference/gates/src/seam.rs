@@ -75,9 +75,9 @@ struct Running {
 /// Steps whose outcomes are not collected, and whom they are of.
 type InFlight = VecDeque<(Ticket, Vec<SequenceId>)>;
 
-/// How often something happened that need not happen.
+/// How often each event happened that chance decides on.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Happened {
+pub struct Events {
     pub completed: usize,
     pub forked: usize,
     pub cut_back: usize,
@@ -87,8 +87,8 @@ pub struct Happened {
     pub full: usize,
 }
 
-impl AddAssign for Happened {
-    fn add_assign(&mut self, other: Happened) {
+impl AddAssign for Events {
+    fn add_assign(&mut self, other: Events) {
         self.completed += other.completed;
         self.forked += other.forked;
         self.cut_back += other.cut_back;
@@ -230,7 +230,7 @@ fn earlier(engine: &dyn Engine, running: &Running, random: &mut Random) -> Optio
 ///
 /// # Panics
 /// If a request gets a wrong token, or pages are not free in the end.
-pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, count: usize) -> Happened {
+pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, count: usize) -> Events {
     let mut random = Random::new(seed);
     let vocab = together.config().vocab;
     let pages = together.capacity().pages_free;
@@ -238,7 +238,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
     let mut running: Vec<Running> = Vec::new();
     let mut complete: Vec<(Request, Vec<DrawnToken>)> = Vec::new();
     let mut in_flight = InFlight::new();
-    let mut happened = Happened::default();
+    let mut happened = Events::default();
     let mut next: SequenceId = 1;
     let mut rounds = 0;
     while !waiting.is_empty() || !running.is_empty() || !in_flight.is_empty() {

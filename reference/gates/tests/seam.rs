@@ -1,7 +1,9 @@
-//! The seam under stress, on the engines of the CPU.
+//! The seam under stress and under bad requests, on the engines of the CPU.
 
 mod stressed;
 
+use gates::refusals::refuse_all;
+use gptoss_reference::Case;
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, RecomputeEngine};
 use phase5_flash::cpu::Isa;
@@ -47,5 +49,18 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
         let happened = run(4, 30, load, cached);
         assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{isa}: {happened:?}");
         assert!(happened.full > 0, "{isa}: {happened:?}");
+    }
+}
+
+#[test]
+fn bad_requests_are_refused() {
+    let checkpoint = Checkpoint::open(&Case::committed().remove(0).model()).expect("opens");
+    let sentences = refuse_all(&mut *recompute(&checkpoint));
+    insta::assert_snapshot!(sentences.join("\n"));
+    assert_eq!(refuse_all(&mut *cached(&checkpoint)), sentences);
+    for exact in [false, true] {
+        let options = CpuOptions { threads: Some(3), exact, ..CpuOptions::default() };
+        let mut flash = CpuEngine::load(&checkpoint, options).expect("loads");
+        assert_eq!(refuse_all(&mut flash), sentences);
     }
 }

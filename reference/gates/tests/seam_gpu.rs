@@ -1,7 +1,9 @@
-//! The seam under stress, on a GPU or on a software rasterizer.
+//! The seam under stress and under bad requests, on a GPU or on a software rasterizer.
 
 mod stressed;
 
+use gates::refusals::refuse_all;
+use gptoss_reference::Case;
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine};
 use phase5_flash::gpu::{GpuEngine, Options};
@@ -22,4 +24,15 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
     let happened = run(3, 20, load, cached);
     assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{}: {happened:?}", gpu.name);
     assert!(happened.full > 0, "{}: {happened:?}", gpu.name);
+}
+
+#[test]
+fn bad_requests_are_refused() {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    let checkpoint = Checkpoint::open(&Case::committed().remove(0).model()).expect("opens");
+    let options = Options { exact: true, ..Options::default() };
+    let mut engine = GpuEngine::load(&checkpoint, &gpu, options, &mut |_, _| ()).expect("loads");
+    let sentences = refuse_all(&mut engine);
+    // What a step holds is the one limit that the engines of the CPU do not have.
+    assert!(sentences.iter().any(|sentence| sentence.contains("this engine takes at most")), "{sentences:#?}");
 }

@@ -4,7 +4,7 @@ use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{Operation, Span};
 use phase3_kvcache::CacheType;
 
-use crate::profile::Work;
+use crate::profile::Cost;
 
 /// Bytes of an activation.
 const ACTIVATION: usize = 4;
@@ -61,51 +61,51 @@ impl CostModel {
         CostModel { head, ..self }
     }
 
-    /// The least work of `span`. Experts are taken to be chosen evenly.
-    pub fn of(&self, span: Span) -> Work {
+    /// The least cost of `span`. Experts are taken to be chosen evenly.
+    pub fn of(&self, span: Span) -> Cost {
         let config = &self.config;
         let Span { operation, layer, tokens, sequences, keys } = span;
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
         let chosen = config.experts_per_token;
         let weights = |part: fn(&LayerBytes) -> u64| layer.map_or(0, |number| part(&self.layers[number]));
-        // Activations in and out, in values a token.
+        // Activations in and out, in values per token.
         let moves = |weights: u64, values: usize| weights + (tokens * values * ACTIVATION) as u64;
         let macs = |a_token: usize| 2 * (tokens * a_token) as u64;
-        let work = |bytes, operations| Work { bytes, operations };
+        let cost = |bytes, operations| Cost { bytes, operations };
         match operation {
-            Operation::Mask => Work::default(),
-            Operation::Embed => work(moves(self.embedding_row * tokens as u64, hidden), 0),
+            Operation::Mask => Cost::default(),
+            Operation::Embed => cost(moves(self.embedding_row * tokens as u64, hidden), 0),
             Operation::AttentionNorm | Operation::MlpNorm | Operation::HeadNorm => {
-                work(moves((hidden * ACTIVATION) as u64, 2 * hidden), macs(2 * hidden))
+                cost(moves((hidden * ACTIVATION) as u64, 2 * hidden), macs(2 * hidden))
             }
-            Operation::Qkv => work(moves(weights(|l| l.qkv), hidden + q + 2 * kv), macs(hidden * (q + 2 * kv))),
-            Operation::Rope => work(moves(0, 2 * (q + kv)), macs((q + kv) * 3 / 2)),
-            Operation::CacheAppend => work((tokens * self.position_bytes()) as u64, 0),
+            Operation::Qkv => cost(moves(weights(|l| l.qkv), hidden + q + 2 * kv), macs(hidden * (q + 2 * kv))),
+            Operation::Rope => cost(moves(0, 2 * (q + kv)), macs((q + kv) * 3 / 2)),
+            Operation::CacheAppend => cost((tokens * self.position_bytes()) as u64, 0),
             Operation::Attention => {
                 let (touched, pairs) = self.visible(layer, tokens / sequences, keys);
                 let cache = (sequences * touched * self.position_bytes()) as u64;
-                work(moves(cache, 2 * q), 4 * sequences as u64 * pairs * q as u64)
+                cost(moves(cache, 2 * q), 4 * sequences as u64 * pairs * q as u64)
             }
-            Operation::AttentionOut => work(moves(weights(|l| l.out), q + 2 * hidden), macs(q * hidden)),
-            Operation::Router => work(moves(weights(|l| l.router), hidden + experts), macs(hidden * experts)),
+            Operation::AttentionOut => cost(moves(weights(|l| l.out), q + 2 * hidden), macs(q * hidden)),
+            Operation::Router => cost(moves(weights(|l| l.router), hidden + experts), macs(hidden * experts)),
             Operation::GateUp => {
                 let bytes = (weights(|l| l.gate_up) as f64 * self.experts_touched(tokens)) as u64;
-                work(moves(bytes, hidden + chosen * width), macs(chosen * 2 * hidden * width))
+                cost(moves(bytes, hidden + chosen * width), macs(chosen * 2 * hidden * width))
             }
             Operation::Down => {
                 let bytes = (weights(|l| l.down) as f64 * self.experts_touched(tokens)) as u64;
-                work(moves(bytes, chosen * width + 2 * hidden), macs(chosen * hidden * width))
+                cost(moves(bytes, chosen * width + 2 * hidden), macs(chosen * hidden * width))
             }
-            Operation::Head => work(moves(self.head, hidden + config.vocab), macs(hidden * config.vocab)),
+            Operation::Head => cost(moves(self.head, hidden + config.vocab), macs(hidden * config.vocab)),
         }
     }
 
-    /// The least work of a step in which each of `sequences` sequences of `depth` tokens gets `new` more, and the logits of the
+    /// The least cost of a step in which each of `sequences` sequences of `depth` tokens gets `new` more, and the logits of the
     /// last one are wanted: operation by operation, weights read once for all.
-    pub fn step(&self, sequences: usize, new: usize, depth: usize) -> Vec<Work> {
+    pub fn step(&self, sequences: usize, new: usize, depth: usize) -> Vec<Cost> {
         let tokens = sequences * new;
-        let work = |(operation, layer)| {
+        let cost = |(operation, layer)| {
             let keys = if operation == Operation::Attention { depth + new } else { 0 };
             let tokens = match operation {
                 Operation::HeadNorm | Operation::Head => sequences,
@@ -116,7 +116,7 @@ impl CostModel {
         let in_layers = Operation::ALL[2..12].iter();
         let inside = (0..self.layers.len()).flat_map(|layer| in_layers.clone().map(move |&op| (op, Some(layer))));
         let outside = [Operation::Embed, Operation::HeadNorm, Operation::Head].map(|operation| (operation, None));
-        inside.chain(outside).map(work).collect()
+        inside.chain(outside).map(cost).collect()
     }
 
     /// Bytes of the keys and values of one position in one layer.
