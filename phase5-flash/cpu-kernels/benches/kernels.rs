@@ -6,8 +6,8 @@
 use std::hint::black_box;
 
 use cpu_kernels::{
-    Bound, CacheFormat, CoarseInputs, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Screen,
-    Storage, TILE, attend, multiply_few, multiply_panel, multiply_strips, strip,
+    Blocks, Bound, CacheFormat, CoarseInputs, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries,
+    Screen, Storage, TILE, attend, multiply_few, multiply_panel, multiply_strips, strip,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -150,9 +150,10 @@ fn attention(c: &mut Criterion) {
                     Queries { q: &q, stride, sinks: &[0.0; HEADS], head_dim: DIM, count, start, window: usize::MAX };
                 let mut out = vec![0.0; q.len()];
                 let mut scratch = Vec::new();
-                let block = |i: usize| KeyBlock { format, head_dim: DIM, data: &blocks[i] };
+                let at = |i: usize| KeyBlock { format, head_dim: DIM, data: &blocks[i] };
+                let cached = Blocks { start: 0, count: blocks.len(), at: &at };
                 group.bench_function(BenchmarkId::new(format!("{format:?}"), isa), |bencher| {
-                    bencher.iter(|| attend(isa, &queries, 0, &block, blocks.len(), black_box(&mut out), &mut scratch));
+                    bencher.iter(|| attend(isa, &queries, &cached, black_box(&mut out), &mut scratch));
                 });
             }
         }

@@ -17,7 +17,7 @@ mod simd;
 mod strip;
 mod weights;
 
-pub use attention::{Queries, attend};
+pub use attention::{Blocks, Queries, attend, attend_share, merge_shares};
 pub use cache::{CacheFormat, KeyBlock, POSITIONS};
 pub use isa::Isa;
 pub use panel::{Panel, PanelFormat};
