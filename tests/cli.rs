@@ -399,7 +399,7 @@ fn the_memory_plan_names_the_cache_of_all_sequences() {
         let common = ["memory", "embedded", "--json", "--device", "cpu", "--kv", "f32", "--kv-memory"];
         json(&[&common[..], &[memory]].concat())["cache_at_most"].as_u64().expect("bytes")
     };
-    let page = 3 * 64 * 2 * 64 * 2 * 4;
+    let page: u64 = 3 * 64 * 2 * 64 * 2 * 4;
     assert_eq!([10 * page, 11 * page - 1].map(|bytes| most(&bytes.to_string())), [10 * page; 2]);
 }
 

@@ -129,7 +129,11 @@ impl Pages {
     pub fn count(context_length: usize, page: u64, given: Option<u64>, free: Option<u64>) -> usize {
         let held = |bytes: u64| usize::try_from(bytes / page.max(1)).unwrap_or(usize::MAX).min(u32::MAX as usize);
         let most = context_length.div_ceil(POSITIONS) + BESIDE_CONTEXT;
-        given.map_or_else(|| free.map_or(most, |free| held(free).min(most)), held)
+        match (given, free) {
+            (Some(given), _) => held(given),
+            (None, Some(free)) => held(free).min(most),
+            (None, None) => most,
+        }
     }
 
     pub fn total(&self) -> usize {

@@ -47,8 +47,8 @@ pub struct Blocks<'a, 'b> {
 
 /// Positions of a share.
 const SHARE: usize = 1024;
-/// To what scratch is aligned, in floats: a page, as cached blocks are. A load from these then has the low 12 bits of an address that
-/// was stored to just before as rarely as can be; processors take the two for the same at first, and wait.
+/// Floats to whose multiples scratch is aligned: 4 KB, as cached blocks are in the engine. Decoding loads from a block and stores into
+/// scratch at the same pace, and a load whose low 12 address bits are those of a recent store waits for it on Intel's processors.
 const ALIGNMENT: usize = 4096 / size_of::<f32>();
 
 impl Queries<'_> {

@@ -67,7 +67,7 @@ impl Forward {
         let q: &[f32] = q;
         let task_of = |task: usize| self.attention_task(cache, q, layer, parts, task);
         // Shares of a task lie together; each task has room for the most that one has.
-        let (mut most_shares, mut room) = (1, 0);
+        let (mut most_shares, mut room) = (1_usize, 0_usize);
         if tiles * kv_heads < self.pool.threads() {
             for tile in 0..tiles {
                 let queries = task_of(tile * kv_heads).queries;
