@@ -392,6 +392,17 @@ fn the_memory_plan_follows_the_cache() {
     assert_eq!((cache("f16") * 2, cache("q8_0") * 4), (cache("f32"), cache("f32")));
 }
 
+/// The cache of all sequences is what is given, in whole pages: of 64 positions in three pools, two heads of 64 values, keys and values.
+#[test]
+fn the_memory_plan_names_the_cache_of_all_sequences() {
+    let most = |memory: &str| {
+        let common = ["memory", "embedded", "--json", "--device", "cpu", "--kv", "f32", "--kv-memory"];
+        json(&[&common[..], &[memory]].concat())["cache_at_most"].as_u64().expect("bytes")
+    };
+    let page: u64 = 3 * 64 * 2 * 64 * 2 * 4;
+    assert_eq!([10 * page, 11 * page - 1].map(|bytes| most(&bytes.to_string())), [10 * page; 2]);
+}
+
 /// Stopped twice and gone on with, a text has the same tokens as in one go.
 #[test]
 fn a_session_goes_on() {

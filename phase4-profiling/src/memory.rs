@@ -47,6 +47,8 @@ pub struct Setting {
     pub cache: CacheType,
     /// Tokens of the one sequence.
     pub context: usize,
+    /// Bytes of the cache of all sequences, where the engine takes it as a whole when it starts; else it grows with the sequence.
+    pub pool: Option<u64>,
     /// New tokens of the largest step.
     pub chunk: usize,
     /// Bytes of the copy of the head from which the engine shortlists tokens.
@@ -91,7 +93,9 @@ impl MemoryPlan {
                 () => add("norms, biases, sinks".into(), computing, Stays::Always, 4 * elements),
             }
         }
-        if setting.phase > 2 {
+        if let Some(pool) = setting.pool {
+            add(format!("cache {}, all sequences", setting.cache), computing, Stays::Always, pool);
+        } else if setting.phase > 2 {
             let layout = CacheLayout::new(config, setting.cache);
             for kind in [AttentionKind::Full, AttentionKind::Sliding] {
                 let name = match kind {

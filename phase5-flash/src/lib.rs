@@ -5,3 +5,4 @@ pub mod gpu;
 mod pages;
 
 pub use cpu::{CpuEngine, CpuLoadError, CpuOptions};
+pub use pages::cache_bytes;

@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use phase1_loading::AttentionKind;
+use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::{EngineError, SequenceId};
+use phase3_kvcache::CacheType;
 
 /// Positions of a page.
 pub(crate) const POSITIONS: usize = 64;
@@ -20,6 +21,15 @@ const CLEARED_AHEAD: usize = 16;
 /// Pages that a pool has beside those of one context at most, unless its size is given: of many short sequences, or of what sliding
 /// layers hold of them.
 const BESIDE_CONTEXT: usize = 256;
+
+/// Bytes of the KV cache that an engine has for all sequences, on the CPU or a GPU: as many whole pages as the `given` bytes hold; if none
+/// are given, those of one context and some short sequences, as far as the `free` bytes hold them.
+pub fn cache_bytes(config: &GptOssConfig, kv: CacheType, given: Option<u64>, free: Option<u64>) -> u64 {
+    let full = config.attention.iter().filter(|&&kind| kind == AttentionKind::Full).count();
+    let pools = full.max(config.attention.len() - full);
+    let page = (pools * 2 * POSITIONS * config.kv_heads * kv.row_bytes(config.head_dim)) as u64;
+    Pages::count(config.context_length, page, given, free) as u64 * page
+}
 
 /// The pages of all sequences.
 #[derive(Debug)]
@@ -119,7 +129,11 @@ impl Pages {
     pub fn count(context_length: usize, page: u64, given: Option<u64>, free: Option<u64>) -> usize {
         let held = |bytes: u64| usize::try_from(bytes / page.max(1)).unwrap_or(usize::MAX).min(u32::MAX as usize);
         let most = context_length.div_ceil(POSITIONS) + BESIDE_CONTEXT;
-        given.map_or_else(|| free.map_or(most, |free| held(free).min(most)), held)
+        match (given, free) {
+            (Some(given), _) => held(given),
+            (None, Some(free)) => held(free).min(most),
+            (None, None) => most,
+        }
     }
 
     pub fn total(&self) -> usize {

@@ -265,6 +265,23 @@ fn a_full_context_is_refused() {
     assert!(matches!(refused, Err(EngineError::BadRequest(BadRequest::ContextExceeded { .. }))));
 }
 
+/// More threads than there are tasks share the keys of a long sequence, and nothing changes by that.
+#[test]
+fn threads_that_share_keys_change_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let nano = SyntheticModel::preset("nano").expect("a preset");
+    let model = SyntheticModel { layers: 2, heads: 4, kv_heads: 1, ..nano };
+    model.write(&path, 11, &mut |_, _| ()).expect("written");
+    let sequence = [(0..2100).map(|i| i * 13 % 1000).collect::<Vec<u32>>()];
+    // The last of these chunks is one token, with three shares of keys.
+    let [one, two] = [1, 2].map(|threads| {
+        let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
+        logits(&mut cpu(&path, options), &sequence, &[700, 700, 699, 1])
+    });
+    assert!(one == two, "other logits in two threads than in one");
+}
+
 /// Bytes of a page of [`model`] in f32: 64 keys and values of two heads of 32 in both of its pools.
 const PAGE: u64 = 2 * 2 * 2 * 64 * 32 * 4;
 

@@ -6,9 +6,10 @@ use anyhow::Result;
 use phase2_forward::{Draw, Engine, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
+use phase5_flash::cache_bytes;
 use serde_json::json;
 
-use crate::args::Memory;
+use crate::args::{EngineKind, Memory};
 use crate::commands::{print, size};
 use crate::session::{self, SEQUENCE, Session, prefill_chunk};
 
@@ -19,16 +20,25 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     let (kind, cache) = (args.engine.kind(), args.engine.cache_type(&device));
     let phase = kind.phase();
     let shortlist = session::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
+    let kv_memory = args.engine.fast.kv_memory;
+    let flash = kind == EngineKind::Flash;
+    // A GPU's memory is taken by weights first, and the cache takes nine tenths of what is left at most.
+    let left = device.memory.map(|bytes| bytes.saturating_sub(checkpoint.weight_bytes()) / 10 * 9);
+    let most = flash.then(|| cache_bytes(&checkpoint.config, cache, kv_memory, left));
     let setting = |on_gpu| Setting {
         phase,
         on_gpu,
         cache,
         context: args.context,
+        // On the CPU, memory comes with what is written.
+        pool: most.filter(|_| on_gpu),
         chunk,
         screen: if on_gpu { 0 } else { shortlist },
     };
     let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
-    let on_apple = MemoryPlan::new(&checkpoint, setting(true)).at(Place::Device);
+    // Unless it is told how much, the cache there takes what is left.
+    let given = kv_memory.filter(|_| flash);
+    let on_apple = MemoryPlan::new(&checkpoint, Setting { pool: given, ..setting(true) }).at(Place::Device);
 
     let before = Observed::now(&device.burn);
     let after = match args.observe {
@@ -42,6 +52,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     if args.json {
         let report = json!({
             "context": args.context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
+            "cache_at_most": most,
             "mapped": plan.at(Place::Mapped), "host": plan.at(Place::Host), "device_bytes": plan.at(Place::Device),
             "before": before, "after": after,
         });
@@ -56,6 +67,9 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         if plan.at(at) > 0 {
             text += &format!("  {:28} {:8} {:>10}\n", "all", place(at), size(plan.at(at)));
         }
+    }
+    if let Some(most) = most.filter(|_| device.is_cpu()) {
+        text += &format!("  {:28} {:8} {:>10}\n", "cache at most, as it is used", place(Place::Host), size(most));
     }
     if let Some(after) = after {
         text += &observed_text(&plan, &before, &after);

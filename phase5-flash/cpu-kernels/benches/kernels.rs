@@ -1,18 +1,34 @@
 //! Every kernel on every instruction set of this machine, one thread: bytes of weights or of cache a second, so that a figure
-//! can be held against the machine's bandwidth.
+//! can be held against the machine's bandwidth. And attention of a decoding step in all layers, in one thread and in all, by how the cache
+//! lies in memory: `cargo bench -p cpu-kernels -- decoding`.
 //!
 //! `cargo bench -p cpu-kernels`. Weights are read from a buffer far larger than the caches, another part of it each time.
 
 use std::hint::black_box;
+use std::num::NonZero;
+use std::thread::available_parallelism;
 
 use cpu_kernels::{
-    Bound, CacheFormat, CoarseInputs, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Queries, Screen,
-    Storage, TILE, attend, multiply_few, multiply_panel, multiply_strips, strip,
+    Blocks, Bound, CacheFormat, CoarseInputs, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Pool, Queries,
+    Screen, Shared, Storage, TILE, attend, attend_share, merge_shares, multiply_few, multiply_panel, multiply_strips,
+    strip,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
 
 const COLUMNS: usize = 2880;
 const BUFFER: usize = 256 << 20;
+
+/// Query heads of a key/value head, as gpt-oss-20b has them, their dimensions, its key/value heads and its full layers.
+const GROUP: usize = 8;
+const DIM: usize = 64;
+const KV_HEADS: usize = 8;
+const LAYERS: usize = 12;
+/// Cached positions, and their blocks.
+const DEPTH: usize = 4096;
+const BLOCKS: usize = DEPTH / POSITIONS;
 
 /// Bytes that are sane weights in every format: no exponent is extreme.
 fn buffer() -> Vec<u8> {
@@ -130,9 +146,6 @@ fn screens(c: &mut Criterion) {
 
 /// A key/value head with its 8 query heads over 4096 positions: one position, as in decoding, and 8, as in prefill.
 fn attention(c: &mut Criterion) {
-    const DIM: usize = 64;
-    const HEADS: usize = 8;
-    const DEPTH: usize = 4096;
     for count in [1, 8] {
         let mut group = c.benchmark_group(format!("attention of {count} positions to {DEPTH}"));
         for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
@@ -143,16 +156,17 @@ fn attention(c: &mut Criterion) {
             }
             group.throughput(Throughput::Bytes((blocks.len() * blocks[0].len()) as u64));
             for isa in Isa::all() {
-                let q = vec![0.1; count * HEADS * DIM];
+                let q = vec![0.1; count * GROUP * DIM];
                 let start = DEPTH - count;
-                let stride = HEADS * DIM;
+                let stride = GROUP * DIM;
                 let queries =
-                    Queries { q: &q, stride, sinks: &[0.0; HEADS], head_dim: DIM, count, start, window: usize::MAX };
+                    Queries { q: &q, stride, sinks: &[0.0; GROUP], head_dim: DIM, count, start, window: usize::MAX };
                 let mut out = vec![0.0; q.len()];
                 let mut scratch = Vec::new();
-                let block = |i: usize| KeyBlock { format, head_dim: DIM, data: &blocks[i] };
+                let at = |i: usize| KeyBlock { format, head_dim: DIM, data: &blocks[i] };
+                let cached = Blocks { start: 0, count: blocks.len(), at: &at };
                 group.bench_function(BenchmarkId::new(format!("{format:?}"), isa), |bencher| {
-                    bencher.iter(|| attend(isa, &queries, 0, &block, blocks.len(), black_box(&mut out), &mut scratch));
+                    bencher.iter(|| attend(isa, &queries, &cached, black_box(&mut out), &mut scratch));
                 });
             }
         }
@@ -160,5 +174,100 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, products, screens, attention);
+/// A way to lay out a layer's cache: the number of the block of each head among all of the layer.
+struct Layout {
+    name: &'static str,
+    huge_pages: bool,
+    place: fn(usize, usize) -> usize,
+}
+
+const LAYOUTS: [Layout; 4] = [
+    Layout { name: "each head in one stretch", huge_pages: true, place: |block, head| head * BLOCKS + block },
+    Layout { name: "pages in order", huge_pages: true, place: |block, head| block * KV_HEADS + head },
+    Layout { name: "pages anywhere", huge_pages: true, place: anywhere },
+    Layout { name: "pages anywhere, the system's pages small", huge_pages: false, place: anywhere },
+];
+
+/// Steps of 29 reach every one of 64 pages.
+fn anywhere(block: usize, head: usize) -> usize {
+    block * 29 % BLOCKS * KV_HEADS + head
+}
+
+/// A layer's cache, full.
+fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
+    let bytes = KeyBlock::bytes(format, DIM);
+    let mut memory = MmapMut::map_anon(KV_HEADS * BLOCKS * bytes).expect("memory");
+    // Advice may be refused.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(if layout.huge_pages { Advice::HugePage } else { Advice::NoHugePage });
+    for head in 0..KV_HEADS {
+        for position in 0..DEPTH {
+            let value: [f32; DIM] = std::array::from_fn(|d| ((position * 31 + d * 7 + head) % 23) as f32 / 23.0);
+            let start = (layout.place)(position / POSITIONS, head) * bytes;
+            KeyBlock::write(&mut memory[start..start + bytes], format, position % POSITIONS, &value, &value);
+        }
+    }
+    memory
+}
+
+/// Attention of one position in all full layers, as a step of decoding has it: more bytes than any cache holds. By layout and threads.
+fn decoding(c: &mut Criterion) {
+    let isa = Isa::best();
+    let mut thread_counts = vec![1, available_parallelism().map_or(1, NonZero::get)];
+    thread_counts.dedup();
+    for format in [CacheFormat::F32, CacheFormat::F16] {
+        let bytes = KeyBlock::bytes(format, DIM);
+        let mut group = c.benchmark_group(format!("decoding at depth {DEPTH}, {LAYERS} layers, {format:?}"));
+        group.throughput(Throughput::Bytes((LAYERS * KV_HEADS * BLOCKS * bytes) as u64)).sample_size(30);
+        for layout in &LAYOUTS {
+            let layers: Vec<MmapMut> = (0..LAYERS).map(|_| cached(layout, format)).collect();
+            for &threads in &thread_counts {
+                let pool = Pool::new(threads);
+                let q = vec![0.1; GROUP * DIM];
+                let queries = Queries {
+                    q: &q,
+                    stride: q.len(),
+                    sinks: &[0.0; GROUP],
+                    head_dim: DIM,
+                    count: 1,
+                    start: DEPTH - 1,
+                    window: usize::MAX,
+                };
+                let (shares, len) = (queries.shares(), queries.share_len());
+                let mut results = vec![0.0; KV_HEADS * shares * len];
+                let mut out = vec![0.0; KV_HEADS * q.len()];
+                let mut scratch = vec![Vec::new(); threads];
+                let mut layer = |memory: &MmapMut| {
+                    let (results, scratch) = (Shared::new(&mut results), Shared::new(&mut scratch));
+                    let all = Shared::new(&mut out);
+                    pool.run(KV_HEADS * shares, &|task, thread| {
+                        let (head, share) = (task / shares, task % shares);
+                        let at = |block: usize| {
+                            let start = (layout.place)(block, head) * bytes;
+                            KeyBlock { format, head_dim: DIM, data: &memory[start..start + bytes] }
+                        };
+                        let blocks = Blocks { start: 0, count: BLOCKS, at: &at };
+                        // SAFETY: a task's result and a thread's scratch are its own.
+                        let (result, own) = unsafe { (results.part(task * len, len), scratch.part(thread, 1)) };
+                        attend_share(isa, &queries, &blocks, share, result, &mut own[0]);
+                    });
+                    pool.run(KV_HEADS, &|head, _| {
+                        // SAFETY: a head's results are its task's.
+                        let (results, out) = unsafe {
+                            (results.part(head * shares * len, shares * len), all.part(head * q.len(), q.len()))
+                        };
+                        merge_shares(&queries, results, out);
+                    });
+                };
+                group.bench_function(BenchmarkId::new(layout.name, format!("{threads} threads")), |bencher| {
+                    bencher.iter(|| layers.iter().for_each(&mut layer));
+                });
+                black_box(&out);
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, products, screens, attention, decoding);
 criterion_main!(benches);

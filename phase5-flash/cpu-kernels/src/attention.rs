@@ -7,6 +7,10 @@
 //! before asks for it.
 //!
 //! The sink is a key without value: each row starts with its logit as the maximum and 1 as the sum.
+//!
+//! Many keys are cut into shares of 1024 positions, each with a maximum, a sum and a result of its own, which are then merged in order.
+//! Different threads may take them. Where a share begins depends on nothing but the position, so that a query's result is the same, to
+//! the bit, alone or among others and in one thread or in many.
 
 use crate::cache::{KeyBlock, POSITIONS, decode_keys, decode_values};
 use crate::isa::{Isa, Kernel};
@@ -31,36 +35,163 @@ pub struct Queries<'a> {
     pub window: usize,
 }
 
-/// Attends to the positions of `blocks`, the first of which begins at position `blocks_start`, a multiple of 64. Writes the
-/// result of head h of query i to `out[i · stride + h · head_dim..]`. `scratch` is reused from call to call.
+/// The blocks that hold what a key/value head has cached of a sequence.
+#[derive(Clone, Copy)]
+pub struct Blocks<'a, 'b> {
+    /// The position at which the first one begins, a multiple of 64.
+    pub start: usize,
+    pub count: usize,
+    /// By number, counted from the first one.
+    pub at: &'a dyn Fn(usize) -> KeyBlock<'b>,
+}
+
+/// Positions of a share.
+const SHARE: usize = 1024;
+/// Floats to whose multiples scratch is aligned: 4 KB, as cached blocks are in the engine. Decoding loads from a block and stores into
+/// scratch at the same pace, and a load whose low 12 address bits are those of a recent store waits for it on Intel's processors.
+const ALIGNMENT: usize = 4096 / size_of::<f32>();
+
+impl Queries<'_> {
+    /// Shares of the keys that these queries see. A window is a single one.
+    pub fn shares(&self) -> usize {
+        if self.window == usize::MAX { (self.start + self.count).div_ceil(SHARE) } else { 1 }
+    }
+
+    /// Floats of a share's result before it is merged.
+    pub fn share_len(&self) -> usize {
+        self.rows() * (self.head_dim + 2)
+    }
+
+    /// A row is one query head at one position.
+    fn rows(&self) -> usize {
+        self.count * self.sinks.len()
+    }
+
+    /// Floats that a share is computed in, beside its result.
+    fn scratch_len(&self) -> usize {
+        (2 * POSITIONS + self.rows()) * self.head_dim + MOST_ROWS * POSITIONS
+    }
+
+    /// Numbers of the first and the last block of a share, counted from `blocks_start`.
+    fn blocks_of(&self, share: usize, blocks_start: usize) -> (usize, usize) {
+        let (oldest, newest) = ((self.start + 1).saturating_sub(self.window), self.start + self.count - 1);
+        let (from, to) = match self.window == usize::MAX {
+            true => (share * SHARE, newest.min((share + 1) * SHARE - 1)),
+            false => (oldest, newest),
+        };
+        ((from - blocks_start) / POSITIONS, (to - blocks_start) / POSITIONS)
+    }
+}
+
+/// Attends to the cached positions. Writes the result of head h of query i to `out[i · stride + h · head_dim..]`. `scratch` is reused
+/// from call to call.
 ///
 /// # Panics
 /// If lengths do not fit, or the blocks do not hold every position that a query sees.
-pub fn attend<'a>(
+pub fn attend(isa: Isa, queries: &Queries<'_>, blocks: &Blocks<'_, '_>, out: &mut [f32], scratch: &mut Vec<f32>) {
+    let (own, share) = (queries.scratch_len(), queries.share_len());
+    let (scratch, shares) = aligned(scratch, own + 2 * share).split_at_mut(own);
+    let (total, next) = shares.split_at_mut(share);
+    compute_share(isa, queries, blocks, 0, total, scratch);
+    for number in 1..queries.shares() {
+        compute_share(isa, queries, blocks, number, next, scratch);
+        merge(queries, total, next);
+    }
+    finish(queries, total, out);
+}
+
+/// Attends to one share of the cached positions. `result` is [`Queries::share_len`] long, for [`merge_shares`].
+///
+/// # Panics
+/// As [`attend`], or if there is no such share.
+pub fn attend_share(
     isa: Isa,
     queries: &Queries<'_>,
-    blocks_start: usize,
-    block: &dyn Fn(usize) -> KeyBlock<'a>,
-    blocks: usize,
-    out: &mut [f32],
+    blocks: &Blocks<'_, '_>,
+    share: usize,
+    result: &mut [f32],
     scratch: &mut Vec<f32>,
+) {
+    compute_share(isa, queries, blocks, share, result, aligned(scratch, queries.scratch_len()));
+}
+
+/// Makes what [`attend`] writes of all shares' results, in order. `results` are overwritten.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn merge_shares(queries: &Queries<'_>, results: &mut [f32], out: &mut [f32]) {
+    let share = queries.share_len();
+    assert_eq!(results.len(), queries.shares() * share, "the results of all shares");
+    let (total, others) = results.split_at_mut(share);
+    for next in others.chunks_exact(share) {
+        merge(queries, total, next);
+    }
+    finish(queries, total, out);
+}
+
+/// `len` floats of a buffer that is made long enough.
+fn aligned(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len + ALIGNMENT {
+        scratch.resize(len + ALIGNMENT, 0.0);
+    }
+    let start = scratch.as_ptr().align_offset(ALIGNMENT * size_of::<f32>()).min(ALIGNMENT);
+    &mut scratch[start..start + len]
+}
+
+fn compute_share(
+    isa: Isa,
+    queries: &Queries<'_>,
+    blocks: &Blocks<'_, '_>,
+    share: usize,
+    result: &mut [f32],
+    scratch: &mut [f32],
 ) {
     let Queries { q, stride, sinks, head_dim, count, start, window } = *queries;
     assert!(count > 0 && window > 0 && !sinks.is_empty(), "something to attend with");
-    assert!(head_dim.is_multiple_of(LANES), "a head of {head_dim} is no multiple of {LANES}");
+    assert!(head_dim > 0 && head_dim.is_multiple_of(LANES), "a head of {head_dim} is no multiple of {LANES}");
     let width = sinks.len() * head_dim;
     assert!(width <= stride && q.len() >= (count - 1) * stride + width, "queries");
-    assert!(out.len() >= (count - 1) * stride + width, "room for the result");
-    assert!(blocks_start.is_multiple_of(POSITIONS), "blocks begin at multiples of {POSITIONS}");
+    assert!(blocks.start.is_multiple_of(POSITIONS), "blocks begin at multiples of {POSITIONS}");
     let oldest = (start + 1).saturating_sub(window);
-    assert!(blocks_start <= oldest && start + count <= blocks_start + blocks * POSITIONS, "every visible position");
-    let rows = count * sinks.len();
-    let needed = 2 * POSITIONS * head_dim + rows * (2 + 2 * head_dim) + MOST_ROWS * POSITIONS;
-    if scratch.len() < needed {
-        scratch.resize(needed, 0.0);
+    let end = blocks.start + blocks.count * POSITIONS;
+    assert!(blocks.start <= oldest && start + count <= end, "every visible position");
+    assert!(share < queries.shares(), "share {share} of {}", queries.shares());
+    assert!(result.len() == queries.share_len() && scratch.len() >= queries.scratch_len(), "room for a share");
+    // SAFETY: the lengths that the kernel asks for were just checked.
+    unsafe { isa.run(Attend { queries, blocks, share, result, scratch }) }
+}
+
+/// Adds a share's result to that of the shares before it.
+fn merge(queries: &Queries<'_>, total: &mut [f32], share: &[f32]) {
+    let (rows, head_dim) = (queries.rows(), queries.head_dim);
+    let (results, rest) = total.split_at_mut(rows * head_dim);
+    let (largest, sums) = rest.split_at_mut(rows);
+    let (more_results, rest) = share.split_at(rows * head_dim);
+    let (more_largest, more_sums) = rest.split_at(rows);
+    for row in 0..rows {
+        let most = largest[row].max(more_largest[row]);
+        let (kept, added) = ((largest[row] - most).exp(), (more_largest[row] - most).exp());
+        largest[row] = most;
+        sums[row] = sums[row] * kept + more_sums[row] * added;
+        let row = row * head_dim..(row + 1) * head_dim;
+        for (result, more) in results[row.clone()].iter_mut().zip(&more_results[row]) {
+            *result = *result * kept + more * added;
+        }
     }
-    // SAFETY: the lengths that the kernel asks for were just checked and made.
-    unsafe { isa.run(Attend { queries, blocks_start, block, out, scratch }) }
+}
+
+/// Divides results by their sums.
+fn finish(queries: &Queries<'_>, total: &[f32], out: &mut [f32]) {
+    let &Queries { stride, sinks, head_dim, .. } = queries;
+    let (rows, heads) = (queries.rows(), sinks.len());
+    let sums = &total[rows * (head_dim + 1)..];
+    for (row, results) in total[..rows * head_dim].chunks_exact(head_dim).enumerate() {
+        let factor = 1.0 / sums[row];
+        let out = &mut out[row / heads * stride + row % heads * head_dim..][..head_dim];
+        for (out, result) in out.iter_mut().zip(results) {
+            *out = result * factor;
+        }
+    }
 }
 
 /// Rows that go over a decoded block together.
@@ -68,13 +199,13 @@ const MOST_ROWS: usize = 8;
 
 struct Attend<'a, 'b> {
     queries: &'a Queries<'a>,
-    blocks_start: usize,
-    block: &'a dyn Fn(usize) -> KeyBlock<'b>,
-    out: &'a mut [f32],
+    blocks: &'a Blocks<'a, 'b>,
+    share: usize,
+    result: &'a mut [f32],
     scratch: &'a mut [f32],
 }
 
-/// The buffers of one call, in `scratch`. A row is one query head at one position.
+/// The buffers of one call: those of a share's result, and in `scratch` the others.
 struct Buffers {
     /// `[head_dim, 64]`
     keys: *mut f32,
@@ -82,45 +213,47 @@ struct Buffers {
     values: *mut f32,
     /// `[rows, head_dim]`, rows of one position side by side.
     q: *mut f32,
+    /// `[8, 64]`
+    scores: *mut f32,
     /// `[rows, head_dim]`, not yet divided by the sums.
     results: *mut f32,
     /// `[rows]`: the largest score so far, and the sum of `e^(score − largest)`.
     largest: *mut f32,
     sums: *mut f32,
-    /// `[8, 64]`
-    scores: *mut f32,
 }
 
 impl Kernel for Attend<'_, '_> {
     type Output = ();
 
     /// # Safety
-    /// Lengths as [`attend`] checks them.
+    /// Lengths as [`compute_share`] checks them.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Attend { queries, blocks_start, block: block_at, out, scratch } = self;
+        let Attend { queries, blocks, share, result, scratch } = self;
         let &Queries { q, stride, sinks, head_dim, count, start, window } = queries;
         let heads = sinks.len();
         let rows = count * heads;
-        // SAFETY: `scratch` holds all of these, one after another; rows and dimensions stay below their counts.
+        // SAFETY: `result` and `scratch` hold all of these, one after another; rows and dimensions stay below their counts.
         unsafe {
             let keys = scratch.as_mut_ptr();
             let values = keys.add(POSITIONS * head_dim);
             let own_q = values.add(POSITIONS * head_dim);
-            let results = own_q.add(rows * head_dim);
+            let scores = own_q.add(rows * head_dim);
+            let results = result.as_mut_ptr();
             let largest = results.add(rows * head_dim);
             let sums = largest.add(rows);
-            let buffers = Buffers { keys, values, q: own_q, results, largest, sums, scores: sums.add(rows) };
+            let buffers = Buffers { keys, values, q: own_q, scores, results, largest, sums };
             for row in 0..rows {
                 let from = q.as_ptr().add(row / heads * stride + row % heads * head_dim);
                 std::ptr::copy_nonoverlapping(from, own_q.add(row * head_dim), head_dim);
-                *largest.add(row) = sinks[row % heads];
-                *sums.add(row) = 1.0;
+                // The sink belongs to the first share. The others begin below every score, and weigh nothing if they see none.
+                (*largest.add(row), *sums.add(row)) =
+                    if share == 0 { (sinks[row % heads], 1.0) } else { (f32::MIN, 0.0) };
             }
             std::ptr::write_bytes(results, 0, rows * head_dim);
 
-            let oldest = (start + 1).saturating_sub(window);
-            let (first, last) = ((oldest - blocks_start) / POSITIONS, (start + count - 1 - blocks_start) / POSITIONS);
+            let (first, last) = queries.blocks_of(share, blocks.start);
+            let block_at = blocks.at;
             let mut next = block_at(first);
             for number in first..=last {
                 let block = next;
@@ -129,7 +262,7 @@ impl Kernel for Attend<'_, '_> {
                 }
                 assert!(block.head_dim == head_dim, "a block of this head size");
                 assert_eq!(block.data.len(), KeyBlock::bytes(block.format, head_dim), "a whole block");
-                let first_key = blocks_start + number * POSITIONS;
+                let first_key = blocks.start + number * POSITIONS;
                 let ahead = next.data.as_ptr();
                 decode_keys::<S>(&block, buffers.keys, ahead);
                 decode_values::<S>(&block, buffers.values, ahead.wrapping_add(block.data.len() / 2));
@@ -157,13 +290,6 @@ impl Kernel for Attend<'_, '_> {
                         1
                     };
                     row += taken;
-                }
-            }
-            for row in 0..rows {
-                let to = out.as_mut_ptr().add(row / heads * stride + row % heads * head_dim);
-                let factor = S::splat(1.0 / *sums.add(row));
-                for d in (0..head_dim).step_by(LANES) {
-                    S::store(to.add(d), S::mul(S::load(results.add(row * head_dim + d)), factor));
                 }
             }
         }

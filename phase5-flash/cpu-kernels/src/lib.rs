@@ -17,7 +17,7 @@ mod simd;
 mod strip;
 mod weights;
 
-pub use attention::{Queries, attend};
+pub use attention::{Blocks, Queries, attend, attend_share, merge_shares};
 pub use cache::{KeyBlock, POSITIONS};
 pub use formats::{CacheFormat, Storage};
 pub use isa::Isa;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, cases};
-use cpu_kernels::{CacheFormat, Isa, KeyBlock, POSITIONS, Queries, attend};
+use cpu_kernels::{Blocks, CacheFormat, Isa, KeyBlock, POSITIONS, Queries, attend, attend_share, merge_shares};
 use proptest::prelude::*;
 
 /// What attention computes, from the keys and values as the cache gives them back.
@@ -78,16 +78,78 @@ proptest! {
         let sinks = random.floats(heads, 3.0);
         let expected = reference(&packed, &keys, &values, &sinks, dim, start, count, window);
         let queries = Queries { q: &q, stride, sinks: &sinks, head_dim: dim, count, start, window };
-        let block = |i: usize| KeyBlock { format, head_dim: dim, data: &blocks[dropped + i] };
+        let at = |i: usize| KeyBlock { format, head_dim: dim, data: &blocks[dropped + i] };
+        let cached = Blocks { start: dropped * POSITIONS, count: blocks.len() - dropped, at: &at };
         let mut scratch = vec![f32::NAN; 10];
         for isa in Isa::all() {
             let mut out = vec![f32::NAN; count * stride];
-            attend(isa, &queries, dropped * POSITIONS, &block, blocks.len() - dropped, &mut out, &mut scratch);
+            attend(isa, &queries, &cached, &mut out, &mut scratch);
             for i in 0..count {
                 for at in 0..heads * dim {
                     let (found, expected) = (f64::from(out[i * stride + at]), expected[i * heads * dim + at]);
                     prop_assert!((found - expected).abs() < 3e-5, "{isa}: query {i}, {at}: {found}, not {expected}");
                 }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases(12)))]
+
+    /// Keys of several shares give what they give as one, and to the bit the same for each query alone, and share by share.
+    #[test]
+    fn shares_are_merged_to_the_same_result(
+        seed: u64, heads in 1usize..=3, start in 1000usize..3200, count in 1usize..10, loudness in -3i32..5,
+    ) {
+        const DIM: usize = 16;
+        let mut random = Random(seed);
+        let total = start + count;
+        let mut blocks = vec![vec![0xff; KeyBlock::bytes(CacheFormat::F32, DIM)]; total.div_ceil(POSITIONS)];
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for position in 0..total {
+            let (key, value) = (random.floats(DIM, 2.0), random.floats(DIM, 2.0));
+            let block = &mut blocks[position / POSITIONS];
+            KeyBlock::write(block, CacheFormat::F32, position % POSITIONS, &key, &value);
+            keys.push(key);
+            values.push(value);
+        }
+        let width = heads * DIM;
+        let q = random.floats(count * width, 2f32.powi(loudness) / (DIM as f32).sqrt());
+        let sinks = random.floats(heads, 3.0);
+        let expected = reference(&q, &keys, &values, &sinks, DIM, start, count, usize::MAX);
+        let at = |i: usize| KeyBlock { format: CacheFormat::F32, head_dim: DIM, data: &blocks[i] };
+        let cached = Blocks { start: 0, count: blocks.len(), at: &at };
+        let queries = |first: usize, count: usize| Queries {
+            q: &q[first * width..],
+            stride: width,
+            sinks: &sinks,
+            head_dim: DIM,
+            count,
+            start: start + first,
+            window: usize::MAX,
+        };
+        let mut scratch = Vec::new();
+        for isa in Isa::all() {
+            let all = queries(0, count);
+            prop_assert_eq!(all.shares(), total.div_ceil(1024));
+            let mut out = vec![f32::NAN; count * width];
+            attend(isa, &all, &cached, &mut out, &mut scratch);
+            for (at, (&found, &expected)) in out.iter().zip(&expected).enumerate() {
+                prop_assert!((f64::from(found) - expected).abs() < 3e-5, "{isa}: {at}: {found}, not {expected}");
+            }
+            for i in 0..count {
+                let one = queries(i, 1);
+                let (mut alone, mut merged) = (vec![f32::NAN; width], vec![f32::NAN; width]);
+                attend(isa, &one, &cached, &mut alone, &mut scratch);
+                let mut results = vec![f32::NAN; one.shares() * one.share_len()];
+                // In any order, as threads may take them.
+                for (share, result) in results.chunks_exact_mut(one.share_len()).enumerate().rev() {
+                    attend_share(isa, &one, &cached, share, result, &mut scratch);
+                }
+                merge_shares(&one, &mut results, &mut merged);
+                prop_assert_eq!(&alone, &out[i * width..(i + 1) * width], "{}: query {}", isa, i);
+                prop_assert_eq!(&merged, &alone, "{}: query {}", isa, i);
             }
         }
     }

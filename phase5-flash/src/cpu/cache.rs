@@ -13,8 +13,9 @@ use bytes::Bytes;
 use cpu_kernels::{CacheFormat, KeyBlock};
 use memmap2::{MmapMut, MmapOptions};
 use phase1_loading::{AttentionKind, GptOssConfig};
+use phase2_forward::SequenceId;
 
-use crate::pages::{POSITIONS, PageCopy};
+use crate::pages::{POSITIONS, PageCopy, Pages};
 
 const _: () = assert!(POSITIONS == cpu_kernels::POSITIONS, "a page is a block of the kernels");
 
@@ -31,11 +32,11 @@ pub(super) struct Cache {
 }
 
 /// The pages of a sequence in one kind of layer.
-#[derive(Debug)]
-pub(super) struct PageList {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PageList<'a> {
     /// The number of the first page that is left.
     pub first: usize,
-    pub pages: Vec<u32>,
+    pub pages: &'a VecDeque<u32>,
 }
 
 impl Cache {
@@ -106,11 +107,11 @@ impl Cache {
     }
 
     /// The pages of every layer, one after another, with zeros where the sequence has written nothing.
-    pub fn save(&self, lists: impl Fn(AttentionKind) -> PageList, length: usize) -> Vec<Bytes> {
+    pub fn save<'a>(&self, lists: impl Fn(AttentionKind) -> PageList<'a>, length: usize) -> Vec<Bytes> {
         let save = |layer: usize| {
             let PageList { first, pages } = lists(self.kind(layer));
             let mut item = Vec::with_capacity(pages.len() * self.kv_heads * self.head_bytes());
-            for (number, &page) in (first..).zip(&pages) {
+            for (number, &page) in (first..).zip(pages) {
                 let written = length.saturating_sub(number * POSITIONS).min(POSITIONS);
                 for head in 0..self.kv_heads {
                     item.extend(self.block(layer, page, head).first(written));
@@ -133,7 +134,7 @@ impl Cache {
     }
 
     /// Puts back what [`Cache::save`] gave, into pages of the same number.
-    pub fn restore<'a>(&mut self, lists: impl Fn(AttentionKind) -> &'a PageList, items: &[Bytes]) {
+    pub fn restore<'a>(&mut self, lists: impl Fn(AttentionKind) -> PageList<'a>, items: &[Bytes]) {
         let bytes = self.kv_heads * self.head_bytes();
         for (layer, item) in items.iter().enumerate() {
             let (kind, pool) = self.layers[layer];
@@ -145,7 +146,7 @@ impl Cache {
 
     /// What a layer keeps of the positions below `length`, of sliding layers the last within the window, oldest first: positions, and
     /// keys and values `[kv_heads, positions, head_dim]`.
-    pub fn contents(&self, layer: usize, list: &PageList, length: usize) -> (Vec<usize>, Vec<f32>, Vec<f32>) {
+    pub fn contents(&self, layer: usize, list: PageList<'_>, length: usize) -> (Vec<usize>, Vec<f32>, Vec<f32>) {
         // The oldest of a window is not seen by a next token: a sequence that went back may not have it.
         let oldest = length.saturating_sub(self.reach(self.kind(layer))).max(list.first * POSITIONS);
         let positions: Vec<usize> = (oldest..length).collect();
@@ -163,14 +164,16 @@ impl Cache {
     }
 }
 
-impl PageList {
+impl PageList<'_> {
+    /// Those that a sequence, which exists, holds.
+    pub fn of(pages: &Pages, sequence: SequenceId, kind: AttentionKind) -> PageList<'_> {
+        let (first, pages) = pages.held(sequence, kind);
+        PageList { first, pages }
+    }
+
     /// The page of a position.
     pub fn at(&self, position: usize) -> u32 {
         self.pages[position / POSITIONS - self.first]
-    }
-
-    pub fn new((first, pages): (usize, &VecDeque<u32>)) -> PageList {
-        PageList { first, pages: pages.iter().copied().collect() }
     }
 }
 

@@ -7,7 +7,7 @@ use cpu_kernels::Shared;
 use phase2_forward::{Draw, DrawnToken, Outcome, Probe, Want, Work};
 
 use super::engine::CpuEngine;
-use super::forward::Part;
+use super::part::NewTokens;
 
 /// Rows of the head's input that belong to one work item.
 struct Rows<'w> {
@@ -18,11 +18,11 @@ struct Rows<'w> {
 
 impl CpuEngine {
     /// What becomes of each item, from the residual stream of its tokens.
-    pub(super) fn outcomes(&mut self, work: &[Work<'_>], parts: &[Part], probe: &mut dyn Probe) -> Vec<Outcome> {
+    pub(super) fn outcomes(&mut self, work: &[Work<'_>], new: &[NewTokens], probe: &mut dyn Probe) -> Vec<Outcome> {
         // Rows of the stream that the head takes, and whose they are.
         let (mut rows, mut items) = (Vec::new(), Vec::new());
-        for (item, (work, part)) in work.iter().zip(parts).enumerate() {
-            let (count, end) = (work.want.rows(part.count), part.first + part.count);
+        for (item, (work, new)) in work.iter().zip(new).enumerate() {
+            let (count, end) = (work.want.rows(new.count), new.first + new.count);
             if count > 0 {
                 let draw = if let Want::Token(draw) = &work.want { Some(draw) } else { None };
                 items.push(Rows { item, rows: rows.len()..rows.len() + count, draw });
@@ -33,17 +33,17 @@ impl CpuEngine {
         if rows.is_empty() {
             return outcomes;
         }
-        self.forward.final_norm(&mut self.scratch, &rows, parts.len(), probe);
-        let length = |item: usize| parts[item].start + parts[item].count;
+        self.forward.final_norm(&mut self.scratch, &rows, new.len(), probe);
+        let length = |item: usize| new[item].start + new[item].count;
         let found: Vec<Option<Outcome>> = match self.shortlist_if_worth_it(work) {
             Some(shortlist) => {
                 let draws: Vec<&Draw<'_>> = items.iter().filter_map(|rows| rows.draw).collect();
-                let tokens = self.forward.shortlisted(&shortlist, &mut self.scratch, &draws, parts.len(), probe);
+                let tokens = self.forward.shortlisted(&shortlist, &mut self.scratch, &draws, new.len(), probe);
                 let drawn = |id| Outcome::Token(DrawnToken { id, logprobs: None });
                 tokens.into_iter().map(|token| token.map(drawn)).collect()
             }
             None => {
-                let logits = self.forward.head(&mut self.scratch, rows.len(), parts.len(), probe);
+                let logits = self.forward.head(&mut self.scratch, rows.len(), new.len(), probe);
                 self.outcomes_of(&items, logits, length)
             }
         };

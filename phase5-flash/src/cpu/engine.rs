@@ -16,8 +16,9 @@ use phase2_forward::{
 use phase3_kvcache::{CacheType, ReadCache};
 
 use super::cache::{Cache, PageList};
-use super::forward::{Forward, Part};
+use super::forward::Forward;
 use super::model::{CpuLoadError, Model};
+use super::part::{NewTokens, Part};
 use super::scratch::Scratch;
 use super::threads;
 use crate::pages::{POSITIONS, Pages, REWIND, Reuse};
@@ -117,10 +118,6 @@ impl CpuEngine {
         self.forward.isa
     }
 
-    fn list(&self, sequence: SequenceId, kind: AttentionKind) -> PageList {
-        PageList::new(self.pages.held(sequence, kind))
-    }
-
     fn check_rewind(&self, sequence: SequenceId, length: usize) -> Result<(), BadRequest> {
         let known = self.pages.contains(sequence).then(|| self.pages.length(sequence));
         check_rewind(sequence, known, length, || self.pages.reaches_back(sequence, length))
@@ -192,17 +189,19 @@ impl Inspect for CpuEngine {
         self.cache.copy(&room.copies);
 
         let mut first = 0;
-        let parts: Vec<Part> = (work.iter().zip(&inputs))
-            .map(|(item, input)| {
-                let (count, sequence) = (input.len(), item.sequence);
-                let [full, sliding] = KINDS.map(|kind| self.list(sequence, kind));
-                first += count;
-                Part { first: first - count, count, start: self.length(sequence), full, sliding }
-            })
-            .collect();
+        let new_tokens = |(item, input): (&Work<'_>, &Vec<u32>)| {
+            first += input.len();
+            NewTokens { first: first - input.len(), count: input.len(), start: self.length(item.sequence) }
+        };
+        let new: Vec<NewTokens> = work.iter().zip(&inputs).map(new_tokens).collect();
         let computed = catch_unwind(AssertUnwindSafe(|| {
+            let part = |(item, &tokens): (&Work<'_>, &NewTokens)| {
+                let [full, sliding] = KINDS.map(|kind| PageList::of(&self.pages, item.sequence, kind));
+                Part { tokens, full, sliding }
+            };
+            let parts: Vec<Part<'_>> = work.iter().zip(&new).map(part).collect();
             self.forward.layers(&mut self.cache, &mut self.scratch, &inputs.concat(), &parts, probe);
-            self.outcomes(work, &parts, probe)
+            self.outcomes(work, &new, probe)
         }));
         let outcomes = computed.unwrap_or_else(|panic| {
             // The sequences are as they were; what was written behind their ends is written again.
@@ -226,7 +225,7 @@ impl Snapshots for CpuEngine {
             return Err(BadRequest::UnknownSequence(sequence).into());
         }
         let length = self.length(sequence);
-        let items = self.cache.save(|kind| self.list(sequence, kind), length);
+        let items = self.cache.save(|kind| PageList::of(&self.pages, sequence, kind), length);
         Ok(Snapshot { engine: NAME.into(), length, items })
     }
 
@@ -238,8 +237,7 @@ impl Snapshots for CpuEngine {
         let counts = KINDS.map(count);
         // Every page that is new is written whole.
         self.pages.replace(sequence, length, |kind| counts[usize::from(kind == AttentionKind::Sliding)])?;
-        let lists = KINDS.map(|kind| self.list(sequence, kind));
-        self.cache.restore(|kind| &lists[usize::from(kind == AttentionKind::Sliding)], &snapshot.items);
+        self.cache.restore(|kind| PageList::of(&self.pages, sequence, kind), &snapshot.items);
         self.drawn.remove(&sequence);
         Ok(())
     }
@@ -250,8 +248,8 @@ impl ReadCache for CpuEngine {
         if !self.pages.contains(sequence) {
             return None;
         }
-        let list = self.list(sequence, self.cache.kind(layer));
-        let (positions, keys, values) = self.cache.contents(layer, &list, self.length(sequence));
+        let list = PageList::of(&self.pages, sequence, self.cache.kind(layer));
+        let (positions, keys, values) = self.cache.contents(layer, list, self.length(sequence));
         let config = &self.forward.config;
         let shape = [config.kv_heads, positions.len(), config.head_dim];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), &Device::flex());

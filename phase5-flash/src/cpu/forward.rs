@@ -4,19 +4,17 @@
 //! into tiles of 32 weight rows, which the pool's threads take one after another.
 
 use cpu_kernels::{
-    FEW, Isa, KeyBlock, PackedRows, Panel, PanelFormat, Pool, Queries, Shared, TILE, attend, multiply_few,
-    multiply_panel, multiply_strips, rms_norm, rotate,
+    FEW, Isa, PackedRows, Panel, PanelFormat, Pool, Shared, TILE, multiply_few, multiply_panel, multiply_strips,
+    rms_norm,
 };
-use phase1_loading::{AttentionKind, GptOssConfig};
+use phase1_loading::GptOssConfig;
 use phase2_forward::{Operation, Probe, Rope, Span};
 
-use super::cache::{Cache, PageList};
+use super::cache::Cache;
 use super::model::{Layer, Matrix, Model};
+use super::part::Part;
 use super::scratch::{Scratch, ThreadScratch, grow};
-use crate::pages::POSITIONS;
 
-/// Positions whose queries one attention task takes.
-const QUERY_TILE: usize = 8;
 /// Experts whose router logits one task computes.
 const ROUTER_TILE: usize = 8;
 
@@ -28,27 +26,6 @@ pub(super) struct Forward {
     pub pool: Pool,
     pub isa: Isa,
     pub exact: bool,
-}
-
-/// The new tokens of one sequence in a step.
-pub(super) struct Part {
-    /// The first one's row among all tokens of the step, and how many there are.
-    pub first: usize,
-    pub count: usize,
-    /// The position of the first one.
-    pub start: usize,
-    /// Pages with room for them, in full layers and in sliding ones.
-    pub full: PageList,
-    pub sliding: PageList,
-}
-
-impl Part {
-    fn pages(&self, kind: AttentionKind) -> &PageList {
-        match kind {
-            AttentionKind::Full => &self.full,
-            AttentionKind::Sliding => &self.sliding,
-        }
-    }
 }
 
 /// The input of a product.
@@ -68,7 +45,14 @@ pub(super) fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a 
 
 impl Forward {
     /// Runs the tokens through the layers. The result is the scratch's residual stream.
-    pub fn layers(&self, cache: &mut Cache, s: &mut Scratch, tokens: &[u32], parts: &[Part], probe: &mut dyn Probe) {
+    pub fn layers(
+        &self,
+        cache: &mut Cache,
+        s: &mut Scratch,
+        tokens: &[u32],
+        parts: &[Part<'_>],
+        probe: &mut dyn Probe,
+    ) {
         let (n, sequences) = (tokens.len(), parts.len());
         self.prepare(s, n);
         self.angles(s, parts);
@@ -85,7 +69,7 @@ impl Forward {
             self.qkv(layer, s, n);
             probe.done(span(Operation::Qkv, 0));
             self.append(cache, s, number, parts);
-            let keys = visible_keys(cache, layer, parts);
+            let keys = self.visible_keys(cache, number, parts);
             probe.done(span(Operation::CacheAppend, keys));
             self.attention(cache, s, number, parts);
             probe.done(span(Operation::Attention, keys));
@@ -133,8 +117,8 @@ impl Forward {
     }
 
     /// Cosines and sines of every token's position, as phase 2 computes them.
-    fn angles(&self, s: &mut Scratch, parts: &[Part]) {
-        let positions = parts.iter().flat_map(|part| part.start..part.start + part.count);
+    fn angles(&self, s: &mut Scratch, parts: &[Part<'_>]) {
+        let positions = parts.iter().flat_map(|part| part.tokens.start..part.tokens.start + part.tokens.count);
         let angles = positions.flat_map(|p| self.rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
         for ((angle, cos), sin) in angles.zip(&mut s.cosines).zip(&mut s.sines) {
             (*cos, *sin) = (angle.cos() * self.rope.mscale, angle.sin() * self.rope.mscale);
@@ -217,89 +201,6 @@ impl Forward {
         });
     }
 
-    /// Rotates queries and keys; keys and values go into the caches. A task takes one key/value head of one part.
-    fn append(&self, cache: &mut Cache, s: &mut Scratch, layer: usize, parts: &[Part]) {
-        let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
-        let (q_width, kv_width) = (self.config.heads * dim, kv_heads * dim);
-        let group = self.config.heads / kv_heads;
-        let scale = 1.0 / (dim as f32).sqrt();
-        let Scratch { q, k, v, cosines, sines, .. } = s;
-        let (q, k) = (Shared::new(q), Shared::new(k));
-        let (format, kind) = (cache.format, cache.kind(layer));
-        let (pool, bytes) = cache.pool_mut(layer);
-        let pool = Shared::new(pool);
-        self.pool.run(parts.len() * kv_heads, &|task, _| {
-            let (part, head) = (&parts[task / kv_heads], task % kv_heads);
-            for i in 0..part.count {
-                let token = part.first + i;
-                let angles = (&cosines[token * dim / 2..][..dim / 2], &sines[token * dim / 2..][..dim / 2]);
-                // SAFETY: the heads of a part belong to one task, in the buffers as in its pages, which no other sequence holds.
-                unsafe {
-                    let q = q.part(token * q_width + head * group * dim, group * dim);
-                    for q in q.chunks_exact_mut(dim) {
-                        rotate(q, angles.0, angles.1);
-                        q.iter_mut().for_each(|q| *q *= scale);
-                    }
-                    let k = k.part(token * kv_width + head * dim, dim);
-                    rotate(k, angles.0, angles.1);
-                    let v = &v[token * kv_width + head * dim..][..dim];
-                    let position = part.start + i;
-                    let page = part.pages(kind).at(position) as usize;
-                    let block = pool.part((page * kv_heads + head) * bytes, bytes);
-                    KeyBlock::write(block, format, position % POSITIONS, k, v);
-                }
-            }
-        });
-    }
-
-    /// A task takes a few positions of one part and one key/value head.
-    fn attention(&self, cache: &Cache, s: &mut Scratch, layer: usize, parts: &[Part]) {
-        let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
-        let stride = self.config.heads * dim;
-        let group = self.config.heads / kv_heads;
-        let sinks = &self.model.layers[layer].sinks;
-        let Scratch { q, mixed, threads, .. } = s;
-        let (mixed, threads) = (Shared::new(mixed), Shared::new(threads));
-        let tiles: usize = parts.iter().map(|part| part.count.div_ceil(QUERY_TILE)).sum();
-        self.pool.run(tiles * kv_heads, &|task, thread| {
-            let (mut tile, head) = (task / kv_heads, task % kv_heads);
-            let part = parts.iter().find(|part| {
-                let own = part.count.div_ceil(QUERY_TILE);
-                let found = tile < own;
-                tile -= if found { 0 } else { own };
-                found
-            });
-            let part = part.expect("a tile belongs to a part");
-            let before = tile * QUERY_TILE;
-            let count = QUERY_TILE.min(part.count - before);
-            let list = part.pages(cache.kind(layer));
-            let first = (part.first + before) * stride + head * group * dim;
-            let queries = Queries {
-                q: &q[first..],
-                stride,
-                sinks: &sinks[head * group..(head + 1) * group],
-                head_dim: dim,
-                count,
-                start: part.start + before,
-                window: cache.reach(cache.kind(layer)),
-            };
-            let block = |number: usize| cache.block(layer, list.pages[number], head);
-            // SAFETY: a thread's scratch is its own. Results of a task are rows of heads; between two rows lie those of other
-            // heads, so that they are collected first and then copied row by row.
-            unsafe {
-                let own = &mut threads.part(thread, 1)[0];
-                let result = &mut own.tiles[0];
-                grow(result, (count - 1) * stride + group * dim);
-                let (start, count_of_pages) = (list.first * POSITIONS, list.pages.len());
-                attend(self.isa, &queries, start, &block, count_of_pages, result, &mut own.attention);
-                for i in 0..count {
-                    let out = mixed.part(first + i * stride, group * dim);
-                    out.copy_from_slice(&result[i * stride..][..group * dim]);
-                }
-            }
-        });
-    }
-
     fn attention_out(&self, layer: &Layer, s: &mut Scratch, n: usize) {
         let hidden = self.config.hidden;
         let Scratch { x, mixed, panel, threads, .. } = s;
@@ -376,12 +277,6 @@ impl Forward {
         probe.done(Span { operation: Operation::Head, layer: None, tokens: count, sequences, keys: 0 });
         logits
     }
-}
-
-/// Keys that the step's last query may choose from.
-fn visible_keys(cache: &Cache, layer: &Layer, parts: &[Part]) -> usize {
-    let length = parts.last().map_or(0, |part| part.start + part.count);
-    length.min(cache.reach(layer.attention))
 }
 
 /// Offers a probe the first `rows` rows.

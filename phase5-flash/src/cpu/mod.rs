@@ -3,12 +3,14 @@
 //! [`CpuEngine`] advances all sequences of a batch together: their new tokens are one matrix, so that every weight is read
 //! once a step. `forward.rs` is the forward pass, top to bottom, with the experts in `experts.rs`; the arithmetic is the crate `cpu-kernels`.
 
+mod attention;
 mod cache;
 mod choice;
 mod engine;
 mod experts;
 mod forward;
 mod model;
+mod part;
 mod scratch;
 mod shortlist;
 mod threads;

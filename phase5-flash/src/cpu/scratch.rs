@@ -11,6 +11,8 @@ pub(super) struct Scratch {
     /// `[tokens, heads · head_dim]`, and what attention makes of them.
     pub q: Vec<f32>,
     pub mixed: Vec<f32>,
+    /// Results of attention's shares, task by task.
+    pub shares: Vec<f32>,
     /// `[tokens, kv_heads · head_dim]`
     pub k: Vec<f32>,
     pub v: Vec<f32>,
