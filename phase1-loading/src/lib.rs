@@ -13,8 +13,10 @@ mod error;
 mod folder;
 mod gguf;
 mod mapping;
+mod open;
 mod saved;
 mod soundness;
+mod specs;
 mod tensor;
 mod tokenizer;
 mod verify;
@@ -33,7 +35,7 @@ pub use verify::{Comparison, TensorComparison, Verdict, verify};
 
 /// The parts that a GGUF file is written from, for programs that make models rather than read them.
 pub mod write {
-    pub use crate::checkpoint::{TensorRole, TensorSpec, tensor_specs};
     pub use crate::gguf::{MetadataValue, TensorPlan, write_header};
+    pub use crate::specs::{TensorRole, TensorSpec, tensor_specs};
     pub use crate::tokenizer::{CONTROL, NORMAL, SpecialTokens, VocabularyLists, byte_characters};
 }

@@ -2,14 +2,16 @@
 
 mod engine;
 mod files;
+mod kind;
 mod measurements;
 mod text;
 mod values;
 
 use clap::{Parser, Subcommand};
 
-pub use engine::{EngineArgs, EngineKind, FastArgs};
+pub use engine::{EngineArgs, FastArgs};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
+pub use kind::EngineKind;
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
 pub use text::{Chat, Eval, Generate, Logits};
 

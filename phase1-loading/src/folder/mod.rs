@@ -1,12 +1,12 @@
 //! A model folder as Hugging Face, mlx-lm or OpenAI keep one: `config.json`, `tokenizer.json` and safetensors files.
 
+mod files;
 mod layout;
 mod original;
 mod shards;
 
 use std::path::Path;
 
-use bytes::Bytes;
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
@@ -14,13 +14,8 @@ use crate::config::GptOssConfig;
 use crate::error::{Defect, LoadError};
 use crate::mapping;
 use crate::tokenizer::{SpecialTokens, Vocabulary};
+use files::{Files, MAX_TEXT, needed, parse_json};
 use layout::Layout;
-
-/// The most bytes of a `config.json`, chat template or index that are believed.
-const MAX_TEXT: usize = 64 << 20;
-
-/// The files of a folder by name; `None` for one that is not there.
-pub(crate) type Files<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, LoadError>;
 
 /// Maps the files of a folder and reads their headers.
 ///
@@ -59,17 +54,6 @@ pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError>
     let vocabulary = Vocabulary::from_json(tokenizer, config.vocab, special, template);
     let tensors = Layout::new(shards, &json).tensors(&config).map_err(|defect| defect.in_file(folder))?;
     Checkpoint::assemble(folder.to_owned(), config, vocabulary, tensors)
-}
-
-fn needed(folder: &Path, files: Files, name: &str) -> Result<Bytes, LoadError> {
-    files(name)?.ok_or_else(|| LoadError::Io { path: folder.join(name), source: std::io::ErrorKind::NotFound.into() })
-}
-
-fn parse_json(bytes: &[u8]) -> Result<Value, Defect> {
-    if bytes.len() > MAX_TEXT {
-        return Err(Defect::new("file", format!("at most {MAX_TEXT} bytes of JSON"), format!("{}", bytes.len())));
-    }
-    serde_json::from_slice(bytes).map_err(|error| Defect::new("file", "JSON", error.to_string()))
 }
 
 fn special_tokens(config: &Value, vocab: usize) -> Result<SpecialTokens, Defect> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::{Files, needed, parse_json};
+use super::files::{Files, needed, parse_json};
 use crate::error::{Defect, LoadError};
 
 /// A tensor as its file stores it, not yet understood.

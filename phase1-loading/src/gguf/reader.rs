@@ -10,6 +10,9 @@ use crate::cursor::Cursor;
 use crate::error::Defect;
 use crate::tensor::HostTensor;
 
+/// Where tensor data is aligned unless `general.alignment` says otherwise.
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
+
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
 /// The longest key or tensor name that is believed.
@@ -45,7 +48,7 @@ pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
     let descriptions = read_descriptions(&mut cursor, tensor_count)?;
 
     let alignment = match metadata.get("general.alignment") {
-        None => super::DEFAULT_ALIGNMENT,
+        None => DEFAULT_ALIGNMENT,
         Some(value) => value
             .as_u64()
             .filter(|a| a.is_power_of_two())

@@ -2,17 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Gguf;
+use super::file::Gguf;
 use crate::error::{Defect, LoadError};
 
 /// More files than anyone splits a model into.
 const MAX_FILES: u64 = 1000;
 
-/// Adds the tensors of the files that `first` says belong to it.
+/// Opens a GGUF file; and the others, if it is the first of several.
 ///
 /// # Errors
-/// A file that is not the first, or others that are missing, cannot be read or repeat a tensor.
-pub(super) fn join_others(first: &mut Gguf) -> Result<(), LoadError> {
+/// As [`Gguf::open`]; a file that is not the first, or others that are missing, cannot be read or repeat a tensor.
+pub fn open(path: &Path) -> Result<Gguf, LoadError> {
+    let mut gguf = Gguf::open(path)?;
+    join_others(&mut gguf)?;
+    Ok(gguf)
+}
+
+/// Adds the tensors of the files that `first` says belong to it.
+fn join_others(first: &mut Gguf) -> Result<(), LoadError> {
     let in_first = |defect: Defect| defect.in_file(&first.path);
     let count = split_number(first, "split.count").map_err(in_first)?.unwrap_or(1);
     if count <= 1 {
@@ -34,7 +41,7 @@ pub(super) fn join_others(first: &mut Gguf) -> Result<(), LoadError> {
     };
     for number in 1..count {
         let path = PathBuf::from(format!("{stem}-{:05}-of-{count:05}.gguf", number + 1));
-        let other = Gguf::open_one(&path)?;
+        let other = Gguf::open(&path)?;
         let in_other = |defect: Defect| defect.in_file(&path);
         let found = split_number(&other, "split.no").map_err(in_other)?;
         if found != Some(number) {

@@ -1,0 +1,50 @@
+//! Opening a model, whatever its files are.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::GptOssConfig;
+use crate::error::{Defect, LoadError};
+use crate::folder;
+use crate::gguf::{self, Gguf};
+use crate::tokenizer::Vocabulary;
+
+impl Checkpoint {
+    /// Opens a GGUF file, the first of several, or a folder of safetensors files, and reads the headers; weights are paged
+    /// in when they are first used.
+    ///
+    /// # Errors
+    /// Files that cannot be read, are not a GPT-OSS model, or contradict themselves.
+    pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
+        match path.is_dir() {
+            true => folder::open(path),
+            false => Self::from_gguf(gguf::open(path)?),
+        }
+    }
+
+    /// As [`Checkpoint::open`], for a GGUF file that is in memory; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(name: &str, file: Bytes) -> Result<Checkpoint, LoadError> {
+        Self::from_gguf(Gguf::from_bytes(Path::new(name), file)?)
+    }
+
+    /// As [`Checkpoint::open`], for a folder whose files are in memory, by name.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_folder_bytes(name: &str, files: &BTreeMap<String, Bytes>) -> Result<Checkpoint, LoadError> {
+        folder::read(Path::new(name), &|file| Ok(files.get(file).cloned()))
+    }
+
+    fn from_gguf(gguf: Gguf) -> Result<Checkpoint, LoadError> {
+        let in_file = |defect: Defect| defect.in_file(&gguf.path);
+        let config = GptOssConfig::from_gguf(&gguf).map_err(in_file)?;
+        let vocabulary = Vocabulary::from_gguf(&gguf, config.vocab).map_err(in_file)?;
+        Self::assemble(gguf.path, config, vocabulary, gguf.tensors)
+    }
+}
