@@ -44,7 +44,7 @@ impl Checkpoint {
     fn from_gguf(gguf: Gguf) -> Result<Checkpoint, LoadError> {
         let in_file = |defect: Defect| defect.in_file(&gguf.path);
         let config = GptOssConfig::from_gguf(&gguf).map_err(in_file)?;
-        let vocabulary = Vocabulary::from_gguf(&gguf, config.vocab).map_err(in_file)?;
+        let vocabulary = Vocabulary::from_gguf(&gguf, config.vocab, &["gpt-4o"]).map_err(in_file)?;
         Self::assemble(gguf.path, config, vocabulary, gguf.tensors)
     }
 }
