@@ -9,6 +9,7 @@ mod codec;
 mod config;
 mod convert;
 mod cursor;
+mod dialect;
 mod error;
 mod folder;
 mod gguf;

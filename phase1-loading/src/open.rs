@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::GptOssConfig;
+use crate::dialect::Dialect;
 use crate::error::{Defect, LoadError};
 use crate::folder;
 use crate::gguf::{self, Gguf};
@@ -43,8 +44,9 @@ impl Checkpoint {
 
     fn from_gguf(gguf: Gguf) -> Result<Checkpoint, LoadError> {
         let in_file = |defect: Defect| defect.in_file(&gguf.path);
-        let config = GptOssConfig::from_gguf(&gguf).map_err(in_file)?;
-        let vocabulary = Vocabulary::from_gguf(&gguf, config.vocab, &["gpt-4o"]).map_err(in_file)?;
+        let dialect = Dialect::of(&gguf).map_err(in_file)?;
+        let config = GptOssConfig::from_gguf(&gguf, dialect).map_err(in_file)?;
+        let vocabulary = Vocabulary::from_gguf(&gguf, config.vocab, dialect.pre_tokenizers()).map_err(in_file)?;
         Self::assemble(gguf.path, config, vocabulary, gguf.tensors)
     }
 }
