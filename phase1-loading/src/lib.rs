@@ -20,6 +20,7 @@ mod soundness;
 mod specs;
 mod tensor;
 mod tokenizer;
+mod translation;
 mod verify;
 
 pub use checkpoint::Checkpoint;

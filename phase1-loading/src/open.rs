@@ -12,6 +12,7 @@ use crate::error::{Defect, LoadError};
 use crate::folder;
 use crate::gguf::{self, Gguf};
 use crate::tokenizer::Vocabulary;
+use crate::translation;
 
 impl Checkpoint {
     /// Opens a GGUF file, the first of several, or a folder of safetensors files, and reads the headers; weights are paged
@@ -47,6 +48,8 @@ impl Checkpoint {
         let dialect = Dialect::of(&gguf).map_err(in_file)?;
         let config = GptOssConfig::from_gguf(&gguf, dialect).map_err(in_file)?;
         let vocabulary = Vocabulary::from_gguf(&gguf, config.vocab, dialect.pre_tokenizers()).map_err(in_file)?;
-        Self::assemble(gguf.path, config, vocabulary, gguf.tensors)
+        let tensors =
+            translation::canonical(gguf.tensors, dialect, &config).map_err(|defect| defect.in_file(&gguf.path))?;
+        Self::assemble(gguf.path, config, vocabulary, tensors)
     }
 }

@@ -12,6 +12,7 @@ mod value;
 mod writer;
 
 pub use file::Gguf;
+pub(crate) use reader::pairs_elsewhere;
 pub use split::open;
 pub use value::{Array, Value};
 pub use writer::{MetadataValue, TensorPlan, write_header};

@@ -75,10 +75,15 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
     Ok(metadata)
 }
 
+/// The number that Ollama gave MXFP4 in its first files, with OpenAI's order of codes. No other file has it: ggml had once used it for
+/// something else.
+const MXFP4_IN_PAIRS: u32 = 4;
+
 /// A tensor as the header describes it, its place not yet checked.
 struct Description {
     name: String,
     format: Format,
+    in_pairs: bool,
     shape: Vec<usize>,
     bytes: u64,
     offset: u64,
@@ -107,10 +112,10 @@ fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, De
     }
     let number = cursor.u32()?;
     let offset = cursor.u64()?;
-    let Some(format) = Format::from_ggml_type(number) else {
-        let known: Vec<_> = Format::GGUF.iter().map(|f| f.name()).collect();
-        let found = format!("type number {number} of the ggml tensor types");
-        return Err(cursor.defect(format!("one of {}", known.join(", ")), found));
+    let in_pairs = number == MXFP4_IN_PAIRS;
+    let format = if in_pairs { Some(Format::Mxfp4) } else { Format::from_ggml_type(number) };
+    let Some(format) = format else {
+        return Err(unknown_type(cursor.part.clone(), number));
     };
     let block = format.block_len() as u64;
     if ne.contains(&0) || ne[0] % block != 0 {
@@ -127,7 +132,19 @@ fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, De
             cursor.defect(format!("at most the file's {} bytes", cursor.file().len()), found)
         })?;
     let shape = ne.iter().rev().map(|&d| d as usize).collect();
-    Ok(Description { name, format, shape, bytes, offset })
+    Ok(Description { name, format, in_pairs, shape, bytes, offset })
+}
+
+/// The refusal of a tensor for its type.
+fn unknown_type(part: String, number: u32) -> Defect {
+    let known: Vec<_> = Format::GGUF.iter().map(|f| f.name()).collect();
+    let found = format!("type number {number} of the ggml tensor types");
+    Defect::new(part, format!("one of {}", known.join(", ")), found)
+}
+
+/// That of one whose number only Ollama gives, in a file that is not Ollama's.
+pub(crate) fn pairs_elsewhere(name: &str) -> Defect {
+    unknown_type(format!("tensor `{name}`"), MXFP4_IN_PAIRS)
 }
 
 /// Cuts every tensor out of the file: inside it, aligned, and apart from all others.
@@ -140,7 +157,7 @@ fn place_tensors(
     descriptions.sort_by_key(|d| d.offset);
     let mut tensors = BTreeMap::new();
     let mut previous_end = 0;
-    for Description { name, format, shape, bytes, offset } in descriptions {
+    for Description { name, format, in_pairs, shape, bytes, offset } in descriptions {
         let part = format!("tensor `{name}`");
         if offset % alignment != 0 {
             let expected = format!("an offset that is a multiple of {alignment}");
@@ -160,7 +177,11 @@ fn place_tensors(
             return Err(Defect::new(part, expected, found));
         };
         previous_end = offset + bytes;
-        let tensor = HostTensor::packed_rows(format, shape, file.slice(start as usize..end as usize));
+        let data = file.slice(start as usize..end as usize);
+        let tensor = match in_pairs {
+            true => HostTensor::mxfp4_in_pairs(shape, data),
+            false => HostTensor::packed_rows(format, shape, data),
+        };
         if tensors.insert(name, tensor).is_some() {
             return Err(Defect::new(part, "each name once", "the name a second time"));
         }
