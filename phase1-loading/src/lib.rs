@@ -13,7 +13,9 @@ mod dialect;
 mod error;
 mod folder;
 mod gguf;
+mod locate;
 mod mapping;
+mod mistaken;
 mod open;
 mod saved;
 mod soundness;
@@ -28,6 +30,7 @@ pub use codec::{Bits, DenseFormat, E2M1, Format, Group, e8m0, repack_mxfp4_from_
 pub use config::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp};
 pub use convert::convert;
 pub use error::LoadError;
+pub use locate::{is_foreign_name, locate};
 pub use mapping::write_whole;
 pub use saved::SavedSession;
 pub use soundness::{check_scales, check_values};

@@ -11,19 +11,21 @@ use crate::dialect::Dialect;
 use crate::error::{Defect, LoadError};
 use crate::folder;
 use crate::gguf::{self, Gguf};
+use crate::locate::locate;
 use crate::tokenizer::Vocabulary;
 use crate::translation;
 
 impl Checkpoint {
-    /// Opens a GGUF file, the first of several, or a folder of safetensors files, and reads the headers; weights are paged
-    /// in when they are first used.
+    /// Opens what a name stands for (see [`locate`]): a GGUF file, one of several, or a folder of safetensors files. Reads the headers;
+    /// weights are paged in when they are first used.
     ///
     /// # Errors
-    /// Files that cannot be read, are not a GPT-OSS model, or contradict themselves.
+    /// As [`locate`]; files that cannot be read, are not a GPT-OSS model, or contradict themselves.
     pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
+        let path = locate(path)?;
         match path.is_dir() {
-            true => folder::open(path),
-            false => Self::from_gguf(gguf::open(path)?),
+            true => folder::open(&path),
+            false => Self::from_gguf(gguf::open(&path)?),
         }
     }
 

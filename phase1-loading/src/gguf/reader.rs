@@ -8,6 +8,7 @@ use super::value::{Array, Element, Value};
 use crate::codec::Format;
 use crate::cursor::Cursor;
 use crate::error::Defect;
+use crate::mistaken::instead_of_gguf;
 use crate::tensor::HostTensor;
 
 /// Where tensor data is aligned unless `general.alignment` says otherwise.
@@ -27,7 +28,8 @@ pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
     let mut cursor = Cursor::new(&file, "header");
     let magic = cursor.take(4)?;
     if *magic != MAGIC[..] {
-        return Err(cursor.defect("the magic bytes `GGUF`", format!("{magic:?}")));
+        let found = instead_of_gguf(&file).unwrap_or_else(|| format!("{magic:?}"));
+        return Err(cursor.defect("the magic bytes `GGUF`", found));
     }
     let version = cursor.u32()?;
     if version == VERSION.swap_bytes() {
