@@ -8,7 +8,7 @@ use crate::error::{Defect, LoadError};
 use crate::saved::Fnv;
 use crate::specs::{check_tensor, tensor_specs};
 use crate::tensor::HostTensor;
-use crate::tokenizer::{Tokenizer, Vocabulary};
+use crate::tokenizer::{SpecialTokens, Tokenizer, Vocabulary, VocabularyLists};
 
 /// An opened model. Weights are views of the mapping.
 pub struct Checkpoint {
@@ -54,6 +54,18 @@ impl Checkpoint {
     /// A vocabulary that is not a byte-level BPE.
     pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         Tokenizer::new(&self.vocabulary).map_err(|defect| defect.in_file(&self.path))
+    }
+
+    /// Whether the files have no vocabulary, as OpenAI's own folder by itself. [`Checkpoint::tokenizer`] then fails.
+    pub fn lacks_vocabulary(&self) -> bool {
+        self.vocabulary.is_missing()
+    }
+
+    /// Uses a program's own vocabulary, if the files have none. It is built when it is needed.
+    pub fn use_vocabulary(&mut self, lists: fn() -> VocabularyLists, special: SpecialTokens) {
+        if self.vocabulary.is_missing() {
+            self.vocabulary.build_in(lists, special);
+        }
     }
 
     /// Tells this model's file from others: a hash of the configuration, of every tensor's name, format and shape, and of the

@@ -55,9 +55,15 @@ pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError>
     // Both files may name ends of a sequence, which add up.
     let mut ends = token_ids(&naming, "config.json", "eos_token_id", config.vocab).map_err(in_place)?;
     ends.extend(token_ids(&generation, "generation_config.json", "eos_token_id", config.vocab).map_err(in_place)?);
-    let tokenizer = needed(folder, files, &format!("{above}tokenizer.json"))?;
-    let template = chat_template(&|name| files(&format!("{above}{name}")));
-    let vocabulary = Vocabulary::from_json(tokenizer, config.vocab, special, ends, template);
+    let tokenizer = format!("{above}tokenizer.json");
+    // OpenAI's instructions fetch the folder `original` alone, which has none.
+    let vocabulary = match original && files(&tokenizer)?.is_none() {
+        true => Vocabulary::missing(config.vocab, special, ends),
+        false => {
+            let template = chat_template(&|name| files(&format!("{above}{name}")));
+            Vocabulary::from_json(needed(folder, files, &tokenizer)?, config.vocab, special, ends, template)
+        }
+    };
     let tensors = Layout::new(shards, &json).tensors(&config).map_err(|defect| defect.in_file(folder))?;
     Checkpoint::assemble(folder.to_owned(), config, vocabulary, tensors)
 }

@@ -23,8 +23,15 @@ pub(crate) struct Vocabulary {
 }
 
 enum Source {
-    Gguf { tokens: Array, merges: Array, kinds: Array },
+    Gguf {
+        tokens: Array,
+        merges: Array,
+        kinds: Array,
+    },
     Json(Bytes),
+    /// Of a program, for files that have none.
+    BuiltIn(fn() -> VocabularyLists),
+    Missing,
 }
 
 impl Vocabulary {
@@ -92,11 +99,28 @@ impl Vocabulary {
         Vocabulary { source: Source::Json(file), vocab, special, ends: without_repeats(ends), chat_template }
     }
 
+    /// That of a folder without a `tokenizer.json`.
+    pub(crate) fn missing(vocab: usize, special: SpecialTokens, ends: Vec<u32>) -> Vocabulary {
+        Vocabulary { source: Source::Missing, vocab, special, ends: without_repeats(ends), chat_template: None }
+    }
+
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self.source, Source::Missing)
+    }
+
+    /// Puts a program's own vocabulary in place of one that is missing.
+    pub(crate) fn build_in(&mut self, lists: fn() -> VocabularyLists, special: SpecialTokens) {
+        self.source = Source::BuiltIn(lists);
+        self.special = special;
+        self.ends.extend(special.eos.filter(|eos| !self.ends.contains(eos)));
+    }
+
     /// An error that says where in the file `list` (tokens, merges or token_type) is.
     pub(crate) fn defect(&self, list: &str, expected: &str, found: impl Into<String>) -> Defect {
         let part = match &self.source {
             Source::Gguf { .. } => format!("metadata `tokenizer.ggml.{list}`"),
-            Source::Json(_) => format!("tokenizer.json: {list}"),
+            Source::Json(_) | Source::Missing => format!("tokenizer.json: {list}"),
+            Source::BuiltIn(_) => format!("built-in vocabulary: {list}"),
         };
         Defect::new(part, expected, found)
     }
@@ -116,7 +140,16 @@ impl Vocabulary {
         let mut lists = match &self.source {
             Source::Gguf { tokens, merges, kinds } => self.gguf_lists(tokens, merges, kinds)?,
             Source::Json(file) => json::read(file, self.vocab)?,
+            Source::BuiltIn(lists) => lists(),
+            Source::Missing => {
+                let expected = format!("the vocabulary of {} tokens", self.vocab);
+                return Err(Defect::new("tokenizer.json", expected, "no such file"));
+            }
         };
+        if lists.tokens.len() != self.vocab {
+            let found = format!("{} of them", lists.tokens.len());
+            return Err(self.defect("tokens", &format!("{} tokens", self.vocab), found));
+        }
         lists.make_harmony_control();
         Ok(lists)
     }
