@@ -102,7 +102,20 @@ fn another_model_is_another_model() {
     shard[last] ^= 0x10;
     files.insert(name.into(), shard.into());
     let changed = Checkpoint::from_folder_bytes("changed", &files).expect("opens");
-    assert!(!all_identical(&compare(&a, &changed)));
+    assert!(!compare(&a, &changed).same());
+
+    // A light fine-tune: half a percent in one matrix, as much as bf16 rounds away.
+    let mut tensors = stored("hf");
+    let (_, _, data) = tensors.get_mut("model.layers.0.self_attn.q_proj.weight").expect("there");
+    let mut values = vec![0.0; data.len() / 2];
+    Format::BF16.decode(data, &mut values);
+    values.iter_mut().for_each(|value| *value *= 1.005);
+    *data = Format::BF16.encode(&values);
+    let tuned = Checkpoint::from_folder_bytes("tuned", &storing("hf", &tensors)).expect("opens");
+    let comparison = compare(&a, &tuned);
+    let different: Vec<_> = comparison.tensors.iter().filter(|tensor| tensor.verdict == Verdict::Different).collect();
+    assert_eq!(different.iter().map(|tensor| tensor.name.as_str()).collect::<Vec<_>>(), ["blk.0.attn_q.weight"]);
+    assert!(!comparison.same());
 }
 
 /// In HF's folders scales are a tensor of their own.
