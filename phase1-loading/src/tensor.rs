@@ -221,6 +221,34 @@ impl HostTensor {
         }
     }
 
+    /// The first block of MXFP4 whose scale byte is 255, counted over all rows. Reads the scales alone.
+    pub(crate) fn bad_scale(&self) -> Option<usize> {
+        if self.format != Format::Mxfp4 {
+            return None;
+        }
+        let blocks = self.row_len() / self.format.block_len();
+        let bad = |row: usize| {
+            let (bytes, step) = self.scale_bytes(row, blocks);
+            let block = bytes.iter().step_by(step).position(|&scale| scale == 255)?;
+            Some(row * blocks + block)
+        };
+        (0..self.rows()).into_par_iter().with_min_len(64).find_map_first(bad)
+    }
+
+    /// Where the scales of a row of MXFP4 are, and how far apart.
+    fn scale_bytes(&self, row: usize, blocks: usize) -> (&[u8], usize) {
+        let (row_bytes, block_bytes) = (self.row_bytes(), self.format.block_bytes());
+        match &self.storage {
+            Storage::Packed(data) => (&data[row * row_bytes..][..row_bytes], block_bytes),
+            Storage::Rows(rows) => {
+                let place = rows.place(row, matrix_rows(&self.shape));
+                (&rows.data[place * row_bytes..][..row_bytes], block_bytes)
+            }
+            Storage::Planes(planes) => (&planes.scales[(planes.first + row * planes.step) * blocks..][..blocks], 1),
+            Storage::Columns(_) => unreachable!("columns hold plain numbers"),
+        }
+    }
+
     /// Every value as f32, in row-major order.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.shape.iter().product()];
