@@ -36,6 +36,7 @@ def inverse_frequencies(shape: Shape, truncate: bool) -> np.ndarray:
     low, high = correction(32), correction(1)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, shape.head_dim - 1)
     i = np.arange(shape.head_dim // 2)
     base = shape.rope_theta ** (-2 * i / shape.head_dim)
     ramp = np.clip((i - low) / (high - low), 0, 1)

@@ -25,7 +25,12 @@ pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
         return Ok(Checkpoint::from_bytes("embedded model", bytes::Bytes::from_static(EMBEDDED_MODEL))?);
     }
-    Ok(Checkpoint::open(model)?)
+    let mut checkpoint = Checkpoint::open(model)?;
+    if checkpoint.lacks_vocabulary() {
+        eprintln!("{}: no vocabulary is beside it; gpt-oss's own is used", checkpoint.path.display());
+        checkpoint.use_vocabulary(synthetic::o200k_harmony, synthetic::O200K_SPECIAL);
+    }
+    Ok(checkpoint)
 }
 
 /// As [`open`], with what the command line overrides in the configuration.

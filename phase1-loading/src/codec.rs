@@ -3,6 +3,9 @@
 //! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding rounds as the
 //! format's own definition does in f32, or not at all.
 
+mod grid_quants;
+mod grids;
+mod low_bits;
 mod quants;
 
 use formats::{BLOCK, Storage};
@@ -35,6 +38,23 @@ pub enum Format {
     Q5_K,
     /// 256 values in 16 runs, with scales of 8 bits under an f16 factor, and codes of 6 bits.
     Q6_K,
+    /// 256 values in 16 runs, with scales and minima of 4 bits under f16 factors, and codes of 2 bits.
+    Q2_K,
+    /// 256 values in 16 runs, with scales of 6 bits under an f16 factor, and codes of 3 bits.
+    Q3_K,
+    /// 256 values in 8 runs, with scales of 6 bits under an f16 factor, and places in [`Format::Iq4Nl`]'s table.
+    Iq4Xs,
+    /// 256 values: an f16 factor, scales of 4 bits, signs, and points of four values in a table.
+    Iq3Xxs,
+    Iq3S,
+    /// As [`Format::Iq3S`], with points of eight values.
+    Iq2Xxs,
+    Iq2Xs,
+    Iq2S,
+    /// 256 values: an f16 factor, and −1, 0 or 1, five to a byte.
+    Tq1_0,
+    /// The same, four to a byte.
+    Tq2_0,
     /// A group of MLX's affine quantization: an f32 scale, an f32 bias and unsigned codes. In a file these are three tensors;
     /// as blocks they only exist here.
     Affine {
@@ -88,7 +108,7 @@ pub(crate) const MAX_BLOCK_BYTES: usize = Format::Q6_K.block_bytes();
 
 impl Format {
     /// The formats that GGUF files hold.
-    pub const GGUF: [Format; 13] = [
+    pub const GGUF: [Format; 23] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -102,6 +122,16 @@ impl Format {
         Format::Q4_K,
         Format::Q5_K,
         Format::Q6_K,
+        Format::Q2_K,
+        Format::Q3_K,
+        Format::Iq4Xs,
+        Format::Iq3Xxs,
+        Format::Iq3S,
+        Format::Iq2Xxs,
+        Format::Iq2Xs,
+        Format::Iq2S,
+        Format::Tq1_0,
+        Format::Tq2_0,
     ];
 
     /// The formats that [`Format::encode`] packs, and that every engine multiplies as they are.
@@ -135,6 +165,16 @@ impl Format {
             Format::Q4_K => "Q4_K",
             Format::Q5_K => "Q5_K",
             Format::Q6_K => "Q6_K",
+            Format::Q2_K => "Q2_K",
+            Format::Q3_K => "Q3_K",
+            Format::Iq4Xs => "IQ4_XS",
+            Format::Iq3Xxs => "IQ3_XXS",
+            Format::Iq3S => "IQ3_S",
+            Format::Iq2Xxs => "IQ2_XXS",
+            Format::Iq2Xs => "IQ2_XS",
+            Format::Iq2S => "IQ2_S",
+            Format::Tq1_0 => "TQ1_0",
+            Format::Tq2_0 => "TQ2_0",
             Format::Affine { bits: Bits::Four, group: Group::Of32 } => "MLX4/32",
             Format::Affine { bits: Bits::Four, group: Group::Of64 } => "MLX4/64",
             Format::Affine { bits: Bits::Eight, group: Group::Of32 } => "MLX8/32",
@@ -158,6 +198,16 @@ impl Format {
             Format::Q4_K => 12,
             Format::Q5_K => 13,
             Format::Q6_K => 14,
+            Format::Q2_K => 10,
+            Format::Q3_K => 11,
+            Format::Iq4Xs => 23,
+            Format::Iq3Xxs => 18,
+            Format::Iq3S => 21,
+            Format::Iq2Xxs => 16,
+            Format::Iq2Xs => 17,
+            Format::Iq2S => 22,
+            Format::Tq1_0 => 34,
+            Format::Tq2_0 => 35,
             Format::Affine { .. } => return None,
         })
     }
@@ -170,9 +220,15 @@ impl Format {
     pub const fn block_len(self) -> usize {
         match self {
             Format::F32 | Format::F16 | Format::BF16 => 1,
-            Format::Q4_K | Format::Q5_K | Format::Q6_K => SUPER_BLOCK,
             Format::Affine { group, .. } => group as usize,
-            _ => BLOCK,
+            Format::Q8_0
+            | Format::Mxfp4
+            | Format::Q4_0
+            | Format::Q4_1
+            | Format::Q5_0
+            | Format::Q5_1
+            | Format::Iq4Nl => BLOCK,
+            _ => SUPER_BLOCK,
         }
     }
 
@@ -190,6 +246,16 @@ impl Format {
             Format::Q4_K => 2 + 2 + 12 + 128,
             Format::Q5_K => 2 + 2 + 12 + 32 + 128,
             Format::Q6_K => 128 + 64 + 16 + 2,
+            Format::Q2_K => 16 + 64 + 2 + 2,
+            Format::Q3_K => 32 + 64 + 12 + 2,
+            Format::Iq4Xs => 2 + 2 + 4 + 128,
+            Format::Iq3Xxs => 2 + 64 + 32,
+            Format::Iq3S => 2 + 64 + 8 + 32 + 4,
+            Format::Iq2Xxs => 2 + 64,
+            Format::Iq2Xs => 2 + 64 + 8,
+            Format::Iq2S => 2 + 32 + 32 + 8 + 8,
+            Format::Tq1_0 => 48 + 4 + 2,
+            Format::Tq2_0 => 64 + 2,
             Format::Affine { bits, group } => 4 + 4 + bits as usize * group as usize / 8,
         }
     }
@@ -216,6 +282,16 @@ impl Format {
             Format::Q4_K => blocks(packed, values, quants::q4_k),
             Format::Q5_K => blocks(packed, values, quants::q5_k),
             Format::Q6_K => blocks(packed, values, quants::q6_k),
+            Format::Q2_K => blocks(packed, values, low_bits::q2_k),
+            Format::Q3_K => blocks(packed, values, low_bits::q3_k),
+            Format::Iq4Xs => blocks(packed, values, low_bits::iq4_xs),
+            Format::Iq3Xxs => blocks(packed, values, grid_quants::iq3_xxs),
+            Format::Iq3S => blocks(packed, values, grid_quants::iq3_s),
+            Format::Iq2Xxs => blocks(packed, values, grid_quants::iq2_xxs),
+            Format::Iq2Xs => blocks(packed, values, grid_quants::iq2_xs),
+            Format::Iq2S => blocks(packed, values, grid_quants::iq2_s),
+            Format::Tq1_0 => blocks(packed, values, low_bits::tq1_0),
+            Format::Tq2_0 => blocks(packed, values, low_bits::tq2_0),
             Format::Affine { bits, group } => {
                 let packed = packed.chunks_exact(self.block_bytes());
                 for (block, values) in packed.zip(values.chunks_exact_mut(group as usize)) {

@@ -1,12 +1,12 @@
 //! The shape of a GPT-OSS model.
 
+mod constants;
 mod gguf;
+mod gguf_fixed;
 mod json;
+mod metadata;
 
 use crate::error::Defect;
-
-/// The architecture's name in `general.architecture`, and the prefix of its metadata keys.
-pub const ARCHITECTURE: &str = "gpt-oss";
 
 /// Which keys a layer's queries can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

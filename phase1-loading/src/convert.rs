@@ -7,12 +7,13 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use bytes::Bytes;
 
-use crate::checkpoint::{Checkpoint, TensorRole, tensor_specs};
+use crate::checkpoint::Checkpoint;
 use crate::codec::{DenseFormat, Format};
 use crate::error::{Defect, LoadError};
 use crate::gguf::{TensorPlan, write_header};
 use crate::mapping::write_whole;
 use crate::soundness::has_bad_scale;
+use crate::specs::{TensorRole, tensor_specs};
 use crate::tensor::HostTensor;
 
 /// Bytes of a tensor that are read, packed and written together.

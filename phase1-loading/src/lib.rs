@@ -9,14 +9,20 @@ mod codec;
 mod config;
 mod convert;
 mod cursor;
+mod dialect;
 mod error;
 mod folder;
 mod gguf;
+mod locate;
 mod mapping;
+mod mistaken;
+mod open;
 mod saved;
 mod soundness;
+mod specs;
 mod tensor;
 mod tokenizer;
+mod translation;
 mod verify;
 
 pub use checkpoint::Checkpoint;
@@ -25,6 +31,7 @@ pub use config::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp};
 pub use convert::convert;
 pub use error::LoadError;
 pub use formats::mxfp4::{E2M1, e8m0};
+pub use locate::{is_foreign_name, locate};
 pub use mapping::write_whole;
 pub use saved::SavedSession;
 pub use soundness::{check_scales, check_values};
@@ -34,7 +41,7 @@ pub use verify::{Comparison, TensorComparison, Verdict, verify};
 
 /// The parts that a GGUF file is written from, for programs that make models rather than read them.
 pub mod write {
-    pub use crate::checkpoint::{TensorRole, TensorSpec, tensor_specs};
     pub use crate::gguf::{MetadataValue, TensorPlan, write_header};
+    pub use crate::specs::{TensorRole, TensorSpec, tensor_specs};
     pub use crate::tokenizer::{CONTROL, NORMAL, SpecialTokens, VocabularyLists, byte_characters};
 }

@@ -22,8 +22,10 @@ pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     if metadata.len() == 0 {
         return Err(Defect::new("header", what, "an empty file").in_file(path));
     }
-    // SAFETY: the mapping is read-only and private to us. A process that truncates the file while it is mapped makes
-    // the next read of the lost pages raise SIGBUS; the command line turns that into a message (`src/lost_file.rs`).
+    // SAFETY: the mapping is read-only here, and nobody may change the file while it is mapped: that is a condition of opening a model.
+    // No system enforces it for other processes. One that truncates the file makes the next read of the lost pages raise SIGBUS, which
+    // the command line turns into a message (`src/lost_file.rs`); one that writes into it changes weights under way, of which any bytes
+    // are valid, and may make text that was checked before invalid.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
     // Pages of 2 MB, where the file system has them: a fault and an entry of the TLB for each 512 of the small ones. Advice may be
     // refused.

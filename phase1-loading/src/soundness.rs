@@ -1,4 +1,5 @@
-//! Weights that are no numbers: found on request, since it takes reading them all.
+//! Weights that are no numbers. Finding them takes reading them all: engines look for scales when they load a model, and for values that
+//! are not finite somebody has to ask.
 
 use std::path::Path;
 
@@ -11,10 +12,7 @@ use crate::tensor::HostTensor;
 /// # Errors
 /// The tensor and the block.
 pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
-    if tensor.format != Format::Mxfp4 {
-        return Ok(());
-    }
-    match bad_scale(&tensor.packed()) {
+    match tensor.bad_scale() {
         None => Ok(()),
         Some(block) => {
             let found = format!("255 in block {block}");
@@ -25,12 +23,7 @@ pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), 
 
 /// Whether some packed rows have such a scale byte.
 pub(crate) fn has_bad_scale(format: Format, packed: &[u8]) -> bool {
-    format == Format::Mxfp4 && bad_scale(packed).is_some()
-}
-
-/// The block of MXFP4 rows that has one.
-fn bad_scale(packed: &[u8]) -> Option<usize> {
-    packed.iter().step_by(Format::Mxfp4.block_bytes()).position(|&scale| scale == 255)
+    format == Format::Mxfp4 && packed.iter().step_by(Format::Mxfp4.block_bytes()).any(|&scale| scale == 255)
 }
 
 /// Decodes a whole tensor and refuses the first value that is not finite.

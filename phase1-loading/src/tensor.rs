@@ -25,6 +25,21 @@ enum Storage {
     Planes(Planes),
     /// Rows that lie as columns: as Hugging Face keeps experts that are not quantized.
     Columns(Columns),
+    /// Rows among others, or with another order of codes: as Ollama and others keep matrices in one.
+    Rows(Rows),
+}
+
+/// Stacked matrices of packed rows, some of which are the tensor's.
+#[derive(Clone, Debug)]
+struct Rows {
+    data: Bytes,
+    /// Whether two neighbouring MXFP4 codes share a byte, as OpenAI keeps them.
+    in_pairs: bool,
+    /// Rows of a stored matrix.
+    stored: usize,
+    /// Row i of a matrix is its stored row `first + i · step`.
+    first: usize,
+    step: usize,
 }
 
 /// Stacked matrices of plain numbers, each stored transposed, `[experts, in, width]`.
@@ -73,6 +88,42 @@ impl HostTensor {
         HostTensor { format, shape, storage: Storage::Columns(columns) }
     }
 
+    /// As [`HostTensor::packed_rows`], of MXFP4 with OpenAI's order of codes in every block.
+    pub(crate) fn mxfp4_in_pairs(shape: Vec<usize>, data: Bytes) -> HostTensor {
+        let stored = matrix_rows(&shape);
+        let rows = Rows { data, in_pairs: true, stored, first: 0, step: 1 };
+        HostTensor { format: Format::Mxfp4, shape, storage: Storage::Rows(rows) }
+    }
+
+    /// Whether it was made by [`HostTensor::mxfp4_in_pairs`].
+    pub(crate) fn is_in_pairs(&self) -> bool {
+        matches!(&self.storage, Storage::Rows(rows) if rows.in_pairs)
+    }
+
+    /// Rows `first`, `first + step`, … of every matrix, as many as `shape` has. Nothing is copied.
+    ///
+    /// # Panics
+    /// Of a tensor that is no GGUF file's, or has fewer rows.
+    pub(crate) fn select_rows(&self, shape: Vec<usize>, first: usize, step: usize) -> HostTensor {
+        let (stored, wanted) = (matrix_rows(&self.shape), matrix_rows(&shape));
+        assert!(first + (wanted - 1) * step < stored, "rows of {:?} from {:?}", shape, self.shape);
+        let (data, in_pairs) = match &self.storage {
+            Storage::Packed(data) if stored == self.rows() && step == 1 => {
+                let row_bytes = self.row_bytes();
+                return Self::packed_rows(
+                    self.format,
+                    shape,
+                    data.slice(first * row_bytes..(first + wanted) * row_bytes),
+                );
+            }
+            Storage::Packed(data) => (data.clone(), false),
+            Storage::Rows(rows) => (rows.data.clone(), rows.in_pairs),
+            Storage::Planes(_) | Storage::Columns(_) => panic!("rows are selected from GGUF files' tensors alone"),
+        };
+        let rows = Rows { data, in_pairs, stored, first, step };
+        HostTensor { format: self.format, shape, storage: Storage::Rows(rows) }
+    }
+
     /// Length of the innermost dimension: the values of one row.
     pub fn row_len(&self) -> usize {
         *self.shape.last().expect("a tensor has a dimension")
@@ -114,11 +165,11 @@ impl HostTensor {
                 rows.collect::<Vec<_>>().concat().into()
             }
             Storage::Packed(data) => data.slice(rows.start * row_bytes..rows.end * row_bytes),
-            Storage::Planes(planes) => {
+            Storage::Planes(_) | Storage::Rows(_) => {
                 let mut packed = vec![0; rows.len() * row_bytes];
                 packed.par_chunks_exact_mut(row_bytes).zip(rows).for_each(|(packed, row)| {
                     for (block, packed) in packed.chunks_exact_mut(format.block_bytes()).enumerate() {
-                        planes.pack_block(format, self.row_len(), row, block, packed);
+                        self.pack_block(row, block, packed);
                     }
                 });
                 packed.into()
@@ -139,11 +190,11 @@ impl HostTensor {
         let row_bytes = self.row_bytes();
         match &self.storage {
             Storage::Packed(data) => self.format.decode(&data[row * row_bytes..][..row_bytes], values),
-            Storage::Planes(planes) => {
+            Storage::Planes(_) | Storage::Rows(_) => {
                 let mut packed = [0; MAX_BLOCK_BYTES];
                 let packed = &mut packed[..self.format.block_bytes()];
                 for (block, values) in values.chunks_exact_mut(self.format.block_len()).enumerate() {
-                    planes.pack_block(self.format, self.row_len(), row, block, packed);
+                    self.pack_block(row, block, packed);
                     self.format.decode(packed, values);
                 }
             }
@@ -154,6 +205,50 @@ impl HostTensor {
         }
     }
 
+    /// Copies a block to where it has its format's order.
+    fn pack_block(&self, row: usize, block: usize, packed: &mut [u8]) {
+        match &self.storage {
+            Storage::Planes(planes) => planes.pack_block(self.format, self.row_len(), row, block, packed),
+            Storage::Rows(rows) => {
+                let row_start = rows.place(row, matrix_rows(&self.shape)) * self.row_bytes();
+                packed.copy_from_slice(&rows.data[row_start + block * packed.len()..][..packed.len()]);
+                if rows.in_pairs {
+                    let codes: [u8; 16] = packed[1..].try_into().expect("sixteen bytes");
+                    packed[1..].copy_from_slice(&repack_mxfp4_from_hf(&codes));
+                }
+            }
+            Storage::Packed(_) | Storage::Columns(_) => unreachable!("these are copied by rows"),
+        }
+    }
+
+    /// The first block of MXFP4 whose scale byte is 255, counted over all rows. Reads the scales alone.
+    pub(crate) fn bad_scale(&self) -> Option<usize> {
+        if self.format != Format::Mxfp4 {
+            return None;
+        }
+        let blocks = self.row_len() / self.format.block_len();
+        let bad = |row: usize| {
+            let (bytes, step) = self.scale_bytes(row, blocks);
+            let block = bytes.iter().step_by(step).position(|&scale| scale == 255)?;
+            Some(row * blocks + block)
+        };
+        (0..self.rows()).into_par_iter().with_min_len(64).find_map_first(bad)
+    }
+
+    /// Where the scales of a row of MXFP4 are, and how far apart.
+    fn scale_bytes(&self, row: usize, blocks: usize) -> (&[u8], usize) {
+        let (row_bytes, block_bytes) = (self.row_bytes(), self.format.block_bytes());
+        match &self.storage {
+            Storage::Packed(data) => (&data[row * row_bytes..][..row_bytes], block_bytes),
+            Storage::Rows(rows) => {
+                let place = rows.place(row, matrix_rows(&self.shape));
+                (&rows.data[place * row_bytes..][..row_bytes], block_bytes)
+            }
+            Storage::Planes(planes) => (&planes.scales[(planes.first + row * planes.step) * blocks..][..blocks], 1),
+            Storage::Columns(_) => unreachable!("columns hold plain numbers"),
+        }
+    }
+
     /// Every value as f32, in row-major order.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.shape.iter().product()];
@@ -161,6 +256,18 @@ impl HostTensor {
             self.decode_row(row, values);
         }
         values
+    }
+}
+
+/// Rows of one matrix of a stack.
+fn matrix_rows(shape: &[usize]) -> usize {
+    shape.len().checked_sub(2).map_or(1, |dimension| shape[dimension])
+}
+
+impl Rows {
+    /// Where a row lies, counted over all matrices of `rows` rows.
+    fn place(&self, row: usize, rows: usize) -> usize {
+        row / rows * self.stored + self.first + row % rows * self.step
     }
 }
 

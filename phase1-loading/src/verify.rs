@@ -28,7 +28,7 @@ pub struct TensorComparison {
 pub enum Verdict {
     /// Every value is the same number.
     Identical,
-    /// No further apart than rounding to the two formats explains.
+    /// In two formats, and no further apart than rounding to them explains.
     Rounded,
     Different,
 }
@@ -152,9 +152,10 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
         });
     let formats = [a.format, b.format];
     let rms = if sums.different { (sums.error / sums.magnitude).sqrt() } else { 0.0 };
+    // Rounding to the same format twice gives the same values.
     let verdict = if !sums.different {
         Verdict::Identical
-    } else if rms <= formats.into_iter().map(rounding).sum::<f64>() {
+    } else if a.format != b.format && rms <= formats.into_iter().map(rounding).sum::<f64>() {
         Verdict::Rounded
     } else {
         Verdict::Different
@@ -172,7 +173,11 @@ fn rounding(format: Format) -> f64 {
         Format::Q8_0 | Format::Affine { bits: Bits::Eight, .. } => 0.02,
         Format::Q6_K => 0.04,
         Format::Q5_0 | Format::Q5_1 | Format::Q5_K => 0.08,
-        Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::Iq4Nl => 0.2,
+        Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::Iq4Nl | Format::Iq4Xs => 0.2,
+        Format::Q3_K | Format::Iq3S | Format::Iq3Xxs => 0.4,
+        Format::Q2_K | Format::Iq2S | Format::Iq2Xs | Format::Iq2Xxs => 0.8,
+        // Little but signs is left.
+        Format::Tq1_0 | Format::Tq2_0 => 1.2,
         Format::Affine { bits: Bits::Four, .. } => 0.2,
         Format::Mxfp4 => 0.25,
     }

@@ -1,10 +1,13 @@
 //! Folders of safetensors files, conversion, comparison and split GGUF files.
 
+mod made;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
 use gptoss_reference::{Case, Folder};
+use made::{files, with_json};
 use phase1_loading::{
     AttentionKind, Checkpoint, Comparison, DenseFormat, Format, SavedSession, Verdict, YarnRamp, check_scales, convert,
     verify,
@@ -99,7 +102,20 @@ fn another_model_is_another_model() {
     shard[last] ^= 0x10;
     files.insert(name.into(), shard.into());
     let changed = Checkpoint::from_folder_bytes("changed", &files).expect("opens");
-    assert!(!all_identical(&compare(&a, &changed)));
+    assert!(!compare(&a, &changed).same());
+
+    // A light fine-tune: half a percent in one matrix, as much as bf16 rounds away.
+    let mut tensors = stored("hf");
+    let (_, _, data) = tensors.get_mut("model.layers.0.self_attn.q_proj.weight").expect("there");
+    let mut values = vec![0.0; data.len() / 2];
+    Format::BF16.decode(data, &mut values);
+    values.iter_mut().for_each(|value| *value *= 1.005);
+    *data = Format::BF16.encode(&values);
+    let tuned = Checkpoint::from_folder_bytes("tuned", &storing("hf", &tensors)).expect("opens");
+    let comparison = compare(&a, &tuned);
+    let different: Vec<_> = comparison.tensors.iter().filter(|tensor| tensor.verdict == Verdict::Different).collect();
+    assert_eq!(different.iter().map(|tensor| tensor.name.as_str()).collect::<Vec<_>>(), ["blk.0.attn_q.weight"]);
+    assert!(!comparison.same());
 }
 
 /// In HF's folders scales are a tensor of their own.
@@ -130,22 +146,9 @@ fn a_scale_of_255_is_named() {
     assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "nothing is left behind");
 }
 
-fn files(name: &str) -> BTreeMap<String, Bytes> {
-    let entries = std::fs::read_dir(folder(name).path).expect("readable").map(|entry| {
-        let path = entry.expect("readable").path();
-        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-        (name, std::fs::read(&path).expect("readable").into())
-    });
-    entries.collect()
-}
-
 /// The folder with its configuration changed.
 fn configured(name: &str, change: impl FnOnce(&mut Value)) -> BTreeMap<String, Bytes> {
-    let mut files = files(name);
-    let mut config: Value = serde_json::from_slice(&files["config.json"]).expect("JSON");
-    change(&mut config);
-    files.insert("config.json".into(), config.to_string().into_bytes().into());
-    files
+    with_json(name, "config.json", change)
 }
 
 #[test]
@@ -374,6 +377,30 @@ fn the_original_layout_opens() {
     let [a, b] = [&hf, &found].map(|model| model.tokenizer().expect("builds"));
     assert_eq!((a.encode_with_control(text), a.stops()), (b.encode_with_control(text), b.stops()));
 
+    // Without a vocabulary a program's own can be used, if it is as large.
+    alone.remove("../tokenizer.json");
+    let mut found = Checkpoint::from_folder_bytes("alone", &alone).expect("opens");
+    assert!(found.lacks_vocabulary() && !hf.lacks_vocabulary());
+    assert_eq!(
+        found.tokenizer().err().expect("missing").to_string(),
+        "alone: tokenizer.json: expected the vocabulary of 299 tokens, found no such file"
+    );
+    found.use_vocabulary(|| made::golden_vocabulary().0, made::golden_vocabulary().1);
+    let built_in = found.tokenizer().expect("builds");
+    assert_eq!((built_in.encode_with_control(text), built_in.stops()), (a.encode_with_control(text), a.stops()));
+    let mut other = Checkpoint::from_folder_bytes("alone", &alone).expect("opens");
+    let short = || {
+        let mut lists = made::golden_vocabulary().0;
+        lists.tokens.pop();
+        lists.kinds.pop();
+        lists
+    };
+    other.use_vocabulary(short, made::golden_vocabulary().1);
+    assert_eq!(
+        other.tokenizer().err().expect("refused").to_string(),
+        "alone: built-in vocabulary: tokens: expected 299 tokens, found 298 of them"
+    );
+
     let refusal = |change: &dyn Fn(&mut BTreeMap<String, Bytes>)| {
         let mut files = original();
         change(&mut files);
@@ -391,7 +418,6 @@ fn the_original_layout_opens() {
         config("\"initial_context_length\":4096", "\"initial_context_length\":\"long\""),
         config("\"initial_context_length\":4096", "\"initial_context_length\":1e300"),
         config("\"num_key_value_heads\":2", "\"num_key_value_heads\":4"),
-        refusal(&|files| _ = files.remove("../tokenizer.json")),
         refusal(&|files| _ = files.insert("../config.json".into(), Bytes::from_static(b"{\"eos_token_id\": -1}"))),
     ];
     insta::assert_snapshot!(refusals.join("\n"));
@@ -565,9 +591,10 @@ mod split {
         let (metadata, entries) = if number == 0 { (&whole[24..descriptions], entries) } else { (&[][..], 0) };
         let mut file = b"GGUF\x03\0\0\0".to_vec();
         file.extend((names.len() as u64).to_le_bytes());
-        file.extend((entries + 2).to_le_bytes());
+        file.extend((entries + 3).to_le_bytes());
         file.extend(metadata);
-        for (key, value) in [("split.no", number), ("split.count", count)] {
+        let tensors = checkpoint.tensors.len() as u16;
+        for (key, value) in [("split.no", number), ("split.count", count), ("split.tensors.count", tensors)] {
             file.extend((key.len() as u64).to_le_bytes());
             file.extend(key.bytes());
             file.extend(2u32.to_le_bytes());
@@ -601,8 +628,27 @@ mod split {
         let expected = Checkpoint::from_bytes("whole", whole.clone().into()).expect("opens");
         assert!(all_identical(&compare(&expected, &found)));
 
+        // Whichever of them is named.
+        for number in 1..3 {
+            let found = Checkpoint::open(&path(number)).expect("opens");
+            assert!(all_identical(&compare(&expected, &found)));
+            assert_eq!(found.path, path(0));
+        }
+
         let refusal = |path: &Path| Checkpoint::open(path).err().expect("refused").to_string();
-        assert!(refusal(&path(1)).contains("the first of the 3 files"), "{}", refusal(&path(1)));
+        let first = std::fs::read(path(0)).expect("readable");
+        let mut needle = b"split.tensors.count".to_vec();
+        needle.extend(2u32.to_le_bytes());
+        let at = first.windows(needle.len()).position(|window| window == needle).expect("counted") + needle.len();
+        let mut other = first.clone();
+        other[at..at + 2].copy_from_slice(&999u16.to_le_bytes());
+        std::fs::write(path(0), other).expect("written");
+        let message = refusal(&path(2));
+        assert!(
+            message.contains("`split.tensors.count`: expected the ") && message.ends_with("found 999"),
+            "{message}"
+        );
+        std::fs::write(path(0), first).expect("written");
         std::fs::copy(path(1), path(2)).expect("copied");
         assert!(refusal(&path(0)).contains("`split.no`"), "{}", refusal(&path(0)));
         std::fs::remove_file(path(2)).expect("removed");
@@ -610,5 +656,51 @@ mod split {
         let renamed = directory.path().join("model.gguf");
         std::fs::rename(path(0), &renamed).expect("renamed");
         assert!(refusal(&renamed).contains("-00001-of-00003.gguf"), "{}", refusal(&renamed));
+        assert!(refusal(&path(1)).contains("model-00001-of-00003.gguf cannot be read"), "{}", refusal(&path(1)));
     }
+}
+
+/// What stands in for a file is named for what it is, with what to do.
+#[test]
+fn stand_ins_are_named() {
+    const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12109566560\n";
+    const PAGE: &[u8] = b"\n<!DOCTYPE html><html><head><title>404</title></head></html>";
+    let gguf = |file: &'static [u8]| {
+        Checkpoint::from_bytes("m.gguf", Bytes::from_static(file)).err().expect("refused").to_string()
+    };
+    let expected = "m.gguf: header: expected the magic bytes `GGUF`, found ";
+    let cases: [(&'static [u8], &str); 6] = [
+        (POINTER, "a Git LFS pointer to a file of 12109566560 bytes; `git lfs pull` fetches it"),
+        (PAGE, "an HTML page, as a failed download leaves; download the file again"),
+        (b"{\"model_type\": \"gpt_oss\"}", "JSON; name the folder that holds it, with the weights"),
+        (b"\x40\0\0\0\0\0\0\0{\"a\": 1}", "a safetensors file; name the folder that holds it and its config.json"),
+        (b"\x1f\x8b\x08\0", "a gzip archive"),
+        (&[0; 100], "zeros, as a download that has only begun leaves"),
+    ];
+    for (file, found) in cases {
+        assert_eq!(gguf(file), format!("{expected}{found}"));
+    }
+    let folder = |name: &str, file: &'static [u8]| {
+        let mut files = files("hf");
+        files.insert(name.into(), Bytes::from_static(file));
+        Checkpoint::from_folder_bytes("folder", &files).err().expect("refused").to_string()
+    };
+    for name in ["config.json", "tokenizer.json", "model-00002-of-00002.safetensors"] {
+        let refused = folder(name, POINTER);
+        assert!(
+            refused.starts_with(&format!("folder/{name}: file: expected the file itself, found a Git LFS")),
+            "{refused}"
+        );
+        assert!(folder(name, PAGE).contains("an HTML page"), "{name}");
+    }
+    // Shards that nothing lists.
+    let mut unlisted = files("hf");
+    unlisted.remove("model.safetensors.index.json");
+    let refused = Checkpoint::from_folder_bytes("folder", &unlisted).err().expect("refused").to_string();
+    assert!(refused.contains("the index `model.safetensors.index.json`"), "{refused}");
+    // A configuration that begins with a byte order mark.
+    let mut marked = files("hf");
+    let config = [&b"\xef\xbb\xbf"[..], &marked["config.json"][..]].concat();
+    marked.insert("config.json".into(), config.into());
+    assert_eq!(Checkpoint::from_folder_bytes("folder", &marked).expect("opens").config, open("hf").config);
 }

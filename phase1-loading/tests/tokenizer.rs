@@ -58,6 +58,20 @@ fn agrees_with_tiktoken_on_chosen_texts() {
     }
 }
 
+/// Runs that a backtracking engine gives up on: it then loses what follows.
+#[test]
+fn long_runs_lose_nothing() {
+    for unit in [" ", "\n", "\t ", "\u{3000}", "=", "0"] {
+        let text = format!("{}What is 2 + 2?{unit}", unit.repeat(1_100_000));
+        let tokens = o200k().encode(&text);
+        assert!(o200k().decode(&tokens) == text, "{unit:?}");
+    }
+    for unit in [" ", "\n", " \n", "a", "A", "'s", "^", "0"] {
+        let text = format!("a{}b", unit.repeat(10_000));
+        assert!(o200k().encode(&text) == tiktoken(&text), "{unit:?}");
+    }
+}
+
 #[test]
 fn agrees_with_tiktoken_on_control_tokens() {
     let tiktoken = tiktoken_rs::o200k_harmony_singleton();

@@ -266,7 +266,7 @@ impl GptOss {
     /// uploaded, and `progress` is called with (bytes so far, bytes in all).
     ///
     /// # Errors
-    /// Weights that no reader agrees on (see [`check_scales`]), found while uploading.
+    /// Weights that no reader agrees on (see [`check_scales`]).
     pub fn load(
         checkpoint: &Checkpoint,
         device: ComputeDevice,
@@ -293,10 +293,11 @@ impl GptOss {
             });
         }
         let final_norm = loader.vector("output_norm.weight");
+        let embedding = loader.looked_up("token_embd.weight")?;
         let head = Linear { weight: loader.packed("output.weight")?, bias: None };
         Ok(GptOss {
             rope: Rope::new(&config.rope, config.head_dim),
-            embedding: checkpoint.tensor("token_embd.weight").clone(),
+            embedding,
             config,
             layers,
             final_norm,
@@ -323,11 +324,17 @@ impl Loader<'_> {
 
     fn packed(&mut self, name: &str) -> Result<PackedMatrix, LoadError> {
         let tensor = self.checkpoint.tensor(name);
-        if !self.device.is_cpu() {
-            check_scales(&self.checkpoint.path, name, tensor)?;
-        }
+        check_scales(&self.checkpoint.path, name, tensor)?;
         self.advance(tensor);
         Ok(PackedMatrix::new(tensor, self.device))
+    }
+
+    /// A matrix whose rows are looked up where they lie.
+    fn looked_up(&mut self, name: &str) -> Result<HostTensor, LoadError> {
+        let tensor = self.checkpoint.tensor(name);
+        check_scales(&self.checkpoint.path, name, tensor)?;
+        self.advance(tensor);
+        Ok(tensor.clone())
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear, LoadError> {

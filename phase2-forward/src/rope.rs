@@ -31,6 +31,9 @@ impl Rope {
             YarnRamp::Exact => (low, high),
             YarnRamp::Truncated => (low.floor(), high.ceil()),
         };
+        // A short context puts the ends outside the head, and may put them together.
+        let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        let high = if high > low { high } else { low + 1e-3 };
         let inverse_frequencies = (0..head_dim / 2)
             .map(|i| {
                 let frequency = theta.powf(-2.0 * i as f64 / dim);

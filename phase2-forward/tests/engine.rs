@@ -320,6 +320,35 @@ fn phase_2_has_no_snapshots() {
     assert!(engine().snapshots().is_none());
 }
 
+/// Readers disagree on an MXFP4 scale byte of 255. Found when the model is loaded, not when its logits are no numbers.
+#[test]
+fn a_scale_of_255_is_refused_on_the_cpu() {
+    let mut spoilt = checkpoint();
+    let name = "blk.1.ffn_up_exps.weight";
+    let tensor = spoilt.tensor(name);
+    let mut packed = tensor.packed().to_vec();
+    packed[17 * 3] = 255;
+    let tensor = HostTensor::packed_rows(tensor.format, tensor.shape.clone(), packed.into());
+    assert_eq!(tensor.format, Format::Mxfp4);
+    spoilt.tensors.insert(name.into(), tensor);
+    let refused = GptOss::load(&spoilt, ComputeDevice::cpu("a test"), &mut |_, _| ());
+    let error = refused.err().expect("refused").to_string();
+    assert!(error.contains(name) && error.contains("255 in block 3"), "{error}");
+}
+
+/// Short contexts, whose fastest pair turns less often than β: as transformers and mlx-lm compute it, the ramp begins at the first pair.
+#[test]
+fn the_ramp_stays_inside_the_head() {
+    let exact_end = 64.0 * (150.0 / std::f64::consts::TAU).ln() / (2.0 * 150_000f64.ln());
+    for (ramp, end) in [(YarnRamp::Exact, exact_end), (YarnRamp::Truncated, exact_end.ceil())] {
+        let rope = Rope::new(&RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 150, ramp }, 64);
+        assert_eq!(rope.inverse_frequencies[0], 1.0, "{ramp:?}");
+        let (plain, along) = (150_000f64.powf(-2.0 / 64.0), 1.0 / end);
+        let expected = plain * (1.0 - along) + plain / 32.0 * along;
+        assert!((f64::from(rope.inverse_frequencies[1]) / expected - 1.0).abs() < 1e-6, "{ramp:?}");
+    }
+}
+
 #[test]
 fn yarn_has_the_constants_of_gpt_oss() {
     let with = |ramp| RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096, ramp };

@@ -39,7 +39,12 @@ fn random_rows(format: Format, shape: Shape, runner: &mut TestRunner) -> Vec<u8>
             return format.encode(&random(prop::collection::vec(-2.0f32..2.0, count), runner));
         }
         Format::Q6_K => &[208],
-        Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => &[0],
+        Format::Q2_K => &[80, 82],
+        Format::Q3_K => &[108],
+        Format::Tq1_0 => &[52],
+        Format::Tq2_0 => &[64],
+        Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl | Format::Iq4Xs => &[0],
+        Format::Iq3Xxs | Format::Iq3S | Format::Iq2Xxs | Format::Iq2Xs | Format::Iq2S => &[0],
         _ => &[0, 2],
     };
     let mut packed = random(prop::collection::vec(any::<u8>(), format.row_bytes(count)), runner);

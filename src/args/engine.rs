@@ -7,6 +7,7 @@ use phase3_kvcache::CacheType;
 use phase5_flash::CpuOptions;
 use phase5_flash::cpu::Isa;
 
+use super::kind::EngineKind;
 use super::values::{cache_type, device, isa, memory_size, phase};
 
 /// Which engine runs, and where.
@@ -30,37 +31,6 @@ pub struct EngineArgs {
     pub kv: Option<CacheType>,
     #[command(flatten)]
     pub fast: FastArgs,
-}
-
-/// The engines, each of which a phase adds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum EngineKind {
-    /// Computes the whole text again for every token (phase 2).
-    Reference,
-    /// Caches keys and values (phase 3).
-    Cached,
-    /// Flash attention and fused kernels (phase 5).
-    Flash,
-}
-
-impl EngineKind {
-    pub const ALL: [EngineKind; 3] = [EngineKind::Reference, EngineKind::Cached, EngineKind::Flash];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            EngineKind::Reference => "reference",
-            EngineKind::Cached => "cached",
-            EngineKind::Flash => "flash",
-        }
-    }
-
-    pub fn phase(self) -> u8 {
-        match self {
-            EngineKind::Reference => 2,
-            EngineKind::Cached => 3,
-            EngineKind::Flash => 5,
-        }
-    }
 }
 
 /// How phase 5 computes.

@@ -7,7 +7,8 @@ use gates::Gate;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
 
-use super::engine::{EngineArgs, EngineKind, FastArgs};
+use super::engine::{EngineArgs, FastArgs};
+use super::kind::EngineKind;
 use super::values::{cache_type, device, gate, phase, positive};
 use crate::session::EMBEDDED;
 

@@ -2,6 +2,7 @@
 
 mod engine;
 mod files;
+mod kind;
 mod measurements;
 mod serving;
 mod text;
@@ -9,8 +10,9 @@ mod values;
 
 use clap::{Parser, Subcommand};
 
-pub use engine::{EngineArgs, EngineKind, FastArgs};
+pub use engine::{EngineArgs, FastArgs};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
+pub use kind::EngineKind;
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
 pub use serving::Serve;
 pub use text::{Chat, Eval, Generate, Logits};

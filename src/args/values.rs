@@ -11,7 +11,7 @@ use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
 use phase5_flash::cpu::Isa;
 
-use super::engine::EngineKind;
+use super::kind::EngineKind;
 
 /// A value that is parsed from one of `names`, which `--help` and errors list.
 pub fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> ValueParser

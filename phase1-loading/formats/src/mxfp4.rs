@@ -28,7 +28,7 @@ pub static HALF_E8M0: [f32; 256] = {
     table
 };
 
-/// `2^(byte − 127)`. Byte 0 is the subnormal 2⁻¹²⁷; byte 255, NaN in OCP's table, is refused when a file is opened.
+/// `2^(byte − 127)`. Byte 0 is the subnormal 2⁻¹²⁷; byte 255 is NaN in OCP's table, and engines refuse it.
 pub fn e8m0(byte: u8) -> f32 {
     f32::from_bits(match byte {
         0 => 0x0040_0000,

@@ -1,8 +1,10 @@
 //! The configuration as GGUF metadata, read and written.
 
-use super::{ARCHITECTURE, AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig, YarnRamp};
+use super::metadata::Metadata;
+use super::{AttentionKind, GptOssConfig, Names, gguf_fixed};
+use crate::dialect::Dialect;
 use crate::error::Defect;
-use crate::gguf::{Gguf, MetadataValue, Value};
+use crate::gguf::{Gguf, MetadataValue};
 
 const NAMES: Names = Names {
     kv_heads: "attention.head_count_kv",
@@ -12,27 +14,24 @@ const NAMES: Names = Names {
 
 impl GptOssConfig {
     /// Reads the configuration; `vocab` comes from the embedding's shape.
-    pub(crate) fn from_gguf(gguf: &Gguf) -> Result<GptOssConfig, Defect> {
-        match gguf.metadata.get("general.architecture").and_then(Value::as_str) {
-            Some(ARCHITECTURE) => {}
-            found => {
-                let found = found.map_or("none".into(), |name| format!("`{name}`"));
-                let part = "metadata `general.architecture`";
-                return Err(Defect::new(part, format!("`{ARCHITECTURE}`"), found));
-            }
-        }
-        let metadata = Metadata { gguf };
+    pub(crate) fn from_gguf(gguf: &Gguf, dialect: Dialect) -> Result<GptOssConfig, Defect> {
+        let metadata = Metadata::new(gguf, dialect);
         let layers = metadata.size("block_count")?;
         if layers > gguf.tensors.len() {
             let expected = format!("at most the file's {} tensors", gguf.tensors.len());
             return Err(metadata.defect("block_count", expected, layers.to_string()));
         }
+        // Ollama has one key for both kinds of feed-forward layers.
+        let expert_width = match dialect {
+            Dialect::LlamaCpp => "expert_feed_forward_length",
+            Dialect::Ollama => "feed_forward_length",
+        };
         let config = GptOssConfig {
             attention: metadata.attention_kinds(layers)?,
             vocab: metadata.vocab()?,
             rope: metadata.rope()?,
             hidden: metadata.size("embedding_length")?,
-            expert_width: metadata.size("expert_feed_forward_length")?,
+            expert_width: metadata.size(expert_width)?,
             heads: metadata.size("attention.head_count")?,
             kv_heads: metadata.size(NAMES.kv_heads)?,
             head_dim: metadata.size(NAMES.head_dim)?,
@@ -43,11 +42,8 @@ impl GptOssConfig {
             sliding_window: metadata.size("attention.sliding_window")?,
         };
         config.check(&NAMES, |name, expected, found| metadata.defect(name, expected, found))?;
-        let value_length = metadata.size("attention.value_length")?;
-        if value_length != config.head_dim {
-            let expected = format!("the key length {}", config.head_dim);
-            return Err(metadata.defect("attention.value_length", expected, value_length.to_string()));
-        }
+        metadata.size("attention.value_length")?;
+        gguf_fixed::check(&metadata, &config)?;
         Ok(config)
     }
 }
@@ -56,6 +52,7 @@ impl GptOssConfig {
     /// The configuration as GGUF metadata, with what other programs expect beside it.
     pub fn to_gguf(&self, name: &str) -> Vec<(String, MetadataValue)> {
         use MetadataValue::{F32, Text, U32};
+        const ARCHITECTURE: &str = Dialect::LlamaCpp.architecture();
         let size = |value: usize| U32(value as u32);
         let general = [
             ("general.architecture".into(), Text(ARCHITECTURE.into())),
@@ -88,86 +85,5 @@ impl GptOssConfig {
         let pattern = (self.attention != AttentionKind::alternating(self.layers()))
             .then(|| (format!("{ARCHITECTURE}.attention.sliding_window_pattern"), MetadataValue::Bools(slides)));
         general.into_iter().chain(model).chain(pattern).collect()
-    }
-}
-
-/// Metadata under the architecture's prefix.
-struct Metadata<'a> {
-    gguf: &'a Gguf,
-}
-
-impl Metadata<'_> {
-    fn value(&self, key: &str) -> Option<&Value> {
-        self.gguf.metadata.get(&format!("{ARCHITECTURE}.{key}"))
-    }
-
-    fn defect(&self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> Defect {
-        Defect::new(format!("metadata `{ARCHITECTURE}.{key}`"), expected, found)
-    }
-
-    fn size(&self, key: &str) -> Result<usize, Defect> {
-        let found = match self.value(key) {
-            None => "no such key".into(),
-            Some(Value::Float(_)) => "a float".into(),
-            Some(value) => match value.as_u64() {
-                Some(size) if (1..=MAX_SIZE).contains(&size) => return Ok(size as usize),
-                Some(size) => size.to_string(),
-                None => value.kind().into(),
-            },
-        };
-        Err(self.defect(key, format!("an integer from 1 to {MAX_SIZE}"), found))
-    }
-
-    fn float(&self, key: &str) -> Result<f32, Defect> {
-        let found = match self.value(key) {
-            None => "no such key".into(),
-            Some(&Value::Float(number)) if number.is_finite() && number as f32 > 0.0 => return Ok(number as f32),
-            Some(Value::Float(number)) => number.to_string(),
-            Some(value) => value.kind().into(),
-        };
-        Err(self.defect(key, "a positive finite number", found))
-    }
-
-    fn vocab(&self) -> Result<usize, Defect> {
-        let embedding = "token_embd.weight";
-        match self.gguf.tensors.get(embedding) {
-            Some(tensor) => Ok(tensor.rows()),
-            None => Err(Defect::new(format!("tensor `{embedding}`"), "the embedding matrix", "no such tensor")),
-        }
-    }
-
-    fn rope(&self) -> Result<RopeConfig, Defect> {
-        let key = "rope.scaling.type";
-        match self.value(key).and_then(Value::as_str) {
-            Some("yarn") => Ok(RopeConfig {
-                theta: self.float("rope.freq_base")?,
-                factor: self.float("rope.scaling.factor")?,
-                original_context: self.size("rope.scaling.original_context_length")?,
-                // GGUF has no key for it.
-                ramp: YarnRamp::default(),
-            }),
-            found => Err(self.defect(key, "`yarn`", found.map_or("none".into(), |f| format!("`{f}`")))),
-        }
-    }
-
-    /// Even layers slide unless the file says which do.
-    fn attention_kinds(&self, layers: usize) -> Result<Vec<AttentionKind>, Defect> {
-        let kind = |slides| if slides { AttentionKind::Sliding } else { AttentionKind::Full };
-        let key = "attention.sliding_window_pattern";
-        let Some(value) = self.value(key) else { return Ok(AttentionKind::alternating(layers)) };
-        let expected = format!("an array of {layers} booleans, one a layer");
-        let Some(array) = value.as_array().filter(|array| array.count() == layers) else {
-            let found = value.as_array().map_or(value.kind().into(), |a| format!("{} elements", a.count()));
-            return Err(self.defect(key, expected, found));
-        };
-        let booleans = array.scalars().and_then(|scalars| {
-            scalars
-                .map(|value| match value {
-                    Value::Bool(slides) => Some(kind(slides)),
-                    _ => None,
-                })
-                .collect()
-        });
-        booleans.ok_or_else(|| self.defect(key, expected, "an array of something else"))
     }
 }

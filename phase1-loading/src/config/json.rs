@@ -4,15 +4,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_about};
 use super::{AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig, YarnRamp};
 use crate::error::Defect;
 
 const NAMES: Names =
     Names { kv_heads: "num_key_value_heads", head_dim: "head_dim", experts_per_token: "num_experts_per_tok" };
-
-/// YaRN's β and α, which every gpt-oss has and GGUF does not even write.
-const BETA_FAST: f32 = 32.0;
-const BETA_SLOW: f32 = 1.0;
 
 /// What is read of `config.json`.
 #[derive(Default, Deserialize)]
@@ -27,8 +24,14 @@ struct HfConfig {
     num_key_value_heads: Field,
     head_dim: Field,
     num_local_experts: Field,
+    /// Another name of `num_local_experts`.
+    num_experts: Field,
     num_experts_per_tok: Field,
+    /// Another name of `num_experts_per_tok`.
+    experts_per_token: Field,
     max_position_embeddings: Field,
+    /// Another name of the scaling's `original_max_position_embeddings`.
+    initial_context_length: Field,
     rms_norm_eps: Field,
     sliding_window: Field,
     layer_types: Field,
@@ -37,6 +40,13 @@ struct HfConfig {
     rope_parameters: Field,
     /// An [`HfRope`] without θ: earlier versions, and mlx-lm.
     rope_scaling: Field,
+    // What gpt-oss has in one form only.
+    partial_rotary_factor: Field,
+    swiglu_limit: Field,
+    swiglu_alpha: Field,
+    hidden_act: Field,
+    attention_bias: Field,
+    tie_word_embeddings: Field,
 }
 
 #[derive(Default, Deserialize)]
@@ -51,6 +61,11 @@ struct HfRope {
     beta_fast: Field,
     beta_slow: Field,
     truncate: Field,
+    // What gpt-oss has in one form only.
+    attention_factor: Field,
+    mscale: Field,
+    mscale_all_dim: Field,
+    partial_rotary_factor: Field,
 }
 
 /// A value of any type, or `None` for a missing key. Its type is checked when it is used, so that the error can say which key
@@ -84,25 +99,41 @@ impl GptOssConfig {
             heads: file.num_attention_heads.size("num_attention_heads")?,
             kv_heads: file.num_key_value_heads.size(NAMES.kv_heads)?,
             head_dim: file.head_dim.size(NAMES.head_dim)?,
-            experts: file.num_local_experts.size("num_local_experts")?,
-            experts_per_token: file.num_experts_per_tok.size(NAMES.experts_per_token)?,
+            experts: either((&file.num_local_experts, "num_local_experts"), (&file.num_experts, "num_experts"))?,
+            experts_per_token: either(
+                (&file.num_experts_per_tok, NAMES.experts_per_token),
+                (&file.experts_per_token, "experts_per_token"),
+            )?,
             context_length: file.max_position_embeddings.size("max_position_embeddings")?,
             rms_eps: file.rms_norm_eps.float("rms_norm_eps")?,
             sliding_window: file.sliding_window.size("sliding_window")?,
         };
         config.check(&NAMES, defect)?;
+        file.check_fixed()?;
         Ok(config)
     }
 }
 
 impl HfConfig {
+    /// Refuses what is not computed here: a model whose configuration asks for it would otherwise run as if it had not.
+    fn check_fixed(&self) -> Result<(), Defect> {
+        self.swiglu_limit.expect_number("swiglu_limit", SWIGLU_LIMIT)?;
+        self.swiglu_alpha.expect_number("swiglu_alpha", SWIGLU_ALPHA)?;
+        self.partial_rotary_factor.expect_number("partial_rotary_factor", 1.0)?;
+        if !self.hidden_act.is_missing() {
+            self.hidden_act.expect_text("hidden_act", "silu")?;
+        }
+        self.attention_bias.expect_flag("attention_bias", true)?;
+        self.tie_word_embeddings.expect_flag("tie_word_embeddings", false)
+    }
+
     fn rope(&self) -> Result<RopeConfig, Defect> {
         if let Some(parameters) = self.rope_parameters.object::<HfRope>() {
             let inside = parameters.rope_theta.float("rope_parameters.rope_theta");
             let theta = inside.or_else(|defect| self.rope_theta.float("rope_theta").map_err(|_| defect))?;
-            parameters.config("rope_parameters", theta)
+            parameters.config("rope_parameters", theta, &self.initial_context_length)
         } else if let Some(scaling) = self.rope_scaling.object::<HfRope>() {
-            scaling.config("rope_scaling", self.rope_theta.float("rope_theta")?)
+            scaling.config("rope_scaling", self.rope_theta.float("rope_theta")?, &self.initial_context_length)
         } else {
             let expected = "an object with YaRN's parameters, or one named `rope_scaling`";
             Err(defect("rope_parameters", expected, "neither"))
@@ -133,37 +164,76 @@ impl HfConfig {
 }
 
 impl HfRope {
-    fn config(&self, section: &str, theta: f32) -> Result<RopeConfig, Defect> {
+    /// `initial` is the context before scaling as the configuration outside may give it.
+    fn config(&self, section: &str, theta: f32, initial: &Field) -> Result<RopeConfig, Defect> {
         let name = |key: &str| format!("{section}.{key}");
         match self.rope_type.0 {
             Some(_) => self.rope_type.expect_text(&name("rope_type"), "yarn")?,
             None => self.r#type.expect_text(&name("type"), "yarn")?,
-        }
-        for (field, key, usual) in
-            [(&self.beta_fast, "beta_fast", BETA_FAST), (&self.beta_slow, "beta_slow", BETA_SLOW)]
-        {
-            let missing = matches!(field.0, None | Some(Value::Null));
-            if !missing && field.float(&name(key))? != usual {
-                return Err(defect(&name(key), usual.to_string(), field.found()));
-            }
         }
         let ramp = match &self.truncate.0 {
             None | Some(Value::Null | Value::Bool(false)) => YarnRamp::Exact,
             Some(Value::Bool(true)) => YarnRamp::Truncated,
             Some(_) => return Err(defect(&name("truncate"), "a boolean", self.truncate.found())),
         };
-        Ok(RopeConfig {
-            theta,
-            factor: self.factor.float(&name("factor"))?,
-            original_context: self.original_max_position_embeddings.size(&name("original_max_position_embeddings"))?,
-            ramp,
-        })
+        let factor = self.factor.float(&name("factor"))?;
+        for (field, key, usual) in [
+            (&self.beta_fast, "beta_fast", BETA_FAST),
+            (&self.beta_slow, "beta_slow", BETA_SLOW),
+            (&self.attention_factor, "attention_factor", attention_factor(f64::from(factor))),
+            (&self.partial_rotary_factor, "partial_rotary_factor", 1.0),
+        ] {
+            field.expect_number(&name(key), usual)?;
+        }
+        for (field, key) in [(&self.mscale, "mscale"), (&self.mscale_all_dim, "mscale_all_dim")] {
+            if !field.is_missing() {
+                return Err(defect(&name(key), "no such key", field.found()));
+            }
+        }
+        let original_context = either(
+            (&self.original_max_position_embeddings, &name("original_max_position_embeddings")),
+            (initial, "initial_context_length"),
+        )?;
+        Ok(RopeConfig { theta, factor, original_context, ramp })
     }
+}
+
+/// A size that has two names. A file may give both, if it gives the same.
+fn either((first, name): (&Field, &str), (second, other): (&Field, &str)) -> Result<usize, Defect> {
+    if first.is_missing() && !second.is_missing() {
+        return second.size(other);
+    }
+    let size = first.size(name)?;
+    if !second.is_missing() && second.size(other)? != size {
+        return Err(defect(other, format!("the {size} of `{name}`"), second.found()));
+    }
+    Ok(size)
 }
 
 impl Field {
     fn object<T: DeserializeOwned>(&self) -> Option<T> {
         self.0.as_ref().and_then(object)
+    }
+
+    /// `null` counts as missing, as transformers writes it.
+    fn is_missing(&self) -> bool {
+        matches!(self.0, None | Some(Value::Null))
+    }
+
+    /// Refuses another number, if there is one.
+    fn expect_number(&self, name: &str, usual: f64) -> Result<(), Defect> {
+        match self.is_missing() || is_about(self.float(name)?.into(), usual) {
+            true => Ok(()),
+            false => Err(defect(name, usual.to_string(), self.found())),
+        }
+    }
+
+    /// Refuses the other truth value, if there is one.
+    fn expect_flag(&self, name: &str, usual: bool) -> Result<(), Defect> {
+        match self.is_missing() || self.0 == Some(Value::Bool(usual)) {
+            true => Ok(()),
+            false => Err(defect(name, usual.to_string(), self.found())),
+        }
     }
 
     fn expect_text(&self, name: &str, expected: &str) -> Result<(), Defect> {

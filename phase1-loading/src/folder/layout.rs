@@ -10,10 +10,10 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::shards::{Part, Parts};
-use crate::checkpoint::{TensorRole, TensorSpec, tensor_specs};
 use crate::codec::{Bits, Format, Group};
 use crate::config::GptOssConfig;
 use crate::error::Defect;
+use crate::specs::{TensorRole, TensorSpec, tensor_specs};
 use crate::tensor::{Columns, HostTensor, Planes};
 
 /// Canonical stems and the folder's.

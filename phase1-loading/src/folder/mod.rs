@@ -1,12 +1,12 @@
 //! A model folder as Hugging Face, mlx-lm or OpenAI keep one: `config.json`, `tokenizer.json` and safetensors files.
 
+mod files;
 mod layout;
 mod original;
 mod shards;
 
 use std::path::Path;
 
-use bytes::Bytes;
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
@@ -14,13 +14,8 @@ use crate::config::GptOssConfig;
 use crate::error::{Defect, LoadError};
 use crate::mapping;
 use crate::tokenizer::{SpecialTokens, Vocabulary};
+use files::{Files, MAX_TEXT, needed, parse_json};
 use layout::Layout;
-
-/// The most bytes of a `config.json`, chat template or index that are believed.
-const MAX_TEXT: usize = 64 << 20;
-
-/// The files of a folder by name; `None` for one that is not there.
-pub(crate) type Files<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, LoadError>;
 
 /// Maps the files of a folder and reads their headers.
 ///
@@ -48,50 +43,52 @@ pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError>
     }
     // OpenAI's own configuration names no tokens; Hugging Face's, if it lies above, does.
     let (above, place) = if original { ("../", folder.join("..")) } else { ("", folder.to_owned()) };
-    let naming = match files(&format!("{above}config.json"))? {
-        Some(config) if original => parse_json(&config).map_err(|defect| defect.in_file(&place.join("config.json")))?,
-        Some(_) => json.clone(),
-        None => Value::Null,
+    let at_place = |name: &str| -> Result<Value, LoadError> {
+        match files(&format!("{above}{name}"))? {
+            Some(file) => parse_json(&file).map_err(|defect| defect.in_file(&place.join(name))),
+            None => Ok(Value::Null),
+        }
     };
-    let special = special_tokens(&naming, config.vocab).map_err(|defect| defect.in_file(&place))?;
-    let tokenizer = needed(folder, files, &format!("{above}tokenizer.json"))?;
-    let template = chat_template(&|name| files(&format!("{above}{name}")));
-    let vocabulary = Vocabulary::from_json(tokenizer, config.vocab, special, template);
+    let (naming, generation) = (at_place("config.json")?, at_place("generation_config.json")?);
+    let in_place = |defect: Defect| defect.in_file(&place);
+    let special = special_tokens(&naming, config.vocab).map_err(in_place)?;
+    // Both files may name ends of a sequence, which add up.
+    let mut ends = token_ids(&naming, "config.json", "eos_token_id", config.vocab).map_err(in_place)?;
+    ends.extend(token_ids(&generation, "generation_config.json", "eos_token_id", config.vocab).map_err(in_place)?);
+    let tokenizer = format!("{above}tokenizer.json");
+    // OpenAI's instructions fetch the folder `original` alone, which has none.
+    let vocabulary = match original && files(&tokenizer)?.is_none() {
+        true => Vocabulary::missing(config.vocab, special, ends),
+        false => {
+            let template = chat_template(&|name| files(&format!("{above}{name}")));
+            Vocabulary::from_json(needed(folder, files, &tokenizer)?, config.vocab, special, ends, template)
+        }
+    };
     let tensors = Layout::new(shards, &json).tensors(&config).map_err(|defect| defect.in_file(folder))?;
     Checkpoint::assemble(folder.to_owned(), config, vocabulary, tensors)
 }
 
-fn needed(folder: &Path, files: Files, name: &str) -> Result<Bytes, LoadError> {
-    files(name)?.ok_or_else(|| LoadError::Io { path: folder.join(name), source: std::io::ErrorKind::NotFound.into() })
-}
-
-fn parse_json(bytes: &[u8]) -> Result<Value, Defect> {
-    if bytes.len() > MAX_TEXT {
-        return Err(Defect::new("file", format!("at most {MAX_TEXT} bytes of JSON"), format!("{}", bytes.len())));
-    }
-    serde_json::from_slice(bytes).map_err(|error| Defect::new("file", "JSON", error.to_string()))
-}
-
 fn special_tokens(config: &Value, vocab: usize) -> Result<SpecialTokens, Defect> {
-    let id = |key: &str| {
-        // Some files list several ends of a sequence, the model's own first.
-        let value = match config.get(key) {
-            Some(Value::Array(list)) => list.first(),
-            other => other,
-        };
-        match value {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_u64().filter(|&id| id < vocab as u64) {
-                Some(id) => Ok(Some(id as u32)),
-                None => {
-                    let found = value.to_string().chars().take(40).collect::<String>();
-                    let expected = format!("a token id below {vocab}");
-                    Err(Defect::new(format!("config.json: `{key}`"), expected, found))
-                }
-            },
+    // Some files list several ends of a sequence, the model's own first.
+    let first = |key: &str| token_ids(config, "config.json", key, vocab).map(|ids| ids.first().copied());
+    Ok(SpecialTokens { bos: first("bos_token_id")?, eos: first("eos_token_id")?, padding: first("pad_token_id")? })
+}
+
+/// The tokens under a key that may hold none, one or a list.
+fn token_ids(config: &Value, file: &str, key: &str, vocab: usize) -> Result<Vec<u32>, Defect> {
+    let values: &[Value] = match config.get(key) {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(list)) => list,
+        Some(one) => std::slice::from_ref(one),
+    };
+    let id = |value: &Value| match value.as_u64().filter(|&id| id < vocab as u64) {
+        Some(id) => Ok(id as u32),
+        None => {
+            let found = value.to_string().chars().take(40).collect::<String>();
+            Err(Defect::new(format!("{file}: `{key}`"), format!("a token id below {vocab}"), found))
         }
     };
-    Ok(SpecialTokens { bos: id("bos_token_id")?, eos: id("eos_token_id")?, padding: id("pad_token_id")? })
+    values.iter().map(id).collect()
 }
 
 /// The conversation template, for other programs: a file of its own, or a field of the tokenizer's configuration.

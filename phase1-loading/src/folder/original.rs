@@ -71,6 +71,9 @@ pub(super) fn config(original: &Value) -> Result<Value, Defect> {
             "beta_slow": get("rope_ntk_alpha")?,
         },
     });
+    if let Some(limit) = original.get("swiglu_limit") {
+        config["swiglu_limit"] = limit.clone();
+    }
     for (ours, theirs) in KEYS {
         config[theirs] = get(ours)?.clone();
     }

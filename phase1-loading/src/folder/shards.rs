@@ -7,7 +7,7 @@ use bytes::Bytes;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::{Files, needed, parse_json};
+use super::files::{Files, needed, parse_json};
 use crate::error::{Defect, LoadError};
 
 /// A tensor as its file stores it, not yet understood.
@@ -26,12 +26,18 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Maps the folder's safetensors files: those that the index names, or the only one.
 pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
     const INDEX: &str = "model.safetensors.index.json";
+    const ONLY: &str = "model.safetensors";
     let names = match files(INDEX)? {
         Some(index) => {
             let names = parse_json(&index).and_then(|index| indexed_files(&index));
             names.map_err(|defect| defect.in_file(&folder.join(INDEX)))?
         }
-        None => BTreeSet::from(["model.safetensors".to_owned()]),
+        None if files(ONLY)?.is_none() => {
+            // Other names say nowhere how many files there are.
+            let expected = format!("one, or the index `{INDEX}` of several files");
+            return Err(Defect::new(format!("file `{ONLY}`"), expected, "neither").in_file(folder));
+        }
+        None => BTreeSet::from([ONLY.to_owned()]),
     };
     let mut parts = Parts::new();
     for name in names {

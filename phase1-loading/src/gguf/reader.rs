@@ -8,7 +8,11 @@ use super::value::{Array, Element, Value};
 use crate::codec::Format;
 use crate::cursor::Cursor;
 use crate::error::Defect;
+use crate::mistaken::instead_of_gguf;
 use crate::tensor::HostTensor;
+
+/// Where tensor data is aligned unless `general.alignment` says otherwise.
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
@@ -24,7 +28,8 @@ pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
     let mut cursor = Cursor::new(&file, "header");
     let magic = cursor.take(4)?;
     if *magic != MAGIC[..] {
-        return Err(cursor.defect("the magic bytes `GGUF`", format!("{magic:?}")));
+        let found = instead_of_gguf(&file).unwrap_or_else(|| format!("{magic:?}"));
+        return Err(cursor.defect("the magic bytes `GGUF`", found));
     }
     let version = cursor.u32()?;
     if version == VERSION.swap_bytes() {
@@ -45,7 +50,7 @@ pub(super) fn read(file: Bytes) -> Result<Contents, Defect> {
     let descriptions = read_descriptions(&mut cursor, tensor_count)?;
 
     let alignment = match metadata.get("general.alignment") {
-        None => super::DEFAULT_ALIGNMENT,
+        None => DEFAULT_ALIGNMENT,
         Some(value) => value
             .as_u64()
             .filter(|a| a.is_power_of_two())
@@ -72,10 +77,15 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
     Ok(metadata)
 }
 
+/// The number that Ollama gave MXFP4 in its first files, with OpenAI's order of codes. No other file has it: ggml had once used it for
+/// something else.
+const MXFP4_IN_PAIRS: u32 = 4;
+
 /// A tensor as the header describes it, its place not yet checked.
 struct Description {
     name: String,
     format: Format,
+    in_pairs: bool,
     shape: Vec<usize>,
     bytes: u64,
     offset: u64,
@@ -104,10 +114,10 @@ fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, De
     }
     let number = cursor.u32()?;
     let offset = cursor.u64()?;
-    let Some(format) = Format::from_ggml_type(number) else {
-        let known: Vec<_> = Format::GGUF.iter().map(|f| f.name()).collect();
-        let found = format!("type number {number} of the ggml tensor types");
-        return Err(cursor.defect(format!("one of {}", known.join(", ")), found));
+    let in_pairs = number == MXFP4_IN_PAIRS;
+    let format = if in_pairs { Some(Format::Mxfp4) } else { Format::from_ggml_type(number) };
+    let Some(format) = format else {
+        return Err(unknown_type(cursor.part.clone(), number));
     };
     let block = format.block_len() as u64;
     if ne.contains(&0) || ne[0] % block != 0 {
@@ -124,7 +134,19 @@ fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, De
             cursor.defect(format!("at most the file's {} bytes", cursor.file().len()), found)
         })?;
     let shape = ne.iter().rev().map(|&d| d as usize).collect();
-    Ok(Description { name, format, shape, bytes, offset })
+    Ok(Description { name, format, in_pairs, shape, bytes, offset })
+}
+
+/// The refusal of a tensor for its type.
+fn unknown_type(part: String, number: u32) -> Defect {
+    let known: Vec<_> = Format::GGUF.iter().map(|f| f.name()).collect();
+    let found = format!("type number {number} of the ggml tensor types");
+    Defect::new(part, format!("one of {}", known.join(", ")), found)
+}
+
+/// That of one whose number only Ollama gives, in a file that is not Ollama's.
+pub(crate) fn pairs_elsewhere(name: &str) -> Defect {
+    unknown_type(format!("tensor `{name}`"), MXFP4_IN_PAIRS)
 }
 
 /// Cuts every tensor out of the file: inside it, aligned, and apart from all others.
@@ -137,7 +159,7 @@ fn place_tensors(
     descriptions.sort_by_key(|d| d.offset);
     let mut tensors = BTreeMap::new();
     let mut previous_end = 0;
-    for Description { name, format, shape, bytes, offset } in descriptions {
+    for Description { name, format, in_pairs, shape, bytes, offset } in descriptions {
         let part = format!("tensor `{name}`");
         if offset % alignment != 0 {
             let expected = format!("an offset that is a multiple of {alignment}");
@@ -157,7 +179,11 @@ fn place_tensors(
             return Err(Defect::new(part, expected, found));
         };
         previous_end = offset + bytes;
-        let tensor = HostTensor::packed_rows(format, shape, file.slice(start as usize..end as usize));
+        let data = file.slice(start as usize..end as usize);
+        let tensor = match in_pairs {
+            true => HostTensor::mxfp4_in_pairs(shape, data),
+            false => HostTensor::packed_rows(format, shape, data),
+        };
         if tensors.insert(name, tensor).is_some() {
             return Err(Defect::new(part, "each name once", "the name a second time"));
         }

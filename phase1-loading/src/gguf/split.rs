@@ -1,55 +1,71 @@
-//! A model in several GGUF files, `NAME-00001-of-0000N.gguf`: the first has the metadata, all have tensors.
+//! A model in several GGUF files, `NAME-00001-of-0000N.gguf`: the first has the metadata, all may have tensors.
 
 use std::path::{Path, PathBuf};
 
-use super::Gguf;
+use super::file::Gguf;
 use crate::error::{Defect, LoadError};
 
 /// More files than anyone splits a model into.
 const MAX_FILES: u64 = 1000;
 
-/// Adds the tensors of the files that `first` says belong to it.
+/// The key of how many tensors all files have together.
+const TENSORS: &str = "split.tensors.count";
+
+/// Opens a GGUF file; and the others, if it is one of several.
 ///
 /// # Errors
-/// A file that is not the first, or others that are missing, cannot be read or repeat a tensor.
-pub(super) fn join_others(first: &mut Gguf) -> Result<(), LoadError> {
-    let in_first = |defect: Defect| defect.in_file(&first.path);
-    let count = split_number(first, "split.count").map_err(in_first)?.unwrap_or(1);
+/// As [`Gguf::open`]; or files that are missing, cannot be read, repeat a tensor or lack one.
+pub fn open(path: &Path) -> Result<Gguf, LoadError> {
+    let named = Gguf::open(path)?;
+    let in_named = |defect: Defect| defect.in_file(&named.path);
+    let count = split_number(&named, "split.count").map_err(in_named)?.unwrap_or(1);
     if count <= 1 {
-        return Ok(());
+        return Ok(named);
     }
-    let part = "metadata `split.no`";
     if count > MAX_FILES {
         let expected = format!("at most {MAX_FILES} files");
-        return Err(in_first(Defect::new("metadata `split.count`", expected, count.to_string())));
+        return Err(in_named(Defect::new("metadata `split.count`", expected, count.to_string())));
     }
-    let number = split_number(first, "split.no").map_err(in_first)?.unwrap_or(0);
-    if number != 0 {
-        let found = format!("file {} of {count}", number + 1);
-        return Err(in_first(Defect::new(part, format!("the first of the {count} files to be named"), found)));
-    }
-    let Some(stem) = stem(&first.path, count) else {
-        let expected = format!("a name that ends in `-00001-of-{count:05}.gguf`, as the other files' names do");
-        return Err(in_first(Defect::new("file name", expected, "another")));
+    let number = split_number(&named, "split.no").map_err(in_named)?.unwrap_or(0);
+    let Some(stem) = stem(&named.path, number, count) else {
+        let expected =
+            format!("a name that ends in `-{:05}-of-{count:05}.gguf`, as the other files' names do", number + 1);
+        return Err(in_named(Defect::new("file name", expected, "another")));
     };
+    let file = |number: u64| PathBuf::from(format!("{stem}-{:05}-of-{count:05}.gguf", number + 1));
+    // Whichever file was named, the first has the metadata.
+    let mut first = if number == 0 { named } else { numbered(&file(0), 0)? };
     for number in 1..count {
-        let path = PathBuf::from(format!("{stem}-{:05}-of-{count:05}.gguf", number + 1));
-        let other = Gguf::open_one(&path)?;
-        let in_other = |defect: Defect| defect.in_file(&path);
-        let found = split_number(&other, "split.no").map_err(in_other)?;
-        if found != Some(number) {
-            let found = found.map_or("none".into(), |n| n.to_string());
-            return Err(in_other(Defect::new(part, number.to_string(), found)));
-        }
-        for (name, tensor) in other.tensors {
+        let path = file(number);
+        for (name, tensor) in numbered(&path, number)?.tensors {
             if first.tensors.contains_key(&name) {
                 let found = "it in an earlier file too";
-                return Err(in_other(Defect::new(format!("tensor `{name}`"), "each tensor in one file", found)));
+                let defect = Defect::new(format!("tensor `{name}`"), "each tensor in one file", found);
+                return Err(defect.in_file(&path));
             }
             first.tensors.insert(name, tensor);
         }
     }
-    Ok(())
+    let in_first = |defect: Defect| defect.in_file(&first.path);
+    match split_number(&first, TENSORS).map_err(in_first)? {
+        Some(tensors) if tensors != first.tensors.len() as u64 => {
+            let expected = format!("the {} tensors that the {count} files have", first.tensors.len());
+            Err(in_first(Defect::new(format!("metadata `{TENSORS}`"), expected, tensors.to_string())))
+        }
+        _ => Ok(first),
+    }
+}
+
+/// The file of that number.
+fn numbered(path: &Path, number: u64) -> Result<Gguf, LoadError> {
+    let gguf = Gguf::open(path)?;
+    let in_file = |defect: Defect| defect.in_file(path);
+    let found = split_number(&gguf, "split.no").map_err(in_file)?;
+    if found != Some(number) {
+        let found = found.map_or("none".into(), |found| found.to_string());
+        return Err(in_file(Defect::new("metadata `split.no`", number.to_string(), found)));
+    }
+    Ok(gguf)
 }
 
 fn split_number(gguf: &Gguf, key: &str) -> Result<Option<u64>, Defect> {
@@ -58,7 +74,8 @@ fn split_number(gguf: &Gguf, key: &str) -> Result<Option<u64>, Defect> {
     number.map(Some).ok_or_else(|| Defect::new(format!("metadata `{key}`"), "a non-negative integer", value.kind()))
 }
 
-/// What the files' names have in common, with the directory.
-fn stem(first: &Path, count: u64) -> Option<String> {
-    first.to_str()?.strip_suffix(&format!("-00001-of-{count:05}.gguf")).map(str::to_owned)
+/// What the files' names have in common, with the directory, by the name of one.
+fn stem(path: &Path, number: u64, count: u64) -> Option<String> {
+    let number = number.checked_add(1)?;
+    path.to_str()?.strip_suffix(&format!("-{number:05}-of-{count:05}.gguf")).map(str::to_owned)
 }

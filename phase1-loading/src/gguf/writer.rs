@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::DEFAULT_ALIGNMENT;
+use super::reader::DEFAULT_ALIGNMENT;
 use crate::codec::Format;
 
 /// A metadata value to write.

@@ -1,6 +1,6 @@
 //! Decoding while tokens arrive.
 
-use super::Tokenizer;
+use super::encode::Tokenizer;
 
 /// Turns tokens into text piece by piece, never splitting a character whose bytes come in several tokens.
 #[derive(Default)]

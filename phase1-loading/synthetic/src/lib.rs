@@ -14,7 +14,7 @@ use phase1_loading::write::{TensorPlan, TensorRole, tensor_specs, write_header};
 use phase1_loading::{AttentionKind, DenseFormat, Format, GptOssConfig, RopeConfig, YarnRamp, write_whole};
 use serde::{Deserialize, Serialize};
 
-pub use vocabulary::VocabularyKind;
+pub use vocabulary::{O200K_SPECIAL, VocabularyKind, o200k_harmony};
 
 /// Dimensions of a synthetic model; what a JSON description holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -30,6 +30,15 @@ const SMALL_RANKS: u32 = 1_000;
 /// The first id after o200k_harmony's last.
 const O200K_VOCAB: u32 = 201_088;
 
+/// The whole vocabulary of gpt-oss, for its weights without one.
+pub fn o200k_harmony() -> VocabularyLists {
+    VocabularyKind::O200k.build().into_lists()
+}
+
+/// The tokens of [`o200k_harmony`] with a role of their own.
+pub const O200K_SPECIAL: SpecialTokens =
+    SpecialTokens { bos: Some(199_998), eos: Some(200_002), padding: Some(199_999) };
+
 impl VocabularyKind {
     pub(crate) fn build(self) -> Vocabulary {
         let o200k = tiktoken_rs::o200k_harmony_singleton();
@@ -81,8 +90,12 @@ impl Vocabulary {
 
     pub fn into_gguf(self) -> Vec<(String, MetadataValue)> {
         let special = self.special();
+        self.into_lists().into_gguf(special, None)
+    }
+
+    pub fn into_lists(self) -> VocabularyLists {
         let kind = |id| if id < self.first_control { NORMAL } else { CONTROL };
         let kinds = (0..self.tokens.len()).map(kind).collect();
-        VocabularyLists { tokens: self.tokens, merges: self.merges, kinds }.into_gguf(special, None)
+        VocabularyLists { tokens: self.tokens, merges: self.merges, kinds }
     }
 }

@@ -84,3 +84,16 @@ fn impossible_dimensions_are_named() {
     insta::assert_snapshot!(refusals.join("\n"));
     assert!(SyntheticModel { vocabulary: VocabularyKind::O200k, ..nano() }.validate().is_ok());
 }
+
+/// What weights without a vocabulary get is what gpt-oss has.
+#[test]
+fn the_built_in_vocabulary_is_gpt_osss() {
+    let lists = synthetic::o200k_harmony();
+    assert_eq!((lists.tokens.len(), lists.kinds.len()), (201_088, 201_088));
+    let named = |id: Option<u32>| lists.tokens[id.expect("named") as usize].as_str();
+    let special = synthetic::O200K_SPECIAL;
+    assert_eq!(
+        [named(special.bos), named(special.eos), named(special.padding)],
+        ["<|startoftext|>", "<|return|>", "<|endoftext|>"]
+    );
+}

@@ -66,10 +66,10 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
-    /// Reads nothing yet: pages of the file come in when they are first used.
+    /// Reads the scales of MXFP4 weights, and brings their pages of the file in; others come in when they are first used.
     ///
     /// # Errors
-    /// A shape that the kernels do not take, or a cache that the system has no addresses for.
+    /// A scale byte of 255, a shape that the kernels do not take, or a cache that the system has no addresses for.
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         let config = checkpoint.config.clone();
         let kv = options.cache_type();

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use cpu_kernels::{PackedRows, Storage};
-use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor};
+use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor, LoadError, check_scales};
 
 /// Why a checkpoint cannot run here.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuLoadError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
     #[error("{}: rows of tensor `{name}` have {columns} values, no multiple of 32; use --phase 3", path.display())]
     Columns { path: PathBuf, name: String, columns: usize },
     #[error("{}: heads of {head_dim} values are no multiple of {unit}, as a cache of {kv} needs; use --phase 3", path.display())]
@@ -78,11 +80,11 @@ impl Matrix {
 impl Model {
     pub fn load(checkpoint: &Checkpoint) -> Result<Model, CpuLoadError> {
         let vector = |name: &str| checkpoint.tensor(name).to_f32();
-        let linear = |name: &str| {
+        let linear = |name: &str| -> Result<Linear, CpuLoadError> {
             let weight = matrix(checkpoint, &format!("{name}.weight"))?;
             Ok(Linear { weight, bias: vector(&format!("{name}.bias")) })
         };
-        let layer = |(number, &attention): (usize, &AttentionKind)| {
+        let layer = |(number, &attention): (usize, &AttentionKind)| -> Result<Layer, CpuLoadError> {
             let name = |part: &str| format!("blk.{number}.{part}");
             Ok(Layer {
                 attention,
@@ -99,8 +101,10 @@ impl Model {
                 down: linear(&name("ffn_down_exps"))?,
             })
         };
+        let embedding = checkpoint.tensor("token_embd.weight");
+        check_scales(&checkpoint.path, "token_embd.weight", embedding)?;
         Ok(Model {
-            embedding: checkpoint.tensor("token_embd.weight").clone(),
+            embedding: embedding.clone(),
             layers: checkpoint.config.attention.iter().enumerate().map(layer).collect::<Result<_, _>>()?,
             final_norm: vector("output_norm.weight"),
             head: matrix(checkpoint, "output.weight")?,
@@ -119,6 +123,7 @@ fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
         // Unpacked in memory: exact, at 4 bytes a value.
         None => (Format::F32, Storage::F32),
     };
+    check_scales(&checkpoint.path, name, tensor)?;
     // The mapped file's own bytes, unless it keeps them in another format or as planes.
     let data = tensor.packed_as(format, 0..tensor.rows());
     Ok(Matrix { data, storage, rows: tensor.shape[tensor.shape.len() - 2], columns })

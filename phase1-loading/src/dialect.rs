@@ -1,0 +1,42 @@
+//! Who wrote a GGUF file. llama.cpp's converter and its many users agree on names; Ollama has its own.
+
+use crate::error::Defect;
+use crate::gguf::{Gguf, Value};
+
+/// A way to write gpt-oss down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    LlamaCpp,
+    /// The blobs of `ollama pull gpt-oss`.
+    Ollama,
+}
+
+impl Dialect {
+    /// # Errors
+    /// A file of another architecture.
+    pub fn of(gguf: &Gguf) -> Result<Dialect, Defect> {
+        let architecture = gguf.metadata.get("general.architecture").and_then(Value::as_str);
+        let all = [Dialect::LlamaCpp, Dialect::Ollama];
+        all.into_iter().find(|dialect| Some(dialect.architecture()) == architecture).ok_or_else(|| {
+            let found = architecture.map_or("none".into(), |name| format!("`{name}`"));
+            let expected = format!("`{}`", Dialect::LlamaCpp.architecture());
+            Defect::new("metadata `general.architecture`", expected, found)
+        })
+    }
+
+    /// The architecture's name, and the prefix of its keys.
+    pub const fn architecture(self) -> &'static str {
+        match self {
+            Dialect::LlamaCpp => "gpt-oss",
+            Dialect::Ollama => "gptoss",
+        }
+    }
+
+    /// The names of pre-tokenizers that mean o200k's. Ollama looks at the architecture instead.
+    pub const fn pre_tokenizers(self) -> &'static [&'static str] {
+        match self {
+            Dialect::LlamaCpp => &["gpt-4o"],
+            Dialect::Ollama => &["gpt-4o", "default"],
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The files of a folder by name, and JSON in them.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::error::{Defect, LoadError};
+use crate::mistaken::stand_in;
+
+/// The most bytes of a `config.json`, chat template or index that are believed.
+pub(super) const MAX_TEXT: usize = 64 << 20;
+
+/// The files of a folder by name; `None` for one that is not there.
+pub(crate) type Files<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, LoadError>;
+
+/// A file that a model cannot do without.
+pub(super) fn needed(folder: &Path, files: Files, name: &str) -> Result<Bytes, LoadError> {
+    let path = folder.join(name);
+    match files(name)? {
+        None => Err(LoadError::Io { path, source: std::io::ErrorKind::NotFound.into() }),
+        Some(file) => match stand_in(&file) {
+            None => Ok(file),
+            Some(found) => Err(Defect::new("file", "the file itself", found).in_file(&path)),
+        },
+    }
+}
+
+pub(super) fn parse_json(bytes: &[u8]) -> Result<Value, Defect> {
+    if bytes.len() > MAX_TEXT {
+        return Err(Defect::new("file", format!("at most {MAX_TEXT} bytes of JSON"), format!("{}", bytes.len())));
+    }
+    // Editors on Windows begin a file so.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    serde_json::from_slice(bytes).map_err(|error| Defect::new("file", "JSON", error.to_string()))
+}

@@ -1,0 +1,292 @@
+//! Where a model lies that is named as the program that fetched it names it, or by the folder that holds it.
+
+mod ollama;
+
+use std::env;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Defect, LoadError};
+
+/// Where other programs keep models, in the order in which they are looked through.
+struct Places {
+    ollama: Vec<PathBuf>,
+    hub: Vec<PathBuf>,
+    lm_studio: Vec<PathBuf>,
+}
+
+impl Places {
+    fn of_this_machine() -> Places {
+        let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = env::home_dir().filter(|home| home.is_absolute());
+        let at_home = |path: &str| home.as_ref().map(|home| home.join(path));
+        let cache = variable("XDG_CACHE_HOME").or_else(|| at_home(".cache"));
+        let hub = [
+            variable("HF_HUB_CACHE"),
+            variable("HF_HOME").map(|home| home.join("hub")),
+            cache.map(|cache| cache.join("huggingface").join("hub")),
+        ];
+        let ollama = [
+            variable("OLLAMA_MODELS"),
+            at_home(".ollama/models"),
+            // Where its service on Linux keeps them.
+            Some(PathBuf::from("/usr/share/ollama/.ollama/models")),
+        ];
+        let lm_studio = [at_home(".lmstudio/models"), at_home(".cache/lm-studio/models")];
+        Places {
+            ollama: ollama.into_iter().flatten().collect(),
+            hub: hub.into_iter().flatten().collect(),
+            lm_studio: lm_studio.into_iter().flatten().collect(),
+        }
+    }
+}
+
+/// The file or folder that a name stands for: a path; `ollama:gpt-oss:20b`, by Ollama's manifest; `hf:openai/gpt-oss-20b`, in Hugging
+/// Face's cache; `lmstudio:PUBLISHER/NAME`; or a folder that holds a model, such as `models--openai--gpt-oss-20b` of that cache or one
+/// with a GGUF file inside. A path that does not exist is given back as it is.
+///
+/// # Errors
+/// A name that the program does not have, or a folder with several models.
+pub fn locate(name: &Path) -> Result<PathBuf, LoadError> {
+    locate_in(name, &Places::of_this_machine())
+}
+
+/// Whether a name is one of another program's.
+pub fn is_foreign_name(name: &str) -> bool {
+    ["ollama:", "hf:", "lmstudio:"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn locate_in(name: &Path, places: &Places) -> Result<PathBuf, LoadError> {
+    if name.exists() {
+        return inside(name);
+    }
+    let text = name.to_str().unwrap_or_default();
+    if let Some(model) = text.strip_prefix("ollama:") {
+        return ollama::blob(name, model, &places.ollama);
+    }
+    let (program, folders) = match text.split_once(':') {
+        Some(("hf", model)) => {
+            // The cache joins owner and name; what follows is a path in the repository.
+            let mut parts = model.splitn(3, '/');
+            let (owner, repository) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            let folder = format!("models--{owner}--{repository}");
+            let file = parts.next().unwrap_or_default();
+            ("Hugging Face's cache", in_each(&places.hub, &folder).map(|folder| (folder, file)).collect::<Vec<_>>())
+        }
+        Some(("lmstudio", model)) => {
+            ("LM Studio", in_each(&places.lm_studio, model).map(|folder| (folder, "")).collect::<Vec<_>>())
+        }
+        _ => return Ok(name.to_owned()),
+    };
+    let is_plain = Path::new(text).components().all(|part| matches!(part, Component::Normal(_)));
+    match folders.into_iter().find(|(folder, _)| is_plain && folder.exists()) {
+        Some((folder, "")) => inside(&folder),
+        Some((folder, file)) => inside(&snapshot(&folder)?.unwrap_or(folder).join(file)),
+        None => Err(Defect::new("model", format!("one that {program} has"), "none of this name").in_file(name)),
+    }
+}
+
+fn in_each<'a>(places: &'a [PathBuf], path: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
+    places.iter().map(move |place| place.join(path))
+}
+
+/// The model that a folder holds, if it is not one itself. What is no folder is given back.
+fn inside(path: &Path) -> Result<PathBuf, LoadError> {
+    if !path.is_dir() || path.join("config.json").exists() {
+        return Ok(path.to_owned());
+    }
+    if let Some(snapshot) = snapshot(path)? {
+        return inside(&snapshot);
+    }
+    let mut models = ggufs(path)?;
+    match models.len() {
+        1 => Ok(models.remove(0)),
+        0 => {
+            // All that OpenAI's own instructions fetch.
+            let original = path.join("original");
+            Ok(if original.join("config.json").exists() { original } else { path.to_owned() })
+        }
+        _ => {
+            let names = models.iter().filter_map(|model| Some(model.file_name()?.to_string_lossy().into_owned()));
+            let found = format!("{}; name one of them", names.collect::<Vec<_>>().join(", "));
+            Err(Defect::new("folder", "one model", found).in_file(path))
+        }
+    }
+}
+
+/// The revision of a repository in Hugging Face's cache that `main` was when it was fetched, or the only one that is there.
+fn snapshot(repository: &Path) -> Result<Option<PathBuf>, LoadError> {
+    let snapshots = repository.join("snapshots");
+    if !snapshots.is_dir() {
+        return Ok(None);
+    }
+    let main = fs::read_to_string(repository.join("refs").join("main")).unwrap_or_default();
+    let main = snapshots.join(main.trim());
+    if main != snapshots && main.is_dir() {
+        return Ok(Some(main));
+    }
+    let mut revisions: Vec<PathBuf> = entries(&snapshots)?.into_iter().filter(|entry| entry.is_dir()).collect();
+    match revisions.len() {
+        1 => Ok(revisions.pop()),
+        count => {
+            let found = format!("{count} of them, and no `refs/main` that chooses");
+            Err(Defect::new("snapshots", "one revision", found).in_file(repository))
+        }
+    }
+}
+
+/// The models among a folder's GGUF files: of one in several files the first, and no projectors of images.
+fn ggufs(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let is_model = |path: &PathBuf| {
+        let name = path.file_name().map_or(String::new(), |name| name.to_string_lossy().to_ascii_lowercase());
+        let stem = name.strip_suffix(".gguf");
+        stem.is_some_and(|stem| !name.starts_with("mmproj") && !is_later_part(stem)) && path.is_file()
+    };
+    Ok(entries(folder)?.into_iter().filter(is_model).collect())
+}
+
+/// Whether a name ends as those of the second and later files of a model do, in `-00002-of-00003`.
+fn is_later_part(stem: &str) -> bool {
+    let Some((rest, count)) = stem.rsplit_once("-of-") else { return false };
+    let number = rest.rsplit_once('-').map_or("", |(_, number)| number);
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number(number) && is_number(count) && number != "00001"
+}
+
+/// What is in a folder, in the order of names.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let io = |source| LoadError::Io { path: folder.to_owned(), source };
+    let entries = fs::read_dir(folder).map_err(io)?;
+    let mut paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(io)?;
+    paths.sort();
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with these files, each of them empty but for what is given.
+    fn made(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().expect("in the directory")).expect("created");
+            fs::write(path, text).expect("written");
+        }
+        directory
+    }
+
+    fn places(directory: &Path) -> Places {
+        let all = vec![directory.join("nowhere"), directory.to_owned()];
+        Places { ollama: all.clone(), hub: all.clone(), lm_studio: all }
+    }
+
+    fn found(directory: &Path, name: &str) -> String {
+        let found = locate_in(Path::new(name), &places(directory)).expect("found");
+        found.strip_prefix(directory).expect("in the directory").to_str().expect("UTF-8").replace('\\', "/")
+    }
+
+    fn refusal(directory: &Path, name: &str) -> String {
+        let error = locate_in(Path::new(name), &places(directory)).expect_err("refused").to_string();
+        error.replace(directory.to_str().expect("UTF-8"), "HERE")
+    }
+
+    #[test]
+    fn ollamas_names_lead_to_blobs() {
+        let digest = "ab".repeat(32);
+        let manifest = |digest: &str| {
+            format!(
+                r#"{{"layers": [{{"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:00"}},
+                    {{"mediaType": "application/vnd.ollama.image.model", "digest": "{digest}"}}]}}"#
+            )
+        };
+        let good = manifest(&format!("sha256:{digest}"));
+        let blob = format!("blobs/sha256-{digest}");
+        let directory = made(&[
+            ("manifests/registry.ollama.ai/library/gpt-oss/20b", &good),
+            ("manifests/registry.ollama.ai/library/gpt-oss/latest", &good),
+            ("manifests/registry.ollama.ai/somebody/tuned/v1", &good),
+            ("manifests/hf.co/unsloth/gpt-oss-20b-GGUF/Q4_K_M", &good),
+            ("manifests/registry.ollama.ai/library/bad/digest", &manifest("sha256:../../x")),
+            ("manifests/registry.ollama.ai/library/bad/layers", r#"{"layers": []}"#),
+            ("manifests/registry.ollama.ai/library/bad/blob", &manifest(&format!("sha256:{}", "cd".repeat(32)))),
+            (&blob, "GGUF"),
+        ]);
+        let path = directory.path();
+        for name in ["gpt-oss:20b", "gpt-oss", "somebody/tuned:v1", "hf.co/unsloth/gpt-oss-20b-GGUF:Q4_K_M"] {
+            assert_eq!(found(path, &format!("ollama:{name}")), blob, "{name}");
+        }
+        let missing = refusal(path, "ollama:gpt-oss:120b");
+        assert!(missing.starts_with("ollama:gpt-oss:120b: model: expected one that Ollama has"), "{missing}");
+        assert!(missing.contains("gpt-oss:20b") && missing.contains("somebody/tuned:v1"), "{missing}");
+        for (name, found) in [
+            ("bad:digest", "a digest"),
+            ("bad:layers", "the layer of a model"),
+            ("bad:blob", "cannot be read"),
+            ("../../etc:passwd", "model: expected"),
+            ("", "model: expected"),
+        ] {
+            let refused = refusal(path, &format!("ollama:{name}"));
+            assert!(refused.contains(found), "{name}: {refused}");
+        }
+    }
+
+    #[test]
+    fn folders_lead_to_the_model_inside() {
+        let directory = made(&[
+            ("lm/publisher/one/gpt-oss.gguf", ""),
+            ("lm/publisher/one/mmproj-model.gguf", ""),
+            ("lm/publisher/split/m-00001-of-00002.gguf", ""),
+            ("lm/publisher/split/m-00002-of-00002.gguf", ""),
+            ("lm/publisher/two/a.gguf", ""),
+            ("lm/publisher/two/b.gguf", ""),
+            ("hf/config.json", "{}"),
+            ("hf/x.gguf", ""),
+            ("openai/original/config.json", "{}"),
+            ("nothing/readme", ""),
+        ]);
+        let path = directory.path();
+        let inside = |name: &str| found(path, path.join(name).to_str().expect("UTF-8"));
+        assert_eq!(inside("lm/publisher/one"), "lm/publisher/one/gpt-oss.gguf");
+        assert_eq!(inside("lm/publisher/split"), "lm/publisher/split/m-00001-of-00002.gguf");
+        assert_eq!(inside("lm/publisher/split/m-00002-of-00002.gguf"), "lm/publisher/split/m-00002-of-00002.gguf");
+        assert_eq!(inside("hf"), "hf");
+        assert_eq!(inside("openai"), "openai/original");
+        assert_eq!(inside("nothing"), "nothing");
+        assert_eq!(found(path, "lmstudio:lm/publisher/one"), "lm/publisher/one/gpt-oss.gguf");
+        let two = refusal(path, path.join("lm/publisher/two").to_str().expect("UTF-8"));
+        assert!(two.ends_with("folder: expected one model, found a.gguf, b.gguf; name one of them"), "{two}");
+        let missing = refusal(path, "lmstudio:publisher/none");
+        assert_eq!(missing, "lmstudio:publisher/none: model: expected one that LM Studio has, found none of this name");
+        // A path that does not exist is somebody else's to refuse.
+        let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("given back");
+        assert_eq!(nowhere, Path::new("no/such.gguf"));
+    }
+
+    #[test]
+    fn repositories_lead_to_their_snapshot() {
+        let directory = made(&[
+            ("models--openai--gpt-oss-20b/refs/main", "bbb\n"),
+            ("models--openai--gpt-oss-20b/snapshots/aaa/config.json", "{}"),
+            ("models--openai--gpt-oss-20b/snapshots/bbb/config.json", "{}"),
+            ("models--ggml-org--gpt-oss-20b-GGUF/snapshots/ccc/m.gguf", ""),
+            ("models--many--m/snapshots/aaa/a-Q4.gguf", ""),
+            ("models--many--m/snapshots/aaa/a-Q8.gguf", ""),
+            ("models--unclear--m/snapshots/aaa/config.json", "{}"),
+            ("models--unclear--m/snapshots/bbb/config.json", "{}"),
+        ]);
+        let path = directory.path();
+        let openai = "models--openai--gpt-oss-20b/snapshots/bbb";
+        assert_eq!(found(path, path.join("models--openai--gpt-oss-20b").to_str().expect("UTF-8")), openai);
+        assert_eq!(found(path, "hf:openai/gpt-oss-20b"), openai);
+        let gguf = "models--ggml-org--gpt-oss-20b-GGUF/snapshots/ccc/m.gguf";
+        assert_eq!(found(path, "hf:ggml-org/gpt-oss-20b-GGUF"), gguf);
+        assert_eq!(found(path, "hf:many/m/a-Q8.gguf"), "models--many--m/snapshots/aaa/a-Q8.gguf");
+        assert!(refusal(path, "hf:many/m").contains("a-Q4.gguf, a-Q8.gguf; name one of them"));
+        assert!(refusal(path, "hf:unclear/m").contains("snapshots: expected one revision, found 2 of them"));
+        for name in ["hf:openai/none", "hf:", "hf:../x", "hf:a/../b"] {
+            assert!(refusal(path, name).contains("expected one that Hugging Face's cache has"), "{name}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Files that are not what their name says: what a person mistook, or a download left.
+
+/// What stands in for a file that was not fetched, with the remedy; `None` if it seems to be the file itself.
+pub(crate) fn stand_in(file: &[u8]) -> Option<String> {
+    let beginning = String::from_utf8_lossy(&file[..file.len().min(512)]).to_ascii_lowercase();
+    let text = beginning.trim_start_matches('\u{feff}').trim_start();
+    if text.starts_with("version https://git-lfs.github.com/spec/") {
+        let size = text.lines().find_map(|line| line.strip_prefix("size ")).unwrap_or("?");
+        return Some(format!("a Git LFS pointer to a file of {size} bytes; `git lfs pull` fetches it"));
+    }
+    let is_page = text.starts_with("<!doctype html") || text.starts_with("<html");
+    is_page.then(|| "an HTML page, as a failed download leaves; download the file again".into())
+}
+
+/// What a file that is no GGUF file seems to be.
+pub(crate) fn instead_of_gguf(file: &[u8]) -> Option<String> {
+    let starts = |bytes: &[u8]| file.starts_with(bytes);
+    let is_safetensors = file.get(8) == Some(&b'{') && file[4..8].iter().all(|&byte| byte == 0);
+    let is_json = file.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    let found = match () {
+        () if is_safetensors => "a safetensors file; name the folder that holds it and its config.json",
+        () if is_json => "JSON; name the folder that holds it, with the weights",
+        () if starts(&[0x1f, 0x8b]) => "a gzip archive",
+        () if starts(b"PK\x03\x04") => "a zip archive, as PyTorch writes them",
+        () if file.len() > 64 && file.iter().take(4096).all(|&byte| byte == 0) => {
+            "zeros, as a download that has only begun leaves"
+        }
+        () => return stand_in(file),
+    };
+    Some(found.into())
+}

@@ -1,0 +1,131 @@
+//! Text to tokens and back.
+
+use std::collections::HashMap;
+
+use super::added::{AddedTokens, Part};
+use super::bpe::BytePairs;
+use super::bytes::byte_characters;
+use super::lists::{CONTROL, UNKNOWN, UNUSED, USER_DEFINED, VocabularyLists};
+use super::vocabulary::Vocabulary;
+use crate::error::Defect;
+
+/// Encodes text and decodes tokens.
+pub struct Tokenizer {
+    pairs: BytePairs,
+    /// The bytes that each token stands for.
+    bytes: Vec<Box<[u8]>>,
+    /// Control tokens by name.
+    control: HashMap<String, u32>,
+    /// Every token that stands in text as it is.
+    added: AddedTokens,
+    /// Those of them that text from outside may contain.
+    added_to_text: AddedTokens,
+    /// Generation ends here.
+    stops: Vec<u32>,
+}
+
+impl Tokenizer {
+    pub(crate) fn new(vocabulary: &Vocabulary) -> Result<Tokenizer, Defect> {
+        let VocabularyLists { tokens, merges, kinds } = vocabulary.lists()?;
+        let alphabet: HashMap<char, u8> = byte_characters().into_iter().zip(0..=255).collect();
+        let mut bytes = Vec::with_capacity(tokens.len());
+        for (id, (token, &kind)) in tokens.iter().zip(&kinds).enumerate() {
+            let spelled: Option<Box<[u8]>> = match is_merged(kind) {
+                true => token.chars().map(|c| alphabet.get(&c).copied()).collect(),
+                false => Some(token.as_bytes().into()),
+            };
+            bytes.push(spelled.ok_or_else(|| {
+                let expected = "characters of GPT-2's byte alphabet";
+                vocabulary.defect("tokens", expected, format!("{token:?} as token {id}"))
+            })?);
+        }
+        let of_kinds = |wanted: &[i32]| {
+            let all = tokens.iter().zip(&kinds).zip(0u32..);
+            let found = all.filter(|((_, kind), _)| wanted.contains(kind)).map(|((token, _), id)| (token.as_str(), id));
+            found.collect::<Vec<_>>()
+        };
+        let find = |wanted: &[i32]| {
+            let found = AddedTokens::new(of_kinds(wanted).into_iter());
+            found.map_err(|error| vocabulary.defect("tokens", "added tokens that can be searched for", error))
+        };
+        let (added, added_to_text) = (find(&[CONTROL, USER_DEFINED, UNKNOWN])?, find(&[USER_DEFINED])?);
+        let control: HashMap<String, u32> =
+            of_kinds(&[CONTROL]).into_iter().map(|(token, id)| (token.to_owned(), id)).collect();
+        let stops = stops(&control, &vocabulary.ends);
+
+        // A control token among these could be spelled by text from outside.
+        let ordinary = tokens.into_iter().zip(&kinds).zip(0u32..);
+        let ordinary = ordinary.filter(|((_, kind), _)| is_merged(**kind)).map(|((token, _), id)| (token, id));
+        let pairs = BytePairs::new(ordinary, merges)
+            .map_err(|error| vocabulary.defect("merges", "merges of a byte-level BPE", error))?;
+        if let Some(byte) = pairs.missing_byte() {
+            return Err(vocabulary.defect("tokens", "a token for every byte", format!("none for byte {byte}")));
+        }
+        Ok(Tokenizer { pairs, bytes, control, added, added_to_text, stops })
+    }
+
+    /// Number of tokens, control tokens included.
+    pub fn vocab(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Tokens after which the model expects no further generation, in ascending order.
+    pub fn stops(&self) -> &[u32] {
+        &self.stops
+    }
+
+    /// The id of a control token such as `<|start|>`.
+    pub fn control(&self, name: &str) -> Option<u32> {
+        self.control.get(name).copied()
+    }
+
+    /// Encodes plain text. Anything that looks like a control token is text; other tokens that were added to the vocabulary are found.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        self.encode_around(&self.added_to_text, text)
+    }
+
+    /// Encodes text in which control tokens stand for themselves, as in a rendered conversation.
+    pub fn encode_with_control(&self, text: &str) -> Vec<u32> {
+        self.encode_around(&self.added, text)
+    }
+
+    fn encode_around(&self, added: &AddedTokens, text: &str) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        for part in added.parts(text) {
+            match part {
+                Part::Text(text) => self.pairs.encode(text, &mut tokens),
+                Part::Token(id) => tokens.push(id),
+            }
+        }
+        tokens
+    }
+
+    /// The bytes that a token stands for; a control token stands for its name. `None` for an id outside the vocabulary.
+    pub fn token_bytes(&self, token: u32) -> Option<&[u8]> {
+        self.bytes.get(token as usize).map(|bytes| &**bytes)
+    }
+
+    /// Decodes a whole sequence; bytes that are not UTF-8 become U+FFFD. Ids outside the vocabulary are left out.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        let bytes = tokens.iter().filter_map(|&t| self.token_bytes(t)).collect::<Vec<_>>();
+        String::from_utf8_lossy(&bytes.concat()).into_owned()
+    }
+}
+
+/// Whether a token of that type is made by merging bytes, and spelled in their alphabet. Others are written as they are.
+fn is_merged(kind: i32) -> bool {
+    !matches!(kind, CONTROL | USER_DEFINED | UNKNOWN | UNUSED)
+}
+
+/// `<|return|>`, `<|call|>`, `<|endoftext|>`, and what the files call the end of a sequence. Some call `<|end|>` one, which ends a message:
+/// where a turn has ends of its own it goes on after that, with the answer that follows the reasoning.
+fn stops(control: &HashMap<String, u32>, ends: &[u32]) -> Vec<u32> {
+    let id = |name: &str| control.get(name).copied();
+    let (end_of_message, turn) = (id("<|end|>"), [id("<|return|>"), id("<|call|>")]);
+    let turn_ends = turn.iter().all(Option::is_some);
+    let ends = ends.iter().copied().filter(|&end| !turn_ends || Some(end) != end_of_message);
+    let mut stops: Vec<u32> = turn.into_iter().chain([id("<|endoftext|>")]).flatten().chain(ends).collect();
+    stops.sort_unstable();
+    stops.dedup();
+    stops
+}

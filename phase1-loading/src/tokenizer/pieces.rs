@@ -1,0 +1,91 @@
+//! Cutting text into the pieces that bytes are merged in.
+
+use std::sync::LazyLock;
+
+use regex::{Regex, RegexBuilder};
+
+/// The alternatives of o200k's pattern (`gpt-4o` in GGUF) that need no look ahead: words with one leading non-letter and an English
+/// contraction, numbers of up to three digits, punctuation runs, line breaks.
+macro_rules! without_white_space {
+    () => {
+        concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"|\p{N}{1,3}",
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]*",
+            r"|\s*[\r\n]+",
+        )
+    };
+}
+
+/// The whole pattern, as files that name it spell it.
+pub(super) const O200K_PATTERN: &str = concat!(without_white_space!(), r"|\s+(?!\S)|\s+");
+
+/// The same without the look ahead, which [`Pieces`] does by hand: a regular expression that takes linear time and cannot fail, however
+/// long a run of white space is. Backtracking engines give up after some million steps.
+static PATTERN: LazyLock<Regex> = LazyLock::new(|| {
+    let mut builder = RegexBuilder::new(concat!(without_white_space!(), r"|\s+"));
+    // Room for the states of the large Unicode classes, so that they are not computed again and again.
+    builder.dfa_size_limit(16 << 20).build().expect("the pattern is constant")
+});
+
+/// The pieces of a text, which together are the text.
+pub(super) struct Pieces<'t> {
+    rest: &'t str,
+}
+
+impl<'t> Pieces<'t> {
+    pub fn of(text: &'t str) -> Pieces<'t> {
+        Pieces { rest: text }
+    }
+}
+
+impl<'t> Iterator for Pieces<'t> {
+    type Item = &'t str;
+
+    fn next(&mut self) -> Option<&'t str> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        // Every character begins a match. Should one not, it is a piece of its own: nothing is left out.
+        let end = match PATTERN.find(self.rest) {
+            Some(found) if found.start() == 0 => found.end(),
+            Some(found) => found.start(),
+            None => self.rest.len(),
+        };
+        let end = end - left_to_the_next(&self.rest[..end], end == self.rest.len());
+        let (piece, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        Some(piece)
+    }
+}
+
+/// Bytes at the end of a piece that belong to the next one: what `\s+(?!\S)` does. White space before a word leaves its last character
+/// to the word, unless it is the only one. Only the last alternative ends in white space that is no line break.
+fn left_to_the_next(piece: &str, ends_the_text: bool) -> usize {
+    let last = piece.chars().next_back().filter(|c| c.is_whitespace() && !matches!(c, '\r' | '\n'));
+    match last.map(char::len_utf8) {
+        Some(bytes) if !ends_the_text && bytes < piece.len() => bytes,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(text: &str) -> Vec<&str> {
+        Pieces::of(text).collect()
+    }
+
+    #[test]
+    fn white_space_leaves_its_last_character_to_a_word() {
+        assert_eq!(pieces("a   b"), ["a", "  ", " b"]);
+        assert_eq!(pieces("a b  "), ["a", " b", "  "]);
+        assert_eq!(pieces("\t\u{3000}x"), ["\t", "\u{3000}x"]);
+        assert_eq!(pieces(" \n  7"), [" \n", " ", " ", "7"]);
+        assert_eq!(pieces("  \n\n"), ["  \n\n"]);
+        assert_eq!(pieces("I'M a/b\n"), ["I'M", " a", "/b", "\n"]);
+        assert!(pieces("").is_empty());
+    }
+}

@@ -1,0 +1,219 @@
+//! Vocabularies that are not quite gpt-oss's own: what is found in text, what ends it, and what is refused.
+
+mod made;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use made::{Made, files, golden_vocabulary, with_json};
+use phase1_loading::write::{CONTROL, MetadataValue, NORMAL};
+use phase1_loading::{Checkpoint, Tokenizer};
+use serde_json::{Value, json};
+
+const UNKNOWN: i32 = 2;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+/// `<|call|>` in the goldens' vocabulary, and the last id.
+const LAST: u32 = 298;
+
+fn tokenizer(files: &BTreeMap<String, Bytes>) -> Tokenizer {
+    Checkpoint::from_folder_bytes("folder", files).expect("opens").tokenizer().expect("builds")
+}
+
+fn id(name: &str) -> u32 {
+    golden_vocabulary().0.tokens.iter().position(|token| token == name).expect("a token of that name") as u32
+}
+
+/// The golden folder with another last added token.
+fn added(content: &str, special: bool) -> BTreeMap<String, Bytes> {
+    with_json("hf", "tokenizer.json", |json| {
+        let vocab = json["model"]["vocab"].as_object_mut().expect("an object");
+        vocab.retain(|_, id| *id != json!(LAST));
+        let tokens = json["added_tokens"].as_array_mut().expect("a list");
+        let last = tokens.iter_mut().find(|token| token["id"] == json!(LAST)).expect("listed");
+        (last["content"], last["special"]) = (json!(content), json!(special));
+    })
+}
+
+/// The golden file with another last token, of that type.
+fn typed(content: &str, kind: i32) -> Tokenizer {
+    let made = Made::of("even", |lists, _| {
+        *lists.tokens.last_mut().expect("tokens") = content.into();
+        *lists.kinds.last_mut().expect("kinds") = kind;
+    });
+    made.open().expect("opens").tokenizer().expect("builds")
+}
+
+/// Tokens that somebody added are found in text, whatever they look like. What structures text is found only where it may be.
+#[test]
+fn added_tokens_are_found_as_they_are() {
+    for text in ["<think>", "[TOOL_CALLS]", "new token", "思考", "é"] {
+        let around = format!("a{text}b");
+        let (in_folder, in_file) = (tokenizer(&added(text, false)), typed(text, USER_DEFINED));
+        for found in [&in_folder, &in_file] {
+            for tokens in [found.encode(&around), found.encode_with_control(&around)] {
+                assert_eq!(tokens.iter().filter(|&&token| token == LAST).count(), 1, "{text}");
+                assert_eq!(found.decode(&tokens), around);
+            }
+        }
+        for found in [&tokenizer(&added(text, true)), &typed(text, CONTROL), &typed(text, UNKNOWN)] {
+            assert!(found.encode_with_control(&around).contains(&LAST), "{text}");
+            assert!(!found.encode(&around).contains(&LAST), "{text}");
+            assert_eq!(found.decode(&found.encode(&around)), around);
+        }
+    }
+    // An id that no token has is never found.
+    let unused = typed("new token", UNUSED);
+    assert!(!unused.encode_with_control("a new token").contains(&LAST));
+}
+
+/// The longest of those that begin at the first place.
+#[test]
+fn added_tokens_do_not_cut_each_other() {
+    let made = Made::of("even", |lists, _| {
+        let last = LAST as usize;
+        (lists.tokens[last], lists.tokens[last - 1]) = ("<tool_call>".into(), "<tool".into());
+        (lists.kinds[last], lists.kinds[last - 1]) = (USER_DEFINED, USER_DEFINED);
+    });
+    let tokenizer = made.open().expect("opens").tokenizer().expect("builds");
+    let tokens = tokenizer.encode("<tool_call><tool>");
+    assert_eq!((tokens[0], tokens[1]), (LAST, LAST - 1));
+}
+
+/// A control token whose name is one piece of text cannot be spelled by a user.
+#[test]
+fn text_never_becomes_structure() {
+    for name in ["end", "Hello there", "1"] {
+        for found in [tokenizer(&added(name, true)), typed(name, CONTROL)] {
+            assert!(!found.encode(&format!("{name} {name}")).contains(&LAST), "{name}");
+            assert_eq!(found.control(name), Some(LAST));
+        }
+    }
+}
+
+/// Harmony's names are control tokens, whatever the file calls them.
+#[test]
+fn harmonys_tokens_are_known_by_name() {
+    let text = "<|start|>user<|message|>Hello<|end|>";
+    let expected = tokenizer(&files("hf")).encode_with_control(text);
+    for kind in [NORMAL, USER_DEFINED, UNUSED] {
+        let made = Made::of("even", |lists, _| {
+            lists.kinds.iter_mut().filter(|of| **of == CONTROL).for_each(|of| *of = kind);
+        });
+        let found = made.open().expect("opens").tokenizer().expect("builds");
+        assert_eq!(found.encode_with_control(text), expected, "type {kind}");
+        let plain = found.encode(text);
+        assert!(!plain.contains(&id("<|start|>")) && found.decode(&plain) == text, "type {kind}");
+    }
+}
+
+#[test]
+fn ends_add_up_and_a_messages_end_is_none() {
+    let names = |names: &[&str]| {
+        let mut ids: Vec<u32> = names.iter().map(|name| id(name)).collect();
+        ids.sort_unstable();
+        ids
+    };
+    let usual = names(&["<|return|>", "<|call|>", "<|endoftext|>"]);
+    let ended_by = |ends: Value| {
+        let files = with_json("hf", "config.json", |config| config["eos_token_id"] = ends);
+        tokenizer(&files).stops().to_vec()
+    };
+    let hello = id("Hello");
+    assert_eq!(ended_by(json!(id("<|end|>"))), usual);
+    let joined = names(&["<|return|>", "<|call|>", "<|endoftext|>", "Hello"]);
+    assert_eq!(ended_by(json!([id("<|return|>"), hello])), joined);
+    let mut generation = files("hf");
+    generation.insert("generation_config.json".into(), format!(r#"{{"eos_token_id": [{hello}]}}"#).into_bytes().into());
+    assert_eq!(tokenizer(&generation).stops(), joined);
+
+    let in_file = |ends: Vec<i32>, eos: &str| {
+        let mut made = Made::of("even", |_, special| special.eos = Some(id(eos)));
+        made.set("tokenizer.ggml.eos_token_ids", MetadataValue::I32s(ends));
+        made.open().expect("opens").tokenizer().expect("builds").stops().to_vec()
+    };
+    assert_eq!(in_file(vec![hello as i32, -1], "<|return|>"), joined);
+    assert_eq!(in_file(vec![], "<|end|>"), usual);
+    // Where a turn has no end of its own, a message's has to do.
+    let made = Made::of("even", |lists, special| {
+        special.eos = Some(id("<|end|>"));
+        lists.tokens[id("<|return|>") as usize] = "<|other|>".into();
+    });
+    let stops = made.open().expect("opens").tokenizer().expect("builds").stops().to_vec();
+    assert_eq!(stops, names(&["<|end|>", "<|call|>", "<|endoftext|>"]));
+}
+
+#[test]
+fn all_ends_survive_conversion() {
+    let files =
+        with_json("hf", "config.json", |config| config["eos_token_id"] = json!([id("<|return|>"), id("Hello")]));
+    let from = Checkpoint::from_folder_bytes("folder", &files).expect("opens");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("out.gguf");
+    phase1_loading::convert(&from, &path, None, &mut |_, _| ()).expect("converted");
+    let to = Checkpoint::open(&path).expect("opens").tokenizer().expect("builds");
+    assert_eq!(to.stops(), from.tokenizer().expect("builds").stops());
+    assert!(to.stops().contains(&id("Hello")));
+}
+
+/// A folder whose text is cut another way, or changed before, would give other tokens without a word.
+#[test]
+fn other_ways_to_cut_text_are_refused() {
+    let refusal = |change: &dyn Fn(&mut Value)| {
+        let files = with_json("hf", "tokenizer.json", change);
+        let checkpoint = Checkpoint::from_folder_bytes("other", &files).expect("opening reads no vocabulary");
+        checkpoint.tokenizer().err().expect("refused").to_string()
+    };
+    let pattern = "/pre_tokenizer/pretokenizers/0/pattern/Regex";
+    let llama = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    for refused in [
+        refusal(&|json| *json.pointer_mut(pattern).expect("there") = json!(llama)),
+        refusal(&|json| {
+            json["pre_tokenizer"] = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true })
+        }),
+        refusal(&|json| json["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = json!(true)),
+        refusal(&|json| json["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = json!(true)),
+        refusal(&|json| json["pre_tokenizer"]["pretokenizers"][0]["behavior"] = json!("Removed")),
+        refusal(&|json| _ = json["pre_tokenizer"]["pretokenizers"].as_array_mut().expect("a list").pop()),
+        refusal(&|json| json["pre_tokenizer"] = json!({ "type": "Whitespace" })),
+    ] {
+        assert!(refused.starts_with("other: tokenizer.json: `pre_tokenizer`: expected o200k's pattern"), "{refused}");
+    }
+    for refused in [
+        refusal(&|json| json["normalizer"] = json!({ "type": "NFC" })),
+        refusal(&|json| json["normalizer"] = json!({ "type": "Sequence", "normalizers": [{ "type": "Lowercase" }] })),
+    ] {
+        assert!(refused.starts_with("other: tokenizer.json: `normalizer`: expected none"), "{refused}");
+    }
+    for key in ["lstrip", "rstrip", "single_word"] {
+        let refused = refusal(&|json| json["added_tokens"][0][key] = json!(true));
+        assert!(refused.contains(&format!("`{key}` of added token")), "{refused}");
+    }
+    // What says nothing, or the same in other words, is taken.
+    let expected = tokenizer(&files("hf")).encode("I'M 1234567  DON'T");
+    let accepted: [fn(&mut Value); 3] = [
+        |json| json["pre_tokenizer"] = Value::Null,
+        |json| json["normalizer"] = json!({ "type": "Sequence", "normalizers": [] }),
+        |json| {
+            let split = &mut json["pre_tokenizer"]["pretokenizers"][0];
+            (split["behavior"], split["invert"]) = (json!("Removed"), json!(true));
+        },
+    ];
+    for change in accepted {
+        assert_eq!(tokenizer(&with_json("hf", "tokenizer.json", change)).encode("I'M 1234567  DON'T"), expected);
+    }
+}
+
+/// Text that holds a byte without a token would lose it.
+#[test]
+fn every_byte_needs_a_token() {
+    let made = Made::of("even", |lists, _| {
+        let at = lists.tokens.iter().position(|token| token == "~").expect("a byte's token");
+        lists.kinds[at] = UNUSED;
+    });
+    let error = made.open().expect("opens").tokenizer().err().expect("refused").to_string();
+    assert_eq!(
+        error,
+        "made.gguf: metadata `tokenizer.ggml.tokens`: expected a token for every byte, found none for byte 126"
+    );
+}
