@@ -2,13 +2,12 @@
 
 use std::mem::{replace, take};
 
-use phase1_loading::TextStream;
+use phase1_loading::{StopStrings, TextStream};
 
 use crate::control::{Control, Harmony};
 use crate::header::{Header, HeaderText, Opening};
 use crate::message::{Message, Role};
 use crate::prompt::Function;
-use crate::visible::StopStrings;
 
 /// What a token adds.
 #[derive(Clone, Debug, PartialEq, Eq)]

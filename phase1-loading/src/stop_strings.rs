@@ -1,0 +1,81 @@
+//! Strings at which a generated text ends.
+
+use std::mem::take;
+
+/// Looks for stop strings in a text that comes in pieces. What may begin one is held back until more text decides.
+///
+/// The first string to be complete ends the text, and among those that complete at the same character the longest: it does not matter
+/// how the text was cut.
+#[derive(Clone, Debug, Default)]
+pub struct StopStrings {
+    strings: Vec<String>,
+    /// The longest end of the text so far that begins a stop string.
+    held: String,
+}
+
+impl StopStrings {
+    /// Empty strings, which would match before any text, are left out.
+    pub fn new(strings: Vec<String>) -> StopStrings {
+        StopStrings { strings: strings.into_iter().filter(|string| !string.is_empty()).collect(), held: String::new() }
+    }
+
+    /// Takes a piece. Returns the text that may be shown now, and the stop string that ends it: neither that string nor what follows it
+    /// is shown.
+    pub fn push(&mut self, text: &str) -> (String, Option<String>) {
+        self.held.push_str(text);
+        let complete = self.strings.iter().filter_map(|string| {
+            let start = self.held.find(string)?;
+            Some((start + string.len(), start, string))
+        });
+        if let Some((_, start, string)) = complete.min() {
+            let string = string.clone();
+            let mut shown = take(&mut self.held);
+            shown.truncate(start);
+            return (shown, Some(string));
+        }
+        let begun = self.strings.iter().flat_map(|string| {
+            let beginnings = string.char_indices().map(|(end, _)| &string[..end]);
+            beginnings.filter(|beginning| self.held.ends_with(beginning)).map(str::len)
+        });
+        let sure = self.held.len() - begun.max().unwrap_or(0);
+        (self.held.drain(..sure).collect(), None)
+    }
+
+    /// What is held back when the text ends.
+    pub fn finish(&mut self) -> String {
+        take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However a text is cut, it ends at the same place.
+    #[test]
+    fn pieces_change_nothing() {
+        let text = "One, two; three and thrice: end of é story";
+        let lists: [&[&str]; 7] = [&[], &[""], &["three"], &["thr", "three"], &[": e", "thrice"], &["é"], &["missing"]];
+        let accented = text.split_once('é').expect("it is there").0;
+        let expected = [text, text, "One, two; ", "One, two; ", "One, two; three and ", accented, text];
+        for (strings, expected) in lists.iter().zip(expected) {
+            let strings: Vec<String> = strings.iter().map(|&string| string.to_owned()).collect();
+            for size in 1..8 {
+                let mut stop = StopStrings::new(strings.clone());
+                let characters: Vec<char> = text.chars().collect();
+                let mut shown = String::new();
+                let mut found = None;
+                for piece in characters.chunks(size) {
+                    let (text, end) = stop.push(&piece.iter().collect::<String>());
+                    shown += &text;
+                    found = end;
+                    if found.is_some() {
+                        break;
+                    }
+                }
+                shown += &stop.finish();
+                assert_eq!((shown.as_str(), found.is_some()), (expected, expected != text), "{strings:?} by {size}");
+            }
+        }
+    }
+}
