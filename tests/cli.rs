@@ -346,6 +346,8 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv-memory", "1B"]),
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv-memory", "1GiB", "--engine", "cached"]),
         refusal(&["bench", "embedded", "--device", "cpu", "--depth", "999999"]),
+        refusal(&["memory", "embedded", "--device", "cpu", "--context", "18446744073709551615"]),
+        refusal(&["memory", "embedded", "--device", "cpu", "--context", "4097"]),
         refusal(&["logits", "embedded", "--tokens", "99999", "--device", "cpu", "--out", &out]),
         refusal(&["logits", "embedded", "--out", &out]),
         refusal(&["tokenize", "embedded", "--decode", "12 abc"]),

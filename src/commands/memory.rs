@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use phase2_forward::{Draw, Engine, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
@@ -14,8 +14,13 @@ use crate::session::{self, SEQUENCE, Session, prefill_chunk};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let checkpoint = session::open_with(&args.model, &args.engine)?;
+    let most = checkpoint.config.context_length;
+    let context = args.context.unwrap_or(most.min(session::USUAL_CONTEXT));
+    if context > most {
+        bail!("--context {context}: the model's context holds {most} tokens");
+    }
     let device = session::find_device(&checkpoint, &args.engine)?;
-    let chunk = args.context.min(PREFILL_CHUNK);
+    let chunk = context.min(PREFILL_CHUNK);
     let (kind, cache) = (args.engine.kind(), args.engine.cache_type(&device));
     let phase = kind.phase();
     let shortlist = session::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
@@ -23,7 +28,8 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         phase,
         on_gpu,
         cache,
-        context: args.context,
+        cache_bytes: args.engine.fast.kv_memory,
+        context,
         chunk,
         screen: if on_gpu { 0 } else { shortlist },
     };
@@ -35,20 +41,20 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         false => None,
         true => {
             let mut session = Session::start(&checkpoint, &args.engine)?;
-            fill(&mut *session.engine, args.context)?;
+            fill(&mut *session.engine, context)?;
             Some(Observed::now(&session.device.burn))
         }
     };
     if args.json {
         let report = json!({
-            "context": args.context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
+            "context": context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
             "mapped": plan.at(Place::Mapped), "host": plan.at(Place::Host), "device_bytes": plan.at(Place::Device),
             "before": before, "after": after,
         });
         print(&format!("{report:#}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = format!("{} in phase {} on {}, {} tokens\n", args.model.display(), phase, device.name, args.context);
+    let mut text = format!("{} in phase {} on {}, {context} tokens\n", args.model.display(), phase, device.name);
     for part in &plan.parts {
         text += &format!("  {:28} {:8} {:>10}\n", part.what, place(part.place), size(part.bytes));
     }
