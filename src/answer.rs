@@ -50,10 +50,11 @@ pub fn harmony(tokenizer: &Tokenizer) -> Result<Harmony<'_>> {
     Harmony::new(tokenizer).context("the model cannot be asked; `generate` can continue text")
 }
 
-/// The beginning of every conversation: the system message, and the developer's if there is anything to say.
-pub fn opening(effort: Effort, instructions: Option<&str>, functions: &[Function]) -> Vec<Message> {
-    let date = time::OffsetDateTime::now_utc().date().to_string();
-    let system = SystemPrompt { effort, date: Some(date), functions: !functions.is_empty(), ..SystemPrompt::default() };
+/// The beginning of every conversation: the system message, and the developer's if there is anything to say. `date` is the day that the
+/// model is told.
+pub fn opening(effort: Effort, date: &str, instructions: Option<&str>, functions: &[Function]) -> Vec<Message> {
+    let date = Some(date.to_owned());
+    let system = SystemPrompt { effort, date, functions: !functions.is_empty(), ..SystemPrompt::default() };
     let developer = DeveloperPrompt {
         instructions: instructions.map(str::to_owned),
         functions: functions.to_vec(),

@@ -16,6 +16,8 @@ use crate::session::{SEQUENCE, Session};
 pub struct Conversation<'a> {
     harmony: Harmony<'a>,
     effort: Effort,
+    /// The day that the model is told.
+    date: String,
     functions: Vec<Function>,
     messages: Vec<Message>,
     /// Tokens that the engine holds.
@@ -36,11 +38,12 @@ impl<'a> Conversation<'a> {
     pub fn begin(
         harmony: Harmony<'a>,
         effort: Effort,
+        date: String,
         instructions: Option<&str>,
         functions: Vec<Function>,
     ) -> Conversation<'a> {
-        let messages = answer::opening(effort, instructions, &functions);
-        Conversation { harmony, effort, functions, messages, held: Vec::new(), saved: None }
+        let messages = answer::opening(effort, &date, instructions, &functions);
+        Conversation { harmony, effort, date, functions, messages, held: Vec::new(), saved: None }
     }
 
     /// Goes on with the conversation in `file`, which keeps its own effort, instructions and functions; or begins one there.
@@ -79,7 +82,7 @@ impl<'a> Conversation<'a> {
         match instructions {
             Some(text) => {
                 let text = Some(text).filter(|text| !text.is_empty());
-                self.messages = answer::opening(self.effort, text, &self.functions);
+                self.messages = answer::opening(self.effort, &self.date, text, &self.functions);
             }
             None => self.messages.retain(|message| matches!(message.role, Role::System | Role::Developer)),
         }

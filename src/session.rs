@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, Tokenizer};
-use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, RecomputeEngine, SequenceId};
+use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
-use phase4_profiling::cache_directory;
+use phase4_profiling::{MemoryPlan, Place, Setting, cache_directory};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
@@ -15,6 +15,9 @@ use crate::args::{EngineArgs, EngineKind};
 
 /// The sequence of every command that has only one.
 pub const SEQUENCE: SequenceId = 0;
+
+/// Tokens of a conversation that a device should have room for.
+pub const USUAL_CONTEXT: usize = 4096;
 
 /// The model inside this program.
 pub const EMBEDDED: &str = "embedded";
@@ -55,7 +58,24 @@ pub fn prefill_chunk(engine: &dyn Engine) -> usize {
 
 /// The device that was asked for, or that suits the model.
 pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<ComputeDevice> {
-    Ok(ComputeDevice::find(args.device, GptOss::needs(checkpoint))?)
+    Ok(ComputeDevice::find(args.device, needs(checkpoint, args))?)
+}
+
+/// What the model takes on a GPU, with its cache and the scratch of a step.
+fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
+    let whole = checkpoint.config.context_length;
+    // Phase 5 makes room for a whole context when it starts; the others' caches grow.
+    let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
+    let setting = Setting {
+        phase: args.kind().phase(),
+        on_gpu: true,
+        cache: args.kv.unwrap_or_default(),
+        pool: args.fast.kv_memory,
+        context,
+        chunk: context.min(PREFILL_CHUNK),
+        screen: 0,
+    };
+    ModelNeeds { bytes: MemoryPlan::new(checkpoint, setting).at(Place::Device), ..GptOss::needs(checkpoint) }
 }
 
 /// An engine with a model in it.

@@ -24,11 +24,15 @@ fn json(arguments: &[&str]) -> Value {
 
 /// What `chat` on the CPU answers to lines.
 fn chat(said: &str, rest: &[&str]) -> String {
+    chat_bytes(said.as_bytes(), rest)
+}
+
+fn chat_bytes(said: &[u8], rest: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
     command.args(["chat", "--device", "cpu"]).args(rest);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("starts");
-    child.stdin.take().expect("piped").write_all(said.as_bytes()).expect("it listens");
+    child.stdin.take().expect("piped").write_all(said).expect("it listens");
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
@@ -100,6 +104,134 @@ fn without_a_model_the_embedded_one_answers() {
     assert_eq!(stdout(&["generate", "What is 8 + 9?", "--device", "cpu"]), "8 + 9 = 17.\n");
     let asked = ["generate", "embedded", "What is 8 + 9?", "--ask", "--reasoning", "low", "--device", "cpu", "--json"];
     assert_eq!(json(&asked)["text"], "8 + 9 = 17.");
+}
+
+/// What could be a model is never taken for a question, and a flag with a mistake in it never for a prompt.
+#[test]
+fn a_forgotten_prompt_is_named() {
+    for model in
+        ["20b.gguf", "my models/gpt oss.GGUF", "reference/goldens/even", "embedded", "ollama:gpt-oss:20b", "./x y"]
+    {
+        let expected =
+            format!("2: gptoss: `{model}` seems to be a model, and no prompt follows: gptoss generate MODEL PROMPT");
+        assert_eq!(refusal(&["generate", model]), expected);
+    }
+    assert_eq!(
+        refusal(&["generate", "embedded", "--jsn"]),
+        "2: gptoss: `--jsn` is no flag of `generate`; put -- before a prompt that looks like one"
+    );
+    assert_eq!(refusal(&["generate", "embedded", "Once", "--jsn"]), "2: error: unexpected argument '--jsn' found");
+    assert_eq!(
+        refusal(&["generate", "no-such.gguf", "Once"]),
+        "2: gptoss: no-such.gguf cannot be read: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn a_prompt_may_begin_with_a_hyphen() {
+    for prompt in ["-help me", "- a list", "-1 + 1 =", "--help me", "—"] {
+        let object = json(&["tokenize", "embedded", prompt, "--json"]);
+        assert_eq!(object["text"], prompt);
+        let tokens = object["tokens"].as_array().expect("an array").len();
+        let options = ["-n", "1", "--ignore-stops", "--device", "cpu", "--json"];
+        for arguments in [
+            [&["generate", "embedded", prompt][..], &options].concat(),
+            [&["generate", "embedded"][..], &options, &["--", prompt]].concat(),
+        ] {
+            assert_eq!(json(&arguments)["prompt_tokens"], tokens, "{prompt}");
+        }
+    }
+    let flag =
+        json(&["generate", "embedded", "-n", "1", "--ignore-stops", "--device", "cpu", "--json", "--", "--json"]);
+    assert!(flag["prompt_tokens"].as_u64() > Some(0), "{flag}");
+    // What ends a text may begin with one too.
+    let ask = [
+        "generate",
+        "embedded",
+        "What is 8 + 9?",
+        "--ask",
+        "--device",
+        "cpu",
+        "--json",
+        "--stop",
+        "-",
+        "--stop",
+        " = ",
+    ];
+    assert_eq!(json(&ask)["text"], "8 + 9");
+}
+
+#[test]
+fn minus_one_is_no_limit_and_no_seed() {
+    let ask = ["generate", "embedded", "What is 8 + 9?", "--ask", "--device", "cpu", "--json", "-n", "-1"];
+    let object = json(&ask);
+    assert_eq!((&object["text"], &object["finish_reason"]), (&Value::from("8 + 9 = 17."), &Value::from("stop")));
+    let drawn = ["generate", "embedded", "Once", "-n", "3", "--ignore-stops", "--device", "cpu", "--temperature", "1"];
+    let object = json(&[&drawn[..], &["--json", "--seed", "-1"]].concat());
+    assert_eq!(object["tokens"].as_array().expect("an array").len(), 3);
+    let refused = |flag: &str, value: &str| refusal(&["generate", "embedded", "Once", flag, value]);
+    assert!(refused("-n", "-2").ends_with("expected a whole number, or -1 for as many as the context holds"));
+    assert!(refused("--seed", "-2").ends_with("expected a whole number, or -1 for another one in every run"));
+    assert!(refused("--date", "2026-13-01").ends_with("expected a day such as 2026-11-23"));
+}
+
+/// The day that a conversation is told, so that an answer can be had again on another one.
+#[test]
+fn the_day_can_be_chosen() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("conversation");
+    let session = file.to_str().expect("UTF-8");
+    let ask = ["generate", "What is 1 + 1?", "--device", "cpu", "--date", "2025-06-28", "--session", session];
+    stdout(&ask);
+    let tokens = phase1_loading::SavedSession::open(&file).expect("a session").tokens;
+    let tokens: Vec<String> = tokens.iter().map(u32::to_string).collect();
+    let text = stdout(&["tokenize", "embedded", "--decode", &tokens.join(",")]);
+    assert!(text.contains("Current date: 2025-06-28\n"), "{text}");
+}
+
+/// Bytes that are no text are left out, and the conversation goes on.
+#[test]
+fn a_line_that_is_not_text_ends_nothing() {
+    let answer = chat("What is 1 + 1?\n", &["--reasoning", "low"]);
+    assert!(answer.contains("1 + 1 = 2"), "{answer}");
+    assert_eq!(chat_bytes(b"Gr\xfc\xdfe\nWhat is 1 + 1?\n", &["--reasoning", "low"]), answer);
+}
+
+/// Names of other programs' stores, by the variables that say where those are.
+#[test]
+fn models_are_found_by_name() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name);
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::create_dir_all(path(name).parent().expect("in the directory")).expect("created");
+        std::fs::write(path(name), bytes).expect("written");
+    };
+    let golden = std::fs::read("reference/goldens/even/model.gguf").expect("readable");
+    let digest = "0123456789abcdef".repeat(4);
+    let manifest = format!(
+        r#"{{"layers": [{{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:{digest}"}}]}}"#
+    );
+    write("ollama/manifests/registry.ollama.ai/library/gpt-oss/20b", manifest.as_bytes());
+    write(&format!("ollama/blobs/sha256-{digest}"), &golden);
+    write("hub/models--ggml-org--gpt-oss-20b-GGUF/snapshots/abc/gpt-oss.gguf", &golden);
+    let inspect = |model: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+        command.env("OLLAMA_MODELS", path("ollama")).env("HF_HUB_CACHE", path("hub"));
+        let output = command.args(["inspect", model, "--json"]).output().expect("the program starts");
+        assert!(output.status.success(), "{model}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")["config"].clone()
+    };
+    let expected = json(&["inspect", "reference/goldens/even/model.gguf", "--json"])["config"].clone();
+    let hub = path("hub/models--ggml-org--gpt-oss-20b-GGUF");
+    for model in [
+        "ollama:gpt-oss:20b",
+        "hf:ggml-org/gpt-oss-20b-GGUF",
+        "hf:ggml-org/gpt-oss-20b-GGUF/gpt-oss.gguf",
+        hub.to_str().expect("UTF-8"),
+        "reference/goldens/even",
+    ] {
+        assert_eq!(inspect(model), expected, "{model}");
+    }
 }
 
 /// A conversation that comes back to something told earlier, and forgets it on demand.
@@ -346,6 +478,8 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv-memory", "1B"]),
         refusal(&["generate", "embedded", "Once", "--device", "cpu", "--kv-memory", "1GiB", "--engine", "cached"]),
         refusal(&["bench", "embedded", "--device", "cpu", "--depth", "999999"]),
+        refusal(&["memory", "embedded", "--device", "cpu", "--context", "18446744073709551615"]),
+        refusal(&["memory", "embedded", "--device", "cpu", "--context", "4097"]),
         refusal(&["logits", "embedded", "--tokens", "99999", "--device", "cpu", "--out", &out]),
         refusal(&["logits", "embedded", "--out", &out]),
         refusal(&["tokenize", "embedded", "--decode", "12 abc"]),

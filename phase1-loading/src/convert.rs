@@ -27,7 +27,8 @@ const PIECE: usize = 32 << 20;
 /// GGUF has no key for YaRN's ramp: what is written opens with [`crate::YarnRamp::Exact`].
 ///
 /// # Errors
-/// A vocabulary that cannot be read, an MXFP4 scale byte of 255, rows that are no whole blocks of `rest`, or a file that cannot be written.
+/// A vocabulary that cannot be read, an MXFP4 scale byte of 255, rows that are no whole blocks of `rest`, values too large for it, or a
+/// file that cannot be written.
 pub fn convert(
     from: &Checkpoint,
     to: &Path,
@@ -99,5 +100,18 @@ fn pack(tensor: &HostTensor, plan: &TensorPlan, rows: Range<usize>) -> io::Resul
         let sentence = format!("tensor `{}` has an MXFP4 scale byte of 255, which no two readers agree on", plan.name);
         return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
     }
+    if plan.format != tensor.format && has_infinite_half(plan.format, &piece) {
+        let sentence = format!("tensor `{}` has values that {} cannot hold", plan.name, plan.format.name());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
+    }
     Ok(piece)
+}
+
+/// Whether a float of 16 bits in packed rows, a value or a scale, is infinite or NaN.
+fn has_infinite_half(format: Format, packed: &[u8]) -> bool {
+    let any = |block_bytes| packed.chunks_exact(block_bytes).any(|block: &[u8]| block[1] & 0x7c == 0x7c);
+    match format {
+        Format::F16 | Format::Q8_0 => any(format.block_bytes()),
+        _ => false,
+    }
 }

@@ -143,6 +143,11 @@ impl HostTensor {
         self.rows() * self.row_bytes()
     }
 
+    /// Whether the mapped file has all packed rows one after another, so that [`HostTensor::packed`] copies nothing.
+    pub fn is_contiguous(&self) -> bool {
+        matches!(self.storage, Storage::Packed(_))
+    }
+
     /// All packed rows, one after another: the mapped file's own bytes, or a copy put together from planes or columns.
     pub fn packed(&self) -> Bytes {
         self.packed_as(self.format, 0..self.rows())

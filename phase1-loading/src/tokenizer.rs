@@ -5,8 +5,8 @@
 //! never pose as structure.
 
 mod added;
+mod alphabet;
 mod bpe;
-mod bytes;
 mod encode;
 mod json;
 mod lists;
@@ -14,7 +14,7 @@ mod pieces;
 mod stream;
 mod vocabulary;
 
-pub use bytes::byte_characters;
+pub use alphabet::byte_characters;
 pub use encode::Tokenizer;
 pub use lists::{CONTROL, NORMAL, SpecialTokens, VocabularyLists};
 pub use stream::TextStream;

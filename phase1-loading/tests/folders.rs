@@ -704,3 +704,37 @@ fn stand_ins_are_named() {
     marked.insert("config.json".into(), config.into());
     assert_eq!(Checkpoint::from_folder_bytes("folder", &marked).expect("opens").config, open("hf").config);
 }
+
+#[test]
+fn values_that_a_format_cannot_hold_are_named() {
+    let mut tensors = stored("hf");
+    let (_, _, data) = tensors.get_mut("lm_head.weight").expect("there");
+    data[..2].copy_from_slice(&Format::BF16.encode(&[1e7]));
+    let large = Checkpoint::from_folder_bytes("large", &storing("hf", &tensors)).expect("opens");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("out.gguf");
+    for (rest, name) in [(DenseFormat::Q8_0, "Q8_0"), (DenseFormat::F16, "F16")] {
+        let error = convert(&large, &path, Some(rest), &mut |_, _| ()).expect_err("refused");
+        let cause = std::error::Error::source(&error).expect("a cause").to_string();
+        assert_eq!(cause, format!("tensor `output.weight` has values that {name} cannot hold"));
+    }
+    for rest in [DenseFormat::BF16, DenseFormat::F32] {
+        convert(&large, &path, Some(rest), &mut |_, _| ()).expect("converted");
+    }
+}
+
+/// Names and types of other writers.
+#[test]
+fn variants_of_folders_open() {
+    let hf = open("hf");
+    let renamed =
+        stored("hf").into_iter().map(|(name, tensor)| (name.replace("mlp.router.", "mlp.router.linear."), tensor));
+    let typed = stored("hf").into_iter().map(|(name, (dtype, shape, data))| {
+        let dtype = if name.ends_with("_scales") { safetensors::Dtype::F8_E8M0 } else { dtype };
+        (name, (dtype, shape, data))
+    });
+    for tensors in [renamed.collect::<BTreeMap<_, _>>(), typed.collect()] {
+        let found = Checkpoint::from_folder_bytes("variant", &storing("hf", &tensors)).expect("opens");
+        assert!(all_identical(&compare(&hf, &found)));
+    }
+}

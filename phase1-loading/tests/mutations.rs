@@ -39,7 +39,7 @@ static ALLOCATOR: Counting = Counting;
 const BEYOND: usize = 64 << 20;
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// One thing that goes wrong with a file. Places are shares of its length, squared: most fall on the header.
+/// One thing that goes wrong with a file. Places are shares of its length, cubed: most fall on the header.
 #[derive(Clone, Debug)]
 enum Harm {
     Truncate(f64),

@@ -1,7 +1,7 @@
 //! What lives where: predicted from a checkpoint's header before anything is loaded, and observed afterwards.
 
 use burn::tensor::Device;
-use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
+use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor};
 use phase3_kvcache::{CacheLayout, CacheType};
 use serde::Serialize;
 
@@ -70,7 +70,6 @@ impl MemoryPlan {
     pub fn new(checkpoint: &Checkpoint, setting: Setting) -> MemoryPlan {
         let config = &checkpoint.config;
         let computing = if setting.on_gpu { Place::Device } else { Place::Host };
-        let packed = if setting.on_gpu { Place::Device } else { Place::Mapped };
         let mut parts: Vec<Part> = Vec::new();
         let mut add = |what: String, place: Place, stays: Stays, bytes: u64| match parts
             .iter_mut()
@@ -81,14 +80,15 @@ impl MemoryPlan {
         };
         for (name, tensor) in &checkpoint.tensors {
             let elements = (tensor.rows() * tensor.row_len()) as u64;
-            let packed_bytes = tensor.bytes() as u64;
             let is_matrix = name.ends_with("weight") && tensor.shape.len() > 1;
             match () {
-                () if name.starts_with("token_embd") => {
-                    add("embedding".into(), Place::Mapped, Stays::WhereTouched, packed_bytes);
+                // Phase 5 has it on the GPU; everybody else looks its rows up in the file.
+                () if name.starts_with("token_embd") && !(setting.on_gpu && setting.phase == 5) => {
+                    add("embedding".into(), Place::Mapped, Stays::WhereTouched, tensor.bytes() as u64);
                 }
                 () if is_matrix => {
-                    add(format!("weights {}", tensor.format.name()), packed, Stays::Always, packed_bytes);
+                    let (what, place, bytes) = matrix(tensor, setting);
+                    add(what, place, Stays::Always, bytes);
                 }
                 () => add("norms, biases, sinks".into(), computing, Stays::Always, 4 * elements),
             }
@@ -127,6 +127,24 @@ impl MemoryPlan {
     /// Bytes in one place.
     pub fn at(&self, place: Place) -> u64 {
         self.parts.iter().filter(|part| part.place == place).map(|part| part.bytes).sum()
+    }
+}
+
+/// What a matrix is called, where it lives, and how many bytes it takes there. Formats that engines do not multiply as they are become
+/// F32; phases 2 and 3 on the CPU unpack row by row instead, and phase 5 copies there what does not lie in one piece.
+fn matrix(tensor: &HostTensor, setting: Setting) -> (String, Place, u64) {
+    let name = tensor.format.name();
+    let kept = if Format::WRITTEN.contains(&tensor.format) { tensor.format } else { Format::F32 };
+    let bytes = (kept.row_bytes(tensor.row_len()) * tensor.rows()) as u64;
+    match () {
+        () if setting.phase < 5 && !setting.on_gpu => (format!("weights {name}"), Place::Mapped, tensor.bytes() as u64),
+        () if kept != tensor.format => {
+            let place = if setting.on_gpu { Place::Device } else { Place::Host };
+            (format!("weights {name} as F32"), place, bytes)
+        }
+        () if setting.on_gpu => (format!("weights {name}"), Place::Device, bytes),
+        () if tensor.is_contiguous() => (format!("weights {name}"), Place::Mapped, bytes),
+        () => (format!("weights {name}, copied"), Place::Host, bytes),
     }
 }
 

@@ -11,7 +11,8 @@ use super::values::{cache_type, parse_rest};
 /// Show a model's configuration, tensors, memory needs and tokenizer.
 #[derive(Args)]
 pub struct Inspect {
-    /// A GGUF file, a folder of safetensors files, or `embedded` for the model inside this program.
+    /// A GGUF file, a folder of safetensors files, a name such as ollama:gpt-oss:20b or hf:openai/gpt-oss-20b, or `embedded` for the
+    /// model inside this program.
     pub model: PathBuf,
     #[arg(long)]
     pub json: bool,
@@ -29,6 +30,7 @@ pub struct Tokenize {
     /// A GGUF file, a folder of safetensors files, or `embedded`.
     pub model: PathBuf,
     /// Text in which control tokens such as <|start|> stand for themselves; with --decode, token ids.
+    #[arg(allow_hyphen_values = true)]
     pub text: String,
     #[arg(long)]
     pub json: bool,

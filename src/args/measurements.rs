@@ -94,9 +94,9 @@ pub struct Memory {
     /// A GGUF file; without one, the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
-    /// Tokens of the conversation.
-    #[arg(long, value_name = "N", default_value = "4096", value_parser = positive)]
-    pub context: usize,
+    /// Tokens of the conversation; 4096 if not given, or fewer where the model's context holds fewer.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Also load the model, fill the context, and show what the system says.

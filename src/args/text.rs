@@ -6,17 +6,22 @@ use clap::Args;
 use harmony::Effort;
 use phase2_forward::Sampling;
 use phase3_kvcache::{GenerationParams, SamplingParams};
+use phase4_profiling::today;
 
 use super::engine::EngineArgs;
-use super::values::{effort, parse_bias};
+use super::values::{date, effort, parse_bias, seed, token_count};
 use crate::session::EMBEDDED;
 
-/// Continue a prompt; or, without MODEL, have the model inside this program answer it.
+/// Continue a prompt; or, given only a question, have the model inside this program answer it.
 #[derive(Args)]
 pub struct Generate {
-    /// A GGUF file or a folder of safetensors files, and the text to continue, in which control tokens such as <|start|> stand for themselves.
-    #[arg(num_args = 1..=2, required = true, value_names = ["MODEL", "PROMPT"])]
-    pub model_and_prompt: Vec<String>,
+    /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b or hf:openai/gpt-oss-20b. Without PROMPT: a
+    /// question to the model inside this program.
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// The text to continue, in which control tokens such as <|start|> stand for themselves.
+    #[arg(allow_hyphen_values = true)]
+    pub prompt: Option<String>,
     /// Ask PROMPT as a user would, and show the answer.
     #[arg(long)]
     pub ask: bool,
@@ -33,11 +38,11 @@ pub struct Generate {
 /// Talk with a model.
 #[derive(Args)]
 pub struct Chat {
-    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
+    /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; without one, the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Instructions for the whole conversation.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Functions that the model may call: a JSON array of OpenAI's tools, or of objects with `name`, `description` and `parameters`.
     /// You type their results.
@@ -50,7 +55,7 @@ pub struct Chat {
 /// Measure a model's answers on questions that the model inside this program never saw in training.
 #[derive(Args)]
 pub struct Eval {
-    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
+    /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; without one, the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Only this suite; may be repeated.
@@ -90,19 +95,22 @@ pub struct LogitsInput {
     /// Token ids, separated by commas.
     #[arg(long, value_delimiter = ',')]
     pub tokens: Vec<u32>,
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub prompt: Option<String>,
 }
 
 /// How to reply to a prompt.
 #[derive(Args)]
 pub struct ReplyArgs {
-    /// Tokens to generate at most.
-    #[arg(short = 'n', long, default_value_t = 512)]
+    /// Tokens to generate at most; -1 is as many as the context holds.
+    #[arg(short = 'n', long, value_name = "N", default_value = "512", value_parser = token_count, allow_negative_numbers = true)]
     pub max_tokens: usize,
     /// How long to think before an answer.
     #[arg(long, default_value = "medium", value_parser = effort())]
     pub reasoning: Effort,
+    /// The day that the model is told it is; today if not given.
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = date)]
+    pub date: Option<String>,
     /// Go on with what is in this file, if it exists, and keep there what was said and what the engine holds of it (phases 3
     /// and 5). A conversation keeps its reasoning and instructions; text goes on by PROMPT, which may then be empty.
     #[arg(long, value_name = "F")]
@@ -114,6 +122,11 @@ pub struct ReplyArgs {
 }
 
 impl ReplyArgs {
+    /// The day that the model is told.
+    pub fn day(&self) -> String {
+        self.date.clone().unwrap_or_else(today)
+    }
+
     pub fn params(&self, stop_tokens: &[u32]) -> GenerationParams {
         GenerationParams {
             sampling: self.sampling.params(),
@@ -153,10 +166,11 @@ pub struct SamplingArgs {
     /// Add to a token's logit; may be repeated.
     #[arg(long, value_name = "TOKEN=BIAS", value_parser = parse_bias)]
     pub logit_bias: Vec<(u32, f32)>,
-    #[arg(long, default_value_t = 0)]
+    /// -1 is another one in every run.
+    #[arg(long, default_value = "0", value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
     /// End before this text; may be repeated. In an answer it is looked for in what the user reads, not in reasoning or calls.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
 }
 

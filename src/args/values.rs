@@ -1,6 +1,7 @@
 //! Values of flags.
 
 use std::error::Error;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
@@ -10,6 +11,7 @@ use phase1_loading::DenseFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
 use phase5_flash::cpu::Isa;
+use time::{Date, Month};
 
 use super::kind::EngineKind;
 
@@ -57,6 +59,38 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of tokens; −1 is as many as the context holds.
+pub fn token_count(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => text.parse().map_err(|_| "expected a whole number, or -1 for as many as the context holds".into()),
+    }
+}
+
+/// A seed; −1 is another one in every run.
+pub fn seed(text: &str) -> Result<u64, String> {
+    match text {
+        "-1" => Ok(RandomState::new().build_hasher().finish()),
+        _ => text.parse().map_err(|_| "expected a whole number, or -1 for another one in every run".into()),
+    }
+}
+
+/// A day as `2026-11-23`.
+pub fn date(text: &str) -> Result<String, String> {
+    let mut parts = text.splitn(3, '-');
+    let mut next = |digits: usize| {
+        let part = parts.next().filter(|part| part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit()));
+        part.and_then(|part| part.parse::<u16>().ok())
+    };
+    let day = match (next(4), next(2), next(2)) {
+        (Some(year), Some(month), Some(day)) => Month::try_from(month as u8)
+            .ok()
+            .and_then(|month| Date::from_calendar_date(year.into(), month, day as u8).ok()),
+        _ => None,
+    };
+    day.map(|day| day.to_string()).ok_or_else(|| "expected a day such as 2026-11-23".into())
+}
+
 /// Bytes, as a whole number with or without a unit.
 pub fn memory_size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
@@ -91,7 +125,30 @@ pub fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::memory_size;
+    use super::{date, memory_size, seed, token_count};
+
+    #[test]
+    fn minus_one_means_what_it_does_elsewhere() {
+        assert_eq!((token_count("-1"), token_count("0"), token_count("12")), (Ok(usize::MAX), Ok(0), Ok(12)));
+        assert_eq!((seed("0"), seed("18446744073709551615")), (Ok(0), Ok(u64::MAX)));
+        // Two of 2⁶⁴ that are equal would be a fault.
+        assert_ne!(seed("-1"), seed("-1"));
+        for text in ["-2", "", "1.5", "x"] {
+            assert!(token_count(text).is_err() && seed(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn dates_are_days() {
+        for text in ["2026-11-23", "2024-02-29", "0001-01-01"] {
+            assert_eq!(date(text).as_deref(), Ok(text));
+        }
+        for text in
+            ["", "today", "2026-1-2", "2026-13-01", "2025-02-29", "2026-11-00", "2026-11-23x", "26-11-23", "2026-11-+1"]
+        {
+            assert!(date(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_take_units() {

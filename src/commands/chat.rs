@@ -1,6 +1,6 @@
 //! `gptoss chat`: a conversation in the terminal.
 
-use std::io::{IsTerminal, stdout};
+use std::io::{ErrorKind, IsTerminal, stdout};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
@@ -28,7 +28,8 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
     let checkpoint = session::open_with(&args.model, &args.reply.engine)?;
     let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let harmony = answer::harmony(&tokenizer)?;
-    let new = Conversation::begin(harmony, args.reply.reasoning, args.system.as_deref(), functions);
+    let reply = &args.reply;
+    let new = Conversation::begin(harmony, reply.reasoning, reply.day(), args.system.as_deref(), functions);
     let mut conversation = match &args.reply.session {
         Some(file) => Conversation::in_file(file, &checkpoint, &mut session, new)?,
         None => new,
@@ -54,10 +55,16 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
 
 /// `None` if there is nothing more to say.
 fn read_line(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<String>> {
-    match editor.readline(prompt) {
-        Ok(line) => Ok(Some(line)),
-        Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
-        Err(error) => Err(error.into()),
+    loop {
+        match editor.readline(prompt) {
+            Ok(line) => return Ok(Some(line)),
+            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(None),
+            // The line has been read, and nothing can be made of it.
+            Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+                eprintln!("(a line that is not UTF-8 was left out)");
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

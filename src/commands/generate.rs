@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use harmony::{Delta, Message};
-use phase1_loading::{Checkpoint, Tokenizer};
+use phase1_loading::{Checkpoint, Tokenizer, is_foreign_name};
 use phase2_forward::Engine;
 use phase3_kvcache::{FinishReason, Generated, GenerationParams, Step, generate};
 use phase4_profiling::process;
@@ -25,11 +25,7 @@ use crate::session::{self, EMBEDDED, SEQUENCE, Session};
 
 pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
-    // The embedded model was trained on conversations alone, so without MODEL the prompt is a question to it.
-    let (model, text, ask) = match &args.model_and_prompt[..] {
-        [model, prompt] => (model.as_str(), prompt, args.ask),
-        only => (EMBEDDED, &only[0], true),
-    };
+    let (model, text, ask) = model_and_prompt(args)?;
     let checkpoint = session::open_with(Path::new(model), &args.reply.engine)?;
     let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let reply = match ask {
@@ -43,6 +39,38 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         report(&reply);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The model, the prompt, and whether it is asked as a user would. The embedded model was trained on conversations alone, so a prompt
+/// without a model is a question to it.
+fn model_and_prompt(args: &Generate) -> Result<(&str, &str, bool)> {
+    let only = args.model.as_str();
+    match &args.prompt {
+        // A prompt may begin with a hyphen, and then a flag with a mistake in it would be one.
+        Some(prompt) if is_flag(prompt) => {
+            bail!("`{prompt}` is no flag of `generate`; put -- before a prompt that looks like one")
+        }
+        Some(prompt) => Ok((only, prompt.as_str(), args.ask)),
+        None if names_a_model(only) => {
+            bail!("`{only}` seems to be a model, and no prompt follows: gptoss generate MODEL PROMPT")
+        }
+        None => Ok((EMBEDDED, only, true)),
+    }
+}
+
+fn is_flag(prompt: &str) -> bool {
+    let looks_like_one = prompt.starts_with("--") && prompt.len() > 2 && !prompt.contains(char::is_whitespace);
+    looks_like_one && !std::env::args_os().any(|argument| argument == "--")
+}
+
+/// Whether a text is more likely the name of a model than a question: a file or folder, or what could be one.
+fn names_a_model(text: &str) -> bool {
+    let lower = text.to_lowercase();
+    let has_extension = [".gguf", ".safetensors", ".json"].iter().any(|extension| lower.ends_with(extension));
+    let is_path = ["/", "./", "../", "~/"].iter().any(|start| text.starts_with(start));
+    let is_word = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:/\\@+~".contains(&byte));
+    let may_be_one = has_extension || is_path || is_word || is_foreign_name(text) || Path::new(text).exists();
+    may_be_one && !text.is_empty()
 }
 
 /// What was generated, after how much.
@@ -61,7 +89,8 @@ fn answer(
     session: &mut Session,
     start: Instant,
 ) -> Result<Reply> {
-    let new = Conversation::begin(answer::harmony(tokenizer)?, args.reply.reasoning, None, Vec::new());
+    let (harmony, reply) = (answer::harmony(tokenizer)?, &args.reply);
+    let new = Conversation::begin(harmony, reply.reasoning, reply.day(), None, Vec::new());
     let mut conversation = match &args.reply.session {
         Some(file) => Conversation::in_file(file, checkpoint, session, new)?,
         None => new,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use phase2_forward::{Draw, Engine, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
@@ -15,8 +15,13 @@ use crate::session::{self, SEQUENCE, Session, prefill_chunk};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let checkpoint = session::open_with(&args.model, &args.engine)?;
+    let longest = checkpoint.config.context_length;
+    let context = args.context.unwrap_or(longest.min(session::USUAL_CONTEXT));
+    if context > longest {
+        bail!("--context {context}: the model's context holds {longest} tokens");
+    }
     let device = session::find_device(&checkpoint, &args.engine)?;
-    let chunk = args.context.min(PREFILL_CHUNK);
+    let chunk = context.min(PREFILL_CHUNK);
     let (kind, cache) = (args.engine.kind(), args.engine.cache_type(&device));
     let phase = kind.phase();
     let shortlist = session::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
@@ -24,14 +29,14 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     let flash = kind == EngineKind::Flash;
     // A GPU's memory is taken by weights first, and the cache takes nine tenths of what is left at most.
     let left = device.memory.map(|bytes| bytes.saturating_sub(checkpoint.weight_bytes()) / 10 * 9);
-    let most = flash.then(|| cache_bytes(&checkpoint.config, cache, kv_memory, left));
+    let cache_at_most = flash.then(|| cache_bytes(&checkpoint.config, cache, kv_memory, left));
     let setting = |on_gpu| Setting {
         phase,
         on_gpu,
         cache,
-        context: args.context,
+        context,
         // On the CPU, memory comes with what is written.
-        pool: most.filter(|_| on_gpu),
+        pool: cache_at_most.filter(|_| on_gpu),
         chunk,
         screen: if on_gpu { 0 } else { shortlist },
     };
@@ -45,21 +50,21 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         false => None,
         true => {
             let mut session = Session::start(&checkpoint, &args.engine)?;
-            fill(&mut *session.engine, args.context)?;
+            fill(&mut *session.engine, context)?;
             Some(Observed::now(&session.device.burn))
         }
     };
     if args.json {
         let report = json!({
-            "context": args.context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
-            "cache_at_most": most,
+            "context": context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
+            "cache_at_most": cache_at_most,
             "mapped": plan.at(Place::Mapped), "host": plan.at(Place::Host), "device_bytes": plan.at(Place::Device),
             "before": before, "after": after,
         });
         print(&format!("{report:#}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = format!("{} in phase {} on {}, {} tokens\n", args.model.display(), phase, device.name, args.context);
+    let mut text = format!("{} in phase {} on {}, {context} tokens\n", args.model.display(), phase, device.name);
     for part in &plan.parts {
         text += &format!("  {:28} {:8} {:>10}\n", part.what, place(part.place), size(part.bytes));
     }
@@ -68,8 +73,9 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
             text += &format!("  {:28} {:8} {:>10}\n", "all", place(at), size(plan.at(at)));
         }
     }
-    if let Some(most) = most.filter(|_| device.is_cpu()) {
-        text += &format!("  {:28} {:8} {:>10}\n", "cache at most, as it is used", place(Place::Host), size(most));
+    if let Some(cache_at_most) = cache_at_most.filter(|_| device.is_cpu()) {
+        text +=
+            &format!("  {:28} {:8} {:>10}\n", "cache at most, as it is used", place(Place::Host), size(cache_at_most));
     }
     if let Some(after) = after {
         text += &observed_text(&plan, &before, &after);

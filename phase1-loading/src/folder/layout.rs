@@ -44,7 +44,9 @@ pub(super) struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     pub fn new(parts: Parts, config: &'a Value) -> Layout<'a> {
-        Layout { parts, config, used: BTreeSet::new() }
+        // Fine-tunes by Unsloth have a layer inside the router.
+        let plain = |(name, part): (String, Part)| (name.replace(".mlp.router.linear.", ".mlp.router."), part);
+        Layout { parts: parts.into_iter().map(plain).collect(), config, used: BTreeSet::new() }
     }
 
     /// Every tensor that the configuration calls for, under its canonical name.
@@ -106,7 +108,8 @@ impl<'a> Layout<'a> {
     /// A part of bytes or, as mlx-lm writes codes, of little-endian words of four.
     fn codes(&mut self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Bytes, Defect> {
         let part = self.part(name, shape)?;
-        match part.dtype == dtype {
+        // E8M0 scales are bytes to older writers.
+        match part.dtype == dtype || (part.dtype, dtype) == (Dtype::F8_E8M0, Dtype::U8) {
             true => Ok(part.data.clone()),
             false => Err(Defect::new(format!("tensor `{name}`"), format!("{dtype:?}"), format!("{:?}", part.dtype))),
         }
@@ -162,7 +165,7 @@ impl<'a> Layout<'a> {
         let outer = &spec.shape[..spec.shape.len() - 1];
         let of_width = |width: usize| [outer, &[width]].concat();
         let weight_shape = of_width(words);
-        if scale_dtype == Dtype::U8 {
+        if matches!(scale_dtype, Dtype::U8 | Dtype::F8_E8M0) {
             if (bits, group) != (4, 32) {
                 let found = format!("{bits} bits in groups of {group} under scale bytes");
                 return Err(Defect::new(part("scales"), "MXFP4: 4 bits in groups of 32", found));

@@ -4,7 +4,7 @@ use ahash::AHashMap;
 use tokenizers::Model;
 use tokenizers::models::bpe::BPE;
 
-use super::bytes::byte_characters;
+use super::alphabet::byte_characters;
 use super::pieces::Pieces;
 
 /// The ordinary tokens of a vocabulary.

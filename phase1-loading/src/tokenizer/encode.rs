@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::added::{AddedTokens, Part};
+use super::alphabet::byte_characters;
 use super::bpe::BytePairs;
-use super::bytes::byte_characters;
 use super::lists::{CONTROL, UNKNOWN, UNUSED, USER_DEFINED, VocabularyLists};
 use super::vocabulary::Vocabulary;
 use crate::error::Defect;

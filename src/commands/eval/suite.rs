@@ -99,7 +99,8 @@ mod tests {
         assert!(!contains_words("Your cat is Hanah.", "Hana"));
         assert!(contains_words("Hanah and Hana", "Hana"));
         assert!(!contains_words("1850", "85"));
-        assert!(contains_words("é85", "85") == contains_words("e85", "85"));
+        // A letter is one in every script.
+        assert!(!contains_words("é85", "85") && !contains_words("e85", "85"));
     }
 
     #[test]

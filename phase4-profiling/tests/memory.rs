@@ -1,0 +1,77 @@
+//! The memory plan against what engines do with weights.
+
+use gptoss_reference::{Case, Folder};
+use phase1_loading::Checkpoint;
+use phase3_kvcache::CacheType;
+use phase4_profiling::{MemoryPlan, Place, Setting};
+
+fn plan(checkpoint: &Checkpoint, phase: u8, on_gpu: bool) -> MemoryPlan {
+    let (cache, context, chunk) = (CacheType::F32, 64, 16);
+    MemoryPlan::new(checkpoint, Setting { phase, on_gpu, cache, pool: None, context, chunk, screen: 0 })
+}
+
+/// Bytes in one place of the parts whose name begins so.
+fn bytes(plan: &MemoryPlan, what: &str, place: Place) -> u64 {
+    let parts = plan.parts.iter().filter(|part| part.place == place && part.what.starts_with(what));
+    parts.map(|part| part.bytes).sum()
+}
+
+/// Values of all matrices in formats of that name, but for the embedding.
+fn values(checkpoint: &Checkpoint, format: &str) -> u64 {
+    let matrices = checkpoint.tensors.iter().filter(|(name, tensor)| {
+        name.ends_with("weight")
+            && tensor.shape.len() > 1
+            && !name.starts_with("token_embd")
+            && tensor.format.name() == format
+    });
+    matrices.map(|(_, tensor)| (tensor.rows() * tensor.row_len()) as u64).sum()
+}
+
+fn folder(name: &str) -> Checkpoint {
+    let folder = Folder::committed().into_iter().find(|folder| folder.name == name).expect("a folder");
+    Checkpoint::open(&folder.path).expect("opens")
+}
+
+#[test]
+fn unpacked_and_copied_weights_count() {
+    let quantized = folder("mlx-q8");
+    let (affine, experts) = (values(&quantized, "MLX8/64"), values(&quantized, "MXFP4"));
+    assert!(affine > 0 && experts > 0);
+    // Phase 5 unpacks what it cannot multiply, and puts planes together.
+    let fast = plan(&quantized, 5, false);
+    assert_eq!(bytes(&fast, "weights MLX8/64 as F32", Place::Host), 4 * affine);
+    assert_eq!(bytes(&fast, "weights MXFP4, copied", Place::Host), experts / 32 * 17);
+    assert_eq!(bytes(&fast, "weights", Place::Mapped), 0);
+    // Phases 2 and 3 read the file's own rows.
+    let plain = plan(&quantized, 3, false);
+    assert_eq!(bytes(&plain, "weights", Place::Host), 0);
+    assert_eq!(bytes(&plain, "weights MXFP4", Place::Mapped), experts / 32 * 17);
+    for phase in [3, 5] {
+        let on_gpu = plan(&quantized, phase, true);
+        assert_eq!(bytes(&on_gpu, "weights MXFP4", Place::Device), experts / 32 * 17);
+        let embedding = (quantized.config.vocab * quantized.config.hidden) as u64;
+        let expected = 4 * (affine + if phase == 5 { embedding } else { 0 });
+        assert_eq!(bytes(&on_gpu, "weights MLX8/64 as F32", Place::Device), expected, "phase {phase}");
+        assert_eq!(bytes(&on_gpu, "embedding", Place::Mapped) > 0, phase == 3);
+    }
+    // A GGUF file's rows lie as they are multiplied.
+    let gguf = Checkpoint::open(&Case::committed()[0].model()).expect("opens");
+    let fast = plan(&gguf, 5, false);
+    assert_eq!(bytes(&fast, "weights MXFP4", Place::Mapped), values(&gguf, "MXFP4") / 32 * 17);
+    assert_eq!(bytes(&fast, "weights", Place::Host), 0);
+}
+
+#[test]
+fn a_cache_of_a_given_size_counts_as_given() {
+    let gguf = Checkpoint::open(&Case::committed()[0].model()).expect("opens");
+    let setting = Setting {
+        phase: 5,
+        on_gpu: true,
+        cache: CacheType::F16,
+        pool: Some(12_345),
+        context: 64,
+        chunk: 16,
+        screen: 0,
+    };
+    assert_eq!(bytes(&MemoryPlan::new(&gguf, setting), "cache", Place::Device), 12_345);
+}
