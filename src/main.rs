@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Generate(args)) => commands::generate::run(&args),
         Some(Command::Chat(args)) => commands::chat::run(&args),
+        Some(Command::Serve(args)) => commands::serve::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Gates(args)) => commands::gates::run(&args),
         Some(Command::Convert(args)) => commands::convert::run(&args),

@@ -3,6 +3,7 @@
 mod engine;
 mod files;
 mod measurements;
+mod serving;
 mod text;
 mod values;
 
@@ -11,6 +12,7 @@ use clap::{Parser, Subcommand};
 pub use engine::{EngineArgs, EngineKind, FastArgs};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
+pub use serving::Serve;
 pub use text::{Chat, Eval, Generate, Logits};
 
 /// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.
@@ -28,6 +30,7 @@ pub enum Command {
     Logits(Logits),
     Generate(Generate),
     Chat(Chat),
+    Serve(Serve),
     Eval(Eval),
     Gates(Gates),
     Convert(Convert),

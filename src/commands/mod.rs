@@ -13,6 +13,7 @@ pub mod make_model;
 pub mod memory;
 pub mod profile;
 pub mod roofline;
+pub mod serve;
 pub mod tokenize;
 pub mod tune;
 pub mod verify;

@@ -1,0 +1,143 @@
+//! Bodies: read within limits, parsed with the field at fault named.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use futures_core::Stream;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+
+use super::error::{ApiError, shortened};
+
+/// For a whole body to arrive.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A body beyond the limit is read and dropped up to this many times the limit, so that the client reads why it was refused.
+const DROPPED: usize = 16;
+/// From this size on, parsing and tokenizing would hold up other connections.
+const HEAVY: usize = 16 << 10;
+
+/// The whole body.
+///
+/// # Errors
+/// One that is too large, too slow, or broken off.
+pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    let headers = request.headers();
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    // Such a client sends nothing before it is told to.
+    if announced.is_some_and(|bytes| bytes > limit) && headers.contains_key(header::EXPECT) {
+        return Err(ApiError::body_too_large(limit));
+    }
+    let mut stream = request.into_body().into_data_stream();
+    let reading = async {
+        let (mut kept, mut seen) = (Vec::new(), 0usize);
+        while let Some(chunk) = poll_fn(|context| Pin::new(&mut stream).poll_next(context)).await {
+            let chunk = chunk.map_err(|error| ApiError::bad_request(format!("The body broke off: {error}.")))?;
+            seen += chunk.len();
+            if seen <= limit {
+                kept.extend_from_slice(&chunk);
+                continue;
+            }
+            kept = Vec::new();
+            if seen > limit.saturating_mul(DROPPED) {
+                break;
+            }
+        }
+        match seen > limit {
+            true => Err(ApiError::body_too_large(limit)),
+            false => Ok(Bytes::from(kept)),
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
+}
+
+/// Parses JSON. Fields that `T` does not know are ignored.
+///
+/// # Errors
+/// What is no JSON, and values of the wrong type, by the path of their field.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut input = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut input).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        let message = shortened(&inner.to_string());
+        match inner.classify() {
+            Category::Data if path == "." => ApiError::bad_request(format!("{message}.")),
+            Category::Data => ApiError::invalid(&path, format!("Invalid value for `{path}`: {message}.")),
+            Category::Syntax | Category::Eof | Category::Io => not_json(&message),
+        }
+    })?;
+    input.end().map_err(|error| not_json(&error.to_string()))?;
+    Ok(value)
+}
+
+fn not_json(message: &str) -> ApiError {
+    ApiError::invalid_json(format!("The body could not be parsed as JSON: {message}."))
+}
+
+/// Work on input of that size; other tasks of this thread move on meanwhile if it is large.
+pub fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    match bytes > HEAVY {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
+}
+
+pub fn json_response(status: StatusCode, body: &impl Serialize) -> Response {
+    let text = serde_json::to_vec(body).expect("JSON with text as keys is always written");
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+pub fn ok(body: &impl Serialize) -> Response {
+    json_response(StatusCode::OK, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Asked {
+        #[allow(dead_code)]
+        messages: Option<Vec<Said>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Said {
+        #[allow(dead_code)]
+        text: String,
+    }
+
+    fn refusal(body: &[u8]) -> (Option<&'static str>, Option<String>) {
+        let error = parse::<Asked>(body).expect_err("refused");
+        assert_eq!(error.status, StatusCode::BAD_REQUEST);
+        (error.code, error.param)
+    }
+
+    #[test]
+    fn the_field_at_fault_is_named() {
+        assert_eq!(refusal(br#"{"messages": "hi"}"#), (None, Some("messages".into())));
+        assert_eq!(refusal(br#"{"messages": [{"text": 5}]}"#), (None, Some("messages[0].text".into())));
+        assert_eq!(refusal(b"5"), (None, None));
+    }
+
+    #[test]
+    fn what_is_no_json_is_told_apart() {
+        for body in [&b"{"[..], b"", b"{} {}", b"{\"messages\": [{\"text\": \"\xff\"}]}"] {
+            assert_eq!(refusal(body), (Some("invalid_json"), None), "{}", String::from_utf8_lossy(body));
+        }
+        assert!(parse::<Asked>(br#"{"unknown": {"a": 1}, "messages": null}"#).is_ok());
+        let deep = "[".repeat(1000) + &"]".repeat(1000);
+        assert_eq!(parse::<serde_json::Value>(deep.as_bytes()).expect_err("refused").code, Some("invalid_json"));
+    }
+}

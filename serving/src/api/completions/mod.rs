@@ -1,0 +1,176 @@
+//! `POST /v1/completions`: raw text goes on.
+
+mod answer;
+mod request;
+mod text;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request as HttpRequest, State};
+use axum::response::Response;
+
+use super::app::{App, Model};
+use super::body::{heavy, ok, parse, read};
+use super::error::ApiError;
+use super::knobs;
+use super::record::Record;
+use super::runs::{Answer, Runs};
+use super::stream::{Form, Frames, respond};
+use super::{id, stops};
+use crate::request::{Event, Finish, Request};
+
+use answer::{CompletionAnswer, Head};
+use request::CompletionRequest;
+pub use text::Text;
+
+pub async fn create(
+    State(app): State<Arc<App>>,
+    Extension(record): Extension<Record>,
+    request: HttpRequest,
+) -> Result<Response, ApiError> {
+    app.model()?;
+    let body = read(request, app.settings.max_body).await?;
+    let model = app.model()?;
+    let plan = heavy(body.len(), || Plan::new(model, parse(&body)?, &record))?;
+    drop(body);
+    let Plan { runs, answer, stream } = plan;
+    // A prompt may be asked for without a word more.
+    let runs = match runs.is_empty() {
+        true => None,
+        false => Some(Runs::submit(&app, model, &record, runs, "prompt")?),
+    };
+    if !stream {
+        let mut answer = answer.begin(model);
+        match runs {
+            Some(runs) => runs.gather(&mut answer).await?,
+            None => only_echo(&mut answer, &mut Frames::new(Form::Silent)),
+        }
+        return Ok(ok(&answer.whole()));
+    }
+    let app = app.clone();
+    Ok(respond(Form::Data, move |outlet| async move {
+        let Some(model) = app.loaded() else { return };
+        let (mut answer, mut frames) = (answer.begin(model), Frames::new(Form::Data));
+        match runs {
+            Some(runs) => runs.write(&mut answer, &mut frames, &outlet).await,
+            None => {
+                only_echo(&mut answer, &mut frames);
+                let _ = outlet.flush(&mut frames).await;
+            }
+        }
+    }))
+}
+
+/// An answer in which nothing is generated.
+fn only_echo(answer: &mut CompletionAnswer<'_>, frames: &mut Frames) {
+    answer.begin(frames);
+    for run in 0..answer.choices() {
+        answer.take(run, Event::Finished(Finish::Length), frames);
+    }
+    answer.end(frames);
+}
+
+struct Plan {
+    runs: Vec<Request>,
+    answer: AnswerPlan,
+    stream: bool,
+}
+
+/// What an answer is made by, before its first token.
+struct AnswerPlan {
+    head: Head,
+    /// For each choice, what stands before its text.
+    echoes: Vec<Option<String>>,
+    stops: Vec<String>,
+    stop_tokens: Vec<u32>,
+    shows_control: bool,
+}
+
+impl AnswerPlan {
+    fn begin(self, model: &Model) -> CompletionAnswer<'_> {
+        let AnswerPlan { head, echoes, stops, stop_tokens, shows_control } = self;
+        let text = || Text::new(&model.tokenizer, &stops, &stop_tokens, shows_control);
+        let texts = echoes.into_iter().map(|echo| (text(), echo)).collect();
+        CompletionAnswer::new(head, &model.tokenizer, texts)
+    }
+}
+
+impl Plan {
+    fn new(model: &Model, asked: CompletionRequest, record: &Record) -> Result<Plan, ApiError> {
+        let name = model.resolve(asked.model.as_deref())?;
+        if asked.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(ApiError::unsupported("suffix", "`suffix` is not supported: this model does not fill gaps."));
+        }
+        let sampling = asked.knobs().params(model.tokenizer.vocab())?;
+        let per_prompt = knobs::choices(asked.n)?;
+        match asked.best_of {
+            Some(best_of) if best_of < per_prompt as u64 => {
+                return Err(ApiError::invalid("best_of", "`best_of` must not be below `n`."));
+            }
+            Some(best_of) if best_of > per_prompt as u64 => {
+                return Err(ApiError::unsupported("best_of", "`best_of` above `n` is not supported."));
+            }
+            _ => {}
+        }
+        let (echo, max_tokens) = (asked.echo.unwrap_or(false), asked.max_tokens.unwrap_or(16));
+        if max_tokens == 0 && !echo {
+            return Err(ApiError::invalid("max_tokens", "`max_tokens` must be at least 1, unless `echo` is set."));
+        }
+        let logprobs = asked.logprobs.map(|count| knobs::top_logprobs("logprobs", count, 20)).transpose()?;
+        if echo && logprobs.is_some() {
+            let message = "`logprobs` of an echoed prompt are not supported; leave out `echo` or `logprobs`.";
+            return Err(ApiError::unsupported("echo", message));
+        }
+        let stream = asked.stream.unwrap_or(false);
+        let include_usage = match asked.stream_options {
+            Some(_) if !stream => {
+                return Err(ApiError::invalid("stream_options", "`stream_options` is only allowed with `stream`."));
+            }
+            options => options.and_then(|options| options.include_usage).unwrap_or(false),
+        };
+        let stops = knobs::stop_strings(asked.stop)?;
+        let prompt = asked.prompt.ok_or_else(|| ApiError::invalid("prompt", "`prompt` is missing."))?;
+        let shows_control = asked.skip_special_tokens == Some(false);
+        let prompts = prompt.tokens(&model.tokenizer)?;
+        let stop_tokens = stops::tokens(model, asked.ignore_eos, asked.stop_token_ids.as_deref());
+        let prompt_tokens: Vec<usize> = prompts.iter().map(Vec::len).collect();
+
+        let (mut runs, mut echoes) = (Vec::new(), Vec::new());
+        for prompt in prompts {
+            let before = echo.then(|| visible(model, &prompt, shows_control));
+            echoes.extend((0..per_prompt).map(|_| before.clone()));
+            if max_tokens == 0 {
+                continue;
+            }
+            let request = Request {
+                max_tokens: model.room(prompt.len(), usize::try_from(max_tokens).ok()),
+                prompt,
+                sampling: sampling.clone(),
+                stop_tokens: stop_tokens.clone(),
+                logprobs,
+                deadline: None,
+                client: record.client().to_owned(),
+            };
+            runs.extend(stops::with_seeds(request, per_prompt));
+        }
+        let head = Head {
+            id: id::random("cmpl-"),
+            created: id::now(),
+            model: name,
+            fingerprint: model.fingerprint.clone(),
+            prompt_tokens,
+            per_prompt,
+            logprobs: logprobs.is_some(),
+            include_usage,
+        };
+        Ok(Plan { runs, answer: AnswerPlan { head, echoes, stops, stop_tokens, shows_control }, stream })
+    }
+}
+
+/// The text of a prompt.
+fn visible(model: &Model, prompt: &[u32], shows_control: bool) -> String {
+    let mut text = Text::new(&model.tokenizer, &[], &[], shows_control);
+    let shown: String = prompt.iter().map(|&token| text.push(token, None).0).collect();
+    shown + &text.finish().0
+}

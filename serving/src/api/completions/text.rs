@@ -1,0 +1,94 @@
+//! Raw text as it is generated, up to a stop string.
+
+use phase1_loading::{TextStream, Tokenizer};
+use phase2_forward::Logprobs;
+use phase3_kvcache::{FinishReason, StopCondition};
+
+use crate::api::ledger::Ledger;
+use crate::api::turn::is_control;
+
+/// A token of the text with its log probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// What it adds to the text. A character whose bytes come in several tokens belongs to the last of them.
+    pub text: String,
+    pub logprob: f32,
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Reads one completion.
+pub struct Text<'a> {
+    tokenizer: &'a Tokenizer,
+    stream: TextStream,
+    stopping: StopCondition,
+    ledger: Ledger<Entry>,
+    stop_tokens: Vec<u32>,
+    shows_control: bool,
+    stopped_by: Option<String>,
+    pub tokens: usize,
+}
+
+/// Text that may be shown now, and the tokens that it is made of.
+pub type Shown = (String, Vec<Entry>);
+
+impl<'a> Text<'a> {
+    /// The text ends before any of `stops` and before any of `stop_tokens`. Control tokens are left out unless `shows_control`.
+    pub fn new(tokenizer: &'a Tokenizer, stops: &[String], stop_tokens: &[u32], shows_control: bool) -> Text<'a> {
+        Text {
+            tokenizer,
+            stream: TextStream::default(),
+            stopping: StopCondition::new(Vec::new(), stops.to_vec()).expect("stop strings are not empty"),
+            ledger: Ledger::default(),
+            stop_tokens: stop_tokens.to_vec(),
+            shows_control,
+            stopped_by: None,
+            tokens: 0,
+        }
+    }
+
+    pub fn stopped_by(&self) -> Option<&str> {
+        self.stopped_by.as_deref()
+    }
+
+    pub fn push(&mut self, token: u32, logprobs: Option<Logprobs>) -> Shown {
+        self.tokens += 1;
+        let hidden = self.stop_tokens.contains(&token) || (!self.shows_control && is_control(self.tokenizer, token));
+        if hidden || self.stopped_by.is_some() {
+            return Shown::default();
+        }
+        let text = self.stream.push(self.tokenizer, token);
+        if let Some(Logprobs { token: logprob, top }) = logprobs {
+            self.ledger.push(Entry { text: text.clone(), logprob, top }, text.len());
+        }
+        let (shown, finish) = self.stopping.push(token, &text);
+        let mut entries = if shown.is_empty() { Vec::new() } else { self.ledger.show(shown.len()) };
+        if let Some(FinishReason::StopString(stop)) = finish {
+            self.stopped_by = Some(stop);
+            if let Some((mut entry, bytes)) = self.ledger.cut() {
+                entry.text.truncate(bytes);
+                entries.push(entry);
+            }
+        }
+        (shown, entries)
+    }
+
+    /// What was held back.
+    pub fn finish(&mut self) -> Shown {
+        if self.stopped_by.is_some() {
+            return Shown::default();
+        }
+        let rest = std::mem::take(&mut self.stream).finish();
+        let mut entries = Vec::new();
+        let held = self.stopping.finish();
+        let waiting = self.ledger.rest();
+        let count = waiting.len();
+        for (index, mut entry) in waiting.into_iter().enumerate() {
+            // A character that never became whole belongs to the last token.
+            if index + 1 == count && entry.text.is_empty() {
+                entry.text.push_str(&rest);
+            }
+            entries.push(entry);
+        }
+        (held + &rest, entries)
+    }
+}

@@ -1,0 +1,170 @@
+//! What every request passes first: its id, its key, its origin.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use subtle::ConstantTimeEq;
+
+use super::app::App;
+use super::error::ApiError;
+use super::id;
+use super::record::Record;
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// A key that requests are let in by.
+#[derive(Clone)]
+pub struct Key {
+    /// What logs call it.
+    pub name: String,
+    pub secret: String,
+}
+
+impl Key {
+    /// Keys from lines `SECRET` or `NAME SECRET`; empty lines and those that begin with `#` are skipped. Keys without a name are
+    /// called by their number.
+    pub fn parse_lines(text: &str) -> Vec<Key> {
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let keys = lines.enumerate().map(|(index, line)| match line.split_once(char::is_whitespace) {
+            Some((name, secret)) => Key { name: name.into(), secret: secret.trim().into() },
+            None => Key { name: format!("key{}", index + 1), secret: line.into() },
+        });
+        keys.collect()
+    }
+}
+
+/// Lets a request in, or answers it. Either way the answer has the request's id.
+pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let headers = request.headers();
+    let origin = headers.get(header::ORIGIN).cloned();
+    let allowed = origin.as_ref().and_then(|origin| app.settings.cors_answer(origin));
+    let id = request_id(headers).unwrap_or_else(|| id::random("req_"));
+    let key = authorized(&app.settings.keys, headers);
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_string());
+    let client = key.map(|key| key.name.clone()).or(peer).unwrap_or_else(|| "-".into());
+    let quiet = matches!(path.as_str(), "/health" | "/ping" | "/metrics");
+    let record = Record::begin(id, request.method().as_str(), &path, client, quiet);
+
+    let preflight = request.method() == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response = if preflight && allowed.is_some() {
+        empty(StatusCode::NO_CONTENT)
+    } else if origin.is_some_and(|origin| allowed.is_none() && !is_same_host(&origin, headers)) {
+        ApiError::forbidden_origin().respond_on(&path)
+    } else if key.is_none() && !app.settings.keys.is_empty() && !is_open(&path) {
+        let message = match headers.contains_key(header::AUTHORIZATION) {
+            true => "Incorrect API key provided.",
+            false => "You didn't provide an API key; send it as `Authorization: Bearer KEY`.",
+        };
+        ApiError::unauthorized(message).respond_on(&path)
+    } else {
+        request.extensions_mut().insert(record.clone());
+        next.run(request).await
+    };
+
+    let headers = response.headers_mut();
+    headers.extend(HeaderValue::from_str(record.id()).map(|id| (HeaderName::from_static("x-request-id"), id)));
+    if let Some(origin) = allowed {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        let exposed = HeaderValue::from_static("x-request-id, retry-after");
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        if preflight {
+            let methods = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
+            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*, authorization"));
+            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+        }
+    }
+    record.facts().status = Some(response.status());
+    response
+}
+
+/// Paths that need no key: they tell nothing that a stranger may not know.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/" | "/health" | "/ping" | "/version" | "/api/version")
+}
+
+/// The client's own id, if it can stand in a log.
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    ((1..=128).contains(&id.len()) && id.bytes().all(plain)).then(|| id.to_owned())
+}
+
+/// The key that the headers hold. Every key is compared, and in a time that does not depend on what differs.
+fn authorized<'a>(keys: &'a [Key], headers: &HeaderMap) -> Option<&'a Key> {
+    let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let bearer = given.and_then(|value| match value.split_at_checked(7) {
+        Some((scheme, secret)) if scheme.eq_ignore_ascii_case(b"bearer ") => Some(secret.trim_ascii()),
+        _ => None,
+    });
+    let given = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes))?;
+    let mut found = None;
+    for key in keys {
+        if bool::from(key.secret.as_bytes().ct_eq(given)) {
+            found = Some(key);
+        }
+    }
+    found
+}
+
+/// Whether a page that this server gave asks.
+fn is_same_host(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    host.zip(origin).is_some_and(|(host, (_, origin))| host.eq_ignore_ascii_case(origin))
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let fields =
+            fields.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        fields.collect()
+    }
+
+    #[test]
+    fn keys_have_names() {
+        let keys = Key::parse_lines("# team\nsecret-1\n\n  ada  secret-2 \n");
+        let names: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.secret.as_str())).collect();
+        assert_eq!(names, [("key1", "secret-1"), ("ada", "secret-2")]);
+        let found = |fields| authorized(&keys, &headers(fields)).map(|key| key.name.as_str());
+        assert_eq!(found(&[("authorization", "Bearer secret-2")]), Some("ada"));
+        assert_eq!(found(&[("authorization", "bearer secret-1")]), Some("key1"));
+        assert_eq!(found(&[("x-api-key", "secret-1")]), Some("key1"));
+        assert_eq!(found(&[("authorization", "Bearer secret-")]), None);
+        assert_eq!(found(&[("authorization", "secret-1")]), None);
+        assert_eq!(found(&[]), None);
+    }
+
+    #[test]
+    fn ids_that_could_forge_a_log_line_are_replaced() {
+        assert_eq!(request_id(&headers(&[("x-request-id", "a-1.b:2_c")])).as_deref(), Some("a-1.b:2_c"));
+        assert_eq!(request_id(&headers(&[("x-request-id", "a status=200")])), None);
+        assert_eq!(request_id(&headers(&[("x-request-id", "")])), None);
+    }
+
+    #[test]
+    fn own_pages_are_told_from_others() {
+        let here = headers(&[("host", "127.0.0.1:8080")]);
+        assert!(is_same_host(&HeaderValue::from_static("http://127.0.0.1:8080"), &here));
+        assert!(!is_same_host(&HeaderValue::from_static("http://evil.example"), &here));
+        assert!(!is_same_host(&HeaderValue::from_static("null"), &here));
+    }
+}

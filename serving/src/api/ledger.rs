@@ -1,0 +1,77 @@
+//! Which tokens the text shown so far is made of.
+
+use std::collections::VecDeque;
+
+/// Items in order, each of which stands for some bytes of text. Text may be shown later than its items arrive, and not up to the end of
+/// an item.
+#[derive(Debug)]
+pub struct Ledger<T> {
+    waiting: VecDeque<(T, usize)>,
+    /// Bytes of the first waiting item that are shown already.
+    shown: usize,
+}
+
+impl<T> Default for Ledger<T> {
+    fn default() -> Ledger<T> {
+        Ledger { waiting: VecDeque::new(), shown: 0 }
+    }
+}
+
+impl<T> Ledger<T> {
+    /// An item that stands for `bytes` of text; none if it only begins a character.
+    pub fn push(&mut self, item: T, bytes: usize) {
+        self.waiting.push_back((item, bytes));
+    }
+
+    /// Shows `bytes` more, and returns the items that are whole now.
+    pub fn show(&mut self, bytes: usize) -> Vec<T> {
+        self.shown += bytes;
+        let mut whole = Vec::new();
+        while let Some((_, length)) = self.waiting.front()
+            && *length <= self.shown
+        {
+            self.shown -= length;
+            whole.extend(self.waiting.pop_front().map(|(item, _)| item));
+        }
+        whole
+    }
+
+    /// Nothing more is shown: the item of which a part was, and how many bytes of it.
+    pub fn cut(&mut self) -> Option<(T, usize)> {
+        let shown = std::mem::take(&mut self.shown);
+        let first = self.waiting.pop_front();
+        self.waiting.clear();
+        first.filter(|_| shown > 0).map(|(item, _)| (item, shown))
+    }
+
+    /// What still waits, at the end of a text that was shown whole.
+    pub fn rest(&mut self) -> Vec<T> {
+        self.shown = 0;
+        self.waiting.drain(..).map(|(item, _)| item).collect()
+    }
+
+    pub fn clear(&mut self) {
+        self.shown = 0;
+        self.waiting.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ledger;
+
+    #[test]
+    fn items_are_given_when_their_text_is_shown() {
+        let mut ledger = Ledger::default();
+        ledger.push("ab", 2);
+        ledger.push("half", 0);
+        ledger.push("é!", 3);
+        assert!(ledger.show(1).is_empty());
+        assert_eq!(ledger.show(1), ["ab", "half"]);
+        assert!(ledger.show(2).is_empty());
+        assert_eq!(ledger.cut(), Some(("é!", 2)));
+        assert_eq!(ledger.cut(), None);
+        ledger.push("c", 1);
+        assert_eq!(ledger.rest(), ["c"]);
+    }
+}

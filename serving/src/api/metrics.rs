@@ -1,0 +1,234 @@
+//! `/metrics`: what Prometheus reads, under vLLM's names where the meaning is the same, so that its dashboards work.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::statistics::{Histogram, Statistics};
+
+/// Why a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Stop,
+    Length,
+    /// The client went away, or it took too long.
+    Abort,
+    Error,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 4] = [Outcome::Stop, Outcome::Length, Outcome::Abort, Outcome::Error];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Stop => "stop",
+            Outcome::Length => "length",
+            Outcome::Abort => "abort",
+            Outcome::Error => "error",
+        }
+    }
+}
+
+const TOKENS: [f64; 15] =
+    [1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0, 131_072.0];
+
+/// Numbers of tokens, counted by size.
+#[derive(Default)]
+struct Lengths(Mutex<Counts>);
+
+#[derive(Clone, Default)]
+struct Counts {
+    /// How many were up to each of [`TOKENS`] but above the one before; the last counts those above all.
+    buckets: [u64; TOKENS.len() + 1],
+    sum: f64,
+}
+
+impl Lengths {
+    fn add(&self, tokens: usize) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.buckets[TOKENS.partition_point(|&bound| bound < tokens as f64)] += 1;
+        counts.sum += tokens as f64;
+    }
+
+    fn write(&self, name: &str, help: &str, labels: &str, out: &mut String) {
+        let Counts { buckets, sum } = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let running = buckets.iter().scan(0, |total, count| {
+            *total += count;
+            Some(*total)
+        });
+        write_histogram(name, help, labels, TOKENS.into_iter().zip(running), buckets.iter().sum(), sum, out);
+    }
+}
+
+/// Durations, counted by size; they change while they are read.
+#[derive(Default)]
+struct Times(Mutex<Histogram>);
+
+impl Times {
+    fn add(&self, time: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).record(time);
+    }
+
+    fn read(&self) -> Histogram {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// `cumulative` are bounds and how many were up to each.
+fn write_histogram(
+    name: &str,
+    help: &str,
+    labels: &str,
+    cumulative: impl Iterator<Item = (f64, u64)>,
+    count: u64,
+    sum: f64,
+    out: &mut String,
+) {
+    head(name, "histogram", help, out);
+    for (bound, up_to) in cumulative {
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {up_to}");
+    }
+    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+    let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+}
+
+fn head(name: &str, kind: &str, help: &str, out: &mut String) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// What the scheduler does not count: it knows requests, and not what they were asked by.
+#[derive(Default)]
+pub struct Metrics {
+    refused: AtomicU64,
+    outcomes: [AtomicU64; 4],
+    per_token: Times,
+    prefill: Times,
+    decode: Times,
+    prompt_lengths: Lengths,
+    answer_lengths: Lengths,
+}
+
+impl Metrics {
+    pub fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The first token came, so long after its prompt was begun.
+    pub fn first_token(&self, since_started: Duration) {
+        self.prefill.add(since_started);
+    }
+
+    /// A run is over. `decode` is the time since the first token, if there was one.
+    pub fn finished(&self, outcome: Outcome, prompt_tokens: usize, tokens: usize, decode: Option<Duration>) {
+        self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        self.prompt_lengths.add(prompt_tokens);
+        self.answer_lengths.add(tokens);
+        if let Some(decode) = decode {
+            self.decode.add(decode);
+            if tokens > 1 {
+                self.per_token.add(decode / (tokens as u32 - 1));
+            }
+        }
+    }
+
+    /// Everything as text. A page of the cache holds `positions` tokens.
+    pub fn write(&self, model: &str, positions: usize, now: &Statistics) -> String {
+        let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels = format!("model_name=\"{escaped}\",engine=\"0\"");
+        let mut out = String::new();
+        write_gauges(&labels, positions, now, &mut out);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        #[rustfmt::skip]
+        let counters = [
+            ("vllm:prompt_tokens_total", "Tokens of prompts.", now.prompt_tokens),
+            ("vllm:prompt_tokens_cached_total", "Tokens of prompts that were not computed again.", now.cached_tokens),
+            ("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache.", now.prompt_tokens),
+            ("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.", now.cached_tokens),
+            ("vllm:generation_tokens_total", "Tokens generated.", now.generated_tokens),
+            ("vllm:num_preemptions_total", "Requests that gave their pages to others for a while.", now.preemptions),
+            ("gptoss:steps_total", "Steps of the engine.", now.steps),
+            ("gptoss:requests_refused_total", "Requests that were not taken.", read(&self.refused)),
+        ];
+        for (name, help, value) in counters {
+            head(name, "counter", help, &mut out);
+            let _ = writeln!(out, "{name}{{{labels}}} {value}");
+        }
+        let name = "vllm:request_success_total";
+        head(name, "counter", "Requests that are over, by why they ended.", &mut out);
+        for (outcome, count) in Outcome::ALL.into_iter().zip(&self.outcomes) {
+            let _ = writeln!(out, "{name}{{{labels},finished_reason=\"{}\"}} {}", outcome.name(), read(count));
+        }
+        let (per_token, prefill, decode) = (self.per_token.read(), self.prefill.read(), self.decode.read());
+        #[rustfmt::skip]
+        let times = [
+            ("vllm:time_to_first_token_seconds", "From a request to its first token.", &now.ttft),
+            ("vllm:inter_token_latency_seconds", "Between two tokens.", &now.inter_token),
+            ("vllm:request_time_per_output_token_seconds", "Mean time between an answer's tokens.", &per_token),
+            ("vllm:e2e_request_latency_seconds", "From a request to the end of its answer.", &now.request_time),
+            ("vllm:request_queue_time_seconds", "From a request to the begin of its prompt.", &now.queue_time),
+            ("vllm:request_prefill_time_seconds", "From the begin of a prompt to the first token.", &prefill),
+            ("vllm:request_decode_time_seconds", "From the first token to the last.", &decode),
+        ];
+        for (name, help, times) in times {
+            write_histogram(name, help, &labels, times.cumulative(), times.count(), times.sum, &mut out);
+        }
+        self.prompt_lengths.write("vllm:request_prompt_tokens", "Tokens of a prompt.", &labels, &mut out);
+        self.answer_lengths.write("vllm:request_generation_tokens", "Tokens of an answer.", &labels, &mut out);
+        out
+    }
+}
+
+fn write_gauges(labels: &str, positions: usize, now: &Statistics, out: &mut String) {
+    // An engine that allocates as it goes has no pages to count.
+    let pages = if now.pages_total == usize::MAX { 0 } else { now.pages_total };
+    let used = pages.saturating_sub(now.pages_free);
+    let usage = if pages == 0 { 0.0 } else { used as f64 / pages as f64 };
+    #[rustfmt::skip]
+    let gauges = [
+        ("vllm:num_requests_running", "Requests that are computed.", now.running as f64),
+        ("vllm:num_requests_waiting", "Requests that wait.", now.waiting as f64),
+        ("vllm:kv_cache_usage_perc", "Share of the cache's pages in use; 1 is all.", usage),
+        ("gptoss:cached_prefixes", "Sequences that the prefix cache keeps.", now.prefixes as f64),
+    ];
+    for (name, help, value) in gauges {
+        head(name, "gauge", help, out);
+        let _ = writeln!(out, "{name}{{{labels}}} {value}");
+    }
+    let name = "vllm:cache_config_info";
+    head(name, "gauge", "Pages of the cache and the positions of one.", out);
+    let _ = writeln!(out, "{name}{{{labels},block_size=\"{positions}\",num_gpu_blocks=\"{pages}\"}} 1");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_count_what_is_up_to_their_bound() {
+        let lengths = Lengths::default();
+        for tokens in [1, 2, 4, 200_000] {
+            lengths.add(tokens);
+        }
+        let mut out = String::new();
+        lengths.write("x", "Y.", "a=\"b\"", &mut out);
+        let lines: Vec<&str> = out.lines().collect();
+        let expected =
+            ["# HELP x Y.", "# TYPE x histogram", "x_bucket{a=\"b\",le=\"1\"} 1", "x_bucket{a=\"b\",le=\"4\"} 3"];
+        assert_eq!(lines[..4], expected);
+        assert_eq!(
+            lines[lines.len() - 3..],
+            ["x_bucket{a=\"b\",le=\"+Inf\"} 4", "x_sum{a=\"b\"} 200007", "x_count{a=\"b\"} 4"]
+        );
+    }
+
+    #[test]
+    fn every_line_has_a_value() {
+        let text = Metrics::default().write("a\"b", 64, &Statistics::default());
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let value = line.rsplit_once(' ').expect("a value").1;
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+        assert!(text.contains("vllm:num_requests_running{model_name=\"a\\\"b\",engine=\"0\"} 0\n"), "{text}");
+    }
+}

@@ -1,0 +1,101 @@
+//! The HTTP API: OpenAI's Chat Completions, Completions and Responses, Ollama's chat, and what operators need.
+//!
+//! Each endpoint has the same three parts. A request's JSON becomes [`Request`](crate::request::Request)s for the scheduler; their
+//! events go through an `Answer` (`runs.rs`), which writes pieces or a whole; and a handler joins the two. The first two know
+//! no socket. [`Server`] owns the sockets.
+
+mod app;
+mod body;
+mod chat;
+mod completions;
+mod error;
+mod guard;
+mod health;
+mod id;
+mod knobs;
+mod ledger;
+mod metrics;
+mod models;
+mod ollama;
+mod record;
+mod responses;
+mod runs;
+#[cfg(test)]
+mod scripted;
+mod server;
+mod stops;
+mod stream;
+mod tokens;
+mod tools;
+mod turn;
+mod usage;
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Router, middleware};
+
+use error::ApiError;
+
+pub use app::{App, Model, Settings};
+pub use guard::Key;
+pub use server::Server;
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let routes = Router::new()
+        .route("/", get(page))
+        .route("/health", get(health::health))
+        .route("/ping", get(health::health))
+        .route("/version", get(health::version))
+        .route("/metrics", get(health::metrics))
+        .route("/v1/loads", get(health::loads))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/embeddings", post(models::embeddings))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::running))
+        .route("/api/show", post(ollama::show))
+        .route("/api/version", get(ollama::version))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(models::ollama_embeddings))
+        .route("/api/embeddings", post(models::ollama_embeddings))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method);
+    routes.layer(middleware::from_fn_with_state(app.clone(), guard::guard)).with_state(app)
+}
+
+async fn unknown(request: Request) -> Response {
+    let path = request.uri().path();
+    ApiError::unknown_url(request.method().as_str(), path).respond_on(path)
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let path = request.uri().path();
+    ApiError::wrong_method(request.method().as_str(), path).respond_on(path)
+}
+
+/// The chat page. It may only talk to this server.
+async fn page() -> Response {
+    let mut response = Html(include_str!("../page/index.html")).into_response();
+    let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; \
+                  base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}

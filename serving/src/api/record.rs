@@ -1,0 +1,93 @@
+//! One line on stderr for each request, without a word of its content.
+
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::http::StatusCode;
+
+/// What is known of a request. The line is written when the last copy is dropped, which for a stream is at its end.
+#[derive(Clone)]
+pub struct Record(Arc<Line>);
+
+struct Line {
+    id: String,
+    method: String,
+    path: String,
+    client: String,
+    quiet: bool,
+    begin: Instant,
+    facts: Mutex<Facts>,
+}
+
+/// What becomes known on the way.
+#[derive(Default)]
+pub struct Facts {
+    pub status: Option<StatusCode>,
+    pub prompt_tokens: usize,
+    pub cached_tokens: usize,
+    pub tokens: usize,
+    pub first_token: Option<Duration>,
+    /// Why generation ended.
+    pub finish: Option<&'static str>,
+}
+
+impl Record {
+    /// `client` is who asks; `quiet` requests are not written down if they succeed.
+    pub fn begin(id: String, method: &str, path: &str, client: String, quiet: bool) -> Record {
+        let (method, path) = (method.to_owned(), path.to_owned());
+        Record(Arc::new(Line { id, method, path, client, quiet, begin: Instant::now(), facts: Mutex::default() }))
+    }
+
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    pub fn client(&self) -> &str {
+        &self.0.client
+    }
+
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time since the request came.
+    pub fn elapsed(&self) -> Duration {
+        self.0.begin.elapsed()
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Nobody was there to be answered: nginx's number for it.
+        let status = facts.status.map_or(499, |status| status.as_u16());
+        if self.quiet && status == 200 {
+            return;
+        }
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
+        let mut line = format!(
+            "time={time:.3} id={} client={} method={} path={} status={status} ms={:.1}",
+            self.id,
+            self.client,
+            self.method,
+            self.path,
+            milliseconds(self.begin.elapsed())
+        );
+        if facts.prompt_tokens > 0 {
+            let Facts { prompt_tokens, cached_tokens, tokens, .. } = facts;
+            let _ = write!(line, " prompt={prompt_tokens} cached={cached_tokens} tokens={tokens}");
+        }
+        if let Some(first) = facts.first_token {
+            let _ = write!(line, " first_ms={:.1}", milliseconds(first));
+        }
+        if let Some(finish) = facts.finish {
+            let _ = write!(line, " finish={finish}");
+        }
+        eprintln!("{line}");
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

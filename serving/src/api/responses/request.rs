@@ -1,0 +1,113 @@
+//! What a Responses request says.
+
+use harmony::Function;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::api::chat::{Content, InRole};
+use crate::api::error::{ApiError, shortened};
+use crate::api::tools::{ToolFunction, declared};
+
+#[derive(Debug, Default, Deserialize)]
+pub struct ResponseRequest {
+    pub model: Option<String>,
+    pub input: Option<Input>,
+    pub instructions: Option<String>,
+    pub max_output_tokens: Option<u64>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub repetition_penalty: Option<f64>,
+    pub seed: Option<i64>,
+    pub top_logprobs: Option<u64>,
+    pub tools: Option<Vec<Value>>,
+    pub tool_choice: Option<Value>,
+    pub parallel_tool_calls: Option<bool>,
+    pub reasoning: Option<Reasoning>,
+    pub text: Option<TextOptions>,
+    pub previous_response_id: Option<String>,
+    pub conversation: Option<Value>,
+    pub prompt: Option<Value>,
+    pub store: Option<bool>,
+    pub metadata: Option<serde_json::Map<String, Value>>,
+    pub include: Option<Vec<String>>,
+    pub truncation: Option<Truncation>,
+    pub background: Option<bool>,
+    pub stream: Option<bool>,
+    pub user: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of items")]
+pub enum Input {
+    Text(String),
+    Items(Vec<Value>),
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub struct Reasoning {
+    pub effort: Option<String>,
+    pub summary: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct TextOptions {
+    pub format: Option<Value>,
+    pub verbosity: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Truncation {
+    /// What was said first is left out if all of it does not fit.
+    Auto,
+    #[default]
+    Disabled,
+}
+
+/// Any kind of item.
+#[derive(Debug, Deserialize)]
+pub struct Item {
+    /// `message` may leave it out.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub role: Option<InRole>,
+    pub phase: Option<String>,
+    pub content: Option<Content>,
+    pub call_id: Option<String>,
+    pub name: Option<String>,
+    pub arguments: Option<String>,
+    pub output: Option<Content>,
+}
+
+/// The functions among flat tools, and the tools as a response repeats them. Tools of other kinds are left out: clients declare them
+/// whether or not a server has them.
+///
+/// # Errors
+/// A function without a proper name.
+pub fn functions(tools: &[Value]) -> Result<(Vec<Function>, Vec<Value>), ApiError> {
+    let (mut functions, mut echoed) = (Vec::new(), Vec::new());
+    for (index, tool) in tools.iter().enumerate() {
+        let at = format!("tools[{index}]");
+        match tool["type"].as_str() {
+            Some("function") => {}
+            Some(_) => continue,
+            None => return Err(ApiError::invalid(&at, format!("`{at}` must be an object with a `type`."))),
+        }
+        let function: ToolFunction = serde_json::from_value(tool.clone())
+            .map_err(|error| ApiError::invalid(&at, format!("Invalid `{at}`: {}.", shortened(&error.to_string()))))?;
+        functions.push(declared(&at, &function)?);
+        let ToolFunction { name, description, parameters } = function;
+        echoed.push(json!({
+            "type": "function",
+            "name": name,
+            "description": description,
+            "parameters": parameters,
+            "strict": tool.get("strict").cloned().unwrap_or(Value::Bool(false)),
+        }));
+    }
+    Ok((functions, echoed))
+}

@@ -1,0 +1,140 @@
+//! Responses that later requests go on from. In memory, and bounded: the oldest are forgotten first.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use super::input::History;
+
+/// A response and how it came about.
+pub struct Stored {
+    pub id: String,
+    /// Whose it is; others do not find it.
+    pub owner: String,
+    pub response: Value,
+    /// The items of its request.
+    pub input: Vec<Value>,
+    /// The conversation up to its end.
+    pub history: History,
+}
+
+impl Stored {
+    /// About how many bytes it takes.
+    fn bytes(&self) -> usize {
+        let values: usize = self.input.iter().chain([&self.response]).map(size).sum();
+        let said: usize = self.history.messages.iter().map(|message| message.content.len() + 128).sum();
+        values + said
+    }
+}
+
+fn size(value: &Value) -> usize {
+    let children: usize = match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(size).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + size(value)).sum(),
+        _ => 0,
+    };
+    32 + children
+}
+
+pub struct Store {
+    most: usize,
+    most_bytes: usize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    by_id: HashMap<String, (Arc<Stored>, usize)>,
+    /// The oldest first.
+    order: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn remove(&mut self, id: &str) -> bool {
+        let Some((_, bytes)) = self.by_id.remove(id) else { return false };
+        self.bytes -= bytes;
+        true
+    }
+}
+
+impl Store {
+    /// Keeps at most so many responses of at most so many bytes in all.
+    pub fn new(most: usize, most_bytes: usize) -> Store {
+        Store { most, most_bytes, kept: Mutex::default() }
+    }
+
+    pub fn insert(&self, stored: Stored) {
+        let bytes = stored.bytes();
+        if bytes > self.most_bytes || self.most == 0 {
+            return;
+        }
+        let mut kept = self.lock();
+        kept.order.push_back(stored.id.clone());
+        kept.bytes += bytes;
+        kept.by_id.insert(stored.id.clone(), (Arc::new(stored), bytes));
+        while kept.by_id.len() > self.most || kept.bytes > self.most_bytes {
+            let Some(oldest) = kept.order.pop_front() else { break };
+            kept.remove(&oldest);
+        }
+    }
+
+    pub fn get(&self, id: &str, owner: &str) -> Option<Arc<Stored>> {
+        let kept = self.lock();
+        kept.by_id.get(id).map(|(stored, _)| stored).filter(|stored| stored.owner == owner).cloned()
+    }
+
+    /// Whether there was such a response.
+    pub fn remove(&self, id: &str, owner: &str) -> bool {
+        let mut kept = self.lock();
+        let is_there = kept.by_id.get(id).is_some_and(|(stored, _)| stored.owner == owner);
+        if is_there {
+            kept.order.retain(|kept| kept != id);
+        }
+        is_there && kept.remove(id)
+    }
+
+    /// An item that some response of this owner was given or gave.
+    pub fn item(&self, id: &str, owner: &str) -> Option<Value> {
+        let kept = self.lock();
+        let mut responses = kept.by_id.values().filter(|(stored, _)| stored.owner == owner);
+        responses.find_map(|(stored, _)| {
+            let output = stored.response["output"].as_array().into_iter().flatten();
+            stored.input.iter().chain(output).find(|item| item["id"] == id).cloned()
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn stored(id: &str, text: &str) -> Stored {
+        let response = json!({ "output": [{ "id": format!("msg_{id}"), "text": text }] });
+        Stored { id: id.into(), owner: "ada".into(), response, input: Vec::new(), history: History::default() }
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let store = Store::new(2, 10_000);
+        for id in ["a", "b", "c"] {
+            store.insert(stored(id, "x"));
+        }
+        assert!(store.get("a", "ada").is_none() && store.get("b", "ada").is_some() && store.get("c", "ada").is_some());
+        assert!(store.get("c", "eve").is_none() && !store.remove("c", "eve"));
+        assert!(store.item("msg_b", "ada").is_some() && store.item("msg_b", "eve").is_none());
+        assert!(store.remove("c", "ada") && !store.remove("c", "ada"));
+        store.insert(stored("d", &"x".repeat(9_700)));
+        assert!(store.get("b", "ada").is_none() && store.get("d", "ada").is_some());
+        store.insert(stored("e", &"x".repeat(20_000)));
+        assert!(store.get("e", "ada").is_none() && store.get("d", "ada").is_some());
+    }
+}

@@ -1,0 +1,267 @@
+//! The runs of one request: submitted together, heard of as one stream of events, broken off together.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+use super::app::{App, Generating, Model};
+use super::error::ApiError;
+use super::metrics::Outcome;
+use super::record::Record;
+use super::stream::{Frames, Gone, Outlet};
+use crate::request::{Event, Finish, Refused, Request};
+
+/// Between signs of life while nothing is generated.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What becomes of an answer as its runs go on.
+pub trait Answer {
+    /// Writes what stands before the first token.
+    fn begin(&mut self, frames: &mut Frames);
+
+    /// Takes an event of a run and writes what it adds. The event is never a failure.
+    fn take(&mut self, run: usize, event: Event, frames: &mut Frames) -> Flow;
+
+    /// Writes what follows the last token.
+    fn end(&mut self, frames: &mut Frames);
+
+    /// Writes that it went wrong.
+    fn fail(&mut self, error: &ApiError, frames: &mut Frames) {
+        frames.fail(error);
+        frames.done();
+    }
+}
+
+/// Whether a run should go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    Continue,
+    /// The answer of this run is whole.
+    Stop,
+}
+
+/// Runs under way. Dropping them frees what they hold.
+pub struct Runs {
+    app: Arc<App>,
+    record: Record,
+    receiver: mpsc::Receiver<(usize, Event)>,
+    runs: Vec<Run>,
+    _generating: Generating,
+}
+
+struct Run {
+    task: AbortHandle,
+    prompt_tokens: usize,
+    started: Option<Instant>,
+    first: Option<Instant>,
+    tokens: usize,
+    is_over: bool,
+}
+
+impl Runs {
+    /// Submits all requests, or none of them. `param` is the field that holds the prompt.
+    ///
+    /// # Errors
+    /// What the scheduler refuses.
+    pub fn submit(
+        app: &Arc<App>,
+        model: &Model,
+        record: &Record,
+        requests: Vec<Request>,
+        param: &str,
+    ) -> Result<Runs, ApiError> {
+        let context = model.handle.context();
+        if let Some(prompt) = requests.iter().map(|request| request.prompt.len()).find(|&prompt| prompt >= context) {
+            // At least one token has to fit behind it.
+            return Err(ApiError::refused(Refused::PromptTooLong { prompt, context }, param));
+        }
+        let generating = app.generating();
+        let (sender, receiver) = mpsc::channel(64);
+        // Dropped on the way out, they are cancelled.
+        let mut accepted = Vec::new();
+        for request in requests {
+            let prompt_tokens = request.prompt.len();
+            let events = model.handle.submit(request).map_err(|refused| {
+                app.metrics.refused();
+                ApiError::refused(refused, param)
+            })?;
+            accepted.push((prompt_tokens, events));
+        }
+        let runs = accepted.into_iter().enumerate().map(|(index, (prompt_tokens, mut events))| {
+            let sender = sender.clone();
+            let task = tokio::spawn(async move {
+                loop {
+                    let broken = || Event::Finished(Finish::Failed("the engine stopped".into()));
+                    let event = events.next().await.unwrap_or_else(broken);
+                    let is_last = matches!(event, Event::Finished(_));
+                    if sender.send((index, event)).await.is_err() || is_last {
+                        return;
+                    }
+                }
+            });
+            Run { task: task.abort_handle(), prompt_tokens, started: None, first: None, tokens: 0, is_over: false }
+        });
+        let runs: Vec<Run> = runs.collect();
+        record.facts().prompt_tokens = runs.iter().map(|run| run.prompt_tokens).sum();
+        Ok(Runs { app: app.clone(), record: record.clone(), receiver, runs, _generating: generating })
+    }
+
+    /// The next event of any run; `None` when all are over.
+    async fn next(&mut self) -> Option<(usize, Event)> {
+        while self.runs.iter().any(|run| !run.is_over) {
+            let (index, event) = self.receiver.recv().await?;
+            // Of a run that was stopped, events may still be on their way.
+            if self.runs[index].is_over {
+                continue;
+            }
+            self.observe(index, &event);
+            return Some((index, event));
+        }
+        None
+    }
+
+    fn observe(&mut self, index: usize, event: &Event) {
+        let now = Instant::now();
+        let run = &mut self.runs[index];
+        match event {
+            Event::Started { cached_tokens } => {
+                run.started = Some(now);
+                self.record.facts().cached_tokens += cached_tokens;
+            }
+            Event::Token { .. } => {
+                run.tokens += 1;
+                if run.first.is_none() {
+                    run.first = Some(now);
+                    self.app.metrics.first_token(now - run.started.unwrap_or(now));
+                }
+                let mut facts = self.record.facts();
+                facts.tokens += 1;
+                if facts.first_token.is_none() {
+                    facts.first_token = Some(self.record.elapsed());
+                }
+            }
+            Event::Finished(finish) => {
+                let outcome = match finish {
+                    Finish::Stop(_) => Outcome::Stop,
+                    Finish::Length => Outcome::Length,
+                    Finish::Deadline => Outcome::Abort,
+                    Finish::Failed(_) => Outcome::Error,
+                };
+                self.over(index, outcome);
+            }
+        }
+    }
+
+    /// Notes that a run is over.
+    fn over(&mut self, index: usize, outcome: Outcome) {
+        let run = &mut self.runs[index];
+        if std::mem::replace(&mut run.is_over, true) {
+            return;
+        }
+        run.task.abort();
+        let decode = run.first.map(|first| first.elapsed());
+        self.app.metrics.finished(outcome, run.prompt_tokens, run.tokens, decode);
+        self.record.facts().finish = Some(outcome.name());
+    }
+
+    /// Drives the runs to their end. With an outlet, what they add is written as it comes.
+    ///
+    /// # Errors
+    /// A client that went away, a failure, or a server that stops.
+    pub async fn drive<A: Answer>(
+        &mut self,
+        answer: &mut A,
+        frames: &mut Frames,
+        outlet: Option<&Outlet>,
+    ) -> Result<(), Broken> {
+        answer.begin(frames);
+        let stopped = self.app.stopped();
+        tokio::pin!(stopped);
+        loop {
+            if let Some(outlet) = outlet {
+                outlet.flush(frames).await?;
+            }
+            let event = tokio::select! {
+                biased;
+                () = gone(outlet) => return Err(Broken::Gone),
+                () = &mut stopped => return Err(Broken::Failed(ApiError::unavailable("The server is shutting down."))),
+                event = self.next() => event,
+                () = sleep(KEEP_ALIVE) => {
+                    if let Some(outlet) = outlet {
+                        outlet.keep_alive(frames.form).await?;
+                    }
+                    continue;
+                }
+            };
+            match event {
+                None => break,
+                Some((_, Event::Finished(Finish::Failed(message)))) => {
+                    return Err(Broken::Failed(ApiError::server(format!("The answer failed: {message}."))));
+                }
+                Some((_, Event::Finished(Finish::Deadline))) => return Err(Broken::Failed(ApiError::timed_out())),
+                Some((run, event)) => {
+                    if answer.take(run, event, frames) == Flow::Stop {
+                        self.over(run, Outcome::Stop);
+                    }
+                }
+            }
+        }
+        answer.end(frames);
+        match outlet {
+            Some(outlet) => Ok(outlet.flush(frames).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Runs::drive`], for an answer that is written as it comes: a failure is written too.
+    pub async fn write<A: Answer>(mut self, answer: &mut A, frames: &mut Frames, outlet: &Outlet) {
+        if let Err(Broken::Failed(error)) = self.drive(answer, frames, Some(outlet)).await {
+            answer.fail(&error, frames);
+            let _ = outlet.flush(frames).await;
+        }
+    }
+
+    /// As [`Runs::drive`], for an answer that is given as a whole.
+    ///
+    /// # Errors
+    /// A failure, or a server that stops.
+    pub async fn gather<A: Answer>(mut self, answer: &mut A) -> Result<(), ApiError> {
+        let mut frames = Frames::new(super::stream::Form::Silent);
+        self.drive(answer, &mut frames, None).await.map_err(|broken| match broken {
+            Broken::Failed(error) => error,
+            Broken::Gone => ApiError::server("nobody listens"),
+        })
+    }
+}
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        for index in 0..self.runs.len() {
+            self.over(index, Outcome::Abort);
+        }
+    }
+}
+
+/// Why an answer is not whole.
+#[derive(Debug)]
+pub enum Broken {
+    Gone,
+    Failed(ApiError),
+}
+
+impl From<Gone> for Broken {
+    fn from(_: Gone) -> Broken {
+        Broken::Gone
+    }
+}
+
+async fn gone(outlet: Option<&Outlet>) {
+    match outlet {
+        Some(outlet) => outlet.closed().await,
+        None => pending().await,
+    }
+}

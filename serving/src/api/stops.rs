@@ -1,0 +1,20 @@
+//! Where runs end, and how several runs of one request differ.
+
+use super::app::Model;
+use crate::request::Request;
+
+/// Tokens after which a run ends: the model's own unless the request ignores them, and the request's.
+pub fn tokens(model: &Model, ignore_own: Option<bool>, also: Option<&[u32]>) -> Vec<u32> {
+    let own: &[u32] = if ignore_own.unwrap_or(false) { &[] } else { model.tokenizer.stops() };
+    own.iter().chain(also.unwrap_or_default()).copied().collect()
+}
+
+/// As many runs of a request, each with the next seed.
+pub fn with_seeds(request: Request, runs: usize) -> Vec<Request> {
+    let run = |index: usize| {
+        let mut sampling = request.sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add(index as u64);
+        Request { sampling, ..request.clone() }
+    };
+    (0..runs).map(run).collect()
+}

@@ -1,0 +1,171 @@
+//! Answers that are written piece by piece.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use futures_core::Stream;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::error::ApiError;
+
+/// Pieces that wait for a slow reader before generation waits for it too.
+const WAITING: usize = 64;
+/// A reader that takes nothing for so long is gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How pieces are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Not at all: the answer is given as a whole.
+    Silent,
+    /// Server-sent events without names, and `[DONE]` at the end.
+    Data,
+    /// Server-sent events with names.
+    Events,
+    /// A line of JSON each.
+    Lines,
+}
+
+/// Pieces on their way out.
+#[derive(Debug)]
+pub struct Frames {
+    pub form: Form,
+    text: String,
+}
+
+impl Frames {
+    pub fn new(form: Form) -> Frames {
+        Frames { form, text: String::new() }
+    }
+
+    /// Adds a value, which is only made if somebody reads it.
+    pub fn push(&mut self, value: impl FnOnce() -> Value) {
+        match self.form {
+            Form::Silent => {}
+            Form::Data => self.text += &format!("data: {}\n\n", value()),
+            Form::Events => {
+                let value = value();
+                self.text += &format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap_or("message"));
+            }
+            Form::Lines => self.text += &format!("{}\n", value()),
+        }
+    }
+
+    /// Adds what ends a stream that went wrong.
+    pub fn fail(&mut self, error: &ApiError) {
+        match self.form {
+            Form::Lines => self.push(|| serde_json::json!({ "error": error.message })),
+            _ => self.push(|| error.object()),
+        }
+    }
+
+    /// Adds the mark of the end, where the form has one.
+    pub fn done(&mut self) {
+        if self.form == Form::Data {
+            self.text += "data: [DONE]\n\n";
+        }
+    }
+
+    pub fn take(&mut self) -> String {
+        std::mem::take(&mut self.text)
+    }
+}
+
+/// Where a response's pieces go.
+pub struct Outlet(mpsc::Sender<Bytes>);
+
+/// Nobody reads any more.
+#[derive(Debug)]
+pub struct Gone;
+
+impl Outlet {
+    /// Writes what has gathered.
+    ///
+    /// # Errors
+    /// A client that went away, or takes nothing.
+    pub async fn flush(&self, frames: &mut Frames) -> Result<(), Gone> {
+        let text = frames.take();
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.write(text.into()).await
+    }
+
+    /// Tells the client, and whatever stands between, that the connection lives.
+    ///
+    /// # Errors
+    /// As [`Outlet::flush`].
+    pub async fn keep_alive(&self, form: Form) -> Result<(), Gone> {
+        match form {
+            Form::Data | Form::Events => self.write(Bytes::from_static(b": keep-alive\n\n")).await,
+            Form::Silent | Form::Lines => Ok(()),
+        }
+    }
+
+    async fn write(&self, bytes: Bytes) -> Result<(), Gone> {
+        match tokio::time::timeout(PATIENCE, self.0.send(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Gone),
+        }
+    }
+
+    /// Ends when nobody reads any more.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// A response whose pieces `work` writes.
+pub fn respond<F: Future<Output = ()> + Send + 'static>(form: Form, work: impl FnOnce(Outlet) -> F) -> Response {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    tokio::spawn(work(Outlet(sender)));
+    let mut response = Response::new(Body::from_stream(Pieces(receiver)));
+    let kind = match form {
+        Form::Lines => "application/x-ndjson",
+        _ => "text/event-stream",
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx would gather pieces otherwise.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+struct Pieces(mpsc::Receiver<Bytes>);
+
+impl Stream for Pieces {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|piece| piece.map(Ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_form_is_written_its_way() {
+        let written = |form| {
+            let mut frames = Frames::new(form);
+            frames.push(|| json!({ "type": "a", "text": "x\ny" }));
+            frames.done();
+            frames.take()
+        };
+        assert_eq!(written(Form::Silent), "");
+        assert_eq!(written(Form::Data), "data: {\"type\":\"a\",\"text\":\"x\\ny\"}\n\ndata: [DONE]\n\n");
+        assert_eq!(written(Form::Events), "event: a\ndata: {\"type\":\"a\",\"text\":\"x\\ny\"}\n\n");
+        assert_eq!(written(Form::Lines), "{\"type\":\"a\",\"text\":\"x\\ny\"}\n");
+    }
+}

@@ -1,0 +1,267 @@
+//! Tools that a request declares, and what it demands of the answer's form.
+
+use std::collections::BTreeSet;
+
+use harmony::{Effort, Function};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::{ApiError, shortened};
+
+/// More tools than this are refused before they are rendered.
+const MOST_TOOLS: usize = 1024;
+
+/// A tool as Chat Completions nests it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Tool {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub function: Option<ToolFunction>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ToolFunction {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    pub parameters: Option<Value>,
+}
+
+/// What a request demands of the form of its answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Constraint {
+    #[default]
+    Free,
+    /// The answer is JSON, of this schema if there is one.
+    Json(Option<Value>),
+    /// The answer is a call of one of these functions.
+    Call(Vec<String>),
+}
+
+impl Constraint {
+    /// Only answers of free form can be given until a grammar engine masks tokens.
+    ///
+    /// # Errors
+    /// Any other form; `json_param` is the field that asks for JSON.
+    pub fn check(&self, json_param: &str) -> Result<(), ApiError> {
+        match self {
+            Constraint::Free => Ok(()),
+            Constraint::Json(schema) => {
+                let form = if schema.is_some() { "json_schema" } else { "json_object" };
+                let message =
+                    format!("`{json_param}` of type `{form}` is not supported by this server; only `text` is.");
+                Err(ApiError::unsupported(json_param, message))
+            }
+            Constraint::Call(names) => {
+                let names = shortened(&names.join(", "));
+                let message = format!(
+                    "A forced call (of {names}) is not supported by this server; `tool_choice` may be `auto` or `none`."
+                );
+                Err(ApiError::unsupported("tool_choice", message))
+            }
+        }
+    }
+}
+
+/// The functions that the model sees, and whether it has to call one.
+#[derive(Clone, Debug, Default)]
+pub struct Toolbox {
+    pub functions: Vec<Function>,
+    pub constraint: Constraint,
+}
+
+impl Toolbox {
+    /// Of a Chat Completions request.
+    ///
+    /// # Errors
+    /// Tools without a proper name, of other types, or a choice that names none of them.
+    pub fn of_chat(tools: Option<&[Tool]>, choice: Option<&Value>) -> Result<Toolbox, ApiError> {
+        let Some(tools) = tools else { return Toolbox::build(None, choice) };
+        let functions = tools.iter().enumerate().map(|(index, tool)| {
+            let at = format!("tools[{index}]");
+            if tool.kind != "function" {
+                let kind = shortened(&tool.kind);
+                return Err(ApiError::unsupported(
+                    &at,
+                    format!("Tools of type `{kind}` are not supported; use `function`."),
+                ));
+            }
+            let function = tool.function.as_ref();
+            let function = function.ok_or_else(|| ApiError::invalid(&at, format!("`{at}.function` is missing.")))?;
+            declared(&format!("{at}.function"), function)
+        });
+        Toolbox::build(Some(functions.collect::<Result<_, _>>()?), choice)
+    }
+
+    /// Of functions that were read already. An empty list is refused, as OpenAI does.
+    ///
+    /// # Errors
+    /// As [`Toolbox::of_chat`].
+    pub fn build(functions: Option<Vec<Function>>, choice: Option<&Value>) -> Result<Toolbox, ApiError> {
+        let Some(mut functions) = functions else {
+            return match choice {
+                None | Some(Value::Null) => Ok(Toolbox::default()),
+                Some(Value::String(word)) if word == "none" || word == "auto" => Ok(Toolbox::default()),
+                Some(_) => Err(ApiError::invalid("tool_choice", "`tool_choice` is only allowed with `tools`.")),
+            };
+        };
+        if functions.is_empty() || functions.len() > MOST_TOOLS {
+            return Err(ApiError::invalid("tools", format!("`tools` must hold 1 to {MOST_TOOLS} tools.")));
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = functions.iter().find(|function| !names.insert(function.name.clone())) {
+            return Err(ApiError::invalid("tools", format!("The function `{}` is declared twice.", twice.name)));
+        }
+        let constraint = match choice.unwrap_or(&Value::Null) {
+            Value::Null => Constraint::Free,
+            Value::String(word) => match word.as_str() {
+                "auto" => Constraint::Free,
+                "none" => return Ok(Toolbox::default()),
+                "required" => Constraint::Call(names.into_iter().collect()),
+                _ => return Err(bad_choice()),
+            },
+            Value::Object(_) => chosen(choice, &mut functions)?,
+            _ => return Err(bad_choice()),
+        };
+        Ok(Toolbox { functions, constraint })
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.functions.iter().map(|function| function.name.clone()).collect()
+    }
+}
+
+/// A `tool_choice` that is an object: one function, or some.
+fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Constraint, ApiError> {
+    let choice = choice.unwrap_or(&Value::Null);
+    // Chat Completions nests what Responses has beside the type.
+    let name = |value: &Value| value["function"]["name"].as_str().or(value["name"].as_str()).map(str::to_owned);
+    let known = |name: String, functions: &[Function]| match functions.iter().any(|function| function.name == name) {
+        true => Ok(name),
+        false => {
+            let message = format!("`tool_choice` names `{}`, which `tools` does not declare.", shortened(&name));
+            Err(ApiError::invalid("tool_choice", message))
+        }
+    };
+    match choice["type"].as_str() {
+        Some("function") => {
+            Ok(Constraint::Call(vec![known(name(choice).ok_or_else(bad_choice)?, functions.as_slice())?]))
+        }
+        Some("allowed_tools") => {
+            let nested = &choice["allowed_tools"];
+            let allowed = if nested.is_object() { nested } else { choice };
+            let tools = allowed["tools"].as_array().ok_or_else(bad_choice)?;
+            let names = tools.iter().map(|tool| known(name(tool).ok_or_else(bad_choice)?, functions.as_slice()));
+            let names = names.collect::<Result<Vec<String>, ApiError>>()?;
+            functions.retain(|function| names.contains(&function.name));
+            match allowed["mode"].as_str() {
+                Some("auto") => Ok(Constraint::Free),
+                Some("required") => Ok(Constraint::Call(names)),
+                _ => Err(bad_choice()),
+            }
+        }
+        _ => Err(bad_choice()),
+    }
+}
+
+fn bad_choice() -> ApiError {
+    let message = "`tool_choice` must be `none`, `auto`, `required`, or an object that names declared functions.";
+    ApiError::invalid("tool_choice", message)
+}
+
+/// A function as harmony declares it; `at` is where the request has it.
+///
+/// # Errors
+/// A name that is missing or odd, or parameters that are no object.
+pub fn declared(at: &str, function: &ToolFunction) -> Result<Function, ApiError> {
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    let name = function.name.as_deref().unwrap_or_default();
+    if name.is_empty() || name.len() > 64 || name.contains(odd) {
+        let message = "A function's name must hold 1 to 64 letters, digits, `_` or `-`.";
+        return Err(ApiError::invalid(&format!("{at}.name"), message));
+    }
+    let parameters = function.parameters.clone().filter(|parameters| !parameters.is_null());
+    if parameters.as_ref().is_some_and(|parameters| !parameters.is_object()) {
+        let message = "A function's parameters must be a JSON schema of type object.";
+        return Err(ApiError::invalid(&format!("{at}.parameters"), message));
+    }
+    Ok(Function { name: name.into(), description: function.description.clone(), parameters })
+}
+
+/// The effort that harmony knows for any name that clients send.
+///
+/// # Errors
+/// Another word.
+pub fn effort(param: &str, name: Option<&str>) -> Result<Effort, ApiError> {
+    match name {
+        Some("none" | "minimal" | "low") => Ok(Effort::Low),
+        None | Some("medium") => Ok(Effort::Medium),
+        Some("high" | "xhigh" | "max") => Ok(Effort::High),
+        Some(other) => {
+            let message = format!("`{}` is no reasoning effort; use low, medium or high.", shortened(other));
+            Err(ApiError::invalid(param, message))
+        }
+    }
+}
+
+/// `response_format` of Chat Completions, or `text.format` of Responses, which has the schema beside the type.
+///
+/// # Errors
+/// Another type, or a schema that is missing.
+pub fn response_format(param: &str, format: Option<&Value>) -> Result<Constraint, ApiError> {
+    let Some(format) = format.filter(|format| !format.is_null()) else { return Ok(Constraint::Free) };
+    match format["type"].as_str() {
+        Some("text") => Ok(Constraint::Free),
+        Some("json_object") => Ok(Constraint::Json(None)),
+        Some("json_schema") => {
+            let schema = format["json_schema"].get("schema").or(format.get("schema"));
+            let schema = schema.filter(|schema| schema.is_object());
+            let schema = schema.ok_or_else(|| ApiError::invalid(param, format!("`{param}` lacks its schema.")))?;
+            Ok(Constraint::Json(Some(schema.clone())))
+        }
+        _ => Err(ApiError::invalid(param, format!("`{param}.type` must be text, json_object or json_schema."))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn toolbox(choice: Value) -> Result<Toolbox, Option<String>> {
+        let tools = json!([
+            { "type": "function", "function": { "name": "a", "parameters": { "type": "object" } } },
+            { "type": "function", "function": { "name": "b" } },
+        ]);
+        let tools: Vec<Tool> = serde_json::from_value(tools).expect("tools");
+        Toolbox::of_chat(Some(&tools), Some(&choice)).map_err(|error| error.param)
+    }
+
+    #[test]
+    fn a_choice_says_which_tools_are_seen() {
+        let names = |choice| toolbox(choice).map(|toolbox| (toolbox.names().concat(), toolbox.constraint));
+        assert_eq!(names(json!(null)), Ok(("ab".into(), Constraint::Free)));
+        assert_eq!(names(json!("none")), Ok(("".into(), Constraint::Free)));
+        let call = |names: &[&str]| Constraint::Call(names.iter().map(|&name| name.into()).collect());
+        assert_eq!(names(json!("required")), Ok(("ab".into(), call(&["a", "b"]))));
+        assert_eq!(names(json!({ "type": "function", "function": { "name": "b" } })), Ok(("ab".into(), call(&["b"]))));
+        assert_eq!(names(json!({ "type": "function", "name": "b" })), Ok(("ab".into(), call(&["b"]))));
+        let allowed = json!({ "type": "allowed_tools", "allowed_tools": { "mode": "auto", "tools": [
+            { "type": "function", "function": { "name": "b" } }
+        ] } });
+        assert_eq!(names(allowed), Ok(("b".into(), Constraint::Free)));
+        for choice in [json!("maybe"), json!(5), json!({ "type": "function", "function": { "name": "c" } })] {
+            assert_eq!(names(choice), Err(Some("tool_choice".into())));
+        }
+    }
+
+    #[test]
+    fn tools_need_proper_names() {
+        for name in [json!(null), json!(""), json!("a b"), json!("x".repeat(65))] {
+            let function = serde_json::from_value(json!({ "name": name })).expect("a function");
+            assert!(declared("tools[0]", &function).is_err(), "{name}");
+        }
+        assert!(Toolbox::of_chat(Some(&[]), None).is_err());
+        assert!(Toolbox::of_chat(None, Some(&json!("required"))).is_err());
+    }
+}

@@ -1,0 +1,40 @@
+//! How many tokens an answer took.
+
+use serde_json::{Value, json};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    /// Of those, tokens that were not read again.
+    pub cached_tokens: usize,
+    /// All tokens generated, headers and ends among them.
+    pub tokens: usize,
+    /// Of those, tokens of reasoning.
+    pub reasoning_tokens: usize,
+}
+
+impl Usage {
+    /// As Chat Completions and Completions tell it.
+    pub fn of_chat(&self) -> Value {
+        let Usage { prompt_tokens, cached_tokens, tokens, reasoning_tokens } = self;
+        json!({
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
+            "prompt_tokens_details": { "cached_tokens": cached_tokens },
+            "completion_tokens_details": { "reasoning_tokens": reasoning_tokens },
+        })
+    }
+
+    /// As Responses tells it.
+    pub fn of_response(&self) -> Value {
+        let Usage { prompt_tokens, cached_tokens, tokens, reasoning_tokens } = self;
+        json!({
+            "input_tokens": prompt_tokens,
+            "input_tokens_details": { "cached_tokens": cached_tokens, "cache_write_tokens": 0 },
+            "output_tokens": tokens,
+            "output_tokens_details": { "reasoning_tokens": reasoning_tokens },
+            "total_tokens": prompt_tokens + tokens,
+        })
+    }
+}

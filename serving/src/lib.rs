@@ -1,0 +1,15 @@
+//! Serving: many requests on one engine.
+//!
+//! [`scheduler`] is continuous batching as a plain loop over the seam of phase 2, [`prefix`] finds what is computed already, and
+//! [`worker`] is the thread that owns the engine. Clients hand in a [`request::Request`] and hear [`request::Event`]s.
+//! [`api`] is what they reach it by over HTTP.
+
+pub mod api;
+mod limits;
+pub mod prefix;
+pub mod request;
+pub mod scheduler;
+mod sequence;
+pub mod statistics;
+mod waiting;
+pub mod worker;

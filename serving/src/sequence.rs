@@ -1,0 +1,156 @@
+//! A request under way: its tokens, how many of them the engine was fed, and what is still to come back.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use phase2_forward::{Draw, Input, SequenceId, Want, Work};
+use phase3_kvcache::{Sampler, SamplingError};
+
+use crate::request::{Finish, Request};
+
+/// A request, by the order in which they arrived.
+pub type RequestId = u64;
+
+/// The state of one request.
+///
+/// While tokens are left that the engine was not fed, these come next; the last of them draws. After that each step feeds the token
+/// drawn before. Such steps may be submitted before that token is known: `drawing` counts the tokens that are not known yet.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub id: RequestId,
+    /// Its number in the engine; a new one whenever it is admitted.
+    pub in_engine: SequenceId,
+    sampler: Sampler,
+    max_tokens: usize,
+    stop_tokens: Vec<u32>,
+    logprobs: Option<usize>,
+    pub deadline: Option<Instant>,
+    /// The prompt and what was generated.
+    pub tokens: Vec<u32>,
+    pub prompt: usize,
+    /// Tokens that the engine has been fed, those of steps in flight among them.
+    pub fed: usize,
+    /// Tokens of `fed` that it was forked with.
+    pub cached: usize,
+    /// Steps in flight that feed it, and those of them that draw.
+    pub in_flight: usize,
+    drawing: usize,
+    /// Whether the last step draws, so that its token need not be named.
+    drawn: bool,
+    /// Lengths at which the prefix cache gets a fork, the next one first, and the forks that were made.
+    pub anchors: VecDeque<usize>,
+    pub made: Vec<SequenceId>,
+    pub arrived: Instant,
+    pub started: bool,
+    pub last_token: Option<Instant>,
+}
+
+impl Sequence {
+    pub fn new(id: RequestId, request: Request, vocab: usize, arrived: Instant) -> Result<Sequence, SamplingError> {
+        let Request { prompt, sampling, max_tokens, stop_tokens, logprobs, deadline, client: _ } = request;
+        let mut sampler = Sampler::new(sampling, vocab)?;
+        sampler.observe_prompt(&prompt);
+        Ok(Sequence {
+            id,
+            in_engine: 0,
+            sampler,
+            max_tokens,
+            stop_tokens,
+            logprobs,
+            deadline,
+            prompt: prompt.len(),
+            tokens: prompt,
+            fed: 0,
+            cached: 0,
+            in_flight: 0,
+            drawing: 0,
+            drawn: false,
+            anchors: VecDeque::new(),
+            made: Vec::new(),
+            arrived,
+            started: false,
+            last_token: None,
+        })
+    }
+
+    /// Begins in the engine as `in_engine`, which holds its first `cached` tokens.
+    pub fn enter(&mut self, in_engine: SequenceId, cached: usize) {
+        (self.in_engine, self.fed, self.cached, self.drawn) = (in_engine, cached, cached, false);
+    }
+
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Tokens that it can be fed now. A token that is not known yet is fed only if nothing depends on it.
+    pub fn due(&self, context: usize) -> usize {
+        let drawn = self.generated() + self.drawing;
+        match self.drawing {
+            0 => self.tokens.len() - self.fed,
+            _ if self.sampler.depends_on_tokens() || drawn >= self.max_tokens || self.fed >= context => 0,
+            _ => 1,
+        }
+    }
+
+    /// Whether its next step gives a token to somebody who waits for it.
+    pub fn is_decoding(&self) -> bool {
+        self.drawing > 0 || self.fed + 1 == self.tokens.len()
+    }
+
+    /// Tokens up to the next length that the prefix cache wants.
+    pub fn to_anchor(&self) -> usize {
+        self.anchors.front().map_or(usize::MAX, |anchor| anchor - self.fed)
+    }
+
+    /// Makes the prefix cache want a length that is still to come.
+    pub fn anchor_at(&mut self, length: usize) {
+        let place = self.anchors.partition_point(|&anchor| anchor < length);
+        if self.anchors.get(place) != Some(&length) {
+            self.anchors.insert(place, length);
+        }
+    }
+
+    /// The work item that feeds `count` of the tokens that are due.
+    pub fn work(&mut self, count: usize) -> Work<'_> {
+        let draws = self.draws_with(count);
+        let input = match self.drawing > 0 || self.drawn && count == 1 {
+            true => Input::Drawn,
+            false => Input::Tokens(&self.tokens[self.fed..self.fed + count]),
+        };
+        let want = match draws {
+            true => Want::Token(Draw { logprobs: self.logprobs, ..self.sampler.next_draw() }),
+            false => Want::Nothing,
+        };
+        Work { sequence: self.in_engine, input, want }
+    }
+
+    /// Notes that [`Sequence::work`] was submitted; tells whether it draws.
+    pub fn submitted(&mut self, count: usize) -> bool {
+        self.drawn = self.draws_with(count);
+        self.drawing += usize::from(self.drawn);
+        self.fed += count;
+        self.in_flight += 1;
+        self.drawn
+    }
+
+    fn draws_with(&self, count: usize) -> bool {
+        self.drawing > 0 || self.fed + count == self.tokens.len()
+    }
+
+    /// Notes that a step came back.
+    pub fn collected(&mut self, drew: bool) {
+        self.in_flight -= 1;
+        self.drawing -= usize::from(drew);
+    }
+
+    /// Takes the next token of the text; tells whether the text ends with it.
+    pub fn accept(&mut self, token: u32, context: usize) -> Option<Finish> {
+        self.sampler.accept(token);
+        self.tokens.push(token);
+        if self.stop_tokens.contains(&token) {
+            return Some(Finish::Stop(token));
+        }
+        // A token beyond the context cannot be fed, so that none follows it.
+        (self.generated() >= self.max_tokens || self.tokens.len() > context).then_some(Finish::Length)
+    }
+}

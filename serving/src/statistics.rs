@@ -1,0 +1,114 @@
+//! Counters and gauges of the scheduler, for metrics.
+
+use std::time::Duration;
+
+use crate::request::Finish;
+
+/// The state of the scheduler, and totals since it started.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Statistics {
+    /// Requests whose tokens are being computed.
+    pub running: usize,
+    pub waiting: usize,
+    /// Pages of the KV cache; [`usize::MAX`] for an engine that allocates as it goes.
+    pub pages_total: usize,
+    pub pages_free: usize,
+    /// Sequences that the prefix cache keeps.
+    pub prefixes: usize,
+    /// Of all requests that have started.
+    pub prompt_tokens: u64,
+    /// Those of them that came from the prefix cache.
+    pub cached_tokens: u64,
+    pub generated_tokens: u64,
+    pub preemptions: u64,
+    pub steps: u64,
+    pub finished: Finished,
+    /// From arrival to the start of computation.
+    pub queue_time: Histogram,
+    /// From arrival to the first token.
+    pub ttft: Histogram,
+    /// Between two tokens of a request.
+    pub inter_token: Histogram,
+    /// From arrival to the end.
+    pub request_time: Histogram,
+}
+
+/// Requests that have ended, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Finished {
+    pub stop: u64,
+    pub length: u64,
+    pub deadline: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+}
+
+impl Finished {
+    pub fn count(&mut self, finish: &Finish) {
+        let counter = match finish {
+            Finish::Stop(_) => &mut self.stop,
+            Finish::Length => &mut self.length,
+            Finish::Deadline => &mut self.deadline,
+            Finish::Failed(_) => &mut self.failed,
+        };
+        *counter += 1;
+    }
+}
+
+/// Durations, counted by size.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Histogram {
+    /// How many were up to each of [`Histogram::BOUNDS`] but above the one before; the last counts those above all.
+    pub counts: [u64; Histogram::BOUNDS.len() + 1],
+    /// In seconds.
+    pub sum: f64,
+}
+
+impl Histogram {
+    /// In seconds.
+    pub const BOUNDS: [f64; 17] =
+        [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0];
+
+    pub fn record(&mut self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        self.counts[Self::BOUNDS.partition_point(|&bound| bound < seconds)] += 1;
+        self.sum += seconds;
+    }
+
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// In seconds; `None` before the first.
+    pub fn mean(&self) -> Option<f64> {
+        let count = self.count();
+        (count > 0).then(|| self.sum / count as f64)
+    }
+
+    /// Each bound, and how many were up to it, as Prometheus wants them. Those above all bounds count in [`Histogram::count`] only.
+    pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
+        let running = self.counts.iter().scan(0u64, |sum, count| {
+            *sum += count;
+            Some(*sum)
+        });
+        Self::BOUNDS.into_iter().zip(running)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_counts_below_its_bound() {
+        let mut histogram = Histogram::default();
+        for seconds in [0.0005, 0.001, 0.0015, 700.0] {
+            histogram.record(Duration::from_secs_f64(seconds));
+        }
+        let cumulative: Vec<_> = histogram.cumulative().collect();
+        assert_eq!(cumulative[..2], [(0.001, 2), (0.002, 3)]);
+        assert_eq!(cumulative.last(), Some(&(600.0, 3)));
+        assert_eq!(histogram.count(), 4);
+        assert!(histogram.mean().is_some_and(|mean| (mean - 700.003 / 4.0).abs() < 1e-9));
+    }
+}

@@ -1,0 +1,273 @@
+//! The thread that owns the engine, and the handle by which everybody else reaches it.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use phase2_forward::{Engine, EngineError};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+pub use crate::request::{Event, Finish, Refused, Request};
+pub use crate::scheduler::Options;
+use crate::scheduler::{RequestId, Scheduler};
+pub use crate::statistics::{Finished, Histogram, Statistics};
+
+/// Submits requests to the engine. Clones share it; the thread ends when the last of them is dropped and all requests have ended.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    arrivals: Sender<Arrival>,
+}
+
+/// What the thread and the handles know together.
+#[derive(Debug)]
+struct Shared {
+    vocab: usize,
+    context: usize,
+    max_running: usize,
+    /// Requests that may be alive, running or waiting.
+    most: usize,
+    alive: AtomicUsize,
+    draining: AtomicBool,
+    /// Why the engine is of no further use.
+    failure: OnceLock<String>,
+    statistics: Mutex<Statistics>,
+}
+
+/// The events of one request, in order. Whoever drops them cancels the request.
+#[derive(Debug)]
+pub struct Events {
+    events: UnboundedReceiver<Event>,
+}
+
+/// A request on its way to the thread.
+struct Arrival {
+    request: Request,
+    client: Client,
+    at: Instant,
+}
+
+/// Who listens to a request.
+struct Client {
+    events: UnboundedSender<Event>,
+    alive: Alive,
+}
+
+/// Counts a request as alive for as long as it exists.
+struct Alive(Arc<Shared>);
+
+impl Alive {
+    /// `None` if too many requests are.
+    fn begin(shared: &Arc<Shared>) -> Option<Alive> {
+        let one_more = |alive: usize| (alive < shared.most).then_some(alive + 1);
+        let begun = shared.alive.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        begun.is_ok().then(|| Alive(Arc::clone(shared)))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.alive.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Handle {
+    /// Starts the thread.
+    ///
+    /// # Panics
+    /// If the system gives no thread.
+    pub fn start(engine: Box<dyn Engine>, options: Options) -> Handle {
+        let scheduler = Scheduler::new(engine.as_ref(), &options);
+        let max_running = scheduler.max_running();
+        let shared = Arc::new(Shared {
+            vocab: engine.config().vocab,
+            context: scheduler.context(),
+            max_running,
+            most: max_running.saturating_add(options.max_waiting),
+            alive: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            statistics: Mutex::new(scheduler.statistics(engine.as_ref())),
+        });
+        let (arrivals, receiver) = mpsc::channel();
+        let worker = Worker { engine, scheduler, arrivals: receiver, clients: HashMap::new(), next: 0 };
+        let of_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || run(worker, &of_thread));
+        thread.expect("a thread for the engine");
+        Handle { shared, arrivals }
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// A request that cannot be fulfilled, a full queue, or a server that shuts down or whose engine has failed.
+    pub fn submit(&self, request: Request) -> Result<Events, Refused> {
+        if self.is_draining() {
+            return Err(Refused::Draining);
+        }
+        request.check(self.shared.vocab, self.shared.context)?;
+        let full = || Refused::QueueFull { retry_after: self.retry_after() };
+        let alive = Alive::begin(&self.shared).ok_or_else(full)?;
+        let (sender, events) = unbounded_channel();
+        let client = Client { events: sender, alive };
+        let arrival = Arrival { request, client, at: Instant::now() };
+        self.arrivals.send(arrival).map_err(|_| Refused::Draining)?;
+        Ok(Events { events })
+    }
+
+    /// Counters and gauges as they were after the last step.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes no new requests from now on. Those that were taken go on.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether new requests are refused.
+    pub fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Acquire) || self.failure().is_some()
+    }
+
+    /// Requests that have not ended. A server that drains may exit when there is none left.
+    pub fn alive(&self) -> usize {
+        self.shared.alive.load(Ordering::Acquire)
+    }
+
+    /// Why the engine is of no further use, if it is not.
+    pub fn failure(&self) -> Option<&str> {
+        self.shared.failure.get().map(String::as_str)
+    }
+
+    /// Tokens that a prompt and its text may have: the model's context, or what the cache holds.
+    pub fn context(&self) -> usize {
+        self.shared.context
+    }
+
+    pub fn vocab(&self) -> usize {
+        self.shared.vocab
+    }
+
+    /// When a place may be free: as long as it takes until those who wait have run, as far as is known.
+    fn retry_after(&self) -> Duration {
+        let Statistics { waiting, request_time, .. } = self.statistics();
+        let rounds = (waiting + 1) as f64 / self.shared.max_running as f64;
+        Duration::from_secs_f64((request_time.mean().unwrap_or(1.0) * rounds).clamp(1.0, 60.0))
+    }
+}
+
+impl Events {
+    /// The next event; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// As [`Events::next`], for threads outside an asynchronous runtime.
+    ///
+    /// # Panics
+    /// Inside one.
+    pub fn next_blocking(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+/// What the thread owns.
+struct Worker {
+    engine: Box<dyn Engine>,
+    scheduler: Scheduler,
+    arrivals: Receiver<Arrival>,
+    clients: HashMap<RequestId, Client>,
+    next: RequestId,
+}
+
+/// The thread: serves until the engine fails or nobody is left, and then lets nobody wait in vain.
+fn run(mut worker: Worker, shared: &Shared) {
+    let served = catch_unwind(AssertUnwindSafe(|| worker.serve(shared)));
+    let failure = match served {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => format!("the engine failed: {}", text_of(panic.as_ref())),
+    };
+    let failure = shared.failure.get_or_init(|| failure);
+    let Worker { engine, scheduler, arrivals, clients, .. } = worker;
+    let ended = |client: &Client| {
+        // One that has gone need not hear it.
+        let _ = client.events.send(Event::Finished(Finish::Failed(failure.clone())));
+    };
+    clients.values().for_each(ended);
+    drop(clients);
+    // An engine that failed may fail once more.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop((engine, scheduler))));
+    for Arrival { client, .. } in arrivals {
+        ended(&client);
+    }
+}
+
+impl Worker {
+    /// One turn of the loop after the other, until no handle is left.
+    fn serve(&mut self, shared: &Shared) -> Result<(), EngineError> {
+        loop {
+            if self.scheduler.is_idle() {
+                self.publish(shared);
+                let Ok(arrival) = self.arrivals.recv() else { return Ok(()) };
+                self.welcome(arrival);
+            }
+            while let Ok(arrival) = self.arrivals.try_recv() {
+                self.welcome(arrival);
+            }
+            self.cancel_abandoned();
+            let advanced = self.scheduler.advance(self.engine.as_mut(), &Instant::now);
+            self.publish(shared);
+            self.deliver();
+            advanced?;
+        }
+    }
+
+    fn welcome(&mut self, Arrival { request, client, at }: Arrival) {
+        let id = self.next;
+        self.next += 1;
+        self.clients.insert(id, client);
+        self.scheduler.add(id, request, at);
+    }
+
+    /// Cancels requests whose events nobody will read.
+    fn cancel_abandoned(&mut self) {
+        let abandoned = |(id, client): (&RequestId, &Client)| client.events.is_closed().then_some(*id);
+        let abandoned: Vec<RequestId> = self.clients.iter().filter_map(abandoned).collect();
+        for id in abandoned {
+            self.clients.remove(&id);
+            self.scheduler.cancel(self.engine.as_mut(), id);
+        }
+    }
+
+    fn deliver(&mut self) {
+        for (id, event) in self.scheduler.take_events() {
+            // One that has gone is noticed before the next step.
+            if !matches!(event, Event::Finished(_)) {
+                let _ = self.clients.get(&id).map(|client| client.events.send(event));
+            } else if let Some(Client { events, alive }) = self.clients.remove(&id) {
+                // Whoever hears of the end finds the place free.
+                drop(alive);
+                let _ = events.send(event);
+            }
+        }
+    }
+
+    fn publish(&self, shared: &Shared) {
+        let statistics = self.scheduler.statistics(self.engine.as_ref());
+        *shared.statistics.lock().unwrap_or_else(PoisonError::into_inner) = statistics;
+    }
+}
+
+/// What a panic said.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    match panic.downcast_ref::<String>() {
+        Some(text) => text,
+        None => panic.downcast_ref::<&str>().copied().unwrap_or("it panicked"),
+    }
+}

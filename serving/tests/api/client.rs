@@ -1,0 +1,186 @@
+//! A server on a free port, and a client of a few lines that sees what goes over the wire.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use phase1_loading::Checkpoint;
+use phase5_flash::{CpuEngine, CpuOptions};
+use serde_json::Value;
+use serving::api::{App, Model, Server, Settings};
+use serving::worker::{Handle, Options};
+use tokio::sync::oneshot;
+
+pub const MODEL: &str = "tiny";
+
+/// A server in a thread of its own.
+pub struct Running {
+    pub address: SocketAddr,
+    pub app: Arc<App>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Serves the model inside the program.
+    pub fn start(settings: Settings, options: Options) -> Running {
+        let running = Running::starting(settings);
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
+        let checkpoint = Checkpoint::open(&file).expect("opens");
+        let engine = CpuEngine::load(&checkpoint, CpuOptions { threads: Some(2), ..CpuOptions::default() });
+        running.app.ready(Model {
+            handle: Handle::start(Box::new(engine.expect("loads")), options),
+            tokenizer: checkpoint.tokenizer().expect("builds"),
+            names: vec![MODEL.into(), "alias".into()],
+            fingerprint: "fp_test".into(),
+            bytes: checkpoint.weight_bytes(),
+            positions_per_page: 64,
+            date: Some("2026-01-01".into()),
+            created: 1,
+        });
+        running
+    }
+
+    /// A server without a model yet.
+    pub fn starting(settings: Settings) -> Running {
+        let app = Arc::new(App::new(settings));
+        let (stop, stopped) = oneshot::channel();
+        let (send_address, address) = std::sync::mpsc::channel();
+        let of_thread = app.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let server = Server::bind(of_thread, "127.0.0.1", 0).await.expect("a free port");
+                send_address.send(server.address().expect("an address")).expect("the test waits");
+                let end = async {
+                    let _ = stopped.await;
+                };
+                server.run(end, Duration::from_secs(10)).await;
+            });
+        });
+        let address = address.recv().expect("the server listens");
+        Running { address, app, stop: Some(stop), thread: Some(thread) }
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], b"")
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[], body.to_string().as_bytes())
+    }
+
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        self.open(method, path, headers, body).finish()
+    }
+
+    /// Sends a request and reads the answer's head.
+    pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reading {
+        let mut stream = TcpStream::connect(self.address).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout");
+        let length = body.len();
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += &format!("content-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+        // A server that has read enough may close while the rest is written.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        let mut reader = BufReader::new(stream);
+        let mut line = || {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a head");
+            line.trim_end().to_owned()
+        };
+        let status = line();
+        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        let headers: Vec<(String, String)> = std::iter::from_fn(|| {
+            let line = line();
+            let (name, value) = line.split_once(": ")?;
+            Some((name.to_lowercase(), value.to_owned()))
+        })
+        .collect();
+        let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+        Reading { reader, status, headers, chunked }
+    }
+
+    /// Tells the server to stop, as a signal would.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Waits until it has.
+    pub fn wait(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the server ends");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        if !std::thread::panicking() {
+            self.wait();
+        }
+    }
+}
+
+/// An answer under way. Dropping it closes the connection.
+pub struct Reading {
+    reader: BufReader<TcpStream>,
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    chunked: bool,
+}
+
+impl Reading {
+    /// The next piece; `None` at the end.
+    pub fn piece(&mut self) -> Option<Vec<u8>> {
+        if !self.chunked {
+            let mut rest = Vec::new();
+            self.reader.read_to_end(&mut rest).expect("a body");
+            return Some(rest).filter(|rest| !rest.is_empty());
+        }
+        let mut line = String::new();
+        self.reader.read_line(&mut line).expect("a chunk");
+        let length = usize::from_str_radix(line.trim(), 16).expect("a chunk's length");
+        let mut piece = vec![0; length + 2];
+        self.reader.read_exact(&mut piece).expect("a chunk");
+        piece.truncate(length);
+        Some(piece).filter(|piece| !piece.is_empty())
+    }
+
+    pub fn finish(mut self) -> Answer {
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece() {
+            body.extend(piece);
+        }
+        Answer { status: self.status, headers: self.headers, body: String::from_utf8(body).expect("UTF-8") }
+    }
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The data of every event but the last `[DONE]`.
+    pub fn events(&self) -> Vec<Value> {
+        let data = self.body.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+        data.map(|data| serde_json::from_str(data).expect("JSON")).collect()
+    }
+}

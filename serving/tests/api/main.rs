@@ -1,0 +1,297 @@
+//! The HTTP API on a socket, with the model inside the program.
+
+mod cases;
+mod client;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cases::Verdict;
+use client::{Answer, MODEL, Running};
+use serde_json::{Value, json};
+use serving::api::{Key, Settings};
+use serving::worker::Options;
+
+fn server() -> Running {
+    Running::start(Settings::default(), Options::default())
+}
+
+fn ask(text: &str) -> Value {
+    json!({ "model": MODEL, "messages": [{ "role": "user", "content": text }], "temperature": 0, "max_tokens": 200 })
+}
+
+fn with(mut body: Value, fields: Value) -> Value {
+    for (name, value) in fields.as_object().expect("fields") {
+        body[name] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn a_stream_says_what_a_whole_answer_says() {
+    let server = server();
+    let whole = server.post("/v1/chat/completions", &ask("What is 47 + 38?"));
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let whole = whole.json();
+    let message = &whole["choices"][0]["message"];
+    assert_eq!(message["content"], "47 + 38 = 85.");
+    let usage = &whole["usage"];
+    assert_eq!(
+        usage["prompt_tokens"]
+            .as_u64()
+            .zip(usage["completion_tokens"].as_u64())
+            .map(|(prompt, tokens)| prompt + tokens),
+        usage["total_tokens"].as_u64()
+    );
+
+    let options = json!({ "stream": true, "stream_options": { "include_usage": true } });
+    let stream = server.post("/v1/chat/completions", &with(ask("What is 47 + 38?"), options));
+    assert_eq!(stream.header("content-type"), Some("text/event-stream"));
+    assert!(stream.body.ends_with("data: [DONE]\n\n"));
+    let chunks = stream.events();
+    let joined = |field: &str| -> String {
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"][field].as_str()).collect()
+    };
+    assert_eq!(message["content"], joined("content"));
+    assert_eq!(message["reasoning"].as_str().unwrap_or_default(), joined("reasoning"));
+    let streamed = &chunks[chunks.len() - 1]["usage"];
+    assert_eq!(streamed["completion_tokens"], usage["completion_tokens"]);
+    assert_eq!(streamed["prompt_tokens"], usage["prompt_tokens"]);
+    // The prompt was read a moment ago.
+    let cached = streamed["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
+    assert!(cached < streamed["prompt_tokens"].as_u64().expect("a number"));
+}
+
+#[test]
+fn choices_differ_by_their_seeds_and_repeat_with_them() {
+    let server = server();
+    let body = with(ask("Tell me something."), json!({ "n": 3, "temperature": 1, "seed": 5, "max_tokens": 24 }));
+    let texts = |body: &Value| {
+        let answer = server.post("/v1/chat/completions", body).json();
+        let choices = answer["choices"].as_array().expect("choices").clone();
+        choices.into_iter().map(|choice| choice["message"].clone()).collect::<Vec<_>>()
+    };
+    let several = texts(&body);
+    assert_eq!(several.len(), 3);
+    assert_eq!(several[1], texts(&with(body, json!({ "n": 1, "seed": 6 })))[0]);
+}
+
+#[test]
+fn every_refusal_is_an_error_object() {
+    let settings = Settings { max_body: 100_000, ..Settings::default() };
+    let server = Running::start(settings, Options::default());
+    let chat = "/v1/chat/completions";
+    let post = |path: &str, body: Value| server.post(path, &body);
+    let image = json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "data:," } }] }]);
+    let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
+    let format = json!({ "type": "json_object" });
+    let long = "word ".repeat(8000);
+    #[rustfmt::skip]
+    let refusals: Vec<(Answer, u16, Option<&str>, Option<&str>)> = vec![
+        (server.get("/v1/nothing"), 404, Some("unknown_url"), None),
+        (server.get(chat), 405, Some("method_not_allowed"), None),
+        (server.send("POST", chat, &[], b"{"), 400, Some("invalid_json"), None),
+        (server.send("POST", chat, &[], b"{\"model\": \"\xff\"}"), 400, Some("invalid_json"), None),
+        (server.send("POST", chat, &[], &vec![b'x'; 1_000_000]), 413, Some("request_too_large"), None),
+        (post(chat, json!({ "messages": "hi" })), 400, None, Some("messages")),
+        (post(chat, json!({})), 400, None, Some("messages")),
+        (post(chat, json!({ "messages": [] })), 400, None, Some("messages")),
+        (post(chat, json!({ "messages": [{ "role": "wizard", "content": "x" }] })), 400, None, Some("messages[0].role")),
+        (post(chat, json!({ "messages": image })), 400, None, Some("messages[0].content[0]")),
+        (post(chat, with(ask("x"), json!({ "model": "other" }))), 404, Some("model_not_found"), Some("model")),
+        (post(chat, with(ask("x"), json!({ "temperature": 3 }))), 400, None, Some("temperature")),
+        (post(chat, with(ask("x"), json!({ "stop": 7 }))), 400, None, Some("stop")),
+        (post(chat, with(ask("x"), json!({ "n": 0 }))), 400, None, Some("n")),
+        (post(chat, with(ask("x"), json!({ "max_tokens": 0 }))), 400, None, Some("max_tokens")),
+        (post(chat, with(ask("x"), json!({ "logit_bias": { "word": 1 } }))), 400, None, Some("logit_bias")),
+        (post(chat, with(ask("x"), json!({ "top_logprobs": 2 }))), 400, None, Some("top_logprobs")),
+        (post(chat, with(ask("x"), json!({ "logprobs": true, "top_logprobs": 21 }))), 400, None, Some("top_logprobs")),
+        (post(chat, with(ask("x"), json!({ "stream_options": {} }))), 400, None, Some("stream_options")),
+        (post(chat, with(ask("x"), json!({ "tool_choice": "required" }))), 400, None, Some("tool_choice")),
+        (post(chat, with(ask("x"), json!({ "tools": tools, "tool_choice": "required" }))), 400, Some("unsupported_value"), Some("tool_choice")),
+        (post(chat, with(ask("x"), json!({ "response_format": format }))), 400, Some("unsupported_value"), Some("response_format")),
+        (post(chat, ask(&long)), 400, Some("context_length_exceeded"), Some("messages")),
+        (post("/v1/completions", json!({})), 400, None, Some("prompt")),
+        (post("/v1/completions", json!({ "prompt": [] })), 400, None, Some("prompt")),
+        (post("/v1/completions", json!({ "prompt": [4_000_000_000u32] })), 400, None, Some("prompt")),
+        (post("/v1/completions", json!({ "prompt": "x", "suffix": "y" })), 400, Some("unsupported_value"), Some("suffix")),
+        (post("/v1/completions", json!({ "prompt": "x", "n": 2, "best_of": 1 })), 400, None, Some("best_of")),
+        (post("/v1/responses", json!({ "model": MODEL })), 400, None, Some("input")),
+        (post("/v1/responses", json!({ "input": "x", "previous_response_id": "resp_x" })), 404, None, Some("previous_response_id")),
+        (post("/v1/responses", json!({ "input": "x", "background": true })), 400, Some("unsupported_value"), Some("background")),
+        (server.get("/v1/responses/resp_x"), 404, None, Some("id")),
+        (post("/v1/embeddings", json!({ "input": "x" })), 400, Some("unsupported_value"), Some("model")),
+        (server.get("/v1/models/other"), 404, Some("model_not_found"), Some("model")),
+    ];
+    for (index, (answer, status, code, param)) in refusals.into_iter().enumerate() {
+        let context = format!("refusal {index}: {}", answer.body);
+        assert_eq!(answer.status, status, "{context}");
+        let error = &answer.json()["error"];
+        assert_eq!((error["code"].as_str(), error["param"].as_str()), (code, param), "{context}");
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{context}");
+        assert!(error["type"].is_string() && answer.header("x-request-id").is_some(), "{context}");
+    }
+    assert!(server.post("/api/chat", &json!({ "model": "other" })).json()["error"].is_string());
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn keys_let_in_and_origins_are_told_apart() {
+    let key = Key { name: "ada".into(), secret: "sesame".into() };
+    let settings = Settings { keys: vec![key], origins: vec!["https://a.example".into()], ..Settings::default() };
+    let server = Running::start(settings, Options::default());
+    let get = |path: &str, headers: &[(&str, &str)]| server.send("GET", path, headers, b"");
+    let refused = get("/v1/models", &[("authorization", "Bearer open")]);
+    assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("Bearer")));
+    assert_eq!(refused.json()["error"]["code"], "invalid_api_key");
+    assert_eq!(get("/metrics", &[]).status, 401);
+    let bearer = ("authorization", "Bearer sesame");
+    assert_eq!(get("/v1/models", &[bearer]).json()["data"][0]["id"], MODEL);
+    assert_eq!((get("/health", &[]).status, get("/", &[]).status), (200, 200));
+
+    assert_eq!(get("/v1/models", &[bearer, ("origin", "https://evil.example")]).status, 403);
+    let allowed = get("/v1/models", &[bearer, ("origin", "https://a.example"), ("x-request-id", "mine-1")]);
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://a.example"));
+    assert_eq!(allowed.header("x-request-id"), Some("mine-1"));
+    let preflight = [("origin", "https://a.example"), ("access-control-request-method", "POST")];
+    let preflight = server.send("OPTIONS", "/v1/chat/completions", &preflight, b"");
+    assert_eq!(preflight.status, 204);
+    assert!(preflight.header("access-control-allow-headers").is_some_and(|headers| headers.contains("authorization")));
+}
+
+/// Waits until a gauge is what it should be.
+fn wait_for_gauge(server: &Running, name: &str, value: f64) {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = server.get("/metrics").body;
+        let line = text.lines().find(|line| line.starts_with(name)).expect("the gauge");
+        if line.rsplit(' ').next().and_then(|found| found.parse().ok()) == Some(value) {
+            return;
+        }
+        assert!(Instant::now() < until, "{line}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn who_leaves_frees_what_they_held() {
+    let server = server();
+    let endless = json!({ "stream": true, "ignore_eos": true, "temperature": 1, "max_tokens": null });
+    let body = with(ask("Tell me everything."), endless).to_string();
+    for _ in 0..3 {
+        let mut reading = server.open("POST", "/v1/chat/completions", &[], body.as_bytes());
+        assert_eq!(reading.status, 200);
+        assert!(reading.piece().is_some() && reading.piece().is_some());
+    }
+    wait_for_gauge(&server, "vllm:num_requests_running{", 0.0);
+    wait_for_gauge(&server, "vllm:num_requests_waiting{", 0.0);
+    assert!(server.app.is_idle());
+}
+
+#[test]
+fn a_server_that_stops_lets_answers_end() {
+    let mut server = server();
+    let mut reading = server.open(
+        "POST",
+        "/v1/chat/completions",
+        &[],
+        with(ask("What is 2 + 2?"), json!({ "stream": true })).to_string().as_bytes(),
+    );
+    assert!(reading.piece().is_some());
+    server.stop();
+    assert!(reading.finish().body.ends_with("data: [DONE]\n\n"));
+    server.wait();
+}
+
+#[test]
+fn a_server_that_loads_says_so() {
+    let server = Running::starting(Settings::default());
+    let health = server.get("/health");
+    assert_eq!((health.status, health.header("retry-after")), (503, Some("2")));
+    assert_eq!(server.post("/v1/chat/completions", &ask("x")).status, 503);
+    assert_eq!(server.get("/version").status, 200);
+}
+
+#[test]
+fn completions_continue_texts_and_tokens() {
+    let server = server();
+    let tokens = server.post("/tokenize", &json!({ "content": "Hello there" })).json()["tokens"].clone();
+    assert_eq!(server.post("/detokenize", &json!({ "tokens": tokens })).json()["content"], "Hello there");
+    let body = json!({ "model": MODEL, "prompt": "Hello there", "temperature": 0, "max_tokens": 8, "n": 2 });
+    let text = server.post("/v1/completions", &body).json();
+    assert_eq!(text["choices"].as_array().map(Vec::len), Some(2));
+    let answer =
+        server.post("/v1/completions", &with(body.clone(), json!({ "prompt": [tokens, tokens], "n": 1 }))).json();
+    for choice in 0..2 {
+        assert_eq!(answer["choices"][choice]["text"], text["choices"][choice]["text"]);
+        assert_eq!(answer["choices"][choice]["index"], choice);
+    }
+    let echo = server.post("/v1/completions", &with(body.clone(), json!({ "echo": true, "n": 1 }))).json();
+    let expected = format!("Hello there{}", text["choices"][0]["text"].as_str().expect("text"));
+    assert_eq!(echo["choices"][0]["text"], expected);
+    let only = server.post("/v1/completions", &with(body, json!({ "echo": true, "n": 1, "max_tokens": 0 }))).json();
+    assert_eq!((&only["choices"][0]["text"], &only["usage"]["completion_tokens"]), (&json!("Hello there"), &json!(0)));
+}
+
+#[test]
+fn responses_go_on_from_each_other() {
+    let server = server();
+    let first =
+        server.post("/v1/responses", &json!({ "input": "What is 2 + 3?", "temperature": 0, "metadata": { "k": "v" } }));
+    assert_eq!(first.status, 200, "{}", first.body);
+    let first = first.json();
+    assert_eq!((&first["status"], &first["metadata"]["k"]), (&json!("completed"), &json!("v")));
+    let id = first["id"].as_str().expect("an id");
+    assert_eq!(server.get(&format!("/v1/responses/{id}")).json()["output"], first["output"]);
+    let input = server.get(&format!("/v1/responses/{id}/input_items")).json();
+    assert_eq!(input["data"][0]["content"][0]["text"], "What is 2 + 3?");
+
+    let second = json!({ "input": "And 4 + 4?", "temperature": 0, "previous_response_id": id, "stream": true });
+    let events = server.post("/v1/responses", &second).events();
+    let last = &events[events.len() - 1];
+    assert_eq!(last["type"], "response.completed");
+    assert_eq!(last["response"]["previous_response_id"], id);
+    let tokens = |response: &Value| response["usage"]["input_tokens"].as_u64().expect("a number");
+    assert!(tokens(&last["response"]) > tokens(&first) + 3);
+
+    assert_eq!(server.send("DELETE", &format!("/v1/responses/{id}"), &[], b"").json()["deleted"], true);
+    assert_eq!(server.get(&format!("/v1/responses/{id}")).status, 404);
+}
+
+#[test]
+fn ollama_clients_are_answered() {
+    let server = server();
+    assert_eq!(server.get("/api/tags").json()["models"][0]["name"], MODEL);
+    let body = json!({ "model": format!("{MODEL}:latest"), "messages": [{ "role": "user", "content": "What is 2 + 2?" }],
+                       "options": { "temperature": 0 } });
+    let lines = server.post("/api/chat", &body);
+    assert_eq!(lines.header("content-type"), Some("application/x-ndjson"));
+    let lines: Vec<Value> = lines.body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let joined: String = lines.iter().filter_map(|line| line["message"]["content"].as_str()).collect();
+    let whole = server.post("/api/chat", &with(body, json!({ "stream": false }))).json();
+    assert_eq!(whole["message"]["content"], joined);
+    assert_eq!((&whole["done"], &whole["done_reason"]), (&json!(true), &json!("stop")));
+    let generate =
+        json!({ "model": MODEL, "prompt": "What is 2 + 2?", "stream": false, "options": { "temperature": 0 } });
+    assert_eq!(server.post("/api/generate", &generate).json()["response"], joined);
+}
+
+/// Runs the cases of a file; `CASES=F.json` names another.
+#[test]
+fn protocol_cases_hold() {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases.json");
+    let file = std::env::var_os("CASES").map_or(own, Into::into);
+    let text = std::fs::read_to_string(&file).expect("cases");
+    let file: Value = serde_json::from_str(&text).expect("JSON");
+    let server = server();
+    let mut failed = BTreeMap::new();
+    for case in file["cases"].as_array().expect("cases") {
+        let id = case["id"].as_str().expect("an id").to_owned();
+        match cases::run(&server, case) {
+            Verdict::Passed | Verdict::Skipped(_) => {}
+            Verdict::Failed(faults) => drop(failed.insert(id, faults)),
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}

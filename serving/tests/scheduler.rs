@@ -1,0 +1,309 @@
+//! The scheduler on real engines: whatever the company, a request gives the tokens that it gives alone.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use phase1_loading::{Checkpoint, GptOssConfig};
+use phase2_forward::{
+    Capacity, ComputeDevice, Draw, Engine, EngineError, GptOss, Outcome, Sampling, SequenceId, Ticket, Want, Work,
+};
+use phase3_kvcache::{CachedEngine, Sampler, SamplingParams};
+use phase5_flash::{CpuEngine, CpuOptions};
+use serving::request::{Event, Finish, Request};
+use serving::scheduler::{Options, RequestId, Scheduler};
+use synthetic::SyntheticModel;
+
+/// Bytes of a page of the model below: 64 positions of 2 key/value heads of 32 numbers, keys and values in f32, in 2 sliding layers.
+const PAGE_BYTES: u64 = 64 * 2 * 32 * 2 * 4 * 2;
+/// Log probabilities of the two likeliest tokens that are so near may change places when a sum is taken in another order.
+const LEVEL: f32 = 1e-4;
+
+struct Model {
+    path: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Model {
+    /// All experts for every token: a router would turn a small difference into another choice.
+    fn random(seed: u64) -> Model {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        let nano = SyntheticModel::preset("nano").expect("a preset");
+        let model = SyntheticModel { layers: 3, experts: 4, experts_per_token: 4, ..nano };
+        model.write(&path, seed, &mut |_, _| ()).expect("written");
+        Model { path, _directory: directory }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::open(&self.path).expect("opens")
+    }
+
+    fn cpu(&self, pages: u64) -> CpuEngine {
+        let kv_bytes = Some(pages * PAGE_BYTES);
+        let options = CpuOptions { threads: Some(2), exact: true, kv_bytes, ..CpuOptions::default() };
+        let engine = CpuEngine::load(&self.checkpoint(), options).expect("loads");
+        assert_eq!(engine.capacity().pages_total as u64, pages);
+        engine
+    }
+
+    fn cached(&self) -> CachedEngine {
+        let device = ComputeDevice::cpu("a test");
+        CachedEngine::new(GptOss::load(&self.checkpoint(), device, &mut |_, _| ()).expect("loads"))
+    }
+}
+
+/// Lets several steps be in flight on an engine that computes a step when it is submitted.
+struct Ahead {
+    inner: CpuEngine,
+    done: VecDeque<(Ticket, Vec<Outcome>)>,
+}
+
+impl Engine for Ahead {
+    fn config(&self) -> &GptOssConfig {
+        self.inner.config()
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity { steps_in_flight: 2, tokens_per_step: 64, ..self.inner.capacity() }
+    }
+
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.inner.length(sequence)
+    }
+
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        assert!(self.done.len() < 2, "too many steps in flight");
+        let ticket = self.inner.submit(work)?;
+        self.done.push_back((ticket, self.inner.collect(ticket)?));
+        Ok(ticket)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        let (oldest, outcomes) = self.done.pop_front().expect("a step in flight");
+        assert_eq!(oldest, ticket);
+        Ok(outcomes)
+    }
+
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.inner.fork(from, to, length)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.inner.truncate(sequence, length)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.inner.release(sequence);
+    }
+}
+
+/// Random numbers of a seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+    }
+
+    fn tokens(&mut self, count: usize) -> Vec<u32> {
+        (0..count).map(|_| self.below(1000) as u32).collect()
+    }
+
+    /// A request that may begin with a part of `common`.
+    fn request(&mut self, common: &[u32], longest: usize, most: usize) -> Request {
+        let shared = self.below(common.len());
+        let own = 1 + self.below(longest);
+        let seed = self.below(1000) as u64;
+        let sampling = Sampling { temperature: 1.0, top_k: 50, ..Sampling::GREEDY };
+        let sampling = match self.below(3) {
+            0 => SamplingParams::default(),
+            1 => SamplingParams { sampling, seed, ..SamplingParams::default() },
+            _ => SamplingParams { sampling, seed, presence_penalty: 1.0, ..SamplingParams::default() },
+        };
+        Request {
+            prompt: [&common[..shared], &self.tokens(own)].concat(),
+            sampling,
+            max_tokens: 1 + self.below(most),
+            stop_tokens: self.tokens(3),
+            logprobs: None,
+            deadline: None,
+            client: self.below(3).to_string(),
+        }
+    }
+}
+
+/// The text of a request without a scheduler, and how far the likeliest token led before each.
+fn alone(engine: &mut dyn Engine, request: &Request) -> (Vec<u32>, Vec<f32>) {
+    const SEQUENCE: SequenceId = SequenceId::MAX;
+    let mut sampler = Sampler::new(request.sampling.clone(), engine.config().vocab).expect("valid parameters");
+    sampler.observe_prompt(&request.prompt);
+    let (mut fed, mut tokens, mut leads) = (request.prompt.clone(), Vec::new(), Vec::new());
+    while tokens.len() < request.max_tokens && tokens.last().is_none_or(|last| !request.stop_tokens.contains(last)) {
+        let draw = Draw { logprobs: Some(2), ..sampler.next_draw() };
+        let work = Work::tokens(SEQUENCE, &fed, Want::Token(draw));
+        let drawn = engine.step(&[work]).expect("a step").remove(0).token().expect("a token");
+        let top = drawn.logprobs.expect("wanted").top;
+        leads.push(top[0].1 - top[1].1);
+        sampler.accept(drawn.id);
+        tokens.push(drawn.id);
+        fed = vec![drawn.id];
+    }
+    engine.release(SEQUENCE);
+    (tokens, leads)
+}
+
+#[derive(Default)]
+struct Heard {
+    cached: Option<usize>,
+    tokens: Vec<u32>,
+    finish: Option<Finish>,
+}
+
+impl Heard {
+    /// The tokens are those of the request alone: all of them if it was not cancelled.
+    fn check(&self, alone: &(Vec<u32>, Vec<f32>), request: &Request, was_cancelled: bool) {
+        let (tokens, leads) = alone;
+        let is_greedy = request.sampling == SamplingParams::default();
+        if let Some(at) = self.tokens.iter().zip(tokens).position(|(found, expected)| found != expected) {
+            let lead = leads[at];
+            assert!(is_greedy && lead < LEVEL, "token {at} of {request:?}: {:?} for {tokens:?}", self.tokens);
+            eprintln!("two tokens were level ({lead}); the texts part there");
+            return;
+        }
+        assert!(self.tokens.len() <= tokens.len(), "{request:?}");
+        assert!(was_cancelled || self.tokens.len() == tokens.len(), "{request:?}: {:?}", self.finish);
+        if self.finish.is_some() {
+            let last = *tokens.last().expect("at least one");
+            let stops = request.stop_tokens.contains(&last);
+            assert_eq!(self.finish, Some(if stops { Finish::Stop(last) } else { Finish::Length }));
+        }
+    }
+}
+
+type AllHeard = BTreeMap<RequestId, Heard>;
+
+fn turn(scheduler: &mut Scheduler, engine: &mut dyn Engine, heard: &mut AllHeard) {
+    scheduler.advance(engine, &Instant::now).expect("an engine that does not fail");
+    for (id, event) in scheduler.take_events() {
+        let heard = heard.entry(id).or_default();
+        match event {
+            Event::Started { cached_tokens } => heard.cached = Some(cached_tokens),
+            Event::Token { id, .. } => heard.tokens.push(id),
+            Event::Finished(finish) => heard.finish = Some(finish),
+        }
+    }
+}
+
+/// Lets requests come and go at random, and compares each with itself alone.
+fn check_company(engine: &mut dyn Engine, requests: &[Request], options: &Options, random: &mut Random) {
+    let alone: Vec<_> = requests.iter().map(|request| alone(engine, request)).collect();
+    let mut scheduler = Scheduler::new(engine, options);
+    let (mut heard, mut cancelled) = (AllHeard::new(), Vec::new());
+    for (id, request) in (0..).zip(requests) {
+        assert!(request.check(engine.config().vocab, scheduler.context()).is_ok(), "{request:?}");
+        scheduler.add(id, request.clone(), Instant::now());
+        for _ in 0..random.below(12) {
+            turn(&mut scheduler, engine, &mut heard);
+        }
+        if random.below(4) == 0 {
+            let which = random.below(id as usize + 1) as RequestId;
+            scheduler.cancel(engine, which);
+            cancelled.push(which);
+        }
+    }
+    while !scheduler.is_idle() {
+        turn(&mut scheduler, engine, &mut heard);
+    }
+    for (id, (request, alone)) in (0..).zip(requests.iter().zip(&alone)) {
+        heard.entry(id).or_default().check(alone, request, cancelled.contains(&id));
+    }
+    scheduler.clear_prefixes(engine);
+    let capacity = engine.capacity();
+    assert_eq!(capacity.pages_free, capacity.pages_total, "pages were lost");
+}
+
+/// New ones in every run; a failure shows which.
+fn seeds(count: u64) -> impl Iterator<Item = u64> {
+    let first = u64::from(std::process::id()) * 1000;
+    (first..first + count).inspect(|seed| eprintln!("seed {seed}"))
+}
+
+#[test]
+fn texts_on_the_cpu_do_not_depend_on_company() {
+    for seed in seeds(3) {
+        let (model, mut random) = (Model::random(seed), Random(seed));
+        let common = random.tokens(150);
+        let requests: Vec<Request> = (0..8).map(|_| random.request(&common, 60, 60)).collect();
+        for (pages, prompt_tokens_per_step, prefix_cache) in [(400, 512, true), (16, 40, true), (16, 512, false)] {
+            let options = Options { max_running: 4, max_waiting: 100, prompt_tokens_per_step, prefix_cache };
+            check_company(&mut model.cpu(pages), &requests, &options, &mut random);
+        }
+        let options = Options { max_running: 4, ..Options::default() };
+        let mut ahead = Ahead { inner: model.cpu(30), done: VecDeque::new() };
+        check_company(&mut ahead, &requests, &options, &mut random);
+    }
+}
+
+#[test]
+fn texts_of_phase_3_do_not_depend_on_company() {
+    for seed in seeds(1) {
+        let (model, mut random) = (Model::random(seed), Random(seed));
+        let common = random.tokens(20);
+        let requests: Vec<Request> = (0..5).map(|_| random.request(&common, 20, 12)).collect();
+        check_company(&mut model.cached(), &requests, &Options::default(), &mut random);
+    }
+}
+
+/// Two texts that outgrow the cache together.
+#[test]
+fn a_text_goes_on_after_its_pages_were_taken() {
+    for seed in seeds(1) {
+        let (model, mut random) = (Model::random(seed), Random(seed));
+        let mut engine = model.cpu(12);
+        let requests: Vec<Request> = (0..2)
+            .map(|_| Request { max_tokens: 260, stop_tokens: Vec::new(), ..random.request(&[0], 40, 1) })
+            .collect();
+        let alone: Vec<_> = requests.iter().map(|request| alone(&mut engine, request)).collect();
+        let (mut scheduler, mut heard) = (Scheduler::new(&engine, &Options::default()), AllHeard::new());
+        for (id, request) in (0..).zip(&requests) {
+            scheduler.add(id, request.clone(), Instant::now());
+        }
+        while !scheduler.is_idle() {
+            turn(&mut scheduler, &mut engine, &mut heard);
+        }
+        assert!(scheduler.statistics(&engine).preemptions > 0);
+        for (id, (request, alone)) in (0..).zip(requests.iter().zip(&alone)) {
+            heard[&id].check(alone, request, false);
+        }
+    }
+}
+
+/// Three turns of a chat, cold and cached: the same texts, and no prompt is computed twice.
+#[test]
+fn a_cached_chat_says_the_same() {
+    for seed in seeds(2) {
+        let (model, mut random) = (Model::random(seed), Random(seed));
+        let mut engine = model.cpu(400);
+        let (mut scheduler, mut heard) = (Scheduler::new(&engine, &Options::default()), AllHeard::new());
+        let mut prompt = random.tokens(300);
+        let mut before = 0;
+        for id in 0..3 {
+            let request = Request { prompt: prompt.clone(), max_tokens: 40, ..random.request(&[0], 1, 1) };
+            let alone = alone(&mut engine, &request);
+            scheduler.add(id, request.clone(), Instant::now());
+            while !scheduler.is_idle() {
+                turn(&mut scheduler, &mut engine, &mut heard);
+            }
+            heard[&id].check(&alone, &request, false);
+            assert_eq!(heard[&id].cached, Some(before));
+            before = prompt.len();
+            // The next prompt leaves out what was generated, as reasoning is.
+            let other = (heard[&id].tokens[0] + 1) % 1000;
+            prompt.extend([vec![other], random.tokens(80)].concat());
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The scheduler's rules, on an engine whose texts are exact.
+
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod fake;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use fake::{Fake, POISON, expected, request};
+use phase2_forward::{Engine, Sampling};
+use phase3_kvcache::SamplingParams;
+use proptest::prelude::*;
+use serving::request::{Event, Finish, Request};
+use serving::scheduler::{Options, RequestId, Scheduler};
+
+const TURN: Duration = Duration::from_millis(1);
+
+/// What a request has heard.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Heard {
+    cached: Option<usize>,
+    tokens: Vec<u32>,
+    finish: Option<Finish>,
+}
+
+struct Run {
+    scheduler: Scheduler,
+    engine: Fake,
+    now: Instant,
+    next: RequestId,
+    heard: BTreeMap<RequestId, Heard>,
+    /// In the order in which they started, and in which they had their first tokens.
+    started: Vec<RequestId>,
+    spoken: Vec<RequestId>,
+}
+
+impl Run {
+    fn new(engine: Fake, options: Options) -> Run {
+        let (scheduler, now) = (Scheduler::new(&engine, &options), Instant::now());
+        Run { scheduler, engine, now, next: 0, heard: BTreeMap::new(), started: Vec::new(), spoken: Vec::new() }
+    }
+
+    /// One step at a time, with room for everything.
+    fn roomy() -> Run {
+        Run::new(Fake::new(400, 1), Options::default())
+    }
+
+    fn add(&mut self, request: Request) -> RequestId {
+        let id = self.next;
+        self.next += 1;
+        self.scheduler.add(id, request, self.now);
+        id
+    }
+
+    fn turn(&mut self) {
+        self.now += TURN;
+        let now = self.now;
+        self.scheduler.advance(&mut self.engine, &|| now).expect("an engine that does not fail");
+        self.hear();
+    }
+
+    fn hear(&mut self) {
+        for (id, event) in self.scheduler.take_events() {
+            let heard = self.heard.entry(id).or_default();
+            assert_eq!(heard.finish, None, "an event after the last one");
+            match event {
+                Event::Started { cached_tokens } => {
+                    assert_eq!(heard.cached.replace(cached_tokens), None, "started twice");
+                    self.started.push(id);
+                }
+                Event::Token { id: token, .. } => {
+                    assert!(heard.cached.is_some(), "a token before the start");
+                    if heard.tokens.is_empty() {
+                        self.spoken.push(id);
+                    }
+                    heard.tokens.push(token);
+                }
+                Event::Finished(finish) => heard.finish = Some(finish),
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        for _ in 0..10_000 {
+            if self.scheduler.is_idle() {
+                return self.hear();
+            }
+            self.turn();
+        }
+        panic!("it does not end: {:?}", self.scheduler);
+    }
+
+    /// Runs a request to its end.
+    fn run(&mut self, request: Request) -> Heard {
+        let id = self.add(request);
+        self.finish();
+        self.heard[&id].clone()
+    }
+
+    fn check(&self, id: RequestId, request: &Request) {
+        let heard = &self.heard[&id];
+        let (tokens, finish) = expected(request, self.scheduler.context());
+        assert_eq!((&heard.tokens, &heard.finish), (&tokens, &Some(finish)), "request {id}: {request:?}");
+    }
+
+    /// Nothing is left in the engine.
+    fn check_empty(&mut self) {
+        self.scheduler.clear_prefixes(&mut self.engine);
+        let capacity = self.engine.capacity();
+        assert_eq!((self.engine.sequences(), capacity.pages_free), (0, capacity.pages_total));
+    }
+}
+
+/// A text of which others are beginnings.
+fn text(family: u32, length: usize) -> Vec<u32> {
+    (0..length as u32).map(|i| (i * i + family * 5 + i / 9) % POISON).collect()
+}
+
+fn seeded(seed: u64) -> SamplingParams {
+    SamplingParams { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed, ..SamplingParams::default() }
+}
+
+#[derive(Clone, Debug)]
+struct Arrival {
+    delay: usize,
+    request: Request,
+    /// Turns after its arrival.
+    cancelled: Option<usize>,
+}
+
+fn sampling() -> impl Strategy<Value = SamplingParams> {
+    prop_oneof![
+        2 => Just(SamplingParams::default()),
+        2 => (0..3u64).prop_map(seeded),
+        1 => (0..3u64).prop_map(|seed| SamplingParams { frequency_penalty: 0.5, ..seeded(seed) }),
+        1 => Just(SamplingParams { repetition_penalty: 1.5, logit_bias: vec![(3, 1.0)], ..SamplingParams::default() }),
+    ]
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    let prompt = (0..2u32, 0..40usize, prop::collection::vec(0..POISON, 1..10))
+        .prop_map(|(family, shared, own)| [text(family, shared), own].concat());
+    let stops = prop_oneof![2 => Just(0u32), 1 => Just(8)];
+    let when = (0..6usize, prop::option::weighted(0.2, 0..15usize));
+    (when, prompt, sampling(), 0..25usize, stops, 0..3usize).prop_map(
+        |((delay, cancelled), prompt, sampling, max_tokens, stops, client)| {
+            let stop_tokens = (0..stops).collect();
+            let client = client.to_string();
+            let request = Request { sampling, stop_tokens, client, ..request(&prompt, max_tokens) };
+            Arrival { delay, request, cancelled }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whoever comes, goes and is short of pages: every text is what it is alone, and nothing is left behind.
+    #[test]
+    fn texts_do_not_depend_on_company(
+        arrivals in prop::collection::vec(arrival(), 1..14),
+        pages in prop_oneof![22..40usize, 40..200usize],
+        steps_in_flight in 1..4usize,
+        max_running in 1..6usize,
+        prompt_tokens_per_step in prop_oneof![Just(3usize), Just(512)],
+        prefix_cache: bool,
+    ) {
+        let options = Options { max_running, max_waiting: 100, prompt_tokens_per_step, prefix_cache };
+        let mut run = Run::new(Fake::new(pages, steps_in_flight), options);
+        let mut cancelled = Vec::new();
+        for Arrival { delay, request, cancelled: after } in &arrivals {
+            (0..*delay).for_each(|_| run.turn());
+            let id = run.add(request.clone());
+            if let Some(after) = after {
+                (0..*after).for_each(|_| run.turn());
+                run.scheduler.cancel(&mut run.engine, id);
+                run.hear();
+                cancelled.push(id);
+            }
+        }
+        run.finish();
+        for (id, Arrival { request, .. }) in (0..).zip(&arrivals) {
+            let is_cut = cancelled.contains(&id) && run.heard.get(&id).is_none_or(|heard| heard.finish.is_none());
+            if is_cut {
+                let heard = run.heard.get(&id).cloned().unwrap_or_default();
+                prop_assert!(expected(request, run.scheduler.context()).0.starts_with(&heard.tokens));
+            } else {
+                run.check(id, request);
+            }
+        }
+        if !prefix_cache {
+            prop_assert_eq!(run.engine.sequences(), 0);
+        }
+        run.check_empty();
+    }
+}
+
+#[test]
+fn the_next_turn_of_a_chat_begins_where_its_prompt_ended() {
+    let mut run = Run::roomy();
+    let first = run.run(request(&text(0, 100), 5));
+    assert_eq!(first.cached, Some(0));
+    let before = run.engine.computed();
+    let other = (first.tokens[0] + 1) % POISON;
+    let next = request(&[text(0, 100), vec![other; 30]].concat(), 5);
+    assert_eq!(run.run(next.clone()).cached, Some(100));
+    // What was not cached, and all generated tokens but the last.
+    assert_eq!(run.engine.computed() - before, 30 + 4);
+    run.check(1, &next);
+}
+
+#[test]
+fn a_prompt_that_repeats_is_computed_from_its_last_token() {
+    let mut run = Run::roomy();
+    let again = request(&text(0, 100), 5);
+    let cached = [(); 3].map(|()| run.run(again.clone()).cached);
+    assert_eq!(cached, [Some(0), Some(99), Some(99)]);
+    (0..3).for_each(|id| run.check(id, &again));
+}
+
+#[test]
+fn a_prompt_that_holds_the_answer_begins_where_the_answer_ended() {
+    for steps_in_flight in 1..4 {
+        let mut run = Run::new(Fake::new(400, steps_in_flight), Options::default());
+        let first = run.run(request(&text(0, 100), 5));
+        let next = request(&[text(0, 100), first.tokens, vec![1; 30]].concat(), 5);
+        // The last generated token was not fed.
+        assert_eq!(run.run(next.clone()).cached, Some(104), "{steps_in_flight} steps");
+        run.check(1, &next);
+    }
+}
+
+#[test]
+fn the_third_chat_with_the_same_instructions_does_not_compute_them() {
+    let mut run = Run::roomy();
+    let chat = |user: u32| request(&[text(0, 60), vec![user; 40]].concat(), 3);
+    let cached = [1, 2, 3].map(|user| run.run(chat(user)).cached);
+    assert_eq!(cached, [Some(0), Some(0), Some(60)]);
+}
+
+#[test]
+fn equal_prompts_at_once_are_computed_once() {
+    let mut run = Run::new(Fake::new(400, 2), Options::default());
+    let same = |seed| Request { sampling: seeded(seed), ..request(&text(0, 300), 8) };
+    let ids: Vec<RequestId> = (0..4).map(|seed| run.add(same(seed))).collect();
+    run.finish();
+    let cached: Vec<_> = ids.iter().map(|id| run.heard[id].cached).collect();
+    assert_eq!(cached, [Some(0), Some(299), Some(299), Some(299)]);
+    (0..4).for_each(|seed| run.check(seed, &same(seed)));
+}
+
+#[test]
+fn clients_take_turns() {
+    let mut run = Run::new(Fake::new(400, 1), Options { max_running: 1, ..Options::default() });
+    let of = |client: &str| Request { client: client.into(), ..request(&[1, 2], 3) };
+    for client in ["a", "a", "a", "a", "b", "c", "b"] {
+        run.add(of(client));
+    }
+    run.finish();
+    assert_eq!(run.started, [0, 4, 5, 1, 6, 2, 3]);
+}
+
+/// While a long prompt is computed, another text goes on with every step, and no step is longer than was asked.
+#[test]
+fn a_long_prompt_does_not_hold_up_others() {
+    let options = Options { prompt_tokens_per_step: 8, ..Options::default() };
+    let mut run = Run::new(Fake::new(400, 1), options);
+    let decoding = run.add(request(&[1, 2, 3], 60));
+    (0..5).for_each(|_| run.turn());
+    let long = run.add(request(&text(0, 300), 2));
+    let before = (run.engine.steps.len(), run.heard[&decoding].tokens.len());
+    while run.heard.get(&long).is_none_or(|heard| heard.tokens.is_empty()) {
+        run.turn();
+    }
+    let steps = &run.engine.steps[before.0..];
+    assert!(steps.len() >= 300 / 8);
+    assert!(steps.iter().all(|step| step.iter().sum::<usize>() <= 8 + 1), "{steps:?}");
+    assert_eq!(run.heard[&decoding].tokens.len() - before.1, steps.len());
+}
+
+#[test]
+fn a_short_prompt_overtakes_a_long_one() {
+    let options = Options { prompt_tokens_per_step: 16, ..Options::default() };
+    let mut run = Run::new(Fake::new(400, 1), options);
+    let long = run.add(request(&text(0, 300), 2));
+    let short = run.add(request(&text(1, 20), 2));
+    run.finish();
+    assert_eq!(run.spoken, [short, long]);
+}
+
+#[test]
+fn the_youngest_gives_up_its_pages_and_loses_nothing() {
+    let mut run = Run::new(Fake::new(24, 2), Options::default());
+    let requests: Vec<Request> =
+        (0..2).map(|seed| Request { sampling: seeded(seed), ..request(&text(0, 4), 45) }).collect();
+    for request in &requests {
+        run.add(request.clone());
+    }
+    run.finish();
+    assert!(run.scheduler.statistics(&run.engine).preemptions > 0);
+    assert_eq!(run.spoken, [0, 1]);
+    (0..).zip(&requests).for_each(|(id, request)| run.check(id, request));
+    run.check_empty();
+}
+
+#[test]
+fn deadlines_end_those_who_run_and_those_who_wait() {
+    let mut run = Run::new(Fake::new(400, 1), Options { max_running: 1, ..Options::default() });
+    let deadline = Some(run.now + 6 * TURN);
+    let [running, waiting] = [1, 2].map(|token| run.add(Request { deadline, ..request(&[token], 100) }));
+    run.finish();
+    assert_eq!(run.heard[&running].finish, Some(Finish::Deadline));
+    assert_eq!(run.heard[&running].tokens.len(), 5);
+    assert_eq!(run.heard[&waiting], Heard { finish: Some(Finish::Deadline), ..Heard::default() });
+    run.check_empty();
+}
+
+/// Logits that are NaN end one request, and nothing that it left behind is used again.
+#[test]
+fn one_that_is_no_number_harms_no_other() {
+    let mut run = Run::new(Fake::new(400, 2), Options::default());
+    let bad = request(&[text(0, 40), vec![POISON; 3]].concat(), 5);
+    let good = request(&text(1, 40), 5);
+    let ids = [&bad, &good, &bad].map(|request| run.add(request.clone()));
+    run.finish();
+    for id in [ids[0], ids[2]] {
+        assert!(matches!(run.heard[&id].finish, Some(Finish::Failed(_))), "{:?}", run.heard[&id]);
+        assert!(run.heard[&id].tokens.is_empty());
+    }
+    run.check(ids[1], &good);
+    assert_eq!(run.run(bad).cached, Some(0));
+    run.check_empty();
+}
+
+#[test]
+fn no_tokens_are_no_work() {
+    let mut run = Run::roomy();
+    assert_eq!(run.run(request(&[1, 2], 0)).finish, Some(Finish::Length));
+    assert_eq!(run.engine.computed(), 0);
+}
+
+#[test]
+fn the_context_ends_a_text() {
+    let mut run = Run::new(Fake::new(24, 3), Options::default());
+    let context = run.scheduler.context();
+    let long = request(&text(0, context - 3), 100);
+    let heard = run.run(long.clone());
+    assert_eq!((heard.tokens.len(), heard.finish), (4, Some(Finish::Length)));
+    run.check(0, &long);
+}
+
+#[test]
+fn the_prefix_cache_keeps_no_more_than_it_may() {
+    let mut run = Run::new(Fake::new(80, 1), Options::default());
+    for family in 0..30 {
+        run.run(request(&[vec![family], text(family, 20)].concat(), 2));
+    }
+    let kept = run.scheduler.statistics(&run.engine).prefixes;
+    assert!((1..=80 / 4).contains(&kept), "{kept}");
+    run.check_empty();
+}

@@ -1,0 +1,215 @@
+//! The thread that owns the engine: whatever happens to it or to those who listen, nobody waits in vain.
+
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod fake;
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use fake::{Failure, Fake, VOCAB, expected, request};
+use phase1_loading::GptOssConfig;
+use phase2_forward::{Capacity, Engine, EngineError, Outcome, SequenceId, Ticket, Work};
+use phase3_kvcache::SamplingParams;
+use serving::request::{Event, Finish, Refused, Request};
+use serving::worker::{Events, Handle, Options};
+
+/// An engine that submits a step only when it is told to, or when nobody is left who could.
+struct Gated {
+    inner: Fake,
+    gate: Receiver<()>,
+}
+
+fn gated() -> (Box<Gated>, Sender<()>) {
+    let (key, gate) = channel();
+    (Box::new(Gated { inner: Fake::new(400, 2), gate }), key)
+}
+
+impl Engine for Gated {
+    fn config(&self) -> &GptOssConfig {
+        self.inner.config()
+    }
+
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.inner.length(sequence)
+    }
+
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        // Without a key the gate is open.
+        let _ = self.gate.recv();
+        self.inner.submit(work)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        self.inner.collect(ticket)
+    }
+
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.inner.fork(from, to, length)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.inner.truncate(sequence, length)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.inner.release(sequence);
+    }
+}
+
+fn start(engine: Fake) -> Handle {
+    Handle::start(Box::new(engine), Options::default())
+}
+
+/// All tokens, and why there are no more.
+fn heard(mut events: Events) -> (Vec<u32>, Finish) {
+    let mut tokens = Vec::new();
+    while let Some(event) = events.next_blocking() {
+        match event {
+            Event::Started { .. } => assert!(tokens.is_empty()),
+            Event::Token { id, logprobs } => {
+                assert!(logprobs.is_some_and(|logprobs| logprobs.token < 0.0));
+                tokens.push(id);
+            }
+            Event::Finished(finish) => {
+                assert!(events.next_blocking().is_none(), "an event after the last one");
+                return (tokens, finish);
+            }
+        }
+    }
+    panic!("it ended without saying why");
+}
+
+fn with_logprobs(prompt: &[u32], max_tokens: usize) -> Request {
+    Request { logprobs: Some(1), ..request(prompt, max_tokens) }
+}
+
+/// Waits for what another thread does.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn many_threads_share_an_engine() {
+    let handle = start(Fake::new(120, 2));
+    let submit_ten = |thread: u32| {
+        let handle = handle.clone();
+        move || {
+            for number in 0..10 {
+                let request = with_logprobs(&[thread, number, 3], 20);
+                let events = handle.submit(request.clone()).expect("room");
+                assert_eq!(heard(events), expected(&request, handle.context()));
+            }
+        }
+    };
+    let threads: Vec<_> = (0..8).map(|thread| std::thread::spawn(submit_ten(thread))).collect();
+    threads.into_iter().for_each(|thread| thread.join().expect("no assertion failed"));
+    let statistics = handle.statistics();
+    assert_eq!((statistics.finished.length, statistics.generated_tokens), (80, 80 * 20));
+    assert_eq!((statistics.ttft.count(), statistics.inter_token.count()), (80, 80 * 19));
+    assert_eq!((statistics.prompt_tokens, handle.alive()), (80 * 3, 0));
+}
+
+#[test]
+fn the_queue_is_bounded() {
+    let (engine, key) = gated();
+    let handle = Handle::start(engine, Options { max_running: 1, max_waiting: 2, ..Options::default() });
+    let requests: Vec<Request> = (0..3).map(|token| with_logprobs(&[token], 3)).collect();
+    let taken: Vec<Events> = requests.iter().map(|request| handle.submit(request.clone()).expect("room")).collect();
+    let refused = handle.submit(request(&[1], 3)).expect_err("no room");
+    assert!(matches!(refused, Refused::QueueFull { retry_after } if retry_after >= Duration::from_secs(1)));
+    drop(key);
+    for (events, request) in taken.into_iter().zip(&requests) {
+        assert_eq!(heard(events), expected(request, handle.context()));
+    }
+    assert!(handle.submit(request(&[1], 3)).is_ok());
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused() {
+    let handle = start(Fake::new(400, 1));
+    let refused = |request: Request| handle.submit(request).expect_err("no sense");
+    let context = handle.context();
+    assert_eq!(refused(request(&[], 3)), Refused::EmptyPrompt);
+    let long = request(&vec![1; context + 1], 3);
+    assert_eq!(refused(long), Refused::PromptTooLong { prompt: context + 1, context });
+    assert_eq!(handle.vocab(), VOCAB);
+    assert!(matches!(refused(request(&[VOCAB as u32], 3)), Refused::Invalid(_)));
+    assert!(matches!(refused(Request { logprobs: Some(21), ..request(&[1], 3) }), Refused::Invalid(_)));
+    let sampling = SamplingParams { repetition_penalty: 0.0, ..SamplingParams::default() };
+    assert!(matches!(refused(Request { sampling, ..request(&[1], 3) }), Refused::Invalid(_)));
+}
+
+#[test]
+fn whoever_stops_listening_is_forgotten() {
+    let (engine, key) = gated();
+    let handle = Handle::start(engine, Options { max_running: 1, ..Options::default() });
+    let [running, waiting] = [1, 2].map(|token| handle.submit(request(&[token], 900)).expect("room"));
+    let last = with_logprobs(&[3], 3);
+    let heard_out = handle.submit(last.clone()).expect("room");
+    drop((running, waiting));
+    drop(key);
+    assert_eq!(heard(heard_out), expected(&last, handle.context()));
+    until("nobody is alive", || handle.alive() == 0);
+    let statistics = handle.statistics();
+    assert_eq!(statistics.finished.cancelled, 2);
+    assert!(statistics.generated_tokens < 900);
+}
+
+#[test]
+fn a_draining_server_finishes_what_it_took() {
+    let (engine, key) = gated();
+    let handle = Handle::start(engine, Options::default());
+    let taken = with_logprobs(&[1, 2], 30);
+    let events = handle.submit(taken.clone()).expect("room");
+    assert!(!handle.is_draining());
+    handle.drain();
+    assert!(handle.is_draining());
+    assert_eq!(handle.submit(request(&[1], 3)).expect_err("draining"), Refused::Draining);
+    drop(key);
+    assert_eq!(heard(events), expected(&taken, handle.context()));
+}
+
+#[test]
+fn an_engine_that_fails_ends_every_request() {
+    for (failure, sentence) in [(Failure::Lost, "lost"), (Failure::Panic, "a test's panic")] {
+        for after in [0, 1, 5] {
+            let handle = start(Fake::failing(after, failure));
+            let taken: Vec<_> = (0..6).map(|token| handle.submit(with_logprobs(&[token, 1], 50))).collect();
+            let count = taken.iter().filter(|taken| taken.is_ok()).count();
+            assert!(count > 0);
+            for events in taken.into_iter().flatten() {
+                let (tokens, finish) = heard(events);
+                assert!(tokens.len() <= after);
+                assert!(matches!(&finish, Finish::Failed(text) if text.contains(sentence)), "{finish:?}");
+            }
+            assert!(handle.failure().is_some_and(|text| text.contains(sentence)));
+            assert!(handle.is_draining());
+            assert_eq!(handle.submit(request(&[1], 3)).expect_err("no engine"), Refused::Draining);
+            until("nobody is alive", || handle.alive() == 0);
+        }
+    }
+}
+
+#[test]
+fn the_thread_goes_with_the_last_handle() {
+    let (engine, key) = gated();
+    let handle = Handle::start(engine, Options::default());
+    let other = handle.clone();
+    drop(handle);
+    let taken = with_logprobs(&[4], 5);
+    let events = other.submit(taken.clone()).expect("room");
+    let context = other.context();
+    drop(other);
+    // What was taken goes on to its end; then the engine goes, and the other end of its gate with it.
+    assert!((0..5).all(|_| key.send(()).is_ok()));
+    assert_eq!(heard(events), expected(&taken, context));
+    until("the engine is gone", || key.send(()).is_err());
+}

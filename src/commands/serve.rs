@@ -1,0 +1,145 @@
+//! `gptoss serve`: the HTTP API.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use phase1_loading::Tokenizer;
+use phase2_forward::Engine;
+use serving::api::{App, Key, Model, Server, Settings};
+use serving::worker::{Handle, Options};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::args::Serve;
+use crate::session::{self, EMBEDDED, Session};
+
+pub fn run(args: &Serve) -> Result<ExitCode> {
+    let settings = settings(args)?;
+    let is_open = settings.keys.is_empty();
+    let app = Arc::new(App::new(settings));
+    // The engine has threads of its own; these only carry messages.
+    let runtime =
+        Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no threads to serve with")?;
+    let server = runtime
+        .block_on(Server::bind(app.clone(), &args.host, args.port))
+        .with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
+    let address = server.address()?;
+    if is_open && !address.ip().is_loopback() {
+        eprintln!("warning: anybody who reaches {address} may use this server; --api-key-file asks for a key");
+    }
+    eprintln!("listening on http://{address}");
+
+    // Whoever asks meanwhile hears that the model is being loaded.
+    let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
+    let serving = runtime.spawn(async move {
+        let end = async {
+            interrupted().await;
+            if serving_app.loaded().is_none() {
+                std::process::exit(0);
+            }
+            eprintln!("stopping; a second signal stops at once");
+            tokio::spawn(async {
+                interrupted().await;
+                std::process::exit(130);
+            });
+        };
+        server.run(end, grace).await;
+    });
+    let model = load(args)?;
+    eprintln!("serving {}", model.name());
+    app.ready(model);
+    let served = runtime.block_on(serving);
+    end(runtime, served.is_ok())
+}
+
+/// What still runs is not waited for.
+fn end(runtime: Runtime, is_well: bool) -> Result<ExitCode> {
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    if !is_well {
+        bail!("the server failed");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(args: &Serve) -> Result<Settings> {
+    let mut lines: Vec<String> = args.api_key.clone();
+    lines.extend(std::env::var("GPTOSS_API_KEY").ok().filter(|key| !key.is_empty()));
+    let mut keys: Vec<Key> =
+        (1..).zip(lines).map(|(number, secret)| Key { name: format!("key{number}"), secret }).collect();
+    if let Some(file) = &args.api_key_file {
+        let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+        let found = Key::parse_lines(&text);
+        if found.is_empty() {
+            bail!("{} holds no key", file.display());
+        }
+        keys.extend(found);
+    }
+    if keys.iter().any(|key| key.secret.is_empty()) {
+        bail!("an API key is empty");
+    }
+    let max_body = usize::try_from(args.max_body).context("--max-body is larger than memory")?;
+    let (origins, max_connections) = (args.cors.clone(), args.max_connections);
+    Ok(Settings { keys, origins, max_body, max_connections, ..Settings::default() })
+}
+
+fn load(args: &Serve) -> Result<Model> {
+    let mut checkpoint = session::open_with(&args.model, &args.engine)?;
+    let fingerprint = format!("fp_{}", checkpoint.fingerprint());
+    if let Some(context) = args.context {
+        let own = checkpoint.config.context_length;
+        if context > own {
+            bail!("--context {context} is more than the {own} tokens that this model was made for");
+        }
+        checkpoint.config.context_length = context;
+    }
+    let bytes = checkpoint.weight_bytes();
+    let (session, tokenizer): (Session, Tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.engine)?;
+    let engine: Box<dyn Engine> = session.engine;
+    let options = Options {
+        max_running: args.parallel,
+        max_waiting: args.queue,
+        prompt_tokens_per_step: args.prompt_tokens_per_step,
+        prefix_cache: !args.no_prefix_cache,
+    };
+    let positions_per_page = engine.capacity().positions_per_page;
+    let names = [name(&args.model)].into_iter().chain(args.alias.iter().cloned());
+    Ok(Model {
+        handle: Handle::start(engine, options),
+        tokenizer,
+        names: names.collect(),
+        fingerprint,
+        bytes,
+        positions_per_page,
+        date: args.date.clone(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    })
+}
+
+/// What clients call a model: the name of its file or folder.
+fn name(model: &Path) -> String {
+    if model == Path::new(EMBEDDED) {
+        return "gptoss-tiny".into();
+    }
+    let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
+    name.map_or_else(|| "gpt-oss".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Ends when the process is told to stop.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
