@@ -260,8 +260,7 @@ impl Engine for Fake {
         }
         assert!(!work.is_empty(), "a step without work");
         check_work(self, work)?;
-        let drawn = |item: &Work<'_>| self.sequences.get(&item.sequence).and_then(|known| known.drawn);
-        let inputs: Vec<Vec<u32>> = work.iter().map(|item| tokens_of(item, drawn(item))).collect::<Result<_, _>>()?;
+        let inputs = tokens_of(work, |sequence| self.sequences.get(&sequence).and_then(|known| known.drawn))?;
         let mut needed = 0;
         for (item, input) in work.iter().zip(&inputs) {
             let from = self.length(item.sequence);
