@@ -2,9 +2,10 @@
 //!
 //! [`scheduler`] is continuous batching as a plain loop over the seam of phase 2, [`prefix`] finds what is computed already, and
 //! [`worker`] is the thread that owns the engine. Clients hand in a [`request::Request`] and hear [`request::Event`]s.
-//! [`api`] is what they reach it by over HTTP.
+//! [`grammar`] limits what a request may generate. [`api`] is what clients reach it all by over HTTP.
 
 pub mod api;
+pub mod grammar;
 mod limits;
 pub mod prefix;
 pub mod request;

@@ -1,5 +1,6 @@
 //! What a client asks for, and what it hears.
 
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use phase2_forward::{BadRequest, Logprobs, MAX_LOGPROBS};
@@ -20,6 +21,29 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Whose request it is. Clients take turns.
     pub client: String,
+    /// Limits which tokens may be drawn; `None` allows all.
+    pub constraint: Option<Box<dyn Constraint>>,
+}
+
+/// Decides, token by token, what may be drawn next. As each mask depends on the token before it, a request with a constraint has one
+/// step in flight at most.
+pub trait Constraint: Debug + Send {
+    /// The mask of the next draw, as [`Draw::allowed`](phase2_forward::Draw) has it: `ceil(vocab / 32)` words with at least one bit.
+    fn allowed(&self) -> Option<&[u32]>;
+
+    /// Takes the token that was drawn. Not called with the last token of a text.
+    ///
+    /// # Errors
+    /// Why no further token can be drawn. The request fails with it.
+    fn push(&mut self, token: u32) -> Result<(), String>;
+
+    fn boxed_clone(&self) -> Box<dyn Constraint>;
+}
+
+impl Clone for Box<dyn Constraint> {
+    fn clone(&self) -> Box<dyn Constraint> {
+        (**self).boxed_clone()
+    }
 }
 
 /// What becomes of a request, in this order: started, tokens, finished.
@@ -45,7 +69,7 @@ pub enum Finish {
     /// The most tokens, or the context, are used up.
     Length,
     Deadline,
-    /// The engine failed, or its logits for this request are NaN.
+    /// The engine failed, its logits for this request are NaN, or its constraint allows no further token.
     Failed(String),
 }
 

@@ -3,6 +3,7 @@
 //! No thread and no clock here: [`Scheduler::advance`] is one turn of the loop, on an engine and a clock that it is given.
 //! - A step takes one token of every sequence that decodes, and then chunks of prompts (Sarathi-Serve, Agrawal et al., 2024,
 //!   arXiv:2403.02310), so few that those who decode do not wait long. Up to [`Capacity::steps_in_flight`] steps are submitted ahead.
+//!   A sequence whose draws depend on the token before, by penalties or a constraint, sits out the steps until that token is known.
 //! - Pages are promised to a request's whole prompt when it is admitted. Generated tokens take pages as they come. When none is left,
 //!   the prefix cache gives back what was used least recently; then the youngest request gives up its pages and waits to be computed
 //!   again. Its tokens stay, and what is drawn depends on seed and position, so that its text goes on as it would have.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use phase2_forward::{Draw, Input, SequenceId, Want, Work};
 use phase3_kvcache::{Sampler, SamplingError};
 
-use crate::request::{Finish, Request};
+use crate::request::{Constraint, Finish, Request};
 
 /// A request, by the order in which they arrived.
 pub type RequestId = u64;
@@ -21,6 +21,7 @@ pub(crate) struct Sequence {
     /// Its number in the engine; a new one whenever it is admitted.
     pub in_engine: SequenceId,
     sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
     max_tokens: usize,
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
@@ -47,13 +48,14 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     pub fn new(id: RequestId, request: Request, vocab: usize, arrived: Instant) -> Result<Sequence, SamplingError> {
-        let Request { prompt, sampling, max_tokens, stop_tokens, logprobs, deadline, client: _ } = request;
+        let Request { prompt, sampling, max_tokens, stop_tokens, logprobs, deadline, client: _, constraint } = request;
         let mut sampler = Sampler::new(sampling, vocab)?;
         sampler.observe_prompt(&prompt);
         Ok(Sequence {
             id,
             in_engine: 0,
             sampler,
+            constraint,
             max_tokens,
             stop_tokens,
             logprobs,
@@ -87,9 +89,14 @@ impl Sequence {
         let drawn = self.generated() + self.drawing;
         match self.drawing {
             0 => self.tokens.len() - self.fed,
-            _ if self.sampler.depends_on_tokens() || drawn >= self.max_tokens || self.fed >= context => 0,
+            _ if self.needs_last_token() || drawn >= self.max_tokens || self.fed >= context => 0,
             _ => 1,
         }
+    }
+
+    /// Whether a draw depends on the token before it.
+    fn needs_last_token(&self) -> bool {
+        self.sampler.depends_on_tokens() || self.constraint.is_some()
     }
 
     /// Whether its next step gives a token to somebody who waits for it.
@@ -117,8 +124,9 @@ impl Sequence {
             true => Input::Drawn,
             false => Input::Tokens(&self.tokens[self.fed..self.fed + count]),
         };
+        let allowed = self.constraint.as_deref().and_then(|constraint| constraint.allowed());
         let want = match draws {
-            true => Want::Token(Draw { logprobs: self.logprobs, ..self.sampler.next_draw() }),
+            true => Want::Token(Draw { logprobs: self.logprobs, allowed, ..self.sampler.next_draw() }),
             false => Want::Nothing,
         };
         Work { sequence: self.in_engine, input, want }
@@ -151,6 +159,10 @@ impl Sequence {
             return Some(Finish::Stop(token));
         }
         // A token beyond the context cannot be fed, so that none follows it.
-        (self.generated() >= self.max_tokens || self.tokens.len() > context).then_some(Finish::Length)
+        if self.generated() >= self.max_tokens || self.tokens.len() > context {
+            return Some(Finish::Length);
+        }
+        let pushed = self.constraint.as_mut().map(|constraint| constraint.push(token));
+        pushed.and_then(Result::err).map(Finish::Failed)
     }
 }

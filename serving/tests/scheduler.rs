@@ -132,6 +132,7 @@ impl Random {
             logprobs: None,
             deadline: None,
             client: self.below(3).to_string(),
+            constraint: None,
         }
     }
 }

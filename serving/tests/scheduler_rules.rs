@@ -6,11 +6,11 @@ mod fake;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use fake::{Fake, POISON, expected, request};
+use fake::{Fake, POISON, VOCAB, expected, request};
 use phase2_forward::{Engine, Sampling};
 use phase3_kvcache::SamplingParams;
 use proptest::prelude::*;
-use serving::request::{Event, Finish, Request};
+use serving::request::{Constraint, Event, Finish, Request};
 use serving::scheduler::{Options, RequestId, Scheduler};
 
 const TURN: Duration = Duration::from_millis(1);
@@ -357,5 +357,80 @@ fn the_prefix_cache_keeps_no_more_than_it_may() {
     }
     let kept = run.scheduler.statistics(&run.engine).prefixes;
     assert!((1..=80 / 4).contains(&kept), "{kept}");
+    run.check_empty();
+}
+
+/// After each token, only tokens of the next remainder by 7 may be drawn; after `most` tokens, none.
+#[derive(Clone, Debug)]
+struct Remainders {
+    mask: Vec<u32>,
+    most: usize,
+}
+
+impl Remainders {
+    fn boxed(most: usize) -> Box<dyn Constraint> {
+        Box::new(Remainders { mask: Self::mask(0), most })
+    }
+
+    fn mask(remainder: u32) -> Vec<u32> {
+        let mut mask = vec![0; VOCAB.div_ceil(32)];
+        (0..POISON)
+            .filter(|token| token % 7 == remainder)
+            .for_each(|token| mask[token as usize / 32] |= 1 << (token % 32));
+        mask
+    }
+}
+
+impl Constraint for Remainders {
+    fn allowed(&self) -> Option<&[u32]> {
+        Some(&self.mask)
+    }
+
+    fn push(&mut self, token: u32) -> Result<(), String> {
+        self.most -= 1;
+        self.mask = Self::mask((token + 1) % 7);
+        if self.most == 0 { Err("nothing more".into()) } else { Ok(()) }
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn a_constraint_knows_each_token_before_the_next_is_drawn() {
+    // Steps in flight, and pages: few ones make sequences lose theirs.
+    for (ahead, pages) in [(1, 400), (2, 400), (3, 400), (2, 40)] {
+        let mut run = Run::new(Fake::new(pages, ahead), Options::default());
+        let constrained = |seed| Request {
+            constraint: Some(Remainders::boxed(1000)),
+            sampling: seeded(seed),
+            ..request(&[5, 6], 30)
+        };
+        let free = |seed| Request { sampling: seeded(seed), ..request(&[5, 6, 7], 30) };
+        let requests = [constrained(1), free(1), constrained(2), free(2)];
+        let ids = requests.clone().map(|request| run.add(request));
+        run.finish();
+        for (&id, request) in ids.iter().zip(&requests) {
+            run.check(id, request);
+            let tokens = &run.heard[&id].tokens;
+            let follow = tokens.windows(2).all(|pair| pair[1] % 7 == (pair[0] + 1) % 7);
+            assert_eq!(tokens[0] % 7 == 0 && follow, request.constraint.is_some(), "{tokens:?}");
+        }
+        run.check_empty();
+    }
+}
+
+#[test]
+fn a_constraint_that_allows_nothing_more_fails_its_request() {
+    let mut run = Run::new(Fake::new(400, 2), Options::default());
+    let failing = Request { constraint: Some(Remainders::boxed(4)), ..request(&[5], 30) };
+    let other = request(&[6], 30);
+    let ids = [&failing, &other].map(|request| run.add(request.clone()));
+    run.finish();
+    run.check(ids[0], &failing);
+    run.check(ids[1], &other);
+    let heard = &run.heard[&ids[0]];
+    assert_eq!((heard.tokens.len(), &heard.finish), (4, &Some(Finish::Failed("nothing more".into()))));
     run.check_empty();
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use phase1_loading::Tokenizer;
 use phase2_forward::Engine;
 use serving::api::{App, Key, Model, Server, Settings};
+use serving::grammar::Grammars;
 use serving::worker::{Handle, Options};
 use tokio::runtime::{Builder, Runtime};
 
@@ -108,6 +109,7 @@ fn load(args: &Serve) -> Result<Model> {
     Ok(Model {
         handle: Handle::start(engine, options),
         tokenizer,
+        grammars: Grammars::default(),
         names: names.collect(),
         fingerprint,
         bytes,

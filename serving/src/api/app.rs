@@ -13,6 +13,7 @@ use super::error::ApiError;
 use super::guard::Key;
 use super::metrics::Metrics;
 use super::responses::Store;
+use crate::grammar::Grammars;
 use crate::worker::Handle;
 
 /// How the server behaves; nothing of it concerns the model.
@@ -57,6 +58,7 @@ impl Settings {
 pub struct Model {
     pub handle: Handle,
     pub tokenizer: Tokenizer,
+    pub grammars: Grammars,
     /// What clients call it; the first is what answers say.
     pub names: Vec<String>,
     /// Tells models and settings apart between which seeds mean nothing.

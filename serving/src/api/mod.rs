@@ -9,6 +9,7 @@ mod body;
 mod chat;
 mod completions;
 mod error;
+mod form;
 mod guard;
 mod health;
 mod id;

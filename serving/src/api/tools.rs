@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use harmony::{Effort, Function};
+use harmony::{Effort, Function, ResponseFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -24,49 +24,28 @@ pub struct ToolFunction {
     pub name: Option<String>,
     pub description: Option<String>,
     pub parameters: Option<Value>,
+    /// Whether arguments have to be of that schema.
+    pub strict: Option<bool>,
 }
 
 /// What a request demands of the form of its answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Constraint {
+pub enum Demand {
     #[default]
     Free,
     /// The answer is JSON, of this schema if there is one.
-    Json(Option<Value>),
+    Json(Option<ResponseFormat>),
     /// The answer is a call of one of these functions.
     Call(Vec<String>),
-}
-
-impl Constraint {
-    /// Only answers of free form can be given until a grammar engine masks tokens.
-    ///
-    /// # Errors
-    /// Any other form; `json_param` is the field that asks for JSON.
-    pub fn check(&self, json_param: &str) -> Result<(), ApiError> {
-        match self {
-            Constraint::Free => Ok(()),
-            Constraint::Json(schema) => {
-                let form = if schema.is_some() { "json_schema" } else { "json_object" };
-                let message =
-                    format!("`{json_param}` of type `{form}` is not supported by this server; only `text` is.");
-                Err(ApiError::unsupported(json_param, message))
-            }
-            Constraint::Call(names) => {
-                let names = shortened(&names.join(", "));
-                let message = format!(
-                    "A forced call (of {names}) is not supported by this server; `tool_choice` may be `auto` or `none`."
-                );
-                Err(ApiError::unsupported("tool_choice", message))
-            }
-        }
-    }
 }
 
 /// The functions that the model sees, and whether it has to call one.
 #[derive(Clone, Debug, Default)]
 pub struct Toolbox {
     pub functions: Vec<Function>,
-    pub constraint: Constraint,
+    /// Names of those whose arguments have to be of their schema.
+    pub strict: Vec<String>,
+    pub demand: Demand,
 }
 
 impl Toolbox {
@@ -89,7 +68,10 @@ impl Toolbox {
             let function = function.ok_or_else(|| ApiError::invalid(&at, format!("`{at}.function` is missing.")))?;
             declared(&format!("{at}.function"), function)
         });
-        Toolbox::build(Some(functions.collect::<Result<_, _>>()?), choice)
+        let functions = functions.collect::<Result<Vec<Function>, ApiError>>()?;
+        let strict = tools.iter().filter_map(|tool| tool.function.as_ref()).filter(|tool| tool.strict == Some(true));
+        let strict = strict.filter_map(|tool| tool.name.clone()).collect();
+        Ok(Toolbox { strict, ..Toolbox::build(Some(functions), choice)? })
     }
 
     /// Of functions that were read already. An empty list is refused, as OpenAI does.
@@ -111,18 +93,18 @@ impl Toolbox {
         if let Some(twice) = functions.iter().find(|function| !names.insert(function.name.clone())) {
             return Err(ApiError::invalid("tools", format!("The function `{}` is declared twice.", twice.name)));
         }
-        let constraint = match choice.unwrap_or(&Value::Null) {
-            Value::Null => Constraint::Free,
+        let demand = match choice.unwrap_or(&Value::Null) {
+            Value::Null => Demand::Free,
             Value::String(word) => match word.as_str() {
-                "auto" => Constraint::Free,
+                "auto" => Demand::Free,
                 "none" => return Ok(Toolbox::default()),
-                "required" => Constraint::Call(names.into_iter().collect()),
+                "required" => Demand::Call(names.into_iter().collect()),
                 _ => return Err(bad_choice()),
             },
             Value::Object(_) => chosen(choice, &mut functions)?,
             _ => return Err(bad_choice()),
         };
-        Ok(Toolbox { functions, constraint })
+        Ok(Toolbox { functions, strict: Vec::new(), demand })
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -131,7 +113,7 @@ impl Toolbox {
 }
 
 /// A `tool_choice` that is an object: one function, or some.
-fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Constraint, ApiError> {
+fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Demand, ApiError> {
     let choice = choice.unwrap_or(&Value::Null);
     // Chat Completions nests what Responses has beside the type.
     let name = |value: &Value| value["function"]["name"].as_str().or(value["name"].as_str()).map(str::to_owned);
@@ -143,9 +125,7 @@ fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Const
         }
     };
     match choice["type"].as_str() {
-        Some("function") => {
-            Ok(Constraint::Call(vec![known(name(choice).ok_or_else(bad_choice)?, functions.as_slice())?]))
-        }
+        Some("function") => Ok(Demand::Call(vec![known(name(choice).ok_or_else(bad_choice)?, functions.as_slice())?])),
         Some("allowed_tools") => {
             let nested = &choice["allowed_tools"];
             let allowed = if nested.is_object() { nested } else { choice };
@@ -154,8 +134,8 @@ fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Const
             let names = names.collect::<Result<Vec<String>, ApiError>>()?;
             functions.retain(|function| names.contains(&function.name));
             match allowed["mode"].as_str() {
-                Some("auto") => Ok(Constraint::Free),
-                Some("required") => Ok(Constraint::Call(names)),
+                Some("auto") => Ok(Demand::Free),
+                Some("required") => Ok(Demand::Call(names)),
                 _ => Err(bad_choice()),
             }
         }
@@ -207,16 +187,20 @@ pub fn effort(param: &str, name: Option<&str>) -> Result<Effort, ApiError> {
 ///
 /// # Errors
 /// Another type, or a schema that is missing.
-pub fn response_format(param: &str, format: Option<&Value>) -> Result<Constraint, ApiError> {
-    let Some(format) = format.filter(|format| !format.is_null()) else { return Ok(Constraint::Free) };
+pub fn response_format(param: &str, format: Option<&Value>) -> Result<Demand, ApiError> {
+    let Some(format) = format.filter(|format| !format.is_null()) else { return Ok(Demand::Free) };
     match format["type"].as_str() {
-        Some("text") => Ok(Constraint::Free),
-        Some("json_object") => Ok(Constraint::Json(None)),
+        Some("text") => Ok(Demand::Free),
+        Some("json_object") => Ok(Demand::Json(None)),
         Some("json_schema") => {
-            let schema = format["json_schema"].get("schema").or(format.get("schema"));
-            let schema = schema.filter(|schema| schema.is_object());
-            let schema = schema.ok_or_else(|| ApiError::invalid(param, format!("`{param}` lacks its schema.")))?;
-            Ok(Constraint::Json(Some(schema.clone())))
+            let nested = &format["json_schema"];
+            let own = if nested.is_object() { nested } else { format };
+            let schema = own.get("schema").filter(|schema| schema.is_object());
+            let schema =
+                schema.ok_or_else(|| ApiError::invalid(param, format!("`{param}` lacks its schema.")))?.clone();
+            let name = own["name"].as_str().unwrap_or("response").to_owned();
+            let description = own["description"].as_str().map(str::to_owned);
+            Ok(Demand::Json(Some(ResponseFormat { name, description, schema })))
         }
         _ => Err(ApiError::invalid(param, format!("`{param}.type` must be text, json_object or json_schema."))),
     }
@@ -239,17 +223,17 @@ mod tests {
 
     #[test]
     fn a_choice_says_which_tools_are_seen() {
-        let names = |choice| toolbox(choice).map(|toolbox| (toolbox.names().concat(), toolbox.constraint));
-        assert_eq!(names(json!(null)), Ok(("ab".into(), Constraint::Free)));
-        assert_eq!(names(json!("none")), Ok(("".into(), Constraint::Free)));
-        let call = |names: &[&str]| Constraint::Call(names.iter().map(|&name| name.into()).collect());
+        let names = |choice| toolbox(choice).map(|toolbox| (toolbox.names().concat(), toolbox.demand));
+        assert_eq!(names(json!(null)), Ok(("ab".into(), Demand::Free)));
+        assert_eq!(names(json!("none")), Ok(("".into(), Demand::Free)));
+        let call = |names: &[&str]| Demand::Call(names.iter().map(|&name| name.into()).collect());
         assert_eq!(names(json!("required")), Ok(("ab".into(), call(&["a", "b"]))));
         assert_eq!(names(json!({ "type": "function", "function": { "name": "b" } })), Ok(("ab".into(), call(&["b"]))));
         assert_eq!(names(json!({ "type": "function", "name": "b" })), Ok(("ab".into(), call(&["b"]))));
         let allowed = json!({ "type": "allowed_tools", "allowed_tools": { "mode": "auto", "tools": [
             { "type": "function", "function": { "name": "b" } }
         ] } });
-        assert_eq!(names(allowed), Ok(("b".into(), Constraint::Free)));
+        assert_eq!(names(allowed), Ok(("b".into(), Demand::Free)));
         for choice in [json!("maybe"), json!(5), json!({ "type": "function", "function": { "name": "c" } })] {
             assert_eq!(names(choice), Err(Some("tool_choice".into())));
         }

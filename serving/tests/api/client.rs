@@ -11,6 +11,7 @@ use phase1_loading::Checkpoint;
 use phase5_flash::{CpuEngine, CpuOptions};
 use serde_json::Value;
 use serving::api::{App, Model, Server, Settings};
+use serving::grammar::Grammars;
 use serving::worker::{Handle, Options};
 use tokio::sync::oneshot;
 
@@ -34,6 +35,7 @@ impl Running {
         running.app.ready(Model {
             handle: Handle::start(Box::new(engine.expect("loads")), options),
             tokenizer: checkpoint.tokenizer().expect("builds"),
+            grammars: Grammars::default(),
             names: vec![MODEL.into(), "alias".into()],
             fingerprint: "fp_test".into(),
             bytes: checkpoint.weight_bytes(),

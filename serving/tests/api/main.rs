@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use cases::Verdict;
 use client::{Answer, MODEL, Running};
+use phase1_loading::Checkpoint;
 use serde_json::{Value, json};
 use serving::api::{Key, Settings};
 use serving::worker::Options;
@@ -84,8 +85,10 @@ fn every_refusal_is_an_error_object() {
     let chat = "/v1/chat/completions";
     let post = |path: &str, body: Value| server.post(path, &body);
     let image = json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "data:," } }] }]);
-    let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
-    let format = json!({ "type": "json_object" });
+    let not = json!({ "type": "object", "properties": { "a": { "not": {} } } });
+    let tools = json!([{ "type": "function", "function": { "name": "f", "strict": true, "parameters": not } }]);
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": not } });
+    let flat = json!({ "format": { "type": "json_schema", "name": "n", "schema": not } });
     let long = "word ".repeat(8000);
     #[rustfmt::skip]
     let refusals: Vec<(Answer, u16, Option<&str>, Option<&str>)> = vec![
@@ -109,7 +112,7 @@ fn every_refusal_is_an_error_object() {
         (post(chat, with(ask("x"), json!({ "logprobs": true, "top_logprobs": 21 }))), 400, None, Some("top_logprobs")),
         (post(chat, with(ask("x"), json!({ "stream_options": {} }))), 400, None, Some("stream_options")),
         (post(chat, with(ask("x"), json!({ "tool_choice": "required" }))), 400, None, Some("tool_choice")),
-        (post(chat, with(ask("x"), json!({ "tools": tools, "tool_choice": "required" }))), 400, Some("unsupported_value"), Some("tool_choice")),
+        (post(chat, with(ask("x"), json!({ "tools": tools, "tool_choice": "required" }))), 400, Some("unsupported_value"), Some("tools")),
         (post(chat, with(ask("x"), json!({ "response_format": format }))), 400, Some("unsupported_value"), Some("response_format")),
         (post(chat, ask(&long)), 400, Some("context_length_exceeded"), Some("messages")),
         (post("/v1/completions", json!({})), 400, None, Some("prompt")),
@@ -117,6 +120,7 @@ fn every_refusal_is_an_error_object() {
         (post("/v1/completions", json!({ "prompt": [4_000_000_000u32] })), 400, None, Some("prompt")),
         (post("/v1/completions", json!({ "prompt": "x", "suffix": "y" })), 400, Some("unsupported_value"), Some("suffix")),
         (post("/v1/completions", json!({ "prompt": "x", "n": 2, "best_of": 1 })), 400, None, Some("best_of")),
+        (post("/v1/responses", json!({ "input": "x", "text": flat })), 400, Some("unsupported_value"), Some("text.format")),
         (post("/v1/responses", json!({ "model": MODEL })), 400, None, Some("input")),
         (post("/v1/responses", json!({ "input": "x", "previous_response_id": "resp_x" })), 404, None, Some("previous_response_id")),
         (post("/v1/responses", json!({ "input": "x", "background": true })), 400, Some("unsupported_value"), Some("background")),
@@ -275,6 +279,93 @@ fn ollama_clients_are_answered() {
     let generate =
         json!({ "model": MODEL, "prompt": "What is 2 + 2?", "stream": false, "options": { "temperature": 0 } });
     assert_eq!(server.post("/api/generate", &generate).json()["response"], joined);
+}
+
+/// Biases with which the model ends its reasoning at once, and then answers or calls `f`.
+fn in_haste() -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
+    let tokenizer = Checkpoint::open(&file).expect("opens").tokenizer().expect("builds");
+    let mut tokens: Vec<u32> = [" to=functions.f", "final"].map(|text| tokenizer.encode(text)[0]).to_vec();
+    tokens.extend(["<|end|>", "<|return|>", "<|call|>"].map(|name| tokenizer.control(name).expect("a control token")));
+    tokens.into_iter().map(|token| (token.to_string(), json!(100))).collect::<serde_json::Map<_, _>>().into()
+}
+
+#[test]
+fn answers_and_arguments_are_of_their_schemas() {
+    let server = server();
+    let schema = json!({
+        "type": "object",
+        "properties": { "sure": { "type": "boolean" }, "word": { "enum": ["yes", "no"] } },
+        "required": ["sure", "word"],
+        "additionalProperties": false,
+    });
+    let check = |text: &Value| {
+        let value: Value = serde_json::from_str(text.as_str().expect("text")).expect("JSON");
+        let members = value.as_object().expect("an object");
+        assert_eq!(members.keys().collect::<Vec<_>>(), ["sure", "word"], "{value}");
+        assert!(members["sure"].is_boolean() && (value["word"] == "yes" || value["word"] == "no"), "{value}");
+    };
+    let chat = |fields: Value| {
+        let haste = json!({ "logit_bias": in_haste(), "max_tokens": 1000 });
+        let answer = server.post("/v1/chat/completions", &with(with(ask("Is it so?"), haste), fields));
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()["choices"][0].clone()
+    };
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "verdict", "schema": schema, "strict": true } });
+    let choice = chat(json!({ "response_format": format, "ignore_eos": true }));
+    assert_eq!(choice["finish_reason"], "stop", "{choice}");
+    check(&choice["message"]["content"]);
+
+    let function = |strict: bool| json!({ "name": "f", "parameters": schema, "strict": strict });
+    let tools = |strict: bool| json!([{ "type": "function", "function": function(strict) }]);
+    let named = json!({ "type": "function", "function": { "name": "f" } });
+    for fields in [
+        json!({ "tools": tools(false), "tool_choice": "required", "parallel_tool_calls": true }),
+        json!({ "tools": tools(false), "tool_choice": named }),
+        json!({ "tools": tools(true) }),
+    ] {
+        let choice = chat(fields.clone());
+        // Without a forced call, the model might as well answer.
+        let is_forced = fields.get("tool_choice").is_some();
+        assert!(choice["finish_reason"] == "tool_calls" || !is_forced, "{choice}");
+        if let Some(call) = choice["message"]["tool_calls"].get(0) {
+            assert_eq!(call["function"]["name"], "f");
+            check(&call["function"]["arguments"]);
+        }
+    }
+}
+
+/// Without biases, whatever part of the JSON there is in time, it is the beginning of what was asked for.
+#[test]
+fn every_endpoint_takes_a_schema() {
+    let server = server();
+    let schema = json!({ "enum": ["yes", "no"] });
+    let schema =
+        json!({ "type": "object", "properties": { "a": schema }, "required": ["a"], "additionalProperties": false });
+    let is_beginning = |text: &str| {
+        let text: String = text.split_whitespace().collect();
+        ["{\"a\":\"yes\"}", "{\"a\":\"no\"}"].iter().any(|whole| whole.starts_with(&text))
+    };
+    let flat = json!({ "format": { "type": "json_schema", "name": "n", "schema": schema } });
+    let body = json!({ "input": "What is 2 + 2?", "text": flat, "temperature": 0, "max_output_tokens": 300 });
+    let response = server.post("/v1/responses", &body);
+    assert_eq!(response.status, 200, "{}", response.body);
+    let response = response.json();
+    for item in response["output"].as_array().expect("items").iter().filter(|item| item["type"] == "message") {
+        let text = item["content"][0]["text"].as_str().expect("text");
+        assert!(is_beginning(text), "{text}");
+    }
+    assert!(response["output"].as_array().is_some_and(|items| !items.is_empty()), "{response}");
+
+    let body = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "What is 2 + 2?" }], "format": schema,
+                       "stream": false, "options": { "temperature": 0, "num_predict": 300 } });
+    let answer = server.post("/api/chat", &body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let text = answer.json()["message"]["content"].as_str().expect("text").to_owned();
+    assert!(is_beginning(&text), "{text}");
+    let refused = server.post("/api/chat", &with(body, json!({ "format": "yaml" })));
+    assert_eq!(refused.status, 400, "{}", refused.body);
 }
 
 /// Runs the cases of a file; `CASES=F.json` names another.

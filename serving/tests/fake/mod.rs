@@ -127,7 +127,7 @@ impl Sequence {
     }
 }
 
-/// The token after `tokens`, or `None` for no number.
+/// The token after `tokens` among those that may be drawn, or `None` for no number.
 pub fn next_token(tokens: &[u32], draw: &Draw<'_>) -> Option<u32> {
     let mut hash = if draw.is_greedy() { 0 } else { draw.seed.wrapping_add(1) };
     let mut mix = |word: u32| {
@@ -139,7 +139,8 @@ pub fn next_token(tokens: &[u32], draw: &Draw<'_>) -> Option<u32> {
         let values = [adjustment.bias, adjustment.repetition_penalty, adjustment.penalty].map(f32::to_bits);
         [adjustment.token].iter().chain(&values).for_each(|&word| mix(word));
     }
-    (!tokens.contains(&POISON)).then_some((hash % u64::from(POISON)) as u32)
+    let allowed: Vec<u32> = (0..POISON).filter(|&token| draw.allows(token as usize)).collect();
+    (!tokens.contains(&POISON)).then(|| allowed[(hash % allowed.len() as u64) as usize])
 }
 
 /// A greedy request of a client without a name.
@@ -152,6 +153,7 @@ pub fn request(prompt: &[u32], max_tokens: usize) -> Request {
         logprobs: None,
         deadline: None,
         client: String::new(),
+        constraint: None,
     }
 }
 
@@ -159,17 +161,25 @@ pub fn request(prompt: &[u32], max_tokens: usize) -> Request {
 pub fn expected(request: &Request, context: usize) -> (Vec<u32>, Finish) {
     let mut sampler = Sampler::new(request.sampling.clone(), VOCAB).expect("valid parameters");
     sampler.observe_prompt(&request.prompt);
+    let mut constraint = request.constraint.clone();
     let mut tokens = request.prompt.clone();
     let finish = loop {
         let generated = tokens.len() - request.prompt.len();
         if generated == request.max_tokens || tokens.len() > context {
             break Finish::Length;
         }
-        let token = next_token(&tokens, &sampler.next_draw()).expect("a number");
+        let allowed = constraint.as_deref().and_then(|constraint| constraint.allowed());
+        let token = next_token(&tokens, &Draw { allowed, ..sampler.next_draw() }).expect("a number");
         sampler.accept(token);
         tokens.push(token);
         if request.stop_tokens.contains(&token) {
             break Finish::Stop(token);
+        }
+        let is_last = tokens.len() - request.prompt.len() == request.max_tokens || tokens.len() > context;
+        if let Some(constraint) = constraint.as_mut().filter(|_| !is_last)
+            && let Err(reason) = constraint.push(token)
+        {
+            break Finish::Failed(reason);
         }
     };
     (tokens.split_off(request.prompt.len()), finish)

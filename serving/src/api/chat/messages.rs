@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use harmony::{DeveloperPrompt, Effort, Function, Message, Role, SystemPrompt};
+use harmony::{DeveloperPrompt, Effort, Function, Message, ResponseFormat, Role, SystemPrompt};
 
 use super::request::{Content, InCall, InMessage, InRole};
 use crate::api::error::{ApiError, shortened};
@@ -13,15 +13,18 @@ pub struct Opening {
     pub effort: Effort,
     pub instructions: Option<String>,
     pub functions: Vec<Function>,
+    /// The form that the final answer has to take.
+    pub format: Option<ResponseFormat>,
 }
 
 impl Opening {
     /// The system message, and the developer's if there is anything to say.
     pub fn messages(self) -> Vec<Message> {
-        let Opening { date, effort, instructions, functions } = self;
+        let Opening { date, effort, instructions, functions, format } = self;
         let system =
             SystemPrompt { date: Some(date), effort, functions: !functions.is_empty(), ..SystemPrompt::default() };
-        let developer = DeveloperPrompt { instructions, functions, ..DeveloperPrompt::default() };
+        let response_formats = format.into_iter().collect();
+        let developer = DeveloperPrompt { instructions, functions, response_formats };
         let developer = (!developer.is_empty()).then(|| developer.message());
         [system.message()].into_iter().chain(developer).collect()
     }
@@ -147,8 +150,13 @@ mod tests {
     use super::*;
 
     fn messages(value: Value) -> Result<Vec<String>, Option<String>> {
-        let opening =
-            Opening { date: "2026-01-01".into(), effort: Effort::Low, instructions: None, functions: Vec::new() };
+        let opening = Opening {
+            date: "2026-01-01".into(),
+            effort: Effort::Low,
+            instructions: None,
+            functions: Vec::new(),
+            format: None,
+        };
         let messages = serde_json::from_value(value).expect("messages");
         let messages = conversation(opening, messages).map_err(|error| error.param)?;
         let brief = |message: &Message| {

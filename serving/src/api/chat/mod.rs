@@ -9,11 +9,12 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
-use harmony::{Effort, Function};
+use harmony::{Effort, Function, ResponseFormat};
 
 use super::app::{App, Model};
 use super::body::{heavy, ok, parse, read};
 use super::error::ApiError;
+use super::form::{constraint, shown};
 use super::knobs;
 use super::record::Record;
 use super::runs::Runs;
@@ -103,12 +104,14 @@ impl Plan {
             options => options.and_then(|options| options.include_usage).unwrap_or(false),
         };
         let stops = knobs::stop_strings(asked.stop)?;
-        response_format("response_format", asked.response_format.as_ref())?.check("response_format")?;
+        let format = response_format("response_format", asked.response_format.as_ref())?;
         let toolbox = Toolbox::of_chat(asked.tools.as_deref(), asked.tool_choice.as_ref())?;
-        toolbox.constraint.check("response_format")?;
         let effort = effort("reasoning_effort", asked.reasoning_effort.as_deref())?;
-        let prompt = render(model, asked.messages, effort, toolbox.functions.clone())?;
-        let stop_tokens = stops::tokens(model, asked.ignore_eos, asked.stop_token_ids.as_deref());
+        let prompt = render(model, asked.messages, effort, toolbox.functions.clone(), shown(&format))?;
+        let constraint = constraint(model, "response_format", &format, &toolbox)?;
+        // Behind the end of its turn, nothing would keep the model to the form.
+        let ignore_eos = asked.ignore_eos.filter(|_| constraint.is_none());
+        let stop_tokens = stops::tokens(model, ignore_eos, asked.stop_token_ids.as_deref());
         let prompt_tokens = prompt.len();
         let request = Request {
             max_tokens: model.room(prompt_tokens, max_tokens),
@@ -118,6 +121,7 @@ impl Plan {
             logprobs,
             deadline: None,
             client: record.client().to_owned(),
+            constraint,
         };
         let head = Head {
             id: id::random("chatcmpl-"),
@@ -142,8 +146,9 @@ impl Plan {
 /// Messages or tools that make no prompt.
 pub fn prompt(model: &Model, asked: ChatRequest) -> Result<Vec<u32>, ApiError> {
     let toolbox = Toolbox::of_chat(asked.tools.as_deref(), asked.tool_choice.as_ref())?;
+    let format = response_format("response_format", asked.response_format.as_ref())?;
     let effort = effort("reasoning_effort", asked.reasoning_effort.as_deref())?;
-    render(model, asked.messages, effort, toolbox.functions)
+    render(model, asked.messages, effort, toolbox.functions, shown(&format))
 }
 
 /// The prompt of a conversation.
@@ -155,12 +160,13 @@ pub fn render(
     messages: Option<Vec<InMessage>>,
     effort: Effort,
     functions: Vec<Function>,
+    format: Option<ResponseFormat>,
 ) -> Result<Vec<u32>, ApiError> {
     let messages = messages.unwrap_or_default();
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` must hold at least one message."));
     }
-    let opening = Opening { date: model.date(), effort, instructions: None, functions };
+    let opening = Opening { date: model.date(), effort, instructions: None, functions, format };
     let conversation = messages::conversation(opening, messages)?;
     Ok(model.harmony()?.render_prompt(&conversation))
 }

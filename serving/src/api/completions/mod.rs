@@ -151,6 +151,7 @@ impl Plan {
                 logprobs,
                 deadline: None,
                 client: record.client().to_owned(),
+                constraint: None,
             };
             runs.extend(stops::with_seeds(request, per_prompt));
         }

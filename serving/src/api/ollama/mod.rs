@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response};
-use harmony::Function;
+use harmony::{Function, ResponseFormat};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -17,14 +17,15 @@ use super::app::{App, Model};
 use super::body::{heavy, ok, parse, read};
 use super::chat::{self, Content, InMessage, InRole};
 use super::error::ApiError;
+use super::form::{constraint, shown};
 use super::knobs;
 use super::record::Record;
 use super::runs::Runs;
 use super::stops;
 use super::stream::{Form, Frames, respond};
-use super::tools::{Constraint, Toolbox, response_format};
+use super::tools::{Demand, Toolbox};
 use super::turn::Turn;
-use crate::request::Request;
+use crate::request::{Constraint, Request};
 
 use answer::{Layout, OllamaAnswer, Reader};
 use request::{ChatRequest, GenerateRequest, Options, Think, messages, no_images};
@@ -188,42 +189,48 @@ impl AnswerPlan {
 impl Plan {
     fn of_chat(model: &Model, asked: ChatRequest, record: &Record) -> Result<Plan, ApiError> {
         let name = model.resolve(asked.model.as_deref())?;
-        free_form(asked.format.as_ref())?;
+        let format = form(asked.format.as_ref())?;
         let tools = asked.tools.filter(|tools| !tools.is_empty());
-        let functions = Toolbox::of_chat(tools.as_deref(), None)?.functions;
+        let toolbox = Toolbox::of_chat(tools.as_deref(), None)?;
         let effort = Think::effort(asked.think.as_ref())?;
         let messages = messages(asked.messages.unwrap_or_default())?;
-        let prompt = chat::render(model, Some(messages), effort, functions.clone())?;
+        let prompt = chat::render(model, Some(messages), effort, toolbox.functions.clone(), shown(&format))?;
+        let constraint = constraint(model, "format", &format, &toolbox)?;
         let answer = AnswerPlan {
             layout: Layout::Chat,
             model: name,
             is_raw: false,
             shows_thinking: Think::is_shown(asked.think.as_ref()),
             prompt_tokens: prompt.len(),
-            functions,
+            functions: toolbox.functions,
             stops: Vec::new(),
         };
-        Plan::new(model, prompt, asked.options.unwrap_or_default(), asked.stream, answer, record)
+        Plan::new(model, prompt, constraint, asked.options.unwrap_or_default(), asked.stream, answer, record)
     }
 
     fn of_generate(model: &Model, asked: GenerateRequest, record: &Record) -> Result<Plan, ApiError> {
         let name = model.resolve(asked.model.as_deref())?;
-        free_form(asked.format.as_ref())?;
+        let format = form(asked.format.as_ref())?;
         no_images("images", asked.images.as_deref())?;
         if asked.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::unsupported("suffix", "This model does not fill gaps."));
         }
         let text = asked.prompt.unwrap_or_default();
         let is_raw = asked.raw.unwrap_or(false);
+        if is_raw && format != Demand::Free {
+            return Err(ApiError::unsupported("format", "A raw prompt has no answer to hold to a `format`."));
+        }
+        let effort = Think::effort(asked.think.as_ref())?;
         let prompt = match is_raw {
             true => model.tokenizer.encode_with_control(&text),
             false => {
                 let said = |role, text| InMessage::said(role, Content::Text(text));
                 let system = asked.system.map(|text| said(InRole::System, text));
                 let messages = system.into_iter().chain([said(InRole::User, text)]).collect();
-                chat::render(model, Some(messages), Think::effort(asked.think.as_ref())?, Vec::new())?
+                chat::render(model, Some(messages), effort, Vec::new(), shown(&format))?
             }
         };
+        let constraint = constraint(model, "format", &format, &Toolbox::default())?;
         let answer = AnswerPlan {
             layout: Layout::Generate,
             model: name,
@@ -233,12 +240,13 @@ impl Plan {
             functions: Vec::new(),
             stops: Vec::new(),
         };
-        Plan::new(model, prompt, asked.options.unwrap_or_default(), asked.stream, answer, record)
+        Plan::new(model, prompt, constraint, asked.options.unwrap_or_default(), asked.stream, answer, record)
     }
 
     fn new(
         model: &Model,
         prompt: Vec<u32>,
+        constraint: Option<Box<dyn Constraint>>,
         options: Options,
         stream: Option<bool>,
         mut answer: AnswerPlan,
@@ -255,18 +263,23 @@ impl Plan {
             logprobs: None,
             deadline: None,
             client: record.client().to_owned(),
+            constraint,
         };
         Ok(Plan { run, answer, stream: stream.unwrap_or(true) })
     }
 }
 
 /// `format` is `json` or a schema.
-fn free_form(format: Option<&Value>) -> Result<(), ApiError> {
-    let constraint = match format {
-        None | Some(Value::Null) => Constraint::Free,
-        Some(Value::String(word)) if word.is_empty() => Constraint::Free,
-        Some(Value::String(_)) => response_format("format", Some(&json!({ "type": "json_object" })))?,
-        Some(schema) => Constraint::Json(Some(schema.clone())),
-    };
-    constraint.check("format")
+fn form(format: Option<&Value>) -> Result<Demand, ApiError> {
+    match format {
+        None | Some(Value::Null) => Ok(Demand::Free),
+        Some(Value::String(word)) if word.is_empty() => Ok(Demand::Free),
+        Some(Value::String(word)) if word == "json" => Ok(Demand::Json(None)),
+        Some(schema @ Value::Object(_)) => Ok(Demand::Json(Some(ResponseFormat {
+            name: "response".into(),
+            description: None,
+            schema: schema.clone(),
+        }))),
+        Some(_) => Err(ApiError::invalid("format", "`format` must be `json` or a JSON schema.")),
+    }
 }

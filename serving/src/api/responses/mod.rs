@@ -17,6 +17,7 @@ use super::app::{App, Model};
 use super::body::{heavy, ok, parse, read};
 use super::chat::Opening;
 use super::error::{ApiError, shortened};
+use super::form::{constraint, shown};
 use super::knobs::{self, Knobs};
 use super::record::Record;
 use super::runs::Runs;
@@ -196,10 +197,11 @@ impl Plan {
         let logprobs = (wants_logprobs || top > 0).then_some(top);
         let (declared, tools) = functions(asked.tools.as_deref().unwrap_or_default())?;
         let declared = Some(declared).filter(|declared| !declared.is_empty());
-        let toolbox = Toolbox::build(declared, asked.tool_choice.as_ref())?;
-        toolbox.constraint.check("text.format")?;
+        let strict = tools.iter().filter(|tool| tool["strict"] == true);
+        let strict = strict.filter_map(|tool| tool["name"].as_str().map(str::to_owned)).collect();
+        let toolbox = Toolbox { strict, ..Toolbox::build(declared, asked.tool_choice.as_ref())? };
         let format = asked.text.as_ref().and_then(|text| text.format.as_ref());
-        response_format("text.format", format)?.check("text.format")?;
+        let format = response_format("text.format", format)?;
         let reasoning = asked.reasoning.as_ref();
         let effort = effort("reasoning.effort", reasoning.and_then(|reasoning| reasoning.effort.as_deref()))?;
 
@@ -223,11 +225,17 @@ impl Plan {
         };
         history.add(&items, &app.store, owner)?;
         let input = listed(&items);
-        let opening =
-            |instructions| Opening { date: model.date(), effort, instructions, functions: toolbox.functions.clone() };
+        let opening = |instructions| Opening {
+            date: model.date(),
+            effort,
+            instructions,
+            functions: toolbox.functions.clone(),
+            format: shown(&format),
+        };
         let drops = asked.truncation == Some(Truncation::Auto);
         let prompt = prompt(model, &opening, asked.instructions.clone(), &history, drops)?;
 
+        let constraint = constraint(model, "text.format", &format, &toolbox)?;
         let prompt_tokens = prompt.len();
         let run = Request {
             max_tokens: model.room(prompt_tokens, max_tokens),
@@ -237,6 +245,7 @@ impl Plan {
             logprobs,
             deadline: None,
             client: record.client().to_owned(),
+            constraint,
         };
         let id = id::random("resp_");
         let basis = asked.store.unwrap_or(true).then(|| Basis { id: id.clone(), input, history });

@@ -100,13 +100,13 @@ pub fn functions(tools: &[Value]) -> Result<(Vec<Function>, Vec<Value>), ApiErro
         let function: ToolFunction = serde_json::from_value(tool.clone())
             .map_err(|error| ApiError::invalid(&at, format!("Invalid `{at}`: {}.", shortened(&error.to_string()))))?;
         functions.push(declared(&at, &function)?);
-        let ToolFunction { name, description, parameters } = function;
+        let ToolFunction { name, description, parameters, strict } = function;
         echoed.push(json!({
             "type": "function",
             "name": name,
             "description": description,
             "parameters": parameters,
-            "strict": tool.get("strict").cloned().unwrap_or(Value::Bool(false)),
+            "strict": strict.unwrap_or(false),
         }));
     }
     Ok((functions, echoed))

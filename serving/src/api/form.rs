@@ -1,0 +1,131 @@
+//! What a request demands of the form of its answer, as a limit on what the model may draw.
+
+use harmony::{Function, ResponseFormat};
+use serde_json::{Value, json};
+
+use super::app::Model;
+use super::body::heavy;
+use super::error::{ApiError, shortened};
+use super::tools::{Demand, Toolbox};
+use crate::grammar::{Content, GrammarError, TurnRules};
+use crate::request::Constraint;
+
+/// The constraint of a request; `None` if its answer is free. `param` is the field that `format` was read from.
+///
+/// # Errors
+/// Schemas that cannot be enforced.
+pub fn constraint(
+    model: &Model,
+    param: &str,
+    format: &Demand,
+    toolbox: &Toolbox,
+) -> Result<Option<Box<dyn Constraint>>, ApiError> {
+    let Some(rules) = rules(format, toolbox) else { return Ok(None) };
+    let build = || model.grammars.constraint(&model.tokenizer, model.handle.vocab(), &rules);
+    heavy(usize::MAX, build).map(Some).map_err(|error| refusal(param, error))
+}
+
+/// The schema that the model is shown, beside being held to it.
+pub fn shown(format: &Demand) -> Option<ResponseFormat> {
+    match format {
+        Demand::Json(format) => format.clone(),
+        Demand::Free | Demand::Call(_) => None,
+    }
+}
+
+/// What the turn may hold; `None` for anything. A forced call comes before a form of the answer.
+fn rules(format: &Demand, toolbox: &Toolbox) -> Option<TurnRules> {
+    let Toolbox { functions, strict, demand } = toolbox;
+    let is_strict = |function: &Function| strict.contains(&function.name);
+    let forced = match demand {
+        Demand::Call(names) => Some(names),
+        Demand::Free | Demand::Json(_) => None,
+    };
+    let answer = match (forced, format) {
+        (Some(_), _) => None,
+        (None, Demand::Json(Some(ResponseFormat { schema, .. }))) => {
+            Some(Content::Json { schema: schema.clone(), lenient: false })
+        }
+        (None, Demand::Json(None)) => Some(Content::object()),
+        (None, _) => Some(Content::Text),
+    };
+    if answer == Some(Content::Text) && !functions.iter().any(is_strict) {
+        return None;
+    }
+    let callable = functions.iter().filter(|function| forced.is_none_or(|names| names.contains(&function.name)));
+    let calls = callable.map(|function| {
+        // A forced call at least has arguments that parse.
+        let content = match (is_strict(function), forced) {
+            (false, None) => Content::Text,
+            (is_strict, _) => Content::Json { schema: parameters(function), lenient: !is_strict },
+        };
+        (function.name.clone(), content)
+    });
+    Some(TurnRules { answer, calls: calls.collect() })
+}
+
+/// The schema of a function's arguments.
+fn parameters(function: &Function) -> Value {
+    let nothing = || json!({ "type": "object", "properties": {}, "additionalProperties": false });
+    function.parameters.clone().unwrap_or_else(nothing)
+}
+
+fn refusal(param: &str, error: GrammarError) -> ApiError {
+    match error {
+        GrammarError::Schema { function: Some(function), path, problem } => {
+            let message = format!(
+                "The parameters of the function `{}` cannot be enforced: {problem} (at `{}`).",
+                shortened(&function),
+                shortened(&path)
+            );
+            ApiError::unsupported("tools", message)
+        }
+        GrammarError::Schema { function: None, path, problem } => {
+            let message = format!("The schema of `{param}` cannot be enforced: {problem} (at `{}`).", shortened(&path));
+            ApiError::unsupported(param, message)
+        }
+        GrammarError::TooMany => ApiError::invalid("tools", format!("Too many strict functions: {error}.")),
+        GrammarError::Vocabulary(message) => {
+            ApiError::bad_request(format!("This model's output cannot be constrained: {message}."))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toolbox(strict: &[&str], demand: Demand) -> Toolbox {
+        let functions = ["f", "g"].map(|name| Function { name: name.into(), description: None, parameters: None });
+        Toolbox { functions: functions.to_vec(), strict: strict.iter().map(|&name| name.into()).collect(), demand }
+    }
+
+    /// The answer, and each function with the kind of its arguments.
+    fn brief(format: Demand, toolbox: &Toolbox) -> Option<String> {
+        let kind = |content: &Content| match content {
+            Content::Text => "text",
+            Content::Json { lenient: false, .. } => "json",
+            Content::Json { lenient: true, .. } => "lenient",
+        };
+        let TurnRules { answer, calls } = rules(&format, toolbox)?;
+        let answer = answer.as_ref().map_or("none", kind);
+        let calls: String = calls.iter().map(|(name, content)| format!(" {name}:{}", kind(content))).collect();
+        Some(format!("{answer}{calls}"))
+    }
+
+    #[test]
+    fn only_what_is_demanded_is_constrained() {
+        let auto = toolbox(&[], Demand::Free);
+        assert_eq!(brief(Demand::Free, &auto), None);
+        assert_eq!(brief(Demand::Free, &Toolbox::default()), None);
+        assert_eq!(brief(Demand::Json(None), &Toolbox::default()).as_deref(), Some("json"));
+        assert_eq!(brief(Demand::Json(None), &auto).as_deref(), Some("json f:text g:text"));
+        assert_eq!(brief(Demand::Free, &toolbox(&["g"], Demand::Free)).as_deref(), Some("text f:text g:json"));
+        // A strict function that the choice leaves out demands nothing.
+        assert_eq!(brief(Demand::Free, &toolbox(&["h"], Demand::Free)), None);
+        let forced = toolbox(&["g"], Demand::Call(vec!["f".into(), "g".into()]));
+        assert_eq!(brief(Demand::Json(None), &forced).as_deref(), Some("none f:lenient g:json"));
+        let named = toolbox(&[], Demand::Call(vec!["g".into()]));
+        assert_eq!(brief(Demand::Free, &named).as_deref(), Some("none g:lenient"));
+    }
+}

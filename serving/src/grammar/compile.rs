@@ -1,0 +1,79 @@
+//! Schemas to grammars.
+
+use std::thread;
+
+use llguidance::Matcher;
+use llguidance::api::TopLevelGrammar;
+use serde_json::{Value, json};
+
+use super::GrammarError;
+use super::schema::check;
+use super::vocabulary::Vocabulary;
+
+/// White space between two parts of JSON: enough for a line that is indented deeply, but not so much that a model loops in it.
+const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+/// Schemas are compiled by recursion. `check` bounds its depth, which this is ample for; pages that are not used cost nothing.
+const STACK: usize = 256 << 20;
+
+/// Compiles schemas in their order, each with the function that it belongs to, and whether any object will do in its place.
+pub(super) fn compile_all(
+    vocabulary: &Vocabulary,
+    schemas: Vec<(Option<String>, Value, bool)>,
+) -> Result<Vec<Matcher>, GrammarError> {
+    if schemas.is_empty() {
+        return Ok(Vec::new());
+    }
+    let compile_each = || {
+        schemas
+            .into_iter()
+            .map(|schema| compile_or_relax(vocabulary, schema))
+            .collect::<Result<Vec<Matcher>, GrammarError>>()
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK).spawn_scoped(scope, compile_each);
+        let thread = thread.map_err(|error| GrammarError::Vocabulary(format!("no thread for grammars: {error}")))?;
+        let failed = |_| Err(GrammarError::Vocabulary("a grammar could not be compiled".into()));
+        thread.join().unwrap_or_else(failed)
+    })
+}
+
+fn compile_or_relax(
+    vocabulary: &Vocabulary,
+    (function, schema, lenient): (Option<String>, Value, bool),
+) -> Result<Matcher, GrammarError> {
+    let compiled = check(&schema).and_then(|()| {
+        let whole = |problem| ("#".to_owned(), problem);
+        compile(vocabulary, schema).map_err(whole)
+    });
+    match compiled {
+        Ok(matcher) => Ok(matcher),
+        Err(_) if lenient => compile(vocabulary, json!({ "type": "object" })).map_err(GrammarError::Vocabulary),
+        Err((path, problem)) => Err(GrammarError::Schema { function, path, problem }),
+    }
+}
+
+/// Compiles a schema that was checked and is an object.
+fn compile(vocabulary: &Vocabulary, mut schema: Value) -> Result<Matcher, String> {
+    // Options of the grammar engine. A client's own, which could turn checks off, are replaced.
+    schema["x-guidance"] = json!({ "whitespace_pattern": WHITE_SPACE });
+    let parser = vocabulary.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+    let mut matcher = Matcher::new(Ok(parser.map_err(|error| plain(&error.to_string()))?));
+    // What allows no first token allows no text.
+    matcher.compute_mask_or_eos().map_err(|error| plain(&error.to_string()))?;
+    Ok(matcher)
+}
+
+/// An error of the grammar engine without its state.
+fn plain(message: &str) -> String {
+    let mut lines = message.lines().filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    if first.is_empty() || first.starts_with("panic") {
+        return "it cannot be compiled".into();
+    }
+    if first.starts_with("oneOf") {
+        return "`oneOf` is only supported if no value fits two of its schemas".into();
+    }
+    // Errors in patterns come with a drawing of the place, and the reason in the last line.
+    let reason = if first.ends_with(':') { lines.next_back().unwrap_or(first) } else { first };
+    reason.chars().take(300).collect()
+}

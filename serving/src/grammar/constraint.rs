@@ -1,0 +1,137 @@
+//! What may be drawn in one turn: a state of harmony, and the mask that follows from it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use llguidance::Matcher;
+
+use super::headers::{Body, Form};
+use super::vocabulary::{Vocabulary, allow};
+use crate::request::Constraint;
+
+/// The constraint of one turn, from behind `<|start|>assistant` on.
+pub(super) struct TurnConstraint {
+    vocabulary: Arc<Vocabulary>,
+    forms: Arc<[Form]>,
+    /// By their numbers in the forms. A body with a grammar ends the turn, so that each grammar is used once at most.
+    grammars: Vec<Matcher>,
+    state: State,
+    allowed: Vec<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Between messages: so many tokens of `<|start|>assistant` are written.
+    Opening(usize),
+    /// The tokens of a header so far.
+    Header(Vec<u32>),
+    Body(Body),
+    /// Nothing is limited any more.
+    Ended,
+}
+
+impl TurnConstraint {
+    pub fn new(vocabulary: Arc<Vocabulary>, forms: Arc<[Form]>, grammars: Vec<Matcher>) -> Result<Self, String> {
+        let allowed = vec![0; vocabulary.text.len()];
+        let state = State::Header(Vec::new());
+        let mut constraint = TurnConstraint { vocabulary, forms, grammars, state, allowed };
+        constraint.renew_mask()?;
+        Ok(constraint)
+    }
+
+    /// The state after a token.
+    fn after(&mut self, token: u32) -> Result<State, String> {
+        let unexpected = || Err(format!("token {token} was drawn where it is not allowed"));
+        let opening = &self.vocabulary.opening;
+        match &mut self.state {
+            State::Opening(written) if opening[*written] != token => unexpected(),
+            State::Opening(written) if *written + 1 < opening.len() => Ok(State::Opening(*written + 1)),
+            State::Opening(_) => Ok(State::Header(Vec::new())),
+            State::Header(written) => {
+                written.push(token);
+                let written = std::mem::take(written);
+                match self.forms.iter().find(|form| form.tokens.starts_with(&written)) {
+                    Some(form) if form.tokens.len() == written.len() => Ok(State::Body(form.body)),
+                    Some(_) => Ok(State::Header(written)),
+                    None => unexpected(),
+                }
+            }
+            State::Body(body) if token == body.end => match token == self.vocabulary.control.end {
+                true => Ok(State::Opening(0)),
+                false => Ok(State::Ended),
+            },
+            State::Body(body) => {
+                if let Some(grammar) = body.grammar {
+                    self.grammars[grammar].consume_token(token).map_err(|error| error.to_string())?;
+                }
+                Ok(State::Body(*body))
+            }
+            State::Ended => Ok(State::Ended),
+        }
+    }
+
+    /// Makes the mask that belongs to the state.
+    fn renew_mask(&mut self) -> Result<(), String> {
+        let allowed = &mut self.allowed;
+        match &self.state {
+            State::Opening(written) => {
+                allowed.fill(0);
+                allow(allowed, self.vocabulary.opening[*written]);
+            }
+            State::Header(written) => {
+                allowed.fill(0);
+                for form in self.forms.iter().filter(|form| form.tokens.starts_with(written)) {
+                    allow(allowed, form.tokens[written.len()]);
+                }
+            }
+            State::Body(Body { grammar: None, end }) => {
+                allowed.copy_from_slice(&self.vocabulary.text);
+                allow(allowed, *end);
+            }
+            State::Body(Body { grammar: Some(grammar), end }) => {
+                let mask = self.grammars[*grammar].compute_mask_or_eos().map_err(|error| error.to_string())?;
+                allowed.fill(0);
+                // It has a bit more, and with it perhaps a word.
+                for (word, found) in allowed.iter_mut().zip(mask.as_slice()) {
+                    *word = *found;
+                }
+                let returns = self.vocabulary.control.returns;
+                let (word, bit) = (returns as usize / 32, 1u32 << (returns % 32));
+                let is_complete = allowed[word] & bit != 0;
+                allowed[word] &= !bit;
+                if is_complete {
+                    allow(allowed, *end);
+                }
+            }
+            State::Ended => {}
+        }
+        Ok(())
+    }
+}
+
+impl Constraint for TurnConstraint {
+    fn allowed(&self) -> Option<&[u32]> {
+        (self.state != State::Ended).then_some(&self.allowed[..])
+    }
+
+    fn push(&mut self, token: u32) -> Result<(), String> {
+        self.state = self.after(token)?;
+        self.renew_mask()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(TurnConstraint {
+            vocabulary: self.vocabulary.clone(),
+            forms: self.forms.clone(),
+            grammars: self.grammars.iter().map(Matcher::deep_clone).collect(),
+            state: self.state.clone(),
+            allowed: self.allowed.clone(),
+        })
+    }
+}
+
+impl fmt::Debug for TurnConstraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TurnConstraint").field("state", &self.state).finish_non_exhaustive()
+    }
+}

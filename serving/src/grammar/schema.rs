@@ -1,0 +1,246 @@
+//! Which JSON schemas are taken: within limits, and with nothing in them that could not be enforced.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+/// Schemas within schemas.
+const DEEPEST: usize = 48;
+/// Schemas and values in all.
+const MOST_NODES: usize = 10_000;
+/// Bytes of names and texts.
+const MOST_BYTES: usize = 256 << 10;
+/// Different places that `$ref` names. With the depth this bounds how deeply the compiler nests.
+const MOST_REFERENCES: usize = 128;
+
+/// Keywords that say something about a value which no grammar of ours says.
+const UNSUPPORTED: [&str; 18] = [
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "minContains",
+    "maxContains",
+    "uniqueItems",
+    "propertyNames",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "$dynamicRef",
+    "$dynamicAnchor",
+    "$recursiveRef",
+    "$recursiveAnchor",
+];
+
+const FORMATS: [&str; 11] =
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown"];
+
+/// A path in the schema, and what is wrong there.
+type Fault = (String, String);
+
+/// Whether a schema is an object that can be enforced. What is malformed otherwise is left to the compiler.
+pub(super) fn check(schema: &Value) -> Result<(), Fault> {
+    if !schema.is_object() {
+        return fault("#", "a schema must be an object");
+    }
+    let mut walk = Walk { root: schema, nodes: 0, bytes: 0, references: BTreeSet::new() };
+    walk.schema(schema, "#", 0)
+}
+
+fn fault<T>(path: &str, problem: impl Into<String>) -> Result<T, Fault> {
+    Err((path.to_owned(), problem.into()))
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+    nodes: usize,
+    bytes: usize,
+    references: BTreeSet<&'a str>,
+}
+
+impl<'a> Walk<'a> {
+    /// Counts a schema or a value.
+    fn count(&mut self, value: &Value, path: &str, depth: usize) -> Result<(), Fault> {
+        self.nodes += 1;
+        self.bytes += match value {
+            Value::String(text) => text.len(),
+            Value::Object(members) => members.keys().map(String::len).sum(),
+            _ => 0,
+        };
+        if depth > DEEPEST {
+            return fault(path, format!("a schema may be nested {DEEPEST} deep"));
+        }
+        if self.nodes > MOST_NODES || self.bytes > MOST_BYTES {
+            let most = format!("a schema may have {MOST_NODES} parts and {MOST_BYTES} bytes of names and texts");
+            return fault(path, most);
+        }
+        Ok(())
+    }
+
+    fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<(), Fault> {
+        self.count(schema, path, depth)?;
+        let Value::Object(members) = schema else { return Ok(()) };
+        for (keyword, value) in members {
+            let at = format!("{path}/{keyword}");
+            match keyword.as_str() {
+                "properties" | "patternProperties" | "$defs" | "definitions" => {
+                    for (name, schema) in value.as_object().into_iter().flatten() {
+                        self.schema(schema, &format!("{at}/{name}"), depth + 1)?;
+                    }
+                }
+                "anyOf" | "oneOf" | "allOf" | "prefixItems" | "items" | "additionalItems" | "additionalProperties" => {
+                    match value {
+                        Value::Array(schemas) => {
+                            for (index, schema) in schemas.iter().enumerate() {
+                                self.schema(schema, &format!("{at}/{index}"), depth + 1)?;
+                            }
+                        }
+                        schema => self.schema(schema, &at, depth + 1)?,
+                    }
+                }
+                "enum" | "const" => self.value(value, &at, depth + 1)?,
+                "$ref" => self.reference(value, &at)?,
+                "format" => check_format(members, value, &at)?,
+                _ if UNSUPPORTED.contains(&keyword.as_str()) => {
+                    return fault(&at, format!("`{keyword}` is not supported"));
+                }
+                // Notes and unknown keywords say nothing about a value.
+                _ => self.count(value, &at, depth + 1)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, value: &Value, path: &str, depth: usize) -> Result<(), Fault> {
+        self.count(value, path, depth)?;
+        match value {
+            Value::Array(items) => items.iter().try_for_each(|item| self.value(item, path, depth + 1)),
+            Value::Object(members) => members.values().try_for_each(|member| self.value(member, path, depth + 1)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A reference into the schema itself that does not only lead to itself. What it names is looked at where it stands.
+    fn reference(&mut self, value: &'a Value, path: &str) -> Result<(), Fault> {
+        let Some(mut reference) = value.as_str() else { return fault(path, "`$ref` must be a string") };
+        self.references.insert(reference);
+        if self.references.len() > MOST_REFERENCES {
+            return fault(path, format!("a schema may refer to {MOST_REFERENCES} places"));
+        }
+        let mut passed = BTreeSet::new();
+        loop {
+            if !reference.starts_with('#') {
+                return fault(path, "`$ref` may only name a part of the same schema, such as `#/$defs/name`");
+            }
+            if !passed.insert(reference) {
+                return fault(path, "`$ref` leads only to itself");
+            }
+            let Some(named) = self.find(reference) else {
+                let shown: String = reference.chars().take(100).collect();
+                return fault(path, format!("`$ref` names `{shown}`, which the schema does not have"));
+            };
+            match named.get("$ref").and_then(Value::as_str) {
+                Some(next) => reference = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The part that a reference names, as the compiler finds it.
+    fn find(&self, reference: &str) -> Option<&'a Value> {
+        let pointer = reference.strip_prefix('#')?;
+        if pointer.is_empty() || pointer == "/" {
+            return Some(self.root);
+        }
+        pointer.strip_prefix('/')?.split('/').try_fold(self.root, |value, segment| match value {
+            Value::Array(items) => items.get(segment.parse::<usize>().ok()?),
+            value => value.get(segment),
+        })
+    }
+}
+
+/// Formats of other values than strings say nothing.
+fn check_format(members: &Map<String, Value>, format: &Value, path: &str) -> Result<(), Fault> {
+    let is_string = |kind: &Value| kind == "string";
+    let concerns_strings = match members.get("type") {
+        None => true,
+        Some(Value::Array(kinds)) => kinds.iter().any(is_string),
+        Some(kind) => is_string(kind),
+    };
+    match format.as_str() {
+        Some(name) if concerns_strings && !FORMATS.contains(&name) => {
+            let shown: String = name.chars().take(100).collect();
+            fault(path, format!("the `format` `{shown}` is not supported"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn path_of_fault(schema: Value) -> Option<String> {
+        check(&schema).err().map(|(path, _)| path)
+    }
+
+    #[test]
+    fn what_cannot_be_enforced_is_named_with_its_place() {
+        let within = |inner: Value| json!({ "type": "object", "properties": { "a": { "items": inner } } });
+        for keyword in UNSUPPORTED {
+            let fault = check(&within(json!({ keyword: true }))).expect_err("refused");
+            assert_eq!(fault.0, format!("#/properties/a/items/{keyword}"));
+            assert!(fault.1.contains(keyword), "{}", fault.1);
+        }
+        let cases = [
+            (json!(true), "#"),
+            (within(json!({ "$ref": "https://example.com/a.json" })), "#/properties/a/items/$ref"),
+            (within(json!({ "$ref": "#/$defs/missing" })), "#/properties/a/items/$ref"),
+            (json!({ "$ref": "#" }), "#/$ref"),
+            (json!({ "anyOf": [{}, { "type": "string", "format": "iri" }] }), "#/anyOf/1/format"),
+            (json!({ "$defs": { "a": { "$ref": "#/$defs/b" }, "b": { "$ref": "#/$defs/a" } } }), "#/$defs/a/$ref"),
+        ];
+        for (schema, path) in cases {
+            assert_eq!(path_of_fault(schema.clone()).as_deref(), Some(path), "{schema}");
+        }
+    }
+
+    #[test]
+    fn names_of_properties_are_no_keywords() {
+        let schema = json!({
+            "type": "object",
+            "title": "a title",
+            "properties": { "not": { "type": "integer", "format": "int32" }, "$ref": { "$ref": "#/$defs/x" } },
+            "$defs": { "x": { "anyOf": [{ "type": "null" }, { "$ref": "#" }] } },
+            "nullable": true,
+        });
+        assert_eq!(check(&schema), Ok(()));
+    }
+
+    #[test]
+    fn size_and_depth_have_limits() {
+        let mut deep = json!({});
+        for _ in 0..1000 {
+            deep = json!({ "items": deep });
+        }
+        assert!(path_of_fault(deep).is_some_and(|path| path.starts_with("#/items/items")));
+        let mut deep = json!(0);
+        for _ in 0..1000 {
+            deep = json!([deep]);
+        }
+        assert_eq!(path_of_fault(json!({ "const": deep })).as_deref(), Some("#/const"));
+        let many: Vec<usize> = (0..MOST_NODES).collect();
+        assert_eq!(path_of_fault(json!({ "enum": many })).as_deref(), Some("#/enum"));
+        assert!(check(&json!({ "enum": (0..MOST_NODES - 10).collect::<Vec<usize>>() })).is_ok());
+        assert_eq!(path_of_fault(json!({ "const": "x".repeat(MOST_BYTES + 1) })).as_deref(), Some("#/const"));
+        let names: Vec<Value> = (0..=MOST_REFERENCES).map(|n| json!({ "$ref": format!("#/$defs/{n}") })).collect();
+        let defs: Map<String, Value> = (0..=MOST_REFERENCES).map(|n| (n.to_string(), json!({}))).collect();
+        let last = format!("#/anyOf/{MOST_REFERENCES}/$ref");
+        assert_eq!(path_of_fault(json!({ "anyOf": names, "$defs": defs })), Some(last));
+    }
+}

@@ -1,0 +1,456 @@
+//! Constrained turns, drawn at random from what is allowed: whatever a model prefers, its turn has the form that was asked for.
+
+use std::path::Path;
+
+use harmony::{Function, Harmony, Message};
+use phase1_loading::{Checkpoint, Tokenizer};
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+use serving::grammar::{Content, GrammarError, Grammars, TurnRules};
+use serving::request::Constraint;
+
+/// Tokens after which a turn is steered to its end, and by when it must have come to it.
+const HURRY: usize = 150;
+const MOST: usize = 20_000;
+
+fn tokenizer() -> Tokenizer {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
+    Checkpoint::open(&file).expect("opens").tokenizer().expect("builds")
+}
+
+/// Random numbers of a seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+    }
+
+    fn of(&mut self, tokens: &[u32]) -> u32 {
+        tokens[self.below(tokens.len())]
+    }
+}
+
+fn bits(mask: &[u32]) -> Vec<u32> {
+    (0..mask.len() as u32 * 32).filter(|&token| mask[token as usize / 32] >> (token % 32) & 1 == 1).collect()
+}
+
+fn is_allowed(constraint: &dyn Constraint, token: u32) -> bool {
+    constraint.allowed().is_none_or(|mask| mask[token as usize / 32] >> (token % 32) & 1 == 1)
+}
+
+/// Ends of messages and of parts of JSON, in an order in which JSON comes to its end: at a value this is `""`, and behind it, what
+/// closes goes before what continues.
+fn closers(tokenizer: &Tokenizer) -> Vec<u32> {
+    let ends = ["<|end|>", "<|return|>", "<|call|>"].map(|name| tokenizer.control(name).expect("a control token"));
+    let parts = ["\"", "}", "]", ",", ":"].map(|text| tokenizer.encode(text)[0]);
+    [&ends[..], &parts].concat()
+}
+
+/// A turn drawn at random. Every fourth token or so closes something, so that turns differ in form and not only in words.
+fn draw(tokenizer: &Tokenizer, mut constraint: Box<dyn Constraint>, random: &mut Random) -> Vec<u32> {
+    let closers = closers(tokenizer);
+    let mut tokens = Vec::new();
+    while let Some(mask) = constraint.allowed() {
+        let allowed = bits(mask);
+        let closing: Vec<u32> = closers.iter().copied().filter(|token| allowed.contains(token)).collect();
+        let token = match closing.first() {
+            Some(&first) if tokens.len() >= HURRY => first,
+            Some(_) if random.below(4) == 0 => random.of(&closing),
+            _ => random.of(&allowed),
+        };
+        tokens.push(token);
+        constraint.push(token).expect("a token that was allowed");
+        assert!(tokens.len() < MOST, "no end: {}", tokenizer.decode(&tokens));
+    }
+    tokens
+}
+
+/// The last message of a turn that is well-formed throughout.
+fn last_message(tokenizer: &Tokenizer, tokens: &[u32], functions: &[&str]) -> Message {
+    let functions = functions.iter().map(|&name| Function { name: name.into(), description: None, parameters: None });
+    let functions: Vec<Function> = functions.collect();
+    let harmony = Harmony::new(tokenizer).expect("harmony's control tokens");
+    let mut parser = harmony.parser().with_functions(&functions);
+    tokens.iter().for_each(|&token| drop(parser.push(token)));
+    parser.finish();
+    let text = tokenizer.decode(tokens);
+    assert!(parser.has_ended(), "{text}");
+    assert_eq!(parser.warnings(), [""; 0], "{text}");
+    let (last, others) = parser.messages().split_last().expect("a message");
+    for other in others {
+        assert!(other.recipient.is_none() && other.channel.as_deref() != Some("final"), "{text}");
+    }
+    last.clone()
+}
+
+/// Whether a value is what a schema describes: the keywords that are used below, read from the specification.
+fn fits(root: &Value, schema: &Value, value: &Value) -> bool {
+    let Value::Object(keywords) = schema else { return *schema == json!(true) };
+    let number = |of: &Value, holds: fn(f64, f64) -> bool| {
+        value.as_f64().is_none_or(|value| holds(value, of.as_f64().expect("a number")))
+    };
+    let items = value.as_array();
+    let members = value.as_object();
+    let characters = value.as_str().map(|text| text.chars().count());
+    let size = |of: &Value| of.as_u64().expect("a size") as usize;
+    keywords.iter().all(|(keyword, of)| match keyword.as_str() {
+        "type" => match of.as_str().expect("a type") {
+            "object" => value.is_object(),
+            "array" => value.is_array(),
+            "string" => value.is_string(),
+            "number" => value.is_number(),
+            // As the specification has it, -0 and 1.0 are integers too.
+            "integer" => value.as_f64().is_some_and(|value| value.fract() == 0.0),
+            "boolean" => value.is_boolean(),
+            "null" => value.is_null(),
+            other => panic!("{other} is no type"),
+        },
+        "enum" => of.as_array().expect("values").contains(value),
+        "const" => of == value,
+        "anyOf" => of.as_array().expect("schemas").iter().any(|schema| fits(root, schema, value)),
+        "$ref" => {
+            let pointer = of.as_str().expect("a reference").trim_start_matches('#');
+            fits(root, root.pointer(pointer).expect("what it names"), value)
+        }
+        "properties" => {
+            let of = of.as_object().expect("schemas");
+            of.iter().all(|(name, schema)| value.get(name).is_none_or(|value| fits(root, schema, value)))
+        }
+        "required" => {
+            let names = of.as_array().expect("names");
+            members.is_none_or(|members| names.iter().all(|name| members.contains_key(name.as_str().expect("a name"))))
+        }
+        "additionalProperties" => {
+            assert_eq!(of, false);
+            members.is_none_or(|members| members.keys().all(|name| schema["properties"].get(name).is_some()))
+        }
+        "items" => items.is_none_or(|items| items.iter().all(|item| fits(root, of, item))),
+        "minItems" => items.is_none_or(|items| items.len() >= size(of)),
+        "maxItems" => items.is_none_or(|items| items.len() <= size(of)),
+        "minLength" => characters.is_none_or(|characters| characters >= size(of)),
+        "maxLength" => characters.is_none_or(|characters| characters <= size(of)),
+        "minimum" => number(of, |value, of| value >= of),
+        "maximum" => number(of, |value, of| value <= of),
+        "pattern" => {
+            let pattern = regex::Regex::new(of.as_str().expect("a pattern")).expect("a regular expression");
+            value.as_str().is_none_or(|text| pattern.is_match(text))
+        }
+        "$defs" => true,
+        other => panic!("{other} is not checked"),
+    })
+}
+
+fn schemas() -> Vec<Value> {
+    vec![
+        json!({
+            "type": "object",
+            "properties": {
+                "person": {
+                    "type": "object",
+                    "properties": {
+                        "name": { "type": "string", "minLength": 1, "maxLength": 8 },
+                        "age": { "type": "integer", "minimum": 0, "maximum": 150 },
+                    },
+                    "required": ["name", "age"],
+                    "additionalProperties": false,
+                },
+                "tags": { "type": "array", "items": { "type": "string", "maxLength": 6 }, "minItems": 2, "maxItems": 4 },
+            },
+            "required": ["person"],
+            "additionalProperties": false,
+        }),
+        json!({
+            "type": "object",
+            "properties": { "color": { "enum": ["red", "green", 3, null] }, "kind": { "const": "a \"b\" é\n" } },
+            "required": ["color", "kind"],
+            "additionalProperties": false,
+        }),
+        json!({
+            "type": "object",
+            "properties": {
+                "share": { "type": "number", "minimum": -0.5, "maximum": 1.25 },
+                "steps": { "type": "integer", "minimum": -20, "maximum": 7 },
+            },
+            "required": ["share", "steps"],
+            "additionalProperties": false,
+        }),
+        json!({
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 3,
+            "items": {
+                "anyOf": [
+                    { "type": "boolean" },
+                    { "type": "null" },
+                    {
+                        "type": "object",
+                        "properties": { "x": { "type": "integer", "minimum": 1, "maximum": 9 } },
+                        "required": ["x"],
+                        "additionalProperties": false,
+                    },
+                ],
+            },
+        }),
+        json!({
+            "$ref": "#/$defs/node",
+            "$defs": {
+                "node": {
+                    "type": "object",
+                    "properties": {
+                        "value": { "type": "integer", "minimum": 0, "maximum": 99 },
+                        "children": { "type": "array", "items": { "$ref": "#/$defs/node" }, "maxItems": 2 },
+                    },
+                    "required": ["value", "children"],
+                    "additionalProperties": false,
+                },
+            },
+        }),
+        json!({
+            "type": "object",
+            "properties": {
+                "id": { "type": "string", "pattern": "^[a-z]{2,4}-[0-9]{3}$" },
+                "path": { "type": "string", "pattern": "^(/[a-z]+)+$" },
+            },
+            "required": ["id", "path"],
+            "additionalProperties": false,
+        }),
+    ]
+}
+
+fn strict(schema: Value) -> Content {
+    Content::Json { schema, lenient: false }
+}
+
+struct Bench {
+    tokenizer: Tokenizer,
+    grammars: Grammars,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { tokenizer: tokenizer(), grammars: Grammars::default() }
+    }
+
+    fn try_constraint(&self, rules: &TurnRules) -> Result<Box<dyn Constraint>, GrammarError> {
+        self.grammars.constraint(&self.tokenizer, self.tokenizer.vocab(), rules)
+    }
+
+    fn constraint(&self, rules: &TurnRules) -> Box<dyn Constraint> {
+        self.try_constraint(rules).expect("a constraint")
+    }
+
+    /// Pushes a text in which control tokens stand for themselves, each token of which must be allowed.
+    fn write(&self, constraint: &mut dyn Constraint, text: &str) {
+        for token in self.tokenizer.encode_with_control(text) {
+            assert!(is_allowed(constraint, token), "{:?} in {text}", self.tokenizer.decode(&[token]));
+            constraint.push(token).expect("a token that is allowed");
+        }
+    }
+
+    fn control(&self, name: &str) -> u32 {
+        self.tokenizer.control(name).expect("a control token")
+    }
+}
+
+fn answer_of(schema: Value) -> TurnRules {
+    TurnRules { answer: Some(strict(schema)), calls: Vec::new() }
+}
+
+#[test]
+fn every_answer_is_of_its_schema() {
+    let bench = Bench::new();
+    for schema in schemas() {
+        let constraint = bench.constraint(&answer_of(schema.clone()));
+        for seed in 0..4 {
+            let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+            let message = last_message(&bench.tokenizer, &tokens, &[]);
+            assert_eq!(message.channel.as_deref(), Some("final"), "seed {seed} of {schema}");
+            let value: Value = serde_json::from_str(&message.content).expect("JSON");
+            assert!(fits(&schema, &schema, &value), "seed {seed} of {schema}: {value}");
+        }
+    }
+}
+
+#[test]
+fn any_object_is_json() {
+    let bench = Bench::new();
+    let constraint = bench.constraint(&TurnRules { answer: Some(Content::object()), calls: Vec::new() });
+    for seed in 0..8 {
+        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+        let content = last_message(&bench.tokenizer, &tokens, &[]).content;
+        // Numbers may be larger than any that a program holds.
+        assert!(serde_json::from_str::<IgnoredAny>(&content).is_ok(), "seed {seed}: {content}");
+        assert!(content.starts_with('{'), "seed {seed}: {content}");
+    }
+}
+
+#[test]
+fn a_forced_call_is_made() {
+    let bench = Bench::new();
+    let schema = schemas().swap_remove(0);
+    let cannot = json!({ "type": "object", "properties": { "a": { "not": {} } } });
+    let calls = vec![
+        ("get_weather".to_owned(), strict(schema.clone())),
+        ("loose-one".to_owned(), Content::Json { schema: cannot, lenient: true }),
+    ];
+    let constraint = bench.constraint(&TurnRules { answer: None, calls });
+    for seed in 0..12 {
+        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+        let message = last_message(&bench.tokenizer, &tokens, &["get_weather", "loose-one"]);
+        let content = &message.content;
+        match message.recipient.as_deref() {
+            Some("functions.get_weather") => {
+                let value: Value = serde_json::from_str(content).expect("JSON");
+                assert!(fits(&schema, &schema, &value), "seed {seed}: {value}");
+            }
+            Some("functions.loose-one") => {
+                let parsed = serde_json::from_str::<IgnoredAny>(content);
+                assert!(parsed.is_ok() && content.starts_with('{'), "seed {seed}: {content}");
+            }
+            other => panic!("seed {seed} speaks to {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_strict_function_leaves_the_rest_free() {
+    let bench = Bench::new();
+    let schema = schemas().swap_remove(3);
+    let calls = vec![("f".to_owned(), strict(schema.clone())), ("g".to_owned(), Content::Text)];
+    let constraint = bench.constraint(&TurnRules { answer: Some(Content::Text), calls });
+    for seed in 0..12 {
+        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+        let message = last_message(&bench.tokenizer, &tokens, &["f", "g"]);
+        match (message.recipient.as_deref(), message.channel.as_deref()) {
+            (Some("functions.f"), _) => {
+                let value: Value = serde_json::from_str(&message.content).expect("JSON");
+                assert!(fits(&schema, &schema, &value), "seed {seed}: {value}");
+            }
+            (Some("functions.g"), _) | (None, Some("final")) => {}
+            other => panic!("seed {seed} ends with {other:?}"),
+        }
+    }
+    for text in [
+        "<|channel|>final<|message|>No JSON.<|return|>",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.g<|channel|>commentary\
+         <|message|>?<|call|>",
+        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>[true, null]<|call|>",
+    ] {
+        let mut constraint = constraint.clone();
+        bench.write(constraint.as_mut(), text);
+        assert!(constraint.allowed().is_none(), "{text}");
+    }
+}
+
+#[test]
+fn reasoning_may_be_any_text() {
+    let bench = Bench::new();
+    let mut constraint = bench.constraint(&answer_of(json!({ "enum": [1] })));
+    bench.write(constraint.as_mut(), "<|channel|>analysis<|message|>");
+    let is_control = |&token: &u32| bench.tokenizer.control(&bench.tokenizer.decode(&[token])) == Some(token);
+    let (control, text): (Vec<u32>, Vec<u32>) = (0..bench.tokenizer.vocab() as u32).partition(is_control);
+    let expected = |also: &str| {
+        let mut tokens = [&text[..], &[bench.control(also)]].concat();
+        tokens.sort_unstable();
+        tokens
+    };
+    assert!(control.len() > 7, "{control:?}");
+    assert_eq!(bits(constraint.allowed().expect("a mask")), expected("<|end|>"));
+    bench.write(constraint.as_mut(), "It is \"{\" or <|end|>");
+    // Whoever wrote this would end the message; then the next one begins as each does.
+    assert_eq!(bits(constraint.allowed().expect("a mask")), [bench.control("<|start|>")]);
+    bench.write(constraint.as_mut(), "<|start|>assistant<|channel|>");
+    let first = |name: &str| bench.tokenizer.encode(name)[0];
+    let mut channels = vec![first("analysis"), first("final")];
+    channels.sort_unstable();
+    channels.dedup();
+    assert_eq!(bits(constraint.allowed().expect("a mask")), channels);
+}
+
+#[test]
+fn the_end_is_allowed_where_json_is_complete_and_nowhere_else() {
+    let bench = Bench::new();
+    let schema = json!({
+        "type": "object",
+        "properties": { "a": { "type": "integer", "minimum": 1, "maximum": 9 } },
+        "required": ["a"],
+        "additionalProperties": false,
+    });
+    let end = bench.control("<|return|>");
+    for header in ["<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"] {
+        let mut constraint = bench.constraint(&answer_of(schema.clone()));
+        bench.write(constraint.as_mut(), header);
+        for token in bench.tokenizer.encode("{\"a\": 1}") {
+            assert!(!is_allowed(&*constraint, end));
+            assert!(is_allowed(&*constraint, token), "{:?}", bench.tokenizer.decode(&[token]));
+            constraint.push(token).expect("a token that is allowed");
+        }
+        // Another turn goes on from the same place by itself.
+        let mut other = constraint.clone();
+        for constraint in [&mut constraint, &mut other] {
+            assert!(is_allowed(&**constraint, end));
+            for name in ["<|end|>", "<|call|>", "<|endoftext|>"] {
+                assert!(!is_allowed(&**constraint, bench.control(name)), "{name}");
+            }
+            constraint.push(end).expect("the end");
+            assert!(constraint.allowed().is_none());
+        }
+    }
+}
+
+#[test]
+fn masks_have_a_bit_for_each_logit() {
+    let bench = Bench::new();
+    let vocab = bench.tokenizer.vocab();
+    let rules = answer_of(json!({ "enum": [1] }));
+    for logits in [vocab, vocab + 1, vocab + 100] {
+        let mut constraint = Grammars::default().constraint(&bench.tokenizer, logits, &rules).expect("a constraint");
+        assert_eq!(constraint.allowed().map(<[u32]>::len), Some(logits.div_ceil(32)));
+        bench.write(constraint.as_mut(), "<|channel|>final<|message|>");
+        assert_eq!(constraint.allowed().map(<[u32]>::len), Some(logits.div_ceil(32)));
+        assert!(bits(constraint.allowed().expect("a mask")).iter().all(|&token| (token as usize) < vocab));
+    }
+    assert!(Grammars::default().constraint(&bench.tokenizer, vocab - 1, &rules).is_err());
+}
+
+#[test]
+fn what_cannot_be_enforced_is_refused() {
+    let bench = Bench::new();
+    let refusal = |rules: TurnRules| match bench.try_constraint(&rules) {
+        Err(GrammarError::Schema { function, path, problem }) => (function, path, problem),
+        other => panic!("{other:?}"),
+    };
+    let not = json!({ "type": "object", "properties": { "a": { "not": {} } } });
+    let (function, path, problem) = refusal(answer_of(not.clone()));
+    assert_eq!((function, path.as_str()), (None, "#/properties/a/not"));
+    assert!(problem.contains("`not`"), "{problem}");
+    let calls = vec![("f".to_owned(), strict(not))];
+    let (function, path, _) = refusal(TurnRules { answer: Some(Content::Text), calls });
+    assert_eq!((function.as_deref(), path.as_str()), (Some("f"), "#/properties/a/not"));
+
+    let mut deep = json!({ "type": "string" });
+    for _ in 0..1000 {
+        deep = json!({ "type": "array", "items": deep });
+    }
+    assert!(refusal(answer_of(deep)).2.contains("deep"));
+    // What only the compiler sees.
+    for schema in [
+        json!({ "type": "string", "pattern": "(?=a)b" }),
+        json!({ "type": "integer", "minimum": 5, "maximum": 4 }),
+        json!({ "type": "strange" }),
+        json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] }),
+    ] {
+        let (_, _, problem) = refusal(answer_of(schema.clone()));
+        assert!(!problem.is_empty() && !problem.contains("backtrace"), "{schema}: {problem}");
+    }
+    // A client's own options of the grammar engine count for nothing.
+    let lenient = json!({ "x-guidance": { "lenient": true }, "type": "object", "properties": { "a": { "not": {} } } });
+    assert_eq!(refusal(answer_of(lenient)).1, "#/properties/a/not");
+    let many: Vec<(String, Content)> = (0..200).map(|n| (format!("f{n}"), Content::object())).collect();
+    let rules = TurnRules { answer: None, calls: many };
+    assert_eq!(bench.try_constraint(&rules).err(), Some(GrammarError::TooMany));
+}
