@@ -3,11 +3,13 @@
 //! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding rounds as the
 //! format's own definition does in f32, or not at all.
 
+mod blocks;
 mod grid_quants;
 mod grids;
 mod low_bits;
 mod quants;
 
+use blocks::SUPER_BLOCK;
 use formats::{BLOCK, Storage};
 use serde::{Deserialize, Serialize};
 
@@ -101,8 +103,6 @@ pub enum Group {
     Of64 = 64,
 }
 
-/// Values to a block of the K-quants.
-const SUPER_BLOCK: usize = 256;
 /// The most bytes that a block has.
 pub(crate) const MAX_BLOCK_BYTES: usize = Format::Q6_K.block_bytes();
 

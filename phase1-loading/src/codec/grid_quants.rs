@@ -2,16 +2,8 @@
 //!
 //! The order of the arithmetic is the `gguf` package's.
 
-use half::f16;
-
+use super::blocks::{SUPER_BLOCK, half};
 use super::grids;
-
-/// Values of a block.
-const LEN: usize = 256;
-
-fn half(bytes: &[u8]) -> f32 {
-    f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
-}
 
 fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
@@ -50,7 +42,7 @@ fn two_fours(points: [u16; 2], levels: &[u8; 8], scale: f32, signs: u8, values: 
 }
 
 /// Eight runs of 32: four points of a byte each, then four times seven signs and a scale of four bits in a word.
-pub(super) fn iq2_xxs(block: &[u8; 66], values: &mut [f32; LEN]) {
+pub(super) fn iq2_xxs(block: &[u8; 66], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     for (run, values) in values.chunks_exact_mut(32).enumerate() {
         let run = &block[2 + run * 8..][..8];
@@ -63,7 +55,7 @@ pub(super) fn iq2_xxs(block: &[u8; 66], values: &mut [f32; LEN]) {
 }
 
 /// 32 points of nine bits with seven signs in 16, then 16 scales of four bits.
-pub(super) fn iq2_xs(block: &[u8; 74], values: &mut [f32; LEN]) {
+pub(super) fn iq2_xs(block: &[u8; 74], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     for (i, values) in values.chunks_exact_mut(8).enumerate() {
         let code = u16::from_le_bytes([block[2 + 2 * i], block[3 + 2 * i]]);
@@ -73,7 +65,7 @@ pub(super) fn iq2_xs(block: &[u8; 74], values: &mut [f32; LEN]) {
 }
 
 /// 32 points, their low bytes, then 32 bytes of signs, their high bits in pairs, and 16 scales of four bits.
-pub(super) fn iq2_s(block: &[u8; 82], values: &mut [f32; LEN]) {
+pub(super) fn iq2_s(block: &[u8; 82], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     for (i, values) in values.chunks_exact_mut(8).enumerate() {
         let high = usize::from(block[66 + i / 4] >> (i % 4 * 2) & 3);
@@ -83,7 +75,7 @@ pub(super) fn iq2_s(block: &[u8; 82], values: &mut [f32; LEN]) {
 }
 
 /// 64 points of a byte each, then for each run of 32 values four times seven signs and a scale of four bits in a word.
-pub(super) fn iq3_xxs(block: &[u8; 98], values: &mut [f32; LEN]) {
+pub(super) fn iq3_xxs(block: &[u8; 98], values: &mut [f32; SUPER_BLOCK]) {
     const LEVELS: [u8; 8] = [0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3e];
     let d = half(block);
     for (i, values) in values.chunks_exact_mut(8).enumerate() {
@@ -95,7 +87,7 @@ pub(super) fn iq3_xxs(block: &[u8; 98], values: &mut [f32; LEN]) {
 }
 
 /// 64 points, their low bytes, then their high bits, 32 bytes of signs, and eight scales of four bits.
-pub(super) fn iq3_s(block: &[u8; 110], values: &mut [f32; LEN]) {
+pub(super) fn iq3_s(block: &[u8; 110], values: &mut [f32; SUPER_BLOCK]) {
     const LEVELS: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
     let d = half(block);
     for (i, values) in values.chunks_exact_mut(8).enumerate() {

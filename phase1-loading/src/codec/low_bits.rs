@@ -2,16 +2,7 @@
 //!
 //! The order of the arithmetic is the `gguf` package's.
 
-use half::f16;
-
-/// Values of a block.
-const LEN: usize = 256;
-/// The places of IQ4's codes.
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-fn half(bytes: &[u8]) -> f32 {
-    f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
-}
+use super::blocks::{IQ4, SUPER_BLOCK, half};
 
 /// Code `e` of two bits. Each half of a block has 32 bytes, of which byte `i` has the values `i`, `32 + i`, `64 + i` and `96 + i`.
 fn two_bits(codes: &[u8], e: usize) -> u8 {
@@ -19,7 +10,7 @@ fn two_bits(codes: &[u8], e: usize) -> u8 {
 }
 
 /// Sixteen runs of 16, each `(d · scale) · code − (m · minimum)`, with scale and minimum in a byte.
-pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; LEN]) {
+pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; SUPER_BLOCK]) {
     let (d, m) = (half(&block[80..]), half(&block[82..]));
     for (e, value) in values.iter_mut().enumerate() {
         let packed = block[e / 16];
@@ -29,7 +20,7 @@ pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; LEN]) {
 }
 
 /// Sixteen runs of 16, each `(d · (scale − 32)) · code`. A code is two bits, less 4 unless bit `e / 32` of byte `e % 32` is set.
-pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; LEN]) {
+pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(&block[108..]);
     for (e, value) in values.iter_mut().enumerate() {
         let is_high = block[e % 32] >> (e / 32) & 1 == 1;
@@ -46,7 +37,7 @@ fn six_bits(packed: &[u8], i: usize) -> i8 {
 }
 
 /// Eight runs of 32, each `(d · (scale − 32)) · table[code]`, with scales of six bits in two places.
-pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; LEN]) {
+pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     let high = u16::from_le_bytes([block[2], block[3]]);
     for (run, values) in values.chunks_exact_mut(32).enumerate() {
@@ -61,7 +52,7 @@ pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; LEN]) {
 }
 
 /// `d · t` with t −1, 0 or 1, five to a byte as fractions in base 3: 160 values in 32 bytes, 80 in 16, and four to each of 4 bytes.
-pub(super) fn tq1_0(block: &[u8; 54], values: &mut [f32; LEN]) {
+pub(super) fn tq1_0(block: &[u8; 54], values: &mut [f32; SUPER_BLOCK]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let d = half(&block[52..]);
     for (e, value) in values.iter_mut().enumerate() {
@@ -76,7 +67,7 @@ pub(super) fn tq1_0(block: &[u8; 54], values: &mut [f32; LEN]) {
 }
 
 /// `d · (code − 1)`
-pub(super) fn tq2_0(block: &[u8; 66], values: &mut [f32; LEN]) {
+pub(super) fn tq2_0(block: &[u8; 66], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(&block[64..]);
     for (e, value) in values.iter_mut().enumerate() {
         *value = d * f32::from(two_bits(&block[..64], e) as i8 - 1);

@@ -3,14 +3,8 @@
 //! The order of the arithmetic is the `gguf` package's, so that every value has the same bits there and here.
 
 use formats::BLOCK;
-use half::f16;
 
-use super::SUPER_BLOCK;
-
-/// The f16 at the start of a slice.
-fn half(bytes: &[u8]) -> f32 {
-    f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
-}
+use super::blocks::{IQ4, SUPER_BLOCK, half};
 
 /// Code `e` of 32: the low nibble of byte `e` in the first half, the high nibble of byte `e − 16` in the second.
 fn nibble(bytes: &[u8], e: usize) -> u8 {
@@ -56,10 +50,9 @@ pub(super) fn q5_1(block: &[u8; 24], values: &mut [f32; BLOCK]) {
 
 /// `scale · table[code]`, a table that is denser around 0.
 pub(super) fn iq4_nl(block: &[u8; 18], values: &mut [f32; BLOCK]) {
-    const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
     let scale = half(block);
     for (e, value) in values.iter_mut().enumerate() {
-        *value = scale * f32::from(TABLE[usize::from(nibble(&block[2..], e))]);
+        *value = scale * f32::from(IQ4[usize::from(nibble(&block[2..], e))]);
     }
 }
 

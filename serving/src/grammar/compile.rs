@@ -6,7 +6,7 @@ use llguidance::Matcher;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
-use super::GrammarError;
+use super::error::GrammarError;
 use super::schema::check;
 use super::vocabulary::Vocabulary;
 

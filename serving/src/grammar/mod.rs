@@ -8,6 +8,7 @@
 
 mod compile;
 mod constraint;
+mod error;
 mod headers;
 mod schema;
 mod vocabulary;
@@ -17,14 +18,14 @@ use std::sync::{Arc, OnceLock};
 use phase1_loading::Tokenizer;
 use serde_json::{Value, json};
 
+pub use error::GrammarError;
+
 use crate::request::Constraint;
 use compile::compile_all;
 use constraint::TurnConstraint;
+use error::MOST_GRAMMARS;
 use headers::forms;
 use vocabulary::Vocabulary;
-
-/// Grammars that one turn may have.
-const MOST_GRAMMARS: usize = 128;
 
 /// What a body holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,25 +52,6 @@ pub struct TurnRules {
     pub answer: Option<Content>,
     /// Functions that may be called, by their names, and their arguments.
     pub calls: Vec<(String, Content)>,
-}
-
-/// Why there is no constraint.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GrammarError {
-    /// A schema that cannot be enforced.
-    #[error("{problem} (at `{path}`)")]
-    Schema {
-        /// Whose parameters these are; `None` for the answer.
-        function: Option<String>,
-        /// Where in the schema, as a JSON pointer behind `#`.
-        path: String,
-        problem: String,
-    },
-    #[error("there are more than {} schemas to enforce", MOST_GRAMMARS)]
-    TooMany,
-    /// A vocabulary that grammars cannot be matched against, or no memory for it.
-    #[error("{0}")]
-    Vocabulary(String),
 }
 
 /// Makes constraints for one model.
