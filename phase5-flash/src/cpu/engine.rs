@@ -82,8 +82,8 @@ impl CpuEngine {
         let model = Model::load(checkpoint)?;
         let page = Cache::bytes_per_page(&config, kv);
         let free = available_memory().map(|bytes| bytes / 2);
-        // A sequence of one token has a page in each kind of layer.
-        let count = Pages::count(config.context_length, page as u64, options.kv_bytes, free).max(2);
+        // A pool cannot be empty. One that is too small for any sequence says so at the first step.
+        let count = Pages::count(config.context_length, page as u64, options.kv_bytes, free).max(1);
         let cache = Cache::new(&config, kv, count).map_err(|source| {
             let (path, bytes) = (checkpoint.path.clone(), (page as u64).saturating_mul(count as u64));
             CpuLoadError::Cache { path, bytes, source }
