@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 goldens=../reference/goldens
-mkdir -p corpus/{gguf,safetensors,tokenizer,session}
+mkdir -p corpus/{gguf,safetensors,tokenizer,session,harmony}
 for case in "$goldens"/*/; do
     name=$(basename "$case")
     [ -f "$case/model.gguf" ] || continue
@@ -83,3 +83,8 @@ END
     printf '\2\0\0\0\0\0\0\0\1\0\0\0\2\0\0\0\1\0\0\0\0\0\0\0'
     printf '\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0abcd'
 } > corpus/session/seed
+# Streams for harmony, two bytes of settings in front: an answer after reasoning, a call, and stop strings. The bytes' meanings are in
+# `harmony/examples/fuzz_harmony/property.rs`.
+printf '\0\0\1\11\2\16\17\3\0\10\1\13\2\16\21\5' > corpus/harmony/answer
+printf '\0\0\14\1\12\15\2\20\4' > corpus/harmony/call
+printf '\2\377\1\13\2\16\17\22\5' > corpus/harmony/stops

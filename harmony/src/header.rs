@@ -234,8 +234,9 @@ impl Reader {
         let words = self.words(text);
         let mut words = words.into_iter().peekable();
         if opening == Opening::Start {
-            self.author = words.next().map(author);
-            self.odd |= self.author.is_none();
+            let role = words.next();
+            self.odd |= role != Some(split_word(text).0);
+            self.author = role.map(author);
         } else if words.next_if_eq(&"assistant").is_some() {
             self.odd = true;
         }
@@ -255,7 +256,10 @@ impl Reader {
         let words = self.words(text);
         self.odd |= self.channel.is_some();
         let known = words.iter().position(|word| CHANNELS.contains(word));
-        let Some(&first) = words.first() else { return };
+        let Some(&first) = words.first() else {
+            self.odd = true;
+            return;
+        };
         let at = known.unwrap_or(0);
         let contained = CHANNELS.into_iter().filter_map(|channel| Some((first.to_lowercase().find(channel)?, channel)));
         match (known, contained.min()) {

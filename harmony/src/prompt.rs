@@ -43,9 +43,9 @@ impl SystemPrompt {
             self.knowledge_cutoff.as_ref().map(|month| format!("Knowledge cutoff: {month}")),
             self.date.as_ref().map(|date| format!("Current date: {date}")),
         ];
-        let head = lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
+        let head: Vec<String> = lines.into_iter().flatten().collect();
         let mut parts = Vec::new();
-        parts.extend(Some(head).filter(|head| !head.is_empty()));
+        parts.extend(Some(head).filter(|head| !head.is_empty()).map(|head| head.join("\n")));
         parts.push(format!("Reasoning: {}", self.effort));
         let tools = [(self.browser, builtin::BROWSER), (self.python, builtin::PYTHON)];
         let tools: Vec<&str> = tools.into_iter().filter(|(offered, _)| *offered).map(|(_, text)| text).collect();
@@ -83,8 +83,9 @@ pub struct ResponseFormat {
 /// The developer message: instructions, functions as TypeScript types, and formats of answers.
 ///
 /// Functions are written as `openai-harmony` 0.0.8 does, character for character, with these exceptions, in which that package
-/// loses what a schema says: every line of a comment is one, `anyOf` is a union, `null` is a type, and a `$ref` into the schema
-/// stands for what it names.
+/// loses what a schema says: every line of a comment is one, `anyOf` is a union, `null` is a type, a `$ref` into the schema
+/// stands for what it names, a type that has the word `null` in it may still be `nullable`, and a property's description stays where
+/// its first variant repeats it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeveloperPrompt {
     pub instructions: Option<String>,

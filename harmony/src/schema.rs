@@ -17,6 +17,14 @@ pub(crate) fn comment(text: &str, indent: &str) -> String {
     text.lines().map(|line| format!("{indent}// {line}\n")).collect()
 }
 
+/// What a schema says under a key as a comment. That may be nothing, which is a line of its own.
+fn remark(schema: &Value, key: &str, indent: &str) -> Option<String> {
+    Some(match text_of(schema, key)? {
+        "" => format!("{indent}// \n"),
+        text => comment(text, indent),
+    })
+}
+
 struct Writer<'a> {
     root: &'a Value,
     /// References that are being followed, so that none goes in a circle.
@@ -39,7 +47,7 @@ impl Writer<'_> {
 
     fn resolved_value(&mut self, schema: &Value, indent: &str) -> String {
         if let Some(variants) = listed_variants(schema) {
-            return self.union(variants, false, indent);
+            return self.union(variants, None, indent);
         }
         if let Some(variants) = any_of(schema) {
             let types: Vec<String> =
@@ -65,7 +73,7 @@ impl Writer<'_> {
     }
 
     fn object(&mut self, schema: &Value, indent: &str) -> String {
-        let mut text = comment(text_of(schema, "description"), indent) + "{\n";
+        let mut text = remark(schema, "description", indent).unwrap_or_default() + "{\n";
         if let Some(Value::Object(properties)) = schema.get("properties") {
             let required = schema.get("required").and_then(Value::as_array);
             for (name, property) in properties {
@@ -79,15 +87,14 @@ impl Writer<'_> {
 
     /// `NAME: TYPE, // default: VALUE` under comments, or a union with a line for each variant.
     fn property(&mut self, name: &str, schema: &Value, indent: &str) -> String {
-        let title = Some(comment(text_of(schema, "title"), indent)).filter(|title| !title.is_empty());
-        let title = title.map_or(String::new(), |title| format!("{title}{indent}//\n"));
-        let description = comment(text_of(schema, "description"), indent);
+        let title = remark(schema, "title", indent).map_or(String::new(), |title| format!("{title}{indent}//\n"));
+        let description = remark(schema, "description", indent).unwrap_or_default();
         let examples = examples(schema, indent);
-        let default = default(schema);
+        let default = default(schema, true);
         match listed_variants(schema) {
             Some(variants) => {
                 let default = default.map_or(String::new(), |default| format!("{indent}// {default}\n"));
-                let variants = self.union(variants, !description.is_empty(), indent);
+                let variants = self.union(variants, Some(schema), indent);
                 format!("{title}{examples}{description}{default}{indent}{name}:{variants}\n{indent},\n")
             }
             None => {
@@ -98,17 +105,20 @@ impl Writer<'_> {
         }
     }
 
-    /// A line for each variant, with its own comment behind it. Of the first one it leaves out the description if there was one for
-    /// all of them.
-    fn union(&mut self, variants: &[Value], described: bool, indent: &str) -> String {
+    /// A line for each variant, with its own comment behind it. A description of the property stands above: it is not repeated, and it
+    /// takes the place of the first variant's.
+    fn union(&mut self, variants: &[Value], property: Option<&Value>, indent: &str) -> String {
+        let above = property.and_then(|property| text_of(property, "description"));
         let inner = format!("{indent}   ");
         let mut text = String::new();
         for (index, variant) in variants.iter().enumerate() {
             text += &self.resolved(variant, |this, variant| {
                 let value = or_null(variant, this.value(variant, &inner));
-                let description = text_of(variant, "description").lines().collect::<Vec<_>>().join(" ");
-                let description = Some(description).filter(|text| !text.is_empty() && (!described || index > 0));
-                let remarks: Vec<String> = description.into_iter().chain(default(variant)).collect();
+                let description = text_of(variant, "description");
+                let description = description.filter(|&text| above.is_none_or(|above| index > 0 && text != above));
+                let description = description.map(|text| text.lines().collect::<Vec<_>>().join(" "));
+                let default = default(variant, property.is_some());
+                let remarks: Vec<String> = description.into_iter().chain(default).collect();
                 let remarks = if remarks.is_empty() { String::new() } else { format!(" // {}", remarks.join(" ")) };
                 format!("\n{indent} | {value}{remarks}")
             });
@@ -161,8 +171,8 @@ fn any_of(schema: &Value) -> Option<&[Value]> {
 fn is_plain(schema: &Value) -> bool {
     let says_more = ["description", "default", "$ref", "oneOf", "anyOf"].iter().any(|&key| schema.get(key).is_some());
     let plain = match text_of(schema, "type") {
-        "string" | "number" | "integer" | "boolean" | "null" => true,
-        "array" => schema.get("items").is_none_or(is_plain),
+        Some("string" | "number" | "integer" | "boolean" | "null") => true,
+        Some("array") => schema.get("items").is_none_or(is_plain),
         _ => false,
     };
     plain && !says_more
@@ -186,17 +196,27 @@ fn type_names(types: &[Value]) -> String {
 
 /// A type that may be null if the schema says `nullable`.
 fn or_null(schema: &Value, value: String) -> String {
-    let is_nullable = schema.get("nullable") == Some(&Value::Bool(true)) && listed_variants(schema).is_none();
-    if is_nullable && !value.ends_with("null") { value + " | null" } else { value }
+    let is_nullable = schema.get("nullable") == Some(&Value::Bool(true));
+    if is_nullable && !names_null(schema) { value + " | null" } else { value }
 }
 
-/// `default: VALUE`. Strings have quotes, except those of an enumeration.
-fn default(schema: &Value) -> Option<String> {
+/// Whether null is one of the types that a schema names.
+fn names_null(schema: &Value) -> bool {
+    let is_null = |name: &Value| name == "null";
+    match (any_of(schema), schema.get("type")) {
+        (Some(variants), _) => variants.iter().any(names_null),
+        (None, Some(Value::Array(types))) => types.iter().any(is_null),
+        (None, name) => name.is_some_and(is_null),
+    }
+}
+
+/// `default: VALUE`. Strings have quotes, except those of an enumeration that is, or stands in, a property.
+fn default(schema: &Value, in_property: bool) -> Option<String> {
     let default = schema.get("default")?;
     let listed = schema.get("enum").and_then(Value::as_array).is_some_and(|listed| !listed.is_empty());
     Some(match default {
-        Value::String(text) if listed && !text.contains(['\n', '\r']) => format!("default: {text}"),
-        Value::String(text) => format!("default: {}", quoted(text)),
+        Value::String(text) if listed && in_property && !text.contains(['\n', '\r']) => format!("default: {text}"),
+        Value::String(text) if !listed => format!("default: {}", quoted(text)),
         Value::Number(number) => format!("default: {}", number.to_string().replace("e+", "e")),
         other => format!("default: {other}"),
     })
@@ -219,6 +239,6 @@ fn quoted(text: &str) -> String {
     }
 }
 
-fn text_of<'s>(schema: &'s Value, key: &str) -> &'s str {
-    schema.get(key).and_then(Value::as_str).unwrap_or_default()
+fn text_of<'s>(schema: &'s Value, key: &str) -> Option<&'s str> {
+    schema.get(key)?.as_str()
 }

@@ -64,6 +64,67 @@ fn schemas_are_written_out() {
     }
 }
 
+/// What random schemas showed to differ from OpenAI's package.
+#[test]
+fn corners_of_schemas_equal_openais() {
+    let cases = [
+        // A comment that says nothing is a line.
+        (
+            json!({"type": "object", "description": "", "properties": {"a": {"type": "string", "title": "", "description": ""}}}),
+            "// \n{\n// \n//\n// \na?: string,\n}",
+        ),
+        (json!({"oneOf": [{"type": "string", "description": ""}]}), "\n | string // "),
+        // The default of an enumeration has no quotes in a property, and in the variants of one. Elsewhere it is JSON.
+        (
+            json!({"oneOf": [{"type": "string", "enum": ["a"], "default": "a\""}]}),
+            r#"
+ | "a" // default: "a\"""#,
+        ),
+        (
+            json!({"type": "object", "properties": {"b": {"oneOf": [{"type": "string", "enum": ["a"], "default": "a"}]}}}),
+            "{\nb?:\n | \"a\" // default: a\n,\n}",
+        ),
+        // Variants do not repeat the description of their property.
+        (
+            json!({"type": "object", "properties": {"a": {"description": "D", "oneOf": [
+                {"type": "string", "description": "S"}, {"type": "number", "description": "D"}, {"type": "boolean", "description": "B"}]}}}),
+            "{\n// D\na?:\n | string\n | number\n | boolean // B\n,\n}",
+        ),
+        // A variant that has variants may be null; a type that may be null says so once.
+        (json!({"oneOf": [{"oneOf": [{"type": "string"}], "nullable": true}]}), "\n | \n    | string | null"),
+        (
+            json!({"type": "object", "properties": {"a": {"type": ["null", "string"], "nullable": true}}}),
+            "{\na?: null | string,\n}",
+        ),
+    ];
+    for (schema, expected) in cases {
+        assert_eq!(declared(schema.clone()), expected, "{schema}");
+    }
+}
+
+/// OpenAI's package drops a description that the first variant repeats, and `null` where the type has the word in it.
+#[test]
+fn nothing_is_lost_of_schemas() {
+    let cases = [
+        (
+            json!({"type": "object", "properties": {"a": {"description": "D", "oneOf": [{"type": "string", "description": "D"}]}}}),
+            "{\n// D\na?:\n | string\n,\n}",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "string", "enum": ["null"], "nullable": true}}}),
+            "{\na?: \"null\" | null,\n}",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"nullable": true, "type": "object", "properties": {
+                "b": {"type": "string", "nullable": true}}}}, "required": ["a"]}),
+            "{\na: {\n    b?: string | null,\n    } | null,\n}",
+        ),
+    ];
+    for (schema, expected) in cases {
+        assert_eq!(declared(schema.clone()), expected, "{schema}");
+    }
+}
+
 /// No schema makes a text without bounds.
 #[test]
 fn hostile_schemas_end() {
@@ -91,6 +152,12 @@ fn parts_are_left_out() {
     assert_eq!(message.role, Role::System);
     let channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message.";
     assert_eq!(message.content, format!("Reasoning: low\n\n{channels}"));
+    let empty = SystemPrompt { identity: Some(String::new()), ..bare };
+    assert_eq!(
+        empty.message().content,
+        format!("\n\nReasoning: low\n\n{channels}"),
+        "a part that is empty is not left out"
+    );
     let tools = SystemPrompt { browser: true, python: true, functions: true, ..SystemPrompt::default() };
     let content = tools.message().content;
     let order = ["Reasoning: medium\n\n# Tools\n\n## browser\n\n//", "\n\n## python\n\n", channels, "'functions'."];

@@ -135,6 +135,7 @@ fn odd_turns_lose_nothing() {
         ("<|channel|>??<|message|>hm<|return|>", vec!["#?? | hm"], 1),
         ("<|channel|>musing<|message|>hm<|return|>", vec!["#musing | hm"], 1),
         ("<|message|>no channel<|return|>", vec!["| no channel"], 1),
+        ("<|channel|><|channel|>final<|message|>hm<|return|>", vec!["#final | hm"], 1),
         ("analysis<|message|>hm<|return|>", vec!["#analysis | hm"], 1),
         (
             "<|channel|>analysis<|message|>one<|channel|>final<|message|>two<|return|>",
@@ -142,6 +143,11 @@ fn odd_turns_lose_nothing() {
             1,
         ),
         ("<|channel|>commentary to=user<|message|>hm<|end|>", vec!["#commentary | hm"], 2),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|> to=functions.t assistant<|channel|>commentary<|message|>{}<|call|>",
+            vec!["#analysis | a", ">functions.t #commentary | {}"],
+            1,
+        ),
         // More words than a header has.
         (
             "<|channel|>commentary to=functions.t please note<|message|>{}<|call|>",

@@ -1,0 +1,426 @@
+//! What holds of the parser for any stream of tokens: it never panics, and no byte of the stream is lost. Shared by the example
+//! `fuzz_harmony` and the fuzz target `harmony`.
+
+use std::collections::BTreeMap;
+use std::mem::take;
+use std::sync::LazyLock;
+
+use harmony::{Delta, Function, Harmony, Header, Message, Parser, Role};
+use phase1_loading::{Checkpoint, Tokenizer};
+
+/// A small vocabulary with harmony's control tokens.
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+    let file = |name: &str, text: &'static [u8]| (name.to_owned(), bytes::Bytes::from_static(text));
+    let files = BTreeMap::from([
+        file("config.json", include_bytes!("../../../reference/goldens/folders/mlx-q8/config.json")),
+        file("tokenizer.json", include_bytes!("../../../reference/goldens/folders/mlx-q8/tokenizer.json")),
+        file("model.safetensors", include_bytes!("../../../reference/goldens/folders/mlx-q8/model.safetensors")),
+    ]);
+    Checkpoint::from_folder_bytes("mlx-q8", &files).expect("opens").tokenizer().expect("builds")
+});
+
+/// The control tokens that the parser knows.
+const CONTROL: [&str; 8] =
+    ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>", "<|constrain|>", "<|endoftext|>"];
+
+/// What stands in headers and in texts.
+const WORDS: [&str; 40] = [
+    "assistant",
+    "analysis",
+    "commentary",
+    "final",
+    " to=functions.f",
+    " json",
+    "Look",
+    " it up",
+    "{\"a\":1}",
+    "é👋",
+    "q",
+    "\n",
+    " ",
+    "json",
+    " code",
+    "to=",
+    " to=f",
+    " to=functions.fjson",
+    " to=functions.get_json",
+    " to=python",
+    " to=browser.search",
+    " to=all",
+    " to=assistant",
+    " to=user",
+    "user",
+    "system",
+    "developer",
+    "tool",
+    "functions.f",
+    "functions.f to=assistant",
+    ":ann",
+    "?",
+    "–",
+    "<|end|>",
+    "<|channel|>",
+    "<|constrain|>json",
+    "\u{a0}",
+    "\u{2003}x",
+    "日本",
+    "to",
+];
+
+/// Strings that may end a turn; a byte says which do.
+const STOPS: [&str; 8] = ["q", "é", "it u", "Lo", "}", "json", "👋q", "\n\n"];
+
+/// Bytes that stand for tokens, so that whoever writes a stream need not know how they are read.
+pub const START: u8 = 0;
+pub const CHANNEL: u8 = 1;
+pub const MESSAGE: u8 = 2;
+pub const END: u8 = 3;
+pub const CALL: u8 = 4;
+pub const RETURN: u8 = 5;
+pub const CONSTRAIN: u8 = 6;
+const FIRST_WORD: u8 = 8;
+const FIRST_BYTE: u8 = FIRST_WORD + WORDS.len() as u8;
+const FIRST_TOKEN: u8 = 128;
+const FIRST_UNKNOWN: u8 = 250;
+
+/// The byte that stands for a word.
+pub fn word(text: &str) -> u8 {
+    let index = WORDS.iter().position(|&word| word == text).expect("a word of the list");
+    FIRST_WORD + index as u8
+}
+
+struct Vocabulary {
+    control: [u32; CONTROL.len()],
+    words: Vec<Vec<u32>>,
+    bytes: Vec<u32>,
+}
+
+static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
+    let tokenizer = &*TOKENIZER;
+    let of_byte = |byte: u8| (0..tokenizer.vocab() as u32).find(|&token| tokenizer.token_bytes(token) == Some(&[byte]));
+    Vocabulary {
+        control: CONTROL.map(|name| tokenizer.control(name).expect("a control token")),
+        words: WORDS.iter().map(|word| tokenizer.encode(word)).collect(),
+        bytes: (0..=255).map(|byte| of_byte(byte).expect("every byte is a token")).collect(),
+    }
+});
+
+impl Vocabulary {
+    /// The name of a control token.
+    fn control(&self, token: u32) -> Option<&'static str> {
+        self.control.iter().zip(CONTROL).find_map(|(&control, name)| (control == token).then_some(name))
+    }
+
+    /// The tokens that bytes stand for: control tokens, words, single bytes, any tokens, and some that do not exist.
+    fn tokens(&self, data: &[u8]) -> Vec<u32> {
+        let vocabulary = TOKENIZER.vocab() as u32;
+        let mut tokens = Vec::new();
+        let mut data = data.iter().copied();
+        while let Some(byte) = data.next() {
+            match byte {
+                0..FIRST_WORD => tokens.push(self.control[usize::from(byte)]),
+                FIRST_WORD..FIRST_BYTE => tokens.extend(&self.words[usize::from(byte - FIRST_WORD)]),
+                FIRST_BYTE..FIRST_TOKEN => tokens.push(self.bytes[usize::from(data.next().unwrap_or_default())]),
+                FIRST_TOKEN..FIRST_UNKNOWN => {
+                    let token = u32::from(byte) << 8 | u32::from(data.next().unwrap_or_default());
+                    tokens.push(token % vocabulary);
+                }
+                FIRST_UNKNOWN.. => tokens.push(vocabulary + u32::from(byte)),
+            }
+        }
+        tokens
+    }
+
+    /// The same stream with some tokens in single bytes, as a number says.
+    fn cut(&self, tokens: &[u32], mut number: u64) -> Vec<u32> {
+        let mut cut = Vec::with_capacity(tokens.len());
+        for &token in tokens {
+            number = number.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            match TOKENIZER.token_bytes(token) {
+                Some(bytes) if number >> 63 == 0 && self.control(token).is_none() => {
+                    cut.extend(bytes.iter().map(|&byte| self.bytes[usize::from(byte)]));
+                }
+                _ => cut.push(token),
+            }
+        }
+        cut
+    }
+}
+
+/// How a stream is read.
+struct Settings {
+    functions: Vec<Function>,
+    stops: Vec<String>,
+}
+
+impl Settings {
+    fn parser(&self) -> Parser<'static> {
+        let harmony = Harmony::new(&TOKENIZER).expect("harmony's control tokens");
+        harmony.parser().with_functions(&self.functions).with_stop_strings(self.stops.clone())
+    }
+}
+
+/// Panics if the parser loses something of the stream that `data` stands for: two bytes of settings, and the tokens. Returns the
+/// number of tokens.
+pub fn check(data: &[u8]) -> usize {
+    let (&[declares, stops], data) = data.split_first_chunk().unwrap_or((&[0, 0], data));
+    let function = |name: &str| Function { name: name.into(), description: None, parameters: None };
+    let declared = ["f", "get_json"].map(function);
+    let settings = Settings {
+        functions: if declares & 1 == 0 { declared.to_vec() } else { Vec::new() },
+        // Most streams have none.
+        stops: match declares & 2 {
+            0 => Vec::new(),
+            _ => (0..8).filter(|bit| stops >> bit & 1 == 1).map(|bit| STOPS[bit].to_owned()).collect(),
+        },
+    };
+    let tokens = VOCABULARY.tokens(data);
+    let whole = Reading::of(&settings, &tokens);
+    let number =
+        data.iter().fold(u64::from(stops), |number, &byte| number.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let cut = Reading::of(&settings, &VOCABULARY.cut(&tokens, number));
+    assert_eq!(whole, cut, "it depends on how the text is cut into tokens");
+
+    // As a conversation the stream is read or refused.
+    let harmony = Harmony::new(&TOKENIZER).expect("harmony's control tokens");
+    let begins = tokens.first() == Some(&VOCABULARY.control[usize::from(START)]);
+    assert_eq!(harmony.parse_conversation(&tokens).is_ok(), begins);
+    tokens.len()
+}
+
+/// What a parser made of a stream.
+#[derive(Debug, PartialEq)]
+struct Reading {
+    messages: Vec<Message>,
+    warnings: Vec<String>,
+    stop_string: Option<String>,
+    has_ended: bool,
+}
+
+impl Reading {
+    /// Reads a stream and accounts for each of its bytes.
+    fn of(settings: &Settings, tokens: &[u32]) -> Reading {
+        let mut account = Account::default();
+        let mut parser = settings.parser();
+        for &token in tokens {
+            let was_open = parser.open_header().is_some();
+            let deltas = parser.push(token);
+            account.tell(&deltas);
+            match VOCABULARY.control(token) {
+                None => account.text(TOKENIZER.token_bytes(token).unwrap_or_default(), &deltas),
+                name => account.control(name, was_open, &deltas, &parser),
+            }
+            if parser.stop_string().is_some() {
+                break;
+            }
+        }
+        if parser.stop_string().is_none() {
+            let was_open = parser.open_header().is_some();
+            let deltas = parser.finish();
+            account.tell(&deltas);
+            account.control(None, was_open, &deltas, &parser);
+        }
+        account.close(&parser, &settings.stops);
+        assert!(parser.open_header().is_none() && parser.finish().is_empty());
+        Reading {
+            messages: parser.messages().to_vec(),
+            warnings: parser.warnings().to_vec(),
+            stop_string: parser.stop_string().map(str::to_owned),
+            has_ended: parser.has_ended(),
+        }
+    }
+}
+
+/// The parser's warning of words that it takes for a message.
+const SPEECH: &str = "a message without a header";
+
+/// Where the text of a stream went. It knows of the parser's state only what that shows.
+#[derive(Default)]
+struct Account {
+    /// Bytes behind the last control token.
+    segment: Vec<u8>,
+    /// Whether words without a header began a message in this segment.
+    is_speech: bool,
+    /// The header under way, with the names of the control tokens in it.
+    header: String,
+    /// Bytes of text in it.
+    header_text: usize,
+    /// What each message has to say.
+    contents: Vec<String>,
+    /// Messages as the deltas tell them.
+    told: Vec<Message>,
+    warned: Vec<String>,
+    is_open: bool,
+    /// Bytes of text in the stream, and how many of them were no content: headers, and white space between messages.
+    read: usize,
+    structure: usize,
+}
+
+impl Account {
+    /// Messages begin and end in turn, and text stands in between.
+    fn tell(&mut self, deltas: &[Delta]) {
+        for delta in deltas {
+            match delta {
+                Delta::Begin(header) => {
+                    assert!(!self.is_open, "two messages at once");
+                    self.is_open = true;
+                    let Header { role, name, recipient, channel, content_type } = header.clone();
+                    let content = String::new();
+                    self.told.push(Message { role, name, recipient, channel, content_type, content });
+                }
+                Delta::Text(text) => {
+                    assert!(self.is_open && !text.is_empty(), "text outside of a message");
+                    self.told.last_mut().expect("begun").content += text;
+                }
+                Delta::End { .. } => {
+                    assert!(self.is_open, "an end without a beginning");
+                    self.is_open = false;
+                }
+                Delta::Warning(warning) => self.warned.push(warning.clone()),
+            }
+        }
+    }
+
+    /// A token of text.
+    fn text(&mut self, bytes: &[u8], deltas: &[Delta]) {
+        self.segment.extend(bytes);
+        self.is_speech |= warnings(deltas).any(|warning| warning == SPEECH);
+    }
+
+    /// A control token, or the end of the stream, ends a segment of text.
+    fn control(&mut self, control: Option<&str>, was_open: bool, deltas: &[Delta], parser: &Parser<'_>) {
+        // Half a character may have been what showed that the header is none.
+        self.is_speech |= !was_open && warnings(deltas).any(|warning| warning == SPEECH);
+        let is_open = was_open || self.is_speech;
+        self.segment_ends(is_open);
+        match control {
+            // A stop string came before it.
+            _ if is_open && parser.stop_string().is_some() => {}
+            Some("<|channel|>") if is_open => self.header = "<|channel|>".into(),
+            _ if is_open => {}
+            Some(name @ ("<|channel|>" | "<|constrain|>")) => self.header += name,
+            Some("<|message|>") => {
+                let Some(Delta::Begin(header)) = deltas.last() else { panic!("no message begins") };
+                self.check_header(header, deltas);
+                self.contents.push(String::new());
+                self.header_ends(0);
+            }
+            _ => self.abandoned(control, deltas, parser.stop_string()),
+        }
+    }
+
+    fn segment_ends(&mut self, is_open: bool) {
+        let text = String::from_utf8_lossy(&take(&mut self.segment)).into_owned();
+        self.read += text.len();
+        if take(&mut self.is_speech) {
+            self.contents.push(take(&mut self.header) + &text);
+            self.header_text = 0;
+        } else if is_open {
+            self.contents.last_mut().expect("a message is open").push_str(&text);
+        } else {
+            self.header_text += text.len();
+            self.header += &text;
+        }
+    }
+
+    /// The header is accounted for; some bytes of it are content.
+    fn header_ends(&mut self, content: usize) {
+        self.structure += take(&mut self.header_text) - content;
+        self.header.clear();
+    }
+
+    fn is_quoted(&self, deltas: &[Delta]) -> bool {
+        warnings(deltas).any(|warning| warning.contains(&format!("`{}`", self.header)))
+    }
+
+    /// A header that leads to no message is quoted. What it says may be a message besides.
+    fn abandoned(&mut self, control: Option<&str>, deltas: &[Delta], stop: Option<&str>) {
+        let is_quoted = self.is_quoted(deltas);
+        assert!(is_quoted || self.header.trim().is_empty(), "{:?} is lost", self.header);
+        if !is_quoted && control == Some("<|endoftext|>") {
+            // White space between messages stays under way.
+            return;
+        }
+        if !deltas.iter().any(|delta| matches!(delta, Delta::Begin(_))) {
+            return self.header_ends(0);
+        }
+        let said = &self.told.last().expect("begun").content;
+        let through = format!("{said}{}", stop.unwrap_or_default());
+        let at = match stop {
+            Some(_) => self.header.find(&through),
+            None => self.header.len().checked_sub(said.len()).filter(|_| self.header.ends_with(said)),
+        };
+        let content = self.header[at.unwrap_or_else(|| panic!("{said:?} is not in {:?}", self.header))..].to_owned();
+        self.header_ends(content.len());
+        self.contents.push(content);
+    }
+
+    /// Each byte of a header is in one of its fields, or a warning quotes the header.
+    fn check_header(&self, header: &Header, deltas: &[Delta]) {
+        if self.is_quoted(deltas) {
+            return;
+        }
+        let Header { role, name, recipient, channel, content_type } = header;
+        assert!(*role == Role::Assistant && channel.is_some(), "{:?} as {header:?} is worth a warning", self.header);
+        let mut fields = String::new();
+        // The first header's role stands before the stream.
+        if self.header.trim_start().starts_with(role.name()) {
+            fields += role.name();
+            fields.extend(name.iter().map(|name| format!(":{name}")));
+        }
+        match recipient {
+            Some(recipient) => fields += &format!("to={recipient}"),
+            None if self.header.contains("to=all") => fields += "to=all",
+            None => {}
+        }
+        fields.extend(channel.iter().map(|channel| format!("<|channel|>{channel}")));
+        fields.extend(content_type.clone());
+        let sorted = |text: &str| {
+            let mut characters: Vec<char> = text.chars().filter(|character| !character.is_whitespace()).collect();
+            characters.sort_unstable();
+            characters
+        };
+        assert_eq!(sorted(&fields), sorted(&self.header), "{:?} as {header:?}", self.header);
+    }
+
+    /// The balance.
+    fn close(mut self, parser: &Parser<'_>, stops: &[String]) {
+        assert!(!self.is_open, "a message without an end");
+        assert_eq!(self.told, parser.messages(), "the deltas tell something else");
+        assert_eq!(self.warned, parser.warnings());
+        for message in parser.messages().iter().filter(|message| message.is_visible()) {
+            let leaks = stops.iter().any(|stop| message.content.contains(stop.as_str()));
+            assert!(!leaks, "a stop string in {message:?}");
+        }
+        match parser.stop_string() {
+            Some(stop) => self.stopped(parser, stop, stops),
+            None => {
+                let said: usize = parser.messages().iter().map(|message| message.content.len()).sum();
+                assert_eq!(said + self.structure, self.read, "bytes are lost");
+            }
+        }
+        let said: Vec<&str> = parser.messages().iter().map(|message| message.content.as_str()).collect();
+        assert_eq!(said, self.contents);
+    }
+
+    /// The stop string ends the last message, at the first place where one is complete.
+    fn stopped(&mut self, parser: &Parser<'_>, stop: &str, stops: &[String]) {
+        if !self.segment.is_empty() {
+            self.segment_ends(true);
+        }
+        let said = &parser.messages().last().expect("a message").content;
+        let content = self.contents.last_mut().expect("a message");
+        let through = format!("{said}{stop}");
+        assert!(content.starts_with(&through), "{content:?} ends before {stop:?} as {said:?}");
+        let before = &through[..through.len() - stop.chars().next_back().map_or(0, char::len_utf8)];
+        assert!(!stops.iter().any(|stop| before.contains(stop.as_str())), "{through:?} came to a stop before");
+        content.clone_from(said);
+    }
+}
+
+fn warnings(deltas: &[Delta]) -> impl Iterator<Item = &str> {
+    deltas.iter().filter_map(|delta| match delta {
+        Delta::Warning(warning) => Some(warning.as_str()),
+        _ => None,
+    })
+}

@@ -1,0 +1,1 @@
+//! In place of `image`, which `openai-harmony` depends on and never uses.
