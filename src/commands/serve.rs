@@ -1,5 +1,6 @@
 //! `gptoss serve`: the HTTP API.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,9 +29,9 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
         .with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
     let address = server.address()?;
     if is_open && !address.ip().is_loopback() {
-        eprintln!("warning: anybody who reaches {address} may use this server; --api-key-file asks for a key");
+        say(&format!("warning: anybody who reaches {address} may use this server; --api-key-file asks for a key"));
     }
-    eprintln!("listening on http://{address}");
+    say(&format!("listening on http://{address}"));
 
     // Whoever asks meanwhile hears that the model is being loaded.
     let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
@@ -40,7 +41,7 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
             if serving_app.loaded().is_none() {
                 std::process::exit(0);
             }
-            eprintln!("stopping; a second signal stops at once");
+            say("stopping; a second signal stops at once");
             tokio::spawn(async {
                 interrupted().await;
                 std::process::exit(130);
@@ -49,10 +50,16 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
         server.run(end, grace).await;
     });
     let model = load(args)?;
-    eprintln!("serving {}", model.name());
+    let name = model.name().to_owned();
     app.ready(model);
+    say(&format!("serving {name}"));
     let served = runtime.block_on(serving);
     end(runtime, served.is_ok())
+}
+
+/// Writes a line to stderr. A server goes on where nobody reads it any more.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// What still runs is not waited for.
