@@ -10,7 +10,7 @@ use phase1_loading::Tokenizer;
 use tokio::sync::watch;
 
 use super::error::ApiError;
-use super::guard::Key;
+use super::key::Key;
 use super::metrics::Metrics;
 use super::responses::Store;
 use crate::grammar::Grammars;

@@ -4,12 +4,10 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::http::header;
 use futures_core::Stream;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
@@ -88,20 +86,9 @@ pub fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     }
 }
 
-pub fn json_response(status: StatusCode, body: &impl Serialize) -> Response {
-    let text = serde_json::to_vec(body).expect("JSON with text as keys is always written");
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-pub fn ok(body: &impl Serialize) -> Response {
-    json_response(StatusCode::OK, body)
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
     use serde::Deserialize;
 
     use super::*;

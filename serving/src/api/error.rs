@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::body::json_response;
+use super::json::json_response;
 use crate::request::Refused;
 
 /// A refusal, with the status and the fields that clients look at.

@@ -13,32 +13,12 @@ use subtle::ConstantTimeEq;
 use super::app::App;
 use super::error::ApiError;
 use super::id;
+use super::key::Key;
 use super::record::Record;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
-
-/// A key that requests are let in by.
-#[derive(Clone)]
-pub struct Key {
-    /// What logs call it.
-    pub name: String,
-    pub secret: String,
-}
-
-impl Key {
-    /// Keys from lines `SECRET` or `NAME SECRET`; empty lines and those that begin with `#` are skipped. Keys without a name are
-    /// called by their number.
-    pub fn parse_lines(text: &str) -> Vec<Key> {
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let keys = lines.enumerate().map(|(index, line)| match line.split_once(char::is_whitespace) {
-            Some((name, secret)) => Key { name: name.into(), secret: secret.trim().into() },
-            None => Key { name: format!("key{}", index + 1), secret: line.into() },
-        });
-        keys.collect()
-    }
-}
 
 /// Lets a request in, or answers it. Either way the answer has the request's id.
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {

@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::app::App;
-use super::body::ok;
 use super::error::ApiError;
 use super::id;
+use super::json::ok;
 
 /// 200 while requests are served; 503 before and after.
 pub async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {

@@ -13,6 +13,8 @@ mod form;
 mod guard;
 mod health;
 mod id;
+mod json;
+mod key;
 mod knobs;
 mod ledger;
 mod metrics;
@@ -42,7 +44,7 @@ use axum::{Router, middleware};
 use error::ApiError;
 
 pub use app::{App, Model, Settings};
-pub use guard::Key;
+pub use key::Key;
 pub use server::Server;
 
 /// All routes.

@@ -7,8 +7,8 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::app::{App, Model};
-use super::body::ok;
 use super::error::ApiError;
+use super::json::ok;
 
 pub async fn list(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let model = app.model()?;

@@ -1,5 +1,8 @@
 //! Where runs end, and how several runs of one request differ.
 
+use phase1_loading::Tokenizer;
+use serde_json::Value;
+
 use super::app::Model;
 use crate::request::Request;
 
@@ -7,6 +10,11 @@ use crate::request::Request;
 pub fn tokens(model: &Model, ignore_own: Option<bool>, also: Option<&[u32]>) -> Vec<u32> {
     let own: &[u32] = if ignore_own.unwrap_or(false) { &[] } else { model.tokenizer.stops() };
     own.iter().chain(also.unwrap_or_default()).copied().collect()
+}
+
+/// What vLLM's `stop_reason` says of a token: the token if the request named it, nothing if the model ended by itself.
+pub fn reason(tokenizer: &Tokenizer, token: u32) -> Value {
+    if tokenizer.stops().contains(&token) { Value::Null } else { token.into() }
 }
 
 /// As many runs of a request, each with the next seed.

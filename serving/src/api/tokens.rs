@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::app::App;
-use super::body::{heavy, ok, parse, read};
+use super::body::{heavy, parse, read};
 use super::chat::ChatRequest;
 use super::error::ApiError;
+use super::json::ok;
 
 #[derive(Deserialize)]
 struct Tokenize {

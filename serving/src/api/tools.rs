@@ -106,10 +106,6 @@ impl Toolbox {
         };
         Ok(Toolbox { functions, strict: Vec::new(), demand })
     }
-
-    pub fn names(&self) -> Vec<String> {
-        self.functions.iter().map(|function| function.name.clone()).collect()
-    }
 }
 
 /// A `tool_choice` that is an object: one function, or some.
@@ -223,7 +219,11 @@ mod tests {
 
     #[test]
     fn a_choice_says_which_tools_are_seen() {
-        let names = |choice| toolbox(choice).map(|toolbox| (toolbox.names().concat(), toolbox.demand));
+        let names = |choice| {
+            toolbox(choice).map(|toolbox| {
+                (toolbox.functions.iter().map(|function| function.name.as_str()).collect::<String>(), toolbox.demand)
+            })
+        };
         assert_eq!(names(json!(null)), Ok(("ab".into(), Demand::Free)));
         assert_eq!(names(json!("none")), Ok(("".into(), Demand::Free)));
         let call = |names: &[&str]| Demand::Call(names.iter().map(|&name| name.into()).collect());

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::api::id;
 use crate::api::runs::{Answer, Flow};
+use crate::api::stops;
 use crate::api::stream::Frames;
 use crate::api::turn::{Entry, Kind, Piece, Turn};
 use crate::api::usage::Usage;
@@ -234,7 +235,9 @@ impl Answer for ChatAnswer<'_> {
                 match (finish, stopped) {
                     (_, Some(stop)) => self.close(run, "stop", stop, frames),
                     (Finish::Length, None) => self.close(run, "length", Value::Null, frames),
-                    (Finish::Stop(token), None) => self.close(run, "stop", token.into(), frames),
+                    (Finish::Stop(token), None) => {
+                        self.close(run, "stop", stops::reason(self.tokenizer, token), frames)
+                    }
                     (Finish::Deadline | Finish::Failed(_), None) => {}
                 }
             }

@@ -12,9 +12,10 @@ use axum::response::Response;
 use harmony::{Effort, Function, ResponseFormat};
 
 use super::app::{App, Model};
-use super::body::{heavy, ok, parse, read};
+use super::body::{heavy, parse, read};
 use super::error::ApiError;
 use super::form::{constraint, shown};
+use super::json::ok;
 use super::knobs;
 use super::record::Record;
 use super::runs::Runs;

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::text::{Entry, Shown, Text};
 use crate::api::chat::finite;
 use crate::api::runs::{Answer, Flow};
+use crate::api::stops;
 use crate::api::stream::Frames;
 use crate::api::usage::Usage;
 use crate::request::{Event, Finish};
@@ -166,7 +167,7 @@ impl Answer for CompletionAnswer<'_> {
                 self.show(run, shown, frames);
                 match finish {
                     Finish::Length => self.close(run, "length", Value::Null, frames),
-                    Finish::Stop(token) => self.close(run, "stop", token.into(), frames),
+                    Finish::Stop(token) => self.close(run, "stop", stops::reason(self.tokenizer, token), frames),
                     Finish::Deadline | Finish::Failed(_) => {}
                 }
             }

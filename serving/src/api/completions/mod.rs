@@ -11,8 +11,9 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
 
 use super::app::{App, Model};
-use super::body::{heavy, ok, parse, read};
+use super::body::{heavy, parse, read};
 use super::error::ApiError;
+use super::json::ok;
 use super::knobs;
 use super::record::Record;
 use super::runs::{Answer, Runs};

@@ -40,7 +40,7 @@ pub struct OllamaAnswer<'a> {
 
 /// A turn of harmony, or raw text.
 pub enum Reader<'a> {
-    Turn(Turn<'a>),
+    Turn(Box<Turn<'a>>),
     Raw(crate::api::completions::Text<'a>),
 }
 

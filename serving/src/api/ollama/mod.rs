@@ -14,10 +14,11 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::app::{App, Model};
-use super::body::{heavy, ok, parse, read};
+use super::body::{heavy, parse, read};
 use super::chat::{self, Content, InMessage, InRole};
 use super::error::ApiError;
 use super::form::{constraint, shown};
+use super::json::ok;
 use super::knobs;
 use super::record::Record;
 use super::runs::Runs;
@@ -179,7 +180,7 @@ impl AnswerPlan {
         let AnswerPlan { layout, model: name, is_raw, shows_thinking, prompt_tokens, functions, stops } = self;
         let reader = match is_raw {
             true => Reader::raw(&model.tokenizer, &stops, &stops::tokens(model, None, None)),
-            false => Reader::Turn(Turn::new(&model.harmony()?, &functions, &stops, &[])),
+            false => Reader::Turn(Box::new(Turn::new(&model.harmony()?, &functions, &stops, &[]))),
         };
         let created = timestamp(super::id::now());
         Ok(OllamaAnswer::new(layout, name, created, shows_thinking, prompt_tokens, reader))

@@ -3,18 +3,12 @@
 use harmony::{Message, Role};
 use serde_json::{Value, json};
 
+use super::history::History;
 use super::request::Item;
 use super::store::Store;
-use crate::api::chat::{Calls, Content, InRole, instructions, text};
+use crate::api::chat::{Content, InRole, instructions, text};
 use crate::api::error::{ApiError, shortened};
 use crate::api::id;
-
-/// A conversation that items add to.
-#[derive(Clone, Debug, Default)]
-pub struct History {
-    pub messages: Vec<Message>,
-    pub calls: Calls,
-}
 
 impl History {
     /// # Errors

@@ -1,6 +1,7 @@
 //! `/v1/responses`: items in, items out, and conversations that go on from an id.
 
 mod answer;
+mod history;
 mod input;
 mod request;
 mod store;
@@ -14,10 +15,11 @@ use harmony::{Function, Role};
 use serde_json::{Map, Value, json};
 
 use super::app::{App, Model};
-use super::body::{heavy, ok, parse, read};
+use super::body::{heavy, parse, read};
 use super::chat::Opening;
 use super::error::{ApiError, shortened};
 use super::form::{constraint, shown};
+use super::json::ok;
 use super::knobs::{self, Knobs};
 use super::record::Record;
 use super::runs::Runs;
@@ -28,7 +30,8 @@ use super::{id, stops};
 use crate::request::Request;
 
 use answer::{Keep, Whole};
-use input::{History, listed};
+use history::History;
+use input::listed;
 use request::{Input, ResponseRequest, Truncation, functions};
 use store::Stored;
 

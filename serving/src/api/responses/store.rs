@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::input::History;
+use super::history::History;
 
 /// A response and how it came about.
 pub struct Stored {
