@@ -250,8 +250,8 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             running.push(Running { request, sequence: next, fed: 0, drawn: 0, tokens: Vec::new(), longest: 0 });
             next += 1;
         }
-        // One may fork, go back, move to another sequence, or be cancelled: by chance, but each at the first occasion, so that every run
-        // has each of them.
+        // One may fork, go back, move to another sequence, or be cancelled, by chance. The first three also happen at the first occasion,
+        // so that every run has them.
         if (happened.forked == 0 || random.below(6) == 0)
             && happened.forked < count
             && running.len() < 2 * RUNNING
