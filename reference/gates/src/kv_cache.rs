@@ -86,7 +86,7 @@ fn check_cache(case: &Case, ramp: YarnRamp, engine: &dyn ReadCache, chunk: usize
 }
 
 /// Generates greedily from the golden prompt, as a user would, through every ring's wrap.
-fn check_generation(
+pub(crate) fn check_generation(
     case: &Case,
     ramp: YarnRamp,
     engine: &mut dyn Engine,

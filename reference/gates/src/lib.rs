@@ -1,10 +1,11 @@
 //! The gates: what each phase computes on the golden cases, compared with what MLX computes.
 //!
-//! One module per phase, two for phase 5. [`run`] takes a gate through all cases; `gptoss gates` and the tests call it or the
-//! modules. [`seam`] is a stress test and [`refusals`] a list of bad requests, for which no golden is needed. No engine depends on this
+//! One module per phase, two for phase 5, and [`engine`] for any engine. [`run`] takes a gate through all cases; `gptoss gates` and the
+//! tests call it or the modules. [`seam`] is a stress test and [`refusals`] a list of bad requests, for which no golden is needed. No engine depends on this
 //! crate.
 
 mod checks;
+pub mod engine;
 pub mod flash_cpu;
 pub mod flash_gpu;
 pub mod forward;
@@ -17,8 +18,8 @@ use std::error::Error;
 use std::path::Path;
 
 pub use checks::Checks;
-pub use gptoss_reference::Check;
-use gptoss_reference::{Case, Folder, GoldenError};
+use gptoss_reference::GoldenError;
+pub use gptoss_reference::{Case, Check, Folder, Limit};
 use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
 
@@ -52,6 +53,14 @@ impl Goldens {
     /// As [`Case::all`].
     pub fn open(path: &Path) -> Result<Goldens, GoldenError> {
         Ok(Goldens { cases: Case::all(path)?, folders: Folder::all(path)? })
+    }
+
+    pub fn cases(&self) -> &[Case] {
+        &self.cases
+    }
+
+    pub fn folders(&self) -> &[Folder] {
+        &self.folders
     }
 }
 

@@ -1,0 +1,105 @@
+//! The peers by name, and the programs that run them.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Another implementation of gpt-oss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// mlx-lm, on Metal or CUDA, and on the CPU in f32.
+    Mlx,
+    /// llama.cpp through llama-cpp-python.
+    LlamaCpp,
+}
+
+impl Peer {
+    pub const ALL: [Peer; 2] = [Peer::Mlx, Peer::LlamaCpp];
+
+    /// As a person names it on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Peer::Mlx => "mlx",
+            Peer::LlamaCpp => "llama.cpp",
+        }
+    }
+
+    /// As its makers write it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Peer::Mlx => "MLX",
+            Peer::LlamaCpp => "llama.cpp",
+        }
+    }
+
+    /// The environment variable that names a Python with this peer's packages, instead of the one that was installed.
+    pub const fn python_variable(self) -> &'static str {
+        match self {
+            Peer::Mlx => "GPTOSS_MLX_PYTHON",
+            Peer::LlamaCpp => "GPTOSS_LLAMA_CPP_PYTHON",
+        }
+    }
+
+    /// Its packages, pinned, as pip reads them.
+    pub const fn requirements(self) -> &'static str {
+        match self {
+            Peer::Mlx => include_str!("../requirements/mlx.txt"),
+            Peer::LlamaCpp => include_str!("../requirements/llama-cpp.txt"),
+        }
+    }
+
+    /// The worker's program, for `python -c`.
+    fn program(self) -> String {
+        let own = match self {
+            Peer::Mlx => include_str!("../workers/mlx.py"),
+            Peer::LlamaCpp => include_str!("../workers/llama_cpp.py"),
+        };
+        [include_str!("../workers/common.py"), own, include_str!("../workers/serve.py")].concat()
+    }
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Peer, String> {
+        let found = Peer::ALL.into_iter().find(|peer| peer.name() == name);
+        found.ok_or_else(|| format!("expected one of {}", Peer::ALL.map(Peer::name).join(", ")))
+    }
+}
+
+/// What is started for a peer.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub peer: Peer,
+    pub python: PathBuf,
+    /// The program's text.
+    pub program: String,
+}
+
+impl Launch {
+    /// The peer's worker in a Python that has its packages.
+    pub fn new(peer: Peer, python: PathBuf) -> Launch {
+        Launch { peer, python, program: peer.program() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed_as_they_are_shown() {
+        for peer in Peer::ALL {
+            assert_eq!(peer.name().parse(), Ok(peer));
+        }
+        assert_eq!("onnx".parse::<Peer>(), Err("expected one of mlx, llama.cpp".into()));
+    }
+
+    #[test]
+    fn every_package_is_pinned() {
+        for peer in Peer::ALL {
+            let lines = || peer.requirements().lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+            assert!(lines().count() > 0);
+            assert!(lines().all(|line| line.contains("==")), "{peer:?}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! A worker's process: one request at a time, each with a deadline.
+//!
+//! Threads of their own write to its stdin and read its stdout and stderr, so that nothing here ever waits for a pipe. Whatever goes
+//! wrong ends the process, and every later request gets the same error.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::frame::{BadFrame, Frame, encode, read};
+use crate::peer::Launch;
+use crate::protocol::{Header, Kind, Request};
+
+/// Lines of the worker's stderr that errors quote, and the most bytes of each.
+const LINES_KEPT: usize = 4;
+const LINE_BYTES: u64 = 400;
+/// How long a worker may take to end when its stdin does.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the last words of a dead worker are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+type Reply = Result<Frame, BadFrame>;
+type Said = Arc<Mutex<VecDeque<String>>>;
+
+pub(crate) struct Worker {
+    /// As errors name it.
+    title: &'static str,
+    child: Child,
+    /// None when the worker is to end.
+    requests: Option<Sender<Vec<u8>>>,
+    replies: Receiver<Reply>,
+    /// The most bytes of a payload that the reader takes.
+    most: Arc<AtomicU64>,
+    said: Said,
+    stderr: Option<thread::JoinHandle<()>>,
+    /// Why it has ended.
+    ended: Option<String>,
+}
+
+/// Why a request was not answered.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The worker has ended; a sentence that says why.
+    Ended(String),
+    /// It cannot do that, and goes on.
+    Declined(Kind, String),
+}
+
+impl Worker {
+    /// Starts the process, which then waits for its first request.
+    ///
+    /// # Errors
+    /// A Python that cannot be started.
+    pub fn start(launch: &Launch) -> Result<Worker, String> {
+        let mut command = Command::new(&launch.python);
+        // Isolated: neither the user's packages nor the current directory are searched. No package asks the network for a model.
+        command.args(["-I", "-c", &launch.program]).env("HF_HUB_OFFLINE", "1").env("TOKENIZERS_PARALLELISM", "false");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let title = launch.peer.title();
+        let mut child = command.spawn().map_err(|error| {
+            let (python, variable) = (launch.python.display(), launch.peer.python_variable());
+            format!(
+                "{python} for {title} does not start: {error}; `gptoss peers install`, or {variable}, names another"
+            )
+        })?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (requests, to_write) = channel();
+        let (read_ones, replies) = channel();
+        let (most, said) = (Arc::new(AtomicU64::new(0)), Said::default());
+        thread::spawn(move || write_requests(stdin, &to_write));
+        let limit = most.clone();
+        thread::spawn(move || read_replies(stdout, &limit, &read_ones));
+        let lines = said.clone();
+        let stderr = thread::spawn(move || keep_lines(stderr, &lines));
+        Ok(Worker { title, child, requests: Some(requests), replies, most, said, stderr: Some(stderr), ended: None })
+    }
+
+    /// # Errors
+    /// A worker that has ended.
+    pub fn check(&self) -> Result<(), String> {
+        self.ended.clone().map_or(Ok(()), Err)
+    }
+
+    /// Sends a request and waits for its reply, which must have a payload of `payload` bytes.
+    ///
+    /// # Errors
+    /// A worker that ended, ends, is silent for longer than `within`, answers something else than a reply, or declines.
+    pub fn ask(&mut self, request: &Request<'_>, payload: u64, within: Duration) -> Result<Frame, Refusal> {
+        self.check().map_err(Refusal::Ended)?;
+        match self.replies.try_recv() {
+            Err(TryRecvError::Empty) => {}
+            Ok(Ok(_)) => return Err(self.end("it answered without being asked".into())),
+            Ok(Err(bad)) => return Err(self.end_badly(bad)),
+            Err(TryRecvError::Disconnected) => return Err(self.end_badly(BadFrame::Ended)),
+        }
+        self.most.store(payload, Ordering::Release);
+        let json = serde_json::to_vec(request).expect("requests hold numbers and text");
+        // If it cannot be written, the worker has ended, and the reader says so.
+        let _ = self.requests.as_ref().map(|requests| requests.send(encode(&json)));
+        let frame = match self.replies.recv_timeout(within) {
+            Ok(Ok(frame)) => frame,
+            Ok(Err(bad)) => return Err(self.end_badly(bad)),
+            Err(RecvTimeoutError::Disconnected) => return Err(self.end_badly(BadFrame::Ended)),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(self.end(format!("it has not answered for {:.0} s", within.as_secs_f64().ceil())));
+            }
+        };
+        let Header { bytes, error, kind, .. } = &frame.header;
+        match error {
+            Some(error) if *kind == Kind::Failed => Err(self.end(error.clone())),
+            Some(error) => Err(Refusal::Declined(*kind, error.clone())),
+            None if *bytes != payload => {
+                Err(self.end(format!("its reply has {bytes} bytes where {payload} are expected")))
+            }
+            None => Ok(frame),
+        }
+    }
+
+    /// Ends the worker for a reason, which this and every later request gets.
+    pub fn end(&mut self, reason: String) -> Refusal {
+        self.requests = None;
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let sentence = format!("the {} worker failed: {reason}; start again to load the model anew", self.title);
+        Refusal::Ended(self.ended.insert(sentence).clone())
+    }
+
+    fn end_badly(&mut self, bad: BadFrame) -> Refusal {
+        let reason = match bad {
+            BadFrame::Nonsense(reason) => reason,
+            BadFrame::Ended => self.last_words(),
+        };
+        self.end(reason)
+    }
+
+    /// What is known of a worker whose stdout has ended: its exit status, and the last that it wrote to stderr.
+    fn last_words(&mut self) -> String {
+        let deadline = Instant::now() + LAST_WORDS;
+        while !self.is_over() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let status = match self.child.try_wait() {
+            Ok(Some(status)) => format!("it ended ({status})"),
+            _ => "it closed its stdout".into(),
+        };
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match said.back() {
+            None => status,
+            Some(_) => format!("{status}; its last words: {}", said.iter().cloned().collect::<Vec<_>>().join(" | ")),
+        }
+    }
+
+    /// Whether the process has ended and everything that it wrote was read.
+    fn is_over(&mut self) -> bool {
+        self.stderr.as_ref().is_none_or(|thread| thread.is_finished()) && matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+}
+
+impl Drop for Worker {
+    /// Closes the worker's stdin, at which it ends, and kills it if it does not.
+    fn drop(&mut self) {
+        self.requests = None;
+        let deadline = Instant::now() + FAREWELL;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ends, and with it the worker's stdin, when there will be no more requests or nobody reads them.
+fn write_requests(stdin: Option<ChildStdin>, requests: &Receiver<Vec<u8>>) {
+    let Some(mut stdin) = stdin else { return };
+    for request in requests {
+        if stdin.write_all(&request).and_then(|()| stdin.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends with the first thing that is no reply.
+fn read_replies(stdout: Option<ChildStdout>, most: &AtomicU64, replies: &Sender<Reply>) {
+    let Some(stdout) = stdout else { return };
+    let mut stdout = BufReader::new(stdout);
+    loop {
+        let reply = read(&mut stdout, || most.load(Ordering::Acquire));
+        let is_last = reply.is_err();
+        if replies.send(reply).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// Keeps the last lines.
+fn keep_lines(stderr: Option<impl Read>, said: &Mutex<VecDeque<String>>) {
+    let Some(stderr) = stderr else { return };
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // A longer line counts as several.
+        match stderr.by_ref().take(LINE_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(&line).trim().to_owned();
+        if !text.is_empty() {
+            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            said.push_back(text);
+            let extra = said.len().saturating_sub(LINES_KEPT);
+            said.drain(..extra);
+        }
+    }
+}

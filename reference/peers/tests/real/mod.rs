@@ -1,0 +1,44 @@
+//! The real peers, where they are installed.
+
+use std::io::{Write, stderr};
+use std::path::Path;
+
+use gates::Check;
+use peers::{Installation, Launch, Options, Peer, PeerEngine};
+use phase1_loading::{Checkpoint, YarnRamp};
+
+/// The variable with which a run demands that the peers it names, separated by commas, are installed. CI sets it.
+const REQUIRED: &str = "GPTOSS_REQUIRED_PEERS";
+
+/// What starts a peer. Where it is not installed, says on the terminal that `test` did not run.
+///
+/// # Panics
+/// If it is required.
+pub fn launch(peer: Peer, test: &str) -> Option<Launch> {
+    let folder = phase4_profiling::cache_directory().unwrap_or_default().join("peers");
+    match Installation::find(peer, &folder) {
+        Ok(found) => Some(Launch::new(peer, found.python)),
+        Err(error) => {
+            let required = std::env::var(REQUIRED).unwrap_or_default();
+            assert!(!required.split(',').any(|name| name == peer.name()), "{error}");
+            // Past the harness, which swallows what a test that passes prints.
+            let _ = writeln!(stderr(), "NOT RUN: {test}: {error}");
+            None
+        }
+    }
+}
+
+/// A model with this ramp, in a peer on the CPU.
+pub fn start(launch: &Launch, model: &Path, ramp: YarnRamp) -> (PeerEngine, Checkpoint) {
+    let mut checkpoint = Checkpoint::open(model).expect("opens");
+    checkpoint.config.rope.ramp = ramp;
+    let options = Options { device: "cpu", dtype: Some("float32"), ..Options::default() };
+    let engine = PeerEngine::start(launch, &checkpoint, model, &options);
+    (engine.unwrap_or_else(|error| panic!("{}: {error}", model.display())), checkpoint)
+}
+
+pub fn assert_passed(checks: &[Check]) {
+    assert!(!checks.is_empty());
+    let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}

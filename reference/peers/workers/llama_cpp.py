@@ -1,0 +1,126 @@
+# llama.cpp through the C interface that llama-cpp-python exposes. common.py comes before this file, and serve.py behind it.
+import ctypes
+from importlib.metadata import version
+from pathlib import Path
+
+import llama_cpp as api
+
+# Tokens of a step, and of the part of it that is computed at once.
+MOST_TOKENS = 512
+
+
+def check_request(request):
+    if Path(request["model"]).is_dir():
+        raise Unsupported("llama.cpp reads GGUF files alone; `gptoss convert` writes one from a folder")
+    if request["rope"] != "truncated":
+        raise Unsupported("llama.cpp rounds YaRN's ramp; --rope truncated asks for that")
+    if request["dtype"] not in (None, "float32"):
+        raise Unsupported("llama.cpp caches in f16 or f32")
+    if request["device"] == "gpu" and not api.llama_supports_gpu_offload():
+        raise Unsupported("this llama.cpp was built for the CPU alone; set CMAKE_ARGS and install it again")
+
+
+class Peer:
+    def __init__(self, request):
+        check_request(request)
+        api.llama_backend_init()
+        exact = request["dtype"] == "float32"
+        on_gpu = request["device"] != "cpu" and api.llama_supports_gpu_offload()
+        parameters = api.llama_model_default_params()
+        parameters.n_gpu_layers = 999 if on_gpu else 0
+        self.model = api.llama_model_load_from_file(request["model"].encode(), parameters)
+        if not self.model:
+            raise RuntimeError("llama.cpp does not load this model")
+        options = api.llama_context_default_params()
+        # One pool of cells for all sequences. A sliding layer keeps no more than its window needs.
+        options.n_ctx, options.n_seq_max = request["context"], request["sequences"]
+        options.kv_unified, options.swa_full = True, False
+        options.n_batch = options.n_ubatch = MOST_TOKENS
+        threads = request["threads"]
+        options.n_threads = options.n_threads_batch = threads
+        options.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        options.type_k = options.type_v = api.GGML_TYPE_F32 if exact else api.GGML_TYPE_F16
+        self.context = api.llama_init_from_model(self.model, options)
+        if not self.context:
+            raise RuntimeError("llama.cpp has no room for its cache")
+        self.memory = api.llama_get_memory(self.context)
+        self.vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
+        self.window = api.llama_model_n_swa(self.model)
+        self.batch = api.llama_batch_init(MOST_TOKENS, 0, 1)
+        # llama.cpp's number of each sequence, and its tokens.
+        self.slots, self.lengths, self.free = {}, {}, list(range(request["sequences"]))[::-1]
+        versions = {"llama-cpp-python": version("llama-cpp-python"), "python": sys.version.split()[0]}
+        self.hello = {
+            "device": "gpu" if on_gpu else "cpu",
+            "dtype": "float32" if exact else "float16",
+            "versions": versions,
+            "vocab": self.vocab,
+            "layers": api.llama_model_n_layer(self.model),
+        }
+
+    def slot(self, sequence):
+        if sequence not in self.slots:
+            self.slots[sequence], self.lengths[sequence] = self.free.pop(), 0
+        return self.slots[sequence]
+
+    def step(self, items):
+        batch, count, wanted = self.batch, 0, []
+        for item in items:
+            slot, start, tokens = self.slot(item["sequence"]), self.lengths[item["sequence"]], item["tokens"]
+            rows = {"nothing": 0, "all": len(tokens)}.get(item["want"], 1)
+            first = count
+            for index, token in enumerate(tokens):
+                batch.token[count], batch.pos[count] = token, start + index
+                batch.n_seq_id[count], batch.seq_id[count][0] = 1, slot
+                batch.logits[count] = index >= len(tokens) - rows
+                count += 1
+            wanted.append(range(first + len(tokens) - rows, first + len(tokens)))
+            self.lengths[item["sequence"]] += len(tokens)
+        batch.n_tokens = count
+        if status := api.llama_decode(self.context, batch):
+            raise RuntimeError(f"llama_decode says {status}")
+        tokens, logits = [], []
+        for item, rows in zip(items, wanted):
+            if item["want"] == "greedy":
+                row = self.row(rows[0])
+                tokens.append(None if np.isnan(row).any() else int(row.argmax()))
+            else:
+                # Copies: the next step writes there.
+                logits.extend(self.row(row).copy() for row in rows)
+        # What is computed on a GPU is there only when it was waited for.
+        api.llama_synchronize(self.context)
+        return {"tokens": tokens}, logits
+
+    def row(self, index):
+        logits = api.llama_get_logits_ith(self.context, index)
+        return np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocab,))
+
+    def check_rewind(self, sequence, length):
+        """The next token sees the last `window` positions: a sliding layer must still have them."""
+        least = api.llama_memory_seq_pos_min(self.memory, self.slots[sequence])
+        if length < self.lengths[sequence] and least > max(0, length - self.window):
+            raise CannotGoBack
+
+    def fork(self, source, to, length):
+        self.check_rewind(source, length)
+        slot = self.slot(to)
+        api.llama_memory_seq_cp(self.memory, self.slots[source], slot, -1, -1)
+        api.llama_memory_seq_rm(self.memory, slot, length, -1)
+        self.lengths[to] = length
+
+    def truncate(self, sequence, length):
+        self.check_rewind(sequence, length)
+        api.llama_memory_seq_rm(self.memory, self.slots[sequence], length, -1)
+        self.lengths[sequence] = length
+
+    def release(self, sequence):
+        if sequence in self.slots:
+            slot = self.slots.pop(sequence)
+            del self.lengths[sequence]
+            api.llama_memory_seq_rm(self.memory, slot, -1, -1)
+            self.free.append(slot)
+
+    def stats(self):
+        return {"peak_device_bytes": None}
+
+
