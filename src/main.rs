@@ -6,9 +6,12 @@ mod answer;
 mod args;
 mod commands;
 mod conversation;
+mod embedded;
 mod interrupt;
 mod lost_file;
+mod peer;
 mod prompt_bar;
+mod running;
 mod saved;
 mod session;
 mod tools;
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Some(Command::Memory(args)) => commands::memory::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
+        Some(Command::Peers(args)) => commands::peers::run(&args),
     };
     match result {
         Ok(code) => code,

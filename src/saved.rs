@@ -24,10 +24,11 @@ impl Saved {
     /// # Errors
     /// An engine that saves nothing; a damaged file, or one of another model, YaRN ramp or cache type.
     pub fn open(file: &Path, checkpoint: &Checkpoint, session: &mut Session) -> Result<(Saved, Vec<u32>)> {
-        let phase = session.kind.phase();
-        let snapshots = session.engine.snapshots().with_context(|| {
-            format!("phase {phase} remembers nothing that could be saved: --session needs phase 3 or 5")
-        })?;
+        let title = session.kind.title();
+        let snapshots = session
+            .engine
+            .snapshots()
+            .with_context(|| format!("{title} remembers nothing that could be saved: --session needs phase 3 or 5"))?;
         let this = Saved {
             file: file.to_owned(),
             model: checkpoint.fingerprint(),

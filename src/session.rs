@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use phase1_loading::{Checkpoint, Tokenizer};
+use phase1_loading::{Checkpoint, Tokenizer, YarnRamp};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
 use phase4_profiling::{MemoryPlan, Place, Setting, cache_directory};
@@ -12,6 +12,9 @@ use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
 use crate::args::{EngineArgs, EngineKind};
+use crate::embedded::{EMBEDDED, EMBEDDED_MODEL, EMBEDDED_PATH};
+use crate::peer;
+use crate::running::Running;
 
 /// The sequence of every command that has only one.
 pub const SEQUENCE: SequenceId = 0;
@@ -19,14 +22,10 @@ pub const SEQUENCE: SequenceId = 0;
 /// Tokens of a conversation that a device should have room for.
 pub const USUAL_CONTEXT: usize = 4096;
 
-/// The model inside this program.
-pub const EMBEDDED: &str = "embedded";
-static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/gptoss-tiny.gguf");
-
 /// Opens a file, or the embedded model if that is what is named and no such file exists.
 pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
-        return Ok(Checkpoint::from_bytes("embedded model", bytes::Bytes::from_static(EMBEDDED_MODEL))?);
+        return Ok(Checkpoint::from_bytes(EMBEDDED_PATH, bytes::Bytes::from_static(EMBEDDED_MODEL))?);
     }
     let mut checkpoint = Checkpoint::open(model)?;
     if checkpoint.lacks_vocabulary() {
@@ -41,6 +40,8 @@ pub fn open_with(model: &Path, args: &EngineArgs) -> Result<Checkpoint> {
     let mut checkpoint = open(model)?;
     if let Some(ramp) = args.rope {
         checkpoint.config.rope.ramp = ramp.into();
+    } else if args.kind() == EngineKind::LlamaCpp {
+        checkpoint.config.rope.ramp = YarnRamp::Truncated;
     }
     Ok(checkpoint)
 }
@@ -67,7 +68,8 @@ fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
     // Phase 5 makes room for a whole context when it starts; the others' caches grow.
     let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
     let setting = Setting {
-        phase: args.kind().phase(),
+        // A peer makes room for itself.
+        phase: args.kind().phase().unwrap_or(5),
         on_gpu: true,
         cache: args.kv.unwrap_or_default(),
         pool: args.fast.kv_memory,
@@ -80,7 +82,7 @@ fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
 
 /// An engine with a model in it.
 pub struct Session {
-    pub engine: Box<dyn Inspect>,
+    pub engine: Running,
     pub device: ComputeDevice,
     pub kind: EngineKind,
     /// How the engine caches keys and values.
@@ -90,15 +92,21 @@ pub struct Session {
 impl Session {
     /// Finds a device, says which and why, and loads the model.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
+        if let Some(peer) = args.kind().peer() {
+            let (engine, device) = peer::start(peer, checkpoint, args)?;
+            let cache = if engine.hello().dtype == "float32" { CacheType::F32 } else { CacheType::F16 };
+            let engine = Running::Peer(Box::new(engine));
+            return Ok(Session { engine, device, kind: args.kind(), cache });
+        }
         let device = find_device(checkpoint, args)?;
         eprintln!("device: {} ({})", device.name, device.reason);
         let (kind, cache, fast) = (args.kind(), args.cache_type(&device), &args.fast);
-        let phase = kind.phase();
+        let title = kind.title();
         if kind != EngineKind::Flash && (fast.exact || fast.threads.is_some() || fast.isa.is_some()) {
-            bail!("--exact, --threads and --isa are for phase 5, --engine flash; phase {phase} always computes in f32");
+            bail!("--exact, --threads and --isa are for phase 5, --engine flash; {title} always computes in f32");
         }
         if kind != EngineKind::Flash && fast.kv_memory.is_some() {
-            bail!("--kv-memory is for phase 5, --engine flash; phase {phase} takes what its sequences need");
+            bail!("--kv-memory is for phase 5, --engine flash; {title} takes what its sequences need");
         }
         if kind == EngineKind::Reference && args.kv.is_some() {
             bail!("phase 2 caches nothing; --kv is for phases 3 and 5");
@@ -106,6 +114,7 @@ impl Session {
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
         let engine: Box<dyn Inspect> = match kind {
+            EngineKind::Mlx | EngineKind::LlamaCpp => unreachable!("peers are started above"),
             EngineKind::Reference => {
                 Box::new(RecomputeEngine::new(GptOss::load(checkpoint, device.clone(), progress)?))
             }
@@ -127,7 +136,7 @@ impl Session {
             }
         };
         bar.finish_and_clear();
-        Ok(Session { engine, device, kind, cache })
+        Ok(Session { engine: Running::Ours(engine), device, kind, cache })
     }
 
     /// A session and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.

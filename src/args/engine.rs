@@ -23,7 +23,7 @@ pub struct EngineArgs {
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
     /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it. If not given, what the model's
-    /// configuration says, which is exact unless it says otherwise.
+    /// configuration says, which is exact unless it says otherwise; --engine llama.cpp is always truncated.
     #[arg(long, value_enum)]
     pub rope: Option<RopeArg>,
     /// How keys and values are cached (phases 3 and 5).
@@ -36,10 +36,10 @@ pub struct EngineArgs {
 /// How phase 5 computes.
 #[derive(Args, Clone, Default)]
 pub struct FastArgs {
-    /// Compute in f32 throughout (phase 5).
+    /// Compute in f32 throughout (phase 5, and MLX on a GPU); keep llama.cpp's cache in f32.
     #[arg(long)]
     pub exact: bool,
-    /// Threads that compute (phase 5 on the CPU); one a physical core if not given.
+    /// Threads that compute (phase 5 on the CPU, and llama.cpp); one a physical core if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// The instruction set to compute with (phase 5 on the CPU), one of this machine's; the best if not given.

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use gates::Gate;
+use peers::Peer;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
 
 use super::engine::{EngineArgs, FastArgs};
 use super::kind::EngineKind;
-use super::values::{cache_type, device, gate, phase, positive};
-use crate::session::EMBEDDED;
+use super::values::{cache_type, device, gate, peer, phase, positive};
+use crate::embedded::EMBEDDED;
 
 /// Check every phase against MLX, in order; stop at the first that fails.
 #[derive(Args)]
@@ -18,6 +19,9 @@ pub struct Gates {
     /// Only this phase.
     #[arg(long, value_parser = gate())]
     pub phase: Option<Gate>,
+    /// Instead of the phases: mlx or llama.cpp, each in its own reading of YaRN's ramp, MLX in both.
+    #[arg(long, value_parser = peer(), conflicts_with = "phase")]
+    pub engine: Option<Peer>,
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
     /// Where the golden cases are.

@@ -4,6 +4,7 @@ mod engine;
 mod files;
 mod kind;
 mod measurements;
+mod peers;
 mod serving;
 mod text;
 mod values;
@@ -14,6 +15,7 @@ pub use engine::{EngineArgs, FastArgs};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
 pub use kind::EngineKind;
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
+pub use peers::{Peers, PeersAction};
 pub use serving::Serve;
 pub use text::{Chat, Eval, Generate, Logits};
 
@@ -43,4 +45,5 @@ pub enum Command {
     Memory(Memory),
     Bench(Bench),
     MakeModel(MakeModel),
+    Peers(Peers),
 }

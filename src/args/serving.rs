@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::engine::EngineArgs;
 use super::values::{memory_size, positive};
-use crate::session::EMBEDDED;
+use crate::embedded::EMBEDDED;
 
 /// Serve a model to OpenAI's and Ollama's clients, and as a chat page.
 #[derive(Args)]

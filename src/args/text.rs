@@ -10,7 +10,7 @@ use phase4_profiling::today;
 
 use super::engine::EngineArgs;
 use super::values::{date, effort, parse_bias, seed, token_count};
-use crate::session::EMBEDDED;
+use crate::embedded::EMBEDDED;
 
 /// Continue a prompt; or, given only a question, have the model inside this program answer it.
 #[derive(Args)]

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use gates::Gate;
 use harmony::Effort;
+use peers::Peer;
 use phase1_loading::DenseFormat;
 use phase2_forward::DeviceChoice;
 use phase3_kvcache::CacheType;
@@ -33,8 +34,15 @@ pub fn cache_type() -> ValueParser {
 
 /// The engine of a phase, by its number.
 pub fn phase() -> ValueParser {
-    let find = |number: String| EngineKind::ALL.into_iter().find(|kind| kind.phase().to_string() == number);
+    let find = |number: String| {
+        let is_it = |kind: &EngineKind| kind.phase().is_some_and(|phase| phase.to_string() == number);
+        EngineKind::ALL.into_iter().find(is_it)
+    };
     PossibleValuesParser::new(["2", "3", "5"]).try_map(move |number| find(number).ok_or("no such engine")).into()
+}
+
+pub fn peer() -> ValueParser {
+    one_of::<Peer>(Peer::ALL.map(Peer::name))
 }
 
 /// The gate of a phase, by its number.

@@ -17,8 +17,7 @@ use crate::session::{self, Session};
 use measure::{Costs, Measure};
 
 pub fn run(args: &Bench) -> Result<ExitCode> {
-    let checkpoint = session::open(&args.model)?;
-    let context = checkpoint.config.context_length;
+    let context = session::open(&args.model)?.config.context_length;
     for &depth in &args.depth {
         let longest = measure::longest(args, depth);
         if longest > context {
@@ -27,11 +26,12 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     }
     let mut engines = Vec::new();
     for &kind in args.engines() {
-        // Phase 2 has no cache.
+        // Phase 2 has no cache, and a peer chooses its own.
         let all: Vec<Option<CacheType>> = args.kv.iter().map(|&kv| Some(kv)).collect();
-        let caches = if kind == EngineKind::Reference || all.is_empty() { &[None][..] } else { &all };
+        let has_no_choice = kind == EngineKind::Reference || kind.peer().is_some();
+        let caches = if has_no_choice || all.is_empty() { &[None][..] } else { &all };
         for &kv in caches {
-            engines.push(one(args, &checkpoint, kind, kv)?);
+            engines.push(one(args, kind, kv)?);
         }
     }
     let report = if args.json { format!("{:#}\n", Value::from(engines)) } else { table(&engines) };
@@ -40,25 +40,49 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
 }
 
 /// Everything about one engine.
-fn one(args: &Bench, checkpoint: &Checkpoint, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
+fn one(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
+    let engine_args = engine_args(args, kind, kv);
+    let checkpoint = session::open_with(&args.model, &engine_args)?;
     process::take_peak_resident_bytes();
     let start = Instant::now();
-    // Earlier phases have none of these choices.
-    let fast = if kind == EngineKind::Flash { args.fast.clone() } else { FastArgs::default() };
-    let engine_args = EngineArgs { engine: Some(kind), phase: None, device: args.device, rope: None, kv, fast };
-    let mut session = Session::start(checkpoint, &engine_args)?;
+    let mut session = Session::start(&checkpoint, &engine_args)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    let mut report = measured(args, &checkpoint, &engine_args, &mut session)?;
+    report["load_ms"] = json!(load_ms);
+    Ok(report)
+}
+
+/// How a benchmark starts an engine.
+pub fn engine_args(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> EngineArgs {
+    let FastArgs { exact, threads, .. } = args.fast;
+    // Earlier phases have none of these choices, and peers have some.
+    let fast = match kind {
+        EngineKind::Flash => args.fast.clone(),
+        EngineKind::Mlx => FastArgs { exact, ..FastArgs::default() },
+        EngineKind::LlamaCpp => FastArgs { exact, threads, ..FastArgs::default() },
+        EngineKind::Reference | EngineKind::Cached => FastArgs::default(),
+    };
+    EngineArgs { engine: Some(kind), phase: None, device: args.device, rope: None, kv, fast }
+}
+
+/// The speeds of an engine that was started.
+pub fn measured(
+    args: &Bench,
+    checkpoint: &Checkpoint,
+    engine_args: &EngineArgs,
+    session: &mut Session,
+) -> Result<Value> {
+    let kind = session.kind;
     let ceiling = ceiling(&session.device)?;
     let costs = CostModel::new(checkpoint, session.cache);
-    let greedy = match session::shortlist_bytes(checkpoint, &session.device, &engine_args) {
+    let greedy = match session::shortlist_bytes(checkpoint, &session.device, engine_args) {
         Some(shortlist) => costs.clone().with_head_bytes(shortlist),
         None => costs.clone(),
     };
     let mut measure = Measure::new(args, &mut *session.engine, Costs { logits: costs, greedy }, &ceiling)?;
-    let phase = kind.phase();
     let mut results = Vec::new();
     for &depth in &args.depth {
-        let place = || format!("phase {phase}, depth {depth}");
+        let place = || format!("{}, depth {depth}", kind.title());
         for &batch in &args.batch {
             results.extend(measure.at(depth, batch).with_context(place)?);
         }
@@ -67,32 +91,36 @@ fn one(args: &Bench, checkpoint: &Checkpoint, kind: EngineKind, kv: Option<Cache
         }
     }
     let memory = Observed::now(&session.device.burn);
+    // A peer's memory is not this process's.
+    let is_ours = kind.peer().is_none();
+    let peak = session.engine.take_peak_resident_bytes().or(memory.peak_resident.filter(|_| is_ours));
     Ok(json!({
         "engine": kind.name(),
-        "phase": phase,
-        "kv": (phase > 2).then(|| session.cache.name()),
+        "phase": kind.phase(),
+        "kv": (kind != EngineKind::Reference).then(|| session.cache.name()),
         "device": session.device.name,
-        "load_ms": load_ms,
         "ceiling": ceiling,
         "results": results,
-        "peak_rss_bytes": process::take_peak_resident_bytes().or(memory.peak_resident),
-        "anonymous_bytes": memory.anonymous,
-        "device_bytes": memory.device_reserved,
+        "peak_rss_bytes": peak,
+        "anonymous_bytes": memory.anonymous.filter(|_| is_ours),
+        "device_bytes": memory.device_reserved.filter(|_| is_ours),
     }))
 }
 
 fn table(engines: &[Value]) -> String {
     let mut text = format!(
-        "{:5} {:4} {:7} {:>6} {:>6} {:>5} {:>9} {:>19} {:>9} {:>6} {:>11}\n",
+        "{:9} {:4} {:7} {:>6} {:>6} {:>5} {:>9} {:>19} {:>9} {:>6} {:>11}\n",
         "phase", "kv", "what", "tokens", "depth", "batch", "tok/s", "from – to", "ms/token", "GB/s", "of roofline"
     );
     for engine in engines {
-        let (phase, kv) = (engine["phase"].as_u64().unwrap_or_default(), engine["kv"].as_str().unwrap_or("–"));
+        let (name, kv) = (engine["engine"].as_str().unwrap_or_default(), engine["kv"].as_str().unwrap_or("–"));
+        let phase = engine["phase"].as_u64().map_or(name.to_owned(), |phase| phase.to_string());
+        let title = engine["phase"].as_u64().map_or(name.to_owned(), |phase| format!("phase {phase}"));
         for result in engine["results"].as_array().into_iter().flatten() {
             let number = |name: &str| result[name].as_f64().unwrap_or(f64::NAN);
             let spread = format!("{:.2} – {:.2}", number("tok_s_min"), number("tok_s_max"));
             text += &format!(
-                "{phase:<5} {kv:4} {:7} {:>6} {:>6} {:>5} {:>9.2} {spread:>19} {:>9.2} {:>6.1} {:>9.1} %\n",
+                "{phase:<9} {kv:4} {:7} {:>6} {:>6} {:>5} {:>9.2} {spread:>19} {:>9.2} {:>6.1} {:>9.1} %\n",
                 result["what"].as_str().unwrap_or_default(),
                 number("tokens"),
                 number("depth"),
@@ -104,12 +132,12 @@ fn table(engines: &[Value]) -> String {
             );
             if let Some(ratio) = result["ratio"].as_f64() {
                 let (mixed, alone) = (number("mixed_ms"), number("alone_ms"));
-                text += &format!("{:10} {mixed:.1} ms a step, {ratio:.3} × the prompt alone in {alone:.1} ms\n", "");
+                text += &format!("{:14} {mixed:.1} ms a step, {ratio:.3} × the prompt alone in {alone:.1} ms\n", "");
             }
         }
         let bytes = |name: &str| engine[name].as_u64().map_or("–".into(), size);
         text += &format!(
-            "phase {phase}, {kv}: loaded in {:.2} s; {} resident at most, {} of its own; {} on the device\n",
+            "{title}, {kv}: loaded in {:.2} s; {} resident at most, {} of its own; {} on the device\n",
             engine["load_ms"].as_f64().unwrap_or_default() / 1e3,
             bytes("peak_rss_bytes"),
             bytes("anonymous_bytes"),

@@ -1,17 +1,27 @@
 //! `gptoss gates`: every phase against MLX.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use gates::{Check, Gate, Goldens};
+use anyhow::{Context, Result, anyhow};
+use gates::{Check, Gate, Goldens, Limit};
+use peers::Peer;
+use phase1_loading::{Checkpoint, YarnRamp};
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use serde_json::json;
 
-use crate::args::Gates;
+use crate::args::{EngineArgs, FastArgs, Gates};
 use crate::commands::print;
+use crate::peer;
+
+/// llama.cpp rounds activations to 8 bits, or on a GPU to 16, before products with packed weights.
+const ROUNDED: Limit = Limit { rms: 3e-2, max: 3e-1 };
 
 pub fn run(args: &Gates) -> Result<ExitCode> {
     let goldens = Goldens::open(&args.goldens)?;
+    if let Some(peer) = args.engine {
+        return run_peer(args, peer, &goldens);
+    }
     let device = match args.phase {
         // The host decodes weights, whatever device the later phases run on.
         Some(Gate::Loading) => ComputeDevice::find(DeviceChoice::Cpu, ModelNeeds::default())?,
@@ -20,15 +30,8 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     eprintln!("device: {} ({})", device.name, device.reason);
     let mut report = Vec::new();
     for gate in args.phase.map_or(Gate::ALL.to_vec(), |gate| vec![gate]) {
-        let (phase, checks) = (gate.phase(), gates::run(gate, &goldens, &device)?);
-        let failed = checks.iter().filter(|check| !check.passed()).count();
-        if args.json {
-            report.extend(checks.iter().map(|check| to_json(phase, check)));
-        } else {
-            print(&phase_text(phase, &checks))?;
-        }
-        eprintln!("phase {phase}: {} checks, {failed} failed", checks.len());
-        if failed > 0 {
+        let checks = gates::run(gate, &goldens, &device)?;
+        if !show(args, &format!("phase {}", gate.phase()), Some(gate.phase()), &checks, &mut report)? {
             print_report(args, &report)?;
             return Ok(ExitCode::FAILURE);
         }
@@ -37,11 +40,62 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn phase_text(phase: u8, checks: &[Check]) -> String {
-    let mut text = format!(
-        "phase {phase}\n{:9} {:44} {:>9} {:>9} {:>9} {:>9}\n",
-        "case", "tensor", "max", "rms", "max ≤", "rms ≤"
-    );
+/// Takes a peer through all cases, and through the folders if it reads them.
+fn run_peer(args: &Gates, peer: Peer, goldens: &Goldens) -> Result<ExitCode> {
+    let (ramps, limit) = match peer {
+        Peer::Mlx => (&YarnRamp::ALL[..], Limit::F32),
+        Peer::LlamaCpp => (&[YarnRamp::Truncated][..], ROUNDED),
+    };
+    let mut checks = Vec::new();
+    for &ramp in ramps {
+        for case in goldens.cases() {
+            let (mut engine, checkpoint) = start(args, peer, &case.model(), ramp)?;
+            let found = gates::engine::run(case, ramp, &mut engine, &checkpoint, limit);
+            checks.extend(found.map_err(|error| anyhow!("{error}")).with_context(|| case.name.clone())?);
+        }
+        for folder in goldens.folders().iter().filter(|_| peer == Peer::Mlx) {
+            let (mut engine, _) = start(args, peer, &folder.path, ramp)?;
+            let found = gates::engine::run_folder(folder, ramp, &mut engine, limit);
+            checks.push(found.map_err(|error| anyhow!("{error}")).with_context(|| folder.name.clone())?);
+        }
+    }
+    let mut report = Vec::new();
+    let passed = show(args, peer.title(), None, &checks, &mut report)?;
+    print_report(args, &report)?;
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A peer that computes in f32, with the model of a golden case.
+fn start(args: &Gates, peer: Peer, model: &Path, ramp: YarnRamp) -> Result<(peers::PeerEngine, Checkpoint)> {
+    let mut checkpoint = Checkpoint::open(model)?;
+    checkpoint.config.rope.ramp = ramp;
+    let fast = FastArgs { exact: true, ..FastArgs::default() };
+    let engine_args = EngineArgs { device: args.device, fast, ..EngineArgs::reference() };
+    let (engine, _) = peer::start(peer, &checkpoint, &engine_args)?;
+    Ok((engine, checkpoint))
+}
+
+/// Shows checks, or adds them to the report that is printed in the end. Returns whether all passed.
+fn show(
+    args: &Gates,
+    title: &str,
+    phase: Option<u8>,
+    checks: &[Check],
+    report: &mut Vec<serde_json::Value>,
+) -> Result<bool> {
+    let failed = checks.iter().filter(|check| !check.passed()).count();
+    if args.json {
+        report.extend(checks.iter().map(|check| to_json(phase, check)));
+    } else {
+        print(&table(title, checks))?;
+    }
+    eprintln!("{title}: {} checks, {failed} failed", checks.len());
+    Ok(failed == 0)
+}
+
+fn table(title: &str, checks: &[Check]) -> String {
+    let mut text =
+        format!("{title}\n{:9} {:44} {:>9} {:>9} {:>9} {:>9}\n", "case", "tensor", "max", "rms", "max ≤", "rms ≤");
     for check in checks {
         let Check { case, tensor, max, rms, limit } = check;
         let (max_limit, rms_limit) = (limit.max, limit.rms);
@@ -51,7 +105,7 @@ fn phase_text(phase: u8, checks: &[Check]) -> String {
     text
 }
 
-fn to_json(phase: u8, check: &Check) -> serde_json::Value {
+fn to_json(phase: Option<u8>, check: &Check) -> serde_json::Value {
     json!({
         "phase": phase,
         "case": check.case,

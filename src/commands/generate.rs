@@ -18,10 +18,11 @@ use crate::answer::{self, Event};
 use crate::args::Generate;
 use crate::commands::print;
 use crate::conversation::Conversation;
+use crate::embedded::EMBEDDED;
 use crate::interrupt;
 use crate::prompt_bar::PromptBar;
 use crate::saved::Saved;
-use crate::session::{self, EMBEDDED, SEQUENCE, Session};
+use crate::session::{self, SEQUENCE, Session};
 
 pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
@@ -33,7 +34,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         false => continuation(args, text, &checkpoint, &tokenizer, &mut session, start)?,
     };
     if args.json {
-        print(&format!("{:#}\n", to_json(&reply, &session)))?;
+        print(&format!("{:#}\n", to_json(&reply, &mut session)))?;
     } else {
         print("\n")?;
         report(&reply);
@@ -219,7 +220,12 @@ fn finish_name(finish: &FinishReason) -> &'static str {
     }
 }
 
-fn to_json(reply: &Reply, session: &Session) -> serde_json::Value {
+fn to_json(reply: &Reply, session: &mut Session) -> serde_json::Value {
+    // A peer's memory is not this process's.
+    let (peak, anonymous) = match session.kind.peer() {
+        None => (process::peak_resident_bytes(), process::anonymous_resident_bytes()),
+        Some(_) => (session.engine.take_peak_resident_bytes(), None),
+    };
     let Reply { generated, prompt_tokens, load_time } = reply;
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     json!({
@@ -231,8 +237,8 @@ fn to_json(reply: &Reply, session: &Session) -> serde_json::Value {
         "ttft_ms": milliseconds(generated.time_to_first_token),
         "prefill_tok_s": generated.prefill_rate(*prompt_tokens),
         "decode_tok_s": generated.decode_rate(),
-        "peak_rss_bytes": process::peak_resident_bytes(),
-        "anonymous_bytes": process::anonymous_resident_bytes(),
+        "peak_rss_bytes": peak,
+        "anonymous_bytes": anonymous,
         "device": session.device.name,
         "engine": session.kind.name(),
         "phase": session.kind.phase(),

@@ -14,6 +14,10 @@ use crate::commands::{print, size};
 use crate::session::{self, SEQUENCE, Session, prefill_chunk};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
+    let kind = args.engine.kind();
+    let Some(phase) = kind.phase() else {
+        bail!("the memory of our own engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
+    };
     let checkpoint = session::open_with(&args.model, &args.engine)?;
     let longest = checkpoint.config.context_length;
     let context = args.context.unwrap_or(longest.min(session::USUAL_CONTEXT));
@@ -22,8 +26,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     }
     let device = session::find_device(&checkpoint, &args.engine)?;
     let chunk = context.min(PREFILL_CHUNK);
-    let (kind, cache) = (args.engine.kind(), args.engine.cache_type(&device));
-    let phase = kind.phase();
+    let cache = args.engine.cache_type(&device);
     let shortlist = session::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
     let kv_memory = args.engine.fast.kv_memory;
     let flash = kind == EngineKind::Flash;

@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod logits;
 pub mod make_model;
 pub mod memory;
+pub mod peers;
 pub mod profile;
 pub mod roofline;
 pub mod serve;

@@ -56,6 +56,10 @@ fn workloads(args: &args::Profile) -> Vec<Workload> {
 }
 
 fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
+    let kind = args.engine.kind();
+    let phase = kind
+        .phase()
+        .with_context(|| format!("{} shows nothing of its steps; `gptoss bench` times them", kind.title()))?;
     let (checkpoint, workloads) = (session::open_with(&args.model, &args.engine)?, workloads(args));
     let mut session = Session::start(&checkpoint, &args.engine)?;
     // Before the ceiling: a GPU that waited for its compiler is measured at the clock of an idle one.
@@ -73,7 +77,7 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
             device: session.device.name.clone(),
             machine: machine(),
             date: today(),
-            phase: session.kind.phase(),
+            phase,
             workload,
             clock,
             ceiling: ceiling.clone(),

@@ -15,7 +15,8 @@ use serving::worker::{Handle, Options};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::args::Serve;
-use crate::session::{self, EMBEDDED, Session};
+use crate::embedded::EMBEDDED;
+use crate::session::{self, Session};
 
 pub fn run(args: &Serve) -> Result<ExitCode> {
     let settings = settings(args)?;
@@ -104,7 +105,7 @@ fn load(args: &Serve) -> Result<Model> {
     }
     let bytes = checkpoint.weight_bytes();
     let (session, tokenizer): (Session, Tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.engine)?;
-    let engine: Box<dyn Engine> = session.engine;
+    let engine: Box<dyn Engine> = session.engine.into_engine();
     let options = Options {
         max_running: args.parallel,
         max_waiting: args.queue,

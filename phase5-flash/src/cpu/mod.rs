@@ -18,3 +18,4 @@ mod threads;
 pub use cpu_kernels::Isa;
 pub use engine::{CpuEngine, CpuOptions};
 pub use model::CpuLoadError;
+pub use threads::default_threads;

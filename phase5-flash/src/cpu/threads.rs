@@ -5,6 +5,11 @@ use std::fs;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
+/// How many threads compute if nobody says otherwise.
+pub fn default_threads() -> usize {
+    count(None)
+}
+
 /// The number of threads to start when `wanted` are asked for, or when nothing is. Threads spin while they wait for each other, so
 /// more of them than the process has processors would only take time from each other.
 pub(super) fn count(wanted: Option<usize>) -> usize {

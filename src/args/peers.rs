@@ -1,0 +1,33 @@
+//! The command about MLX and llama.cpp.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use peers::Peer;
+
+use super::values::peer;
+
+/// Install MLX and llama.cpp, to compare with, or show where they are.
+#[derive(Args)]
+pub struct Peers {
+    #[command(subcommand)]
+    pub action: PeersAction,
+}
+
+#[derive(Subcommand)]
+pub enum PeersAction {
+    /// Make a virtual environment with a peer's packages in pinned versions, and print its Python. llama.cpp is compiled; CMAKE_ARGS
+    /// chooses its backends.
+    Install {
+        #[arg(value_parser = peer())]
+        name: Peer,
+        /// The Python to make the environment with, 3.11 or newer.
+        #[arg(long, value_name = "F", default_value = "python3")]
+        python: PathBuf,
+    },
+    /// Show which peers are installed, and in which versions.
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+}

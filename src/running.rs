@@ -1,0 +1,50 @@
+//! An engine that was started: one of ours, or a peer in a process of its own.
+
+use std::ops::{Deref, DerefMut};
+
+use peers::PeerEngine;
+use phase2_forward::{Engine, Inspect};
+use phase4_profiling::process;
+
+pub enum Running {
+    Ours(Box<dyn Inspect>),
+    Peer(Box<PeerEngine>),
+}
+
+impl Running {
+    pub fn into_engine(self) -> Box<dyn Engine> {
+        match self {
+            Running::Ours(engine) => engine,
+            Running::Peer(engine) => engine,
+        }
+    }
+
+    /// The most memory that was resident, mapped pages of files included: of this process since it was last asked, or of a peer's
+    /// since its start. `None` where the platform does not say.
+    pub fn take_peak_resident_bytes(&mut self) -> Option<u64> {
+        match self {
+            Running::Ours(_) => process::take_peak_resident_bytes(),
+            Running::Peer(engine) => engine.stats().ok()?.peak_resident_bytes,
+        }
+    }
+}
+
+impl Deref for Running {
+    type Target = dyn Inspect;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Running::Ours(engine) => &**engine,
+            Running::Peer(engine) => &**engine,
+        }
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        match self {
+            Running::Ours(engine) => &mut **engine,
+            Running::Peer(engine) => &mut **engine,
+        }
+    }
+}
