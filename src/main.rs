@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         Some(Command::Tune(args)) => commands::tune::run(&args),
         Some(Command::Memory(args)) => commands::memory::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
+        Some(Command::Compare(args)) => commands::compare::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
         Some(Command::Peers(args)) => commands::peers::run(&args),
     };

@@ -10,8 +10,11 @@ use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase4_profiling::cache_directory;
 use phase5_flash::cpu::default_threads;
 
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, Room};
 use crate::embedded::{EMBEDDED_MODEL, EMBEDDED_PATH};
+
+/// Tokens that there is room for at least.
+const LEAST_ROOM: usize = 1024;
 
 /// Where peers are installed.
 pub fn folder() -> Result<PathBuf> {
@@ -42,6 +45,10 @@ pub fn start(peer: Peer, checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(
         dtype: fast.exact.then_some("float32"),
         threads: fast.threads.map_or_else(default_threads, usize::from),
         ..Options::default()
+    };
+    let options = match args.room {
+        Some(Room { tokens, sequences }) => Options { context: tokens.max(LEAST_ROOM), sequences, ..options },
+        None => options,
     };
     let engine = PeerEngine::start(&launch, checkpoint, &model_file(checkpoint)?, &options)?;
     let hello = engine.hello();

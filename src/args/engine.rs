@@ -31,6 +31,17 @@ pub struct EngineArgs {
     pub kv: Option<CacheType>,
     #[command(flatten)]
     pub fast: FastArgs,
+    /// What llama.cpp makes room for when it starts, where a command knows what it needs.
+    #[arg(skip)]
+    pub room: Option<Room>,
+}
+
+/// Room in a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Of all sequences together.
+    pub tokens: usize,
+    pub sequences: usize,
 }
 
 /// How phase 5 computes.
@@ -61,6 +72,7 @@ impl EngineArgs {
             rope: None,
             kv: None,
             fast: FastArgs::default(),
+            room: None,
         }
     }
 

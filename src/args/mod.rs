@@ -1,5 +1,6 @@
 //! Every command and flag, defined once: commands by what they are about, and the groups of flags that they share.
 
+mod compare;
 mod engine;
 mod files;
 mod kind;
@@ -11,7 +12,8 @@ mod values;
 
 use clap::{Parser, Subcommand};
 
-pub use engine::{EngineArgs, FastArgs};
+pub use compare::Compare;
+pub use engine::{EngineArgs, FastArgs, Room};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
 pub use kind::EngineKind;
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
@@ -44,6 +46,7 @@ pub enum Command {
     Tune(Tune),
     Memory(Memory),
     Bench(Bench),
+    Compare(Compare),
     MakeModel(MakeModel),
     Peers(Peers),
 }

@@ -7,14 +7,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use phase1_loading::Checkpoint;
-use phase3_kvcache::CacheType;
+use phase3_kvcache::{CacheType, PREFILL_CHUNK};
 use phase4_profiling::{CostModel, Observed, ceiling, process};
 use serde_json::{Value, json};
 
-use crate::args::{Bench, EngineArgs, EngineKind, FastArgs};
+use crate::args::{Bench, EngineArgs, EngineKind, FastArgs, Room};
 use crate::commands::{print, size};
 use crate::session::{self, Session};
 use measure::{Costs, Measure};
+
+pub use measure::longest;
 
 pub fn run(args: &Bench) -> Result<ExitCode> {
     let context = session::open(&args.model)?.config.context_length;
@@ -62,7 +64,16 @@ pub fn engine_args(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Eng
         EngineKind::LlamaCpp => FastArgs { exact, threads, ..FastArgs::default() },
         EngineKind::Reference | EngineKind::Cached => FastArgs::default(),
     };
-    EngineArgs { engine: Some(kind), phase: None, device: args.device, rope: None, kv, fast }
+    EngineArgs { engine: Some(kind), phase: None, device: args.device, rope: None, kv, fast, room: room(args) }
+}
+
+/// Room for all sequences of a measurement, and for a copy of one of them.
+fn room(args: &Bench) -> Option<Room> {
+    // Beside a prompt there are sixteen sequences.
+    let mixed = if args.mixed { 17 } else { 0 };
+    let sequences = (args.batch.iter().copied().max()? + 1).max(mixed);
+    let longest = args.depth.iter().map(|&depth| measure::longest(args, depth) + mixed).max()?;
+    Some(Room { tokens: sequences * longest.max(PREFILL_CHUNK), sequences })
 }
 
 /// The speeds of an engine that was started.
