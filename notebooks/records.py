@@ -1,0 +1,143 @@
+"""Reads `measurements/` for the notebooks: records that `gptoss compare` wrote, profiles that `gptoss profile --json` wrote, and figures
+transcribed from READMEs. Nothing here computes a figure that no record holds."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+FOLDER = Path(__file__).parent / "measurements"
+ENGINES = ["reference", "cached", "flash", "mlx", "llama.cpp"]
+# Settings that every plot shares.
+STYLE = {"figure.figsize": (8, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "gptoss"}
+
+SPEEDS = ["machine", "model", "engine", "turn", "what", "depth", "batch", "tokens", "tok_s", "tok_s_min", "tok_s_max", "roofline"]
+RUNS = ["machine", "model", "engine", "turn", "start_ms", "start_to_first_token_ms", "first_ms", "peak_gb", "own_gb", "rope", "device"]
+AGREEMENTS = ["machine", "model", "engine", "turn", "rope", "against", "rms", "max", "tokens", "likeliest_equal", "greedy", "greedy_equal"]
+SPANS = ["machine", "model", "phase", "workload", "depth", "tokens", "sequences", "operation", "layer", "ms", "gb_s"]
+SOURCE = ["date", "source"]
+
+
+def records():
+    """Each file's content, with `source`: its name, or the README that it was transcribed from."""
+    found = []
+    for path in sorted(FOLDER.glob("*.json")):
+        content = json.loads(path.read_text())
+        # `gptoss profile --json` writes a list, and its figures say themselves where they are from.
+        for record in content if isinstance(content, list) else [content]:
+            found.append({"source": path.name, **record} if "format" not in record or "source" not in record else record)
+    return found
+
+
+def of_format(prefix):
+    return [record for record in records() if record.get("format", "").startswith(prefix)]
+
+
+def common(record):
+    model = record["model"]["name"] if isinstance(record["model"], dict) else record["model"]
+    return {"machine": record["machine"], "model": model, "date": record["date"][:10], "source": record["source"]}
+
+
+def gigabytes(count):
+    return None if count is None else count / 1e9
+
+
+def speeds():
+    """A row for each measurement of prefill or decoding."""
+    rows = []
+    for record in of_format("gptoss compare") + of_format("gptoss transcribed"):
+        for run in record["runs"]:
+            for result in run.get("results", []):
+                rows.append({**common(record), "engine": run["engine"], "turn": run.get("turn"), **result})
+    return table(rows, SPEEDS)
+
+
+def runs():
+    """A row for each start of an engine."""
+    rows = []
+    for record in of_format("gptoss compare") + of_format("gptoss transcribed"):
+        for run in record["runs"]:
+            if "error" in run:
+                continue
+            first = {each["prompt"]: each["ms"] for each in run.get("first_tokens", [])}
+            rows.append({
+                **common(record),
+                **{name: run.get(name) for name in ("engine", "turn", "start_ms", "start_to_first_token_ms", "rope", "device")},
+                "first_ms": first.get(1),
+                "peak_gb": gigabytes(run.get("peak_rss_bytes")),
+                "own_gb": gigabytes(run.get("anonymous_bytes")),
+            })
+    return table(rows, RUNS)
+
+
+def agreements():
+    """A row for each engine and reading of YaRN's ramp: how far its logits are from phase 3's in f32."""
+    rows = []
+    for record in of_format("gptoss compare"):
+        for run in record["runs"]:
+            for against, distance in run.get("agreement", {}).items():
+                own = {name: run.get(name) for name in ("engine", "turn", "rope")}
+                rows.append({**common(record), **own, "against": against, **distance})
+    return table(rows, AGREEMENTS)
+
+
+def spans():
+    """A row for each operation of each workload that was profiled: milliseconds of a step, over all layers."""
+    rows = []
+    for record in records():
+        if "steps" not in record or "workload" not in record:
+            continue
+        work = record["workload"]
+        for step in record["steps"]:
+            for span in step["spans"]:
+                rows.append({
+                    **common(record),
+                    "phase": record["phase"],
+                    "workload": work["kind"],
+                    "depth": work.get("depth", 0),
+                    "tokens": work.get("tokens", 1),
+                    "sequences": work.get("sequences", 1),
+                    "operation": span["name"],
+                    "layer": span.get("layer"),
+                    "ms": span["duration"] * 1e3 / len(record["steps"]),
+                    "gb_s": span["bytes"] / span["duration"] / 1e9 if span["duration"] else None,
+                })
+    return table(rows, SPANS)
+
+
+def table(rows, columns):
+    frame = pd.DataFrame(rows, columns=columns + SOURCE)
+    return frame.dropna(axis="columns", how="all").reindex(columns=columns + SOURCE) if rows else frame
+
+
+def has(frame, command):
+    """Whether there is anything to show. If not, says which command fills the cell."""
+    if frame.empty:
+        display(Markdown(f"**Not measured yet.** This cell is filled by\n\n```\n{command}\n```"))
+    return not frame.empty
+
+
+def figure(row):
+    """A speed as a record has it: a number, or a range."""
+    if pd.notna(row.tok_s):
+        return f"{row.tok_s:,.1f}"
+    return f"{row.tok_s_min:,.4g}–{row.tok_s_max:,.4g}"
+
+
+def engines_in(frame):
+    return [engine for engine in ENGINES if engine in set(frame.engine)]
+
+
+def by_engine(frame, index):
+    """Speeds as a table: engines side by side, the median of turns. Ranges stay ranges."""
+    if frame.tok_s.notna().any():
+        medians = frame.groupby([*index, "engine"], dropna=False).tok_s.median().reset_index()
+    else:
+        medians = frame.assign(tok_s=None)
+    ranges = frame[frame.tok_s.isna()].set_index([*index, "engine"])
+    shown = medians.set_index([*index, "engine"]).tok_s.map(lambda speed: f"{speed:,.1f}" if pd.notna(speed) else None)
+    for key, row in ranges.iterrows():
+        shown[key] = figure(row)
+    wide = shown.unstack("engine")
+    return wide.reindex(columns=[engine for engine in ENGINES if engine in wide.columns]).fillna("–")
