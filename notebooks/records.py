@@ -35,7 +35,7 @@ def of_format(prefix):
 
 
 def common(record):
-    model = record["model"]["name"] if isinstance(record["model"], dict) else record["model"]
+    model = record["model"]["name"] if isinstance(record["model"], dict) else Path(record["model"]).name
     return {"machine": record["machine"], "model": model, "date": record["date"][:10], "source": record["source"]}
 
 
