@@ -76,6 +76,11 @@ impl ComputeDevice {
         self.kind == Kind::Cpu
     }
 
+    /// Whether kernels run on the CPU through a graphics driver such as lavapipe.
+    pub fn is_software(&self) -> bool {
+        self.kind == Kind::Gpu(WgpuDeviceKind::Cpu)
+    }
+
     /// What kernels are compiled to: `spirv`, `wgsl` or `msl`; empty on the CPU.
     pub fn shaders(&self) -> &'static str {
         let name = self.client().map_or("", |client| client.name());
