@@ -15,7 +15,7 @@ pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), 
     match tensor.bad_scale() {
         None => Ok(()),
         Some(block) => {
-            let found = format!("255 in block {block}");
+            let found = format!("255 in block {block}; the file is damaged: download or convert it again");
             Err(Defect::new(format!("tensor `{name}`"), "MXFP4 scale bytes from 0 to 254", found).in_file(path))
         }
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use cpu_kernels::{PackedRows, Storage};
-use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor, LoadError, check_scales};
+use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor, LoadError};
 
 /// Why a checkpoint cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -46,16 +46,6 @@ pub(super) struct Linear {
     pub weight: Matrix,
     /// `[out]`, or `[experts, out]`.
     pub bias: Vec<f32>,
-}
-
-impl Model {
-    /// All weights, those that every token reads before those that experts are chosen from.
-    pub fn in_order_of_use(&self) -> Vec<Bytes> {
-        let attention = self.layers.iter().flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o]);
-        let experts = self.layers.iter().flat_map(|layer| [&layer.gate, &layer.up, &layer.down]);
-        let data = |linear: &Linear| linear.weight.data.clone();
-        attention.map(data).chain([self.head.data.clone()]).chain(experts.map(data)).collect()
-    }
 }
 
 /// A packed matrix `[out, in]`, or a stack `[experts, out, in]`.
@@ -101,15 +91,32 @@ impl Model {
                 down: linear(&name("ffn_down_exps"))?,
             })
         };
-        let embedding = checkpoint.tensor("token_embd.weight");
-        check_scales(&checkpoint.path, "token_embd.weight", embedding)?;
         Ok(Model {
-            embedding: embedding.clone(),
+            embedding: checkpoint.tensor("token_embd.weight").clone(),
             layers: checkpoint.config.attention.iter().enumerate().map(layer).collect::<Result<_, _>>()?,
             final_norm: vector("output_norm.weight"),
             head: matrix(checkpoint, "output.weight")?,
         })
     }
+}
+
+/// The matrices and their names, those that every token reads before those that experts are chosen from. The embedding, of which a token
+/// reads one row, is there only if it has scales to be checked.
+pub(super) fn in_order_of_use(checkpoint: &Checkpoint) -> Vec<(String, HostTensor)> {
+    let of_layers = |parts: &[&str]| -> Vec<String> {
+        let layers = 0..checkpoint.config.layers();
+        layers.flat_map(|number| parts.iter().map(move |part| format!("blk.{number}.{part}.weight"))).collect()
+    };
+    let embedding = String::from("token_embd.weight");
+    let embedding = (checkpoint.tensor(&embedding).format == Format::Mxfp4).then_some(embedding);
+    let shared = of_layers(&["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp"]);
+    let experts = of_layers(&["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]);
+    let names = embedding.into_iter().chain(shared).chain([String::from("output.weight")]).chain(experts);
+    let named = |name: String| {
+        let tensor = checkpoint.tensor(&name).clone();
+        (name, tensor)
+    };
+    names.map(named).collect()
 }
 
 fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
@@ -123,7 +130,6 @@ fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
         // Unpacked in memory: exact, at 4 bytes a value.
         None => (Format::F32, Storage::F32),
     };
-    check_scales(&checkpoint.path, name, tensor)?;
     // The mapped file's own bytes, unless it keeps them in another format or as planes.
     let data = tensor.packed_as(format, 0..tensor.rows());
     Ok(Matrix { data, storage, rows: tensor.shape[tensor.shape.len() - 2], columns })

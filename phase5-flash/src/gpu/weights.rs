@@ -1,5 +1,7 @@
 //! From a checkpoint to device memory.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use formats::Storage;
 use gpu_kernels::attention::{MAX_GROUP, MAX_HEAD_DIM};
 use gpu_kernels::{Buffer, Device, Error, Experts, Matrix};
@@ -36,11 +38,11 @@ pub(crate) struct Layer {
 }
 
 impl Weights {
-    /// Uploads a tensor at a time, so that host memory holds one of them twice at most; `progress` hears (bytes so far,
-    /// bytes in all).
+    /// Uploads a tensor at a time, so that host memory holds one of them twice at most; `progress` is called with (bytes so
+    /// far, bytes in all).
     ///
     /// # Errors
-    /// Weights that no reader agrees on, or shapes that the kernels or the device do not take.
+    /// An MXFP4 scale byte of 255, or shapes that the kernels or the device do not take.
     pub fn load(
         device: &Device,
         checkpoint: &Checkpoint,
@@ -117,10 +119,11 @@ impl Loader<'_> {
 
     fn matrix(&mut self, names: &[&str]) -> Result<Matrix, GpuError> {
         let tensors: Vec<&HostTensor> = names.iter().map(|name| self.checkpoint.tensor(name)).collect();
-        for (name, tensor) in names.iter().zip(&tensors) {
-            check_scales(&self.checkpoint.path, name, tensor)?;
+        let (matrix, damaged) = upload(self.device, names[0], &tensors)?;
+        if damaged {
+            let mut named = names.iter().zip(&tensors);
+            named.try_for_each(|(name, tensor)| check_scales(&self.checkpoint.path, name, tensor))?;
         }
-        let matrix = upload(self.device, names[0], &tensors)?;
         // What is still on its way to the device lies in host memory a second time.
         self.device.sync()?;
         names.iter().for_each(|name| self.advance(name));
@@ -139,8 +142,9 @@ impl Loader<'_> {
 }
 
 /// Uploads tensors, one below the other as one matrix; or a stack, if it is one tensor of three dimensions. Tensors of different
-/// formats, or of one that kernels do not multiply, become F32.
-fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<Matrix, Error> {
+/// formats, or of one that kernels do not multiply, become F32. Also returns whether a row has an MXFP4 scale byte of 255: a look at the
+/// bytes that are packed anyway.
+fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<(Matrix, bool), Error> {
     let common = tensors.iter().all(|tensor| tensor.format == tensors[0].format);
     let format = tensors[0].format;
     let (format, storage) = match format.storage().filter(|_| common) {
@@ -151,6 +155,7 @@ fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<Matrix
         [stack, rows, _] => (stack, rows),
         _ => (1, tensors.iter().map(|tensor| tensor.rows()).sum()),
     };
+    let damaged = AtomicBool::new(false);
     let row = |mut row: usize| {
         let mut tensors = tensors.iter();
         let tensor = tensors.find(|tensor| {
@@ -158,7 +163,12 @@ fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<Matrix
             row -= if is_here { 0 } else { tensor.rows() };
             is_here
         });
-        tensor.expect("a row of one of them").packed_as(format, row..row + 1)
+        let tensor = tensor.expect("a row of one of them");
+        if tensor.bad_scale_of(row).is_some() {
+            damaged.store(true, Ordering::Relaxed);
+        }
+        tensor.packed_as(format, row..row + 1)
     };
-    Matrix::upload(device, name, storage, [stack, rows, tensors[0].row_len()], row)
+    let matrix = Matrix::upload(device, name, storage, [stack, rows, tensors[0].row_len()], row)?;
+    Ok((matrix, damaged.into_inner()))
 }
