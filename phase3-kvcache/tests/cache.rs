@@ -2,10 +2,14 @@
 
 mod model;
 
+use std::ops::Range;
+
+use burn::tensor::Tensor;
 use gptoss_reference::{Check, Limit};
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{
-    BadRequest, Draw, Engine, EngineError, Outcome, RecomputeEngine, SequenceId, Snapshot, Snapshots, Want, Work,
+    BadRequest, Draw, Engine, EngineError, KvCache, NoProbe, Outcome, RecomputeEngine, SequenceId, Snapshot, Snapshots,
+    Want, Work,
 };
 use phase3_kvcache::{CacheLayout, CacheType, CachedEngine, ReadCache};
 use proptest::prelude::*;
@@ -87,7 +91,8 @@ proptest! {
         prop_assert!(check.passed(), "{check:?}, {}", weights());
     }
 
-    /// A ring holds exactly the last W positions and a full layer all, with equal keys where both hold them.
+    /// A ring holds exactly the last W positions and a full layer all, with the keys and values that one forward pass over the whole
+    /// sequence gives them.
     #[test]
     fn the_ring_is_the_end_of_a_full_cache(
         tokens in prop::collection::vec(0u32..1000, 1..60),
@@ -97,15 +102,48 @@ proptest! {
         for tokens in tokens.chunks(length) {
             feed(&mut engine, 4, tokens);
         }
+        let mut whole = Recorder::default();
+        model().forward(&tokens, 0, 0..0, &mut whole, &mut NoProbe);
         for layer in 0..3 {
-            let (mut positions, keys, values) = engine.read_cache(4, layer).expect("cached");
-            prop_assert_eq!(keys.dims(), [2, positions.len(), 32]);
-            prop_assert_eq!(values.dims(), keys.dims());
-            positions.sort_unstable();
+            let (positions, keys, values) = engine.read_cache(4, layer).expect("cached");
+            let (all_keys, all_values) = &whole.layers[layer];
+            for (what, cached, all) in [("keys", keys, all_keys), ("values", values, all_values)] {
+                prop_assert_eq!(cached.dims(), [2, positions.len(), 32]);
+                let row = |head: usize, position: usize| &all[(head * tokens.len() + position) * 32..][..32];
+                let rows_of = |head| positions.iter().flat_map(move |&position| row(head, position));
+                let expected: Vec<f32> = (0..2).flat_map(rows_of).copied().collect();
+                let label = format!("{what} of layer {layer}");
+                let check = Check::values("random", label, &expected, &on_host(cached), Limit::F32);
+                prop_assert!(check.passed(), "{check:?}, {}", weights());
+            }
+            let mut sorted = positions;
+            sorted.sort_unstable();
             let first = if layer % 2 == 0 { tokens.len().saturating_sub(WINDOW) } else { 0 };
-            prop_assert_eq!(positions, (first..tokens.len()).collect::<Vec<_>>());
+            prop_assert_eq!(sorted, (first..tokens.len()).collect::<Vec<_>>());
         }
     }
+}
+
+/// Remembers the keys and values of a forward pass over a whole sequence, each `[kv_heads, positions, head_dim]`, layer by layer.
+#[derive(Default)]
+struct Recorder {
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+impl KvCache for Recorder {
+    fn positions(&self, _: AttentionKind, new: Range<usize>) -> Vec<usize> {
+        new.collect()
+    }
+
+    fn extend(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        assert_eq!(layer, self.layers.len());
+        self.layers.push((on_host(keys.clone()), on_host(values.clone())));
+        (keys, values)
+    }
+}
+
+fn on_host(tensor: Tensor<3>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("f32")
 }
 
 /// Past the first capacity of a full layer's buffer, which then grows.
