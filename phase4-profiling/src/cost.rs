@@ -13,7 +13,8 @@ const ACTIVATION: usize = 4;
 #[derive(Clone)]
 pub struct CostModel {
     config: GptOssConfig,
-    cache: CacheType,
+    /// `None` for an engine that keeps no keys and values between steps.
+    cache: Option<CacheType>,
     embedding_row: u64,
     head: u64,
     layers: Vec<LayerBytes>,
@@ -52,8 +53,13 @@ impl CostModel {
             head: bytes("output.weight"),
             layers: (0..config.layers()).map(layer).collect(),
             config,
-            cache,
+            cache: Some(cache),
         }
+    }
+
+    /// For an engine that keeps no keys and values between steps: nothing is appended, and attention reads them as activations in f32.
+    pub fn without_cache(self) -> CostModel {
+        CostModel { cache: None, ..self }
     }
 
     /// For an engine that reads so many bytes instead of the head's.
@@ -81,6 +87,7 @@ impl CostModel {
             }
             Operation::Qkv => cost(moves(weights(|l| l.qkv), hidden + q + 2 * kv), macs(hidden * (q + 2 * kv))),
             Operation::Rope => cost(moves(0, 2 * (q + kv)), macs((q + kv) * 3 / 2)),
+            Operation::CacheAppend if self.cache.is_none() => Cost::default(),
             Operation::CacheAppend => cost((tokens * self.position_bytes()) as u64, 0),
             Operation::Attention => {
                 let (touched, pairs) = self.visible(layer, tokens / sequences, keys);
@@ -121,7 +128,8 @@ impl CostModel {
 
     /// Bytes of the keys and values of one position in one layer.
     fn position_bytes(&self) -> usize {
-        2 * self.config.kv_heads * self.cache.row_bytes(self.config.head_dim)
+        let head_dim = self.config.head_dim;
+        2 * self.config.kv_heads * self.cache.map_or(head_dim * ACTIVATION, |cache| cache.row_bytes(head_dim))
     }
 
     /// Positions whose keys some query sees, and pairs of a query and a key that it sees.
