@@ -17,7 +17,7 @@ use common::{NAN_PAGES, SPOILT, Wish, decode, ids, last_logits};
 /// What rounding may move a logit, a log probability or a sum of probabilities by.
 const OPEN: f32 = 1e-4;
 
-/// Numbers that differ from run to run.
+/// Random numbers, other ones in every run unless `TEST_SEED` is set.
 struct Random(u64);
 
 impl Random {

@@ -61,8 +61,8 @@ struct Tuner<'a> {
     progress: &'a mut dyn FnMut(usize, usize),
 }
 
-/// Finds the quickest choices for a model on its device. It takes a few hundred steps; `progress` hears (variants measured, variants
-/// in all).
+/// Finds the quickest choices for a model on its device. It takes a few hundred steps; `progress` is called with (variants measured,
+/// variants in all).
 ///
 /// # Errors
 /// A device that fails. A variant that it cannot run, or gets wrong, is passed over.
@@ -293,6 +293,7 @@ fn error(found: &[f32], expected: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use gptoss_reference::test_seed;
     use phase1_loading::Checkpoint;
     use phase2_forward::ComputeDevice;
     use synthetic::SyntheticModel;
@@ -300,17 +301,22 @@ mod tests {
     use super::*;
     use crate::gpu::Options;
 
-    /// Any number below `end`.
-    fn fresh(end: u64) -> u64 {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-        now.subsec_nanos() as u64 % end
+    /// The error that variants may have in f32, and with 16-bit inputs of matrix units. Tuning itself has to allow for other experts being
+    /// chosen; here every token goes to all of them.
+    fn limit(engine: &GpuEngine) -> f64 {
+        if engine.has_matrix_units() { 1e-2 } else { 1e-3 }
     }
 
     /// A model whose context is short, so that little is measured.
     fn engine(seed: u64) -> GpuEngine {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
-        let model = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
+        let model = SyntheticModel {
+            layers: 2,
+            experts: 4,
+            experts_per_token: 4,
+            ..SyntheticModel::preset("nano").expect("a preset")
+        };
         model.write(&path, seed, &mut |_, _| ()).expect("written");
         let mut checkpoint = Checkpoint::open(&path).expect("opens");
         checkpoint.config.context_length = 64;
@@ -332,7 +338,7 @@ mod tests {
 
     #[test]
     fn every_variant_computes_the_same() {
-        let seed = fresh(1 << 20);
+        let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);
         // With a cube for all of them, rows are walked down in this small model too.
@@ -347,21 +353,23 @@ mod tests {
         for tuning in walks.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(together) {
             engine.runner.forward.set_tuning(tuning);
             let error = error(&logits(&mut engine), &expected);
-            assert!(error < ROUNDING, "{tuning:?}: {error:e} {seed}");
+            assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");
         }
     }
 
     #[test]
     fn a_tuning_is_found_and_computes_the_same() {
-        let seed = fresh(1 << 20);
+        let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);
         let mut heard = Vec::new();
         let tuned = tune(&mut engine, &mut |done, all| heard.push((done, all))).expect("tunes");
         assert!(tuned.tuning.is_possible(), "{tuned:?}");
-        assert!(tuned.seconds > 0.0 && tuned.default_seconds.is_finite(), "{tuned:?}");
-        assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| done <= all), "{heard:?}");
+        // The defaults are measured first. They are infinitely slow only if they compute something else than themselves.
+        assert!(tuned.seconds.is_finite() && tuned.default_seconds.is_finite(), "{tuned:?}");
+        assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| (1..=all).contains(&done)), "{heard:?}");
+        assert!(heard.len() > 1 && heard.iter().all(|&(_, all)| all == ALL), "{heard:?}");
         let error = error(&logits(&mut engine), &expected);
-        assert!(error < ROUNDING, "{tuned:?}: {error:e} {seed}");
+        assert!(error < limit(&engine), "{tuned:?}: {error:e} {seed}");
     }
 }
