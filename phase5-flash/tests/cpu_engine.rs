@@ -295,24 +295,6 @@ fn pages_are_shared_and_given_back() {
     common::pages_are_shared_and_given_back(&mut engine);
 }
 
-#[test]
-fn nan_stays_in_its_sequence() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("model.gguf");
-    let nano = SyntheticModel::preset("nano").expect("a preset");
-    let model = SyntheticModel { layers: 3, experts: 4, experts_per_token: 4, ..nano };
-    model.write(&path, test_seed(), &mut |_, _| ()).expect("written");
-    let mut spoilt = Checkpoint::open(&path).expect("opens");
-    common::spoil(&mut spoilt);
-    for exact in [false, true] {
-        let kv = Some(CacheType::F32);
-        let kv_bytes = Some(common::NAN_PAGES as u64 * PAGE);
-        let options = CpuOptions { threads: Some(2), exact, kv, kv_bytes, ..CpuOptions::default() };
-        let mut spoilt = CpuEngine::load(&spoilt, options).expect("loads");
-        common::nan_stays_in_its_sequence(&mut spoilt, &mut cpu(&path, options));
-    }
-}
-
 /// A sequence that went back may lack the oldest position of its window, which a next token does not see.
 #[test]
 fn a_cache_that_went_back_can_be_looked_into() {
