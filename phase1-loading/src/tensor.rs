@@ -235,7 +235,8 @@ impl HostTensor {
         (0..self.rows()).into_par_iter().with_min_len(64).find_map_first(bad)
     }
 
-    /// The first block of a row, counted over all outer dimensions, that is MXFP4 with a scale byte of 255. No reader agrees on its value.
+    /// The first block of a row, counted over all outer dimensions, that is MXFP4 with a scale byte of 255: see
+    /// [`check_scales`](crate::check_scales).
     pub fn bad_scale_of(&self, row: usize) -> Option<usize> {
         if self.format != Format::Mxfp4 {
             return None;

@@ -283,7 +283,7 @@ fn phase_2_has_no_snapshots() {
     assert!(engine().snapshots().is_none());
 }
 
-/// Readers disagree on an MXFP4 scale byte of 255. Found when the model is loaded, not when its logits are no numbers.
+/// Readers disagree on an MXFP4 scale byte of 255. Found when the model is loaded, not when its logits are NaN.
 #[test]
 fn a_scale_of_255_is_refused_on_the_cpu() {
     let mut spoilt = checkpoint();

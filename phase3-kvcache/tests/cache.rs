@@ -13,6 +13,7 @@ use phase2_forward::{
 };
 use phase3_kvcache::{CacheLayout, CacheType, CachedEngine, ReadCache};
 use proptest::prelude::*;
+use synthetic::SyntheticModel;
 
 use model::{WINDOW, load, model, weights, written};
 
@@ -261,6 +262,21 @@ fn with_f32_cache(tokens: &[u32]) -> Snapshot {
     let mut engine = with_cache(CacheType::F32);
     feed(&mut engine, 0, tokens);
     engine.save(0).expect("known")
+}
+
+/// Heads of 16 values are half of a q8_0 block, and whole words of f16.
+#[test]
+fn a_cache_that_does_not_hold_the_heads_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let model = SyntheticModel { head_dim: 16, ..SyntheticModel::preset("nano").expect("a preset") };
+    model.write(&path, 0, &mut |_, _| ()).expect("written");
+    let checkpoint = Checkpoint::open(&path).expect("opens");
+    for kind in [CacheType::F32, CacheType::F16] {
+        assert!(CachedEngine::with_cache(load(&checkpoint), kind).is_ok(), "{kind}");
+    }
+    let refused = CachedEngine::with_cache(load(&checkpoint), CacheType::Q8_0).err().expect("refused").to_string();
+    assert_eq!(refused, "q8_0 caches heads of a multiple of 32 values and the model's have 16; use --kv f16");
 }
 
 /// The drawn token is no part of a snapshot, and does not survive in the sequence that is replaced.

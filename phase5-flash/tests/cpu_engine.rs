@@ -97,7 +97,7 @@ proptest! {
     }
 }
 
-/// Blocks go from a released sequence to the next one: nothing of it may show, not even what is no number.
+/// Pages go from a released sequence to the next one: nothing of their old content may show, not even NaN.
 #[test]
 fn a_released_sequence_leaves_nothing_behind() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -328,7 +328,7 @@ fn an_engine_moves_between_threads() {
     }
 }
 
-/// One row of the head that is no number ends decoding, though no estimate would choose it.
+/// One NaN row of the head ends decoding, although no estimate would choose it.
 #[test]
 fn a_damaged_head_is_noticed() {
     let directory = tempfile::tempdir().expect("a temporary directory");

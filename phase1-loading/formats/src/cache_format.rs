@@ -38,7 +38,7 @@ impl CacheFormat {
         }
     }
 
-    /// Values that are packed together, into whole 32-bit words.
+    /// Values of a head that are packed together into whole 32-bit words: `head_dim` must be a multiple.
     pub const fn granule(self) -> usize {
         match self {
             CacheFormat::F32 => 1,
@@ -47,7 +47,7 @@ impl CacheFormat {
         }
     }
 
-    /// Whether rows of `head_dim` values can be stored so.
+    /// Whether heads of `head_dim` values can be stored in this format.
     pub fn holds(self, head_dim: usize) -> bool {
         head_dim.is_multiple_of(self.granule())
     }

@@ -2,7 +2,7 @@
 
 use crate::{Clock, Profile, Workload};
 
-/// What stands where there is no number.
+/// Printed in place of a value that is missing or not finite.
 pub const NONE: &str = "-";
 
 pub fn fixed(value: f64, decimals: usize) -> String {

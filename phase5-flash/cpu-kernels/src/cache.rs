@@ -245,7 +245,7 @@ mod tests {
             let data: Vec<u8> = bytes.into_iter().cycle().take(KeyBlock::bytes(format, head_dim)).collect();
             let block = KeyBlock { format, head_dim, data: &data };
             let (half_keys, half_values) = data.split_at(data.len() / 2);
-            // What is no number may become any such.
+            // A NaN may become any other NaN.
             let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
             for isa in Isa::all() {
                 let [mut keys, mut values] = [(); 2].map(|()| vec![f32::NAN; POSITIONS * head_dim]);

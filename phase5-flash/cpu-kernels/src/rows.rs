@@ -109,7 +109,7 @@ impl Kernel for Swiglu<'_> {
                     padded.1[..up.len()].copy_from_slice(up);
                     (S::load(padded.0.as_ptr()), S::load(padded.1.as_ptr()))
                 };
-                // In this order, what is no number stays so.
+                // `min` and `max` return their second argument if one is NaN: in this order NaN is kept.
                 let g = S::min(S::splat(SWIGLU_LIMIT), g);
                 let u = S::max(S::splat(-SWIGLU_LIMIT), S::min(S::splat(SWIGLU_LIMIT), u));
                 let one = S::splat(1.0);

@@ -50,7 +50,7 @@ pub struct Screen {
 pub struct Bound {
     /// The largest estimate.
     pub largest: f32,
-    /// What an estimate may be wrong by; no number where weights or inputs are none.
+    /// The largest error of an estimate; NaN where weights or inputs are NaN.
     pub margin: f32,
 }
 
@@ -343,7 +343,7 @@ impl Coarsen<'_> {
                     let at = at * CODE_BYTES + (vector * LANES + lane) * 4;
                     codes[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 }
-                // What is no number stays so: nothing of this tile is ever out of the question then.
+                // NaN is kept: no row of this tile is ever excluded then.
                 if spread > spreads[block] || spread.is_nan() {
                     spreads[block] = spread;
                 }

@@ -11,9 +11,9 @@ use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor, LoadError};
 pub enum CpuLoadError {
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("{}: rows of tensor `{name}` have {columns} values, no multiple of 32; use --phase 3", path.display())]
+    #[error("{}: rows of tensor `{name}` have {columns} values, not a multiple of 32; use --phase 3", path.display())]
     Columns { path: PathBuf, name: String, columns: usize },
-    #[error("{}: heads of {head_dim} values are no multiple of {unit}, as a cache of {kv} needs; use --phase 3", path.display())]
+    #[error("{}: heads of {head_dim} values; with a {kv} cache the kernels take multiples of {unit}; use --phase 3", path.display())]
     HeadDim { path: PathBuf, head_dim: usize, unit: usize, kv: &'static str },
     #[error("{}: no room for a KV cache of {bytes} bytes; give less with --kv-memory", path.display())]
     Cache { path: PathBuf, bytes: u64, source: std::io::Error },

@@ -126,7 +126,7 @@ impl Forward {
         candidates.iter().for_each(|best| known[best.input] = best.logit);
         for (tile, (bounds, estimates)) in tiles {
             for (i, &Bound { largest, margin }) in bounds.iter().enumerate() {
-                // A NaN estimate or margin rules nothing out. After a NaN logit no other is of account.
+                // A NaN estimate or margin rules nothing out. After a NaN logit the others do not matter.
                 let out = |estimate: f32| known[i].is_nan() || estimate + margin < known[i];
                 if !out(largest) {
                     let rows = rows_of(tile).zip(&estimates[i * TILE..]);
@@ -180,7 +180,7 @@ impl Forward {
     }
 }
 
-/// The lowest of the rows with the largest logit; none if a logit is no number.
+/// The lowest row among those with the largest logit; `None` if a logit is NaN.
 fn first_of_largest(logits: impl IntoIterator<Item = (usize, f32)>) -> Option<u32> {
     let mut best = None;
     for (row, logit) in logits {

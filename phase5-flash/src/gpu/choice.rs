@@ -189,7 +189,7 @@ impl Choices {
     }
 }
 
-/// The tokens that were drawn for `rows` rows, from what [`Choices::read_later`] reads; `None` for logits that are not numbers.
+/// The tokens that were drawn for `rows` rows, from what [`Choices::read_later`] reads; `None` for logits that are NaN.
 pub(super) fn drawn_tokens(words: Vec<Vec<u32>>, rows: usize) -> Vec<Option<RowDrawn>> {
     let mut words = words.into_iter();
     let (tokens, tops) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

@@ -60,7 +60,7 @@ pub struct GpuEngine {
 }
 
 impl GpuEngine {
-    /// Puts a checkpoint's weights on a GPU; `progress` hears (bytes so far, bytes in all).
+    /// Puts a checkpoint's weights on a GPU; `progress` is called with (bytes so far, bytes in all).
     ///
     /// # Errors
     /// A device that is no GPU or lacks a limit or memory, or weights that no reader agrees on.

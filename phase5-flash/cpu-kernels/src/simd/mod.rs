@@ -81,7 +81,7 @@ pub(crate) trait Simd {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a · b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The larger; `b` where one of them is no number. So for the smaller.
+    /// The larger of each pair of lanes, or `b` if one of them is NaN. `min` is the smaller, likewise.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
