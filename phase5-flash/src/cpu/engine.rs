@@ -1,4 +1,4 @@
-//! The engine: sequences and their pages, and the threads that compute them. A step is computed when it is submitted.
+//! The engine: it owns the sequences, their pages and the thread pool. A step is computed when it is submitted.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -28,42 +28,42 @@ use crate::pages::{POSITIONS, Pages, REWIND, Reuse};
 const NAME: &str = "phase 5 on the CPU";
 /// How long loading waits for the check of the weights: long enough to refuse a small model at once.
 const CHECK_WAIT: Duration = Duration::from_millis(20);
-/// Layers of a kind share their lists of pages.
+/// Layers of a kind share a list of pages.
 const KINDS: [AttentionKind; 2] = [AttentionKind::Full, AttentionKind::Sliding];
 
-/// How to compute; the default is fast.
+/// Options of the engine. The default is the fast mode.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
-    /// One per physical core if not given, and never more than the process has processors.
+    /// Number of threads, capped at the processors that the process may use; by default one per physical core.
     pub threads: Option<usize>,
-    /// f32 throughout, as the golden values were made.
+    /// Computes in f32 throughout, as the golden values were computed.
     pub exact: bool,
-    /// The best of this machine if not given.
+    /// By default the best of this machine.
     pub isa: Option<Isa>,
-    /// f16 if not given, f32 where `exact`.
+    /// Format of the KV cache; by default f16, or f32 if `exact`.
     pub kv: Option<CacheType>,
-    /// Bytes of the KV cache, in memory only where they have been written; if not given, room for one full context and some short
-    /// sequences, or what half of the free memory holds.
+    /// Size in bytes of the KV cache, which takes memory only where it is written; by default room for one full context and some short
+    /// sequences, limited to half of the free memory.
     pub kv_bytes: Option<u64>,
 }
 
 impl CpuOptions {
-    /// How keys and values are stored.
+    /// The format of the KV cache.
     pub fn cache_type(&self) -> CacheType {
         self.kv.unwrap_or(if self.exact { CacheType::F32 } else { CacheType::F16 })
     }
 }
 
-/// Computes batches on the CPU, from the pages of the mapped file.
+/// Computes batches of sequences on the CPU, with weights read from the mapped file.
 pub struct CpuEngine {
     pub(super) forward: Forward,
     pages: Pages,
     cache: Cache,
     pub(super) scratch: Scratch,
-    /// Of the head, and greedy steps before it was made.
+    /// The coarse copy of the head, and the number of greedy steps before it was made.
     pub(super) shortlist: Option<Arc<Screen>>,
     pub(super) greedy_steps: usize,
-    /// What sequences drew last, if that may be fed.
+    /// The token that each sequence drew in its last step, if it may be fed.
     drawn: HashMap<SequenceId, u32>,
     steps: PlainSteps,
     weights: WeightCheck,
@@ -75,7 +75,7 @@ impl CpuEngine {
     /// step after that fails with [`EngineError::Device`].
     ///
     /// # Errors
-    /// A scale byte of 255 that was found at once, a shape that the kernels do not take, or a cache that the system has no addresses for.
+    /// A scale byte of 255 that was found at once, a shape that the kernels do not take, or a cache that the system cannot map.
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         CpuEngine::load_within(checkpoint, options, CHECK_WAIT)
     }
@@ -275,7 +275,7 @@ impl ReadCache for CpuEngine {
     }
 }
 
-/// Bytes of memory that no process uses, where the system tells.
+/// Available memory in bytes, if the system reports it.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

@@ -1,4 +1,4 @@
-//! Weights as the kernels read them: views of the mapped file, and the few small vectors decoded.
+//! Weights in the form that the kernels read: matrices as views of the mapped file, small vectors decoded to f32.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use cpu_kernels::{PackedRows, Storage};
 use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor, LoadError};
 
-/// Why a checkpoint cannot run here.
+/// Why a checkpoint cannot be loaded by the CPU engine.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuLoadError {
     #[error(transparent)]
@@ -41,7 +41,7 @@ pub(super) struct Layer {
     pub down: Linear,
 }
 
-/// `W x + b`, or one of those for each expert.
+/// `W x + b`, or one such layer per expert.
 pub(super) struct Linear {
     pub weight: Matrix,
     /// `[out]`, or `[experts, out]`.
@@ -52,13 +52,13 @@ pub(super) struct Linear {
 pub(super) struct Matrix {
     data: Bytes,
     pub storage: Storage,
-    /// Rows of one matrix.
+    /// Number of rows of one matrix.
     pub rows: usize,
     pub columns: usize,
 }
 
 impl Matrix {
-    /// At most `count` rows of matrix `number` of the stack, from `first` on.
+    /// Up to `count` rows of matrix `number` of the stack, from row `first` on; fewer at the end of the matrix.
     pub fn rows_of(&self, number: usize, first: usize, count: usize) -> PackedRows<'_> {
         let count = count.min(self.rows - first);
         let row_bytes = self.columns / 32 * self.storage.block_bytes();
@@ -100,8 +100,8 @@ impl Model {
     }
 }
 
-/// The matrices and their names, those that every token reads before those that experts are chosen from. The embedding, of which a token
-/// reads one row, is there only if it has scales to be checked.
+/// The matrices with their names: first those that every token reads, then those of the experts. The embedding, of which a token reads one
+/// row, is included only if it has MXFP4 scales.
 pub(super) fn in_order_of_use(checkpoint: &Checkpoint) -> Vec<(String, HostTensor)> {
     let of_layers = |parts: &[&str]| -> Vec<String> {
         let layers = 0..checkpoint.config.layers();
