@@ -1,7 +1,7 @@
 //! The page allocator of the KV cache: which pages belong to which sequence. Host code only; it knows no devices and no cache contents.
 //!
-//! A page holds [`POSITIONS`] positions of all full layers, or of all sliding layers; both take pages from one pool of fixed size. Sequences
-//! share pages by reference count. Before a sequence writes into a shared page, it gets a copy of it; this only happens to a partial last
+//! A page holds [`POSITIONS`] positions of all full layers, or of all sliding layers; both take pages from one pool of fixed size.
+//! Sequences share pages by reference count. Before a sequence writes into a shared page, it gets a copy of it; this only happens to a partial last
 //! page. Pages of sliding layers are freed when no query can attend to them any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -163,7 +163,7 @@ impl Pages {
         self.sequences[&sequence].slot
     }
 
-    /// The pages that layers of this kind hold of an existing sequence, and the index of the first of them among all pages that it had.
+    /// The pages that layers of this kind hold of an existing sequence, preceded by the index of the first among all that it has had.
     pub fn held(&self, sequence: SequenceId, kind: AttentionKind) -> (usize, &VecDeque<u32>) {
         let list = self.sequences[&sequence].list(kind);
         (list.gone, &list.pages)

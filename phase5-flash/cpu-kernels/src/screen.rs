@@ -6,8 +6,8 @@
 //! `|r|² |x|² / 32`. A row whose estimate is more than [`DEVIATIONS`] standard deviations below a product that is already known is
 //! excluded; the other rows are multiplied exactly.
 //!
-//! Such a sum of 2880 bounded terms passes 12 deviations less than once in 10³¹ products. It is a statement about rounding errors, not
-//! a bound for adversarial weights: for those, multiply every row.
+//! A sum of terms of bounded size and independent signs exceeds 8 standard deviations less than once in 10¹³ products
+//! (Hoeffding's inequality). This is a statement about rounding errors, not a bound for adversarial weights: for those, multiply every row.
 //!
 //! Inputs are rounded too, to 8-bit codes with a scale per block; the 15 levels of the weights dominate the error.
 

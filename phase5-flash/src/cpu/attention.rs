@@ -57,8 +57,8 @@ impl Forward {
         });
     }
 
-    /// Attention of all new tokens. A task is a few positions of one part and one key/value head. If that gives fewer tasks than threads, as
-    /// when one sequence decodes, each share of a long sequence's keys is a task instead; the results are the same to the bit.
+    /// Attention of all new tokens. A task is a few positions of one part and one key/value head. If that gives fewer tasks than threads,
+    /// as when one sequence decodes, each share of a long sequence's keys is a task instead; the results are the same to the bit.
     pub(super) fn attention(&self, cache: &Cache, s: &mut Scratch, layer: usize, parts: &[Part<'_>]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let (stride, width) = (self.config.heads * dim, self.config.heads / kv_heads * dim);

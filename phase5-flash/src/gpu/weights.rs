@@ -22,7 +22,7 @@ pub(crate) struct Weights {
 pub(crate) struct Layer {
     pub attention: AttentionKind,
     pub attention_norm: Buffer,
-    /// Queries, keys and values, one below the other.
+    /// Query, key and value projections, concatenated along the output dimension.
     pub qkv: Matrix,
     pub qkv_bias: Buffer,
     pub sinks: Buffer,
@@ -38,7 +38,7 @@ pub(crate) struct Layer {
 }
 
 impl Weights {
-    /// Uploads a tensor at a time, so that host memory holds one of them twice at most; `progress` is called with (bytes so
+    /// Uploads tensor by tensor, so that host memory holds at most one of them twice; `progress` is called with (bytes so
     /// far, bytes in all).
     ///
     /// # Errors
@@ -109,7 +109,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Tensors of any format, unpacked, one behind the other.
+    /// Uploads tensors of any format as f32, concatenated.
     fn vectors(&mut self, names: &[&str]) -> Buffer {
         let values: Vec<f32> = names.iter().flat_map(|name| self.checkpoint.tensor(name).to_f32()).collect();
         names.iter().for_each(|name| self.advance(name));
@@ -141,9 +141,9 @@ impl Loader<'_> {
     }
 }
 
-/// Uploads tensors, one below the other as one matrix; or a stack, if it is one tensor of three dimensions. Tensors of different
-/// formats, or of one that kernels do not multiply, become F32. Also returns whether a row has an MXFP4 scale byte of 255: a look at the
-/// bytes that are packed anyway.
+/// Uploads matrices as one, concatenated along the output dimension, or a three-dimensional tensor as a stack. Tensors of different
+/// formats, or of a format that the kernels do not take, become F32. Also returns whether a row has an MXFP4 scale byte of 255, which is checked
+/// here because every row is read anyway.
 fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<(Matrix, bool), Error> {
     let common = tensors.iter().all(|tensor| tensor.format == tensors[0].format);
     let format = tensors[0].format;
