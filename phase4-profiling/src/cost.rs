@@ -1,4 +1,4 @@
-//! What an operation cannot avoid: the bytes it must move and the arithmetic it must do, from shapes and formats alone.
+//! The least cost of an operation, in bytes moved and arithmetic operations, computed from shapes and formats.
 
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{Operation, Span};
@@ -6,10 +6,10 @@ use phase3_kvcache::CacheType;
 
 use crate::profile::Cost;
 
-/// Bytes of an activation.
+/// Size in bytes of an activation value.
 const ACTIVATION: usize = 4;
 
-/// A model as its costs see it.
+/// Computes the least cost of a model's operations.
 #[derive(Clone)]
 pub struct CostModel {
     config: GptOssConfig,
@@ -62,12 +62,12 @@ impl CostModel {
         CostModel { cache: None, ..self }
     }
 
-    /// For an engine that reads so many bytes instead of the head's.
+    /// For an engine that reads `head` bytes instead of the head's weights.
     pub fn with_head_bytes(self, head: u64) -> CostModel {
         CostModel { head, ..self }
     }
 
-    /// The least cost of `span`. Experts are taken to be chosen evenly.
+    /// The least cost of `span`, assuming that experts are chosen uniformly.
     pub fn of(&self, span: Span) -> Cost {
         let config = &self.config;
         let Span { operation, layer, tokens, sequences, keys } = span;
@@ -143,7 +143,7 @@ impl CostModel {
         (keys.min(window.saturating_add(tokens - 1)), pairs)
     }
 
-    /// How many different experts `tokens` tokens choose on average, if every choice is equally likely.
+    /// Expected number of distinct experts that `tokens` tokens choose, if all choices are equally likely.
     fn experts_touched(&self, tokens: usize) -> f64 {
         let (experts, chosen) = (self.config.experts as f64, self.config.experts_per_token as f64);
         experts * (1.0 - (1.0 - chosen / experts).powi(tokens as i32))

@@ -105,7 +105,7 @@ impl Model {
 pub(super) fn in_order_of_use(checkpoint: &Checkpoint) -> Vec<(String, HostTensor)> {
     let of_layers = |parts: &[&str]| -> Vec<String> {
         let layers = 0..checkpoint.config.layers();
-        layers.flat_map(|number| parts.iter().map(move |part| format!("blk.{number}.{part}.weight"))).collect()
+        layers.flat_map(move |number| parts.iter().map(move |part| format!("blk.{number}.{part}.weight"))).collect()
     };
     let embedding = String::from("token_embd.weight");
     let embedding = (checkpoint.tensor(&embedding).format == Format::Mxfp4).then_some(embedding);

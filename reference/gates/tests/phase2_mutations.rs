@@ -167,7 +167,8 @@ impl Probe for Filtered<'_> {
 #[test]
 fn an_engine_that_reports_no_activations_is_caught() {
     let failed = failures_of(&mut Silent::new(|_| true));
-    let activations = |layer| ["resid_attn", "resid_mlp", "router_logits"].map(|part| format!("layers.{layer}.{part}"));
+    let activations =
+        |layer: usize| ["resid_attn", "resid_mlp", "router_logits"].map(|part| format!("layers.{layer}.{part}"));
     let expected: Vec<String> =
         ["embed".into(), "final_norm".into()].into_iter().chain((0..4).flat_map(activations)).collect();
     for name in expected {
