@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
-use phase4_profiling::{MemoryPlan, Place, Setting, cache_directory};
+use phase4_profiling::{CostModel, MemoryPlan, Place, Setting, cache_directory};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
@@ -128,6 +128,12 @@ impl Session {
         };
         bar.finish_and_clear();
         Ok(Session { engine, device, kind, cache })
+    }
+
+    /// What this engine's steps cost at least. Phase 2 has no cache to read or write.
+    pub fn costs(&self, checkpoint: &Checkpoint) -> CostModel {
+        let costs = CostModel::new(checkpoint, self.cache);
+        if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
     /// A session and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.

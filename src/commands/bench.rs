@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use phase1_loading::Checkpoint;
 use phase3_kvcache::CacheType;
-use phase4_profiling::{CostModel, Observed, ceiling, process};
+use phase4_profiling::{Observed, ceiling, process};
 use serde_json::{Value, json};
 
 use crate::args::{Bench, EngineArgs, EngineKind, FastArgs};
@@ -49,7 +49,7 @@ fn one(args: &Bench, checkpoint: &Checkpoint, kind: EngineKind, kv: Option<Cache
     let mut session = Session::start(checkpoint, &engine_args)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let ceiling = ceiling(&session.device)?;
-    let costs = CostModel::new(checkpoint, session.cache);
+    let costs = session.costs(checkpoint);
     let greedy = match session::shortlist_bytes(checkpoint, &session.device, &engine_args) {
         Some(shortlist) => costs.clone().with_head_bytes(shortlist),
         None => costs.clone(),

@@ -33,7 +33,7 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     }
     say(&format!("listening on http://{address}"));
 
-    // Whoever asks meanwhile hears that the model is being loaded.
+    // Requests meanwhile are answered that the model is being loaded.
     let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
     let serving = runtime.spawn(async move {
         let end = async {

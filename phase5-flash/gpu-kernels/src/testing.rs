@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cubecl::wgpu::{WgpuSetup, wgpu};
 use formats::Storage;
+use gptoss_reference::test_seed;
 use phase2_forward::{ComputeDevice, register};
 
 use crate::device::{Buffer, Device};
@@ -139,20 +140,20 @@ impl TestCache {
     }
 }
 
-/// Fresh numbers, the same again for the same seed.
+/// Random numbers, other ones in every run unless `TEST_SEED` is set.
 #[derive(Debug)]
 pub struct Random {
-    /// Where the numbers began: for a failure's message.
+    /// The value of `TEST_SEED` that repeats the numbers, for a failure's message.
     #[allow(dead_code, reason = "it is printed")]
     seed: u64,
     state: u64,
 }
 
 impl Random {
+    /// Prints the seed.
     pub fn fresh() -> Random {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-        let seed = now.as_nanos() as u64 | 1;
-        Random { seed, state: seed }
+        let seed = test_seed();
+        Random { seed, state: seed | 1 }
     }
 
     pub fn below(&mut self, end: usize) -> usize {

@@ -14,6 +14,7 @@ mod part;
 mod scratch;
 mod shortlist;
 mod threads;
+mod weight_check;
 
 pub use cpu_kernels::Isa;
 pub use engine::{CpuEngine, CpuOptions};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use harmony::{DeveloperPrompt, Effort, Function, Message, ResponseFormat, Role, SystemPrompt};
+use harmony::{DeveloperPrompt, Function, Message, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 
 use super::request::{Content, InCall, InMessage, InRole};
 use crate::api::error::{ApiError, shortened};
@@ -10,7 +10,7 @@ use crate::api::error::{ApiError, shortened};
 /// What stands before the conversation, whatever the endpoint.
 pub struct Opening {
     pub date: String,
-    pub effort: Effort,
+    pub effort: ReasoningEffort,
     pub instructions: Option<String>,
     pub functions: Vec<Function>,
     /// The form that the final answer has to take.
@@ -152,7 +152,7 @@ mod tests {
     fn messages(value: Value) -> Result<Vec<String>, Option<String>> {
         let opening = Opening {
             date: "2026-01-01".into(),
-            effort: Effort::Low,
+            effort: ReasoningEffort::Low,
             instructions: None,
             functions: Vec::new(),
             format: None,

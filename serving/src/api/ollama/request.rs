@@ -66,7 +66,7 @@ pub enum Think {
 impl Think {
     /// # Errors
     /// An unknown effort.
-    pub fn effort(think: Option<&Think>) -> Result<harmony::Effort, ApiError> {
+    pub fn effort(think: Option<&Think>) -> Result<harmony::ReasoningEffort, ApiError> {
         match think {
             Some(Think::Effort(name)) => effort("think", Some(name)),
             // It always thinks; less is the nearest to not at all.
