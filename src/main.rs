@@ -1,4 +1,4 @@
-//! The command line: `gptoss` alone shows the engine at work, its commands do one thing each.
+//! The command line: `gptoss` alone shows the engine at work and what to do next, its commands do one thing each.
 //!
 //! Exit status: 0 done, 1 a gate failed, 2 the input was wrong. Results go to stdout, everything about them to stderr.
 
@@ -6,6 +6,7 @@ mod answer;
 mod args;
 mod commands;
 mod conversation;
+mod found;
 mod interrupt;
 mod lost_file;
 mod prompt_bar;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     lost_file::catch();
     let result = match Cli::parse().command {
         None => commands::demo::run(),
+        Some(Command::Doctor(args)) => commands::doctor::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
@@ -44,6 +46,8 @@ fn main() -> ExitCode {
         Some(Command::Memory(args)) => commands::memory::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
+        Some(Command::Completions(args)) => commands::setup::completions(&args),
+        Some(Command::Man(args)) => commands::setup::man(&args),
     };
     match result {
         Ok(code) => code,

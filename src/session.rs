@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use phase1_loading::{Checkpoint, Tokenizer};
+use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
 use phase4_profiling::{CostModel, MemoryPlan, Place, Setting, cache_directory};
@@ -63,7 +63,12 @@ pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Compute
 
 /// What the model takes on a GPU, with its cache and the scratch of a step.
 fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
-    let whole = checkpoint.config.context_length;
+    planned_needs(&checkpoint.config, args, |setting| MemoryPlan::new(checkpoint, setting))
+}
+
+/// As [`needs`], of a model whose memory `plan` predicts.
+pub fn planned_needs(config: &GptOssConfig, args: &EngineArgs, plan: impl FnOnce(Setting) -> MemoryPlan) -> ModelNeeds {
+    let whole = config.context_length;
     // Phase 5 makes room for a whole context when it starts; the others' caches grow.
     let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
     let setting = Setting {
@@ -75,7 +80,7 @@ fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
         chunk: context.min(PREFILL_CHUNK),
         screen: 0,
     };
-    ModelNeeds { bytes: MemoryPlan::new(checkpoint, setting).at(Place::Device), ..GptOss::needs(checkpoint) }
+    ModelNeeds { bytes: plan(setting).at(Place::Device), layers: config.layers() }
 }
 
 /// An engine with a model in it.

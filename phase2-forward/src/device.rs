@@ -47,6 +47,19 @@ enum Kind {
     Gpu(WgpuDeviceKind),
 }
 
+/// A graphics adapter as it presents itself, whether it would be used or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterReport {
+    /// The adapter's own name and its graphics API.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// The driver and its version.
+    pub driver: String,
+    /// Bytes that it holds, where its driver says.
+    pub memory: Option<u64>,
+}
+
 /// Why no device serves.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {

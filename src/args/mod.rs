@@ -5,6 +5,7 @@ mod files;
 mod kind;
 mod measurements;
 mod serving;
+mod setup;
 mod text;
 mod values;
 
@@ -15,6 +16,7 @@ pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
 pub use kind::EngineKind;
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
 pub use serving::Serve;
+pub use setup::{Completions, Doctor, Man};
 pub use text::{Chat, Eval, Generate, Logits};
 
 /// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.
@@ -27,6 +29,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
+    Doctor(Doctor),
     Inspect(Inspect),
     Tokenize(Tokenize),
     Logits(Logits),
@@ -43,4 +46,6 @@ pub enum Command {
     Memory(Memory),
     Bench(Bench),
     MakeModel(MakeModel),
+    Completions(Completions),
+    Man(Man),
 }

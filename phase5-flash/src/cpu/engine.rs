@@ -52,6 +52,11 @@ impl CpuOptions {
     pub fn cache_type(&self) -> CacheType {
         self.kv.unwrap_or(if self.exact { CacheType::F32 } else { CacheType::F16 })
     }
+
+    /// Threads that compute on this machine.
+    pub fn thread_count(&self) -> usize {
+        threads::count(self.threads)
+    }
 }
 
 /// Computes batches of sequences on the CPU, with weights read from the mapped file.
@@ -107,7 +112,7 @@ impl CpuEngine {
         let forward = Forward {
             rope: Rope::new(&config.rope, config.head_dim),
             model,
-            pool: Pool::new(threads::count(options.threads)),
+            pool: Pool::new(options.thread_count()),
             isa: options.isa.unwrap_or_else(Isa::best),
             exact: options.exact,
             config,
