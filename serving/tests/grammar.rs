@@ -275,6 +275,20 @@ fn every_answer_is_of_its_schema() {
     }
 }
 
+/// Compiled grammars are kept, and what one turn wrote is nothing to the next.
+#[test]
+fn the_same_schema_is_followed_anew() {
+    let bench = Bench::new();
+    for schema in schemas() {
+        let rules = answer_of(schema.clone());
+        let first = bench.constraint(&rules);
+        let drawn = |constraint| draw(&bench.tokenizer, constraint, &mut Random(7));
+        let tokens = drawn(first);
+        assert_eq!(drawn(bench.constraint(&rules)), tokens, "{schema}");
+        assert_eq!(drawn(Bench::new().constraint(&rules)), tokens, "{schema}");
+    }
+}
+
 #[test]
 fn any_object_is_json() {
     let bench = Bench::new();
