@@ -1,14 +1,13 @@
 //! The HTTP API on a socket, with the model inside the program.
 
-mod cases;
-mod client;
+#[path = "../http/mod.rs"]
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod http;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cases::Verdict;
-use client::{Answer, MODEL, Running};
+use http::{Answer, MODEL, Running};
 use phase1_loading::Checkpoint;
 use serde_json::{Value, json};
 use serving::api::{Key, Settings};
@@ -366,23 +365,4 @@ fn every_endpoint_takes_a_schema() {
     assert!(is_beginning(&text), "{text}");
     let refused = server.post("/api/chat", &with(body, json!({ "format": "yaml" })));
     assert_eq!(refused.status, 400, "{}", refused.body);
-}
-
-/// Runs the cases of a file; `CASES=F.json` names another.
-#[test]
-fn protocol_cases_hold() {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases.json");
-    let file = std::env::var_os("CASES").map_or(own, Into::into);
-    let text = std::fs::read_to_string(&file).expect("cases");
-    let file: Value = serde_json::from_str(&text).expect("JSON");
-    let server = server();
-    let mut failed = BTreeMap::new();
-    for case in file["cases"].as_array().expect("cases") {
-        let id = case["id"].as_str().expect("an id").to_owned();
-        match cases::run(&server, case) {
-            Verdict::Passed | Verdict::Skipped(_) => {}
-            Verdict::Failed(faults) => drop(failed.insert(id, faults)),
-        }
-    }
-    assert!(failed.is_empty(), "{failed:#?}");
 }
