@@ -193,6 +193,20 @@ fn who_leaves_frees_what_they_held() {
 }
 
 #[test]
+fn an_answer_that_takes_too_long_is_broken_off() {
+    let settings = Settings { answer_time: Some(Duration::from_millis(50)), ..Settings::default() };
+    let server = Running::start(settings, Options::default());
+    let endless = with(ask("Tell me everything."), json!({ "ignore_eos": true, "temperature": 1, "max_tokens": null }));
+    let late = server.post("/v1/chat/completions", &endless);
+    assert_eq!((late.status, late.header("x-should-retry")), (504, Some("false")), "{}", late.body);
+    assert_eq!(late.json()["error"]["code"], "timeout");
+    let stream = server.post("/v1/chat/completions", &with(endless, json!({ "stream": true })));
+    assert_eq!(stream.events().last().expect("an event")["error"]["code"], "timeout");
+    assert!(stream.body.ends_with("data: [DONE]\n\n"));
+    wait_for_gauge(&server, "vllm:num_requests_running{", 0.0);
+}
+
+#[test]
 fn a_server_that_stops_lets_answers_end() {
     let mut server = server();
     let mut reading = server.open(
