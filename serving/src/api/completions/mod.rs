@@ -28,6 +28,9 @@ use forced::Forced;
 use request::CompletionRequest;
 pub use text::Text;
 
+/// Prompts times answers to each; each copies its prompt.
+const MOST_ANSWERS: usize = 1024;
+
 pub async fn create(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Record>,
@@ -154,6 +157,10 @@ impl Plan {
         let shows_control = asked.skip_special_tokens == Some(false);
         let prompts = prompt.tokens(&model.tokenizer)?;
         let stop_tokens = stops::tokens(model, asked.ignore_eos, asked.stop_token_ids.as_deref());
+        if prompts.len() * per_prompt > MOST_ANSWERS {
+            let message = format!("The number of prompts times `n` may be at most {MOST_ANSWERS}.");
+            return Err(ApiError::invalid("n", message));
+        }
         let prompt_tokens: Vec<usize> = prompts.iter().map(Vec::len).collect();
 
         let (mut runs, mut echoes) = (Vec::new(), Vec::new());
