@@ -89,7 +89,8 @@ fn settings(args: &Serve) -> Result<Settings> {
     }
     let max_body = usize::try_from(args.max_body).context("--max-body is larger than memory")?;
     let (origins, max_connections) = (args.cors.clone(), args.max_connections);
-    Ok(Settings { keys, origins, max_body, max_connections, ..Settings::default() })
+    let answer_time = args.answer_time.map(Duration::from_secs);
+    Ok(Settings { keys, origins, max_body, max_connections, answer_time, ..Settings::default() })
 }
 
 fn load(args: &Serve) -> Result<Model> {

@@ -142,6 +142,7 @@ pub fn messages(asked: Vec<ChatMessage>) -> Result<Vec<InMessage>, ApiError> {
             content: message.content.map(Content::Text),
             name: None,
             tool_calls: Some(calls),
+            function_call: None,
             tool_call_id,
             reasoning: message.thinking,
             reasoning_content: None,
