@@ -21,7 +21,7 @@ from mlx_lm.utils import load_model
 import vocabulary
 from cases import Case, Shape
 from compare import difference
-from models import MXFP4, Packed, weights
+from models import Packed, weights
 from numpy_model import inverse_frequencies
 from safetensors_file import save
 

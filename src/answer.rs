@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
-use harmony::{Delta, DeveloperPrompt, Effort, Function, Harmony, Message, SystemPrompt};
+use harmony::{Delta, DeveloperPrompt, Function, Harmony, Message, ReasoningEffort, SystemPrompt};
 use phase1_loading::Tokenizer;
 use phase2_forward::Engine;
 use phase3_kvcache::{FinishReason, Generated, GenerationParams, Step, StopCondition, generate};
@@ -52,7 +52,12 @@ pub fn harmony(tokenizer: &Tokenizer) -> Result<Harmony<'_>> {
 
 /// The beginning of every conversation: the system message, and the developer's if there is anything to say. `date` is the day that the
 /// model is told.
-pub fn opening(effort: Effort, date: &str, instructions: Option<&str>, functions: &[Function]) -> Vec<Message> {
+pub fn opening(
+    effort: ReasoningEffort,
+    date: &str,
+    instructions: Option<&str>,
+    functions: &[Function],
+) -> Vec<Message> {
     let date = Some(date.to_owned());
     let system = SystemPrompt { effort, date, functions: !functions.is_empty(), ..SystemPrompt::default() };
     let developer = DeveloperPrompt {

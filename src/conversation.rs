@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use harmony::{Effort, Function, Harmony, Message, Role};
+use harmony::{Function, Harmony, Message, ReasoningEffort, Role};
 use phase1_loading::Checkpoint;
 use phase2_forward::Engine;
 use phase3_kvcache::{Generated, GenerationParams};
@@ -15,7 +15,7 @@ use crate::session::{SEQUENCE, Session};
 
 pub struct Conversation<'a> {
     harmony: Harmony<'a>,
-    effort: Effort,
+    effort: ReasoningEffort,
     /// The day that the model is told.
     date: String,
     functions: Vec<Function>,
@@ -37,7 +37,7 @@ impl<'a> Conversation<'a> {
     /// A conversation of which no file knows.
     pub fn begin(
         harmony: Harmony<'a>,
-        effort: Effort,
+        effort: ReasoningEffort,
         date: String,
         instructions: Option<&str>,
         functions: Vec<Function>,

@@ -1,4 +1,4 @@
-//! The command line: `gptoss` alone shows the engine at work, its commands do one thing each.
+//! The command line: `gptoss` alone shows the engine at work and what to do next, its commands do one thing each.
 //!
 //! Exit status: 0 done, 1 a gate failed, 2 the input was wrong. Results go to stdout, everything about them to stderr.
 
@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod conversation;
 mod embedded;
+mod found;
 mod interrupt;
 mod lost_file;
 mod peer;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     lost_file::catch();
     let result = match Cli::parse().command {
         None => commands::demo::run(),
+        Some(Command::Doctor(args)) => commands::doctor::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
@@ -49,6 +51,8 @@ fn main() -> ExitCode {
         Some(Command::Compare(args)) => commands::compare::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
         Some(Command::Peers(args)) => commands::peers::run(&args),
+        Some(Command::Completions(args)) => commands::setup::completions(&args),
+        Some(Command::Man(args)) => commands::setup::man(&args),
     };
     match result {
         Ok(code) => code,

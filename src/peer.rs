@@ -8,7 +8,6 @@ use peers::{Installation, Launch, Options, Peer, PeerEngine};
 use phase1_loading::{Checkpoint, write_whole};
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase4_profiling::cache_directory;
-use phase5_flash::cpu::default_threads;
 
 use crate::args::{EngineArgs, Room};
 use crate::embedded::{EMBEDDED_MODEL, EMBEDDED_PATH};
@@ -43,7 +42,7 @@ pub fn start(peer: Peer, checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(
     let options = Options {
         device,
         dtype: fast.exact.then_some("float32"),
-        threads: fast.threads.map_or_else(default_threads, usize::from),
+        threads: args.on_cpu().thread_count(),
         ..Options::default()
     };
     let options = match args.room {

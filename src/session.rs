@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use phase1_loading::{Checkpoint, Tokenizer, YarnRamp};
+use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp};
 use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
-use phase4_profiling::{MemoryPlan, Place, Setting, cache_directory};
+use phase4_profiling::{CostModel, MemoryPlan, Place, Setting, cache_directory};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
@@ -64,7 +64,12 @@ pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Compute
 
 /// What the model takes on a GPU, with its cache and the scratch of a step.
 fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
-    let whole = checkpoint.config.context_length;
+    planned_needs(&checkpoint.config, args, |setting| MemoryPlan::new(checkpoint, setting))
+}
+
+/// As [`needs`], of a model whose memory `plan` predicts.
+pub fn planned_needs(config: &GptOssConfig, args: &EngineArgs, plan: impl FnOnce(Setting) -> MemoryPlan) -> ModelNeeds {
+    let whole = config.context_length;
     // Phase 5 makes room for a whole context when it starts; the others' caches grow.
     let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
     let setting = Setting {
@@ -77,7 +82,7 @@ fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
         chunk: context.min(PREFILL_CHUNK),
         screen: 0,
     };
-    ModelNeeds { bytes: MemoryPlan::new(checkpoint, setting).at(Place::Device), ..GptOss::needs(checkpoint) }
+    ModelNeeds { bytes: plan(setting).at(Place::Device), layers: config.layers() }
 }
 
 /// An engine with a model in it.
@@ -137,6 +142,12 @@ impl Session {
         };
         bar.finish_and_clear();
         Ok(Session { engine: Running::Ours(engine), device, kind, cache })
+    }
+
+    /// What this engine's steps cost at least. Phase 2 has no cache to read or write.
+    pub fn costs(&self, checkpoint: &Checkpoint) -> CostModel {
+        let costs = CostModel::new(checkpoint, self.cache);
+        if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
     /// A session and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.

@@ -70,6 +70,10 @@ fn what_is_not_installed_is_said() {
         assert!(peer["python"].is_null() && peer["missing"].is_string(), "{peer}");
         assert!(!peer["pins"].as_array().expect("an array").is_empty(), "{peer}");
     }
+    let output = without_peers(&["doctor", "embedded", "--device", "cpu", "--json"], cache.path());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mlx = json!({ "name": "mlx", "python": null, "missing": "MLX is not installed; `gptoss peers install mlx` does that" });
+    assert_eq!((&report["peers"][0], &report["peers"][1]["name"]), (&mlx, &json!("llama.cpp")));
     let output = without_peers(&["peers", "install", "mlx", "--python", "no-such-python"], cache.path());
     let last = last_line(&output);
     assert!(last.starts_with("2: gptoss: \"no-such-python\"") && last.ends_with("names another Python"), "{last}");
@@ -82,6 +86,10 @@ fn what_peers_cannot_do_is_refused() {
         (
             &["memory", "embedded", "--engine", "mlx"][..],
             "2: gptoss: the memory of our own engines is planned; `gptoss bench --engine mlx` observes a peer's",
+        ),
+        (
+            &["doctor", "embedded", "--engine", "mlx"],
+            "2: gptoss: doctor plans for our own engines; without --engine it says whether MLX is installed",
         ),
         (
             &["profile", "embedded", "--engine", "llama.cpp"],

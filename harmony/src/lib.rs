@@ -21,6 +21,6 @@ mod visible;
 pub use control::{Harmony, MissingControlToken};
 pub use conversation::NotAConversation;
 pub use header::Header;
-pub use message::{Effort, Message, Role};
+pub use message::{Message, ReasoningEffort, Role};
 pub use parse::{Delta, Parser};
 pub use prompt::{DeveloperPrompt, Function, ResponseFormat, SystemPrompt};

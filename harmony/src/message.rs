@@ -108,36 +108,36 @@ impl Message {
 
 /// How long the model thinks before it answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Effort {
+pub enum ReasoningEffort {
     Low,
     #[default]
     Medium,
     High,
 }
 
-impl Effort {
-    pub const ALL: [Effort; 3] = [Effort::Low, Effort::Medium, Effort::High];
+impl ReasoningEffort {
+    pub const ALL: [ReasoningEffort; 3] = [ReasoningEffort::Low, ReasoningEffort::Medium, ReasoningEffort::High];
 
     pub fn name(self) -> &'static str {
         match self {
-            Effort::Low => "low",
-            Effort::Medium => "medium",
-            Effort::High => "high",
+            ReasoningEffort::Low => "low",
+            ReasoningEffort::Medium => "medium",
+            ReasoningEffort::High => "high",
         }
     }
 }
 
-impl fmt::Display for Effort {
+impl fmt::Display for ReasoningEffort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl FromStr for Effort {
+impl FromStr for ReasoningEffort {
     type Err = String;
 
-    fn from_str(name: &str) -> Result<Effort, String> {
-        let found = Effort::ALL.into_iter().find(|effort| effort.name() == name);
-        found.ok_or_else(|| format!("expected one of {}", Effort::ALL.map(Effort::name).join(", ")))
+    fn from_str(name: &str) -> Result<ReasoningEffort, String> {
+        let found = ReasoningEffort::ALL.into_iter().find(|effort| effort.name() == name);
+        found.ok_or_else(|| format!("expected one of {}", ReasoningEffort::ALL.map(ReasoningEffort::name).join(", ")))
     }
 }

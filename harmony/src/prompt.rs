@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::builtin;
-use crate::message::{Effort, Message, Role};
+use crate::message::{Message, ReasoningEffort, Role};
 use crate::schema;
 
 /// The system message that GPT-OSS was trained with. A part that is `None` is left out.
@@ -13,7 +13,7 @@ pub struct SystemPrompt {
     pub knowledge_cutoff: Option<String>,
     /// `YYYY-MM-DD`. Keep it through a conversation, or its beginning changes at midnight.
     pub date: Option<String>,
-    pub effort: Effort,
+    pub effort: ReasoningEffort,
     /// Whether the model may search and read the web.
     pub browser: bool,
     /// Whether the model may run Python while it thinks.
@@ -28,7 +28,7 @@ impl Default for SystemPrompt {
             identity: Some("You are ChatGPT, a large language model trained by OpenAI.".into()),
             knowledge_cutoff: Some("2024-06".into()),
             date: None,
-            effort: Effort::default(),
+            effort: ReasoningEffort::default(),
             browser: false,
             python: false,
             functions: false,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use harmony::{DeveloperPrompt, Effort, Function, Harmony, Message, Role, SystemPrompt};
+use harmony::{DeveloperPrompt, Function, Harmony, Message, ReasoningEffort, Role, SystemPrompt};
 use phase1_loading::{Checkpoint, Tokenizer};
 use serde_json::Value;
 use synthetic::SyntheticModel;
@@ -71,7 +71,7 @@ fn messages(conversation: &Value) -> Vec<Message> {
             identity: given("identity", &default.identity),
             knowledge_cutoff: given("knowledge_cutoff", &default.knowledge_cutoff),
             date: text(system, "date"),
-            effort: text(system, "effort").expect("an effort").parse::<Effort>().expect("a known effort"),
+            effort: text(system, "effort").expect("an effort").parse::<ReasoningEffort>().expect("a known effort"),
             functions: developer.as_ref().is_some_and(|developer| !developer.functions.is_empty()),
             ..default
         };

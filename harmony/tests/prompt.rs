@@ -1,6 +1,6 @@
 //! System and developer messages, and schemas that OpenAI's package does not write out.
 
-use harmony::{DeveloperPrompt, Effort, Function, ResponseFormat, Role, SystemPrompt};
+use harmony::{DeveloperPrompt, Function, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 use serde_json::{Value, json};
 
 /// How a function with these parameters is declared.
@@ -147,7 +147,12 @@ fn hostile_schemas_end() {
 
 #[test]
 fn parts_are_left_out() {
-    let bare = SystemPrompt { identity: None, knowledge_cutoff: None, effort: Effort::Low, ..SystemPrompt::default() };
+    let bare = SystemPrompt {
+        identity: None,
+        knowledge_cutoff: None,
+        effort: ReasoningEffort::Low,
+        ..SystemPrompt::default()
+    };
     let message = bare.message();
     assert_eq!(message.role, Role::System);
     let channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message.";

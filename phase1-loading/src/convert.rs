@@ -19,7 +19,7 @@ use crate::tensor::HostTensor;
 /// Bytes of a tensor that are read, packed and written together.
 const PIECE: usize = 32 << 20;
 
-/// Writes `from` as a GGUF file, which gets its name when it is complete. `progress` hears (bytes written, bytes in all).
+/// Writes `from` as a GGUF file, which gets its name when it is complete. `progress` is called with (bytes written, bytes in all).
 ///
 /// Experts are copied bit for bit. Vectors and the router become F32, as every GGUF has them. Other matrices become
 /// `rest`; without it they stay as they are, or F32 if GGUF lacks their format, which loses nothing.

@@ -26,12 +26,12 @@ impl Places {
             variable("HF_HOME").map(|home| home.join("hub")),
             cache.map(|cache| cache.join("huggingface").join("hub")),
         ];
-        let ollama = [
-            variable("OLLAMA_MODELS"),
-            at_home(".ollama/models"),
-            // Where its service on Linux keeps them.
-            Some(PathBuf::from("/usr/share/ollama/.ollama/models")),
-        ];
+        // The variable stands for the others, as in Ollama itself.
+        let ollama = match variable("OLLAMA_MODELS") {
+            Some(models) => [Some(models), None],
+            // The second is where its service on Linux keeps them.
+            None => [at_home(".ollama/models"), Some(PathBuf::from("/usr/share/ollama/.ollama/models"))],
+        };
         let lm_studio = [at_home(".lmstudio/models"), at_home(".cache/lm-studio/models")];
         Places {
             ollama: ollama.into_iter().flatten().collect(),

@@ -1,5 +1,5 @@
-//! Weights that are no numbers. Finding them takes reading them all: engines look for scales when they load a model, and for values that
-//! are not finite somebody has to ask.
+//! Weights that are not finite. Finding them takes reading all of them: engines check the MXFP4 scales of the models that they load, and
+//! `gptoss inspect --check` checks every value.
 
 use std::path::Path;
 
@@ -7,21 +7,21 @@ use crate::codec::Format;
 use crate::error::{Defect, LoadError};
 use crate::tensor::HostTensor;
 
-/// Refuses an MXFP4 tensor with a scale byte of 255: NaN to one reader, 2¹²⁸ to another, meant by none.
+/// Refuses an MXFP4 tensor with a scale byte of 255, which is NaN in OCP's standard and 2¹²⁸ in some readers.
 ///
 /// # Errors
-/// The tensor and the block.
+/// The first such block, and its tensor.
 pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
     match tensor.bad_scale() {
         None => Ok(()),
         Some(block) => {
-            let found = format!("255 in block {block}");
+            let found = format!("255 in block {block}; the file is damaged: download or convert it again");
             Err(Defect::new(format!("tensor `{name}`"), "MXFP4 scale bytes from 0 to 254", found).in_file(path))
         }
     }
 }
 
-/// Whether some packed rows have such a scale byte.
+/// Whether packed rows of `format` have an MXFP4 scale byte of 255.
 pub(crate) fn has_bad_scale(format: Format, packed: &[u8]) -> bool {
     format == Format::Mxfp4 && packed.iter().step_by(Format::Mxfp4.block_bytes()).any(|&scale| scale == 255)
 }
@@ -29,7 +29,7 @@ pub(crate) fn has_bad_scale(format: Format, packed: &[u8]) -> bool {
 /// Decodes a whole tensor and refuses the first value that is not finite.
 ///
 /// # Errors
-/// The tensor, the row and the value.
+/// The tensor, the row and the value, or as [`check_scales`].
 pub fn check_values(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
     check_scales(path, name, tensor)?;
     let mut values = vec![0.0; tensor.row_len()];

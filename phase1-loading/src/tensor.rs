@@ -231,13 +231,18 @@ impl HostTensor {
         if self.format != Format::Mxfp4 {
             return None;
         }
-        let blocks = self.row_len() / self.format.block_len();
-        let bad = |row: usize| {
-            let (bytes, step) = self.scale_bytes(row, blocks);
-            let block = bytes.iter().step_by(step).position(|&scale| scale == 255)?;
-            Some(row * blocks + block)
-        };
+        let bad = |row: usize| Some(row * self.row_len() / self.format.block_len() + self.bad_scale_of(row)?);
         (0..self.rows()).into_par_iter().with_min_len(64).find_map_first(bad)
+    }
+
+    /// The first block of a row, counted over all outer dimensions, that is MXFP4 with a scale byte of 255: see
+    /// [`check_scales`](crate::check_scales).
+    pub fn bad_scale_of(&self, row: usize) -> Option<usize> {
+        if self.format != Format::Mxfp4 {
+            return None;
+        }
+        let (bytes, step) = self.scale_bytes(row, self.row_len() / self.format.block_len());
+        bytes.iter().step_by(step).position(|&scale| scale == 255)
     }
 
     /// Where the scales of a row of MXFP4 are, and how far apart.

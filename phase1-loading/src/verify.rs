@@ -40,7 +40,7 @@ impl Comparison {
     }
 }
 
-/// Compares two checkpoints. `progress` hears (values compared, values in all).
+/// Compares two checkpoints. `progress` is called with (values compared, values in all).
 ///
 /// # Errors
 /// A vocabulary that cannot be read.

@@ -81,7 +81,7 @@ fn each_lie_is_named() {
         ("absurdly many layers", patched(value("gpt-oss.block_count"), &9_999_999u32.to_le_bytes())),
         ("fewer layers than tensors", patched(value("gpt-oss.block_count"), &1u32.to_le_bytes())),
         ("more layers than tensors", patched(value("gpt-oss.block_count"), &3u32.to_le_bytes())),
-        ("epsilon is no number", patched(value("gpt-oss.attention.layer_norm_rms_epsilon"), &f32::NAN.to_le_bytes())),
+        ("epsilon is NaN", patched(value("gpt-oss.attention.layer_norm_rms_epsilon"), &f32::NAN.to_le_bytes())),
         ("long text", patched(value("general.architecture"), &(1u64 << 50).to_le_bytes())),
         ("long array", patched(value("tokenizer.ggml.tokens") + 4, &(1u64 << 60).to_le_bytes())),
         ("array of arrays", patched(value("tokenizer.ggml.tokens"), &9u32.to_le_bytes())),

@@ -169,7 +169,7 @@ fn other_ways_to_cut_text_are_refused() {
     for refused in [
         refusal(&|json| *json.pointer_mut(pattern).expect("there") = json!(llama)),
         refusal(&|json| {
-            json["pre_tokenizer"] = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true })
+            json["pre_tokenizer"] = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true });
         }),
         refusal(&|json| json["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = json!(true)),
         refusal(&|json| json["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = json!(true)),

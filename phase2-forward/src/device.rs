@@ -47,6 +47,19 @@ enum Kind {
     Gpu(WgpuDeviceKind),
 }
 
+/// A graphics adapter as it presents itself, whether it would be used or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterReport {
+    /// The adapter's own name and its graphics API.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// The driver and its version.
+    pub driver: String,
+    /// Bytes that it holds, where its driver says.
+    pub memory: Option<u64>,
+}
+
 /// Why no device serves.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -74,6 +87,11 @@ impl ComputeDevice {
 
     pub fn is_cpu(&self) -> bool {
         self.kind == Kind::Cpu
+    }
+
+    /// Whether kernels run on the CPU through a graphics driver such as lavapipe.
+    pub fn is_software(&self) -> bool {
+        self.kind == Kind::Gpu(WgpuDeviceKind::Cpu)
     }
 
     /// What kernels are compiled to: `spirv`, `wgsl` or `msl`; empty on the CPU.

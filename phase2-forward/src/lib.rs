@@ -18,7 +18,7 @@ mod recompute;
 mod rope;
 
 pub use check::check_work;
-pub use device::{ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
+pub use device::{AdapterReport, ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
 pub use draw::{Adjustment, Draw, DrawnToken, HostDraw, Logprobs, MAX_LOGPROBS, Sampling, argmax, draw_number};
 pub use engine::{
     BadRequest, Capacity, Engine, EngineError, Input, Inspect, Outcome, SequenceId, Snapshot, Snapshots, Ticket, Want,

@@ -110,6 +110,17 @@ fn equals_f64_on_every_device() {
     }
 }
 
+/// More rows than a GPU starts cubes for along an axis: a prompt of 16,384 tokens with four experts each has as many.
+#[test]
+fn more_inputs_than_cubes_are_multiplied() {
+    let rng_seed = RngSeed::Fixed(test_seed());
+    let shape = Shape { inputs: 65_537, experts: 3, rows: 2, columns: 32 };
+    for device in ComputeDevice::for_gates().expect("both devices") {
+        let mut runner = TestRunner::new(ProptestConfig { rng_seed, ..ProptestConfig::default() });
+        check(&device, Format::Q8_0, shape, &mut runner);
+    }
+}
+
 /// Scales that GPUs like to flush to zero: half-precision subnormals, as small weights in Q8_0 have them.
 #[test]
 fn subnormal_scales_are_kept() {

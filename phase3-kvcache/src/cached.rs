@@ -32,12 +32,14 @@ struct Sequence {
     drawn: Option<u32>,
 }
 
-/// Heads whose rows are no whole blocks of the cache's type.
+/// A model whose heads have a number of values that the cache's format does not hold.
 #[derive(Debug, thiserror::Error)]
-#[error("the model's heads of {head_dim} values cannot be cached in {kind}, whose blocks are of 32; use --kv f16")]
+#[error("{kind} caches heads of a multiple of {granule} values and the model's have {head_dim}; use --kv {instead}")]
 pub struct UnsuitableCache {
     kind: CacheFormat,
+    granule: usize,
     head_dim: usize,
+    instead: CacheFormat,
 }
 
 impl CachedEngine {
@@ -50,13 +52,14 @@ impl CachedEngine {
     /// An engine that caches in `kind`.
     ///
     /// # Errors
-    /// If the model's rows cannot be stored so.
+    /// Heads whose number of values is not a multiple of [`CacheFormat::granule`].
     pub fn with_cache(model: GptOss, kind: CacheFormat) -> Result<CachedEngine, UnsuitableCache> {
         let head_dim = model.config.head_dim;
-        match kind.holds(head_dim) {
-            true => Ok(CachedEngine { kind, ..CachedEngine::new(model) }),
-            false => Err(UnsuitableCache { kind, head_dim }),
+        if !kind.holds(head_dim) {
+            let instead = if CacheFormat::F16.holds(head_dim) { CacheFormat::F16 } else { CacheFormat::F32 };
+            return Err(UnsuitableCache { kind, granule: kind.granule(), head_dim, instead });
         }
+        Ok(CachedEngine { kind, ..CachedEngine::new(model) })
     }
 
     /// Bytes that a sequence's cache takes on the device; 0 for an unknown sequence.

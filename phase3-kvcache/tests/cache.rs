@@ -2,13 +2,18 @@
 
 mod model;
 
+use std::ops::Range;
+
+use burn::tensor::Tensor;
 use gptoss_reference::{Check, Limit};
 use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{
-    BadRequest, Draw, Engine, EngineError, Outcome, RecomputeEngine, SequenceId, Snapshot, Snapshots, Want, Work,
+    BadRequest, Draw, Engine, EngineError, KvCache, NoProbe, Outcome, RecomputeEngine, SequenceId, Snapshot, Snapshots,
+    Want, Work,
 };
 use phase3_kvcache::{CacheLayout, CacheType, CachedEngine, ReadCache};
 use proptest::prelude::*;
+use synthetic::SyntheticModel;
 
 use model::{WINDOW, load, model, weights, written};
 
@@ -87,7 +92,8 @@ proptest! {
         prop_assert!(check.passed(), "{check:?}, {}", weights());
     }
 
-    /// A ring holds exactly the last W positions and a full layer all, with equal keys where both hold them.
+    /// A ring holds exactly the last W positions and a full layer all, with the keys and values that one forward pass over the whole
+    /// sequence gives them.
     #[test]
     fn the_ring_is_the_end_of_a_full_cache(
         tokens in prop::collection::vec(0u32..1000, 1..60),
@@ -97,15 +103,48 @@ proptest! {
         for tokens in tokens.chunks(length) {
             feed(&mut engine, 4, tokens);
         }
+        let mut whole = Recorder::default();
+        model().forward(&tokens, 0, 0..0, &mut whole, &mut NoProbe);
         for layer in 0..3 {
-            let (mut positions, keys, values) = engine.read_cache(4, layer).expect("cached");
-            prop_assert_eq!(keys.dims(), [2, positions.len(), 32]);
-            prop_assert_eq!(values.dims(), keys.dims());
-            positions.sort_unstable();
+            let (positions, keys, values) = engine.read_cache(4, layer).expect("cached");
+            let (all_keys, all_values) = &whole.layers[layer];
+            for (what, cached, all) in [("keys", keys, all_keys), ("values", values, all_values)] {
+                prop_assert_eq!(cached.dims(), [2, positions.len(), 32]);
+                let row = |head: usize, position: usize| &all[(head * tokens.len() + position) * 32..][..32];
+                let rows_of = |head| positions.iter().flat_map(move |&position| row(head, position));
+                let expected: Vec<f32> = (0..2).flat_map(rows_of).copied().collect();
+                let label = format!("{what} of layer {layer}");
+                let check = Check::values("random", label, &expected, &on_host(cached), Limit::F32);
+                prop_assert!(check.passed(), "{check:?}, {}", weights());
+            }
+            let mut sorted = positions;
+            sorted.sort_unstable();
             let first = if layer % 2 == 0 { tokens.len().saturating_sub(WINDOW) } else { 0 };
-            prop_assert_eq!(positions, (first..tokens.len()).collect::<Vec<_>>());
+            prop_assert_eq!(sorted, (first..tokens.len()).collect::<Vec<_>>());
         }
     }
+}
+
+/// Remembers the keys and values of a forward pass over a whole sequence, each `[kv_heads, positions, head_dim]`, layer by layer.
+#[derive(Default)]
+struct Recorder {
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+impl KvCache for Recorder {
+    fn positions(&self, _: AttentionKind, new: Range<usize>) -> Vec<usize> {
+        new.collect()
+    }
+
+    fn extend(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        assert_eq!(layer, self.layers.len());
+        self.layers.push((on_host(keys.clone()), on_host(values.clone())));
+        (keys, values)
+    }
+}
+
+fn on_host(tensor: Tensor<3>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("f32")
 }
 
 /// Past the first capacity of a full layer's buffer, which then grows.
@@ -223,6 +262,21 @@ fn with_f32_cache(tokens: &[u32]) -> Snapshot {
     let mut engine = with_cache(CacheType::F32);
     feed(&mut engine, 0, tokens);
     engine.save(0).expect("known")
+}
+
+/// Heads of 16 values are half of a q8_0 block, and whole words of f16.
+#[test]
+fn a_cache_that_does_not_hold_the_heads_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("model.gguf");
+    let model = SyntheticModel { head_dim: 16, ..SyntheticModel::preset("nano").expect("a preset") };
+    model.write(&path, 0, &mut |_, _| ()).expect("written");
+    let checkpoint = Checkpoint::open(&path).expect("opens");
+    for kind in [CacheType::F32, CacheType::F16] {
+        assert!(CachedEngine::with_cache(load(&checkpoint), kind).is_ok(), "{kind}");
+    }
+    let refused = CachedEngine::with_cache(load(&checkpoint), CacheType::Q8_0).err().expect("refused").to_string();
+    assert_eq!(refused, "q8_0 caches heads of a multiple of 32 values and the model's have 16; use --kv f16");
 }
 
 /// The drawn token is no part of a snapshot, and does not survive in the sequence that is replaced.

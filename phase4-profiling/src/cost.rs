@@ -1,4 +1,4 @@
-//! What an operation cannot avoid: the bytes it must move and the arithmetic it must do, from shapes and formats alone.
+//! The least cost of an operation, in bytes moved and arithmetic operations, computed from shapes and formats.
 
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{Operation, Span};
@@ -6,14 +6,15 @@ use phase3_kvcache::CacheType;
 
 use crate::profile::Cost;
 
-/// Bytes of an activation.
+/// Size in bytes of an activation value.
 const ACTIVATION: usize = 4;
 
-/// A model as its costs see it.
+/// Computes the least cost of a model's operations.
 #[derive(Clone)]
 pub struct CostModel {
     config: GptOssConfig,
-    cache: CacheType,
+    /// `None` for an engine that keeps no keys and values between steps.
+    cache: Option<CacheType>,
     embedding_row: u64,
     head: u64,
     layers: Vec<LayerBytes>,
@@ -52,16 +53,21 @@ impl CostModel {
             head: bytes("output.weight"),
             layers: (0..config.layers()).map(layer).collect(),
             config,
-            cache,
+            cache: Some(cache),
         }
     }
 
-    /// For an engine that reads so many bytes instead of the head's.
+    /// For an engine that keeps no keys and values between steps: nothing is appended, and attention reads them as activations in f32.
+    pub fn without_cache(self) -> CostModel {
+        CostModel { cache: None, ..self }
+    }
+
+    /// For an engine that reads `head` bytes instead of the head's weights.
     pub fn with_head_bytes(self, head: u64) -> CostModel {
         CostModel { head, ..self }
     }
 
-    /// The least cost of `span`. Experts are taken to be chosen evenly.
+    /// The least cost of `span`, assuming that experts are chosen uniformly.
     pub fn of(&self, span: Span) -> Cost {
         let config = &self.config;
         let Span { operation, layer, tokens, sequences, keys } = span;
@@ -81,6 +87,7 @@ impl CostModel {
             }
             Operation::Qkv => cost(moves(weights(|l| l.qkv), hidden + q + 2 * kv), macs(hidden * (q + 2 * kv))),
             Operation::Rope => cost(moves(0, 2 * (q + kv)), macs((q + kv) * 3 / 2)),
+            Operation::CacheAppend if self.cache.is_none() => Cost::default(),
             Operation::CacheAppend => cost((tokens * self.position_bytes()) as u64, 0),
             Operation::Attention => {
                 let (touched, pairs) = self.visible(layer, tokens / sequences, keys);
@@ -121,7 +128,8 @@ impl CostModel {
 
     /// Bytes of the keys and values of one position in one layer.
     fn position_bytes(&self) -> usize {
-        2 * self.config.kv_heads * self.cache.row_bytes(self.config.head_dim)
+        let head_dim = self.config.head_dim;
+        2 * self.config.kv_heads * self.cache.map_or(head_dim * ACTIVATION, |cache| cache.row_bytes(head_dim))
     }
 
     /// Positions whose keys some query sees, and pairs of a query and a key that it sees.
@@ -135,7 +143,7 @@ impl CostModel {
         (keys.min(window.saturating_add(tokens - 1)), pairs)
     }
 
-    /// How many different experts `tokens` tokens choose on average, if every choice is equally likely.
+    /// Expected number of distinct experts that `tokens` tokens choose, if all choices are equally likely.
     fn experts_touched(&self, tokens: usize) -> f64 {
         let (experts, chosen) = (self.config.experts as f64, self.config.experts_per_token as f64);
         experts * (1.0 - (1.0 - chosen / experts).powi(tokens as i32))

@@ -25,7 +25,8 @@ pub fn cache_directory() -> Option<PathBuf> {
     Some(ProjectDirs::from("", "", "gptoss")?.cache_dir().to_owned())
 }
 
-fn processor() -> Option<String> {
+/// The processor's name, where the system says.
+pub(crate) fn processor() -> Option<String> {
     if cfg!(target_os = "linux") {
         let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
         let line = info.lines().find(|line| line.starts_with("model name"))?;

@@ -1,7 +1,7 @@
 //! What lives where: predicted from a checkpoint's header before anything is loaded, and observed afterwards.
 
 use burn::tensor::Device;
-use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor};
+use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig};
 use phase3_kvcache::{CacheLayout, CacheType};
 use serde::Serialize;
 
@@ -55,6 +55,33 @@ pub struct Setting {
     pub screen: u64,
 }
 
+/// A weight, as far as memory is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedWeight<'a> {
+    /// The canonical one, such as `blk.0.attn_q.weight`.
+    pub name: &'a str,
+    pub format: Format,
+    /// Row-major; at least one dimension.
+    pub shape: &'a [usize],
+    /// Whether the file has its packed rows one after another.
+    pub is_contiguous: bool,
+}
+
+impl PlannedWeight<'_> {
+    fn row_len(&self) -> usize {
+        *self.shape.last().expect("a tensor has a dimension")
+    }
+
+    fn rows(&self) -> usize {
+        self.shape[..self.shape.len() - 1].iter().product()
+    }
+
+    /// In the file.
+    fn bytes(&self) -> u64 {
+        (self.format.row_bytes(self.row_len()) * self.rows()) as u64
+    }
+}
+
 /// The parts of a model in use, the largest first.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
@@ -68,7 +95,21 @@ const FAULT_AROUND: u64 = 64 << 10;
 
 impl MemoryPlan {
     pub fn new(checkpoint: &Checkpoint, setting: Setting) -> MemoryPlan {
-        let config = &checkpoint.config;
+        let weights = checkpoint.tensors.iter().map(|(name, tensor)| PlannedWeight {
+            name,
+            format: tensor.format,
+            shape: &tensor.shape,
+            is_contiguous: tensor.is_contiguous(),
+        });
+        MemoryPlan::of_weights(&checkpoint.config, weights, setting)
+    }
+
+    /// Of a model that need not be there.
+    pub fn of_weights<'a>(
+        config: &GptOssConfig,
+        weights: impl IntoIterator<Item = PlannedWeight<'a>>,
+        setting: Setting,
+    ) -> MemoryPlan {
         let computing = if setting.on_gpu { Place::Device } else { Place::Host };
         let mut parts: Vec<Part> = Vec::new();
         let mut add = |what: String, place: Place, stays: Stays, bytes: u64| match parts
@@ -78,16 +119,16 @@ impl MemoryPlan {
             Some(part) => part.bytes += bytes,
             None => parts.push(Part { what, place, bytes, stays }),
         };
-        for (name, tensor) in &checkpoint.tensors {
-            let elements = (tensor.rows() * tensor.row_len()) as u64;
-            let is_matrix = name.ends_with("weight") && tensor.shape.len() > 1;
+        for weight in weights {
+            let elements = (weight.rows() * weight.row_len()) as u64;
+            let is_matrix = weight.name.ends_with("weight") && weight.shape.len() > 1;
             match () {
                 // Phase 5 has it on the GPU; everybody else looks its rows up in the file.
-                () if name.starts_with("token_embd") && !(setting.on_gpu && setting.phase == 5) => {
-                    add("embedding".into(), Place::Mapped, Stays::WhereTouched, tensor.bytes() as u64);
+                () if weight.name.starts_with("token_embd") && !(setting.on_gpu && setting.phase == 5) => {
+                    add("embedding".into(), Place::Mapped, Stays::WhereTouched, weight.bytes());
                 }
                 () if is_matrix => {
-                    let (what, place, bytes) = matrix(tensor, setting);
+                    let (what, place, bytes) = matrix(&weight, setting);
                     add(what, place, Stays::Always, bytes);
                 }
                 () => add("norms, biases, sinks".into(), computing, Stays::Always, 4 * elements),
@@ -132,18 +173,18 @@ impl MemoryPlan {
 
 /// What a matrix is called, where it lives, and how many bytes it takes there. Formats that engines do not multiply as they are become
 /// F32; phases 2 and 3 on the CPU unpack row by row instead, and phase 5 copies there what does not lie in one piece.
-fn matrix(tensor: &HostTensor, setting: Setting) -> (String, Place, u64) {
-    let name = tensor.format.name();
-    let kept = if Format::WRITTEN.contains(&tensor.format) { tensor.format } else { Format::F32 };
-    let bytes = (kept.row_bytes(tensor.row_len()) * tensor.rows()) as u64;
+fn matrix(weight: &PlannedWeight<'_>, setting: Setting) -> (String, Place, u64) {
+    let name = weight.format.name();
+    let kept = if Format::WRITTEN.contains(&weight.format) { weight.format } else { Format::F32 };
+    let bytes = (kept.row_bytes(weight.row_len()) * weight.rows()) as u64;
     match () {
-        () if setting.phase < 5 && !setting.on_gpu => (format!("weights {name}"), Place::Mapped, tensor.bytes() as u64),
-        () if kept != tensor.format => {
+        () if setting.phase < 5 && !setting.on_gpu => (format!("weights {name}"), Place::Mapped, weight.bytes()),
+        () if kept != weight.format => {
             let place = if setting.on_gpu { Place::Device } else { Place::Host };
             (format!("weights {name} as F32"), place, bytes)
         }
         () if setting.on_gpu => (format!("weights {name}"), Place::Device, bytes),
-        () if tensor.is_contiguous() => (format!("weights {name}"), Place::Mapped, bytes),
+        () if weight.is_contiguous => (format!("weights {name}"), Place::Mapped, bytes),
         () => (format!("weights {name}, copied"), Place::Host, bytes),
     }
 }

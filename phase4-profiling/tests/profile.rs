@@ -162,6 +162,20 @@ fn a_token_moves_the_weights_that_it_uses() {
     assert_eq!([1, 3].map(|n| bytes(n, depth + 1) - bytes(n, depth)), [position, 3 * position]);
 }
 
+/// Phase 2 keeps no cache: it is charged for the keys and values that attention reads, in f32, and not for storing them.
+#[test]
+fn an_engine_without_a_cache_appends_nothing() {
+    let (_directory, checkpoint) = nano();
+    let cached = CostModel::new(&checkpoint, CacheType::F32);
+    let uncached = CostModel::new(&checkpoint, CacheType::F16).without_cache();
+    let span = |operation, keys| Span { operation, layer: Some(1), tokens: 5, sequences: 1, keys };
+    let append = span(Operation::CacheAppend, 0);
+    assert_eq!((uncached.of(append).bytes, uncached.of(append).operations), (0, 0));
+    assert!(cached.of(append).bytes > 0);
+    let attention = span(Operation::Attention, 5);
+    assert_eq!(uncached.of(attention).bytes, cached.of(attention).bytes);
+}
+
 #[test]
 fn attention_counts_the_pairs_that_the_window_leaves() {
     let (_directory, checkpoint) = nano();

@@ -1,8 +1,8 @@
-//! Which pages of the KV cache belong to which sequence. Host code only: no device, no bytes.
+//! The page allocator of the KV cache: which pages belong to which sequence. Host code only; it knows no devices and no cache contents.
 //!
-//! A page holds [`POSITIONS`] positions of all full layers, or of all sliding ones; both take pages from one pool of a size fixed at
-//! start. Sequences share pages by reference count. Before a sequence writes into a page that others hold too, it gets a copy: that
-//! is only ever a partial last page. Sliding layers give back pages that no query will see again.
+//! A page holds [`POSITIONS`] positions of all full layers, or of all sliding layers; both take pages from one pool of fixed size.
+//! Sequences share pages by reference count. Before a sequence writes into a shared page, it gets a copy of it; this only happens to a partial last
+//! page. Pages of sliding layers are freed when no query can attend to them any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -10,20 +10,20 @@ use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::{EngineError, SequenceId};
 use phase3_kvcache::CacheType;
 
-/// Positions of a page.
+/// Positions in a page.
 pub(crate) const POSITIONS: usize = 64;
-/// Tokens that a sequence can always be shortened by, counted from the longest it has been: sliding layers keep as many positions
-/// beyond their window.
+/// Number of tokens that a sequence can always be shortened by, counted from its greatest length so far: sliding layers keep this many
+/// positions beyond their window.
 pub(crate) const REWIND: usize = 8;
 
-/// Pages that are cleared at most beside those that a chunk of a prompt takes.
+/// The most pages that are cleared ahead, in addition to those that a step takes.
 const CLEARED_AHEAD: usize = 16;
-/// Pages that a pool has beside those of one context at most, unless its size is given: of many short sequences, or of what sliding
-/// layers hold of them.
+/// The default pool has at most this many pages in addition to those of one full context: for many short sequences, and for sliding
+/// layers.
 const BESIDE_CONTEXT: usize = 256;
 
-/// Bytes of the KV cache that an engine has for all sequences, on the CPU or a GPU: as many whole pages as the `given` bytes hold; if none
-/// are given, those of one context and some short sequences, as far as the `free` bytes hold them.
+/// Size in bytes of the KV cache that a phase 5 engine allocates for all sequences: the whole pages that fit into `given` bytes; by default
+/// those of one full context and some short sequences, limited to the `free` bytes of memory.
 pub fn cache_bytes(config: &GptOssConfig, kv: CacheType, given: Option<u64>, free: Option<u64>) -> u64 {
     let full = config.attention.iter().filter(|&&kind| kind == AttentionKind::Full).count();
     let pools = full.max(config.attention.len() - full);
@@ -36,64 +36,64 @@ pub fn cache_bytes(config: &GptOssConfig, kv: CacheType, given: Option<u64>, fre
 pub(crate) struct Pages {
     window: usize,
     pool: Pool,
-    /// The kinds of layers that the model has.
+    /// The kinds of attention layers in the model.
     kinds: Vec<AttentionKind>,
     sequences: HashMap<SequenceId, Sequence>,
     free_slots: Vec<u32>,
-    /// Sequences whose pages have changed since they were last asked for.
+    /// Sequences whose pages have changed since the last [`Pages::take_changed`].
     changed: BTreeSet<SequenceId>,
 }
 
-/// What a page must hold before a sequence writes into it.
+/// What a page must contain before a sequence writes into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reuse {
-    /// Whatever an earlier sequence left: attention reads only what its own sequence has written.
+    /// Anything: attention reads only positions that the sequence has written.
     AsLeft,
-    /// Zeros: attention multiplies what lies behind a sequence's end by weights of 0, and these do not hide NaN.
+    /// Zeros: attention multiplies positions past the end of a sequence by weights of 0, which does not hide NaN.
     Cleared,
 }
 
-/// The pages themselves.
+/// The free list and the reference counts.
 #[derive(Debug)]
 struct Pool {
     reuse: Reuse,
-    /// Free pages that may be taken as they are, the one to take next last.
+    /// Free pages that may be taken without clearing, the next one last.
     ready: Vec<u32>,
-    /// Free pages to clear before they are taken.
+    /// Free pages that must be cleared before they are taken.
     used: Vec<u32>,
-    /// How many lists of pages name a page, by page.
+    /// The reference count of each page.
     holders: Vec<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Sequence {
-    /// Its own small number among the sequences that exist.
+    /// A small number that no other existing sequence has.
     slot: u32,
     length: usize,
     full: List,
     sliding: List,
 }
 
-/// Pages of a sequence in one kind of layer, in order of position.
+/// The pages of a sequence in one kind of layer, in order of position.
 #[derive(Clone, Debug, Default)]
 struct List {
-    /// Pages before the first of `pages`: they were given back.
+    /// Number of pages before the first of `pages`, which were freed.
     gone: usize,
     pages: VecDeque<u32>,
 }
 
-/// A page whose contents must be copied, in every layer, before anything else is written.
+/// A page that must be copied, in every layer, before anything else is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageCopy {
     pub from: u32,
     pub to: u32,
 }
 
-/// What must happen to pages before anything is written.
+/// Copies and clears that must be done before a step writes into its pages.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     pub copies: Vec<PageCopy>,
-    /// Pages to fill with zeros; none with [`Reuse::AsLeft`].
+    /// Pages to fill with zeros; empty with [`Reuse::AsLeft`].
     pub cleared: Vec<u32>,
 }
 
@@ -111,7 +111,7 @@ impl From<Full> for EngineError {
 }
 
 impl Pages {
-    /// `total` pages, which hold zeros, for a model with these layers, whose sliding layers see `window` positions.
+    /// A pool of `total` pages that hold zeros, for a model with these layers and a sliding window of `window` positions.
     pub fn new(total: usize, window: usize, layers: &[AttentionKind], reuse: Reuse) -> Pages {
         let kinds = [AttentionKind::Full, AttentionKind::Sliding].into_iter().filter(|kind| layers.contains(kind));
         Pages {
@@ -124,8 +124,8 @@ impl Pages {
         }
     }
 
-    /// How many pages of `page` bytes a cache has, on every device: as many as the `given` bytes hold. If none are given, those of one
-    /// context of the model and [`BESIDE_CONTEXT`] more, as far as the `free` bytes hold them; where nobody knows what is free, all.
+    /// The number of pages of `page` bytes in a cache: as many as fit into `given` bytes. By default those of one full context and
+    /// [`BESIDE_CONTEXT`] more, limited to the `free` bytes of memory if that is known.
     pub fn count(context_length: usize, page: u64, given: Option<u64>, free: Option<u64>) -> usize {
         let held = |bytes: u64| usize::try_from(bytes / page.max(1)).unwrap_or(usize::MAX).min(u32::MAX as usize);
         let most = context_length.div_ceil(POSITIONS) + BESIDE_CONTEXT;
@@ -144,7 +144,7 @@ impl Pages {
         self.pool.ready.len() + self.pool.used.len()
     }
 
-    /// Sequences that exist.
+    /// Number of existing sequences.
     pub fn sequences(&self) -> usize {
         self.sequences.len()
     }
@@ -153,29 +153,29 @@ impl Pages {
         self.sequences.contains_key(&sequence)
     }
 
-    /// 0 for an unknown sequence.
+    /// Number of tokens of a sequence; 0 if it is unknown.
     pub fn length(&self, sequence: SequenceId) -> usize {
         self.sequences.get(&sequence).map_or(0, |known| known.length)
     }
 
-    /// The small number of a sequence that exists.
+    /// The slot of an existing sequence: a small number that no other one has.
     pub fn slot(&self, sequence: SequenceId) -> u32 {
         self.sequences[&sequence].slot
     }
 
-    /// The number of the first page that layers of this kind still hold of a sequence that exists, and the pages from there on.
+    /// The pages that layers of this kind hold of an existing sequence, preceded by the index of the first among all that it has had.
     pub fn held(&self, sequence: SequenceId, kind: AttentionKind) -> (usize, &VecDeque<u32>) {
         let list = self.sequences[&sequence].list(kind);
         (list.gone, &list.pages)
     }
 
-    /// Sequences whose pages have changed since this was last asked.
+    /// Sequences whose pages have changed since the last call.
     pub fn take_changed(&mut self) -> BTreeSet<SequenceId> {
         std::mem::take(&mut self.changed)
     }
 
-    /// Makes room for sequences to reach new lengths: for all of them, or for none. Unknown ones begin. After the copies, anything
-    /// behind each sequence's length may be written.
+    /// Allocates pages so that each sequence can grow to a new length: for all of them or for none. Unknown sequences are created. Once the
+    /// returned copies and clears are done, positions past each sequence's length may be written.
     ///
     /// # Errors
     /// Too few free pages; nothing has changed then.
@@ -220,7 +220,7 @@ impl Pages {
         Ok(room)
     }
 
-    /// Pages that [`Pages::extend`] takes.
+    /// Number of pages that [`Pages::extend`] would take.
     fn needed(&self, wishes: &[(SequenceId, usize)]) -> usize {
         let mut new = 0;
         // By shared page the sequences that write into it: each gets a copy, but the last holder keeps the page.
@@ -244,7 +244,7 @@ impl Pages {
         new + writers.iter().map(copies).sum::<usize>()
     }
 
-    /// Counts positions that have been written, and takes back the pages that no query will see again.
+    /// Sets a sequence's length after its positions were written, and frees pages of sliding layers that no query can attend to any more.
     pub fn advance(&mut self, sequence: SequenceId, length: usize) {
         let first = self.first_needed(length);
         let Some(known) = self.sequences.get_mut(&sequence) else { return };
@@ -258,22 +258,22 @@ impl Pages {
         }
     }
 
-    /// The first page of sliding layers that the next token of a sequence of `length` tokens sees.
+    /// Index of the first page of sliding layers that the next token attends to, after `length` tokens.
     fn first_seen(&self, length: usize) -> usize {
         length.saturating_add(1).saturating_sub(self.window) / POSITIONS
     }
 
-    /// The first page that sliding layers need of a sequence of `length` tokens, or of one up to [`REWIND`] tokens shorter.
+    /// Index of the first page that sliding layers need after `length` tokens, or after up to [`REWIND`] fewer.
     fn first_needed(&self, length: usize) -> usize {
         self.first_seen(length.saturating_sub(REWIND))
     }
 
-    /// Whether a sequence holds everything that its first `length` tokens need.
+    /// Whether a sequence can go back to its first `length` tokens: no page that they need was freed.
     pub fn reaches_back(&self, sequence: SequenceId, length: usize) -> bool {
         self.sequences.get(&sequence).is_some_and(|known| known.sliding.gone <= self.first_seen(length))
     }
 
-    /// Makes `to`, which is unknown, a sequence of the first `length` tokens of `from`, which [reaches back](Pages::reaches_back).
+    /// Creates `to`, which must be unknown, with the first `length` tokens of `from`, which must [reach back](Pages::reaches_back) to them.
     pub fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) {
         let next_slot = self.sequences.len() as u32;
         let mut copy = self.sequences[&from].clone();
@@ -288,7 +288,7 @@ impl Pages {
         self.advance(to, length);
     }
 
-    /// Shortens a sequence, which [reaches back](Pages::reaches_back), to `length` tokens. Room beyond is given back.
+    /// Shortens a sequence to `length` tokens, which it must [reach back](Pages::reaches_back) to, and frees pages past them.
     pub fn truncate(&mut self, sequence: SequenceId, length: usize) {
         let Some(known) = self.sequences.get_mut(&sequence) else { return };
         known.length = length;
@@ -299,7 +299,7 @@ impl Pages {
         self.changed.insert(sequence);
     }
 
-    /// Gives back the room that a sequence was given beyond its length.
+    /// Frees the pages that a sequence was given past its length.
     pub fn retract(&mut self, sequence: SequenceId) {
         match self.length(sequence) {
             0 => self.release(sequence),
@@ -307,8 +307,8 @@ impl Pages {
         }
     }
 
-    /// Pages that a sequence of `length` tokens may hold in one kind of layer; in sliding ones `found`, if that is possible. They hold
-    /// at least what a next token sees, and at most what the sequence can go back by.
+    /// Number of pages that a restored sequence of `length` tokens gets in one kind of layer. In sliding layers this is `found`, clamped to
+    /// what the next token attends to at least and what the sequence can go back by at most.
     pub fn count_held(&self, length: usize, kind: AttentionKind, found: usize) -> usize {
         let end = length.div_ceil(POSITIONS);
         match kind {
@@ -318,7 +318,7 @@ impl Pages {
         }
     }
 
-    /// Makes `sequence` one of `length` tokens, with `counts` of pages by kind, that nothing is known of yet, in place of what it was.
+    /// Replaces `sequence` by one of `length` tokens whose pages have yet to be written: `counts` pages for each kind of layer.
     ///
     /// # Errors
     /// Too few free pages; nothing has changed then.
@@ -355,7 +355,7 @@ impl Pages {
         Ok(room)
     }
 
-    /// Forgets a sequence. Unknown ones are ignored.
+    /// Removes a sequence and frees its pages. Unknown sequences are ignored.
     pub fn release(&mut self, sequence: SequenceId) {
         let Some(known) = self.sequences.remove(&sequence) else { return };
         for page in known.full.pages.into_iter().chain(known.sliding.pages) {
@@ -367,7 +367,7 @@ impl Pages {
 }
 
 impl Pool {
-    /// A page for one holder, and whether it may be used as it is. There must be a free one.
+    /// Takes a free page with a reference count of one; also returns whether it may be used without clearing. A page must be free.
     fn take(&mut self) -> (u32, bool) {
         let is_ready = !self.ready.is_empty();
         let page = self.ready.pop().or_else(|| self.used.pop()).expect("free pages were counted");
@@ -375,14 +375,14 @@ impl Pool {
         (page, is_ready)
     }
 
-    /// A page to append, once `room` has been made. There must be a free one.
+    /// Takes a free page to append, and adds it to `room` if it must be cleared. A page must be free.
     fn take_new(&mut self, room: &mut Room) -> u32 {
         let (page, is_ready) = self.take();
         room.cleared.extend((!is_ready).then_some(page));
         page
     }
 
-    /// Up to `most` free pages that must be cleared, and may then be taken as they are.
+    /// Moves up to `most` free pages to those that may be taken without clearing, and returns them for clearing.
     fn clear_some(&mut self, most: usize) -> Vec<u32> {
         let some = self.used.split_off(self.used.len() - most.min(self.used.len()));
         self.ready.extend(&some);
@@ -397,7 +397,7 @@ impl Pool {
         self.holders[page as usize] > 1
     }
 
-    /// One holder fewer; the last one frees the page.
+    /// Decrements a page's reference count and frees the page at 0.
     fn put(&mut self, page: u32) {
         let holders = &mut self.holders[page as usize];
         *holders -= 1;
@@ -426,14 +426,14 @@ impl Sequence {
         }
     }
 
-    /// The number of the partial last page, if growing to `length` writes into it.
+    /// The index of the partial last page, if growing to `length` writes into it.
     fn begun(&self, length: usize) -> Option<usize> {
         (length > self.length && !self.length.is_multiple_of(POSITIONS)).then_some(self.length / POSITIONS)
     }
 }
 
 impl List {
-    /// Pages of the sequence so far, those given back among them.
+    /// Number of pages so far, including freed ones.
     fn end(&self) -> usize {
         self.gone + self.pages.len()
     }

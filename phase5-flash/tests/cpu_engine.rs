@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use gptoss_reference::{Check, Limit, test_seed};
-use phase1_loading::{Checkpoint, DenseFormat, Format, HostTensor};
+use phase1_loading::{Checkpoint, DenseFormat, Format};
 use phase2_forward::{
     BadRequest, ComputeDevice, Draw, Engine, EngineError, GptOss, HostDraw, Inspect, Operation, Outcome, Probe,
     Sampling, SequenceId, Snapshot, Snapshots, Span, Want, Work,
@@ -97,7 +97,7 @@ proptest! {
     }
 }
 
-/// Blocks go from a released sequence to the next one: nothing of it may show, not even what is no number.
+/// Pages go from a released sequence to the next one: nothing of their old content may show, not even NaN.
 #[test]
 fn a_released_sequence_leaves_nothing_behind() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -158,8 +158,8 @@ proptest! {
         seed: u64,
         lengths in prop::collection::vec(1usize..20, 1..9),
         rest in prop::sample::select(DenseFormat::ALL.to_vec()),
-        // A shortlist is made after 24.
-        steps in 20usize..40,
+        // A shortlist is made after 24 greedy steps: every case has steps with one.
+        steps in 28usize..44,
         isa in prop::sample::select(Isa::all()),
     ) {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -295,24 +295,6 @@ fn pages_are_shared_and_given_back() {
     common::pages_are_shared_and_given_back(&mut engine);
 }
 
-#[test]
-fn nan_stays_in_its_sequence() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("model.gguf");
-    let nano = SyntheticModel::preset("nano").expect("a preset");
-    let model = SyntheticModel { layers: 3, experts: 4, experts_per_token: 4, ..nano };
-    model.write(&path, test_seed(), &mut |_, _| ()).expect("written");
-    let mut spoilt = Checkpoint::open(&path).expect("opens");
-    common::spoil(&mut spoilt);
-    for exact in [false, true] {
-        let kv = Some(CacheType::F32);
-        let kv_bytes = Some(common::NAN_PAGES as u64 * PAGE);
-        let options = CpuOptions { threads: Some(2), exact, kv, kv_bytes, ..CpuOptions::default() };
-        let mut spoilt = CpuEngine::load(&spoilt, options).expect("loads");
-        common::nan_stays_in_its_sequence(&mut spoilt, &mut cpu(&path, options));
-    }
-}
-
 /// A sequence that went back may lack the oldest position of its window, which a next token does not see.
 #[test]
 fn a_cache_that_went_back_can_be_looked_into() {
@@ -346,7 +328,7 @@ fn an_engine_moves_between_threads() {
     }
 }
 
-/// One row of the head that is no number ends decoding, though no estimate would choose it.
+/// One NaN row of the head ends decoding, although no estimate would choose it.
 #[test]
 fn a_damaged_head_is_noticed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -452,21 +434,6 @@ fn a_head_size_that_the_kernels_do_not_take_is_refused() {
     model.write(&path, 0, &mut |_, _| ()).expect("written");
     let refused = CpuEngine::load(&Checkpoint::open(&path).expect("opens"), CpuOptions::default());
     assert!(matches!(refused, Err(CpuLoadError::HeadDim { head_dim: 8, unit: 16, .. })));
-}
-
-#[test]
-fn a_scale_of_255_is_refused() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = model(directory.path(), 0, DenseFormat::F32, 32, 4);
-    let mut spoilt = Checkpoint::open(&path).expect("opens");
-    let name = "blk.2.ffn_down_exps.weight";
-    let tensor = spoilt.tensor(name);
-    let mut packed = tensor.packed().to_vec();
-    packed[17 * 5] = 255;
-    let tensor = HostTensor::packed_rows(tensor.format, tensor.shape.clone(), packed.into());
-    spoilt.tensors.insert(name.into(), tensor);
-    let error = CpuEngine::load(&spoilt, CpuOptions::default()).err().expect("refused").to_string();
-    assert!(error.contains(name) && error.contains("255 in block 5"), "{error}");
 }
 
 /// Panics when an operation of a layer ends.

@@ -160,6 +160,13 @@ impl Golden {
         SafeTensors::deserialize(&self.map).expect("checked when opened")
     }
 
+    /// The names of its tensors, in alphabetical order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.tensors().names().into_iter().map(String::from).collect();
+        names.sort();
+        names
+    }
+
     fn values<const N: usize, T>(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! What a client asks for, and what it hears.
+//! A client's request, and the events that it receives.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};

@@ -415,7 +415,7 @@ fn a_constraint_knows_each_token_before_the_next_is_drawn() {
             run.check(id, request);
             let tokens = &run.heard[&id].tokens;
             let follow = tokens.windows(2).all(|pair| pair[1] % 7 == (pair[0] + 1) % 7);
-            assert_eq!(tokens[0] % 7 == 0 && follow, request.constraint.is_some(), "{tokens:?}");
+            assert_eq!(tokens[0].is_multiple_of(7) && follow, request.constraint.is_some(), "{tokens:?}");
         }
         run.check_empty();
     }

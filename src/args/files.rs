@@ -16,7 +16,7 @@ pub struct Inspect {
     pub model: PathBuf,
     #[arg(long)]
     pub json: bool,
-    /// Read every weight, and name the first tensor with a value that is no number.
+    /// Read every weight, and name the first tensor with a value that is not finite.
     #[arg(long)]
     pub check: bool,
     /// Plan the memory for keys and values of this type.

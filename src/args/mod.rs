@@ -7,6 +7,7 @@ mod kind;
 mod measurements;
 mod peers;
 mod serving;
+mod setup;
 mod text;
 mod values;
 
@@ -19,6 +20,7 @@ pub use kind::EngineKind;
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
 pub use peers::{Peers, PeersAction};
 pub use serving::Serve;
+pub use setup::{Completions, Doctor, Man};
 pub use text::{Chat, Eval, Generate, Logits};
 
 /// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.
@@ -31,6 +33,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
+    Doctor(Doctor),
     Inspect(Inspect),
     Tokenize(Tokenize),
     Logits(Logits),
@@ -49,4 +52,6 @@ pub enum Command {
     Compare(Compare),
     MakeModel(MakeModel),
     Peers(Peers),
+    Completions(Completions),
+    Man(Man),
 }

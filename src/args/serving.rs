@@ -57,6 +57,9 @@ pub struct Serve {
     /// Connections at a time; others wait to be taken.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
     pub max_connections: usize,
+    /// Seconds that an answer may take, waiting included; then it is broken off with an error. As long as it takes if not given.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub answer_time: Option<u64>,
     /// Seconds that answers have to finish when the server is told to stop.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub grace: u64,

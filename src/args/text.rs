@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use harmony::Effort;
+use harmony::ReasoningEffort;
 use phase2_forward::Sampling;
 use phase3_kvcache::{GenerationParams, SamplingParams};
 use phase4_profiling::today;
@@ -107,7 +107,7 @@ pub struct ReplyArgs {
     pub max_tokens: usize,
     /// How long to think before an answer.
     #[arg(long, default_value = "medium", value_parser = effort())]
-    pub reasoning: Effort,
+    pub reasoning: ReasoningEffort,
     /// The day that the model is told it is; today if not given.
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = date)]
     pub date: Option<String>,

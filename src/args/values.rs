@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use gates::Gate;
-use harmony::Effort;
+use harmony::ReasoningEffort;
 use peers::Peer;
 use phase1_loading::DenseFormat;
 use phase2_forward::DeviceChoice;
@@ -57,7 +57,7 @@ pub fn isa() -> ValueParser {
 }
 
 pub fn effort() -> ValueParser {
-    one_of::<Effort>(Effort::ALL.map(Effort::name))
+    one_of::<ReasoningEffort>(ReasoningEffort::ALL.map(ReasoningEffort::name))
 }
 
 pub fn positive(text: &str) -> Result<usize, String> {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use phase1_loading::Checkpoint;
 use phase3_kvcache::{CacheType, PREFILL_CHUNK};
-use phase4_profiling::{CostModel, Observed, ceiling, process};
+use phase4_profiling::{Observed, ceiling, process};
 use serde_json::{Value, json};
 
 use crate::args::{Bench, EngineArgs, EngineKind, FastArgs, Room};
@@ -85,7 +85,7 @@ pub fn measured(
 ) -> Result<Value> {
     let kind = session.kind;
     let ceiling = ceiling(&session.device)?;
-    let costs = CostModel::new(checkpoint, session.cache);
+    let costs = session.costs(checkpoint);
     let greedy = match session::shortlist_bytes(checkpoint, &session.device, engine_args) {
         Some(shortlist) => costs.clone().with_head_bytes(shortlist),
         None => costs.clone(),

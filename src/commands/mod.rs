@@ -1,10 +1,11 @@
-//! One command a file; each has a `run` that returns the exit status.
+//! One command a file; each has a `run` that returns the exit status. `setup` has two of a few lines.
 
 pub mod bench;
 pub mod chat;
 pub mod compare;
 pub mod convert;
 pub mod demo;
+pub mod doctor;
 pub mod eval;
 pub mod gates;
 pub mod generate;
@@ -16,6 +17,7 @@ pub mod peers;
 pub mod profile;
 pub mod roofline;
 pub mod serve;
+pub mod setup;
 pub mod tokenize;
 pub mod tune;
 pub mod verify;

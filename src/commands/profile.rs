@@ -10,7 +10,7 @@ use phase1_loading::write_whole;
 use phase2_forward::{EngineError, Probe, Want, Work};
 use phase4_profiling::report::{compare, flame, html, table, trace};
 use phase4_profiling::{
-    CostModel, F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
+    F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
     sample_tokens, today, warm_up,
 };
 use serde_json::json;
@@ -65,7 +65,7 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
     // Before the ceiling: a GPU that waited for its compiler is measured at the clock of an idle one.
     warm_up(&mut *session.engine)?;
     let ceiling = ceiling(&session.device)?;
-    let costs = CostModel::new(&checkpoint, session.cache);
+    let costs = session.costs(&checkpoint);
     let mut recorder = Recorder::new(&session.device, &costs);
     let bar = ProgressBar::new((workloads.len() * (1 + args.steps)) as u64);
     let mut profiles = Vec::new();

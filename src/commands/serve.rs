@@ -34,7 +34,7 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     }
     say(&format!("listening on http://{address}"));
 
-    // Whoever asks meanwhile hears that the model is being loaded.
+    // Requests meanwhile are answered that the model is being loaded.
     let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
     let serving = runtime.spawn(async move {
         let end = async {
@@ -90,7 +90,8 @@ fn settings(args: &Serve) -> Result<Settings> {
     }
     let max_body = usize::try_from(args.max_body).context("--max-body is larger than memory")?;
     let (origins, max_connections) = (args.cors.clone(), args.max_connections);
-    Ok(Settings { keys, origins, max_body, max_connections, ..Settings::default() })
+    let answer_time = args.answer_time.map(Duration::from_secs);
+    Ok(Settings { keys, origins, max_body, max_connections, answer_time, ..Settings::default() })
 }
 
 fn load(args: &Serve) -> Result<Model> {

@@ -1,7 +1,7 @@
 //! Random conversations: what both write, and what both read of that.
 
-use harmony::{DeveloperPrompt, Effort, Function, Message, ResponseFormat, Role, SystemPrompt};
-use openai_harmony::chat::{self, Content, DeveloperContent, ReasoningEffort, SystemContent, ToolDescription};
+use harmony::{DeveloperPrompt, Function, Message, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
+use openai_harmony::chat::{self, Content, DeveloperContent, SystemContent, ToolDescription};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -113,9 +113,9 @@ impl Conversation {
 
 fn system_content(system: &SystemPrompt) -> SystemContent {
     let effort = match system.effort {
-        Effort::Low => ReasoningEffort::Low,
-        Effort::Medium => ReasoningEffort::Medium,
-        Effort::High => ReasoningEffort::High,
+        ReasoningEffort::Low => chat::ReasoningEffort::Low,
+        ReasoningEffort::Medium => chat::ReasoningEffort::Medium,
+        ReasoningEffort::High => chat::ReasoningEffort::High,
     };
     SystemContent {
         model_identity: system.identity.clone(),
@@ -171,7 +171,7 @@ fn system(rng: &mut ChaCha8Rng) -> SystemPrompt {
         date: maybe(rng, 0.7, |rng| {
             format!("20{:02}-{:02}-{:02}", rng.random_range(0..99), rng.random_range(1..13), rng.random_range(1..32))
         }),
-        effort: one_of(rng, &Effort::ALL),
+        effort: one_of(rng, &ReasoningEffort::ALL),
         ..SystemPrompt::default()
     }
 }

@@ -1,28 +1,28 @@
 //! The block of a q8_0 cache: 32 values in 32 bytes, codes of 8 bits that carry their scale.
 //!
-//! The scale is an f16 of which bits 14 to 7 count: five of exponent, three of mantissa. These eight bits are the lowest of the
-//! block's first eight codes, bit i in code i. A reader multiplies all codes by the scale as they are; a writer rounds the first
-//! eight to the nearest whole number of the parity that the scale demands, so that they are off by one step at most, the others
-//! by half of one. A scale beside the codes would make the block larger than half of 32 values in f16.
+//! The scale is an f16 with only bits 14 to 7 in use: five exponent bits and three mantissa bits. These eight bits are stored in the
+//! lowest bits of the block's first eight codes, bit i in code i. A reader multiplies all codes, unmodified, by the scale. A writer rounds
+//! each of the first eight codes to the nearest integer whose lowest bit is the scale's bit, an error of at most one step; the other codes
+//! have an error of at most half a step. With a separate scale the block would be larger than half of 32 values in f16.
 
 use half::f16;
 
 use crate::BLOCK;
 
-/// Codes whose lowest bits are the scale's.
+/// Number of codes whose lowest bits hold the scale.
 pub const SCALE_BITS: usize = 8;
-/// The code of the block's largest value is no larger.
+/// The largest magnitude of a code.
 pub const LARGEST_CODE: f32 = 127.0;
-/// Multiplied with, so that every device finds the same scale: GPUs differ in how they round a division.
+/// A factor instead of a divisor, so that every device computes the same scale: GPUs differ in how they round divisions.
 pub(crate) const PER_LARGEST_CODE: f32 = 1.0 / LARGEST_CODE;
-/// The largest scale: larger values saturate.
+/// The largest scale. Values above [`LARGEST_CODE`] times this saturate.
 pub const LARGEST_SCALE: f32 = 61440.0;
-/// The smallest scale, and smallest difference of two.
+/// The smallest scale, and the smallest difference between two scales.
 pub const SMALLEST_SCALE: f32 = 1.0 / 131_072.0;
-/// The smallest scale whose mantissa has a leading one.
+/// The smallest scale that is not subnormal.
 pub(crate) const SMALLEST_NORMAL_SCALE: f32 = 8.0 * SMALLEST_SCALE;
 
-/// The scale by its eight bits: bits 14 to 7 of an f16.
+/// The scale for each value of its eight bits, which are bits 14 to 7 of an f16.
 pub static SCALES: [f32; 256] = {
     let mut table = [0.0; 256];
     let mut byte = 0;
@@ -33,7 +33,7 @@ pub static SCALES: [f32; 256] = {
     table
 };
 
-/// A block's codes, in two's complement. Infinities saturate; NaN counts as zero.
+/// Encodes a block as 32 codes in two's complement. Infinities saturate, and NaN becomes zero.
 pub fn encode(values: &[f32; BLOCK]) -> [i8; BLOCK] {
     let byte = scale_byte(values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())));
     let inverse = if byte == 0 { 0.0 } else { SCALES[usize::from(byte)].recip() };
@@ -49,18 +49,18 @@ pub fn encode(values: &[f32; BLOCK]) -> [i8; BLOCK] {
     })
 }
 
-/// The values of a block's codes.
+/// Decodes a block.
 pub fn decode(codes: &[i8; BLOCK]) -> [f32; BLOCK] {
     let scale = scale(codes);
     codes.map(|code| scale * f32::from(code))
 }
 
-/// The scale among a block's codes.
+/// The scale of a block.
 pub fn scale(codes: &[i8; BLOCK]) -> f32 {
     SCALES[usize::from(codes[..SCALE_BITS].iter().rev().fold(0, |byte, &code| byte << 1 | code as u8 & 1))]
 }
 
-/// The bits of the smallest scale that is no smaller than `largest / 127`; zero for values that would all become zeros.
+/// The bits of the smallest scale that is at least `largest / 127`; zero if all values round to zero.
 fn scale_byte(largest: f32) -> u8 {
     let exact = (largest * PER_LARGEST_CODE).min(LARGEST_SCALE);
     if largest < SMALLEST_SCALE / 2.0 {

@@ -1,4 +1,4 @@
-//! How keys and values are stored.
+//! The number formats of the KV cache.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,8 +12,8 @@ pub enum CacheFormat {
     #[default]
     F32,
     F16,
-    /// Blocks of 32 along a head's values, a byte each: Q8_0's grid with the scale [inside the codes](crate::cache_block), so that
-    /// it takes half of [`CacheFormat::F16`]'s bytes.
+    /// Blocks of 32 values of a head with 8-bit codes. Unlike in Q8_0 weights, the scale is [inside the codes](crate::cache_block), so
+    /// that a value takes one byte, half of [`CacheFormat::F16`].
     Q8_0,
 }
 
@@ -28,8 +28,8 @@ impl CacheFormat {
         }
     }
 
-    /// Bytes of one head's keys, or values, at one position: `head_dim` values that the format [holds](CacheFormat::holds), in
-    /// whole 32-bit words.
+    /// Size in bytes of one head's key, or value, at one position. The format must [hold](CacheFormat::holds) `head_dim`; the size is
+    /// then a multiple of 4.
     pub const fn row_bytes(self, head_dim: usize) -> usize {
         match self {
             CacheFormat::F32 => 4 * head_dim,
@@ -38,7 +38,7 @@ impl CacheFormat {
         }
     }
 
-    /// Values that are packed together, into whole 32-bit words.
+    /// Values of a head that are packed together into whole 32-bit words: `head_dim` must be a multiple.
     pub const fn granule(self) -> usize {
         match self {
             CacheFormat::F32 => 1,
@@ -47,7 +47,7 @@ impl CacheFormat {
         }
     }
 
-    /// Whether rows of `head_dim` values can be stored so.
+    /// Whether heads of `head_dim` values can be stored in this format.
     pub fn holds(self, head_dim: usize) -> bool {
         head_dim.is_multiple_of(self.granule())
     }

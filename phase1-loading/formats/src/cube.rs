@@ -1,13 +1,13 @@
 //! The cache's formats inside CubeCL kernels, without 8- or 16-bit types, which a GPU may lack.
 //!
-//! A [cache block](crate::cache_block) is eight words, the earliest code in the lowest byte of the first. Scales are the CPU's to
-//! the bit; a quotient's last bit need not be, since GPUs differ in how they round a division.
+//! A [cache block](crate::cache_block) is eight words, with the first code in the lowest byte of the first word. Scales are equal to the
+//! CPU's to the bit. A code may differ by one, since GPUs differ in how they round divisions.
 
 use cubecl::prelude::*;
 
 use crate::cache_block::{LARGEST_CODE, LARGEST_SCALE, PER_LARGEST_CODE, SMALLEST_NORMAL_SCALE, SMALLEST_SCALE};
 
-/// An f16 from its bits. GPUs may flush f32 subnormals, so f16's subnormals are computed without them.
+/// Converts the bits of an f16 to f32. GPUs may flush f32 subnormals to zero, so f16 subnormals are computed without them.
 #[cube]
 pub fn f16_value(bits: u32) -> f32 {
     let magnitude = bits & 0x7fffu32;
@@ -17,7 +17,7 @@ pub fn f16_value(bits: u32) -> f32 {
     select(bits > 0x7fffu32, -value, value)
 }
 
-/// The bits of the nearest f16, ties to even. Values too large become the largest, 65,504; NaN stays NaN.
+/// The bits of the nearest f16, ties to even. Values out of range become ±65,504; NaN stays NaN.
 #[cube]
 pub fn f16_bits(value: f32) -> u32 {
     let bits = u32::reinterpret(value);
@@ -32,7 +32,7 @@ pub fn f16_bits(value: f32) -> u32 {
     sign | select(is_nan, 0x7e00u32, magnitude)
 }
 
-/// The eight words of a cache block of 32 values.
+/// Encodes 32 values as the eight words of a cache block.
 #[cube]
 pub fn encode_block(values: &Array<f32>, words: &mut Array<u32>) {
     let mut largest = 0.0f32;
@@ -58,7 +58,7 @@ pub fn encode_block(values: &Array<f32>, words: &mut Array<u32>) {
     }
 }
 
-/// The scale of a cache block, from its first two words.
+/// The scale of a cache block, given its first two words.
 #[cube]
 pub fn block_scale(first: u32, second: u32) -> f32 {
     let bits = (first & 0x0101_0101) | ((second & 0x0101_0101) << 4);

@@ -1,7 +1,7 @@
 //! The number formats that weights are stored in and that keys and values are cached in: sizes, encoding and decoding.
 //!
-//! Every engine and kernel crate shares these definitions. Host code is plain Rust; the feature `cube` adds what CubeCL kernels
-//! need. This crate knows no files, tensors or devices.
+//! All engines and kernel crates share these definitions. The feature `cube` adds versions for CubeCL kernels. This crate knows no files,
+//! tensors or devices.
 
 pub mod cache_block;
 mod cache_format;
@@ -13,5 +13,5 @@ mod storage;
 pub use cache_format::CacheFormat;
 pub use storage::Storage;
 
-/// Values of a block. Quantized formats are stored in blocks of this size; kernels read the others in the same pieces.
+/// Number of values in a block of a quantized format. Kernels read the other formats in blocks of this size too.
 pub const BLOCK: usize = 32;

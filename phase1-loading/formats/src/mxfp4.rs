@@ -10,13 +10,13 @@ pub const BLOCK_BYTES: usize = 1 + BLOCK / 2;
 /// Code 8 is written +0: OCP calls it −0, GGUF readers +0, and no product distinguishes them.
 pub const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// Twice the value of each code, which is a whole number.
+/// Twice the value of each code, which is an integer.
 pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// The largest magnitude of a code.
 pub const E2M1_MAX: f32 = 6.0;
 
-/// `2^(byte − 128)`: half of each scale, for values that are doubled. Bytes 0 and 1 give subnormals. A table in L1 is one load;
+/// `2^(byte − 128)`: half of each scale, for use with [`E2M1_DOUBLED`]. Bytes 0 and 1 give subnormals. A table look-up is one load from L1;
 /// arithmetic would compete with the multiplications.
 pub static HALF_E8M0: [f32; 256] = {
     let mut table = [0.0; 256];
@@ -36,8 +36,7 @@ pub fn e8m0(byte: u8) -> f32 {
     })
 }
 
-/// Rounds to the scale `2^(⌊log2 amax⌋ − 2)`, the largest that leaves amax inside the code range or saturates it least,
-/// as the GGUF packers do.
+/// Encodes a block with the scale `2^(⌊log2 amax⌋ − 2)`, as GGUF's quantizers do: `amax` is then between 4 and 8 units, and saturates at 6.
 pub fn encode(values: &[f32; BLOCK]) -> [u8; BLOCK_BYTES] {
     let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     let scale_byte = if amax == 0.0 { 127 } else { (amax.log2().floor() as i32 - 2 + 127).clamp(0, 254) as u8 };
@@ -55,7 +54,7 @@ pub fn encode(values: &[f32; BLOCK]) -> [u8; BLOCK_BYTES] {
     block
 }
 
-/// `E2M1[code] · 2^(scale − 127)`
+/// Decodes a block: `E2M1[code] · 2^(scale − 127)`.
 pub fn decode(block: &[u8; BLOCK_BYTES], values: &mut [f32; BLOCK]) {
     let scale = e8m0(block[0]);
     let table = E2M1.map(|value| value * scale);

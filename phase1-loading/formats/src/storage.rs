@@ -1,4 +1,4 @@
-//! The formats of weights that every engine multiplies as they are.
+//! The weight formats that all engines multiply without converting them.
 
 use half::{bf16, f16};
 
@@ -14,16 +14,16 @@ pub enum Storage {
     F32,
     F16,
     BF16,
-    /// 32 values: an f16 scale and 32 signed bytes.
+    /// Blocks of 32 values: an f16 scale and 32 signed bytes.
     Q8_0,
-    /// 32 values: see [`mxfp4`].
+    /// Blocks of 32 values: see [`mxfp4`].
     Mxfp4,
 }
 
 impl Storage {
     pub const ALL: [Storage; 5] = [Storage::F32, Storage::F16, Storage::BF16, Storage::Q8_0, Storage::Mxfp4];
 
-    /// Bytes of 32 values.
+    /// Size in bytes of 32 values.
     pub const fn block_bytes(self) -> usize {
         match self {
             Storage::F32 => 4 * BLOCK,
@@ -33,13 +33,13 @@ impl Storage {
         }
     }
 
-    /// Whether values are whole numbers times a block's scale, so that products with 16-bit integers are exact.
+    /// Whether values are integers times the scale of their block, so that products can be computed in 16-bit integers.
     pub const fn is_quantized(self) -> bool {
         matches!(self, Storage::Q8_0 | Storage::Mxfp4)
     }
 
-    /// Unpacks values; quantized formats need whole blocks. Rounds as the format's own definition does in f32, or not at all.
-    /// The lengths must fit each other.
+    /// Decodes values, in the f32 arithmetic of the format's definition; quantized formats need whole blocks. `packed` must have
+    /// [`Storage::block_bytes`] bytes for each 32 values.
     #[inline]
     pub fn decode(self, packed: &[u8], values: &mut [f32]) {
         debug_assert_eq!(packed.len() * BLOCK, values.len() * self.block_bytes(), "{self:?}");
@@ -52,8 +52,7 @@ impl Storage {
         }
     }
 
-    /// Packs values, rounding to nearest where the format is coarser than f32: the inverse of [`Storage::decode`] on every value
-    /// that `decode` can produce.
+    /// Encodes values, rounding to nearest if the format is coarser than f32. Values that [`Storage::decode`] returns are encoded exactly.
     ///
     /// # Panics
     /// If a quantized format's last block is not whole.
@@ -72,7 +71,7 @@ impl Storage {
     }
 }
 
-/// Unpacks piece after piece of `BYTES` bytes and `LEN` values.
+/// Applies `unpack` to each `BYTES` bytes and `LEN` values.
 fn each<const BYTES: usize, const LEN: usize>(
     packed: &[u8],
     values: &mut [f32],

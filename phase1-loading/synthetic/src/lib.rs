@@ -10,7 +10,7 @@ mod weights;
 use std::io;
 use std::path::Path;
 
-use phase1_loading::write::{TensorPlan, TensorRole, tensor_specs, write_header};
+use phase1_loading::write::{TensorPlan, TensorRole, TensorSpec, tensor_specs, write_header};
 use phase1_loading::{AttentionKind, DenseFormat, Format, GptOssConfig, RopeConfig, YarnRamp, write_whole};
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +124,18 @@ impl SyntheticModel {
         Ok(())
     }
 
+    /// The configuration and the tensors of the model's file, in its order. Nothing is written.
+    pub fn tensors(&self) -> (GptOssConfig, Vec<TensorPlan>) {
+        let config = self.config(self.vocabulary.tokens());
+        let plans = self.plans(&config);
+        (config, plans)
+    }
+
+    fn plans(&self, config: &GptOssConfig) -> Vec<TensorPlan> {
+        let plan = |spec: TensorSpec| TensorPlan { format: self.format(spec.role), name: spec.name, shape: spec.shape };
+        tensor_specs(config).into_iter().map(plan).collect()
+    }
+
     fn config(&self, vocab: usize) -> GptOssConfig {
         GptOssConfig {
             hidden: self.hidden,
@@ -159,10 +171,7 @@ impl SyntheticModel {
         self.validate().map_err(|sentence| io::Error::new(io::ErrorKind::InvalidInput, sentence))?;
         let vocabulary = self.vocabulary.build();
         let config = self.config(vocabulary.tokens.len());
-        let plans: Vec<TensorPlan> = tensor_specs(&config)
-            .into_iter()
-            .map(|spec| TensorPlan { format: self.format(spec.role), name: spec.name, shape: spec.shape })
-            .collect();
+        let plans = self.plans(&config);
         let mut metadata = config.to_gguf("synthetic GPT-OSS, random weights");
         metadata.extend(vocabulary.into_gguf());
 

@@ -40,6 +40,14 @@ pub const O200K_SPECIAL: SpecialTokens =
     SpecialTokens { bos: Some(199_998), eos: Some(200_002), padding: Some(199_999) };
 
 impl VocabularyKind {
+    /// How many tokens it has.
+    pub(crate) fn tokens(self) -> usize {
+        match self {
+            VocabularyKind::O200k => O200K_VOCAB as usize,
+            VocabularyKind::Small => self.build().tokens.len(),
+        }
+    }
+
     pub(crate) fn build(self) -> Vocabulary {
         let o200k = tiktoken_rs::o200k_harmony_singleton();
         let token = |id: u32| o200k.decode_bytes(&[id]).expect("o200k_harmony has no gaps");

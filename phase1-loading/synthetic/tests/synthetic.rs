@@ -23,6 +23,22 @@ fn a_seed_decides_every_byte() {
     assert!(model != written(&nano(), 8));
 }
 
+/// What is predicted of a file is what the file holds, with either vocabulary.
+#[test]
+fn tensors_are_those_of_the_file() {
+    for vocabulary in [VocabularyKind::Small, VocabularyKind::O200k] {
+        let model = SyntheticModel { layers: 1, vocabulary, ..nano() };
+        let checkpoint = Checkpoint::from_bytes("nano", written(&model, 1).into()).expect("opens");
+        let (config, tensors) = model.tensors();
+        assert_eq!(config, checkpoint.config);
+        assert_eq!(tensors.len(), checkpoint.tensors.len());
+        for planned in tensors {
+            let tensor = checkpoint.tensor(&planned.name);
+            assert_eq!((planned.format, &planned.shape), (tensor.format, &tensor.shape), "{}", planned.name);
+        }
+    }
+}
+
 #[test]
 fn every_rest_format_opens_with_sane_weights() {
     for rest in DenseFormat::ALL {

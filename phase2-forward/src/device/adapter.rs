@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use burn::tensor::{Device, DeviceKind};
 use cubecl::wgpu::{WgpuDeviceKind, wgpu};
 
-use super::{ComputeDevice, DeviceError, Kind, ModelNeeds, runtime};
+use super::{AdapterReport, ComputeDevice, DeviceError, Kind, ModelNeeds, runtime};
 
 /// A graphics adapter of this machine.
 pub(super) struct Adapter {
@@ -52,6 +52,21 @@ impl Adapter {
         }
     }
 
+    pub fn report(&self) -> AdapterReport {
+        let kind = match self.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete",
+            wgpu::DeviceType::IntegratedGpu => "integrated",
+            wgpu::DeviceType::VirtualGpu => "virtual",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        };
+        AdapterReport { name: self.to_string(), kind, driver: self.driver(), memory: self.memory }
+    }
+
+    fn driver(&self) -> String {
+        format!("{} {}", self.info.driver, self.info.driver_info).trim().to_owned()
+    }
+
     pub fn is_software(&self) -> bool {
         self.info.device_type == wgpu::DeviceType::Cpu
     }
@@ -79,7 +94,7 @@ impl Adapter {
         Ok(ComputeDevice {
             burn: Device::wgpu(burn),
             name: self.to_string(),
-            driver: format!("{} {}", self.info.driver, self.info.driver_info).trim().to_owned(),
+            driver: self.driver(),
             reason: reason.into(),
             memory: self.memory,
             kind: Kind::Gpu(kind),

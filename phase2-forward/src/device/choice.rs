@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::adapter::Adapter;
-use super::{ComputeDevice, DeviceError, ModelNeeds};
+use super::{AdapterReport, ComputeDevice, DeviceError, ModelNeeds};
 
 /// What a person asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +60,11 @@ impl ComputeDevice {
             (_, None, _) => Ok(Self::cpu(format!("no GPU was found ({found})"))),
             (_, Some(gpu), _) => Ok(gpu.if_it_fits(needs).unwrap_or_else(Self::cpu)),
         }
+    }
+
+    /// The graphics adapters of this machine. None is started.
+    pub fn adapters() -> Vec<AdapterReport> {
+        Adapter::all().iter().map(Adapter::report).collect()
     }
 
     /// The devices that every gate must hold on: the CPU, and a GPU or else a software rasterizer.

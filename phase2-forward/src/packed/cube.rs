@@ -1,4 +1,5 @@
-//! The packed product on a GPU: one group of 32 units for each output, every unit a 32nd of the row.
+//! The packed product on a GPU: one group of 32 units for each output, every unit a 32nd of the row. A cube computes several outputs,
+//! one after another, if there are more than the device starts cubes for.
 //!
 //! This kernel is meant to be read: it unpacks value by value and uses nothing that a GPU may lack (no planes, no 16-bit
 //! types, no matrix units). Phase 5 has the fast ones.
@@ -26,9 +27,8 @@ impl DeviceMatmul for CubeBackend {
         let inputs = x.meta.shape()[0];
         let product =
             empty_device_dtype(x.client.clone(), x.device.clone(), Shape::new([inputs, layout.rows]), DType::F32);
-        let rows = layout.rows as u32;
-        let cubes = CubeCount::Static(rows.div_ceil(ROWS_PER_CUBE).min(MAX_CUBES), inputs as u32, 1);
-        assert!(inputs as u32 <= MAX_CUBES, "a chunk of at most {MAX_CUBES} rows");
+        let (inputs, rows) = (inputs as u32, layout.rows as u32);
+        let cubes = CubeCount::Static(rows.div_ceil(ROWS_PER_CUBE).min(MAX_CUBES), inputs.min(MAX_CUBES), 1);
         // SAFETY: every index is below the length of its tensor: rows and inputs are bounded in the kernel, columns
         // by the packed row, and the caller's `matrix` names matrices of the stack.
         unsafe {
@@ -40,6 +40,7 @@ impl DeviceMatmul for CubeBackend {
                 words.into_buffer_arg(),
                 matrix.into_buffer_arg(),
                 product.clone().into_buffer_arg(),
+                inputs,
                 rows,
                 layout.columns as u32,
                 layout.format,
@@ -55,39 +56,43 @@ fn packed_matmul_kernel(
     words: &[u32],
     matrix: &[i32],
     product: &mut [f32],
+    inputs: u32,
     rows: u32,
     columns: u32,
     #[comptime] format: Format,
 ) {
     let mut sums = Shared::<[f32]>::new_slice(comptime![(UNITS * ROWS_PER_CUBE) as usize]);
-    let input = CUBE_POS_Y;
-    let first_row = matrix[input as usize] as u32 * rows;
     let unit = UNIT_POS_X;
 
     // Every unit of a cube makes the same number of rounds, so that all reach the barriers.
-    let mut first_of_cube = CUBE_POS_X * ROWS_PER_CUBE;
-    while first_of_cube < rows {
-        let row = first_of_cube + UNIT_POS_Y;
-        let mut sum = 0.0f32;
-        if row < rows {
-            let mut column = unit;
-            while column < columns {
-                let weight = unpack(words, (first_row + row) * columns + column, format);
-                sum += weight * x[(input * columns + column) as usize];
-                column += UNITS;
+    let mut input = CUBE_POS_Y;
+    while input < inputs {
+        let first_row = matrix[input as usize] as u32 * rows;
+        let mut first_of_cube = CUBE_POS_X * ROWS_PER_CUBE;
+        while first_of_cube < rows {
+            let row = first_of_cube + UNIT_POS_Y;
+            let mut sum = 0.0f32;
+            if row < rows {
+                let mut column = unit;
+                while column < columns {
+                    let weight = unpack(words, (first_row + row) * columns + column, format);
+                    sum += weight * x[(input * columns + column) as usize];
+                    column += UNITS;
+                }
             }
-        }
-        sums[UNIT_POS as usize] = sum;
-        sync_cube();
-        if unit == 0 && row < rows {
-            let mut total = 0.0f32;
-            for other in 0..UNITS {
-                total += sums[(UNIT_POS + other) as usize];
+            sums[UNIT_POS as usize] = sum;
+            sync_cube();
+            if unit == 0 && row < rows {
+                let mut total = 0.0f32;
+                for other in 0..UNITS {
+                    total += sums[(UNIT_POS + other) as usize];
+                }
+                product[(input * rows + row) as usize] = total;
             }
-            product[(input * rows + row) as usize] = total;
+            sync_cube();
+            first_of_cube += CUBE_COUNT_X * ROWS_PER_CUBE;
         }
-        sync_cube();
-        first_of_cube += CUBE_COUNT_X * ROWS_PER_CUBE;
+        input += CUBE_COUNT_Y;
     }
 }
 

@@ -1,4 +1,4 @@
-//! What got faster or slower between two profiles.
+//! Comparison of two profiles: which operations got faster or slower.
 
 use std::fmt;
 
@@ -12,13 +12,13 @@ use crate::{Clock, Profile, Workload};
 pub struct Comparison {
     pub before: Side,
     pub after: Side,
-    /// What else differs, so that times differ for other reasons than the code.
+    /// Differences other than the code, such as the machine, that can explain differences in time.
     pub warnings: Vec<String>,
-    /// The biggest slowdown first, the biggest gain last.
+    /// Sorted from the largest slowdown to the largest gain.
     pub changes: Vec<Change>,
 }
 
-/// Where one of the two comes from.
+/// The origin of one of the two profiles.
 #[derive(Clone, Debug, Serialize)]
 pub struct Side {
     pub model: String,
@@ -28,26 +28,26 @@ pub struct Side {
     pub phase: u8,
     pub workload: Workload,
     pub clock: Clock,
-    /// Mean seconds of a step.
+    /// Mean seconds per step.
     pub wall: f64,
 }
 
-/// One operation in both, in mean seconds of a step.
+/// One operation in both profiles, in mean seconds per step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Change {
     /// An operation, `launch`, `readback` or `unattributed`.
     pub name: String,
-    /// `None` where a profile has no such operation.
+    /// `None` if the profile has no such operation.
     pub before: Option<f64>,
     pub after: Option<f64>,
     pub change: f64,
     /// After over before.
     pub ratio: Option<f64>,
-    /// Of the sum of all changes' sizes, with this one's sign.
+    /// This change as a share of the sum of the magnitudes of all changes, with its sign.
     pub share: f64,
 }
 
-/// From `a` to `b`: a positive change is a slowdown.
+/// Compares `a` (before) with `b` (after). A positive change is a slowdown.
 pub fn compare(a: &Profile, b: &Profile) -> Comparison {
     let times = |profile: &Profile| {
         let rows = profile.rows().into_iter().map(|row| (row.name, row.total));

@@ -1,4 +1,4 @@
-//! The mean step as a flame graph: its layers by kind, in them the operations, in them the layers.
+//! The mean step as a flame graph with three levels: kinds of layers, operations, layers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::text::{decimals, fixed, percent, plain};
 use crate::Profile;
 
-/// Folded stacks, as flame graph tools read them: `step;layers of 128 keys;moe.down;layer 3 1200`, in nanoseconds of the mean step.
+/// Folded stacks, the input format of flame graph tools: `step;layers of 128 keys;moe.down;layer 3 1200`, in nanoseconds of the mean step.
 pub fn folded(profile: &Profile) -> String {
     let line = |(stack, seconds): &(Vec<String>, f64)| {
         let frames: Vec<String> = stack.iter().map(|frame| frame.replace(';', ":")).collect();
@@ -15,7 +15,7 @@ pub fn folded(profile: &Profile) -> String {
     stacks(profile).iter().map(line).collect()
 }
 
-/// An SVG 1200 pixels wide; the width of a frame is its time, pointing at it names it.
+/// The flame graph as an SVG, 1200 pixels wide. The width of a frame is its time; hovering over a frame shows its name.
 pub fn flame(profile: &Profile) -> String {
     let mut root = Frame { name: "step".into(), ..Frame::default() };
     for (stack, seconds) in stacks(profile) {
@@ -38,14 +38,14 @@ pub fn flame(profile: &Profile) -> String {
 
 const WIDTH: f64 = 1200.0;
 const MARGIN: f64 = 12.0;
-/// Above the frames, for the caption.
+/// Height above the frames, for the caption.
 const HEAD: f64 = 40.0;
-/// A frame's height.
+/// Height of a frame.
 const FRAME: f64 = 22.0;
-/// A letter's width in a frame, and what a name needs beside it.
+/// Width of a letter in a frame, and padding beside a name.
 const LETTER: f64 = 6.8;
 const PADDING: f64 = 4.0;
-/// Frames narrower than this are left out: they could not be seen.
+/// Narrower frames are left out, since they would be invisible.
 const HAIRLINE: f64 = 0.1;
 
 const STYLE: &str = "<style>
@@ -60,7 +60,7 @@ text { font: 12px ui-monospace, Menlo, Consolas, monospace; fill: #16181d; point
 </style>
 ";
 
-/// Stacks in the order in which they first appear in a step, with mean seconds of a step.
+/// Stacks in the order of their first appearance in a step, with mean seconds per step.
 fn stacks(profile: &Profile) -> Vec<(Vec<String>, f64)> {
     let kinds = kinds(profile);
     let mut stacks: Vec<(Vec<String>, f64)> = Vec::new();
@@ -84,7 +84,7 @@ fn stacks(profile: &Profile) -> Vec<(Vec<String>, f64)> {
     stacks
 }
 
-/// Layers that see equally many keys in the first step that runs them are of one kind: sliding windows apart from full attention.
+/// Layers with the same number of keys in their first step are taken to be of one kind: this separates sliding from full attention.
 fn kinds(profile: &Profile) -> BTreeMap<usize, String> {
     let mut kinds = BTreeMap::new();
     for step in &profile.steps {
@@ -129,12 +129,12 @@ struct Drawing {
     svg: String,
     /// Seconds of the whole width.
     total: f64,
-    /// Where the lowest frame lies.
+    /// Vertical position of the lowest frame.
     floor: f64,
 }
 
 impl Drawing {
-    /// Draws a frame that begins `start` seconds from the left, and those above it. A frame of no family has its parent's.
+    /// Draws a frame that begins at `start` seconds, and the frames above it. A frame without a family inherits its parent's.
     fn frame(&mut self, frame: &Frame, start: f64, level: usize, parent: &str) {
         let scale = (WIDTH - 2.0 * MARGIN) / self.total;
         let width = frame.seconds * scale;

@@ -1,4 +1,4 @@
-//! One page that needs nothing but a browser: the profile as data, and a script that draws it.
+//! The profile as one self-contained HTML page: the data, and a script that draws it.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use super::table::diagnoses;
 use crate::{Ceiling, Profile, Row, TimedSpan, TimedStep};
 
 const PAGE: &str = include_str!("page.html");
-/// Where the page holds its data.
+/// The placeholder for the data in the page.
 const DATA: &str = "PROFILE_DATA";
 
 /// A page with the table, a timeline of each step's layers and the roofline.
@@ -34,7 +34,7 @@ pub fn html(profile: &Profile) -> String {
     [head, &json, tail].concat()
 }
 
-/// What the page's script reads. Times are seconds.
+/// The data that the page's script reads. Times are in seconds.
 #[derive(Serialize)]
 struct Data<'a> {
     model: &'a str,
@@ -43,7 +43,7 @@ struct Data<'a> {
     date: &'a str,
     phase: u8,
     workload: String,
-    /// New tokens of a step.
+    /// New tokens per step.
     tokens: usize,
     clock: &'static str,
     ceiling: &'a Ceiling,

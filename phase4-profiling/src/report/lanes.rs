@@ -1,20 +1,20 @@
-//! Which spans of a step belong together: those of a layer, and those between, before and after the layers.
+//! Groups the spans of a step: those of each layer, and those before, between and after layers.
 
 use crate::{LAUNCH, READBACK, TimedSpan, TimedStep};
 
-/// Spans that follow one another and belong to one layer, or to none.
+/// Consecutive spans of one layer, or of none.
 pub struct Lane<'a> {
     pub layer: Option<usize>,
     pub spans: &'a [TimedSpan],
 }
 
 impl Lane<'_> {
-    /// Seconds from the beginning of the step.
+    /// Start, in seconds from the beginning of the step.
     pub fn start(&self) -> f64 {
         self.spans.iter().map(|span| span.start).fold(f64::INFINITY, f64::min)
     }
 
-    /// Seconds from the beginning of the step.
+    /// End, in seconds from the beginning of the step.
     pub fn end(&self) -> f64 {
         self.spans.iter().map(|span| span.start + span.duration).fold(0.0, f64::max)
     }
@@ -25,7 +25,7 @@ pub fn is_overhead(name: &str) -> bool {
     name == LAUNCH || name == READBACK
 }
 
-/// A step's spans, cut where the layer changes. Overhead goes with the operation that waited for it, at the end with the last.
+/// Splits a step's spans where the layer changes. Overhead is assigned to the operation after it; at the end of a step, to the last one.
 pub fn lanes(step: &TimedStep) -> Vec<Lane<'_>> {
     let mut starts: Vec<(Option<usize>, usize)> = Vec::new();
     let mut after_operation = 0;

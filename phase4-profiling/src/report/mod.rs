@@ -1,7 +1,7 @@
-//! A profile as something to read: a table, a page, a flame graph, a trace, and the difference from another profile.
+//! Reports of a profile: a table, an HTML page, a flame graph, a trace, and a comparison with another profile.
 //!
-//! A profile may come from a file that somebody edited: every report bears zero durations, empty steps and any name, and
-//! prints `-` where there is no number.
+//! A profile may come from an edited file: every report accepts zero durations, empty steps and any name, and prints `-` in place
+//! of values that are missing or not finite.
 
 mod compare;
 mod flame;

@@ -1,14 +1,14 @@
-//! The table for a terminal, and what to do next.
+//! The table for a terminal, with the largest bottlenecks.
 
 use super::lanes::is_overhead;
 use super::text::{NONE, columns, decimals, fixed, percent, plain, significant};
 use crate::profile::percentile;
 use crate::{Bound, Ceiling, LAUNCH, Profile, READBACK, Row};
 
-/// How many bottlenecks are named.
+/// Number of bottlenecks that are listed.
 const NAMED: usize = 3;
 
-/// The operations, the slowest first, then what is no operation, then the step; below, the bottlenecks worth removing.
+/// A table of the operations, slowest first, followed by time outside operations and the whole step; below it, the largest bottlenecks.
 pub fn table(profile: &Profile) -> String {
     let head = heading(profile);
     if profile.steps.is_empty() {
@@ -19,7 +19,7 @@ pub fn table(profile: &Profile) -> String {
     format!("{head}\n{}{separator}{diagnoses}", columns(&cells(profile)))
 }
 
-/// One line per bottleneck, the greatest gain first: what holds it, and what the step would take at its floor.
+/// One line per bottleneck, largest gain first: what bounds it, and the step's time if it ran at its floor.
 pub fn diagnoses(profile: &Profile) -> Vec<String> {
     let wall = profile.wall();
     let mut rows: Vec<Row> = profile.rows();
@@ -85,7 +85,7 @@ fn heading(profile: &Profile) -> String {
     )
 }
 
-/// The table's lines, with percentiles when there are several steps.
+/// The cells of the table, with percentiles if there are several steps.
 fn cells(profile: &Profile) -> Vec<Vec<String>> {
     let (wall, several) = (profile.wall(), profile.steps.len() > 1);
     let ms = |seconds: f64| fixed(seconds * 1e3, decimals(wall));

@@ -1,8 +1,8 @@
-//! Numbers and names as a terminal and a page print them.
+//! Formatting of numbers and names for terminals and pages.
 
 use crate::{Clock, Profile, Workload};
 
-/// What stands where there is no number.
+/// Printed in place of a value that is missing or not finite.
 pub const NONE: &str = "-";
 
 pub fn fixed(value: f64, decimals: usize) -> String {
@@ -20,7 +20,7 @@ pub fn significant(value: f64) -> String {
     fixed(value, decimals)
 }
 
-/// Decimals with which milliseconds resolve about a ten-thousandth of `seconds`.
+/// Number of decimals of milliseconds that resolves about a ten-thousandth of `seconds`.
 pub fn decimals(seconds: f64) -> usize {
     let digits = 4.0 - (seconds * 1e3).log10().floor();
     if digits.is_finite() { digits.clamp(0.0, 6.0) as usize } else { 3 }
@@ -30,13 +30,13 @@ pub fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { NONE.into() }
 }
 
-/// A name from a file, which may hold anything, on one line and harmless to a terminal and to XML.
+/// A name from an untrusted file on one line, without characters that are special to terminals or XML.
 pub fn plain(name: &str) -> String {
     let harmless = |c: char| if c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c };
     name.chars().map(harmless).collect()
 }
 
-/// Rows of equal length as lines: the first column flush left, the others flush right.
+/// Formats rows of equal length as lines: the first column left-aligned, the others right-aligned.
 pub fn columns(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();

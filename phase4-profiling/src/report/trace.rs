@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use super::lanes::lanes;
 use crate::{Profile, TimedSpan};
 
-/// Steps, in them layers, in them operations: complete events of one thread, nested by time. Steps follow one another without
-/// the pauses that lay between them.
+/// The trace: steps, layers and operations as complete events of one thread, nested by time. Pauses between steps are left out.
 pub fn trace(profile: &Profile) -> String {
     let mut events = vec![
         metadata("process_name", json!({ "name": format!("{}: phase {}", profile.device, profile.phase) })),
@@ -74,7 +73,7 @@ fn metadata(name: &str, args: Value) -> Event {
     Event { name: name.into(), ph: "M", cat: None, ts: None, dur: None, pid: 1, tid: 1, args }
 }
 
-/// Times in nanoseconds: rounded alike everywhere, so that what nests still nests.
+/// Converts to nanoseconds. All times are rounded in the same way, so that nested events stay nested.
 fn complete(category: &'static str, name: String, start: u64, end: u64, args: Value) -> Event {
     let micro = |nano: u64| Some(nano as f64 / 1e3);
     let duration = end.saturating_sub(start);

@@ -1,16 +1,16 @@
 //! Attention over blocks of 64 cached positions, with a running softmax that begins with the sink.
 //!
 //! A vector is 16 keys, so that scores need no sums across lanes, or 16 dimensions of the result. The query heads that share a
-//! key/value head go over each decoded [block](crate::cache) together.
+//! key/value head are computed together, block by decoded [block](crate::cache).
 //!
-//! One position to 16384 in f16, one layer of 8 heads in two threads: 1.88 ms when each block was found by the hardware, 1.28 ms when the one
-//! before asks for it.
+//! One query at position 16384 over an f16 cache, one layer of 8 heads in two threads: 1.88 ms with hardware prefetching alone, 1.28 ms
+//! when decoding a block prefetches the next.
 //!
-//! The sink is a key without value: each row starts with its logit as the maximum and 1 as the sum.
+//! A sink is a key without a value: each row starts with the sink's logit as the maximum and 1 as the sum.
 //!
-//! Many keys are cut into shares of 1024 positions, each with a maximum, a sum and a result of its own, which are then merged in order.
-//! Different threads may take them. Where a share begins depends on nothing but the position, so that a query's result is the same, to
-//! the bit, alone or among others and in one thread or in many.
+//! The keys of a long sequence are split into shares of 1024 positions. Each share has its own maximum, sum and result; these are merged
+//! in order, so that threads may compute shares in any order. Share boundaries depend only on positions, so a query's result is the same to
+//! the bit, whatever else is in the batch and however many threads compute it.
 
 use crate::cache::{KeyBlock, POSITIONS, decode_keys, decode_values};
 use crate::isa::{Isa, Kernel};
@@ -21,43 +21,43 @@ const KEY_VECTORS: usize = POSITIONS / LANES;
 
 /// The query heads that share a key/value head, at consecutive positions of one sequence.
 pub struct Queries<'a> {
-    /// `[count, stride]`: heads are `head_dim` apart, already scaled by 1 / √head_dim.
+    /// `[count, stride]`, scaled by 1 / √head_dim: head h of query i begins at `i · stride + h · head_dim`.
     pub q: &'a [f32],
     pub stride: usize,
-    /// Query heads; each has a sink.
+    /// The attention sink's logit of each query head, `[heads]`.
     pub sinks: &'a [f32],
     pub head_dim: usize,
-    /// Positions.
+    /// Number of positions.
     pub count: usize,
-    /// The first one's position.
+    /// The position of the first query.
     pub start: usize,
-    /// A query sees that many positions, its own the last of them.
+    /// How many positions a query attends to, up to and including its own; `usize::MAX` in a full layer.
     pub window: usize,
 }
 
-/// The blocks that hold what a key/value head has cached of a sequence.
+/// The cached blocks of one key/value head of a sequence.
 #[derive(Clone, Copy)]
 pub struct Blocks<'a, 'b> {
-    /// The position at which the first one begins, a multiple of 64.
+    /// The first position of the first block, a multiple of 64.
     pub start: usize,
     pub count: usize,
-    /// By number, counted from the first one.
+    /// Returns block i, counted from the first.
     pub at: &'a dyn Fn(usize) -> KeyBlock<'b>,
 }
 
-/// Positions of a share.
+/// Positions in a share.
 const SHARE: usize = 1024;
-/// Floats to whose multiples scratch is aligned: 4 KB, as cached blocks are in the engine. Decoding loads from a block and stores into
-/// scratch at the same pace, and a load whose low 12 address bits are those of a recent store waits for it on Intel's processors.
+/// Alignment of scratch, in floats: 4 KB, like the engine's cached blocks. Decoding loads from a block and stores into scratch at the
+/// same rate, and on Intel's processors a load waits for a recent store with the same low 12 address bits.
 const ALIGNMENT: usize = 4096 / size_of::<f32>();
 
 impl Queries<'_> {
-    /// Shares of the keys that these queries see. A window is a single one.
+    /// Number of shares of the keys that these queries attend to. A sliding window is one share.
     pub fn shares(&self) -> usize {
         if self.window == usize::MAX { (self.start + self.count).div_ceil(SHARE) } else { 1 }
     }
 
-    /// Floats of a share's result before it is merged.
+    /// Length in floats of a share's result, for [`attend_share`] and [`merge_shares`].
     pub fn share_len(&self) -> usize {
         self.rows() * (self.head_dim + 2)
     }
@@ -67,12 +67,12 @@ impl Queries<'_> {
         self.count * self.sinks.len()
     }
 
-    /// Floats that a share is computed in, beside its result.
+    /// Length in floats of the scratch that computing a share needs, beside its result.
     fn scratch_len(&self) -> usize {
         (2 * POSITIONS + self.rows()) * self.head_dim + MOST_ROWS * POSITIONS
     }
 
-    /// Numbers of the first and the last block of a share, counted from `blocks_start`.
+    /// Indices of the first and the last block of a share, counted from the block that begins at `blocks_start`.
     fn blocks_of(&self, share: usize, blocks_start: usize) -> (usize, usize) {
         let (oldest, newest) = ((self.start + 1).saturating_sub(self.window), self.start + self.count - 1);
         let (from, to) = match self.window == usize::MAX {
@@ -83,11 +83,11 @@ impl Queries<'_> {
     }
 }
 
-/// Attends to the cached positions. Writes the result of head h of query i to `out[i · stride + h · head_dim..]`. `scratch` is reused
-/// from call to call.
+/// Computes attention over the cached positions. The result of head h of query i goes to `out[i · stride + h · head_dim..]`. `scratch`
+/// grows as needed and can be reused by the next call.
 ///
 /// # Panics
-/// If lengths do not fit, or the blocks do not hold every position that a query sees.
+/// If lengths do not match, or the blocks lack a position that a query attends to.
 pub fn attend(isa: Isa, queries: &Queries<'_>, blocks: &Blocks<'_, '_>, out: &mut [f32], scratch: &mut Vec<f32>) {
     let (own, share) = (queries.scratch_len(), queries.share_len());
     let (scratch, shares) = aligned(scratch, own + 2 * share).split_at_mut(own);
@@ -100,7 +100,7 @@ pub fn attend(isa: Isa, queries: &Queries<'_>, blocks: &Blocks<'_, '_>, out: &mu
     finish(queries, total, out);
 }
 
-/// Attends to one share of the cached positions. `result` is [`Queries::share_len`] long, for [`merge_shares`].
+/// Computes attention over one share of the cached positions. `result`, of length [`Queries::share_len`], is input to [`merge_shares`].
 ///
 /// # Panics
 /// As [`attend`], or if there is no such share.
@@ -115,10 +115,10 @@ pub fn attend_share(
     compute_share(isa, queries, blocks, share, result, aligned(scratch, queries.scratch_len()));
 }
 
-/// Makes what [`attend`] writes of all shares' results, in order. `results` are overwritten.
+/// Merges the results of all shares, in order, into what [`attend`] writes. Overwrites `results`.
 ///
 /// # Panics
-/// If lengths do not fit.
+/// If lengths do not match.
 pub fn merge_shares(queries: &Queries<'_>, results: &mut [f32], out: &mut [f32]) {
     let share = queries.share_len();
     assert_eq!(results.len(), queries.shares() * share, "the results of all shares");
@@ -129,7 +129,7 @@ pub fn merge_shares(queries: &Queries<'_>, results: &mut [f32], out: &mut [f32])
     finish(queries, total, out);
 }
 
-/// `len` floats of a buffer that is made long enough.
+/// The first `len` floats of a buffer, which grows if it is shorter, aligned to [`ALIGNMENT`].
 fn aligned(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if scratch.len() < len + ALIGNMENT {
         scratch.resize(len + ALIGNMENT, 0.0);
@@ -161,7 +161,7 @@ fn compute_share(
     unsafe { isa.run(Attend { queries, blocks, share, result, scratch }) }
 }
 
-/// Adds a share's result to that of the shares before it.
+/// Merges a share's result into that of the shares before it.
 fn merge(queries: &Queries<'_>, total: &mut [f32], share: &[f32]) {
     let (rows, head_dim) = (queries.rows(), queries.head_dim);
     let (results, rest) = total.split_at_mut(rows * head_dim);
@@ -194,7 +194,7 @@ fn finish(queries: &Queries<'_>, total: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Rows that go over a decoded block together.
+/// The most rows that are computed together over a decoded block.
 const MOST_ROWS: usize = 8;
 
 struct Attend<'a, 'b> {
@@ -205,7 +205,7 @@ struct Attend<'a, 'b> {
     scratch: &'a mut [f32],
 }
 
-/// The buffers of one call: those of a share's result, and in `scratch` the others.
+/// The buffers of one call. `results`, `largest` and `sums` are the share's result; the others are in `scratch`.
 struct Buffers {
     /// `[head_dim, 64]`
     keys: *mut f32,
@@ -217,7 +217,7 @@ struct Buffers {
     scores: *mut f32,
     /// `[rows, head_dim]`, not yet divided by the sums.
     results: *mut f32,
-    /// `[rows]`: the largest score so far, and the sum of `e^(score − largest)`.
+    /// The running softmax, each `[rows]`: the largest score so far, and the sum of `e^(score − largest)`.
     largest: *mut f32,
     sums: *mut f32,
 }
@@ -296,10 +296,10 @@ impl Kernel for Attend<'_, '_> {
     }
 }
 
-/// Takes N rows from `row` on over the decoded block. `visible` gives the slots that a row sees, from and to.
+/// Adds the decoded block to the results of N rows from `row` on. `visible` returns the first and last slot that a row attends to.
 ///
 /// # Safety
-/// The buffers are as they say and hold the rows.
+/// The buffers have the shapes that [`Buffers`] gives, and hold the rows.
 #[inline(always)]
 unsafe fn over_block<S: Simd, const N: usize>(
     buffers: &Buffers,

@@ -1,6 +1,6 @@
-//! Keys and values of 64 positions, as they are cached: written a position at a time, unpacked as a whole.
+//! Blocks of 64 cached positions of a key/value head. Positions are written one at a time; attention decodes whole blocks.
 //!
-//! Keys lie transposed, `[head_dim, 64]`, and values `[64, head_dim]`, as attention takes them.
+//! Keys are stored transposed, `[head_dim, 64]`, and values as `[64, head_dim]`, the layouts that attention reads.
 
 use formats::cache_block::{self, SCALES};
 use formats::{BLOCK, CacheFormat};
@@ -14,17 +14,17 @@ pub const POSITIONS: usize = 64;
 /// Vectors of keys in a block.
 const KEY_VECTORS: usize = POSITIONS / LANES;
 
-/// A key/value head's part of a block, to be read.
+/// The keys and values of one key/value head in a block, for reading.
 #[derive(Clone, Copy)]
 pub struct KeyBlock<'a> {
     pub format: CacheFormat,
     pub head_dim: usize,
-    /// [`KeyBlock::bytes`] of them: keys `[head_dim, 64]`, then values `[64, head_dim]`.
+    /// Keys `[head_dim, 64]`, then values `[64, head_dim]`: [`KeyBlock::bytes`] bytes.
     pub data: &'a [u8],
 }
 
 impl KeyBlock<'_> {
-    /// Bytes of a head's keys and values in a block.
+    /// Size in bytes of a block of one head.
     pub fn bytes(format: CacheFormat, head_dim: usize) -> usize {
         2 * half_bytes(format, head_dim)
     }
@@ -32,7 +32,7 @@ impl KeyBlock<'_> {
     /// Writes the key and value of the position in `slot`.
     ///
     /// # Panics
-    /// If the lengths or the slot do not fit, or `head_dim` is no multiple of 16 (of 32 in Q8_0).
+    /// If lengths do not match, the slot is not below 64, or `head_dim` is not a multiple of 16 (of 32 in Q8_0).
     pub fn write(data: &mut [u8], format: CacheFormat, slot: usize, key: &[f32], value: &[f32]) {
         let head_dim = key.len();
         check(format, head_dim);
@@ -65,7 +65,7 @@ impl KeyBlock<'_> {
         }
     }
 
-    /// The data with zeros at the positions from `count` on.
+    /// A copy of the data with positions from `count` on set to zero.
     pub fn first(&self, count: usize) -> Vec<u8> {
         let (width, half) = (half_bytes(self.format, 1) / POSITIONS, half_bytes(self.format, self.head_dim));
         let mut data = self.data.to_vec();
@@ -77,7 +77,7 @@ impl KeyBlock<'_> {
         data
     }
 
-    /// Reads back the key and value of the position in `slot`.
+    /// Decodes the key and value of the position in `slot`, each `[head_dim]`.
     pub fn read(&self, slot: usize, key: &mut [f32], value: &mut [f32]) {
         let head_dim = self.head_dim;
         let mut decoded = vec![0.0; 2 * POSITIONS * head_dim];
@@ -107,7 +107,7 @@ fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
     }
 }
 
-/// Decodes keys, and asks for those of the next block, which lie at `ahead`: blocks are anywhere in memory.
+/// Decodes keys and prefetches those of the next block from `ahead`: the hardware cannot predict where it is.
 ///
 /// # Safety
 /// The block is whole, and `to` has room for `[head_dim, 64]`.
@@ -137,7 +137,7 @@ pub(crate) unsafe fn decode_keys<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ah
     }
 }
 
-/// The same for values.
+/// As [`decode_keys`], for values.
 ///
 /// # Safety
 /// The block is whole, and `to` has room for `[64, head_dim]`.
@@ -159,10 +159,10 @@ pub(crate) unsafe fn decode_values<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, 
     }
 }
 
-/// The same for a half in f32 or f16, which is unpacked as it lies.
+/// As [`decode_keys`], for the keys or the values of an f32 or f16 block, whose layout does not change.
 ///
 /// # Safety
-/// The half is whole, and `to` has room for it.
+/// All of the keys or values can be read, and `to` has room for them.
 #[inline(always)]
 unsafe fn decode_floats<S: Simd>(block: &KeyBlock<'_>, from: *const u8, to: *mut f32, ahead: *const u8) {
     let count = POSITIONS * block.head_dim;
@@ -180,10 +180,10 @@ unsafe fn decode_floats<S: Simd>(block: &KeyBlock<'_>, from: *const u8, to: *mut
     }
 }
 
-/// The lowest bits of eight bytes.
+/// The lowest bits of eight bytes, packed into one.
 ///
 /// # Safety
-/// There are eight.
+/// Eight bytes can be read.
 #[inline(always)]
 unsafe fn scale_bits(bytes: *const u8) -> u8 {
     // SAFETY: the caller's.
@@ -234,7 +234,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
-        /// Whatever the bytes are, every instruction set makes of them what the format says, to the bit.
+        /// Every instruction set decodes any bytes as the format defines, to the bit.
         #[test]
         fn any_bytes(
             format in prop::sample::select(vec![CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]),
@@ -245,7 +245,7 @@ mod tests {
             let data: Vec<u8> = bytes.into_iter().cycle().take(KeyBlock::bytes(format, head_dim)).collect();
             let block = KeyBlock { format, head_dim, data: &data };
             let (half_keys, half_values) = data.split_at(data.len() / 2);
-            // What is no number may become any such.
+            // A NaN may become any other NaN.
             let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
             for isa in Isa::all() {
                 let [mut keys, mut values] = [(); 2].map(|()| vec![f32::NAN; POSITIONS * head_dim]);

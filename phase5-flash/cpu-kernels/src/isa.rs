@@ -1,4 +1,4 @@
-//! Which instructions this machine has.
+//! Detection of instruction sets, and dispatch of kernels to them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use crate::simd::{Simd, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
-/// An instruction set that this machine was found to have: no other value can be made.
+/// An instruction set that this machine has: values are only made by detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
@@ -22,17 +22,17 @@ enum Level {
     Portable,
 }
 
-/// Work that is compiled once for each instruction set.
+/// A computation that is compiled once for each instruction set.
 pub(crate) trait Kernel {
     type Output;
 
     /// # Safety
-    /// The machine has the instructions of `S`, and whatever the kernel itself asks for.
+    /// The machine must have the instructions of `S`, and the kernel's own conditions must hold.
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
 impl Isa {
-    /// Every instruction set of this machine, the fastest first.
+    /// All instruction sets of this machine, fastest first.
     pub fn all() -> Vec<Isa> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -73,7 +73,7 @@ impl Isa {
         }
     }
 
-    /// Inputs whose products with a tile are kept in registers together.
+    /// Number of inputs whose products with a tile of weights are kept in registers together.
     pub(crate) fn group_size(self) -> usize {
         struct GroupSize;
         impl Kernel for GroupSize {
@@ -89,7 +89,7 @@ impl Isa {
     }
 
     /// # Safety
-    /// Whatever the kernel asks for.
+    /// The kernel's own conditions must hold.
     #[inline]
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: an `Isa` exists only where its instructions were detected; the rest is the caller's.

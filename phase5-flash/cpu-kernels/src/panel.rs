@@ -1,4 +1,4 @@
-//! Inputs of a product, laid out for tiles of weights: groups of a few inputs, interleaved value by value.
+//! The inputs of a product with tiles of weights: packed in groups of a few inputs whose values are interleaved.
 
 use formats::BLOCK;
 
@@ -6,28 +6,28 @@ use crate::isa::{Isa, Kernel};
 use crate::pool::Shared;
 use crate::simd::{LANES, Simd, round_block};
 
-/// How a panel holds its values.
+/// The number format of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PanelFormat {
     F32,
-    /// Blocks of 32 integers of 16 bits with one f32 scale: errors of 1e-5 of a block's largest value, and twice the
-    /// products an instruction.
+    /// Blocks of 32 16-bit integers with one f32 scale. Rounding errors are about 1e-5 of a block's largest value, and an instruction
+    /// computes twice as many products as in f32.
     I16,
 }
 
-/// Inputs `[inputs, columns]`, packed. Reused from step to step.
+/// Inputs `[inputs, columns]`, packed. Its buffers are reused by the next step.
 pub struct Panel {
     pub(crate) format: PanelFormat,
     pub(crate) columns: usize,
     pub(crate) inputs: usize,
     groups: usize,
-    /// F32: a group of n inputs is `[columns, n]`. I16: `[columns / 2, n]`, two integers a word.
+    /// A group of n inputs is `[columns, n]` floats in F32, and `[columns / 2, n]` words of two integers in I16.
     pub(crate) words: Vec<u32>,
-    /// I16: a group is `[columns / 32, n]`.
+    /// I16 only: a group of n inputs is `[columns / 32, n]`.
     pub(crate) scales: Vec<f32>,
 }
 
-/// Inputs that lie together in a panel.
+/// Consecutive inputs that a panel interleaves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Group {
     pub first: usize,
@@ -53,10 +53,10 @@ impl Default for Panel {
 }
 
 impl Panel {
-    /// Makes room for `inputs` inputs, whose values are then given group by group.
+    /// Makes room for `inputs` inputs of `columns` values. Each group must then be packed with [`Filling::pack`].
     ///
     /// # Panics
-    /// If `columns` is no multiple of 32.
+    /// If `columns` is not a multiple of 32.
     pub fn begin(&mut self, isa: Isa, format: PanelFormat, columns: usize, inputs: usize) -> Filling<'_> {
         assert!(columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
         self.format = format;
@@ -95,7 +95,7 @@ fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
     }
 }
 
-/// Group `number` of `groups` as even ones as can be.
+/// Group `number` of `groups` groups whose sizes differ by one at most.
 pub(crate) fn group(inputs: usize, groups: usize, number: usize) -> Group {
     let (least, larger) = (inputs / groups, inputs % groups);
     Group { first: number * least + number.min(larger), count: least + usize::from(number < larger) }
@@ -106,13 +106,13 @@ impl Filling<'_> {
         self.groups
     }
 
-    /// Packs one group; `input(i)` is input i.
+    /// Packs one group. `input(i)` returns input i, `[columns]`.
     ///
     /// # Safety
     /// No other thread packs this group.
     ///
     /// # Panics
-    /// If there is no such group, or an input has another length than the panel's columns.
+    /// If there is no such group, or an input's length is not the panel's number of columns.
     pub unsafe fn pack<'b>(&self, number: usize, input: impl Fn(usize) -> &'b [f32]) {
         assert!(number < self.groups, "a group of the panel");
         let Group { first, count } = group(self.inputs, self.groups, number);

@@ -1,8 +1,9 @@
-//! Threads that share one operation after another, a few microseconds each.
+//! A thread pool for operations of a few microseconds.
 //!
-//! A worker spins for the next operation and parks only after some 50 µs without one. Each thread has a range of tasks, so
-//! that it reads on where it stopped; one that is done takes from the others' ranges. A worker that the system has put aside delays nobody: an operation ends when its tasks are done, and a worker that
-//! comes late finds the gate closed.
+//! A worker spins while it waits for the next operation, and parks after some 50 µs without one. Each thread has a contiguous range of
+//! tasks, so that it reads memory in order; a thread that has finished its range steals from the others. A worker that the system has
+//! descheduled between operations delays none: an operation ends when its tasks are done, and a worker that wakes up late finds the gate
+//! closed.
 
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
@@ -11,17 +12,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Rounds of spinning before a worker parks.
+/// Spin iterations before a worker parks.
 const SPINS: usize = 4000;
 
-/// The gate's word: a number of the operation in the upper half, then one bit for "open", then the workers inside.
+/// The gate's word: the operation's number in the upper half, one bit for "open", and the number of workers inside.
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 const NUMBER: u64 = 1 << 32;
 
 type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-/// A fixed number of threads, the caller's among them.
+/// A fixed number of threads, including the caller's.
 pub struct Pool {
     common: Arc<Common>,
     workers: Vec<Worker>,
@@ -34,7 +35,7 @@ struct Worker {
     parked: Arc<AtomicBool>,
 }
 
-/// The tasks of a thread that nobody has taken yet. On its own cache lines: every task counts here.
+/// The tasks of a thread that have not been started. It has its own cache lines, since every task updates it.
 #[derive(Default)]
 #[repr(align(128))]
 struct Range {
@@ -58,7 +59,7 @@ unsafe impl Send for Common {}
 
 impl Pool {
     /// # Panics
-    /// If `threads` is 0 or the system refuses a thread.
+    /// If `threads` is 0 or the system starts no thread.
     pub fn new(threads: usize) -> Pool {
         assert!(threads > 0, "a pool needs a thread");
         let common = Arc::new(Common {
@@ -82,7 +83,7 @@ impl Pool {
         1 + self.workers.len()
     }
 
-    /// Calls `work(task, thread)` once for every task below `tasks`, and returns when all have returned.
+    /// Calls `work(task, thread)` once for each task in `0..tasks`, on any of the threads, and returns when all calls have returned.
     ///
     /// # Panics
     /// If a task panics.
@@ -98,7 +99,7 @@ impl Pool {
     }
 }
 
-/// An operation under way: closing it waits for the workers inside.
+/// A running operation. Closing it waits for the workers inside.
 struct Operation<'a> {
     pool: &'a Pool,
     _turn: MutexGuard<'a, ()>,
@@ -160,7 +161,7 @@ impl Common {
     }
 }
 
-/// A worker's life.
+/// The main loop of a worker.
 fn serve(common: &Common, parked: &AtomicBool, thread: usize) {
     let mut last = 0;
     let mut spins = 0;
@@ -206,7 +207,7 @@ impl Drop for Pool {
     }
 }
 
-/// A slice that the tasks of one operation write in parts.
+/// A mutable slice of which the tasks of an operation write disjoint parts.
 #[derive(Clone, Copy)]
 pub struct Shared<'a, T> {
     start: *mut T,
@@ -225,10 +226,10 @@ impl<'a, T> Shared<'a, T> {
     }
 
     /// # Safety
-    /// No other part in use overlaps this one.
+    /// No part that overlaps this one may be in use.
     ///
     /// # Panics
-    /// If it does not lie inside the slice.
+    /// If the part is not inside the slice.
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a part of a shared slice");

@@ -1,8 +1,8 @@
 //! Products of packed weight rows with inputs.
 //!
-//! [`multiply_few`] is for one input or a few: it streams weights through registers as f32 and is bound by memory.
-//! [`multiply_panel`] is for more: it decodes a tile of 32 rows by 288 columns into L1, transposed, and runs every group of
-//! inputs over it, so that arithmetic binds it.
+//! [`multiply_few`] is for up to 4 inputs: it streams weights through registers as f32 and is bound by memory bandwidth.
+//! [`multiply_panel`] is for more: it decodes a tile of 32 rows by 288 columns into L1, transposed, and multiplies it by every group of
+//! inputs, so that it is bound by arithmetic.
 //!
 //! What was tried, in GB/s of MXFP4 and Q8_0 weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain
 //! read loop: 36.5):
@@ -27,20 +27,20 @@ use crate::panel::{Group, Panel, PanelFormat};
 use crate::simd::{LANES, Simd};
 use crate::weights::{BF16Block, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block};
 
-/// Inputs that [`multiply_few`] takes at most.
+/// The most inputs that [`multiply_few`] takes.
 pub const FEW: usize = 4;
-/// Weight rows that a product takes at most, and the distance of two inputs' results.
+/// The most weight rows of a product, and the stride between the results of two inputs.
 pub const TILE: usize = 32;
 
-/// Bytes beyond the rows at hand that a matrix–vector product asks for before it needs them.
+/// Prefetch distance of a matrix–vector product, in bytes past the rows that are being multiplied.
 pub(crate) const AHEAD: usize = 4096;
-/// Blocks of columns that a tile holds.
+/// Blocks of 32 columns in a tile.
 const DEPTH: usize = 9;
 
-/// `out[i · 32 + r] = rows[r] · inputs[i]` in f32, for at most 4 inputs and 32 rows. Results past the last row are left.
+/// `out[i · 32 + r] = rows[r] · inputs[i]` in f32, for at most 4 inputs and 32 rows. Results past the last row are left unchanged.
 ///
 /// # Panics
-/// If there are more, or lengths do not fit.
+/// If there are more, or lengths do not match.
 pub fn multiply_few(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], out: &mut [f32]) {
     assert!(rows.count <= TILE && !inputs.is_empty() && inputs.len() <= FEW, "a small product");
     assert!(inputs.iter().all(|input| input.len() == rows.columns), "inputs as wide as the matrix");
@@ -52,7 +52,7 @@ pub fn multiply_few(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], out: &mut
 /// `out[i · 32 + r] = rows[r] · panel[i]`, for at most 32 rows. Results past the last row are undefined.
 ///
 /// # Panics
-/// If there are more, lengths do not fit, or a panel of integers meets weights that are not quantized.
+/// If there are more, lengths do not match, or the panel is of integers and the weights are not quantized.
 pub fn multiply_panel(isa: Isa, rows: PackedRows<'_>, panel: &Panel, out: &mut [f32]) {
     assert!(rows.count > 0 && rows.count <= TILE, "a tile of rows");
     assert_eq!(panel.columns, rows.columns, "a panel as wide as the matrix");
@@ -72,7 +72,7 @@ impl Kernel for Few<'_> {
     type Output = ();
 
     /// # Safety
-    /// 1 to 4 inputs as wide as the rows, at most 32 rows, 32 results an input.
+    /// There must be 1 to 4 inputs as wide as the rows, at most 32 rows, and 32 results per input.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's.
@@ -126,7 +126,7 @@ impl Few<'_> {
     }
 }
 
-/// R rows from `row` on, times N inputs.
+/// Multiplies R rows from `row` on by N inputs.
 ///
 /// # Safety
 /// The rows exist, the inputs are as wide as they are, and `out` has 32 results for each.
@@ -182,11 +182,11 @@ struct Tile<'a> {
     out: &'a mut [f32],
 }
 
-/// A decoded tile, transposed: the 32 rows' values of a column (or of two, as integers) lie together.
+/// A decoded tile, transposed: a row of `words` has the values of all 32 weight rows in one column, or pairs of integers of two columns.
 #[repr(align(64))]
 struct Decoded {
     words: [[u32; TILE]; DEPTH * BLOCK],
-    /// Of integers: what one is worth, block by block.
+    /// Of integers only: the value of one unit, for each block.
     units: [[f32; TILE]; DEPTH],
 }
 
@@ -194,7 +194,7 @@ impl Kernel for Tile<'_> {
     type Output = ();
 
     /// # Safety
-    /// A panel as wide as the rows, of 1 to 32 rows, 32 results an input; integers only for quantized rows.
+    /// The panel must be as wide as the rows, of which there are 1 to 32, with 32 results per input; integers only for quantized rows.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's.
@@ -266,11 +266,11 @@ impl Tile<'_> {
     }
 }
 
-/// A group of N inputs, from a tile's first column on.
+/// A group of N inputs, starting at a tile's first column.
 struct Inputs {
     /// `[columns, N]` floats, or `[columns / 2, N]` pairs of integers.
     words: *const u32,
-    /// Of integers: `[columns / 32, N]`.
+    /// Of integers only: `[columns / 32, N]`.
     scales: *const f32,
     /// `[N, 32]`, overwritten if this is the first tile.
     out: *mut f32,
@@ -293,14 +293,14 @@ impl Inputs {
     }
 }
 
-/// What a tile is decoded to, and multiplied as.
+/// The number format that a tile is decoded to and multiplied in.
 trait Arithmetic {
     /// Bytes of a packed block.
     const BYTES: usize;
-    /// Words of a decoded block of one row.
+    /// Words per row of a decoded block.
     const WORDS: usize;
 
-    /// Decodes a block of each of 16 rows. Words of a row are 32 words apart, and `units` are 16.
+    /// Decodes one block of each of 16 rows. The words of a row are 32 words apart; `units` has one value per row.
     ///
     /// # Safety
     /// The blocks can be read, and the results written.
@@ -309,14 +309,14 @@ trait Arithmetic {
     /// Adds the products of a tile of `blocks` blocks with N inputs.
     ///
     /// # Safety
-    /// The tile was decoded so far, and the inputs are as many and as wide.
+    /// `blocks` blocks of the tile have been decoded, and there are N inputs of as many columns.
     unsafe fn multiply<S: Simd, const N: usize>(tile: *const Decoded, blocks: usize, inputs: Inputs);
 }
 
 struct Floats<B>(PhantomData<B>);
 struct Integers<B>(PhantomData<B>);
 
-/// Rows become columns, 32 words apart.
+/// Transposes 16 × 16 words into rows that are 32 words apart.
 #[inline(always)]
 unsafe fn store_columns<S: Simd>(mut rows: [S::I; LANES], to: *mut u32) {
     // SAFETY: the caller's.

@@ -1,9 +1,9 @@
-//! What happens to a row of activations between products.
+//! Operations on rows of activations: RMS norm, SwiGLU, rotary embedding and softmax.
 
 use crate::isa::{Isa, Kernel};
 use crate::simd::{LANES, Simd};
 
-/// SwiGLU's clamp, and the factor in its sigmoid.
+/// SwiGLU's clamp, and the factor of its sigmoid's argument.
 const SWIGLU_LIMIT: f32 = 7.0;
 const SWIGLU_ALPHA: f32 = 1.702;
 
@@ -27,10 +27,11 @@ pub fn swiglu(isa: Isa, gate: &mut [f32], up: &[f32]) {
     unsafe { isa.run(Swiglu { gate, up }) }
 }
 
-/// Rotates a head by the angles whose cosines and sines these are: dimension i pairs with i + half.
+/// Rotary embedding of one head, `[head_dim]`: rotates dimensions i and i + head_dim / 2 by angle i. `cosines` and `sines` are
+/// `[head_dim / 2]`.
 ///
 /// # Panics
-/// If the head is not twice as long as they are.
+/// If `head` is not twice as long as `cosines` and `sines`.
 pub fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
     assert!(head.len() == 2 * cosines.len() && cosines.len() == sines.len(), "a pair of dimensions for each angle");
     let (first, second) = head.split_at_mut(cosines.len());
@@ -39,7 +40,7 @@ pub fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
     }
 }
 
-/// `e^x / Σ e^x`, in place.
+/// Softmax, in place.
 pub fn softmax(x: &mut [f32]) {
     let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     x.iter_mut().for_each(|value| *value = (*value - largest).exp());
@@ -109,7 +110,7 @@ impl Kernel for Swiglu<'_> {
                     padded.1[..up.len()].copy_from_slice(up);
                     (S::load(padded.0.as_ptr()), S::load(padded.1.as_ptr()))
                 };
-                // In this order, what is no number stays so.
+                // `min` and `max` return their second argument if one is NaN: in this order NaN is kept.
                 let g = S::min(S::splat(SWIGLU_LIMIT), g);
                 let u = S::max(S::splat(-SWIGLU_LIMIT), S::min(S::splat(SWIGLU_LIMIT), u));
                 let one = S::splat(1.0);

@@ -1,15 +1,15 @@
-//! Which few rows of a matrix can have the largest product with an input: found from a copy of the rows in 4 bits.
+//! Finds the few rows of a matrix that can have the largest product with an input, from a copy of the matrix in 4 bits.
 //!
-//! The likeliest token needs the largest logit and no other. A screen holds every row on a coarse grid, in about half the bytes of
-//! Q8_0 and a quarter of those of BF16, and estimates all products from it. What an estimate may be wrong by is known when the grid is made: let
-//! r be what a row's block of 32 lost by rounding, and x the same block of the input; then `r · x` has the variance `|r|² |x|² / 32`, because
-//! rounding knows nothing of the input. A row whose estimate lies more than [`DEVIATIONS`] of these below a product already
-//! known is out of the question; the others are multiplied as ever.
+//! Greedy decoding needs the largest logit only. A screen holds every row with 4-bit codes, in about half the bytes of Q8_0 and a quarter
+//! of those of BF16, and estimates all products from them. The error of an estimate is bounded as follows: let r be the rounding error of a
+//! block of 32 weights, and x the same block of the input. If rounding errors are independent of the input, `r · x` has the variance
+//! `|r|² |x|² / 32`. A row whose estimate is more than [`DEVIATIONS`] standard deviations below a product that is already known is
+//! excluded; the other rows are multiplied exactly.
 //!
-//! Such a sum of 2880 bounded terms passes 12 deviations less than once in 10³¹ products. It is a statement about rounding errors, not
-//! a bound for weights that somebody made to break it: who wants that multiplies every row.
+//! A sum of terms of bounded size and independent signs exceeds 8 standard deviations less than once in 10¹³ products
+//! (Hoeffding's inequality). This is a statement about rounding errors, not a bound for adversarial weights: for those, multiply every row.
 //!
-//! Estimates round inputs too, to 8 bits a block: 15 levels of weights are what limits them.
+//! Inputs are rounded too, to 8-bit codes with a scale per block; the 15 levels of the weights dominate the error.
 
 use formats::{BLOCK, Storage};
 
@@ -20,55 +20,55 @@ use crate::product::{AHEAD, TILE};
 use crate::simd::{LANES, Simd};
 use crate::weights::{BF16Block, Block, F16Block, F32Block, Mxfp4Block, PackedRows, Q8Block};
 
-/// Standard deviations of an estimate's error that a row is given.
+/// The margin of a bound, in standard deviations of an estimate's error.
 const DEVIATIONS: f32 = 8.0;
 /// The largest code of a weight, and of an input.
 const WEIGHT_LIMIT: f32 = 7.0;
 const INPUT_LIMIT: f32 = 127.0;
-/// What is added to a weight's code, so that it has no sign.
+/// Added to a weight's code to make it unsigned.
 const OFFSET: i32 = 8;
-/// Vectors of codes of 16 rows of a block, and their bytes.
+/// Vectors that hold the codes of a block of 16 rows, and their size in bytes.
 const VECTORS: usize = BLOCK / 8;
 const CODE_BYTES: usize = VECTORS * 4 * LANES;
-/// The square of what an input's value loses at most to its rounding, in shares of the square of its block's largest.
+/// The largest squared rounding error of an input's value, relative to the square of its block's largest value.
 const INPUT_LOSS: f32 = 0.25 / (INPUT_LIMIT * INPUT_LIMIT);
 
-/// The rows of a matrix in 4 bits a value and 16 a block of 32.
+/// A matrix in 4 bits per value and a 16-bit scale per block of 32.
 pub struct Screen {
     rows: usize,
     blocks: usize,
-    /// By tile of 32 rows, half of it, block and vector: a word holds 8 codes of a row, those of 4 columns in its low nibbles.
+    /// `[tile of 32 rows, half of a tile, block, vector, row]`: a word holds 8 codes of a row, the first 4 columns in the low nibbles.
     codes: Vec<u8>,
-    /// bf16, by tile, half, block and row.
+    /// bf16, `[tile, half, block, row]`.
     scales: Vec<u16>,
-    /// By tile and block, whole vectors: the largest `|r|² / 32` of its rows.
+    /// `[tile, block]`, padded to whole vectors: the largest `|r|² / 32` of the tile's rows.
     spreads: Vec<f32>,
 }
 
-/// What is known of the products of a tile's rows with an input.
+/// Bounds the products of a tile's rows with one input: none is taken to exceed `largest + margin`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bound {
     /// The largest estimate.
     pub largest: f32,
-    /// What an estimate may be wrong by; no number where weights or inputs are none.
+    /// The largest error of an estimate; NaN where weights or inputs are NaN.
     pub margin: f32,
 }
 
-/// Inputs rounded for estimates. Reused from step to step.
+/// Inputs rounded for estimates. The buffers are reused by the next step.
 #[derive(Default)]
 pub struct CoarseInputs {
     count: usize,
     groups: usize,
-    /// A group of n is `[columns / 4, n]`: 4 codes a word.
+    /// A group of n inputs is `[columns / 4, n]`, 4 codes per word.
     words: Vec<u32>,
-    /// A group of n is `[columns / 32, n]`: what a code is worth, and what [`OFFSET`] adds to the sum of a block.
+    /// A group of n inputs is `[columns / 32, n]`: the scale of a block, and what [`OFFSET`] adds to its sum.
     units: Vec<f32>,
     offsets: Vec<i32>,
-    /// `[count, columns / 32]`, whole vectors: `|x|²` of a block.
+    /// `[count, columns / 32]`, padded to whole vectors: `|x|²` of each block.
     squares: Vec<f32>,
 }
 
-/// A screen that is being made by several threads.
+/// A screen under construction, shared by several threads.
 pub struct ScreenMaking<'a> {
     blocks: usize,
     codes: Shared<'a, u8>,
@@ -77,10 +77,10 @@ pub struct ScreenMaking<'a> {
 }
 
 impl Screen {
-    /// A screen of a matrix of so many rows, yet to be made tile by tile.
+    /// An empty screen for a matrix `[rows, columns]`. Each tile must then be made with [`Screen::make`].
     ///
     /// # Panics
-    /// If `columns` is no positive multiple of 32.
+    /// If `columns` is not a positive multiple of 32.
     pub fn new(rows: usize, columns: usize) -> Screen {
         assert!(columns > 0 && columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
         let (tiles, blocks) = (rows.div_ceil(TILE), columns / BLOCK);
@@ -93,7 +93,7 @@ impl Screen {
         }
     }
 
-    /// Bytes that a screen of such a matrix takes.
+    /// Size in bytes of the screen of a matrix `[rows, columns]`.
     pub fn bytes(rows: usize, columns: usize) -> usize {
         let (tiles, blocks) = (rows.div_ceil(TILE), columns / BLOCK);
         tiles * (blocks * (2 * CODE_BYTES + 2 * TILE) + 4 * blocks.next_multiple_of(LANES))
@@ -112,11 +112,11 @@ impl Screen {
         }
     }
 
-    /// Estimates of the products of a tile's rows, `estimates[i · 32 + r]`, and what is known of those of input i, `bounds[i]`. Past
-    /// the last row estimates are 0.
+    /// Estimates the products of a tile's rows with the inputs: row r and input i into `estimates[i · 32 + r]`, and a bound for all rows
+    /// into `bounds[i]`. Estimates past the last row are 0.
     ///
     /// # Panics
-    /// If there is no such tile, or lengths do not fit.
+    /// If there is no such tile, or lengths do not match.
     pub fn estimate(&self, isa: Isa, tile: usize, inputs: &CoarseInputs, estimates: &mut [f32], bounds: &mut [Bound]) {
         assert!(tile < self.tiles(), "a tile of the screen");
         assert_eq!(inputs.squares.len(), inputs.count * self.blocks.next_multiple_of(LANES), "as wide as the matrix");
@@ -127,13 +127,13 @@ impl Screen {
 }
 
 impl ScreenMaking<'_> {
-    /// Makes the tile of these rows.
+    /// Makes a tile from its rows.
     ///
     /// # Safety
     /// No other thread makes this tile.
     ///
     /// # Panics
-    /// If there is no such tile, or the rows are more than 32 or of another width.
+    /// If there is no such tile, or there are more than 32 rows, or their width is not the screen's.
     pub unsafe fn tile(&self, isa: Isa, tile: usize, rows: PackedRows<'_>) {
         assert!(rows.count <= TILE && rows.blocks() == self.blocks, "a tile of the matrix");
         let padded = self.blocks.next_multiple_of(LANES);
@@ -148,10 +148,10 @@ impl ScreenMaking<'_> {
 }
 
 impl CoarseInputs {
-    /// Rounds inputs of `columns` values.
+    /// Rounds inputs `[inputs, columns]`.
     ///
     /// # Panics
-    /// If `columns` is no positive multiple of 32, or `values` are not whole inputs.
+    /// If `columns` is no positive multiple of 32, or the length of `values` is not a multiple of it.
     pub fn round(&mut self, isa: Isa, values: &[f32], columns: usize) {
         assert!(columns > 0 && columns.is_multiple_of(BLOCK) && values.len().is_multiple_of(columns), "whole inputs");
         let (count, blocks) = (values.len() / columns, columns / BLOCK);
@@ -198,7 +198,7 @@ impl Kernel for Estimate<'_> {
     type Output = ();
 
     /// # Safety
-    /// A tile of the screen, inputs as wide, 32 estimates and a bound for each.
+    /// The tile exists, the inputs are as wide as the screen, and there are 32 estimates and a bound for each input.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Estimate { screen: &Screen { blocks, ref codes, ref scales, ref spreads, .. }, tile, inputs, .. } = self;
@@ -343,7 +343,7 @@ impl Coarsen<'_> {
                     let at = at * CODE_BYTES + (vector * LANES + lane) * 4;
                     codes[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 }
-                // What is no number stays so: nothing of this tile is ever out of the question then.
+                // NaN is kept: no row of this tile is ever excluded then.
                 if spread > spreads[block] || spread.is_nan() {
                     spreads[block] = spread;
                 }
@@ -352,7 +352,7 @@ impl Coarsen<'_> {
     }
 }
 
-/// A block's scale as bf16, its codes, and `|r|² / 32`: with what rounding the input adds, as if it were the block's.
+/// Rounds a block: its scale as bf16, its codes, and `|r|² / 32`, which includes the error from rounding the input.
 ///
 /// # Safety
 /// The block can be read.

@@ -1,8 +1,8 @@
-//! Products of MXFP4 rows with a few inputs that were laid out for it: the fast mode's way of streaming.
+//! Products of MXFP4 rows with up to 4 inputs in a layout for it: the fast mode's matrix–vector product.
 //!
-//! A strip is an input as words, 32 for each block of 32 values. With BF16 it is the values rounded to bf16, and what they lose by it,
-//! again as bf16: a block of weights is then one shift and one look-up in a table that has its scale in it, and an input two
-//! instructions, where f32 takes seven and three. Without BF16 it is the values as they are.
+//! A strip is an input as 32-bit words, 32 for each block of 32 values. With BF16 instructions, each value is split into its bf16 rounding
+//! and the bf16 of the rounding error. Decoding a block of weights then takes one shift and one look-up in a table that includes the
+//! scale, and an input two instructions; in f32 these take seven and three. Without BF16 a strip holds the f32 values.
 //!
 //! What was tried, in GB/s of weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop: 43), for 1, 2, 3
 //! and 4 inputs:
@@ -18,20 +18,20 @@ use crate::product::{AHEAD, FEW, TILE};
 use crate::simd::{LANES, Simd};
 use crate::weights::PackedRows;
 
-/// Lays out values of an input, whole blocks of 32, as a strip of as many words. The strip is for the same [`Isa`].
+/// Converts an input of whole blocks of 32 values to a strip of as many words. A strip can only be multiplied with the same [`Isa`].
 ///
 /// # Panics
-/// If the lengths differ or are no multiple of 32.
+/// If the lengths differ or are not multiples of 32.
 pub fn strip(isa: Isa, values: &[f32], out: &mut [u32]) {
     assert!(values.len() == out.len() && values.len().is_multiple_of(BLOCK), "whole blocks and as many words");
     // SAFETY: the lengths that the kernel asks for were just checked.
     unsafe { isa.run(Layout { values, out }) }
 }
 
-/// `out[i · 32 + r] = rows[r] · inputs[i]`, for at most 4 strips and 32 rows of MXFP4. Results past the last row are left.
+/// `out[i · 32 + r] = rows[r] · inputs[i]`, for at most 4 strips and 32 rows of MXFP4. Results past the last row are left unchanged.
 ///
 /// # Panics
-/// If there are more, lengths do not fit, or the rows are of another format.
+/// If there are more, lengths do not match, or the rows are of another format.
 pub fn multiply_strips(isa: Isa, rows: PackedRows<'_>, strips: &[&[u32]], out: &mut [f32]) {
     assert!(rows.storage == Storage::Mxfp4, "rows of MXFP4");
     assert!(rows.count <= TILE && !strips.is_empty() && strips.len() <= FEW, "a small product");
@@ -50,7 +50,7 @@ impl Kernel for Layout<'_> {
     type Output = ();
 
     /// # Safety
-    /// Whole blocks, and as many words.
+    /// The values are whole blocks, and there are as many words.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         for (values, out) in self.values.as_chunks::<BLOCK>().0.iter().zip(self.out.as_chunks_mut::<BLOCK>().0) {
@@ -70,7 +70,7 @@ impl Kernel for Strips<'_> {
     type Output = ();
 
     /// # Safety
-    /// 1 to 4 strips as wide as the rows, at most 32 rows of MXFP4, 32 results a strip.
+    /// There must be 1 to 4 strips as wide as the rows, at most 32 rows of MXFP4, and 32 results per strip.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's; the number of strips is the one matched.
@@ -86,7 +86,7 @@ impl Kernel for Strips<'_> {
 }
 
 impl Strips<'_> {
-    /// N strips with P sums each: two while there are registers, since additions wait for each other.
+    /// Multiplies N strips with P sums each: two where registers suffice, to shorten the chain of dependent additions.
     #[inline(always)]
     unsafe fn with<S: Simd, const N: usize, const P: usize>(self) {
         let Strips { rows, strips, out } = self;
@@ -111,7 +111,7 @@ impl Strips<'_> {
     }
 }
 
-/// R rows from `row` on, times N strips.
+/// Multiplies R rows from `row` on by N strips.
 ///
 /// # Safety
 /// The rows exist, the strips are as wide as they are, and `out` has 32 results for each.

@@ -1,4 +1,4 @@
-//! Rows of packed weights, and what the kernels need to know of each storage format.
+//! Rows of packed weights, and how kernels decode a block of each storage format.
 
 use formats::mxfp4::HALF_E8M0;
 use formats::{BLOCK, Storage};
@@ -16,7 +16,7 @@ pub struct PackedRows<'a> {
 
 impl<'a> PackedRows<'a> {
     /// # Panics
-    /// If `columns` is no positive multiple of 32, or `data` is not whole rows.
+    /// If `columns` is not a positive multiple of 32, or `data` is not whole rows.
     pub fn new(data: &'a [u8], storage: Storage, columns: usize) -> PackedRows<'a> {
         assert!(columns > 0 && columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
         let row_bytes = columns / BLOCK * storage.block_bytes();
@@ -41,10 +41,10 @@ impl<'a> PackedRows<'a> {
     }
 }
 
-/// Reading one block of 32 values.
+/// Decoding of one block of 32 values.
 ///
 /// # Safety
-/// Of every function: the machine has the instructions of `S`, and `p` points to [`Block::BYTES`] readable bytes.
+/// For every function: the machine has the instructions of `S`, and `p` points to [`Block::BYTES`] readable bytes.
 pub(crate) trait Block {
     const BYTES: usize;
     /// Whether values must still be multiplied by [`Block::scale`].
@@ -56,14 +56,14 @@ pub(crate) trait Block {
     unsafe fn scale<S: Simd>(p: *const u8) -> S::V;
 }
 
-/// A block of whole numbers.
+/// Decoding of a quantized block, whose values are integers times a scale.
 ///
 /// # Safety
-/// As of [`Block`].
+/// As for [`Block`].
 pub(crate) trait IntegerBlock {
-    /// The 32 values as 16-bit integers in pairs, each 1 / [`IntegerBlock::units`] of the value.
+    /// The 32 values as 16-bit integers in pairs: value = integer · [unit](IntegerBlock::units).
     unsafe fn pairs<S: Simd>(p: *const u8) -> S::I;
-    /// Of 16 blocks.
+    /// The unit of the integers in each of 16 blocks.
     unsafe fn units<S: Simd>(blocks: [*const u8; LANES]) -> S::V;
 }
 

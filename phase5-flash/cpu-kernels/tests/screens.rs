@@ -112,7 +112,7 @@ proptest! {
         }
     }
 
-    /// Who screens by bounds must find what is no number.
+    /// A row with NaN is never excluded by its bound.
     #[test]
     fn what_is_no_number_is_never_out_of_the_question(
         seed: u64, rows in 1usize..40, blocks in 1usize..5, inputs in 1usize..4, bad in any::<prop::sample::Index>(),

@@ -1,7 +1,11 @@
 //! What the kernels' tests share.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use cubecl::wgpu::{WgpuSetup, wgpu};
 use formats::Storage;
+use gptoss_reference::test_seed;
 use phase2_forward::{ComputeDevice, register};
 
 use crate::device::{Buffer, Device};
@@ -10,10 +14,23 @@ use crate::kv::{KvCache, KvPool, PAGE};
 use crate::matrix::Matrix;
 use crate::matvec::{MatvecChoice, Walk};
 
-/// A GPU, or else a software rasterizer.
+/// A GPU, or else a software rasterizer; the same one whenever a test asks.
+///
+/// A rasterizer compiles kernels on one thread per device, which is most of a test's time there. Tests that run side by side therefore get
+/// different devices.
 pub fn device() -> Device {
+    const SIDE_BY_SIDE: usize = 2;
+    static DEVICES: [OnceLock<cubecl::Device>; SIDE_BY_SIDE] = [const { OnceLock::new() }; SIDE_BY_SIDE];
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Each test has a thread of its own.
+    thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SIDE_BY_SIDE);
+
     let [_, found] = ComputeDevice::for_gates().expect("a GPU or a software rasterizer");
-    Device::new(found.client().expect("a GPU"), found.memory)
+    if !found.is_software() {
+        return Device::new(found.client().expect("a GPU"), found.memory);
+    }
+    let device = DEVICES[NUMBER.with(|&number| number)].get_or_init(|| open(None).1);
+    Device::new(device.client(), found.memory)
 }
 
 pub fn gpu() -> Gpu {
@@ -29,20 +46,30 @@ pub struct OwnDevice {
 impl OwnDevice {
     /// A device with `shared` bytes of shared memory.
     pub fn new(shared: u32) -> OwnDevice {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-        let adapter = adapters.into_iter().next().expect("a GPU or a software rasterizer");
-        let request = wgpu::DeviceDescriptor {
-            required_features: adapter.features() & !wgpu::Features::all_experimental_mask(),
-            required_limits: wgpu::Limits { max_compute_workgroup_storage_size: shared, ..adapter.limits() },
-            ..wgpu::DeviceDescriptor::default()
-        };
-        let (wgpu, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
-        let backend = adapter.get_info().backend;
-        let setup = WgpuSetup { instance, adapter, device: wgpu.clone(), queue, backend };
-        let found = cubecl::Device::Wgpu(register(setup, 256).expect("a runtime"));
-        OwnDevice { wgpu, device: Device::new(found.client(), None) }
+        let (wgpu, device) = open(Some(shared));
+        OwnDevice { wgpu, device: Device::new(device.client(), None) }
     }
+}
+
+/// Another device of the first adapter, with `shared` bytes of shared memory or all that there are.
+fn open(shared: Option<u32>) -> (wgpu::Device, cubecl::Device) {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapter = adapters.into_iter().next().expect("a GPU or a software rasterizer");
+    let mut required_limits = adapter.limits();
+    if let Some(shared) = shared {
+        required_limits.max_compute_workgroup_storage_size = shared;
+    }
+    let request = wgpu::DeviceDescriptor {
+        required_features: adapter.features() & !wgpu::Features::all_experimental_mask(),
+        required_limits,
+        ..wgpu::DeviceDescriptor::default()
+    };
+    let (wgpu, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
+    let backend = adapter.get_info().backend;
+    let setup = WgpuSetup { instance, adapter, device: wgpu.clone(), queue, backend };
+    let device = cubecl::Device::Wgpu(register(setup, 256).expect("a runtime"));
+    (wgpu, device)
 }
 
 /// A buffer that no kernel has written.
@@ -113,20 +140,20 @@ impl TestCache {
     }
 }
 
-/// Fresh numbers, the same again for the same seed.
+/// Random numbers, other ones in every run unless `TEST_SEED` is set.
 #[derive(Debug)]
 pub struct Random {
-    /// Where the numbers began: for a failure's message.
+    /// The value of `TEST_SEED` that repeats the numbers, for a failure's message.
     #[allow(dead_code, reason = "it is printed")]
     seed: u64,
     state: u64,
 }
 
 impl Random {
+    /// Prints the seed.
     pub fn fresh() -> Random {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-        let seed = now.as_nanos() as u64 | 1;
-        Random { seed, state: seed }
+        let seed = test_seed();
+        Random { seed, state: seed | 1 }
     }
 
     pub fn below(&mut self, end: usize) -> usize {

@@ -1,4 +1,4 @@
-//! Attention, and what comes before it: rotation, and keys and values into the cache.
+//! Rotary embedding, appending to the cache, and attention.
 
 use cpu_kernels::{Blocks, KeyBlock, Queries, Shared, attend, attend_share, merge_shares, rotate};
 
@@ -8,20 +8,20 @@ use super::part::Part;
 use super::scratch::{Scratch, grow};
 use crate::pages::POSITIONS;
 
-/// Positions whose queries one task takes.
+/// Query positions per task.
 const QUERY_TILE: usize = 8;
 
 /// The queries of a task: a few positions of one part, and the query heads of one key/value head.
 struct Task<'a> {
     queries: Queries<'a>,
-    /// Where its queries begin among those of all tokens, and its results among all results.
+    /// Index of its first value among the queries of all tokens, and among all results.
     first: usize,
     head: usize,
     pages: PageList<'a>,
 }
 
 impl Forward {
-    /// Rotates queries and keys; keys and values go into the caches. A task takes one key/value head of one part.
+    /// Rotates queries and keys, and appends keys and values to the cache. A task is one key/value head of one part.
     pub(super) fn append(&self, cache: &mut Cache, s: &mut Scratch, layer: usize, parts: &[Part<'_>]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let (q_width, kv_width) = (self.config.heads * dim, kv_heads * dim);
@@ -57,8 +57,8 @@ impl Forward {
         });
     }
 
-    /// A task takes a few positions of one part and one key/value head. Where that makes fewer tasks than there are threads, as when one
-    /// sequence decodes, each share of a long sequence's keys is a task: the results are the same, to the bit.
+    /// Attention of all new tokens. A task is a few positions of one part and one key/value head. If that gives fewer tasks than threads,
+    /// as when one sequence decodes, each share of a long sequence's keys is a task instead; the results are the same to the bit.
     pub(super) fn attention(&self, cache: &Cache, s: &mut Scratch, layer: usize, parts: &[Part<'_>]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let (stride, width) = (self.config.heads * dim, self.config.heads / kv_heads * dim);
@@ -152,7 +152,7 @@ impl Forward {
         Task { queries, first, head, pages: part.pages(cache.kind(layer)) }
     }
 
-    /// Keys that the step's last query may choose from.
+    /// Number of keys that the step's last query attends to.
     pub(super) fn visible_keys(&self, cache: &Cache, layer: usize, parts: &[Part<'_>]) -> usize {
         let length = parts.last().map_or(0, |part| part.tokens.start + part.tokens.count);
         length.min(cache.reach(self.model.layers[layer].attention))

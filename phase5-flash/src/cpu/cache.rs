@@ -1,10 +1,10 @@
 //! The pages of the KV cache in memory.
 //!
-//! A pool holds the same page of every layer of its place: the first full layer and the first sliding layer share a pool, since a page
-//! belongs to one kind of layer. In a page, what a key/value head keeps lies together: its keys, then its values.
+//! The n-th full layer and the n-th sliding layer share a pool, since a page belongs to one kind of layer. In a page, the keys and then the
+//! values of a key/value head are contiguous.
 //!
-//! The system gives memory to a pool only where it is written, 2 MB at a time if it can: attention over a long sequence reads every page once
-//! a token, and each of the small pages of the system would cost a search of the page tables.
+//! The system allocates memory to a pool when it is first written, in huge pages of 2 MB if it can: attention over a long sequence reads
+//! every page once per token, and small pages would cost a TLB miss each.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,29 +19,29 @@ use crate::pages::{POSITIONS, PageCopy, Pages};
 
 const _: () = assert!(POSITIONS == cpu_kernels::POSITIONS, "a page is a block of the kernels");
 
-/// What every layer keeps.
+/// The cached keys and values of all layers.
 pub(super) struct Cache {
     pub format: CacheFormat,
     pub head_dim: usize,
     kv_heads: usize,
     window: usize,
-    /// `[pages, kv_heads]` times [`KeyBlock::bytes`], from the start of a page of the system on: no vector crosses a cache line.
+    /// `[pages, kv_heads]` blocks of [`KeyBlock::bytes`] each. Mappings are page-aligned, so no vector crosses a cache line.
     pools: Vec<MmapMut>,
-    /// By layer its kind and its pool.
+    /// The kind and the pool of each layer.
     layers: Vec<(AttentionKind, usize)>,
 }
 
 /// The pages of a sequence in one kind of layer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PageList<'a> {
-    /// The number of the first page that is left.
+    /// Index of the first page that was not freed.
     pub first: usize,
     pub pages: &'a VecDeque<u32>,
 }
 
 impl Cache {
     /// # Errors
-    /// The system has no such range of addresses.
+    /// If the system cannot reserve the address range.
     pub fn new(config: &GptOssConfig, format: CacheFormat, pages: usize) -> io::Result<Cache> {
         let mut counts = [0, 0];
         let place = |&kind: &AttentionKind| {
@@ -56,12 +56,12 @@ impl Cache {
         Ok(Cache { format, head_dim, kv_heads, window, pools, layers })
     }
 
-    /// Bytes of a page in one layer.
+    /// Size in bytes of a page in one layer.
     pub fn page_bytes(config: &GptOssConfig, format: CacheFormat) -> usize {
         config.kv_heads * KeyBlock::bytes(format, config.head_dim)
     }
 
-    /// Bytes of one page number in all pools.
+    /// Size in bytes of a page in all pools together.
     pub fn bytes_per_page(config: &GptOssConfig, format: CacheFormat) -> usize {
         let full = config.attention.iter().filter(|&&kind| kind == AttentionKind::Full).count();
         full.max(config.layers() - full) * Self::page_bytes(config, format)
@@ -71,7 +71,7 @@ impl Cache {
         KeyBlock::bytes(self.format, self.head_dim)
     }
 
-    /// Positions that a query of such a layer sees.
+    /// Number of positions that a query attends to in layers of this kind.
     pub fn reach(&self, kind: AttentionKind) -> usize {
         match kind {
             AttentionKind::Sliding => self.window,
@@ -83,20 +83,20 @@ impl Cache {
         self.layers[layer].0
     }
 
-    /// What one key/value head keeps in one page of a layer.
+    /// The block of one key/value head in a page of a layer.
     pub fn block(&self, layer: usize, page: u32, head: usize) -> KeyBlock<'_> {
         let start = (page as usize * self.kv_heads + head) * self.head_bytes();
         let data = &self.pools[self.layers[layer].1][start..start + self.head_bytes()];
         KeyBlock { format: self.format, head_dim: self.head_dim, data }
     }
 
-    /// The bytes of a layer's pool, for tasks that write different heads, and the bytes of a head in a page.
+    /// A layer's pool, for tasks that write different heads, and the size in bytes of one head's block.
     pub fn pool_mut(&mut self, layer: usize) -> (&mut [u8], usize) {
         let head_bytes = self.head_bytes();
         (&mut self.pools[self.layers[layer].1], head_bytes)
     }
 
-    /// Copies pages in every layer. None is ever cleared: attention reads what a sequence has written, and nothing behind its end.
+    /// Copies pages in every layer. Pages need no clearing, since attention reads nothing past the end of a sequence.
     pub fn copy(&mut self, copies: &[PageCopy]) {
         let bytes = self.kv_heads * self.head_bytes();
         for pool in &mut self.pools {
@@ -106,7 +106,7 @@ impl Cache {
         }
     }
 
-    /// The pages of every layer, one after another, with zeros where the sequence has written nothing.
+    /// The pages of each layer as one item, with zeros past the end of the sequence.
     pub fn save<'a>(&self, lists: impl Fn(AttentionKind) -> PageList<'a>, length: usize) -> Vec<Bytes> {
         let save = |layer: usize| {
             let PageList { first, pages } = lists(self.kind(layer));
@@ -122,18 +122,18 @@ impl Cache {
         (0..self.layers.len()).map(save).collect()
     }
 
-    /// Whole pages of the first item of such a layer.
+    /// Number of whole pages in the first item of a layer of this kind.
     pub fn saved_pages(&self, items: &[Bytes], kind: AttentionKind) -> usize {
         let item = self.layers.iter().zip(items).find(|((of, _), _)| *of == kind);
         item.map_or(0, |(_, item)| item.len() / (self.kv_heads * self.head_bytes()))
     }
 
-    /// Bytes of each item that [`Cache::save`] gives of `pages` pages of a kind.
+    /// Size in bytes of each item of [`Cache::save`], with `pages(kind)` pages in layers of a kind.
     pub fn saved_bytes(&self, pages: impl Fn(AttentionKind) -> usize) -> Vec<usize> {
         self.layers.iter().map(|&(kind, _)| pages(kind) * self.kv_heads * self.head_bytes()).collect()
     }
 
-    /// Puts back what [`Cache::save`] gave, into pages of the same number.
+    /// Writes items of [`Cache::save`] into the same number of pages.
     pub fn restore<'a>(&mut self, lists: impl Fn(AttentionKind) -> PageList<'a>, items: &[Bytes]) {
         let bytes = self.kv_heads * self.head_bytes();
         for (layer, item) in items.iter().enumerate() {
@@ -144,8 +144,8 @@ impl Cache {
         }
     }
 
-    /// What a layer keeps of the positions below `length`, of sliding layers the last within the window, oldest first: positions, and
-    /// keys and values `[kv_heads, positions, head_dim]`.
+    /// The cached positions of a sequence of `length` tokens in a layer, oldest first, and their keys and values
+    /// `[kv_heads, positions, head_dim]`. In sliding layers these are the positions within the window.
     pub fn contents(&self, layer: usize, list: PageList<'_>, length: usize) -> (Vec<usize>, Vec<f32>, Vec<f32>) {
         // The oldest of a window is not seen by a next token: a sequence that went back may not have it.
         let oldest = length.saturating_sub(self.reach(self.kind(layer))).max(list.first * POSITIONS);
@@ -165,7 +165,7 @@ impl Cache {
 }
 
 impl PageList<'_> {
-    /// Those that a sequence, which exists, holds.
+    /// The pages of an existing sequence.
     pub fn of(pages: &Pages, sequence: SequenceId, kind: AttentionKind) -> PageList<'_> {
         let (first, pages) = pages.held(sequence, kind);
         PageList { first, pages }
@@ -177,7 +177,7 @@ impl PageList<'_> {
     }
 }
 
-/// Memory that holds zeros, and takes none before it is written.
+/// Maps zeroed memory that is allocated when it is written.
 fn map(bytes: usize) -> io::Result<MmapMut> {
     let memory = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
     // Advice may be refused.

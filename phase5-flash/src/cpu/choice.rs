@@ -1,5 +1,5 @@
-//! From the residual stream to outcomes: logits for those who want them, and tokens drawn from them on the host. The first of the
-//! largest logits is found without computing them all, by the [shortlist](super::shortlist).
+//! From the residual stream to the outcomes of work items: logits, and tokens drawn from logits. Greedy draws can use the
+//! [shortlist](super::shortlist) instead of computing all logits.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ struct Rows<'w> {
 }
 
 impl CpuEngine {
-    /// What becomes of each item, from the residual stream of its tokens.
+    /// The outcome of each work item, computed from the residual stream in the scratch.
     pub(super) fn outcomes(&mut self, work: &[Work<'_>], new: &[NewTokens], probe: &mut dyn Probe) -> Vec<Outcome> {
         // Rows of the stream that the head takes, and whose they are.
         let (mut rows, mut items) = (Vec::new(), Vec::new());
@@ -53,7 +53,7 @@ impl CpuEngine {
         outcomes
     }
 
-    /// The outcome of each item from the logits of its rows; `None` where one is NaN.
+    /// The outcome of each item from the logits of its rows; `None` if one of them is NaN.
     fn outcomes_of(
         &mut self,
         items: &[Rows<'_>],

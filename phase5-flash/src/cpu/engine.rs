@@ -1,11 +1,11 @@
-//! The engine: sequences and their pages, and the threads that compute them. A step is computed when it is submitted.
+//! The engine: it owns the sequences, their pages and the thread pool. A step is computed when it is submitted.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use bytes::Bytes;
 use cpu_kernels::{Isa, Pool, Screen};
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::plain::{PlainSteps, check_rewind, tokens_of};
@@ -17,60 +17,80 @@ use phase3_kvcache::{CacheType, ReadCache};
 
 use super::cache::{Cache, PageList};
 use super::forward::Forward;
-use super::model::{CpuLoadError, Model};
+use super::model::{CpuLoadError, Model, in_order_of_use};
 use super::part::{NewTokens, Part};
 use super::scratch::Scratch;
 use super::threads;
+use super::weight_check::WeightCheck;
 use crate::pages::{POSITIONS, Pages, REWIND, Reuse};
 
 /// The engine's name in its snapshots.
 const NAME: &str = "phase 5 on the CPU";
-/// Layers of a kind share their lists of pages.
+/// How long loading waits for the check of the weights: long enough to refuse a small model at once.
+const CHECK_WAIT: Duration = Duration::from_millis(20);
+/// Layers of a kind share a list of pages.
 const KINDS: [AttentionKind; 2] = [AttentionKind::Full, AttentionKind::Sliding];
 
-/// How to compute; the default is fast.
+/// Options of the engine. The default is the fast mode.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
-    /// One per physical core if not given, and never more than the process has processors.
+    /// Number of threads, capped at the processors that the process may use; by default one per physical core.
     pub threads: Option<usize>,
-    /// f32 throughout, as the golden values were made.
+    /// Computes in f32 throughout, as the golden values were computed.
     pub exact: bool,
-    /// The best of this machine if not given.
+    /// By default the best of this machine.
     pub isa: Option<Isa>,
-    /// f16 if not given, f32 where `exact`.
+    /// Format of the KV cache; by default f16, or f32 if `exact`.
     pub kv: Option<CacheType>,
-    /// Bytes of the KV cache, in memory only where they have been written; if not given, room for one full context and some short
-    /// sequences, or what half of the free memory holds.
+    /// Size in bytes of the KV cache, which takes memory only where it is written; by default room for one full context and some short
+    /// sequences, limited to half of the free memory.
     pub kv_bytes: Option<u64>,
 }
 
 impl CpuOptions {
-    /// How keys and values are stored.
+    /// The format of the KV cache.
     pub fn cache_type(&self) -> CacheType {
         self.kv.unwrap_or(if self.exact { CacheType::F32 } else { CacheType::F16 })
     }
+
+    /// Threads that compute on this machine.
+    pub fn thread_count(&self) -> usize {
+        threads::count(self.threads)
+    }
 }
 
-/// Computes batches on the CPU, from the pages of the mapped file.
+/// Computes batches of sequences on the CPU, with weights read from the mapped file.
 pub struct CpuEngine {
     pub(super) forward: Forward,
     pages: Pages,
     cache: Cache,
     pub(super) scratch: Scratch,
-    /// Of the head, and greedy steps before it was made.
+    /// The coarse copy of the head, and the number of greedy steps before it was made.
     pub(super) shortlist: Option<Arc<Screen>>,
     pub(super) greedy_steps: usize,
-    /// What sequences drew last, if that may be fed.
+    /// The token that each sequence drew in its last step, if it may be fed.
     drawn: HashMap<SequenceId, u32>,
     steps: PlainSteps,
+    weights: WeightCheck,
 }
 
 impl CpuEngine {
-    /// Reads the scales of MXFP4 weights, and brings their pages of the file in; others come in when they are first used.
+    /// Prepares a model to compute from its mapped file. A thread in the background looks for MXFP4 scale bytes of 255 and maps the
+    /// pages of the weights in the order of their use. Loading waits for it for 20 ms at most; if it finds such a byte later, every
+    /// step after that fails with [`EngineError::Device`].
     ///
     /// # Errors
-    /// A scale byte of 255, a shape that the kernels do not take, or a cache that the system has no addresses for.
+    /// A scale byte of 255 that was found at once, a shape that the kernels do not take, or a cache that the system cannot map.
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
+        CpuEngine::load_within(checkpoint, options, CHECK_WAIT)
+    }
+
+    /// As [`CpuEngine::load`], waiting for the check of the weights for at most `check_wait`.
+    fn load_within(
+        checkpoint: &Checkpoint,
+        options: CpuOptions,
+        check_wait: Duration,
+    ) -> Result<CpuEngine, CpuLoadError> {
         let config = checkpoint.config.clone();
         let kv = options.cache_type();
         // The kernels take vectors of 16 values.
@@ -80,6 +100,7 @@ impl CpuEngine {
             return Err(CpuLoadError::HeadDim { path, head_dim, unit, kv: kv.name() });
         }
         let model = Model::load(checkpoint)?;
+        let mut weights = WeightCheck::start(checkpoint.path.clone(), in_order_of_use(checkpoint));
         let page = Cache::bytes_per_page(&config, kv);
         let free = available_memory().map(|bytes| bytes / 2);
         // A pool cannot be empty. One that is too small for any sequence says so at the first step.
@@ -88,15 +109,15 @@ impl CpuEngine {
             let (path, bytes) = (checkpoint.path.clone(), (page as u64).saturating_mul(count as u64));
             CpuLoadError::Cache { path, bytes, source }
         })?;
-        touch_in_background(model.in_order_of_use());
         let forward = Forward {
             rope: Rope::new(&config.rope, config.head_dim),
             model,
-            pool: Pool::new(threads::count(options.threads)),
+            pool: Pool::new(options.thread_count()),
             isa: options.isa.unwrap_or_else(Isa::best),
             exact: options.exact,
             config,
         };
+        weights.wait(check_wait)?;
         let config = &forward.config;
         Ok(CpuEngine {
             pages: Pages::new(count, config.sliding_window, &config.attention, Reuse::AsLeft),
@@ -106,6 +127,7 @@ impl CpuEngine {
             greedy_steps: 0,
             drawn: HashMap::new(),
             steps: PlainSteps::default(),
+            weights,
             forward,
         })
     }
@@ -181,6 +203,7 @@ impl Engine for CpuEngine {
 
 impl Inspect for CpuEngine {
     fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
+        self.weights.result()?;
         check_work(self, work)?;
         let inputs = tokens_of(work, |sequence| self.drawn.get(&sequence).copied())?;
         let reached = |(item, input): (&Work<'_>, &Vec<u32>)| (item.sequence, self.length(item.sequence) + input.len());
@@ -257,19 +280,76 @@ impl ReadCache for CpuEngine {
     }
 }
 
-/// Maps pages before a token asks for them, while a tokenizer is built or a prompt typed: 12 GB cost some 3 s of page faults, which
-/// the first tokens would pay otherwise.
-fn touch_in_background(parts: Vec<Bytes>) {
-    const PAGE: usize = 4096;
-    std::thread::spawn(move || {
-        let touched = parts.iter().flat_map(|part| part.iter().step_by(PAGE));
-        std::hint::black_box(touched.fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
-    });
-}
-
-/// Bytes of memory that no process uses, where the system tells.
+/// Available memory in bytes, if the system reports it.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::mpsc;
+
+    use phase1_loading::{HostTensor, LoadError, check_scales};
+    use phase2_forward::Want;
+    use synthetic::SyntheticModel;
+
+    use super::*;
+
+    const DAMAGED: &str = "blk.1.ffn_down_exps.weight";
+
+    fn written() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        let model = SyntheticModel::preset("nano").expect("a preset");
+        model.write(&path, 0, &mut |_, _| ()).expect("written");
+        (directory, path)
+    }
+
+    /// The model with a scale byte of 255 in block 5 of a tensor.
+    fn damaged(path: &Path) -> Checkpoint {
+        let mut checkpoint = Checkpoint::open(path).expect("opens");
+        let tensor = checkpoint.tensor(DAMAGED);
+        let (format, shape, mut packed) = (tensor.format, tensor.shape.clone(), tensor.packed().to_vec());
+        packed[17 * 5] = 255;
+        checkpoint.tensors.insert(DAMAGED.into(), HostTensor::packed_rows(format, shape, packed.into()));
+        checkpoint
+    }
+
+    fn assert_names_the_damage(error: &str, checkpoint: &Checkpoint) {
+        let path = checkpoint.path.display().to_string();
+        for part in [path.as_str(), DAMAGED, "255 in block 5", "again"] {
+            assert!(error.contains(part), "{part} in: {error}");
+        }
+    }
+
+    #[test]
+    fn a_scale_of_255_is_refused_if_it_is_found_while_loading() {
+        let (_directory, path) = written();
+        let checkpoint = damaged(&path);
+        let refused = CpuEngine::load_within(&checkpoint, CpuOptions::default(), Duration::from_secs(600));
+        assert_names_the_damage(&refused.err().expect("refused").to_string(), &checkpoint);
+    }
+
+    #[test]
+    fn steps_fail_after_a_scale_of_255_is_found_later() {
+        let (_directory, path) = written();
+        let whole = Checkpoint::open(&path).expect("opens");
+        let mut engine = CpuEngine::load(&whole, CpuOptions::default()).expect("loads");
+        let (sender, reports) = mpsc::channel::<Result<(), LoadError>>();
+        engine.weights = WeightCheck::of(reports);
+        let work = [Work::tokens(0, &[1, 2], Want::Nothing)];
+        engine.step(&work).expect("nothing was found yet");
+        let found = damaged(&path);
+        sender.send(check_scales(&found.path, DAMAGED, found.tensor(DAMAGED))).expect("the engine is there");
+        for _ in 0..2 {
+            match engine.step(&work) {
+                Err(EngineError::Device(sentence)) => assert_names_the_damage(&sentence, &found),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(engine.length(0), 2);
+    }
 }

@@ -1,4 +1,4 @@
-//! The chosen experts: an expert's weights are read once for all tokens that chose it.
+//! The mixture of experts. The weights of an expert are read once per step, for all tokens that chose it.
 
 use cpu_kernels::{FEW, Shared, Storage, TILE, strip, swiglu};
 
@@ -7,12 +7,13 @@ use super::model::{Layer, Matrix};
 use super::scratch::{Chosen, ExpertInputs, Scratch};
 
 impl Forward {
-    /// Whether a few inputs of these matrices are laid out before they are multiplied.
+    /// Whether products of this matrix with a few inputs take these as strips.
     fn takes_strips(&self, matrix: &Matrix) -> bool {
         !self.exact && matrix.storage == Storage::Mxfp4
     }
 
-    /// Packs the chosen experts' inputs for matrices of `columns`; `input` gives one by its place in [`Choices::tokens`](super::scratch::Choices::tokens).
+    /// Packs the inputs of the chosen experts for `matrices`. `input(i)` returns the input of entry i of
+    /// [`Choices::tokens`](super::scratch::Choices::tokens).
     fn pack_experts<'a>(
         &self,
         packed: &mut ExpertInputs,
@@ -42,7 +43,7 @@ impl Forward {
         });
     }
 
-    /// What the expert chosen as `number` multiplies `matrix` with.
+    /// The inputs of the chosen expert with index `number`, for `matrix`.
     fn expert_input<'a>(
         &self,
         packed: &'a ExpertInputs,
@@ -64,7 +65,7 @@ impl Forward {
         }
     }
 
-    /// Both projections of the chosen experts and SwiGLU: a task takes 32 hidden values of one expert, for all its tokens.
+    /// Gate and up projections of the chosen experts, and SwiGLU. A task is 32 outputs of one expert, for all its tokens.
     pub(super) fn gate_up(&self, layer: &Layer, s: &mut Scratch) {
         let (hidden, width) = (self.config.hidden, self.config.expert_width);
         let Scratch { h, hidden: out, choices, expert_inputs, threads, .. } = s;
@@ -96,7 +97,7 @@ impl Forward {
         });
     }
 
-    /// The chosen experts' last projection, weighted and added to the stream: a task takes 32 values of it, of all experts.
+    /// Down projections of the chosen experts, weighted and added to the residual stream. A task is 32 outputs, for all experts.
     pub(super) fn down(&self, layer: &Layer, s: &mut Scratch) {
         let (hidden, width) = (self.config.hidden, self.config.expert_width);
         let Scratch { x, hidden: h, choices, expert_inputs, threads, .. } = s;

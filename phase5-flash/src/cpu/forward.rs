@@ -1,7 +1,7 @@
 //! The forward pass of a step, top to bottom.
 //!
-//! Shapes are as in phase 2, with the new tokens of all sequences as one matrix `[tokens, hidden]`. Each operation is cut
-//! into tiles of 32 weight rows, which the pool's threads take one after another.
+//! Shapes are as in phase 2, with the new tokens of all sequences as one matrix `[tokens, hidden]`. A product is split into tasks of 32
+//! weight rows for the threads of the pool.
 
 use cpu_kernels::{
     FEW, Isa, PackedRows, Panel, PanelFormat, Pool, Shared, TILE, multiply_few, multiply_panel, multiply_strips,
@@ -15,10 +15,10 @@ use super::model::{Layer, Matrix, Model};
 use super::part::Part;
 use super::scratch::{Scratch, ThreadScratch, grow};
 
-/// Experts whose router logits one task computes.
+/// Router logits (experts) per task.
 const ROUTER_TILE: usize = 8;
 
-/// The model, and what computes it.
+/// The model, and what is needed to compute it.
 pub(super) struct Forward {
     pub config: GptOssConfig,
     pub rope: Rope,
@@ -33,18 +33,18 @@ pub(super) struct Forward {
 pub(super) enum Input<'a> {
     /// At most [`FEW`] rows.
     Few([&'a [f32]; FEW], usize),
-    /// As many, laid out for MXFP4.
+    /// At most [`FEW`] rows as strips, for MXFP4.
     Strips([&'a [u32]; FEW], usize),
     Panel(&'a Panel),
 }
 
-/// At most [`FEW`] rows by number.
+/// Collects `count` rows, at most [`FEW`], and returns them with `count`.
 pub(super) fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a [T]; FEW], usize) {
     (std::array::from_fn(|i| if i < count { row(i) } else { &[] }), count)
 }
 
 impl Forward {
-    /// Runs the tokens through the layers. The result is the scratch's residual stream.
+    /// Computes all layers for the new tokens. The result is the residual stream in the scratch.
     pub fn layers(
         &self,
         cache: &mut Cache,
@@ -116,7 +116,7 @@ impl Forward {
         }
     }
 
-    /// Cosines and sines of every token's position, as phase 2 computes them.
+    /// Cosines and sines of the rotary embedding for each token's position, computed as in phase 2.
     fn angles(&self, s: &mut Scratch, parts: &[Part<'_>]) {
         let positions = parts.iter().flat_map(|part| part.tokens.start..part.tokens.start + part.tokens.count);
         let angles = positions.flat_map(|p| self.rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
@@ -132,7 +132,7 @@ impl Forward {
         }
     }
 
-    /// RMS norm of `n` rows of `x`: row `i` of `out` is that of row `row(i)`.
+    /// RMS norm of `n` rows: row i of `out` is the norm of row `row(i)` of `x`.
     fn norm(&self, x: &[f32], weight: &[f32], n: usize, row: impl Fn(usize) -> usize + Sync, out: &mut [f32]) {
         let hidden = self.config.hidden;
         let out = Shared::new(out);
@@ -143,13 +143,13 @@ impl Forward {
         });
     }
 
-    /// The format in which these matrices take their inputs.
+    /// The panel format of inputs of these matrices.
     pub(super) fn panel_format(&self, matrices: &[&Matrix]) -> PanelFormat {
         let integers = !self.exact && matrices.iter().all(|matrix| matrix.storage.is_quantized());
         if integers { PanelFormat::I16 } else { PanelFormat::F32 }
     }
 
-    /// `n` rows `x` `[n, columns]` as the input of matrices.
+    /// Prepares `n` rows `x`, `[n, columns]`, as the input of products with `matrices`.
     fn input<'a>(&self, panel: &'a mut Panel, x: &'a [f32], n: usize, matrices: &[&Matrix]) -> Input<'a> {
         let columns = matrices[0].columns;
         let row = |i: usize| &x[i * columns..(i + 1) * columns];
@@ -223,7 +223,7 @@ impl Forward {
         });
     }
 
-    /// Router logits, always in f32: a task takes a few tokens and a few experts.
+    /// Router logits, always computed in f32. A task is a few tokens and a few experts.
     fn router(&self, layer: &Layer, s: &mut Scratch, n: usize) {
         let (hidden, experts) = (self.config.hidden, self.config.experts);
         let Scratch { h, router_logits, .. } = s;
@@ -247,7 +247,7 @@ impl Forward {
         });
     }
 
-    /// Normalizes rows of the stream into the first rows of `h`.
+    /// The final norm of the given rows of the residual stream, into the first rows of `h`.
     pub fn final_norm(&self, s: &mut Scratch, rows: &[usize], sequences: usize, probe: &mut dyn Probe) {
         let (hidden, count) = (self.config.hidden, rows.len());
         self.norm(&s.x, &self.model.final_norm, count, |i| rows[i], &mut s.h);
@@ -279,7 +279,7 @@ impl Forward {
     }
 }
 
-/// Offers a probe the first `rows` rows.
+/// Shows the first `rows` rows to a probe.
 fn see(probe: &mut dyn Probe, name: impl Fn() -> String, values: &[f32], rows: usize, width: usize) {
     probe.see(&name, &|| ([rows, width], values[..rows * width].to_vec()));
 }

@@ -14,8 +14,8 @@ mod part;
 mod scratch;
 mod shortlist;
 mod threads;
+mod weight_check;
 
 pub use cpu_kernels::Isa;
 pub use engine::{CpuEngine, CpuOptions};
 pub use model::CpuLoadError;
-pub use threads::default_threads;

@@ -1,19 +1,19 @@
-//! Weights as the kernels read them: views of the mapped file, and the few small vectors decoded.
+//! Weights in the form that the kernels read: matrices as views of the mapped file, small vectors decoded to f32.
 
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use cpu_kernels::{PackedRows, Storage};
-use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor, LoadError, check_scales};
+use phase1_loading::{AttentionKind, Checkpoint, Format, HostTensor, LoadError};
 
-/// Why a checkpoint cannot run here.
+/// Why a checkpoint cannot be loaded by the CPU engine.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuLoadError {
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("{}: rows of tensor `{name}` have {columns} values, no multiple of 32; use --phase 3", path.display())]
+    #[error("{}: rows of tensor `{name}` have {columns} values, not a multiple of 32; use --phase 3", path.display())]
     Columns { path: PathBuf, name: String, columns: usize },
-    #[error("{}: heads of {head_dim} values are no multiple of {unit}, as a cache of {kv} needs; use --phase 3", path.display())]
+    #[error("{}: heads of {head_dim} values; with a {kv} cache the kernels take multiples of {unit}; use --phase 3", path.display())]
     HeadDim { path: PathBuf, head_dim: usize, unit: usize, kv: &'static str },
     #[error("{}: no room for a KV cache of {bytes} bytes; give less with --kv-memory", path.display())]
     Cache { path: PathBuf, bytes: u64, source: std::io::Error },
@@ -41,34 +41,24 @@ pub(super) struct Layer {
     pub down: Linear,
 }
 
-/// `W x + b`, or one of those for each expert.
+/// `W x + b`, or one such layer per expert.
 pub(super) struct Linear {
     pub weight: Matrix,
     /// `[out]`, or `[experts, out]`.
     pub bias: Vec<f32>,
 }
 
-impl Model {
-    /// All weights, those that every token reads before those that experts are chosen from.
-    pub fn in_order_of_use(&self) -> Vec<Bytes> {
-        let attention = self.layers.iter().flat_map(|layer| [&layer.q, &layer.k, &layer.v, &layer.o]);
-        let experts = self.layers.iter().flat_map(|layer| [&layer.gate, &layer.up, &layer.down]);
-        let data = |linear: &Linear| linear.weight.data.clone();
-        attention.map(data).chain([self.head.data.clone()]).chain(experts.map(data)).collect()
-    }
-}
-
 /// A packed matrix `[out, in]`, or a stack `[experts, out, in]`.
 pub(super) struct Matrix {
     data: Bytes,
     pub storage: Storage,
-    /// Rows of one matrix.
+    /// Number of rows of one matrix.
     pub rows: usize,
     pub columns: usize,
 }
 
 impl Matrix {
-    /// At most `count` rows of matrix `number` of the stack, from `first` on.
+    /// Up to `count` rows of matrix `number` of the stack, from row `first` on; fewer at the end of the matrix.
     pub fn rows_of(&self, number: usize, first: usize, count: usize) -> PackedRows<'_> {
         let count = count.min(self.rows - first);
         let row_bytes = self.columns / 32 * self.storage.block_bytes();
@@ -101,15 +91,32 @@ impl Model {
                 down: linear(&name("ffn_down_exps"))?,
             })
         };
-        let embedding = checkpoint.tensor("token_embd.weight");
-        check_scales(&checkpoint.path, "token_embd.weight", embedding)?;
         Ok(Model {
-            embedding: embedding.clone(),
+            embedding: checkpoint.tensor("token_embd.weight").clone(),
             layers: checkpoint.config.attention.iter().enumerate().map(layer).collect::<Result<_, _>>()?,
             final_norm: vector("output_norm.weight"),
             head: matrix(checkpoint, "output.weight")?,
         })
     }
+}
+
+/// The matrices with their names: first those that every token reads, then those of the experts. The embedding, of which a token reads one
+/// row, is included only if it has MXFP4 scales.
+pub(super) fn in_order_of_use(checkpoint: &Checkpoint) -> Vec<(String, HostTensor)> {
+    let of_layers = |parts: &[&str]| -> Vec<String> {
+        let layers = 0..checkpoint.config.layers();
+        layers.flat_map(move |number| parts.iter().map(move |part| format!("blk.{number}.{part}.weight"))).collect()
+    };
+    let embedding = String::from("token_embd.weight");
+    let embedding = (checkpoint.tensor(&embedding).format == Format::Mxfp4).then_some(embedding);
+    let shared = of_layers(&["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp"]);
+    let experts = of_layers(&["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]);
+    let names = embedding.into_iter().chain(shared).chain([String::from("output.weight")]).chain(experts);
+    let named = |name: String| {
+        let tensor = checkpoint.tensor(&name).clone();
+        (name, tensor)
+    };
+    names.map(named).collect()
 }
 
 fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
@@ -123,7 +130,6 @@ fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
         // Unpacked in memory: exact, at 4 bytes a value.
         None => (Format::F32, Storage::F32),
     };
-    check_scales(&checkpoint.path, name, tensor)?;
     // The mapped file's own bytes, unless it keeps them in another format or as planes.
     let data = tensor.packed_as(format, 0..tensor.rows());
     Ok(Matrix { data, storage, rows: tensor.shape[tensor.shape.len() - 2], columns })

@@ -1,4 +1,4 @@
-//! What a step adds to each sequence.
+//! The new tokens of each sequence in a step.
 
 use phase1_loading::AttentionKind;
 
@@ -7,14 +7,14 @@ use super::cache::PageList;
 /// The new tokens of one sequence in a step.
 #[derive(Clone, Copy)]
 pub(super) struct NewTokens {
-    /// The first one's row among all tokens of the step, and how many there are.
+    /// Index of the first token among all tokens of the step, and the number of tokens.
     pub first: usize,
     pub count: usize,
-    /// The position of the first one.
+    /// Position of the first token in its sequence.
     pub start: usize,
 }
 
-/// The same, and the pages that have room for them.
+/// The new tokens of one sequence, and its pages.
 pub(super) struct Part<'a> {
     pub tokens: NewTokens,
     pub full: PageList<'a>,

@@ -1,17 +1,17 @@
-//! Buffers of a step, kept from step to step: decoding one token allocates none of them.
+//! The buffers of a step. They are kept between steps, so that decoding a token allocates nothing here.
 
 use cpu_kernels::{Bound, CoarseInputs, Panel};
 use phase2_forward::HostDraw;
 
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// The residual stream, `[tokens, hidden]`; the same normalized.
+    /// The residual stream `[tokens, hidden]`, and its norm.
     pub x: Vec<f32>,
     pub h: Vec<f32>,
-    /// `[tokens, heads · head_dim]`, and what attention makes of them.
+    /// The queries `[tokens, heads · head_dim]`, and the results of attention.
     pub q: Vec<f32>,
     pub mixed: Vec<f32>,
-    /// Results of attention's shares, task by task.
+    /// Results of shares of attention, by task.
     pub shares: Vec<f32>,
     /// `[tokens, kv_heads · head_dim]`
     pub k: Vec<f32>,
@@ -22,35 +22,35 @@ pub(super) struct Scratch {
     /// `[tokens, experts]`
     pub router_logits: Vec<f32>,
     pub choices: Choices,
-    /// Hidden layers of the chosen experts, `[tokens · chosen, expert_width]`, in the order of `choices`.
+    /// Activations of the chosen experts after SwiGLU, `[tokens · chosen, expert_width]`, in the order of `choices`.
     pub hidden: Vec<f32>,
-    /// The input of a matrix that all tokens pass.
+    /// The input of products with all tokens.
     pub panel: Panel,
     pub expert_inputs: ExpertInputs,
     pub shortlist: Shortlist,
     pub threads: Vec<ThreadScratch>,
 }
 
-/// Inputs of the chosen experts, as their products take them.
+/// Packed inputs of the chosen experts.
 #[derive(Default)]
 pub(super) struct ExpertInputs {
-    /// By place in [`Choices::experts`], of those that have more than a few.
+    /// For each entry of [`Choices::experts`] with more than a few tokens, its inputs.
     pub panels: Vec<Panel>,
-    /// `[tokens · chosen, columns]`, of the others.
+    /// The inputs of the other experts, `[tokens · chosen, columns]`.
     pub strips: Vec<u32>,
 }
 
-/// What is known of logits before any is computed.
+/// Buffers of the shortlist.
 #[derive(Default)]
 pub(super) struct Shortlist {
     pub inputs: CoarseInputs,
-    /// By tile of the head: `[tokens, 32]`, and `[tokens]`.
+    /// Estimates `[tiles, tokens, 32]` and their bounds `[tiles, tokens]`.
     pub estimates: Vec<f32>,
     pub bounds: Vec<Bound>,
     pub candidates: Vec<Candidate>,
 }
 
-/// A row of the head that may have an input's largest logit.
+/// A row of the head that can have the largest logit of an input.
 #[derive(Clone, Copy)]
 pub(super) struct Candidate {
     pub input: usize,
@@ -58,30 +58,30 @@ pub(super) struct Candidate {
     pub logit: f32,
 }
 
-/// What a thread needs for itself.
+/// The scratch of one thread.
 #[derive(Default)]
 pub(super) struct ThreadScratch {
-    /// Results of a tile, `[tokens, 32]`, and of a second one.
+    /// Results of two tiles, each `[tokens, 32]`.
     pub tiles: [Vec<f32>; 2],
     pub attention: Vec<f32>,
     pub host: HostDraw,
 }
 
-/// Which tokens go to which expert.
+/// The router's choice: which tokens go to which expert.
 #[derive(Default)]
 pub(super) struct Choices {
-    /// Experts that some token chose.
+    /// The experts that at least one token chose.
     pub experts: Vec<Chosen>,
-    /// Tokens and their weights, expert by expert.
+    /// (token, routing weight), grouped by expert.
     pub tokens: Vec<(usize, f32)>,
-    /// Of one token while it chooses: logits and experts.
+    /// (logit, expert) of one token, while its experts are chosen.
     order: Vec<(f32, usize)>,
     weights: Vec<f32>,
-    /// `[tokens · chosen]`: expert, token, weight.
+    /// (expert, token, weight) of all choices, `[tokens · chosen]`.
     all: Vec<(usize, usize, f32)>,
 }
 
-/// An expert and its places in [`Choices::tokens`].
+/// An expert, and its range of [`Choices::tokens`].
 #[derive(Clone, Copy)]
 pub(super) struct Chosen {
     pub expert: usize,
@@ -90,7 +90,7 @@ pub(super) struct Chosen {
 }
 
 impl Choices {
-    /// Every token chooses the `chosen` experts with the largest logits; their softmax are its weights.
+    /// Chooses, for each token, the `chosen` experts with the largest logits. Their weights are the softmax over these logits.
     pub fn choose(&mut self, router_logits: &[f32], experts: usize, chosen: usize) {
         self.all.clear();
         for (token, logits) in router_logits.chunks_exact(experts).enumerate() {
@@ -116,7 +116,7 @@ impl Choices {
     }
 }
 
-/// Makes a buffer at least `len` long.
+/// Grows a buffer to at least `len` elements.
 pub(super) fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, T::default());

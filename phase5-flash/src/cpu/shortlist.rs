@@ -1,5 +1,4 @@
-//! The first of the largest logits without computing them all: a coarse copy of the head says which few rows can have it, and only
-//! those are multiplied.
+//! Greedy decoding without computing all logits: a 4-bit copy of the head excludes most rows, and only the remaining ones are multiplied.
 
 use std::sync::Arc;
 
@@ -11,18 +10,18 @@ use super::engine::{CpuEngine, CpuOptions};
 use super::forward::{Forward, Input, few};
 use super::scratch::{Candidate, Scratch, Shortlist, grow};
 
-/// Greedy steps after which the copy is made. Making gpt-oss-20b's takes 0.2 s on two cores, and a step gains 6 to 7 ms by it.
+/// The copy is made after this many greedy steps. For gpt-oss-20b it takes 0.2 s on two cores, and saves 6 to 7 ms per step.
 const WORTH: usize = 24;
 
 impl CpuEngine {
-    /// Bytes of the copy of the head that an engine with these options makes, and then reads instead of the head.
+    /// Size in bytes of the copy of the head that an engine with these options makes for greedy decoding; `None` if it makes none.
     pub fn shortlist_bytes(checkpoint: &Checkpoint, options: CpuOptions) -> Option<u64> {
         let head = checkpoint.tensor("output.weight");
         let of_use = !options.exact && head.format != Format::Mxfp4;
         of_use.then(|| Screen::bytes(head.rows(), head.row_len()) as u64)
     }
 
-    /// The copy of the head, if no item of the step, which draws tokens, needs the head itself, and enough such steps have been.
+    /// The copy of the head, if no item of the step needs all logits and there have been enough such steps.
     pub(super) fn shortlist_if_worth_it(&mut self, work: &[Work<'_>]) -> Option<Arc<Screen>> {
         let does_without = |item: &Work<'_>| match &item.want {
             Want::Nothing => true,
@@ -43,10 +42,10 @@ impl CpuEngine {
     }
 }
 
-/// Which rows of the head one draw may take, and which of them have their logits adjusted.
+/// The rows of the head that a draw may take, and those of them whose logits are adjusted.
 struct Choosable<'a> {
     draw: &'a Draw<'a>,
-    /// Rows with adjusted logits, which no estimate is of.
+    /// Rows with adjusted logits, in ascending order. Estimates do not apply to them.
     adjusted: Vec<usize>,
 }
 
@@ -57,7 +56,7 @@ impl<'a> Choosable<'a> {
         Choosable { draw, adjusted }
     }
 
-    /// Whether a row may be drawn and has the logit that is estimated.
+    /// Whether a row may be drawn and its logit is not adjusted.
     fn as_estimated(&self, row: usize) -> bool {
         self.draw.allows(row) && (self.adjusted.is_empty() || self.adjusted.binary_search(&row).is_err())
     }
@@ -74,7 +73,8 @@ impl<'a> Choosable<'a> {
 }
 
 impl Forward {
-    /// For each draw the first of the largest logits that it may take, from its row of `h`; none if a logit that was computed is NaN.
+    /// For each draw, the lowest row among those with the largest logit that it may take, given its row of `h`; `None` if a computed logit
+    /// is NaN.
     pub fn shortlisted(
         &self,
         screen: &Screen,
@@ -126,7 +126,7 @@ impl Forward {
         candidates.iter().for_each(|best| known[best.input] = best.logit);
         for (tile, (bounds, estimates)) in tiles {
             for (i, &Bound { largest, margin }) in bounds.iter().enumerate() {
-                // A NaN estimate or margin rules nothing out. After a NaN logit no other is of account.
+                // A NaN estimate or margin rules nothing out. After a NaN logit the others do not matter.
                 let out = |estimate: f32| known[i].is_nan() || estimate + margin < known[i];
                 if !out(largest) {
                     let rows = rows_of(tile).zip(&estimates[i * TILE..]);
@@ -161,9 +161,9 @@ impl Forward {
         screen
     }
 
-    /// Each candidate's logit, as every logit is computed.
+    /// Computes the logit of each candidate, as [`Forward::head`] would.
     fn multiply_candidates(&self, h: &[f32], candidates: &mut [Candidate]) {
-        /// Candidates of a task.
+        /// Candidates per task.
         const SOME: usize = 8;
         let (hidden, count) = (self.config.hidden, candidates.len());
         let candidates = Shared::new(candidates);
@@ -180,7 +180,7 @@ impl Forward {
     }
 }
 
-/// The lowest of the rows with the largest logit; none if a logit is no number.
+/// The lowest row among those with the largest logit; `None` if a logit is NaN.
 fn first_of_largest(logits: impl IntoIterator<Item = (usize, f32)>) -> Option<u32> {
     let mut best = None;
     for (row, logit) in logits {

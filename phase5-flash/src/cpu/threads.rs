@@ -1,17 +1,12 @@
-//! How many threads compute: one per physical core that this process may use.
+//! The number of threads: one per physical core that this process may use.
 
 use std::collections::HashSet;
 use std::fs;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-/// How many threads compute if nobody says otherwise.
-pub fn default_threads() -> usize {
-    count(None)
-}
-
-/// The number of threads to start when `wanted` are asked for, or when nothing is. Threads spin while they wait for each other, so
-/// more of them than the process has processors would only take time from each other.
+/// The number of threads to start: `wanted`, or by default one per physical core, but not more than the process has processors. Threads
+/// spin while they wait for each other, so more of them would take time from each other.
 pub(super) fn count(wanted: Option<usize>) -> usize {
     let processors = available_parallelism().map_or(1, NonZero::get);
     let allowed = fs::read_to_string("/proc/self/status").ok().and_then(|status| allowed_processors(&status));
@@ -22,8 +17,8 @@ pub(super) fn count(wanted: Option<usize>) -> usize {
     threads(wanted, processors, allowed.as_deref(), siblings)
 }
 
-/// `processors` is what affinity mask and CPU quota leave, `allowed` the affinity mask alone; `siblings` names the processors that
-/// share a core with one.
+/// `processors` is the number that affinity mask and CPU quota allow, `allowed` the affinity mask alone; `siblings` returns the processors
+/// that share a core with a given one.
 fn threads(
     wanted: Option<usize>,
     processors: usize,

@@ -1,7 +1,7 @@
-//! The engine's operations one by one, as it launches them: what is timed where a whole step says too little.
+//! Times single operations of the engine, launched as the engine launches them.
 //!
-//! Launches take turns among a model's layers, so that weights come from memory as they do in a step. A time is that of a
-//! replayed launch, its share of the host's work included.
+//! Launches cycle through a model's layers, so that weights come from memory as they do in a step. A time is that of a replayed launch,
+//! including its share of the host's work.
 
 use std::time::{Duration, Instant};
 
@@ -35,13 +35,13 @@ pub struct Kernels {
 pub struct Case<'a> {
     /// The operation as `gptoss profile` names it, or `choice`, which no profile sees.
     pub operation: &'static str,
-    /// What sets it apart from others of that operation.
+    /// Distinguishes the cases of an operation.
     pub name: String,
-    /// What a probe hears of it. `None` for the choice of tokens.
+    /// The span that a probe would get; `None` for the choice of tokens.
     pub span: Option<Span>,
     forward: &'a Forward,
     rows: &'a [Row],
-    /// Takes the number of the launch.
+    /// Launches the operation; the argument is the number of the launch.
     launch: &'a dyn Fn(usize),
 }
 
@@ -52,7 +52,7 @@ pub struct Captured<'a> {
     launches: usize,
 }
 
-/// What hears of each case.
+/// Called with each case.
 type Visit<'a> = dyn FnMut(&Case<'_>) -> Result<(), GpuError> + 'a;
 
 impl Kernels {
@@ -63,7 +63,7 @@ impl Kernels {
         Ok(Kernels { engine })
     }
 
-    /// Every operation of a pass of `rows` new tokens of one sequence, and the logits after each of them, if they are not too many.
+    /// Visits every operation of a pass of `rows` new tokens of one sequence, and the logits after each token if there are at most 64.
     ///
     /// # Errors
     /// A device that fails, or what `visit` returns.
@@ -88,7 +88,7 @@ impl Kernels {
         attention(forward, pass, &placed, visit)
     }
 
-    /// The ways to choose the next tokens of `rows` sequences, 64 at most.
+    /// Visits the ways to choose the next tokens of `rows` sequences, at most 64.
     ///
     /// # Errors
     /// As [`Kernels::all`].
@@ -119,7 +119,8 @@ impl Kernels {
         Ok(())
     }
 
-    /// What touches the cache, stored as `kv`, in a pass that takes a sequence from `depth` positions to `depth + rows`.
+    /// Visits the operations that access the cache, in format `kv`, in a pass that extends a sequence from `depth` to `depth + rows`
+    /// positions.
     ///
     /// # Errors
     /// As [`Kernels::all`].
@@ -134,7 +135,7 @@ impl Kernels {
         attention(forward, pass, &placed, visit)
     }
 
-    /// Puts `depth + rows` positions into a cache and leaves the results of the last `rows` of them behind. Returns these rows.
+    /// Fills a cache with `depth + rows` positions. The buffers then hold the results of the last `rows` of them, which are returned.
     fn fill(&mut self, kv: CacheType, rows: usize, depth: usize) -> Result<Vec<Row>, GpuError> {
         let engine = &mut self.engine;
         let Runner { forward, choices, .. } = &mut engine.runner;
@@ -157,7 +158,7 @@ impl Kernels {
     }
 }
 
-/// `operation` in each of some layers in turn.
+/// Visits `operation`, cycling through some layers.
 fn of_layers(
     forward: &Forward,
     operation: Operation,
@@ -172,7 +173,7 @@ fn of_layers(
     visit(&Case { operation: operation.name(), name: name.to_owned(), span, forward, rows, launch })
 }
 
-/// Attention in full layers and in sliding ones.
+/// Visits attention in full layers and in sliding layers.
 fn attention(forward: &Forward, pass: Pass, rows: &[Row], visit: &mut Visit<'_>) -> Result<(), GpuError> {
     for (kind, what) in [(AttentionKind::Full, "full"), (AttentionKind::Sliding, "sliding")] {
         let of_kind = |&layer: &usize| forward.config.attention[layer] == kind;
@@ -194,7 +195,7 @@ fn after(forward: &Forward, pass: Pass) -> String {
 }
 
 impl Case<'_> {
-    /// Compiles it and captures `launches` of its launches, 48 at most: the more, the less a replay's own cost is of theirs.
+    /// Compiles the operation and captures `launches` launches of it, at most 48: with more, a replay's own cost matters less.
     ///
     /// # Errors
     /// A device that fails, or that lacks a limit.
@@ -209,7 +210,7 @@ impl Case<'_> {
 }
 
 impl Captured<'_> {
-    /// The time of `launches` launches, by as many as are captured together.
+    /// The time of `launches` launches, measured with replays of all captured launches.
     ///
     /// # Errors
     /// A device that fails.

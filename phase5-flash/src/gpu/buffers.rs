@@ -1,4 +1,4 @@
-//! Where the results of a pass lie.
+//! Device buffers for the results of a pass.
 
 use gpu_kernels::attention::{ROW_TILE_WORDS, partial_words, rows_per_tile};
 use gpu_kernels::matmul::SMALL_BATCH;
@@ -18,7 +18,7 @@ pub(super) struct Buffers {
     pub x: Buffer,
     pub qkv: Buffer,
     pub queries: Buffer,
-    /// Attention's results over splits of the keys, and of all keys.
+    /// Results of attention for each split of the keys, and for all keys.
     pub partials: Buffer,
     pub mixed: Buffer,
     pub normed: Buffer,
@@ -26,11 +26,11 @@ pub(super) struct Buffers {
     pub chosen: Buffer,
     pub weights: Buffer,
     pub activations: Buffer,
-    /// The slots by expert, the tiles over them, and their products.
+    /// (row, expert) slots sorted by expert, the tiles over them, and their products.
     pub sorted_slots: Buffer,
     pub slot_tiles: Buffer,
     pub products: Buffer,
-    /// 0, 1, 2 …
+    /// The row indices 0, 1, 2, ….
     pub every_row: Buffer,
 }
 

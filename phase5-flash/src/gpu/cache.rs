@@ -1,8 +1,7 @@
-//! Keys and values of all sequences, in pages of 64 positions.
+//! The KV cache on the device: keys and values of all sequences, in pages of 64 positions.
 //!
-//! Which page belongs to whom is decided by [`Pages`], on the host. Here are the pools that the pages lie in, and the tables that tell
-//! kernels where a sequence's positions are. The n-th full layer and the n-th sliding one share a pool: a page of full layers and one of
-//! sliding layers never have the same number.
+//! [`Pages`] allocates pages on the host. This file has the pools that hold them, and the page tables that kernels read. The n-th full
+//! layer and the n-th sliding layer share a pool: no page belongs to both kinds of layers at once.
 
 use gpu_kernels::kv::{NO_PAGE, prepare_pages};
 use gpu_kernels::{Buffer, Device, KvCache, KvPool, KvRow, PAGE};
@@ -14,9 +13,9 @@ use crate::pages::{Full, POSITIONS, Pages, REWIND, Reuse, Room};
 
 const _: () = assert!(PAGE == POSITIONS, "the host counts pages as kernels do");
 
-/// Sequences that the tables have room for.
+/// The most sequences that the page tables have room for.
 pub(crate) const SLOTS: usize = 1024;
-/// Bytes of the pools where no size is given and the driver does not say how much memory there is.
+/// Default size in bytes of the pools if the driver does not report how much memory there is.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
 
 /// The caches of all sequences.
@@ -24,16 +23,16 @@ pub(crate) struct Cache {
     pub row: KvRow,
     pub pages: Pages,
     kinds: Vec<AttentionKind>,
-    /// By layer the number of its pool.
+    /// The pool of each layer.
     pool_of: Vec<usize>,
     pools: Vec<KvPool>,
     full: Table,
     sliding: Table,
-    /// The slot of rows that only fill a step up. Its page is the one behind those of sequences.
+    /// The slot of padding rows. Its page is the one after those of sequences.
     pub padding_slot: u32,
 }
 
-/// By slot the pages of a sequence, in layers of one kind.
+/// The page table of layers of one kind: the pages of each slot.
 struct Table {
     /// `[slots, columns]`; page n is in column n modulo `ring`.
     device: Buffer,
@@ -42,7 +41,7 @@ struct Table {
 }
 
 impl Cache {
-    /// Pools of `total` pages for no sequence yet. `longest_pass` is the most tokens of one sequence that one pass adds.
+    /// Allocates pools of `total` pages. `longest_pass` is the most tokens that one pass adds to a sequence.
     pub fn new(device: &Device, config: &GptOssConfig, row: KvRow, total: usize, longest_pass: usize) -> Cache {
         let context = config.context_length.div_ceil(PAGE).min(total).max(1);
         let ring = ((config.sliding_window + REWIND + longest_pass).div_ceil(PAGE) + 1).min(context);
@@ -68,15 +67,15 @@ impl Cache {
         cache
     }
 
-    /// Bytes of a page, in all pools.
+    /// Size in bytes of a page in all pools together.
     fn page_bytes(config: &GptOssConfig, row: KvRow) -> u64 {
         (pool_count(config) * 2 * row.page_words() * 4) as u64
     }
 
-    /// How many pages fit into `bytes`, or into what the device has left.
+    /// The number of pages that fit into `bytes`, or by default into the memory that the device has left.
     ///
     /// # Errors
-    /// Not even one page for each kind of layer, or less memory than was asked for.
+    /// Too little for one page per kind of layer, or less free memory than `bytes`.
     pub fn count(device: &Device, config: &GptOssConfig, row: KvRow, bytes: Option<u64>) -> Result<usize, GpuError> {
         let page = Cache::page_bytes(config, row);
         let bindable = (device.binding_bytes() / (row.page_words() as u64 * 4)).saturating_sub(1) as usize;
@@ -101,7 +100,7 @@ impl Cache {
         self.pages.slot(sequence)
     }
 
-    /// Makes room for sequences to reach new lengths: for all of them, or for none.
+    /// Allocates pages so that sequences can grow to new lengths: for all of them or for none.
     ///
     /// # Errors
     /// Too few free pages; nothing has changed then.
@@ -111,7 +110,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Copies and clears pages as `room` says, and tells the device whose they are.
+    /// Copies and clears the pages of `room`, and updates the page tables on the device.
     pub fn prepare(&mut self, device: &Device, room: Room) {
         let copies = room.copies.iter().map(|copy| [copy.from, copy.to]);
         let pairs: Vec<[u32; 2]> = copies.chain(room.cleared.iter().map(|&page| [NO_PAGE, page])).collect();
@@ -137,7 +136,7 @@ impl Cache {
         KvCache { pool, table: &table.device, columns: table.columns, ring_pages: table.ring }
     }
 
-    /// The positions that a next token of a sequence that exists sees in `layer`, and the row of its pool where each lies for head 0.
+    /// The positions that the next token of an existing sequence attends to in `layer`, each with the row of its pool for head 0.
     pub fn places(&self, sequence: SequenceId, layer: usize, window: usize) -> Vec<(usize, usize)> {
         let length = self.length(sequence);
         let oldest = match self.kinds[layer] {
@@ -149,7 +148,7 @@ impl Cache {
         places
     }
 
-    /// All positions below `length` that are held for `layer`, and where they lie.
+    /// All cached positions below `length` in `layer`, each with the row of its pool for head 0.
     pub fn places_up_to(&self, sequence: SequenceId, layer: usize, length: usize) -> Vec<(usize, usize)> {
         let (gone, pages) = self.pages.held(sequence, self.kinds[layer]);
         let place = |position: usize| {
@@ -160,12 +159,12 @@ impl Cache {
     }
 }
 
-/// Pools that the layers need.
+/// Number of pools that the layers need.
 fn pool_count(config: &GptOssConfig) -> usize {
     numbers_by_kind(&config.attention).into_iter().max().map_or(0, |last| last + 1)
 }
 
-/// By layer how many of its kind come before it.
+/// For each layer, the number of earlier layers of its kind.
 fn numbers_by_kind(kinds: &[AttentionKind]) -> Vec<usize> {
     let before = |layer: usize| kinds[..layer].iter().filter(|&&kind| kind == kinds[layer]).count();
     (0..kinds.len()).map(before).collect()

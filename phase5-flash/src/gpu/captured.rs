@@ -1,55 +1,55 @@
-//! Decoding steps that are captured once and replayed: the host then submits one command instead of two hundred launches.
+//! Decoding steps that are captured once and then replayed, so that the host submits one command instead of two hundred launches.
 
 use cubecl::client::Graph;
 use gpu_kernels::{Device, Error};
 
 use super::choice::Choosing;
 
-/// Steps that are kept at most; the one that was used longest ago goes first.
+/// The most captured steps that are kept. The least recently used one is dropped.
 const MOST_STEPS: usize = 64;
-/// Up to so many rows every number has a step of its own; beyond, steps are filled up to the next multiple of [`BUCKET`].
+/// Steps of up to this many rows are captured without padding; larger ones are padded to a multiple of [`BUCKET`].
 const EXACT_ROWS: usize = 16;
 const BUCKET: usize = 8;
-/// Attention is split for at least so many keys.
+/// Attention is split as for at least this many keys.
 const LEAST_KEYS: usize = 256;
 
-/// What a step is captured for.
+/// The key of a captured step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Shape {
     pub rows: usize,
-    /// Keys that attention is split for.
+    /// Number of keys that attention is split for.
     pub keys: usize,
     pub choosing: Choosing,
 }
 
 impl Shape {
-    /// Rows of a step of `rows` rows and its padding.
+    /// Number of rows including padding.
     pub fn padded(rows: usize) -> usize {
         if rows <= EXACT_ROWS { rows } else { rows.next_multiple_of(BUCKET) }
     }
 
-    /// Keys that attention is split for where a row sees at most `keys`.
+    /// Number of keys to split attention for if a row attends to at most `keys`.
     pub fn keys(keys: usize) -> usize {
         keys.next_power_of_two().max(LEAST_KEYS)
     }
 }
 
-/// Captured steps, the one used last at the end.
+/// Captured steps, the most recently used last.
 #[derive(Default)]
 pub(super) struct CapturedSteps {
     steps: Vec<(Shape, Graph)>,
-    /// The count of moved buffers that they know.
+    /// The value of [`Forward::moves`](super::forward::Forward::moves) when they were captured.
     moves: u64,
 }
 
 impl CapturedSteps {
-    /// Runs a step as it was captured, or by `launch`, and captures it for the next time.
+    /// Replays the captured step of this shape, or else runs `launch` and captures it.
     ///
     /// # Errors
     /// A device that fails.
     ///
     /// # Safety
-    /// For a shape, `launch` launches the same kernels on the same buffers until `moves` is another number; until then the buffers live.
+    /// As long as `moves` is the same, `launch` must launch the same kernels on the same buffers for a shape, and the buffers must live.
     pub unsafe fn run(&mut self, device: &Device, shape: Shape, moves: u64, launch: &dyn Fn()) -> Result<(), Error> {
         if self.moves != moves {
             self.steps.clear();

@@ -1,4 +1,4 @@
-//! The choice of tokens from logits on the device: restrictions, the draw, and log probabilities.
+//! Choosing tokens from logits on the device: masks and adjustments, the draw, and log probabilities.
 
 use gpu_kernels::sampling::{
     self, DrawSettings, Filters, HISTOGRAM_WORDS, LogitAdjustment, MOST_TOP_LOGITS, NO_MASK, NO_TOKEN, NextTokens,
@@ -10,13 +10,13 @@ use phase2_forward::{Adjustment, Draw, DrawnToken, Logprobs, MAX_LOGPROBS, Sampl
 
 const _: () = assert!(MAX_LOGPROBS <= MOST_TOP_LOGITS, "the kernel finds as many as may be asked for");
 
-/// The most rows whose logits are computed together: those of more fill gigabytes.
+/// The most rows whose logits are computed together, to limit memory.
 pub(super) const MOST_LOGITS: usize = 128;
 
 /// The kernels that some draws need.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Choosing {
-    /// `None` takes the largest logits.
+    /// `None` if all draws are greedy.
     pub filters: Option<Filters>,
     pub restricted: bool,
     pub logprobs: bool,
@@ -44,17 +44,17 @@ pub(super) struct Choices {
     partial_max: Buffer,
     tokens: Buffer,
     settings: Buffer,
-    /// What `settings` holds.
+    /// The contents of `settings`.
     settings_words: Vec<u32>,
     histogram: Buffer,
     thresholds: Buffer,
-    /// Describes the rows that are drawn for, where they are not the pass's own.
+    /// Describes the rows to draw for, if they are not all rows of the pass.
     pub row_words: Buffer,
     restricted: Option<Restricted>,
     logprobs: Option<Top>,
 }
 
-/// What restrictions need.
+/// Buffers for masks and adjustments.
 struct Restricted {
     logits: Buffer,
     mask_of: Buffer,
@@ -62,7 +62,7 @@ struct Restricted {
     adjustments: Buffer,
 }
 
-/// What log probabilities need.
+/// Buffers for log probabilities.
 struct Top {
     stripes: Buffer,
     out: Buffer,
@@ -89,7 +89,7 @@ impl Choices {
     /// The most rows whose logits the device binds in one piece, up to [`MOST_LOGITS`].
     ///
     /// # Errors
-    /// None at all.
+    /// If the device cannot bind one row.
     pub fn most_rows(device: &Device, vocab: usize) -> Result<usize, Error> {
         let (need, limit) = (vocab as u64 * 4, device.binding_bytes());
         match (limit / need) as usize {
@@ -98,7 +98,7 @@ impl Choices {
         }
     }
 
-    /// Makes room for `rows` tokens. Whether buffers moved, so that captured steps are void.
+    /// Makes room for `rows` tokens. Returns whether buffers were replaced, which invalidates captured steps.
     pub fn reserve(&mut self, device: &Device, rows: usize) -> bool {
         let grows = rows > self.rows;
         if grows {
@@ -107,8 +107,8 @@ impl Choices {
         grows
     }
 
-    /// Writes how the tokens of `rows` rows, which there is room for, are drawn; rows behind the draws are padding. Says which kernels
-    /// that takes, and whether buffers moved.
+    /// Writes the settings of the draws for `rows` rows, which must have been reserved; rows past the draws are padding. Returns the
+    /// kernels that are needed, and whether buffers were replaced.
     pub fn prepare(&mut self, device: &Device, draws: &[&Draw<'_>], rows: usize) -> (Choosing, bool) {
         let choosing = Choosing::of(draws);
         if choosing.filters.is_some() {
@@ -128,7 +128,7 @@ impl Choices {
         (choosing, moved || missing)
     }
 
-    /// Writes masks and adjustments. Whether buffers moved.
+    /// Writes masks and adjustments. Returns whether buffers were replaced.
     fn restrict(&mut self, device: &Device, draws: &[&Draw<'_>], rows: usize) -> bool {
         let mut masks = Vec::new();
         let mut mask_of: Vec<u32> = Vec::new();
@@ -157,7 +157,7 @@ impl Choices {
         moved
     }
 
-    /// Tokens from the logits of `rows` rows. They go to `drawn`, by slot, and `row_words` then describe what is fed next.
+    /// Draws tokens from the logits of `rows` rows into `drawn`, by slot. `row_words` then describes the rows of the next step.
     pub fn launch(&self, device: &Device, choosing: Choosing, row_words: &Buffer, drawn: &Buffer, rows: usize) {
         let (vocab, inputs) = (self.vocab, rows);
         let mut logits = &self.logits;
@@ -180,7 +180,7 @@ impl Choices {
         }
     }
 
-    /// Begins to read the tokens and, where some are wanted, the log probabilities.
+    /// Starts reading the tokens, and the log probabilities if some are wanted.
     pub fn read_later(&self, device: &Device, choosing: Choosing) -> Pending {
         match self.logprobs.as_ref().filter(|_| choosing.logprobs) {
             Some(top) => device.read_later(&[&self.tokens, &top.out]),
@@ -189,7 +189,7 @@ impl Choices {
     }
 }
 
-/// The tokens that were drawn for `rows` rows, from what [`Choices::read_later`] reads; `None` for logits that are not numbers.
+/// The tokens that were drawn for `rows` rows, from what [`Choices::read_later`] reads; `None` for logits that are NaN.
 pub(super) fn drawn_tokens(words: Vec<Vec<u32>>, rows: usize) -> Vec<Option<RowDrawn>> {
     let mut words = words.into_iter();
     let (tokens, tops) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -201,14 +201,14 @@ pub(super) fn drawn_tokens(words: Vec<Vec<u32>>, rows: usize) -> Vec<Option<RowD
     tokens[..rows].iter().map(drawn).collect()
 }
 
-/// A token drawn for a row, and what log probabilities are made of.
+/// A token drawn for a row, and the values that its log probabilities are computed from.
 pub(super) struct RowDrawn {
     id: u32,
     top: Option<Vec<u32>>,
 }
 
 impl RowDrawn {
-    /// With so many log probabilities.
+    /// The token, with log probabilities of the `count` likeliest tokens.
     pub fn with_logprobs(self, count: Option<usize>) -> DrawnToken {
         let logprobs = count.zip(self.top).map(|(count, words)| {
             let RowTop { log_sum, drawn, top } = RowTop::read(&words, count);
@@ -227,7 +227,7 @@ fn settings(draw: &Draw<'_>) -> DrawSettings {
     DrawSettings { temperature, top_k, top_p, min_p, seed: draw.seed }
 }
 
-/// All draws' adjustments, each of its row.
+/// The adjustments of all draws, with their rows.
 fn adjustments(draws: &[&Draw<'_>]) -> Vec<LogitAdjustment> {
     let of_row = |(row, draw): (usize, &&Draw<'_>)| {
         let one = |&Adjustment { token, bias, repetition_penalty, penalty }: &Adjustment| LogitAdjustment {

@@ -21,13 +21,13 @@ use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::Weights;
 use crate::pages::{Full, POSITIONS, Pages, REWIND};
 
-/// Steps in flight at most: one computes, one waits its turn.
+/// The most steps in flight: one computes, one is queued.
 const IN_FLIGHT: usize = 2;
 
-/// Which products run in 16-bit tiles, the kernels for matrix units.
+/// Which products use 16-bit tiles, the kernels for matrix units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tiles {
-    /// Those of enough rows, on an adapter with matrix units.
+    /// Products with enough rows, on adapters with matrix units.
     #[default]
     Auto,
     /// Every product of more than one row, so that a check with few rows reaches these kernels. An adapter without matrix
@@ -35,22 +35,22 @@ pub enum Tiles {
     Always,
 }
 
-/// What can be chosen about the engine.
+/// Options of the engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// How keys and values are stored.
+    /// Format of the KV cache.
     pub kv: CacheType,
-    /// Bytes of the KV cache; if not given, room for one full context, or for less where the device has less left.
+    /// Size in bytes of the KV cache; by default room for one full context and some short sequences, limited to the free memory.
     pub kv_bytes: Option<u64>,
-    /// Computes in f32 throughout, where matrix units would take 16-bit floats.
+    /// Computes in f32 throughout. Matrix units, which take 16-bit floats, are not used.
     pub exact: bool,
-    /// What was measured on the device, if it was.
+    /// Kernel choices that were measured on the device; defaults if not given.
     pub tuning: Option<Tuning>,
     /// Ignored with `exact`.
     pub tiles: Tiles,
 }
 
-/// A model on a GPU, with the caches of its sequences.
+/// A model on a GPU, with the KV cache of its sequences.
 pub struct GpuEngine {
     pub(super) runner: Runner,
     /// Sequences whose last step drew a token.
@@ -60,10 +60,10 @@ pub struct GpuEngine {
 }
 
 impl GpuEngine {
-    /// Puts a checkpoint's weights on a GPU; `progress` hears (bytes so far, bytes in all).
+    /// Uploads a checkpoint's weights to a GPU; `progress` is called with (bytes so far, bytes in all).
     ///
     /// # Errors
-    /// A device that is no GPU or lacks a limit or memory, or weights that no reader agrees on.
+    /// A device that is not a GPU or lacks a limit or memory, a shape that the kernels do not take, or an MXFP4 scale byte of 255.
     pub fn load(
         checkpoint: &Checkpoint,
         device: &ComputeDevice,
@@ -106,12 +106,12 @@ impl GpuEngine {
         Ok(engine)
     }
 
-    /// Whether tiles are of 16-bit floats on matrix units. Otherwise no product is tiled, or tiles are emulated in f32.
+    /// Whether tiled products run in 16-bit floats on matrix units. Otherwise products are not tiled, or tiles are emulated in f32.
     pub fn has_matrix_units(&self) -> bool {
         self.runner.forward.gpu.matrix_units().is_some_and(|units| !units.are_emulated())
     }
 
-    /// Compiles the kernels of a step and reads what they give, so that a device that lacks a limit is refused before any work.
+    /// Compiles and runs the kernels of a step, so that a device that lacks a limit is refused when the model is loaded.
     fn try_out(&mut self) -> Result<(), GpuError> {
         let (sequence, work) = (SequenceId::MAX, [Work::tokens(SequenceId::MAX, &[0], Want::Nothing)]);
         let lengths = [(sequence, 1)];
@@ -129,13 +129,13 @@ impl GpuEngine {
         &mut self.runner.forward.cache.pages
     }
 
-    /// Makes room for sequences to reach new lengths: for all of them, or for none.
+    /// Allocates pages so that sequences can grow to new lengths: for all of them or for none.
     fn extend(&mut self, lengths: &[(SequenceId, usize)]) -> Result<(), Full> {
         let Forward { gpu, cache, .. } = &mut self.runner.forward;
         cache.extend(&gpu.device, lengths)
     }
 
-    /// Checks a step, makes room for it and begins it.
+    /// Checks a step, allocates its pages and submits it.
     fn enter(&mut self, work: &[Work<'_>], probe: Option<&mut dyn Probe>) -> Result<Ticket, EngineError> {
         if self.in_flight.len() == IN_FLIGHT {
             return Err(BadRequest::TooManySteps(IN_FLIGHT).into());
@@ -167,7 +167,7 @@ impl GpuEngine {
         Ok(ticket)
     }
 
-    /// What became of a step. A sequence whose logits are NaN has drawn nothing.
+    /// Waits for a step's outcomes. A sequence whose logits are NaN has drawn nothing.
     fn outcomes(&mut self, step: Step) -> Result<Vec<Outcome>, EngineError> {
         let sequences = step.sequences();
         let outcomes = step.outcomes(self.config().vocab)?;
@@ -180,7 +180,7 @@ impl GpuEngine {
     }
 
     /// # Errors
-    /// More sequences than the tables have room for, were there `new` more.
+    /// If the page tables have no room for `new` more sequences.
     fn check_slots(&self, new: usize) -> Result<(), EngineError> {
         let most = SLOTS.min(self.pages().total());
         match self.pages().sequences() + new > most {
@@ -189,7 +189,7 @@ impl GpuEngine {
         }
     }
 
-    /// The sequence must be fed a token by number next.
+    /// Forgets that the sequence has drawn a token: the next step must feed it tokens.
     pub(super) fn forget_drawn(&mut self, sequence: SequenceId) {
         self.has_drawn.remove(&sequence);
     }

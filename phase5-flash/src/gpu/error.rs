@@ -1,4 +1,4 @@
-//! Why a model cannot run, or cannot go on, on a GPU.
+//! Errors of the GPU engine.
 
 use gpu_kernels::Error;
 use phase1_loading::LoadError;
@@ -22,7 +22,7 @@ pub enum GpuError {
     Load(#[from] LoadError),
 }
 
-/// What a person can do about it.
+/// What the user can do about it.
 fn remedy(error: &Error) -> &'static str {
     match error {
         Error::Limit { .. } => "; use --device cpu or another adapter",

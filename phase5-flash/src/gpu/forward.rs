@@ -1,4 +1,4 @@
-//! A pass of rows through the model: every operation by whichever kernel suits the number of rows.
+//! The forward pass of a batch of rows. The number of rows decides which kernel computes an operation.
 
 use std::collections::HashSet;
 
@@ -16,25 +16,25 @@ use super::plan::{Attend, Pass, Products, splits};
 use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::{Layer, Weights};
 
-/// Positions that the table of rotations holds at first; it doubles when a sequence outgrows it.
+/// Initial number of positions in the table of rotations. It doubles when a sequence outgrows it.
 const FIRST_POSITIONS: usize = 4096;
 
-/// A model on a GPU, and everything that its passes read and write.
+/// A model on a GPU, with the buffers that its passes read and write.
 pub(super) struct Forward {
     pub gpu: Gpu,
     tuning: Tuning,
     pub config: GptOssConfig,
     pub weights: Weights,
     pub cache: Cache,
-    /// By slot the token drawn last.
+    /// The token that each slot drew last.
     pub drawn: Buffer,
-    /// (cosine, sine) of every position so far and pair of dimensions.
+    /// (cosine, sine) for each position and pair of dimensions.
     rotations: Buffer,
     positions: usize,
     pub buffers: Buffers,
-    /// What `buffers.row_words` describes once all steps so far have run; nothing after a pass launch by launch.
+    /// The rows that `buffers.row_words` describes once all submitted steps have run; empty after a pass that was not captured.
     pub placed: Vec<Row>,
-    /// How often a buffer that a step reads has been replaced: captured steps are void then.
+    /// Counts replacements of buffers that steps read. Each one invalidates captured steps.
     pub moves: u64,
 }
 
@@ -59,14 +59,14 @@ impl Forward {
         &self.tuning
     }
 
-    /// Makes other choices from now on.
+    /// Replaces the kernel choices.
     pub fn set_tuning(&mut self, tuning: Tuning) {
         self.tuning = tuning;
         // The splits of attention need more room, or less.
         self.replace_buffers(self.buffers.rows);
     }
 
-    /// Makes room in the table of rotations for a sequence of `length` positions.
+    /// Grows the table of rotations to `length` positions.
     pub fn reserve_positions(&mut self, length: usize) {
         if length > self.positions {
             self.positions = length.next_power_of_two().max(FIRST_POSITIONS);
@@ -78,7 +78,7 @@ impl Forward {
         }
     }
 
-    /// Makes room for passes of `rows` rows.
+    /// Grows the buffers for passes of `rows` rows.
     pub fn reserve_rows(&mut self, rows: usize) {
         if rows > self.buffers.rows {
             self.replace_buffers(rows.next_power_of_two().min(MAX_ROWS));
@@ -91,7 +91,7 @@ impl Forward {
         self.moves += 1;
     }
 
-    /// Puts rows where a pass finds them.
+    /// Writes the description of the rows, and of their tiles, for the next pass.
     pub fn place(&mut self, rows: &[Row]) -> Pass {
         self.placed.clear();
         self.write_rows(rows);
@@ -108,12 +108,12 @@ impl Forward {
         Pass { rows: rows.len(), sequences: slots.len(), keys, tiles: tiled.then_some(count) }
     }
 
-    /// Describes the rows of the next pass to the device.
+    /// Writes the description of the rows of the next pass.
     pub fn write_rows(&self, rows: &[Row]) {
         self.gpu.device.write_at(&self.buffers.row_words, 0, rows.iter().flat_map(|row| row.words()).collect());
     }
 
-    /// Runs rows through all layers; the residual stream is in `buffers.x` then.
+    /// Computes all layers. The residual stream is in `buffers.x` afterwards.
     pub fn layers(&self, pass: Pass, probe: &mut dyn Probe) {
         let (buffers, config) = (&self.buffers, &self.config);
         let see = |probe: &mut dyn Probe, name: &dyn Fn() -> String, buffer: &Buffer, width| {
@@ -141,7 +141,7 @@ impl Forward {
         }
     }
 
-    /// The logits of `inputs` picked rows of the last pass into `out`, `[inputs, vocab]`.
+    /// Computes the logits of the `inputs` rows of the last pass that `picks` lists, into `out`, `[inputs, vocab]`.
     pub fn logits(&self, inputs: usize, picks: &Buffer, out: &Buffer, probe: &mut dyn Probe) {
         let span = |operation| Span { operation, layer: None, tokens: inputs, sequences: inputs, keys: 0 };
         self.head_norm(inputs, picks);
@@ -151,12 +151,12 @@ impl Forward {
         probe.done(span(Operation::Head));
     }
 
-    /// A result as a probe sees it; without values if the device fails, which the step's outcome then says.
+    /// A result for a probe; empty if the device fails, which the step then reports.
     fn activation(&self, buffer: &Buffer, [rows, width]: [usize; 2]) -> Activation {
         ([rows, width], self.gpu.device.read_f32(&buffer.first(rows * width)).unwrap_or_default())
     }
 
-    /// What a probe hears of an operation of layer `number`.
+    /// The span of an operation in layer `number`.
     pub fn span(&self, operation: Operation, number: usize, pass: Pass) -> Span {
         let keys = match operation {
             Operation::CacheAppend | Operation::Attention => self.keys(number, pass),
@@ -165,7 +165,7 @@ impl Forward {
         Span { operation, layer: Some(number), tokens: pass.rows, sequences: pass.sequences, keys }
     }
 
-    /// Launches one of [`Pass::operations`] in layer `number`.
+    /// Launches an operation of [`Pass::operations`] in layer `number`.
     pub fn launch(&self, operation: Operation, number: usize, pass: Pass) {
         let layer = &self.weights.layers[number];
         match operation {
@@ -181,13 +181,13 @@ impl Forward {
         }
     }
 
-    /// The embeddings of the rows' tokens, into `buffers.x`.
+    /// Looks up the embeddings of the rows' tokens, into `buffers.x`.
     pub fn embed(&self, n: usize) {
         let buffers = &self.buffers;
         embed(&self.gpu, &self.weights.embedding, &buffers.row_words, &self.drawn, &buffers.x, n);
     }
 
-    /// Normed rows of `buffers.x`, into `buffers.normed`.
+    /// RMS norm of rows of `buffers.x`, into `buffers.normed`.
     fn norm(&self, inputs: usize, row_indices: &Buffer, weight: &Buffer) {
         let (eps, columns) = (self.config.rms_eps, self.config.hidden);
         Norm { x: &self.buffers.x, row_indices, weight, eps, out: &self.buffers.normed, inputs, columns }
@@ -228,7 +228,7 @@ impl Forward {
         .launch(&self.gpu.device);
     }
 
-    /// Keys that a query of layer `number` sees at most, its own among them.
+    /// The most keys that a query attends to in layer `number`, including its own.
     fn reach(&self, number: usize) -> usize {
         match self.weights.layers[number].attention {
             AttentionKind::Sliding => self.config.sliding_window,
@@ -236,7 +236,7 @@ impl Forward {
         }
     }
 
-    /// Keys that the rows of a sequence see together.
+    /// Number of keys that the rows of a sequence attend to together.
     fn keys(&self, number: usize, pass: Pass) -> usize {
         pass.keys.min(self.reach(number).saturating_add(pass.rows / pass.sequences - 1))
     }
@@ -352,7 +352,7 @@ impl Forward {
         Products::experts(&self.tuning, &self.config, inputs)
     }
 
-    /// The down projections of the sorted slots' activations.
+    /// The down projections of the activations of the sorted slots.
     fn over_slots<'a>(&'a self, experts: &'a Experts, inputs: usize) -> ExpertProduct<'a> {
         let buffers = &self.buffers;
         ExpertProduct {
@@ -375,7 +375,7 @@ impl Forward {
         }
     }
 
-    /// A product of inputs that are normed, if they must be.
+    /// Launches a product whose inputs have been normalized, if they need to be.
     fn product(&self, product: Product<'_>) {
         let (gpu, tuning) = (&self.gpu, &self.tuning);
         match Products::dense(tuning, product.inputs) {

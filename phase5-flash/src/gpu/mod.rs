@@ -1,4 +1,4 @@
-//! The GPU half of phase 5: a model's layers in a handful of launches each, on the kernels of `gpu-kernels`.
+//! The GPU engine of phase 5: each layer is a few launches of the kernels in `gpu-kernels`.
 
 pub mod bench;
 mod buffers;

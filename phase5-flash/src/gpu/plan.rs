@@ -1,4 +1,4 @@
-//! Which kernels a pass of rows takes: decided by numbers alone, without a device.
+//! Selects the kernels of a pass from the numbers of rows, sequences and keys; needs no device.
 
 use gpu_kernels::PAGE;
 use phase1_loading::GptOssConfig;
@@ -6,22 +6,22 @@ use phase2_forward::Operation;
 
 use super::tuning::Tuning;
 
-/// Rows that pass through the layers together.
+/// A batch of rows that goes through the layers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pass {
     pub rows: usize,
-    /// How many sequences they are of.
+    /// Number of sequences that the rows belong to.
     pub sequences: usize,
-    /// The most keys that one of them sees.
+    /// The most keys that a row attends to in a full layer.
     pub keys: usize,
-    /// The tiles that they attend in; without, each attends for itself.
+    /// Number of tiles of rows for attention; `None` if attention is computed row by row.
     pub tiles: Option<usize>,
 }
 
-/// How the products of some rows are computed.
+/// How products with a batch of rows are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Products {
-    /// Each row by itself.
+    /// Row by row.
     Single,
     /// In small batches.
     Small,
@@ -29,19 +29,19 @@ pub(super) enum Products {
     Tiled,
 }
 
-/// How the rows of a pass attend.
+/// How attention is computed for the rows of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attend {
-    /// Each for itself. No row sees another of the pass, so that each is rotated and its keys are cached here too.
+    /// Row by row, including rotary embedding and appending to the cache: no row attends to another row of the pass.
     Unrotated,
-    /// Each for itself.
+    /// Row by row.
     Rows,
-    /// In so many tiles.
+    /// In this many tiles of rows.
     Tiles(usize),
 }
 
 impl Products {
-    /// Of `rows` rows with one matrix.
+    /// For `rows` rows and one matrix.
     pub fn dense(tuning: &Tuning, rows: usize) -> Products {
         if rows <= tuning.single_rows {
             Products::Single
@@ -52,7 +52,7 @@ impl Products {
         }
     }
 
-    /// Of `rows` rows with the experts that they choose: tiled where an expert gets enough of them.
+    /// For `rows` rows and their chosen experts: tiled if an expert gets enough rows on average.
     pub fn experts(tuning: &Tuning, config: &GptOssConfig, rows: usize) -> Products {
         if rows <= tuning.single_rows {
             Products::Single
@@ -65,7 +65,7 @@ impl Products {
 }
 
 impl Pass {
-    /// Whether no row sees another of the pass.
+    /// Whether no row attends to another row of the pass.
     fn is_alone(self) -> bool {
         self.rows == self.sequences
     }
@@ -78,7 +78,7 @@ impl Pass {
         }
     }
 
-    /// The operations of a layer, in their order. Single rows are normed where they are multiplied, and rotated where they attend.
+    /// The operations of a layer in order. For single rows, the norm is part of the product, and the rotation part of attention.
     pub fn operations(self, tuning: &Tuning) -> impl Iterator<Item = Operation> + use<> {
         let norm = (Products::dense(tuning, self.rows) != Products::Single).then_some(Operation::AttentionNorm);
         let append = (!self.is_alone()).then_some(Operation::CacheAppend);
@@ -92,7 +92,7 @@ impl Pass {
     }
 }
 
-/// Splits of the keys that keep the GPU busy with `n` rows, or tiles of rows, that see `keys` keys.
+/// Number of splits of the keys that keeps the GPU busy with `n` rows, or tiles of rows, that attend to `keys` keys.
 pub(super) fn splits(tuning: &Tuning, config: &GptOssConfig, n: usize, keys: usize) -> usize {
     let wish = tuning.attention_cubes.div_ceil(config.kv_heads * n);
     wish.min(keys.div_ceil(PAGE)).max(1)

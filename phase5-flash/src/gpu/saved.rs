@@ -1,4 +1,4 @@
-//! A sequence's pages, read from the pools and written back.
+//! Saving and restoring a sequence: its pages are read from the pools and written back.
 //!
 //! A snapshot has two items per layer, the pages of its keys and those of its values, `[pages, kv_heads, 64, words]`, in order of
 //! position.
@@ -64,7 +64,7 @@ impl Snapshots for GpuEngine {
     }
 }
 
-/// Some pages of a pool, whose first `written` positions are the sequence's, and zeros behind them.
+/// Reads pages of a pool, with zeros past the first `written` positions.
 fn read_pages(forward: &Forward, pool: &Buffer, pages: &[u32], written: usize) -> Result<Bytes, GpuError> {
     let row = forward.cache.row;
     let (page_words, row_words) = (row.page_words(), row.words());

@@ -1,4 +1,4 @@
-//! Steps: work items become the rows of one pass, and what each item wants is on its way to the host while the next step runs.
+//! Steps: the tokens of all work items become the rows of one pass, and results are read back while the next step runs.
 
 use gpu_kernels::{Device, Error, Pending, Row};
 use phase2_forward::{Draw, EngineError, Input, NoProbe, Outcome, Probe, SequenceId, Want, Work};
@@ -9,18 +9,18 @@ use super::error::GpuError;
 use super::forward::Forward;
 use super::plan::Pass;
 
-/// Positions that padding rows go through before they begin anew.
+/// Padding rows cycle through this many positions.
 const PADDING_POSITIONS: u32 = 64;
 
-/// A step that was begun.
+/// A submitted step.
 pub(super) struct Step {
     wanted: Vec<Wanted>,
     readings: Vec<Reading>,
 }
 
-/// What an item wants, and the length of its sequence after the step.
+/// What a work item wants, and the length of its sequence after the step.
 struct Wanted {
-    /// `None` once it was released: another one may have its number by now.
+    /// `None` once it was released, since its number may have been reused.
     sequence: Option<SequenceId>,
     what: What,
     length: usize,
@@ -32,17 +32,17 @@ enum What {
     Token { logprobs: Option<usize> },
 }
 
-/// Words on their way to the host.
+/// A pending transfer to the host.
 enum Reading {
-    /// Tokens of so many rows, perhaps with log probabilities.
+    /// Drawn tokens of `rows` rows, with log probabilities if some are wanted.
     Drawn { rows: usize, words: Pending },
-    /// Logits of so many rows.
+    /// Logits of `rows` rows.
     Logits { rows: usize, words: Pending },
-    /// Something of the last result: it says whether all kernels ran.
+    /// Part of the last result, read only to know that all kernels ran.
     Done(Pending),
 }
 
-/// Runs steps.
+/// Submits steps to the device.
 pub(super) struct Runner {
     pub forward: Forward,
     pub choices: Choices,
@@ -57,8 +57,8 @@ impl Runner {
         Runner { forward, choices, most_logits, captured: CapturedSteps::default() }
     }
 
-    /// Begins a step that has been checked, and whose rows there is room for in the cache; `lengths` are those that its sequences
-    /// reach. With a probe it is launched operation by operation.
+    /// Submits a step that was checked and whose pages are allocated; `lengths` are its sequences' lengths afterwards. With a probe it is
+    /// launched operation by operation.
     pub fn begin(
         &mut self,
         work: &[Work<'_>],
@@ -97,7 +97,7 @@ impl Runner {
         Ok(Step { wanted: work.iter().zip(lengths).map(wanted).collect(), readings })
     }
 
-    /// One token of each row's sequence, by a captured step.
+    /// Decodes one token for each row with a captured step.
     fn decode(&mut self, rows: &[Row], draws: &[&Draw<'_>]) -> Result<Vec<Reading>, GpuError> {
         let padded = Shape::padded(rows.len());
         let device = self.forward.gpu.device.clone();
@@ -118,7 +118,7 @@ impl Runner {
         Ok(vec![Reading::Drawn { rows: rows.len(), words }])
     }
 
-    /// Puts rows where a captured step finds them, unless the last one has left them there.
+    /// Writes the descriptions of the rows for a captured step, unless the previous one has left them in place.
     fn place_decoding(&mut self, rows: &[Row], padded: usize) {
         let forward = &mut self.forward;
         let padding_slot = forward.cache.padding_slot;
@@ -134,7 +134,7 @@ impl Runner {
         }
     }
 
-    /// Any rows, launch by launch; then the draws and logits that items want.
+    /// Computes any rows, launch by launch, and then the draws and logits that the items want.
     fn pass(&mut self, work: &[Work<'_>], rows: &[Row], probe: &mut dyn Probe) -> Result<Vec<Reading>, GpuError> {
         let device = self.forward.gpu.device.clone();
         self.forward.reserve_rows(rows.len());
@@ -175,7 +175,7 @@ impl Runner {
         Ok(readings)
     }
 
-    /// The logits of some rows of the last pass, into `choices.logits`.
+    /// Computes the logits of some rows of the last pass, into `choices.logits`.
     fn pick(&mut self, picked: &[usize], probe: &mut dyn Probe) {
         let forward = &mut self.forward;
         let device: &Device = &forward.gpu.device;
@@ -185,7 +185,7 @@ impl Runner {
     }
 }
 
-/// The rows through the model, and the choice of their successors.
+/// Launches a decoding step: the forward pass of the rows and the choice of their next tokens.
 fn launch_step(forward: &Forward, choices: &Choices, Shape { rows, keys, choosing }: Shape) {
     let buffers = &forward.buffers;
     forward.layers(Pass { rows, sequences: rows, keys, tiles: None }, &mut NoProbe);
@@ -194,19 +194,19 @@ fn launch_step(forward: &Forward, choices: &Choices, Shape { rows, keys, choosin
 }
 
 impl Step {
-    /// The sequence of each item, `None` for those that were released since.
+    /// The sequence of each item; `None` for those that have been released.
     pub fn sequences(&self) -> Vec<Option<SequenceId>> {
         self.wanted.iter().map(|wanted| wanted.sequence).collect()
     }
 
-    /// Takes note that a sequence was released.
+    /// Marks a sequence as released.
     pub fn release(&mut self, sequence: SequenceId) {
         for wanted in self.wanted.iter_mut().filter(|wanted| wanted.sequence == Some(sequence)) {
             wanted.sequence = None;
         }
     }
 
-    /// Waits for the step.
+    /// Waits until the step has run.
     ///
     /// # Errors
     /// A device that failed.
@@ -257,7 +257,7 @@ impl Step {
     }
 }
 
-/// Tokens that an item feeds.
+/// Number of tokens that an item feeds.
 pub(super) fn fed(item: &Work<'_>) -> usize {
     match item.input {
         Input::Tokens(tokens) => tokens.len(),

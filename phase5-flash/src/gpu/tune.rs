@@ -1,4 +1,4 @@
-//! Measures the choices of a [`Tuning`] on whole steps of a model, one choice after another, each with the best of those before.
+//! Finds a [`Tuning`] by measuring whole steps of a model: one choice after another, each with the best values of the earlier ones.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -11,31 +11,32 @@ use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work};
 use super::engine::GpuEngine;
 use super::tuning::{MAX_ROWS, Tuning};
 
-/// Holds the positions before the work.
+/// The sequence that holds the positions before the work.
 const BASE: SequenceId = 0;
-/// Begins as a copy of them and does the work.
+/// The sequence that does the work, forked from [`BASE`].
 const SEQUENCE: SequenceId = 1;
 /// Tokens that one measurement generates.
 const TOKENS: usize = 16;
-/// Measurements of one variant, of which the quickest counts.
+/// Measurements per variant; the fastest counts.
 const ROUNDS: usize = 3;
-/// A variant is taken if it needs at most this share of the time: less is noise.
+/// A variant is chosen if it takes at most this share of the best time so far; smaller gains may be noise.
 const GAIN: f64 = 0.98;
-/// The largest error of a variant's logits, as a share of their deviation, that rounding explains: it may tip the choice of an expert.
+/// The largest rms error of a variant's logits, relative to their standard deviation, that is accepted: rounding may change the choice of
+/// an expert.
 const ROUNDING: f64 = 0.1;
 /// Tokens of a prompt that a step takes.
 const CHUNK: usize = 512;
 /// Positions at which attention is measured.
 const DEPTH: usize = 4096;
-/// Rows at which the kernels for single rows, and for few, are measured.
+/// Numbers of rows at which the kernels for single rows, and for small batches, are measured.
 const SINGLE_ROWS: usize = 10;
 const SOME_ROWS: usize = 16;
-/// Rows at which the kernels for single, few and many rows are compared.
+/// Numbers of rows at which the kernels for single rows, small batches and tiles are compared.
 const ROWS: [usize; 11] = [2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512];
-/// Above these, rows by themselves are not measured: they read all weights for each.
+/// Single-row kernels are not measured above this number of rows: they read all weights for each row.
 const MOST_SINGLE_ROWS: usize = 64;
 
-/// What was found.
+/// The result of [`tune`].
 #[derive(Clone, Copy, Debug)]
 pub struct Tuned {
     pub tuning: Tuning,
@@ -44,7 +45,7 @@ pub struct Tuned {
     pub seconds: f64,
 }
 
-/// What is measured: `rows` more tokens after `depth`.
+/// The work that is measured: `rows` new tokens after `depth` positions.
 #[derive(Clone, Copy)]
 struct Workload {
     depth: usize,
@@ -55,17 +56,17 @@ struct Tuner<'a> {
     engine: &'a mut GpuEngine,
     best: Tuning,
     work: Workload,
-    /// The logits that every variant must give.
+    /// The logits that every variant must reproduce.
     logits: Vec<f32>,
     done: usize,
     progress: &'a mut dyn FnMut(usize, usize),
 }
 
-/// Finds the quickest choices for a model on its device. It takes a few hundred steps; `progress` hears (variants measured, variants
-/// in all).
+/// Finds the fastest kernel choices for a model on its device. It takes a few hundred steps; `progress` is called with (variants measured,
+/// variants in all).
 ///
 /// # Errors
-/// A device that fails. A variant that it cannot run, or gets wrong, is passed over.
+/// A device that fails. Variants that it cannot run or that give wrong logits are skipped.
 pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> Result<Tuned, EngineError> {
     let work = Workload { depth: 1, rows: 1 };
     let best = Tuning::unmeasured(engine.runner.forward.gpu.matrix_units());
@@ -104,7 +105,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     Ok(Tuned { tuning, default_seconds, seconds })
 }
 
-/// Variants that [`tune`] measures at most.
+/// The most variants that [`tune`] measures.
 const ALL: usize = 2
     + 3 * 20
     + Tuning::PRODUCT_CUBES.len()
@@ -115,7 +116,7 @@ const ALL: usize = 2
     + 2 * Tuning::PLANES.len();
 
 impl Tuner<'_> {
-    /// Fills a sequence to the work's depth, and notes what the defaults make of its tokens.
+    /// Fills a sequence to the work's depth, and computes the expected logits with the default choices.
     fn begin(&mut self, work: Workload) -> Result<(), EngineError> {
         self.work = work;
         self.engine.release(BASE);
@@ -127,7 +128,7 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    /// Puts the quickest of some values of a choice into the best tuning.
+    /// Sets a choice of the best tuning to the fastest of some values.
     fn choose<T>(
         &mut self,
         values: impl IntoIterator<Item = T>,
@@ -137,7 +138,7 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    /// `start`, or with the quickest of some values of a choice.
+    /// Returns `start` with the fastest of some values of a choice.
     fn quickest<T>(
         &mut self,
         values: impl IntoIterator<Item = T>,
@@ -160,7 +161,7 @@ impl Tuner<'_> {
         Ok(quickest.0)
     }
 
-    /// What a tuning makes of this model's matrices: in small ones, different walks are the same.
+    /// The kernels that a tuning selects for this model. In small models different walks give the same kernels.
     fn kernels(&self, tuning: Tuning) -> ([RowTile; 5], usize, usize, RowSplit) {
         let forward = &self.engine.runner.forward;
         let (weights, chosen) = (&forward.weights, forward.config.experts_per_token);
@@ -178,7 +179,7 @@ impl Tuner<'_> {
         (tiles, tuning.attention_cubes, tuning.together, tuning.few)
     }
 
-    /// Where single rows end and tiles begin: wherever each stops, or begins, to win.
+    /// Finds the numbers of rows up to which single-row kernels, and from which tiles, are fastest.
     fn thresholds(&mut self) -> Result<(), EngineError> {
         let longest = self.engine.config().context_length / 2;
         let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..self.best };
@@ -202,7 +203,7 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    /// Seconds of the work with a tuning; infinite for one that the device cannot run or gets wrong.
+    /// Seconds that the work takes with a tuning; infinite if the device cannot run it or gives wrong logits.
     fn measure(&mut self, tuning: Tuning) -> Result<f64, EngineError> {
         self.done += 1;
         (self.progress)(self.done.min(ALL), ALL);
@@ -267,7 +268,7 @@ impl Tuner<'_> {
         self.engine.last_logits(SEQUENCE, &tokens)
     }
 
-    /// The sequence is as before the work again.
+    /// Resets the sequence to its state before the work.
     fn rewind(&mut self) -> Result<(), EngineError> {
         self.engine.release(SEQUENCE);
         match self.work.depth {
@@ -276,13 +277,13 @@ impl Tuner<'_> {
         }
     }
 
-    /// Tokens all over the vocabulary.
+    /// Tokens spread over the vocabulary.
     fn tokens(&self, count: usize) -> Vec<u32> {
         (0..count).map(|i| ((i * 7919 + 13) % self.engine.config().vocab) as u32).collect()
     }
 }
 
-/// The root mean square of the difference, as a share of the expected values' deviation.
+/// The rms error, relative to the standard deviation of the expected values.
 fn error(found: &[f32], expected: &[f32]) -> f64 {
     let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / expected.len() as f64;
     let spread: f64 = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
@@ -293,6 +294,7 @@ fn error(found: &[f32], expected: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use gptoss_reference::test_seed;
     use phase1_loading::Checkpoint;
     use phase2_forward::ComputeDevice;
     use synthetic::SyntheticModel;
@@ -300,17 +302,22 @@ mod tests {
     use super::*;
     use crate::gpu::Options;
 
-    /// Any number below `end`.
-    fn fresh(end: u64) -> u64 {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-        now.subsec_nanos() as u64 % end
+    /// The error that variants may have in f32, and with 16-bit inputs of matrix units. Tuning itself has to allow for other experts being
+    /// chosen; here every token goes to all of them.
+    fn limit(engine: &GpuEngine) -> f64 {
+        if engine.has_matrix_units() { 1e-2 } else { 1e-3 }
     }
 
     /// A model whose context is short, so that little is measured.
     fn engine(seed: u64) -> GpuEngine {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
-        let model = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
+        let model = SyntheticModel {
+            layers: 2,
+            experts: 4,
+            experts_per_token: 4,
+            ..SyntheticModel::preset("nano").expect("a preset")
+        };
         model.write(&path, seed, &mut |_, _| ()).expect("written");
         let mut checkpoint = Checkpoint::open(&path).expect("opens");
         checkpoint.config.context_length = 64;
@@ -332,7 +339,7 @@ mod tests {
 
     #[test]
     fn every_variant_computes_the_same() {
-        let seed = fresh(1 << 20);
+        let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);
         // With a cube for all of them, rows are walked down in this small model too.
@@ -347,21 +354,23 @@ mod tests {
         for tuning in walks.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(together) {
             engine.runner.forward.set_tuning(tuning);
             let error = error(&logits(&mut engine), &expected);
-            assert!(error < ROUNDING, "{tuning:?}: {error:e} {seed}");
+            assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");
         }
     }
 
     #[test]
     fn a_tuning_is_found_and_computes_the_same() {
-        let seed = fresh(1 << 20);
+        let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);
         let mut heard = Vec::new();
         let tuned = tune(&mut engine, &mut |done, all| heard.push((done, all))).expect("tunes");
         assert!(tuned.tuning.is_possible(), "{tuned:?}");
-        assert!(tuned.seconds > 0.0 && tuned.default_seconds.is_finite(), "{tuned:?}");
-        assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| done <= all), "{heard:?}");
+        // The defaults are measured first. They are infinitely slow only if they compute something else than themselves.
+        assert!(tuned.seconds.is_finite() && tuned.default_seconds.is_finite(), "{tuned:?}");
+        assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| (1..=all).contains(&done)), "{heard:?}");
+        assert!(heard.len() > 1 && heard.iter().all(|&(_, all)| all == ALL), "{heard:?}");
         let error = error(&logits(&mut engine), &expected);
-        assert!(error < ROUNDING, "{tuned:?}: {error:e} {seed}");
+        assert!(error < limit(&engine), "{tuned:?}: {error:e} {seed}");
     }
 }

@@ -1,4 +1,4 @@
-//! What is chosen for a device: how products are cut up, and which kernel takes how many rows. The defaults are an H100's.
+//! Kernel choices for a device: how products are split, and which kernel is used for how many rows. The defaults suit an H100.
 //!
 //! [`tune`](super::tune) measures the choices, and a file keeps them for one adapter, driver and shape of model.
 
@@ -13,30 +13,30 @@ use phase1_loading::{Checkpoint, write_whole};
 use phase2_forward::ComputeDevice;
 use serde::{Deserialize, Serialize};
 
-/// The most new tokens of a step: a chunk of a prompt and 128 sequences that decode.
+/// The most new tokens in a step: a prompt chunk of 512 and 128 decoding sequences.
 pub(crate) const MAX_ROWS: usize = 640;
 
-/// Everything that is chosen.
+/// The kernel choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
     pub(crate) project: Walk,
     pub(crate) gate_up: Walk,
     pub(crate) down: Walk,
-    /// Inputs that share a reading of a dense matrix, at most.
+    /// The most inputs that are multiplied per read of a dense matrix.
     pub(crate) together: usize,
-    /// Cubes that a product's rows are shared out among before any walks further.
+    /// Least number of cubes per mat-vec launch; rows per cube grow only beyond it.
     pub(crate) product_cubes: u32,
-    /// Cubes that attention splits its keys for.
+    /// Target number of cubes of attention: keys are split until there are as many.
     pub(crate) attention_cubes: usize,
     pub(crate) few: RowSplit,
-    /// Rows up to which each has cubes of its own, which find the weights that their neighbours read in the cache.
+    /// Up to this many rows, each row has its own cubes, which find weights that other rows' cubes have read in the cache.
     pub(crate) single_rows: usize,
-    /// Rows from which on a product is tiled: below, its weights go from memory to registers, for a few rows at a time.
+    /// From this many rows on, products are tiled. Below, weights go from memory to registers, for a few rows at a time.
     pub(crate) tiled_rows: usize,
-    /// Rows an expert, on average, from which on experts are tiled.
+    /// From this average number of rows per expert on, products of experts are tiled.
     pub(crate) tiled_slots: usize,
-    /// Planes of a cube that multiplies fragments: of a dense product's rows, and of an expert's.
+    /// Planes per cube in products on matrix units: for dense matrices, and for experts.
     pub(crate) dense_planes: u32,
     pub(crate) expert_planes: u32,
 }
@@ -62,19 +62,19 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// For a device on which nothing was measured, with matrix units or without. With them 64 rows' experts took 29.1 ms of a step in
-    /// small batches where those of 512 take 26.0 in tiles, so that tiles begin earlier (H100, gpt-oss-20b's shape).
+    /// Defaults for a device that was not measured. With matrix units tiles begin at fewer rows: the experts of 64 rows took 29.1 ms per
+    /// step in small batches, and those of 512 rows 26.0 ms in tiles (H100, gpt-oss-20b's shape).
     pub(crate) fn unmeasured(units: Option<MatrixUnits>) -> Tuning {
         let default = Tuning::default();
         if units.is_some() { Tuning { tiled_slots: 8, ..default } } else { default }
     }
 
-    /// With every product of more than one row in tiles.
+    /// The same, with every product of more than one row in tiles.
     pub(crate) fn tiled_always(self) -> Tuning {
         Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, ..self }
     }
 
-    /// A mat-vec kernel's choices.
+    /// The choices of a mat-vec kernel with this walk.
     pub(crate) fn matvec(&self, walk: Walk) -> MatvecChoice {
         MatvecChoice { walk, inputs_per_read: self.together, least_cubes: self.product_cubes }
     }
@@ -84,7 +84,7 @@ impl Tuning {
     pub(crate) const TOGETHER: [usize; 3] = [1, 2, 4];
     pub(crate) const PLANES: [u32; 3] = [2, 4, 8];
 
-    /// Whether kernels are known to run with these choices.
+    /// Whether the kernels support these choices.
     pub(super) fn is_possible(&self) -> bool {
         let walks = [self.project, self.gate_up, self.down];
         walks.into_iter().all(|walk| Walk::all().any(|known| known == walk))
@@ -98,7 +98,7 @@ impl Tuning {
     }
 }
 
-/// What a tuning holds for.
+/// The model, device and version that a tuning was measured for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TunedFor {
@@ -120,7 +120,7 @@ struct File {
     tuning: Tuning,
 }
 
-/// Why a kept tuning is of no use.
+/// Why a stored tuning cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TuningError {
     #[error("{}: {reason}; `gptoss tune` writes it anew", path.display())]
@@ -155,14 +155,14 @@ impl TunedFor {
         }
     }
 
-    /// One file an adapter and shape.
+    /// The file of this adapter and shape.
     fn path(&self, directory: &Path) -> PathBuf {
         let name = format!("tuning-{}-{}", self.adapter, self.shape);
         let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         directory.join(plain + ".json")
     }
 
-    /// The tuning that is kept in `directory`, if there is one.
+    /// Reads the tuning from `directory`; `None` if there is none.
     ///
     /// # Errors
     /// A file that cannot be read, holds something else, or was measured for something else.
@@ -194,10 +194,10 @@ impl TunedFor {
         }
     }
 
-    /// Keeps a tuning in `directory`, and says where.
+    /// Writes a tuning to `directory` and returns the file's path.
     ///
     /// # Errors
-    /// A file that cannot be written; what was there before stays.
+    /// A file that cannot be written; an existing one is then unchanged.
     pub fn write(&self, directory: &Path, tuning: Tuning) -> Result<PathBuf, TuningError> {
         let path = self.path(directory);
         let text =

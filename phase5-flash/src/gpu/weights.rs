@@ -1,5 +1,7 @@
 //! From a checkpoint to device memory.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use formats::Storage;
 use gpu_kernels::attention::{MAX_GROUP, MAX_HEAD_DIM};
 use gpu_kernels::{Buffer, Device, Error, Experts, Matrix};
@@ -20,7 +22,7 @@ pub(crate) struct Weights {
 pub(crate) struct Layer {
     pub attention: AttentionKind,
     pub attention_norm: Buffer,
-    /// Queries, keys and values, one below the other.
+    /// Query, key and value projections, concatenated along the output dimension.
     pub qkv: Matrix,
     pub qkv_bias: Buffer,
     pub sinks: Buffer,
@@ -36,11 +38,11 @@ pub(crate) struct Layer {
 }
 
 impl Weights {
-    /// Uploads a tensor at a time, so that host memory holds one of them twice at most; `progress` hears (bytes so far,
-    /// bytes in all).
+    /// Uploads tensor by tensor, so that host memory holds at most one of them twice; `progress` is called with (bytes so
+    /// far, bytes in all).
     ///
     /// # Errors
-    /// Weights that no reader agrees on, or shapes that the kernels or the device do not take.
+    /// An MXFP4 scale byte of 255, or shapes that the kernels or the device do not take.
     pub fn load(
         device: &Device,
         checkpoint: &Checkpoint,
@@ -107,7 +109,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Tensors of any format, unpacked, one behind the other.
+    /// Uploads tensors of any format as f32, concatenated.
     fn vectors(&mut self, names: &[&str]) -> Buffer {
         let values: Vec<f32> = names.iter().flat_map(|name| self.checkpoint.tensor(name).to_f32()).collect();
         names.iter().for_each(|name| self.advance(name));
@@ -117,10 +119,11 @@ impl Loader<'_> {
 
     fn matrix(&mut self, names: &[&str]) -> Result<Matrix, GpuError> {
         let tensors: Vec<&HostTensor> = names.iter().map(|name| self.checkpoint.tensor(name)).collect();
-        for (name, tensor) in names.iter().zip(&tensors) {
-            check_scales(&self.checkpoint.path, name, tensor)?;
+        let (matrix, damaged) = upload(self.device, names[0], &tensors)?;
+        if damaged {
+            let mut named = names.iter().zip(&tensors);
+            named.try_for_each(|(name, tensor)| check_scales(&self.checkpoint.path, name, tensor))?;
         }
-        let matrix = upload(self.device, names[0], &tensors)?;
         // What is still on its way to the device lies in host memory a second time.
         self.device.sync()?;
         names.iter().for_each(|name| self.advance(name));
@@ -138,9 +141,10 @@ impl Loader<'_> {
     }
 }
 
-/// Uploads tensors, one below the other as one matrix; or a stack, if it is one tensor of three dimensions. Tensors of different
-/// formats, or of one that kernels do not multiply, become F32.
-fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<Matrix, Error> {
+/// Uploads matrices as one, concatenated along the output dimension, or a three-dimensional tensor as a stack. Tensors of different
+/// formats, or of a format that the kernels do not take, become F32. Also returns whether a row has an MXFP4 scale byte of 255, which is checked
+/// here because every row is read anyway.
+fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<(Matrix, bool), Error> {
     let common = tensors.iter().all(|tensor| tensor.format == tensors[0].format);
     let format = tensors[0].format;
     let (format, storage) = match format.storage().filter(|_| common) {
@@ -151,6 +155,7 @@ fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<Matrix
         [stack, rows, _] => (stack, rows),
         _ => (1, tensors.iter().map(|tensor| tensor.rows()).sum()),
     };
+    let damaged = AtomicBool::new(false);
     let row = |mut row: usize| {
         let mut tensors = tensors.iter();
         let tensor = tensors.find(|tensor| {
@@ -158,7 +163,12 @@ fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<Matrix
             row -= if is_here { 0 } else { tensor.rows() };
             is_here
         });
-        tensor.expect("a row of one of them").packed_as(format, row..row + 1)
+        let tensor = tensor.expect("a row of one of them");
+        if tensor.bad_scale_of(row).is_some() {
+            damaged.store(true, Ordering::Relaxed);
+        }
+        tensor.packed_as(format, row..row + 1)
     };
-    Matrix::upload(device, name, storage, [stack, rows, tensors[0].row_len()], row)
+    let matrix = Matrix::upload(device, name, storage, [stack, rows, tensors[0].row_len()], row)?;
+    Ok((matrix, damaged.into_inner()))
 }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use phase1_loading::{Checkpoint, Format, HostTensor};
 use phase2_forward::{Adjustment, Draw, DrawnToken, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work};
 
 /// Decodes sequences together, `steps` tokens each, with as many steps in flight as the engine takes. The first step feeds them
@@ -141,54 +140,4 @@ pub fn pages_are_shared_and_given_back(engine: &mut dyn Engine) {
     assert_eq!(free(engine), left);
     (1..4).for_each(|sequence| engine.release(sequence));
     assert_eq!(free(engine), total);
-}
-
-/// The token whose embedding [`spoil`] makes NaN.
-pub const SPOILT: u32 = 17;
-
-/// Makes the embedding of [`SPOILT`] NaN: a sequence that is fed it has no logits.
-pub fn spoil(checkpoint: &mut Checkpoint) {
-    let name = "token_embd.weight";
-    let embedding = checkpoint.tensor(name);
-    let (shape, width) = (embedding.shape.clone(), embedding.row_len());
-    let mut values = embedding.to_f32();
-    values[SPOILT as usize * width..][..width].fill(f32::NAN);
-    let rows = HostTensor::packed_rows(Format::F32, shape, Format::F32.encode(&values).into());
-    checkpoint.tensors.insert(name.into(), rows);
-}
-
-/// Pages that [`nan_stays_in_its_sequence`] takes: no other is left for a next sequence.
-pub const NAN_PAGES: usize = 12;
-
-/// Whoever is fed the token of a [spoilt](spoil) model has no logits, and nobody else notices: neither the others of the step nor the
-/// next sequences in the same pages. `whole` is of the same model before it was spoilt. Every token goes to all experts, so that rows
-/// of both are computed in the same way, and both have [`NAN_PAGES`].
-pub fn nan_stays_in_its_sequence(spoilt: &mut dyn Engine, whole: &mut dyn Engine) {
-    assert_eq!((free(spoilt), free(whole)), (NAN_PAGES, NAN_PAGES));
-    let sampled = Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed: 5, ..Draw::GREEDY };
-    let bad = [1, SPOILT, 3];
-    let work = [
-        Work::tokens(0, &[5, 6, 7], Want::LastLogits),
-        Work::tokens(1, &bad, Want::LastLogits),
-        Work::tokens(2, &bad, Want::AllLogits),
-        Work::tokens(3, &bad, Want::Token(sampled)),
-        Work::tokens(4, &bad, Want::Token(Draw::GREEDY)),
-        Work::tokens(5, &[8, 9], Want::Token(sampled)),
-    ];
-    let (found, expected) = (spoilt.step(&work).expect("a step"), whole.step(&work).expect("a step"));
-    for outcome in &found[1..5] {
-        assert_eq!(*outcome, Outcome::NotANumber { position: 3 });
-    }
-    assert_eq!([&found[0], &found[5]], [&expected[0], &expected[5]]);
-    assert_eq!(free(spoilt), 0);
-    for sequence in 1..5 {
-        spoilt.release(sequence);
-        whole.release(sequence);
-    }
-    for next in [
-        [Work::decode(5, sampled), Work::tokens(6, &[5], Want::LastLogits)],
-        [Work::decode(5, sampled), Work::tokens(7, &[5, 6], Want::AllLogits)],
-    ] {
-        assert_eq!(spoilt.step(&next).expect("a step"), whole.step(&next).expect("a step"));
-    }
 }

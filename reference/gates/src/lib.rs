@@ -1,8 +1,8 @@
 //! The gates: what each phase computes on the golden cases, compared with what MLX computes.
 //!
 //! One module per phase, two for phase 5, and [`engine`] for any engine. [`run`] takes a gate through all cases; `gptoss gates` and the
-//! tests call it or the modules. [`seam`] is a stress test and [`refusals`] a list of bad requests, for which no golden is needed. No engine depends on this
-//! crate.
+//! tests call it or the modules. [`seam`] is a stress test, [`refusals`] a list of bad requests and [`nan`] a test of logits that are NaN,
+//! for which no golden is needed. No engine depends on this crate.
 
 mod checks;
 pub mod engine;
@@ -11,6 +11,7 @@ pub mod flash_gpu;
 pub mod forward;
 pub mod kv_cache;
 pub mod loading;
+pub mod nan;
 pub mod refusals;
 pub mod seam;
 

@@ -212,6 +212,11 @@ fn swapped_at(top_k: usize, mut row: Vec<f32>, open: f32) -> Option<Vec<f32>> {
     Some(row)
 }
 
+/// Whether an event should happen in this round: one in `rounds` by chance, and surely as long as it has not, so that every run has it.
+fn is_due(happened: usize, rounds: usize, random: &mut Random) -> bool {
+    happened == 0 || random.below(rounds) == 0
+}
+
 /// The numbers of those that have been fed so much and of which no step is under way.
 fn idle(fed: usize, running: &[Running], in_flight: &InFlight) -> Vec<usize> {
     let under_way = |running: &Running| in_flight.iter().any(|(_, sequences)| sequences.contains(&running.sequence));
@@ -250,9 +255,8 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             running.push(Running { request, sequence: next, fed: 0, drawn: 0, tokens: Vec::new(), longest: 0 });
             next += 1;
         }
-        // One may fork, go back, move to another sequence, or be cancelled, by chance. The first three also happen at the first occasion,
-        // so that every run has them.
-        if (happened.forked == 0 || random.below(6) == 0)
+        // One may fork, go back, move to another sequence, or be cancelled.
+        if is_due(happened.forked, 6, &mut random)
             && happened.forked < count
             && running.len() < 2 * RUNNING
             && let Some(number) = random.pick(&idle(2, &running, &in_flight))
@@ -271,7 +275,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             running.push(Running { request, sequence, fed: length, drawn: 0, tokens: Vec::new(), longest });
             happened.forked += 1;
         }
-        if (happened.cut_back == 0 || random.below(8) == 0)
+        if is_due(happened.cut_back, 8, &mut random)
             && let Some(number) = random.pick(&idle(1, &running, &in_flight))
             && running[number].drawn == 0
             && let Some(length) = earlier(together, &running[number], &mut random)
@@ -284,7 +288,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             (running.fed, running.longest) = (length, running.longest.max(held));
             happened.cut_back += 1;
         }
-        if (happened.restored == 0 || random.below(12) == 0)
+        if is_due(happened.restored, 12, &mut random)
             && let Some(number) = random.pick(&idle(1, &running, &in_flight))
             && running[number].drawn == 0
             && let Some(snapshots) = together.snapshots()

@@ -1,12 +1,15 @@
-//! Phase 2's gate fails when the model is broken in the ways engines are really broken.
+//! Phase 2's gate fails when the model is broken in the ways engines are really broken, and when an engine reports less than it computes.
 
 use std::path::Path;
 
 use bytes::Bytes;
 use gates::forward;
 use gptoss_reference::Case;
-use phase1_loading::{Checkpoint, YarnRamp};
-use phase2_forward::{ComputeDevice, GptOss, RecomputeEngine};
+use phase1_loading::{Checkpoint, GptOssConfig, YarnRamp};
+use phase2_forward::{
+    Activation, Capacity, ComputeDevice, Engine, EngineError, GptOss, Inspect, Outcome, Probe, RecomputeEngine,
+    SequenceId, Span, Ticket, Work,
+};
 
 fn case() -> Case {
     Case::committed().into_iter().find(|case| case.name == "even").expect("the case")
@@ -18,8 +21,11 @@ fn load(checkpoint: &Checkpoint) -> GptOss {
 
 /// Names of the tensors that fail.
 fn failures(model: GptOss) -> Vec<String> {
-    let checks =
-        forward::check_forward(&case(), YarnRamp::Exact, &mut RecomputeEngine::new(model)).expect("the gate runs");
+    failures_of(&mut RecomputeEngine::new(model))
+}
+
+fn failures_of(engine: &mut dyn Inspect) -> Vec<String> {
+    let checks = forward::check_forward(&case(), YarnRamp::Exact, engine).expect("the gate runs");
     checks.into_iter().filter(|check| !check.passed()).map(|check| check.tensor).collect()
 }
 
@@ -86,4 +92,95 @@ fn the_other_ramp_is_caught() {
     checkpoint.config.rope.ramp = YarnRamp::Truncated;
     let failed = failures(load(&checkpoint));
     assert!(failed.iter().any(|name| name.starts_with("logits")), "{failed:?}");
+}
+
+/// An engine that does not report the activations whose names `hides` accepts.
+struct Silent {
+    engine: RecomputeEngine,
+    hides: fn(&str) -> bool,
+}
+
+impl Silent {
+    fn new(hides: fn(&str) -> bool) -> Silent {
+        let model = load(&Checkpoint::open(&case().model()).expect("opens"));
+        Silent { engine: RecomputeEngine::new(model), hides }
+    }
+}
+
+impl Engine for Silent {
+    fn config(&self) -> &GptOssConfig {
+        self.engine.config()
+    }
+
+    fn capacity(&self) -> Capacity {
+        self.engine.capacity()
+    }
+
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.engine.length(sequence)
+    }
+
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        self.engine.submit(work)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        self.engine.collect(ticket)
+    }
+
+    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.engine.fork(from, to, length)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
+        self.engine.truncate(sequence, length)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.engine.release(sequence);
+    }
+}
+
+impl Inspect for Silent {
+    fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
+        self.engine.inspect(work, &mut Filtered { probe, hides: self.hides })
+    }
+}
+
+struct Filtered<'a> {
+    probe: &'a mut dyn Probe,
+    hides: fn(&str) -> bool,
+}
+
+impl Probe for Filtered<'_> {
+    fn see(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
+        if !(self.hides)(&name()) {
+            self.probe.see(name, value);
+        }
+    }
+
+    fn done(&mut self, span: Span) {
+        self.probe.done(span);
+    }
+}
+
+#[test]
+fn an_engine_that_reports_no_activations_is_caught() {
+    let failed = failures_of(&mut Silent::new(|_| true));
+    let activations =
+        |layer: usize| ["resid_attn", "resid_mlp", "router_logits"].map(|part| format!("layers.{layer}.{part}"));
+    let expected: Vec<String> =
+        ["embed".into(), "final_norm".into()].into_iter().chain((0..4).flat_map(activations)).collect();
+    for name in expected {
+        assert!(failed.contains(&format!("{name} (exact)")), "{name} is not among {failed:?}");
+    }
+    assert!(!failed.iter().any(|name| name.starts_with("logits")), "{failed:?}");
+}
+
+#[test]
+fn one_missing_activation_is_caught() {
+    let failed = failures_of(&mut Silent::new(|name| name == "layers.2.resid_mlp"));
+    assert_eq!(failed, ["layers.2.resid_mlp (exact)"]);
+    let failed = failures_of(&mut Silent::new(|name| name == "layers.1.router_logits"));
+    assert_eq!(failed, ["layers.1.router_logits (exact)", "layers.1.experts (exact)"]);
 }

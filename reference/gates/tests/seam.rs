@@ -2,14 +2,16 @@
 
 mod stressed;
 
+use gates::nan;
 use gates::refusals::refuse_all;
-use gptoss_reference::Case;
+use gptoss_reference::{Case, test_seed};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss, RecomputeEngine};
+use phase3_kvcache::CacheType;
 use phase5_flash::cpu::Isa;
 use phase5_flash::{CpuEngine, CpuOptions};
 
-use stressed::{KV_BYTES, cached, run};
+use stressed::{KV_BYTES, PAGE, cached, run, write};
 
 fn recompute(checkpoint: &Checkpoint) -> Box<dyn Engine> {
     let device = ComputeDevice::cpu("a test");
@@ -49,6 +51,24 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
         let happened = run(4, 30, load, cached);
         assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{isa}: {happened:?}");
         assert!(happened.full > 0, "{isa}: {happened:?}");
+    }
+}
+
+#[test]
+fn nan_stays_in_its_sequence() {
+    let (_directory, whole) = write(test_seed());
+    let mut spoilt = Checkpoint::open(&whole.path).expect("opens");
+    nan::spoil(&mut spoilt);
+    for load in [recompute, cached] {
+        nan::stays_in_its_sequence(&mut *load(&spoilt), &mut *load(&whole));
+    }
+    for exact in [false, true] {
+        let kv_bytes = Some(nan::PAGES as u64 * PAGE);
+        let options =
+            CpuOptions { threads: Some(2), exact, kv: Some(CacheType::F32), kv_bytes, ..CpuOptions::default() };
+        let [mut spoilt, mut whole] =
+            [&spoilt, &whole].map(|checkpoint| CpuEngine::load(checkpoint, options).expect("loads"));
+        nan::stays_in_its_sequence(&mut spoilt, &mut whole);
     }
 }
 

@@ -2,13 +2,14 @@
 
 mod stressed;
 
+use gates::nan;
 use gates::refusals::refuse_all;
-use gptoss_reference::Case;
+use gptoss_reference::{Case, test_seed};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine};
 use phase5_flash::gpu::{GpuEngine, Options};
 
-use stressed::{KV_BYTES, cached, run};
+use stressed::{KV_BYTES, PAGE, cached, run, write};
 
 #[test]
 fn phase_5_gives_each_request_what_it_gets_alone() {
@@ -24,6 +25,21 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
     let happened = run(3, 20, load, cached);
     assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{}: {happened:?}", gpu.name);
     assert!(happened.full > 0, "{}: {happened:?}", gpu.name);
+}
+
+#[test]
+fn nan_stays_in_its_sequence() {
+    let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
+    let (_directory, whole) = write(test_seed());
+    let mut spoilt = Checkpoint::open(&whole.path).expect("opens");
+    nan::spoil(&mut spoilt);
+    // One page is for padding.
+    let kv_bytes = Some((nan::PAGES as u64 + 1) * PAGE);
+    let options = Options { exact: true, kv_bytes, ..Options::default() };
+    let [mut spoilt, mut whole] =
+        [&spoilt, &whole].map(|checkpoint| GpuEngine::load(checkpoint, &gpu, options, &mut |_, _| ()).expect("loads"));
+    nan::stays_in_its_sequence(&mut spoilt, &mut whole);
+    nan::stays_in_its_sequence_in_flight(&mut spoilt, &mut whole);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::http::HeaderValue;
 use harmony::{Harmony, MissingControlToken};
@@ -26,6 +27,8 @@ pub struct Settings {
     /// Bytes of a body.
     pub max_body: usize,
     pub max_connections: usize,
+    /// For an answer from its request to its end, waiting included; `None` is as long as it takes.
+    pub answer_time: Option<Duration>,
     /// Responses that are kept for `previous_response_id`, and their bytes.
     pub stored_responses: usize,
     pub stored_bytes: usize,
@@ -38,6 +41,7 @@ impl Default for Settings {
             origins: Vec::new(),
             max_body: 16 << 20,
             max_connections: 1024,
+            answer_time: None,
             stored_responses: 1000,
             stored_bytes: 64 << 20,
         }

@@ -69,7 +69,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
 
 /// Paths that need no key: they tell nothing that a stranger may not know.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/" | "/health" | "/ping" | "/version" | "/api/version")
+    matches!(path, "/" | "/health" | "/ping" | "/version" | "/openapi.json" | "/api/version")
 }
 
 /// The client's own id, if it can stand in a log.

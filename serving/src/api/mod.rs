@@ -8,6 +8,7 @@ mod app;
 mod body;
 mod chat;
 mod completions;
+mod document;
 mod error;
 mod form;
 mod guard;
@@ -54,6 +55,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/health", get(health::health))
         .route("/ping", get(health::health))
         .route("/version", get(health::version))
+        .route("/openapi.json", get(document::openapi))
         .route("/metrics", get(health::metrics))
         .route("/v1/loads", get(health::loads))
         .route("/v1/models", get(models::list))

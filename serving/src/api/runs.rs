@@ -79,12 +79,14 @@ impl Runs {
             // At least one token has to fit behind it.
             return Err(ApiError::refused(Refused::PromptTooLong { prompt, context }, param));
         }
+        let deadline = app.settings.answer_time.and_then(|time| Instant::now().checked_add(time));
         let generating = app.generating();
         let (sender, receiver) = mpsc::channel(64);
         // Dropped on the way out, they are cancelled.
         let mut accepted = Vec::new();
-        for request in requests {
+        for mut request in requests {
             let prompt_tokens = request.prompt.len();
+            request.deadline = request.deadline.or(deadline);
             let events = model.handle.submit(request).map_err(|refused| {
                 app.metrics.refused();
                 ApiError::refused(refused, param)

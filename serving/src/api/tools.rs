@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use harmony::{Effort, Function, ResponseFormat};
+use harmony::{Function, ReasoningEffort, ResponseFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -167,11 +167,11 @@ pub fn declared(at: &str, function: &ToolFunction) -> Result<Function, ApiError>
 ///
 /// # Errors
 /// Another word.
-pub fn effort(param: &str, name: Option<&str>) -> Result<Effort, ApiError> {
+pub fn effort(param: &str, name: Option<&str>) -> Result<ReasoningEffort, ApiError> {
     match name {
-        Some("none" | "minimal" | "low") => Ok(Effort::Low),
-        None | Some("medium") => Ok(Effort::Medium),
-        Some("high" | "xhigh" | "max") => Ok(Effort::High),
+        Some("none" | "minimal" | "low") => Ok(ReasoningEffort::Low),
+        None | Some("medium") => Ok(ReasoningEffort::Medium),
+        Some("high" | "xhigh" | "max") => Ok(ReasoningEffort::High),
         Some(other) => {
             let message = format!("`{}` is no reasoning effort; use low, medium or high.", shortened(other));
             Err(ApiError::invalid(param, message))

@@ -6,6 +6,7 @@ use llguidance::Matcher;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
+use super::cache::{Cache, Key};
 use super::error::GrammarError;
 use super::schema::check;
 use super::vocabulary::Vocabulary;
@@ -15,32 +16,46 @@ const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 /// Schemas are compiled by recursion. `check` bounds its depth, which this is ample for; pages that are not used cost nothing.
 const STACK: usize = 256 << 20;
 
-/// Compiles schemas in their order, each with the function that it belongs to, and whether any object will do in its place.
+/// A schema with the function that it belongs to, and whether any object will do in its place.
+pub(super) type Wanted = (Option<String>, Value, bool);
+
+/// Grammars of schemas, in their order. Those that the cache does not have are compiled.
 pub(super) fn compile_all(
     vocabulary: &Vocabulary,
-    schemas: Vec<(Option<String>, Value, bool)>,
+    cache: &Cache,
+    schemas: Vec<Wanted>,
 ) -> Result<Vec<Matcher>, GrammarError> {
+    let keys: Vec<Key> = schemas.iter().map(|(_, schema, lenient)| Key::new(schema, *lenient)).collect();
+    let mut grammars: Vec<Option<Matcher>> = keys.iter().map(|key| cache.get(key)).collect();
+    let (places, missing): (Vec<usize>, Vec<Wanted>) =
+        schemas.into_iter().enumerate().filter(|(place, _)| grammars[*place].is_none()).unzip();
+    for (place, grammar) in places.into_iter().zip(compile_each(vocabulary, missing)?) {
+        cache.insert(keys[place].clone(), &grammar);
+        grammars[place] = Some(grammar);
+    }
+    Ok(grammars.into_iter().flatten().collect())
+}
+
+/// Compiles schemas on a thread with a stack for the deepest of them.
+fn compile_each(vocabulary: &Vocabulary, schemas: Vec<Wanted>) -> Result<Vec<Matcher>, GrammarError> {
     if schemas.is_empty() {
         return Ok(Vec::new());
     }
-    let compile_each = || {
+    let compile = || {
         schemas
             .into_iter()
             .map(|schema| compile_or_relax(vocabulary, schema))
             .collect::<Result<Vec<Matcher>, GrammarError>>()
     };
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK).spawn_scoped(scope, compile_each);
+        let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK).spawn_scoped(scope, compile);
         let thread = thread.map_err(|error| GrammarError::Vocabulary(format!("no thread for grammars: {error}")))?;
         let failed = |_| Err(GrammarError::Vocabulary("a grammar could not be compiled".into()));
         thread.join().unwrap_or_else(failed)
     })
 }
 
-fn compile_or_relax(
-    vocabulary: &Vocabulary,
-    (function, schema, lenient): (Option<String>, Value, bool),
-) -> Result<Matcher, GrammarError> {
+fn compile_or_relax(vocabulary: &Vocabulary, (function, schema, lenient): Wanted) -> Result<Matcher, GrammarError> {
     let compiled = check(&schema).and_then(|()| {
         let whole = |problem| ("#".to_owned(), problem);
         compile(vocabulary, schema).map_err(whole)

@@ -6,6 +6,7 @@
 //!
 //! What no grammar can do is end a text in time: one that reaches the limit of its tokens breaks off in the middle.
 
+mod cache;
 mod compile;
 mod constraint;
 mod error;
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 pub use error::GrammarError;
 
 use crate::request::Constraint;
+use cache::Cache;
 use compile::compile_all;
 use constraint::TurnConstraint;
 use error::MOST_GRAMMARS;
@@ -57,15 +59,16 @@ pub struct TurnRules {
 /// Makes constraints for one model.
 ///
 /// What they share is built from the tokenizer at the first one. For the 201,088 tokens of o200k_harmony this takes some 80 MiB, as there
-/// are a dozen tries of tokens, and in the order of a second.
+/// are a dozen tries of tokens, and in the order of a second. Grammars of the schemas that came last are kept.
 #[derive(Default)]
 pub struct Grammars {
     vocabulary: OnceLock<Result<Arc<Vocabulary>, String>>,
+    cache: Cache,
 }
 
 impl Grammars {
-    /// A constraint for a turn, from behind `<|start|>assistant` on. `vocab` is the number of logits. May take a while: do not call
-    /// it where others wait.
+    /// A constraint for a turn, from behind `<|start|>assistant` on. `vocab` is the number of logits, the same in every call, as is
+    /// the tokenizer. May take a while: do not call it where others wait.
     ///
     /// # Errors
     /// A schema that is too large, too deep or malformed, or that uses what cannot be enforced; a vocabulary without harmony's tokens.
@@ -92,7 +95,7 @@ impl Grammars {
         if schemas.len() > MOST_GRAMMARS {
             return Err(GrammarError::TooMany);
         }
-        let grammars = compile_all(&vocabulary, schemas)?;
+        let grammars = compile_all(&vocabulary, &self.cache, schemas)?;
         let forms = forms(tokenizer, &vocabulary.control, answer, &calls);
         let constraint = TurnConstraint::new(vocabulary, forms.into(), grammars).map_err(GrammarError::Vocabulary)?;
         Ok(Box::new(constraint))

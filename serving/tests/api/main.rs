@@ -1,14 +1,13 @@
 //! The HTTP API on a socket, with the model inside the program.
 
-mod cases;
-mod client;
+#[path = "../http/mod.rs"]
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod http;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cases::Verdict;
-use client::{Answer, MODEL, Running};
+use http::{Answer, MODEL, Running};
 use phase1_loading::Checkpoint;
 use serde_json::{Value, json};
 use serving::api::{Key, Settings};
@@ -194,6 +193,20 @@ fn who_leaves_frees_what_they_held() {
 }
 
 #[test]
+fn an_answer_that_takes_too_long_is_broken_off() {
+    let settings = Settings { answer_time: Some(Duration::from_millis(50)), ..Settings::default() };
+    let server = Running::start(settings, Options::default());
+    let endless = with(ask("Tell me everything."), json!({ "ignore_eos": true, "temperature": 1, "max_tokens": null }));
+    let late = server.post("/v1/chat/completions", &endless);
+    assert_eq!((late.status, late.header("x-should-retry")), (504, Some("false")), "{}", late.body);
+    assert_eq!(late.json()["error"]["code"], "timeout");
+    let stream = server.post("/v1/chat/completions", &with(endless, json!({ "stream": true })));
+    assert_eq!(stream.events().last().expect("an event")["error"]["code"], "timeout");
+    assert!(stream.body.ends_with("data: [DONE]\n\n"));
+    wait_for_gauge(&server, "vllm:num_requests_running{", 0.0);
+}
+
+#[test]
 fn a_server_that_stops_lets_answers_end() {
     let mut server = server();
     let mut reading = server.open(
@@ -366,23 +379,4 @@ fn every_endpoint_takes_a_schema() {
     assert!(is_beginning(&text), "{text}");
     let refused = server.post("/api/chat", &with(body, json!({ "format": "yaml" })));
     assert_eq!(refused.status, 400, "{}", refused.body);
-}
-
-/// Runs the cases of a file; `CASES=F.json` names another.
-#[test]
-fn protocol_cases_hold() {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases.json");
-    let file = std::env::var_os("CASES").map_or(own, Into::into);
-    let text = std::fs::read_to_string(&file).expect("cases");
-    let file: Value = serde_json::from_str(&text).expect("JSON");
-    let server = server();
-    let mut failed = BTreeMap::new();
-    for case in file["cases"].as_array().expect("cases") {
-        let id = case["id"].as_str().expect("an id").to_owned();
-        match cases::run(&server, case) {
-            Verdict::Passed | Verdict::Skipped(_) => {}
-            Verdict::Failed(faults) => drop(failed.insert(id, faults)),
-        }
-    }
-    assert!(failed.is_empty(), "{failed:#?}");
 }

@@ -127,7 +127,7 @@ impl Sequence {
     }
 }
 
-/// The token after `tokens` among those that may be drawn, or `None` for no number.
+/// The token after `tokens` among those that may be drawn, or `None` for NaN.
 pub fn next_token(tokens: &[u32], draw: &Draw<'_>) -> Option<u32> {
     let mut hash = if draw.is_greedy() { 0 } else { draw.seed.wrapping_add(1) };
     let mut mix = |word: u32| {

@@ -13,8 +13,8 @@ pub(crate) struct Avx512<const BF16: bool>;
 
 /// Doubled E2M1 values by code.
 static E2M1: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
-/// The same as 16-bit integers, twice: `vpermw` looks at five bits, so the table's second half makes it ignore the
-/// fifth, which belongs to the other nibble.
+/// The same as 16-bit integers, twice: `vpermw` uses five bits of an index, and the fifth belongs to the other nibble. Repeating the
+/// table makes it irrelevant.
 static E2M1_WORDS: [i16; 32] = {
     let mut table = [0; 32];
     let mut i = 0;
@@ -24,7 +24,7 @@ static E2M1_WORDS: [i16; 32] = {
     }
     table
 };
-/// Nothing for the words of the low nibbles, 4 for those of the high ones.
+/// Shifts that bring a nibble to the lowest bits: 0 for words of low nibbles, 4 for words of high nibbles.
 static NIBBLE_SHIFTS: [u16; 32] = {
     let mut shifts = [0; 32];
     let mut i = 16;
@@ -35,8 +35,8 @@ static NIBBLE_SHIFTS: [u16; 32] = {
     shifts
 };
 
-/// E2M1 values as bf16 by scale byte and code, twice as above: so a block's scale costs nothing. All are exact, but for those
-/// below 2^−126, which bf16 products take for zeros.
+/// E2M1 values times their scale as bf16, by scale byte and code, repeated as above: applying a scale costs nothing. All are exact
+/// except those below 2^−126, which bf16 products treat as zero.
 static SCALED_E2M1: ScaledE2m1 = ScaledE2m1({
     let mut tables = [[0; 32]; 256];
     let mut i = 0;
@@ -46,7 +46,8 @@ static SCALED_E2M1: ScaledE2m1 = ScaledE2m1({
     }
     tables
 });
-/// Four copies of a block's 8 words, each shifted, have all 32 codes in their lowest bits: here is the order in which.
+/// `vpsrlvw` shifts four copies of a block's 8 words so that each lane's lowest nibble is one of its 32 codes. [`SHIFTED_ORDER`] is the
+/// resulting order.
 static SHIFTS: [u16; 32] = {
     let mut shifts = [0; 32];
     let mut i = 0;

@@ -1,4 +1,4 @@
-//! Vectors of 16 floats, and the few operations that the kernels are made of.
+//! Vectors of 16 floats, and the operations that kernels use.
 //!
 //! A kernel is generic over [`Simd`] and inlined into a function that has the instruction set's features
 //! ([`crate::isa::Kernel`]); nothing here may be called from anywhere else, which is why everything is `unsafe`.
@@ -18,7 +18,7 @@ pub(crate) mod portable;
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
 
-/// A strip of floats as they are.
+/// [`Simd::strip`] without BF16: the f32 values.
 #[inline(always)]
 unsafe fn strip_floats<S: Simd + ?Sized>(low: S::V, high: S::V, to: *mut u32) {
     // SAFETY: there is room for 32 words.
@@ -45,7 +45,7 @@ unsafe fn add_mxfp4_floats<S: Simd + ?Sized, const N: usize, const P: usize>(
     }
 }
 
-/// 32 floats as 16-bit integers in pairs, and what one is worth.
+/// Rounds 32 floats to 16-bit integers in pairs, and returns their scale.
 #[inline(always)]
 pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S::I, f32) {
     // SAFETY: the caller's.
@@ -55,7 +55,7 @@ pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S:
         let limit = f32::from(i16::MAX);
         // A block too small for a reciprocal is a block of zeros.
         let inverse = S::splat(if largest > 1e-30 { limit / largest } else { 0.0 });
-        // Integers know no NaN: a block that holds one hands it on in its unit.
+        // Integers cannot be NaN: a block with a NaN has a NaN scale.
         let nothing = S::sum(S::add(S::mul(low, S::zero()), S::mul(high, S::zero())));
         (S::round_pairs(S::mul(low, inverse), S::mul(high, inverse)), largest / limit + nothing)
     }
@@ -66,9 +66,9 @@ pub(crate) trait Simd {
     type V: Copy;
     /// 16 words of 32 bits.
     type I: Copy;
-    /// Inputs that the product of a tile keeps in registers together.
+    /// Number of inputs that the product of a tile keeps in registers together.
     const PANEL: usize;
-    /// Weight rows that a matrix–vector product reads side by side.
+    /// Number of weight rows that a matrix–vector product reads in parallel.
     const SIDE_BY_SIDE: usize;
 
     unsafe fn zero() -> Self::V;
@@ -81,7 +81,7 @@ pub(crate) trait Simd {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a · b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The larger; `b` where one of them is no number. So for the smaller.
+    /// The larger of each pair of lanes, or `b` if one of them is NaN. `min` is the smaller, likewise.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
@@ -93,11 +93,12 @@ pub(crate) trait Simd {
     unsafe fn load_f16(p: *const u8) -> Self::V;
     unsafe fn load_bf16(p: *const u8) -> Self::V;
     unsafe fn load_i8(p: *const u8) -> Self::V;
-    /// An f16 in memory, in every lane.
+    /// Broadcasts an f16 from memory.
     unsafe fn splat_f16(p: *const u8) -> Self::V;
-    /// [`SCALES`](formats::cache_block::SCALES) of 16 columns of bytes, in eight rows `stride` apart: bit i is the lowest of row i.
+    /// [`SCALES`](formats::cache_block::SCALES) of 16 columns of bytes in eight rows `stride` apart: bit i of a
+    /// column's index is the lowest bit of its byte in row i.
     unsafe fn scales_in_bytes(p: *const u8, stride: usize) -> Self::V;
-    /// Doubled E2M1 values of 16 bytes: of their low nibbles, and of their high ones.
+    /// The doubled E2M1 values of 16 bytes: of the low nibbles, and of the high nibbles.
     unsafe fn e2m1(p: *const u8) -> (Self::V, Self::V);
 
     unsafe fn zero_words() -> Self::I;
@@ -105,7 +106,7 @@ pub(crate) trait Simd {
     unsafe fn store_words(p: *mut u32, v: Self::I);
     unsafe fn splat_word(x: u32) -> Self::I;
     unsafe fn bits(v: Self::V) -> Self::I;
-    /// 32 E2M1 values, doubled, as 16-bit integers in pairs: the low nibbles of 16 bytes, then the high ones.
+    /// 32 doubled E2M1 values as 16-bit integers in pairs: the low nibbles of 16 bytes, then the high nibbles.
     unsafe fn e2m1_pairs(p: *const u8) -> Self::I;
     /// 32 signed bytes as 16-bit integers in pairs.
     unsafe fn i8_pairs(p: *const u8) -> Self::I;
@@ -114,17 +115,18 @@ pub(crate) trait Simd {
     /// Adds to each word the products of two pairs of 16-bit integers.
     unsafe fn dot_pairs(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_f32(v: Self::I) -> Self::V;
-    /// The low nibble of each byte, and the high one.
+    /// The low and the high nibble of each byte.
     unsafe fn nibbles(v: Self::I) -> (Self::I, Self::I);
     /// Adds to each word the products of four bytes from 0 to 15 in `a` and four signed ones in `b`.
     unsafe fn dot_bytes(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
-    /// Lays out a block of 32 inputs as [`Simd::add_mxfp4`] takes it, in 32 words.
+    /// Writes a block of 32 inputs as 32 words in the layout that [`Simd::add_mxfp4`] reads.
     #[inline(always)]
     unsafe fn strip(low: Self::V, high: Self::V, to: *mut u32) {
         // SAFETY: the caller's.
         unsafe { strip_floats::<Self>(low, high, to) }
     }
-    /// Adds the products of an MXFP4 block and the same block of N inputs to `sums`: all P vectors' lanes together are the sum.
+    /// Adds the dot products of an MXFP4 block with the same block of N inputs to `sums`. A dot product is the sum of all lanes of its P
+    /// vectors.
     #[inline(always)]
     unsafe fn add_mxfp4<const N: usize, const P: usize>(
         block: *const u8,
@@ -134,12 +136,12 @@ pub(crate) trait Simd {
         // SAFETY: the caller's.
         unsafe { add_mxfp4_floats::<Self, N, P>(block, inputs, sums) }
     }
-    /// Rows become columns.
+    /// Transposes 16 × 16 words.
     unsafe fn transpose(rows: &mut [Self::I; LANES]);
 
     unsafe fn prefetch(p: *const u8);
 
-    /// `e^v`, to 2 units in the last place; 0 or less than 1e−37 where it would be smaller.
+    /// `e^v` with an error of at most 2 units in the last place. Results below 1e−37 may be 0 or another number below 1e−37.
     ///
     /// Cody and Waite's reduction to ±½ ln 2, then a polynomial of degree 6.
     #[inline(always)]

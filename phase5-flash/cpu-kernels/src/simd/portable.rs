@@ -1,4 +1,4 @@
-//! Plain Rust in loops of 16, which compilers turn into whatever vectors the target has.
+//! Plain Rust in loops of 16, which compilers vectorize for the target.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: pointers are valid")]
 
 use formats::cache_block::SCALES;

@@ -23,12 +23,12 @@ pub struct KvRow {
 
 impl KvRow {
     /// # Errors
-    /// A head that does not fill the format's blocks.
+    /// A `head_dim` that is not a multiple of [`CacheFormat::granule`].
     pub fn new(format: CacheFormat, kv_heads: usize, head_dim: usize) -> Result<KvRow, Error> {
         if !format.holds(head_dim) {
-            let block = format.granule();
+            let granule = format.granule();
             return Err(Error::Shape(format!(
-                "a {format} cache packs {block} values of a head together, and heads have {head_dim}"
+                "{format} caches heads of a multiple of {granule} values and the model's have {head_dim}"
             )));
         }
         Ok(KvRow { format, kv_heads, head_dim })

@@ -16,7 +16,7 @@ pub(super) const STRIPES: u32 = 128;
 /// Room for the best ranks and tokens of a row's stripes.
 pub const PARTIAL_MAX_WORDS: usize = 2 * STRIPES as usize;
 
-/// Stands for the token of logits that are not numbers, or all −∞.
+/// In place of a token, for logits that are NaN or all −∞.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 /// The logits of some rows, and where the tokens chosen from them go.

@@ -182,7 +182,7 @@ fn draw(args: DrawArgs, rows: &mut [u32], last: &mut [u32], tokens: &mut [u32], 
     let limit = max(number(seed_low, seed_high, position) * all, f32::new(LEAST));
     let drawn = candidates.token_at(&args, row, limit, &mut values, true);
     let (_best, likeliest) = best_of_row(&args.partial_max, row, search.planes);
-    // No token stands for logits that are not numbers, and for a row of which nothing is kept.
+    // No token for logits that are NaN, and for a row of which nothing is kept.
     let token = select(drawn == u32::MAX || likeliest == u32::MAX, likeliest, drawn);
     if UNIT_POS == 0 {
         advance(rows, last, tokens, row, token);

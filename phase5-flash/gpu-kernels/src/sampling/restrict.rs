@@ -121,7 +121,7 @@ fn adjust(adjustments: &[u32], out: &mut [f32], vocab: u32, most: u32, banned: u
         let at = (row * vocab + token) as usize;
         let biased = out[at] + bias;
         let scaled = select(biased > 0.0f32, biased / repetition_penalty, biased * repetition_penalty);
-        // An infinite logit stays banned: the sum would be no number.
+        // An infinite logit stays banned: the sum would be NaN.
         let is_banned = adjustments[(first + 2) as usize] == banned;
         out[at] = f32::reinterpret(select(is_banned, banned, u32::reinterpret(scaled - penalty)));
     }

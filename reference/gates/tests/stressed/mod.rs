@@ -1,4 +1,4 @@
-//! Random models and requests for the stress test of the seam.
+//! Random models for the tests of the seam, and requests for its stress test.
 
 use gates::seam::{Events, stress};
 use gptoss_reference::test_seed;
@@ -8,14 +8,15 @@ use phase3_kvcache::CachedEngine;
 use synthetic::SyntheticModel;
 
 /// Bytes of a page of the models' cache in f32: 64 keys and values of 2 heads of 32 in each of two layers, those that slide.
-const PAGE: u64 = 2 * 64 * 2 * 32 * 4 * 2;
+pub const PAGE: u64 = 2 * 64 * 2 * 32 * 4 * 2;
 /// A cache that one request fits into, but not all that run at once.
 pub const KV_BYTES: u64 = 18 * PAGE;
 
 /// Between the seeds of two rounds: 2⁶⁴ over the golden ratio, so that they have little in common.
 const NEXT_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-fn write(seed: u64) -> (tempfile::TempDir, Checkpoint) {
+/// A new model of a seed.
+pub fn write(seed: u64) -> (tempfile::TempDir, Checkpoint) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");

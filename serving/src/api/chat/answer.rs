@@ -236,7 +236,7 @@ impl Answer for ChatAnswer<'_> {
                     (_, Some(stop)) => self.close(run, "stop", stop, frames),
                     (Finish::Length, None) => self.close(run, "length", Value::Null, frames),
                     (Finish::Stop(token), None) => {
-                        self.close(run, "stop", stops::reason(self.tokenizer, token), frames)
+                        self.close(run, "stop", stops::reason(self.tokenizer, token), frames);
                     }
                     (Finish::Deadline | Finish::Failed(_), None) => {}
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use harmony::{DeveloperPrompt, Effort, Function, Message, ResponseFormat, Role, SystemPrompt};
+use harmony::{DeveloperPrompt, Function, Message, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 
 use super::request::{Content, InCall, InMessage, InRole};
 use crate::api::error::{ApiError, shortened};
@@ -10,7 +10,7 @@ use crate::api::error::{ApiError, shortened};
 /// What stands before the conversation, whatever the endpoint.
 pub struct Opening {
     pub date: String,
-    pub effort: Effort,
+    pub effort: ReasoningEffort,
     pub instructions: Option<String>,
     pub functions: Vec<Function>,
     /// The form that the final answer has to take.
@@ -71,9 +71,10 @@ pub fn conversation(mut opening: Opening, messages: Vec<InMessage>) -> Result<Ve
 
 /// An assistant's message in the order in which it was said: thought, text, calls.
 fn assistant(at: &str, message: InMessage, calls: &mut Calls, out: &mut Vec<Message>) -> Result<(), ApiError> {
-    let InMessage { content, tool_calls, reasoning, reasoning_content, thinking, refusal, .. } = message;
+    let InMessage { content, tool_calls, function_call, reasoning, reasoning_content, thinking, refusal, .. } = message;
     let thought = [reasoning, reasoning_content, thinking].into_iter().flatten().find(|text| !text.is_empty());
-    let made = tool_calls.unwrap_or_default();
+    let older = function_call.map(|function| InCall { id: None, function });
+    let made: Vec<InCall> = tool_calls.unwrap_or_default().into_iter().chain(older).collect();
     let said = match content {
         None => refusal,
         content => Some(text(at, content)?),
@@ -131,6 +132,10 @@ pub fn text(at: &str, content: Option<Content>) -> Result<String, ApiError> {
             let texts = parts.into_iter().enumerate().map(|(index, part)| match (part.kind.as_str(), part.text) {
                 ("text" | "input_text" | "output_text", Some(text)) => Ok(text),
                 ("refusal", text) => Ok(part.refusal.or(text).unwrap_or_default()),
+                ("text" | "input_text" | "output_text", None) => {
+                    let at = format!("{at}.content[{index}].text");
+                    Err(ApiError::invalid(&at, format!("`{at}` is missing.")))
+                }
                 (kind, _) => {
                     let at = format!("{at}.content[{index}]");
                     let message =
@@ -152,7 +157,7 @@ mod tests {
     fn messages(value: Value) -> Result<Vec<String>, Option<String>> {
         let opening = Opening {
             date: "2026-01-01".into(),
-            effort: Effort::Low,
+            effort: ReasoningEffort::Low,
             instructions: None,
             functions: Vec::new(),
             format: None,
@@ -190,6 +195,16 @@ mod tests {
             "developer: # Instructions\n\nNow rhyme.",
             "assistant/final: Rain again.",
         ];
+        assert_eq!(messages(value).expect("valid"), expected);
+    }
+
+    #[test]
+    fn older_calls_are_calls() {
+        let value = json!([
+            { "role": "assistant", "content": null, "function_call": { "name": "f", "arguments": "{}" } },
+            { "role": "function", "name": "f", "content": "rain" },
+        ]);
+        let expected = ["assistant>functions.f/commentary: {}", "functions.f>assistant/commentary: rain"];
         assert_eq!(messages(value).expect("valid"), expected);
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
-use harmony::{Effort, Function, ResponseFormat};
+use harmony::{Function, ReasoningEffort, ResponseFormat};
 
 use super::app::{App, Model};
 use super::body::{heavy, parse, read};
@@ -159,7 +159,7 @@ pub fn prompt(model: &Model, asked: ChatRequest) -> Result<Vec<u32>, ApiError> {
 pub fn render(
     model: &Model,
     messages: Option<Vec<InMessage>>,
-    effort: Effort,
+    effort: ReasoningEffort,
     functions: Vec<Function>,
     format: Option<ResponseFormat>,
 ) -> Result<Vec<u32>, ApiError> {

@@ -83,6 +83,8 @@ pub struct InMessage {
     pub content: Option<Content>,
     pub name: Option<String>,
     pub tool_calls: Option<Vec<InCall>>,
+    /// A call as OpenAI's older API had it, which has no id.
+    pub function_call: Option<InFunction>,
     pub tool_call_id: Option<String>,
     /// What the assistant thought, under the names that servers give it.
     pub reasoning: Option<String>,
@@ -99,6 +101,7 @@ impl InMessage {
             content: Some(content),
             name: None,
             tool_calls: None,
+            function_call: None,
             tool_call_id: None,
             reasoning: None,
             reasoning_content: None,

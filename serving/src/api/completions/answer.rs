@@ -31,14 +31,25 @@ pub struct CompletionAnswer<'a> {
     choices: Vec<Choice<'a>>,
 }
 
+/// A prompt that stands before the text.
+pub enum Echo<'a> {
+    Text(String),
+    /// Its first token; the run draws `left` more of it, which have log probabilities, before the text begins.
+    Scored {
+        first: u32,
+        left: usize,
+        read: Text<'a>,
+    },
+}
+
 struct Choice<'a> {
     read: Text<'a>,
     text: String,
     entries: Vec<Entry>,
     /// Characters shown in earlier chunks.
     offset: usize,
-    /// The prompt, if it stands before the text.
-    echo: Option<String>,
+    /// The prompt, if it stands before the text and is not shown yet.
+    echo: Option<Echo<'a>>,
     cached_tokens: usize,
     finish: Option<&'static str>,
     stop_reason: Value,
@@ -46,7 +57,7 @@ struct Choice<'a> {
 
 impl<'a> CompletionAnswer<'a> {
     /// With a text for each choice, and the prompt that stands before it.
-    pub fn new(head: Head, tokenizer: &'a Tokenizer, texts: Vec<(Text<'a>, Option<String>)>) -> CompletionAnswer<'a> {
+    pub fn new(head: Head, tokenizer: &'a Tokenizer, texts: Vec<(Text<'a>, Option<Echo<'a>>)>) -> CompletionAnswer<'a> {
         let choices = texts.into_iter().map(|(read, echo)| Choice {
             read,
             text: String::new(),
@@ -124,6 +135,15 @@ impl<'a> CompletionAnswer<'a> {
         });
     }
 
+    /// Shows what is held back of a prompt that is whole. The text is read anew: no stop string begins in the prompt.
+    fn end_echo(&mut self, index: usize, frames: &mut Frames) {
+        if let Some(Echo::Scored { left: 0, read, .. }) = &mut self.choices[index].echo {
+            let shown = read.finish();
+            self.choices[index].echo = None;
+            self.show(index, shown, frames);
+        }
+    }
+
     fn close(&mut self, index: usize, finish: &'static str, stop_reason: Value, frames: &mut Frames) {
         let choice = &mut self.choices[index];
         choice.finish = Some(finish);
@@ -143,9 +163,18 @@ impl<'a> CompletionAnswer<'a> {
 impl Answer for CompletionAnswer<'_> {
     fn begin(&mut self, frames: &mut Frames) {
         for index in 0..self.choices.len() {
-            if let Some(prompt) = self.choices[index].echo.take() {
-                self.show(index, (prompt, Vec::new()), frames);
-            }
+            let choice = &mut self.choices[index];
+            let shown = match choice.echo.take() {
+                None => continue,
+                Some(Echo::Text(prompt)) => (prompt, Vec::new()),
+                Some(Echo::Scored { first, left, mut read }) => {
+                    let shown = read.push_first(first);
+                    choice.echo = Some(Echo::Scored { first, left, read });
+                    shown
+                }
+            };
+            self.show(index, shown, frames);
+            self.end_echo(index, frames);
         }
     }
 
@@ -154,6 +183,13 @@ impl Answer for CompletionAnswer<'_> {
         match event {
             Event::Started { cached_tokens } => choice.cached_tokens = cached_tokens,
             Event::Token { id, logprobs } => {
+                if let Some(Echo::Scored { left, read, .. }) = &mut choice.echo {
+                    *left -= 1;
+                    let shown = read.push(id, logprobs);
+                    self.show(run, shown, frames);
+                    self.end_echo(run, frames);
+                    return Flow::Continue;
+                }
                 let shown = choice.read.push(id, logprobs);
                 let stopped = choice.read.stopped_by().map(Value::from);
                 self.show(run, shown, frames);
@@ -188,15 +224,17 @@ fn arrays(tokenizer: &Tokenizer, entries: &[Entry], mut offset: usize) -> Value 
     let (mut tokens, mut logprobs, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for Entry { text, logprob, top } in entries {
         tokens.push(text.as_str());
-        logprobs.push(finite(*logprob));
-        let mut alternatives = Map::new();
-        for &(token, logprob) in top {
-            let bytes = tokenizer.token_bytes(token).unwrap_or_default();
-            alternatives.entry(String::from_utf8_lossy(bytes)).or_insert_with(|| finite(logprob).into());
-        }
-        // OpenAI lists the drawn token too, where it is none of the likeliest.
-        alternatives.entry(text.as_str()).or_insert_with(|| finite(*logprob).into());
-        tops.push(Value::Object(alternatives));
+        logprobs.push(logprob.map(finite));
+        tops.push(logprob.map(|logprob| {
+            let mut alternatives = Map::new();
+            for &(token, logprob) in top {
+                let bytes = tokenizer.token_bytes(token).unwrap_or_default();
+                alternatives.entry(String::from_utf8_lossy(bytes)).or_insert_with(|| finite(logprob).into());
+            }
+            // OpenAI lists the drawn token too, where it is none of the likeliest.
+            alternatives.entry(text.as_str()).or_insert_with(|| finite(logprob).into());
+            alternatives
+        }));
         offsets.push(offset);
         offset += text.chars().count();
     }

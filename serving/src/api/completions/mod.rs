@@ -1,6 +1,7 @@
 //! `POST /v1/completions`: raw text goes on.
 
 mod answer;
+mod forced;
 mod request;
 mod text;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
+use phase3_kvcache::SamplingParams;
 
 use super::app::{App, Model};
 use super::body::{heavy, parse, read};
@@ -19,11 +21,15 @@ use super::record::Record;
 use super::runs::{Answer, Runs};
 use super::stream::{Form, Frames, respond};
 use super::{id, stops};
-use crate::request::{Event, Finish, Request};
+use crate::request::{Constraint, Event, Finish, Refused, Request};
 
-use answer::{CompletionAnswer, Head};
+use answer::{CompletionAnswer, Echo, Head};
+use forced::Forced;
 use request::CompletionRequest;
 pub use text::Text;
+
+/// Prompts times answers to each; each copies its prompt.
+const MOST_ANSWERS: usize = 1024;
 
 pub async fn create(
     State(app): State<Arc<App>>,
@@ -82,17 +88,32 @@ struct Plan {
 struct AnswerPlan {
     head: Head,
     /// For each choice, what stands before its text.
-    echoes: Vec<Option<String>>,
+    echoes: Vec<Before>,
     stops: Vec<String>,
     stop_tokens: Vec<u32>,
     shows_control: bool,
+}
+
+/// What stands before the text of a choice.
+#[derive(Clone)]
+enum Before {
+    Nothing,
+    Prompt(String),
+    /// The first token of a prompt, and how many follow it.
+    Scored(u32, usize),
 }
 
 impl AnswerPlan {
     fn begin(self, model: &Model) -> CompletionAnswer<'_> {
         let AnswerPlan { head, echoes, stops, stop_tokens, shows_control } = self;
         let text = || Text::new(&model.tokenizer, &stops, &stop_tokens, shows_control);
-        let texts = echoes.into_iter().map(|echo| (text(), echo)).collect();
+        let prompt = || Text::new(&model.tokenizer, &[], &[], shows_control);
+        let echo = |before| match before {
+            Before::Nothing => None,
+            Before::Prompt(prompt) => Some(Echo::Text(prompt)),
+            Before::Scored(first, left) => Some(Echo::Scored { first, left, read: prompt() }),
+        };
+        let texts = echoes.into_iter().map(|before| (text(), echo(before))).collect();
         CompletionAnswer::new(head, &model.tokenizer, texts)
     }
 }
@@ -119,8 +140,9 @@ impl Plan {
             return Err(ApiError::invalid("max_tokens", "`max_tokens` must be at least 1, unless `echo` is set."));
         }
         let logprobs = asked.logprobs.map(|count| knobs::top_logprobs("logprobs", count, 20)).transpose()?;
-        if echo && logprobs.is_some() {
-            let message = "`logprobs` of an echoed prompt are not supported; leave out `echo` or `logprobs`.";
+        let scores = echo && logprobs.is_some();
+        if scores && sampling_counts_tokens(&sampling) {
+            let message = "`logprobs` with `echo` are not supported beside penalties and `logit_bias`.";
             return Err(ApiError::unsupported("echo", message));
         }
         let stream = asked.stream.unwrap_or(false);
@@ -135,24 +157,38 @@ impl Plan {
         let shows_control = asked.skip_special_tokens == Some(false);
         let prompts = prompt.tokens(&model.tokenizer)?;
         let stop_tokens = stops::tokens(model, asked.ignore_eos, asked.stop_token_ids.as_deref());
+        if prompts.len() * per_prompt > MOST_ANSWERS {
+            let message = format!("The number of prompts times `n` may be at most {MOST_ANSWERS}.");
+            return Err(ApiError::invalid("n", message));
+        }
         let prompt_tokens: Vec<usize> = prompts.iter().map(Vec::len).collect();
 
         let (mut runs, mut echoes) = (Vec::new(), Vec::new());
         for prompt in prompts {
-            let before = echo.then(|| visible(model, &prompt, shows_control));
+            let scored = if scores { Some(scored(model, &prompt, max_tokens, &stop_tokens)?) } else { None };
+            let before = match (&scored, echo) {
+                (Some(_), _) => Before::Scored(prompt[0], prompt.len() - 1),
+                (None, true) => Before::Prompt(visible(model, &prompt, shows_control)),
+                (None, false) => Before::Nothing,
+            };
             echoes.extend((0..per_prompt).map(|_| before.clone()));
-            if max_tokens == 0 {
-                continue;
-            }
+            let (prompt, room, constraint) = match scored {
+                Some(scored) => scored,
+                None if max_tokens == 0 => continue,
+                None => {
+                    let room = model.room(prompt.len(), usize::try_from(max_tokens).ok());
+                    (prompt, room, None)
+                }
+            };
             let request = Request {
-                max_tokens: model.room(prompt.len(), usize::try_from(max_tokens).ok()),
+                max_tokens: room,
                 prompt,
                 sampling: sampling.clone(),
                 stop_tokens: stop_tokens.clone(),
                 logprobs,
                 deadline: None,
                 client: record.client().to_owned(),
-                constraint: None,
+                constraint,
             };
             runs.extend(stops::with_seeds(request, per_prompt));
         }
@@ -168,6 +204,39 @@ impl Plan {
         };
         Ok(Plan { runs, answer: AnswerPlan { head, echoes, stops, stop_tokens, shows_control }, stream })
     }
+}
+
+/// Whether tokens that were drawn, or biases, change what is drawn: then a prompt that is drawn is not as one that is read.
+fn sampling_counts_tokens(sampling: &SamplingParams) -> bool {
+    let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, .. } = sampling;
+    *repetition_penalty != 1.0 || *presence_penalty != 0.0 || *frequency_penalty != 0.0 || !logit_bias.is_empty()
+}
+
+/// The prompt, the limit and the constraint of a run that draws a prompt behind its first token, and then what follows it.
+type Scored = (Vec<u32>, usize, Option<Box<dyn Constraint>>);
+
+/// # Errors
+/// A prompt that is too long, that has nothing to score, or that a token in it would end.
+fn scored(model: &Model, prompt: &[u32], max_tokens: u64, stop_tokens: &[u32]) -> Result<Scored, ApiError> {
+    let context = model.handle.context();
+    if prompt.len() >= context {
+        return Err(ApiError::refused(Refused::PromptTooLong { prompt: prompt.len(), context }, "prompt"));
+    }
+    let rest = &prompt[1..];
+    if rest.is_empty() && max_tokens == 0 {
+        return Err(ApiError::invalid("prompt", "A prompt of one token has no log probabilities."));
+    }
+    if let Some(token) = rest.iter().find(|token| stop_tokens.contains(token)) {
+        let message =
+            format!("`logprobs` of an echoed prompt are not supported if it holds a stop token, such as {token}.");
+        return Err(ApiError::unsupported("prompt", message));
+    }
+    let further = match max_tokens {
+        0 => 0,
+        tokens => model.room(prompt.len(), usize::try_from(tokens).ok()),
+    };
+    let forced = Forced::new(rest, model.handle.vocab());
+    Ok((vec![prompt[0]], rest.len() + further, Some(Box::new(forced))))
 }
 
 /// The text of a prompt.

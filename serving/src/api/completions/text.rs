@@ -12,7 +12,8 @@ use crate::api::turn::is_control;
 pub struct Entry {
     /// What it adds to the text. A character whose bytes come in several tokens belongs to the last of them.
     pub text: String,
-    pub logprob: f32,
+    /// `None` of the first token of a prompt, before which there is nothing.
+    pub logprob: Option<f32>,
     pub top: Vec<(u32, f32)>,
 }
 
@@ -51,13 +52,22 @@ impl<'a> Text<'a> {
     }
 
     pub fn push(&mut self, token: u32, logprobs: Option<Logprobs>) -> Shown {
+        self.read(token, logprobs.map(|Logprobs { token, top }| (Some(token), top)))
+    }
+
+    /// Takes the first token of a prompt whose tokens have log probabilities.
+    pub fn push_first(&mut self, token: u32) -> Shown {
+        self.read(token, Some((None, Vec::new())))
+    }
+
+    fn read(&mut self, token: u32, logprobs: Option<(Option<f32>, Vec<(u32, f32)>)>) -> Shown {
         self.tokens += 1;
         let hidden = self.stop_tokens.contains(&token) || (!self.shows_control && is_control(self.tokenizer, token));
         if hidden || self.stopped_by.is_some() {
             return Shown::default();
         }
         let text = self.stream.push(self.tokenizer, token);
-        if let Some(Logprobs { token: logprob, top }) = logprobs {
+        if let Some((logprob, top)) = logprobs {
             self.ledger.push(Entry { text: text.clone(), logprob, top }, text.len());
         }
         let (shown, finish) = self.stopping.push(token, &text);

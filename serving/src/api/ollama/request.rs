@@ -66,7 +66,7 @@ pub enum Think {
 impl Think {
     /// # Errors
     /// An unknown effort.
-    pub fn effort(think: Option<&Think>) -> Result<harmony::Effort, ApiError> {
+    pub fn effort(think: Option<&Think>) -> Result<harmony::ReasoningEffort, ApiError> {
         match think {
             Some(Think::Effort(name)) => effort("think", Some(name)),
             // It always thinks; less is the nearest to not at all.
@@ -142,6 +142,7 @@ pub fn messages(asked: Vec<ChatMessage>) -> Result<Vec<InMessage>, ApiError> {
             content: message.content.map(Content::Text),
             name: None,
             tool_calls: Some(calls),
+            function_call: None,
             tool_call_id,
             reasoning: message.thinking,
             reasoning_content: None,

@@ -3,6 +3,7 @@
 mod answer;
 mod history;
 mod input;
+mod page;
 mod request;
 mod store;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, Request as HttpRequest, State};
+use axum::http::Uri;
 use axum::response::Response;
 use harmony::{Function, Role};
 use serde_json::{Map, Value, json};
@@ -32,6 +34,7 @@ use crate::request::Request;
 use answer::{Keep, Whole};
 use history::History;
 use input::listed;
+use page::Page;
 use request::{Input, ResponseRequest, Truncation, functions};
 use store::Stored;
 
@@ -112,13 +115,10 @@ pub async fn input_items(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Record>,
     Path(id): Path<String>,
+    uri: Uri,
 ) -> Result<Response, ApiError> {
-    let stored = find(&app, &record, &id)?;
-    let newest_first: Vec<&Value> = stored.input.iter().rev().collect();
-    let id = |item: Option<&&Value>| item.map_or(Value::Null, |item| item["id"].clone());
-    let (first, last) = (id(newest_first.first()), id(newest_first.last()));
-    let list = json!({ "object": "list", "data": newest_first, "first_id": first, "last_id": last, "has_more": false });
-    Ok(ok(&list))
+    let page = Page::of(uri.query().unwrap_or_default())?;
+    Ok(ok(&page.list(&find(&app, &record, &id)?.input)?))
 }
 
 /// Whose responses a request may see: those of its key; all, if there are no keys.

@@ -1,0 +1,137 @@
+//! Looks for MXFP4 scale bytes of 255 while the engine already works. The scales lie in every page of the weights, so the check also maps
+//! the pages before a token needs them: 12 GB cost some 3 s of page faults, which the first tokens would pay otherwise.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use phase1_loading::{Format, HostTensor, LoadError, check_scales};
+use phase2_forward::EngineError;
+
+/// A check of weights that runs on a thread of its own. Dropping it ends the thread at the next tensor.
+pub(super) struct WeightCheck {
+    /// One for each tensor, up to the first that is damaged.
+    reports: Receiver<Result<(), LoadError>>,
+    /// Kept, so that every later step fails too.
+    failure: Option<String>,
+}
+
+impl WeightCheck {
+    /// Begins to check the tensors of the model at `path`, in the order given.
+    ///
+    /// # Panics
+    /// If the system starts no thread.
+    pub fn start(path: PathBuf, tensors: Vec<(String, HostTensor)>) -> WeightCheck {
+        let (sender, reports) = mpsc::channel();
+        let work = move || {
+            for (name, tensor) in tensors {
+                let report = check(&path, &name, &tensor);
+                let damaged = report.is_err();
+                if sender.send(report).is_err() || damaged {
+                    break;
+                }
+            }
+        };
+        // `check_scales` is parallel. Its own pool of one thread leaves the other processors to the engine.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "gptoss-check".into()).build();
+        pool.expect("the system gives threads").spawn(work);
+        WeightCheck { reports, failure: None }
+    }
+
+    /// Waits for the end of the check, but not longer than `patience`.
+    ///
+    /// # Errors
+    /// A damaged tensor that was found in this time.
+    pub fn wait(&mut self, patience: Duration) -> Result<(), LoadError> {
+        let start = Instant::now();
+        while let Ok(report) = self.reports.recv_timeout(patience.saturating_sub(start.elapsed())) {
+            report?;
+        }
+        Ok(())
+    }
+
+    /// Does not wait.
+    ///
+    /// # Errors
+    /// A damaged tensor that was found since the engine was loaded, in this call or an earlier one.
+    pub fn result(&mut self) -> Result<(), EngineError> {
+        if self.failure.is_none() {
+            self.failure = self.reports.try_iter().find_map(Result::err).map(|error| error.to_string());
+        }
+        self.failure.clone().map_or(Ok(()), |failure| Err(EngineError::Device(failure)))
+    }
+
+    /// A check whose reports a test sends.
+    #[cfg(test)]
+    pub fn of(reports: Receiver<Result<(), LoadError>>) -> WeightCheck {
+        WeightCheck { reports, failure: None }
+    }
+}
+
+fn check(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
+    check_scales(path, name, tensor)?;
+    // Formats without storage were unpacked when the model was loaded: the engine reads the copies.
+    if tensor.format != Format::Mxfp4 && tensor.format.storage().is_some() && tensor.is_contiguous() {
+        map_pages(&tensor.packed());
+    }
+    Ok(())
+}
+
+fn map_pages(bytes: &[u8]) {
+    const PAGE: usize = 4096;
+    let sum = bytes.iter().step_by(PAGE).fold(0, |sum: u8, byte| sum.wrapping_add(*byte));
+    std::hint::black_box(sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longer than any check takes.
+    const FOREVER: Duration = Duration::from_secs(600);
+
+    /// Two rows of two blocks of MXFP4, all zeros.
+    fn tensor(damaged_block: Option<usize>) -> HostTensor {
+        let mut packed = vec![0u8; 4 * 17];
+        damaged_block.iter().for_each(|block| packed[block * 17] = 255);
+        HostTensor::packed_rows(Format::Mxfp4, vec![2, 64], packed.into())
+    }
+
+    fn check_of(tensors: &[(&str, HostTensor)]) -> WeightCheck {
+        let tensors = tensors.iter().map(|(name, tensor)| ((*name).into(), tensor.clone())).collect();
+        WeightCheck::start("model.gguf".into(), tensors)
+    }
+
+    #[test]
+    fn sound_weights_pass() {
+        let plain = HostTensor::packed_rows(Format::F32, vec![1, 32], vec![255u8; 128].into());
+        let mut check = check_of(&[("a", tensor(None)), ("b", plain)]);
+        check.wait(FOREVER).expect("sound");
+        check.result().expect("sound");
+    }
+
+    #[test]
+    fn the_first_damaged_tensor_is_named() {
+        let mut check = check_of(&[("a", tensor(None)), ("b", tensor(Some(3))), ("c", tensor(Some(1)))]);
+        let error = check.wait(FOREVER).expect_err("damaged").to_string();
+        assert!(error.starts_with("model.gguf: tensor `b`: "), "{error}");
+        assert!(error.contains("255 in block 3") && error.contains("again"), "{error}");
+    }
+
+    /// Whatever is found after the wait is reported by every later call.
+    #[test]
+    fn what_is_found_late_is_kept() {
+        let (sender, reports) = mpsc::channel();
+        let mut late = WeightCheck::of(reports);
+        late.wait(Duration::ZERO).expect("nothing was found yet");
+        late.result().expect("nothing was found yet");
+        sender.send(Ok(())).expect("heard");
+        late.result().expect("a sound tensor");
+        sender.send(check(Path::new("m.gguf"), "w", &tensor(Some(2)))).expect("heard");
+        drop(sender);
+        for _ in 0..2 {
+            let error = late.result().expect_err("damaged");
+            assert!(matches!(&error, EngineError::Device(sentence) if sentence.contains("255 in block 2")), "{error}");
+        }
+    }
+}

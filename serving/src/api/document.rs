@@ -1,0 +1,52 @@
+//! `/openapi.json`: what the server takes, for programs that make clients of it.
+
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+
+const DOCUMENT: &str = include_str!("../page/openapi.json");
+
+pub async fn openapi() -> Response {
+    let text = DOCUMENT.replacen("\"VERSION\"", concat!("\"", env!("CARGO_PKG_VERSION"), "\""), 1);
+    let mut response = text.into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
+        assert_eq!(document["info"]["version"], "VERSION");
+        let described = document["paths"].as_object().expect("paths").iter().flat_map(|(path, methods)| {
+            let methods = methods.as_object().expect("methods").keys();
+            methods.map(move |method| format!("{method} {path}"))
+        });
+        let routes = include_str!("mod.rs").split(".route(\"").skip(1).flat_map(|rest| {
+            let (path, rest) = rest.split_once("\", ").expect("a path");
+            let handlers = rest.split_once('\n').map_or(rest, |(line, _)| line);
+            let methods =
+                ["get", "post", "delete"].into_iter().filter(move |method| handlers.contains(&format!("{method}(")));
+            methods.map(move |method| format!("{method} {}", path.replace("{*id}", "{id}")))
+        });
+        assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect::<BTreeSet<_>>());
+    }
+
+    #[test]
+    fn references_lead_somewhere() {
+        let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
+        let mut found = 0;
+        for rest in DOCUMENT.split("\"$ref\": \"#").skip(1) {
+            let pointer = rest.split('"').next().expect("a pointer");
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+            found += 1;
+        }
+        assert!(found > 0);
+    }
+}

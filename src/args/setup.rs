@@ -1,0 +1,34 @@
+//! Commands about this machine and this program.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap_complete::Shell;
+
+use super::engine::EngineArgs;
+
+/// Show what this machine has, which model fits, which engine will run and why, and what to do.
+#[derive(Args)]
+pub struct Doctor {
+    /// The model to plan for. If not given, the first gpt-oss that another program has fetched, or else gpt-oss-20b's shape.
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Print completions for a shell.
+#[derive(Args)]
+pub struct Completions {
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Write a man page for every command.
+#[derive(Args)]
+pub struct Man {
+    /// The folder to write them to, created if it is not there.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
