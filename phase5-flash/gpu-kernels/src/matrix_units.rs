@@ -105,6 +105,9 @@ pub(crate) fn operand<T: Float>(
 }
 
 /// Squares of 16 by 16 sums of a plane.
+///
+/// Numbers of squares must be constants where planes have fragments. Emulated squares are worked off in loops: a software rasterizer
+/// takes the better part of a minute to compile them unrolled.
 #[derive(CubeType)]
 pub(crate) struct Accumulators {
     fragments: Sequence<Fragment<f32>>,
@@ -142,7 +145,7 @@ impl Accumulators {
     #[allow(clippy::too_many_arguments)]
     pub fn add<T: Float>(
         &mut self,
-        #[comptime] square: u32,
+        square: usize,
         left: &Shared<[Vector<T, Const<4>>]>,
         a: &Operand<T>,
         #[comptime] a_stride: u32,
@@ -153,13 +156,13 @@ impl Accumulators {
         #[comptime] planes: Planes,
     ) {
         if comptime![planes.fragments] {
-            let sums = &self.fragments[comptime![square as usize]];
+            let sums = &self.fragments[square];
             cmma::execute(&a.fragment[0usize], &b.fragment[0usize], sums, sums);
         } else {
             for i in 0..comptime![SQUARE / planes.width] {
                 let place = UNIT_POS % planes.width + i * planes.width;
                 let a_row = a.first + place / 4 * a_stride;
-                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let at = (square as u32 * comptime![SQUARE / planes.width] + i) * 4;
                 let mut sums = Vector::<f32, Const<4>>::new(0.0f32);
                 if comptime![by_columns] {
                     #[unroll]
@@ -193,7 +196,7 @@ impl Accumulators {
     /// Writes a square where lanes can read it, from vector `first` on, with rows `stride` vectors apart.
     pub fn store(
         &self,
-        #[comptime] square: u32,
+        square: usize,
         stage: &mut Shared<[Vector<f32, Const<4>>]>,
         first: u32,
         #[comptime] stride: u32,
@@ -202,12 +205,12 @@ impl Accumulators {
         if comptime![planes.fragments] {
             let end = first + comptime![SIDE * stride];
             let stored = stage.slice_mut(first as usize, end as usize);
-            let sums = &self.fragments[comptime![square as usize]];
+            let sums = &self.fragments[square];
             cmma::store(stored, sums, comptime![4 * stride], MatrixLayout::RowMajor);
         } else {
             for i in 0..comptime![SQUARE / planes.width] {
                 let place = UNIT_POS % planes.width + i * planes.width;
-                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let at = (square as u32 * comptime![SQUARE / planes.width] + i) * 4;
                 let mut four = Vector::<f32, Const<4>>::empty();
                 #[unroll]
                 for j in 0..4u32 {
@@ -221,7 +224,7 @@ impl Accumulators {
     /// Reads a square back from where [`Accumulators::store`] put it.
     pub fn load(
         &mut self,
-        #[comptime] square: u32,
+        square: usize,
         stage: &Shared<[Vector<f32, Const<4>>]>,
         first: u32,
         #[comptime] stride: u32,
@@ -230,12 +233,12 @@ impl Accumulators {
         if comptime![planes.fragments] {
             let end = first + comptime![SIDE * stride];
             let stored = stage.slice(first as usize, end as usize);
-            let sums = &mut self.fragments[comptime![square as usize]];
+            let sums = &mut self.fragments[square];
             cmma::load_with_layout(sums, stored, comptime![4 * stride], MatrixLayout::RowMajor);
         } else {
             for i in 0..comptime![SQUARE / planes.width] {
                 let place = UNIT_POS % planes.width + i * planes.width;
-                let at = (square * comptime![SQUARE / planes.width] + i) * 4;
+                let at = (square as u32 * comptime![SQUARE / planes.width] + i) * 4;
                 let four = stage[(first + place / 4 * stride + place % 4) as usize];
                 #[unroll]
                 for j in 0..4u32 {

@@ -143,10 +143,10 @@ fn flash<T: Float>(
     let probs_stride = comptime![block.probs_stride()];
     let stage_stride = comptime![block.stage_stride()];
     let sharers = comptime![block.sharers()];
-    let dims = comptime![dim / SIDE];
+    let dims = comptime![(dim / SIDE) as usize];
     let tile_fours = comptime![block.keys * fours];
     let key_fours = comptime![block.keys / 4];
-    let key_squares = comptime![block.keys / SIDE];
+    let key_squares = comptime![(block.keys / SIDE) as usize];
 
     let mut queries_and_probs =
         Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![block.queries_and_probs() as usize]);
@@ -175,7 +175,7 @@ fn flash<T: Float>(
     let mut query = Sequence::<Operand<T>>::new();
     #[unroll]
     for d in 0..dims {
-        let first = first_query * stride + comptime![d * SIDE / 4];
+        let first = first_query * stride + d as u32 * comptime![SIDE / 4];
         query.push(operand::<T>(&queries_and_probs, first, stride, MatrixIdent::A, MatrixLayout::RowMajor, planes));
     }
     sync_cube();
@@ -187,7 +187,7 @@ fn flash<T: Float>(
 
     let mut largest = f32::new(MASKED);
     let mut sum = 0.0f32;
-    let mut acc = Accumulators::zeros(dims, planes);
+    let mut acc = Accumulators::zeros(comptime![dim / SIDE], planes);
     let mut at = split.start;
     while at < split.end {
         let kv_slots = split.kv_slots(&args, at, shape.kv_heads(), block.keys);
@@ -207,17 +207,25 @@ fn flash<T: Float>(
         }
         sync_cube();
 
-        let mut scores = Accumulators::zeros(key_squares, planes);
-        #[unroll]
+        let mut scores = Accumulators::zeros(comptime![block.keys / SIDE], planes);
+        #[unroll(planes.fragments)]
         for k in 0..key_squares {
-            #[unroll]
+            #[unroll(planes.fragments)]
             for d in 0..dims {
-                let first = (k * comptime![SIDE * stride] + comptime![d * SIDE / 4]).runtime();
+                let along = d as u32 * comptime![SIDE / 4];
+                let first = k as u32 * comptime![SIDE * stride] + along;
                 let b = operand::<T>(&key_tile, first, stride, MatrixIdent::B, MatrixLayout::ColMajor, planes);
-                let a = &query[comptime![d as usize]];
-                scores.add::<T>(k, &queries_and_probs, a, stride, &key_tile, &b, stride, true, planes);
+                if comptime![planes.fragments] {
+                    let a = &query[d];
+                    scores.add::<T>(k, &queries_and_probs, a, stride, &key_tile, &b, stride, true, planes);
+                } else {
+                    let first = first_query * stride + along;
+                    let a =
+                        operand::<T>(&queries_and_probs, first, stride, MatrixIdent::A, MatrixLayout::RowMajor, planes);
+                    scores.add::<T>(k, &queries_and_probs, &a, stride, &key_tile, &b, stride, true, planes);
+                }
             }
-            let first = first_query * stage_stride + comptime![k * SIDE / 4];
+            let first = first_query * stage_stride + k as u32 * comptime![SIDE / 4];
             scores.store(k, &mut stage, first, stage_stride, planes);
         }
         sync_lanes(planes);
@@ -251,9 +259,9 @@ fn flash<T: Float>(
             let factor = (largest - grown).exp();
             largest = grown;
             sum *= factor;
-            #[unroll]
+            #[unroll(planes.fragments)]
             for d in 0..dims {
-                let first = first_query * stage_stride + comptime![d * SIDE / 4];
+                let first = first_query * stage_stride + d as u32 * comptime![SIDE / 4];
                 acc.store(d, &mut stage, first, stage_stride, planes);
             }
             sync_lanes(planes);
@@ -263,9 +271,9 @@ fn flash<T: Float>(
                 stage[place] *= Vector::<f32, Const<4>>::new(factor);
             }
             sync_lanes(planes);
-            #[unroll]
+            #[unroll(planes.fragments)]
             for d in 0..dims {
-                let first = first_query * stage_stride + comptime![d * SIDE / 4];
+                let first = first_query * stage_stride + d as u32 * comptime![SIDE / 4];
                 acc.load(d, &stage, first, stage_stride, planes);
             }
         }
@@ -278,14 +286,14 @@ fn flash<T: Float>(
         }
         sync_lanes(planes);
 
-        #[unroll]
+        #[unroll(planes.fragments)]
         for k in 0..key_squares {
-            let first = comptime![block.probs() + k * SIDE / 4] + first_query * probs_stride;
+            let first = comptime![block.probs()] + k as u32 * comptime![SIDE / 4] + first_query * probs_stride;
             let a =
                 operand::<T>(&queries_and_probs, first, probs_stride, MatrixIdent::A, MatrixLayout::RowMajor, planes);
-            #[unroll]
+            #[unroll(planes.fragments)]
             for d in 0..dims {
-                let first = (k * comptime![SIDE * stride] + comptime![d * SIDE / 4]).runtime();
+                let first = k as u32 * comptime![SIDE * stride] + d as u32 * comptime![SIDE / 4];
                 let b = operand::<T>(&value_tile, first, stride, MatrixIdent::B, MatrixLayout::RowMajor, planes);
                 acc.add::<T>(d, &queries_and_probs, &a, probs_stride, &value_tile, &b, stride, false, planes);
             }
@@ -295,9 +303,9 @@ fn flash<T: Float>(
     }
 
     shared[UNIT_POS as usize] = sum;
-    #[unroll]
+    #[unroll(planes.fragments)]
     for d in 0..dims {
-        let first = first_query * stage_stride + comptime![d * SIDE / 4];
+        let first = first_query * stage_stride + d as u32 * comptime![SIDE / 4];
         acc.store(d, &mut stage, first, stage_stride, planes);
     }
     sync_cube();

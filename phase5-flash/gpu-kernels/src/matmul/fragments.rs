@@ -168,6 +168,13 @@ fn experts<T: Float>(
     }
 }
 
+/// A plane's sums for the outputs of both halves of a tile, a square for every 16 rows.
+#[derive(CubeType)]
+struct Sums {
+    low: Accumulators,
+    high: Accumulators,
+}
+
 /// The rows of a tile times weights from `low.row` and from `high.row` on, 16 of either a plane; weights past `last_row` are of no
 /// row. Outputs begin at `column`.
 #[cube]
@@ -187,17 +194,18 @@ fn multiply_tile<T: Float>(
     #[comptime] planes: Planes,
     #[comptime] epilogue: Epilogue,
 ) {
-    let mut sums = Accumulators::zeros(comptime![2 * ROUNDS], planes);
+    let mut sums = Sums { low: Accumulators::zeros(ROUNDS, planes), high: Accumulators::zeros(ROUNDS, planes) };
     let mut tile = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![planes.vectors() as usize]);
     let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(planes.count * FOURS) as usize]);
     add_products::<T>(x, rows, low, high, last_row, blocks, &mut tile, &mut sums, packing, planes);
-    #[unroll]
-    for round in 0..ROUNDS {
-        if round * SIDE < rows.count {
+    #[unroll(planes.fragments)]
+    for round in 0..comptime![ROUNDS as usize] {
+        let first_member = round as u32 * SIDE;
+        if first_member < rows.count {
             store_round(&sums, &mut stage, round, planes);
             let mut place = UNIT_POS % planes.width;
             while place < comptime![FOURS / 2] {
-                let member = round * SIDE + place / comptime![FOURS_A_ROW / 2];
+                let member = first_member + place / comptime![FOURS_A_ROW / 2];
                 let output = place % comptime![FOURS_A_ROW / 2];
                 let at = place / comptime![FOURS_A_ROW / 2] * FOURS_A_ROW + output;
                 let low = stored(&stage, at, planes);
@@ -235,17 +243,10 @@ fn stored(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] plane
 
 /// Puts this plane's sums of rows `16 round` to `16 round + 15` where its lanes see them all.
 #[cube]
-fn store_round(
-    sums: &Accumulators,
-    stage: &mut Shared<[Vector<f32, Const<4>>]>,
-    #[comptime] round: u32,
-    #[comptime] planes: Planes,
-) {
-    #[unroll]
-    for half in 0..2u32 {
-        let first = UNIT_POS / planes.width * FOURS + comptime![half * SIDE / 4];
-        sums.store(comptime![2 * round + half], stage, first, FOURS_A_ROW, planes);
-    }
+fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: usize, #[comptime] planes: Planes) {
+    let first = UNIT_POS / planes.width * FOURS;
+    sums.low.store(round, stage, first, FOURS_A_ROW, planes);
+    sums.high.store(round, stage, first + comptime![SIDE / 4], FOURS_A_ROW, planes);
     sync_cube();
 }
 
@@ -253,24 +254,25 @@ fn store_round(
 #[cube]
 fn multiply<T: Float>(
     tile: &Shared<[Vector<T, Const<4>>]>,
-    sums: &mut Accumulators,
+    sums: &mut Sums,
     #[comptime] rounds: u32,
     #[comptime] planes: Planes,
 ) {
     let (by_rows, by_columns) = (MatrixLayout::RowMajor, MatrixLayout::ColMajor);
     let low_row = TILE + plane_outputs(planes);
-    #[unroll]
+    #[unroll(planes.fragments)]
     for step in 0..2u32 {
-        let first = low_row * STRIDE + comptime![step * SIDE / 4];
+        let along = step * comptime![SIDE / 4];
+        let first = low_row * STRIDE + along;
         let low = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, planes);
         let first = first + comptime![planes.half() * STRIDE];
         let high = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, planes);
-        #[unroll]
-        for round in 0..rounds {
-            let first = comptime![round * SIDE * STRIDE + step * SIDE / 4].runtime();
+        #[unroll(planes.fragments)]
+        for round in 0..comptime![rounds as usize] {
+            let first = round as u32 * comptime![SIDE * STRIDE] + along;
             let rows = operand::<T>(tile, first, STRIDE, MatrixIdent::A, by_rows, planes);
-            sums.add::<T>(comptime![2 * round], tile, &rows, STRIDE, tile, &low, STRIDE, true, planes);
-            sums.add::<T>(comptime![2 * round + 1], tile, &rows, STRIDE, tile, &high, STRIDE, true, planes);
+            sums.low.add::<T>(round, tile, &rows, STRIDE, tile, &low, STRIDE, true, planes);
+            sums.high.add::<T>(round, tile, &rows, STRIDE, tile, &high, STRIDE, true, planes);
         }
     }
 }
@@ -285,7 +287,7 @@ fn add_products<T: Float>(
     last_row: u32,
     blocks: u32,
     tile: &mut Shared<[Vector<T, Const<4>>]>,
-    sums: &mut Accumulators,
+    sums: &mut Sums,
     #[comptime] packing: Packing,
     #[comptime] planes: Planes,
 ) {

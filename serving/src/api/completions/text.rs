@@ -17,6 +17,12 @@ pub struct Entry {
     pub top: Vec<(u32, f32)>,
 }
 
+/// Log probabilities that came with a token: its own, and those of the likeliest.
+struct Read {
+    logprob: Option<f32>,
+    top: Vec<(u32, f32)>,
+}
+
 /// Reads one completion.
 pub struct Text<'a> {
     tokenizer: &'a Tokenizer,
@@ -52,22 +58,22 @@ impl<'a> Text<'a> {
     }
 
     pub fn push(&mut self, token: u32, logprobs: Option<Logprobs>) -> Shown {
-        self.read(token, logprobs.map(|Logprobs { token, top }| (Some(token), top)))
+        self.read(token, logprobs.map(|Logprobs { token, top }| Read { logprob: Some(token), top }))
     }
 
     /// Takes the first token of a prompt whose tokens have log probabilities.
     pub fn push_first(&mut self, token: u32) -> Shown {
-        self.read(token, Some((None, Vec::new())))
+        self.read(token, Some(Read { logprob: None, top: Vec::new() }))
     }
 
-    fn read(&mut self, token: u32, logprobs: Option<(Option<f32>, Vec<(u32, f32)>)>) -> Shown {
+    fn read(&mut self, token: u32, logprobs: Option<Read>) -> Shown {
         self.tokens += 1;
         let hidden = self.stop_tokens.contains(&token) || (!self.shows_control && is_control(self.tokenizer, token));
         if hidden || self.stopped_by.is_some() {
             return Shown::default();
         }
         let text = self.stream.push(self.tokenizer, token);
-        if let Some((logprob, top)) = logprobs {
+        if let Some(Read { logprob, top }) = logprobs {
             self.ledger.push(Entry { text: text.clone(), logprob, top }, text.len());
         }
         let (shown, finish) = self.stopping.push(token, &text);
