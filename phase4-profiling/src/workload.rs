@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use phase2_forward::{Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
+use phase1_loading::GptOssConfig;
+use phase2_forward::{BadRequest, Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
 use phase3_kvcache::PREFILL_CHUNK;
 
 use crate::profile::{Clock, TimedStep, Workload};
@@ -27,11 +28,16 @@ pub fn run(
     recorder: &mut Recorder<'_>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<TimedStep>, Clock), EngineError> {
-    let vocab = engine.config().vocab;
+    let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
     let (sequences, new, depth) = match workload {
         Workload::Decode { sequences, depth } => (sequences, 1, depth),
         Workload::Prefill { tokens } => (1, tokens, 0),
     };
+    let more = if depth == 0 { new } else { WARM_UP.saturating_add(steps) };
+    let length = depth.saturating_add(more);
+    if length > context {
+        return Err(BadRequest::ContextExceeded { sequence: 0, length, context }.into());
+    }
     warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
     for number in 0..WARM_UP + steps {

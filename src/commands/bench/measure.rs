@@ -31,7 +31,8 @@ const LOGPROBS: usize = 5;
 /// The most tokens that a sequence reaches in measurements at `depth`.
 pub fn longest(args: &Bench, depth: usize) -> usize {
     // One token comes before an empty depth, and one run and one step before the timed ones.
-    depth.max(1) + ((args.repeat + 1) * args.generate + 1).max(longest_prompt(args) + 1)
+    let decoded = args.repeat.saturating_add(1).saturating_mul(args.generate);
+    depth.max(1).saturating_add(decoded.max(longest_prompt(args))).saturating_add(1)
 }
 
 fn longest_prompt(args: &Bench) -> usize {
