@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use phase1_loading::GptOssConfig;
 use phase2_forward::{BadRequest, Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
-use phase3_kvcache::PREFILL_CHUNK;
+use phase3_kvcache::prefill;
 
 use crate::profile::{Clock, TimedStep, Workload};
 use crate::recorder::Recorder;
@@ -101,9 +101,7 @@ pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
 
 fn fill(engine: &mut dyn Engine, sequence: SequenceId, depth: usize) -> Result<(), EngineError> {
     let tokens = sample_tokens(sequence as usize, depth, engine.config().vocab);
-    for tokens in tokens.chunks(PREFILL_CHUNK.min(engine.capacity().tokens_per_step)) {
-        engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)])?;
-    }
+    prefill(engine, sequence, &tokens, Want::Nothing)?;
     Ok(())
 }
 

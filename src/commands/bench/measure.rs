@@ -12,12 +12,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use phase2_forward::{Draw, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work};
-use phase3_kvcache::PREFILL_CHUNK;
+use phase3_kvcache::{PREFILL_CHUNK, prefill};
 use phase4_profiling::{Ceiling, CostModel, sample_tokens};
 use serde_json::{Value, json};
 
 use crate::args::{Bench, DrawKind};
-use crate::session::prefill_chunk;
 
 /// The least tokens of the prompt that comes before anything is timed.
 const WARM_UP: usize = 128;
@@ -123,10 +122,8 @@ impl Measure<'_> {
     }
 
     fn fill(&mut self, sequence: SequenceId, depth: usize) -> Result<()> {
-        let chunk = prefill_chunk(self.engine);
-        for tokens in self.tokens(depth).chunks(chunk) {
-            self.engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)])?;
-        }
+        let tokens = self.tokens(depth);
+        prefill(self.engine, sequence, &tokens, Want::Nothing)?;
         Ok(())
     }
 
@@ -186,12 +183,7 @@ impl Measure<'_> {
     fn prefill(&mut self, count: usize) -> Result<f64> {
         let (tokens, want) = (self.tokens(count), self.want(0));
         let start = Instant::now();
-        let chunks = tokens.chunks(prefill_chunk(self.engine));
-        let last = chunks.len() - 1;
-        for (number, tokens) in chunks.enumerate() {
-            let want = if number == last { want } else { Want::Nothing };
-            check(self.engine.step(&[Work::tokens(0, tokens, want)])?)?;
-        }
+        check(prefill(self.engine, 0, &tokens, want)?.into_iter().collect())?;
         Ok(start.elapsed().as_secs_f64())
     }
 
