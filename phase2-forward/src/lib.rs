@@ -16,6 +16,7 @@ pub mod plain;
 mod probe;
 mod recompute;
 mod rope;
+mod sample;
 
 pub use check::check_work;
 pub use device::{AdapterReport, ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
@@ -29,3 +30,4 @@ pub use packed::{PackedMatrix, packed_matmul};
 pub use probe::{Activation, Dump, NoProbe, Operation, Probe, Span};
 pub use recompute::RecomputeEngine;
 pub use rope::Rope;
+pub use sample::sample_tokens;

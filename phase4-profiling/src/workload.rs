@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use phase1_loading::GptOssConfig;
-use phase2_forward::{BadRequest, Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
+use phase2_forward::{BadRequest, Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work, sample_tokens};
 use phase3_kvcache::prefill;
 
 use crate::profile::{Clock, TimedStep, Workload};
@@ -103,11 +103,6 @@ fn fill(engine: &mut dyn Engine, sequence: SequenceId, depth: usize) -> Result<(
     let tokens = sample_tokens(sequence as usize, depth, engine.config().vocab);
     prefill(engine, sequence, &tokens, Want::Nothing)?;
     Ok(())
-}
-
-/// Tokens all over the vocabulary, the same in every run.
-pub fn sample_tokens(seed: usize, count: usize, vocab: usize) -> Vec<u32> {
-    (0..count).map(|index| ((seed * 104_729 + index * 7_919 + 13) % vocab) as u32).collect()
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use peers::Installation;
-use phase2_forward::{Draw, Engine, Want};
+use phase2_forward::{Draw, Engine, Want, sample_tokens};
 use phase3_kvcache::prefill;
-use phase4_profiling::{process, sample_tokens};
+use phase4_profiling::process;
 use serde_json::{Value, json};
 
 use crate::args::{Bench, Compare, DrawKind, EngineKind};

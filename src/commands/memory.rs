@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use phase2_forward::{Draw, Engine, Outcome, Want, Work};
+use phase2_forward::{Draw, Engine, Outcome, Want, Work, sample_tokens};
 use phase3_kvcache::{PREFILL_CHUNK, prefill};
-use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
+use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting};
 use phase5_flash::cache_bytes;
 use serde_json::json;
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use gpu_kernels::Matrix;
 use gpu_kernels::matmul::RowSplit;
 use gpu_kernels::matvec::{RowTile, Walk};
-use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work};
+use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, sample_tokens};
 
 use super::engine::GpuEngine;
 use super::tuning::{MAX_ROWS, Tuning};
@@ -277,9 +277,8 @@ impl Tuner<'_> {
         }
     }
 
-    /// Tokens spread over the vocabulary.
     fn tokens(&self, count: usize) -> Vec<u32> {
-        (0..count).map(|i| ((i * 7919 + 13) % self.engine.config().vocab) as u32).collect()
+        sample_tokens(0, count, self.engine.config().vocab)
     }
 }
 

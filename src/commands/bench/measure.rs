@@ -11,9 +11,9 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use anyhow::Result;
-use phase2_forward::{Draw, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work};
+use phase2_forward::{Draw, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work, sample_tokens};
 use phase3_kvcache::{PREFILL_CHUNK, prefill};
-use phase4_profiling::{Ceiling, CostModel, sample_tokens};
+use phase4_profiling::{Ceiling, CostModel};
 use serde_json::{Value, json};
 
 use crate::args::{Bench, DrawKind};

@@ -5,9 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use gates::{Check, Limit};
 use phase1_loading::YarnRamp;
-use phase2_forward::{DeviceChoice, Draw, Engine, Want, Work, argmax};
+use phase2_forward::{DeviceChoice, Draw, Engine, Want, Work, argmax, sample_tokens};
 use phase3_kvcache::prefill_chunk;
-use phase4_profiling::sample_tokens;
 use serde_json::{Map, Value, json};
 
 use crate::args::{Compare, EngineArgs, EngineKind};
