@@ -78,7 +78,7 @@ impl CapturedSteps {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::VecDeque;
 
     use cubecl::wgpu::{WgpuSetup, wgpu};
@@ -101,8 +101,15 @@ mod tests {
         bytes: i64,
     }
 
-    /// A GPU that no other test uses, started for a model of so many layers, and its queue.
-    fn own_gpu(layers: usize) -> (wgpu::Queue, Gpu) {
+    /// A GPU that no other test uses.
+    pub struct OwnGpu {
+        pub wgpu: wgpu::Device,
+        queue: wgpu::Queue,
+        gpu: Gpu,
+    }
+
+    /// One that is started for a model of so many layers.
+    fn own_gpu(layers: usize) -> OwnGpu {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
         let adapter = adapters.into_iter().next().expect("a GPU or a software rasterizer");
@@ -113,10 +120,23 @@ mod tests {
         };
         let (device, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
         let backend = adapter.get_info().backend;
-        let setup = WgpuSetup { instance, adapter, device, queue: queue.clone(), backend };
+        let setup = WgpuSetup { instance, adapter, device: device.clone(), queue: queue.clone(), backend };
         let tasks = ModelNeeds { layers, ..ModelNeeds::default() }.tasks();
         let found = cubecl::Device::Wgpu(register(setup, tasks).expect("a runtime"));
-        (queue, Gpu::new(Device::new(found.client(), None)).expect("it runs kernels"))
+        let gpu = Gpu::new(Device::new(found.client(), None)).expect("it runs kernels");
+        OwnGpu { wgpu: device, queue, gpu }
+    }
+
+    /// A small model of so many layers on a GPU of its own.
+    pub fn alone(layers: usize) -> (OwnGpu, GpuEngine) {
+        let own = own_gpu(layers);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        let model = SyntheticModel { layers, ..SyntheticModel::preset("nano").expect("a preset") };
+        model.write(&path, 1, &mut |_, _| ()).expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("opens");
+        let loaded = GpuEngine::load_on(own.gpu.clone(), &checkpoint, Options::default(), &mut |_, _| ());
+        (own, loaded.expect("loads"))
     }
 
     /// The queue's next number; asking takes one.
@@ -127,14 +147,7 @@ mod tests {
 
     /// Steps of decoding in which no sequence begins a page, and what a readback does that finds nothing queued.
     fn trace(layers: usize, sequences: u64, draw: Draw<'_>) -> (Vec<Trace>, Trace) {
-        let (queue, gpu) = own_gpu(layers);
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("model.gguf");
-        let model = SyntheticModel { layers, ..SyntheticModel::preset("nano").expect("a preset") };
-        model.write(&path, 1, &mut |_, _| ()).expect("written");
-        let checkpoint = Checkpoint::open(&path).expect("opens");
-        let loaded = GpuEngine::load_on(gpu.clone(), &checkpoint, Options::default(), &mut |_, _| ());
-        let mut engine = loaded.expect("loads");
+        let (OwnGpu { queue, gpu, .. }, mut engine) = alone(layers);
         let seen = || {
             let bytes = gpu.device.memory_taken() as i64;
             Trace { queued: number(&queue), waits: gpu.device.waits(), bytes }

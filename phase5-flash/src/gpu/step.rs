@@ -268,3 +268,23 @@ pub(super) fn fed(item: &Work<'_>) -> usize {
 fn drawn_by<'w>(item: &'w Work<'_>) -> Option<&'w Draw<'w>> {
     if let Want::Token(draw) = &item.want { Some(draw) } else { None }
 }
+
+#[cfg(test)]
+mod tests {
+    use cubecl::wgpu::wgpu;
+    use phase2_forward::{Engine, EngineError, Want, Work};
+
+    use crate::gpu::captured::tests::alone;
+
+    #[test]
+    fn a_step_without_results_says_that_the_device_was_lost() {
+        let (own, mut engine) = alone(2);
+        let work = [Work::tokens(0, &[1, 2, 3], Want::Nothing)];
+        engine.step(&work).expect("still there");
+        own.wgpu.destroy();
+        // The driver's word is heard when somebody listens.
+        let _ = own.wgpu.poll(wgpu::PollType::Poll);
+        let refused = engine.step(&work);
+        assert!(matches!(refused, Err(EngineError::Lost(_))), "{refused:?}");
+    }
+}
