@@ -107,11 +107,11 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
 
 /// The most variants that [`tune`] measures.
 const ALL: usize = 2
-    + 3 * 20
+    + 3 * Walk::COUNT
     + Tuning::PRODUCT_CUBES.len()
     + Tuning::ATTENTION_CUBES.len()
     + Tuning::TOGETHER.len()
-    + 3
+    + RowSplit::ALL.len()
     + 4 * ROWS.len()
     + 2 * Tuning::PLANES.len();
 
