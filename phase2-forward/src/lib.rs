@@ -8,6 +8,7 @@
 
 mod check;
 mod device;
+mod difference;
 mod draw;
 mod engine;
 mod model;
@@ -20,6 +21,7 @@ mod sample;
 
 pub use check::check_work;
 pub use device::{AdapterReport, ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
+pub use difference::relative_rms;
 pub use draw::{Adjustment, Draw, DrawnToken, HostDraw, Logprobs, MAX_LOGPROBS, Sampling, argmax, draw_number};
 pub use engine::{
     BadRequest, Capacity, Engine, EngineError, Input, Inspect, Outcome, SequenceId, Snapshot, Snapshots, Ticket, Want,

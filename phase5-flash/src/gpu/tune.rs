@@ -6,7 +6,7 @@ use std::time::Instant;
 use gpu_kernels::Matrix;
 use gpu_kernels::matmul::RowSplit;
 use gpu_kernels::matvec::{RowTile, Walk};
-use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, sample_tokens};
+use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, relative_rms, sample_tokens};
 
 use super::engine::GpuEngine;
 use super::tuning::{MAX_ROWS, Tuning};
@@ -216,7 +216,7 @@ impl Tuner<'_> {
 
     fn time(&mut self) -> Result<f64, EngineError> {
         let logits = self.step()?;
-        if error(&logits, &self.logits) > ROUNDING {
+        if relative_rms(&self.logits, &logits) > ROUNDING {
             return Ok(f64::INFINITY);
         }
         let mut quickest = f64::INFINITY;
@@ -282,15 +282,6 @@ impl Tuner<'_> {
     }
 }
 
-/// The rms error, relative to the standard deviation of the expected values.
-fn error(found: &[f32], expected: &[f32]) -> f64 {
-    let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / expected.len() as f64;
-    let spread: f64 = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
-    let difference: f64 = found.iter().zip(expected).map(|(&a, &b)| f64::from(a - b).powi(2)).sum();
-    let share = (difference / spread).sqrt();
-    if share.is_nan() { f64::INFINITY } else { share }
-}
-
 #[cfg(test)]
 mod tests {
     use gptoss_reference::test_seed;
@@ -352,7 +343,7 @@ mod tests {
         let together = Tuning::TOGETHER.map(|together| Tuning { together, ..default });
         for tuning in walks.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(together) {
             engine.runner.forward.set_tuning(tuning);
-            let error = error(&logits(&mut engine), &expected);
+            let error = relative_rms(&expected, &logits(&mut engine));
             assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");
         }
     }
@@ -369,7 +360,7 @@ mod tests {
         assert!(tuned.seconds.is_finite() && tuned.default_seconds.is_finite(), "{tuned:?}");
         assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| (1..=all).contains(&done)), "{heard:?}");
         assert!(heard.len() > 1 && heard.iter().all(|&(_, all)| all == ALL), "{heard:?}");
-        let error = error(&logits(&mut engine), &expected);
+        let error = relative_rms(&expected, &logits(&mut engine));
         assert!(error < limit(&engine), "{tuned:?}: {error:e} {seed}");
     }
 }
