@@ -145,7 +145,7 @@ impl Kernels {
         let row = KvRow::new(kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let pages = Cache::count(device, config, row, None)?;
         forward.cache = Cache::new(device, config, row, pages, MAX_ROWS);
-        forward.moves += 1;
+        forward.epoch += 1;
         choices.reserve(device, rows.min(MOST_LOGITS));
         let tokens = sample_tokens(0, depth + rows, config.vocab);
         for tokens in tokens[..depth].chunks(MAX_ROWS).chain(tokens[depth..].chunks(MAX_ROWS)) {

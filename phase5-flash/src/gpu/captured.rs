@@ -38,8 +38,8 @@ impl Shape {
 #[derive(Default)]
 pub(super) struct CapturedSteps {
     steps: Vec<(Shape, Graph)>,
-    /// The value of [`Forward::moves`](super::forward::Forward::moves) when they were captured.
-    moves: u64,
+    /// The value of [`Forward::epoch`](super::forward::Forward::epoch) when they were captured.
+    epoch: u64,
 }
 
 impl CapturedSteps {
@@ -49,11 +49,11 @@ impl CapturedSteps {
     /// A device that fails.
     ///
     /// # Safety
-    /// As long as `moves` is the same, `launch` must launch the same kernels on the same buffers for a shape, and the buffers must live.
-    pub unsafe fn run(&mut self, device: &Device, shape: Shape, moves: u64, launch: &dyn Fn()) -> Result<(), Error> {
-        if self.moves != moves {
+    /// As long as `epoch` is the same, `launch` must launch the same kernels on the same buffers for a shape, and the buffers must live.
+    pub unsafe fn run(&mut self, device: &Device, shape: Shape, epoch: u64, launch: &dyn Fn()) -> Result<(), Error> {
+        if self.epoch != epoch {
             self.steps.clear();
-            self.moves = moves;
+            self.epoch = epoch;
         }
         let steps = &mut self.steps;
         if let Some(found) = steps.iter().position(|(of, _)| *of == shape) {
