@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp};
-use phase2_forward::{ComputeDevice, Engine, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
+use phase2_forward::{ComputeDevice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
 use phase4_profiling::{CostModel, MemoryPlan, Place, Setting, cache_directory};
 use phase5_flash::CpuEngine;
@@ -50,11 +50,6 @@ pub fn open_with(model: &Path, args: &EngineArgs) -> Result<Checkpoint> {
 pub fn shortlist_bytes(checkpoint: &Checkpoint, device: &ComputeDevice, args: &EngineArgs) -> Option<u64> {
     let makes_one = args.kind() == EngineKind::Flash && device.is_cpu();
     makes_one.then(|| CpuEngine::shortlist_bytes(checkpoint, args.on_cpu())).flatten()
-}
-
-/// Tokens of a prompt that one step takes.
-pub fn prefill_chunk(engine: &dyn Engine) -> usize {
-    PREFILL_CHUNK.min(engine.capacity().tokens_per_step)
 }
 
 /// The device that was asked for, or that suits the model.

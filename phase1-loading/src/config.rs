@@ -1,6 +1,6 @@
 //! The shape of a GPT-OSS model.
 
-mod constants;
+pub mod constants;
 mod gguf;
 mod gguf_fixed;
 mod json;

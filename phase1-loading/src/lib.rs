@@ -28,7 +28,7 @@ mod verify;
 
 pub use checkpoint::Checkpoint;
 pub use codec::{Bits, DenseFormat, Format, Group, repack_mxfp4_from_hf};
-pub use config::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp};
+pub use config::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp, constants};
 pub use convert::convert;
 pub use error::LoadError;
 pub use formats::mxfp4::{E2M1, e8m0};

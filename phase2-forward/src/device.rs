@@ -21,7 +21,7 @@ pub struct ModelNeeds {
 
 impl ModelNeeds {
     /// Launches that go to a GPU in one submission: as many as a decoding step of phase 5 has, so that a captured step is one.
-    fn tasks(self) -> usize {
+    pub fn tasks(self) -> usize {
         (10 * self.layers + 24).max(256)
     }
 }

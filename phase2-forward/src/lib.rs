@@ -8,6 +8,7 @@
 
 mod check;
 mod device;
+mod difference;
 mod draw;
 mod engine;
 mod model;
@@ -16,9 +17,11 @@ pub mod plain;
 mod probe;
 mod recompute;
 mod rope;
+mod sample;
 
 pub use check::check_work;
 pub use device::{AdapterReport, ComputeDevice, DeviceChoice, DeviceError, ModelNeeds, register};
+pub use difference::relative_rms;
 pub use draw::{Adjustment, Draw, DrawnToken, HostDraw, Logprobs, MAX_LOGPROBS, Sampling, argmax, draw_number};
 pub use engine::{
     BadRequest, Capacity, Engine, EngineError, Input, Inspect, Outcome, SequenceId, Snapshot, Snapshots, Ticket, Want,
@@ -29,3 +32,4 @@ pub use packed::{PackedMatrix, packed_matmul};
 pub use probe::{Activation, Dump, NoProbe, Operation, Probe, Span};
 pub use recompute::RecomputeEngine;
 pub use rope::Rope;
+pub use sample::sample_tokens;

@@ -6,16 +6,13 @@ use std::ops::Range;
 
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Int, Tensor, TensorData};
+use phase1_loading::constants::{SWIGLU_ALPHA, SWIGLU_LIMIT};
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig, HostTensor, LoadError, check_scales};
 
 use crate::device::{ComputeDevice, ModelNeeds};
 use crate::packed::{PackedMatrix, device_format, packed_matmul};
 use crate::probe::{Activation, Operation, Probe, Span};
 use crate::rope::{Rope, rotate};
-
-/// SwiGLU's clamp, and the factor in its sigmoid.
-const SWIGLU_LIMIT: f32 = 7.0;
-const SWIGLU_ALPHA: f32 = 1.702;
 
 /// A model on a device.
 pub struct GptOss {
@@ -218,9 +215,10 @@ fn join_heads(x: Tensor<3>) -> Tensor<2> {
 
 /// GPT-OSS's gated unit: both halves clamped, the gate only from above, and 1 added to `up`.
 fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    let gate = gate.clamp_max(SWIGLU_LIMIT);
-    let up = up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT);
-    (up + 1.0) * gate.clone() * sigmoid(gate * SWIGLU_ALPHA)
+    let (limit, alpha) = (SWIGLU_LIMIT as f32, SWIGLU_ALPHA as f32);
+    let gate = gate.clamp_max(limit);
+    let up = up.clamp(-limit, limit);
+    (up + 1.0) * gate.clone() * sigmoid(gate * alpha)
 }
 
 /// `W x + b`.

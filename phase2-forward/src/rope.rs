@@ -4,11 +4,8 @@ use std::f64::consts::PI;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use phase1_loading::constants::{BETA_FAST, BETA_SLOW, attention_factor};
 use phase1_loading::{RopeConfig, YarnRamp};
-
-/// Rotations in a full context that mark a dimension as fast (left as it is) or slow (interpolated): YaRN's β and α.
-const BETA_FAST: f64 = 32.0;
-const BETA_SLOW: f64 = 1.0;
 
 /// The angular velocities of a head's dimension pairs.
 #[derive(Clone, Debug)]
@@ -41,8 +38,7 @@ impl Rope {
                 (frequency * (1.0 - ramp) + frequency / factor * ramp) as f32
             })
             .collect();
-        let mscale = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
-        Rope { inverse_frequencies, mscale: mscale as f32 }
+        Rope { inverse_frequencies, mscale: attention_factor(factor) as f32 }
     }
 
     /// Cosines and sines for a range of positions, each `[1, positions, head_dim / 2]` and times `mscale`.

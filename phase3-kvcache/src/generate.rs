@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 use phase1_loading::{TextStream, Tokenizer};
 use phase2_forward::{BadRequest, Engine, EngineError, SequenceId, Ticket, Want, Work};
 
+use crate::prefill::PREFILL_CHUNK;
 use crate::sampling::{Sampler, SamplingError, SamplingParams};
 use crate::stopping::{EmptyStopString, FinishReason, StopCondition};
-
-/// Prompt tokens per step by default. It bounds the memory of attention scores.
-pub const PREFILL_CHUNK: usize = 512;
 
 /// What to generate and when to stop.
 #[derive(Clone, Debug)]

@@ -20,4 +20,4 @@ pub use memory::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Part, Place, Plann
 pub use numerics::{F16Range, Numerics, NumericsProbe};
 pub use profile::{Bound, Ceiling, Clock, Cost, LAUNCH, Profile, READBACK, Row, TimedSpan, TimedStep, Workload};
 pub use recorder::Recorder;
-pub use workload::{run, sample_tokens, warm_up};
+pub use workload::{run, warm_up};

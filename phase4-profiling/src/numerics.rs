@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use phase2_forward::{Activation, Dump, Probe};
+use phase2_forward::{Activation, Dump, Probe, relative_rms};
 use serde::Serialize;
 
 /// The largest finite f16.
@@ -20,7 +20,7 @@ pub struct Numerics {
     pub nans: usize,
     pub infinities: usize,
     pub f16: F16Range,
-    /// Root mean square difference from the reference over the reference's standard deviation; `None` without one.
+    /// [`relative_rms`] against the reference; `None` without one.
     pub error: Option<f64>,
 }
 
@@ -74,16 +74,9 @@ impl Numerics {
             nans: values.iter().filter(|x| x.is_nan()).count(),
             infinities: values.iter().filter(|x| x.is_infinite()).count(),
             f16,
-            error: expected.filter(|expected| expected.len() == values.len()).map(|expected| error(expected, values)),
+            error: expected
+                .filter(|expected| expected.len() == values.len())
+                .map(|expected| relative_rms(expected, values)),
         }
     }
-}
-
-/// rms of the difference over the standard deviation of what was expected.
-fn error(expected: &[f32], found: &[f32]) -> f64 {
-    let count = expected.len() as f64;
-    let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
-    let variance = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count;
-    let square = expected.iter().zip(found).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum::<f64>() / count;
-    (square / variance.max(f64::MIN_POSITIVE)).sqrt()
 }

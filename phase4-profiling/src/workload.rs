@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use phase2_forward::{Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work};
-use phase3_kvcache::PREFILL_CHUNK;
+use phase1_loading::GptOssConfig;
+use phase2_forward::{BadRequest, Engine, EngineError, Inspect, NoProbe, SequenceId, Want, Work, sample_tokens};
+use phase3_kvcache::prefill;
 
 use crate::profile::{Clock, TimedStep, Workload};
 use crate::recorder::Recorder;
@@ -27,11 +28,16 @@ pub fn run(
     recorder: &mut Recorder<'_>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<TimedStep>, Clock), EngineError> {
-    let vocab = engine.config().vocab;
+    let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
     let (sequences, new, depth) = match workload {
         Workload::Decode { sequences, depth } => (sequences, 1, depth),
         Workload::Prefill { tokens } => (1, tokens, 0),
     };
+    let more = if depth == 0 { new } else { WARM_UP.saturating_add(steps) };
+    let length = depth.saturating_add(more);
+    if length > context {
+        return Err(BadRequest::ContextExceeded { sequence: 0, length, context }.into());
+    }
     warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
     for number in 0..WARM_UP + steps {
@@ -95,15 +101,8 @@ pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
 
 fn fill(engine: &mut dyn Engine, sequence: SequenceId, depth: usize) -> Result<(), EngineError> {
     let tokens = sample_tokens(sequence as usize, depth, engine.config().vocab);
-    for tokens in tokens.chunks(PREFILL_CHUNK.min(engine.capacity().tokens_per_step)) {
-        engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)])?;
-    }
+    prefill(engine, sequence, &tokens, Want::Nothing)?;
     Ok(())
-}
-
-/// Tokens all over the vocabulary, the same in every run.
-pub fn sample_tokens(seed: usize, count: usize, vocab: usize) -> Vec<u32> {
-    (0..count).map(|index| ((seed * 104_729 + index * 7_919 + 13) % vocab) as u32).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use phase1_loading::Checkpoint;
-use phase2_forward::{ComputeDevice, GptOss, Inspect, Operation, Probe, Span, Want, Work};
+use phase2_forward::{ComputeDevice, GptOss, Inspect, Operation, Probe, Span, Want, Work, sample_tokens};
 use phase3_kvcache::{CacheType, CachedEngine};
 use phase5_flash::{CpuEngine, CpuOptions};
 use synthetic::SyntheticModel;
@@ -38,8 +38,7 @@ impl Probe for Stopwatch {
 fn attention(engine: &mut dyn Inspect, tokens: usize, steps: usize) -> Result<[f64; 2]> {
     let mut seconds = [Vec::new(), Vec::new()];
     for step in 0..steps {
-        let vocab = engine.config().vocab;
-        let tokens: Vec<u32> = (0..tokens).map(|i| ((step * 104_729 + i * 7_919) % vocab) as u32).collect();
+        let tokens = sample_tokens(step, tokens, engine.config().vocab);
         let mut stopwatch = Stopwatch { began: Instant::now(), attention: [0.0; 2] };
         engine.inspect(&[Work::tokens(0, &tokens, Want::Nothing)], &mut stopwatch)?;
         seconds.iter_mut().zip(stopwatch.attention).for_each(|(all, one)| all.push(one));

@@ -5,14 +5,14 @@ mod common;
 use gptoss_reference::{Check, Limit, test_seed};
 use phase1_loading::{AttentionKind, Checkpoint, DenseFormat, GptOssConfig};
 use phase2_forward::{
-    BadRequest, ComputeDevice, Draw, DrawnToken, Dump, Engine, EngineError, GptOss, HostDraw, Inspect, Sampling,
-    Snapshot, Snapshots, Ticket, Want, Work, argmax, draw_number,
+    BadRequest, ComputeDevice, Draw, DrawnToken, Engine, EngineError, HostDraw, Sampling, Snapshot, Snapshots, Ticket,
+    Want, Work, argmax, draw_number,
 };
-use phase3_kvcache::{CacheType, CachedEngine};
+use phase3_kvcache::CacheType;
 use phase5_flash::gpu::{GpuEngine, Options};
 use synthetic::SyntheticModel;
 
-use common::{Wish, decode, ids, last_logits};
+use common::{Expected, Wish, decode, ids, last_logits};
 
 /// What rounding may move a logit, a log probability or a sum of probabilities by.
 const OPEN: f32 = 1e-4;
@@ -66,6 +66,11 @@ fn random_model(random: &mut Random) -> SyntheticModel {
     }
 }
 
+/// A model whose tokens all go to all experts: a choice would turn rounding into another expert.
+fn without_choice() -> SyntheticModel {
+    SyntheticModel { experts: 4, experts_per_token: 4, ..SyntheticModel::preset("nano").expect("a preset") }
+}
+
 fn write(model: &SyntheticModel, seed: u64) -> (tempfile::TempDir, Checkpoint) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
@@ -105,51 +110,69 @@ fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec
     all
 }
 
-/// Phase 3's logits of every token on the CPU, and how many tokens from the first on choose their experts by a margin of more than
-/// `rounding`, as a share of the router logits' range, in every layer. Behind those, rounding may choose other experts, and every later
-/// token sees what they made of the keys and values.
-fn phase_3(checkpoint: &Checkpoint, kv: CacheType, tokens: &[u32], rounding: f32) -> (Vec<f32>, usize) {
-    let model = GptOss::load(checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads");
-    let mut engine = CachedEngine::with_cache(model, kv).expect("heads of whole blocks");
-    let mut dump = Dump::default();
-    let work = [Work::tokens(9, tokens, Want::AllLogits)];
-    let logits = engine.inspect(&work, &mut dump).expect("a step").remove(0).logits().expect("logits");
-    let GptOssConfig { experts, experts_per_token: chosen, .. } = checkpoint.config;
-    let is_open = |logits: &[f32]| {
-        let mut falling = logits.to_vec();
-        falling.sort_by(|a, b| b.total_cmp(a));
-        chosen < experts && falling[chosen - 1] - falling[chosen] <= rounding * (falling[0] - falling[experts - 1])
-    };
-    let routers = dump.tensors.iter().filter(|(name, _)| name.ends_with(".router_logits"));
-    let settled = routers.filter_map(|(_, (_, values))| values.chunks_exact(experts).position(is_open)).min();
-    (logits, settled.unwrap_or(tokens.len()))
+/// Compares a random model with phase 3 on the CPU, and returns the number of tokens whose experts are certain.
+fn compare_with_phase_3(random: &mut Random, seed: u64) -> usize {
+    let model = random_model(random);
+    let (_directory, checkpoint) = write(&model, random.0);
+    let count = 1 + random.below(150);
+    let vocab = checkpoint.config.vocab;
+    let tokens = random.tokens(count, vocab);
+    let lengths: Vec<usize> = (0..4).map(|_| 1 + random.below(70)).collect();
+    let mut compared = 0;
+    // A pass of single rows too, on a cache that rounds.
+    for (kv, tokens, lengths, rounding, limit) in [
+        (CacheType::F32, &tokens[..], &lengths[..], 1e-4, Limit { rms: 1e-4, max: 1e-3 }),
+        (CacheType::F16, &tokens[..count.min(20)], &[1][..], 1e-2, Limit { rms: 2e-2, max: 0.5 }),
+    ] {
+        let expected = Expected::of(&checkpoint, kv, tokens);
+        let settled = expected.settled(rounding);
+        let found = logits(&mut engine(&checkpoint, kv), tokens, lengths);
+        assert_eq!(found.len(), expected.logits.len());
+        if settled > 0 {
+            let (expected, found) = (&expected.logits[..settled * vocab], &found[..settled * vocab]);
+            let check = Check::values("random", "logits", expected, found, limit);
+            assert!(check.passed(), "seed {seed}: {model:?}, {kv}, {lengths:?}, {settled} tokens: {check:?}");
+            compared += settled;
+        }
+    }
+    compared
 }
 
 #[test]
 fn random_models_equal_phase_3() {
     let (mut random, seed) = Random::fresh();
+    let compared: usize = (0..5).map(|_| compare_with_phase_3(&mut random, seed)).sum();
+    assert!(compared > 0, "seed {seed}: rounding may choose other experts everywhere");
+}
+
+/// This draw exceeded the limit of an f16 cache while tokens were compared whose experts rounding may change.
+#[test]
+fn a_model_whose_experts_are_close_equals_phase_3() {
+    let seed = 1_795_902_022_417_969_637;
+    assert!(compare_with_phase_3(&mut Random(seed), seed) > 0);
+}
+
+/// The 36 layers and 128 experts of gpt-oss-120b.
+#[test]
+fn the_layers_and_experts_of_120b_equal_phase_3() {
+    let (mut random, seed) = Random::fresh();
+    let [nano, large] = ["nano", "120b"].map(|name| SyntheticModel::preset(name).expect("a preset"));
+    let SyntheticModel { layers, experts, experts_per_token, .. } = large;
+    let (_directory, checkpoint) = write(&SyntheticModel { layers, experts, experts_per_token, ..nano }, seed);
+    let vocab = checkpoint.config.vocab;
+    let mut flash = engine(&checkpoint, CacheType::F32);
     let mut compared = 0;
-    for _ in 0..5 {
-        let model = random_model(&mut random);
-        let (_directory, checkpoint) = write(&model, random.0);
-        let count = 1 + random.below(150);
-        let vocab = checkpoint.config.vocab;
-        let tokens = random.tokens(count, vocab);
-        let lengths: Vec<usize> = (0..4).map(|_| 1 + random.below(70)).collect();
-        // A pass of single rows too, on a cache that rounds.
-        for (kv, tokens, lengths, rounding, limit) in [
-            (CacheType::F32, &tokens[..], &lengths[..], 1e-4, Limit { rms: 1e-4, max: 1e-3 }),
-            (CacheType::F16, &tokens[..count.min(20)], &[1][..], 1e-2, Limit { rms: 2e-2, max: 0.5 }),
-        ] {
-            let (expected, settled) = phase_3(&checkpoint, kv, tokens, rounding);
-            let found = logits(&mut engine(&checkpoint, kv), tokens, lengths);
-            assert_eq!(found.len(), expected.len());
-            if settled > 0 {
-                let (expected, found) = (&expected[..settled * vocab], &found[..settled * vocab]);
-                let check = Check::values("random", "logits", expected, found, limit);
-                assert!(check.passed(), "seed {seed}: {model:?}, {kv}, {lengths:?}, {settled} tokens: {check:?}");
-                compared += settled;
-            }
+    // In so many layers rounding may choose another expert for one token in five: of several texts, some begin with others.
+    for _ in 0..12 {
+        let tokens = random.tokens(4, vocab);
+        let expected = Expected::of(&checkpoint, CacheType::F32, &tokens);
+        let settled = expected.settled(1e-4);
+        let found = logits(&mut flash, &tokens, &[3, 1]);
+        if settled > 0 {
+            let (expected, found) = (&expected.logits[..settled * vocab], &found[..settled * vocab]);
+            let check = Check::values("120b", "logits", expected, found, Limit { rms: 1e-4, max: 1e-3 });
+            assert!(check.passed(), "seed {seed}: {settled} tokens: {check:?}");
+            compared += settled;
         }
     }
     assert!(compared > 0, "seed {seed}: rounding may choose other experts everywhere");
@@ -158,7 +181,7 @@ fn random_models_equal_phase_3() {
 #[test]
 fn sequences_of_a_batch_do_not_meet() {
     let (mut random, seed) = Random::fresh();
-    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let (_directory, checkpoint) = write(&without_choice(), seed);
     let vocab = checkpoint.config.vocab;
     let (mut together, mut alone) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
     let mut running: Vec<u64> = (0..5).collect();
@@ -240,12 +263,13 @@ fn is_open(draw: &Draw<'_>, restricted: &[f32], position: usize, found: u32, exp
 #[test]
 fn sequences_drawn_together_are_those_drawn_alone() {
     let (mut random, seed) = Random::fresh();
-    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let (_directory, checkpoint) = write(&without_choice(), seed);
     let vocab = checkpoint.config.vocab;
     let (mut drawing, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
-    // Every kernel for products; each with a draw of its own, some of them greedy. 17 are filled up to 24.
-    for sequences in [1, 5, 17] {
-        let wishes: Vec<Wish> = (0..sequences).map(|_| Wish::random(&mut |end| random.below(end), vocab)).collect();
+    let wishes: Vec<Wish> = (0..17).map(|_| Wish::random(&mut |end| random.below(end), vocab)).collect();
+    // Every kernel for products; each with a draw of its own, some of them greedy. 17 are filled up to 24. More rows replace the buffers of
+    // fewer, whose captured steps are of no use when they come again.
+    for sequences in [1, 5, 17, 5, 1] {
         let mut first = Vec::new();
         for sequence in 0..sequences as u64 {
             let count = 1 + random.below(9);
@@ -254,7 +278,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
             last_logits(&mut stepped, sequence, &prompt);
             first.push((sequence, token));
         }
-        let draws: Vec<Draw<'_>> = wishes.iter().map(Wish::draw).collect();
+        let draws: Vec<Draw<'_>> = wishes[..sequences].iter().map(Wish::draw).collect();
         let heard = decode(&mut drawing, &first, &draws, 6);
         // The same tokens from logits that come to the host.
         for (row, draw) in draws.iter().enumerate() {
@@ -341,7 +365,7 @@ fn a_q8_0_cache_is_half_of_an_f16_one() {
 #[test]
 fn greedy_decoding_takes_the_largest_logits() {
     let (mut random, seed) = Random::fresh();
-    let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
+    let (_directory, checkpoint) = write(&without_choice(), seed);
     let prompt = random.tokens(10, checkpoint.config.vocab);
     let count = 300;
     let (mut decoding, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
@@ -350,8 +374,10 @@ fn greedy_decoding_takes_the_largest_logits() {
     let found = ids(&decode(&mut decoding, &[(4, first)], &[Draw::GREEDY], count)).concat();
     let mut token = first;
     for (place, found) in found.into_iter().enumerate() {
-        token = argmax(&last_logits(&mut stepped, 4, &[token]));
-        assert_eq!(found, token, "seed {seed}, token {place}");
+        let logits = last_logits(&mut stepped, 4, &[token]);
+        let largest = logits[argmax(&logits) as usize];
+        assert!(logits[found as usize] >= largest - OPEN, "seed {seed}, token {place}: {found}, {largest}");
+        token = found;
     }
     assert_eq!(decoding.length(4), stepped.length(4));
 

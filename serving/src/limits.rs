@@ -52,7 +52,9 @@ impl Limits {
         let small = (pages / 8).max(1).saturating_mul(positions_per_page);
         let prompt_tokens = options.prompt_tokens_per_step.clamp(1, small);
         let alone = prompt_tokens.saturating_mul(2).min(tokens_per_step);
-        let sliding = (config.sliding_window + rewind).div_ceil(positions_per_page) + 2;
+        // An engine that goes back as far as one likes keeps whole sequences.
+        let kept = config.sliding_window.saturating_add(rewind).min(config.context_length);
+        let sliding = kept.div_ceil(positions_per_page) + 2;
         let chunk = alone.div_ceil(positions_per_page);
         Limits {
             running: options.max_running.clamp(1, tokens_per_step.min(512)),

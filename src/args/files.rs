@@ -69,7 +69,7 @@ pub struct Verify {
 /// Write a GPT-OSS model with random weights.
 #[derive(Args)]
 pub struct MakeModel {
-    /// nano, tiny or 20b; or a JSON file of dimensions (`gptoss make-model tiny --print` shows one).
+    /// nano, tiny, 20b or 120b; or a JSON file of dimensions (`gptoss make-model tiny --print` shows one).
     pub preset: String,
     #[arg(value_name = "OUT.gguf", required_unless_present = "print")]
     pub out: Option<PathBuf>,

@@ -71,9 +71,9 @@ pub fn engine_args(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Eng
 fn room(args: &Bench) -> Option<Room> {
     // Beside a prompt there are sixteen sequences.
     let mixed = if args.mixed { 17 } else { 0 };
-    let sequences = (args.batch.iter().copied().max()? + 1).max(mixed);
-    let longest = args.depth.iter().map(|&depth| measure::longest(args, depth) + mixed).max()?;
-    Some(Room { tokens: sequences * longest.max(PREFILL_CHUNK), sequences })
+    let sequences = args.batch.iter().copied().max()?.saturating_add(1).max(mixed);
+    let longest = args.depth.iter().map(|&depth| measure::longest(args, depth).saturating_add(mixed)).max()?;
+    Some(Room { tokens: sequences.saturating_mul(longest.max(PREFILL_CHUNK)), sequences })
 }
 
 /// The speeds of an engine that was started.

@@ -9,15 +9,16 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use peers::Installation;
-use phase2_forward::{Draw, Engine, Want, Work};
-use phase4_profiling::{process, sample_tokens};
+use phase2_forward::{Draw, Engine, Want, sample_tokens};
+use phase3_kvcache::prefill;
+use phase4_profiling::process;
 use serde_json::{Value, json};
 
 use crate::args::{Bench, Compare, DrawKind, EngineKind};
 use crate::commands::bench;
 use crate::commands::print;
 use crate::peer;
-use crate::session::{self, SEQUENCE, Session, prefill_chunk};
+use crate::session::{self, SEQUENCE, Session};
 use agreement::References;
 
 /// Of the tokens of the first prompts.
@@ -143,12 +144,7 @@ fn one(args: &Compare, model: &Path, kind: EngineKind, references: &References) 
 fn first_token_ms(engine: &mut dyn Engine, prompt: usize) -> Result<f64> {
     let tokens = sample_tokens(SEED, prompt, engine.config().vocab);
     let start = Instant::now();
-    let chunks = tokens.chunks(prefill_chunk(engine));
-    let last = chunks.len() - 1;
-    for (number, tokens) in chunks.enumerate() {
-        let want = if number == last { Want::Token(Draw::GREEDY) } else { Want::Nothing };
-        engine.step(&[Work::tokens(SEQUENCE, tokens, want)])?;
-    }
+    prefill(engine, SEQUENCE, &tokens, Want::Token(Draw::GREEDY))?;
     let ms = milliseconds(start);
     engine.release(SEQUENCE);
     Ok(ms)

@@ -12,14 +12,14 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::Tokenizer;
-use phase2_forward::{Engine, Want, Work};
-use phase3_kvcache::{FinishReason, GenerationParams};
+use phase2_forward::{Engine, Want};
+use phase3_kvcache::{FinishReason, GenerationParams, prefill, prefill_chunk};
 use serde_json::json;
 
 use crate::answer::{self, Event, Turn};
 use crate::args::Eval;
 use crate::commands::print;
-use crate::session::{self, SEQUENCE, Session, prefill_chunk};
+use crate::session::{self, SEQUENCE, Session};
 use score::Score;
 use suite::{Expected, Question};
 
@@ -113,13 +113,10 @@ fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion
     let prompt = tokenizer.encode_with_control(prompt);
     let completion = tokenizer.encode_with_control(completion);
     let (body, last) = prompt.split_at(prompt.len() - 1);
-    let chunk = prefill_chunk(engine);
-    for tokens in body.chunks(chunk) {
-        engine.step(&[Work::tokens(SEQUENCE, tokens, Want::Nothing)])?;
-    }
+    prefill(engine, SEQUENCE, body, Want::Nothing)?;
     let tokens = [last, &completion[..completion.len() - 1]].concat();
     let mut logits = Vec::new();
-    for tokens in tokens.chunks(chunk) {
+    for tokens in tokens.chunks(prefill_chunk(engine)) {
         logits.extend(engine.all_logits(SEQUENCE, tokens)?);
     }
     engine.release(SEQUENCE);

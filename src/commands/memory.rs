@@ -3,15 +3,15 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use phase2_forward::{Draw, Engine, Want, Work};
-use phase3_kvcache::PREFILL_CHUNK;
-use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting, sample_tokens};
+use phase2_forward::{Draw, Engine, Outcome, Want, Work, sample_tokens};
+use phase3_kvcache::{PREFILL_CHUNK, prefill};
+use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting};
 use phase5_flash::cache_bytes;
 use serde_json::json;
 
 use crate::args::{EngineKind, Memory};
 use crate::commands::{print, size};
-use crate::session::{self, SEQUENCE, Session, prefill_chunk};
+use crate::session::{self, SEQUENCE, Session};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
@@ -91,9 +91,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
 /// Takes a sequence to `context` tokens as generation does: steps for a prompt, and the last token by itself.
 fn fill(engine: &mut dyn Engine, context: usize) -> Result<()> {
     let prompt = sample_tokens(0, context.max(2) - 1, engine.config().vocab);
-    for tokens in prompt.chunks(prefill_chunk(engine)) {
-        engine.step(&[Work::tokens(SEQUENCE, tokens, Want::Token(Draw::GREEDY))])?.remove(0).token()?;
-    }
+    prefill(engine, SEQUENCE, &prompt, Want::Token(Draw::GREEDY))?.map(Outcome::token).transpose()?;
     if context > 1 {
         engine.step(&[Work::decode(SEQUENCE, Draw::GREEDY)])?.remove(0).token()?;
     }

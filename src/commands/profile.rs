@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use phase1_loading::write_whole;
-use phase2_forward::{EngineError, Probe, Want, Work};
+use phase2_forward::{EngineError, Probe, Want, Work, sample_tokens};
 use phase4_profiling::report::{compare, flame, html, table, trace};
 use phase4_profiling::{
-    F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload,
-    sample_tokens, today, warm_up,
+    F16Range, Numerics, NumericsProbe, Profile, Recorder, Workload, ceiling, machine, run as run_workload, today,
+    warm_up,
 };
 use serde_json::json;
 

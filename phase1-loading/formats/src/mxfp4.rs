@@ -39,7 +39,9 @@ pub fn e8m0(byte: u8) -> f32 {
 /// Encodes a block with the scale `2^(⌊log2 amax⌋ − 2)`, as GGUF's quantizers do: `amax` is then between 4 and 8 units, and saturates at 6.
 pub fn encode(values: &[f32; BLOCK]) -> [u8; BLOCK_BYTES] {
     let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    let scale_byte = if amax == 0.0 { 127 } else { (amax.log2().floor() as i32 - 2 + 127).clamp(0, 254) as u8 };
+    // An infinite magnitude has an exponent that no sum holds.
+    let exponent = (amax.log2().floor() as i32).saturating_add(127 - 2);
+    let scale_byte = if amax == 0.0 { 127 } else { exponent.clamp(0, 254) as u8 };
     let scale = e8m0(scale_byte);
     let code = |value: f32| -> u8 {
         let distance = |code: &u8| (E2M1[usize::from(*code)] - value / scale).abs();
@@ -62,5 +64,17 @@ pub fn decode(block: &[u8; BLOCK_BYTES], values: &mut [f32; BLOCK]) {
     for ((first, second), &byte) in first.iter_mut().zip(second).zip(&block[1..]) {
         *first = table[usize::from(byte & 15)];
         *second = table[usize::from(byte >> 4)];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_stop_at_both_ends() {
+        let scale = |value: f32| encode(&[value; BLOCK])[0];
+        assert_eq!([0.0, 1.0, 4.0, -8.0].map(scale), [127, 125, 127, 128]);
+        assert_eq!([f32::from_bits(1), 2f32.powi(127), f32::INFINITY].map(scale), [0, 252, 254]);
     }
 }

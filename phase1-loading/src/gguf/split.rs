@@ -28,8 +28,10 @@ pub fn open(path: &Path) -> Result<Gguf, LoadError> {
     }
     let number = split_number(&named, "split.no").map_err(in_named)?.unwrap_or(0);
     let Some(stem) = stem(&named.path, number, count) else {
-        let expected =
-            format!("a name that ends in `-{:05}-of-{count:05}.gguf`, as the other files' names do", number + 1);
+        let expected = format!(
+            "a name that ends in `-{:05}-of-{count:05}.gguf`, as the other files' names do",
+            number.saturating_add(1)
+        );
         return Err(in_named(Defect::new("file name", expected, "another")));
     };
     let file = |number: u64| PathBuf::from(format!("{stem}-{:05}-of-{count:05}.gguf", number + 1));

@@ -37,9 +37,10 @@ pub struct SyntheticModel {
 
 impl SyntheticModel {
     /// The presets that have a name.
-    pub const PRESETS: [&str; 3] = ["nano", "tiny", "20b"];
+    pub const PRESETS: [&str; 4] = ["nano", "tiny", "20b", "120b"];
 
-    /// `nano` is embedded in the binary, `tiny` is the smallest with the real vocabulary, `20b` has gpt-oss-20b's shape.
+    /// `nano` is small enough for tests, `tiny` is the smallest with the real vocabulary, `20b` and `120b` have the shapes of gpt-oss-20b
+    /// and gpt-oss-120b.
     pub fn preset(name: &str) -> Option<SyntheticModel> {
         let nano = SyntheticModel {
             layers: 4,
@@ -52,6 +53,19 @@ impl SyntheticModel {
             experts_per_token: 4,
             sliding_window: 32,
             vocabulary: VocabularyKind::Small,
+            rest: DenseFormat::Q8_0,
+        };
+        let of_20b = SyntheticModel {
+            layers: 24,
+            hidden: 2880,
+            expert_width: 2880,
+            heads: 64,
+            kv_heads: 8,
+            head_dim: 64,
+            experts: 32,
+            experts_per_token: 4,
+            sliding_window: 128,
+            vocabulary: VocabularyKind::O200k,
             rest: DenseFormat::Q8_0,
         };
         match name {
@@ -67,19 +81,8 @@ impl SyntheticModel {
                 rest: DenseFormat::F32,
                 ..nano
             }),
-            "20b" => Some(SyntheticModel {
-                layers: 24,
-                hidden: 2880,
-                expert_width: 2880,
-                heads: 64,
-                kv_heads: 8,
-                head_dim: 64,
-                experts: 32,
-                experts_per_token: 4,
-                sliding_window: 128,
-                vocabulary: VocabularyKind::O200k,
-                rest: DenseFormat::Q8_0,
-            }),
+            "20b" => Some(of_20b),
+            "120b" => Some(SyntheticModel { layers: 36, experts: 128, ..of_20b }),
             _ => None,
         }
     }

@@ -209,11 +209,11 @@ impl Device {
     /// Less memory than `what` needs beside everything that is there already, by the driver's own figure.
     pub fn expect_memory(&self, what: &str, need: u64) -> Result<(), Error> {
         let Some(limit) = self.memory else { return Ok(()) };
-        if self.memory_taken() + need > limit {
+        if self.memory_taken().saturating_add(need) > limit {
             self.free_unused_memory();
         }
         let taken = self.memory_taken();
-        if taken + need > limit {
+        if taken.saturating_add(need) > limit {
             return Err(Error::Memory { what: what.to_owned(), need, taken, limit });
         }
         Ok(())
@@ -360,6 +360,7 @@ mod tests {
             error.to_string().starts_with(start) && error.to_string().contains("of this adapter's 1099.51 GB"),
             "{error}"
         );
+        assert!(device.expect_memory("a test", u64::MAX).is_err(), "more than a sum can hold");
         // One piece that no page holds.
         let huge = Buffer { handle: device.client.empty(1 << 40), len: 4 };
         let error = device.read(&huge).expect_err("too large");

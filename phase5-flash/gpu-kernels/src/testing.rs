@@ -79,7 +79,7 @@ pub fn poisoned(device: &Device, len: usize) -> Buffer {
 
 /// A random way to cut up mat-vec products; cubes walk in small matrices too.
 pub fn matvec_choice(random: &mut Random) -> MatvecChoice {
-    let walk = Walk::all().nth(random.below(Walk::all().count())).expect("one of them");
+    let walk = Walk::all().nth(random.below(Walk::COUNT)).expect("one of them");
     MatvecChoice { walk, inputs_per_read: [1, 2, 4][random.below(3)], least_cubes: 1 }
 }
 

@@ -62,7 +62,7 @@ impl Forward {
     pub(super) fn attention(&self, cache: &Cache, s: &mut Scratch, layer: usize, parts: &[Part<'_>]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let (stride, width) = (self.config.heads * dim, self.config.heads / kv_heads * dim);
-        let Scratch { q, mixed, shares, threads, .. } = s;
+        let Scratch { q, attention_out, shares, threads, .. } = s;
         let tiles: usize = parts.iter().map(|part| part.tokens.count.div_ceil(QUERY_TILE)).sum();
         let q: &[f32] = q;
         let task_of = |task: usize| self.attention_task(cache, q, layer, parts, task);
@@ -76,7 +76,7 @@ impl Forward {
             }
         }
         grow(shares, tiles * kv_heads * room);
-        let (mixed, shares, threads) = (Shared::new(mixed), Shared::new(shares), Shared::new(threads));
+        let (attention_out, shares, threads) = (Shared::new(attention_out), Shared::new(shares), Shared::new(threads));
 
         if most_shares > 1 {
             self.pool.run(tiles * kv_heads * most_shares, &|number, thread| {
@@ -112,7 +112,7 @@ impl Forward {
                     attend(self.isa, &queries, &blocks, result, &mut own.attention);
                 }
                 for i in 0..queries.count {
-                    let out = mixed.part(first + i * stride, width);
+                    let out = attention_out.part(first + i * stride, width);
                     out.copy_from_slice(&result[i * stride..][..width]);
                 }
             }

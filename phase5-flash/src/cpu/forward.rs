@@ -101,7 +101,7 @@ impl Forward {
         grow(&mut s.x, n * config.hidden);
         grow(&mut s.h, n * config.hidden);
         grow(&mut s.q, n * config.heads * dim);
-        grow(&mut s.mixed, n * config.heads * dim);
+        grow(&mut s.attention_out, n * config.heads * dim);
         grow(&mut s.k, n * config.kv_heads * dim);
         grow(&mut s.v, n * config.kv_heads * dim);
         grow(&mut s.cosines, n * dim / 2);
@@ -203,8 +203,8 @@ impl Forward {
 
     fn attention_out(&self, layer: &Layer, s: &mut Scratch, n: usize) {
         let hidden = self.config.hidden;
-        let Scratch { x, mixed, panel, threads, .. } = s;
-        let input = self.input(panel, mixed, n, &[&layer.o.weight]);
+        let Scratch { x, attention_out, panel, threads, .. } = s;
+        let input = self.input(panel, attention_out, n, &[&layer.o.weight]);
         let (x, threads) = (Shared::new(x), Shared::new(threads));
         self.pool.run(hidden.div_ceil(TILE), &|task, thread| {
             let rows = layer.o.weight.rows_of(0, task * TILE, TILE);

@@ -10,7 +10,7 @@ pub(super) struct Scratch {
     pub h: Vec<f32>,
     /// The queries `[tokens, heads · head_dim]`, and the results of attention.
     pub q: Vec<f32>,
-    pub mixed: Vec<f32>,
+    pub attention_out: Vec<f32>,
     /// Results of shares of attention, by task.
     pub shares: Vec<f32>,
     /// `[tokens, kv_heads · head_dim]`

@@ -9,7 +9,9 @@ use cubecl::client::Graph;
 use gpu_kernels::sampling::Filters;
 use gpu_kernels::{Error, KvRow, Row};
 use phase1_loading::{AttentionKind, Checkpoint};
-use phase2_forward::{ComputeDevice, Draw, Engine, EngineError, NoProbe, Operation, Sampling, Span, Want, Work};
+use phase2_forward::{
+    ComputeDevice, Draw, Engine, EngineError, NoProbe, Operation, Sampling, Span, Want, Work, sample_tokens,
+};
 use phase3_kvcache::CacheType;
 
 use super::cache::Cache;
@@ -143,11 +145,9 @@ impl Kernels {
         let row = KvRow::new(kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let pages = Cache::count(device, config, row, None)?;
         forward.cache = Cache::new(device, config, row, pages, MAX_ROWS);
-        forward.moves += 1;
+        forward.epoch += 1;
         choices.reserve(device, rows.min(MOST_LOGITS));
-        let vocab = config.vocab as u32;
-        let token = |i: usize| (i * 7919 + 13) as u32 % vocab;
-        let tokens: Vec<u32> = (0..depth + rows).map(token).collect();
+        let tokens = sample_tokens(0, depth + rows, config.vocab);
         for tokens in tokens[..depth].chunks(MAX_ROWS).chain(tokens[depth..].chunks(MAX_ROWS)) {
             let failed = |error: EngineError| GpuError::from(Error::Device(error.to_string()));
             engine.step(&[Work::tokens(0, tokens, Want::Nothing)]).map_err(failed)?;

@@ -38,8 +38,8 @@ impl Shape {
 #[derive(Default)]
 pub(super) struct CapturedSteps {
     steps: Vec<(Shape, Graph)>,
-    /// The value of [`Forward::moves`](super::forward::Forward::moves) when they were captured.
-    moves: u64,
+    /// The value of [`Forward::epoch`](super::forward::Forward::epoch) when they were captured.
+    epoch: u64,
 }
 
 impl CapturedSteps {
@@ -49,11 +49,11 @@ impl CapturedSteps {
     /// A device that fails.
     ///
     /// # Safety
-    /// As long as `moves` is the same, `launch` must launch the same kernels on the same buffers for a shape, and the buffers must live.
-    pub unsafe fn run(&mut self, device: &Device, shape: Shape, moves: u64, launch: &dyn Fn()) -> Result<(), Error> {
-        if self.moves != moves {
+    /// As long as `epoch` is the same, `launch` must launch the same kernels on the same buffers for a shape, and the buffers must live.
+    pub unsafe fn run(&mut self, device: &Device, shape: Shape, epoch: u64, launch: &dyn Fn()) -> Result<(), Error> {
+        if self.epoch != epoch {
             self.steps.clear();
-            self.moves = moves;
+            self.epoch = epoch;
         }
         let steps = &mut self.steps;
         if let Some(found) = steps.iter().position(|(of, _)| *of == shape) {
@@ -78,13 +78,13 @@ impl CapturedSteps {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::VecDeque;
 
     use cubecl::wgpu::{WgpuSetup, wgpu};
     use gpu_kernels::{Buffer, Gpu};
     use phase1_loading::Checkpoint;
-    use phase2_forward::{Draw, Engine, Sampling, Want, Work, register};
+    use phase2_forward::{Draw, Engine, ModelNeeds, Sampling, Want, Work, register};
     use synthetic::SyntheticModel;
 
     use super::*;
@@ -101,8 +101,15 @@ mod tests {
         bytes: i64,
     }
 
-    /// A GPU that no other test uses, and its queue.
-    fn own_gpu() -> (wgpu::Queue, Gpu) {
+    /// A GPU that no other test uses.
+    pub struct OwnGpu {
+        pub wgpu: wgpu::Device,
+        queue: wgpu::Queue,
+        gpu: Gpu,
+    }
+
+    /// One that is started for a model of so many layers.
+    fn own_gpu(layers: usize) -> OwnGpu {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
         let adapter = adapters.into_iter().next().expect("a GPU or a software rasterizer");
@@ -113,9 +120,23 @@ mod tests {
         };
         let (device, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
         let backend = adapter.get_info().backend;
-        let setup = WgpuSetup { instance, adapter, device, queue: queue.clone(), backend };
-        let found = cubecl::Device::Wgpu(register(setup, 256).expect("a runtime"));
-        (queue, Gpu::new(Device::new(found.client(), None)).expect("it runs kernels"))
+        let setup = WgpuSetup { instance, adapter, device: device.clone(), queue: queue.clone(), backend };
+        let tasks = ModelNeeds { layers, ..ModelNeeds::default() }.tasks();
+        let found = cubecl::Device::Wgpu(register(setup, tasks).expect("a runtime"));
+        let gpu = Gpu::new(Device::new(found.client(), None)).expect("it runs kernels");
+        OwnGpu { wgpu: device, queue, gpu }
+    }
+
+    /// A small model of so many layers on a GPU of its own.
+    pub fn alone(layers: usize) -> (OwnGpu, GpuEngine) {
+        let own = own_gpu(layers);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        let model = SyntheticModel { layers, ..SyntheticModel::preset("nano").expect("a preset") };
+        model.write(&path, 1, &mut |_, _| ()).expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("opens");
+        let loaded = GpuEngine::load_on(own.gpu.clone(), &checkpoint, Options::default(), &mut |_, _| ());
+        (own, loaded.expect("loads"))
     }
 
     /// The queue's next number; asking takes one.
@@ -125,14 +146,8 @@ mod tests {
     }
 
     /// Steps of decoding in which no sequence begins a page, and what a readback does that finds nothing queued.
-    fn trace(sequences: u64, draw: Draw<'_>) -> (Vec<Trace>, Trace) {
-        let (queue, gpu) = own_gpu();
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("model.gguf");
-        SyntheticModel::preset("nano").expect("a preset").write(&path, 1, &mut |_, _| ()).expect("written");
-        let checkpoint = Checkpoint::open(&path).expect("opens");
-        let loaded = GpuEngine::load_on(gpu.clone(), &checkpoint, Options::default(), &mut |_, _| ());
-        let mut engine = loaded.expect("loads");
+    fn trace(layers: usize, sequences: u64, draw: Draw<'_>) -> (Vec<Trace>, Trace) {
+        let (OwnGpu { queue, gpu, .. }, mut engine) = alone(layers);
         let seen = || {
             let bytes = gpu.device.memory_taken() as i64;
             Trace { queued: number(&queue), waits: gpu.device.waits(), bytes }
@@ -169,14 +184,18 @@ mod tests {
     fn a_trace_of_decoding_has_one_readback_per_step_and_no_allocation() {
         let sampling = Sampling { temperature: 0.8, top_p: 0.9, ..Sampling::GREEDY };
         let drawn = Draw { sampling, seed: 3, ..Draw::GREEDY };
-        for (sequences, draw) in [(1, Draw::GREEDY), (3, drawn)] {
-            let (steps, readback) = trace(sequences, draw);
-            println!("{sequences} sequences, {draw:?}; a readback alone: {readback:?}");
+        // The 36 layers of gpt-oss-120b take 257 launches, which a submission of 256 would not hold.
+        for (layers, sequences, draw) in [(36, 1, Draw::GREEDY), (4, 3, drawn)] {
+            let (steps, readback) = trace(layers, sequences, draw);
+            println!("{layers} layers, {sequences} sequences, {draw:?}; a readback alone: {readback:?}");
             steps.iter().enumerate().for_each(|(number, step)| println!("step {number:2}: {step:?}"));
             assert_eq!((steps.len(), readback.waits, readback.bytes), (56, 1, 0));
             // The launches are one submission. The tokens' copy is another, and wgpu counts the mapping of its target too.
             let expected = Trace { queued: 1 + readback.queued, waits: 1, bytes: 0 };
-            assert!(steps.iter().all(|&step| step == expected), "{sequences} {draw:?}: {steps:?}, {expected:?}");
+            assert!(
+                steps.iter().all(|&step| step == expected),
+                "{layers} {sequences} {draw:?}: {steps:?}, {expected:?}"
+            );
         }
     }
 }

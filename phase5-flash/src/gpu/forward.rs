@@ -35,7 +35,7 @@ pub(super) struct Forward {
     /// The rows that `buffers.row_words` describes once all submitted steps have run; empty after a pass that was not captured.
     pub placed: Vec<Row>,
     /// Counts replacements of buffers that steps read. Each one invalidates captured steps.
-    pub moves: u64,
+    pub epoch: u64,
 }
 
 impl Forward {
@@ -46,7 +46,7 @@ impl Forward {
             positions: 0,
             buffers: Buffers::new(&gpu, &config, cache.row, &tuning, 1),
             placed: Vec::new(),
-            moves: 0,
+            epoch: 0,
             gpu,
             tuning,
             config,
@@ -74,7 +74,7 @@ impl Forward {
             let angles = (0..self.positions).flat_map(|p| rope.inverse_frequencies.iter().map(move |f| p as f32 * f));
             let table = angles.flat_map(|angle| [angle.cos() * rope.mscale, angle.sin() * rope.mscale]);
             self.rotations = self.gpu.device.upload(table.map(f32::to_bits).collect());
-            self.moves += 1;
+            self.epoch += 1;
         }
     }
 
@@ -88,7 +88,7 @@ impl Forward {
     fn replace_buffers(&mut self, rows: usize) {
         self.buffers = Buffers::new(&self.gpu, &self.config, self.cache.row, &self.tuning, rows);
         self.placed.clear();
-        self.moves += 1;
+        self.epoch += 1;
     }
 
     /// Writes the description of the rows, and of their tiles, for the next pass.
@@ -141,10 +141,10 @@ impl Forward {
         }
     }
 
-    /// Computes the logits of the `inputs` rows of the last pass that `picks` lists, into `out`, `[inputs, vocab]`.
-    pub fn logits(&self, inputs: usize, picks: &Buffer, out: &Buffer, probe: &mut dyn Probe) {
+    /// Computes the logits of the `inputs` rows of the last pass that `row_indices` lists, into `out`, `[inputs, vocab]`.
+    pub fn logits(&self, inputs: usize, row_indices: &Buffer, out: &Buffer, probe: &mut dyn Probe) {
         let span = |operation| Span { operation, layer: None, tokens: inputs, sequences: inputs, keys: 0 };
-        self.head_norm(inputs, picks);
+        self.head_norm(inputs, row_indices);
         probe.see(&|| "final_norm".into(), &|| self.activation(&self.buffers.normed, [inputs, self.config.hidden]));
         probe.done(span(Operation::HeadNorm));
         self.head(inputs, out);
@@ -249,7 +249,7 @@ impl Forward {
             rows: &buffers.row_words,
             cache: self.cache.layer(number),
             sinks: &self.weights.layers[number].sinks,
-            out: &buffers.mixed,
+            out: &buffers.attention_out,
             partials: &buffers.partials,
             splits: splits(&self.tuning, &self.config, pass.tiles.unwrap_or(pass.rows), keys),
             heads: self.config.heads,
@@ -267,7 +267,7 @@ impl Forward {
 
     fn attention_out(&self, layer: &Layer, inputs: usize) {
         let (matrix, bias) = (&layer.o, Some(&layer.o_bias));
-        self.product(Product { matrix, x: &self.buffers.mixed, bias, out: &self.buffers.x, add: true, inputs });
+        self.product(Product { matrix, x: &self.buffers.attention_out, bias, out: &self.buffers.x, add: true, inputs });
     }
 
     fn route(&self, layer: &Layer, inputs: usize) {
@@ -371,7 +371,7 @@ impl Forward {
     fn sorted_product(&self, product: ExpertProduct<'_>) {
         match self.experts(product.inputs) {
             Products::Tiled => product.launch_tiled(&self.gpu, self.tuning.expert_planes),
-            _ => product.launch_small(&self.gpu, self.tuning.few),
+            _ => product.launch_small(&self.gpu, self.tuning.small_batch),
         }
     }
 
@@ -380,13 +380,13 @@ impl Forward {
         let (gpu, tuning) = (&self.gpu, &self.tuning);
         match Products::dense(tuning, product.inputs) {
             Products::Single => product.launch_matvec(gpu, None, tuning.matvec(tuning.project)),
-            Products::Small => product.launch_small(gpu, tuning.few),
+            Products::Small => product.launch_small(gpu, tuning.small_batch),
             Products::Tiled => product.launch_tiled(gpu, tuning.dense_planes),
         }
     }
 
-    pub fn head_norm(&self, inputs: usize, picks: &Buffer) {
-        self.norm(inputs, picks, &self.weights.final_norm);
+    pub fn head_norm(&self, inputs: usize, row_indices: &Buffer) {
+        self.norm(inputs, row_indices, &self.weights.final_norm);
     }
 
     pub fn head(&self, inputs: usize, out: &Buffer) {

@@ -102,15 +102,15 @@ impl Runner {
         let padded = Shape::padded(rows.len());
         let device = self.forward.gpu.device.clone();
         self.forward.reserve_rows(padded);
-        self.forward.moves += u64::from(self.choices.reserve(&device, padded));
+        self.forward.epoch += u64::from(self.choices.reserve(&device, padded));
         let (choosing, moved) = self.choices.prepare(&device, draws, padded);
-        self.forward.moves += u64::from(moved);
+        self.forward.epoch += u64::from(moved);
         self.place_decoding(rows, padded);
         let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(1);
         let shape = Shape { rows: padded, keys: Shape::keys(keys), choosing };
         let Runner { forward, choices, captured, .. } = self;
-        // SAFETY: forward and choices own every buffer of the step, and `moves` counts whenever one is replaced.
-        unsafe { captured.run(&device, shape, forward.moves, &|| launch_step(forward, choices, shape)) }?;
+        // SAFETY: forward and choices own every buffer of the step, and `epoch` counts whenever one is replaced.
+        unsafe { captured.run(&device, shape, forward.epoch, &|| launch_step(forward, choices, shape)) }?;
         for row in &mut self.forward.placed {
             *row = Row { token: None, position: row.position + 1, slot: row.slot };
         }
@@ -158,7 +158,7 @@ impl Runner {
             let count = drawing.len();
             self.pick(drawing, probe);
             let (choosing, moved) = self.choices.prepare(&device, draws, count);
-            self.forward.moves += u64::from(moved);
+            self.forward.epoch += u64::from(moved);
             let words = drawing.iter().flat_map(|&row| rows[row].words()).collect();
             device.write_at(&self.choices.row_words, 0, words);
             self.choices.launch(&device, choosing, &self.choices.row_words, &self.forward.drawn, count);
@@ -179,9 +179,9 @@ impl Runner {
     fn pick(&mut self, picked: &[usize], probe: &mut dyn Probe) {
         let forward = &mut self.forward;
         let device: &Device = &forward.gpu.device;
-        forward.moves += u64::from(self.choices.reserve(device, picked.len()));
-        device.write_at(&forward.buffers.picks, 0, picked.iter().map(|&row| row as u32).collect());
-        forward.logits(picked.len(), &forward.buffers.picks, &self.choices.logits, probe);
+        forward.epoch += u64::from(self.choices.reserve(device, picked.len()));
+        device.write_at(&forward.buffers.row_indices, 0, picked.iter().map(|&row| row as u32).collect());
+        forward.logits(picked.len(), &forward.buffers.row_indices, &self.choices.logits, probe);
     }
 }
 
@@ -267,4 +267,24 @@ pub(super) fn fed(item: &Work<'_>) -> usize {
 
 fn drawn_by<'w>(item: &'w Work<'_>) -> Option<&'w Draw<'w>> {
     if let Want::Token(draw) = &item.want { Some(draw) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use cubecl::wgpu::wgpu;
+    use phase2_forward::{Engine, EngineError, Want, Work};
+
+    use crate::gpu::captured::tests::alone;
+
+    #[test]
+    fn a_step_without_results_says_that_the_device_was_lost() {
+        let (own, mut engine) = alone(2);
+        let work = [Work::tokens(0, &[1, 2, 3], Want::Nothing)];
+        engine.step(&work).expect("still there");
+        own.wgpu.destroy();
+        // The driver's word is heard when somebody listens.
+        let _ = own.wgpu.poll(wgpu::PollType::Poll);
+        let refused = engine.step(&work);
+        assert!(matches!(refused, Err(EngineError::Lost(_))), "{refused:?}");
+    }
 }

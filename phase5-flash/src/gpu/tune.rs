@@ -6,7 +6,7 @@ use std::time::Instant;
 use gpu_kernels::Matrix;
 use gpu_kernels::matmul::RowSplit;
 use gpu_kernels::matvec::{RowTile, Walk};
-use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work};
+use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, relative_rms, sample_tokens};
 
 use super::engine::GpuEngine;
 use super::tuning::{MAX_ROWS, Tuning};
@@ -84,13 +84,13 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.choose(Tuning::ATTENTION_CUBES, |tuning, attention_cubes| Tuning { attention_cubes, ..tuning })?;
 
     tuner.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
-    tuner.choose(Tuning::TOGETHER, |tuning, together| Tuning { together, ..tuning })?;
+    tuner.choose(Tuning::INPUTS_PER_READ, |tuning, inputs_per_read| Tuning { inputs_per_read, ..tuning })?;
 
     // No rows by themselves, and none in tiles.
     let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..tuner.best };
     tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
-    let split = tuner.quickest(RowSplit::ALL, few, |tuning, few| Tuning { few, ..tuning })?;
-    tuner.best.few = split.few;
+    let split = tuner.quickest(RowSplit::ALL, few, |tuning, small_batch| Tuning { small_batch, ..tuning })?;
+    tuner.best.small_batch = split.small_batch;
     tuner.thresholds()?;
 
     if tuner.engine.runner.forward.gpu.matrix_units().is_some() {
@@ -107,11 +107,11 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
 
 /// The most variants that [`tune`] measures.
 const ALL: usize = 2
-    + 3 * 20
+    + 3 * Walk::COUNT
     + Tuning::PRODUCT_CUBES.len()
     + Tuning::ATTENTION_CUBES.len()
-    + Tuning::TOGETHER.len()
-    + 3
+    + Tuning::INPUTS_PER_READ.len()
+    + RowSplit::ALL.len()
     + 4 * ROWS.len()
     + 2 * Tuning::PLANES.len();
 
@@ -176,7 +176,7 @@ impl Tuner<'_> {
             tile(tuning.gate_up, &layer.gate.weight, chosen),
             tile(tuning.down, &layer.down.weight, chosen),
         ];
-        (tiles, tuning.attention_cubes, tuning.together, tuning.few)
+        (tiles, tuning.attention_cubes, tuning.inputs_per_read, tuning.small_batch)
     }
 
     /// Finds the numbers of rows up to which single-row kernels, and from which tiles, are fastest.
@@ -216,7 +216,7 @@ impl Tuner<'_> {
 
     fn time(&mut self) -> Result<f64, EngineError> {
         let logits = self.step()?;
-        if error(&logits, &self.logits) > ROUNDING {
+        if relative_rms(&self.logits, &logits) > ROUNDING {
             return Ok(f64::INFINITY);
         }
         let mut quickest = f64::INFINITY;
@@ -277,19 +277,9 @@ impl Tuner<'_> {
         }
     }
 
-    /// Tokens spread over the vocabulary.
     fn tokens(&self, count: usize) -> Vec<u32> {
-        (0..count).map(|i| ((i * 7919 + 13) % self.engine.config().vocab) as u32).collect()
+        sample_tokens(0, count, self.engine.config().vocab)
     }
-}
-
-/// The rms error, relative to the standard deviation of the expected values.
-fn error(found: &[f32], expected: &[f32]) -> f64 {
-    let mean = expected.iter().map(|&x| f64::from(x)).sum::<f64>() / expected.len() as f64;
-    let spread: f64 = expected.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
-    let difference: f64 = found.iter().zip(expected).map(|(&a, &b)| f64::from(a - b).powi(2)).sum();
-    let share = (difference / spread).sqrt();
-    if share.is_nan() { f64::INFINITY } else { share }
 }
 
 #[cfg(test)]
@@ -346,14 +336,14 @@ mod tests {
         let default = Tuning { product_cubes: 1, ..Tuning::default() };
         let walks = Walk::all().map(|walk| Tuning { project: walk, gate_up: walk, down: walk, ..default });
         let few = Tuning { single_rows: 1, tiled_rows: 513, tiled_slots: 513, ..default };
-        let splits = RowSplit::ALL.map(|split| Tuning { few: split, ..few });
+        let splits = RowSplit::ALL.map(|split| Tuning { small_batch: split, ..few });
         let tiles = [Tuning { tiled_rows: 1, ..few }, Tuning { tiled_slots: 1, ..few }];
         let single = Tuning { single_rows: 64, ..default };
         let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
-        let together = Tuning::TOGETHER.map(|together| Tuning { together, ..default });
-        for tuning in walks.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(together) {
+        let reads = Tuning::INPUTS_PER_READ.map(|inputs_per_read| Tuning { inputs_per_read, ..default });
+        for tuning in walks.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(reads) {
             engine.runner.forward.set_tuning(tuning);
-            let error = error(&logits(&mut engine), &expected);
+            let error = relative_rms(&expected, &logits(&mut engine));
             assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");
         }
     }
@@ -370,7 +360,7 @@ mod tests {
         assert!(tuned.seconds.is_finite() && tuned.default_seconds.is_finite(), "{tuned:?}");
         assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| (1..=all).contains(&done)), "{heard:?}");
         assert!(heard.len() > 1 && heard.iter().all(|&(_, all)| all == ALL), "{heard:?}");
-        let error = error(&logits(&mut engine), &expected);
+        let error = relative_rms(&expected, &logits(&mut engine));
         assert!(error < limit(&engine), "{tuned:?}: {error:e} {seed}");
     }
 }

@@ -24,12 +24,13 @@ pub struct Tuning {
     pub(crate) gate_up: Walk,
     pub(crate) down: Walk,
     /// The most inputs that are multiplied per read of a dense matrix.
-    pub(crate) together: usize,
+    pub(crate) inputs_per_read: usize,
     /// Least number of cubes per mat-vec launch; rows per cube grow only beyond it.
     pub(crate) product_cubes: u32,
     /// Target number of cubes of attention: keys are split until there are as many.
     pub(crate) attention_cubes: usize,
-    pub(crate) few: RowSplit,
+    /// How units share out the blocks of a row in small batches.
+    pub(crate) small_batch: RowSplit,
     /// Up to this many rows, each row has its own cubes, which find weights that other rows' cubes have read in the cache.
     pub(crate) single_rows: usize,
     /// From this many rows on, products are tiled. Below, weights go from memory to registers, for a few rows at a time.
@@ -47,11 +48,11 @@ impl Default for Tuning {
             project: Walk { vectors: 4, steps: 4 },
             gate_up: Walk { vectors: 1, steps: 8 },
             down: Walk { vectors: 2, steps: 6 },
-            together: 2,
+            inputs_per_read: 2,
             product_cubes: 640,
             // On an H100, 32 shares for 8 key/value heads were the fastest at depths 4096 and 16384.
             attention_cubes: 256,
-            few: RowSplit { shares: 8, ahead: 2 },
+            small_batch: RowSplit { shares: 8, ahead: 2 },
             single_rows: 15,
             tiled_rows: 24,
             tiled_slots: 16,
@@ -76,22 +77,22 @@ impl Tuning {
 
     /// The choices of a mat-vec kernel with this walk.
     pub(crate) fn matvec(&self, walk: Walk) -> MatvecChoice {
-        MatvecChoice { walk, inputs_per_read: self.together, least_cubes: self.product_cubes }
+        MatvecChoice { walk, inputs_per_read: self.inputs_per_read, least_cubes: self.product_cubes }
     }
 
     pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
     pub(crate) const ATTENTION_CUBES: [usize; 5] = [32, 64, 128, 256, 512];
-    pub(crate) const TOGETHER: [usize; 3] = [1, 2, 4];
+    pub(crate) const INPUTS_PER_READ: [usize; 3] = [1, 2, 4];
     pub(crate) const PLANES: [u32; 3] = [2, 4, 8];
 
     /// Whether the kernels support these choices.
     pub(super) fn is_possible(&self) -> bool {
         let walks = [self.project, self.gate_up, self.down];
         walks.into_iter().all(|walk| Walk::all().any(|known| known == walk))
-            && Tuning::TOGETHER.contains(&self.together)
+            && Tuning::INPUTS_PER_READ.contains(&self.inputs_per_read)
             && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
             && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
-            && RowSplit::ALL.contains(&self.few)
+            && RowSplit::ALL.contains(&self.small_batch)
             && [self.dense_planes, self.expert_planes].iter().all(|planes| Tuning::PLANES.contains(planes))
             && (1..=MAX_ROWS).contains(&self.single_rows)
             && [self.tiled_rows, self.tiled_slots].iter().all(|most| (1..=MAX_ROWS + 1).contains(most))

@@ -2,7 +2,49 @@
 
 use std::collections::VecDeque;
 
-use phase2_forward::{Adjustment, Draw, DrawnToken, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work};
+use phase1_loading::{Checkpoint, GptOssConfig};
+use phase2_forward::{
+    Adjustment, ComputeDevice, Draw, DrawnToken, Dump, Engine, EngineError, GptOss, Inspect, Outcome, Sampling,
+    SequenceId, Want, Work,
+};
+use phase3_kvcache::{CacheType, CachedEngine};
+
+/// Phase 3's logits of every token, on the CPU.
+pub struct Expected {
+    pub logits: Vec<f32>,
+    /// The smallest margin by which a layer chose the experts of each token, as a share of its router logits' range.
+    margins: Vec<f32>,
+}
+
+impl Expected {
+    pub fn of(checkpoint: &Checkpoint, kv: CacheType, tokens: &[u32]) -> Expected {
+        let model = GptOss::load(checkpoint, ComputeDevice::cpu("a test"), &mut |_, _| ()).expect("loads");
+        let mut engine = CachedEngine::with_cache(model, kv).expect("heads of whole blocks");
+        let mut dump = Dump::default();
+        let work = [Work::tokens(9, tokens, Want::AllLogits)];
+        let logits = engine.inspect(&work, &mut dump).expect("a step").remove(0).logits().expect("logits");
+        let GptOssConfig { experts, experts_per_token: chosen, .. } = checkpoint.config;
+        let margin = |logits: &[f32]| {
+            let mut falling = logits.to_vec();
+            falling.sort_by(|a, b| b.total_cmp(a));
+            let range = (falling[0] - falling[experts - 1]).max(f32::MIN_POSITIVE);
+            if chosen == experts { f32::INFINITY } else { (falling[chosen - 1] - falling[chosen]) / range }
+        };
+        let mut margins = vec![f32::INFINITY; tokens.len()];
+        for (_, (_, values)) in dump.tensors.iter().filter(|(name, _)| name.ends_with(".router_logits")) {
+            for (least, logits) in margins.iter_mut().zip(values.chunks_exact(experts)) {
+                *least = least.min(margin(logits));
+            }
+        }
+        Expected { logits, margins }
+    }
+
+    /// How many tokens from the first on choose their experts by a margin of more than `rounding` in every layer. Behind those, rounding
+    /// may choose other experts, and every later token sees what they made of the keys and values.
+    pub fn settled(&self, rounding: f32) -> usize {
+        self.margins.iter().position(|&margin| margin <= rounding).unwrap_or(self.margins.len())
+    }
+}
 
 /// Decodes sequences together, `steps` tokens each, with as many steps in flight as the engine takes. The first step feeds them
 /// `first`. Tokens, step by step.

@@ -11,13 +11,12 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use anyhow::Result;
-use phase2_forward::{Draw, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work};
-use phase3_kvcache::PREFILL_CHUNK;
-use phase4_profiling::{Ceiling, CostModel, sample_tokens};
+use phase2_forward::{Draw, Engine, EngineError, Outcome, Sampling, SequenceId, Want, Work, sample_tokens};
+use phase3_kvcache::{PREFILL_CHUNK, prefill};
+use phase4_profiling::{Ceiling, CostModel};
 use serde_json::{Value, json};
 
 use crate::args::{Bench, DrawKind};
-use crate::session::prefill_chunk;
 
 /// The least tokens of the prompt that comes before anything is timed.
 const WARM_UP: usize = 128;
@@ -31,7 +30,8 @@ const LOGPROBS: usize = 5;
 /// The most tokens that a sequence reaches in measurements at `depth`.
 pub fn longest(args: &Bench, depth: usize) -> usize {
     // One token comes before an empty depth, and one run and one step before the timed ones.
-    depth.max(1) + ((args.repeat + 1) * args.generate + 1).max(longest_prompt(args) + 1)
+    let decoded = args.repeat.saturating_add(1).saturating_mul(args.generate);
+    depth.max(1).saturating_add(decoded.max(longest_prompt(args))).saturating_add(1)
 }
 
 fn longest_prompt(args: &Bench) -> usize {
@@ -122,10 +122,8 @@ impl Measure<'_> {
     }
 
     fn fill(&mut self, sequence: SequenceId, depth: usize) -> Result<()> {
-        let chunk = prefill_chunk(self.engine);
-        for tokens in self.tokens(depth).chunks(chunk) {
-            self.engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)])?;
-        }
+        let tokens = self.tokens(depth);
+        prefill(self.engine, sequence, &tokens, Want::Nothing)?;
         Ok(())
     }
 
@@ -185,12 +183,7 @@ impl Measure<'_> {
     fn prefill(&mut self, count: usize) -> Result<f64> {
         let (tokens, want) = (self.tokens(count), self.want(0));
         let start = Instant::now();
-        let chunks = tokens.chunks(prefill_chunk(self.engine));
-        let last = chunks.len() - 1;
-        for (number, tokens) in chunks.enumerate() {
-            let want = if number == last { want } else { Want::Nothing };
-            check(self.engine.step(&[Work::tokens(0, tokens, want)])?)?;
-        }
+        check(prefill(self.engine, 0, &tokens, want)?.into_iter().collect())?;
         Ok(start.elapsed().as_secs_f64())
     }
 

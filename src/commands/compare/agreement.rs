@@ -5,12 +5,12 @@ use std::path::Path;
 use anyhow::Result;
 use gates::{Check, Limit};
 use phase1_loading::YarnRamp;
-use phase2_forward::{DeviceChoice, Draw, Engine, Want, Work, argmax};
-use phase4_profiling::sample_tokens;
+use phase2_forward::{DeviceChoice, Draw, Engine, Want, Work, argmax, sample_tokens};
+use phase3_kvcache::prefill_chunk;
 use serde_json::{Map, Value, json};
 
 use crate::args::{Compare, EngineArgs, EngineKind};
-use crate::session::{self, SEQUENCE, Session, prefill_chunk};
+use crate::session::{self, SEQUENCE, Session};
 
 /// Of the tokens whose logits are compared.
 const SEED: usize = 7;

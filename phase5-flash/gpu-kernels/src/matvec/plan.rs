@@ -13,6 +13,10 @@ const LANES: u32 = 256;
 /// How many times as far cubes walk at most when there are several inputs.
 const FURTHER: usize = 4;
 
+/// The values of [`Walk`] that are worth a try.
+const VECTORS: [u32; 4] = [1, 2, 4, 8];
+const STEPS: [u32; 5] = [1, 2, 4, 6, 8];
+
 /// How a mat-vec kernel's cubes walk down a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +28,9 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// The number of [`Walk::all`].
+    pub const COUNT: usize = VECTORS.len() * STEPS.len();
+
     /// Rows that a lane works on at once.
     pub fn rows(self, storage: Storage) -> u32 {
         (self.vectors / vectors(storage) as u32).max(1)
@@ -31,7 +38,7 @@ impl Walk {
 
     /// All that are worth a try.
     pub fn all() -> impl Iterator<Item = Walk> {
-        [1, 2, 4, 8].into_iter().flat_map(|vectors| [1, 2, 4, 6, 8].map(|steps| Walk { vectors, steps }))
+        VECTORS.into_iter().flat_map(|vectors| STEPS.map(|steps| Walk { vectors, steps }))
     }
 }
 
