@@ -27,7 +27,7 @@ pub struct SavedSession {
     /// The cache's type by name.
     pub cache: String,
     /// The kind of engine whose items they are.
-    pub engine: String,
+    pub form: String,
     /// Every token of the conversation so far.
     pub tokens: Vec<u32>,
     /// Tokens, from the first, that are in the cache.
@@ -62,7 +62,7 @@ impl SavedSession {
             let mut out = Summed { out, sum: Fnv::default() };
             out.write_all(MAGIC)?;
             out.write_all(&VERSION.to_le_bytes())?;
-            for text in [&self.model, &self.rope, &self.cache, &self.engine] {
+            for text in [&self.model, &self.rope, &self.cache, &self.form] {
                 out.write_all(&(text.len() as u32).to_le_bytes())?;
                 out.write_all(text.as_bytes())?;
             }
@@ -97,7 +97,7 @@ impl SavedSession {
         let model = text(&mut cursor, "model")?;
         let rope = text(&mut cursor, "YaRN ramp")?;
         let cache = text(&mut cursor, "cache type")?;
-        let engine = text(&mut cursor, "kind of engine")?;
+        let form = text(&mut cursor, "kind of engine")?;
         cursor.part = "tokens".into();
         let count = cursor.u64()?;
         let tokens = cursor.take(count.saturating_mul(4))?;
@@ -126,7 +126,7 @@ impl SavedSession {
         if sum.0 != found {
             return Err(cursor.defect(format!("{:016x}", sum.0), format!("{found:016x} (a damaged file)")));
         }
-        Ok(SavedSession { model, rope, cache, engine, tokens, length: length as usize, items })
+        Ok(SavedSession { model, rope, cache, form, tokens, length: length as usize, items })
     }
 }
 

@@ -540,7 +540,7 @@ fn each_lie_of_a_session_is_named() {
         model: "m".into(),
         rope: "exact".into(),
         cache: "f32".into(),
-        engine: "phase 3".into(),
+        form: "phase 3".into(),
         tokens: vec![1, 2, 3],
         length: 2,
         items: vec![Bytes::from_static(b"keys"), Bytes::from_static(b"values")],
