@@ -50,7 +50,7 @@ pub struct Events {
 
 /// What the thread is told.
 enum Message {
-    Request(Arrival),
+    Request(Box<Arrival>),
     /// To write what the prefix cache keeps to disk, as far as time allows, and to drop the sender then.
     SpillAll {
         until: Instant,
@@ -140,7 +140,7 @@ impl Handle {
         let (sender, events) = unbounded_channel();
         let client = Client { events: sender, alive };
         let arrival = Arrival { request, client, at: Instant::now() };
-        self.arrivals.send(Message::Request(arrival)).map_err(|_| Refused::Draining)?;
+        self.arrivals.send(Message::Request(Box::new(arrival))).map_err(|_| Refused::Draining)?;
         Ok(Events { events })
     }
 
@@ -240,8 +240,8 @@ fn run(mut worker: Worker, shared: &Shared) {
     // An engine that failed may fail once more.
     let _ = catch_unwind(AssertUnwindSafe(|| drop((engine, scheduler))));
     for message in arrivals {
-        if let Message::Request(Arrival { client, .. }) = message {
-            ended(&client);
+        if let Message::Request(arrival) = message {
+            ended(&arrival.client);
         }
     }
 }
@@ -276,7 +276,7 @@ impl Worker {
 
     fn welcome(&mut self, message: Message) {
         let Arrival { request, client, at } = match message {
-            Message::Request(arrival) => arrival,
+            Message::Request(arrival) => *arrival,
             Message::SpillAll { until, done } => {
                 self.scheduler.spill_all(self.engine.as_mut(), until);
                 return drop(done);
