@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use phase1_loading::{Checkpoint, SavedSession};
+use phase1_loading::{Checkpoint, SavedSession, SessionHeader};
 use phase2_forward::{BadRequest, Engine, EngineError, Snapshot};
 
 use crate::session::{SEQUENCE, Session};
@@ -38,7 +38,8 @@ impl Saved {
         if !file.exists() {
             return Ok((this, Vec::new()));
         }
-        let SavedSession { model, rope, cache, form, tokens, length, items } = SavedSession::open(file)?;
+        let SavedSession { header, items } = SavedSession::open(file)?;
+        let SessionHeader { model, rope, cache, form, tokens, length } = header;
         // Before the model, whose fingerprint differs with the ramp too.
         for (flag, saved, now) in [("rope", &rope, &this.rope), ("kv", &cache, &this.cache)] {
             if saved != now {
@@ -68,6 +69,7 @@ impl Saved {
             format!("the device does not give back what it holds; {} stays as it was", self.file.display())
         })?;
         let (model, rope, cache) = (self.model.clone(), self.rope.clone(), self.cache.clone());
-        Ok(SavedSession { model, rope, cache, form, tokens: tokens.to_vec(), length, items }.write(&self.file)?)
+        let header = SessionHeader { model, rope, cache, form, tokens: tokens.to_vec(), length };
+        Ok(SavedSession { header, items }.write(&self.file)?)
     }
 }

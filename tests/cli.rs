@@ -295,7 +295,7 @@ fn the_day_can_be_chosen() {
     let session = file.to_str().expect("UTF-8");
     let ask = ["generate", "What is 1 + 1?", "--device", "cpu", "--date", "2025-06-28", "--session", session];
     stdout(&ask);
-    let tokens = phase1_loading::SavedSession::open(&file).expect("a session").tokens;
+    let tokens = phase1_loading::SavedSession::open(&file).expect("a session").header.tokens;
     let tokens: Vec<String> = tokens.iter().map(u32::to_string).collect();
     let text = stdout(&["tokenize", "embedded", "--decode", &tokens.join(",")]);
     assert!(text.contains("Current date: 2025-06-28\n"), "{text}");

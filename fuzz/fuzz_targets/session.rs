@@ -10,7 +10,7 @@ use phase1_loading::SavedSession;
 fuzz_target!(|data: &[u8]| {
     let _ = SavedSession::from_bytes(Path::new("fuzzed"), Bytes::copy_from_slice(data));
     let mut file = data.to_vec();
-    let sum = file.iter().fold(0xcbf2_9ce4_8422_2325u64, |sum, &b| (sum ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    let sum = xxhash_rust::xxh3::xxh3_64(&file);
     file.extend(sum.to_le_bytes());
     let _ = SavedSession::from_bytes(Path::new("fuzzed"), file.into());
 });

@@ -1,25 +1,30 @@
 //! Session files: the tokens of a conversation and what an engine remembers of them.
 //!
-//! Little-endian: the magic bytes, a version, four texts (length as u32, bytes) that say what the file belongs to, the
-//! tokens (count as u64, each u32), how many of them the engine has seen (u64), the engine's items (count as u32, the length
-//! of each as u64, then their bytes), and an FNV-1a checksum of everything before it (u64).
+//! Little-endian. The header: the magic bytes, a version, four texts (length as u32, bytes) that say what the file belongs to, the
+//! tokens (count as u64, each u32), how many of them the engine has seen (u64), and the lengths of the engine's items (count as u32,
+//! each u64). Then XXH3 of the header (u64), the items' bytes, and XXH3 of everything before it (u64).
+//!
+//! A header can be read and checked without the items, so that many files are listed quickly.
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::cursor::Cursor;
 use crate::error::{Defect, LoadError};
 use crate::mapping::{map, write_whole};
 
 const MAGIC: &[u8; 8] = b"GPTOSSKV";
-/// 4: phase 5 saves pages.
-const VERSION: u32 = 4;
+/// 5: the header has a checksum of its own.
+const VERSION: u32 = 5;
+/// Of a checksum.
+const SUM_BYTES: u64 = 8;
 
-/// What a session file holds.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SavedSession {
+/// What a session file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionHeader {
     /// [`crate::Checkpoint::fingerprint`] of the model.
     pub model: String,
     /// YaRN's ramp by name.
@@ -32,8 +37,90 @@ pub struct SavedSession {
     pub tokens: Vec<u32>,
     /// Tokens, from the first, that are in the cache.
     pub length: usize,
+}
+
+/// What a session file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedSession {
+    pub header: SessionHeader,
     /// The cache's contents, as the engine handed them over.
     pub items: Vec<Bytes>,
+}
+
+impl SessionHeader {
+    /// Reads and checks the header alone. The items are as long as it says; whether they are undamaged, [`SavedSession::open`] finds out.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no session file, has a damaged header or another length.
+    pub fn open(path: &Path) -> Result<SessionHeader, LoadError> {
+        let file = map(path, "a session file")?;
+        Self::read_alone(&file).map_err(|defect| defect.in_file(path))
+    }
+
+    fn read_alone(file: &Bytes) -> Result<SessionHeader, Defect> {
+        let mut cursor = Cursor::new(file, "header");
+        let (header, lengths) = Self::read(&mut cursor)?;
+        let end = cursor.position();
+        cursor.part = "checksum of the header".into();
+        let sum = cursor.u64()?;
+        check_sum(&cursor, sum, &file[..end])?;
+        cursor.part = "items".into();
+        let items = lengths.iter().fold(0u64, |sum, &length| sum.saturating_add(length));
+        cursor.take(items)?;
+        cursor.part = "checksum".into();
+        cursor.take(SUM_BYTES)?;
+        expect_end(&cursor)?;
+        Ok(header)
+    }
+
+    /// The header, and the lengths of the items.
+    fn read(cursor: &mut Cursor) -> Result<(SessionHeader, Vec<u64>), Defect> {
+        if cursor.take(8)? != MAGIC[..] {
+            return Err(cursor.defect("the magic bytes `GPTOSSKV`", "other bytes"));
+        }
+        let version = cursor.u32()?;
+        if version != VERSION {
+            let found = format!("version {version} of another gptoss; begin a new file");
+            return Err(cursor.defect(format!("version {VERSION}"), found));
+        }
+        let model = text(cursor, "model")?;
+        let rope = text(cursor, "YaRN ramp")?;
+        let cache = text(cursor, "cache type")?;
+        let form = text(cursor, "kind of engine")?;
+        cursor.part = "tokens".into();
+        let count = cursor.u64()?;
+        let tokens = cursor.take(count.saturating_mul(4))?;
+        let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect();
+        cursor.part = "cached tokens".into();
+        let length = cursor.u64()?;
+        if length > count {
+            return Err(cursor.defect(format!("at most the {count} tokens"), format!("{length}")));
+        }
+        cursor.part = "items".into();
+        let count = cursor.u32()?;
+        let lengths = cursor.take(u64::from(count) * 8)?;
+        let lengths = lengths.as_chunks().0.iter().map(|&length| u64::from_le_bytes(length)).collect();
+        Ok((SessionHeader { model, rope, cache, form, tokens, length: length as usize }, lengths))
+    }
+
+    fn write(&self, items: &[Bytes], out: &mut impl Write) -> io::Result<()> {
+        out.write_all(MAGIC)?;
+        out.write_all(&VERSION.to_le_bytes())?;
+        for text in [&self.model, &self.rope, &self.cache, &self.form] {
+            out.write_all(&(text.len() as u32).to_le_bytes())?;
+            out.write_all(text.as_bytes())?;
+        }
+        out.write_all(&(self.tokens.len() as u64).to_le_bytes())?;
+        for token in &self.tokens {
+            out.write_all(&token.to_le_bytes())?;
+        }
+        out.write_all(&(self.length as u64).to_le_bytes())?;
+        out.write_all(&(items.len() as u32).to_le_bytes())?;
+        for item in items {
+            out.write_all(&(item.len() as u64).to_le_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 impl SavedSession {
@@ -59,74 +146,46 @@ impl SavedSession {
     /// A file that cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), LoadError> {
         let result = write_whole(path, |out| {
-            let mut out = Summed { out, sum: Fnv::default() };
-            out.write_all(MAGIC)?;
-            out.write_all(&VERSION.to_le_bytes())?;
-            for text in [&self.model, &self.rope, &self.cache, &self.form] {
-                out.write_all(&(text.len() as u32).to_le_bytes())?;
-                out.write_all(text.as_bytes())?;
-            }
-            out.write_all(&(self.tokens.len() as u64).to_le_bytes())?;
-            for token in &self.tokens {
-                out.write_all(&token.to_le_bytes())?;
-            }
-            out.write_all(&(self.length as u64).to_le_bytes())?;
-            out.write_all(&(self.items.len() as u32).to_le_bytes())?;
-            for item in &self.items {
-                out.write_all(&(item.len() as u64).to_le_bytes())?;
-            }
+            let mut header: Vec<u8> = Vec::new();
+            self.header.write(&self.items, &mut header)?;
+            let mut out = Summed { out, sum: Xxh3::new() };
+            out.write_all(&header)?;
+            out.write_all(&xxh3_64(&header).to_le_bytes())?;
             for item in &self.items {
                 out.write_all(item)?;
             }
-            let sum = out.sum.0;
+            let sum = out.sum.digest();
             out.out.write_all(&sum.to_le_bytes())
         });
         result.map_err(|source| LoadError::Unwritten { path: path.to_owned(), source })
     }
 
+    /// The size in bytes of the file that [`SavedSession::write`] writes.
+    pub fn file_bytes(&self) -> u64 {
+        let SessionHeader { model, rope, cache, form, tokens, .. } = &self.header;
+        let texts: usize = [model, rope, cache, form].iter().map(|text| 4 + text.len()).sum();
+        let header = MAGIC.len() + 4 + texts + 8 + 4 * tokens.len() + 8 + 4 + 8 * self.items.len();
+        let items: u64 = self.items.iter().map(|item| item.len() as u64).sum();
+        header as u64 + SUM_BYTES + items + SUM_BYTES
+    }
+
     fn read(file: Bytes) -> Result<SavedSession, Defect> {
         let mut cursor = Cursor::new(&file, "header");
-        if cursor.take(8)? != MAGIC[..] {
-            return Err(cursor.defect("the magic bytes `GPTOSSKV`", "other bytes"));
-        }
-        let version = cursor.u32()?;
-        if version != VERSION {
-            let found = format!("version {version} of another gptoss; begin a new file");
-            return Err(cursor.defect(format!("version {VERSION}"), found));
-        }
-        let model = text(&mut cursor, "model")?;
-        let rope = text(&mut cursor, "YaRN ramp")?;
-        let cache = text(&mut cursor, "cache type")?;
-        let form = text(&mut cursor, "kind of engine")?;
-        cursor.part = "tokens".into();
-        let count = cursor.u64()?;
-        let tokens = cursor.take(count.saturating_mul(4))?;
-        let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect();
-        cursor.part = "cached tokens".into();
-        let length = cursor.u64()?;
-        if length > count {
-            return Err(cursor.defect(format!("at most the {count} tokens"), format!("{length}")));
-        }
-        cursor.part = "items".into();
-        let count = cursor.u32()?;
-        let lengths = cursor.take(u64::from(count) * 8)?;
+        let (header, lengths) = SessionHeader::read(&mut cursor)?;
+        // The last checksum counts the header in.
+        cursor.part = "checksum of the header".into();
+        cursor.take(SUM_BYTES)?;
         let mut items = Vec::new();
-        for (number, &length) in lengths.as_chunks().0.iter().enumerate() {
-            cursor.part = format!("item {number} of {count}");
-            items.push(cursor.take(u64::from_le_bytes(length))?);
+        for (number, &length) in lengths.iter().enumerate() {
+            cursor.part = format!("item {number} of {}", lengths.len());
+            items.push(cursor.take(length)?);
         }
         let end = cursor.position();
         cursor.part = "checksum".into();
-        let found = cursor.u64()?;
-        if cursor.left() > 0 {
-            return Err(Defect::new("file", "its end behind the checksum", format!("{} more bytes", cursor.left())));
-        }
-        let mut sum = Fnv::default();
-        sum.add(&file[..end]);
-        if sum.0 != found {
-            return Err(cursor.defect(format!("{:016x}", sum.0), format!("{found:016x} (a damaged file)")));
-        }
-        Ok(SavedSession { model, rope, cache, form, tokens, length: length as usize, items })
+        let sum = cursor.u64()?;
+        expect_end(&cursor)?;
+        check_sum(&cursor, sum, &file[..end])?;
+        Ok(SavedSession { header, items })
     }
 }
 
@@ -138,7 +197,23 @@ fn text(cursor: &mut Cursor, part: &str) -> Result<String, Defect> {
     String::from_utf8(bytes.to_vec()).map_err(|_| cursor.defect("text in UTF-8", "other bytes"))
 }
 
-/// The 64-bit FNV-1a hash: it finds damage, and tells models apart; it is no defence against malice.
+/// Whether `found`, which was just read, is the checksum of `bytes`.
+fn check_sum(cursor: &Cursor, found: u64, bytes: &[u8]) -> Result<(), Defect> {
+    let expected = xxh3_64(bytes);
+    match found == expected {
+        true => Ok(()),
+        false => Err(cursor.defect(format!("{expected:016x}"), format!("{found:016x} (a damaged file)"))),
+    }
+}
+
+fn expect_end(cursor: &Cursor) -> Result<(), Defect> {
+    match cursor.left() {
+        0 => Ok(()),
+        left => Err(Defect::new("file", "its end behind the checksum", format!("{left} more bytes"))),
+    }
+}
+
+/// The 64-bit FNV-1a hash: it tells models apart; it is no defence against malice.
 pub(crate) struct Fnv(pub u64);
 
 impl Default for Fnv {
@@ -158,13 +233,13 @@ impl Fnv {
 /// Sums what passes.
 struct Summed<'a, W> {
     out: &'a mut W,
-    sum: Fnv,
+    sum: Xxh3,
 }
 
 impl<W: Write> Write for Summed<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
-        self.sum.add(&bytes[..written]);
+        self.sum.update(&bytes[..written]);
         Ok(written)
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gptoss_reference::{Case, Folder};
-use phase1_loading::{Checkpoint, SavedSession, check_values};
+use phase1_loading::{Checkpoint, SavedSession, SessionHeader, check_values};
 use proptest::prelude::*;
 
 /// Counts what is allocated.
@@ -155,15 +155,16 @@ fn folder(name: &str) -> BTreeMap<String, Bytes> {
 }
 
 fn session() -> Vec<u8> {
-    let saved = SavedSession {
+    let header = SessionHeader {
         model: "0123456789abcdef".into(),
         rope: "exact".into(),
         cache: "f16".into(),
         form: "phase 3".into(),
         tokens: (0..50).collect(),
         length: 49,
-        items: (1..5u8).map(|i| vec![i; usize::from(i) * 100].into()).collect(),
     };
+    let items = (1..5u8).map(|i| vec![i; usize::from(i) * 100].into()).collect();
+    let saved = SavedSession { header, items };
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("session");
     saved.write(&path).expect("written");

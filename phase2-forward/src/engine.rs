@@ -331,6 +331,9 @@ impl Snapshot {
 
 /// Saves sequences as bytes, and restores them.
 pub trait Snapshots {
+    /// The kind of engine that its snapshots name: [`Snapshot::engine`].
+    fn kind(&self) -> &'static str;
+
     /// # Errors
     /// An unknown sequence, or a device that was lost.
     fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError>;

@@ -157,6 +157,10 @@ impl Inspect for CachedEngine {
 }
 
 impl Snapshots for CachedEngine {
+    fn kind(&self) -> &'static str {
+        NAME
+    }
+
     fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError> {
         let known = self.sequences.get(&sequence).ok_or(BadRequest::UnknownSequence(sequence))?;
         Ok(Snapshot { engine: NAME.into(), length: known.cache.length(), items: known.cache.save() })

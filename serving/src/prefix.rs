@@ -115,11 +115,35 @@ impl PrefixIndex {
         (matched == tokens.len() && self.nodes[node].depth == matched).then_some(self.nodes[node].entry).flatten()
     }
 
-    /// Takes out the entry that was used least recently.
-    pub fn pop_oldest(&mut self) -> Option<SequenceId> {
-        let (&oldest, _) = self.entries.iter().min_by_key(|(_, entry)| entry.used)?;
-        self.remove(oldest);
-        Some(oldest)
+    /// The entry that was used least recently.
+    pub fn oldest(&self) -> Option<SequenceId> {
+        self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(&oldest, _)| oldest)
+    }
+
+    /// All entries, that used least recently first.
+    pub fn by_age(&self) -> Vec<SequenceId> {
+        let mut ages: Vec<(u64, SequenceId)> =
+            self.entries.iter().map(|(&sequence, entry)| (entry.used, sequence)).collect();
+        ages.sort_unstable();
+        ages.into_iter().map(|(_, sequence)| sequence).collect()
+    }
+
+    /// The tokens of an entry.
+    pub fn tokens(&self, sequence: SequenceId) -> Option<Vec<u32>> {
+        let mut node = self.entries.get(&sequence)?.node;
+        let mut tokens = vec![0; self.nodes[node].depth];
+        while node != ROOT {
+            let Node { parent, edge, depth, .. } = &self.nodes[node];
+            tokens[depth - edge.len()..*depth].copy_from_slice(edge);
+            node = *parent;
+        }
+        Some(tokens)
+    }
+
+    /// The entries whose tokens are all a beginning of these, the shortest first.
+    pub fn beginnings(&self, tokens: &[u32]) -> Vec<Hit> {
+        let ends = self.path(tokens).into_iter().filter(|&(node, matched)| self.nodes[node].depth == matched);
+        ends.filter_map(|(node, length)| Some(Hit { sequence: self.nodes[node].entry?, length })).collect()
     }
 
     /// Takes out an entry; false if there is none.
@@ -258,7 +282,7 @@ mod tests {
         Insert(Vec<u32>),
         Remove(usize),
         Touch(usize),
-        PopOldest,
+        RemoveOldest,
         Find(Vec<u32>),
     }
 
@@ -275,7 +299,7 @@ mod tests {
             5 => text().prop_map(Action::Insert),
             2 => any::<usize>().prop_map(Action::Remove),
             1 => any::<usize>().prop_map(Action::Touch),
-            1 => Just(Action::PopOldest),
+            1 => Just(Action::RemoveOldest),
             5 => text().prop_map(Action::Find),
         ]
     }
@@ -323,9 +347,10 @@ mod tests {
             prop_assert_eq!(node.depth, parent.depth + node.edge.len());
             prop_assert_eq!(parent.children.get(&node.edge[0]), Some(&number));
         }
-        prop_assert_eq!(index.len(), naive.0.len());
+        prop_assert_eq!(index.by_age(), naive.0.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>());
         for (sequence, tokens) in &naive.0 {
             prop_assert_eq!(index.exact(tokens), Some(*sequence));
+            prop_assert_eq!(index.tokens(*sequence), Some(tokens.clone()));
         }
         Ok(())
     }
@@ -357,15 +382,28 @@ mod tests {
                         naive.touch(which % count);
                     }
                     Action::Remove(_) | Action::Touch(_) => {}
-                    Action::PopOldest => {
+                    Action::RemoveOldest => {
                         let oldest = (count > 0).then(|| naive.0.remove(0).0);
-                        prop_assert_eq!(index.pop_oldest(), oldest);
+                        prop_assert_eq!(index.oldest(), oldest);
+                        if let Some(oldest) = oldest {
+                            index.remove(oldest);
+                        }
                     }
-                    Action::Find(prompt) => naive.check(&prompt, &index.find(&prompt))?,
+                    Action::Find(prompt) => {
+                        naive.check(&prompt, &index.find(&prompt))?;
+                        let is_beginning = |(_, tokens): &&(SequenceId, Vec<u32>)| prompt.starts_with(tokens);
+                        let mut expected: Vec<Hit> = naive.0.iter().filter(is_beginning)
+                            .map(|(sequence, tokens)| Hit { sequence: *sequence, length: tokens.len() })
+                            .collect();
+                        expected.sort_by_key(|hit| hit.length);
+                        prop_assert_eq!(index.beginnings(&prompt), expected);
+                    }
                 }
                 check_nodes(&index, &naive)?;
             }
-            while index.pop_oldest().is_some() {}
+            while let Some(oldest) = index.oldest() {
+                index.remove(oldest);
+            }
             prop_assert_eq!(index.nodes.len(), index.free.len() + 1);
         }
     }

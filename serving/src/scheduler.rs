@@ -1,6 +1,6 @@
 //! Continuous batching (Orca, Yu et al., OSDI 2022) over the seam: which sequences are in a step, with how many tokens.
 //!
-//! No thread and no clock here: [`Scheduler::advance`] is one turn of the loop, on an engine and a clock that it is given.
+//! [`Scheduler::advance`] is one turn of the loop, on an engine and a clock that it is given. Only files have threads, in [`Spill`].
 //! - A step takes one token of every sequence that decodes, and then chunks of prompts (Sarathi-Serve, Agrawal et al., 2024,
 //!   arXiv:2403.02310), so few that those who decode do not wait long. Up to [`Capacity::steps_in_flight`] steps are submitted ahead.
 //!   A sequence whose draws depend on the token before, by penalties or a constraint, sits out the steps until that token is known.
@@ -8,28 +8,39 @@
 //!   the prefix cache gives back what was used least recently; then the youngest request gives up its pages and waits to be computed
 //!   again. Its tokens stay, and what is drawn depends on seed and position, so that its text goes on as it would have.
 //! - The prefix cache keeps the sequence of a finished request, and forks of it, made on the way, where a later prompt may part from
-//!   it (`anchors`).
+//!   it (`anchors`). With a folder, `kept` writes there what it has no room for. A request of which more is on disk than in the engine
+//!   waits until that is read, and others go first.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use phase2_forward::{Capacity, Engine, EngineError, Outcome, SequenceId, Ticket};
 
+use crate::anchors::{anchors, place_of};
+use crate::kept::{Kept, Place};
 use crate::limits::Limits;
 pub use crate::limits::Options;
-use crate::prefix::{Found, PrefixIndex, common_length};
+use crate::prefix::{Found, common_length};
 use crate::request::{Event, Finish, Request};
 pub use crate::sequence::RequestId;
 use crate::sequence::Sequence;
+use crate::spill::{FileId, Spill};
 use crate::statistics::Statistics;
 use crate::waiting::Waiting;
 
-/// Prompts leave a fork behind each time they grow by this, for later ones that part from them in the middle.
-const ANCHOR_EVERY: usize = 2048;
-/// Tokens that a fork must save: below, computing them again is cheaper than the pages that it holds.
-const ANCHOR_GAIN: usize = 16;
 /// Tokens that a request waits for while another computes them: fewer are computed again at once.
 const WORTH_WAITING: usize = 256;
+
+/// What the next turn of the loop is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Requests are computed, or wait to be.
+    Computing,
+    /// Files are read or written; until one is, a turn does nothing.
+    Files,
+    /// Neither. A turn changes nothing before a request comes.
+    Nothing,
+}
 
 /// A step that was submitted.
 #[derive(Debug)]
@@ -45,13 +56,15 @@ pub struct Scheduler {
     limits: Limits,
     vocab: usize,
     waiting: Waiting<Sequence>,
+    /// Wait for a file.
+    reading: Vec<(FileId, Sequence)>,
     /// The oldest first.
     running: Vec<Sequence>,
     /// Ended, but fed by steps in flight.
     ending: Vec<Sequence>,
     /// In the order of their submission.
     flights: VecDeque<Flight>,
-    prefixes: PrefixIndex,
+    kept: Kept,
     /// The next free number of a sequence in the engine.
     next_sequence: SequenceId,
     /// A request lost its pages, and none has left since: whoever is admitted now would lose them too.
@@ -63,19 +76,27 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler for an engine that nobody else uses.
     pub fn new(engine: &dyn Engine, options: &Options) -> Scheduler {
+        let limits = Limits::new(engine, options);
         Scheduler {
-            limits: Limits::new(engine, options),
+            limits,
             vocab: engine.config().vocab,
             waiting: Waiting::default(),
+            reading: Vec::new(),
             running: Vec::new(),
             ending: Vec::new(),
             flights: VecDeque::new(),
-            prefixes: PrefixIndex::default(),
+            kept: Kept::new(limits.prefixes, engine.capacity().rewind),
             next_sequence: 0,
             crowded: false,
             events: Vec::new(),
             statistics: Statistics::default(),
         }
+    }
+
+    /// Writes to a folder what the prefix cache has no room for. The engine must [save](Engine::snapshots) sequences.
+    pub fn spill_to(mut self, disk: Spill) -> Scheduler {
+        self.kept.set_disk(disk);
+        self
     }
 
     /// Tokens that a prompt and its text may have: the model's context, or what the cache holds.
@@ -103,7 +124,8 @@ impl Scheduler {
 
     /// Forgets a request. It has no further events.
     pub fn cancel(&mut self, engine: &mut dyn Engine, id: RequestId) {
-        if !self.waiting.extract(|sequence| sequence.id == id).is_empty() {
+        let reading = self.reading.extract_if(.., |(_, sequence)| sequence.id == id).count();
+        if reading > 0 || !self.waiting.extract(|sequence| sequence.id == id).is_empty() {
             self.statistics.finished.cancelled += 1;
         } else if let Some(place) = self.running.iter().position(|sequence| sequence.id == id) {
             self.statistics.finished.cancelled += 1;
@@ -111,9 +133,22 @@ impl Scheduler {
         }
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is no request.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty() && self.flights.is_empty()
+        !self.computes() && self.reading.is_empty()
+    }
+
+    /// What the next turn is about.
+    pub fn activity(&self) -> Activity {
+        match self.computes() {
+            true => Activity::Computing,
+            false if self.kept.is_busy() || !self.reading.is_empty() => Activity::Files,
+            false => Activity::Nothing,
+        }
+    }
+
+    fn computes(&self) -> bool {
+        !self.waiting.is_empty() || !self.running.is_empty() || !self.flights.is_empty()
     }
 
     /// What has happened since this was last asked.
@@ -125,19 +160,23 @@ impl Scheduler {
         let Capacity { pages_total, pages_free, .. } = engine.capacity();
         Statistics {
             running: self.running.len(),
-            waiting: self.waiting.len(),
-            prefixes: self.prefixes.len(),
+            waiting: self.waiting.len() + self.reading.len(),
+            prefixes: self.kept.len(),
+            spilled: self.kept.spilled(),
             pages_total,
             pages_free,
             ..self.statistics.clone()
         }
     }
 
-    /// Releases all that the prefix cache keeps.
+    /// Releases all that the prefix cache keeps in the engine.
     pub fn clear_prefixes(&mut self, engine: &mut dyn Engine) {
-        while let Some(sequence) = self.prefixes.pop_oldest() {
-            engine.release(sequence);
-        }
+        self.kept.clear(engine);
+    }
+
+    /// Writes to the folder what the prefix cache keeps, as far as that is of use later, and waits for it. No request should be running.
+    pub fn spill_all(&mut self, engine: &mut dyn Engine, until: Instant) {
+        self.kept.save_all(engine, until);
     }
 
     /// Submits as many steps as may be in flight, and collects the oldest.
@@ -146,6 +185,8 @@ impl Scheduler {
     /// A device that failed. The scheduler is of no further use then.
     pub fn advance(&mut self, engine: &mut dyn Engine, clock: &dyn Fn() -> Instant) -> Result<(), EngineError> {
         self.expire(engine, clock());
+        self.kept.begin_turn();
+        self.take_read(engine);
         while self.flights.len() < self.limits.steps_in_flight {
             self.admit(engine, clock());
             if !self.submit(engine)? {
@@ -159,13 +200,24 @@ impl Scheduler {
                 self.take(engine, id, drew, outcome, now);
             }
         }
+        self.kept.save_ahead(engine);
         Ok(())
+    }
+
+    /// Lets requests go on whose file was read, whether it is of use or not.
+    fn take_read(&mut self, engine: &mut dyn Engine) {
+        let number = self.new_number();
+        let Some(file) = self.kept.take_read(engine, number) else { return };
+        let ready: Vec<_> = self.reading.extract_if(.., |(of, _)| *of == file).collect();
+        ready.into_iter().rev().for_each(|(_, sequence)| self.waiting.resume(sequence));
     }
 
     /// Ends what is past its deadline.
     fn expire(&mut self, engine: &mut dyn Engine, now: Instant) {
         let is_late = |sequence: &Sequence| sequence.deadline.is_some_and(|deadline| deadline <= now);
-        for sequence in self.waiting.extract(is_late) {
+        let reading: Vec<_> = self.reading.extract_if(.., |(_, sequence)| is_late(sequence)).collect();
+        let reading = reading.into_iter().map(|(_, sequence)| sequence);
+        for sequence in reading.chain(self.waiting.extract(is_late)) {
             self.finished(sequence.id, Finish::Deadline);
         }
         while let Some(place) = self.running.iter().position(is_late) {
@@ -179,7 +231,7 @@ impl Scheduler {
         let mut passed_over = Vec::new();
         while self.running.len() < self.limits.running && (self.running.is_empty() || !self.crowded) {
             let Some(next) = self.waiting.peek() else { break };
-            let found = self.prefixes.find(&next.tokens);
+            let found = self.kept.find(&next.tokens);
             let cached = found.hits.first().map_or(0, |hit| hit.length);
             if !self.running.is_empty() && !self.has_room(next.tokens.len() - cached) {
                 break;
@@ -195,7 +247,7 @@ impl Scheduler {
 
     /// Whether a sequence that runs will soon hold much more of these tokens than the `cached` ones. It leaves a fork there then.
     fn is_computed_already(&mut self, tokens: &[u32], cached: usize) -> bool {
-        if self.limits.prefixes == 0 {
+        if !self.kept.is_on() {
             return false;
         }
         let shares = |sequence: &Sequence| common_length(&sequence.tokens[..sequence.prompt], tokens);
@@ -215,17 +267,24 @@ impl Scheduler {
         promised + self.limits.chunk + self.limits.pages_of(own) <= self.limits.pages
     }
 
-    /// Begins a sequence in the engine, with what is cached of it.
+    /// Begins a sequence in the engine, with what is cached of it; or has it wait for a file that holds more.
     fn enter(&mut self, engine: &mut dyn Engine, mut sequence: Sequence, found: &Found, now: Instant) {
         let in_engine = self.new_number();
         // The engine knows which lengths it can go back to.
         let forked = found.hits.iter().find(|hit| engine.fork(hit.sequence, in_engine, hit.length).is_ok());
         let cached = forked.map_or(0, |hit| hit.length);
-        if let Some(hit) = forked {
-            self.prefixes.touch(hit.sequence);
+        if !std::mem::replace(&mut sequence.was_sought, true)
+            && let Some(file) = self.kept.read_from_disk(&sequence.tokens, cached)
+        {
+            engine.release(in_engine);
+            return self.reading.push((file, sequence));
         }
+        if let Some(hit) = forked {
+            self.kept.touch(hit.sequence);
+        }
+        sequence.begun = forked.copied();
         sequence.enter(in_engine, cached);
-        if self.limits.prefixes > 0 {
+        if self.kept.is_on() {
             sequence.anchors = anchors(sequence.prompt, cached, found.shared);
         }
         if !std::mem::replace(&mut sequence.started, true) {
@@ -294,10 +353,7 @@ impl Scheduler {
         let work: Vec<_> = included.map(|(sequence, &count)| sequence.work(count)).collect();
         loop {
             match engine.submit(&work) {
-                Err(EngineError::Full { needed, free }) => match self.prefixes.pop_oldest() {
-                    Some(sequence) => engine.release(sequence),
-                    None => return Err(EngineError::Full { needed, free }),
-                },
+                Err(EngineError::Full { .. }) if self.kept.make_room(engine) => {}
                 result => return result,
             }
         }
@@ -322,23 +378,18 @@ impl Scheduler {
         let number = self.new_number();
         let sequence = &mut self.running[place];
         let tokens = &sequence.tokens[..sequence.fed];
-        match self.prefixes.exact(tokens) {
-            Some(known) => self.prefixes.touch(known),
+        match self.kept.exact(tokens) {
+            Some(known) => self.kept.touch(known),
             None if engine.fork(sequence.in_engine, number, sequence.fed).is_ok() => {
-                self.prefixes.insert(tokens, number);
+                self.kept.insert(tokens, number, sequence.id, place_of(sequence.fed, sequence.prompt));
                 sequence.made.push(number);
-                self.bound_prefixes(engine);
+                if let Some(begun) = sequence.begun.take() {
+                    self.kept.follow(begun);
+                }
+                self.kept.bound(engine);
             }
             // Without room there is no fork: it only would have saved work.
             None => {}
-        }
-    }
-
-    fn bound_prefixes(&mut self, engine: &mut dyn Engine) {
-        while self.prefixes.len() > self.limits.prefixes {
-            if let Some(oldest) = self.prefixes.pop_oldest() {
-                engine.release(oldest);
-            }
         }
     }
 
@@ -408,12 +459,9 @@ impl Scheduler {
         let Some(place) = self.running.iter().position(|sequence| sequence.id == id) else { return };
         let sequence = self.running.remove(place);
         self.crowded = false;
-        engine.release(sequence.in_engine);
-        for made in sequence.made {
-            if self.prefixes.remove(made) {
-                engine.release(made);
-            }
-        }
+        let Sequence { in_engine, made, tokens, cached, .. } = sequence;
+        engine.release(in_engine);
+        self.kept.distrust(engine, &made, &tokens, cached);
         self.finished(id, Finish::Failed(sentence.to_owned()));
     }
 
@@ -429,55 +477,24 @@ impl Scheduler {
 
     /// Gives a sequence that no step feeds any more to the prefix cache, without what was computed beyond the end of its text.
     fn keep(&mut self, engine: &mut dyn Engine, sequence: Sequence) {
-        let Sequence { in_engine, fed, tokens, made, .. } = sequence;
+        let Sequence { id, in_engine, fed, tokens, made, .. } = sequence;
         let length = fed.min(tokens.len());
-        let is_kept = self.limits.prefixes > 0
+        let is_kept = self.kept.is_on()
             && length > 0
             && (length == fed || engine.truncate(in_engine, length).is_ok())
-            && self.prefixes.insert(&tokens[..length], in_engine);
+            && self.kept.insert(&tokens[..length], in_engine, id, Place::End);
         if !is_kept {
             return engine.release(in_engine);
         }
         // The next prompt of a chat shares this prompt, but not the reasoning: of the two, the text goes first.
         if let Some(&prompt) = made.last() {
-            self.prefixes.touch(prompt);
+            self.kept.touch(prompt);
         }
-        self.bound_prefixes(engine);
+        self.kept.bound(engine);
     }
 
     fn new_number(&mut self) -> SequenceId {
         self.next_sequence += 1;
         self.next_sequence
-    }
-}
-
-/// The lengths at which a prompt leaves forks behind, shortest first. A fork shares all pages but the last one of each kind, and keeps
-/// the pages of sliding layers alive, without which nothing can go on from there.
-///
-/// - The end of the prompt. The next prompt of a chat repeats it; then its own text differs, since earlier reasoning is left out.
-/// - Where it parts from what is known already, as two chats with the same instructions do: a third will part there too (as Marconi
-///   has it, Pan et al., 2024, arXiv:2411.19379).
-/// - Every now and then, for a long text with a changed end.
-fn anchors(prompt: usize, cached: usize, shared: usize) -> VecDeque<usize> {
-    let regular = (1..).map(|count| count * ANCHOR_EVERY).take_while(|&length| length < prompt);
-    let mut lengths: Vec<usize> = regular.chain([shared.min(prompt), prompt]).collect();
-    lengths.retain(|&length| length >= cached + ANCHOR_GAIN);
-    lengths.sort_unstable();
-    lengths.dedup();
-    lengths.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn anchors_are_where_prompts_may_part() {
-        assert_eq!(anchors(100, 0, 0), [100]);
-        assert_eq!(anchors(100, 0, 40), [40, 100]);
-        assert_eq!(anchors(5000, 0, 40), [40, 2048, 4096, 5000]);
-        assert_eq!(anchors(5000, 2040, 2045), [4096, 5000]);
-        assert_eq!(anchors(100, 99, 100), [0usize; 0]);
-        assert_eq!(anchors(100, 0, 100), [100]);
     }
 }

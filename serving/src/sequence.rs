@@ -6,6 +6,7 @@ use std::time::Instant;
 use phase2_forward::{Draw, Input, SequenceId, Want, Work};
 use phase3_kvcache::{Sampler, SamplingError};
 
+use crate::prefix::Hit;
 use crate::request::{Constraint, Finish, Request};
 
 /// A request, by the order in which they arrived.
@@ -41,6 +42,10 @@ pub(crate) struct Sequence {
     /// Lengths at which the prefix cache gets a fork, the next one first, and the forks that were made.
     pub anchors: VecDeque<usize>,
     pub made: Vec<SequenceId>,
+    /// What it was forked from, until it has left a fork itself.
+    pub begun: Option<Hit>,
+    /// Whether it was looked for on disk, which happens once.
+    pub was_sought: bool,
     pub arrived: Instant,
     pub started: bool,
     pub last_token: Option<Instant>,
@@ -69,6 +74,8 @@ impl Sequence {
             drawn: false,
             anchors: VecDeque::new(),
             made: Vec::new(),
+            begun: None,
+            was_sought: false,
             arrived,
             started: false,
             last_token: None,

@@ -23,6 +23,8 @@ pub struct Statistics {
     pub preemptions: u64,
     pub steps: u64,
     pub finished: Finished,
+    /// What of it is on disk; nothing without a folder.
+    pub spilled: Spilled,
     /// From arrival to the start of computation.
     pub queue_time: Histogram,
     /// From arrival to the first token.
@@ -31,6 +33,20 @@ pub struct Statistics {
     pub inter_token: Histogram,
     /// From arrival to the end.
     pub request_time: Histogram,
+}
+
+/// Sequences on disk, and what was written and read since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spilled {
+    /// Files in the folder, those of other models among them.
+    pub files: usize,
+    /// Of all files.
+    pub bytes: u64,
+    pub spilled_tokens: u64,
+    pub spilled_bytes: u64,
+    /// Tokens that the engine holds again.
+    pub restored_tokens: u64,
+    pub restored_bytes: u64,
 }
 
 /// Requests that have ended, by reason.

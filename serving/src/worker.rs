@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,18 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub use crate::request::{Event, Finish, Refused, Request};
 pub use crate::scheduler::Options;
-use crate::scheduler::{RequestId, Scheduler};
+use crate::scheduler::{Activity, RequestId, Scheduler};
+use crate::spill::Spill;
 pub use crate::statistics::{Finished, Histogram, Statistics};
+
+/// How often the thread looks whether a file was read or written, while nothing is to be computed.
+const FILES_POLL: Duration = Duration::from_millis(1);
 
 /// Submits requests to the engine. Clones share it; the thread ends when the last of them is dropped and all requests have ended.
 #[derive(Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
-    arrivals: Sender<Arrival>,
+    arrivals: Sender<Message>,
 }
 
 /// What the thread and the handles know together.
@@ -42,6 +46,16 @@ struct Shared {
 #[derive(Debug)]
 pub struct Events {
     events: UnboundedReceiver<Event>,
+}
+
+/// What the thread is told.
+enum Message {
+    Request(Box<Arrival>),
+    /// To write what the prefix cache keeps to disk, as far as time allows, and to drop the sender then.
+    SpillAll {
+        until: Instant,
+        done: Sender<()>,
+    },
 }
 
 /// A request on its way to the thread.
@@ -81,7 +95,18 @@ impl Handle {
     /// # Panics
     /// If the system gives no thread.
     pub fn start(engine: Box<dyn Engine>, options: Options) -> Handle {
-        let scheduler = Scheduler::new(engine.as_ref(), &options);
+        Handle::start_with(engine, options, None)
+    }
+
+    /// As [`Handle::start`], with a folder for what the prefix cache has no room for. The engine must save sequences then.
+    ///
+    /// # Panics
+    /// As [`Handle::start`].
+    pub fn start_with(engine: Box<dyn Engine>, options: Options, disk: Option<Spill>) -> Handle {
+        let mut scheduler = Scheduler::new(engine.as_ref(), &options);
+        if let Some(disk) = disk {
+            scheduler = scheduler.spill_to(disk);
+        }
         let max_running = scheduler.max_running();
         let shared = Arc::new(Shared {
             vocab: engine.config().vocab,
@@ -115,7 +140,7 @@ impl Handle {
         let (sender, events) = unbounded_channel();
         let client = Client { events: sender, alive };
         let arrival = Arrival { request, client, at: Instant::now() };
-        self.arrivals.send(arrival).map_err(|_| Refused::Draining)?;
+        self.arrivals.send(Message::Request(Box::new(arrival))).map_err(|_| Refused::Draining)?;
         Ok(Events { events })
     }
 
@@ -132,6 +157,17 @@ impl Handle {
     /// Whether new requests are refused.
     pub fn is_draining(&self) -> bool {
         self.shared.draining.load(Ordering::Acquire) || self.failure().is_some()
+    }
+
+    /// Writes to disk what the prefix cache keeps, for a server that ends; returns when that is done, or has taken too long. Without a
+    /// folder it does nothing.
+    pub fn spill_all(&self, within: Duration) {
+        let (done, waiting) = mpsc::channel();
+        let until = Instant::now() + within;
+        if self.arrivals.send(Message::SpillAll { until, done }).is_ok() {
+            // The sender is dropped, here or with the thread.
+            let _ = waiting.recv_timeout(within);
+        }
     }
 
     /// Requests that have not ended. A server that drains may exit when there is none left.
@@ -180,7 +216,7 @@ impl Events {
 struct Worker {
     engine: Box<dyn Engine>,
     scheduler: Scheduler,
-    arrivals: Receiver<Arrival>,
+    arrivals: Receiver<Message>,
     clients: HashMap<RequestId, Client>,
     next: RequestId,
 }
@@ -203,8 +239,10 @@ fn run(mut worker: Worker, shared: &Shared) {
     drop(clients);
     // An engine that failed may fail once more.
     let _ = catch_unwind(AssertUnwindSafe(|| drop((engine, scheduler))));
-    for Arrival { client, .. } in arrivals {
-        ended(&client);
+    for message in arrivals {
+        if let Message::Request(arrival) = message {
+            ended(&arrival.client);
+        }
     }
 }
 
@@ -212,13 +250,21 @@ impl Worker {
     /// One turn of the loop after the other, until no handle is left.
     fn serve(&mut self, shared: &Shared) -> Result<(), EngineError> {
         loop {
-            if self.scheduler.is_idle() {
-                self.publish(shared);
-                let Ok(arrival) = self.arrivals.recv() else { return Ok(()) };
-                self.welcome(arrival);
+            match self.scheduler.activity() {
+                Activity::Computing => {}
+                Activity::Files => match self.arrivals.recv_timeout(FILES_POLL) {
+                    Ok(message) => self.welcome(message),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) if self.scheduler.is_idle() => return Ok(()),
+                    Err(RecvTimeoutError::Disconnected) => std::thread::sleep(FILES_POLL),
+                },
+                Activity::Nothing => {
+                    let Ok(message) = self.arrivals.recv() else { return Ok(()) };
+                    self.welcome(message);
+                }
             }
-            while let Ok(arrival) = self.arrivals.try_recv() {
-                self.welcome(arrival);
+            while let Ok(message) = self.arrivals.try_recv() {
+                self.welcome(message);
             }
             self.cancel_abandoned();
             let advanced = self.scheduler.advance(self.engine.as_mut(), &Instant::now);
@@ -228,7 +274,14 @@ impl Worker {
         }
     }
 
-    fn welcome(&mut self, Arrival { request, client, at }: Arrival) {
+    fn welcome(&mut self, message: Message) {
+        let Arrival { request, client, at } = match message {
+            Message::Request(arrival) => *arrival,
+            Message::SpillAll { until, done } => {
+                self.scheduler.spill_all(self.engine.as_mut(), until);
+                return drop(done);
+            }
+        };
         let id = self.next;
         self.next += 1;
         self.clients.insert(id, client);

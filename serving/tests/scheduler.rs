@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gptoss_reference::test_seed;
 use phase1_loading::{Checkpoint, GptOssConfig};
@@ -13,6 +13,7 @@ use phase3_kvcache::{CachedEngine, Sampler, SamplingParams};
 use phase5_flash::{CpuEngine, CpuOptions};
 use serving::request::{Event, Finish, Request};
 use serving::scheduler::{Options, RequestId, Scheduler};
+use serving::spill::{Identity, Spill};
 use synthetic::SyntheticModel;
 
 /// Bytes of a page of the model below: 64 positions of 2 key/value heads of 32 numbers, keys and values in f32, in 2 sliding layers.
@@ -302,6 +303,44 @@ fn a_cached_chat_says_the_same() {
             }
             heard[&id].check(&alone, &request, false);
             assert_eq!(heard[&id].cached, Some(before));
+            before = prompt.len();
+            // The next prompt leaves out what was generated, as reasoning is.
+            let other = (heard[&id].tokens[0] + 1) % 1000;
+            prompt.extend([vec![other], random.tokens(80)].concat());
+        }
+    }
+}
+
+/// A chat whose server ended, and goes on from what was written: the same text, and nothing of its last prompt is computed again.
+#[test]
+fn a_chat_from_disk_says_the_same() {
+    for seed in seeds(2) {
+        let (model, mut random) = (Model::random(seed), Random(seed));
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let mut prompt = random.tokens(300);
+        let mut before = 0;
+        for id in 0..3 {
+            let mut engine = model.cpu(400);
+            let identity = Identity {
+                model: model.checkpoint().fingerprint(),
+                rope: "exact".into(),
+                cache: "f32".into(),
+                engine: engine.snapshots().expect("it saves").kind().into(),
+            };
+            let disk = Spill::open(folder.path(), 1 << 30, identity, |sentence| panic!("{sentence}"));
+            let disk = disk.expect("a folder");
+            let request = Request { prompt: prompt.clone(), max_tokens: 40, ..random.request(&[0], 1, 1) };
+            let alone = alone(&mut engine, &request);
+            let mut scheduler = Scheduler::new(&engine, &Options::default()).spill_to(disk);
+            let mut heard = AllHeard::new();
+            scheduler.add(id, request.clone(), Instant::now());
+            while !scheduler.is_idle() {
+                turn(&mut scheduler, &mut engine, &mut heard);
+            }
+            heard[&id].check(&alone, &request, false);
+            assert_eq!(heard[&id].cached, Some(before));
+            assert_eq!(scheduler.statistics(&engine).spilled.restored_tokens, before as u64);
+            scheduler.spill_all(&mut engine, Instant::now() + Duration::from_secs(60));
             before = prompt.len();
             // The next prompt leaves out what was generated, as reasoning is.
             let other = (heard[&id].tokens[0] + 1) % 1000;

@@ -3,122 +3,12 @@
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
-
+use fake::run::{Heard, Run, TURN, seeded, text};
 use fake::{Fake, POISON, VOCAB, expected, request};
-use phase2_forward::{Engine, Sampling};
 use phase3_kvcache::SamplingParams;
 use proptest::prelude::*;
-use serving::request::{Constraint, Event, Finish, Request};
-use serving::scheduler::{Options, RequestId, Scheduler};
-
-const TURN: Duration = Duration::from_millis(1);
-
-/// What a request has heard.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Heard {
-    cached: Option<usize>,
-    tokens: Vec<u32>,
-    finish: Option<Finish>,
-}
-
-struct Run {
-    scheduler: Scheduler,
-    engine: Fake,
-    now: Instant,
-    next: RequestId,
-    heard: BTreeMap<RequestId, Heard>,
-    /// In the order in which they started, and in which they had their first tokens.
-    started: Vec<RequestId>,
-    spoken: Vec<RequestId>,
-}
-
-impl Run {
-    fn new(engine: Fake, options: Options) -> Run {
-        let (scheduler, now) = (Scheduler::new(&engine, &options), Instant::now());
-        Run { scheduler, engine, now, next: 0, heard: BTreeMap::new(), started: Vec::new(), spoken: Vec::new() }
-    }
-
-    /// One step at a time, with room for everything.
-    fn roomy() -> Run {
-        Run::new(Fake::new(400, 1), Options::default())
-    }
-
-    fn add(&mut self, request: Request) -> RequestId {
-        let id = self.next;
-        self.next += 1;
-        self.scheduler.add(id, request, self.now);
-        id
-    }
-
-    fn turn(&mut self) {
-        self.now += TURN;
-        let now = self.now;
-        self.scheduler.advance(&mut self.engine, &|| now).expect("an engine that does not fail");
-        self.hear();
-    }
-
-    fn hear(&mut self) {
-        for (id, event) in self.scheduler.take_events() {
-            let heard = self.heard.entry(id).or_default();
-            assert_eq!(heard.finish, None, "an event after the last one");
-            match event {
-                Event::Started { cached_tokens } => {
-                    assert_eq!(heard.cached.replace(cached_tokens), None, "started twice");
-                    self.started.push(id);
-                }
-                Event::Token { id: token, .. } => {
-                    assert!(heard.cached.is_some(), "a token before the start");
-                    if heard.tokens.is_empty() {
-                        self.spoken.push(id);
-                    }
-                    heard.tokens.push(token);
-                }
-                Event::Finished(finish) => heard.finish = Some(finish),
-            }
-        }
-    }
-
-    fn finish(&mut self) {
-        for _ in 0..10_000 {
-            if self.scheduler.is_idle() {
-                return self.hear();
-            }
-            self.turn();
-        }
-        panic!("it does not end: {:?}", self.scheduler);
-    }
-
-    /// Runs a request to its end.
-    fn run(&mut self, request: Request) -> Heard {
-        let id = self.add(request);
-        self.finish();
-        self.heard[&id].clone()
-    }
-
-    fn check(&self, id: RequestId, request: &Request) {
-        let heard = &self.heard[&id];
-        let (tokens, finish) = expected(request, self.scheduler.context());
-        assert_eq!((&heard.tokens, &heard.finish), (&tokens, &Some(finish)), "request {id}: {request:?}");
-    }
-
-    /// Nothing is left in the engine.
-    fn check_empty(&mut self) {
-        self.scheduler.clear_prefixes(&mut self.engine);
-        let capacity = self.engine.capacity();
-        assert_eq!((self.engine.sequences(), capacity.pages_free), (0, capacity.pages_total));
-    }
-}
-
-/// A text of which others are beginnings.
-fn text(family: u32, length: usize) -> Vec<u32> {
-    (0..length as u32).map(|i| (i * i + family * 5 + i / 9) % POISON).collect()
-}
-
-fn seeded(seed: u64) -> SamplingParams {
-    SamplingParams { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed, ..SamplingParams::default() }
-}
+use serving::request::{Constraint, Finish, Request};
+use serving::scheduler::{Options, RequestId};
 
 #[derive(Clone, Debug)]
 struct Arrival {

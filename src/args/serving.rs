@@ -45,6 +45,12 @@ pub struct Serve {
     /// Read every prompt from its beginning.
     #[arg(long)]
     pub no_prefix_cache: bool,
+    /// A folder for conversations that memory has no room for; it outlives the server. Each server needs its own.
+    #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_cache")]
+    pub cache_dir: Option<PathBuf>,
+    /// Bytes that the folder may hold; what was used least recently is deleted first.
+    #[arg(long, value_name = "BYTES", default_value = "10GiB", value_parser = memory_size, requires = "cache_dir")]
+    pub cache_size: u64,
     /// The date that the model is told, instead of today's. Prompts then keep their beginning, and its cache, over midnight.
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub date: Option<String>,

@@ -11,12 +11,16 @@ use phase1_loading::Tokenizer;
 use phase2_forward::Engine;
 use serving::api::{App, Key, Model, Server, Settings};
 use serving::grammar::Grammars;
+use serving::spill::{Identity, Spill};
 use serving::worker::{Handle, Options};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::args::Serve;
 use crate::embedded::EMBEDDED;
 use crate::session::{self, Session};
+
+/// For conversations to be written to disk at the end, even if answers get no time.
+const LEAST_SPILL_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &Serve) -> Result<ExitCode> {
     let settings = settings(args)?;
@@ -55,6 +59,9 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     app.ready(model);
     say(&format!("serving {name}"));
     let served = runtime.block_on(serving);
+    if let Some(model) = app.loaded().filter(|_| args.cache_dir.is_some()) {
+        model.handle.spill_all(grace.max(LEAST_SPILL_TIME));
+    }
     end(runtime, served.is_ok())
 }
 
@@ -96,7 +103,7 @@ fn settings(args: &Serve) -> Result<Settings> {
 
 fn load(args: &Serve) -> Result<Model> {
     let mut checkpoint = session::open_with(&args.model, &args.engine)?;
-    let fingerprint = format!("fp_{}", checkpoint.fingerprint());
+    let fingerprint = checkpoint.fingerprint();
     if let Some(context) = args.context {
         let own = checkpoint.config.context_length;
         if context > own {
@@ -106,7 +113,24 @@ fn load(args: &Serve) -> Result<Model> {
     }
     let bytes = checkpoint.weight_bytes();
     let (session, tokenizer): (Session, Tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.engine)?;
-    let engine: Box<dyn Engine> = session.engine.into_engine();
+    let (kind, cache) = (session.kind, session.cache.name());
+    let mut engine: Box<dyn Engine> = session.engine.into_engine();
+    let disk = match &args.cache_dir {
+        Some(folder) => {
+            let title = kind.title();
+            let snapshots = engine.snapshots().with_context(|| {
+                format!("{title} remembers nothing that could be saved: --cache-dir needs phase 3 or 5")
+            })?;
+            let identity = Identity {
+                model: fingerprint.clone(),
+                rope: checkpoint.config.rope.ramp.name().into(),
+                cache: cache.into(),
+                engine: snapshots.kind().into(),
+            };
+            Some(Spill::open(folder, args.cache_size, identity, say)?)
+        }
+        None => None,
+    };
     let options = Options {
         max_running: args.parallel,
         max_waiting: args.queue,
@@ -116,11 +140,11 @@ fn load(args: &Serve) -> Result<Model> {
     let positions_per_page = engine.capacity().positions_per_page;
     let names = [name(&args.model)].into_iter().chain(args.alias.iter().cloned());
     Ok(Model {
-        handle: Handle::start(engine, options),
+        handle: Handle::start_with(engine, options, disk),
         tokenizer,
         grammars: Grammars::default(),
         names: names.collect(),
-        fingerprint,
+        fingerprint: format!("fp_{fingerprint}"),
         bytes,
         positions_per_page,
         date: args.date.clone(),

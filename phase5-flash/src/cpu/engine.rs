@@ -243,6 +243,10 @@ impl Inspect for CpuEngine {
 }
 
 impl Snapshots for CpuEngine {
+    fn kind(&self) -> &'static str {
+        NAME
+    }
+
     fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError> {
         if !self.pages.contains(sequence) {
             return Err(BadRequest::UnknownSequence(sequence).into());

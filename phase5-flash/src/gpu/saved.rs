@@ -16,6 +16,10 @@ use super::forward::Forward;
 const NAME: &str = "phase 5 on a GPU";
 
 impl Snapshots for GpuEngine {
+    fn kind(&self) -> &'static str {
+        NAME
+    }
+
     fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError> {
         if !self.pages().contains(sequence) {
             return Err(BadRequest::UnknownSequence(sequence).into());

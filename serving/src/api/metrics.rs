@@ -147,6 +147,10 @@ impl Metrics {
             ("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.", now.cached_tokens),
             ("vllm:generation_tokens_total", "Tokens generated.", now.generated_tokens),
             ("vllm:num_preemptions_total", "Requests that gave their pages to others for a while.", now.preemptions),
+            ("gptoss:spilled_tokens_total", "Tokens of sequences written to disk.", now.spilled.spilled_tokens),
+            ("gptoss:spilled_bytes_total", "Bytes of sequences written to disk.", now.spilled.spilled_bytes),
+            ("gptoss:restored_tokens_total", "Tokens of sequences read from disk.", now.spilled.restored_tokens),
+            ("gptoss:restored_bytes_total", "Bytes of sequences read from disk.", now.spilled.restored_bytes),
             ("gptoss:steps_total", "Steps of the engine.", now.steps),
             ("gptoss:requests_refused_total", "Requests that were not taken.", read(&self.refused)),
         ];
@@ -190,6 +194,8 @@ fn write_gauges(labels: &str, positions: usize, now: &Statistics, out: &mut Stri
         ("vllm:num_requests_waiting", "Requests that wait.", now.waiting as f64),
         ("vllm:kv_cache_usage_perc", "Share of the cache's pages in use; 1 is all.", usage),
         ("gptoss:cached_prefixes", "Sequences that the prefix cache keeps.", now.prefixes as f64),
+        ("gptoss:spilled_files", "Sequences on disk.", now.spilled.files as f64),
+        ("gptoss:spilled_bytes", "Bytes of the sequences on disk.", now.spilled.bytes as f64),
     ];
     for (name, help, value) in gauges {
         head(name, "gauge", help, out);

@@ -1,5 +1,7 @@
 //! An engine whose next token is a hash of all tokens before it, so that a text is exact whatever the batch. It counts pages as phase 5
-//! does, and panics where its caller breaks the contract.
+//! does, saves and restores sequences, and panics where its caller breaks the contract.
+
+pub mod run;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -8,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use phase1_loading::{AttentionKind, GptOssConfig, RopeConfig, YarnRamp};
 use phase2_forward::plain::{check_rewind, tokens_of};
 use phase2_forward::{
-    BadRequest, Capacity, Draw, DrawnToken, Engine, EngineError, Logprobs, Outcome, SequenceId, Ticket, Want, Work,
-    check_work,
+    BadRequest, Capacity, Draw, DrawnToken, Engine, EngineError, Logprobs, Outcome, SequenceId, Snapshot, Snapshots,
+    Ticket, Want, Work, check_work,
 };
 use phase3_kvcache::{Sampler, SamplingParams};
 use serving::request::{Finish, Request};
@@ -20,6 +22,8 @@ pub const POISON: u32 = VOCAB as u32 - 1;
 pub const WINDOW: usize = 8;
 pub const REWIND: usize = 3;
 pub const POSITIONS: usize = 4;
+/// The engine's name in its snapshots.
+pub const KIND: &str = "fake";
 
 /// What a step does instead of computing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,5 +349,42 @@ impl Engine for Fake {
 
     fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
+    }
+
+    fn snapshots(&mut self) -> Option<&mut dyn Snapshots> {
+        Some(self)
+    }
+}
+
+/// The items are the tokens, and the number of sliding pages that are gone.
+impl Snapshots for Fake {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError> {
+        let known = self.sequences.get(&sequence).ok_or(BadRequest::UnknownSequence(sequence))?;
+        let tokens: Vec<u8> = known.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let gone = (known.sliding.gone as u64).to_le_bytes().to_vec();
+        Ok(Snapshot { engine: KIND.into(), length: known.length(), items: vec![tokens.into(), gone.into()] })
+    }
+
+    fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
+        snapshot.check(KIND, self.config.context_length, |length| vec![4 * length, 8])?;
+        assert!(!self.sequences.contains_key(&sequence), "a number is used twice");
+        let words = snapshot.items[0].as_chunks().0;
+        let gone = u64::from_le_bytes(snapshot.items[1][..].try_into().expect("checked")) as usize;
+        let mut known =
+            Sequence { tokens: words.iter().map(|&word| u32::from_le_bytes(word)).collect(), ..Sequence::default() };
+        known.sliding.gone = gone;
+        let needed = known.full.needed(0, known.length()) + known.sliding.needed(0, known.length());
+        let free = self.capacity().pages_free;
+        if needed > free {
+            return Err(EngineError::Full { needed, free });
+        }
+        known.full.extend(0, known.tokens.len(), &self.pages_used);
+        known.sliding.extend(0, known.tokens.len(), &self.pages_used);
+        self.sequences.insert(sequence, known);
+        Ok(())
     }
 }

@@ -1,0 +1,88 @@
+//! A thread that does one job after the other, and hands over what comes of them.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+/// The thread of jobs `J` and results `R`. Dropping this breaks off what is queued and waits for the job under way.
+#[derive(Debug)]
+pub(super) struct Background<J, R> {
+    jobs: Option<Sender<J>>,
+    results: Option<Receiver<R>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The thread is gone: a job panicked.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
+    /// Starts a thread that goes on while at most `waiting` results have not been taken. Jobs need not have one.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start(
+        name: &str,
+        waiting: usize,
+        mut work: impl FnMut(J) -> Option<R> + Send + 'static,
+    ) -> io::Result<Background<J, R>> {
+        let (jobs, queue) = mpsc::channel();
+        let (sender, results) = mpsc::sync_channel(waiting);
+        let run = move || {
+            for job in queue {
+                if let Some(result) = work(job)
+                    && sender.send(result).is_err()
+                {
+                    return;
+                }
+            }
+        };
+        let thread = Builder::new().name(name.into()).spawn(run)?;
+        Ok(Background { jobs: Some(jobs), results: Some(results), thread: Some(thread) })
+    }
+
+    /// Queues a job. One for a thread that is gone is lost.
+    pub fn send(&self, job: J) {
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// A result, if there is one.
+    ///
+    /// # Errors
+    /// A thread that is gone; there will be no more results.
+    pub fn take(&self) -> Result<Option<R>, Gone> {
+        let results = self.results.as_ref().ok_or(Gone)?;
+        match results.try_recv() {
+            Ok(result) => Ok(Some(result)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(Gone),
+        }
+    }
+
+    /// The next result, or `None` if it does not come in time.
+    ///
+    /// # Errors
+    /// As [`Background::take`].
+    pub fn wait(&self, until: Instant) -> Result<Option<R>, Gone> {
+        let results = self.results.as_ref().ok_or(Gone)?;
+        match results.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(result) => Ok(Some(result)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Gone),
+        }
+    }
+}
+
+impl<J, R> Drop for Background<J, R> {
+    fn drop(&mut self) {
+        // Without receivers the thread ends after the job under way, also where it waits to hand over a result.
+        self.results = None;
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

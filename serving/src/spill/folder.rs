@@ -1,0 +1,257 @@
+//! The folder of spilled sequences: a session file each, under a number. A file that is not whole has another name, and one that was
+//! damaged later does not match its checksum.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use phase1_loading::{LoadError, SavedSession, SessionHeader};
+
+use super::index::FileId;
+
+/// What has to be equal for a sequence to be of use: it was computed by the same weights, and cached in the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// [`phase1_loading::Checkpoint::fingerprint`]
+    pub model: String,
+    /// YaRN's ramp by name.
+    pub rope: String,
+    /// The cache's type by name.
+    pub cache: String,
+    /// [`phase2_forward::Snapshots::kind`]
+    pub engine: String,
+}
+
+impl Identity {
+    fn is_of(&self, header: &SessionHeader) -> bool {
+        let SessionHeader { model, rope, cache, form, .. } = header;
+        (model, rope, cache, form) == (&self.model, &self.rope, &self.cache, &self.engine)
+    }
+}
+
+/// Says a sentence to the operator.
+pub type Warn = fn(&str);
+
+/// Why a folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpillError {
+    #[error("{} cannot be used for spilled conversations", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{} belongs to a server that runs; each needs a folder of its own", path.display())]
+    Taken { path: PathBuf },
+}
+
+/// A folder that no other server uses.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    identity: Identity,
+    warn: Warn,
+    /// Locked while it is open; the system unlocks it however the process ends.
+    _lock: File,
+}
+
+/// A file that was there.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub id: FileId,
+    pub bytes: u64,
+    /// `None` for one that is another model's, or of other settings.
+    pub tokens: Option<Vec<u32>>,
+}
+
+const LOCK: &str = "lock";
+const EXTENSION: &str = ".kv";
+
+impl Folder {
+    /// Locks the folder, and creates it if there is none.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or written to, or that is another server's.
+    pub fn open(path: &Path, identity: Identity, warn: Warn) -> Result<Folder, SpillError> {
+        let io = |source| SpillError::Io { path: path.to_owned(), source };
+        create(path).map_err(io)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK)).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(SpillError::Taken { path: path.to_owned() }),
+            // Some file systems have no locks.
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        Ok(Folder { path: path.to_owned(), identity, warn, _lock: lock })
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The files by their headers, that used last at the end. Those that are not whole or do not match their checksum are deleted, each
+    /// with a warning. Files of other models are left alone.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn list(&self) -> Result<Vec<Listed>, SpillError> {
+        let io = |source| SpillError::Io { path: self.path.clone(), source };
+        let mut found: Vec<(SystemTime, Listed)> = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if is_part(name) {
+                self.warn(&format!("{}: never finished; it is deleted", entry.path().display()));
+                let _ = fs::remove_file(entry.path());
+            }
+            let Some(id) = id_of(name) else { continue };
+            let Ok(metadata) = entry.metadata() else { continue };
+            let Some(tokens) = self.look_at(id) else { continue };
+            let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            found.push((used, Listed { id, bytes: metadata.len(), tokens }));
+        }
+        found.sort_by_key(|(used, file)| (*used, file.id));
+        let found: Vec<Listed> = found.into_iter().map(|(_, file)| file).collect();
+        match found.iter().filter(|file| file.tokens.is_none()).count() {
+            0 => {}
+            others => self.warn(&format!(
+                "{}: files of another model, engine, --kv or --rope: {others}; they are not used, and deleted when room is needed",
+                self.path.display()
+            )),
+        }
+        Ok(found)
+    }
+
+    /// The tokens of a file, none for one that is not of this model, or `None` for one that cannot be used at all.
+    fn look_at(&self, id: FileId) -> Option<Option<Vec<u32>>> {
+        match SessionHeader::open(&self.file(id)) {
+            Ok(header) if !self.identity.is_of(&header) => Some(None),
+            Ok(header) if header.tokens.is_empty() || header.length != header.tokens.len() => {
+                self.refuse(id, "its tokens are not all cached");
+                None
+            }
+            Ok(header) => Some(Some(header.tokens)),
+            Err(error) => {
+                self.refuse_for(id, &error);
+                None
+            }
+        }
+    }
+
+    /// Writes a file under another name, and gives it its own when it is whole.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, id: FileId, saved: &SavedSession) -> Result<(), LoadError> {
+        saved.write(&self.file(id))
+    }
+
+    /// Reads a whole file into memory, so that nobody who uses it waits for the disk, and checks it.
+    ///
+    /// # Errors
+    /// A file that is gone or damaged, or that another took the place of.
+    pub fn read(&self, id: FileId) -> Result<SavedSession, LoadError> {
+        let path = self.file(id);
+        let bytes = fs::read(&path).map_err(|source| LoadError::Io { path: path.clone(), source })?;
+        let saved = SavedSession::from_bytes(&path, bytes.into())?;
+        match self.identity.is_of(&saved.header) && saved.header.length == saved.header.tokens.len() {
+            true => Ok(saved),
+            false => {
+                let [part, expected, found] = ["header", "a file of this model and these settings", "another"];
+                Err(LoadError::Invalid { path, part: part.into(), expected: expected.into(), found: found.into() })
+            }
+        }
+    }
+
+    /// Notes on the file that it was used.
+    pub fn touch(&self, id: FileId) {
+        // If that fails, it is deleted earlier than it should be.
+        let file = File::options().write(true).open(self.file(id));
+        let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+    }
+
+    pub fn remove(&self, id: FileId) {
+        // One that cannot be deleted is found at the next start.
+        let _ = fs::remove_file(self.file(id));
+    }
+
+    /// Deletes a file that cannot be used, with a warning.
+    pub fn refuse(&self, id: FileId, reason: &str) {
+        self.warn(&format!("{}: {reason}; it is deleted", self.file(id).display()));
+        self.remove(id);
+    }
+
+    /// As [`Folder::refuse`], for a file that could not be opened.
+    pub fn refuse_for(&self, id: FileId, error: &LoadError) {
+        self.warn(&format!("{}; it is deleted", told(error)));
+        self.remove(id);
+    }
+
+    pub fn warn(&self, sentence: &str) {
+        (self.warn)(sentence);
+    }
+
+    fn file(&self, id: FileId) -> PathBuf {
+        self.path.join(format!("{id:016x}{EXTENSION}"))
+    }
+}
+
+/// Creates a folder, if it is not there, that nobody else may look into: its files hold what people wrote.
+fn create(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+/// An error with its cause.
+pub(super) fn told(error: &LoadError) -> String {
+    match error {
+        LoadError::Io { source, .. } | LoadError::Unwritten { source, .. } => format!("{error}: {source}"),
+        LoadError::Invalid { .. } => error.to_string(),
+    }
+}
+
+/// The number of a whole file.
+fn id_of(name: &str) -> Option<FileId> {
+    let digits = name.strip_suffix(EXTENSION)?;
+    let is_number = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_number.then(|| FileId::from_str_radix(digits, 16).ok()).flatten()
+}
+
+/// Whether a file was begun and not finished: it has a whole file's name, and more behind it.
+fn is_part(name: &str) -> bool {
+    let stem = name.find(EXTENSION).map(|at| name.split_at(at + EXTENSION.len()));
+    stem.is_some_and(|(stem, rest)| id_of(stem).is_some() && rest.ends_with(".part"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_else_may_look_into_a_new_folder() {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let path = parent.path().join("new");
+        for _ in 0..2 {
+            create(&path).expect("created");
+        }
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+    }
+
+    #[test]
+    fn only_files_of_the_folder_are_touched() {
+        assert_eq!(id_of("00000000000000ff.kv"), Some(255));
+        for name in ["lock", "ff.kv", "+0000000000000ff.kv", "00000000000000ff.kv2", "00000000000000ff", "notes.kv"] {
+            assert_eq!(id_of(name), None, "{name}");
+            assert!(!is_part(name), "{name}");
+        }
+        assert!(is_part("00000000000000ff.kv.x7Qa.part"));
+        for name in ["notes.kv.x7Qa.part", "x.part", "00000000000000ff.kv", "00000000000000ff.kv.part.txt"] {
+            assert!(!is_part(name), "{name}");
+        }
+    }
+}

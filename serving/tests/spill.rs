@@ -1,0 +1,459 @@
+//! Conversations on disk, on an engine whose texts are exact: they come back, after a restart too, and damage never changes a text.
+
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod fake;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fake::run::{Run, seeded, text};
+use fake::{Fake, KIND, POISON, request};
+use phase1_loading::{SavedSession, SessionHeader};
+use proptest::prelude::*;
+use serving::request::{Finish, Request};
+use serving::scheduler::Options;
+use serving::spill::{Identity, Spill, SpillError};
+use serving::statistics::Spilled;
+
+/// What was said of any folder.
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn warn(sentence: &str) {
+    WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).push(sentence.to_owned());
+}
+
+/// What was said of files in this folder.
+fn warnings(folder: &Path) -> Vec<String> {
+    let folder = folder.to_str().expect("UTF-8");
+    let all = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    all.iter().filter(|sentence| sentence.contains(folder)).cloned().collect()
+}
+
+fn identity() -> Identity {
+    Identity { model: "a model".into(), rope: "exact".into(), cache: "f16".into(), engine: KIND.into() }
+}
+
+fn open(folder: &Path, limit: u64) -> Spill {
+    Spill::open(folder, limit, identity(), warn).expect("a folder")
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+/// A server on a folder, with room for everything in the engine.
+fn roomy(folder: &Path) -> Run {
+    Run::roomy().spill_to(open(folder, 1 << 30))
+}
+
+/// A server on a folder, with room for about three of the conversations below.
+fn crowded(folder: &Path) -> Run {
+    Run::new(Fake::new(100, 2), Options::default()).spill_to(open(folder, 1 << 30))
+}
+
+impl Run {
+    fn spilled(&self) -> Spilled {
+        self.scheduler.statistics(&self.engine).spilled
+    }
+
+    /// Ends as a server does that is told to.
+    fn stop(mut self) {
+        self.scheduler.spill_all(&mut self.engine, Instant::now() + Duration::from_secs(60));
+    }
+}
+
+/// The files of a folder that hold sequences, with their headers.
+fn files(folder: &Path) -> Vec<(PathBuf, SessionHeader)> {
+    let paths = fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path());
+    let mut files: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "kv")).collect();
+    files.sort();
+    files.into_iter().map(|path| (path.clone(), SessionHeader::open(&path).expect("a header"))).collect()
+}
+
+fn lengths(folder: &Path) -> Vec<usize> {
+    let mut lengths: Vec<usize> = files(folder).into_iter().map(|(_, header)| header.length).collect();
+    lengths.sort_unstable();
+    lengths
+}
+
+/// The next prompt of a chat whose last prompt was `prompt`, and whose answer is not repeated as it was generated.
+fn next_prompt(prompt: &[u32], generated: &[u32], more: usize) -> Vec<u32> {
+    let other = (generated[0] + 1) % POISON;
+    [prompt, &vec![other; more]].concat()
+}
+
+#[test]
+fn a_conversation_that_memory_has_no_room_for_comes_back() {
+    let folder = temporary();
+    let mut run = crowded(folder.path());
+    let first = run.run(request(&text(0, 100), 5));
+    for family in 1..7 {
+        run.settle();
+        let other = request(&text(family, 100), 5);
+        assert_eq!(run.run(other.clone()).cached, Some(0));
+        run.check(u64::from(family), &other);
+    }
+    run.settle();
+    let Spilled { files, bytes, spilled_tokens, spilled_bytes, restored_tokens, .. } = run.spilled();
+    assert!(files >= 6 && bytes >= spilled_bytes && spilled_bytes > 0, "{files} files");
+    assert!(spilled_tokens >= 600 && restored_tokens == 0, "{spilled_tokens} tokens");
+
+    let before = run.engine.computed();
+    let next = request(&next_prompt(&text(0, 100), &first.tokens, 30), 5);
+    assert_eq!(run.run(next.clone()).cached, Some(100));
+    run.check(7, &next);
+    // What was not cached, and all generated tokens but the last.
+    assert_eq!(run.engine.computed() - before, 30 + 4);
+    let now = run.spilled();
+    assert_eq!(now.restored_tokens, 100);
+    assert!(now.restored_bytes > 0);
+    run.check_empty();
+    assert_eq!(warnings(folder.path()), [""; 0]);
+}
+
+#[test]
+fn a_conversation_outlives_the_server() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    let first = run.run(request(&text(0, 100), 5));
+    run.stop();
+    // The prompt, and the text without its last token.
+    assert_eq!(lengths(folder.path()), [100, 104]);
+
+    let mut run = roomy(folder.path());
+    let next = request(&next_prompt(&text(0, 100), &first.tokens, 30), 5);
+    assert_eq!(run.run(next.clone()).cached, Some(100));
+    run.check(0, &next);
+    // What goes on from the text, as a tool's result does, finds the text.
+    let result = request(&[text(0, 100), first.tokens.clone(), vec![7; 20]].concat(), 5);
+    let mut run = {
+        run.stop();
+        roomy(folder.path())
+    };
+    assert_eq!(run.run(result.clone()).cached, Some(104));
+    run.check(0, &result);
+    // A prompt that repeats is computed from its last token: the engine goes back by one.
+    let mut run = {
+        run.stop();
+        roomy(folder.path())
+    };
+    let again = request(&text(0, 100), 5);
+    assert_eq!(run.run(again.clone()).cached, Some(99));
+    run.check(0, &again);
+}
+
+/// A file is a whole sequence, and those of earlier turns would be of no use any more.
+#[test]
+fn only_the_last_turn_of_a_chat_is_written() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    let mut prompt = text(0, 100);
+    for _ in 0..4 {
+        let heard = run.run(request(&prompt, 5));
+        prompt = next_prompt(&prompt, &heard.tokens, 40);
+    }
+    run.stop();
+    assert_eq!(lengths(folder.path()), [220, 224]);
+}
+
+/// A chat with the same instructions goes on from the middle of the first one's prompt, whose end it does not replace.
+#[test]
+fn another_chat_replaces_nothing() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    run.run(request(&[text(0, 80), vec![1; 40]].concat(), 3));
+    let other = request(&[text(0, 80), vec![2; 60]].concat(), 3);
+    run.run(other.clone());
+    run.run(request(&[text(0, 80), vec![3; 50]].concat(), 3));
+    run.stop();
+    assert_eq!(lengths(folder.path()), [80, 120, 122, 130, 132, 140, 142]);
+}
+
+#[test]
+fn instructions_that_several_chats_share_are_written() {
+    let folder = temporary();
+    let chat = |user: u32| request(&[text(0, 80), vec![user; 40]].concat(), 3);
+    let mut run = roomy(folder.path());
+    for user in 1..4 {
+        run.run(chat(user));
+    }
+    run.stop();
+    assert!(lengths(folder.path()).contains(&80), "{:?}", lengths(folder.path()));
+    let mut run = roomy(folder.path());
+    assert_eq!(run.run(chat(4)).cached, Some(80));
+    run.check(0, &chat(4));
+}
+
+#[test]
+fn short_texts_are_computed_and_not_read() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    run.run(request(&text(0, 50), 5));
+    run.stop();
+    assert_eq!(lengths(folder.path()), [0usize; 0]);
+}
+
+/// In the turn after it came, a request waits for its file.
+#[test]
+fn a_request_may_end_while_its_file_is_read() {
+    for deadline in [false, true] {
+        let folder = temporary();
+        let mut run = roomy(folder.path());
+        run.run(request(&text(0, 100), 5));
+        run.stop();
+        let mut run = roomy(folder.path());
+        let late = deadline.then(|| run.now + Duration::from_millis(2));
+        let id = run.add(Request { deadline: late, ..request(&[text(0, 100), vec![1; 9]].concat(), 5) });
+        run.turn();
+        assert_eq!((run.scheduler.statistics(&run.engine).waiting, run.scheduler.is_idle()), (1, false));
+        if !deadline {
+            run.scheduler.cancel(&mut run.engine, id);
+        }
+        run.turn();
+        run.settle();
+        let finished = run.scheduler.statistics(&run.engine).finished;
+        assert_eq!((finished.cancelled, finished.deadline), (u64::from(!deadline), u64::from(deadline)));
+        assert_eq!(run.engine.computed(), 0);
+        run.check_empty();
+    }
+}
+
+/// Two requests want the same file, and a third one none.
+#[test]
+fn others_do_not_wait_for_a_file() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    run.run(request(&text(0, 100), 5));
+    run.stop();
+    let mut run = roomy(folder.path());
+    let requests = [1, 2].map(|user| request(&[text(0, 100), vec![user; 9]].concat(), 5));
+    let other = request(&text(3, 20), 5);
+    for request in [&requests[0], &requests[1], &other] {
+        run.add(request.clone());
+    }
+    run.finish();
+    assert_eq!(run.started[0], 2);
+    let cached: Vec<_> = (0..3).map(|id| run.heard[&id].cached).collect();
+    assert_eq!(cached, [Some(100), Some(100), Some(0)]);
+    for (id, request) in (0..).zip([&requests[0], &requests[1], &other]) {
+        run.check(id, request);
+    }
+    assert_eq!(run.spilled().restored_tokens, 100);
+    run.check_empty();
+}
+
+/// What a request that failed had computed is not found after a restart either.
+#[test]
+fn what_is_no_number_is_not_written() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    run.run(request(&text(0, 100), 5));
+    run.stop();
+    let mut run = roomy(folder.path());
+    let bad = request(&[text(0, 100), vec![POISON; 80]].concat(), 5);
+    assert!(matches!(run.run(bad.clone()).finish, Some(Finish::Failed(_))));
+    run.stop();
+    let mut run = roomy(folder.path());
+    assert_eq!(run.run(bad).cached, Some(0));
+    run.stop();
+    assert!(!lengths(folder.path()).contains(&180), "{:?}", lengths(folder.path()));
+}
+
+#[test]
+fn a_folder_belongs_to_one_server() {
+    let folder = temporary();
+    let first = open(folder.path(), 1 << 30);
+    let refused = Spill::open(folder.path(), 1 << 30, identity(), warn).expect_err("taken");
+    assert!(matches!(refused, SpillError::Taken { .. }), "{refused}");
+    drop(first);
+    open(folder.path(), 1 << 30);
+
+    let file = folder.path().join("file");
+    fs::write(&file, "x").expect("written");
+    assert!(matches!(Spill::open(&file, 1 << 30, identity(), warn), Err(SpillError::Io { .. })));
+}
+
+#[test]
+fn a_folder_that_vanishes_costs_one_warning() {
+    let parent = temporary();
+    let folder = parent.path().join("spilled");
+    let mut run = crowded(&folder);
+    fs::remove_dir_all(&folder).expect("removed");
+    for family in 0..8 {
+        let request = request(&text(family, 100), 5);
+        run.run(request.clone());
+        run.check(u64::from(family), &request);
+        run.settle();
+    }
+    let said = warnings(&folder);
+    assert!(said.len() == 1 && said[0].contains("cannot be written"), "{said:?}");
+    assert_eq!((run.spilled().files, run.spilled().bytes), (0, 0));
+    run.check_empty();
+}
+
+/// A harm to one of the files of `a_conversation_outlives_the_server`: the shorter one, of which more is of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    Flip(usize),
+    Truncate(usize),
+    Empty,
+    OtherModel,
+    OtherEngine,
+    NotAllCached,
+    /// What was computed is another text's: no checksum tells.
+    WrongShape,
+}
+
+impl Harm {
+    fn apply(self, path: &Path) {
+        let mut bytes = fs::read(path).expect("readable");
+        let mut saved = SavedSession::from_bytes(path, bytes.clone().into()).expect("a whole file");
+        match self {
+            Harm::Flip(at) => bytes[at] ^= 0x10,
+            Harm::Truncate(length) => bytes.truncate(length),
+            Harm::Empty => bytes.clear(),
+            Harm::OtherModel => saved.header.model = "another".into(),
+            Harm::OtherEngine => saved.header.form = "another".into(),
+            Harm::NotAllCached => saved.header.length -= 1,
+            Harm::WrongShape => saved.items.truncate(1),
+        }
+        match self {
+            Harm::Flip(_) | Harm::Truncate(_) | Harm::Empty => fs::write(path, bytes).expect("written"),
+            _ => saved.write(path).expect("written"),
+        }
+    }
+}
+
+#[test]
+fn damaged_and_foreign_files_are_not_used() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    let first = run.run(request(&text(0, 100), 5));
+    run.stop();
+    let whole = files(folder.path());
+    let (path, _) = whole.iter().find(|(_, header)| header.length == 100).expect("the prompt's file");
+    let size = fs::metadata(path).expect("there").len() as usize;
+    let name = path.file_name().expect("a name");
+
+    let flips = (0..size).step_by(7).chain([size - 1]).map(Harm::Flip);
+    let cuts = [1, 8, 100, size / 2, size - 1].map(Harm::Truncate);
+    let others = [Harm::Empty, Harm::OtherModel, Harm::OtherEngine, Harm::NotAllCached, Harm::WrongShape];
+    let next = request(&next_prompt(&text(0, 100), &first.tokens, 30), 5);
+    for harm in flips.chain(cuts).chain(others) {
+        let copy = temporary();
+        let harmed = copy.path().join(name);
+        fs::copy(path, &harmed).expect("copied");
+        harm.apply(&harmed);
+        let mut run = roomy(copy.path());
+        assert_eq!(run.run(next.clone()).cached, Some(0), "{harm:?}");
+        run.check(0, &next);
+        run.settle();
+        let is_foreign = matches!(harm, Harm::OtherModel | Harm::OtherEngine);
+        assert_eq!(harmed.exists(), is_foreign, "{harm:?}");
+        let said = warnings(copy.path());
+        assert_eq!(said.len(), 1, "{harm:?}: {said:?}");
+        let names_it = said[0].contains(name.to_str().expect("UTF-8"));
+        assert!(is_foreign || names_it && said[0].ends_with("it is deleted"), "{harm:?}: {said:?}");
+    }
+}
+
+#[test]
+fn what_was_never_finished_is_deleted_and_other_files_are_left_alone() {
+    let folder = temporary();
+    let part = folder.path().join("0000000000000007.kv.a8Xz.part");
+    let notes = folder.path().join("notes.kv");
+    for path in [&part, &notes] {
+        fs::write(path, "half of a file").expect("written");
+    }
+    let mut run = roomy(folder.path());
+    let said = warnings(folder.path());
+    assert!(said.len() == 1 && said[0].contains("0000000000000007.kv.a8Xz.part: never finished"), "{said:?}");
+    assert!(!part.exists() && notes.exists());
+    run.run(request(&text(0, 100), 5));
+    run.stop();
+    fs::remove_file(notes).expect("there");
+    assert_eq!(lengths(folder.path()), [100, 104]);
+}
+
+/// The order of use outlives the server, and the bound holds from the beginning.
+#[test]
+fn what_was_used_least_recently_is_deleted_first() {
+    let folder = temporary();
+    let mut run = roomy(folder.path());
+    for family in 0..4 {
+        run.run(request(&text(family, 100), 2));
+    }
+    run.stop();
+    let all = files(folder.path());
+    assert_eq!(all.len(), 8);
+    let size = |path: &PathBuf| fs::metadata(path).expect("there").len();
+    let total: u64 = all.iter().map(|(path, _)| size(path)).sum();
+    // The first conversation was used last, and of the others those that were written last.
+    for (path, header) in &all {
+        let age = if header.tokens.starts_with(&text(0, 100)) { 10 } else { 100 };
+        let file = fs::File::options().write(true).open(path).expect("there");
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(age)).expect("a time");
+    }
+    drop(open(folder.path(), total / 2));
+    let left = files(folder.path());
+    assert!(left.iter().map(|(path, _)| size(path)).sum::<u64>() <= total / 2);
+    let families: Vec<u32> =
+        (0..4).filter(|&family| left.iter().any(|(_, header)| header.tokens.starts_with(&text(family, 100)))).collect();
+    assert_eq!(families, [0, 3]);
+}
+
+#[derive(Clone, Debug)]
+struct Arrival {
+    delay: usize,
+    request: Request,
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    let prompt = (0..3u32, 60..110usize, prop::collection::vec(0..POISON, 1..10))
+        .prop_map(|(family, shared, own)| [text(family, shared), own].concat());
+    let max_tokens = prop_oneof![1..4usize, 1..40usize];
+    (0..40usize, prompt, 0..3u64, max_tokens).prop_map(|(delay, prompt, seed, max_tokens)| {
+        let request = Request { sampling: seeded(seed), ..request(&prompt, max_tokens) };
+        Arrival { delay, request }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// With few pages and a small folder, over two servers: every text is what it is alone, and the folder keeps its bound.
+    #[test]
+    fn texts_do_not_depend_on_the_disk(
+        arrivals in prop::collection::vec(arrival(), 1..10),
+        pages in 60..200usize,
+        steps_in_flight in 1..3usize,
+        limit in prop_oneof![Just(3000u64), Just(1 << 20)],
+        stops: bool,
+    ) {
+        let folder = temporary();
+        for _ in 0..2 {
+            let engine = Fake::new(pages, steps_in_flight);
+            let mut run = Run::new(engine, Options::default()).spill_to(open(folder.path(), limit));
+            for Arrival { delay, request } in &arrivals {
+                (0..*delay).for_each(|_| run.turn());
+                run.add(request.clone());
+            }
+            run.finish();
+            for (id, Arrival { request, .. }) in (0..).zip(&arrivals) {
+                run.check(id, request);
+            }
+            prop_assert!(run.spilled().bytes <= limit);
+            if stops {
+                run.stop();
+            } else {
+                run.settle();
+                run.check_empty();
+            }
+        }
+        let bytes: u64 = files(folder.path()).iter().map(|(path, _)| fs::metadata(path).expect("there").len()).sum();
+        prop_assert!(bytes <= limit, "{bytes} bytes");
+        prop_assert_eq!(warnings(folder.path()), Vec::<String>::new());
+    }
+}
