@@ -100,6 +100,7 @@ fn head(name: &str, kind: &str, help: &str, out: &mut String) {
 /// What the scheduler does not count: it knows requests, and not what they were asked by.
 #[derive(Default)]
 pub struct Metrics {
+    answered: AtomicU64,
     refused: AtomicU64,
     outcomes: [AtomicU64; 4],
     per_token: Times,
@@ -110,6 +111,16 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// An answer begins, whatever it says.
+    pub fn answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Answers so far.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     pub fn refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
@@ -148,6 +159,7 @@ impl Metrics {
             ("vllm:generation_tokens_total", "Tokens generated.", now.generated_tokens),
             ("vllm:num_preemptions_total", "Requests that gave their pages to others for a while.", now.preemptions),
             ("gptoss:steps_total", "Steps of the engine.", now.steps),
+            ("gptoss:http_requests_total", "Requests of any kind that were answered.", self.answered()),
             ("gptoss:requests_refused_total", "Requests that were not taken.", read(&self.refused)),
         ];
         for (name, help, value) in counters {
