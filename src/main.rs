@@ -1,6 +1,7 @@
 //! The command line: `gptoss` alone shows the engine at work and what to do next, its commands do one thing each.
 //!
-//! Exit status: 0 done, 1 a gate failed, 2 the input was wrong. Results go to stdout, everything about them to stderr.
+//! Exit status: 0 done, 1 a gate or a request of a load failed, 2 the input was wrong. Results go to stdout, everything about them to
+//! stderr.
 
 mod answer;
 mod args;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Some(Command::Tune(args)) => commands::tune::run(&args),
         Some(Command::Memory(args)) => commands::memory::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
+        Some(Command::BenchServe(args)) => commands::bench_serve::run(&args),
         Some(Command::Compare(args)) => commands::compare::run(&args),
         Some(Command::MakeModel(args)) => commands::make_model::run(&args),
         Some(Command::Peers(args)) => commands::peers::run(&args),

@@ -163,7 +163,7 @@ fn shells_and_man_know_every_command() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let pages = directory.path().join("share/man1");
     assert!(stdout(&["man", pages.to_str().expect("UTF-8")]).is_empty());
-    for page in ["gptoss", "gptoss-doctor", "gptoss-serve", "gptoss-make-model"] {
+    for page in ["gptoss", "gptoss-doctor", "gptoss-serve", "gptoss-bench-serve", "gptoss-make-model"] {
         let text = std::fs::read_to_string(pages.join(format!("{page}.1"))).expect("a page");
         assert!(text.contains(".TH gptoss"), "{page}");
     }
@@ -604,56 +604,6 @@ fn commands_take_the_layers_and_experts_of_120b() {
     let spans = profiles[0]["steps"][0]["spans"].as_array().expect("an array");
     assert_eq!(spans.iter().filter_map(|span| span["layer"].as_u64()).max(), Some(35));
     stdout(&["logits", &model, "--tokens", "1,2,3", "--device", "cpu", "--out", &path("logits.safetensors")]);
-}
-
-/// A process that does not outlive its test.
-#[cfg(unix)]
-struct Running(std::process::Child);
-
-#[cfg(unix)]
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill().and_then(|()| self.0.wait());
-    }
-}
-
-/// Serves from the moment it says so until it is told to end, also when nobody reads its log any more.
-#[test]
-#[cfg(unix)]
-fn serve_answers_until_it_is_told_to_end() {
-    use std::io::{BufRead, BufReader, Read};
-    use std::net::TcpStream;
-
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
-    command.args(["serve", "--device", "cpu", "--port", "0", "--alias", "mine"]).stderr(Stdio::piped());
-    let mut server = Running(command.spawn().expect("starts"));
-    let mut lines = BufReader::new(server.0.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
-    let address =
-        lines.find_map(|line| Some(line.strip_prefix("listening on http://")?.to_owned())).expect("an address");
-    lines.find(|line| line == "serving gptoss-tiny").expect("a model");
-
-    let answer = || {
-        let body =
-            r#"{"model": "mine", "messages": [{"role": "user", "content": "What is 2 + 2?"}], "temperature": 0}"#;
-        let mut stream = TcpStream::connect(&address).expect("it listens");
-        let head = format!("host: {address}\r\nconnection: close\r\ncontent-length: {}", body.len());
-        write!(stream, "POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n\r\n{body}").expect("it reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers");
-        let answer: Value = serde_json::from_str(answer.split_once("\r\n\r\n").expect("a body").1).expect("JSON");
-        assert_eq!(
-            (&answer["model"], &answer["choices"][0]["message"]["content"]),
-            (&"mine".into(), &"2 + 2 = 4.".into())
-        );
-    };
-    answer();
-    assert!(lines.next().is_some_and(|line| line.contains("path=/v1/chat/completions status=200")));
-    drop(lines);
-    answer();
-
-    let told = Command::new("kill").args(["-TERM", &server.0.id().to_string()]).status().expect("kill");
-    assert!(told.success());
-    assert_eq!(server.0.wait().expect("it ends").code(), Some(0));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod compare;
 mod engine;
 mod files;
 mod kind;
+mod load;
 mod measurements;
 mod peers;
 mod serving;
@@ -17,6 +18,7 @@ pub use compare::Compare;
 pub use engine::{EngineArgs, FastArgs, Room};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
 pub use kind::EngineKind;
+pub use load::BenchServe;
 pub use measurements::{Bench, DrawKind, Gates, Memory, Profile, Roofline, Tune};
 pub use peers::{Peers, PeersAction};
 pub use serving::Serve;
@@ -49,6 +51,7 @@ pub enum Command {
     Tune(Tune),
     Memory(Memory),
     Bench(Bench),
+    BenchServe(BenchServe),
     Compare(Compare),
     MakeModel(MakeModel),
     Peers(Peers),

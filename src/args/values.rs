@@ -67,6 +67,12 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A time above zero, at most a week.
+pub fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = text.parse::<f64>().ok().filter(|&minutes| minutes > 0.0 && minutes <= 10_080.0);
+    minutes.ok_or_else(|| "expected a number of minutes above 0, such as 10 or 0.5".into())
+}
+
 /// A number of tokens; −1 is as many as the context holds.
 pub fn token_count(text: &str) -> Result<usize, String> {
     match text {
@@ -133,7 +139,7 @@ pub fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{date, memory_size, seed, token_count};
+    use super::{date, memory_size, minutes, seed, token_count};
 
     #[test]
     fn minus_one_means_what_it_does_elsewhere() {
@@ -155,6 +161,14 @@ mod tests {
             ["", "today", "2026-1-2", "2026-13-01", "2025-02-29", "2026-11-00", "2026-11-23x", "26-11-23", "2026-11-+1"]
         {
             assert!(date(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn minutes_are_above_zero() {
+        assert_eq!((minutes("10"), minutes("0.5")), (Ok(10.0), Ok(0.5)));
+        for text in ["", "0", "-1", "nan", "inf", "1e9", "x"] {
+            assert!(minutes(text).is_err(), "{text}");
         }
     }
 

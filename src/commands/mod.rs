@@ -1,6 +1,7 @@
 //! One command a file; each has a `run` that returns the exit status. `setup` has two of a few lines.
 
 pub mod bench;
+pub mod bench_serve;
 pub mod chat;
 pub mod compare;
 pub mod convert;

@@ -36,19 +36,24 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     if is_open && !address.ip().is_loopback() {
         say(&format!("warning: anybody who reaches {address} may use this server; --api-key-file asks for a key"));
     }
+    // Before anybody is told that it runs, so that who stops it then finds it listening.
+    let mut interrupts = {
+        let _inside = runtime.enter();
+        Interrupts::listen()
+    };
     say(&format!("listening on http://{address}"));
 
     // Requests meanwhile are answered that the model is being loaded.
     let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
     let serving = runtime.spawn(async move {
-        let end = async {
-            interrupted().await;
+        let end = async move {
+            interrupts.next().await;
             if serving_app.loaded().is_none() {
                 std::process::exit(0);
             }
             say("stopping; a second signal stops at once");
-            tokio::spawn(async {
-                interrupted().await;
+            tokio::spawn(async move {
+                interrupts.next().await;
                 std::process::exit(130);
             });
         };
@@ -161,20 +166,37 @@ fn name(model: &Path) -> String {
     name.map_or_else(|| "gpt-oss".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Ends when the process is told to stop.
-async fn interrupted() {
+/// What tells the process to stop. One listener hears it all, so that no signal falls between two.
+struct Interrupts {
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        {
+    signals: Option<[tokio::signal::unix::Signal; 2]>,
+}
+
+impl Interrupts {
+    fn listen() -> Interrupts {
+        Interrupts {
+            #[cfg(unix)]
+            signals: {
+                use tokio::signal::unix::{SignalKind, signal};
+                let both = [signal(SignalKind::terminate()), signal(SignalKind::interrupt())];
+                match both {
+                    [Ok(terminate), Ok(interrupt)] => Some([terminate, interrupt]),
+                    _ => None,
+                }
+            },
+        }
+    }
+
+    /// Ends when the process is told to stop, once more if it was before.
+    async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some([terminate, interrupt]) = &mut self.signals {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
             return;
         }
+        let _ = tokio::signal::ctrl_c().await;
     }
-    let _ = tokio::signal::ctrl_c().await;
 }

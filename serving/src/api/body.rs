@@ -57,9 +57,12 @@ pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
 /// Parses JSON. Fields that `T` does not know are ignored.
 ///
 /// # Errors
-/// What is no JSON, and values of the wrong type, by the path of their field.
+/// What is no JSON in UTF-8, and values of the wrong type, by the path of their field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let mut input = serde_json::Deserializer::from_slice(bytes);
+    // Fields that are ignored would not be looked at otherwise.
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| not_json(&format!("invalid UTF-8 after {} bytes", error.valid_up_to())))?;
+    let mut input = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut input).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_is_no_json_is_told_apart() {
-        for body in [&b"{"[..], b"", b"{} {}", b"{\"messages\": [{\"text\": \"\xff\"}]}"] {
+        for body in [&b"{"[..], b"", b"{} {}", b"{\"messages\": [{\"text\": \"\xff\"}]}", b"{\"unknown\": \"\xff\"}"] {
             assert_eq!(refusal(body), (Some("invalid_json"), None), "{}", String::from_utf8_lossy(body));
         }
         assert!(parse::<Asked>(br#"{"unknown": {"a": 1}, "messages": null}"#).is_ok());

@@ -64,6 +64,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
         }
     }
     record.facts().status = Some(response.status());
+    app.metrics.answer();
     response
 }
 

@@ -100,6 +100,7 @@ fn head(name: &str, kind: &str, help: &str, out: &mut String) {
 /// What the scheduler does not count: it knows requests, and not what they were asked by.
 #[derive(Default)]
 pub struct Metrics {
+    answered: AtomicU64,
     refused: AtomicU64,
     outcomes: [AtomicU64; 4],
     per_token: Times,
@@ -110,6 +111,16 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// An answer begins, whatever it says.
+    pub fn answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Answers so far.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     pub fn refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
@@ -152,6 +163,7 @@ impl Metrics {
             ("gptoss:restored_tokens_total", "Tokens of sequences read from disk.", now.spilled.restored_tokens),
             ("gptoss:restored_bytes_total", "Bytes of sequences read from disk.", now.spilled.restored_bytes),
             ("gptoss:steps_total", "Steps of the engine.", now.steps),
+            ("gptoss:http_requests_total", "Requests of any kind that were answered.", self.answered()),
             ("gptoss:requests_refused_total", "Requests that were not taken.", read(&self.refused)),
         ];
         for (name, help, value) in counters {

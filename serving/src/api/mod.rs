@@ -29,6 +29,7 @@ mod scripted;
 mod server;
 mod stops;
 mod stream;
+mod system;
 mod tokens;
 mod tools;
 mod turn;

@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use super::app::App;
 use super::guard::Peer;
-use super::router;
+use super::{router, system};
 
 /// For the headers of a request to arrive, and for a connection between two requests.
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
@@ -38,6 +38,7 @@ impl Server {
     /// # Errors
     /// An address that is taken or not this machine's.
     pub async fn bind(app: Arc<App>, host: &str, port: u16) -> io::Result<Server> {
+        system::allow_open_files(app.settings.max_connections);
         Ok(Server { listener: TcpListener::bind((host, port)).await?, app })
     }
 
@@ -89,6 +90,7 @@ impl Server {
         tokio::select! {
             () = accepting => {}
             () = draining => {}
+            () = system::give_memory_back(&app) => {}
         }
         drop(listener);
         // Connections finish what they write and are closed.

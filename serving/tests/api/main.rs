@@ -4,11 +4,9 @@
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod http;
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Answer, MODEL, Running};
-use phase1_loading::Checkpoint;
 use serde_json::{Value, json};
 use serving::api::{Key, Settings};
 use serving::worker::Options;
@@ -163,20 +161,6 @@ fn keys_let_in_and_origins_are_told_apart() {
     assert!(preflight.header("access-control-allow-headers").is_some_and(|headers| headers.contains("authorization")));
 }
 
-/// Waits until a gauge is what it should be.
-fn wait_for_gauge(server: &Running, name: &str, value: f64) {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        let text = server.get("/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(name)).expect("the gauge");
-        if line.rsplit(' ').next().and_then(|found| found.parse().ok()) == Some(value) {
-            return;
-        }
-        assert!(Instant::now() < until, "{line}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn who_leaves_frees_what_they_held() {
     let server = server();
@@ -187,8 +171,8 @@ fn who_leaves_frees_what_they_held() {
         assert_eq!(reading.status, 200);
         assert!(reading.piece().is_some() && reading.piece().is_some());
     }
-    wait_for_gauge(&server, "vllm:num_requests_running{", 0.0);
-    wait_for_gauge(&server, "vllm:num_requests_waiting{", 0.0);
+    server.wait_for("vllm:num_requests_running", 0.0);
+    server.wait_for("vllm:num_requests_waiting", 0.0);
     assert!(server.app.is_idle());
 }
 
@@ -203,7 +187,7 @@ fn an_answer_that_takes_too_long_is_broken_off() {
     let stream = server.post("/v1/chat/completions", &with(endless, json!({ "stream": true })));
     assert_eq!(stream.events().last().expect("an event")["error"]["code"], "timeout");
     assert!(stream.body.ends_with("data: [DONE]\n\n"));
-    wait_for_gauge(&server, "vllm:num_requests_running{", 0.0);
+    server.wait_for("vllm:num_requests_running", 0.0);
 }
 
 #[test]
@@ -296,8 +280,7 @@ fn ollama_clients_are_answered() {
 
 /// Biases with which the model ends its reasoning at once, and then answers or calls `f`.
 fn in_haste() -> Value {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
-    let tokenizer = Checkpoint::open(&file).expect("opens").tokenizer().expect("builds");
+    let tokenizer = http::checkpoint().tokenizer().expect("builds");
     let mut tokens: Vec<u32> = [" to=functions.f", "final"].map(|text| tokenizer.encode(text)[0]).to_vec();
     tokens.extend(["<|end|>", "<|return|>", "<|call|>"].map(|name| tokenizer.control(name).expect("a control token")));
     tokens.into_iter().map(|token| (token.to_string(), json!(100))).collect::<serde_json::Map<_, _>>().into()

@@ -5,9 +5,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use phase1_loading::Checkpoint;
+use phase2_forward::Engine;
 use phase5_flash::{CpuEngine, CpuOptions};
 use serde_json::Value;
 use serving::api::{App, Model, Server, Settings};
@@ -16,6 +17,18 @@ use serving::worker::{Handle, Options};
 use tokio::sync::oneshot;
 
 pub const MODEL: &str = "tiny";
+
+/// The file of the model inside the program.
+pub fn checkpoint() -> Checkpoint {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
+    Checkpoint::open(&file).expect("opens")
+}
+
+/// An engine for it, with memory for keys and values of a whole context and more if not given.
+pub fn engine(kv_bytes: Option<u64>) -> CpuEngine {
+    let options = CpuOptions { threads: Some(2), kv_bytes, ..CpuOptions::default() };
+    CpuEngine::load(&checkpoint(), options).expect("loads")
+}
 
 /// A server in a thread of its own.
 pub struct Running {
@@ -28,12 +41,15 @@ pub struct Running {
 impl Running {
     /// Serves the model inside the program.
     pub fn start(settings: Settings, options: Options) -> Running {
+        Running::start_on(Box::new(engine(None)), settings, options)
+    }
+
+    /// Serves the model inside the program on an engine of its own.
+    pub fn start_on(engine: Box<dyn Engine>, settings: Settings, options: Options) -> Running {
         let running = Running::starting(settings);
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
-        let checkpoint = Checkpoint::open(&file).expect("opens");
-        let engine = CpuEngine::load(&checkpoint, CpuOptions { threads: Some(2), ..CpuOptions::default() });
+        let checkpoint = checkpoint();
         running.app.ready(Model {
-            handle: Handle::start(Box::new(engine.expect("loads")), options),
+            handle: Handle::start(engine, options),
             tokenizer: checkpoint.tokenizer().expect("builds"),
             grammars: Grammars::default(),
             names: vec![MODEL.into(), "alias".into()],
@@ -91,22 +107,7 @@ impl Running {
         head += &format!("content-type: application/json\r\ncontent-length: {length}\r\n\r\n");
         // A server that has read enough may close while the rest is written.
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
-        let mut reader = BufReader::new(stream);
-        let mut line = || {
-            let mut line = String::new();
-            reader.read_line(&mut line).expect("a head");
-            line.trim_end().to_owned()
-        };
-        let status = line();
-        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-        let headers: Vec<(String, String)> = std::iter::from_fn(|| {
-            let line = line();
-            let (name, value) = line.split_once(": ")?;
-            Some((name.to_lowercase(), value.to_owned()))
-        })
-        .collect();
-        let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
-        Reading { reader, status, headers, chunked }
+        Reading::begin(stream)
     }
 
     /// Tells the server to stop, as a signal would.
@@ -118,6 +119,23 @@ impl Running {
     pub fn wait(&mut self) {
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the server ends");
+        }
+    }
+
+    /// The value of a metric, whatever its labels are beside `label`.
+    pub fn metric(&self, name: &str, label: &str) -> f64 {
+        let text = self.get("/metrics").body;
+        let is_it = |line: &&str| line.split('{').next() == Some(name) && line.contains(label);
+        let line = text.lines().find(is_it).unwrap_or_else(|| panic!("no {name} {label} in {text}"));
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+    }
+
+    /// Waits until a metric has a value.
+    pub fn wait_for(&self, name: &str, value: f64) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.metric(name, "") != value {
+            assert!(Instant::now() < until, "{name} is {}", self.metric(name, ""));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -140,6 +158,26 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// Reads the head of the answer to a request that was sent.
+    pub fn begin(stream: TcpStream) -> Reading {
+        let mut reader = BufReader::new(stream);
+        let mut line = || {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a head");
+            line.trim_end().to_owned()
+        };
+        let status = line();
+        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        let headers: Vec<(String, String)> = std::iter::from_fn(|| {
+            let line = line();
+            let (name, value) = line.split_once(": ")?;
+            Some((name.to_lowercase(), value.to_owned()))
+        })
+        .collect();
+        let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+        Reading { reader, status, headers, chunked }
+    }
+
     /// The next piece; `None` at the end.
     pub fn piece(&mut self) -> Option<Vec<u8>> {
         if !self.chunked {

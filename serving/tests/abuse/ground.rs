@@ -1,0 +1,209 @@
+//! The server that is abused, and its neighbour.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use serving::api::Settings;
+use serving::worker::Options;
+
+use crate::http::{Answer, MODEL, Reading, Running, engine};
+
+pub const CHAT: &str = "/v1/chat/completions";
+/// Requests that the server computes together, and that wait beside them.
+pub const RUNNING: usize = 8;
+pub const WAITING: usize = 24;
+/// Memory for keys and values.
+const CACHE: u64 = 16 << 20;
+/// Memory that may have come to stay.
+const NEAR: u64 = 64 << 20;
+
+/// One server for all tests of this file, so that one leaves to the next what it spoils.
+pub struct Ground {
+    server: Running,
+    /// What a stream says that nobody disturbs.
+    undisturbed: String,
+    /// Bytes of memory before any abuse.
+    memory: u64,
+}
+
+/// The ground, for one test at a time.
+pub fn ground() -> MutexGuard<'static, Ground> {
+    static GROUND: LazyLock<Mutex<Ground>> = LazyLock::new(|| Mutex::new(Ground::new()));
+    GROUND.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Ground {
+    fn new() -> Ground {
+        allow_open_files();
+        let options = Options { max_running: RUNNING, max_waiting: WAITING, prefix_cache: false, ..Options::default() };
+        let server = Running::start_on(Box::new(engine(Some(CACHE))), Settings::default(), options);
+        // The tables of constraints are made once.
+        let format = json!({ "type": "json_object" });
+        let first = ask("x", json!({ "response_format": format, "max_tokens": 8 }));
+        assert_eq!(server.post(CHAT, &first).status, 200);
+        let undisturbed = said(&server.post(CHAT, &neighbours_question()));
+        assert!(undisturbed.len() > 100, "{undisturbed}");
+        Ground { server, undisturbed, memory: memory() }
+    }
+
+    /// Abuses the server beside its neighbour, and sees that nothing comes of it.
+    pub fn withstands(&self, abuse: impl FnOnce(&Running)) {
+        let server = &self.server;
+        let over = AtomicBool::new(false);
+        let (begin, begun) = channel();
+        let streams = thread::scope(|scope| {
+            let over = &over;
+            let neighbour = scope.spawn(move || self.stream_until(over, &begin));
+            // Set even if the abuse panics, or the neighbour would stream for ever.
+            let end = SetOnDrop(over);
+            begun.recv().expect("the neighbour streams");
+            abuse(server);
+            drop(end);
+            neighbour.join().expect("an unharmed neighbour")
+        });
+        assert!(streams > 0);
+        assert_eq!(server.get("/health").status, 200);
+        for gauge in ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"] {
+            server.wait_for(gauge, 0.0);
+        }
+        let until = Instant::now() + Duration::from_secs(15);
+        while memory() > self.memory + NEAR {
+            assert!(Instant::now() < until, "{} MiB came to stay", memory().saturating_sub(self.memory) >> 20);
+            // It is given back where a request was answered since.
+            server.get("/ping");
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Streams the same again and again, and tells when the first stream has begun.
+    fn stream_until(&self, over: &AtomicBool, begin: &Sender<()>) -> usize {
+        let mut streams = 0;
+        let body = neighbours_question().to_string();
+        loop {
+            let mut reading = self.server.open("POST", CHAT, &[], body.as_bytes());
+            if reading.status == 429 {
+                // Those who abuse it have filled the queue.
+                thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            assert_eq!(reading.status, 200);
+            let first = reading.piece().expect("a piece");
+            let _ = begin.send(());
+            let Answer { status, headers, body: rest } = reading.finish();
+            let body = String::from_utf8(first).expect("UTF-8") + &rest;
+            assert_eq!(said(&Answer { status, headers, body }), self.undisturbed);
+            streams += 1;
+            if over.load(Ordering::Relaxed) {
+                return streams;
+            }
+        }
+    }
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A chat with greedy text, and further fields.
+pub fn ask(question: &str, fields: Value) -> Value {
+    let messages = json!([{ "role": "user", "content": question }]);
+    let mut body = json!({ "model": MODEL, "messages": messages, "temperature": 0 });
+    for (name, value) in fields.as_object().expect("fields") {
+        body[name] = value.clone();
+    }
+    body
+}
+
+fn neighbours_question() -> Value {
+    ask("Tell me a story.", json!({ "stream": true, "max_tokens": 200 }))
+}
+
+/// Reasoning and text of a stream that ended well.
+pub fn said(answer: &Answer) -> String {
+    assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+    let events = answer.events();
+    let part = |field: &str| -> String {
+        events.iter().filter_map(|event| event["choices"][0]["delta"][field].as_str()).collect()
+    };
+    format!("{}\n{}", part("reasoning"), part("content"))
+}
+
+/// A refusal in OpenAI's form, with what clients look at; `param` is not looked at where it is `None`.
+#[track_caller]
+pub fn assert_refused(what: &str, answer: &Answer, status: u16, code: Option<&str>, param: Option<&str>) {
+    let context = format!("{what}: {} {}", answer.status, answer.body);
+    assert_eq!(answer.status, status, "{context}");
+    let error = &answer.json()["error"];
+    assert!(error["message"].as_str().is_some_and(|message| (1..2000).contains(&message.len())), "{context}");
+    let kind = if status == 429 { "rate_limit_error" } else { "invalid_request_error" };
+    assert_eq!((error["type"].as_str(), error["code"].as_str()), (Some(kind), code), "{context}");
+    assert!(error.get("param").is_some() && param.is_none_or(|param| error["param"] == param), "{context}");
+}
+
+/// A connection on which so much has been sent.
+pub fn sent(server: &Running, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).expect("connects");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    // A server that has read enough may close meanwhile.
+    let _ = stream.write_all(bytes);
+    stream
+}
+
+/// The bytes of a request with a body.
+pub fn request(path: &str, body: &[u8]) -> Vec<u8> {
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+/// A stream that does not end by itself; one whose turn has not come is asked for again.
+pub fn endless(server: &Running) -> Reading {
+    let fields = json!({ "stream": true, "ignore_eos": true, "temperature": 1, "max_tokens": null });
+    let body = ask("Tell me everything.", fields).to_string();
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let reading = server.open("POST", CHAT, &[], body.as_bytes());
+        if reading.status == 200 {
+            return reading;
+        }
+        assert!(reading.status == 429 && Instant::now() < until, "{}", reading.status);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Bytes of memory that this process holds.
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("readable");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    line.trim().strip_suffix(" kB").and_then(|kib| kib.trim().parse::<u64>().ok()).expect("a size") << 10
+}
+
+/// Files that this process may have open.
+pub fn open_files() -> usize {
+    limit().rlim_cur as usize
+}
+
+/// As many as the system allows: the server's connections have their other ends in this process too.
+fn allow_open_files() {
+    let mut limit = limit();
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the pointer is valid for reads.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+}
+
+fn limit() -> libc::rlimit {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is valid for writes.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
+    limit
+}

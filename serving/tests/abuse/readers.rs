@@ -1,0 +1,133 @@
+//! Clients that leave in the middle, and such that read or write next to nothing.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use serving::api::Settings;
+use serving::worker::Options;
+
+use crate::ground::{CHAT, ask, endless, ground, request, said, sent};
+use crate::http::{Reading, Running, engine};
+
+/// Streams that are left in the middle, so many at a time.
+const LEFT: usize = 18;
+
+/// Clients that leave before, in and after everything that a server may be doing for them.
+fn vanish(server: &Running) {
+    let aborted = || server.metric("vllm:request_success_total", "finished_reason=\"abort\"");
+    let before = aborted();
+    for _ in 0..3 {
+        let mut streams: Vec<Reading> = (0..LEFT).map(|_| endless(server)).collect();
+        // The first of them run.
+        for (index, stream) in streams.iter_mut().take(4).enumerate() {
+            (0..2 + index).for_each(|_| assert!(stream.piece().is_some()));
+        }
+    }
+    let whole = request(CHAT, ask("Tell me everything.", json!({ "ignore_eos": true })).to_string().as_bytes());
+    for index in 0..60 {
+        // Some before they are heard, some while they wait, and some in the middle of their request.
+        let length = if index % 3 == 0 { whole.len() } else { index * 5 };
+        drop(sent(server, &whole[..length.min(whole.len())]));
+    }
+    let chunked = "POST /v1/responses HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n{\"input\": \"";
+    drop(sent(server, chunked.as_bytes()));
+    let until = Instant::now() + Duration::from_secs(20);
+    while aborted() < before + (3 * LEFT) as f64 {
+        assert!(Instant::now() < until, "{} streams were noticed to be left", aborted() - before);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn clients_that_vanish() {
+    ground().withstands(vanish);
+}
+
+/// What the prefix cache keeps of them can be had back: texts that need most of the cache are written as before.
+#[test]
+fn clients_that_vanish_leave_no_page_behind() {
+    let _alone = ground();
+    let options = Options { max_running: 8, max_waiting: 24, ..Options::default() };
+    // Little more than the longest text takes.
+    let server = Running::start_on(Box::new(engine(Some(8 << 20))), Settings::default(), options);
+    let write = |begin: &str| {
+        let question = begin.to_owned() + &" word".repeat(3500);
+        let answer = server.post(CHAT, &ask(&question, json!({ "max_tokens": 64, "ignore_eos": true })));
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let answer = answer.json();
+        assert_eq!(answer["usage"]["completion_tokens"], 64, "{answer}");
+        answer["choices"][0]["message"].clone()
+    };
+    let before = write("First");
+    vanish(&server);
+    server.wait_for("vllm:num_requests_running", 0.0);
+    assert!(server.metric("gptoss:cached_prefixes", "") > 0.0);
+    // The other text leaves nothing of the first in the cache.
+    write("Second");
+    assert_eq!(write("First"), before);
+}
+
+#[test]
+fn a_byte_a_second() {
+    ground().withstands(|server| {
+        // With the likeliest tokens beside each, what is not read is more than a connection holds.
+        let fields =
+            json!({ "stream": true, "ignore_eos": true, "max_tokens": 500, "logprobs": true, "top_logprobs": 20 });
+        let much = request(CHAT, ask("Tell me everything.", fields).to_string().as_bytes());
+        let mut slow: Vec<TcpStream> = (0..4).map(|_| sent(server, &much)).collect();
+        slow.iter().for_each(narrow);
+
+        let question = ask("What is 47 + 38?", json!({ "stream": true, "max_tokens": 200 }));
+        let little = request(CHAT, question.to_string().as_bytes());
+        let mut patient = sent(server, &little);
+        let (head, rest) = little.split_at(60);
+        let mut writing = sent(server, b"");
+        let mut begin = Vec::new();
+        for second in 0..3 {
+            for stream in &mut slow {
+                stream.read_exact(&mut [0]).expect("a byte");
+            }
+            let mut byte = [0];
+            patient.read_exact(&mut byte).expect("a byte");
+            begin.push(byte[0]);
+            for byte in &head[second * 20..][..20] {
+                writing.write_all(&[*byte]).expect("taken");
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        // Who reads on finds all of it, and who writes on is answered.
+        writing.write_all(rest).expect("taken");
+        let written = Reading::begin(writing).finish();
+        let mut read = String::from_utf8(begin).expect("UTF-8");
+        patient.read_to_string(&mut read).expect("the rest");
+        assert!(read.starts_with("HTTP/1.1 200 OK\r\n"), "{read}");
+        let (_, body) = read.split_once("\r\n\r\n").expect("a body");
+        // The lengths of chunks stand between its lines.
+        let body: String = body.split_inclusive('\n').filter(|line| !line.ends_with("\r\n")).collect();
+        assert!(said(&written).ends_with("47 + 38 = 85."), "{}", written.body);
+        assert_eq!(data(&body), data(&written.body));
+    });
+}
+
+/// What the events of a stream say, without what differs between two of them.
+fn data(body: &str) -> Vec<serde_json::Value> {
+    let lines = body.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let deltas = lines.map(|line| {
+        let event: serde_json::Value = serde_json::from_str(&format!("{{{line}")).expect("JSON");
+        event["choices"].clone()
+    });
+    deltas.collect()
+}
+
+/// Lets the system hold few bytes for a reader.
+fn narrow(stream: &TcpStream) {
+    let bytes: libc::c_int = 4096;
+    let (value, size) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: `value` points to `size` bytes, and the socket is open.
+    let set = unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, value, size) };
+    assert_eq!(set, 0);
+}

@@ -1,0 +1,112 @@
+//! `gptoss bench-serve`: what clients see of a server, ours or another.
+
+mod agent;
+mod answer;
+mod figures;
+mod http;
+mod load;
+mod prompt;
+mod random;
+mod soak;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::args::BenchServe;
+use crate::commands::print;
+use agent::Agents;
+use figures::Figures;
+use http::Target;
+use load::Load;
+use prompt::Scale;
+use soak::{Soak, Soaked};
+
+pub fn run(args: &BenchServe) -> Result<ExitCode> {
+    let key = args.api_key.clone().or_else(|| std::env::var("OPENAI_API_KEY").ok()).filter(|key| !key.is_empty());
+    let target = Target::parse(&args.url, key)?;
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => first_model(&target).with_context(|| format!("no model of {}", args.url))?,
+    };
+    if let Some(minutes) = args.minutes {
+        return random_load(args, &target, &model, Duration::from_secs_f64(60.0 * minutes));
+    }
+    let measured: Vec<Figures> = if args.agent {
+        let turns = args.turns;
+        let agents = Agents { target: &target, model: &model, turns, generate: args.generate, seed: args.seed };
+        args.clients.iter().map(|&clients| agents.run(clients)).collect()
+    } else {
+        let load = Load {
+            target: &target,
+            model: &model,
+            scale: Scale::of(&target, &model)?,
+            prompt: args.prompt,
+            generate: args.generate,
+            requests: args.requests,
+            seed: args.seed,
+        };
+        args.clients.iter().map(|&clients| load.run(clients)).collect()
+    };
+    if let Some(failure) = measured.iter().flat_map(|figures| &figures.failures).next()
+        && measured.iter().all(|figures| figures.answers == 0)
+    {
+        bail!("no request was answered: {failure}");
+    }
+    let report = match args.json {
+        true => {
+            let levels: Vec<Value> = measured.iter().map(Figures::to_json).collect();
+            let workload = if args.agent { "agent" } else { "load" };
+            format!("{:#}\n", json!({ "workload": workload, "url": args.url, "model": model, "levels": levels }))
+        }
+        false => figures::table(&measured),
+    };
+    print(&report)?;
+    let has_failed = measured.iter().any(|figures| !figures.failures.is_empty());
+    Ok(ExitCode::from(u8::from(has_failed)))
+}
+
+fn random_load(args: &BenchServe, target: &Target, model: &str, time: Duration) -> Result<ExitCode> {
+    let soak = Soak {
+        target,
+        model,
+        scale: Scale::of(target, model)?,
+        clients: args.clients.iter().copied().max().unwrap_or(1),
+        prompt: args.prompt,
+        generate: args.generate,
+        time,
+        pid: args.pid,
+        seed: args.seed,
+    };
+    let soaked = soak.run()?;
+    let report = match args.json {
+        true => {
+            let mut report = soaked.to_json();
+            report["minutes"] = (time.as_secs_f64() / 60.0).into();
+            report["clients"] = soak.clients.into();
+            format!("{report:#}\n")
+        }
+        false => written(&soaked),
+    };
+    print(&report)?;
+    Ok(ExitCode::from(u8::from(soaked.failures > 0)))
+}
+
+fn written(soaked: &Soaked) -> String {
+    let mut text = soaked.line() + "\n";
+    if let Some(bytes) = soaked.memory_figures() {
+        let [begin, end, most] = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
+        text += &format!(
+            "memory: {begin:.1} MiB after a tenth of the time, {end:.1} MiB at its end, {most:.1} MiB at most\n"
+        );
+    }
+    soaked.kept.iter().fold(text, |text, failure| text + "failed: " + failure + "\n")
+}
+
+fn first_model(target: &Target) -> Result<String> {
+    let models = target.get("/v1/models")?;
+    let id = models["data"][0]["id"].as_str().context("`/v1/models` lists none; name it with --model")?;
+    Ok(id.to_owned())
+}

@@ -1,0 +1,66 @@
+//! Clients that ask as fast as they are answered: prompts of one length that have nothing in common, answers of one length.
+
+use std::thread;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::answer::Answer;
+use super::figures::Figures;
+use super::http::{Failure, Target};
+use super::prompt::{Scale, words};
+use super::random::Random;
+
+/// What is asked.
+pub struct Load<'a> {
+    pub target: &'a Target,
+    pub model: &'a str,
+    pub scale: Scale,
+    /// Tokens of a prompt and of an answer.
+    pub prompt: usize,
+    pub generate: usize,
+    /// Requests of each client, one after another.
+    pub requests: usize,
+    pub seed: u64,
+}
+
+impl Load<'_> {
+    /// What so many clients see.
+    pub fn run(&self, clients: usize) -> Figures {
+        // Connections, caches of kernels and the like are made before the clock starts.
+        let _ = self.ask(&mut Random::new(self.seed, u64::MAX - clients as u64));
+        let begin = Instant::now();
+        let mut figures = Figures::new(clients);
+        thread::scope(|scope| {
+            let asking: Vec<_> = (0..clients).map(|client| scope.spawn(move || self.client(clients, client))).collect();
+            for client in asking {
+                figures.join(client.join().expect("a client does not panic"));
+            }
+        });
+        figures.time = begin.elapsed();
+        figures
+    }
+
+    fn client(&self, clients: usize, client: usize) -> Figures {
+        // No two prompts of a run are alike, whatever the number of clients.
+        let mut random = Random::new(self.seed, (clients * 100_000 + client) as u64);
+        let mut figures = Figures::default();
+        for _ in 0..self.requests {
+            figures.count(self.ask(&mut random));
+        }
+        figures
+    }
+
+    fn ask(&self, random: &mut Random) -> Result<Answer, Failure> {
+        let body = json!({
+            "model": self.model,
+            "prompt": words(random, self.scale.words(self.prompt)),
+            "max_tokens": self.generate,
+            "temperature": 0,
+            // Answers are as long as they are asked for, and every token is a piece.
+            "ignore_eos": true,
+            "skip_special_tokens": false,
+        });
+        Answer::stream(self.target, "/v1/completions", &body)
+    }
+}

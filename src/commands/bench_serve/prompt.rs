@@ -1,0 +1,74 @@
+//! Prompts of so many tokens, by a tokenizer that only the server knows: how many tokens a word is, it is asked once.
+
+use anyhow::{Result, bail};
+use serde_json::json;
+
+use super::answer::Usage;
+use super::http::Target;
+use super::random::Random;
+
+const WORDS: [&str; 64] = [
+    "apple", "river", "stone", "cloud", "house", "bread", "light", "green", "table", "water", "chair", "music",
+    "paper", "night", "horse", "grass", "plant", "train", "glass", "ocean", "sugar", "fruit", "heart", "world",
+    "knife", "sound", "north", "voice", "small", "white", "black", "round", "early", "quiet", "happy", "young",
+    "large", "short", "sharp", "clean", "under", "after", "above", "never", "often", "today", "again", "there",
+    "where", "which", "could", "would", "carry", "write", "learn", "reach", "break", "sleep", "dance", "speak",
+    "build", "drink", "laugh", "watch",
+];
+
+/// Words that look random, with a space before each.
+pub fn words(random: &mut Random, count: usize) -> String {
+    (0..count).map(|_| format!(" {}", random.one_of(&WORDS))).collect()
+}
+
+/// How many tokens the server takes words for.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Tokens of a word, on average.
+    per_word: f64,
+    /// Tokens of a prompt without words.
+    fixed: f64,
+}
+
+impl Scale {
+    /// Asks the server to count.
+    ///
+    /// # Errors
+    /// A server that does not complete texts, or does not say how many tokens they have.
+    pub fn of(target: &Target, model: &str) -> Result<Scale> {
+        let count = |rounds: usize| -> Result<f64> {
+            let prompt = WORDS.map(|word| format!(" {word}")).concat().repeat(rounds);
+            let body = json!({ "model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0 });
+            let answer = target.post("/v1/completions", &body)?.json()?;
+            let Some(Usage { prompt, .. }) = Usage::read(&answer) else {
+                bail!("the server counts no tokens in `usage`")
+            };
+            Ok(prompt as f64)
+        };
+        let (once, twice) = (count(1)?, count(2)?);
+        let per_word = (twice - once) / WORDS.len() as f64;
+        if per_word <= 0.0 {
+            bail!("the server counts {once} tokens for a text and {twice} for two of it");
+        }
+        Ok(Scale { per_word, fixed: once - per_word * WORDS.len() as f64 })
+    }
+
+    /// Words that make a prompt of about so many tokens; at least one.
+    pub fn words(&self, tokens: usize) -> usize {
+        (((tokens as f64 - self.fixed) / self.per_word).round() as usize).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_fill_a_prompt() {
+        let scale = Scale { per_word: 1.5, fixed: 10.0 };
+        assert_eq!((scale.words(160), scale.words(0)), (100, 1));
+        let text = words(&mut Random::new(1, 0), 5);
+        assert_eq!((text.matches(' ').count(), text), (5, words(&mut Random::new(1, 0), 5)));
+        assert_ne!(words(&mut Random::new(1, 0), 5), words(&mut Random::new(1, 1), 5));
+    }
+}

@@ -1,0 +1,263 @@
+//! Random load for a while: every kind of request, short and long, streams that are left in the middle. What counts is that nothing fails
+//! and that the server's memory stays flat.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use super::answer::Answer;
+use super::http::{Failure, Target};
+use super::prompt::{Scale, words};
+use super::random::Random;
+
+/// Between two looks at the memory.
+const LOOK: Duration = Duration::from_secs(1);
+/// Failures that are kept word for word.
+const KEPT: usize = 10;
+
+/// What is asked, and for how long.
+pub struct Soak<'a> {
+    pub target: &'a Target,
+    pub model: &'a str,
+    pub scale: Scale,
+    pub clients: usize,
+    /// Tokens of a prompt and of an answer at most.
+    pub prompt: usize,
+    pub generate: usize,
+    pub time: Duration,
+    /// The process whose memory is looked at.
+    pub pid: Option<u32>,
+    pub seed: u64,
+}
+
+/// What came of it.
+#[derive(Default)]
+pub struct Soaked {
+    pub answers: u64,
+    /// Answers that were left in the middle.
+    pub left: u64,
+    /// Requests that the server asked to make later.
+    pub busy: u64,
+    pub failures: u64,
+    /// The first of them.
+    pub kept: Vec<String>,
+    /// Bytes of memory, once a second.
+    pub memory: Vec<u64>,
+}
+
+/// What is asked of the server. Responses are left out where it has none.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Chat,
+    Completion,
+    Schema,
+    Tools,
+    Response,
+}
+
+impl Soak<'_> {
+    /// Runs, and tells stderr how it goes every minute.
+    ///
+    /// # Errors
+    /// A process that is not there, or a system that does not tell its memory.
+    pub fn run(&self) -> Result<Soaked> {
+        let memory = |pid: Option<u32>| pid.map(resident_bytes).transpose();
+        memory(self.pid)?;
+        let mut kinds = vec![Kind::Chat, Kind::Completion, Kind::Schema, Kind::Tools];
+        let probe = json!({ "model": self.model, "input": "Hello", "max_output_tokens": 16 });
+        if self.target.post("/v1/responses", &probe).is_ok() {
+            kinds.push(Kind::Response);
+        }
+        let (over, soaked) = (AtomicBool::new(false), Mutex::new(Soaked::default()));
+        let (begin, mut minute) = (Instant::now(), 1);
+        let watched = thread::scope(|scope| {
+            for client in 0..self.clients {
+                let (over, soaked, kinds) = (&over, &soaked, &kinds[..]);
+                scope.spawn(move || self.client(client as u64, kinds, over, soaked));
+            }
+            let mut watch = || -> Result<()> {
+                while begin.elapsed() < self.time {
+                    thread::sleep(LOOK.min(self.time));
+                    let bytes = memory(self.pid)?;
+                    let mut soaked = soaked.lock().expect("no client panics");
+                    soaked.memory.extend(bytes);
+                    if begin.elapsed().as_secs() >= 60 * minute {
+                        eprintln!("minute {minute}: {}", soaked.line());
+                        minute += 1;
+                    }
+                }
+                Ok(())
+            };
+            let watched = watch();
+            over.store(true, Ordering::Relaxed);
+            watched
+        });
+        watched?;
+        Ok(soaked.into_inner().expect("no client panics"))
+    }
+
+    fn client(&self, client: u64, kinds: &[Kind], over: &AtomicBool, soaked: &Mutex<Soaked>) {
+        let mut random = Random::new(self.seed, client);
+        while !over.load(Ordering::Relaxed) {
+            let kind = random.one_of(kinds);
+            let result = self.ask(kind, &mut random);
+            let is_refused = result.is_err();
+            soaked.lock().expect("no client panics").count(kind, result);
+            if is_refused {
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// Whether the whole answer was read.
+    fn ask(&self, kind: Kind, random: &mut Random) -> Result<bool, Failure> {
+        let tokens = 1 + random.below(self.prompt);
+        let text = words(random, self.scale.words(tokens));
+        let most = 1 + random.below(self.generate);
+        let mut body =
+            json!({ "model": self.model, "temperature": random.one_of(&[0.0, 1.0]), "seed": random.below(1000) });
+        let path = match kind {
+            Kind::Completion => {
+                body["prompt"] = text.into();
+                body["n"] = random.one_of(&[1, 1, 2]).into();
+                "/v1/completions"
+            }
+            Kind::Response => {
+                body["input"] = text.into();
+                "/v1/responses"
+            }
+            Kind::Chat | Kind::Schema | Kind::Tools => {
+                body["messages"] = json!([{ "role": "user", "content": text }]);
+                "/v1/chat/completions"
+            }
+        };
+        match kind {
+            // OpenAI wants 16 at least.
+            Kind::Response => body["max_output_tokens"] = most.max(16).into(),
+            _ => body["max_tokens"] = most.into(),
+        }
+        let properties = json!({ "city": { "type": "string" } });
+        let city =
+            json!({ "type": "object", "properties": properties, "required": ["city"], "additionalProperties": false });
+        match kind {
+            Kind::Schema => {
+                let schema = json!({ "name": "place", "strict": true, "schema": city });
+                body["response_format"] = json!({ "type": "json_schema", "json_schema": schema });
+            }
+            Kind::Tools => {
+                body["tools"] =
+                    json!([{ "type": "function", "function": { "name": "get_weather", "parameters": city } }]);
+                body["tool_choice"] = random.one_of(&["auto", "required"]).into();
+            }
+            Kind::Chat | Kind::Completion | Kind::Response => {}
+        }
+        // One in four streams is left after a few pieces.
+        match (random.below(4), kind) {
+            (0, _) => {
+                body["stream"] = true.into();
+                let mut response = self.target.post(path, &body)?;
+                for _ in 0..random.below(12) {
+                    if response.line()?.is_none() {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            (1, _) | (_, Kind::Response) => self.target.post(path, &body)?.json().map(|_: Value| true),
+            _ => Answer::stream(self.target, path, &body).map(|_| true),
+        }
+    }
+}
+
+impl Soaked {
+    fn count(&mut self, kind: Kind, result: Result<bool, Failure>) {
+        match result {
+            Ok(true) => self.answers += 1,
+            Ok(false) => self.left += 1,
+            Err(Failure::Busy) => self.busy += 1,
+            Err(failure) => {
+                self.failures += 1;
+                if self.kept.len() < KEPT {
+                    self.kept.push(format!("{kind:?}: {failure}"));
+                }
+            }
+        }
+    }
+
+    /// Bytes of memory after a tenth of the time, at its end, each the median of a tenth of the looks, and the most.
+    pub fn memory_figures(&self) -> Option<[u64; 3]> {
+        let tenth = (self.memory.len() / 10).max(1);
+        let median = |looks: &[u64]| {
+            let mut looks = looks.to_vec();
+            looks.sort_unstable();
+            looks.get(looks.len() / 2).copied()
+        };
+        let begin = median(self.memory.get(tenth..).unwrap_or_default().get(..tenth).unwrap_or(&self.memory))?;
+        let end = median(&self.memory[self.memory.len().saturating_sub(tenth)..])?;
+        Some([begin, end, self.memory.iter().copied().max()?])
+    }
+
+    /// All of it in a line.
+    pub fn line(&self) -> String {
+        let Soaked { answers, left, busy, failures, .. } = self;
+        let memory = self.memory.last().map_or(String::new(), |bytes| format!(", {} MiB of memory", bytes >> 20));
+        format!("{answers} answers, {left} left in the middle, {busy} asked to come later, {failures} failures{memory}")
+    }
+
+    pub fn to_json(&self) -> Value {
+        let memory =
+            self.memory_figures().map(|[begin, end, most]| json!({ "begin": begin, "end": end, "most": most }));
+        json!({
+            "answers": self.answers,
+            "left": self.left,
+            "busy": self.busy,
+            "failures": self.failures,
+            "first_failures": self.kept,
+            "memory_bytes": memory,
+        })
+    }
+}
+
+/// Memory of a process that is resident. Linux only.
+fn resident_bytes(pid: u32) -> Result<u64> {
+    let file = format!("/proc/{pid}/status");
+    let Ok(status) = std::fs::read_to_string(&file) else {
+        bail!("{file} cannot be read: the memory of running processes is seen on Linux only");
+    };
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    match kilobytes {
+        Some(kilobytes) => Ok(kilobytes * 1024),
+        None => bail!("process {pid} has ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_compared_after_its_begin() {
+        let mut soaked = Soaked { memory: (1..=100).collect(), ..Soaked::default() };
+        assert_eq!(soaked.memory_figures(), Some([16, 96, 100]));
+        soaked.memory = vec![5];
+        assert_eq!(soaked.memory_figures(), Some([5, 5, 5]));
+        soaked.memory.clear();
+        assert_eq!(soaked.memory_figures(), None);
+    }
+
+    #[test]
+    fn results_are_told_apart() {
+        let mut soaked = Soaked::default();
+        for result in [Ok(true), Ok(false), Err(Failure::Busy), Err(Failure::Failed("x".into()))] {
+            soaked.count(Kind::Chat, result);
+        }
+        assert_eq!((soaked.answers, soaked.left, soaked.busy, soaked.failures), (1, 1, 1, 1));
+        assert_eq!(soaked.kept, ["Chat: x"]);
+        assert_eq!(soaked.to_json()["memory_bytes"], Value::Null);
+    }
+}

@@ -1,0 +1,280 @@
+//! `gptoss serve` as a process, from its start to its end, and `gptoss bench-serve` on it.
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// A server that does not outlive its test.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+/// The lines of a server's log.
+type Log = Box<dyn Iterator<Item = String> + Send>;
+
+impl Server {
+    /// Starts one that serves the model inside the program, and waits until it does.
+    fn start_with_log(arguments: &[&str]) -> (Server, Log) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+        command.args(["serve", "--device", "cpu", "--port", "0"]).args(arguments).stderr(Stdio::piped());
+        let mut child = command.env_remove("GPTOSS_API_KEY").spawn().expect("starts");
+        let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let mut lines: Log = Box::new(lines.map(|line| line.expect("UTF-8")));
+        let address =
+            lines.find_map(|line| Some(line.strip_prefix("listening on http://")?.to_owned())).expect("an address");
+        let server = Server { child, address };
+        lines.find(|line| line == "serving gptoss-tiny").expect("a model");
+        (server, lines)
+    }
+
+    /// As above; nobody looks at its log, which is read so that it does not fill up.
+    fn start(arguments: &[&str]) -> Server {
+        let (server, log) = Server::start_with_log(arguments);
+        std::thread::spawn(move || log.for_each(drop));
+        server
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        let head = format!("host: {}\r\nconnection: close\r\ncontent-length: {}", self.address, body.len());
+        write!(stream, "{method} {path} HTTP/1.1\r\n{head}\r\n\r\n{body}").expect("it reads");
+        BufReader::new(stream)
+    }
+
+    /// Status, head and body of an answer that is not streamed.
+    fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, String, Value) {
+        let mut answer = String::new();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.send(method, path, &body).read_to_string(&mut answer).expect("it answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        (status, head.to_owned(), serde_json::from_str(body).expect("JSON"))
+    }
+
+    /// A stream whose first piece has come.
+    fn stream(&self, most: Option<u64>) -> BufReader<TcpStream> {
+        let body = json!({
+            "messages": [{ "role": "user", "content": "Tell me everything." }],
+            "stream": true,
+            "stream_options": { "include_usage": true },
+            "ignore_eos": true,
+            "temperature": 0,
+            "max_tokens": most,
+        });
+        let mut reader = self.send("POST", "/v1/chat/completions", &body.to_string());
+        let mut line = String::new();
+        while !line.starts_with("data: ") {
+            line.clear();
+            assert!(reader.read_line(&mut line).expect("a line") > 0, "it ends before its first piece");
+        }
+        reader
+    }
+
+    fn terminate(&self) {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
+        assert!(told.success());
+    }
+
+    /// Waits until it takes no more work.
+    fn wait_until_it_drains(&self) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.ask("GET", "/health", &Value::Null).0 == 200 {
+            assert!(Instant::now() < until, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn status(&mut self) -> Option<i32> {
+        self.child.wait().expect("it ends").code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+/// The events of the rest of a stream, each of them JSON but the last.
+fn rest(mut reader: BufReader<TcpStream>) -> Vec<Value> {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("the rest");
+    let mut data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(data.pop(), Some("[DONE]"), "{text}");
+    data.into_iter().map(|data| serde_json::from_str(data).expect("JSON")).collect()
+}
+
+/// Serves from the moment it says so until it is told to end, also when nobody reads its log any more.
+#[test]
+fn it_answers_until_it_is_told_to_end() {
+    let (mut server, mut log) = Server::start_with_log(&["--alias", "mine"]);
+    let answer = |server: &Server| {
+        let body =
+            json!({ "model": "mine", "messages": [{ "role": "user", "content": "What is 2 + 2?" }], "temperature": 0 });
+        let (status, _, answer) = server.ask("POST", "/v1/chat/completions", &body);
+        assert_eq!((status, &answer["model"]), (200, &json!("mine")));
+        assert_eq!(answer["choices"][0]["message"]["content"], "2 + 2 = 4.");
+    };
+    answer(&server);
+    assert!(log.next().is_some_and(|line| line.contains("path=/v1/chat/completions status=200")));
+    drop(log);
+    answer(&server);
+    server.terminate();
+    assert_eq!(server.status(), Some(0));
+}
+
+#[test]
+fn told_to_end_it_finishes_what_runs() {
+    let mut server = Server::start(&[]);
+    let stream = server.stream(Some(1500));
+    server.terminate();
+    server.wait_until_it_drains();
+    let (status, head, refusal) = server.ask("POST", "/v1/completions", &json!({ "prompt": "x" }));
+    assert_eq!((status, &refusal["error"]["type"]), (503, &json!("server_error")), "{refusal}");
+    let head = head.to_lowercase();
+    assert!(head.contains("\r\nretry-after: ") && head.contains("\r\nconnection: close"), "{head}");
+    let events = rest(stream);
+    assert!(events.iter().all(|event| event["error"].is_null()));
+    assert_eq!(events.last().expect("events")["usage"]["completion_tokens"], 1500);
+    assert_eq!(server.status(), Some(0));
+}
+
+#[test]
+fn what_does_not_finish_in_time_is_told_so() {
+    let mut server = Server::start(&["--grace", "0"]);
+    let stream = server.stream(None);
+    server.terminate();
+    let events = rest(stream);
+    let error = &events.last().expect("events")["error"];
+    assert_eq!((&error["type"], &error["message"]), (&json!("server_error"), &json!("The server is shutting down.")));
+    assert_eq!(server.status(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut server = Server::start(&["--grace", "600"]);
+    let _stream = server.stream(None);
+    server.terminate();
+    server.wait_until_it_drains();
+    server.terminate();
+    assert_eq!(server.status(), Some(130));
+}
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+    command.args(arguments).env_remove("OPENAI_API_KEY").env_remove("GPTOSS_API_KEY");
+    command.output().expect("the program starts")
+}
+
+/// Exit status and last line of a refusal.
+fn refusal(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let message = String::from_utf8_lossy(&output.stderr);
+    format!("{}: {}", output.status.code().expect("an exit status"), message.lines().last().unwrap_or_default())
+}
+
+#[test]
+fn what_cannot_be_served_is_one_sentence() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let serve = |rest: &[&str]| refusal(&[&["serve", "--device", "cpu"][..], rest].concat());
+    let message = serve(&["--port", &port]);
+    assert!(message.starts_with(&format!("2: gptoss: cannot listen on 127.0.0.1:{port}: ")), "{message}");
+    let empty = tempfile::NamedTempFile::new().expect("a file");
+    let file = empty.path().to_str().expect("UTF-8");
+    assert_eq!(serve(&["--port", "0", "--api-key-file", file]), format!("2: gptoss: {file} holds no key"));
+    assert_eq!(
+        serve(&["--port", "0", "--context", "4097"]),
+        "2: gptoss: --context 4097 is more than the 4096 tokens that this model was made for"
+    );
+    assert_eq!(
+        serve(&["no-such.gguf", "--port", "0"]),
+        "2: gptoss: no-such.gguf cannot be read: No such file or directory (os error 2)"
+    );
+}
+
+/// What a measurement reports.
+fn measured(arguments: &[&str]) -> Value {
+    let output = run(&[&["bench-serve"][..], arguments, &["--json"]].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn bench_serve_counts_what_clients_see() {
+    let server = Server::start(&[]);
+    let url = format!("http://{}/v1", server.address);
+    let load = ["--clients", "1,3", "--requests", "2", "--prompt", "64", "--generate", "8"];
+    let report = measured(&[&[url.as_str()][..], &load].concat());
+    assert_eq!((&report["model"], &report["workload"]), (&json!("gptoss-tiny"), &json!("load")));
+    for (level, answers) in report["levels"].as_array().expect("levels").iter().zip([2, 6]) {
+        assert_eq!((&level["answers"], &level["failures"]), (&json!(answers), &json!(0)), "{level}");
+        assert_eq!(level["generated_tokens"], 8 * answers);
+        let (prompt, cached) = (level["prompt_tokens"].as_u64(), level["cached_tokens"].as_u64());
+        let (prompt, cached) = (prompt.expect("a number"), cached.expect("a number"));
+        assert!((50 * answers..80 * answers).contains(&prompt), "{level}");
+        assert_eq!(level["read_tokens"], prompt - cached);
+        for times in [&level["first_token_ms"], &level["between_tokens_ms"]] {
+            let times = ["p50", "p95", "p99"].map(|name| times[name].as_f64().expect("a time"));
+            assert!(times[0] >= 0.0 && times.is_sorted(), "{level}");
+        }
+        assert!(level["generated_tokens_per_second"].as_f64() > Some(0.0), "{level}");
+    }
+    assert_eq!(report["levels"].as_array().map(Vec::len), Some(2));
+
+    let agents = ["--agent", "--turns", "6", "--clients", "2", "--generate", "48"];
+    let report = measured(&[&[url.as_str()][..], &agents].concat());
+    let level = &report["levels"][0];
+    assert_eq!((&level["answers"], &level["failures"]), (&json!(12), &json!(0)), "{level}");
+    let tokens = |name: &str| level[name].as_u64().expect("a number");
+    assert!(2 * tokens("read_tokens") < tokens("prompt_tokens"), "{level}");
+
+    let output = run(&[&["bench-serve", url.as_str()][..], &load].concat());
+    let table = String::from_utf8(output.stdout).expect("UTF-8");
+    let clients: Vec<&str> = table.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(clients, ["clients", "p50", "1", "3"], "{table}");
+}
+
+#[test]
+fn random_load_fails_nowhere() {
+    let server = Server::start(&[]);
+    let (url, pid) = (format!("http://{}", server.address), server.child.id().to_string());
+    let minutes = ["--minutes", "0.08", "--clients", "4", "--prompt", "100", "--generate", "24"];
+    let watched = ["--pid", pid.as_str()];
+    let watched = if cfg!(target_os = "linux") { &watched[..] } else { &[] };
+    let report = measured(&[&[url.as_str()][..], &minutes, watched].concat());
+    assert_eq!((&report["failures"], &report["clients"]), (&json!(0), &json!(4)), "{report}");
+    assert!(report["answers"].as_u64() > Some(0), "{report}");
+    let memory = ["begin", "end", "most"].map(|name| report["memory_bytes"][name].as_u64());
+    assert!(memory.iter().all(|bytes| bytes > &Some(1 << 20)) || watched.is_empty(), "{report}");
+}
+
+#[test]
+fn bench_serve_says_why_it_measures_nothing() {
+    assert_eq!(
+        refusal(&["bench-serve", "https://example.org"]),
+        "2: gptoss: https is not spoken here; give the http address behind the proxy"
+    );
+    // Nobody listens on a port that was free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port();
+    let message = refusal(&["bench-serve", &format!("127.0.0.1:{port}")]);
+    let expected = format!("2: gptoss: no model of 127.0.0.1:{port}: 127.0.0.1:{port} cannot be reached: ");
+    assert!(message.starts_with(&expected), "{message}");
+
+    let server = Server::start(&["--api-key", "sesame"]);
+    let url = format!("http://{}", server.address);
+    let message = refusal(&["bench-serve", &url]);
+    assert!(
+        message.starts_with(&format!("2: gptoss: no model of {url}: 401: You didn't provide an API key")),
+        "{message}"
+    );
+    let long = ["--api-key", "sesame", "--prompt", "5000", "--clients", "1", "--requests", "1"];
+    let message = refusal(&[&["bench-serve", url.as_str()][..], &long].concat());
+    assert!(message.starts_with("2: gptoss: no request was answered: 400: This model's maximum context"), "{message}");
+}
