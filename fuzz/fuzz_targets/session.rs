@@ -10,7 +10,7 @@ use phase1_loading::SavedSession;
 fuzz_target!(|data: &[u8]| {
     let _ = SavedSession::from_bytes(Path::new("fuzzed"), Bytes::copy_from_slice(data));
     let mut file = data.to_vec();
-    let sum = xxhash_rust::xxh3::xxh3_64(&file);
+    let sum = twox_hash::XxHash3_64::oneshot(&file);
     file.extend(sum.to_le_bytes());
     let _ = SavedSession::from_bytes(Path::new("fuzzed"), file.into());
 });

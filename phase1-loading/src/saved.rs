@@ -6,11 +6,12 @@
 //!
 //! A header can be read and checked without the items, so that many files are listed quickly.
 
+use std::hash::Hasher;
 use std::io::{self, Write};
 use std::path::Path;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use twox_hash::XxHash3_64;
 
 use crate::cursor::Cursor;
 use crate::error::{Defect, LoadError};
@@ -148,13 +149,13 @@ impl SavedSession {
         let result = write_whole(path, |out| {
             let mut header: Vec<u8> = Vec::new();
             self.header.write(&self.items, &mut header)?;
-            let mut out = Summed { out, sum: Xxh3::new() };
+            let mut out = Summed { out, sum: XxHash3_64::new() };
             out.write_all(&header)?;
-            out.write_all(&xxh3_64(&header).to_le_bytes())?;
+            out.write_all(&XxHash3_64::oneshot(&header).to_le_bytes())?;
             for item in &self.items {
                 out.write_all(item)?;
             }
-            let sum = out.sum.digest();
+            let sum = out.sum.finish();
             out.out.write_all(&sum.to_le_bytes())
         });
         result.map_err(|source| LoadError::Unwritten { path: path.to_owned(), source })
@@ -199,7 +200,7 @@ fn text(cursor: &mut Cursor, part: &str) -> Result<String, Defect> {
 
 /// Whether `found`, which was just read, is the checksum of `bytes`.
 fn check_sum(cursor: &Cursor, found: u64, bytes: &[u8]) -> Result<(), Defect> {
-    let expected = xxh3_64(bytes);
+    let expected = XxHash3_64::oneshot(bytes);
     match found == expected {
         true => Ok(()),
         false => Err(cursor.defect(format!("{expected:016x}"), format!("{found:016x} (a damaged file)"))),
@@ -233,13 +234,13 @@ impl Fnv {
 /// Sums what passes.
 struct Summed<'a, W> {
     out: &'a mut W,
-    sum: Xxh3,
+    sum: XxHash3_64,
 }
 
 impl<W: Write> Write for Summed<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
-        self.sum.update(&bytes[..written]);
+        Hasher::write(&mut self.sum, &bytes[..written]);
         Ok(written)
     }
 
