@@ -201,7 +201,9 @@ fn a_killed_server_finds_its_conversations() {
     assert_eq!(answer.content(), "21 + 17 = 38.");
     assert_eq!(answer.message, cold(&messages));
     assert!(server.metric("gptoss:restored_tokens_total") >= prompt_tokens as f64);
-    assert!(server.log().iter().all(|line| !line.contains("deleted")), "{:?}", server.log());
+    // The kill may have met a file that was being written.
+    let deleted: Vec<String> = server.log().into_iter().filter(|line| line.contains("deleted")).collect();
+    assert!(deleted.iter().all(|line| line.contains("never finished")), "{deleted:?}");
 }
 
 #[test]

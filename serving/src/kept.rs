@@ -5,8 +5,9 @@
 //! - the ends of a prompt and of its text, unless one later request went on from there, whose own end is then of more use;
 //! - lengths at which several prompts parted.
 //!
-//! Reading a sequence from the engine takes time in which no step is begun. At most one is read a turn, and as a rule before there is
-//! need: as soon as room is scarce and it is among the oldest. What has to go faster than that is not written.
+//! Reading a sequence from the engine takes time in which no step is begun. As a rule one is read a turn, before there is need: as soon
+//! as room is scarce and it is among the oldest. When room is made, two are read a turn at most, as many as a request leaves; what has
+//! to go faster than that is not written.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -21,6 +22,8 @@ use crate::statistics::Spilled;
 
 /// Tokens that a file has at least, and that reading one must save: fewer are computed faster.
 const WORTH_A_FILE: usize = 64;
+/// Sequences that are read from the engine in one turn at most.
+const MOST_SAVED: usize = 2;
 
 /// The sequences that are kept.
 #[derive(Debug)]
@@ -32,8 +35,8 @@ pub(crate) struct Kept {
     /// Tokens that the engine can always go back by.
     rewind: usize,
     disk: Option<Spill>,
-    /// Whether a sequence was read from the engine in this turn.
-    has_saved: bool,
+    /// Sequences that were read from the engine in this turn.
+    saved: usize,
 }
 
 #[derive(Debug)]
@@ -62,7 +65,7 @@ pub(crate) enum Place {
 impl Kept {
     pub fn new(most: usize, rewind: usize) -> Kept {
         let (index, entries) = (PrefixIndex::default(), HashMap::new());
-        Kept { index, entries, most, rewind, disk: None, has_saved: false }
+        Kept { index, entries, most, rewind, disk: None, saved: 0 }
     }
 
     /// Writes to a folder what there is no room for.
@@ -124,7 +127,7 @@ impl Kept {
     /// Makes room by what was used least recently; false if nothing is left.
     pub fn make_room(&mut self, engine: &mut dyn Engine) -> bool {
         let Some(oldest) = self.index.oldest() else { return false };
-        if self.is_worth_a_file(oldest) && !self.has_saved {
+        if self.is_worth_a_file(oldest) && self.saved < MOST_SAVED {
             self.save(engine, oldest);
         }
         self.remove(engine, oldest);
@@ -160,7 +163,7 @@ impl Kept {
 
     /// Begins a turn of the scheduler: notes what was written.
     pub fn begin_turn(&mut self) {
-        self.has_saved = false;
+        self.saved = 0;
         if let Some(disk) = &mut self.disk {
             disk.take_written();
         }
@@ -246,7 +249,7 @@ impl Kept {
         if disk.holds(&tokens) {
             return;
         }
-        self.has_saved = true;
+        self.saved += 1;
         if let Some(snapshots) = engine.snapshots()
             && let Ok(snapshot) = snapshots.save(sequence)
             && snapshot.length == tokens.len()
@@ -257,7 +260,7 @@ impl Kept {
 
     /// Gives one of the oldest to the disk before it has to go, if it will have to soon.
     pub fn save_ahead(&mut self, engine: &mut dyn Engine) {
-        if self.disk.is_none() || self.has_saved || !self.is_scarce(engine) {
+        if self.disk.is_none() || self.saved > 0 || !self.is_scarce(engine) {
             return;
         }
         let ages = self.index.by_age();

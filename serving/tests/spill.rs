@@ -97,8 +97,9 @@ fn a_conversation_that_memory_has_no_room_for_comes_back() {
     }
     run.settle();
     let Spilled { files, bytes, spilled_tokens, spilled_bytes, restored_tokens, .. } = run.spilled();
-    assert!(files >= 6 && bytes >= spilled_bytes && spilled_bytes > 0, "{files} files");
-    assert!(spilled_tokens >= 600 && restored_tokens == 0, "{spilled_tokens} tokens");
+    // Of seven conversations memory holds three, and each of the others leaves the ends of its prompt and of its text.
+    assert!(files >= 8 && bytes >= spilled_bytes && spilled_bytes > 0, "{files} files");
+    assert!(spilled_tokens >= 800 && restored_tokens == 0, "{spilled_tokens} tokens");
 
     let before = run.engine.computed();
     let next = request(&next_prompt(&text(0, 100), &first.tokens, 30), 5);
@@ -225,10 +226,11 @@ fn a_request_may_end_while_its_file_is_read() {
 fn others_do_not_wait_for_a_file() {
     let folder = temporary();
     let mut run = roomy(folder.path());
-    run.run(request(&text(0, 100), 5));
+    let first = run.run(request(&text(0, 100), 5));
     run.stop();
     let mut run = roomy(folder.path());
-    let requests = [1, 2].map(|user| request(&[text(0, 100), vec![user; 9]].concat(), 5));
+    // Neither repeats the token that was generated behind the text.
+    let requests = [1, 2].map(|user| request(&[text(0, 100), vec![(first.tokens[0] + user) % POISON; 9]].concat(), 5));
     let other = request(&text(3, 20), 5);
     for request in [&requests[0], &requests[1], &other] {
         run.add(request.clone());
