@@ -214,23 +214,6 @@ fn expect_end(cursor: &Cursor) -> Result<(), Defect> {
     }
 }
 
-/// The 64-bit FNV-1a hash: it tells models apart; it is no defence against malice.
-pub(crate) struct Fnv(pub u64);
-
-impl Default for Fnv {
-    fn default() -> Fnv {
-        Fnv(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    pub fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-}
-
 /// Sums what passes.
 struct Summed<'a, W> {
     out: &'a mut W,
