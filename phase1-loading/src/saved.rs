@@ -33,7 +33,7 @@ pub struct SessionHeader {
     /// The cache's type by name.
     pub cache: String,
     /// The kind of engine whose items they are.
-    pub form: String,
+    pub engine: String,
     /// Every token of the conversation so far.
     pub tokens: Vec<u32>,
     /// Tokens, from the first, that are in the cache.
@@ -87,7 +87,7 @@ impl SessionHeader {
         let model = text(cursor, "model")?;
         let rope = text(cursor, "YaRN ramp")?;
         let cache = text(cursor, "cache type")?;
-        let form = text(cursor, "kind of engine")?;
+        let engine = text(cursor, "kind of engine")?;
         cursor.part = "tokens".into();
         let count = cursor.u64()?;
         let tokens = cursor.take(count.saturating_mul(4))?;
@@ -101,13 +101,13 @@ impl SessionHeader {
         let count = cursor.u32()?;
         let lengths = cursor.take(u64::from(count) * 8)?;
         let lengths = lengths.as_chunks().0.iter().map(|&length| u64::from_le_bytes(length)).collect();
-        Ok((SessionHeader { model, rope, cache, form, tokens, length: length as usize }, lengths))
+        Ok((SessionHeader { model, rope, cache, engine, tokens, length: length as usize }, lengths))
     }
 
     fn write(&self, items: &[Bytes], out: &mut impl Write) -> io::Result<()> {
         out.write_all(MAGIC)?;
         out.write_all(&VERSION.to_le_bytes())?;
-        for text in [&self.model, &self.rope, &self.cache, &self.form] {
+        for text in [&self.model, &self.rope, &self.cache, &self.engine] {
             out.write_all(&(text.len() as u32).to_le_bytes())?;
             out.write_all(text.as_bytes())?;
         }
@@ -163,8 +163,8 @@ impl SavedSession {
 
     /// The size in bytes of the file that [`SavedSession::write`] writes.
     pub fn file_bytes(&self) -> u64 {
-        let SessionHeader { model, rope, cache, form, tokens, .. } = &self.header;
-        let texts: usize = [model, rope, cache, form].iter().map(|text| 4 + text.len()).sum();
+        let SessionHeader { model, rope, cache, engine, tokens, .. } = &self.header;
+        let texts: usize = [model, rope, cache, engine].iter().map(|text| 4 + text.len()).sum();
         let header = MAGIC.len() + 4 + texts + 8 + 4 * tokens.len() + 8 + 4 + 8 * self.items.len();
         let items: u64 = self.items.iter().map(|item| item.len() as u64).sum();
         header as u64 + SUM_BYTES + items + SUM_BYTES

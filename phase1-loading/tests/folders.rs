@@ -537,7 +537,7 @@ fn small_session() -> SavedSession {
         model: "m".into(),
         rope: "exact".into(),
         cache: "f32".into(),
-        form: "phase 3".into(),
+        engine: "phase 3".into(),
         tokens: vec![1, 2, 3],
         length: 2,
     };

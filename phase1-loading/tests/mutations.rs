@@ -159,7 +159,7 @@ fn session() -> Vec<u8> {
         model: "0123456789abcdef".into(),
         rope: "exact".into(),
         cache: "f16".into(),
-        form: "phase 3".into(),
+        engine: "phase 3".into(),
         tokens: (0..50).collect(),
         length: 49,
     };

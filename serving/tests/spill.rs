@@ -315,7 +315,7 @@ impl Harm {
             Harm::Truncate(length) => bytes.truncate(length),
             Harm::Empty => bytes.clear(),
             Harm::OtherModel => saved.header.model = "another".into(),
-            Harm::OtherEngine => saved.header.form = "another".into(),
+            Harm::OtherEngine => saved.header.engine = "another".into(),
             Harm::NotAllCached => saved.header.length -= 1,
             Harm::WrongShape => saved.items.truncate(1),
         }
