@@ -429,7 +429,7 @@ proptest! {
         arrivals in prop::collection::vec(arrival(), 1..10),
         pages in 60..200usize,
         steps_in_flight in 1..3usize,
-        limit in prop_oneof![Just(3000u64), Just(1 << 20)],
+        limit in prop_oneof![Just(5000u64), Just(1 << 20)],
         stops: bool,
     ) {
         let folder = temporary();
