@@ -77,12 +77,24 @@ for name, (entry, part) in sorted(tensors.items(), key=lambda item: item[0].repl
     renamed[name] = (entry, part)
 write("openai", renamed)
 END
-# A session of two tokens and two items, without its checksum: the target adds that.
-{
-    printf 'GPTOSSKV\3\0\0\0\4\0\0\0abcd\5\0\0\0exact\3\0\0\0f16\7\0\0\0phase 3'
-    printf '\2\0\0\0\0\0\0\0\1\0\0\0\2\0\0\0\1\0\0\0\0\0\0\0'
-    printf '\2\0\0\0\3\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0abcd'
-} > corpus/session/seed
+# A session of two tokens and two items. Its checksums are wrong, and differ: the target puts them right.
+python3 - corpus/session/seed << 'END'
+import json, struct, sys
+
+texts = {
+    "format": "gptoss session", "version": "6", "model": "abcd", "rope": "exact", "cache": "f16", "engine": "phase 3",
+    "cached_tokens": "1", "header_checksum": "1" * 16, "contents_checksum": "2" * 16,
+}
+header = {
+    "__metadata__": texts,
+    "tokens": {"dtype": "U32", "shape": [2], "data_offsets": [0, 8]},
+    "item.00000": {"dtype": "U8", "shape": [3], "data_offsets": [8, 11]},
+    "item.00001": {"dtype": "U8", "shape": [1], "data_offsets": [11, 12]},
+}
+text = json.dumps(header).encode()
+with open(sys.argv[1], "wb") as file:
+    file.write(struct.pack("<Q", len(text)) + text + struct.pack("<2I", 1, 2) + b"abcd")
+END
 # Streams for harmony, two bytes of settings in front: an answer after reasoning, a call, and stop strings. The bytes' meanings are in
 # `harmony/examples/fuzz_harmony/property.rs`.
 printf '\0\0\1\11\2\16\17\3\0\10\1\13\2\16\21\5' > corpus/harmony/answer

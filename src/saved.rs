@@ -39,7 +39,7 @@ impl Saved {
             return Ok((this, Vec::new()));
         }
         let SavedSession { header, items } = SavedSession::open(file)?;
-        let SessionHeader { model, rope, cache, form, tokens, length } = header;
+        let SessionHeader { model, rope, cache, engine, tokens, length } = header;
         // Before the model, whose fingerprint differs with the ramp too.
         for (flag, saved, now) in [("rope", &rope, &this.rope), ("kv", &cache, &this.cache)] {
             if saved != now {
@@ -49,7 +49,7 @@ impl Saved {
         if model != this.model {
             bail!("{} was saved with another model than {}", file.display(), checkpoint.path.display());
         }
-        match snapshots.restore(SEQUENCE, &Snapshot { engine: form, length, items }) {
+        match snapshots.restore(SEQUENCE, &Snapshot { engine, length, items }) {
             Ok(()) => {}
             Err(EngineError::BadRequest(BadRequest::OtherEngine { found, .. })) => {
                 eprintln!("{}: saved by {found}; its {} tokens are read again", file.display(), tokens.len());
@@ -65,11 +65,11 @@ impl Saved {
     /// A device that was lost, or a file that cannot be written.
     pub fn write(&self, tokens: &[u32], engine: &mut dyn Engine) -> Result<()> {
         let snapshots = engine.snapshots().context("this engine remembers nothing that could be saved")?;
-        let Snapshot { engine: form, length, items } = snapshots.save(SEQUENCE).with_context(|| {
+        let Snapshot { engine, length, items } = snapshots.save(SEQUENCE).with_context(|| {
             format!("the device does not give back what it holds; {} stays as it was", self.file.display())
         })?;
         let (model, rope, cache) = (self.model.clone(), self.rope.clone(), self.cache.clone());
-        let header = SessionHeader { model, rope, cache, form, tokens: tokens.to_vec(), length };
+        let header = SessionHeader { model, rope, cache, engine, tokens: tokens.to_vec(), length };
         Ok(SavedSession { header, items }.write(&self.file)?)
     }
 }

@@ -1,11 +1,13 @@
 //! A checkpoint: a configuration and every tensor it calls for, checked against each other.
 
 use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::path::PathBuf;
+
+use twox_hash::XxHash3_64;
 
 use crate::config::GptOssConfig;
 use crate::error::{Defect, LoadError};
-use crate::saved::Fnv;
 use crate::specs::{check_tensor, tensor_specs};
 use crate::tensor::HostTensor;
 use crate::tokenizer::{SpecialTokens, Tokenizer, Vocabulary, VocabularyLists};
@@ -68,19 +70,19 @@ impl Checkpoint {
         }
     }
 
-    /// Tells this model's file from others: a hash of the configuration, of every tensor's name, format and shape, and of the
-    /// first and last row of each.
+    /// Tells this model's file from others: XXH3 of the configuration, of every tensor's name, format and shape, and of the
+    /// first and last row of each. It is no defence against malice.
     pub fn fingerprint(&self) -> String {
-        let mut hash = Fnv::default();
-        hash.add(format!("{:?}", self.config).as_bytes());
+        let mut hash = XxHash3_64::new();
+        hash.write(format!("{:?}", self.config).as_bytes());
         for (name, tensor) in &self.tensors {
-            hash.add(format!("{name} {} {:?}", tensor.format.name(), tensor.shape).as_bytes());
+            hash.write(format!("{name} {} {:?}", tensor.format.name(), tensor.shape).as_bytes());
             let last = tensor.rows() - 1;
             for row in [0, last] {
-                hash.add(&tensor.packed_as(tensor.format, row..row + 1));
+                hash.write(&tensor.packed_as(tensor.format, row..row + 1));
             }
         }
-        format!("{:016x}", hash.0)
+        format!("{:016x}", hash.finish())
     }
 
     /// Bytes of packed weights.

@@ -26,7 +26,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Bytes that follow.
-    pub fn left(&self) -> usize {
+    fn left(&self) -> usize {
         self.file.len() - self.at
     }
 

@@ -17,6 +17,7 @@ mod locate;
 mod mapping;
 mod mistaken;
 mod open;
+mod safetensors_file;
 mod saved;
 mod soundness;
 mod specs;

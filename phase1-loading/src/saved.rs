@@ -1,27 +1,37 @@
 //! Session files: the tokens of a conversation and what an engine remembers of them.
 //!
-//! Little-endian. The header: the magic bytes, a version, four texts (length as u32, bytes) that say what the file belongs to, the
-//! tokens (count as u64, each u32), how many of them the engine has seen (u64), and the lengths of the engine's items (count as u32,
-//! each u64). Then XXH3 of the header (u64), the items' bytes, and XXH3 of everything before it (u64).
+//! A safetensors file. The tensor `tokens` holds the tokens, U32 `[tokens]`. Each of the engine's items is a tensor of its bytes, U8
+//! `[bytes]`: `item.00000`, `item.00001` and so on. What they are, only the engine knows: phase 3 and the GPU give the keys and the
+//! values of each layer, in turn; the CPU gives one item per layer. So they are numbered and have no better names.
 //!
-//! A header can be read and checked without the items, so that many files are listed quickly.
+//! `__metadata__` says what the file belongs to, and has two checksums, XXH3 in 16 hexadecimal digits. `contents_checksum` is that of
+//! the items' bytes, one item after the other. `header_checksum` is that of everything else, in this order, each part behind its length
+//! in bytes (u64, little-endian): the metadata `format`, `version`, `model`, `rope`, `cache`, `engine`, `cached_tokens` and
+//! `contents_checksum`; the bytes of `tokens`; the name and the length (u64, little-endian) of each item.
+//!
+//! The header and the tokens can be read and checked without the items, so that many files are listed quickly.
 
 use std::hash::Hasher;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
 use bytes::Bytes;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use twox_hash::XxHash3_64;
 
-use crate::cursor::Cursor;
 use crate::error::{Defect, LoadError};
 use crate::mapping::{map, write_whole};
+use crate::mistaken::stand_in;
+use crate::safetensors_file::{self, Parts, beginning, title};
 
-const MAGIC: &[u8; 8] = b"GPTOSSKV";
-/// 5: the header has a checksum of its own.
-const VERSION: u32 = 5;
-/// Of a checksum.
-const SUM_BYTES: u64 = 8;
+/// What tells a session file from other safetensors files.
+const FORMAT: &str = "gptoss session";
+/// 6: a safetensors file.
+const VERSION: &str = "6";
+/// Before version 6, a file began with this and its version as u32.
+const MAGIC_BEFORE: &[u8; 8] = b"GPTOSSKV";
+const TOKENS: &str = "tokens";
 
 /// What a session file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +43,7 @@ pub struct SessionHeader {
     /// The cache's type by name.
     pub cache: String,
     /// The kind of engine whose items they are.
-    pub form: String,
+    pub engine: String,
     /// Every token of the conversation so far.
     pub tokens: Vec<u32>,
     /// Tokens, from the first, that are in the cache.
@@ -49,78 +59,15 @@ pub struct SavedSession {
 }
 
 impl SessionHeader {
-    /// Reads and checks the header alone. The items are as long as it says; whether they are undamaged, [`SavedSession::open`] finds out.
+    /// Reads and checks the header and the tokens. The items are as long as the header says; whether they are undamaged,
+    /// [`SavedSession::open`] finds out.
     ///
     /// # Errors
     /// A file that cannot be read, is no session file, has a damaged header or another length.
     pub fn open(path: &Path) -> Result<SessionHeader, LoadError> {
         let file = map(path, "a session file")?;
-        Self::read_alone(&file).map_err(|defect| defect.in_file(path))
-    }
-
-    fn read_alone(file: &Bytes) -> Result<SessionHeader, Defect> {
-        let mut cursor = Cursor::new(file, "header");
-        let (header, lengths) = Self::read(&mut cursor)?;
-        let end = cursor.position();
-        cursor.part = "checksum of the header".into();
-        let sum = cursor.u64()?;
-        check_sum(&cursor, sum, &file[..end])?;
-        cursor.part = "items".into();
-        let items = lengths.iter().fold(0u64, |sum, &length| sum.saturating_add(length));
-        cursor.take(items)?;
-        cursor.part = "checksum".into();
-        cursor.take(SUM_BYTES)?;
-        expect_end(&cursor)?;
-        Ok(header)
-    }
-
-    /// The header, and the lengths of the items.
-    fn read(cursor: &mut Cursor) -> Result<(SessionHeader, Vec<u64>), Defect> {
-        if cursor.take(8)? != MAGIC[..] {
-            return Err(cursor.defect("the magic bytes `GPTOSSKV`", "other bytes"));
-        }
-        let version = cursor.u32()?;
-        if version != VERSION {
-            let found = format!("version {version} of another gptoss; begin a new file");
-            return Err(cursor.defect(format!("version {VERSION}"), found));
-        }
-        let model = text(cursor, "model")?;
-        let rope = text(cursor, "YaRN ramp")?;
-        let cache = text(cursor, "cache type")?;
-        let form = text(cursor, "kind of engine")?;
-        cursor.part = "tokens".into();
-        let count = cursor.u64()?;
-        let tokens = cursor.take(count.saturating_mul(4))?;
-        let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect();
-        cursor.part = "cached tokens".into();
-        let length = cursor.u64()?;
-        if length > count {
-            return Err(cursor.defect(format!("at most the {count} tokens"), format!("{length}")));
-        }
-        cursor.part = "items".into();
-        let count = cursor.u32()?;
-        let lengths = cursor.take(u64::from(count) * 8)?;
-        let lengths = lengths.as_chunks().0.iter().map(|&length| u64::from_le_bytes(length)).collect();
-        Ok((SessionHeader { model, rope, cache, form, tokens, length: length as usize }, lengths))
-    }
-
-    fn write(&self, items: &[Bytes], out: &mut impl Write) -> io::Result<()> {
-        out.write_all(MAGIC)?;
-        out.write_all(&VERSION.to_le_bytes())?;
-        for text in [&self.model, &self.rope, &self.cache, &self.form] {
-            out.write_all(&(text.len() as u32).to_le_bytes())?;
-            out.write_all(text.as_bytes())?;
-        }
-        out.write_all(&(self.tokens.len() as u64).to_le_bytes())?;
-        for token in &self.tokens {
-            out.write_all(&token.to_le_bytes())?;
-        }
-        out.write_all(&(self.length as u64).to_le_bytes())?;
-        out.write_all(&(items.len() as u32).to_le_bytes())?;
-        for item in items {
-            out.write_all(&(item.len() as u64).to_le_bytes())?;
-        }
-        Ok(())
+        let (saved, _) = SavedSession::with_unchecked_items(&file).map_err(|defect| defect.in_file(path))?;
+        Ok(saved.header)
     }
 }
 
@@ -138,7 +85,7 @@ impl SavedSession {
     /// # Errors
     /// As [`SavedSession::open`].
     pub fn from_bytes(path: &Path, file: Bytes) -> Result<SavedSession, LoadError> {
-        Self::read(file).map_err(|defect| defect.in_file(path))
+        Self::read(&file).map_err(|defect| defect.in_file(path))
     }
 
     /// Writes the file under a temporary name and renames it when it is complete.
@@ -146,105 +93,182 @@ impl SavedSession {
     /// # Errors
     /// A file that cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), LoadError> {
+        let contents = self.contents_checksum();
+        let header = self.file_header(&self.header_checksum(&contents), &contents);
         let result = write_whole(path, |out| {
-            let mut header: Vec<u8> = Vec::new();
-            self.header.write(&self.items, &mut header)?;
-            let mut out = Summed { out, sum: XxHash3_64::new() };
             out.write_all(&header)?;
-            out.write_all(&XxHash3_64::oneshot(&header).to_le_bytes())?;
-            for item in &self.items {
-                out.write_all(item)?;
-            }
-            let sum = out.sum.finish();
-            out.out.write_all(&sum.to_le_bytes())
+            out.write_all(&token_bytes(&self.header.tokens))?;
+            self.items.iter().try_for_each(|item| out.write_all(item))
         });
         result.map_err(|source| LoadError::Unwritten { path: path.to_owned(), source })
     }
 
     /// The size in bytes of the file that [`SavedSession::write`] writes.
     pub fn file_bytes(&self) -> u64 {
-        let SessionHeader { model, rope, cache, form, tokens, .. } = &self.header;
-        let texts: usize = [model, rope, cache, form].iter().map(|text| 4 + text.len()).sum();
-        let header = MAGIC.len() + 4 + texts + 8 + 4 * tokens.len() + 8 + 4 + 8 * self.items.len();
-        let items: u64 = self.items.iter().map(|item| item.len() as u64).sum();
-        header as u64 + SUM_BYTES + items + SUM_BYTES
+        // The length of a header does not depend on the checksums in it.
+        let any = checksum_of(&[]);
+        let items: usize = self.items.iter().map(Bytes::len).sum();
+        (self.file_header(&any, &any).len() + 4 * self.header.tokens.len() + items) as u64
     }
 
-    fn read(file: Bytes) -> Result<SavedSession, Defect> {
-        let mut cursor = Cursor::new(&file, "header");
-        let (header, lengths) = SessionHeader::read(&mut cursor)?;
-        // The last checksum counts the header in.
-        cursor.part = "checksum of the header".into();
-        cursor.take(SUM_BYTES)?;
-        let mut items = Vec::new();
-        for (number, &length) in lengths.iter().enumerate() {
-            cursor.part = format!("item {number} of {}", lengths.len());
-            items.push(cursor.take(length)?);
+    fn read(file: &Bytes) -> Result<SavedSession, Defect> {
+        let (saved, contents) = Self::with_unchecked_items(file)?;
+        check_sum("contents_checksum", &contents, &saved.contents_checksum())?;
+        Ok(saved)
+    }
+
+    /// What a file holds, and the checksum that the items have to have. They are not read.
+    fn with_unchecked_items(file: &Bytes) -> Result<(SavedSession, String), Defect> {
+        check_kind(file)?;
+        let (metadata, mut parts) = safetensors_file::read(file)?;
+        let texts = metadata.metadata().as_ref();
+        let text = |key: &str| texts.and_then(|texts| texts.get(key)).map(String::as_str);
+        if text("format") != Some(FORMAT) {
+            return Err(Defect::new("header", "a session file", "another safetensors file"));
         }
-        let end = cursor.position();
-        cursor.part = "checksum".into();
-        let sum = cursor.u64()?;
-        expect_end(&cursor)?;
-        check_sum(&cursor, sum, &file[..end])?;
-        Ok(SavedSession { header, items })
+        let text = |key: &str| text(key).ok_or_else(|| Defect::new(metadata_title(key), "a text", "none"));
+        let version = text("version")?;
+        if version != VERSION {
+            return Err(other_version(version));
+        }
+
+        let tokens = take(&mut parts, TOKENS, Dtype::U32)?;
+        let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect();
+        let mut items = Vec::new();
+        for number in 0..parts.len() {
+            items.push(take(&mut parts, &item_name(number), Dtype::U8)?);
+        }
+        let cached = text("cached_tokens")?;
+        let length = cached.parse::<usize>().ok().filter(|&length| length <= tokens.len()).ok_or_else(|| {
+            let expected = format!("a number of at most the {} tokens", tokens.len());
+            Defect::new(metadata_title("cached_tokens"), expected, beginning(cached))
+        })?;
+        let [model, rope, cache, engine] =
+            [text("model")?, text("rope")?, text("cache")?, text("engine")?].map(str::to_owned);
+        let header = SessionHeader { model, rope, cache, engine, tokens, length };
+
+        let saved = SavedSession { header, items };
+        let contents = text("contents_checksum")?;
+        check_sum("header_checksum", text("header_checksum")?, &saved.header_checksum(contents))?;
+        Ok((saved, contents.to_owned()))
+    }
+
+    /// What precedes the tokens in a file: the length of the JSON, and the JSON, which ends in spaces so that the tokens are aligned.
+    fn file_header(&self, header_checksum: &str, contents_checksum: &str) -> Vec<u8> {
+        let SessionHeader { model, rope, cache, engine, tokens, length } = &self.header;
+        let cached_tokens = length.to_string();
+        let texts: [(&str, &str); 9] = [
+            ("format", FORMAT),
+            ("version", VERSION),
+            ("model", model),
+            ("rope", rope),
+            ("cache", cache),
+            ("engine", engine),
+            ("cached_tokens", &cached_tokens),
+            ("header_checksum", header_checksum),
+            ("contents_checksum", contents_checksum),
+        ];
+        let texts = texts.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let items = self.items.iter().enumerate().map(|(number, item)| (item_name(number), Dtype::U8, item.len()));
+        let tokens = (TOKENS.to_owned(), Dtype::U32, tokens.len());
+        let mut end = 0;
+        // The widest type first, as other writers do: so every tensor is aligned.
+        let tensors = std::iter::once(tokens).chain(items).map(|(name, dtype, count)| {
+            let start = end;
+            end += count * dtype.bitsize() / 8;
+            (name, TensorInfo { dtype, shape: vec![count], data_offsets: (start, end) })
+        });
+        let metadata = Metadata::new(Some(texts.into()), tensors.collect()).expect("one tensor behind the other");
+        let mut json = serde_json::to_value(&metadata).expect("texts and numbers");
+        // Else the order of the texts would differ from run to run.
+        json.sort_all_objects();
+        let mut json = json.to_string().into_bytes();
+        json.resize(json.len().next_multiple_of(8), b' ');
+        [&(json.len() as u64).to_le_bytes()[..], &json].concat()
+    }
+
+    /// `header_checksum`, as the module's documentation defines it.
+    fn header_checksum(&self, contents_checksum: &str) -> String {
+        let SessionHeader { model, rope, cache, engine, tokens, length } = &self.header;
+        let cached_tokens = length.to_string();
+        let texts: [&str; 8] = [FORMAT, VERSION, model, rope, cache, engine, &cached_tokens, contents_checksum];
+        let mut parts: Vec<u8> = Vec::new();
+        let mut add = |part: &[u8]| {
+            parts.extend((part.len() as u64).to_le_bytes());
+            parts.extend(part);
+        };
+        texts.iter().for_each(|text| add(text.as_bytes()));
+        add(&token_bytes(tokens));
+        for (number, item) in self.items.iter().enumerate() {
+            add(item_name(number).as_bytes());
+            add(&(item.len() as u64).to_le_bytes());
+        }
+        checksum_of(&[Bytes::from(parts)])
+    }
+
+    fn contents_checksum(&self) -> String {
+        checksum_of(&self.items)
     }
 }
 
-/// A length and as many bytes of UTF-8.
-fn text(cursor: &mut Cursor, part: &str) -> Result<String, Defect> {
-    cursor.part = part.into();
-    let len = cursor.u32()?;
-    let bytes = cursor.take(len.into())?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| cursor.defect("text in UTF-8", "other bytes"))
+fn item_name(number: usize) -> String {
+    format!("item.{number:05}")
 }
 
-/// Whether `found`, which was just read, is the checksum of `bytes`.
-fn check_sum(cursor: &Cursor, found: u64, bytes: &[u8]) -> Result<(), Defect> {
-    let expected = XxHash3_64::oneshot(bytes);
+fn token_bytes(tokens: &[u32]) -> Vec<u8> {
+    tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
+}
+
+/// XXH3 of one part after the other.
+fn checksum_of(parts: &[Bytes]) -> String {
+    let mut sum = XxHash3_64::new();
+    for part in parts {
+        Hasher::write(&mut sum, part);
+    }
+    format!("{:016x}", sum.finish())
+}
+
+/// What errors call a text of the metadata.
+fn metadata_title(key: &str) -> String {
+    format!("metadata `{key}`")
+}
+
+/// Takes the data of a tensor of one dimension.
+fn take(parts: &mut Parts, name: &str, dtype: Dtype) -> Result<Bytes, Defect> {
+    let part = parts.remove(name).ok_or_else(|| Defect::new(title(name), "a tensor of this name", "none"))?;
+    match part.dtype == dtype && part.shape.len() == 1 {
+        true => Ok(part.data),
+        false => {
+            let found = format!("{} of shape {:?}", part.dtype, part.shape);
+            Err(Defect::new(title(name), format!("{dtype} of one dimension"), found))
+        }
+    }
+}
+
+/// Refuses what cannot be a safetensors file, and says what it is.
+fn check_kind(file: &[u8]) -> Result<(), Defect> {
+    if let Some(rest) = file.strip_prefix(MAGIC_BEFORE) {
+        let version = rest.first_chunk::<4>().map(|&version| u32::from_le_bytes(version).to_string());
+        return Err(other_version(version.as_deref().unwrap_or("?")));
+    }
+    let found = match file.get(8) {
+        Some(b'{') => return Ok(()),
+        None => format!("{} bytes (truncated?)", file.len()),
+        Some(_) if file.starts_with(b"GGUF") => "a GGUF file".into(),
+        Some(_) => stand_in(file).unwrap_or_else(|| "another kind of file".into()),
+    };
+    Err(Defect::new("header", "a session file", found))
+}
+
+fn other_version(version: &str) -> Defect {
+    let found = format!("version {} of another gptoss; begin a new file", beginning(version));
+    Defect::new("header", format!("version {VERSION}"), found)
+}
+
+/// Whether a checksum `found` in the metadata is right.
+fn check_sum(key: &str, found: &str, expected: &str) -> Result<(), Defect> {
     match found == expected {
         true => Ok(()),
-        false => Err(cursor.defect(format!("{expected:016x}"), format!("{found:016x} (a damaged file)"))),
-    }
-}
-
-fn expect_end(cursor: &Cursor) -> Result<(), Defect> {
-    match cursor.left() {
-        0 => Ok(()),
-        left => Err(Defect::new("file", "its end behind the checksum", format!("{left} more bytes"))),
-    }
-}
-
-/// The 64-bit FNV-1a hash: it tells models apart; it is no defence against malice.
-pub(crate) struct Fnv(pub u64);
-
-impl Default for Fnv {
-    fn default() -> Fnv {
-        Fnv(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    pub fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-}
-
-/// Sums what passes.
-struct Summed<'a, W> {
-    out: &'a mut W,
-    sum: XxHash3_64,
-}
-
-impl<W: Write> Write for Summed<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        Hasher::write(&mut self.sum, &bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        false => Err(Defect::new(metadata_title(key), expected, format!("{} (a damaged file)", beginning(found)))),
     }
 }

@@ -154,12 +154,13 @@ fn folder(name: &str) -> BTreeMap<String, Bytes> {
     files.collect()
 }
 
-fn session() -> Vec<u8> {
+/// A session and its file.
+fn session() -> (SavedSession, Vec<u8>) {
     let header = SessionHeader {
         model: "0123456789abcdef".into(),
         rope: "exact".into(),
         cache: "f16".into(),
-        form: "phase 3".into(),
+        engine: "phase 3".into(),
         tokens: (0..50).collect(),
         length: 49,
     };
@@ -169,7 +170,8 @@ fn session() -> Vec<u8> {
     let path = directory.path().join("session");
     saved.write(&path).expect("written");
     assert_eq!(SavedSession::open(&path).expect("opens"), saved);
-    std::fs::read(&path).expect("readable")
+    let file = std::fs::read(&path).expect("readable");
+    (saved, file)
 }
 
 fn check_gguf(harms: &[Harm]) -> Result<(), TestCaseError> {
@@ -190,11 +192,11 @@ fn check_folder(name: &str, file: &str, harms: &[Harm]) -> Result<(), TestCaseEr
 }
 
 fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
-    let whole = session();
-    let file = Bytes::from(harmed(whole.clone(), harms));
-    let changed = file[..] != whole[..];
-    let opened = within_bounds(file.len(), || SavedSession::from_bytes(Path::new("harmed"), file).is_ok())?;
-    prop_assert!(!(opened && changed), "damage goes unnoticed");
+    let (saved, file) = session();
+    let file = Bytes::from(harmed(file, harms));
+    let opened = within_bounds(file.len(), || SavedSession::from_bytes(Path::new("harmed"), file).ok())?;
+    // Harm may leave what a file says as it was: spaces in its JSON, for one.
+    prop_assert!(opened.is_none_or(|opened| opened == saved), "damage goes unnoticed");
     Ok(())
 }
 

@@ -193,11 +193,11 @@ impl Kept {
 
     fn restore(&mut self, engine: &mut dyn Engine, number: SequenceId, file: FileId, saved: SavedSession) {
         let bytes = saved.file_bytes();
-        let SavedSession { header: SessionHeader { form, tokens, length, .. }, items } = saved;
+        let SavedSession { header: SessionHeader { engine: kind, tokens, length, .. }, items } = saved;
         if self.index.exact(&tokens).is_some() {
             return;
         }
-        let snapshot = Snapshot { engine: form, length, items };
+        let snapshot = Snapshot { engine: kind, length, items };
         loop {
             let Some(snapshots) = engine.snapshots() else { return };
             match snapshots.restore(number, &snapshot) {

@@ -317,7 +317,7 @@ impl Harm {
             Harm::Truncate(length) => bytes.truncate(length),
             Harm::Empty => bytes.clear(),
             Harm::OtherModel => saved.header.model = "another".into(),
-            Harm::OtherEngine => saved.header.form = "another".into(),
+            Harm::OtherEngine => saved.header.engine = "another".into(),
             Harm::NotAllCached => saved.header.length -= 1,
             Harm::WrongShape => saved.items.truncate(1),
         }
@@ -431,7 +431,7 @@ proptest! {
         arrivals in prop::collection::vec(arrival(), 1..10),
         pages in 60..200usize,
         steps_in_flight in 1..3usize,
-        limit in prop_oneof![Just(3000u64), Just(1 << 20)],
+        limit in prop_oneof![Just(5000u64), Just(1 << 20)],
         stops: bool,
     ) {
         let folder = temporary();

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::shards::{Part, Parts};
 use crate::codec::{Bits, Format, Group};
 use crate::config::GptOssConfig;
 use crate::error::Defect;
+use crate::safetensors_file::{Part, Parts};
 use crate::specs::{TensorRole, TensorSpec, tensor_specs};
 use crate::tensor::{Columns, HostTensor, Planes};
 

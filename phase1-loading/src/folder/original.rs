@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::shards::{Part, Parts};
 use crate::config::GptOssConfig;
 use crate::error::Defect;
+use crate::safetensors_file::{Part, Parts};
 
 /// Every gpt-oss has this one, and the configuration does not say it.
 const RMS_EPS: f64 = 1e-5;

@@ -1,27 +1,11 @@
-//! Safetensors files: headers of names, types, shapes and places, and the data they point to.
+//! The safetensors files of a folder, as one collection of tensors.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Component, Path};
-
-use bytes::Bytes;
-use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 
 use super::files::{Files, needed, parse_json};
 use crate::error::{Defect, LoadError};
-
-/// A tensor as its file stores it, not yet understood.
-pub(super) struct Part {
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    /// As long as type and shape say.
-    pub data: Bytes,
-}
-
-pub(super) type Parts = BTreeMap<String, Part>;
-
-/// The most bytes of a header that are believed, as in the safetensors crate.
-const MAX_HEADER: u64 = 100_000_000;
+use crate::safetensors_file::{self, Part, Parts, title};
 
 /// Maps the folder's safetensors files: those that the index names, or the only one.
 pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
@@ -42,11 +26,13 @@ pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
     let mut parts = Parts::new();
     for name in names {
         let path = folder.join(&name);
-        let found = read(&needed(folder, files, &name)?).map_err(|defect| defect.in_file(&path))?;
+        let file = needed(folder, files, &name)?;
+        let (_, found) = safetensors_file::read(&file).map_err(|defect| defect.in_file(&path))?;
         for (name, part) in found {
+            check_shape(&name, &part).map_err(|defect| defect.in_file(&path))?;
             if parts.contains_key(&name) {
                 let found = "it in an earlier file too";
-                return Err(Defect::new(format!("tensor `{name}`"), "each tensor in one file", found).in_file(&path));
+                return Err(Defect::new(title(&name), "each tensor in one file", found).in_file(&path));
             }
             parts.insert(name, part);
         }
@@ -67,44 +53,13 @@ fn indexed_files(index: &serde_json::Value) -> Result<BTreeSet<String>, Defect> 
         .collect()
 }
 
-/// Cuts the tensors out of a file, by its header.
-fn read(file: &Bytes) -> Result<Parts, Defect> {
-    let header = |expected: &str, found: String| Defect::new("header", expected, found);
-    let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(header("a safetensors file", format!("{} bytes (truncated?)", file.len())));
-    };
-    let length = u64::from_le_bytes(*length);
-    if length > (rest.len() as u64).min(MAX_HEADER) {
-        let found = format!("a header of {length} bytes in a file of {} (truncated?)", file.len());
-        return Err(header("a header inside the file", found));
-    }
-    let (json, data) = rest.split_at(length as usize);
-    let data = file.slice_ref(data);
-    // Not `SafeTensors::deserialize`, which in safetensors 0.8 adds to the end of the last tensor without checking: a
-    // build with overflow checks panics there.
-    let metadata: Metadata = serde_json::from_slice(json)
-        .map_err(|error| header("the names, types, shapes and places of tensors", error.to_string()))?;
-
-    let mut parts = Parts::new();
-    let mut end_of_all = 0;
-    let tensors: BTreeMap<_, _> = metadata.tensors().into_iter().collect();
-    for (name, info) in tensors {
-        let (start, end) = info.data_offsets;
-        let part = || format!("tensor `{}`", name.chars().take(100).collect::<String>());
-        if start > end || end > data.len() {
-            let found = format!("bytes {start} to {end} of {} (truncated?)", data.len());
-            return Err(Defect::new(part(), "data inside the file", found));
+/// No tensor of a model is empty.
+fn check_shape(name: &str, part: &Part) -> Result<(), Defect> {
+    match part.shape.is_empty() || part.shape.contains(&0) {
+        false => Ok(()),
+        true => {
+            let found = format!("shape {:?}", part.shape);
+            Err(Defect::new(title(name), "dimensions that are not zero", found))
         }
-        end_of_all = end_of_all.max(end);
-        if info.shape.contains(&0) || info.shape.is_empty() {
-            return Err(Defect::new(part(), "dimensions that are not zero", format!("shape {:?}", info.shape)));
-        }
-        let tensor = Part { dtype: info.dtype, shape: info.shape.clone(), data: data.slice(start..end) };
-        parts.insert(name, tensor);
     }
-    if end_of_all != data.len() {
-        let found = format!("{} bytes of data after a header for {end_of_all}", data.len());
-        return Err(header("as much data as the header describes", found));
-    }
-    Ok(parts)
 }

@@ -25,8 +25,8 @@ pub struct Identity {
 
 impl Identity {
     fn is_of(&self, header: &SessionHeader) -> bool {
-        let SessionHeader { model, rope, cache, form, .. } = header;
-        (model, rope, cache, form) == (&self.model, &self.rope, &self.cache, &self.engine)
+        let SessionHeader { model, rope, cache, engine, .. } = header;
+        (model, rope, cache, engine) == (&self.model, &self.rope, &self.cache, &self.engine)
     }
 }
 

@@ -155,9 +155,9 @@ impl Spill {
 
     /// Queues a sequence of these tokens to be written. It is left out if it alone is larger than the folder may be.
     pub(crate) fn write(&mut self, tokens: Vec<u32>, snapshot: Snapshot) {
-        let Snapshot { engine: form, length, items } = snapshot;
+        let Snapshot { engine, length, items } = snapshot;
         let Identity { model, rope, cache, .. } = self.folder.identity().clone();
-        let saved = SavedSession { header: SessionHeader { model, rope, cache, form, tokens, length }, items };
+        let saved = SavedSession { header: SessionHeader { model, rope, cache, engine, tokens, length }, items };
         let (id, bytes) = (self.next, saved.file_bytes());
         let Some(gone) = self.index.add(id, bytes) else { return };
         self.next += 1;
