@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use gptoss_reference::test_seed;
-use phase1_loading::{Checkpoint, GptOssConfig};
+use phase1_loading::Checkpoint;
 use phase2_forward::{
     Capacity, ComputeDevice, Draw, Engine, EngineError, GptOss, Outcome, Sampling, SequenceId, Ticket, Want, Work,
+    delegate_engine,
 };
 use phase3_kvcache::{CachedEngine, Sampler, SamplingParams};
 use phase5_flash::{CpuEngine, CpuOptions};
@@ -62,16 +63,10 @@ struct Ahead {
 }
 
 impl Engine for Ahead {
-    fn config(&self) -> &GptOssConfig {
-        self.inner.config()
-    }
+    delegate_engine!(inner: config, length, fork, truncate, release);
 
     fn capacity(&self) -> Capacity {
         Capacity { steps_in_flight: 2, tokens_per_step: 64, ..self.inner.capacity() }
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.inner.length(sequence)
     }
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
@@ -85,18 +80,6 @@ impl Engine for Ahead {
         let (oldest, outcomes) = self.done.pop_front().expect("a step in flight");
         assert_eq!(oldest, ticket);
         Ok(outcomes)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.inner.release(sequence);
     }
 }
 
