@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::{Random, cases, misaligned_weights};
+use common::{cases, misaligned_weights};
 use cpu_kernels::{
     FEW, Isa, PackedRows, Panel, PanelFormat, Storage, TILE, multiply_few, multiply_panel, multiply_strips, strip,
 };
+use gptoss_reference::Random;
 use proptest::prelude::*;
 
 /// Weights at an odd address, inputs with outliers, and the products with the sum of their terms' sizes.
@@ -28,13 +29,13 @@ struct Product {
 
 impl Case {
     fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let (packed, values) = misaligned_weights(&mut random, storage, rows * blocks, exponents.0);
         let columns = blocks * 32;
         let scale = 2f32.powi(exponents.1);
         let inputs: Vec<Vec<f32>> = (0..inputs)
             .map(|_| {
-                let mut input = random.floats(columns, scale);
+                let mut input = random.values(columns, scale);
                 let outlier = random.bits() as usize % columns;
                 input[outlier] *= 300.0;
                 input

@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{Random, cases, misaligned_weights};
+use common::{cases, misaligned_weights};
 use cpu_kernels::{Bound, CoarseInputs, Isa, PackedRows, Screen, Storage, TILE};
+use gptoss_reference::Random;
 use proptest::prelude::*;
 
 struct Case {
@@ -18,10 +19,10 @@ struct Case {
 
 impl Case {
     fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let (packed, values) = misaligned_weights(&mut random, storage, rows * blocks, exponents.0);
         let columns = blocks * 32;
-        let mut inputs = random.floats(inputs * columns, 2f32.powi(exponents.1));
+        let mut inputs = random.values(inputs * columns, 2f32.powi(exponents.1));
         for input in inputs.chunks_exact_mut(columns) {
             input[random.bits() as usize % columns] *= 30.0;
         }
