@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use phase1_loading::{Comparison, TensorComparison, Verdict};
+use phase1_loading::{ModelComparison, TensorComparison, Verdict};
 use serde_json::json;
 
 use crate::args::Verify;
@@ -31,7 +31,7 @@ fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-fn to_text(comparison: &Comparison) -> Result<String> {
+fn to_text(comparison: &ModelComparison) -> Result<String> {
     let mut out = String::new();
     for difference in &comparison.differences {
         writeln!(out, "{difference}")?;
@@ -57,7 +57,7 @@ fn to_text(comparison: &Comparison) -> Result<String> {
     Ok(out)
 }
 
-fn to_json(comparison: &Comparison) -> serde_json::Value {
+fn to_json(comparison: &ModelComparison) -> serde_json::Value {
     let tensors: Vec<_> = comparison
         .tensors
         .iter()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::made::{files, with_json};
 use bytes::Bytes;
 use gptoss_reference::Folder;
-use phase1_loading::{Checkpoint, Comparison, Verdict, verify};
+use phase1_loading::{Checkpoint, ModelComparison, Verdict, verify};
 use serde_json::Value;
 
 fn folder(name: &str) -> Folder {
@@ -16,11 +16,11 @@ pub fn open(name: &str) -> Checkpoint {
     Checkpoint::open(&folder(name).path).expect("opens")
 }
 
-pub fn compare(a: &Checkpoint, b: &Checkpoint) -> Comparison {
+pub fn compare(a: &Checkpoint, b: &Checkpoint) -> ModelComparison {
     verify(a, b, &mut |_, _| ()).expect("comparable")
 }
 
-pub fn all_identical(comparison: &Comparison) -> bool {
+pub fn all_identical(comparison: &ModelComparison) -> bool {
     comparison.same() && comparison.tensors.iter().all(|tensor| tensor.verdict == Verdict::Identical)
 }
 
