@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp};
 use phase2_forward::{ComputeDevice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
-use phase4_profiling::{CostModel, MemoryPlan, Place, Setting, cache_directory};
+use phase4_profiling::{CostModel, EngineSetup, MemoryPlan, Place, cache_directory};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
@@ -59,15 +59,19 @@ pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Compute
 
 /// What the model takes on a GPU, with its cache and the scratch of a step.
 fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
-    planned_needs(&checkpoint.config, args, |setting| MemoryPlan::new(checkpoint, setting))
+    planned_needs(&checkpoint.config, args, |setup| MemoryPlan::new(checkpoint, setup))
 }
 
 /// As [`needs`], of a model whose memory `plan` predicts.
-pub fn planned_needs(config: &GptOssConfig, args: &EngineArgs, plan: impl FnOnce(Setting) -> MemoryPlan) -> ModelNeeds {
+pub fn planned_needs(
+    config: &GptOssConfig,
+    args: &EngineArgs,
+    plan: impl FnOnce(EngineSetup) -> MemoryPlan,
+) -> ModelNeeds {
     let whole = config.context_length;
     // Phase 5 makes room for a whole context when it starts; the others' caches grow.
     let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
-    let setting = Setting {
+    let setup = EngineSetup {
         // A peer makes room for itself.
         phase: args.kind().phase().unwrap_or(5),
         on_gpu: true,
@@ -75,9 +79,9 @@ pub fn planned_needs(config: &GptOssConfig, args: &EngineArgs, plan: impl FnOnce
         pool: args.fast.kv_memory,
         context,
         chunk: context.min(PREFILL_CHUNK),
-        screen: 0,
+        shortlist: 0,
     };
-    ModelNeeds { bytes: plan(setting).at(Place::Device), layers: config.layers() }
+    ModelNeeds { bytes: plan(setup).at(Place::Device), layers: config.layers() }
 }
 
 /// An engine with a model in it.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use phase2_forward::{Draw, Engine, Outcome, Want, Work, sample_tokens};
 use phase3_kvcache::{PREFILL_CHUNK, prefill};
-use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting};
+use phase4_profiling::{APPLE_16GB_GPU_BUDGET, EngineSetup, MemoryPlan, Observed, Place};
 use phase5_flash::cache_bytes;
 use serde_json::json;
 
@@ -33,7 +33,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     // A GPU's memory is taken by weights first, and the cache takes nine tenths of what is left at most.
     let left = device.memory.map(|bytes| bytes.saturating_sub(checkpoint.weight_bytes()) / 10 * 9);
     let cache_at_most = flash.then(|| cache_bytes(&checkpoint.config, cache, kv_memory, left));
-    let setting = |on_gpu| Setting {
+    let setup = |on_gpu| EngineSetup {
         phase,
         on_gpu,
         cache,
@@ -41,12 +41,12 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         // On the CPU, memory comes with what is written.
         pool: cache_at_most.filter(|_| on_gpu),
         chunk,
-        screen: if on_gpu { 0 } else { shortlist },
+        shortlist: if on_gpu { 0 } else { shortlist },
     };
-    let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
+    let plan = MemoryPlan::new(&checkpoint, setup(!device.is_cpu()));
     // Unless it is told how much, the cache there takes what is left.
     let given = kv_memory.filter(|_| flash);
-    let on_apple = MemoryPlan::new(&checkpoint, Setting { pool: given, ..setting(true) }).at(Place::Device);
+    let on_apple = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) }).at(Place::Device);
 
     let before = Observed::now(&device.burn);
     let after = match args.observe {
