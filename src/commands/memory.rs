@@ -11,23 +11,23 @@ use serde_json::json;
 
 use crate::args::{EngineKind, Memory};
 use crate::commands::{print, size};
-use crate::session::{self, SEQUENCE, Session};
+use crate::model::{self, LoadedModel, SEQUENCE};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
     let Some(phase) = kind.phase() else {
         bail!("the memory of our own engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
     };
-    let checkpoint = session::open_with(&args.model, &args.engine)?;
+    let checkpoint = model::open_with(&args.model, &args.engine)?;
     let longest = checkpoint.config.context_length;
-    let context = args.context.unwrap_or(longest.min(session::USUAL_CONTEXT));
+    let context = args.context.unwrap_or(longest.min(model::USUAL_CONTEXT));
     if context > longest {
         bail!("--context {context}: the model's context holds {longest} tokens");
     }
-    let device = session::find_device(&checkpoint, &args.engine)?;
+    let device = model::find_device(&checkpoint, &args.engine)?;
     let chunk = context.min(PREFILL_CHUNK);
     let cache = args.engine.cache_type(&device);
-    let shortlist = session::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
+    let shortlist = model::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
     let kv_memory = args.engine.fast.kv_memory;
     let flash = kind == EngineKind::Flash;
     // A GPU's memory is taken by weights first, and the cache takes nine tenths of what is left at most.
@@ -52,9 +52,9 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     let after = match args.observe {
         false => None,
         true => {
-            let mut session = Session::start(&checkpoint, &args.engine)?;
-            fill(&mut *session.engine, context)?;
-            Some(Observed::now(&session.device.burn))
+            let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
+            fill(&mut *loaded.engine, context)?;
+            Some(Observed::now(&loaded.device.burn))
         }
     };
     if args.json {

@@ -9,10 +9,10 @@ use serde_json::json;
 
 use crate::args::Verify;
 use crate::commands::print;
-use crate::session::{self, bytes_bar};
+use crate::model::{self, bytes_bar};
 
 pub fn run(args: &Verify) -> Result<ExitCode> {
-    let (a, b) = (session::open(&args.a)?, session::open(&args.b)?);
+    let (a, b) = (model::open(&args.a)?, model::open(&args.b)?);
     let bar = bytes_bar("comparing", 0);
     let comparison = phase1_loading::verify(&a, &b, &mut |done, total| {
         bar.set_length(total);

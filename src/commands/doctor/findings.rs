@@ -14,8 +14,8 @@ use synthetic::SyntheticModel;
 
 use crate::args::{Doctor, EngineArgs, EngineKind};
 use crate::found;
+use crate::model::{self, USUAL_CONTEXT};
 use crate::peer;
-use crate::session::{self, USUAL_CONTEXT};
 
 /// All that was found out.
 pub(super) struct Findings {
@@ -95,7 +95,7 @@ impl Findings {
             None => Subject::assumed(),
         };
         let memory = HostMemory::of_this_machine();
-        let needs = session::planned_needs(subject.config(), engine, |setup| subject.plan(setup));
+        let needs = model::planned_needs(subject.config(), engine, |setup| subject.plan(setup));
         let plan = subject.at_usual_context(engine, phase, needs.bytes, &memory);
         let choice = match ComputeDevice::find(engine.device, needs) {
             Ok(device) => Ok((device.name, device.reason)),
@@ -124,7 +124,7 @@ impl Findings {
 
 fn found_models() -> Vec<FoundModel> {
     let open = |(name, path): (&'static str, PathBuf)| {
-        let opened = session::open(&path).map(|checkpoint| checkpoint.weight_bytes());
+        let opened = model::open(&path).map(|checkpoint| checkpoint.weight_bytes());
         FoundModel { name, path, opened: opened.map_err(|error| format!("{error:#}")) }
     };
     found::models().into_iter().map(open).collect()
@@ -153,7 +153,7 @@ enum Subject {
 
 impl Subject {
     fn open(name: &Path, engine: &EngineArgs) -> Result<Subject> {
-        let checkpoint = Box::new(session::open_with(name, engine)?);
+        let checkpoint = Box::new(model::open_with(name, engine)?);
         Ok(Subject::Opened { name: name.display().to_string(), checkpoint })
     }
 
@@ -188,7 +188,7 @@ impl Subject {
         let cpu = ComputeDevice::cpu("planned for");
         let context = self.config().context_length.min(USUAL_CONTEXT);
         let shortlist = match self {
-            Subject::Opened { checkpoint, .. } => session::shortlist_bytes(checkpoint, &cpu, engine).unwrap_or(0),
+            Subject::Opened { checkpoint, .. } => model::shortlist_bytes(checkpoint, &cpu, engine).unwrap_or(0),
             // A few hundred megabytes, which need a model's head.
             Subject::Assumed { .. } => 0,
         };

@@ -85,7 +85,7 @@ pub fn planned_needs(
 }
 
 /// An engine with a model in it.
-pub struct Session {
+pub struct LoadedModel {
     pub engine: Running,
     pub device: ComputeDevice,
     pub kind: EngineKind,
@@ -93,14 +93,14 @@ pub struct Session {
     pub cache: CacheType,
 }
 
-impl Session {
+impl LoadedModel {
     /// Finds a device, says which and why, and loads the model.
-    pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
+    pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<LoadedModel> {
         if let Some(peer) = args.kind().peer() {
             let (engine, device) = peer::start(peer, checkpoint, args)?;
             let cache = if engine.hello().dtype == "float32" { CacheType::F32 } else { CacheType::F16 };
             let engine = Running::Peer(Box::new(engine));
-            return Ok(Session { engine, device, kind: args.kind(), cache });
+            return Ok(LoadedModel { engine, device, kind: args.kind(), cache });
         }
         let device = find_device(checkpoint, args)?;
         eprintln!("device: {} ({})", device.name, device.reason);
@@ -140,7 +140,7 @@ impl Session {
             }
         };
         bar.finish_and_clear();
-        Ok(Session { engine: Running::Ours(engine), device, kind, cache })
+        Ok(LoadedModel { engine: Running::Ours(engine), device, kind, cache })
     }
 
     /// What this engine's steps cost at least. Phase 2 has no cache to read or write.
@@ -149,13 +149,13 @@ impl Session {
         if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
-    /// A session and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.
-    pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(Session, Tokenizer)> {
+    /// A loaded model and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.
+    pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(LoadedModel, Tokenizer)> {
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| checkpoint.tokenizer());
-            let session = Session::start(checkpoint, args)?;
+            let loaded = LoadedModel::start(checkpoint, args)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            Ok((session, tokenizer))
+            Ok((loaded, tokenizer))
         })
     }
 }
