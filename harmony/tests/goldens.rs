@@ -100,6 +100,7 @@ fn conversations_and_turns_equal_openais() {
             let (prompt, expected) = (harmony.render_prompt(&messages), tokens(&conversation["prompt"]));
             assert_eq!(tokenizer.decode(&prompt), tokenizer.decode(&expected), "{name}");
             assert_eq!(prompt, expected, "{name}");
+            assert!(harmony.least_prompt_tokens(&messages) <= prompt.len(), "{name}");
         }
         if !messages.is_empty() {
             assert_eq!(harmony.parse_conversation(&rendered).as_ref(), Ok(&messages), "{name}");
