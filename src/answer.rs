@@ -8,7 +8,7 @@ use phase1_loading::Tokenizer;
 use phase2_forward::Engine;
 use phase3_kvcache::{FinishReason, Generated, GenerationParams, Step, StopCondition, generate};
 
-use crate::session::SEQUENCE;
+use crate::model::SEQUENCE;
 
 /// A step on the way to an answer.
 pub enum Event<'a> {

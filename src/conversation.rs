@@ -10,8 +10,8 @@ use phase2_forward::Engine;
 use phase3_kvcache::{Generated, GenerationParams};
 
 use crate::answer::{self, Event, Turn};
+use crate::model::{LoadedModel, SEQUENCE};
 use crate::saved::Saved;
-use crate::session::{SEQUENCE, Session};
 
 pub struct Conversation<'a> {
     harmony: Harmony<'a>,
@@ -53,10 +53,10 @@ impl<'a> Conversation<'a> {
     pub fn in_file(
         file: &Path,
         checkpoint: &Checkpoint,
-        session: &mut Session,
+        loaded: &mut LoadedModel,
         new: Conversation<'a>,
     ) -> Result<Conversation<'a>> {
-        let (saved, tokens) = Saved::open(file, checkpoint, session)?;
+        let (saved, tokens) = Saved::open(file, checkpoint, loaded)?;
         if tokens.is_empty() {
             return Ok(Conversation { saved: Some(saved), ..new });
         }
@@ -73,7 +73,7 @@ impl<'a> Conversation<'a> {
                 file.display()
             );
         }
-        let held = tokens[..session.engine.length(SEQUENCE)].to_vec();
+        let held = tokens[..loaded.engine.length(SEQUENCE)].to_vec();
         Ok(Conversation { messages, held, saved: Some(saved), ..new })
     }
 

@@ -11,11 +11,11 @@ mod embedded;
 mod found;
 mod interrupt;
 mod lost_file;
+mod model;
 mod peer;
 mod prompt_bar;
 mod running;
 mod saved;
-mod session;
 mod tools;
 
 use std::process::ExitCode;

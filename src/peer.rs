@@ -33,10 +33,8 @@ pub fn start(peer: Peer, checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(
         bail!("{title} chooses its own number of threads");
     }
     let device = match args.device {
-        DeviceChoice::Auto => "auto",
-        DeviceChoice::Cpu => "cpu",
-        DeviceChoice::Gpu => "gpu",
         DeviceChoice::Software => bail!("{title} runs on no software rasterizer"),
+        choice => choice.name(),
     };
     let launch = Launch::new(peer, Installation::find(peer, &folder()?)?.python);
     let options = Options {

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use phase1_loading::{Checkpoint, SavedSession, SessionHeader};
 use phase2_forward::{BadRequest, Engine, EngineError, Snapshot};
 
-use crate::session::{SEQUENCE, Session};
+use crate::model::{LoadedModel, SEQUENCE};
 
-/// A session's file.
+/// The file of a session.
 pub struct Saved {
     file: PathBuf,
     /// What a file of this run says that it belongs to.
@@ -18,14 +18,14 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens what is in `file`, if it exists, and gives it to the session's engine. Returns it with the tokens so far, of which the
+    /// Opens what is in `file`, if it exists, and gives it to the engine. Returns it with the tokens so far, of which the
     /// engine then holds the first. An engine of another kind than saved them holds none, and has to read them again.
     ///
     /// # Errors
     /// An engine that saves nothing; a damaged file, or one of another model, YaRN ramp or cache type.
-    pub fn open(file: &Path, checkpoint: &Checkpoint, session: &mut Session) -> Result<(Saved, Vec<u32>)> {
-        let title = session.kind.title();
-        let snapshots = session
+    pub fn open(file: &Path, checkpoint: &Checkpoint, loaded: &mut LoadedModel) -> Result<(Saved, Vec<u32>)> {
+        let title = loaded.kind.title();
+        let snapshots = loaded
             .engine
             .snapshots()
             .with_context(|| format!("{title} remembers nothing that could be saved: --session needs phase 3 or 5"))?;
@@ -33,7 +33,7 @@ impl Saved {
             file: file.to_owned(),
             model: checkpoint.fingerprint(),
             rope: checkpoint.config.rope.ramp.name().into(),
-            cache: session.cache.name().into(),
+            cache: loaded.cache.name().into(),
         };
         if !file.exists() {
             return Ok((this, Vec::new()));

@@ -1,7 +1,6 @@
 //! Messages of a conversation.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,14 +129,5 @@ impl ReasoningEffort {
 impl fmt::Display for ReasoningEffort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for ReasoningEffort {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<ReasoningEffort, String> {
-        let found = ReasoningEffort::ALL.into_iter().find(|effort| effort.name() == name);
-        found.ok_or_else(|| format!("expected one of {}", ReasoningEffort::ALL.map(ReasoningEffort::name).join(", ")))
     }
 }

@@ -17,13 +17,8 @@ impl Harmony<'_> {
     /// `openai-harmony` 0.0.8 only drops what stands before the first final answer, and only if the assistant's last message is
     /// final. The format's description asks for what is done here.
     pub fn render_conversation(&self, messages: &[Message]) -> Vec<u32> {
-        let last_final = messages.iter().rposition(Message::is_final);
         let mut tokens = Vec::new();
-        for (index, message) in messages.iter().enumerate() {
-            if message.channel.as_deref() != Some("analysis") || Some(index) > last_final {
-                self.write(message, &mut tokens);
-            }
-        }
+        remembered(messages).for_each(|message| self.write(message, &mut tokens));
         tokens
     }
 
@@ -32,6 +27,19 @@ impl Harmony<'_> {
         let mut tokens = self.render_conversation(messages);
         tokens.extend(self.opening());
         tokens
+    }
+
+    /// A lower bound of the number of tokens that [`Harmony::render_prompt`] makes, found without encoding the messages: whoever takes
+    /// messages from outside can refuse what no context holds.
+    pub fn least_prompt_tokens(&self, messages: &[Message]) -> usize {
+        let least = |message: &Message| {
+            let recipient = message.recipient.as_deref().filter(|&recipient| recipient != "all");
+            let texts = [Some(&*message.content), message.name.as_deref(), recipient];
+            let texts: usize = texts.into_iter().flatten().map(|text| self.tokenizer().least_tokens(text)).sum();
+            // `<|start|>`, `<|message|>`, and what ends it.
+            texts + 3
+        };
+        remembered(messages).map(least).sum()
     }
 
     /// `<|start|>assistant`, which makes the assistant speak.
@@ -70,6 +78,16 @@ impl Harmony<'_> {
         let is_call = message.role == Role::Assistant && recipient.is_some();
         tokens.push(control(if is_call { Control::Call } else { Control::End }));
     }
+}
+
+/// The messages that the model should see again.
+fn remembered(messages: &[Message]) -> impl Iterator<Item = &Message> {
+    let last_final = messages.iter().rposition(Message::is_final);
+    let seen = messages
+        .iter()
+        .enumerate()
+        .filter(move |&(index, message)| message.channel.as_deref() != Some("analysis") || Some(index) > last_final);
+    seen.map(|(_, message)| message)
 }
 
 /// A tool goes by its name alone, others by their role first.

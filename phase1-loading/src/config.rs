@@ -29,7 +29,7 @@ impl AttentionKind {
 pub struct GptOssConfig {
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width of an expert's hidden layer.
+    /// Width of an expert's hidden layer: `intermediate_size` of Hugging Face, `expert_feed_forward_length` of llama.cpp.
     pub expert_width: usize,
     /// Query heads.
     pub heads: usize,

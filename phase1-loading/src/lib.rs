@@ -40,7 +40,7 @@ pub use soundness::{check_scales, check_values};
 pub use stop_strings::StopStrings;
 pub use tensor::HostTensor;
 pub use tokenizer::{TextStream, Tokenizer};
-pub use verify::{Comparison, TensorComparison, Verdict, verify};
+pub use verify::{ModelComparison, TensorComparison, Verdict, verify};
 
 /// The parts that a GGUF file is written from, for programs that make models rather than read them.
 pub mod write {

@@ -9,6 +9,7 @@ mod alphabet;
 mod bpe;
 mod encode;
 mod json;
+mod least;
 mod lists;
 mod pieces;
 mod stream;

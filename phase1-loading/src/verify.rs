@@ -8,7 +8,7 @@ use crate::error::LoadError;
 use crate::tensor::HostTensor;
 
 /// What was found.
-pub struct Comparison {
+pub struct ModelComparison {
     /// What differs outside the weights, a sentence each.
     pub differences: Vec<String>,
     /// Every tensor that both have in the same shape, by name.
@@ -33,7 +33,7 @@ pub enum Verdict {
     Different,
 }
 
-impl Comparison {
+impl ModelComparison {
     /// Whether both are the same model, as far as their formats can tell.
     pub fn same(&self) -> bool {
         self.differences.is_empty() && self.tensors.iter().all(|tensor| tensor.verdict != Verdict::Different)
@@ -44,7 +44,11 @@ impl Comparison {
 ///
 /// # Errors
 /// A vocabulary that cannot be read.
-pub fn verify(a: &Checkpoint, b: &Checkpoint, progress: &mut dyn FnMut(u64, u64)) -> Result<Comparison, LoadError> {
+pub fn verify(
+    a: &Checkpoint,
+    b: &Checkpoint,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ModelComparison, LoadError> {
     let mut differences = config_differences(a, b);
     differences.extend(vocabulary_differences(a, b)?);
     let values = |tensor: &HostTensor| tensor.shape.iter().product::<usize>() as u64;
@@ -64,7 +68,7 @@ pub fn verify(a: &Checkpoint, b: &Checkpoint, progress: &mut dyn FnMut(u64, u64)
     }
     let only_b = b.tensors.keys().filter(|name| !a.tensors.contains_key(*name));
     differences.extend(only_b.map(|name| format!("tensor `{name}`: only in the second")));
-    Ok(Comparison { differences, tensors })
+    Ok(ModelComparison { differences, tensors })
 }
 
 fn config_differences(a: &Checkpoint, b: &Checkpoint) -> Vec<String> {

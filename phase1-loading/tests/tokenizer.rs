@@ -72,6 +72,30 @@ fn long_runs_lose_nothing() {
     }
 }
 
+/// Alphabets, runs of spaces and numbers are the longest tokens that their bytes are in.
+#[test]
+fn the_fewest_tokens_are_exact_where_every_token_is_as_long_as_can_be() {
+    let alphabet = "abcdefghijklmnopqrstuvwxyz";
+    for (text, expected) in [
+        ("", 0),
+        (alphabet, 1),
+        (&format!("{alphabet}7"), 2),
+        (&" ".repeat(128), 1),
+        (&" ".repeat(129), 2),
+        (&"7".repeat(30_000), 10_000),
+        (&"7".repeat(30_001), 10_001),
+    ] {
+        assert_eq!((o200k().least_tokens(text), o200k().encode(text).len()), (expected, expected), "{text:.40}");
+    }
+    // Where a control token may stand, its bytes say less.
+    let reserved = "<|reserved_200013|>";
+    assert_eq!(o200k().encode_with_control(reserved).len(), 1);
+    assert_eq!(o200k().least_tokens_with_control(reserved), 1);
+    assert!(o200k().least_tokens(reserved) > 1);
+    // A word of 15 MB is more than any context holds.
+    assert!(o200k().least_tokens(&"word".repeat(3_750_000)) > 500_000);
+}
+
 #[test]
 fn agrees_with_tiktoken_on_control_tokens() {
     let tiktoken = tiktoken_rs::o200k_harmony_singleton();
@@ -120,6 +144,8 @@ proptest! {
     fn agrees_with_tiktoken_on_random_characters(text in r"(\PC|\s|[a-z' ]{1,8}|[0-9]{1,5}){0,60}") {
         let tokens = o200k().encode(&text);
         prop_assert_eq!(&tokens, &tiktoken(&text));
+        prop_assert!(o200k().least_tokens(&text) <= tokens.len());
+        prop_assert!(o200k().least_tokens_with_control(&text) <= o200k().encode_with_control(&text).len());
         prop_assert_eq!(o200k().decode(&tokens), text);
     }
 

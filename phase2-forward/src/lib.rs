@@ -7,6 +7,7 @@
 //! This crate never decides when to stop and never keeps keys or values between calls.
 
 mod check;
+mod delegate;
 mod device;
 mod difference;
 mod draw;

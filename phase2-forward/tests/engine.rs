@@ -1,10 +1,10 @@
 //! The contract of an engine, on phase 2's.
 
 use gptoss_reference::{Case, Check, Limit};
-use phase1_loading::{Checkpoint, Format, GptOssConfig, HostTensor, RopeConfig, YarnRamp};
+use phase1_loading::{Checkpoint, Format, HostTensor, RopeConfig, YarnRamp};
 use phase2_forward::{
     Adjustment, BadRequest, Capacity, ComputeDevice, Draw, Engine, EngineError, GptOss, Input, Inspect, NoProbe,
-    Outcome, RecomputeEngine, Rope, Sampling, SequenceId, Ticket, Want, Work, argmax, check_work,
+    Outcome, RecomputeEngine, Rope, Sampling, SequenceId, Ticket, Want, Work, argmax, check_work, delegate_engine,
 };
 
 fn checkpoint() -> Checkpoint {
@@ -183,37 +183,15 @@ fn a_draw_obeys_its_mask_and_its_adjustments() {
 struct Narrow(RecomputeEngine);
 
 impl Engine for Narrow {
-    fn config(&self) -> &GptOssConfig {
-        self.0.config()
-    }
+    delegate_engine!(0: config, length, collect, fork, truncate, release);
 
     fn capacity(&self) -> Capacity {
         Capacity { tokens_per_step: 4, ..self.0.capacity() }
     }
 
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.0.length(sequence)
-    }
-
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
         check_work(self, work)?;
         self.0.submit(work)
-    }
-
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
-        self.0.collect(ticket)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.0.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.0.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.0.release(sequence);
     }
 }
 

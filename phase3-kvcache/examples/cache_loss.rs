@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let usage = "usage: cache_loss MODEL [TOKENS] [cpu|gpu|software]";
     let checkpoint = Checkpoint::open(arguments.next().ok_or(usage)?.as_ref())?;
     let count: usize = arguments.next().map_or(Ok(512), |text| text.parse())?;
-    let device: DeviceChoice = arguments.next().map_or(Ok(DeviceChoice::Cpu), |name| name.parse())?;
+    let named = |name: String| DeviceChoice::ALL.into_iter().find(|choice| choice.name() == name).ok_or(usage);
+    let device = arguments.next().map_or(Ok(DeviceChoice::Cpu), named)?;
     let device = ComputeDevice::find(device, GptOss::needs(&checkpoint))?;
     let engine = |kind| -> Result<CachedEngine, Box<dyn Error>> {
         let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;

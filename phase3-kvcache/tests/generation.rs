@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use gptoss_reference::Case;
-use phase1_loading::{Checkpoint, Format, GptOssConfig, HostTensor, Tokenizer};
+use phase1_loading::{Checkpoint, Format, HostTensor, Tokenizer};
 use phase2_forward::{
     BadRequest, Capacity, ComputeDevice, Engine, EngineError, GptOss, Outcome, RecomputeEngine, Sampling, SequenceId,
-    Ticket, Want, Work, check_work,
+    Ticket, Want, Work, check_work, delegate_engine,
 };
 use phase3_kvcache::{
     CachedEngine, FinishReason, Generated, Generation, GenerationError, GenerationParams, SamplingParams, Step,
@@ -308,16 +308,10 @@ impl Ahead {
 }
 
 impl Engine for Ahead {
-    fn config(&self) -> &GptOssConfig {
-        self.engine.config()
-    }
+    delegate_engine!(engine: config, length, fork, release);
 
     fn capacity(&self) -> Capacity {
         Capacity { steps_in_flight: AHEAD, tokens_per_step: 4, rewind: AHEAD, ..self.engine.capacity() }
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.engine.length(sequence)
     }
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
@@ -336,18 +330,10 @@ impl Engine for Ahead {
         Ok(outcomes)
     }
 
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.engine.fork(from, to, length)
-    }
-
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
         assert!(self.done.is_empty(), "steps in flight feed the sequence");
         assert!(self.length(sequence) - length < AHEAD, "no further than it ran ahead");
         self.engine.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.engine.release(sequence);
     }
 }
 

@@ -25,13 +25,13 @@ pub struct Part {
     pub what: String,
     pub place: Place,
     pub bytes: u64,
-    pub stays: Stays,
+    pub stays: Residency,
 }
 
 /// How much of a part is in memory, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stays {
+pub enum Residency {
     Always,
     /// Only while a step computes.
     DuringSteps,
@@ -41,7 +41,7 @@ pub enum Stays {
 
 /// What decides how much memory an engine takes.
 #[derive(Clone, Copy, Debug)]
-pub struct Setting {
+pub struct EngineSetup {
     pub phase: u8,
     pub on_gpu: bool,
     pub cache: CacheType,
@@ -52,7 +52,7 @@ pub struct Setting {
     /// New tokens of the largest step.
     pub chunk: usize,
     /// Bytes of the copy of the head from which the engine shortlists tokens.
-    pub screen: u64,
+    pub shortlist: u64,
 }
 
 /// A weight, as far as memory is concerned.
@@ -94,25 +94,25 @@ pub struct MemoryPlan {
 const FAULT_AROUND: u64 = 64 << 10;
 
 impl MemoryPlan {
-    pub fn new(checkpoint: &Checkpoint, setting: Setting) -> MemoryPlan {
+    pub fn new(checkpoint: &Checkpoint, setup: EngineSetup) -> MemoryPlan {
         let weights = checkpoint.tensors.iter().map(|(name, tensor)| PlannedWeight {
             name,
             format: tensor.format,
             shape: &tensor.shape,
             is_contiguous: tensor.is_contiguous(),
         });
-        MemoryPlan::of_weights(&checkpoint.config, weights, setting)
+        MemoryPlan::of_weights(&checkpoint.config, weights, setup)
     }
 
     /// Of a model that need not be there.
     pub fn of_weights<'a>(
         config: &GptOssConfig,
         weights: impl IntoIterator<Item = PlannedWeight<'a>>,
-        setting: Setting,
+        setup: EngineSetup,
     ) -> MemoryPlan {
-        let computing = if setting.on_gpu { Place::Device } else { Place::Host };
+        let computing = if setup.on_gpu { Place::Device } else { Place::Host };
         let mut parts: Vec<Part> = Vec::new();
-        let mut add = |what: String, place: Place, stays: Stays, bytes: u64| match parts
+        let mut add = |what: String, place: Place, stays: Residency, bytes: u64| match parts
             .iter_mut()
             .find(|part| part.what == what && part.place == place)
         {
@@ -124,43 +124,43 @@ impl MemoryPlan {
             let is_matrix = weight.name.ends_with("weight") && weight.shape.len() > 1;
             match () {
                 // Phase 5 has it on the GPU; everybody else looks its rows up in the file.
-                () if weight.name.starts_with("token_embd") && !(setting.on_gpu && setting.phase == 5) => {
-                    add("embedding".into(), Place::Mapped, Stays::WhereTouched, weight.bytes());
+                () if weight.name.starts_with("token_embd") && !(setup.on_gpu && setup.phase == 5) => {
+                    add("embedding".into(), Place::Mapped, Residency::WhereTouched, weight.bytes());
                 }
                 () if is_matrix => {
-                    let (what, place, bytes) = matrix(&weight, setting);
-                    add(what, place, Stays::Always, bytes);
+                    let (what, place, bytes) = matrix(&weight, setup);
+                    add(what, place, Residency::Always, bytes);
                 }
-                () => add("norms, biases, sinks".into(), computing, Stays::Always, 4 * elements),
+                () => add("norms, biases, sinks".into(), computing, Residency::Always, 4 * elements),
             }
         }
-        if let Some(pool) = setting.pool {
-            add(format!("cache {}, all sequences", setting.cache), computing, Stays::Always, pool);
-        } else if setting.phase > 2 {
-            let layout = CacheLayout::new(config, setting.cache);
+        if let Some(pool) = setup.pool {
+            add(format!("cache {}, all sequences", setup.cache), computing, Residency::Always, pool);
+        } else if setup.phase > 2 {
+            let layout = CacheLayout::new(config, setup.cache);
             for kind in [AttentionKind::Full, AttentionKind::Sliding] {
                 let name = match kind {
                     AttentionKind::Full => "full",
                     AttentionKind::Sliding => "sliding",
                 };
-                let bytes = layout.reserved_bytes(kind, setting.context);
-                add(format!("cache {}, {name} layers", setting.cache), computing, Stays::Always, bytes);
+                let bytes = layout.reserved_bytes(kind, setup.context);
+                add(format!("cache {}, {name} layers", setup.cache), computing, Residency::Always, bytes);
             }
         }
-        if setting.screen > 0 {
-            add("screen of the head".into(), computing, Stays::Always, setting.screen);
+        if setup.shortlist > 0 {
+            add("copy of the head for shortlists".into(), computing, Residency::Always, setup.shortlist);
         }
-        add("scratch".into(), computing, Stays::DuringSteps, scratch_bytes(config, setting));
+        add("scratch".into(), computing, Residency::DuringSteps, scratch_bytes(config, setup));
         parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
-        MemoryPlan { parts, looked_up: setting.context as u64 * FAULT_AROUND }
+        MemoryPlan { parts, looked_up: setup.context as u64 * FAULT_AROUND }
     }
 
     /// Bytes in memory in one place between steps, or with `during_steps` at their widest moment.
     pub fn resident(&self, place: Place, during_steps: bool) -> u64 {
         let resident = |part: &Part| match part.stays {
-            Stays::Always => part.bytes,
-            Stays::DuringSteps => part.bytes * u64::from(during_steps),
-            Stays::WhereTouched => part.bytes.min(self.looked_up),
+            Residency::Always => part.bytes,
+            Residency::DuringSteps => part.bytes * u64::from(during_steps),
+            Residency::WhereTouched => part.bytes.min(self.looked_up),
         };
         self.parts.iter().filter(|part| part.place == place).map(resident).sum()
     }
@@ -173,27 +173,27 @@ impl MemoryPlan {
 
 /// What a matrix is called, where it lives, and how many bytes it takes there. Formats that engines do not multiply as they are become
 /// F32; phases 2 and 3 on the CPU unpack row by row instead, and phase 5 copies there what does not lie in one piece.
-fn matrix(weight: &PlannedWeight<'_>, setting: Setting) -> (String, Place, u64) {
+fn matrix(weight: &PlannedWeight<'_>, setup: EngineSetup) -> (String, Place, u64) {
     let name = weight.format.name();
     let kept = if Format::WRITTEN.contains(&weight.format) { weight.format } else { Format::F32 };
     let bytes = (kept.row_bytes(weight.row_len()) * weight.rows()) as u64;
     match () {
-        () if setting.phase < 5 && !setting.on_gpu => (format!("weights {name}"), Place::Mapped, weight.bytes()),
+        () if setup.phase < 5 && !setup.on_gpu => (format!("weights {name}"), Place::Mapped, weight.bytes()),
         () if kept != weight.format => {
-            let place = if setting.on_gpu { Place::Device } else { Place::Host };
+            let place = if setup.on_gpu { Place::Device } else { Place::Host };
             (format!("weights {name} as F32"), place, bytes)
         }
-        () if setting.on_gpu => (format!("weights {name}"), Place::Device, bytes),
+        () if setup.on_gpu => (format!("weights {name}"), Place::Device, bytes),
         () if weight.is_contiguous => (format!("weights {name}"), Place::Mapped, bytes),
         () => (format!("weights {name}, copied"), Place::Host, bytes),
     }
 }
 
 /// The widest moment of a forward pass: attention's scores, which phase 5 never has at once, or the experts' rows, or the logits.
-fn scratch_bytes(config: &GptOssConfig, setting: Setting) -> u64 {
-    let (n, keys) = (setting.chunk, setting.context);
+fn scratch_bytes(config: &GptOssConfig, setup: EngineSetup) -> u64 {
+    let (n, keys) = (setup.chunk, setup.context);
     let stream = 3 * n * config.hidden;
-    let scores = if setting.phase < 5 { 3 * config.heads * n * (keys + 1) } else { 0 };
+    let scores = if setup.phase < 5 { 3 * config.heads * n * (keys + 1) } else { 0 };
     let experts = n * config.experts_per_token * (2 * config.hidden + 4 * config.expert_width);
     let logits = 2 * config.vocab;
     4 * (stream + scores.max(experts).max(logits)) as u64

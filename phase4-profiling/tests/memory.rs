@@ -3,11 +3,11 @@
 use gptoss_reference::{Case, Folder};
 use phase1_loading::Checkpoint;
 use phase3_kvcache::CacheType;
-use phase4_profiling::{MemoryPlan, Place, Setting};
+use phase4_profiling::{EngineSetup, MemoryPlan, Place};
 
 fn plan(checkpoint: &Checkpoint, phase: u8, on_gpu: bool) -> MemoryPlan {
     let (cache, context, chunk) = (CacheType::F32, 64, 16);
-    MemoryPlan::new(checkpoint, Setting { phase, on_gpu, cache, pool: None, context, chunk, screen: 0 })
+    MemoryPlan::new(checkpoint, EngineSetup { phase, on_gpu, cache, pool: None, context, chunk, shortlist: 0 })
 }
 
 /// Bytes in one place of the parts whose name begins so.
@@ -64,14 +64,14 @@ fn unpacked_and_copied_weights_count() {
 #[test]
 fn a_cache_of_a_given_size_counts_as_given() {
     let gguf = Checkpoint::open(&Case::committed()[0].model()).expect("opens");
-    let setting = Setting {
+    let setup = EngineSetup {
         phase: 5,
         on_gpu: true,
         cache: CacheType::F16,
         pool: Some(12_345),
         context: 64,
         chunk: 16,
-        screen: 0,
+        shortlist: 0,
     };
-    assert_eq!(bytes(&MemoryPlan::new(&gguf, setting), "cache", Place::Device), 12_345);
+    assert_eq!(bytes(&MemoryPlan::new(&gguf, setup), "cache", Place::Device), 12_345);
 }

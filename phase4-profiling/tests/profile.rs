@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
+use phase1_loading::{AttentionKind, Checkpoint};
 use phase2_forward::{
-    Activation, Capacity, ComputeDevice, Engine, EngineError, GptOss, Inspect, Operation, Outcome, Probe,
-    RecomputeEngine, SequenceId, Span, Ticket, Work,
+    Activation, ComputeDevice, Engine, EngineError, GptOss, Inspect, Operation, Outcome, Probe, RecomputeEngine, Span,
+    Work, delegate_engine,
 };
 use phase3_kvcache::{CacheType, CachedEngine};
 use phase4_profiling::report::compare;
@@ -207,37 +207,7 @@ struct SlowDown {
 }
 
 impl Engine for SlowDown {
-    fn config(&self) -> &GptOssConfig {
-        self.engine.config()
-    }
-
-    fn capacity(&self) -> Capacity {
-        self.engine.capacity()
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.engine.length(sequence)
-    }
-
-    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
-        self.engine.submit(work)
-    }
-
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
-        self.engine.collect(ticket)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.engine.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.engine.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.engine.release(sequence);
-    }
+    delegate_engine!(engine: config, capacity, length, submit, collect, fork, truncate, release);
 }
 
 impl Inspect for SlowDown {

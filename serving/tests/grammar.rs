@@ -4,6 +4,7 @@ mod schema;
 
 use std::path::Path;
 
+use gptoss_reference::Random;
 use harmony::{Function, Harmony, Message};
 use phase1_loading::{Checkpoint, Tokenizer};
 use schema::fits;
@@ -19,22 +20,6 @@ const MOST: usize = 20_000;
 fn tokenizer() -> Tokenizer {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
     Checkpoint::open(&file).expect("opens").tokenizer().expect("builds")
-}
-
-/// Random numbers of a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
-    }
-
-    fn of(&mut self, tokens: &[u32]) -> u32 {
-        tokens[self.below(tokens.len())]
-    }
 }
 
 fn bits(mask: &[u32]) -> Vec<u32> {
@@ -212,7 +197,7 @@ fn every_answer_is_of_its_schema() {
     for schema in schemas() {
         let constraint = bench.constraint(&answer_of(schema.clone()));
         for seed in 0..4 {
-            let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+            let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random::new(seed));
             let message = last_message(&bench.tokenizer, &tokens, &[]);
             assert_eq!(message.channel.as_deref(), Some("final"), "seed {seed} of {schema}");
             let value: Value = serde_json::from_str(&message.content).expect("JSON");
@@ -227,7 +212,7 @@ fn the_same_schema_is_followed_anew() {
     let (bench, other) = (Bench::new(), Bench::new());
     for schema in schemas() {
         let rules = answer_of(schema.clone());
-        let drawn = |constraint| draw(&bench.tokenizer, constraint, &mut Random(7));
+        let drawn = |constraint| draw(&bench.tokenizer, constraint, &mut Random::new(7));
         let tokens = drawn(bench.constraint(&rules));
         assert_eq!(drawn(bench.constraint(&rules)), tokens, "{schema}");
         assert_eq!(drawn(other.constraint(&rules)), tokens, "{schema}");
@@ -239,7 +224,7 @@ fn any_object_is_json() {
     let bench = Bench::new();
     let constraint = bench.constraint(&TurnRules { answer: Some(Content::object()), calls: Vec::new() });
     for seed in 0..8 {
-        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random::new(seed));
         let content = last_message(&bench.tokenizer, &tokens, &[]).content;
         // Numbers may be larger than any that a program holds.
         assert!(serde_json::from_str::<IgnoredAny>(&content).is_ok(), "seed {seed}: {content}");
@@ -258,7 +243,7 @@ fn a_forced_call_is_made() {
     ];
     let constraint = bench.constraint(&TurnRules { answer: None, calls });
     for seed in 0..12 {
-        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random::new(seed));
         let message = last_message(&bench.tokenizer, &tokens, &["get_weather", "loose-one"]);
         let content = &message.content;
         match message.recipient.as_deref() {
@@ -282,7 +267,7 @@ fn a_strict_function_leaves_the_rest_free() {
     let calls = vec![("f".to_owned(), strict(schema.clone())), ("g".to_owned(), Content::Text)];
     let constraint = bench.constraint(&TurnRules { answer: Some(Content::Text), calls });
     for seed in 0..12 {
-        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random(seed));
+        let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random::new(seed));
         let message = last_message(&bench.tokenizer, &tokens, &["f", "g"]);
         match (message.recipient.as_deref(), message.channel.as_deref()) {
             (Some("functions.f"), _) => {

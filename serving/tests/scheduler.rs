@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use gptoss_reference::test_seed;
-use phase1_loading::{Checkpoint, GptOssConfig};
+use gptoss_reference::{Random, test_seed};
+use phase1_loading::Checkpoint;
 use phase2_forward::{
     Capacity, ComputeDevice, Draw, Engine, EngineError, GptOss, Outcome, Sampling, SequenceId, Ticket, Want, Work,
+    delegate_engine,
 };
 use phase3_kvcache::{CachedEngine, Sampler, SamplingParams};
 use phase5_flash::{CpuEngine, CpuOptions};
@@ -62,16 +63,10 @@ struct Ahead {
 }
 
 impl Engine for Ahead {
-    fn config(&self) -> &GptOssConfig {
-        self.inner.config()
-    }
+    delegate_engine!(inner: config, length, fork, truncate, release);
 
     fn capacity(&self) -> Capacity {
         Capacity { steps_in_flight: 2, tokens_per_step: 64, ..self.inner.capacity() }
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.inner.length(sequence)
     }
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
@@ -86,56 +81,32 @@ impl Engine for Ahead {
         assert_eq!(oldest, ticket);
         Ok(outcomes)
     }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.inner.release(sequence);
-    }
 }
 
-/// Random numbers of a seed (SplitMix64).
-struct Random(u64);
+fn tokens(random: &mut Random, count: usize) -> Vec<u32> {
+    (0..count).map(|_| random.below(1000) as u32).collect()
+}
 
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
-    }
-
-    fn tokens(&mut self, count: usize) -> Vec<u32> {
-        (0..count).map(|_| self.below(1000) as u32).collect()
-    }
-
-    /// A request that may begin with a part of `common`.
-    fn request(&mut self, common: &[u32], longest: usize, most: usize) -> Request {
-        let shared = self.below(common.len());
-        let own = 1 + self.below(longest);
-        let seed = self.below(1000) as u64;
-        let sampling = Sampling { temperature: 1.0, top_k: 50, ..Sampling::GREEDY };
-        let sampling = match self.below(3) {
-            0 => SamplingParams::default(),
-            1 => SamplingParams { sampling, seed, ..SamplingParams::default() },
-            _ => SamplingParams { sampling, seed, presence_penalty: 1.0, ..SamplingParams::default() },
-        };
-        Request {
-            prompt: [&common[..shared], &self.tokens(own)].concat(),
-            sampling,
-            max_tokens: 1 + self.below(most),
-            stop_tokens: self.tokens(3),
-            logprobs: None,
-            deadline: None,
-            client: self.below(3).to_string(),
-            constraint: None,
-        }
+/// A request that may begin with a part of `common`.
+fn request(random: &mut Random, common: &[u32], longest: usize, most: usize) -> Request {
+    let shared = random.below(common.len());
+    let own = 1 + random.below(longest);
+    let seed = random.below(1000) as u64;
+    let sampling = Sampling { temperature: 1.0, top_k: 50, ..Sampling::GREEDY };
+    let sampling = match random.below(3) {
+        0 => SamplingParams::default(),
+        1 => SamplingParams { sampling, seed, ..SamplingParams::default() },
+        _ => SamplingParams { sampling, seed, presence_penalty: 1.0, ..SamplingParams::default() },
+    };
+    Request {
+        prompt: [&common[..shared], &tokens(random, own)].concat(),
+        sampling,
+        max_tokens: 1 + random.below(most),
+        stop_tokens: tokens(random, 3),
+        logprobs: None,
+        deadline: None,
+        client: random.below(3).to_string(),
+        constraint: None,
     }
 }
 
@@ -238,9 +209,9 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
 #[test]
 fn texts_on_the_cpu_do_not_depend_on_company() {
     for seed in seeds(3) {
-        let (model, mut random) = (Model::random(seed), Random(seed));
-        let common = random.tokens(150);
-        let requests: Vec<Request> = (0..8).map(|_| random.request(&common, 60, 60)).collect();
+        let (model, mut random) = (Model::random(seed), Random::new(seed));
+        let common = tokens(&mut random, 150);
+        let requests: Vec<Request> = (0..8).map(|_| request(&mut random, &common, 60, 60)).collect();
         for (pages, prompt_tokens_per_step, prefix_cache) in [(400, 512, true), (16, 40, true), (16, 512, false)] {
             let options = Options { max_running: 4, max_waiting: 100, prompt_tokens_per_step, prefix_cache };
             check_company(&mut model.cpu(pages), &requests, &options, &mut random);
@@ -254,9 +225,9 @@ fn texts_on_the_cpu_do_not_depend_on_company() {
 #[test]
 fn texts_of_phase_3_do_not_depend_on_company() {
     for seed in seeds(1) {
-        let (model, mut random) = (Model::random(seed), Random(seed));
-        let common = random.tokens(20);
-        let requests: Vec<Request> = (0..5).map(|_| random.request(&common, 20, 12)).collect();
+        let (model, mut random) = (Model::random(seed), Random::new(seed));
+        let common = tokens(&mut random, 20);
+        let requests: Vec<Request> = (0..5).map(|_| request(&mut random, &common, 20, 12)).collect();
         check_company(&mut model.cached(), &requests, &Options::default(), &mut random);
     }
 }
@@ -265,10 +236,10 @@ fn texts_of_phase_3_do_not_depend_on_company() {
 #[test]
 fn a_text_goes_on_after_its_pages_were_taken() {
     for seed in seeds(1) {
-        let (model, mut random) = (Model::random(seed), Random(seed));
+        let (model, mut random) = (Model::random(seed), Random::new(seed));
         let mut engine = model.cpu(12);
         let requests: Vec<Request> = (0..2)
-            .map(|_| Request { max_tokens: 260, stop_tokens: Vec::new(), ..random.request(&[0], 40, 1) })
+            .map(|_| Request { max_tokens: 260, stop_tokens: Vec::new(), ..request(&mut random, &[0], 40, 1) })
             .collect();
         let alone: Vec<_> = requests.iter().map(|request| alone(&mut engine, request)).collect();
         let (mut scheduler, mut heard) = (Scheduler::new(&engine, &Options::default()), AllHeard::new());
@@ -289,13 +260,13 @@ fn a_text_goes_on_after_its_pages_were_taken() {
 #[test]
 fn a_cached_chat_says_the_same() {
     for seed in seeds(2) {
-        let (model, mut random) = (Model::random(seed), Random(seed));
+        let (model, mut random) = (Model::random(seed), Random::new(seed));
         let mut engine = model.cpu(400);
         let (mut scheduler, mut heard) = (Scheduler::new(&engine, &Options::default()), AllHeard::new());
-        let mut prompt = random.tokens(300);
+        let mut prompt = tokens(&mut random, 300);
         let mut before = 0;
         for id in 0..3 {
-            let request = Request { prompt: prompt.clone(), max_tokens: 40, ..random.request(&[0], 1, 1) };
+            let request = Request { prompt: prompt.clone(), max_tokens: 40, ..request(&mut random, &[0], 1, 1) };
             let alone = alone(&mut engine, &request);
             scheduler.add(id, request.clone(), Instant::now());
             while !scheduler.is_idle() {
@@ -306,7 +277,7 @@ fn a_cached_chat_says_the_same() {
             before = prompt.len();
             // The next prompt leaves out what was generated, as reasoning is.
             let other = (heard[&id].tokens[0] + 1) % 1000;
-            prompt.extend([vec![other], random.tokens(80)].concat());
+            prompt.extend([vec![other], tokens(&mut random, 80)].concat());
         }
     }
 }
@@ -315,9 +286,9 @@ fn a_cached_chat_says_the_same() {
 #[test]
 fn a_chat_from_disk_says_the_same() {
     for seed in seeds(2) {
-        let (model, mut random) = (Model::random(seed), Random(seed));
+        let (model, mut random) = (Model::random(seed), Random::new(seed));
         let folder = tempfile::tempdir().expect("a temporary directory");
-        let mut prompt = random.tokens(300);
+        let mut prompt = tokens(&mut random, 300);
         let mut before = 0;
         for id in 0..3 {
             let mut engine = model.cpu(400);
@@ -329,7 +300,7 @@ fn a_chat_from_disk_says_the_same() {
             };
             let disk = Spill::open(folder.path(), 1 << 30, identity, |sentence| panic!("{sentence}"));
             let disk = disk.expect("a folder");
-            let request = Request { prompt: prompt.clone(), max_tokens: 40, ..random.request(&[0], 1, 1) };
+            let request = Request { prompt: prompt.clone(), max_tokens: 40, ..request(&mut random, &[0], 1, 1) };
             let alone = alone(&mut engine, &request);
             let mut scheduler = Scheduler::new(&engine, &Options::default()).spill_to(disk);
             let mut heard = AllHeard::new();
@@ -344,7 +315,7 @@ fn a_chat_from_disk_says_the_same() {
             before = prompt.len();
             // The next prompt leaves out what was generated, as reasoning is.
             let other = (heard[&id].tokens[0] + 1) % 1000;
-            prompt.extend([vec![other], random.tokens(80)].concat());
+            prompt.extend([vec![other], tokens(&mut random, 80)].concat());
         }
     }
 }

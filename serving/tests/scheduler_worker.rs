@@ -7,8 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fake::{Failure, Fake, VOCAB, expected, request};
-use phase1_loading::GptOssConfig;
-use phase2_forward::{Capacity, Engine, EngineError, Outcome, SequenceId, Ticket, Work};
+use phase2_forward::{Engine, EngineError, Ticket, Work, delegate_engine};
 use phase3_kvcache::SamplingParams;
 use serving::request::{Event, Finish, Refused, Request};
 use serving::worker::{Events, Handle, Options};
@@ -25,38 +24,12 @@ fn gated() -> (Box<Gated>, Sender<()>) {
 }
 
 impl Engine for Gated {
-    fn config(&self) -> &GptOssConfig {
-        self.inner.config()
-    }
-
-    fn capacity(&self) -> Capacity {
-        self.inner.capacity()
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.inner.length(sequence)
-    }
+    delegate_engine!(inner: config, capacity, length, collect, fork, truncate, release);
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
         // Without a key the gate is open.
         let _ = self.gate.recv();
         self.inner.submit(work)
-    }
-
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
-        self.inner.collect(ticket)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.inner.release(sequence);
     }
 }
 

@@ -1,8 +1,6 @@
 //! Values of flags.
 
-use std::error::Error;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use gates::Gate;
@@ -16,20 +14,23 @@ use time::{Date, Month};
 
 use super::kind::EngineKind;
 
-/// A value that is parsed from one of `names`, which `--help` and errors list.
-pub fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> ValueParser
+/// One of `choices` by its name. `--help` and errors list the names.
+fn one_of<T>(choices: impl IntoIterator<Item = T>, name: fn(T) -> &'static str) -> ValueParser
 where
-    T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>> + Clone + Send + Sync + 'static,
+    T: Copy + Send + Sync + 'static,
 {
-    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>()).into()
+    let choices: Vec<T> = choices.into_iter().collect();
+    let names: Vec<&'static str> = choices.iter().map(|&choice| name(choice)).collect();
+    let find = move |found: String| choices.iter().copied().find(|&choice| name(choice) == found).ok_or("no such name");
+    PossibleValuesParser::new(names).try_map(find).into()
 }
 
 pub fn device() -> ValueParser {
-    one_of::<DeviceChoice>(DeviceChoice::NAMES)
+    one_of(DeviceChoice::ALL, DeviceChoice::name)
 }
 
 pub fn cache_type() -> ValueParser {
-    one_of::<CacheType>(CacheType::ALL.map(CacheType::name))
+    one_of(CacheType::ALL, CacheType::name)
 }
 
 /// The engine of a phase, by its number.
@@ -42,7 +43,7 @@ pub fn phase() -> ValueParser {
 }
 
 pub fn peer() -> ValueParser {
-    one_of::<Peer>(Peer::ALL.map(Peer::name))
+    one_of(Peer::ALL, Peer::name)
 }
 
 /// The gate of a phase, by its number.
@@ -53,11 +54,11 @@ pub fn gate() -> ValueParser {
 
 /// Those of this machine.
 pub fn isa() -> ValueParser {
-    one_of::<Isa>(Isa::all().into_iter().map(Isa::name))
+    one_of(Isa::all(), Isa::name)
 }
 
 pub fn effort() -> ValueParser {
-    one_of::<ReasoningEffort>(ReasoningEffort::ALL.map(ReasoningEffort::name))
+    one_of(ReasoningEffort::ALL, ReasoningEffort::name)
 }
 
 pub fn positive(text: &str) -> Result<usize, String> {

@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 
 use crate::args::{Bench, EngineArgs, EngineKind, FastArgs, Room};
 use crate::commands::{print, size};
-use crate::session::{self, Session};
+use crate::model::{self, LoadedModel};
 use measure::{Costs, Measure};
 
 pub use measure::longest;
 
 pub fn run(args: &Bench) -> Result<ExitCode> {
-    let context = session::open(&args.model)?.config.context_length;
+    let context = model::open(&args.model)?.config.context_length;
     for &depth in &args.depth {
         let longest = measure::longest(args, depth);
         if longest > context {
@@ -44,12 +44,12 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
 /// Everything about one engine.
 fn one(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
     let engine_args = engine_args(args, kind, kv);
-    let checkpoint = session::open_with(&args.model, &engine_args)?;
+    let checkpoint = model::open_with(&args.model, &engine_args)?;
     process::take_peak_resident_bytes();
     let start = Instant::now();
-    let mut session = Session::start(&checkpoint, &engine_args)?;
+    let mut loaded = LoadedModel::start(&checkpoint, &engine_args)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    let mut report = measured(args, &checkpoint, &engine_args, &mut session)?;
+    let mut report = measured(args, &checkpoint, &engine_args, &mut loaded)?;
     report["load_ms"] = json!(load_ms);
     Ok(report)
 }
@@ -81,16 +81,16 @@ pub fn measured(
     args: &Bench,
     checkpoint: &Checkpoint,
     engine_args: &EngineArgs,
-    session: &mut Session,
+    loaded: &mut LoadedModel,
 ) -> Result<Value> {
-    let kind = session.kind;
-    let ceiling = ceiling(&session.device)?;
-    let costs = session.costs(checkpoint);
-    let greedy = match session::shortlist_bytes(checkpoint, &session.device, engine_args) {
+    let kind = loaded.kind;
+    let ceiling = ceiling(&loaded.device)?;
+    let costs = loaded.costs(checkpoint);
+    let greedy = match model::shortlist_bytes(checkpoint, &loaded.device, engine_args) {
         Some(shortlist) => costs.clone().with_head_bytes(shortlist),
         None => costs.clone(),
     };
-    let mut measure = Measure::new(args, &mut *session.engine, Costs { logits: costs, greedy }, &ceiling)?;
+    let mut measure = Measure::new(args, &mut *loaded.engine, Costs { logits: costs, greedy }, &ceiling)?;
     let mut results = Vec::new();
     for &depth in &args.depth {
         let place = || format!("{}, depth {depth}", kind.title());
@@ -101,15 +101,15 @@ pub fn measured(
             results.push(measure.mixed(depth).with_context(place)?);
         }
     }
-    let memory = Observed::now(&session.device.burn);
+    let memory = Observed::now(&loaded.device.burn);
     // A peer's memory is not this process's.
     let is_ours = kind.peer().is_none();
-    let peak = session.engine.take_peak_resident_bytes().or(memory.peak_resident.filter(|_| is_ours));
+    let peak = loaded.engine.take_peak_resident_bytes().or(memory.peak_resident.filter(|_| is_ours));
     Ok(json!({
         "engine": kind.name(),
         "phase": kind.phase(),
-        "kv": (kind != EngineKind::Reference).then(|| session.cache.name()),
-        "device": session.device.name,
+        "kv": (kind != EngineKind::Reference).then(|| loaded.cache.name()),
+        "device": loaded.device.name,
         "ceiling": ceiling,
         "results": results,
         "peak_rss_bytes": peak,

@@ -16,8 +16,8 @@ use crate::args::Chat;
 use crate::commands::print;
 use crate::conversation::Conversation;
 use crate::interrupt;
+use crate::model::{self, LoadedModel};
 use crate::prompt_bar::PromptBar;
-use crate::session::{self, Session};
 use crate::tools;
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and begins anew, /quit ends. \
@@ -25,13 +25,13 @@ const HELP: &str = "/reset forgets the conversation, /system TEXT gives instruct
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
     let functions = args.tools.as_deref().map_or(Ok(Vec::new()), tools::read)?;
-    let checkpoint = session::open_with(&args.model, &args.reply.engine)?;
-    let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
+    let checkpoint = model::open_with(&args.model, &args.reply.engine)?;
+    let (mut loaded, tokenizer) = LoadedModel::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let harmony = answer::harmony(&tokenizer)?;
     let reply = &args.reply;
     let new = Conversation::begin(harmony, reply.reasoning, reply.day(), args.system.as_deref(), functions);
     let mut conversation = match &args.reply.session {
-        Some(file) => Conversation::in_file(file, &checkpoint, &mut session, new)?,
+        Some(file) => Conversation::in_file(file, &checkpoint, &mut loaded, new)?,
         None => new,
     };
     let params = args.reply.params(tokenizer.stops());
@@ -47,7 +47,7 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
             ("/reset", _) => conversation.reset(None),
             ("/system", text) => conversation.reset(Some(text)),
             (command, _) if command.starts_with('/') => eprintln!("{HELP}"),
-            _ => talk(line, &mut conversation, &mut *session.engine, &params, &mut editor)?,
+            _ => talk(line, &mut conversation, &mut *loaded.engine, &params, &mut editor)?,
         }
     }
     Ok(ExitCode::SUCCESS)

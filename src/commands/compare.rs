@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use crate::args::{Bench, Compare, DrawKind, EngineKind};
 use crate::commands::bench;
 use crate::commands::print;
+use crate::model::{self, LoadedModel, SEQUENCE};
 use crate::peer;
-use crate::session::{self, SEQUENCE, Session};
 use agreement::References;
 
 /// Of the tokens of the first prompts.
@@ -27,7 +27,7 @@ const SEED: usize = 1;
 pub fn run(args: &Compare) -> Result<ExitCode> {
     let (engines, skipped) = engines(args)?;
     for model in &args.model {
-        let checkpoint = session::open(model)?;
+        let checkpoint = model::open(model)?;
         let context = checkpoint.config.context_length;
         for bench in benches(args, model) {
             let longest = bench.depth.iter().map(|&depth| bench::longest(&bench, depth)).max().unwrap_or(0);
@@ -111,21 +111,21 @@ fn one(args: &Compare, model: &Path, kind: EngineKind, references: &References) 
     let engine_args = bench::engine_args(&single, kind, None);
     process::take_peak_resident_bytes();
     let start = Instant::now();
-    let checkpoint = session::open_with(model, &engine_args)?;
-    let mut session = Session::start(&checkpoint, &engine_args)?;
+    let checkpoint = model::open_with(model, &engine_args)?;
+    let mut loaded = LoadedModel::start(&checkpoint, &engine_args)?;
     let start_ms = milliseconds(start);
-    let first = first_token_ms(&mut *session.engine, 1)?;
+    let first = first_token_ms(&mut *loaded.engine, 1)?;
     let mut first_tokens = vec![json!({ "prompt": 1, "ms": first })];
     for &prompt in &args.prompt {
-        first_tokens.push(json!({ "prompt": prompt, "ms": first_token_ms(&mut *session.engine, prompt)? }));
+        first_tokens.push(json!({ "prompt": prompt, "ms": first_token_ms(&mut *loaded.engine, prompt)? }));
     }
-    let agreement = references.agreement(args, &mut *session.engine)?;
-    let mut report = bench::measured(&single, &checkpoint, &engine_args, &mut session)?;
-    let device_reason = session.device.reason.clone();
+    let agreement = references.agreement(args, &mut *loaded.engine)?;
+    let mut report = bench::measured(&single, &checkpoint, &engine_args, &mut loaded)?;
+    let device_reason = loaded.device.reason.clone();
     // Many sequences run in an engine of their own: room for them would slow llama.cpp down where there is one alone.
-    drop(session);
+    drop(loaded);
     let engine_args = bench::engine_args(&many, kind, None);
-    let more = bench::measured(&many, &checkpoint, &engine_args, &mut Session::start(&checkpoint, &engine_args)?)?;
+    let more = bench::measured(&many, &checkpoint, &engine_args, &mut LoadedModel::start(&checkpoint, &engine_args)?)?;
     if let (Some(results), Some(more)) = (report["results"].as_array_mut(), more["results"].as_array()) {
         results.extend(more.iter().cloned());
     }

@@ -7,10 +7,10 @@ use anyhow::Result;
 use phase4_profiling::process;
 
 use crate::args::Convert;
-use crate::session::{self, bytes_bar};
+use crate::model::{self, bytes_bar};
 
 pub fn run(args: &Convert) -> Result<ExitCode> {
-    let checkpoint = session::open(&args.model)?;
+    let checkpoint = model::open(&args.model)?;
     let start = Instant::now();
     let bar = bytes_bar("converting", 0);
     let mut bytes = 0;

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::answer::{self, Event, Turn};
 use crate::args::Eval;
 use crate::commands::print;
-use crate::session::{self, SEQUENCE, Session};
+use crate::model::{self, LoadedModel, SEQUENCE};
 use score::Score;
 use suite::{Expected, Question};
 
@@ -28,8 +28,8 @@ const MAX_TOKENS: usize = 192;
 
 pub fn run(args: &Eval) -> Result<ExitCode> {
     let questions = select(args)?;
-    let checkpoint = session::open_with(&args.model, &args.engine)?;
-    let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.engine)?;
+    let checkpoint = model::open_with(&args.model, &args.engine)?;
+    let (mut loaded, tokenizer) = LoadedModel::start_with_tokenizer(&checkpoint, &args.engine)?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is constant");
     let bar = ProgressBar::new(questions.len() as u64).with_style(style);
     let mut scores: BTreeMap<&str, Score> = BTreeMap::new();
@@ -38,17 +38,17 @@ pub fn run(args: &Eval) -> Result<ExitCode> {
         let score = scores.entry(&question.suite).or_default();
         match &question.completion {
             Some(completion) => {
-                let (loss, tokens) = loss(&mut *session.engine, &tokenizer, &question.prompt, completion)?;
+                let (loss, tokens) = loss(&mut *loaded.engine, &tokenizer, &question.prompt, completion)?;
                 score.count_loss(loss, tokens);
             }
-            None => ask(args, &mut session, &tokenizer, question, score)?,
+            None => ask(args, &mut loaded, &tokenizer, question, score)?,
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
     let report = if args.json {
         let suites: BTreeMap<&str, _> = scores.iter().map(|(suite, score)| (*suite, score.to_json())).collect();
-        let (device, kind) = (&session.device.name, session.kind);
+        let (device, kind) = (&loaded.device.name, loaded.kind);
         let report = json!({ "suites": suites, "device": device, "engine": kind.name(), "phase": kind.phase() });
         format!("{report:#}\n")
     } else {
@@ -79,7 +79,7 @@ fn select(args: &Eval) -> Result<Vec<Question>> {
 
 fn ask(
     args: &Eval,
-    session: &mut Session,
+    loaded: &mut LoadedModel,
     tokenizer: &Tokenizer,
     question: &Question,
     score: &mut Score,
@@ -92,8 +92,8 @@ fn ask(
     let prompt = tokenizer.encode_with_control(&question.prompt);
     let mut ignore = |_: Event<'_>| ControlFlow::Continue(());
     let harmony = answer::harmony(tokenizer)?;
-    let (turn, generated) = answer::answer(&mut *session.engine, &harmony, &[], &[], &prompt, &params, &mut ignore)?;
-    session.engine.release(SEQUENCE);
+    let (turn, generated) = answer::answer(&mut *loaded.engine, &harmony, &[], &[], &prompt, &params, &mut ignore)?;
+    loaded.engine.release(SEQUENCE);
     let right = question.expected.met_by(&turn);
     let valid = turn.warnings.is_empty() && generated.finish == FinishReason::Stop;
     score.count_answer(right, valid, matches!(question.expected, Expected::Call { .. }).then(|| is_json(&turn)));

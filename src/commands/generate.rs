@@ -20,21 +20,21 @@ use crate::commands::print;
 use crate::conversation::Conversation;
 use crate::embedded::EMBEDDED;
 use crate::interrupt;
+use crate::model::{self, LoadedModel, SEQUENCE};
 use crate::prompt_bar::PromptBar;
 use crate::saved::Saved;
-use crate::session::{self, SEQUENCE, Session};
 
 pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
     let (model, text, ask) = model_and_prompt(args)?;
-    let checkpoint = session::open_with(Path::new(model), &args.reply.engine)?;
-    let (mut session, tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
+    let checkpoint = model::open_with(Path::new(model), &args.reply.engine)?;
+    let (mut loaded, tokenizer) = LoadedModel::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     let reply = match ask {
-        true => answer(args, text, &checkpoint, &tokenizer, &mut session, start)?,
-        false => continuation(args, text, &checkpoint, &tokenizer, &mut session, start)?,
+        true => answer(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
+        false => continuation(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
     };
     if args.json {
-        print(&format!("{:#}\n", to_json(&reply, &mut session)))?;
+        print(&format!("{:#}\n", to_json(&reply, &mut loaded)))?;
     } else {
         print("\n")?;
         report(&reply);
@@ -87,13 +87,13 @@ fn answer(
     text: &str,
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
-    session: &mut Session,
+    loaded: &mut LoadedModel,
     start: Instant,
 ) -> Result<Reply> {
     let (harmony, reply) = (answer::harmony(tokenizer)?, &args.reply);
     let new = Conversation::begin(harmony, reply.reasoning, reply.day(), None, Vec::new());
     let mut conversation = match &args.reply.session {
-        Some(file) => Conversation::in_file(file, checkpoint, session, new)?,
+        Some(file) => Conversation::in_file(file, checkpoint, loaded, new)?,
         None => new,
     };
     let load_time = start.elapsed();
@@ -112,7 +112,7 @@ fn answer(
         Event::Delta(_) | Event::Silent => screen.show(""),
     };
     let question = Message::user(text);
-    let answer = conversation.say(question, &mut *session.engine, &params(args, tokenizer), &mut on_event)?;
+    let answer = conversation.say(question, &mut *loaded.engine, &params(args, tokenizer), &mut on_event)?;
     screen.end()?;
     for call in answer.turn.messages.iter().filter(|message| message.is_call()) {
         let name = call.recipient.as_deref().unwrap_or_default();
@@ -128,12 +128,12 @@ fn continuation(
     text: &str,
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
-    session: &mut Session,
+    loaded: &mut LoadedModel,
     start: Instant,
 ) -> Result<Reply> {
     let (saved, mut tokens) = match &args.reply.session {
         Some(file) => {
-            let (saved, tokens) = Saved::open(file, checkpoint, session)?;
+            let (saved, tokens) = Saved::open(file, checkpoint, loaded)?;
             (Some(saved), tokens)
         }
         None => (None, Vec::new()),
@@ -142,7 +142,7 @@ fn continuation(
     let load_time = start.elapsed();
     interrupt::catch()?;
     let mut screen = Screen::new(args.json);
-    let engine: &mut dyn Engine = &mut *session.engine;
+    let engine: &mut dyn Engine = &mut *loaded.engine;
     let (held, prompt) = tokens.split_at(held_tokens(engine, tokens.len()));
     let prompt_tokens = prompt.len();
     let params = params(args, tokenizer);
@@ -220,11 +220,11 @@ fn finish_name(finish: &FinishReason) -> &'static str {
     }
 }
 
-fn to_json(reply: &Reply, session: &mut Session) -> serde_json::Value {
+fn to_json(reply: &Reply, loaded: &mut LoadedModel) -> serde_json::Value {
     // A peer's memory is not this process's.
-    let (peak, anonymous) = match session.kind.peer() {
+    let (peak, anonymous) = match loaded.kind.peer() {
         None => (process::peak_resident_bytes(), process::anonymous_resident_bytes()),
-        Some(_) => (session.engine.take_peak_resident_bytes(), None),
+        Some(_) => (loaded.engine.take_peak_resident_bytes(), None),
     };
     let Reply { generated, prompt_tokens, load_time } = reply;
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
@@ -239,9 +239,9 @@ fn to_json(reply: &Reply, session: &mut Session) -> serde_json::Value {
         "decode_tok_s": generated.decode_rate(),
         "peak_rss_bytes": peak,
         "anonymous_bytes": anonymous,
-        "device": session.device.name,
-        "engine": session.kind.name(),
-        "phase": session.kind.phase(),
+        "device": loaded.device.name,
+        "engine": loaded.kind.name(),
+        "phase": loaded.kind.phase(),
     })
 }
 

@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 
 use crate::args::Inspect;
 use crate::commands::{print, size};
-use crate::session;
+use crate::model;
 
 /// Contexts whose memory is shown.
 const CONTEXTS: [usize; 2] = [4096, 8192];
 
 pub fn run(args: &Inspect) -> Result<ExitCode> {
-    let checkpoint = session::open(&args.model)?;
+    let checkpoint = model::open(&args.model)?;
     if args.check {
         for (name, tensor) in &checkpoint.tensors {
             check_values(&checkpoint.path, name, tensor)?;

@@ -11,10 +11,10 @@ use phase2_forward::{Activation, Dump, Want, Work};
 use safetensors::{Dtype, View};
 
 use crate::args::Logits;
-use crate::session::{self, SEQUENCE, Session};
+use crate::model::{self, LoadedModel, SEQUENCE};
 
 pub fn run(args: &Logits) -> Result<ExitCode> {
-    let checkpoint = session::open_with(&args.model, &args.engine)?;
+    let checkpoint = model::open_with(&args.model, &args.engine)?;
     let tokens = match &args.input.prompt {
         Some(prompt) => checkpoint.tokenizer()?.encode_with_control(prompt),
         None => args.input.tokens.clone(),
@@ -22,8 +22,8 @@ pub fn run(args: &Logits) -> Result<ExitCode> {
     if tokens.is_empty() {
         bail!("the prompt is empty; a model needs at least one token");
     }
-    let mut session = Session::start(&checkpoint, &args.engine)?;
-    let tensors = compute(&mut session, &tokens, args.dump)?;
+    let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
+    let tensors = compute(&mut loaded, &tokens, args.dump)?;
     write(&tensors, args)?;
     let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
     eprintln!("{}: {} tokens; {}", args.out.display(), tokens.len(), names.join(", "));
@@ -31,17 +31,17 @@ pub fn run(args: &Logits) -> Result<ExitCode> {
 }
 
 /// The logits of every position and, with `dump`, what led to them. A text longer than a step of the engine is computed in several.
-fn compute(session: &mut Session, tokens: &[u32], dump: bool) -> Result<BTreeMap<String, Activation>> {
-    let vocab = session.engine.config().vocab;
+fn compute(loaded: &mut LoadedModel, tokens: &[u32], dump: bool) -> Result<BTreeMap<String, Activation>> {
+    let vocab = loaded.engine.config().vocab;
     let mut tensors: BTreeMap<String, Activation> = BTreeMap::new();
-    for tokens in tokens.chunks(session.engine.capacity().tokens_per_step) {
+    for tokens in tokens.chunks(loaded.engine.capacity().tokens_per_step) {
         let mut seen = Dump::default();
         let logits = match dump {
             true => {
                 let work = Work::tokens(SEQUENCE, tokens, Want::AllLogits);
-                session.engine.inspect(&[work], &mut seen)?.remove(0).logits()?
+                loaded.engine.inspect(&[work], &mut seen)?.remove(0).logits()?
             }
-            false => session.engine.all_logits(SEQUENCE, tokens)?,
+            false => loaded.engine.all_logits(SEQUENCE, tokens)?,
         };
         let logits = ("logits".to_owned(), ([tokens.len(), vocab], logits));
         for (name, ([rows, width], values)) in seen.tensors.into_iter().chain([logits]) {

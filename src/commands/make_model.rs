@@ -9,7 +9,7 @@ use synthetic::SyntheticModel;
 
 use crate::args::MakeModel;
 use crate::commands::print;
-use crate::session::bytes_bar;
+use crate::model::bytes_bar;
 
 pub fn run(args: &MakeModel) -> Result<ExitCode> {
     let mut model = match SyntheticModel::preset(&args.preset) {

@@ -5,35 +5,35 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use phase2_forward::{Draw, Engine, Outcome, Want, Work, sample_tokens};
 use phase3_kvcache::{PREFILL_CHUNK, prefill};
-use phase4_profiling::{APPLE_16GB_GPU_BUDGET, MemoryPlan, Observed, Place, Setting};
+use phase4_profiling::{APPLE_16GB_GPU_BUDGET, EngineSetup, MemoryPlan, Observed, Place};
 use phase5_flash::cache_bytes;
 use serde_json::json;
 
 use crate::args::{EngineKind, Memory};
 use crate::commands::{print, size};
-use crate::session::{self, SEQUENCE, Session};
+use crate::model::{self, LoadedModel, SEQUENCE};
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
     let Some(phase) = kind.phase() else {
         bail!("the memory of our own engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
     };
-    let checkpoint = session::open_with(&args.model, &args.engine)?;
+    let checkpoint = model::open_with(&args.model, &args.engine)?;
     let longest = checkpoint.config.context_length;
-    let context = args.context.unwrap_or(longest.min(session::USUAL_CONTEXT));
+    let context = args.context.unwrap_or(longest.min(model::USUAL_CONTEXT));
     if context > longest {
         bail!("--context {context}: the model's context holds {longest} tokens");
     }
-    let device = session::find_device(&checkpoint, &args.engine)?;
+    let device = model::find_device(&checkpoint, &args.engine)?;
     let chunk = context.min(PREFILL_CHUNK);
     let cache = args.engine.cache_type(&device);
-    let shortlist = session::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
+    let shortlist = model::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
     let kv_memory = args.engine.fast.kv_memory;
     let flash = kind == EngineKind::Flash;
     // A GPU's memory is taken by weights first, and the cache takes nine tenths of what is left at most.
     let left = device.memory.map(|bytes| bytes.saturating_sub(checkpoint.weight_bytes()) / 10 * 9);
     let cache_at_most = flash.then(|| cache_bytes(&checkpoint.config, cache, kv_memory, left));
-    let setting = |on_gpu| Setting {
+    let setup = |on_gpu| EngineSetup {
         phase,
         on_gpu,
         cache,
@@ -41,20 +41,20 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         // On the CPU, memory comes with what is written.
         pool: cache_at_most.filter(|_| on_gpu),
         chunk,
-        screen: if on_gpu { 0 } else { shortlist },
+        shortlist: if on_gpu { 0 } else { shortlist },
     };
-    let plan = MemoryPlan::new(&checkpoint, setting(!device.is_cpu()));
+    let plan = MemoryPlan::new(&checkpoint, setup(!device.is_cpu()));
     // Unless it is told how much, the cache there takes what is left.
     let given = kv_memory.filter(|_| flash);
-    let on_apple = MemoryPlan::new(&checkpoint, Setting { pool: given, ..setting(true) }).at(Place::Device);
+    let on_apple = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) }).at(Place::Device);
 
     let before = Observed::now(&device.burn);
     let after = match args.observe {
         false => None,
         true => {
-            let mut session = Session::start(&checkpoint, &args.engine)?;
-            fill(&mut *session.engine, context)?;
-            Some(Observed::now(&session.device.burn))
+            let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
+            fill(&mut *loaded.engine, context)?;
+            Some(Observed::now(&loaded.device.burn))
         }
     };
     if args.json {

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::args::{self, EngineArgs};
 use crate::commands::print;
-use crate::session::{self, SEQUENCE, Session};
+use crate::model::{self, LoadedModel, SEQUENCE};
 
 pub fn run(args: &args::Profile) -> Result<ExitCode> {
     if let Some(files) = &args.compare {
@@ -60,21 +60,21 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
     let phase = kind
         .phase()
         .with_context(|| format!("{} shows nothing of its steps; `gptoss bench` times them", kind.title()))?;
-    let (checkpoint, workloads) = (session::open_with(&args.model, &args.engine)?, workloads(args));
-    let mut session = Session::start(&checkpoint, &args.engine)?;
+    let (checkpoint, workloads) = (model::open_with(&args.model, &args.engine)?, workloads(args));
+    let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
     // Before the ceiling: a GPU that waited for its compiler is measured at the clock of an idle one.
-    warm_up(&mut *session.engine)?;
-    let ceiling = ceiling(&session.device)?;
-    let costs = session.costs(&checkpoint);
-    let mut recorder = Recorder::new(&session.device, &costs);
+    warm_up(&mut *loaded.engine)?;
+    let ceiling = ceiling(&loaded.device)?;
+    let costs = loaded.costs(&checkpoint);
+    let mut recorder = Recorder::new(&loaded.device, &costs);
     let bar = ProgressBar::new((workloads.len() * (1 + args.steps)) as u64);
     let mut profiles = Vec::new();
     for workload in workloads {
         let progress = &mut |_| bar.inc(1);
-        let (steps, clock) = run_workload(&mut *session.engine, workload, args.steps, &mut recorder, progress)?;
+        let (steps, clock) = run_workload(&mut *loaded.engine, workload, args.steps, &mut recorder, progress)?;
         profiles.push(Profile {
             model: args.model.display().to_string(),
-            device: session.device.name.clone(),
+            device: loaded.device.name.clone(),
             machine: machine(),
             date: today(),
             phase,
@@ -112,26 +112,26 @@ fn read(path: &Path) -> Result<Vec<Profile>> {
 
 /// Runs the same tokens through the engine and through phase 2 on the CPU.
 fn numerics(args: &args::Profile) -> Result<ExitCode> {
-    let checkpoint = &session::open_with(&args.model, &args.engine)?;
+    let checkpoint = &model::open_with(&args.model, &args.engine)?;
     let tokens = match workloads(args)[0] {
         Workload::Decode { depth, .. } => depth + 1,
         Workload::Prefill { tokens } => tokens,
     };
     let tokens = sample_tokens(0, tokens, checkpoint.config.vocab);
-    let reference = Session::start(checkpoint, &EngineArgs::reference())?;
+    let reference = LoadedModel::start(checkpoint, &EngineArgs::reference())?;
     let reference = watch(reference, &tokens)?;
-    let seen = watch(Session::start(checkpoint, &args.engine)?, &tokens)?;
+    let seen = watch(LoadedModel::start(checkpoint, &args.engine)?, &tokens)?;
     let rows = seen.against(Some(&reference));
     print(&if args.json { format!("{:#}\n", json!(rows)) } else { numerics_text(&rows) })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn watch(mut session: Session, tokens: &[u32]) -> Result<NumericsProbe> {
+fn watch(mut loaded: LoadedModel, tokens: &[u32]) -> Result<NumericsProbe> {
     let mut probe = NumericsProbe::default();
     let work = Work::tokens(SEQUENCE, tokens, Want::AllLogits);
-    match session.engine.inspect(&[work], &mut probe)?.remove(0).logits() {
+    match loaded.engine.inspect(&[work], &mut probe)?.remove(0).logits() {
         Ok(logits) => {
-            let shape = [tokens.len(), session.engine.config().vocab];
+            let shape = [tokens.len(), loaded.engine.config().vocab];
             probe.see(&|| "logits".into(), &|| (shape, logits.clone()));
         }
         // The results before them show where it began.

@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::args::Serve;
 use crate::embedded::EMBEDDED;
-use crate::session::{self, Session};
+use crate::model::{self, LoadedModel};
 
 /// For conversations to be written to disk at the end, even if answers get no time.
 const LEAST_SPILL_TIME: Duration = Duration::from_secs(10);
@@ -107,7 +107,7 @@ fn settings(args: &Serve) -> Result<Settings> {
 }
 
 fn load(args: &Serve) -> Result<Model> {
-    let mut checkpoint = session::open_with(&args.model, &args.engine)?;
+    let mut checkpoint = model::open_with(&args.model, &args.engine)?;
     let fingerprint = checkpoint.fingerprint();
     if let Some(context) = args.context {
         let own = checkpoint.config.context_length;
@@ -117,9 +117,9 @@ fn load(args: &Serve) -> Result<Model> {
         checkpoint.config.context_length = context;
     }
     let bytes = checkpoint.weight_bytes();
-    let (session, tokenizer): (Session, Tokenizer) = Session::start_with_tokenizer(&checkpoint, &args.engine)?;
-    let (kind, cache) = (session.kind, session.cache.name());
-    let mut engine: Box<dyn Engine> = session.engine.into_engine();
+    let (loaded, tokenizer): (LoadedModel, Tokenizer) = LoadedModel::start_with_tokenizer(&checkpoint, &args.engine)?;
+    let (kind, cache) = (loaded.kind, loaded.cache.name());
+    let mut engine: Box<dyn Engine> = loaded.engine.into_engine();
     let disk = match &args.cache_dir {
         Some(folder) => {
             let title = kind.title();

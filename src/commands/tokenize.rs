@@ -8,10 +8,10 @@ use serde_json::json;
 
 use crate::args::Tokenize;
 use crate::commands::print;
-use crate::session;
+use crate::model;
 
 pub fn run(args: &Tokenize) -> Result<ExitCode> {
-    let tokenizer = session::open(&args.model)?.tokenizer()?;
+    let tokenizer = model::open(&args.model)?.tokenizer()?;
     let tokens = match (args.decode, args.plain) {
         (true, _) => parse_tokens(&args.text, &tokenizer)?,
         (false, true) => tokenizer.encode(&args.text),

@@ -10,10 +10,10 @@ use phase5_flash::gpu::{self, GpuEngine, Options, Tuned, TunedFor};
 
 use crate::args::Tune;
 use crate::commands::print;
-use crate::session::{self, bytes_bar};
+use crate::model::{self, bytes_bar};
 
 pub fn run(args: &Tune) -> Result<ExitCode> {
-    let checkpoint = session::open(&args.model)?;
+    let checkpoint = model::open(&args.model)?;
     let device = ComputeDevice::find(args.device, GptOss::needs(&checkpoint))?;
     eprintln!("device: {} ({})", device.name, device.reason);
     if device.is_cpu() {

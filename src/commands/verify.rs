@@ -4,15 +4,15 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use phase1_loading::{Comparison, TensorComparison, Verdict};
+use phase1_loading::{ModelComparison, TensorComparison, Verdict};
 use serde_json::json;
 
 use crate::args::Verify;
 use crate::commands::print;
-use crate::session::{self, bytes_bar};
+use crate::model::{self, bytes_bar};
 
 pub fn run(args: &Verify) -> Result<ExitCode> {
-    let (a, b) = (session::open(&args.a)?, session::open(&args.b)?);
+    let (a, b) = (model::open(&args.a)?, model::open(&args.b)?);
     let bar = bytes_bar("comparing", 0);
     let comparison = phase1_loading::verify(&a, &b, &mut |done, total| {
         bar.set_length(total);
@@ -31,7 +31,7 @@ fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-fn to_text(comparison: &Comparison) -> Result<String> {
+fn to_text(comparison: &ModelComparison) -> Result<String> {
     let mut out = String::new();
     for difference in &comparison.differences {
         writeln!(out, "{difference}")?;
@@ -57,7 +57,7 @@ fn to_text(comparison: &Comparison) -> Result<String> {
     Ok(out)
 }
 
-fn to_json(comparison: &Comparison) -> serde_json::Value {
+fn to_json(comparison: &ModelComparison) -> serde_json::Value {
     let tensors: Vec<_> = comparison
         .tensors
         .iter()

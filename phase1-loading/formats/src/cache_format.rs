@@ -1,7 +1,6 @@
 //! The number formats of the KV cache.
 
 use std::fmt;
-use std::str::FromStr;
 
 use crate::BLOCK;
 
@@ -56,14 +55,5 @@ impl CacheFormat {
 impl fmt::Display for CacheFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for CacheFormat {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let found = CacheFormat::ALL.into_iter().find(|format| format.name() == name);
-        found.ok_or_else(|| format!("expected one of {}", CacheFormat::ALL.map(CacheFormat::name).join(", ")))
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::added::{AddedTokens, Part};
 use super::alphabet::byte_characters;
 use super::bpe::BytePairs;
+use super::least::LeastTokens;
 use super::lists::{CONTROL, UNKNOWN, UNUSED, USER_DEFINED, VocabularyLists};
 use super::vocabulary::Vocabulary;
 use crate::error::Defect;
@@ -20,6 +21,9 @@ pub struct Tokenizer {
     added: AddedTokens,
     /// Those of them that text from outside may contain.
     added_to_text: AddedTokens,
+    /// Of text in which control tokens stand for themselves, and of other text.
+    least_with_control: LeastTokens,
+    least: LeastTokens,
     /// Generation ends here.
     stops: Vec<u32>,
 }
@@ -53,6 +57,13 @@ impl Tokenizer {
             of_kinds(&[CONTROL]).into_iter().map(|(token, id)| (token.to_owned(), id)).collect();
         let stops = stops(&control, &vocabulary.ends);
 
+        let least_of = |is_in_text: fn(i32) -> bool| {
+            let found = bytes.iter().zip(&kinds).filter(|(_, kind)| is_in_text(**kind));
+            LeastTokens::new(found.map(|(bytes, _)| &**bytes))
+        };
+        let least_with_control = least_of(|kind| kind != UNUSED);
+        let least = least_of(|kind| is_merged(kind) || kind == USER_DEFINED);
+
         // A control token among these could be spelled by text from outside.
         let ordinary = tokens.into_iter().zip(&kinds).zip(0u32..);
         let ordinary = ordinary.filter(|((_, kind), _)| is_merged(**kind)).map(|((token, _), id)| (token, id));
@@ -61,7 +72,7 @@ impl Tokenizer {
         if let Some(byte) = pairs.missing_byte() {
             return Err(vocabulary.defect("tokens", "a token for every byte", format!("none for byte {byte}")));
         }
-        Ok(Tokenizer { pairs, bytes, control, added, added_to_text, stops })
+        Ok(Tokenizer { pairs, bytes, control, added, added_to_text, least_with_control, least, stops })
     }
 
     /// Number of tokens, control tokens included.
@@ -87,6 +98,17 @@ impl Tokenizer {
     /// Encodes text in which control tokens stand for themselves, as in a rendered conversation.
     pub fn encode_with_control(&self, text: &str) -> Vec<u32> {
         self.encode_around(&self.added, text)
+    }
+
+    /// A lower bound of the number of tokens that [`Tokenizer::encode`] makes, found in a small part of its time. It tells a text that no
+    /// context holds.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.least.of(text)
+    }
+
+    /// The same for [`Tokenizer::encode_with_control`].
+    pub fn least_tokens_with_control(&self, text: &str) -> usize {
+        self.least_with_control.of(text)
     }
 
     fn encode_around(&self, added: &AddedTokens, text: &str) -> Vec<u32> {

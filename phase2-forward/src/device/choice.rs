@@ -1,7 +1,5 @@
 //! Choosing where a model runs.
 
-use std::str::FromStr;
-
 use super::adapter::Adapter;
 use super::{AdapterReport, ComputeDevice, DeviceError, ModelNeeds};
 
@@ -19,19 +17,15 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    pub const NAMES: [&str; 4] = ["auto", "cpu", "gpu", "software"];
-}
+    pub const ALL: [DeviceChoice; 4] =
+        [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Gpu, DeviceChoice::Software];
 
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "auto" => Ok(DeviceChoice::Auto),
-            "cpu" => Ok(DeviceChoice::Cpu),
-            "gpu" => Ok(DeviceChoice::Gpu),
-            "software" => Ok(DeviceChoice::Software),
-            _ => Err(format!("expected one of {}", DeviceChoice::NAMES.join(", "))),
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceChoice::Auto => "auto",
+            DeviceChoice::Cpu => "cpu",
+            DeviceChoice::Gpu => "gpu",
+            DeviceChoice::Software => "software",
         }
     }
 }

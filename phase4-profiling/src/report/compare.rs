@@ -9,7 +9,7 @@ use crate::{Clock, Profile, Workload};
 
 /// Two profiles, operation by operation.
 #[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
+pub struct ProfileComparison {
     pub before: Side,
     pub after: Side,
     /// Differences other than the code, such as the machine, that can explain differences in time.
@@ -48,7 +48,7 @@ pub struct Change {
 }
 
 /// Compares `a` (before) with `b` (after). A positive change is a slowdown.
-pub fn compare(a: &Profile, b: &Profile) -> Comparison {
+pub fn compare(a: &Profile, b: &Profile) -> ProfileComparison {
     let times = |profile: &Profile| {
         let rows = profile.rows().into_iter().map(|row| (row.name, row.total));
         rows.chain([("unattributed".into(), profile.unattributed())]).collect::<Vec<_>>()
@@ -70,7 +70,7 @@ pub fn compare(a: &Profile, b: &Profile) -> Comparison {
     }
     changes.sort_by(|a, b| b.change.total_cmp(&a.change));
     let (before, after) = (Side::of(a), Side::of(b));
-    Comparison { warnings: warnings(&before, &after), before, after, changes }
+    ProfileComparison { warnings: warnings(&before, &after), before, after, changes }
 }
 
 fn warnings(a: &Side, b: &Side) -> Vec<String> {
@@ -100,7 +100,7 @@ impl fmt::Display for Side {
     }
 }
 
-impl fmt::Display for Comparison {
+impl fmt::Display for ProfileComparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (before, after) = (self.before.wall, self.after.wall);
         let decimals = decimals(before.min(after));

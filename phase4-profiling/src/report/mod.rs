@@ -11,7 +11,7 @@ mod table;
 mod text;
 mod trace;
 
-pub use compare::{Change, Comparison, Side, compare};
+pub use compare::{Change, ProfileComparison, Side, compare};
 pub use flame::{flame, folded};
 pub use html::html;
 pub use table::table;

@@ -9,9 +9,9 @@ use std::num::NonZero;
 use std::thread::available_parallelism;
 
 use cpu_kernels::{
-    Blocks, Bound, CacheFormat, CoarseInputs, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat, Pool, Queries,
-    Screen, Shared, Storage, TILE, attend, attend_share, merge_shares, multiply_few, multiply_panel, multiply_strips,
-    strip,
+    Blocks, Bound, CacheFormat, CoarseInputs, CoarseMatrix, Isa, KeyBlock, POSITIONS, PackedRows, Panel, PanelFormat,
+    Pool, Queries, Shared, Storage, TILE, attend, attend_share, merge_shares, multiply_panel, multiply_prepared,
+    multiply_small_batch, prepare_input,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 #[cfg(target_os = "linux")]
@@ -41,7 +41,7 @@ fn buffer() -> Vec<u8> {
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Streamed,
-    Strips,
+    Prepared,
     Tiled(PanelFormat),
 }
 
@@ -49,10 +49,10 @@ fn products(c: &mut Criterion) {
     let buffer = buffer();
     for (name, inputs, way) in [
         ("one input", 1, Way::Streamed),
-        ("one strip", 1, Way::Strips),
-        ("two strips", 2, Way::Strips),
+        ("one prepared input", 1, Way::Prepared),
+        ("two prepared inputs", 2, Way::Prepared),
         ("four inputs", 4, Way::Streamed),
-        ("four strips", 4, Way::Strips),
+        ("four prepared inputs", 4, Way::Prepared),
         ("panel of 10, f32", 10, Way::Tiled(PanelFormat::F32)),
         ("panel of 10, i16", 10, Way::Tiled(PanelFormat::I16)),
         ("panel of 64, f32", 64, Way::Tiled(PanelFormat::F32)),
@@ -61,7 +61,7 @@ fn products(c: &mut Criterion) {
         let mut group = c.benchmark_group(name);
         for storage in [Storage::Mxfp4, Storage::Q8_0, Storage::F16, Storage::F32] {
             let suits = match way {
-                Way::Strips => storage == Storage::Mxfp4,
+                Way::Prepared => storage == Storage::Mxfp4,
                 Way::Tiled(PanelFormat::I16) => storage.is_quantized(),
                 _ => true,
             };
@@ -76,9 +76,9 @@ fn products(c: &mut Criterion) {
                 let few: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
                 let mut words = vec![0; inputs * COLUMNS];
                 for (words, x) in words.chunks_exact_mut(COLUMNS).zip(&x) {
-                    strip(isa, x, words);
+                    prepare_input(isa, x, words);
                 }
-                let strips: Vec<&[u32]> = words.chunks_exact(COLUMNS).collect();
+                let prepared: Vec<&[u32]> = words.chunks_exact(COLUMNS).collect();
                 let mut panel = Panel::default();
                 if let Way::Tiled(format) = way {
                     let filling = panel.begin(isa, format, COLUMNS, inputs);
@@ -94,8 +94,8 @@ fn products(c: &mut Criterion) {
                         at = if at + 2 * tile_bytes > BUFFER { 0 } else { at + tile_bytes };
                         let rows = PackedRows::new(&buffer[at..at + tile_bytes], storage, COLUMNS);
                         match way {
-                            Way::Streamed => multiply_few(isa, rows, &few, &mut out),
-                            Way::Strips => multiply_strips(isa, rows, &strips, &mut out),
+                            Way::Streamed => multiply_small_batch(isa, rows, &few, &mut out),
+                            Way::Prepared => multiply_prepared(isa, rows, &prepared, &mut out),
                             Way::Tiled(_) => multiply_panel(isa, rows, &panel, &mut out),
                         }
                         black_box(&mut out);
@@ -107,8 +107,8 @@ fn products(c: &mut Criterion) {
     }
 }
 
-/// Estimates of a matrix's products from its screen, and making one.
-fn screens(c: &mut Criterion) {
+/// Estimates of a matrix's products from its coarse copy, and making one.
+fn coarse_copies(c: &mut Criterion) {
     const ROWS: usize = BUFFER / (COLUMNS / 32 * 34) / TILE * TILE;
     let buffer = buffer();
     let row_bytes = COLUMNS / 32 * Storage::Q8_0.block_bytes();
@@ -116,17 +116,17 @@ fn screens(c: &mut Criterion) {
         PackedRows::new(&buffer[tile * TILE * row_bytes..(tile + 1) * TILE * row_bytes], Storage::Q8_0, COLUMNS)
     };
     for isa in Isa::all() {
-        let mut screen = Screen::new(ROWS, COLUMNS);
-        let (tiles, tile_bytes) = (screen.tiles(), Screen::bytes(TILE, COLUMNS));
+        let mut coarse = CoarseMatrix::new(ROWS, COLUMNS);
+        let (tiles, tile_bytes) = (coarse.tiles(), CoarseMatrix::bytes(TILE, COLUMNS));
         let mut tile = 0;
         let mut next = || {
             tile = (tile + 1) % tiles;
             tile
         };
-        let mut group = c.benchmark_group("a screen");
+        let mut group = c.benchmark_group("a coarse copy");
         group.throughput(Throughput::Bytes((TILE * row_bytes) as u64));
         group.bench_function(BenchmarkId::new("made of Q8_0", isa), |bencher| {
-            let making = screen.make();
+            let making = coarse.make();
             // SAFETY: one thread.
             bencher.iter(|| unsafe { making.tile(isa, next(), rows(0)) });
         });
@@ -137,7 +137,7 @@ fn screens(c: &mut Criterion) {
             inputs.round(isa, &x, COLUMNS);
             let (mut estimates, mut bounds) = (vec![0.0; count * TILE], vec![Bound::default(); count]);
             group.bench_function(BenchmarkId::new(format!("inputs {count}"), isa), |bencher| {
-                bencher.iter(|| screen.estimate(isa, next(), &inputs, black_box(&mut estimates), &mut bounds));
+                bencher.iter(|| coarse.estimate(isa, next(), &inputs, black_box(&mut estimates), &mut bounds));
             });
         }
         group.finish();
@@ -269,5 +269,5 @@ fn decoding(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, products, screens, attention, decoding);
+criterion_group!(benches, products, coarse_copies, attention, decoding);
 criterion_main!(benches);

@@ -1,7 +1,6 @@
 //! Detection of instruction sets, and dispatch of kernels to them.
 
 use std::fmt;
-use std::str::FromStr;
 
 use crate::simd::{Simd, portable::Portable};
 #[cfg(target_arch = "x86_64")]
@@ -131,17 +130,5 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for Isa {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Isa, String> {
-        let here = Isa::all();
-        let found = here.iter().copied().find(|isa| isa.name() == name);
-        found.ok_or_else(|| {
-            format!("this machine has {}", here.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "))
-        })
     }
 }

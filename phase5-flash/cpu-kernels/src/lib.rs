@@ -7,24 +7,24 @@
 
 mod attention;
 mod cache;
+mod coarse;
 mod isa;
 mod panel;
 mod pool;
+mod prepared;
 mod product;
 mod rows;
-mod screen;
 mod simd;
-mod strip;
 mod weights;
 
 pub use attention::{Blocks, Queries, attend, attend_share, merge_shares};
 pub use cache::{KeyBlock, POSITIONS};
+pub use coarse::{Bound, CoarseInputs, CoarseMatrix, CoarseMatrixBuilder};
 pub use formats::{CacheFormat, Storage};
 pub use isa::Isa;
 pub use panel::{Panel, PanelFormat};
 pub use pool::{Pool, Shared};
-pub use product::{FEW, TILE, multiply_few, multiply_panel};
+pub use prepared::{multiply_prepared, prepare_input};
+pub use product::{SMALL_BATCH, TILE, multiply_panel, multiply_small_batch};
 pub use rows::{rms_norm, rotate, softmax, swiglu};
-pub use screen::{Bound, CoarseInputs, Screen, ScreenMaking};
-pub use strip::{multiply_strips, strip};
 pub use weights::PackedRows;

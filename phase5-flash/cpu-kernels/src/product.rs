@@ -1,6 +1,6 @@
 //! Products of packed weight rows with inputs.
 //!
-//! [`multiply_few`] is for up to 4 inputs: it streams weights through registers as f32 and is bound by memory bandwidth.
+//! [`multiply_small_batch`] is for up to 4 inputs: it streams weights through registers as f32 and is bound by memory bandwidth.
 //! [`multiply_panel`] is for more: it decodes a tile of 32 rows by 288 columns into L1, transposed, and multiplies it by every group of
 //! inputs, so that it is bound by arithmetic.
 //!
@@ -27,8 +27,8 @@ use crate::panel::{Group, Panel, PanelFormat};
 use crate::simd::{LANES, Simd};
 use crate::weights::{BF16Block, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block};
 
-/// The most inputs that [`multiply_few`] takes.
-pub const FEW: usize = 4;
+/// The most inputs that [`multiply_small_batch`] takes.
+pub const SMALL_BATCH: usize = 4;
 /// The most weight rows of a product, and the stride between the results of two inputs.
 pub const TILE: usize = 32;
 
@@ -41,12 +41,12 @@ const DEPTH: usize = 9;
 ///
 /// # Panics
 /// If there are more, or lengths do not match.
-pub fn multiply_few(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], out: &mut [f32]) {
-    assert!(rows.count <= TILE && !inputs.is_empty() && inputs.len() <= FEW, "a small product");
+pub fn multiply_small_batch(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], out: &mut [f32]) {
+    assert!(rows.count <= TILE && !inputs.is_empty() && inputs.len() <= SMALL_BATCH, "a small product");
     assert!(inputs.iter().all(|input| input.len() == rows.columns), "inputs as wide as the matrix");
     assert!(out.len() >= inputs.len() * TILE, "room for the results");
     // SAFETY: the lengths that the kernel asks for were just checked.
-    unsafe { isa.run(Few { rows, inputs, out }) }
+    unsafe { isa.run(SmallBatch { rows, inputs, out }) }
 }
 
 /// `out[i · 32 + r] = rows[r] · panel[i]`, for at most 32 rows. Results past the last row are undefined.
@@ -62,13 +62,13 @@ pub fn multiply_panel(isa: Isa, rows: PackedRows<'_>, panel: &Panel, out: &mut [
     unsafe { isa.run(Tile { rows, panel, out }) }
 }
 
-struct Few<'a> {
+struct SmallBatch<'a> {
     rows: PackedRows<'a>,
     inputs: &'a [&'a [f32]],
     out: &'a mut [f32],
 }
 
-impl Kernel for Few<'_> {
+impl Kernel for SmallBatch<'_> {
     type Output = ();
 
     /// # Safety
@@ -88,7 +88,7 @@ impl Kernel for Few<'_> {
     }
 }
 
-impl Few<'_> {
+impl SmallBatch<'_> {
     #[inline(always)]
     unsafe fn of<S: Simd, B: Block>(self) {
         // SAFETY: the caller's; the number of inputs is the one matched.
@@ -104,7 +104,7 @@ impl Few<'_> {
 
     #[inline(always)]
     unsafe fn with<S: Simd, B: Block, const N: usize>(self) {
-        let Few { rows, inputs, out } = self;
+        let SmallBatch { rows, inputs, out } = self;
         let inputs: [*const f32; N] = std::array::from_fn(|i| inputs[i].as_ptr());
         let mut row = 0;
         // SAFETY: rows up to `count` exist, and results of N inputs have room.

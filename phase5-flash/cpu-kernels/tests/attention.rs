@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{Random, cases};
+use common::cases;
 use cpu_kernels::{Blocks, CacheFormat, Isa, KeyBlock, POSITIONS, Queries, attend, attend_share, merge_shares};
+use gptoss_reference::Random;
 use proptest::prelude::*;
 
 /// What attention computes, from the keys and values as the cache gives them back.
@@ -50,7 +51,7 @@ proptest! {
         loudness in -3i32..5, dropped in 0usize..3,
     ) {
         let dim = if format == CacheFormat::Q8_0 { dims * 32 } else { dims * 16 };
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let total = start + count;
         // Blocks that no query sees are gone, and slots that hold no position hold NaN.
         let dropped = dropped.min((start + 1).saturating_sub(window) / POSITIONS);
@@ -59,7 +60,7 @@ proptest! {
         let loudness = 2f32.powi(loudness) / (dim as f32).sqrt();
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for position in 0..total {
-            let (key, value) = (random.floats(dim, 2.0), random.floats(dim, 2.0));
+            let (key, value) = (random.values(dim, 2.0), random.values(dim, 2.0));
             KeyBlock::write(&mut blocks[position / POSITIONS], format, position % POSITIONS, &key, &value);
             let block = KeyBlock { format, head_dim: dim, data: &blocks[position / POSITIONS] };
             let (mut read_key, mut read_value) = (vec![f32::NAN; dim], vec![f32::NAN; dim]);
@@ -73,9 +74,9 @@ proptest! {
             values.push(read_value);
         }
         let stride = heads * dim + 7;
-        let q = random.floats(count * stride, loudness);
+        let q = random.values(count * stride, loudness);
         let packed: Vec<f32> = (0..count).flat_map(|i| q[i * stride..][..heads * dim].to_vec()).collect();
-        let sinks = random.floats(heads, 3.0);
+        let sinks = random.values(heads, 3.0);
         let expected = reference(&packed, &keys, &values, &sinks, dim, start, count, window);
         let queries = Queries { q: &q, stride, sinks: &sinks, head_dim: dim, count, start, window };
         let at = |i: usize| KeyBlock { format, head_dim: dim, data: &blocks[dropped + i] };
@@ -103,20 +104,20 @@ proptest! {
         seed: u64, heads in 1usize..=3, start in 1000usize..3200, count in 1usize..10, loudness in -3i32..5,
     ) {
         const DIM: usize = 16;
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let total = start + count;
         let mut blocks = vec![vec![0xff; KeyBlock::bytes(CacheFormat::F32, DIM)]; total.div_ceil(POSITIONS)];
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for position in 0..total {
-            let (key, value) = (random.floats(DIM, 2.0), random.floats(DIM, 2.0));
+            let (key, value) = (random.values(DIM, 2.0), random.values(DIM, 2.0));
             let block = &mut blocks[position / POSITIONS];
             KeyBlock::write(block, CacheFormat::F32, position % POSITIONS, &key, &value);
             keys.push(key);
             values.push(value);
         }
         let width = heads * DIM;
-        let q = random.floats(count * width, 2f32.powi(loudness) / (DIM as f32).sqrt());
-        let sinks = random.floats(heads, 3.0);
+        let q = random.values(count * width, 2f32.powi(loudness) / (DIM as f32).sqrt());
+        let sinks = random.values(heads, 3.0);
         let expected = reference(&q, &keys, &values, &sinks, DIM, start, count, usize::MAX);
         let at = |i: usize| KeyBlock { format: CacheFormat::F32, head_dim: DIM, data: &blocks[i] };
         let cached = Blocks { start: 0, count: blocks.len(), at: &at };

@@ -2,10 +2,12 @@
 
 mod common;
 
-use common::{Random, cases, misaligned_weights};
+use common::{cases, misaligned_weights};
 use cpu_kernels::{
-    FEW, Isa, PackedRows, Panel, PanelFormat, Storage, TILE, multiply_few, multiply_panel, multiply_strips, strip,
+    Isa, PackedRows, Panel, PanelFormat, SMALL_BATCH, Storage, TILE, multiply_panel, multiply_prepared,
+    multiply_small_batch, prepare_input,
 };
+use gptoss_reference::Random;
 use proptest::prelude::*;
 
 /// Weights at an odd address, inputs with outliers, and the products with the sum of their terms' sizes.
@@ -28,13 +30,13 @@ struct Product {
 
 impl Case {
     fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let (packed, values) = misaligned_weights(&mut random, storage, rows * blocks, exponents.0);
         let columns = blocks * 32;
         let scale = 2f32.powi(exponents.1);
         let inputs: Vec<Vec<f32>> = (0..inputs)
             .map(|_| {
-                let mut input = random.floats(columns, scale);
+                let mut input = random.values(columns, scale);
                 let outlier = random.bits() as usize % columns;
                 input[outlier] *= 300.0;
                 input
@@ -60,10 +62,10 @@ impl Case {
         PackedRows::new(&self.packed[1..], self.storage, self.columns)
     }
 
-    fn strips(&self, isa: Isa) -> Vec<Vec<u32>> {
+    fn prepared(&self, isa: Isa) -> Vec<Vec<u32>> {
         let strip_of = |input: &Vec<f32>| {
             let mut words = vec![u32::MAX; input.len()];
-            strip(isa, input, &mut words);
+            prepare_input(isa, input, &mut words);
             words
         };
         self.inputs.iter().map(strip_of).collect()
@@ -94,26 +96,27 @@ proptest! {
 
     #[test]
     fn few_inputs(
-        seed: u64, storage in storages(), rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=FEW,
+        seed: u64, storage in storages(), rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=SMALL_BATCH,
         exponents in (-40i32..40, -30i32..30),
     ) {
         let case = Case::new(seed, storage, rows, blocks, inputs, exponents);
         let inputs = slices(&case.inputs);
         for isa in Isa::all() {
             let mut out = vec![f32::NAN; inputs.len() * TILE];
-            multiply_few(isa, case.rows(), &inputs, &mut out);
+            multiply_small_batch(isa, case.rows(), &inputs, &mut out);
             case.check(&out, false, isa.name())?;
         }
     }
 
     #[test]
-    fn strips(
-        seed: u64, rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=FEW, exponents in (-40i32..40, -30i32..30),
+    fn prepared(
+        seed: u64, rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=SMALL_BATCH,
+        exponents in (-40i32..40, -30i32..30),
     ) {
         let case = Case::new(seed, Storage::Mxfp4, rows, blocks, inputs, exponents);
         for isa in Isa::all() {
             let mut out = vec![f32::NAN; inputs * TILE];
-            multiply_strips(isa, case.rows(), &slices(&case.strips(isa)), &mut out);
+            multiply_prepared(isa, case.rows(), &slices(&case.prepared(isa)), &mut out);
             case.check(&out, true, isa.name())?;
         }
     }
@@ -152,15 +155,15 @@ proptest! {
         let (who, place) = (bad.index(inputs), bad.index(case.columns));
         case.inputs[who][place] = value;
         for isa in Isa::all() {
-            if inputs <= FEW {
+            if inputs <= SMALL_BATCH {
                 let mut out = vec![0.0; inputs * TILE];
-                multiply_few(isa, case.rows(), &slices(&case.inputs), &mut out);
+                multiply_small_batch(isa, case.rows(), &slices(&case.inputs), &mut out);
                 prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}");
             }
-            if inputs <= FEW && storage == Storage::Mxfp4 {
+            if inputs <= SMALL_BATCH && storage == Storage::Mxfp4 {
                 let mut out = vec![0.0; inputs * TILE];
-                multiply_strips(isa, case.rows(), &slices(&case.strips(isa)), &mut out);
-                prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}, a strip");
+                multiply_prepared(isa, case.rows(), &slices(&case.prepared(isa)), &mut out);
+                prop_assert!(out[who * TILE..][..TILE].iter().all(|y| !y.is_finite()), "{isa}, prepared");
             }
             for format in [PanelFormat::F32, PanelFormat::I16] {
                 if format == PanelFormat::I16 && !storage.is_quantized() {

@@ -1,16 +1,14 @@
 //! Norms and SwiGLU on every instruction set here, against f64.
 
-mod common;
-
-use common::Random;
 use cpu_kernels::{Isa, rms_norm, swiglu};
+use gptoss_reference::Random;
 use proptest::prelude::*;
 
 proptest! {
     #[test]
     fn norms(seed: u64, length in 1usize..200, exponent in -20i32..20) {
-        let mut random = Random(seed);
-        let (x, weight) = (random.floats(length, 2f32.powi(exponent)), random.floats(length, 2.0));
+        let mut random = Random::new(seed);
+        let (x, weight) = (random.values(length, 2f32.powi(exponent)), random.values(length, 2.0));
         let mean = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / length as f64;
         for isa in Isa::all() {
             let mut out = vec![f32::NAN; length];
@@ -24,8 +22,8 @@ proptest! {
 
     #[test]
     fn gates(seed: u64, length in 1usize..70, scale in 0f32..60.0) {
-        let mut random = Random(seed);
-        let (gate, up) = (random.floats(length, scale), random.floats(length, scale));
+        let mut random = Random::new(seed);
+        let (gate, up) = (random.values(length, scale), random.values(length, scale));
         for isa in Isa::all() {
             let mut out = gate.clone();
             swiglu(isa, &mut out, &up);

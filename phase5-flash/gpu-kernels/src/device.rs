@@ -17,6 +17,8 @@ use crate::error::Error;
 
 /// The most cubes along one axis that every GPU accepts.
 const MAX_CUBES: u32 = 65_535;
+/// The most words of a buffer: kernels index them with 32 bits, and there are whole vectors of four.
+const MOST_WORDS: u64 = u32::MAX as u64 / 4 * 4;
 
 /// A device and how to reach it. Clones share the same stream: what they launch, write and read happens in that order, from
 /// whatever thread.
@@ -66,7 +68,7 @@ pub struct Buffer {
 impl Buffer {
     /// `handle` must hold `len` words.
     fn new(handle: Handle, len: usize) -> Buffer {
-        assert!(len as u64 <= u64::from(u32::MAX), "kernels index words with 32 bits, and a buffer has {len}");
+        assert!(len as u64 <= MOST_WORDS, "kernels index words with 32 bits, and a buffer has {len}");
         Buffer { handle, len }
     }
 
@@ -136,7 +138,7 @@ impl Device {
         Device {
             plane: hardware.plane_size_max.max(1),
             least_plane: hardware.plane_size_min.max(1),
-            binding_bytes: properties.memory.max_page_size,
+            binding_bytes: properties.memory.max_page_size.min(4 * MOST_WORDS),
             memory,
             waits: Arc::default(),
             stream,
@@ -149,7 +151,7 @@ impl Device {
         &self.client
     }
 
-    /// The most bytes that one binding may span.
+    /// The most bytes that one binding may span, of which kernels can index every word.
     pub fn binding_bytes(&self) -> u64 {
         self.binding_bytes
     }

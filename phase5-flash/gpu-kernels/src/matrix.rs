@@ -60,7 +60,7 @@ impl Matrix {
     /// whole stack; it is called from several threads, once for each row. `name` is for messages.
     ///
     /// # Errors
-    /// A width that is no multiple of 32, or a stack that no binding can span.
+    /// A width that is no multiple of 32, or a stack, or a few rows, that no binding can span.
     ///
     /// # Panics
     /// If a row has not as many bytes as `storage` needs for its columns.
@@ -78,12 +78,10 @@ impl Matrix {
         }
         let row_bytes = columns / BLOCK * 16 * vectors(storage);
         let stride = rows.next_multiple_of(ROW_GROUP);
-        let binding_rows = (device.binding_bytes() as usize / row_bytes / ROW_GROUP) * ROW_GROUP;
         let all_rows = stack * stride;
-        if stack > 1 && all_rows > binding_rows {
-            let need = (all_rows * row_bytes) as u64;
-            return Err(Error::Limit { what: name.into(), need, limit: device.binding_bytes() });
-        }
+        // A plain matrix may be in several pieces.
+        let least_rows = if stack > 1 { all_rows } else { ROW_GROUP };
+        let binding_rows = rows_of_a_binding(name, device.binding_bytes(), row_bytes, least_rows)?;
         let source = Rows { row, storage, rows, columns, stride };
         let mut parts = Vec::new();
         let mut largest = 0.0f32;
@@ -253,6 +251,18 @@ fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scal
     largest
 }
 
+/// Rows of `row_bytes` each that a binding of `limit` bytes spans, in whole groups.
+///
+/// # Errors
+/// Fewer than `least`.
+fn rows_of_a_binding(name: &str, limit: u64, row_bytes: usize, least: usize) -> Result<usize, Error> {
+    let rows = usize::try_from(limit / row_bytes as u64).unwrap_or(usize::MAX) / ROW_GROUP * ROW_GROUP;
+    match rows >= least {
+        true => Ok(rows),
+        false => Err(Error::Limit { what: name.into(), need: (least * row_bytes) as u64, limit }),
+    }
+}
+
 /// The low halves of eight bytes, side by side in their order.
 fn nibbles(bytes: u64) -> u32 {
     let x = bytes & 0x0f0f_0f0f_0f0f_0f0f;
@@ -265,6 +275,20 @@ fn nibbles(bytes: u64) -> u32 {
 mod tests {
     use super::*;
     use crate::testing::device;
+
+    #[test]
+    fn rows_fit_a_binding() {
+        let rows = |limit, least| rows_of_a_binding("blk.0.ffn_up_exps.weight", limit, 1000, least);
+        for (limit, least, expected) in [(12_000, 12, 12), (15_999, 12, 12), (16_000, 12, 16), (4000, 4, 4)] {
+            assert_eq!(rows(limit, least).expect("rows"), expected, "{limit}");
+        }
+        for (limit, least) in [(11_999, 12), (3999, 4), (0, 4)] {
+            let refused = rows(limit, least).expect_err("refused").to_string();
+            let need = least * 1000;
+            let expected = format!("needs {need} bytes in one piece and this adapter binds at most {limit}");
+            assert_eq!(refused, format!("blk.0.ffn_up_exps.weight {expected}"));
+        }
+    }
 
     #[test]
     fn nibbles_keep_their_order() {

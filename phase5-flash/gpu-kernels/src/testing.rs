@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cubecl::wgpu::{WgpuSetup, wgpu};
 use formats::Storage;
-use gptoss_reference::test_seed;
+pub use gptoss_reference::Random;
 use phase2_forward::{ComputeDevice, register};
 
 use crate::device::{Buffer, Device};
@@ -137,35 +137,6 @@ impl TestCache {
         let pages = &self.pages[sequence];
         let page = pages[position / PAGE % pages.len()] as usize;
         ((page * self.pool.row().kv_heads() + head) * PAGE + position % PAGE) * self.pool.row().words()
-    }
-}
-
-/// Random numbers, other ones in every run unless `TEST_SEED` is set.
-#[derive(Debug)]
-pub struct Random {
-    /// The value of `TEST_SEED` that repeats the numbers, for a failure's message.
-    #[allow(dead_code, reason = "it is printed")]
-    seed: u64,
-    state: u64,
-}
-
-impl Random {
-    /// Prints the seed.
-    pub fn fresh() -> Random {
-        let seed = test_seed();
-        Random { seed, state: seed | 1 }
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        ((self.state >> 33) % end as u64) as usize
-    }
-
-    /// Uniform on `[−spread, spread]`.
-    pub fn values(&mut self, count: usize, spread: f32) -> Vec<f32> {
-        (0..count).map(|_| (self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0) * spread).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use cpu_kernels::{Isa, Pool, Screen};
+use cpu_kernels::{CoarseMatrix, Isa, Pool};
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::plain::{PlainSteps, check_rewind, tokens_of};
 use phase2_forward::{
@@ -66,7 +66,7 @@ pub struct CpuEngine {
     cache: Cache,
     pub(super) scratch: Scratch,
     /// The coarse copy of the head, and the number of greedy steps before it was made.
-    pub(super) shortlist: Option<Arc<Screen>>,
+    pub(super) shortlist: Option<Arc<CoarseMatrix>>,
     pub(super) greedy_steps: usize,
     /// The token that each sequence drew in its last step, if it may be fed.
     drawn: HashMap<SequenceId, u32>,

@@ -1,14 +1,14 @@
 //! The mixture of experts. The weights of an expert are read once per step, for all tokens that chose it.
 
-use cpu_kernels::{FEW, Shared, Storage, TILE, strip, swiglu};
+use cpu_kernels::{SMALL_BATCH, Shared, Storage, TILE, prepare_input, swiglu};
 
-use super::forward::{Forward, Input, few};
+use super::forward::{Forward, Input, small_batch};
 use super::model::{Layer, Matrix};
 use super::scratch::{Chosen, ExpertInputs, Scratch};
 
 impl Forward {
-    /// Whether products of this matrix with a few inputs take these as strips.
-    fn takes_strips(&self, matrix: &Matrix) -> bool {
+    /// Whether products of this matrix with a few inputs take these prepared.
+    fn takes_prepared(&self, matrix: &Matrix) -> bool {
         !self.exact && matrix.storage == Storage::Mxfp4
     }
 
@@ -22,21 +22,21 @@ impl Forward {
         input: impl Fn(usize) -> &'a [f32] + Sync,
     ) {
         let (format, columns) = (self.panel_format(matrices), matrices[0].columns);
-        let strips = matrices.iter().any(|matrix| self.takes_strips(matrix));
-        let (panels, places) = (Shared::new(&mut packed.panels), Shared::new(&mut packed.strips));
+        let prepared = matrices.iter().any(|matrix| self.takes_prepared(matrix));
+        let (panels, places) = (Shared::new(&mut packed.panels), Shared::new(&mut packed.prepared));
         self.pool.run(experts.len(), &|task, _| {
             let Chosen { first, count, .. } = experts[task];
             // SAFETY: an expert has its own panel and its own places.
             unsafe {
-                if count > FEW {
+                if count > SMALL_BATCH {
                     let panel = &mut panels.part(task, 1)[0];
                     let filling = panel.begin(self.isa, format, columns, count);
                     for group in 0..filling.groups() {
                         filling.pack(group, |i| input(first + i));
                     }
-                } else if strips {
+                } else if prepared {
                     for place in first..first + count {
-                        strip(self.isa, input(place), places.part(place * columns, columns));
+                        prepare_input(self.isa, input(place), places.part(place * columns, columns));
                     }
                 }
             }
@@ -54,14 +54,14 @@ impl Forward {
     ) -> Input<'a> {
         let Chosen { first, count, .. } = chosen;
         let columns = matrix.columns;
-        if count > FEW {
+        if count > SMALL_BATCH {
             Input::Panel(&packed.panels[number])
-        } else if self.takes_strips(matrix) {
-            let (strips, count) = few(count, |i| &packed.strips[(first + i) * columns..][..columns]);
-            Input::Strips(strips, count)
+        } else if self.takes_prepared(matrix) {
+            let (prepared, count) = small_batch(count, |i| &packed.prepared[(first + i) * columns..][..columns]);
+            Input::Prepared(prepared, count)
         } else {
-            let (rows, count) = few(count, |i| input(first + i));
-            Input::Few(rows, count)
+            let (rows, count) = small_batch(count, |i| input(first + i));
+            Input::SmallBatch(rows, count)
         }
     }
 

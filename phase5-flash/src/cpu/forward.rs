@@ -4,8 +4,8 @@
 //! weight rows for the threads of the pool.
 
 use cpu_kernels::{
-    FEW, Isa, PackedRows, Panel, PanelFormat, Pool, Shared, TILE, multiply_few, multiply_panel, multiply_strips,
-    rms_norm,
+    Isa, PackedRows, Panel, PanelFormat, Pool, SMALL_BATCH, Shared, TILE, multiply_panel, multiply_prepared,
+    multiply_small_batch, rms_norm,
 };
 use phase1_loading::GptOssConfig;
 use phase2_forward::{Operation, Probe, Rope, Span};
@@ -31,15 +31,15 @@ pub(super) struct Forward {
 /// The input of a product.
 #[derive(Clone, Copy)]
 pub(super) enum Input<'a> {
-    /// At most [`FEW`] rows.
-    Few([&'a [f32]; FEW], usize),
-    /// At most [`FEW`] rows as strips, for MXFP4.
-    Strips([&'a [u32]; FEW], usize),
+    /// At most [`SMALL_BATCH`] rows.
+    SmallBatch([&'a [f32]; SMALL_BATCH], usize),
+    /// At most [`SMALL_BATCH`] prepared rows, for MXFP4.
+    Prepared([&'a [u32]; SMALL_BATCH], usize),
     Panel(&'a Panel),
 }
 
-/// Collects `count` rows, at most [`FEW`], and returns them with `count`.
-pub(super) fn few<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a [T]; FEW], usize) {
+/// Collects `count` rows, at most [`SMALL_BATCH`], and returns them with `count`.
+pub(super) fn small_batch<'a, T>(count: usize, row: impl Fn(usize) -> &'a [T]) -> ([&'a [T]; SMALL_BATCH], usize) {
     (std::array::from_fn(|i| if i < count { row(i) } else { &[] }), count)
 }
 
@@ -109,7 +109,7 @@ impl Forward {
         grow(&mut s.router_logits, n * config.experts);
         grow(&mut s.hidden, n * config.experts_per_token * config.expert_width);
         s.expert_inputs.panels.resize_with(config.experts, Panel::default);
-        grow(&mut s.expert_inputs.strips, n * config.experts_per_token * config.hidden.max(config.expert_width));
+        grow(&mut s.expert_inputs.prepared, n * config.experts_per_token * config.hidden.max(config.expert_width));
         s.threads.resize_with(self.pool.threads(), ThreadScratch::default);
         for thread in &mut s.threads {
             thread.tiles.iter_mut().for_each(|tile| grow(tile, n * TILE));
@@ -153,9 +153,9 @@ impl Forward {
     fn input<'a>(&self, panel: &'a mut Panel, x: &'a [f32], n: usize, matrices: &[&Matrix]) -> Input<'a> {
         let columns = matrices[0].columns;
         let row = |i: usize| &x[i * columns..(i + 1) * columns];
-        if n <= FEW {
-            let (rows, count) = few(n, row);
-            return Input::Few(rows, count);
+        if n <= SMALL_BATCH {
+            let (rows, count) = small_batch(n, row);
+            return Input::SmallBatch(rows, count);
         }
         let filling = panel.begin(self.isa, self.panel_format(matrices), columns, n);
         // SAFETY: each group is packed by one task.
@@ -165,8 +165,8 @@ impl Forward {
 
     pub(super) fn multiply(&self, rows: PackedRows<'_>, input: Input<'_>, out: &mut [f32]) {
         match input {
-            Input::Few(inputs, count) => multiply_few(self.isa, rows, &inputs[..count], out),
-            Input::Strips(strips, count) => multiply_strips(self.isa, rows, &strips[..count], out),
+            Input::SmallBatch(inputs, count) => multiply_small_batch(self.isa, rows, &inputs[..count], out),
+            Input::Prepared(prepared, count) => multiply_prepared(self.isa, rows, &prepared[..count], out),
             Input::Panel(panel) => multiply_panel(self.isa, rows, panel, out),
         }
     }
@@ -229,14 +229,14 @@ impl Forward {
         let Scratch { h, router_logits, .. } = s;
         let logits = Shared::new(router_logits);
         let tiles = experts.div_ceil(ROUTER_TILE);
-        self.pool.run(n.div_ceil(FEW) * tiles, &|task, _| {
-            let (first, expert) = (task / tiles * FEW, task % tiles * ROUTER_TILE);
-            let count = FEW.min(n - first);
+        self.pool.run(n.div_ceil(SMALL_BATCH) * tiles, &|task, _| {
+            let (first, expert) = (task / tiles * SMALL_BATCH, task % tiles * ROUTER_TILE);
+            let count = SMALL_BATCH.min(n - first);
             let rows = layer.router.weight.rows_of(0, expert, ROUTER_TILE);
             let bias = &layer.router.bias[expert..][..rows.count()];
-            let mut tile = [0.0; FEW * TILE];
-            let (inputs, count) = few(count, |i| &h[(first + i) * hidden..][..hidden]);
-            self.multiply(rows, Input::Few(inputs, count), &mut tile);
+            let mut tile = [0.0; SMALL_BATCH * TILE];
+            let (inputs, count) = small_batch(count, |i| &h[(first + i) * hidden..][..hidden]);
+            self.multiply(rows, Input::SmallBatch(inputs, count), &mut tile);
             for (i, y) in tile.chunks_exact(TILE).take(count).enumerate() {
                 // SAFETY: these logits are this task's.
                 let out = unsafe { logits.part((first + i) * experts + expert, bias.len()) };

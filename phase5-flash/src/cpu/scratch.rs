@@ -37,7 +37,7 @@ pub(super) struct ExpertInputs {
     /// For each entry of [`Choices::experts`] with more than a few tokens, its inputs.
     pub panels: Vec<Panel>,
     /// The inputs of the other experts, `[tokens · chosen, columns]`.
-    pub strips: Vec<u32>,
+    pub prepared: Vec<u32>,
 }
 
 /// Buffers of the shortlist.

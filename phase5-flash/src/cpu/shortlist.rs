@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use cpu_kernels::{Bound, Screen, Shared, Storage, TILE};
+use cpu_kernels::{Bound, CoarseMatrix, Shared, Storage, TILE};
 use phase1_loading::{Checkpoint, Format};
 use phase2_forward::{Adjustment, Draw, Operation, Probe, Span, Want, Work};
 
 use super::engine::{CpuEngine, CpuOptions};
-use super::forward::{Forward, Input, few};
+use super::forward::{Forward, Input, small_batch};
 use super::scratch::{Candidate, Scratch, Shortlist, grow};
 
 /// The copy is made after this many greedy steps. For gpt-oss-20b it takes 0.2 s on two cores, and saves 6 to 7 ms per step.
@@ -18,11 +18,11 @@ impl CpuEngine {
     pub fn shortlist_bytes(checkpoint: &Checkpoint, options: CpuOptions) -> Option<u64> {
         let head = checkpoint.tensor("output.weight");
         let of_use = !options.exact && head.format != Format::Mxfp4;
-        of_use.then(|| Screen::bytes(head.rows(), head.row_len()) as u64)
+        of_use.then(|| CoarseMatrix::bytes(head.rows(), head.row_len()) as u64)
     }
 
     /// The copy of the head, if no item of the step needs all logits and there have been enough such steps.
-    pub(super) fn shortlist_if_worth_it(&mut self, work: &[Work<'_>]) -> Option<Arc<Screen>> {
+    pub(super) fn shortlist_if_worth_it(&mut self, work: &[Work<'_>]) -> Option<Arc<CoarseMatrix>> {
         let does_without = |item: &Work<'_>| match &item.want {
             Want::Nothing => true,
             Want::Token(draw) => draw.is_greedy() && draw.logprobs.is_none(),
@@ -35,7 +35,7 @@ impl CpuEngine {
         if self.shortlist.is_none() {
             self.greedy_steps += 1;
             if self.greedy_steps > WORTH {
-                self.shortlist = Some(Arc::new(self.forward.make_screen()));
+                self.shortlist = Some(Arc::new(self.forward.coarse_head()));
             }
         }
         self.shortlist.clone()
@@ -77,7 +77,7 @@ impl Forward {
     /// is NaN.
     pub fn shortlisted(
         &self,
-        screen: &Screen,
+        coarse: &CoarseMatrix,
         s: &mut Scratch,
         draws: &[&Draw<'_>],
         sequences: usize,
@@ -87,15 +87,15 @@ impl Forward {
         let Scratch { h, shortlist: Shortlist { inputs, estimates, bounds, candidates }, .. } = s;
         let h = &h[..n * hidden];
         inputs.round(self.isa, h, hidden);
-        grow(estimates, screen.tiles() * n * TILE);
-        grow(bounds, screen.tiles() * n);
-        let (estimates, bounds) = (&mut estimates[..screen.tiles() * n * TILE], &mut bounds[..screen.tiles() * n]);
+        grow(estimates, coarse.tiles() * n * TILE);
+        grow(bounds, coarse.tiles() * n);
+        let (estimates, bounds) = (&mut estimates[..coarse.tiles() * n * TILE], &mut bounds[..coarse.tiles() * n]);
         let (estimates_of, bounds_of) = (Shared::new(estimates), Shared::new(bounds));
-        self.pool.run(screen.tiles(), &|tile, _| {
+        self.pool.run(coarse.tiles(), &|tile, _| {
             // SAFETY: a tile's estimates and bounds are its own.
             let (estimates, bounds) =
                 unsafe { (estimates_of.part(tile * n * TILE, n * TILE), bounds_of.part(tile * n, n)) };
-            screen.estimate(self.isa, tile, inputs, estimates, bounds);
+            coarse.estimate(self.isa, tile, inputs, estimates, bounds);
         });
 
         let choosable: Vec<Choosable<'_>> = draws.iter().map(|draw| Choosable::new(draw)).collect();
@@ -151,14 +151,14 @@ impl Forward {
         tokens
     }
 
-    fn make_screen(&self) -> Screen {
+    fn coarse_head(&self) -> CoarseMatrix {
         let head = &self.model.head;
-        let mut screen = Screen::new(head.rows, head.columns);
-        let tiles = screen.tiles();
-        let making = screen.make();
+        let mut coarse = CoarseMatrix::new(head.rows, head.columns);
+        let tiles = coarse.tiles();
+        let making = coarse.make();
         // SAFETY: a tile is made by one task.
         self.pool.run(tiles, &|tile, _| unsafe { making.tile(self.isa, tile, head.rows_of(0, tile * TILE, TILE)) });
-        screen
+        coarse
     }
 
     /// Computes the logit of each candidate, as [`Forward::head`] would.
@@ -171,9 +171,9 @@ impl Forward {
             // SAFETY: a task's candidates are its own.
             let candidates = unsafe { candidates.part(task * SOME, SOME.min(count - task * SOME)) };
             for Candidate { input, row, logit } in candidates {
-                let (input, one) = few(1, |_| &h[*input * hidden..][..hidden]);
+                let (input, one) = small_batch(1, |_| &h[*input * hidden..][..hidden]);
                 let mut out = [0.0; TILE];
-                self.multiply(self.model.head.rows_of(0, *row, 1), Input::Few(input, one), &mut out);
+                self.multiply(self.model.head.rows_of(0, *row, 1), Input::SmallBatch(input, one), &mut out);
                 *logit = out[0];
             }
         });

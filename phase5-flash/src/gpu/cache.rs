@@ -4,7 +4,7 @@
 //! layer and the n-th sliding layer share a pool: no page belongs to both kinds of layers at once.
 
 use gpu_kernels::kv::{NO_PAGE, prepare_pages};
-use gpu_kernels::{Buffer, Device, KvCache, KvPool, KvRow, PAGE};
+use gpu_kernels::{Buffer, Device, Error, KvCache, KvPool, KvRow, PAGE};
 use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::SequenceId;
 
@@ -17,6 +17,8 @@ const _: () = assert!(PAGE == POSITIONS, "the host counts pages as kernels do");
 pub(crate) const SLOTS: usize = 1024;
 /// Default size in bytes of the pools if the driver does not report how much memory there is.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
+/// A sequence of one token has a page in each kind of layer; one more is for padding.
+const LEAST_PAGES: usize = 3;
 
 /// The caches of all sequences.
 pub(crate) struct Cache {
@@ -67,29 +69,15 @@ impl Cache {
         cache
     }
 
-    /// Size in bytes of a page in all pools together.
-    fn page_bytes(config: &GptOssConfig, row: KvRow) -> u64 {
-        (pool_count(config) * 2 * row.page_words() * 4) as u64
-    }
-
     /// The number of pages that fit into `bytes`, or by default into the memory that the device has left.
     ///
     /// # Errors
-    /// Too little for one page per kind of layer, or less free memory than `bytes`.
+    /// As [`Bounds::pages`], and less free memory than `bytes`.
     pub fn count(device: &Device, config: &GptOssConfig, row: KvRow, bytes: Option<u64>) -> Result<usize, GpuError> {
-        let page = Cache::page_bytes(config, row);
-        let bindable = (device.binding_bytes() / (row.page_words() as u64 * 4)).saturating_sub(1) as usize;
         if let Some(bytes) = bytes {
             device.expect_memory("the KV cache", bytes)?;
         }
-        let left = device.memory_left().map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
-        // One of them is for padding.
-        let count = Pages::count(config.context_length, page, bytes, Some(left)).saturating_sub(1).min(bindable);
-        // A sequence of one token has one page in each kind of layer.
-        match count >= 2 {
-            true => Ok(count),
-            false => Err(GpuError::NoCache { page, given: bytes.or(device.memory_left()).unwrap_or(UNKNOWN_MEMORY) }),
-        }
+        Bounds { given: bytes, left: device.memory_left(), binding: device.binding_bytes() }.pages(config, row)
     }
 
     pub fn length(&self, sequence: SequenceId) -> usize {
@@ -159,6 +147,39 @@ impl Cache {
     }
 }
 
+/// What bounds the pools, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// For all pools together, from the user.
+    given: Option<u64>,
+    /// Memory that nothing takes, where the driver reports it.
+    left: Option<u64>,
+    /// What one binding can span: the keys, or the values, of one pool.
+    binding: u64,
+}
+
+impl Bounds {
+    /// The number of pages for sequences; the pools hold one more, for padding. A pool that no binding could span is made smaller.
+    ///
+    /// # Errors
+    /// Less than [`LEAST_PAGES`], in memory or in a binding.
+    fn pages(self, config: &GptOssConfig, row: KvRow) -> Result<usize, GpuError> {
+        let part = 4 * row.page_words() as u64;
+        let page = 2 * pool_count(config) as u64 * part;
+        let bindable = usize::try_from(self.binding / part).unwrap_or(usize::MAX);
+        if bindable < LEAST_PAGES {
+            let (need, limit) = (LEAST_PAGES as u64 * part, self.binding);
+            return Err(Error::Limit { what: "the smallest KV cache".into(), need, limit }.into());
+        }
+        let free = self.left.map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
+        let count = Pages::count(config.context_length, page, self.given, Some(free)).min(bindable);
+        match count >= LEAST_PAGES {
+            true => Ok(count - 1),
+            false => Err(GpuError::NoCache { page, given: self.given.or(self.left).unwrap_or(UNKNOWN_MEMORY) }),
+        }
+    }
+}
+
 /// Number of pools that the layers need.
 fn pool_count(config: &GptOssConfig) -> usize {
     numbers_by_kind(&config.attention).into_iter().max().map_or(0, |last| last + 1)
@@ -168,4 +189,85 @@ fn pool_count(config: &GptOssConfig) -> usize {
 fn numbers_by_kind(kinds: &[AttentionKind]) -> Vec<usize> {
     let before = |layer: usize| kinds[..layer].iter().filter(|&&kind| kind == kinds[layer]).count();
     (0..kinds.len()).map(before).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use phase1_loading::RopeConfig;
+    use phase3_kvcache::CacheType;
+
+    use super::*;
+
+    /// Bytes of a page in one binding: 64 positions of 2 heads of 64 values in f16.
+    const PART_BYTES: u64 = 64 * 2 * 64 * 2;
+    /// Of a page in all pools: keys and values, and 3 pools for 6 layers of which half slide.
+    const PAGE_BYTES: u64 = 3 * 2 * PART_BYTES;
+
+    fn pages(bounds: Bounds) -> Result<usize, GpuError> {
+        let config = GptOssConfig {
+            hidden: 64,
+            expert_width: 64,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            experts: 4,
+            experts_per_token: 4,
+            vocab: 100,
+            context_length: 1 << 20,
+            rms_eps: 1e-5,
+            sliding_window: 128,
+            attention: AttentionKind::alternating(6),
+            rope: RopeConfig { theta: 1e4, factor: 1.0, original_context: 4096, ramp: Default::default() },
+        };
+        bounds.pages(&config, KvRow::new(CacheType::F16, config.kv_heads, config.head_dim).expect("whole words"))
+    }
+
+    /// A pool is as large as a binding spans, and no page larger: whatever was given, and whatever is free.
+    #[test]
+    fn a_pool_fits_its_binding() {
+        let most = |binding, given| {
+            let count = pages(Bounds { given, left: Some(1 << 40), binding }).expect("a cache");
+            // With the page for padding.
+            (count as u64 + 1) * PART_BYTES
+        };
+        for count in [3, 10, 8191] {
+            let limit = count * PART_BYTES;
+            for given in [None, Some(count * PAGE_BYTES), Some((count + 1) * PAGE_BYTES), Some(u64::MAX)] {
+                assert_eq!(most(limit, given), limit, "{given:?}");
+                assert_eq!(most(limit + PART_BYTES - 1, given), limit, "{given:?}");
+            }
+            // What is given counts where it is less.
+            assert_eq!(most(limit + PART_BYTES, Some((count + 1) * PAGE_BYTES - 1)), limit);
+            assert_eq!(most(limit + PART_BYTES, Some((count + 1) * PAGE_BYTES)), limit + PART_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_cache_that_no_binding_spans_is_refused() {
+        let refused =
+            pages(Bounds { given: None, left: None, binding: 3 * PART_BYTES - 1 }).expect_err("refused").to_string();
+        let (need, limit) = (3 * PART_BYTES, 3 * PART_BYTES - 1);
+        assert_eq!(
+            refused,
+            format!(
+                "the smallest KV cache needs {need} bytes in one piece and this adapter binds at most {limit}; \
+                 use --device cpu or another adapter"
+            )
+        );
+    }
+
+    #[test]
+    fn a_cache_of_too_little_memory_is_refused() {
+        let bounds = |given, left| Bounds { given, left, binding: u64::MAX };
+        assert_eq!(pages(bounds(Some(3 * PAGE_BYTES), None)).expect("a cache"), 2);
+        let refused = pages(bounds(Some(3 * PAGE_BYTES - 1), None)).expect_err("refused").to_string();
+        assert!(
+            refused.contains(&format!("takes {PAGE_BYTES} bytes in all layers and {} are given", 3 * PAGE_BYTES - 1)),
+            "{refused}"
+        );
+        // Without a wish, nine tenths of what is left.
+        assert_eq!(pages(bounds(None, Some(100 * PAGE_BYTES))).expect("a cache"), 89);
+        assert!(pages(bounds(None, Some(3 * PAGE_BYTES))).is_err());
+        assert_eq!(pages(bounds(None, None)).expect("a cache") as u64, UNKNOWN_MEMORY / PAGE_BYTES - 1);
+    }
 }

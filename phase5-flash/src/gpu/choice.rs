@@ -86,15 +86,15 @@ impl Choices {
         }
     }
 
-    /// The most rows whose logits the device binds in one piece, up to [`MOST_LOGITS`].
+    /// The most rows whose logits a binding of `limit` bytes spans, up to [`MOST_LOGITS`].
     ///
     /// # Errors
-    /// If the device cannot bind one row.
-    pub fn most_rows(device: &Device, vocab: usize) -> Result<usize, Error> {
-        let (need, limit) = (vocab as u64 * 4, device.binding_bytes());
-        match (limit / need) as usize {
+    /// If it does not span one row.
+    pub fn most_rows(limit: u64, vocab: usize) -> Result<usize, Error> {
+        let need = vocab as u64 * 4;
+        match limit / need {
             0 => Err(Error::Limit { what: "the logits of one position".into(), need, limit }),
-            rows => Ok(rows.min(MOST_LOGITS)),
+            rows => Ok(rows.min(MOST_LOGITS as u64) as usize),
         }
     }
 
@@ -240,4 +240,21 @@ fn adjustments(draws: &[&Draw<'_>]) -> Vec<LogitAdjustment> {
         draw.adjustments.iter().map(one).collect::<Vec<_>>()
     };
     draws.iter().enumerate().flat_map(of_row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_fit_a_binding() {
+        const VOCAB: usize = 201_088;
+        let row = 4 * VOCAB as u64;
+        let most = |limit| Choices::most_rows(limit, VOCAB);
+        for (limit, rows) in [(row, 1), (2 * row - 1, 1), (2 * row, 2), (u64::MAX, MOST_LOGITS)] {
+            assert_eq!(most(limit).expect("a row"), rows, "{limit}");
+        }
+        let refused = most(row - 1).expect_err("refused").to_string();
+        assert!(refused.contains("needs 804352 bytes") && refused.ends_with("at most 804351"), "{refused}");
+    }
 }

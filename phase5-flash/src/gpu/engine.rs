@@ -91,7 +91,7 @@ impl GpuEngine {
         // What an engine before this one left in the allocator's pools counts as taken otherwise.
         device.free_unused_memory();
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
-        let most_logits = Choices::most_rows(&device, config.vocab)?;
+        let most_logits = Choices::most_rows(device.binding_bytes(), config.vocab)?;
         let weights = Weights::load(&device, checkpoint, progress)?;
         device.sync()?;
         let pages = Cache::count(&device, &config, row, options.kv_bytes)?;

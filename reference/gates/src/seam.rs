@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::AddAssign;
 
+use gptoss_reference::Random;
 use phase2_forward::{
     Adjustment, Draw, DrawnToken, Engine, EngineError, HostDraw, Logprobs, Outcome, Sampling, SequenceId, Ticket, Want,
     Work,
@@ -19,32 +20,6 @@ const ROUNDS: usize = 1000;
 const OPEN: f32 = 1e-3;
 /// How far a sum of probabilities may be from the random number for the draw to be open.
 const OPEN_NUMBER: f32 = 1e-3;
-
-/// Numbers that are the same again for the same seed.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed | 1)
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        ((self.0 >> 33) % end as u64) as usize
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())]
-    }
-
-    /// One of the numbers, if there are any.
-    fn pick(&mut self, numbers: &[usize]) -> Option<usize> {
-        (!numbers.is_empty()).then(|| self.of(numbers))
-    }
-}
 
 /// A text that somebody wants.
 #[derive(Clone, Debug)]
@@ -212,6 +187,11 @@ fn swapped_at(top_k: usize, mut row: Vec<f32>, open: f32) -> Option<Vec<f32>> {
     Some(row)
 }
 
+/// One of the numbers, if there are any.
+fn pick(numbers: &[usize], random: &mut Random) -> Option<usize> {
+    (!numbers.is_empty()).then(|| random.of(numbers))
+}
+
 /// Whether an event should happen in this round: one in `rounds` by chance, and surely as long as it has not, so that every run has it.
 fn is_due(happened: usize, rounds: usize, random: &mut Random) -> bool {
     happened == 0 || random.below(rounds) == 0
@@ -259,7 +239,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
         if is_due(happened.forked, 6, &mut random)
             && happened.forked < count
             && running.len() < 2 * RUNNING
-            && let Some(number) = random.pick(&idle(2, &running, &in_flight))
+            && let Some(number) = pick(&idle(2, &running, &in_flight), &mut random)
             && let Some(length) = earlier(together, &running[number], &mut random)
             && length <= LONGEST_FORKED
         {
@@ -276,7 +256,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             happened.forked += 1;
         }
         if is_due(happened.cut_back, 8, &mut random)
-            && let Some(number) = random.pick(&idle(1, &running, &in_flight))
+            && let Some(number) = pick(&idle(1, &running, &in_flight), &mut random)
             && running[number].drawn == 0
             && let Some(length) = earlier(together, &running[number], &mut random)
         {
@@ -289,7 +269,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             happened.cut_back += 1;
         }
         if is_due(happened.restored, 12, &mut random)
-            && let Some(number) = random.pick(&idle(1, &running, &in_flight))
+            && let Some(number) = pick(&idle(1, &running, &in_flight), &mut random)
             && running[number].drawn == 0
             && let Some(snapshots) = together.snapshots()
         {
@@ -311,7 +291,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             }
         }
         if random.below(12) == 0
-            && let Some(number) = random.pick(&idle(0, &running, &in_flight))
+            && let Some(number) = pick(&idle(0, &running, &in_flight), &mut random)
         {
             together.release(running.remove(number).sequence);
             happened.cancelled += 1;

@@ -5,10 +5,10 @@ use std::path::Path;
 use bytes::Bytes;
 use gates::forward;
 use gptoss_reference::Case;
-use phase1_loading::{Checkpoint, GptOssConfig, YarnRamp};
+use phase1_loading::{Checkpoint, YarnRamp};
 use phase2_forward::{
-    Activation, Capacity, ComputeDevice, Engine, EngineError, GptOss, Inspect, Outcome, Probe, RecomputeEngine,
-    SequenceId, Span, Ticket, Work,
+    Activation, ComputeDevice, Engine, EngineError, GptOss, Inspect, Outcome, Probe, RecomputeEngine, Span, Work,
+    delegate_engine,
 };
 
 fn case() -> Case {
@@ -108,37 +108,7 @@ impl Silent {
 }
 
 impl Engine for Silent {
-    fn config(&self) -> &GptOssConfig {
-        self.engine.config()
-    }
-
-    fn capacity(&self) -> Capacity {
-        self.engine.capacity()
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.engine.length(sequence)
-    }
-
-    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
-        self.engine.submit(work)
-    }
-
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
-        self.engine.collect(ticket)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.engine.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.engine.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.engine.release(sequence);
-    }
+    delegate_engine!(engine: config, capacity, length, submit, collect, fork, truncate, release);
 }
 
 impl Inspect for Silent {

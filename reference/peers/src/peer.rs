@@ -1,7 +1,6 @@
 //! The peers by name, and the programs that run them.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// Another implementation of gpt-oss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,15 +56,6 @@ impl Peer {
     }
 }
 
-impl FromStr for Peer {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Peer, String> {
-        let found = Peer::ALL.into_iter().find(|peer| peer.name() == name);
-        found.ok_or_else(|| format!("expected one of {}", Peer::ALL.map(Peer::name).join(", ")))
-    }
-}
-
 /// What is started for a peer.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -85,14 +75,6 @@ impl Launch {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_parsed_as_they_are_shown() {
-        for peer in Peer::ALL {
-            assert_eq!(peer.name().parse(), Ok(peer));
-        }
-        assert_eq!("onnx".parse::<Peer>(), Err("expected one of mlx, llama.cpp".into()));
-    }
 
     #[test]
     fn every_package_is_pinned() {

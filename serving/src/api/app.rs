@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use harmony::{Harmony, MissingControlToken};
+use harmony::{Harmony, Message, MissingControlToken};
 use phase1_loading::Tokenizer;
 use tokio::sync::watch;
 
@@ -103,6 +103,34 @@ impl Model {
             ApiError::bad_request(format!("This model cannot chat: {error}. `/v1/completions` can continue text."))
         };
         Harmony::new(&self.tokenizer).map_err(explain)
+    }
+
+    /// The prompt of a conversation. `param` is the field that holds it.
+    ///
+    /// # Errors
+    /// A conversation that the context cannot hold, which is refused without being encoded, or as [`Model::harmony`].
+    pub fn prompt(&self, messages: &[Message], param: &str) -> Result<Vec<u32>, ApiError> {
+        let harmony = self.harmony()?;
+        self.expect_room(harmony.least_prompt_tokens(messages), param)?;
+        Ok(harmony.render_prompt(messages))
+    }
+
+    /// The tokens of raw text, in which control tokens stand for themselves. `param` is the field that holds it.
+    ///
+    /// # Errors
+    /// A text that the context cannot hold, which is refused without being encoded.
+    pub fn encode(&self, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {
+        self.expect_room(self.tokenizer.least_tokens_with_control(text), param)?;
+        Ok(self.tokenizer.encode_with_control(text))
+    }
+
+    /// Room for `least` tokens or more, and for one to generate.
+    fn expect_room(&self, least: usize, param: &str) -> Result<(), ApiError> {
+        let context = self.handle.context();
+        match least < context {
+            true => Ok(()),
+            false => Err(ApiError::context_exceeded(context, &format!("at least {least}"), param)),
+        }
     }
 
     /// The date that the system message tells.

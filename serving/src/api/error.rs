@@ -108,6 +108,14 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, message)
     }
 
+    /// A prompt of `tokens` tokens, as a person reads it. `param` is the field that holds it.
+    pub fn context_exceeded(context: usize, tokens: &str, param: &str) -> ApiError {
+        let message = format!(
+            "This model's maximum context length is {context} tokens, and the prompt has {tokens}. Shorten it."
+        );
+        ApiError { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
+    }
+
     /// Why the scheduler refused; `param` is the field that holds the prompt.
     pub fn refused(refused: Refused, param: &str) -> ApiError {
         match refused {
@@ -117,12 +125,7 @@ impl ApiError {
                 let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message);
                 ApiError { retry_after: Some(retry_after), ..error }
             }
-            Refused::PromptTooLong { prompt, context } => {
-                let message = format!(
-                    "This model's maximum context length is {context} tokens, and the prompt has {prompt}. Shorten it."
-                );
-                ApiError { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
-            }
+            Refused::PromptTooLong { prompt, context } => Self::context_exceeded(context, &prompt.to_string(), param),
             Refused::EmptyPrompt => Self::invalid(param, "The prompt is empty."),
             Refused::Draining => Self::unavailable("The server takes no more requests."),
             Refused::Invalid(message) => Self::bad_request(message),

@@ -57,9 +57,11 @@ fn a_hundred_megabytes() {
 fn bodies_that_are_just_small_enough() {
     ground().withstands(|server| {
         let long = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "word ".repeat(MEGABYTE) }] });
+        let word = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "x".repeat(15 * MEGABYTE) }] });
         let many = json!({ "model": MODEL, "messages": vec![json!({ "role": "user", "content": "" }); 100_000] });
         for (what, path, body, param) in [
             ("a long message", CHAT, &long, "messages"),
+            ("a long word", CHAT, &word, "messages"),
             ("many messages", CHAT, &many, "messages"),
             ("a long prompt", "/v1/completions", &json!({ "prompt": "x".repeat(MEGABYTE) }), "prompt"),
             ("many tokens", "/v1/completions", &json!({ "prompt": vec![7; 200_000] }), "prompt"),

@@ -21,7 +21,7 @@ pub const WAITING: usize = 24;
 /// Memory for keys and values.
 const CACHE: u64 = 16 << 20;
 /// Memory that may have come to stay: compiled grammars among it.
-const NEAR: u64 = 32 << 20;
+const NEAR: u64 = 16 << 20;
 
 /// One server for all tests of this file, so that one leaves to the next what it spoils.
 pub struct Ground {

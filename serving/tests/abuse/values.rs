@@ -1,5 +1,6 @@
 //! Values that make no sense: what is no JSON or no UTF-8, schemas without end, tools without number, numbers beyond measure.
 
+use gptoss_reference::Random;
 use serde_json::{Map, Value, json};
 
 use crate::ground::{CHAT, ask, assert_refused, ground};
@@ -258,15 +259,6 @@ fn numbers_and_lists_out_of_range() {
     });
 }
 
-/// The next number of a sequence that looks random, and is the same in every run (SplitMix64).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
-}
-
 /// Whatever is damaged of a request, the answer is its text or says what is wrong with it.
 #[test]
 fn damaged_requests() {
@@ -287,7 +279,7 @@ fn damaged_requests() {
         ),
     ];
     ground().withstands(|server| {
-        let mut state = 1;
+        let mut random = Random::new(1);
         let mut refused = 0;
         for round in 0..240 {
             let (path, body) = &whole[round % whole.len()];
@@ -296,10 +288,10 @@ fn damaged_requests() {
                 if bytes.is_empty() {
                     break;
                 }
-                let at = (next(&mut state) % bytes.len() as u64) as usize;
-                match next(&mut state) % 5 {
-                    0 => bytes[at] = next(&mut state) as u8,
-                    1 => bytes[at] = b"{}[]\",:0-\\ntf "[(next(&mut state) % 14) as usize],
+                let at = random.below(bytes.len());
+                match random.below(5) {
+                    0 => bytes[at] = random.bits() as u8,
+                    1 => bytes[at] = b"{}[]\",:0-\\ntf "[random.below(14)],
                     2 => {
                         bytes.remove(at);
                     }

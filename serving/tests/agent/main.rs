@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{MODEL, Running, engine};
-use phase1_loading::GptOssConfig;
-use phase2_forward::{Capacity, Engine, EngineError, Input, Outcome, SequenceId, Ticket, Work};
+use phase2_forward::{Engine, EngineError, Input, Ticket, Work, delegate_engine};
 use phase5_flash::CpuEngine;
 use serde_json::{Value, json};
 use serving::api::Settings;
@@ -24,17 +23,7 @@ struct Counting {
 }
 
 impl Engine for Counting {
-    fn config(&self) -> &GptOssConfig {
-        self.inner.config()
-    }
-
-    fn capacity(&self) -> Capacity {
-        self.inner.capacity()
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.inner.length(sequence)
-    }
+    delegate_engine!(inner: config, capacity, length, collect, fork, truncate, release);
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
         let ticket = self.inner.submit(work)?;
@@ -44,22 +33,6 @@ impl Engine for Counting {
         };
         self.read.fetch_add(work.iter().map(named).sum(), Ordering::Relaxed);
         Ok(ticket)
-    }
-
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
-        self.inner.collect(ticket)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.inner.release(sequence);
     }
 }
 

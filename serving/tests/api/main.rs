@@ -363,3 +363,31 @@ fn every_endpoint_takes_a_schema() {
     let refused = server.post("/api/chat", &with(body, json!({ "format": "yaml" })));
     assert_eq!(refused.status, 400, "{}", refused.body);
 }
+
+/// A prompt that does not fit whatever its tokens are is refused without being encoded, and not one byte earlier.
+#[test]
+fn a_text_that_no_tokens_make_fit_is_not_encoded() {
+    let server = server();
+    let model = server.app.loaded().expect("a model");
+    let (tokenizer, context) = (&model.tokenizer, model.handle.context());
+    let tokens = (0..tokenizer.vocab() as u32).filter_map(|token| tokenizer.token_bytes(token));
+    let longest = tokens.filter(|bytes| bytes.contains(&b'x')).map(<[u8]>::len).max().expect("a token with an x");
+    let fits_at_best = "x".repeat(longest * (context - 1));
+    let encoded = tokenizer.encode_with_control(&fits_at_best).len();
+    for (text, count) in
+        [(fits_at_best.clone(), encoded.to_string()), (fits_at_best.clone() + "x", format!("at least {context}"))]
+    {
+        let refused = server.post("/v1/completions", &json!({ "prompt": text }));
+        let expected =
+            format!("This model's maximum context length is {context} tokens, and the prompt has {count}. Shorten it.");
+        assert_eq!((refused.status, &refused.json()["error"]["message"]), (400, &Value::from(expected)));
+    }
+    // Where the beginning may be left out, it is.
+    let said = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let input = [said("user", &fits_at_best.repeat(2)), said("assistant", "Yes."), said("user", "What is 2 + 2?")];
+    let mut body = json!({ "input": input, "truncation": "auto", "temperature": 0, "max_output_tokens": 200 });
+    let answer = server.post("/v1/responses", &body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    body["truncation"] = "disabled".into();
+    assert_eq!(server.post("/v1/responses", &body).json()["error"]["code"], "context_length_exceeded");
+}

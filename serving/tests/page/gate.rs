@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, Condvar, Mutex};
 
-use phase1_loading::GptOssConfig;
-use phase2_forward::{Capacity, Engine, EngineError, Outcome, SequenceId, Ticket, Work};
+use phase2_forward::{Engine, EngineError, Ticket, Work, delegate_engine};
 use phase5_flash::CpuEngine;
 
 /// Steps that may be computed; any number if `None`.
@@ -44,36 +43,10 @@ pub struct Gated {
 }
 
 impl Engine for Gated {
-    fn config(&self) -> &GptOssConfig {
-        self.inner.config()
-    }
-
-    fn capacity(&self) -> Capacity {
-        self.inner.capacity()
-    }
-
-    fn length(&self, sequence: SequenceId) -> usize {
-        self.inner.length(sequence)
-    }
+    delegate_engine!(inner: config, capacity, length, collect, fork, truncate, release);
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
         self.gate.pass();
         self.inner.submit(work)
-    }
-
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
-        self.inner.collect(ticket)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.fork(from, to, length)
-    }
-
-    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        self.inner.truncate(sequence, length)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.inner.release(sequence);
     }
 }

@@ -10,7 +10,7 @@ use phase3_kvcache::prefill_chunk;
 use serde_json::{Map, Value, json};
 
 use crate::args::{Compare, EngineArgs, EngineKind};
-use crate::session::{self, SEQUENCE, Session};
+use crate::model::{self, LoadedModel, SEQUENCE};
 
 /// Of the tokens whose logits are compared.
 const SEED: usize = 7;
@@ -40,10 +40,10 @@ impl References {
             if ramp == YarnRamp::Truncated && !engines.contains(&EngineKind::LlamaCpp) {
                 continue;
             }
-            let mut checkpoint = session::open(model)?;
+            let mut checkpoint = model::open(model)?;
             checkpoint.config.rope.ramp = ramp;
-            let mut session = Session::start(&checkpoint, &engine_args)?;
-            references.push(Reference { ramp, computed: Computed::by(args, &mut *session.engine)? });
+            let mut loaded = LoadedModel::start(&checkpoint, &engine_args)?;
+            references.push(Reference { ramp, computed: Computed::by(args, &mut *loaded.engine)? });
         }
         Ok(References(references))
     }

@@ -8,14 +8,14 @@ use phase1_loading::write::TensorPlan;
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{AdapterReport, ComputeDevice};
 use phase3_kvcache::{CacheType, PREFILL_CHUNK};
-use phase4_profiling::{HostMemory, MemoryPlan, Place, PlannedWeight, Processors, Setting};
+use phase4_profiling::{EngineSetup, HostMemory, MemoryPlan, Place, PlannedWeight, Processors};
 use phase5_flash::cpu::Isa;
 use synthetic::SyntheticModel;
 
 use crate::args::{Doctor, EngineArgs, EngineKind};
 use crate::found;
+use crate::model::{self, USUAL_CONTEXT};
 use crate::peer;
-use crate::session::{self, USUAL_CONTEXT};
 
 /// All that was found out.
 pub(super) struct Findings {
@@ -95,7 +95,7 @@ impl Findings {
             None => Subject::assumed(),
         };
         let memory = HostMemory::of_this_machine();
-        let needs = session::planned_needs(subject.config(), engine, |setting| subject.plan(setting));
+        let needs = model::planned_needs(subject.config(), engine, |setup| subject.plan(setup));
         let plan = subject.at_usual_context(engine, phase, needs.bytes, &memory);
         let choice = match ComputeDevice::find(engine.device, needs) {
             Ok(device) => Ok((device.name, device.reason)),
@@ -124,7 +124,7 @@ impl Findings {
 
 fn found_models() -> Vec<FoundModel> {
     let open = |(name, path): (&'static str, PathBuf)| {
-        let opened = session::open(&path).map(|checkpoint| checkpoint.weight_bytes());
+        let opened = model::open(&path).map(|checkpoint| checkpoint.weight_bytes());
         FoundModel { name, path, opened: opened.map_err(|error| format!("{error:#}")) }
     };
     found::models().into_iter().map(open).collect()
@@ -153,7 +153,7 @@ enum Subject {
 
 impl Subject {
     fn open(name: &Path, engine: &EngineArgs) -> Result<Subject> {
-        let checkpoint = Box::new(session::open_with(name, engine)?);
+        let checkpoint = Box::new(model::open_with(name, engine)?);
         Ok(Subject::Opened { name: name.display().to_string(), checkpoint })
     }
 
@@ -169,9 +169,9 @@ impl Subject {
         }
     }
 
-    fn plan(&self, setting: Setting) -> MemoryPlan {
+    fn plan(&self, setup: EngineSetup) -> MemoryPlan {
         match self {
-            Subject::Opened { checkpoint, .. } => MemoryPlan::new(checkpoint, setting),
+            Subject::Opened { checkpoint, .. } => MemoryPlan::new(checkpoint, setup),
             Subject::Assumed { config, tensors } => {
                 let weights = tensors.iter().map(|tensor| PlannedWeight {
                     name: &tensor.name,
@@ -179,7 +179,7 @@ impl Subject {
                     shape: &tensor.shape,
                     is_contiguous: true,
                 });
-                MemoryPlan::of_weights(config, weights, setting)
+                MemoryPlan::of_weights(config, weights, setup)
             }
         }
     }
@@ -187,21 +187,21 @@ impl Subject {
     fn at_usual_context(&self, engine: &EngineArgs, phase: u8, for_auto: u64, memory: &HostMemory) -> Plan {
         let cpu = ComputeDevice::cpu("planned for");
         let context = self.config().context_length.min(USUAL_CONTEXT);
-        let screen = match self {
-            Subject::Opened { checkpoint, .. } => session::shortlist_bytes(checkpoint, &cpu, engine).unwrap_or(0),
+        let shortlist = match self {
+            Subject::Opened { checkpoint, .. } => model::shortlist_bytes(checkpoint, &cpu, engine).unwrap_or(0),
             // A few hundred megabytes, which need a model's head.
             Subject::Assumed { .. } => 0,
         };
-        let setting = |on_gpu, cache: CacheType| Setting {
+        let setup = |on_gpu, cache: CacheType| EngineSetup {
             phase,
             on_gpu,
             cache,
             context,
             pool: None,
             chunk: context.min(PREFILL_CHUNK),
-            screen: if on_gpu { 0 } else { screen },
+            shortlist: if on_gpu { 0 } else { shortlist },
         };
-        let on_cpu = self.plan(setting(false, engine.cache_type(&cpu)));
+        let on_cpu = self.plan(setup(false, engine.cache_type(&cpu)));
         let (own, mapped) = (on_cpu.at(Place::Host), on_cpu.at(Place::Mapped));
         Plan {
             model: match self {
@@ -213,7 +213,7 @@ impl Subject {
             own,
             mapped,
             on_cpu: memory.most().map(|most| fit(own, mapped, most)),
-            on_gpu: self.plan(setting(true, engine.kv.unwrap_or_default())).at(Place::Device),
+            on_gpu: self.plan(setup(true, engine.kv.unwrap_or_default())).at(Place::Device),
             for_auto,
         }
     }

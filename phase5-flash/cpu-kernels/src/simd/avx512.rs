@@ -230,7 +230,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_dpbusd_epi32(sum, a, b) }
     }
     #[inline(always)]
-    unsafe fn strip(low: __m512, high: __m512, to: *mut u32) {
+    unsafe fn prepare(low: __m512, high: __m512, to: *mut u32) {
         if !BF16 {
             return unsafe { strip_floats::<Self>(low, high, to) };
         }

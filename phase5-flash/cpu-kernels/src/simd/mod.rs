@@ -18,7 +18,7 @@ pub(crate) mod portable;
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
 
-/// [`Simd::strip`] without BF16: the f32 values.
+/// [`Simd::prepare`] without BF16: the f32 values.
 #[inline(always)]
 unsafe fn strip_floats<S: Simd + ?Sized>(low: S::V, high: S::V, to: *mut u32) {
     // SAFETY: there is room for 32 words.
@@ -121,7 +121,7 @@ pub(crate) trait Simd {
     unsafe fn dot_bytes(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// Writes a block of 32 inputs as 32 words in the layout that [`Simd::add_mxfp4`] reads.
     #[inline(always)]
-    unsafe fn strip(low: Self::V, high: Self::V, to: *mut u32) {
+    unsafe fn prepare(low: Self::V, high: Self::V, to: *mut u32) {
         // SAFETY: the caller's.
         unsafe { strip_floats::<Self>(low, high, to) }
     }

@@ -1,34 +1,13 @@
-//! Random numbers and weights.
+//! Random weights, and how many cases a property has.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use cpu_kernels::Storage;
+use gptoss_reference::Random;
 use half::{bf16, f16};
 
 /// Cases of a property: so many, or what `KERNEL_CASES` asks for.
 pub fn cases(usual: u32) -> u32 {
     std::env::var("KERNEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
-}
-
-/// A small generator, so that a seed in a failure message repeats it.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn bits(&mut self) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// From −1 to 1.
-    pub fn float(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    pub fn floats(&mut self, count: usize, scale: f32) -> Vec<f32> {
-        (0..count).map(|_| self.float() * scale).collect()
-    }
 }
 
 const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
@@ -50,7 +29,7 @@ fn weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) 
         match storage {
             Storage::F32 | Storage::F16 | Storage::BF16 => {
                 for _ in 0..32 {
-                    let value = random.float() * scale;
+                    let value = random.value(scale);
                     let (packed, value) = match storage {
                         Storage::F32 => (value.to_le_bytes().to_vec(), f64::from(value)),
                         Storage::F16 => (f16::from_f32(value).to_le_bytes().to_vec(), f16::from_f32(value).to_f64()),
@@ -61,7 +40,7 @@ fn weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) 
                 }
             }
             Storage::Q8_0 => {
-                let scale = f16::from_f32(scale / 100.0 * (1.5 + random.float()));
+                let scale = f16::from_f32(scale / 100.0 * (1.5 + random.value(1.0)));
                 bytes.extend(scale.to_le_bytes());
                 for _ in 0..32 {
                     let code = random.bits() as i8;

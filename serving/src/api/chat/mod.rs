@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
-use harmony::{Function, ReasoningEffort, ResponseFormat};
+use harmony::{Function, Message, ReasoningEffort, ResponseFormat};
 
 use super::app::{App, Model};
 use super::body::{heavy, parse, read};
@@ -141,7 +141,7 @@ impl Plan {
     }
 }
 
-/// The prompt of a request that is not answered.
+/// The prompt of a request that is not answered, however long it is.
 ///
 /// # Errors
 /// Messages or tools that make no prompt.
@@ -149,13 +149,14 @@ pub fn prompt(model: &Model, asked: ChatRequest) -> Result<Vec<u32>, ApiError> {
     let toolbox = Toolbox::of_chat(asked.tools.as_deref(), asked.tool_choice.as_ref())?;
     let format = response_format("response_format", asked.response_format.as_ref())?;
     let effort = effort("reasoning_effort", asked.reasoning_effort.as_deref())?;
-    render(model, asked.messages, effort, toolbox.functions, shown(&format))
+    let messages = conversation(model, asked.messages, effort, toolbox.functions, shown(&format))?;
+    Ok(model.harmony()?.render_prompt(&messages))
 }
 
 /// The prompt of a conversation.
 ///
 /// # Errors
-/// Messages that make no prompt, or none.
+/// Messages that make no prompt, or none, or more than the context holds.
 pub fn render(
     model: &Model,
     messages: Option<Vec<InMessage>>,
@@ -163,13 +164,22 @@ pub fn render(
     functions: Vec<Function>,
     format: Option<ResponseFormat>,
 ) -> Result<Vec<u32>, ApiError> {
+    model.prompt(&conversation(model, messages, effort, functions, format)?, "messages")
+}
+
+fn conversation(
+    model: &Model,
+    messages: Option<Vec<InMessage>>,
+    effort: ReasoningEffort,
+    functions: Vec<Function>,
+    format: Option<ResponseFormat>,
+) -> Result<Vec<Message>, ApiError> {
     let messages = messages.unwrap_or_default();
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` must hold at least one message."));
     }
     let opening = Opening { date: model.date(), effort, instructions: None, functions, format };
-    let conversation = messages::conversation(opening, messages)?;
-    Ok(model.harmony()?.render_prompt(&conversation))
+    messages::conversation(opening, messages)
 }
 
 fn refuse_unsupported(asked: &ChatRequest) -> Result<(), ApiError> {

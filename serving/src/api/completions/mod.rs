@@ -155,7 +155,7 @@ impl Plan {
         let stops = knobs::stop_strings(asked.stop)?;
         let prompt = asked.prompt.ok_or_else(|| ApiError::invalid("prompt", "`prompt` is missing."))?;
         let shows_control = asked.skip_special_tokens == Some(false);
-        let prompts = prompt.tokens(&model.tokenizer)?;
+        let prompts = prompt.tokens(model)?;
         let stop_tokens = stops::tokens(model, asked.ignore_eos, asked.stop_token_ids.as_deref());
         if prompts.len() * per_prompt > MOST_ANSWERS {
             let message = format!("The number of prompts times `n` may be at most {MOST_ANSWERS}.");

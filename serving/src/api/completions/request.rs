@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use phase1_loading::Tokenizer;
 use serde::Deserialize;
 
+use crate::api::app::Model;
 use crate::api::error::ApiError;
 use crate::api::knobs::{Knobs, Stop};
 
@@ -59,18 +59,19 @@ impl Prompt {
     /// The tokens of each prompt. Control tokens in text stand for themselves: whoever continues raw text writes its structure.
     ///
     /// # Errors
-    /// No prompt at all, or very many.
-    pub fn tokens(self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
-        let encode = |text: String| tokenizer.encode_with_control(&text);
+    /// No prompt at all, very many, or a text that the context cannot hold.
+    pub fn tokens(self, model: &Model) -> Result<Vec<Vec<u32>>, ApiError> {
+        let encode = |text: String| model.encode(&text, "prompt");
         let prompts = match self {
-            Prompt::Text(text) => vec![encode(text)],
-            Prompt::Texts(texts) => texts.into_iter().map(encode).collect(),
+            Prompt::Text(text) => vec![encode(text)?],
+            Prompt::Texts(texts) => texts.into_iter().map(encode).collect::<Result<_, _>>()?,
             Prompt::Tokens(tokens) => vec![tokens],
             Prompt::Batch(prompts) => prompts,
         };
         if prompts.is_empty() || prompts.len() > MOST_PROMPTS {
             return Err(ApiError::invalid("prompt", format!("`prompt` must hold 1 to {MOST_PROMPTS} prompts.")));
         }
+        let tokenizer = &model.tokenizer;
         let known = |token: &u32| tokenizer.token_bytes(*token).is_some();
         for prompt in &prompts {
             if prompt.is_empty() {

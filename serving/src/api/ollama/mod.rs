@@ -223,7 +223,7 @@ impl Plan {
         }
         let effort = Think::effort(asked.think.as_ref())?;
         let prompt = match is_raw {
-            true => model.tokenizer.encode_with_control(&text),
+            true => model.encode(&text, "prompt")?,
             false => {
                 let said = |role, text| InMessage::said(role, Content::Text(text));
                 let system = asked.system.map(|text| said(InRole::System, text));

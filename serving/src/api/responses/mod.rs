@@ -278,16 +278,15 @@ fn prompt(
         }
         (instructions, _) => (instructions, &history.messages[..]),
     };
-    let harmony = model.harmony()?;
     let opening = opening(instructions).messages();
     loop {
-        let tokens = harmony.render_prompt(&[&opening[..], said].concat());
-        if !drops || tokens.len() < model.handle.context() {
-            return Ok(tokens);
+        let tokens = model.prompt(&[&opening[..], said].concat(), "input");
+        if !drops || tokens.as_ref().is_ok_and(|tokens| tokens.len() < model.handle.context()) {
+            return tokens;
         }
         // Up to the next question, so that no result is left without its call.
         let next = said.iter().skip(1).position(|message| message.role == Role::User);
-        let Some(next) = next else { return Ok(tokens) };
+        let Some(next) = next else { return tokens };
         said = &said[next + 1..];
     }
 }

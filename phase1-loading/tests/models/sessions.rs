@@ -1,7 +1,5 @@
 //! Session files: what they hold, how they are checked, and what is said of those that are refused.
 
-mod made;
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -11,6 +9,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use twox_hash::XxHash3_64;
+
+use crate::made;
 
 fn small_session() -> SavedSession {
     let header = SessionHeader {

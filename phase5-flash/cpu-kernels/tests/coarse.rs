@@ -1,9 +1,10 @@
-//! Screens of random matrices, on every instruction set here, against f64: what they say of an estimate's error is so.
+//! Coarse copies of random matrices, on every instruction set here, against f64: what they say of an estimate's error is so.
 
 mod common;
 
-use common::{Random, cases, misaligned_weights};
-use cpu_kernels::{Bound, CoarseInputs, Isa, PackedRows, Screen, Storage, TILE};
+use common::{cases, misaligned_weights};
+use cpu_kernels::{Bound, CoarseInputs, CoarseMatrix, Isa, PackedRows, Storage, TILE};
+use gptoss_reference::Random;
 use proptest::prelude::*;
 
 struct Case {
@@ -18,10 +19,10 @@ struct Case {
 
 impl Case {
     fn new(seed: u64, storage: Storage, rows: usize, blocks: usize, inputs: usize, exponents: (i32, i32)) -> Case {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let (packed, values) = misaligned_weights(&mut random, storage, rows * blocks, exponents.0);
         let columns = blocks * 32;
-        let mut inputs = random.floats(inputs * columns, 2f32.powi(exponents.1));
+        let mut inputs = random.values(inputs * columns, 2f32.powi(exponents.1));
         for input in inputs.chunks_exact_mut(columns) {
             input[random.bits() as usize % columns] *= 30.0;
         }
@@ -36,9 +37,9 @@ impl Case {
 
     /// `[tiles][inputs · 32]` and `[tiles][inputs]`; results are poisoned before.
     fn estimates(&self, isa: Isa) -> (Vec<Vec<f32>>, Vec<Vec<Bound>>) {
-        let mut screen = Screen::new(self.rows, self.columns);
-        let tiles = screen.tiles();
-        let making = screen.make();
+        let mut coarse = CoarseMatrix::new(self.rows, self.columns);
+        let tiles = coarse.tiles();
+        let making = coarse.make();
         for tile in 0..tiles {
             // SAFETY: one thread.
             unsafe { making.tile(isa, tile, self.tile(tile)) };
@@ -51,7 +52,7 @@ impl Case {
         let estimate = |tile| {
             let poison = Bound { largest: f32::NAN, margin: f32::NAN };
             let (mut estimates, mut bounds) = (vec![f32::NAN; count * TILE], vec![poison; count]);
-            screen.estimate(isa, tile, &inputs, &mut estimates, &mut bounds);
+            coarse.estimate(isa, tile, &inputs, &mut estimates, &mut bounds);
             (estimates, bounds)
         };
         (0..tiles).map(estimate).unzip()

@@ -1,44 +1,45 @@
 //! Products of MXFP4 rows with up to 4 inputs in a layout for it: the fast mode's matrix–vector product.
 //!
-//! A strip is an input as 32-bit words, 32 for each block of 32 values. With BF16 instructions, each value is split into its bf16 rounding
+//! A prepared input is 32-bit words, 32 for each block of 32 values. With BF16 instructions, each value is split into its bf16 rounding
 //! and the bf16 of the rounding error. Decoding a block of weights then takes one shift and one look-up in a table that includes the
-//! scale, and an input two instructions; in f32 these take seven and three. Without BF16 a strip holds the f32 values.
+//! scale, and an input two instructions; in f32 these take seven and three. Without BF16 instructions the words are the f32 values.
 //!
 //! What was tried, in GB/s of weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop: 43), for 1, 2, 3
 //! and 4 inputs:
 //! - f32: 28.7, 20.9, 13.6, 10.3.
 //! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8.
-//! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, for strips leave L1.
+//! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, for prepared inputs leave L1.
 //! - four rows with one sum each for 3 and 4 inputs: 18.3, 15.2.
 
 use formats::{BLOCK, Storage};
 
 use crate::isa::{Isa, Kernel};
-use crate::product::{AHEAD, FEW, TILE};
+use crate::product::{AHEAD, SMALL_BATCH, TILE};
 use crate::simd::{LANES, Simd};
 use crate::weights::PackedRows;
 
-/// Converts an input of whole blocks of 32 values to a strip of as many words. A strip can only be multiplied with the same [`Isa`].
+/// Prepares an input of whole blocks of 32 values: as many words, for [`multiply_prepared`] with the same [`Isa`].
 ///
 /// # Panics
 /// If the lengths differ or are not multiples of 32.
-pub fn strip(isa: Isa, values: &[f32], out: &mut [u32]) {
+pub fn prepare_input(isa: Isa, values: &[f32], out: &mut [u32]) {
     assert!(values.len() == out.len() && values.len().is_multiple_of(BLOCK), "whole blocks and as many words");
     // SAFETY: the lengths that the kernel asks for were just checked.
     unsafe { isa.run(Layout { values, out }) }
 }
 
-/// `out[i · 32 + r] = rows[r] · inputs[i]`, for at most 4 strips and 32 rows of MXFP4. Results past the last row are left unchanged.
+/// `out[i · 32 + r] = rows[r] · inputs[i]`, for at most 4 prepared inputs and 32 rows of MXFP4. Results past the last row are left
+/// unchanged.
 ///
 /// # Panics
 /// If there are more, lengths do not match, or the rows are of another format.
-pub fn multiply_strips(isa: Isa, rows: PackedRows<'_>, strips: &[&[u32]], out: &mut [f32]) {
+pub fn multiply_prepared(isa: Isa, rows: PackedRows<'_>, prepared: &[&[u32]], out: &mut [f32]) {
     assert!(rows.storage == Storage::Mxfp4, "rows of MXFP4");
-    assert!(rows.count <= TILE && !strips.is_empty() && strips.len() <= FEW, "a small product");
-    assert!(strips.iter().all(|strip| strip.len() == rows.columns), "strips as wide as the matrix");
-    assert!(out.len() >= strips.len() * TILE, "room for the results");
+    assert!(rows.count <= TILE && !prepared.is_empty() && prepared.len() <= SMALL_BATCH, "a small product");
+    assert!(prepared.iter().all(|input| input.len() == rows.columns), "inputs as wide as the matrix");
+    assert!(out.len() >= prepared.len() * TILE, "room for the results");
     // SAFETY: what the kernel asks for was just checked.
-    unsafe { isa.run(Strips { rows, strips, out }) }
+    unsafe { isa.run(Prepared { rows, prepared, out }) }
 }
 
 struct Layout<'a> {
@@ -55,27 +56,27 @@ impl Kernel for Layout<'_> {
     unsafe fn run<S: Simd>(self) {
         for (values, out) in self.values.as_chunks::<BLOCK>().0.iter().zip(self.out.as_chunks_mut::<BLOCK>().0) {
             // SAFETY: a block is two vectors of values, and 32 words.
-            unsafe { S::strip(S::load(values.as_ptr()), S::load(values.as_ptr().add(LANES)), out.as_mut_ptr()) };
+            unsafe { S::prepare(S::load(values.as_ptr()), S::load(values.as_ptr().add(LANES)), out.as_mut_ptr()) };
         }
     }
 }
 
-struct Strips<'a> {
+struct Prepared<'a> {
     rows: PackedRows<'a>,
-    strips: &'a [&'a [u32]],
+    prepared: &'a [&'a [u32]],
     out: &'a mut [f32],
 }
 
-impl Kernel for Strips<'_> {
+impl Kernel for Prepared<'_> {
     type Output = ();
 
     /// # Safety
-    /// There must be 1 to 4 strips as wide as the rows, at most 32 rows of MXFP4, and 32 results per strip.
+    /// There must be 1 to 4 inputs as wide as the rows, at most 32 rows of MXFP4, and 32 results per input.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's; the number of strips is the one matched.
+        // SAFETY: the caller's; the number of inputs is the one matched.
         unsafe {
-            match self.strips.len() {
+            match self.prepared.len() {
                 1 => self.with::<S, 1, 2>(),
                 2 => self.with::<S, 2, 2>(),
                 3 => self.with::<S, 3, 1>(),
@@ -85,57 +86,57 @@ impl Kernel for Strips<'_> {
     }
 }
 
-impl Strips<'_> {
-    /// Multiplies N strips with P sums each: two where registers suffice, to shorten the chain of dependent additions.
+impl Prepared<'_> {
+    /// Multiplies N inputs with P sums each: two where registers suffice, to shorten the chain of dependent additions.
     #[inline(always)]
     unsafe fn with<S: Simd, const N: usize, const P: usize>(self) {
-        let Strips { rows, strips, out } = self;
-        let strips: [*const u32; N] = std::array::from_fn(|i| strips[i].as_ptr());
+        let Prepared { rows, prepared, out } = self;
+        let prepared: [*const u32; N] = std::array::from_fn(|i| prepared[i].as_ptr());
         let mut row = 0;
-        // SAFETY: rows up to `count` exist, and results of N strips have room.
+        // SAFETY: rows up to `count` exist, and results of N inputs have room.
         unsafe {
             if S::SIDE_BY_SIDE == 4 {
                 while row + 4 <= rows.count {
-                    stream::<S, 4, N, P>(rows, row, strips, out.as_mut_ptr());
+                    stream::<S, 4, N, P>(rows, row, prepared, out.as_mut_ptr());
                     row += 4;
                 }
             }
             while row + 2 <= rows.count {
-                stream::<S, 2, N, P>(rows, row, strips, out.as_mut_ptr());
+                stream::<S, 2, N, P>(rows, row, prepared, out.as_mut_ptr());
                 row += 2;
             }
             if row < rows.count {
-                stream::<S, 1, N, P>(rows, row, strips, out.as_mut_ptr());
+                stream::<S, 1, N, P>(rows, row, prepared, out.as_mut_ptr());
             }
         }
     }
 }
 
-/// Multiplies R rows from `row` on by N strips.
+/// Multiplies R rows from `row` on by N prepared inputs.
 ///
 /// # Safety
-/// The rows exist, the strips are as wide as they are, and `out` has 32 results for each.
+/// The rows exist, the inputs are as wide as they are, and `out` has 32 results for each.
 #[inline(always)]
 unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
     rows: PackedRows<'_>,
     row: usize,
-    strips: [*const u32; N],
+    prepared: [*const u32; N],
     out: *mut f32,
 ) {
     const BYTES: usize = Storage::Mxfp4.block_bytes();
     let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
     // As in `product.rs`: past all the rows at hand.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + AHEAD);
-    // SAFETY: every block lies inside its row, and so do its words in a strip. Prefetching never faults.
+    // SAFETY: every block lies inside its row, and so do its words of an input. Prefetching never faults.
     unsafe {
         let mut sums = [[[S::zero(); P]; N]; R];
         for block in 0..rows.blocks() {
             for line in 0..(R * BYTES).div_ceil(64) {
                 S::prefetch(ahead.wrapping_add(block * R * BYTES + line * 64));
             }
-            let strips = strips.map(|strip| strip.add(block * BLOCK));
+            let prepared = prepared.map(|input| input.add(block * BLOCK));
             for r in 0..R {
-                S::add_mxfp4(weights[r].add(block * BYTES), strips, &mut sums[r]);
+                S::add_mxfp4(weights[r].add(block * BYTES), prepared, &mut sums[r]);
             }
         }
         for r in 0..R {

@@ -1,9 +1,7 @@
 //! The same model as other programs write it in GGUF.
 
-mod made;
-
+use crate::made::{Made, Stored};
 use bytes::Bytes;
-use made::{Made, Stored};
 use phase1_loading::write::MetadataValue;
 use phase1_loading::{Checkpoint, Verdict, verify};
 

@@ -1,9 +1,9 @@
 //! Finds the few rows of a matrix that can have the largest product with an input, from a copy of the matrix in 4 bits.
 //!
-//! Greedy decoding needs the largest logit only. A screen holds every row with 4-bit codes, in about half the bytes of Q8_0 and a quarter
-//! of those of BF16, and estimates all products from them. The error of an estimate is bounded as follows: let r be the rounding error of a
-//! block of 32 weights, and x the same block of the input. If rounding errors are independent of the input, `r · x` has the variance
-//! `|r|² |x|² / 32`. A row whose estimate is more than [`DEVIATIONS`] standard deviations below a product that is already known is
+//! Greedy decoding needs the largest logit only. A coarse matrix holds every row with 4-bit codes, in about half the bytes of Q8_0 and a
+//! quarter of those of BF16, and estimates all products from them. The error of an estimate is bounded as follows: let r be the rounding
+//! error of a block of 32 weights, and x the same block of the input. If rounding errors are independent of the input, `r · x` has the
+//! variance `|r|² |x|² / 32`. A row whose estimate is more than [`DEVIATIONS`] standard deviations below a product that is already known is
 //! excluded; the other rows are multiplied exactly.
 //!
 //! A sum of terms of bounded size and independent signs exceeds 8 standard deviations less than once in 10¹³ products
@@ -34,7 +34,7 @@ const CODE_BYTES: usize = VECTORS * 4 * LANES;
 const INPUT_LOSS: f32 = 0.25 / (INPUT_LIMIT * INPUT_LIMIT);
 
 /// A matrix in 4 bits per value and a 16-bit scale per block of 32.
-pub struct Screen {
+pub struct CoarseMatrix {
     rows: usize,
     blocks: usize,
     /// `[tile of 32 rows, half of a tile, block, vector, row]`: a word holds 8 codes of a row, the first 4 columns in the low nibbles.
@@ -68,23 +68,23 @@ pub struct CoarseInputs {
     squares: Vec<f32>,
 }
 
-/// A screen under construction, shared by several threads.
-pub struct ScreenMaking<'a> {
+/// A coarse matrix under construction, shared by several threads.
+pub struct CoarseMatrixBuilder<'a> {
     blocks: usize,
     codes: Shared<'a, u8>,
     scales: Shared<'a, u16>,
     spreads: Shared<'a, f32>,
 }
 
-impl Screen {
-    /// An empty screen for a matrix `[rows, columns]`. Each tile must then be made with [`Screen::make`].
+impl CoarseMatrix {
+    /// An empty copy of a matrix `[rows, columns]`. Each tile must then be made with [`CoarseMatrix::make`].
     ///
     /// # Panics
     /// If `columns` is not a positive multiple of 32.
-    pub fn new(rows: usize, columns: usize) -> Screen {
+    pub fn new(rows: usize, columns: usize) -> CoarseMatrix {
         assert!(columns > 0 && columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks");
         let (tiles, blocks) = (rows.div_ceil(TILE), columns / BLOCK);
-        Screen {
+        CoarseMatrix {
             rows,
             blocks,
             codes: vec![0; tiles * blocks * 2 * CODE_BYTES],
@@ -93,7 +93,7 @@ impl Screen {
         }
     }
 
-    /// Size in bytes of the screen of a matrix `[rows, columns]`.
+    /// Size in bytes of the coarse copy of a matrix `[rows, columns]`.
     pub fn bytes(rows: usize, columns: usize) -> usize {
         let (tiles, blocks) = (rows.div_ceil(TILE), columns / BLOCK);
         tiles * (blocks * (2 * CODE_BYTES + 2 * TILE) + 4 * blocks.next_multiple_of(LANES))
@@ -103,8 +103,8 @@ impl Screen {
         self.rows.div_ceil(TILE)
     }
 
-    pub fn make(&mut self) -> ScreenMaking<'_> {
-        ScreenMaking {
+    pub fn make(&mut self) -> CoarseMatrixBuilder<'_> {
+        CoarseMatrixBuilder {
             blocks: self.blocks,
             codes: Shared::new(&mut self.codes),
             scales: Shared::new(&mut self.scales),
@@ -118,22 +118,22 @@ impl Screen {
     /// # Panics
     /// If there is no such tile, or lengths do not match.
     pub fn estimate(&self, isa: Isa, tile: usize, inputs: &CoarseInputs, estimates: &mut [f32], bounds: &mut [Bound]) {
-        assert!(tile < self.tiles(), "a tile of the screen");
+        assert!(tile < self.tiles(), "a tile of the matrix");
         assert_eq!(inputs.squares.len(), inputs.count * self.blocks.next_multiple_of(LANES), "as wide as the matrix");
         assert!(estimates.len() >= inputs.count * TILE && bounds.len() >= inputs.count, "room for the results");
         // SAFETY: the lengths that the kernel asks for were just checked.
-        unsafe { isa.run(Estimate { screen: self, tile, inputs, estimates, bounds }) }
+        unsafe { isa.run(Estimate { coarse: self, tile, inputs, estimates, bounds }) }
     }
 }
 
-impl ScreenMaking<'_> {
+impl CoarseMatrixBuilder<'_> {
     /// Makes a tile from its rows.
     ///
     /// # Safety
     /// No other thread makes this tile.
     ///
     /// # Panics
-    /// If there is no such tile, or there are more than 32 rows, or their width is not the screen's.
+    /// If there is no such tile, or there are more than 32 rows, or their width is not the matrix's.
     pub unsafe fn tile(&self, isa: Isa, tile: usize, rows: PackedRows<'_>) {
         assert!(rows.count <= TILE && rows.blocks() == self.blocks, "a tile of the matrix");
         let padded = self.blocks.next_multiple_of(LANES);
@@ -187,7 +187,7 @@ impl CoarseInputs {
 }
 
 struct Estimate<'a> {
-    screen: &'a Screen,
+    coarse: &'a CoarseMatrix,
     tile: usize,
     inputs: &'a CoarseInputs,
     estimates: &'a mut [f32],
@@ -198,10 +198,11 @@ impl Kernel for Estimate<'_> {
     type Output = ();
 
     /// # Safety
-    /// The tile exists, the inputs are as wide as the screen, and there are 32 estimates and a bound for each input.
+    /// The tile exists, the inputs are as wide as the matrix, and there are 32 estimates and a bound for each input.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Estimate { screen: &Screen { blocks, ref codes, ref scales, ref spreads, .. }, tile, inputs, .. } = self;
+        let Estimate { coarse: &CoarseMatrix { blocks, ref codes, ref scales, ref spreads, .. }, tile, inputs, .. } =
+            self;
         let padded = blocks.next_multiple_of(LANES);
         // SAFETY: the tile's codes, scales and spreads exist, and so does what is read and written for each input.
         unsafe {
@@ -244,7 +245,7 @@ impl Kernel for Estimate<'_> {
     }
 }
 
-/// 16 rows of a screen.
+/// 16 rows of a coarse matrix.
 #[derive(Clone, Copy)]
 struct Rows {
     codes: *const u8,

@@ -1,8 +1,6 @@
 //! What files may say about a model in other words, and what they may not say without being refused.
 
-mod made;
-
-use made::{Made, with_json};
+use crate::made::{Made, with_json};
 use phase1_loading::write::MetadataValue::{self, Bools, F32, I32s, Text, U32};
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use serde_json::{Value, json};

@@ -1,11 +1,9 @@
 //! Vocabularies that are not quite gpt-oss's own: what is found in text, what ends it, and what is refused.
 
-mod made;
-
 use std::collections::BTreeMap;
 
+use crate::made::{Made, files, golden_vocabulary, with_json};
 use bytes::Bytes;
-use made::{Made, files, golden_vocabulary, with_json};
 use phase1_loading::write::{CONTROL, MetadataValue, NORMAL};
 use phase1_loading::{Checkpoint, Tokenizer};
 use serde_json::{Value, json};

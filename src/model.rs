@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp};
 use phase2_forward::{ComputeDevice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
-use phase4_profiling::{CostModel, MemoryPlan, Place, Setting, cache_directory};
+use phase4_profiling::{CostModel, EngineSetup, MemoryPlan, Place, cache_directory};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
@@ -59,15 +59,19 @@ pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Compute
 
 /// What the model takes on a GPU, with its cache and the scratch of a step.
 fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
-    planned_needs(&checkpoint.config, args, |setting| MemoryPlan::new(checkpoint, setting))
+    planned_needs(&checkpoint.config, args, |setup| MemoryPlan::new(checkpoint, setup))
 }
 
 /// As [`needs`], of a model whose memory `plan` predicts.
-pub fn planned_needs(config: &GptOssConfig, args: &EngineArgs, plan: impl FnOnce(Setting) -> MemoryPlan) -> ModelNeeds {
+pub fn planned_needs(
+    config: &GptOssConfig,
+    args: &EngineArgs,
+    plan: impl FnOnce(EngineSetup) -> MemoryPlan,
+) -> ModelNeeds {
     let whole = config.context_length;
     // Phase 5 makes room for a whole context when it starts; the others' caches grow.
     let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
-    let setting = Setting {
+    let setup = EngineSetup {
         // A peer makes room for itself.
         phase: args.kind().phase().unwrap_or(5),
         on_gpu: true,
@@ -75,13 +79,13 @@ pub fn planned_needs(config: &GptOssConfig, args: &EngineArgs, plan: impl FnOnce
         pool: args.fast.kv_memory,
         context,
         chunk: context.min(PREFILL_CHUNK),
-        screen: 0,
+        shortlist: 0,
     };
-    ModelNeeds { bytes: plan(setting).at(Place::Device), layers: config.layers() }
+    ModelNeeds { bytes: plan(setup).at(Place::Device), layers: config.layers() }
 }
 
 /// An engine with a model in it.
-pub struct Session {
+pub struct LoadedModel {
     pub engine: Running,
     pub device: ComputeDevice,
     pub kind: EngineKind,
@@ -89,14 +93,14 @@ pub struct Session {
     pub cache: CacheType,
 }
 
-impl Session {
+impl LoadedModel {
     /// Finds a device, says which and why, and loads the model.
-    pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Session> {
+    pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<LoadedModel> {
         if let Some(peer) = args.kind().peer() {
             let (engine, device) = peer::start(peer, checkpoint, args)?;
             let cache = if engine.hello().dtype == "float32" { CacheType::F32 } else { CacheType::F16 };
             let engine = Running::Peer(Box::new(engine));
-            return Ok(Session { engine, device, kind: args.kind(), cache });
+            return Ok(LoadedModel { engine, device, kind: args.kind(), cache });
         }
         let device = find_device(checkpoint, args)?;
         eprintln!("device: {} ({})", device.name, device.reason);
@@ -136,7 +140,7 @@ impl Session {
             }
         };
         bar.finish_and_clear();
-        Ok(Session { engine: Running::Ours(engine), device, kind, cache })
+        Ok(LoadedModel { engine: Running::Ours(engine), device, kind, cache })
     }
 
     /// What this engine's steps cost at least. Phase 2 has no cache to read or write.
@@ -145,13 +149,13 @@ impl Session {
         if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
-    /// A session and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.
-    pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(Session, Tokenizer)> {
+    /// A loaded model and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.
+    pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(LoadedModel, Tokenizer)> {
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| checkpoint.tokenizer());
-            let session = Session::start(checkpoint, args)?;
+            let loaded = LoadedModel::start(checkpoint, args)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            Ok((session, tokenizer))
+            Ok((loaded, tokenizer))
         })
     }
 }

@@ -1,6 +1,4 @@
 //! Models made of a golden one, with something changed: GGUF files in memory, and the files of a folder.
-// Each test file that includes this uses a part of it.
-#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 

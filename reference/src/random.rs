@@ -1,0 +1,81 @@
+//! The random numbers of tests, and the seeds that repeat them.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// The environment variable that repeats a run.
+const VARIABLE: &str = "TEST_SEED";
+
+/// The number in `TEST_SEED`, or else a new one. It is printed, and the output of a failed test shows it.
+///
+/// # Panics
+/// If `TEST_SEED` is not a number.
+pub fn test_seed() -> u64 {
+    let seed = match std::env::var(VARIABLE) {
+        Ok(seed) => seed.parse().unwrap_or_else(|error| panic!("{VARIABLE}={seed}: {error}")),
+        Err(_) => RandomState::new().build_hasher().finish(),
+    };
+    println!("repeat with {VARIABLE}={seed}");
+    seed
+}
+
+/// Random numbers that repeat with their seed (SplitMix64; Steele et al., OOPSLA 2014).
+#[derive(Clone, Debug)]
+pub struct Random {
+    seed: u64,
+    state: u64,
+}
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random { seed, state: seed }
+    }
+
+    /// Of [`test_seed`].
+    pub fn fresh() -> Random {
+        Random::new(test_seed())
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A whole number from 0 up to, and without, `end`, which is above 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.bits() % end as u64) as usize
+    }
+
+    /// One of `choices`, which are not empty.
+    pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// Uniform on `[−spread, spread]`.
+    pub fn value(&mut self, spread: f32) -> f32 {
+        ((self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * spread
+    }
+
+    /// The same, `count` times.
+    pub fn values(&mut self, count: usize, spread: f32) -> Vec<f32> {
+        (0..count).map(|_| self.value(spread)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Java's `SplittableRandom`, whose seed 0 gives these numbers.
+    #[test]
+    fn the_numbers_are_those_of_split_mix() {
+        let mut random = Random::new(0);
+        let numbers = [random.bits(), random.bits(), random.bits()];
+        assert_eq!(numbers, [0xE220_A839_7B1D_CDAF, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F]);
+    }
+}
