@@ -5,7 +5,6 @@
 //! first. A software rasterizer gets a small model instead.
 
 use std::cell::Cell;
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
@@ -15,6 +14,9 @@ use phase4_profiling::{Ceiling, Cost, CostModel, ceiling};
 use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
 use synthetic::SyntheticModel;
+
+#[path = "../../benches/quick/mod.rs"]
+mod quick;
 
 /// What is measured.
 struct Plan {
@@ -88,7 +90,7 @@ fn measure(
     let work = case.span.map(|span| costs.of(span));
     let mut group = c.benchmark_group(case.operation);
     if let Some(Cost { bytes, .. }) = work {
-        group.throughput(Throughput::Bytes(bytes));
+        group.throughput(Throughput::BytesDecimal(bytes));
     }
     // Stays infinite for a case that the command line leaves out.
     let quickest = Cell::new(f64::INFINITY);
@@ -107,17 +109,9 @@ fn measure(
     Ok(())
 }
 
-fn quick() -> Criterion {
-    // The warm-up is also what brings an idle GPU's clock up.
-    Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(20)
-}
-
 criterion_group! {
     name = benches;
-    config = quick();
+    config = quick::quick();
     targets = kernels
 }
 criterion_main!(benches);
