@@ -1,12 +1,12 @@
 //! Every operation of the engine on a GPU by itself, in bytes a second and as a share of the measured roofline; groups have the
-//! names that `gptoss profile` uses.
+//! names that `gptoss profile` uses, and cases end with the device's name.
 //!
 //! `cargo bench -p phase5-flash --bench gpu_kernels` writes a few layers of gpt-oss-20b's shape to the temporary directory
 //! first. A software rasterizer gets a small model instead.
 
 use std::cell::Cell;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase3_kvcache::CacheType;
@@ -61,7 +61,8 @@ fn kernels(c: &mut Criterion) {
     let smoke = std::env::args().any(|argument| argument == "--test");
     let ceiling = (!smoke).then(|| ceiling(&device).expect("measured"));
     let costs = |kv| CostModel::new(&checkpoint, kv);
-    let mut measure = |case: &Case<'_>, costs: &CostModel| measure(c, case, plan.launches, costs, ceiling.as_ref());
+    let mut measure =
+        |case: &Case<'_>, costs: &CostModel| measure(c, &device.name, case, plan.launches, costs, ceiling.as_ref());
 
     for &rows in plan.rows {
         let costs = costs(CacheType::default());
@@ -82,6 +83,7 @@ fn kernels(c: &mut Criterion) {
 
 fn measure(
     c: &mut Criterion,
+    device: &str,
     case: &Case<'_>,
     together: usize,
     costs: &CostModel,
@@ -94,7 +96,8 @@ fn measure(
     }
     // Stays infinite for a case that the command line leaves out.
     let quickest = Cell::new(f64::INFINITY);
-    group.bench_function(&case.name, |bencher| {
+    // Results of two devices are never compared with each other.
+    group.bench_function(BenchmarkId::new(&case.name, device), |bencher| {
         let captured = case.capture(together).expect("compiles");
         bencher.iter_custom(|launches| {
             let time = captured.time(launches).expect("runs");
