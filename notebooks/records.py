@@ -16,7 +16,7 @@ ENGINES = ["reference", "cached", "flash", "mlx", "llama.cpp"]
 STYLE = {"figure.figsize": (8, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "gptoss"}
 
 SPEEDS = ["machine", "model", "engine", "turn", "what", "depth", "batch", "tokens", "tok_s", "tok_s_min", "tok_s_max", "roofline"]
-RUNS = ["machine", "model", "engine", "turn", "start_ms", "start_to_first_token_ms", "first_ms", "peak_gb", "own_gb", "rope", "device"]
+RUNS = ["machine", "model", "engine", "turn", "start_ms", "start_to_first_token_ms", "first_ms", "peak_gb", "own_gb", "device_gb", "rope", "device"]
 AGREEMENTS = ["machine", "model", "engine", "turn", "rope", "against", "rms", "max", "tokens", "likeliest_equal", "greedy", "greedy_equal"]
 BENCHES = ["machine", "group", "function", "value", "ns", "ns_min", "ns_max", "bytes", "elements"]
 SPANS = ["machine", "model", "phase", "workload", "depth", "tokens", "sequences", "operation", "layer", "ms", "gb_s"]
@@ -90,6 +90,7 @@ def runs():
                 "first_ms": first.get(1),
                 "peak_gb": gigabytes(run.get("peak_rss_bytes")),
                 "own_gb": gigabytes(run.get("anonymous_bytes")),
+                "device_gb": gigabytes(run.get("device_bytes")),
             })
     return table(rows, RUNS)
 
