@@ -1,5 +1,6 @@
-"""Reads `measurements/` for the notebooks: records that `gptoss compare` wrote, profiles that `gptoss profile --json` wrote, and figures
-transcribed from READMEs. Nothing here computes a figure that no record holds."""
+"""Reads `measurements/` for the notebooks: what `gptoss compare`, `gptoss bench --json`, `gptoss profile --json` and `notebooks/bench` wrote,
+and figures transcribed from READMEs. Nothing here computes a figure that no record holds. `measurements/earlier` is not read: there are
+records of earlier versions of gptoss, which only READMEs name."""
 
 import json
 from pathlib import Path
@@ -8,13 +9,16 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 FOLDER = Path(__file__).parent / "measurements"
+# The engines by the phases that add them, and all of them.
+PHASES = {2: "reference", 3: "cached", 5: "flash"}
 ENGINES = ["reference", "cached", "flash", "mlx", "llama.cpp"]
 # Settings that every plot shares.
 STYLE = {"figure.figsize": (8, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "gptoss"}
 
 SPEEDS = ["machine", "model", "engine", "turn", "what", "depth", "batch", "tokens", "tok_s", "tok_s_min", "tok_s_max", "roofline"]
-RUNS = ["machine", "model", "engine", "turn", "start_ms", "start_to_first_token_ms", "first_ms", "peak_gb", "own_gb", "rope", "device"]
+RUNS = ["machine", "model", "engine", "turn", "start_ms", "start_to_first_token_ms", "first_ms", "peak_gb", "own_gb", "device_gb", "rope", "device"]
 AGREEMENTS = ["machine", "model", "engine", "turn", "rope", "against", "rms", "max", "tokens", "likeliest_equal", "greedy", "greedy_equal"]
+BENCHES = ["machine", "group", "function", "value", "ns", "ns_min", "ns_max", "bytes", "elements"]
 SPANS = ["machine", "model", "phase", "workload", "depth", "tokens", "sequences", "operation", "layer", "ms", "gb_s"]
 SOURCE = ["date", "source"]
 
@@ -34,9 +38,27 @@ def of_format(prefix):
     return [record for record in records() if record.get("format", "").startswith(prefix)]
 
 
-def common(record):
+def where(record, device=None):
+    """The machine, and the GPU if one computed."""
+    adapter = (device or "cpu").split(" through ")[0]
+    return record["machine"] if adapter == "cpu" else f"{adapter}, {record['machine']}"
+
+
+def common(record, device=None):
     model = record["model"]["name"] if isinstance(record["model"], dict) else Path(record["model"]).name
-    return {"machine": record["machine"], "model": model, "date": record["date"][:10], "source": record["source"]}
+    return {"machine": where(record, device), "model": model, "date": record["date"][:10], "source": record["source"]}
+
+
+def engine_runs():
+    """Each run of an engine with the record that it is of. What `gptoss bench --json` writes is both: a run of one engine."""
+    for record in of_format("gptoss compare") + of_format("gptoss transcribed"):
+        for run in record["runs"]:
+            yield record, run
+    for record in records():
+        if "ceiling" in record and "results" in record:
+            # Until 2026-11-29 such a record named no model, and its machine only beside the ceiling.
+            about = {"machine": record["ceiling"]["machine"], "date": record["ceiling"]["date"], "model": "not named", **record}
+            yield about, {"engine": PHASES.get(record["phase"]), **record}
 
 
 def gigabytes(count):
@@ -44,12 +66,13 @@ def gigabytes(count):
 
 
 def speeds():
-    """A row for each measurement of prefill or decoding."""
+    """A row for each measurement of prefill or of decoding likeliest tokens."""
     rows = []
-    for record in of_format("gptoss compare") + of_format("gptoss transcribed"):
-        for run in record["runs"]:
-            for result in run.get("results", []):
-                rows.append({**common(record), "engine": run["engine"], "turn": run.get("turn"), **result})
+    for record, run in engine_runs():
+        for result in run.get("results", []):
+            if result.get("draw", "greedy") == "greedy":
+                place = common(record, run.get("device"))
+                rows.append({**place, "engine": run["engine"], "turn": run.get("turn"), **result})
     return table(rows, SPEEDS)
 
 
@@ -62,11 +85,12 @@ def runs():
                 continue
             first = {each["prompt"]: each["ms"] for each in run.get("first_tokens", [])}
             rows.append({
-                **common(record),
+                **common(record, run.get("device")),
                 **{name: run.get(name) for name in ("engine", "turn", "start_ms", "start_to_first_token_ms", "rope", "device")},
                 "first_ms": first.get(1),
                 "peak_gb": gigabytes(run.get("peak_rss_bytes")),
                 "own_gb": gigabytes(run.get("anonymous_bytes")),
+                "device_gb": gigabytes(run.get("device_bytes")),
             })
     return table(rows, RUNS)
 
@@ -78,8 +102,17 @@ def agreements():
         for run in record["runs"]:
             for against, distance in run.get("agreement", {}).items():
                 own = {name: run.get(name) for name in ("engine", "turn", "rope")}
-                rows.append({**common(record), **own, "against": against, **distance})
+                rows.append({**common(record, run.get("device")), **own, "against": against, **distance})
     return table(rows, AGREEMENTS)
+
+
+def benches():
+    """A row for each case of criterion's benches: nanoseconds of an execution, and the bytes or elements of one."""
+    rows = []
+    for record in of_format("gptoss benches"):
+        place = {"machine": record["machine"], "date": record["date"][:10], "source": record["source"]}
+        rows += [{**place, **case} for case in record["benches"]]
+    return table(rows, BENCHES)
 
 
 def spans():
@@ -92,7 +125,7 @@ def spans():
         for step in record["steps"]:
             for span in step["spans"]:
                 rows.append({
-                    **common(record),
+                    **common(record, record["device"]),
                     "phase": record["phase"],
                     "workload": work["kind"],
                     "depth": work.get("depth", 0),

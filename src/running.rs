@@ -1,5 +1,6 @@
 //! An engine that was started: one of ours, or a peer in a process of its own.
 
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
 use peers::PeerEngine;
@@ -25,6 +26,22 @@ impl Running {
         match self {
             Running::Ours(_) => process::take_peak_resident_bytes(),
             Running::Peer(engine) => engine.stats().ok()?.peak_resident_bytes,
+        }
+    }
+
+    /// The most memory that a peer's own allocator held on a GPU since its start, where it says.
+    pub fn peak_device_bytes(&mut self) -> Option<u64> {
+        match self {
+            Running::Peer(engine) if engine.hello().device == "gpu" => engine.stats().ok()?.peak_device_bytes,
+            _ => None,
+        }
+    }
+
+    /// The versions of a peer's packages. Our engines have that of this program.
+    pub fn versions(&self) -> Option<&BTreeMap<String, String>> {
+        match self {
+            Running::Ours(_) => None,
+            Running::Peer(engine) => Some(&engine.hello().versions),
         }
     }
 }

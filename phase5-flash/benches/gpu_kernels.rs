@@ -1,13 +1,12 @@
 //! Every operation of the engine on a GPU by itself, in bytes a second and as a share of the measured roofline; groups have the
-//! names that `gptoss profile` uses.
+//! names that `gptoss profile` uses, and cases end with the device's name.
 //!
 //! `cargo bench -p phase5-flash --bench gpu_kernels` writes a few layers of gpt-oss-20b's shape to the temporary directory
 //! first. A software rasterizer gets a small model instead.
 
 use std::cell::Cell;
-use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase3_kvcache::CacheType;
@@ -15,6 +14,9 @@ use phase4_profiling::{Ceiling, Cost, CostModel, ceiling};
 use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
 use synthetic::SyntheticModel;
+
+#[path = "../../benches/quick/mod.rs"]
+mod quick;
 
 /// What is measured.
 struct Plan {
@@ -59,7 +61,8 @@ fn kernels(c: &mut Criterion) {
     let smoke = std::env::args().any(|argument| argument == "--test");
     let ceiling = (!smoke).then(|| ceiling(&device).expect("measured"));
     let costs = |kv| CostModel::new(&checkpoint, kv);
-    let mut measure = |case: &Case<'_>, costs: &CostModel| measure(c, case, plan.launches, costs, ceiling.as_ref());
+    let mut measure =
+        |case: &Case<'_>, costs: &CostModel| measure(c, &device.name, case, plan.launches, costs, ceiling.as_ref());
 
     for &rows in plan.rows {
         let costs = costs(CacheType::default());
@@ -80,6 +83,7 @@ fn kernels(c: &mut Criterion) {
 
 fn measure(
     c: &mut Criterion,
+    device: &str,
     case: &Case<'_>,
     together: usize,
     costs: &CostModel,
@@ -88,11 +92,12 @@ fn measure(
     let work = case.span.map(|span| costs.of(span));
     let mut group = c.benchmark_group(case.operation);
     if let Some(Cost { bytes, .. }) = work {
-        group.throughput(Throughput::Bytes(bytes));
+        group.throughput(Throughput::BytesDecimal(bytes));
     }
     // Stays infinite for a case that the command line leaves out.
     let quickest = Cell::new(f64::INFINITY);
-    group.bench_function(&case.name, |bencher| {
+    // Results of two devices are never compared with each other.
+    group.bench_function(BenchmarkId::new(&case.name, device), |bencher| {
         let captured = case.capture(together).expect("compiles");
         bencher.iter_custom(|launches| {
             let time = captured.time(launches).expect("runs");
@@ -107,17 +112,9 @@ fn measure(
     Ok(())
 }
 
-fn quick() -> Criterion {
-    // The warm-up is also what brings an idle GPU's clock up.
-    Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(20)
-}
-
 criterion_group! {
     name = benches;
-    config = quick();
+    config = quick::quick();
     targets = kernels
 }
 criterion_main!(benches);

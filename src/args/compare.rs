@@ -9,7 +9,8 @@ use super::engine::FastArgs;
 use super::kind::EngineKind;
 use super::values::{device, positive};
 
-/// Run the same work on every engine that is available here, in turns, and write what was measured to a record for the notebooks.
+/// Run the same work on every engine that is available here, in turns, and write what was measured to a record for the notebooks. Each
+/// engine runs in a process of its own.
 #[derive(Args)]
 pub struct Compare {
     /// GGUF files or folders of safetensors files; each gets a record of its own.
@@ -49,4 +50,10 @@ pub struct Compare {
     /// The folder to write records to.
     #[arg(long, value_name = "FOLDER", default_value = "notebooks/measurements")]
     pub out: PathBuf,
+    /// How the program starts itself for one engine.
+    #[arg(long, hide = true, value_enum)]
+    pub child_engine: Option<EngineKind>,
+    /// The number of that engine's model among all.
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub child_model: usize,
 }

@@ -9,14 +9,18 @@ use anyhow::{Context, Result, bail};
 use phase1_loading::Checkpoint;
 use phase3_kvcache::{CacheType, PREFILL_CHUNK};
 use phase4_profiling::{Observed, ceiling, process};
+use phase5_flash::cpu::Isa;
 use serde_json::{Value, json};
 
 use crate::args::{Bench, EngineArgs, EngineKind, FastArgs, Room};
-use crate::commands::{print, size};
+use crate::commands::{print, record, size};
 use crate::model::{self, LoadedModel};
 use measure::{Costs, Measure};
 
-pub use measure::longest;
+pub use measure::{longest, median};
+
+/// What the notebooks know records by.
+const FORMAT: &str = "gptoss bench 1";
 
 pub fn run(args: &Bench) -> Result<ExitCode> {
     let context = model::open(&args.model)?.config.context_length;
@@ -51,6 +55,11 @@ fn one(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let mut report = measured(args, &checkpoint, &engine_args, &mut loaded)?;
     report["load_ms"] = json!(load_ms);
+    report["format"] = json!(FORMAT);
+    for (name, value) in record::origin(std::slice::from_ref(&args.model)) {
+        report[name] = value;
+    }
+    report["model"] = record::model(&args.model, &checkpoint);
     Ok(report)
 }
 
@@ -105,16 +114,24 @@ pub fn measured(
     // A peer's memory is not this process's.
     let is_ours = kind.peer().is_none();
     let peak = loaded.engine.take_peak_resident_bytes().or(memory.peak_resident.filter(|_| is_ours));
+    let device_bytes = if is_ours { memory.device_reserved } else { loaded.engine.peak_device_bytes() };
+    let is_flash_on_cpu = kind == EngineKind::Flash && loaded.device.is_cpu();
+    let on_cpu = engine_args.on_cpu();
+    let threads = (is_flash_on_cpu || kind == EngineKind::LlamaCpp).then(|| on_cpu.thread_count());
+    let isa = is_flash_on_cpu.then(|| on_cpu.isa.unwrap_or_else(Isa::best).name());
     Ok(json!({
         "engine": kind.name(),
         "phase": kind.phase(),
         "kv": (kind != EngineKind::Reference).then(|| loaded.cache.name()),
         "device": loaded.device.name,
+        "threads": threads,
+        "isa": isa,
+        "versions": loaded.engine.versions(),
         "ceiling": ceiling,
         "results": results,
         "peak_rss_bytes": peak,
         "anonymous_bytes": memory.anonymous.filter(|_| is_ours),
-        "device_bytes": memory.device_reserved.filter(|_| is_ours),
+        "device_bytes": device_bytes,
     }))
 }
 

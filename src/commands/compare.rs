@@ -1,32 +1,37 @@
 //! `gptoss compare`: the same work on every engine, in turns, as one record a model.
 
 mod agreement;
-mod record;
+mod child;
+mod measured;
+mod table;
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use peers::Installation;
-use phase2_forward::{Draw, Engine, Want, sample_tokens};
-use phase3_kvcache::prefill;
-use phase4_profiling::process;
+use phase1_loading::{Checkpoint, write_whole};
 use serde_json::{Value, json};
 
-use crate::args::{Bench, Compare, DrawKind, EngineKind};
-use crate::commands::bench;
-use crate::commands::print;
-use crate::model::{self, LoadedModel, SEQUENCE};
+use crate::args::{Compare, EngineKind};
+use crate::commands::{bench, print, record};
+use crate::model;
 use crate::peer;
 use agreement::References;
+use measured::benches;
+use table::table;
 
-/// Of the tokens of the first prompts.
-const SEED: usize = 1;
+/// What the notebooks know records by.
+const FORMAT: &str = "gptoss compare 1";
 
 pub fn run(args: &Compare) -> Result<ExitCode> {
+    if let Some(kind) = args.child_engine {
+        child::answer(args, kind)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (engines, skipped) = engines(args)?;
-    for model in &args.model {
+    for (number, model) in args.model.iter().enumerate() {
         let checkpoint = model::open(model)?;
         let context = checkpoint.config.context_length;
         for bench in benches(args, model) {
@@ -44,7 +49,7 @@ pub fn run(args: &Compare) -> Result<ExitCode> {
             };
             for kind in order {
                 eprintln!("{}, turn {} of {}: {}", model.display(), turn + 1, args.turns, kind.title());
-                let mut found = one(args, model, kind, &references).unwrap_or_else(|error| {
+                let mut found = one(args, kind, number, &references).unwrap_or_else(|error| {
                     eprintln!("{}: {error:#}", kind.title());
                     json!({ "engine": kind.name(), "error": format!("{error:#}") })
                 });
@@ -53,8 +58,8 @@ pub fn run(args: &Compare) -> Result<ExitCode> {
             }
         }
         let failed = runs.iter().all(|run| run["error"].is_string());
-        let record = record::new(args, model, &checkpoint, &skipped, runs);
-        let path = record::write(&args.out, model, &record)?;
+        let record = record_of(args, model, &checkpoint, &skipped, runs);
+        let path = write(&args.out, model, &record)?;
         print(&table(&record))?;
         eprintln!("wrote {}", path.display());
         if failed {
@@ -83,103 +88,33 @@ fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     Ok((found, skipped))
 }
 
-/// What is measured: one sequence at every depth, and many at none.
-fn benches(args: &Compare, model: &Path) -> [Bench; 2] {
-    let bench = |depth: &[usize], batch: usize, prompt: &[usize]| Bench {
-        model: model.to_owned(),
-        engine: Vec::new(),
-        phase: Vec::new(),
-        device: args.device,
-        prompt: prompt.to_vec(),
-        depth: depth.to_vec(),
-        generate: args.generate,
-        batch: vec![batch],
-        repeat: args.repeat,
-        kv: Vec::new(),
-        draw: DrawKind::Greedy,
-        stepwise: false,
-        mixed: false,
-        fast: args.fast.clone(),
-        json: true,
-    };
-    [bench(&args.depth, 1, &args.prompt), bench(&[0], args.sequences, &[])]
-}
-
-/// Starts an engine and measures everything about it.
-fn one(args: &Compare, model: &Path, kind: EngineKind, references: &References) -> Result<Value> {
-    let [single, many] = benches(args, model);
-    let engine_args = bench::engine_args(&single, kind, None);
-    process::take_peak_resident_bytes();
-    let start = Instant::now();
-    let checkpoint = model::open_with(model, &engine_args)?;
-    let mut loaded = LoadedModel::start(&checkpoint, &engine_args)?;
-    let start_ms = milliseconds(start);
-    let first = first_token_ms(&mut *loaded.engine, 1)?;
-    let mut first_tokens = vec![json!({ "prompt": 1, "ms": first })];
-    for &prompt in &args.prompt {
-        first_tokens.push(json!({ "prompt": prompt, "ms": first_token_ms(&mut *loaded.engine, prompt)? }));
-    }
-    let agreement = references.agreement(args, &mut *loaded.engine)?;
-    let mut report = bench::measured(&single, &checkpoint, &engine_args, &mut loaded)?;
-    let device_reason = loaded.device.reason.clone();
-    // Many sequences run in an engine of their own: room for them would slow llama.cpp down where there is one alone.
-    drop(loaded);
-    let engine_args = bench::engine_args(&many, kind, None);
-    let more = bench::measured(&many, &checkpoint, &engine_args, &mut LoadedModel::start(&checkpoint, &engine_args)?)?;
-    if let (Some(results), Some(more)) = (report["results"].as_array_mut(), more["results"].as_array()) {
-        results.extend(more.iter().cloned());
-    }
-    let peak = [&report, &more].iter().filter_map(|report| report["peak_rss_bytes"].as_u64()).max();
-    report["peak_rss_bytes"] = json!(peak);
-    report["start_ms"] = json!(start_ms);
-    report["start_to_first_token_ms"] = json!(start_ms + first);
-    report["first_tokens"] = json!(first_tokens);
-    report["agreement"] = agreement;
-    report["rope"] = json!(checkpoint.config.rope.ramp.name());
-    report["device_reason"] = json!(device_reason);
+/// Everything about an engine on the model of that number.
+fn one(args: &Compare, kind: EngineKind, model: usize, references: &References) -> Result<Value> {
+    let (computed, mut report) = child::run(kind, model)?;
+    report["agreement"] = references.agreement(args, &computed);
     Ok(report)
 }
 
-/// Milliseconds until the first token after a prompt is drawn.
-fn first_token_ms(engine: &mut dyn Engine, prompt: usize) -> Result<f64> {
-    let tokens = sample_tokens(SEED, prompt, engine.config().vocab);
-    let start = Instant::now();
-    prefill(engine, SEQUENCE, &tokens, Want::Token(Draw::GREEDY))?;
-    let ms = milliseconds(start);
-    engine.release(SEQUENCE);
-    Ok(ms)
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
-}
-
-/// A record for a person: a line for each run and measurement.
-fn table(record: &Value) -> String {
-    let mut text = String::new();
-    let mut line = |columns: [&str; 7]| {
-        let [engine, turn, what, tokens, depth, batch, figure] = columns;
-        text += &format!("{engine:10} {turn:>4} {what:8} {tokens:>6} {depth:>6} {batch:>5} {figure:>14}\n");
-    };
-    line(["engine", "turn", "what", "tokens", "depth", "batch", ""]);
-    let number = |value: &Value| value.as_u64().map_or(String::new(), |number| number.to_string());
-    let ms = |value: &Value| value.as_f64().map_or("–".into(), |ms| format!("{ms:.0} ms"));
-    for run in record["runs"].as_array().into_iter().flatten() {
-        let (engine, turn) = (run["engine"].as_str().unwrap_or_default(), number(&run["turn"]));
-        if run["error"].is_string() {
-            line([engine, &turn, "failed", "", "", "", ""]);
-            continue;
-        }
-        line([engine, &turn, "start", "", "", "", &ms(&run["start_ms"])]);
-        for first in run["first_tokens"].as_array().into_iter().flatten() {
-            line([engine, &turn, "first", &number(&first["prompt"]), "", "", &ms(&first["ms"])]);
-        }
-        for result in run["results"].as_array().into_iter().flatten() {
-            let [tokens, depth, batch] = ["tokens", "depth", "batch"].map(|name| number(&result[name]));
-            let speed = format!("{:.2} tok/s", result["tok_s"].as_f64().unwrap_or(f64::NAN));
-            let what = result["what"].as_str().unwrap_or_default();
-            line([engine, &turn, what, &tokens, &depth, &batch, &speed]);
-        }
+/// A record of runs, with all that somebody else needs to repeat them.
+fn record_of(args: &Compare, model: &Path, checkpoint: &Checkpoint, skipped: &[Value], runs: Vec<Value>) -> Value {
+    let mut record = json!({ "format": FORMAT });
+    for (name, value) in record::origin(&args.model) {
+        record[name] = value;
     }
-    text
+    record["model"] = record::model(model, checkpoint);
+    record["reference"] = json!({ "engine": "cached", "kv": "f32", "device": "cpu" });
+    record["skipped"] = json!(skipped);
+    record["runs"] = json!(runs);
+    record
+}
+
+/// Writes a record to a file of its own in a folder, which is made if need be.
+fn write(folder: &Path, model: &Path, record: &Value) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let date = record["date"].as_str().unwrap_or_default().replace([':', 'Z'], "");
+    let safe = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' };
+    let name: String = record::name(model).chars().map(safe).collect();
+    let path = folder.join(format!("{date}-{name}-{}.json", std::env::consts::ARCH));
+    write_whole(&path, |out| writeln!(out, "{record:#}")).with_context(|| path.display().to_string())?;
+    Ok(path)
 }

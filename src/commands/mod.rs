@@ -1,4 +1,5 @@
-//! One command a file; each has a `run` that returns the exit status. `setup` has two of a few lines.
+//! One command a file; each has a `run` that returns the exit status. `setup` has two of a few lines, and `record` is what measurements
+//! say of themselves.
 
 pub mod bench;
 pub mod bench_serve;
@@ -16,6 +17,7 @@ pub mod make_model;
 pub mod memory;
 pub mod peers;
 pub mod profile;
+pub mod record;
 pub mod roofline;
 pub mod serve;
 pub mod setup;

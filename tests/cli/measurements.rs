@@ -33,6 +33,11 @@ fn bench_measures_what_it_was_asked_for() {
             }
         }
         assert!(engine["peak_rss_bytes"].as_u64() > Some(0) || !cfg!(target_os = "linux"), "{engine}");
+        // What makes it a record.
+        assert_eq!(engine["format"], "gptoss bench 1");
+        assert_eq!(engine["model"]["name"], "embedded");
+        assert!(engine["command"].as_str().is_some_and(|text| text.starts_with("gptoss bench embedded ")), "{engine}");
+        assert!(engine["date"].is_string() && engine["machine"].is_string(), "{engine}");
     }
     let text = stdout(&[&arguments[..], &["--generate", "4"]].concat());
     assert_eq!(text.lines().count(), 1 + 2 * 3 + 1, "{text}");

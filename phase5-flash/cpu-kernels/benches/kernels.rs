@@ -1,9 +1,17 @@
-//! Every kernel on every instruction set of this machine, one thread: bytes of weights or of cache a second, so that a figure
-//! can be held against the machine's bandwidth. And attention of a decoding step in all layers, in one thread and in all, by how the cache
-//! lies in memory: `cargo bench -p cpu-kernels -- decoding`.
+//! The CPU's kernels in bytes of weights or of cache a second, so that a figure can be held against the machine's bandwidth.
 //!
-//! `cargo bench -p cpu-kernels`. Weights are read from a buffer far larger than the caches, another part of it each time.
+//! `cargo bench -p cpu-kernels`. Groups have the names that `gptoss profile` uses for the operation that a kernel computes:
+//!
+//! | group | what |
+//! |---|---|
+//! | `moe.gate_up` | 32 rows of an expert's matrix, one thread, on each instruction set; `moe.down` has rows of the same length |
+//! | `attn.qkv` | 32 rows of a projection, as above, in each other format |
+//! | `head` | the coarse copy of the head, from which greedy tokens are shortlisted |
+//! | `attn.scores` | one key/value head on each instruction set, and all full layers by how the cache lies in memory and by threads |
+//!
+//! Weights are read from a buffer far larger than the caches, another part of it each time.
 
+use std::fmt::Debug;
 use std::hint::black_box;
 use std::num::NonZero;
 use std::thread::available_parallelism;
@@ -13,10 +21,14 @@ use cpu_kernels::{
     Pool, Queries, Shared, Storage, TILE, attend, attend_share, merge_shares, multiply_panel, multiply_prepared,
     multiply_small_batch, prepare_input,
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 #[cfg(target_os = "linux")]
 use memmap2::Advice;
 use memmap2::MmapMut;
+
+#[path = "../../../benches/quick/mod.rs"]
+mod quick;
 
 const COLUMNS: usize = 2880;
 const BUFFER: usize = 256 << 20;
@@ -45,9 +57,28 @@ enum Way {
     Tiled(PanelFormat),
 }
 
+/// A format's name as the command line has it.
+fn name(format: impl Debug) -> String {
+    format!("{format:?}").to_lowercase()
+}
+
 fn products(c: &mut Criterion) {
     let buffer = buffer();
-    for (name, inputs, way) in [
+    let dense = [Storage::Q8_0, Storage::F16, Storage::F32];
+    for (operation, storages) in [("moe.gate_up", &[Storage::Mxfp4][..]), ("attn.qkv", &dense[..])] {
+        let mut group = c.benchmark_group(operation);
+        for &storage in storages {
+            products_with(&mut group, storage, &buffer);
+        }
+        group.finish();
+    }
+}
+
+/// A tile of rows in one format, in every way that suits the format.
+fn products_with(group: &mut BenchmarkGroup<'_, WallTime>, storage: Storage, buffer: &[u8]) {
+    let tile_bytes = TILE * COLUMNS / 32 * storage.block_bytes();
+    group.throughput(Throughput::BytesDecimal(tile_bytes as u64));
+    for (what, inputs, way) in [
         ("one input", 1, Way::Streamed),
         ("one prepared input", 1, Way::Prepared),
         ("two prepared inputs", 2, Way::Prepared),
@@ -58,52 +89,46 @@ fn products(c: &mut Criterion) {
         ("panel of 64, f32", 64, Way::Tiled(PanelFormat::F32)),
         ("panel of 64, i16", 64, Way::Tiled(PanelFormat::I16)),
     ] {
-        let mut group = c.benchmark_group(name);
-        for storage in [Storage::Mxfp4, Storage::Q8_0, Storage::F16, Storage::F32] {
-            let suits = match way {
-                Way::Prepared => storage == Storage::Mxfp4,
-                Way::Tiled(PanelFormat::I16) => storage.is_quantized(),
-                _ => true,
-            };
-            if !suits {
-                continue;
-            }
-            let tile_bytes = TILE * COLUMNS / 32 * storage.block_bytes();
-            group.throughput(Throughput::Bytes(tile_bytes as u64));
-            for isa in Isa::all() {
-                let x: Vec<Vec<f32>> =
-                    (0..inputs).map(|i| (0..COLUMNS).map(|j| ((i + j) % 17) as f32 - 8.0).collect()).collect();
-                let few: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
-                let mut words = vec![0; inputs * COLUMNS];
-                for (words, x) in words.chunks_exact_mut(COLUMNS).zip(&x) {
-                    prepare_input(isa, x, words);
-                }
-                let prepared: Vec<&[u32]> = words.chunks_exact(COLUMNS).collect();
-                let mut panel = Panel::default();
-                if let Way::Tiled(format) = way {
-                    let filling = panel.begin(isa, format, COLUMNS, inputs);
-                    for group in 0..filling.groups() {
-                        // SAFETY: one thread.
-                        unsafe { filling.pack(group, |i| &x[i]) };
-                    }
-                }
-                let mut out = vec![0.0; inputs * TILE];
-                let mut at = 0;
-                group.bench_function(BenchmarkId::new(format!("{storage:?}"), isa), |bencher| {
-                    bencher.iter(|| {
-                        at = if at + 2 * tile_bytes > BUFFER { 0 } else { at + tile_bytes };
-                        let rows = PackedRows::new(&buffer[at..at + tile_bytes], storage, COLUMNS);
-                        match way {
-                            Way::Streamed => multiply_small_batch(isa, rows, &few, &mut out),
-                            Way::Prepared => multiply_prepared(isa, rows, &prepared, &mut out),
-                            Way::Tiled(_) => multiply_panel(isa, rows, &panel, &mut out),
-                        }
-                        black_box(&mut out);
-                    });
-                });
-            }
+        let suits = match way {
+            Way::Prepared => storage == Storage::Mxfp4,
+            Way::Tiled(PanelFormat::I16) => storage.is_quantized(),
+            _ => true,
+        };
+        if !suits {
+            continue;
         }
-        group.finish();
+        for isa in Isa::all() {
+            let x: Vec<Vec<f32>> =
+                (0..inputs).map(|i| (0..COLUMNS).map(|j| ((i + j) % 17) as f32 - 8.0).collect()).collect();
+            let few: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
+            let mut words = vec![0; inputs * COLUMNS];
+            for (words, x) in words.chunks_exact_mut(COLUMNS).zip(&x) {
+                prepare_input(isa, x, words);
+            }
+            let prepared: Vec<&[u32]> = words.chunks_exact(COLUMNS).collect();
+            let mut panel = Panel::default();
+            if let Way::Tiled(format) = way {
+                let filling = panel.begin(isa, format, COLUMNS, inputs);
+                for group in 0..filling.groups() {
+                    // SAFETY: one thread.
+                    unsafe { filling.pack(group, |i| &x[i]) };
+                }
+            }
+            let mut out = vec![0.0; inputs * TILE];
+            let mut at = 0;
+            group.bench_function(BenchmarkId::new(format!("{}, {what}", name(storage)), isa), |bencher| {
+                bencher.iter(|| {
+                    at = if at + 2 * tile_bytes > BUFFER { 0 } else { at + tile_bytes };
+                    let rows = PackedRows::new(&buffer[at..at + tile_bytes], storage, COLUMNS);
+                    match way {
+                        Way::Streamed => multiply_small_batch(isa, rows, &few, &mut out),
+                        Way::Prepared => multiply_prepared(isa, rows, &prepared, &mut out),
+                        Way::Tiled(_) => multiply_panel(isa, rows, &panel, &mut out),
+                    }
+                    black_box(&mut out);
+                });
+            });
+        }
     }
 }
 
@@ -115,6 +140,7 @@ fn coarse_copies(c: &mut Criterion) {
     let rows = |tile: usize| {
         PackedRows::new(&buffer[tile * TILE * row_bytes..(tile + 1) * TILE * row_bytes], Storage::Q8_0, COLUMNS)
     };
+    let mut group = c.benchmark_group("head");
     for isa in Isa::all() {
         let mut coarse = CoarseMatrix::new(ROWS, COLUMNS);
         let (tiles, tile_bytes) = (coarse.tiles(), CoarseMatrix::bytes(TILE, COLUMNS));
@@ -123,38 +149,45 @@ fn coarse_copies(c: &mut Criterion) {
             tile = (tile + 1) % tiles;
             tile
         };
-        let mut group = c.benchmark_group("a coarse copy");
-        group.throughput(Throughput::Bytes((TILE * row_bytes) as u64));
-        group.bench_function(BenchmarkId::new("made of Q8_0", isa), |bencher| {
+        group.throughput(Throughput::BytesDecimal((TILE * row_bytes) as u64));
+        group.bench_function(BenchmarkId::new("coarse copy made of q8_0", isa), |bencher| {
             let making = coarse.make();
             // SAFETY: one thread.
             bencher.iter(|| unsafe { making.tile(isa, next(), rows(0)) });
         });
-        group.throughput(Throughput::Bytes(tile_bytes as u64));
-        for count in [1, 4, 10] {
+        group.throughput(Throughput::BytesDecimal(tile_bytes as u64));
+        for (what, count) in [("one input", 1), ("four inputs", 4), ("ten inputs", 10)] {
             let x: Vec<f32> = (0..count * COLUMNS).map(|i| (i % 17) as f32 - 8.0).collect();
             let mut inputs = CoarseInputs::default();
             inputs.round(isa, &x, COLUMNS);
             let (mut estimates, mut bounds) = (vec![0.0; count * TILE], vec![Bound::default(); count]);
-            group.bench_function(BenchmarkId::new(format!("inputs {count}"), isa), |bencher| {
+            group.bench_function(BenchmarkId::new(format!("coarse copy, {what}"), isa), |bencher| {
                 bencher.iter(|| coarse.estimate(isa, next(), &inputs, black_box(&mut estimates), &mut bounds));
             });
         }
-        group.finish();
     }
+    group.finish();
+}
+
+fn attention(c: &mut Criterion) {
+    let mut group = c.benchmark_group("attn.scores");
+    one_head(&mut group);
+    full_layers(&mut group);
+    group.finish();
 }
 
 /// A key/value head with its 8 query heads over 4096 positions: one position, as in decoding, and 8, as in prefill.
-fn attention(c: &mut Criterion) {
+fn one_head(group: &mut BenchmarkGroup<'_, WallTime>) {
     for count in [1, 8] {
-        let mut group = c.benchmark_group(format!("attention of {count} positions to {DEPTH}"));
         for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
             let mut blocks = vec![vec![0; KeyBlock::bytes(format, DIM)]; DEPTH / POSITIONS];
             for position in 0..DEPTH {
                 let value: Vec<f32> = (0..DIM).map(|d| ((position * 31 + d * 7) % 23) as f32 / 23.0).collect();
                 KeyBlock::write(&mut blocks[position / POSITIONS], format, position % POSITIONS, &value, &value);
             }
-            group.throughput(Throughput::Bytes((blocks.len() * blocks[0].len()) as u64));
+            group.throughput(Throughput::BytesDecimal((blocks.len() * blocks[0].len()) as u64));
+            let positions = if count == 1 { "position" } else { "positions" };
+            let what = format!("one head, {}, {count} {positions} to {DEPTH}", name(format));
             for isa in Isa::all() {
                 let q = vec![0.1; count * GROUP * DIM];
                 let start = DEPTH - count;
@@ -165,12 +198,11 @@ fn attention(c: &mut Criterion) {
                 let mut scratch = Vec::new();
                 let at = |i: usize| KeyBlock { format, head_dim: DIM, data: &blocks[i] };
                 let cached = Blocks { start: 0, count: blocks.len(), at: &at };
-                group.bench_function(BenchmarkId::new(format!("{format:?}"), isa), |bencher| {
+                group.bench_function(BenchmarkId::new(&what, isa), |bencher| {
                     bencher.iter(|| attend(isa, &queries, &cached, black_box(&mut out), &mut scratch));
                 });
             }
         }
-        group.finish();
     }
 }
 
@@ -211,14 +243,13 @@ fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
 }
 
 /// Attention of one position in all full layers, as a step of decoding has it: more bytes than any cache holds. By layout and threads.
-fn decoding(c: &mut Criterion) {
+fn full_layers(group: &mut BenchmarkGroup<'_, WallTime>) {
     let isa = Isa::best();
     let mut thread_counts = vec![1, available_parallelism().map_or(1, NonZero::get)];
     thread_counts.dedup();
     for format in [CacheFormat::F32, CacheFormat::F16] {
         let bytes = KeyBlock::bytes(format, DIM);
-        let mut group = c.benchmark_group(format!("decoding at depth {DEPTH}, {LAYERS} layers, {format:?}"));
-        group.throughput(Throughput::Bytes((LAYERS * KV_HEADS * BLOCKS * bytes) as u64)).sample_size(30);
+        group.throughput(Throughput::BytesDecimal((LAYERS * KV_HEADS * BLOCKS * bytes) as u64));
         for layout in &LAYOUTS {
             let layers: Vec<MmapMut> = (0..LAYERS).map(|_| cached(layout, format)).collect();
             for &threads in &thread_counts {
@@ -259,15 +290,19 @@ fn decoding(c: &mut Criterion) {
                         merge_shares(&queries, results, out);
                     });
                 };
-                group.bench_function(BenchmarkId::new(layout.name, format!("{threads} threads")), |bencher| {
+                let what = format!("{LAYERS} layers, {}, {}", name(format), layout.name);
+                group.bench_function(BenchmarkId::new(what, format!("{threads} threads")), |bencher| {
                     bencher.iter(|| layers.iter().for_each(&mut layer));
                 });
                 black_box(&out);
             }
         }
-        group.finish();
     }
 }
 
-criterion_group!(benches, products, coarse_copies, attention, decoding);
+criterion_group! {
+    name = benches;
+    config = quick::quick();
+    targets = products, coarse_copies, attention
+}
 criterion_main!(benches);

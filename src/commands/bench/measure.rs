@@ -231,7 +231,8 @@ fn check(outcomes: Vec<Outcome>) -> Result<(), EngineError> {
     nan.map_or(Ok(()), Err)
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle of some values, or the mean of the two in the middle.
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -1,12 +1,14 @@
 //! How far engines are from the one that computes exactly: phase 3 in f32 on the CPU, which the gates hold to MLX's goldens.
 
+use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use gates::{Check, Limit};
 use phase1_loading::YarnRamp;
 use phase2_forward::{DeviceChoice, Draw, Engine, Want, Work, argmax, sample_tokens};
 use phase3_kvcache::prefill_chunk;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Compare, EngineArgs, EngineKind};
@@ -16,7 +18,10 @@ use crate::model::{self, LoadedModel, SEQUENCE};
 const SEED: usize = 7;
 
 /// What the exact engine computes, for each reading of YaRN's ramp that an engine here has.
-pub struct References(Vec<Reference>);
+pub struct References {
+    vocab: usize,
+    all: Vec<Reference>,
+}
 
 struct Reference {
     ramp: YarnRamp,
@@ -24,38 +29,46 @@ struct Reference {
 }
 
 /// What an engine makes of the tokens.
-struct Computed {
+pub struct Computed {
     /// `[tokens, vocab]`
     logits: Vec<f32>,
     /// The likeliest tokens after them, each fed in turn.
     greedy: Vec<u32>,
 }
 
+/// What comes before the logits where they are written.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    greedy: Vec<u32>,
+    /// How many values follow.
+    logits: usize,
+}
+
 impl References {
     pub fn compute(args: &Compare, model: &Path, engines: &[EngineKind]) -> Result<References> {
         let engine_args =
             EngineArgs { engine: Some(EngineKind::Cached), device: DeviceChoice::Cpu, ..EngineArgs::reference() };
-        let mut references = Vec::new();
+        let mut checkpoint = model::open(model)?;
+        let (own, vocab) = (checkpoint.config.rope.ramp, checkpoint.config.vocab);
+        let mut all = Vec::new();
         for ramp in YarnRamp::ALL {
-            if ramp == YarnRamp::Truncated && !engines.contains(&EngineKind::LlamaCpp) {
+            let llama_cpp_has_it = ramp == YarnRamp::Truncated && engines.contains(&EngineKind::LlamaCpp);
+            if ramp != YarnRamp::Exact && ramp != own && !llama_cpp_has_it {
                 continue;
             }
-            let mut checkpoint = model::open(model)?;
             checkpoint.config.rope.ramp = ramp;
             let mut loaded = LoadedModel::start(&checkpoint, &engine_args)?;
-            references.push(Reference { ramp, computed: Computed::by(args, &mut *loaded.engine)? });
+            all.push(Reference { ramp, computed: Computed::by(args, &mut *loaded.engine)? });
         }
-        Ok(References(references))
+        Ok(References { vocab, all })
     }
 
     /// The distance of an engine from each reference, by the name of its ramp.
-    pub fn agreement(&self, args: &Compare, engine: &mut dyn Engine) -> Result<Value> {
-        let vocab = engine.config().vocab;
-        let found = Computed::by(args, engine)?;
+    pub fn agreement(&self, args: &Compare, found: &Computed) -> Value {
         let mut agreement = Map::new();
-        for Reference { ramp, computed } in &self.0 {
+        for Reference { ramp, computed } in &self.all {
             let check = Check::values("", "", &computed.logits, &found.logits, Limit::F32);
-            let rows = computed.logits.chunks_exact(vocab).zip(found.logits.chunks_exact(vocab));
+            let rows = computed.logits.chunks_exact(self.vocab).zip(found.logits.chunks_exact(self.vocab));
             let likeliest = rows.filter(|(exact, found)| argmax(exact) == argmax(found)).count();
             let equal = computed.greedy.iter().zip(&found.greedy).take_while(|(exact, found)| exact == found).count();
             let distance = json!({
@@ -64,12 +77,13 @@ impl References {
             });
             agreement.insert(ramp.name().into(), distance);
         }
-        Ok(agreement.into())
+        agreement.into()
     }
 }
 
 impl Computed {
-    fn by(args: &Compare, engine: &mut dyn Engine) -> Result<Computed> {
+    /// Feeds an engine `args.check` tokens, and then what it finds likeliest.
+    pub fn by(args: &Compare, engine: &mut dyn Engine) -> Result<Computed> {
         let tokens = sample_tokens(SEED, args.check, engine.config().vocab);
         let mut logits = Vec::new();
         for tokens in tokens.chunks(prefill_chunk(engine)) {
@@ -83,5 +97,60 @@ impl Computed {
         }
         engine.release(SEQUENCE);
         Ok(Computed { logits, greedy })
+    }
+
+    /// Writes a line of JSON and the logits as little-endian f32.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let head = Head { greedy: self.greedy.clone(), logits: self.logits.len() };
+        writeln!(out, "{}", serde_json::to_string(&head)?)?;
+        let logits: Vec<u8> = self.logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+        out.write_all(&logits)
+    }
+
+    /// What [`Computed::write`] wrote, and the bytes after it. A line with an `error` instead is that error.
+    pub fn read(bytes: &[u8]) -> Result<(Computed, &[u8])> {
+        let end = bytes.iter().position(|&byte| byte == b'\n').context("its process wrote nothing")?;
+        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        let line: Value = serde_json::from_slice(line).context("its process wrote no JSON")?;
+        if let Some(error) = line["error"].as_str() {
+            bail!("{error}");
+        }
+        let Head { greedy, logits } = serde_json::from_value(line).context("its process wrote no logits")?;
+        let split = logits.checked_mul(size_of::<f32>()).and_then(|bytes| rest.split_at_checked(bytes));
+        let (logits, rest) = split.context("its process wrote too few logits")?;
+        let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        Ok((Computed { logits: logits.chunks_exact(size_of::<f32>()).map(value).collect(), greedy }, rest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let computed = Computed { logits: vec![1.5, -0.0, f32::MAX, 10.0], greedy: vec![7, 10] };
+        let mut bytes = Vec::new();
+        computed.write(&mut bytes).expect("a Vec takes everything");
+        bytes.extend(b"{}\n");
+        let (read, rest) = Computed::read(&bytes).expect("it is whole");
+        let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+        assert_eq!((bits(&read.logits), read.greedy), (bits(&computed.logits), computed.greedy));
+        assert_eq!(rest, b"{}\n");
+    }
+
+    #[test]
+    fn what_is_not_whole_is_refused() {
+        for (bytes, expected) in [
+            (&b""[..], "its process wrote nothing"),
+            (b"hello\n", "its process wrote no JSON"),
+            (b"{}\n", "its process wrote no logits"),
+            (b"{\"greedy\":[1],\"logits\":2}\n1234567", "its process wrote too few logits"),
+            (b"{\"greedy\":[1],\"logits\":18446744073709551615}\n", "its process wrote too few logits"),
+            (b"{\"error\":\"no room\"}\n", "no room"),
+        ] {
+            let error = Computed::read(bytes).err().expect("it is not whole");
+            assert_eq!(error.to_string(), expected);
+        }
     }
 }
