@@ -70,8 +70,8 @@ impl GpuEngine {
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        let client = device.client().ok_or_else(|| GpuError::NoGpu(device.name.clone()))?;
-        let gpu = Gpu::new(Device::new(client, device.memory))?;
+        let found = device.client().zip(device.queue()).ok_or_else(|| GpuError::NoGpu(device.name.clone()))?;
+        let gpu = Gpu::new(Device::new(found.0, found.1, device.memory))?;
         Self::load_on(gpu, checkpoint, options, progress)
     }
 
@@ -92,8 +92,8 @@ impl GpuEngine {
         device.free_unused_memory();
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let most_logits = Choices::most_rows(&device, config.vocab)?;
-        let weights = Weights::load(&device, checkpoint, progress)?;
-        device.sync()?;
+        let (weights, filling) = Weights::allocate(&device, checkpoint)?;
+        filling.run(&device, progress)?;
         let pages = Cache::count(&device, &config, row, options.kv_bytes)?;
         let cache = Cache::new(&device, &config, row, pages, MAX_ROWS);
         let mut engine = GpuEngine {
