@@ -176,6 +176,12 @@ impl Device {
         &self.client
     }
 
+    /// Calls `work` as if on the thread whose stream the client is pinned to. CubeCL counts streams by threads, has few, and shares them
+    /// out: a thread that only launches for another should not take one.
+    pub fn on_its_stream<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.stream.executes(work)
+    }
+
     pub(crate) fn wgpu(&self) -> &wgpu::Device {
         &self.wgpu
     }

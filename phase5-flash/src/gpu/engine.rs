@@ -1,6 +1,7 @@
 //! Phase 5's engine on a GPU: the new tokens of all sequences of a step are one pass over the layers, and up to two steps are in flight.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use gpu_kernels::{Buffer, Device, Gpu, KvRow, MatrixUnits, PAGE};
@@ -18,6 +19,7 @@ use super::error::GpuError;
 use super::forward::Forward;
 use super::step::{Runner, Step, fed};
 use super::tuning::{MAX_ROWS, Tuning};
+use super::warm_up::{self, WarmUp};
 use super::weights::Weights;
 use crate::pages::{Full, POSITIONS, Pages, REWIND};
 
@@ -93,9 +95,16 @@ impl GpuEngine {
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let most_logits = Choices::most_rows(&device, config.vocab)?;
         let (weights, filling) = Weights::allocate(&device, checkpoint)?;
-        filling.run(&device, progress)?;
+        let weights = Arc::new(weights);
         let pages = Cache::count(&device, &config, row, options.kv_bytes)?;
         let cache = Cache::new(&device, &config, row, pages, MAX_ROWS);
+        if checkpoint.weight_bytes() < warm_up::LEAST_BYTES {
+            filling.run(&device, progress)?;
+        } else {
+            WarmUp::new(&gpu, tuning, &config, row, &weights).beside(|| filling.run(&device, progress))?;
+            // What the warm-up had.
+            device.free_unused_memory();
+        }
         let mut engine = GpuEngine {
             runner: Runner::new(Forward::new(gpu, tuning, config, weights, cache), most_logits),
             has_drawn: HashSet::new(),
