@@ -6,7 +6,7 @@ mod runtime;
 
 use burn::tensor::Device;
 use cubecl::client::Client;
-use cubecl::wgpu::{WgpuDevice, WgpuDeviceKind};
+use cubecl::wgpu::{WgpuDevice, WgpuDeviceKind, wgpu};
 
 pub use choice::DeviceChoice;
 pub use runtime::register;
@@ -104,5 +104,12 @@ impl ComputeDevice {
     pub fn client(&self) -> Option<Client> {
         let Kind::Gpu(kind) = &self.kind else { return None };
         Some(cubecl::Device::Wgpu(WgpuDevice::new(kind.clone())).client())
+    }
+
+    /// The wgpu device and queue that the client's runtime works on: what is submitted to the queue runs in order with what the client
+    /// submits. `None` on the CPU.
+    pub fn queue(&self) -> Option<(wgpu::Device, wgpu::Queue)> {
+        let Kind::Gpu(kind) = &self.kind else { return None };
+        runtime::queue(kind)
     }
 }

@@ -8,6 +8,9 @@ use cubecl::wgpu::{WgpuDeviceKind, wgpu};
 
 use super::{AdapterReport, ComputeDevice, DeviceError, Kind, ModelNeeds, runtime};
 
+/// The graphics APIs that adapters are looked for in, in this order. Starting others takes time and finds none.
+const BACKENDS: [wgpu::Backends; 3] = [wgpu::Backends::METAL, wgpu::Backends::VULKAN, wgpu::Backends::DX12];
+
 /// A graphics adapter of this machine.
 pub(super) struct Adapter {
     info: wgpu::AdapterInfo,
@@ -20,13 +23,20 @@ pub(super) struct Adapter {
 impl Adapter {
     /// The adapters of the graphics API that CubeCL would use here: Metal, else Vulkan, else DX12. They are looked for once.
     pub fn all() -> &'static [Adapter] {
-        static ALL: LazyLock<Vec<Adapter>> = LazyLock::new(Adapter::look);
-        &ALL
+        // The instance stays, so that the driver is not unloaded before the runtime makes one of its own.
+        static ALL: LazyLock<(wgpu::Instance, Vec<Adapter>)> = LazyLock::new(|| {
+            let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+                backends: BACKENDS.into_iter().collect(),
+                ..wgpu::InstanceDescriptor::new_without_display_handle()
+            });
+            let adapters = Adapter::look(&instance);
+            (instance, adapters)
+        });
+        &ALL.1
     }
 
-    fn look() -> Vec<Adapter> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        for backend in [wgpu::Backends::METAL, wgpu::Backends::VULKAN, wgpu::Backends::DX12] {
+    fn look(instance: &wgpu::Instance) -> Vec<Adapter> {
+        for backend in BACKENDS {
             let adapters = cubecl::future::block_on(instance.enumerate_adapters(backend));
             if adapters.is_empty() {
                 continue;

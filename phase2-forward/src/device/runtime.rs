@@ -3,7 +3,7 @@
 //! CubeCL takes SPIR-V wherever Vulkan reports the features for it. Software rasterizers report them too but crash on the SPIR-V of
 //! some of Burn's kernels (lavapipe of Mesa 22.3 and 25.0). Their runtime is therefore built here, without the SPIR-V compiler.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,8 +25,10 @@ use cubecl_server::allocator::ContiguousMemoryLayoutPolicy;
 use cubecl_server::logging::ServerLogger;
 use cubecl_server::runtime::Runtime;
 
-/// Adapters whose runtime runs, in this process.
-static STARTED: Mutex<Option<HashSet<DeviceId>>> = Mutex::new(None);
+/// Adapters whose runtime runs, in this process, and what their runtimes work on.
+static STARTED: Mutex<Option<HashMap<DeviceId, Queue>>> = Mutex::new(None);
+
+type Queue = (wgpu::Device, wgpu::Queue);
 
 /// Starts the runtime of an adapter, unless it runs already. `tasks` launches go to the device in one submission; the first caller
 /// decides.
@@ -37,15 +39,25 @@ pub(super) fn start(kind: &WgpuDeviceKind, tasks: usize) -> Result<(), String> {
     let device = WgpuDevice::new(kind.clone());
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     let started = started.get_or_insert_default();
-    if started.contains(&device.to_id()) {
+    if started.contains_key(&device.to_id()) {
         return Ok(());
     }
-    match kind {
-        WgpuDeviceKind::Cpu => register_wgsl(software_setup()?, tasks, device.to_id())?,
-        _ => drop(try_init_setup::<AutoGraphicsApi>(&device, options(tasks)).map_err(|error| error.to_string())?),
-    }
-    started.insert(device.to_id());
+    let setup = match kind {
+        WgpuDeviceKind::Cpu => {
+            let setup = software_setup()?;
+            register_wgsl(setup.clone(), tasks, device.to_id())?;
+            setup
+        }
+        _ => try_init_setup::<AutoGraphicsApi>(&device, options(tasks)).map_err(|error| error.to_string())?,
+    };
+    started.insert(device.to_id(), (setup.device, setup.queue));
     Ok(())
+}
+
+/// What the runtime of an adapter works on, if it was started.
+pub(super) fn queue(kind: &WgpuDeviceKind) -> Option<Queue> {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    started.as_ref()?.get(&WgpuDevice::new(kind.clone()).to_id()).cloned()
 }
 
 /// A runtime on a device that the caller has opened: for tests that limit or destroy it.

@@ -10,7 +10,8 @@ use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::future::block_on;
 use cubecl::prelude::*;
-use cubecl::server::Handle;
+use cubecl::server::{BufferBinding, Handle};
+use cubecl::wgpu::{AutoCompiler, WgpuServer, wgpu};
 use cubecl_environment::stream::StreamId;
 
 use crate::error::Error;
@@ -27,6 +28,9 @@ pub struct Device {
     client: Client,
     /// The client's.
     stream: StreamId,
+    /// What the client's runtime works on.
+    wgpu: wgpu::Device,
+    queue: wgpu::Queue,
     plane: u32,
     least_plane: u32,
     binding_bytes: u64,
@@ -56,6 +60,14 @@ impl Pending {
             Reading::Arrived(words) => words,
         }
     }
+}
+
+/// A buffer as a target of copies that CubeCL does not see. Its memory stays where it is while this lives.
+pub(crate) struct CopyTarget {
+    pub buffer: wgpu::Buffer,
+    /// Where the words begin, in bytes.
+    pub offset: u64,
+    _bound: BufferBinding,
 }
 
 /// Values in device memory, addressed in 32-bit words. What is allocated holds whole vectors of four.
@@ -98,6 +110,18 @@ impl Buffer {
         self.len
     }
 
+    /// The buffer for copies on the device's queue. Nothing else may use it until they are submitted.
+    ///
+    /// # Errors
+    /// Memory that was not allocated, or a device that was lost.
+    pub(crate) fn copy_target(&self, device: &Device) -> Result<CopyTarget, Error> {
+        let handle = self.handle.clone();
+        let bound = handle.clone().binding();
+        let resource = device.client.get_resource::<WgpuServer<AutoCompiler>>(handle)?;
+        let resource = resource.resource();
+        Ok(CopyTarget { buffer: resource.buffer.clone(), offset: resource.offset, _bound: bound })
+    }
+
     /// # Panics
     /// If the buffer holds fewer than `words` words. Kernels do not check bounds: every launch does it here.
     #[track_caller]
@@ -125,11 +149,12 @@ impl Buffer {
 }
 
 impl Device {
-    /// `memory`: bytes that the device can hold, where its driver says.
+    /// `queue`: the wgpu device and queue that the client's runtime works on. `memory`: bytes that the device can hold, where its driver
+    /// says.
     ///
     /// The client is pinned to the calling thread's current stream, so that the device may move between threads: replays of captured
     /// launches are ordered against their own stream alone.
-    pub fn new(mut client: Client, memory: Option<u64>) -> Device {
+    pub fn new(mut client: Client, (wgpu, queue): (wgpu::Device, wgpu::Queue), memory: Option<u64>) -> Device {
         let stream = StreamId::current();
         // SAFETY: the stream is one that the client would take here anyway; from now on it takes no other.
         unsafe { client.set_stream(stream) };
@@ -142,6 +167,8 @@ impl Device {
             memory,
             waits: Arc::default(),
             stream,
+            wgpu,
+            queue,
             client,
         }
     }
@@ -149,6 +176,21 @@ impl Device {
     /// What launches, captures and replays.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Calls `work` as if on the thread whose stream the client is pinned to. CubeCL counts streams by threads, has few, and shares them
+    /// out: a thread that only launches for another should not take one.
+    pub fn on_its_stream<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.stream.executes(work)
+    }
+
+    pub(crate) fn wgpu(&self) -> &wgpu::Device {
+        &self.wgpu
+    }
+
+    /// The queue that launches, writes and reads go to as well.
+    pub(crate) fn queue(&self) -> &wgpu::Queue {
+        &self.queue
     }
 
     /// The most bytes that one binding may span, of which kernels can index every word.
@@ -243,6 +285,11 @@ impl Device {
         self.stream.executes(|| self.client.memory_persistent_allocation(words, |words| self.upload(words)))
     }
 
+    /// Room for `words` words as [`Device::upload_weights`] allocates it, with whatever was there before.
+    pub(crate) fn empty_weights(&self, words: usize) -> Buffer {
+        self.stream.executes(|| self.client.memory_persistent_allocation(words, |words| self.empty(words)))
+    }
+
     /// Overwrites the words from `first` on, in order with the kernels launched before and after.
     ///
     /// # Panics
@@ -298,8 +345,6 @@ pub(crate) fn spread(cubes: u32) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use cubecl::wgpu::wgpu;
-
     use super::*;
     use crate::sampling::{
         Draw, DrawSettings, Filters, HISTOGRAM_WORDS, NextTokens, PARTIAL_MAX_WORDS, THRESHOLD_WORDS,

@@ -5,10 +5,10 @@
 //! `(r · vectors + v) · blocks + b`. The scales of four neighbouring rows' blocks share a word (MXFP4, one byte each) or two
 //! (Q8_0, 16 bits each), since kernels work on rows in fours.
 
-use formats::mxfp4::{E2M1_MAX, e8m0};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use formats::{BLOCK, Storage};
-use half::{bf16, f16};
-use rayon::prelude::*;
 
 use crate::device::{Buffer, Device};
 use crate::error::Error;
@@ -43,7 +43,8 @@ pub struct Matrix {
     rows: usize,
     columns: usize,
     parts: Vec<Part>,
-    fits_f16: bool,
+    /// Clones share it, since whoever fills a matrix has one of them.
+    fits_f16: Arc<AtomicBool>,
 }
 
 /// Rows of a matrix that share buffers.
@@ -56,45 +57,37 @@ pub(crate) struct Part {
 }
 
 impl Matrix {
-    /// Uploads `stack` matrices of `rows` rows of `columns` values each. `row` gives the packed bytes of a row, counted over the
-    /// whole stack; it is called from several threads, once for each row. `name` is for messages.
+    /// Memory for `stack` matrices of `rows` rows of `columns` values each. Values are undefined until
+    /// [`Unfilled::fill`](crate::Unfilled::fill) has written them. `name` is for messages.
     ///
     /// # Errors
     /// A width that is no multiple of 32, or a stack, or a few rows, that no binding can span.
-    ///
-    /// # Panics
-    /// If a row has not as many bytes as `storage` needs for its columns.
-    pub fn upload<Bytes: AsRef<[u8]>>(
+    pub fn empty(
         device: &Device,
         name: &str,
         storage: Storage,
         [stack, rows, columns]: [usize; 3],
-        row: impl Fn(usize) -> Bytes + Sync,
     ) -> Result<Matrix, Error> {
         if !columns.is_multiple_of(BLOCK) {
             return Err(Error::Shape(format!(
                 "{name}: rows of {columns} values, and the kernels need a multiple of 32"
             )));
         }
-        let row_bytes = columns / BLOCK * 16 * vectors(storage);
-        let stride = rows.next_multiple_of(ROW_GROUP);
-        let all_rows = stack * stride;
+        let blocks = columns / BLOCK;
+        let row_words = blocks * 4 * vectors(storage);
+        let all_rows = stack * rows.next_multiple_of(ROW_GROUP);
         // A plain matrix may be in several pieces.
         let least_rows = if stack > 1 { all_rows } else { ROW_GROUP };
-        let binding_rows = rows_of_a_binding(name, device.binding_bytes(), row_bytes, least_rows)?;
-        let source = Rows { row, storage, rows, columns, stride };
-        let mut parts = Vec::new();
-        let mut largest = 0.0f32;
-        for first_row in (0..all_rows).step_by(binding_rows) {
-            let part_rows = binding_rows.min(all_rows - first_row);
-            let packed = source.pack(first_row, part_rows);
-            largest = largest.max(packed.largest);
-            let rows = part_rows.min(rows.saturating_sub(first_row));
-            let rows = if stack > 1 { part_rows } else { rows };
-            let [codes, scales] = [packed.codes, packed.scales].map(|words| device.upload_weights(words));
-            parts.push(Part { first_row, rows, codes, scales });
-        }
-        Ok(Matrix { storage, stack, rows, columns, parts, fits_f16: fits_f16(largest) })
+        let binding_rows = rows_of_a_binding(name, device.binding_bytes(), row_words * 4, least_rows)?;
+        let part = |first_row: usize| {
+            let padded_rows = binding_rows.min(all_rows - first_row);
+            let codes = device.empty_weights(padded_rows * row_words);
+            let scales = device.empty_weights(padded_rows / ROW_GROUP * blocks * scale_words(storage));
+            let rows = if stack > 1 { padded_rows } else { padded_rows.min(rows.saturating_sub(first_row)) };
+            Part { first_row, rows, codes, scales }
+        };
+        let parts = (0..all_rows).step_by(binding_rows).map(part).collect();
+        Ok(Matrix { storage, stack, rows, columns, parts, fits_f16: Arc::new(AtomicBool::new(true)) })
     }
 
     pub fn storage(&self) -> Storage {
@@ -137,118 +130,20 @@ impl Matrix {
     }
 
     /// Whether its values may become 16-bit floats: none overflows, and what underflows is below 2⁻¹² of the largest, less than
-    /// rounding to 11 bits costs anyway.
+    /// rounding to 11 bits costs anyway. They may until it is filled.
     pub(crate) fn fits_f16(&self) -> bool {
-        self.fits_f16
+        self.fits_f16.load(Ordering::Relaxed)
+    }
+
+    /// Says that no magnitude is above `largest`.
+    pub(crate) fn bound_values(&self, largest: f32) {
+        self.fits_f16.store(fits_f16(largest), Ordering::Relaxed);
     }
 }
 
 /// Whether values up to `largest` may become 16-bit floats, whose smallest step is 2⁻²⁴.
 fn fits_f16(largest: f32) -> bool {
     largest == 0.0 || (1.0 / 4096.0..=65504.0).contains(&largest)
-}
-
-/// A bound of the magnitudes in a packed block; infinite for NaN.
-fn largest_of(storage: Storage, block: &[u8]) -> f32 {
-    let largest = |values: &mut dyn Iterator<Item = f32>| {
-        values.fold(0.0f32, |largest, value| if value.is_nan() { f32::INFINITY } else { largest.max(value.abs()) })
-    };
-    match storage {
-        Storage::F32 => largest(&mut block.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
-        // They are what they are.
-        Storage::F16 => 1.0,
-        Storage::BF16 => largest(&mut block.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32())),
-        Storage::Q8_0 => largest(&mut [128.0 * f16::from_le_bytes([block[0], block[1]]).to_f32()].into_iter()),
-        Storage::Mxfp4 => E2M1_MAX * e8m0(block[0]),
-    }
-}
-
-/// The rows of a stack as one sequence, with the padding between its matrices.
-struct Rows<F> {
-    row: F,
-    storage: Storage,
-    rows: usize,
-    columns: usize,
-    stride: usize,
-}
-
-/// Rows in the device's order.
-struct Packed {
-    codes: Vec<u32>,
-    scales: Vec<u32>,
-    /// A bound of their values' magnitudes.
-    largest: f32,
-}
-
-impl<Bytes: AsRef<[u8]>, F: Fn(usize) -> Bytes + Sync> Rows<F> {
-    /// The packed bytes of padded row `row`; `None` for padding.
-    fn row(&self, row: usize) -> Option<Bytes> {
-        let (matrix, row) = (row / self.stride, row % self.stride);
-        (row < self.rows).then(|| (self.row)(matrix * self.rows + row))
-    }
-
-    /// `rows` padded rows from `first` on.
-    fn pack(&self, first: usize, rows: usize) -> Packed {
-        let blocks = self.columns / BLOCK;
-        let row_words = blocks * 4 * vectors(self.storage);
-        let scale_words = blocks * scale_words(self.storage);
-        let mut codes = vec![0; rows * row_words];
-        let mut scales = vec![0; rows / ROW_GROUP * scale_words];
-        let pack = |group: usize, codes: &mut [u32], scales: &mut [u32]| {
-            let mut largest = 0.0f32;
-            for (row, codes) in codes.chunks_exact_mut(row_words).enumerate() {
-                if let Some(packed) = self.row(first + group * ROW_GROUP + row) {
-                    let packed = packed.as_ref();
-                    assert_eq!(packed.len(), blocks * self.storage.block_bytes(), "the bytes of a row");
-                    largest = largest.max(pack_row(self.storage, packed, codes, row, scales));
-                }
-            }
-            largest
-        };
-        let groups = codes.par_chunks_mut(ROW_GROUP * row_words).enumerate();
-        let largest = match scale_words {
-            0 => groups.map(|(group, codes)| pack(group, codes, &mut [])).reduce(|| 0.0, f32::max),
-            _ => groups
-                .zip(scales.par_chunks_mut(scale_words))
-                .map(|((group, codes), scales)| pack(group, codes, scales))
-                .reduce(|| 0.0, f32::max),
-        };
-        Packed { codes, scales, largest }
-    }
-}
-
-/// Packs one row's codes, and its part `row` of its group's scales. A bound of its magnitudes.
-fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) -> f32 {
-    let block_bytes = storage.block_bytes();
-    let blocks = packed.len() / block_bytes;
-    let mut largest = 0.0f32;
-    for (b, block) in packed.chunks_exact(block_bytes).enumerate() {
-        largest = largest.max(largest_of(storage, block));
-        let mut put = |word: usize, value: u32| codes[((word / 4) * blocks + b) * 4 + word % 4] = value;
-        match storage {
-            Storage::F32 | Storage::F16 | Storage::BF16 => {
-                for (word, bytes) in block.as_chunks::<4>().0.iter().enumerate() {
-                    put(word, u32::from_le_bytes(*bytes));
-                }
-            }
-            Storage::Q8_0 => {
-                for (word, bytes) in block[2..].as_chunks::<4>().0.iter().enumerate() {
-                    put(word, u32::from_le_bytes(*bytes));
-                }
-                let scale = u32::from(u16::from_le_bytes([block[0], block[1]]));
-                scales[b * 2 + row / 2] |= scale << (row % 2 * 16);
-            }
-            Storage::Mxfp4 => {
-                for (half, bytes) in block[1..].as_chunks::<8>().0.iter().enumerate() {
-                    let bytes = u64::from_le_bytes(*bytes);
-                    put(half, nibbles(bytes));
-                    put(half + 2, nibbles(bytes >> 4));
-                }
-                scales[b] |= u32::from(block[0]) << (row * 8);
-            }
-        }
-    }
-    largest
 }
 
 /// Rows of `row_bytes` each that a binding of `limit` bytes spans, in whole groups.
@@ -263,19 +158,10 @@ fn rows_of_a_binding(name: &str, limit: u64, row_bytes: usize, least: usize) -> 
     }
 }
 
-/// The low halves of eight bytes, side by side in their order.
-fn nibbles(bytes: u64) -> u32 {
-    let x = bytes & 0x0f0f_0f0f_0f0f_0f0f;
-    let x = (x | x >> 4) & 0x00ff_00ff_00ff_00ff;
-    let x = (x | x >> 8) & 0x0000_ffff_0000_ffff;
-    (x | x >> 16) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::device;
-
+    use crate::testing::{device, filled};
     #[test]
     fn rows_fit_a_binding() {
         let rows = |limit, least| rows_of_a_binding("blk.0.ffn_up_exps.weight", limit, 1000, least);
@@ -291,17 +177,10 @@ mod tests {
     }
 
     #[test]
-    fn nibbles_keep_their_order() {
-        assert_eq!(nibbles(0xf8f7_f6f5_f4f3_f2f1), 0x8765_4321);
-        assert_eq!(nibbles(0xf8e7_d6c5_b4a3_9281 >> 4), 0xfedc_ba98);
-    }
-
-    #[test]
     fn a_matrix_beyond_f16_is_marked() {
         let device = device();
         let fits = |storage: Storage, values: [f32; BLOCK]| {
-            let packed = storage.encode(&values);
-            Matrix::upload(&device, "w", storage, [1, 1, BLOCK], |_| &packed).expect("uploads").fits_f16()
+            filled(&device, storage, [1, 1, BLOCK], &storage.encode(&values)).fits_f16()
         };
         for storage in Storage::ALL {
             assert!(fits(storage, [1.0; BLOCK]), "{storage:?}");

@@ -1,5 +1,6 @@
 //! What the kernels' tests share.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,10 +10,12 @@ pub use gptoss_reference::Random;
 use phase2_forward::{ComputeDevice, register};
 
 use crate::device::{Buffer, Device};
+use crate::fill::Unfilled;
 use crate::gpu::Gpu;
 use crate::kv::{KvCache, KvPool, PAGE};
 use crate::matrix::Matrix;
 use crate::matvec::{MatvecChoice, Walk};
+use crate::upload::Upload;
 
 /// A GPU, or else a software rasterizer; the same one whenever a test asks.
 ///
@@ -20,17 +23,17 @@ use crate::matvec::{MatvecChoice, Walk};
 /// different devices.
 pub fn device() -> Device {
     const SIDE_BY_SIDE: usize = 2;
-    static DEVICES: [OnceLock<cubecl::Device>; SIDE_BY_SIDE] = [const { OnceLock::new() }; SIDE_BY_SIDE];
+    static DEVICES: [OnceLock<(cubecl::Device, Queue)>; SIDE_BY_SIDE] = [const { OnceLock::new() }; SIDE_BY_SIDE];
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     // Each test has a thread of its own.
     thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SIDE_BY_SIDE);
 
     let [_, found] = ComputeDevice::for_gates().expect("a GPU or a software rasterizer");
     if !found.is_software() {
-        return Device::new(found.client().expect("a GPU"), found.memory);
+        return Device::new(found.client().expect("a GPU"), found.queue().expect("a GPU"), found.memory);
     }
-    let device = DEVICES[NUMBER.with(|&number| number)].get_or_init(|| open(None).1);
-    Device::new(device.client(), found.memory)
+    let (device, queue) = DEVICES[NUMBER.with(|&number| number)].get_or_init(|| open(None));
+    Device::new(device.client(), queue.clone(), found.memory)
 }
 
 pub fn gpu() -> Gpu {
@@ -46,13 +49,16 @@ pub struct OwnDevice {
 impl OwnDevice {
     /// A device with `shared` bytes of shared memory.
     pub fn new(shared: u32) -> OwnDevice {
-        let (wgpu, device) = open(Some(shared));
-        OwnDevice { wgpu, device: Device::new(device.client(), None) }
+        let (device, queue) = open(Some(shared));
+        OwnDevice { wgpu: queue.0.clone(), device: Device::new(device.client(), queue, None) }
     }
 }
 
+/// What [`Device::new`] takes beside a client.
+type Queue = (wgpu::Device, wgpu::Queue);
+
 /// Another device of the first adapter, with `shared` bytes of shared memory or all that there are.
-fn open(shared: Option<u32>) -> (wgpu::Device, cubecl::Device) {
+fn open(shared: Option<u32>) -> (cubecl::Device, Queue) {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let adapter = adapters.into_iter().next().expect("a GPU or a software rasterizer");
@@ -67,9 +73,9 @@ fn open(shared: Option<u32>) -> (wgpu::Device, cubecl::Device) {
     };
     let (wgpu, queue) = cubecl::future::block_on(adapter.request_device(&request)).expect("a device");
     let backend = adapter.get_info().backend;
-    let setup = WgpuSetup { instance, adapter, device: wgpu.clone(), queue, backend };
+    let setup = WgpuSetup { instance, adapter, device: wgpu.clone(), queue: queue.clone(), backend };
     let device = cubecl::Device::Wgpu(register(setup, 256).expect("a runtime"));
-    (wgpu, device)
+    (device, (wgpu, queue))
 }
 
 /// A buffer that no kernel has written.
@@ -88,9 +94,18 @@ pub fn matrix(device: &Device, storage: Storage, shape: [usize; 3], values: &[f3
     let packed = storage.encode(values);
     let mut decoded = vec![0.0; values.len()];
     storage.decode(&packed, &mut decoded);
+    (decoded, filled(device, storage, shape, &packed))
+}
+
+/// A matrix or stack of such packed rows.
+pub fn filled(device: &Device, storage: Storage, shape: [usize; 3], packed: &[u8]) -> Matrix {
     let row_bytes = shape[2] / 32 * storage.block_bytes();
-    let row = |row: usize| &packed[row * row_bytes..][..row_bytes];
-    (decoded, Matrix::upload(device, "w", storage, shape, row).expect("uploads"))
+    let matrix = Matrix::empty(device, "w", storage, shape).expect("there is room");
+    let mut upload = Upload::new(device);
+    let rows = |rows: Range<usize>| &packed[rows.start * row_bytes..rows.end * row_bytes];
+    Unfilled::new(device, &matrix).expect("allocated").fill(&mut upload, rows).expect("filled");
+    upload.finish().expect("copied");
+    matrix
 }
 
 /// The cache of some sequences: their pages are any of a pool's, and their slots not in order.

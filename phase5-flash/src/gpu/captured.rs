@@ -123,8 +123,8 @@ pub(super) mod tests {
         let setup = WgpuSetup { instance, adapter, device: device.clone(), queue: queue.clone(), backend };
         let tasks = ModelNeeds { layers, ..ModelNeeds::default() }.tasks();
         let found = cubecl::Device::Wgpu(register(setup, tasks).expect("a runtime"));
-        let gpu = Gpu::new(Device::new(found.client(), None)).expect("it runs kernels");
-        OwnGpu { wgpu: device, queue, gpu }
+        let gpu = Gpu::new(Device::new(found.client(), (device.clone(), queue.clone()), None));
+        OwnGpu { wgpu: device, queue, gpu: gpu.expect("it runs kernels") }
     }
 
     /// A small model of so many layers on a GPU of its own.

@@ -1,6 +1,7 @@
 //! Phase 5's engine on a GPU: the new tokens of all sequences of a step are one pass over the layers, and up to two steps are in flight.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use gpu_kernels::{Buffer, Device, Gpu, KvRow, MatrixUnits, PAGE};
@@ -18,6 +19,7 @@ use super::error::GpuError;
 use super::forward::Forward;
 use super::step::{Runner, Step, fed};
 use super::tuning::{MAX_ROWS, Tuning};
+use super::warm_up::{self, WarmUp};
 use super::weights::Weights;
 use crate::pages::{Full, POSITIONS, Pages, REWIND};
 
@@ -70,8 +72,8 @@ impl GpuEngine {
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
-        let client = device.client().ok_or_else(|| GpuError::NoGpu(device.name.clone()))?;
-        let gpu = Gpu::new(Device::new(client, device.memory))?;
+        let found = device.client().zip(device.queue()).ok_or_else(|| GpuError::NoGpu(device.name.clone()))?;
+        let gpu = Gpu::new(Device::new(found.0, found.1, device.memory))?;
         Self::load_on(gpu, checkpoint, options, progress)
     }
 
@@ -92,10 +94,17 @@ impl GpuEngine {
         device.free_unused_memory();
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let most_logits = Choices::most_rows(device.binding_bytes(), config.vocab)?;
-        let weights = Weights::load(&device, checkpoint, progress)?;
-        device.sync()?;
+        let (weights, filling) = Weights::allocate(&device, checkpoint)?;
+        let weights = Arc::new(weights);
         let pages = Cache::count(&device, &config, row, options.kv_bytes)?;
         let cache = Cache::new(&device, &config, row, pages, MAX_ROWS);
+        if checkpoint.weight_bytes() < warm_up::LEAST_BYTES {
+            filling.run(&device, progress)?;
+        } else {
+            WarmUp::new(&gpu, tuning, &config, row, &weights).beside(|| filling.run(&device, progress))?;
+            // What the warm-up had.
+            device.free_unused_memory();
+        }
         let mut engine = GpuEngine {
             runner: Runner::new(Forward::new(gpu, tuning, config, weights, cache), most_logits),
             has_drawn: HashSet::new(),

@@ -1,6 +1,7 @@
 //! The forward pass of a batch of rows. The number of rows decides which kernel computes an operation.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use gpu_kernels::attention::{Attention, ROW_TILE_WORDS, Unrotated, row_tiles, rows_per_tile};
 use gpu_kernels::matmul::{SMALL_BATCH, TILE};
@@ -24,7 +25,7 @@ pub(super) struct Forward {
     pub gpu: Gpu,
     tuning: Tuning,
     pub config: GptOssConfig,
-    pub weights: Weights,
+    pub weights: Arc<Weights>,
     pub cache: Cache,
     /// The token that each slot drew last.
     pub drawn: Buffer,
@@ -39,7 +40,7 @@ pub(super) struct Forward {
 }
 
 impl Forward {
-    pub fn new(gpu: Gpu, tuning: Tuning, config: GptOssConfig, weights: Weights, cache: Cache) -> Forward {
+    pub fn new(gpu: Gpu, tuning: Tuning, config: GptOssConfig, weights: Arc<Weights>, cache: Cache) -> Forward {
         Forward {
             drawn: gpu.device.upload(vec![0; cache.padding_slot as usize + 1]),
             rotations: gpu.device.empty(0),

@@ -13,6 +13,7 @@ mod saved;
 mod step;
 mod tune;
 mod tuning;
+mod warm_up;
 mod weights;
 
 pub use engine::{GpuEngine, Options, Tiles};

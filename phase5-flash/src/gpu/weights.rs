@@ -1,10 +1,12 @@
 //! From a checkpoint to device memory.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use formats::Storage;
 use gpu_kernels::attention::{MAX_GROUP, MAX_HEAD_DIM};
-use gpu_kernels::{Buffer, Device, Error, Experts, Matrix};
+use gpu_kernels::{Buffer, Device, Error, Experts, Matrix, Unfilled, Upload};
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor, check_scales};
 use phase2_forward::Rope;
 
@@ -37,21 +39,33 @@ pub(crate) struct Layer {
     pub down: Experts,
 }
 
+/// The matrices of a model whose memory is there and whose values are not.
+pub(crate) struct Filling<'a> {
+    checkpoint: &'a Checkpoint,
+    matrices: Vec<Pending<'a>>,
+    /// Bytes of the tensors that were uploaded whole.
+    done: u64,
+}
+
+/// A matrix, and the tensors that it consists of: concatenated along the output dimension, or one that is a stack.
+struct Pending<'a> {
+    unfilled: Unfilled,
+    tensors: Vec<(String, &'a HostTensor)>,
+    /// The format of its rows on the device.
+    format: Format,
+}
+
 impl Weights {
-    /// Uploads tensor by tensor, so that host memory holds at most one of them twice; `progress` is called with (bytes so
-    /// far, bytes in all).
+    /// Allocates memory for a model and uploads norms, biases, sinks and routers. Matrices are undefined until [`Filling::run`] has
+    /// written them, before which no kernel may read them.
     ///
     /// # Errors
-    /// An MXFP4 scale byte of 255, or shapes that the kernels or the device do not take.
-    pub fn load(
-        device: &Device,
-        checkpoint: &Checkpoint,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Weights, GpuError> {
+    /// Shapes that the kernels or the device do not take, or too little memory.
+    pub fn allocate<'a>(device: &Device, checkpoint: &'a Checkpoint) -> Result<(Weights, Filling<'a>), GpuError> {
         let config = &checkpoint.config;
         check_shape(config)?;
         device.expect_memory("the model", checkpoint.weight_bytes())?;
-        let mut loader = Loader { device, checkpoint, done: 0, progress };
+        let mut loader = Loader { device, filling: Filling { checkpoint, matrices: Vec::new(), done: 0 } };
         let embedding = loader.matrix(&["token_embd.weight"])?;
         let mut layers = Vec::new();
         for (number, &attention) in config.attention.iter().enumerate() {
@@ -73,13 +87,34 @@ impl Weights {
                 down: loader.experts(&name("ffn_down_exps"))?,
             });
         }
-        Ok(Weights {
-            embedding,
-            layers,
-            final_norm: loader.vectors(&["output_norm.weight"]),
-            head: loader.matrix(&["output.weight"])?,
-            rope: Rope::new(&config.rope, config.head_dim),
-        })
+        let final_norm = loader.vectors(&["output_norm.weight"]);
+        let head = loader.matrix(&["output.weight"])?;
+        let rope = Rope::new(&config.rope, config.head_dim);
+        Ok((Weights { embedding, layers, final_norm, head, rope }, loader.filling))
+    }
+}
+
+impl Filling<'_> {
+    /// Writes all matrices; `progress` is called with (bytes so far, bytes in all). Threads pack some rows while others are copied, so that
+    /// the host holds only what an [`Upload`] takes beside the file.
+    ///
+    /// # Errors
+    /// An MXFP4 scale byte of 255, or a device that fails.
+    pub fn run(self, device: &Device, progress: &mut dyn FnMut(u64, u64)) -> Result<(), GpuError> {
+        let all = self.checkpoint.weight_bytes();
+        let mut done = self.done;
+        progress(done, all);
+        let mut upload = Upload::new(device);
+        for Pending { unfilled, tensors, format } in &self.matrices {
+            let damaged = AtomicBool::new(false);
+            unfilled.fill(&mut upload, |rows| packed_rows(tensors, *format, rows, &damaged))?;
+            if damaged.into_inner() {
+                tensors.iter().try_for_each(|(name, tensor)| check_scales(&self.checkpoint.path, name, tensor))?;
+            }
+            done += tensors.iter().map(|(_, tensor)| tensor.bytes() as u64).sum::<u64>();
+            progress(done, all);
+        }
+        Ok(upload.finish()?)
     }
 }
 
@@ -100,33 +135,39 @@ fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
     Ok(())
 }
 
-/// Moves tensors from a checkpoint to a device.
-struct Loader<'a> {
-    device: &'a Device,
-    checkpoint: &'a Checkpoint,
-    done: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
+/// Allocates and uploads tensors.
+struct Loader<'d, 'a> {
+    device: &'d Device,
+    filling: Filling<'a>,
 }
 
-impl Loader<'_> {
+impl Loader<'_, '_> {
     /// Uploads tensors of any format as f32, concatenated.
     fn vectors(&mut self, names: &[&str]) -> Buffer {
-        let values: Vec<f32> = names.iter().flat_map(|name| self.checkpoint.tensor(name).to_f32()).collect();
-        names.iter().for_each(|name| self.advance(name));
-        let words = values.into_iter().map(f32::to_bits).collect();
-        self.device.upload_weights(words)
+        let checkpoint = self.filling.checkpoint;
+        let tensors = names.iter().map(|&name| checkpoint.tensor(name));
+        self.filling.done += tensors.clone().map(|tensor| tensor.bytes() as u64).sum::<u64>();
+        self.device.upload_weights(tensors.flat_map(HostTensor::to_f32).map(f32::to_bits).collect())
     }
 
+    /// Allocates matrices as one, concatenated along the output dimension, or a three-dimensional tensor as a stack. Tensors of different
+    /// formats, or of a format that the kernels do not take, become F32.
     fn matrix(&mut self, names: &[&str]) -> Result<Matrix, GpuError> {
-        let tensors: Vec<&HostTensor> = names.iter().map(|name| self.checkpoint.tensor(name)).collect();
-        let (matrix, damaged) = upload(self.device, names[0], &tensors)?;
-        if damaged {
-            let mut named = names.iter().zip(&tensors);
-            named.try_for_each(|(name, tensor)| check_scales(&self.checkpoint.path, name, tensor))?;
-        }
-        // What is still on its way to the device lies in host memory a second time.
-        self.device.sync()?;
-        names.iter().for_each(|name| self.advance(name));
+        let checkpoint = self.filling.checkpoint;
+        let tensors: Vec<_> = names.iter().map(|&name| (name.to_owned(), checkpoint.tensor(name))).collect();
+        let first = tensors[0].1;
+        let common = tensors.iter().all(|(_, tensor)| tensor.format == first.format);
+        let (format, storage) = match first.format.storage().filter(|_| common) {
+            Some(storage) => (first.format, storage),
+            None => (Format::F32, Storage::F32),
+        };
+        let (stack, rows) = match first.shape[..] {
+            [stack, rows, _] => (stack, rows),
+            _ => (1, tensors.iter().map(|(_, tensor)| tensor.rows()).sum()),
+        };
+        let matrix = Matrix::empty(self.device, names[0], storage, [stack, rows, first.row_len()])?;
+        let unfilled = Unfilled::new(self.device, &matrix)?;
+        self.filling.matrices.push(Pending { unfilled, tensors, format });
         Ok(matrix)
     }
 
@@ -134,41 +175,27 @@ impl Loader<'_> {
         let bias = self.vectors(&[&format!("{name}.bias")]);
         Ok(Experts { weight: self.matrix(&[&format!("{name}.weight")])?, bias })
     }
-
-    fn advance(&mut self, name: &str) {
-        self.done += self.checkpoint.tensor(name).bytes() as u64;
-        (self.progress)(self.done, self.checkpoint.weight_bytes());
-    }
 }
 
-/// Uploads matrices as one, concatenated along the output dimension, or a three-dimensional tensor as a stack. Tensors of different
-/// formats, or of a format that the kernels do not take, become F32. Also returns whether a row has an MXFP4 scale byte of 255, which is checked
-/// here because every row is read anyway.
-fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<(Matrix, bool), Error> {
-    let common = tensors.iter().all(|tensor| tensor.format == tensors[0].format);
-    let format = tensors[0].format;
-    let (format, storage) = match format.storage().filter(|_| common) {
-        Some(storage) => (format, storage),
-        None => (Format::F32, Storage::F32),
-    };
-    let (stack, rows) = match tensors[0].shape[..] {
-        [stack, rows, _] => (stack, rows),
-        _ => (1, tensors.iter().map(|tensor| tensor.rows()).sum()),
-    };
-    let damaged = AtomicBool::new(false);
-    let row = |mut row: usize| {
-        let mut tensors = tensors.iter();
-        let tensor = tensors.find(|tensor| {
-            let is_here = row < tensor.rows();
-            row -= if is_here { 0 } else { tensor.rows() };
-            is_here
-        });
-        let tensor = tensor.expect("a row of one of them");
-        if tensor.bad_scale_of(row).is_some() {
-            damaged.store(true, Ordering::Relaxed);
+/// Rows of tensors that are one matrix, packed in `format`. Sets `damaged` if one of them has an MXFP4 scale byte of 255, which is looked
+/// for here because every row is read anyway.
+fn packed_rows(tensors: &[(String, &HostTensor)], format: Format, rows: Range<usize>, damaged: &AtomicBool) -> Bytes {
+    let mut pieces = Vec::new();
+    let mut first = 0;
+    for (_, tensor) in tensors {
+        let end = first + tensor.rows();
+        let here = rows.start.max(first)..rows.end.min(end);
+        if !here.is_empty() {
+            let here = here.start - first..here.end - first;
+            if here.clone().any(|row| tensor.bad_scale_of(row).is_some()) {
+                damaged.store(true, Ordering::Relaxed);
+            }
+            pieces.push(tensor.packed_as(format, here));
         }
-        tensor.packed_as(format, row..row + 1)
-    };
-    let matrix = Matrix::upload(device, name, storage, [stack, rows, tensors[0].row_len()], row)?;
-    Ok((matrix, damaged.into_inner()))
+        first = end;
+    }
+    match pieces.len() {
+        1 => pieces.swap_remove(0),
+        _ => pieces.concat::<u8>().into(),
+    }
 }

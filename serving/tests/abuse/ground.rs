@@ -20,8 +20,8 @@ pub const RUNNING: usize = 8;
 pub const WAITING: usize = 24;
 /// Memory for keys and values.
 const CACHE: u64 = 16 << 20;
-/// Memory that may have come to stay: compiled grammars among it.
-const NEAR: u64 = 16 << 20;
+/// Memory that may have come to stay: the last 32 grammars are kept, compiled.
+const NEAR: u64 = 128 << 20;
 
 /// One server for all tests of this file, so that one leaves to the next what it spoils.
 pub struct Ground {

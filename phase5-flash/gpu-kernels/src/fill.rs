@@ -1,0 +1,310 @@
+//! Filling a matrix: threads pack its rows in the device's order straight into the buffers that are copied to it.
+
+use std::ops::Range;
+
+use cubecl::CubeElement;
+use cubecl::wgpu::wgpu;
+use formats::Storage;
+use rayon::prelude::*;
+
+use crate::device::{CopyTarget, Device};
+use crate::error::Error;
+use crate::matrix::{Matrix, ROW_GROUP, scale_words, vectors};
+use crate::pack::pack_row;
+use crate::upload::{Region, Upload};
+
+/// Bytes that a thread packs at a time.
+const RUN: usize = 128 << 10;
+
+/// A matrix whose values are still to be written.
+pub struct Unfilled {
+    matrix: Matrix,
+    /// The codes and the scales of each part.
+    targets: Vec<[CopyTarget; 2]>,
+}
+
+impl Unfilled {
+    /// Nothing else may use the matrix until it is filled.
+    ///
+    /// # Errors
+    /// Memory that could not be allocated.
+    pub fn new(device: &Device, matrix: &Matrix) -> Result<Unfilled, Error> {
+        let mut targets = Vec::new();
+        for part in matrix.parts() {
+            targets.push([part.codes.copy_target(device)?, part.scales.copy_target(device)?]);
+        }
+        Ok(Unfilled { matrix: matrix.clone(), targets })
+    }
+
+    /// Writes all values. `rows` gives the packed bytes of some rows, counted over the whole stack; it is called from several threads, once
+    /// for each row, and never for rows of two matrices. Launches that follow on any thread see the values; the last copies may still be
+    /// under way.
+    ///
+    /// # Errors
+    /// A device that was lost, or no memory for copies.
+    ///
+    /// # Panics
+    /// If rows have not as many bytes as the matrix's format needs for its columns.
+    pub fn fill<Bytes: AsRef<[u8]>>(
+        &self,
+        upload: &mut Upload,
+        rows: impl Fn(Range<usize>) -> Bytes + Sync,
+    ) -> Result<(), Error> {
+        let groups = Groups::new(&self.matrix, rows);
+        let most = (upload.chunk_bytes() / (groups.code_bytes + groups.scale_bytes)).max(1);
+        let mut largest = 0.0f32;
+        for (part, [codes, scales]) in self.matrix.parts().iter().zip(&self.targets) {
+            let all = part.rows.div_ceil(ROW_GROUP);
+            // Scales are whole vectors of four words in device memory, the last of which may be padding.
+            let all_scale_bytes = (all * groups.scale_bytes).next_multiple_of(16);
+            for first in (0..all).step_by(most) {
+                let count = most.min(all - first);
+                let (codes_at, scales_at) = (first * groups.code_bytes, first * groups.scale_bytes);
+                let code_bytes = count * groups.code_bytes;
+                let is_last = first + count == all;
+                let scale_bytes = if is_last { all_scale_bytes - scales_at } else { count * groups.scale_bytes };
+                let buffer = upload.writable(code_bytes + scale_bytes)?;
+                let chunk = Chunk { first: part.first_row / ROW_GROUP + first, count, code_bytes, scale_bytes };
+                largest = largest.max(groups.pack(&buffer, chunk).map_err(|error| upload.failure(error))?);
+                let regions = [
+                    Region { from: 0, target: codes, at: codes_at, bytes: code_bytes },
+                    Region { from: code_bytes, target: scales, at: scales_at, bytes: scale_bytes },
+                ];
+                upload.copy(buffer, regions.into_iter().filter(|region| region.bytes > 0));
+            }
+        }
+        self.matrix.bound_values(largest);
+        Ok(())
+    }
+}
+
+/// Groups of rows that are copied together.
+#[derive(Clone, Copy)]
+struct Chunk {
+    /// Counted over the whole stack.
+    first: usize,
+    count: usize,
+    /// Bytes of all codes, which come first, and of all scales with their padding.
+    code_bytes: usize,
+    scale_bytes: usize,
+}
+
+/// The rows of a stack in groups; the last group of each matrix is padded.
+struct Groups<F> {
+    rows: F,
+    storage: Storage,
+    /// Bytes of a packed row.
+    row_bytes: usize,
+    /// Rows of a matrix, without padding.
+    matrix_rows: usize,
+    /// Bytes of a group's codes and of its scales on the device.
+    code_bytes: usize,
+    scale_bytes: usize,
+}
+
+impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
+    fn new(matrix: &Matrix, rows: F) -> Groups<F> {
+        let (storage, blocks) = (matrix.storage(), matrix.blocks());
+        Groups {
+            rows,
+            storage,
+            row_bytes: blocks * storage.block_bytes(),
+            matrix_rows: matrix.rows(),
+            code_bytes: ROW_GROUP * blocks * 16 * vectors(storage),
+            scale_bytes: blocks * scale_words(storage) * 4,
+        }
+    }
+
+    /// Packs groups into a mapped buffer, and returns a bound of their values' magnitudes.
+    fn pack(&self, buffer: &wgpu::Buffer, chunk: Chunk) -> Result<f32, wgpu::MapRangeError> {
+        // Views begin at multiples of 8 bytes, and the scales of a group may have 4.
+        let run = (RUN / (self.code_bytes + self.scale_bytes)).max(1).next_multiple_of(2);
+        let pack = |number: usize| -> Result<f32, wgpu::MapRangeError> {
+            let (start, end) = (number * run, chunk.count.min((number + 1) * run));
+            let view = |from: usize, to: usize| buffer.get_mapped_range_mut(from as u64..to as u64);
+            let mut codes = view(start * self.code_bytes, end * self.code_bytes)?;
+            let scales_end = if end == chunk.count { chunk.scale_bytes } else { end * self.scale_bytes };
+            let mut scales = match self.scale_bytes {
+                0 => None,
+                bytes => Some(view(chunk.code_bytes + start * bytes, chunk.code_bytes + scales_end)?),
+            };
+            Ok(self.pack_run(chunk.first + start..chunk.first + end, &mut codes, scales.as_mut()))
+        };
+        (0..chunk.count.div_ceil(run)).into_par_iter().map(pack).try_reduce(|| 0.0, |a, b| Ok(f32::max(a, b)))
+    }
+
+    /// Packs groups into views of their own. Memory behind a view may be slow to read and to write in small pieces, so that every group is
+    /// put together in the cache first.
+    fn pack_run(
+        &self,
+        groups: Range<usize>,
+        codes_view: &mut wgpu::BufferViewMut,
+        mut scales_view: Option<&mut wgpu::BufferViewMut>,
+    ) -> f32 {
+        let mut largest = 0.0f32;
+        let mut codes = vec![0u32; self.code_bytes / 4];
+        let mut scales = vec![0u32; self.scale_bytes / 4];
+        let (mut codes_at, mut scales_at) = (0, 0);
+        let mut pack_group = |rows: [Option<&[u8]>; ROW_GROUP]| {
+            scales.fill(0);
+            let row_words = codes.len() / ROW_GROUP;
+            for (number, (row, codes)) in rows.into_iter().zip(codes.chunks_exact_mut(row_words)).enumerate() {
+                match row {
+                    Some(row) => largest = largest.max(pack_row(self.storage, row, codes, number, &mut scales)),
+                    None => codes.fill(0),
+                }
+            }
+            codes_view.slice(codes_at..codes_at + self.code_bytes).copy_from_slice(u32::as_bytes(&codes));
+            codes_at += self.code_bytes;
+            if let Some(view) = &mut scales_view {
+                view.slice(scales_at..scales_at + self.scale_bytes).copy_from_slice(u32::as_bytes(&scales));
+                scales_at += self.scale_bytes;
+            }
+        };
+        let matrix_groups = self.matrix_rows.div_ceil(ROW_GROUP);
+        let mut group = groups.start;
+        while group < groups.end {
+            let (matrix, first) = (group / matrix_groups, group % matrix_groups);
+            let end = matrix_groups.min(first + groups.end - group);
+            let rows = first * ROW_GROUP..self.matrix_rows.min(end * ROW_GROUP);
+            let packed = (self.rows)(matrix * self.matrix_rows + rows.start..matrix * self.matrix_rows + rows.end);
+            assert_eq!(packed.as_ref().len(), rows.len() * self.row_bytes, "the bytes of {} rows", rows.len());
+            let mut rows = packed.as_ref().chunks_exact(self.row_bytes);
+            for _ in first..end {
+                pack_group([(); ROW_GROUP].map(|()| rows.next()));
+            }
+            group += end - first;
+        }
+        if let Some(view) = scales_view {
+            view.slice(scales_at..).fill(0);
+        }
+        largest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::BLOCK;
+
+    use super::*;
+    use crate::testing::{OwnDevice, Random, device};
+
+    /// The words of a block's codes, in which code i of MXFP4 is nibble i.
+    fn code_words(storage: Storage, block: &[u8]) -> Vec<u32> {
+        let words = |bytes: &[u8]| -> Vec<u32> {
+            bytes.chunks(4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes"))).collect()
+        };
+        match storage {
+            Storage::F32 | Storage::F16 | Storage::BF16 => words(block),
+            Storage::Q8_0 => words(&block[2..]),
+            Storage::Mxfp4 => {
+                let code = |i: usize| u32::from(if i < 16 { block[1 + i] & 15 } else { block[1 + i - 16] >> 4 });
+                (0..4).map(|word| (0..8).map(|nibble| code(8 * word + nibble) << (4 * nibble)).sum()).collect()
+            }
+        }
+    }
+
+    /// The codes and scales of a stack as `matrix.rs` describes them.
+    fn laid_out(storage: Storage, [stack, rows, columns]: [usize; 3], packed: &[u8]) -> [Vec<u32>; 2] {
+        let (blocks, vectors) = (columns / BLOCK, vectors(storage));
+        let padded = stack * rows.next_multiple_of(ROW_GROUP);
+        let mut codes = vec![0; padded * blocks * vectors * 4];
+        let mut scales = vec![0; padded / ROW_GROUP * blocks * scale_words(storage)];
+        for (number, block) in packed.chunks(storage.block_bytes()).enumerate() {
+            let (row, b) = (number / blocks, number % blocks);
+            let row = row / rows * rows.next_multiple_of(ROW_GROUP) + row % rows;
+            for (word, code) in code_words(storage, block).into_iter().enumerate() {
+                codes[((row * vectors + word / 4) * blocks + b) * 4 + word % 4] = code;
+            }
+            let (group, place) = (row / ROW_GROUP, row % ROW_GROUP);
+            match storage {
+                Storage::F32 | Storage::F16 | Storage::BF16 => {}
+                Storage::Q8_0 => {
+                    let scale = u32::from(block[0]) | u32::from(block[1]) << 8;
+                    scales[(group * blocks + b) * 2 + place / 2] |= scale << (16 * (place % 2));
+                }
+                Storage::Mxfp4 => scales[group * blocks + b] |= u32::from(block[0]) << (8 * place),
+            }
+        }
+        [codes, scales]
+    }
+
+    /// Fills a stack with random bytes in chunks of so many, and compares every word of it.
+    #[track_caller]
+    fn check(device: &Device, random: &mut Random, storage: Storage, shape: [usize; 3], chunk: usize) {
+        let context = format!("{storage:?} {shape:?}, chunks of {chunk}, {random:?}");
+        let [stack, rows, columns] = shape;
+        let row_bytes = columns / BLOCK * storage.block_bytes();
+        let packed: Vec<u8> = (0..stack * rows * row_bytes).map(|_| random.below(256) as u8).collect();
+        let matrix = Matrix::empty(device, "w", storage, shape).expect(&context);
+        let mut upload = Upload::new(device).with_chunk(chunk);
+        let source = |rows: Range<usize>| {
+            assert!(!rows.is_empty(), "rows are asked for");
+            &packed[rows.start * row_bytes..rows.end * row_bytes]
+        };
+        Unfilled::new(device, &matrix).expect(&context).fill(&mut upload, source).expect(&context);
+        let sizes = upload.buffer_sizes();
+        assert!(
+            sizes.len() <= 4 && sizes.iter().all(|&size| size <= (64 << 10).max(2 * chunk as u64)),
+            "{context}: {sizes:?}"
+        );
+        upload.finish().expect(&context);
+
+        let [codes, scales] = laid_out(storage, shape, &packed);
+        let (row_words, group_scales) = (row_words(&matrix), matrix.blocks() * scale_words(storage));
+        for part in matrix.parts() {
+            let groups = part.rows.div_ceil(ROW_GROUP);
+            let expected = &codes[part.first_row * row_words..][..groups * ROW_GROUP * row_words];
+            assert!(
+                device.read(&part.codes).expect(&context) == expected,
+                "codes from row {}: {context}",
+                part.first_row
+            );
+            if group_scales > 0 {
+                let mut expected =
+                    scales[part.first_row / ROW_GROUP * group_scales..][..groups * group_scales].to_vec();
+                expected.resize(expected.len().next_multiple_of(4), 0);
+                assert!(device.read(&part.scales).expect(&context) == expected, "scales: {context}");
+            }
+        }
+    }
+
+    fn row_words(matrix: &Matrix) -> usize {
+        matrix.blocks() * 4 * vectors(matrix.storage())
+    }
+
+    #[test]
+    fn every_row_arrives_in_its_place() {
+        let (device, mut random) = (device(), Random::fresh());
+        for storage in Storage::ALL {
+            // Rows that are no multiple of a group, matrices of one row, and a last vector of scales that is padded.
+            for shape in [[1, 7, 96], [3, 5, 64], [5, 1, 32], [1, 130, 32], [2, 4, 160]] {
+                let rows = 1 + random.below(12);
+                for chunk in [1, rows * shape[2] * 4, 1 << 20] {
+                    check(&device, &mut random, storage, shape, chunk);
+                }
+            }
+        }
+        // Several threads a chunk, and more chunks than buffers; groups with scales that are no multiple of 8 bytes.
+        check(&device, &mut random, Storage::Mxfp4, [1, 4_099, 800], 256 << 10);
+        check(&device, &mut random, Storage::Q8_0, [3, 511, 416], 200_000);
+        // Parts that are filled by themselves.
+        let small = device.with_binding_bytes(4_700);
+        for storage in Storage::ALL {
+            check(&small, &mut random, storage, [1, 41, 96], 1 + random.below(10_000));
+        }
+    }
+
+    #[test]
+    fn a_lost_device_ends_the_filling() {
+        let OwnDevice { wgpu: own, device } = OwnDevice::new(16_384);
+        let matrix = Matrix::empty(&device, "w", Storage::F32, [1, 4, 32]).expect("there is room");
+        let unfilled = Unfilled::new(&device, &matrix).expect("allocated");
+        own.destroy();
+        // The driver's word is heard when somebody listens.
+        let _ = own.poll(wgpu::PollType::Poll);
+        let rows = |rows: Range<usize>| vec![0u8; rows.len() * 128];
+        let error = unfilled.fill(&mut Upload::new(&device), rows).expect_err("gone");
+        assert!(matches!(error, Error::Lost(_)), "{error}");
+    }
+}
