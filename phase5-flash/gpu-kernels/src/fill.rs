@@ -291,7 +291,8 @@ mod tests {
         // Parts that are filled by themselves.
         let small = device.with_binding_bytes(4_700);
         for storage in Storage::ALL {
-            check(&small, &mut random, storage, [1, 41, 96], 1 + random.below(10_000));
+            let chunk = 1 + random.below(10_000);
+            check(&small, &mut random, storage, [1, 41, 96], chunk);
         }
     }
 
