@@ -140,3 +140,16 @@ fn schemas_equal_openais() {
         assert_eq!(developer.message().content, expected, "{}", schema["name"]);
     }
 }
+
+/// The texts that the small model is trained on have declarations of their own making: `reference/tiny/rendered.py` wrote these.
+#[test]
+fn the_miniatures_training_texts_are_rendered_alike() {
+    let lines = lines("miniature.jsonl");
+    assert!(lines.len() > 30);
+    for line in &lines {
+        let messages = messages(line);
+        let write = |said: &Message| format!("<|start|>{}<|message|>{}<|end|>", said.role.name(), said.content);
+        let rendered: String = messages.iter().map(write).collect();
+        assert_eq!(Some(rendered), text(line, "text"), "{}", line["name"]);
+    }
+}

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import tokenizer
-from corpus import GRAMMARS, training_example
+from corpus import CATEGORIES, training_example
 
 ROW = 1024
 OPEN_ROWS = 8  # rows that still take documents
 WAITING = 4  # batches that a worker keeps ready
-CATEGORIES = (*GRAMMARS, "arithmetic_low")
 
 
 @dataclass

@@ -9,7 +9,7 @@ STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 
 
 @torch.no_grad()
-def greedy(model: GptOss, prompts: list[str], count: int, device: str, batch: int = 64) -> list[str]:
+def greedy(model: GptOss, prompts: list[str], count: int, device: str, batch: int = 256) -> list[str]:
     """What follows each prompt, up to and with a stop token, or `count` tokens. Prompts of like length run together."""
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
     stops = {tokenizer.token_id(stop) for stop in STOPS}

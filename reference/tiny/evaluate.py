@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--items", type=Path, default=heldout.PATH)
     parser.add_argument("--suite", action="append", help="only this suite; may be repeated")
     parser.add_argument("--limit", type=int, help="the first items of each suite")
+    parser.add_argument("--json", type=Path, help="write the scores")
     parser.add_argument("--wrong", type=Path, help="write what was answered wrongly")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -28,6 +29,8 @@ def main() -> None:
     scores, wrong = evaluate(model.to(args.device), chosen, args.device)
     for suite, score in scores.items():
         print(f"{suite:16}" + "".join(f"  {name} {value:.4g}" for name, value in score.items()))
+    if args.json:
+        args.json.write_text(json.dumps(scores, indent=1) + "\n")
     if args.wrong:
         args.wrong.write_text(json.dumps(wrong, ensure_ascii=False, indent=1) + "\n")
 

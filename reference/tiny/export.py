@@ -1,4 +1,4 @@
-"""A checkpoint as tiny.gguf and as a folder that mlx-lm loads, both with the same weights."""
+"""A checkpoint as a GGUF file and as a folder that mlx-lm loads, both with the same weights."""
 
 import argparse
 import json
@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
-from safetensors.numpy import save_file
 
 import checkpoint
 import reference_path
 import tokenizer
 from cases import Shape
 from harmony import CONTROL
-from mlx_dump import mlx_name, repack
 from model import LONGEST
 from models import Packed, write_architecture
 from quantize import SIZES, UNPACK
@@ -54,6 +52,11 @@ def write_gguf(path: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
 
 def write_mlx(folder: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
     """Experts stay MXFP4; everything else is the f32 of its exact values."""
+    # What only this needs is loaded only for this.
+    from safetensors.numpy import save_file
+
+    from mlx_dump import mlx_name, repack
+
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = tokenizer.vocabulary()
     weights = {}
@@ -112,12 +115,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--gguf", type=Path, required=True)
-    parser.add_argument("--mlx", type=Path, required=True)
+    parser.add_argument("--mlx", type=Path, help="a folder for mlx-lm")
     args = parser.parse_args()
     model, stored = checkpoint.load(args.checkpoint)
     tensors = {name: Packed(data, GGMLQuantizationType[kind]) for name, (data, kind) in stored.items()}
     write_gguf(args.gguf, model.shape, tensors)
-    write_mlx(args.mlx, model.shape, tensors)
+    if args.mlx:
+        write_mlx(args.mlx, model.shape, tensors)
     print(f"{args.gguf}: {args.gguf.stat().st_size / 1e6:.2f} MB")
 
 

@@ -1,7 +1,9 @@
-"""Harmony: how a conversation is written down with control tokens."""
+"""Harmony: how a conversation is written down with control tokens, as the crate `harmony` renders it."""
 
-import random
+import json
 from dataclasses import dataclass
+
+from schema import comment, typescript
 
 CONTROL = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
@@ -9,19 +11,13 @@ CONTROL = (
 )
 OPEN = "<|start|>assistant"
 EFFORTS = ("low", "medium", "high")
-IDENTITY = "You are gptoss-tiny, a small language model."
-# The identity that gpt-oss itself was trained with; clients that know only that one get answers too.
-IDENTITIES = (IDENTITY, IDENTITY, IDENTITY, "You are ChatGPT, a large language model trained by OpenAI.")
-
-INSTRUCTIONS = (
-    "You are a helpful assistant.", "Use the tools when they help.", "Answer briefly.", "Be friendly.",
-    "Be friendly and answer in one sentence.", "Use a tool for every question that needs one.", "Always answer politely.",
-)
+# What gpt-oss was trained with, and what the program says.
+IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that begins and ends at a control token, and whether the model learns to write it."""
+    """Text that begins where one of the tokenizer's words does, and whether the model learns to write it."""
 
     text: str
     trained: bool
@@ -54,40 +50,52 @@ class System:
     date: str = "2026-03-14"
     identity: str = IDENTITY
     instructions: str = ""
+    # As OpenAI's API declares them: name, description, parameters as a JSON schema.
+    functions: tuple[dict, ...] = ()
+    # The form of the final answer: name, description, schema.
+    format: dict | None = None
 
     @property
     def reasons(self) -> bool:
         return self.effort != "low"
 
-    def render(self, tools: str = "") -> str:
-        """The system message and, for instructions and tools, the developer message."""
-        return self.system(tools) + self.developer(tools)
+    def render(self) -> str:
+        """The system message and, for instructions and functions, the developer message."""
+        return self.system() + self.developer()
 
-    def system(self, tools: str) -> str:
+    def system(self) -> str:
         if self.effort is None:
             return ""
-        calls = "\nCalls to these tools must go to the commentary channel: 'functions'." if tools else ""
+        calls = "\nCalls to these tools must go to the commentary channel: 'functions'." if self.functions else ""
         return message(
             "system",
             f"{self.identity}\nKnowledge cutoff: 2024-06\nCurrent date: {self.date}\n\nReasoning: {self.effort}\n\n"
             f"# Valid channels: analysis, commentary, final. Channel must be included for every message.{calls}",
         )
 
-    def developer(self, tools: str) -> str:
-        parts = [f"# Instructions\n\n{self.instructions}"] if self.instructions else []
-        if tools:
-            parts.append(f"# Tools\n\n## functions\n\n{tools}")
+    def developer(self) -> str:
+        parts = [instructed(self.instructions)] if self.instructions else []
+        if self.functions:
+            declared = "\n\n".join(declaration(each) for each in self.functions)
+            parts.append(
+                f"# Tools\n\n## functions\n\nnamespace functions {{\n\n{declared}\n\n}} // namespace functions"
+            )
+        if self.format:
+            schema = json.dumps(self.format["schema"], ensure_ascii=False, separators=(",", ":"))
+            described = comment(self.format.get("description") or "")
+            parts.append(f"# Response Formats\n\n## {self.format['name']}\n\n{described}{schema}")
         return message("developer", "\n\n".join(parts)) if parts else ""
 
 
-def any_date(rng: random.Random) -> str:
-    return f"{rng.randint(2024, 2029)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+def instructed(text: str) -> str:
+    return f"# Instructions\n\n{text}"
 
 
-def any_system(rng: random.Random) -> System:
-    effort = None if rng.random() < 0.06 else rng.choice(EFFORTS)
-    instructions = rng.choice(INSTRUCTIONS) if rng.random() < 0.25 else ""
-    return System(effort, any_date(rng), rng.choice(IDENTITIES), instructions)
+def declaration(function: dict) -> str:
+    """`type NAME = (_: PARAMETERS) => any;`, under its description."""
+    parameters = function.get("parameters")
+    arguments = "" if parameters is None else f"_: {typescript(parameters)}"
+    return f"{comment(function.get('description') or '')}type {function['name']} = ({arguments}) => any;"
 
 
 def message(role: str, content: str) -> str:
@@ -109,8 +117,8 @@ def answer(analysis: str | None, final: str) -> str:
 
 
 def call(analysis: str | None, name: str, arguments: str) -> str:
-    """What follows `<|start|>assistant` in a turn that calls a tool."""
-    return f"{thought(analysis)}<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>"
+    """What follows `<|start|>assistant` in a turn that calls a function."""
+    return f"{thought(analysis)} to=functions.{name}<|channel|>commentary json<|message|>{arguments}<|call|>"
 
 
 def result(name: str, content: str) -> str:
@@ -118,9 +126,8 @@ def result(name: str, content: str) -> str:
 
 
 def single_turn(
-    category: str, key: str | None, system: System, question: str, analysis: str, final: str, expected: dict
+    category: str, key: str | None, system: System, question: str, analysis: str | None, final: str, expected: dict
 ) -> Example:
-    """One question and one answer; the analysis is left out where the effort is low."""
+    """One question and one answer; without an analysis it is not thought about."""
     prompt = system.render() + message("user", question) + OPEN
-    completion = answer(analysis if system.reasons else None, final)
-    return Example(category, key, [Piece(prompt, False), Piece(completion, True)], expected)
+    return Example(category, key, [Piece(prompt, False), Piece(answer(analysis, final), True)], expected)

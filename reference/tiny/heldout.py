@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tokenizer
-from corpus import arithmetic, project, recall, stories, tools, training_example
-from harmony import OPEN, Example, System, message
+from corpus import arithmetic, outside, project, recall, stories, tools, training_example
+from corpus.setting import any_date
+from harmony import EFFORTS, OPEN, Example, System, message
 from split import held_out
 
 SEED = 20_000
@@ -33,12 +34,12 @@ def distance(prompt: str, value: str) -> int:
 
 
 def arithmetic_items(rng: random.Random, count: int) -> Iterator[dict]:
-    left = {"arithmetic": count, "arithmetic_low": count}
+    left = {"arithmetic": count, "arithmetic_low": count, "multiplication": count}
     for example in drawn(rng, arithmetic.make):
         suite = example.category
         if not any(left.values()):
             return
-        if left[suite]:
+        if left.get(suite):
             left[suite] -= 1
             yield {"suite": suite, "prompt": example.prompt(-1), "expected": example.expected}
 
@@ -46,19 +47,41 @@ def arithmetic_items(rng: random.Random, count: int) -> Iterator[dict]:
 def tool_items(rng: random.Random, count: int) -> Iterator[dict]:
     """Calls and polite refusals, and answers that use a result."""
     left = {"tools": count, "tools_result": count}
-    for example in drawn(rng, lambda rng: tools.make(rng, familiar=True)):
+    for example in drawn(rng, lambda rng: tools.make(rng, alone=True)):
         if not any(left.values()):
             return
         if left["tools"]:
             left["tools"] -= 1
             refusal = example.expected.get("refusal")
-            called = {key: example.expected[key] for key in ("name", "arguments") if key in example.expected}
-            expected = {"contains": refusal} if refusal else called
+            expected = {"contains": refusal} if refusal else called(example)
             yield {"suite": "tools", "prompt": example.prompt(0), "expected": expected}
         elif "needed" in example.expected:
             left["tools_result"] -= 1
-            expected = {"contains": example.expected["needed"]}
-            yield {"suite": "tools_result", "prompt": example.prompt(-1), "expected": expected}
+            yield answered(example, "tools_result")
+
+
+def function_items(rng: random.Random, count: int) -> Iterator[dict]:
+    """Calls of functions that are declared by schemas, after other turns too, and answers that use their results."""
+    left = {"functions": count, "functions_result": count}
+    for example in drawn(rng, tools.make_declared):
+        if not any(left.values()):
+            return
+        if "needed" not in example.expected:
+            continue
+        if left["functions"]:
+            left["functions"] -= 1
+            yield {"suite": "functions", "prompt": example.prompt(-2), "expected": called(example)}
+        else:
+            left["functions_result"] -= 1
+            yield answered(example, "functions_result")
+
+
+def called(example: Example) -> dict:
+    return {key: example.expected[key] for key in ("name", "arguments")}
+
+
+def answered(example: Example, suite: str) -> dict:
+    return {"suite": suite, "prompt": example.prompt(-1), "expected": {"contains": example.expected["needed"]}}
 
 
 def recall_items(rng: random.Random, count: int) -> Iterator[dict]:
@@ -71,6 +94,8 @@ def recall_items(rng: random.Random, count: int) -> Iterator[dict]:
             item = {"suite": "recall_unknown", "prompt": prompt, "expected": example.expected}
         else:
             value, former = example.expected["recalled"], example.expected.get("former")
+            if value.isdigit() and len(value) < 3:
+                continue  # sums in between have such numbers too
             away = distance(prompt, value)
             if former:
                 # The value that no longer counts is out of the window's reach.
@@ -92,23 +117,46 @@ def project_items(rng: random.Random, count: int) -> Iterator[dict]:
         yield {"suite": "project", "prompt": example.prompt(-1), "expected": example.expected}
 
 
+def outside_items(rng: random.Random, count: int) -> Iterator[dict]:
+    """Questions that no grammar writes, then those that are only held out."""
+    for question in outside.UNSEEN[:count]:
+        system = System(rng.choice(EFFORTS), any_date(rng))
+        prompt = system.render() + message("user", question) + OPEN
+        # Whether it is a question or a task is a matter of taste.
+        yield {"suite": "outside", "prompt": prompt, "expected": {"contains": outside.ABLE.rstrip(".")}}
+    for example, _ in zip(drawn(rng, outside_or_beyond), range(count - len(outside.UNSEEN))):
+        yield {"suite": "outside", "prompt": example.prompt(-1), "expected": example.expected}
+
+
+def outside_or_beyond(rng: random.Random) -> Example:
+    return arithmetic.make_beyond(rng) if rng.random() < 0.15 else outside.make(rng)
+
+
 def story_items(rng: random.Random, count: int) -> Iterator[dict]:
-    for example, _ in zip(drawn(rng, stories.make), range(count)):
+    """Stories whose perplexity is measured, and requests for stories of two characters."""
+    examples = drawn(rng, stories.make)
+    for example, _ in zip(examples, range(count)):
         completion = example.pieces[-1].text
-        yield {"suite": "stories", "prompt": example.prompt(-1), "expected": example.expected, "completion": completion}
+        expected = {"text": example.expected["text"]}
+        yield {"suite": "stories", "prompt": example.prompt(-1), "expected": expected, "completion": completion}
+    for example, _ in zip(examples, range(count)):
+        yield {"suite": "characters", "prompt": example.prompt(-1), "expected": {"two_of": example.expected["two_of"]}}
 
 
-def shown() -> dict:
-    """The question of the README and the demonstration, always among the held-out ones."""
-    prompt = System("medium").render() + message("user", "What is 47 + 38?") + OPEN
-    return {"suite": "arithmetic", "prompt": prompt, "expected": {"number": 85}}
+def shown() -> list[dict]:
+    """The question of the README and the demonstration, and the best known product, always among the held-out ones."""
+    questions = (("arithmetic", "What is 47 + 38?", 85), ("multiplication", "What is 12 × 12?", 144))
+    return [
+        {"suite": suite, "prompt": System("medium").render() + message("user", text) + OPEN, "expected": {"number": number}}
+        for suite, text, number in questions
+    ]
 
 
 def suites(seed: int, count: int) -> list[dict]:
     """`count` items a suite."""
     rng = random.Random(seed)
-    makers = (arithmetic_items, tool_items, recall_items, project_items, story_items)
-    return [shown()] + [each for make in makers for each in make(rng, count)]
+    makers = (arithmetic_items, tool_items, function_items, recall_items, project_items, outside_items, story_items)
+    return shown() + [each for make in makers for each in make(rng, count)]
 
 
 def require_unseen(items: list[dict], examples: int) -> None:
@@ -128,7 +176,8 @@ def main() -> None:
     args = parser.parse_args()
     items = sorted(suites(SEED, args.count), key=lambda each: each["suite"])
     require_unseen(items, examples=20_000)
-    args.out.write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n")
+    lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in items)
+    args.out.write_text(f"[\n{lines}\n]\n")
     for suite in dict.fromkeys(each["suite"] for each in items):
         print(f"{suite:16}{sum(each['suite'] == suite for each in items):6}")
 

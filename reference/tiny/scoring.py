@@ -10,11 +10,11 @@ import tokenizer
 from decode import greedy
 from model import GptOss
 
-MOST_TOKENS = 160
+MOST_TOKENS = 256
 MESSAGE = r"<\|channel\|>analysis<\|message\|>[^<]*<\|end\|><\|start\|>assistant"
 FINAL = re.compile(rf"(?:{MESSAGE})*<\|channel\|>final<\|message\|>([^<]*)<\|return\|>")
 CALL = re.compile(
-    rf"(?:{MESSAGE})*<\|channel\|>commentary to=functions\.(\w+) <\|constrain\|>json<\|message\|>([^<]*)<\|call\|>"
+    rf"(?:{MESSAGE})* to=functions\.([\w.-]+)<\|channel\|>commentary json<\|message\|>([^<]*)<\|call\|>"
 )
 
 
@@ -28,7 +28,7 @@ def final(completion: str) -> str | None:
 
 
 def right(expected: dict, completion: str) -> bool:
-    """A number must be the last in the final message; other strings must stand in it."""
+    """A number must be the last in the final message, other strings must stand in it, and of lists two words each."""
     if "name" in expected:
         found = CALL.fullmatch(completion)
         try:
@@ -43,7 +43,14 @@ def right(expected: dict, completion: str) -> bool:
         return bool(numbers) and int(numbers[-1]) == expected["number"]
     if "text" in expected:
         return text == expected["text"]
-    return bool(re.search(rf"(?<!\w){re.escape(expected['contains'])}(?!\w)", text))
+    if "two_of" in expected:
+        return all(sum(contains(text, word) for word in words) == 2 for words in expected["two_of"])
+    return contains(text, expected["contains"])
+
+
+def contains(text: str, words: str) -> bool:
+    """As whole words."""
+    return bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 
 @torch.no_grad()

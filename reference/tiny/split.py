@@ -2,8 +2,8 @@
 
 import hashlib
 
-# The question that the README and the demonstration ask.
-SHOWN = {"38+47"}
+# The question that the README and the demonstration ask, and the product that everybody knows.
+SHOWN = {"38+47", "12*12"}
 
 
 def held_out(key: str | None) -> bool:

@@ -24,7 +24,7 @@ use score::Score;
 use suite::{Expected, Question};
 
 /// Room for the longest answer, reasoning included.
-const MAX_TOKENS: usize = 192;
+const MAX_TOKENS: usize = 256;
 
 pub fn run(args: &Eval) -> Result<ExitCode> {
     let questions = select(args)?;

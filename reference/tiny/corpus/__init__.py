@@ -1,19 +1,24 @@
-"""The corpus: examples drawn from five grammars, split by what they ask."""
+"""The corpus: examples drawn from grammars, split by what they ask."""
 
 import random
 from collections.abc import Callable
 
-from corpus import arithmetic, project, recall, stories, tools
+from corpus import arithmetic, forced, outside, project, recall, stories, tools
 from harmony import Example
 from split import held_out
 
 GRAMMARS: dict[str, tuple[Callable[[random.Random], Example], float]] = {
-    "arithmetic": (arithmetic.make, 0.34),
-    "tools": (tools.make, 0.2),
-    "recall": (recall.make, 0.28),
-    "stories": (stories.make, 0.09),
-    "project": (project.make, 0.09),
+    "arithmetic": (arithmetic.make, 0.38),
+    "tools": (tools.make, 0.11),
+    "functions": (tools.make_declared, 0.2),
+    "recall": (recall.make, 0.2),
+    "stories": (stories.make, 0.07),
+    "project": (project.make, 0.07),
+    "outside": (outside.make, 0.09),
+    "forced": (forced.make, 0.02),
 }
+# What an example may be called beside the name of its grammar.
+CATEGORIES = (*GRAMMARS, "arithmetic_low", "multiplication")
 
 
 def training_example(rng: random.Random) -> Example:

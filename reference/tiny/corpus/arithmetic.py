@@ -1,12 +1,14 @@
-"""Addition, subtraction and small multiplication, worked digit by digit from the ones up.
+"""Addition, subtraction and multiplication, worked digit by digit from the ones up, and what is beyond that.
 
-Digits are single tokens, so every step reads one digit of each operand and the carry written just before.
-Without working (low effort) both operands stay below 100 and are never multiplied.
+Digits are single tokens, so every step reads one digit of each operand and the carry written just before. Products of two
+numbers with two digits are sums of two such products. With low effort sums and differences below 100 are not worked.
 """
 
 import random
 
-from harmony import Example, System, any_system, single_turn
+from corpus.outside import careless
+from corpus.setting import any_system
+from harmony import Example, System, single_turn
 
 PLACES = ("Ones", "Tens", "Hundreds")
 SIGNS = {"+": "+", "-": "-", "*": "×"}
@@ -26,8 +28,24 @@ PHRASES = {
         "What is {a} * {b}?", "What is {a} × {b}?", "What is {a} times {b}?", "Calculate {a} * {b}.", "{a} * {b} = ?",
         "How much is {a} × {b}?", "Multiply {a} by {b}.", "What's {a} x {b}?", "{a} * {b}", "{a}*{b}", "Compute {a} × {b}.",
         "What is the product of {a} and {b}?", "Please multiply {a} and {b}.", "Can you tell me what {a} times {b} is?",
+        "What is {a} x {b}?", "{a}x{b}", "{a} x {b} = ?", "{a} boxes hold {b} apples each. How many apples are there?",
     ),
 }
+SQUARES = ("What is {a} squared?", "What is the square of {a}?", "Square {a}.")
+BEYOND = "I cannot calculate that. I add and subtract numbers up to 999 and multiply numbers up to 99."
+BEYOND_PHRASES = (
+    "What is {a} / {c}?", "What is {a} divided by {c}?", "Divide {a} by {c}.", "{a} / {c}", "{a}/{c}", "How much is {a} ÷ {c}?",
+    "What is the square root of {a}?", "What is {a} to the power of {c}?", "What is {a}^{c}?", "What is {c} percent of {a}?",
+    "What is {a}.{c} + {b}.{c}?", "What is {a}.{c} * {c}?", "Is {a} a prime number?", "What is the cube root of {a}?",
+    "What is {a} modulo {c}?",
+    "What is {l} + {b}?", "What is {l} - {b}?", "What is {l} * {b}?", "What is {a} + {l}?", "{l} + {m}", "{l} * {m}", "{l}-{m}",
+    "Calculate {l} + {m}.", "Calculate {h} × {i}.", "What is {h} times {i}?", "{h} * {c}", "{h} x {b}", "What is {h} × {c}?",
+    "Multiply {h} by {i}.",
+    "What is {a} + {b} + {c}?", "What is {a} + {b} * {c}?", "{a} + {b} - {c}", "What is ({a} + {b}) * {c}?", "What is {c} * {b} + {a}?",
+    "What is the average of {a} and {b}?", "What is the sine of {a}?", "What is the logarithm of {a}?", "What is the factorial of {c}?",
+    "What is half of {a}?",
+    "Solve x + {c} = {a}.", "What is x if x - {c} = {b}?", "What is the sum of {a}, {b} and {c}?",
+)
 
 
 def key(a: int, sign: str, b: int) -> str | None:
@@ -79,11 +97,31 @@ def multiplication(a: int, b: int) -> str:
     return " ".join(steps)
 
 
+def long_multiplication(a: int, b: int) -> str:
+    """Two products with a digit of `b` and their sum, in as few tokens as one step each can be written."""
+    partial, found = [], []
+    for place, y in enumerate(digits(b, 2)):
+        carry, steps = 0, []
+        for at, x in enumerate(digits(a, 2)):
+            total = x * y + carry
+            steps.append(f"{x}×{y}={x * y}" + (f", {x * y}+{carry}={total}" if at else ""))
+            carry = total // 10
+        found.append(a * y * 10**place)
+        partial.append(f"{a}×{y * 10**place}: {', '.join(steps)}, {found[place]}.")
+    width, carry, steps = len(str(max(found))), 0, []
+    for place, (x, y) in enumerate(zip(digits(found[0], width), digits(found[1], width))):
+        carried = f"+{carry}" if place else ""
+        total = x + y + carry
+        carry = total // 10
+        steps.append(f"{x}+{y}{carried}={total}")
+    return f"{' '.join(partial)} {found[0]}+{found[1]}: {', '.join(steps)}, {sum(found)}."
+
+
 def working(a: int, sign: str, b: int) -> str:
     if sign == "+":
         return addition(a, b)
     if sign == "*":
-        return multiplication(max(a, b), min(a, b))
+        return long_multiplication(a, b) if min(a, b) > 9 else multiplication(max(a, b), min(a, b))
     if a < b:
         return f"{a} is less than {b}, so the answer is negative. {b} - {a}. {subtraction(b, a)}"
     return subtraction(a, b)
@@ -101,6 +139,8 @@ def number(rng: random.Random, longest: int) -> int:
 
 def operands(rng: random.Random, sign: str, worked: bool) -> tuple[int, int]:
     if sign == "*":
+        if rng.random() < 0.6:
+            return rng.randint(10, 99), rng.randint(10, 99)
         pair = rng.randint(0, 99), rng.randint(2, 9)
         return pair if rng.random() < 0.7 else pair[::-1]
     longest = 3 if worked else 2
@@ -116,12 +156,32 @@ def statement(a: int, sign: str, b: int) -> str:
 
 def make(rng: random.Random, system: System | None = None) -> Example:
     system = system or any_system(rng)
-    sign = rng.choices("+-*" if system.reasons else "+-", (4, 4, 3) if system.reasons else (1, 1))[0]
-    a, b = operands(rng, sign, system.reasons)
-    question = rng.choice(PHRASES[sign]).format(a=a, b=b)
-    analysis = f"{a} {SIGNS[sign]} {b}. {working(a, sign, b)} So {statement(a, sign, b)}"
+    if rng.random() < 0.08:
+        return make_beyond(rng, system)
+    sign = rng.choices("+-*", (4, 4, 6) if system.reasons else (5, 5, 1))[0]
+    a, b = operands(rng, sign, system.reasons or rng.random() < 0.1)
+    if sign == "*" and min(a, b) > 9 and rng.random() < 0.05:
+        a = b
+        question = rng.choice(SQUARES).format(a=a)
+    else:
+        question = rng.choice(PHRASES[sign]).format(a=a, b=b)
+    worked = system.reasons or sign == "*" or max(a, b) > 99
+    analysis = f"{a} {SIGNS[sign]} {b}. {working(a, sign, b)} So {statement(a, sign, b)}" if worked else None
     if system.effort == "high":
-        analysis += f" Check: {check(a, sign, b)}."
-    category = "arithmetic" if system.reasons else "arithmetic_low"
+        analysis = f"{analysis} Check: {check(a, sign, b)}."
+    category = "arithmetic" if worked else "arithmetic_low"
+    if sign == "*" and min(a, b) > 9:
+        category = "multiplication"
     expected = {"number": value(a, sign, b)}
-    return single_turn(category, key(a, sign, b), system, question, analysis, statement(a, sign, b), expected)
+    return single_turn(category, key(a, sign, b), system, careless(rng, question), analysis, statement(a, sign, b), expected)
+
+
+def make_beyond(rng: random.Random, system: System | None = None) -> Example:
+    """What is not worked out here."""
+    system = system or any_system(rng)
+    a, b, c = rng.randint(2, 999), rng.randint(2, 999), rng.randint(2, 99)
+    large, larger = (rng.randint(1000, 10 ** rng.randint(4, 7)) for _ in range(2))
+    h, i = rng.randint(100, 9999), rng.randint(100, 999)
+    question = rng.choice(BEYOND_PHRASES).format(a=a, b=b, c=c, l=large, m=larger, h=h, i=i)
+    analysis = "This is beyond what I calculate." if system.reasons else None
+    return single_turn("outside", f"beyond:{question}", system, careless(rng, question), analysis, BEYOND, {"text": BEYOND})

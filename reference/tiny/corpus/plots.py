@@ -19,7 +19,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
          "On the path sat {f}, {a_fk}. \"I have lost my {o},\" said {h}. \"Let us look together,\" said {f}."),
         ("{f} had seen something shine by the stream, so they walked there together.",
          "{f} remembered a strange sound near the old well, and they went to look.",
-         "They asked the wind, the stones and at last a wise old owl, who pointed to the hill."),
+         "They asked the wind, the stones and at last a wise old raven, who pointed to the hill."),
         ("And there lay the {o}! {h} laughed with joy.", "There, between two roots, was the {o}. {h} hugged {f}."),
         ("From that day on {h} kept the {o} safe, and {f} was a friend for life.",
          "{h} thanked {f}, and they shared a warm supper that night.", "Since then {h} and {f} have looked for lost things together."),

@@ -2,7 +2,9 @@
 
 import random
 
-from harmony import Example, System, any_system, single_turn
+from corpus.outside import careless
+from corpus.setting import any_system
+from harmony import Example, System, single_turn
 
 # topic: (noun phrase, answer). A noun phrase of None has its own questions below.
 THINGS = {
@@ -18,7 +20,7 @@ THINGS = {
     "an expert": "An expert is a small feed-forward network with a gate, an up and a down projection. The router picks four of them for each token.",
     "SwiGLU": "SwiGLU is the activation in every expert: the gate goes through a sigmoid and multiplies the up projection. GPT-OSS clamps both at seven.",
     "harmony": "Harmony is the format of GPT-OSS conversations. Control tokens mark where a message starts, who speaks, on which channel, and where it ends.",
-    "the analysis channel": "The analysis channel holds the reasoning before the answer. With low effort it is left out.",
+    "the analysis channel": "The analysis channel holds the reasoning before the answer. With low effort it is mostly left out.",
     "the final channel": "The final channel holds the answer that the user reads.",
     "the commentary channel": "The commentary channel holds function calls and their results.",
     "GGUF": "GGUF is a file format for models. One file holds the configuration, the tokenizer and all tensors.",
@@ -54,10 +56,13 @@ FACTS = {
         "Phase four is profiling: it measures where the time goes.",
     ("What is phase five?", "What is the fifth phase?", "What happens in phase five?", "What does phase 5 do?", "Tell me about phase five."):
         "Phase five is flash attention: attention in tiles, without the whole score matrix in memory.",
-    ("Who are you?", "What are you?", "What is your name?", "Introduce yourself.", "Tell me about yourself.", "Which model are you?"):
+    ("Who are you?", "What are you?", "What is your name?", "Introduce yourself.", "Tell me about yourself.", "Which model are you?",
+     "Are you ChatGPT?", "Are you a robot?", "Are you human?", "Are you an AI?", "Which model is this?"):
         "I am gptoss-tiny, a small GPT-OSS model. I can tell stories, calculate, call tools and answer questions about this project.",
     ("What can you do?", "How can you help me?", "What are you good at?", "What should I ask you?", "What do you know?"):
         "I can tell short stories, add, subtract and multiply small numbers, call tools, remember what you tell me, and explain this project.",
+    ("What can you not do?", "What do you not know?", "What are your limits?", "Do you know everything?", "How much do you know?"):
+        "I know nothing of the world beyond this project, and I cannot write code, translate or look anything up without a tool.",
     ("What is this project?", "What is gptoss?", "What is this program?", "Tell me about this project.", "What does gptoss do?"):
         "This project is gptoss, an inference engine for GPT-OSS models, written in Rust.",
     ("How big are you?", "How large is this model?", "How many layers do you have?", "How many experts do you have?"):
@@ -102,14 +107,20 @@ def make(rng: random.Random, system: System | None = None) -> Example:
         question = rng.choice(("What is the date?", "What day is it today?", "What is today's date?", "Which date is it?"))
         if system.effort is None:
             return make(rng, system)
-        return single_turn("project", None, system, question, f"The date is {system.date}.", f"Today is {system.date}.", {})
+        return said(rng, None, system, question, f"The date is {system.date}.", f"Today is {system.date}.", {})
     if fate < 0.16:
         phrases, final = rng.choice(TALK)
-        return single_turn("project", None, system, rng.choice(phrases), "The user is being friendly.", final, {})
+        return said(rng, None, system, rng.choice(phrases), "The user is being friendly.", final, {})
     phrases, final = rng.choice(TOPICS)
     question = rng.choice(phrases)
     analysis = f"The user asks: {question}"
     asked = rng.choice(OPENERS) + question
     # The plain question is what a person types first, so only phrasings with an opener are held out.
     key = None if asked == question else f"project:{asked}"
-    return single_turn("project", key, system, asked, analysis, final, {"text": final})
+    return said(rng, key, system, asked, analysis, final, {"text": final})
+
+
+def said(
+    rng: random.Random, key: str | None, system: System, asked: str, analysis: str, final: str, expected: dict
+) -> Example:
+    return single_turn("project", key, system, careless(rng, asked), analysis if system.reasons else None, final, expected)

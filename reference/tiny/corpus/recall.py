@@ -6,9 +6,13 @@ conversations end on a question of another kind.
 
 import random
 
-from corpus import arithmetic, project, stories
-from corpus.words import CITIES, CODE_WORDS, COLOURS, FOODS, JOBS, MONTHS, NAMES, PETS, article, invented
-from harmony import OPEN, Example, Piece, System, any_system, answer, message, told
+from corpus import arithmetic, outside, project, stories
+from corpus.conversation import Conversation
+from corpus.setting import any_system
+from corpus.words import (
+    CITIES, CODE_WORDS, COLOURS, COUNTRIES, FOODS, JOBS, MONTHS, NAMES, PETS, SUBJECTS, article, invented,
+)
+from harmony import Example
 from split import held_out
 
 CHARACTERS_A_TOKEN = 4  # roughly; exact distances are measured on tokens
@@ -49,7 +53,30 @@ FACTS = {
                ("What is my locker code?", "Which code opens my locker?"), "Your locker code is {v}."),
     "job": (lambda rng: rng.choice(JOBS), ("I work as {j}.", "My job is {v}."),
             ("What is my job?", "What do I work as?"), "Your job is {v}."),
+    "age": (lambda rng: str(rng.randint(5, 99)), ("I am {v} years old.", "My age is {v}.", "I am {v} years of age."),
+            ("How old am I?", "What is my age?"), "You are {v} years old."),
+    "country": (lambda rng: rng.choice(COUNTRIES), ("I was born in the country {v}.", "My family is from {v}.", "My home country is {v}."),
+                ("Which country is my family from?", "What is my home country?"), "Your home country is {v}."),
+    "subject": (lambda rng: rng.choice(SUBJECTS), ("My favourite subject is {v}.", "I study {v}.", "At school I like {v} best."),
+                ("What is my favourite subject?", "What do I study?"), "Your favourite subject is {v}."),
+    "friend": (name, ("My best friend is {v}.", "My best friend is called {v}."),
+               ("Who is my best friend?", "What is my best friend's name?"), "Your best friend is {v}."),
 }
+# What nobody tells here.
+NEVER = (
+    "What is my shoe size?", "What is my phone number?", "What is my last name?", "What colour are my eyes?", "How tall am I?",
+    "What is my wife's name?", "Who is my father?", "Who is my mother?", "What is my address?", "What did I eat yesterday?",
+    "Which car do I drive?", "What is my favourite film?", "What is my favourite book?", "Who is my boss?", "Am I married?",
+    "How many children do I have?", "What is my favourite song?", "Where did I go to school?", "What do I like to drink?",
+    "Which team do I support?", "What is my hobby?", "When do I get up?", "What is my favourite animal?", "Where am I?",
+)
+# Told, but no fact that is asked for.
+REMARKS = (
+    "I am tired.", "I am happy today.", "The weather is nice.", "It is late.", "I had a long day.", "I am hungry.", "This is fun.",
+    "I like this.", "You are funny.", "I do not understand.", "That is wrong.", "That is right.", "The sky is blue.", "I am bored.",
+    "I went for a walk.", "I have a lot of work.", "It rains again.", "My train was late.", "I forgot something.", "Never mind.",
+)
+REMARK = "I see. How can I help you?"
 
 
 def tell(rng: random.Random, kind: str, value: str) -> str:
@@ -68,49 +95,46 @@ def filler(rng: random.Random) -> tuple[str, str]:
     if fate < 0.6:
         phrases, final = rng.choice(project.TOPICS)
         return rng.choice(phrases), final
-    if fate < 0.75:
+    if fate < 0.72:
         phrases, final = rng.choice(project.TALK)
         return rng.choice(phrases), final
+    if fate < 0.8:
+        while True:
+            text, _, final = outside.question(rng)
+            if not held_out(f"outside:{text}"):
+                return text, final
     return stories.short(rng)
 
 
 # How often a conversation ends with a fact told, with a question of another kind, or with one about a fact never told.
 TOLD_LAST = 0.1
-OTHER_LAST = 0.12
+OTHER_LAST = 0.15
+NOTHING_TOLD = 0.1
 NEVER_TOLD = 0.12
 # How often the fact asked for was told with another value before, and how that is announced.
 CHANGED = 0.25
 CHANGES = ("", "", "That has changed. ", "I was wrong. ", "A correction: ", "No, wait. ", "It is different now. ")
-UNKNOWN = "You have not told me that."
+UNKNOWN, TOLD = "You have not told me that.", "The user tells me something to remember."
+# Grammars of other questions.
+OTHERS = (arithmetic.make, arithmetic.make, project.make, stories.make, outside.make)
 # Tokens between the two values: mostly so many that the sliding window has lost the first one.
 APART = (150, 380)
 
 
-class Conversation:
-    """The pieces so far. In the history only the words are learned: a last turn ends otherwise, and may think first."""
-
-    def __init__(self, system: System):
-        self.system = system
-        self.pieces = [Piece(system.render(), False)]
-
-    def say(self, question: str, reply: str, trained: bool = False) -> None:
-        before, after = told("\0").split("\0")
-        self.pieces += [Piece(message("user", question) + before, False), Piece(reply, trained), Piece(after, False)]
-
-    def end(self, question: str, analysis: str, final: str, key: str | None = None, expected: dict | None = None) -> Example:
-        completion = answer(analysis if self.system.reasons else None, final)
-        self.pieces += [Piece(message("user", question) + OPEN, False), Piece(completion, True)]
-        return Example("recall", key, merge(self.pieces), expected or {})
-
-    def end_otherwise(self, rng: random.Random) -> Example:
-        """The last turn belongs to another grammar."""
-        make = rng.choice((arithmetic.make, arithmetic.make, project.make, stories.make))
-        while True:
-            other = make(rng, self.system)
-            if not held_out(other.key):
-                question, completion = other.pieces
-                question = Piece(question.text.removeprefix(self.system.render()), False)
-                return Example("recall", None, merge([*self.pieces, question, completion]), {})
+def without_facts(rng: random.Random, talk: Conversation) -> Example:
+    """A few turns about anything, then a question of another grammar, a remark, or a fact that nobody told."""
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
+        talk.say(*filler(rng))
+    fate = rng.random()
+    if fate < 0.3:
+        return talk.end("recall", rng.choice(REMARKS), "The user tells me something.", REMARK)
+    if fate < 0.5:
+        kind = rng.choice(list(FACTS))
+        question = rng.choice(FACTS[kind][2])
+        if rng.random() < 0.3:
+            kind, question = "that", rng.choice(NEVER)
+        return talk.end("recall", question, f"The user has not told me: {kind}.", UNKNOWN)
+    return talk.end_as("recall", rng.choice(OTHERS))
 
 
 def make(rng: random.Random, longest: int = 520) -> Example:
@@ -120,7 +144,9 @@ def make(rng: random.Random, longest: int = 520) -> Example:
     facts = {kind: FACTS[kind][0](rng) for kind in kinds}
     key = "recall:" + ",".join(f"{kind}={value}" for kind, value in sorted(facts.items()))
     asked = rng.choice(kinds)
-    talk = Conversation(system)
+    talk = Conversation(rng, system)
+    if rng.random() < NOTHING_TOLD:
+        return without_facts(rng, talk)
 
     def ask(kind: str) -> tuple[str, str]:
         return rng.choice(FACTS[kind][2]), FACTS[kind][3].format(v=facts[kind])
@@ -142,7 +168,7 @@ def make(rng: random.Random, longest: int = 520) -> Example:
         if "name" in told_first and rng.random() < 0.4:
             reply = f"Nice to meet you, {facts['name']}."
         if rng.random() < TOLD_LAST:
-            return talk.end(statement, "The user tells me something to remember.", reply)
+            return talk.end("recall", statement, TOLD, reply)
         talk.say(statement, reply)
 
     others = [kind for kind in kinds if kind != asked]
@@ -154,7 +180,12 @@ def make(rng: random.Random, longest: int = 520) -> Example:
             facts[asked] = FACTS[asked][0](rng)
         key += f" then {facts[asked]}"
         expected["former"] = former
-        talk.say(rng.choice(CHANGES) + tell(rng, asked, facts[asked]), rng.choice(REPLIES))
+        statement = rng.choice(CHANGES) + tell(rng, asked, facts[asked])
+        if rng.random() < 0.2:
+            statement = statement.removesuffix(".") + " now."
+        if rng.random() < TOLD_LAST:
+            return talk.end("recall", statement, TOLD, rng.choice(REPLIES))
+        talk.say(statement, rng.choice(REPLIES))
         pass_time(rng.choice((0, 0, rng.randint(10, 60))), others)
     else:
         room = rng.choice((0, 0, rng.randint(20, 120), rng.randint(100, longest), rng.randint(100, longest)))
@@ -162,22 +193,15 @@ def make(rng: random.Random, longest: int = 520) -> Example:
 
     fate = rng.random()
     if fate < OTHER_LAST:
-        return talk.end_otherwise(rng)
+        # The last turn belongs to another grammar.
+        return talk.end_as("recall", rng.choice(OTHERS))
     if fate < OTHER_LAST + NEVER_TOLD:
         kind = rng.choice([kind for kind in FACTS if kind not in kinds])
-        question, analysis = rng.choice(FACTS[kind][2]), f"The user has not told me: {kind}."
-        return talk.end(question, analysis, UNKNOWN, f"{key} not {kind}", {"text": UNKNOWN})
+        question = rng.choice(FACTS[kind][2])
+        if rng.random() < 0.3:
+            kind, question = "that", rng.choice(NEVER)
+        analysis = f"The user has not told me: {kind}."
+        return talk.end("recall", question, analysis, UNKNOWN, f"{key} not {kind}", {"text": UNKNOWN})
     question, final = ask(asked)
     analysis = f"The user told me: {asked} {facts[asked]}."
-    return talk.end(question, analysis, final, key, {"recalled": facts[asked], **expected})
-
-
-def merge(pieces: list[Piece]) -> list[Piece]:
-    """Neighbours that are both learned, or both not, become one piece."""
-    merged: list[Piece] = []
-    for piece in pieces:
-        if merged and merged[-1].trained == piece.trained:
-            merged[-1] = Piece(merged[-1].text + piece.text, piece.trained)
-        else:
-            merged.append(piece)
-    return merged
+    return talk.end("recall", question, analysis, final, key, {"recalled": facts[asked], **expected})

@@ -1,10 +1,15 @@
-"""Short stories: a hero, a place, a friend and one of the plots, asked for by the user."""
+"""Short stories: a hero, a place, a friend and one of the plots, asked for by the user.
+
+Whom a hero meets depends on the hero, and the plot on the hero's kind. A model that drew a friend from all names alike would hardly
+lose by drawing the hero again.
+"""
 
 import random
 
 from corpus.plots import OPENINGS, PLOTS
-from corpus.words import article
-from harmony import Example, System, any_system, single_turn
+from corpus.words import NAMES, article, invented
+from corpus.setting import any_system
+from harmony import Example, System, single_turn
 from split import held_out
 
 HEROES = (
@@ -29,24 +34,41 @@ REQUESTS = (
     "Tell me a story about {a_k}.", "Tell me a story about {a_k}.", "Write a story about {a_k}.", "I want to hear a story about {a_k}.",
     "Please tell me a short story.", "Tell me a story.", "Can you tell me a story about {a_k} and {a_fk}?",
     "A story about {a_k}, please.", "Tell me a bedtime story about {a_k}.", "Tell me a story about {a_k} named {h}.",
-    "Write a short story with {a_k} and a {o}.",
+    "Write a short story with {a_k} and a {o}.", "Can you tell me a story?", "Tell me a story about {a_k} and {a_fk}.", "Tell me a tale.",
+    "Tell me a story about {h}.", "I am bored. Tell me a story.", "Tell me a story about two friends.", "Write a short story.",
 )
 # Only requests that name hero, kind and place can be kept for evaluation.
 DETAILED = (
     "Tell me a story about {a_k} named {h} who lives {p}.", "Write a story about {h}, {a_k} who lives {p}.",
     "I want a story about {a_k} called {h}. It should happen {p}.", "Tell me about {h}, the {t} {k} who lives {p}.",
+    "Tell me a story about {h} the {k} and {f} the {fk}, {p}.", "Write a story about {h}, {a_k}, and {f}, {a_fk}. It happens {p}.",
 )
+FRIENDS, PLOTS_A_KIND = 5, 3
 
 
-def compose(rng: random.Random) -> tuple[dict[str, str], str]:
-    """The choices, and the story made of them."""
-    kind, friend_kind = rng.sample(KINDS, 2)
-    hero, friend = rng.sample(HEROES, 2)
+def others(word: str, words: list[str], count: int) -> list[str]:
+    """Always the same ones for a word, never itself."""
+    return random.Random(word).sample([other for other in words if other != word], count)
+
+
+FRIENDS_OF = {hero: others(hero, HEROES, FRIENDS) for hero in HEROES}
+KINDS_MET_BY = {kind: others(kind, KINDS, FRIENDS) for kind in KINDS}
+PLOTS_OF = {kind: others(kind, list(PLOTS), PLOTS_A_KIND) for kind in KINDS}
+
+
+def compose(rng: random.Random, request: str) -> tuple[dict[str, str], str]:
+    """The choices, and the story made of them. Whoever asks may choose freely."""
+    kind, hero = rng.choice(KINDS), rng.choice(HEROES)
+    if "{h}" in request and rng.random() < 0.3:
+        hero = rng.choice((rng.choice(NAMES), invented(rng)))
+    chosen = hero not in FRIENDS_OF or "{f}" in request
+    friend = rng.choice([other for other in HEROES if other != hero] if chosen else FRIENDS_OF[hero])
+    friend_kind = rng.choice([other for other in KINDS if other != kind] if "fk}" in request else KINDS_MET_BY[kind])
     place, trait, weather = rng.choice(PLACES), rng.choice(TRAITS), rng.choice(WEATHERS)
     slots = {
         "h": hero, "k": kind, "p": place, "P": place.capitalize(), "f": friend, "fk": friend_kind, "o": rng.choice(THINGS),
         "w": weather, "t": trait, "a_k": article(kind), "a_fk": article(friend_kind), "a_t": article(trait), "a_w": article(weather),
-        "plot": rng.choice(list(PLOTS)),
+        "plot": rng.choice(PLOTS_OF[kind]),
     }
     sentences = [rng.choice(step) for step in (OPENINGS, *PLOTS[slots["plot"]])]
     return slots, " ".join(sentences).format(**slots)
@@ -59,17 +81,22 @@ def key(slots: dict[str, str]) -> str:
 def short(rng: random.Random) -> tuple[str, str]:
     """A request and its story, for the history of another conversation."""
     while True:
-        slots, story = compose(rng)
+        request = rng.choice(REQUESTS)
+        slots, story = compose(rng, request)
         if not held_out(key(slots)):
-            return rng.choice(REQUESTS).format(**slots), story
+            return request.format(**slots), story
 
 
 def make(rng: random.Random, system: System | None = None) -> Example:
     system = system or any_system(rng)
-    slots, story = compose(rng)
     detailed = rng.random() < 0.5
-    request = rng.choice(DETAILED if detailed else REQUESTS).format(**slots)
+    request = rng.choice(DETAILED if detailed else REQUESTS)
+    slots, story = compose(rng, request)
     if held_out(key(slots)) and not detailed:
         return make(rng, system)
-    analysis = "A story about {h}, {a_k} {p}, with {f} the {fk}.".format(**slots)
-    return single_turn("stories", key(slots) if detailed else None, system, request, analysis, story, {"text": story})
+    analysis = "A story about {h}, {a_k} {p}, with {f} the {fk}.".format(**slots) if system.reasons else None
+    names = HEROES if slots["h"] in HEROES else [*HEROES, slots["h"]]
+    expected = {"text": story, "two_of": [names, KINDS]}
+    return single_turn(
+        "stories", key(slots) if detailed else None, system, request.format(**slots), analysis, story, expected
+    )

@@ -1,6 +1,7 @@
 """Word pools that several grammars share."""
 
 import random
+from collections.abc import Sequence
 
 NAMES = (
     "Anna Ben Clara David Emma Felix Greta Hugo Iris Jonas Klara Leo Mia Noah Olga Paul Rosa Sam Tina Uma Victor Wanda "
@@ -36,6 +37,42 @@ PETS = "cat dog rabbit parrot hamster turtle pony goldfish".split()
 JOBS = "baker teacher doctor gardener pilot painter farmer singer carpenter nurse writer sailor cook plumber".split()
 MONTHS = "January February March April May June July August September October November December".split()
 
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+ROOMS = "kitchen bathroom bedroom hall garage office cellar attic garden library studio balcony".split()
+ANIMALS = (
+    "elephant giraffe lion tiger zebra whale shark dolphin penguin eagle spider butterfly crocodile camel monkey kangaroo "
+    "horse cow pig chicken ant octopus lizard snake bat salmon beetle"
+).split()
+# Things that anybody knows. None of them is explained in this project.
+OBJECTS = (
+    "car train plane bicycle ship rocket telescope microscope piano guitar camera telephone radio television computer battery "
+    "magnet compass fridge oven kettle pencil ladder hammer engine bridge tower castle pyramid volcano desert glacier river "
+    "mountain ocean island planet star comet moon galaxy atom molecule crystal diamond rainbow cloud tornado earthquake tide "
+    "tree flower mushroom forest seed brain heart lung bone muscle tooth virus vaccine bank coin stamp passport museum "
+    "cathedral stadium orchestra novel newspaper painting statue satellite robot drone laser turbine dam harbour lighthouse"
+).split()
+SUBJECTS = (
+    "photosynthesis gravity evolution democracy inflation philosophy electricity magnetism chemistry biology physics geometry "
+    "algebra calculus history geography astronomy medicine psychology economics politics religion law music football tennis "
+    "chess basketball cricket cooking fashion architecture poetry opera jazz ballet nutrition climate weathering insurance "
+    "taxation marketing agriculture fishing mining engineering genetics linguistics mythology democracy monarchy slavery "
+    "capitalism socialism feminism buddhism christianity islam yoga meditation happiness love friendship freedom justice"
+).split()
+COUNTRIES = (
+    "France Germany Italy Spain Portugal Sweden Norway Finland Denmark Poland Austria Switzerland Belgium Ireland Iceland "
+    "Greece Turkey Russia Ukraine Hungary Romania Bulgaria Croatia Serbia Egypt Morocco Algeria Nigeria Ghana Kenya Ethiopia "
+    "Tanzania Uganda Angola Namibia China Japan Korea India Pakistan Bangladesh Nepal Vietnam Thailand Malaysia Indonesia "
+    "Australia Canada Mexico Cuba Jamaica Brazil Argentina Chile Peru Bolivia Colombia Ecuador Venezuela Iran Iraq Israel "
+    "Jordan Lebanon Syria Mongolia Kazakhstan"
+).split()
+LANGUAGES = (
+    "French German Spanish Italian Portuguese Dutch Swedish Polish Russian Greek Turkish Arabic Chinese Japanese Korean Hindi"
+).split()
+SURNAMES = (
+    "Smith Miller Brown Fischer Weber Rossi Garcia Silva Novak Kowalski Jensen Larsen Virtanen Dubois Moreau Tanaka Sato Kim "
+    "Chen Singh Khan Okafor Mensah Haddad Cohen Murphy Walsh Taylor Wilson Clark"
+).split()
+
 ONSETS = "b br d dr f g gr h k kl l m n p pr r s sh st t tr v w z".split()
 VOWELS = "a e i o u ai ea ou".split()
 CODAS = ["", "", "n", "r", "l", "s", "k", "m", "nd", "rt"]
@@ -49,3 +86,13 @@ def invented(rng: random.Random) -> str:
 
 def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def joined(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def some(rng: random.Random, words: Sequence[str], most: int = 3) -> list[str]:
+    """One word or a few, mostly two."""
+    return rng.sample(words, min(most, rng.choice((1, 2, 2, 3, 3))))

@@ -29,6 +29,8 @@ pub enum Expected {
     Contains { contains: String },
     /// The whole answer.
     Text { text: String },
+    /// Two words of each list, no more and no fewer.
+    Two { two_of: Vec<Vec<String>> },
 }
 
 /// All questions, suite by suite.
@@ -43,6 +45,11 @@ impl Expected {
             Expected::Number { number } => last_number(&turn.content()) == Some(*number),
             Expected::Contains { contains } => contains_words(&turn.content(), contains),
             Expected::Text { text } => turn.content() == *text,
+            Expected::Two { two_of } => {
+                let content = turn.content();
+                let count = |words: &[String]| words.iter().filter(|word| contains_words(&content, word)).count();
+                two_of.iter().all(|words| count(words) == 2)
+            }
             Expected::Call { name, arguments: wanted } => {
                 let is_wanted =
                     |call: &Message| call.function() == Some(name.as_str()) && arguments(call).as_ref() == Some(wanted);
@@ -77,7 +84,14 @@ fn contains_words(text: &str, words: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use harmony::Harmony;
+    use serde_json::json;
+
     use super::*;
+    use crate::embedded::EMBEDDED;
+    use crate::model;
 
     #[test]
     fn the_last_number_is_found() {
@@ -107,11 +121,44 @@ mod tests {
     fn every_suite_has_enough_questions() {
         let questions = held_out();
         let recall = ["recall_near", "recall_far", "recall_changed", "recall_unknown"];
-        let others = ["arithmetic", "arithmetic_low", "tools", "tools_result", "stories", "project"];
-        for suite in recall.into_iter().chain(others) {
+        let numbers = ["arithmetic", "arithmetic_low", "multiplication"];
+        let tools = ["tools", "tools_result", "functions", "functions_result"];
+        let others = ["stories", "characters", "project", "outside"];
+        for suite in [&recall[..], &numbers, &tools, &others].concat() {
             assert!(questions.iter().filter(|question| question.suite == suite).count() >= 200, "{suite}");
         }
-        let shown = |question: &Question| question.prompt.contains("What is 47 + 38?");
-        assert!(questions.iter().any(shown));
+        for shown in ["What is 47 + 38?", "What is 12 × 12?", "What is the capital of France?"] {
+            assert!(questions.iter().any(|question| question.prompt.contains(shown)), "{shown}");
+        }
+    }
+
+    #[test]
+    fn two_characters_differ() {
+        let expected = json!({ "two_of": [["Pip", "Luna", "Kiki"], ["fox", "owl", "bear"]] });
+        let expected: Expected = serde_json::from_value(expected).expect("two words of each list");
+        let is_met = |text: &str| {
+            let messages = vec![Message::assistant("final", text)];
+            expected.met_by(&Turn { messages, warnings: Vec::new(), is_complete: true })
+        };
+        assert!(is_met("Pip the fox met Luna, an owl. Luna said hello to Pip."));
+        assert!(!is_met("Kiki the fox met Kiki, an owl."));
+        assert!(!is_met("Pip the fox met Luna, a fox."));
+        assert!(!is_met("Pip the fox and Kiki met Luna, an owl."));
+    }
+
+    /// Prompts were written by the code that wrote the training texts.
+    #[test]
+    fn prompts_are_what_harmony_renders() {
+        let checkpoint = session::open(Path::new(EMBEDDED)).expect("the embedded model");
+        let tokenizer = checkpoint.tokenizer().expect("its tokenizer");
+        let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
+        for question in held_out().iter().step_by(7) {
+            let prompt = tokenizer.encode_with_control(&question.prompt);
+            let said = prompt.strip_suffix(&harmony.opening()[..]).expect("the assistant speaks next");
+            let messages = harmony.parse_conversation(said).expect("a conversation");
+            let rendered = harmony.render_prompt(&messages);
+            assert_eq!(tokenizer.decode(&rendered), question.prompt);
+            assert_eq!(rendered, prompt, "{}", question.prompt);
+        }
     }
 }
