@@ -149,7 +149,7 @@ mod tests {
     /// Prompts were written by the code that wrote the training texts.
     #[test]
     fn prompts_are_what_harmony_renders() {
-        let checkpoint = session::open(Path::new(EMBEDDED)).expect("the embedded model");
+        let checkpoint = model::open(Path::new(EMBEDDED)).expect("the embedded model");
         let tokenizer = checkpoint.tokenizer().expect("its tokenizer");
         let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
         for question in held_out().iter().step_by(7) {
