@@ -705,11 +705,11 @@ fn stand_ins_are_named() {
     let expected = "m.gguf: header: expected the magic bytes `GGUF`, found ";
     let cases: [(&'static [u8], &str); 6] = [
         (POINTER, "a Git LFS pointer to a file of 12109566560 bytes; `git lfs pull` fetches it"),
-        (PAGE, "an HTML page, as a failed download leaves; download the file again"),
+        (PAGE, "an HTML page, left by a failed download; download the file again"),
         (b"{\"model_type\": \"gpt_oss\"}", "JSON; name the folder that holds it, with the weights"),
         (b"\x40\0\0\0\0\0\0\0{\"a\": 1}", "a safetensors file; name the folder that holds it and its config.json"),
         (b"\x1f\x8b\x08\0", "a gzip archive"),
-        (&[0; 100], "zeros, as a download that has only begun leaves"),
+        (&[0; 100], "only zeros, left by a download that was interrupted; download the file again"),
     ];
     for (file, found) in cases {
         assert_eq!(gguf(file), format!("{expected}{found}"));

@@ -1,4 +1,4 @@
-//! Safetensors files: headers of names, types, shapes and places, and the data they point to.
+//! Safetensors files: headers with the name, type, shape and offsets of each tensor, and the data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
@@ -10,20 +10,20 @@ use safetensors::tensor::Metadata;
 use super::files::{Files, needed, parse_json};
 use crate::error::{Defect, LoadError};
 
-/// A tensor as its file stores it, not yet understood.
+/// A tensor as its file stores it, before it is mapped to a canonical one.
 pub(super) struct Part {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    /// As long as type and shape say.
+    /// Its length agrees with type and shape.
     pub data: Bytes,
 }
 
 pub(super) type Parts = BTreeMap<String, Part>;
 
-/// The most bytes of a header that are believed, as in the safetensors crate.
+/// The largest accepted header, in bytes; the safetensors crate has the same limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Maps the folder's safetensors files: those that the index names, or the only one.
+/// Maps the folder's safetensors files: those named by the index, or the only one.
 pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
     const INDEX: &str = "model.safetensors.index.json";
     const ONLY: &str = "model.safetensors";
@@ -33,7 +33,7 @@ pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
             names.map_err(|defect| defect.in_file(&folder.join(INDEX)))?
         }
         None if files(ONLY)?.is_none() => {
-            // Other names say nowhere how many files there are.
+            // Names other than the index do not tell how many files there are.
             let expected = format!("one, or the index `{INDEX}` of several files");
             return Err(Defect::new(format!("file `{ONLY}`"), expected, "neither").in_file(folder));
         }
@@ -54,7 +54,7 @@ pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
     Ok(parts)
 }
 
-/// The files of `weight_map`, each of which must lie in the folder itself.
+/// The files in `weight_map`, each of which must be in the folder itself.
 fn indexed_files(index: &serde_json::Value) -> Result<BTreeSet<String>, Defect> {
     let part = "`weight_map`";
     let map = index.get("weight_map").and_then(serde_json::Value::as_object);
@@ -67,7 +67,7 @@ fn indexed_files(index: &serde_json::Value) -> Result<BTreeSet<String>, Defect> 
         .collect()
 }
 
-/// Cuts the tensors out of a file, by its header.
+/// Slices the tensors out of a file, using its header.
 fn read(file: &Bytes) -> Result<Parts, Defect> {
     let header = |expected: &str, found: String| Defect::new("header", expected, found);
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
@@ -80,8 +80,8 @@ fn read(file: &Bytes) -> Result<Parts, Defect> {
     }
     let (json, data) = rest.split_at(length as usize);
     let data = file.slice_ref(data);
-    // Not `SafeTensors::deserialize`, which in safetensors 0.8 adds to the end of the last tensor without checking: a
-    // build with overflow checks panics there.
+    // `SafeTensors::deserialize` is not used: in safetensors 0.8 it adds to the end of the last tensor without a check, which panics in a
+    // build with overflow checks.
     let metadata: Metadata = serde_json::from_slice(json)
         .map_err(|error| header("the names, types, shapes and places of tensors", error.to_string()))?;
 
