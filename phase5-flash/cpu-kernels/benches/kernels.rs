@@ -1,8 +1,8 @@
-//! Every kernel on every instruction set of this machine, one thread: bytes of weights or of cache a second, so that a figure
-//! can be held against the machine's bandwidth. And attention of a decoding step in all layers, in one thread and in all, by how the cache
-//! lies in memory: `cargo bench -p cpu-kernels -- decoding`.
+//! Every kernel on every instruction set of this machine, in one thread, in bytes of weights or cache per second, to compare with the
+//! machine's bandwidth. `cargo bench -p cpu-kernels -- decoding` measures attention of a decoding step in all layers, in one thread and in
+//! all threads, for several memory layouts of the cache.
 //!
-//! `cargo bench -p cpu-kernels`. Weights are read from a buffer far larger than the caches, another part of it each time.
+//! `cargo bench -p cpu-kernels`. Weights are read from a buffer far larger than the caches, from another part of it each time.
 
 use std::hint::black_box;
 use std::num::NonZero;
@@ -21,23 +21,23 @@ use memmap2::MmapMut;
 const COLUMNS: usize = 2880;
 const BUFFER: usize = 256 << 20;
 
-/// Query heads of a key/value head, as gpt-oss-20b has them, their dimensions, its key/value heads and its full layers.
+/// gpt-oss-20b's query heads per key/value head, dimensions per head, key/value heads and full layers.
 const GROUP: usize = 8;
 const DIM: usize = 64;
 const KV_HEADS: usize = 8;
 const LAYERS: usize = 12;
-/// Cached positions, and their blocks.
+/// Number of cached positions, and of their blocks.
 const DEPTH: usize = 4096;
 const BLOCKS: usize = DEPTH / POSITIONS;
 
-/// Bytes that are sane weights in every format: no exponent is extreme.
+/// Bytes that are valid weights in every format, without extreme exponents.
 fn buffer() -> Vec<u8> {
     (0..BUFFER / 4)
         .flat_map(|i: usize| ((i.wrapping_mul(2_654_435_761) as u32 & 0x3f3f_3f3f) | 0x3000_3000).to_le_bytes())
         .collect()
 }
 
-/// How a tile of rows meets its inputs.
+/// How a tile of rows is multiplied by its inputs.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Streamed,
@@ -107,7 +107,7 @@ fn products(c: &mut Criterion) {
     }
 }
 
-/// Estimates of a matrix's products from its screen, and making one.
+/// Estimates of a matrix's products from its screen, and the construction of a screen.
 fn screens(c: &mut Criterion) {
     const ROWS: usize = BUFFER / (COLUMNS / 32 * 34) / TILE * TILE;
     let buffer = buffer();
@@ -125,7 +125,7 @@ fn screens(c: &mut Criterion) {
         };
         let mut group = c.benchmark_group("a screen");
         group.throughput(Throughput::Bytes((TILE * row_bytes) as u64));
-        group.bench_function(BenchmarkId::new("made of Q8_0", isa), |bencher| {
+        group.bench_function(BenchmarkId::new("made from Q8_0", isa), |bencher| {
             let making = screen.make();
             // SAFETY: one thread.
             bencher.iter(|| unsafe { making.tile(isa, next(), rows(0)) });
@@ -174,7 +174,7 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-/// A way to lay out a layer's cache: the number of the block of each head among all of the layer.
+/// A memory layout of a layer's cache: `place` gives the number of a head's block among all blocks of the layer.
 struct Layout {
     name: &'static str,
     huge_pages: bool,
@@ -188,7 +188,7 @@ const LAYOUTS: [Layout; 4] = [
     Layout { name: "pages anywhere, the system's pages small", huge_pages: false, place: anywhere },
 ];
 
-/// Steps of 29 reach every one of 64 pages.
+/// Steps of 29 visit each of 64 pages.
 fn anywhere(block: usize, head: usize) -> usize {
     block * 29 % BLOCKS * KV_HEADS + head
 }
@@ -210,7 +210,7 @@ fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
     memory
 }
 
-/// Attention of one position in all full layers, as a step of decoding has it: more bytes than any cache holds. By layout and threads.
+/// Attention of one position in all full layers, as in a decoding step: more bytes than any cache holds. By layout and number of threads.
 fn decoding(c: &mut Criterion) {
     let isa = Isa::best();
     let mut thread_counts = vec![1, available_parallelism().map_or(1, NonZero::get)];
