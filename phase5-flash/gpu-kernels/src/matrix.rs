@@ -1,9 +1,9 @@
-//! How matrices lie in device memory: blocks of 32 values, codes apart from scales, so that neighbouring lanes read
+//! The layout of matrices in device memory: blocks of 32 values, with codes separate from scales, so that neighbouring lanes read
 //! neighbouring vectors of four words.
 //!
-//! A row of `blocks` blocks has `vectors` vectors of codes a block. Vector `v` of block `b` of row `r` is vector number
-//! `(r · vectors + v) · blocks + b`. The scales of four neighbouring rows' blocks share a word (MXFP4, one byte each) or two
-//! (Q8_0, 16 bits each), since kernels work on rows in fours.
+//! A row of `blocks` blocks has `vectors` vectors of codes per block. Vector `v` of block `b` of row `r` is vector number `(r · vectors +
+//! v) · blocks + b`. The scales of a block in four neighbouring rows share a word (MXFP4, one byte each) or two (Q8_0, 16 bits each),
+//! because kernels process rows in groups of four.
 
 use formats::mxfp4::{E2M1_MAX, e8m0};
 use formats::{BLOCK, Storage};
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::device::{Buffer, Device};
 use crate::error::Error;
 
-/// Rows whose scales lie together; a matrix is padded to a multiple.
+/// Rows whose scales are stored together; matrices are padded to a multiple.
 pub(crate) const ROW_GROUP: usize = 4;
 
 /// Vectors of four words that hold a block's codes.
@@ -46,7 +46,7 @@ pub struct Matrix {
     fits_f16: bool,
 }
 
-/// Rows of a matrix that share buffers.
+/// Rows of a matrix that are in the same buffers.
 #[derive(Clone)]
 pub(crate) struct Part {
     pub first_row: usize,
@@ -56,14 +56,14 @@ pub(crate) struct Part {
 }
 
 impl Matrix {
-    /// Uploads `stack` matrices of `rows` rows of `columns` values each. `row` gives the packed bytes of a row, counted over the
-    /// whole stack; it is called from several threads, once for each row. `name` is for messages.
+    /// Uploads `stack` matrices of `rows` rows of `columns` values each. `row` returns the packed bytes of a row, counted over the whole
+    /// stack; several threads call it, once per row. `name` is used in messages.
     ///
     /// # Errors
-    /// A width that is no multiple of 32, or a stack that no binding can span.
+    /// `columns` is not a multiple of 32, or a stack is larger than one binding.
     ///
     /// # Panics
-    /// If a row has not as many bytes as `storage` needs for its columns.
+    /// If the number of bytes of a row is not what `storage` needs for `columns` values.
     pub fn upload<Bytes: AsRef<[u8]>>(
         device: &Device,
         name: &str,
@@ -73,7 +73,7 @@ impl Matrix {
     ) -> Result<Matrix, Error> {
         if !columns.is_multiple_of(BLOCK) {
             return Err(Error::Shape(format!(
-                "{name}: rows of {columns} values, and the kernels need a multiple of 32"
+                "{name}: rows have {columns} values, but the kernels need a multiple of 32"
             )));
         }
         let row_bytes = columns / BLOCK * 16 * vectors(storage);
@@ -103,12 +103,12 @@ impl Matrix {
         self.storage
     }
 
-    /// Matrices of the stack.
+    /// Number of matrices in the stack.
     pub fn stack(&self) -> usize {
         self.stack
     }
 
-    /// Rows of one matrix.
+    /// Rows per matrix.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -117,47 +117,47 @@ impl Matrix {
         self.columns
     }
 
-    /// Blocks of a row.
+    /// Blocks per row.
     pub(crate) fn blocks(&self) -> usize {
         self.columns / BLOCK
     }
 
-    /// Rows between the starts of two matrices of the stack.
+    /// Distance in rows between two matrices of the stack.
     pub(crate) fn stride(&self) -> usize {
         self.rows.next_multiple_of(ROW_GROUP)
     }
 
-    /// The stack in pieces that each fit a binding; more than one only for a stack of one.
+    /// The parts of the stack, each of which fits a binding. Only a stack of one matrix has several.
     pub(crate) fn parts(&self) -> &[Part] {
         &self.parts
     }
 
-    /// The only part of a stack.
+    /// The only part of a matrix.
     pub(crate) fn whole(&self) -> &Part {
-        assert_eq!(self.parts.len(), 1, "a matrix in one piece");
+        assert_eq!(self.parts.len(), 1, "the matrix must have a single part");
         &self.parts[0]
     }
 
-    /// Whether its values may become 16-bit floats: none overflows, and what underflows is below 2⁻¹² of the largest, less than
-    /// rounding to 11 bits costs anyway.
+    /// Whether the values can be converted to 16-bit floats: none overflows, and those that underflow are below 2⁻¹² of the largest, which
+    /// is less than the error of rounding to 11 bits.
     pub(crate) fn fits_f16(&self) -> bool {
         self.fits_f16
     }
 }
 
-/// Whether values up to `largest` may become 16-bit floats, whose smallest step is 2⁻²⁴.
+/// Whether values up to `largest` can be converted to 16-bit floats, whose smallest step is 2⁻²⁴.
 fn fits_f16(largest: f32) -> bool {
     largest == 0.0 || (1.0 / 4096.0..=65504.0).contains(&largest)
 }
 
-/// A bound of the magnitudes in a packed block; infinite for NaN.
+/// An upper bound of the magnitudes in a packed block; infinite for NaN.
 fn largest_of(storage: Storage, block: &[u8]) -> f32 {
     let largest = |values: &mut dyn Iterator<Item = f32>| {
         values.fold(0.0f32, |largest, value| if value.is_nan() { f32::INFINITY } else { largest.max(value.abs()) })
     };
     match storage {
         Storage::F32 => largest(&mut block.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
-        // They are what they are.
+        // F16 values need no conversion.
         Storage::F16 => 1.0,
         Storage::BF16 => largest(&mut block.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32())),
         Storage::Q8_0 => largest(&mut [128.0 * f16::from_le_bytes([block[0], block[1]]).to_f32()].into_iter()),
@@ -165,7 +165,7 @@ fn largest_of(storage: Storage, block: &[u8]) -> f32 {
     }
 }
 
-/// The rows of a stack as one sequence, with the padding between its matrices.
+/// The rows of a stack in one sequence, including the padding between its matrices.
 struct Rows<F> {
     row: F,
     storage: Storage,
@@ -174,22 +174,22 @@ struct Rows<F> {
     stride: usize,
 }
 
-/// Rows in the device's order.
+/// Rows in the device's layout.
 struct Packed {
     codes: Vec<u32>,
     scales: Vec<u32>,
-    /// A bound of their values' magnitudes.
+    /// An upper bound of the values' magnitudes.
     largest: f32,
 }
 
 impl<Bytes: AsRef<[u8]>, F: Fn(usize) -> Bytes + Sync> Rows<F> {
-    /// The packed bytes of padded row `row`; `None` for padding.
+    /// The packed bytes of row `row`, counted with padding; `None` for padding.
     fn row(&self, row: usize) -> Option<Bytes> {
         let (matrix, row) = (row / self.stride, row % self.stride);
         (row < self.rows).then(|| (self.row)(matrix * self.rows + row))
     }
 
-    /// `rows` padded rows from `first` on.
+    /// Packs `rows` rows from `first` on, counted with padding.
     fn pack(&self, first: usize, rows: usize) -> Packed {
         let blocks = self.columns / BLOCK;
         let row_words = blocks * 4 * vectors(self.storage);
@@ -219,7 +219,7 @@ impl<Bytes: AsRef<[u8]>, F: Fn(usize) -> Bytes + Sync> Rows<F> {
     }
 }
 
-/// Packs one row's codes, and its part `row` of its group's scales. A bound of its magnitudes.
+/// Packs the codes of one row, and its scales as row `row` of its group. Returns an upper bound of its magnitudes.
 fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) -> f32 {
     let block_bytes = storage.block_bytes();
     let blocks = packed.len() / block_bytes;
@@ -253,7 +253,7 @@ fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scal
     largest
 }
 
-/// The low halves of eight bytes, side by side in their order.
+/// The low nibbles of eight bytes, packed into a word in order.
 fn nibbles(bytes: u64) -> u32 {
     let x = bytes & 0x0f0f_0f0f_0f0f_0f0f;
     let x = (x | x >> 4) & 0x00ff_00ff_00ff_00ff;
@@ -287,7 +287,7 @@ mod tests {
             assert!(!fits(storage, [1e6; BLOCK]), "{storage:?}");
             assert!(!fits(storage, [1e-9; BLOCK]), "{storage:?}");
         }
-        // One large value among small ones; values too small beside others that are not.
+        // One large value among small ones; values that are too small compared with the others.
         let mut values = [1.0; BLOCK];
         values[17] = -70_000.0;
         assert!(!fits(Storage::F32, values));
