@@ -1,4 +1,4 @@
-//! A session file. The checksum that ends it is put right, so that what lies before it is read.
+//! A session file. The checksum at its end is corrected, so that the content is parsed.
 #![no_main]
 
 use std::path::Path;

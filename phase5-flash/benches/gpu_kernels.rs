@@ -1,8 +1,8 @@
-//! Every operation of the engine on a GPU by itself, in bytes a second and as a share of the measured roofline; groups have the
-//! names that `gptoss profile` uses.
+//! Every operation of the engine on a GPU separately, in bytes per second and as a share of the measured roofline. Groups have the names
+//! that `gptoss profile` uses.
 //!
-//! `cargo bench -p phase5-flash --bench gpu_kernels` writes a few layers of gpt-oss-20b's shape to the temporary directory
-//! first. A software rasterizer gets a small model instead.
+//! `cargo bench -p phase5-flash --bench gpu_kernels` first writes a few layers of gpt-oss-20b's shape to the temporary directory. On a
+//! software rasterizer it uses a small model instead.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use phase5_flash::gpu::GpuError;
 use phase5_flash::gpu::bench::{Case, Kernels};
 use synthetic::SyntheticModel;
 
-/// What is measured.
+/// The cases to measure.
 struct Plan {
     model: SyntheticModel,
-    /// New tokens of a pass.
+    /// Number of new tokens per pass.
     rows: &'static [usize],
-    /// Positions before the new ones, for what touches the cache.
+    /// Number of positions before the new ones, for operations that access the cache.
     depths: &'static [usize],
-    /// Sequences whose next tokens are chosen together.
+    /// Number of sequences whose next tokens are chosen together.
     choices: &'static [usize],
-    /// Launches that are replayed together: each of the layers' share of them.
+    /// Number of launches that are replayed together, cycling through the layers.
     launches: usize,
 }
 
@@ -36,7 +36,7 @@ impl Plan {
     }
 
     fn full() -> Plan {
-        // As many layers as leave a last-level cache nothing to keep.
+        // Enough layers that no last-level cache holds their weights.
         let model = SyntheticModel { layers: 6, ..SyntheticModel::preset("20b").expect("a preset") };
         Plan { model, rows: &[1, 16, 64, 512], depths: &[4096, 16_384], choices: &[1, 64], launches: 48 }
     }
@@ -90,7 +90,7 @@ fn measure(
     if let Some(Cost { bytes, .. }) = work {
         group.throughput(Throughput::Bytes(bytes));
     }
-    // Stays infinite for a case that the command line leaves out.
+    // Stays infinite for a case that the command line filters out.
     let quickest = Cell::new(f64::INFINITY);
     group.bench_function(&case.name, |bencher| {
         let captured = case.capture(together).expect("compiles");
@@ -108,7 +108,7 @@ fn measure(
 }
 
 fn quick() -> Criterion {
-    // The warm-up is also what brings an idle GPU's clock up.
+    // The warm-up also raises the clock of an idle GPU.
     Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))

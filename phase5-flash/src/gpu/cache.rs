@@ -83,7 +83,7 @@ impl Cache {
             device.expect_memory("the KV cache", bytes)?;
         }
         let left = device.memory_left().map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
-        // One of them is for padding.
+        // One page is reserved for padding rows.
         let count = Pages::count(config.context_length, page, bytes, Some(left)).saturating_sub(1).min(bindable);
         // A sequence of one token has one page in each kind of layer.
         match count >= 2 {

@@ -86,7 +86,7 @@ impl Choices {
         }
     }
 
-    /// The most rows whose logits the device binds in one piece, up to [`MOST_LOGITS`].
+    /// The most rows whose logits fit one binding of the device, up to [`MOST_LOGITS`].
     ///
     /// # Errors
     /// If the device cannot bind one row.
@@ -180,7 +180,7 @@ impl Choices {
         }
     }
 
-    /// Starts reading the tokens, and the log probabilities if some are wanted.
+    /// Starts reading the tokens, and log probabilities if some are requested.
     pub fn read_later(&self, device: &Device, choosing: Choosing) -> Pending {
         match self.logprobs.as_ref().filter(|_| choosing.logprobs) {
             Some(top) => device.read_later(&[&self.tokens, &top.out]),

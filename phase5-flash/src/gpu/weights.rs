@@ -1,4 +1,4 @@
-//! From a checkpoint to device memory.
+//! Uploads a checkpoint's weights to device memory.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -38,11 +38,11 @@ pub(crate) struct Layer {
 }
 
 impl Weights {
-    /// Uploads tensor by tensor, so that host memory holds at most one of them twice; `progress` is called with (bytes so
-    /// far, bytes in all).
+    /// Uploads tensor by tensor, so that host memory contains at most one of them twice. `progress` is called with (bytes so far, total
+    /// bytes).
     ///
     /// # Errors
-    /// An MXFP4 scale byte of 255, or shapes that the kernels or the device do not take.
+    /// An MXFP4 scale byte is 255, or the kernels or the device do not support a shape.
     pub fn load(
         device: &Device,
         checkpoint: &Checkpoint,
@@ -85,7 +85,7 @@ impl Weights {
 
 fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
     if !config.head_dim.is_multiple_of(4) {
-        let sentence = format!("heads of {} values; the kernels take multiples of 4", config.head_dim);
+        let sentence = format!("heads have {} values, but the kernels need a multiple of 4", config.head_dim);
         return Err(Error::Shape(sentence).into());
     }
     let group = config.heads / config.kv_heads * config.head_dim;
@@ -93,14 +93,14 @@ fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
         [("heads", config.head_dim, MAX_HEAD_DIM), ("query heads that share keys", group, MAX_GROUP)]
     {
         if found > most {
-            let sentence = format!("{what} of {found} values; the attention kernel takes at most {most}");
+            let sentence = format!("{what} have {found} values, but the attention kernel supports at most {most}");
             return Err(Error::Shape(sentence).into());
         }
     }
     Ok(())
 }
 
-/// Moves tensors from a checkpoint to a device.
+/// Creates device tensors from those of a checkpoint.
 struct Loader<'a> {
     device: &'a Device,
     checkpoint: &'a Checkpoint,
@@ -124,7 +124,7 @@ impl Loader<'_> {
             let mut named = names.iter().zip(&tensors);
             named.try_for_each(|(name, tensor)| check_scales(&self.checkpoint.path, name, tensor))?;
         }
-        // What is still on its way to the device lies in host memory a second time.
+        // Data that is still being transferred is in host memory a second time.
         self.device.sync()?;
         names.iter().for_each(|name| self.advance(name));
         Ok(matrix)
@@ -142,8 +142,8 @@ impl Loader<'_> {
 }
 
 /// Uploads matrices as one, concatenated along the output dimension, or a three-dimensional tensor as a stack. Tensors of different
-/// formats, or of a format that the kernels do not take, become F32. Also returns whether a row has an MXFP4 scale byte of 255, which is checked
-/// here because every row is read anyway.
+/// formats, or of a format that the kernels do not support, become F32. Also returns whether a row has an MXFP4 scale byte of 255, which is
+/// checked here because every row is read anyway.
 fn upload(device: &Device, name: &str, tensors: &[&HostTensor]) -> Result<(Matrix, bool), Error> {
     let common = tensors.iter().all(|tensor| tensor.format == tensors[0].format);
     let format = tensors[0].format;
