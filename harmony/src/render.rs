@@ -1,21 +1,21 @@
-//! Messages to tokens.
+//! Renders messages as tokens.
 
 use crate::control::{Control, Harmony};
 use crate::message::{Message, Role};
 
 impl Harmony<'_> {
-    /// One message. Only the structure becomes control tokens: content that looks like one stays text.
+    /// Renders one message. Only the structure becomes control tokens: content that looks like one is encoded as text.
     pub fn render(&self, message: &Message) -> Vec<u32> {
         let mut tokens = Vec::new();
         self.write(message, &mut tokens);
         tokens
     }
 
-    /// A conversation as the model should see it: without what the assistant thought, and what built-in tools told it meanwhile,
-    /// before its last final answer.
+    /// Renders a conversation as the model should see it: without reasoning before its last final answer, and without the results of
+    /// built-in tools during that reasoning.
     ///
-    /// `openai-harmony` 0.0.8 only drops what stands before the first final answer, and only if the assistant's last message is
-    /// final. The format's description asks for what is done here.
+    /// `openai-harmony` 0.0.8 drops only what precedes the first final answer, and only if the assistant's last message is final. The
+    /// format's description asks for the behavior here.
     pub fn render_conversation(&self, messages: &[Message]) -> Vec<u32> {
         let last_final = messages.iter().rposition(Message::is_final);
         let mut tokens = Vec::new();
@@ -27,14 +27,14 @@ impl Harmony<'_> {
         tokens
     }
 
-    /// A conversation up to where the assistant speaks next.
+    /// Renders a conversation up to the point where the assistant continues.
     pub fn render_prompt(&self, messages: &[Message]) -> Vec<u32> {
         let mut tokens = self.render_conversation(messages);
         tokens.extend(self.opening());
         tokens
     }
 
-    /// `<|start|>assistant`, which makes the assistant speak.
+    /// `<|start|>assistant`, after which the assistant continues.
     pub fn opening(&self) -> Vec<u32> {
         let mut tokens = vec![self.control.id(Control::Start)];
         tokens.extend(self.tokenizer().encode(Role::Assistant.name()));
@@ -72,7 +72,7 @@ impl Harmony<'_> {
     }
 }
 
-/// A tool goes by its name alone, others by their role first.
+/// A tool is written as its name; other authors as their role and name.
 fn author(message: &Message) -> String {
     match (message.role, &message.name) {
         (Role::Tool, Some(name)) => name.clone(),
