@@ -1,11 +1,11 @@
-//! The seeds of tests that are random in every run.
+//! Seeds of tests that draw new random numbers in every run.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The environment variable that repeats a run.
 const VARIABLE: &str = "TEST_SEED";
 
-/// The number in `TEST_SEED`, or else a new one. It is printed, and the output of a failed test shows it.
+/// The number in `TEST_SEED`, or else a new one. It is printed, so that the output of a failed test shows it.
 ///
 /// # Panics
 /// If `TEST_SEED` is not a number.
