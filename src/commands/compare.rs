@@ -1,4 +1,4 @@
-//! `gptoss compare`: the same work on every engine, in turns, as one record a model.
+//! `gptoss compare`: the same work on every engine, in turns, with one record per model.
 
 mod agreement;
 mod record;
@@ -21,7 +21,7 @@ use crate::peer;
 use crate::session::{self, SEQUENCE, Session};
 use agreement::References;
 
-/// Of the tokens of the first prompts.
+/// Seed of the tokens of the first prompts.
 const SEED: usize = 1;
 
 pub fn run(args: &Compare) -> Result<ExitCode> {
@@ -64,7 +64,7 @@ pub fn run(args: &Compare) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The engines that were asked for, or all that there are, and why some are left out.
+/// The requested engines, or all that are available, and the reasons why others are left out.
 fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     if !args.engine.is_empty() {
         return Ok((args.engine.clone(), Vec::new()));
@@ -74,7 +74,7 @@ fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     for kind in [EngineKind::Mlx, EngineKind::LlamaCpp] {
         match kind.peer().map(|peer| Installation::find(peer, &folder)) {
             Some(Err(error)) => {
-                eprintln!("left out: {error}");
+                eprintln!("skipped: {error}");
                 skipped.push(json!({ "engine": kind.name(), "reason": error.to_string() }));
             }
             _ => found.push(kind),
@@ -83,7 +83,7 @@ fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     Ok((found, skipped))
 }
 
-/// What is measured: one sequence at every depth, and many at none.
+/// The measurements: one sequence at every depth, and several at depth 0.
 fn benches(args: &Compare, model: &Path) -> [Bench; 2] {
     let bench = |depth: &[usize], batch: usize, prompt: &[usize]| Bench {
         model: model.to_owned(),
@@ -105,7 +105,7 @@ fn benches(args: &Compare, model: &Path) -> [Bench; 2] {
     [bench(&args.depth, 1, &args.prompt), bench(&[0], args.sequences, &[])]
 }
 
-/// Starts an engine and measures everything about it.
+/// Starts an engine and does all its measurements.
 fn one(args: &Compare, model: &Path, kind: EngineKind, references: &References) -> Result<Value> {
     let [single, many] = benches(args, model);
     let engine_args = bench::engine_args(&single, kind, None);
@@ -122,7 +122,7 @@ fn one(args: &Compare, model: &Path, kind: EngineKind, references: &References) 
     let agreement = references.agreement(args, &mut *session.engine)?;
     let mut report = bench::measured(&single, &checkpoint, &engine_args, &mut session)?;
     let device_reason = session.device.reason.clone();
-    // Many sequences run in an engine of their own: room for them would slow llama.cpp down where there is one alone.
+    // Several sequences run in a separate engine: the cache for them would slow llama.cpp down with one.
     drop(session);
     let engine_args = bench::engine_args(&many, kind, None);
     let more = bench::measured(&many, &checkpoint, &engine_args, &mut Session::start(&checkpoint, &engine_args)?)?;
@@ -154,7 +154,7 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// A record for a person: a line for each run and measurement.
+/// A record as text: one line per run and measurement.
 fn table(record: &Value) -> String {
     let mut text = String::new();
     let mut line = |columns: [&str; 7]| {

@@ -1,4 +1,4 @@
-//! One command a file; each has a `run` that returns the exit status. `setup` has two of a few lines.
+//! One command per file, each with a `run` that returns the exit status; `setup` contains two short ones.
 
 pub mod bench;
 pub mod bench_serve;
@@ -25,14 +25,14 @@ pub mod verify;
 
 use std::io::{self, Write, stdout};
 
-/// Writes a result to stdout at once. Unlike `print!`, a reader that has gone away is an error and not a panic.
+/// Writes a result to stdout and flushes it. Unlike with `print!`, a closed pipe is an error and not a panic.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = stdout();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-/// Bytes for a person.
+/// Bytes in readable units.
 pub fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),

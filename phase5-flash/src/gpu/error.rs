@@ -14,8 +14,8 @@ pub enum GpuError {
     #[error("{0}; use another --kv")]
     CacheFormat(#[source] Error),
     #[error(
-        "a page of the KV cache takes {page} bytes in all layers, but only {given} bytes are available; allow at least three pages (--kv-memory), \
-         or use --device cpu"
+        "a page of the KV cache takes {page} bytes in all layers, but only {given} bytes are available; allow at least \
+         three pages (--kv-memory), or use --device cpu"
     )]
     NoCache { page: u64, given: u64 },
     #[error(transparent)]
@@ -57,7 +57,8 @@ mod tests {
     #[test]
     fn messages_say_what_to_do() {
         let kernel = Error::Kernel { what: "units in a cube", need: 1024, limit: 256 };
-        let expected = "a kernel needs 1024 units in a cube, but this adapter has 256; use --phase 3, --device cpu or another adapter";
+        let expected = "a kernel needs 1024 units in a cube, but this adapter has 256; use --phase 3, --device cpu or another \
+                        adapter";
         assert_eq!(GpuError::from(kernel).to_string(), expected);
         let lost = GpuError::from(Error::Lost("unplugged".into()));
         assert!(lost.to_string().ends_with("it was removed; start again to load the model anew"), "{lost}");

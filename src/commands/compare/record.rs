@@ -1,4 +1,4 @@
-//! Records: what the notebooks read, a file for each model and run, never edited by hand.
+//! Records for the notebooks: one file per model and run, never edited by hand.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use time::OffsetDateTime;
 
 use crate::args::Compare;
 
-/// What the notebooks know records by.
+/// The identifier of the format.
 const FORMAT: &str = "gptoss compare 1";
 
-/// A record of runs, with all that somebody else needs to repeat them.
+/// A record of runs, with all data that is needed to repeat them.
 pub fn new(args: &Compare, model: &Path, checkpoint: &Checkpoint, skipped: &[Value], runs: Vec<Value>) -> Value {
     let config = &checkpoint.config;
     json!({
@@ -39,7 +39,7 @@ pub fn new(args: &Compare, model: &Path, checkpoint: &Checkpoint, skipped: &[Val
     })
 }
 
-/// Writes a record to a file of its own in a folder, which is made if need be.
+/// Writes a record to a new file in a folder, which is created if necessary.
 pub fn write(folder: &Path, model: &Path, record: &Value) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let date = record["date"].as_str().unwrap_or_default().replace([':', 'Z'], "");
@@ -50,12 +50,12 @@ pub fn write(folder: &Path, model: &Path, record: &Value) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The name of a model's file or folder: where it lies is nobody else's concern.
+/// The name of a model's file or folder, without its path, which is private.
 fn name(model: &Path) -> String {
     model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// This process's arguments, with models by their names.
+/// The arguments of this process, with models replaced by their names.
 fn command(models: &[PathBuf]) -> String {
     let word = |word: String| match models.iter().any(|model| model.as_os_str() == word.as_str()) {
         true => name(Path::new(&word)),
