@@ -34,8 +34,7 @@ pub(super) fn advice(findings: &Findings) -> Vec<String> {
     if gpus.peek().is_none() && Path::new("/proc/driver/nvidia/version").exists() {
         add(
             "This machine has an NVIDIA GPU, but Vulkan does not list it: install the Vulkan part of its driver; in a \
-             container, set \
-             NVIDIA_DRIVER_CAPABILITIES=all."
+             container, set NVIDIA_DRIVER_CAPABILITIES=all."
                 .into(),
         );
     }
