@@ -251,7 +251,7 @@ impl Reader {
         }
     }
 
-    /// `CHANNEL TYPE`. An unknown word that contains a channel's name is taken for that channel.
+    /// `CHANNEL TYPE`. An unknown word that contains a channel's name is read as that channel.
     fn channel(&mut self, text: &str) {
         let words = self.words(text);
         self.odd |= self.channel.is_some();

@@ -126,7 +126,7 @@ impl Writer<'_> {
         text
     }
 
-    /// Calls `write` with the target of a reference, in which keys beside the reference take precedence. A circular reference, or one to
+    /// Calls `write` with the target of a reference, in which keys next to the reference take precedence. A circular reference, or one to
     /// another document, has no target.
     fn resolved(&mut self, schema: &Value, write: impl FnOnce(&mut Self, &Value) -> String) -> String {
         let Some((reference, beside)) = reference(schema) else { return write(self, schema) };

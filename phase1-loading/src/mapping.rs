@@ -17,12 +17,12 @@ pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
-        return Err(Defect::new("file", what, "something that is no file").in_file(path));
+        return Err(Defect::new("file", what, "something other than a regular file").in_file(path));
     }
     if metadata.len() == 0 {
         return Err(Defect::new("header", what, "an empty file").in_file(path));
     }
-    // SAFETY: the mapping is read-only here, and a condition of opening a model is that nobody changes its file while it is mapped. No
+    // SAFETY: the mapping is read-only here, and a condition of opening a model is that its file does not change while it is mapped. No
     // system enforces that for other processes. If one truncates the file, the next read of a lost page raises SIGBUS, which the command
     // line turns into a message (`src/lost_file.rs`). If one writes into it, weights change while they are used (any bytes are valid
     // weights), and text that was checked as UTF-8 may become invalid.

@@ -291,7 +291,7 @@ impl Columns {
 }
 
 impl Planes {
-    /// Assembles block `block` of row `row`. This is the only place that knows the order of nibbles and rows in safetensors files.
+    /// Assembles block `block` of row `row`. The order of nibbles and rows in safetensors files matters only here.
     fn pack_block(&self, format: Format, row_len: usize, row: usize, block: usize, packed: &mut [u8]) {
         let blocks = row_len / format.block_len();
         let at = (self.first + row * self.step) * blocks + block;

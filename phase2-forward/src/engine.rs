@@ -157,7 +157,7 @@ pub enum EngineError {
         "the cache is full: {needed} pages are needed and {free} are free; finish or release sequences, or give the cache more memory"
     )]
     Full { needed: usize, free: usize },
-    #[error("the device was lost ({0}): its driver was reset, or it was removed; start again to load the model anew")]
+    #[error("the device was lost ({0}): its driver was reset, or it was removed; restart to load the model again")]
     Lost(String),
     #[error("{0}")]
     Unsupported(String),

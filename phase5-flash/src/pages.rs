@@ -1,4 +1,4 @@
-//! The page allocator of the KV cache: which pages belong to which sequence. Host code only; it knows no devices and no cache contents.
+//! The page allocator of the KV cache: which pages belong to which sequence. Host code only, without access to devices or cache contents.
 //!
 //! A page holds [`POSITIONS`] positions of all full layers, or of all sliding layers; both take pages from one pool of fixed size.
 //! Sequences share pages by reference count. Before a sequence writes into a shared page, it gets a copy; this happens only to a partial last

@@ -1,7 +1,7 @@
 //! The golden cases: small models with MLX's results for them, and the comparison of other engines with these.
 //!
-//! The Python scripts beside this crate create the goldens; this crate only reads and compares. It knows no engine: phases pass plain `f32`
-//! slices. Tests of random models get their seed from [`test_seed`].
+//! The Python scripts in this folder create the goldens; this crate only reads and compares. It does not depend on engines: phases pass
+//! plain `f32` slices. Tests of random models get their seed from [`test_seed`].
 
 mod check;
 mod golden;

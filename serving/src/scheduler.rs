@@ -269,7 +269,7 @@ impl Scheduler {
     /// Starts a sequence in the engine from its cached beginning; or lets it wait for a file that holds more.
     fn enter(&mut self, engine: &mut dyn Engine, mut sequence: Sequence, found: &Found, now: Instant) {
         let in_engine = self.new_number();
-        // Only the engine knows to which lengths it can go back.
+        // Only the engine can tell to which lengths it can shorten a sequence.
         let forked = found.hits.iter().find(|hit| engine.fork(hit.sequence, in_engine, hit.length).is_ok());
         let cached = forked.map_or(0, |hit| hit.length);
         if !std::mem::replace(&mut sequence.was_sought, true)

@@ -31,7 +31,7 @@ pub struct EngineArgs {
     pub kv: Option<CacheType>,
     #[command(flatten)]
     pub fast: FastArgs,
-    /// The size of llama.cpp's cache, if the command knows what it needs.
+    /// The size of llama.cpp's cache, if the command can compute it.
     #[arg(skip)]
     pub room: Option<Room>,
 }

@@ -24,7 +24,7 @@ pub struct Serve {
     /// variable GPTOSS_API_KEY.
     #[arg(long, value_name = "KEY")]
     pub api_key: Vec<String>,
-    /// A file with a key a line, or a name and a key; the name stands in the log.
+    /// A file with one API key per line, optionally preceded by a name, which is shown in the log.
     #[arg(long, value_name = "F")]
     pub api_key_file: Option<PathBuf>,
     /// Another name by which clients may request the model; may be repeated.

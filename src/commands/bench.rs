@@ -148,7 +148,7 @@ fn table(engines: &[Value]) -> String {
         }
         let bytes = |name: &str| engine[name].as_u64().map_or("–".into(), size);
         text += &format!(
-            "{title}, {kv}: loaded in {:.2} s; {} resident at most, {} of its own; {} on the device\n",
+            "{title}, {kv}: loaded in {:.2} s; peak resident memory {}; {} allocated; {} on the device\n",
             engine["load_ms"].as_f64().unwrap_or_default() / 1e3,
             bytes("peak_rss_bytes"),
             bytes("anonymous_bytes"),

@@ -47,7 +47,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
 fn model_and_prompt(args: &Generate) -> Result<(&str, &str, bool)> {
     let only = args.model.as_str();
     match &args.prompt {
-        // A prompt may begin with a hyphen, so that a misspelled flag could be taken for one.
+        // A prompt may begin with a hyphen, so a misspelled flag would be read as a prompt.
         Some(prompt) if is_flag(prompt) => {
             bail!("`{prompt}` is no flag of `generate`; put -- before a prompt that looks like one")
         }

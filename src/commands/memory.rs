@@ -114,7 +114,7 @@ fn observed_text(plan: &MemoryPlan, before: &Observed, after: &Observed) -> Stri
     }
     let added = |during_steps| plan.resident(Place::Host, during_steps) + plan.resident(Place::Mapped, during_steps);
     row("resident between steps", before.resident.map(|bytes| bytes + added(false)), after.resident);
-    row("resident at most", before.resident.map(|bytes| bytes + added(true)), after.peak_resident);
+    row("peak resident", before.resident.map(|bytes| bytes + added(true)), after.peak_resident);
     let own = before.anonymous.map(|bytes| bytes + plan.resident(Place::Host, false));
     row("of it anonymous memory", own, after.anonymous);
     text

@@ -40,7 +40,7 @@ impl ComputeDevice {
     /// Finds the device for a model and starts it.
     ///
     /// # Errors
-    /// A device was asked for by name, and there is none or it does not start.
+    /// There is no device of the requested kind, or it does not start.
     pub fn find(choice: DeviceChoice, needs: ModelNeeds) -> Result<ComputeDevice, DeviceError> {
         if choice == DeviceChoice::Cpu {
             return Ok(Self::cpu("asked for by name"));

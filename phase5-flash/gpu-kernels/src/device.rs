@@ -365,7 +365,7 @@ mod tests {
         let huge = Buffer { handle: device.client.empty(1 << 40), len: 4 };
         let error = device.read(&huge).expect_err("too large");
         assert!(matches!(error, Error::OutOfMemory { size } if size == 1 << 40), "{error}");
-        assert_eq!(device.read(&device.upload(vec![5])).expect("goes on")[0], 5);
+        assert_eq!(device.read(&device.upload(vec![5])).expect("the device still works")[0], 5);
     }
 
     #[test]

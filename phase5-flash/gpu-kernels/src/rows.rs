@@ -8,7 +8,7 @@ pub(crate) const TAKES_DRAWN: u32 = 1;
 /// A new token and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// `None` for the token that its slot drew last, which the host may not know yet.
+    /// `None` for the token that its slot drew last, which the host may not have read yet.
     pub token: Option<u32>,
     pub position: u32,
     /// The row of the page table of the token's sequence.

@@ -8,7 +8,7 @@ use gpu_kernels::sampling::{
 use gpu_kernels::{Buffer, Device, Error, Pending, ROW_WORDS};
 use phase2_forward::{Adjustment, Draw, DrawnToken, Logprobs, MAX_LOGPROBS, Sampling};
 
-const _: () = assert!(MAX_LOGPROBS <= MOST_TOP_LOGITS, "the kernel finds as many as may be asked for");
+const _: () = assert!(MAX_LOGPROBS <= MOST_TOP_LOGITS, "the kernel finds as many as can be requested");
 
 /// The most rows whose logits are computed together, to limit memory.
 pub(super) const MOST_LOGITS: usize = 128;
@@ -208,7 +208,7 @@ pub(super) struct RowDrawn {
 }
 
 impl RowDrawn {
-    /// The token, with log probabilities of the `count` likeliest tokens.
+    /// The token, with log probabilities of the `count` most likely tokens.
     pub fn with_logprobs(self, count: Option<usize>) -> DrawnToken {
         let logprobs = count.zip(self.top).map(|(count, words)| {
             let RowTop { log_sum, drawn, top } = RowTop::read(&words, count);

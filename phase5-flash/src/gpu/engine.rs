@@ -189,7 +189,7 @@ impl GpuEngine {
         }
     }
 
-    /// Forgets that the sequence has drawn a token: the next step must feed it tokens.
+    /// Discards the drawn token of the sequence: the next step must feed it tokens.
     pub(super) fn forget_drawn(&mut self, sequence: SequenceId) {
         self.has_drawn.remove(&sequence);
     }

@@ -31,7 +31,7 @@ fn remedy(error: &Error) -> &'static str {
         Error::OutOfMemory { .. } => {
             "; close what else uses the GPU, or use a smaller cache (--kv q8_0) or --device cpu"
         }
-        Error::Lost(_) => "; start again to load the model anew",
+        Error::Lost(_) => "; restart to load the model again",
         Error::Shape(_) => "; use --phase 3",
         Error::Device(_) => "",
     }
@@ -61,7 +61,7 @@ mod tests {
                         adapter";
         assert_eq!(GpuError::from(kernel).to_string(), expected);
         let lost = GpuError::from(Error::Lost("unplugged".into()));
-        assert!(lost.to_string().ends_with("it was removed; start again to load the model anew"), "{lost}");
+        assert!(lost.to_string().ends_with("it was removed; restart to load the model again"), "{lost}");
         assert!(matches!(EngineError::from(lost), EngineError::Lost(reason) if reason == "unplugged"));
     }
 }

@@ -408,7 +408,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             let position = request.prompt.len() + number;
             assert!(
                 request.accepts(token, &logits, position, &mut host),
-                "seed {seed}: token {number} is {token:?} in company and another alone: {request:?}"
+                "seed {seed}: token {number} is {token:?} in a batch and another alone: {request:?}"
             );
             logits = alone.last_logits(0, &[token.id]).expect("alone");
         }

@@ -127,7 +127,7 @@ impl Worker {
         // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let sentence = format!("the {} worker failed: {reason}; start again to load the model anew", self.title);
+        let sentence = format!("the {} worker failed: {reason}; restart to load the model again", self.title);
         Refusal::Ended(self.ended.insert(sentence).clone())
     }
 

@@ -127,7 +127,7 @@ fn faults_while_loading_are_told() {
         ("says nothing of itself", "its reply is incomplete: missing field `device`"),
     ] {
         let found = failure(behaviour, start(Peer::Mlx, behaviour, &options(PATIENCE)));
-        assert_eq!(found, format!("the MLX worker failed: {expected}; start again to load the model anew"));
+        assert_eq!(found, format!("the MLX worker failed: {expected}; restart to load the model again"));
     }
 }
 
@@ -165,7 +165,7 @@ fn a_worker_that_hangs_is_ended() {
 
 /// A step fails with that reason, and so does whatever follows.
 fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[Work<'_>]) {
-    let expected = format!("the MLX worker failed: {expected}; start again to load the model anew");
+    let expected = format!("the MLX worker failed: {expected}; restart to load the model again");
     let ticket = engine.submit(work).expect("the step makes sense");
     assert_eq!(failure(behaviour, engine.collect(ticket)), expected);
     assert!(matches!(engine.collect(ticket), Err(EngineError::BadRequest(BadRequest::UnknownTicket(_)))));

@@ -235,7 +235,7 @@ impl Runs {
         let mut frames = Frames::new(super::stream::Form::Silent);
         self.drive(answer, &mut frames, None).await.map_err(|broken| match broken {
             Broken::Failed(error) => error,
-            Broken::Gone => ApiError::server("nobody listens"),
+            Broken::Gone => ApiError::server("the client disconnected"),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Sequences on disk: those that the prefix cache has no room for, also after a restart of the server.
 //!
-//! [`Spill`] knows which files exist. Two threads read and write them, so that the engine's thread does not wait for the disk. At most
+//! [`Spill`] keeps the list of files. Two threads read and write them, so that the engine's thread does not wait for the disk. At most
 //! `QUEUE_BYTES` and one sequence wait in memory to be written; one sequence at a time waits to be restored.
 
 mod background;
