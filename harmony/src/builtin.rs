@@ -1,5 +1,5 @@
-//! The tools that GPT-OSS knows from its training. Names, arguments and the form of citations are those of the training; the descriptions
-//! are our own.
+//! The tools that GPT-OSS was trained to use. Names, arguments and the form of citations are those of the training; the descriptions are
+//! this project's.
 
 /// Search results, pages and matches are returned by the program that runs the conversation, each with a cursor in brackets.
 pub const BROWSER: &str = "\

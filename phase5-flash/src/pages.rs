@@ -1,8 +1,8 @@
 //! The page allocator of the KV cache: which pages belong to which sequence. Host code only, without access to devices or cache contents.
 //!
 //! A page holds [`POSITIONS`] positions of all full layers, or of all sliding layers; both take pages from one pool of fixed size.
-//! Sequences share pages by reference count. Before a sequence writes into a shared page, it gets a copy; this happens only to a partial last
-//! page. Pages of sliding layers are freed when no query can attend to them any more.
+//! Sequences share pages by reference count. Before a sequence writes into a shared page, it gets a copy; this happens only to a partial
+//! last page. Pages of sliding layers are freed when no query can attend to them any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 

@@ -102,8 +102,9 @@ fn compare_files(a: &Path, b: &Path) -> Result<ExitCode> {
 
 fn read(path: &Path) -> Result<Vec<Profile>> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let profiles: Vec<Profile> = serde_json::from_slice(&text)
-        .with_context(|| format!("{} does not contain profiles as written by `gptoss profile --json`", path.display()))?;
+    let profiles: Vec<Profile> = serde_json::from_slice(&text).with_context(|| {
+        format!("{} does not contain profiles as written by `gptoss profile --json`", path.display())
+    })?;
     if profiles.iter().any(|profile| profile.steps.is_empty()) || profiles.is_empty() {
         bail!("{} contains a profile without steps", path.display());
     }

@@ -43,7 +43,7 @@ mod tests {
 
     use super::*;
 
-    /// Values of every magnitude that caches meet, including zeros and values beyond f16's range; half of the cases are scaled to another magnitude.
+    /// Values of all magnitudes that caches store, including zeros and values beyond f16's range; half of the cases are rescaled.
     fn values(dim: usize) -> impl Strategy<Value = Vec<f32>> {
         let value = prop_oneof![
             8 => -4.0f32..4.0,

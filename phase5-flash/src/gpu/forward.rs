@@ -62,7 +62,7 @@ impl Forward {
     /// Replaces the kernel choices.
     pub fn set_tuning(&mut self, tuning: Tuning) {
         self.tuning = tuning;
-        // The splits of attention need more room, or less.
+        // Attention's splits need buffers of another size.
         self.replace_buffers(self.buffers.rows);
     }
 

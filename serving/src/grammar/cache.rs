@@ -96,7 +96,7 @@ mod tests {
         assert!(cache.get(&key(0)).is_some());
         cache.insert(key(MOST), &grammar());
         assert!(cache.get(&key(0)).is_some() && cache.get(&key(1)).is_none() && cache.get(&key(MOST)).is_some());
-        // Inserting the same key again takes no second place.
+        // Inserting the same key again adds no second entry.
         cache.insert(key(2), &grammar());
         assert!(cache.get(&key(3)).is_some());
         assert_eq!(cache.lock().len(), MOST);

@@ -70,8 +70,8 @@ impl Vocabulary {
         }
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, control.returns), &words);
         drop(words);
-        // This environment does not know how the tokenizer would split a text, so that no tokens are forced: the model may split forced
-        // text as it likes.
+        // This environment cannot reproduce how the tokenizer splits a text, so it forces no tokens: the model chooses the tokens even
+        // where the grammar allows only one text.
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&env).map_err(|error| error.to_string())?;
         factory.quiet();

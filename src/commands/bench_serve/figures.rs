@@ -120,7 +120,7 @@ pub fn table(all: &[Figures]) -> String {
                 SHARES.map(|(name, _)| percentiles[name].as_f64().map_or("–".into(), |ms| format!("{ms:.1}")));
             shown.join(" / ")
         };
-        let read = figures.read_tokens().map_or("untold".into(), |read| read.to_string());
+        let read = figures.read_tokens().map_or("unknown".into(), |read| read.to_string());
         text += &format!(
             "{:>7} {:>8} {:>8} {:>9.2} {:>11} {read:>11} {:>10.1}   {:<26} {:<26}\n",
             figures.clients,

@@ -1,4 +1,4 @@
-//! The keys that a cube attends to: one split, in tiles, of those that consecutive rows of a sequence see, of one key/value head. The
+//! The keys that a cube attends to: one split, in tiles, of the keys of one key/value head that consecutive rows of a sequence see. The
 //! cube's x position is the head, its y position the split.
 
 use cubecl::prelude::*;

@@ -1,5 +1,5 @@
-//! The cost of decoding beside a prompt: compares a step with a prompt chunk and one token each of several sequences with a step of the
-//! chunk alone.
+//! The cost of decoding together with a prompt: compares a step with a prompt chunk and one token each of several sequences with a step of
+//! the chunk alone.
 
 use std::time::Instant;
 
