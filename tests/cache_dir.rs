@@ -203,7 +203,7 @@ fn a_killed_server_finds_its_conversations() {
     assert!(server.metric("gptoss:restored_tokens_total") >= prompt_tokens as f64);
     // The kill may have met a file that was being written.
     let deleted: Vec<String> = server.log().into_iter().filter(|line| line.contains("deleted")).collect();
-    assert!(deleted.iter().all(|line| line.contains("never finished")), "{deleted:?}");
+    assert!(deleted.iter().all(|line| line.contains("incomplete")), "{deleted:?}");
 }
 
 #[test]

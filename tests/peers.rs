@@ -105,7 +105,7 @@ fn what_peers_cannot_do_is_refused() {
         ),
         (
             &["generate", "embedded", "x", "--engine", "llama.cpp", "--device", "software"],
-            "2: gptoss: llama.cpp runs on no software rasterizer",
+            "2: gptoss: llama.cpp does not run on a software rasterizer",
         ),
     ] {
         assert_eq!(refused(arguments), expected);

@@ -1,9 +1,9 @@
-//! Choosing where a model runs.
+//! Chooses the device that a model runs on.
 
 use super::adapter::Adapter;
 use super::{AdapterReport, ComputeDevice, DeviceError, ModelNeeds};
 
-/// What a person asks for.
+/// The device that the user requested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// A GPU that can hold the model, else the CPU.
@@ -34,7 +34,7 @@ impl ComputeDevice {
     /// Finds the device for a model and starts it.
     ///
     /// # Errors
-    /// A device was asked for by name, and there is none or it does not start.
+    /// There is no device of the requested kind, or it does not start.
     pub fn find(choice: DeviceChoice, needs: ModelNeeds) -> Result<ComputeDevice, DeviceError> {
         if choice == DeviceChoice::Cpu {
             return Ok(Self::cpu("asked for by name"));
@@ -56,15 +56,15 @@ impl ComputeDevice {
         }
     }
 
-    /// The graphics adapters of this machine. None is started.
+    /// The graphics adapters of this machine. Starts none of them.
     pub fn adapters() -> Vec<AdapterReport> {
         Adapter::all().iter().map(Adapter::report).collect()
     }
 
-    /// The devices that every gate must hold on: the CPU, and a GPU or else a software rasterizer.
+    /// The devices that every gate must pass on: the CPU, and a GPU or, without one, a software rasterizer.
     ///
     /// # Errors
-    /// If there is neither a GPU nor a software rasterizer. Gates are never skipped for that.
+    /// There is neither a GPU nor a software rasterizer. Gates fail then; they are not skipped.
     pub fn for_gates() -> Result<[ComputeDevice; 2], DeviceError> {
         let find = |choice| Self::find(choice, ModelNeeds::default());
         let gpu = find(DeviceChoice::Gpu).or_else(|_| find(DeviceChoice::Software))?;
