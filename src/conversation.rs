@@ -68,10 +68,7 @@ impl<'a> Conversation<'a> {
         };
         let asked = developer(&new.messages);
         if asked.is_some() && asked != developer(&messages) {
-            bail!(
-                "{} holds a conversation that has its instructions; it cannot go on under other --system or --tools",
-                file.display()
-            );
+            bail!("{} already has instructions; they cannot be changed with --system or --tools", file.display());
         }
         let held = tokens[..loaded.engine.length(SEQUENCE)].to_vec();
         Ok(Conversation { messages, held, saved: Some(saved), ..new })

@@ -27,7 +27,7 @@ pub fn start(peer: Peer, checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(
     let title = peer.title();
     let fast = &args.fast;
     if args.kv.is_some() || fast.kv_memory.is_some() || fast.isa.is_some() {
-        bail!("--kv, --kv-memory and --isa are for our own engines; {title} chooses for itself");
+        bail!("--kv, --kv-memory and --isa are for gptoss's engines; {title} has its own settings");
     }
     if fast.threads.is_some() && peer == Peer::Mlx {
         bail!("{title} chooses its own number of threads");

@@ -102,7 +102,7 @@ pub struct LogitsInput {
 /// Flags for replies to a prompt.
 #[derive(Args)]
 pub struct ReplyArgs {
-    /// The most tokens to generate; -1 is as many as the context holds.
+    /// The most tokens to generate; -1 is the rest of the context.
     #[arg(short = 'n', long, value_name = "N", default_value = "512", value_parser = token_count, allow_negative_numbers = true)]
     pub max_tokens: usize,
     /// How much the model reasons before it answers.

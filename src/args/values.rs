@@ -74,11 +74,11 @@ pub fn minutes(text: &str) -> Result<f64, String> {
     minutes.ok_or_else(|| "expected a number of minutes above 0, such as 10 or 0.5".into())
 }
 
-/// A number of tokens; −1 is as many as the context holds.
+/// A number of tokens; −1 is the rest of the context.
 pub fn token_count(text: &str) -> Result<usize, String> {
     match text {
         "-1" => Ok(usize::MAX),
-        _ => text.parse().map_err(|_| "expected a whole number, or -1 for as many as the context holds".into()),
+        _ => text.parse().map_err(|_| "expected a whole number, or -1 for the rest of the context".into()),
     }
 }
 
@@ -86,7 +86,7 @@ pub fn token_count(text: &str) -> Result<usize, String> {
 pub fn seed(text: &str) -> Result<u64, String> {
     match text {
         "-1" => Ok(RandomState::new().build_hasher().finish()),
-        _ => text.parse().map_err(|_| "expected a whole number, or -1 for another one in every run".into()),
+        _ => text.parse().map_err(|_| "expected a whole number, or -1 for a different seed in every run".into()),
     }
 }
 

@@ -53,7 +53,7 @@ pub fn run(args: &BenchServe) -> Result<ExitCode> {
     if let Some(failure) = measured.iter().flat_map(|figures| &figures.failures).next()
         && measured.iter().all(|figures| figures.answers == 0)
     {
-        bail!("no request was answered: {failure}");
+        bail!("every request failed: {failure}");
     }
     let report = match args.json {
         true => {

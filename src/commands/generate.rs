@@ -49,11 +49,11 @@ fn model_and_prompt(args: &Generate) -> Result<(&str, &str, bool)> {
     match &args.prompt {
         // A prompt may begin with a hyphen, so a misspelled flag would be read as a prompt.
         Some(prompt) if is_flag(prompt) => {
-            bail!("`{prompt}` is no flag of `generate`; put -- before a prompt that looks like one")
+            bail!("`generate` has no flag `{prompt}`; put -- before a prompt that looks like one")
         }
         Some(prompt) => Ok((only, prompt.as_str(), args.ask)),
         None if names_a_model(only) => {
-            bail!("`{only}` seems to be a model, and no prompt follows: gptoss generate MODEL PROMPT")
+            bail!("`{only}` looks like a model; a prompt is missing: gptoss generate MODEL PROMPT")
         }
         None => Ok((EMBEDDED, only, true)),
     }

@@ -16,7 +16,7 @@ use crate::model::{self, LoadedModel, SEQUENCE};
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
     let Some(phase) = kind.phase() else {
-        bail!("the memory of our own engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
+        bail!("the memory of gptoss's engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
     };
     let checkpoint = model::open_with(&args.model, &args.engine)?;
     let longest = checkpoint.config.context_length;

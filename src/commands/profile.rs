@@ -59,7 +59,7 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
     let kind = args.engine.kind();
     let phase = kind
         .phase()
-        .with_context(|| format!("{} shows nothing of its steps; `gptoss bench` times them", kind.title()))?;
+        .with_context(|| format!("{} does not report its operations; `gptoss bench` times them", kind.title()))?;
     let (checkpoint, workloads) = (model::open_with(&args.model, &args.engine)?, workloads(args));
     let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
     // Before the ceiling is measured, because a GPU that waited for kernels to be compiled has the clock of an idle one.

@@ -93,7 +93,7 @@ fn settings(args: &Serve) -> Result<Settings> {
         let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
         let found = Key::parse_lines(&text);
         if found.is_empty() {
-            bail!("{} holds no key", file.display());
+            bail!("{} contains no API key", file.display());
         }
         keys.extend(found);
     }

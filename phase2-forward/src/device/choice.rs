@@ -37,7 +37,7 @@ impl ComputeDevice {
     /// There is no device of the requested kind, or it does not start.
     pub fn find(choice: DeviceChoice, needs: ModelNeeds) -> Result<ComputeDevice, DeviceError> {
         if choice == DeviceChoice::Cpu {
-            return Ok(Self::cpu("asked for by name"));
+            return Ok(Self::cpu("selected with --device"));
         }
         let adapters = Adapter::all();
         let found = match adapters {
@@ -47,9 +47,9 @@ impl ComputeDevice {
         let gpu = adapters.iter().filter(|adapter| adapter.rank().is_some()).min_by_key(|adapter| adapter.rank());
         let software = adapters.iter().find(|adapter| adapter.is_software());
         match (choice, gpu, software) {
-            (DeviceChoice::Gpu, Some(gpu), _) => gpu.start("asked for by name", needs),
+            (DeviceChoice::Gpu, Some(gpu), _) => gpu.start("selected with --device", needs),
             (DeviceChoice::Gpu, None, _) => Err(DeviceError::NoGpu { found }),
-            (DeviceChoice::Software, _, Some(software)) => software.start("asked for by name", needs),
+            (DeviceChoice::Software, _, Some(software)) => software.start("selected with --device", needs),
             (DeviceChoice::Software, _, None) => Err(DeviceError::NoSoftware { found }),
             (_, None, _) => Ok(Self::cpu(format!("no GPU was found ({found})"))),
             (_, Some(gpu), _) => Ok(gpu.if_it_fits(needs).unwrap_or_else(Self::cpu)),

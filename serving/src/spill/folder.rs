@@ -38,7 +38,7 @@ pub type Warn = fn(&str);
 pub enum SpillError {
     #[error("{} cannot be used for spilled conversations", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} belongs to a server that runs; each server needs its own folder", path.display())]
+    #[error("{} is in use by a running server; each server needs its own folder", path.display())]
     Taken { path: PathBuf },
 }
 

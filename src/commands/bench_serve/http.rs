@@ -54,7 +54,7 @@ impl Target {
     pub fn parse(url: &str, key: Option<String>) -> anyhow::Result<Target> {
         let rest = match url.split_once("://") {
             Some(("http", rest)) => rest,
-            Some((scheme, _)) => bail!("{scheme} is not spoken here; give the http address behind the proxy"),
+            Some((scheme, _)) => bail!("the scheme {scheme} is not supported; give the http address behind the proxy"),
             None => url,
         };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));

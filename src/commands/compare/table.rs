@@ -96,8 +96,8 @@ impl Table<'_> {
             add(what, Unit::TokensPerSecond, &result["tok_s"]);
         }
         for (what, name) in [
-            ("most memory, with pages of files", "peak_rss_bytes"),
-            ("memory of its own", "anonymous_bytes"),
+            ("peak resident memory", "peak_rss_bytes"),
+            ("allocated memory", "anonymous_bytes"),
             ("memory on the device", "device_bytes"),
         ] {
             add(what.into(), Unit::Bytes, &run[name]);
@@ -188,8 +188,8 @@ mod tests {
                 "decoding at depth 0 21.00 tok/s 10.00 tok/s",
                 "prompt of 32 at depth 0 90.00 tok/s –",
                 "10 sequences at depth 0, in all 38.00 tok/s –",
-                "most memory, with pages of files 12.70 GB –",
-                "memory of its own 607.0 MB –",
+                "peak resident memory 12.70 GB –",
+                "allocated memory 607.0 MB –",
                 "error of the logits, rms 8.3e-4 –",
                 "likeliest tokens equal, of 32 31 –",
                 "greedy tokens equal, of 16 16 –",

@@ -86,7 +86,10 @@ impl Findings {
         let engine = &args.engine;
         let kind = engine.kind();
         let Some(phase) = kind.phase() else {
-            bail!("doctor plans for our own engines; without --engine it says whether {} is installed", kind.title());
+            bail!(
+                "doctor plans only for gptoss's engines; without --engine it shows whether {} is installed",
+                kind.title()
+            );
         };
         let models = found_models();
         let first = models.iter().find(|model| model.opened.is_ok()).map(|model| Path::new(model.name));

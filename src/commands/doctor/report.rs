@@ -52,7 +52,7 @@ pub(super) fn text(findings: &Findings) -> String {
     section("models", &[vec!["embedded, inside the program".to_owned()], models.collect()].concat());
     section("peers", &findings.peers.iter().map(|(peer, python)| peer_text(*peer, python)).collect::<Vec<_>>());
 
-    let assumed = if plan.is_assumed { ", which is not here: its shape" } else { "" };
+    let assumed = if plan.is_assumed { " (only its shape: no such model was found)" } else { "" };
     section("plan", &[format!("{}{assumed}, with {} tokens", plan.model, plan.context), cpu_text(plan)]);
     let (engine, phase) = (findings.engine.name(), findings.phase);
     let choice = match &findings.choice {
