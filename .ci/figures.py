@@ -131,7 +131,7 @@ def sections(text):
 
 
 def unnamed(name, text, named):
-    """Speeds without a record, a line each. `named` has the figures of comments: (line, figure)."""
+    """Speeds without a record, one line each. `named` has the figures of comments: (line, figure)."""
     failures, parents = [], []
     found = sections(text)
     for index, (level, first, lines) in enumerate(found):
@@ -153,7 +153,7 @@ def unnamed(name, text, named):
 
 
 def check(name, text, read):
-    """How many figures a page has compared, and what is wrong with it, a line each. `read` gives a record by its path."""
+    """How many figures a page has compared, and its failures, one line each. `read` gives a record by its path."""
     failures, named = [], []
     text = re.sub(r"^(```|~~~).*?^\1[^\n]*$", blank, text, flags=re.DOTALL | re.MULTILINE)
     if text.count("<!-- record:") != len(COMMENT.findall(text)):

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Fails where files of a crate import each other in a circle, where a wing of kernels imports another, where a kernel crate depends on
-more than it may know, and where a product file is longer than 500 lines.
+"""Fails if files of a crate import each other in a cycle, if one group of kernels imports another, if a kernel crate has a dependency
+that is not in its list, or if a product file has more than 500 lines.
 
-Takes the names of crates to check; without any, checks every crate of the workspace.
+Takes the names of crates to check; without arguments, checks every crate of the workspace.
 
 An import is a path of a `use` or in the code: `crate::…`, `super::…`, `self::…`, or one that begins with a submodule. It is an
-import of the file that defines the item: re-exports are followed, and are no imports themselves unless the file uses the name too.
-Only files in `src` are product files. Modules of tests do not count, neither as importers nor as lines.
+import of the file that defines the item: re-exports are followed, and count as imports only if the file also uses the name.
+Only files in `src` are product files. Test modules are ignored, both as importers and in line counts.
 """
 
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 MOST_LINES = 500
 # Folders of a crate that never import each other.
 WINGS = {"gpu-kernels": ["matvec", "matmul", "attention", "sampling"]}
-# All that kernel crates may depend on.
+# The dependencies that kernel crates may have.
 DEPENDENCIES = {
     "cpu-kernels": {"formats", "half"},
     "gpu-kernels": {"cubecl", "cubecl-environment", "formats", "half", "rayon", "serde", "thiserror"},
@@ -30,13 +30,13 @@ PATH = re.compile(r"(?<![\w:])(?:crate|super|self)(?:::\w+)+")
 
 
 def without_comments(text):
-    """The code with comments and the contents of strings blanked out; lines stay where they are."""
+    """The code with comments and the contents of strings blanked out; line numbers do not change."""
     token = re.compile(r'//[^\n]*|/\*.*?\*/|r#*".*?"#*|"(?:\\.|[^"\\])*"|\'(?:\\.[^\']*|[^\'\\])\'', re.DOTALL)
     return token.sub(lambda found: "\n" * found.group().count("\n") or '""', text)
 
 
 def item_end(code, start):
-    """Where the item that begins at `start` ends: at its semicolon, or behind its braces."""
+    """The end of the item that begins at `start`: after its semicolon or its closing brace."""
     depth = 0
     for at in range(start, len(code)):
         if code[at] == ";" and depth == 0:
@@ -51,7 +51,7 @@ def item_end(code, start):
 
 
 def split_tests(code):
-    """The code without items of tests, the modules that are only for tests, and the lines before the last test module."""
+    """The code without test items, the names of test modules, and the number of lines before the last test module."""
     test_modules, lines = [], code.count("\n")
     while found := TEST.search(code):
         end = item_end(code, found.end())
@@ -66,7 +66,7 @@ def split_tests(code):
 
 
 def expand(tree):
-    """The paths of a `use` and the names that they get: `a::{b, c as d}` is a::b as b and a::c as d."""
+    """The paths of a `use` with their local names: `a::{b, c as d}` is a::b as b and a::c as d."""
     tree = re.sub(r"\s+", " ", tree).strip()
     brace = tree.find("{")
     if brace < 0:
@@ -85,7 +85,7 @@ def expand(tree):
 
 
 class Crate:
-    """The files of a crate by module, and what each imports."""
+    """The files of a crate by module, and their imports."""
 
     def __init__(self, folder):
         self.source = folder / "src"
@@ -104,7 +104,7 @@ class Crate:
             self.exports[module] = {name: path for _, (path, name) in uses}
 
     def absolute(self, module, path):
-        """A path as the crate's root sees it; `None` for one of another crate."""
+        """A path relative to the crate's root; `None` for a path of another crate."""
         first, *rest = path.split("::")
         base = list(module)
         if first == "crate":
@@ -120,7 +120,7 @@ class Crate:
         return (*base, *rest)
 
     def definition(self, path, depth=0):
-        """The module whose file defines what a path names."""
+        """The module whose file defines the item of a path."""
         module = path
         while module not in self.files:
             module = module[:-1]
@@ -141,7 +141,7 @@ class Crate:
 
 
 def circle(edges):
-    """Some circle, as a list of modules from one of them to itself; `None` if there is none."""
+    """An import cycle, as a list of modules that ends with its first; `None` if there is no cycle."""
     done, trail = set(), []
 
     def visit(node):
@@ -160,7 +160,7 @@ def circle(edges):
 
 
 def check(root, folder, manifest):
-    """What is wrong with the crate in `folder`, a line each."""
+    """The failures of the crate in `folder`, one line each."""
     name, crate, failures = manifest["package"]["name"], Crate(folder), []
     edges = {module: crate.imports(module) for module in crate.files}
     short = lambda module: str(crate.files[module].relative_to(root))
@@ -168,17 +168,17 @@ def check(root, folder, manifest):
         for target in targets:
             wings = WINGS.get(name, [])
             if module and target and module[0] != target[0] and {module[0], target[0]} <= set(wings):
-                failures.append(f"{short(module)} imports {short(target)}: of another wing")
+                failures.append(f"{short(module)} imports {short(target)}, which belongs to another group of kernels")
     while found := circle(edges):
-        failures.append(f"{name}: a circle of imports: " + " → ".join(map(short, found)))
-        # One by one: without its last arrow the circle is open.
+        failures.append(f"{name}: import cycle: " + " → ".join(map(short, found)))
+        # Removing the last edge breaks this cycle, so that the next one is found.
         edges[found[-2]] = edges[found[-2]] - {found[-1]}
     foreign = set(manifest.get("dependencies", {})) - DEPENDENCIES.get(name, set())
     if name in DEPENDENCIES and foreign:
-        failures.append(f"{name} depends on {', '.join(sorted(foreign))}, which kernels must not know")
+        failures.append(f"{name} depends on {', '.join(sorted(foreign))}, which DEPENDENCIES in .ci/structure.py does not allow")
     for module, lines in crate.lines.items():
         if lines > MOST_LINES:
-            failures.append(f"{short(module)} has {lines} lines before its tests; {MOST_LINES} are the most")
+            failures.append(f"{short(module)} has {lines} lines before its tests; at most {MOST_LINES} are allowed")
     return failures
 
 
@@ -191,9 +191,9 @@ def main():
         crates[manifest["package"]["name"]] = (folder, manifest)
     wanted = sys.argv[1:] or list(crates)
     if unknown := [name for name in wanted if name not in crates]:
-        sys.exit(f"no crate of the workspace: {', '.join(unknown)}; it has {', '.join(crates)}")
+        sys.exit(f"not in the workspace: {', '.join(unknown)}; its crates are {', '.join(crates)}")
     failures = [failure for name in wanted for failure in check(root, *crates[name])]
-    print("\n".join(failures) or f"{len(wanted)} crates are well-formed")
+    print("\n".join(failures) or f"{len(wanted)} crates passed")
     sys.exit(bool(failures))
 
 

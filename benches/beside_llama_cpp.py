@@ -1,9 +1,9 @@
-"""Speeds of gptoss and llama.cpp on the same file and machine, in turns: A B A B, medians.
+"""Compares the speeds of gptoss and llama.cpp with the same file on the same machine: runs alternate, medians are printed.
 
     pip install llama-cpp-python==0.3.36
     python benches/beside_llama_cpp.py 20b.gguf --gptoss target/release/gptoss
 
-The machine must be idle. Both get random tokens; llama.cpp runs with flash attention, its f16 cache and as many threads.
+The machine must be idle. Both process random tokens; llama.cpp uses flash attention, its f16 cache and the same number of threads.
 """
 
 import argparse
@@ -18,7 +18,7 @@ GENERATED = 32
 
 
 class LlamaCpp:
-    """The C interface, so that batches and depths are ours to choose."""
+    """llama.cpp through its C interface, which allows any batch and depth."""
 
     def __init__(self, model: str, threads: int, context: int, sequences: int):
         import llama_cpp
@@ -38,7 +38,7 @@ class LlamaCpp:
         self.load_seconds = time.perf_counter() - began
 
     def step(self, tokens: list[tuple[int, int, int]], logits: bool) -> float:
-        """Seconds for (token, position, sequence) triples; logits of the last of each sequence if wanted."""
+        """Seconds for (token, position, sequence) triples; with `logits`, those of the last token of each sequence are computed."""
         batch, last = self.batch, {sequence: i for i, (_, _, sequence) in enumerate(tokens)}
         batch.n_tokens = len(tokens)
         for i, (token, position, sequence) in enumerate(tokens):
@@ -119,7 +119,7 @@ def main() -> None:
     rounds: dict[str, list[dict[str, float]]] = {"gptoss": [], "llama.cpp": []}
     for _ in range(args.rounds):
         rounds["gptoss"].append(gptoss(args))
-        # A process of its own, so that its copy of the weights is gone when the other runs.
+        # A separate process, whose copy of the weights is freed before the other program runs.
         command = [sys.executable, __file__, args.model]
         command += ["--only", "llama.cpp", "--threads", str(args.threads), "--sequences", str(args.sequences), "--depth", *map(str, args.depth)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout

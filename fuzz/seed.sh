@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The seed corpus: the golden models, whose headers are all that matters, cut behind them where that makes them small.
+# Writes the seed corpus: the golden models, and copies cut after their headers, which the parsers read.
 set -euo pipefail
 cd "$(dirname "$0")"
 goldens=../reference/goldens
@@ -16,12 +16,12 @@ for folder in "$goldens"/folders/*/; do
         cp "$file" "corpus/safetensors/$name-$(basename "$file")"
         head -c 8000 "$file" > "corpus/safetensors/$name-$(basename "$file")-header"
     done
-    # The first byte says which file follows.
+    # The first byte selects the kind of file.
     { printf '\0'; cat "$folder/tokenizer.json"; } > "corpus/tokenizer/$name-tokenizer"
     { printf '\1'; cat "$folder/config.json"; } > "corpus/tokenizer/$name-config"
 done
 { printf '\1'; cat openai.json; } > corpus/tokenizer/openai-config
-# The whole model of `hf` in one file: as it is, with plain experts, and under OpenAI's names.
+# The model `hf` in one file: unchanged, with unquantized experts, and with OpenAI's tensor names.
 python3 - "$goldens/folders/hf" corpus/safetensors << 'END'
 import json, pathlib, sys
 
@@ -77,7 +77,7 @@ for name, (entry, part) in sorted(tensors.items(), key=lambda item: item[0].repl
     renamed[name] = (entry, part)
 write("openai", renamed)
 END
-# A session of two tokens and two items. Its checksums are wrong, and differ: the target puts them right.
+# A session of two tokens and two items. Its checksums are wrong and differ; the target corrects them.
 python3 - corpus/session/seed << 'END'
 import json, struct, sys
 
@@ -95,7 +95,7 @@ text = json.dumps(header).encode()
 with open(sys.argv[1], "wb") as file:
     file.write(struct.pack("<Q", len(text)) + text + struct.pack("<2I", 1, 2) + b"abcd")
 END
-# Streams for harmony, two bytes of settings in front: an answer after reasoning, a call, and stop strings. The bytes' meanings are in
+# Streams for harmony after two bytes of settings: an answer after reasoning, a call, and stop strings. For the meaning of the bytes see
 # `harmony/examples/fuzz_harmony/property.rs`.
 printf '\0\0\1\11\2\16\17\3\0\10\1\13\2\16\21\5' > corpus/harmony/answer
 printf '\0\0\14\1\12\15\2\20\4' > corpus/harmony/call

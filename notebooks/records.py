@@ -1,6 +1,6 @@
 """Reads `measurements/` for the notebooks: what `gptoss compare`, `gptoss bench --json`, `gptoss profile --json` and `notebooks/bench` wrote,
-and figures transcribed from READMEs. Nothing here computes a figure that no record holds. `measurements/earlier` is not read: there are
-records of earlier versions of gptoss, which only READMEs name."""
+and figures transcribed from READMEs. All figures come from records. `measurements/earlier` is not read: it has records of earlier versions
+of gptoss, which only READMEs name."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,11 @@ SOURCE = ["date", "source"]
 
 
 def records():
-    """Each file's content, with `source`: its name, or the README that it was transcribed from."""
+    """The content of each file, with `source`: the file's name, or the README that it was transcribed from."""
     found = []
     for path in sorted(FOLDER.glob("*.json")):
         content = json.loads(path.read_text())
-        # `gptoss profile --json` writes a list, and its figures say themselves where they are from.
+        # `gptoss profile --json` writes a list; transcribed records name their source.
         for record in content if isinstance(content, list) else [content]:
             found.append({"source": path.name, **record} if "format" not in record or "source" not in record else record)
     return found
@@ -96,7 +96,7 @@ def runs():
 
 
 def agreements():
-    """A row for each engine and reading of YaRN's ramp: how far its logits are from phase 3's in f32."""
+    """A row for each engine and variant of YaRN's ramp: the distance of its logits from phase 3's in f32."""
     rows = []
     for record in of_format("gptoss compare"):
         for run in record["runs"]:
@@ -116,7 +116,7 @@ def benches():
 
 
 def spans():
-    """A row for each operation of each workload that was profiled: milliseconds of a step, over all layers."""
+    """A row for each operation of each profiled workload: milliseconds per step, over all layers."""
     rows = []
     for record in records():
         if "steps" not in record or "workload" not in record:
@@ -145,14 +145,14 @@ def table(rows, columns):
 
 
 def has(frame, command):
-    """Whether there is anything to show. If not, says which command fills the cell."""
+    """Whether there is anything to show. If not, displays the command that measures it."""
     if frame.empty:
-        display(Markdown(f"**Not measured yet.** This cell is filled by\n\n```\n{command}\n```"))
+        display(Markdown(f"**Not measured yet.** To fill this cell, run\n\n```\n{command}\n```"))
     return not frame.empty
 
 
 def figure(row):
-    """A speed as a record has it: a number, or a range."""
+    """A speed as text: a number, or a range."""
     if pd.notna(row.tok_s):
         return f"{row.tok_s:,.1f}"
     return f"{row.tok_s_min:,.4g}–{row.tok_s_max:,.4g}"
@@ -163,7 +163,7 @@ def engines_in(frame):
 
 
 def by_engine(frame, index):
-    """Speeds as a table: engines side by side, the median of turns. Ranges stay ranges."""
+    """A table of speeds with a column per engine: the medians over turns. Ranges stay ranges."""
     if frame.tok_s.notna().any():
         medians = frame.groupby([*index, "engine"], dropna=False).tok_s.median().reset_index()
     else:

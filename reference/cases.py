@@ -1,4 +1,4 @@
-"""The golden cases: four tiny gpt-oss models that differ in every dimension an engine may get wrong."""
+"""The golden cases: four tiny gpt-oss models with different values for every dimension, to expose wrong assumptions."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ GENERATED = 32  # greedy tokens after each prompt
 
 @dataclass(frozen=True)
 class Shape:
-    """What a gpt-oss GGUF's metadata says about the architecture."""
+    """The architecture, as in the metadata of a gpt-oss GGUF file."""
 
     hidden: int
     intermediate: int
@@ -18,7 +18,7 @@ class Shape:
     experts: int
     experts_per_token: int
     window: int
-    sliding: tuple[bool, ...]  # one entry a layer
+    sliding: tuple[bool, ...]  # one entry per layer
     rms_eps: float = 1e-5
     rope_theta: float = 150000.0
     yarn_factor: float = 32.0
@@ -31,7 +31,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """A shape and how its file stores it."""
+    """A shape and the storage of its file."""
 
     name: str
     shape: Shape
@@ -39,7 +39,7 @@ class Case:
     prompt: int  # tokens
     explicit_layers: bool = False  # write the sliding pattern to the file
     twins: bool = False  # experts 2i and 2i+1 are the same, router rows included
-    base_seed: int = 1  # where the search for a seed begins
+    base_seed: int = 1  # the first seed that the search tries
 
 
 def alternating(layers: int) -> tuple[bool, ...]:
@@ -57,7 +57,7 @@ CASES = (
         dense="Q8_0",
         prompt=24,
     ),
-    # Nothing is a power of two, and the window never closes.
+    # Sizes that are not powers of two, and a window longer than the sequence.
     Case(
         name="odd",
         shape=Shape(
@@ -68,7 +68,7 @@ CASES = (
         prompt=12,
         explicit_layers=True,
     ),
-    # One KV head for eight query heads, many experts, the true head size.
+    # One KV head for eight query heads, many experts, and the head size of gpt-oss.
     Case(
         name="gqa8",
         shape=Shape(

@@ -1,4 +1,4 @@
-"""Compares one tensor of two safetensors files: `compare.py A B [--tensor logits]`. A is the reference."""
+"""Compares a tensor of two safetensors files: `compare.py A B [--tensor logits]`. A is the reference."""
 
 import argparse
 import sys
@@ -33,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     a, b = (load_file(path)[args.tensor] for path in (args.a, args.b))
     if a.shape != b.shape:
-        sys.exit(f"{args.tensor}: {args.a} holds {list(a.shape)}, {args.b} holds {list(b.shape)}")
+        sys.exit(f"{args.tensor} has the shape {list(a.shape)} in {args.a} and {list(b.shape)} in {args.b}")
     found = difference(a, b)
     agreement = np.mean(a.argmax(axis=-1) == b.argmax(axis=-1))
     print(f"{args.tensor} {list(a.shape)}: max/std {found.max:.2e}  rms/std {found.rms:.2e}  argmax agrees {agreement:.2%}")

@@ -1,4 +1,4 @@
-"""Compares the goldens with numpy, written from the specification, and with transformers where torch is installed.
+"""Compares the goldens with the numpy model, written from the specification, and with transformers if torch is installed.
 
 Errors are in units of the golden tensor's standard deviation. Exits with 1 if one is too large.
 """
@@ -22,7 +22,7 @@ RMS_LIMIT, MAX_LIMIT = 2e-5, 2e-4
 
 
 def same_decisions(case: Case, golden: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> bool:
-    """Greedy tokens and expert sets. Twins count as one expert: which of two comes first is nobody's promise."""
+    """Whether greedy tokens and sets of experts agree. Twins count as one expert, because the order of equal experts is unspecified."""
     tokens = golden["tokens"][-GENERATED:]
     same = np.array_equal(ours["logits"][-GENERATED - 1 : -1].argmax(axis=-1), tokens)
     for layer in range(case.shape.layers):
@@ -36,7 +36,7 @@ def same_decisions(case: Case, golden: dict[str, np.ndarray], ours: dict[str, np
 
 
 def check(case: Case) -> Iterator[tuple[str, str, str, Difference, bool]]:
-    """Rows of (mode, other implementation, tensor, error, decisions agree)."""
+    """Rows of (mode, other implementation, tensor, error, whether decisions agree)."""
     shape, packed = load(GOLDENS / case.name / "model.gguf")
     assert shape == case.shape, f"{case.name}: the file says {shape}"
     weights = decoded(packed)

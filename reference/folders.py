@@ -1,10 +1,10 @@
-"""One random checkpoint in the shapes that people hold: Hugging Face's folder, and mlx-lm's conversions of it.
+"""One random checkpoint in several folder formats: Hugging Face's, and mlx-lm's conversions of it.
 
     python reference/folders.py
 
 writes `goldens/folders/<name>/` for `hf`, `mlx-mxfp4` (experts MXFP4, the rest bf16), `mlx-q8` (the rest affine, 8 bits in
 groups of 64) and `mlx-q4` (4 bits in groups of 32, the router 8 bits in groups of 64), each with `golden.safetensors`: the
-logits [tokens, vocabulary] that MLX computes from that folder in f32, under both readings of YaRN.
+logits [tokens, vocabulary] that MLX computes from that folder in f32, with both variants of YaRN.
 """
 
 import json
@@ -41,7 +41,7 @@ CONVERSIONS = {
     "mlx-q8": {"quantize": True, "q_bits": 8, "q_group_size": 64},
     "mlx-q4": {"quantize": True, "q_bits": 4, "q_group_size": 32},
 }
-# How o200k cuts text before it merges bytes.
+# How o200k splits text before it merges bytes.
 O200K_PATTERN = "|".join([
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
@@ -177,13 +177,13 @@ def tokenizer() -> dict:
 
 
 def write_hf(folder: Path, tensors: dict[str, Packed]) -> None:
-    """Two shards and an index, as the large checkpoints have."""
+    """Writes two shards and an index, as large checkpoints have."""
     folder.mkdir(parents=True)
     named = hf_tensors(tensors)
     shards = {"model-00001-of-00002.safetensors": {}, "model-00002-of-00002.safetensors": {}}
     weight_map = {}
     for name, tensor in named.items():
-        # Scales and blocks of one matrix fall into different files on purpose.
+        # Scales and blocks of one matrix are in different files on purpose.
         file = list(shards)[name.endswith("_scales") or ".layers.2." in name]
         shards[file][name], weight_map[name] = tensor, file
     for file, part in shards.items():
@@ -220,13 +220,13 @@ def write_golden(folder: Path, tokens: list[int]) -> dict[str, np.ndarray]:
 
 
 def check_transformers(folder: Path, tokens: list[int], expected: np.ndarray) -> None:
-    """The same folder in transformers, which unpacks MXFP4 to floats where it has no kernel for it."""
+    """Compares with transformers on the same folder. Without an MXFP4 kernel, it unpacks the weights to floats."""
     try:
         import torch
         import accelerate  # noqa: F401  (transformers unpacks MXFP4 through it)
         from transformers import AutoModelForCausalLM
     except ImportError:
-        print("transformers or accelerate: not installed, not checked")
+        print("not checked: transformers or accelerate is not installed")
         return
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
     with torch.no_grad():
@@ -234,7 +234,7 @@ def check_transformers(folder: Path, tokens: list[int], expected: np.ndarray) ->
     found = difference(expected, logits)
     print(f"transformers on hf against MLX on hf: rms/std {found.rms:.1e}, max/std {found.max:.1e}")
     if found.rms > 2e-5:
-        raise AssertionError("transformers and MLX disagree")
+        raise AssertionError(f"transformers and MLX differ by {found.rms:.1e} rms/std, more than 2e-5")
 
 
 def main() -> None:

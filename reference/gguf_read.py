@@ -11,7 +11,7 @@ from models import Packed
 
 
 def decimal(value: float) -> float:
-    """The shortest decimal that is this f32, so that 1e-5 reads as 1e-5."""
+    """The shortest decimal that rounds to this f32, so that 1e-5 is read as 1e-5."""
     return float(str(np.float32(value)))
 
 
@@ -21,7 +21,7 @@ def load(path: Path) -> tuple[Shape, dict[str, Packed]]:
     def value(key: str):
         field = reader.get_field(f"gpt-oss.{key}")
         if field is None:
-            raise KeyError(f"{path}: no gpt-oss.{key}")
+            raise KeyError(f"{path}: the metadata has no gpt-oss.{key}")
         return field.contents()
 
     pattern = reader.get_field("gpt-oss.attention.sliding_window_pattern")

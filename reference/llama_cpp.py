@@ -1,4 +1,4 @@
-"""Greedy tokens, and optionally logits, of a GGUF in llama.cpp, to compare another engine's with.
+"""Prints greedy tokens, and optionally writes logits, of a GGUF file in llama.cpp, for comparison with other engines.
 
 llama.cpp rounds YaRN's ramp, so compare with the truncated mode. On a CPU it quantizes activations before an
 MXFP4 or Q8_0 product, so do not expect agreement to f32 noise.
@@ -12,14 +12,14 @@ import numpy as np
 
 from safetensors_file import save
 
-sys.path.pop(0)  # this folder: the script has the package's name
+sys.path.pop(0)  # remove this folder, because the script has the package's name
 from llama_cpp import GGML_TYPE_F32, Llama
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--tokens", required=True, help="the prompt's token ids, with commas")
+    parser.add_argument("--tokens", required=True, help="token ids of the prompt, separated by commas")
     parser.add_argument("-n", type=int, default=32, help="greedy tokens to add")
     parser.add_argument("--logits", type=Path, help="where to write the prompt's logits [tokens, vocab]")
     args = parser.parse_args()

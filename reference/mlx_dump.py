@@ -1,7 +1,7 @@
-"""Runs a gpt-oss GGUF in MLX with f32 activations and dumps what a correct engine computes.
+"""Runs a gpt-oss GGUF file in MLX with f32 activations and writes the tensors that a correct engine computes.
 
-The model is mlx-lm's own. Experts stay packed as MXFP4 and run through MLX's quantized switch layers; every
-other matrix is the f32 of its exact decoded values.
+The model is mlx-lm's own. Experts stay packed as MXFP4 and use MLX's quantized switch layers; all other
+matrices are decoded exactly to f32.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def mlx_name(name: str) -> str:
 def repack(tensor: Packed) -> tuple[mx.array, mx.array]:
     """GGUF's 17-byte blocks to MLX's u32 words [experts, out, in / 8] and scales [experts, out, in / 32].
 
-    GGUF's byte j holds elements j and j + 16, MLX's holds 2j and 2j + 1.
+    Byte j has elements j and j + 16 in GGUF, and 2j and 2j + 1 in MLX.
     """
     experts, rows, _ = tensor.data.shape
     blocks = tensor.data.reshape(experts, rows, -1, 17)
@@ -98,7 +98,7 @@ def build(shape: Shape, tensors: dict[str, Packed], rope: str) -> Model:
             weights[f"{stem}.weight"], weights[f"{stem}.scales"] = repack(tensor)
     model.load_weights(list(weights.items()), strict=True)
     if rope == "exact":
-        # mlx-lm rounds YaRN's ramp; its rope takes wavelengths, the inverse of inverse frequencies.
+        # mlx-lm rounds YaRN's ramp. Its rope expects wavelengths, the reciprocals of inverse frequencies.
         wavelengths = mx.array((1 / inverse_frequencies(shape, truncate=False)).astype(np.float32))
         for layer in model.layers:
             layer.self_attn.rope._freqs = wavelengths
@@ -106,8 +106,8 @@ def build(shape: Shape, tensors: dict[str, Packed], rope: str) -> Model:
 
 
 def generate(model: Model, prompt: list[int], count: int) -> tuple[list[int], np.ndarray, list]:
-    """Greedy tokens through MLX's own caches. Returns prompt and tokens, logits [tokens, vocab], and the caches,
-    which have seen the last token too."""
+    """Generates greedy tokens with MLX's own caches. Returns prompt and tokens, logits [tokens, vocab], and the caches,
+    which include the last token."""
     cache = model.make_cache()
     tokens, logits = list(prompt), []
     step = tokens
@@ -136,7 +136,7 @@ def trace(model: Model, shape: Shape, tokens: list[int]) -> dict[str, np.ndarray
         h = layer.post_attention_layernorm(x)
         router = layer.mlp.router(h)
         out[at + "router_logits"] = router[0]
-        # argpartition leaves the chosen experts in no particular order.
+        # argpartition returns the chosen experts in unspecified order.
         out[at + "experts"] = mx.sort(mlx_topk(router, shape.experts_per_token)[1][0], axis=-1).astype(mx.int32)
         x = x + layer.mlp(h)
         out[at + "resid_mlp"] = x[0]
@@ -146,7 +146,7 @@ def trace(model: Model, shape: Shape, tokens: list[int]) -> dict[str, np.ndarray
 
 
 def ordered(cache, kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last `kept` positions of a cache, oldest first. A rotating cache writes round and round."""
+    """The last `kept` positions of a cache, oldest first. A rotating cache is a ring buffer."""
     keys, values = cache.keys_and_values() if hasattr(cache, "keys_and_values") else cache.state[:2]
     if hasattr(cache, "_temporal_order"):
         keys, values = cache._temporal_order(keys), cache._temporal_order(values)
@@ -156,7 +156,7 @@ def ordered(cache, kept: int) -> tuple[np.ndarray, np.ndarray]:
 def require_close(what: str, whole: np.ndarray, cached: np.ndarray) -> None:
     found = difference(whole, cached)
     if found.max > 2e-4 or found.rms > 2e-5:
-        raise AssertionError(f"{what}: cached and whole differ, rms/std {found.rms:.1e}, max/std {found.max:.1e}")
+        raise AssertionError(f"{what}: results with and without cache differ, rms/std {found.rms:.1e}, max/std {found.max:.1e}")
 
 
 def dump(gguf: Path, prompt: list[int], count: int, rope: str, out: Path, metadata: dict[str, str]) -> None:
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tokens", required=True, help="the prompt's token ids, with commas")
+    parser.add_argument("--tokens", required=True, help="token ids of the prompt, separated by commas")
     parser.add_argument("-n", type=int, default=GENERATED, help="greedy tokens to add")
     parser.add_argument("--rope", choices=ROPE_MODES, default="exact")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Random gpt-oss weights from a seed, packed and written as GGUF.
 
-The scales are chosen so that activations stay calm (greedy margins survive f32 noise) while every part
-still matters: `sensitivity.py` measures what happens to the logits when one of them is left out.
+The scales are chosen so that activations stay small (greedy margins exceed f32 noise) while every part
+affects the result: `sensitivity.py` measures the change of the logits if one part is left out.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ MXFP4 = GGMLQuantizationType.MXFP4
 
 @dataclass
 class Packed:
-    """A tensor as the file stores it: rows of bytes, or of f32."""
+    """A tensor as stored in the file: rows of bytes, or of f32."""
 
     data: np.ndarray
     qtype: GGMLQuantizationType
 
 
 def mxfp4(rng: np.random.Generator, experts: int, rows: int, columns: int, scale: int) -> Packed:
-    """Random 4-bit codes under scale bytes around `scale`, in GGUF's order: byte j holds elements j and j + 16."""
+    """Random 4-bit codes with scale bytes around `scale`, in GGUF's order: byte j has elements j and j + 16."""
     codes = rng.integers(0, 16, (experts, rows, columns // 32, 32), dtype=np.uint8)
     scales = rng.integers(scale - 1, scale + 2, (experts, rows, columns // 32, 1), dtype=np.uint8)
     nibbles = codes[..., :16] | codes[..., 16:] << 4
@@ -44,14 +44,14 @@ def vector(rng: np.random.Generator, shape: int | tuple[int, ...], std: float, m
 
 
 def expert_bias(rng: np.random.Generator, experts: int, rows: int) -> Packed:
-    """Small biases with a few large ones, which push gate and up past the clamp at 7."""
+    """Small biases with a few large ones, which take gate and up past the clamp at 7."""
     bias = rng.normal(0, 0.4, (experts, rows))
     bias += 7 * rng.choice([-1, 0, 1], p=[0.02, 0.96, 0.02], size=bias.shape)
     return Packed(bias.astype(np.float32), F32)
 
 
 def weights(case: Case, seed: int) -> tuple[np.ndarray, dict[str, Packed]]:
-    """The prompt's token ids [prompt] and every tensor of the file by name."""
+    """The token ids [prompt] of the prompt, and every tensor of the file by name."""
     rng = np.random.default_rng(seed)
     shape = case.shape
     hidden, experts, intermediate = shape.hidden, shape.experts, shape.intermediate
@@ -96,7 +96,7 @@ def weights(case: Case, seed: int) -> tuple[np.ndarray, dict[str, Packed]]:
 
 
 def write_architecture(writer: GGUFWriter, shape: Shape, context_length: int, explicit_layers: bool = False) -> None:
-    """The metadata under `gpt-oss.`; `explicit_layers` names the layers that slide."""
+    """Writes the metadata under `gpt-oss.`; with `explicit_layers` also which layers are sliding."""
     writer.add_block_count(shape.layers)
     writer.add_context_length(context_length)
     writer.add_embedding_length(shape.hidden)

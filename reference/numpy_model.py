@@ -1,6 +1,6 @@
-"""gpt-oss in float64 numpy, written from the specification alone: the whole sequence, no cache.
+"""gpt-oss in float64 numpy, written from the specification only: the whole sequence, no cache.
 
-`Variant` breaks one thing at a time, so that `sensitivity.py` can tell whether the goldens would notice.
+`Variant` introduces one bug at a time, so that `sensitivity.py` can check whether the goldens detect it.
 """
 
 import math
@@ -89,7 +89,7 @@ def swiglu(gate: np.ndarray, up: np.ndarray, clamp: bool) -> np.ndarray:
 
 
 def moe(h: np.ndarray, w: Weights, at: str, shape: Shape, variant: Variant) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mixture's output [tokens, hidden], the router's logits and the chosen experts, sorted."""
+    """The output of the mixture of experts [tokens, hidden], the router's logits, and the chosen experts, sorted."""
     logits = h @ w[at + "ffn_gate_inp.weight"].T + w[at + "ffn_gate_inp.bias"]
     chosen = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, : shape.experts_per_token], axis=1)
     best = np.take_along_axis(logits, chosen, axis=1)
@@ -112,7 +112,7 @@ def moe(h: np.ndarray, w: Weights, at: str, shape: Shape, variant: Variant) -> t
 def forward(
     shape: Shape, weights: Weights, tokens: list[int], truncate: bool, variant: Variant = Variant()
 ) -> dict[str, np.ndarray]:
-    """Everything a golden file holds, under the same names, in float64."""
+    """All tensors of a golden file, under the same names, in float64."""
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Random blocks of every quantized GGUF type, and what the `gguf` package decodes them to.
+"""Random blocks of every quantized GGUF type, and their values as decoded by the `gguf` package.
 
     python reference/quant_goldens.py
 
 writes `goldens/quants.safetensors`: for each type `<name>.packed` [bytes] u8 and `<name>.values` [values] f32. The bytes are
-random, so that every code occurs; the f16 factors go through a list that ends in the extremes.
+random, so that every code occurs; the f16 factors include subnormals, zeros, infinities and NaN.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors_file import save
 BLOCKS = 40  # of each type
 # Subnormal and largest half, both zeros, infinities, NaN.
 EXTREMES = np.array([0x0001, 0x8001, 0x03FF, 0x7BFF, 0xFBFF, 0x0000, 0x8000, 0x7C00, 0xFC00, 0x7E00], np.uint16)
-# Where a block's f16 factors are, in bytes.
+# Byte offsets of the f16 factors in a block.
 FACTORS = {
     "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2),
     "IQ4_NL": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": (),
@@ -27,7 +27,7 @@ FACTORS = {
 
 
 def blocks(name: str, rng: np.random.Generator) -> np.ndarray:
-    """[blocks, bytes of one]"""
+    """Random blocks [blocks, bytes per block]."""
     _, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
     found = rng.integers(0, 256, (BLOCKS, size), dtype=np.uint8)
     for at in FACTORS[name]:

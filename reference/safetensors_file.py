@@ -1,4 +1,4 @@
-"""Writes safetensors with a fixed byte order: the library's own writer shuffles the metadata keys."""
+"""Writes safetensors files that are the same in every run: the library's writer shuffles the metadata keys."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ DTYPES = {"float32": "F32", "float64": "F64", "int32": "I32", "uint8": "U8"}
 def save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     header: dict[str, object] = {"__metadata__": metadata}
     offset = 0
-    # Widest elements first keeps every tensor aligned to its own element size.
+    # Sorted by element size, largest first, so that every tensor is aligned to its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     for name in names:
         tensor = tensors[name]

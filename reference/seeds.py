@@ -1,4 +1,4 @@
-"""Finds a seed whose golden case is decided clearly: no greedy token and no expert set hangs on f32 noise."""
+"""Finds a seed whose golden case has clear decisions: f32 noise changes no greedy token and no set of experts."""
 
 import numpy as np
 
@@ -8,15 +8,15 @@ from gguf_read import decoded
 from models import weights
 from numpy_model import forward
 
-GREEDY_MARGIN = 0.02  # first to second logit, in standard deviations of the logits
-DISTINCT = 12  # generated tokens, so that the text is not one short loop
-ROUTER_GAP = 1e-3  # between the last expert taken and the first one left
+GREEDY_MARGIN = 0.02  # between the two largest logits, in standard deviations of the logits
+DISTINCT = 12  # least number of distinct generated tokens, so that the text is not a short loop
+ROUTER_GAP = 1e-3  # between the logits of the last chosen expert and the next one
 
 
 def router_gap(logits: np.ndarray, case: Case) -> float:
-    """The smallest gap that decides an expert set, in any row of logits [tokens, experts]."""
+    """The smallest gap between chosen and other experts, over all rows of logits [tokens, experts]."""
     if case.twins:
-        # An odd k takes whole pairs and one of the next: the order of the pairs matters up to that one.
+        # An odd k chooses whole pairs of twins and one of the next pair, so the order of the pairs matters up to that pair.
         pairs = np.sort(logits[:, ::2], axis=1)[:, ::-1]
         last = case.shape.experts_per_token // 2
         return (pairs[:, last - 1 : last + 1] - pairs[:, last : last + 2]).min()
@@ -32,7 +32,7 @@ def decided(case: Case, prompt: list[int], tensors: dict[str, np.ndarray], trunc
         last = trace["logits"][-1]
         second, first = np.sort(last)[-2:]
         token = int(np.argmax(last))
-        # A control token would let an engine stop early, as it should, and leave the rest uncompared.
+        # An engine would correctly stop at a control token, and the rest would not be compared.
         if first - second <= GREEDY_MARGIN * last.std() or token >= vocabulary.FIRST_CONTROL:
             return False
         tokens.append(token)

@@ -1,7 +1,7 @@
-"""What a bug would do to the logits: the numpy model with one thing broken, against itself.
+"""The effect of bugs on the logits: compares the numpy model with variants that have one bug each.
 
-Prints rms/std per case. A golden that did not notice a bug would be no test, so anything under 1e-3 fails,
-except where the case cannot see it.
+Prints rms/std per case. Goldens must detect each bug, so an effect below 1e-3 fails, except for known blind
+spots of a case.
 """
 
 import sys
@@ -29,7 +29,7 @@ BIASES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp", "ffn_gate
 
 
 def swapped_nibbles(weights: Weights) -> Weights:
-    """GGUF's MXFP4 bytes read in safetensors' order: low and high nibble as neighbours."""
+    """GGUF's MXFP4 bytes decoded in safetensors' order, with low and high nibble as neighbours."""
 
     def swap(tensor: np.ndarray) -> np.ndarray:
         return tensor.reshape(-1, 2, 16).swapaxes(1, 2).reshape(tensor.shape)
@@ -65,7 +65,7 @@ def main() -> None:
         print(f"{bug:22}" + "".join(f"{found[bug]:10.1e}" for found in table.values()))
         failed |= any(found[bug] < FLOOR and (name, bug) not in blind for name, found in table.items())
     if failed:
-        print(f"a bug moves the logits by less than {FLOOR} of their standard deviation")
+        print(f"a bug changes the logits by less than {FLOOR} of their standard deviation: the goldens would not detect it")
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The same weights in transformers' GptOss, eager attention and f32."""
+"""Computes logits with the same weights in transformers' GptOss, with eager attention in f32."""
 
 import numpy as np
 import torch
@@ -64,6 +64,6 @@ def build(shape: Shape, weights: dict[str, np.ndarray], truncate: bool) -> GptOs
 
 
 def logits(shape: Shape, weights: dict[str, np.ndarray], tokens: list[int], truncate: bool) -> np.ndarray:
-    """[tokens, vocab]"""
+    """Logits [tokens, vocab]."""
     with torch.no_grad():
         return build(shape, weights, truncate)(torch.tensor([tokens]), use_cache=False).logits[0].numpy()

@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's 256 printable stand-ins for bytes, printable bytes first."""
+    """GPT-2's 256 printable characters for bytes; bytes that are printable come first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

@@ -1,4 +1,4 @@
-//! Asking a model in harmony and reading its answer.
+//! Asks a model in harmony and reads its answer.
 
 use std::ops::ControlFlow;
 
@@ -10,48 +10,48 @@ use phase3_kvcache::{FinishReason, Generated, GenerationParams, Step, StopCondit
 
 use crate::model::SEQUENCE;
 
-/// A step on the way to an answer.
+/// Progress of an answer.
 pub enum Event<'a> {
-    /// That many tokens of the prompt have been read.
+    /// `done` of the prompt's `of` tokens have been read.
     Prompt { done: usize, of: usize },
     /// More of the answer.
     Delta(&'a Delta),
-    /// A token that adds nothing yet, such as one of a header.
+    /// A token without visible effect, such as one of a header.
     Silent,
 }
 
-/// What the assistant said in one turn.
+/// The assistant's messages in one turn.
 pub struct Turn {
     pub messages: Vec<Message>,
-    /// What was not as the format demands.
+    /// Deviations from the format.
     pub warnings: Vec<String>,
-    /// Whether the last message was ended, not cut off.
+    /// Whether the last message is complete, not cut off.
     pub is_complete: bool,
 }
 
 impl Turn {
-    /// What the user reads of it.
+    /// The text that is visible to the user.
     pub fn content(&self) -> String {
         let visible = self.messages.iter().filter(|message| message.is_visible());
         visible.map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n")
     }
 
-    /// The call that the turn ends with, if it was not cut off.
+    /// The call at the end of the turn, unless it was cut off.
     pub fn call(&self) -> Option<&Message> {
         self.messages.last().filter(|message| message.is_call() && self.is_complete)
     }
 }
 
-/// A model's tokenizer with harmony's control tokens.
+/// The tokenizer of a model, with harmony's control tokens.
 ///
 /// # Errors
-/// A vocabulary without them.
+/// The vocabulary lacks harmony's control tokens.
 pub fn harmony(tokenizer: &Tokenizer) -> Result<Harmony<'_>> {
-    Harmony::new(tokenizer).context("the model cannot be asked; `generate` can continue text")
+    Harmony::new(tokenizer).context("the model cannot answer questions; `generate` can continue text")
 }
 
-/// The beginning of every conversation: the system message, and the developer's if there is anything to say. `date` is the day that the
-/// model is told.
+/// The beginning of every conversation: the system message, and the developer message if it is not empty. `date` is the date in the system
+/// message.
 pub fn opening(
     effort: ReasoningEffort,
     date: &str,
@@ -69,8 +69,8 @@ pub fn opening(
     [system.message()].into_iter().chain(developer).collect()
 }
 
-/// Generates one turn after `prompt` and reads it. `history` is what the engine holds before the prompt. Stop strings end it only in
-/// what the user reads. `on_event` is called with every step, and may end the answer by breaking. The engine keeps all of it.
+/// Generates one turn after `prompt` and parses it. `history` is the tokens that the engine holds before the prompt. Stop strings apply
+/// only to visible text. `on_event` is called with every step, and can break to end the answer. All tokens stay in the engine.
 pub fn answer(
     engine: &mut dyn Engine,
     harmony: &Harmony<'_>,
@@ -80,7 +80,7 @@ pub fn answer(
     params: &GenerationParams,
     on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<(Turn, Generated)> {
-    // Refuses what it cannot look for, such as an empty string.
+    // Refuses invalid stop strings, such as an empty one.
     StopCondition::new(Vec::new(), params.stop_strings.clone())?;
     let mut parser = harmony.parser().with_functions(functions).with_stop_strings(params.stop_strings.clone());
     let params = GenerationParams { stop_strings: Vec::new(), ..params.clone() };
@@ -117,7 +117,7 @@ fn tell(
             Delta::Text(_) | Delta::Warning(_) => {}
         }
     }
-    // All are told, also if the first one is enough.
+    // All events are reported, even if the first one breaks.
     let flows: Vec<ControlFlow<()>> = deltas.iter().map(|delta| on_event(Event::Delta(delta))).collect();
     flows.into_iter().find(ControlFlow::is_break).unwrap_or(ControlFlow::Continue(()))
 }

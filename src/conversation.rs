@@ -1,4 +1,4 @@
-//! A conversation with a model: what was said, what of it the engine holds, and the file that keeps it.
+//! A conversation with a model: its messages, the tokens that the engine holds, and the session file.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,25 +16,25 @@ use crate::saved::Saved;
 pub struct Conversation<'a> {
     harmony: Harmony<'a>,
     effort: ReasoningEffort,
-    /// The day that the model is told.
+    /// The date in the system message.
     date: String,
     functions: Vec<Function>,
     messages: Vec<Message>,
-    /// Tokens that the engine holds.
+    /// The tokens that the engine holds.
     held: Vec<u32>,
     saved: Option<Saved>,
 }
 
-/// An answer, and how it came about.
+/// An answer with its statistics.
 pub struct Answer {
     pub turn: Turn,
     pub generated: Generated,
-    /// Tokens that the engine read before it.
+    /// Number of tokens that the engine read before it.
     pub prompt_tokens: usize,
 }
 
 impl<'a> Conversation<'a> {
-    /// A conversation of which no file knows.
+    /// Begins a conversation without a file.
     pub fn begin(
         harmony: Harmony<'a>,
         effort: ReasoningEffort,
@@ -46,10 +46,10 @@ impl<'a> Conversation<'a> {
         Conversation { harmony, effort, date, functions, messages, held: Vec::new(), saved: None }
     }
 
-    /// Goes on with the conversation in `file`, which keeps its own effort, instructions and functions; or begins one there.
+    /// Continues the conversation in `file`, which has its own effort, instructions and functions; or begins a new one in that file.
     ///
     /// # Errors
-    /// As [`Saved::open`], a file that holds other text, or other instructions or functions for a conversation that is under way.
+    /// As [`Saved::open`]; or the file holds plain text, or a conversation with other instructions or functions.
     pub fn in_file(
         file: &Path,
         checkpoint: &Checkpoint,
@@ -62,22 +62,19 @@ impl<'a> Conversation<'a> {
         }
         let Ok(messages) = new.harmony.parse_conversation(&tokens) else {
             bail!(
-                "{} holds text that is no conversation; `gptoss generate MODEL PROMPT --session` goes on with it",
+                "{} holds text and no conversation; continue it with `gptoss generate MODEL PROMPT --session`",
                 file.display()
             );
         };
         let asked = developer(&new.messages);
         if asked.is_some() && asked != developer(&messages) {
-            bail!(
-                "{} holds a conversation that has its instructions; it cannot go on under other --system or --tools",
-                file.display()
-            );
+            bail!("{} already has instructions; they cannot be changed with --system or --tools", file.display());
         }
         let held = tokens[..loaded.engine.length(SEQUENCE)].to_vec();
         Ok(Conversation { messages, held, saved: Some(saved), ..new })
     }
 
-    /// Forgets what was said. Without new instructions the old ones stay.
+    /// Removes all messages. Without new instructions the old ones are kept.
     pub fn reset(&mut self, instructions: Option<&str>) {
         match instructions {
             Some(text) => {
@@ -88,12 +85,12 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Says something to the assistant, or gives it the result of its call, and remembers what it says. `on_event` is called with
-    /// every step, and may end the answer by breaking. The engine is fed only what it does not hold, if it can go back to where the
-    /// prompt differs from that, as it does when earlier reasoning is left out.
+    /// Sends a message to the assistant, or the result of its call, and adds its answer to the conversation. `on_event` is called with
+    /// every step, and can break to end the answer. If the engine can go back to where the prompt differs from the tokens that it holds
+    /// (for example where earlier reasoning is left out), only the rest is fed.
     ///
     /// # Errors
-    /// A message that does not fit, which is forgotten then; or a file that cannot be written.
+    /// The message does not fit and was removed again, or the file cannot be written.
     pub fn say(
         &mut self,
         message: Message,
@@ -113,12 +110,12 @@ impl<'a> Conversation<'a> {
         let whole = self.settle(prompt, &answer, engine);
         self.held = whole[..engine.length(SEQUENCE)].to_vec();
         if let Some(saved) = &self.saved {
-            saved.write(&whole, engine).context("the conversation was not kept")?;
+            saved.write(&whole, engine).context("the conversation could not be saved")?;
         }
         Ok(answer)
     }
 
-    /// The tokens that lead to an answer, and the answer.
+    /// Generates an answer; returns the tokens of its prompt, and the answer.
     fn ask(
         &mut self,
         engine: &mut dyn Engine,
@@ -126,7 +123,7 @@ impl<'a> Conversation<'a> {
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<(Vec<u32>, Answer)> {
         let prompt = self.harmony.render_prompt(&self.messages);
-        // At least one token has to be fed.
+        // At least one token must be fed.
         let shared = common_length(&self.held, &prompt).min(prompt.len() - 1);
         if !go_back(engine, shared) {
             engine.release(SEQUENCE);
@@ -139,9 +136,8 @@ impl<'a> Conversation<'a> {
         Ok((prompt, Answer { turn, generated, prompt_tokens }))
     }
 
-    /// The tokens of the conversation so far. They are those of the messages, which differ from what the model wrote where it was
-    /// cut off, ended by a stop string or made mistakes; the engine goes back to where they differ. If it cannot, they stay what the
-    /// model wrote.
+    /// The tokens of the conversation so far: those of the rendered messages. They differ from the model's own tokens where it was cut off,
+    /// ended by a stop string or made mistakes; the engine then goes back to that point. If it cannot, the model's own tokens are kept.
     fn settle(&self, prompt: Vec<u32>, answer: &Answer, engine: &mut dyn Engine) -> Vec<u32> {
         let mut said = prompt[..prompt.len() - self.harmony.opening().len()].to_vec();
         for message in &answer.turn.messages {
@@ -153,7 +149,7 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// Has the engine forget all but the first `length` tokens. `false`, and nothing has changed, if it cannot.
+/// Shortens the engine's sequence to its first `length` tokens. Returns `false`, with nothing changed, if the engine cannot.
 fn go_back(engine: &mut dyn Engine, length: usize) -> bool {
     engine.length(SEQUENCE) == length || length > 0 && engine.truncate(SEQUENCE, length).is_ok()
 }

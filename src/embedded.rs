@@ -1,8 +1,8 @@
 //! The model inside this program.
 
-/// As a person names it.
+/// Its name on the command line.
 pub const EMBEDDED: &str = "embedded";
-/// What stands for its path.
+/// A placeholder for its path.
 pub const EMBEDDED_PATH: &str = "embedded model";
-/// A GGUF file.
+/// The contents of a GGUF file.
 pub static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/gptoss-tiny.gguf");

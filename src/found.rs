@@ -1,10 +1,10 @@
-//! Models that other programs have fetched, under their usual names.
+//! Finds models that other programs have downloaded, by their usual names.
 
 use std::path::{Path, PathBuf};
 
 use phase1_loading::locate;
 
-/// What is looked for, in the order of preference.
+/// The names to look for, in order of preference.
 const USUAL_NAMES: [&str; 13] = [
     "hf:ggml-org/gpt-oss-20b-GGUF",
     "ollama:gpt-oss:20b",
@@ -21,7 +21,7 @@ const USUAL_NAMES: [&str; 13] = [
     "lmstudio:openai/gpt-oss-120b",
 ];
 
-/// The usual names that lead to a file or folder, each of which is listed once. A name that leads to several models is left out.
+/// The usual names that resolve to a file or folder, which is listed once. A name that resolves to several models is left out.
 pub fn models() -> Vec<(&'static str, PathBuf)> {
     let mut found: Vec<(&'static str, PathBuf)> = Vec::new();
     for name in USUAL_NAMES {

@@ -1,4 +1,4 @@
-//! Ctrl-C ends the answer under way, not the program.
+//! Ctrl-C ends the current answer, not the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,15 +6,14 @@ use anyhow::{Context, Result};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C is remembered. A second one before [`clear`] ends the process, for whoever does not want to wait for
-/// the token under way.
+/// Records Ctrl-C from now on. A second one before [`clear`] ends the process, without waiting for the current token.
 pub fn catch() -> Result<()> {
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
     })
-    .context("Ctrl-C cannot be caught")
+    .context("Ctrl-C cannot be handled")
 }
 
 /// Whether Ctrl-C was pressed since the last [`clear`].

@@ -1,7 +1,7 @@
-//! A model file that shrinks while it is mapped: the system then stops whoever reads the lost pages. Instead of dying without
-//! a word, say what happened.
+//! Handles a model file that is truncated while it is mapped: reading a lost page raises SIGBUS, which would end the process without a
+//! message.
 
-/// What is said, and the status of wrong input.
+/// Prints a message and exits with the status of invalid input.
 #[cfg(unix)]
 mod on_unix {
     const MESSAGE: &[u8] =
@@ -17,14 +17,14 @@ mod on_unix {
     }
 
     pub fn catch() {
-        // SAFETY: the handler does nothing but what is allowed in one.
+        // SAFETY: the handler calls only functions that are allowed in one.
         unsafe {
             libc::signal(libc::SIGBUS, report as *const () as libc::sighandler_t);
         }
     }
 }
 
-/// Reports the loss from now on. Where the platform has no such signal, the system's own error stands.
+/// Installs the handler. Platforms without the signal report their own error.
 pub fn catch() {
     #[cfg(unix)]
     on_unix::catch();

@@ -1,7 +1,6 @@
-//! The command line: `gptoss` alone shows the engine at work and what to do next, its commands do one thing each.
+//! The command line: `gptoss` alone shows a demonstration and suggests commands; each command does one thing.
 //!
-//! Exit status: 0 done, 1 a gate or a request of a load failed, 2 the input was wrong. Results go to stdout, everything about them to
-//! stderr.
+//! Exit status: 0 done, 1 a gate failed or a request of a load test failed, 2 invalid input. Results go to stdout, messages to stderr.
 
 mod answer;
 mod args;
@@ -25,7 +24,7 @@ use clap::Parser;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    // A rasterizer without a desktop session warns about this directory on every start.
+    // Software rasterizers print a warning at every start if this directory is not set, as without a desktop session.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // A reader that closes the pipe early has seen enough.
+        // If the reader of a pipe closes it early, that is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gptoss: {error:#}");

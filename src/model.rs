@@ -1,4 +1,4 @@
-//! From a model's name to an engine that is ready to run, with a word to the person who waits.
+//! From the name of a model to an engine that is ready to run, with messages on stderr.
 
 use std::path::Path;
 
@@ -16,26 +16,26 @@ use crate::embedded::{EMBEDDED, EMBEDDED_MODEL, EMBEDDED_PATH};
 use crate::peer;
 use crate::running::Running;
 
-/// The sequence of every command that has only one.
+/// The sequence of all commands that use only one.
 pub const SEQUENCE: SequenceId = 0;
 
-/// Tokens of a conversation that a device should have room for.
+/// Tokens of a typical conversation, for which a device should have memory.
 pub const USUAL_CONTEXT: usize = 4096;
 
-/// Opens a file, or the embedded model if that is what is named and no such file exists.
+/// Opens a model; `embedded` is the embedded model, unless a file with that name exists.
 pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
         return Ok(Checkpoint::from_bytes(EMBEDDED_PATH, bytes::Bytes::from_static(EMBEDDED_MODEL))?);
     }
     let mut checkpoint = Checkpoint::open(model)?;
     if checkpoint.lacks_vocabulary() {
-        eprintln!("{}: no vocabulary is beside it; gpt-oss's own is used", checkpoint.path.display());
+        eprintln!("{}: it has no vocabulary; gpt-oss's own is used", checkpoint.path.display());
         checkpoint.use_vocabulary(synthetic::o200k_harmony, synthetic::O200K_SPECIAL);
     }
     Ok(checkpoint)
 }
 
-/// As [`open`], with what the command line overrides in the configuration.
+/// As [`open`], with the configuration overridden by flags.
 pub fn open_with(model: &Path, args: &EngineArgs) -> Result<Checkpoint> {
     let mut checkpoint = open(model)?;
     if let Some(ramp) = args.rope {
@@ -46,33 +46,33 @@ pub fn open_with(model: &Path, args: &EngineArgs) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Bytes that an engine reads instead of the head for greedy tokens, if it finds them by a shortlist.
+/// Bytes of the 4-bit copy of the head that an engine reads instead of the head in greedy decoding; `None` without a copy.
 pub fn shortlist_bytes(checkpoint: &Checkpoint, device: &ComputeDevice, args: &EngineArgs) -> Option<u64> {
     let makes_one = args.kind() == EngineKind::Flash && device.is_cpu();
     makes_one.then(|| CpuEngine::shortlist_bytes(checkpoint, args.on_cpu())).flatten()
 }
 
-/// The device that was asked for, or that suits the model.
+/// The requested device, or the one that suits the model.
 pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<ComputeDevice> {
     Ok(ComputeDevice::find(args.device, needs(checkpoint, args))?)
 }
 
-/// What the model takes on a GPU, with its cache and the scratch of a step.
+/// The model's memory on a GPU, with its cache and the scratch buffers of a step.
 fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
     planned_needs(&checkpoint.config, args, |setup| MemoryPlan::new(checkpoint, setup))
 }
 
-/// As [`needs`], of a model whose memory `plan` predicts.
+/// As [`needs`], for a model whose memory plan is `plan`.
 pub fn planned_needs(
     config: &GptOssConfig,
     args: &EngineArgs,
     plan: impl FnOnce(EngineSetup) -> MemoryPlan,
 ) -> ModelNeeds {
     let whole = config.context_length;
-    // Phase 5 makes room for a whole context when it starts; the others' caches grow.
+    // Phase 5 allocates a cache for a whole context at the start; the caches of other phases grow.
     let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
     let setup = EngineSetup {
-        // A peer makes room for itself.
+        // A peer allocates its own memory.
         phase: args.kind().phase().unwrap_or(5),
         on_gpu: true,
         cache: args.kv.unwrap_or_default(),
@@ -84,17 +84,17 @@ pub fn planned_needs(
     ModelNeeds { bytes: plan(setup).at(Place::Device), layers: config.layers() }
 }
 
-/// An engine with a model in it.
+/// An engine with a loaded model.
 pub struct LoadedModel {
     pub engine: Running,
     pub device: ComputeDevice,
     pub kind: EngineKind,
-    /// How the engine caches keys and values.
+    /// The type of the engine's KV cache.
     pub cache: CacheType,
 }
 
 impl LoadedModel {
-    /// Finds a device, says which and why, and loads the model.
+    /// Finds a device, prints it with the reason, and loads the model.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<LoadedModel> {
         if let Some(peer) = args.kind().peer() {
             let (engine, device) = peer::start(peer, checkpoint, args)?;
@@ -110,10 +110,10 @@ impl LoadedModel {
             bail!("--exact, --threads and --isa are for phase 5, --engine flash; {title} always computes in f32");
         }
         if kind != EngineKind::Flash && fast.kv_memory.is_some() {
-            bail!("--kv-memory is for phase 5, --engine flash; {title} takes what its sequences need");
+            bail!("--kv-memory is for phase 5, --engine flash; {title} allocates what its sequences need");
         }
         if kind == EngineKind::Reference && args.kv.is_some() {
-            bail!("phase 2 caches nothing; --kv is for phases 3 and 5");
+            bail!("phase 2 has no cache; --kv is for phases 3 and 5");
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
@@ -132,7 +132,7 @@ impl LoadedModel {
             }
             EngineKind::Flash => {
                 if fast.threads.is_some() || fast.isa.is_some() {
-                    bail!("--threads and --isa are for the CPU; a GPU has its own");
+                    bail!("--threads and --isa are for the CPU, not for a GPU");
                 }
                 let (exact, tuning) = (fast.exact, kept_tuning(checkpoint, &device));
                 let options = Options { kv: cache, kv_bytes: fast.kv_memory, exact, tuning, ..Options::default() };
@@ -143,13 +143,13 @@ impl LoadedModel {
         Ok(LoadedModel { engine: Running::Ours(engine), device, kind, cache })
     }
 
-    /// What this engine's steps cost at least. Phase 2 has no cache to read or write.
+    /// The cost model of this engine's steps. Phase 2 has no cache to read or write.
     pub fn costs(&self, checkpoint: &Checkpoint) -> CostModel {
         let costs = CostModel::new(checkpoint, self.cache);
         if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
-    /// A loaded model and its tokenizer, which is built beside it: for 200,000 tokens that takes longer than mapping a model.
+    /// A loaded model and its tokenizer, which are built in parallel: for 200,000 tokens the tokenizer takes longer than mapping a model.
     pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(LoadedModel, Tokenizer)> {
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| checkpoint.tokenizer());
@@ -160,7 +160,7 @@ impl LoadedModel {
     }
 }
 
-/// What `gptoss tune` found for such a model on this GPU; nothing, with a word about it, if that cannot be used.
+/// The stored result of `gptoss tune` for this model and GPU; `None`, with a message, if it cannot be used.
 fn kept_tuning(checkpoint: &Checkpoint, device: &ComputeDevice) -> Option<Tuning> {
     let directory = cache_directory();
     let kept = directory.map_or(Ok(None), |directory| TunedFor::new(checkpoint, device).read(&directory));

@@ -1,4 +1,4 @@
-//! Starting MLX and llama.cpp for a command.
+//! Starts MLX and llama.cpp for a command.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,28 +12,28 @@ use phase4_profiling::cache_directory;
 use crate::args::{EngineArgs, Room};
 use crate::embedded::{EMBEDDED_MODEL, EMBEDDED_PATH};
 
-/// Tokens that there is room for at least.
+/// The least number of tokens in the cache.
 const LEAST_ROOM: usize = 1024;
 
-/// Where peers are installed.
+/// The folder in which peers are installed.
 pub fn folder() -> Result<PathBuf> {
     Ok(cache_directory()
         .context("peers are installed in the user's cache directory, and there is no home directory")?
         .join("peers"))
 }
 
-/// Starts a peer with the model of a checkpoint, and says on what it runs.
+/// Starts a peer with the model of a checkpoint, and prints its device.
 pub fn start(peer: Peer, checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(PeerEngine, ComputeDevice)> {
     let title = peer.title();
     let fast = &args.fast;
     if args.kv.is_some() || fast.kv_memory.is_some() || fast.isa.is_some() {
-        bail!("--kv, --kv-memory and --isa are for our own engines; {title} chooses for itself");
+        bail!("--kv, --kv-memory and --isa are for gptoss's engines; {title} has its own settings");
     }
     if fast.threads.is_some() && peer == Peer::Mlx {
         bail!("{title} chooses its own number of threads");
     }
     let device = match args.device {
-        DeviceChoice::Software => bail!("{title} runs on no software rasterizer"),
+        DeviceChoice::Software => bail!("{title} does not run on a software rasterizer"),
         choice => choice.name(),
     };
     let launch = Launch::new(peer, Installation::find(peer, &folder()?)?.python);
@@ -59,7 +59,7 @@ pub fn start(peer: Peer, checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(
     Ok((engine, device))
 }
 
-/// The GPU as we see it, so that its roofline can be measured; the CPU where we see none.
+/// The GPU as gptoss sees it, so that its roofline can be measured; the CPU if gptoss sees none.
 fn on_gpu(title: &str, reason: String) -> ComputeDevice {
     let found = ComputeDevice::find(DeviceChoice::Gpu, ModelNeeds::default());
     named(found.unwrap_or_else(|_| ComputeDevice::cpu(reason.clone())), title, reason)
@@ -71,7 +71,7 @@ fn named(mut device: ComputeDevice, title: &str, reason: String) -> ComputeDevic
     device
 }
 
-/// The file or folder of a checkpoint. The model inside this program is written to the cache directory.
+/// The file or folder of a checkpoint. The embedded model is written to the cache directory.
 fn model_file(checkpoint: &Checkpoint) -> Result<PathBuf> {
     if checkpoint.path.as_os_str() != EMBEDDED_PATH {
         return Ok(checkpoint.path.clone());

@@ -1,4 +1,4 @@
-//! How much of a prompt has been read, while that takes more than one step.
+//! Shows how much of a prompt has been read, if that takes more than one step.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -9,7 +9,7 @@ pub struct PromptBar {
 }
 
 impl PromptBar {
-    /// That many tokens have been read. After the last one the bar is gone.
+    /// Shows that `done` tokens have been read. After the last token the bar disappears.
     pub fn show(&mut self, done: usize, of: usize) {
         if done == of {
             self.clear();

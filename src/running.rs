@@ -1,4 +1,4 @@
-//! An engine that was started: one of ours, or a peer in a process of its own.
+//! A started engine: one of gptoss's own, or a peer in a separate process.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -20,8 +20,8 @@ impl Running {
         }
     }
 
-    /// The most memory that was resident, mapped pages of files included: of this process since it was last asked, or of a peer's
-    /// since its start. `None` where the platform does not say.
+    /// Peak resident memory including mapped file pages: of this process since the last call, or of a peer since its start. `None` if the
+    /// platform does not report it.
     pub fn take_peak_resident_bytes(&mut self) -> Option<u64> {
         match self {
             Running::Ours(_) => process::take_peak_resident_bytes(),

@@ -1,4 +1,4 @@
-//! Text that outlives the program: `--session F`.
+//! Session files: `--session F`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,27 +8,27 @@ use phase2_forward::{BadRequest, Engine, EngineError, Snapshot};
 
 use crate::model::{LoadedModel, SEQUENCE};
 
-/// The file of a session.
+/// A session file.
 pub struct Saved {
     file: PathBuf,
-    /// What a file of this run says that it belongs to.
+    /// The properties that the file must have in common with this run.
     model: String,
     rope: String,
     cache: String,
 }
 
 impl Saved {
-    /// Opens what is in `file`, if it exists, and gives it to the engine. Returns it with the tokens so far, of which the
-    /// engine then holds the first. An engine of another kind than saved them holds none, and has to read them again.
+    /// Opens `file`, if it exists, and restores its sequence in the engine. Returns the file and its tokens, of which the engine then holds a
+    /// prefix. An engine of another kind than the one that saved the file holds none, and must read all tokens again.
     ///
     /// # Errors
-    /// An engine that saves nothing; a damaged file, or one of another model, YaRN ramp or cache type.
+    /// The engine cannot save sequences; or the file is damaged, or of another model, YaRN ramp or cache type.
     pub fn open(file: &Path, checkpoint: &Checkpoint, loaded: &mut LoadedModel) -> Result<(Saved, Vec<u32>)> {
         let title = loaded.kind.title();
         let snapshots = loaded
             .engine
             .snapshots()
-            .with_context(|| format!("{title} remembers nothing that could be saved: --session needs phase 3 or 5"))?;
+            .with_context(|| format!("{title} cannot save sequences: --session needs phase 3 or 5"))?;
         let this = Saved {
             file: file.to_owned(),
             model: checkpoint.fingerprint(),
@@ -40,14 +40,14 @@ impl Saved {
         }
         let SavedSession { header, items } = SavedSession::open(file)?;
         let SessionHeader { model, rope, cache, engine, tokens, length } = header;
-        // Before the model, whose fingerprint differs with the ramp too.
+        // Compared before the model, whose fingerprint also depends on the ramp.
         for (flag, saved, now) in [("rope", &rope, &this.rope), ("kv", &cache, &this.cache)] {
             if saved != now {
-                bail!("{} was saved with --{flag} {saved}, and this run has --{flag} {now}", file.display());
+                bail!("{} was saved with --{flag} {saved}, but this run has --{flag} {now}", file.display());
             }
         }
         if model != this.model {
-            bail!("{} was saved with another model than {}", file.display(), checkpoint.path.display());
+            bail!("{} was saved with a model other than {}", file.display(), checkpoint.path.display());
         }
         match snapshots.restore(SEQUENCE, &Snapshot { engine, length, items }) {
             Ok(()) => {}
@@ -59,14 +59,14 @@ impl Saved {
         Ok((this, tokens))
     }
 
-    /// Writes all tokens and what the engine holds of them.
+    /// Writes all tokens, and the engine's state of them.
     ///
     /// # Errors
-    /// A device that was lost, or a file that cannot be written.
+    /// The device was lost, or the file cannot be written.
     pub fn write(&self, tokens: &[u32], engine: &mut dyn Engine) -> Result<()> {
-        let snapshots = engine.snapshots().context("this engine remembers nothing that could be saved")?;
+        let snapshots = engine.snapshots().context("this engine cannot save sequences")?;
         let Snapshot { engine, length, items } = snapshots.save(SEQUENCE).with_context(|| {
-            format!("the device does not give back what it holds; {} stays as it was", self.file.display())
+            format!("the cache could not be read from the device; {} is unchanged", self.file.display())
         })?;
         let (model, rope, cache) = (self.model.clone(), self.rope.clone(), self.cache.clone());
         let header = SessionHeader { model, rope, cache, engine, tokens: tokens.to_vec(), length };

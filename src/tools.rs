@@ -1,4 +1,4 @@
-//! Functions that a file declares: `--tools F.json`.
+//! Functions declared in a file: `--tools F.json`.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,14 +10,14 @@ use serde_json::Value;
 /// Reads an array of OpenAI's tools, `{"type": "function", "function": {…}}`, or of the functions themselves.
 ///
 /// # Errors
-/// A file that cannot be read or holds anything else.
+/// The file cannot be read, or its content is invalid.
 pub fn read(file: &Path) -> Result<Vec<Function>> {
     let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
     functions(&text).with_context(|| file.display().to_string())
 }
 
 fn functions(text: &str) -> Result<Vec<Function>> {
-    let Value::Array(tools) = serde_json::from_str(text).context("no JSON")? else {
+    let Value::Array(tools) = serde_json::from_str(text).context("not JSON")? else {
         bail!("expected an array of functions");
     };
     let mut names = HashSet::new();
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn anything_else_is_refused() {
         for (text, message) in [
-            ("", "no JSON: EOF while parsing a value at line 1 column 0"),
+            ("", "not JSON: EOF while parsing a value at line 1 column 0"),
             ("{}", "expected an array of functions"),
             ("[1]", "function 0: expected a `name`"),
             (r#"[{"name": "a b"}]"#, "function 0: expected a name of letters, digits, `_`, `-` and `.`, found `a b`"),

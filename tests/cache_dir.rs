@@ -203,7 +203,7 @@ fn a_killed_server_finds_its_conversations() {
     assert!(server.metric("gptoss:restored_tokens_total") >= prompt_tokens as f64);
     // The kill may have met a file that was being written.
     let deleted: Vec<String> = server.log().into_iter().filter(|line| line.contains("deleted")).collect();
-    assert!(deleted.iter().all(|line| line.contains("never finished")), "{deleted:?}");
+    assert!(deleted.iter().all(|line| line.contains("incomplete")), "{deleted:?}");
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn a_folder_keeps_its_bound_and_belongs_to_one_server() {
         assert_eq!(output.status.code(), Some(2));
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(refused(&["--cache-dir", name]).contains("belongs to a server that runs"));
+    assert!(refused(&["--cache-dir", name]).contains("is in use by a running server"));
     assert!(refused(&["--cache-dir", name, "--no-prefix-cache"]).contains("--no-prefix-cache"));
     server.stop();
     let bytes: u64 = files(folder.path()).iter().map(|path| fs::metadata(path).expect("there").len()).sum();

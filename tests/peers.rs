@@ -85,19 +85,19 @@ fn what_peers_cannot_do_is_refused() {
     for (arguments, expected) in [
         (
             &["memory", "embedded", "--engine", "mlx"][..],
-            "2: gptoss: the memory of our own engines is planned; `gptoss bench --engine mlx` observes a peer's",
+            "2: gptoss: the memory of gptoss's engines is planned; `gptoss bench --engine mlx` observes a peer's",
         ),
         (
             &["doctor", "embedded", "--engine", "mlx"],
-            "2: gptoss: doctor plans for our own engines; without --engine it says whether MLX is installed",
+            "2: gptoss: doctor plans only for gptoss's engines; without --engine it shows whether MLX is installed",
         ),
         (
             &["profile", "embedded", "--engine", "llama.cpp"],
-            "2: gptoss: llama.cpp shows nothing of its steps; `gptoss bench` times them",
+            "2: gptoss: llama.cpp does not report its operations; `gptoss bench` times them",
         ),
         (
             &["generate", "embedded", "x", "--engine", "mlx", "--kv", "f16"],
-            "2: gptoss: --kv, --kv-memory and --isa are for our own engines; MLX chooses for itself",
+            "2: gptoss: --kv, --kv-memory and --isa are for gptoss's engines; MLX has its own settings",
         ),
         (
             &["generate", "embedded", "x", "--engine", "mlx", "--threads", "2"],
@@ -105,7 +105,7 @@ fn what_peers_cannot_do_is_refused() {
         ),
         (
             &["generate", "embedded", "x", "--engine", "llama.cpp", "--device", "software"],
-            "2: gptoss: llama.cpp runs on no software rasterizer",
+            "2: gptoss: llama.cpp does not run on a software rasterizer",
         ),
     ] {
         assert_eq!(refused(arguments), expected);

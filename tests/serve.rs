@@ -188,7 +188,7 @@ fn what_cannot_be_served_is_one_sentence() {
     assert!(message.starts_with(&format!("2: gptoss: cannot listen on 127.0.0.1:{port}: ")), "{message}");
     let empty = tempfile::NamedTempFile::new().expect("a file");
     let file = empty.path().to_str().expect("UTF-8");
-    assert_eq!(serve(&["--port", "0", "--api-key-file", file]), format!("2: gptoss: {file} holds no key"));
+    assert_eq!(serve(&["--port", "0", "--api-key-file", file]), format!("2: gptoss: {file} contains no API key"));
     assert_eq!(
         serve(&["--port", "0", "--context", "4097"]),
         "2: gptoss: --context 4097 is more than the 4096 tokens that this model was made for"
@@ -259,7 +259,7 @@ fn random_load_fails_nowhere() {
 fn bench_serve_says_why_it_measures_nothing() {
     assert_eq!(
         refusal(&["bench-serve", "https://example.org"]),
-        "2: gptoss: https is not spoken here; give the http address behind the proxy"
+        "2: gptoss: the scheme https is not supported; give the http address behind the proxy"
     );
     // Nobody listens on a port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port();
@@ -276,5 +276,5 @@ fn bench_serve_says_why_it_measures_nothing() {
     );
     let long = ["--api-key", "sesame", "--prompt", "5000", "--clients", "1", "--requests", "1"];
     let message = refusal(&[&["bench-serve", url.as_str()][..], &long].concat());
-    assert!(message.starts_with("2: gptoss: no request was answered: 400: This model's maximum context"), "{message}");
+    assert!(message.starts_with("2: gptoss: every request failed: 400: This model's maximum context"), "{message}");
 }

@@ -1,4 +1,4 @@
-//! A GGUF file: the header, and every row of what opens.
+//! A GGUF file: its header and, if it opens, every row.
 #![no_main]
 
 use bytes::Bytes;

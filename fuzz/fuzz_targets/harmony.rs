@@ -1,7 +1,7 @@
-//! The parser of what a model generates. The property is that of harmony's example `fuzz_harmony`.
+//! The parser of generated tokens. The property is shared with harmony's example `fuzz_harmony`.
 #![no_main]
 
-#[expect(dead_code, reason = "the example makes streams of its own")]
+#[expect(dead_code, reason = "used only by the example, which generates streams")]
 #[path = "../../harmony/examples/fuzz_harmony/property.rs"]
 mod property;
 

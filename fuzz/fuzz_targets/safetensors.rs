@@ -1,4 +1,4 @@
-//! A folder whose only weights file is the input; everything else is valid, once in mlx-lm's words and once in OpenAI's.
+//! A folder whose only weights file is the input; its other files are valid, once in mlx-lm's layout and once in OpenAI's.
 #![no_main]
 
 use std::collections::BTreeMap;

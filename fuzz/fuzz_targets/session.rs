@@ -1,4 +1,4 @@
-//! A session file. Wrong checksums are put right, so that what lies behind them is read.
+//! A session file. Wrong checksums are corrected, so that the content is parsed.
 #![no_main]
 
 use std::path::Path;

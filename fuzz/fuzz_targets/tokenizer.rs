@@ -1,4 +1,4 @@
-//! The text files of a folder: after a first byte that says which, the input is `config.json` or `tokenizer.json`.
+//! The text files of a folder: the first byte selects one, and the rest of the input is `config.json` or `tokenizer.json`.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ static VALID: LazyLock<BTreeMap<String, Bytes>> = LazyLock::new(|| {
     BTreeMap::from([
         file("config.json", include_bytes!("../../reference/goldens/folders/mlx-q8/config.json")),
         file("tokenizer.json", include_bytes!("../../reference/goldens/folders/mlx-q8/tokenizer.json")),
-        // Where a folder whose configuration is OpenAI's looks.
+        // The place of the tokenizer for a configuration in OpenAI's layout.
         file("../tokenizer.json", include_bytes!("../../reference/goldens/folders/mlx-q8/tokenizer.json")),
         file("model.safetensors", include_bytes!("../../reference/goldens/folders/mlx-q8/model.safetensors")),
     ])

@@ -1,7 +1,7 @@
-//! The tools that GPT-OSS knows from its training. Names, arguments and the form of citations are what it was trained with; the
-//! sentences around them are ours.
+//! The tools that GPT-OSS was trained to use. Names, arguments and the form of citations are those of the training; the descriptions are
+//! this project's.
 
-/// Search results, pages and matches come back from whoever runs the conversation, each with a cursor in brackets.
+/// Search results, pages and matches are returned by the program that runs the conversation, each with a cursor in brackets.
 pub const BROWSER: &str = "\
 ## browser
 
@@ -37,7 +37,7 @@ cursor?: number, // default: -1
 
 } // namespace browser";
 
-/// Code goes to `python` in the channel `analysis`, as it is.
+/// Code for `python` is sent in the channel `analysis`, as plain text.
 pub const PYTHON: &str = "\
 ## python
 

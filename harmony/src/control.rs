@@ -2,7 +2,7 @@
 
 use phase1_loading::Tokenizer;
 
-/// A vocabulary that harmony cannot be written in.
+/// The vocabulary lacks a control token of harmony.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the vocabulary lacks the control token {name} of harmony")]
 pub struct MissingControlToken {
@@ -11,13 +11,13 @@ pub struct MissingControlToken {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Control {
-    /// Begins a message: its role follows.
+    /// Begins a message; the role follows.
     Start,
-    /// In a header: the channel follows.
+    /// In a header; the channel follows.
     Channel,
-    /// In a header: the content type follows.
+    /// In a header; the content type follows.
     Constrain,
-    /// Ends a header: the content follows.
+    /// Ends a header; the content follows.
     Message,
     /// Ends a message.
     End,
@@ -51,7 +51,7 @@ impl Control {
     }
 }
 
-/// Their ids in a vocabulary.
+/// The ids of the control tokens in a vocabulary.
 #[derive(Clone, Copy)]
 pub(crate) struct ControlTokens([u32; Control::ALL.len()]);
 
@@ -74,7 +74,7 @@ impl ControlTokens {
     }
 }
 
-/// A tokenizer and its control tokens of harmony.
+/// A tokenizer with harmony's control tokens.
 #[derive(Clone, Copy)]
 pub struct Harmony<'a> {
     tokenizer: &'a Tokenizer,
@@ -83,7 +83,7 @@ pub struct Harmony<'a> {
 
 impl<'a> Harmony<'a> {
     /// # Errors
-    /// A vocabulary without one of harmony's control tokens.
+    /// The vocabulary lacks a control token of harmony.
     pub fn new(tokenizer: &'a Tokenizer) -> Result<Harmony<'a>, MissingControlToken> {
         Ok(Harmony { tokenizer, control: ControlTokens::new(tokenizer)? })
     }

@@ -1,19 +1,19 @@
-//! A conversation's tokens back to its messages.
+//! Parses the tokens of a conversation back to its messages.
 
 use crate::control::{Control, Harmony};
 use crate::message::Message;
 use crate::parse::Parser;
 
-/// Tokens that are no conversation.
+/// The tokens are not a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the tokens do not begin with <|start|>, as a message does")]
+#[error("the tokens are not a conversation: they do not begin with <|start|>")]
 pub struct NotAConversation;
 
 impl Harmony<'_> {
-    /// Reads what was rendered and what a model wrote after it, the last message as far as it goes.
+    /// Parses a rendered conversation and the model's continuation. The last message may be incomplete.
     ///
     /// # Errors
-    /// Tokens that do not begin with a message.
+    /// The tokens do not begin with a message.
     pub fn parse_conversation(&self, tokens: &[u32]) -> Result<Vec<Message>, NotAConversation> {
         let rest = tokens.strip_prefix(&[self.control.id(Control::Start)]).ok_or(NotAConversation)?;
         let mut parser = Parser::of_conversation(*self);

@@ -1,7 +1,7 @@
-//! What stands between `<|start|>` and `<|message|>`: who speaks to whom, in which channel, and what kind of content follows.
+//! The header between `<|start|>` and `<|message|>`: author, recipient, channel and content type of a message.
 //!
-//! Well-formed are `AUTHOR to=RECIPIENT<|channel|>CHANNEL TYPE` and, with the recipient behind the channel,
-//! `AUTHOR<|channel|>CHANNEL to=RECIPIENT <|constrain|>TYPE`. Models also write all that lies between, and worse.
+//! Well-formed headers are `AUTHOR to=RECIPIENT<|channel|>CHANNEL TYPE` and, with the recipient after the channel,
+//! `AUTHOR<|channel|>CHANNEL to=RECIPIENT <|constrain|>TYPE`. Models also write mixtures of the two and malformed headers.
 
 use crate::control::Control;
 use crate::message::{Message, Role};
@@ -10,21 +10,21 @@ use crate::message::{Message, Role};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     pub role: Role,
-    /// Of a tool or a person.
+    /// Name of a tool or a person.
     pub name: Option<String>,
-    /// Who is spoken to; `None` for the user, and for everybody.
+    /// The recipient; `None` for the user and for `all`.
     pub recipient: Option<String>,
     pub channel: Option<String>,
-    /// `<|constrain|>` in front stands for the control token.
+    /// A leading `<|constrain|>` stands for the control token.
     pub content_type: Option<String>,
 }
 
 impl Header {
-    /// Of words that the assistant wrote without a header.
+    /// The header of words that the assistant wrote without one.
     pub(crate) const BARE: Header =
         Header { role: Role::Assistant, name: None, recipient: None, channel: None, content_type: None };
 
-    /// The message of this header, before anything is said in it.
+    /// An empty message with this header.
     pub(crate) fn message(&self) -> Message {
         let Header { role, name, recipient, channel, content_type } = self.clone();
         Message { role, name, recipient, channel, content_type, content: String::new() }
@@ -34,30 +34,30 @@ impl Header {
 const CHANNELS: [&str; 3] = ["analysis", "commentary", "final"];
 const CONTENT_TYPES: [&str; 2] = ["json", "code"];
 
-/// How a header came to be.
+/// How a header began.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Opening {
-    /// `<|start|>` and the role stand before the first token.
+    /// `<|start|>` and the role precede the first token.
     Given,
-    /// By `<|start|>`: the role follows.
+    /// With `<|start|>`; the role follows.
     Start,
-    /// A message has ended and no `<|start|>` came: the role is left out.
+    /// A message ended and no `<|start|>` followed: the role is missing.
     Missing,
 }
 
-/// The text of a header as it comes in, cut where control tokens stand.
+/// The text of a header, split at its control tokens, as it arrives.
 pub(crate) struct HeaderText {
     opening: Opening,
-    /// Behind `<|start|>`.
+    /// Text after `<|start|>`.
     author: String,
-    /// Behind each `<|channel|>` and `<|constrain|>`.
+    /// Text after each `<|channel|>` and `<|constrain|>`.
     parts: Vec<(Control, String)>,
 }
 
-/// A header as it was meant.
+/// The most likely meaning of a header.
 pub(crate) struct Reading {
     pub header: Header,
-    /// Whether it was not written as the format demands.
+    /// Whether the header was malformed.
     pub odd: bool,
 }
 
@@ -73,38 +73,38 @@ impl HeaderText {
         }
     }
 
-    /// Begins a part: `<|channel|>` or `<|constrain|>`.
+    /// Begins a part after `<|channel|>` or `<|constrain|>`.
     pub fn divide(&mut self, control: Control) {
         self.parts.push((control, String::new()));
     }
 
-    /// Whether nothing has come yet.
+    /// Whether the header has no text or parts yet.
     pub fn is_empty(&self) -> bool {
         self.author.is_empty() && self.parts.is_empty()
     }
 
-    /// Whether `<|start|>` stands before it.
+    /// Whether it begins with `<|start|>`.
     pub fn has_start(&self) -> bool {
         self.opening != Opening::Missing
     }
 
-    /// Whether it came without its `<|start|>` and has not said more than white space.
+    /// Whether it has no `<|start|>` and consists only of white space.
     pub fn is_blank_between_messages(&self) -> bool {
         self.opening != Opening::Start && self.parts.is_empty() && self.author.trim().is_empty()
     }
 
-    /// Whether this is no header but something that the assistant says: words without `<|start|>` that belong in no header.
+    /// Whether the text is not a header but content: words without `<|start|>` that occur in no header.
     pub fn is_speech(&self) -> bool {
         self.opening != Opening::Start && self.parts.is_empty() && !may_begin_header(&self.author)
     }
 
-    /// The header as it was written.
+    /// The header as the model wrote it.
     pub fn raw(&self) -> String {
         let parts = self.parts.iter().map(|(control, text)| format!("{}{text}", control.name()));
         self.author.clone() + &parts.collect::<String>()
     }
 
-    /// Reads the header. `declared` are names of functions, which help where a name is run into something else.
+    /// Interprets the header. `declared` are names of functions, used to separate a name from text that was joined to it.
     pub fn read(&self, declared: &[String]) -> Reading {
         let mut reader = Reader { odd: self.opening == Opening::Missing, ..Reader::default() };
         reader.author(&self.author, self.opening);
@@ -117,8 +117,8 @@ impl HeaderText {
         reader.finish(declared)
     }
 
-    /// What a header that never came to its `<|message|>` says beyond a header, and where. Without an end the last word may lack
-    /// its rest.
+    /// The content in a header without a `<|message|>`, with the header it implies. If the stream has not ended, the last word may be
+    /// incomplete.
     pub fn speech(&self, has_ended: bool) -> Option<(Header, String)> {
         let (channel, text) = match self.parts.last() {
             None => (None, self.behind_role()),
@@ -143,14 +143,14 @@ impl HeaderText {
         Some((Header { role, channel, ..Header::BARE }, text.to_owned()))
     }
 
-    /// The role that is written. Any other word would be a tool's name, which is not expected here.
+    /// The written role. Any other word would be the name of a tool, which is not expected here.
     fn role(&self) -> Option<Role> {
         let is_written = self.opening == Opening::Start;
         let role = is_written.then(|| author(split_word(&self.author).0).0);
         role.filter(|&role| role != Role::Tool)
     }
 
-    /// The text behind the role, or all of it.
+    /// The text after the role, or the whole text.
     fn behind_role(&self) -> &str {
         match self.role() {
             Some(_) => split_word(&self.author).1,
@@ -159,7 +159,7 @@ impl HeaderText {
     }
 }
 
-/// Whether words behind `<|start|>assistant` may still become a header.
+/// Whether words after `<|start|>assistant` can still become a header.
 fn may_begin_header(text: &str) -> bool {
     let is_whole = text.ends_with(char::is_whitespace);
     let mut words = text.split_whitespace().peekable();
@@ -176,13 +176,13 @@ fn may_begin_header(text: &str) -> bool {
     true
 }
 
-/// The first word of a text and what follows it.
+/// The first word of a text, and the rest.
 fn split_word(text: &str) -> (&str, &str) {
     let text = text.trim_start();
     text.split_at(text.find(char::is_whitespace).unwrap_or(text.len()))
 }
 
-/// A role or, for anything else, a tool of that name.
+/// A role; any other word is the name of a tool.
 fn author(word: &str) -> (Role, Option<String>) {
     let (name, person) = match word.split_once(':') {
         Some((role, person)) => (role, Some(person.to_owned())),
@@ -194,7 +194,7 @@ fn author(word: &str) -> (Role, Option<String>) {
     }
 }
 
-/// A header while its words are read.
+/// The fields of a header while it is interpreted.
 #[derive(Default)]
 struct Reader {
     author: Option<(Role, Option<String>)>,
@@ -206,7 +206,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Takes recipients out of a part and returns its other words.
+    /// Extracts recipients from a part and returns the other words.
     fn words<'t>(&mut self, text: &'t str) -> Vec<&'t str> {
         let mut others = Vec::new();
         let mut words = text.split_whitespace();
@@ -251,7 +251,7 @@ impl Reader {
         }
     }
 
-    /// `CHANNEL TYPE`. A channel that is no known one is taken for the one it contains.
+    /// `CHANNEL TYPE`. An unknown word that contains a channel's name is read as that channel.
     fn channel(&mut self, text: &str) {
         let words = self.words(text);
         self.odd |= self.channel.is_some();
@@ -273,7 +273,7 @@ impl Reader {
         }
     }
 
-    /// Of several channels the last known one counts.
+    /// If there are several channels, the last known one wins.
     fn set_channel(&mut self, channel: &str, is_known: bool) {
         if is_known || !self.channel_is_known {
             self.channel = Some(channel.to_owned());
@@ -281,7 +281,7 @@ impl Reader {
         }
     }
 
-    /// The content type behind `<|constrain|>`.
+    /// The content type after `<|constrain|>`.
     fn constrained(&mut self, text: &str) {
         let words = self.words(text);
         self.odd |= words.is_empty();
@@ -293,7 +293,7 @@ impl Reader {
         }
     }
 
-    /// A content type without `<|constrain|>`. Other words than the usual ones may be anything.
+    /// A content type without `<|constrain|>`. Unusual words are accepted, but make the header odd.
     fn plain_kind(&mut self, word: &str) {
         self.odd |= !CONTENT_TYPES.contains(&word);
         self.kind(word.to_owned());
@@ -320,14 +320,14 @@ impl Reader {
         let Some(recipient) = &self.recipient else { return };
         let is_declared = |name: &str| declared.iter().any(|declared| declared == name);
         let prefixed = |name: &str| format!("functions.{name}");
-        // What it says to itself and to the user is no call.
+        // Messages to itself, to the user or to all are not calls.
         if matches!(recipient.as_str(), "assistant" | "user" | "all") {
             self.odd |= recipient != "all";
             self.recipient = None;
             return;
         }
         let name = recipient.strip_prefix("functions.").unwrap_or(recipient);
-        // The content type ran into the name.
+        // The content type was joined to the name.
         if self.content_type.is_none() && !is_declared(name) {
             let cut = name.strip_suffix("json").filter(|cut| is_declared(cut));
             if let Some(cut) = cut {

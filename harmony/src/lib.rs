@@ -1,8 +1,7 @@
-//! Harmony: the format in which GPT-OSS holds a conversation.
+//! Harmony: the conversation format of GPT-OSS.
 //!
-//! [`Harmony`] renders messages as tokens; [`Parser`] reads what a model answers, token by token. Models make mistakes in this
-//! format, so the parser never fails: all text ends up in a message of the channel it was written to, or in a warning that
-//! quotes it.
+//! [`Harmony`] renders messages as tokens; [`Parser`] reads a model's output token by token. Models make mistakes in this format, so the
+//! parser never fails: all text ends up in a message, with the channel that the model gave it, or is quoted in a warning.
 //!
 //! Format: <https://cookbook.openai.com/articles/openai-harmony>. Rendering equals the `openai-harmony` package token for token,
 //! except where [`DeveloperPrompt`] says otherwise. This crate never runs a model.

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     System,
     Developer,
     User,
     Assistant,
-    /// A function or a built-in tool; the message's name says which.
+    /// A function or a built-in tool, named by the message's name.
     Tool,
 }
 
@@ -31,19 +31,19 @@ impl Role {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub role: Role,
-    /// Of a tool, such as `functions.get_weather`, or of a person.
+    /// Name of a tool, such as `functions.get_weather`, or of a person.
     pub name: Option<String>,
-    /// Who is spoken to: `functions.get_weather`, `python` or `browser.search` in a call, `assistant` in its result.
+    /// The recipient: `functions.get_weather`, `python` or `browser.search` for a call, `assistant` for its result.
     pub recipient: Option<String>,
     /// `analysis`, `commentary` or `final`; only assistants and tools have one.
     pub channel: Option<String>,
-    /// Such as `json`. `<|constrain|>` in front stands for the control token.
+    /// Content type, such as `json`. A leading `<|constrain|>` stands for the control token.
     pub content_type: Option<String>,
     pub content: String,
 }
 
 impl Message {
-    /// A message with nothing but a role and content.
+    /// A message with only a role and content.
     pub fn new(role: Role, content: impl Into<String>) -> Message {
         Message { role, name: None, recipient: None, channel: None, content_type: None, content: content.into() }
     }
@@ -52,12 +52,12 @@ impl Message {
         Self::new(Role::User, content)
     }
 
-    /// What the assistant said in a channel.
+    /// A message of the assistant in a channel.
     pub fn assistant(channel: impl Into<String>, content: impl Into<String>) -> Message {
         Message { channel: Some(channel.into()), ..Self::new(Role::Assistant, content) }
     }
 
-    /// The assistant's call of a function, with its arguments as JSON.
+    /// A call of a function by the assistant, with JSON arguments.
     pub fn call(function: &str, arguments: impl Into<String>) -> Message {
         Message {
             recipient: Some(format!("functions.{function}")),
@@ -66,7 +66,7 @@ impl Message {
         }
     }
 
-    /// What a function gave back.
+    /// The result of a function.
     pub fn tool_result(function: &str, content: impl Into<String>) -> Message {
         Message {
             name: Some(format!("functions.{function}")),
@@ -76,7 +76,7 @@ impl Message {
         }
     }
 
-    /// What the recipient of `call` gave back. Built-in tools answer in the channel of their call.
+    /// The result of `call`. Built-in tools answer in the channel of their call.
     pub fn result_of(call: &Message, content: impl Into<String>) -> Message {
         if let Some(function) = call.function() {
             return Self::tool_result(function, content);
@@ -89,12 +89,12 @@ impl Message {
         }
     }
 
-    /// Whether the assistant calls something.
+    /// Whether this is a call by the assistant.
     pub fn is_call(&self) -> bool {
         self.role == Role::Assistant && self.recipient.is_some()
     }
 
-    /// The name of the function that the assistant calls; `None` for anything else, calls of built-in tools included.
+    /// The name of the function that the assistant calls; `None` for anything else, including calls of built-in tools.
     pub fn function(&self) -> Option<&str> {
         let recipient = self.recipient.as_deref().filter(|_| self.role == Role::Assistant);
         recipient?.strip_prefix("functions.")

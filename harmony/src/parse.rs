@@ -1,4 +1,4 @@
-//! Generated tokens to messages, one token at a time.
+//! Parses generated tokens to messages, one token at a time.
 
 use std::mem::{replace, take};
 
@@ -9,30 +9,30 @@ use crate::header::{Header, HeaderText, Opening};
 use crate::message::{Message, Role};
 use crate::prompt::Function;
 
-/// What a token adds.
+/// The effect of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delta {
     /// A message begins.
     Begin(Header),
-    /// More of the message that was begun.
+    /// More content of the message that was begun.
     Text(String),
-    /// The message ends; if not complete, without the control token that ends one.
+    /// The message ends. If it is not complete, it has no control token at its end.
     End { complete: bool },
-    /// Something was not as the format demands. Text that belongs in no message is quoted here.
+    /// A deviation from the format. Quotes text that belongs to no message.
     Warning(String),
 }
 
-/// Reads a turn of the assistant, from behind `<|start|>assistant` on.
+/// Parses a turn of the assistant, beginning after `<|start|>assistant`.
 ///
-/// It never fails. Text stays in the channel that it was written to, and half a character is held back until the rest of it comes.
-/// A message has no channel if the model gave it none; an unknown channel is kept as it is. Each oddity is one warning.
+/// It never fails. Text is kept in the channel that the model gave it, and an incomplete character is held back until its remaining bytes
+/// arrive. A message without a channel has none; an unknown channel is kept. Each deviation gives one warning.
 pub struct Parser<'a> {
     harmony: Harmony<'a>,
-    /// Whether a model wrote all of it. Otherwise anybody may speak, and turn follows turn.
+    /// Whether the tokens are one turn of the model. Otherwise they are a conversation, with several authors and turns.
     is_turn: bool,
-    /// Names of functions that may be called, if they are known.
+    /// Names of the declared functions, if known.
     functions: Vec<String>,
-    /// Tokens other than harmony's after which a model says nothing more.
+    /// Tokens other than harmony's that end the turn.
     ends: Vec<u32>,
     stop: StopStrings,
     stream: TextStream,
@@ -41,7 +41,7 @@ pub struct Parser<'a> {
     warnings: Vec<String>,
     stop_string: Option<String>,
     has_ended: bool,
-    /// Whether more came after the end, which is worth one warning.
+    /// Whether tokens followed the end; they give a single warning.
     goes_on: bool,
     is_finished: bool,
 }
@@ -53,14 +53,14 @@ enum State {
 }
 
 impl<'a> Harmony<'a> {
-    /// Reads what a model generates after [`Harmony::render_prompt`].
+    /// A parser for what a model generates after [`Harmony::render_prompt`].
     pub fn parser(&self) -> Parser<'a> {
         Parser::new(*self, true, Opening::Given)
     }
 }
 
 impl<'a> Parser<'a> {
-    /// For a whole conversation, from behind its first `<|start|>` on.
+    /// A parser for a whole conversation, beginning after its first `<|start|>`.
     pub(crate) fn of_conversation(harmony: Harmony<'a>) -> Parser<'a> {
         Self::new(harmony, false, Opening::Start)
     }
@@ -68,7 +68,7 @@ impl<'a> Parser<'a> {
     fn new(harmony: Harmony<'a>, is_turn: bool, opening: Opening) -> Parser<'a> {
         let tokenizer = harmony.tokenizer();
         let is_control = |token: u32| tokenizer.control(&tokenizer.decode(&[token])) == Some(token);
-        // Text from outside may hold any token that is not a control token.
+        // Untrusted text may contain any token that is not a control token, so that only control tokens end a conversation.
         let ends = tokenizer.stops().iter().copied().filter(|&token| is_turn || is_control(token));
         Parser {
             harmony,
@@ -87,21 +87,20 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Names the functions that were declared. A call of `fjson` or of bare `f` is then a call of `functions.f`, if there is such
-    /// a function.
+    /// Sets the declared functions. If `f` is declared, calls of `fjson` or plain `f` are read as calls of `functions.f`.
     pub fn with_functions(mut self, functions: &[Function]) -> Parser<'a> {
         self.functions = functions.iter().map(|function| function.name.clone()).collect();
         self
     }
 
-    /// Ends the turn before any of `strings` in text that the user reads: final answers and preambles, but not reasoning, calls or
-    /// headers. Empty strings are ignored.
+    /// Ends the turn before any of `strings` in visible text: final answers and preambles, but not reasoning, calls or headers. Empty
+    /// strings are ignored.
     pub fn with_stop_strings(mut self, strings: Vec<String>) -> Parser<'a> {
         self.stop = StopStrings::new(strings);
         self
     }
 
-    /// Takes the next token. Nothing is taken any more after a stop string.
+    /// Parses the next token. Tokens after a stop string are ignored.
     pub fn push(&mut self, token: u32) -> Vec<Delta> {
         let mut out = Vec::new();
         if self.stop_string.is_some() {
@@ -129,7 +128,7 @@ impl<'a> Parser<'a> {
         out
     }
 
-    /// Ends the turn: whatever was under way is kept.
+    /// Ends the turn. An incomplete message is kept.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut out = Vec::new();
         if replace(&mut self.is_finished, true) || self.stop_string.is_some() {
@@ -148,7 +147,7 @@ impl<'a> Parser<'a> {
         out
     }
 
-    /// All messages so far, that under way among them.
+    /// All messages so far, including an incomplete one.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
@@ -157,7 +156,7 @@ impl<'a> Parser<'a> {
         &self.warnings
     }
 
-    /// The header of the message under way.
+    /// The header of the open message.
     pub fn open_header(&self) -> Option<&Header> {
         match &self.state {
             State::Body(header) => Some(header),
@@ -165,7 +164,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Whether the model, or a stop string, has ended the turn.
+    /// Whether the model or a stop string has ended the turn.
     pub fn has_ended(&self) -> bool {
         self.has_ended
     }
@@ -182,11 +181,11 @@ impl<'a> Parser<'a> {
 
     fn check_end(&mut self, out: &mut Vec<Delta>) {
         if self.is_turn && self.has_ended && !replace(&mut self.goes_on, true) {
-            self.warn("the turn goes on after its end".into(), out);
+            self.warn("tokens after the end of the turn".into(), out);
         }
     }
 
-    /// Text that waits for the rest of a character will not get it.
+    /// Releases held-back bytes of a character that will not be completed.
     fn flush(&mut self, out: &mut Vec<Delta>) {
         let rest = take(&mut self.stream).finish();
         self.text(rest, out);
@@ -217,7 +216,7 @@ impl<'a> Parser<'a> {
                 State::Header(header) => {
                     let (reading, raw) = (header.read(&self.functions), header.raw());
                     if reading.odd || self.is_turn && reading.header.role != Role::Assistant {
-                        self.warn(format!("`{raw}` as a header"), out);
+                        self.warn(format!("malformed header `{raw}`"), out);
                     }
                     self.begin(reading.header, out);
                 }
@@ -257,8 +256,8 @@ impl<'a> Parser<'a> {
             State::Body(header) => {
                 let is_call = header.role == Role::Assistant && header.recipient.is_some();
                 if is_call != (control == Control::Call) {
-                    let what = if is_call { "a call" } else { "a message that is no call" };
-                    self.warn(format!("{} behind {what}", control.name()), out);
+                    let what = if is_call { "a call" } else { "a message that is not a call" };
+                    self.warn(format!("{} at the end of {what}", control.name()), out);
                 }
                 self.close(true, out);
             }
@@ -271,10 +270,10 @@ impl<'a> Parser<'a> {
         self.has_ended |= control != Control::End;
     }
 
-    /// A token that ends all text, where harmony has its own.
+    /// A token that ends generation, but is not one of harmony's.
     fn end_of_text(&mut self, token: u32, out: &mut Vec<Delta>) {
         let name = self.harmony.tokenizer().decode(&[token]);
-        self.warn(format!("{name} as the end"), out);
+        self.warn(format!("the turn ends with {name}"), out);
         match &self.state {
             State::Body(_) => self.close(true, out),
             State::Header(header) if header.is_blank_between_messages() => {}
@@ -289,7 +288,7 @@ impl<'a> Parser<'a> {
         self.state = State::Body(header);
     }
 
-    /// Adds text to the message under way.
+    /// Adds text to the open message.
     fn say(&mut self, text: String, out: &mut Vec<Delta>) {
         let is_visible = self.open_header().is_some_and(Header::is_visible);
         let (text, stop) = if is_visible { self.stop.push(&text) } else { (text, None) };
@@ -308,7 +307,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Ends the message under way.
+    /// Ends the open message.
     fn close(&mut self, complete: bool, out: &mut Vec<Delta>) {
         let held = self.stop.finish();
         self.add(held, out);
@@ -316,15 +315,15 @@ impl<'a> Parser<'a> {
         self.state = State::Header(HeaderText::new(Opening::Missing));
     }
 
-    /// Leaves a header that never came to its `<|message|>`. What it says beyond a header becomes a message.
+    /// Drops a header that did not reach its `<|message|>`. Content in it becomes a message.
     fn abandon(&mut self, complete: bool, out: &mut Vec<Delta>) {
         let State::Header(header) = &mut self.state else { return };
         let header = replace(header, HeaderText::new(Opening::Missing));
-        self.warn(format!("`{}` as a header without a message", header.raw()), out);
+        self.warn(format!("header `{}` without a message", header.raw()), out);
         if let Some((header, text)) = header.speech(complete) {
             self.begin(header, out);
             self.say(text, out);
-            // A stop string has closed it already.
+            // A stop string may have closed the message already.
             if self.open_header().is_some() {
                 self.close(complete, out);
             }

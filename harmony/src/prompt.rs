@@ -1,4 +1,4 @@
-//! What stands before the first question: the system message and the developer's.
+//! The messages before the first question: system and developer message.
 
 use serde_json::Value;
 
@@ -6,19 +6,19 @@ use crate::builtin;
 use crate::message::{Message, ReasoningEffort, Role};
 use crate::schema;
 
-/// The system message that GPT-OSS was trained with. A part that is `None` is left out.
+/// The system message, in the form that GPT-OSS was trained with. Parts that are `None` are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SystemPrompt {
     pub identity: Option<String>,
     pub knowledge_cutoff: Option<String>,
-    /// `YYYY-MM-DD`. Keep it through a conversation, or its beginning changes at midnight.
+    /// `YYYY-MM-DD`. Use the same date throughout a conversation; a new date changes the beginning of the prompt.
     pub date: Option<String>,
     pub effort: ReasoningEffort,
     /// Whether the model may search and read the web.
     pub browser: bool,
     /// Whether the model may run Python while it thinks.
     pub python: bool,
-    /// Whether a developer message declares functions.
+    /// Whether the developer message declares functions.
     pub functions: bool,
 }
 
@@ -65,14 +65,14 @@ impl SystemPrompt {
 /// A function that the model may call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// Without `functions.` in front.
+    /// Without the prefix `functions.`.
     pub name: String,
     pub description: Option<String>,
-    /// A JSON schema, usually of an object; `None` if it takes nothing.
+    /// A JSON schema, usually of an object; `None` for a function without parameters.
     pub parameters: Option<Value>,
 }
 
-/// A form that the final answer may have to take.
+/// A format that the final answer can be required to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseFormat {
     pub name: String,
@@ -80,12 +80,12 @@ pub struct ResponseFormat {
     pub schema: Value,
 }
 
-/// The developer message: instructions, functions as TypeScript types, and formats of answers.
+/// The developer message: instructions, functions as TypeScript types, and response formats.
 ///
-/// Functions are written as `openai-harmony` 0.0.8 does, character for character, with these exceptions, in which that package
-/// loses what a schema says: every line of a comment is one, `anyOf` is a union, `null` is a type, a `$ref` into the schema
-/// stands for what it names, a type that has the word `null` in it may still be `nullable`, and a property's description stays where
-/// its first variant repeats it.
+/// Functions are written as `openai-harmony` 0.0.8 does, character for character, except where that package loses information of the
+/// schema: all lines of a description are comment lines, `anyOf` is a union, `null` is a type, a `$ref` inside the schema is replaced by
+/// its target, a type that contains the word `null` can still be `nullable`, and the description of a property is kept even if its first
+/// variant repeats it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeveloperPrompt {
     pub instructions: Option<String>,
@@ -94,7 +94,7 @@ pub struct DeveloperPrompt {
 }
 
 impl DeveloperPrompt {
-    /// Whether there is nothing to say. Leave the message out then.
+    /// Whether the message would be empty. It should then be left out.
     pub fn is_empty(&self) -> bool {
         self.instructions.is_none() && self.functions.is_empty() && self.response_formats.is_empty()
     }
@@ -118,7 +118,7 @@ impl DeveloperPrompt {
 }
 
 impl Function {
-    /// `type NAME = (_: PARAMETERS) => any;`, under its description.
+    /// `type NAME = (_: PARAMETERS) => any;`, preceded by its description.
     fn declaration(&self) -> String {
         let parameters = self.parameters.as_ref().filter(|schema| !schema.is_null());
         let arguments = parameters.map_or(String::new(), |schema| format!("_: {}", schema::typescript(schema)));
@@ -128,7 +128,7 @@ impl Function {
 }
 
 impl ResponseFormat {
-    /// The schema on one line, under the name and the description.
+    /// The schema on one line, preceded by the name and the description.
     fn declaration(&self) -> String {
         let description = schema::comment(self.description.as_deref().unwrap_or_default(), "");
         format!("## {}\n\n{description}{}", self.name, self.schema)

@@ -1,48 +1,48 @@
-//! Messages to tokens.
+//! Renders messages as tokens.
 
 use crate::control::{Control, Harmony};
 use crate::message::{Message, Role};
 
 impl Harmony<'_> {
-    /// One message. Only the structure becomes control tokens: content that looks like one stays text.
+    /// Renders one message. Only the structure becomes control tokens: content that looks like one is encoded as text.
     pub fn render(&self, message: &Message) -> Vec<u32> {
         let mut tokens = Vec::new();
         self.write(message, &mut tokens);
         tokens
     }
 
-    /// A conversation as the model should see it: without what the assistant thought, and what built-in tools told it meanwhile,
-    /// before its last final answer.
+    /// Renders a conversation as the model should see it: without reasoning before its last final answer, and without the results of
+    /// built-in tools during that reasoning.
     ///
-    /// `openai-harmony` 0.0.8 only drops what stands before the first final answer, and only if the assistant's last message is
-    /// final. The format's description asks for what is done here.
+    /// `openai-harmony` 0.0.8 drops only what precedes the first final answer, and only if the assistant's last message is final. The
+    /// format's description asks for the behavior here.
     pub fn render_conversation(&self, messages: &[Message]) -> Vec<u32> {
         let mut tokens = Vec::new();
         remembered(messages).for_each(|message| self.write(message, &mut tokens));
         tokens
     }
 
-    /// A conversation up to where the assistant speaks next.
+    /// Renders a conversation up to the point where the assistant continues.
     pub fn render_prompt(&self, messages: &[Message]) -> Vec<u32> {
         let mut tokens = self.render_conversation(messages);
         tokens.extend(self.opening());
         tokens
     }
 
-    /// A lower bound of the number of tokens that [`Harmony::render_prompt`] makes, found without encoding the messages: whoever takes
-    /// messages from outside can refuse what no context holds.
+    /// A lower bound of the number of tokens of [`Harmony::render_prompt`], found without encoding the messages, so that a server can
+    /// refuse conversations that are too long for the context.
     pub fn least_prompt_tokens(&self, messages: &[Message]) -> usize {
         let least = |message: &Message| {
             let recipient = message.recipient.as_deref().filter(|&recipient| recipient != "all");
             let texts = [Some(&*message.content), message.name.as_deref(), recipient];
             let texts: usize = texts.into_iter().flatten().map(|text| self.tokenizer().least_tokens(text)).sum();
-            // `<|start|>`, `<|message|>`, and what ends it.
+            // `<|start|>`, `<|message|>`, and the token that ends the message.
             texts + 3
         };
         remembered(messages).map(least).sum()
     }
 
-    /// `<|start|>assistant`, which makes the assistant speak.
+    /// `<|start|>assistant`, after which the assistant continues.
     pub fn opening(&self) -> Vec<u32> {
         let mut tokens = vec![self.control.id(Control::Start)];
         tokens.extend(self.tokenizer().encode(Role::Assistant.name()));
@@ -80,7 +80,7 @@ impl Harmony<'_> {
     }
 }
 
-/// The messages that the model should see again.
+/// The messages that stay in the prompt.
 fn remembered(messages: &[Message]) -> impl Iterator<Item = &Message> {
     let last_final = messages.iter().rposition(Message::is_final);
     let seen = messages
@@ -90,7 +90,7 @@ fn remembered(messages: &[Message]) -> impl Iterator<Item = &Message> {
     seen.map(|(_, message)| message)
 }
 
-/// A tool goes by its name alone, others by their role first.
+/// A tool is written as its name; other authors as their role and name.
 fn author(message: &Message) -> String {
     match (message.role, &message.name) {
         (Role::Tool, Some(name)) => name.clone(),

@@ -1,23 +1,23 @@
-//! JSON schema to the TypeScript types in which GPT-OSS reads functions.
+//! Converts JSON schemas to the TypeScript types that GPT-OSS reads function declarations in.
 
 use serde_json::{Map, Value};
 
-/// Values within values that are written out; what lies deeper is `any`.
+/// Depth of nesting up to which values are written out; deeper ones become `any`.
 const DEPTH: usize = 64;
-/// Bytes of schema that references may add; what they name beyond it is `any`.
+/// Bytes of schema that references may add in total; further references become `any`.
 const REFERENCED: usize = 256 << 10;
 
-/// The type that a schema describes.
+/// The TypeScript type of a schema.
 pub(crate) fn typescript(schema: &Value) -> String {
     Writer { root: schema, open: Vec::new(), referenced: 0, depth: 0 }.value(schema, "")
 }
 
-/// Each line of a text as a comment.
+/// A text as comment lines.
 pub(crate) fn comment(text: &str, indent: &str) -> String {
     text.lines().map(|line| format!("{indent}// {line}\n")).collect()
 }
 
-/// What a schema says under a key as a comment. That may be nothing, which is a line of its own.
+/// The value of a key as a comment. An empty value gives an empty comment line.
 fn remark(schema: &Value, key: &str, indent: &str) -> Option<String> {
     Some(match text_of(schema, key)? {
         "" => format!("{indent}// \n"),
@@ -27,9 +27,9 @@ fn remark(schema: &Value, key: &str, indent: &str) -> Option<String> {
 
 struct Writer<'a> {
     root: &'a Value,
-    /// References that are being followed, so that none goes in a circle.
+    /// References that are being resolved, to detect circles.
     open: Vec<String>,
-    /// Bytes that they added so far.
+    /// Bytes that references have added so far.
     referenced: usize,
     depth: usize,
 }
@@ -85,7 +85,7 @@ impl Writer<'_> {
         text + indent + "}"
     }
 
-    /// `NAME: TYPE, // default: VALUE` under comments, or a union with a line for each variant.
+    /// `NAME: TYPE, // default: VALUE`, preceded by comments; or a union with one line per variant.
     fn property(&mut self, name: &str, schema: &Value, indent: &str) -> String {
         let title = remark(schema, "title", indent).map_or(String::new(), |title| format!("{title}{indent}//\n"));
         let description = remark(schema, "description", indent).unwrap_or_default();
@@ -105,8 +105,8 @@ impl Writer<'_> {
         }
     }
 
-    /// A line for each variant, with its own comment behind it. A description of the property stands above: it is not repeated, and it
-    /// takes the place of the first variant's.
+    /// One line per variant, followed by its comment. The description of the property is written above: variants do not repeat it, and it
+    /// replaces the first variant's.
     fn union(&mut self, variants: &[Value], property: Option<&Value>, indent: &str) -> String {
         let above = property.and_then(|property| text_of(property, "description"));
         let inner = format!("{indent}   ");
@@ -126,8 +126,8 @@ impl Writer<'_> {
         text
     }
 
-    /// Calls `write` with the schema that a reference names, in which what stands beside the reference counts first. Circles, and
-    /// references out of the document, name nothing.
+    /// Calls `write` with the target of a reference, in which keys next to the reference take precedence. A circular reference, or one to
+    /// another document, has no target.
     fn resolved(&mut self, schema: &Value, write: impl FnOnce(&mut Self, &Value) -> String) -> String {
         let Some((reference, beside)) = reference(schema) else { return write(self, schema) };
         let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
@@ -153,7 +153,7 @@ fn reference(schema: &Value) -> Option<(&str, Map<String, Value>)> {
     Some((reference, others.map(|(key, value)| (key.clone(), value.clone())).collect()))
 }
 
-/// Variants that get a line each.
+/// Variants that are written one per line.
 fn listed_variants(schema: &Value) -> Option<&[Value]> {
     match schema.get("oneOf") {
         Some(Value::Array(variants)) => Some(variants),
@@ -161,13 +161,13 @@ fn listed_variants(schema: &Value) -> Option<&[Value]> {
     }
 }
 
-/// Variants of `anyOf`, unless it only narrows a type.
+/// The variants of `anyOf`, unless it only narrows a type.
 fn any_of(schema: &Value) -> Option<&[Value]> {
     let variants: &[Value] = schema.get("anyOf")?.as_array()?;
     (schema.get("type").is_none() && !variants.is_empty()).then_some(variants)
 }
 
-/// Whether a type is written in a word or two.
+/// Whether a type is written in one or two words.
 fn is_plain(schema: &Value) -> bool {
     let says_more = ["description", "default", "$ref", "oneOf", "anyOf"].iter().any(|&key| schema.get(key).is_some());
     let plain = match text_of(schema, "type") {
@@ -178,7 +178,7 @@ fn is_plain(schema: &Value) -> bool {
     plain && !says_more
 }
 
-/// Strings may be listed one by one.
+/// Strings, as a union if the schema lists them.
 fn string(schema: &Value) -> String {
     let listed = schema.get("enum").and_then(Value::as_array).into_iter().flatten();
     let strings: Vec<String> = listed.filter_map(Value::as_str).map(quoted).collect();
@@ -194,13 +194,13 @@ fn type_names(types: &[Value]) -> String {
     names.join(" | ")
 }
 
-/// A type that may be null if the schema says `nullable`.
+/// The type, as a union with null if the schema says `nullable`.
 fn or_null(schema: &Value, value: String) -> String {
     let is_nullable = schema.get("nullable") == Some(&Value::Bool(true));
     if is_nullable && !names_null(schema) { value + " | null" } else { value }
 }
 
-/// Whether null is one of the types that a schema names.
+/// Whether null is among the types of a schema.
 fn names_null(schema: &Value) -> bool {
     let is_null = |name: &Value| name == "null";
     match (any_of(schema), schema.get("type")) {
@@ -210,7 +210,7 @@ fn names_null(schema: &Value) -> bool {
     }
 }
 
-/// `default: VALUE`. Strings have quotes, except those of an enumeration that is, or stands in, a property.
+/// `default: VALUE`. Strings are quoted, except in an enumeration that is, or is part of, a property.
 fn default(schema: &Value, in_property: bool) -> Option<String> {
     let default = schema.get("default")?;
     let listed = schema.get("enum").and_then(Value::as_array).is_some_and(|listed| !listed.is_empty());
@@ -231,7 +231,7 @@ fn examples(schema: &Value, indent: &str) -> String {
     format!("{indent}// Examples:\n") + &lines.collect::<String>()
 }
 
-/// Nothing is escaped, unless it would end the line.
+/// Characters are not escaped, except those that would end the line.
 fn quoted(text: &str) -> String {
     match text.contains(['\n', '\r']) {
         true => Value::from(text).to_string(),

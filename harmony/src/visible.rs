@@ -1,10 +1,10 @@
-//! What the user reads.
+//! Which messages the user sees.
 
 use crate::header::Header;
 use crate::message::{Message, Role};
 
 impl Header {
-    /// Whether the user reads such a message: the assistant's final answers and preambles, but neither what it thinks nor its calls.
+    /// Whether the user sees messages with this header: the assistant's final answers and preambles, but not reasoning or calls.
     pub fn is_visible(&self) -> bool {
         is_visible(self.role, self.recipient.as_deref(), self.channel.as_deref())
     }

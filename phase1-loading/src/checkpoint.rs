@@ -1,4 +1,4 @@
-//! A checkpoint: a configuration and every tensor it calls for, checked against each other.
+//! A checkpoint: a configuration and every tensor that it requires, checked against each other.
 
 use std::collections::BTreeMap;
 use std::hash::Hasher;
@@ -16,13 +16,13 @@ use crate::tokenizer::{SpecialTokens, Tokenizer, Vocabulary, VocabularyLists};
 pub struct Checkpoint {
     pub path: PathBuf,
     pub config: GptOssConfig,
-    /// By canonical name, which is GGUF's (`blk.0.attn_q.weight`). Exactly the tensors that the configuration calls for.
+    /// By canonical name, which is GGUF's (`blk.0.attn_q.weight`). Holds exactly the tensors that the configuration requires.
     pub tensors: BTreeMap<String, HostTensor>,
     pub(crate) vocabulary: Vocabulary,
 }
 
 impl Checkpoint {
-    /// Puts together what was read, if every tensor that the configuration calls for is there and no other.
+    /// Builds a checkpoint from what was read, if it has every tensor that the configuration requires and no other.
     pub(crate) fn assemble(
         path: PathBuf,
         config: GptOssConfig,
@@ -42,36 +42,36 @@ impl Checkpoint {
         Ok(Checkpoint { path, config, tensors, vocabulary })
     }
 
-    /// The tensor of that canonical name.
+    /// The tensor with that canonical name.
     ///
     /// # Panics
-    /// If the configuration does not call for such a tensor.
+    /// If the configuration requires no tensor of that name.
     pub fn tensor(&self, name: &str) -> &HostTensor {
         (self.tensors.get(name)).unwrap_or_else(|| panic!("no GPT-OSS tensor is called `{name}`"))
     }
 
-    /// Builds the tokenizer, which takes a while for 200,000 tokens and is therefore not part of opening.
+    /// Builds the tokenizer. This takes a while for 200,000 tokens, so opening a checkpoint does not do it.
     ///
     /// # Errors
-    /// A vocabulary that is not a byte-level BPE.
+    /// The vocabulary is not a byte-level BPE.
     pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         Tokenizer::new(&self.vocabulary).map_err(|defect| defect.in_file(&self.path))
     }
 
-    /// Whether the files have no vocabulary, as OpenAI's own folder by itself. [`Checkpoint::tokenizer`] then fails.
+    /// Whether the files have no vocabulary, like OpenAI's `original` folder on its own. [`Checkpoint::tokenizer`] then fails.
     pub fn lacks_vocabulary(&self) -> bool {
         self.vocabulary.is_missing()
     }
 
-    /// Uses a program's own vocabulary, if the files have none. It is built when it is needed.
+    /// Sets the vocabulary that the program itself contains, if the files have none. It is built only when needed.
     pub fn use_vocabulary(&mut self, lists: fn() -> VocabularyLists, special: SpecialTokens) {
         if self.vocabulary.is_missing() {
             self.vocabulary.build_in(lists, special);
         }
     }
 
-    /// Tells this model's file from others: XXH3 of the configuration, of every tensor's name, format and shape, and of the
-    /// first and last row of each. It is no defence against malice.
+    /// Identifies this model's file: XXH3 of the configuration, of the name, format and shape of every tensor, and of each tensor's first
+    /// and last row. It does not protect against deliberate changes.
     pub fn fingerprint(&self) -> String {
         let mut hash = XxHash3_64::new();
         hash.write(format!("{:?}", self.config).as_bytes());

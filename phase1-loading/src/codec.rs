@@ -1,7 +1,7 @@
 //! The storage formats of tensor rows, and conversion between packed bytes and f32.
 //!
-//! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding rounds as the
-//! format's own definition does in f32, or not at all.
+//! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding uses the f32 arithmetic of
+//! the format's definition, so it rounds exactly as that does.
 
 mod blocks;
 mod grid_quants;
@@ -32,7 +32,7 @@ pub enum Format {
     Q5_0,
     /// 32 values: an f16 scale, an f16 minimum and codes of 5 bits.
     Q5_1,
-    /// 32 values: an f16 scale and 4-bit places in a fixed table.
+    /// 32 values: an f16 scale and 4-bit indices into a fixed table.
     Iq4Nl,
     /// 256 values in 8 runs, with scales and minima of 6 bits under f16 factors, and codes of 4 bits.
     Q4_K,
@@ -44,28 +44,28 @@ pub enum Format {
     Q2_K,
     /// 256 values in 16 runs, with scales of 6 bits under an f16 factor, and codes of 3 bits.
     Q3_K,
-    /// 256 values in 8 runs, with scales of 6 bits under an f16 factor, and places in [`Format::Iq4Nl`]'s table.
+    /// 256 values in 8 runs, with scales of 6 bits under an f16 factor, and indices into [`Format::Iq4Nl`]'s table.
     Iq4Xs,
-    /// 256 values: an f16 factor, scales of 4 bits, signs, and points of four values in a table.
+    /// 256 values: an f16 factor, scales of 4 bits, signs, and indices into a table of points with four values each.
     Iq3Xxs,
     Iq3S,
     /// As [`Format::Iq3S`], with points of eight values.
     Iq2Xxs,
     Iq2Xs,
     Iq2S,
-    /// 256 values: an f16 factor, and −1, 0 or 1, five to a byte.
+    /// 256 values: an f16 factor and ternary codes (−1, 0 or 1), five per byte.
     Tq1_0,
-    /// The same, four to a byte.
+    /// As [`Format::Tq1_0`], with four codes per byte.
     Tq2_0,
-    /// A group of MLX's affine quantization: an f32 scale, an f32 bias and unsigned codes. In a file these are three tensors;
-    /// as blocks they only exist here.
+    /// A group of MLX's affine quantization: an f32 scale, an f32 bias and unsigned codes. Files store these as three tensors; they are
+    /// joined into blocks only in memory.
     Affine {
         bits: Bits,
         group: Group,
     },
 }
 
-/// Storage of the matrices outside the experts in a file that is written.
+/// Storage format of the matrices outside the experts when a model file is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DenseFormat {
@@ -103,11 +103,11 @@ pub enum Group {
     Of64 = 64,
 }
 
-/// The most bytes that a block has.
+/// The largest block size in bytes.
 pub(crate) const MAX_BLOCK_BYTES: usize = Format::Q6_K.block_bytes();
 
 impl Format {
-    /// The formats that GGUF files hold.
+    /// The formats that occur in GGUF files.
     pub const GGUF: [Format; 23] = [
         Format::F32,
         Format::F16,
@@ -134,10 +134,10 @@ impl Format {
         Format::Tq2_0,
     ];
 
-    /// The formats that [`Format::encode`] packs, and that every engine multiplies as they are.
+    /// The formats that [`Format::encode`] supports. Every engine multiplies them without conversion.
     pub const WRITTEN: [Format; 5] = [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Mxfp4];
 
-    /// The format as kernels know it, if they multiply it as it is: for those in [`Format::WRITTEN`].
+    /// The kernels' name of this format; `None` unless it is in [`Format::WRITTEN`].
     pub const fn storage(self) -> Option<Storage> {
         Some(match self {
             Format::F32 => Storage::F32,
@@ -149,7 +149,7 @@ impl Format {
         })
     }
 
-    /// The format's name as people write it.
+    /// The format's conventional name, such as `Q8_0`.
     pub const fn name(self) -> &'static str {
         match self {
             Format::F32 => "F32",
@@ -182,7 +182,7 @@ impl Format {
         }
     }
 
-    /// Type number in a GGUF file (`ggml_type`), where the format occurs in those.
+    /// Type number in a GGUF file (`ggml_type`); `None` for a format that GGUF lacks.
     pub const fn ggml_type(self) -> Option<u32> {
         Some(match self {
             Format::F32 => 0,
@@ -305,16 +305,16 @@ impl Format {
     /// [`Format::decode`] on every value that `decode` can produce.
     ///
     /// # Panics
-    /// On a format that is only read: all but F32, F16, BF16, Q8_0 and MXFP4.
+    /// If the format is read-only here: any but F32, F16, BF16, Q8_0 and MXFP4.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         match self.storage() {
             Some(storage) => storage.encode(values),
-            None => panic!("{} is read and never written", self.name()),
+            None => panic!("{} can be decoded but not encoded", self.name()),
         }
     }
 }
 
-/// Unpacks block after block.
+/// Unpacks one block after another.
 fn blocks<const BYTES: usize, const LEN: usize>(
     packed: &[u8],
     values: &mut [f32],

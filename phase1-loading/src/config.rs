@@ -11,20 +11,20 @@ use crate::error::Defect;
 /// Which keys a layer's queries can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionKind {
-    /// The last `sliding_window` positions, the query's own among them.
+    /// The last `sliding_window` positions, including the query's own.
     Sliding,
-    /// Every position up to the query's own.
+    /// Every position up to and including the query's own.
     Full,
 }
 
 impl AttentionKind {
-    /// Even layers slide: what gpt-oss does where a file does not say.
+    /// Even layers slide: gpt-oss's pattern, and the default if a file gives none.
     pub fn alternating(layers: usize) -> Vec<AttentionKind> {
         (0..layers).map(|layer| if layer % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full }).collect()
     }
 }
 
-/// Dimensions and constants of a model, as its metadata gives them.
+/// Dimensions and constants of a model, read from its metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GptOssConfig {
     /// Width of the residual stream.
@@ -41,9 +41,9 @@ pub struct GptOssConfig {
     pub vocab: usize,
     pub context_length: usize,
     pub rms_eps: f32,
-    /// Positions that a sliding layer sees.
+    /// Positions that a query of a sliding layer sees, its own included.
     pub sliding_window: usize,
-    /// One entry a layer.
+    /// One entry per layer.
     pub attention: Vec<AttentionKind>,
     pub rope: RopeConfig,
 }
@@ -53,7 +53,7 @@ pub struct GptOssConfig {
 pub struct RopeConfig {
     /// θ, the base of the frequencies.
     pub theta: f32,
-    /// How many times longer the context is than the one trained before scaling.
+    /// Ratio of the scaled context length to the one the model was trained on before scaling.
     pub factor: f32,
     /// The context length before scaling.
     pub original_context: usize,
@@ -86,8 +86,8 @@ impl GptOssConfig {
         self.attention.len()
     }
 
-    /// Checks that the dimensions fit each other. `defect` makes an error from a field's name in the file, what was expected
-    /// and what was found.
+    /// Checks that the dimensions are consistent. `defect` builds an error from the name of a field in the file, the expected value and the
+    /// found one.
     fn check(&self, names: &Names, defect: impl Fn(&str, String, String) -> Defect) -> Result<(), Defect> {
         let GptOssConfig { heads, kv_heads, head_dim, experts, experts_per_token, .. } = *self;
         if heads % kv_heads != 0 {
@@ -105,12 +105,12 @@ impl GptOssConfig {
     }
 }
 
-/// What a file calls the dimensions that have to fit others.
+/// The file's own names of the dimensions that depend on each other.
 struct Names {
     kv_heads: &'static str,
     head_dim: &'static str,
     experts_per_token: &'static str,
 }
 
-/// The largest believable dimension: it keeps products of a few dimensions far from overflow.
+/// The largest accepted dimension. It keeps products of a few dimensions far from overflow.
 const MAX_SIZE: u64 = 1 << 24;

@@ -1,4 +1,4 @@
-//! Any checkpoint to one GGUF file, streamed: a few pieces of [`PIECE`] bytes are in memory at a time.
+//! Converts any checkpoint to one GGUF file. The conversion is streamed: only a few pieces of [`PIECE`] bytes are in memory at a time.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -16,19 +16,20 @@ use crate::soundness::has_bad_scale;
 use crate::specs::{TensorRole, tensor_specs};
 use crate::tensor::HostTensor;
 
-/// Bytes of a tensor that are read, packed and written together.
+/// Bytes of a tensor that are read, packed and written at a time.
 const PIECE: usize = 32 << 20;
 
-/// Writes `from` as a GGUF file, which gets its name when it is complete. `progress` is called with (bytes written, bytes in all).
+/// Writes `from` as a GGUF file at `to`, under a temporary name until it is complete. `progress` is called with (bytes written, total
+/// bytes).
 ///
-/// Experts are copied bit for bit. Vectors and the router become F32, as every GGUF has them. Other matrices become
-/// `rest`; without it they stay as they are, or F32 if GGUF lacks their format, which loses nothing.
+/// Experts are copied bit for bit. Vectors and the router become F32, as in every GGUF file. Other matrices are stored as `rest`; without
+/// it they keep their format, or become F32 without loss if GGUF lacks that format.
 ///
-/// GGUF has no key for YaRN's ramp: what is written opens with [`crate::YarnRamp::Exact`].
+/// GGUF has no key for YaRN's ramp: the written file opens with [`crate::YarnRamp::Exact`].
 ///
 /// # Errors
-/// A vocabulary that cannot be read, an MXFP4 scale byte of 255, rows that are no whole blocks of `rest`, values too large for it, or a
-/// file that cannot be written.
+/// The vocabulary cannot be read, an MXFP4 scale byte is 255, a row is not a whole number of blocks of `rest`, a value is too large for it,
+/// or the file cannot be written.
 pub fn convert(
     from: &Checkpoint,
     to: &Path,
@@ -61,7 +62,7 @@ pub fn convert(
     let result = write_whole(to, |out| {
         write_header(out, &metadata, &plans)?;
         std::thread::scope(|scope| {
-            // The next piece is packed while one is written.
+            // One piece is packed while the one before it is written.
             let (packed, pieces) = sync_channel(1);
             scope.spawn(|| pack_all(from, &plans, packed));
             for piece in pieces {
@@ -76,7 +77,7 @@ pub fn convert(
     result.map_err(|source| LoadError::Unwritten { path: to.to_owned(), source })
 }
 
-/// Sends every tensor's data and padding, until something is wrong or nobody listens any more.
+/// Sends the data and padding of every tensor, until one fails or the receiver is gone.
 fn pack_all(from: &Checkpoint, plans: &[TensorPlan], packed: SyncSender<io::Result<Bytes>>) {
     for plan in plans {
         let tensor = from.tensor(&plan.name);
@@ -93,7 +94,7 @@ fn pack_all(from: &Checkpoint, plans: &[TensorPlan], packed: SyncSender<io::Resu
     }
 }
 
-/// Some rows in the format that they will have.
+/// Some rows, in the format in which they will be stored.
 fn pack(tensor: &HostTensor, plan: &TensorPlan, rows: Range<usize>) -> io::Result<Bytes> {
     let piece = tensor.packed_as(plan.format, rows);
     if has_bad_scale(plan.format, &piece) {
@@ -107,7 +108,7 @@ fn pack(tensor: &HostTensor, plan: &TensorPlan, rows: Range<usize>) -> io::Resul
     Ok(piece)
 }
 
-/// Whether a float of 16 bits in packed rows, a value or a scale, is infinite or NaN.
+/// Whether a 16-bit float in packed rows, either a value or a scale, is infinite or NaN.
 fn has_infinite_half(format: Format, packed: &[u8]) -> bool {
     let any = |block_bytes| packed.chunks_exact(block_bytes).any(|block: &[u8]| block[1] & 0x7c == 0x7c);
     match format {

@@ -1,10 +1,10 @@
-//! Reading a file from front to back without trusting what it says.
+//! Reads a file sequentially and checks every length against the bytes that are left.
 
 use bytes::Bytes;
 
 use crate::error::Defect;
 
-/// A position in a file, and what is being read there, which errors name.
+/// A position in a file, and the part being read, which errors name.
 pub(crate) struct Cursor<'a> {
     file: &'a Bytes,
     at: usize,
@@ -20,12 +20,12 @@ impl<'a> Cursor<'a> {
         self.file
     }
 
-    /// Bytes before the next one to be read.
+    /// Number of bytes already read.
     pub fn position(&self) -> usize {
         self.at
     }
 
-    /// Bytes that follow.
+    /// Number of bytes left.
     fn left(&self) -> usize {
         self.file.len() - self.at
     }
@@ -34,7 +34,7 @@ impl<'a> Cursor<'a> {
         Defect::new(self.part.clone(), expected, found)
     }
 
-    /// The next `len` bytes, which stay in the file's own memory.
+    /// The next `len` bytes, as a view of the file.
     pub fn take(&mut self, len: u64) -> Result<Bytes, Defect> {
         let left = self.left();
         if len > left as u64 {

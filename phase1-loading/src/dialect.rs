@@ -1,9 +1,9 @@
-//! Who wrote a GGUF file. llama.cpp's converter and its many users agree on names; Ollama has its own.
+//! Which program wrote a GGUF file. llama.cpp's converter and the programs around it agree on names; Ollama has its own.
 
 use crate::error::Defect;
 use crate::gguf::{Gguf, Value};
 
-/// A way to write gpt-oss down.
+/// A naming convention for gpt-oss in GGUF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     LlamaCpp,
@@ -13,7 +13,7 @@ pub(crate) enum Dialect {
 
 impl Dialect {
     /// # Errors
-    /// A file of another architecture.
+    /// The file's architecture is not gpt-oss.
     pub fn of(gguf: &Gguf) -> Result<Dialect, Defect> {
         let architecture = gguf.metadata.get("general.architecture").and_then(Value::as_str);
         let all = [Dialect::LlamaCpp, Dialect::Ollama];
@@ -32,7 +32,7 @@ impl Dialect {
         }
     }
 
-    /// The names of pre-tokenizers that mean o200k's. Ollama looks at the architecture instead.
+    /// The names of pre-tokenizers that mean o200k's. Ollama goes by the architecture and does not need one.
     pub const fn pre_tokenizers(self) -> &'static [&'static str] {
         match self {
             Dialect::LlamaCpp => &["gpt-4o"],

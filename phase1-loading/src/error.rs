@@ -1,9 +1,9 @@
-//! What can be wrong with a model file, said so that a person can act on it.
+//! Errors about model files.
 
 use std::path::{Path, PathBuf};
 
-/// Why a model file was refused, or not written. Every message names the file; all but I/O errors also name the part of it
-/// (a tensor, a metadata key, the header), what was expected there and what was found.
+/// Why a model file was refused or could not be written. Every message names the file; all but I/O errors also name the part of it (a
+/// tensor, a metadata key, the header), the expected value and the found one.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{} cannot be read", path.display())]
@@ -14,7 +14,7 @@ pub enum LoadError {
     Invalid { path: PathBuf, part: String, expected: String, found: String },
 }
 
-/// An [`LoadError::Invalid`] that does not know its file yet: what parsers deep inside return.
+/// A [`LoadError::Invalid`] without its file; the inner parsers return this.
 #[derive(Debug)]
 pub(crate) struct Defect {
     pub part: String,

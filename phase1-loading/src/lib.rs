@@ -1,8 +1,8 @@
 //! Phase 1: a file becomes named, typed tensors on the host, a configuration and a tokenizer.
 //!
-//! [`Checkpoint::open`] maps a GGUF file or a folder of safetensors files and checks the headers against what a GPT-OSS
-//! model needs. It knows nothing of devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and
-//! [`Format`] says how to read them.
+//! [`Checkpoint::open`] maps a GGUF file or a folder of safetensors files and checks the headers against what a GPT-OSS model needs. This
+//! crate contains nothing about devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and [`Format`] says how
+//! to read them.
 
 mod checkpoint;
 mod codec;
@@ -42,7 +42,7 @@ pub use tensor::HostTensor;
 pub use tokenizer::{TextStream, Tokenizer};
 pub use verify::{ModelComparison, TensorComparison, Verdict, verify};
 
-/// The parts that a GGUF file is written from, for programs that make models rather than read them.
+/// The parts used to write a GGUF file, for programs that create models.
 pub mod write {
     pub use crate::gguf::{MetadataValue, TensorPlan, write_header};
     pub use crate::specs::{TensorRole, TensorSpec, tensor_specs};

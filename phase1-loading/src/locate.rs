@@ -1,4 +1,4 @@
-//! Where a model lies that is named as the program that fetched it names it, or by the folder that holds it.
+//! Finds a model by the name that another program gives it, or by the folder that holds it.
 
 mod ollama;
 
@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Defect, LoadError};
 
-/// Where other programs keep models, in the order in which they are looked through.
+/// Where other programs keep models, in search order.
 struct Places {
     ollama: Vec<PathBuf>,
     hub: Vec<PathBuf>,
@@ -26,10 +26,10 @@ impl Places {
             variable("HF_HOME").map(|home| home.join("hub")),
             cache.map(|cache| cache.join("huggingface").join("hub")),
         ];
-        // The variable stands for the others, as in Ollama itself.
+        // The variable replaces the default folders, as in Ollama itself.
         let ollama = match variable("OLLAMA_MODELS") {
             Some(models) => [Some(models), None],
-            // The second is where its service on Linux keeps them.
+            // Ollama's Linux service uses the second folder.
             None => [at_home(".ollama/models"), Some(PathBuf::from("/usr/share/ollama/.ollama/models"))],
         };
         let lm_studio = [at_home(".lmstudio/models"), at_home(".cache/lm-studio/models")];
@@ -41,17 +41,17 @@ impl Places {
     }
 }
 
-/// The file or folder that a name stands for: a path; `ollama:gpt-oss:20b`, by Ollama's manifest; `hf:openai/gpt-oss-20b`, in Hugging
-/// Face's cache; `lmstudio:PUBLISHER/NAME`; or a folder that holds a model, such as `models--openai--gpt-oss-20b` of that cache or one
-/// with a GGUF file inside. A path that does not exist is given back as it is.
+/// The file or folder of a model name: a path; `ollama:gpt-oss:20b`, by Ollama's manifest; `hf:openai/gpt-oss-20b`, in Hugging Face's
+/// cache; `lmstudio:PUBLISHER/NAME`; or a folder that contains a model, such as `models--openai--gpt-oss-20b` of that cache or a folder
+/// with one GGUF file. A path that does not exist is returned unchanged.
 ///
 /// # Errors
-/// A name that the program does not have, or a folder with several models.
+/// The program has no model of that name, or the folder contains several models.
 pub fn locate(name: &Path) -> Result<PathBuf, LoadError> {
     locate_in(name, &Places::of_this_machine())
 }
 
-/// Whether a name is one of another program's.
+/// Whether a name has the prefix of another program, such as `ollama:`.
 pub fn is_foreign_name(name: &str) -> bool {
     ["ollama:", "hf:", "lmstudio:"].iter().any(|prefix| name.starts_with(prefix))
 }
@@ -66,7 +66,7 @@ fn locate_in(name: &Path, places: &Places) -> Result<PathBuf, LoadError> {
     }
     let (program, folders) = match text.split_once(':') {
         Some(("hf", model)) => {
-            // The cache joins owner and name; what follows is a path in the repository.
+            // The cache joins owner and name; the rest is a path in the repository.
             let mut parts = model.splitn(3, '/');
             let (owner, repository) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
             let folder = format!("models--{owner}--{repository}");
@@ -90,7 +90,7 @@ fn in_each<'a>(places: &'a [PathBuf], path: &'a str) -> impl Iterator<Item = Pat
     places.iter().map(move |place| place.join(path))
 }
 
-/// The model that a folder holds, if it is not one itself. What is no folder is given back.
+/// The model inside a folder, if the folder is not a model itself. A path that is not a folder is returned unchanged.
 fn inside(path: &Path) -> Result<PathBuf, LoadError> {
     if !path.is_dir() || path.join("config.json").exists() {
         return Ok(path.to_owned());
@@ -102,7 +102,7 @@ fn inside(path: &Path) -> Result<PathBuf, LoadError> {
     match models.len() {
         1 => Ok(models.remove(0)),
         0 => {
-            // All that OpenAI's own instructions fetch.
+            // The only folder that OpenAI's own instructions download.
             let original = path.join("original");
             Ok(if original.join("config.json").exists() { original } else { path.to_owned() })
         }
@@ -114,7 +114,7 @@ fn inside(path: &Path) -> Result<PathBuf, LoadError> {
     }
 }
 
-/// The revision of a repository in Hugging Face's cache that `main` was when it was fetched, or the only one that is there.
+/// The downloaded revision of a repository in Hugging Face's cache: the one that `refs/main` names, or the only one.
 fn snapshot(repository: &Path) -> Result<Option<PathBuf>, LoadError> {
     let snapshots = repository.join("snapshots");
     if !snapshots.is_dir() {
@@ -129,13 +129,13 @@ fn snapshot(repository: &Path) -> Result<Option<PathBuf>, LoadError> {
     match revisions.len() {
         1 => Ok(revisions.pop()),
         count => {
-            let found = format!("{count} of them, and no `refs/main` that chooses");
+            let found = format!("{count} of them, and `refs/main` names none of these");
             Err(Defect::new("snapshots", "one revision", found).in_file(repository))
         }
     }
 }
 
-/// The models among a folder's GGUF files: of one in several files the first, and no projectors of images.
+/// The models among a folder's GGUF files. Of a split model the first file counts; image projectors are left out.
 fn ggufs(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let is_model = |path: &PathBuf| {
         let name = path.file_name().map_or(String::new(), |name| name.to_string_lossy().to_ascii_lowercase());
@@ -145,7 +145,7 @@ fn ggufs(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     Ok(entries(folder)?.into_iter().filter(is_model).collect())
 }
 
-/// Whether a name ends as those of the second and later files of a model do, in `-00002-of-00003`.
+/// Whether a name ends like those of the second and later files of a split model, such as `-00002-of-00003`.
 fn is_later_part(stem: &str) -> bool {
     let Some((rest, count)) = stem.rsplit_once("-of-") else { return false };
     let number = rest.rsplit_once('-').map_or("", |(_, number)| number);
@@ -153,7 +153,7 @@ fn is_later_part(stem: &str) -> bool {
     is_number(number) && is_number(count) && number != "00001"
 }
 
-/// What is in a folder, in the order of names.
+/// The entries of a folder, sorted by name.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let io = |source| LoadError::Io { path: folder.to_owned(), source };
     let entries = fs::read_dir(folder).map_err(io)?;
@@ -166,7 +166,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
 mod tests {
     use super::*;
 
-    /// A folder with these files, each of them empty but for what is given.
+    /// A folder with these files, of which each is (path, content).
     fn made(files: &[(&str, &str)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in files {
@@ -259,7 +259,7 @@ mod tests {
         assert!(two.ends_with("folder: expected one model, found a.gguf, b.gguf; name one of them"), "{two}");
         let missing = refusal(path, "lmstudio:publisher/none");
         assert_eq!(missing, "lmstudio:publisher/none: model: expected one that LM Studio has, found none of this name");
-        // A path that does not exist is somebody else's to refuse.
+        // Opening a path that does not exist is refused later.
         let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("given back");
         assert_eq!(nowhere, Path::new("no/such.gguf"));
     }

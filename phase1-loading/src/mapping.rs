@@ -1,4 +1,4 @@
-//! Files as bytes: mapped for reading, and written so that no reader ever sees an incomplete file.
+//! Maps files for reading, and writes files so that no reader sees an incomplete one.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -8,38 +8,38 @@ use bytes::Bytes;
 
 use crate::error::{Defect, LoadError};
 
-/// Maps a file of the kind `what`.
+/// Maps a file; `what` is its kind in errors.
 ///
 /// # Errors
-/// A file that cannot be read or is empty.
+/// The file cannot be read or is empty.
 pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
-        return Err(Defect::new("file", what, "something that is no file").in_file(path));
+        return Err(Defect::new("file", what, "something other than a regular file").in_file(path));
     }
     if metadata.len() == 0 {
         return Err(Defect::new("header", what, "an empty file").in_file(path));
     }
-    // SAFETY: the mapping is read-only here, and nobody may change the file while it is mapped: that is a condition of opening a model.
-    // No system enforces it for other processes. One that truncates the file makes the next read of the lost pages raise SIGBUS, which
-    // the command line turns into a message (`src/lost_file.rs`); one that writes into it changes weights under way, of which any bytes
-    // are valid, and may make text that was checked before invalid.
+    // SAFETY: the mapping is read-only here, and a condition of opening a model is that its file does not change while it is mapped. No
+    // system enforces that for other processes. If one truncates the file, the next read of a lost page raises SIGBUS, which the command
+    // line turns into a message (`src/lost_file.rs`). If one writes into it, weights change while they are used (any bytes are valid
+    // weights), and text that was checked as UTF-8 may become invalid.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-    // Pages of 2 MB, where the file system has them: a fault and an entry of the TLB for each 512 of the small ones. Advice may be
+    // Asks for pages of 2 MB, where the file system supports them: one page fault and one TLB entry instead of 512. The request may be
     // refused.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Bytes::from_owner(map))
 }
 
-/// Writes a whole file at once: under a temporary name in the directory of `path` first, then renamed to `path` when it is
-/// complete and on disk. A failure leaves what was at `path` unchanged, and no temporary file. The rename replaces a symbolic
-/// link; what is neither a file nor missing, such as `/dev/stdout`, is written in place.
+/// Writes a whole file atomically: under a temporary name in the directory of `path`, then renamed to `path` when it is complete and on
+/// disk. After a failure the file at `path` is unchanged and no temporary file is left. The rename replaces a symbolic link. A `path` that
+/// exists and is not a file, such as `/dev/stdout`, is written in place.
 ///
 /// # Errors
-/// What `write` returns, or a file that cannot be created, written or renamed.
+/// An error of `write`, or a file that cannot be created, written or renamed.
 pub fn write_whole<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> io::Result<T> {
     let buffered = |file| BufWriter::with_capacity(1 << 20, file);
     if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
@@ -51,7 +51,7 @@ pub fn write_whole<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> i
     let mut prefix = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     prefix.push(".");
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // `File::create_new` gives the permissions of any new file; `tempfile()` would let nobody else read it.
+    // `File::create_new` gives the permissions of any new file; `tempfile()` would make the file unreadable for others.
     let temporary =
         tempfile::Builder::new().prefix(&prefix).suffix(".part").make_in(directory, |path| File::create_new(path))?;
     let (file, temporary) = temporary.into_parts();
@@ -61,8 +61,8 @@ pub fn write_whole<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> i
     out.get_ref().sync_data()?;
     drop(out);
     temporary.persist(path).map_err(|error| error.error)?;
-    // So that the new name survives a power failure too. The file is complete either way, and some file systems cannot sync
-    // a directory.
+    // Syncs the directory, so that the new name survives a power failure too. Errors are ignored: the file is complete anyway, and some
+    // file systems cannot sync a directory.
     #[cfg(unix)]
     let _ = File::open(directory).and_then(|directory| directory.sync_all());
     Ok(result)
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_device_is_written_in_place() {
         use std::os::unix::fs::FileTypeExt;
-        // A link, so that a failing test replaces the link and not `/dev/null`.
+        // A link, so that a failing test replaces it instead of `/dev/null`.
         let directory = tempfile::tempdir().expect("a temporary directory");
         let link = directory.path().join("null");
         std::os::unix::fs::symlink("/dev/null", &link).expect("linked");

@@ -1,6 +1,6 @@
-//! Files that are not what their name says: what a person mistook, or a download left.
+//! Recognizes files that are not the model that was meant: other file types, and remains of failed downloads.
 
-/// What stands in for a file that was not fetched, with the remedy; `None` if it seems to be the file itself.
+/// Describes a placeholder for a file that was not downloaded, and the remedy; `None` if the file does not look like one.
 pub(crate) fn stand_in(file: &[u8]) -> Option<String> {
     let beginning = String::from_utf8_lossy(&file[..file.len().min(512)]).to_ascii_lowercase();
     let text = beginning.trim_start_matches('\u{feff}').trim_start();
@@ -9,10 +9,10 @@ pub(crate) fn stand_in(file: &[u8]) -> Option<String> {
         return Some(format!("a Git LFS pointer to a file of {size} bytes; `git lfs pull` fetches it"));
     }
     let is_page = text.starts_with("<!doctype html") || text.starts_with("<html");
-    is_page.then(|| "an HTML page, as a failed download leaves; download the file again".into())
+    is_page.then(|| "an HTML page, left by a failed download; download the file again".into())
 }
 
-/// What a file that is no GGUF file seems to be.
+/// Describes what a file that is not GGUF seems to be.
 pub(crate) fn instead_of_gguf(file: &[u8]) -> Option<String> {
     let starts = |bytes: &[u8]| file.starts_with(bytes);
     let is_safetensors = file.get(8) == Some(&b'{') && file[4..8].iter().all(|&byte| byte == 0);
@@ -21,9 +21,9 @@ pub(crate) fn instead_of_gguf(file: &[u8]) -> Option<String> {
         () if is_safetensors => "a safetensors file; name the folder that holds it and its config.json",
         () if is_json => "JSON; name the folder that holds it, with the weights",
         () if starts(&[0x1f, 0x8b]) => "a gzip archive",
-        () if starts(b"PK\x03\x04") => "a zip archive, as PyTorch writes them",
+        () if starts(b"PK\x03\x04") => "a zip archive, such as PyTorch's",
         () if file.len() > 64 && file.iter().take(4096).all(|&byte| byte == 0) => {
-            "zeros, as a download that has only begun leaves"
+            "only zeros, left by a download that was interrupted; download the file again"
         }
         () => return stand_in(file),
     };

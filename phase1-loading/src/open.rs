@@ -1,4 +1,4 @@
-//! Opening a model, whatever its files are.
+//! Opens a model in any supported form.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,11 +16,11 @@ use crate::tokenizer::Vocabulary;
 use crate::translation;
 
 impl Checkpoint {
-    /// Opens what a name stands for (see [`locate`]): a GGUF file, one of several, or a folder of safetensors files. Reads the headers;
-    /// weights are paged in when they are first used.
+    /// Opens the model of a name (see [`locate`]): a GGUF file, a split GGUF model, or a folder of safetensors files. Reads only the
+    /// headers; weights are paged in at their first use.
     ///
     /// # Errors
-    /// As [`locate`]; files that cannot be read, are not a GPT-OSS model, or contradict themselves.
+    /// As [`locate`]; or files that cannot be read, are not a GPT-OSS model, or are inconsistent.
     pub fn open(path: &Path) -> Result<Checkpoint, LoadError> {
         let path = locate(path)?;
         match path.is_dir() {
@@ -29,7 +29,7 @@ impl Checkpoint {
         }
     }
 
-    /// As [`Checkpoint::open`], for a GGUF file that is in memory; `name` is what errors call it.
+    /// As [`Checkpoint::open`], for a GGUF file in memory; errors call it `name`.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -37,7 +37,7 @@ impl Checkpoint {
         Self::from_gguf(Gguf::from_bytes(Path::new(name), file)?)
     }
 
-    /// As [`Checkpoint::open`], for a folder whose files are in memory, by name.
+    /// As [`Checkpoint::open`], for a folder whose files are in memory, by name; errors call it `name`.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].

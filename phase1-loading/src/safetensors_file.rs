@@ -1,4 +1,4 @@
-//! A safetensors file: a header of names, types, shapes and places, texts about the whole, and the data that the places point to.
+//! A safetensors file: a header with metadata and the name, type, shape and offsets of each tensor, and the data.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use safetensors::tensor::Metadata;
 
 use crate::error::Defect;
 
-/// A tensor as its file stores it, not yet understood.
+/// A tensor as its file stores it, before it is mapped to a canonical one.
 pub(crate) struct Part {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    /// As long as type and shape say.
+    /// Its length agrees with type and shape.
     pub data: Bytes,
 }
 
 /// Tensors by name.
 pub(crate) type Parts = BTreeMap<String, Part>;
 
-/// The most bytes of a header that are believed, as in the safetensors crate.
+/// The largest accepted header, in bytes; the safetensors crate has the same limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// The header of a file, and its tensors, cut out of it. No data is read.
+/// The header of a file, and slices of it for the tensors. No data is read.
 pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
     let header = |expected: &str, found: String| Defect::new("header", expected, found);
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
@@ -35,8 +35,8 @@ pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
     }
     let (json, data) = rest.split_at(length as usize);
     let data = file.slice_ref(data);
-    // Not `SafeTensors::deserialize`, which in safetensors 0.8 adds to the end of the last tensor without checking: a
-    // build with overflow checks panics there.
+    // `SafeTensors::deserialize` is not used: in safetensors 0.8 it adds to the end of the last tensor without a check, which panics in a
+    // build with overflow checks.
     let metadata: Metadata = serde_json::from_slice(json)
         .map_err(|error| header("the names, types, shapes and places of tensors", error.to_string()))?;
 
@@ -60,12 +60,12 @@ pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
     Ok((metadata, parts))
 }
 
-/// What errors call a tensor.
+/// The name of a tensor in errors.
 pub(crate) fn title(name: &str) -> String {
     format!("tensor `{}`", beginning(name))
 }
 
-/// What errors quote of a text, which may be as long as a header.
+/// The part of a text that errors quote; the text may be as long as a header.
 pub(crate) fn beginning(text: &str) -> String {
     text.chars().take(100).collect()
 }

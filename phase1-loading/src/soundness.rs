@@ -1,4 +1,4 @@
-//! Weights that are not finite. Finding them takes reading all of them: engines check the MXFP4 scales of the models that they load, and
+//! Finds weights that are not finite, which requires reading all of them. Engines check the MXFP4 scales of the models that they load;
 //! `gptoss inspect --check` checks every value.
 
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::tensor::HostTensor;
 /// Refuses an MXFP4 tensor with a scale byte of 255, which is NaN in OCP's standard and 2¹²⁸ in some readers.
 ///
 /// # Errors
-/// The first such block, and its tensor.
+/// Names the tensor and its first such block.
 pub fn check_scales(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
     match tensor.bad_scale() {
         None => Ok(()),
@@ -29,7 +29,7 @@ pub(crate) fn has_bad_scale(format: Format, packed: &[u8]) -> bool {
 /// Decodes a whole tensor and refuses the first value that is not finite.
 ///
 /// # Errors
-/// The tensor, the row and the value, or as [`check_scales`].
+/// Names the tensor, the row and the value; or as [`check_scales`].
 pub fn check_values(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
     check_scales(path, name, tensor)?;
     let mut values = vec![0.0; tensor.row_len()];

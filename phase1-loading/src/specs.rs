@@ -1,13 +1,13 @@
-//! Which tensors a configuration calls for, and how each may be stored.
+//! The tensors that a configuration requires, and how each may be stored.
 
 use crate::config::GptOssConfig;
 use crate::error::Defect;
 use crate::tensor::HostTensor;
 
-/// What a tensor is for, which decides how it may be stored.
+/// A tensor's purpose, which decides how it may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorRole {
-    /// A matrix of one expert stack, `[experts, out, in]`.
+    /// A stack of the experts' matrices, `[experts, out, in]`.
     Experts,
     /// Any other matrix, `[out, in]`.
     Matrix,
@@ -17,7 +17,7 @@ pub enum TensorRole {
     Vector,
 }
 
-/// A tensor that a configuration calls for.
+/// A tensor that a configuration requires.
 pub struct TensorSpec {
     pub name: String,
     /// Row-major, as [`HostTensor::shape`].
@@ -25,7 +25,7 @@ pub struct TensorSpec {
     pub role: TensorRole,
 }
 
-/// Every tensor of a model of this configuration, in the order in which files list them.
+/// Every tensor of a model with this configuration, in the order of files.
 pub fn tensor_specs(config: &GptOssConfig) -> Vec<TensorSpec> {
     let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
     let q = config.heads * config.head_dim;
@@ -61,7 +61,7 @@ pub fn tensor_specs(config: &GptOssConfig) -> Vec<TensorSpec> {
     specs
 }
 
-/// The tensor that was found for a specification, if it is one.
+/// Checks the tensor that was found for a specification.
 pub(crate) fn check_tensor(spec: &TensorSpec, found: Option<HostTensor>) -> Result<HostTensor, Defect> {
     let part = format!("tensor `{}`", spec.name);
     let shape = format!("shape {:?}", spec.shape);

@@ -1,26 +1,26 @@
-//! Strings at which a generated text ends.
+//! Stop strings, at which a generated text ends.
 
 use std::mem::take;
 
-/// Looks for stop strings in a text that comes in pieces. What may begin one is held back until more text decides.
+/// Searches for stop strings in a text that arrives in pieces. Text that may begin a stop string is held back until more text decides.
 ///
-/// The first string to be complete ends the text, and among those that complete at the same character the longest: it does not matter
-/// how the text was cut.
+/// The first string to be complete ends the text; of several that complete at the same character, the longest. The result does not depend
+/// on how the text was cut into pieces.
 #[derive(Clone, Debug, Default)]
 pub struct StopStrings {
     strings: Vec<String>,
-    /// The longest end of the text so far that begins a stop string.
+    /// The longest suffix of the text so far that begins a stop string.
     held: String,
 }
 
 impl StopStrings {
-    /// Empty strings, which would match before any text, are left out.
+    /// Ignores empty strings, which would match before any text.
     pub fn new(strings: Vec<String>) -> StopStrings {
         StopStrings { strings: strings.into_iter().filter(|string| !string.is_empty()).collect(), held: String::new() }
     }
 
-    /// Takes a piece. Returns the text that may be shown now, and the stop string that ends it: neither that string nor what follows it
-    /// is shown.
+    /// Adds a piece of text. Returns the text that can be shown now, and the stop string that ended the text, if any. Neither that string
+    /// nor what follows it is shown.
     pub fn push(&mut self, text: &str) -> (String, Option<String>) {
         self.held.push_str(text);
         let complete = self.strings.iter().filter_map(|string| {
@@ -41,7 +41,7 @@ impl StopStrings {
         (self.held.drain(..sure).collect(), None)
     }
 
-    /// What is held back when the text ends.
+    /// Returns the text that was held back, when no more text follows.
     pub fn finish(&mut self) -> String {
         take(&mut self.held)
     }
@@ -51,7 +51,7 @@ impl StopStrings {
 mod tests {
     use super::*;
 
-    /// However a text is cut, it ends at the same place.
+    /// A text ends at the same place however it is cut.
     #[test]
     fn pieces_change_nothing() {
         let text = "One, two; three and thrice: end of é story";

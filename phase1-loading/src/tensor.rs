@@ -1,4 +1,4 @@
-//! A tensor as it lies in the file: packed rows, a shape and a storage format.
+//! A tensor as its file stores it: packed rows, a shape and a storage format.
 
 use std::ops::Range;
 
@@ -19,23 +19,23 @@ pub struct HostTensor {
 
 #[derive(Clone, Debug)]
 enum Storage {
-    /// `shape` rows one after another, each `format.row_bytes(in)` long: as GGUF keeps every tensor.
+    /// Rows one after another, each `format.row_bytes(in)` long: the layout of GGUF.
     Packed(Bytes),
-    /// Codes apart from their scales: as safetensors files keep quantized tensors.
+    /// Codes separate from their scales: the layout of quantized tensors in safetensors files.
     Planes(Planes),
-    /// Rows that lie as columns: as Hugging Face keeps experts that are not quantized.
+    /// Rows stored as columns: Hugging Face's layout of experts that are not quantized.
     Columns(Columns),
-    /// Rows among others, or with another order of codes: as Ollama and others keep matrices in one.
+    /// A selection of the rows of a larger tensor, or another order of codes: Ollama and others join several matrices in one.
     Rows(Rows),
 }
 
-/// Stacked matrices of packed rows, some of which are the tensor's.
+/// Stacked matrices of packed rows; some of these rows form the tensor.
 #[derive(Clone, Debug)]
 struct Rows {
     data: Bytes,
-    /// Whether two neighbouring MXFP4 codes share a byte, as OpenAI keeps them.
+    /// Whether a byte holds two neighbouring MXFP4 codes, OpenAI's order, instead of codes 16 apart.
     in_pairs: bool,
-    /// Rows of a stored matrix.
+    /// Rows per stored matrix.
     stored: usize,
     /// Row i of a matrix is its stored row `first + i · step`.
     first: usize,
@@ -52,14 +52,14 @@ pub(crate) struct Columns {
     pub step: usize,
 }
 
-/// The parts of a quantized tensor that safetensors files keep apart, and where its rows are among theirs.
+/// The parts of a quantized tensor in safetensors files, and which of their rows are the tensor's.
 #[derive(Clone, Debug)]
 pub(crate) struct Planes {
-    /// Codes of four bits, low nibble first, or of eight.
+    /// Codes of four bits, low nibble first, or of eight bits.
     pub codes: Bytes,
-    /// E8M0 bytes for MXFP4, else numbers of `scale_format`.
+    /// E8M0 bytes for MXFP4, otherwise numbers of `scale_format`.
     pub scales: Bytes,
-    /// Of affine groups, numbers of `scale_format`; otherwise empty.
+    /// For affine groups, numbers of `scale_format`; otherwise empty.
     pub biases: Bytes,
     pub scale_format: Format,
     /// Row i is the planes' row `first + i · step`: Hugging Face interleaves the rows of gate and up.
@@ -71,7 +71,7 @@ impl HostTensor {
     /// A tensor whose rows are packed one after another in `data`.
     ///
     /// # Panics
-    /// If `data` is not as long as `shape` says.
+    /// If the length of `data` does not agree with `shape`.
     pub fn packed_rows(format: Format, shape: Vec<usize>, data: Bytes) -> HostTensor {
         let tensor = HostTensor { format, shape, storage: Storage::Packed(data.clone()) };
         assert_eq!(data.len(), tensor.bytes(), "{} of shape {:?}", format.name(), tensor.shape);
@@ -88,25 +88,25 @@ impl HostTensor {
         HostTensor { format, shape, storage: Storage::Columns(columns) }
     }
 
-    /// As [`HostTensor::packed_rows`], of MXFP4 with OpenAI's order of codes in every block.
+    /// As [`HostTensor::packed_rows`], for MXFP4 with OpenAI's order of codes.
     pub(crate) fn mxfp4_in_pairs(shape: Vec<usize>, data: Bytes) -> HostTensor {
         let stored = matrix_rows(&shape);
         let rows = Rows { data, in_pairs: true, stored, first: 0, step: 1 };
         HostTensor { format: Format::Mxfp4, shape, storage: Storage::Rows(rows) }
     }
 
-    /// Whether it was made by [`HostTensor::mxfp4_in_pairs`].
+    /// Whether the tensor was made by [`HostTensor::mxfp4_in_pairs`].
     pub(crate) fn is_in_pairs(&self) -> bool {
         matches!(&self.storage, Storage::Rows(rows) if rows.in_pairs)
     }
 
-    /// Rows `first`, `first + step`, … of every matrix, as many as `shape` has. Nothing is copied.
+    /// A view of rows `first`, `first + step`, … of every matrix, as many as `shape` has.
     ///
     /// # Panics
-    /// Of a tensor that is no GGUF file's, or has fewer rows.
+    /// If the tensor is not from a GGUF file, or has fewer rows.
     pub(crate) fn select_rows(&self, shape: Vec<usize>, first: usize, step: usize) -> HostTensor {
         let (stored, wanted) = (matrix_rows(&self.shape), matrix_rows(&shape));
-        assert!(first + (wanted - 1) * step < stored, "rows of {:?} from {:?}", shape, self.shape);
+        assert!(first + (wanted - 1) * step < stored, "rows of shape {:?} from shape {:?}", shape, self.shape);
         let (data, in_pairs) = match &self.storage {
             Storage::Packed(data) if stored == self.rows() && step == 1 => {
                 let row_bytes = self.row_bytes();
@@ -118,7 +118,7 @@ impl HostTensor {
             }
             Storage::Packed(data) => (data.clone(), false),
             Storage::Rows(rows) => (rows.data.clone(), rows.in_pairs),
-            Storage::Planes(_) | Storage::Columns(_) => panic!("rows are selected from GGUF files' tensors alone"),
+            Storage::Planes(_) | Storage::Columns(_) => panic!("rows can be selected only from tensors of GGUF files"),
         };
         let rows = Rows { data, in_pairs, stored, first, step };
         HostTensor { format: self.format, shape, storage: Storage::Rows(rows) }
@@ -129,7 +129,7 @@ impl HostTensor {
         *self.shape.last().expect("a tensor has a dimension")
     }
 
-    /// Number of rows of all outer dimensions together.
+    /// Number of rows: the product of all outer dimensions.
     pub fn rows(&self) -> usize {
         self.shape[..self.shape.len() - 1].iter().product()
     }
@@ -143,21 +143,21 @@ impl HostTensor {
         self.rows() * self.row_bytes()
     }
 
-    /// Whether the mapped file has all packed rows one after another, so that [`HostTensor::packed`] copies nothing.
+    /// Whether the rows lie one after another in the mapped file, so that [`HostTensor::packed`] copies nothing.
     pub fn is_contiguous(&self) -> bool {
         matches!(self.storage, Storage::Packed(_))
     }
 
-    /// All packed rows, one after another: the mapped file's own bytes, or a copy put together from planes or columns.
+    /// All packed rows, one after another: a view of the mapped file, or a copy assembled from planes or columns.
     pub fn packed(&self) -> Bytes {
         self.packed_as(self.format, 0..self.rows())
     }
 
-    /// Some rows, counted over all outer dimensions, packed in `format`: bytes of the mapped file if they lie there so, else a
-    /// copy.
+    /// A range of rows, counted over all outer dimensions, packed in `format`: a view of the mapped file if the rows are stored like that,
+    /// otherwise a copy.
     ///
     /// # Panics
-    /// If `format` is another than the tensor's and one that is only read: see [`Format::encode`].
+    /// If `format` differs from the tensor's format and cannot be encoded: see [`Format::encode`].
     pub fn packed_as(&self, format: Format, rows: Range<usize>) -> Bytes {
         let row_bytes = format.row_bytes(self.row_len());
         match &self.storage {
@@ -210,7 +210,7 @@ impl HostTensor {
         }
     }
 
-    /// Copies a block to where it has its format's order.
+    /// Copies a block in its format's order of codes.
     fn pack_block(&self, row: usize, block: usize, packed: &mut [u8]) {
         match &self.storage {
             Storage::Planes(planes) => planes.pack_block(self.format, self.row_len(), row, block, packed),
@@ -226,7 +226,7 @@ impl HostTensor {
         }
     }
 
-    /// The first block of MXFP4 whose scale byte is 255, counted over all rows. Reads the scales alone.
+    /// The first MXFP4 block with a scale byte of 255, counted over all rows. Reads only the scales.
     pub(crate) fn bad_scale(&self) -> Option<usize> {
         if self.format != Format::Mxfp4 {
             return None;
@@ -235,7 +235,7 @@ impl HostTensor {
         (0..self.rows()).into_par_iter().with_min_len(64).find_map_first(bad)
     }
 
-    /// The first block of a row, counted over all outer dimensions, that is MXFP4 with a scale byte of 255: see
+    /// The first block with a scale byte of 255 in a row of MXFP4; rows are counted over all outer dimensions. See
     /// [`check_scales`](crate::check_scales).
     pub fn bad_scale_of(&self, row: usize) -> Option<usize> {
         if self.format != Format::Mxfp4 {
@@ -245,7 +245,7 @@ impl HostTensor {
         bytes.iter().step_by(step).position(|&scale| scale == 255)
     }
 
-    /// Where the scales of a row of MXFP4 are, and how far apart.
+    /// The scale bytes of a row of MXFP4, and the distance between them.
     fn scale_bytes(&self, row: usize, blocks: usize) -> (&[u8], usize) {
         let (row_bytes, block_bytes) = (self.row_bytes(), self.format.block_bytes());
         match &self.storage {
@@ -269,20 +269,20 @@ impl HostTensor {
     }
 }
 
-/// Rows of one matrix of a stack.
+/// Rows of one matrix of the stack.
 fn matrix_rows(shape: &[usize]) -> usize {
     shape.len().checked_sub(2).map_or(1, |dimension| shape[dimension])
 }
 
 impl Rows {
-    /// Where a row lies, counted over all matrices of `rows` rows.
+    /// The stored row of row `row`, both counted over all matrices; a matrix has `rows` rows.
     fn place(&self, row: usize, rows: usize) -> usize {
         row / rows * self.stored + self.first + row % rows * self.step
     }
 }
 
 impl Columns {
-    /// The numbers of a row of `tensor`, counted over all matrices.
+    /// The encoded numbers of a row of `tensor`, counted over all matrices.
     fn row(&self, tensor: &HostTensor, row: usize) -> impl Iterator<Item = &[u8]> {
         let (rows, row_len, bytes) = (tensor.shape[1], tensor.row_len(), tensor.format.block_bytes());
         let (matrix, column) = (row / rows, self.first + row % rows * self.step);
@@ -291,8 +291,7 @@ impl Columns {
 }
 
 impl Planes {
-    /// Puts block `block` of row `row` together. This is the one place that knows the order of nibbles and rows in
-    /// safetensors files.
+    /// Assembles block `block` of row `row`. The order of nibbles and rows in safetensors files matters only here.
     fn pack_block(&self, format: Format, row_len: usize, row: usize, block: usize, packed: &mut [u8]) {
         let blocks = row_len / format.block_len();
         let at = (self.first + row * self.step) * blocks + block;
@@ -334,7 +333,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every width, group and number format of mlx-lm's affine planes, rows taken in steps, against the formula.
+        /// Every width, group size and number format of mlx-lm's affine planes, with strided rows, against the formula.
         #[test]
         fn affine_planes_decode(
             bits in prop::sample::select(vec![Bits::Four, Bits::Eight]),

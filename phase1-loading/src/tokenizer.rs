@@ -1,8 +1,7 @@
-//! Text to tokens and back: a byte-level BPE built from the model file's own vocabulary.
+//! Encodes text to tokens and decodes them, with a byte-level BPE built from the model file's own vocabulary.
 //!
-//! GPT-OSS uses o200k_harmony: GPT-4o's pre-tokenizer and merges, plus control tokens such as `<|start|>` that structure
-//! a conversation. Control tokens are recognised only where the caller asks for it, so that text from outside can
-//! never pose as structure.
+//! GPT-OSS uses o200k_harmony: GPT-4o's pre-tokenizer and merges, plus control tokens such as `<|start|>` that structure a conversation.
+//! Control tokens are recognized only if the caller asks for it, so that untrusted text cannot become structure.
 
 mod added;
 mod alphabet;

@@ -1,5 +1,5 @@
-//! From a GGUF file's tensors to canonical ones. Ollama has its own names, and its first files keep queries, keys and values in one
-//! matrix, and gate and up with their rows in turn; forks of llama.cpp keep gate above up.
+//! Maps a GGUF file's tensors to canonical ones. Ollama uses other names, and its first files keep q, k and v in one matrix and interleave
+//! the rows of gate and up. Forks of llama.cpp keep gate above up in one matrix.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::tensor::HostTensor;
 
 type Tensors = BTreeMap<String, HostTensor>;
 
-/// Other names of a layer's tensors, and the canonical ones.
+/// Other names of a layer's tensors, with the canonical ones.
 const NAMES: [(&str, &str); 5] = [
     ("attn_out.weight", "attn_output.weight"),
     ("attn_out.bias", "attn_output.bias"),
@@ -20,10 +20,10 @@ const NAMES: [(&str, &str); 5] = [
     ("attn_post_norm.weight", "post_attention_norm.weight"),
 ];
 
-/// The tensors under their canonical names. One that has none keeps its own.
+/// The tensors under their canonical names. A tensor without an entry keeps its name.
 ///
 /// # Errors
-/// Matrices in one whose shape is not that of their parts together, or a type that is another's.
+/// A joined matrix whose shape is not the sum of its parts, or a type that only another program's files use.
 pub(crate) fn canonical(mut tensors: Tensors, dialect: Dialect, config: &GptOssConfig) -> Result<Tensors, Defect> {
     if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.is_in_pairs())
         && dialect != Dialect::Ollama
@@ -87,7 +87,7 @@ fn split_gate_up(
     Ok(())
 }
 
-/// Removes a tensor, if it is there, which must have that shape; a vector must not be quantized.
+/// Removes and returns a tensor, if it exists. It must have that shape, and a vector must not be quantized.
 fn take(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Option<HostTensor>, Defect> {
     let Some(tensor) = tensors.remove(name) else { return Ok(None) };
     let part = || format!("tensor `{name}`");
@@ -100,7 +100,7 @@ fn take(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Option<Hos
     Ok(Some(tensor))
 }
 
-/// Elements `first`, `first + step`, … of every row, as many as `shape` has: a copy.
+/// Copies elements `first`, `first + step`, … of every row, as many as `shape` has.
 fn elements(tensor: &HostTensor, shape: Vec<usize>, first: usize, step: usize) -> HostTensor {
     let (size, count) = (tensor.format.block_bytes(), shape.last().copied().unwrap_or(0));
     let packed = tensor.packed();

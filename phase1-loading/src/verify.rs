@@ -1,4 +1,4 @@
-//! Do two checkpoints hold the same model? Configuration, vocabulary, and every tensor after decoding.
+//! Compares two checkpoints: configuration, vocabulary, and every tensor after decoding.
 
 use rayon::prelude::*;
 
@@ -7,34 +7,34 @@ use crate::codec::{Bits, Format};
 use crate::error::LoadError;
 use crate::tensor::HostTensor;
 
-/// What was found.
+/// The result of a comparison.
 pub struct ModelComparison {
-    /// What differs outside the weights, a sentence each.
+    /// Differences outside the weights, one sentence each.
     pub differences: Vec<String>,
-    /// Every tensor that both have in the same shape, by name.
+    /// The tensors that both checkpoints have in the same shape, by name.
     pub tensors: Vec<TensorComparison>,
 }
 
-/// One tensor of both.
+/// The comparison of one tensor.
 pub struct TensorComparison {
     pub name: String,
     pub formats: [Format; 2],
-    /// Root mean square of the difference, over that of the first's values.
+    /// Root mean square of the difference, relative to that of the first checkpoint's values.
     pub rms: f64,
     pub verdict: Verdict,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Every value is the same number.
+    /// All values are equal.
     Identical,
-    /// In two formats, and no further apart than rounding to them explains.
+    /// The formats differ, and the values differ no more than their rounding explains.
     Rounded,
     Different,
 }
 
 impl ModelComparison {
-    /// Whether both are the same model, as far as their formats can tell.
+    /// Whether both hold the same model, within the precision of their formats.
     pub fn same(&self) -> bool {
         self.differences.is_empty() && self.tensors.iter().all(|tensor| tensor.verdict != Verdict::Different)
     }
@@ -43,7 +43,7 @@ impl ModelComparison {
 /// Compares two checkpoints. `progress` is called with (values compared, values in all).
 ///
 /// # Errors
-/// A vocabulary that cannot be read.
+/// A vocabulary cannot be read.
 pub fn verify(
     a: &Checkpoint,
     b: &Checkpoint,
@@ -80,7 +80,7 @@ fn config_differences(a: &Checkpoint, b: &Checkpoint) -> Vec<String> {
         ("key/value heads", a.kv_heads, b.kv_heads),
         ("head size", a.head_dim, b.head_dim),
         ("experts", a.experts, b.experts),
-        ("experts a token", a.experts_per_token, b.experts_per_token),
+        ("experts per token", a.experts_per_token, b.experts_per_token),
         ("vocabulary", a.vocab, b.vocab),
         ("context", a.context_length, b.context_length),
         ("sliding window", a.sliding_window, b.sliding_window),
@@ -90,7 +90,7 @@ fn config_differences(a: &Checkpoint, b: &Checkpoint) -> Vec<String> {
     let others = [
         ("rms epsilon", a.rms_eps != b.rms_eps, format!("{} and {}", a.rms_eps, b.rms_eps)),
         ("rope", a.rope != b.rope, format!("{:?} and {:?}", a.rope, b.rope)),
-        ("layer types", a.layers() == b.layers() && a.attention != b.attention, "other layers slide".into()),
+        ("layer types", a.layers() == b.layers() && a.attention != b.attention, "different layers slide".into()),
     ];
     let others = others.into_iter().filter(|(_, differ, _)| *differ).map(|(name, _, how)| format!("{name}: {how}"));
     sizes.chain(others).collect()
@@ -120,7 +120,7 @@ fn vocabulary_differences(a: &Checkpoint, b: &Checkpoint) -> Result<Vec<String>,
     Ok(found)
 }
 
-/// Sums over some values of both.
+/// Running sums over the values of a tensor.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     error: f64,
@@ -142,7 +142,7 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
                     let (a, b) = (f64::from(a), f64::from(b));
                     sums.error += (a - b) * (a - b);
                     sums.magnitude += a * a;
-                    // Neither zeros of two signs nor NaN in both places tell models apart.
+                    // Zeros with different signs, and NaN in both tensors, do not count as different.
                     sums.different |= a != b && !(a.is_nan() && b.is_nan());
                 }
                 (sums, first, second)
@@ -156,7 +156,7 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
         });
     let formats = [a.format, b.format];
     let rms = if sums.different { (sums.error / sums.magnitude).sqrt() } else { 0.0 };
-    // Rounding to the same format twice gives the same values.
+    // Rounding to the same format again does not change values.
     let verdict = if !sums.different {
         Verdict::Identical
     } else if a.format != b.format && rms <= formats.into_iter().map(rounding).sum::<f64>() {
@@ -167,8 +167,7 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
     TensorComparison { name: name.to_owned(), formats, rms, verdict }
 }
 
-/// The rms error, relative to rms values, that a format's rounding may cause: about twice what it causes to normally
-/// distributed weights.
+/// The rms error, relative to rms values, that a format's rounding may cause: about twice what it is for normally distributed weights.
 fn rounding(format: Format) -> f64 {
     match format {
         Format::F32 => 1e-6,
@@ -180,7 +179,7 @@ fn rounding(format: Format) -> f64 {
         Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::Iq4Nl | Format::Iq4Xs => 0.2,
         Format::Q3_K | Format::Iq3S | Format::Iq3Xxs => 0.4,
         Format::Q2_K | Format::Iq2S | Format::Iq2Xs | Format::Iq2Xxs => 0.8,
-        // Little but signs is left.
+        // Ternary formats keep little more than signs.
         Format::Tq1_0 | Format::Tq2_0 => 1.2,
         Format::Affine { bits: Bits::Four, .. } => 0.2,
         Format::Mxfp4 => 0.25,

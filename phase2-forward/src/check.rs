@@ -1,14 +1,14 @@
-//! The checks that every engine makes before it computes a step.
+//! The checks that every engine makes on a step before it computes it.
 
 use phase1_loading::GptOssConfig;
 
 use crate::draw::{Draw, MAX_LOGPROBS};
 use crate::engine::{BadRequest, Engine, Input, SequenceId, Want, Work};
 
-/// Checks a step before anything of it is computed.
+/// Checks a step before any of it is computed.
 ///
 /// # Errors
-/// The first thing wrong with the step.
+/// The first problem of the step.
 pub fn check_work(engine: &dyn Engine, work: &[Work<'_>]) -> Result<(), BadRequest> {
     let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
     if work.is_empty() {
@@ -47,7 +47,7 @@ pub fn check_work(engine: &dyn Engine, work: &[Work<'_>]) -> Result<(), BadReque
 }
 
 /// # Errors
-/// A mask of another length or without a token, a token outside the vocabulary, or too many log probabilities.
+/// The mask has the wrong length or allows no token, a token is outside the vocabulary, or too many log probabilities are requested.
 fn check_draw(draw: &Draw<'_>, sequence: SequenceId, vocab: usize) -> Result<(), BadRequest> {
     if let Some(words) = draw.allowed {
         let expected = vocab.div_ceil(32);

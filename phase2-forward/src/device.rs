@@ -1,4 +1,4 @@
-//! A device that a model runs on.
+//! Compute devices: the CPU, or a GPU through wgpu.
 
 mod adapter;
 mod choice;
@@ -11,7 +11,7 @@ use cubecl::wgpu::{WgpuDevice, WgpuDeviceKind, wgpu};
 pub use choice::DeviceChoice;
 pub use runtime::register;
 
-/// What a model needs of a device.
+/// A model's requirements on a device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ModelNeeds {
     /// Bytes of its weights on the device.
@@ -20,13 +20,13 @@ pub struct ModelNeeds {
 }
 
 impl ModelNeeds {
-    /// Launches that go to a GPU in one submission: as many as a decoding step of phase 5 has, so that a captured step is one.
+    /// Launches per GPU submission: as many as a decoding step of phase 5 has, so that a captured step takes one submission.
     pub fn tasks(self) -> usize {
         (10 * self.layers + 24).max(256)
     }
 }
 
-/// A device that was found, and why it was chosen.
+/// A device, and why it was chosen.
 #[derive(Clone, Debug)]
 pub struct ComputeDevice {
     pub burn: Device,
@@ -34,9 +34,9 @@ pub struct ComputeDevice {
     pub name: String,
     /// The driver of a GPU and its version; empty for the CPU.
     pub driver: String,
-    /// Why this one, in one sentence for a person.
+    /// Why this device was chosen, in one sentence for the user.
     pub reason: String,
-    /// Bytes that a GPU holds, where its driver says.
+    /// Memory of a GPU in bytes, if its driver reports it.
     pub memory: Option<u64>,
     kind: Kind,
 }
@@ -47,7 +47,7 @@ enum Kind {
     Gpu(WgpuDeviceKind),
 }
 
-/// A graphics adapter as it presents itself, whether it would be used or not.
+/// A graphics adapter as its driver describes it, whether it is usable or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterReport {
     /// The adapter's own name and its graphics API.
@@ -56,11 +56,11 @@ pub struct AdapterReport {
     pub kind: &'static str,
     /// The driver and its version.
     pub driver: String,
-    /// Bytes that it holds, where its driver says.
+    /// Its memory in bytes, if the driver reports it.
     pub memory: Option<u64>,
 }
 
-/// Why no device serves.
+/// Why no device can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     #[error("no GPU was found ({found}); use --device cpu, or install the GPU's Vulkan driver")]
@@ -69,7 +69,7 @@ pub enum DeviceError {
         "no software rasterizer was found ({found}); install one (Debian: apt install mesa-vulkan-drivers) or use --device cpu"
     )]
     NoSoftware { found: String },
-    #[error("{name} does not start: {reason}; update its driver, or use --device cpu")]
+    #[error("{name} cannot be started: {reason}; update its driver, or use --device cpu")]
     Start { name: String, reason: String },
 }
 
@@ -89,18 +89,18 @@ impl ComputeDevice {
         self.kind == Kind::Cpu
     }
 
-    /// Whether kernels run on the CPU through a graphics driver such as lavapipe.
+    /// Whether the device is a software rasterizer such as lavapipe, which runs GPU kernels on the CPU.
     pub fn is_software(&self) -> bool {
         self.kind == Kind::Gpu(WgpuDeviceKind::Cpu)
     }
 
-    /// What kernels are compiled to: `spirv`, `wgsl` or `msl`; empty on the CPU.
+    /// The shader language that kernels are compiled to: `spirv`, `wgsl` or `msl`; empty on the CPU.
     pub fn shaders(&self) -> &'static str {
         let name = self.client().map_or("", |client| client.name());
         name.strip_prefix("wgpu<").and_then(|name| name.strip_suffix('>')).unwrap_or(name)
     }
 
-    /// What launches kernels of our own on the GPU that Burn's tensors live on. `None` on the CPU.
+    /// Launches gptoss's own kernels on the GPU that holds Burn's tensors. `None` on the CPU.
     pub fn client(&self) -> Option<Client> {
         let Kind::Gpu(kind) = &self.kind else { return None };
         Some(cubecl::Device::Wgpu(WgpuDevice::new(kind.clone())).client())

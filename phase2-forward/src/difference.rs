@@ -1,4 +1,4 @@
-//! How far values of one engine are from those of another.
+//! Measures the difference between the values of two engines.
 
 /// Root mean square of the differences over the standard deviation of the expected values; infinite if a value is NaN.
 pub fn relative_rms(expected: &[f32], found: &[f32]) -> f64 {

@@ -1,8 +1,8 @@
-//! How a token is drawn from logits. This is the definition that every engine follows, on the host or on a device.
+//! How a token is drawn from logits: the definition for all engines, on the host and on devices.
 //!
-//! In this order: log probabilities of the model's own distribution; adjustments; the mask; then the largest logit at temperature 0,
-//! otherwise temperature, top-k, top-p, min-p, and one random number. The number depends on the seed and the position alone: the
-//! same seed draws the same way whatever else runs in the batch, and however the prompt was cut into chunks.
+//! Steps, in this order: log probabilities of the model's own distribution; adjustments; the mask; then, at temperature 0, the largest
+//! logit, otherwise temperature, top-k, top-p, min-p, and one random number. That number depends only on the seed and the position, so a
+//! seed gives the same text whatever else runs in the batch and however the prompt was cut into chunks.
 
 mod host;
 mod logprobs;
@@ -16,7 +16,7 @@ pub use random::draw_number;
 /// Temperature and filters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// `p_i ∝ exp(l_i / temperature)` (Ackley, Hinton & Sejnowski, 1985); 0 takes the first of the largest logits.
+    /// `p_i ∝ exp(l_i / temperature)` (Ackley, Hinton & Sejnowski, 1985); 0 takes the largest logit, the lowest token of equals.
     pub temperature: f32,
     /// Keeps the `top_k` most likely tokens (Fan et al., 2018, arXiv:1805.04833); 0 keeps all.
     pub top_k: usize,
@@ -28,7 +28,7 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The first of the largest logits.
+    /// Takes the largest logit, the lowest token of equals.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 }
 
@@ -64,18 +64,18 @@ pub struct Draw<'a> {
     pub seed: u64,
     /// Bit t % 32 of word t / 32 says whether token t may be drawn; `None` allows all.
     pub allowed: Option<&'a [u32]>,
-    /// At most one for each token.
+    /// At most one per token.
     pub adjustments: &'a [Adjustment],
     /// How many of the most likely tokens are reported with their log probabilities; `None` reports none, not even the drawn one's.
     pub logprobs: Option<usize>,
 }
 
 impl Draw<'_> {
-    /// The first of the largest logits, and nothing else.
+    /// Takes the largest logit, the lowest token of equals; no mask, adjustments or log probabilities.
     pub const GREEDY: Draw<'static> =
         Draw { sampling: Sampling::GREEDY, seed: 0, allowed: None, adjustments: &[], logprobs: None };
 
-    /// Whether the drawn token is the first of the largest logits.
+    /// Whether the largest logit decides.
     pub fn is_greedy(&self) -> bool {
         self.sampling.temperature == 0.0 || self.sampling.top_k == 1
     }
@@ -85,7 +85,7 @@ impl Draw<'_> {
         self.allowed.is_none_or(|words| words[token / 32] >> (token % 32) & 1 == 1)
     }
 
-    /// Changes logits as the adjustments and the mask say.
+    /// Applies the adjustments and the mask to logits.
     pub fn restrict(&self, logits: &mut [f32]) {
         for adjustment in self.adjustments {
             let logit = &mut logits[adjustment.token as usize];
@@ -98,7 +98,7 @@ impl Draw<'_> {
     }
 }
 
-/// A token that was drawn.
+/// A drawn token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DrawnToken {
     pub id: u32,

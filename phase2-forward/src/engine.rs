@@ -1,10 +1,10 @@
-//! The seam between a model and everything that uses it: work goes in with [`Engine::submit`], outcomes come out with
+//! The interface between an engine and its callers: work is submitted with [`Engine::submit`], and outcomes are collected with
 //! [`Engine::collect`].
 //!
-//! A work item names a sequence, what the sequence is fed, and what is wanted back: nothing, logits, or a token drawn from them.
-//! Items of one step may belong to sequences in different states: the last chunk of a prompt draws its first token in the same pass
-//! in which other sequences decode. An engine may have several steps in flight, and a sequence can be fed the token that it drew in
-//! a step that is not collected yet, so that a device never waits for its host.
+//! A work item names a sequence, its input, and the requested result: nothing, logits, or a token drawn from them. The sequences of a step
+//! may be in different states: the last chunk of a prompt draws its first token in the same pass in which other sequences decode. Several
+//! steps may be in flight, and a sequence may be fed the token that it drew in a step that is not collected yet, so that a device never
+//! waits for its host.
 
 use bytes::Bytes;
 use phase1_loading::GptOssConfig;
@@ -12,10 +12,10 @@ use phase1_loading::GptOssConfig;
 use crate::draw::{Draw, DrawnToken};
 use crate::probe::Probe;
 
-/// A sequence that an engine remembers between steps. The caller chooses the numbers.
+/// A sequence whose state an engine keeps between steps. The caller chooses the numbers.
 pub type SequenceId = u64;
 
-/// What one sequence does in a step. A sequence appears in a step at most once.
+/// The work on one sequence in a step. A sequence appears at most once in a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Work<'a> {
     pub sequence: SequenceId,
@@ -24,27 +24,27 @@ pub struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Feeds tokens.
+    /// Work that feeds tokens.
     pub fn tokens(sequence: SequenceId, tokens: &'a [u32], want: Want<'a>) -> Work<'a> {
         Work { sequence, input: Input::Tokens(tokens), want }
     }
 
-    /// Feeds the token drawn last and draws the next one.
+    /// Work that feeds the token drawn last and draws the next one.
     pub fn decode(sequence: SequenceId, draw: Draw<'a>) -> Work<'a> {
         Work { sequence, input: Input::Drawn, want: Want::Token(draw) }
     }
 }
 
-/// What a sequence is fed.
+/// The input of a sequence.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// At least one token. They continue the sequence; an unknown sequence begins with them.
+    /// At least one token. They continue the sequence; a sequence that does not exist is created.
     Tokens(&'a [u32]),
     /// The token that the sequence drew in its last step.
     Drawn,
 }
 
-/// What is wanted of the tokens fed. The vocabulary product is computed for the rows that need it and no others.
+/// The requested result. The vocabulary product is computed only for the rows that need it.
 #[derive(Clone, Copy, Debug)]
 pub enum Want<'a> {
     Nothing,
@@ -57,7 +57,7 @@ pub enum Want<'a> {
 }
 
 impl Want<'_> {
-    /// How many of `tokens` tokens, counted from the last, need logits.
+    /// How many of the last of `tokens` tokens need logits.
     pub fn rows(&self, tokens: usize) -> usize {
         match self {
             Want::Nothing => 0,
@@ -67,35 +67,36 @@ impl Want<'_> {
     }
 }
 
-/// A step that was submitted.
+/// Identifies a submitted step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// What became of a work item.
+/// The result of a work item.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// The tokens were fed; nothing else was wanted.
+    /// The tokens were fed; no other result was requested.
     Fed,
     /// `[rows, vocab]`
     Logits(Vec<f32>),
     Token(DrawnToken),
-    /// Logits of this item are NaN. The sequence is of no further use and should be released; the others of the step are unharmed.
+    /// The logits of this item are NaN. The sequence cannot continue and should be released; the other sequences of the step are not
+    /// affected.
     NotANumber {
-        /// Tokens of the sequence when it happened.
+        /// Length of the sequence in tokens.
         position: usize,
     },
 }
 
 impl Outcome {
-    /// The logits of an item that wanted them.
+    /// The logits, if they were requested.
     ///
     /// # Errors
-    /// Logits that are NaN.
+    /// The logits are NaN.
     pub fn logits(self) -> Result<Vec<f32>, EngineError> {
         match self {
             Outcome::Logits(logits) => Ok(logits),
             Outcome::NotANumber { position } => Err(EngineError::NotANumber { position }),
-            Outcome::Fed | Outcome::Token(_) => Err(EngineError::Unsupported("no logits were wanted".into())),
+            Outcome::Fed | Outcome::Token(_) => Err(EngineError::Unsupported("no logits were requested".into())),
         }
     }
 
@@ -107,38 +108,38 @@ impl Outcome {
         }
     }
 
-    /// The token of an item that wanted one.
+    /// The drawn token, if one was requested.
     ///
     /// # Errors
-    /// Logits that are NaN.
+    /// The logits are NaN.
     pub fn token(self) -> Result<DrawnToken, EngineError> {
         match self {
             Outcome::Token(token) => Ok(token),
             Outcome::NotANumber { position } => Err(EngineError::NotANumber { position }),
-            Outcome::Fed | Outcome::Logits(_) => Err(EngineError::Unsupported("no token was wanted".into())),
+            Outcome::Fed | Outcome::Logits(_) => Err(EngineError::Unsupported("no token was requested".into())),
         }
     }
 }
 
-/// What an engine has room for.
+/// The limits of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Tokens that one step takes, over all its items.
+    /// Tokens in one step, over all its items.
     pub tokens_per_step: usize,
     /// Steps that may be submitted before the first of them is collected.
     pub steps_in_flight: usize,
-    /// Pages of the cache. A sequence of n tokens takes n / `positions_per_page` of them, rounded up, and at most a few more for
-    /// sliding layers.
+    /// Pages of the cache. A sequence of n tokens takes n / `positions_per_page` of them, rounded up, and a few more for sliding layers.
     pub pages_total: usize,
     pub pages_free: usize,
     pub positions_per_page: usize,
-    /// Tokens that [`Engine::truncate`] and [`Engine::fork`] can always go back by, counted from the longest that the sequence, or the
-    /// one that it was forked from, has been. Further back, sliding layers may have let go of positions that a next token would see.
+    /// The number of tokens by which [`Engine::truncate`] and [`Engine::fork`] can always go back, counted from the greatest length that
+    /// the sequence, or the one it was forked from, has had. For more, sliding layers may have dropped positions that the next token
+    /// attends to.
     pub rewind: usize,
 }
 
 impl Capacity {
-    /// Of an engine that computes a step when it is submitted and allocates as it goes.
+    /// The capacity of an engine that computes a step when it is submitted and allocates memory as needed.
     pub const UNBOUNDED: Capacity = Capacity {
         tokens_per_step: usize::MAX,
         steps_in_flight: 1,
@@ -149,14 +150,14 @@ impl Capacity {
     };
 }
 
-/// Why an engine refused. Its sequences are then as they were before the call.
+/// Why an engine refused a call. Its sequences are unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error(
         "the cache is full: {needed} pages are needed and {free} are free; finish or release sequences, or give the cache more memory"
     )]
     Full { needed: usize, free: usize },
-    #[error("the device was lost ({0}): its driver was reset, or it is gone; start again to load the model anew")]
+    #[error("the device was lost ({0}): its driver was reset, or it was removed; restart to load the model again")]
     Lost(String),
     #[error("{0}")]
     Unsupported(String),
@@ -166,17 +167,17 @@ pub enum EngineError {
         "the logits after {position} tokens are NaN; the weights may be damaged: `gptoss inspect --check` names the tensor"
     )]
     NotANumber { position: usize },
-    /// The device failed; the sentence says which limit was met and what helps.
+    /// The device failed; the sentence names the limit that was exceeded and the remedy.
     #[error("{0}")]
     Device(String),
 }
 
-/// A call that makes no sense. The caller is at fault.
+/// An invalid call: a bug of the caller.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum BadRequest {
-    #[error("a step without work")]
+    #[error("the step has no work items")]
     NoWork,
-    #[error("sequence {0} is fed no tokens")]
+    #[error("sequence {0} is given no tokens")]
     NoTokens(SequenceId),
     #[error("token {token} is outside the vocabulary of {vocab}")]
     TokenOutsideVocabulary { token: u32, vocab: usize },
@@ -188,9 +189,9 @@ pub enum BadRequest {
     UnknownSequence(SequenceId),
     #[error("sequence {0} exists already")]
     SequenceExists(SequenceId),
-    #[error("sequence {0} has drawn no token that it could be fed")]
+    #[error("sequence {0} has no drawn token to feed: its last step did not draw one")]
     NothingDrawn(SequenceId),
-    #[error("a step of {tokens} tokens; this engine takes at most {most}")]
+    #[error("the step has {tokens} tokens; this engine takes at most {most}")]
     StepTooLong { tokens: usize, most: usize },
     #[error("{0} steps are in flight already; collect one first")]
     TooManySteps(usize),
@@ -198,11 +199,11 @@ pub enum BadRequest {
     UnknownTicket(Ticket),
     #[error("sequence {sequence} has {length} tokens and cannot go back to {wanted}")]
     CannotGoBack { sequence: SequenceId, length: usize, wanted: usize },
-    #[error("a mask of {words} words; {vocab} tokens take {expected}")]
+    #[error("the mask has {words} words; a vocabulary of {vocab} tokens needs {expected}")]
     MaskLength { words: usize, vocab: usize, expected: usize },
     #[error("the mask of sequence {0} allows no token")]
     NothingAllowed(SequenceId),
-    #[error("{0} log probabilities are wanted; at most {most} are given", most = crate::draw::MAX_LOGPROBS)]
+    #[error("{0} log probabilities are requested; at most {most} are available", most = crate::draw::MAX_LOGPROBS)]
     TooManyLogprobs(usize),
     #[error("a sequence saved by {found} cannot be restored by {expected}")]
     OtherEngine { found: String, expected: &'static str },
@@ -210,43 +211,41 @@ pub enum BadRequest {
     WrongSnapshot(String),
 }
 
-/// Something that turns tokens into logits and logits into tokens: phase 2 by recomputing, phase 3 from a cache, phase 5 with fused
-/// kernels.
+/// Turns tokens into logits, and draws tokens from them: phase 2 by recomputation, phase 3 with a cache, phase 5 with fused kernels.
 pub trait Engine: Send {
     fn config(&self) -> &GptOssConfig;
 
     fn capacity(&self) -> Capacity;
 
-    /// Tokens of a sequence, those of submitted steps among them; 0 if it is unknown.
+    /// Length of a sequence in tokens, including submitted steps; 0 if it does not exist.
     fn length(&self, sequence: SequenceId) -> usize;
 
-    /// Begins a step. Room for all of it is made first, or for nothing.
+    /// Begins a step. Memory for the whole step is reserved first, or none.
     ///
     /// # Errors
-    /// A step that cannot be computed; nothing has changed then.
+    /// The step cannot be computed; nothing has changed.
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError>;
 
-    /// Waits for a step and returns an outcome for each of its items, in their order. Steps are collected in the order in which they
-    /// were submitted.
+    /// Waits for a step and returns one outcome per item, in their order. Steps must be collected in the order of submission.
     ///
     /// # Errors
-    /// A device that failed. What its sequences hold is then unknown.
+    /// The device failed. The contents of its sequences are then undefined.
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError>;
 
-    /// Makes `to`, which must be unknown, a copy of the first `length` tokens of `from`. Pages are shared; only a partial last page
-    /// is copied.
+    /// Creates `to`, which must not exist, as a copy of the first `length` tokens of `from`. Pages are shared; only a partial last page is
+    /// copied.
     ///
     /// # Errors
-    /// A length that `from` does not have or that is further back than [`Capacity::rewind`] allows, or a full cache.
+    /// `from` is shorter than `length`, `length` is further back than [`Capacity::rewind`] allows, or the cache is full.
     fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError>;
 
-    /// Forgets all but the first `length` tokens of a sequence. Steps in flight must not feed it.
+    /// Removes all but the first `length` tokens of a sequence. No step in flight may feed it.
     ///
     /// # Errors
     /// As [`Engine::fork`].
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError>;
 
-    /// Forgets a sequence and frees what it holds. Unknown sequences are ignored. Outcomes of steps in flight are still collected.
+    /// Removes a sequence and frees its memory. An unknown sequence is ignored. Outcomes of steps in flight must still be collected.
     fn release(&mut self, sequence: SequenceId);
 
     /// Submits a step and waits for it.
@@ -261,7 +260,7 @@ pub trait Engine: Send {
     /// The logits after the last token fed, `[vocab]`.
     ///
     /// # Errors
-    /// As [`Engine::step`], and logits that are NaN.
+    /// As [`Engine::step`]; or the logits are NaN.
     fn last_logits(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
         self.step(&[Work::tokens(sequence, tokens, Want::LastLogits)])?.remove(0).logits()
     }
@@ -274,37 +273,37 @@ pub trait Engine: Send {
         self.step(&[Work::tokens(sequence, tokens, Want::AllLogits)])?.remove(0).logits()
     }
 
-    /// Saves and restores sequences, if the engine can.
+    /// Access to saving and restoring sequences, if the engine supports it.
     fn snapshots(&mut self) -> Option<&mut dyn Snapshots> {
         None
     }
 }
 
-/// An engine that shows what it computes on the way.
+/// An engine that exposes the intermediate results of a step.
 pub trait Inspect: Engine {
-    /// Computes a step at once and shows its intermediate results and its operations as they end.
+    /// Computes a step at once, and calls `probe` with its intermediate results and with each operation that ends.
     ///
     /// # Errors
     /// As [`Engine::step`].
     fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError>;
 }
 
-/// What an engine remembers of a sequence.
+/// The saved state of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// The kind of engine that wrote it: no other reads its items.
+    /// The kind of engine that wrote it. Other kinds cannot read its items.
     pub engine: String,
-    /// Tokens of the sequence.
+    /// Length of the sequence in tokens.
     pub length: usize,
-    /// In an order and format that only this kind of engine knows.
+    /// Data in an order and format that only this kind of engine defines.
     pub items: Vec<Bytes>,
 }
 
 impl Snapshot {
-    /// What a cache checks before it takes a snapshot: the engine, a length that the context holds, and the bytes of each item.
+    /// Checks a snapshot before it is restored: the engine, a length within the context, and the size of each item.
     ///
     /// # Errors
-    /// The first that differs.
+    /// The first check that fails.
     pub fn check(
         &self,
         engine: &'static str,
@@ -315,7 +314,7 @@ impl Snapshot {
             return Err(BadRequest::OtherEngine { found: self.engine.clone(), expected: engine });
         }
         if !(1..=context).contains(&self.length) {
-            let sentence = format!("{} tokens, where the context holds 1 to {context}", self.length);
+            let sentence = format!("it has {} tokens; the context allows 1 to {context}", self.length);
             return Err(BadRequest::WrongSnapshot(sentence));
         }
         let expected = item_bytes(self.length);
@@ -329,18 +328,18 @@ impl Snapshot {
     }
 }
 
-/// Saves sequences as bytes, and restores them.
+/// Saves sequences as bytes and restores them.
 pub trait Snapshots {
-    /// The kind of engine that its snapshots name: [`Snapshot::engine`].
+    /// The kind of engine in its snapshots: [`Snapshot::engine`].
     fn kind(&self) -> &'static str;
 
     /// # Errors
-    /// An unknown sequence, or a device that was lost.
+    /// The sequence is unknown, or the device was lost.
     fn save(&mut self, sequence: SequenceId) -> Result<Snapshot, EngineError>;
 
-    /// Replaces `sequence` by a snapshot that this kind of engine made with this model and settings.
+    /// Replaces `sequence` by a snapshot that the same kind of engine made with this model and these settings.
     ///
     /// # Errors
-    /// A snapshot of another shape or engine, or a full cache; nothing has changed then.
+    /// The snapshot has another shape or is of another engine, or the cache is full; nothing has changed.
     fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError>;
 }

@@ -1,10 +1,10 @@
-//! Phase 2: tensors become logits. The model in Burn, a whole sequence at a time, nothing cached.
+//! Phase 2: tensors become logits. The model in Burn: whole sequences, nothing cached.
 //!
-//! [`GptOss`] is the architecture, read top to bottom in `model.rs`. [`Engine`] is the seam that every later phase plugs
-//! into; [`RecomputeEngine`] is its plainest implementation, which runs the whole sequence again for every token. `draw.rs` defines
-//! how a token is drawn from logits, which every engine follows.
+//! [`GptOss`] is the architecture, from top to bottom in `model.rs`. [`Engine`] is the interface that every engine implements;
+//! [`RecomputeEngine`] is its simplest implementation, which runs the whole sequence again for every token. `draw.rs` defines how a token
+//! is drawn from logits, for all engines.
 //!
-//! This crate never decides when to stop and never keeps keys or values between calls.
+//! This crate does not decide when generation stops, and keeps no keys or values between calls.
 
 mod check;
 mod delegate;

@@ -19,7 +19,7 @@ pub struct GptOss {
     pub config: GptOssConfig,
     pub rope: Rope,
     pub device: ComputeDevice,
-    /// `[vocab, hidden]`. Stays in the mapped file on every device: only the rows looked up are unpacked.
+    /// `[vocab, hidden]`. Stays in the mapped file on every device: only rows that are looked up are unpacked.
     embedding: HostTensor,
     layers: Vec<Layer>,
     final_norm: Tensor<1>,
@@ -42,22 +42,22 @@ struct Layer {
     down: Experts,
 }
 
-/// Where the keys and values of earlier tokens come from.
+/// The source of keys and values of earlier tokens.
 pub trait KvCache {
     /// The position of every key that [`KvCache::extend`] will return in layers of this kind, in the same order, when
     /// the tokens at positions `new` are added.
     fn positions(&self, attention: AttentionKind, new: Range<usize>) -> Vec<usize>;
 
-    /// Takes the keys and values `[kv_heads, n, head_dim]` of the new tokens in `layer`; returns those, each
-    /// `[kv_heads, m, head_dim]`, that the new tokens' queries may attend to.
+    /// Adds the keys and values `[kv_heads, n, head_dim]` of the new tokens in `layer`. Returns the keys and values `[kv_heads, m,
+    /// head_dim]` that the queries of the new tokens may attend to.
     fn extend(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>);
 }
 
 impl GptOss {
-    /// Runs new tokens of one sequence, the first of them at position `start`, through the model.
+    /// Runs the model on new tokens of one sequence; the first of them has the position `start`.
     ///
-    /// Returns the logits `[wanted, vocab]` of the new tokens whose numbers, counted from the first new one, lie in
-    /// `wanted`; `None` if that is empty.
+    /// Returns the logits `[wanted, vocab]` of the new tokens with the indices `wanted`, counted from the first new token; `None` if the
+    /// range is empty.
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -160,7 +160,7 @@ impl GptOss {
         Tensor::from_data(TensorData::new(values, shape), &self.device.burn)
     }
 
-    /// The chosen experts' outputs, weighted and summed. `[n, hidden]`, with the router's logits `[n, experts]`.
+    /// The weighted sum of the chosen experts' outputs `[n, hidden]`, and the router's logits `[n, experts]`.
     fn mixture_of_experts(
         &self,
         layer: &Layer,
@@ -174,7 +174,7 @@ impl GptOss {
         let weights = softmax(top, 1);
         done(Operation::Router);
 
-        // Each token is repeated once per expert; from here on every copy is a row.
+        // Each token is repeated once per chosen expert; from here on every copy is a row.
         let chosen: Tensor<1, Int> = chosen.reshape([n * chosen_per_token]);
         let h = h.unsqueeze_dim::<3>(1).repeat_dim(1, chosen_per_token).reshape([n * chosen_per_token, hidden]);
         let gate = layer.gate.forward(h.clone(), &chosen);
@@ -202,18 +202,18 @@ fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: &Tensor<1>, mask: 
     p.reshape([kv_heads, grouped_rows, m]).matmul(v).reshape([heads, n, dim])
 }
 
-/// Waits for an intermediate result.
+/// Copies an intermediate result to the host, which waits for the device.
 fn on_host(values: &Tensor<2>) -> Activation {
     (values.dims(), values.to_data().try_to_vec().expect("activations are f32"))
 }
 
-/// `[heads, n, head_dim]` to `[n, heads · head_dim]`.
+/// The inverse of `split_heads`: `[heads, n, head_dim]` to `[n, heads · head_dim]`.
 fn join_heads(x: Tensor<3>) -> Tensor<2> {
     let [heads, n, dim] = x.dims();
     x.swap_dims(0, 1).reshape([n, heads * dim])
 }
 
-/// GPT-OSS's gated unit: both halves clamped, the gate only from above, and 1 added to `up`.
+/// GPT-OSS's gated activation: gate is clamped from above, up from both sides, and 1 is added to up.
 fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     let (limit, alpha) = (SWIGLU_LIMIT as f32, SWIGLU_ALPHA as f32);
     let gate = gate.clamp_max(limit);
@@ -238,7 +238,7 @@ impl Linear {
     }
 }
 
-/// One projection of all experts.
+/// One projection (gate, up or down) of all experts.
 struct Experts {
     weight: PackedMatrix,
     /// `[experts, out]`
@@ -246,25 +246,25 @@ struct Experts {
 }
 
 impl Experts {
-    /// Row i of `x` goes through expert `chosen[i]`.
+    /// Multiplies row i of `x` by the matrix of expert `chosen[i]`.
     fn forward(&self, x: Tensor<2>, chosen: &Tensor<1, Int>) -> Tensor<2> {
         packed_matmul(x, &self.weight, chosen.clone()) + self.bias.clone().select(0, chosen.clone())
     }
 }
 
 impl GptOss {
-    /// What a checkpoint needs of a GPU, where some formats are unpacked.
+    /// A checkpoint's requirements on a GPU, including the formats that are unpacked there.
     pub fn needs(checkpoint: &Checkpoint) -> ModelNeeds {
         let on_gpu = |tensor: &HostTensor| device_format(tensor.format).row_bytes(tensor.row_len()) * tensor.rows();
         let bytes = checkpoint.tensors.values().map(|tensor| on_gpu(tensor) as u64).sum();
         ModelNeeds { bytes, layers: checkpoint.config.layers() }
     }
 
-    /// Puts a checkpoint's weights on a device. On the CPU the mapped file's pages are the weights; on a GPU they are
-    /// uploaded, and `progress` is called with (bytes so far, bytes in all).
+    /// Loads a checkpoint's weights onto a device. On the CPU the pages of the mapped file are used in place. On a GPU weights are
+    /// uploaded, and `progress` is called with (bytes so far, total bytes).
     ///
     /// # Errors
-    /// Weights that no reader agrees on (see [`check_scales`]).
+    /// A weight is invalid (see [`check_scales`]).
     pub fn load(
         checkpoint: &Checkpoint,
         device: ComputeDevice,
@@ -305,7 +305,7 @@ impl GptOss {
     }
 }
 
-/// Moves tensors from a checkpoint to a device.
+/// Creates a device's tensors from those of a checkpoint.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: &'a ComputeDevice,
@@ -327,7 +327,7 @@ impl Loader<'_> {
         Ok(PackedMatrix::new(tensor, self.device))
     }
 
-    /// A matrix whose rows are looked up where they lie.
+    /// A matrix that stays on the host, because only some of its rows are looked up.
     fn looked_up(&mut self, name: &str) -> Result<HostTensor, LoadError> {
         let tensor = self.checkpoint.tensor(name);
         check_scales(&self.checkpoint.path, name, tensor)?;

@@ -1,4 +1,4 @@
-//! What engines share that compute a step when it is submitted.
+//! Code shared by the engines that compute a step when it is submitted.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use crate::draw::HostDraw;
 use crate::engine::{BadRequest, EngineError, Input, Outcome, SequenceId, Ticket, Want, Work};
 
-/// Outcomes that are not collected yet.
+/// Outcomes that have not been collected yet.
 #[derive(Debug, Default)]
 pub struct PlainSteps {
     next: u64,
@@ -16,7 +16,7 @@ pub struct PlainSteps {
 
 impl PlainSteps {
     /// # Errors
-    /// A step that is not collected yet: these engines have one in flight.
+    /// A step has not been collected yet: these engines allow one step in flight.
     pub fn check_room(&self) -> Result<(), BadRequest> {
         match self.done.len() {
             0 => Ok(()),
@@ -32,7 +32,7 @@ impl PlainSteps {
     }
 
     /// # Errors
-    /// A ticket that is not the oldest in flight.
+    /// The ticket is not that of the oldest step in flight.
     pub fn take(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, BadRequest> {
         match self.done.pop_front_if(|(oldest, _)| *oldest == ticket) {
             Some((_, outcomes)) => Ok(outcomes),
@@ -41,10 +41,10 @@ impl PlainSteps {
     }
 }
 
-/// The tokens that each item feeds, given the one that a sequence drew last.
+/// The tokens that each item feeds. `drawn` gives the token that a sequence drew last.
 ///
 /// # Errors
-/// The first sequence that is fed the token it drew and has drawn none.
+/// An item feeds the drawn token of a sequence that has not drawn one.
 pub fn tokens_of(work: &[Work<'_>], drawn: impl Fn(SequenceId) -> Option<u32>) -> Result<Vec<Vec<u32>>, BadRequest> {
     let of_item = |item: &Work<'_>| match item.input {
         Input::Tokens(tokens) => Ok(tokens.to_vec()),
@@ -53,7 +53,7 @@ pub fn tokens_of(work: &[Work<'_>], drawn: impl Fn(SequenceId) -> Option<u32>) -
     work.iter().map(of_item).collect()
 }
 
-/// What becomes of an item whose sequence now has `length` tokens, from the logits of the rows that it wanted.
+/// The outcome of an item, from the logits of the rows that it requested. Its sequence now has `length` tokens.
 pub fn outcome_of(want: &Want<'_>, mut logits: Vec<f32>, length: usize, host: &mut HostDraw) -> Outcome {
     let nan = Outcome::NotANumber { position: length };
     match want {
@@ -64,10 +64,10 @@ pub fn outcome_of(want: &Want<'_>, mut logits: Vec<f32>, length: usize, host: &m
     }
 }
 
-/// Logits on the host, row by row. Waits for the device that computes them; none for `None`.
+/// Copies logits to the host, row by row, which waits for the device; empty for `None`.
 ///
 /// # Errors
-/// A device that failed.
+/// The device failed.
 pub fn read_back(logits: Option<Tensor<2>>) -> Result<Vec<f32>, EngineError> {
     let Some(logits) = logits else { return Ok(Vec::new()) };
     let failed = |error: String| EngineError::Device(format!("the logits could not be read back: {error}"));
@@ -75,10 +75,10 @@ pub fn read_back(logits: Option<Tensor<2>>) -> Result<Vec<f32>, EngineError> {
     data.try_to_vec().map_err(|error| failed(format!("{error:?}")))
 }
 
-/// Whether a sequence can become its first `length` tokens.
+/// Checks whether a sequence can be shortened to its first `length` tokens.
 ///
 /// # Errors
-/// An unknown sequence, which has no `length`, or one that is too short or does not reach back.
+/// The sequence is unknown (no `length`), too short, or cannot go back that far.
 pub fn check_rewind(
     sequence: SequenceId,
     length: Option<usize>,

@@ -1,24 +1,24 @@
-//! A look inside a forward pass: its intermediate results, and its operations as they end.
+//! Observes a forward pass: its intermediate results, and its operations as they end.
 
 use std::collections::BTreeMap;
 
-/// The operations of a forward pass. Every phase reports these, so that profiles of two phases line up; a kernel that does
-/// several at once reports the last of them.
+/// The operations of a forward pass. Every phase reports these, so that profiles of different phases have the same rows. A kernel that
+/// fuses several operations reports the last of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
-    /// Which keys each query sees, and the rotation's sines and cosines.
+    /// The attention mask, and the rotation's sines and cosines.
     Mask,
     Embed,
     AttentionNorm,
     Qkv,
     Rope,
-    /// New keys and values go into the cache.
+    /// Writes new keys and values to the cache.
     CacheAppend,
     /// Scores, softmax with sinks, and the weighted sum of values.
     Attention,
     AttentionOut,
     MlpNorm,
-    /// Logits of the experts, the choice among them and their weights.
+    /// Logits of the experts, the choice of experts and their weights.
     Router,
     /// Both projections of the chosen experts, and SwiGLU.
     GateUp,
@@ -72,11 +72,11 @@ pub struct Span {
     pub operation: Operation,
     /// `None` outside the layers.
     pub layer: Option<usize>,
-    /// Rows that it computed: new tokens, or for the head the positions whose logits are wanted.
+    /// Number of rows computed: new tokens, or for the head the positions whose logits are requested.
     pub tokens: usize,
-    /// Sequences that share them evenly.
+    /// Number of sequences; the rows are taken to be distributed evenly over them.
     pub sequences: usize,
-    /// Keys that a sequence's last query may choose from, in a layer of this kind; 0 outside attention.
+    /// Number of keys that the last query of a sequence attends to in a layer of this kind; 0 outside attention.
     pub keys: usize,
 }
 
@@ -89,7 +89,7 @@ pub trait Probe {
     /// `final_norm`. `value` waits for the device and copies the result to the host.
     fn see(&mut self, _name: &dyn Fn() -> String, _value: &dyn Fn() -> Activation) {}
 
-    /// Called when all of an operation has been launched. It began where the one before it ended.
+    /// Called when all kernels of an operation have been launched. The operation began when the one before it ended.
     fn done(&mut self, _: Span) {}
 }
 

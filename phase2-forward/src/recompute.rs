@@ -1,4 +1,4 @@
-//! Phase 2's engine: every step runs the whole sequence again.
+//! Phase 2's engine: every step recomputes the whole sequence.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::model::{GptOss, KvCache};
 use crate::plain::{PlainSteps, check_rewind, outcome_of, read_back, tokens_of};
 use crate::probe::{NoProbe, Probe};
 
-/// Remembers tokens and nothing else.
+/// Keeps only the tokens of its sequences.
 pub struct RecomputeEngine {
     model: GptOss,
     sequences: HashMap<SequenceId, Sequence>,
@@ -24,7 +24,7 @@ pub struct RecomputeEngine {
 #[derive(Clone, Default)]
 struct Sequence {
     tokens: Vec<u32>,
-    /// What it drew last, if that may be fed.
+    /// The token drawn last, if it may be fed.
     drawn: Option<u32>,
 }
 
@@ -95,7 +95,7 @@ impl Inspect for RecomputeEngine {
             known.tokens.extend(&input);
             let length = known.tokens.len();
             let rows = item.want.rows(input.len());
-            // A sequence is computed only if something is wanted of it.
+            // A sequence is computed only if a result is requested.
             computed.push(match rows {
                 0 => None,
                 _ => self.model.forward(&known.tokens, 0, length - rows..length, &mut NoCache, probe),
@@ -113,7 +113,7 @@ impl Inspect for RecomputeEngine {
     }
 }
 
-/// Queries see the keys of the tokens at hand: the whole sequence, since the whole sequence is computed.
+/// A cache that stores nothing: the step contains the whole sequence, so queries see all its keys.
 struct NoCache;
 
 impl KvCache for NoCache {

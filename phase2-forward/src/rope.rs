@@ -12,7 +12,7 @@ use phase1_loading::{RopeConfig, YarnRamp};
 pub struct Rope {
     /// Radians per position, `[head_dim / 2]`.
     pub inverse_frequencies: Vec<f32>,
-    /// YaRN's temperature: multiplies queries and keys alike, so scores carry its square.
+    /// YaRN's mscale: a factor on queries and on keys, so that scores are multiplied by its square.
     pub mscale: f32,
 }
 
@@ -20,7 +20,7 @@ impl Rope {
     pub fn new(config: &RopeConfig, head_dim: usize) -> Rope {
         let (theta, factor) = (f64::from(config.theta), f64::from(config.factor));
         let dim = head_dim as f64;
-        // The dimension pair that makes `rotations` turns in the original context.
+        // The dimension pair that makes `rotations` turns over the original context.
         let correction =
             |rotations: f64| dim * (config.original_context as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
         let (low, high) = (correction(BETA_FAST), correction(BETA_SLOW));
@@ -28,7 +28,7 @@ impl Rope {
             YarnRamp::Exact => (low, high),
             YarnRamp::Truncated => (low.floor(), high.ceil()),
         };
-        // A short context puts the ends outside the head, and may put them together.
+        // With a short context the ends may lie outside the head, or coincide.
         let (low, high) = (low.max(0.0), high.min(dim - 1.0));
         let high = if high > low { high } else { low + 1e-3 };
         let inverse_frequencies = (0..head_dim / 2)
@@ -41,10 +41,10 @@ impl Rope {
         Rope { inverse_frequencies, mscale: attention_factor(factor) as f32 }
     }
 
-    /// Cosines and sines for a range of positions, each `[1, positions, head_dim / 2]` and times `mscale`.
+    /// Cosines and sines for a range of positions, each `[1, positions, head_dim / 2]` and multiplied by `mscale`.
     ///
-    /// Angles are products in f32, as the reference implementations compute them: f64 would be closer to the formula and
-    /// further from the trained model.
+    /// Angles are f32 products, as in the reference implementations: f64 would be closer to the formula and further from what the model was
+    /// trained with.
     pub fn at(&self, positions: Range<usize>, device: &Device) -> (Tensor<3>, Tensor<3>) {
         let shape = [1, positions.len(), self.inverse_frequencies.len()];
         let angles: Vec<f32> =
@@ -57,7 +57,7 @@ impl Rope {
     }
 }
 
-/// Rotates `x` `[heads, positions, head_dim]`: dimension i pairs with i + head_dim / 2.
+/// Rotates `x` `[heads, positions, head_dim]`. Dimension i is paired with i + head_dim / 2.
 pub(crate) fn rotate(x: Tensor<3>, (cos, sin): &(Tensor<3>, Tensor<3>)) -> Tensor<3> {
     let [_, _, dim] = x.dims();
     let first = x.clone().narrow(2, 0, dim / 2);

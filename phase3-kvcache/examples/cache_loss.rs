@@ -1,5 +1,5 @@
-//! What a cache in f16 or q8_0 costs against one in f32: error in each layer, and greedy agreement. The root mean square is that of
-//! all tokens, and follows the few whose router tips; the median is of the tokens' own errors.
+//! The loss of a cache in f16 or q8_0 against one in f32: the error of each layer, and greedy agreement. The root mean square is over all
+//! tokens, and is dominated by the few that are routed to another expert; the median is that of the errors of single tokens.
 //!
 //!     cargo run --release -p phase3-kvcache --example cache_loss -- assets/gptoss-tiny.gguf 512
 //!
@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The error's root mean square, as a share of the deviation of `plain`.
+/// The root mean square of the error, relative to the standard deviation of `plain`.
 fn rms(plain: &[f32], packed: &[f32]) -> f64 {
     Check::values("", "", plain, packed, Limit::EQUAL).rms
 }
@@ -77,7 +77,7 @@ fn listed(errors: impl Iterator<Item = f64>) -> String {
     errors.map(|error| format!("{error:.1e}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Feeds `tokens` one by one, and its own greedy choices after them until there are `total`.
+/// Feeds `tokens` one by one, then its own greedy choices until there are `total` tokens.
 fn run(engine: &mut CachedEngine, tokens: &mut Vec<u32>, total: usize) -> Result<Trace, Box<dyn Error>> {
     let layers = engine.config().layers();
     let mut trace = Trace { layers: vec![Vec::new(); layers], choices: Vec::new(), cache_bytes: 0 };

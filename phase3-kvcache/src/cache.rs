@@ -14,7 +14,7 @@ use crate::packing::{pack, unpack};
 /// The cache of one sequence: keys after rotation, and values.
 #[derive(Clone)]
 pub(crate) struct SequenceCache {
-    /// Positions stored so far, or passed through where a ring has let them go.
+    /// Number of positions of the sequence, including those that a ring has dropped.
     length: usize,
     layout: CacheLayout,
     layers: Vec<LayerCache>,
@@ -43,27 +43,27 @@ impl SequenceCache {
         self.length
     }
 
-    /// Counts the positions that a forward pass has extended every layer by.
+    /// Counts the positions that a forward pass has added to every layer.
     pub fn advance(&mut self, new: usize) {
         self.length += new;
     }
 
-    /// Whether the sequence can become shorter: no ring has overwritten a position yet.
+    /// Whether the sequence can become shorter: possible until a ring overwrites a position.
     pub fn can_rewind(&self) -> bool {
         self.length <= self.layout.window || self.layers.iter().all(|layer| layer.attention == AttentionKind::Full)
     }
 
-    /// Forgets all but the first `length` positions, which [`SequenceCache::can_rewind`] must allow.
+    /// Removes all but the first `length` positions. [`SequenceCache::can_rewind`] must be true.
     pub fn truncate(&mut self, length: usize) {
         self.length = length;
     }
 
-    /// A copy of the first `length` positions, under the same condition.
+    /// A copy of the first `length` positions. [`SequenceCache::can_rewind`] must be true.
     pub fn beginning(&self, length: usize) -> SequenceCache {
         SequenceCache { length, ..self.clone() }
     }
 
-    /// What `layer` remembers: positions, and the keys and values `[kv_heads, positions, head_dim]` in their order.
+    /// The cached positions of `layer`, and the keys and values `[kv_heads, positions, head_dim]` in the same order.
     pub fn contents(&self, layer: usize) -> (Vec<usize>, Tensor<3>, Tensor<3>) {
         let LayerCache { attention, keys, values } = &self.layers[layer];
         let positions = self.stored(*attention);
@@ -71,13 +71,12 @@ impl SequenceCache {
         (positions, keys.first(stored), values.first(stored))
     }
 
-    /// Bytes that the buffers take on the device.
+    /// Bytes of the buffers on the device.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
     }
 
-    /// The occupied slots of every layer as they are stored, keys and then values, each
-    /// `[kv_heads, slots, row bytes]`.
+    /// The occupied slots of every layer as they are stored, first keys and then values, each `[kv_heads, slots, row bytes]`.
     pub fn save(&self) -> Vec<bytes::Bytes> {
         let save = |layer: &LayerCache| {
             let slots = self.occupied(layer.attention);
@@ -86,8 +85,8 @@ impl SequenceCache {
         self.layers.iter().flat_map(save).collect()
     }
 
-    /// Puts back what [`SequenceCache::save`] gave for `length` positions, into a new cache of the same model and kind.
-    /// The lengths must have been checked: see [`SequenceCache::saved_bytes`].
+    /// Restores the data that [`SequenceCache::save`] returned for `length` positions, into a new cache of the same model and kind. The
+    /// lengths must have been checked against [`SequenceCache::saved_bytes`].
     pub fn restore(&mut self, length: usize, saved: &[bytes::Bytes]) {
         self.length = length;
         for (layer, pair) in self.layers.iter_mut().zip(saved.chunks_exact(2)) {
@@ -97,7 +96,7 @@ impl SequenceCache {
         }
     }
 
-    /// Bytes of each item that [`SequenceCache::save`] gives at `length` positions.
+    /// Bytes of each item that [`SequenceCache::save`] returns at `length` positions.
     pub fn saved_bytes(&self, length: usize) -> Vec<usize> {
         let bytes = |&attention: &AttentionKind| self.layout.key_bytes(self.layout.occupied(attention, length));
         self.layout.attention.iter().map(bytes).flat_map(|bytes| [bytes; 2]).collect()
@@ -139,20 +138,20 @@ impl KvCache for SequenceCache {
     }
 }
 
-/// Where new rows go.
+/// The slots for new rows.
 #[derive(Clone, Copy)]
 enum Place {
-    /// Behind that many earlier ones.
+    /// After the given number of earlier rows.
     Behind(usize),
-    /// Position p into slot p mod `window`, after `length` earlier ones.
+    /// Position p in slot p mod `window`, after `length` earlier positions.
     Ring { length: usize, window: usize },
 }
 
-/// The keys, or the values, of one layer: a buffer `[kv_heads, slots, row]`.
+/// The keys or the values of one layer: a buffer `[kv_heads, slots, row]`.
 #[derive(Clone)]
 enum Rows {
     Plain(Buffer<Float>),
-    /// Words that `packing` reads; unpacked, one layer at a time, when attention asks for them.
+    /// Packed words (see `packing`), which attention unpacks one layer at a time.
     Packed {
         words: Buffer<Int>,
         kind: CacheFormat,
@@ -172,8 +171,8 @@ impl Rows {
         }
     }
 
-    /// Stores new rows and returns those that the new tokens may see. In a packed cache the new rows are seen as they will
-    /// be seen later, so that it does not matter how a sequence is cut into chunks.
+    /// Stores new rows and returns the rows that the new tokens may see. In a packed cache the new rows are returned rounded, as later
+    /// steps see them, so that the result does not depend on how a sequence is cut into chunks.
     fn extend(&mut self, place: Place, new: Tensor<3>) -> Tensor<3> {
         match self {
             Rows::Plain(buffer) => buffer.extend(place, new),
@@ -196,7 +195,7 @@ impl Rows {
         }
     }
 
-    /// Every kind of row is 32-bit words.
+    /// Rows of every kind consist of 32-bit words.
     fn bytes(&self) -> usize {
         self.shape().iter().product::<usize>() * 4
     }
@@ -229,10 +228,10 @@ impl Rows {
     }
 }
 
-/// A tensor `[kv_heads, slots, row]` that is written in place. A clone shares the tensor until one of them writes.
+/// A tensor `[kv_heads, slots, row]` that is written in place. Clones share the tensor until one of them writes.
 #[derive(Clone)]
 struct Buffer<K: Basic> {
-    /// Taken out while it is written, so that Burn sees its only owner and need not copy it.
+    /// Taken out for a write, so that Burn sees a single owner and does not copy it.
     tensor: Option<Tensor<3, K>>,
 }
 
@@ -267,7 +266,7 @@ impl<K: Basic> Buffer<K> {
         }
     }
 
-    /// Makes room for `needed` slots, up to the next power of two but to no more than `most`, and keeps the first `length`.
+    /// Makes room for `needed` slots, rounded up to a power of two but at most `most`, and keeps the first `length`.
     fn reserve(&mut self, needed: usize, most: usize, length: usize) {
         if needed <= self.slots() {
             return;
@@ -276,13 +275,13 @@ impl<K: Basic> Buffer<K> {
         let options = (&self.tensor().device(), self.tensor().dtype());
         let grown = Buffer::new(Tensor::zeros([heads, needed.next_power_of_two().min(most), row], options));
         let full = std::mem::replace(self, grown);
-        // Burn knows no empty tensors.
+        // Burn does not support empty tensors.
         if length > 0 {
             self.write(0, full.first(length));
         }
     }
 
-    /// A full layer: puts `new` behind the first `length` positions and returns all of them.
+    /// Full layers: appends `new` after the first `length` positions and returns all of them.
     fn append(&mut self, length: usize, new: Tensor<3, K>) -> Tensor<3, K> {
         let [_, count, _] = new.dims();
         self.reserve(length + count, usize::MAX, length);
@@ -290,12 +289,12 @@ impl<K: Basic> Buffer<K> {
         self.first(length + count)
     }
 
-    /// A sliding layer: position p lives in slot p mod W. Returns what was stored, in slot order, followed by `new`; then
-    /// the new positions take the oldest ones' slots. A long chunk's first queries still see keys that its last evict.
+    /// Sliding layers: position p is in slot p mod W. Returns the stored rows in slot order, followed by `new`; then the new rows overwrite
+    /// the oldest slots. The first queries of a long chunk thus still see keys that its last rows evict.
     fn rotate(&mut self, length: usize, window: usize, new: Tensor<3, K>) -> Tensor<3, K> {
         let [_, count, _] = new.dims();
         let stored = length.min(window);
-        // A ring that is not yet as large as its window has never wrapped.
+        // A ring smaller than its window has never wrapped.
         self.reserve((length + count).min(window), window, stored);
         let visible = match stored {
             0 => new.clone(),

@@ -1,12 +1,12 @@
-//! How large the cache of a sequence is.
+//! Calculates the size of a sequence's cache.
 
 use formats::CacheFormat;
 use phase1_loading::{AttentionKind, GptOssConfig};
 
-/// Slots of a new buffer. They double when they are full, those of a ring up to its window.
+/// Slots of a new buffer. The number doubles when they are full; in a ring it is limited to the window.
 const FIRST_CAPACITY: usize = 256;
 
-/// What decides the size of a sequence's cache. A slot holds one position in one layer: keys and values of all heads.
+/// The parameters that determine the size of a sequence's cache. A slot holds one position in one layer: keys and values of all heads.
 #[derive(Clone, Debug)]
 pub struct CacheLayout {
     pub(crate) kind: CacheFormat,
@@ -37,12 +37,12 @@ impl CacheLayout {
         }
     }
 
-    /// Slots that a layer's buffers have when a sequence of `length` tokens has been cached: with room for more.
+    /// Allocated slots of a layer's buffers after `length` tokens of a sequence were cached.
     pub fn reserved(&self, attention: AttentionKind, length: usize) -> usize {
         self.occupied(attention, FIRST_CAPACITY.max(length.next_power_of_two()))
     }
 
-    /// Bytes of the keys in `slots` slots of one layer; the values take as many.
+    /// Bytes of the keys in `slots` slots of one layer; the values take the same.
     pub fn key_bytes(&self, slots: usize) -> usize {
         slots * self.kv_heads * self.kind.row_bytes(self.head_dim)
     }
@@ -52,7 +52,7 @@ impl CacheLayout {
         self.attention.iter().map(|&attention| self.slot_bytes(self.occupied(attention, length))).sum()
     }
 
-    /// Bytes of all layers' buffers of one kind of attention when a sequence of `length` tokens has been cached.
+    /// Allocated bytes of all layers of one kind of attention after `length` tokens of a sequence were cached.
     pub fn reserved_bytes(&self, attention: AttentionKind, length: usize) -> u64 {
         let layers = self.attention.iter().filter(|&&of| of == attention).count() as u64;
         layers * self.slot_bytes(self.reserved(attention, length))

@@ -14,7 +14,7 @@ use phase2_forward::{
 use crate::cache::SequenceCache;
 use crate::read_cache::ReadCache;
 
-/// The engine's name in its snapshots.
+/// The kind of engine in its snapshots.
 const NAME: &str = "phase 3";
 
 /// Computes only new tokens; keys and values of earlier ones are cached.
@@ -28,13 +28,15 @@ pub struct CachedEngine {
 
 struct Sequence {
     cache: SequenceCache,
-    /// What it drew last, if that may be fed.
+    /// The token drawn last, if it may be fed.
     drawn: Option<u32>,
 }
 
-/// A model whose heads have a number of values that the cache's format does not hold.
+/// The model's heads have a size that the cache's format does not support.
 #[derive(Debug, thiserror::Error)]
-#[error("{kind} caches heads of a multiple of {granule} values and the model's have {head_dim}; use --kv {instead}")]
+#[error(
+    "a {kind} cache needs heads of a multiple of {granule} values, but the model's have {head_dim}; use --kv {instead}"
+)]
 pub struct UnsuitableCache {
     kind: CacheFormat,
     granule: usize,
@@ -43,16 +45,16 @@ pub struct UnsuitableCache {
 }
 
 impl CachedEngine {
-    /// An engine that caches in f32.
+    /// An engine with a cache in f32.
     pub fn new(model: GptOss) -> CachedEngine {
         let (sequences, steps, host) = (HashMap::new(), PlainSteps::default(), HostDraw::default());
         CachedEngine { model, kind: CacheFormat::F32, sequences, steps, host }
     }
 
-    /// An engine that caches in `kind`.
+    /// An engine with a cache in the format `kind`.
     ///
     /// # Errors
-    /// Heads whose number of values is not a multiple of [`CacheFormat::granule`].
+    /// The head size is not a multiple of [`CacheFormat::granule`].
     pub fn with_cache(model: GptOss, kind: CacheFormat) -> Result<CachedEngine, UnsuitableCache> {
         let head_dim = model.config.head_dim;
         if !kind.holds(head_dim) {
@@ -62,7 +64,7 @@ impl CachedEngine {
         Ok(CachedEngine { kind, ..CachedEngine::new(model) })
     }
 
-    /// Bytes that a sequence's cache takes on the device; 0 for an unknown sequence.
+    /// Bytes of a sequence's cache on the device; 0 for an unknown sequence.
     pub fn cache_bytes(&self, sequence: SequenceId) -> usize {
         self.sequences.get(&sequence).map_or(0, |known| known.cache.bytes())
     }

@@ -1,4 +1,4 @@
-//! Generation, written once for every engine: prefill the prompt in chunks, then one token at a time.
+//! Generation for any engine: feeds the prompt in chunks, then decodes one token at a time.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -16,10 +16,10 @@ use crate::stopping::{EmptyStopString, FinishReason, StopCondition};
 pub struct GenerationParams {
     pub sampling: SamplingParams,
     pub max_tokens: usize,
-    /// Usually [`Tokenizer::stops`]; empty to run to `max_tokens` whatever the model says.
+    /// Usually [`Tokenizer::stops`]; if empty, generation runs to `max_tokens`.
     pub stop_tokens: Vec<u32>,
     pub stop_strings: Vec<String>,
-    /// Prompt tokens that one step takes; at least 1.
+    /// Prompt tokens per step; at least 1.
     pub prefill_chunk: usize,
 }
 
@@ -35,22 +35,22 @@ impl Default for GenerationParams {
     }
 }
 
-/// What was generated, and how long it took.
+/// The generated text, and how long it took.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// Generated tokens, a final stop token among them.
+    /// Generated tokens, including a final stop token.
     pub tokens: Vec<u32>,
-    /// Their text, without stop token and stop string.
+    /// Their text, without the stop token and the stop string.
     pub text: String,
     pub finish: FinishReason,
-    /// From the start to the first token.
+    /// Time from the start to the first token.
     pub time_to_first_token: Duration,
-    /// From the first token to the last.
+    /// Time from the first token to the last.
     pub decode: Duration,
 }
 
 impl Generated {
-    /// Prompt tokens per second, up to the first generated token.
+    /// Prompt tokens per second, until the first generated token.
     pub fn prefill_rate(&self, prompt_tokens: usize) -> f64 {
         prompt_tokens as f64 / self.time_to_first_token.as_secs_f64()
     }
@@ -61,7 +61,7 @@ impl Generated {
     }
 }
 
-/// Why nothing, or nothing more, was generated.
+/// Why generation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
     #[error(transparent)]
@@ -78,35 +78,35 @@ pub enum GenerationError {
     EmptyChunk,
 }
 
-/// One advance of a generation.
+/// The result of one [`Generation::advance`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// That many tokens of the prompt have been fed.
+    /// `done` of the prompt's `of` tokens have been fed.
     Prefill { done: usize, of: usize },
-    /// A token, and the text that is now sure to belong to the result: often, but not always, the token's own.
+    /// A token, and the text that is now final. That is usually, but not always, the token's own text.
     Token { token: u32, text: String },
-    /// Text that was held back until the end, since it might have begun a stop string.
+    /// Text that was held back because it might have begun a stop string.
     Rest { text: String },
 }
 
-/// A text under way. Each call of [`Generation::advance`] is one step of it; between two calls it can be left, resumed or ended.
+/// A generation in progress. Each call of [`Generation::advance`] does one step. Between two calls it can be paused or ended.
 pub struct Generation<'a> {
     engine: &'a mut dyn Engine,
     tokenizer: &'a Tokenizer,
     sequence: SequenceId,
     params: GenerationParams,
     prompt: Vec<u32>,
-    /// Tokens of the prompt that were fed.
+    /// Number of prompt tokens that have been fed.
     fed: usize,
     sampler: Sampler,
     stop: StopCondition,
     stream: TextStream,
-    /// Steps whose token is not collected yet.
+    /// Steps whose token has not been collected yet.
     in_flight: VecDeque<Ticket>,
     tokens: Vec<u32>,
     text: String,
     finish: Option<FinishReason>,
-    /// Whether the text that was held back has been given out.
+    /// Whether the held-back text has been returned.
     rested: bool,
     started: Instant,
     first_token: Option<Instant>,
@@ -114,11 +114,11 @@ pub struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    /// Continues a sequence by `prompt` and then by generated tokens. `history` is what the engine holds of the sequence: penalties
-    /// count it too. Nothing is computed yet.
+    /// Continues a sequence with `prompt` and then with generated tokens. `history` is the tokens that the engine already holds of the
+    /// sequence; penalties count them. Computes nothing yet.
     ///
     /// # Errors
-    /// Parameters out of range, or a prompt that is empty or does not fit.
+    /// A parameter is out of range, or the prompt is empty or does not fit.
     pub fn new(
         engine: &'a mut dyn Engine,
         tokenizer: &'a Tokenizer,
@@ -166,10 +166,10 @@ impl<'a> Generation<'a> {
         })
     }
 
-    /// The next step; `None` when the text has ended.
+    /// Does the next step; `None` when the text has ended.
     ///
     /// # Errors
-    /// An engine that refuses, or logits that are NaN.
+    /// The engine refuses a step, or logits are NaN.
     pub fn advance(&mut self) -> Result<Option<Step>, GenerationError> {
         if self.finish.is_some() {
             return Ok(self.rest());
@@ -184,10 +184,10 @@ impl<'a> Generation<'a> {
         self.next_token().map(Some)
     }
 
-    /// Ends the text where it is. The sequence stays in the engine, without the last generated token.
+    /// Ends the text here. The sequence stays in the engine, without the last generated token.
     ///
     /// # Errors
-    /// A device that failed.
+    /// The device failed.
     pub fn interrupt(&mut self) -> Result<(), GenerationError> {
         match self.finish {
             Some(_) => Ok(()),
@@ -195,9 +195,9 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// What was generated so far. A text that has not ended counts as interrupted.
+    /// The text generated so far. If it had not ended, its reason is `Interrupted`.
     pub fn finish(mut self) -> Generated {
-        // A device that failed has said so where the text was advanced.
+        // A failure of the device was already reported by `advance`.
         let _ = self.interrupt();
         let end = self.last_token.unwrap_or_else(Instant::now);
         let first = self.first_token.unwrap_or(end);
@@ -210,7 +210,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Feeds a chunk of the prompt. The last one draws the first token.
+    /// Feeds a chunk of the prompt. The last chunk draws the first token.
     fn prefill(&mut self) -> Result<Step, GenerationError> {
         let chunk = self.params.prefill_chunk.min(self.engine.capacity().tokens_per_step);
         let end = self.prompt.len().min(self.fed + chunk);
@@ -236,7 +236,7 @@ impl<'a> Generation<'a> {
             let work = Work::decode(self.sequence, self.sampler.next_draw());
             match self.engine.submit(&[work]) {
                 Ok(ticket) => self.in_flight.push_back(ticket),
-                // The token in flight is still given out; without one, the error is.
+                // A token in flight is returned first; without one the error is.
                 Err(EngineError::Full { .. }) if !self.in_flight.is_empty() => break,
                 Err(error) => return Err(error.into()),
             }
@@ -260,13 +260,13 @@ impl<'a> Generation<'a> {
         Ok(Step::Token { token, text })
     }
 
-    /// Whether another token may be fed, so that one more is drawn.
+    /// Whether another token can be fed to draw one more.
     fn has_room(&self) -> bool {
         let drawn = self.tokens.len() + self.in_flight.len();
         drawn < self.params.max_tokens && self.engine.length(self.sequence) < self.engine.config().context_length
     }
 
-    /// Takes back what was computed beyond the last token that counts.
+    /// Removes what was computed beyond the last generated token.
     fn end(&mut self, reason: FinishReason) -> Result<(), GenerationError> {
         self.finish = Some(reason);
         let ahead = match (self.tokens.len(), self.in_flight.len()) {
@@ -283,7 +283,7 @@ impl<'a> Generation<'a> {
         Ok(())
     }
 
-    /// The text that was held back, unless a stop token or the stop string it might have begun has ended the generation.
+    /// The held-back text, unless a stop token or the stop string that it began has ended the generation.
     fn rest(&mut self) -> Option<Step> {
         let stopped = matches!(self.finish, Some(FinishReason::Stop | FinishReason::StopString(_)));
         if stopped || std::mem::replace(&mut self.rested, true) {
@@ -296,16 +296,16 @@ impl<'a> Generation<'a> {
 }
 
 impl Drop for Generation<'_> {
-    /// Leaves no step behind that nobody collects, whatever error ended the text.
+    /// Collects the steps in flight, whichever way the text ended.
     fn drop(&mut self) {
         for ticket in std::mem::take(&mut self.in_flight) {
-            // The text has ended with another error, or nobody wants the rest of it.
+            // The text has already ended with another error, or the caller has dropped it.
             let _ = self.engine.collect(ticket);
         }
     }
 }
 
-/// Runs a [`Generation`] to its end. `on_step` is called with every step and may break to end the text.
+/// Runs a [`Generation`] to its end. `on_step` is called with every step and can break to end the text.
 ///
 /// # Errors
 /// As [`Generation::new`] and [`Generation::advance`].

@@ -1,7 +1,7 @@
 //! Phase 3: logits become text. Keys and values are cached, tokens are sampled, generation runs.
 //!
-//! [`CachedEngine`] is phase 2's model behind the same [`Engine`](phase2_forward::Engine) seam, with a cache in the one place
-//! where the forward pass asks for earlier keys. [`Generation`] is written once against that seam, for every engine.
+//! [`CachedEngine`] is phase 2's model behind the same interface [`Engine`](phase2_forward::Engine), with a cache in the one place where
+//! the forward pass asks for earlier keys. [`Generation`] is written against that interface and works with every engine.
 
 mod cache;
 mod cache_layout;

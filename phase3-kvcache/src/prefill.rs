@@ -1,19 +1,19 @@
-//! Feeding a prompt, in steps of bounded size.
+//! Feeds a prompt in steps of bounded size.
 
 use phase2_forward::{Engine, EngineError, Outcome, SequenceId, Want, Work};
 
 /// Prompt tokens per step by default. It bounds the memory of attention scores.
 pub const PREFILL_CHUNK: usize = 512;
 
-/// Prompt tokens that one step of an engine takes: [`PREFILL_CHUNK`], or fewer if the engine takes no more.
+/// Prompt tokens per step of an engine: [`PREFILL_CHUNK`], or the engine's limit if that is lower.
 pub fn prefill_chunk(engine: &dyn Engine) -> usize {
     PREFILL_CHUNK.min(engine.capacity().tokens_per_step)
 }
 
-/// Continues a sequence by tokens, [`prefill_chunk`] of them per step, and returns what is wanted after the last; `None` without tokens.
+/// Feeds tokens to a sequence, [`prefill_chunk`] per step, and returns the requested result of the last step; `None` without tokens.
 ///
 /// # Errors
-/// As [`Engine::step`]. The chunks before the one that fails stay in the sequence.
+/// As [`Engine::step`]. Chunks before the failed one stay in the sequence.
 pub fn prefill(
     engine: &mut dyn Engine,
     sequence: SequenceId,

@@ -5,7 +5,7 @@ use phase2_forward::{Engine, SequenceId};
 
 /// An engine whose cache can be read.
 pub trait ReadCache: Engine {
-    /// What a sequence's cache holds in `layer`: positions, and keys and values `[kv_heads, positions, head_dim]` in the
-    /// same order. `None` for an unknown sequence, or a layer that holds nothing.
+    /// The cached positions of a sequence in `layer`, and the keys and values `[kv_heads, positions, head_dim]` in the same order. `None`
+    /// for an unknown sequence, or a layer without any.
     fn read_cache(&self, sequence: SequenceId, layer: usize) -> Option<(Vec<usize>, Tensor<3>, Tensor<3>)>;
 }

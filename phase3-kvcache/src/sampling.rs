@@ -1,7 +1,7 @@
-//! Sampling parameters of a text, and the draws that an engine makes by them.
+//! Sampling parameters of a text, and the draws that follow from them.
 //!
-//! Temperature, filters and seed are the same for every token. Biases and penalties become adjustments of single logits, which
-//! depend on the tokens so far.
+//! Temperature, filters and seed are the same for every token. Biases and penalties become adjustments of single logits that depend on the
+//! tokens so far.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +21,9 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// `l_i - c_i · frequency_penalty`, with the same `c_i` (OpenAI API reference); 0 is off.
     pub frequency_penalty: f32,
-    /// `l_i + bias` for each `(i, bias)`, a repeated token adding up (OpenAI API
-    /// reference); a bias of -inf bans the token.
+    /// `l_i + bias` for each `(i, bias)`; biases of the same token are added (OpenAI API reference). A bias of -inf bans the token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Seed of the random numbers; greedy choices take none.
+    /// Seed of the random numbers; greedy decoding uses none.
     pub seed: u64,
 }
 
@@ -41,7 +40,7 @@ impl Default for SamplingParams {
     }
 }
 
-/// A parameter that no sampler can be built from.
+/// An invalid sampling parameter.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum SamplingError {
     #[error("{parameter} is {value}, but must be {accepted}")]
@@ -56,7 +55,7 @@ impl SamplingParams {
     /// Checks every parameter against its range, and biased tokens against `vocab`.
     ///
     /// # Errors
-    /// The first parameter out of its range.
+    /// The first parameter that is out of range.
     pub fn validate(&self, vocab: usize) -> Result<(), SamplingError> {
         let Sampling { temperature, top_p, min_p, .. } = self.sampling;
         let temperature_ok = temperature.is_finite() && temperature >= 0.0;
@@ -92,14 +91,14 @@ impl SamplingParams {
     }
 }
 
-/// Gives the draw of each token of one text.
+/// Produces the draw of each token of one text.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
     vocab: usize,
     /// Summed biases, by token.
     biases: BTreeMap<u32, f32>,
-    /// Every token so far, with the times it was generated (0: in the prompt only). Kept only if there are penalties.
+    /// Every token so far, with how often it was generated (0 if only in the prompt). Empty without penalties.
     seen: BTreeMap<u32, u32>,
     adjustments: Vec<Adjustment>,
 }
@@ -108,7 +107,7 @@ impl Sampler {
     /// A sampler for a vocabulary of `vocab` tokens.
     ///
     /// # Errors
-    /// The first parameter out of its range.
+    /// The first parameter that is out of range.
     pub fn new(params: SamplingParams, vocab: usize) -> Result<Self, SamplingError> {
         params.validate(vocab)?;
         let mut biases = BTreeMap::new();
@@ -118,8 +117,8 @@ impl Sampler {
         Ok(Self { params, vocab, biases, seen: BTreeMap::new(), adjustments: Vec::new() })
     }
 
-    /// Makes tokens of the prompt count for the repetition penalty, but not for the presence and
-    /// frequency penalties, as vLLM does. Panics on a token outside the vocabulary.
+    /// Counts the prompt's tokens for the repetition penalty, but not for the presence and frequency penalties, as vLLM does. Panics on a
+    /// token outside the vocabulary.
     pub fn observe_prompt(&mut self, tokens: &[u32]) {
         for &token in tokens {
             assert!((token as usize) < self.vocab, "prompt token {token} is outside the vocabulary of {}", self.vocab);
@@ -136,7 +135,7 @@ impl Sampler {
         }
     }
 
-    /// Whether each draw depends on the token before it, so that no step can be submitted ahead of it.
+    /// Whether each draw depends on the token before it, so that the next step cannot be submitted before that token is known.
     pub fn depends_on_tokens(&self) -> bool {
         self.params.has_penalties()
     }

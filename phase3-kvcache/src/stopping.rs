@@ -1,4 +1,4 @@
-//! Decides when generation ends, and which of its text may be shown meanwhile.
+//! Decides when generation ends, and which part of its text can be shown so far.
 
 use phase1_loading::StopStrings;
 use thiserror::Error;
@@ -10,7 +10,7 @@ pub enum FinishReason {
     Stop,
     /// The text reached this stop string.
     StopString(String),
-    /// The token budget or the context is used up.
+    /// The token budget or the context is exhausted.
     Length,
     /// The caller asked to stop.
     Interrupted,
@@ -20,11 +20,11 @@ pub enum FinishReason {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("stop string {index} is empty, but must hold at least one character")]
 pub struct EmptyStopString {
-    /// Its place in the list of stop strings.
+    /// Its index in the list of stop strings.
     pub index: usize,
 }
 
-/// Watches one generated sequence for its stop tokens and [`StopStrings`].
+/// Checks a generated sequence for stop tokens and [`StopStrings`].
 #[derive(Clone, Debug)]
 pub struct StopCondition {
     stop_tokens: Vec<u32>,
@@ -32,10 +32,10 @@ pub struct StopCondition {
 }
 
 impl StopCondition {
-    /// Watches for any of `stop_tokens` and `stop_strings`; either may be empty.
+    /// A condition with `stop_tokens` and `stop_strings`; either may be empty.
     ///
     /// # Errors
-    /// A stop string that is empty.
+    /// A stop string is empty.
     pub fn new(stop_tokens: Vec<u32>, stop_strings: Vec<String>) -> Result<Self, EmptyStopString> {
         if let Some(index) = stop_strings.iter().position(String::is_empty) {
             return Err(EmptyStopString { index });
@@ -43,8 +43,8 @@ impl StopCondition {
         Ok(Self { stop_tokens, stop_strings: StopStrings::new(stop_strings) })
     }
 
-    /// Takes the next token with the text that it added, which may be empty while a character is incomplete. Returns the text that may
-    /// now be shown, and the reason if generation ends here. Stop tokens and stop strings are never shown, nor is anything after them.
+    /// Adds the next token and its text, which may be empty while a character is incomplete. Returns the text that can now be shown, and
+    /// the reason if generation ends here. Stop tokens, stop strings and everything after them are never shown.
     pub fn push(&mut self, token: u32, piece: &str) -> (String, Option<FinishReason>) {
         if self.stop_tokens.contains(&token) {
             return (self.stop_strings.finish(), Some(FinishReason::Stop));
@@ -53,7 +53,7 @@ impl StopCondition {
         (shown, stop.map(FinishReason::StopString))
     }
 
-    /// Releases the held text when generation ends for a reason that `push` did not give.
+    /// Returns the held-back text when generation ends for a reason other than those of `push`.
     pub fn finish(&mut self) -> String {
         self.stop_strings.finish()
     }

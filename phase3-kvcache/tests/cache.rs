@@ -276,7 +276,7 @@ fn a_cache_that_does_not_hold_the_heads_is_refused() {
         assert!(CachedEngine::with_cache(load(&checkpoint), kind).is_ok(), "{kind}");
     }
     let refused = CachedEngine::with_cache(load(&checkpoint), CacheType::Q8_0).err().expect("refused").to_string();
-    assert_eq!(refused, "q8_0 caches heads of a multiple of 32 values and the model's have 16; use --kv f16");
+    assert_eq!(refused, "a q8_0 cache needs heads of a multiple of 32 values, but the model's have 16; use --kv f16");
 }
 
 /// The drawn token is no part of a snapshot, and does not survive in the sequence that is replaced.

@@ -1,4 +1,4 @@
-//! What a probe costs that is switched off: a decode step through [`NoProbe`], and the calls that the step makes to it, alone.
+//! The cost of a probe that is switched off: a decode step through [`NoProbe`], and the step's calls of the probe alone.
 //!
 //! `cargo bench -p phase4-profiling --bench probe` prints both; their ratio is the cost.
 
@@ -17,7 +17,7 @@ fn probe(c: &mut Criterion) {
     model.write(&path, 0, &mut |_, _| ()).expect("the model is written");
     let checkpoint = Checkpoint::open(&path).expect("the model opens");
     let layers = checkpoint.config.layers();
-    let device = ComputeDevice::cpu("the benchmark runs there");
+    let device = ComputeDevice::cpu("chosen by the benchmark");
     let model = GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("the model loads");
     let mut engine = CachedEngine::new(model);
 

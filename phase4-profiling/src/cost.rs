@@ -20,7 +20,7 @@ pub struct CostModel {
     layers: Vec<LayerBytes>,
 }
 
-/// Bytes of a layer's weights, biases included; those of the experts are of one expert.
+/// Bytes of a layer's weights, including biases; for experts, of one expert.
 #[derive(Clone)]
 struct LayerBytes {
     qkv: u64,
@@ -57,12 +57,12 @@ impl CostModel {
         }
     }
 
-    /// For an engine that keeps no keys and values between steps: nothing is appended, and attention reads them as activations in f32.
+    /// For an engine that keeps no keys and values between steps: nothing is appended, and attention reads them as f32 activations.
     pub fn without_cache(self) -> CostModel {
         CostModel { cache: None, ..self }
     }
 
-    /// For an engine that reads `head` bytes instead of the head's weights.
+    /// For an engine that reads `head` bytes instead of the whole head.
     pub fn with_head_bytes(self, head: u64) -> CostModel {
         CostModel { head, ..self }
     }
@@ -108,8 +108,8 @@ impl CostModel {
         }
     }
 
-    /// The least cost of a step in which each of `sequences` sequences of `depth` tokens gets `new` more, and the logits of the
-    /// last one are wanted: operation by operation, weights read once for all.
+    /// The least cost, per operation, of a step that adds `new` tokens to each of `sequences` sequences of `depth` tokens and computes the
+    /// logits of the last ones. Weights are read once for all sequences.
     pub fn step(&self, sequences: usize, new: usize, depth: usize) -> Vec<Cost> {
         let tokens = sequences * new;
         let cost = |(operation, layer)| {
@@ -132,7 +132,7 @@ impl CostModel {
         2 * self.config.kv_heads * self.cache.map_or(head_dim * ACTIVATION, |cache| cache.row_bytes(head_dim))
     }
 
-    /// Positions whose keys some query sees, and pairs of a query and a key that it sees.
+    /// Number of positions that some query attends to, and number of pairs of a query and such a position.
     fn visible(&self, layer: Option<usize>, tokens: usize, keys: usize) -> (usize, u64) {
         let window = match layer.map(|number| self.config.attention[number]) {
             Some(AttentionKind::Sliding) => self.config.sliding_window,

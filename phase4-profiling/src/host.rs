@@ -1,4 +1,4 @@
-//! What a machine offers this process: instructions, processors and memory, less what a container or a service is denied.
+//! The machine as this process sees it: instruction sets, processors and memory, minus what a container or service does not grant.
 
 use std::fs;
 use std::path::Path;
@@ -9,31 +9,31 @@ use serde::Serialize;
 
 use crate::machine::processor;
 
-/// Processors, as this process may use them.
+/// The processors that this process may use.
 #[derive(Clone, Debug, Serialize)]
 pub struct Processors {
-    /// Where the system says.
+    /// The processor's name, if the system reports it.
     pub name: Option<String>,
-    /// Such as `x86_64` or `aarch64`.
+    /// For example `x86_64` or `aarch64`.
     pub architecture: &'static str,
-    /// The instruction sets that this machine has, of those that matter to kernels.
+    /// The instruction sets of this machine that are relevant to kernels.
     pub features: Vec<&'static str>,
     /// Hardware threads of the machine. Linux only.
     pub of_machine: Option<usize>,
-    /// Hardware threads that affinity and quota leave.
+    /// Hardware threads that CPU affinity and quota leave.
     pub usable: usize,
-    /// Processors' worth of time that a control group grants. Linux only.
+    /// Quota of the control group, in processors. Linux only.
     pub quota: Option<f64>,
 }
 
 /// Memory, in bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct HostMemory {
-    /// Of the machine. Linux and macOS.
+    /// Memory of the machine. Linux and macOS.
     pub total: Option<u64>,
-    /// Of it what no process uses; pages of files count as unused. Linux only.
+    /// Memory that no process uses, including cached pages of files. Linux only.
     pub available: Option<u64>,
-    /// What a control group grants. Linux only.
+    /// Limit of the control group. Linux only.
     pub limit: Option<u64>,
 }
 
@@ -59,12 +59,12 @@ impl HostMemory {
         HostMemory {
             total,
             available: meminfo(&information, "MemAvailable:"),
-            // Without a limit, the first version of control groups gives a number beyond any memory.
+            // Version 1 of control groups reports a number larger than any memory if there is no limit.
             limit: limit.filter(|&limit| total.is_none_or(|total| limit < total)),
         }
     }
 
-    /// The most that this process can have.
+    /// The most memory that this process can have.
     pub fn most(&self) -> Option<u64> {
         self.limit.or(self.total)
     }
@@ -108,15 +108,15 @@ fn quota() -> Option<f64> {
     })
 }
 
-/// Processors of `150000 100000`, which is time in a period; none of `max 100000`.
+/// The number of processors in `150000 100000` (quota and period); `None` for `max 100000`.
 fn processors_of_max(text: &str) -> Option<f64> {
     let (time, period) = text.trim().split_once(' ')?;
     let (time, period): (f64, f64) = (time.parse().ok()?, period.parse().ok()?);
     (period > 0.0).then(|| time / period)
 }
 
-/// The first value that a file of the process's control group has, of those that `parse` understands. Both versions of control groups are
-/// looked through, and in a container, whose own group is the root of what it sees, the root.
+/// The first value in a file of the process's control group that `parse` accepts. Searches both versions of control groups, and also the
+/// root: in a container the process's own group is mounted as the root.
 fn control_group<T>(controller: &str, files: &[&str], parse: impl Fn(&str) -> Option<T>) -> Option<T> {
     let groups = read("/proc/self/cgroup")?;
     let own = groups.lines().filter_map(|line| group(line, controller));
@@ -125,7 +125,7 @@ fn control_group<T>(controller: &str, files: &[&str], parse: impl Fn(&str) -> Op
     paths.filter_map(read).find_map(|text| parse(&text))
 }
 
-/// The folder below `/sys/fs/cgroup` of a line of `/proc/self/cgroup`, if it is of that controller or of all.
+/// The folder below `/sys/fs/cgroup` of a line of `/proc/self/cgroup`, if the line is about that controller or, in version 2, about all.
 fn group(line: &str, controller: &str) -> Option<String> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?.trim_end_matches('/'));
@@ -136,7 +136,7 @@ fn group(line: &str, controller: &str) -> Option<String> {
     }
 }
 
-/// Bytes of a line such as `MemTotal:       24683656 kB`.
+/// The bytes in a line such as `MemTotal:       24683656 kB`.
 fn meminfo(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(meminfo("MemTotal: 18446744073709551615 kB", "MemTotal:"), None);
     }
 
-    /// A limit is what counts where there is one.
+    /// With a limit, `most` returns the limit.
     #[test]
     fn a_limit_is_the_most() {
         let memory = |total, limit| HostMemory { total, available: None, limit }.most();

@@ -1,4 +1,4 @@
-//! Which machine this is, what day, and where measurements of it are kept.
+//! The machine's name, today's date, and the directory in which measurements are stored.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,19 +13,19 @@ pub fn machine() -> String {
     format!("{} ({threads} threads)", processor().unwrap_or_else(|| std::env::consts::ARCH.into()))
 }
 
-/// `2026-11-23`, in UTC.
+/// Today's date in UTC, such as `2026-11-23`.
 pub fn today() -> String {
     let now = OffsetDateTime::now_utc();
     format!("{:04}-{:02}-{:02}", now.year(), u8::from(now.month()), now.day())
 }
 
-/// Where measurements of this machine are kept: `gptoss` in `$XDG_CACHE_HOME` or `~/.cache` on Linux, in `~/Library/Caches` on
-/// macOS, and in `%LOCALAPPDATA%` on Windows. `None` if the user has no home directory.
+/// The directory in which measurements of this machine are stored: `gptoss` in `$XDG_CACHE_HOME` or `~/.cache` on Linux, in
+/// `~/Library/Caches` on macOS, and in `%LOCALAPPDATA%` on Windows. `None` if the user has no home directory.
 pub fn cache_directory() -> Option<PathBuf> {
     Some(ProjectDirs::from("", "", "gptoss")?.cache_dir().to_owned())
 }
 
-/// The processor's name, where the system says.
+/// The processor's name, if the system reports it.
 pub(crate) fn processor() -> Option<String> {
     if cfg!(target_os = "linux") {
         let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
@@ -64,7 +64,7 @@ mod tests {
             line.unwrap_or_else(|| panic!("no directory in {text}"))
         };
         assert_eq!(with(Some("/var/caches")), "/var/caches/gptoss");
-        // The specification: a path that is empty or relative is to be ignored.
+        // The XDG specification: an empty or relative path is ignored.
         for unset in [None, Some(""), Some("caches"), Some("./caches")] {
             assert_eq!(with(unset), "/home/somebody/.cache/gptoss", "{unset:?}");
         }

@@ -1,4 +1,4 @@
-//! What lives where: predicted from a checkpoint's header before anything is loaded, and observed afterwards.
+//! Memory plans: where a model's bytes will be, predicted from the header before loading, and observed afterwards.
 
 use burn::tensor::Device;
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig};
@@ -7,19 +7,19 @@ use serde::Serialize;
 
 use crate::process;
 
-/// Where bytes live.
+/// The kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// Pages of the model file: in memory once touched, and the first that the system gives up again.
+    /// Pages of the model file: in memory once they are read, and the first that the system evicts.
     Mapped,
-    /// The process's own memory.
+    /// The process's own (anonymous) memory.
     Host,
-    /// A GPU's memory; on Apple machines a part of the one memory.
+    /// A GPU's memory; on Apple machines, a part of the shared memory.
     Device,
 }
 
-/// One thing that takes memory.
+/// A part of the memory that a model takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     pub what: String,
@@ -28,42 +28,42 @@ pub struct Part {
     pub stays: Residency,
 }
 
-/// How much of a part is in memory, and when.
+/// When, and how much of, a part is resident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Residency {
     Always,
-    /// Only while a step computes.
+    /// Only while a step is computed.
     DuringSteps,
-    /// Only around the rows that were looked up.
+    /// Only pages around rows that were looked up.
     WhereTouched,
 }
 
-/// What decides how much memory an engine takes.
+/// The settings that determine an engine's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSetup {
     pub phase: u8,
     pub on_gpu: bool,
     pub cache: CacheType,
-    /// Tokens of the one sequence.
+    /// Length of the single sequence in tokens.
     pub context: usize,
-    /// Bytes of the cache of all sequences, where the engine takes it as a whole when it starts; else it grows with the sequence.
+    /// Bytes of the cache of all sequences, if the engine allocates it at the start; otherwise the cache grows with the sequence.
     pub pool: Option<u64>,
-    /// New tokens of the largest step.
+    /// New tokens in the largest step.
     pub chunk: usize,
-    /// Bytes of the copy of the head from which the engine shortlists tokens.
+    /// Bytes of the 4-bit copy of the head from which the engine shortlists tokens.
     pub shortlist: u64,
 }
 
-/// A weight, as far as memory is concerned.
+/// The properties of a weight that determine its memory.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannedWeight<'a> {
-    /// The canonical one, such as `blk.0.attn_q.weight`.
+    /// Canonical name, such as `blk.0.attn_q.weight`.
     pub name: &'a str,
     pub format: Format,
     /// Row-major; at least one dimension.
     pub shape: &'a [usize],
-    /// Whether the file has its packed rows one after another.
+    /// Whether the packed rows lie one after another in the file.
     pub is_contiguous: bool,
 }
 
@@ -76,21 +76,21 @@ impl PlannedWeight<'_> {
         self.shape[..self.shape.len() - 1].iter().product()
     }
 
-    /// In the file.
+    /// Bytes in the file.
     fn bytes(&self) -> u64 {
         (self.format.row_bytes(self.row_len()) * self.rows()) as u64
     }
 }
 
-/// The parts of a model in use, the largest first.
+/// The memory of a model in use, the largest part first.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
     pub parts: Vec<Part>,
-    /// Bytes that looking up one row per token brings into memory.
+    /// Bytes that become resident when one row per token is looked up.
     looked_up: u64,
 }
 
-/// What Linux maps of a file around a page that is touched.
+/// Bytes of a file that Linux maps around a page that is read.
 const FAULT_AROUND: u64 = 64 << 10;
 
 impl MemoryPlan {
@@ -104,7 +104,7 @@ impl MemoryPlan {
         MemoryPlan::of_weights(&checkpoint.config, weights, setup)
     }
 
-    /// Of a model that need not be there.
+    /// The plan of a model from a list of weights, which need not exist.
     pub fn of_weights<'a>(
         config: &GptOssConfig,
         weights: impl IntoIterator<Item = PlannedWeight<'a>>,
@@ -123,7 +123,7 @@ impl MemoryPlan {
             let elements = (weight.rows() * weight.row_len()) as u64;
             let is_matrix = weight.name.ends_with("weight") && weight.shape.len() > 1;
             match () {
-                // Phase 5 has it on the GPU; everybody else looks its rows up in the file.
+                // Phase 5 uploads the embedding to the GPU; every other engine looks its rows up in the file.
                 () if weight.name.starts_with("token_embd") && !(setup.on_gpu && setup.phase == 5) => {
                     add("embedding".into(), Place::Mapped, Residency::WhereTouched, weight.bytes());
                 }
@@ -155,7 +155,7 @@ impl MemoryPlan {
         MemoryPlan { parts, looked_up: setup.context as u64 * FAULT_AROUND }
     }
 
-    /// Bytes in memory in one place between steps, or with `during_steps` at their widest moment.
+    /// Resident bytes in one kind of memory between steps, or with `during_steps` at the peak of a step.
     pub fn resident(&self, place: Place, during_steps: bool) -> u64 {
         let resident = |part: &Part| match part.stays {
             Residency::Always => part.bytes,
@@ -165,14 +165,14 @@ impl MemoryPlan {
         self.parts.iter().filter(|part| part.place == place).map(resident).sum()
     }
 
-    /// Bytes in one place.
+    /// All bytes in one kind of memory.
     pub fn at(&self, place: Place) -> u64 {
         self.parts.iter().filter(|part| part.place == place).map(|part| part.bytes).sum()
     }
 }
 
-/// What a matrix is called, where it lives, and how many bytes it takes there. Formats that engines do not multiply as they are become
-/// F32; phases 2 and 3 on the CPU unpack row by row instead, and phase 5 copies there what does not lie in one piece.
+/// Name, kind of memory and size of a matrix. Formats that engines do not multiply directly become F32; but phases 2 and 3 on the CPU
+/// unpack row by row, and phase 5 on the CPU copies a matrix that is not contiguous in the file.
 fn matrix(weight: &PlannedWeight<'_>, setup: EngineSetup) -> (String, Place, u64) {
     let name = weight.format.name();
     let kept = if Format::WRITTEN.contains(&weight.format) { weight.format } else { Format::F32 };
@@ -189,7 +189,7 @@ fn matrix(weight: &PlannedWeight<'_>, setup: EngineSetup) -> (String, Place, u64
     }
 }
 
-/// The widest moment of a forward pass: attention's scores, which phase 5 never has at once, or the experts' rows, or the logits.
+/// Bytes at the peak of a forward pass: attention scores (which phase 5 never materializes), the experts' rows, or the logits.
 fn scratch_bytes(config: &GptOssConfig, setup: EngineSetup) -> u64 {
     let (n, keys) = (setup.chunk, setup.context);
     let stream = 3 * n * config.hidden;
@@ -199,18 +199,18 @@ fn scratch_bytes(config: &GptOssConfig, setup: EngineSetup) -> u64 {
     4 * (stream + scores.max(experts).max(logits)) as u64
 }
 
-/// What the system says of this process and a device, in bytes. `None` where it does not say.
+/// Memory of this process and a device in bytes, as the system reports it. `None` if it does not.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Observed {
-    /// Resident now: own memory and touched pages of files.
+    /// Resident memory now: anonymous memory and file pages.
     pub resident: Option<u64>,
-    /// The most that was ever resident.
+    /// Peak resident memory.
     pub peak_resident: Option<u64>,
-    /// Resident now and no file's.
+    /// Resident anonymous memory now.
     pub anonymous: Option<u64>,
-    /// Live allocations on the device.
+    /// Allocations in use on the device.
     pub device_in_use: Option<u64>,
-    /// What the device's pools hold, free or not: the difference is the allocator's slack.
+    /// Memory reserved by the device's pools, in use or free.
     pub device_reserved: Option<u64>,
 }
 
@@ -227,5 +227,5 @@ impl Observed {
     }
 }
 
-/// The GPU's share of a 16 GB Apple machine's memory by default.
+/// The part of a 16 GB Apple machine's memory that a GPU may use by default.
 pub const APPLE_16GB_GPU_BUDGET: u64 = 10_700_000_000;

@@ -1,4 +1,4 @@
-//! How large activations get, and how far an engine's are from phase 2's in f32: an inaccurate kernel shows at its layer.
+//! Magnitudes of activations, and their difference from phase 2's in f32: it locates an inaccurate kernel at its layer.
 
 use std::collections::BTreeMap;
 
@@ -7,24 +7,24 @@ use serde::Serialize;
 
 /// The largest finite f16.
 const F16_MAX: f32 = 65_504.0;
-/// A value above this share of the f16 range is at risk: another prompt may pass it.
+/// Share of the f16 range above which a value is at risk, because another prompt may exceed the range.
 const RISK: f32 = 0.25;
 
 /// One intermediate result of a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Numerics {
-    /// As [`Probe::see`] names it.
+    /// Its name, as in [`Probe::see`].
     pub name: String,
     /// The largest magnitude among the finite values.
     pub largest: f32,
     pub nans: usize,
     pub infinities: usize,
     pub f16: F16Range,
-    /// [`relative_rms`] against the reference; `None` without one.
+    /// [`relative_rms`] to the reference; `None` without a reference.
     pub error: Option<f64>,
 }
 
-/// Whether f16 could hold the values.
+/// Whether f16 can represent the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum F16Range {
@@ -33,7 +33,7 @@ pub enum F16Range {
     Overflow,
 }
 
-/// Keeps every intermediate result of the steps that it watches.
+/// Records every intermediate result of the steps that it observes.
 #[derive(Default)]
 pub struct NumericsProbe {
     dump: Dump,
@@ -48,7 +48,7 @@ impl Probe for NumericsProbe {
 }
 
 impl NumericsProbe {
-    /// What was seen, in the order of the forward pass, against what `reference` saw of the same tokens.
+    /// The recorded results in the order of the forward pass, compared with those that `reference` recorded for the same tokens.
     pub fn against(&self, reference: Option<&NumericsProbe>) -> Vec<Numerics> {
         let reference: Option<&BTreeMap<_, _>> = reference.map(|probe| &probe.dump.tensors);
         let of = |name: &String| {

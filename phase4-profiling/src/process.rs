@@ -1,6 +1,6 @@
 //! Memory of this process.
 
-/// The most memory that was ever resident, mapped file pages included. `None` where the platform does not say.
+/// Peak resident memory, including mapped file pages. `None` if the platform does not report it.
 pub fn peak_resident_bytes() -> Option<u64> {
     #[cfg(unix)]
     {
@@ -19,20 +19,20 @@ pub fn peak_resident_bytes() -> Option<u64> {
     None
 }
 
-/// The most that was resident since this function was last called, or since the start. Linux only.
+/// Peak resident memory since the last call of this function, or since the start. Linux only.
 pub fn take_peak_resident_bytes() -> Option<u64> {
     let peak = status("VmHWM:");
-    // Where this is not allowed, the peak still counts from the start.
+    // If resetting is not permitted, the peak counts from the start.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     peak
 }
 
-/// Memory resident now that is no file's: what the process itself allocated. Linux only.
+/// Resident anonymous memory now: what the process itself allocated. Linux only.
 pub fn anonymous_resident_bytes() -> Option<u64> {
     status("RssAnon:")
 }
 
-/// Memory resident now: own memory and touched pages of files. Linux only.
+/// Resident memory now: anonymous memory and file pages. Linux only.
 pub fn resident_bytes() -> Option<u64> {
     status("VmRSS:")
 }

@@ -1,28 +1,28 @@
-//! What a profile holds: measured steps, what each operation had to move and to compute, and how fast this machine could.
+//! The data of a profile: measured steps, the least cost of each operation, and the machine's ceiling.
 
 use phase2_forward::{Operation, Span};
 use serde::{Deserialize, Serialize};
 
-/// A profile as it is written to disk and compared with another.
+/// A profile, as it is stored and compared with others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Profile {
-    /// The model's file, or `embedded`.
+    /// The model's file name, or `embedded`.
     pub model: String,
     /// `cpu`, or the adapter's name and its graphics API.
     pub device: String,
     /// The processor of this machine.
     pub machine: String,
-    /// `2026-11-23`.
+    /// Such as `2026-11-23`.
     pub date: String,
     pub phase: u8,
     pub workload: Workload,
     pub clock: Clock,
     pub ceiling: Ceiling,
-    /// In the order in which they ran.
+    /// In the order of execution.
     pub steps: Vec<TimedStep>,
 }
 
-/// What one step did.
+/// The work of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Workload {
@@ -36,32 +36,32 @@ pub enum Workload {
     Prefill { tokens: usize },
 }
 
-/// For files that were written before there were batches.
+/// The default in files that were written before batches existed.
 fn one() -> usize {
     1
 }
 
-/// Where durations come from.
+/// How durations are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Clock {
-    /// The host's monotonic clock; the operations run on the host.
+    /// The host's monotonic clock; operations run on the host.
     Host,
     /// Timestamps that the device writes before and after each operation.
     DeviceTimestamps,
-    /// The host's clock, the device drained after each operation: what overlapped no longer does.
+    /// The host's clock, with the device's queue drained after each operation, which prevents overlap.
     Synchronized,
 }
 
-/// The fastest that this machine does anything, measured.
+/// The machine's measured peak rates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceiling {
     /// Bytes per second of a streaming read.
     pub read_bandwidth: f64,
-    /// Floating point operations per second in f32, a multiply-add being two.
+    /// f32 operations per second; a multiply-add counts as two.
     pub f32_rate: f64,
-    /// Operations per second of the units for narrow numbers, a multiply-add being two: 8-bit dot products on a CPU, 16-bit floats in
-    /// the matrix units of a GPU; 0 where there are none.
+    /// Operations per second of the units for narrow numbers (a multiply-add counts as two): 8-bit dot products on a CPU, 16-bit floats in
+    /// a GPU's matrix units; 0 without such units.
     pub packed_rate: f64,
     pub machine: String,
     pub device: String,
@@ -78,38 +78,38 @@ impl Ceiling {
 /// One step of the engine, from the call to the logits on the host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TimedStep {
-    /// Seconds.
+    /// Duration in seconds.
     pub wall: f64,
-    /// In the order in which they ran; they never overlap.
+    /// In the order of execution; spans do not overlap.
     pub spans: Vec<TimedSpan>,
 }
 
-/// A stretch of a step.
+/// A time interval of a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TimedSpan {
     /// An operation's name (`attn.qkv`), or one of [`LAUNCH`] and [`READBACK`].
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub layer: Option<usize>,
-    /// New tokens.
+    /// New tokens that it computed.
     #[serde(default)]
     pub tokens: usize,
-    /// Keys that the last of them may choose from; 0 outside attention.
+    /// Number of keys that the last of them attends to; 0 outside attention.
     #[serde(default)]
     pub keys: usize,
-    /// Seconds from the beginning of the step.
+    /// Seconds from the start of the step.
     pub start: f64,
-    /// Seconds.
+    /// Duration in seconds.
     pub duration: f64,
-    /// Bytes that it cannot avoid to move: weights once, cache entries once, activations in and out.
+    /// Bytes that it must move: weights once, cache entries once, activations in and out.
     pub bytes: u64,
-    /// Arithmetic operations that it cannot avoid, a multiply-add being two.
+    /// Arithmetic operations that it must do; a multiply-add counts as two.
     pub operations: u64,
 }
 
-/// The device had nothing to do: it waited for the host to hand it the next operation.
+/// The device is idle: it waits for the host to submit the next operation.
 pub const LAUNCH: &str = "launch";
-/// From the last operation's end until the logits are on the host.
+/// From the end of the last operation until the logits are on the host.
 pub const READBACK: &str = "readback";
 
 impl TimedSpan {
@@ -123,13 +123,13 @@ impl TimedSpan {
         TimedSpan { name: name.into(), layer: None, tokens: 0, keys: 0, start, duration, bytes: 0, operations: 0 }
     }
 
-    /// The least time that this machine needs for it, in seconds.
+    /// The least time in which this machine can do it, in seconds.
     pub fn floor(&self, ceiling: &Ceiling) -> f64 {
         Cost { bytes: self.bytes, operations: self.operations }.floor(ceiling)
     }
 }
 
-/// What an operation cannot avoid.
+/// The least cost of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     pub bytes: u64,
@@ -137,7 +137,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The least time that this machine needs for it, in seconds.
+    /// The least time in which this machine can do it, in seconds.
     pub fn floor(self, ceiling: &Ceiling) -> f64 {
         let (moving, computing) = self.seconds(ceiling);
         moving.max(computing)
@@ -149,39 +149,39 @@ impl Cost {
     }
 }
 
-/// All spans of one name, over all steps.
+/// All spans with the same name, over all steps.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub name: String,
-    /// In one step.
+    /// Number of spans per step.
     pub calls: usize,
-    /// Seconds in one step: the mean over steps.
+    /// Seconds per step: the mean over steps.
     pub total: f64,
-    /// Of the mean step's wall time.
+    /// Share of the mean step's wall time.
     pub share: f64,
-    /// In one step.
+    /// Bytes per step.
     pub bytes: u64,
     pub operations: u64,
-    /// Seconds at this machine's ceiling.
+    /// Seconds per step at the machine's ceiling.
     pub floor: f64,
     pub bound: Bound,
-    /// Seconds of the whole row in a step, over the steps.
+    /// Percentiles of the row's seconds per step, over the steps.
     pub p50: f64,
     pub p95: f64,
     pub p99: f64,
 }
 
-/// What holds an operation back at best.
+/// The resource that limits an operation at best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
     Memory,
     Compute,
-    /// Its floor is far below what a launch costs.
+    /// Its floor is far below the cost of a launch.
     Launch,
 }
 
-/// Below this floor an operation's fixed cost rules, in seconds.
+/// An operation with a floor below this, in seconds, is dominated by its fixed cost.
 const LAUNCH_BOUND: f64 = 5e-6;
 
 impl Profile {
@@ -198,7 +198,7 @@ impl Profile {
         rows
     }
 
-    /// Mean seconds of a step that no row explains.
+    /// Mean seconds per step that are in no row.
     pub fn unattributed(&self) -> f64 {
         let explained: f64 = self.steps.iter().flat_map(|step| &step.spans).map(|span| span.duration).sum();
         self.wall() - explained / self.steps.len() as f64

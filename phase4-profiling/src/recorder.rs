@@ -1,8 +1,8 @@
-//! A probe that notes when each operation ended.
+//! A probe that records when each operation ended.
 //!
-//! On the CPU an operation has run when it returns, so the host's clock tells all. On a GPU the host only queues work: the
-//! device itself writes a timestamp before and after, where its driver can; else the queue is drained after every operation
-//! and the host's clock is read, which forbids the overlap that a step normally has.
+//! On the CPU an operation is complete when it returns, so the host's clock suffices. On a GPU the host only queues work: the device writes
+//! a timestamp before and after each operation if its driver supports that; otherwise the queue is drained after every operation and the
+//! host's clock is read, which prevents the overlap of a normal step.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ pub struct Recorder<'a> {
     costs: &'a CostModel,
     timer: Timer,
     spans: Vec<(Span, Mark)>,
-    /// From where a device's timestamps are counted.
+    /// Zero point of a device's timestamps.
     origin: Instant,
     begun: Instant,
 }
@@ -30,10 +30,10 @@ enum Timer {
     Device { client: Client, open: Option<ProfileWindow> },
 }
 
-/// How one operation's time was taken.
+/// How the time of an operation was measured.
 enum Mark {
     Ended(Instant),
-    /// An operation that launches nothing has no measurement.
+    /// Has no measurement if the operation launched nothing.
     Window {
         submitted: Instant,
         window: Result<ProfileDuration, ProfileError>,
@@ -57,7 +57,7 @@ impl<'a> Recorder<'a> {
         self.timer.open();
     }
 
-    /// Ends the step that an engine has just computed, its outcomes being on the host.
+    /// Ends a step whose outcomes are on the host.
     pub fn finish(&mut self) -> (TimedStep, Clock) {
         let wall = self.begun.elapsed().as_secs_f64();
         self.timer.close();
@@ -72,7 +72,7 @@ impl<'a> Recorder<'a> {
                     Some((ticks, clock)) => {
                         timeline.clock = clock;
                         let start = ticks.start_duration_since(self.origin).as_secs_f64();
-                        // The host's clock and the device's meet where the first operation was handed over.
+                        // Aligns the device's clock with the host's at the submission of the first operation.
                         let ahead = *device_begun.get_or_insert(start - (submitted - self.begun).as_secs_f64());
                         let start = (start - ahead).max(timeline.last);
                         timeline.wait_until(start);
@@ -87,7 +87,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// The device's own times of an operation; `None` if it launched nothing.
+/// The device's timestamps of an operation; `None` if it launched nothing.
 fn measured(window: Result<ProfileDuration, ProfileError>) -> Option<(ProfileTicks, Clock)> {
     let window = window.ok()?;
     let clock = match window.timing_method() {
@@ -102,7 +102,7 @@ impl Probe for Recorder<'_> {
         let mark = match &mut self.timer {
             Timer::Host => Mark::Ended(Instant::now()),
             Timer::Device { client, open } => {
-                let window = open.take().expect("begin opens a window, and so does every operation's end");
+                let window = open.take().expect("`begin` and the end of every operation open a window");
                 let window = client.profile_end(window);
                 Mark::Window { submitted: Instant::now(), window }
             }
@@ -143,7 +143,7 @@ impl Timeline<'_> {
         self.last = end;
     }
 
-    /// The device stood idle: the host had not launched what comes next.
+    /// Records that the device was idle, because the host had not yet launched the next operation.
     fn wait_until(&mut self, start: f64) {
         if start > self.last {
             self.spans.push(TimedSpan::overhead(LAUNCH, self.last, start - self.last));

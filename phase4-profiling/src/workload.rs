@@ -1,4 +1,4 @@
-//! Runs an engine through what is to be profiled.
+//! Runs an engine through the workload to be profiled.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,18 @@ use phase3_kvcache::prefill;
 use crate::profile::{Clock, TimedStep, Workload};
 use crate::recorder::Recorder;
 
-/// A sequence of its own, beside those of a workload, which count from 0.
+/// A sequence number that no workload uses; workloads count from 0.
 const WARM_UP_SEQUENCE: SequenceId = SequenceId::MAX;
-/// How long a device is kept busy before anything is recorded: its clocks rise within that time.
+/// How long a device is kept busy before recording, so that its clocks reach their full rate.
 const BUSY: Duration = Duration::from_millis(300);
 
-/// Steps of the workload itself that are not recorded: kernels are compiled and weights paged in by the first.
+/// Steps of the workload that are not recorded: the first compiles kernels and pages weights in.
 const WARM_UP: usize = 1;
 
-/// Computes `steps` steps of a workload, after one that is not recorded. `progress` is called with the number of steps done.
+/// Computes `steps` steps of a workload, after one unrecorded step. `progress` is called with the number of steps done.
 ///
 /// # Errors
-/// A workload that the model's context or the engine's cache cannot hold, or a device that fails.
+/// The model's context or the engine's cache cannot hold the workload, or the device fails.
 pub fn run(
     engine: &mut dyn Inspect,
     workload: Workload,
@@ -41,7 +41,7 @@ pub fn run(
     warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
     for number in 0..WARM_UP + steps {
-        // Sequences that have grown by the steps before are deep enough; without depth each begins anew.
+        // With a depth, sequences continue where the step before ended; without, each step begins new ones.
         if depth == 0 || number == 0 {
             for sequence in 0..sequences as SequenceId {
                 engine.release(sequence);
@@ -69,7 +69,7 @@ pub fn run(
     Ok((recorded, clock))
 }
 
-/// One step of a workload, whose last logits are wanted, in as many steps as an engine needs that takes `most` tokens at once.
+/// One step of a workload, with the last logits requested, split for an engine that takes at most `most` tokens per step.
 fn parts(tokens: &[u32], workload: Workload, most: usize) -> Vec<Vec<Work<'_>>> {
     match workload {
         Workload::Decode { .. } => {
@@ -86,10 +86,10 @@ fn parts(tokens: &[u32], workload: Workload, most: usize) -> Vec<Vec<Work<'_>>> 
     }
 }
 
-/// Decodes for a while in a sequence of its own: kernels are compiled then, and clocks are up.
+/// Decodes for a while in a separate sequence, until kernels are compiled and clocks have risen.
 ///
 /// # Errors
-/// As the engine's.
+/// As [`Engine::step`].
 pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
     let start = Instant::now();
     while start.elapsed() < BUSY {
@@ -109,7 +109,7 @@ fn fill(engine: &mut dyn Engine, sequence: SequenceId, depth: usize) -> Result<(
 mod tests {
     use super::*;
 
-    /// (sequence, tokens, whether logits are wanted) of each item of each part.
+    /// (sequence, number of tokens, whether logits are requested) of each item of each part.
     fn shapes(tokens: usize, workload: Workload, most: usize) -> Vec<Vec<(SequenceId, usize, bool)>> {
         let tokens = sample_tokens(0, tokens, 1000);
         let shape = |work: &Work<'_>| match work.input {

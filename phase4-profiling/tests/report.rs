@@ -19,7 +19,7 @@ fn a_ceiling_of_another_machine_is_told() {
     let mut profile = sample::gpu(0, 1);
     profile.ceiling = sample::decode(0, 1).ceiling;
     assert!(
-        table(&profile).contains("measured 2026-11-23 for cpu on 2-core Zen 4: percentages mislead"),
+        table(&profile).contains("measured 2026-11-23 for cpu on 2-core Zen 4: percentages are misleading"),
         "{}",
         table(&profile)
     );

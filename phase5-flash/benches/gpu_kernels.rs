@@ -1,8 +1,8 @@
-//! Every operation of the engine on a GPU by itself, in bytes a second and as a share of the measured roofline; groups have the
-//! names that `gptoss profile` uses, and cases end with the device's name.
+//! Every operation of the engine on a GPU separately, in bytes per second and as a share of the measured roofline. Groups have the names
+//! that `gptoss profile` uses, and cases end with the device's name.
 //!
-//! `cargo bench -p phase5-flash --bench gpu_kernels` writes a few layers of gpt-oss-20b's shape to the temporary directory
-//! first. A software rasterizer gets a small model instead.
+//! `cargo bench -p phase5-flash --bench gpu_kernels` first writes a few layers of gpt-oss-20b's shape to the temporary directory. On a
+//! software rasterizer it uses a small model instead.
 
 use std::cell::Cell;
 
@@ -18,16 +18,16 @@ use synthetic::SyntheticModel;
 #[path = "../../benches/quick/mod.rs"]
 mod quick;
 
-/// What is measured.
+/// The cases to measure.
 struct Plan {
     model: SyntheticModel,
-    /// New tokens of a pass.
+    /// Number of new tokens per pass.
     rows: &'static [usize],
-    /// Positions before the new ones, for what touches the cache.
+    /// Number of positions before the new ones, for operations that access the cache.
     depths: &'static [usize],
-    /// Sequences whose next tokens are chosen together.
+    /// Number of sequences whose next tokens are chosen together.
     choices: &'static [usize],
-    /// Launches that are replayed together: each of the layers' share of them.
+    /// Number of launches that are replayed together, cycling through the layers.
     launches: usize,
 }
 
@@ -38,7 +38,7 @@ impl Plan {
     }
 
     fn full() -> Plan {
-        // As many layers as leave a last-level cache nothing to keep.
+        // Enough layers that no last-level cache holds their weights.
         let model = SyntheticModel { layers: 6, ..SyntheticModel::preset("20b").expect("a preset") };
         Plan { model, rows: &[1, 16, 64, 512], depths: &[4096, 16_384], choices: &[1, 64], launches: 48 }
     }
@@ -94,7 +94,7 @@ fn measure(
     if let Some(Cost { bytes, .. }) = work {
         group.throughput(Throughput::BytesDecimal(bytes));
     }
-    // Stays infinite for a case that the command line leaves out.
+    // Stays infinite for a case that the command line filters out.
     let quickest = Cell::new(f64::INFINITY);
     // Results of two devices are never compared with each other.
     group.bench_function(BenchmarkId::new(&case.name, device), |bencher| {

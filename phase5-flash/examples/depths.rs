@@ -1,7 +1,7 @@
-//! What attention costs at depth, on the CPU: `cargo run --release -p phase5-flash --example depths`.
+//! The time of attention by depth, on the CPU: `cargo run --release -p phase5-flash --example depths`.
 //!
-//! A model with gpt-oss-20b's heads and window, but one layer of each kind, is filled to each depth by phase 5. There it takes chunks of 512
-//! tokens and then single ones; the times printed are those of attention alone, medians. At 4096 phase 3 does the same.
+//! Phase 5 fills a model with gpt-oss-20b's heads and window, but one layer of each kind, to each depth. Then it feeds chunks of 512
+//! tokens, and single tokens. The printed times are medians of attention alone. At depth 4096 phase 3 is measured too.
 
 use std::time::Instant;
 
@@ -15,11 +15,11 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const CHUNK: usize = 512;
 const DECODED: usize = 32;
-/// Chunks that are timed at a depth.
+/// Number of chunks that are timed at a depth.
 const CHUNKS: usize = 3;
 const COMPARED: usize = 4096;
 
-/// Seconds of attention, by layer: the first slides, the second is full.
+/// Seconds of attention by layer: the first is a sliding layer, the second a full one.
 struct Stopwatch {
     began: Instant,
     attention: [f64; 2],
@@ -34,7 +34,7 @@ impl Probe for Stopwatch {
     }
 }
 
-/// Median seconds of attention in `steps` steps of `tokens` tokens each.
+/// Median seconds of attention over `steps` steps of `tokens` tokens each.
 fn attention(engine: &mut dyn Inspect, tokens: usize, steps: usize) -> Result<[f64; 2]> {
     let mut seconds = [Vec::new(), Vec::new()];
     for step in 0..steps {
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
     model.write(&path, 1, &mut |_, _| ())?;
     let checkpoint = Checkpoint::open(&path)?;
 
-    println!("µs of attention a token, one layer; depth grows a little while it is measured");
+    println!("µs of attention per token in one layer; the depth grows slightly during the measurement");
     println!("{:9} {:>6} {:>12} {:>12} {:>12} {:>12}", "", "depth", "decode", "", "prefill", "");
     println!("{:16} {:>12} {:>12} {:>12} {:>12}", "", "sliding", "full", "sliding", "full");
     let mut flash = CpuEngine::load(&checkpoint, CpuOptions::default())?;

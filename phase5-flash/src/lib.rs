@@ -1,4 +1,4 @@
-//! Phase 5: the same logits, as fast as the machine allows. Flash attention and fused kernels on packed weights.
+//! Phase 5: the same logits as phase 3, computed fast. Flash attention and fused kernels on packed weights.
 
 pub mod cpu;
 pub mod gpu;

@@ -1,8 +1,8 @@
-//! The page allocator of the KV cache: which pages belong to which sequence. Host code only; it knows no devices and no cache contents.
+//! The page allocator of the KV cache: which pages belong to which sequence. Host code only, without access to devices or cache contents.
 //!
 //! A page holds [`POSITIONS`] positions of all full layers, or of all sliding layers; both take pages from one pool of fixed size.
-//! Sequences share pages by reference count. Before a sequence writes into a shared page, it gets a copy of it; this only happens to a partial last
-//! page. Pages of sliding layers are freed when no query can attend to them any more.
+//! Sequences share pages by reference count. Before a sequence writes into a shared page, it gets a copy; this happens only to a partial
+//! last page. Pages of sliding layers are freed when no query can attend to them any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -178,14 +178,14 @@ impl Pages {
     /// returned copies and clears are done, positions past each sequence's length may be written.
     ///
     /// # Errors
-    /// Too few free pages; nothing has changed then.
+    /// Too few pages are free; nothing has changed.
     pub fn extend(&mut self, wishes: &[(SequenceId, usize)]) -> Result<Room, Full> {
         let needed = self.needed(wishes);
         if needed > self.free() {
             return Err(Full { needed, free: self.free() });
         }
         let mut room = Room::default();
-        // Clearing many pages takes no longer than one: a prompt does it for the tokens that follow.
+        // Clearing many pages takes no longer than clearing one, so that a prompt also clears pages for the tokens after it.
         if wishes.iter().any(|&(sequence, length)| length > self.length(sequence) + 1) {
             room.cleared = self.pool.clear_some(CLEARED_AHEAD);
         }
@@ -223,7 +223,7 @@ impl Pages {
     /// Number of pages that [`Pages::extend`] would take.
     fn needed(&self, wishes: &[(SequenceId, usize)]) -> usize {
         let mut new = 0;
-        // By shared page the sequences that write into it: each gets a copy, but the last holder keeps the page.
+        // For each shared page, the number of sequences that write into it: each gets a copy, but the last holder keeps the page.
         let mut writers: BTreeMap<u32, usize> = BTreeMap::new();
         for &(sequence, length) in wishes {
             let count = length.div_ceil(POSITIONS);
@@ -307,8 +307,8 @@ impl Pages {
         }
     }
 
-    /// Number of pages that a restored sequence of `length` tokens gets in one kind of layer. In sliding layers this is `found`, clamped to
-    /// what the next token attends to at least and what the sequence can go back by at most.
+    /// Number of pages of a restored sequence of `length` tokens in one kind of layer. In sliding layers this is `found`, clamped between
+    /// what the next token attends to and what the sequence can be shortened by.
     pub fn count_held(&self, length: usize, kind: AttentionKind, found: usize) -> usize {
         let end = length.div_ceil(POSITIONS);
         match kind {
@@ -321,7 +321,7 @@ impl Pages {
     /// Replaces `sequence` by one of `length` tokens whose pages have yet to be written: `counts` pages for each kind of layer.
     ///
     /// # Errors
-    /// Too few free pages; nothing has changed then.
+    /// Too few pages are free; nothing has changed.
     pub fn replace(
         &mut self,
         sequence: SequenceId,
@@ -329,7 +329,7 @@ impl Pages {
         counts: impl Fn(AttentionKind) -> usize,
     ) -> Result<Room, Full> {
         let needed: usize = self.kinds.iter().map(|&kind| counts(kind)).sum();
-        // What the sequence alone holds becomes free.
+        // Pages that only this sequence holds become free.
         let of_own = |known: &Sequence| {
             let pages = known.full.pages.iter().chain(&known.sliding.pages);
             pages.filter(|&&page| !self.pool.is_shared(page)).count()
@@ -403,7 +403,7 @@ impl Pool {
         *holders -= 1;
         if *holders == 0 {
             match self.reuse {
-                // What was used last is taken first: no more memory is ever written than was in use at once.
+                // The page used last is taken first, so that no more memory is written than was in use at the same time.
                 Reuse::AsLeft => self.ready.push(page),
                 Reuse::Cleared => self.used.push(page),
             }

@@ -1,9 +1,9 @@
-"""Conversations, schemas and turns of our own, and what OpenAI's package makes of them: goldens/harmony/*.jsonl.
+"""Writes goldens/harmony/*.jsonl: conversations, schemas and turns, with the results of OpenAI's package.
 
     pip install openai-harmony==0.0.8
     TIKTOKEN_ENCODINGS_BASE=DIR python reference/scripts/harmony_oracle.py
 
-DIR holds `o200k_base.tiktoken`, which the crate tiktoken-rs has in its `assets`; without the variable the package downloads it.
+DIR contains `o200k_base.tiktoken`, which is in the `assets` of the crate tiktoken-rs; without the variable the package downloads it.
 """
 
 import json
@@ -39,7 +39,7 @@ NOTE = {
     "parameters": obj({"note": obj({"text": STRING, "tags": {"type": "array", "items": STRING}}, ["text"])}, ["note"]),
 }
 
-# What stands in a schema, by name. What the package loses of a schema is not here: the crate writes it otherwise.
+# Schemas by name. Features that the package drops are left out, because the crate writes them.
 SCHEMAS = {
     "nothing": None,
     "any": {},
@@ -135,7 +135,7 @@ def result(name: str, text: str, channel: str = "commentary") -> dict:
 
 
 SYSTEM = {"date": "2026-11-23", "effort": "high"}
-# In none of these do the package and the crate differ on which analysis is dropped, but where `prompt` is false.
+# The package and the crate drop the same analysis messages in all of these, except those with `prompt` false.
 CONVERSATIONS = {
     "a question": {"system": SYSTEM, "messages": [user("What is 2 + 2?")]},
     "bare": {"messages": [user("Hi"), said("final", "Hello!")]},
@@ -178,7 +178,7 @@ CONVERSATIONS = {
     )]},
 }
 
-# Generated after `<|start|>assistant`, as the package and the crate both read it.
+# Turns generated after `<|start|>assistant`; the package and the crate parse them alike.
 TURNS = [
     "<|channel|>final<|message|>Four.<|return|>",
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Four.<|return|>",

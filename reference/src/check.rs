@@ -1,6 +1,6 @@
 //! One comparison with a golden tensor.
 
-/// How far from the golden values a tensor may lie, as shares of the golden's standard deviation.
+/// The allowed distance of a tensor from the golden values, relative to the golden's standard deviation.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     pub rms: f64,
@@ -8,33 +8,33 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// What engines that compute in f32 agree to, whatever order they add in.
+    /// For engines that compute in f32, whatever the order of their sums.
     pub const F32: Limit = Limit { rms: 2e-5, max: 2e-4 };
-    /// For values that involve no rounding, or the same rounding.
+    /// For values without rounding, or with the same rounding.
     pub const EQUAL: Limit = Limit { rms: 0.0, max: 0.0 };
 }
 
-/// The result of comparing one tensor with its golden.
+/// The result of comparing a tensor with its golden.
 #[derive(Clone, Debug)]
 pub struct Check {
     pub case: String,
-    /// The tensor, and with which ramp of YaRN where that matters.
+    /// The tensor's name, and YaRN's ramp if it matters.
     pub tensor: String,
-    /// Root mean square of the error, over the golden's standard deviation.
+    /// Root mean square of the error, relative to the golden's standard deviation.
     pub rms: f64,
-    /// Largest error, over the golden's standard deviation.
+    /// Largest error, relative to the golden's standard deviation.
     pub max: f64,
     pub limit: Limit,
 }
 
 impl Check {
-    /// Compares two tensors of real numbers. A difference in length, or anything that is not finite, is an infinite error.
+    /// Compares two tensors of real numbers. A difference in length, or a value that is not finite, counts as an infinite error.
     pub fn values(case: &str, tensor: impl Into<String>, expected: &[f32], found: &[f32], limit: Limit) -> Check {
         let count = expected.len() as f64;
         let mean = expected.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
         let square = |v: f64| v * v;
         let variance = expected.iter().map(|&v| square(f64::from(v) - mean)).sum::<f64>() / count;
-        // A constant tensor has no deviation to measure by: its errors count as they are.
+        // A constant tensor has a standard deviation of 0: its errors are not scaled.
         let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
         let errors = expected.iter().zip(found).map(|(&e, &f)| (f64::from(e) - f64::from(f)).abs());
         let comparable = expected.len() == found.len()
@@ -49,8 +49,8 @@ impl Check {
         Check { case: case.into(), tensor: tensor.into(), rms, max, limit }
     }
 
-    /// Compares integers such as tokens or expert ids: the errors are 0 where all are equal; otherwise `rms` is the share
-    /// of positions that differ and `max` is 1.
+    /// Compares integers such as tokens or expert ids. The errors are 0 if all are equal; otherwise `rms` is the share of positions that
+    /// differ, and `max` is 1.
     pub fn ids(case: &str, tensor: impl Into<String>, expected: &[u32], found: &[u32]) -> Check {
         let different = expected.iter().zip(found).filter(|(e, f)| e != f).count();
         let (rms, max) = if expected.len() != found.len() || expected.is_empty() {

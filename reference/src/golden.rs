@@ -14,17 +14,17 @@ pub struct Case {
     directory: PathBuf,
 }
 
-/// One random checkpoint in a shape that people hold, and MLX's logits of it: see `reference/folders.py`.
+/// A random checkpoint in one of the published layouts, and MLX's logits for it: see `reference/folders.py`.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    /// `hf` or one of mlx-lm's conversions of it.
+    /// `hf`, or the name of one of mlx-lm's conversions.
     pub name: String,
     /// The model folder.
     pub path: PathBuf,
 }
 
 impl Folder {
-    /// The folders under `goldens/folders`, by name; none if there is no such directory.
+    /// The folders under `goldens/folders`, sorted by name; empty if the directory does not exist.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -44,7 +44,7 @@ impl Folder {
         Ok(folders)
     }
 
-    /// Those committed with this source tree, for tests.
+    /// The folders committed with this source tree, for tests.
     ///
     /// # Panics
     /// If they are missing.
@@ -52,7 +52,7 @@ impl Folder {
         Folder::all(&goldens()).expect("goldens are committed")
     }
 
-    /// `tokens`, and MLX's `logits.exact` and `logits.truncated` of them.
+    /// `tokens`, and MLX's `logits.exact` and `logits.truncated` for them.
     ///
     /// # Errors
     /// If the file is missing or is not a golden.
@@ -61,17 +61,17 @@ impl Folder {
     }
 }
 
-/// Why a golden could not be read.
+/// Why a golden file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
     #[error("{} cannot be read; run from the repository, or name its goldens with --goldens", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{}: {found}; remake the goldens with `python reference/make_goldens.py`", path.display())]
+    #[error("{}: {found}; create the goldens again with `python reference/make_goldens.py`", path.display())]
     Malformed { path: PathBuf, found: String },
 }
 
 impl Case {
-    /// The cases under `goldens`, by name.
+    /// The cases under `goldens`, sorted by name.
     ///
     /// # Errors
     /// If the directory cannot be read or holds no case.
@@ -92,7 +92,7 @@ impl Case {
         Ok(cases)
     }
 
-    /// The cases committed with the source tree that a test runs in.
+    /// The cases committed with the source tree in which a test runs.
     ///
     /// # Panics
     /// If they are missing.
@@ -104,7 +104,7 @@ impl Case {
         self.directory.join("model.gguf")
     }
 
-    /// What MLX computes with YaRN's ramp `exact` or `truncated`.
+    /// MLX's results with YaRN's ramp `exact` or `truncated`.
     ///
     /// # Errors
     /// If the file is missing or is not a golden.
@@ -129,7 +129,7 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// A file of the goldens that belongs to no case, for tests.
+    /// A golden file that belongs to no case, for tests.
     ///
     /// # Panics
     /// If it is missing.
@@ -160,7 +160,7 @@ impl Golden {
         SafeTensors::deserialize(&self.map).expect("checked when opened")
     }
 
-    /// The names of its tensors, in alphabetical order.
+    /// The names of its tensors, sorted.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.tensors().names().into_iter().map(String::from).collect();
         names.sort();
@@ -184,7 +184,7 @@ impl Golden {
     /// The values of an f32 tensor in row-major order.
     ///
     /// # Errors
-    /// If there is no such tensor of that type; so for the other readers.
+    /// If no tensor of that name has that type; the other readers fail in the same way.
     pub fn f32s(&self, name: &str) -> Result<Vec<f32>, GoldenError> {
         self.values(name, Dtype::F32, f32::from_le_bytes)
     }
@@ -211,7 +211,7 @@ impl Golden {
     }
 }
 
-/// The committed goldens, found at run time: checkouts may share what was compiled.
+/// The committed goldens, located at run time, because several checkouts may share compiled files.
 fn goldens() -> PathBuf {
     let here = std::env::current_dir().expect("a test runs in its crate's folder");
     let mut folders = here.ancestors().map(|folder| folder.join("reference/goldens"));

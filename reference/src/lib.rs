@@ -1,7 +1,7 @@
-//! The golden cases: small models and what MLX computes on them, and how another engine is measured against that.
+//! The golden cases: small models with MLX's results for them, and the comparison of other engines with these.
 //!
-//! The Python scripts beside this crate make the goldens; this crate only reads and compares. It knows no engine: phases
-//! hand it plain `f32` slices. [`Random`] has the numbers of random tests.
+//! The Python scripts in this folder create the goldens; this crate only reads and compares. It does not depend on engines: phases pass
+//! plain `f32` slices. [`Random`] provides the numbers of random tests.
 
 mod check;
 mod golden;

@@ -1,11 +1,11 @@
-//! The random numbers of tests, and the seeds that repeat them.
+//! Random numbers of tests, and the seeds that repeat them.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The environment variable that repeats a run.
 const VARIABLE: &str = "TEST_SEED";
 
-/// The number in `TEST_SEED`, or else a new one. It is printed, and the output of a failed test shows it.
+/// The number in `TEST_SEED`, or else a new one. It is printed, so that the output of a failed test shows it.
 ///
 /// # Panics
 /// If `TEST_SEED` is not a number.
@@ -18,7 +18,7 @@ pub fn test_seed() -> u64 {
     seed
 }
 
-/// Random numbers that repeat with their seed (SplitMix64; Steele et al., OOPSLA 2014).
+/// A random generator with reproducible numbers (SplitMix64; Steele et al., OOPSLA 2014).
 #[derive(Clone, Debug)]
 pub struct Random {
     seed: u64,
@@ -30,7 +30,7 @@ impl Random {
         Random { seed, state: seed }
     }
 
-    /// Of [`test_seed`].
+    /// A generator with [`test_seed`].
     pub fn fresh() -> Random {
         Random::new(test_seed())
     }
@@ -46,12 +46,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A whole number from 0 up to, and without, `end`, which is above 0.
+    /// Uniform on the integers of `0..end`; `end` must be positive.
     pub fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }
 
-    /// One of `choices`, which are not empty.
+    /// One of `choices`, which must not be empty.
     pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
@@ -61,7 +61,7 @@ impl Random {
         ((self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * spread
     }
 
-    /// The same, `count` times.
+    /// `count` numbers, uniform on `[−spread, spread]`.
     pub fn values(&mut self, count: usize, spread: f32) -> Vec<f32> {
         (0..count).map(|_| self.value(spread)).collect()
     }
@@ -71,7 +71,7 @@ impl Random {
 mod tests {
     use super::*;
 
-    /// Java's `SplittableRandom`, whose seed 0 gives these numbers.
+    /// The numbers of Java's `SplittableRandom` with the seed 0.
     #[test]
     fn the_numbers_are_those_of_split_mix() {
         let mut random = Random::new(0);

@@ -1,21 +1,21 @@
-//! The lengths at which a prompt leaves forks behind for later prompts.
+//! Anchors: the lengths at which a prompt's sequence is forked for later prompts.
 
 use std::collections::VecDeque;
 
 use crate::kept::Place;
 
-/// Prompts leave a fork behind each time they grow by this, for later ones that part from them in the middle.
+/// A long prompt is forked each time it has grown by this, for later prompts that differ from it in the middle.
 const EVERY: usize = 2048;
-/// Tokens that a fork must save: below, computing them again is cheaper than the pages that it holds.
+/// Tokens that a fork must save: for fewer, computing them again is cheaper than the pages that the fork holds.
 const GAIN: usize = 16;
 
-/// The lengths of forks, shortest first. A fork shares all pages but the last one of each kind, and keeps the pages of sliding layers
-/// alive, without which nothing can go on from there.
+/// The lengths of forks, shortest first. A fork shares all pages except the last one of each kind, and keeps alive the pages of sliding
+/// layers that are needed to continue from there.
 ///
-/// - The end of the prompt. The next prompt of a chat repeats it; then its own text differs, since earlier reasoning is left out.
-/// - Where it parts from what is known already, as two chats with the same instructions do: a third will part there too (as Marconi
-///   has it, Pan et al., 2024, arXiv:2411.19379).
-/// - Every now and then, for a long text with a changed end.
+/// - The end of the prompt. The next prompt of a chat repeats it, but not the generated text, because earlier reasoning is left out.
+/// - Where the prompt differs from all known ones, as two chats with the same instructions do: a third chat will differ there too (as in
+///   Marconi, Pan et al., 2024, arXiv:2411.19379).
+/// - At regular intervals, for a long text with a changed end.
 pub(crate) fn anchors(prompt: usize, cached: usize, shared: usize) -> VecDeque<usize> {
     let regular = (1..).map(|count| count * EVERY).take_while(|&length| length < prompt);
     let mut lengths: Vec<usize> = regular.chain([shared.min(prompt), prompt]).collect();
@@ -25,7 +25,7 @@ pub(crate) fn anchors(prompt: usize, cached: usize, shared: usize) -> VecDeque<u
     lengths.into()
 }
 
-/// Which of them a length is.
+/// The kind of place that an anchor is.
 pub(crate) fn place_of(length: usize, prompt: usize) -> Place {
     match length {
         _ if length == prompt => Place::End,

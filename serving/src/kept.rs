@@ -1,13 +1,13 @@
-//! The prefix cache: sequences that the engine keeps after their requests for prompts that begin alike, and those of them on disk.
+//! The prefix cache: sequences that stay in the engine after their requests, for later prompts with the same beginning, and those on disk.
 //!
-//! When there is no room, what was used least recently goes. With a folder it is written there first, as far as it is worth it: a
-//! sequence on disk shares no pages, so that every turn of a chat would be written whole. Written are
-//! - the ends of a prompt and of its text, unless one later request went on from there, whose own end is then of more use;
-//! - lengths at which several prompts parted.
+//! When memory is full, the least recently used sequence is dropped. With a folder it is written to disk first, if it is worth it:
+//! sequences on disk share no pages, so that otherwise every turn of a chat would be written completely. These are written:
+//! - the ends of a prompt and of its text, unless exactly one later request continued from there, whose own end is then more useful;
+//! - lengths at which several prompts began to differ.
 //!
-//! Reading a sequence from the engine takes time in which no step is begun. As a rule one is read a turn, before there is need: as soon
-//! as room is scarce and it is among the oldest. When room is made, two are read a turn at most, as many as a request leaves; what has
-//! to go faster than that is not written.
+//! While a sequence is read from the engine, no step can begin. Usually one is read per turn of the scheduler, before it must be dropped: as
+//! soon as memory is scarce and it is among the oldest. To make room for a request, at most two are read per turn. A sequence that must be
+//! dropped faster than that is not written.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -20,17 +20,17 @@ use crate::sequence::RequestId;
 use crate::spill::{FileId, Spill};
 use crate::statistics::Spilled;
 
-/// Tokens that a file has at least, and that reading one must save: fewer are computed faster.
+/// The fewest tokens of a file, and the fewest that reading one must save: fewer are computed faster than read.
 const WORTH_A_FILE: usize = 64;
 /// Sequences that are read from the engine in one turn at most.
 const MOST_SAVED: usize = 2;
 
-/// The sequences that are kept.
+/// The kept sequences.
 #[derive(Debug)]
 pub(crate) struct Kept {
     index: PrefixIndex,
     entries: HashMap<SequenceId, Entry>,
-    /// Entries that may be kept; with 0 there is no prefix cache.
+    /// The largest number of entries; with 0 there is no prefix cache.
     most: usize,
     /// Tokens that the engine can always go back by.
     rewind: usize,
@@ -41,22 +41,22 @@ pub(crate) struct Kept {
 
 #[derive(Debug)]
 struct Entry {
-    /// The request that left it; `None` for one from disk.
+    /// The request that created it; `None` for one from disk.
     maker: Option<RequestId>,
     place: Place,
     tokens: usize,
-    /// Requests that went on from its end and left one of their own.
+    /// Number of requests that continued from its end and left an entry themselves.
     followers: usize,
-    /// Whether it was given to the disk, or came from there.
+    /// Whether it was queued for the disk, or was read from there.
     is_saved: bool,
 }
 
 /// Where in a text an entry ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// At the end of a prompt, or of what was generated after it.
+    /// At the end of a prompt, or of the text generated after it.
     End,
-    /// Where prompts were seen to part.
+    /// Where prompts began to differ.
     Parting,
     /// Anywhere else in a long prompt.
     Between,
@@ -68,12 +68,12 @@ impl Kept {
         Kept { index, entries, most, rewind, disk: None, saved: 0 }
     }
 
-    /// Writes to a folder what there is no room for.
+    /// Sets the disk to which dropped sequences are written.
     pub fn set_disk(&mut self, disk: Spill) {
         self.disk = Some(disk);
     }
 
-    /// Whether anything is kept.
+    /// Whether the prefix cache is enabled.
     pub fn is_on(&self) -> bool {
         self.most > 0
     }
@@ -82,7 +82,7 @@ impl Kept {
         self.index.len()
     }
 
-    /// What is on disk.
+    /// Statistics of the disk.
     pub fn spilled(&self) -> Spilled {
         self.disk.as_ref().map_or_else(Spilled::default, Spill::statistics)
     }
@@ -91,7 +91,7 @@ impl Kept {
         self.index.find(prompt)
     }
 
-    /// The entry of exactly these tokens.
+    /// The entry with exactly these tokens.
     pub fn exact(&self, tokens: &[u32]) -> Option<SequenceId> {
         self.index.exact(tokens)
     }
@@ -100,7 +100,7 @@ impl Kept {
         self.index.touch(sequence);
     }
 
-    /// Keeps a sequence of these tokens, which a request leaves; false if there is one already.
+    /// Adds a request's sequence with these tokens; false if there already is one.
     pub fn insert(&mut self, tokens: &[u32], sequence: SequenceId, maker: RequestId, place: Place) -> bool {
         let is_new = self.index.insert(tokens, sequence);
         if is_new {
@@ -110,8 +110,9 @@ impl Kept {
         is_new
     }
 
-    /// Notes that a request that began with a part of an entry has left one of its own. It follows the last end in that part: of the
-    /// entry, or of another that the same request left, as the next turn of a chat may begin with a prompt and a token of its text.
+    /// Records that a request that began with a part of entry `begun` has left an entry. Counts it for the last end within that part: the
+    /// end of the entry itself, or of another one by the same request, since the next turn of a chat may begin with a prompt and one token
+    /// of its text.
     pub fn follow(&mut self, begun: Hit) {
         let Some(maker) = self.entries.get(&begun.sequence).map(|entry| entry.maker) else { return };
         let is_before = |(sequence, entry): &(&SequenceId, &mut Entry)| {
@@ -124,7 +125,7 @@ impl Kept {
         }
     }
 
-    /// Makes room by what was used least recently; false if nothing is left.
+    /// Drops the least recently used sequence; false if none is left.
     pub fn make_room(&mut self, engine: &mut dyn Engine) -> bool {
         let Some(oldest) = self.index.oldest() else { return false };
         if self.is_worth_a_file(oldest) && self.saved < MOST_SAVED {
@@ -134,12 +135,12 @@ impl Kept {
         true
     }
 
-    /// Lets go of what is kept beyond the number that may be.
+    /// Drops sequences until their number is within the limit.
     pub fn bound(&mut self, engine: &mut dyn Engine) {
         while self.index.len() > self.most && self.make_room(engine) {}
     }
 
-    /// Lets go of what a request left that failed, in the engine and on disk. What it began with is not read from disk again either.
+    /// Drops the entries of a request that failed, in the engine and on disk. Files with a beginning of its tokens are deleted too.
     pub fn distrust(&mut self, engine: &mut dyn Engine, made: &[SequenceId], tokens: &[u32], cached: usize) {
         made.iter().for_each(|&made| self.remove(engine, made));
         if let Some(disk) = &mut self.disk {
@@ -147,7 +148,7 @@ impl Kept {
         }
     }
 
-    /// Lets go of everything in the engine.
+    /// Drops all sequences in the engine.
     pub fn clear(&mut self, engine: &mut dyn Engine) {
         while let Some(oldest) = self.index.oldest() {
             self.remove(engine, oldest);
@@ -161,7 +162,7 @@ impl Kept {
         }
     }
 
-    /// Begins a turn of the scheduler: notes what was written.
+    /// Begins a turn of the scheduler: records completed writes.
     pub fn begin_turn(&mut self) {
         self.saved = 0;
         if let Some(disk) = &mut self.disk {
@@ -174,7 +175,7 @@ impl Kept {
         self.disk.as_ref().is_some_and(Spill::is_busy)
     }
 
-    /// Begins to read the file that holds most of a prompt, if it holds much more than the `cached` tokens.
+    /// Starts reading the file that holds most of a prompt, if that is much more than the `cached` tokens.
     pub fn read_from_disk(&mut self, prompt: &[u32], cached: usize) -> Option<FileId> {
         let disk = self.disk.as_mut().filter(|_| self.most > 0)?;
         let hit = disk.longest(prompt, self.rewind).filter(|hit| hit.length >= cached + WORTH_A_FILE)?;
@@ -182,7 +183,7 @@ impl Kept {
         Some(hit.sequence)
     }
 
-    /// A file that was asked for and has come. If it is of use and there is room, the engine holds it as `number` now.
+    /// Takes a file that was read. If it is useful and there is room, the engine now holds it as sequence `number`.
     pub fn take_read(&mut self, engine: &mut dyn Engine, number: SequenceId) -> Option<FileId> {
         let (file, saved) = self.disk.as_mut()?.take_read()?;
         if let Some(saved) = saved {
@@ -203,7 +204,7 @@ impl Kept {
             match snapshots.restore(number, &snapshot) {
                 Ok(()) => break,
                 Err(EngineError::Full { .. }) if self.make_room(engine) => {}
-                // Without room its request is computed. A device that failed says so at the next step.
+                // Without room the request is computed. A failure of the device is reported by the next step.
                 Err(EngineError::Full { .. } | EngineError::Lost(_) | EngineError::Device(_)) => return,
                 Err(error) => {
                     if let Some(disk) = &mut self.disk {
@@ -222,7 +223,7 @@ impl Kept {
         self.bound(engine);
     }
 
-    /// Whether a sequence is worth a file of its own.
+    /// Whether a sequence is worth a file.
     fn is_worth_a_file(&self, sequence: SequenceId) -> bool {
         let Some(entry) = self.entries.get(&sequence) else { return false };
         let is_of_use = match (entry.place, entry.followers) {
@@ -232,19 +233,19 @@ impl Kept {
                 let is_of_maker = |other: &&Entry| other.maker.is_some() && other.maker == entry.maker;
                 self.entries.values().filter(is_of_maker).all(|other| other.followers == 0)
             }
-            // Where several went on, more may.
+            // After several requests continued from it, more may follow.
             (Place::End, followers) => followers > 1,
         };
         self.disk.is_some() && entry.tokens >= WORTH_A_FILE && is_of_use
     }
 
-    /// Gives a sequence to the disk, if it is not there. Without room in the queue it is not read from the engine.
+    /// Queues a sequence for the disk, unless it is there. If the queue is full, it is not read from the engine.
     fn save(&mut self, engine: &mut dyn Engine, sequence: SequenceId) {
         let Some(disk) = self.disk.as_mut().filter(|disk| disk.has_room()) else { return };
         let (Some(tokens), Some(entry)) = (self.index.tokens(sequence), self.entries.get_mut(&sequence)) else {
             return;
         };
-        // One that cannot be read is not asked for again.
+        // Set even if reading fails, so that it is not tried again.
         entry.is_saved = true;
         if disk.holds(&tokens) {
             return;
@@ -258,7 +259,7 @@ impl Kept {
         }
     }
 
-    /// Gives one of the oldest to the disk before it has to go, if it will have to soon.
+    /// Writes one of the oldest sequences in advance, if it will soon have to be dropped.
     pub fn save_ahead(&mut self, engine: &mut dyn Engine) {
         if self.disk.is_none() || self.saved > 0 || !self.is_scarce(engine) {
             return;
@@ -273,13 +274,13 @@ impl Kept {
         }
     }
 
-    /// Whether less than a quarter of the pages, or of the places of entries, is free.
+    /// Whether less than a quarter of the pages, or of the allowed entries, is free.
     fn is_scarce(&self, engine: &dyn Engine) -> bool {
         let Capacity { pages_total, pages_free, .. } = engine.capacity();
         pages_free < pages_total / 4 || self.most - self.index.len().min(self.most) < self.most.div_ceil(4)
     }
 
-    /// Gives everything that is worth it to the disk, as far as time allows, and waits until it is written.
+    /// Writes all sequences that are worth it, within the time limit, and waits for completion.
     pub fn save_all(&mut self, engine: &mut dyn Engine, until: Instant) {
         for sequence in self.index.by_age() {
             let waited = self.disk.as_mut().is_some_and(|disk| disk.wait_for_room(until));

@@ -1,8 +1,8 @@
 //! Serving: many requests on one engine.
 //!
-//! [`scheduler`] is continuous batching as a plain loop over the seam of phase 2, [`prefix`] finds what is computed already, [`spill`] keeps it on disk, and
-//! [`worker`] is the thread that owns the engine. Clients hand in a [`request::Request`] and hear [`request::Event`]s.
-//! [`grammar`] limits what a request may generate. [`api`] is what clients reach it all by over HTTP.
+//! [`scheduler`] is continuous batching as a loop over the trait `Engine` of phase 2, [`prefix`] finds cached beginnings of prompts,
+//! [`spill`] stores them on disk, and [`worker`] is the thread that owns the engine. Clients submit a [`request::Request`] and receive
+//! [`request::Event`]s. [`grammar`] constrains what a request may generate. [`api`] provides all of this over HTTP.
 
 mod anchors;
 pub mod api;

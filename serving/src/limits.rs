@@ -1,17 +1,17 @@
-//! What can be chosen about the scheduler, and what it makes of the engine's capacity.
+//! The scheduler's options, and the limits that follow from them and the engine's capacity.
 
 use phase2_forward::{Capacity, Engine};
 
-/// What can be chosen about the scheduler.
+/// Options of the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Requests that are computed together.
+    /// The most requests that are computed together.
     pub max_running: usize,
-    /// Requests that wait beside them.
+    /// The most requests that wait in addition.
     pub max_waiting: usize,
-    /// Prompt tokens in a step that others decode in: it bounds the time between their tokens. Without others, twice as many.
+    /// Prompt tokens in a step in which other sequences decode, which bounds the time between their tokens. Otherwise, twice as many.
     pub prompt_tokens_per_step: usize,
-    /// Whether sequences are kept for prompts that begin alike.
+    /// Whether sequences are kept for later prompts with the same beginning.
     pub prefix_cache: bool,
 }
 
@@ -21,25 +21,25 @@ impl Default for Options {
     }
 }
 
-/// Sequences that the prefix cache keeps at most.
+/// The most sequences in the prefix cache.
 const MOST_PREFIXES: usize = 256;
 
-/// What follows from the options and the engine.
+/// Limits derived from the options and the engine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub running: usize,
     pub prefixes: usize,
-    /// Prompt tokens of a step while others decode, and while none does.
+    /// Prompt tokens per step, while other sequences decode and while none does.
     pub prompt_tokens: usize,
     pub alone: usize,
     pub tokens_per_step: usize,
     pub steps_in_flight: usize,
     pub pages: usize,
     pub positions_per_page: usize,
-    /// Pages of sliding layers that a sequence holds between steps, and further ones while the chunks of a step are computed.
+    /// Pages of sliding layers that a sequence holds between steps, and additional ones during a step with chunks.
     pub sliding: usize,
     pub chunk: usize,
-    /// Tokens that a sequence can have.
+    /// The most tokens of a sequence.
     pub context: usize,
 }
 
@@ -48,11 +48,11 @@ impl Limits {
         let config = engine.config();
         let Capacity { tokens_per_step, steps_in_flight, pages_total: pages, positions_per_page, rewind, .. } =
             engine.capacity();
-        // Chunks leave most of a small cache to the sequences.
+        // Leaves most of a small cache to sequences instead of chunks.
         let small = (pages / 8).max(1).saturating_mul(positions_per_page);
         let prompt_tokens = options.prompt_tokens_per_step.clamp(1, small);
         let alone = prompt_tokens.saturating_mul(2).min(tokens_per_step);
-        // An engine that goes back as far as one likes keeps whole sequences.
+        // An engine that can go back without limit keeps whole sequences.
         let kept = config.sliding_window.saturating_add(rewind).min(config.context_length);
         let sliding = kept.div_ceil(positions_per_page) + 2;
         let chunk = alone.div_ceil(positions_per_page);
@@ -73,7 +73,7 @@ impl Limits {
         }
     }
 
-    /// Pages that a sequence may hold that has `tokens` of its own: those up to its end, one to grow, and those of sliding layers.
+    /// The most pages of a sequence with `tokens` unshared tokens: those up to its end, one for growth, and those of sliding layers.
     pub fn pages_of(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.positions_per_page) + 1 + self.sliding
     }

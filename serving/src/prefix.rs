@@ -1,36 +1,36 @@
-//! Which sequences of the engine hold the beginning of a prompt: a radix tree over tokens (SGLang, Zheng et al., 2023,
-//! arXiv:2312.07104). It holds numbers only; forks and releases are the scheduler's.
+//! Finds sequences in the engine that begin like a prompt: a radix tree over tokens (SGLang, Zheng et al., 2023, arXiv:2312.07104). It
+//! contains only numbers; the scheduler does the forks and releases.
 //!
-//! An entry is a sequence that the engine keeps after its request. A prompt that begins with the same tokens is forked from it. Any
-//! length is found, not only whole pages: a fork shares all pages and the engine copies the last one when it is written.
+//! An entry is a sequence that the engine keeps after its request. A prompt that begins with the same tokens is forked from it, at any
+//! length, not only at whole pages: a fork shares all pages, and the engine copies the last one before it is written.
 //!
-//! Sliding layers make entries of different worth. A sequence of n tokens lacks keys before its window, so that it can be forked
-//! near n and nowhere else. Lengths are therefore offered from the longest down, each with the entry that ends nearest behind it.
+//! Sliding layers limit where an entry can be forked: a sequence of n tokens lacks keys before its window, so that forks are possible only
+//! near n. Lengths are therefore offered from the longest down, each with the entry that ends closest after it.
 
 use std::collections::{BTreeMap, HashMap};
 
 use phase2_forward::SequenceId;
 
-/// Entries by their tokens.
+/// An index of entries by their tokens.
 #[derive(Debug)]
 pub struct PrefixIndex {
-    /// The first is the root. Those in `free` are of no account.
+    /// The first is the root. Nodes in `free` are unused.
     nodes: Vec<Node>,
     free: Vec<usize>,
     entries: HashMap<SequenceId, Entry>,
-    /// Counts uses.
+    /// Increases with each use.
     clock: u64,
 }
 
-/// Where an edge ends. Every node but the root has an entry or at least two children.
+/// The end of an edge. Every node except the root has an entry or at least two children.
 #[derive(Debug, Default)]
 struct Node {
     parent: usize,
-    /// The tokens between the parent and here.
+    /// The tokens between the parent and this node.
     edge: Vec<u32>,
-    /// Tokens between the root and here.
+    /// Number of tokens between the root and this node.
     depth: usize,
-    /// By the first token of their edges.
+    /// By the first token of their edge.
     children: BTreeMap<u32, usize>,
     entry: Option<SequenceId>,
 }
@@ -41,16 +41,16 @@ struct Entry {
     used: u64,
 }
 
-/// What is known of a prompt.
+/// The cached beginnings of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Tokens that the prompt shares with any entry, whether one can be forked there or not.
+    /// Number of tokens that the prompt shares with any entry, even if it cannot be forked there.
     pub shared: usize,
-    /// What to try, longest first. At least one token of the prompt is always left, since its logits are needed.
+    /// The forks to try, longest first. At least one token of the prompt is left over, because its logits are needed.
     pub hits: Vec<Hit>,
 }
 
-/// The first `length` tokens of `sequence` are those of the prompt.
+/// The first `length` tokens of `sequence` equal those of the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
     pub sequence: SequenceId,
@@ -74,7 +74,7 @@ impl PrefixIndex {
         self.entries.is_empty()
     }
 
-    /// Makes `sequence`, which holds these tokens, an entry. If they have one already, that counts as used, and the result is false.
+    /// Adds `sequence`, which holds these tokens, as an entry. If an entry with these tokens exists, marks it as used and returns false.
     pub fn insert(&mut self, tokens: &[u32], sequence: SequenceId) -> bool {
         let (mut node, mut at) = (ROOT, 0);
         while at < tokens.len() {
@@ -100,7 +100,7 @@ impl PrefixIndex {
         true
     }
 
-    /// Notes that an entry was used.
+    /// Marks an entry as used.
     pub fn touch(&mut self, sequence: SequenceId) {
         self.clock += 1;
         if let Some(entry) = self.entries.get_mut(&sequence) {
@@ -108,19 +108,19 @@ impl PrefixIndex {
         }
     }
 
-    /// The entry that ends exactly where these tokens do.
+    /// The entry with exactly these tokens.
     pub fn exact(&self, tokens: &[u32]) -> Option<SequenceId> {
         let path = self.path(tokens);
         let &(node, matched) = path.last()?;
         (matched == tokens.len() && self.nodes[node].depth == matched).then_some(self.nodes[node].entry).flatten()
     }
 
-    /// The entry that was used least recently.
+    /// The least recently used entry.
     pub fn oldest(&self) -> Option<SequenceId> {
         self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(&oldest, _)| oldest)
     }
 
-    /// All entries, that used least recently first.
+    /// All entries, the least recently used first.
     pub fn by_age(&self) -> Vec<SequenceId> {
         let mut ages: Vec<(u64, SequenceId)> =
             self.entries.iter().map(|(&sequence, entry)| (entry.used, sequence)).collect();
@@ -140,17 +140,17 @@ impl PrefixIndex {
         Some(tokens)
     }
 
-    /// The entries whose tokens are all a beginning of these, the shortest first.
+    /// The entries whose tokens are a prefix of these, the shortest first.
     pub fn beginnings(&self, tokens: &[u32]) -> Vec<Hit> {
         let ends = self.path(tokens).into_iter().filter(|&(node, matched)| self.nodes[node].depth == matched);
         ends.filter_map(|(node, length)| Some(Hit { sequence: self.nodes[node].entry?, length })).collect()
     }
 
-    /// Takes out an entry; false if there is none.
+    /// Removes an entry; false if it does not exist.
     pub fn remove(&mut self, sequence: SequenceId) -> bool {
         let Some(Entry { mut node, .. }) = self.entries.remove(&sequence) else { return false };
         self.nodes[node].entry = None;
-        // Nodes that say nothing any more go too: those without children, then one with a single child.
+        // Removes nodes that are no longer needed: first those without children, then a node with a single child.
         while node != ROOT && self.nodes[node].entry.is_none() && self.nodes[node].children.is_empty() {
             let Node { parent, edge, .. } = std::mem::take(&mut self.nodes[node]);
             self.nodes[parent].children.remove(&edge[0]);
@@ -163,7 +163,7 @@ impl PrefixIndex {
         true
     }
 
-    /// What begins as `prompt` does.
+    /// Finds entries that begin like `prompt`.
     pub fn find(&self, prompt: &[u32]) -> Found {
         let path = self.path(prompt);
         let shared = path.last().map_or(0, |&(_, matched)| matched);
@@ -178,7 +178,7 @@ impl PrefixIndex {
             {
                 hits.push(Hit { sequence, length });
             }
-            // An entry of this very length can always be forked.
+            // An entry with exactly this length can always be forked.
             if self.nodes[node].entry.is_some() && self.nodes[node].depth == length {
                 break;
             }
@@ -186,7 +186,7 @@ impl PrefixIndex {
         Found { shared, hits }
     }
 
-    /// The nodes whose edges `tokens` enter, from the root on, with how many tokens match up to there.
+    /// The nodes whose edges `tokens` enters, from the root on, each with the number of tokens that match up to there.
     fn path(&self, tokens: &[u32]) -> Vec<(usize, usize)> {
         let (mut node, mut at) = (ROOT, 0);
         let mut path = vec![(ROOT, 0)];
@@ -201,7 +201,7 @@ impl PrefixIndex {
         path
     }
 
-    /// The shortest entry at a node or below.
+    /// The shortest entry at a node or below it.
     fn nearest(&self, node: usize) -> Option<SequenceId> {
         let mut open = vec![node];
         let mut best: Option<(usize, SequenceId)> = None;
@@ -225,7 +225,7 @@ impl PrefixIndex {
         node
     }
 
-    /// Puts a node into the edge to `child`, behind its first `length` tokens.
+    /// Inserts a node into the edge to `child`, after its first `length` tokens.
     fn split(&mut self, child: usize, length: usize) -> usize {
         let rest = self.nodes[child].edge.split_off(length);
         let edge = std::mem::replace(&mut self.nodes[child].edge, rest);
@@ -239,7 +239,7 @@ impl PrefixIndex {
         middle
     }
 
-    /// Takes a node with one child out of the way to it.
+    /// Removes a node with one child and joins its edges.
     fn join(&mut self, node: usize) {
         let Node { parent, mut edge, children, .. } = std::mem::take(&mut self.nodes[node]);
         for child in children.into_values() {
@@ -266,7 +266,7 @@ impl PrefixIndex {
     }
 }
 
-/// How many tokens two texts begin with in common.
+/// The number of equal tokens at the beginning of two texts.
 pub(crate) fn common_length(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -286,7 +286,7 @@ mod tests {
         Find(Vec<u32>),
     }
 
-    /// Few tokens, so that texts share much.
+    /// Few different tokens, so that texts have common beginnings.
     fn text() -> impl Strategy<Value = Vec<u32>> {
         prop_oneof![
             prop::collection::vec(0..2u32, 1..8),
@@ -304,7 +304,7 @@ mod tests {
         ]
     }
 
-    /// The entries in a list, that used last at its end.
+    /// The entries as a list, the most recently used last.
     #[derive(Default)]
     struct Naive(Vec<(SequenceId, Vec<u32>)>);
 
@@ -322,13 +322,13 @@ mod tests {
             for hit in &found.hits {
                 let (_, tokens) = self.0.iter().find(|(sequence, _)| *sequence == hit.sequence).expect("an entry");
                 prop_assert!(hit.length > 0 && common_length(tokens, prompt) >= hit.length);
-                // None that shares as much is shorter.
+                // No shorter entry shares as much.
                 let matched = common_length(tokens, prompt);
                 let rivals = self.0.iter().filter(|(_, rival)| common_length(rival, prompt) >= matched);
                 prop_assert_eq!(rivals.map(|(_, rival)| rival.len()).min(), Some(tokens.len()));
             }
             prop_assert!(found.hits.is_sorted_by(|a, b| a.length >= b.length));
-            // The longest entry that the prompt goes on from can be forked whatever the engine; it is among them.
+            // The longest entry that is a prefix of the prompt can be forked by any engine, so it must be among the hits.
             let whole = self.0.iter().filter(|(_, tokens)| tokens.len() <= most && prompt.starts_with(tokens));
             if let Some((sequence, tokens)) = whole.max_by_key(|(_, tokens)| tokens.len()) {
                 let sure = Hit { sequence: *sequence, length: tokens.len() };
@@ -338,7 +338,7 @@ mod tests {
         }
     }
 
-    /// The tree has no more nodes than it needs, and every entry is where its tokens lead.
+    /// Checks that the tree has no unneeded nodes, and that every entry is at the end of its tokens.
     fn check_nodes(index: &PrefixIndex, naive: &Naive) -> Result<(), TestCaseError> {
         for (number, node) in index.nodes.iter().enumerate().skip(1).filter(|(number, _)| !index.free.contains(number))
         {

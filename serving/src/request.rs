@@ -1,4 +1,4 @@
-//! A client's request, and the events that it receives.
+//! A request for generated text, and the events that its client receives.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
@@ -6,35 +6,36 @@ use std::time::{Duration, Instant};
 use phase2_forward::{BadRequest, Logprobs, MAX_LOGPROBS};
 use phase3_kvcache::SamplingParams;
 
-/// A text to be generated.
+/// A request to generate a text.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Vec<u32>,
     pub sampling: SamplingParams,
-    /// Tokens that are generated at most.
+    /// The most tokens to generate.
     pub max_tokens: usize,
     /// Tokens that end the text.
     pub stop_tokens: Vec<u32>,
-    /// How many of the most likely tokens are reported with each token; `None` reports no log probabilities.
+    /// Number of most likely tokens reported with each token; `None` reports no log probabilities.
     pub logprobs: Option<usize>,
-    /// When the text ends, however far it is.
+    /// When the text ends at the latest.
     pub deadline: Option<Instant>,
-    /// Whose request it is. Clients take turns.
+    /// The client's name; clients take turns.
     pub client: String,
-    /// Limits which tokens may be drawn; `None` allows all.
+    /// Restricts which tokens may be drawn; `None` allows all.
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
-/// Decides, token by token, what may be drawn next. As each mask depends on the token before it, a request with a constraint has one
-/// step in flight at most.
+/// Decides before each token which tokens are allowed. Each mask depends on the token before it, so that a request with a constraint has at
+/// most one step in flight.
 pub trait Constraint: Debug + Send {
-    /// The mask of the next draw, as [`Draw::allowed`](phase2_forward::Draw) has it: `ceil(vocab / 32)` words with at least one bit.
+    /// The mask of the next draw, in the format of [`Draw::allowed`](phase2_forward::Draw): `ceil(vocab / 32)` words with at least one bit
+    /// set.
     fn allowed(&self) -> Option<&[u32]>;
 
-    /// Takes the token that was drawn. Not called with the last token of a text.
+    /// Adds a drawn token. Not called for the last token of a text.
     ///
     /// # Errors
-    /// Why no further token can be drawn. The request fails with it.
+    /// Why no further token can be drawn. The request then fails.
     fn push(&mut self, token: u32) -> Result<(), String>;
 
     fn boxed_clone(&self) -> Box<dyn Constraint>;
@@ -46,10 +47,10 @@ impl Clone for Box<dyn Constraint> {
     }
 }
 
-/// What becomes of a request, in this order: started, tokens, finished.
+/// The events of a request, in this order: started, tokens, finished.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// It runs. So many tokens of its prompt did not have to be computed.
+    /// The request is running; `cached_tokens` tokens of its prompt did not have to be computed.
     Started {
         cached_tokens: usize,
     },
@@ -64,16 +65,16 @@ pub enum Event {
 /// Why a text ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// One of the stop tokens was drawn; it has been given out as a token.
+    /// A stop token was drawn; it was also reported as a token.
     Stop(u32),
-    /// The most tokens, or the context, are used up.
+    /// The token limit, or the context, is exhausted.
     Length,
     Deadline,
-    /// The engine failed, its logits for this request are NaN, or its constraint allows no further token.
+    /// The engine failed, the request's logits are NaN, or its constraint allows no further token.
     Failed(String),
 }
 
-/// Why a request was not taken.
+/// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("too many requests are waiting; try again in {} s", retry_after.as_secs())]
@@ -82,7 +83,7 @@ pub enum Refused {
     PromptTooLong { prompt: usize, context: usize },
     #[error("the prompt is empty; a model needs at least one token to continue")]
     EmptyPrompt,
-    /// No new work is taken: the server shuts down, or its engine has failed.
+    /// No new work is accepted: the server is shutting down, or its engine has failed.
     #[error("no new requests are taken")]
     Draining,
     #[error("{0}")]
@@ -90,10 +91,10 @@ pub enum Refused {
 }
 
 impl Request {
-    /// Whether an engine with this vocabulary and context can fulfil it.
+    /// Checks whether an engine with this vocabulary and context can fulfil the request.
     ///
     /// # Errors
-    /// The first thing wrong with it.
+    /// The first problem of the request.
     pub fn check(&self, vocab: usize, context: usize) -> Result<(), Refused> {
         let prompt = self.prompt.len();
         if prompt == 0 {

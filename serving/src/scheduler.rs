@@ -1,15 +1,15 @@
-//! Continuous batching (Orca, Yu et al., OSDI 2022) over the seam: which sequences are in a step, with how many tokens.
+//! Continuous batching (Orca, Yu et al., OSDI 2022) on the trait `Engine`: decides which sequences are in a step, with how many tokens.
 //!
-//! [`Scheduler::advance`] is one turn of the loop, on an engine and a clock that it is given. Only files have threads, in [`Spill`].
+//! [`Scheduler::advance`] is one turn of the loop, with a given engine and clock. Only file access uses threads, in [`Spill`].
 //! - A step takes one token of every sequence that decodes, and then chunks of prompts (Sarathi-Serve, Agrawal et al., 2024,
-//!   arXiv:2403.02310), so few that those who decode do not wait long. Up to [`Capacity::steps_in_flight`] steps are submitted ahead.
-//!   A sequence whose draws depend on the token before, by penalties or a constraint, sits out the steps until that token is known.
-//! - Pages are promised to a request's whole prompt when it is admitted. Generated tokens take pages as they come. When none is left,
-//!   the prefix cache gives back what was used least recently; then the youngest request gives up its pages and waits to be computed
-//!   again. Its tokens stay, and what is drawn depends on seed and position, so that its text goes on as it would have.
-//! - The prefix cache keeps the sequence of a finished request, and forks of it, made on the way, where a later prompt may part from
-//!   it (`anchors`). With a folder, `kept` writes there what it has no room for. A request of which more is on disk than in the engine
-//!   waits until that is read, and others go first.
+//!   arXiv:2403.02310), limited so that decoding is not delayed much. Up to [`Capacity::steps_in_flight`] steps are submitted ahead. A
+//!   sequence whose draws depend on the token before, by penalties or a constraint, is left out of steps until that token is known.
+//! - Admitting a request reserves pages for its whole prompt; generated tokens take pages as needed. When no page is free, the prefix cache
+//!   drops its least recently used sequences; then the youngest request is preempted: it gives up its pages and is computed again later.
+//!   Its tokens are kept, and draws depend only on seed and position, so that its text continues unchanged.
+//! - The prefix cache keeps the sequence of a finished request, and forks of it at lengths where later prompts may differ from it
+//!   (`anchors`). With a folder, `kept` writes what does not fit in memory. A request with more tokens on disk than in the engine waits
+//!   until they are read, while others go first.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -28,53 +28,53 @@ use crate::spill::{FileId, Spill};
 use crate::statistics::Statistics;
 use crate::waiting::Waiting;
 
-/// Tokens that a request waits for while another computes them: fewer are computed again at once.
+/// A request waits for another one that computes at least this many of its tokens; fewer are computed twice.
 const WORTH_WAITING: usize = 256;
 
-/// What the next turn of the loop is about.
+/// What the next turn of the loop will do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
-    /// Requests are computed, or wait to be.
+    /// Requests are computed or wait.
     Computing,
-    /// Files are read or written; until one is, a turn does nothing.
+    /// Only files are read or written; a turn does nothing until one is complete.
     Files,
-    /// Neither. A turn changes nothing before a request comes.
+    /// Nothing: the next turn has no effect unless a request arrives.
     Nothing,
 }
 
-/// A step that was submitted.
+/// A submitted step.
 #[derive(Debug)]
 struct Flight {
     ticket: Ticket,
-    /// Whose items these are, and whether they draw.
+    /// The requests of its items, and whether they draw a token.
     items: Vec<(RequestId, bool)>,
 }
 
-/// All requests, and what the engine holds of them.
+/// All requests, and their sequences in the engine.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
     vocab: usize,
     waiting: Waiting<Sequence>,
-    /// Wait for a file.
+    /// Requests that wait for a file.
     reading: Vec<(FileId, Sequence)>,
-    /// The oldest first.
+    /// Running requests, the oldest first.
     running: Vec<Sequence>,
-    /// Ended, but fed by steps in flight.
+    /// Ended requests whose sequences are still fed by steps in flight.
     ending: Vec<Sequence>,
-    /// In the order of their submission.
+    /// In the order of submission.
     flights: VecDeque<Flight>,
     kept: Kept,
-    /// The next free number of a sequence in the engine.
+    /// The next unused sequence number in the engine.
     next_sequence: SequenceId,
-    /// A request lost its pages, and none has left since: whoever is admitted now would lose them too.
+    /// A request was preempted, and none has ended since: a newly admitted one would be preempted too.
     crowded: bool,
     events: Vec<(RequestId, Event)>,
     statistics: Statistics,
 }
 
 impl Scheduler {
-    /// A scheduler for an engine that nobody else uses.
+    /// A scheduler for an engine that has no other user.
     pub fn new(engine: &dyn Engine, options: &Options) -> Scheduler {
         let limits = Limits::new(engine, options);
         Scheduler {
@@ -93,23 +93,23 @@ impl Scheduler {
         }
     }
 
-    /// Writes to a folder what the prefix cache has no room for. The engine must [save](Engine::snapshots) sequences.
+    /// Sets the folder for what the prefix cache cannot hold. The engine must support [saving](Engine::snapshots).
     pub fn spill_to(mut self, disk: Spill) -> Scheduler {
         self.kept.set_disk(disk);
         self
     }
 
-    /// Tokens that a prompt and its text may have: the model's context, or what the cache holds.
+    /// The most tokens of a prompt and its text: limited by the model's context and the cache.
     pub fn context(&self) -> usize {
         self.limits.context
     }
 
-    /// Requests that run together at most.
+    /// The most requests that run together.
     pub fn max_running(&self) -> usize {
         self.limits.running
     }
 
-    /// Takes a request that was [checked](Request::check). Ids grow from request to request.
+    /// Adds a request that was [checked](Request::check). Ids must increase.
     pub fn add(&mut self, id: RequestId, request: Request, now: Instant) {
         if request.max_tokens == 0 {
             self.events.push((id, Event::Started { cached_tokens: 0 }));
@@ -122,7 +122,7 @@ impl Scheduler {
         }
     }
 
-    /// Forgets a request. It has no further events.
+    /// Removes a request. It has no further events.
     pub fn cancel(&mut self, engine: &mut dyn Engine, id: RequestId) {
         let reading = self.reading.extract_if(.., |(_, sequence)| sequence.id == id).count();
         if reading > 0 || !self.waiting.extract(|sequence| sequence.id == id).is_empty() {
@@ -138,7 +138,7 @@ impl Scheduler {
         !self.computes() && self.reading.is_empty()
     }
 
-    /// What the next turn is about.
+    /// What the next turn will do.
     pub fn activity(&self) -> Activity {
         match self.computes() {
             true => Activity::Computing,
@@ -151,7 +151,7 @@ impl Scheduler {
         !self.waiting.is_empty() || !self.running.is_empty() || !self.flights.is_empty()
     }
 
-    /// What has happened since this was last asked.
+    /// Returns the events since the last call.
     pub fn take_events(&mut self) -> Vec<(RequestId, Event)> {
         std::mem::take(&mut self.events)
     }
@@ -169,20 +169,20 @@ impl Scheduler {
         }
     }
 
-    /// Releases all that the prefix cache keeps in the engine.
+    /// Releases all sequences of the prefix cache in the engine.
     pub fn clear_prefixes(&mut self, engine: &mut dyn Engine) {
         self.kept.clear(engine);
     }
 
-    /// Writes to the folder what the prefix cache keeps, as far as that is of use later, and waits for it. No request should be running.
+    /// Writes the useful sequences of the prefix cache to the folder, and waits for completion. No request should be running.
     pub fn spill_all(&mut self, engine: &mut dyn Engine, until: Instant) {
         self.kept.save_all(engine, until);
     }
 
-    /// Submits as many steps as may be in flight, and collects the oldest.
+    /// Submits steps up to the limit in flight, and collects the oldest.
     ///
     /// # Errors
-    /// A device that failed. The scheduler is of no further use then.
+    /// The device failed. The scheduler cannot be used any more.
     pub fn advance(&mut self, engine: &mut dyn Engine, clock: &dyn Fn() -> Instant) -> Result<(), EngineError> {
         self.expire(engine, clock());
         self.kept.begin_turn();
@@ -204,7 +204,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Lets requests go on whose file was read, whether it is of use or not.
+    /// Resumes requests whose file was read, whether it is useful or not.
     fn take_read(&mut self, engine: &mut dyn Engine) {
         let number = self.new_number();
         let Some(file) = self.kept.take_read(engine, number) else { return };
@@ -212,7 +212,7 @@ impl Scheduler {
         ready.into_iter().rev().for_each(|(_, sequence)| self.waiting.resume(sequence));
     }
 
-    /// Ends what is past its deadline.
+    /// Ends requests that are past their deadline.
     fn expire(&mut self, engine: &mut dyn Engine, now: Instant) {
         let is_late = |sequence: &Sequence| sequence.deadline.is_some_and(|deadline| deadline <= now);
         let reading: Vec<_> = self.reading.extract_if(.., |(_, sequence)| is_late(sequence)).collect();
@@ -225,8 +225,7 @@ impl Scheduler {
         }
     }
 
-    /// Lets requests run while there is room for their prompts. One that waits for room is not passed over; one whose prompt another
-    /// is computing just now is.
+    /// Starts waiting requests in order while there is room for their prompts. Requests whose prompt another one computes are passed over.
     fn admit(&mut self, engine: &mut dyn Engine, now: Instant) {
         let mut passed_over = Vec::new();
         while self.running.len() < self.limits.running && (self.running.is_empty() || !self.crowded) {
@@ -245,7 +244,7 @@ impl Scheduler {
         passed_over.into_iter().rev().for_each(|sequence| self.waiting.resume(sequence));
     }
 
-    /// Whether a sequence that runs will soon hold much more of these tokens than the `cached` ones. It leaves a fork there then.
+    /// Whether a running sequence will soon hold many more of these tokens than `cached`. It is then forked at that length.
     fn is_computed_already(&mut self, tokens: &[u32], cached: usize) -> bool {
         if !self.kept.is_on() {
             return false;
@@ -260,17 +259,17 @@ impl Scheduler {
         true
     }
 
-    /// Whether the promises made so far leave room for a sequence with `own` tokens that it does not share.
+    /// Whether the pages reserved so far leave room for a sequence with `own` unshared tokens.
     fn has_room(&self, own: usize) -> bool {
         let promised = |sequence: &Sequence| self.limits.pages_of(sequence.tokens.len() - sequence.cached);
         let promised: usize = self.running.iter().map(promised).sum();
         promised + self.limits.chunk + self.limits.pages_of(own) <= self.limits.pages
     }
 
-    /// Begins a sequence in the engine, with what is cached of it; or has it wait for a file that holds more.
+    /// Starts a sequence in the engine from its cached beginning; or lets it wait for a file that holds more.
     fn enter(&mut self, engine: &mut dyn Engine, mut sequence: Sequence, found: &Found, now: Instant) {
         let in_engine = self.new_number();
-        // The engine knows which lengths it can go back to.
+        // Only the engine can tell to which lengths it can shorten a sequence.
         let forked = found.hits.iter().find(|hit| engine.fork(hit.sequence, in_engine, hit.length).is_ok());
         let cached = forked.map_or(0, |hit| hit.length);
         if !std::mem::replace(&mut sequence.was_sought, true)
@@ -297,7 +296,7 @@ impl Scheduler {
         self.running.insert(place, sequence);
     }
 
-    /// Submits a step; false if there is nothing to submit, or no room before a step is collected.
+    /// Submits a step; false if there is nothing to submit, or no room until a step is collected.
     fn submit(&mut self, engine: &mut dyn Engine) -> Result<bool, EngineError> {
         loop {
             let counts = self.plan();
@@ -312,16 +311,16 @@ impl Scheduler {
                     return Ok(true);
                 }
                 Err(error @ (EngineError::Lost(_) | EngineError::Device(_))) => return Err(error),
-                // A step in flight may end a sequence, which makes room.
+                // The end of a sequence in a step in flight may make room.
                 Err(EngineError::Full { .. }) if !self.flights.is_empty() => return Ok(false),
                 Err(error @ EngineError::Full { .. }) => self.give_up_youngest(engine, &error),
-                // Requests were checked, so that this is a mistake here or in the engine. It harms no one else.
+                // Requests were checked, so that this is a bug here or in the engine. Only the requests of this step fail.
                 Err(error) => ids.into_iter().for_each(|id| self.fail(engine, id, &error.to_string())),
             }
         }
     }
 
-    /// How many tokens each running sequence is fed in the next step.
+    /// The number of tokens that each running sequence is fed in the next step.
     fn plan(&self) -> Vec<usize> {
         let Limits { context, tokens_per_step, prompt_tokens, alone, .. } = self.limits;
         let due: Vec<usize> = self.running.iter().map(|sequence| sequence.due(context)).collect();
@@ -336,7 +335,7 @@ impl Scheduler {
             counts[place] += granted;
             budget -= granted;
         };
-        // The oldest prompt is sure of half, so that it ends; the rest goes to the shortest, who wait the least that way.
+        // The oldest prompt gets half of the budget, so that it progresses; the rest goes to the shortest, which minimizes waiting.
         if let Some((&mut oldest, others)) = prompts.split_first_mut() {
             let share = if others.is_empty() { usize::MAX } else { most.div_ceil(2) };
             grant(oldest, share);
@@ -347,7 +346,7 @@ impl Scheduler {
         counts
     }
 
-    /// Submits a step as planned. The prefix cache makes room if there is none.
+    /// Submits the planned step. The prefix cache drops sequences if the engine is full.
     fn submit_counts(&mut self, engine: &mut dyn Engine, counts: &[usize]) -> Result<Ticket, EngineError> {
         let included = self.running.iter_mut().zip(counts).filter(|&(_, &count)| count > 0);
         let work: Vec<_> = included.map(|(sequence, &count)| sequence.work(count)).collect();
@@ -359,7 +358,7 @@ impl Scheduler {
         }
     }
 
-    /// Notes a step that was submitted, and forks sequences that have come to an anchor.
+    /// Records a submitted step, and forks sequences that have reached an anchor.
     fn submitted(&mut self, engine: &mut dyn Engine, ticket: Ticket, counts: &[usize]) {
         self.statistics.steps += 1;
         let mut items = Vec::new();
@@ -373,7 +372,7 @@ impl Scheduler {
         self.flights.push_back(Flight { ticket, items });
     }
 
-    /// Leaves a fork of a sequence, as it is now, to the prefix cache.
+    /// Adds a fork of a sequence, in its current state, to the prefix cache.
     fn anchor(&mut self, engine: &mut dyn Engine, place: usize) {
         let number = self.new_number();
         let sequence = &mut self.running[place];
@@ -388,13 +387,13 @@ impl Scheduler {
                 }
                 self.kept.bound(engine);
             }
-            // Without room there is no fork: it only would have saved work.
+            // Without room there is no fork; it would only have saved work.
             None => {}
         }
     }
 
-    /// Takes the pages of the youngest sequence, which waits then to be computed again. No step is in flight. A sequence that is alone
-    /// and still finds no room has reached its end.
+    /// Preempts the youngest sequence, which is computed again later. No step is in flight. If it is the only sequence, it cannot continue
+    /// and ends.
     fn give_up_youngest(&mut self, engine: &mut dyn Engine, error: &EngineError) {
         let Some(mut youngest) = self.running.pop() else { return };
         engine.release(youngest.in_engine);
@@ -409,7 +408,7 @@ impl Scheduler {
         self.statistics.preemptions += 1;
     }
 
-    /// Hears what became of a work item.
+    /// Processes the outcome of a work item.
     fn take(&mut self, engine: &mut dyn Engine, id: RequestId, drew: bool, outcome: Outcome, now: Instant) {
         if let Some(place) = self.ending.iter().position(|sequence| sequence.id == id) {
             self.ending[place].collected(drew);
@@ -454,7 +453,7 @@ impl Scheduler {
         self.events.push((id, Event::Finished(finish)));
     }
 
-    /// Ends a running sequence that is of no further use: what it left in the prefix cache is not trusted either.
+    /// Ends a running sequence that failed. Its entries in the prefix cache are dropped as well.
     fn fail(&mut self, engine: &mut dyn Engine, id: RequestId, sentence: &str) {
         let Some(place) = self.running.iter().position(|sequence| sequence.id == id) else { return };
         let sequence = self.running.remove(place);
@@ -465,7 +464,7 @@ impl Scheduler {
         self.finished(id, Finish::Failed(sentence.to_owned()));
     }
 
-    /// Takes a sequence out of those that run; its pages stay for the prefix cache.
+    /// Removes a sequence from the running ones; its pages stay for the prefix cache.
     fn leave(&mut self, engine: &mut dyn Engine, place: usize) {
         let sequence = self.running.remove(place);
         self.crowded = false;
@@ -475,7 +474,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives a sequence that no step feeds any more to the prefix cache, without what was computed beyond the end of its text.
+    /// Adds a sequence without steps in flight to the prefix cache, without tokens that were computed after the end of its text.
     fn keep(&mut self, engine: &mut dyn Engine, sequence: Sequence) {
         let Sequence { id, in_engine, fed, tokens, made, .. } = sequence;
         let length = fed.min(tokens.len());
@@ -486,7 +485,7 @@ impl Scheduler {
         if !is_kept {
             return engine.release(in_engine);
         }
-        // The next prompt of a chat shares this prompt, but not the reasoning: of the two, the text goes first.
+        // The next prompt of a chat repeats this prompt, but not the reasoning: of the two entries, the text should be dropped first.
         if let Some(&prompt) = made.last() {
             self.kept.touch(prompt);
         }

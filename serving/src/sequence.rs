@@ -1,4 +1,4 @@
-//! A request under way: its tokens, how many of them the engine was fed, and what is still to come back.
+//! The state of a request: its tokens, how many of them the engine was fed, and the tokens that are still to be returned.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -9,17 +9,17 @@ use phase3_kvcache::{Sampler, SamplingError};
 use crate::prefix::Hit;
 use crate::request::{Constraint, Finish, Request};
 
-/// A request, by the order in which they arrived.
+/// Identifies a request; increases with the order of arrival.
 pub type RequestId = u64;
 
 /// The state of one request.
 ///
-/// While tokens are left that the engine was not fed, these come next; the last of them draws. After that each step feeds the token
-/// drawn before. Such steps may be submitted before that token is known: `drawing` counts the tokens that are not known yet.
+/// Tokens that the engine has not been fed come first; a step that feeds the last of them draws a token. Later steps feed the token drawn
+/// before. Such a step may be submitted before that token is known: `drawing` counts tokens that are drawn but not yet known.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub id: RequestId,
-    /// Its number in the engine; a new one whenever it is admitted.
+    /// Its sequence number in the engine; a new one each time it is admitted.
     pub in_engine: SequenceId,
     sampler: Sampler,
     constraint: Option<Box<dyn Constraint>>,
@@ -27,24 +27,24 @@ pub(crate) struct Sequence {
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     pub deadline: Option<Instant>,
-    /// The prompt and what was generated.
+    /// The prompt and the generated tokens.
     pub tokens: Vec<u32>,
     pub prompt: usize,
-    /// Tokens that the engine has been fed, those of steps in flight among them.
+    /// Number of tokens that the engine has been fed, including steps in flight.
     pub fed: usize,
-    /// Tokens of `fed` that it was forked with.
+    /// The part of `fed` that came from a fork.
     pub cached: usize,
     /// Steps in flight that feed it, and those of them that draw.
     pub in_flight: usize,
     drawing: usize,
-    /// Whether the last step draws, so that its token need not be named.
+    /// Whether the last step draws, so that the engine can be told to feed the drawn token.
     drawn: bool,
     /// Lengths at which the prefix cache gets a fork, the next one first, and the forks that were made.
     pub anchors: VecDeque<usize>,
     pub made: Vec<SequenceId>,
-    /// What it was forked from, until it has left a fork itself.
+    /// The entry that it was forked from, until it has left an entry itself.
     pub begun: Option<Hit>,
-    /// Whether it was looked for on disk, which happens once.
+    /// Whether the disk was searched for it, which happens once.
     pub was_sought: bool,
     pub arrived: Instant,
     pub started: bool,
@@ -82,7 +82,7 @@ impl Sequence {
         })
     }
 
-    /// Begins in the engine as `in_engine`, which holds its first `cached` tokens.
+    /// Starts it in the engine as `in_engine`, whose first `cached` tokens are cached.
     pub fn enter(&mut self, in_engine: SequenceId, cached: usize) {
         (self.in_engine, self.fed, self.cached, self.drawn) = (in_engine, cached, cached, false);
     }
@@ -91,7 +91,7 @@ impl Sequence {
         self.tokens.len() - self.prompt
     }
 
-    /// Tokens that it can be fed now. A token that is not known yet is fed only if nothing depends on it.
+    /// Number of tokens that it can be fed now. A token that is not known yet is fed only if nothing depends on it.
     pub fn due(&self, context: usize) -> usize {
         let drawn = self.generated() + self.drawing;
         match self.drawing {
@@ -106,17 +106,17 @@ impl Sequence {
         self.sampler.depends_on_tokens() || self.constraint.is_some()
     }
 
-    /// Whether its next step gives a token to somebody who waits for it.
+    /// Whether its next step draws a token.
     pub fn is_decoding(&self) -> bool {
         self.drawing > 0 || self.fed + 1 == self.tokens.len()
     }
 
-    /// Tokens up to the next length that the prefix cache wants.
+    /// Number of tokens up to the next anchor.
     pub fn to_anchor(&self) -> usize {
         self.anchors.front().map_or(usize::MAX, |anchor| anchor - self.fed)
     }
 
-    /// Makes the prefix cache want a length that is still to come.
+    /// Adds an anchor at a length that is not reached yet.
     pub fn anchor_at(&mut self, length: usize) {
         let place = self.anchors.partition_point(|&anchor| anchor < length);
         if self.anchors.get(place) != Some(&length) {
@@ -124,7 +124,7 @@ impl Sequence {
         }
     }
 
-    /// The work item that feeds `count` of the tokens that are due.
+    /// The work item that feeds `count` of the due tokens.
     pub fn work(&mut self, count: usize) -> Work<'_> {
         let draws = self.draws_with(count);
         let input = match self.drawing > 0 || self.drawn && count == 1 {
@@ -139,7 +139,7 @@ impl Sequence {
         Work { sequence: self.in_engine, input, want }
     }
 
-    /// Notes that [`Sequence::work`] was submitted; tells whether it draws.
+    /// Records that [`Sequence::work`] was submitted; returns whether it draws.
     pub fn submitted(&mut self, count: usize) -> bool {
         self.drawn = self.draws_with(count);
         self.drawing += usize::from(self.drawn);
@@ -152,20 +152,20 @@ impl Sequence {
         self.drawing > 0 || self.fed + count == self.tokens.len()
     }
 
-    /// Notes that a step came back.
+    /// Records that a step was collected.
     pub fn collected(&mut self, drew: bool) {
         self.in_flight -= 1;
         self.drawing -= usize::from(drew);
     }
 
-    /// Takes the next token of the text; tells whether the text ends with it.
+    /// Adds the next token of the text; returns the reason if the text ends with it.
     pub fn accept(&mut self, token: u32, context: usize) -> Option<Finish> {
         self.sampler.accept(token);
         self.tokens.push(token);
         if self.stop_tokens.contains(&token) {
             return Some(Finish::Stop(token));
         }
-        // A token beyond the context cannot be fed, so that none follows it.
+        // A token beyond the context cannot be fed, so that no token follows it.
         if self.generated() >= self.max_tokens || self.tokens.len() > context {
             return Some(Finish::Length);
         }

@@ -4,47 +4,47 @@ use std::time::Duration;
 
 use crate::request::Finish;
 
-/// The state of the scheduler, and totals since it started.
+/// The current state of the scheduler, and totals since its start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
-    /// Requests whose tokens are being computed.
+    /// Requests that are being computed.
     pub running: usize,
     pub waiting: usize,
-    /// Pages of the KV cache; [`usize::MAX`] for an engine that allocates as it goes.
+    /// Pages of the KV cache; [`usize::MAX`] for an engine that allocates memory as needed.
     pub pages_total: usize,
     pub pages_free: usize,
-    /// Sequences that the prefix cache keeps.
+    /// Sequences in the prefix cache.
     pub prefixes: usize,
-    /// Of all requests that have started.
+    /// Prompt tokens of all requests that have started.
     pub prompt_tokens: u64,
-    /// Those of them that came from the prefix cache.
+    /// Prompt tokens that came from the prefix cache.
     pub cached_tokens: u64,
     pub generated_tokens: u64,
     pub preemptions: u64,
     pub steps: u64,
     pub finished: Finished,
-    /// What of it is on disk; nothing without a folder.
+    /// Sequences on disk; zeros without a folder.
     pub spilled: Spilled,
-    /// From arrival to the start of computation.
+    /// Time from arrival to the start of computation.
     pub queue_time: Histogram,
-    /// From arrival to the first token.
+    /// Time from arrival to the first token.
     pub ttft: Histogram,
-    /// Between two tokens of a request.
+    /// Time between two tokens of a request.
     pub inter_token: Histogram,
-    /// From arrival to the end.
+    /// Time from arrival to the end.
     pub request_time: Histogram,
 }
 
-/// Sequences on disk, and what was written and read since the start.
+/// Sequences on disk, with totals of writes and reads since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spilled {
-    /// Files in the folder, those of other models among them.
+    /// Files in the folder, including those of other models.
     pub files: usize,
-    /// Of all files.
+    /// Total size of all files.
     pub bytes: u64,
     pub spilled_tokens: u64,
     pub spilled_bytes: u64,
-    /// Tokens that the engine holds again.
+    /// Tokens that were restored to the engine.
     pub restored_tokens: u64,
     pub restored_bytes: u64,
 }
@@ -71,17 +71,17 @@ impl Finished {
     }
 }
 
-/// Durations, counted by size.
+/// A histogram of durations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// How many were up to each of [`Histogram::BOUNDS`] but above the one before; the last counts those above all.
+    /// The number of durations up to each of [`Histogram::BOUNDS`] and above the one before; the last bucket counts longer ones.
     pub counts: [u64; Histogram::BOUNDS.len() + 1],
-    /// In seconds.
+    /// Sum of all durations in seconds.
     pub sum: f64,
 }
 
 impl Histogram {
-    /// In seconds.
+    /// Upper bounds of the buckets in seconds.
     pub const BOUNDS: [f64; 17] =
         [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0];
 
@@ -95,13 +95,13 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// In seconds; `None` before the first.
+    /// Mean in seconds; `None` without any.
     pub fn mean(&self) -> Option<f64> {
         let count = self.count();
         (count > 0).then(|| self.sum / count as f64)
     }
 
-    /// Each bound, and how many were up to it, as Prometheus wants them. Those above all bounds count in [`Histogram::count`] only.
+    /// Each bound with the number of durations up to it, as Prometheus needs them. Longer ones are counted only in [`Histogram::count`].
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let running = self.counts.iter().scan(0u64, |sum, count| {
             *sum += count;

@@ -1,4 +1,4 @@
-//! Who is next: clients take turns, and each client's requests keep their order.
+//! The queue of waiting requests: clients take turns, and the requests of a client keep their order.
 
 use std::collections::VecDeque;
 use std::mem::take;
@@ -6,9 +6,9 @@ use std::mem::take;
 /// A queue that is fair between clients.
 #[derive(Debug)]
 pub(crate) struct Waiting<T> {
-    /// Had begun before, and go first.
+    /// Items that had started before; they go first.
     resumed: VecDeque<T>,
-    /// In the order of their turns. No client is here without a request.
+    /// Clients with their items, in the order of their turns. Every client here has an item.
     clients: VecDeque<(String, VecDeque<T>)>,
 }
 
@@ -35,7 +35,7 @@ impl<T> Waiting<T> {
         self.resumed.front().or_else(|| self.clients.front()?.1.front())
     }
 
-    /// What [`Waiting::peek`] shows. Its client's next turn comes after all others'.
+    /// Removes the item that [`Waiting::peek`] returns. Its client's next turn comes after those of all others.
     pub fn pop(&mut self) -> Option<T> {
         if let Some(item) = self.resumed.pop_front() {
             return Some(item);
@@ -48,7 +48,7 @@ impl<T> Waiting<T> {
         item
     }
 
-    /// Takes out all items that `chosen` names.
+    /// Removes all items that `chosen` selects.
     pub fn extract(&mut self, chosen: impl Fn(&T) -> bool) -> Vec<T> {
         let mut extracted = Vec::new();
         let queues = self.clients.iter_mut().map(|(_, queue)| queue);

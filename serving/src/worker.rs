@@ -1,4 +1,4 @@
-//! The thread that owns the engine, and the handle by which everybody else reaches it.
+//! The thread that owns the engine, and the handle through which the rest of the program uses it.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use crate::scheduler::{Activity, RequestId, Scheduler};
 use crate::spill::Spill;
 pub use crate::statistics::{Finished, Histogram, Statistics};
 
-/// How often the thread looks whether a file was read or written, while nothing is to be computed.
+/// How often the thread checks for completed reads and writes while nothing is computed.
 const FILES_POLL: Duration = Duration::from_millis(1);
 
 /// Submits requests to the engine. Clones share it; the thread ends when the last of them is dropped and all requests have ended.
@@ -27,55 +27,55 @@ pub struct Handle {
     arrivals: Sender<Message>,
 }
 
-/// What the thread and the handles know together.
+/// State shared by the thread and the handles.
 #[derive(Debug)]
 struct Shared {
     vocab: usize,
     context: usize,
     max_running: usize,
-    /// Requests that may be alive, running or waiting.
+    /// The most requests that may be running or waiting.
     most: usize,
     alive: AtomicUsize,
     draining: AtomicBool,
-    /// Why the engine is of no further use.
+    /// Why the engine has failed.
     failure: OnceLock<String>,
     statistics: Mutex<Statistics>,
 }
 
-/// The events of one request, in order. Whoever drops them cancels the request.
+/// The events of one request, in order. Dropping this cancels the request.
 #[derive(Debug)]
 pub struct Events {
     events: UnboundedReceiver<Event>,
 }
 
-/// What the thread is told.
+/// A message to the thread.
 enum Message {
     Request(Box<Arrival>),
-    /// To write what the prefix cache keeps to disk, as far as time allows, and to drop the sender then.
+    /// Writes the prefix cache to disk, as far as time allows, and then drops the sender.
     SpillAll {
         until: Instant,
         done: Sender<()>,
     },
 }
 
-/// A request on its way to the thread.
+/// A request sent to the thread.
 struct Arrival {
     request: Request,
     client: Client,
     at: Instant,
 }
 
-/// Who listens to a request.
+/// The receiver of a request's events.
 struct Client {
     events: UnboundedSender<Event>,
     alive: Alive,
 }
 
-/// Counts a request as alive for as long as it exists.
+/// Counts a request as alive while it exists.
 struct Alive(Arc<Shared>);
 
 impl Alive {
-    /// `None` if too many requests are.
+    /// `None` if too many requests are alive.
     fn begin(shared: &Arc<Shared>) -> Option<Alive> {
         let one_more = |alive: usize| (alive < shared.most).then_some(alive + 1);
         let begun = shared.alive.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
@@ -93,12 +93,12 @@ impl Handle {
     /// Starts the thread.
     ///
     /// # Panics
-    /// If the system gives no thread.
+    /// If the system cannot start a thread.
     pub fn start(engine: Box<dyn Engine>, options: Options) -> Handle {
         Handle::start_with(engine, options, None)
     }
 
-    /// As [`Handle::start`], with a folder for what the prefix cache has no room for. The engine must save sequences then.
+    /// As [`Handle::start`], with a folder for what the prefix cache cannot hold. The engine must support saving sequences.
     ///
     /// # Panics
     /// As [`Handle::start`].
@@ -129,7 +129,7 @@ impl Handle {
     /// Queues a request.
     ///
     /// # Errors
-    /// A request that cannot be fulfilled, a full queue, or a server that shuts down or whose engine has failed.
+    /// The request cannot be fulfilled, the queue is full, the server is shutting down, or its engine has failed.
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
         if self.is_draining() {
             return Err(Refused::Draining);
@@ -144,12 +144,12 @@ impl Handle {
         Ok(Events { events })
     }
 
-    /// Counters and gauges as they were after the last step.
+    /// Counters and gauges after the last step.
     pub fn statistics(&self) -> Statistics {
         self.shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes no new requests from now on. Those that were taken go on.
+    /// Refuses new requests from now on. Accepted requests continue.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Release);
     }
@@ -159,28 +159,28 @@ impl Handle {
         self.shared.draining.load(Ordering::Acquire) || self.failure().is_some()
     }
 
-    /// Writes to disk what the prefix cache keeps, for a server that ends; returns when that is done, or has taken too long. Without a
-    /// folder it does nothing.
+    /// Writes the prefix cache to disk before the server exits; returns when that is done, or after the time limit. Does nothing without a
+    /// folder.
     pub fn spill_all(&self, within: Duration) {
         let (done, waiting) = mpsc::channel();
         let until = Instant::now() + within;
         if self.arrivals.send(Message::SpillAll { until, done }).is_ok() {
-            // The sender is dropped, here or with the thread.
+            // The sender is dropped after the write, or when the thread ends.
             let _ = waiting.recv_timeout(within);
         }
     }
 
-    /// Requests that have not ended. A server that drains may exit when there is none left.
+    /// Number of requests that have not ended. A draining server can exit when it is 0.
     pub fn alive(&self) -> usize {
         self.shared.alive.load(Ordering::Acquire)
     }
 
-    /// Why the engine is of no further use, if it is not.
+    /// Why the engine has failed; `None` while it works.
     pub fn failure(&self) -> Option<&str> {
         self.shared.failure.get().map(String::as_str)
     }
 
-    /// Tokens that a prompt and its text may have: the model's context, or what the cache holds.
+    /// The most tokens of a prompt and its text: limited by the model's context and the cache.
     pub fn context(&self) -> usize {
         self.shared.context
     }
@@ -189,7 +189,7 @@ impl Handle {
         self.shared.vocab
     }
 
-    /// When a place may be free: as long as it takes until those who wait have run, as far as is known.
+    /// An estimate of when a new request can be accepted: the time until those waiting now have run.
     fn retry_after(&self) -> Duration {
         let Statistics { waiting, request_time, .. } = self.statistics();
         let rounds = (waiting + 1) as f64 / self.shared.max_running as f64;
@@ -206,13 +206,13 @@ impl Events {
     /// As [`Events::next`], for threads outside an asynchronous runtime.
     ///
     /// # Panics
-    /// Inside one.
+    /// If called inside a runtime.
     pub fn next_blocking(&mut self) -> Option<Event> {
         self.events.blocking_recv()
     }
 }
 
-/// What the thread owns.
+/// The thread's data.
 struct Worker {
     engine: Box<dyn Engine>,
     scheduler: Scheduler,
@@ -221,7 +221,7 @@ struct Worker {
     next: RequestId,
 }
 
-/// The thread: serves until the engine fails or nobody is left, and then lets nobody wait in vain.
+/// The thread's main function: serves until the engine fails or no handle is left. After a failure, ends all requests with an error.
 fn run(mut worker: Worker, shared: &Shared) {
     let served = catch_unwind(AssertUnwindSafe(|| worker.serve(shared)));
     let failure = match served {
@@ -232,12 +232,12 @@ fn run(mut worker: Worker, shared: &Shared) {
     let failure = shared.failure.get_or_init(|| failure);
     let Worker { engine, scheduler, arrivals, clients, .. } = worker;
     let ended = |client: &Client| {
-        // One that has gone need not hear it.
+        // Errors are ignored: the client may have disconnected.
         let _ = client.events.send(Event::Finished(Finish::Failed(failure.clone())));
     };
     clients.values().for_each(ended);
     drop(clients);
-    // An engine that failed may fail once more.
+    // Dropping a failed engine may panic again.
     let _ = catch_unwind(AssertUnwindSafe(|| drop((engine, scheduler))));
     for message in arrivals {
         if let Message::Request(arrival) = message {
@@ -247,7 +247,7 @@ fn run(mut worker: Worker, shared: &Shared) {
 }
 
 impl Worker {
-    /// One turn of the loop after the other, until no handle is left.
+    /// Runs the scheduler's loop until no handle is left.
     fn serve(&mut self, shared: &Shared) -> Result<(), EngineError> {
         loop {
             match self.scheduler.activity() {
@@ -288,7 +288,7 @@ impl Worker {
         self.scheduler.add(id, request, at);
     }
 
-    /// Cancels requests whose events nobody will read.
+    /// Cancels requests whose receivers were dropped.
     fn cancel_abandoned(&mut self) {
         let abandoned = |(id, client): (&RequestId, &Client)| client.events.is_closed().then_some(*id);
         let abandoned: Vec<RequestId> = self.clients.iter().filter_map(abandoned).collect();
@@ -300,11 +300,11 @@ impl Worker {
 
     fn deliver(&mut self) {
         for (id, event) in self.scheduler.take_events() {
-            // One that has gone is noticed before the next step.
+            // A disconnected client is noticed before the next step.
             if !matches!(event, Event::Finished(_)) {
                 let _ = self.clients.get(&id).map(|client| client.events.send(event));
             } else if let Some(Client { events, alive }) = self.clients.remove(&id) {
-                // Whoever hears of the end finds the place free.
+                // Dropped first, so that a client that sees the end can submit another request immediately.
                 drop(alive);
                 let _ = events.send(event);
             }
@@ -317,7 +317,7 @@ impl Worker {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     match panic.downcast_ref::<String>() {
         Some(text) => text,

@@ -371,7 +371,7 @@ fn what_was_never_finished_is_deleted_and_other_files_are_left_alone() {
     }
     let mut run = roomy(folder.path());
     let said = warnings(folder.path());
-    assert!(said.len() == 1 && said[0].contains("0000000000000007.kv.a8Xz.part: never finished"), "{said:?}");
+    assert!(said.len() == 1 && said[0].contains("0000000000000007.kv.a8Xz.part: incomplete"), "{said:?}");
     assert!(!part.exists() && notes.exists());
     run.run(request(&text(0, 100), 5));
     run.stop();

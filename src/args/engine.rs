@@ -1,4 +1,4 @@
-//! Flags that choose an engine.
+//! Flags that select an engine.
 
 use clap::{Args, ValueEnum};
 use phase1_loading::YarnRamp;
@@ -10,60 +10,60 @@ use phase5_flash::cpu::Isa;
 use super::kind::EngineKind;
 use super::values::{cache_type, device, isa, memory_size, phase};
 
-/// Which engine runs, and where.
+/// The engine, and the device that it runs on.
 #[derive(Args)]
 pub struct EngineArgs {
-    /// Which engine runs; `flash` if not given.
+    /// The engine [default: flash]
     #[arg(long, value_enum)]
     pub engine: Option<EngineKind>,
-    /// The engine by the number of its phase.
+    /// The engine, by the number of its phase.
     #[arg(long, hide = true, conflicts_with = "engine", value_parser = phase())]
     pub phase: Option<EngineKind>,
-    /// Where to run. `software` is a software rasterizer; `auto` is a GPU that can hold the model, else the CPU.
+    /// The device. `software` is a software rasterizer; `auto` is a GPU that can hold the model, otherwise the CPU.
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
-    /// exact as OpenAI trained it, or truncated as mlx-lm and llama.cpp compute it. If not given, what the model's
-    /// configuration says, which is exact unless it says otherwise; --engine llama.cpp is always truncated.
+    /// YaRN's ramp: exact, as OpenAI trained the model, or truncated, as mlx-lm and llama.cpp compute it [default: from the model's
+    /// configuration, exact if it does not say]; always truncated with --engine llama.cpp.
     #[arg(long, value_enum)]
     pub rope: Option<RopeArg>,
-    /// How keys and values are cached (phases 3 and 5).
+    /// The type of the KV cache (phases 3 and 5).
     #[arg(long, value_name = "TYPE", value_parser = cache_type())]
     pub kv: Option<CacheType>,
     #[command(flatten)]
     pub fast: FastArgs,
-    /// What llama.cpp makes room for when it starts, where a command knows what it needs.
+    /// The size of llama.cpp's cache, if the command can compute it.
     #[arg(skip)]
     pub room: Option<Room>,
 }
 
-/// Room in a cache.
+/// The size of a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
-    /// Of all sequences together.
+    /// Tokens of all sequences together.
     pub tokens: usize,
     pub sequences: usize,
 }
 
-/// How phase 5 computes.
+/// Options of phase 5's computation.
 #[derive(Args, Clone, Default)]
 pub struct FastArgs {
-    /// Compute in f32 throughout (phase 5, and MLX on a GPU); keep llama.cpp's cache in f32.
+    /// Compute in f32 throughout (phase 5, and MLX on a GPU); use an f32 cache (llama.cpp).
     #[arg(long)]
     pub exact: bool,
-    /// Threads that compute (phase 5 on the CPU, and llama.cpp); one a physical core if not given.
+    /// Number of threads (phase 5 on the CPU, and llama.cpp) [default: one per physical core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// The instruction set to compute with (phase 5 on the CPU), one of this machine's; the best if not given.
+    /// The instruction set (phase 5 on the CPU) [default: the fastest of this machine]
     #[arg(long, value_name = "NAME", value_parser = isa())]
     pub isa: Option<Isa>,
-    /// Memory for the keys and values of all sequences (phase 5), such as 2GiB, 512MiB, or a number of bytes; what the model's
-    /// context takes if not given.
+    /// Memory for the KV cache of all sequences (phase 5), such as 2GiB, 512MiB, or a number of bytes [default: one full context and some
+    /// short sequences]
     #[arg(long, value_name = "BYTES", value_parser = memory_size)]
     pub kv_memory: Option<u64>,
 }
 
 impl EngineArgs {
-    /// Phase 2 on the CPU, which the others are judged by.
+    /// Phase 2 on the CPU, the reference for the other engines.
     pub fn reference() -> EngineArgs {
         EngineArgs {
             engine: Some(EngineKind::Reference),
@@ -76,12 +76,12 @@ impl EngineArgs {
         }
     }
 
-    /// The engine that runs.
+    /// The selected engine.
     pub fn kind(&self) -> EngineKind {
         self.engine.or(self.phase).unwrap_or(EngineKind::Flash)
     }
 
-    /// How that engine will cache keys and values on a device.
+    /// The type of the engine's KV cache on a device.
     pub fn cache_type(&self, device: &ComputeDevice) -> CacheType {
         match self.kind() {
             EngineKind::Flash if device.is_cpu() => self.on_cpu().cache_type(),
@@ -89,7 +89,7 @@ impl EngineArgs {
         }
     }
 
-    /// What phase 5 is told on the CPU.
+    /// The options of phase 5 on the CPU.
     pub fn on_cpu(&self) -> CpuOptions {
         let FastArgs { exact, threads, isa, kv_memory } = self.fast;
         CpuOptions { threads: threads.map(usize::from), exact, kv: self.kv, isa, kv_bytes: kv_memory }

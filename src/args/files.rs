@@ -1,4 +1,4 @@
-//! Commands about a model's files.
+//! Commands for model files.
 
 use std::path::PathBuf;
 
@@ -11,25 +11,25 @@ use super::values::{cache_type, parse_rest};
 /// Show a model's configuration, tensors, memory needs and tokenizer.
 #[derive(Args)]
 pub struct Inspect {
-    /// A GGUF file, a folder of safetensors files, a name such as ollama:gpt-oss:20b or hf:openai/gpt-oss-20b, or `embedded` for the
-    /// model inside this program.
+    /// A GGUF file, a folder of safetensors files, a name such as ollama:gpt-oss:20b or hf:openai/gpt-oss-20b, or `embedded` for the model
+    /// inside this program.
     pub model: PathBuf,
     #[arg(long)]
     pub json: bool,
     /// Read every weight, and name the first tensor with a value that is not finite.
     #[arg(long)]
     pub check: bool,
-    /// Plan the memory for keys and values of this type.
+    /// Show the cache size for keys and values of this type.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = cache_type())]
     pub kv: CacheType,
 }
 
-/// Turn text into tokens, or back.
+/// Convert text to tokens, or tokens to text.
 #[derive(Args)]
 pub struct Tokenize {
     /// A GGUF file, a folder of safetensors files, or `embedded`.
     pub model: PathBuf,
-    /// Text in which control tokens such as <|start|> stand for themselves; with --decode, token ids.
+    /// The text, in which control tokens such as <|start|> are recognized; with --decode, token ids.
     #[arg(allow_hyphen_values = true)]
     pub text: String,
     #[arg(long)]
@@ -37,7 +37,7 @@ pub struct Tokenize {
     /// TEXT is token ids separated by commas or spaces: print their text.
     #[arg(long)]
     pub decode: bool,
-    /// Take what looks like a control token for plain text.
+    /// Encode the names of control tokens as plain text.
     #[arg(long, conflicts_with = "decode")]
     pub plain: bool,
 }
@@ -49,8 +49,8 @@ pub struct Convert {
     pub model: PathBuf,
     #[arg(value_name = "OUT.gguf")]
     pub out: PathBuf,
-    /// Storage of the matrices outside the experts: q8_0, f16, bf16 or f32. Without it they stay as they are; MLX's affine
-    /// groups, which GGUF lacks, become f32.
+    /// Storage format of the matrices outside the experts: q8_0, f16, bf16 or f32 [default: unchanged; MLX's affine groups, which GGUF
+    /// lacks, become f32]
     #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
     pub rest: Option<DenseFormat>,
 }
@@ -60,7 +60,7 @@ pub struct Convert {
 pub struct Verify {
     /// A GGUF file, or a folder of safetensors files.
     pub a: PathBuf,
-    /// Another.
+    /// Another GGUF file or folder.
     pub b: PathBuf,
     #[arg(long)]
     pub json: bool,
@@ -73,12 +73,12 @@ pub struct MakeModel {
     pub preset: String,
     #[arg(value_name = "OUT.gguf", required_unless_present = "print")]
     pub out: Option<PathBuf>,
-    /// Write a folder as Hugging Face keeps gpt-oss, with bf16 outside the experts, instead of a GGUF file.
+    /// Write a folder in Hugging Face's layout, with bf16 outside the experts, instead of a GGUF file.
     #[arg(long, conflicts_with = "rest")]
     pub folder: bool,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Storage of the matrices outside the experts, if not the preset's: q8_0, f16, bf16 or f32.
+    /// Storage format of the matrices outside the experts: q8_0, f16, bf16 or f32 [default: the preset's]
     #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
     pub rest: Option<DenseFormat>,
     /// Print the dimensions as JSON and write nothing.

@@ -3,18 +3,18 @@
 use clap::ValueEnum;
 use peers::Peer;
 
-/// The engines: those that a phase adds, and peers.
+/// The engines: those of the phases, and peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineKind {
-    /// Computes the whole text again for every token (phase 2).
+    /// Recomputes the whole text for every token (phase 2).
     Reference,
     /// Caches keys and values (phase 3).
     Cached,
     /// Flash attention and fused kernels (phase 5).
     Flash,
-    /// mlx-lm, to compare with; `gptoss peers install mlx` fetches it.
+    /// mlx-lm, for comparison; install it with `gptoss peers install mlx`.
     Mlx,
-    /// llama.cpp, to compare with; `gptoss peers install llama.cpp` fetches it.
+    /// llama.cpp, for comparison; install it with `gptoss peers install llama.cpp`.
     #[value(name = "llama.cpp")]
     LlamaCpp,
 }
@@ -33,7 +33,7 @@ impl EngineKind {
         }
     }
 
-    /// The phase that adds the engine; none adds a peer.
+    /// The phase of the engine; `None` for a peer.
     pub fn phase(self) -> Option<u8> {
         match self {
             EngineKind::Reference => Some(2),
@@ -51,7 +51,7 @@ impl EngineKind {
         }
     }
 
-    /// `phase 5`, or a peer as its makers write it.
+    /// `phase 5`, or the name that a peer's authors use.
     pub fn title(self) -> String {
         let phase = self.phase().map(|phase| format!("phase {phase}"));
         phase.or_else(|| self.peer().map(|peer| peer.title().to_owned())).unwrap_or_default()

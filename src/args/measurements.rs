@@ -13,50 +13,50 @@ use super::kind::EngineKind;
 use super::values::{cache_type, device, gate, peer, phase, positive};
 use crate::embedded::EMBEDDED;
 
-/// Check every phase against MLX, in order; stop at the first that fails.
+/// Check every phase against MLX, in order; stop at the first failure.
 #[derive(Args)]
 pub struct Gates {
-    /// Only this phase.
+    /// Check only this phase.
     #[arg(long, value_parser = gate())]
     pub phase: Option<Gate>,
-    /// Instead of the phases: mlx or llama.cpp, each in its own reading of YaRN's ramp, MLX in both.
+    /// Check a peer instead of the phases: mlx with both of YaRN's ramps, or llama.cpp with its own.
     #[arg(long, value_parser = peer(), conflicts_with = "phase")]
     pub engine: Option<Peer>,
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
-    /// Where the golden cases are.
+    /// The folder of the golden cases.
     #[arg(long, default_value = "reference/goldens")]
     pub goldens: PathBuf,
     #[arg(long)]
     pub json: bool,
 }
 
-/// Measure where a step's time and bytes go, operation by operation, against what this machine can do.
+/// Measure the time and bytes of a step per operation, relative to this machine's roofline.
 #[derive(Args)]
 pub struct Profile {
-    /// A GGUF file; without one, the model inside this program.
+    /// A GGUF file; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
-    /// Profile one new token after DEPTH earlier ones; several depths separated by commas. The default is 0.
+    /// Profile one new token after DEPTH earlier ones; several depths separated by commas [default: 0]
     #[arg(long, value_name = "DEPTH", value_delimiter = ',')]
     pub decode: Vec<usize>,
-    /// Sequences that a step of decoding advances; several numbers separated by commas.
+    /// Number of sequences in a decoding step; several numbers separated by commas.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = positive)]
     pub batch: Vec<usize>,
     /// Profile a prompt of N tokens; several lengths separated by commas.
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = positive)]
     pub prefill: Vec<usize>,
-    /// Steps to record, after one that warms up.
+    /// Steps to record, after one warm-up step.
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
     pub steps: usize,
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Instead of times: how large activations get, layer by layer, and how far they are from phase 2 on the CPU.
+    /// Show the magnitudes of activations per layer, and their difference from phase 2 on the CPU, instead of times.
     #[arg(long)]
     pub numerics: bool,
     #[arg(long)]
     pub json: bool,
-    /// Measure nothing: show profiles that were written with --json.
+    /// Show profiles that were written with --json, without measuring.
     #[arg(long, value_name = "F.json", conflicts_with_all = ["decode", "batch", "prefill", "numerics"])]
     pub from: Option<PathBuf>,
     /// Write a trace of the first workload for Perfetto or chrome://tracing.
@@ -65,15 +65,15 @@ pub struct Profile {
     /// Write a flame graph of the first workload.
     #[arg(long, value_name = "F.svg")]
     pub flame: Option<PathBuf>,
-    /// Write a page with timeline and roofline of the first workload.
+    /// Write an HTML page with timeline and roofline of the first workload.
     #[arg(long, value_name = "F.html")]
     pub html: Option<PathBuf>,
-    /// Show what got faster and slower between two files written with --json, workload by workload.
+    /// Compare two files written with --json, workload by workload, and show what got faster or slower.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], exclusive = true)]
     pub compare: Option<Vec<PathBuf>>,
 }
 
-/// Measure how fast a device reads memory and computes. Kept, so that profiles need not measure it again.
+/// Measure a device's memory bandwidth and arithmetic rate, and store them for profiles.
 #[derive(Args)]
 pub struct Roofline {
     #[arg(long, default_value = "auto", value_parser = device())]
@@ -82,35 +82,35 @@ pub struct Roofline {
     pub json: bool,
 }
 
-/// Measure which variants of phase 5's kernels suit this GPU. Kept, and used from then on for models of this shape.
+/// Measure which variants of phase 5's kernels are fastest on this GPU, and store the choice for models of this shape.
 #[derive(Args)]
 pub struct Tune {
-    /// A GGUF file or a folder of safetensors files; `embedded` for the model inside this program.
+    /// A GGUF file or a folder of safetensors files; `embedded` is the model inside this program.
     pub model: PathBuf,
     /// The GPU to measure. `software` is a software rasterizer.
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
 }
 
-/// Show where a model's bytes will live, before anything is loaded.
+/// Predict how much memory a model takes, and where, before it is loaded.
 #[derive(Args)]
 pub struct Memory {
-    /// A GGUF file; without one, the model inside this program.
+    /// A GGUF file; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
-    /// Tokens of the conversation; 4096 if not given, or fewer where the model's context holds fewer.
+    /// Tokens of the conversation [default: 4096, or the model's context if that is shorter]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub context: Option<usize>,
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Also load the model, fill the context, and show what the system says.
+    /// Also load the model, fill the context, and show the memory that the system reports.
     #[arg(long)]
     pub observe: bool,
     #[arg(long)]
     pub json: bool,
 }
 
-/// Measure the engines' speed on random tokens.
+/// Measure the speed of engines on random tokens.
 #[derive(Args)]
 pub struct Bench {
     /// A GGUF file, or `embedded`.
@@ -118,36 +118,36 @@ pub struct Bench {
     /// Engines to measure, one after another.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "flash")]
     pub engine: Vec<EngineKind>,
-    /// The engines by the numbers of their phases.
+    /// Engines to measure, by the numbers of their phases.
     #[arg(long, hide = true, conflicts_with = "engine", value_delimiter = ',', value_parser = phase())]
     pub phase: Vec<EngineKind>,
     #[arg(long, default_value = "auto", value_parser = device())]
     pub device: DeviceChoice,
-    /// Tokens of a prompt; 0 measures no prefill.
+    /// Tokens of a prompt; 0 skips prefill.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "512")]
     pub prompt: Vec<usize>,
-    /// Tokens that a sequence holds before.
+    /// Tokens that a sequence holds before the measurement.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
     pub depth: Vec<usize>,
-    /// Steps of decoding in one run.
+    /// Decoding steps per run.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
     pub generate: usize,
-    /// Sequences that a step advances.
+    /// Number of sequences in a step.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = positive)]
     pub batch: Vec<usize>,
-    /// Runs, of which the median counts.
+    /// Number of runs; the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
     pub repeat: usize,
-    /// How keys and values are cached (phases 3 and 5). The engine's own choice if not given.
+    /// The type of the KV cache (phases 3 and 5) [default: the engine's own]
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = cache_type())]
     pub kv: Vec<CacheType>,
     /// How tokens are drawn.
     #[arg(long, value_enum, default_value = "greedy")]
     pub draw: DrawKind,
-    /// Draw no tokens: feed random ones, and read back the logits of every step.
+    /// Feed random tokens instead of drawing, and read back the logits of every step.
     #[arg(long, conflicts_with = "draw")]
     pub stepwise: bool,
-    /// Also compare a step of a prompt's 512 tokens and 16 decoding sequences with a step of the prompt's tokens alone.
+    /// Also compare a step with a prompt chunk of 512 tokens and 16 decoding sequences with a step of the chunk alone.
     #[arg(long, conflicts_with = "stepwise")]
     pub mixed: bool,
     #[command(flatten)]
@@ -166,9 +166,9 @@ impl Bench {
 /// How a benchmark draws tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DrawKind {
-    /// The likeliest token.
+    /// The most likely token.
     Greedy,
-    /// By a seed, with top-p and the log probabilities of five tokens.
+    /// With a seed, top-p and the log probabilities of five tokens.
     Sampled,
 }
 

@@ -1,4 +1,4 @@
-//! Every command and flag, defined once: commands by what they are about, and the groups of flags that they share.
+//! All commands and flags, each defined once: commands by topic, and the groups of flags that they share.
 
 mod compare;
 mod engine;
@@ -25,7 +25,7 @@ pub use serving::Serve;
 pub use setup::{Completions, Doctor, Man};
 pub use text::{Chat, Eval, Generate, Logits};
 
-/// GPT-OSS on your own machine. Without a command: a short demonstration on a model inside this program.
+/// GPT-OSS on your own machine. Without a command: a short demonstration with the model inside this program.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 pub struct Cli {

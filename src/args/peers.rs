@@ -1,4 +1,4 @@
-//! The command about MLX and llama.cpp.
+//! The command for MLX and llama.cpp.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use peers::Peer;
 
 use super::values::peer;
 
-/// Install MLX and llama.cpp, to compare with, or show where they are.
+/// Install MLX and llama.cpp for comparison, or show where they are.
 #[derive(Args)]
 pub struct Peers {
     #[command(subcommand)]
@@ -16,12 +16,12 @@ pub struct Peers {
 
 #[derive(Subcommand)]
 pub enum PeersAction {
-    /// Make a virtual environment with a peer's packages in pinned versions, and print its Python. llama.cpp is compiled; CMAKE_ARGS
-    /// chooses its backends.
+    /// Create a virtual environment with a peer's packages in pinned versions, and print its Python. llama.cpp is compiled; CMAKE_ARGS
+    /// selects its backends.
     Install {
         #[arg(value_parser = peer())]
         name: Peer,
-        /// The Python to make the environment with, 3.11 or newer.
+        /// The Python to create the environment with, 3.11 or newer.
         #[arg(long, value_name = "F", default_value = "python3")]
         python: PathBuf,
     },

@@ -11,62 +11,63 @@ use crate::embedded::EMBEDDED;
 /// Serve a model to OpenAI's and Ollama's clients, and as a chat page.
 #[derive(Args)]
 pub struct Serve {
-    /// A GGUF file or a folder of safetensors files; without one, the model inside this program.
+    /// A GGUF file or a folder of safetensors files; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
-    /// The address to listen on; 0.0.0.0 is all of this machine's.
+    /// The address to listen on; 0.0.0.0 listens on all addresses of this machine.
     #[arg(long, default_value = "127.0.0.1")]
     pub host: String,
-    /// The port to listen on; 0 is any free one.
+    /// The port to listen on; 0 selects a free port.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
-    /// A key that requests have to bring; may be repeated. It can be seen in the list of processes: prefer --api-key-file, or
-    /// the environment variable GPTOSS_API_KEY.
+    /// An API key that requests must have; may be repeated. The list of processes shows it: prefer --api-key-file, or the environment
+    /// variable GPTOSS_API_KEY.
     #[arg(long, value_name = "KEY")]
     pub api_key: Vec<String>,
-    /// A file with a key a line, or a name and a key; the name stands in the log.
+    /// A file with one API key per line, optionally preceded by a name, which is shown in the log.
     #[arg(long, value_name = "F")]
     pub api_key_file: Option<PathBuf>,
-    /// Another name that clients may ask for; may be repeated.
+    /// Another name by which clients may request the model; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub alias: Vec<String>,
-    /// Requests that are computed together.
+    /// The most requests that are computed together.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
     pub parallel: usize,
-    /// Requests that wait beside them; further ones are refused with 429.
+    /// The most requests that wait; further ones are refused with status 429.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub queue: usize,
-    /// Tokens that a prompt and its answer may have together; the model's own context if not given.
+    /// The most tokens of a prompt and its answer together [default: the model's context]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub context: Option<usize>,
-    /// Tokens of prompts that a step takes beside those that decode: more reads faster, fewer answers more evenly.
+    /// Prompt tokens per step while other requests decode: more makes prompts faster, fewer makes answers smoother.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
     pub prompt_tokens_per_step: usize,
-    /// Read every prompt from its beginning.
+    /// Compute every prompt from its beginning.
     #[arg(long)]
     pub no_prefix_cache: bool,
-    /// A folder for conversations that memory has no room for; it outlives the server. Each server needs its own.
+    /// A folder for conversations that do not fit in memory; they survive a restart. Each server needs its own folder.
     #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_cache")]
     pub cache_dir: Option<PathBuf>,
-    /// Bytes that the folder may hold; what was used least recently is deleted first.
+    /// The largest size of the folder; the least recently used files are deleted first.
     #[arg(long, value_name = "BYTES", default_value = "10GiB", value_parser = memory_size, requires = "cache_dir")]
     pub cache_size: u64,
-    /// The date that the model is told, instead of today's. Prompts then keep their beginning, and its cache, over midnight.
+    /// The date that the model is given, instead of today's. Prompts then begin in the same way after midnight, so that cached ones stay
+    /// valid.
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub date: Option<String>,
-    /// Let pages of this origin use the server, such as https://chat.example.org; `*` is any. May be repeated.
+    /// Allow web pages of this origin to use the server, such as https://chat.example.org; `*` allows any. May be repeated.
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Vec<String>,
     /// The largest body of a request.
     #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = memory_size)]
     pub max_body: u64,
-    /// Connections at a time; others wait to be taken.
+    /// The most open connections; others wait to be accepted.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
     pub max_connections: usize,
-    /// Seconds that an answer may take, waiting included; then it is broken off with an error. As long as it takes if not given.
+    /// The longest time of an answer in seconds, including waiting; then it ends with an error [default: unlimited]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub answer_time: Option<u64>,
-    /// Seconds that answers have to finish when the server is told to stop.
+    /// Seconds that running answers have to finish when the server is stopped.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub grace: u64,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Commands about this machine and this program.
+//! Commands for this machine and this program.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::engine::EngineArgs;
 /// Show what this machine has, which model fits, which engine will run and why, and what to do.
 #[derive(Args)]
 pub struct Doctor {
-    /// The model to plan for. If not given, the first gpt-oss that another program has fetched, or else gpt-oss-20b's shape.
+    /// The model to plan for [default: the first gpt-oss that another program has downloaded, otherwise gpt-oss-20b's shape]
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -28,7 +28,7 @@ pub struct Completions {
 /// Write a man page for every command.
 #[derive(Args)]
 pub struct Man {
-    /// The folder to write them to, created if it is not there.
+    /// The folder for the pages; it is created if it does not exist.
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
 }

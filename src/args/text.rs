@@ -1,4 +1,4 @@
-//! Commands that run a model on text, and how it replies.
+//! Commands that run a model on text, and the flags for its replies.
 
 use std::path::PathBuf;
 
@@ -12,22 +12,22 @@ use super::engine::EngineArgs;
 use super::values::{date, effort, parse_bias, seed, token_count};
 use crate::embedded::EMBEDDED;
 
-/// Continue a prompt; or, given only a question, have the model inside this program answer it.
+/// Continue a prompt; or, given only a question, let the model inside this program answer it.
 #[derive(Args)]
 pub struct Generate {
     /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b or hf:openai/gpt-oss-20b. Without PROMPT: a
     /// question to the model inside this program.
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// The text to continue, in which control tokens such as <|start|> stand for themselves.
+    /// The text to continue, in which control tokens such as <|start|> are recognized.
     #[arg(allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// Ask PROMPT as a user would, and show the answer.
+    /// Ask PROMPT as a user's question, and show the answer.
     #[arg(long)]
     pub ask: bool,
     #[command(flatten)]
     pub reply: ReplyArgs,
-    /// Go on after the model's stop tokens.
+    /// Continue after the model's stop tokens.
     #[arg(long)]
     pub ignore_stops: bool,
     /// Print one JSON object instead of streaming text.
@@ -35,33 +35,33 @@ pub struct Generate {
     pub json: bool,
 }
 
-/// Talk with a model.
+/// Chat with a model.
 #[derive(Args)]
 pub struct Chat {
-    /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; without one, the model inside this program.
+    /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Instructions for the whole conversation.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// Functions that the model may call: a JSON array of OpenAI's tools, or of objects with `name`, `description` and `parameters`.
-    /// You type their results.
+    /// Functions that the model may call: a JSON array of OpenAI's tools, or of objects with `name`, `description` and `parameters`. You
+    /// type their results.
     #[arg(long, value_name = "F.json")]
     pub tools: Option<PathBuf>,
     #[command(flatten)]
     pub reply: ReplyArgs,
 }
 
-/// Measure a model's answers on questions that the model inside this program never saw in training.
+/// Score a model's answers to questions that the model inside this program never saw in training.
 #[derive(Args)]
 pub struct Eval {
-    /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; without one, the model inside this program.
+    /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
-    /// Only this suite; may be repeated.
+    /// Run only this suite; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub suite: Vec<String>,
-    /// At most this many questions a suite.
+    /// The most questions per suite.
     #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
     pub limit: usize,
     #[command(flatten)]
@@ -99,20 +99,20 @@ pub struct LogitsInput {
     pub prompt: Option<String>,
 }
 
-/// How to reply to a prompt.
+/// Flags for replies to a prompt.
 #[derive(Args)]
 pub struct ReplyArgs {
-    /// Tokens to generate at most; -1 is as many as the context holds.
+    /// The most tokens to generate; -1 is the rest of the context.
     #[arg(short = 'n', long, value_name = "N", default_value = "512", value_parser = token_count, allow_negative_numbers = true)]
     pub max_tokens: usize,
-    /// How long to think before an answer.
+    /// How much the model reasons before it answers.
     #[arg(long, default_value = "medium", value_parser = effort())]
     pub reasoning: ReasoningEffort,
-    /// The day that the model is told it is; today if not given.
+    /// The date that the model is given [default: today]
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = date)]
     pub date: Option<String>,
-    /// Go on with what is in this file, if it exists, and keep there what was said and what the engine holds of it (phases 3
-    /// and 5). A conversation keeps its reasoning and instructions; text goes on by PROMPT, which may then be empty.
+    /// Continue the session in this file, if it exists, and store text and cache in it afterwards (phases 3 and 5). A conversation keeps
+    /// its reasoning effort and instructions; a text is continued with PROMPT, which may then be empty.
     #[arg(long, value_name = "F")]
     pub session: Option<PathBuf>,
     #[command(flatten)]
@@ -122,7 +122,7 @@ pub struct ReplyArgs {
 }
 
 impl ReplyArgs {
-    /// The day that the model is told.
+    /// The date that the model is given.
     pub fn day(&self) -> String {
         self.date.clone().unwrap_or_else(today)
     }
@@ -138,38 +138,38 @@ impl ReplyArgs {
     }
 }
 
-/// How tokens are chosen. The default is greedy.
+/// How tokens are drawn. The default is greedy.
 #[derive(Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// 0 always takes the likeliest token.
+    /// 0 always takes the most likely token.
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f32,
-    /// Keep the K likeliest tokens; 0 is off.
+    /// Keep the K most likely tokens; 0 keeps all.
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub top_k: usize,
-    /// Keep the likeliest tokens that hold this much probability.
+    /// Keep the fewest most likely tokens with this total probability.
     #[arg(long, default_value_t = 1.0, value_name = "P")]
     pub top_p: f32,
-    /// Keep tokens at least this likely relative to the likeliest.
+    /// Keep tokens with at least this probability relative to the most likely one.
     #[arg(long, default_value_t = 0.0, value_name = "P")]
     pub min_p: f32,
-    /// Divide the logits of tokens seen before.
+    /// Divide the logits of tokens in the prompt and the text by this.
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub repetition_penalty: f32,
-    /// Lower the logits of tokens generated before.
+    /// Subtract this from the logits of tokens that were generated.
     #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
     pub presence_penalty: f32,
-    /// Lower the logits of tokens by how often they were generated.
+    /// Subtract this from the logits of tokens, times how often they were generated.
     #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
     pub frequency_penalty: f32,
-    /// Add to a token's logit; may be repeated.
+    /// Add BIAS to the logit of TOKEN; may be repeated.
     #[arg(long, value_name = "TOKEN=BIAS", value_parser = parse_bias)]
     pub logit_bias: Vec<(u32, f32)>,
-    /// -1 is another one in every run.
+    /// Seed of the random numbers; -1 uses a different one in every run.
     #[arg(long, default_value = "0", value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
-    /// End before this text; may be repeated. In an answer it is looked for in what the user reads, not in reasoning or calls.
+    /// End before this text; may be repeated. In an answer, only visible text is searched, not reasoning or calls.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
 }

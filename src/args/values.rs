@@ -1,4 +1,4 @@
-//! Values of flags.
+//! Parsers for the values of flags.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -14,7 +14,7 @@ use time::{Date, Month};
 
 use super::kind::EngineKind;
 
-/// One of `choices` by its name. `--help` and errors list the names.
+/// Parses one of `choices` from its name; `--help` and errors list the names.
 fn one_of<T>(choices: impl IntoIterator<Item = T>, name: fn(T) -> &'static str) -> ValueParser
 where
     T: Copy + Send + Sync + 'static,
@@ -33,7 +33,7 @@ pub fn cache_type() -> ValueParser {
     one_of(CacheType::ALL, CacheType::name)
 }
 
-/// The engine of a phase, by its number.
+/// The engine with the given phase number.
 pub fn phase() -> ValueParser {
     let find = |number: String| {
         let is_it = |kind: &EngineKind| kind.phase().is_some_and(|phase| phase.to_string() == number);
@@ -46,13 +46,13 @@ pub fn peer() -> ValueParser {
     one_of(Peer::ALL, Peer::name)
 }
 
-/// The gate of a phase, by its number.
+/// The gate with the given phase number.
 pub fn gate() -> ValueParser {
     let find = |number: String| Gate::ALL.into_iter().find(|gate| gate.phase().to_string() == number);
     PossibleValuesParser::new(["1", "2", "3", "5"]).try_map(move |number| find(number).ok_or("no such gate")).into()
 }
 
-/// Those of this machine.
+/// An instruction set of this machine.
 pub fn isa() -> ValueParser {
     one_of(Isa::all(), Isa::name)
 }
@@ -68,29 +68,29 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A time above zero, at most a week.
+/// A positive number of minutes, at most a week.
 pub fn minutes(text: &str) -> Result<f64, String> {
     let minutes = text.parse::<f64>().ok().filter(|&minutes| minutes > 0.0 && minutes <= 10_080.0);
     minutes.ok_or_else(|| "expected a number of minutes above 0, such as 10 or 0.5".into())
 }
 
-/// A number of tokens; −1 is as many as the context holds.
+/// A number of tokens; −1 is the rest of the context.
 pub fn token_count(text: &str) -> Result<usize, String> {
     match text {
         "-1" => Ok(usize::MAX),
-        _ => text.parse().map_err(|_| "expected a whole number, or -1 for as many as the context holds".into()),
+        _ => text.parse().map_err(|_| "expected a whole number, or -1 for the rest of the context".into()),
     }
 }
 
-/// A seed; −1 is another one in every run.
+/// A seed; −1 is a different one in every run.
 pub fn seed(text: &str) -> Result<u64, String> {
     match text {
         "-1" => Ok(RandomState::new().build_hasher().finish()),
-        _ => text.parse().map_err(|_| "expected a whole number, or -1 for another one in every run".into()),
+        _ => text.parse().map_err(|_| "expected a whole number, or -1 for a different seed in every run".into()),
     }
 }
 
-/// A day as `2026-11-23`.
+/// A date such as `2026-11-23`.
 pub fn date(text: &str) -> Result<String, String> {
     let mut parts = text.splitn(3, '-');
     let mut next = |digits: usize| {
@@ -106,7 +106,7 @@ pub fn date(text: &str) -> Result<String, String> {
     day.map(|day| day.to_string()).ok_or_else(|| "expected a day such as 2026-11-23".into())
 }
 
-/// Bytes, as a whole number with or without a unit.
+/// A number of bytes: a whole number with or without a unit.
 pub fn memory_size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("", 1),
@@ -146,7 +146,7 @@ mod tests {
     fn minus_one_means_what_it_does_elsewhere() {
         assert_eq!((token_count("-1"), token_count("0"), token_count("12")), (Ok(usize::MAX), Ok(0), Ok(12)));
         assert_eq!((seed("0"), seed("18446744073709551615")), (Ok(0), Ok(u64::MAX)));
-        // Two of 2⁶⁴ that are equal would be a fault.
+        // Two of 2⁶⁴ random seeds are practically never equal.
         assert_ne!(seed("-1"), seed("-1"));
         for text in ["-2", "", "1.5", "x"] {
             assert!(token_count(text).is_err() && seed(text).is_err(), "{text}");

@@ -32,7 +32,7 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     }
     let mut engines = Vec::new();
     for &kind in args.engines() {
-        // Phase 2 has no cache, and a peer chooses its own.
+        // Phase 2 has no cache, and a peer chooses its own type.
         let all: Vec<Option<CacheType>> = args.kv.iter().map(|&kv| Some(kv)).collect();
         let has_no_choice = kind == EngineKind::Reference || kind.peer().is_some();
         let caches = if has_no_choice || all.is_empty() { &[None][..] } else { &all };
@@ -45,7 +45,7 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything about one engine.
+/// All measurements of one engine.
 fn one(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
     let engine_args = engine_args(args, kind, kv);
     let checkpoint = model::open_with(&args.model, &engine_args)?;
@@ -63,10 +63,10 @@ fn one(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
     Ok(report)
 }
 
-/// How a benchmark starts an engine.
+/// The flags with which a benchmark starts an engine.
 pub fn engine_args(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> EngineArgs {
     let FastArgs { exact, threads, .. } = args.fast;
-    // Earlier phases have none of these choices, and peers have some.
+    // Earlier phases have none of these options, and peers only some.
     let fast = match kind {
         EngineKind::Flash => args.fast.clone(),
         EngineKind::Mlx => FastArgs { exact, ..FastArgs::default() },
@@ -76,16 +76,16 @@ pub fn engine_args(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Eng
     EngineArgs { engine: Some(kind), phase: None, device: args.device, rope: None, kv, fast, room: room(args) }
 }
 
-/// Room for all sequences of a measurement, and for a copy of one of them.
+/// The size of a cache for all sequences of a measurement and a copy of one of them.
 fn room(args: &Bench) -> Option<Room> {
-    // Beside a prompt there are sixteen sequences.
+    // The mixed measurement has sixteen sequences and a prompt.
     let mixed = if args.mixed { 17 } else { 0 };
     let sequences = args.batch.iter().copied().max()?.saturating_add(1).max(mixed);
     let longest = args.depth.iter().map(|&depth| measure::longest(args, depth).saturating_add(mixed)).max()?;
     Some(Room { tokens: sequences.saturating_mul(longest.max(PREFILL_CHUNK)), sequences })
 }
 
-/// The speeds of an engine that was started.
+/// The speeds of a started engine.
 pub fn measured(
     args: &Bench,
     checkpoint: &Checkpoint,
@@ -111,7 +111,7 @@ pub fn measured(
         }
     }
     let memory = Observed::now(&loaded.device.burn);
-    // A peer's memory is not this process's.
+    // A peer's memory is that of another process.
     let is_ours = kind.peer().is_none();
     let peak = loaded.engine.take_peak_resident_bytes().or(memory.peak_resident.filter(|_| is_ours));
     let device_bytes = if is_ours { memory.device_reserved } else { loaded.engine.peak_device_bytes() };
@@ -160,12 +160,12 @@ fn table(engines: &[Value]) -> String {
             );
             if let Some(ratio) = result["ratio"].as_f64() {
                 let (mixed, alone) = (number("mixed_ms"), number("alone_ms"));
-                text += &format!("{:14} {mixed:.1} ms a step, {ratio:.3} × the prompt alone in {alone:.1} ms\n", "");
+                text += &format!("{:14} {mixed:.1} ms per step, {ratio:.3} × the prompt alone in {alone:.1} ms\n", "");
             }
         }
         let bytes = |name: &str| engine[name].as_u64().map_or("–".into(), size);
         text += &format!(
-            "{title}, {kv}: loaded in {:.2} s; {} resident at most, {} of its own; {} on the device\n",
+            "{title}, {kv}: loaded in {:.2} s; peak resident memory {}; {} allocated; {} on the device\n",
             engine["load_ms"].as_f64().unwrap_or_default() / 1e3,
             bytes("peak_rss_bytes"),
             bytes("anonymous_bytes"),

@@ -1,4 +1,4 @@
-//! `gptoss bench-serve`: what clients see of a server, ours or another.
+//! `gptoss bench-serve`: measures a server as its clients see it.
 
 mod agent;
 mod answer;
@@ -53,7 +53,7 @@ pub fn run(args: &BenchServe) -> Result<ExitCode> {
     if let Some(failure) = measured.iter().flat_map(|figures| &figures.failures).next()
         && measured.iter().all(|figures| figures.answers == 0)
     {
-        bail!("no request was answered: {failure}");
+        bail!("every request failed: {failure}");
     }
     let report = match args.json {
         true => {
@@ -107,6 +107,6 @@ fn written(soaked: &Soaked) -> String {
 
 fn first_model(target: &Target) -> Result<String> {
     let models = target.get("/v1/models")?;
-    let id = models["data"][0]["id"].as_str().context("`/v1/models` lists none; name it with --model")?;
+    let id = models["data"][0]["id"].as_str().context("`/v1/models` lists no model; give its name with --model")?;
     Ok(id.to_owned())
 }

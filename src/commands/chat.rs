@@ -20,7 +20,7 @@ use crate::model::{self, LoadedModel};
 use crate::prompt_bar::PromptBar;
 use crate::tools;
 
-const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and begins anew, /quit ends. \
+const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and starts again, /quit ends. \
                     Ctrl-C stops an answer.";
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
@@ -53,22 +53,22 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `None` if there is nothing more to say.
+/// The next line; `None` at the end of the input.
 fn read_line(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<String>> {
     loop {
         match editor.readline(prompt) {
             Ok(line) => return Ok(Some(line)),
             Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(None),
-            // The line has been read, and nothing can be made of it.
+            // The line was read but is not UTF-8.
             Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
-                eprintln!("(a line that is not UTF-8 was left out)");
+                eprintln!("(ignored a line that is not UTF-8)");
             }
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// Asks, and gives the model the results of what it calls until it calls nothing more. Without a result the call stays unanswered.
+/// Asks a question, and returns results of calls to the model until it calls nothing more. Without a result the call stays unanswered.
 fn talk(
     line: &str,
     conversation: &mut Conversation<'_>,
@@ -85,7 +85,7 @@ fn talk(
     Ok(())
 }
 
-/// Says one thing and shows the answer as it comes, with its reasoning dimmed. Returns the call that it ends with.
+/// Sends one message and shows the answer as it arrives, with its reasoning dimmed. Returns the call at its end.
 fn say(
     message: Message,
     conversation: &mut Conversation<'_>,
@@ -105,11 +105,11 @@ fn say(
         Ok(answer) => {
             screen.end()?;
             if answer.generated.finish == FinishReason::Length {
-                eprintln!("(cut off after {} tokens; more with -n)", answer.generated.tokens.len());
+                eprintln!("(cut off after {} tokens; allow more with -n)", answer.generated.tokens.len());
             }
             Ok(answer.turn.call().cloned())
         }
-        // The conversation outlives a message that did not fit.
+        // The conversation continues after a message that did not fit.
         Err(error) => {
             eprintln!("{error:#}");
             Ok(None)
@@ -117,16 +117,16 @@ fn say(
     }
 }
 
-/// A function's name, or what else is called.
+/// The name of a function, or of another recipient.
 fn called(recipient: Option<&str>) -> &str {
     let recipient = recipient.unwrap_or_default();
     recipient.strip_prefix("functions.").unwrap_or(recipient)
 }
 
-/// Where the answer appears.
+/// The terminal that shows the answer.
 struct Screen {
     styled: bool,
-    /// The message that was shown last; each stands on lines of its own.
+    /// The part that was shown last; each part is on its own lines.
     part: Option<Part>,
     prompt: PromptBar,
 }

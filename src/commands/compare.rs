@@ -1,4 +1,4 @@
-//! `gptoss compare`: the same work on every engine, in turns, as one record a model.
+//! `gptoss compare`: the same work on every engine, in turns, with one record per model.
 
 mod agreement;
 mod child;
@@ -22,7 +22,7 @@ use agreement::References;
 use measured::benches;
 use table::table;
 
-/// What the notebooks know records by.
+/// The identifier of the format.
 const FORMAT: &str = "gptoss compare 1";
 
 pub fn run(args: &Compare) -> Result<ExitCode> {
@@ -69,7 +69,7 @@ pub fn run(args: &Compare) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The engines that were asked for, or all that there are, and why some are left out.
+/// The requested engines, or all that are available, and the reasons why others are left out.
 fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     if !args.engine.is_empty() {
         return Ok((args.engine.clone(), Vec::new()));
@@ -79,7 +79,7 @@ fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     for kind in [EngineKind::Mlx, EngineKind::LlamaCpp] {
         match kind.peer().map(|peer| Installation::find(peer, &folder)) {
             Some(Err(error)) => {
-                eprintln!("left out: {error}");
+                eprintln!("skipped: {error}");
                 skipped.push(json!({ "engine": kind.name(), "reason": error.to_string() }));
             }
             _ => found.push(kind),
@@ -88,14 +88,14 @@ fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     Ok((found, skipped))
 }
 
-/// Everything about an engine on the model of that number.
+/// All measurements of an engine on the model with this index.
 fn one(args: &Compare, kind: EngineKind, model: usize, references: &References) -> Result<Value> {
     let (computed, mut report) = child::run(kind, model)?;
     report["agreement"] = references.agreement(args, &computed);
     Ok(report)
 }
 
-/// A record of runs, with all that somebody else needs to repeat them.
+/// A record of runs, with all data that is needed to repeat them.
 fn record_of(args: &Compare, model: &Path, checkpoint: &Checkpoint, skipped: &[Value], runs: Vec<Value>) -> Value {
     let mut record = json!({ "format": FORMAT });
     for (name, value) in record::origin(&args.model) {

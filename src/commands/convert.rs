@@ -1,4 +1,4 @@
-//! `gptoss convert`: any checkpoint to one GGUF file.
+//! `gptoss convert`: converts any checkpoint to one GGUF file.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -25,7 +25,7 @@ pub fn run(args: &Convert) -> Result<ExitCode> {
     result?;
     let seconds = start.elapsed().as_secs_f64();
     let memory =
-        most_memory.map_or(String::new(), |most| format!("; at most {:.0} MB of its own memory", most as f64 / 1e6));
+        most_memory.map_or(String::new(), |most| format!("; at most {:.0} MB of anonymous memory", most as f64 / 1e6));
     eprintln!(
         "{}: {:.2} GB in {seconds:.1} s, {:.0} MB/s{memory}",
         args.out.display(),

@@ -10,7 +10,7 @@ use crate::commands::{generate, print};
 use crate::found;
 
 const QUESTION: &str = "What is 47 + 38?";
-/// What to fetch where nothing was found.
+/// The model to download if none was found.
 const DOWNLOAD: &str = "hf:ggml-org/gpt-oss-20b-GGUF";
 
 pub fn run() -> Result<ExitCode> {
@@ -25,7 +25,7 @@ pub fn run() -> Result<ExitCode> {
     Ok(code)
 }
 
-/// What to try, with a model that is on this machine or how to get one.
+/// Suggested commands, with a model on this machine or how to download one.
 fn next(found: Option<&str>) -> String {
     let model = match found {
         Some(name) => row(&format!("gptoss chat {name}"), "a model that is on this machine"),

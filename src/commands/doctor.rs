@@ -1,4 +1,4 @@
-//! `gptoss doctor`: what this machine has, what fits, which engine runs and why, and what to do.
+//! `gptoss doctor`: what this machine has, which model fits, which engine runs and why, and what to do.
 
 mod advice;
 mod findings;

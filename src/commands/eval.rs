@@ -1,6 +1,6 @@
-//! `gptoss eval`: how good a model's answers are, on questions held out from the embedded model's training.
+//! `gptoss eval`: scores a model's answers to questions held out from the embedded model's training.
 //!
-//! Kernels, caches and quantizations may move logits; whether that hurts shows here.
+//! Kernels, caches and quantizations may change logits; this shows whether answers get worse.
 
 mod score;
 mod suite;
@@ -23,7 +23,7 @@ use crate::model::{self, LoadedModel, SEQUENCE};
 use score::Score;
 use suite::{Expected, Question};
 
-/// Room for the longest answer, reasoning included.
+/// Enough tokens for the longest answer, including reasoning.
 const MAX_TOKENS: usize = 256;
 
 pub fn run(args: &Eval) -> Result<ExitCode> {
@@ -108,7 +108,7 @@ fn is_json(turn: &Turn) -> bool {
     turn.call().is_some_and(|call| suite::arguments(call).is_some())
 }
 
-/// The model's surprise at a completion: the sum of −ln p over its tokens, and their number.
+/// The negative log likelihood of a completion: the sum of −ln p over its tokens, and their number.
 fn loss(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Result<(f64, usize)> {
     let prompt = tokenizer.encode_with_control(prompt);
     let completion = tokenizer.encode_with_control(completion);

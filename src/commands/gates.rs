@@ -1,4 +1,4 @@
-//! `gptoss gates`: every phase against MLX.
+//! `gptoss gates`: checks every phase against MLX.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use crate::args::{EngineArgs, FastArgs, Gates};
 use crate::commands::print;
 use crate::peer;
 
-/// llama.cpp rounds activations to 8 bits, or on a GPU to 16, before products with packed weights.
+/// The limit for llama.cpp, which rounds activations to 8 bits (on a GPU, 16) before products with packed weights.
 const ROUNDED: Limit = Limit { rms: 3e-2, max: 3e-1 };
 
 pub fn run(args: &Gates) -> Result<ExitCode> {
@@ -23,7 +23,7 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
         return run_peer(args, peer, &goldens);
     }
     let device = match args.phase {
-        // The host decodes weights, whatever device the later phases run on.
+        // Weights are decoded on the host, whatever device the later phases use.
         Some(Gate::Loading) => ComputeDevice::find(DeviceChoice::Cpu, ModelNeeds::default())?,
         _ => ComputeDevice::find(args.device, ModelNeeds::default())?,
     };
@@ -40,7 +40,7 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes a peer through all cases, and through the folders if it reads them.
+/// Runs a peer on all cases, and on the model folders if it supports them.
 fn run_peer(args: &Gates, peer: Peer, goldens: &Goldens) -> Result<ExitCode> {
     let (ramps, limit) = match peer {
         Peer::Mlx => (&YarnRamp::ALL[..], Limit::F32),
@@ -75,7 +75,7 @@ fn start(args: &Gates, peer: Peer, model: &Path, ramp: YarnRamp) -> Result<(peer
     Ok((engine, checkpoint))
 }
 
-/// Shows checks, or adds them to the report that is printed in the end. Returns whether all passed.
+/// Prints checks, or adds them to the report that is printed at the end. Returns whether all passed.
 fn show(
     args: &Gates,
     title: &str,

@@ -1,4 +1,4 @@
-//! `gptoss generate`: a prompt in, text out.
+//! `gptoss generate`: continues a prompt or answers a question.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -42,18 +42,18 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The model, the prompt, and whether it is asked as a user would. The embedded model was trained on conversations alone, so a prompt
+/// The model, the prompt, and whether the prompt is a question. The embedded model was trained only on conversations, so that a prompt
 /// without a model is a question to it.
 fn model_and_prompt(args: &Generate) -> Result<(&str, &str, bool)> {
     let only = args.model.as_str();
     match &args.prompt {
-        // A prompt may begin with a hyphen, and then a flag with a mistake in it would be one.
+        // A prompt may begin with a hyphen, so a misspelled flag would be read as a prompt.
         Some(prompt) if is_flag(prompt) => {
-            bail!("`{prompt}` is no flag of `generate`; put -- before a prompt that looks like one")
+            bail!("`generate` has no flag `{prompt}`; put -- before a prompt that looks like one")
         }
         Some(prompt) => Ok((only, prompt.as_str(), args.ask)),
         None if names_a_model(only) => {
-            bail!("`{only}` seems to be a model, and no prompt follows: gptoss generate MODEL PROMPT")
+            bail!("`{only}` looks like a model; a prompt is missing: gptoss generate MODEL PROMPT")
         }
         None => Ok((EMBEDDED, only, true)),
     }
@@ -64,7 +64,7 @@ fn is_flag(prompt: &str) -> bool {
     looks_like_one && !std::env::args_os().any(|argument| argument == "--")
 }
 
-/// Whether a text is more likely the name of a model than a question: a file or folder, or what could be one.
+/// Whether a text looks like the name of a model rather than a question: a file or folder, or what could be one.
 fn names_a_model(text: &str) -> bool {
     let lower = text.to_lowercase();
     let has_extension = [".gguf", ".safetensors", ".json"].iter().any(|extension| lower.ends_with(extension));
@@ -74,14 +74,14 @@ fn names_a_model(text: &str) -> bool {
     may_be_one && !text.is_empty()
 }
 
-/// What was generated, after how much.
+/// The generated text, with the number of prompt tokens.
 struct Reply {
     generated: Generated,
     prompt_tokens: usize,
     load_time: Duration,
 }
 
-/// Asks `text` and streams what the user reads of the answer.
+/// Asks `text` and streams the visible part of the answer.
 fn answer(
     args: &Generate,
     text: &str,
@@ -99,7 +99,7 @@ fn answer(
     let load_time = start.elapsed();
     interrupt::catch()?;
     let mut screen = Screen::new(args.json);
-    // Messages that the user reads, so far, and whether one is under way.
+    // Number of visible messages so far, and whether one is open.
     let (mut shown, mut is_visible) = (0, false);
     let mut on_event = |event: Event<'_>| match event {
         Event::Prompt { done, of } => screen.read(done, of),
@@ -116,13 +116,13 @@ fn answer(
     screen.end()?;
     for call in answer.turn.messages.iter().filter(|message| message.is_call()) {
         let name = call.recipient.as_deref().unwrap_or_default();
-        eprintln!("it calls {name}, which nobody offered, with {}", call.content);
+        eprintln!("the model calls {name}, which was not declared, with {}", call.content);
     }
     let generated = Generated { text: answer.turn.content(), ..answer.generated };
     Ok(Reply { generated, prompt_tokens: answer.prompt_tokens, load_time })
 }
 
-/// Goes on after `text` and streams all that comes.
+/// Continues `text` and streams everything.
 fn continuation(
     args: &Generate,
     text: &str,
@@ -158,8 +158,8 @@ fn continuation(
     Ok(Reply { generated, prompt_tokens, load_time })
 }
 
-/// How many of a text's tokens the engine holds, fewer than all: of a text that was interrupted before its first new token it
-/// held all, and has to read the last one again.
+/// The number of tokens of a text that the engine holds, less than all of them: at least one must be fed. After a text that was interrupted
+/// before its first new token the engine held all of them, so that the last one is removed.
 fn held_tokens(engine: &mut dyn Engine, tokens: usize) -> usize {
     if tokens > 0 && engine.length(SEQUENCE) == tokens && engine.truncate(SEQUENCE, tokens - 1).is_err() {
         engine.release(SEQUENCE);
@@ -171,7 +171,7 @@ fn params(args: &Generate, tokenizer: &Tokenizer) -> GenerationParams {
     args.reply.params(if args.ignore_stops { &[] } else { tokenizer.stops() })
 }
 
-/// Where the reply appears.
+/// The output of the reply.
 struct Screen {
     silent: bool,
     prompt: PromptBar,
@@ -183,13 +183,13 @@ impl Screen {
         Screen { silent, prompt: PromptBar::default(), error: None }
     }
 
-    /// Shows how much of the prompt has been read, and says whether there should be more.
+    /// Shows how much of the prompt has been read; breaks after Ctrl-C.
     fn read(&mut self, done: usize, of: usize) -> ControlFlow<()> {
         self.prompt.show(done, of);
         self.go_on()
     }
 
-    /// Shows text, and says whether there should be more.
+    /// Shows text; breaks after Ctrl-C.
     fn show(&mut self, text: &str) -> ControlFlow<()> {
         if !self.silent
             && let Err(error) = print(text)
@@ -221,7 +221,7 @@ fn finish_name(finish: &FinishReason) -> &'static str {
 }
 
 fn to_json(reply: &Reply, loaded: &mut LoadedModel) -> serde_json::Value {
-    // A peer's memory is not this process's.
+    // A peer's memory is that of another process.
     let (peak, anonymous) = match loaded.kind.peer() {
         None => (process::peak_resident_bytes(), process::anonymous_resident_bytes()),
         Some(_) => (loaded.engine.take_peak_resident_bytes(), None),

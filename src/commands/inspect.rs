@@ -1,4 +1,4 @@
-//! `gptoss inspect`: what a model file holds and what it takes to run.
+//! `gptoss inspect`: the contents of a model file, and the memory that the model needs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use crate::args::Inspect;
 use crate::commands::{print, size};
 use crate::model;
 
-/// Contexts whose memory is shown.
+/// The contexts for which memory is shown.
 const CONTEXTS: [usize; 2] = [4096, 8192];
 
 pub fn run(args: &Inspect) -> Result<ExitCode> {
@@ -22,7 +22,7 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
         for (name, tensor) in &checkpoint.tensors {
             check_values(&checkpoint.path, name, tensor)?;
         }
-        eprintln!("{}: every weight is a number", checkpoint.path.display());
+        eprintln!("{}: every weight is finite", checkpoint.path.display());
     }
     let report =
         if args.json { format!("{:#}\n", to_json(&checkpoint, args.kv)?) } else { to_text(&checkpoint, args.kv)? };
@@ -30,7 +30,7 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tensors and bytes of each storage format.
+/// Number of tensors and bytes per storage format.
 fn by_format(checkpoint: &Checkpoint) -> BTreeMap<Format, (usize, u64)> {
     let mut sizes = BTreeMap::new();
     for tensor in checkpoint.tensors.values() {
@@ -49,7 +49,7 @@ fn attention_names(config: &GptOssConfig) -> Vec<&'static str> {
     config.attention.iter().map(name).collect()
 }
 
-/// The usual alternation in two words; anything else layer by layer.
+/// The default alternation in short, otherwise every layer.
 fn attention_text(config: &GptOssConfig) -> String {
     let names = attention_names(config);
     let alternating = (0..names.len()).all(|layer| names[layer] == ["sliding", "full"][layer % 2]);

@@ -1,4 +1,4 @@
-//! `gptoss logits`: what the model computes, for other programs to compare with.
+//! `gptoss logits`: writes the model's logits, for comparison with other programs.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub fn run(args: &Logits) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The logits of every position and, with `dump`, what led to them. A text longer than a step of the engine is computed in several.
+/// The logits of every position and, with `dump`, the activations. A text longer than a step of the engine is computed in several steps.
 fn compute(loaded: &mut LoadedModel, tokens: &[u32], dump: bool) -> Result<BTreeMap<String, Activation>> {
     let vocab = loaded.engine.config().vocab;
     let mut tensors: BTreeMap<String, Activation> = BTreeMap::new();
@@ -59,7 +59,7 @@ fn write(tensors: &BTreeMap<String, Activation>, args: &Logits) -> Result<()> {
     write_whole(&args.out, |out| out.write_all(&file)).with_context(|| format!("writing {}", args.out.display()))
 }
 
-/// One tensor of the file; its bytes are made only when they are written.
+/// One tensor of the file; its bytes are created when they are written.
 struct Values<'a> {
     shape: &'a [usize; 2],
     values: &'a [f32],

@@ -41,7 +41,7 @@ pub fn run(args: &MakeModel) -> Result<ExitCode> {
 
 fn read_dimensions(file: &Path) -> Result<SyntheticModel> {
     let presets = SyntheticModel::PRESETS.join(", ");
-    let what = || format!("`{}` is no preset ({presets}) and no readable JSON file", file.display());
+    let what = || format!("`{}` is neither a preset ({presets}) nor a readable JSON file", file.display());
     let text = std::fs::read_to_string(file).with_context(what)?;
     serde_json::from_str(&text).with_context(|| format!("{} does not describe a model", file.display()))
 }

@@ -1,4 +1,4 @@
-//! `gptoss memory`: where a model's bytes live, predicted and observed.
+//! `gptoss memory`: predicts where a model's bytes are stored, and observes it.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ use crate::model::{self, LoadedModel, SEQUENCE};
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
     let Some(phase) = kind.phase() else {
-        bail!("the memory of our own engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
+        bail!("the memory of gptoss's engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
     };
     let checkpoint = model::open_with(&args.model, &args.engine)?;
     let longest = checkpoint.config.context_length;
@@ -30,7 +30,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     let shortlist = model::shortlist_bytes(&checkpoint, &device, &args.engine).unwrap_or(0);
     let kv_memory = args.engine.fast.kv_memory;
     let flash = kind == EngineKind::Flash;
-    // A GPU's memory is taken by weights first, and the cache takes nine tenths of what is left at most.
+    // On a GPU, weights are allocated first, and the cache takes at most nine tenths of the rest.
     let left = device.memory.map(|bytes| bytes.saturating_sub(checkpoint.weight_bytes()) / 10 * 9);
     let cache_at_most = flash.then(|| cache_bytes(&checkpoint.config, cache, kv_memory, left));
     let setup = |on_gpu| EngineSetup {
@@ -38,13 +38,13 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         on_gpu,
         cache,
         context,
-        // On the CPU, memory comes with what is written.
+        // On the CPU, memory of the pool is allocated when it is written.
         pool: cache_at_most.filter(|_| on_gpu),
         chunk,
         shortlist: if on_gpu { 0 } else { shortlist },
     };
     let plan = MemoryPlan::new(&checkpoint, setup(!device.is_cpu()));
-    // Unless it is told how much, the cache there takes what is left.
+    // Unless a size is given, the cache takes what is left.
     let given = kv_memory.filter(|_| flash);
     let on_apple = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) }).at(Place::Device);
 
@@ -88,7 +88,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes a sequence to `context` tokens as generation does: steps for a prompt, and the last token by itself.
+/// Extends a sequence to `context` tokens like generation does: prompt steps, and a step for the last token.
 fn fill(engine: &mut dyn Engine, context: usize) -> Result<()> {
     let prompt = sample_tokens(0, context.max(2) - 1, engine.config().vocab);
     prefill(engine, SEQUENCE, &prompt, Want::Token(Draw::GREEDY))?.map(Outcome::token).transpose()?;
@@ -98,7 +98,7 @@ fn fill(engine: &mut dyn Engine, context: usize) -> Result<()> {
     Ok(())
 }
 
-/// Predicted beside observed. What the process held before is added to what it was predicted to add.
+/// Predicted and observed memory. The memory that the process used before is added to the prediction.
 fn observed_text(plan: &MemoryPlan, before: &Observed, after: &Observed) -> String {
     let mut text = format!("\n{:38} {:>10} {:>10}\n", "", "predicted", "observed");
     let mut row = |what: &str, predicted: Option<u64>, observed: Option<u64>| {
@@ -114,13 +114,13 @@ fn observed_text(plan: &MemoryPlan, before: &Observed, after: &Observed) -> Stri
     }
     let added = |during_steps| plan.resident(Place::Host, during_steps) + plan.resident(Place::Mapped, during_steps);
     row("resident between steps", before.resident.map(|bytes| bytes + added(false)), after.resident);
-    row("resident at most", before.resident.map(|bytes| bytes + added(true)), after.peak_resident);
+    row("peak resident", before.resident.map(|bytes| bytes + added(true)), after.peak_resident);
     let own = before.anonymous.map(|bytes| bytes + plan.resident(Place::Host, false));
-    row("of it the process's own", own, after.anonymous);
+    row("of it anonymous memory", own, after.anonymous);
     text
 }
 
-/// What a 16 GB Apple machine would say.
+/// Whether the model fits a 16 GB Apple machine.
 fn apple_text(on_gpu: u64) -> String {
     let (need, budget) = (size(on_gpu), size(APPLE_16GB_GPU_BUDGET));
     if on_gpu <= APPLE_16GB_GPU_BUDGET {

@@ -1,5 +1,5 @@
-//! One command a file; each has a `run` that returns the exit status. `setup` has two of a few lines, and `record` is what measurements
-//! say of themselves.
+//! One command per file, each with a `run` that returns the exit status; `setup` contains two short ones, and `record` the description of a
+//! measurement's origin.
 
 pub mod bench;
 pub mod bench_serve;
@@ -27,14 +27,14 @@ pub mod verify;
 
 use std::io::{self, Write, stdout};
 
-/// Writes a result to stdout at once. Unlike `print!`, a reader that has gone away is an error and not a panic.
+/// Writes a result to stdout and flushes it. Unlike with `print!`, a closed pipe is an error and not a panic.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = stdout();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-/// Bytes for a person.
+/// Bytes in readable units.
 pub fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),

@@ -1,4 +1,4 @@
-//! `gptoss peers`: MLX and llama.cpp, installed and listed.
+//! `gptoss peers`: installs and lists MLX and llama.cpp.
 
 use std::process::ExitCode;
 
@@ -46,7 +46,7 @@ fn to_json((peer, found): &Found) -> serde_json::Value {
     json!({ "name": peer.name(), "python": python, "pins": pins(*peer), "missing": missing })
 }
 
-/// The versions that this program asks for.
+/// The versions that this program needs.
 fn pins(peer: Peer) -> Vec<&'static str> {
     let lines = peer.requirements().lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     lines.map(|line| line.split(';').next().unwrap_or(line)).collect()

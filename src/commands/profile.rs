@@ -1,4 +1,4 @@
-//! `gptoss profile`: where a step's time and bytes go.
+//! `gptoss profile`: measures the time and bytes of a step.
 
 use std::io::Write;
 use std::path::Path;
@@ -47,7 +47,7 @@ pub fn run(args: &args::Profile) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was asked for; decode steps at depth 0 if nothing was.
+/// The requested workloads; by default decoding steps at depth 0.
 fn workloads(args: &args::Profile) -> Vec<Workload> {
     let depths = if args.decode.is_empty() && args.prefill.is_empty() { &[0][..] } else { &args.decode };
     let at = |&depth: &usize| args.batch.iter().map(move |&sequences| Workload::Decode { depth, sequences });
@@ -59,10 +59,10 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
     let kind = args.engine.kind();
     let phase = kind
         .phase()
-        .with_context(|| format!("{} shows nothing of its steps; `gptoss bench` times them", kind.title()))?;
+        .with_context(|| format!("{} does not report its operations; `gptoss bench` times them", kind.title()))?;
     let (checkpoint, workloads) = (model::open_with(&args.model, &args.engine)?, workloads(args));
     let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
-    // Before the ceiling: a GPU that waited for its compiler is measured at the clock of an idle one.
+    // Before the ceiling is measured, because a GPU that waited for kernels to be compiled has the clock of an idle one.
     warm_up(&mut *loaded.engine)?;
     let ceiling = ceiling(&loaded.device)?;
     let costs = loaded.costs(&checkpoint);
@@ -102,10 +102,11 @@ fn compare_files(a: &Path, b: &Path) -> Result<ExitCode> {
 
 fn read(path: &Path) -> Result<Vec<Profile>> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let profiles: Vec<Profile> = serde_json::from_slice(&text)
-        .with_context(|| format!("{} holds no profiles; `gptoss profile --json` writes them", path.display()))?;
+    let profiles: Vec<Profile> = serde_json::from_slice(&text).with_context(|| {
+        format!("{} does not contain profiles as written by `gptoss profile --json`", path.display())
+    })?;
     if profiles.iter().any(|profile| profile.steps.is_empty()) || profiles.is_empty() {
-        bail!("{} holds a profile without steps", path.display());
+        bail!("{} contains a profile without steps", path.display());
     }
     Ok(profiles)
 }
@@ -134,7 +135,7 @@ fn watch(mut loaded: LoadedModel, tokens: &[u32]) -> Result<NumericsProbe> {
             let shape = [tokens.len(), loaded.engine.config().vocab];
             probe.see(&|| "logits".into(), &|| (shape, logits.clone()));
         }
-        // The results before them show where it began.
+        // The results before it show where it began.
         Err(error @ EngineError::NotANumber { .. }) => eprintln!("{error}"),
         Err(error) => return Err(error.into()),
     }

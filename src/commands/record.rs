@@ -1,4 +1,4 @@
-//! What a record says of itself, so that somebody else can repeat the measurement.
+//! The origin of a record: all data that is needed to repeat the measurement.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use phase4_profiling::machine;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-/// When, where and by which version and command a measurement of `models` was made.
+/// The date, machine, version and command of a measurement of `models`.
 pub fn origin(models: &[PathBuf]) -> Map<String, Value> {
     let fields = [
         ("date", now()),
@@ -33,12 +33,12 @@ pub fn model(path: &Path, checkpoint: &Checkpoint) -> Value {
     })
 }
 
-/// The name of a model's file or folder: where it lies is nobody else's concern.
+/// The name of a model's file or folder, without its path, which is private.
 pub fn name(model: &Path) -> String {
     model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// This process's arguments, with models by their names.
+/// The arguments of this process, with models replaced by their names.
 fn command(models: &[PathBuf]) -> String {
     let word = |word: String| match models.iter().any(|model| model.as_os_str() == word.as_str()) {
         true => name(Path::new(&word)),

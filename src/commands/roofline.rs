@@ -1,4 +1,4 @@
-//! `gptoss roofline`: the fastest that a device reads and computes.
+//! `gptoss roofline`: measures a device's peak memory bandwidth and arithmetic rate.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `gptoss serve`: the HTTP API.
+//! `gptoss serve`: serves the HTTP API.
 
 use std::io::Write;
 use std::path::Path;
@@ -19,14 +19,14 @@ use crate::args::Serve;
 use crate::embedded::EMBEDDED;
 use crate::model::{self, LoadedModel};
 
-/// For conversations to be written to disk at the end, even if answers get no time.
+/// Time for writing conversations to disk at the end, even if answers get none.
 const LEAST_SPILL_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &Serve) -> Result<ExitCode> {
     let settings = settings(args)?;
     let is_open = settings.keys.is_empty();
     let app = Arc::new(App::new(settings));
-    // The engine has threads of its own; these only carry messages.
+    // The engine has its own threads; these only transfer messages.
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no threads to serve with")?;
     let server = runtime
@@ -34,16 +34,16 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
         .with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
     let address = server.address()?;
     if is_open && !address.ip().is_loopback() {
-        say(&format!("warning: anybody who reaches {address} may use this server; --api-key-file asks for a key"));
+        say(&format!("warning: anyone who can reach {address} can use this server; require a key with --api-key-file"));
     }
-    // Before anybody is told that it runs, so that who stops it then finds it listening.
+    // Installed before the address is printed, so that a signal sent after that is always handled.
     let mut interrupts = {
         let _inside = runtime.enter();
         Interrupts::listen()
     };
     say(&format!("listening on http://{address}"));
 
-    // Requests meanwhile are answered that the model is being loaded.
+    // Until the model is loaded, requests are answered with 503.
     let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
     let serving = runtime.spawn(async move {
         let end = async move {
@@ -70,12 +70,12 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     end(runtime, served.is_ok())
 }
 
-/// Writes a line to stderr. A server goes on where nobody reads it any more.
+/// Writes a line to stderr. The server continues even if stderr is closed.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// What still runs is not waited for.
+/// Does not wait for running work.
 fn end(runtime: Runtime, is_well: bool) -> Result<ExitCode> {
     runtime.shutdown_timeout(Duration::from_secs(1));
     if !is_well {
@@ -93,7 +93,7 @@ fn settings(args: &Serve) -> Result<Settings> {
         let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
         let found = Key::parse_lines(&text);
         if found.is_empty() {
-            bail!("{} holds no key", file.display());
+            bail!("{} contains no API key", file.display());
         }
         keys.extend(found);
     }
@@ -123,9 +123,9 @@ fn load(args: &Serve) -> Result<Model> {
     let disk = match &args.cache_dir {
         Some(folder) => {
             let title = kind.title();
-            let snapshots = engine.snapshots().with_context(|| {
-                format!("{title} remembers nothing that could be saved: --cache-dir needs phase 3 or 5")
-            })?;
+            let snapshots = engine
+                .snapshots()
+                .with_context(|| format!("{title} cannot save sequences: --cache-dir needs phase 3 or 5"))?;
             let identity = Identity {
                 model: fingerprint.clone(),
                 rope: checkpoint.config.rope.ramp.name().into(),
@@ -157,7 +157,7 @@ fn load(args: &Serve) -> Result<Model> {
     })
 }
 
-/// What clients call a model: the name of its file or folder.
+/// The model's name for clients: the name of its file or folder.
 fn name(model: &Path) -> String {
     if model == Path::new(EMBEDDED) {
         return "gptoss-tiny".into();
@@ -166,7 +166,7 @@ fn name(model: &Path) -> String {
     name.map_or_else(|| "gpt-oss".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// What tells the process to stop. One listener hears it all, so that no signal falls between two.
+/// The signals that stop the process. A single listener receives all of them, so that none is missed.
 struct Interrupts {
     #[cfg(unix)]
     signals: Option<[tokio::signal::unix::Signal; 2]>,
@@ -187,7 +187,7 @@ impl Interrupts {
         }
     }
 
-    /// Ends when the process is told to stop, once more if it was before.
+    /// Completes at the next signal.
     async fn next(&mut self) {
         #[cfg(unix)]
         if let Some([terminate, interrupt]) = &mut self.signals {

@@ -1,4 +1,4 @@
-//! `gptoss completions` and `gptoss man`: what a shell and `man` know of this program, made from its arguments.
+//! `gptoss completions` and `gptoss man`: shell completions and man pages, generated from the arguments.
 
 use std::process::ExitCode;
 

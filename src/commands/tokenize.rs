@@ -1,4 +1,4 @@
-//! `gptoss tokenize`: text to tokens and back.
+//! `gptoss tokenize`: converts text to tokens and back.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `gptoss tune`: the quickest variants of phase 5's kernels on a GPU.
+//! `gptoss tune`: finds the fastest variants of phase 5's kernels on a GPU.
 
 use std::process::ExitCode;
 
@@ -17,7 +17,7 @@ pub fn run(args: &Tune) -> Result<ExitCode> {
     let device = ComputeDevice::find(args.device, GptOss::needs(&checkpoint))?;
     eprintln!("device: {} ({})", device.name, device.reason);
     if device.is_cpu() {
-        bail!("only GPUs are tuned; on the CPU phase 5 goes by the instruction set");
+        bail!("only GPUs can be tuned; on the CPU the instruction set selects the kernels");
     }
     let directory = cache_directory().context("this user has no cache directory; set HOME")?;
     let bar = bytes_bar("loading", checkpoint.weight_bytes());
@@ -33,6 +33,6 @@ pub fn run(args: &Tune) -> Result<ExitCode> {
     let Tuned { tuning, default_seconds, seconds } = tuned;
     let path = TunedFor::new(&checkpoint, &device).write(&directory, tuning)?;
     eprintln!("wrote {}", path.display());
-    print(&format!("{:.3} ms a token before, {:.3} ms tuned\n", 1e3 * default_seconds, 1e3 * seconds))?;
+    print(&format!("{:.3} ms per token before, {:.3} ms tuned\n", 1e3 * default_seconds, 1e3 * seconds))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! `gptoss verify`: whether two checkpoints hold the same model.
+//! `gptoss verify`: compares two checkpoints.
 
 use std::fmt::Write;
 use std::process::ExitCode;

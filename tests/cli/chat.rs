@@ -41,7 +41,7 @@ fn chat_asks_for_results() {
     assert_eq!(
         refusal(&["chat", "--device", "cpu", "--tools", &tools, "--session", &path("bare")])
             .replace(&path("bare"), "FILE"),
-        "2: gptoss: FILE holds a conversation that has its instructions; it cannot go on under other --system or --tools"
+        "2: gptoss: FILE already has instructions; they cannot be changed with --system or --tools"
     );
 }
 

@@ -45,7 +45,8 @@ fn doctor_plans_for_the_shape_of_20b_without_a_model() {
     let (on_gpu, for_auto) = (plan["gpu"]["bytes"].as_u64(), plan["gpu"]["bytes_for_auto"].as_u64());
     assert!(on_gpu > Some(file) && for_auto > on_gpu, "{plan}");
 
-    let engine = serde_json::json!({ "engine": "flash", "phase": 5, "device": "cpu", "reason": "asked for by name" });
+    let engine =
+        serde_json::json!({ "engine": "flash", "phase": 5, "device": "cpu", "reason": "selected with --device" });
     assert_eq!(report["engine"], engine);
     let advice = report["advice"].as_array().expect("an array");
     assert!(
@@ -58,11 +59,11 @@ fn doctor_plans_for_the_shape_of_20b_without_a_model() {
         "\nprocessor   ",
         "\nmemory      ",
         "\ngraphics    ",
-        "\nengine      flash (phase 5) on cpu: asked for by name",
+        "\nengine      flash (phase 5) on cpu: selected with --device",
     ] {
         assert!(text.contains(part), "{part:?}: {text}");
     }
-    assert!(text.contains("gpt-oss-20b, which is not here: its shape, with 4096 tokens"), "{text}");
+    assert!(text.contains("gpt-oss-20b (only its shape: no such model was found), with 4096 tokens"), "{text}");
 }
 
 #[test]

@@ -47,12 +47,12 @@ fn a_forgotten_prompt_is_named() {
         ["20b.gguf", "my models/gpt oss.GGUF", "reference/goldens/even", "embedded", "ollama:gpt-oss:20b", "./x y"]
     {
         let expected =
-            format!("2: gptoss: `{model}` seems to be a model, and no prompt follows: gptoss generate MODEL PROMPT");
+            format!("2: gptoss: `{model}` looks like a model; a prompt is missing: gptoss generate MODEL PROMPT");
         assert_eq!(refusal(&["generate", model]), expected);
     }
     assert_eq!(
         refusal(&["generate", "embedded", "--jsn"]),
-        "2: gptoss: `--jsn` is no flag of `generate`; put -- before a prompt that looks like one"
+        "2: gptoss: `generate` has no flag `--jsn`; put -- before a prompt that looks like one"
     );
     assert_eq!(refusal(&["generate", "embedded", "Once", "--jsn"]), "2: error: unexpected argument '--jsn' found");
     assert_eq!(
@@ -104,8 +104,8 @@ fn minus_one_is_no_limit_and_no_seed() {
     let object = json(&[&drawn[..], &["--json", "--seed", "-1"]].concat());
     assert_eq!(object["tokens"].as_array().expect("an array").len(), 3);
     let refused = |flag: &str, value: &str| refusal(&["generate", "embedded", "Once", flag, value]);
-    assert!(refused("-n", "-2").ends_with("expected a whole number, or -1 for as many as the context holds"));
-    assert!(refused("--seed", "-2").ends_with("expected a whole number, or -1 for another one in every run"));
+    assert!(refused("-n", "-2").ends_with("expected a whole number, or -1 for the rest of the context"));
+    assert!(refused("--seed", "-2").ends_with("expected a whole number, or -1 for a different seed in every run"));
     assert!(refused("--date", "2026-13-01").ends_with("expected a day such as 2026-11-23"));
 }
 

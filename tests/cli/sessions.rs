@@ -86,7 +86,7 @@ fn a_conversation_goes_on() {
     assert!((1..30).contains(&prompt_tokens), "{prompt_tokens}");
     assert_eq!(
         refusal(&["chat", "--device", "cpu", "--session", &file, "--system", "Rhyme."]).replace(&file, "FILE"),
-        "2: gptoss: FILE holds a conversation that has its instructions; it cannot go on under other --system or --tools"
+        "2: gptoss: FILE already has instructions; they cannot be changed with --system or --tools"
     );
 }
 

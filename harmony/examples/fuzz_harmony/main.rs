@@ -1,4 +1,4 @@
-//! The parser over random and damaged streams, without a fuzzer:
+//! Tests the parser with random and damaged streams, without a fuzzer:
 //! `cargo run --release -p harmony --example fuzz_harmony -- --runs 10000000 --seed 1`.
 
 mod property;
@@ -10,10 +10,10 @@ use property::{CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, word};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// A number behind an argument's name.
+/// The number after a command-line argument.
 fn argument(name: &str) -> Option<u64> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
-    arguments.next().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} takes a number, not {value}")))
+    arguments.next().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} needs a number, not {value}")))
 }
 
 fn main() {
@@ -40,7 +40,7 @@ fn main() {
     }
 }
 
-/// Settings and a stream: half of them well-formed turns with some damage, the others anything.
+/// Settings and a stream: half of the streams are well-formed turns with some damage, the others random bytes.
 fn stream(rng: &mut impl Rng) -> Vec<u8> {
     let mut data = if rng.random() { turn(rng) } else { anything(rng) };
     for _ in 0..rng.random_range(0..6) {
@@ -57,12 +57,12 @@ fn one_of<T: Copy>(rng: &mut impl Rng, of: &[T]) -> T {
 
 fn anything(rng: &mut impl Rng) -> Vec<u8> {
     let length = rng.random_range(0..40);
-    // Control tokens are rare among all bytes.
+    // Control tokens would be rare among uniform bytes.
     let byte = |_| if rng.random_bool(0.4) { rng.random_range(0..8) } else { rng.random() };
     (0..length).map(byte).collect()
 }
 
-/// A turn as a model should write it.
+/// A well-formed turn.
 fn turn(rng: &mut impl Rng) -> Vec<u8> {
     let mut data = Vec::new();
     let count = rng.random_range(1..4);
@@ -95,11 +95,11 @@ fn text(rng: &mut impl Rng, data: &mut Vec<u8>) {
     data.extend((0..rng.random_range(0..6)).map(|_| word(one_of(rng, &words))));
 }
 
-/// A byte more, less, changed or moved, or a piece repeated or cut off.
+/// Adds, removes, changes or moves a byte, repeats a piece or cuts the stream.
 fn damage(rng: &mut impl Rng, data: &mut Vec<u8>) {
     let at = rng.random_range(0..=data.len());
     if at == data.len() || rng.random_bool(0.3) {
-        // A control token, a word, half a character or anything.
+        // A control token, a word, half a character or any byte.
         let new = match rng.random_range(0..4) {
             0 => vec![rng.random_range(0..8)],
             1 => vec![rng.random_range(8..48)],

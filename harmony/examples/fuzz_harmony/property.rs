@@ -1,5 +1,5 @@
-//! What holds of the parser for any stream of tokens: it never panics, and no byte of the stream is lost. Shared by the example
-//! `fuzz_harmony` and the fuzz target `harmony`.
+//! The property that the parser must have for any stream of tokens: it never panics, and every byte of the stream is accounted for. Shared
+//! by the example `fuzz_harmony` and the fuzz target `harmony`.
 
 use std::collections::BTreeMap;
 use std::mem::take;
@@ -19,11 +19,11 @@ static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     Checkpoint::from_folder_bytes("mlx-q8", &files).expect("opens").tokenizer().expect("builds")
 });
 
-/// The control tokens that the parser knows.
+/// The control tokens of the parser.
 const CONTROL: [&str; 8] =
     ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>", "<|constrain|>", "<|endoftext|>"];
 
-/// What stands in headers and in texts.
+/// Words of headers and texts.
 const WORDS: [&str; 40] = [
     "assistant",
     "analysis",
@@ -67,10 +67,10 @@ const WORDS: [&str; 40] = [
     "to",
 ];
 
-/// Strings that may end a turn; a byte says which do.
+/// Possible stop strings; a byte of the settings selects some.
 const STOPS: [&str; 8] = ["q", "é", "it u", "Lo", "}", "json", "👋q", "\n\n"];
 
-/// Bytes that stand for tokens, so that whoever writes a stream need not know how they are read.
+/// Bytes that encode control tokens, so that a generator of streams does not depend on the encoding.
 pub const START: u8 = 0;
 pub const CHANNEL: u8 = 1;
 pub const MESSAGE: u8 = 2;
@@ -83,7 +83,7 @@ const FIRST_BYTE: u8 = FIRST_WORD + WORDS.len() as u8;
 const FIRST_TOKEN: u8 = 128;
 const FIRST_UNKNOWN: u8 = 250;
 
-/// The byte that stands for a word.
+/// The byte that encodes a word.
 pub fn word(text: &str) -> u8 {
     let index = WORDS.iter().position(|&word| word == text).expect("a word of the list");
     FIRST_WORD + index as u8
@@ -111,7 +111,7 @@ impl Vocabulary {
         self.control.iter().zip(CONTROL).find_map(|(&control, name)| (control == token).then_some(name))
     }
 
-    /// The tokens that bytes stand for: control tokens, words, single bytes, any tokens, and some that do not exist.
+    /// The tokens encoded by bytes: control tokens, words, single bytes, any tokens, and invalid ones.
     fn tokens(&self, data: &[u8]) -> Vec<u32> {
         let vocabulary = TOKENIZER.vocab() as u32;
         let mut tokens = Vec::new();
@@ -131,7 +131,7 @@ impl Vocabulary {
         tokens
     }
 
-    /// The same stream with some tokens in single bytes, as a number says.
+    /// The same stream with some tokens split into single bytes, selected by a number.
     fn cut(&self, tokens: &[u32], mut number: u64) -> Vec<u32> {
         let mut cut = Vec::with_capacity(tokens.len());
         for &token in tokens {
@@ -147,7 +147,7 @@ impl Vocabulary {
     }
 }
 
-/// How a stream is read.
+/// The settings of the parser.
 struct Settings {
     functions: Vec<Function>,
     stops: Vec<String>,
@@ -160,15 +160,14 @@ impl Settings {
     }
 }
 
-/// Panics if the parser loses something of the stream that `data` stands for: two bytes of settings, and the tokens. Returns the
-/// number of tokens.
+/// Panics if the parser loses part of the stream in `data`: two bytes of settings, and the tokens. Returns the number of tokens.
 pub fn check(data: &[u8]) -> usize {
     let (&[declares, stops], data) = data.split_first_chunk().unwrap_or((&[0, 0], data));
     let function = |name: &str| Function { name: name.into(), description: None, parameters: None };
     let declared = ["f", "get_json"].map(function);
     let settings = Settings {
         functions: if declares & 1 == 0 { declared.to_vec() } else { Vec::new() },
-        // Most streams have none.
+        // Most streams have no stop strings.
         stops: match declares & 2 {
             0 => Vec::new(),
             _ => (0..8).filter(|bit| stops >> bit & 1 == 1).map(|bit| STOPS[bit].to_owned()).collect(),
@@ -181,14 +180,14 @@ pub fn check(data: &[u8]) -> usize {
     let cut = Reading::of(&settings, &VOCABULARY.cut(&tokens, number));
     assert_eq!(whole, cut, "it depends on how the text is cut into tokens");
 
-    // As a conversation the stream is read or refused.
+    // Read as a conversation, the stream is either parsed or refused.
     let harmony = Harmony::new(&TOKENIZER).expect("harmony's control tokens");
     let begins = tokens.first() == Some(&VOCABULARY.control[usize::from(START)]);
     assert_eq!(harmony.parse_conversation(&tokens).is_ok(), begins);
     tokens.len()
 }
 
-/// What a parser made of a stream.
+/// The parser's results for a stream.
 #[derive(Debug, PartialEq)]
 struct Reading {
     messages: Vec<Message>,
@@ -198,7 +197,7 @@ struct Reading {
 }
 
 impl Reading {
-    /// Reads a stream and accounts for each of its bytes.
+    /// Parses a stream and accounts for each of its bytes.
     fn of(settings: &Settings, tokens: &[u32]) -> Reading {
         let mut account = Account::default();
         let mut parser = settings.parser();
@@ -231,33 +230,33 @@ impl Reading {
     }
 }
 
-/// The parser's warning of words that it takes for a message.
+/// The parser's warning about words that it treats as a message.
 const SPEECH: &str = "a message without a header";
 
-/// Where the text of a stream went. It knows of the parser's state only what that shows.
+/// Accounts for the text of a stream, using only the public state of the parser.
 #[derive(Default)]
 struct Account {
-    /// Bytes behind the last control token.
+    /// Bytes after the last control token.
     segment: Vec<u8>,
     /// Whether words without a header began a message in this segment.
     is_speech: bool,
-    /// The header under way, with the names of the control tokens in it.
+    /// The open header, including the names of control tokens in it.
     header: String,
-    /// Bytes of text in it.
+    /// Number of text bytes in it.
     header_text: usize,
-    /// What each message has to say.
+    /// The expected content of each message.
     contents: Vec<String>,
-    /// Messages as the deltas tell them.
+    /// Messages assembled from the deltas.
     told: Vec<Message>,
     warned: Vec<String>,
     is_open: bool,
-    /// Bytes of text in the stream, and how many of them were no content: headers, and white space between messages.
+    /// Number of text bytes in the stream, and how many of them were not content: headers, and white space between messages.
     read: usize,
     structure: usize,
 }
 
 impl Account {
-    /// Messages begin and end in turn, and text stands in between.
+    /// Checks that messages begin and end alternately, with text in between.
     fn tell(&mut self, deltas: &[Delta]) {
         for delta in deltas {
             match delta {
@@ -281,7 +280,7 @@ impl Account {
         }
     }
 
-    /// A token of text.
+    /// Records a token of text.
     fn text(&mut self, bytes: &[u8], deltas: &[Delta]) {
         self.segment.extend(bytes);
         self.is_speech |= warnings(deltas).any(|warning| warning == SPEECH);
@@ -289,12 +288,12 @@ impl Account {
 
     /// A control token, or the end of the stream, ends a segment of text.
     fn control(&mut self, control: Option<&str>, was_open: bool, deltas: &[Delta], parser: &Parser<'_>) {
-        // Half a character may have been what showed that the header is none.
+        // The rest of a held-back character may have shown that the text is not a header.
         self.is_speech |= !was_open && warnings(deltas).any(|warning| warning == SPEECH);
         let is_open = was_open || self.is_speech;
         self.segment_ends(is_open);
         match control {
-            // A stop string came before it.
+            // A stop string ended the message before it.
             _ if is_open && parser.stop_string().is_some() => {}
             Some("<|channel|>") if is_open => self.header = "<|channel|>".into(),
             _ if is_open => {}
@@ -323,7 +322,7 @@ impl Account {
         }
     }
 
-    /// The header is accounted for; some bytes of it are content.
+    /// Marks the header as accounted for; `content` of its bytes are content.
     fn header_ends(&mut self, content: usize) {
         self.structure += take(&mut self.header_text) - content;
         self.header.clear();
@@ -333,12 +332,12 @@ impl Account {
         warnings(deltas).any(|warning| warning.contains(&format!("`{}`", self.header)))
     }
 
-    /// A header that leads to no message is quoted. What it says may be a message besides.
+    /// A header without a message must be quoted in a warning. Text in it may also become a message.
     fn abandoned(&mut self, control: Option<&str>, deltas: &[Delta], stop: Option<&str>) {
         let is_quoted = self.is_quoted(deltas);
         assert!(is_quoted || self.header.trim().is_empty(), "{:?} is lost", self.header);
         if !is_quoted && control == Some("<|endoftext|>") {
-            // White space between messages stays under way.
+            // White space between messages stays in the open header.
             return;
         }
         if !deltas.iter().any(|delta| matches!(delta, Delta::Begin(_))) {
@@ -355,7 +354,7 @@ impl Account {
         self.contents.push(content);
     }
 
-    /// Each byte of a header is in one of its fields, or a warning quotes the header.
+    /// Each byte of a header must be in one of its fields, or a warning must quote the header.
     fn check_header(&self, header: &Header, deltas: &[Delta]) {
         if self.is_quoted(deltas) {
             return;
@@ -363,7 +362,7 @@ impl Account {
         let Header { role, name, recipient, channel, content_type } = header;
         assert!(*role == Role::Assistant && channel.is_some(), "{:?} as {header:?} is worth a warning", self.header);
         let mut fields = String::new();
-        // The first header's role stands before the stream.
+        // The role of the first header is before the stream.
         if self.header.trim_start().starts_with(role.name()) {
             fields += role.name();
             fields.extend(name.iter().map(|name| format!(":{name}")));
@@ -383,7 +382,7 @@ impl Account {
         assert_eq!(sorted(&fields), sorted(&self.header), "{:?} as {header:?}", self.header);
     }
 
-    /// The balance.
+    /// Checks the totals at the end.
     fn close(mut self, parser: &Parser<'_>, stops: &[String]) {
         assert!(!self.is_open, "a message without an end");
         assert_eq!(self.told, parser.messages(), "the deltas tell something else");
@@ -403,7 +402,7 @@ impl Account {
         assert_eq!(said, self.contents);
     }
 
-    /// The stop string ends the last message, at the first place where one is complete.
+    /// A stop string must end the last message, at the first place where one is complete.
     fn stopped(&mut self, parser: &Parser<'_>, stop: &str, stops: &[String]) {
         if !self.segment.is_empty() {
             self.segment_ends(true);

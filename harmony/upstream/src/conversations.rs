@@ -1,4 +1,4 @@
-//! Random conversations: what both write, and what both read of that.
+//! Random conversations: compares what both implementations render and parse.
 
 use harmony::{DeveloperPrompt, Function, Message, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 use openai_harmony::chat::{self, Content, DeveloperContent, SystemContent, ToolDescription};
@@ -22,7 +22,7 @@ pub fn check(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Result<usize, String> {
     let whole: Vec<u32> = ours.iter().flat_map(|message| pair.ours.render(message)).collect();
     pair.same_tokens("the conversation", &whole, &rendered(pair, theirs.iter(), false)?)?;
 
-    // Which reasoning a prompt leaves out is not always the same: see the README. Where it is not, their crate gets what is kept.
+    // The two rules about earlier reasoning differ in some cases: see the README. In these, OpenAI's crate gets the messages that we keep.
     let kept = without_old_reasoning(&ours);
     let mut prompt = match kept == kept_by_openai(&ours) {
         true => rendered(pair, theirs.iter(), true)?,
@@ -31,7 +31,7 @@ pub fn check(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Result<usize, String> {
     prompt.extend(pair.ours.opening());
     pair.same_tokens("the prompt", &pair.ours.render_prompt(&ours), &prompt)?;
 
-    // What was written reads back.
+    // The rendered conversation must parse back to the messages.
     if !ours.is_empty() {
         let read = pair.ours.parse_conversation(&whole).map_err(|error| error.to_string())?;
         turns::same_messages("our reading", &read, &ours)?;
@@ -50,25 +50,26 @@ fn rendered<'m>(
     messages: impl Iterator<Item = &'m chat::Message>,
     drops: bool,
 ) -> Result<Vec<u32>, String> {
-    // The type is not exported. Its default drops reasoning; without it nothing is dropped.
+    // The type is not exported. Its default drops reasoning; without a configuration nothing is dropped.
     let config = drops.then(Default::default);
     pair.theirs.render_conversation(messages, config.as_ref()).map_err(|error| format!("{error:#}"))
 }
 
-/// Indices of what is left without the reasoning before the last final answer.
+/// Indices of the messages that remain without the reasoning before the last final answer.
 fn without_old_reasoning(messages: &[Message]) -> Vec<usize> {
     let last = messages.iter().rposition(is_final);
     kept(messages, |index| last.is_none_or(|last| index > last))
 }
 
-/// Of what OpenAI's crate leaves: without the reasoning before the first final answer, if the assistant's last message is one.
+/// Indices of the messages that OpenAI's crate keeps: without the reasoning before the first final answer, if the assistant's last message
+/// is one.
 fn kept_by_openai(messages: &[Message]) -> Vec<usize> {
     let ends = messages.iter().rfind(|message| message.role == Role::Assistant).is_some_and(is_final);
     let first = messages.iter().position(is_final).filter(|_| ends);
     kept(messages, |index| first.is_none_or(|first| index > first))
 }
 
-/// Everything but the reasoning that is too old.
+/// Indices of all messages except earlier reasoning.
 fn kept(messages: &[Message], is_new: impl Fn(usize) -> bool) -> Vec<usize> {
     let is_kept = |&index: &usize| messages[index].channel.as_deref() != Some("analysis") || is_new(index);
     (0..messages.len()).filter(is_kept).collect()
@@ -78,7 +79,8 @@ fn is_final(message: &Message) -> bool {
     message.role == Role::Assistant && message.channel.as_deref() == Some("final")
 }
 
-/// OpenAI's crate reads no names of persons, no tool without a recipient, and takes a content type without a recipient for one.
+/// OpenAI's crate does not parse names of persons or tools without a recipient, and takes a content type without a recipient for a
+/// recipient.
 fn is_read_by_openai(message: &Message) -> bool {
     let has_recipient = message.recipient.is_some();
     let named = if message.role == Role::Tool { has_recipient } else { message.name.is_none() };
@@ -126,7 +128,7 @@ fn system_content(system: &SystemPrompt) -> SystemContent {
     }
 }
 
-/// OpenAI's crate has no response formats. They are put together here as its document on the format shows them.
+/// OpenAI's crate has no response formats. They are assembled here as its documentation of the format shows them.
 fn developer_contents(developer: &DeveloperPrompt) -> Vec<Content> {
     let formats = developer.response_formats.iter().map(|format| {
         let description = format.description.iter().flat_map(|text| text.lines()).map(|line| format!("// {line}\n"));
@@ -142,7 +144,7 @@ fn developer_contents(developer: &DeveloperPrompt) -> Vec<Content> {
         });
         content = content.with_function_tools(tools.collect());
     } else if let Some(formats) = formats {
-        // One text, since texts are encoded one by one.
+        // A single text, because texts are encoded separately.
         let text = match &content.instructions {
             Some(instructions) => format!("# Instructions\n\n{instructions}\n\n{formats}"),
             None => formats,

@@ -1,5 +1,5 @@
-//! Random conversations and turns through this repository's `harmony` and through OpenAI's `openai-harmony`: both have to write the
-//! same tokens and to read the same messages.
+//! Runs random conversations and turns through this repository's `harmony` and OpenAI's `openai-harmony`: both must render the same tokens
+//! and parse the same messages.
 
 mod conversations;
 mod schemas;
@@ -19,12 +19,12 @@ use rand_chacha::ChaCha8Rng;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Conversations, and as many turns
+    /// Number of conversations, and of turns
     #[arg(long, default_value_t = 10_000)]
     count: u64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Runs this case alone
+    /// Run only this case
     #[arg(long)]
     case: Option<u64>,
 }
@@ -49,7 +49,7 @@ impl Pair<'_> {
         self.bytes[usize::from(byte)]
     }
 
-    /// An error that shows two lists of tokens if they differ.
+    /// Returns an error that shows where two lists of tokens differ.
     fn same_tokens(&self, what: &str, ours: &[u32], theirs: &[u32]) -> Result<(), String> {
         if ours == theirs {
             return Ok(());
@@ -63,7 +63,7 @@ impl Pair<'_> {
     }
 }
 
-/// Each case has random numbers of its own, so that it can be repeated alone.
+/// Each case has its own random numbers, so that it can be repeated alone.
 fn random(seed: u64, case: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(case);

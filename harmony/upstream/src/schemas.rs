@@ -1,13 +1,13 @@
-//! Random JSON schemas of what functions take.
+//! Random JSON schemas of function parameters.
 //!
-//! Left out is what `harmony` writes in its own way, because OpenAI's crate loses what it says: see `harmony::DeveloperPrompt`.
+//! Omits what `harmony` deliberately writes differently, because OpenAI's crate loses it: see `harmony::DeveloperPrompt`.
 
 use rand::{Rng, RngExt};
 use serde_json::{Map, Value, json};
 
 use crate::text::{line, maybe, name, one_of};
 
-/// An object, as a function takes it; seldom anything else.
+/// Usually an object, as functions have it; sometimes anything else.
 pub fn parameters(rng: &mut impl Rng) -> Value {
     match rng.random_range(0..12) {
         0 => json!({}),
@@ -21,7 +21,7 @@ pub fn parameters(rng: &mut impl Rng) -> Value {
     }
 }
 
-/// Any schema, with values within values `depth` levels deep.
+/// Any schema, with at most `depth` levels of nesting.
 pub fn schema(rng: &mut impl Rng, depth: usize) -> Value {
     let mut schema = match rng.random_range(0..if depth > 0 { 16 } else { 9 }) {
         0..3 => string(rng),
@@ -88,21 +88,21 @@ fn object(rng: &mut impl Rng, depth: usize) -> Map<String, Value> {
     schema
 }
 
-/// What any schema may say.
+/// Adds keys that any schema may have.
 fn decorate(rng: &mut impl Rng, schema: &mut Map<String, Value>) {
     let default = match schema.get("enum").and_then(Value::as_array).filter(|values| !values.is_empty()) {
         Some(values) if rng.random_bool(0.7) => one_of(rng, values),
         _ => value(rng, 2),
     };
     if let Some(Value::Array(variants)) = schema.get("oneOf") {
-        // A description that the first variant repeats is lost.
+        // OpenAI's crate loses a description that the first variant repeats.
         let first = variants.first().and_then(|variant| variant.get("description"));
         let of_all = maybe(rng, 0.4, line).filter(|text| first.is_none_or(|first| first != text.as_str()));
         schema.extend(of_all.map(|text| ("description".to_owned(), text.into())));
     } else {
         schema.extend(maybe(rng, 0.4, line).map(|text| ("description".to_owned(), text.into())));
     }
-    // So is `nullable` where the word "null" occurs anywhere.
+    // It also loses `nullable` if the word "null" occurs anywhere.
     let type_keys = ["enum", "items", "properties", "oneOf", "description"];
     let mentions_null =
         type_keys.iter().filter_map(|key| schema.get(*key)).any(|value| value.to_string().contains("null"));
@@ -112,7 +112,7 @@ fn decorate(rng: &mut impl Rng, schema: &mut Map<String, Value>) {
         ("examples", maybe(rng, 0.15, |rng| (0..rng.random_range(0..3)).map(|_| value(rng, 1)).collect())),
         ("default", Some(default).filter(|_| rng.random_bool(0.3))),
         ("nullable", nullable.map(Value::from)),
-        // Nobody shows these.
+        // Neither implementation writes these keys.
         ("additionalProperties", maybe(rng, 0.1, |rng| rng.random::<bool>().into())),
         ("minimum", maybe(rng, 0.05, |_| 3.into())),
         ("pattern", maybe(rng, 0.05, |rng| line(rng).into())),
@@ -120,7 +120,7 @@ fn decorate(rng: &mut impl Rng, schema: &mut Map<String, Value>) {
     schema.extend(extras.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
 }
 
-/// A JSON value without line breaks. Numbers have no exponent: how that is written depends on the version of `serde_json`.
+/// A JSON value without line breaks. Numbers have no exponent, because its format depends on the version of `serde_json`.
 fn value(rng: &mut impl Rng, depth: usize) -> Value {
     match rng.random_range(0..if depth > 0 { 8 } else { 6 }) {
         0 => Value::Null,

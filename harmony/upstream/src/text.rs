@@ -3,7 +3,7 @@
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 
-/// Pieces that texts are made of: words, code, white space, other scripts, and text that looks like structure.
+/// Building blocks of texts: words, code, white space, other scripts, and text that looks like structure.
 const PIECES: [&str; 48] = [
     "weather",
     " in",
@@ -57,7 +57,7 @@ const PIECES: [&str; 48] = [
 
 const BREAKS: [&str; 5] = ["\n", "\n\n", "\r\n", "\n  ", " \n"];
 
-/// Any text, empty ones and several lines among them.
+/// Any text, including empty ones and several lines.
 pub fn text(rng: &mut impl Rng) -> String {
     let pieces = match rng.random_range(0..10) {
         0 => 0,
@@ -83,7 +83,7 @@ pub fn name(rng: &mut impl Rng) -> String {
         ["get", "set", "_", "-", ".", "weather", "json", "Note", "x", "7", "function", "code", "final", "tool"];
     let parts = rng.random_range(1..4);
     let name: String = (0..parts).map(|_| *PARTS.choose(rng).expect("not empty")).collect();
-    // A number apart keeps it from being a word that a header knows.
+    // The number keeps the name from being a word that headers use.
     format!("{name}{}", rng.random_range(0..1000)) + if rng.random_bool(0.2) { "json" } else { "" }
 }
 
@@ -92,7 +92,7 @@ pub fn one_of<T: Clone>(rng: &mut impl Rng, of: &[T]) -> T {
     of.choose(rng).expect("not empty").clone()
 }
 
-/// Sometimes a value.
+/// A value with the given probability.
 pub fn maybe<T, R: Rng>(rng: &mut R, probability: f64, value: impl FnOnce(&mut R) -> T) -> Option<T> {
     rng.random_bool(probability).then(|| value(rng))
 }

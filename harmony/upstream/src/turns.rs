@@ -1,4 +1,4 @@
-//! Random turns of the assistant, in the forms that a model may write: what both read.
+//! Random turns of the assistant, in the forms that models write: compares what both implementations parse.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::Pair;
 use crate::text::{maybe, name, one_of, text};
 
-/// What a message of the assistant may be.
+/// A random message of the assistant.
 pub fn said(rng: &mut ChaCha8Rng) -> Message {
     if rng.random_bool(0.35) {
         return call(rng);
@@ -33,7 +33,7 @@ pub fn call(rng: &mut ChaCha8Rng) -> Message {
     Message { recipient: Some(recipient), content_type, ..Message::assistant(channel, text(rng)) }
 }
 
-/// Returns the number of tokens that both read.
+/// Returns the number of tokens that both parsed.
 pub fn check(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Result<usize, String> {
     let turn = turn(pair, rng);
     let mut parser = pair.ours.parser().with_functions(&turn.functions);
@@ -54,7 +54,7 @@ pub fn check(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Result<usize, String> {
     Ok(turn.tokens.len())
 }
 
-/// An error that shows the first message in which two lists differ.
+/// Returns an error that shows the first message in which two lists differ.
 pub fn same_messages(what: &str, read: &[Message], expected: &[Message]) -> Result<(), String> {
     if read == expected {
         return Ok(());
@@ -68,7 +68,7 @@ struct Turn {
     /// Declared functions.
     functions: Vec<Function>,
     meant: Vec<Message>,
-    /// Where OpenAI's crate is wrong, what it makes of it; otherwise as meant.
+    /// If OpenAI's crate is wrong, its result; otherwise the intended messages.
     read_by_openai: Vec<Message>,
 }
 
@@ -77,7 +77,7 @@ fn turn(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Turn {
     let mut turn = Turn { tokens: Vec::new(), functions: Vec::new(), meant: Vec::new(), read_by_openai: Vec::new() };
     let mut declared = BTreeSet::new();
     for index in 0..count {
-        // A turn begins behind `<|start|>assistant`. What its calls gave back may stand in it.
+        // A turn begins after `<|start|>assistant`. Results of its calls may be part of it.
         let message = match index > 0 && rng.random_bool(0.1) {
             true => Message::result_of(&call(rng), text(rng)),
             false => said(rng),
@@ -95,7 +95,7 @@ fn turn(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Turn {
         content(pair, &message.content, rng, &mut turn.tokens);
         let is_last = index + 1 == count;
         match message.is_call() {
-            // It may be cut off where the tokens run out.
+            // The turn may be truncated.
             _ if is_last && rng.random_bool(0.1) => {}
             true => control(pair, "<|call|>", &mut turn.tokens),
             false => control(pair, if is_last { "<|return|>" } else { "<|end|>" }, &mut turn.tokens),
@@ -112,11 +112,11 @@ fn turn(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Turn {
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     Usual,
-    /// A content type without a recipient, which OpenAI's crate takes for one.
+    /// A content type without a recipient, which OpenAI's crate takes for a recipient.
     KindAlone,
-    /// `functions.fjson`: the content type ran into the name.
+    /// `functions.fjson`: the content type is joined to the name.
     RunIn,
-    /// `f`: without `functions.`.
+    /// `f`: without the prefix `functions.`.
     Bare,
 }
 
@@ -153,7 +153,7 @@ impl Form {
     }
 }
 
-/// The header from behind the author to `<|message|>`: with the recipient in front of the channel or behind it.
+/// The header from after the author to `<|message|>`, with the recipient before or after the channel.
 fn header(pair: &Pair<'_>, message: &Message, form: Form, rng: &mut ChaCha8Rng, tokens: &mut Vec<u32>) {
     let encode = |text: &str| pair.ours.tokenizer().encode(text);
     let recipient = form.recipient(message).map(|recipient| format!(" to={recipient}"));
@@ -171,7 +171,7 @@ fn header(pair: &Pair<'_>, message: &Message, form: Form, rng: &mut ChaCha8Rng, 
     if let Some(kind) = form.kind(message) {
         match kind.strip_prefix("<|constrain|>") {
             Some(constrained) => {
-                // Models leave out the space.
+                // Models sometimes omit the space.
                 tokens.extend(encode(if rng.random() { " " } else { "" }));
                 control(pair, "<|constrain|>", tokens);
                 tokens.extend(encode(constrained));
@@ -182,7 +182,7 @@ fn header(pair: &Pair<'_>, message: &Message, form: Form, rng: &mut ChaCha8Rng, 
     control(pair, "<|message|>", tokens);
 }
 
-/// A text in the tokens that the tokenizer makes of it, or cut at random places, in the middle of characters too.
+/// The tokens of a text: the tokenizer's, or split at random places, even inside characters.
 fn content(pair: &Pair<'_>, text: &str, rng: &mut ChaCha8Rng, tokens: &mut Vec<u32>) {
     let tokenizer = pair.ours.tokenizer();
     let usual = tokenizer.encode(text);

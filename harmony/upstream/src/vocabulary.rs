@@ -8,10 +8,10 @@ use openai_harmony::{HarmonyEncoding, HarmonyEncodingName};
 use phase1_loading::{Checkpoint, Tokenizer};
 use synthetic::SyntheticModel;
 
-/// Tokens of o200k_base, in front of the control tokens.
+/// Tokens of o200k_base; control tokens follow.
 const RANKS: u32 = 199_998;
 
-/// From a synthetic model's file.
+/// The tokenizer of a synthetic model's file.
 pub fn ours() -> Tokenizer {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("o200k.gguf");
@@ -21,7 +21,7 @@ pub fn ours() -> Tokenizer {
     Checkpoint::open(&path).expect("opened").tokenizer().expect("built")
 }
 
-/// From `o200k_base.tiktoken`, which tiktoken-rs has compiled in. OpenAI's crate compares the file's SHA-256 with its own.
+/// Written to a file `o200k_base.tiktoken` from the data that tiktoken-rs contains. OpenAI's crate checks the file's SHA-256.
 pub fn theirs() -> HarmonyEncoding {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let tiktoken = tiktoken_rs::o200k_harmony_singleton();

@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    /// Values of one size: whatever it is, a scale's subnormals and what no scale reaches among them.
+    /// Values of any one magnitude, including magnitudes that need a subnormal scale or exceed the largest one.
     fn block() -> impl Strategy<Value = [f32; BLOCK]> {
         let share =
             prop_oneof![6 => -1.0f32..1.0, 1 => Just(0.0), 1 => Just(1.0), 1 => Just(-1.0), 1 => -0.01f32..0.01];
@@ -99,7 +99,7 @@ mod tests {
                 prop_assert!(largest < SMALLEST_SCALE / 2.0 && codes == [0; BLOCK]);
                 return Ok(());
             }
-            // No smaller scale would do, but for the last bit of a division.
+            // No smaller scale suffices, up to the last bit of the division.
             let exact = largest / LARGEST_CODE;
             prop_assert!(exact <= scale * 1.000_001, "{largest} under {scale}");
             prop_assert!(scale <= (exact * 1.125).max(exact + SMALLEST_SCALE) * 1.000_001, "{largest} under {scale}");

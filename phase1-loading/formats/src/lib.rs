@@ -1,7 +1,7 @@
 //! The number formats that weights are stored in and that keys and values are cached in: sizes, encoding and decoding.
 //!
-//! All engines and kernel crates share these definitions. The feature `cube` adds versions for CubeCL kernels. This crate knows no files,
-//! tensors or devices.
+//! All engines and kernel crates share these definitions. The feature `cube` adds versions for CubeCL kernels. This crate has no notion of
+//! files, tensors or devices.
 
 pub mod cache_block;
 mod cache_format;

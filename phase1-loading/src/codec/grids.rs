@@ -1,6 +1,7 @@
-//! The points that the IQ2 and IQ3 formats choose from, as ggml defines them: a row of a table is one point.
+//! The tables of points of the IQ2 and IQ3 formats, as ggml defines them. Each entry is one point.
 //!
-//! A point of IQ2 has eight values of two bits, the first in the lowest; one of IQ3 has four of three bits, each in a nibble.
+//! A point of IQ2 has eight values of two bits, the first in the lowest bits; a point of IQ3 has four values of three bits, each in a
+//! nibble.
 
 #[rustfmt::skip]
 pub(super) const IQ2_XXS: [u16; 256] = [

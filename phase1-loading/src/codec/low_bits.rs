@@ -1,10 +1,10 @@
-//! Unpacking of further formats of 256 values a block that GGUF files come in: two and three bits, IQ4_XS, and ternary ones.
+//! Unpacking of more GGUF formats with 256 values per block: two and three bits, IQ4_XS, and ternary.
 //!
 //! The order of the arithmetic is the `gguf` package's.
 
 use super::blocks::{IQ4, SUPER_BLOCK, half};
 
-/// Code `e` of two bits. Each half of a block has 32 bytes, of which byte `i` has the values `i`, `32 + i`, `64 + i` and `96 + i`.
+/// Code `e` of two bits. Each half of a block has 32 bytes; byte `i` holds the values `i`, `32 + i`, `64 + i` and `96 + i`.
 fn two_bits(codes: &[u8], e: usize) -> u8 {
     codes[e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3
 }
@@ -19,7 +19,7 @@ pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// Sixteen runs of 16, each `(d · (scale − 32)) · code`. A code is two bits, less 4 unless bit `e / 32` of byte `e % 32` is set.
+/// Sixteen runs of 16, each `(d · (scale − 32)) · code`. A code is two bits, minus 4 unless bit `e / 32` of byte `e % 32` is set.
 pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(&block[108..]);
     for (e, value) in values.iter_mut().enumerate() {
@@ -29,14 +29,15 @@ pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// Scale number `i` of 16, six bits each in 12 bytes, less 32: four low bits in a nibble of bytes 0–7, two high ones in bytes 8–11.
+/// Scale number `i` of 16, minus 32. Each has six bits, packed in 12 bytes: the four low bits in a nibble of bytes 0–7, the two high ones
+/// in bytes 8–11.
 fn six_bits(packed: &[u8], i: usize) -> i8 {
     let low = packed[i % 8] >> (i / 8 * 4) & 15;
     let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;
     (low | high << 4) as i8 - 32
 }
 
-/// Eight runs of 32, each `(d · (scale − 32)) · table[code]`, with scales of six bits in two places.
+/// Eight runs of 32, each `(d · (scale − 32)) · table[code]`. The six bits of a scale are split into four low and two high ones.
 pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     let high = u16::from_le_bytes([block[2], block[3]]);
@@ -51,7 +52,7 @@ pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// `d · t` with t −1, 0 or 1, five to a byte as fractions in base 3: 160 values in 32 bytes, 80 in 16, and four to each of 4 bytes.
+/// `d · t` with t −1, 0 or 1, up to five codes per byte as base-3 fractions: 160 values in 32 bytes, 80 in 16, and four in each of 4 bytes.
 pub(super) fn tq1_0(block: &[u8; 54], values: &mut [f32; SUPER_BLOCK]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let d = half(&block[52..]);

@@ -1,6 +1,6 @@
-//! Unpacking of the block formats that GGUF files come in, one function a format.
+//! Unpacking of GGUF's block formats, one function per format.
 //!
-//! The order of the arithmetic is the `gguf` package's, so that every value has the same bits there and here.
+//! The order of the arithmetic is the `gguf` package's, so that every value is equal to its result to the bit.
 
 use formats::BLOCK;
 
@@ -11,7 +11,7 @@ fn nibble(bytes: &[u8], e: usize) -> u8 {
     bytes[e % 16] >> (e / 16 * 4) & 15
 }
 
-/// Code `e` of 32 with its fifth bit from bit `e` of `high`.
+/// Code `e` of 32: four bits from `low`, and the fifth from bit `e` of `high`.
 fn five_bits(high: &[u8], low: &[u8], e: usize) -> u8 {
     nibble(low, e) | (high[e / 8] >> (e % 8) & 1) << 4
 }
@@ -24,7 +24,7 @@ pub(super) fn q4_0(block: &[u8; 18], values: &mut [f32; BLOCK]) {
     }
 }
 
-/// `scale · code + least`
+/// `scale · code + minimum`
 pub(super) fn q4_1(block: &[u8; 20], values: &mut [f32; BLOCK]) {
     let (scale, least) = (half(block), half(&block[2..]));
     for (e, value) in values.iter_mut().enumerate() {
@@ -40,7 +40,7 @@ pub(super) fn q5_0(block: &[u8; 22], values: &mut [f32; BLOCK]) {
     }
 }
 
-/// `scale · code + least`
+/// `scale · code + minimum`
 pub(super) fn q5_1(block: &[u8; 24], values: &mut [f32; BLOCK]) {
     let (scale, least) = (half(block), half(&block[2..]));
     for (e, value) in values.iter_mut().enumerate() {
@@ -48,7 +48,7 @@ pub(super) fn q5_1(block: &[u8; 24], values: &mut [f32; BLOCK]) {
     }
 }
 
-/// `scale · table[code]`, a table that is denser around 0.
+/// `scale · table[code]`; the table is denser around 0.
 pub(super) fn iq4_nl(block: &[u8; 18], values: &mut [f32; BLOCK]) {
     let scale = half(block);
     for (e, value) in values.iter_mut().enumerate() {
@@ -56,8 +56,8 @@ pub(super) fn iq4_nl(block: &[u8; 18], values: &mut [f32; BLOCK]) {
     }
 }
 
-/// Scale and minimum number `i` of 8, six bits each in 12 bytes: the first four of each lie in the low bits of bytes 0–3 and
-/// 4–7; the others have their low nibbles in bytes 8–11 and their high bits in the top of bytes 0–7.
+/// Scale and minimum number `i` of 8, six bits each in 12 bytes. The first four scales are the low bits of bytes 0–3, the first four minima
+/// those of bytes 4–7. The other four have their low nibbles in bytes 8–11 and their high bits in the top bits of bytes 0–7.
 fn six_bit_pair(packed: &[u8], i: usize) -> (f32, f32) {
     let (scale, least) = match i {
         0..4 => (packed[i] & 63, packed[i + 4] & 63),
@@ -82,7 +82,7 @@ pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// As Q4_K, with a fifth bit: bit `run` of byte `e` of 32.
+/// As Q4_K, with a fifth bit: bit `run` of byte `e` of 32 more bytes.
 pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; SUPER_BLOCK]) {
     let (d, m) = (half(block), half(&block[2..]));
     for (run, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -96,8 +96,8 @@ pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// Sixteen runs of 16, each `(d · scale) · (code − 32)`. Each half of the block has 64 bytes of low nibbles, two values a
-/// byte, and 32 bytes of high bit pairs, four values a byte.
+/// Sixteen runs of 16, each `(d · scale) · (code − 32)`. Each half of the block has 64 bytes of low nibbles, two values per byte, and 32
+/// bytes of high bit pairs, four values per byte.
 pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(&block[208..]);
     for (e, value) in values.iter_mut().enumerate() {
@@ -109,7 +109,7 @@ pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// MLX's affine groups, with scale and bias gathered in front of the codes as f32: `code · scale + bias`.
+/// MLX's affine groups, with scale and bias stored in front of the codes as f32: `code · scale + bias`.
 pub(super) fn affine(block: &[u8], bits: usize, values: &mut [f32]) {
     let float = |at: usize| f32::from_le_bytes(block[at..at + 4].try_into().expect("four bytes"));
     let (scale, bias) = (float(0), float(4));

@@ -1,4 +1,4 @@
-//! The configuration as GGUF metadata, read and written.
+//! Reads and writes the configuration as GGUF metadata.
 
 use super::metadata::Metadata;
 use super::{AttentionKind, GptOssConfig, Names, gguf_fixed};
@@ -21,7 +21,7 @@ impl GptOssConfig {
             let expected = format!("at most the file's {} tensors", gguf.tensors.len());
             return Err(metadata.defect("block_count", expected, layers.to_string()));
         }
-        // Ollama has one key for both kinds of feed-forward layers.
+        // Ollama has one key for the width of dense and expert feed-forward layers.
         let expert_width = match dialect {
             Dialect::LlamaCpp => "expert_feed_forward_length",
             Dialect::Ollama => "feed_forward_length",
@@ -49,7 +49,7 @@ impl GptOssConfig {
 }
 
 impl GptOssConfig {
-    /// The configuration as GGUF metadata, with what other programs expect beside it.
+    /// The configuration as GGUF metadata, with the further keys that other programs expect.
     pub fn to_gguf(&self, name: &str) -> Vec<(String, MetadataValue)> {
         use MetadataValue::{F32, Text, U32};
         const ARCHITECTURE: &str = Dialect::LlamaCpp.architecture();
@@ -81,7 +81,7 @@ impl GptOssConfig {
         ];
         let model = model.map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value));
         let slides: Vec<bool> = self.attention.iter().map(|&kind| kind == AttentionKind::Sliding).collect();
-        // What every reader assumes is not written.
+        // Every reader assumes the alternating pattern, so it is not written.
         let pattern = (self.attention != AttentionKind::alternating(self.layers()))
             .then(|| (format!("{ARCHITECTURE}.attention.sliding_window_pattern"), MetadataValue::Bools(slides)));
         general.into_iter().chain(model).chain(pattern).collect()

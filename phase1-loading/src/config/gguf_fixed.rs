@@ -1,5 +1,5 @@
-//! Metadata of computations that gpt-oss does in one way only. Some programs write these keys and some obey them; a file that asks for
-//! another way is refused, since it would otherwise run as if it had not asked.
+//! Metadata of computations for which gpt-oss has only one variant. Some programs write these keys, and some obey them. A file that asks
+//! for another variant is refused: it would otherwise run with wrong results.
 
 use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_about};
 use super::metadata::Metadata;
@@ -7,7 +7,7 @@ use super::{GptOssConfig, RopeConfig};
 use crate::error::Defect;
 use crate::gguf::Value;
 
-/// Keys, and the values that mean what is computed here, the usual one first. 0 is how some writers say that there is none.
+/// Keys, and the values that agree with what the engines compute, the usual value first. Some writers use 0 for "unset".
 const FIXED: &[(&str, &[f64])] = &[
     ("rope.scaling.yarn_beta_fast", &[BETA_FAST]),
     ("rope.scaling.yarn_beta_slow", &[BETA_SLOW]),
@@ -15,7 +15,7 @@ const FIXED: &[(&str, &[f64])] = &[
     ("rope.scaling.yarn_log_multiplier", &[0.0]),
     ("rope.scaling.attn_factor", &[1.0]),
     ("rope.scale_linear", &[1.0]),
-    // llama.cpp's number for a softmax over the chosen experts' logits.
+    // llama.cpp's number for a softmax over the logits of the chosen experts.
     ("expert_gating_func", &[3.0, 0.0]),
     ("expert_weights_scale", &[1.0, 0.0]),
     ("expert_shared_count", &[0.0]),
@@ -40,10 +40,10 @@ const FIXED: &[(&str, &[f64])] = &[
     ("use_parallel_residual", &[0.0]),
 ];
 
-/// Refuses what is not computed here.
+/// Refuses metadata that asks for a computation that the engines do not have.
 ///
 /// # Errors
-/// The key, the value that it would have to have, and what it has.
+/// Names the key, its required value and its value.
 pub(super) fn check(metadata: &Metadata, config: &GptOssConfig) -> Result<(), Defect> {
     for &(key, allowed) in FIXED {
         expect(metadata, key, allowed)?;
@@ -73,7 +73,7 @@ fn expect(metadata: &Metadata, key: &str, allowed: &[f64]) -> Result<(), Defect>
     }
 }
 
-/// A number of any type, or an array of the same number for every layer.
+/// A number of any type, or an array that holds the same number for every layer.
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Unsigned(number) => Some(*number as f64),

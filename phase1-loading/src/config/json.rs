@@ -11,7 +11,7 @@ use crate::error::Defect;
 const NAMES: Names =
     Names { kv_heads: "num_key_value_heads", head_dim: "head_dim", experts_per_token: "num_experts_per_tok" };
 
-/// What is read of `config.json`.
+/// The keys of `config.json` that are read.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct HfConfig {
@@ -40,7 +40,7 @@ struct HfConfig {
     rope_parameters: Field,
     /// An [`HfRope`] without θ: earlier versions, and mlx-lm.
     rope_scaling: Field,
-    // What gpt-oss has in one form only.
+    // Keys with only one value in gpt-oss.
     partial_rotary_factor: Field,
     swiglu_limit: Field,
     swiglu_alpha: Field,
@@ -61,7 +61,7 @@ struct HfRope {
     beta_fast: Field,
     beta_slow: Field,
     truncate: Field,
-    // What gpt-oss has in one form only.
+    // Keys with only one value in gpt-oss.
     attention_factor: Field,
     mscale: Field,
     mscale_all_dim: Field,
@@ -81,7 +81,7 @@ impl From<Value> for Field {
 }
 
 impl GptOssConfig {
-    /// Reads the configuration of a folder with that many tensors.
+    /// Reads the configuration of a folder that has `tensors` tensors.
     pub(crate) fn from_json(json: &Value, tensors: usize) -> Result<GptOssConfig, Defect> {
         let file: HfConfig = object(json).unwrap_or_default();
         file.model_type.expect_text("model_type", "gpt_oss")?;
@@ -115,7 +115,7 @@ impl GptOssConfig {
 }
 
 impl HfConfig {
-    /// Refuses what is not computed here: a model whose configuration asks for it would otherwise run as if it had not.
+    /// Refuses a configuration that asks for a computation that the engines do not have. It would otherwise run with wrong results.
     fn check_fixed(&self) -> Result<(), Defect> {
         self.swiglu_limit.expect_number("swiglu_limit", SWIGLU_LIMIT)?;
         self.swiglu_alpha.expect_number("swiglu_alpha", SWIGLU_ALPHA)?;
@@ -140,7 +140,7 @@ impl HfConfig {
         }
     }
 
-    /// Even layers slide unless the file says which do.
+    /// The attention kind of each layer. Even layers slide unless the file says otherwise.
     fn attention_kinds(&self, layers: usize) -> Result<Vec<AttentionKind>, Defect> {
         let wrong = |found: String| {
             defect("layer_types", format!("{layers} times `sliding_attention` or `full_attention`"), found)
@@ -164,7 +164,7 @@ impl HfConfig {
 }
 
 impl HfRope {
-    /// `initial` is the context before scaling as the configuration outside may give it.
+    /// `initial` is the context before scaling, if the enclosing configuration gives it.
     fn config(&self, section: &str, theta: f32, initial: &Field) -> Result<RopeConfig, Defect> {
         let name = |key: &str| format!("{section}.{key}");
         match self.rope_type.0 {
@@ -198,7 +198,7 @@ impl HfRope {
     }
 }
 
-/// A size that has two names. A file may give both, if it gives the same.
+/// A size with two possible names. A file may give both, with equal values.
 fn either((first, name): (&Field, &str), (second, other): (&Field, &str)) -> Result<usize, Defect> {
     if first.is_missing() && !second.is_missing() {
         return second.size(other);
@@ -220,7 +220,7 @@ impl Field {
         matches!(self.0, None | Some(Value::Null))
     }
 
-    /// Refuses another number, if there is one.
+    /// Refuses a number other than `usual`; a missing key is accepted.
     fn expect_number(&self, name: &str, usual: f64) -> Result<(), Defect> {
         match self.is_missing() || is_about(self.float(name)?.into(), usual) {
             true => Ok(()),
@@ -228,7 +228,7 @@ impl Field {
         }
     }
 
-    /// Refuses the other truth value, if there is one.
+    /// Refuses a boolean other than `usual`; a missing key is accepted.
     fn expect_flag(&self, name: &str, usual: bool) -> Result<(), Defect> {
         match self.is_missing() || self.0 == Some(Value::Bool(usual)) {
             true => Ok(()),
@@ -243,7 +243,7 @@ impl Field {
         }
     }
 
-    /// A whole number written with a fraction of zero counts too.
+    /// A whole number; one written with a zero fraction (`64.0`) is accepted.
     fn size(&self, name: &str) -> Result<usize, Defect> {
         let size = match &self.0 {
             Some(Value::Number(number)) => match (number.as_u64(), number.as_f64()) {
@@ -259,7 +259,7 @@ impl Field {
         Err(defect(name, format!("an integer from 1 to {MAX_SIZE}"), self.found()))
     }
 
-    /// A whole number counts too: JSON writers drop `.0`.
+    /// A float; a whole number is accepted, because JSON writers drop `.0`.
     fn float(&self, name: &str) -> Result<f32, Defect> {
         let float = self.0.as_ref().and_then(Value::as_f64).map(|float| float as f32);
         match float.filter(|float| float.is_finite() && *float > 0.0) {
@@ -268,7 +268,7 @@ impl Field {
         }
     }
 
-    /// The value for an error.
+    /// The value as an error message quotes it.
     fn found(&self) -> String {
         match &self.0 {
             None => "no such key".into(),
@@ -288,7 +288,7 @@ fn defect(name: &str, expected: impl Into<String>, found: impl Into<String>) -> 
     Defect::new(format!("config.json: `{name}`"), expected, found)
 }
 
-/// The beginning of a text for an error.
+/// The beginning of a text, quoted for an error message.
 fn quoted(text: &str) -> String {
     format!("`{}`", text.chars().take(40).collect::<String>())
 }

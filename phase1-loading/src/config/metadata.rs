@@ -1,11 +1,11 @@
-//! What a GGUF file's metadata says, read with the care that a file needs.
+//! Checked access to a GGUF file's metadata.
 
 use super::{AttentionKind, MAX_SIZE, RopeConfig, YarnRamp};
 use crate::dialect::Dialect;
 use crate::error::Defect;
 use crate::gguf::{Gguf, Value};
 
-/// Metadata under the architecture's prefix.
+/// Metadata under the architecture's prefix, such as `gpt-oss.`.
 pub(super) struct Metadata<'a> {
     gguf: &'a Gguf,
     dialect: Dialect,
@@ -28,7 +28,7 @@ impl Metadata<'_> {
         Defect::new(format!("metadata `{}`", self.name(key)), expected, found)
     }
 
-    /// An integer, or an array of the same one for every layer.
+    /// An integer, or an array that holds the same integer for every layer.
     pub fn size(&self, key: &str) -> Result<usize, Defect> {
         let found = match self.value(key) {
             None => "no such key".into(),
@@ -42,7 +42,7 @@ impl Metadata<'_> {
         Err(self.defect(key, format!("an integer from 1 to {MAX_SIZE}"), found))
     }
 
-    /// A whole number counts too, as people write them by hand.
+    /// A float; a whole number is accepted, because people write those by hand.
     pub fn float(&self, key: &str) -> Result<f32, Defect> {
         let number = match self.value(key) {
             Some(&Value::Float(number)) => Some(number),
@@ -72,11 +72,11 @@ impl Metadata<'_> {
             theta: self.float("rope.freq_base")?,
             factor: self.float("rope.scaling.factor")?,
             original_context: self.size("rope.scaling.original_context_length")?,
-            // GGUF has no key for it.
+            // GGUF has no key for the ramp.
             ramp: YarnRamp::default(),
         };
         match self.value(key) {
-            // Ollama does not write what its code takes for granted.
+            // Ollama's code assumes these values and does not write them.
             None if self.dialect == Dialect::Ollama => Ok(yarn),
             Some(value) if value.as_str() == Some("yarn") => Ok(yarn),
             found => {
@@ -86,8 +86,8 @@ impl Metadata<'_> {
         }
     }
 
-    /// Which layers slide: one flag a layer, or a number n of which every nth layer does not (0: none such). Without either, the
-    /// even layers slide.
+    /// Which layers slide: one flag per layer, or a number n, with which every nth layer is full (0: no layer is). Without either, even
+    /// layers slide.
     pub fn attention_kinds(&self, layers: usize) -> Result<Vec<AttentionKind>, Defect> {
         let kind = |slides| if slides { AttentionKind::Sliding } else { AttentionKind::Full };
         let key = "attention.sliding_window_pattern";
@@ -96,7 +96,7 @@ impl Metadata<'_> {
             let slides = |layer: usize| period == 0 || layer as u64 % period < period - 1;
             return Ok((0..layers).map(|layer| kind(slides(layer))).collect());
         }
-        let expected = format!("a number, or an array of {layers} booleans, one a layer");
+        let expected = format!("a number, or an array of {layers} booleans, one per layer");
         let Some(array) = value.as_array().filter(|array| array.count() == layers) else {
             let found = value.as_array().map_or(value.kind().into(), |a| format!("{} elements", a.count()));
             return Err(self.defect(key, expected, found));
@@ -111,7 +111,7 @@ impl Metadata<'_> {
     }
 }
 
-/// The integer that an array holds and nothing else.
+/// The integer that all elements of an array are equal to.
 fn same_integer(value: &Value) -> Option<u64> {
     let mut integers = value.as_array()?.scalars()?.map(|value| value.as_u64());
     let first = integers.next()??;

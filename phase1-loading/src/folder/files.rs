@@ -1,4 +1,4 @@
-//! The files of a folder by name, and JSON in them.
+//! Access to a folder's files by name, and to JSON in them.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use serde_json::Value;
 use crate::error::{Defect, LoadError};
 use crate::mistaken::stand_in;
 
-/// The most bytes of a `config.json`, chat template or index that are believed.
+/// The largest accepted size of a `config.json`, chat template or index, in bytes.
 pub(super) const MAX_TEXT: usize = 64 << 20;
 
-/// The files of a folder by name; `None` for one that is not there.
+/// The files of a folder by name; `None` for a missing file.
 pub(crate) type Files<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, LoadError>;
 
-/// A file that a model cannot do without.
+/// A file that a model requires.
 pub(super) fn needed(folder: &Path, files: Files, name: &str) -> Result<Bytes, LoadError> {
     let path = folder.join(name);
     match files(name)? {
@@ -30,7 +30,7 @@ pub(super) fn parse_json(bytes: &[u8]) -> Result<Value, Defect> {
     if bytes.len() > MAX_TEXT {
         return Err(Defect::new("file", format!("at most {MAX_TEXT} bytes of JSON"), format!("{}", bytes.len())));
     }
-    // Editors on Windows begin a file so.
+    // Editors on Windows begin a file with a byte order mark.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     serde_json::from_slice(bytes).map_err(|error| Defect::new("file", "JSON", error.to_string()))
 }

@@ -1,7 +1,8 @@
-//! From a folder's tensors to canonical ones: names, the order of gate and up rows, and what is quantized how.
+//! Maps a folder's tensors to canonical ones: names, the order of gate and up rows, and quantized layouts.
 //!
-//! Hugging Face keeps gate and up in one matrix, gate's rows even and up's odd, with MXFP4 codes in `_blocks` and scales
-//! in `_scales`, or, where experts are not quantized, transposed: gate's and up's columns. mlx-lm keeps them apart, and any matrix may be `weight` codes with `scales` and, if affine, `biases`.
+//! Hugging Face keeps gate and up in one matrix, with gate in the even rows and up in the odd ones. MXFP4 codes are in `_blocks` and scales
+//! in `_scales`; experts that are not quantized are stored transposed, so that gate and up are columns. mlx-lm keeps gate and up in two
+//! tensors, and any matrix may be `weight` codes with `scales` and, if affine, `biases`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,7 @@ use crate::safetensors_file::{Part, Parts};
 use crate::specs::{TensorRole, TensorSpec, tensor_specs};
 use crate::tensor::{Columns, HostTensor, Planes};
 
-/// Canonical stems and the folder's.
+/// Canonical stems, and those of a folder.
 const STEMS: [(&str, &str); 14] = [
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
@@ -34,7 +35,7 @@ const STEMS: [(&str, &str); 14] = [
     ("ffn_down_exps", "mlp.experts.down_proj"),
 ];
 
-/// A folder's tensors while they are being named.
+/// A folder's tensors, from which canonical ones are built.
 pub(super) struct Layout<'a> {
     parts: Parts,
     /// `config.json`, for its `quantization`.
@@ -44,12 +45,12 @@ pub(super) struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     pub fn new(parts: Parts, config: &'a Value) -> Layout<'a> {
-        // Fine-tunes by Unsloth have a layer inside the router.
+        // Unsloth's fine-tunes have a layer inside the router.
         let plain = |(name, part): (String, Part)| (name.replace(".mlp.router.linear.", ".mlp.router."), part);
         Layout { parts: parts.into_iter().map(plain).collect(), config, used: BTreeSet::new() }
     }
 
-    /// Every tensor that the configuration calls for, under its canonical name.
+    /// Every tensor that the configuration requires, by its canonical name.
     pub fn tensors(mut self, config: &GptOssConfig) -> Result<BTreeMap<String, HostTensor>, Defect> {
         let mut tensors = BTreeMap::new();
         for spec in tensor_specs(config) {
@@ -75,7 +76,7 @@ impl<'a> Layout<'a> {
                 false => self.quantized(&stem, spec),
             };
         }
-        // Hugging Face's experts.
+        // Experts as Hugging Face stores them.
         let (matrix, first, step) = match stem.rsplit_once('.') {
             Some((experts, "gate_proj")) => (format!("{experts}.gate_up_proj"), 0, 2),
             Some((experts, "up_proj")) => (format!("{experts}.gate_up_proj"), 1, 2),
@@ -93,7 +94,7 @@ impl<'a> Layout<'a> {
         Err(Defect::new(format!("tensor `{whole}`"), format!("shape {:?}", spec.shape), "no such tensor"))
     }
 
-    /// A part of that shape.
+    /// The part of that name, if it has that shape.
     fn part(&mut self, name: &str, shape: &[usize]) -> Result<&Part, Defect> {
         let part = format!("tensor `{name}`");
         let expected = format!("shape {shape:?}");
@@ -105,10 +106,10 @@ impl<'a> Layout<'a> {
         Ok(found)
     }
 
-    /// A part of bytes or, as mlx-lm writes codes, of little-endian words of four.
+    /// The data of a part that consists of bytes or, as mlx-lm writes codes, of little-endian 32-bit words.
     fn codes(&mut self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Bytes, Defect> {
         let part = self.part(name, shape)?;
-        // E8M0 scales are bytes to older writers.
+        // Older writers give E8M0 scales the type U8.
         match part.dtype == dtype || (part.dtype, dtype) == (Dtype::F8_E8M0, Dtype::U8) {
             true => Ok(part.data.clone()),
             false => Err(Defect::new(format!("tensor `{name}`"), format!("{dtype:?}"), format!("{:?}", part.dtype))),
@@ -130,7 +131,7 @@ impl<'a> Layout<'a> {
         Ok(HostTensor::packed_rows(format, spec.shape.clone(), data.into()))
     }
 
-    /// Hugging Face's MXFP4: blocks `[experts, rows, columns / 32, 16]`, scales `[experts, rows, columns / 32]`.
+    /// MXFP4 as Hugging Face stores it: blocks `[experts, rows, columns / 32, 16]`, scales `[experts, rows, columns / 32]`.
     fn blocks(&mut self, matrix: &str, spec: &TensorSpec, first: usize, step: usize) -> Result<HostTensor, Defect> {
         let mut shape = widened(&spec.shape, 1, step);
         whole_blocks(matrix, spec, 32)?;
@@ -142,7 +143,7 @@ impl<'a> Layout<'a> {
         Ok(HostTensor::from_planes(Format::Mxfp4, spec.shape.clone(), planes))
     }
 
-    /// Hugging Face's plain experts, `[experts, columns, rows]`.
+    /// Unquantized experts as Hugging Face stores them, `[experts, columns, rows]`.
     fn columns(&mut self, matrix: &str, spec: &TensorSpec, first: usize, step: usize) -> Result<HostTensor, Defect> {
         let [experts, rows, row_len] = spec.shape[..] else { unreachable!("experts are stacked") };
         let width = rows * step;
@@ -152,7 +153,7 @@ impl<'a> Layout<'a> {
         Ok(HostTensor::from_columns(format, spec.shape.clone(), columns))
     }
 
-    /// mlx-lm's quantized matrices: weight words `[…, rows, columns · bits / 32]`, scales `[…, rows, columns / group]`.
+    /// Quantized matrices as mlx-lm stores them: weight words `[…, rows, columns · bits / 32]`, scales `[…, rows, columns / group]`.
     fn quantized(&mut self, stem: &str, spec: &TensorSpec) -> Result<HostTensor, Defect> {
         let part = |name: &str| format!("tensor `{stem}.{name}`");
         let scales = self.parts.get(&format!("{stem}.scales")).expect("looked up before");
@@ -195,8 +196,8 @@ impl<'a> Layout<'a> {
         Ok(HostTensor::from_planes(format, spec.shape.clone(), planes))
     }
 
-    /// Refuses a tensor whose shape contradicts what `quantization` in the configuration says of its path. Where no path
-    /// is named the shape decides, as in mlx-lm.
+    /// Refuses a tensor whose shape contradicts the configuration's `quantization` entry for its path. Without an entry for the path the
+    /// shape decides, as in mlx-lm.
     fn check_settings(&self, path: &str, bits: usize, group: usize, mode: &str) -> Result<(), Defect> {
         let Some(settings) = self.config.get("quantization").and_then(|q| q.get(path)).filter(|s| s.is_object()) else {
             return Ok(());
@@ -212,7 +213,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// `blk.0.attn_q.weight` to `model.layers.0.self_attn.q_proj` and `weight`; sinks are a tensor without a second part.
+/// Splits `blk.0.attn_q.weight` into `model.layers.0.self_attn.q_proj` and `weight`; sinks are one tensor without a second part.
 fn folder_name(canonical: &str) -> (String, Option<&str>) {
     let (stem, kind) = canonical.rsplit_once('.').expect("canonical names have a dot");
     let (prefix, stem) = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
@@ -223,7 +224,7 @@ fn folder_name(canonical: &str) -> (String, Option<&str>) {
     (prefix + theirs, (stem != "attn_sinks").then_some(kind))
 }
 
-/// A shape with one dimension multiplied.
+/// The shape with one dimension multiplied by `factor`.
 fn widened(shape: &[usize], dimension: usize, factor: usize) -> Vec<usize> {
     let mut shape = shape.to_vec();
     shape[dimension] *= factor;

@@ -1,4 +1,4 @@
-//! A model folder as Hugging Face, mlx-lm or OpenAI keep one: `config.json`, `tokenizer.json` and safetensors files.
+//! A model folder in the layout of Hugging Face, mlx-lm or OpenAI: `config.json`, `tokenizer.json` and safetensors files.
 
 mod files;
 mod layout;
@@ -20,7 +20,7 @@ use layout::Layout;
 /// Maps the files of a folder and reads their headers.
 ///
 /// # Errors
-/// A file that is missing or cannot be read, or files that do not make a GPT-OSS model together.
+/// A file is missing or cannot be read, or the files do not form a GPT-OSS model.
 pub(crate) fn open(folder: &Path) -> Result<Checkpoint, LoadError> {
     read(folder, &|name| {
         let path = folder.join(name);
@@ -28,7 +28,7 @@ pub(crate) fn open(folder: &Path) -> Result<Checkpoint, LoadError> {
     })
 }
 
-/// As [`open`], for files from anywhere; `folder` is what errors call them.
+/// As [`open`], for files from any source; errors call the folder `folder`.
 pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError> {
     let in_config = |defect: Defect| defect.in_file(&folder.join("config.json"));
     let mut json = parse_json(&needed(folder, files, "config.json")?).map_err(in_config)?;
@@ -41,7 +41,7 @@ pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError>
     if original {
         shards = original::rename(shards, &config).map_err(|defect| defect.in_file(folder))?;
     }
-    // OpenAI's own configuration names no tokens; Hugging Face's, if it lies above, does.
+    // OpenAI's own configuration names no special tokens; Hugging Face's in the parent folder may.
     let (above, place) = if original { ("../", folder.join("..")) } else { ("", folder.to_owned()) };
     let at_place = |name: &str| -> Result<Value, LoadError> {
         match files(&format!("{above}{name}"))? {
@@ -52,11 +52,11 @@ pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError>
     let (naming, generation) = (at_place("config.json")?, at_place("generation_config.json")?);
     let in_place = |defect: Defect| defect.in_file(&place);
     let special = special_tokens(&naming, config.vocab).map_err(in_place)?;
-    // Both files may name ends of a sequence, which add up.
+    // Both files may name end-of-sequence tokens; all of them count.
     let mut ends = token_ids(&naming, "config.json", "eos_token_id", config.vocab).map_err(in_place)?;
     ends.extend(token_ids(&generation, "generation_config.json", "eos_token_id", config.vocab).map_err(in_place)?);
     let tokenizer = format!("{above}tokenizer.json");
-    // OpenAI's instructions fetch the folder `original` alone, which has none.
+    // OpenAI's instructions download the folder `original` alone, which has no tokenizer.
     let vocabulary = match original && files(&tokenizer)?.is_none() {
         true => Vocabulary::missing(config.vocab, special, ends),
         false => {
@@ -69,12 +69,12 @@ pub(crate) fn read(folder: &Path, files: Files) -> Result<Checkpoint, LoadError>
 }
 
 fn special_tokens(config: &Value, vocab: usize) -> Result<SpecialTokens, Defect> {
-    // Some files list several ends of a sequence, the model's own first.
+    // Some files list several end-of-sequence tokens, the model's own first.
     let first = |key: &str| token_ids(config, "config.json", key, vocab).map(|ids| ids.first().copied());
     Ok(SpecialTokens { bos: first("bos_token_id")?, eos: first("eos_token_id")?, padding: first("pad_token_id")? })
 }
 
-/// The tokens under a key that may hold none, one or a list.
+/// The token ids under a key: no, one or several.
 fn token_ids(config: &Value, file: &str, key: &str, vocab: usize) -> Result<Vec<u32>, Defect> {
     let values: &[Value] = match config.get(key) {
         None | Some(Value::Null) => &[],
@@ -91,7 +91,7 @@ fn token_ids(config: &Value, file: &str, key: &str, vocab: usize) -> Result<Vec<
     values.iter().map(id).collect()
 }
 
-/// The conversation template, for other programs: a file of its own, or a field of the tokenizer's configuration.
+/// The chat template, kept for other programs: a separate file, or a field of the tokenizer's configuration.
 fn chat_template(files: Files) -> Option<String> {
     match files("chat_template.jinja").ok()? {
         Some(bytes) if bytes.len() <= MAX_TEXT => String::from_utf8(bytes.to_vec()).ok(),

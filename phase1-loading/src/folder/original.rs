@@ -1,5 +1,5 @@
-//! OpenAI's own layout, the folder `original` beside its Hugging Face files: the same tensors under other names, with q, k and v as
-//! one matrix; a configuration of other keys; the tokenizer in the folder above. Here it is put into Hugging Face's words.
+//! OpenAI's own layout, the folder `original` beside its Hugging Face files: the same tensors under other names, with q, k and v in one
+//! matrix; a configuration with other keys; the tokenizer in the parent folder. This module translates it to Hugging Face's layout.
 
 use serde_json::{Value, json};
 
@@ -7,10 +7,10 @@ use crate::config::GptOssConfig;
 use crate::error::Defect;
 use crate::safetensors_file::{Part, Parts};
 
-/// Every gpt-oss has this one, and the configuration does not say it.
+/// The same in every gpt-oss; OpenAI's configuration does not contain it.
 const RMS_EPS: f64 = 1e-5;
 
-/// OpenAI's keys and Hugging Face's.
+/// OpenAI's configuration keys, and Hugging Face's.
 const KEYS: [(&str, &str); 11] = [
     ("num_hidden_layers", "num_hidden_layers"),
     ("num_experts", "num_local_experts"),
@@ -25,7 +25,8 @@ const KEYS: [(&str, &str); 11] = [
     ("rope_theta", "rope_theta"),
 ];
 
-/// Tensors outside layers, and in them behind `block.N.`, where Hugging Face has `model.layers.N.`.
+/// Names of tensors outside the layers, and of those in a layer after `block.N.`, with Hugging Face's names (for layers, after
+/// `model.layers.N.`).
 const NAMES: [(&str, &str); 16] = [
     ("embedding.weight", "model.embed_tokens.weight"),
     ("norm.scale", "model.norm.weight"),
@@ -50,7 +51,7 @@ pub(super) fn is_original(config: &Value) -> bool {
     config.get("model_type").is_none() && config.get("num_experts").is_some()
 }
 
-/// The configuration in Hugging Face's words.
+/// The configuration with Hugging Face's keys.
 pub(super) fn config(original: &Value) -> Result<Value, Defect> {
     let get = |key: &str| {
         let missing =
@@ -80,7 +81,7 @@ pub(super) fn config(original: &Value) -> Result<Value, Defect> {
     Ok(config)
 }
 
-/// The tensors under Hugging Face's names. One that has none keeps its own.
+/// The tensors under Hugging Face's names. A tensor without an entry keeps its name.
 pub(super) fn rename(parts: Parts, config: &GptOssConfig) -> Result<Parts, Defect> {
     let mut renamed = Parts::new();
     for (name, part) in parts {
@@ -100,7 +101,7 @@ pub(super) fn rename(parts: Parts, config: &GptOssConfig) -> Result<Parts, Defec
     Ok(renamed)
 }
 
-/// q, k and v, whose rows lie one behind the other.
+/// Splits a tensor that holds the rows of q, k and v one after another.
 fn apart(name: &str, part: &Part, config: &GptOssConfig) -> Result<[(&'static str, Part); 3], Defect> {
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let rows = q + 2 * kv;

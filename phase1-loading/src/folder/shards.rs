@@ -7,7 +7,7 @@ use super::files::{Files, needed, parse_json};
 use crate::error::{Defect, LoadError};
 use crate::safetensors_file::{self, Part, Parts, title};
 
-/// Maps the folder's safetensors files: those that the index names, or the only one.
+/// Maps the folder's safetensors files: those named by the index, or the only one.
 pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
     const INDEX: &str = "model.safetensors.index.json";
     const ONLY: &str = "model.safetensors";
@@ -17,7 +17,7 @@ pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
             names.map_err(|defect| defect.in_file(&folder.join(INDEX)))?
         }
         None if files(ONLY)?.is_none() => {
-            // Other names say nowhere how many files there are.
+            // Names other than the index do not tell how many files there are.
             let expected = format!("one, or the index `{INDEX}` of several files");
             return Err(Defect::new(format!("file `{ONLY}`"), expected, "neither").in_file(folder));
         }
@@ -40,7 +40,7 @@ pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
     Ok(parts)
 }
 
-/// The files of `weight_map`, each of which must lie in the folder itself.
+/// The files in `weight_map`, each of which must be in the folder itself.
 fn indexed_files(index: &serde_json::Value) -> Result<BTreeSet<String>, Defect> {
     let part = "`weight_map`";
     let map = index.get("weight_map").and_then(serde_json::Value::as_object);
@@ -53,7 +53,7 @@ fn indexed_files(index: &serde_json::Value) -> Result<BTreeSet<String>, Defect> 
         .collect()
 }
 
-/// No tensor of a model is empty.
+/// Refuses empty tensors.
 fn check_shape(name: &str, part: &Part) -> Result<(), Defect> {
     match part.shape.is_empty() || part.shape.contains(&0) {
         false => Ok(()),

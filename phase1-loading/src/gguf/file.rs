@@ -22,12 +22,12 @@ impl Gguf {
     /// Maps `path` and reads its header.
     ///
     /// # Errors
-    /// An unreadable file, or one whose header does not describe the bytes that follow it.
+    /// The file is unreadable, or its header does not describe the bytes that follow it.
     pub fn open(path: &Path) -> Result<Gguf, LoadError> {
         Self::from_bytes(path, mapping::map(path, "a GGUF file")?)
     }
 
-    /// Reads a GGUF file that is already in memory; `path` is what errors call it.
+    /// Reads a GGUF file that is already in memory; errors call it `path`.
     ///
     /// # Errors
     /// As [`Gguf::open`].

@@ -1,4 +1,4 @@
-//! Reads a GGUF header without trusting it.
+//! Reads a GGUF header and checks everything that it claims.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use crate::error::Defect;
 use crate::mistaken::instead_of_gguf;
 use crate::tensor::HostTensor;
 
-/// Where tensor data is aligned unless `general.alignment` says otherwise.
+/// The alignment of tensor data unless `general.alignment` gives another.
 pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
-/// The longest key or tensor name that is believed.
+/// The longest accepted key or tensor name, in bytes.
 const MAX_NAME: usize = 65_535;
 const MAX_DIMS: u32 = 4;
-/// Bytes that the shortest metadata entry takes: a key's length, a type and a value.
+/// Bytes of the shortest possible metadata entry: a key's length, a type and a value.
 const MIN_ENTRY: u64 = 8 + 4 + 1;
 
 type Contents = (BTreeMap<String, Value>, BTreeMap<String, HostTensor>);
@@ -77,11 +77,11 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
     Ok(metadata)
 }
 
-/// The number that Ollama gave MXFP4 in its first files, with OpenAI's order of codes. No other file has it: ggml had once used it for
-/// something else.
+/// The type number of MXFP4 in Ollama's first files, with OpenAI's order of codes. No other file uses it: it once was another format's
+/// number in ggml.
 const MXFP4_IN_PAIRS: u32 = 4;
 
-/// A tensor as the header describes it, its place not yet checked.
+/// A tensor as the header describes it; its offset is not checked yet.
 struct Description {
     name: String,
     format: Format,
@@ -137,19 +137,19 @@ fn read_description(cursor: &mut Cursor, name: String) -> Result<Description, De
     Ok(Description { name, format, in_pairs, shape, bytes, offset })
 }
 
-/// The refusal of a tensor for its type.
+/// The error for a tensor with an unknown type number.
 fn unknown_type(part: String, number: u32) -> Defect {
     let known: Vec<_> = Format::GGUF.iter().map(|f| f.name()).collect();
     let found = format!("type number {number} of the ggml tensor types");
     Defect::new(part, format!("one of {}", known.join(", ")), found)
 }
 
-/// That of one whose number only Ollama gives, in a file that is not Ollama's.
+/// The error for a tensor whose type number is valid only in Ollama's files, in a file of another program.
 pub(crate) fn pairs_elsewhere(name: &str) -> Defect {
     unknown_type(format!("tensor `{name}`"), MXFP4_IN_PAIRS)
 }
 
-/// Cuts every tensor out of the file: inside it, aligned, and apart from all others.
+/// Slices every tensor out of the file and checks that it lies inside the file, is aligned and overlaps no other.
 fn place_tensors(
     file: &Bytes,
     data_start: u64,
@@ -191,7 +191,7 @@ fn place_tensors(
     Ok(tensors)
 }
 
-/// A length and as many bytes.
+/// A length, followed by that many bytes.
 fn read_text(cursor: &mut Cursor) -> Result<Bytes, Defect> {
     let len = cursor.u64()?;
     cursor.take(len)

@@ -1,20 +1,20 @@
-//! A model in several GGUF files, `NAME-00001-of-0000N.gguf`: the first has the metadata, all may have tensors.
+//! A model in several GGUF files, `NAME-00001-of-0000N.gguf`: the first has the metadata, and any may have tensors.
 
 use std::path::{Path, PathBuf};
 
 use super::file::Gguf;
 use crate::error::{Defect, LoadError};
 
-/// More files than anyone splits a model into.
+/// The largest accepted number of files.
 const MAX_FILES: u64 = 1000;
 
-/// The key of how many tensors all files have together.
+/// The key with the number of tensors in all files together.
 const TENSORS: &str = "split.tensors.count";
 
-/// Opens a GGUF file; and the others, if it is one of several.
+/// Opens a GGUF file and, if it is one of several, the others.
 ///
 /// # Errors
-/// As [`Gguf::open`]; or files that are missing, cannot be read, repeat a tensor or lack one.
+/// As [`Gguf::open`]; or a file that is missing or cannot be read, a tensor that occurs twice, or a missing tensor.
 pub fn open(path: &Path) -> Result<Gguf, LoadError> {
     let named = Gguf::open(path)?;
     let in_named = |defect: Defect| defect.in_file(&named.path);
@@ -35,7 +35,7 @@ pub fn open(path: &Path) -> Result<Gguf, LoadError> {
         return Err(in_named(Defect::new("file name", expected, "another")));
     };
     let file = |number: u64| PathBuf::from(format!("{stem}-{:05}-of-{count:05}.gguf", number + 1));
-    // Whichever file was named, the first has the metadata.
+    // The first file has the metadata, whichever was named.
     let mut first = if number == 0 { named } else { numbered(&file(0), 0)? };
     for number in 1..count {
         let path = file(number);
@@ -58,7 +58,7 @@ pub fn open(path: &Path) -> Result<Gguf, LoadError> {
     }
 }
 
-/// The file of that number.
+/// Opens the file with that number.
 fn numbered(path: &Path, number: u64) -> Result<Gguf, LoadError> {
     let gguf = Gguf::open(path)?;
     let in_file = |defect: Defect| defect.in_file(path);
@@ -76,7 +76,7 @@ fn split_number(gguf: &Gguf, key: &str) -> Result<Option<u64>, Defect> {
     number.map(Some).ok_or_else(|| Defect::new(format!("metadata `{key}`"), "a non-negative integer", value.kind()))
 }
 
-/// What the files' names have in common, with the directory, by the name of one.
+/// The common beginning of the files' paths, derived from one of them.
 fn stem(path: &Path, number: u64, count: u64) -> Option<String> {
     let number = number.checked_add(1)?;
     path.to_str()?.strip_suffix(&format!("-{number:05}-of-{count:05}.gguf")).map(str::to_owned)

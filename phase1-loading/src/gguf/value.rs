@@ -60,7 +60,7 @@ impl Element {
         })
     }
 
-    /// Bytes of one element; `None` for text, whose length varies.
+    /// Bytes of one element; `None` for text, which has no fixed length.
     pub fn size(self) -> Option<usize> {
         use Element::*;
         match self {
@@ -118,7 +118,7 @@ impl Value {
         }
     }
 
-    /// What kind of value this is, for error messages.
+    /// The kind of this value, for error messages.
     pub fn kind(&self) -> &'static str {
         match self {
             Value::Unsigned(_) | Value::Signed(_) => "an integer",
@@ -135,7 +135,7 @@ impl Array {
         self.count
     }
 
-    /// The elements of a text array as raw bytes; `None` if the array holds something else.
+    /// The elements of a text array as raw bytes; `None` for other arrays.
     pub fn texts(&self) -> Option<impl Iterator<Item = &[u8]>> {
         if self.element != Element::Text {
             return None;

@@ -1,4 +1,4 @@
-//! Writes the header of a GGUF file; the caller streams the tensor data behind it.
+//! Writes the header of a GGUF file; the caller then streams the tensor data.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,7 @@ pub enum MetadataValue {
     Bools(Vec<bool>),
 }
 
-/// A tensor that will follow the header.
+/// A tensor whose data will follow the header.
 pub struct TensorPlan {
     pub name: String,
     pub format: Format,
@@ -31,7 +31,7 @@ impl TensorPlan {
         (rows * self.format.row_bytes(row)) as u64
     }
 
-    /// Zeros between this tensor's data and the next one's.
+    /// Number of zero bytes between this tensor's data and the next tensor's.
     pub fn padding(&self) -> u64 {
         self.padded_bytes() - self.bytes()
     }
@@ -42,8 +42,8 @@ impl TensorPlan {
     }
 }
 
-/// Writes everything up to the first tensor's data. The data of each plan must follow in order, each padded with
-/// zeros to [`TensorPlan::padded_bytes`].
+/// Writes everything before the first tensor's data. The data of the plans must follow in order, each padded with zeros to
+/// [`TensorPlan::padded_bytes`].
 pub fn write_header(
     out: &mut impl Write,
     metadata: &[(String, MetadataValue)],

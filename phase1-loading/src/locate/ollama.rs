@@ -7,11 +7,11 @@ use serde::Deserialize;
 
 use crate::error::{Defect, LoadError};
 
-/// Where a name without these is looked for.
+/// Defaults for a name without a host, namespace or tag.
 const HOST: &str = "registry.ollama.ai";
 const NAMESPACE: &str = "library";
 const TAG: &str = "latest";
-/// The type of the layer that is the model's GGUF file.
+/// The media type of the layer that is the model's GGUF file.
 const MODEL: &str = "application/vnd.ollama.image.model";
 
 #[derive(Deserialize)]
@@ -26,10 +26,10 @@ struct Layer {
     digest: String,
 }
 
-/// The blob of a model, `[[HOST/]NAMESPACE/]MODEL[:TAG]`. `name` is what errors call it.
+/// The blob of a model, `[[HOST/]NAMESPACE/]MODEL[:TAG]`. Errors call it `name`.
 ///
 /// # Errors
-/// A model that none of the stores has, or a manifest without one.
+/// No store has the model, or its manifest has no model layer.
 pub(super) fn blob(name: &Path, model: &str, stores: &[PathBuf]) -> Result<PathBuf, LoadError> {
     let relative = manifest_path(model);
     let mut manifests = stores.iter().filter_map(|store| {
@@ -60,7 +60,7 @@ pub(super) fn blob(name: &Path, model: &str, stores: &[PathBuf]) -> Result<PathB
     }
 }
 
-/// Where the manifest of a model lies among the manifests; `None` for what is no name.
+/// Relative path of a model's manifest; `None` for an invalid name.
 fn manifest_path(model: &str) -> Option<PathBuf> {
     let tag_at = model.rfind(':').filter(|&at| !model[at..].contains('/'));
     let (model, tag) = tag_at.map_or((model, TAG), |at| (&model[..at], &model[at + 1..]));
@@ -71,12 +71,12 @@ fn manifest_path(model: &str) -> Option<PathBuf> {
         [host, namespace, model] => [host, namespace, model, tag].iter().collect(),
         _ => return None,
     };
-    // Four names, none of which leads elsewhere.
+    // Four plain components, so that the path stays below the folder of manifests.
     let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     (is_plain && path.components().count() == 4).then_some(path)
 }
 
-/// The models of a store, by the names that people give.
+/// The models of a store, named as users name them.
 fn names(store: &Path) -> Vec<String> {
     let manifests = store.join("manifests");
     let mut names = Vec::new();
@@ -96,7 +96,7 @@ fn names(store: &Path) -> Vec<String> {
     names
 }
 
-/// Names in a folder, sorted; none if it cannot be read.
+/// Sorted names of a folder's entries; empty if it cannot be read.
 fn folders(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();

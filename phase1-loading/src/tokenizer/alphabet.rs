@@ -1,6 +1,6 @@
-//! GPT-2's alphabet, in which vocabularies spell bytes.
+//! GPT-2's alphabet: the characters that stand for bytes in vocabularies.
 
-/// A character for each byte: printable Latin-1 stands for itself, every other byte for a character from U+0100 on.
+/// A character for each byte: printable Latin-1 is unchanged, and every other byte is a character from U+0100 on.
 pub fn byte_characters() -> [char; 256] {
     let mut next = 0x100;
     std::array::from_fn(|byte| match byte {

@@ -1,4 +1,4 @@
-//! Text to tokens and back.
+//! Encodes text to tokens and decodes tokens to text.
 
 use std::collections::HashMap;
 
@@ -13,18 +13,18 @@ use crate::error::Defect;
 /// Encodes text and decodes tokens.
 pub struct Tokenizer {
     pairs: BytePairs,
-    /// The bytes that each token stands for.
+    /// The bytes of each token, by id.
     bytes: Vec<Box<[u8]>>,
     /// Control tokens by name.
     control: HashMap<String, u32>,
-    /// Every token that stands in text as it is.
+    /// All tokens that are matched literally.
     added: AddedTokens,
-    /// Those of them that text from outside may contain.
+    /// The subset of `added` that is recognized in untrusted text: all but control tokens.
     added_to_text: AddedTokens,
-    /// Of text in which control tokens stand for themselves, and of other text.
+    /// Lower bounds for text in which control tokens are recognized, and for other text.
     least_with_control: LeastTokens,
     least: LeastTokens,
-    /// Generation ends here.
+    /// Tokens that end generation.
     stops: Vec<u32>,
 }
 
@@ -64,7 +64,7 @@ impl Tokenizer {
         let least_with_control = least_of(|kind| kind != UNUSED);
         let least = least_of(|kind| is_merged(kind) || kind == USER_DEFINED);
 
-        // A control token among these could be spelled by text from outside.
+        // A control token in the BPE vocabulary could be spelled by untrusted text.
         let ordinary = tokens.into_iter().zip(&kinds).zip(0u32..);
         let ordinary = ordinary.filter(|((_, kind), _)| is_merged(**kind)).map(|((token, _), id)| (token, id));
         let pairs = BytePairs::new(ordinary, merges)
@@ -80,7 +80,7 @@ impl Tokenizer {
         self.bytes.len()
     }
 
-    /// Tokens after which the model expects no further generation, in ascending order.
+    /// Tokens that end a turn or sequence, in ascending order.
     pub fn stops(&self) -> &[u32] {
         &self.stops
     }
@@ -90,12 +90,12 @@ impl Tokenizer {
         self.control.get(name).copied()
     }
 
-    /// Encodes plain text. Anything that looks like a control token is text; other tokens that were added to the vocabulary are found.
+    /// Encodes plain text. The name of a control token is encoded as text; other added tokens are recognized.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         self.encode_around(&self.added_to_text, text)
     }
 
-    /// Encodes text in which control tokens stand for themselves, as in a rendered conversation.
+    /// Encodes text in which the names of control tokens are recognized, such as a rendered conversation.
     pub fn encode_with_control(&self, text: &str) -> Vec<u32> {
         self.encode_around(&self.added, text)
     }
@@ -122,25 +122,25 @@ impl Tokenizer {
         tokens
     }
 
-    /// The bytes that a token stands for; a control token stands for its name. `None` for an id outside the vocabulary.
+    /// The bytes of a token; for a control token, its name. `None` for an id outside the vocabulary.
     pub fn token_bytes(&self, token: u32) -> Option<&[u8]> {
         self.bytes.get(token as usize).map(|bytes| &**bytes)
     }
 
-    /// Decodes a whole sequence; bytes that are not UTF-8 become U+FFFD. Ids outside the vocabulary are left out.
+    /// Decodes a whole sequence. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary are skipped.
     pub fn decode(&self, tokens: &[u32]) -> String {
         let bytes = tokens.iter().filter_map(|&t| self.token_bytes(t)).collect::<Vec<_>>();
         String::from_utf8_lossy(&bytes.concat()).into_owned()
     }
 }
 
-/// Whether a token of that type is made by merging bytes, and spelled in their alphabet. Others are written as they are.
+/// Whether tokens of that type are produced by merges and spelled in the byte alphabet. Other tokens are stored as plain text.
 fn is_merged(kind: i32) -> bool {
     !matches!(kind, CONTROL | USER_DEFINED | UNKNOWN | UNUSED)
 }
 
-/// `<|return|>`, `<|call|>`, `<|endoftext|>`, and what the files call the end of a sequence. Some call `<|end|>` one, which ends a message:
-/// where a turn has ends of its own it goes on after that, with the answer that follows the reasoning.
+/// The stop tokens: `<|return|>`, `<|call|>`, `<|endoftext|>`, and the files' end-of-sequence tokens. Some files list `<|end|>` too, which
+/// only ends a message: in a vocabulary with tokens that end a turn it is left out, because the answer follows the reasoning after it.
 fn stops(control: &HashMap<String, u32>, ends: &[u32]) -> Vec<u32> {
     let id = |name: &str| control.get(name).copied();
     let (end_of_message, turn) = (id("<|end|>"), [id("<|return|>"), id("<|call|>")]);

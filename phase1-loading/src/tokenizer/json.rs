@@ -1,4 +1,4 @@
-//! A `tokenizer.json`, as the `tokenizers` library writes it.
+//! Reads `tokenizer.json`, the format of the `tokenizers` library.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::lists::{CONTROL, NORMAL, UNUSED, USER_DEFINED, VocabularyLists};
 use super::pieces::O200K_PATTERN;
 use crate::error::Defect;
 
-/// The parts that a byte-level BPE needs.
+/// The fields that a byte-level BPE needs.
 #[derive(Deserialize)]
 struct TokenizerJson {
     model: ModelJson,
@@ -29,7 +29,7 @@ struct ModelJson {
     merges: Vec<Merge>,
 }
 
-/// Files of different ages write the two tokens of a merge together or apart.
+/// A merge is one string or two, depending on the version of the library.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {
@@ -41,10 +41,10 @@ enum Merge {
 struct AddedToken {
     id: u32,
     content: String,
-    /// Whether it structures text, and text from outside may not contain it.
+    /// Whether it structures text, so that untrusted text must not contain it.
     #[serde(default)]
     special: bool,
-    /// Whether it swallows the white space before it, or behind it, or stands only between words.
+    /// Whether the token also matches the white space before it or after it, or matches only between words.
     #[serde(default)]
     lstrip: bool,
     #[serde(default)]
@@ -53,10 +53,10 @@ struct AddedToken {
     single_word: bool,
 }
 
-/// Reads the vocabulary of a model of `vocab` tokens.
+/// Reads the vocabulary of a model with `vocab` tokens.
 ///
 /// # Errors
-/// Another kind of tokenizer, or ids outside the vocabulary.
+/// The tokenizer is of another kind, or an id is outside the vocabulary.
 pub(super) fn read(file: &[u8], vocab: usize) -> Result<VocabularyLists, Defect> {
     let TokenizerJson { model, added_tokens, normalizer, pre_tokenizer } =
         serde_json::from_slice(file).map_err(|error| Defect::new("tokenizer.json", "a BPE", error.to_string()))?;
@@ -66,7 +66,7 @@ pub(super) fn read(file: &[u8], vocab: usize) -> Result<VocabularyLists, Defect>
     check_normalizer(&normalizer)?;
     check_pre_tokenizer(&pre_tokenizer)?;
     let mut lists = VocabularyLists {
-        // An id without a token still has a row in the embedding.
+        // The name of an id without a token; it still has a row in the embedding.
         tokens: (0..vocab).map(|id| format!("[PAD{id}]")).collect(),
         merges: Vec::with_capacity(model.merges.len()),
         kinds: vec![UNUSED; vocab],
@@ -82,7 +82,7 @@ pub(super) fn read(file: &[u8], vocab: usize) -> Result<VocabularyLists, Defect>
     for (text, id, kind) in ordinary.chain(added) {
         let defect = |expected: &str| Defect::new("tokenizer.json: tokens", expected, format!("{id} of {text:.40?}"));
         let place = lists.tokens.get_mut(id as usize).ok_or_else(|| defect("ids below `vocab_size`"))?;
-        // Some files list their control tokens in both places.
+        // Some files list control tokens both in the vocabulary and among the added tokens.
         if lists.kinds[id as usize] != UNUSED && *place != text {
             return Err(defect("each id once"));
         }
@@ -96,7 +96,7 @@ pub(super) fn read(file: &[u8], vocab: usize) -> Result<VocabularyLists, Defect>
     Ok(lists)
 }
 
-/// gpt-oss takes text as it is.
+/// Refuses a normalizer: gpt-oss does not change text.
 fn check_normalizer(normalizer: &Value) -> Result<(), Defect> {
     let does_nothing = normalizer.is_null() || steps(normalizer, "normalizers").is_empty();
     match does_nothing {
@@ -105,13 +105,14 @@ fn check_normalizer(normalizer: &Value) -> Result<(), Defect> {
     }
 }
 
-/// gpt-oss cuts text by o200k's pattern and spells the bytes of the pieces in GPT-2's alphabet. A file that says nothing means that.
+/// Accepts only gpt-oss's pre-tokenizer: text is split by o200k's pattern, and the bytes of the pieces are spelled in GPT-2's alphabet. A
+/// missing pre-tokenizer is accepted.
 fn check_pre_tokenizer(pre_tokenizer: &Value) -> Result<(), Defect> {
     if pre_tokenizer.is_null() {
         return Ok(());
     }
     let flag = |step: &Value, key: &str| step.get(key).and_then(Value::as_bool);
-    // What is between the matches is nothing, so that it does not matter whether it would be kept.
+    // The pattern matches every character, so it does not matter whether text between matches is kept.
     let is_split = |step: &Value| {
         let behavior = step.get("behavior").and_then(Value::as_str);
         let pattern = step.get("pattern").and_then(|pattern| pattern.get("Regex")).and_then(Value::as_str);
@@ -119,7 +120,7 @@ fn check_pre_tokenizer(pre_tokenizer: &Value) -> Result<(), Defect> {
             behavior == Some("Isolated") || behavior == Some("Removed") && flag(step, "invert") == Some(true);
         named(step, "Split") && pattern == Some(O200K_PATTERN) && keeps_matches
     };
-    // Both of the flags are on where they are not written.
+    // Both flags default to true.
     let is_alphabet = |step: &Value| {
         let off = |key| flag(step, key) == Some(false);
         named(step, "ByteLevel") && off("use_regex") && off("add_prefix_space")
@@ -143,7 +144,7 @@ fn check_added(token: &AddedToken) -> Result<(), Defect> {
     Ok(())
 }
 
-/// The parts of a `Sequence`, or the one thing that is none.
+/// The steps of a `Sequence`, or the value itself as the only step.
 fn steps<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     match value.get(key).and_then(Value::as_array) {
         Some(steps) if named(value, "Sequence") => steps,
@@ -155,7 +156,7 @@ fn named(value: &Value, name: &str) -> bool {
     value.get("type").and_then(Value::as_str) == Some(name)
 }
 
-/// A value for an error.
+/// A value, shortened for an error message.
 fn shortened(value: &Value) -> String {
     value.to_string().chars().take(100).collect()
 }

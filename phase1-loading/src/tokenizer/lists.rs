@@ -2,19 +2,19 @@
 
 use crate::gguf::MetadataValue;
 
-/// GGUF's `tokenizer.ggml.token_type` of an ordinary token.
+/// `tokenizer.ggml.token_type` of an ordinary token in GGUF.
 pub const NORMAL: i32 = 1;
-/// That of a token for what no other token stands for.
+/// Type of the token for unknown text.
 pub(super) const UNKNOWN: i32 = 2;
-/// That of a token that structures text and is never produced by the BPE.
+/// Type of a token that structures text; the BPE never produces it.
 pub const CONTROL: i32 = 3;
-/// That of a token that was added to the vocabulary, and stands in any text as it is.
+/// Type of a token that was added to the vocabulary and is matched literally in any text.
 pub(super) const USER_DEFINED: i32 = 4;
-/// That of an id that no token has.
+/// Type of an id without a token.
 pub(super) const UNUSED: i32 = 5;
 
-/// The tokens that structure conversations. They are control tokens whatever a file says: llama.cpp gives some of them another type in
-/// memory, and files that were saved from there keep it.
+/// The tokens that structure conversations. They are control tokens whatever type a file gives them: llama.cpp changes the type of some in
+/// memory, and files saved from there keep the changed type.
 const HARMONY: [&str; 9] = [
     "<|startoftext|>",
     "<|endoftext|>",
@@ -30,15 +30,15 @@ const HARMONY: [&str; 9] = [
 /// A vocabulary in memory.
 #[derive(PartialEq)]
 pub struct VocabularyLists {
-    /// In GPT-2's byte alphabet, by id; control tokens as they are.
+    /// By id. Ordinary tokens are spelled in GPT-2's byte alphabet, control tokens are plain text.
     pub tokens: Vec<String>,
-    /// Two tokens with a space between, most urgent first.
+    /// Two tokens with a space between them, in order of rank: the first is applied first.
     pub merges: Vec<String>,
     /// [`NORMAL`], [`CONTROL`], or another of GGUF's token types, by id.
     pub kinds: Vec<i32>,
 }
 
-/// Tokens with a role of their own, by id.
+/// Ids of the tokens with a special role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     pub bos: Option<u32>,
@@ -47,7 +47,7 @@ pub struct SpecialTokens {
 }
 
 impl VocabularyLists {
-    /// Gives harmony's tokens their type, unless another token of that name has it.
+    /// Makes the tokens of harmony control tokens, unless another token of that name is one.
     pub(super) fn make_harmony_control(&mut self) {
         for name in HARMONY {
             let is_control = self.tokens.iter().zip(&self.kinds).any(|(token, &kind)| token == name && kind == CONTROL);
@@ -58,7 +58,7 @@ impl VocabularyLists {
         }
     }
 
-    /// As GGUF metadata.
+    /// The vocabulary as GGUF metadata.
     pub fn into_gguf(self, special: SpecialTokens, chat_template: Option<String>) -> Vec<(String, MetadataValue)> {
         use MetadataValue::{I32s, Text, Texts, U32};
         let lists = [

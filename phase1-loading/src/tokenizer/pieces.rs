@@ -1,10 +1,10 @@
-//! Cutting text into the pieces that bytes are merged in.
+//! Pre-tokenization: splits text into pieces; merges never cross the border of a piece.
 
 use std::sync::LazyLock;
 
 use regex::{Regex, RegexBuilder};
 
-/// The alternatives of o200k's pattern (`gpt-4o` in GGUF) that need no look ahead: words with one leading non-letter and an English
+/// The alternatives of o200k's pattern (`gpt-4o` in GGUF) that need no lookahead: words with one leading non-letter and an English
 /// contraction, numbers of up to three digits, punctuation runs, line breaks.
 macro_rules! without_white_space {
     () => {
@@ -18,18 +18,18 @@ macro_rules! without_white_space {
     };
 }
 
-/// The whole pattern, as files that name it spell it.
+/// The whole pattern, as files write it.
 pub(super) const O200K_PATTERN: &str = concat!(without_white_space!(), r"|\s+(?!\S)|\s+");
 
-/// The same without the look ahead, which [`Pieces`] does by hand: a regular expression that takes linear time and cannot fail, however
-/// long a run of white space is. Backtracking engines give up after some million steps.
+/// The pattern without the lookahead, which [`Pieces`] does in code. This regular expression takes linear time and cannot fail on a long
+/// run of white space, where backtracking engines give up after some million steps.
 static PATTERN: LazyLock<Regex> = LazyLock::new(|| {
     let mut builder = RegexBuilder::new(concat!(without_white_space!(), r"|\s+"));
-    // Room for the states of the large Unicode classes, so that they are not computed again and again.
+    // Enough space for the states of the large Unicode classes, so that they are not computed repeatedly.
     builder.dfa_size_limit(16 << 20).build().expect("the pattern is constant")
 });
 
-/// The pieces of a text, which together are the text.
+/// Iterates over the pieces of a text. Concatenated, they are the text.
 pub(super) struct Pieces<'t> {
     rest: &'t str,
 }
@@ -47,7 +47,7 @@ impl<'t> Iterator for Pieces<'t> {
         if self.rest.is_empty() {
             return None;
         }
-        // Every character begins a match. Should one not, it is a piece of its own: nothing is left out.
+        // Every character should begin a match. If one does not, it becomes a piece of its own, so that no text is lost.
         let end = match PATTERN.find(self.rest) {
             Some(found) if found.start() == 0 => found.end(),
             Some(found) => found.start(),
@@ -60,8 +60,8 @@ impl<'t> Iterator for Pieces<'t> {
     }
 }
 
-/// Bytes at the end of a piece that belong to the next one: what `\s+(?!\S)` does. White space before a word leaves its last character
-/// to the word, unless it is the only one. Only the last alternative ends in white space that is no line break.
+/// Bytes at the end of a piece that belong to the next piece: what `\s+(?!\S)` does. White space before a word leaves its last character to
+/// that word, unless it is the only one. Only the last alternative ends in white space other than a line break.
 fn left_to_the_next(piece: &str, ends_the_text: bool) -> usize {
     let last = piece.chars().next_back().filter(|c| c.is_whitespace() && !matches!(c, '\r' | '\n'));
     match last.map(char::len_utf8) {

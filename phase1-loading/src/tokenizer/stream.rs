@@ -1,16 +1,16 @@
-//! Decoding while tokens arrive.
+//! Decodes tokens as they arrive.
 
 use super::encode::Tokenizer;
 
-/// Turns tokens into text piece by piece, never splitting a character whose bytes come in several tokens.
+/// Turns tokens into text incrementally. A character whose bytes are in several tokens is never split.
 #[derive(Default)]
 pub struct TextStream {
-    /// Up to three bytes that begin a character.
+    /// Up to three bytes that begin an incomplete character.
     pending: Vec<u8>,
 }
 
 impl TextStream {
-    /// The text that `token` completes: possibly none yet. Bytes that can never become UTF-8 turn into U+FFFD.
+    /// The text that `token` completes, which may be empty. Bytes that cannot become UTF-8 turn into U+FFFD.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> String {
         self.pending.extend(tokenizer.token_bytes(token).unwrap_or_default());
         let mut text = String::new();
@@ -35,7 +35,7 @@ impl TextStream {
         }
     }
 
-    /// What is left at the end: U+FFFD if a character was begun and never completed.
+    /// The rest at the end: U+FFFD if a character is incomplete.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }

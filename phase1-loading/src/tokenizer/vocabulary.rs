@@ -1,4 +1,4 @@
-//! A vocabulary as a model's files hold it: GGUF metadata, or a `tokenizer.json`.
+//! A vocabulary as a model's files store it: GGUF metadata, or a `tokenizer.json`.
 
 use bytes::Bytes;
 
@@ -7,18 +7,18 @@ use super::lists::{NORMAL, SpecialTokens, VocabularyLists};
 use crate::error::Defect;
 use crate::gguf::{Array, Gguf, MetadataValue, Value};
 
-/// The key of all ends of a sequence, where there are several.
+/// The key with several end-of-sequence tokens.
 const MORE_ENDS: &str = "eos_token_ids";
 
-/// A vocabulary in its file; [`Vocabulary::lists`] reads it.
+/// A vocabulary that has not been read yet; [`Vocabulary::lists`] reads it.
 pub(crate) struct Vocabulary {
     source: Source,
     /// Number of tokens.
     vocab: usize,
     pub special: SpecialTokens,
-    /// Every token that the files call the end of a sequence.
+    /// Every end-of-sequence token that the files name.
     pub ends: Vec<u32>,
-    /// How conversations are written, for other programs: Jinja source.
+    /// The chat template as Jinja source, for other programs.
     pub chat_template: Option<String>,
 }
 
@@ -29,7 +29,7 @@ enum Source {
         kinds: Array,
     },
     Json(Bytes),
-    /// Of a program, for files that have none.
+    /// The program's own vocabulary, for files without one.
     BuiltIn(fn() -> VocabularyLists),
     Missing,
 }
@@ -49,7 +49,7 @@ impl Vocabulary {
         }
         let array = |key: &str, len: Option<usize>, what: &str| {
             let expected = match len {
-                Some(len) => format!("an array of {len} {what}, one a token"),
+                Some(len) => format!("an array of {len} {what}, one per token"),
                 None => format!("an array of {what}"),
             };
             let value = get(key).ok_or_else(|| defect(key, expected.clone(), "no such key".into()))?;
@@ -60,7 +60,7 @@ impl Vocabulary {
             }
         };
         let id = |key: &str, value: &Value| match value {
-            // What some writers put for a token that there is not.
+            // The value that some writers use for a missing token.
             Value::Signed(-1) | Value::Unsigned(0xffff_ffff) => Ok(None),
             value => match value.as_u64().filter(|&id| id < vocab as u64) {
                 Some(id) => Ok(Some(id as u32)),
@@ -88,7 +88,7 @@ impl Vocabulary {
         })
     }
 
-    /// A `tokenizer.json` for a model of `vocab` tokens.
+    /// A `tokenizer.json` for a model with `vocab` tokens.
     pub(crate) fn from_json(
         file: Bytes,
         vocab: usize,
@@ -99,7 +99,7 @@ impl Vocabulary {
         Vocabulary { source: Source::Json(file), vocab, special, ends: without_repeats(ends), chat_template }
     }
 
-    /// That of a folder without a `tokenizer.json`.
+    /// The vocabulary of a folder without a `tokenizer.json`.
     pub(crate) fn missing(vocab: usize, special: SpecialTokens, ends: Vec<u32>) -> Vocabulary {
         Vocabulary { source: Source::Missing, vocab, special, ends: without_repeats(ends), chat_template: None }
     }
@@ -108,14 +108,14 @@ impl Vocabulary {
         matches!(self.source, Source::Missing)
     }
 
-    /// Puts a program's own vocabulary in place of one that is missing.
+    /// Replaces a missing vocabulary by the program's own.
     pub(crate) fn build_in(&mut self, lists: fn() -> VocabularyLists, special: SpecialTokens) {
         self.source = Source::BuiltIn(lists);
         self.special = special;
         self.ends.extend(special.eos.filter(|eos| !self.ends.contains(eos)));
     }
 
-    /// An error that says where in the file `list` (tokens, merges or token_type) is.
+    /// An error that names the place of `list` (tokens, merges or token_type) in the file.
     pub(crate) fn defect(&self, list: &str, expected: &str, found: impl Into<String>) -> Defect {
         let part = match &self.source {
             Source::Gguf { .. } => format!("metadata `tokenizer.ggml.{list}`"),
@@ -125,7 +125,7 @@ impl Vocabulary {
         Defect::new(part, expected, found)
     }
 
-    /// As GGUF metadata, whatever it was read from.
+    /// The vocabulary as GGUF metadata, whatever its source.
     pub(crate) fn to_gguf(&self) -> Result<Vec<(String, MetadataValue)>, Defect> {
         let mut metadata = self.lists()?.into_gguf(self.special, self.chat_template.clone());
         if self.ends.len() > 1 {

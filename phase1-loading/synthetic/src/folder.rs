@@ -1,4 +1,4 @@
-//! Synthetic models as Hugging Face keeps gpt-oss: shards, an index, `config.json` and `tokenizer.json`.
+//! Synthetic models in Hugging Face's layout of gpt-oss: shards, an index, `config.json` and `tokenizer.json`.
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::SyntheticModel;
 use crate::vocabulary::Vocabulary;
 use crate::weights::{write_pieces, write_random};
 
-/// Bytes of tensors in one file.
+/// Bytes of tensors per file.
 const SHARD: u64 = 4 << 30;
 
 /// A tensor of the folder.
@@ -24,7 +24,7 @@ struct Item {
 }
 
 enum Content {
-    /// bf16 values distributed as the canonical tensor of that name, whose row length it has.
+    /// bf16 values with the distribution and the row length of the canonical tensor of that name.
     Like(&'static str),
     /// E2M1 codes.
     Codes,
@@ -44,11 +44,11 @@ impl Item {
 }
 
 impl SyntheticModel {
-    /// Writes the model as a folder: MXFP4 experts, everything else bf16. The same `seed` gives the same bytes, but other
-    /// weights than [`SyntheticModel::write`]. `progress` is called with (bytes written, total bytes).
+    /// Writes the model as a folder: MXFP4 experts, everything else bf16. The same `seed` gives the same bytes, but weights other than
+    /// [`SyntheticModel::write`]'s. `progress` is called with (bytes written, total bytes).
     ///
     /// # Errors
-    /// As [`SyntheticModel::write`]; and a folder that cannot be made.
+    /// As [`SyntheticModel::write`]; or a folder that cannot be created.
     pub fn write_folder(&self, folder: &Path, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
         self.validate().map_err(|sentence| io::Error::new(io::ErrorKind::InvalidInput, sentence))?;
         let vocabulary = self.vocabulary.build();
@@ -82,7 +82,7 @@ impl SyntheticModel {
     }
 }
 
-/// Every tensor, in Hugging Face's names and shapes.
+/// Every tensor, with Hugging Face's names and shapes.
 fn items(config: &GptOssConfig) -> Vec<Item> {
     let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
@@ -106,7 +106,7 @@ fn items(config: &GptOssConfig) -> Vec<Item> {
         add("mlp.router.bias", &[experts], Content::Like("bias"));
         for (projection, rows, columns) in [("gate_up_proj", 2 * width, hidden), ("down_proj", hidden, width)] {
             let blocks = columns / 32;
-            // Codes have a deviation of about 3, and a projection keeps that of its input.
+            // Codes have a standard deviation of about 3; a projection should keep that of its input.
             let scale = 127 - (3.0 * (columns as f32).sqrt()).log2().round() as u8;
             add(&format!("mlp.experts.{projection}_blocks"), &[experts, rows, blocks, 16], Content::Codes);
             add(&format!("mlp.experts.{projection}_scales"), &[experts, rows, blocks], Content::Scales(scale));
@@ -118,7 +118,7 @@ fn items(config: &GptOssConfig) -> Vec<Item> {
     items
 }
 
-/// Cuts the list where a file is full.
+/// Splits the list into files.
 fn shards(items: Vec<Item>) -> Vec<Vec<Item>> {
     let mut shards: Vec<Vec<Item>> = vec![Vec::new()];
     let mut size = 0;
@@ -167,7 +167,7 @@ fn write_item(
     let fill = |random: &mut ChaCha8Rng, bytes: &mut [u8]| {
         random.fill_bytes(bytes);
         if let Some(base) = base {
-            // Two neighbouring scales, so that a reader that ignores them is caught.
+            // Two neighbouring scales, so that a test notices a reader that ignores them.
             bytes.iter_mut().for_each(|scale| *scale = base - (*scale & 1));
         }
     };

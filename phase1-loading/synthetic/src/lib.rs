@@ -1,7 +1,7 @@
 //! Synthetic models: GPT-OSS files of any size with random weights, for tests and `gptoss make-model`.
 //!
-//! They have the real architecture, metadata and vocabulary, so that every loader accepts them and every speed measured
-//! on them is the real one. Their text is noise.
+//! They have the real architecture, metadata and vocabulary, so that every loader accepts them and speed measured on them is realistic. The
+//! text that they generate is noise.
 
 mod folder;
 mod vocabulary;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use vocabulary::{O200K_SPECIAL, VocabularyKind, o200k_harmony};
 
-/// Dimensions of a synthetic model; what a JSON description holds.
+/// Dimensions of a synthetic model, and the fields of its JSON description.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyntheticModel {
@@ -30,13 +30,13 @@ pub struct SyntheticModel {
     pub experts_per_token: usize,
     pub sliding_window: usize,
     pub vocabulary: VocabularyKind,
-    /// Storage of every matrix that is neither an expert nor the router.
+    /// Storage format of every matrix except experts and the router.
     #[serde(default)]
     pub rest: DenseFormat,
 }
 
 impl SyntheticModel {
-    /// The presets that have a name.
+    /// The names of the presets.
     pub const PRESETS: [&str; 4] = ["nano", "tiny", "20b", "120b"];
 
     /// `nano` is small enough for tests, `tiny` is the smallest with the real vocabulary, `20b` and `120b` have the shapes of gpt-oss-20b
@@ -77,7 +77,7 @@ impl SyntheticModel {
                 head_dim: 64,
                 sliding_window: 128,
                 vocabulary: VocabularyKind::O200k,
-                // Engines that round activations for quantized products then differ in the experts alone.
+                // With F32, engines that round activations for quantized products differ only in the experts.
                 rest: DenseFormat::F32,
                 ..nano
             }),
@@ -87,10 +87,10 @@ impl SyntheticModel {
         }
     }
 
-    /// Checks that the dimensions make a model.
+    /// Checks that the dimensions form a valid model.
     ///
     /// # Errors
-    /// A sentence that names the dimension at fault.
+    /// A sentence that names the wrong dimension.
     pub fn validate(&self) -> Result<(), String> {
         let sizes = [
             ("layers", self.layers, 1, 1024),
@@ -127,7 +127,7 @@ impl SyntheticModel {
         Ok(())
     }
 
-    /// The configuration and the tensors of the model's file, in its order. Nothing is written.
+    /// The configuration, and the tensors in file order. Writes nothing.
     pub fn tensors(&self) -> (GptOssConfig, Vec<TensorPlan>) {
         let config = self.config(self.vocabulary.tokens());
         let plans = self.plans(&config);
@@ -169,7 +169,7 @@ impl SyntheticModel {
     /// on every machine. `progress` is called with (bytes written, total bytes) after every piece.
     ///
     /// # Errors
-    /// Dimensions that make no model (as [`io::ErrorKind::InvalidInput`]), or a file that cannot be written.
+    /// Invalid dimensions (as [`io::ErrorKind::InvalidInput`]), or a file that cannot be written.
     pub fn write(&self, path: &Path, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
         self.validate().map_err(|sentence| io::Error::new(io::ErrorKind::InvalidInput, sentence))?;
         let vocabulary = self.vocabulary.build();

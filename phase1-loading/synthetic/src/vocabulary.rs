@@ -1,4 +1,4 @@
-//! The o200k_harmony vocabulary, whole or cut down, as GGUF metadata.
+//! The o200k_harmony vocabulary, whole or reduced, as GGUF metadata.
 
 use std::collections::HashMap;
 
@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 pub enum VocabularyKind {
     /// o200k_harmony: 199,998 BPE tokens and 1,090 control tokens.
     O200k,
-    /// The first 1,000 BPE tokens of o200k, which only merge among themselves, and harmony's named control tokens.
+    /// The first 1,000 BPE tokens of o200k, whose merges need no other token, and harmony's named control tokens.
     Small,
 }
 
 pub(crate) struct Vocabulary {
     /// Token texts in GPT-2's byte alphabet, by id.
     pub tokens: Vec<String>,
-    /// Two token texts with a space between, most urgent first.
+    /// Two token texts with a space between them, in order of rank.
     pub merges: Vec<String>,
     /// Ids from here on are control tokens.
     pub first_control: usize,
@@ -30,17 +30,17 @@ const SMALL_RANKS: u32 = 1_000;
 /// The first id after o200k_harmony's last.
 const O200K_VOCAB: u32 = 201_088;
 
-/// The whole vocabulary of gpt-oss, for its weights without one.
+/// The whole vocabulary of gpt-oss, for model files without one.
 pub fn o200k_harmony() -> VocabularyLists {
     VocabularyKind::O200k.build().into_lists()
 }
 
-/// The tokens of [`o200k_harmony`] with a role of their own.
+/// The tokens of [`o200k_harmony`] with a special role.
 pub const O200K_SPECIAL: SpecialTokens =
     SpecialTokens { bos: Some(199_998), eos: Some(200_002), padding: Some(199_999) };
 
 impl VocabularyKind {
-    /// How many tokens it has.
+    /// Number of tokens.
     pub(crate) fn tokens(self) -> usize {
         match self {
             VocabularyKind::O200k => O200K_VOCAB as usize,
@@ -71,8 +71,8 @@ impl VocabularyKind {
     }
 }
 
-/// tiktoken merges any two neighbours whose concatenation is a token, lowest rank first; a list of merges says the
-/// same when it has every way to split every token, by the rank of the whole and then of its parts.
+/// tiktoken merges any two neighbours whose concatenation is a token, lowest rank first. A list of merges is equivalent if it has every way
+/// to split every token, sorted by the rank of the whole and then of the parts.
 fn merges(tokens: &[Vec<u8>]) -> Vec<(&[u8], &[u8])> {
     let ranks: HashMap<&[u8], usize> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
     let mut merges = Vec::new();

@@ -1,4 +1,4 @@
-//! Random weights, scaled so that activations keep their size from layer to layer, generated in the packed format.
+//! Random weights, generated in the packed format and scaled so that activations keep their magnitude from layer to layer.
 
 use std::io::{self, Write};
 
@@ -9,12 +9,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// Bytes that one random stream fills: small enough to share out among cores.
+/// Bytes per random stream, small enough to distribute among cores.
 const PIECE: usize = 1 << 20;
 /// Pieces held in memory at a time.
 const PIECES: usize = 32;
 
-/// Writes the tensor's data and that many zeros. `stream` is (seed, tensor number); `wrote` is called with each count of bytes.
+/// Writes the tensor's data, and zeros as padding. `stream` is (seed, tensor number); `wrote` is called with each count of bytes.
 pub(crate) fn write_random(
     out: &mut impl Write,
     plan: &TensorPlan,
@@ -30,7 +30,7 @@ pub(crate) fn write_random(
     Ok(())
 }
 
-/// Writes `total` bytes, in pieces of whole blocks that `fill` fills in parallel, each from a random stream of its own.
+/// Writes `total` bytes in pieces of whole blocks. `fill` fills the pieces in parallel, each from its own random stream.
 pub(crate) fn write_pieces(
     out: &mut impl Write,
     total: usize,
@@ -63,8 +63,8 @@ struct Distribution {
 }
 
 impl Distribution {
-    /// Matrices preserve the variance of a unit input; those that write to the residual stream halve its deviation. The
-    /// head spreads the logits, so that greedy choices stand clear of rounding.
+    /// Matrices preserve the variance of a unit input; those that write to the residual stream halve its standard deviation. The head
+    /// spreads the logits, so that the largest differs from the others by more than rounding errors.
     fn of(plan: &TensorPlan) -> Distribution {
         let name = plan.name.as_str();
         let fan_in = (*plan.shape.last().expect("a tensor has a dimension") as f32).sqrt();
@@ -86,9 +86,9 @@ impl Distribution {
         Distribution { mean, deviation }
     }
 
-    /// Fills whole blocks. Block formats draw their codes as raw bytes and take the deviation from their scales alone.
+    /// Fills whole blocks. In block formats the codes are random bytes, and the scales set the standard deviation.
     fn fill(&self, random: &mut ChaCha8Rng, format: Format, bytes: &mut [u8]) {
-        // A uniform variable on [−1, 1) has the deviation 1/√3.
+        // A uniform variable on [−1, 1) has the standard deviation 1/√3.
         let spread = self.deviation * 3f32.sqrt();
         let uniform = |random: &mut ChaCha8Rng| {
             let unit = (random.next_u32() >> 8) as f32 / (1 << 24) as f32;
@@ -127,7 +127,7 @@ impl Distribution {
                 let exponent = (self.deviation / code_deviation).log2().round() as i32 + 127;
                 random.fill_bytes(bytes);
                 for block in bytes.as_chunks_mut::<{ Format::Mxfp4.block_bytes() }>().0 {
-                    // Two neighbouring scales, so that a reader that ignores them is caught.
+                    // Two neighbouring scales, so that a test notices a reader that ignores them.
                     block[0] = (exponent - i32::from(block[0] & 1)).clamp(0, 254) as u8;
                 }
             }

@@ -1,11 +1,11 @@
-//! Files that stand where a model's should.
+//! Files of other kinds in place of a model.
 
 use crate::folders::open;
 use crate::made::files;
 use bytes::Bytes;
 use phase1_loading::Checkpoint;
 
-/// What stands in for a file is named for what it is, with what to do.
+/// Errors about files that are not models say what the file is, and what to do.
 #[test]
 fn stand_ins_are_named() {
     const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12109566560\n";
@@ -16,11 +16,11 @@ fn stand_ins_are_named() {
     let expected = "m.gguf: header: expected the magic bytes `GGUF`, found ";
     let cases: [(&'static [u8], &str); 6] = [
         (POINTER, "a Git LFS pointer to a file of 12109566560 bytes; `git lfs pull` fetches it"),
-        (PAGE, "an HTML page, as a failed download leaves; download the file again"),
+        (PAGE, "an HTML page, left by a failed download; download the file again"),
         (b"{\"model_type\": \"gpt_oss\"}", "JSON; name the folder that holds it, with the weights"),
         (b"\x40\0\0\0\0\0\0\0{\"a\": 1}", "a safetensors file; name the folder that holds it and its config.json"),
         (b"\x1f\x8b\x08\0", "a gzip archive"),
-        (&[0; 100], "zeros, as a download that has only begun leaves"),
+        (&[0; 100], "only zeros, left by a download that was interrupted; download the file again"),
     ];
     for (file, found) in cases {
         assert_eq!(gguf(file), format!("{expected}{found}"));

@@ -14,14 +14,14 @@ const BACKENDS: [wgpu::Backends; 3] = [wgpu::Backends::METAL, wgpu::Backends::VU
 /// A graphics adapter of this machine.
 pub(super) struct Adapter {
     info: wgpu::AdapterInfo,
-    /// Number among the adapters of its type, which is how CubeCL names it.
+    /// Index among the adapters of its type, by which CubeCL identifies it.
     index: usize,
-    /// Bytes that it can hold, where the driver says.
+    /// Its memory in bytes, if the driver reports it.
     memory: Option<u64>,
 }
 
 impl Adapter {
-    /// The adapters of the graphics API that CubeCL would use here: Metal, else Vulkan, else DX12. They are looked for once.
+    /// The adapters of the graphics API that CubeCL would use here: Metal, else Vulkan, else DX12. The result is cached.
     pub fn all() -> &'static [Adapter] {
         // The instance stays, so that the driver is not unloaded before the runtime makes one of its own.
         static ALL: LazyLock<(wgpu::Instance, Vec<Adapter>)> = LazyLock::new(|| {
@@ -52,7 +52,7 @@ impl Adapter {
         Vec::new()
     }
 
-    /// Lower is better; `None` for what is not a GPU.
+    /// Preference among GPUs, lower is better; `None` for an adapter that is not a GPU.
     pub fn rank(&self) -> Option<u8> {
         match self.info.device_type {
             wgpu::DeviceType::DiscreteGpu => Some(0),
@@ -84,7 +84,7 @@ impl Adapter {
     /// Starts the adapter's runtime.
     ///
     /// # Errors
-    /// An adapter that gives no device.
+    /// The adapter does not provide a device.
     pub fn start(&self, reason: impl Into<String>, needs: ModelNeeds) -> Result<ComputeDevice, DeviceError> {
         // Burn and CubeCL each have their own name for the same adapter.
         let (burn, kind) = match self.info.device_type {
@@ -111,10 +111,10 @@ impl Adapter {
         })
     }
 
-    /// Starts the adapter, unless its memory is known to be too small.
+    /// Starts the adapter, unless its memory is known to be too small for the model.
     ///
     /// # Errors
-    /// Why it is not used, in one sentence.
+    /// Why the adapter is not used, in one sentence.
     pub fn if_it_fits(&self, needs: ModelNeeds) -> Result<ComputeDevice, String> {
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let need = gb(needs.bytes);
@@ -123,7 +123,7 @@ impl Adapter {
                 return Err(format!("{self} holds {:.1} GB and the model needs {need:.1} GB", gb(memory)));
             }
             Some(memory) => format!("it holds {:.1} GB and the model needs {need:.1} GB", gb(memory)),
-            None => format!("its driver does not say whether it holds the {need:.1} GB needed"),
+            None => format!("its driver does not report its memory; the model needs {need:.1} GB"),
         };
         self.start(reason, needs).map_err(|error| error.to_string())
     }
@@ -135,9 +135,9 @@ impl fmt::Display for Adapter {
     }
 }
 
-/// The largest device-local heap, from Vulkan. Other APIs do not say through wgpu.
+/// Size of the largest device-local heap, from Vulkan. wgpu does not expose it for other APIs.
 fn device_memory(adapter: &wgpu::Adapter) -> Option<u64> {
-    // SAFETY: the handle is only asked for its properties, and dropped before the adapter.
+    // SAFETY: the handle is only used to query properties, and is dropped before the adapter.
     #[cfg(not(target_vendor = "apple"))]
     unsafe {
         let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;

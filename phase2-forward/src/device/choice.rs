@@ -1,9 +1,9 @@
-//! Choosing where a model runs.
+//! Chooses the device that a model runs on.
 
 use super::adapter::Adapter;
 use super::{AdapterReport, ComputeDevice, DeviceError, ModelNeeds};
 
-/// What a person asks for.
+/// The device that the user requested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// A GPU that can hold the model, else the CPU.
@@ -34,10 +34,10 @@ impl ComputeDevice {
     /// Finds the device for a model and starts it.
     ///
     /// # Errors
-    /// A device was asked for by name, and there is none or it does not start.
+    /// There is no device of the requested kind, or it does not start.
     pub fn find(choice: DeviceChoice, needs: ModelNeeds) -> Result<ComputeDevice, DeviceError> {
         if choice == DeviceChoice::Cpu {
-            return Ok(Self::cpu("asked for by name"));
+            return Ok(Self::cpu("selected with --device"));
         }
         let adapters = Adapter::all();
         let found = match adapters {
@@ -47,24 +47,24 @@ impl ComputeDevice {
         let gpu = adapters.iter().filter(|adapter| adapter.rank().is_some()).min_by_key(|adapter| adapter.rank());
         let software = adapters.iter().find(|adapter| adapter.is_software());
         match (choice, gpu, software) {
-            (DeviceChoice::Gpu, Some(gpu), _) => gpu.start("asked for by name", needs),
+            (DeviceChoice::Gpu, Some(gpu), _) => gpu.start("selected with --device", needs),
             (DeviceChoice::Gpu, None, _) => Err(DeviceError::NoGpu { found }),
-            (DeviceChoice::Software, _, Some(software)) => software.start("asked for by name", needs),
+            (DeviceChoice::Software, _, Some(software)) => software.start("selected with --device", needs),
             (DeviceChoice::Software, _, None) => Err(DeviceError::NoSoftware { found }),
             (_, None, _) => Ok(Self::cpu(format!("no GPU was found ({found})"))),
             (_, Some(gpu), _) => Ok(gpu.if_it_fits(needs).unwrap_or_else(Self::cpu)),
         }
     }
 
-    /// The graphics adapters of this machine. None is started.
+    /// The graphics adapters of this machine. Starts none of them.
     pub fn adapters() -> Vec<AdapterReport> {
         Adapter::all().iter().map(Adapter::report).collect()
     }
 
-    /// The devices that every gate must hold on: the CPU, and a GPU or else a software rasterizer.
+    /// The devices that every gate must pass on: the CPU, and a GPU or, without one, a software rasterizer.
     ///
     /// # Errors
-    /// If there is neither a GPU nor a software rasterizer. Gates are never skipped for that.
+    /// There is neither a GPU nor a software rasterizer. Gates fail then; they are not skipped.
     pub fn for_gates() -> Result<[ComputeDevice; 2], DeviceError> {
         let find = |choice| Self::find(choice, ModelNeeds::default());
         let gpu = find(DeviceChoice::Gpu).or_else(|_| find(DeviceChoice::Software))?;

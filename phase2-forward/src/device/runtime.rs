@@ -1,7 +1,7 @@
-//! Starts CubeCL's runtime on an adapter. Kernels are compiled to SPIR-V on GPUs that Vulkan drives, and to WGSL elsewhere.
+//! Starts CubeCL's runtime on an adapter. Kernels are compiled to SPIR-V on hardware GPUs with Vulkan, and to WGSL elsewhere.
 //!
-//! CubeCL takes SPIR-V wherever Vulkan reports the features for it. Software rasterizers report them too but crash on the SPIR-V of
-//! some of Burn's kernels (lavapipe of Mesa 22.3 and 25.0). Their runtime is therefore built here, without the SPIR-V compiler.
+//! CubeCL uses SPIR-V wherever Vulkan reports the features for it. Software rasterizers report them too, but crash on the SPIR-V of some of
+//! Burn's kernels (lavapipe of Mesa 22.3 and 25.0). Their runtime is therefore built here, without the SPIR-V compiler.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,16 +25,16 @@ use cubecl_server::allocator::ContiguousMemoryLayoutPolicy;
 use cubecl_server::logging::ServerLogger;
 use cubecl_server::runtime::Runtime;
 
-/// Adapters whose runtime runs, in this process, and what their runtimes work on.
+/// Adapters whose runtime this process has started, with its wgpu device and queue.
 static STARTED: Mutex<Option<HashMap<DeviceId, Queue>>> = Mutex::new(None);
 
 type Queue = (wgpu::Device, wgpu::Queue);
 
-/// Starts the runtime of an adapter, unless it runs already. `tasks` launches go to the device in one submission; the first caller
-/// decides.
+/// Starts the runtime of an adapter, unless it is running. `tasks` is the number of launches per submission; the value of the first call
+/// counts.
 ///
 /// # Errors
-/// An adapter that gives no device, in the driver's words.
+/// The adapter does not provide a device; the text is the driver's.
 pub(super) fn start(kind: &WgpuDeviceKind, tasks: usize) -> Result<(), String> {
     let device = WgpuDevice::new(kind.clone());
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,16 +54,16 @@ pub(super) fn start(kind: &WgpuDeviceKind, tasks: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// What the runtime of an adapter works on, if it was started.
+/// The wgpu device and queue of an adapter's runtime, if it was started.
 pub(super) fn queue(kind: &WgpuDeviceKind) -> Option<Queue> {
     let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     started.as_ref()?.get(&WgpuDevice::new(kind.clone()).to_id()).cloned()
 }
 
-/// A runtime on a device that the caller has opened: for tests that limit or destroy it.
+/// A runtime on a device that the caller has opened, for tests that limit or destroy the device.
 ///
 /// # Errors
-/// A device without compute shaders.
+/// The device has no compute shaders.
 pub fn register(setup: WgpuSetup, tasks: usize) -> Result<WgpuDevice, String> {
     if setup.adapter.get_info().device_type != wgpu::DeviceType::Cpu {
         return try_init_device(setup, options(tasks)).map_err(|error| error.to_string());
@@ -83,7 +83,7 @@ fn software_setup() -> Result<WgpuSetup, String> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN | wgpu::Backends::DX12));
     let software = adapters.into_iter().find(|adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu);
-    let adapter = software.ok_or("the software rasterizer is gone")?;
+    let adapter = software.ok_or("the software rasterizer is no longer available")?;
     let request = wgpu::DeviceDescriptor {
         required_features: adapter.features() & !wgpu::Features::all_experimental_mask(),
         required_limits: adapter.limits(),
@@ -96,7 +96,7 @@ fn software_setup() -> Result<WgpuSetup, String> {
     Ok(WgpuSetup { instance, adapter, device, queue, backend })
 }
 
-/// Registers a runtime that compiles to WGSL, whatever the adapter reports.
+/// Registers a runtime that compiles to WGSL, whatever features the adapter reports.
 fn register_wgsl(setup: WgpuSetup, tasks: usize, id: DeviceId) -> Result<(), String> {
     let properties = wgsl_properties(&setup);
     let supports_u64 = properties.supports_type(ElemType::UInt(UIntKind::U64));
@@ -109,7 +109,7 @@ fn register_wgsl(setup: WgpuSetup, tasks: usize, id: DeviceId) -> Result<(), Str
         Arc::new(ServerLogger::default()),
         ContiguousMemoryLayoutPolicy::new(memory.alignment as usize),
     );
-    // `supports_vulkan_compiler` stays false: that is what makes `AutoCompiler` take WGSL.
+    // `supports_vulkan_compiler` stays false, which makes `AutoCompiler` choose WGSL.
     let compilation = WgpuCompilationOptions { supports_u64, ..WgpuCompilationOptions::default() };
     let server = WgpuServer::<AutoCompiler>::new(
         memory,
@@ -126,7 +126,7 @@ fn register_wgsl(setup: WgpuSetup, tasks: usize, id: DeviceId) -> Result<(), Str
     Client::try_init(id, server).map(|_| ()).map_err(|error| format!("{error:?}"))
 }
 
-/// What CubeCL itself reports of an adapter that it compiles WGSL for.
+/// The properties that CubeCL itself reports for an adapter that it compiles WGSL for.
 fn wgsl_properties(setup: &WgpuSetup) -> DeviceProperties {
     let (limits, info, features) = (setup.device.limits(), setup.adapter.get_info(), setup.adapter.features());
     let cubes = limits.max_compute_workgroups_per_dimension;
@@ -135,7 +135,7 @@ fn wgsl_properties(setup: &WgpuSetup) -> DeviceProperties {
         vector_register_count: None,
         plane_size_min: info.subgroup_min_size,
         plane_size_max: info.subgroup_max_size,
-        // wgpu binds a buffer of its own for the lengths of the others.
+        // wgpu binds one extra buffer with the lengths of the others.
         max_bindings: limits.max_storage_buffers_per_shader_stage.saturating_sub(1),
         max_shared_memory_size: limits.max_compute_workgroup_storage_size as usize,
         max_cube_count: (cubes, cubes, cubes),
@@ -168,7 +168,7 @@ fn wgsl_properties(setup: &WgpuSetup) -> DeviceProperties {
     properties
 }
 
-/// The types that WGSL has, and those that the adapter adds.
+/// Registers the types of WGSL and those that the adapter adds.
 fn register_types(properties: &mut DeviceProperties, features: wgpu::Features) {
     properties.register_address_type(AddressType::U32);
     let types = [

@@ -1,21 +1,21 @@
-//! Draws on the host, from logits that lie there.
+//! Draws tokens on the host.
 
 use super::logprobs::Logprobs;
 use super::random::draw_number;
 use super::weights::Weights;
 use super::{Draw, DrawnToken, Sampling};
 
-/// Draws tokens on the host. Keeps its buffers from draw to draw.
+/// Draws tokens from logits on the host. Reuses its buffers.
 #[derive(Clone, Debug, Default)]
 pub struct HostDraw {
     weights: Weights,
 }
 
 impl HostDraw {
-    /// The token at `position` of a sequence, from the logits `[vocab]` after the token before it; `None` if one of them is NaN.
-    /// Leaves the adjusted and masked logits behind.
+    /// Draws the token at `position` of a sequence from the logits `[vocab]` of the token before it; `None` if a logit is NaN. On return
+    /// `logits` is adjusted and masked.
     ///
-    /// If no logit is above -inf, it is the lowest token that is allowed.
+    /// If no logit is above -inf, the result is the lowest allowed token.
     pub fn draw(&mut self, logits: &mut [f32], position: usize, draw: &Draw<'_>) -> Option<DrawnToken> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return None;
@@ -27,7 +27,7 @@ impl HostDraw {
             true => argmax(logits),
             false => self.draw_number(logits, &draw.sampling, draw_number(draw.seed, position)),
         };
-        // A row without candidates has no largest logit.
+        // If all logits are -inf, the draw above had no candidate.
         let id = match logits[id as usize] == f32::NEG_INFINITY {
             true => (0..logits.len()).find(|&token| draw.allows(token)).unwrap_or(0) as u32,
             false => id,
@@ -36,7 +36,7 @@ impl HostDraw {
         Some(DrawnToken { id, logprobs })
     }
 
-    /// The token that `number` from [0, 1) draws from logits as they are, at a temperature above 0.
+    /// The token that `number` in [0, 1) draws from unmodified logits, at a temperature above 0.
     pub fn draw_number(&mut self, logits: &[f32], sampling: &Sampling, number: f32) -> u32 {
         self.weights.draw(logits, sampling, number).unwrap_or_else(|| argmax(logits))
     }

@@ -1,14 +1,14 @@
 //! Log probabilities of the model's own distribution: before adjustments, mask, temperature and filters.
 
-/// The most tokens that are reported beside the drawn one, as OpenAI's API has it.
+/// The largest number of tokens reported besides the drawn one, as in OpenAI's API.
 pub const MAX_LOGPROBS: usize = 20;
 
-/// Natural logarithms of probabilities.
+/// Log probabilities (natural logarithm).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// Of the drawn token.
+    /// Log probability of the drawn token.
     pub token: f32,
-    /// The most likely tokens and theirs, by falling probability, the lower of equals first.
+    /// The most likely tokens with their log probabilities, most likely first, the lower token first of equals.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -36,7 +36,7 @@ impl Logprobs {
         Distribution { log_sum, top }
     }
 
-    /// From what a device gives: log Σ exp(logit), the drawn token's logit, and the largest logits in their order.
+    /// From a device's results: log Σ exp(logit), the drawn token's logit, and the largest logits in order.
     pub fn from_parts(log_sum: f32, drawn: f32, top: impl IntoIterator<Item = (u32, f32)>) -> Logprobs {
         let top = top.into_iter().map(|(token, logit)| (token, logit - log_sum)).collect();
         Logprobs { token: drawn - log_sum, top }

@@ -1,9 +1,9 @@
-//! Counter-based random numbers: a number is a function of seed and position, so that nothing has to be drawn before it.
+//! Counter-based random numbers: each is a function of seed and position, so no generator has a state.
 //!
-//! Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). It takes additions, rotations
-//! and exclusive ors of 32-bit words, which every shader language has.
+//! Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). It needs only additions, rotations
+//! and XORs of 32-bit words, which every shader language has.
 
-/// Rotations of eight rounds; then they repeat.
+/// Rotation distances of eight rounds, after which they repeat.
 const ROTATIONS: [u32; 8] = [13, 15, 26, 6, 17, 29, 16, 24];
 const ROUNDS: usize = 20;
 /// Skein's constant, the parity of the key schedule.
@@ -25,7 +25,7 @@ pub fn threefry([key0, key1]: [u32; 2], [counter0, counter1]: [u32; 2]) -> [u32;
     x
 }
 
-/// The number from [0, 1) that draws the token at `position` of a sequence. It has 24 bits, so that f32 holds it exactly.
+/// The number in [0, 1) that draws the token at `position` of a sequence. It has 24 bits, so f32 represents it exactly.
 pub fn draw_number(seed: u64, position: usize) -> f32 {
     let position = position as u64;
     let [word, _] = threefry([seed as u32, (seed >> 32) as u32], [position as u32, (position >> 32) as u32]);
@@ -36,7 +36,7 @@ pub fn draw_number(seed: u64, position: usize) -> f32 {
 mod tests {
     use super::*;
 
-    /// Known answers of Random123, the authors' own implementation.
+    /// Test vectors of Random123, the authors' implementation.
     #[test]
     fn threefry_gives_the_known_answers() {
         assert_eq!(threefry([0, 0], [0, 0]), [0x6b20_0159, 0x99ba_4efe]);

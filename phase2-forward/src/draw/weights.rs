@@ -1,19 +1,20 @@
-//! The draw itself: probabilities, filters and the token where their sum reaches the random number.
+//! The draw: filtered probabilities, and the token at which their cumulative sum exceeds the random number.
 //!
-//! Nothing here depends on the system's math library, so that the same logits give the same token on every platform.
+//! Does not use the system's math library, so that equal logits give the same token on every platform.
 
 use std::cmp::Ordering;
 use std::f64::consts::{LN_2, LOG2_E};
 
 use super::Sampling;
 
-/// By token its probability relative to the most likely one's, which is exactly 1; 0 if it is not to be drawn. Reused.
+/// Each token's probability relative to the most likely one's, which is exactly 1; 0 for a token that must not be drawn. The buffer is
+/// reused.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Weights(Vec<f64>);
 
 impl Weights {
-    /// The first token, in the order of the vocabulary, at which the sum of the filtered probabilities exceeds `number`, which lies
-    /// in [0, 1); `None` if no logit is above -inf.
+    /// The first token, in the order of the vocabulary, at which the cumulative sum of the filtered probabilities exceeds `number` in [0,
+    /// 1); `None` if no logit is above -inf.
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, number: f32) -> Option<u32> {
         let &Sampling { temperature, top_k, top_p, min_p } = sampling;
         let weights = &mut self.0;
@@ -46,14 +47,14 @@ impl Weights {
 fn weigh(logits: &[f32], largest: f32, temperature: f32, weights: &mut Vec<f64>) {
     weights.clear();
     weights.extend(logits.iter().map(|&logit| {
-        // inf - inf is NaN, which `min` turns into 0: infinite logits tie.
+        // inf - inf is NaN, which `min` turns into 0: all logits of +inf have the weight 1.
         let below = (f64::from(logit) - f64::from(largest)).min(0.0);
         let weight = exp(below / f64::from(temperature));
         if logit > f32::NEG_INFINITY { weight } else { 0.0 }
     }));
 }
 
-/// Tokens that may be drawn, most likely first, the lower token winning a tie.
+/// Tokens that may be drawn, most likely first, the lower token first of equals.
 struct Ranking<'a> {
     logits: &'a [f32],
     largest: f32,
@@ -61,7 +62,7 @@ struct Ranking<'a> {
     weights: &'a mut [f64],
 }
 
-/// Buckets of a ranking, and how many of them a factor of e in the weight spans.
+/// Number of buckets of a ranking, and how many of them a factor of e in the weight spans.
 const BUCKETS: usize = 4096;
 const BUCKETS_PER_E: f64 = 128.0;
 
@@ -71,8 +72,8 @@ impl Ranking<'_> {
         ((below * self.buckets_per_logit) as usize).min(BUCKETS - 1)
     }
 
-    /// Leaves the fewest first tokens whose number and weight are enough, and one at least. Only the tokens of one bucket are
-    /// sorted: those before it stay, those behind it go.
+    /// Keeps the shortest prefix, of at least one token, whose number and total weight satisfy `enough`. Only one bucket is sorted: the
+    /// tokens of those before it are kept, and those after it are dropped.
     fn keep_first(&mut self, enough: impl Fn(usize, f64) -> bool) {
         let mut buckets = vec![(0, 0.0); BUCKETS];
         for (token, &weight) in self.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
@@ -110,8 +111,8 @@ impl Ranking<'_> {
     }
 }
 
-/// `e^x` for `x ≤ 0`, to 1e-13 relative; 0 below the smallest normal number. In place of [`f64::exp`], whose last bits differ
-/// between platforms. Without branches, so that compilers make vectors of it.
+/// `e^x` for `x ≤ 0`, with a relative error below 1e-13; 0 below the smallest normal number. Used instead of [`f64::exp`], whose last bits
+/// differ between platforms. Has no branches, so that compilers vectorize it.
 #[inline]
 fn exp(x: f64) -> f64 {
     /// `1 / n!`, the Taylor coefficients of `e^r`.
@@ -124,7 +125,7 @@ fn exp(x: f64) -> f64 {
         }
         coefficients
     };
-    /// Next to 1.5 · 2^52 a float's steps are ones, and its lowest bits a whole number.
+    /// Near 1.5 · 2^52 consecutive floats differ by 1, so adding this constant leaves a rounded integer in the lowest bits.
     const WHOLE: f64 = 6_755_399_441_055_744.0;
     // e^x = 2^y = 2^k · e^r, with k = round(y) and |r| ≤ ln 2 / 2.
     let y = (x * LOG2_E).max(-1100.0);

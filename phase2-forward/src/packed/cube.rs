@@ -1,8 +1,8 @@
-//! The packed product on a GPU: one group of 32 units for each output, every unit a 32nd of the row. A cube computes several outputs,
-//! one after another, if there are more than the device starts cubes for.
+//! The packed product on a GPU. 32 units compute one output, each a 32nd of the row. A cube computes several outputs one after another if
+//! there are more than the device can start cubes for.
 //!
-//! This kernel is meant to be read: it unpacks value by value and uses nothing that a GPU may lack (no planes, no 16-bit
-//! types, no matrix units). Phase 5 has the fast ones.
+//! The kernel is written to be read: it unpacks one value at a time and needs no optional GPU feature (subgroups, 16-bit types, matrix
+//! units). Phase 5 has the fast kernels.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -29,8 +29,8 @@ impl DeviceMatmul for CubeBackend {
             empty_device_dtype(x.client.clone(), x.device.clone(), Shape::new([inputs, layout.rows]), DType::F32);
         let (inputs, rows) = (inputs as u32, layout.rows as u32);
         let cubes = CubeCount::Static(rows.div_ceil(ROWS_PER_CUBE).min(MAX_CUBES), inputs.min(MAX_CUBES), 1);
-        // SAFETY: every index is below the length of its tensor: rows and inputs are bounded in the kernel, columns
-        // by the packed row, and the caller's `matrix` names matrices of the stack.
+        // SAFETY: every index is below the length of its tensor: the kernel bounds rows and inputs, the packed row bounds columns, and the
+        // caller's `matrix` holds indices of matrices of the stack.
         unsafe {
             packed_matmul_kernel::launch_unchecked(
                 &product.client,
@@ -64,7 +64,7 @@ fn packed_matmul_kernel(
     let mut sums = Shared::<[f32]>::new_slice(comptime![(UNITS * ROWS_PER_CUBE) as usize]);
     let unit = UNIT_POS_X;
 
-    // Every unit of a cube makes the same number of rounds, so that all reach the barriers.
+    // Every unit of a cube runs the same number of iterations, so that all reach the barriers.
     let mut input = CUBE_POS_Y;
     while input < inputs {
         let first_row = matrix[input as usize] as u32 * rows;
@@ -96,7 +96,7 @@ fn packed_matmul_kernel(
     }
 }
 
-/// Value number `index` of a packed stack. Rows are whole blocks, so blocks can be counted straight through.
+/// Value number `index` of a packed stack. Rows are whole blocks, so block indices run through all rows.
 #[cube]
 fn unpack(words: &[u32], index: u32, #[comptime] format: Format) -> f32 {
     match comptime![format] {
@@ -107,7 +107,7 @@ fn unpack(words: &[u32], index: u32, #[comptime] format: Format) -> f32 {
             let block = index / 32 * 34;
             let scale = f16_value(half_word(words, block));
             let code = byte(words, block + 2 + index % 32);
-            // Two's complement by hand: WGSL has no 8-bit integers.
+            // Converts from two's complement arithmetically, because WGSL has no 8-bit integers.
             scale * (f32::cast_from(code) - select(code > 127, 256.0f32, 0.0f32))
         }
         Format::Mxfp4 => {
@@ -117,7 +117,7 @@ fn unpack(words: &[u32], index: u32, #[comptime] format: Format) -> f32 {
             let scale = f32::reinterpret(byte(words, block) << 23);
             e2m1_value((codes >> (element / 16 * 4)) & 15) * scale
         }
-        _ => comptime!(unreachable!("a format that is not uploaded as it is")),
+        _ => comptime!(unreachable!("a format that is uploaded as F32")),
     }
 }
 

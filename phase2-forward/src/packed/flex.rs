@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::HostMatmul;
 
-/// Weight rows that one task multiplies: enough work to be worth handing out, few enough to balance.
+/// Weight rows per task: enough work to outweigh the cost of a task, few enough to balance the threads.
 const ROWS_PER_TASK: usize = 64;
 
 impl HostMatmul for Flex {
@@ -47,7 +47,7 @@ impl HostMatmul for Flex {
     }
 }
 
-/// The products of a range of packed rows with every input, `[inputs, rows]`.
+/// The products of a range of packed rows with every input: `[inputs, rows]`.
 fn multiply_rows(matrix: &HostTensor, rows: std::ops::Range<usize>, inputs: &[&[f32]]) -> Vec<f32> {
     let mut weights = vec![0.0; matrix.row_len()];
     let mut products = vec![0.0; inputs.len() * rows.len()];
@@ -60,7 +60,7 @@ fn multiply_rows(matrix: &HostTensor, rows: std::ops::Range<usize>, inputs: &[&[
     products
 }
 
-/// Sixteen partial sums: a compiler makes vectors of them, and their rounding errors stay smaller than one sum's.
+/// Sixteen partial sums: compilers vectorize them, and their rounding errors are smaller than those of one sum.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = a.as_chunks::<16>();
     let (b, b_rest) = b.as_chunks::<16>();

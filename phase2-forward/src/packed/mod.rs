@@ -1,8 +1,7 @@
-//! Matrices that stay packed: a stack of `[out, in]` matrices in a storage format, multiplied without being unpacked as a
-//! whole.
+//! Packed matrices: a stack of `[out, in]` matrices in a storage format, which is multiplied without being unpacked as a whole.
 //!
-//! On the CPU the packed bytes are the pages of the mapped file, whatever their format; on a GPU they are a buffer of
-//! 32-bit words in one of the formats that the kernel reads.
+//! On the CPU the packed bytes are pages of the mapped file, in any format. On a GPU they are a buffer of 32-bit words, in one of the
+//! formats that the kernel supports.
 
 mod cube;
 mod flex;
@@ -18,34 +17,34 @@ use crate::device::ComputeDevice;
 #[derive(Clone)]
 pub struct PackedMatrix {
     place: Place,
-    /// Values in a row: the length of the input.
+    /// Values per row, the length of the input.
     pub columns: usize,
 }
 
-/// Where the packed rows of all matrices lie, one after another.
+/// The location of the packed rows; the rows of all matrices follow each other.
 #[derive(Clone)]
 #[expect(clippy::large_enum_variant, reason = "there are a few hundred of them")]
 enum Place {
     Host(HostTensor),
-    /// Little-endian words in a GPU's buffer.
+    /// Little-endian words in a GPU buffer.
     Device {
         words: Tensor<1, Int>,
         layout: PackedLayout,
     },
 }
 
-/// How the words of a matrix on a GPU are to be read.
+/// The layout of a matrix on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PackedLayout {
     pub format: Format,
-    /// Rows of one matrix: the length of its output.
+    /// Rows per matrix, the length of the output.
     pub rows: usize,
     pub columns: usize,
 }
 
 impl PackedMatrix {
-    /// Puts a matrix `[out, in]` or a stack `[experts, out, in]` on the device. On the CPU this copies nothing. On a GPU a
-    /// format that its kernel does not read becomes F32, which holds every value exactly.
+    /// Loads a matrix `[out, in]` or a stack `[experts, out, in]` onto the device. On the CPU nothing is copied. On a GPU a format that the
+    /// kernel does not support becomes F32, which represents every value exactly.
     pub fn new(tensor: &HostTensor, device: &ComputeDevice) -> PackedMatrix {
         let columns = tensor.row_len();
         if device.is_cpu() {
@@ -69,7 +68,7 @@ impl PackedMatrix {
     }
 }
 
-/// The format that a GPU keeps a matrix of `format` in.
+/// The format in which a GPU stores a matrix of `format`.
 pub(crate) fn device_format(format: Format) -> Format {
     match format {
         Format::F32 | Format::F16 | Format::BF16 | Format::Q8_0 | Format::Mxfp4 => format,
@@ -92,13 +91,13 @@ pub fn packed_matmul(x: Tensor<2>, weights: &PackedMatrix, matrix: Tensor<1, Int
     })
 }
 
-/// The operation that Burn lacks, for the CPU.
+/// The packed product on the CPU, which Burn lacks.
 #[backend_extension(Flex)]
 trait HostMatmul: Backend {
     fn host_matmul(x: FloatTensor<Self>, matrix: IntTensor<Self>, weights: HostTensor) -> FloatTensor<Self>;
 }
 
-/// The same for every GPU.
+/// The packed product on a GPU.
 #[backend_extension(Cube)]
 trait DeviceMatmul: Backend {
     fn device_matmul(

@@ -1,4 +1,4 @@
-//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit has 32 values of a row: 16 words of f16, or a
+//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit handles 32 values of a row: 16 words of f16, or one
 //! [block](formats::cache_block) of Q8_0.
 
 use burn::tensor::{DType, Shape};
@@ -11,11 +11,11 @@ use formats::cube::{block_scale, encode_block, f16_bits, f16_value};
 
 use super::CachePacking;
 
-/// Units of a cube.
+/// Units per cube.
 const UNITS: u32 = 64;
 /// The most cubes along one axis that every GPU accepts.
 const MAX_CUBES: u32 = 65_535;
-/// Values that a unit packs or unpacks.
+/// Values per unit.
 const PART: u32 = 32;
 
 impl CachePacking for CubeBackend {
@@ -71,19 +71,19 @@ impl CachePacking for CubeBackend {
     }
 }
 
-/// Cubes for `rows` rows, and the parts that they share.
+/// Number of cubes for `rows` rows, and the number of parts, one per unit.
 fn launch_size(rows: usize, dim: usize) -> (CubeCount, u32) {
     let parts = rows as u32 * (dim as u32).div_ceil(PART);
     let cubes = parts.div_ceil(UNITS);
     (CubeCount::Static(cubes.min(MAX_CUBES), cubes.div_ceil(MAX_CUBES), 1), parts)
 }
 
-/// What one unit has to do: the values `start` to `end` of a row.
+/// The part of one unit: the values `start` to `end` of a row.
 #[derive(CubeType)]
 struct Part {
-    /// Where the row's values begin.
+    /// Index of the row's first value.
     values: u32,
-    /// Where the row's words begin.
+    /// Index of the row's first word.
     packed: u32,
     start: u32,
     end: u32,

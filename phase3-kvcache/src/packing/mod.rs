@@ -1,9 +1,9 @@
-//! Keys and values in fewer bits: the two operations that a cache in f16 or Q8_0 needs, on the CPU and on GPUs.
+//! Packs keys and values for caches in f16 or Q8_0, and unpacks them, on the CPU and on GPUs.
 //!
-//! A row is the `head_dim` values of one head at one position. Packed it is whole 32-bit words, so that Burn can slice and
-//! join rows without knowing what is in them:
-//! - f16: two values a word, the earlier in the low half;
-//! - Q8_0: four codes of a [block](formats::cache_block) a word, the earliest in the lowest byte.
+//! A row is the `head_dim` values of one head at one position. A packed row is whole 32-bit words, so that Burn can slice and concatenate
+//! rows without knowing their format:
+//! - f16: two values per word, the earlier in the low half;
+//! - Q8_0: four codes of a [block](formats::cache_block) per word, the earliest in the lowest byte.
 
 mod cube;
 mod flex;
@@ -13,7 +13,7 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{Int, Tensor};
 use formats::CacheFormat;
 
-/// The largest f16: packing saturates instead of making infinities.
+/// The largest f16: packing saturates instead of producing infinities.
 const LARGEST: f32 = 65504.0;
 
 /// `[heads, n, head_dim]` to words `[heads, n, row_words]`.
@@ -43,7 +43,7 @@ mod tests {
 
     use super::*;
 
-    /// Values of every size that caches meet, zeros and what an f16 cannot hold among them; now and then all of them far from one.
+    /// Values of all magnitudes that caches store, including zeros and values beyond f16's range; half of the cases are rescaled.
     fn values(dim: usize) -> impl Strategy<Value = Vec<f32>> {
         let value = prop_oneof![
             8 => -4.0f32..4.0,
@@ -65,8 +65,8 @@ mod tests {
         (words.into_data().try_to_vec().expect("u32"), back.into_data().try_to_vec().expect("f32"))
     }
 
-    /// Every f16 is the nearest, and every code the nearest of its parity: exactly so on the CPU, and up to the last bit of a
-    /// division on a GPU, whose scales are the CPU's.
+    /// Every f16 is the nearest, and every code the nearest of its parity: exactly on the CPU, and up to the last bit of a division on a
+    /// GPU. Scales are equal on both.
     fn check(values: &[f32], dim: usize) -> Result<(), TestCaseError> {
         for device in ComputeDevice::for_gates().expect("both devices") {
             let (words, back) = round_trip(values, dim, CacheFormat::F16, &device);

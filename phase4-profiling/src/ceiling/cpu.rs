@@ -1,4 +1,4 @@
-//! What the CPU's cores reach together: reading a buffer larger than any cache, and multiply-adds that stay in registers.
+//! The peak rates of all CPU cores together: reads from a buffer larger than any cache, and multiply-adds in registers.
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -7,11 +7,11 @@ use std::hint::black_box;
 use std::thread::{available_parallelism, scope};
 use std::time::Instant;
 
-/// Words of the buffer that one thread streams: 256 MiB.
+/// Words of the buffer that each thread reads: 256 MiB.
 const WORDS: usize = 32 << 20;
-/// Times that it is streamed; the fastest counts.
+/// Number of repetitions; the fastest counts.
 const PASSES: usize = 5;
-/// Rounds of the arithmetic loops: some tenths of a second.
+/// Iterations of the arithmetic loops: a few tenths of a second.
 const ROUNDS: usize = 20_000_000;
 
 /// Bytes per second of all threads together.
@@ -28,12 +28,12 @@ pub fn read_bandwidth() -> f64 {
     (threads * WORDS * size_of::<u64>()) as f64 / fastest
 }
 
-/// f32 operations per second of all threads together, a multiply-add being two.
+/// f32 operations per second of all threads together; a multiply-add counts as two.
 pub fn f32_rate() -> f64 {
     rate(f32_loop())
 }
 
-/// Operations per second of 8-bit dot products accumulated in 32 bits, a multiply-add being two.
+/// Operations per second of 8-bit dot products with 32-bit sums; a multiply-add counts as two.
 pub fn packed_rate() -> f64 {
     rate(packed_loop())
 }
@@ -42,7 +42,7 @@ fn threads() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
-/// Every page written once, and as large as the system grants: what is measured is memory, not its page tables.
+/// A buffer with every page written, in pages as large as the system grants, so that page faults and page tables are not measured.
 fn resident_buffer() -> Vec<u64> {
     let mut words: Vec<u64> = Vec::with_capacity(WORDS);
     #[cfg(target_os = "linux")]
@@ -54,7 +54,7 @@ fn resident_buffer() -> Vec<u64> {
     words
 }
 
-/// Eight sums, so that additions do not wait for each other.
+/// Eight sums, so that additions do not depend on each other.
 fn sum(words: &[u64]) -> u64 {
     let mut sums = [0u64; 8];
     for eight in words.as_chunks::<8>().0 {
@@ -65,7 +65,7 @@ fn sum(words: &[u64]) -> u64 {
     sums.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// A loop of arithmetic, and the operations that one round of it does.
+/// An arithmetic loop, and the number of operations per iteration.
 struct Loop {
     run: fn(usize),
     operations: usize,
@@ -77,7 +77,7 @@ fn rate(Loop { run, operations }: Loop) -> f64 {
     (units.len() * operations * ROUNDS) as f64 / fastest
 }
 
-/// Seconds until every thread has done its share.
+/// Seconds until all threads are done.
 fn together<T: Sync>(shares: &[T], work: impl Fn(&T) + Sync) -> f64 {
     let start = Instant::now();
     scope(|scope| {
@@ -88,7 +88,7 @@ fn together<T: Sync>(shares: &[T], work: impl Fn(&T) + Sync) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Independent accumulators: more than a multiply-add's latency times its throughput.
+/// Independent accumulators: more than the latency of a multiply-add times its throughput.
 const CHAINS: usize = 12;
 
 #[cfg(target_arch = "x86_64")]
@@ -127,7 +127,7 @@ fn packed_loop() -> Loop {
     Loop { run: packed_portable, operations: CHAINS * 4 * 2 }
 }
 
-/// Four lanes, which every compiler makes a vector of.
+/// Four lanes, which every compiler vectorizes.
 fn f32_portable(rounds: usize) {
     let (mut sums, factor) = ([[1.0f32; 4]; CHAINS], black_box([0.999f32; 4]));
     for _ in 0..rounds {
@@ -140,7 +140,7 @@ fn f32_portable(rounds: usize) {
     black_box(sums);
 }
 
-/// The exclusive or keeps a compiler from replacing the loop by one multiplication.
+/// The XOR keeps compilers from replacing the loop by one multiplication.
 fn packed_portable(rounds: usize) {
     let (mut sums, a, b) = ([[0i32; 4]; CHAINS], black_box([3i8; 4]), black_box([5i8; 4]));
     for _ in 0..rounds {

@@ -1,4 +1,4 @@
-//! The roofline's roof: the fastest that a device reads memory and computes, measured and kept with machine and date.
+//! The ceiling of the roofline: a device's peak memory bandwidth and arithmetic rate, measured once and stored with machine and date.
 
 mod cpu;
 
@@ -13,17 +13,17 @@ use phase2_forward::ComputeDevice;
 use crate::machine::{cache_directory, machine, today};
 use crate::profile::Ceiling;
 
-/// Why there is no ceiling.
+/// Why the ceiling could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum CeilingError {
-    #[error("{device} reports no {what} from its benchmark: {reason}; `gptoss roofline` tries again")]
+    #[error("the {what} of {device} could not be measured: {reason}; `gptoss roofline` tries again")]
     NotMeasured { device: String, what: &'static str, reason: String },
 }
 
-/// The ceiling measured earlier on this machine and device, else a new measurement, which takes some seconds and is kept.
+/// The stored ceiling of this machine and device. Without one, measures it, which takes a few seconds, and stores it.
 ///
 /// # Errors
-/// A GPU that cannot run the benchmark.
+/// The GPU cannot run the benchmark.
 pub fn ceiling(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
     match kept(device) {
         Some(ceiling) => Ok(ceiling),
@@ -31,7 +31,7 @@ pub fn ceiling(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
     }
 }
 
-/// Measures anew, and keeps the result where a cache directory can be written.
+/// Measures the ceiling, and stores the result if the cache directory is writable.
 ///
 /// # Errors
 /// As [`ceiling`].
@@ -51,13 +51,13 @@ pub fn measure(device: &ComputeDevice) -> Result<Ceiling, CeilingError> {
         && std::fs::create_dir_all(directory).is_ok()
     {
         let json = serde_json::to_vec_pretty(&ceiling).expect("numbers and strings");
-        // A ceiling that cannot be kept is measured again next time.
+        // If the ceiling cannot be stored, it is measured again next time.
         let _ = write_whole(&path, |out| out.write_all(&json));
     }
     Ok(ceiling)
 }
 
-/// Read bandwidth, f32 rate and that of matrix units, by CubeCL's own kernels.
+/// Read bandwidth, f32 rate and matrix unit rate, measured with CubeCL's kernels.
 fn gpu(device: &ComputeDevice) -> Result<(f64, f64, f64), CeilingError> {
     let config = ComputeCmmaConfig {
         accumulator_type: ElemType::Float(FloatKind::F32),
@@ -76,7 +76,7 @@ fn gpu(device: &ComputeDevice) -> Result<(f64, f64, f64), CeilingError> {
     };
     let read = value(0, "read bandwidth")?.bytes_per_s(&keys[0]);
     let f32_rate = value(1, "f32 rate")?.ops_per_s();
-    // An adapter without matrix units has no figure for them.
+    // An adapter without matrix units has no such rate.
     let matrix_rate = value(2, "rate of matrix units").map_or(0.0, |stat| stat.ops_per_s());
     Ok((read, f32_rate, matrix_rate))
 }

@@ -39,10 +39,10 @@ fn diagnosis(row: &Row, wall: f64, ceiling: &Ceiling) -> String {
     let gain =
         format!("the step takes {} ms instead of {} ({:.2}x)", ms(wall - excess), ms(wall), wall / (wall - excess));
     if name == LAUNCH {
-        return format!("{name}: the device waits {} ms for the host; never waiting, {gain}", ms(*total));
+        return format!("{name}: the device waits {} ms for the host; without waiting, {gain}", ms(*total));
     }
     if name == READBACK {
-        return format!("{name}: the logits take {} ms to reach the host; at once, {gain}", ms(*total));
+        return format!("{name}: the logits take {} ms to reach the host; without that, {gain}", ms(*total));
     }
     let reached = |done: u64, best: f64, unit: &str| {
         format!("{} of {} {unit}", significant(done as f64 / total * 1e-9), significant(best * 1e-9))
@@ -67,7 +67,7 @@ fn heading(profile: &Profile) -> String {
     };
     let elsewhere = match (&ceiling.machine, &ceiling.device) == (&profile.machine, &profile.device) {
         true => String::new(),
-        false => format!(" for {} on {}: percentages mislead", plain(&ceiling.device), plain(&ceiling.machine)),
+        false => format!(" for {} on {}: percentages are misleading", plain(&ceiling.device), plain(&ceiling.machine)),
     };
     format!(
         "{}, {place}, {}\nphase {phase}, {}, {} by {}\n{} ms a step, {} tokens/s\n\

@@ -1,15 +1,15 @@
-//! The CPU's kernels in bytes of weights or of cache a second, so that a figure can be held against the machine's bandwidth.
+//! The CPU's kernels in bytes of weights or cache per second, to compare with the machine's bandwidth.
 //!
 //! `cargo bench -p cpu-kernels`. Groups have the names that `gptoss profile` uses for the operation that a kernel computes:
 //!
-//! | group | what |
+//! | group | cases |
 //! |---|---|
 //! | `moe.gate_up` | 32 rows of an expert's matrix, one thread, on each instruction set; `moe.down` has rows of the same length |
 //! | `attn.qkv` | 32 rows of a projection, as above, in each other format |
 //! | `head` | the coarse copy of the head, from which greedy tokens are shortlisted |
-//! | `attn.scores` | one key/value head on each instruction set, and all full layers by how the cache lies in memory and by threads |
+//! | `attn.scores` | one key/value head on each instruction set, and all full layers with several memory layouts of the cache and numbers of threads |
 //!
-//! Weights are read from a buffer far larger than the caches, another part of it each time.
+//! Weights are read from a buffer far larger than the caches, from another part of it each time.
 
 use std::fmt::Debug;
 use std::hint::black_box;
@@ -33,23 +33,23 @@ mod quick;
 const COLUMNS: usize = 2880;
 const BUFFER: usize = 256 << 20;
 
-/// Query heads of a key/value head, as gpt-oss-20b has them, their dimensions, its key/value heads and its full layers.
+/// gpt-oss-20b's query heads per key/value head, dimensions per head, key/value heads and full layers.
 const GROUP: usize = 8;
 const DIM: usize = 64;
 const KV_HEADS: usize = 8;
 const LAYERS: usize = 12;
-/// Cached positions, and their blocks.
+/// Number of cached positions, and of their blocks.
 const DEPTH: usize = 4096;
 const BLOCKS: usize = DEPTH / POSITIONS;
 
-/// Bytes that are sane weights in every format: no exponent is extreme.
+/// Bytes that are valid weights in every format, without extreme exponents.
 fn buffer() -> Vec<u8> {
     (0..BUFFER / 4)
         .flat_map(|i: usize| ((i.wrapping_mul(2_654_435_761) as u32 & 0x3f3f_3f3f) | 0x3000_3000).to_le_bytes())
         .collect()
 }
 
-/// How a tile of rows meets its inputs.
+/// How a tile of rows is multiplied by its inputs.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Streamed,
@@ -74,7 +74,7 @@ fn products(c: &mut Criterion) {
     }
 }
 
-/// A tile of rows in one format, in every way that suits the format.
+/// A tile of rows in one format, with every kernel for the format.
 fn products_with(group: &mut BenchmarkGroup<'_, WallTime>, storage: Storage, buffer: &[u8]) {
     let tile_bytes = TILE * COLUMNS / 32 * storage.block_bytes();
     group.throughput(Throughput::BytesDecimal(tile_bytes as u64));
@@ -132,7 +132,7 @@ fn products_with(group: &mut BenchmarkGroup<'_, WallTime>, storage: Storage, buf
     }
 }
 
-/// Estimates of a matrix's products from its coarse copy, and making one.
+/// Estimates of a matrix's products from its coarse copy, and the construction of a copy.
 fn coarse_copies(c: &mut Criterion) {
     const ROWS: usize = BUFFER / (COLUMNS / 32 * 34) / TILE * TILE;
     let buffer = buffer();
@@ -150,7 +150,7 @@ fn coarse_copies(c: &mut Criterion) {
             tile
         };
         group.throughput(Throughput::BytesDecimal((TILE * row_bytes) as u64));
-        group.bench_function(BenchmarkId::new("coarse copy made of q8_0", isa), |bencher| {
+        group.bench_function(BenchmarkId::new("coarse copy made from q8_0", isa), |bencher| {
             let making = coarse.make();
             // SAFETY: one thread.
             bencher.iter(|| unsafe { making.tile(isa, next(), rows(0)) });
@@ -206,7 +206,7 @@ fn one_head(group: &mut BenchmarkGroup<'_, WallTime>) {
     }
 }
 
-/// A way to lay out a layer's cache: the number of the block of each head among all of the layer.
+/// A memory layout of a layer's cache: `place` gives the number of a head's block among all blocks of the layer.
 struct Layout {
     name: &'static str,
     huge_pages: bool,
@@ -220,7 +220,7 @@ const LAYOUTS: [Layout; 4] = [
     Layout { name: "pages anywhere, the system's pages small", huge_pages: false, place: anywhere },
 ];
 
-/// Steps of 29 reach every one of 64 pages.
+/// Steps of 29 visit each of 64 pages.
 fn anywhere(block: usize, head: usize) -> usize {
     block * 29 % BLOCKS * KV_HEADS + head
 }
@@ -242,7 +242,7 @@ fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
     memory
 }
 
-/// Attention of one position in all full layers, as a step of decoding has it: more bytes than any cache holds. By layout and threads.
+/// Attention of one position in all full layers, as in a decoding step: more bytes than any cache holds. By layout and number of threads.
 fn full_layers(group: &mut BenchmarkGroup<'_, WallTime>) {
     let isa = Isa::best();
     let mut thread_counts = vec![1, available_parallelism().map_or(1, NonZero::get)];

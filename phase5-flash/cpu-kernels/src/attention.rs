@@ -148,7 +148,7 @@ fn compute_share(
 ) {
     let Queries { q, stride, sinks, head_dim, count, start, window } = *queries;
     assert!(count > 0 && window > 0 && !sinks.is_empty(), "something to attend with");
-    assert!(head_dim > 0 && head_dim.is_multiple_of(LANES), "a head of {head_dim} is no multiple of {LANES}");
+    assert!(head_dim > 0 && head_dim.is_multiple_of(LANES), "a head of {head_dim} is not a multiple of {LANES}");
     let width = sinks.len() * head_dim;
     assert!(width <= stride && q.len() >= (count - 1) * stride + width, "queries");
     assert!(blocks.start.is_multiple_of(POSITIONS), "blocks begin at multiples of {POSITIONS}");
@@ -351,7 +351,7 @@ unsafe fn over_block<S: Simd, const N: usize>(
                 *v = S::exp(S::sub(*v, S::splat(largest)));
                 S::store(scores.add(k * LANES), *v);
             }
-            // What is hidden weighs nothing at all, whatever lies in its slot.
+            // Hidden keys get exactly zero weight, whatever their slots contain.
             hide(0.0);
             let mut sum = S::zero();
             for k in 0..KEY_VECTORS {

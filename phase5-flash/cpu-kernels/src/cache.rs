@@ -96,7 +96,7 @@ fn half_bytes(format: CacheFormat, head_dim: usize) -> usize {
 
 fn check(format: CacheFormat, head_dim: usize) {
     let unit = if format == CacheFormat::Q8_0 { BLOCK } else { LANES };
-    assert!(head_dim > 0 && head_dim.is_multiple_of(unit), "a head of {head_dim} is no multiple of {unit}");
+    assert!(head_dim > 0 && head_dim.is_multiple_of(unit), "a head of {head_dim} is not a multiple of {unit}");
 }
 
 fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {

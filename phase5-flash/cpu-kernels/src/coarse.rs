@@ -137,7 +137,7 @@ impl CoarseMatrixBuilder<'_> {
     pub unsafe fn tile(&self, isa: Isa, tile: usize, rows: PackedRows<'_>) {
         assert!(rows.count <= TILE && rows.blocks() == self.blocks, "a tile of the matrix");
         let padded = self.blocks.next_multiple_of(LANES);
-        // SAFETY: a tile's parts are its own, and nobody else makes it.
+        // SAFETY: a tile has its own parts of the buffers, and the caller promises that no other thread makes it.
         unsafe {
             let codes = self.codes.part(tile * self.blocks * 2 * CODE_BYTES, self.blocks * 2 * CODE_BYTES);
             let scales = self.scales.part(tile * self.blocks * TILE, self.blocks * TILE);
@@ -151,7 +151,7 @@ impl CoarseInputs {
     /// Rounds inputs `[inputs, columns]`.
     ///
     /// # Panics
-    /// If `columns` is no positive multiple of 32, or the length of `values` is not a multiple of it.
+    /// If `columns` is not a positive multiple of 32, or the length of `values` is not a multiple of it.
     pub fn round(&mut self, isa: Isa, values: &[f32], columns: usize) {
         assert!(columns > 0 && columns.is_multiple_of(BLOCK) && values.len().is_multiple_of(columns), "whole inputs");
         let (count, blocks) = (values.len() / columns, columns / BLOCK);
@@ -367,7 +367,7 @@ unsafe fn coarsen<S: Simd, B: Block>(block: *const u8) -> (u16, [u32; VECTORS], 
             (low, high) = (S::mul(low, scale), S::mul(high, scale));
         }
         let largest = S::max(S::max(low, high), S::sub(S::zero(), S::min(low, high)));
-        // Rounded up, so that no code passes the limit.
+        // The scale is rounded up, so that no code exceeds the limit.
         let bits = (S::maximum(largest) / WEIGHT_LIMIT).to_bits().saturating_add(0xffff) & 0xffff_0000;
         let scale = f32::from_bits(bits);
         let inverse = S::splat(if scale > 1e-30 { 1.0 / scale } else { 0.0 });
@@ -381,7 +381,8 @@ unsafe fn coarsen<S: Simd, B: Block>(block: *const u8) -> (u16, [u32; VECTORS], 
         let mut pairs = [0; LANES];
         S::store_words(pairs.as_mut_ptr(), S::round_pairs(low_codes, high_codes));
         let words = std::array::from_fn(|vector| {
-            // 16-bit codes of 4 columns become 4 bits with their sign turned, which adds 8; then two of them a byte, and the bytes close ranks.
+            // 16-bit codes of 4 columns are reduced to 4 bits with the sign bit flipped, which adds 8; then two codes are packed per byte,
+            // and the bytes are moved together.
             let four = |i: usize| {
                 let codes = u64::from(pairs[4 * vector + i]) | u64::from(pairs[4 * vector + i + 1]) << 32;
                 (codes & 0x000f_000f_000f_000f) ^ 0x0008_0008_0008_0008

@@ -1,8 +1,8 @@
 //! The arithmetic of phase 5 on the CPU: products with packed weights, attention, and the threads that share them.
 //!
-//! This crate works on slices and knows no tensors, models or files, so that it builds in seconds and its `unsafe` code can be run
-//! under AddressSanitizer. Every kernel is written once over vectors of 16 floats ([`simd`]) and compiled for each
-//! instruction set; [`Isa`] is the proof that this machine has the one it names.
+//! This crate works on slices and has no tensors, models or files, so that it builds in seconds and its `unsafe` code can be run under
+//! AddressSanitizer. Every kernel is written once over vectors of 16 floats ([`simd`]) and compiled for each instruction set; a value of
+//! [`Isa`] proves that this machine has that instruction set.
 #![allow(clippy::needless_range_loop, reason = "a kernel's rows, inputs and lanes are numbers")]
 
 mod attention;

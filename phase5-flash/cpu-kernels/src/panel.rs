@@ -117,7 +117,7 @@ impl Filling<'_> {
         assert!(number < self.groups, "a group of the panel");
         let Group { first, count } = group(self.inputs, self.groups, number);
         let columns = self.columns;
-        // SAFETY: a group's words and scales are its own, and nobody else packs it.
+        // SAFETY: a group has its own words and scales, and the caller promises that no other thread packs it.
         let (words, scales) = unsafe {
             match self.format {
                 PanelFormat::F32 => (self.words.part(first * columns, count * columns), &mut [][..]),

@@ -52,7 +52,7 @@ struct Common {
     stop: AtomicBool,
 }
 
-// SAFETY: `work` is written only while the gate is closed and nobody is inside, and read only by those inside.
+// SAFETY: `work` is written only while the gate is closed and no worker is inside, and read only by workers inside.
 unsafe impl Sync for Common {}
 // SAFETY: the pointer in `work` is to a `Sync` closure.
 unsafe impl Send for Common {}
@@ -109,11 +109,11 @@ impl<'a> Operation<'a> {
     fn open(pool: &'a Pool, tasks: usize, work: &Work<'_>) -> Operation<'a> {
         let turn = pool.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let common = &*pool.common;
-        // An operation that unwound on the caller's thread has not asked whether a worker panicked too.
+        // An operation that unwound on the caller's thread did not reset the flag of a panicked worker.
         common.panicked.store(false, Ordering::Relaxed);
-        // SAFETY: only the lifetime changes, and dropping the `Operation` waits until nobody uses the pointer any more.
+        // SAFETY: only the lifetime changes, and dropping the `Operation` waits until no worker uses the pointer.
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
-        // SAFETY: the gate is closed, nobody is inside, and `turn` keeps other callers out.
+        // SAFETY: the gate is closed, no worker is inside, and `turn` excludes other callers.
         unsafe { *common.work.get() = Some(work) };
         let threads = common.ranges.len();
         for (thread, range) in common.ranges.iter().enumerate() {
@@ -138,7 +138,7 @@ impl Drop for Operation<'_> {
         common.gate.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0;
         while common.gate.load(Ordering::Acquire) & INSIDE != 0 {
-            // Who waits for long waits for a worker that the system has put aside.
+            // After a long wait, the worker inside has been descheduled: yield to it.
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
         }
@@ -200,7 +200,7 @@ impl Drop for Pool {
         for worker in &mut self.workers {
             if let Some(handle) = worker.handle.take() {
                 handle.thread().unpark();
-                // A worker's panics are caught inside; there is nothing to report.
+                // A worker catches panics of tasks, so its thread cannot have panicked.
                 let _ = handle.join();
             }
         }

@@ -4,11 +4,11 @@
 //! and the bf16 of the rounding error. Decoding a block of weights then takes one shift and one look-up in a table that includes the
 //! scale, and an input two instructions; in f32 these take seven and three. Without BF16 instructions the words are the f32 values.
 //!
-//! What was tried, in GB/s of weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop: 43), for 1, 2, 3
-//! and 4 inputs:
+//! Variants tried, in GB/s of weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop: 43), for 1, 2, 3 and
+//! 4 inputs:
 //! - f32: 28.7, 20.9, 13.6, 10.3.
 //! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8.
-//! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, for prepared inputs leave L1.
+//! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, because prepared inputs do not stay in L1.
 //! - four rows with one sum each for 3 and 4 inputs: 18.3, 15.2.
 
 use formats::{BLOCK, Storage};
@@ -125,7 +125,7 @@ unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
 ) {
     const BYTES: usize = Storage::Mxfp4.block_bytes();
     let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
-    // As in `product.rs`: past all the rows at hand.
+    // As in `product.rs`: prefetches past all rows that are read side by side.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + AHEAD);
     // SAFETY: every block lies inside its row, and so do its words of an input. Prefetching never faults.
     unsafe {

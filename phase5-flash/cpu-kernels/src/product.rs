@@ -4,18 +4,18 @@
 //! [`multiply_panel`] is for more: it decodes a tile of 32 rows by 288 columns into L1, transposed, and multiplies it by every group of
 //! inputs, so that it is bound by arithmetic.
 //!
-//! What was tried, in GB/s of MXFP4 and Q8_0 weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain
-//! read loop: 36.5):
-//! - one input, four rows side by side, no prefetch: 10.3 and 13.7. Four streams inside one page confuse the hardware's.
-//! - asking for weights 4 KB past the first row: 23.7 and 17.8. Of Q8_0 those are still the rows at hand.
-//! - asking 4 KB past all rows at hand: 27.3 and 36.0.
+//! Variants tried, in GB/s of MXFP4 and Q8_0 weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop:
+//! 36.5):
+//! - one input, four rows side by side, no prefetch: 10.3 and 13.7. Four streams inside one page confuse the hardware's prefetcher.
+//! - prefetching 4 KB past the first row: 23.7 and 17.8. For Q8_0 that address is still inside the four rows.
+//! - prefetching 4 KB past all four rows: 27.3 and 36.0.
 //!
-//! And in GMAC/s of MXFP4: streamed, 2 inputs 56, 4 inputs 67; tiles of f32, 4 inputs 25, 64 inputs 98; tiles of integers, 42
-//! and 157. So 4 inputs are still streamed, and the fast mode's tiles are integers.
+//! In GMAC/s of MXFP4: streamed, 2 inputs 56, 4 inputs 67; tiles of f32, 4 inputs 25, 64 inputs 98; tiles of integers, 42 and 157. So up to
+//! 4 inputs are streamed, and the fast mode's tiles are integers.
 //!
 //! Tiles of integers, GB/s of MXFP4 and Q8_0, 10 inputs:
-//! - scales converted row by row, all of the next columns asked for at once: 5.3 and 7.4. More is asked for than can be under way.
-//! - scales of 16 rows converted together, rows' addresses out of the loop, each row asked for as it is decoded: 6.5 and 13.4.
+//! - scales converted row by row, all of the next columns prefetched at once: 5.3 and 7.4. That is more than the processor has in flight.
+//! - scales of 16 rows converted together, addresses of rows computed outside the loop, each row prefetched as it is decoded: 6.5 and 13.4.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -138,7 +138,7 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
     out: *mut f32,
 ) {
     let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
-    // What is asked for lies in a line while rows are read side by side: it must be past all of these.
+    // The prefetched address is in a line that will be read later: it must be past all rows that are read side by side.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + AHEAD);
     // SAFETY: every block lies inside its row and every pair of vectors inside its input. Prefetching may pass the end:
     // it never faults, and its address is computed without claiming to lie inside the slice.
@@ -186,7 +186,7 @@ struct Tile<'a> {
 #[repr(align(64))]
 struct Decoded {
     words: [[u32; TILE]; DEPTH * BLOCK],
-    /// Of integers only: the value of one unit, for each block.
+    /// Integers only: the value of one unit, per block.
     units: [[f32; TILE]; DEPTH],
 }
 
@@ -221,14 +221,15 @@ impl Tile<'_> {
         let tile = tile.as_mut_ptr();
         for start in (0..rows.blocks()).step_by(DEPTH) {
             let blocks = DEPTH.min(rows.blocks() - start);
-            // From these columns to those that the next round decodes, of these rows or, after their last, of the next tile's.
+            // Distance from these columns to those that the next iteration decodes: of the same rows or, after the last columns, of the
+            // next tile's.
             let last = start + blocks == rows.blocks();
             let next = if last { TILE * rows.row_bytes() - start * A::BYTES } else { DEPTH * A::BYTES };
             // SAFETY: blocks lie inside their rows; the tile has room for DEPTH of them, and what is read of it was written.
             // Prefetching never faults.
             unsafe {
                 for half in 0..TILE / LANES {
-                    // The last row again past the end.
+                    // Past the end, the last row is repeated.
                     let rows: [*const u8; LANES] =
                         std::array::from_fn(|lane| rows.row((half * LANES + lane).min(rows.count - 1)));
                     for block in 0..blocks {
@@ -246,7 +247,7 @@ impl Tile<'_> {
                 }
                 for Group { first, count } in panel.groups() {
                     let group = Inputs {
-                        // Of F32 a value is a word, of I16 half a one.
+                        // A value is one word in F32, half a word in I16.
                         words: panel.words.as_ptr().add((first * panel.columns / BLOCK + start * count) * A::WORDS),
                         scales: panel.scales.as_ptr().wrapping_add(first * panel.columns / BLOCK + start * count),
                         out: out.add(first * TILE),
@@ -270,7 +271,7 @@ impl Tile<'_> {
 struct Inputs {
     /// `[columns, N]` floats, or `[columns / 2, N]` pairs of integers.
     words: *const u32,
-    /// Of integers only: `[columns / 32, N]`.
+    /// Integers only: `[columns / 32, N]`.
     scales: *const f32,
     /// `[N, 32]`, overwritten if this is the first tile.
     out: *mut f32,
@@ -278,7 +279,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// A tile's sums begin at zero: ten short sums lose less to rounding than one of 2880 terms.
+    /// Sums start at zero in each tile: ten short sums lose less to rounding than one of 2880 terms.
     #[inline(always)]
     unsafe fn add<S: Simd, const N: usize>(self, sums: [[S::V; N]; 2]) {
         for (h, sums) in sums.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A device: a client that launches kernels, buffers, and the limits that shape kernels.
+//! A device: a client that launches kernels, buffers, and the limits that determine the shapes of kernels.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,12 +21,11 @@ const MAX_CUBES: u32 = 65_535;
 /// The most words of a buffer: kernels index them with 32 bits, and there are whole vectors of four.
 const MOST_WORDS: u64 = u32::MAX as u64 / 4 * 4;
 
-/// A device and how to reach it. Clones share the same stream: what they launch, write and read happens in that order, from
-/// whatever thread.
+/// A device and its client. Clones share one stream: launches, writes and reads are executed in the order of the calls, from any thread.
 #[derive(Clone)]
 pub struct Device {
     client: Client,
-    /// The client's.
+    /// The client's stream.
     stream: StreamId,
     /// What the client's runtime works on.
     wgpu: wgpu::Device,
@@ -38,7 +37,7 @@ pub struct Device {
     waits: Arc<AtomicU64>,
 }
 
-/// The words of some buffers on their way to the host.
+/// A readback of some buffers that is in flight.
 pub struct Pending(Reading);
 
 enum Reading {
@@ -46,14 +45,14 @@ enum Reading {
     Arrived(Words),
 }
 
-/// Words, buffer by buffer.
+/// The words of each buffer.
 type Words = Result<Vec<Vec<u32>>, Error>;
 
 impl Pending {
-    /// The words, buffer by buffer.
+    /// Waits, and returns the words of each buffer.
     ///
     /// # Errors
-    /// A device that was lost, or a kernel that failed before.
+    /// The device was lost, or an earlier kernel failed.
     pub fn wait(self) -> Result<Vec<Vec<u32>>, Error> {
         match self.0 {
             Reading::Waiting(reading) => block_on(reading),
@@ -62,15 +61,15 @@ impl Pending {
     }
 }
 
-/// A buffer as a target of copies that CubeCL does not see. Its memory stays where it is while this lives.
+/// A buffer as the target of copies that bypass CubeCL. Its memory is not moved or reused while this exists.
 pub(crate) struct CopyTarget {
     pub buffer: wgpu::Buffer,
-    /// Where the words begin, in bytes.
+    /// Offset of the words in bytes.
     pub offset: u64,
     _bound: BufferBinding,
 }
 
-/// Values in device memory, addressed in 32-bit words. What is allocated holds whole vectors of four.
+/// Values in device memory, addressed in 32-bit words. Allocations are whole vectors of four words.
 #[derive(Clone)]
 pub struct Buffer {
     handle: Handle,
@@ -84,10 +83,10 @@ impl Buffer {
         Buffer { handle, len }
     }
 
-    /// Words from `first` on, in the same memory.
+    /// A view of `len` words from `first` on, in the same memory.
     ///
     /// # Panics
-    /// If they are not all in the buffer.
+    /// If the buffer does not contain all of them.
     #[track_caller]
     pub fn part(&self, first: usize, len: usize) -> Buffer {
         assert!(first + len <= self.len, "words {first} to {} of a buffer of {}", first + len, self.len);
@@ -95,7 +94,7 @@ impl Buffer {
         Buffer::new(self.handle.clone().offset_start(first as u64 * 4).offset_end(behind), len)
     }
 
-    /// The first `len` words, in the same memory.
+    /// A view of the first `len` words, in the same memory.
     ///
     /// # Panics
     /// If the buffer holds fewer.
@@ -104,7 +103,7 @@ impl Buffer {
         self.part(0, len)
     }
 
-    /// Words, at least as many as were asked for.
+    /// Number of words, at least as many as were requested.
     #[allow(clippy::len_without_is_empty, reason = "no buffer is empty")]
     pub fn len(&self) -> usize {
         self.len
@@ -149,14 +148,13 @@ impl Buffer {
 }
 
 impl Device {
-    /// `queue`: the wgpu device and queue that the client's runtime works on. `memory`: bytes that the device can hold, where its driver
-    /// says.
+    /// `queue` is the wgpu device and queue of the client's runtime. `memory` is the device's memory in bytes, if its driver reports it.
     ///
-    /// The client is pinned to the calling thread's current stream, so that the device may move between threads: replays of captured
-    /// launches are ordered against their own stream alone.
+    /// The client is pinned to the calling thread's current stream, so that the device may move between threads: a replay of captured
+    /// launches is ordered only relative to its own stream.
     pub fn new(mut client: Client, (wgpu, queue): (wgpu::Device, wgpu::Queue), memory: Option<u64>) -> Device {
         let stream = StreamId::current();
-        // SAFETY: the stream is one that the client would take here anyway; from now on it takes no other.
+        // SAFETY: the stream is the one that the client would use here anyway; from now on it uses no other.
         unsafe { client.set_stream(stream) };
         let properties = client.properties();
         let hardware = &properties.hardware;
@@ -173,13 +171,13 @@ impl Device {
         }
     }
 
-    /// What launches, captures and replays.
+    /// The client that launches, captures and replays.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Calls `work` as if on the thread whose stream the client is pinned to. CubeCL counts streams by threads, has few, and shares them
-    /// out: a thread that only launches for another should not take one.
+    /// Calls `work` as if on the thread whose stream the client is pinned to. CubeCL has one stream per thread, up to a small number, after
+    /// which threads share them: a thread that only launches for another should not take one.
     pub fn on_its_stream<T>(&self, work: impl FnOnce() -> T) -> T {
         self.stream.executes(work)
     }
@@ -188,27 +186,27 @@ impl Device {
         &self.wgpu
     }
 
-    /// The queue that launches, writes and reads go to as well.
+    /// The queue that also gets all launches, writes and reads.
     pub(crate) fn queue(&self) -> &wgpu::Queue {
         &self.queue
     }
 
-    /// The most bytes that one binding may span, of which kernels can index every word.
+    /// The largest size in bytes of one binding, within which kernels can index every word.
     pub fn binding_bytes(&self) -> u64 {
         self.binding_bytes
     }
 
-    /// The same device, as if a binding spanned less.
+    /// The same device with a smaller limit for bindings.
     pub fn with_binding_bytes(self, binding_bytes: u64) -> Device {
         Device { binding_bytes, ..self }
     }
 
-    /// The same device, as if it held `memory` bytes.
+    /// The same device with `memory` bytes of memory.
     pub fn with_memory(self, memory: Option<u64>) -> Device {
         Device { memory, ..self }
     }
 
-    /// How often the host has waited for the device, or has begun to: reading and draining count here.
+    /// How often the host has waited for the device: reads and synchronizations count.
     pub fn waits(&self) -> u64 {
         self.waits.load(Ordering::Relaxed)
     }
@@ -218,39 +216,40 @@ impl Device {
         self.client.properties().hardware.max_units_per_cube
     }
 
-    /// Bytes of shared memory that a cube may have.
+    /// Shared memory that a cube may use, in bytes.
     pub(crate) fn shared_bytes(&self) -> usize {
         self.client.properties().hardware.max_shared_memory_size
     }
 
-    /// `units` in whole planes: kernels read the real plane size, and this is right for every size that the device may choose.
+    /// `units`, rounded up to whole planes. Kernels read the actual plane size; the result is valid for every size that the device may
+    /// choose.
     pub(crate) fn whole_planes(&self, units: u32) -> u32 {
         units.next_multiple_of(self.plane)
     }
 
-    /// The most planes that `units` units make up.
+    /// The largest number of planes that `units` units may form.
     pub(crate) fn most_planes(&self, units: u32) -> u32 {
         units.div_ceil(self.least_plane)
     }
 
-    /// Bytes of memory that nothing of this process takes, where the driver says how many there are.
+    /// Bytes of memory that this process does not use, if the driver reports the total.
     pub fn memory_left(&self) -> Option<u64> {
         Some(self.memory?.saturating_sub(self.memory_taken()))
     }
 
-    /// Bytes of memory that this process takes.
+    /// Bytes of memory that this process uses.
     pub fn memory_taken(&self) -> u64 {
         self.client.memory_report(MemoryScope::Device).usage().bytes_reserved
     }
 
-    /// Gives back memory of buffers that are gone, which the allocator has kept in its pools. While another engine captures a step, it
-    /// stays there.
+    /// Releases the memory of dropped buffers, which the allocator keeps in its pools. It is not released while another engine captures a
+    /// step.
     pub fn free_unused_memory(&self) {
         let _ = self.client.memory_cleanup();
     }
 
     /// # Errors
-    /// Less memory than `what` needs beside everything that is there already, by the driver's own figure.
+    /// Less memory is free than `what` needs, according to the driver.
     pub fn expect_memory(&self, what: &str, need: u64) -> Result<(), Error> {
         let Some(limit) = self.memory else { return Ok(()) };
         if self.memory_taken().saturating_add(need) > limit {
@@ -263,7 +262,7 @@ impl Device {
         Ok(())
     }
 
-    /// Room for `words` words, with whatever was there before.
+    /// Allocates `words` words without initializing them.
     pub fn empty(&self, words: usize) -> Buffer {
         let len = words.next_multiple_of(4).max(4);
         Buffer::new(self.client.empty(len * 4), len)
@@ -279,21 +278,21 @@ impl Device {
         Buffer::new(self.client.create(Bytes::from_elems(words)), len)
     }
 
-    /// Memory that stays for the engine's life and is no larger than asked for.
+    /// Uploads data that stays for the engine's lifetime, to an allocation that is no larger than the data.
     pub fn upload_weights(&self, words: Vec<u32>) -> Buffer {
-        // The way memory is allocated is set for the thread's stream, whatever the client is pinned to.
+        // The allocation mode is set for the thread's stream, whichever stream the client is pinned to.
         self.stream.executes(|| self.client.memory_persistent_allocation(words, |words| self.upload(words)))
     }
 
-    /// Room for `words` words as [`Device::upload_weights`] allocates it, with whatever was there before.
+    /// Room for `words` words as [`Device::upload_weights`] allocates it, with undefined values.
     pub(crate) fn empty_weights(&self, words: usize) -> Buffer {
         self.stream.executes(|| self.client.memory_persistent_allocation(words, |words| self.empty(words)))
     }
 
-    /// Overwrites the words from `first` on, in order with the kernels launched before and after.
+    /// Overwrites words from `first` on, in order with the kernels launched before and after.
     ///
     /// # Panics
-    /// If they are not all in the buffer.
+    /// If the buffer does not contain all of them.
     #[track_caller]
     pub fn write_at(&self, buffer: &Buffer, first: usize, words: Vec<u32>) {
         if !words.is_empty() {
@@ -302,12 +301,12 @@ impl Device {
     }
 
     /// # Errors
-    /// A device that was lost, or a kernel that failed before.
+    /// The device was lost, or an earlier kernel failed.
     pub fn read(&self, buffer: &Buffer) -> Result<Vec<u32>, Error> {
         Ok(self.read_later(&[buffer]).wait()?.swap_remove(0))
     }
 
-    /// Queues a readback behind the kernels launched so far; those launched from now on do not wait for it.
+    /// Queues a readback after the kernels launched so far. Kernels launched later do not wait for it.
     pub fn read_later(&self, buffers: &[&Buffer]) -> Pending {
         self.waits.fetch_add(1, Ordering::Relaxed);
         let handles = buffers.iter().map(|buffer| buffer.handle.clone()).collect();
@@ -316,7 +315,7 @@ impl Device {
             let read = client.read_async(handles).await?;
             Ok(read.iter().map(|bytes| u32::from_bytes(bytes).to_vec()).collect())
         });
-        // The first poll queues it.
+        // The first poll queues the readback.
         Pending(match reading.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => Reading::Waiting(reading),
             Poll::Ready(words) => Reading::Arrived(words),
@@ -330,14 +329,14 @@ impl Device {
     }
 
     /// # Errors
-    /// A device that was lost, or a kernel that failed.
+    /// The device was lost, or a kernel failed.
     pub fn sync(&self) -> Result<(), Error> {
         self.waits.fetch_add(1, Ordering::Relaxed);
         Ok(block_on(self.client.sync())?)
     }
 }
 
-/// A number of cubes as two axes that every GPU accepts; the product may exceed it.
+/// Splits a number of cubes into two axes that every GPU accepts; their product may exceed it.
 pub(crate) fn spread(cubes: u32) -> (u32, u32) {
     let z = cubes.div_ceil(MAX_CUBES).max(1);
     (cubes.div_ceil(z), z)
@@ -351,7 +350,7 @@ mod tests {
     };
     use crate::testing::{OwnDevice, device};
 
-    /// Draws from twenty logits, and says what reading the token gives.
+    /// Draws from twenty logits, and returns the result of reading the token.
     fn draw(device: &Device) -> Result<Vec<u32>, Error> {
         let settings = DrawSettings { temperature: 1.0, top_k: 3, top_p: 1.0, min_p: 0.0, seed: 0 };
         let tokens = device.empty(1);
@@ -378,11 +377,11 @@ mod tests {
     fn a_kernel_that_does_not_fit_is_named_by_its_limit() {
         let OwnDevice { device: enough, .. } = OwnDevice::new(16_384);
         assert!(draw(&enough).expect("fits")[0] < 20);
-        // Enough for the last kernel, which then has nothing to draw from.
+        // Sufficient for the last kernel, which then has no candidates.
         let OwnDevice { device: little, .. } = OwnDevice::new(2048);
         let error = draw(&little).expect_err("does not fit");
         assert!(matches!(error, Error::Kernel { limit: 2048, need, .. } if need > 2048), "{error}");
-        assert!(error.to_string().contains("bytes of shared memory and this adapter has 2048"), "{error}");
+        assert!(error.to_string().contains("bytes of shared memory, but this adapter has 2048"), "{error}");
     }
 
     #[test]
@@ -390,7 +389,7 @@ mod tests {
         let OwnDevice { wgpu: own, device } = OwnDevice::new(16_384);
         draw(&device).expect("still there");
         own.destroy();
-        // The driver's word is heard when somebody listens.
+        // The driver reports the loss only when the device is polled.
         let _ = own.poll(wgpu::PollType::Poll);
         let error = draw(&device).expect_err("gone");
         assert!(matches!(error, Error::Lost(_)), "{error}");
@@ -401,18 +400,18 @@ mod tests {
     fn memory_is_asked_for_before_it_is_taken() {
         let device = device().with_memory(Some(1 << 40));
         device.expect_memory("a test", 1 << 20).expect("there is plenty");
-        let error = device.expect_memory("a test", 1 << 40).expect_err("not beside what is there");
-        let start = "a test needs 1099.51 GB more and ";
+        let error = device.expect_memory("a test", 1 << 40).expect_err("more than the device has");
+        let start = "a test needs 1099.51 GB more, but ";
         assert!(
             error.to_string().starts_with(start) && error.to_string().contains("of this adapter's 1099.51 GB"),
             "{error}"
         );
         assert!(device.expect_memory("a test", u64::MAX).is_err(), "more than a sum can hold");
-        // One piece that no page holds.
+        // An allocation larger than the device's largest page.
         let huge = Buffer { handle: device.client.empty(1 << 40), len: 4 };
         let error = device.read(&huge).expect_err("too large");
         assert!(matches!(error, Error::OutOfMemory { size } if size == 1 << 40), "{error}");
-        assert_eq!(device.read(&device.upload(vec![5])).expect("goes on")[0], 5);
+        assert_eq!(device.read(&device.upload(vec![5])).expect("the device still works")[0], 5);
     }
 
     #[test]

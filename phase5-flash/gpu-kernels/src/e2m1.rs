@@ -1,23 +1,23 @@
-//! MXFP4's codes of 4 bits as floats.
+//! Decodes the 4-bit codes of MXFP4 to floats.
 //!
-//! Ladder of the decoder (operations a weight, beside the multiplication):
+//! History of the decoder (operations per weight, besides the multiplication):
 //! 1. exponent and mantissa assembled, subnormals by `select`: 9.
-//! 2. [`E2m1Decode::Rebias`]: all eight magnitudes of a word are recoded at once, so that one shift and one mask make each a float
-//!    between 2 and 8; subtracting 2 leaves E2M1's value exactly: 5.5.
-//! 3. [`E2m1Decode::F16Pairs`]: where a word can be reinterpreted as two 16-bit floats, a pair of codes is shifted and masked as
-//!    one: 2, and a conversion.
+//! 2. [`E2m1Decode::Rebias`]: all eight magnitudes of a word are recoded together, so that one shift and one mask make each of them a float
+//! between 2 and 8; subtracting 2 leaves E2M1's value exactly: 5.5.
+//! 3. [`E2m1Decode::F16Pairs`]: where a word can be reinterpreted as two 16-bit floats, two codes are shifted and masked together: 2, and a
+//! conversion.
 //!
-//! Codes read as f32 subnormals take 4 operations, but only where a device keeps subnormals; no GPU was found on which that won.
+//! Reading codes as f32 subnormals takes 4 operations, but only if a device supports subnormals; on no tested GPU was it the fastest.
 
 use cubecl::prelude::*;
 use half::f16;
 
-/// How codes become floats: what a device's shader language allows.
+/// How codes become floats, depending on the device's shader language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum E2m1Decode {
-    /// Recoded, so that subtracting 2 leaves the value: everywhere.
+    /// Recoded, so that subtracting 2 leaves the value. Works on every device.
     Rebias,
-    /// As pairs of 16-bit floats: where the shader language can take a word for two of them.
+    /// As pairs of 16-bit floats, if the shader language can reinterpret a word as two of them.
     F16Pairs,
 }
 
@@ -31,7 +31,8 @@ impl E2m1Decode {
     }
 }
 
-/// Values `4 quarter` to `4 quarter + 3` of a word's eight codes, for `quarter` 0 or 1, too small by [`E2m1Decode::factor`].
+/// Values `4 quarter` to `4 quarter + 3` of a word's eight codes, for `quarter` 0 or 1, which still have to be multiplied by
+/// [`E2m1Decode::factor`].
 #[cube]
 pub(crate) fn four_values(
     word: u32,
@@ -44,15 +45,15 @@ pub(crate) fn four_values(
     }
 }
 
-/// Eight magnitudes as counts of steps: 0 to 6, and 8 for the largest. Steps of a float's top mantissa bits, counted from
-/// 2.0, are then twice the magnitudes' distances: 2, 2.5, 3, 3.5, 4, 5, 6, 8.
+/// Recodes eight magnitudes as numbers of steps: 0 to 6, and 8 for the largest. As the top mantissa bits of floats from 2.0 on, they give
+/// 2, 2.5, 3, 3.5, 4, 5, 6 and 8, which is 2 plus each magnitude.
 #[cube]
 fn steps(codes: u32) -> u32 {
     let magnitudes = codes & 0x7777_7777u32;
     magnitudes + (((magnitudes + 0x1111_1111u32) & 0x8888_8888u32) >> 3u32)
 }
 
-/// Four values from bit `first` on.
+/// Decodes four values, of which the first is at bit `first`.
 #[cube]
 fn rebiased(codes: u32, steps: u32, #[comptime] first: u32) -> Vector<f32, Const<4>> {
     let mut values = Vector::<f32, Const<4>>::empty();
@@ -68,7 +69,7 @@ fn rebiased(codes: u32, steps: u32, #[comptime] first: u32) -> Vector<f32, Const
     values
 }
 
-/// Four values of the word's low half, or of its high one, times 2⁻¹⁴.
+/// Four values of the word's low or high half, times 2⁻¹⁴.
 #[cube]
 fn from_pairs(codes: u32, #[comptime] high: u32) -> Vector<f32, Const<4>> {
     let mut values = Vector::<f32, Const<4>>::empty();
@@ -80,7 +81,7 @@ fn from_pairs(codes: u32, #[comptime] high: u32) -> Vector<f32, Const<4>> {
     values
 }
 
-/// Values `i` and `i + 4` of a word, times 2⁻¹⁴: both are shifted and masked as one.
+/// Values `i` and `i + 4` of a word, times 2⁻¹⁴. Both are shifted and masked together.
 #[cube]
 fn f16_pair(codes: u32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
     let magnitude = if comptime![i < 3] { codes << comptime![9 - 4 * i.min(2)] } else { codes >> 3u32 };

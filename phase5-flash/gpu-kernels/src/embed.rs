@@ -1,4 +1,4 @@
-//! The embeddings of a step's tokens, unpacked on the device: the token may have been chosen there.
+//! Looks up and unpacks the embeddings of a step's tokens on the device, because tokens may have been chosen there.
 
 use cubecl::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::rows::{ROW_WORDS, TAKES_DRAWN};
 
 const UNITS: u32 = 128;
 
-/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`. `drawn` has the token that each slot drew last.
+/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`. `drawn` holds the token that each slot drew last.
 ///
 /// # Panics
 /// If a buffer is too short.
@@ -20,8 +20,8 @@ pub fn embed(gpu: &Gpu, table: &Matrix, rows: &Buffer, drawn: &Buffer, out: &Buf
     out.expect("the embeddings", inputs * table.columns());
     let blocks = table.blocks() as u32;
     for part in table.parts() {
-        // SAFETY: lengths are checked; slots are below those of `drawn`, the caller's promise; a part answers only for tokens that
-        // are rows of its own.
+        // SAFETY: lengths are checked; the caller promises that slots are below the length of `drawn`; a part handles only tokens that are
+        // rows of it.
         unsafe {
             embed_kernel::launch_unchecked(
                 gpu.device.client(),
@@ -85,7 +85,7 @@ mod tests {
         for storage in Storage::ALL {
             for (vocab, hidden) in [(299, 96), (7, 32), (50, 2880)] {
                 let values = random.values(vocab * hidden, 1.0);
-                // In three parts, as if no binding could span it.
+                // In three parts, as if the whole exceeded the limit of a binding.
                 let row_bytes = hidden / 32 * 16 * crate::matrix::vectors(storage);
                 let device = match vocab {
                     299 => gpu.device.clone().with_binding_bytes(100 * row_bytes as u64),
@@ -94,7 +94,7 @@ mod tests {
                 let (values, table) = matrix(&device, storage, [1, vocab, hidden], &values);
                 assert_eq!(table.parts().len(), if vocab == 299 { 3 } else { 1 });
                 let tokens: Vec<u32> = (0..5).map(|_| random.below(vocab) as u32).collect();
-                // Every second token is the one that its slot drew last.
+                // Every second row feeds the token that its slot drew last.
                 let words = |(row, &token): (usize, &u32)| match row % 2 {
                     0 => [token, 0, 0, 0],
                     _ => [u32::MAX, 0, row as u32, TAKES_DRAWN],

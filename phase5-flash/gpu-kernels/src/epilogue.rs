@@ -1,12 +1,12 @@
-//! What is done with a product's sums: bias, addition to what is there, SwiGLU, and stores of four values at once.
+//! The last stage of a product: bias, addition to the previous output, SwiGLU, and stores of four values at once.
 
 use cubecl::prelude::*;
 
-/// SwiGLU's clamp, and the factor in its sigmoid.
+/// SwiGLU's clamping limit, and the factor in its sigmoid.
 const LIMIT: f32 = 7.0;
 const ALPHA: f32 = 1.702;
 
-/// GPT-OSS's gated unit: both halves clamped, the gate only from above, and 1 added to `up`.
+/// GPT-OSS's gated activation: gate is clamped from above, up from both sides, and 1 is added to up.
 #[cube]
 pub(crate) fn swiglu(gate: f32, up: f32) -> f32 {
     let gate = min(gate, f32::new(LIMIT));
@@ -14,18 +14,18 @@ pub(crate) fn swiglu(gate: f32, up: f32) -> f32 {
     (up + 1.0f32) * gate / (1.0f32 + (-gate * f32::new(ALPHA)).exp())
 }
 
-/// What is written in a product's place.
+/// The operations applied to a product's sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Epilogue {
-    /// A bias is added.
+    /// Adds a bias.
     pub biased: bool,
-    /// What was there before is added.
+    /// Adds to the previous output.
     pub add: bool,
-    /// The SwiGLU of two products is written.
+    /// Applies SwiGLU to the sums of two products.
     pub gated: bool,
 }
 
-/// Writes the sum of output `column` to place `at`.
+/// Writes the sum of output `column` to index `at`.
 #[cube]
 pub(crate) fn store_one(
     out: &mut [f32],
@@ -45,8 +45,8 @@ pub(crate) fn store_one(
     out[at] = y;
 }
 
-/// Writes the sums of outputs `column` to `column + 3` of one row, of those that are outputs: below `columns`. The row begins at
-/// `start`, its biases at `first_bias`.
+/// Writes the sums of outputs `column` to `column + 3` of one row, except those from `columns` on. The row begins at `start`, its biases at
+/// `first_bias`.
 #[cube]
 pub(crate) fn store_four(
     out: &mut [f32],
@@ -68,7 +68,7 @@ pub(crate) fn store_four(
     }
 }
 
-/// The same for the sums of gate and up, of which the SwiGLU is written.
+/// As [`store_four`], for the SwiGLU of the sums of gate and up.
 #[cube]
 pub(crate) fn store_four_gated(
     out: &mut [f32],

@@ -1,32 +1,32 @@
-//! Why a device cannot run a kernel, or cannot go on.
+//! Errors of a device: why it cannot run a kernel, or has failed.
 
 use cubecl::server::{IoError, LaunchError, ResourceLimitError, ServerError};
 
-/// Every message names what is missing and how much of it is needed.
+/// Every message names the limit and the required amount.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A buffer larger than one binding may span.
-    #[error("{what} needs {need} bytes in one piece and this adapter binds at most {limit}")]
+    #[error("{what} needs a buffer of {need} bytes, but this adapter binds at most {limit}")]
     Limit { what: String, need: u64, limit: u64 },
-    /// A kernel that needs more of a resource than the device has.
-    #[error("a kernel needs {need} {what} and this adapter has {limit}")]
+    /// A kernel needs more of a resource than the device has.
+    #[error("a kernel needs {need} {what}, but this adapter has {limit}")]
     Kernel { what: &'static str, need: u64, limit: u64 },
-    /// Less memory than is needed, by the driver's own figure and before anything was allocated.
+    /// Too little memory, by the driver's figure, before anything is allocated.
     #[error(
-        "{what} needs {:.2} GB more and {:.2} of this adapter's {:.2} GB are taken",
+        "{what} needs {:.2} GB more, but {:.2} of this adapter's {:.2} GB are in use",
         gigabytes(need),
         gigabytes(taken),
         gigabytes(limit)
     )]
     Memory { what: String, need: u64, taken: u64, limit: u64 },
     /// An allocation that the driver refused.
-    #[error("the driver found no memory for {:.2} GB", gigabytes(size))]
+    #[error("the driver could not allocate {:.2} GB", gigabytes(size))]
     OutOfMemory { size: u64 },
-    /// A shape that no kernel takes.
+    /// A shape that no kernel supports.
     #[error("{0}")]
     Shape(String),
-    /// The device is gone; nothing on it can be used again.
-    #[error("the device was lost ({0}): its driver was reset, or it is gone")]
+    /// The device is lost; nothing on it can be used again.
+    #[error("the device was lost ({0}): its driver was reset, or it was removed")]
     Lost(String),
     #[error("the device failed: {0}")]
     Device(String),
@@ -39,7 +39,7 @@ fn gigabytes(bytes: &u64) -> f64 {
 impl From<ServerError> for Error {
     fn from(error: ServerError) -> Error {
         match error {
-            // Work that was never done says why, at the end of a chain.
+            // If work was skipped because of an earlier error, the root of the chain is the reason.
             ServerError::Unwritten { root, .. } => (*root).into(),
             ServerError::Several { mut errors, .. } if !errors.is_empty() => errors.remove(0).into(),
             ServerError::DevicePoisoned(lost) | ServerError::Launch(LaunchError::DevicePoisoned(lost)) => {
@@ -49,7 +49,7 @@ impl From<ServerError> for Error {
             ServerError::Io(IoError::OutOfMemory { size, .. } | IoError::BufferTooBig { size, .. }) => {
                 Error::OutOfMemory { size }
             }
-            // What follows is where in the driver it was noticed.
+            // The rest of the text is the driver's backtrace.
             other => Error::Device(other.to_string().split("\nBacktrace").next().unwrap_or_default().to_owned()),
         }
     }

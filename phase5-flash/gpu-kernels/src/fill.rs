@@ -1,4 +1,4 @@
-//! Filling a matrix: threads pack its rows in the device's order straight into the buffers that are copied to it.
+//! Filling a matrix: threads pack its rows in the device's layout directly into the buffers that are copied to it.
 
 use std::ops::Range;
 
@@ -27,7 +27,7 @@ impl Unfilled {
     /// Nothing else may use the matrix until it is filled.
     ///
     /// # Errors
-    /// Memory that could not be allocated.
+    /// Memory could not be allocated.
     pub fn new(device: &Device, matrix: &Matrix) -> Result<Unfilled, Error> {
         let mut targets = Vec::new();
         for part in matrix.parts() {
@@ -36,15 +36,15 @@ impl Unfilled {
         Ok(Unfilled { matrix: matrix.clone(), targets })
     }
 
-    /// Writes all values. `rows` gives the packed bytes of some rows, counted over the whole stack; it is called from several threads, once
-    /// for each row, and never for rows of two matrices. Launches that follow on any thread see the values; the last copies may still be
-    /// under way.
+    /// Writes all values. `rows` returns the packed bytes of a range of rows, counted over the whole stack; several threads call it, once
+    /// per row, and never with a range that spans two matrices. Later launches on any thread see the values; the last copies may still be
+    /// running.
     ///
     /// # Errors
-    /// A device that was lost, or no memory for copies.
+    /// The device was lost, or there is no memory for copies.
     ///
     /// # Panics
-    /// If rows have not as many bytes as the matrix's format needs for its columns.
+    /// If the number of bytes of the rows is not what the matrix's format needs for its columns.
     pub fn fill<Bytes: AsRef<[u8]>>(
         &self,
         upload: &mut Upload,
@@ -115,7 +115,7 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
         }
     }
 
-    /// Packs groups into a mapped buffer, and returns a bound of their values' magnitudes.
+    /// Packs groups into a mapped buffer, and returns an upper bound of their values' magnitudes.
     fn pack(&self, buffer: &wgpu::Buffer, chunk: Chunk) -> Result<f32, wgpu::MapRangeError> {
         // Views begin at multiples of 8 bytes, and the scales of a group may have 4.
         let run = (RUN / (self.code_bytes + self.scale_bytes)).max(1).next_multiple_of(2);
@@ -133,8 +133,8 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
         (0..chunk.count.div_ceil(run)).into_par_iter().map(pack).try_reduce(|| 0.0, |a, b| Ok(f32::max(a, b)))
     }
 
-    /// Packs groups into views of their own. Memory behind a view may be slow to read and to write in small pieces, so that every group is
-    /// put together in the cache first.
+    /// Packs groups into their own views. A view's memory may be slow to read and to write in small pieces, so each group is first packed in
+    /// the CPU's cache.
     fn pack_run(
         &self,
         groups: Range<usize>,

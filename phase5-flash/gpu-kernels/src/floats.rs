@@ -1,4 +1,4 @@
-//! Numbers of 8 and 16 bits as f32, without types that a GPU may lack.
+//! Converts numbers of 8 and 16 bits to f32, without types that a GPU may lack.
 
 use cubecl::prelude::*;
 use formats::cube::f16_value;
@@ -9,7 +9,7 @@ fn bf16_value(bits: u32) -> f32 {
     f32::reinterpret(bits << 16u32)
 }
 
-/// Four 16-bit floats in the order in which two words hold them, the low half first: bf16, or else f16.
+/// Four 16-bit floats (bf16 or f16) in the order of two words, the low half of each first.
 #[cube]
 pub(crate) fn four_halves(a: u32, b: u32, #[comptime] bf16: bool) -> Vector<f32, Const<4>> {
     let mut values = Vector::<f32, Const<4>>::empty();
@@ -27,7 +27,7 @@ pub(crate) fn four_halves(a: u32, b: u32, #[comptime] bf16: bool) -> Vector<f32,
     values
 }
 
-/// Four signed bytes: with the sign bit flipped they are offsets in the last mantissa bits of 2²³.
+/// Four signed bytes as floats: with its sign bit flipped, a byte is an offset in the lowest mantissa bits of 2²³.
 #[cube]
 pub(crate) fn signed_bytes(word: u32) -> Vector<f32, Const<4>> {
     let flipped = word ^ 0x8080_8080u32;

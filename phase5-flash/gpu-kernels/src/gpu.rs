@@ -1,4 +1,4 @@
-//! A device, and what was found out about it.
+//! A device with its measured capabilities.
 
 use formats::Storage;
 
@@ -9,7 +9,7 @@ use crate::matrix_units::MatrixUnits;
 use crate::packed::Packing;
 use crate::probe;
 
-/// A device and the ways of computing that it allows.
+/// A device and the computing methods that it supports.
 #[derive(Clone)]
 pub struct Gpu {
     pub device: Device,
@@ -18,22 +18,22 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Runs a kernel, to find out what the device allows.
+    /// Runs a kernel to find out what the device supports.
     ///
     /// # Errors
-    /// A device that does not run kernels.
+    /// The device cannot run kernels.
     pub fn new(device: Device) -> Result<Gpu, Error> {
         let decode = probe::quickest_decode(&device)?;
         let matrix_units = MatrixUnits::of(&device);
         Ok(Gpu { device, decode, matrix_units })
     }
 
-    /// The same with other matrix units: none, to compute in f32 throughout, or [emulated](MatrixUnits::EMULATED) ones.
+    /// The same device with other matrix units: none, to compute in f32 throughout, or [emulated](MatrixUnits::EMULATED) ones.
     pub fn with_matrix_units(self, matrix_units: Option<MatrixUnits>) -> Gpu {
         Gpu { matrix_units, ..self }
     }
 
-    /// The matrix units that many-row kernels use, if there are any.
+    /// The matrix units that kernels for many rows use, if any.
     pub fn matrix_units(&self) -> Option<MatrixUnits> {
         self.matrix_units
     }

@@ -1,14 +1,15 @@
-//! The arithmetic of phase 5 on GPUs: CubeCL kernels that do a layer in a handful of launches.
+//! The arithmetic of phase 5 on GPUs: CubeCL kernels that compute a layer in a few launches.
 //!
-//! This crate knows buffers, shapes and number formats; no tensors, files, models or sequences. A launch is a struct with public
-//! fields and a method that checks the lengths of its buffers; what the kernel does is told where the kernel is, with the steps by
-//! which it became as fast as it is.
+//! This crate deals with buffers, shapes and number formats, not with tensors, files, models or sequences. A launch is a struct with
+//! public fields and a method that checks the lengths of its buffers. Each kernel's file describes the kernel, with a history of measured
+//! changes.
 //!
-//! What buffers *hold* cannot be checked at a launch. Tokens, positions, slots, page numbers, chosen experts and row indices are
-//! used as they are: whoever writes them promises that they are in range.
+//! The *contents* of buffers cannot be checked at a launch. Tokens, positions, slots, page numbers, chosen experts and row indices are used
+//! without a check: the caller that writes them promises that they are in range.
 //!
-//! From the ground up: [`Device`] and [`Buffer`]; [`Matrix`] (packed weights), [`KvPool`] (paged keys and values); [`moe`] (the choice of
-//! experts); four groups of kernels that never use each other, [`matvec`] (few rows), [`matmul`] (more), [`attention`], [`sampling`].
+//! From the bottom up: [`Device`] and [`Buffer`]; [`Matrix`] (packed weights), [`KvPool`] (paged keys and values); [`moe`] (the choice of
+//! experts); and four groups of kernels that do not use each other: [`matvec`] (few rows), [`matmul`] (more rows), [`attention`],
+//! [`sampling`].
 #![allow(clippy::too_many_arguments, reason = "a kernel's arguments are its buffers and its shape")]
 
 pub mod attention;

@@ -1,9 +1,9 @@
-//! How matrices lie in device memory: blocks of 32 values, codes apart from scales, so that neighbouring lanes read
+//! The layout of matrices in device memory: blocks of 32 values, with codes separate from scales, so that neighbouring lanes read
 //! neighbouring vectors of four words.
 //!
-//! A row of `blocks` blocks has `vectors` vectors of codes a block. Vector `v` of block `b` of row `r` is vector number
-//! `(r · vectors + v) · blocks + b`. The scales of four neighbouring rows' blocks share a word (MXFP4, one byte each) or two
-//! (Q8_0, 16 bits each), since kernels work on rows in fours.
+//! A row of `blocks` blocks has `vectors` vectors of codes per block. Vector `v` of block `b` of row `r` is vector number `(r · vectors +
+//! v) · blocks + b`. The scales of a block in four neighbouring rows share a word (MXFP4, one byte each) or two (Q8_0, 16 bits each),
+//! because kernels process rows in groups of four.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use formats::{BLOCK, Storage};
 use crate::device::{Buffer, Device};
 use crate::error::Error;
 
-/// Rows whose scales lie together; a matrix is padded to a multiple.
+/// Rows whose scales are stored together; matrices are padded to a multiple.
 pub(crate) const ROW_GROUP: usize = 4;
 
 /// Vectors of four words that hold a block's codes.
@@ -47,7 +47,7 @@ pub struct Matrix {
     fits_f16: Arc<AtomicBool>,
 }
 
-/// Rows of a matrix that share buffers.
+/// Rows of a matrix that are in the same buffers.
 #[derive(Clone)]
 pub(crate) struct Part {
     pub first_row: usize,
@@ -58,10 +58,10 @@ pub(crate) struct Part {
 
 impl Matrix {
     /// Memory for `stack` matrices of `rows` rows of `columns` values each. Values are undefined until
-    /// [`Unfilled::fill`](crate::Unfilled::fill) has written them. `name` is for messages.
+    /// [`Unfilled::fill`](crate::Unfilled::fill) has written them. `name` is used in messages.
     ///
     /// # Errors
-    /// A width that is no multiple of 32, or a stack, or a few rows, that no binding can span.
+    /// `columns` is not a multiple of 32, or a stack, or the smallest part of a matrix, is larger than one binding.
     pub fn empty(
         device: &Device,
         name: &str,
@@ -70,7 +70,7 @@ impl Matrix {
     ) -> Result<Matrix, Error> {
         if !columns.is_multiple_of(BLOCK) {
             return Err(Error::Shape(format!(
-                "{name}: rows of {columns} values, and the kernels need a multiple of 32"
+                "{name}: rows have {columns} values, but the kernels need a multiple of 32"
             )));
         }
         let blocks = columns / BLOCK;
@@ -94,12 +94,12 @@ impl Matrix {
         self.storage
     }
 
-    /// Matrices of the stack.
+    /// Number of matrices in the stack.
     pub fn stack(&self) -> usize {
         self.stack
     }
 
-    /// Rows of one matrix.
+    /// Rows per matrix.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -108,29 +108,29 @@ impl Matrix {
         self.columns
     }
 
-    /// Blocks of a row.
+    /// Blocks per row.
     pub(crate) fn blocks(&self) -> usize {
         self.columns / BLOCK
     }
 
-    /// Rows between the starts of two matrices of the stack.
+    /// Distance in rows between two matrices of the stack.
     pub(crate) fn stride(&self) -> usize {
         self.rows.next_multiple_of(ROW_GROUP)
     }
 
-    /// The stack in pieces that each fit a binding; more than one only for a stack of one.
+    /// The parts of the stack, each of which fits a binding. Only a stack of one matrix has several.
     pub(crate) fn parts(&self) -> &[Part] {
         &self.parts
     }
 
-    /// The only part of a stack.
+    /// The only part of a matrix.
     pub(crate) fn whole(&self) -> &Part {
-        assert_eq!(self.parts.len(), 1, "a matrix in one piece");
+        assert_eq!(self.parts.len(), 1, "the matrix must have a single part");
         &self.parts[0]
     }
 
-    /// Whether its values may become 16-bit floats: none overflows, and what underflows is below 2⁻¹² of the largest, less than
-    /// rounding to 11 bits costs anyway. They may until it is filled.
+    /// Whether the values can be converted to 16-bit floats: none overflows, and those that underflow are below 2⁻¹² of the largest, which
+    /// is less than the error of rounding to 11 bits. True until the matrix is filled.
     pub(crate) fn fits_f16(&self) -> bool {
         self.fits_f16.load(Ordering::Relaxed)
     }
@@ -141,15 +141,15 @@ impl Matrix {
     }
 }
 
-/// Whether values up to `largest` may become 16-bit floats, whose smallest step is 2⁻²⁴.
+/// Whether values up to `largest` can be converted to 16-bit floats, whose smallest step is 2⁻²⁴.
 fn fits_f16(largest: f32) -> bool {
     largest == 0.0 || (1.0 / 4096.0..=65504.0).contains(&largest)
 }
 
-/// Rows of `row_bytes` each that a binding of `limit` bytes spans, in whole groups.
+/// The number of rows of `row_bytes` each that fit a binding of `limit` bytes, in whole groups.
 ///
 /// # Errors
-/// Fewer than `least`.
+/// Fewer than `least` rows fit.
 fn rows_of_a_binding(name: &str, limit: u64, row_bytes: usize, least: usize) -> Result<usize, Error> {
     let rows = usize::try_from(limit / row_bytes as u64).unwrap_or(usize::MAX) / ROW_GROUP * ROW_GROUP;
     match rows >= least {
@@ -171,7 +171,7 @@ mod tests {
         for (limit, least) in [(11_999, 12), (3999, 4), (0, 4)] {
             let refused = rows(limit, least).expect_err("refused").to_string();
             let need = least * 1000;
-            let expected = format!("needs {need} bytes in one piece and this adapter binds at most {limit}");
+            let expected = format!("needs a buffer of {need} bytes, but this adapter binds at most {limit}");
             assert_eq!(refused, format!("blk.0.ffn_up_exps.weight {expected}"));
         }
     }
@@ -190,7 +190,7 @@ mod tests {
             assert!(!fits(storage, [1e6; BLOCK]), "{storage:?}");
             assert!(!fits(storage, [1e-9; BLOCK]), "{storage:?}");
         }
-        // One large value among small ones; values too small beside others that are not.
+        // One large value among small ones; values that are too small compared with the others.
         let mut values = [1.0; BLOCK];
         values[17] = -70_000.0;
         assert!(!fits(Storage::F32, values));

@@ -1,5 +1,5 @@
-//! Matrix units: the planes of a cube multiply fragments, squares of 16 by 16 numbers, and keep their sums in f32. Which lane holds
-//! what is up to the device, so sums are read by way of shared memory.
+//! Matrix units: the planes of a cube multiply fragments, squares of 16 by 16 numbers, with sums in f32. The mapping of a fragment's
+//! numbers to lanes depends on the device, so sums are read through shared memory.
 
 use cubecl::cmma::{self, Matrix as Fragment, MatrixIdent, MatrixLayout};
 use cubecl::ir::features::MmaConfig;
@@ -19,16 +19,16 @@ const SQUARE: u32 = SIDE * SIDE / 4;
 pub struct MatrixUnits {
     /// Lanes of a plane.
     width: u32,
-    /// Whether lanes multiply, in f32, what fragments would hold. That is how tests run these kernels on adapters without matrix
+    /// Whether lanes compute the products of fragments in f32 instead, so that tests can run these kernels on adapters without matrix
     /// units.
     emulated: bool,
 }
 
 impl MatrixUnits {
-    /// Matrix units as any adapter can emulate them; the width need not be the adapter's.
+    /// Matrix units emulated on any adapter; the width need not be the adapter's.
     pub const EMULATED: MatrixUnits = MatrixUnits { width: 32, emulated: true };
 
-    /// What a device offers; `None` if its planes multiply no fragments of 16-bit floats, or differ in width.
+    /// The device's matrix units; `None` if its planes cannot multiply fragments of 16-bit floats, or have different widths.
     pub fn of(device: &Device) -> Option<MatrixUnits> {
         let (client, properties) = (device.client(), device.client().properties());
         let (f16, f32) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
@@ -36,8 +36,8 @@ impl MatrixUnits {
         let hardware = &properties.hardware;
         let width = hardware.plane_size_max;
         let alike = hardware.plane_size_min == width && [32, 64].contains(&width);
-        // Kernels synchronize the lanes of one plane where others need not follow. WGSL makes that a barrier of the whole workgroup,
-        // and no other compiler was tried.
+        // Kernels synchronize the lanes of one plane in code that other planes may skip. WGSL turns this into a barrier of the whole
+        // workgroup; compilers other than that to SPIR-V are not tested.
         let spirv = client.name().contains("spirv");
         let fits = spirv && alike && properties.features.matmul.cmma.contains(&fragment);
         fits.then_some(MatrixUnits { width, emulated: false })
@@ -47,7 +47,7 @@ impl MatrixUnits {
         self.emulated
     }
 
-    /// A cube of `count` planes; of no more than two where they are emulated, with numbers of twice the size in shared memory.
+    /// A cube of `count` planes. If they are emulated, at most two, because their numbers take twice as much shared memory.
     pub(crate) fn planes(self, count: u32) -> Planes {
         Planes { count: if self.emulated { count.min(2) } else { count }, width: self.width, fragments: !self.emulated }
     }
@@ -57,9 +57,9 @@ impl MatrixUnits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Planes {
     pub count: u32,
-    /// Lanes of a plane.
+    /// Lanes per plane.
     pub width: u32,
-    /// Whether they have matrix units; otherwise these are emulated.
+    /// Whether matrix units are used; otherwise they are emulated.
     pub fragments: bool,
 }
 
@@ -68,21 +68,22 @@ impl Planes {
         self.count * self.width
     }
 
-    /// Bytes of a number of an operand.
+    /// Bytes per number of an operand.
     pub const fn operand_bytes(self) -> u32 {
         if self.fragments { 2 } else { 4 }
     }
 }
 
-/// A factor of a product: sixteen rows and columns of numbers in shared memory.
+/// A factor of a product: sixteen rows by sixteen columns of numbers in shared memory.
 #[derive(CubeType)]
 pub(crate) struct Operand<T: Float> {
-    /// One, where planes multiply fragments.
+    /// One fragment if matrix units are used, otherwise none.
     fragment: Sequence<Fragment<T>>,
     first: u32,
 }
 
-/// The operand that begins at vector `first`, with rows `stride` vectors apart: the left or right factor, by rows or by columns.
+/// The operand that begins at vector `first`, with rows `stride` vectors apart. It is the left or the right factor, and stored by rows or
+/// by columns.
 #[cube]
 pub(crate) fn operand<T: Float>(
     shared: &Shared<[Vector<T, Const<4>>]>,
@@ -95,7 +96,7 @@ pub(crate) fn operand<T: Float>(
     let mut fragment = Sequence::new();
     if comptime![planes.fragments] {
         let length = comptime![SIDE as usize];
-        // SAFETY: it is filled by the next line.
+        // SAFETY: the next line fills it.
         let mut loaded = unsafe { Fragment::<T>::uninitialized(side, length, length, length, layout) };
         let end = first + comptime![SIDE * stride];
         cmma::load(&mut loaded, shared.slice(first as usize, end as usize), comptime![4 * stride]);
@@ -104,14 +105,14 @@ pub(crate) fn operand<T: Float>(
     Operand::<T> { fragment, first }
 }
 
-/// Squares of 16 by 16 sums of a plane.
+/// The sums of a plane, in squares of 16 by 16.
 ///
-/// Numbers of squares must be constants where planes have fragments. Emulated squares are worked off in loops: a software rasterizer
-/// takes the better part of a minute to compile them unrolled.
+/// Indices of squares must be constants if matrix units are used. Emulated squares are processed in loops, because a software rasterizer
+/// takes almost a minute to compile them unrolled.
 #[derive(CubeType)]
 pub(crate) struct Accumulators {
     fragments: Sequence<Fragment<f32>>,
-    /// Emulation only: lane l holds vectors of four l, l + width, … of each square, row-major.
+    /// Emulation only: lane l holds vectors l, l + width, … of each square, row-major.
     plain: Array<f32>,
 }
 
@@ -141,7 +142,7 @@ impl Accumulators {
         Accumulators { fragments, plain }
     }
 
-    /// Adds a product to square `square`: of an operand in `left`, by rows, and one in `right`, by columns or by rows.
+    /// Adds to square `square` the product of an operand in `left`, stored by rows, and one in `right`, stored by columns or rows.
     #[allow(clippy::too_many_arguments)]
     pub fn add<T: Float>(
         &mut self,
@@ -193,7 +194,7 @@ impl Accumulators {
         }
     }
 
-    /// Writes a square where lanes can read it, from vector `first` on, with rows `stride` vectors apart.
+    /// Writes a square to shared memory, from vector `first` on, with rows `stride` vectors apart.
     pub fn store(
         &self,
         square: usize,
@@ -221,7 +222,7 @@ impl Accumulators {
         }
     }
 
-    /// Reads a square back from where [`Accumulators::store`] put it.
+    /// Reads back a square that [`Accumulators::store`] wrote.
     pub fn load(
         &mut self,
         square: usize,
@@ -249,7 +250,7 @@ impl Accumulators {
     }
 }
 
-/// Waits until the lanes of a plane see what the others wrote.
+/// Waits until all lanes of a plane see each other's writes.
 #[cube]
 pub(crate) fn sync_lanes(#[comptime] planes: Planes) {
     if comptime![planes.fragments] {

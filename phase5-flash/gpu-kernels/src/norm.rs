@@ -1,4 +1,4 @@
-//! RMS norm of whole rows, for products that do not norm their own input.
+//! RMS norm of whole rows, for products that do not norm their input themselves.
 
 use cubecl::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::vec4::sum4;
 
 const UNITS: u32 = 256;
 
-/// `out[i] = x / √(mean(x²) + ε) · weight` for row `row_indices[i]` of `x` `[.., columns]`, `[inputs, columns]`.
+/// `out[i] = x / √(mean(x²) + ε) · weight`, `[inputs, columns]`, where x is row `row_indices[i]` of `x` `[.., columns]`.
 pub struct Norm<'a> {
     pub x: &'a Buffer,
     /// `[inputs]`
@@ -23,7 +23,7 @@ pub struct Norm<'a> {
 
 impl Norm<'_> {
     /// # Panics
-    /// If a buffer is too short, or `columns` is no multiple of 4.
+    /// If a buffer is too short, or `columns` is not a multiple of 4.
     pub fn launch(&self, device: &Device) {
         let Norm { inputs, columns, .. } = *self;
         assert!(columns.is_multiple_of(4), "{columns} columns are not whole vectors of four");
@@ -32,7 +32,7 @@ impl Norm<'_> {
         self.out.expect("the normed rows", inputs * columns);
         self.x.expect("the norm's input", columns);
         let units = device.whole_planes(UNITS);
-        // SAFETY: lengths are checked; rows of `x` are those that `row_indices` names.
+        // SAFETY: lengths are checked; the caller promises that `row_indices` names rows of `x`.
         unsafe {
             norm::launch_unchecked(
                 device.client(),
@@ -70,7 +70,7 @@ fn norm(
     }
 }
 
-/// The [factor](rms_factor) of the row that begins at vector `start`. All units of the cube call it together.
+/// The [factor](rms_factor) of the row that begins at vector `start`. All units of the cube must call it.
 #[cube]
 pub(crate) fn norm_factor(
     x: &[Vector<f32, Const<4>>],

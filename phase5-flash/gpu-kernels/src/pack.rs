@@ -1,15 +1,15 @@
-//! A row's codes and scales in the order that a matrix has on the device.
+//! Packs the codes and scales of a row in the layout of a matrix on the device.
 
 use formats::mxfp4::{BLOCK_BYTES, E2M1_MAX, e8m0};
 use formats::{BLOCK, Storage};
 use half::{bf16, f16};
 
-/// Packs one row's codes, all of which are written, and its part `row` of its group's scales, which must be zero. Returns a bound of its
-/// magnitudes, which is infinite if there are NaN among them.
+/// Packs the codes of one row, all of which are written, and its scales as row `row` of its group, which must be zero. Returns an upper bound
+/// of its magnitudes; infinite for NaN.
 pub(crate) fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) -> f32 {
     match storage {
         Storage::F32 => pack_plain(packed, codes, 4 * BLOCK, |bytes| f32::from_le_bytes(*bytes).abs()),
-        // They are 16-bit floats already.
+        // F16 values need no conversion.
         Storage::F16 => pack_plain(packed, codes, 2 * BLOCK, |_| 1.0),
         Storage::BF16 => pack_plain(packed, codes, 2 * BLOCK, |[a, b, c, d]| {
             let [low, high] = [[*a, *b], [*c, *d]].map(|bytes| bound(bf16::from_le_bytes(bytes).to_f32().abs()));
@@ -20,7 +20,7 @@ pub(crate) fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: 
     }
 }
 
-/// Rows that are words one after another, in blocks of `block_bytes`. `magnitude` bounds the values of a word.
+/// Packs a row of consecutive words, in blocks of `block_bytes`. `magnitude` is an upper bound for the values of a word.
 fn pack_plain(packed: &[u8], codes: &mut [u32], block_bytes: usize, magnitude: impl Fn(&[u8; 4]) -> f32) -> f32 {
     let blocks = packed.len() / block_bytes;
     let mut largest = 0.0f32;
@@ -63,7 +63,7 @@ fn pack_mxfp4(packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) 
     bound(E2M1_MAX * e8m0(largest))
 }
 
-/// The low halves of eight bytes, side by side in their order.
+/// The low nibbles of eight bytes, packed into a word in order.
 fn nibbles(bytes: u64) -> u32 {
     let x = bytes & 0x0f0f_0f0f_0f0f_0f0f;
     let x = (x | x >> 4) & 0x00ff_00ff_00ff_00ff;
@@ -71,7 +71,7 @@ fn nibbles(bytes: u64) -> u32 {
     (x | x >> 16) as u32
 }
 
-/// Infinite for NaN, which `f32::max` would leave out.
+/// Infinite for NaN, which `f32::max` would ignore.
 fn bound(magnitude: f32) -> f32 {
     if magnitude.is_nan() { f32::INFINITY } else { magnitude }
 }

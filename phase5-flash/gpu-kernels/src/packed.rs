@@ -1,4 +1,4 @@
-//! Blocks of packed weights: reading them, and their values as floats.
+//! Reads blocks of packed weights and converts their values to floats.
 
 use cubecl::prelude::*;
 use formats::Storage;
@@ -8,7 +8,7 @@ use crate::e2m1::{E2m1Decode, four_values, scaled_f16_pair};
 use crate::floats::{four_halves, signed_bytes};
 use crate::matrix::{ROW_GROUP, vectors};
 
-/// A storage format, and how its codes become floats.
+/// A storage format, and how its codes are converted to floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Packing {
     pub storage: Storage,
@@ -21,12 +21,12 @@ impl Packing {
         matches!((self.storage, self.decode), (Storage::Mxfp4, E2m1Decode::F16Pairs))
     }
 
-    /// Vectors of four words that hold a block's codes.
+    /// Vectors of four words per block of codes.
     pub const fn vectors(self) -> u32 {
         vectors(self.storage) as u32
     }
 
-    /// Factor that undoes the scaling of values as [`packed_values`] reads them.
+    /// Factor that undoes the scaling of the values that [`packed_values`] returns.
     pub const fn factor(self) -> f32 {
         match self.storage {
             Storage::Mxfp4 => self.decode.factor(),
@@ -35,15 +35,15 @@ impl Packing {
     }
 }
 
-/// A packed matrix, or two of one shape.
+/// A packed matrix, or two of the same shape.
 #[derive(CubeType)]
 pub(crate) struct PackedPair<'a> {
     pub codes: &'a [Vector<u32, Const<4>>],
     pub scales: &'a [u32],
-    /// Of the second matrix; if there is none, of the first.
+    /// Codes of the second matrix; without one, of the first.
     pub second_codes: &'a [Vector<u32, Const<4>>],
     pub second_scales: &'a [u32],
-    /// The last row that there is.
+    /// The last existing row.
     pub last_row: u32,
 }
 
@@ -64,8 +64,8 @@ impl<'a> PackedPair<'a> {
     }
 }
 
-/// Reads the codes and scales of block `block` in `rows` neighbouring rows, a multiple of `rows` the first. Codes go to
-/// `words` and scales to `factors`, behind those of `first` rows.
+/// Reads the codes and scales of block `block` in `rows` neighbouring rows from `row` on, which is a multiple of `rows`. Codes go to
+/// `words` and scales to `factors`, after those of `first` rows.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn load_blocks(
@@ -92,8 +92,8 @@ pub(crate) fn load_blocks(
     load_scales(scales, row, block, blocks, factors, first, rows, storage);
 }
 
-/// Reads the codes and scales of columns `8 eight` to `8 eight + 7` of block `block` in `rows` neighbouring rows, a multiple of
-/// `rows` the first. The codes of row r go to vectors `2 r` and on of `words`, where a block's first eight would be.
+/// Reads the codes and scales of columns `8 eight` to `8 eight + 7` of block `block` in `rows` neighbouring rows from `row` on, which is a
+/// multiple of `rows`. The codes of row r go to `words` from vector `2 r` on, as if they were a block's first eight columns.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn load_eights(
@@ -109,7 +109,7 @@ pub(crate) fn load_eights(
     #[comptime] storage: Storage,
 ) {
     let count = comptime![vectors(storage) as u32];
-    // The block's words, of which four lie together.
+    // The word of the block; four words are stored together.
     let word = eight * count;
     #[unroll]
     for r in 0..rows {
@@ -127,7 +127,7 @@ pub(crate) fn load_eights(
     load_scales(scales, row, block, blocks, factors, 0u32, rows, storage);
 }
 
-/// Reads the scales of block `block` in `rows` rows of one group, for [`packed_scale`]: `row` is a multiple of `rows`.
+/// Reads the scales of block `block` in `rows` rows of one group, for [`packed_scale`]. `row` is a multiple of `rows`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn load_scales(
@@ -165,7 +165,7 @@ fn load_scales(
     }
 }
 
-/// The scale that begins at a word's lowest bit.
+/// The scale that begins at the lowest bit of a word.
 #[cube]
 pub(crate) fn scale_value(word: u32, #[comptime] storage: Storage) -> f32 {
     match comptime![storage] {
@@ -175,14 +175,14 @@ pub(crate) fn scale_value(word: u32, #[comptime] storage: Storage) -> f32 {
     }
 }
 
-/// The scale that begins at a word's lowest bit, for [`packed_values`].
+/// The scale that begins at the lowest bit of a word, for values of [`packed_values`].
 #[cube]
 pub(crate) fn packed_scale(word: u32, #[comptime] packing: Packing) -> f32 {
     let scale = scale_value(word, packing.storage);
     if comptime![packing.storage == Storage::Mxfp4] { scale * f32::new(comptime![packing.factor()]) } else { scale }
 }
 
-/// Values `4 i` to `4 i + 3` of a block whose codes begin at vector `first_word`, to be multiplied with its [`packed_scale`].
+/// Values `4 i` to `4 i + 3` of a block whose codes begin at vector `first_word`. They must be multiplied by its [`packed_scale`].
 #[cube]
 pub(crate) fn packed_values(
     words: &Array<Vector<u32, Const<4>>>,
@@ -209,7 +209,7 @@ pub(crate) fn packed_values(
     }
 }
 
-/// Values `i` and `i + 4` of eight codes of MXFP4 in a word, with the scale that begins at `scale`'s lowest bit.
+/// Values `i` and `i + 4` of the eight MXFP4 codes in a word, multiplied by the scale that begins at the lowest bit of `scale`.
 #[cube]
 pub(crate) fn packed_f16_pair(codes: u32, scale: u32, #[comptime] i: u32) -> Vector<half::f16, Const<2>> {
     scaled_f16_pair(codes, scale_value(scale, Storage::Mxfp4), i)

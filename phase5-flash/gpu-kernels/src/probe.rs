@@ -1,4 +1,4 @@
-//! Which way of decoding MXFP4 a device allows: tried out on it.
+//! Finds out by a trial which MXFP4 decoder a device supports.
 
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
@@ -8,24 +8,24 @@ use crate::device::Device;
 use crate::e2m1::E2m1Decode;
 use crate::error::Error;
 
-/// Pairs of 16-bit floats, subnormals among them.
+/// Pairs of 16-bit floats, including subnormals.
 const PAIRS: [u32; 4] = [0x0200_8200, 0x0e00_8e00, 0x0000_8000, 0x0400_0200];
 
-/// The quickest decoding of those that work.
+/// The fastest decoder that works.
 ///
 /// # Errors
-/// A device that does not run kernels.
+/// The device cannot run kernels.
 pub(crate) fn quickest_decode(device: &Device) -> Result<E2m1Decode, Error> {
     let client = device.client();
-    // WGSL's bitcast of a word to two 16-bit floats is read as one f32 by naga 30.
+    // naga 30 reads WGSL's bitcast of a word to two 16-bit floats as one f32.
     let pairs = client.name().contains("spirv") && client.properties().supports_type(ElemType::Float(FloatKind::F16));
     Ok(if pairs && pairs_are_right(device)? { E2m1Decode::F16Pairs } else { E2m1Decode::Rebias })
 }
 
-/// Takes words for pairs of 16-bit floats, and compares their values.
+/// Reinterprets words as pairs of 16-bit floats, and checks their values.
 fn pairs_are_right(device: &Device) -> Result<bool, Error> {
     let (bits, out) = (device.upload(PAIRS.to_vec()), device.empty(8));
-    // SAFETY: four units, a pair for each.
+    // SAFETY: four units, with one pair each.
     unsafe {
         pairs::launch_unchecked(device.client(), CubeCount::Static(1, 1, 1), CubeDim::new_1d(4), bits.arg(), out.arg());
     }

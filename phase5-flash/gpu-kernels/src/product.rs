@@ -1,9 +1,9 @@
-//! Products as every kernel for them takes them: one matrix for all rows, or the experts that rows chose.
+//! The inputs of a product, for all kernels that compute products: with one matrix for all rows, or with the experts that rows chose.
 
 use crate::device::Buffer;
 use crate::matrix::Matrix;
 
-/// `out = x Wᵀ + bias`, or added to `out`, for `inputs` rows.
+/// `out = x Wᵀ + bias` for `inputs` rows, or the same added to `out`.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub matrix: &'a Matrix,
@@ -13,7 +13,7 @@ pub struct Product<'a> {
     pub bias: Option<&'a Buffer>,
     /// `[inputs, rows]`
     pub out: &'a Buffer,
-    /// Adds to `out` rather than replacing it.
+    /// Adds to `out` instead of replacing it.
     pub add: bool,
     pub inputs: usize,
 }
@@ -24,8 +24,8 @@ impl Product<'_> {
     #[track_caller]
     pub(crate) fn check(&self) {
         let Product { matrix, inputs, .. } = *self;
-        assert!(inputs > 0, "a product of no rows");
-        assert_eq!(matrix.stack(), 1, "a product with a stack of matrices");
+        assert!(inputs > 0, "a product needs at least one row");
+        assert_eq!(matrix.stack(), 1, "a product needs a single matrix");
         self.x.expect("a product's input", inputs * matrix.columns());
         self.out.expect("a product's output", inputs * matrix.rows());
         if let Some(bias) = self.bias {
@@ -34,7 +34,7 @@ impl Product<'_> {
     }
 }
 
-/// A stack of experts' projections.
+/// A projection of all experts.
 #[derive(Clone)]
 pub struct Experts {
     pub weight: Matrix,
@@ -59,17 +59,17 @@ impl Experts {
             let weight = &experts.weight;
             (weight.storage(), weight.stack(), weight.rows(), weight.columns())
         };
-        assert_eq!(shape(self), shape(other), "gate and up are alike");
+        assert_eq!(shape(self), shape(other), "gate and up must have the same shape and format");
     }
 }
 
-/// A product of many rows with the experts that they chose, over slots sorted by expert: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU
-/// of two such.
+/// A product of many rows with their chosen experts, over slots sorted by expert: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU of two
+/// such products.
 #[derive(Clone, Copy)]
 pub struct ExpertProduct<'a> {
-    /// The down projections, or gate's.
+    /// The down projections, or the gate projections.
     pub experts: &'a Experts,
-    /// Makes it `swiglu(gate x, up x)`.
+    /// The up projections: the output is then `swiglu(gate x, up x)`.
     pub up: Option<&'a Experts>,
     /// `[inputs, columns]`, or `[slots, columns]` if [`ExpertProduct::x_by_slot`].
     pub x: &'a Buffer,
@@ -78,10 +78,10 @@ pub struct ExpertProduct<'a> {
     pub out: &'a Buffer,
     /// `[slots]`, as [`SlotSort`](crate::moe::SlotSort) writes it.
     pub sorted_slots: &'a Buffer,
-    /// The tiles over them, likewise.
+    /// The tiles of the sorted slots, as [`SlotSort`](crate::moe::SlotSort) writes them.
     pub tiles: &'a Buffer,
     pub inputs: usize,
-    /// Experts of a row: there are `inputs · chosen_per_row` slots.
+    /// Experts per row: there are `inputs · chosen_per_row` slots.
     pub chosen_per_row: usize,
 }
 
@@ -95,12 +95,12 @@ impl ExpertProduct<'_> {
         if self.x_by_slot { 1 } else { self.chosen_per_row }
     }
 
-    /// Whether the matrices' values may become 16-bit floats.
+    /// Whether the matrices' values can be converted to 16-bit floats.
     pub(crate) fn fits_f16(&self) -> bool {
         self.experts.weight.fits_f16() && self.up.is_none_or(|up| up.weight.fits_f16())
     }
 
-    /// `tile_words`: words of all tiles that there can be.
+    /// `tile_words` is the number of words of the most tiles that can occur.
     ///
     /// # Panics
     /// If a buffer is too short, or gate and up differ in shape or format.

@@ -2,8 +2,8 @@
 
 use cubecl::prelude::*;
 
-/// Plane-sums `sums[first..first + count]` and stores them in row `PLANE_POS` of `shared: [planes, places]`, from column `at`.
-/// After a `sync_cube` they are there for [`total`].
+/// Computes the plane sums of `sums[first..first + count]` and stores them in row `PLANE_POS` of `shared: [planes, places]`, from column
+/// `at` on. [`total`] can read them after a `sync_cube`.
 #[cube]
 pub(crate) fn plane_sums(
     sums: &Array<f32>,
@@ -22,7 +22,7 @@ pub(crate) fn plane_sums(
     }
 }
 
-/// The sum over all units of the value in column `i` of `count`, after [`plane_sums`].
+/// The sum over all units of value `i` of `count`, after [`plane_sums`].
 #[cube]
 pub(crate) fn total(shared: &Shared<[f32]>, i: u32, #[comptime] count: u32) -> f32 {
     let planes = CUBE_DIM.div_ceil(PLANE_DIM);
@@ -33,7 +33,7 @@ pub(crate) fn total(shared: &Shared<[f32]>, i: u32, #[comptime] count: u32) -> f
     total
 }
 
-/// One sum over all units, the same for each of them. `shared` may be used again after it.
+/// The sum over all units, returned to each of them. `shared` can be reused afterwards.
 #[cube]
 pub(crate) fn cube_sum(value: f32, shared: &mut Shared<[f32]>) -> f32 {
     let sum = plane_sum(value);

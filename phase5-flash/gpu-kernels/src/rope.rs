@@ -1,4 +1,4 @@
-//! Rotates the new tokens' queries and keys, and puts keys and values into the cache, packed as it packs them.
+//! Rotates queries and keys of new tokens, and appends keys and values to the cache in its format.
 
 use cubecl::prelude::*;
 
@@ -8,11 +8,11 @@ use crate::rows::ROW_WORDS;
 
 const UNITS: u32 = 128;
 
-/// One pass's rotation and append.
+/// Rotation and append of one pass.
 pub struct Rope<'a> {
     /// Queries, keys and values `[inputs, (heads + 2 kv_heads) · head_dim]`.
     pub qkv: &'a Buffer,
-    /// (cosine, sine) `[positions, head_dim / 2]`, each times YaRN's mscale.
+    /// (cosine, sine) `[positions, head_dim / 2]`, each multiplied by YaRN's mscale.
     pub table: &'a Buffer,
     /// `[inputs]` [rows](crate::Row).
     pub rows: &'a Buffer,
@@ -35,7 +35,8 @@ impl Rope<'_> {
         self.rows.expect("the rows", self.inputs * ROW_WORDS as usize);
         self.queries.expect("the rotated queries", self.inputs * self.heads * head_dim);
         let units = (self.heads * head_dim + 2 * kv_heads * head_dim / row.granule()) as u32;
-        // SAFETY: lengths are checked. Positions, slots and pages are what the rows and the page table say: the caller's promise.
+        // SAFETY: lengths are checked. Positions, slots and pages come from the rows and the page table; the caller promises that they are
+        // in range.
         unsafe {
             rope::launch_unchecked(
                 device.client(),
@@ -93,8 +94,8 @@ fn rope(
     }
 }
 
-/// Packs the values from value `first` on that are packed together into `page`: of a new position's keys, rotated, or of its values. The
-/// keys begin at `start`, and the values follow them.
+/// Packs one granule of values, from value `first` on, into `page`: of a new position's rotated keys, or of its values. The keys begin at
+/// `start`, and the values follow them.
 #[cube]
 pub(crate) fn append(
     qkv: &[f32],
@@ -131,7 +132,7 @@ pub(crate) fn append(
     }
 }
 
-/// Value `i` of heads that begin at `start`, rotated: within a head, value i pairs with value i + head_dim / 2.
+/// Value `i` of heads that begin at `start`, rotated. Within a head, value i is paired with value i + head_dim / 2.
 #[cube]
 pub(crate) fn rotated(
     qkv: &[f32],
@@ -158,8 +159,8 @@ mod tests {
     use crate::kv::KvPool;
     use crate::testing::{Random, TestCache, device, poisoned};
 
-    /// Keys that are rotated by nothing, and values, of every size that a scale reaches and some that none does: their blocks in
-    /// the pool are those of the host.
+    /// Keys with an identity rotation, and values, of magnitudes inside and outside the range of scales: their blocks in the pool are equal
+    /// to the host's.
     #[test]
     fn q8_0_blocks_are_the_hosts() {
         let device = device();
@@ -191,7 +192,7 @@ mod tests {
                             let context = format!("{context}: {values:?} became {found:?}, expected {expected:?}");
                             let (parity, apart) = if i < 8 { (1, 2) } else { (0, 1) };
                             assert_eq!(found[i] & parity, expected[i] & parity, "{context}");
-                            // GPUs may divide a last bit differently: a tie then goes the other way.
+                            // GPUs may round a division differently in the last bit, which changes the rounding of a tie.
                             let quotient = values[i] / cache_block::scale(&expected);
                             let tie = quotient - (f32::from(found[i]) + f32::from(expected[i])) / 2.0;
                             let at_tie = found[i].abs_diff(expected[i]) == apart && tie.abs() < 1e-4;
@@ -203,7 +204,7 @@ mod tests {
         }
     }
 
-    /// 16-bit values are the nearest: too large ones the largest, and NaN stays NaN.
+    /// 16-bit values are rounded to nearest; too large ones saturate, and NaN stays NaN.
     #[test]
     fn f16_values_are_the_nearest() {
         let device = device();
@@ -213,7 +214,7 @@ mod tests {
         let mut qkv = random.values(inputs * width, 1.0);
         for (i, value) in qkv.iter_mut().enumerate() {
             *value *= 2f32.powi(random.below(50) as i32 - 30);
-            // In values and not in keys, whose halves a rotation mixes.
+            // NaN only in values: in keys a rotation would mix it into both halves.
             if i % width >= 2 * head_dim && random.below(20) == 0 {
                 let special = [f32::NAN, f32::INFINITY, -f32::INFINITY, 65_504.0, 65_519.9, -7e4, 1e-9, -0.0, 6e-8];
                 *value = special[random.below(special.len())];
@@ -234,7 +235,7 @@ mod tests {
         }
     }
 
-    /// A cache of a sequence whose new tokens have these queries, keys and values, rotated by nothing.
+    /// The cache of a sequence to which tokens with these queries, keys and values were appended with an identity rotation.
     fn appended(
         device: &Device,
         random: &mut Random,

@@ -1,17 +1,17 @@
-//! The rows of a pass: new tokens, one below the other.
+//! The rows of a pass, one per new token.
 
-/// Words that describe a row on the device: token, position, slot, and [`TAKES_DRAWN`] or 0.
+/// Words per row on the device: token, position, slot, and [`TAKES_DRAWN`] or 0.
 pub const ROW_WORDS: u32 = 4;
-/// In a row's last word: the token is the one that its slot drew last, whatever the first word says.
+/// Flag in a row's last word: the token is the one that its slot drew last, and the first word is ignored.
 pub(crate) const TAKES_DRAWN: u32 = 1;
 
-/// A new token and where it stands.
+/// A new token and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// `None` for the token that its slot drew last, which the host need not know.
+    /// `None` for the token that its slot drew last, which the host may not have read yet.
     pub token: Option<u32>,
     pub position: u32,
-    /// The row of the page table that belongs to the token's sequence.
+    /// The row of the page table of the token's sequence.
     pub slot: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What the kernels' tests share.
+//! Helpers of the kernels' tests.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -17,15 +17,15 @@ use crate::matrix::Matrix;
 use crate::matvec::{MatvecChoice, Walk};
 use crate::upload::Upload;
 
-/// A GPU, or else a software rasterizer; the same one whenever a test asks.
+/// A GPU, or else a software rasterizer; the same one for all calls of a test.
 ///
-/// A rasterizer compiles kernels on one thread per device, which is most of a test's time there. Tests that run side by side therefore get
+/// A rasterizer compiles kernels on one thread per device, which takes most of a test's time. Tests that run in parallel therefore get
 /// different devices.
 pub fn device() -> Device {
     const SIDE_BY_SIDE: usize = 2;
     static DEVICES: [OnceLock<(cubecl::Device, Queue)>; SIDE_BY_SIDE] = [const { OnceLock::new() }; SIDE_BY_SIDE];
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // Each test has a thread of its own.
+    // Each test runs in its own thread.
     thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SIDE_BY_SIDE);
 
     let [_, found] = ComputeDevice::for_gates().expect("a GPU or a software rasterizer");
@@ -54,10 +54,10 @@ impl OwnDevice {
     }
 }
 
-/// What [`Device::new`] takes beside a client.
+/// The argument of [`Device::new`] after the client.
 type Queue = (wgpu::Device, wgpu::Queue);
 
-/// Another device of the first adapter, with `shared` bytes of shared memory or all that there are.
+/// Another device of the first adapter, with `shared` bytes of shared memory, or the adapter's maximum.
 fn open(shared: Option<u32>) -> (cubecl::Device, Queue) {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
@@ -83,13 +83,13 @@ pub fn poisoned(device: &Device, len: usize) -> Buffer {
     device.upload_f32(&vec![f32::NAN; len])
 }
 
-/// A random way to cut up mat-vec products; cubes walk in small matrices too.
+/// A random tiling of mat-vec products, in which cubes take several steps even in small matrices.
 pub fn matvec_choice(random: &mut Random) -> MatvecChoice {
     let walk = Walk::all().nth(random.below(Walk::COUNT)).expect("one of them");
     MatvecChoice { walk, inputs_per_read: [1, 2, 4][random.below(3)], least_cubes: 1 }
 }
 
-/// A matrix or stack on the device, and its values as they are read back.
+/// A matrix or stack on the device, and its values after packing.
 pub fn matrix(device: &Device, storage: Storage, shape: [usize; 3], values: &[f32]) -> (Vec<f32>, Matrix) {
     let packed = storage.encode(values);
     let mut decoded = vec![0.0; values.len()];
@@ -108,17 +108,17 @@ pub fn filled(device: &Device, storage: Storage, shape: [usize; 3], packed: &[u8
     matrix
 }
 
-/// The cache of some sequences: their pages are any of a pool's, and their slots not in order.
+/// The cache of several sequences, with random pages of a pool and slots in another order.
 pub struct TestCache {
     pub pool: KvPool,
     table: Buffer,
-    /// The pages of each sequence; those of a ring are used again.
+    /// The pages of each sequence; in a ring they are reused.
     pages: Vec<Vec<u32>>,
     columns: usize,
 }
 
 impl TestCache {
-    /// `pages` pages for each of `sequences` sequences. What no kernel writes is NaN.
+    /// `pages` pages for each of `sequences` sequences. Words that no kernel writes are NaN.
     pub fn new(
         device: &Device,
         random: &mut Random,
@@ -138,7 +138,7 @@ impl TestCache {
         TestCache { pool, table: device.upload(table), pages, columns }
     }
 
-    /// The row of the page table that a sequence has: the last one for the first.
+    /// The row of the page table of a sequence: the last one for the first sequence.
     pub fn slot(&self, sequence: usize) -> u32 {
         (self.pages.len() - 1 - sequence) as u32
     }
@@ -147,7 +147,7 @@ impl TestCache {
         KvCache { pool: &self.pool, table: &self.table, columns: self.columns, ring_pages: self.pages[0].len() }
     }
 
-    /// Where the row of `head` at `position` begins, in words of the pool.
+    /// Index of the word at which the row of `head` at `position` begins in the pool.
     pub fn word(&self, sequence: usize, position: usize, head: usize) -> usize {
         let pages = &self.pages[sequence];
         let page = pages[position / PAGE % pages.len()] as usize;
@@ -155,13 +155,13 @@ impl TestCache {
     }
 }
 
-/// What sums in f32 are off by at most, relative to the sum of their terms' magnitudes.
+/// The largest error of sums in f32, relative to the sum of their terms' magnitudes.
 pub const F32: f64 = 2e-6;
 
-/// The same where terms are rounded to 16-bit floats.
+/// The same with terms rounded to 16-bit floats.
 pub const F16: f64 = 1e-3;
 
-/// `size` is the sum of the terms' magnitudes.
+/// Asserts an error within [`F32`]; `size` is the sum of the terms' magnitudes.
 #[track_caller]
 pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {
     assert_within(F32, found, expected, size, context);
@@ -174,7 +174,7 @@ pub fn assert_within(limit: f64, found: f32, expected: f64, size: f64, context: 
     assert!(error <= limit * size + 1e-30, "{context}: {found}, expected {expected} (error {error:e}, size {size:e})");
 }
 
-/// The choice is what sorting the logits gives.
+/// Asserts that the choice of experts is that of sorting the logits.
 pub fn assert_choice(ids: &[u32], weights: &[f32], logits: &[f32], context: &str) {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
@@ -184,7 +184,7 @@ pub fn assert_choice(ids: &[u32], weights: &[f32], logits: &[f32], context: &str
     let exponentials: Vec<f64> = order.iter().map(|&e| (f64::from(logits[e as usize]) - likeliest).exp()).collect();
     let sum: f64 = exponentials.iter().sum();
     for (&weight, e) in weights.iter().zip(exponentials) {
-        // The exponential's own error grows with its argument.
+        // The error of the exponential grows with its argument.
         assert_close(weight, e / sum, 10.0, context);
     }
 }

@@ -38,7 +38,7 @@ impl Forward {
             for i in 0..part.tokens.count {
                 let token = part.tokens.first + i;
                 let angles = (&cosines[token * dim / 2..][..dim / 2], &sines[token * dim / 2..][..dim / 2]);
-                // SAFETY: the heads of a part belong to one task, in the buffers as in its pages, which no other sequence holds.
+                // SAFETY: the heads of a part belong to one task, in the buffers and in its pages, and no other sequence holds those pages.
                 unsafe {
                     let q = q.part(token * q_width + head * group * dim, group * dim);
                     for q in q.chunks_exact_mut(dim) {
@@ -66,7 +66,7 @@ impl Forward {
         let tiles: usize = parts.iter().map(|part| part.tokens.count.div_ceil(QUERY_TILE)).sum();
         let q: &[f32] = q;
         let task_of = |task: usize| self.attention_task(cache, q, layer, parts, task);
-        // Shares of a task lie together; each task has room for the most that one has.
+        // Shares of a task are adjacent; every task has room for the largest number of shares.
         let (mut most_shares, mut room) = (1_usize, 0_usize);
         if tiles * kv_heads < self.pool.threads() {
             for tile in 0..tiles {
@@ -87,7 +87,7 @@ impl Forward {
                 }
                 let at = |number: usize| cache.block(layer, pages.pages[number], head);
                 let blocks = Blocks { start: pages.first * POSITIONS, count: pages.pages.len(), at: &at };
-                // SAFETY: a thread's scratch is its own, and so is a share's result.
+                // SAFETY: each thread has its own scratch, and each share its own result.
                 unsafe {
                     let own = &mut threads.part(thread, 1)[0];
                     let result = shares.part(task * room + share * queries.share_len(), queries.share_len());
@@ -99,8 +99,8 @@ impl Forward {
             let Task { queries, first, head, pages } = task_of(task);
             let at = |number: usize| cache.block(layer, pages.pages[number], head);
             let blocks = Blocks { start: pages.first * POSITIONS, count: pages.pages.len(), at: &at };
-            // SAFETY: a thread's scratch is its own, and so are the results of a task's shares. Results of a task are rows of heads;
-            // between two rows lie those of other heads, so that they are collected first and then copied row by row.
+            // SAFETY: each thread has its own scratch, and each task its own results of shares. The results of a task are rows of heads,
+            // separated by rows of other heads, so they are first collected and then copied row by row.
             unsafe {
                 let own = &mut threads.part(thread, 1)[0];
                 let result = &mut own.tiles[0];

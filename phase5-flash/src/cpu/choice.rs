@@ -19,7 +19,7 @@ struct Rows<'w> {
 impl CpuEngine {
     /// The outcome of each work item, computed from the residual stream in the scratch.
     pub(super) fn outcomes(&mut self, work: &[Work<'_>], new: &[NewTokens], probe: &mut dyn Probe) -> Vec<Outcome> {
-        // Rows of the stream that the head takes, and whose they are.
+        // The rows of the stream that the head needs, and the work items they belong to.
         let (mut rows, mut items) = (Vec::new(), Vec::new());
         for (item, (work, new)) in work.iter().zip(new).enumerate() {
             let (count, end) = (work.want.rows(new.count), new.first + new.count);
@@ -66,7 +66,7 @@ impl CpuEngine {
             (Shared::new(&mut logits), Shared::new(&mut outcomes), Shared::new(&mut self.scratch.threads));
         self.forward.pool.run(items.len(), &|task, thread| {
             let Rows { item, ref rows, draw } = items[task];
-            // SAFETY: an item's rows and its outcome are its task's, and a thread's scratch is its own.
+            // SAFETY: each task has its own item with rows and outcome, and each thread its own scratch.
             let (logits, outcome, scratch) = unsafe {
                 (all.part(rows.start * vocab, rows.len() * vocab), results.part(task, 1), threads.part(thread, 1))
             };

@@ -24,7 +24,7 @@ use super::threads;
 use super::weight_check::WeightCheck;
 use crate::pages::{POSITIONS, Pages, REWIND, Reuse};
 
-/// The engine's name in its snapshots.
+/// The kind of engine in its snapshots.
 const NAME: &str = "phase 5 on the CPU";
 /// How long loading waits for the check of the weights: long enough to refuse a small model at once.
 const CHECK_WAIT: Duration = Duration::from_millis(20);
@@ -36,9 +36,9 @@ const KINDS: [AttentionKind; 2] = [AttentionKind::Full, AttentionKind::Sliding];
 pub struct CpuOptions {
     /// Number of threads, capped at the processors that the process may use; by default one per physical core.
     pub threads: Option<usize>,
-    /// Computes in f32 throughout, as the golden values were computed.
+    /// Computes in f32 throughout, like the golden values.
     pub exact: bool,
-    /// By default the best of this machine.
+    /// The instruction set; by default the fastest of this machine.
     pub isa: Option<Isa>,
     /// Format of the KV cache; by default f16, or f32 if `exact`.
     pub kv: Option<CacheType>,
@@ -53,7 +53,7 @@ impl CpuOptions {
         self.kv.unwrap_or(if self.exact { CacheType::F32 } else { CacheType::F16 })
     }
 
-    /// Threads that compute on this machine.
+    /// Number of threads that compute on this machine.
     pub fn thread_count(&self) -> usize {
         threads::count(self.threads)
     }
@@ -80,7 +80,7 @@ impl CpuEngine {
     /// step after that fails with [`EngineError::Device`].
     ///
     /// # Errors
-    /// A scale byte of 255 that was found at once, a shape that the kernels do not take, or a cache that the system cannot map.
+    /// A scale byte of 255 was found at once, the kernels do not support a shape, or the system cannot map the cache.
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         CpuEngine::load_within(checkpoint, options, CHECK_WAIT)
     }
@@ -103,7 +103,7 @@ impl CpuEngine {
         let mut weights = WeightCheck::start(checkpoint.path.clone(), in_order_of_use(checkpoint));
         let page = Cache::bytes_per_page(&config, kv);
         let free = available_memory().map(|bytes| bytes / 2);
-        // A pool cannot be empty. One that is too small for any sequence says so at the first step.
+        // A pool cannot be empty. If it is too small for any sequence, the first step fails.
         let count = Pages::count(config.context_length, page as u64, options.kv_bytes, free).max(1);
         let cache = Cache::new(&config, kv, count).map_err(|source| {
             let (path, bytes) = (checkpoint.path.clone(), (page as u64).saturating_mul(count as u64));
@@ -227,7 +227,7 @@ impl Inspect for CpuEngine {
             self.outcomes(work, &new, probe)
         }));
         let outcomes = computed.unwrap_or_else(|panic| {
-            // The sequences are as they were; what was written behind their ends is written again.
+            // The sequences are unchanged; data written past their ends is overwritten later.
             lengths.iter().for_each(|&(sequence, _)| self.pages.retract(sequence));
             resume_unwind(panic)
         });
@@ -262,7 +262,7 @@ impl Snapshots for CpuEngine {
         let count = |kind| self.pages.count_held(length, kind, sliding);
         snapshot.check(NAME, self.forward.config.context_length, |_| self.cache.saved_bytes(count))?;
         let counts = KINDS.map(count);
-        // Every page that is new is written whole.
+        // Every new page is written completely.
         self.pages.replace(sequence, length, |kind| counts[usize::from(kind == AttentionKind::Sliding)])?;
         self.cache.restore(|kind| PageList::of(&self.pages, sequence, kind), &snapshot.items);
         self.drawn.remove(&sequence);

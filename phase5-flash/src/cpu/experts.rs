@@ -7,7 +7,7 @@ use super::model::{Layer, Matrix};
 use super::scratch::{Chosen, ExpertInputs, Scratch};
 
 impl Forward {
-    /// Whether products of this matrix with a few inputs take these prepared.
+    /// Whether products of this matrix with a few inputs use prepared inputs.
     fn takes_prepared(&self, matrix: &Matrix) -> bool {
         !self.exact && matrix.storage == Storage::Mxfp4
     }
@@ -26,7 +26,7 @@ impl Forward {
         let (panels, places) = (Shared::new(&mut packed.panels), Shared::new(&mut packed.prepared));
         self.pool.run(experts.len(), &|task, _| {
             let Chosen { first, count, .. } = experts[task];
-            // SAFETY: an expert has its own panel and its own places.
+            // SAFETY: each expert has its own panel and its own prepared inputs.
             unsafe {
                 if count > SMALL_BATCH {
                     let panel = &mut panels.part(task, 1)[0];
@@ -77,7 +77,7 @@ impl Forward {
             let (number, row) = (task / tiles, task % tiles * TILE);
             let chosen = choices.experts[number];
             let Chosen { expert, first, count } = chosen;
-            // SAFETY: a thread's scratch is its own, and so are a task's columns of the result.
+            // SAFETY: each thread has its own scratch, and each task its own columns of the result.
             unsafe {
                 let [gate, up] = &mut threads.part(thread, 1)[0].tiles;
                 for (linear, tile) in [(&layer.gate, &mut *gate), (&layer.up, &mut *up)] {
@@ -111,7 +111,7 @@ impl Forward {
                 let input = self.expert_input(expert_inputs, number, chosen, &layer.down.weight, input);
                 let rows = layer.down.weight.rows_of(expert, row, TILE);
                 let bias = &layer.down.bias[expert * hidden + row..][..rows.count()];
-                // SAFETY: a thread's scratch is its own, and so are a task's columns of the stream.
+                // SAFETY: each thread has its own scratch, and each task its own columns of the stream.
                 unsafe {
                     let tile = &mut threads.part(thread, 1)[0].tiles[0];
                     self.multiply(rows, input, tile);

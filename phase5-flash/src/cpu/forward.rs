@@ -137,7 +137,7 @@ impl Forward {
         let hidden = self.config.hidden;
         let out = Shared::new(out);
         self.pool.run(n, &|i, _| {
-            // SAFETY: a task's row is its own.
+            // SAFETY: each task has its own row.
             let out = unsafe { out.part(i * hidden, hidden) };
             rms_norm(self.isa, &x[row(i) * hidden..][..hidden], weight, self.config.rms_eps, out);
         });
@@ -186,7 +186,7 @@ impl Forward {
             let (linear, out) = projections[which];
             let width = linear.weight.rows;
             let rows = linear.weight.rows_of(0, task * TILE, TILE);
-            // SAFETY: a thread's scratch is its own, and so are a task's columns of the result.
+            // SAFETY: each thread has its own scratch, and each task its own columns of the result.
             unsafe {
                 let tile = &mut threads.part(thread, 1)[0].tiles[0];
                 self.multiply(rows, input, tile);
@@ -209,7 +209,7 @@ impl Forward {
         self.pool.run(hidden.div_ceil(TILE), &|task, thread| {
             let rows = layer.o.weight.rows_of(0, task * TILE, TILE);
             let bias = &layer.o.bias[task * TILE..][..rows.count()];
-            // SAFETY: a thread's scratch is its own, and so are a task's columns of the stream.
+            // SAFETY: each thread has its own scratch, and each task its own columns of the stream.
             unsafe {
                 let tile = &mut threads.part(thread, 1)[0].tiles[0];
                 self.multiply(rows, input, tile);
@@ -238,7 +238,7 @@ impl Forward {
             let (inputs, count) = small_batch(count, |i| &h[(first + i) * hidden..][..hidden]);
             self.multiply(rows, Input::SmallBatch(inputs, count), &mut tile);
             for (i, y) in tile.chunks_exact(TILE).take(count).enumerate() {
-                // SAFETY: these logits are this task's.
+                // SAFETY: each task has its own logits.
                 let out = unsafe { logits.part((first + i) * experts + expert, bias.len()) };
                 for ((out, y), bias) in out.iter_mut().zip(y).zip(bias) {
                     *out = y + bias;
@@ -264,7 +264,7 @@ impl Forward {
         let (all, threads) = (Shared::new(&mut logits), Shared::new(threads));
         self.pool.run(vocab.div_ceil(TILE), &|task, thread| {
             let weights = self.model.head.rows_of(0, task * TILE, TILE);
-            // SAFETY: a thread's scratch is its own, and so are a task's columns of the logits.
+            // SAFETY: each thread has its own scratch, and each task its own columns of the logits.
             unsafe {
                 let tile = &mut threads.part(thread, 1)[0].tiles[0];
                 self.multiply(weights, input, tile);
@@ -279,7 +279,7 @@ impl Forward {
     }
 }
 
-/// Shows the first `rows` rows to a probe.
+/// Reports the first `rows` rows to a probe.
 fn see(probe: &mut dyn Probe, name: impl Fn() -> String, values: &[f32], rows: usize, width: usize) {
     probe.see(&name, &|| ([rows, width], values[..rows * width].to_vec()));
 }

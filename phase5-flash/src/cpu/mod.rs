@@ -1,7 +1,8 @@
 //! The CPU: kernels on packed weights straight from the mapped file.
 //!
-//! [`CpuEngine`] advances all sequences of a batch together: their new tokens are one matrix, so that every weight is read
-//! once a step. `forward.rs` is the forward pass, top to bottom, with the experts in `experts.rs`; the arithmetic is the crate `cpu-kernels`.
+//! [`CpuEngine`] computes all sequences of a batch together: their new tokens form one matrix, so that every weight is read once per step.
+//! `forward.rs` is the forward pass, from top to bottom, and `experts.rs` the mixture of experts; the arithmetic is in the crate
+//! `cpu-kernels`.
 
 mod attention;
 mod cache;

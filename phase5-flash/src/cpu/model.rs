@@ -13,9 +13,9 @@ pub enum CpuLoadError {
     Load(#[from] LoadError),
     #[error("{}: rows of tensor `{name}` have {columns} values, not a multiple of 32; use --phase 3", path.display())]
     Columns { path: PathBuf, name: String, columns: usize },
-    #[error("{}: heads of {head_dim} values; with a {kv} cache the kernels take multiples of {unit}; use --phase 3", path.display())]
+    #[error("{}: heads have {head_dim} values, but with a {kv} cache the kernels need a multiple of {unit}; use --phase 3", path.display())]
     HeadDim { path: PathBuf, head_dim: usize, unit: usize, kv: &'static str },
-    #[error("{}: no room for a KV cache of {bytes} bytes; give less with --kv-memory", path.display())]
+    #[error("{}: a KV cache of {bytes} bytes cannot be allocated; use a smaller --kv-memory", path.display())]
     Cache { path: PathBuf, bytes: u64, source: std::io::Error },
 }
 
@@ -127,10 +127,10 @@ fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
     }
     let (format, storage) = match tensor.format.storage() {
         Some(storage) => (tensor.format, storage),
-        // Unpacked in memory: exact, at 4 bytes a value.
+        // Unpacked in memory: exact, at 4 bytes per value.
         None => (Format::F32, Storage::F32),
     };
-    // The mapped file's own bytes, unless it keeps them in another format or as planes.
+    // A view of the mapped file, unless the file stores the rows in another format or as planes.
     let data = tensor.packed_as(format, 0..tensor.rows());
     Ok(Matrix { data, storage, rows: tensor.shape[tensor.shape.len() - 2], columns })
 }

@@ -42,7 +42,7 @@ impl CpuEngine {
     }
 }
 
-/// The rows of the head that a draw may take, and those of them whose logits are adjusted.
+/// The rows of the head that a draw may choose, and those of them whose logits are adjusted.
 struct Choosable<'a> {
     draw: &'a Draw<'a>,
     /// Rows with adjusted logits, in ascending order. Estimates do not apply to them.
@@ -73,8 +73,7 @@ impl<'a> Choosable<'a> {
 }
 
 impl Forward {
-    /// For each draw, the lowest row among those with the largest logit that it may take, given its row of `h`; `None` if a computed logit
-    /// is NaN.
+    /// For each draw, the lowest of the allowed rows with the largest logit, given its row of `h`; `None` if a computed logit is NaN.
     pub fn shortlisted(
         &self,
         coarse: &CoarseMatrix,
@@ -92,7 +91,7 @@ impl Forward {
         let (estimates, bounds) = (&mut estimates[..coarse.tiles() * n * TILE], &mut bounds[..coarse.tiles() * n]);
         let (estimates_of, bounds_of) = (Shared::new(estimates), Shared::new(bounds));
         self.pool.run(coarse.tiles(), &|tile, _| {
-            // SAFETY: a tile's estimates and bounds are its own.
+            // SAFETY: each tile has its own estimates and bounds.
             let (estimates, bounds) =
                 unsafe { (estimates_of.part(tile * n * TILE, n * TILE), bounds_of.part(tile * n, n)) };
             coarse.estimate(self.isa, tile, inputs, estimates, bounds);
@@ -101,7 +100,8 @@ impl Forward {
         let choosable: Vec<Choosable<'_>> = draws.iter().map(|draw| Choosable::new(draw)).collect();
         let tiles = bounds.chunks_exact(n).zip(estimates.chunks_exact(n * TILE)).enumerate();
         let rows_of = |tile: usize| tile * TILE..vocab.min((tile + 1) * TILE);
-        // The row with the largest estimate is multiplied first: its logit rules most others out. Without any, nothing is ruled out.
+        // The row with the largest estimate is multiplied first, because its logit excludes most other rows. If no row has an estimate,
+        // none is excluded.
         let mut best: Vec<Option<(usize, f32)>> = vec![None; n];
         for (tile, (bounds, estimates)) in tiles.clone() {
             for (i, best) in best.iter_mut().enumerate() {
@@ -126,7 +126,7 @@ impl Forward {
         candidates.iter().for_each(|best| known[best.input] = best.logit);
         for (tile, (bounds, estimates)) in tiles {
             for (i, &Bound { largest, margin }) in bounds.iter().enumerate() {
-                // A NaN estimate or margin rules nothing out. After a NaN logit the others do not matter.
+                // A NaN estimate or margin excludes nothing. After a NaN logit the other rows do not matter.
                 let out = |estimate: f32| known[i].is_nan() || estimate + margin < known[i];
                 if !out(largest) {
                     let rows = rows_of(tile).zip(&estimates[i * TILE..]);
@@ -156,7 +156,7 @@ impl Forward {
         let mut coarse = CoarseMatrix::new(head.rows, head.columns);
         let tiles = coarse.tiles();
         let making = coarse.make();
-        // SAFETY: a tile is made by one task.
+        // SAFETY: each tile is made by one task.
         self.pool.run(tiles, &|tile, _| unsafe { making.tile(self.isa, tile, head.rows_of(0, tile * TILE, TILE)) });
         coarse
     }
@@ -168,7 +168,7 @@ impl Forward {
         let (hidden, count) = (self.config.hidden, candidates.len());
         let candidates = Shared::new(candidates);
         self.pool.run(count.div_ceil(SOME), &|task, _| {
-            // SAFETY: a task's candidates are its own.
+            // SAFETY: each task has its own candidates.
             let candidates = unsafe { candidates.part(task * SOME, SOME.min(count - task * SOME)) };
             for Candidate { input, row, logit } in candidates {
                 let (input, one) = small_batch(1, |_| &h[*input * hidden..][..hidden]);

@@ -6,7 +6,7 @@ use std::num::NonZero;
 use std::thread::available_parallelism;
 
 /// The number of threads to start: `wanted`, or by default one per physical core, but not more than the process has processors. Threads
-/// spin while they wait for each other, so more of them would take time from each other.
+/// spin while they wait for each other, so that more threads would slow each other down.
 pub(super) fn count(wanted: Option<usize>) -> usize {
     let processors = available_parallelism().map_or(1, NonZero::get);
     let allowed = fs::read_to_string("/proc/self/status").ok().and_then(|status| allowed_processors(&status));
@@ -45,7 +45,7 @@ fn allowed_processors(status: &str) -> Option<Vec<usize>> {
 mod tests {
     use super::*;
 
-    /// Eight processors, two of which make a core.
+    /// Eight processors, with two per core.
     fn pairs(processor: usize) -> Option<String> {
         (processor < 8).then(|| format!("{}-{}", processor / 2 * 2, processor / 2 * 2 + 1))
     }
@@ -54,12 +54,12 @@ mod tests {
     fn one_thread_per_core_of_the_mask_and_never_more_than_processors() {
         let all: Vec<usize> = (0..8).collect();
         assert_eq!(threads(None, 8, Some(&all), pairs), 4);
-        // Confined to one core, or to one thread each of two.
+        // Affinity to one core, or to one thread of each of two cores.
         assert_eq!(threads(None, 2, Some(&[4, 5]), pairs), 1);
         assert_eq!(threads(None, 2, Some(&[0, 6]), pairs), 2);
         // A CPU quota of one and a half.
         assert_eq!(threads(None, 1, Some(&all), pairs), 1);
-        // Where the system does not tell.
+        // If the system does not report cores.
         assert_eq!(threads(None, 6, None, |_| None), 6);
         assert_eq!(threads(None, 6, Some(&all), |_| None), 6);
         for (wanted, found) in [(1, 1), (3, 3), (8, 8), (64, 8), (0, 1)] {

@@ -1,5 +1,5 @@
-//! Looks for MXFP4 scale bytes of 255 while the engine already works. The scales lie in every page of the weights, so the check also maps
-//! the pages before a token needs them: 12 GB cost some 3 s of page faults, which the first tokens would pay otherwise.
+//! Searches MXFP4 scale bytes for 255 while the engine already runs. Every page of the weights contains scales, so that the check also maps
+//! the pages before a token needs them: 12 GB cost about 3 s of page faults, which would otherwise slow down the first tokens.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use phase1_loading::{Format, HostTensor, LoadError, check_scales};
 use phase2_forward::EngineError;
 
-/// A check of weights that runs on a thread of its own. Dropping it ends the thread at the next tensor.
+/// A check of weights in a background thread. Dropping it ends the thread at the next tensor.
 pub(super) struct WeightCheck {
-    /// One for each tensor, up to the first that is damaged.
+    /// One report per tensor, up to the first damaged one.
     reports: Receiver<Result<(), LoadError>>,
-    /// Kept, so that every later step fails too.
+    /// The first failure, which every later step returns again.
     failure: Option<String>,
 }
 
@@ -20,7 +20,7 @@ impl WeightCheck {
     /// Begins to check the tensors of the model at `path`, in the order given.
     ///
     /// # Panics
-    /// If the system starts no thread.
+    /// If the system cannot start a thread.
     pub fn start(path: PathBuf, tensors: Vec<(String, HostTensor)>) -> WeightCheck {
         let (sender, reports) = mpsc::channel();
         let work = move || {
@@ -41,7 +41,7 @@ impl WeightCheck {
     /// Waits for the end of the check, but not longer than `patience`.
     ///
     /// # Errors
-    /// A damaged tensor that was found in this time.
+    /// A damaged tensor was found in this time.
     pub fn wait(&mut self, patience: Duration) -> Result<(), LoadError> {
         let start = Instant::now();
         while let Ok(report) = self.reports.recv_timeout(patience.saturating_sub(start.elapsed())) {
@@ -50,10 +50,10 @@ impl WeightCheck {
         Ok(())
     }
 
-    /// Does not wait.
+    /// The result so far, without waiting.
     ///
     /// # Errors
-    /// A damaged tensor that was found since the engine was loaded, in this call or an earlier one.
+    /// A damaged tensor was found since the engine was loaded.
     pub fn result(&mut self) -> Result<(), EngineError> {
         if self.failure.is_none() {
             self.failure = self.reports.try_iter().find_map(Result::err).map(|error| error.to_string());
@@ -61,7 +61,7 @@ impl WeightCheck {
         self.failure.clone().map_or(Ok(()), |failure| Err(EngineError::Device(failure)))
     }
 
-    /// A check whose reports a test sends.
+    /// A check with reports sent by a test.
     #[cfg(test)]
     pub fn of(reports: Receiver<Result<(), LoadError>>) -> WeightCheck {
         WeightCheck { reports, failure: None }
@@ -70,7 +70,7 @@ impl WeightCheck {
 
 fn check(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
     check_scales(path, name, tensor)?;
-    // Formats without storage were unpacked when the model was loaded: the engine reads the copies.
+    // Formats that kernels do not support were unpacked when the model was loaded: the engine reads the copies.
     if tensor.format != Format::Mxfp4 && tensor.format.storage().is_some() && tensor.is_contiguous() {
         map_pages(&tensor.packed());
     }
@@ -118,7 +118,7 @@ mod tests {
         assert!(error.contains("255 in block 3") && error.contains("again"), "{error}");
     }
 
-    /// Whatever is found after the wait is reported by every later call.
+    /// A failure found after the wait is reported by every later call.
     #[test]
     fn what_is_found_late_is_kept() {
         let (sender, reports) = mpsc::channel();

@@ -39,7 +39,7 @@ pub struct Case<'a> {
     pub operation: &'static str,
     /// Distinguishes the cases of an operation.
     pub name: String,
-    /// The span that a probe would get; `None` for the choice of tokens.
+    /// The span that a probe would receive; `None` for the choice of tokens.
     pub span: Option<Span>,
     forward: &'a Forward,
     rows: &'a [Row],
@@ -68,7 +68,7 @@ impl Kernels {
     /// Visits every operation of a pass of `rows` new tokens of one sequence, and the logits after each token if there are at most 64.
     ///
     /// # Errors
-    /// A device that fails, or what `visit` returns.
+    /// The device fails, or `visit` returns an error.
     pub fn all(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(CacheType::default(), rows, 0)?;
         let pass = self.engine.runner.forward.place(&placed);
@@ -198,7 +198,7 @@ impl Case<'_> {
     /// Compiles the operation and captures `launches` launches of it, at most 48: with more, a replay's own cost matters less.
     ///
     /// # Errors
-    /// A device that fails, or that lacks a limit.
+    /// The device fails, or lacks a limit.
     pub fn capture(&self, launches: usize) -> Result<Captured<'_>, GpuError> {
         let (client, launches) = (self.forward.gpu.device.client(), launches.min(MOST_LAUNCHES));
         client.graph_prepare().map_err(Error::from)?;
@@ -213,14 +213,14 @@ impl Captured<'_> {
     /// The time of `launches` launches, measured with replays of all captured launches.
     ///
     /// # Errors
-    /// A device that fails.
+    /// The device fails.
     pub fn time(&self, launches: u64) -> Result<Duration, GpuError> {
         let Case { forward, rows, .. } = self.case;
         let replays = launches.div_ceil(self.launches as u64).max(1);
         forward.gpu.device.sync()?;
         let start = Instant::now();
         for _ in 0..replays {
-            // A choice puts rows where they are fed next: every replay begins where the first did.
+            // Choosing a token changes the rows to those of the next step; this restores the first ones before every replay.
             forward.write_rows(rows);
             // SAFETY: the engine owns every buffer of the launches, and is borrowed as long as they are captured.
             unsafe { self.graph.replay() }.map_err(Error::from)?;

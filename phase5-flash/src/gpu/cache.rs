@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(
             refused,
             format!(
-                "the smallest KV cache needs {need} bytes in one piece and this adapter binds at most {limit}; \
+                "the smallest KV cache needs a buffer of {need} bytes, but this adapter binds at most {limit}; \
                  use --device cpu or another adapter"
             )
         );
@@ -262,7 +262,10 @@ mod tests {
         assert_eq!(pages(bounds(Some(3 * PAGE_BYTES), None)).expect("a cache"), 2);
         let refused = pages(bounds(Some(3 * PAGE_BYTES - 1), None)).expect_err("refused").to_string();
         assert!(
-            refused.contains(&format!("takes {PAGE_BYTES} bytes in all layers and {} are given", 3 * PAGE_BYTES - 1)),
+            refused.contains(&format!(
+                "takes {PAGE_BYTES} bytes in all layers, but only {} bytes are available",
+                3 * PAGE_BYTES - 1
+            )),
             "{refused}"
         );
         // Without a wish, nine tenths of what is left.

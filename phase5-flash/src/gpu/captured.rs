@@ -46,10 +46,11 @@ impl CapturedSteps {
     /// Replays the captured step of this shape, or else runs `launch` and captures it.
     ///
     /// # Errors
-    /// A device that fails.
+    /// The device fails.
     ///
     /// # Safety
-    /// As long as `epoch` is the same, `launch` must launch the same kernels on the same buffers for a shape, and the buffers must live.
+    /// As long as `epoch` is unchanged, `launch` must launch the same kernels on the same buffers for a shape, and the buffers must stay
+    /// alive.
     pub unsafe fn run(&mut self, device: &Device, shape: Shape, epoch: u64, launch: &dyn Fn()) -> Result<(), Error> {
         if self.epoch != epoch {
             self.steps.clear();
@@ -59,7 +60,7 @@ impl CapturedSteps {
         if let Some(found) = steps.iter().position(|(of, _)| *of == shape) {
             let step = steps.remove(found);
             steps.push(step);
-            // SAFETY: its buffers live, as the caller promises; all work is on the device's one stream.
+            // SAFETY: the caller promises that its buffers are alive; all work is on the device's single stream.
             return Ok(unsafe { steps[steps.len() - 1].1.replay() }?);
         }
         if steps.len() == MOST_STEPS {
@@ -90,14 +91,14 @@ pub(super) mod tests {
     use super::*;
     use crate::gpu::{GpuEngine, Options};
 
-    /// What a step does beside computing.
+    /// The side effects of a step.
     #[derive(Clone, Copy, Debug, PartialEq)]
     struct Trace {
-        /// Numbers of the device's queue that it took.
+        /// Indices of the device's queue that it used.
         queued: u64,
-        /// Times that the host waits for the device.
+        /// Number of times that the host waited for the device.
         waits: u64,
-        /// Bytes of device memory that it added.
+        /// Bytes of device memory that it allocated.
         bytes: i64,
     }
 
@@ -108,7 +109,7 @@ pub(super) mod tests {
         gpu: Gpu,
     }
 
-    /// One that is started for a model of so many layers.
+    /// A GPU that is started for a model with `layers` layers.
     fn own_gpu(layers: usize) -> OwnGpu {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
@@ -127,7 +128,7 @@ pub(super) mod tests {
         OwnGpu { wgpu: device, queue, gpu: gpu.expect("it runs kernels") }
     }
 
-    /// A small model of so many layers on a GPU of its own.
+    /// A small model with `layers` layers on its own GPU.
     pub fn alone(layers: usize) -> (OwnGpu, GpuEngine) {
         let own = own_gpu(layers);
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -139,20 +140,20 @@ pub(super) mod tests {
         (own, loaded.expect("loads"))
     }
 
-    /// The queue's next number; asking takes one.
+    /// The next index of the queue. Asking for it uses one.
     fn number(queue: &wgpu::Queue) -> u64 {
         let index = format!("{:?}", queue.submit([]));
         index.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("a number")
     }
 
-    /// Steps of decoding in which no sequence begins a page, and what a readback does that finds nothing queued.
+    /// Traces decoding steps in which no sequence begins a page, and a readback with nothing queued.
     fn trace(layers: usize, sequences: u64, draw: Draw<'_>) -> (Vec<Trace>, Trace) {
         let (OwnGpu { queue, gpu, .. }, mut engine) = alone(layers);
         let seen = || {
             let bytes = gpu.device.memory_taken() as i64;
             Trace { queued: number(&queue), waits: gpu.device.waits(), bytes }
         };
-        // One number is that of looking.
+        // Asking for the index used one.
         let between = |before: Trace, after: Trace| Trace {
             queued: after.queued - before.queued - 1,
             waits: after.waits - before.waits,
@@ -179,18 +180,18 @@ pub(super) mod tests {
         (marks.windows(2).map(|marks| between(marks[0], marks[1])).collect(), between(before, seen()))
     }
 
-    /// `cargo test -p phase5-flash --release --lib trace -- --nocapture` shows it.
+    /// `cargo test -p phase5-flash --release --lib trace -- --nocapture` prints it.
     #[test]
     fn a_trace_of_decoding_has_one_readback_per_step_and_no_allocation() {
         let sampling = Sampling { temperature: 0.8, top_p: 0.9, ..Sampling::GREEDY };
         let drawn = Draw { sampling, seed: 3, ..Draw::GREEDY };
-        // The 36 layers of gpt-oss-120b take 257 launches, which a submission of 256 would not hold.
+        // The 36 layers of gpt-oss-120b take 257 launches, which would not fit a submission of 256.
         for (layers, sequences, draw) in [(36, 1, Draw::GREEDY), (4, 3, drawn)] {
             let (steps, readback) = trace(layers, sequences, draw);
             println!("{layers} layers, {sequences} sequences, {draw:?}; a readback alone: {readback:?}");
             steps.iter().enumerate().for_each(|(number, step)| println!("step {number:2}: {step:?}"));
             assert_eq!((steps.len(), readback.waits, readback.bytes), (56, 1, 0));
-            // The launches are one submission. The tokens' copy is another, and wgpu counts the mapping of its target too.
+            // The launches are one submission. The copy of the tokens is another, and wgpu also counts the mapping of its destination.
             let expected = Trace { queued: 1 + readback.queued, waits: 1, bytes: 0 };
             assert!(
                 steps.iter().all(|&step| step == expected),

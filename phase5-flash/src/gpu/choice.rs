@@ -8,7 +8,7 @@ use gpu_kernels::sampling::{
 use gpu_kernels::{Buffer, Device, Error, Pending, ROW_WORDS};
 use phase2_forward::{Adjustment, Draw, DrawnToken, Logprobs, MAX_LOGPROBS, Sampling};
 
-const _: () = assert!(MAX_LOGPROBS <= MOST_TOP_LOGITS, "the kernel finds as many as may be asked for");
+const _: () = assert!(MAX_LOGPROBS <= MOST_TOP_LOGITS, "the kernel finds as many as can be requested");
 
 /// The most rows whose logits are computed together, to limit memory.
 pub(super) const MOST_LOGITS: usize = 128;
@@ -86,7 +86,7 @@ impl Choices {
         }
     }
 
-    /// The most rows whose logits a binding of `limit` bytes spans, up to [`MOST_LOGITS`].
+    /// The most rows whose logits fit a binding of `limit` bytes, up to [`MOST_LOGITS`].
     ///
     /// # Errors
     /// If it does not span one row.
@@ -180,7 +180,7 @@ impl Choices {
         }
     }
 
-    /// Starts reading the tokens, and the log probabilities if some are wanted.
+    /// Starts reading the tokens, and log probabilities if some are requested.
     pub fn read_later(&self, device: &Device, choosing: Choosing) -> Pending {
         match self.logprobs.as_ref().filter(|_| choosing.logprobs) {
             Some(top) => device.read_later(&[&self.tokens, &top.out]),
@@ -208,7 +208,7 @@ pub(super) struct RowDrawn {
 }
 
 impl RowDrawn {
-    /// The token, with log probabilities of the `count` likeliest tokens.
+    /// The token, with log probabilities of the `count` most likely tokens.
     pub fn with_logprobs(self, count: Option<usize>) -> DrawnToken {
         let logprobs = count.zip(self.top).map(|(count, words)| {
             let RowTop { log_sum, drawn, top } = RowTop::read(&words, count);

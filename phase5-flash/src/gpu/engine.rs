@@ -65,7 +65,7 @@ impl GpuEngine {
     /// Uploads a checkpoint's weights to a GPU; `progress` is called with (bytes so far, bytes in all).
     ///
     /// # Errors
-    /// A device that is not a GPU or lacks a limit or memory, a shape that the kernels do not take, or an MXFP4 scale byte of 255.
+    /// The device is not a GPU, or lacks a limit or memory; the kernels do not support a shape; or an MXFP4 scale byte is 255.
     pub fn load(
         checkpoint: &Checkpoint,
         device: &ComputeDevice,
@@ -90,7 +90,7 @@ impl GpuEngine {
         let tuning = if always { tuning.tiled_always() } else { tuning };
         let gpu = gpu.with_matrix_units(units);
         let device = gpu.device.clone();
-        // What an engine before this one left in the allocator's pools counts as taken otherwise.
+        // Otherwise memory that an earlier engine left in the allocator's pools would count as used.
         device.free_unused_memory();
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let most_logits = Choices::most_rows(device.binding_bytes(), config.vocab)?;
@@ -198,7 +198,7 @@ impl GpuEngine {
         }
     }
 
-    /// Forgets that the sequence has drawn a token: the next step must feed it tokens.
+    /// Discards the drawn token of the sequence: the next step must feed it tokens.
     pub(super) fn forget_drawn(&mut self, sequence: SequenceId) {
         self.has_drawn.remove(&sequence);
     }
@@ -272,7 +272,7 @@ impl Engine for GpuEngine {
 impl Inspect for GpuEngine {
     fn inspect(&mut self, work: &[Work<'_>], probe: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
         let ticket = self.enter(work, Some(probe))?;
-        // Outcomes of earlier steps stay with their own tickets.
+        // Outcomes of earlier steps remain available by their tickets.
         match self.in_flight.pop_back_if(|(newest, _)| *newest == ticket) {
             Some((_, step)) => self.outcomes(step),
             None => Err(BadRequest::UnknownTicket(ticket).into()),

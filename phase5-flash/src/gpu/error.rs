@@ -4,18 +4,18 @@ use gpu_kernels::Error;
 use phase1_loading::LoadError;
 use phase2_forward::EngineError;
 
-/// Every message names what is missing, how much of it is needed and what to do.
+/// Every message names the limit, the required amount, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
-    #[error("{0} is no GPU; phase 5 on a GPU needs --device gpu or software")]
+    #[error("{0} is not a GPU; phase 5 on a GPU needs --device gpu or software")]
     NoGpu(String),
     #[error("{}{}", .0, remedy(.0))]
     Kernels(#[from] Error),
     #[error("{0}; use another --kv")]
     CacheFormat(#[source] Error),
     #[error(
-        "a page of the KV cache takes {page} bytes in all layers and {given} are given; give at least three pages (--kv-memory), \
-         or use --device cpu"
+        "a page of the KV cache takes {page} bytes in all layers, but only {given} bytes are available; allow at least \
+         three pages (--kv-memory), or use --device cpu"
     )]
     NoCache { page: u64, given: u64 },
     #[error(transparent)]
@@ -31,7 +31,7 @@ fn remedy(error: &Error) -> &'static str {
         Error::OutOfMemory { .. } => {
             "; close what else uses the GPU, or use a smaller cache (--kv q8_0) or --device cpu"
         }
-        Error::Lost(_) => "; start again to load the model anew",
+        Error::Lost(_) => "; restart to load the model again",
         Error::Shape(_) => "; use --phase 3",
         Error::Device(_) => "",
     }
@@ -41,7 +41,7 @@ impl From<GpuError> for EngineError {
     fn from(error: GpuError) -> EngineError {
         match error {
             GpuError::Kernels(Error::Lost(reason)) => EngineError::Lost(reason),
-            // What the adapter cannot do, it will not do the next time either.
+            // A limit of the adapter will not change: retrying is useless.
             GpuError::Kernels(Error::Kernel { .. } | Error::Limit { .. } | Error::Shape(_))
             | GpuError::CacheFormat(_)
             | GpuError::NoGpu(_) => EngineError::Unsupported(error.to_string()),
@@ -57,10 +57,11 @@ mod tests {
     #[test]
     fn messages_say_what_to_do() {
         let kernel = Error::Kernel { what: "units in a cube", need: 1024, limit: 256 };
-        let expected = "a kernel needs 1024 units in a cube and this adapter has 256; use --phase 3, --device cpu or another adapter";
+        let expected = "a kernel needs 1024 units in a cube, but this adapter has 256; use --phase 3, --device cpu or another \
+                        adapter";
         assert_eq!(GpuError::from(kernel).to_string(), expected);
         let lost = GpuError::from(Error::Lost("unplugged".into()));
-        assert!(lost.to_string().ends_with("it is gone; start again to load the model anew"), "{lost}");
+        assert!(lost.to_string().ends_with("it was removed; restart to load the model again"), "{lost}");
         assert!(matches!(EngineError::from(lost), EngineError::Lost(reason) if reason == "unplugged"));
     }
 }

@@ -63,7 +63,7 @@ impl Forward {
     /// Replaces the kernel choices.
     pub fn set_tuning(&mut self, tuning: Tuning) {
         self.tuning = tuning;
-        // The splits of attention need more room, or less.
+        // Attention's splits need buffers of another size.
         self.replace_buffers(self.buffers.rows);
     }
 
@@ -101,7 +101,7 @@ impl Forward {
         let most = rows_per_tile(&self.gpu, self.cache.row, self.config.heads);
         let tiles = most.map(|most| row_tiles(rows, most)).unwrap_or_default();
         let count = tiles.len() / ROW_TILE_WORDS;
-        // A tile of one row costs as much as one of four.
+        // A tile of one row costs as much as one of four, so that tiles pay only for at least two rows on average.
         let tiled = count > 0 && 2 * count <= rows.len();
         if tiled {
             self.gpu.device.write_at(&self.buffers.row_tiles, 0, tiles);
@@ -152,7 +152,7 @@ impl Forward {
         probe.done(span(Operation::Head));
     }
 
-    /// A result for a probe; empty if the device fails, which the step then reports.
+    /// A result for a probe; empty if the device fails, in which case the step returns the error.
     fn activation(&self, buffer: &Buffer, [rows, width]: [usize; 2]) -> Activation {
         ([rows, width], self.gpu.device.read_f32(&buffer.first(rows * width)).unwrap_or_default())
     }
@@ -178,7 +178,7 @@ impl Forward {
             Operation::Router => self.route(layer, pass.rows),
             Operation::GateUp => self.gate_up(layer, pass.rows),
             Operation::Down => self.down(layer, pass.rows),
-            _ => unreachable!("{operation:?} is no operation of a layer"),
+            _ => unreachable!("{operation:?} is not an operation of a layer"),
         }
     }
 
@@ -286,7 +286,7 @@ impl Forward {
             inputs,
         };
         match self.experts(inputs) {
-            // The choice is made where it is needed.
+            // The experts' kernel makes the choice.
             Products::Single => route.launch_logits(device),
             _ => {
                 let per_row = config.experts_per_token;

@@ -18,9 +18,9 @@ pub(super) struct Step {
     readings: Vec<Reading>,
 }
 
-/// What a work item wants, and the length of its sequence after the step.
+/// The requested result of a work item, and the length of its sequence after the step.
 struct Wanted {
-    /// `None` once it was released, since its number may have been reused.
+    /// `None` after the release of the sequence, because its number may have been reused.
     sequence: Option<SequenceId>,
     what: What,
     length: usize,
@@ -34,7 +34,7 @@ enum What {
 
 /// A pending transfer to the host.
 enum Reading {
-    /// Drawn tokens of `rows` rows, with log probabilities if some are wanted.
+    /// Drawn tokens of `rows` rows, with log probabilities if some are requested.
     Drawn { rows: usize, words: Pending },
     /// Logits of `rows` rows.
     Logits { rows: usize, words: Pending },
@@ -134,7 +134,7 @@ impl Runner {
         }
     }
 
-    /// Computes any rows, launch by launch, and then the draws and logits that the items want.
+    /// Computes any rows, launch by launch, and then the draws and logits that the items request.
     fn pass(&mut self, work: &[Work<'_>], rows: &[Row], probe: &mut dyn Probe) -> Result<Vec<Reading>, GpuError> {
         let device = self.forward.gpu.device.clone();
         self.forward.reserve_rows(rows.len());
@@ -209,7 +209,7 @@ impl Step {
     /// Waits until the step has run.
     ///
     /// # Errors
-    /// A device that failed.
+    /// The device failed.
     pub fn wait(self) -> Result<(), Error> {
         for reading in self.readings {
             let (Reading::Drawn { words, .. } | Reading::Logits { words, .. } | Reading::Done(words)) = reading;
@@ -221,7 +221,7 @@ impl Step {
     /// Waits for the step's results.
     ///
     /// # Errors
-    /// A device that failed.
+    /// The device failed.
     pub fn outcomes(self, vocab: usize) -> Result<Vec<Outcome>, EngineError> {
         let (mut drawn, mut logits) = (Vec::new(), Vec::new());
         for reading in self.readings {
@@ -282,7 +282,7 @@ mod tests {
         let work = [Work::tokens(0, &[1, 2, 3], Want::Nothing)];
         engine.step(&work).expect("still there");
         own.wgpu.destroy();
-        // The driver's word is heard when somebody listens.
+        // The driver reports the loss only when the device is polled.
         let _ = own.wgpu.poll(wgpu::PollType::Poll);
         let refused = engine.step(&work);
         assert!(matches!(refused, Err(EngineError::Lost(_))), "{refused:?}");

@@ -63,10 +63,10 @@ struct Tuner<'a> {
 }
 
 /// Finds the fastest kernel choices for a model on its device. It takes a few hundred steps; `progress` is called with (variants measured,
-/// variants in all).
+/// total variants).
 ///
 /// # Errors
-/// A device that fails. Variants that it cannot run or that give wrong logits are skipped.
+/// The device fails. Variants that it cannot run or that give wrong logits are skipped.
 pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> Result<Tuned, EngineError> {
     let work = Workload { depth: 1, rows: 1 };
     let best = Tuning::unmeasured(engine.runner.forward.gpu.matrix_units());
@@ -86,7 +86,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
     tuner.choose(Tuning::INPUTS_PER_READ, |tuning, inputs_per_read| Tuning { inputs_per_read, ..tuning })?;
 
-    // No rows by themselves, and none in tiles.
+    // Every row count uses small batches: neither single-row kernels nor tiles.
     let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..tuner.best };
     tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
     let split = tuner.quickest(RowSplit::ALL, few, |tuning, small_batch| Tuning { small_batch, ..tuning })?;
@@ -220,7 +220,7 @@ impl Tuner<'_> {
             return Ok(f64::INFINITY);
         }
         let mut quickest = f64::INFINITY;
-        // The first round captures, or warms up.
+        // The first round captures the step or warms up.
         for round in 0..=ROUNDS {
             let seconds = if self.work.rows == 1 { self.generate()? } else { self.pass()? };
             if round > 0 {
@@ -292,13 +292,13 @@ mod tests {
     use super::*;
     use crate::gpu::Options;
 
-    /// The error that variants may have in f32, and with 16-bit inputs of matrix units. Tuning itself has to allow for other experts being
-    /// chosen; here every token goes to all of them.
+    /// The error that variants may have in f32, and with 16-bit inputs of matrix units. Tuning itself must tolerate that another expert is
+    /// chosen; in these models every token goes to all experts.
     fn limit(engine: &GpuEngine) -> f64 {
         if engine.has_matrix_units() { 1e-2 } else { 1e-3 }
     }
 
-    /// A model whose context is short, so that little is measured.
+    /// A model with a short context, so that few variants are measured.
     fn engine(seed: u64) -> GpuEngine {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
@@ -315,7 +315,7 @@ mod tests {
         GpuEngine::load(&checkpoint, &gpu, Options::default(), &mut |_, _| ()).expect("loads")
     }
 
-    /// The logits after some tokens, each number of which has kernels of its own.
+    /// The logits after several steps with different numbers of tokens, for which different kernels are chosen.
     fn logits(engine: &mut GpuEngine) -> Vec<f32> {
         let lengths = [1, 3, 20];
         let of = |&rows: &usize| {
@@ -332,7 +332,7 @@ mod tests {
         let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);
-        // With a cube for all of them, rows are walked down in this small model too.
+        // With a single cube, walks take several steps even in this small model.
         let default = Tuning { product_cubes: 1, ..Tuning::default() };
         let walks = Walk::all().map(|walk| Tuning { project: walk, gate_up: walk, down: walk, ..default });
         let few = Tuning { single_rows: 1, tiled_rows: 513, tiled_slots: 513, ..default };
@@ -356,7 +356,7 @@ mod tests {
         let mut heard = Vec::new();
         let tuned = tune(&mut engine, &mut |done, all| heard.push((done, all))).expect("tunes");
         assert!(tuned.tuning.is_possible(), "{tuned:?}");
-        // The defaults are measured first. They are infinitely slow only if they compute something else than themselves.
+        // The defaults are measured first. Their time would be infinite only if their own logits did not match.
         assert!(tuned.seconds.is_finite() && tuned.default_seconds.is_finite(), "{tuned:?}");
         assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| (1..=all).contains(&done)), "{heard:?}");
         assert!(heard.len() > 1 && heard.iter().all(|&(_, all)| all == ALL), "{heard:?}");

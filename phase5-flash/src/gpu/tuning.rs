@@ -29,7 +29,7 @@ pub struct Tuning {
     pub(crate) product_cubes: u32,
     /// Target number of cubes of attention: keys are split until there are as many.
     pub(crate) attention_cubes: usize,
-    /// How units share out the blocks of a row in small batches.
+    /// How units share the blocks of a row in small batches.
     pub(crate) small_batch: RowSplit,
     /// Up to this many rows, each row has its own cubes, which find weights that other rows' cubes have read in the cache.
     pub(crate) single_rows: usize,
@@ -108,7 +108,7 @@ pub struct TunedFor {
     /// The adapter's name and its graphics API.
     pub adapter: String,
     pub driver: String,
-    /// What kernels are compiled to: `wgsl` or `spirv`.
+    /// The shader language that kernels are compiled to: `wgsl` or `spirv`.
     pub shaders: String,
     /// Widths, heads, experts and storage formats.
     pub shape: String,
@@ -124,9 +124,9 @@ struct File {
 /// Why a stored tuning cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TuningError {
-    #[error("{}: {reason}; `gptoss tune` writes it anew", path.display())]
+    #[error("{}: {reason}; run `gptoss tune` to write it again", path.display())]
     Unreadable { path: PathBuf, reason: String },
-    #[error("{} was measured for {what} {found}, and this is {expected}; `gptoss tune` measures again", path.display())]
+    #[error("{} was measured for {what} {found}, but this is {expected}; run `gptoss tune` to measure again", path.display())]
     Other { path: PathBuf, what: &'static str, found: String, expected: String },
     #[error("{} cannot be written: {source}", path.display())]
     Unwritten { path: PathBuf, source: io::Error },
@@ -163,10 +163,10 @@ impl TunedFor {
         directory.join(plain + ".json")
     }
 
-    /// Reads the tuning from `directory`; `None` if there is none.
+    /// Reads the tuning from `directory`; `None` if no file exists.
     ///
     /// # Errors
-    /// A file that cannot be read, holds something else, or was measured for something else.
+    /// The file cannot be read, is not a tuning, or was measured for another model, device or version.
     pub fn read(&self, directory: &Path) -> Result<Option<Tuning>, TuningError> {
         let path = self.path(directory);
         let unreadable = |reason: String| TuningError::Unreadable { path: path.clone(), reason };
@@ -191,14 +191,14 @@ impl TunedFor {
         }
         match tuning.is_possible() {
             true => Ok(Some(tuning)),
-            false => Err(unreadable("it holds choices that no kernel takes".into())),
+            false => Err(unreadable("it has choices that no kernel supports".into())),
         }
     }
 
     /// Writes a tuning to `directory` and returns the file's path.
     ///
     /// # Errors
-    /// A file that cannot be written; an existing one is then unchanged.
+    /// The file cannot be written; an existing file is unchanged.
     pub fn write(&self, directory: &Path, tuning: Tuning) -> Result<PathBuf, TuningError> {
         let path = self.path(directory);
         let text =
@@ -250,13 +250,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         tuned_for().write(directory.path(), other()).expect("written");
         for (now, named) in [
-            (TunedFor { version: "2.0".into(), ..tuned_for() }, "gptoss 1.0, and this is 2.0"),
-            (TunedFor { driver: "driver 4".into(), ..tuned_for() }, "the driver driver 3, and this is driver 4"),
-            (TunedFor { shaders: "spirv".into(), ..tuned_for() }, "shaders in wgsl, and this is spirv"),
-            // Two names may make one file name.
+            (TunedFor { version: "2.0".into(), ..tuned_for() }, "gptoss 1.0, but this is 2.0"),
+            (TunedFor { driver: "driver 4".into(), ..tuned_for() }, "the driver driver 3, but this is driver 4"),
+            (TunedFor { shaders: "spirv".into(), ..tuned_for() }, "shaders in wgsl, but this is spirv"),
+            // Different adapter names may give the same file name.
             (
                 TunedFor { adapter: "GPU [vulkan]".into(), ..tuned_for() },
-                "the adapter GPU (vulkan), and this is GPU [vulkan]",
+                "the adapter GPU (vulkan), but this is GPU [vulkan]",
             ),
         ] {
             let error = now.read(directory.path()).expect_err("measured for something else").to_string();
@@ -287,7 +287,7 @@ mod tests {
             fs::write(&path, good.replacen(from, to, 1)).expect("written");
             assert!(tuned_for().read(directory.path()).is_err(), "{to}");
         }
-        // Cut short anywhere.
+        // Truncated at any length.
         for end in 0..good.trim_end().len() {
             fs::write(&path, &good[..end]).expect("written");
             assert!(tuned_for().read(directory.path()).is_err(), "{end} bytes");

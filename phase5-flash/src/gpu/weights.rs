@@ -1,4 +1,4 @@
-//! From a checkpoint to device memory.
+//! Uploads a checkpoint's weights to device memory.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,10 +57,10 @@ struct Pending<'a> {
 
 impl Weights {
     /// Allocates memory for a model and uploads norms, biases, sinks and routers. Matrices are undefined until [`Filling::run`] has
-    /// written them, before which no kernel may read them.
+    /// written them; no kernel may read them earlier.
     ///
     /// # Errors
-    /// Shapes that the kernels or the device do not take, or too little memory.
+    /// The kernels or the device do not support a shape, or memory is too small.
     pub fn allocate<'a>(device: &Device, checkpoint: &'a Checkpoint) -> Result<(Weights, Filling<'a>), GpuError> {
         let config = &checkpoint.config;
         check_shape(config)?;
@@ -120,7 +120,7 @@ impl Filling<'_> {
 
 fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
     if !config.head_dim.is_multiple_of(4) {
-        let sentence = format!("heads of {} values; the kernels take multiples of 4", config.head_dim);
+        let sentence = format!("heads have {} values, but the kernels need a multiple of 4", config.head_dim);
         return Err(Error::Shape(sentence).into());
     }
     let group = config.heads / config.kv_heads * config.head_dim;
@@ -128,7 +128,7 @@ fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
         [("heads", config.head_dim, MAX_HEAD_DIM), ("query heads that share keys", group, MAX_GROUP)]
     {
         if found > most {
-            let sentence = format!("{what} of {found} values; the attention kernel takes at most {most}");
+            let sentence = format!("{what} have {found} values, but the attention kernel supports at most {most}");
             return Err(Error::Shape(sentence).into());
         }
     }

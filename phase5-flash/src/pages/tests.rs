@@ -7,7 +7,7 @@ use super::*;
 const WINDOW: usize = 100;
 const TOTAL: usize = 40;
 
-/// What a caller may do, with random numbers that are fitted to the state.
+/// A call, with random numbers that are adjusted to the state.
 #[derive(Clone, Debug)]
 enum Action {
     Extend(Vec<(u64, usize)>),
@@ -32,7 +32,7 @@ fn action() -> impl Strategy<Value = Action> {
 struct Model {
     tokens: BTreeMap<u64, Vec<u32>>,
     memory: BTreeMap<(u32, usize), u32>,
-    /// How long each has been: what can be gone back by counts from there.
+    /// The greatest length of each sequence so far: what it can be shortened to is counted from there.
     longest: BTreeMap<u64, usize>,
     next: u32,
 }
@@ -52,7 +52,7 @@ impl Model {
         }
     }
 
-    /// How many lists name each page.
+    /// The number of lists that contain each page.
     fn holders(&self, pages: &Pages, kinds: &[AttentionKind]) -> Vec<u32> {
         let mut holders = vec![0; TOTAL];
         for &sequence in self.tokens.keys() {
@@ -62,7 +62,7 @@ impl Model {
         holders
     }
 
-    /// Pages that growing takes: one sequence after another copies a partial last page that others hold by then, and appends.
+    /// Pages that growing takes: each sequence in turn copies a partial last page that others still hold, and appends new pages.
     fn taken(&self, pages: &Pages, kinds: &[AttentionKind], wishes: &[(u64, usize)]) -> usize {
         let mut holders = self.holders(pages, kinds);
         let mut taken = 0;
@@ -80,7 +80,7 @@ impl Model {
         taken
     }
 
-    /// Every position that a next query could see is where the page lists say, and holds what the sequence wrote there.
+    /// Every position that the next query can see is on the page that the lists name, with the value that the sequence wrote there.
     fn check(&self, pages: &Pages, kinds: &[AttentionKind]) -> Result<(), TestCaseError> {
         for (&sequence, tokens) in &self.tokens {
             prop_assert_eq!(pages.length(sequence), tokens.len());
@@ -96,7 +96,7 @@ impl Model {
                 }
             }
         }
-        // No page is lost and none is counted wrongly.
+        // Every page is counted, and counted correctly.
         let holders = self.holders(pages, kinds);
         prop_assert_eq!(&holders, &pages.pool.holders);
         prop_assert_eq!(pages.free(), holders.iter().filter(|&&count| count == 0).count());
@@ -217,7 +217,7 @@ fn a_pool_is_what_was_given_or_one_context_and_some() {
     assert_eq!(Pages::count(1, 100, None, None), 1 + BESIDE_CONTEXT);
 }
 
-/// Of two holders of a page that both write into it, one gets a copy: one free page is enough.
+/// If both holders of a page write into it, only one gets a copy: one free page is enough.
 #[test]
 fn the_last_holder_of_a_page_keeps_it() {
     let mut pages = Pages::new(2, 128, &[AttentionKind::Full], Reuse::Cleared);
@@ -230,7 +230,7 @@ fn the_last_holder_of_a_page_keeps_it() {
     assert_ne!(page(1), page(2));
 }
 
-/// Sequences that follow each other write no more pages than the longest of them.
+/// Sequences that exist one after another write no more pages than the longest of them.
 #[test]
 fn pages_used_last_are_taken_first() {
     let mut pages = Pages::new(100, 128, &[AttentionKind::Full], Reuse::AsLeft);

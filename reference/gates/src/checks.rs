@@ -1,4 +1,4 @@
-//! What every gate gives, and how it opens a model.
+//! The result type of gates, and how they open a model.
 
 use std::error::Error;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use gptoss_reference::Check;
 use phase1_loading::{Checkpoint, LoadError, YarnRamp};
 
-/// What a gate found in one case.
+/// The checks of a gate on one case.
 pub type Checks = Result<Vec<Check>, Box<dyn Error>>;
 
-/// A checkpoint with this ramp in its configuration.
+/// Opens a checkpoint and sets this ramp in its configuration.
 pub(crate) fn open(path: &Path, ramp: YarnRamp) -> Result<Checkpoint, LoadError> {
     let mut checkpoint = Checkpoint::open(path)?;
     checkpoint.config.rope.ramp = ramp;

@@ -1,4 +1,4 @@
-//! A gate for any engine, whatever it shows of its inside: logits whole and in chunks, and what it generates.
+//! A gate for any engine, which uses only its public interface: logits in one step and in chunks, and generated tokens.
 
 use std::error::Error;
 
@@ -9,14 +9,13 @@ use phase2_forward::Engine;
 use crate::checks::Checks;
 use crate::kv_cache::{CHUNKS, check_chunked, check_generation};
 
-/// Longer than any golden, within the step of every engine.
+/// Longer than any golden case, and within the step limit of every engine.
 const WHOLE: usize = 512;
 
-/// Checks an engine that has loaded the case's model, `checkpoint`. Greedy tokens must be the golden's only where the limit is
-/// that of f32.
+/// Checks an engine that has loaded the case's model, `checkpoint`. Greedy tokens must equal the golden ones only with the limit of f32.
 ///
 /// # Errors
-/// A golden that cannot be read, or an engine that refuses the tokens.
+/// A golden file cannot be read, or the engine refuses the tokens.
 pub fn run(case: &Case, ramp: YarnRamp, engine: &mut dyn Engine, checkpoint: &Checkpoint, limit: Limit) -> Checks {
     let mut checks = Vec::new();
     for chunk in [WHOLE].into_iter().chain(CHUNKS) {
@@ -29,7 +28,7 @@ pub fn run(case: &Case, ramp: YarnRamp, engine: &mut dyn Engine, checkpoint: &Ch
     Ok(checks)
 }
 
-/// Checks the logits of an engine that has loaded one of the folders that checkpoints come in.
+/// Checks the logits of an engine that has loaded one of the golden model folders.
 ///
 /// # Errors
 /// As [`run`].

@@ -1,4 +1,4 @@
-//! Phase 5's gate on the CPU: phase 3's, unchanged with `exact`, and the fast mode's logits within wider limits.
+//! Phase 5's gate on the CPU: with `exact` the same as phase 3's, and wider limits for the logits of the fast mode.
 
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::YarnRamp;
@@ -10,21 +10,21 @@ use phase5_flash::{CpuEngine, CpuOptions};
 use crate::checks::{Checks, open};
 use crate::kv_cache::{CHUNKS, check_chunked, check_engine};
 
-/// What 16-bit activations and a rounded cache may cost, in shares of the logits' deviation.
+/// The allowed error of 16-bit activations and a rounded cache, relative to the standard deviation of the logits.
 const FAST: Limit = Limit { rms: 1e-2, max: 1e-1 };
-/// What keys and values of 8 bits cost these models of random weights: 5e-2 was measured, a mistake costs 1.
+/// The allowed error of 8-bit keys and values with the random weights of these models: 5e-2 was measured, and a bug gives about 1.
 const ROUNDED_TO_8_BITS: Limit = Limit { rms: 1e-1, max: 1.0 };
 
-/// Loads the case's model and checks the engine on every instruction set of this machine: exactly as phase 3 is checked, then
-/// the fast mode's logits with each type of cache.
+/// Loads the case's model and checks the engine on every instruction set of this machine: first with `exact` as phase 3 is checked, then
+/// the logits of the fast mode with each type of cache.
 ///
 /// # Errors
-/// A model or golden that cannot be read.
+/// A model or golden file cannot be read.
 pub fn run(case: &Case, ramp: YarnRamp) -> Checks {
     let checkpoint = open(&case.model(), ramp)?;
     let mut checks = Vec::new();
     for isa in Isa::all() {
-        // Three threads on any machine: more than one, and no divisor of anything.
+        // Three threads on any machine: more than one, and not a divisor of typical sizes.
         let options = CpuOptions { threads: Some(3), exact: true, isa: Some(isa), ..CpuOptions::default() };
         let mut engine = CpuEngine::load(&checkpoint, options)?;
         let mut exact = check_engine(case, ramp, &mut engine, &checkpoint)?;

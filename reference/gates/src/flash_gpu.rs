@@ -1,4 +1,4 @@
-//! Phase 5's gate on a GPU: phase 3's, unchanged with `exact`; and with every product in tiles, within what 16-bit floats cost.
+//! Phase 5's gate on a GPU: with `exact` the same as phase 3's; then with every product in tiles, within the error of 16-bit floats.
 
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::YarnRamp;
@@ -9,15 +9,15 @@ use crate::checks::{Checks, open};
 use crate::forward::check_values;
 use crate::kv_cache::{CHUNKS, check_chunked, check_engine};
 
-/// What 16-bit weights and inputs may cost, in shares of a tensor's deviation.
+/// The allowed error of 16-bit weights and inputs, relative to a tensor's standard deviation.
 const HALVES: Limit = Limit { rms: 5e-3, max: 5e-2 };
 
-/// Loads the case's model and checks the engine: in one piece, in chunks, its cache and its own generation. Then, with every
-/// product in tiles for matrix units, values and the choice of experts in one piece, and logits in chunks. An adapter without
-/// matrix units emulates them in f32.
+/// Loads the case's model and checks the engine: in one step, in chunks, its cache and its generated tokens. Then, with every product in
+/// tiles for matrix units, activations and the choice of experts in one step, and logits in chunks. An adapter without matrix units
+/// emulates them in f32.
 ///
 /// # Errors
-/// A model or golden that cannot be read, or a device that fails.
+/// A model or golden file cannot be read, or the device fails.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
     let checkpoint = open(&case.model(), ramp)?;
     let load = |options| GpuEngine::load(&checkpoint, device, options, &mut |_, _| ());

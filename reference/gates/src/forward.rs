@@ -8,24 +8,24 @@ use phase2_forward::{ComputeDevice, Dump, Engine, GptOss, Inspect, RecomputeEngi
 
 use crate::checks::{Checks, open};
 
-/// Router logits this close are level at least: rounding may choose either.
+/// Router logits closer than this count as tied: rounding may choose either expert.
 const LEVEL: f32 = 1e-4;
 
 /// Loads the case's model and checks the whole-sequence forward pass.
 ///
 /// # Errors
-/// A model or golden that cannot be read.
+/// A model or golden file cannot be read.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
     let checkpoint = open(&case.model(), ramp)?;
     let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
     check_forward(case, ramp, &mut RecomputeEngine::new(model))
 }
 
-/// Checks the logits of one of the shapes that checkpoints come in against MLX's on that very folder. `hf` is also
-/// converted to GGUF under `scratch`, which must change nothing.
+/// Compares the logits of one of the golden model folders with MLX's on the same folder. `hf` is also converted to GGUF in `scratch`, which
+/// must not change the logits.
 ///
 /// # Errors
-/// A folder or golden that cannot be read, or a GGUF that cannot be written.
+/// A folder or golden file cannot be read, or the GGUF file cannot be written.
 pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scratch: &Path) -> Checks {
     let golden = folder.golden()?;
     let (tokens, expected) = (golden.u32s("tokens")?, golden.f32s(&format!("logits.{}", ramp.name()))?);
@@ -45,11 +45,11 @@ pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scrat
     Ok(checks)
 }
 
-/// Feeds the golden tokens to an engine as one chunk and compares what it computes: embeddings, every layer's residual
-/// stream and router, the logits, and with them every greedy choice. An activation that the engine does not report fails.
+/// Feeds the golden tokens to an engine in one chunk and compares the results: embeddings, the residual stream and router logits of every
+/// layer, the logits, and thereby every greedy choice. An activation that the engine does not report fails.
 ///
 /// # Errors
-/// A golden that cannot be read, or an engine that refuses the tokens.
+/// A golden file cannot be read, or the engine refuses the tokens.
 pub fn check_forward(case: &Case, ramp: YarnRamp, engine: &mut dyn Inspect) -> Checks {
     let (mut checks, logits) = check_values(case, ramp, engine, Limit::F32)?;
     let golden = case.golden(ramp.name())?;
@@ -60,7 +60,7 @@ pub fn check_forward(case: &Case, ramp: YarnRamp, engine: &mut dyn Inspect) -> C
     Ok(checks)
 }
 
-/// As [`check_forward`], within another limit and without the greedy choices. Returns the logits too, `[tokens, vocab]`.
+/// As [`check_forward`], with another limit and without the greedy choices. Also returns the logits, `[tokens, vocab]`.
 ///
 /// # Errors
 /// As [`check_forward`].
@@ -81,12 +81,12 @@ pub fn check_values(
     let mut checks = Vec::new();
     for name in golden.names().iter().filter(|name| is_activation(name)) {
         let expected = golden.f32s(name)?;
-        // Without values, which fails, if the engine does not report it.
+        // An activation that the engine does not report has no values, which fails.
         let values = dump.tensors.get(name).map(|(_, values)| values.as_slice()).unwrap_or_default();
         checks.push(Check::values(&case.name, label(name), &expected, values, limit));
         if let Some(layer) = name.strip_suffix(".router_logits") {
             let errors = expected.iter().zip(values).map(|(expected, found)| (expected - found).abs());
-            // Two logits may each be off, one up and one down.
+            // Two logits may have errors in opposite directions.
             let level = errors.fold(LEVEL, |level, error| level.max(2.0 * error));
             checks.push(check_choices(case, &golden, engine.config(), layer, ramp, values, level)?);
         }
@@ -95,13 +95,13 @@ pub fn check_values(
     Ok((checks, logits))
 }
 
-/// Whether a golden tensor is an activation that every engine reports. The others are inputs, or have checks of their own.
+/// Whether a golden tensor is an activation that every engine reports. Other tensors are inputs, or have separate checks.
 fn is_activation(name: &str) -> bool {
     !matches!(name.rsplit('.').next(), Some("tokens" | "logits" | "experts" | "cache_k" | "cache_v"))
 }
 
-/// Whether each expert that MLX chose is among those with the largest logits here too. One whose logit is level with the
-/// last chosen one's, up to `level`, counts: either of two tied experts is correct.
+/// Whether each expert that MLX chose is among those with the largest logits here too. An expert whose logit differs from the last chosen
+/// one's by at most `level` counts, because either of two tied experts is correct.
 fn check_choices(
     case: &Case,
     golden: &Golden,

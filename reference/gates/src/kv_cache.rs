@@ -1,4 +1,4 @@
-//! Phase 3's gate: cached and chunked, the model still computes what MLX does, and caches what MLX caches.
+//! Phase 3's gate: with a cache and in chunks, logits and cache contents still equal MLX's.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -11,23 +11,23 @@ use phase3_kvcache::{CachedEngine, GenerationParams, ReadCache, generate};
 use crate::checks::{Checks, open};
 use crate::forward::check_forward;
 
-/// Chunk lengths to feed the golden tokens in: one by one, and two that divide neither window nor prompt.
+/// Chunk lengths for the golden tokens: single tokens, and two lengths that divide neither window nor prompt.
 pub const CHUNKS: [usize; 3] = [1, 5, 17];
 
 /// Loads the case's model and checks the cached engine.
 ///
 /// # Errors
-/// A model or golden that cannot be read.
+/// A model or golden file cannot be read.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
     let checkpoint = open(&case.model(), ramp)?;
     let mut engine = CachedEngine::new(GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?);
     check_engine(case, ramp, &mut engine, &checkpoint)
 }
 
-/// Checks an engine that has loaded the case's model: in one piece, in chunks, its cache and its own generation.
+/// Checks an engine that has loaded the case's model: in one step, in chunks, its cache and its generated tokens.
 ///
 /// # Errors
-/// A golden that cannot be read, or an engine that refuses the tokens.
+/// A golden file cannot be read, or the engine refuses the tokens.
 pub fn check_engine<E: Inspect + ReadCache>(
     case: &Case,
     ramp: YarnRamp,
@@ -64,7 +64,7 @@ pub fn check_chunked(
     Ok(Check::values(&case.name, label, &golden.f32s("logits")?, &logits, limit))
 }
 
-/// Compares what the cache holds after the golden tokens, in order of position.
+/// Compares the contents of the cache after the golden tokens, in order of position.
 fn check_cache(case: &Case, ramp: YarnRamp, engine: &dyn ReadCache, chunk: usize) -> Checks {
     let golden = case.golden(ramp.name())?;
     let mut checks = Vec::new();
@@ -85,7 +85,7 @@ fn check_cache(case: &Case, ramp: YarnRamp, engine: &dyn ReadCache, chunk: usize
     Ok(checks)
 }
 
-/// Generates greedily from the golden prompt, as a user would, through every ring's wrap.
+/// Generates greedily from the golden prompt, long enough that every ring wraps around.
 pub(crate) fn check_generation(
     case: &Case,
     ramp: YarnRamp,

@@ -1,8 +1,8 @@
-//! The gates: what each phase computes on the golden cases, compared with what MLX computes.
+//! The gates: compare what each phase computes on the golden cases with what MLX computes.
 //!
-//! One module per phase, two for phase 5, and [`engine`] for any engine. [`run`] takes a gate through all cases; `gptoss gates` and the
-//! tests call it or the modules. [`seam`] is a stress test, [`refusals`] a list of bad requests and [`nan`] a test of logits that are NaN,
-//! for which no golden is needed. No engine depends on this crate.
+//! There is one module per phase, two for phase 5, and [`engine`] for any engine. [`run`] runs a gate on all cases; `gptoss gates` and the
+//! tests call it or the modules. [`seam`] is a stress test of the trait `Engine`, [`refusals`] a list of invalid requests, and [`nan`] a
+//! test of NaN logits; these three need no golden files. No engine depends on this crate.
 
 mod checks;
 pub mod engine;
@@ -24,7 +24,7 @@ pub use gptoss_reference::{Case, Check, Folder, Limit};
 use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
 
-/// The phases that have a gate, by number.
+/// The gates, one per phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Loading = 1,
@@ -34,7 +34,7 @@ pub enum Gate {
 }
 
 impl Gate {
-    /// In the order in which they must pass.
+    /// All gates, in the order in which they must pass.
     pub const ALL: [Gate; 4] = [Gate::Loading, Gate::Forward, Gate::KvCache, Gate::Flash];
 
     /// The phase's number.
@@ -43,7 +43,7 @@ impl Gate {
     }
 }
 
-/// The golden cases, and the folders that checkpoints come in.
+/// The golden cases and the golden model folders.
 pub struct Goldens {
     cases: Vec<Case>,
     folders: Vec<Folder>,
@@ -65,7 +65,7 @@ impl Goldens {
     }
 }
 
-/// A gate that could not be run to its end.
+/// A gate that could not be completed.
 #[derive(Debug, thiserror::Error)]
 #[error("phase {phase}, case {case}: {reason}")]
 pub struct GateError {
@@ -74,10 +74,10 @@ pub struct GateError {
     reason: String,
 }
 
-/// Takes a gate through all cases on a device. Phase 1 decodes on the host, whatever the device.
+/// Runs a gate on all cases on a device. Phase 1 always decodes on the host.
 ///
 /// # Errors
-/// A model or golden that cannot be read, or an engine that fails.
+/// A model or golden file cannot be read, or the engine fails.
 pub fn run(gate: Gate, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec<Check>, GateError> {
     let in_case = |case: &str, reason: &dyn Error| GateError {
         phase: gate.phase(),
@@ -88,7 +88,7 @@ pub fn run(gate: Gate, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec<
     for case in &goldens.cases {
         checks.extend(run_case(gate, case, device).map_err(|error| in_case(&case.name, &*error))?);
     }
-    // The folders differ in how weights are stored, which phase 2 is the first to compute with.
+    // The folders differ in how weights are stored, which matters first in phase 2's computation.
     if gate == Gate::Forward {
         let scratch = std::env::temp_dir().join(format!("gptoss-gates-{}", std::process::id()));
         for folder in &goldens.folders {

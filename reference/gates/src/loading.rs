@@ -1,4 +1,4 @@
-//! Phase 1's gate: every weight decodes to what the `gguf` Python package decodes.
+//! Phase 1's gate: every weight decodes to the value that the `gguf` Python package decodes.
 
 use gptoss_reference::{Case, Check, Golden, GoldenError, Limit};
 use phase1_loading::{Checkpoint, HostTensor};
@@ -8,7 +8,7 @@ use crate::checks::Checks;
 /// Compares samples and sums of every decoded tensor with the golden ones.
 ///
 /// # Errors
-/// A model or golden that cannot be read.
+/// A model or golden file cannot be read.
 pub fn run(case: &Case) -> Checks {
     let checkpoint = Checkpoint::open(&case.model())?;
     let golden = case.weights()?;
@@ -16,7 +16,8 @@ pub fn run(case: &Case) -> Checks {
     Ok(checks.collect::<Result<_, GoldenError>>()?)
 }
 
-/// Samples must be equal. A wrong nibble or row order can leave single samples right, but hardly the weighted sum too.
+/// Samples must be equal. With a wrong order of nibbles or rows some samples may still be right, but the weighted sum is almost certainly
+/// wrong.
 fn check_tensor(case: &Case, golden: &Golden, name: &str, tensor: &HostTensor) -> Result<Check, GoldenError> {
     let values = tensor.to_f32();
     let expected = golden.f32s(name)?;
@@ -27,7 +28,7 @@ fn check_tensor(case: &Case, golden: &Golden, name: &str, tensor: &HostTensor) -
     let sum: f64 = values.iter().map(|&v| f64::from(v)).sum();
     let magnitude: f64 = values.iter().map(|&v| f64::from(v.abs())).sum();
     let sums = golden.f64s(&format!("{name}.sums"))?;
-    // The sums are of exact values in f64, in another order than ours.
+    // The golden sums are of exact values in f64, in another order than ours.
     let sum_error = (sum - sums[0]).abs().max((magnitude - sums[1]).abs()) / sums[1];
     if sum_error > 1e-12 {
         check.max = check.max.max(sum_error);

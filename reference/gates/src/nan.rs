@@ -1,4 +1,4 @@
-//! A sequence whose logits are NaN, on any engine: its outcome says so, and no other sequence is affected.
+//! A sequence with NaN logits, on any engine: its outcome reports it, and no other sequence is affected.
 
 use phase1_loading::{Checkpoint, Format, HostTensor};
 use phase2_forward::{BadRequest, Draw, Engine, EngineError, Outcome, Sampling, Want, Work};
@@ -6,10 +6,10 @@ use phase2_forward::{BadRequest, Draw, Engine, EngineError, Outcome, Sampling, W
 /// The token whose embedding [`spoil`] makes NaN.
 const SPOILT: u32 = 17;
 
-/// Pages that [`stays_in_its_sequence`] needs of an engine that has them: none is left for a further sequence.
+/// The number of pages that an engine with pages needs for [`stays_in_its_sequence`]: all are then in use.
 pub const PAGES: usize = 12;
 
-/// Makes the embedding of one token NaN: a sequence that is fed it has no logits.
+/// Makes the embedding of one token NaN: a sequence that is fed this token has NaN logits.
 pub fn spoil(checkpoint: &mut Checkpoint) {
     let name = "token_embd.weight";
     let embedding = checkpoint.tensor(name);
@@ -20,12 +20,12 @@ pub fn spoil(checkpoint: &mut Checkpoint) {
     checkpoint.tensors.insert(name.into(), rows);
 }
 
-/// Feeds the spoilt token to some sequences of a batch. They have no logits; the others of the step, and the next sequences in the same
-/// pages, have those of `whole`, an engine with the same model before it was [spoilt](spoil). Every token must go to all experts, so that
-/// both engines compute a row in the same way. Engines with pages must have [`PAGES`] of them.
+/// Feeds the spoilt token to some sequences of a batch. Their logits are NaN. The other sequences of the step, and the next sequences in
+/// the same pages, must have the logits of `whole`, an engine with the same model before it was [spoilt](spoil). Every token must go to all
+/// experts, so that both engines compute a row in the same way. Engines with pages must have [`PAGES`] of them.
 ///
 /// # Panics
-/// If an outcome is another.
+/// If an outcome differs.
 pub fn stays_in_its_sequence(spoilt: &mut dyn Engine, whole: &mut dyn Engine) {
     let has_pages = spoilt.capacity().pages_total < usize::MAX;
     if has_pages {
@@ -74,10 +74,10 @@ pub fn stays_in_its_sequence(spoilt: &mut dyn Engine, whole: &mut dyn Engine) {
     }
 }
 
-/// The same for an engine with several steps in flight: the next step may be submitted before anybody knows that the logits are NaN.
+/// As [`stays_in_its_sequence`], for an engine with several steps in flight: the next step may be submitted before the NaN is known.
 ///
 /// # Panics
-/// If an outcome is another.
+/// If an outcome differs.
 pub fn stays_in_its_sequence_in_flight(spoilt: &mut dyn Engine, whole: &mut dyn Engine) {
     let first = [[SPOILT], [4]];
     let begin = [0, 1].map(|row| Work::tokens(row, &first[row as usize], Want::Token(Draw::GREEDY)));

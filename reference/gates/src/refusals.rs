@@ -1,14 +1,14 @@
-//! Bad requests through the seam, for any engine: each is refused for its own reason, and changes nothing.
+//! Invalid requests to any engine: each is refused for the right reason, and changes nothing.
 
 use gptoss_reference::{Check, Limit};
 use phase1_loading::GptOssConfig;
 use phase2_forward::{Adjustment, BadRequest, Draw, Engine, EngineError, MAX_LOGPROBS, SequenceId, Ticket, Want, Work};
 
-/// A number that no step of a test has.
+/// A ticket that no step of a test has.
 const UNKNOWN_TICKET: Ticket = Ticket(1_000_000);
 
-/// Sends every bad request to an engine that has no sequences, whose vocabulary ends within a word of a mask. Returns why each was
-/// refused, in the engine's words.
+/// Sends every invalid request to an engine without sequences, whose vocabulary does not end at a word boundary of a mask. Returns the
+/// engine's refusals.
 ///
 /// # Panics
 /// If a request is not refused, is refused for another reason, or changes something.
@@ -21,7 +21,7 @@ pub fn refuse_all(engine: &mut dyn Engine) -> Vec<String> {
     refusals.iter().map(BadRequest::to_string).collect()
 }
 
-/// Steps that no engine computes.
+/// Steps that every engine refuses.
 fn bad_steps(engine: &mut dyn Engine) -> Vec<BadRequest> {
     let GptOssConfig { vocab, context_length: context, .. } = *engine.config();
     let most = engine.capacity().tokens_per_step;
@@ -29,7 +29,7 @@ fn bad_steps(engine: &mut dyn Engine) -> Vec<BadRequest> {
     let (long, beyond) = (vec![0; context], [4, outside]);
     let words = vocab.div_ceil(32);
     let (short, none) = (vec![u32::MAX; words - 1], vec![0; words]);
-    // A bit beyond the vocabulary is no token.
+    // A mask bit beyond the vocabulary allows no token.
     assert_ne!(vocab % 32, 0, "the last word of a mask has bits to spare");
     let mut spare = none.clone();
     spare[vocab / 32] = 1 << (vocab % 32);
@@ -59,7 +59,7 @@ fn bad_steps(engine: &mut dyn Engine) -> Vec<BadRequest> {
         ),
     ];
     if most < context {
-        // Of a new sequence, so that the context holds them.
+        // In a new sequence, so that the context is long enough.
         cases.push((vec![last(1, &long[..=most])], BadRequest::StepTooLong { tokens: most + 1, most }));
     }
     let pages = engine.capacity().pages_free;
@@ -80,7 +80,7 @@ fn bad_steps(engine: &mut dyn Engine) -> Vec<BadRequest> {
     refusals
 }
 
-/// Forks and truncations at lengths that a sequence does not have, of sequences that are unknown, or onto one that exists.
+/// Forks and truncations with invalid lengths, of unknown sequences, or to an existing one.
 fn bad_lengths(engine: &mut dyn Engine) -> Vec<BadRequest> {
     feed(engine, 0, &[1, 2, 3]);
     feed(engine, 1, &[4]);
@@ -102,7 +102,7 @@ fn bad_lengths(engine: &mut dyn Engine) -> Vec<BadRequest> {
     refusals
 }
 
-/// More steps than an engine has in flight, and steps collected twice or out of their order.
+/// More steps in flight than the engine allows, and steps collected twice or out of order.
 fn bad_tickets(engine: &mut dyn Engine) -> Vec<BadRequest> {
     let most = engine.capacity().steps_in_flight;
     let vocab = engine.config().vocab;
@@ -119,7 +119,7 @@ fn bad_tickets(engine: &mut dyn Engine) -> Vec<BadRequest> {
     for &later in &tickets[1..] {
         refusal(engine.collect(later), unknown(later));
     }
-    // What a sequence did is told even if the sequence is gone.
+    // Outcomes are returned even if the sequence has been released.
     (0..one_more).for_each(|sequence| engine.release(sequence));
     for ticket in tickets {
         let logits = engine.collect(ticket).expect("the step").remove(0).logits().expect("logits");
@@ -129,7 +129,7 @@ fn bad_tickets(engine: &mut dyn Engine) -> Vec<BadRequest> {
     refusals
 }
 
-/// Why a call was refused.
+/// The reason for which a call was refused.
 fn refusal<T>(result: Result<T, EngineError>, expected: BadRequest) -> BadRequest {
     match result {
         Err(EngineError::BadRequest(found)) => {

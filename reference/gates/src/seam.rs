@@ -1,5 +1,5 @@
-//! A stress test of the seam, for any engine: requests join, leave, fork, go back, move to other sequences, are cancelled, run out of
-//! pages and come back, and each gets the tokens that it gets alone.
+//! A stress test of the trait `Engine`, for any engine: requests start, end, fork, go back, move to other sequences, are cancelled, run out
+//! of pages and start again, and each gets the same tokens as when it runs alone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::AddAssign;
@@ -10,22 +10,22 @@ use phase2_forward::{
     Work,
 };
 
-/// Requests that run at once, unless some fork.
+/// Number of requests that run at once, not counting forks.
 const RUNNING: usize = 6;
-/// Requests of more tokens are not forked, so that the pages hold each of them alone.
+/// Requests with more tokens are not forked, so that the pages suffice for each of them alone.
 const LONGEST_FORKED: usize = 300;
-/// Rounds for each request after which none will end any more.
+/// The most rounds per request; a test with more is assumed to hang.
 const ROUNDS: usize = 1000;
-/// How far apart two logits may be, in standard deviations of their row, for a choice between them to be open.
+/// Two logits that differ by less, in standard deviations of their row, count as tied.
 const OPEN: f32 = 1e-3;
-/// How far a sum of probabilities may be from the random number for the draw to be open.
+/// A sum of probabilities closer than this to the random number may fall on either side of it.
 const OPEN_NUMBER: f32 = 1e-3;
 
-/// A text that somebody wants.
+/// A text to generate.
 #[derive(Clone, Debug)]
 struct Request {
     prompt: Vec<u32>,
-    /// Tokens after which it is complete.
+    /// Number of tokens after which it is complete.
     wanted: usize,
     sampling: Sampling,
     seed: u64,
@@ -34,23 +34,23 @@ struct Request {
     logprobs: Option<usize>,
 }
 
-/// A request under way.
+/// A running request.
 struct Running {
     request: Request,
     sequence: SequenceId,
-    /// Tokens of the prompt that were submitted.
+    /// Number of prompt tokens that were submitted.
     fed: usize,
-    /// Tokens whose step was submitted, and those that came back.
+    /// Number of tokens whose step was submitted, and of those that were returned.
     drawn: usize,
     tokens: Vec<DrawnToken>,
-    /// The most tokens that the sequence has had, or the one that it was forked from: it can go back from there.
+    /// The greatest length of the sequence, or of the one it was forked from: what it can go back to is counted from there.
     longest: usize,
 }
 
-/// Steps whose outcomes are not collected, and whom they are of.
+/// Steps whose outcomes are not collected, with their sequences.
 type InFlight = VecDeque<(Ticket, Vec<SequenceId>)>;
 
-/// How often each event happened that chance decides on.
+/// How often each random event happened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Events {
     pub completed: usize,
@@ -58,7 +58,7 @@ pub struct Events {
     pub cut_back: usize,
     pub restored: usize,
     pub cancelled: usize,
-    /// Steps that were refused for want of pages.
+    /// Steps that were refused because the cache was full.
     pub full: usize,
 }
 
@@ -119,7 +119,7 @@ impl Request {
         }
     }
 
-    /// Whether `token` is a right answer after logits, given that those of another engine differ by rounding.
+    /// Whether `token` is a correct draw from `logits`, given that another engine's logits differ by rounding.
     fn accepts(&self, token: &DrawnToken, logits: &[f32], position: usize, host: &mut HostDraw) -> bool {
         let open = OPEN * deviation(logits);
         if token.logprobs.as_ref().is_some_and(|found| !agrees(found, token.id, logits, open)) {
@@ -135,7 +135,7 @@ impl Request {
             let largest = restricted.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             return restricted[token.id as usize] >= largest - open;
         }
-        // Filters may end a token earlier or later, and the number may fall to the other side of a sum.
+        // Filters may end one token earlier or later, and the random number may fall on the other side of a sum.
         let Sampling { top_k, top_p, min_p, .. } = self.sampling;
         let around = |exact: f32| [exact - OPEN_NUMBER, exact, exact + OPEN_NUMBER].map(|open| open.clamp(0.0, 1.0));
         let top_ps = if top_p < 1.0 { around(top_p).to_vec() } else { vec![1.0] };
@@ -160,7 +160,7 @@ fn deviation(logits: &[f32]) -> f32 {
     (logits.iter().map(|l| (l - mean).powi(2)).sum::<f32>() / count).sqrt()
 }
 
-/// Whether log probabilities are those of logits, and of the most likely tokens, but for what is `open`.
+/// Whether log probabilities agree with logits, and the most likely tokens with them, except for ties within `open`.
 fn agrees(found: &Logprobs, token: u32, logits: &[f32], open: f32) -> bool {
     let sum = logits.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
     let is_of = |token: u32, logprob: f32| {
@@ -174,7 +174,7 @@ fn agrees(found: &Logprobs, token: u32, logits: &[f32], open: f32) -> bool {
     is_of(token, found.token) && found.top.iter().zip(&falling).all(is_next)
 }
 
-/// The row in which another token is the last of the top k, if their logits are so close that rounding may decide.
+/// The row with the last of the top k swapped for the next token, if their logits are so close that rounding may decide.
 fn swapped_at(top_k: usize, mut row: Vec<f32>, open: f32) -> Option<Vec<f32>> {
     let mut order: Vec<usize> = (0..row.len()).collect();
     order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
@@ -182,28 +182,29 @@ fn swapped_at(top_k: usize, mut row: Vec<f32>, open: f32) -> Option<Vec<f32>> {
     if row[last] - row[next] > open {
         return None;
     }
-    // A tie would go to the lower token: there is to be none.
+    // A tie would go to the lower token, so that the two must differ.
     (row[last], row[next]) = (row[next].next_down(), row[last]);
     Some(row)
 }
 
-/// One of the numbers, if there are any.
+/// One of the numbers; `None` if there are none.
 fn pick(numbers: &[usize], random: &mut Random) -> Option<usize> {
     (!numbers.is_empty()).then(|| random.of(numbers))
 }
 
-/// Whether an event should happen in this round: one in `rounds` by chance, and surely as long as it has not, so that every run has it.
+/// Whether an event happens in this round: with the probability 1 / `rounds`, and always until it has happened once, so that every run
+/// contains it.
 fn is_due(happened: usize, rounds: usize, random: &mut Random) -> bool {
     happened == 0 || random.below(rounds) == 0
 }
 
-/// The numbers of those that have been fed so much and of which no step is under way.
+/// The indices of requests that have been fed at least `fed` tokens and have no step in flight.
 fn idle(fed: usize, running: &[Running], in_flight: &InFlight) -> Vec<usize> {
     let under_way = |running: &Running| in_flight.iter().any(|(_, sequences)| sequences.contains(&running.sequence));
     (0..running.len()).filter(|&number| running[number].fed >= fed && !under_way(&running[number])).collect()
 }
 
-/// A length within its prompt that a sequence can go back to.
+/// A length within its prompt to which a sequence can go back.
 fn earlier(engine: &dyn Engine, running: &Running, random: &mut Random) -> Option<usize> {
     let (held, rewind) = (engine.length(running.sequence), engine.capacity().rewind);
     let end = held.min(running.request.prompt.len());
@@ -211,10 +212,10 @@ fn earlier(engine: &dyn Engine, running: &Running, random: &mut Random) -> Optio
     (length == held || running.longest.max(held) - length <= rewind).then_some(length)
 }
 
-/// Runs `count` random requests through one engine in company, and each again through another engine alone.
+/// Runs `count` random requests concurrently on one engine, and each again alone on another.
 ///
 /// # Panics
-/// If a request gets a wrong token, or pages are not free in the end.
+/// If a request gets a wrong token, or pages are not free at the end.
 pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, count: usize) -> Events {
     let mut random = Random::new(seed);
     let vocab = together.config().vocab;
@@ -229,13 +230,13 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
     while !waiting.is_empty() || !running.is_empty() || !in_flight.is_empty() {
         rounds += 1;
         assert!(rounds < ROUNDS * count, "seed {seed}: {} requests do not end", running.len());
-        // Some join.
+        // Some requests start.
         while running.len() < RUNNING && random.below(2) == 0 {
             let Some(request) = waiting.pop_front() else { break };
             running.push(Running { request, sequence: next, fed: 0, drawn: 0, tokens: Vec::new(), longest: 0 });
             next += 1;
         }
-        // One may fork, go back, move to another sequence, or be cancelled.
+        // A request may fork, go back, move to another sequence, or be cancelled.
         if is_due(happened.forked, 6, &mut random)
             && happened.forked < count
             && running.len() < 2 * RUNNING
@@ -296,7 +297,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             together.release(running.remove(number).sequence);
             happened.cancelled += 1;
         }
-        // A step of some of them.
+        // A step with some of the requests.
         let mut chunks: BTreeMap<SequenceId, usize> = BTreeMap::new();
         let mut room = together.capacity().tokens_per_step.min(200);
         for running in &running {
@@ -336,7 +337,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
                         continue;
                     }
                 }
-                // Somebody is preempted, and begins again later.
+                // Preempts a request, which starts again later.
                 Err(EngineError::Full { needed, free }) => {
                     assert!(needed > free, "seed {seed}: {needed} pages were refused with {free} free");
                     happened.full += 1;
@@ -349,7 +350,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
                 Err(error) => panic!("seed {seed}: {error}"),
             }
         }
-        // The oldest step comes back.
+        // Collects the oldest step.
         if let Some((ticket, sequences)) = in_flight.pop_front() {
             let outcomes = together.collect(ticket).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             assert_eq!(outcomes.len(), sequences.len());
@@ -387,7 +388,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
             let position = request.prompt.len() + number;
             assert!(
                 request.accepts(token, &logits, position, &mut host),
-                "seed {seed}: token {number} is {token:?} in company and another alone: {request:?}"
+                "seed {seed}: token {number} is {token:?} in a batch and another alone: {request:?}"
             );
             logits = alone.last_logits(0, &[token.id]).expect("alone");
         }

@@ -1,7 +1,7 @@
 //! A peer behind the trait `Engine`.
 //!
-//! What of a step makes no sense is refused here, before the worker hears of it. Greedy tokens are chosen by the worker; for any
-//! other draw the logits come here, where `HostDraw` draws as for every engine.
+//! Invalid steps are refused here and not sent to the worker. Greedy tokens are chosen by the worker; for any other draw the logits are
+//! returned and `HostDraw` draws, as for other engines.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,28 +21,27 @@ use crate::peer::{Launch, Peer};
 use crate::protocol::{Drawn, Hello, Item, Kind, Load, Request, Stats, Wanted, config_json};
 use crate::worker::{Refusal, Worker};
 
-/// Tokens of a step: the logits of all of them are 412 MB for gpt-oss's vocabulary.
+/// Tokens per step: the logits of all of them are 412 MB with gpt-oss's vocabulary.
 const TOKENS_PER_STEP: usize = 512;
-/// Times the patience: until a model is loaded, which may be repacked meanwhile.
+/// Factor on the patience for loading a model, which may include repacking.
 const START: u32 = 10;
-/// For each token of a step, beside the patience.
+/// Added to the patience for each token of a step.
 const PER_TOKEN: Duration = Duration::from_secs(2);
 
-/// How a peer runs.
+/// Options of a peer.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// `auto`, `cpu` or `gpu`.
     pub device: &'static str,
-    /// `float32` or `bfloat16`, in which MLX computes; `float32` also makes llama.cpp's cache exact. The peer's own choice if not
-    /// given.
+    /// `float32` or `bfloat16`, for MLX's activations; `float32` also makes llama.cpp's cache f32. The peer's own choice if not given.
     pub dtype: Option<&'static str>,
     /// Threads of llama.cpp. MLX chooses its own.
     pub threads: usize,
-    /// Tokens that llama.cpp makes room for, over all sequences.
+    /// Tokens for which llama.cpp allocates its cache, over all sequences.
     pub context: usize,
-    /// Sequences that llama.cpp makes room for.
+    /// Sequences for which llama.cpp allocates its cache.
     pub sequences: usize,
-    /// How long a worker may take for a request, beside what a step's tokens take.
+    /// How long a worker may take for a request, in addition to the time for the tokens of a step.
     pub patience: Duration,
 }
 
@@ -59,11 +58,11 @@ pub struct PeerEngine {
     hello: Hello,
     worker: Worker,
     sequences: HashMap<SequenceId, Sequence>,
-    /// Tokens and sequences that there is room for; none where a peer allocates as it goes.
+    /// Limits of tokens and sequences; `None` if the peer allocates memory as needed.
     room: Option<Room>,
     patience: Duration,
     next_ticket: u64,
-    /// The step that is not collected yet.
+    /// The outcomes of the step that is not collected yet.
     done: Option<(Ticket, Result<Vec<Outcome>, EngineError>)>,
     host: HostDraw,
 }
@@ -71,7 +70,7 @@ pub struct PeerEngine {
 #[derive(Clone, Copy, Default)]
 struct Sequence {
     length: usize,
-    /// What it drew last, if that may be fed.
+    /// The token drawn last, if it may be fed.
     drawn: Option<u32>,
 }
 
@@ -82,11 +81,11 @@ struct Room {
 }
 
 impl PeerEngine {
-    /// Starts a worker and has it load `model`, the file or folder that `checkpoint` was opened from. Its configuration and its YaRN
-    /// ramp are the checkpoint's.
+    /// Starts a worker and lets it load `model`, the file or folder that `checkpoint` was opened from. The configuration and the YaRN ramp
+    /// are the checkpoint's.
     ///
     /// # Errors
-    /// A Python that does not start, a model or device that the peer cannot take, or a worker that fails.
+    /// The Python cannot be started, the peer does not support the model or device, or the worker fails.
     pub fn start(
         launch: &Launch,
         checkpoint: &Checkpoint,
@@ -95,7 +94,7 @@ impl PeerEngine {
     ) -> Result<PeerEngine, EngineError> {
         let (peer, mut config) = (launch.peer, checkpoint.config.clone());
         let model = model.to_str().ok_or_else(|| {
-            EngineError::Unsupported(format!("{}: a worker is told paths in UTF-8 alone", model.display()))
+            EngineError::Unsupported(format!("{}: the path must be UTF-8 to be passed to a worker", model.display()))
         })?;
         let room = (peer == Peer::LlamaCpp).then_some(Room { tokens: options.context, sequences: options.sequences });
         if let Some(room) = room {
@@ -116,7 +115,7 @@ impl PeerEngine {
         let hello: Hello = body(&mut worker, frame).map_err(|refusal| error_of(peer, refusal))?;
         if (hello.vocab, hello.layers) != (config.vocab, config.layers()) {
             let (vocab, layers) = (hello.vocab, hello.layers);
-            let reason = format!("it loaded a model of {layers} layers and {vocab} tokens, which is another one");
+            let reason = format!("it loaded another model, of {layers} layers and {vocab} tokens");
             return Err(error_of(peer, worker.end(reason)));
         }
         Ok(PeerEngine {
@@ -137,15 +136,15 @@ impl PeerEngine {
         self.peer
     }
 
-    /// What the worker said of itself.
+    /// The worker's description of itself.
     pub fn hello(&self) -> &Hello {
         &self.hello
     }
 
-    /// The worker's memory.
+    /// The worker's memory use.
     ///
     /// # Errors
-    /// A worker that has ended.
+    /// The worker has ended.
     pub fn stats(&mut self) -> Result<Stats, EngineError> {
         let patience = self.patience;
         let frame = self.worker.ask(&Request::Stats, 0, patience).map_err(|refusal| error_of(self.peer, refusal))?;
@@ -157,7 +156,7 @@ impl PeerEngine {
     }
 
     /// # Errors
-    /// No room for `tokens` more tokens, and for `sequences` more sequences.
+    /// The peer's cache cannot hold `tokens` more tokens, or `sequences` more sequences.
     fn check_room(&self, tokens: usize, sequences: usize) -> Result<(), EngineError> {
         let Some(room) = self.room else { return Ok(()) };
         let free = room.tokens.saturating_sub(self.tokens_held());
@@ -170,7 +169,7 @@ impl PeerEngine {
         }
     }
 
-    /// Has the worker compute a step that is known to make sense.
+    /// Lets the worker compute a step that was checked.
     fn compute(&mut self, work: &[Work<'_>], inputs: &[Vec<u32>]) -> Result<Vec<Outcome>, EngineError> {
         let wanted: Vec<Wanted> = work.iter().map(|item| wanted(&item.want)).collect();
         let rows_of = |(item, (input, wanted)): (&Work<'_>, (&Vec<u32>, &Wanted))| match wanted {
@@ -196,7 +195,8 @@ impl PeerEngine {
         let vocab = self.config.vocab;
         let is_token = |token: &Option<u32>| token.is_none_or(|token| (token as usize) < vocab);
         if drawn.tokens.len() != greedy || !drawn.tokens.iter().all(is_token) {
-            let reason = format!("it drew {:?}, where {greedy} of {vocab} tokens are wanted", drawn.tokens);
+            let reason =
+                format!("it drew {:?}; the request was for {greedy}, from a vocabulary of {vocab}", drawn.tokens);
             return Err(failed(self.worker.end(reason)));
         }
         let mut logits =
@@ -219,12 +219,12 @@ impl PeerEngine {
         Ok(outcomes)
     }
 
-    /// Tells the worker something whose answer has nothing in it.
+    /// Sends a request whose reply has no content.
     fn tell(&mut self, request: &Request<'_>) -> Result<(), Refusal> {
         self.worker.ask(request, 0, self.patience).map(|_| ())
     }
 
-    /// Whether a sequence has the first `length` tokens; whether it can go back to them, the worker says.
+    /// Checks that a sequence has at least `length` tokens. Whether it can go back to that length is decided by the worker.
     fn check_length(&self, sequence: SequenceId, length: usize) -> Result<(), BadRequest> {
         let known = self.sequences.get(&sequence).map(|known| known.length);
         check_rewind(sequence, known, length, || true)
@@ -240,7 +240,7 @@ impl PeerEngine {
     }
 }
 
-/// What a worker is asked for. It chooses likeliest tokens itself where nothing else is wanted of the logits.
+/// The result to request from a worker. Greedy tokens are chosen by the worker if no other result is needed.
 fn wanted(want: &Want<'_>) -> Wanted {
     let is_plain = |draw: &Draw<'_>| {
         draw.is_greedy() && draw.allowed.is_none() && draw.adjustments.is_empty() && draw.logprobs.is_none()
@@ -254,10 +254,10 @@ fn wanted(want: &Want<'_>) -> Wanted {
     }
 }
 
-/// The JSON part of a reply. One that lacks something ends the worker.
+/// The JSON part of a reply. If it is incomplete, the worker is ended.
 fn body<T: DeserializeOwned>(worker: &mut Worker, frame: Frame) -> Result<T, Refusal> {
     let parsed = serde_json::from_value(Value::Object(frame.header.body));
-    parsed.map_err(|error| worker.end(format!("its reply lacks something: {error}")))
+    parsed.map_err(|error| worker.end(format!("its reply is incomplete: {error}")))
 }
 
 fn error_of(peer: Peer, refusal: Refusal) -> EngineError {
@@ -339,7 +339,7 @@ impl Engine for PeerEngine {
 
     fn release(&mut self, sequence: SequenceId) {
         if self.sequences.remove(&sequence).is_some() {
-            // A worker that fails here says so in the next step.
+            // If the worker fails here, the next step reports it.
             let _ = self.tell(&Request::Release { sequence });
         }
     }
@@ -347,7 +347,7 @@ impl Engine for PeerEngine {
 
 impl Inspect for PeerEngine {
     /// # Errors
-    /// Always: a worker shows no intermediate results.
+    /// Always: workers do not provide intermediate results.
     fn inspect(&mut self, _: &[Work<'_>], _: &mut dyn Probe) -> Result<Vec<Outcome>, EngineError> {
         let title = self.peer.title();
         Err(EngineError::Unsupported(format!("{title} shows no intermediate results; --engine reference does")))

@@ -1,19 +1,19 @@
-//! Frames on a worker's pipes: a length of four bytes, little-endian, so many bytes of JSON, and in replies a payload of f32.
+//! Frames on a worker's pipes: a four-byte little-endian length, that many bytes of JSON and, in replies, a payload of f32.
 
 use std::io::{ErrorKind, Read};
 
 use crate::protocol::Header;
 
-/// The most bytes that the JSON part of a reply may have.
+/// The largest accepted size of a reply's JSON part, in bytes.
 const MOST_HEADER: u32 = 1 << 20;
 
 pub(crate) struct Frame {
     pub header: Header,
-    /// As many bytes as the header says.
+    /// Its length is the one in the header.
     pub payload: Vec<u8>,
 }
 
-/// Why no frame could be read.
+/// Why a frame could not be read.
 #[derive(Debug, PartialEq)]
 pub(crate) enum BadFrame {
     /// The worker closed its pipe between two frames.
@@ -21,16 +21,16 @@ pub(crate) enum BadFrame {
     Nonsense(String),
 }
 
-/// A request's bytes.
+/// The bytes of a request.
 pub(crate) fn encode(json: &[u8]) -> Vec<u8> {
     let length = u32::try_from(json.len()).expect("a step's tokens take less than 4 GiB");
     [&length.to_le_bytes()[..], json].concat()
 }
 
-/// Reads one reply, whose payload may have `most()` bytes. Memory grows with what arrives, not with what is announced.
+/// Reads one reply, whose payload may have up to `most()` bytes. Memory grows with the bytes that arrive, not with the announced length.
 ///
 /// # Errors
-/// An end of the pipe, or something that is no reply.
+/// The pipe has ended, or the bytes are not a reply.
 pub(crate) fn read(input: &mut impl Read, most: impl FnOnce() -> u64) -> Result<Frame, BadFrame> {
     let mut length = [0; 4];
     let found = fill(input, &mut length)?;
@@ -46,7 +46,7 @@ pub(crate) fn read(input: &mut impl Read, most: impl FnOnce() -> u64) -> Result<
     }
     let json = bytes(input, length.into())?;
     let header: Header = serde_json::from_slice(&json)
-        .map_err(|error| BadFrame::Nonsense(format!("its reply is no JSON of a reply: {error}")))?;
+        .map_err(|error| BadFrame::Nonsense(format!("its reply is not valid JSON: {error}")))?;
     let most = most();
     if header.bytes > most {
         let sentence = format!("its reply announces {} bytes where at most {most} are expected", header.bytes);
@@ -65,7 +65,7 @@ fn bytes(input: &mut impl Read, count: u64) -> Result<Vec<u8>, BadFrame> {
     }
 }
 
-/// Reads until the buffer is full or the pipe ends. Returns how many bytes there were.
+/// Reads until the buffer is full or the pipe ends. Returns the number of bytes read.
 fn fill(input: &mut impl Read, buffer: &mut [u8]) -> Result<usize, BadFrame> {
     let mut found = 0;
     while found < buffer.len() {
@@ -111,8 +111,8 @@ mod tests {
         assert_eq!(refusal(&[1, 0]), "its reply broke off within a length");
         assert_eq!(refusal(b"Traceback"), "its reply begins with a length of 1667330644 bytes");
         assert_eq!(refusal(&[9, 0, 0, 0, b'{']), "its reply broke off after 1 of 9 bytes");
-        assert!(refusal(&encode(b"[]")).starts_with("its reply is no JSON of a reply: "));
-        assert!(refusal(&encode(b"{}")).starts_with("its reply is no JSON of a reply: "));
+        assert!(refusal(&encode(b"[]")).starts_with("its reply is not valid JSON: "));
+        assert!(refusal(&encode(b"{}")).starts_with("its reply is not valid JSON: "));
         let long = refusal(&encode(br#"{"bytes": 1000000000000}"#));
         assert_eq!(long, "its reply announces 1000000000000 bytes where at most 8 are expected");
         let short = [&encode(br#"{"bytes": 8}"#)[..], &[0; 3]].concat();

@@ -1,4 +1,4 @@
-//! The virtual environment of each peer: `FOLDER/NAME/venv`, with the packages that this version of the crate pins.
+//! The virtual environment of each peer, `FOLDER/NAME/venv`, with the package versions pinned by this crate.
 
 use std::io::{self, stderr};
 use std::path::{Path, PathBuf};
@@ -6,37 +6,35 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use crate::peer::Peer;
 
-/// A Python that has a peer's packages.
+/// A Python with a peer's packages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
     pub peer: Peer,
     pub python: PathBuf,
 }
 
-/// Why there is none.
+/// Why a peer cannot be used or installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     #[error("{title} is not installed; `gptoss peers install {name}` does that")]
     Missing { title: &'static str, name: &'static str },
-    #[error(
-        "{title} was installed in other versions than this program asks for; `gptoss peers install {name}` brings them"
-    )]
+    #[error("{title} is installed in other versions than this program needs; run `gptoss peers install {name}`")]
     Outdated { title: &'static str, name: &'static str },
-    #[error("{0} is named by {1} and does not exist")]
+    #[error("{0}, given by {1}, does not exist")]
     NoSuchPython(PathBuf, &'static str),
     #[error("{command} cannot be run: {error}; --python names another Python")]
     NoPython { command: String, error: io::Error },
-    #[error("{command} failed ({status}); what it wrote stands above")]
+    #[error("{command} failed ({status}); see its output above")]
     Failed { command: String, status: ExitStatus },
     #[error("{path}: {error}")]
     Files { path: PathBuf, error: io::Error },
 }
 
 impl Installation {
-    /// The Python that the peer's environment variable names, or the one in `folder` if it was installed with today's pins.
+    /// The Python given by the peer's environment variable, or the one in `folder` if it was installed with the current pins.
     ///
     /// # Errors
-    /// No such Python.
+    /// There is no such Python.
     pub fn find(peer: Peer, folder: &Path) -> Result<Installation, InstallError> {
         let named = std::env::var_os(peer.python_variable()).filter(|value| !value.is_empty());
         Installation::named_or_in(peer, named.map(PathBuf::from), folder)
@@ -54,7 +52,7 @@ impl Installation {
         if !python.is_file() {
             return Err(InstallError::Missing { title, name });
         }
-        // Written last, so that an installation that was broken off has none.
+        // Written last, so that an interrupted installation does not have it.
         match std::fs::read_to_string(pins_in(peer, folder)) {
             Ok(pins) if pins == peer.requirements() => Ok(Installation { peer, python }),
             _ => Err(InstallError::Outdated { title, name }),
@@ -62,11 +60,10 @@ impl Installation {
     }
 }
 
-/// Makes a virtual environment with `python` and fetches the peer's packages into it. Does nothing where they are. What pip writes
-/// goes to stderr.
+/// Creates a virtual environment with `python` and installs the peer's packages in it, unless it exists. The output of pip goes to stderr.
 ///
 /// # Errors
-/// A Python without `venv`, packages that cannot be fetched or built, or a folder that cannot be written.
+/// The Python has no `venv`, packages cannot be downloaded or built, or the folder cannot be written.
 pub fn install(peer: Peer, folder: &Path, python: &Path) -> Result<Installation, InstallError> {
     match Installation::named_or_in(peer, None, folder) {
         Ok(found) => Ok(found),
@@ -111,7 +108,7 @@ fn pins_in(peer: Peer, folder: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    /// A folder that says that the peer was installed with these pins.
+    /// A folder that claims an installation with these pins.
     fn installed(peer: Peer, pins: Option<&str>) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let python = python_in(peer, folder.path());

@@ -1,10 +1,10 @@
-//! MLX and llama.cpp as engines, to compare ours with.
+//! MLX and llama.cpp as engines, for comparison with the project's own.
 //!
-//! Each runs in a Python process of its own, started by [`PeerEngine::start`] with a program that is inside this crate (`workers/`).
-//! [`install()`] makes the virtual environment that it needs. Requests and replies are frames on the process's stdin and stdout
-//! (`frame.rs`); a process that dies, hangs or answers nonsense ends with an error that says so, and stays ended.
+//! Each runs in its own Python process, started by [`PeerEngine::start`] with a program that this crate contains (`workers/`).
+//! [`install()`] creates the virtual environment that it needs. Requests and replies are frames on the process's stdin and stdout
+//! (`frame.rs`). If a process dies, hangs or sends invalid replies, the request and all later ones fail with that reason.
 //!
-//! No other engine depends on this crate, and it never computes anything itself.
+//! No other engine depends on this crate, and it computes nothing itself.
 
 mod engine;
 mod frame;

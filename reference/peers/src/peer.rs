@@ -14,7 +14,7 @@ pub enum Peer {
 impl Peer {
     pub const ALL: [Peer; 2] = [Peer::Mlx, Peer::LlamaCpp];
 
-    /// As a person names it on the command line.
+    /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Peer::Mlx => "mlx",
@@ -22,7 +22,7 @@ impl Peer {
         }
     }
 
-    /// As its makers write it.
+    /// The name that its authors use.
     pub const fn title(self) -> &'static str {
         match self {
             Peer::Mlx => "MLX",
@@ -30,7 +30,7 @@ impl Peer {
         }
     }
 
-    /// The environment variable that names a Python with this peer's packages, instead of the one that was installed.
+    /// The environment variable that selects a Python with this peer's packages, instead of the installed one.
     pub const fn python_variable(self) -> &'static str {
         match self {
             Peer::Mlx => "GPTOSS_MLX_PYTHON",
@@ -38,7 +38,7 @@ impl Peer {
         }
     }
 
-    /// Its packages, pinned, as pip reads them.
+    /// Its pinned packages, in pip's format.
     pub const fn requirements(self) -> &'static str {
         match self {
             Peer::Mlx => include_str!("../requirements/mlx.txt"),
@@ -46,7 +46,7 @@ impl Peer {
         }
     }
 
-    /// The worker's program, for `python -c`.
+    /// The worker's program, to be run with `python -c`.
     fn program(self) -> String {
         let own = match self {
             Peer::Mlx => include_str!("../workers/mlx.py"),
@@ -56,12 +56,12 @@ impl Peer {
     }
 }
 
-/// What is started for a peer.
+/// The command that starts a worker.
 #[derive(Clone, Debug)]
 pub struct Launch {
     pub peer: Peer,
     pub python: PathBuf,
-    /// The program's text.
+    /// The source text of the program.
     pub program: String,
 }
 

@@ -1,4 +1,4 @@
-//! What is asked of a worker, and what it answers: the JSON part of frames.
+//! Requests to a worker and its replies: the JSON part of frames.
 
 use std::collections::BTreeMap;
 
@@ -34,16 +34,16 @@ pub(crate) enum Request<'a> {
 #[derive(Serialize)]
 pub(crate) struct Load<'a> {
     pub model: &'a str,
-    /// As transformers and mlx-lm name its fields.
+    /// With the field names of transformers and mlx-lm.
     pub config: Value,
     /// `exact` or `truncated`.
     pub rope: &'a str,
     /// `auto`, `cpu` or `gpu`.
     pub device: &'a str,
-    /// Of MLX's activations, or of llama.cpp's cache; the worker's own choice if not given.
+    /// Type of MLX's activations, or of llama.cpp's cache; the worker's own choice if not given.
     pub dtype: Option<&'a str>,
     pub threads: usize,
-    /// Tokens and sequences that a peer makes room for when it starts.
+    /// Tokens and sequences for which a peer allocates its cache when it starts.
     pub context: usize,
     pub sequences: usize,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Item<'a> {
     pub want: Wanted,
 }
 
-/// What is wanted of an item's tokens.
+/// The requested result for an item's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Wanted {
@@ -64,16 +64,16 @@ pub(crate) enum Wanted {
     Last,
     /// Logits after every token.
     All,
-    /// The likeliest token after the last one; no logits cross the pipe.
+    /// The most likely next token; no logits are transferred.
     Greedy,
 }
 
 /// The JSON part of every reply.
 #[derive(Deserialize)]
 pub(crate) struct Header {
-    /// Of the payload that follows.
+    /// Bytes of the payload that follows.
     pub bytes: u64,
-    /// Why the request was not fulfilled.
+    /// Why the request failed.
     pub error: Option<String>,
     #[serde(default)]
     pub kind: Kind,
@@ -81,47 +81,47 @@ pub(crate) struct Header {
     pub body: serde_json::Map<String, Value>,
 }
 
-/// What an error means.
+/// The kind of an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
-    /// The worker's state is unknown.
+    /// The worker's state is undefined.
     #[default]
     Failed,
     Unsupported,
     CannotGoBack,
 }
 
-/// What a worker says of itself when its model is loaded.
+/// The worker's description of itself after its model is loaded.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Hello {
     /// `cpu` or `gpu`.
     pub device: String,
-    /// Of activations, or of the cache where a peer computes in several.
+    /// Type of activations, or of the cache if a peer uses several types.
     pub dtype: String,
-    /// Of packages, by name.
+    /// Versions of packages, by name.
     pub versions: BTreeMap<String, String>,
     pub vocab: usize,
     pub layers: usize,
 }
 
-/// The answer to a step.
+/// The reply to a step.
 #[derive(Deserialize)]
 pub(crate) struct Drawn {
-    /// For each item that wanted the likeliest token; none where logits are NaN.
+    /// One entry per item that requested the most likely token; `None` if its logits are NaN.
     pub tokens: Vec<Option<u32>>,
 }
 
-/// Memory of a worker.
+/// Memory use of a worker.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Stats {
-    /// The most that was ever resident, mapped file pages included.
+    /// Peak resident memory, including mapped file pages.
     pub peak_resident_bytes: Option<u64>,
-    /// The most that the peer's own allocator held, where it says.
+    /// Peak memory of the peer's own allocator, if it reports that.
     pub peak_device_bytes: Option<u64>,
 }
 
-/// A configuration in the words of Hugging Face's `config.json`. What mlx-lm would guess is always given.
+/// The configuration with the keys of Hugging Face's `config.json`, including those that mlx-lm would otherwise guess.
 pub(crate) fn config_json(config: &GptOssConfig) -> Value {
     let kind = |kind: &AttentionKind| match kind {
         AttentionKind::Sliding => "sliding_attention",

@@ -1,7 +1,7 @@
-//! A worker's process: one request at a time, each with a deadline.
+//! A worker process, which handles one request at a time, each with a deadline.
 //!
-//! Threads of their own write to its stdin and read its stdout and stderr, so that nothing here ever waits for a pipe. Whatever goes
-//! wrong ends the process, and every later request gets the same error.
+//! Separate threads write to its stdin and read its stdout and stderr, so that nothing here waits for a pipe. Any failure ends the process,
+//! and every later request returns the same error.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,25 +16,25 @@ use crate::frame::{BadFrame, Frame, encode, read};
 use crate::peer::Launch;
 use crate::protocol::{Header, Kind, Request};
 
-/// Lines of the worker's stderr that errors quote, and the most bytes of each.
+/// Number of lines of the worker's stderr that errors quote, and the most bytes per line.
 const LINES_KEPT: usize = 4;
 const LINE_BYTES: u64 = 400;
-/// How long a worker may take to end when its stdin does.
+/// How long a worker may take to exit after its stdin is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long the last words of a dead worker are waited for.
+/// How long to wait for the last output of a dead worker.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 type Reply = Result<Frame, BadFrame>;
 type Said = Arc<Mutex<VecDeque<String>>>;
 
 pub(crate) struct Worker {
-    /// As errors name it.
+    /// The name in errors.
     title: &'static str,
     child: Child,
-    /// None when the worker is to end.
+    /// `None` when the worker should exit.
     requests: Option<Sender<Vec<u8>>>,
     replies: Receiver<Reply>,
-    /// The most bytes of a payload that the reader takes.
+    /// The most bytes of payload that the reader accepts.
     most: Arc<AtomicU64>,
     said: Said,
     stderr: Option<thread::JoinHandle<()>>,
@@ -45,9 +45,9 @@ pub(crate) struct Worker {
 /// Why a request was not answered.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// The worker has ended; a sentence that says why.
+    /// The worker has ended; the sentence says why.
     Ended(String),
-    /// It cannot do that, and goes on.
+    /// The worker cannot do that, but continues to run.
     Declined(Kind, String),
 }
 
@@ -55,17 +55,17 @@ impl Worker {
     /// Starts the process, which then waits for its first request.
     ///
     /// # Errors
-    /// A Python that cannot be started.
+    /// The Python cannot be started.
     pub fn start(launch: &Launch) -> Result<Worker, String> {
         let mut command = Command::new(&launch.python);
-        // Isolated: neither the user's packages nor the current directory are searched. No package asks the network for a model.
+        // Isolated: the user's packages and the current directory are not searched. Packages must not download models.
         command.args(["-I", "-c", &launch.program]).env("HF_HUB_OFFLINE", "1").env("TOKENIZERS_PARALLELISM", "false");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let title = launch.peer.title();
         let mut child = command.spawn().map_err(|error| {
             let (python, variable) = (launch.python.display(), launch.peer.python_variable());
             format!(
-                "{python} for {title} does not start: {error}; `gptoss peers install`, or {variable}, names another"
+                "{python} for {title} cannot be started: {error}; run `gptoss peers install`, or set {variable} to another Python"
             )
         })?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -81,33 +81,33 @@ impl Worker {
     }
 
     /// # Errors
-    /// A worker that has ended.
+    /// The worker has ended.
     pub fn check(&self) -> Result<(), String> {
         self.ended.clone().map_or(Ok(()), Err)
     }
 
-    /// Sends a request and waits for its reply, which must have a payload of `payload` bytes.
+    /// Sends a request and waits for its reply, whose payload must have `payload` bytes.
     ///
     /// # Errors
-    /// A worker that ended, ends, is silent for longer than `within`, answers something else than a reply, or declines.
+    /// The worker has ended or ends, does not reply within `within`, sends an invalid reply, or declines.
     pub fn ask(&mut self, request: &Request<'_>, payload: u64, within: Duration) -> Result<Frame, Refusal> {
         self.check().map_err(Refusal::Ended)?;
         match self.replies.try_recv() {
             Err(TryRecvError::Empty) => {}
-            Ok(Ok(_)) => return Err(self.end("it answered without being asked".into())),
+            Ok(Ok(_)) => return Err(self.end("it sent a reply without a request".into())),
             Ok(Err(bad)) => return Err(self.end_badly(bad)),
             Err(TryRecvError::Disconnected) => return Err(self.end_badly(BadFrame::Ended)),
         }
         self.most.store(payload, Ordering::Release);
         let json = serde_json::to_vec(request).expect("requests hold numbers and text");
-        // If it cannot be written, the worker has ended, and the reader says so.
+        // If the write fails the worker has ended, which the reader reports.
         let _ = self.requests.as_ref().map(|requests| requests.send(encode(&json)));
         let frame = match self.replies.recv_timeout(within) {
             Ok(Ok(frame)) => frame,
             Ok(Err(bad)) => return Err(self.end_badly(bad)),
             Err(RecvTimeoutError::Disconnected) => return Err(self.end_badly(BadFrame::Ended)),
             Err(RecvTimeoutError::Timeout) => {
-                return Err(self.end(format!("it has not answered for {:.0} s", within.as_secs_f64().ceil())));
+                return Err(self.end(format!("it did not reply within {:.0} s", within.as_secs_f64().ceil())));
             }
         };
         let Header { bytes, error, kind, .. } = &frame.header;
@@ -121,13 +121,13 @@ impl Worker {
         }
     }
 
-    /// Ends the worker for a reason, which this and every later request gets.
+    /// Ends the worker with a reason, which this and every later request returns.
     pub fn end(&mut self, reason: String) -> Refusal {
         self.requests = None;
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let sentence = format!("the {} worker failed: {reason}; start again to load the model anew", self.title);
+        let sentence = format!("the {} worker failed: {reason}; restart to load the model again", self.title);
         Refusal::Ended(self.ended.insert(sentence).clone())
     }
 
@@ -139,7 +139,7 @@ impl Worker {
         self.end(reason)
     }
 
-    /// What is known of a worker whose stdout has ended: its exit status, and the last that it wrote to stderr.
+    /// Describes a worker whose stdout has ended: its exit status, and its last output on stderr.
     fn last_words(&mut self) -> String {
         let deadline = Instant::now() + LAST_WORDS;
         while !self.is_over() && Instant::now() < deadline {
@@ -152,18 +152,18 @@ impl Worker {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         match said.back() {
             None => status,
-            Some(_) => format!("{status}; its last words: {}", said.iter().cloned().collect::<Vec<_>>().join(" | ")),
+            Some(_) => format!("{status}; its last output: {}", said.iter().cloned().collect::<Vec<_>>().join(" | ")),
         }
     }
 
-    /// Whether the process has ended and everything that it wrote was read.
+    /// Whether the process has ended and all of its output was read.
     fn is_over(&mut self) -> bool {
         self.stderr.as_ref().is_none_or(|thread| thread.is_finished()) && matches!(self.child.try_wait(), Ok(Some(_)))
     }
 }
 
 impl Drop for Worker {
-    /// Closes the worker's stdin, at which it ends, and kills it if it does not.
+    /// Closes the worker's stdin, so that it exits, and kills it if it does not.
     fn drop(&mut self) {
         self.requests = None;
         let deadline = Instant::now() + FAREWELL;
@@ -175,7 +175,7 @@ impl Drop for Worker {
     }
 }
 
-/// Ends, and with it the worker's stdin, when there will be no more requests or nobody reads them.
+/// Writes requests until there are no more or the pipe is closed; then closes the worker's stdin.
 fn write_requests(stdin: Option<ChildStdin>, requests: &Receiver<Vec<u8>>) {
     let Some(mut stdin) = stdin else { return };
     for request in requests {
@@ -185,7 +185,7 @@ fn write_requests(stdin: Option<ChildStdin>, requests: &Receiver<Vec<u8>>) {
     }
 }
 
-/// Ends with the first thing that is no reply.
+/// Reads replies until the first invalid one.
 fn read_replies(stdout: Option<ChildStdout>, most: &AtomicU64, replies: &Sender<Reply>) {
     let Some(stdout) = stdout else { return };
     let mut stdout = BufReader::new(stdout);
@@ -198,14 +198,14 @@ fn read_replies(stdout: Option<ChildStdout>, most: &AtomicU64, replies: &Sender<
     }
 }
 
-/// Keeps the last lines.
+/// Keeps the last lines of stderr.
 fn keep_lines(stderr: Option<impl Read>, said: &Mutex<VecDeque<String>>) {
     let Some(stderr) = stderr else { return };
     let mut stderr = BufReader::new(stderr);
     let mut line = Vec::new();
     loop {
         line.clear();
-        // A longer line counts as several.
+        // A longer line counts as several lines.
         match stderr.by_ref().take(LINE_BYTES).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}

@@ -1,4 +1,4 @@
-# A worker that computes nothing and behaves as BEHAVIOUR, which the test puts before this file, says.
+# A worker that computes nothing and behaves as given by BEHAVIOUR, which the test defines before this file.
 import json
 import os
 import struct
@@ -18,12 +18,12 @@ def send(header, payload=b"", announced=None):
 
 
 def row(position, token):
-    """Logits that tell the test which token was fed where."""
+    """Logits that encode which token was fed at which position."""
     return [float((7 * column + position + token) % 11) for column in range(VOCAB)]
 
 
 def computed(items):
-    """The reply to a step of a worker that works."""
+    """The reply of a correct worker to a step."""
     tokens, values = [], []
     for item in items:
         start = lengths.get(item["sequence"], 0)

@@ -113,7 +113,7 @@ fn faults_while_loading_are_told() {
     let (path, checkpoint) = checkpoint();
     match PeerEngine::start(&none, &checkpoint, &path, &Options::default()) {
         Err(EngineError::Unsupported(sentence)) => {
-            assert!(sentence.starts_with("no-such-python for MLX does not start: "), "{sentence}");
+            assert!(sentence.starts_with("no-such-python for MLX cannot be started: "), "{sentence}");
         }
         _ => panic!("no such Python starts"),
     }
@@ -122,19 +122,19 @@ fn faults_while_loading_are_told() {
         _ => panic!("the model was refused"),
     }
     for (behaviour, expected) in [
-        ("dies while it loads", "it ended (exit status: 1); its last words: no such package"),
-        ("loads another model", "it loaded a model of 99 layers and 299 tokens, which is another one"),
-        ("says nothing of itself", "its reply lacks something: missing field `device`"),
+        ("dies while it loads", "it ended (exit status: 1); its last output: no such package"),
+        ("loads another model", "it loaded another model, of 99 layers and 299 tokens"),
+        ("says nothing of itself", "its reply is incomplete: missing field `device`"),
     ] {
         let found = failure(behaviour, start(Peer::Mlx, behaviour, &options(PATIENCE)));
-        assert_eq!(found, format!("the MLX worker failed: {expected}; start again to load the model anew"));
+        assert_eq!(found, format!("the MLX worker failed: {expected}; restart to load the model again"));
     }
 }
 
 #[test]
 fn faults_in_a_step_end_the_worker() {
     for (behaviour, expected) in [
-        ("dies", "it ended (exit status: 7); its last words: out of memory"),
+        ("dies", "it ended (exit status: 7); its last output: out of memory"),
         ("prints", "its reply begins with a length of 1667330644 bytes"),
         ("closes its stdout", "it closed its stdout"),
         ("announces too much", "its reply announces 1099511627776 bytes where at most 1196 are expected"),
@@ -146,9 +146,9 @@ fn faults_in_a_step_end_the_worker() {
         check_end(&mut engine, behaviour, expected, &last(&[1]));
     }
     for (behaviour, expected) in [
-        ("draws nonsense", "it drew [Some(299)], where 1 of 299 tokens are wanted"),
-        ("draws too much", "it drew [Some(1), Some(2)], where 1 of 299 tokens are wanted"),
-        ("forgets the tokens", "its reply lacks something: missing field `tokens`"),
+        ("draws nonsense", "it drew [Some(299)]; the request was for 1, from a vocabulary of 299"),
+        ("draws too much", "it drew [Some(1), Some(2)]; the request was for 1, from a vocabulary of 299"),
+        ("forgets the tokens", "its reply is incomplete: missing field `tokens`"),
     ] {
         let mut engine = started(behaviour, PATIENCE);
         check_end(&mut engine, behaviour, expected, &greedy(&[1]));
@@ -159,13 +159,13 @@ fn faults_in_a_step_end_the_worker() {
 fn a_worker_that_hangs_is_ended() {
     for behaviour in ["hangs", "hangs within a reply"] {
         let mut engine = started(behaviour, SHORT);
-        check_end(&mut engine, behaviour, "it has not answered for 3 s", &last(&[1]));
+        check_end(&mut engine, behaviour, "it did not reply within 3 s", &last(&[1]));
     }
 }
 
 /// A step fails with that reason, and so does whatever follows.
 fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[Work<'_>]) {
-    let expected = format!("the MLX worker failed: {expected}; start again to load the model anew");
+    let expected = format!("the MLX worker failed: {expected}; restart to load the model again");
     let ticket = engine.submit(work).expect("the step makes sense");
     assert_eq!(failure(behaviour, engine.collect(ticket)), expected);
     assert!(matches!(engine.collect(ticket), Err(EngineError::BadRequest(BadRequest::UnknownTicket(_)))));
@@ -185,7 +185,7 @@ fn an_answer_too_many_is_noticed() {
     // The second answer may still be on its way, and would then be read as the answer to this request, where no payload is expected.
     let sentence = failure("answers twice", engine.stats());
     let expected = [
-        "it answered without being asked",
+        "it sent a reply without a request",
         "its reply announces 1196 bytes where at most 0 are expected",
         "its reply has 1196 bytes where 0 are expected",
     ];

@@ -1,5 +1,5 @@
-# The beginning of every worker's program. The engine starts `python -c` with this file, that of the peer, which defines `Peer`, and
-# serve.py, one after another.
+# The beginning of every worker's program. The engine runs `python -c` with the concatenation of this file, the file of the peer, which
+# defines `Peer`, and serve.py.
 import json
 import os
 import resource
@@ -10,13 +10,13 @@ import traceback
 
 import numpy as np
 
-# Ctrl-C is for the engine, which ends this process by closing its stdin.
+# Ctrl-C is handled by the engine, which ends this process by closing its stdin.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Unsupported(Exception):
-    """The peer cannot do that; nothing has changed."""
+    """The peer does not support the request; its state is unchanged."""
 
 
 class CannotGoBack(Exception):
-    """A cache has let go of positions that the next token would see; nothing has changed."""
+    """The cache has dropped positions that the next token would attend to; the peer's state is unchanged."""

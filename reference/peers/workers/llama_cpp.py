@@ -1,23 +1,23 @@
-# llama.cpp through the C interface that llama-cpp-python exposes. common.py comes before this file, and serve.py behind it.
+# llama.cpp through the C interface of llama-cpp-python. common.py precedes this file, and serve.py follows it.
 import ctypes
 from importlib.metadata import version
 from pathlib import Path
 
 import llama_cpp as api
 
-# Tokens of a step, and of the part of it that is computed at once.
+# The most tokens per step, and per batch of llama.cpp.
 MOST_TOKENS = 512
 
 
 def check_request(request):
     if Path(request["model"]).is_dir():
-        raise Unsupported("llama.cpp reads GGUF files alone; `gptoss convert` writes one from a folder")
+        raise Unsupported("llama.cpp reads only GGUF files; convert the folder with `gptoss convert`")
     if request["rope"] != "truncated":
-        raise Unsupported("llama.cpp rounds YaRN's ramp; --rope truncated asks for that")
+        raise Unsupported("llama.cpp always rounds YaRN's ramp; add --rope truncated")
     if request["dtype"] not in (None, "float32"):
-        raise Unsupported("llama.cpp caches in f16 or f32")
+        raise Unsupported("llama.cpp is supported with an f16 cache, the default, or dtype float32")
     if request["device"] == "gpu" and not api.llama_supports_gpu_offload():
-        raise Unsupported("this llama.cpp was built for the CPU alone; set CMAKE_ARGS and install it again")
+        raise Unsupported("llama.cpp was built without GPU support; set CMAKE_ARGS and reinstall it, or use --device cpu")
 
 
 class Peer:
@@ -30,9 +30,9 @@ class Peer:
         parameters.n_gpu_layers = 999 if on_gpu else 0
         self.model = api.llama_model_load_from_file(request["model"].encode(), parameters)
         if not self.model:
-            raise RuntimeError("llama.cpp does not load this model")
+            raise RuntimeError(f"llama.cpp failed to load {request['model']}; see its messages above")
         options = api.llama_context_default_params()
-        # One pool of cells for all sequences. A sliding layer keeps no more than its window needs.
+        # One pool of cells for all sequences. Sliding layers keep only their window.
         options.n_ctx, options.n_seq_max = request["context"], request["sequences"]
         options.kv_unified, options.swa_full = True, False
         options.n_batch = options.n_ubatch = MOST_TOKENS
@@ -42,12 +42,12 @@ class Peer:
         options.type_k = options.type_v = api.GGML_TYPE_F32 if exact else api.GGML_TYPE_F16
         self.context = api.llama_init_from_model(self.model, options)
         if not self.context:
-            raise RuntimeError("llama.cpp has no room for its cache")
+            raise RuntimeError(f"llama.cpp failed to create a context of {request['context']} positions; use a smaller context")
         self.memory = api.llama_get_memory(self.context)
         self.vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.window = api.llama_model_n_swa(self.model)
         self.batch = api.llama_batch_init(MOST_TOKENS, 0, 1)
-        # llama.cpp's number of each sequence, and its tokens.
+        # The slot in llama.cpp of each sequence, its number of tokens, and the free slots.
         self.slots, self.lengths, self.free = {}, {}, list(range(request["sequences"]))[::-1]
         versions = {"llama-cpp-python": version("llama-cpp-python"), "python": sys.version.split()[0]}
         self.hello = {
@@ -78,16 +78,16 @@ class Peer:
             self.lengths[item["sequence"]] += len(tokens)
         batch.n_tokens = count
         if status := api.llama_decode(self.context, batch):
-            raise RuntimeError(f"llama_decode says {status}")
+            raise RuntimeError(f"llama_decode failed with status {status}")
         tokens, logits = [], []
         for item, rows in zip(items, wanted):
             if item["want"] == "greedy":
                 row = self.row(rows[0])
                 tokens.append(None if np.isnan(row).any() else int(row.argmax()))
             else:
-                # Copies: the next step writes there.
+                # Copied, because the next step overwrites the buffer.
                 logits.extend(self.row(row).copy() for row in rows)
-        # What is computed on a GPU is there only when it was waited for.
+        # Results of a GPU are complete only after synchronization.
         api.llama_synchronize(self.context)
         return {"tokens": tokens}, logits
 
@@ -96,7 +96,7 @@ class Peer:
         return np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocab,))
 
     def check_rewind(self, sequence, length):
-        """The next token sees the last `window` positions: a sliding layer must still have them."""
+        """The next token attends to the last `window` positions, which sliding layers must still have."""
         least = api.llama_memory_seq_pos_min(self.memory, self.slots[sequence])
         if length < self.lengths[sequence] and least > max(0, length - self.window):
             raise CannotGoBack

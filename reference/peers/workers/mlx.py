@@ -1,4 +1,4 @@
-# MLX: mlx-lm's model and caches. common.py comes before this file, and serve.py behind it.
+# MLX: mlx-lm's model and caches. common.py precedes this file, and serve.py follows it.
 import copy
 import math
 from importlib.metadata import version
@@ -38,13 +38,13 @@ def mlx_name(name):
         _, layer, stem = stem.split(".")
         prefix = f"model.layers.{layer}."
     if stem not in NAMES:
-        raise Unsupported(f"MLX has no tensor {name}; `gptoss convert` writes files with the names that it has")
+        raise Unsupported(f"mlx-lm has no equivalent of the tensor {name}; write a file with standard names with `gptoss convert`")
     return prefix + NAMES[stem] + ("" if stem == "attn_sinks" else f".{kind}")
 
 
 def repack_mxfp4(data):
-    """GGUF's 17-byte blocks `[experts, out, blocks * 17]` to MLX's words and scales. Byte j of a block holds elements j and j + 16
-    there, and 2j and 2j + 1 here."""
+    """GGUF's 17-byte blocks `[experts, out, blocks * 17]` to MLX's words and scales. Byte j of a block has elements j and j + 16
+    in GGUF, and 2j and 2j + 1 in MLX."""
     experts, rows, _ = data.shape
     blocks = data.reshape(experts, rows, -1, 17)
     codes = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], axis=-1)
@@ -63,14 +63,14 @@ def repack_q8_0(data):
 
 
 def from_gguf(path, config):
-    """A GGUF file as mlx-lm's model. MXFP4 and Q8_0 stay packed; every other matrix becomes f32."""
+    """Loads a GGUF file into mlx-lm's model. MXFP4 and Q8_0 stay packed; all other matrices become f32."""
     from gguf import GGMLQuantizationType, GGUFReader
     from gguf.quants import dequantize
 
     reader = GGUFReader(path)
     split = reader.get_field("split.count")
     if split is not None and split.contents() > 1:
-        raise Unsupported("MLX reads no split GGUF; `gptoss convert` writes one file")
+        raise Unsupported("MLX does not read split GGUF files; merge them with `gptoss convert`")
     weights, affine = {}, set()
     for tensor in reader.tensors:
         name, stem = mlx_name(tensor.name), mlx_name(tensor.name).removesuffix(".weight")
@@ -81,7 +81,7 @@ def from_gguf(path, config):
             affine.add(stem)
         else:
             weights[name] = mx.array(dequantize(tensor.data, tensor.tensor_type))
-        # Copies are made tensor by tensor, so that the mapped file need not be in memory twice.
+        # Evaluated per tensor, so that memory never has a second copy of the whole file.
         mx.eval([value for key, value in weights.items() if key.startswith(stem)])
     model = Model(ModelArgs.from_dict(config))
 
@@ -96,14 +96,14 @@ def from_gguf(path, config):
 
 
 def from_folder(path, config):
-    """A folder as mlx-lm loads it, with the configuration that the engine has read: mlx-lm overlooks some places for it."""
+    """Loads a folder with mlx-lm, using the configuration that the engine has read: mlx-lm does not find it in all folders."""
     if not list(path.glob("model*.safetensors")):
-        raise Unsupported("mlx-lm reads no such folder; `gptoss convert` writes a GGUF file that works")
+        raise Unsupported(f"mlx-lm needs model*.safetensors, which {path} does not have; convert it to GGUF with `gptoss convert`")
     return load_model(path, lazy=False, model_config=config)[0]
 
 
 def exact_wavelengths(config):
-    """Wavelengths of YaRN whose ramp is not rounded, as OpenAI computes them. mlx-lm rounds it."""
+    """YaRN's wavelengths without rounding of the ramp, as in OpenAI's code. mlx-lm rounds it."""
     dims, base, scaling = config["head_dim"], config["rope_theta"], config["rope_scaling"]
     factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
 
@@ -134,7 +134,7 @@ class Peer:
         device = choose_device(request["device"])
         dtype = request["dtype"] or ("float32" if device == "cpu" else "bfloat16")
         if dtype != "float32" and device == "cpu":
-            raise Unsupported("MLX's CPU kernels add up in bf16 there, which is wrong; on the CPU it runs in float32")
+            raise Unsupported("MLX's CPU kernels accumulate in bf16 with this dtype, which is too inaccurate; use float32 on the CPU")
         config, path = request["config"], Path(request["model"])
         self.model = from_folder(path, config) if path.is_dir() else from_gguf(path, config)
         self.model.set_dtype(getattr(mx, dtype))
@@ -143,14 +143,14 @@ class Peer:
             for layer in self.model.layers:
                 layer.self_attn.rope._freqs = wavelengths
         mx.eval(self.model.parameters())
-        # Caches of each sequence, and those of the sequences that decoded together last, merged.
+        # The caches of each sequence; the sequences of the last batched decoding step, and their merged caches.
         self.caches, self.together, self.merged = {}, [], None
         versions = {"mlx": version("mlx"), "mlx-lm": version("mlx-lm"), "python": sys.version.split()[0]}
         vocab, layers = config["vocab_size"], len(self.model.layers)
         self.hello = {"device": device, "dtype": dtype, "versions": versions, "vocab": vocab, "layers": layers}
 
     def step(self, items):
-        """Computes a step. Items of one token each run as one batch."""
+        """Computes a step. All items with one token run as one batch."""
         hidden = [None] * len(items)
         single = [index for index, item in enumerate(items) if len(item["tokens"]) == 1]
         known = [index for index in single if items[index]["sequence"] in self.caches]
@@ -175,18 +175,18 @@ class Peer:
         return {"tokens": tokens}, logits
 
     def feed(self, sequence, tokens):
-        """Final states `[tokens, hidden]` of a sequence's next tokens."""
+        """Appends tokens to a sequence; returns their hidden states `[tokens, hidden]`."""
         self.part(sequence)
         cache = self.caches.setdefault(sequence, self.model.make_cache())
         hidden = self.model.model(mx.array([tokens]), cache=cache)[0]
-        # Otherwise a step without logits would only be noted, and computed by a later one.
+        # MLX is lazy: without this, a step without logits would be computed by a later step.
         mx.eval(hidden, [layer.state for layer in cache])
         if len(tokens) > 1:
             mx.clear_cache()
         return hidden
 
     def decode(self, items):
-        """Final states `[1, hidden]` of one next token of each sequence, computed together."""
+        """Appends one token to each sequence in one batch; returns the hidden states, `[1, hidden]` each."""
         sequences = [item["sequence"] for item in items]
         if self.together != sequences:
             self.part(*self.together)
@@ -199,7 +199,7 @@ class Peer:
         return [hidden[index] for index in range(len(items))]
 
     def part(self, *sequences):
-        """Gives sequences that decoded together their own caches again, if one of `sequences` is among them."""
+        """Splits the merged caches into one per sequence, if they contain any of `sequences`."""
         if not set(sequences) & set(self.together):
             return
         for index, sequence in enumerate(self.together):
@@ -214,7 +214,7 @@ class Peer:
         shortened = copy.copy(cache)
         for index, layer in enumerate(cache):
             shortened[index] = copy.copy(layer)
-            # An array is written in place: a copy needs one of its own.
+            # Arrays are written in place, so each cache needs its own copy.
             shortened[index].keys, shortened[index].values = layer.keys + 0, layer.values + 0
             if back:
                 shortened[index].trim(back)

@@ -1,6 +1,7 @@
-# The end of every worker's program: it answers requests with the `Peer` above, one at a time, until stdin ends.
+# The end of every worker's program: answers requests with the `Peer` above, one at a time, until stdin ends.
 #
-# A request is a u32 (little-endian) and so many bytes of JSON. A reply is the same, and then `bytes` bytes of f32 (little-endian).
+# A request is a u32 length (little-endian) and that many bytes of JSON. A reply has the same form, followed by `bytes` bytes of f32
+# (little-endian).
 
 
 def answer(peer, request):
@@ -19,7 +20,7 @@ def answer(peer, request):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {"peak_resident_bytes": peak, **peer.stats()}, []
     else:
-        raise Unsupported(f"no operation is called {operation}")
+        raise Unsupported(f"unknown operation {operation!r}")
     return {}, []
 
 
@@ -27,7 +28,7 @@ def reply_to(peer, request):
     try:
         return answer(peer, request)
     except CannotGoBack:
-        return {"kind": "cannot_go_back", "error": "the sequence cannot go back so far"}, []
+        return {"kind": "cannot_go_back", "error": "the cache no longer has the positions needed to shorten the sequence that far"}, []
     except Unsupported as error:
         return {"kind": "unsupported", "error": str(error)}, []
     except Exception as error:
@@ -36,7 +37,7 @@ def reply_to(peer, request):
 
 
 def serve():
-    # Libraries print: what they write goes to stderr, and only frames go to the real stdout.
+    # Libraries may print to stdout: redirect that to stderr, so that only replies go to the real stdout.
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     peer = None

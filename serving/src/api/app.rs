@@ -1,4 +1,4 @@
-//! What all requests share: settings, the model once it is loaded, and whether the server is on its way out.
+//! State shared by all requests: settings, the model once it is loaded, and the phase of a shutdown.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,19 +17,19 @@ use super::responses::Store;
 use crate::grammar::Grammars;
 use crate::worker::Handle;
 
-/// How the server behaves; nothing of it concerns the model.
+/// Settings of the server that do not concern the model.
 #[derive(Clone)]
 pub struct Settings {
-    /// Without keys everybody is let in.
+    /// Without keys, every request is allowed.
     pub keys: Vec<Key>,
-    /// Origins whose pages may use the server; `*` is any.
+    /// Origins whose web pages may use the server; `*` allows any.
     pub origins: Vec<String>,
-    /// Bytes of a body.
+    /// Largest size of a body in bytes.
     pub max_body: usize,
     pub max_connections: usize,
-    /// For an answer from its request to its end, waiting included; `None` is as long as it takes.
+    /// The longest time from a request to the end of its answer, including waiting; `None` is unlimited.
     pub answer_time: Option<Duration>,
-    /// Responses that are kept for `previous_response_id`, and their bytes.
+    /// The number of responses kept for `previous_response_id`, and their total bytes.
     pub stored_responses: usize,
     pub stored_bytes: usize,
 }
@@ -49,7 +49,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What `Access-Control-Allow-Origin` says to pages of that origin, if they may use the server.
+    /// The value of `Access-Control-Allow-Origin` for web pages of that origin; `None` if they may not use the server.
     pub fn cors_answer(&self, origin: &HeaderValue) -> Option<HeaderValue> {
         if self.origins.iter().any(|allowed| allowed == "*") {
             return Some(HeaderValue::from_static("*"));
@@ -58,22 +58,23 @@ impl Settings {
     }
 }
 
-/// A model that is ready.
+/// A loaded model.
 pub struct Model {
     pub handle: Handle,
     pub tokenizer: Tokenizer,
     pub grammars: Grammars,
-    /// What clients call it; the first is what answers say.
+    /// The names that clients may use; answers have the first.
     pub names: Vec<String>,
-    /// Tells models and settings apart between which seeds mean nothing.
+    /// Identifies model and settings; a seed gives the same text only with the same fingerprint.
     pub fingerprint: String,
-    /// Bytes of weights.
+    /// Bytes of the weights.
     pub bytes: u64,
-    /// Tokens of a page of the cache.
+    /// Tokens per page of the cache.
     pub positions_per_page: usize,
-    /// `YYYY-MM-DD` for the system message instead of today. Prompts then keep their beginning over midnight, and with it their cache.
+    /// The date `YYYY-MM-DD` in the system message, instead of today's. With a fixed date prompts begin in the same way after midnight, so
+    /// that their cache stays valid.
     pub date: Option<String>,
-    /// Seconds since 1970.
+    /// Unix time in seconds.
     pub created: u64,
 }
 
@@ -82,13 +83,13 @@ impl Model {
         self.names.first().map_or("gpt-oss", String::as_str)
     }
 
-    /// The name to answer with for the name that was asked for.
+    /// The name to put into the answer, given the requested name.
     ///
     /// # Errors
-    /// A name that is not this model's.
+    /// The name is not one of this model's.
     pub fn resolve(&self, asked: Option<&str>) -> Result<String, ApiError> {
         let Some(asked) = asked else { return Ok(self.name().to_owned()) };
-        // Ollama's clients write the tag.
+        // Ollama's clients append the tag.
         let known = |name: &String| name == asked || asked.strip_suffix(":latest") == Some(name.as_str());
         match self.names.iter().any(known) {
             true => Ok(asked.to_owned()),
@@ -97,7 +98,7 @@ impl Model {
     }
 
     /// # Errors
-    /// A vocabulary without harmony's control tokens.
+    /// The vocabulary lacks harmony's control tokens.
     pub fn harmony(&self) -> Result<Harmony<'_>, ApiError> {
         let explain = |error: MissingControlToken| {
             ApiError::bad_request(format!("This model cannot chat: {error}. `/v1/completions` can continue text."))
@@ -105,26 +106,26 @@ impl Model {
         Harmony::new(&self.tokenizer).map_err(explain)
     }
 
-    /// The prompt of a conversation. `param` is the field that holds it.
+    /// The prompt of a conversation. `param` is the field that contains it.
     ///
     /// # Errors
-    /// A conversation that the context cannot hold, which is refused without being encoded, or as [`Model::harmony`].
+    /// The conversation is too long for the context, which is found without encoding it; or those of [`Model::harmony`].
     pub fn prompt(&self, messages: &[Message], param: &str) -> Result<Vec<u32>, ApiError> {
         let harmony = self.harmony()?;
         self.expect_room(harmony.least_prompt_tokens(messages), param)?;
         Ok(harmony.render_prompt(messages))
     }
 
-    /// The tokens of raw text, in which control tokens stand for themselves. `param` is the field that holds it.
+    /// The tokens of raw text, in which control tokens are recognized. `param` is the field that contains it.
     ///
     /// # Errors
-    /// A text that the context cannot hold, which is refused without being encoded.
+    /// The text is too long for the context, which is found without encoding it.
     pub fn encode(&self, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {
         self.expect_room(self.tokenizer.least_tokens_with_control(text), param)?;
         Ok(self.tokenizer.encode_with_control(text))
     }
 
-    /// Room for `least` tokens or more, and for one to generate.
+    /// Checks that the context has space for `least` tokens and one generated token.
     fn expect_room(&self, least: usize, param: &str) -> Result<(), ApiError> {
         let context = self.handle.context();
         match least < context {
@@ -133,25 +134,25 @@ impl Model {
         }
     }
 
-    /// The date that the system message tells.
+    /// The date in the system message.
     pub fn date(&self) -> String {
         self.date.clone().unwrap_or_else(|| time::OffsetDateTime::now_utc().date().to_string())
     }
 
-    /// Tokens that may be generated after a prompt: what the request allows, as far as the context reaches.
+    /// Tokens that may be generated after a prompt: as many as requested, limited by the context.
     pub fn room(&self, prompt: usize, asked: Option<usize>) -> usize {
         let left = self.handle.context().saturating_sub(prompt).max(1);
         asked.map_or(left, |tokens| tokens.min(left))
     }
 }
 
-/// How far the server is on its way out.
+/// The phase of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
-    /// What runs is finished, nothing new begins.
+    /// Running requests are completed; new ones are refused.
     Draining,
-    /// What still runs is broken off.
+    /// Requests that still run are aborted.
     Stopping,
 }
 
@@ -159,7 +160,7 @@ pub struct App {
     pub settings: Settings,
     model: OnceLock<Model>,
     phase: watch::Sender<Phase>,
-    /// Requests that generate.
+    /// Number of requests that are generating.
     generating: AtomicUsize,
     pub metrics: Metrics,
     pub store: Store,
@@ -177,15 +178,15 @@ impl App {
         }
     }
 
-    /// From now on requests are served. Only the first model counts.
+    /// Sets the model; requests are served from now on. Later calls have no effect.
     pub fn ready(&self, model: Model) {
         let _ = self.model.set(model);
     }
 
-    /// The model, if requests are served.
+    /// The model, while requests are served.
     ///
     /// # Errors
-    /// A server that is not ready yet, or no longer.
+    /// The server is not ready yet, or is shutting down.
     pub fn model(&self) -> Result<&Model, ApiError> {
         if *self.phase.borrow() > Phase::Serving {
             return Err(ApiError::unavailable("The server is shutting down."));
@@ -197,12 +198,12 @@ impl App {
         }
     }
 
-    /// The model, even if no requests are taken any more.
+    /// The model, even during a shutdown.
     pub fn loaded(&self) -> Option<&Model> {
         self.model.get()
     }
 
-    /// Takes no new work from now on.
+    /// Refuses new work from now on.
     pub fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
         if let Some(model) = self.loaded() {
@@ -210,21 +211,21 @@ impl App {
         }
     }
 
-    /// Breaks off what still runs.
+    /// Aborts what still runs.
     pub fn stop(&self) {
         self.phase.send_replace(Phase::Stopping);
     }
 
-    /// Ends when work is to be broken off.
+    /// Completes when running work must be aborted.
     pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut phase = self.phase.subscribe();
         async move {
-            // An error says that the server is gone altogether.
+            // An error means that the server has been dropped.
             let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
         }
     }
 
-    /// Counts a request that generates for as long as the guard lives.
+    /// Counts a generating request until the guard is dropped.
     pub fn generating(self: &Arc<App>) -> Generating {
         self.generating.fetch_add(1, Ordering::Relaxed);
         Generating(self.clone())
@@ -235,7 +236,7 @@ impl App {
     }
 }
 
-/// A request that generates.
+/// A generating request.
 pub struct Generating(Arc<App>);
 
 impl Drop for Generating {

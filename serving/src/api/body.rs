@@ -1,4 +1,4 @@
-//! Bodies: read within limits, parsed with the field at fault named.
+//! Reads bodies within limits, and parses them with errors that name the invalid field.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,21 +13,21 @@ use serde_json::error::Category;
 
 use super::error::{ApiError, shortened};
 
-/// For a whole body to arrive.
+/// The longest time in which a whole body must arrive.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A body beyond the limit is read and dropped up to this many times the limit, so that the client reads why it was refused.
+/// A body that exceeds the limit is read and discarded up to this many times the limit, so that the client can read the error.
 const DROPPED: usize = 16;
-/// From this size on, parsing and tokenizing would hold up other connections.
+/// From this size on, parsing and tokenizing would delay other connections.
 const HEAVY: usize = 16 << 10;
 
-/// The whole body.
+/// Reads the whole body.
 ///
 /// # Errors
-/// One that is too large, too slow, or broken off.
+/// The body is too large, too slow, or incomplete.
 pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
     let headers = request.headers();
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    // Such a client sends nothing before it is told to.
+    // A client with `Expect` sends no body before it is asked to.
     if announced.is_some_and(|bytes| bytes > limit) && headers.contains_key(header::EXPECT) {
         return Err(ApiError::body_too_large(limit));
     }
@@ -54,12 +54,12 @@ pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
     tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
 }
 
-/// Parses JSON. Fields that `T` does not know are ignored.
+/// Parses JSON. Fields that `T` does not have are ignored.
 ///
 /// # Errors
-/// What is no JSON in UTF-8, and values of the wrong type, by the path of their field.
+/// The body is not JSON in UTF-8, or a field, which is named by its path, has the wrong type.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // Fields that are ignored would not be looked at otherwise.
+    // The whole body is checked, because serde does not check the content of ignored fields.
     let text = std::str::from_utf8(bytes)
         .map_err(|error| not_json(&format!("invalid UTF-8 after {} bytes", error.valid_up_to())))?;
     let mut input = serde_json::Deserializer::from_str(text);
@@ -81,7 +81,7 @@ fn not_json(message: &str) -> ApiError {
     ApiError::invalid_json(format!("The body could not be parsed as JSON: {message}."))
 }
 
-/// Work on input of that size; other tasks of this thread move on meanwhile if it is large.
+/// Runs work on input of the given size. If it is large, other tasks of this thread continue meanwhile.
 pub fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     match bytes > HEAVY {
         true => tokio::task::block_in_place(work),

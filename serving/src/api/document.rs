@@ -1,4 +1,4 @@
-//! `/openapi.json`: what the server takes, for programs that make clients of it.
+//! `/openapi.json`: the description of the API, for programs that generate clients.
 
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};

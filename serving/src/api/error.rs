@@ -1,4 +1,4 @@
-//! Errors as OpenAI's API writes them, and as Ollama's does.
+//! Errors in the formats of OpenAI's API and Ollama's.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use super::json::json_response;
 use crate::request::Refused;
 
-/// A refusal, with the status and the fields that clients look at.
+/// An error response, with its status and the fields that clients use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiError {
     pub status: StatusCode,
     /// `invalid_request_error`, `rate_limit_error` or `server_error`.
     pub kind: &'static str,
     pub code: Option<&'static str>,
-    /// The field at fault, such as `messages[0].content`.
+    /// The invalid field, such as `messages[0].content`.
     pub param: Option<String>,
     pub message: String,
     pub retry_after: Option<Duration>,
@@ -30,17 +30,17 @@ impl ApiError {
         ApiError { status, kind, code, param: None, message: message.into(), retry_after: None }
     }
 
-    /// A field with a value that makes no sense.
+    /// A field has an invalid value.
     pub fn invalid(param: &str, message: impl Into<String>) -> ApiError {
         ApiError { param: Some(param.into()), ..Self::bad_request(message) }
     }
 
-    /// A request that makes no sense as a whole.
+    /// The request as a whole is invalid.
     pub fn bad_request(message: impl Into<String>) -> ApiError {
         Self::new(StatusCode::BAD_REQUEST, INVALID, None, message)
     }
 
-    /// A field that OpenAI's API has and this server does not fulfil.
+    /// A field of OpenAI's API that this server does not support.
     pub fn unsupported(param: &str, message: impl Into<String>) -> ApiError {
         ApiError { code: Some("unsupported_value"), ..Self::invalid(param, message) }
     }
@@ -64,7 +64,7 @@ impl ApiError {
         ApiError { param: Some("model".into()), ..error }
     }
 
-    /// Something that is named by an id and is not, or no longer, here.
+    /// An object with the given id does not exist, or not any more.
     pub fn not_found(param: &str, message: impl Into<String>) -> ApiError {
         let error = Self::new(StatusCode::NOT_FOUND, INVALID, None, message);
         ApiError { param: Some(param.into()), ..error }
@@ -85,11 +85,11 @@ impl ApiError {
     }
 
     pub fn forbidden_origin() -> ApiError {
-        let message = "Pages of other origins may not use this server; `--cors ORIGIN` allows one.";
+        let message = "Web pages of other origins may not use this server, unless it was started with `--cors ORIGIN`.";
         Self::new(StatusCode::FORBIDDEN, INVALID, Some("origin_not_allowed"), message)
     }
 
-    /// Not ready yet, or no longer.
+    /// The server is not ready yet, or is shutting down.
     pub fn unavailable(message: &str) -> ApiError {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded"), message);
         ApiError { retry_after: Some(Duration::from_secs(2)), ..error }
@@ -108,7 +108,7 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, message)
     }
 
-    /// A prompt of `tokens` tokens, as a person reads it. `param` is the field that holds it.
+    /// An error for a prompt that is too long. `tokens` is its length as text; `param` is the field that contains the prompt.
     pub fn context_exceeded(context: usize, tokens: &str, param: &str) -> ApiError {
         let message = format!(
             "This model's maximum context length is {context} tokens, and the prompt has {tokens}. Shorten it."
@@ -116,7 +116,7 @@ impl ApiError {
         ApiError { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
-    /// Why the scheduler refused; `param` is the field that holds the prompt.
+    /// An error for the scheduler's refusal; `param` is the field that contains the prompt.
     pub fn refused(refused: Refused, param: &str) -> ApiError {
         match refused {
             Refused::QueueFull { retry_after } => {
@@ -156,7 +156,7 @@ impl ApiError {
             StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            // The same request would fail the same way.
+            // Tells clients not to retry: the same request would fail again.
             StatusCode::INTERNAL_SERVER_ERROR | StatusCode::GATEWAY_TIMEOUT => {
                 headers.insert("x-should-retry", HeaderValue::from_static("false"));
             }
@@ -172,7 +172,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The beginning of a text from outside, for an error message.
+/// The beginning of an untrusted text, for an error message.
 pub fn shortened(text: &str) -> String {
     const MOST: usize = 200;
     match text.char_indices().nth(MOST) {

@@ -1,4 +1,4 @@
-//! What a request demands of the form of its answer, as a limit on what the model may draw.
+//! The format that a request requires of its answer, as a constraint on generated tokens.
 
 use harmony::{Function, ResponseFormat};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use crate::request::Constraint;
 /// The constraint of a request; `None` if its answer is free. `param` is the field that `format` was read from.
 ///
 /// # Errors
-/// Schemas that cannot be enforced.
+/// A schema cannot be enforced.
 pub fn constraint(
     model: &Model,
     param: &str,
@@ -25,7 +25,7 @@ pub fn constraint(
     heavy(usize::MAX, build).map(Some).map_err(|error| refusal(param, error))
 }
 
-/// The schema that the model is shown, beside being held to it.
+/// The response format that the prompt contains, in addition to the constraint.
 pub fn shown(format: &Demand) -> Option<ResponseFormat> {
     match format {
         Demand::Json(format) => format.clone(),
@@ -33,7 +33,7 @@ pub fn shown(format: &Demand) -> Option<ResponseFormat> {
     }
 }
 
-/// What the turn may hold; `None` for anything. A forced call comes before a form of the answer.
+/// The rules for the turn; `None` if anything is allowed. A forced call takes precedence over a format of the answer.
 fn rules(format: &Demand, toolbox: &Toolbox) -> Option<TurnRules> {
     let Toolbox { functions, strict, demand } = toolbox;
     let is_strict = |function: &Function| strict.contains(&function.name);
@@ -54,7 +54,7 @@ fn rules(format: &Demand, toolbox: &Toolbox) -> Option<TurnRules> {
     }
     let callable = functions.iter().filter(|function| forced.is_none_or(|names| names.contains(&function.name)));
     let calls = callable.map(|function| {
-        // A forced call at least has arguments that parse.
+        // The arguments of a forced call must at least be valid JSON.
         let content = match (is_strict(function), forced) {
             (false, None) => Content::Text,
             (is_strict, _) => Content::Json { schema: parameters(function), lenient: !is_strict },
@@ -100,7 +100,7 @@ mod tests {
         Toolbox { functions: functions.to_vec(), strict: strict.iter().map(|&name| name.into()).collect(), demand }
     }
 
-    /// The answer, and each function with the kind of its arguments.
+    /// A short description of the rules: the answer, and each function with the kind of its arguments.
     fn brief(format: Demand, toolbox: &Toolbox) -> Option<String> {
         let kind = |content: &Content| match content {
             Content::Text => "text",
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(brief(Demand::Json(None), &Toolbox::default()).as_deref(), Some("json"));
         assert_eq!(brief(Demand::Json(None), &auto).as_deref(), Some("json f:text g:text"));
         assert_eq!(brief(Demand::Free, &toolbox(&["g"], Demand::Free)).as_deref(), Some("text f:text g:json"));
-        // A strict function that the choice leaves out demands nothing.
+        // A strict function that the tool choice excludes adds no constraint.
         assert_eq!(brief(Demand::Free, &toolbox(&["h"], Demand::Free)), None);
         let forced = toolbox(&["g"], Demand::Call(vec!["f".into(), "g".into()]));
         assert_eq!(brief(Demand::Json(None), &forced).as_deref(), Some("none f:lenient g:json"));

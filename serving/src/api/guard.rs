@@ -1,4 +1,4 @@
-//! What every request passes first: its id, its key, its origin.
+//! Checks every request first: sets its id, checks its key and its origin.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use super::id;
 use super::key::Key;
 use super::record::Record;
 
-/// The other end of a connection.
+/// The client's address.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// Lets a request in, or answers it. Either way the answer has the request's id.
+/// Passes a request on, or answers it with an error. In both cases the response has the request's id.
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let headers = request.headers();
@@ -68,19 +68,19 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
     response
 }
 
-/// Paths that need no key: they tell nothing that a stranger may not know.
+/// Paths that need no key, because they reveal nothing private.
 fn is_open(path: &str) -> bool {
     matches!(path, "/" | "/health" | "/ping" | "/version" | "/openapi.json" | "/api/version")
 }
 
-/// The client's own id, if it can stand in a log.
+/// The client's own request id, if it is safe to write to the log.
 fn request_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     ((1..=128).contains(&id.len()) && id.bytes().all(plain)).then(|| id.to_owned())
 }
 
-/// The key that the headers hold. Every key is compared, and in a time that does not depend on what differs.
+/// The key in the headers. Compares all keys, in constant time.
 fn authorized<'a>(keys: &'a [Key], headers: &HeaderMap) -> Option<&'a Key> {
     let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let bearer = given.and_then(|value| match value.split_at_checked(7) {
@@ -97,7 +97,7 @@ fn authorized<'a>(keys: &'a [Key], headers: &HeaderMap) -> Option<&'a Key> {
     found
 }
 
-/// Whether a page that this server gave asks.
+/// Whether the request comes from a web page of this server.
 fn is_same_host(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));

@@ -1,4 +1,4 @@
-//! What operators and routers ask.
+//! Endpoints for operators and routers.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::id;
 use super::json::ok;
 
-/// 200 while requests are served; 503 before and after.
+/// 200 while requests are served, otherwise 503.
 pub async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     app.model()?;
     Ok(ok(&json!({ "status": "ok" })))
@@ -31,7 +31,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> 
     Ok(response)
 }
 
-/// What routers spread load by.
+/// The load, for routers that balance it.
 pub async fn loads(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let model = app.model()?;
     let now = model.handle.statistics();

@@ -9,7 +9,7 @@ pub fn random(prefix: &str) -> String {
     prefix.chars().chain(letters).collect()
 }
 
-/// A seed for a request that names none.
+/// A seed for a request without one.
 pub fn seed() -> u64 {
     u64::from_le_bytes(bytes())
 }
@@ -20,7 +20,7 @@ fn bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// Seconds since 1970.
+/// Unix time in seconds.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

@@ -1,4 +1,4 @@
-//! Responses of JSON.
+//! JSON responses.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};

@@ -1,16 +1,16 @@
-//! Keys of clients.
+//! API keys of clients.
 
-/// A key that requests are let in by.
+/// A key that allows requests.
 #[derive(Clone)]
 pub struct Key {
-    /// What logs call it.
+    /// Its name in logs.
     pub name: String,
     pub secret: String,
 }
 
 impl Key {
-    /// Keys from lines `SECRET` or `NAME SECRET`; empty lines and those that begin with `#` are skipped. Keys without a name are
-    /// called by their number.
+    /// Parses lines `SECRET` or `NAME SECRET`. Empty lines and those that begin with `#` are skipped. Keys without a name are named by
+    /// their number.
     pub fn parse_lines(text: &str) -> Vec<Key> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys = lines.enumerate().map(|(index, line)| match line.split_once(char::is_whitespace) {

@@ -1,4 +1,4 @@
-//! The fields that say how tokens are drawn and where text ends, the same for every endpoint.
+//! The fields for sampling and stopping, which all endpoints share.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::error::ApiError;
 use super::id;
 
-/// Sampling, as requests have it.
+/// Sampling fields of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Knobs {
     pub temperature: Option<f64>,
@@ -25,15 +25,15 @@ pub struct Knobs {
 }
 
 impl Knobs {
-    /// Sampling at temperature 1 unless the request says otherwise.
+    /// The sampling parameters; the default temperature is 1.
     ///
     /// # Errors
-    /// The first field out of its range.
+    /// The first field that is out of range.
     pub fn params(&self, vocab: usize) -> Result<SamplingParams, ApiError> {
         let sampling = Sampling {
             temperature: in_range("temperature", self.temperature, 0.0, 2.0, 1.0)?,
             top_k: match self.top_k {
-                // vLLM writes -1 for all.
+                // vLLM uses -1 for all tokens.
                 None | Some(-1) => 0,
                 Some(count) => usize::try_from(count)
                     .map_err(|_| ApiError::invalid("top_k", "`top_k` must be -1, 0, or a number of tokens."))?,
@@ -82,7 +82,7 @@ fn in_range(name: &str, value: Option<f64>, least: f64, most: f64, default: f32)
     }
 }
 
-/// Text or texts before which an answer ends.
+/// One or several stop strings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
 pub enum Stop {
@@ -91,7 +91,7 @@ pub enum Stop {
 }
 
 /// # Errors
-/// Too many texts, empty ones or very long ones.
+/// Too many strings, an empty one or one that is too long.
 pub fn stop_strings(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
     const MOST: usize = 16;
     const LONGEST: usize = 512;
@@ -109,10 +109,10 @@ pub fn stop_strings(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
-/// How many answers a request wants.
+/// The number of answers that a request wants.
 ///
 /// # Errors
-/// None, or very many.
+/// The number is 0 or too large.
 pub fn choices(n: Option<u64>) -> Result<usize, ApiError> {
     match n.unwrap_or(1) {
         n @ 1..=128 => Ok(n as usize),
@@ -120,10 +120,10 @@ pub fn choices(n: Option<u64>) -> Result<usize, ApiError> {
     }
 }
 
-/// A limit on tokens.
+/// The limit of generated tokens.
 ///
 /// # Errors
-/// A limit that leaves room for none.
+/// The limit is 0.
 pub fn limit(name: &str, tokens: Option<u64>) -> Result<Option<usize>, ApiError> {
     match tokens {
         None => Ok(None),
@@ -132,10 +132,10 @@ pub fn limit(name: &str, tokens: Option<u64>) -> Result<Option<usize>, ApiError>
     }
 }
 
-/// Log probabilities beside each token.
+/// The number of log probabilities per token.
 ///
 /// # Errors
-/// More than the engine reports.
+/// More than the engine provides.
 pub fn top_logprobs(name: &str, count: u64, most: u64) -> Result<usize, ApiError> {
     match count <= most {
         true => Ok(count as usize),

@@ -1,13 +1,13 @@
-//! Which tokens the text shown so far is made of.
+//! Tracks which tokens the text shown so far consists of.
 
 use std::collections::VecDeque;
 
-/// Items in order, each of which stands for some bytes of text. Text may be shown later than its items arrive, and not up to the end of
+/// A queue of items, each of which stands for a number of bytes of text. Text may be shown later than its items arrive, and may end inside
 /// an item.
 #[derive(Debug)]
 pub struct Ledger<T> {
     waiting: VecDeque<(T, usize)>,
-    /// Bytes of the first waiting item that are shown already.
+    /// Bytes of the first queued item that have been shown.
     shown: usize,
 }
 
@@ -18,12 +18,12 @@ impl<T> Default for Ledger<T> {
 }
 
 impl<T> Ledger<T> {
-    /// An item that stands for `bytes` of text; none if it only begins a character.
+    /// Adds an item for `bytes` of text; 0 if it only begins a character.
     pub fn push(&mut self, item: T, bytes: usize) {
         self.waiting.push_back((item, bytes));
     }
 
-    /// Shows `bytes` more, and returns the items that are whole now.
+    /// Shows `bytes` more, and returns the items that are complete now.
     pub fn show(&mut self, bytes: usize) -> Vec<T> {
         self.shown += bytes;
         let mut whole = Vec::new();
@@ -36,7 +36,7 @@ impl<T> Ledger<T> {
         whole
     }
 
-    /// Nothing more is shown: the item of which a part was, and how many bytes of it.
+    /// Ends the text: returns the item that was shown only in part, if any, with the number of its shown bytes.
     pub fn cut(&mut self) -> Option<(T, usize)> {
         let shown = std::mem::take(&mut self.shown);
         let first = self.waiting.pop_front();
@@ -44,7 +44,7 @@ impl<T> Ledger<T> {
         first.filter(|_| shown > 0).map(|(item, _)| (item, shown))
     }
 
-    /// What still waits, at the end of a text that was shown whole.
+    /// The remaining items, at the end of a text that was shown completely.
     pub fn rest(&mut self) -> Vec<T> {
         self.shown = 0;
         self.waiting.drain(..).map(|(item, _)| item).collect()

@@ -1,4 +1,4 @@
-//! `/metrics`: what Prometheus reads, under vLLM's names where the meaning is the same, so that its dashboards work.
+//! `/metrics`, for Prometheus. Names are vLLM's where the meaning is the same, so that its dashboards work.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use crate::statistics::{Histogram, Statistics};
 
-/// Why a run is over.
+/// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Stop,
     Length,
-    /// The client went away, or it took too long.
+    /// The client disconnected, or the answer took too long.
     Abort,
     Error,
 }
@@ -33,13 +33,13 @@ impl Outcome {
 const TOKENS: [f64; 15] =
     [1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0, 131_072.0];
 
-/// Numbers of tokens, counted by size.
+/// A histogram of numbers of tokens.
 #[derive(Default)]
 struct Lengths(Mutex<Counts>);
 
 #[derive(Clone, Default)]
 struct Counts {
-    /// How many were up to each of [`TOKENS`] but above the one before; the last counts those above all.
+    /// The number of values up to each of [`TOKENS`] and above the one before; the last bucket counts larger values.
     buckets: [u64; TOKENS.len() + 1],
     sum: f64,
 }
@@ -61,7 +61,7 @@ impl Lengths {
     }
 }
 
-/// Durations, counted by size; they change while they are read.
+/// A histogram of durations, which may change while it is read.
 #[derive(Default)]
 struct Times(Mutex<Histogram>);
 
@@ -75,7 +75,7 @@ impl Times {
     }
 }
 
-/// `cumulative` are bounds and how many were up to each.
+/// `cumulative` is the bounds with the number of values up to each.
 fn write_histogram(
     name: &str,
     help: &str,
@@ -97,7 +97,7 @@ fn head(name: &str, kind: &str, help: &str, out: &mut String) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-/// What the scheduler does not count: it knows requests, and not what they were asked by.
+/// Counters of the HTTP layer; the scheduler counts requests regardless of their endpoint.
 #[derive(Default)]
 pub struct Metrics {
     answered: AtomicU64,
@@ -111,12 +111,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// An answer begins, whatever it says.
+    /// Counts a response of any status.
     pub fn answer(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Answers so far.
+    /// The number of responses so far.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
@@ -125,12 +125,12 @@ impl Metrics {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The first token came, so long after its prompt was begun.
+    /// Records the first token of a run, with the time since its prompt was started.
     pub fn first_token(&self, since_started: Duration) {
         self.prefill.add(since_started);
     }
 
-    /// A run is over. `decode` is the time since the first token, if there was one.
+    /// Records the end of a run. `decode` is the time since the first token, if there was one.
     pub fn finished(&self, outcome: Outcome, prompt_tokens: usize, tokens: usize, decode: Option<Duration>) {
         self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
         self.prompt_lengths.add(prompt_tokens);
@@ -143,7 +143,7 @@ impl Metrics {
         }
     }
 
-    /// Everything as text. A page of the cache holds `positions` tokens.
+    /// All metrics as text. A page of the cache holds `positions` tokens.
     pub fn write(&self, model: &str, positions: usize, now: &Statistics) -> String {
         let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let labels = format!("model_name=\"{escaped}\",engine=\"0\"");
@@ -157,21 +157,21 @@ impl Metrics {
             ("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache.", now.prompt_tokens),
             ("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.", now.cached_tokens),
             ("vllm:generation_tokens_total", "Tokens generated.", now.generated_tokens),
-            ("vllm:num_preemptions_total", "Requests that gave their pages to others for a while.", now.preemptions),
+            ("vllm:num_preemptions_total", "Requests that were preempted because the cache was full.", now.preemptions),
             ("gptoss:spilled_tokens_total", "Tokens of sequences written to disk.", now.spilled.spilled_tokens),
             ("gptoss:spilled_bytes_total", "Bytes of sequences written to disk.", now.spilled.spilled_bytes),
             ("gptoss:restored_tokens_total", "Tokens of sequences read from disk.", now.spilled.restored_tokens),
             ("gptoss:restored_bytes_total", "Bytes of sequences read from disk.", now.spilled.restored_bytes),
             ("gptoss:steps_total", "Steps of the engine.", now.steps),
             ("gptoss:http_requests_total", "Requests of any kind that were answered.", self.answered()),
-            ("gptoss:requests_refused_total", "Requests that were not taken.", read(&self.refused)),
+            ("gptoss:requests_refused_total", "Requests that were refused.", read(&self.refused)),
         ];
         for (name, help, value) in counters {
             head(name, "counter", help, &mut out);
             let _ = writeln!(out, "{name}{{{labels}}} {value}");
         }
         let name = "vllm:request_success_total";
-        head(name, "counter", "Requests that are over, by why they ended.", &mut out);
+        head(name, "counter", "Requests that have ended, by reason.", &mut out);
         for (outcome, count) in Outcome::ALL.into_iter().zip(&self.outcomes) {
             let _ = writeln!(out, "{name}{{{labels},finished_reason=\"{}\"}} {}", outcome.name(), read(count));
         }
@@ -182,8 +182,8 @@ impl Metrics {
             ("vllm:inter_token_latency_seconds", "Between two tokens.", &now.inter_token),
             ("vllm:request_time_per_output_token_seconds", "Mean time between an answer's tokens.", &per_token),
             ("vllm:e2e_request_latency_seconds", "From a request to the end of its answer.", &now.request_time),
-            ("vllm:request_queue_time_seconds", "From a request to the begin of its prompt.", &now.queue_time),
-            ("vllm:request_prefill_time_seconds", "From the begin of a prompt to the first token.", &prefill),
+            ("vllm:request_queue_time_seconds", "From a request to the start of its prompt.", &now.queue_time),
+            ("vllm:request_prefill_time_seconds", "From the start of a prompt to the first token.", &prefill),
             ("vllm:request_decode_time_seconds", "From the first token to the last.", &decode),
         ];
         for (name, help, times) in times {
@@ -196,16 +196,16 @@ impl Metrics {
 }
 
 fn write_gauges(labels: &str, positions: usize, now: &Statistics, out: &mut String) {
-    // An engine that allocates as it goes has no pages to count.
+    // An engine that allocates memory as needed has no pages.
     let pages = if now.pages_total == usize::MAX { 0 } else { now.pages_total };
     let used = pages.saturating_sub(now.pages_free);
     let usage = if pages == 0 { 0.0 } else { used as f64 / pages as f64 };
     #[rustfmt::skip]
     let gauges = [
-        ("vllm:num_requests_running", "Requests that are computed.", now.running as f64),
-        ("vllm:num_requests_waiting", "Requests that wait.", now.waiting as f64),
+        ("vllm:num_requests_running", "Requests that are being computed.", now.running as f64),
+        ("vllm:num_requests_waiting", "Requests that are waiting.", now.waiting as f64),
         ("vllm:kv_cache_usage_perc", "Share of the cache's pages in use; 1 is all.", usage),
-        ("gptoss:cached_prefixes", "Sequences that the prefix cache keeps.", now.prefixes as f64),
+        ("gptoss:cached_prefixes", "Sequences in the prefix cache.", now.prefixes as f64),
         ("gptoss:spilled_files", "Sequences on disk.", now.spilled.files as f64),
         ("gptoss:spilled_bytes", "Bytes of the sequences on disk.", now.spilled.bytes as f64),
     ];
@@ -214,7 +214,7 @@ fn write_gauges(labels: &str, positions: usize, now: &Statistics, out: &mut Stri
         let _ = writeln!(out, "{name}{{{labels}}} {value}");
     }
     let name = "vllm:cache_config_info";
-    head(name, "gauge", "Pages of the cache and the positions of one.", out);
+    head(name, "gauge", "Number of pages of the cache, and positions per page.", out);
     let _ = writeln!(out, "{name}{{{labels},block_size=\"{positions}\",num_gpu_blocks=\"{pages}\"}} 1");
 }
 

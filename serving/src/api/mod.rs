@@ -1,8 +1,8 @@
-//! The HTTP API: OpenAI's Chat Completions, Completions and Responses, Ollama's chat, and what operators need.
+//! The HTTP API: OpenAI's Chat Completions, Completions and Responses, Ollama's chat, and endpoints for operators.
 //!
-//! Each endpoint has the same three parts. A request's JSON becomes [`Request`](crate::request::Request)s for the scheduler; their
-//! events go through an `Answer` (`runs.rs`), which writes pieces or a whole; and a handler joins the two. The first two know
-//! no socket. [`Server`] owns the sockets.
+//! Each endpoint has the same three parts. The JSON of a request becomes [`Request`](crate::request::Request)s for the scheduler; their
+//! events go to an `Answer` (`runs.rs`), which writes chunks or a whole object; and a handler connects the two. The first two parts do not
+//! use sockets. [`Server`] owns the sockets.
 
 mod app;
 mod body;
@@ -94,7 +94,7 @@ async fn wrong_method(request: Request) -> Response {
     ApiError::wrong_method(request.method().as_str(), path).respond_on(path)
 }
 
-/// The chat page. It may only talk to this server.
+/// The chat page. Its content security policy allows connections only to this server.
 async fn page() -> Response {
     let mut response = Html(include_str!("../page/index.html")).into_response();
     let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; \

@@ -1,4 +1,4 @@
-//! `/v1/models`, and what this model cannot do.
+//! `/v1/models`, and endpoints that this model does not support.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! One line on stderr for each request, without a word of its content.
+//! Logs each request in one line on stderr, without its content.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 
-/// What is known of a request. The line is written when the last copy is dropped, which for a stream is at its end.
+/// The facts about a request. The line is written when the last copy is dropped, which for a stream is at its end.
 #[derive(Clone)]
 pub struct Record(Arc<Line>);
 
@@ -21,7 +21,7 @@ struct Line {
     facts: Mutex<Facts>,
 }
 
-/// What becomes known on the way.
+/// Facts that become known during the request.
 #[derive(Default)]
 pub struct Facts {
     pub status: Option<StatusCode>,
@@ -34,7 +34,7 @@ pub struct Facts {
 }
 
 impl Record {
-    /// `client` is who asks; `quiet` requests are not written down if they succeed.
+    /// `client` is the name of the key or the address. `quiet` requests are logged only if they fail.
     pub fn begin(id: String, method: &str, path: &str, client: String, quiet: bool) -> Record {
         let (method, path) = (method.to_owned(), path.to_owned());
         Record(Arc::new(Line { id, method, path, client, quiet, begin: Instant::now(), facts: Mutex::default() }))
@@ -52,7 +52,7 @@ impl Record {
         self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Time since the request came.
+    /// Time since the request arrived.
     pub fn elapsed(&self) -> Duration {
         self.0.begin.elapsed()
     }
@@ -61,7 +61,7 @@ impl Record {
 impl Drop for Line {
     fn drop(&mut self) {
         let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Nobody was there to be answered: nginx's number for it.
+        // The client disconnected before a response; 499 is nginx's status for this.
         let status = facts.status.map_or(499, |status| status.as_u16());
         if self.quiet && status == 200 {
             return;
@@ -85,7 +85,7 @@ impl Drop for Line {
         if let Some(finish) = facts.finish {
             let _ = write!(line, " finish={finish}");
         }
-        // Serving goes on where nobody reads the log any more.
+        // Errors are ignored: the server continues even if stderr is closed.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
 }

@@ -1,4 +1,4 @@
-//! The runs of one request: submitted together, heard of as one stream of events, broken off together.
+//! The runs of one request: submitted together, received as one stream of events, and cancelled together.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -15,36 +15,36 @@ use super::record::Record;
 use super::stream::{Frames, Gone, Outlet};
 use crate::request::{Event, Finish, Refused, Request};
 
-/// Between signs of life while nothing is generated.
+/// Interval between keep-alive messages while nothing is generated.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What becomes of an answer as its runs go on.
+/// Builds an answer from the events of its runs.
 pub trait Answer {
-    /// Writes what stands before the first token.
+    /// Writes the part before the first token.
     fn begin(&mut self, frames: &mut Frames);
 
-    /// Takes an event of a run and writes what it adds. The event is never a failure.
+    /// Processes an event of a run and writes what it adds. The event is never a failure.
     fn take(&mut self, run: usize, event: Event, frames: &mut Frames) -> Flow;
 
-    /// Writes what follows the last token.
+    /// Writes the part after the last token.
     fn end(&mut self, frames: &mut Frames);
 
-    /// Writes that it went wrong.
+    /// Writes an error.
     fn fail(&mut self, error: &ApiError, frames: &mut Frames) {
         frames.fail(error);
         frames.done();
     }
 }
 
-/// Whether a run should go on.
+/// Whether a run should continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
     Continue,
-    /// The answer of this run is whole.
+    /// The answer of this run is complete.
     Stop,
 }
 
-/// Runs under way. Dropping them frees what they hold.
+/// Running generations. Dropping them cancels them and frees their memory.
 pub struct Runs {
     app: Arc<App>,
     record: Record,
@@ -63,10 +63,10 @@ struct Run {
 }
 
 impl Runs {
-    /// Submits all requests, or none of them. `param` is the field that holds the prompt.
+    /// Submits all requests, or none of them. `param` is the field that contains the prompt.
     ///
     /// # Errors
-    /// What the scheduler refuses.
+    /// The scheduler refuses a request.
     pub fn submit(
         app: &Arc<App>,
         model: &Model,
@@ -76,13 +76,13 @@ impl Runs {
     ) -> Result<Runs, ApiError> {
         let context = model.handle.context();
         if let Some(prompt) = requests.iter().map(|request| request.prompt.len()).find(|&prompt| prompt >= context) {
-            // At least one token has to fit behind it.
+            // At least one generated token must fit after the prompt.
             return Err(ApiError::refused(Refused::PromptTooLong { prompt, context }, param));
         }
         let deadline = app.settings.answer_time.and_then(|time| Instant::now().checked_add(time));
         let generating = app.generating();
         let (sender, receiver) = mpsc::channel(64);
-        // Dropped on the way out, they are cancelled.
+        // On an early return they are dropped, which cancels them.
         let mut accepted = Vec::new();
         for mut request in requests {
             let prompt_tokens = request.prompt.len();
@@ -112,11 +112,11 @@ impl Runs {
         Ok(Runs { app: app.clone(), record: record.clone(), receiver, runs, _generating: generating })
     }
 
-    /// The next event of any run; `None` when all are over.
+    /// The next event of any run; `None` when all runs have ended.
     async fn next(&mut self) -> Option<(usize, Event)> {
         while self.runs.iter().any(|run| !run.is_over) {
             let (index, event) = self.receiver.recv().await?;
-            // Of a run that was stopped, events may still be on their way.
+            // A stopped run may still have events in the queue.
             if self.runs[index].is_over {
                 continue;
             }
@@ -158,7 +158,7 @@ impl Runs {
         }
     }
 
-    /// Notes that a run is over.
+    /// Records the end of a run.
     fn over(&mut self, index: usize, outcome: Outcome) {
         let run = &mut self.runs[index];
         if std::mem::replace(&mut run.is_over, true) {
@@ -170,10 +170,10 @@ impl Runs {
         self.record.facts().finish = Some(outcome.name());
     }
 
-    /// Drives the runs to their end. With an outlet, what they add is written as it comes.
+    /// Processes all runs to their end. With an outlet, chunks are written as they arrive.
     ///
     /// # Errors
-    /// A client that went away, a failure, or a server that stops.
+    /// The client disconnected, a run failed, or the server is stopping.
     pub async fn drive<A: Answer>(
         &mut self,
         answer: &mut A,
@@ -219,7 +219,7 @@ impl Runs {
         }
     }
 
-    /// As [`Runs::drive`], for an answer that is written as it comes: a failure is written too.
+    /// As [`Runs::drive`], for a streamed answer: an error is written to the stream.
     pub async fn write<A: Answer>(mut self, answer: &mut A, frames: &mut Frames, outlet: &Outlet) {
         if let Err(Broken::Failed(error)) = self.drive(answer, frames, Some(outlet)).await {
             answer.fail(&error, frames);
@@ -227,15 +227,15 @@ impl Runs {
         }
     }
 
-    /// As [`Runs::drive`], for an answer that is given as a whole.
+    /// As [`Runs::drive`], for an answer that is returned as a whole.
     ///
     /// # Errors
-    /// A failure, or a server that stops.
+    /// A run failed, or the server is stopping.
     pub async fn gather<A: Answer>(mut self, answer: &mut A) -> Result<(), ApiError> {
         let mut frames = Frames::new(super::stream::Form::Silent);
         self.drive(answer, &mut frames, None).await.map_err(|broken| match broken {
             Broken::Failed(error) => error,
-            Broken::Gone => ApiError::server("nobody listens"),
+            Broken::Gone => ApiError::server("the client disconnected"),
         })
     }
 }
@@ -248,7 +248,7 @@ impl Drop for Runs {
     }
 }
 
-/// Why an answer is not whole.
+/// Why an answer is incomplete.
 #[derive(Debug)]
 pub enum Broken {
     Gone,

@@ -1,4 +1,4 @@
-//! Answers to turns that are written down here, read through the same code as those of a model.
+//! Tests of answers to scripted turns, which are read by the same code as a model's turns.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ fn function() -> Function {
     Function { name: "f".into(), description: None, parameters: None }
 }
 
-/// Feeds the tokens of `text`, and what they add is returned. Without a last control token the turn is cut off.
+/// Feeds the tokens of `text` and returns what the answer writes. Without a control token at its end the turn is cut off.
 fn play<A: Answer>(answer: &mut A, tokenizer: &Tokenizer, text: &str, form: Form) -> String {
     let mut frames = Frames::new(form);
     answer.begin(&mut frames);
@@ -72,7 +72,7 @@ fn chat(tokenizer: &Tokenizer, text: &str, stops: &[&str]) -> (Value, Vec<Value>
     (whole.whole(), events(&streamed))
 }
 
-/// The deltas of a choice joined.
+/// The concatenated deltas of a choice.
 fn joined(chunks: &[Value], field: &str) -> String {
     chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"][field].as_str()).collect()
 }
@@ -108,7 +108,7 @@ fn a_chat_that_calls() {
 #[test]
 fn stop_strings_end_visible_text_only() {
     let tokenizer = tokenizer();
-    // `s` stands in the reasoning too.
+    // `s` also occurs in the reasoning.
     for (stop, text) in [(", th", "One, two"), ("two, three", "One, "), ("sy.", "One, two, three é."), ("One", "")] {
         let (whole, chunks) = chat(&tokenizer, THINK_AND_ANSWER, &[stop]);
         let choice = &whole["choices"][0];
@@ -130,7 +130,7 @@ fn what_is_cut_off_is_kept() {
     let choice = &whole["choices"][0];
     assert_eq!(choice["message"]["tool_calls"][0]["function"]["arguments"], "{\"a\"");
     assert_eq!(choice["finish_reason"], "length");
-    // Words without any header are said to the user.
+    // Words without a header are shown to the user.
     let (whole, _) = chat(&tokenizer, "Hello there.<|end|>", &[]);
     assert_eq!(whole["choices"][0]["message"]["content"], "Hello there.");
 }
@@ -167,7 +167,7 @@ fn every_event_of_a_response_comes_in_order() {
     for (index, done) in done.iter().enumerate() {
         assert_eq!(done["item"], last["output"][index]);
     }
-    // Ids are random; all else is as without a stream.
+    // Ids are random; everything else equals the answer without a stream.
     let texts = |response: &Value| {
         let items = response["output"].as_array().into_iter().flatten();
         let text = |item: &Value| item["content"][0]["text"].as_str().or(item["arguments"].as_str()).map(str::to_owned);

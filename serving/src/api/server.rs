@@ -1,4 +1,4 @@
-//! The sockets: connections are taken, limited, and let go.
+//! The sockets: accepts, limits and closes connections.
 
 use std::future::Future;
 use std::io;
@@ -19,38 +19,38 @@ use super::app::App;
 use super::guard::Peer;
 use super::{router, system};
 
-/// For the headers of a request to arrive, and for a connection between two requests.
+/// The longest time for the headers of a request to arrive, and for a connection to be idle between requests.
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes of a request's headers.
+/// The largest size of a request's headers, in bytes.
 const HEADER_BYTES: usize = 64 << 10;
-/// For answers that were broken off to say so.
+/// Time for aborted answers to send an error.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// A server that listens.
+/// A listening server.
 pub struct Server {
     listener: TcpListener,
     app: Arc<App>,
 }
 
 impl Server {
-    /// Listens. `host` may be a name; port 0 takes a free one.
+    /// Binds the socket. `host` may be a name; port 0 selects a free port.
     ///
     /// # Errors
-    /// An address that is taken or not this machine's.
+    /// The address is in use or not local.
     pub async fn bind(app: Arc<App>, host: &str, port: u16) -> io::Result<Server> {
         system::allow_open_files(app.settings.max_connections);
         Ok(Server { listener: TcpListener::bind((host, port)).await?, app })
     }
 
-    /// Where it listens.
+    /// The bound address.
     ///
     /// # Errors
-    /// A socket that the system has closed.
+    /// The socket has been closed.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `end` comes. Then nothing new begins, what runs has `grace` to finish, and the rest is told and broken off.
+    /// Serves until `end` completes. Then new requests are refused, running ones have `grace` to finish, and the others end with an error.
     pub async fn run(self, end: impl Future<Output = ()>, grace: Duration) {
         let Server { listener, app } = self;
         let router = router(app.clone());
@@ -68,7 +68,7 @@ impl Server {
                             drop(place);
                         });
                     }
-                    // No more files, most likely: some will be closed.
+                    // Most likely the limit of open files is reached: some connections will be closed.
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 }
             }
@@ -86,14 +86,14 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        // New connections hear that the server is on its way out.
+        // New connections receive an error during the shutdown.
         tokio::select! {
             () = accepting => {}
             () = draining => {}
             () = system::give_memory_back(&app) => {}
         }
         drop(listener);
-        // Connections finish what they write and are closed.
+        // Connections finish writing and are then closed.
         drop(closing);
         let _ = close.send(());
         let _ = tokio::time::timeout(LAST_WORDS, close.closed()).await;
@@ -101,7 +101,7 @@ impl Server {
 }
 
 async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, mut closing: watch::Receiver<()>) {
-    // Pieces of a stream should not wait for each other.
+    // Sends each chunk of a stream immediately.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));

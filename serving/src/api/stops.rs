@@ -1,4 +1,4 @@
-//! Where runs end, and how several runs of one request differ.
+//! Stop tokens of runs, and the seeds of several runs of one request.
 
 use phase1_loading::Tokenizer;
 use serde_json::Value;
@@ -6,18 +6,18 @@ use serde_json::Value;
 use super::app::Model;
 use crate::request::Request;
 
-/// Tokens after which a run ends: the model's own unless the request ignores them, and the request's.
+/// Tokens that end a run: the model's own, unless the request ignores them, and the request's.
 pub fn tokens(model: &Model, ignore_own: Option<bool>, also: Option<&[u32]>) -> Vec<u32> {
     let own: &[u32] = if ignore_own.unwrap_or(false) { &[] } else { model.tokenizer.stops() };
     own.iter().chain(also.unwrap_or_default()).copied().collect()
 }
 
-/// What vLLM's `stop_reason` says of a token: the token if the request named it, nothing if the model ended by itself.
+/// vLLM's `stop_reason` for a token: the token if the request named it, null if it is the model's own.
 pub fn reason(tokenizer: &Tokenizer, token: u32) -> Value {
     if tokenizer.stops().contains(&token) { Value::Null } else { token.into() }
 }
 
-/// As many runs of a request, each with the next seed.
+/// `runs` copies of a request with consecutive seeds.
 pub fn with_seeds(request: Request, runs: usize) -> Vec<Request> {
     let run = |index: usize| {
         let mut sampling = request.sampling.clone();

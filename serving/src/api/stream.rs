@@ -1,4 +1,4 @@
-//! Answers that are written piece by piece.
+//! Streamed answers.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -15,25 +15,25 @@ use tokio::sync::mpsc;
 
 use super::error::ApiError;
 
-/// Pieces that wait for a slow reader before generation waits for it too.
+/// The number of chunks that are buffered for a slow reader before generation pauses.
 const WAITING: usize = 64;
-/// A reader that takes nothing for so long is gone.
+/// A reader that accepts no data for this long is disconnected.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How pieces are written.
+/// The format of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Not at all: the answer is given as a whole.
+    /// Nothing is written: the answer is returned as a whole.
     Silent,
     /// Server-sent events without names, and `[DONE]` at the end.
     Data,
     /// Server-sent events with names.
     Events,
-    /// A line of JSON each.
+    /// One line of JSON per chunk.
     Lines,
 }
 
-/// Pieces on their way out.
+/// Chunks that are not yet sent.
 #[derive(Debug)]
 pub struct Frames {
     pub form: Form,
@@ -45,7 +45,7 @@ impl Frames {
         Frames { form, text: String::new() }
     }
 
-    /// Adds a value, which is only made if somebody reads it.
+    /// Adds a value, which is created only if chunks are written.
     pub fn push(&mut self, value: impl FnOnce() -> Value) {
         match self.form {
             Form::Silent => {}
@@ -58,7 +58,7 @@ impl Frames {
         }
     }
 
-    /// Adds what ends a stream that went wrong.
+    /// Adds the end of a stream that failed.
     pub fn fail(&mut self, error: &ApiError) {
         match self.form {
             Form::Lines => self.push(|| serde_json::json!({ "error": error.message })),
@@ -66,7 +66,7 @@ impl Frames {
         }
     }
 
-    /// Adds the mark of the end, where the form has one.
+    /// Adds the end marker, if the format has one.
     pub fn done(&mut self) {
         if self.form == Form::Data {
             self.text += "data: [DONE]\n\n";
@@ -78,18 +78,18 @@ impl Frames {
     }
 }
 
-/// Where a response's pieces go.
+/// The sender of a response's chunks.
 pub struct Outlet(mpsc::Sender<Bytes>);
 
-/// Nobody reads any more.
+/// The client has disconnected.
 #[derive(Debug)]
 pub struct Gone;
 
 impl Outlet {
-    /// Writes what has gathered.
+    /// Sends the collected chunks.
     ///
     /// # Errors
-    /// A client that went away, or takes nothing.
+    /// The client has disconnected, or accepts no data.
     pub async fn flush(&self, frames: &mut Frames) -> Result<(), Gone> {
         let text = frames.take();
         if text.is_empty() {
@@ -98,7 +98,7 @@ impl Outlet {
         self.write(text.into()).await
     }
 
-    /// Tells the client, and whatever stands between, that the connection lives.
+    /// Sends a keep-alive message to the client and to proxies.
     ///
     /// # Errors
     /// As [`Outlet::flush`].
@@ -116,13 +116,13 @@ impl Outlet {
         }
     }
 
-    /// Ends when nobody reads any more.
+    /// Completes when the client has disconnected.
     pub async fn closed(&self) {
         self.0.closed().await;
     }
 }
 
-/// A response whose pieces `work` writes.
+/// A response whose chunks are written by `work`.
 pub fn respond<F: Future<Output = ()> + Send + 'static>(form: Form, work: impl FnOnce(Outlet) -> F) -> Response {
     let (sender, receiver) = mpsc::channel(WAITING);
     tokio::spawn(work(Outlet(sender)));
@@ -134,7 +134,7 @@ pub fn respond<F: Future<Output = ()> + Send + 'static>(form: Form, work: impl F
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // nginx would gather pieces otherwise.
+    // Keeps nginx from buffering chunks.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

@@ -1,15 +1,15 @@
-//! What a server asks of the system that it runs on: enough open files, and that freed memory goes back.
+//! System settings of a server: the limit of open files, and the return of freed memory.
 
 use std::time::Duration;
 
 use super::app::App;
 
-/// Files that a process has open beside its connections: the model, logs, pipes.
+/// Open files of the process other than connections: the model, logs, pipes.
 const OTHER_FILES: usize = 128;
-/// Between looks for memory to give back.
+/// Interval between checks for memory to return.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Lets the process open as many files as so many connections take, if its hard limit allows it. Systems begin with 1,024 or 256.
+/// Raises the limit of open files to what that many connections need, if the hard limit permits. Typical defaults are 1,024 or 256.
 pub fn allow_open_files(connections: usize) {
     #[cfg(unix)]
     {
@@ -21,7 +21,7 @@ pub fn allow_open_files(connections: usize) {
         let wanted = (connections.saturating_add(OTHER_FILES) as libc::rlim_t).min(limit.rlim_max);
         if wanted > limit.rlim_cur {
             limit.rlim_cur = wanted;
-            // Where it fails, connections beyond the limit wait to be taken.
+            // If this fails, connections beyond the limit wait to be accepted.
             // SAFETY: `limit` is valid for reads.
             unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
         }
@@ -30,8 +30,8 @@ pub fn allow_open_files(connections: usize) {
     let _ = (connections, OTHER_FILES);
 }
 
-/// Gives freed memory back whenever the server comes to rest. glibc keeps what many threads have freed: after large bodies that is
-/// some hundred megabytes. Never ends.
+/// Returns freed memory to the system whenever the server becomes idle. glibc keeps memory freed by many threads: several hundred megabytes
+/// after large bodies. Never completes.
 pub async fn give_memory_back(app: &App) {
     let mut before = 0;
     loop {
@@ -50,6 +50,6 @@ fn trim() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other allocators do it themselves.
+/// Other allocators return memory themselves.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn trim() {}

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`, in the words of llama.cpp and of vLLM: which of them, the keys tell.
+//! `/tokenize` and `/detokenize`, in the formats of llama.cpp and of vLLM, which are distinguished by their keys.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use super::json::ok;
 
 #[derive(Deserialize)]
 struct Tokenize {
-    /// llama.cpp's.
+    /// llama.cpp's field.
     content: Option<String>,
     with_pieces: Option<bool>,
     parse_special: Option<bool>,
-    /// vLLM's.
+    /// vLLM's field.
     prompt: Option<String>,
     messages: Option<Value>,
     return_token_strs: Option<bool>,
@@ -33,7 +33,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<R
     let piece = |&token: &u32| String::from_utf8_lossy(tokenizer.token_bytes(token).unwrap_or_default()).into_owned();
     heavy(body.len(), || {
         let asked: Tokenize = parse(&body)?;
-        // Control tokens stand for themselves unless the request wants them as text, as with both servers.
+        // Control tokens are recognized unless the request wants them as text, as in both servers.
         let encode = |text: &str| match asked.parse_special {
             Some(false) => tokenizer.encode(text),
             _ => tokenizer.encode_with_control(text),

@@ -1,4 +1,4 @@
-//! Tools that a request declares, and what it demands of the answer's form.
+//! The tools that a request declares, and the required form of its answer.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use super::error::{ApiError, shortened};
 
-/// More tools than this are refused before they are rendered.
+/// The largest number of tools.
 const MOST_TOOLS: usize = 1024;
 
-/// A tool as Chat Completions nests it.
+/// A tool in the format of Chat Completions, which nests the function.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Tool {
     #[serde(rename = "type")]
@@ -24,35 +24,35 @@ pub struct ToolFunction {
     pub name: Option<String>,
     pub description: Option<String>,
     pub parameters: Option<Value>,
-    /// Whether arguments have to be of that schema.
+    /// Whether arguments must match the schema.
     pub strict: Option<bool>,
 }
 
-/// What a request demands of the form of its answer.
+/// The required form of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Demand {
     #[default]
     Free,
-    /// The answer is JSON, of this schema if there is one.
+    /// The answer is JSON that matches the schema, if there is one.
     Json(Option<ResponseFormat>),
     /// The answer is a call of one of these functions.
     Call(Vec<String>),
 }
 
-/// The functions that the model sees, and whether it has to call one.
+/// The functions that the model sees, and whether it must call one.
 #[derive(Clone, Debug, Default)]
 pub struct Toolbox {
     pub functions: Vec<Function>,
-    /// Names of those whose arguments have to be of their schema.
+    /// Names of the functions whose arguments must match their schema.
     pub strict: Vec<String>,
     pub demand: Demand,
 }
 
 impl Toolbox {
-    /// Of a Chat Completions request.
+    /// From a Chat Completions request.
     ///
     /// # Errors
-    /// Tools without a proper name, of other types, or a choice that names none of them.
+    /// A tool has an invalid name or another type, or the choice names no declared tool.
     pub fn of_chat(tools: Option<&[Tool]>, choice: Option<&Value>) -> Result<Toolbox, ApiError> {
         let Some(tools) = tools else { return Toolbox::build(None, choice) };
         let functions = tools.iter().enumerate().map(|(index, tool)| {
@@ -74,7 +74,7 @@ impl Toolbox {
         Ok(Toolbox { strict, ..Toolbox::build(Some(functions), choice)? })
     }
 
-    /// Of functions that were read already. An empty list is refused, as OpenAI does.
+    /// From functions that were already read. An empty list is refused, as by OpenAI.
     ///
     /// # Errors
     /// As [`Toolbox::of_chat`].
@@ -108,10 +108,10 @@ impl Toolbox {
     }
 }
 
-/// A `tool_choice` that is an object: one function, or some.
+/// A `tool_choice` that is an object: one function, or several.
 fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Demand, ApiError> {
     let choice = choice.unwrap_or(&Value::Null);
-    // Chat Completions nests what Responses has beside the type.
+    // Chat Completions nests the name in `function`; Responses has it beside the type.
     let name = |value: &Value| value["function"]["name"].as_str().or(value["name"].as_str()).map(str::to_owned);
     let known = |name: String, functions: &[Function]| match functions.iter().any(|function| function.name == name) {
         true => Ok(name),
@@ -144,10 +144,10 @@ fn bad_choice() -> ApiError {
     ApiError::invalid("tool_choice", message)
 }
 
-/// A function as harmony declares it; `at` is where the request has it.
+/// A function in harmony's format; `at` is its path in the request.
 ///
 /// # Errors
-/// A name that is missing or odd, or parameters that are no object.
+/// The name is missing or invalid, or the parameters are not an object.
 pub fn declared(at: &str, function: &ToolFunction) -> Result<Function, ApiError> {
     let odd = |c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-');
     let name = function.name.as_deref().unwrap_or_default();
@@ -163,17 +163,17 @@ pub fn declared(at: &str, function: &ToolFunction) -> Result<Function, ApiError>
     Ok(Function { name: name.into(), description: function.description.clone(), parameters })
 }
 
-/// The effort that harmony knows for any name that clients send.
+/// The effort of harmony for any name that clients send.
 ///
 /// # Errors
-/// Another word.
+/// The name is unknown.
 pub fn effort(param: &str, name: Option<&str>) -> Result<ReasoningEffort, ApiError> {
     match name {
         Some("none" | "minimal" | "low") => Ok(ReasoningEffort::Low),
         None | Some("medium") => Ok(ReasoningEffort::Medium),
         Some("high" | "xhigh" | "max") => Ok(ReasoningEffort::High),
         Some(other) => {
-            let message = format!("`{}` is no reasoning effort; use low, medium or high.", shortened(other));
+            let message = format!("`{}` is not a reasoning effort; use low, medium or high.", shortened(other));
             Err(ApiError::invalid(param, message))
         }
     }
@@ -182,7 +182,7 @@ pub fn effort(param: &str, name: Option<&str>) -> Result<ReasoningEffort, ApiErr
 /// `response_format` of Chat Completions, or `text.format` of Responses, which has the schema beside the type.
 ///
 /// # Errors
-/// Another type, or a schema that is missing.
+/// The type is unknown, or the schema is missing.
 pub fn response_format(param: &str, format: Option<&Value>) -> Result<Demand, ApiError> {
     let Some(format) = format.filter(|format| !format.is_null()) else { return Ok(Demand::Free) };
     match format["type"].as_str() {

@@ -1,6 +1,6 @@
-//! A model's turn as it is generated: reasoning, text and calls, piece by piece.
+//! Reads a model's turn as it is generated: reasoning, text and calls.
 //!
-//! Every chat endpoint reads its tokens through here, streaming or not, so that both show the same.
+//! All chat endpoints use it, streaming or not, so that both return the same.
 
 use harmony::{Delta, Function, Harmony, Header, Parser, Role};
 use phase1_loading::{TextStream, Tokenizer};
@@ -8,11 +8,11 @@ use phase2_forward::Logprobs;
 
 use super::ledger::Ledger;
 
-/// What a message of the turn is for.
+/// The purpose of a message of the turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Reasoning,
-    /// Said to the user before a call.
+    /// Text to the user before a call.
     Preamble,
     Final,
     Call {
@@ -28,25 +28,25 @@ impl Kind {
             }
             (Role::Assistant, None, Some("commentary")) => Kind::Preamble,
             (Role::Assistant, None, channel) if channel != Some("analysis") => Kind::Final,
-            // What others say is made up; the user should not take it for an answer.
+            // A message of another author is invented by the model, and must not be shown as the answer.
             _ => Kind::Reasoning,
         }
     }
 
-    /// Whether its text is for the user.
+    /// Whether its text is visible to the user.
     fn is_visible(&self) -> bool {
         matches!(self, Kind::Preamble | Kind::Final)
     }
 }
 
-/// A step of the turn.
+/// A change of the turn.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Piece {
-    /// A message begins; the text that follows is its.
+    /// A message begins; the text that follows belongs to it.
     Begin(Kind),
-    /// More of the message that began last. Only visible text has entries.
+    /// More text of the current message. Only visible text has entries.
     Text { text: String, entries: Vec<Entry> },
-    /// The message that began last ends; `complete` if the model ended it.
+    /// The current message ends; `complete` if the model ended it.
     End { complete: bool },
 }
 
@@ -54,7 +54,7 @@ pub enum Piece {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub token: u32,
-    /// What it adds to the text: fewer bytes than the token has if a stop string cuts it.
+    /// The bytes that it adds to the text: fewer than the token's if a stop string cuts it.
     pub bytes: Vec<u8>,
     pub logprob: f32,
     pub top: Vec<(u32, f32)>,
@@ -64,20 +64,20 @@ pub struct Entry {
 pub struct Turn<'a> {
     tokenizer: &'a Tokenizer,
     parser: Parser<'a>,
-    /// Tokens that end generation beside harmony's own; they are never shown.
+    /// Tokens other than harmony's that end generation; they are never shown.
     stop_tokens: Vec<u32>,
     kind: Option<Kind>,
-    /// Tells how much text each token stands for, whatever the parser holds back.
+    /// Tracks how much text each token stands for, independent of what the parser holds back.
     lengths: TextStream,
     ledger: Ledger<Entry>,
-    /// Tokens generated, all of them.
+    /// Number of generated tokens.
     pub tokens: usize,
-    /// Those of reasoning.
+    /// Number of reasoning tokens.
     pub reasoning_tokens: usize,
 }
 
 impl<'a> Turn<'a> {
-    /// `functions` are declared, `stops` end visible text.
+    /// `functions` are the declared functions; `stops` end visible text.
     pub fn new(harmony: &Harmony<'a>, functions: &[Function], stops: &[String], stop_tokens: &[u32]) -> Turn<'a> {
         Turn {
             tokenizer: harmony.tokenizer(),
@@ -91,12 +91,12 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// The stop string that ended visible text. Nothing more is read then.
+    /// The stop string that ended visible text. Later tokens are ignored.
     pub fn stopped_by(&self) -> Option<&str> {
         self.parser.stop_string()
     }
 
-    /// Takes the next token.
+    /// Processes the next token.
     pub fn push(&mut self, token: u32, logprobs: Option<Logprobs>) -> Vec<Piece> {
         self.tokens += 1;
         if self.kind == Some(Kind::Reasoning) {
@@ -116,7 +116,7 @@ impl<'a> Turn<'a> {
         self.read(deltas)
     }
 
-    /// Remembers a token that may be shown. Those of a header may too: one that never becomes a header is shown as text.
+    /// Stores a token that may be shown. This includes tokens of a header, because an invalid header is shown as text.
     fn note(&mut self, token: u32, logprobs: Option<Logprobs>) {
         let bytes = self.lengths.push(self.tokenizer, token).len();
         if let Some(logprobs) = logprobs.filter(|_| self.kind.as_ref().is_none_or(Kind::is_visible)) {
@@ -126,7 +126,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Ends the turn, in the middle of a message if generation did.
+    /// Ends the turn, possibly inside a message.
     pub fn finish(&mut self) -> Vec<Piece> {
         let deltas = self.parser.finish();
         self.read(deltas)
@@ -139,7 +139,7 @@ impl<'a> Turn<'a> {
             match delta {
                 Delta::Begin(header) => {
                     let kind = Kind::of(&header);
-                    // What was a header after all is no text.
+                    // Tokens that turned out to be a header are not text.
                     if !(says_text && kind.is_visible()) {
                         self.ledger.clear();
                     }
@@ -169,20 +169,20 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// The part of an entry that is shown.
+/// The shown part of an entry.
 fn cut_short((mut entry, bytes): (Entry, usize)) -> Entry {
     entry.bytes.truncate(bytes);
     entry
 }
 
-/// Whether a token stands for a control token and not for text.
+/// Whether a token is a control token.
 pub fn is_control(tokenizer: &Tokenizer, token: u32) -> bool {
     let bytes = tokenizer.token_bytes(token).filter(|bytes| bytes.starts_with(b"<|") && bytes.ends_with(b"|>"));
     let name = bytes.and_then(|bytes| std::str::from_utf8(bytes).ok());
     name.is_some_and(|name| tokenizer.control(name) == Some(token))
 }
 
-/// Whether harmony gives a control token a meaning.
+/// Whether a token is one of harmony's control tokens.
 fn is_structural(tokenizer: &Tokenizer, token: u32) -> bool {
     const NAMES: [&[u8]; 7] =
         [b"<|start|>", b"<|channel|>", b"<|constrain|>", b"<|message|>", b"<|end|>", b"<|return|>", b"<|call|>"];

@@ -1,20 +1,20 @@
-//! How many tokens an answer took.
+//! The token counts of an answer.
 
 use serde_json::{Value, json};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt_tokens: usize,
-    /// Of those, tokens that were not read again.
+    /// Prompt tokens that were found in the cache.
     pub cached_tokens: usize,
-    /// All tokens generated, headers and ends among them.
+    /// All generated tokens, including headers and ends of messages.
     pub tokens: usize,
-    /// Of those, tokens of reasoning.
+    /// Generated tokens of reasoning.
     pub reasoning_tokens: usize,
 }
 
 impl Usage {
-    /// As Chat Completions and Completions tell it.
+    /// In the format of Chat Completions and Completions.
     pub fn of_chat(&self) -> Value {
         let Usage { prompt_tokens, cached_tokens, tokens, reasoning_tokens } = self;
         json!({
@@ -26,7 +26,7 @@ impl Usage {
         })
     }
 
-    /// As Responses tells it.
+    /// In the format of Responses.
     pub fn of_response(&self) -> Value {
         let Usage { prompt_tokens, cached_tokens, tokens, reasoning_tokens } = self;
         json!({

@@ -1,6 +1,6 @@
-//! Compiled grammars, kept for requests that bring the same schema again.
+//! A cache of compiled grammars for requests that repeat a schema.
 //!
-//! Agents send the same tools with every turn, and compiling is most of what a constraint costs.
+//! Agents send the same tools in every turn, and compilation is most of the cost of a constraint.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,17 +8,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use llguidance::Matcher;
 use serde_json::Value;
 
-/// Grammars kept. Before the first token, their lexers have few of their states yet.
+/// The largest number of grammars. Before the first token, a lexer has only a few of its states.
 const MOST: usize = 32;
-/// Bytes of all schemas kept.
+/// The largest total size of their schemas, in bytes.
 const MOST_BYTES: usize = 1 << 20;
 
-/// What a grammar was compiled from.
+/// The source of a grammar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
-    /// The schema as JSON, its members in their order: grammars follow it.
+    /// The schema as JSON. The order of its members matters, because grammars keep it.
     schema: String,
-    /// Whether any object was taken in place of a schema that cannot be enforced.
+    /// Whether any object is accepted if the schema cannot be enforced.
     lenient: bool,
 }
 
@@ -28,15 +28,15 @@ impl Key {
     }
 }
 
-/// The grammars used last, none of which has consumed a token.
+/// The most recently used grammars, in their initial state.
 #[derive(Default)]
 pub(super) struct Cache {
-    /// The one used last stands at the back.
+    /// The most recently used is at the back.
     kept: Mutex<VecDeque<(Key, Matcher)>>,
 }
 
 impl Cache {
-    /// A copy that shares nothing with the one kept.
+    /// A copy that shares no state with the cached grammar.
     pub fn get(&self, key: &Key) -> Option<Matcher> {
         let mut kept = self.lock();
         let at = kept.iter().position(|(known, _)| known == key)?;
@@ -46,7 +46,7 @@ impl Cache {
         Some(copy)
     }
 
-    /// Keeps a grammar, and drops those that were not used for longest.
+    /// Stores a grammar, and drops the least recently used ones.
     pub fn insert(&self, key: Key, grammar: &Matcher) {
         if key.schema.len() > MOST_BYTES {
             return;
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     fn grammar() -> Matcher {
-        // What it would match does not matter here.
+        // The language of the grammar does not matter here.
         Matcher::new(Err(std::io::Error::other("none").into()))
     }
 
@@ -96,7 +96,7 @@ mod tests {
         assert!(cache.get(&key(0)).is_some());
         cache.insert(key(MOST), &grammar());
         assert!(cache.get(&key(0)).is_some() && cache.get(&key(1)).is_none() && cache.get(&key(MOST)).is_some());
-        // The same again takes no second place.
+        // Inserting the same key again adds no second entry.
         cache.insert(key(2), &grammar());
         assert!(cache.get(&key(3)).is_some());
         assert_eq!(cache.lock().len(), MOST);

@@ -1,4 +1,4 @@
-//! Schemas to grammars.
+//! Compiles schemas to grammars.
 
 use std::thread;
 
@@ -11,15 +11,15 @@ use super::error::GrammarError;
 use super::schema::check;
 use super::vocabulary::Vocabulary;
 
-/// White space between two parts of JSON: enough for a line that is indented deeply, but not so much that a model loops in it.
+/// White space between two parts of JSON: enough for a deeply indented line, but bounded, so that a model cannot loop in it.
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
-/// Schemas are compiled by recursion. `check` bounds its depth, which this is ample for; pages that are not used cost nothing.
+/// Stack size. Schemas are compiled recursively; `check` bounds the depth, for which this is ample. Unused pages cost nothing.
 const STACK: usize = 256 << 20;
 
-/// A schema with the function that it belongs to, and whether any object will do in its place.
+/// The function that a schema belongs to, the schema, and whether any object is accepted in its place.
 pub(super) type Wanted = (Option<String>, Value, bool);
 
-/// Grammars of schemas, in their order. Those that the cache does not have are compiled.
+/// The grammars of schemas, in the same order. Those not in the cache are compiled.
 pub(super) fn compile_all(
     vocabulary: &Vocabulary,
     cache: &Cache,
@@ -36,7 +36,7 @@ pub(super) fn compile_all(
     Ok(grammars.into_iter().flatten().collect())
 }
 
-/// Compiles schemas on a thread with a stack for the deepest of them.
+/// Compiles schemas on a thread with a large stack.
 fn compile_each(vocabulary: &Vocabulary, schemas: Vec<Wanted>) -> Result<Vec<Matcher>, GrammarError> {
     if schemas.is_empty() {
         return Ok(Vec::new());
@@ -69,16 +69,16 @@ fn compile_or_relax(vocabulary: &Vocabulary, (function, schema, lenient): Wanted
 
 /// Compiles a schema that was checked and is an object.
 fn compile(vocabulary: &Vocabulary, mut schema: Value) -> Result<Matcher, String> {
-    // Options of the grammar engine. A client's own, which could turn checks off, are replaced.
+    // Options of the grammar engine. They replace those of the client, which could turn checks off.
     schema["x-guidance"] = json!({ "whitespace_pattern": WHITE_SPACE });
     let parser = vocabulary.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
     let mut matcher = Matcher::new(Ok(parser.map_err(|error| plain(&error.to_string()))?));
-    // What allows no first token allows no text.
+    // A grammar that allows no first token matches no text.
     matcher.compute_mask_or_eos().map_err(|error| plain(&error.to_string()))?;
     Ok(matcher)
 }
 
-/// An error of the grammar engine without its state.
+/// An error of the grammar engine, without its internal state.
 fn plain(message: &str) -> String {
     let mut lines = message.lines().filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
@@ -88,7 +88,7 @@ fn plain(message: &str) -> String {
     if first.starts_with("oneOf") {
         return "`oneOf` is only supported if no value fits two of its schemas".into();
     }
-    // Errors in patterns come with a drawing of the place, and the reason in the last line.
+    // Errors in patterns consist of a drawing of the position, and the reason in the last line.
     let reason = if first.ends_with(':') { lines.next_back().unwrap_or(first) } else { first };
     reason.chars().take(300).collect()
 }

@@ -1,4 +1,4 @@
-//! What may be drawn in one turn: a state of harmony, and the mask that follows from it.
+//! The constraint of one turn: a state of harmony, and the mask that follows from it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::headers::{Body, Form};
 use super::vocabulary::{Vocabulary, allow};
 use crate::request::Constraint;
 
-/// The constraint of one turn, from behind `<|start|>assistant` on.
+/// The constraint of one turn, beginning after `<|start|>assistant`.
 pub(super) struct TurnConstraint {
     vocabulary: Arc<Vocabulary>,
     forms: Arc<[Form]>,
-    /// By their numbers in the forms. A body with a grammar ends the turn, so that each grammar is used once at most.
+    /// Indexed by the numbers in `forms`. A body with a grammar ends the turn, so that each grammar is used at most once.
     grammars: Vec<Matcher>,
     state: State,
     allowed: Vec<u32>,
@@ -21,12 +21,12 @@ pub(super) struct TurnConstraint {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// Between messages: so many tokens of `<|start|>assistant` are written.
+    /// Between messages: the number of tokens of `<|start|>assistant` written so far.
     Opening(usize),
     /// The tokens of a header so far.
     Header(Vec<u32>),
     Body(Body),
-    /// Nothing is limited any more.
+    /// Nothing is constrained any more.
     Ended,
 }
 
@@ -70,7 +70,7 @@ impl TurnConstraint {
         }
     }
 
-    /// Makes the mask that belongs to the state.
+    /// Computes the mask of the state.
     fn renew_mask(&mut self) -> Result<(), String> {
         let allowed = &mut self.allowed;
         match &self.state {
@@ -91,7 +91,7 @@ impl TurnConstraint {
             State::Body(Body { grammar: Some(grammar), end }) => {
                 let mask = self.grammars[*grammar].compute_mask_or_eos().map_err(|error| error.to_string())?;
                 allowed.fill(0);
-                // It has a bit more, and with it perhaps a word.
+                // The matcher's mask has one bit more, and so possibly one word more.
                 for (word, found) in allowed.iter_mut().zip(mask.as_slice()) {
                     *word = *found;
                 }

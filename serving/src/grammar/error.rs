@@ -1,23 +1,23 @@
-//! Why a turn cannot be constrained.
+//! Errors of constraints.
 
-/// Grammars that one turn may have.
+/// The largest number of grammars in one turn.
 pub(super) const MOST_GRAMMARS: usize = 128;
 
-/// Why there is no constraint.
+/// Why a constraint cannot be created.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
-    /// A schema that cannot be enforced.
+    /// A schema cannot be enforced.
     #[error("{problem} (at `{path}`)")]
     Schema {
-        /// Whose parameters these are; `None` for the answer.
+        /// The function whose parameters these are; `None` for the answer.
         function: Option<String>,
-        /// Where in the schema, as a JSON pointer behind `#`.
+        /// The position in the schema, as a JSON pointer after `#`.
         path: String,
         problem: String,
     },
     #[error("there are more than {} schemas to enforce", MOST_GRAMMARS)]
     TooMany,
-    /// A vocabulary that grammars cannot be matched against, or no memory for it.
+    /// Grammars cannot be matched against the vocabulary, or memory is exhausted.
     #[error("{0}")]
     Vocabulary(String),
 }

@@ -1,30 +1,30 @@
-//! The headers that a constrained turn may have, and what follows each.
+//! The headers that a constrained turn may have, and what may follow each.
 
 use phase1_loading::Tokenizer;
 
 use super::vocabulary::Control;
 
-/// A header, from behind `<|start|>assistant` to `<|message|>`.
+/// A header, from after `<|start|>assistant` to `<|message|>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Form {
     pub tokens: Vec<u32>,
     pub body: Body,
 }
 
-/// What follows a header.
+/// The body after a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Body {
-    /// The number of the grammar that it follows; any text without one.
+    /// The number of its grammar; without one any text is allowed.
     pub grammar: Option<usize>,
     /// The token that ends it.
     pub end: u32,
 }
 
-/// All headers of a turn. No header is the beginning of another, since `<|message|>` ends each.
+/// All headers of a turn. No header is a prefix of another, because each ends with `<|message|>`.
 ///
-/// `answer` is `None` for a turn without a final answer. Its grammar, and those of the arguments of each function in `calls`, go by
-/// their numbers. Models write the recipient behind the role or behind the channel, and the content type plainly, as a control token,
-/// or not at all: all of that is left to them.
+/// `answer` is `None` for a turn without a final answer. The grammars of the answer and of the arguments of each function in `calls` are
+/// given by number. Models write the recipient after the role or after the channel, and the content type as text, with a control token, or
+/// not at all: all these forms are allowed.
 pub(super) fn forms(
     tokenizer: &Tokenizer,
     control: &Control,
@@ -48,7 +48,7 @@ pub(super) fn forms(
     }
     let commentary = channel("commentary");
     if !calls.is_empty() {
-        // What is said to the user before a call.
+        // Text to the user before a call.
         forms.push(form(&[&commentary], None, control.end));
     }
     for &(name, grammar) in calls {

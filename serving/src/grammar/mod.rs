@@ -1,10 +1,10 @@
-//! Constrained output: a turn whose answer is JSON of a schema, or whose calls have arguments of one.
+//! Constrained output: turns whose answer is JSON that matches a schema, or whose calls have arguments that do.
 //!
-//! [`Grammars::constraint`] makes a [`Constraint`] for one turn. It follows harmony token by token. Headers are limited to the
-//! well-formed ones that lead to what the turn may hold; reasoning and preambles may hold any text; the body of an answer or of a call
-//! follows a grammar, which the crate `llguidance` matches against all tokens at once, and may end only where the JSON is complete.
+//! [`Grammars::constraint`] creates a [`Constraint`] for one turn, which follows harmony token by token. Headers are limited to well-formed
+//! ones that the rules allow. Reasoning and preambles may be any text. The body of an answer or of a call follows a grammar, which the
+//! crate `llguidance` matches against all tokens at once, and may end only where the JSON is complete.
 //!
-//! What no grammar can do is end a text in time: one that reaches the limit of its tokens breaks off in the middle.
+//! A grammar cannot make a text end in time: one that reaches its token limit is cut off.
 
 mod cache;
 mod compile;
@@ -29,13 +29,13 @@ use error::MOST_GRAMMARS;
 use headers::forms;
 use vocabulary::Vocabulary;
 
-/// What a body holds.
+/// The allowed content of a body.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     Text,
     Json {
         schema: Value,
-        /// Whether any JSON object will do if the schema cannot be enforced.
+        /// Whether any JSON object is accepted if the schema cannot be enforced.
         lenient: bool,
     },
 }
@@ -47,19 +47,19 @@ impl Content {
     }
 }
 
-/// What a turn may hold beside reasoning. With functions, it may say something to the user before a call.
+/// What a turn may contain besides reasoning. With functions, it may contain text to the user before a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TurnRules {
-    /// The final answer; `None` if the turn has to end in a call.
+    /// The final answer; `None` if the turn must end with a call.
     pub answer: Option<Content>,
-    /// Functions that may be called, by their names, and their arguments.
+    /// Names of the functions that may be called, with their arguments.
     pub calls: Vec<(String, Content)>,
 }
 
-/// Makes constraints for one model.
+/// Creates constraints for one model.
 ///
-/// What they share is built from the tokenizer at the first one. For the 201,088 tokens of o200k_harmony this takes some 80 MiB, as there
-/// are a dozen tries of tokens, and in the order of a second. Grammars of the schemas that came last are kept.
+/// Shared data is built from the tokenizer for the first constraint. For the 201,088 tokens of o200k_harmony this takes about 80 MiB, for a
+/// dozen tries of tokens, and about a second. Compiled grammars of recent schemas are cached.
 #[derive(Default)]
 pub struct Grammars {
     vocabulary: OnceLock<Result<Arc<Vocabulary>, String>>,
@@ -67,11 +67,11 @@ pub struct Grammars {
 }
 
 impl Grammars {
-    /// A constraint for a turn, from behind `<|start|>assistant` on. `vocab` is the number of logits, the same in every call, as is
-    /// the tokenizer. May take a while: do not call it where others wait.
+    /// A constraint for a turn, beginning after `<|start|>assistant`. `vocab` is the number of logits; it and the tokenizer must be the
+    /// same in every call. May take long: do not call it on a thread that serves other requests.
     ///
     /// # Errors
-    /// A schema that is too large, too deep or malformed, or that uses what cannot be enforced; a vocabulary without harmony's tokens.
+    /// A schema is too large, too deep, malformed, or cannot be enforced; or the vocabulary lacks harmony's tokens.
     pub fn constraint(
         &self,
         tokenizer: &Tokenizer,

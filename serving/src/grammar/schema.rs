@@ -1,19 +1,19 @@
-//! Which JSON schemas are taken: within limits, and with nothing in them that could not be enforced.
+//! The accepted JSON schemas: within limits, and without keywords that cannot be enforced.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-/// Schemas within schemas.
+/// The largest depth of nested schemas.
 const DEEPEST: usize = 48;
-/// Schemas and values in all.
+/// The largest total number of schemas and values.
 const MOST_NODES: usize = 10_000;
-/// Bytes of names and texts.
+/// The largest total size of names and texts, in bytes.
 const MOST_BYTES: usize = 256 << 10;
-/// Different places that `$ref` names. With the depth this bounds how deeply the compiler nests.
+/// The largest number of different `$ref` targets. Together with the depth this bounds the recursion of the compiler.
 const MOST_REFERENCES: usize = 128;
 
-/// Keywords that say something about a value which no grammar of ours says.
+/// Keywords that constrain values in ways that the grammar cannot express.
 const UNSUPPORTED: [&str; 18] = [
     "not",
     "if",
@@ -38,10 +38,10 @@ const UNSUPPORTED: [&str; 18] = [
 const FORMATS: [&str; 11] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown"];
 
-/// A path in the schema, and what is wrong there.
+/// A path in the schema, and the problem there.
 type Fault = (String, String);
 
-/// Whether a schema is an object that can be enforced. What is malformed otherwise is left to the compiler.
+/// Checks that a schema is an object that can be enforced. Other errors are found by the compiler.
 pub(super) fn check(schema: &Value) -> Result<(), Fault> {
     if !schema.is_object() {
         return fault("#", "a schema must be an object");
@@ -71,10 +71,11 @@ impl<'a> Walk<'a> {
             _ => 0,
         };
         if depth > DEEPEST {
-            return fault(path, format!("a schema may be nested {DEEPEST} deep"));
+            return fault(path, format!("a schema may be nested at most {DEEPEST} deep"));
         }
         if self.nodes > MOST_NODES || self.bytes > MOST_BYTES {
-            let most = format!("a schema may have {MOST_NODES} parts and {MOST_BYTES} bytes of names and texts");
+            let most =
+                format!("a schema may have at most {MOST_NODES} parts and {MOST_BYTES} bytes of names and texts");
             return fault(path, most);
         }
         Ok(())
@@ -107,7 +108,7 @@ impl<'a> Walk<'a> {
                 _ if UNSUPPORTED.contains(&keyword.as_str()) => {
                     return fault(&at, format!("`{keyword}` is not supported"));
                 }
-                // Notes and unknown keywords say nothing about a value.
+                // Annotations and unknown keywords do not constrain a value.
                 _ => self.count(value, &at, depth + 1)?,
             }
         }
@@ -123,12 +124,12 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A reference into the schema itself that does not only lead to itself. What it names is looked at where it stands.
+    /// A reference into the same schema that is not circular by itself. Its target is checked where it is defined.
     fn reference(&mut self, value: &'a Value, path: &str) -> Result<(), Fault> {
         let Some(mut reference) = value.as_str() else { return fault(path, "`$ref` must be a string") };
         self.references.insert(reference);
         if self.references.len() > MOST_REFERENCES {
-            return fault(path, format!("a schema may refer to {MOST_REFERENCES} places"));
+            return fault(path, format!("a schema may refer to at most {MOST_REFERENCES} places"));
         }
         let mut passed = BTreeSet::new();
         loop {
@@ -149,7 +150,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The part that a reference names, as the compiler finds it.
+    /// The target of a reference, resolved as by the compiler.
     fn find(&self, reference: &str) -> Option<&'a Value> {
         let pointer = reference.strip_prefix('#')?;
         if pointer.is_empty() || pointer == "/" {
@@ -162,7 +163,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Formats of other values than strings say nothing.
+/// Formats constrain only strings.
 fn check_format(members: &Map<String, Value>, format: &Value, path: &str) -> Result<(), Fault> {
     let is_string = |kind: &Value| kind == "string";
     let concerns_strings = match members.get("type") {

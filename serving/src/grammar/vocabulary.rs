@@ -1,4 +1,4 @@
-//! What all constraints of a model share: its tokens as `llguidance` wants them, and those that structure a turn.
+//! The parts shared by all constraints of a model: its tokens in the format of `llguidance`, and the tokens that structure a turn.
 
 use std::sync::Arc;
 
@@ -6,16 +6,16 @@ use llguidance::ParserFactory;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use phase1_loading::Tokenizer;
 
-/// Lexer states that a grammar may come to have, at 1 to 2 KB each.
+/// The largest number of lexer states of a grammar, at 1 to 2 KB each.
 const MOST_LEXER_STATES: usize = 50_000;
 
 pub(super) struct Vocabulary {
-    /// Makes parsers. In their masks, `<|return|>` stands for the end of the text.
+    /// Creates parsers. In their masks, `<|return|>` stands for the end of the text.
     pub factory: ParserFactory,
     pub control: Control,
     /// `<|start|>assistant`.
     pub opening: Vec<u32>,
-    /// The mask of all tokens that stand for text.
+    /// The mask of all text tokens.
     pub text: Vec<u32>,
 }
 
@@ -49,7 +49,7 @@ impl Control {
 }
 
 impl Vocabulary {
-    /// `vocab` is the number of logits, which a mask has a bit for each.
+    /// `vocab` is the number of logits, and of bits in a mask.
     pub fn new(tokenizer: &Tokenizer, vocab: usize) -> Result<Vocabulary, String> {
         if tokenizer.vocab() > vocab {
             return Err(format!("the tokenizer has {} tokens for {vocab} logits", tokenizer.vocab()));
@@ -61,7 +61,7 @@ impl Vocabulary {
             let bytes = tokenizer.token_bytes(token).unwrap_or_default();
             let is_control = std::str::from_utf8(bytes).is_ok_and(|name| tokenizer.control(name) == Some(token));
             if is_control {
-                // No UTF-8 has this byte, so that no grammar takes a control token for text.
+                // This byte does not occur in UTF-8, so that no grammar matches a control token as text.
                 words.push([&[TokTrie::SPECIAL_TOKEN_MARKER][..], bytes].concat());
             } else {
                 allow(&mut text, token);
@@ -70,7 +70,8 @@ impl Vocabulary {
         }
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, control.returns), &words);
         drop(words);
-        // It cannot say how the tokenizer would split a text, so that nothing is forced: the model may split forced text as it likes.
+        // This environment cannot reproduce how the tokenizer splits a text, so it forces no tokens: the model chooses the tokens even
+        // where the grammar allows only one text.
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&env).map_err(|error| error.to_string())?;
         factory.quiet();

@@ -1,11 +1,11 @@
-//! A thread that does one job after the other, and hands over what comes of them.
+//! A thread that executes jobs in order and returns their results.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-/// The thread of jobs `J` and results `R`. Dropping this breaks off what is queued and waits for the job under way.
+/// A thread with jobs `J` and results `R`. Dropping this discards queued jobs and waits for the current one.
 #[derive(Debug)]
 pub(super) struct Background<J, R> {
     jobs: Option<Sender<J>>,
@@ -13,15 +13,15 @@ pub(super) struct Background<J, R> {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The thread is gone: a job panicked.
+/// The thread has ended: a job panicked.
 #[derive(Debug)]
 pub(super) struct Gone;
 
 impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
-    /// Starts a thread that goes on while at most `waiting` results have not been taken. Jobs need not have one.
+    /// Starts a thread that pauses while `waiting` results have not been taken. Jobs need not have a result.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// The system cannot start a thread.
     pub fn start(
         name: &str,
         waiting: usize,
@@ -42,7 +42,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
         Ok(Background { jobs: Some(jobs), results: Some(results), thread: Some(thread) })
     }
 
-    /// Queues a job. One for a thread that is gone is lost.
+    /// Queues a job. If the thread has ended, the job is lost.
     pub fn send(&self, job: J) {
         if let Some(jobs) = &self.jobs {
             let _ = jobs.send(job);
@@ -52,7 +52,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
     /// A result, if there is one.
     ///
     /// # Errors
-    /// A thread that is gone; there will be no more results.
+    /// The thread has ended; there will be no more results.
     pub fn take(&self) -> Result<Option<R>, Gone> {
         let results = self.results.as_ref().ok_or(Gone)?;
         match results.try_recv() {
@@ -62,7 +62,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
         }
     }
 
-    /// The next result, or `None` if it does not come in time.
+    /// The next result, or `None` if it does not arrive in time.
     ///
     /// # Errors
     /// As [`Background::take`].
@@ -78,7 +78,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
 
 impl<J, R> Drop for Background<J, R> {
     fn drop(&mut self) {
-        // Without receivers the thread ends after the job under way, also where it waits to hand over a result.
+        // Without a receiver the thread ends after its current job, even while it waits to return a result.
         self.results = None;
         self.jobs = None;
         if let Some(thread) = self.thread.take() {

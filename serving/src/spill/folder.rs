@@ -1,5 +1,5 @@
-//! The folder of spilled sequences: a session file each, under a number. A file that is not whole has another name, and one that was
-//! damaged later does not match its checksum.
+//! The folder of spilled sequences: one session file each, named by a number. An incomplete file has another name, and a damaged file does
+//! not match its checksum.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -10,14 +10,14 @@ use phase1_loading::{LoadError, SavedSession, SessionHeader};
 
 use super::index::FileId;
 
-/// What has to be equal for a sequence to be of use: it was computed by the same weights, and cached in the same way.
+/// The properties that must be equal to reuse a sequence: it was computed with the same weights and cached in the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// [`phase1_loading::Checkpoint::fingerprint`]
     pub model: String,
-    /// YaRN's ramp by name.
+    /// Name of YaRN's ramp.
     pub rope: String,
-    /// The cache's type by name.
+    /// Name of the cache type.
     pub cache: String,
     /// [`phase2_forward::Snapshots::kind`]
     pub engine: String,
@@ -30,7 +30,7 @@ impl Identity {
     }
 }
 
-/// Says a sentence to the operator.
+/// Prints a warning for the operator.
 pub type Warn = fn(&str);
 
 /// Why a folder cannot be used.
@@ -38,26 +38,26 @@ pub type Warn = fn(&str);
 pub enum SpillError {
     #[error("{} cannot be used for spilled conversations", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} belongs to a server that runs; each needs a folder of its own", path.display())]
+    #[error("{} is in use by a running server; each server needs its own folder", path.display())]
     Taken { path: PathBuf },
 }
 
-/// A folder that no other server uses.
+/// A folder that is locked for this server.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
     identity: Identity,
     warn: Warn,
-    /// Locked while it is open; the system unlocks it however the process ends.
+    /// The lock is held while it is open; the system releases it when the process ends in any way.
     _lock: File,
 }
 
-/// A file that was there.
+/// A file found in the folder.
 #[derive(Debug)]
 pub(super) struct Listed {
     pub id: FileId,
     pub bytes: u64,
-    /// `None` for one that is another model's, or of other settings.
+    /// `None` for a file of another model or other settings.
     pub tokens: Option<Vec<u32>>,
 }
 
@@ -65,10 +65,10 @@ const LOCK: &str = "lock";
 const EXTENSION: &str = ".kv";
 
 impl Folder {
-    /// Locks the folder, and creates it if there is none.
+    /// Locks the folder, and creates it if it does not exist.
     ///
     /// # Errors
-    /// A folder that cannot be made or written to, or that is another server's.
+    /// The folder cannot be created or written, or another server uses it.
     pub fn open(path: &Path, identity: Identity, warn: Warn) -> Result<Folder, SpillError> {
         let io = |source| SpillError::Io { path: path.to_owned(), source };
         create(path).map_err(io)?;
@@ -76,7 +76,7 @@ impl Folder {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(SpillError::Taken { path: path.to_owned() }),
-            // Some file systems have no locks.
+            // Some file systems do not support locks.
             Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
@@ -87,11 +87,11 @@ impl Folder {
         &self.identity
     }
 
-    /// The files by their headers, that used last at the end. Those that are not whole or do not match their checksum are deleted, each
-    /// with a warning. Files of other models are left alone.
+    /// The files with their headers, the most recently used last. Incomplete files and files with a wrong checksum are deleted with a
+    /// warning. Files of other models are kept.
     ///
     /// # Errors
-    /// A folder that cannot be read.
+    /// The folder cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>, SpillError> {
         let io = |source| SpillError::Io { path: self.path.clone(), source };
         let mut found: Vec<(SystemTime, Listed)> = Vec::new();
@@ -100,7 +100,7 @@ impl Folder {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
             if is_part(name) {
-                self.warn(&format!("{}: never finished; it is deleted", entry.path().display()));
+                self.warn(&format!("{}: incomplete; it is deleted", entry.path().display()));
                 let _ = fs::remove_file(entry.path());
             }
             let Some(id) = id_of(name) else { continue };
@@ -114,14 +114,15 @@ impl Folder {
         match found.iter().filter(|file| file.tokens.is_none()).count() {
             0 => {}
             others => self.warn(&format!(
-                "{}: files of another model, engine, --kv or --rope: {others}; they are not used, and deleted when room is needed",
+                "{}: {others} of its files are of another model, engine, --kv or --rope; they are not used, and are \
+                 deleted when space is needed",
                 self.path.display()
             )),
         }
         Ok(found)
     }
 
-    /// The tokens of a file, none for one that is not of this model, or `None` for one that cannot be used at all.
+    /// The tokens of a file; `Some(None)` if it is of another model, `None` if it is unusable.
     fn look_at(&self, id: FileId) -> Option<Option<Vec<u32>>> {
         match SessionHeader::open(&self.file(id)) {
             Ok(header) if !self.identity.is_of(&header) => Some(None),
@@ -137,18 +138,18 @@ impl Folder {
         }
     }
 
-    /// Writes a file under another name, and gives it its own when it is whole.
+    /// Writes a file under a temporary name, and renames it when it is complete.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, id: FileId, saved: &SavedSession) -> Result<(), LoadError> {
         saved.write(&self.file(id))
     }
 
-    /// Reads a whole file into memory, so that nobody who uses it waits for the disk, and checks it.
+    /// Reads a whole file into memory, so that its users do not wait for the disk, and checks it.
     ///
     /// # Errors
-    /// A file that is gone or damaged, or that another took the place of.
+    /// The file is missing, damaged, or was replaced.
     pub fn read(&self, id: FileId) -> Result<SavedSession, LoadError> {
         let path = self.file(id);
         let bytes = fs::read(&path).map_err(|source| LoadError::Io { path: path.clone(), source })?;
@@ -162,19 +163,19 @@ impl Folder {
         }
     }
 
-    /// Notes on the file that it was used.
+    /// Records the use of a file in its modification time.
     pub fn touch(&self, id: FileId) {
-        // If that fails, it is deleted earlier than it should be.
+        // If that fails, the file may be deleted too early.
         let file = File::options().write(true).open(self.file(id));
         let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
     }
 
     pub fn remove(&self, id: FileId) {
-        // One that cannot be deleted is found at the next start.
+        // A file that cannot be deleted is found at the next start.
         let _ = fs::remove_file(self.file(id));
     }
 
-    /// Deletes a file that cannot be used, with a warning.
+    /// Deletes an unusable file, with a warning.
     pub fn refuse(&self, id: FileId, reason: &str) {
         self.warn(&format!("{}: {reason}; it is deleted", self.file(id).display()));
         self.remove(id);
@@ -195,7 +196,7 @@ impl Folder {
     }
 }
 
-/// Creates a folder, if it is not there, that nobody else may look into: its files hold what people wrote.
+/// Creates the folder if it does not exist, readable only by this user: its files contain conversations.
 fn create(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -204,7 +205,7 @@ fn create(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// An error with its cause.
+/// The message of an error with its cause.
 pub(super) fn told(error: &LoadError) -> String {
     match error {
         LoadError::Io { source, .. } | LoadError::Unwritten { source, .. } => format!("{error}: {source}"),
@@ -212,14 +213,14 @@ pub(super) fn told(error: &LoadError) -> String {
     }
 }
 
-/// The number of a whole file.
+/// The number in the name of a complete file.
 fn id_of(name: &str) -> Option<FileId> {
     let digits = name.strip_suffix(EXTENSION)?;
     let is_number = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     is_number.then(|| FileId::from_str_radix(digits, 16).ok()).flatten()
 }
 
-/// Whether a file was begun and not finished: it has a whole file's name, and more behind it.
+/// Whether a file is incomplete: its name is that of a complete file with a suffix.
 fn is_part(name: &str) -> bool {
     let stem = name.find(EXTENSION).map(|at| name.split_at(at + EXTENSION.len()));
     stem.is_some_and(|(stem, rest)| id_of(stem).is_some() && rest.ends_with(".part"))

@@ -1,29 +1,29 @@
-//! Which files hold the beginning of a prompt, and which go first when there is no room. It reads and writes nothing.
+//! Finds files that begin like a prompt, and decides which are deleted when space is needed. Does no I/O.
 
 use std::collections::HashMap;
 
 use crate::prefix::{Hit, PrefixIndex};
 
-/// A file, by a number that no other one has had.
+/// Identifies a file; numbers are never reused.
 pub(super) type FileId = u64;
 
-/// All files of the folder, those being written among them.
+/// All files of the folder, including those being written.
 #[derive(Debug)]
 pub(super) struct FileIndex {
-    /// Bytes that the files may have together, and that they have.
+    /// The largest total size of the files, and their current total, in bytes.
     limit: u64,
     bytes: u64,
     files: HashMap<FileId, File>,
-    /// Those that can be read.
+    /// Files that can be read.
     readable: PrefixIndex,
-    /// Counts uses.
+    /// Increases with each use.
     clock: u64,
 }
 
 #[derive(Debug)]
 struct File {
     bytes: u64,
-    /// 0 for a file that cannot be read: it is another model's, or not complete yet.
+    /// 0 for a file that cannot be read, because it is of another model or not complete yet.
     tokens: usize,
     used: u64,
 }
@@ -38,13 +38,13 @@ impl FileIndex {
         self.files.len()
     }
 
-    /// Of all files.
+    /// Total size of all files.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Adds a file that cannot be read yet, as the one used last. Returns the files that have to go for it, or `None`, and adds nothing,
-    /// if there is no room for it alone.
+    /// Adds a file that cannot be read yet, as the most recently used. Returns the files that must be deleted for it; or adds nothing and
+    /// returns `None` if it alone is too large.
     pub fn add(&mut self, id: FileId, bytes: u64) -> Option<Vec<FileId>> {
         let limit = self.limit.checked_sub(bytes)?;
         let mut gone = Vec::new();
@@ -59,8 +59,8 @@ impl FileIndex {
         Some(gone)
     }
 
-    /// From now on an added file can be read for prompts that begin with these tokens. False if it was removed meanwhile, or if another
-    /// file holds them.
+    /// Makes an added file readable for prompts that begin with these tokens. False if it was removed meanwhile, or if another file has the
+    /// same tokens.
     pub fn complete(&mut self, id: FileId, tokens: &[u32]) -> bool {
         let Some(file) = self.files.get_mut(&id) else { return false };
         let is_new = self.readable.insert(tokens, id);
@@ -68,7 +68,7 @@ impl FileIndex {
         is_new
     }
 
-    /// Notes that a file was used.
+    /// Marks a file as used.
     pub fn touch(&mut self, id: FileId) {
         self.clock += 1;
         if let Some(file) = self.files.get_mut(&id) {
@@ -76,7 +76,7 @@ impl FileIndex {
         }
     }
 
-    /// Forgets a file; false if there is none.
+    /// Removes a file; false if it does not exist.
     pub fn remove(&mut self, id: FileId) -> bool {
         let Some(file) = self.files.remove(&id) else { return false };
         self.bytes -= file.bytes;
@@ -84,19 +84,19 @@ impl FileIndex {
         true
     }
 
-    /// Whether a file of exactly these tokens can be read.
+    /// Whether a file with exactly these tokens can be read.
     pub fn holds(&self, tokens: &[u32]) -> bool {
         self.readable.exact(tokens).is_some()
     }
 
-    /// The file that holds most tokens of a prompt, and how many. A sequence can go back by `rewind` tokens after it was read; one token
-    /// of the prompt is always left.
+    /// The file that holds the most tokens of a prompt, and their number. A restored sequence can go back by up to `rewind` tokens; at
+    /// least one token of the prompt is left over.
     pub fn longest(&self, prompt: &[u32], rewind: usize) -> Option<Hit> {
         let reaches = |hit: &Hit| self.files[&hit.sequence].tokens - hit.length <= rewind;
         self.readable.find(prompt).hits.into_iter().find(reaches)
     }
 
-    /// The files whose tokens are all a beginning of these, with at least `least` tokens.
+    /// The files whose tokens are a prefix of these, with at least `least` tokens.
     pub fn beginnings(&self, tokens: &[u32], least: usize) -> Vec<FileId> {
         let hits = self.readable.beginnings(tokens).into_iter();
         hits.filter(|hit| hit.length >= least).map(|hit| hit.sequence).collect()
@@ -119,7 +119,7 @@ mod tests {
 
     const LIMIT: u64 = 100;
 
-    /// Few tokens, so that texts share much.
+    /// Few different tokens, so that texts have common beginnings.
     fn text() -> impl Strategy<Value = Vec<u32>> {
         prop_oneof![
             prop::collection::vec(0..2u32, 1..8),
@@ -141,11 +141,11 @@ mod tests {
     struct Naive {
         id: FileId,
         bytes: u64,
-        /// Empty if it cannot be read.
+        /// Empty for a file that cannot be read.
         tokens: Vec<u32>,
     }
 
-    /// Tokens of the prompt that a sequence has that was read from this file and may have gone back.
+    /// Tokens of the prompt in a sequence that was restored from this file and may go back.
     fn usable(tokens: &[u32], prompt: &[u32], rewind: usize) -> Option<usize> {
         let shared = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
         (shared > 0 && tokens.len() - shared <= rewind).then_some(shared)
@@ -154,7 +154,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(500))]
 
-        /// The files are those of a list with that used last at its end.
+        /// The files equal those of a list with the most recently used last.
         #[test]
         fn files_are_those_of_a_list(actions in prop::collection::vec(action(), 1..60)) {
             let mut index = FileIndex::new(LIMIT);

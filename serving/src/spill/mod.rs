@@ -1,7 +1,7 @@
-//! Sequences on disk: what the prefix cache has no room for, and what outlives the server.
+//! Sequences on disk: those that the prefix cache has no room for, also after a restart of the server.
 //!
-//! [`Spill`] knows which files there are. Two threads read and write them, so that the engine's thread waits for no disk. What is to be
-//! written waits in memory, `QUEUE_BYTES` at most and one sequence; what was read waits for the engine, one sequence at a time.
+//! [`Spill`] keeps the list of files. Two threads read and write them, so that the engine's thread does not wait for the disk. At most
+//! `QUEUE_BYTES` and one sequence wait in memory to be written; one sequence at a time waits to be restored.
 
 mod background;
 mod folder;
@@ -23,16 +23,16 @@ use index::FileIndex;
 
 pub use folder::{Identity, SpillError, Warn};
 
-/// A file, by a number that no other one has had.
+/// Identifies a file; numbers are never reused.
 pub(crate) type FileId = index::FileId;
 
-/// Nothing more is queued for the disk when so much waits.
+/// No more sequences are queued for writing while this many bytes wait.
 const QUEUE_BYTES: u64 = 256 << 20;
-/// Results of writing that wait to be noted.
+/// The most results of writes that wait to be recorded.
 const WRITTEN_WAITING: usize = 16;
 const READ_WAITING: usize = 1;
 
-/// A folder of sequences, bounded in size. The files used least recently are deleted first.
+/// A folder of sequences with a limited size. The least recently used files are deleted first.
 #[derive(Debug)]
 pub struct Spill {
     folder: Arc<Folder>,
@@ -42,16 +42,16 @@ pub struct Spill {
     writing: HashMap<FileId, Writing>,
     reading: HashSet<FileId>,
     next: FileId,
-    /// Whether the last file could not be written, which is said once.
+    /// Whether the last write failed; the warning is printed once.
     is_failing: bool,
     totals: Spilled,
 }
 
-/// What the writer does.
+/// A job of the writer.
 #[derive(Debug)]
 enum Job {
     Write(FileId, SavedSession),
-    /// Notes that a file was used, for the next start.
+    /// Records the use of a file, for the next start.
     Touch(FileId),
     Remove(FileId),
 }
@@ -76,10 +76,10 @@ struct Writing {
 }
 
 impl Spill {
-    /// Opens a folder, which may be new, and finds out what is in it. No more than `limit` bytes are kept there.
+    /// Opens a folder, which may be new, and reads the headers of its files. It will hold at most `limit` bytes.
     ///
     /// # Errors
-    /// A folder that cannot be used, that another server uses, or a system without threads.
+    /// The folder cannot be used, another server uses it, or the system cannot start a thread.
     pub fn open(path: &Path, limit: u64, identity: Identity, warn: Warn) -> Result<Spill, SpillError> {
         let folder = Arc::new(Folder::open(path, identity, warn)?);
         let mut index = FileIndex::new(limit);
@@ -91,7 +91,7 @@ impl Spill {
                 None => folder.remove(id),
             }
             if tokens.is_some_and(|tokens| !index.complete(id, &tokens)) && index.remove(id) {
-                // Two of the same tokens.
+                // Another file has the same tokens.
                 folder.remove(id);
             }
         }
@@ -124,22 +124,22 @@ impl Spill {
         })
     }
 
-    /// What was written and read so far, and what is there.
+    /// The state of the folder, and totals of what was written and read.
     pub(crate) fn statistics(&self) -> Spilled {
         Spilled { files: self.index.len(), bytes: self.index.bytes(), ..self.totals }
     }
 
-    /// The file that holds most tokens of a prompt, if a sequence that was read from it can go back by `rewind` tokens.
+    /// The file that holds the most tokens of a prompt, given that a restored sequence can go back by `rewind` tokens.
     pub(crate) fn longest(&self, prompt: &[u32], rewind: usize) -> Option<Hit> {
         self.index.longest(prompt, rewind)
     }
 
-    /// Whether exactly these tokens are on disk, or on their way.
+    /// Whether exactly these tokens are on disk or queued.
     pub(crate) fn holds(&self, tokens: &[u32]) -> bool {
         self.index.holds(tokens) || self.writing.values().any(|writing| writing.tokens == tokens)
     }
 
-    /// Whether another sequence may be queued.
+    /// Whether another sequence can be queued.
     pub(crate) fn has_room(&self) -> bool {
         self.waiting_bytes() < QUEUE_BYTES
     }
@@ -153,7 +153,7 @@ impl Spill {
         !self.writing.is_empty() || !self.reading.is_empty()
     }
 
-    /// Queues a sequence of these tokens to be written. It is left out if it alone is larger than the folder may be.
+    /// Queues a sequence with these tokens for writing. It is skipped if it alone is larger than the folder's limit.
     pub(crate) fn write(&mut self, tokens: Vec<u32>, snapshot: Snapshot) {
         let Snapshot { engine, length, items } = snapshot;
         let Identity { model, rope, cache, .. } = self.folder.identity().clone();
@@ -166,14 +166,14 @@ impl Spill {
         self.writer.send(Job::Write(id, saved));
     }
 
-    /// Asks for a file. It comes, or fails, with [`Spill::take_read`].
+    /// Requests a file. Its content, or a failure, is returned by [`Spill::take_read`].
     pub(crate) fn read(&mut self, id: FileId) {
         if self.reading.insert(id) {
             self.reader.send(id);
         }
     }
 
-    /// A file that was asked for, or `None` in its place if it cannot be used.
+    /// A requested file that was read; its content is `None` if it cannot be used.
     pub(crate) fn take_read(&mut self) -> Option<(FileId, Option<SavedSession>)> {
         let Read { id, result } = match self.reader.take() {
             Ok(read) => read?,
@@ -191,7 +191,7 @@ impl Spill {
                 Some((id, Some(saved)))
             }
             Err(error) => {
-                // One that was deleted meanwhile for want of room is no surprise.
+                // A file that was deleted meanwhile to free space is not an error.
                 if self.index.remove(id) {
                     self.folder.refuse_for(id, &error);
                 }
@@ -200,20 +200,20 @@ impl Spill {
         }
     }
 
-    /// Counts a sequence that was read and is in the engine now.
+    /// Counts a sequence that was restored to the engine.
     pub(crate) fn restored(&mut self, tokens: usize, bytes: u64) {
         self.totals.restored_tokens += tokens as u64;
         self.totals.restored_bytes += bytes;
     }
 
-    /// Deletes a file that was read and cannot be used.
+    /// Deletes a file that was read but cannot be used.
     pub(crate) fn refuse(&mut self, id: FileId, reason: &str) {
         if self.index.remove(id) {
             self.folder.refuse(id, reason);
         }
     }
 
-    /// Deletes what was computed on the way to these tokens: files that hold a beginning of them with at least `least` tokens.
+    /// Deletes all files that hold a prefix of these tokens with at least `least` tokens.
     pub(crate) fn forget(&mut self, tokens: &[u32], least: usize) {
         let mut gone = self.index.beginnings(tokens, least);
         let is_beginning = |writing: &Writing| writing.tokens.len() >= least && tokens.starts_with(&writing.tokens);
@@ -225,7 +225,7 @@ impl Spill {
         }
     }
 
-    /// Notes what was written since this was last called.
+    /// Records completed writes.
     pub(crate) fn take_written(&mut self) {
         loop {
             match self.writer.take() {
@@ -236,12 +236,12 @@ impl Spill {
         }
     }
 
-    /// Waits until another sequence may be queued; false if that takes too long.
+    /// Waits until another sequence can be queued; false after the time limit.
     pub(crate) fn wait_for_room(&mut self, until: Instant) -> bool {
         self.wait(until, Spill::has_room)
     }
 
-    /// Waits until everything is written; false if that takes too long.
+    /// Waits until all writes are complete; false after the time limit.
     pub(crate) fn flush(&mut self, until: Instant) -> bool {
         self.wait(until, |spill| spill.writing.is_empty())
     }
@@ -264,19 +264,19 @@ impl Spill {
                 self.is_failing = false;
                 self.totals.spilled_tokens += tokens.len() as u64;
                 self.totals.spilled_bytes += bytes;
-                // It may be gone again: its deletion is queued behind it then.
+                // If the file was removed meanwhile, its deletion is queued after the write.
                 self.index.complete(id, &tokens);
             }
             Err(error) => {
                 self.index.remove(id);
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    self.folder.warn(&format!("{}; conversations are not kept until that works again", told(&error)));
+                    self.folder.warn(&format!("{}; conversations are not stored until this works", told(&error)));
                 }
             }
         }
     }
 
-    /// What a thread that is gone was to write.
+    /// Discards what an ended thread was to write.
     fn give_up_writing(&mut self) {
         for (id, _) in self.writing.drain() {
             self.index.remove(id);

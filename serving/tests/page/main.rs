@@ -170,7 +170,7 @@ fn tools_are_called_and_their_results_given() {
     browser.click("document.querySelector('.call textarea')");
     browser.write(r#"{"temperature": 13, "sky": "stormy"}"#);
     browser.picture("tool");
-    browser.click(&button("Give the result"));
+    browser.click(&button("Send the result"));
     browser.wait(&format!("!document.getElementById('send').hidden && {TEXT} != ''"));
     assert_eq!(browser.see_text(TEXT), "It is 13 degrees and stormy in Dublin.");
     assert_eq!(browser.see(&format!("{MESSAGES}.length")), 4);

@@ -1,9 +1,9 @@
-//! Runs of an engine and what their times say.
+//! Runs of an engine, and the speeds calculated from their times.
 //!
-//! At each depth the sequences are filled once. Then `--repeat` runs of decoding are timed, each going on where the last ended, and
-//! for one sequence as many of each prompt, every one from the same depth. A speed is that of the median run. Decoding draws each
-//! token from the logits after the one before, with as many steps in flight as the engine takes. With `--stepwise` each step takes
-//! random tokens instead, and its logits are read back.
+//! At each depth the sequences are filled once. Then `--repeat` runs of decoding are timed, each continuing where the last one ended; and,
+//! for a single sequence, as many runs of each prompt, all from the same depth. A speed is that of the median run. Decoding draws each
+//! token from the logits of the one before, with as many steps in flight as the engine allows. With `--stepwise` each step is fed random
+//! tokens instead, and its logits are read back.
 
 mod mixed;
 
@@ -18,18 +18,18 @@ use serde_json::{Value, json};
 
 use crate::args::{Bench, DrawKind};
 
-/// The least tokens of the prompt that comes before anything is timed.
+/// The fewest tokens of the prompt that is computed before anything is timed.
 const WARM_UP: usize = 128;
-/// A sequence that stays at the depth of the prompts, beside the others, which count from 0.
+/// A sequence that stays at the depth of the prompts; the other sequences are numbered from 0.
 const AT_DEPTH: SequenceId = SequenceId::MAX;
 
-/// What is drawn from with `--draw sampled`, and how many log probabilities are asked for.
+/// The sampling of `--draw sampled`, and the number of log probabilities.
 const SAMPLED: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.0 };
 const LOGPROBS: usize = 5;
 
-/// The most tokens that a sequence reaches in measurements at `depth`.
+/// The greatest length of a sequence in measurements at `depth`.
 pub fn longest(args: &Bench, depth: usize) -> usize {
-    // One token comes before an empty depth, and one run and one step before the timed ones.
+    // Includes one token before an empty depth, and one run and one step before the timed ones.
     let decoded = args.repeat.saturating_add(1).saturating_mul(args.generate);
     depth.max(1).saturating_add(decoded.max(longest_prompt(args))).saturating_add(1)
 }
@@ -38,7 +38,7 @@ fn longest_prompt(args: &Bench) -> usize {
     args.prompt.iter().copied().max().unwrap_or(0)
 }
 
-/// What steps cost that need all logits of a row, and those that need the likeliest token alone.
+/// The cost of steps that need all logits of a row, and of steps that need only the most likely token.
 pub struct Costs {
     pub logits: CostModel,
     pub greedy: CostModel,
@@ -49,12 +49,12 @@ pub struct Measure<'a> {
     engine: &'a mut dyn Engine,
     costs: Costs,
     ceiling: &'a Ceiling,
-    /// Of the tokens taken last.
+    /// Seed of the last tokens.
     seed: usize,
 }
 
 impl Measure<'_> {
-    /// Begins with a prompt long enough to reach every expert: pages are mapped and kernels compiled by it.
+    /// Computes a prompt long enough to use every expert, so that pages are mapped and kernels compiled.
     pub fn new<'a>(
         args: &'a Bench,
         engine: &'a mut dyn Engine,
@@ -67,10 +67,10 @@ impl Measure<'_> {
         Ok(this)
     }
 
-    /// Decoding and, for a single sequence, prefilling at that depth.
+    /// Measures decoding and, for a single sequence, prefill at this depth.
     pub fn at(&mut self, depth: usize, batch: usize) -> Result<Vec<Value>> {
         for sequence in 0..batch as SequenceId {
-            // At depth 0 one token comes before, as in a conversation.
+            // At depth 0 the sequence has one token, as in a conversation.
             self.fill(sequence, depth.max(1))?;
         }
         let prompts: Vec<usize> = self.args.prompt.iter().copied().filter(|&n| n > 0 && batch == 1).collect();
@@ -89,7 +89,7 @@ impl Measure<'_> {
         let generate = self.args.generate;
         self.decode(batch, 1)?;
         if !self.args.stepwise {
-            // What an engine prepares for drawing, it prepares once.
+            // Untimed: engines prepare drawing once.
             self.decode(batch, generate)?;
         }
         let mut seconds = Vec::new();
@@ -110,7 +110,7 @@ impl Measure<'_> {
             self.engine.release(0);
             if depth > 0 {
                 self.engine.fork(AT_DEPTH, 0, depth)?;
-                // What fills the cache may still be on its way to a device: this token waits for it.
+                // Data that fills the cache may still be in transfer to the device: this token waits for it.
                 self.prefill(1)?;
             }
             seconds.push(self.prefill(prompt)?);
@@ -132,7 +132,7 @@ impl Measure<'_> {
         sample_tokens(self.seed, count, self.engine.config().vocab)
     }
 
-    /// How a sequence's tokens are drawn.
+    /// The draw of a sequence's next token.
     fn draw(&self, sequence: SequenceId) -> Draw<'static> {
         match self.args.draw {
             DrawKind::Greedy => Draw::GREEDY,
@@ -140,7 +140,7 @@ impl Measure<'_> {
         }
     }
 
-    /// What is wanted after the last of a sequence's new tokens.
+    /// The requested result after the last of a sequence's new tokens.
     fn want(&self, sequence: SequenceId) -> Want<'static> {
         match self.args.stepwise {
             true => Want::LastLogits,
@@ -148,12 +148,12 @@ impl Measure<'_> {
         }
     }
 
-    /// Steps of decoding that are in flight together. Those whose tokens are not drawn wait for each other's logits.
+    /// Number of decoding steps in flight. Without drawing, each step waits for the logits of the one before.
     fn steps_in_flight(&self) -> usize {
         if self.args.stepwise { 1 } else { self.engine.capacity().steps_in_flight }
     }
 
-    /// Seconds that `steps` more tokens of every sequence take. The first are random; those after are the ones drawn, or random too.
+    /// Seconds for `steps` more tokens of every sequence. The first tokens are random; later ones are the drawn ones, or random too.
     fn decode(&mut self, batch: usize, steps: usize) -> Result<f64> {
         let tokens = self.tokens(batch * steps);
         let wants: Vec<Want<'static>> = (0..batch as SequenceId).map(|sequence| self.want(sequence)).collect();
@@ -179,7 +179,7 @@ impl Measure<'_> {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Seconds until what is wanted after `count` new tokens of sequence 0 is there.
+    /// Seconds until the result after `count` new tokens of sequence 0 is available.
     fn prefill(&mut self, count: usize) -> Result<f64> {
         let (tokens, want) = (self.tokens(count), self.want(0));
         let start = Instant::now();
@@ -187,7 +187,7 @@ impl Measure<'_> {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// What a step costs that wants what is wanted here.
+    /// The cost model of a step with the requested result.
     fn costs(&self) -> &CostModel {
         match self.args.stepwise || self.args.draw == DrawKind::Sampled {
             true => &self.costs.logits,
@@ -195,7 +195,7 @@ impl Measure<'_> {
         }
     }
 
-    /// The speed of steps in which `batch` sequences of `depth` tokens get `new` more, from the seconds of each run.
+    /// The speed of steps in which `batch` sequences of `depth` tokens get `new` more each, from the seconds of each run.
     fn summary(&self, depth: usize, batch: usize, new: usize, seconds: &[f64]) -> Value {
         let work = self.costs().step(batch, new, depth);
         let bytes = work.iter().map(|work| work.bytes).sum();
@@ -204,7 +204,7 @@ impl Measure<'_> {
     }
 }
 
-/// The speed of `tokens` tokens of `batch` sequences at `depth`, which cost at least those bytes and that many seconds.
+/// The speed of `tokens` tokens of `batch` sequences at `depth`, with the least bytes and the least seconds of a step.
 fn speed(depth: usize, batch: usize, tokens: usize, seconds: &[f64], bytes: u64, floor: f64) -> Value {
     let median = median(seconds);
     let fastest = seconds.iter().copied().fold(f64::INFINITY, f64::min);
@@ -222,7 +222,7 @@ fn speed(depth: usize, batch: usize, tokens: usize, seconds: &[f64], bytes: u64,
     })
 }
 
-/// Refuses logits that are NaN.
+/// Fails if logits are NaN.
 fn check(outcomes: Vec<Outcome>) -> Result<(), EngineError> {
     let nan = outcomes.into_iter().find_map(|outcome| match outcome {
         Outcome::NotANumber { position } => Some(EngineError::NotANumber { position }),

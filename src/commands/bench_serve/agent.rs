@@ -1,4 +1,4 @@
-//! Agents: conversations with tools that grow turn by turn and are sent whole each time, so that a server without memory of them reads
+//! Agents: conversations with tools that grow turn by turn and are sent as a whole each time, so that a server without a prefix cache reads
 //! the same tokens again and again.
 
 use std::thread;
@@ -12,22 +12,22 @@ use super::http::{Failure, Target};
 use super::prompt::words;
 use super::random::Random;
 
-/// Words of a question and of a tool's result.
+/// Number of words of a question, and of a tool's result.
 const QUESTION: usize = 12;
 const RESULT: usize = 40;
 
-/// What the agents do.
+/// The parameters of agents.
 pub struct Agents<'a> {
     pub target: &'a Target,
     pub model: &'a str,
     pub turns: usize,
-    /// Tokens of an answer at most.
+    /// The most tokens of an answer.
     pub generate: usize,
     pub seed: u64,
 }
 
 impl Agents<'_> {
-    /// What so many agents see, each in a conversation of its own.
+    /// Runs this many agents, each with its own conversation.
     pub fn run(&self, agents: usize) -> Figures {
         let begin = Instant::now();
         let mut figures = Figures::new(agents);
@@ -41,14 +41,14 @@ impl Agents<'_> {
         figures
     }
 
-    /// A conversation ends with the first turn that fails.
+    /// A conversation ends at the first turn that fails.
     fn converse(&self, agents: usize, agent: usize) -> Figures {
         let mut random = Random::new(self.seed, (agents * 100_000 + agent) as u64);
         let mut figures = Figures::default();
         let system = format!("You are an agent. Use the tools.{}", words(&mut random, 4 * QUESTION));
         let mut messages = vec![json!({ "role": "system", "content": system })];
         for _ in 0..self.turns {
-            // A result has been given where the model has called.
+            // After a call, the tool's result is already the last message.
             if messages.last().is_none_or(|message| message["role"] != "tool") {
                 messages.push(
                     json!({ "role": "user", "content": format!("Find out about{}.", words(&mut random, QUESTION)) }),
@@ -94,7 +94,7 @@ fn tools() -> Value {
     ])
 }
 
-/// Adds what the model said, and results of what it called. Calls that were cut off are left out.
+/// Appends the model's message and the results of its calls. Calls that were cut off are left out.
 fn go_on(messages: &mut Vec<Value>, answer: &Answer, random: &mut Random) {
     let is_whole = |call: &&Call| serde_json::from_str::<Value>(&call.arguments).is_ok_and(|value| value.is_object());
     let calls: Vec<&Call> = answer.calls.iter().filter(is_whole).collect();

@@ -1,4 +1,4 @@
-//! A streamed answer: what it says, and when its pieces came.
+//! A streamed answer: its content, and the times at which its chunks arrived.
 
 use std::time::{Duration, Instant};
 
@@ -6,17 +6,17 @@ use serde_json::{Value, json};
 
 use super::http::{Failure, Target};
 
-/// What the server counted.
+/// The server's token counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt: u64,
-    /// Tokens of the prompt that were not read again; `None` where the server does not tell.
+    /// Prompt tokens that were found in a cache; `None` if the server does not report them.
     pub cached: Option<u64>,
     pub generated: u64,
 }
 
 impl Usage {
-    /// Reads it from an answer of chats or completions.
+    /// Reads the counts of an answer of Chat Completions or Completions.
     pub fn read(answer: &Value) -> Option<Usage> {
         let usage = &answer["usage"];
         Some(Usage {
@@ -35,24 +35,24 @@ pub struct Call {
     pub arguments: String,
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Default)]
 pub struct Answer {
     pub text: String,
     pub reasoning: String,
     pub calls: Vec<Call>,
     pub usage: Option<Usage>,
-    /// From the request to the first piece that says something.
+    /// Time from the request to the first chunk with content.
     pub first: Option<Duration>,
-    /// Between two such pieces.
+    /// Times between chunks with content.
     pub gaps: Vec<Duration>,
 }
 
 impl Answer {
-    /// Asks for a stream, and reads it to its end.
+    /// Requests a stream and reads it to its end.
     ///
     /// # Errors
-    /// A server that refuses, and a stream that breaks off or holds an error.
+    /// The server refuses the request, or the stream is interrupted or contains an error.
     pub fn stream(target: &Target, path: &str, body: &Value) -> Result<Answer, Failure> {
         let mut body = body.clone();
         body["stream"] = true.into();
@@ -67,7 +67,7 @@ impl Answer {
                 return Ok(answer);
             }
             let event: Value = serde_json::from_str(data)
-                .map_err(|error| Failure::Failed(format!("an event that is no JSON: {error}")))?;
+                .map_err(|error| Failure::Failed(format!("an event that is not JSON: {error}")))?;
             if answer.take(&event)? {
                 let now = Instant::now();
                 match answer.first {
@@ -77,10 +77,10 @@ impl Answer {
                 last = now;
             }
         }
-        Err(Failure::Failed("the stream ended before its end".into()))
+        Err(Failure::Failed("the stream ended without its end marker".into()))
     }
 
-    /// Adds an event; tells whether it says something.
+    /// Adds an event; returns whether it has content.
     fn take(&mut self, event: &Value) -> Result<bool, Failure> {
         let error = &event["error"];
         if !error.is_null() {
@@ -98,7 +98,7 @@ impl Answer {
         self.reasoning += &thought.unwrap_or_default();
         for call in delta["tool_calls"].as_array().into_iter().flatten() {
             has_more = true;
-            // One that is not next would leave a gap.
+            // A larger index would leave a gap.
             let index = call["index"].as_u64().map_or(0, |index| index as usize).min(self.calls.len());
             if index == self.calls.len() {
                 self.calls.push(Call::default());

@@ -1,4 +1,4 @@
-//! What many answers add up to.
+//! Aggregates the results of many answers.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ pub struct Figures {
     pub clients: usize,
     pub answers: usize,
     pub failures: Vec<String>,
-    /// From the first request to the last answer's end.
+    /// Time from the first request to the end of the last answer.
     pub time: Duration,
     pub prompt_tokens: u64,
-    /// `None` where the server does not tell.
+    /// `None` if the server does not report them.
     pub cached_tokens: Option<u64>,
     pub generated_tokens: u64,
     first: Vec<Duration>,
@@ -44,7 +44,7 @@ impl Figures {
         }
     }
 
-    /// Adds what another thread counted.
+    /// Adds the counts of another thread.
     pub fn join(&mut self, other: Figures) {
         self.answers += other.answers;
         self.failures.extend(other.failures);
@@ -57,7 +57,7 @@ impl Figures {
         self.gaps.extend(other.gaps);
     }
 
-    /// Tokens of prompts that the server read, as far as it tells.
+    /// Prompt tokens that were not cached, if the server reports that.
     pub fn read_tokens(&self) -> Option<u64> {
         self.cached_tokens.map(|cached| self.prompt_tokens.saturating_sub(cached))
     }
@@ -87,7 +87,7 @@ impl Figures {
 
 const SHARES: [(&str, f64); 3] = [("p50", 0.50), ("p95", 0.95), ("p99", 0.99)];
 
-/// Milliseconds that so large a share of the times stays within (the nearest rank); null without any.
+/// Percentiles of times in milliseconds (nearest rank); null without any.
 fn percentiles(times: &[Duration]) -> Value {
     let mut times = times.to_vec();
     times.sort_unstable();
@@ -98,7 +98,7 @@ fn percentiles(times: &[Duration]) -> Value {
     SHARES.iter().map(|&(name, share)| (name.to_owned(), json!(of(share)))).collect::<serde_json::Map<_, _>>().into()
 }
 
-/// Figures for a person, a line for each number of clients.
+/// The figures as text, one line per number of clients.
 pub fn table(all: &[Figures]) -> String {
     let mut text = format!(
         "{:>7} {:>8} {:>8} {:>9} {:>11} {:>11} {:>10}   {:<26} {:<26}\n",
@@ -120,7 +120,7 @@ pub fn table(all: &[Figures]) -> String {
                 SHARES.map(|(name, _)| percentiles[name].as_f64().map_or("–".into(), |ms| format!("{ms:.1}")));
             shown.join(" / ")
         };
-        let read = figures.read_tokens().map_or("untold".into(), |read| read.to_string());
+        let read = figures.read_tokens().map_or("unknown".into(), |read| read.to_string());
         text += &format!(
             "{:>7} {:>8} {:>8} {:>9.2} {:>11} {read:>11} {:>10.1}   {:<26} {:<26}\n",
             figures.clients,

@@ -1,4 +1,4 @@
-//! A client of HTTP/1.1 without TLS: one request a connection, and answers that are read as they come.
+//! An HTTP/1.1 client without TLS: one request per connection; responses are read as they arrive.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::bail;
 use serde_json::Value;
 
-/// For a server to write anything.
+/// How long to wait for the server to write anything.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Why an answer did not come.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Status 429: the server asks to come later.
+    /// Status 429: the server asks the client to retry later.
     Busy,
     Failed(String),
 }
@@ -36,25 +36,25 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// A server, and where its API begins.
+/// A server, and the path at which its API begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Host and port.
     address: String,
-    /// What stands before `/v1`.
+    /// The path before `/v1`.
     base: String,
     key: Option<String>,
 }
 
 impl Target {
-    /// Reads `http://HOST:PORT/BASE`, with or without `/v1` at its end.
+    /// Parses `http://HOST:PORT/BASE`, with or without `/v1` at its end.
     ///
     /// # Errors
-    /// Another scheme than http.
+    /// The scheme is not http.
     pub fn parse(url: &str, key: Option<String>) -> anyhow::Result<Target> {
         let rest = match url.split_once("://") {
             Some(("http", rest)) => rest,
-            Some((scheme, _)) => bail!("{scheme} is not spoken here; give the http address behind the proxy"),
+            Some((scheme, _)) => bail!("the scheme {scheme} is not supported; give the http address behind the proxy"),
             None => url,
         };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -73,10 +73,10 @@ impl Target {
         Ok(Target { address, base, key })
     }
 
-    /// The JSON at a path.
+    /// Fetches JSON from a path.
     ///
     /// # Errors
-    /// A server that does not answer, or with another status than 200.
+    /// The server does not answer, or its status is not 200.
     pub fn get(&self, path: &str) -> Result<Value, Failure> {
         self.send("GET", path, "")?.json()
     }
@@ -111,7 +111,7 @@ impl Target {
     }
 }
 
-/// An answer whose head has come. Dropping it closes the connection.
+/// A response whose head has been read. Dropping it closes the connection.
 pub struct Response {
     status: u16,
     body: BufReader<Box<dyn Read + Send>>,
@@ -145,10 +145,10 @@ impl Response {
         Ok(Response { status, body: BufReader::new(body) })
     }
 
-    /// The next line without its end; `None` behind the last one.
+    /// The next line without its line break; `None` after the last one.
     ///
     /// # Errors
-    /// A connection that breaks.
+    /// The connection is interrupted.
     pub fn line(&mut self) -> Result<Option<String>, Failure> {
         let mut line = String::new();
         match self.body.read_line(&mut line)? {
@@ -160,17 +160,17 @@ impl Response {
     /// The whole body.
     ///
     /// # Errors
-    /// A connection that breaks, and a body that is no JSON.
+    /// The connection is interrupted, or the body is not JSON.
     pub fn json(mut self) -> Result<Value, Failure> {
         let mut text = String::new();
         self.body.read_to_string(&mut text)?;
-        serde_json::from_str(&text).map_err(|error| Failure::Failed(format!("an answer that is no JSON: {error}")))
+        serde_json::from_str(&text).map_err(|error| Failure::Failed(format!("an answer that is not JSON: {error}")))
     }
 
-    /// What an answer that is an error says.
+    /// The message of an error response.
     fn complaint(mut self) -> String {
         let mut text = String::new();
-        // As far as it comes.
+        // Reads as much as arrives.
         let _ = self.body.read_to_string(&mut text);
         let message = serde_json::from_str::<Value>(&text).ok().and_then(|body| {
             let error = &body["error"];
@@ -180,10 +180,10 @@ impl Response {
     }
 }
 
-/// A body in chunks.
+/// A chunked body.
 struct Chunks {
     inner: BufReader<TcpStream>,
-    /// Bytes of this chunk that are still to be read.
+    /// Remaining bytes of the current chunk.
     left: usize,
     has_begun: bool,
     has_ended: bool,
@@ -193,14 +193,14 @@ impl Read for Chunks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 && !self.has_ended {
             let mut line = String::new();
-            // Behind the bytes of a chunk a line ends.
+            // A line break follows the bytes of a chunk.
             if std::mem::replace(&mut self.has_begun, true) {
                 self.inner.read_line(&mut line)?;
                 line.clear();
             }
             self.inner.read_line(&mut line)?;
             let length = line.split(';').next().unwrap_or_default().trim();
-            let broken = |_| io::Error::other(format!("the answer broke off: {line:?} is no length"));
+            let broken = |_| io::Error::other(format!("the answer is malformed: {line:?} is not a chunk length"));
             self.left = usize::from_str_radix(length, 16).map_err(broken)?;
             self.has_ended = self.left == 0;
         }
@@ -236,7 +236,7 @@ mod tests {
         assert!(Target::parse("https://example.org", None).is_err());
     }
 
-    /// What comes of a body that is sent as it stands here.
+    /// The lines that are read of a response with this text.
     fn read(response: &'static str) -> Result<Vec<String>, Failure> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let target = Target::parse(&listener.local_addr()?.to_string(), Some("key".into())).expect("an address");

@@ -1,4 +1,5 @@
-//! Clients that ask as fast as they are answered: prompts of one length that have nothing in common, answers of one length.
+//! Clients that send each request as soon as the one before is answered: prompts of one length without common beginnings, answers of one
+//! length.
 
 use std::thread;
 use std::time::Instant;
@@ -11,23 +12,23 @@ use super::http::{Failure, Target};
 use super::prompt::{Scale, words};
 use super::random::Random;
 
-/// What is asked.
+/// The parameters of the load.
 pub struct Load<'a> {
     pub target: &'a Target,
     pub model: &'a str,
     pub scale: Scale,
-    /// Tokens of a prompt and of an answer.
+    /// Tokens per prompt and per answer.
     pub prompt: usize,
     pub generate: usize,
-    /// Requests of each client, one after another.
+    /// Requests per client, one after another.
     pub requests: usize,
     pub seed: u64,
 }
 
 impl Load<'_> {
-    /// What so many clients see.
+    /// Measures this many clients.
     pub fn run(&self, clients: usize) -> Figures {
-        // Connections, caches of kernels and the like are made before the clock starts.
+        // A first request is not timed: it sets up connections and compiles kernels.
         let _ = self.ask(&mut Random::new(self.seed, u64::MAX - clients as u64));
         let begin = Instant::now();
         let mut figures = Figures::new(clients);
@@ -42,7 +43,7 @@ impl Load<'_> {
     }
 
     fn client(&self, clients: usize, client: usize) -> Figures {
-        // No two prompts of a run are alike, whatever the number of clients.
+        // All prompts of a run differ, whatever the number of clients.
         let mut random = Random::new(self.seed, (clients * 100_000 + client) as u64);
         let mut figures = Figures::default();
         for _ in 0..self.requests {
@@ -57,7 +58,7 @@ impl Load<'_> {
             "prompt": words(random, self.scale.words(self.prompt)),
             "max_tokens": self.generate,
             "temperature": 0,
-            // Answers are as long as they are asked for, and every token is a piece.
+            // Answers have the requested length, and each token is a chunk.
             "ignore_eos": true,
             "skip_special_tokens": false,
         });

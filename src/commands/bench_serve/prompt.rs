@@ -1,4 +1,4 @@
-//! Prompts of so many tokens, by a tokenizer that only the server knows: how many tokens a word is, it is asked once.
+//! Prompts of about a given number of tokens. Only the server knows the tokenizer, so it is asked once how many tokens a word has.
 
 use anyhow::{Result, bail};
 use serde_json::json;
@@ -16,32 +16,32 @@ const WORDS: [&str; 64] = [
     "build", "drink", "laugh", "watch",
 ];
 
-/// Words that look random, with a space before each.
+/// Random words, each with a space before it.
 pub fn words(random: &mut Random, count: usize) -> String {
     (0..count).map(|_| format!(" {}", random.one_of(&WORDS))).collect()
 }
 
-/// How many tokens the server takes words for.
+/// How many tokens the server counts for words.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
-    /// Tokens of a word, on average.
+    /// Average number of tokens per word.
     per_word: f64,
-    /// Tokens of a prompt without words.
+    /// Number of tokens of a prompt without words.
     fixed: f64,
 }
 
 impl Scale {
-    /// Asks the server to count.
+    /// Measures the scale with requests to the server.
     ///
     /// # Errors
-    /// A server that does not complete texts, or does not say how many tokens they have.
+    /// The server does not complete texts, or does not report token counts.
     pub fn of(target: &Target, model: &str) -> Result<Scale> {
         let count = |rounds: usize| -> Result<f64> {
             let prompt = WORDS.map(|word| format!(" {word}")).concat().repeat(rounds);
             let body = json!({ "model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0 });
             let answer = target.post("/v1/completions", &body)?.json()?;
             let Some(Usage { prompt, .. }) = Usage::read(&answer) else {
-                bail!("the server counts no tokens in `usage`")
+                bail!("the server reports no token counts in `usage`")
             };
             Ok(prompt as f64)
         };
@@ -53,7 +53,7 @@ impl Scale {
         Ok(Scale { per_word, fixed: once - per_word * WORDS.len() as f64 })
     }
 
-    /// Words that make a prompt of about so many tokens; at least one.
+    /// Number of words, at least one, of a prompt with about `tokens` tokens.
     pub fn words(&self, tokens: usize) -> usize {
         (((tokens as f64 - self.fixed) / self.per_word).round() as usize).max(1)
     }

@@ -1,9 +1,9 @@
-//! Numbers that look random and repeat with their seed (SplitMix64, Steele et al., OOPSLA 2014).
+//! A reproducible random generator (SplitMix64, Steele et al., OOPSLA 2014).
 
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of one of many clients.
+    /// The generator of one of many clients.
     pub fn new(seed: u64, client: u64) -> Random {
         let mut random = Random(seed ^ client.wrapping_mul(0xD1B5_4A32_D192_ED03));
         random.next();
@@ -17,7 +17,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A whole number from 0 up to, and without, `end`, which is above 0.
+    /// A random number from 0 to `end` − 1; `end` must be above 0.
     pub fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }

@@ -1,5 +1,5 @@
-//! Random load for a while: every kind of request, short and long, streams that are left in the middle. What counts is that nothing fails
-//! and that the server's memory stays flat.
+//! Random load for some time: every kind of request, short and long, and streams that clients abandon. It checks that no request fails and
+//! that the server's memory stays constant.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,42 +14,42 @@ use super::http::{Failure, Target};
 use super::prompt::{Scale, words};
 use super::random::Random;
 
-/// Between two looks at the memory.
+/// Interval between two measurements of memory.
 const LOOK: Duration = Duration::from_secs(1);
-/// Failures that are kept word for word.
+/// The largest number of failures whose messages are kept.
 const KEPT: usize = 10;
 
-/// What is asked, and for how long.
+/// The parameters of the load.
 pub struct Soak<'a> {
     pub target: &'a Target,
     pub model: &'a str,
     pub scale: Scale,
     pub clients: usize,
-    /// Tokens of a prompt and of an answer at most.
+    /// The most tokens of a prompt, and of an answer.
     pub prompt: usize,
     pub generate: usize,
     pub time: Duration,
-    /// The process whose memory is looked at.
+    /// The process whose memory is recorded.
     pub pid: Option<u32>,
     pub seed: u64,
 }
 
-/// What came of it.
+/// The results.
 #[derive(Default)]
 pub struct Soaked {
     pub answers: u64,
-    /// Answers that were left in the middle.
+    /// Answers that the client abandoned.
     pub left: u64,
-    /// Requests that the server asked to make later.
+    /// Requests that were refused with 429.
     pub busy: u64,
     pub failures: u64,
-    /// The first of them.
+    /// The messages of the first failures.
     pub kept: Vec<String>,
-    /// Bytes of memory, once a second.
+    /// Resident bytes of memory, once per second.
     pub memory: Vec<u64>,
 }
 
-/// What is asked of the server. Responses are left out where it has none.
+/// The kinds of requests. Responses are left out if the server does not support them.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Chat,
@@ -60,10 +60,10 @@ enum Kind {
 }
 
 impl Soak<'_> {
-    /// Runs, and tells stderr how it goes every minute.
+    /// Runs the load, and prints the state to stderr every minute.
     ///
     /// # Errors
-    /// A process that is not there, or a system that does not tell its memory.
+    /// The process does not exist, or the system does not report its memory.
     pub fn run(&self) -> Result<Soaked> {
         let memory = |pid: Option<u32>| pid.map(resident_bytes).transpose();
         memory(self.pid)?;
@@ -113,7 +113,7 @@ impl Soak<'_> {
         }
     }
 
-    /// Whether the whole answer was read.
+    /// Returns whether the whole answer was read.
     fn ask(&self, kind: Kind, random: &mut Random) -> Result<bool, Failure> {
         let tokens = 1 + random.below(self.prompt);
         let text = words(random, self.scale.words(tokens));
@@ -136,7 +136,7 @@ impl Soak<'_> {
             }
         };
         match kind {
-            // OpenAI wants 16 at least.
+            // OpenAI requires at least 16.
             Kind::Response => body["max_output_tokens"] = most.max(16).into(),
             _ => body["max_tokens"] = most.into(),
         }
@@ -155,7 +155,7 @@ impl Soak<'_> {
             }
             Kind::Chat | Kind::Completion | Kind::Response => {}
         }
-        // One in four streams is left after a few pieces.
+        // One in four streams is abandoned after a few chunks.
         match (random.below(4), kind) {
             (0, _) => {
                 body["stream"] = true.into();
@@ -188,7 +188,7 @@ impl Soaked {
         }
     }
 
-    /// Bytes of memory after a tenth of the time, at its end, each the median of a tenth of the looks, and the most.
+    /// Bytes of memory after a tenth of the time and at its end, each the median of a tenth of the measurements, and the maximum.
     pub fn memory_figures(&self) -> Option<[u64; 3]> {
         let tenth = (self.memory.len() / 10).max(1);
         let median = |looks: &[u64]| {
@@ -201,11 +201,11 @@ impl Soaked {
         Some([begin, end, self.memory.iter().copied().max()?])
     }
 
-    /// All of it in a line.
+    /// The results in one line.
     pub fn line(&self) -> String {
         let Soaked { answers, left, busy, failures, .. } = self;
         let memory = self.memory.last().map_or(String::new(), |bytes| format!(", {} MiB of memory", bytes >> 20));
-        format!("{answers} answers, {left} left in the middle, {busy} asked to come later, {failures} failures{memory}")
+        format!("{answers} answers, {left} abandoned, {busy} refused with 429, {failures} failures{memory}")
     }
 
     pub fn to_json(&self) -> Value {
@@ -222,11 +222,11 @@ impl Soaked {
     }
 }
 
-/// Memory of a process that is resident. Linux only.
+/// Resident memory of a process. Linux only.
 fn resident_bytes(pid: u32) -> Result<u64> {
     let file = format!("/proc/{pid}/status");
     let Ok(status) = std::fs::read_to_string(&file) else {
-        bail!("{file} cannot be read: the memory of running processes is seen on Linux only");
+        bail!("{file} cannot be read: --pid works on Linux only");
     };
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());

@@ -1,4 +1,4 @@
-//! How far engines are from the one that computes exactly: phase 3 in f32 on the CPU, which the gates hold to MLX's goldens.
+//! The distance of engines from phase 3 in f32 on the CPU, which the gates check against MLX's goldens.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,10 +14,10 @@ use serde_json::{Map, Value, json};
 use crate::args::{Compare, EngineArgs, EngineKind};
 use crate::model::{self, LoadedModel, SEQUENCE};
 
-/// Of the tokens whose logits are compared.
+/// Seed of the tokens whose logits are compared.
 const SEED: usize = 7;
 
-/// What the exact engine computes, for each reading of YaRN's ramp that an engine here has.
+/// The reference results, for each YaRN ramp that one of the engines uses.
 pub struct References {
     vocab: usize,
     all: Vec<Reference>,
@@ -28,11 +28,11 @@ struct Reference {
     computed: Computed,
 }
 
-/// What an engine makes of the tokens.
+/// The results of an engine for the tokens.
 pub struct Computed {
     /// `[tokens, vocab]`
     logits: Vec<f32>,
-    /// The likeliest tokens after them, each fed in turn.
+    /// The greedy tokens after them.
     greedy: Vec<u32>,
 }
 

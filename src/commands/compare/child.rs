@@ -1,8 +1,8 @@
-//! A run of an engine in a process of its own. Compiled kernels, a device that is awake, and memory that an engine leaves behind would
-//! otherwise count for the engine that runs next.
+//! A run of an engine in a separate process. Otherwise compiled kernels, an active device, and memory that an engine does not free would
+//! affect the next engine.
 //!
-//! The process writes to its stdout what [`Computed::write`] writes, and then the measurements as JSON; an error is JSON too, in the
-//! place of either.
+//! The process writes to its stdout the output of [`Computed::write`], and then the measurements as JSON; an error is JSON too, in place of
+//! either.
 
 use std::io::{Write, stdout};
 use std::process::{Command, Stdio};
@@ -14,12 +14,12 @@ use super::agreement::Computed;
 use super::measured::measured;
 use crate::args::{Compare, EngineKind};
 
-/// Starts this program once more with the same arguments, for one engine and the model of that number, and waits for it.
+/// Starts this program again with the same arguments, for one engine and the model with this index, and waits for it.
 pub fn run(kind: EngineKind, model: usize) -> Result<(Computed, Value)> {
     let program = std::env::current_exe().context("the path of this program is not known")?;
     let mut arguments = std::env::args_os().skip(1);
     let mut command = Command::new(program);
-    // Right behind the command's name, since models may come after `--`.
+    // Right after the command's name, because models may come after `--`.
     command.args(arguments.by_ref().take(1));
     command.args(["--child-engine", kind.name(), "--child-model", &model.to_string()]).args(arguments);
     let output =
@@ -35,7 +35,7 @@ pub fn run(kind: EngineKind, model: usize) -> Result<(Computed, Value)> {
     }
 }
 
-/// What the process of such a run does.
+/// The work of the child process.
 pub fn answer(args: &Compare, kind: EngineKind) -> Result<()> {
     let model = args.model.get(args.child_model).context("no model has that number")?;
     let mut out = stdout();

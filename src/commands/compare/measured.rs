@@ -1,4 +1,4 @@
-//! Everything that is measured of an engine, from its start on.
+//! All measurements of an engine, including its start.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,10 +14,10 @@ use crate::args::{Bench, Compare, DrawKind, EngineKind};
 use crate::commands::bench;
 use crate::model::{self, LoadedModel, SEQUENCE};
 
-/// Of the tokens of the first prompts.
+/// Seed of the tokens of the first prompts.
 const SEED: usize = 1;
 
-/// What is measured: one sequence at every depth, and many at none.
+/// The measurements: one sequence at every depth, and several at depth 0.
 pub fn benches(args: &Compare, model: &Path) -> [Bench; 2] {
     let bench = |depth: &[usize], batch: usize, prompt: &[usize]| Bench {
         model: model.to_owned(),
@@ -39,8 +39,8 @@ pub fn benches(args: &Compare, model: &Path) -> [Bench; 2] {
     [bench(&args.depth, 1, &args.prompt), bench(&[0], args.sequences, &[])]
 }
 
-/// Starts an engine and measures everything about it. `keep` gets what its agreement with the reference is judged by, before speeds and
-/// memory are measured, so that it takes no memory by then.
+/// Starts an engine and does all its measurements. `keep` gets the results that are compared with the reference, before speeds and memory
+/// are measured, so that they take no memory then.
 pub fn measured(
     args: &Compare,
     model: &Path,
@@ -62,7 +62,7 @@ pub fn measured(
     keep(Computed::by(args, &mut *loaded.engine)?)?;
     let mut report = bench::measured(&single, &checkpoint, &engine_args, &mut loaded)?;
     let device_reason = loaded.device.reason.clone();
-    // Many sequences run in an engine of their own: room for them would slow llama.cpp down where there is one alone.
+    // Several sequences run in a separate engine: the cache for them would slow llama.cpp down with one.
     drop(loaded);
     let engine_args = bench::engine_args(&many, kind, None);
     let more = bench::measured(&many, &checkpoint, &engine_args, &mut LoadedModel::start(&checkpoint, &engine_args)?)?;

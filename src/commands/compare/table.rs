@@ -1,17 +1,17 @@
-//! A record for a person: a line for each figure, the engines side by side, each with the median of its turns.
+//! A record as text: one line per figure, the engines side by side, each with the median of its turns.
 
 use serde_json::Value;
 
 use crate::commands::bench::median;
 use crate::commands::size;
 
-/// How a figure is written.
+/// The format of a figure.
 #[derive(Clone, Copy)]
 enum Unit {
     Milliseconds,
     TokensPerSecond,
     Bytes,
-    /// A share of the logits' deviation.
+    /// A fraction of the logits' standard deviation.
     Error,
     Count,
 }
@@ -19,7 +19,7 @@ enum Unit {
 struct Line {
     what: String,
     unit: Unit,
-    /// Of each engine, in each turn that has one.
+    /// Per engine, the figures of the turns that have one.
     figures: Vec<Vec<f64>>,
 }
 
@@ -28,7 +28,7 @@ struct Table<'a> {
     lines: Vec<Line>,
 }
 
-/// The figures, then what each engine ran on, and what did not run.
+/// The figures, then each engine's device and formats, failures and skipped engines.
 pub fn table(record: &Value) -> String {
     let runs = elements(&record["runs"]);
     let mut table = Table { engines: Vec::new(), lines: Vec::new() };
@@ -53,7 +53,7 @@ pub fn table(record: &Value) -> String {
         }
     }
     for skipped in elements(&record["skipped"]) {
-        text += &format!("{} is left out: {}\n", engine_of(skipped), skipped["reason"].as_str().unwrap_or_default());
+        text += &format!("{} was skipped: {}\n", engine_of(skipped), skipped["reason"].as_str().unwrap_or_default());
     }
     text
 }
@@ -96,13 +96,13 @@ impl Table<'_> {
             add(what, Unit::TokensPerSecond, &result["tok_s"]);
         }
         for (what, name) in [
-            ("most memory, with pages of files", "peak_rss_bytes"),
-            ("memory of its own", "anonymous_bytes"),
+            ("peak resident memory", "peak_rss_bytes"),
+            ("allocated memory", "anonymous_bytes"),
             ("memory on the device", "device_bytes"),
         ] {
             add(what.into(), Unit::Bytes, &run[name]);
         }
-        // Of the engine's own reading of YaRN's ramp.
+        // With the engine's own variant of YaRN's ramp.
         let agreement = &run["agreement"][run["rope"].as_str().unwrap_or_default()];
         add("error of the logits, rms".into(), Unit::Error, &agreement["rms"]);
         for (what, of, name) in [("likeliest", "tokens", "likeliest_equal"), ("greedy", "greedy", "greedy_equal")] {
@@ -110,7 +110,7 @@ impl Table<'_> {
         }
     }
 
-    /// Adds a figure to the line that has its name. What is no number is no figure.
+    /// Adds a figure to the line with its name. Values that are not numbers are ignored.
     fn add(&mut self, engine: usize, what: String, unit: Unit, figure: &Value) {
         let Some(figure) = figure.as_f64() else { return };
         let engines = self.engines.len();
@@ -188,15 +188,15 @@ mod tests {
                 "decoding at depth 0 21.00 tok/s 10.00 tok/s",
                 "prompt of 32 at depth 0 90.00 tok/s –",
                 "10 sequences at depth 0, in all 38.00 tok/s –",
-                "most memory, with pages of files 12.70 GB –",
-                "memory of its own 607.0 MB –",
+                "peak resident memory 12.70 GB –",
+                "allocated memory 607.0 MB –",
                 "error of the logits, rms 8.3e-4 –",
                 "likeliest tokens equal, of 32 31 –",
                 "greedy tokens equal, of 16 16 –",
                 "flash: on cpu; keys and values in f16; YaRN's ramp exact",
                 "mlx: on NVIDIA H200 (vulkan) through MLX; keys and values in f32; YaRN's ramp exact",
                 "mlx failed in turn 2: it ended",
-                "llama.cpp is left out: llama.cpp is not installed",
+                "llama.cpp was skipped: llama.cpp is not installed",
             ]
         );
         // Columns end one below the other.

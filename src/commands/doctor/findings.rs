@@ -1,4 +1,4 @@
-//! What this machine has, and what a model takes on it.
+//! Collects what this machine has, and the memory that a model needs on it.
 
 use std::path::{Path, PathBuf};
 
@@ -17,27 +17,27 @@ use crate::found;
 use crate::model::{self, USUAL_CONTEXT};
 use crate::peer;
 
-/// All that was found out.
+/// All findings.
 pub(super) struct Findings {
     pub processors: Processors,
-    /// Threads that phase 5 computes with on the CPU.
+    /// Number of threads of phase 5 on the CPU.
     pub threads: usize,
-    /// Instruction sets that its kernels can use here, the one that is used first.
+    /// Instruction sets that its kernels support here; the first one is used by default.
     pub kernels: Vec<&'static str>,
     pub memory: HostMemory,
     pub adapters: Vec<AdapterReport>,
     pub models: Vec<FoundModel>,
-    /// MLX and llama.cpp: the Python that has their packages, or why there is none.
+    /// MLX and llama.cpp: the Python with their packages, or why there is none.
     pub peers: Vec<(Peer, Result<PathBuf, String>)>,
     pub plan: Plan,
     pub engine: EngineKind,
-    /// The phase that adds the engine.
+    /// The phase of the engine.
     pub phase: u8,
-    /// Where it runs, and why there; or why it does not run.
+    /// The device and the reason for it, or why the engine does not run.
     pub choice: Result<(String, String), String>,
 }
 
-/// A model that another program has fetched.
+/// A model that another program has downloaded.
 pub(super) struct FoundModel {
     pub name: &'static str,
     pub path: PathBuf,
@@ -45,21 +45,21 @@ pub(super) struct FoundModel {
     pub opened: Result<u64, String>,
 }
 
-/// What a model takes with a conversation of usual length.
+/// The memory of a model with a conversation of usual length.
 pub(super) struct Plan {
     pub model: String,
-    /// Whether no such model is there, and its shape alone was planned for.
+    /// Whether there is no such model on disk, and the plan is for its shape.
     pub is_assumed: bool,
     /// Tokens of the conversation.
     pub context: usize,
-    /// Bytes of the process's own.
+    /// Bytes of the process's anonymous memory.
     pub own: u64,
-    /// Bytes of the model file's pages.
+    /// Bytes of pages of the model file.
     pub mapped: u64,
     pub on_cpu: Option<Fit>,
     /// Bytes on a GPU.
     pub on_gpu: u64,
-    /// Bytes on a GPU for which `--device auto` chooses it: with a cache for the model's whole context.
+    /// Free bytes that a GPU needs to be chosen by `--device auto`: with a cache for the model's whole context.
     pub for_auto: u64,
 }
 
@@ -67,13 +67,13 @@ pub(super) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
     Yes,
-    /// Its own memory fits and all pages of its file do not, so that some are read from the disk again and again.
+    /// Anonymous memory fits, but not all pages of the file, so that some are read from the disk repeatedly.
     FromDisk,
     No,
 }
 
 impl Plan {
-    /// Whether the model fits on an adapter; `None` where its driver does not say.
+    /// Whether the model fits on an adapter; `None` if its driver does not report its memory.
     pub fn fits(&self, adapter: &AdapterReport) -> Option<bool> {
         adapter.memory.map(|memory| self.on_gpu <= memory)
     }
@@ -81,12 +81,15 @@ impl Plan {
 
 impl Findings {
     /// # Errors
-    /// A model that cannot be opened, or an engine that is not ours.
+    /// The model cannot be opened, or the engine is a peer.
     pub fn gather(args: &Doctor) -> Result<Findings> {
         let engine = &args.engine;
         let kind = engine.kind();
         let Some(phase) = kind.phase() else {
-            bail!("doctor plans for our own engines; without --engine it says whether {} is installed", kind.title());
+            bail!(
+                "doctor plans only for gptoss's engines; without --engine it shows whether {} is installed",
+                kind.title()
+            );
         };
         let models = found_models();
         let first = models.iter().find(|model| model.opened.is_ok()).map(|model| Path::new(model.name));
@@ -116,7 +119,7 @@ impl Findings {
         })
     }
 
-    /// Adapters that are GPUs, and no software.
+    /// Adapters that are hardware GPUs.
     pub fn gpus(&self) -> impl Iterator<Item = &AdapterReport> {
         self.adapters.iter().filter(|adapter| !["software", "other"].contains(&adapter.kind))
     }
@@ -138,13 +141,13 @@ fn found_peers() -> Vec<(Peer, Result<PathBuf, String>)> {
     Peer::ALL.into_iter().map(find).collect()
 }
 
-/// The model that is planned for.
+/// The model to plan for.
 enum Subject {
     Opened {
         name: String,
         checkpoint: Box<Checkpoint>,
     },
-    /// gpt-oss-20b as a GGUF file holds it, if there is none.
+    /// gpt-oss-20b's shape in a GGUF file, if there is no model.
     Assumed {
         config: GptOssConfig,
         tensors: Vec<TensorPlan>,
@@ -189,7 +192,7 @@ impl Subject {
         let context = self.config().context_length.min(USUAL_CONTEXT);
         let shortlist = match self {
             Subject::Opened { checkpoint, .. } => model::shortlist_bytes(checkpoint, &cpu, engine).unwrap_or(0),
-            // A few hundred megabytes, which need a model's head.
+            // A shortlist takes a few hundred megabytes, but its size depends on a real model's head.
             Subject::Assumed { .. } => 0,
         };
         let setup = |on_gpu, cache: CacheType| EngineSetup {

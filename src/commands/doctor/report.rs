@@ -1,4 +1,4 @@
-//! The findings, for a person and for a script.
+//! The findings as text and as JSON.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::advice::advice;
 use super::findings::{Findings, Fit, FoundModel, Plan};
 use crate::commands::size;
 
-/// The column in which values begin.
+/// The column at which values begin.
 const INDENT: usize = 12;
 
 pub(super) fn text(findings: &Findings) -> String {
@@ -30,9 +30,9 @@ pub(super) fn text(findings: &Findings) -> String {
     section(
         "processor",
         &[
-            processors.name.clone().unwrap_or_else(|| "(without a name)".into()),
+            processors.name.clone().unwrap_or_else(|| "(unknown processor)".into()),
             format!(
-                "{}{of_machine} hardware threads to use{quota}; the CPU engine computes with {}",
+                "{}{of_machine} usable hardware threads{quota}; the CPU engine uses {}",
                 processors.usable, findings.threads
             ),
             format!("it has {}; kernels: {}", or_none(&processors.features), findings.kernels[0]),
@@ -45,14 +45,14 @@ pub(super) fn text(findings: &Findings) -> String {
         part(memory.limit, " granted by the control group"),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    section("memory", &[if parts.is_empty() { "(this system does not say)".into() } else { parts.join(", ") }]);
+    section("memory", &[if parts.is_empty() { "(unknown on this system)".into() } else { parts.join(", ") }]);
     let adapters: Vec<String> = findings.adapters.iter().map(|adapter| adapter_text(adapter, plan)).collect();
     section("graphics", &if adapters.is_empty() { vec!["no adapter".into()] } else { adapters });
     let models = findings.models.iter().map(model_text);
     section("models", &[vec!["embedded, inside the program".to_owned()], models.collect()].concat());
     section("peers", &findings.peers.iter().map(|(peer, python)| peer_text(*peer, python)).collect::<Vec<_>>());
 
-    let assumed = if plan.is_assumed { ", which is not here: its shape" } else { "" };
+    let assumed = if plan.is_assumed { " (only its shape: no such model was found)" } else { "" };
     section("plan", &[format!("{}{assumed}, with {} tokens", plan.model, plan.context), cpu_text(plan)]);
     let (engine, phase) = (findings.engine.name(), findings.phase);
     let choice = match &findings.choice {
@@ -102,11 +102,11 @@ fn peer_text(peer: Peer, python: &Result<PathBuf, String>) -> String {
 fn cpu_text(plan: &Plan) -> String {
     let fits = match plan.on_cpu {
         Some(Fit::Yes) => "fits",
-        Some(Fit::FromDisk) => "does not fit whole; it runs at the speed of the disk",
+        Some(Fit::FromDisk) => "does not fit completely; it runs at the speed of the disk",
         Some(Fit::No) => "does not fit",
-        None => "whether that fits, this system does not say",
+        None => "it is unknown on this system whether that fits",
     };
-    format!("on the CPU {} of its own and {} of the file's pages: {fits}", size(plan.own), size(plan.mapped))
+    format!("on the CPU {} of anonymous memory and {} of file pages: {fits}", size(plan.own), size(plan.mapped))
 }
 
 pub(super) fn json(findings: &Findings) -> Value {

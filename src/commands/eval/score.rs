@@ -1,4 +1,4 @@
-//! Counting right answers.
+//! Counts right answers.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ pub struct Score {
     questions: usize,
     right: usize,
     valid: usize,
-    /// Questions that want a function call, and those answered with a call whose arguments are JSON.
+    /// Questions that expect a function call, and those answered with a call whose arguments are JSON.
     calls: usize,
     json_calls: usize,
     loss: f64,
@@ -18,7 +18,7 @@ pub struct Score {
 }
 
 impl Score {
-    /// `call` is whether the arguments were JSON, if a call was wanted.
+    /// `call` is whether the arguments were JSON; `None` if no call was expected.
     pub fn count_answer(&mut self, right: bool, valid: bool, call: Option<bool>) {
         self.questions += 1;
         self.right += usize::from(right);
@@ -60,7 +60,7 @@ impl Score {
     }
 }
 
-/// The scores for a person.
+/// The scores as text.
 pub fn table(scores: &BTreeMap<&str, Score>) -> String {
     let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1} %", share * 100.0));
     let mut text = format!(

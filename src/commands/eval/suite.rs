@@ -1,4 +1,4 @@
-//! The held-out questions, and when an answer is right.
+//! The held-out questions, and the check of answers.
 
 use harmony::Message;
 use serde::Deserialize;
@@ -10,14 +10,14 @@ use crate::answer::Turn;
 #[derive(Deserialize)]
 pub struct Question {
     pub suite: String,
-    /// A rendered conversation up to where the assistant speaks.
+    /// A rendered conversation up to the point where the assistant continues.
     pub prompt: String,
     pub expected: Expected,
-    /// For stories: the text whose perplexity is measured instead of asking.
+    /// For stories: the text whose perplexity is measured.
     pub completion: Option<String>,
 }
 
-/// What a right answer holds.
+/// What a right answer contains.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Expected {
@@ -59,7 +59,7 @@ impl Expected {
     }
 }
 
-/// The arguments of a call; `None` if they are no JSON object.
+/// The arguments of a call; `None` if they are not a JSON object.
 pub fn arguments(call: &Message) -> Option<Map<String, Value>> {
     serde_json::from_str(&call.content).ok()
 }
@@ -73,7 +73,7 @@ fn last_number(text: &str) -> Option<i64> {
     text[start..end].parse().ok()
 }
 
-/// Whether `words` stand in `text` without letters or digits attached.
+/// Whether `text` contains `words` as whole words, not adjacent to letters or digits.
 fn contains_words(text: &str, words: &str) -> bool {
     text.match_indices(words).any(|(start, _)| {
         let before = text[..start].chars().next_back();
@@ -113,7 +113,7 @@ mod tests {
         assert!(!contains_words("Your cat is Hanah.", "Hana"));
         assert!(contains_words("Hanah and Hana", "Hana"));
         assert!(!contains_words("1850", "85"));
-        // A letter is one in every script.
+        // Letters of every script count.
         assert!(!contains_words("é85", "85") && !contains_words("e85", "85"));
     }
 

@@ -1,4 +1,4 @@
-//! AVX-512 with BW, VL, DQ and VNNI, and with BF16 where there is that.
+//! AVX-512 with BW, VL, DQ and VNNI, and with BF16 where available.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: features are there, pointers are valid")]
 
 use std::arch::x86_64::*;

@@ -1,4 +1,4 @@
-//! What every attention kernel is given.
+//! Arguments shared by all attention kernels.
 
 use cubecl::prelude::*;
 
@@ -7,14 +7,14 @@ use crate::device::Buffer;
 use crate::kv::{KvCache, KvRow};
 use crate::rows::ROW_WORDS;
 
-/// The most units of a cube that takes a single row: one holds four values of a group's output.
+/// The most units of a cube that handles a single row: each holds four values of a group's output.
 pub(super) const MOST_UNITS: u32 = 512;
-/// The most values of the query heads that share a key/value head.
+/// The largest total head size of the query heads that share a key/value head.
 pub const MAX_GROUP: usize = 4 * MOST_UNITS as usize;
-/// The most values of a head: a tile holds at least sixteen.
+/// The largest head size, with which a tile still holds at least sixteen keys.
 pub const MAX_HEAD_DIM: usize = 256;
 
-/// Stands for −∞, which shading languages cannot write: below every score.
+/// Stands for −∞, which shading languages cannot express: below every score.
 pub(super) const MASKED: f32 = -1.0e30;
 
 /// Words of a partial result for one head: the weighted sum, the largest score and the sum of exponentials.
@@ -22,30 +22,30 @@ pub const fn partial_words(head_dim: usize) -> usize {
     head_dim + 2
 }
 
-/// Attention of `inputs` rows.
+/// Attention of `inputs` rows over the cache.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// Rotated queries `[inputs, heads · head_dim]`.
     pub queries: &'a Buffer,
-    /// `[inputs]` [rows](crate::Row).
+    /// `[inputs]` [rows](crate::Row), which give position and sequence.
     pub rows: &'a Buffer,
     pub cache: KvCache<'a>,
     /// `[heads]`
     pub sinks: &'a Buffer,
     /// `[inputs, heads · head_dim]`
     pub out: &'a Buffer,
-    /// Room for `inputs · heads · splits` times [`partial_words`], if there are several splits.
+    /// Scratch for partial results, if there are several splits: [`partial_words`] for each of `inputs · heads · splits`.
     pub partials: &'a Buffer,
-    /// Parts into which the keys of a row are split.
+    /// Number of parts into which the keys of a row are split.
     pub splits: usize,
     pub heads: usize,
-    /// Keys that a query sees at most, its own among them.
+    /// The most keys that a query attends to, including its own.
     pub reach: usize,
     pub inputs: usize,
 }
 
 impl Attention<'_> {
-    /// A cube a key/value head, a split of its keys, and a row or tile of `count`.
+    /// One cube per key/value head, split of the keys, and row or tile; `count` is the number of rows or tiles.
     pub(super) fn cubes(&self, count: usize) -> CubeCount {
         CubeCount::Static(self.cache.pool.row().kv_heads() as u32, self.splits as u32, count as u32)
     }
@@ -61,30 +61,37 @@ impl Attention<'_> {
             self.cache.pool.keys().arg(),
             self.cache.pool.values().arg(),
             self.sinks.arg(),
-            // The result, or partial ones.
+            // The output, or partial results.
             if self.splits == 1 { self.out } else { self.partials }.arg(),
             self.cache.columns as u32,
             self.cache.ring_word(),
-            // Kernels add it to positions, and no sequence is as long.
+            // Kernels add this value to positions; it is limited so that the sum cannot overflow. No sequence is that long.
             self.reach.min(1 << 30) as u32,
             1.0 / (self.cache.pool.row().head_dim() as f32).sqrt(),
             self.splits as u32,
         )
     }
 
-    /// All but the queries.
+    /// Checks everything except the queries.
     ///
     /// # Panics
-    /// If a buffer is too short, or heads have a shape that no kernel takes.
+    /// If a buffer is too short, or no kernel supports the shape of the heads.
     #[track_caller]
     pub(super) fn check(&self) {
         let Attention { heads, splits, inputs, .. } = *self;
         let row = self.cache.pool.row();
         let (kv_heads, head_dim) = (row.kv_heads(), row.head_dim());
-        assert!(splits > 0 && self.reach > 0, "attention to nothing");
-        assert!(heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads share {kv_heads} key/value heads");
-        assert!(head_dim.is_multiple_of(4) && head_dim <= MAX_HEAD_DIM, "heads of {head_dim} values");
-        assert!(heads / kv_heads * head_dim <= MAX_GROUP, "{} heads of {head_dim} values", heads / kv_heads);
+        assert!(splits > 0 && self.reach > 0, "attention needs at least one split and one key");
+        assert!(
+            heads > 0 && heads.is_multiple_of(kv_heads),
+            "{heads} query heads cannot share {kv_heads} key/value heads"
+        );
+        assert!(head_dim.is_multiple_of(4) && head_dim <= MAX_HEAD_DIM, "heads of {head_dim} values are not supported");
+        assert!(
+            heads / kv_heads * head_dim <= MAX_GROUP,
+            "{} query heads of {head_dim} values per key/value head are not supported",
+            heads / kv_heads
+        );
         self.cache.check();
         self.rows.expect("the rows", inputs * ROW_WORDS as usize);
         self.sinks.expect("the sinks", heads);
@@ -95,7 +102,7 @@ impl Attention<'_> {
     }
 
     /// # Panics
-    /// If the rotated queries are too few.
+    /// If there are too few rotated queries.
     #[track_caller]
     pub(super) fn check_queries(&self) {
         self.queries.expect("the queries", self.inputs * self.heads * self.cache.pool.row().head_dim());
@@ -111,7 +118,7 @@ impl Attention<'_> {
     }
 }
 
-/// The buffers and numbers that every attention kernel has, but for the queries.
+/// The buffers and numbers of every attention kernel, except the queries.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct KvArgs {
     pub rows: Box<[u32]>,
@@ -120,7 +127,7 @@ pub(super) struct KvArgs {
     pub keys: Box<[u32]>,
     pub values: Box<[u32]>,
     pub sinks: Box<[f32]>,
-    /// The result, or partial ones.
+    /// The output, or partial results.
     pub out: Box<[f32]>,
     /// Columns of the page table.
     pub columns: u32,
@@ -130,14 +137,14 @@ pub(super) struct KvArgs {
     pub splits: u32,
 }
 
-/// What a cube is shaped by.
+/// The shape of a kernel, known when it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub row: KvRow,
     /// Query heads.
     pub heads: u32,
     pub units: u32,
-    /// Whether the keys are in one split, so that nothing is left to merge.
+    /// Whether the keys are in one split, so that no merge follows.
     pub whole: bool,
 }
 
@@ -155,12 +162,12 @@ impl Shape {
         self.heads / self.kv_heads()
     }
 
-    /// Vectors of four values of a head.
+    /// Vectors of four values per head.
     pub fn vectors(&self) -> u32 {
         self.dim() / 4
     }
 
-    /// Words of one head's key or value.
+    /// Words of one head's key or value in the cache.
     pub fn words(&self) -> u32 {
         self.row.words() as u32
     }
@@ -170,8 +177,8 @@ impl Shape {
     }
 }
 
-/// Normalizer of online softmax with a sink: what the weighted sum is multiplied by, `e^(m − m') / (l · e^(m − m') + e^(sink − m'))` with
-/// `m' = max(m, sink)`, for the largest score m and the sum l of exponentials.
+/// Normalizer of online softmax with a sink. Multiply the weighted sum by `e^(m − m') / (l · e^(m − m') + e^(sink − m'))` with `m' = max(m,
+/// sink)`, where m is the largest score and l the sum of exponentials.
 #[cube]
 pub(super) fn normalizer(largest: f32, sum: f32, sink: f32) -> f32 {
     let most = max(largest, sink);

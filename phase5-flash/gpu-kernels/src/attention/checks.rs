@@ -12,11 +12,11 @@ use crate::rope::Rope;
 use crate::rows::Row;
 use crate::testing::{F16, F32, Random, TestCache, assert_close, assert_within, gpu, poisoned};
 
-/// The most new tokens of a sequence in a pass, and passes.
+/// The most new tokens of a sequence in one pass, and the number of passes.
 const LONGEST: usize = 70;
 const PASSES: usize = 7;
 
-/// Heads and how they are cached.
+/// The shape of the heads, and their cache format.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     heads: usize,
@@ -27,13 +27,13 @@ struct Shape {
 }
 
 impl Shape {
-    /// Queries, keys and values of a row.
+    /// Number of values in a row of queries, keys and values.
     fn width(self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 }
 
-/// The rows of a pass, and what they are.
+/// The rows of a pass, and their queries, keys and values.
 struct Pass {
     rows: Vec<Row>,
     row_words: Buffer,
@@ -41,21 +41,21 @@ struct Pass {
     qkv_buffer: Buffer,
 }
 
-/// A layer: a sliding one, whose pages are a ring, or a full one.
+/// A layer's cache: a ring of pages in a sliding layer, all pages in a full one.
 struct Layer {
     cache: TestCache,
     reach: usize,
 }
 
-/// What the kernels give for a pass: rotated queries, and outputs with the error that each may have.
+/// The kernels' results for a pass: rotated queries, and outputs with the allowed error of each.
 struct Found {
     queries: Vec<f32>,
     outs: Vec<(f64, Vec<f32>)>,
 }
 
-/// Appends two sequences' tokens in passes of several lengths through a cache, and compares what the last two passes attend to with
-/// softmax over everything in f64: one of several tokens, one of a token each. Keys and values are read back, so that only
-/// attention is judged.
+/// Appends the tokens of two sequences to a cache in passes of several lengths. Compares the last two passes (one with several tokens per
+/// sequence, one with a single token) with softmax over all keys in f64. Keys and values are read back from the cache, so that only
+/// attention is tested.
 fn check(shape: Shape) {
     let gpu = gpu();
     let device = &gpu.device;
@@ -106,7 +106,7 @@ fn pass(device: &Device, random: &mut Random, shape: Shape, cache: &TestCache, p
     Pass { rows, row_words, qkv, qkv_buffer }
 }
 
-/// Appends a pass's keys and values, and attends to all there are then by every kernel.
+/// Appends the keys and values of a pass, and runs attention over the whole cache with every kernel.
 fn attend(
     gpu: &crate::gpu::Gpu,
     shape: Shape,
@@ -132,7 +132,7 @@ fn attend(
         outs.push((limit, device.read_f32(&out).expect("reads")));
     };
     let pool = || [cache.pool.keys(), cache.pool.values()].map(|part| device.read(part).expect("reads"));
-    // One row of each sequence may rotate and append for itself: the cache must become the same.
+    // With one row per sequence, attention can rotate and append itself: the cache must become the same.
     let alone = (inputs == 2).then(|| {
         let unrotated = Unrotated { qkv: &pass.qkv_buffer, table };
         by(F32, &|attention| attention.launch_unrotated(device, unrotated));
@@ -216,7 +216,7 @@ fn check_outputs(
 
 #[test]
 fn equals_f64_for_every_head_shape() {
-    // Each kernel takes a software rasterizer seconds to compile: shapes take turns with one split of the keys and with three.
+    // A software rasterizer takes seconds to compile each kernel: shapes alternate between one split of the keys and three.
     for (heads, kv_heads, head_dim, splits) in
         [(8, 1, 64, 3), (6, 2, 32, 1), (2, 2, 64, 1), (3, 1, 4, 3), (5, 5, 48, 3), (16, 2, 128, 1)]
     {

@@ -1,15 +1,15 @@
 //! Attention of new tokens over the paged cache, with sinks and windows, split along the keys.
 //!
-//! A cube takes one row, one key/value head and a split of the keys; all query heads of the group use each key it reads. Partial
-//! results are merged, and the sinks folded in, by a second launch, which is left out when there is one split.
+//! A cube handles one row, one key/value head and one split of the keys; all query heads of the group use each key that it reads. A second
+//! launch merges partial results and adds the sinks; with a single split it is not needed.
 //!
-//! Ladder:
-//! 1. a tile of keys unpacked into shared memory, a lane a key; values read once for all heads of the group: 555 GB/s on an H100
-//!    (f32, depth 4096, 32 splits).
-//! 2. eight values in flight at once, sums in variables, a unit for every value of a group: 9 µs instead of 11 at depth 0.
-//! 3. keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads, and sums up
-//!    a part of the tile's values: 25.4 µs a launch in a step at depth 4,096 (of 24, half full) instead of 31.1.
-//! 4. here, one row of every sequence: its rotation and its place in the cache are attention's, a launch less.
+//! History:
+//! 1. a tile of keys unpacked into shared memory, one lane per key; values read once for all heads of the group: 555 GB/s on an H100 (f32,
+//! depth 4096, 32 splits).
+//! 2. eight values in flight at once, sums in variables, one unit for every value of a group: 9 µs instead of 11 at depth 0.
+//! 3. keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads and sums a part of the
+//! tile's values: 25.4 µs per launch in a step at depth 4,096 (of 24 launches, half are in full layers) instead of 31.1.
+//! 4. current version: with one row per sequence, attention also rotates and appends, which saves a launch.
 
 use cubecl::prelude::*;
 
@@ -21,21 +21,21 @@ use crate::kv::{PAGE, cached_vector};
 use crate::rope::{append, rotated};
 use crate::vec4::sum4;
 
-/// Units of a cube: one for every value of a group's output, but no fewer, nor more than [`MOST_UNITS`].
+/// The fewest units of a cube. Otherwise there is one for every value of a group's output, up to [`MOST_UNITS`].
 const LEAST_UNITS: u32 = 128;
 
 impl Shape {
-    /// Units that hold a group's output, four values each.
+    /// Units that hold a group's output, with four values each.
     fn lanes(&self) -> u32 {
         self.group() * self.vectors()
     }
 
-    /// Parts of a tile that are weighed side by side.
+    /// Parts of a tile whose weighted sums are computed in parallel.
     fn parts(&self) -> u32 {
         self.units / self.lanes()
     }
 
-    /// Query heads that a unit scores a key for.
+    /// Query heads for which a unit scores a key.
     fn heads_a_unit(&self) -> u32 {
         if self.group().is_multiple_of(4) { 4 } else { 1 }
     }
@@ -45,23 +45,23 @@ impl Shape {
         (self.tile() * self.vectors()).div_ceil(self.units)
     }
 
-    /// Keys that are unpacked together: fewer of long heads, so that they fit shared memory everywhere.
+    /// Keys that are unpacked together: fewer if heads are long, so that they fit the shared memory of every device.
     fn tile(&self) -> u32 {
         (4096 / self.dim().next_power_of_two()).min(PAGE as u32)
     }
 }
 
-/// What attention reads if the rotation is left to it.
+/// Inputs of a launch that rotates and appends as well.
 #[derive(Clone, Copy)]
 pub struct Unrotated<'a> {
     /// Queries, keys and values `[inputs, (heads + 2 kv_heads) · head_dim]`.
     pub qkv: &'a Buffer,
-    /// As [`Rope`](crate::Rope)'s.
+    /// Cosines and sines, as in [`Rope`](crate::Rope).
     pub table: &'a Buffer,
 }
 
 impl Attention<'_> {
-    /// A cube for every row.
+    /// Launches one cube per row, key/value head and split.
     ///
     /// # Panics
     /// If a buffer is too short.
@@ -71,8 +71,8 @@ impl Attention<'_> {
         self.launch_rows(device, self.queries, self.queries, false);
     }
 
-    /// The same, of rows that are not rotated and whose keys and values are not in the cache: puts them there. Of every sequence
-    /// there may be one row.
+    /// As [`Attention::launch`], for rows that are not rotated and not in the cache: rotates them, and appends their keys and values. At
+    /// most one row per sequence.
     ///
     /// # Panics
     /// If a buffer is too short.
@@ -88,7 +88,8 @@ impl Attention<'_> {
         let row = self.cache.pool.row();
         let values = (self.heads / row.kv_heads() * row.head_dim()) as u32;
         let units = device.whole_planes(values.clamp(LEAST_UNITS, MOST_UNITS));
-        // SAFETY: lengths are checked. Positions, slots and pages are what the rows and the page table say: the caller's promise.
+        // SAFETY: lengths are checked. Positions, slots and pages come from the rows and the page table; the caller promises that they are
+        // in range.
         unsafe {
             attention::launch_unchecked(
                 device.client(),
@@ -105,7 +106,7 @@ impl Attention<'_> {
     }
 }
 
-/// `queries` are rotated ones; or, to `rotate` them here, queries, keys and values.
+/// `queries` holds rotated queries; with `rotate`, queries, keys and values to be rotated here.
 #[cube(launch_unchecked)]
 fn attention(
     mut args: KvArgs,
@@ -138,7 +139,7 @@ fn attention(
         i += shape.units;
     }
     if comptime![rotate] {
-        // The cube that reads the row's own key puts it there; no other does.
+        // Only the cube whose split contains the row's own key appends it.
         if split.has_last(shape.tile()) {
             let column = split.position / comptime![PAGE as u32] % args.ring_pages;
             let page = args.pages[(split.slot * args.columns + column) as usize];
@@ -168,16 +169,16 @@ fn attention(
     attend(&query, &split, &mut args, shape);
 }
 
-/// What a cube does with its split of the keys.
+/// Attention of a cube over its split of the keys.
 #[cube]
 fn attend(query: &Shared<[Vector<f32, Const<4>>]>, split: &KvSplit, args: &mut KvArgs, #[comptime] shape: Shape) {
     let dim = comptime![shape.dim()];
     let group = comptime![shape.group()];
     let tile = comptime![shape.tile()];
     let vectors = comptime![shape.vectors()];
-    // One more vector a key, so that lanes on neighbouring keys hit different banks.
+    // One extra vector per key, so that lanes on neighbouring keys access different banks.
     let stride = comptime![vectors + 1];
-    // Keys, then values, then the parts' sums.
+    // First keys, then values, then the sums of the parts.
     let mut unpacked =
         Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(tile * stride).max(shape.units) as usize]);
     let mut scores = Shared::<[f32]>::new_slice(comptime![(group * tile) as usize]);
@@ -239,7 +240,7 @@ fn attend(query: &Shared<[Vector<f32, Const<4>>]>, split: &KvSplit, args: &mut K
         sync_cube();
 
         write_tile(&value_vectors, &mut unpacked, shape);
-        // A plane takes a head at a time.
+        // Each plane handles one head at a time.
         let mut head = PLANE_POS;
         while head < group {
             let mut most = f32::new(MASKED);
@@ -316,8 +317,8 @@ fn attend(query: &Shared<[Vector<f32, Const<4>>]>, split: &KvSplit, args: &mut K
     }
 }
 
-/// This unit's vectors of a tile of keys or values that begins at `kv_slots`. What lies past `last_key` may be NaN: the last key is read
-/// in its place, times zero.
+/// Reads this unit's vectors of a tile of keys or values that begins at `kv_slots`. Data after `last_key` may be NaN: instead, the last key
+/// is read and multiplied by zero.
 #[cube]
 fn read_tile(
     pool: &[u32],
@@ -338,7 +339,7 @@ fn read_tile(
     }
 }
 
-/// Puts the vectors that [`read_tile`] found where all units see them.
+/// Writes the vectors of [`read_tile`] to shared memory.
 #[cube]
 fn write_tile(
     found: &Array<Vector<f32, Const<4>>>,

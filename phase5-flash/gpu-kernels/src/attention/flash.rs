@@ -1,12 +1,13 @@
-//! Attention of several new tokens of a sequence on matrix units: that of [`prefill`](super::prefill) in 16-bit floats, added up in f32.
+//! Attention of several new tokens of a sequence on matrix units: as [`prefill`](super::prefill), but multiplied in 16-bit floats with sums
+//! in f32.
 //!
-//! A cube takes 64 queries and, again and again, 64 keys; each of its planes has 16 of the queries. Scores go from fragments to
-//! shared memory, where two lanes have a query's softmax, and back as 16-bit probabilities. Sums of values stay in fragments: they are rescaled only when a
-//! query's largest score has grown by more than e⁸, so that probabilities are at most that, and seldom after the first keys.
+//! A cube handles 64 queries, 16 per plane, and loops over blocks of 64 keys. Scores go from fragments to shared memory, where two lanes
+//! compute the softmax of a query, and return as 16-bit probabilities. Sums of values stay in fragments. They are rescaled only when a
+//! query's largest score has grown by more than 8, so that probabilities are at most e⁸; this is rare after the first keys.
 //!
-//! Ladder (H100, SPIR-V, a prompt of 32,768, 16 heads, f32 cache): [`prefill`](super::prefill) 16.4 TFLOP/s, here 25.2.
+//! History (H100, SPIR-V, a prompt of 32,768, 16 heads, f32 cache): [`prefill`](super::prefill) 16.4 TFLOP/s, this kernel 25.2.
 //!
-//! Keys, values and scaled queries past 65,504 become infinite, and what follows from them NaN: whoever chooses tokens finds out.
+//! Keys, values and scaled queries above 65,504 become infinite, and the results NaN, which the choice of a token detects.
 
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -21,12 +22,12 @@ use crate::kv::{KvRow, cached_vector};
 use crate::matrix_units::{Accumulators, MatrixUnits, Operand, Planes, SIDE, operand, sync_lanes};
 use crate::vec4::sum4;
 
-/// How much a largest score may grow before what was added up is rescaled: e⁸ fits a 16-bit float.
+/// How much the largest score may grow before the sums are rescaled: e⁸ fits a 16-bit float.
 const GROWTH: f32 = 8.0;
-/// The most dimensions of a head.
+/// The largest head size.
 const MOST_DIM: usize = 64;
 
-/// Planes of a cube, and keys that it works on at once.
+/// Planes of a cube, and keys per iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Block {
     planes: Planes,
@@ -46,27 +47,27 @@ impl Block {
         SIDE * self.planes.count
     }
 
-    /// Lanes that share a query.
+    /// Lanes per query.
     fn sharers(self) -> u32 {
         self.planes.width / SIDE
     }
 
-    /// Vectors from a query, key or value to the next: two too many, so that a fragment's rows lie in different banks.
+    /// Distance in vectors between queries, keys or values: two extra, so that the rows of a fragment are in different banks.
     fn stride(self) -> u32 {
         self.dim / 4 + 2
     }
 
-    /// Vectors from a query's probabilities to the next one's.
+    /// Distance in vectors between the probabilities of two queries.
     fn probs_stride(self) -> u32 {
         self.keys / 4 + 2
     }
 
-    /// Vectors from a query's scores, or sums of values, to the next one's.
+    /// Distance in vectors between the scores, or sums of values, of two queries.
     fn stage_stride(self) -> u32 {
         self.keys.max(self.dim) / 4 + 1
     }
 
-    /// Where probabilities begin. Fragments of queries are in registers by then, so that probabilities overlay them.
+    /// Start of the probabilities. Fragments of queries are in registers by then, so that probabilities overlay the queries.
     fn probs(self) -> u32 {
         if self.planes.fragments { 0 } else { self.queries() * self.stride() }
     }
@@ -76,7 +77,7 @@ impl Block {
         (self.queries() * self.stride()).max(self.probs() + self.queries() * self.probs_stride())
     }
 
-    /// Bytes of shared memory that a cube takes.
+    /// Shared memory of a cube, in bytes.
     fn shared_bytes(self) -> usize {
         let operands = self.queries_and_probs() + 2 * self.keys * self.stride();
         let sums = 16 * self.queries() * self.stage_stride() + 4 * self.planes.units();
@@ -84,7 +85,7 @@ impl Block {
     }
 }
 
-/// How a cube works, if the device has matrix units and room for it, and heads are of a shape that this kernel takes.
+/// The block size, if the device has matrix units and enough shared memory, and this kernel supports the heads' shape.
 pub(super) fn block(gpu: &Gpu, row: KvRow, heads: usize) -> Option<Block> {
     let (group, head_dim) = (heads / row.kv_heads(), row.head_dim());
     let block = Block::new(gpu.matrix_units()?, head_dim);
@@ -95,12 +96,12 @@ pub(super) fn block(gpu: &Gpu, row: KvRow, heads: usize) -> Option<Block> {
     fits.then_some(block)
 }
 
-/// Rows that a tile holds, if [there is a way](block).
+/// Rows per tile; `None` if this kernel [cannot be used](block).
 pub(super) fn rows_per_tile(gpu: &Gpu, row: KvRow, heads: usize) -> Option<usize> {
     block(gpu, row, heads).map(|block| block.queries() as usize / (heads / row.kv_heads()))
 }
 
-/// Over `count` tiles, without merging partial results. Lengths must have been checked.
+/// Runs attention over `count` tiles without merging partial results. Lengths must have been checked.
 pub(super) fn launch(device: &Device, attention: &Attention<'_>, tiles: &Buffer, count: usize, block: Block) {
     match block.planes.fragments {
         true => launch_in::<f16>(device, attention, tiles, count, block),
@@ -110,7 +111,8 @@ pub(super) fn launch(device: &Device, attention: &Attention<'_>, tiles: &Buffer,
 
 fn launch_in<T: Float>(device: &Device, attention: &Attention<'_>, tiles: &Buffer, count: usize, block: Block) {
     let units = block.planes.units();
-    // SAFETY: lengths were checked. Rows, positions, slots and pages are what tiles, rows and the page table say: the caller's promise.
+    // SAFETY: lengths were checked. Rows, positions, slots and pages come from tiles, rows and the page table; the caller promises that
+    // they are in range.
     unsafe {
         flash::launch_unchecked::<T>(
             device.client(),
@@ -180,7 +182,7 @@ fn flash<T: Float>(
     }
     sync_cube();
 
-    // The query of this lane, which it shares with its neighbours.
+    // This lane's query, shared with neighbouring lanes.
     let number = first_query + UNIT_POS % planes.width / sharers;
     let sharer = UNIT_POS % sharers;
     let position = split.position + min(number / group, count - 1);
@@ -196,7 +198,7 @@ fn flash<T: Float>(
             let kv_slot = i / fours;
             let mut key = Vector::<f32, Const<4>>::new(0.0f32);
             let mut value = Vector::<f32, Const<4>>::new(0.0f32);
-            // What lies past the last key may be NaN.
+            // Data after the last key may be NaN.
             if at * block.keys + kv_slot <= split.last {
                 key = cached_vector(&args.keys, (kv_slots + kv_slot) * words, i % fours, shape.row);
                 value = cached_vector(&args.values, (kv_slots + kv_slot) * words, i % fours, shape.row);

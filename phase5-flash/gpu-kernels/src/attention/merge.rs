@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::args::{Attention, MASKED, Shape};
 use crate::device::Device;
 
-/// Splits whose words are read at once.
+/// Number of splits that are read at once.
 const AT_ONCE: u32 = 8;
 
 /// Merges the partial results, if there are several splits.
@@ -29,7 +29,7 @@ pub(super) fn launch(device: &Device, attention: &Attention<'_>) {
     }
 }
 
-/// Adds up the partial results of each head, and the sink.
+/// Adds the partial results and the sink of each head.
 #[cube(launch_unchecked)]
 fn merge(partials: &[f32], sinks: &[f32], out: &mut [f32], splits: u32, #[comptime] shape: Shape) {
     let dim = comptime![shape.dim()];

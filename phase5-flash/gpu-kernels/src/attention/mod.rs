@@ -1,4 +1,4 @@
-//! Attention over paged keys and values, with sinks and windows: of single rows, and of several rows of a sequence at once.
+//! Attention over paged keys and values, with sinks and windows, for single rows and for tiles of several rows of a sequence.
 
 mod args;
 #[cfg(test)]
@@ -18,14 +18,14 @@ use crate::device::Buffer;
 use crate::gpu::Gpu;
 use crate::kv::KvRow;
 
-/// Rows of a sequence that attend together, in a tile, on this device; `None` if no kernel takes heads of such a shape so.
+/// Rows per tile, which attend together, on this device; `None` if no tiled kernel supports the heads' shape.
 pub fn rows_per_tile(gpu: &Gpu, row: KvRow, heads: usize) -> Option<usize> {
     flash::rows_per_tile(gpu, row, heads).or_else(|| prefill::rows_per_tile(row, heads))
 }
 
 impl Attention<'_> {
-    /// Over `count` tiles of the rows, as [`row_tiles`] makes them of [`rows_per_tile`] rows: on matrix units where the device has some
-    /// and heads are of a shape that allows it.
+    /// Runs attention over `count` tiles of [`rows_per_tile`] rows, made by [`row_tiles`]. Uses matrix units if the device has them and the
+    /// heads' shape allows it.
     ///
     /// # Panics
     /// If a buffer is too short.

@@ -1,10 +1,10 @@
-//! Attention of several new tokens of a sequence at once, in f32: all query heads of a key/value head, for a few rows, share the keys and
-//! values that a cube reads. Softmax runs along with the keys, so that nothing is kept for a pair of positions.
+//! Attention of several new tokens of a sequence in f32: all query heads of a key/value head, for a few rows, share the keys and values
+//! that a cube reads. The softmax is computed online, so that no memory is needed per pair of positions.
 //!
-//! A cube takes 32 queries and, again and again, 32 keys. A unit has four queries, and of these first the scores of four keys, then
+//! A cube handles 32 queries and loops over blocks of 32 keys. A unit has four queries: it computes the scores of four keys for them, then
 //! the sums of two times four values.
 //!
-//! Ladder (H100, 512 rows to 4,096 keys, f32): row by row 5.6 ms (5.8 TFLOP/s), here 1.7 ms (18.6).
+//! History (H100, 512 rows to 4,096 keys, f32): row by row 5.6 ms (5.8 TFLOP/s), this kernel 1.7 ms (18.6).
 
 use cubecl::prelude::*;
 
@@ -15,35 +15,36 @@ use crate::device::{Buffer, Device};
 use crate::kv::{KvRow, cached_vector};
 use crate::vec4::transposed;
 
-/// Queries of a tile.
+/// Queries per tile.
 const QUERIES: u32 = 32;
-/// Keys that a cube works on at once; divides a page.
+/// Keys per iteration; divides the size of a page.
 const KEYS: u32 = 32;
 /// Units that share four queries.
 const SHARERS: u32 = KEYS / 4;
 const UNITS: u32 = QUERIES / 4 * SHARERS;
-/// Vectors from four dimensions of the keys to the next four: one too many, so that lanes store to different banks.
+/// Distance in vectors between groups of four dimensions of the keys: one extra, so that lanes store to different banks.
 const KEYS_STRIDE: u32 = 4 * KEYS / 4 + 1;
-/// Vectors from the probabilities of four keys to those of the next four, likewise.
+/// Distance in vectors between the probabilities of groups of four keys, with one extra as well.
 const PROBS_STRIDE: u32 = 4 * QUERIES / 4 + 1;
-/// The most dimensions of a head: keys and queries of more would not fit shared memory.
+/// The largest head size: keys and queries of larger heads would not fit shared memory.
 const MOST_DIM: usize = 64;
 
-/// Rows that a tile holds; `None` if heads have a shape that this kernel does not take.
+/// Rows per tile; `None` if this kernel does not support the heads' shape.
 pub(super) fn rows_per_tile(row: KvRow, heads: usize) -> Option<usize> {
     let group = heads / row.kv_heads();
     let fits = row.head_dim() <= MOST_DIM && group <= QUERIES as usize;
     fits.then(|| QUERIES as usize / group)
 }
 
-/// Over `count` tiles, without merging partial results. Lengths must have been checked.
+/// Runs attention over `count` tiles without merging partial results. Lengths must have been checked.
 ///
 /// # Panics
-/// If heads have a shape that this kernel does not take.
+/// If this kernel does not support the heads' shape.
 pub(super) fn launch(device: &Device, attention: &Attention<'_>, tiles: &Buffer, count: usize) {
     let row = attention.cache.pool.row();
     assert!(rows_per_tile(row, attention.heads).is_some(), "{} heads of {row:?} are not tiled", attention.heads);
-    // SAFETY: lengths were checked. Rows, positions, slots and pages are what tiles, rows and the page table say: the caller's promise.
+    // SAFETY: lengths were checked. Rows, positions, slots and pages come from tiles, rows and the page table; the caller promises that
+    // they are in range.
     unsafe {
         prefill::launch_unchecked(
             device.client(),
@@ -63,7 +64,7 @@ fn prefill(mut args: KvArgs, queries: &[Vector<f32, Const<4>>], tiles: &[u32], #
     let fours = comptime![shape.vectors()];
     let group = comptime![shape.group()];
     let words = comptime![shape.words()];
-    // Vectors of a unit's dimensions, for each of its queries.
+    // Number of vectors of a unit's dimensions, per query.
     let acc_vectors = comptime![fours.div_ceil(SHARERS)];
     // `[dim, 32 queries]`; `[dim, 32 keys]`, and after the scores the values `[32 keys, dim]`; `[32 keys, 32 queries]`.
     let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(dim * QUERIES / 4) as usize]);
@@ -165,7 +166,7 @@ fn prefill(mut args: KvArgs, queries: &[Vector<f32, Const<4>>], tiles: &[u32], #
             most = max(most, seen);
         }
         shared[UNIT_POS as usize] = most;
-        // From here on nobody reads the keys.
+        // The keys are not read after this barrier.
         sync_cube();
         #[unroll]
         for i in 0..SHARERS {
@@ -177,7 +178,7 @@ fn prefill(mut args: KvArgs, queries: &[Vector<f32, Const<4>>], tiles: &[u32], #
             if i < comptime![fours * KEYS] {
                 let key = i / fours;
                 let mut four = Vector::<f32, Const<4>>::new(0.0f32);
-                // What lies past the last key may be NaN.
+                // Data after the last key may be NaN.
                 if number * KEYS + key <= split.last {
                     four = cached_vector(&args.values, (kv_slots + key) * words, i % fours, shape.row);
                 }

@@ -1,5 +1,5 @@
-//! The keys that a cube attends to: a split, in tiles, of those that neighbouring rows of a sequence see, of one key/value head. The
-//! head is the cube's number along x, the split its number along y.
+//! The keys that a cube attends to: one split, in tiles, of the keys of one key/value head that consecutive rows of a sequence see. The
+//! cube's x position is the head, its y position the split.
 
 use cubecl::prelude::*;
 
@@ -10,9 +10,9 @@ use crate::rows::ROW_WORDS;
 /// Tiles `start` to `end − 1` of a sequence's keys.
 #[derive(CubeType)]
 pub(super) struct KvSplit {
-    /// The sequence's number in the page tables.
+    /// The sequence's row in the page table.
     pub slot: u32,
-    /// Positions of the first row and of the last.
+    /// Positions of the first and the last row.
     pub position: u32,
     pub last: u32,
     /// The first key that the first row sees.
@@ -23,7 +23,7 @@ pub(super) struct KvSplit {
 
 #[cube]
 impl KvSplit {
-    /// The cube's, of what `count` rows from row `first` on see.
+    /// The split of this cube, of the keys that rows `first` to `first + count − 1` see.
     pub fn new(args: &KvArgs, first: u32, count: u32, #[comptime] tile: u32) -> KvSplit {
         let position = args.rows[(first * ROW_WORDS + 1) as usize];
         let slot = args.rows[(first * ROW_WORDS + 2) as usize];
@@ -37,12 +37,12 @@ impl KvSplit {
         KvSplit { slot, position, last, first_key, start, end }
     }
 
-    /// Whether the last row's own key is among them.
+    /// Whether the split contains the last row's own key.
     pub fn has_last(&self, #[comptime] tile: u32) -> bool {
         self.start < self.end && self.end > self.last / tile
     }
 
-    /// The number in a pool of the first key of tile `number`: pools count what one head keeps of one position.
+    /// Index in the pool of the first key of tile `number`. The unit is the key of one head at one position.
     pub fn kv_slots(&self, args: &KvArgs, number: u32, #[comptime] kv_heads: u32, #[comptime] tile: u32) -> u32 {
         let tiles = comptime![PAGE as u32 / tile];
         let page = args.pages[(self.slot * args.columns + number / tiles % args.ring_pages) as usize];

@@ -2,10 +2,10 @@
 
 use crate::rows::Row;
 
-/// Words that describe a tile: its first row, and rows.
+/// Words per tile: index of its first row, number of rows.
 pub const ROW_TILE_WORDS: usize = 2;
 
-/// Tiles over a pass's rows, of `most` rows at most: a tile's rows are of one sequence and follow each other.
+/// Splits the rows of a pass into tiles of at most `most` rows. The rows of a tile are consecutive tokens of one sequence.
 pub fn row_tiles(rows: &[Row], most: usize) -> Vec<u32> {
     let mut tiles: Vec<[u32; ROW_TILE_WORDS]> = Vec::new();
     for (i, row) in rows.iter().enumerate() {

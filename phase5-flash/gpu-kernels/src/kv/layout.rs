@@ -1,7 +1,7 @@
-//! How a cached key or value lies in words.
+//! The layout of cached keys and values in words.
 //!
-//! A page is `[kv_heads, 64, words]`. In f16 two neighbouring values share a word; in q8_0 four codes do, of
-//! [blocks](formats::cache_block) that hold their own scale.
+//! A page is `[kv_heads, 64, words]`. In f16 two neighbouring values share a word; in q8_0 a word has four codes of a
+//! [block](formats::cache_block), which contains its own scale.
 
 use cubecl::prelude::*;
 use formats::cube::{block_scale, encode_block, f16_bits, f16_value};
@@ -10,10 +10,10 @@ use formats::{BLOCK, CacheFormat, cache_block};
 use crate::error::Error;
 use crate::floats::signed_bytes;
 
-/// Positions of a page.
+/// Positions per page.
 pub const PAGE: usize = 64;
 
-/// The shape of what is kept of one position.
+/// The shape of the keys, or values, of one position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KvRow {
     format: CacheFormat,
@@ -23,12 +23,12 @@ pub struct KvRow {
 
 impl KvRow {
     /// # Errors
-    /// A `head_dim` that is not a multiple of [`CacheFormat::granule`].
+    /// `head_dim` is not a multiple of [`CacheFormat::granule`].
     pub fn new(format: CacheFormat, kv_heads: usize, head_dim: usize) -> Result<KvRow, Error> {
         if !format.holds(head_dim) {
             let granule = format.granule();
             return Err(Error::Shape(format!(
-                "{format} caches heads of a multiple of {granule} values and the model's have {head_dim}"
+                "a {format} cache needs heads of a multiple of {granule} values, but the model's have {head_dim}"
             )));
         }
         Ok(KvRow { format, kv_heads, head_dim })
@@ -46,12 +46,12 @@ impl KvRow {
         self.head_dim
     }
 
-    /// Words of one head's row.
+    /// Words of one head at one position.
     pub const fn words(&self) -> usize {
         self.format.row_bytes(self.head_dim) / 4
     }
 
-    /// Values that are packed together.
+    /// Number of values that are packed together.
     pub(crate) const fn granule(&self) -> usize {
         self.format.granule()
     }
@@ -61,7 +61,7 @@ impl KvRow {
         self.kv_heads * PAGE * self.words()
     }
 
-    /// The values of one head's row.
+    /// Decodes the values of one head at one position.
     pub fn decode(&self, words: &[u32]) -> Vec<f32> {
         let half = |bits: u32| half::f16::from_bits(bits as u16).to_f32();
         match self.format {
@@ -104,8 +104,7 @@ pub(crate) fn cached_vector(pool: &[u32], row: u32, i: u32, #[comptime] shape: K
     }
 }
 
-/// Packs the values that are [packed together](KvRow::granule), of which the first is value `first` of its head, into the row at word
-/// `row`.
+/// Packs one [granule](KvRow::granule) of values, of which the first is value `first` of its head, into the row at word `row`.
 #[cube]
 pub(crate) fn append_to(pool: &mut [u32], row: u32, first: u32, new: &Array<f32>, #[comptime] shape: KvRow) {
     match comptime![shape.format()] {

@@ -1,7 +1,7 @@
-//! Pools of pages, and preparing pages for their next holder.
+//! Pools of pages, and the preparation of pages for a new sequence.
 //!
-//! A pool holds pages of a layer's keys and of its values, whatever sequences there are. A page table, `[slots, columns]`, says which
-//! page holds which positions of a sequence.
+//! A pool holds the pages of a layer's keys and values, for all sequences. A page table, `[slots, columns]`, gives the page of each range
+//! of positions of a sequence.
 
 use cubecl::prelude::*;
 
@@ -9,12 +9,12 @@ use super::layout::KvRow;
 use crate::device::{Buffer, Device};
 
 const UNITS: u32 = 256;
-/// Stands for the page that a cleared one is a copy of.
+/// As the source of a copy, it clears the page.
 pub const NO_PAGE: u32 = u32::MAX;
-/// Pages that one launch prepares: the most cubes along an axis that every GPU accepts.
+/// Pages per launch of the preparation: the most cubes along one axis that every GPU accepts.
 const MOST_PAIRS: usize = u16::MAX as usize;
 
-/// Pages of keys and of values.
+/// A pool of pages of keys and values.
 #[derive(Clone)]
 pub struct KvPool {
     row: KvRow,
@@ -23,25 +23,26 @@ pub struct KvPool {
     values: Buffer,
 }
 
-/// What kernels need to find a layer's keys and values.
+/// The buffers in which kernels find a layer's keys and values.
 #[derive(Clone, Copy)]
 pub struct KvCache<'a> {
     pub pool: &'a KvPool,
     /// Page numbers, `[slots, columns]`.
     pub table: &'a Buffer,
     pub columns: usize,
-    /// Page `n` of a sequence stands in column `n % ring_pages`: fewer than its pages where old ones are written over.
+    /// Page `n` of a sequence is in column `n % ring_pages`. In a ring, where old pages are overwritten, that is fewer than the sequence's
+    /// pages.
     pub ring_pages: usize,
 }
 
 impl KvCache<'_> {
-    /// [`KvCache::ring_pages`] as kernels count with it: more than 2³² pages are as many as there can be.
+    /// [`KvCache::ring_pages`] as a word; larger values are limited to `u32::MAX`, which no number of pages exceeds.
     pub(crate) fn ring_word(&self) -> u32 {
         u32::try_from(self.ring_pages).unwrap_or(u32::MAX)
     }
 
     /// # Panics
-    /// If the table has not a single whole row.
+    /// If the table does not hold at least one whole row.
     #[track_caller]
     pub(crate) fn check(&self) {
         assert!(self.columns > 0 && self.ring_pages > 0, "a page table without columns");
@@ -50,7 +51,7 @@ impl KvCache<'_> {
 }
 
 impl KvPool {
-    /// Pages with whatever was in memory before.
+    /// A pool of uninitialized pages.
     pub fn new(device: &Device, row: KvRow, pages: usize) -> KvPool {
         let words = pages * row.page_words();
         KvPool { row, pages, keys: device.empty(words), values: device.empty(words) }
@@ -75,23 +76,23 @@ impl KvPool {
     }
 }
 
-/// Makes pages of every pool copies of others, or zeros: each of `pairs` is `[from, to]`, with [`NO_PAGE`] for zeros. No page may be both
-/// read and written, or written twice.
+/// Makes pages of every pool copies of others, or clears them. Each pair is `[from, to]`, with [`NO_PAGE`] as `from` to clear. No page may
+/// be both read and written, or written twice.
 ///
 /// # Panics
-/// If a page is none of a pool's.
+/// If a page is not in a pool.
 pub fn prepare_pages(device: &Device, pools: &[KvPool], pairs: &[[u32; 2]]) {
     for pool in pools {
         for page in pairs.iter().flatten().filter(|&&page| page != NO_PAGE) {
             assert!((*page as usize) < pool.pages, "page {page} of a pool of {}", pool.pages);
         }
-        assert!(pairs.iter().all(|&[_, to]| to != NO_PAGE), "a page to write");
+        assert!(pairs.iter().all(|&[_, to]| to != NO_PAGE), "`NO_PAGE` cannot be written");
     }
     for pairs in pairs.chunks(MOST_PAIRS) {
         let words = device.upload(pairs.as_flattened().to_vec());
         for pool in pools {
             let vectors = pool.row.page_words() as u32 / 4;
-            // SAFETY: all pages are the pool's, and vectors are bounded by a page's.
+            // SAFETY: all pages are in the pool, and the kernel bounds vectors by the size of a page.
             unsafe {
                 prepare::launch_unchecked(
                     device.client(),
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
     use crate::testing::{Random, device};
 
-    /// A pool of `pages` pages of random words, and those words: keys, values.
+    /// A pool of `pages` pages of random words, with these words: keys, values.
     fn filled(device: &Device, random: &mut Random, row: KvRow, pages: usize) -> (KvPool, [Vec<u32>; 2]) {
         let pool = KvPool::new(device, row, pages);
         let mut words = || (0..pages * row.page_words()).map(|_| random.below(1 << 30) as u32).collect::<Vec<_>>();

@@ -8,7 +8,7 @@ use crate::moe::{Combine, SlotSort, tile_words};
 use crate::product::{ExpertProduct, Experts, Product};
 use crate::testing::{Random, assert_within, gpu, matrix, matvec_choice, poisoned};
 
-/// Products of `(inputs, rows, columns)` in every format against f64, with and without bias and what was there before.
+/// Compares products of `(inputs, rows, columns)` in every format with f64, with and without bias and previous output.
 pub(super) fn check_dense(
     limit: f64,
     shapes: &[(usize, usize, usize)],
@@ -20,7 +20,7 @@ pub(super) fn check_dense(
     let mut random = Random::fresh();
     for (number, storage) in Storage::ALL.into_iter().enumerate() {
         for (shape, &(inputs, rows, columns)) in shapes.iter().enumerate() {
-            // Each kernel takes a software rasterizer seconds to compile: formats and shapes take turns with and without a bias.
+            // A software rasterizer takes seconds to compile each kernel: formats and shapes alternate between with and without a bias.
             let both = (number + shape).is_multiple_of(2);
             let (biased, add) = (both, both);
             let context = format!("{what} {storage:?} {inputs} {rows} {columns} {biased} {random:?}");
@@ -48,8 +48,8 @@ pub(super) fn check_dense(
     }
 }
 
-/// Products of `(inputs, experts, width, hidden, chosen)` over sorted slots, in tiles of `tile`, against the mat-vec kernels, which are
-/// held to f64.
+/// Compares products of `(inputs, experts, width, hidden, chosen)` over sorted slots, in tiles of `tile`, with the mat-vec kernels, which
+/// are tested against f64.
 pub(super) fn check_experts(
     limit: f64,
     shapes: &[(usize, usize, usize, usize, usize)],
@@ -61,7 +61,7 @@ pub(super) fn check_experts(
     let device = &gpu.device;
     let mut random = Random::fresh();
     let formats = [Storage::Mxfp4, Storage::Q8_0, Storage::BF16];
-    // Shapes and formats take turns.
+    // Each shape is tested with one of the formats.
     for (storage, &(inputs, experts, width, hidden, chosen)) in formats.into_iter().cycle().zip(shapes) {
         let choice = matvec_choice(&mut random);
         let context = format!("{what} {storage:?} {inputs} {experts} {width} {hidden} {chosen} {choice:?} {random:?}");

@@ -1,19 +1,19 @@
-//! Products of many rows on matrix units, where an adapter has them: those of [`tiles`](super::tiles) in 16-bit floats, added up in f32.
+//! Products of many rows on matrix units: as [`tiles`](super::tiles), but multiplied in 16-bit floats with sums in f32.
 //!
-//! A tile is 64 rows by two times 16 outputs a plane. Weights and inputs become 16-bit floats in shared memory, a block of 32
-//! columns at a time: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. The next block is in flight while one is multiplied.
-//! Matrices that 16-bit floats do not hold take [`tiles`](super::tiles). Inputs past 65,504 become infinite, and what follows from them
-//! NaN: whoever chooses tokens finds out. Clamping each input here instead would hide it.
+//! A tile is 64 rows by two times 16 outputs per plane. Weights and inputs become 16-bit floats in shared memory, a block of 32 columns at
+//! a time: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. The next block is in flight while one is multiplied. Matrices outside the
+//! range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which the choice of a
+//! token detects; clamping the inputs would hide it.
 //!
-//! Ladder (H100, SPIR-V, gpt-oss-20b's shape, a prompt of 512; gate and up of a layer, down):
+//! History (H100, SPIR-V, gpt-oss-20b's shape, a prompt of 512; gate and up of a layer, down):
 //! 1. [`tiles`](super::tiles) in f32: 3.6 ms, 1.9 ms.
-//! 2. fragments, 4 planes a cube: 0.84 ms, 0.41 ms.
-//! 3. two blocks in shared memory by turns, one barrier a block: a third slower. Taken back.
-//! 4. fragments loaded from words, 16 bytes at a time, with 3.: 1.5 ms. Taken back.
-//! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Taken back.
-//! 6. inputs kept as 16-bit floats in memory too: 0.79 ms, 0.39 ms, for a second kind of every buffer. Left out.
-//! 7. here: MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms. Dense
-//!    products are quicker with 2 planes a cube (0.17 ms for q, k and v) than with 4 (0.18): more cubes.
+//! 2. fragments, 4 planes per cube: 0.84 ms, 0.41 ms.
+//! 3. two blocks in shared memory alternately, one barrier per block: a third slower. Reverted.
+//! 4. fragments loaded from words, 16 bytes at a time, with 3.: 1.5 ms. Reverted.
+//! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Reverted.
+//! 6. inputs also stored as 16-bit floats in device memory: 0.79 ms, 0.39 ms, but needs a second kind of every buffer. Not used.
+//! 7. current version: MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms.
+//! Dense products are faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
 
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -29,13 +29,13 @@ use crate::moe::SlotTile;
 use crate::packed::Packing;
 use crate::product::{ExpertProduct, Product};
 
-/// Fragments of a tile's rows.
+/// Number of fragments along a tile's rows.
 const ROUNDS: u32 = TILE / SIDE;
-/// Vectors of four sums of a plane's 16 rows of 16 low and 16 high outputs.
+/// Vectors of four sums: 16 rows of a plane by 16 low and 16 high outputs.
 const FOURS: u32 = SIDE * FOURS_A_ROW;
 const FOURS_A_ROW: u32 = 2 * SIDE / 4;
 
-/// Bytes of shared memory that a cube of such planes takes.
+/// Shared memory in bytes of a cube with these planes.
 pub(super) fn shared_bytes(planes: Planes) -> usize {
     (4 * planes.operand_bytes() * planes.vectors() + 16 * planes.count * FOURS + 2 * 4 * TILE) as usize
 }
@@ -78,7 +78,7 @@ fn launch_experts_in<T: Float>(gpu: &Gpu, product: &ExpertProduct<'_>, planes: P
     let (weight, up) = (&product.experts.weight, product.up.unwrap_or(product.experts));
     let gated = product.up.is_some();
     let outputs = if gated { planes.half() } else { 2 * planes.half() };
-    // SAFETY: lengths were checked; tiles name slots and experts that exist, and rows are bounded in the kernel.
+    // SAFETY: lengths were checked; tiles name existing slots and experts, and the kernel bounds rows.
     unsafe {
         experts::launch_unchecked::<T>(
             gpu.device.client(),
@@ -128,8 +128,8 @@ fn dense<T: Float>(
     }
 }
 
-/// A tile of slots that chose one expert. Gated, the low half of its outputs is gate's, the high half up's, and their SwiGLU is
-/// written; otherwise both halves are of one matrix.
+/// A tile of slots of one expert. With `gated`, the low half of its outputs is gate's and the high half up's, and their SwiGLU is written;
+/// otherwise both halves are of one matrix.
 #[cube(launch_unchecked)]
 fn experts<T: Float>(
     mut args: ExpertArgs,
@@ -168,15 +168,15 @@ fn experts<T: Float>(
     }
 }
 
-/// A plane's sums for the outputs of both halves of a tile, a square for every 16 rows.
+/// A plane's sums for the outputs of both halves of a tile; one square per 16 rows.
 #[derive(CubeType)]
 struct Sums {
     low: Accumulators,
     high: Accumulators,
 }
 
-/// The rows of a tile times weights from `low.row` and from `high.row` on, 16 of either a plane; weights past `last_row` are of no
-/// row. Outputs begin at `column`.
+/// Multiplies the rows of a tile with weights from `low.row` and from `high.row` on, 16 of each per plane. Weights after `last_row` belong
+/// to no output. Outputs begin at `column`.
 #[cube]
 fn multiply_tile<T: Float>(
     x: &[Vector<f32, Const<4>>],
@@ -229,19 +229,19 @@ fn multiply_tile<T: Float>(
     }
 }
 
-/// The first of this plane's outputs in either half of a tile.
+/// The first output of this plane in each half of a tile.
 #[cube]
 fn plane_outputs(#[comptime] planes: Planes) -> u32 {
     UNIT_POS / planes.width * SIDE
 }
 
-/// This plane's sums `4 place` to `4 place + 3` of those stored.
+/// Sums `4 place` to `4 place + 3` of this plane in shared memory.
 #[cube]
 fn stored(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] planes: Planes) -> Vector<f32, Const<4>> {
     stage[(UNIT_POS / planes.width * FOURS + place) as usize]
 }
 
-/// Puts this plane's sums of rows `16 round` to `16 round + 15` where its lanes see them all.
+/// Writes this plane's sums of rows `16 round` to `16 round + 15` to shared memory, where all its lanes can read them.
 #[cube]
 fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: usize, #[comptime] planes: Planes) {
     let first = UNIT_POS / planes.width * FOURS;
@@ -250,7 +250,7 @@ fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: 
     sync_cube();
 }
 
-/// Adds the products of a block's 32 columns, for the first `rounds` times 16 rows of a tile.
+/// Adds the products of a block's 32 columns, for the first `16 rounds` rows of a tile.
 #[cube]
 fn multiply<T: Float>(
     tile: &Shared<[Vector<T, Const<4>>]>,
@@ -277,7 +277,7 @@ fn multiply<T: Float>(
     }
 }
 
-/// Adds the products of a tile's rows with outputs from `low.row` and from `high.row` on.
+/// Adds the products of a tile's rows with the weights from `low.row` and from `high.row` on.
 #[cube]
 fn add_products<T: Float>(
     x: &[Vector<f32, Const<4>>],
@@ -330,12 +330,12 @@ mod tests {
     use crate::product::Product;
     use crate::testing::{F16, Random, assert_within, gpu, matrix, poisoned};
 
-    /// [`F16`] for experts, whose terms' size is taken at its most.
+    /// [`F16`] for experts, relative to the largest possible sum of terms.
     const F16_EXPERTS: f64 = 3e-5;
-    /// Planes of a cube; emulated ones are two at most.
+    /// Planes per cube; at most two are emulated.
     const PLANES: [u32; 2] = [2, 4];
 
-    /// With the matrix units that the adapter has, or emulated ones.
+    /// Uses the adapter's matrix units, or emulated ones.
     fn with_units(gpu: &Gpu) -> Gpu {
         let units = gpu.matrix_units().unwrap_or(MatrixUnits::EMULATED);
         gpu.clone().with_matrix_units(Some(units))
@@ -359,7 +359,7 @@ mod tests {
         });
     }
 
-    /// Weights that 16-bit floats do not hold are multiplied in f32.
+    /// Weights outside the range of 16-bit floats are multiplied in f32.
     #[test]
     fn weights_beyond_f16_are_multiplied_all_the_same() {
         let gpu = with_units(&gpu());

@@ -1,5 +1,5 @@
-//! Products of more rows, which share what is read and unpacked of the weights: a few rows at a time, or in tiles of 64, in f32 or on
-//! matrix units.
+//! Products of several rows that share reading and unpacking of the weights: a few rows at a time, or in tiles of 64, in f32 or on matrix
+//! units.
 
 #[cfg(test)]
 mod checks;
@@ -17,7 +17,7 @@ use crate::matrix_units::Planes;
 use crate::product::{ExpertProduct, Product};
 
 impl Product<'_> {
-    /// In batches of up to [`SMALL_BATCH`] rows.
+    /// Launches the product in batches of up to [`SMALL_BATCH`] rows.
     ///
     /// # Panics
     /// If a buffer is too short, or the matrix is a stack.
@@ -26,8 +26,8 @@ impl Product<'_> {
         small::launch_dense(gpu, self, split);
     }
 
-    /// In tiles of [`TILE`] rows: on matrix units where the device has some and the matrix fits 16-bit floats, with up to `planes` planes
-    /// a cube; otherwise in f32.
+    /// Launches the product in tiles of [`TILE`] rows: with up to `planes` planes per cube on matrix units, if the device has them and the
+    /// matrix fits 16-bit floats; otherwise in f32.
     ///
     /// # Panics
     /// As [`Product::launch_small`].
@@ -41,7 +41,7 @@ impl Product<'_> {
 }
 
 impl ExpertProduct<'_> {
-    /// In batches of up to [`SMALL_BATCH`] slots, which the tiles must be of.
+    /// Launches the product in batches of up to [`SMALL_BATCH`] slots. The tiles must be of that size.
     ///
     /// # Panics
     /// If a buffer is too short, or gate and up differ in shape or format.
@@ -50,7 +50,7 @@ impl ExpertProduct<'_> {
         small::launch_experts(gpu, self, split);
     }
 
-    /// In tiles of [`TILE`] slots, as [`Product::launch_tiled`].
+    /// Launches the product in tiles of [`TILE`] slots, as [`Product::launch_tiled`].
     ///
     /// # Panics
     /// As [`ExpertProduct::launch_small`].
@@ -63,10 +63,10 @@ impl ExpertProduct<'_> {
     }
 }
 
-/// Units of a cube at least: with fewer, not every row of a tile has one.
+/// The fewest units of a cube: with fewer, some row of a tile would have no unit.
 const LEAST_UNITS: u32 = TILE;
 
-/// Planes that multiply fragments, as many of `count` as shared memory has room for.
+/// The planes of a cube on matrix units: up to `count`, as many as shared memory allows; `None` if matrix units cannot be used.
 fn planes_of(gpu: &Gpu, count: u32, fits_f16: bool) -> Option<Planes> {
     let units = gpu.matrix_units().filter(|units| fits_f16 || units.are_emulated())?;
     let least = LEAST_UNITS.div_ceil(units.planes(1).width);

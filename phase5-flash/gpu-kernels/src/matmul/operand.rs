@@ -1,4 +1,4 @@
-//! What the kernels for several rows share: their arguments, and which rows a tile reads and writes.
+//! Shared parts of the kernels for several rows: arguments, and the rows that a tile reads and writes.
 
 use cubecl::prelude::*;
 
@@ -6,10 +6,10 @@ use crate::matrix::Part;
 use crate::moe;
 use crate::product::{ExpertProduct, Product};
 
-/// Rows, or slots, of a tile.
+/// Rows, or slots, per tile.
 pub const TILE: u32 = 64;
 
-/// The buffers and shape of a product with one matrix, but for its codes.
+/// The buffers and shape of a product with one matrix, except its codes.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct DenseArgs {
     pub x: Box<[Vector<f32, Const<4>>]>,
@@ -17,14 +17,14 @@ pub(super) struct DenseArgs {
     pub bias: Box<[f32]>,
     pub out: Box<[f32]>,
     pub inputs: u32,
-    /// Rows of the part of the matrix, and where they begin.
+    /// Number of rows in this part of the matrix, and its first row.
     pub rows: u32,
     pub first_row: u32,
     pub out_width: u32,
     pub blocks: u32,
 }
 
-/// The arguments of a product with a part of its matrix.
+/// The arguments of a product with one part of its matrix.
 pub(super) fn dense_args(product: &Product<'_>, part: &Part) -> DenseArgsLaunch {
     let Product { matrix, x, bias, out, inputs, .. } = *product;
     DenseArgsLaunch::new(
@@ -40,13 +40,13 @@ pub(super) fn dense_args(product: &Product<'_>, part: &Part) -> DenseArgsLaunch 
     )
 }
 
-/// The buffers and shape of a product with experts, but for their codes.
+/// The buffers and shape of a product with experts, except their codes.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct ExpertArgs {
     pub x: Box<[Vector<f32, Const<4>>]>,
     pub scales: Box<[u32]>,
     pub bias: Box<[f32]>,
-    /// Of the up projections; without them, of the others once more.
+    /// Scales of the up projections; without those, the scales of the only matrices.
     pub up_scales: Box<[u32]>,
     pub up_bias: Box<[f32]>,
     pub sorted_slots: Box<[u32]>,
@@ -77,12 +77,12 @@ pub(super) fn expert_args(product: &ExpertProduct<'_>) -> ExpertArgsLaunch {
     )
 }
 
-/// Tiles of `tile` slots that a product with experts has at most.
+/// The most tiles of `tile` slots that a product with experts needs.
 pub(super) fn most_tiles(product: &ExpertProduct<'_>, tile: u32) -> u32 {
     moe::most_tiles(product.slots(), product.experts.weight.stack(), tile) as u32
 }
 
-/// Words of as many tiles.
+/// Number of words of that many tiles.
 pub(super) fn tile_words(product: &ExpertProduct<'_>, tile: u32) -> usize {
     moe::tile_words(product.slots(), product.experts.weight.stack(), tile)
 }
@@ -90,17 +90,17 @@ pub(super) fn tile_words(product: &ExpertProduct<'_>, tile: u32) -> usize {
 /// The rows of a tile.
 #[derive(CubeType)]
 pub(super) struct TileRows {
-    /// Row of `x` that each reads. Rows past the last repeat it, so that loads stay in bounds.
+    /// Row of `x` that each tile row reads. Rows past the last repeat it, so that loads stay in bounds.
     pub sources: Shared<[u32]>,
-    /// Row of the output that each writes.
+    /// Row of the output that each tile row writes.
     pub targets: Shared<[u32]>,
-    /// How many there are.
+    /// Number of rows.
     pub count: u32,
 }
 
 #[cube]
 impl TileRows {
-    /// Rows from `first` on, of `inputs` in all.
+    /// Rows from `first` on, of `inputs` in total.
     pub fn dense(first: u32, inputs: u32, #[comptime] size: u32) -> TileRows {
         let mut sources = Shared::<[u32]>::new_slice(comptime![size as usize]);
         let mut targets = Shared::<[u32]>::new_slice(comptime![size as usize]);
@@ -113,7 +113,7 @@ impl TileRows {
         TileRows { sources, targets, count: min(inputs - first, size) }
     }
 
-    /// Of `count` slots from place `first` of the sorted ones on; at least one.
+    /// `count` slots, at least one, from index `first` of the sorted slots on.
     pub fn slots(
         sorted_slots: &[u32],
         first: u32,
@@ -133,13 +133,14 @@ impl TileRows {
     }
 }
 
-/// Where a tile's outputs go: output `column` of row `row` to `row · width + first + column`, its bias from `first_bias + column`.
+/// The destination of a tile's outputs: output `column` of row `row` goes to `row · width + first + column`, and its bias is at `first_bias
+/// + column`.
 #[derive(CubeType)]
 pub(super) struct Outputs {
     pub width: u32,
     pub first: u32,
     pub first_bias: u32,
-    /// Outputs that there are.
+    /// Number of outputs.
     pub columns: u32,
 }
 

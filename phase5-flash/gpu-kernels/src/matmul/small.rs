@@ -1,12 +1,12 @@
-//! Products of a few rows: a block of weights is read and unpacked once, and multiplied with up to eight inputs. Dense projections,
-//! and experts over [sorted slots](crate::moe::SlotSort).
+//! Products of a few rows: a block of weights is read and unpacked once, and multiplied with up to eight inputs. For dense projections, and
+//! for experts over [sorted slots](crate::moe::SlotSort).
 //!
-//! A cube takes 32 rows of a matrix, and eight units or more share out each row's blocks. Units that follow each other have different
-//! rows and the same columns, so that a plane's lanes read the same inputs from shared memory.
+//! A cube handles 32 rows of a matrix, and eight or more units share the blocks of a row. Consecutive units have different rows and the
+//! same columns, so that the lanes of a plane read the same inputs from shared memory.
 //!
-//! Ladder (H100, ten sequences of gpt-oss-20b, a whole step): each row by itself 19 ms, here 54 ms. At 64 rows 49 ms, where tiles took 159.
-//! So very few rows are left to themselves. On matrix units, inputs as sums of two 16-bit floats and 16 rows to a tile, ten sequences took
-//! 23.4 ms where rows by themselves took 11.4: left out.
+//! History (H100, ten sequences of gpt-oss-20b, a whole step): each row separately 19 ms, this kernel 54 ms. At 64 rows 49 ms, where tiles
+//! took 159. So very few rows use the mat-vec kernels. On matrix units, with inputs as sums of two 16-bit floats and 16 rows per tile, ten
+//! sequences took 23.4 ms where separate rows took 11.4: not used.
 
 use cubecl::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -20,23 +20,23 @@ use crate::packed::{PackedPair, Packing, load_blocks, packed_scale, packed_value
 use crate::product::{ExpertProduct, Product};
 use crate::vec4::sum4;
 
-/// Inputs that one reading of the weights serves at most.
+/// The most inputs that share one read of the weights.
 pub const SMALL_BATCH: u32 = 8;
-/// Rows of a cube.
+/// Rows per cube.
 const ROWS: u32 = 32;
 
-/// How units share out a row's blocks.
+/// How units share the blocks of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowSplit {
-    /// Units that share a row; at least [`SMALL_BATCH`], so that every sum over a row's units has a unit.
+    /// Units per row; at least [`SMALL_BATCH`], so that each of a row's sums has a unit.
     pub shares: u32,
-    /// Blocks of its row that a unit has in flight at once.
+    /// Blocks that a unit has in flight at once.
     pub ahead: u32,
 }
 
 impl RowSplit {
-    /// Those that shared memory has room for everywhere.
+    /// The splits that fit the shared memory of every device.
     pub const ALL: [RowSplit; 3] = [
         RowSplit { shares: SMALL_BATCH, ahead: 1 },
         RowSplit { shares: SMALL_BATCH, ahead: 2 },
@@ -47,14 +47,14 @@ impl RowSplit {
         ROWS * self.shares
     }
 
-    /// Vectors of an input that lie in shared memory at once.
+    /// Vectors of an input that are in shared memory at once.
     fn staged(&self) -> u32 {
         8 * self.shares * self.ahead
     }
 }
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, split: RowSplit) {
-    // Tiles of one size, side by side over the same weights.
+    // All tiles have the same size and read the same weights in parallel.
     let inputs = product.inputs as u32;
     let tiles = inputs.div_ceil(SMALL_BATCH);
     let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
@@ -79,7 +79,7 @@ pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, split: RowSplit) {
 
 pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>, split: RowSplit) {
     let (weight, up) = (&product.experts.weight, product.up.unwrap_or(product.experts));
-    // SAFETY: lengths were checked; tiles name slots and experts that exist, and rows are bounded in the kernel.
+    // SAFETY: lengths were checked; tiles name existing slots and experts, and the kernel bounds rows.
     unsafe {
         experts::launch_unchecked(
             gpu.device.client(),
@@ -119,7 +119,7 @@ fn dense(
     }
 }
 
-/// A tile of slots that chose one expert: the SwiGLU of two matrices if `gated`, or one product.
+/// A tile of slots of one expert: the SwiGLU of two matrices if `gated`, otherwise one product.
 #[cube(launch_unchecked)]
 fn experts(
     mut args: ExpertArgs,
@@ -139,7 +139,7 @@ fn experts(
         let row = CUBE_POS_X * ROWS + UNIT_POS % ROWS;
         let mut y = 0.0f32;
         let mut up = 0.0f32;
-        // No more sums than the tile needs, in twos.
+        // Computes only as many sums as the tile needs, rounded up to 2, 4 or 8.
         #[unroll]
         for size in 0..3u32 {
             let least = comptime![(1u32 << size) + if size == 0 { 0 } else { 1 }];
@@ -169,7 +169,7 @@ fn experts(
     }
 }
 
-/// Writes unit u's sums, of row u / 32 of the tile, to output `column`.
+/// Writes unit u's sums, which belong to row u / 32 of the tile, to output `column`.
 #[cube]
 fn store(
     out: &mut [f32],
@@ -194,7 +194,7 @@ fn store(
     }
 }
 
-/// The products of the first `inputs` rows of a tile with this unit's row `row` of one matrix or of two: unit u's are of input u / 32.
+/// The products of the first `inputs` rows of a tile with row `row` of one or two matrices, where unit u returns those of input u / 32.
 #[cube]
 fn sums(
     x: &[Vector<f32, Const<4>>],
@@ -220,8 +220,8 @@ fn sums(
     (first, second)
 }
 
-/// Rows `sources` of `x` times row `row` of one matrix or of two, a part of the row's blocks each unit: the sums of the first
-/// matrix with every input, then those of the second.
+/// Multiplies rows `sources` of `x` with row `row` of one or two matrices; each unit handles a part of the row's blocks. The result is the
+/// sums of the first matrix with every input, then those of the second.
 #[cube]
 fn add_products(
     x: &[Vector<f32, Const<4>>],
@@ -274,7 +274,7 @@ fn add_products(
     }
 }
 
-/// The codes and scales of a unit's next blocks, of which the first is `block`; past the last, the last's.
+/// Reads the codes and scales of a unit's next blocks, from `block` on. Past the end, the last block is repeated.
 #[cube]
 fn read_blocks(
     codes: &[Vector<u32, Const<4>>],
@@ -294,7 +294,7 @@ fn read_blocks(
     }
 }
 
-/// Puts the inputs' blocks from `first` on into shared memory, an input after the other.
+/// Copies the inputs' blocks from `first` on into shared memory, one input after another.
 #[cube]
 fn stage(
     x: &[Vector<f32, Const<4>>],
@@ -316,7 +316,7 @@ fn stage(
     }
 }
 
-/// Adds the products of a unit's blocks to `sums` from `first_sum` on.
+/// Adds the products of a unit's blocks to `sums`, from index `first_sum` on.
 #[cube]
 fn add_blocks(
     first: u32,
@@ -357,7 +357,7 @@ fn add_blocks(
     }
 }
 
-/// The sum over a row's units of their sums from `first_sum` on: unit u's is of input u / 32 and row u mod 32.
+/// Sums over the units of a row, from index `first_sum` on: unit u returns the sum of input u / 32 and row u mod 32.
 #[cube]
 fn total(
     sums: &Array<f32>,

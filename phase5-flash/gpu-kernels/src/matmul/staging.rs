@@ -1,4 +1,4 @@
-//! A block of 32 columns of a [fragments](super::fragments) tile: from memory to registers, and on to shared memory as 16-bit floats.
+//! Moves a block of 32 columns of a [fragments](super::fragments) tile from memory to registers, and on to shared memory as 16-bit floats.
 
 use cubecl::prelude::*;
 
@@ -6,33 +6,33 @@ use super::operand::{TILE, WeightRows};
 use crate::matrix_units::{Planes, SIDE};
 use crate::packed::{Packing, load_eights, packed_f16_pair, packed_scale, packed_values};
 
-/// Vectors of a row in shared memory: a block's eight and two more, so that a fragment's rows lie in different banks.
+/// Vectors per row in shared memory: a block's eight and two extra, so that the rows of a fragment are in different banks.
 pub(super) const STRIDE: u32 = 10;
 
-/// A tile and how units share it out: each plane has 16 low and 16 high outputs.
+/// The parts of a tile: each plane has 16 low and 16 high outputs.
 impl Planes {
-    /// Outputs of a tile's half.
+    /// Outputs in each half of a tile.
     pub const fn half(self) -> u32 {
         SIDE * self.count
     }
 
-    /// Vectors of a tile in shared memory: rows of inputs, then of low and of high outputs.
+    /// Vectors of a tile in shared memory: rows of inputs, then of low and then of high outputs.
     pub const fn vectors(self) -> u32 {
         (TILE + 2 * self.half()) * STRIDE
     }
 
-    /// How many times eight columns of inputs a unit reads of a block.
+    /// Groups of eight columns of the inputs that a unit reads per block.
     pub const fn eights_a_unit(self) -> u32 {
         (TILE * 4).div_ceil(self.units())
     }
 
-    /// Outputs of which a unit unpacks eight columns.
+    /// Outputs for which a unit unpacks eight columns.
     pub const fn outputs_a_unit(self) -> u32 {
         2 * self.half() * 4 / self.units()
     }
 }
 
-/// Reads this unit's eights of a block of the tile's rows.
+/// Reads this unit's groups of eight columns of a block, of the tile's rows.
 #[cube]
 pub(super) fn read_inputs(
     x: &[Vector<f32, Const<4>>],
@@ -49,7 +49,7 @@ pub(super) fn read_inputs(
     }
 }
 
-/// Puts what [`read_inputs`] read where all planes see it.
+/// Writes the result of [`read_inputs`] to shared memory.
 #[cube]
 pub(super) fn put_inputs<T: Float>(
     fours: &Array<Vector<f32, Const<4>>>,
@@ -67,7 +67,7 @@ pub(super) fn put_inputs<T: Float>(
     }
 }
 
-/// Puts eight columns of a tile's row in their order there: 0 4 1 5 2 6 3 7, as pairs of codes come out of a word of MXFP4.
+/// Writes eight columns of a row in the order 0 4 1 5 2 6 3 7, in which pairs of codes come out of a word of MXFP4.
 #[cube]
 fn put_eight<T: Float>(
     tile: &mut Shared<[Vector<T, Const<4>>]>,
@@ -88,7 +88,7 @@ fn put_eight<T: Float>(
     }
 }
 
-/// Reads the codes and scales of this unit's outputs: eight columns of a block.
+/// Reads the codes and scales of eight columns of a block, for this unit's outputs.
 #[cube]
 pub(super) fn read_weights(
     low: &WeightRows<'_>,
@@ -127,7 +127,7 @@ fn read_outputs(
     load_eights(weights.codes, weights.scales, row, eight, block, blocks, words, factors, count, storage);
 }
 
-/// Unpacks what [`read_weights`] read where all planes see it.
+/// Unpacks the result of [`read_weights`] to shared memory.
 #[cube]
 pub(super) fn put_weights<T: Float>(
     words: &Array<Vector<u32, Const<4>>>,

@@ -1,12 +1,12 @@
-//! Products of many rows at once: weights are unpacked into shared memory, a block of 32 columns at a time, and used for 64
-//! rows. Dense projections, and experts over [sorted slots](crate::moe::SlotSort).
+//! Products of many rows: weights are unpacked into shared memory, a block of 32 columns at a time, and used for 64 rows. For dense
+//! projections, and for experts over [sorted slots](crate::moe::SlotSort).
 //!
-//! Ladder (H100, gpt-oss-20b's gate and up, f32):
-//! 1. row by row, as decoding does: 5.4 TFLOP/s at 64 rows.
+//! History (H100, gpt-oss-20b's gate and up, f32):
+//! 1. row by row, as in decoding: 5.4 TFLOP/s at 64 rows.
 //! 2. tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each, in arrays: 12.9 TFLOP/s at 512 rows.
-//! 3. the same sums in variables rather than arrays: 12.8 TFLOP/s. No gain; taken back.
-//! 4. here: 128 units with 8 × 8 sums, each unpacking what no other unpacks, and rows past a tile's last skipped by the plane:
-//!    18.2 TFLOP/s, dense 23.2 (Q8_0, SPIR-V).
+//! 3. the same sums in variables instead of arrays: 12.8 TFLOP/s. No gain; reverted.
+//! 4. current version: 128 units with 8 × 8 sums, each value unpacked by only one unit, and planes skip rows past a tile's last: 18.2
+//! TFLOP/s, dense 23.2 (Q8_0, SPIR-V).
 
 use cubecl::prelude::*;
 
@@ -19,13 +19,13 @@ use crate::packed::{Packing, load_eights, packed_scale, packed_values};
 use crate::product::{ExpertProduct, Product};
 use crate::vec4::transposed;
 
-/// Units of a cube: two by two fields of 32 rows by two times 32 outputs, in each four by eight units.
+/// Units per cube: two by two groups, each of four by eight units, for 32 rows by two times 32 outputs.
 const UNITS: u32 = 128;
-/// Outputs of one half of a tile.
+/// Outputs in each half of a tile.
 const HALF: u32 = 64;
-/// Vectors of a tile's inputs, from four columns to the next four: one too many, so that lanes store to different banks.
+/// Distance in vectors between groups of four columns of a tile's inputs: one extra, so that lanes store to different banks.
 const INPUTS_STRIDE: u32 = 4 * TILE / 4 + 1;
-/// Vectors of a tile's weights, from eight columns to the next eight: two too many, for the same reason.
+/// Distance in vectors between groups of eight columns of a tile's weights: two extra, for the same reason.
 const WEIGHTS_STRIDE: u32 = 8 * 2 * HALF / 4 + 2;
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>) {
@@ -51,7 +51,7 @@ pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>) {
     let (weight, up) = (&product.experts.weight, product.up.unwrap_or(product.experts));
     let gated = product.up.is_some();
     let outputs = if gated { HALF } else { 2 * HALF };
-    // SAFETY: lengths were checked; tiles name slots and experts that exist, and rows are bounded in the kernel.
+    // SAFETY: lengths were checked; tiles name existing slots and experts, and the kernel bounds rows.
     unsafe {
         experts::launch_unchecked(
             gpu.device.client(),
@@ -93,8 +93,8 @@ fn dense(mut args: DenseArgs, codes: &[u32], #[comptime] packing: Packing, #[com
     }
 }
 
-/// A tile of slots that chose one expert. Gated, the low half of its outputs is gate's, the high half up's, and their SwiGLU is
-/// written; otherwise both halves are of one matrix.
+/// A tile of slots of one expert. With `gated`, the low half of its outputs is gate's and the high half up's, and their SwiGLU is written;
+/// otherwise both halves are of one matrix.
 #[cube(launch_unchecked)]
 fn experts(
     mut args: ExpertArgs,
@@ -130,8 +130,8 @@ fn experts(
     }
 }
 
-/// The rows of a tile times 64 rows from `low.row` on of one matrix and 64 from `high.row` on of another, or the same; weights past
-/// `last_row` are of no row. Outputs begin at `column`.
+/// Multiplies the rows of a tile with 64 rows from `low.row` on of one matrix and 64 from `high.row` on of the same or another matrix.
+/// Weights after `last_row` belong to no output. Outputs begin at `column`.
 #[cube]
 fn multiply_tile(
     x: &[Vector<f32, Const<4>>],
@@ -169,26 +169,26 @@ fn multiply_tile(
     }
 }
 
-/// The first of the tile's rows, in fours, of this unit; its others begin four fours later.
+/// Index, in groups of four, of this unit's first four tile rows; its other four begin four groups later.
 #[cube]
 fn member_four() -> u32 {
     UNIT_POS / 64 * 8 + UNIT_POS % 32 / 8
 }
 
-/// The tile's row that is this unit's row `i` of eight.
+/// Tile row number of this unit's row `i` of eight.
 #[cube]
 fn member_row(#[comptime] i: u32) -> u32 {
     (member_four() + comptime![i / 4 * 4]) * 4 + comptime![i % 4]
 }
 
-/// This unit's outputs, in fours, of either half.
+/// Index, in groups of four, of this unit's outputs in each half.
 #[cube]
 fn output_four() -> u32 {
     UNIT_POS / 32 % 2 * 8 + UNIT_POS % 8
 }
 
-/// Adds the products of a tile's rows. Unit u ends with the sums of its eight [`member_row`]s and of four outputs from
-/// 4 · [`output_four`] on of either half.
+/// Adds the products of a tile's rows. The result of a unit is the sums of its eight [`member_row`]s and of four outputs from 4 ·
+/// [`output_four`] on, in each half.
 #[cube]
 fn add_products(
     x: &[Vector<f32, Const<4>>],
@@ -225,7 +225,7 @@ fn add_products(
         }
         sync_cube();
 
-        // The same for all lanes of a plane of 32.
+        // The condition is the same for all lanes of a plane of 32.
         if UNIT_POS / 64 * 32 < tile_rows.count {
             for eight in 0..4u32 {
                 #[unroll]
@@ -256,7 +256,7 @@ fn add_products(
     }
 }
 
-/// Reads a block of 64 rows and transposes it: each unit a square of four rows by four columns.
+/// Reads a block of 64 rows and transposes it; each unit handles a square of four rows by four columns.
 #[cube]
 fn load_inputs(
     x: &[Vector<f32, Const<4>>],
@@ -279,7 +279,7 @@ fn load_inputs(
     }
 }
 
-/// Unpacks columns `8 eight` to `8 eight + 7` of a block of the four rows that begin at row `4 row_four`, transposed, to place `fours`
+/// Unpacks columns `8 eight` to `8 eight + 7` of a block, of the four rows from `4 row_four` on. Stores them transposed, as group `fours`
 /// of the tile's outputs.
 #[cube]
 fn unpack(
@@ -339,7 +339,7 @@ mod tests {
         });
     }
 
-    /// The head's rows in several parts.
+    /// The rows of the head in several parts.
     #[test]
     fn parts_of_a_matrix_land_side_by_side() {
         let gpu = gpu();

@@ -1,20 +1,20 @@
-//! `y = W · norm(x) + b`, optionally added to what `y` holds: the query, key and value projections in one, attention's output
-//! projection, and the head.
+//! `y = W · norm(x) + b`, optionally added to the previous `y`: the fused query, key and value projections, attention's output projection,
+//! and the head.
 //!
-//! A cube's lanes share out a row's blocks and keep their inputs in registers, read and normed once a cube, while they walk down the
-//! cube's rows: the codes of the next rows are in flight while those before are multiplied.
+//! The lanes of a cube share the blocks of a row. They keep their inputs, read and normed once per cube, in registers while they iterate
+//! over the cube's rows; the codes of the next rows are in flight while the current ones are multiplied.
 //!
-//! Ladder (H100, gpt-oss-20b's shapes in Q8_0, one row; query, key and value inside a whole step, by timestamps):
-//! 1. 4 rows a cube, unrolled, each lane reads its block of the inputs itself: 808 GB/s.
-//! 2. inputs by way of 13 kB of shared memory: 544 GB/s. Fewer cubes fit at once; taken back.
-//! 3. the codes read before the inputs: 668 GB/s, for they fill the registers meanwhile.
-//! 4. here: 2 rows at a time in 4 steps: 861 GB/s (SPIR-V). The head, 2,334 GB/s at first, now 2,605.
+//! History (H100, gpt-oss-20b's shapes in Q8_0, one row; query, key and value inside a whole step, by timestamps):
+//! 1. 4 rows per cube, unrolled; each lane reads its block of the inputs itself: 808 GB/s.
+//! 2. inputs through 13 kB of shared memory: 544 GB/s. Fewer cubes fit at once; reverted.
+//! 3. codes read before the inputs: 668 GB/s, because they occupy registers meanwhile.
+//! 4. current version: 2 rows at a time in 4 steps: 861 GB/s (SPIR-V). The head: from 2,334 GB/s at first to 2,605.
 //!
 //! Ten rows (head; query, key and value in 24 layers; output projection in 24):
-//! 1. each by itself, side by side, so that one finds in the L2 cache what another read: 1.57 ms, 1.70 ms, 1.31 ms.
-//! 2. two inputs a lane over the same cubes: 1.40, 1.73, 1.27. What is read of the inputs is as much as before.
-//! 3. here: two inputs, and four times as many steps where there are rows enough; inputs as values, not as an array, of which
-//!    the compiler keeps only a small one in registers: 1.02, 1.26, 0.76. Four or five inputs: 1.65, 1.39.
+//! 1. each row separately, in parallel, so that one finds in the L2 cache what another has read: 1.57 ms, 1.70 ms, 1.31 ms.
+//! 2. two inputs per lane with the same cubes: 1.40, 1.73, 1.27. This does not reduce the reads of inputs.
+//! 3. current version: two inputs, and four times as many steps if there are enough rows; inputs as values instead of an array, of which
+//! the compiler keeps only a small one in registers: 1.02, 1.26, 0.76. With four or five inputs: 1.65, 1.39.
 
 use cubecl::prelude::*;
 
@@ -29,7 +29,7 @@ use crate::product::Product;
 use crate::reduce::{plane_sums, total};
 use crate::vec4::sum4;
 
-/// RMS norm of a product's input.
+/// RMS norm applied to a product's input.
 #[derive(Clone, Copy)]
 pub struct InputNorm<'a> {
     /// `[columns]`
@@ -38,7 +38,7 @@ pub struct InputNorm<'a> {
 }
 
 impl Product<'_> {
-    /// By the mat-vec kernel; of the normed input, if `norm` is given.
+    /// Launches the mat-vec kernel; with `norm`, the input is normed first.
     ///
     /// # Panics
     /// If a buffer is too short, or the matrix is a stack.
@@ -48,14 +48,14 @@ impl Product<'_> {
         if let Some(norm) = norm {
             norm.weight.expect("the norm's weight", matrix.columns());
         }
-        // As many inputs for every cube, as nearly as can be.
+        // Distributes the inputs over the cubes as evenly as possible.
         let groups = inputs.div_ceil(choice.inputs_per_read.max(1));
         let tile = RowTile::new(choice, matrix.storage(), matrix.rows() * groups, inputs);
         let plan = MatvecPlan { inputs: inputs.div_ceil(groups) as u32, ..MatvecPlan::new(gpu, matrix, tile) };
         let (norm_weight, eps) = norm.map_or((x, 0.0), |norm| (norm.weight, norm.eps));
         for part in matrix.parts() {
             let (y, z) = plan.cubes(part.rows);
-            // SAFETY: lengths are checked; the kernel reads no row past the part's last, and writes outputs below its rows.
+            // SAFETY: lengths are checked; the kernel reads no row after the part's last, and writes only outputs of its rows.
             unsafe {
                 project::launch_unchecked(
                     gpu.device.client(),
@@ -101,7 +101,7 @@ fn project(
     let mut shared = Shared::<[f32]>::new_slice(comptime![(plan.planes * plan.cube_sums()) as usize]);
     let first = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * comptime![plan.tile.cube_rows()];
     let weights = PackedPair::one(codes, scales, rows - 1);
-    // The first codes are in flight while the inputs are made ready.
+    // The first codes are in flight while the inputs are prepared.
     let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![plan.vectors() as usize]);
     let mut scale_words = Array::<u32>::new(comptime![plan.rows() as usize]);
     load_rows(&weights, first, UNIT_POS, &mut held, &mut scale_words, plan);
@@ -141,7 +141,7 @@ fn project(
     }
 }
 
-/// `x / √(mean(x²) + ε) · norm` of every input.
+/// `x / √(mean(x²) + ε) · norm` for every input.
 #[cube]
 fn normalized(
     norm: &[Vector<f32, Const<4>>],

@@ -1,16 +1,16 @@
 //! The chosen experts: gate and up projections with SwiGLU, and the weighted sum of the down projections.
 //!
-//! The choice of experts never leaves the device: every cube of the gate and up projections makes it from the router's logits, and
-//! the first writes it down for the down projections.
+//! The choice of experts stays on the device: every cube of the gate and up projections derives it from the router's logits, and the first
+//! cube of each row stores it for the down projections.
 //!
-//! Ladder (H100, gpt-oss-20b's shapes, one row; bandwidth inside a whole step, by timestamps):
-//! 1. each lane reads its block of the inputs itself: gate and up 759 GB/s with 2 × 4 rows a cube; down 390 GB/s with 4 rows, its
-//!    slots one after another.
-//! 2. inputs by way of shared memory: gate and up 568 GB/s. Taken back.
-//! 3. down's slots side by side: 594 GB/s.
+//! History (H100, gpt-oss-20b's shapes, one row; bandwidth inside a whole step, by timestamps):
+//! 1. each lane reads its block of the inputs itself: gate and up 759 GB/s with 2 × 4 rows per cube; down 390 GB/s with 4 rows, its slots
+//! one after another.
+//! 2. inputs through shared memory: gate and up 568 GB/s. Reverted.
+//! 3. slots of down in parallel: 594 GB/s.
 //! 4. codes as 16-bit floats, two at a time (SPIR-V): gate and up 915 GB/s, down 720.
-//! 5. here: cubes walk down their rows, the next codes in flight: gate and up 1,198 GB/s, down 902. With ten rows, four times as many
-//!    steps: gate and up of four layers take 0.60 ms instead of 0.64, down 0.38 instead of 0.41.
+//! 5. current version: cubes iterate over their rows with the next codes in flight: gate and up 1,198 GB/s, down 902. With ten rows, four
+//! times as many steps: gate and up of four layers take 0.60 ms instead of 0.64, down 0.38 instead of 0.41.
 
 use cubecl::prelude::*;
 
@@ -27,15 +27,15 @@ use crate::reduce::total;
 /// `out[slot] = swiglu(gate x, up x)` for every chosen expert of every row, `[inputs · chosen, width]`.
 pub struct GateUp<'a> {
     pub gate: &'a Experts,
-    /// As gate in shape and format.
+    /// The same shape and format as gate.
     pub up: &'a Experts,
     /// `[inputs, hidden]`
     pub x: &'a Buffer,
-    /// The router's, `[inputs, experts]`
+    /// The router's logits, `[inputs, experts]`
     pub logits: &'a Buffer,
-    /// Written: `[inputs, chosen]`, the likeliest first.
+    /// Output: `[inputs, chosen]`, the most likely expert first.
     pub chosen: &'a Buffer,
-    /// Written: softmax over the chosen ones' logits, `[inputs, chosen]`
+    /// Output: softmax over the logits of the chosen experts, `[inputs, chosen]`
     pub weights: &'a Buffer,
     pub chosen_per_row: usize,
     pub out: &'a Buffer,
@@ -51,7 +51,11 @@ impl GateUp<'_> {
         self.gate.check();
         self.up.check();
         self.gate.expect_alike(self.up);
-        assert!((1..=experts).contains(&self.chosen_per_row), "{} of {experts} experts", self.chosen_per_row);
+        assert!(
+            (1..=experts).contains(&self.chosen_per_row),
+            "cannot choose {} of {experts} experts",
+            self.chosen_per_row
+        );
         self.x.expect("the experts' input", self.inputs * gate.columns());
         self.logits.expect("the router's logits", self.inputs * experts);
         self.chosen.expect("the chosen experts", slots);
@@ -60,7 +64,7 @@ impl GateUp<'_> {
         let tile = RowTile::new(choice, gate.storage(), gate.rows() * slots, self.inputs);
         let plan = MatvecPlan { matrices: 2, ..MatvecPlan::new(gpu, gate, tile) };
         let (y, z) = plan.cubes(gate.rows());
-        // SAFETY: lengths are checked; experts that are chosen are below their number, and rows are bounded in the kernel.
+        // SAFETY: lengths are checked; chosen experts are below their number, and the kernel bounds rows.
         unsafe {
             gate_up::launch_unchecked(
                 gpu.device.client(),
@@ -152,7 +156,7 @@ pub struct Down<'a> {
     pub down: &'a Experts,
     /// `[inputs · chosen, width]`
     pub x: &'a Buffer,
-    /// `[inputs, chosen]`, as `weights`
+    /// `[inputs, chosen]`, as is `weights`
     pub chosen: &'a Buffer,
     pub weights: &'a Buffer,
     pub chosen_per_row: usize,
@@ -173,14 +177,13 @@ impl Down<'_> {
         self.out.expect("the experts' output", self.inputs * down.rows());
         let tile = RowTile::new(choice, down.storage(), down.rows() * slots, self.inputs);
         let plan = MatvecPlan::new(gpu, down, tile);
-        // The units share out the row's slots, and then each slot's blocks: nothing waits for the slot before.
+        // The units share the row's slots, and then each slot's blocks, so that no slot waits for another.
         let most = (gpu.device.max_units() / plan.lanes).max(1);
         let slots = SlotSplit { chosen: self.chosen_per_row as u32, together: most.min(self.chosen_per_row as u32) };
         let units = plan.lanes * slots.together;
         let plan = MatvecPlan { planes: gpu.device.most_planes(units), ..plan };
         let (y, z) = plan.cubes(down.rows());
-        // SAFETY: lengths are checked, and rows are bounded in the kernel; chosen experts are below their number, as the kernels that
-        // choose them write them.
+        // SAFETY: lengths are checked, and the kernel bounds rows; the kernels that choose experts write only numbers of existing ones.
         unsafe {
             down_kernel::launch_unchecked(
                 gpu.device.client(),
@@ -202,12 +205,12 @@ impl Down<'_> {
     }
 }
 
-/// How a cube's units share a row's slots.
+/// How the units of a cube share the slots of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct SlotSplit {
-    /// Slots of a row.
+    /// Slots per row.
     chosen: u32,
-    /// Slots that a cube works on at once.
+    /// Slots that a cube processes in parallel.
     together: u32,
 }
 
@@ -235,7 +238,7 @@ fn down_kernel(
     #[unroll]
     for round in 0..rounds {
         let number = UNIT_POS / plan.lanes + comptime![round * slots.together];
-        // Past the last slot its products count for nothing.
+        // Past the last slot, products get the weight 0.
         let slot = first_slot + min(number, slots.chosen - 1);
         let start = chosen[slot as usize] * stride;
         let matrix = PackedPair::one(codes, scales, start + rows - 1);
@@ -304,7 +307,7 @@ mod tests {
         HostExperts { weight: values, bias, device }
     }
 
-    /// `W x + b` of one expert, and the size of its terms.
+    /// `W x + b` of one expert, with the sum of the magnitudes of its terms.
     fn apply(experts: &HostExperts, expert: usize, [rows, columns]: [usize; 2], x: &[f32]) -> Vec<(f64, f64)> {
         (0..rows)
             .map(|row| {

@@ -1,4 +1,4 @@
-//! Products of few rows: every row reads the weights for itself, from memory or from the cache that a neighbour filled.
+//! Products of few rows: each row reads the weights separately, from memory or from the cache that a parallel row has filled.
 
 mod dense;
 mod experts;

@@ -1,4 +1,4 @@
-//! How a matrix–vector product is shared out among cubes and lanes.
+//! How a matrix–vector product is distributed among cubes and lanes.
 
 use formats::Storage;
 use serde::{Deserialize, Serialize};
@@ -8,84 +8,84 @@ use crate::gpu::Gpu;
 use crate::matrix::{Matrix, vectors};
 use crate::packed::Packing;
 
-/// The most lanes that share a row.
+/// The most lanes per row.
 const LANES: u32 = 256;
-/// How many times as far cubes walk at most when there are several inputs.
+/// With several inputs, cubes take up to this many times more steps.
 const FURTHER: usize = 4;
 
-/// The values of [`Walk`] that are worth a try.
+/// The values of [`Walk`] that are worth measuring.
 const VECTORS: [u32; 4] = [1, 2, 4, 8];
 const STEPS: [u32; 5] = [1, 2, 4, 6, 8];
 
-/// How a mat-vec kernel's cubes walk down a matrix.
+/// How the cubes of a mat-vec kernel iterate over the rows of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Walk {
     /// Vectors of a matrix's codes that a lane holds at once.
     pub vectors: u32,
-    /// How many times it takes as many, at most.
+    /// The most iterations per cube.
     pub steps: u32,
 }
 
 impl Walk {
-    /// The number of [`Walk::all`].
+    /// Number of variants in [`Walk::all`].
     pub const COUNT: usize = VECTORS.len() * STEPS.len();
 
-    /// Rows that a lane works on at once.
+    /// Rows that a lane processes at once.
     pub fn rows(self, storage: Storage) -> u32 {
         (self.vectors / vectors(storage) as u32).max(1)
     }
 
-    /// All that are worth a try.
+    /// All variants that are worth measuring.
     pub fn all() -> impl Iterator<Item = Walk> {
         VECTORS.into_iter().flat_map(|vectors| STEPS.map(|steps| Walk { vectors, steps }))
     }
 }
 
-/// What is measured and chosen for a mat-vec kernel.
+/// The tunable parameters of a mat-vec kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatvecChoice {
     pub walk: Walk,
-    /// Inputs that share a reading of a dense matrix, at most; experts have one input each.
+    /// The most inputs that share one read of a dense matrix; with experts each input reads for itself.
     pub inputs_per_read: usize,
     /// Least number of cubes of a launch; rows of a cube grow only beyond it.
     pub least_cubes: u32,
 }
 
-/// How much of a matrix a cube takes.
+/// The part of a matrix that a cube processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowTile {
-    /// Rows that a lane works on at once: 1, 2, or a multiple of 4. The codes of as many more are under way meanwhile.
+    /// Rows that a lane processes at once: 1, 2, or a multiple of 4. The codes of the next rows are in flight meanwhile.
     pub(crate) rows: u32,
-    /// How often it does so.
+    /// Number of iterations.
     pub(crate) steps: u32,
 }
 
 impl RowTile {
-    /// As the choice's walk says, but in no more steps than leave work for [`MatvecChoice::least_cubes`], over `rows` rows in all.
-    /// With several inputs there is more work, and cubes walk further: what they read of the inputs is then less beside the rows.
+    /// The tile of the choice's walk, with fewer steps if otherwise fewer than [`MatvecChoice::least_cubes`] cubes would share the `rows`
+    /// rows. With several inputs there is more work and cubes take more steps, so that reads of the inputs are a smaller part.
     pub fn new(choice: MatvecChoice, storage: Storage, rows: usize, inputs: usize) -> RowTile {
         let at_once = choice.walk.rows(storage);
         let most = choice.walk.steps * inputs.min(FURTHER) as u32;
         RowTile { rows: at_once, steps: (rows as u32 / at_once / choice.least_cubes.max(1)).clamp(1, most) }
     }
 
-    /// Rows of a cube.
+    /// Rows per cube.
     pub(crate) fn cube_rows(&self) -> u32 {
         self.rows * self.steps
     }
 }
 
-/// How lanes share a matrix's rows, or those of two matrices of the same shape.
+/// How lanes share the rows of a matrix, or of two matrices of the same shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MatvecPlan {
-    /// Blocks of a row.
+    /// Blocks per row.
     pub blocks: u32,
-    /// Lanes that share a row.
+    /// Lanes per row.
     pub lanes: u32,
-    /// Inputs that every row is multiplied with.
+    /// Inputs that each row is multiplied with.
     pub inputs: u32,
-    /// Matrices that are walked down together.
+    /// Matrices that are processed together.
     pub matrices: u32,
     pub tile: RowTile,
     /// The most planes of a cube.
@@ -101,7 +101,7 @@ impl MatvecPlan {
         MatvecPlan { blocks, lanes, inputs: 1, matrices: 1, tile, planes, packing }
     }
 
-    /// Rows that a lane works on at once, of all matrices.
+    /// Rows of all matrices that a lane processes at once.
     pub fn rows(&self) -> u32 {
         self.matrices * self.tile.rows
     }
@@ -111,32 +111,32 @@ impl MatvecPlan {
         self.rows() * self.packing.vectors()
     }
 
-    /// Blocks that one lane holds.
+    /// Blocks per lane.
     pub fn blocks_a_lane(&self) -> u32 {
         self.blocks.div_ceil(self.lanes)
     }
 
-    /// Sums of a lane with the rows of one matrix that it works on at once: of every row with every input.
+    /// Sums of a lane for one matrix: one per row that it processes at once and input.
     pub fn matrix_sums(&self) -> u32 {
         self.tile.rows * self.inputs
     }
 
-    /// Sums of a lane.
+    /// Sums per lane.
     pub fn sums(&self) -> u32 {
         self.matrices * self.matrix_sums()
     }
 
-    /// Sums of a cube with one matrix.
+    /// Sums per cube for one matrix.
     pub fn cube_matrix_sums(&self) -> u32 {
         self.tile.cube_rows() * self.inputs
     }
 
-    /// Sums of a cube.
+    /// Sums per cube.
     pub fn cube_sums(&self) -> u32 {
         self.matrices * self.cube_matrix_sums()
     }
 
-    /// Cubes for `rows` rows, along y and z: cubes that differ along x share their rows, and run side by side.
+    /// Number of cubes along y and z for `rows` rows. Cubes that differ only along x share their rows and run in parallel.
     pub fn cubes(&self, rows: usize) -> (u32, u32) {
         spread(rows.div_ceil(self.tile.cube_rows() as usize) as u32)
     }

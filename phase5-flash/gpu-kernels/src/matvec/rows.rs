@@ -1,4 +1,4 @@
-//! What the mat-vec kernels are made of: a lane's inputs in registers, and a walk down the rows that it shares with other lanes.
+//! Building blocks of the mat-vec kernels: a lane's inputs in registers, and the iteration over rows, which several lanes share.
 
 use cubecl::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::packed::{PackedPair, Packing, load_blocks, packed_values, scale_value
 use crate::reduce::plane_sums;
 use crate::vec4::sum4;
 
-/// Adds this lane's blocks of the input that begins at block `first` to those that it holds; zeros past its end.
+/// Appends this lane's blocks of the input that begins at block `first` to `inputs`. Blocks past its end are zeros.
 #[cube]
 pub(crate) fn load_inputs(
     x: &[Vector<f32, Const<4>>],
@@ -28,8 +28,8 @@ pub(crate) fn load_inputs(
     }
 }
 
-/// Reads the codes and scales of a lane's rows from row `row` on, at block `block`: of the first matrix, then of the second. Rows past
-/// the last are read as the last ones, blocks past a row's end as its last: their inputs are zeros.
+/// Reads the codes and scales of a lane's rows from row `row` on, at block `block`: of the first matrix, then of the second. Past the last
+/// row or block, the last ones are read again; the inputs of such blocks are zeros.
 #[cube]
 pub(crate) fn load_rows(
     weights: &PackedPair<'_>,
@@ -59,9 +59,9 @@ pub(crate) fn load_rows(
     }
 }
 
-/// Walks down a cube's rows from row `first` on, of which the first were [read](load_rows) before. Leaves the sums over planes of the
-/// products with all inputs, each times `weight`, in `shared: [planes, places]`, from column `place` on: row after row of the first
-/// matrix, then of the second.
+/// Iterates over a cube's rows from row `first` on, of which the first must have been [read](load_rows). Stores the plane sums of the
+/// products with all inputs, each times `weight`, in `shared: [planes, places]` from column `place` on: row after row of the first matrix,
+/// then of the second.
 #[cube]
 pub(crate) fn walk_rows(
     weights: &PackedPair<'_>,
@@ -88,8 +88,8 @@ pub(crate) fn walk_rows(
     }
 }
 
-/// Adds this lane's part of the products of the inputs with the rows that are held, each times `weight`, to `sums`, and holds the rows
-/// after them instead: those are under way meanwhile.
+/// Adds this lane's products of the inputs with the held rows, each times `weight`, to `sums`. The rows after them are read meanwhile and
+/// replace the held ones.
 #[cube]
 fn multiply_rows(
     weights: &PackedPair<'_>,
@@ -141,8 +141,8 @@ fn add_products(
     }
 }
 
-/// Adds `scale · Σ code · x` over a block to `sums` from `first_sum` on: a sum for each of `count` inputs, which lie `apart` vectors
-/// apart from vector `first_x` on. The codes become floats once.
+/// Adds `scale · Σ code · x` over a block to `sums`, from index `first_sum` on: one sum for each of `count` inputs, which are `apart`
+/// vectors apart, from vector `first_x` on. Each code is converted to a float once.
 #[cube]
 fn add_dots(
     words: &Array<Vector<u32, Const<4>>>,

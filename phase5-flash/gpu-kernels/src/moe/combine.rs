@@ -1,4 +1,4 @@
-//! Adds up the products of every row's experts, each by its weight.
+//! Computes the weighted sum of the products of each row's experts.
 
 use cubecl::prelude::*;
 
@@ -20,7 +20,7 @@ pub struct Combine<'a> {
 
 impl Combine<'_> {
     /// # Panics
-    /// If a buffer is too short, or `hidden` is no multiple of 4.
+    /// If a buffer is too short, or `hidden` is not a multiple of 4.
     pub fn launch(&self, device: &Device) {
         let slots = self.inputs * self.chosen_per_row;
         assert!(self.hidden.is_multiple_of(4), "{} columns are not whole vectors of four", self.hidden);

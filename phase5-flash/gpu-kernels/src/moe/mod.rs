@@ -1,6 +1,6 @@
-//! The choice of experts, and what surrounds products with experts of many rows: sorting slots by expert before, adding up after.
+//! The choice of experts. For many rows also the steps around the experts' products: sorting slots by expert before, summing up after.
 //!
-//! A slot is one choice of one row: row i's are slots `i · chosen` to `i · chosen + chosen − 1`.
+//! A slot is a pair of a row and one of its chosen experts: row i has the slots `i · chosen` to `i · chosen + chosen − 1`.
 
 mod combine;
 mod router;

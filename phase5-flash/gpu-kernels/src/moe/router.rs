@@ -1,10 +1,9 @@
 //! The norm before the experts, the router's logits, the choice of experts and their weights.
 //!
-//! The choice never returns to the host. Of many rows each takes a cube, which chooses as well. Of few rows, each pair of row and
-//! expert takes one and the choice, which needs all of a row's logits, is left to [the kernel that uses it](crate::matvec::GateUp).
+//! The choice never returns to the host. With many rows, each has a cube, which also makes the choice. With few rows, each pair of row and
+//! expert has a cube; the choice needs all logits of a row and is made by [the kernel that uses it](crate::matvec::GateUp).
 //!
-//! Ladder (H100, 32 experts of 2880, one row): inside a step one cube for the row takes 18.8 µs, a cube an
-//! expert 6.3 µs.
+//! History (H100, 32 experts of 2880, one row): inside a step, one cube per row takes 18.8 µs, one cube per expert 6.3 µs.
 
 use cubecl::prelude::*;
 
@@ -13,10 +12,10 @@ use crate::norm::{norm_factor, rms_factor};
 use crate::reduce::{plane_sums, total};
 use crate::vec4::sum4;
 
-/// Units of a cube that takes a whole row, and of one that takes an expert for a row.
+/// Units of a cube for a whole row, and of a cube for a pair of row and expert.
 const ROW_UNITS: u32 = 1024;
 const EXPERT_UNITS: u32 = 256;
-/// Vectors of an expert's row that a lane has under way at once.
+/// Vectors of an expert's row that a lane has in flight at once.
 const AHEAD: u32 = 4;
 
 /// The router of some rows.
@@ -39,21 +38,26 @@ pub struct Route<'a> {
 
 /// The experts of each row, `[inputs, per_row]`.
 pub struct ExpertChoice<'a> {
-    /// The likeliest first; the first of equals.
+    /// The most likely first; of equal ones, the lower number.
     pub chosen: &'a Buffer,
-    /// Softmax over the chosen ones' logits.
+    /// Softmax over the logits of the chosen experts.
     pub weights: &'a Buffer,
     pub per_row: usize,
 }
 
 impl Route<'_> {
-    /// Logits and choice.
+    /// Computes the logits and the choice.
     ///
     /// # Panics
-    /// If a buffer is too short, or `hidden` is no multiple of 4.
+    /// If a buffer is too short, or `hidden` is not a multiple of 4.
     pub fn launch(&self, device: &Device, choice: &ExpertChoice<'_>) {
         self.check();
-        assert!((1..=self.experts).contains(&choice.per_row), "{} of {} experts", choice.per_row, self.experts);
+        assert!(
+            (1..=self.experts).contains(&choice.per_row),
+            "cannot choose {} of {} experts",
+            choice.per_row,
+            self.experts
+        );
         choice.chosen.expect("the chosen experts", self.inputs * choice.per_row);
         choice.weights.expect("the experts' weights", self.inputs * choice.per_row);
         let units = device.whole_planes(ROW_UNITS.min(device.max_units()));
@@ -80,7 +84,7 @@ impl Route<'_> {
         }
     }
 
-    /// Logits alone, for few rows.
+    /// Computes only the logits, for few rows.
     ///
     /// # Panics
     /// As [`Route::launch`].
@@ -121,7 +125,7 @@ impl Route<'_> {
     }
 }
 
-/// One expert's logit for one row, and its part of the normed row.
+/// Computes one expert's logit for one row, and a part of the normed row.
 #[cube(launch_unchecked)]
 fn score(
     x: &[Vector<f32, Const<4>>],
@@ -198,13 +202,13 @@ fn route(
         i += CUBE_DIM;
     }
 
-    // A plane takes an expert at a time.
+    // Each plane handles one expert at a time.
     let mut expert = PLANE_POS;
     while expert < experts {
         let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
         let mut i = UNIT_POS_PLANE;
         while i < vectors {
-            // Reads past the row's end are read at its end and count for nothing.
+            // Reads past the row's end are moved to its end, and multiplied by zero.
             #[unroll]
             for ahead in 0..AHEAD {
                 let column = i + ahead * PLANE_DIM;
@@ -227,8 +231,8 @@ fn route(
     write_choice(&scores, &choice, chosen, weights, row * chosen_per_row, chosen_per_row);
 }
 
-/// The expert of slot `slot`, from its row's logits; where `write` is set, the row's choice is written too. All units of the cube
-/// call it together.
+/// The expert of slot `slot`, computed from its row's logits. With `write`, also stores the row's choice. All units of the cube must call
+/// it.
 #[cube]
 pub(crate) fn choose(
     logits: &[f32],
@@ -256,10 +260,11 @@ pub(crate) fn choose(
     choice[mine as usize]
 }
 
-/// The experts with the largest scores, in order: each expert counts those before it. All units of the cube call it together.
+/// Finds the experts with the largest scores, in order: the rank of an expert is the number of experts before it. All units of the cube
+/// must call it.
 #[cube]
 fn rank(scores: &Shared<[f32]>, choice: &mut Shared<[u32]>, #[comptime] experts: u32, #[comptime] chosen_per_row: u32) {
-    // NaN among the logits leaves places free, which must name some expert.
+    // If logits are NaN some places stay unset; they must still name an expert.
     let mut place = UNIT_POS;
     while place < chosen_per_row {
         choice[place as usize] = place;

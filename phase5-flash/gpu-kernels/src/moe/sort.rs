@@ -1,27 +1,27 @@
-//! Sorts slots by the expert that they chose, and cuts them into tiles of one expert each.
+//! Sorts slots by their expert, and splits them into tiles of one expert each.
 //!
-//! One cube counts and orders them; every unit answers for an expert in a part of the slots, so that the order does not depend on which
-//! unit is faster.
+//! A single cube counts and sorts. Each unit handles one expert in one part of the slots, so that the order does not depend on the timing
+//! of units.
 //!
-//! Ladder (H100, gpt-oss-20b's shape, 2,048 slots of 32 experts): a unit an expert, over all slots, and a prompt of 512 took
-//! 47.3 ms; in 8 parts, and MXFP4 unpacked in pairs, 42.9.
+//! History (H100, gpt-oss-20b's shape, 2,048 slots of 32 experts): with one unit per expert over all slots, a prompt of 512 took 47.3 ms;
+//! with 8 parts, and MXFP4 unpacked in pairs, 42.9.
 
 use cubecl::prelude::*;
 
 use crate::device::{Buffer, Device};
 
-/// Words that describe a tile: expert, first place among the sorted slots, and slots, none in a tile that is not needed.
+/// Words per tile: expert, index of the first sorted slot, and number of slots, which is 0 in an unused tile.
 const TILE_WORDS: u32 = 3;
 const UNITS: u32 = 256;
-/// The most parts that slots are counted in.
+/// The most parts of the slots that are counted in parallel.
 const MOST_PARTS: u32 = 32;
 
-/// What the words of a tile say: `count` slots chose `expert`, from place `first` of the sorted ones on.
+/// A tile: `count` sorted slots from index `first` on, all of `expert`.
 #[derive(CubeType)]
 pub(crate) struct SlotTile {
     pub expert: u32,
     pub first: u32,
-    /// 0 in a tile that is not needed.
+    /// 0 in an unused tile.
     pub count: u32,
 }
 
@@ -33,27 +33,27 @@ impl SlotTile {
     }
 }
 
-/// Tiles of `tile` slots that any choice of `slots` slots among `experts` experts needs at most.
+/// The most tiles of `tile` slots that any assignment of `slots` slots to `experts` experts needs.
 pub(crate) const fn most_tiles(slots: usize, experts: usize, tile: u32) -> usize {
     slots / tile as usize + if experts < slots { experts } else { slots }
 }
 
-/// Words of the tiles of `tile` slots that any choice of `slots` slots among `experts` experts needs.
+/// Number of words of the tiles that any assignment of `slots` slots to `experts` experts needs.
 pub const fn tile_words(slots: usize, experts: usize, tile: u32) -> usize {
     most_tiles(slots, experts, tile) * TILE_WORDS as usize
 }
 
-/// Sorts the slots of some rows.
+/// Sorts the slots of several rows.
 pub struct SlotSort<'a> {
     /// The expert of each slot, `[slots]`.
     pub chosen: &'a Buffer,
-    /// Written: slots by expert, `[slots]`; those of one expert in their order.
+    /// Output: slots sorted by expert, `[slots]`. Slots of the same expert keep their order.
     pub sorted_slots: &'a Buffer,
-    /// Written: [`tile_words`] words.
+    /// Output: [`tile_words`] words.
     pub tiles: &'a Buffer,
     pub slots: usize,
     pub experts: usize,
-    /// Slots of a tile at most.
+    /// The most slots per tile.
     pub tile: u32,
 }
 
@@ -62,12 +62,12 @@ impl SlotSort<'_> {
     /// If a buffer is too short.
     pub fn launch(&self, device: &Device) {
         let SlotSort { slots, experts, tile, .. } = *self;
-        assert!(experts > 0 && tile > 0, "tiles of experts");
+        assert!(experts > 0 && tile > 0, "at least one expert, and at least one slot per tile");
         self.chosen.expect("the chosen experts", slots);
         self.sorted_slots.expect("the sorted slots", slots);
         self.tiles.expect("the tiles of slots", tile_words(slots, experts, tile));
         let units = device.whole_planes(UNITS);
-        // SAFETY: lengths are checked; chosen experts are below their number, as the kernels that choose them write them.
+        // SAFETY: lengths are checked; the kernels that choose experts write only numbers of existing ones.
         unsafe {
             sort::launch_unchecked(
                 device.client(),
@@ -97,7 +97,7 @@ fn sort(
     #[comptime] tile_slots: u32,
     #[comptime] parts: u32,
 ) {
-    // Of each expert, in each part of the slots, and in all.
+    // Counts per expert, in each part of the slots and in total.
     let mut counts = Shared::<[u32]>::new_slice(comptime![(experts * parts) as usize]);
     let mut totals = Shared::<[u32]>::new_slice(comptime![experts as usize]);
     let length = slots.div_ceil(parts);
@@ -116,7 +116,7 @@ fn sort(
         tiles[(tile * TILE_WORDS + 2) as usize] = 0u32;
         tile += CUBE_DIM;
     }
-    // Tiles are marked as not needed before any is filled: a barrier for storage is one for the cube, too.
+    // Marks all tiles as unused before any is filled. The storage barrier also synchronizes the cube.
     sync_storage();
     let mut expert = UNIT_POS;
     while expert < experts {

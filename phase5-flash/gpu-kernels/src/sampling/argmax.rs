@@ -1,7 +1,7 @@
-//! The likeliest token, chosen on the device and written where the next step looks for its row.
+//! Chooses the most likely token on the device, and writes it to the row of the next step.
 //!
-//! Two launches: every cube of the first takes a stripe of the vocabulary, one cube of the second the best of the stripes. Logits are
-//! compared by [rank](super::rank), with NaN above all others, so that nothing hides it.
+//! Two launches: each cube of the first handles a stripe of the vocabulary; one cube of the second takes the best of all stripes. Logits
+//! are compared by [rank](super::rank), in which NaN is the largest, so that NaN is always detected.
 
 use cubecl::prelude::*;
 
@@ -10,34 +10,34 @@ use crate::device::{Buffer, Device};
 use crate::rows::ROW_WORDS;
 
 const UNITS: u32 = 256;
-/// Parts of the vocabulary that cubes share out.
+/// Number of stripes of the vocabulary.
 pub(super) const STRIPES: u32 = 128;
 
-/// Room for the best ranks and tokens of a row's stripes.
+/// Words for the best ranks and tokens of a row's stripes.
 pub const PARTIAL_MAX_WORDS: usize = 2 * STRIPES as usize;
 
-/// In place of a token, for logits that are NaN or all −∞.
+/// Written instead of a token, for logits that are NaN or all −∞.
 pub const NO_TOKEN: u32 = u32::MAX;
 
-/// The logits of some rows, and where the tokens chosen from them go.
+/// The logits of several rows, and the buffers for the tokens chosen from them.
 #[derive(Clone, Copy)]
 pub struct NextTokens<'a> {
     /// `[inputs, vocab]`
     pub logits: &'a Buffer,
     pub vocab: usize,
-    /// [`PARTIAL_MAX_WORDS`] a row.
+    /// [`PARTIAL_MAX_WORDS`] per row.
     pub partial_max: &'a Buffer,
-    /// `[inputs]` [rows](crate::Row): a row's token is replaced and its position goes up by one.
+    /// `[inputs]` [rows](crate::Row). A row's token is replaced and its position is incremented.
     pub rows: &'a Buffer,
-    /// By slot the token that was drawn last.
+    /// The token drawn last, by slot.
     pub drawn: &'a Buffer,
-    /// `[inputs]`, [`NO_TOKEN`] where a logit is NaN, or all are −∞.
+    /// `[inputs]`; [`NO_TOKEN`] if a logit is NaN, or all are −∞.
     pub tokens: &'a Buffer,
     pub inputs: usize,
 }
 
 impl NextTokens<'_> {
-    /// Chooses the first of the largest logits of every row.
+    /// Chooses the largest logit of every row, the lowest token of equals.
     ///
     /// # Panics
     /// If a buffer is too short.
@@ -45,7 +45,7 @@ impl NextTokens<'_> {
         self.check();
         self.launch_stripes(device);
         let (units, planes) = cube(device);
-        // SAFETY: lengths are checked; indices follow from the shape, and slots are below those of `drawn`: the caller's promise.
+        // SAFETY: lengths are checked; indices follow from the shape, and the caller promises that slots are below the length of `drawn`.
         unsafe {
             best_of_all::launch_unchecked(
                 device.client(),
@@ -60,7 +60,7 @@ impl NextTokens<'_> {
         }
     }
 
-    /// Puts the best (rank, token) of every stripe of every row into `partial_max`: NaN's rank and no token for one with NaN. Lengths
+    /// Stores the best (rank, token) of every stripe of every row in `partial_max`; for a stripe with NaN, NaN's rank and no token. Lengths
     /// must have been checked.
     pub(super) fn launch_stripes(&self, device: &Device) {
         let (units, planes) = cube(device);
@@ -83,7 +83,7 @@ impl NextTokens<'_> {
     #[track_caller]
     pub(super) fn check(&self) {
         let NextTokens { vocab, inputs, .. } = *self;
-        assert!(vocab > 0, "no token to choose");
+        assert!(vocab > 0, "the vocabulary is empty");
         self.logits.expect("the logits", inputs * vocab);
         self.partial_max.expect("the stripes' best tokens", inputs * PARTIAL_MAX_WORDS);
         self.rows.expect("the rows", inputs * ROW_WORDS as usize);
@@ -92,7 +92,7 @@ impl NextTokens<'_> {
     }
 }
 
-/// Units of a cube, and the most planes that they make up.
+/// Units of a cube, and the largest number of planes that they may form.
 fn cube(device: &Device) -> (u32, u32) {
     let units = device.whole_planes(UNITS);
     (units, device.most_planes(units))
@@ -131,7 +131,7 @@ fn best_of_all(partial_max: &[u32], rows: &mut [u32], drawn: &mut [u32], tokens:
     }
 }
 
-/// The largest logit of a row and the first token that has it, from its stripes; no token for a row with NaN, or of −∞ alone.
+/// The largest logit of a row and the lowest token that has it, from its stripes; no token if a logit is NaN or all are −∞.
 #[cube]
 pub(super) fn best_of_row(partial_max: &[u32], row: u32, #[comptime] planes: u32) -> (f32, u32) {
     let mut best = NO_CANDIDATE.runtime();
@@ -151,11 +151,11 @@ pub(super) fn best_of_row(partial_max: &[u32], row: u32, #[comptime] planes: u32
     (logit_of(best), token)
 }
 
-/// Makes `token` the next one that `row` and its slot feed.
+/// Makes `token` the next input of `row` and of its slot.
 #[cube]
 pub(super) fn advance(rows: &mut [u32], drawn: &mut [u32], tokens: &mut [u32], row: u32, token: u32) {
     tokens[row as usize] = token;
-    // The next step must find a token of the vocabulary, whatever the logits were.
+    // The next step needs a valid token, whatever the logits were.
     let fed = select(token == u32::MAX, 0u32, token);
     drawn[rows[(row * ROW_WORDS + 2) as usize] as usize] = fed;
     rows[(row * ROW_WORDS) as usize] = fed;
@@ -163,7 +163,7 @@ pub(super) fn advance(rows: &mut [u32], drawn: &mut [u32], tokens: &mut [u32], r
     rows[(row * ROW_WORDS + 3) as usize] = 0u32;
 }
 
-/// The largest rank of a cube and the least token that has it. All units must pass a barrier before they call it again.
+/// The largest rank in a cube, and the lowest token that has it. All units must pass a barrier before the next call.
 #[cube]
 pub(super) fn best_of_cube(best: u32, token: u32, #[comptime] planes: u32) -> (u32, u32) {
     let mut ranks = Shared::<[u32]>::new_slice(comptime![planes as usize]);
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::testing::{Random, device};
 
-    /// The tokens chosen for rows of `vocab` logits, and the rows' words after that.
+    /// The tokens chosen for rows of `vocab` logits, and the words of the rows afterwards.
     fn choose(device: &Device, logits: &[f32], vocab: usize) -> (Vec<u32>, Vec<u32>) {
         let inputs = logits.len() / vocab;
         let [partial_max, tokens] = [PARTIAL_MAX_WORDS * inputs, inputs].map(|len| device.upload(vec![77; len]));
@@ -215,7 +215,7 @@ mod tests {
         let mut random = Random::fresh();
         for (vocab, inputs) in [(1, 1), (2, 3), (299, 5), (2048, 1), (201_088, 2)] {
             for spread in [5.0, -5.0f32] {
-                // Few different values, so that there are equals; all negative ones too.
+                // Few different values, so that there are ties; sometimes all negative.
                 let logits: Vec<f32> =
                     (0..vocab * inputs).map(|_| random.below(50) as f32 * 0.1 + spread.min(0.0) * 2.0).collect();
                 let (tokens, rows) = choose(&device, &logits, vocab);
@@ -233,7 +233,7 @@ mod tests {
     fn says_so_where_there_is_none() {
         let device = device();
         for at in [0, 100, 298] {
-            // Infinity beside it, before and behind, in the same stripe and others.
+            // Also with +∞ before and after the NaN, in the same and in other stripes.
             for infinity in [0, 99, 101, 297, 1 << 20] {
                 for nan in [f32::NAN, -f32::NAN] {
                     let mut logits = vec![1.0; 2 * 299];

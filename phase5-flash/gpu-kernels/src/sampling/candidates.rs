@@ -1,4 +1,4 @@
-//! The tokens that a draw may choose, what they weigh, and the search for the one at which their weights reach a limit.
+//! The candidates of a draw, their weights, and the search for the token at which the cumulative weight reaches a limit.
 
 use cubecl::prelude::*;
 
@@ -9,43 +9,43 @@ use super::rank::{NO_CANDIDATE, rank};
 pub(super) const UNITS: u32 = 256;
 pub(super) const DIGIT_BITS: u32 = 4;
 pub(super) const DIGITS: u32 = 1 << DIGIT_BITS;
-/// Digits of a rank.
+/// Number of digits of a rank.
 pub(super) const ROUNDS: u32 = 32 / DIGIT_BITS;
-/// Stands for zero where a limit must be above what nothing adds up to.
+/// The least limit, above zero, so that a cumulative weight of zero never reaches it.
 pub(super) const LEAST: f32 = 1.0e-30;
 
-/// Words that say how a row's token is drawn: temperature, most tokens, share of the probability, least weight, and two of seed.
+/// Words of a row's draw settings: temperature, top-k, top-p, min-p, and two of seed.
 pub const SETTING_WORDS: usize = 6;
-/// Where they are among them.
+/// Indices of the settings.
 pub(super) const TEMPERATURE: u32 = 0;
 pub(super) const MOST_TOKENS: u32 = 1;
 pub(super) const SHARE: u32 = 2;
 pub(super) const LEAST_WEIGHT: u32 = 3;
 pub(super) const SEED: u32 = 4;
-/// Room for a row's weights by digit, of every round and stripe.
+/// Words for a row's weights by digit, for every round and stripe.
 pub const HISTOGRAM_WORDS: usize = (ROUNDS * STRIPES * DIGITS) as usize;
-/// Room for how far a row's two searches came.
+/// Words for the results of a row's two searches.
 pub const THRESHOLD_WORDS: usize = (2 * 2 * ROUNDS) as usize;
 
-/// The buffers of every kernel of a draw.
+/// The buffers of all kernels of a draw.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct DrawArgs {
     /// `[inputs, vocab]`
     pub logits: Box<[f32]>,
-    /// As [`NextTokens`](super::NextTokens)'.
+    /// As in [`NextTokens`](super::NextTokens).
     pub partial_max: Box<[u32]>,
-    /// [`SETTING_WORDS`] a row.
+    /// [`SETTING_WORDS`] per row.
     pub settings: Box<[u32]>,
-    /// [`THRESHOLD_WORDS`] a row.
+    /// [`THRESHOLD_WORDS`] per row.
     pub thresholds: Box<[u32]>,
-    /// [`HISTOGRAM_WORDS`] a row.
+    /// [`HISTOGRAM_WORDS`] per row.
     pub histogram: Box<[f32]>,
     pub vocab: u32,
 }
 
 #[cube]
 impl DrawArgs {
-    /// A setting of a row, of those that are floats.
+    /// A setting of a row, for those that are floats.
     pub fn setting(&self, row: u32, #[comptime] place: u32) -> f32 {
         f32::reinterpret(self.settings[(row * comptime![SETTING_WORDS as u32] + place) as usize])
     }
@@ -57,7 +57,7 @@ impl DrawArgs {
     }
 }
 
-/// The tokens that a search goes over.
+/// The tokens among which a search is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Among {
     All,
@@ -65,45 +65,45 @@ pub(super) enum Among {
     TopP,
 }
 
-/// A search, as its kernels are compiled.
+/// The parameters of a search that are compiled into its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Search {
     pub among: Among,
-    /// Tokens weigh their probability; otherwise all weigh the same.
+    /// Whether tokens are weighted by their probability; otherwise all have the weight 1.
     pub by_mass: bool,
     pub round: u32,
     pub planes: u32,
 }
 
 impl Search {
-    /// The words among a row's thresholds where the search leaves what it knows after `round`.
+    /// Index, among a row's threshold words, of the search's state after `round`.
     pub fn place(self, round: u32) -> u32 {
         2 * (u32::from(self.by_mass) * ROUNDS + round)
     }
 
-    /// The words that hold the threshold of the tokens gone over.
+    /// Index of the threshold of the tokens among which the search is done.
     fn threshold_before(self) -> u32 {
         Search { by_mass: self.among == Among::TopP, ..self }.place(ROUNDS - 1)
     }
 }
 
-/// Which tokens of a row count, and how much.
+/// Which tokens of a row are candidates, and their weights.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Candidates {
     largest: f32,
     temperature: f32,
     pub least_weight: f32,
-    /// The last token by rank that an earlier search keeps.
+    /// The last token, in order of rank, that an earlier search kept.
     last_rank: u32,
     last_token: u32,
-    /// The ranks that count.
+    /// The range of ranks that count.
     pub lowest: u32,
     pub highest: u32,
 }
 
 #[cube]
 impl Candidates {
-    /// All tokens of `row` that the search goes over.
+    /// All tokens of `row` among which the search is done.
     pub fn of(args: &DrawArgs, row: u32, #[comptime] search: Search) -> Candidates {
         let mut largest = 0.0f32;
         if comptime![search.by_mass] {
@@ -129,20 +129,20 @@ impl Candidates {
         }
     }
 
-    /// What `token` adds to a sum: 1, or its probability in shares of the likeliest one's; 0 if it does not count.
+    /// The weight of `token`: 1, or its probability relative to the most likely token's; 0 if it is not a candidate.
     pub fn weight(&self, logit: f32, token: u32, #[comptime] by_mass: bool) -> f32 {
         let rank = rank(logit);
         let within = rank > self.last_rank || (rank == self.last_rank && token <= self.last_token);
         let counts = within && rank > NO_CANDIDATE && rank >= self.lowest && rank <= self.highest;
         let mut weight = 1.0f32;
         if comptime![by_mass] {
-            // The largest may be infinite, and is as likely as itself.
+            // The largest logit may be infinite; its weight is 1.
             weight = select(logit == self.largest, 1.0f32, ((logit - self.largest) / self.temperature).exp());
         }
         select(counts && weight >= self.least_weight, weight, 0.0f32)
     }
 
-    /// The token at which the weights, added up in the order of the vocabulary, reach `limit`. `values` holds the sums over stripes.
+    /// The token at which the weights, summed in the order of the vocabulary, reach `limit`. `values` holds the sums of the stripes.
     pub fn token_at(
         &self,
         args: &DrawArgs,
@@ -185,8 +185,8 @@ impl Candidates {
     }
 }
 
-/// Which of the first `count` values, added up, reaches `limit`: the last that is above zero, if rounding keeps them all below. With it,
-/// what is left of the limit.
+/// The index of the first of `count` values at which the cumulative sum reaches `limit`, or the last that is above zero if rounding keeps
+/// the sum below. Also returns the rest of the limit.
 #[cube]
 fn reach(values: &mut Shared<[f32]>, limit: f32, #[comptime] count: u32) -> (u32, f32) {
     let mut found = 0u32;

@@ -1,7 +1,7 @@
-//! A token drawn on the device: temperature, top-k, top-p, min-p and a [random number](super::threefry).
+//! Draws a token on the device: temperature, top-k, top-p, min-p and a [random number](super::threefry).
 //!
-//! Nothing is sorted: [`threshold`](super::threshold) finds where top-k and top-p end, and for the draw the same search goes over
-//! stripes, pieces and tokens. Three launches draw, each of the two searches takes nine more.
+//! Nothing is sorted: [`threshold`](super::threshold) finds where top-k and top-p end, and the draw does the same search over stripes,
+//! pieces and tokens. The draw takes three launches, each of the two searches nine more.
 
 use cubecl::prelude::*;
 
@@ -16,43 +16,43 @@ use crate::device::{Buffer, Device};
 use crate::reduce::cube_sum;
 use crate::rows::ROW_WORDS;
 
-/// How a row's token is drawn.
+/// The settings of a row's draw.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DrawSettings {
-    /// 0 takes the likeliest.
+    /// 0 takes the most likely token.
     pub temperature: f32,
-    /// Tokens that are kept at most; 0 keeps all.
+    /// The most tokens that are kept; 0 keeps all.
     pub top_k: usize,
-    /// The share of the probability that kept tokens reach; from 1 on all are kept.
+    /// The fewest most likely tokens with this total probability are kept; from 1 on, all.
     pub top_p: f32,
-    /// The least probability of a kept token, in shares of the likeliest one's.
+    /// The least probability of a kept token, relative to the most likely token's.
     pub min_p: f32,
-    /// With the position of the drawn token, it decides the random number.
+    /// Together with the position of the drawn token, it determines the random number.
     pub seed: u64,
 }
 
 impl DrawSettings {
-    /// Whether the likeliest token is taken.
+    /// Whether the most likely token is taken.
     fn is_greedy(self) -> bool {
         self.temperature == 0.0 || self.top_k == 1
     }
 
-    /// The settings as the kernels read them.
+    /// The settings in the format of the kernels.
     pub fn words(self) -> [u32; SETTING_WORDS] {
-        // The likeliest is the first by rank.
+        // The most likely token is the first in order of rank.
         let DrawSettings { temperature, top_k, top_p, min_p, seed } = match self.is_greedy() {
             true => DrawSettings { temperature: 1.0, top_k: 1, top_p: 1.0, min_p: 0.0, ..self },
             false => self,
         };
         let most = if top_k == 0 { f32::MAX } else { top_k as f32 };
-        // Twice the whole is never reached, however the sum is rounded.
+        // A limit of twice the total is never reached, however the sum is rounded.
         let share = if top_p < 1.0 { top_p } else { 2.0 };
         let [temperature, most, share, min_p] = [temperature.max(LEAST), most, share, min_p].map(f32::to_bits);
         [temperature, most, share, min_p, seed as u32, (seed >> 32) as u32]
     }
 }
 
-/// The searches that some settings need.
+/// The searches that are needed for some settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
     pub top_k: bool,
@@ -68,15 +68,15 @@ impl Filters {
     }
 }
 
-/// What the draws of some rows read and write.
+/// The buffers of the draws of several rows.
 #[derive(Clone, Copy)]
 pub struct Draw<'a> {
     pub next: NextTokens<'a>,
-    /// [`SETTING_WORDS`] a row, from [`DrawSettings::words`].
+    /// [`SETTING_WORDS`] per row, from [`DrawSettings::words`].
     pub settings: &'a Buffer,
-    /// [`HISTOGRAM_WORDS`] a row.
+    /// [`HISTOGRAM_WORDS`] per row.
     pub histogram: &'a Buffer,
-    /// [`THRESHOLD_WORDS`] a row.
+    /// [`THRESHOLD_WORDS`] per row.
     pub thresholds: &'a Buffer,
     pub filters: Filters,
 }
@@ -100,7 +100,8 @@ impl Draw<'_> {
             threshold::search(device, || self.args(), inputs, search);
             search.among = Among::TopP;
         }
-        // SAFETY: lengths are checked; tokens are bounded by the vocabulary. Slots are below those of `drawn`: the caller's promise.
+        // SAFETY: lengths are checked; tokens are bounded by the vocabulary. The caller promises that slots are below the length of
+        // `drawn`.
         unsafe {
             let cubes = CubeCount::Static(STRIPES, inputs, 1);
             add_up_stripes::launch_unchecked(device.client(), cubes, units, self.args(), search);
@@ -138,7 +139,7 @@ impl Draw<'_> {
     }
 }
 
-/// Adds up what is kept of each stripe, at the histogram's begin.
+/// Sums the kept tokens of each stripe, at the start of the histogram.
 #[cube(launch_unchecked)]
 fn add_up_stripes(mut args: DrawArgs, #[comptime] search: Search) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![search.planes as usize]);
@@ -161,7 +162,7 @@ fn add_up_stripes(mut args: DrawArgs, #[comptime] search: Search) {
     }
 }
 
-/// Draws from what is kept.
+/// Draws from the kept tokens.
 #[cube(launch_unchecked)]
 fn draw(args: DrawArgs, rows: &mut [u32], last: &mut [u32], tokens: &mut [u32], #[comptime] search: Search) {
     let mut values = Shared::<[f32]>::new_slice(comptime![UNITS as usize]);
@@ -177,12 +178,12 @@ fn draw(args: DrawArgs, rows: &mut [u32], last: &mut [u32], tokens: &mut [u32], 
         all += values[stripe as usize];
     }
     let (seed_low, seed_high) = args.seed(row);
-    // The token drawn stands behind the one fed.
+    // The drawn token has the position after the fed one.
     let position = rows[(row * ROW_WORDS + 1) as usize] + 1;
     let limit = max(number(seed_low, seed_high, position) * all, f32::new(LEAST));
     let drawn = candidates.token_at(&args, row, limit, &mut values, true);
     let (_best, likeliest) = best_of_row(&args.partial_max, row, search.planes);
-    // No token for logits that are NaN, and for a row of which nothing is kept.
+    // No token if a logit is NaN, or if no token is kept.
     let token = select(drawn == u32::MAX || likeliest == u32::MAX, likeliest, drawn);
     if UNIT_POS == 0 {
         advance(rows, last, tokens, row, token);
@@ -218,12 +219,12 @@ mod tests {
         for (words, &fed) in device.read(&rows).expect("reads").chunks(4).zip(&fed) {
             assert_eq!(words, [fed, 42, 3, 0]);
         }
-        // All rows are of one slot.
+        // All rows have the same slot.
         assert!(fed.contains(&device.read(&drawn).expect("reads")[3]));
         tokens
     }
 
-    /// The same settings, with a seed by which the number at position 42 is `number` to within 5·10⁻⁴.
+    /// The same settings, with a seed for which the random number at position 42 is within 5·10⁻⁴ of `number`.
     fn with_number(settings: DrawSettings, number: f32) -> DrawSettings {
         let seed = (0..).find(|&seed| (draw_number(seed, 42) - number).abs() < 5e-4).expect("some seed");
         DrawSettings { seed, ..settings }
@@ -237,7 +238,7 @@ mod tests {
         HostDraw::default().draw(&mut logits.to_vec(), 42, &draw).expect("numbers").id
     }
 
-    /// The tokens that a rounding error of 10⁻⁵ in shares, weights and draws may choose.
+    /// The tokens that are possible with an error of 10⁻⁵ in shares, weights and draws.
     fn near(logits: &[f32], settings: DrawSettings, draw: f64) -> Vec<u32> {
         let mut ranked: Vec<u32> =
             (0..logits.len() as u32).filter(|&t| logits[t as usize] > f32::NEG_INFINITY).collect();
@@ -326,7 +327,7 @@ mod tests {
     #[test]
     fn keeps_exactly_the_first_of_equals() {
         let device = device();
-        // 700 equals behind two larger ones: the third and fourth by rank are the first two of them.
+        // Two larger logits and 700 equal ones: third and fourth by rank are the first two of those.
         let mut logits = vec![-4.0; 2000];
         logits[1200..1900].fill(1.5);
         logits[1999] = 2.0;
@@ -334,7 +335,7 @@ mod tests {
         let one = DrawSettings { temperature: 1e6, top_k: 4, top_p: 1.0, min_p: 0.0, seed: 0 };
         let draws = [0.0, 0.3, 0.6, 0.9].map(|number| with_number(one, number));
         assert_eq!(choose(&device, &vec![logits.clone(); 4], &draws), [0, 1200, 1201, 1999]);
-        // Half of four hundred and two equally likely ones.
+        // Half of 402 equally likely tokens.
         let one = DrawSettings { temperature: 1e6, top_k: 402, top_p: 0.5, min_p: 0.0, seed: 0 };
         let draws = [0.0, 0.9995].map(|number| with_number(one, number));
         assert_eq!(choose(&device, &vec![logits; 2], &draws), [0, 1999]);

@@ -1,8 +1,8 @@
-//! What log probabilities of the model's own distribution need: the logarithm of the sum of exponentials, the drawn token's logit, and
-//! the largest logits with their tokens.
+//! The data for log probabilities of the model's own distribution: log Σ exp(logit), the drawn token's logit, and the largest logits with
+//! their tokens.
 //!
-//! Two launches: every cube of the first takes a stripe of the vocabulary and finds its largest logits one after another; a cube per row
-//! of the second merges the stripes. Logits are compared by [rank](super::rank).
+//! Two launches: each cube of the first finds the largest logits of a stripe of the vocabulary, one after another; one cube per row of the
+//! second merges the stripes. Logits are compared by [rank](super::rank).
 
 use cubecl::prelude::*;
 
@@ -12,21 +12,21 @@ use crate::device::{Buffer, Device};
 use crate::reduce::cube_sum;
 
 const UNITS: u32 = 256;
-/// The most logits that are found for a row.
+/// The largest number of logits that are found per row.
 pub const MOST_TOP_LOGITS: usize = 20;
 const TOP: u32 = MOST_TOP_LOGITS as u32;
-/// Words of a stripe: its largest logits and their tokens, and the sum of exponentials less the largest.
+/// Words per stripe: its largest logits and their tokens, and the sum of exponentials relative to the largest.
 const STRIPE_WORDS: u32 = 2 * TOP + 1;
-/// Words of a row's stripes.
+/// Words for the stripes of a row.
 pub const STRIPE_TOP_WORDS: usize = (STRIPES * STRIPE_WORDS) as usize;
-/// Words of a row's result.
+/// Words of the result of a row.
 pub const TOP_LOGITS_WORDS: usize = 2 + 2 * MOST_TOP_LOGITS;
-/// Stands for the largest logit of a stripe of −∞ alone: no logit less it is NaN.
+/// Stands for the largest logit of a stripe in which all are −∞, so that subtracting it from a logit does not give NaN.
 const LEAST: f32 = -3.0e38;
 
-/// Finds the largest logits of some rows.
+/// Finds the largest logits of several rows.
 pub struct TopLogits<'a> {
-    /// `[inputs, vocab]`, as the model gave them.
+    /// `[inputs, vocab]`, as the model computed them.
     pub logits: &'a Buffer,
     pub vocab: usize,
     /// The drawn tokens, `[inputs]`.
@@ -38,23 +38,23 @@ pub struct TopLogits<'a> {
     pub inputs: usize,
 }
 
-/// A row's result.
+/// The result of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowTop {
     /// log Σ exp(logit)
     pub log_sum: f32,
     /// The drawn token's logit.
     pub drawn: f32,
-    /// The largest logits and their tokens, the lower of equals first.
+    /// The largest logits and their tokens, the lower token first of equals.
     pub top: Vec<(u32, f32)>,
 }
 
 impl RowTop {
-    /// From a row's [`TOP_LOGITS_WORDS`], with at most `count` of the largest logits.
+    /// Reads a row's [`TOP_LOGITS_WORDS`], with at most `count` of the largest logits.
     pub fn read(words: &[u32], count: usize) -> RowTop {
         let [log_sum, drawn] = [words[0], words[1]].map(f32::from_bits);
         let top = words[2..].as_chunks::<2>().0.iter().take(count);
-        // A vocabulary of fewer tokens has none behind its last.
+        // A small vocabulary has fewer tokens than there are places.
         let top = top.filter(|[_, token]| *token != u32::MAX).map(|&[logit, token]| (token, f32::from_bits(logit)));
         RowTop { log_sum, drawn, top: top.collect() }
     }
@@ -98,13 +98,13 @@ impl TopLogits<'_> {
     }
 }
 
-/// Whether (`rank`, `token`) comes behind (`before`, `token_before`) in the order of falling ranks.
+/// Whether (`rank`, `token`) comes after (`before`, `token_before`) in the order of falling ranks.
 #[cube]
 fn is_behind(rank: u32, token: u32, before: u32, token_before: u32) -> bool {
     rank < before || (rank == before && token > token_before)
 }
 
-/// The logit of the largest rank, or [`LEAST`] where there is no candidate.
+/// The logit of the largest rank, or [`LEAST`] without a candidate.
 #[cube]
 fn logit_or_least(rank: u32) -> f32 {
     max(logit_of(rank), f32::new(LEAST))
@@ -118,7 +118,7 @@ fn top_of_stripe(logits: &[f32], stripes: &mut [u32], vocab: u32, #[comptime] pl
     let end = min(start + length, vocab);
     let row = CUBE_POS_Y * vocab;
     let target = (CUBE_POS_Y * STRIPES + CUBE_POS_X) * STRIPE_WORDS;
-    // NaN is never behind.
+    // The search starts after all NaN: their rank is the largest, and no token is above this one.
     let mut before = NAN_RANK.runtime();
     let mut token_before = u32::MAX.runtime();
     let mut largest = f32::new(LEAST);
@@ -223,7 +223,7 @@ mod tests {
     fn log_probabilities_are_the_hosts() {
         let (device, mut random) = (device(), Random::fresh());
         for (vocab, inputs) in [(1, 1), (7, 2), (299, 5), (201_088, 2)] {
-            // Few different values, so that there are equals.
+            // Few different values, so that there are ties.
             let logits: Vec<f32> = (0..vocab * inputs).map(|_| random.below(200) as f32 * 0.1 - 15.0).collect();
             let tokens: Vec<u32> = (0..inputs).map(|_| random.below(vocab) as u32).collect();
             let (stripes, out) =

@@ -1,4 +1,4 @@
-//! The next token of a row, chosen from its logits on the device and written where the next step looks for it.
+//! Chooses the next token of a row from its logits on the device, and writes it to the row of the next step.
 
 mod argmax;
 mod candidates;

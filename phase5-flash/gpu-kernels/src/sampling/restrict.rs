@@ -1,19 +1,19 @@
-//! Logits as a draw may use them: some logits adjusted, some tokens banned by a mask. The model's own logits stay as they are.
+//! Restricts logits for a draw: adjusts some of them, and bans tokens by a mask. Writes a copy; the model's own logits are kept.
 
 use cubecl::prelude::*;
 
 use crate::device::{Buffer, Device, spread};
 
 const UNITS: u32 = 256;
-/// Words of an adjustment.
+/// Words per adjustment.
 const ADJUSTMENT_WORDS: usize = 5;
-/// Stands for the mask of a row that has none.
+/// Stands for the mask of a row without one.
 pub const NO_MASK: u32 = u32::MAX;
-/// The bits of −∞, which shader languages have no literal for.
+/// The bits of −∞, for which shader languages have no literal.
 const MINUS_INFINITY: u32 = 0xff80_0000;
 
-/// A change to one logit of one row: `bias` is added, then a positive logit is divided by `repetition_penalty` and any other multiplied
-/// with it, then `penalty` is subtracted.
+/// A change of one logit of one row: `bias` is added, then a positive logit is divided by `repetition_penalty` and any other multiplied by
+/// it, then `penalty` is subtracted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LogitAdjustment {
     pub row: u32,
@@ -23,7 +23,7 @@ pub struct LogitAdjustment {
     pub penalty: f32,
 }
 
-/// Adjustments, at most one for each logit, as [`Restrict`] reads them: their count, then their words.
+/// Adjustments, at most one per logit, in the format of [`Restrict`]: their number, then their words.
 pub fn adjustment_words(adjustments: &[LogitAdjustment]) -> Vec<u32> {
     let words = |&LogitAdjustment { row, token, bias, repetition_penalty, penalty }: &LogitAdjustment| {
         [row, token, bias.to_bits(), repetition_penalty.to_bits(), penalty.to_bits()]
@@ -41,12 +41,12 @@ pub const fn mask_words(vocab: usize) -> usize {
 pub struct Restrict<'a> {
     /// `[inputs, vocab]`
     pub logits: &'a Buffer,
-    /// The same, restricted.
+    /// The restricted copy, `[inputs, vocab]`
     pub out: &'a Buffer,
     pub vocab: usize,
-    /// By row the number of its mask, or [`NO_MASK`].
+    /// The number of each row's mask, or [`NO_MASK`].
     pub mask_of: &'a Buffer,
-    /// [`mask_words`] for every mask.
+    /// [`mask_words`] for each mask.
     pub masks: &'a Buffer,
     /// From [`adjustment_words`].
     pub adjustments: &'a Buffer,
@@ -65,8 +65,8 @@ impl Restrict<'_> {
         self.adjustments.expect("the adjustments", 1);
         let most = ((self.adjustments.len() - 1) / ADJUSTMENT_WORDS) as u32;
         let (x, z) = spread(vocab.div_ceil(UNITS));
-        // SAFETY: lengths are checked; tokens are bounded by the vocabulary, adjustments by their count and by what the buffer holds.
-        // Masks, rows and tokens that words name exist: the caller's promise.
+        // SAFETY: lengths are checked; tokens are bounded by the vocabulary, adjustments by their number and the size of the buffer. The
+        // caller promises that the masks, rows and tokens named by words exist.
         unsafe {
             mask::launch_unchecked(
                 device.client(),
@@ -121,7 +121,7 @@ fn adjust(adjustments: &[u32], out: &mut [f32], vocab: u32, most: u32, banned: u
         let at = (row * vocab + token) as usize;
         let biased = out[at] + bias;
         let scaled = select(biased > 0.0f32, biased / repetition_penalty, biased * repetition_penalty);
-        // An infinite logit stays banned: the sum would be NaN.
+        // A banned logit stays banned even if it is infinite, where the sum would be NaN.
         let is_banned = adjustments[(first + 2) as usize] == banned;
         out[at] = f32::reinterpret(select(is_banned, banned, u32::reinterpret(scaled - penalty)));
     }

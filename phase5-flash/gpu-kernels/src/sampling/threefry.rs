@@ -3,13 +3,13 @@
 
 use cubecl::prelude::*;
 
-/// Rotations of eight rounds; then they repeat.
+/// Rotation distances of eight rounds, after which they repeat.
 const ROTATIONS: [u32; 8] = [13, 15, 26, 6, 17, 29, 16, 24];
 const ROUNDS: u32 = 20;
 /// Skein's constant, the parity of the key schedule.
 const PARITY: u32 = 0x1BD1_1BDA;
 
-/// The number from [0, 1) of the token at `position`.
+/// The random number in [0, 1) of the token at `position`.
 #[cube]
 pub(super) fn number(seed_low: u32, seed_high: u32, position: u32) -> f32 {
     let mut keys = Array::<u32>::new(3usize);

@@ -1,9 +1,9 @@
-//! Top-k and top-p: the last token by rank that each keeps, by radix select.
+//! Top-k and top-p: finds the last token, in order of rank, that each keeps, by radix select.
 //!
-//! Both keep the first tokens by rank, which is by falling logit and, among equals, by token. Where they end is searched four bits of
-//! the ranks at a time, from the highest: cubes share out the vocabulary and count, or weigh, the tokens of each of 16 digits; the digit
-//! where the limit is reached is the next four bits. Among the tokens with all 32 bits the same search goes over stripes, pieces and
-//! tokens. A search takes nine launches.
+//! Both keep the first tokens in order of rank, which is by falling logit and, among equal ones, by token. The end is searched four bits of
+//! the rank at a time, from the highest: cubes share the vocabulary and sum the number, or the weights, of the tokens with each of 16
+//! digits; the digit at which the limit is reached is the next four bits. Among tokens that agree in all 32 bits, the same search goes over
+//! stripes, pieces and tokens. A search takes nine launches.
 
 use cubecl::prelude::*;
 
@@ -15,11 +15,11 @@ use super::candidates::{
 use super::rank::rank;
 use crate::device::Device;
 
-/// Units that count the same digit.
+/// Groups of units, of which each counts all digits.
 const GROUPS: u32 = UNITS / DIGITS;
 
-/// Finds the last token that each of `inputs` rows keeps, and leaves it among the thresholds. `args` makes the arguments of a launch;
-/// the lengths of its buffers must have been checked.
+/// Finds the last token that each of `inputs` rows keeps, and stores it among the thresholds. `args` creates the arguments of a launch; the
+/// lengths of its buffers must have been checked.
 pub(super) fn search(device: &Device, args: impl Fn() -> DrawArgsLaunch, inputs: u32, search: Search) {
     let units = CubeDim::new_1d(UNITS);
     // SAFETY: lengths were checked; tokens are bounded by the vocabulary, and the rest follows from the shape.
@@ -33,7 +33,7 @@ pub(super) fn search(device: &Device, args: impl Fn() -> DrawArgsLaunch, inputs:
     }
 }
 
-/// Adds up the tokens of a stripe by their next digit, where the digits before are those where the limit was reached.
+/// Sums the tokens of a stripe by their next digit, if their higher digits are those at which the limit was reached.
 #[cube(launch_unchecked)]
 fn add_up_digits(mut args: DrawArgs, #[comptime] search: Search) {
     let mut values = Shared::<[f32]>::new_slice(comptime![UNITS as usize]);
@@ -87,7 +87,7 @@ fn add_up_digits(mut args: DrawArgs, #[comptime] search: Search) {
     }
 }
 
-/// What all groups of units found of the calling unit's digit.
+/// The sum over all groups of units for the calling unit's digit.
 #[cube]
 fn sum_of_groups(values: &mut Shared<[f32]>) -> f32 {
     let mut sum = 0.0f32;
@@ -97,8 +97,8 @@ fn sum_of_groups(values: &mut Shared<[f32]>) -> f32 {
     sum
 }
 
-/// Radix select: the digit of the round before `search.round` whose cumulative weight, from the largest down, crosses the limit. The
-/// ranks' digits up to that one, and what is left of the limit for lower digits.
+/// Radix select: finds the digit of the round before `search.round` at which the cumulative weight, from the largest digit down, crosses
+/// the limit. Returns the rank's digits up to that one, and the rest of the limit for lower digits.
 #[cube]
 fn next_digit(args: &DrawArgs, row: u32, values: &mut Shared<[f32]>, #[comptime] search: Search) -> (u32, f32) {
     let round = comptime![search.round - 1];
@@ -130,7 +130,7 @@ fn next_digit(args: &DrawArgs, row: u32, values: &mut Shared<[f32]>, #[comptime]
     } else {
         args.setting(row, MOST_TOKENS)
     };
-    // The largest logits have the highest digits.
+    // The largest logits have the largest digits.
     let mut found = 0u32;
     let mut above = 0.0f32;
     let mut before = 0.0f32;
@@ -146,7 +146,7 @@ fn next_digit(args: &DrawArgs, row: u32, values: &mut Shared<[f32]>, #[comptime]
     (prefix * DIGITS + found, max(limit - above, f32::new(LEAST)))
 }
 
-/// The last token that the search keeps: by now all digits of its rank are known, and equals are told apart.
+/// Finds the last token that the search keeps: all digits of its rank are known, and equal ranks are now distinguished by token.
 #[cube(launch_unchecked)]
 fn find_last(mut args: DrawArgs, #[comptime] search: Search) {
     let mut values = Shared::<[f32]>::new_slice(comptime![UNITS as usize]);

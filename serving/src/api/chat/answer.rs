@@ -1,4 +1,4 @@
-//! A Chat Completions answer: chunks as it comes, or one object.
+//! A Chat Completions answer: streamed in chunks, or as one object.
 
 use phase1_loading::Tokenizer;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use crate::api::turn::{Entry, Kind, Piece, Turn};
 use crate::api::usage::Usage;
 use crate::request::{Event, Finish};
 
-/// What the answer says of itself, and what the request wants to see.
+/// The fixed fields of the answer, and the parts that the request wants.
 pub struct Head {
     pub id: String,
     pub created: u64,
@@ -20,7 +20,7 @@ pub struct Head {
     pub prompt_tokens: usize,
     pub logprobs: bool,
     pub include_reasoning: bool,
-    /// A last chunk tells the usage.
+    /// Whether a last chunk reports the usage.
     pub include_usage: bool,
 }
 
@@ -32,16 +32,16 @@ pub struct ChatAnswer<'a> {
 
 struct Choice<'a> {
     turn: Turn<'a>,
-    /// `None` until there is text for the user.
+    /// `None` until there is visible text.
     content: Option<String>,
     reasoning: String,
     calls: Vec<Call>,
     entries: Vec<Value>,
     cached_tokens: usize,
     finish: Option<&'static str>,
-    /// The stop string or token, as vLLM tells it.
+    /// The stop string or token, in vLLM's format.
     stop_reason: Value,
-    /// What the text that comes belongs to.
+    /// The kind of the message that text currently belongs to.
     kind: Option<Kind>,
 }
 
@@ -52,7 +52,7 @@ struct Call {
 }
 
 impl<'a> ChatAnswer<'a> {
-    /// With a turn for each choice.
+    /// An answer with one turn per choice.
     pub fn new(head: Head, tokenizer: &'a Tokenizer, turns: Vec<Turn<'a>>) -> ChatAnswer<'a> {
         let choices = turns.into_iter().map(|turn| Choice {
             turn,
@@ -115,7 +115,7 @@ impl<'a> ChatAnswer<'a> {
         }
     }
 
-    /// A chunk with what `choice` adds.
+    /// A chunk with the change of a choice.
     fn chunk(&self, choices: Value, usage: Value) -> Value {
         let Head { id, created, model, fingerprint, include_usage, .. } = &self.head;
         let mut chunk = json!({
@@ -267,7 +267,7 @@ pub fn logprob(tokenizer: &Tokenizer, entry: &Entry) -> Value {
     })
 }
 
-/// JSON has no infinity; vLLM's number for it. Rounding may leave a certain token a trifle above 0.
+/// JSON has no infinity, so this uses vLLM's number for it. Rounding may put the log probability of a certain token slightly above 0.
 pub fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.min(0.0) } else { -9999.0 }
 }

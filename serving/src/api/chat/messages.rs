@@ -1,4 +1,4 @@
-//! Messages of a request to messages of harmony.
+//! Converts the messages of a request to messages of harmony.
 
 use std::collections::BTreeMap;
 
@@ -7,18 +7,18 @@ use harmony::{DeveloperPrompt, Function, Message, ReasoningEffort, ResponseForma
 use super::request::{Content, InCall, InMessage, InRole};
 use crate::api::error::{ApiError, shortened};
 
-/// What stands before the conversation, whatever the endpoint.
+/// The beginning of a conversation, for all endpoints.
 pub struct Opening {
     pub date: String,
     pub effort: ReasoningEffort,
     pub instructions: Option<String>,
     pub functions: Vec<Function>,
-    /// The form that the final answer has to take.
+    /// The required format of the final answer.
     pub format: Option<ResponseFormat>,
 }
 
 impl Opening {
-    /// The system message, and the developer's if there is anything to say.
+    /// The system message, and the developer message if it is not empty.
     pub fn messages(self) -> Vec<Message> {
         let Opening { date, effort, instructions, functions, format } = self;
         let system =
@@ -30,15 +30,15 @@ impl Opening {
     }
 }
 
-/// Instructions in the middle of a conversation.
+/// Instructions inside a conversation.
 pub fn instructions(text: String) -> Message {
     DeveloperPrompt { instructions: Some(text), ..DeveloperPrompt::default() }.message()
 }
 
-/// The whole prompt's messages. Instructions that stand first are the developer's; later ones stay where they are.
+/// All messages of the prompt. Instructions at the beginning become the developer message; later ones stay in place.
 ///
 /// # Errors
-/// Content that is no text, and results of calls that nobody made.
+/// Content other than text, or a result whose call does not exist.
 pub fn conversation(mut opening: Opening, messages: Vec<InMessage>) -> Result<Vec<Message>, ApiError> {
     let mut messages = messages.into_iter().enumerate().peekable();
     let is_instruction = |(_, message): &(usize, InMessage)| matches!(message.role, InRole::System | InRole::Developer);
@@ -69,7 +69,7 @@ pub fn conversation(mut opening: Opening, messages: Vec<InMessage>) -> Result<Ve
     Ok(conversation)
 }
 
-/// An assistant's message in the order in which it was said: thought, text, calls.
+/// An assistant's message in the order in which it was generated: reasoning, text, calls.
 fn assistant(at: &str, message: InMessage, calls: &mut Calls, out: &mut Vec<Message>) -> Result<(), ApiError> {
     let InMessage { content, tool_calls, function_call, reasoning, reasoning_content, thinking, refusal, .. } = message;
     let thought = [reasoning, reasoning_content, thinking].into_iter().flatten().find(|text| !text.is_empty());
@@ -96,7 +96,7 @@ fn assistant(at: &str, message: InMessage, calls: &mut Calls, out: &mut Vec<Mess
     Ok(())
 }
 
-/// Calls so far, by id.
+/// The calls so far, by id.
 #[derive(Clone, Debug, Default)]
 pub struct Calls(BTreeMap<String, String>);
 
@@ -108,7 +108,7 @@ impl Calls {
     /// The result of the call with that id.
     ///
     /// # Errors
-    /// An id that no earlier call has; `param` is the field that holds it.
+    /// No earlier call has the id; `param` is the field that contains it.
     pub fn result(&self, param: &str, id: &str, content: String) -> Result<Message, ApiError> {
         match self.0.get(id) {
             Some(function) => Ok(Message::tool_result(function, content)),
@@ -120,10 +120,10 @@ impl Calls {
     }
 }
 
-/// The text of a message's content; `at` is where the request has the message.
+/// The text of a message's content; `at` is the path of the message in the request.
 ///
 /// # Errors
-/// Content of another kind.
+/// The content is not text.
 pub fn text(at: &str, content: Option<Content>) -> Result<String, ApiError> {
     match content {
         None => Ok(String::new()),

@@ -55,14 +55,14 @@ pub async fn create(
     }))
 }
 
-/// A request as what to run and how to answer.
+/// A request, converted to runs and the parameters of its answer.
 struct Plan {
     runs: Vec<Request>,
     answer: AnswerPlan,
     stream: bool,
 }
 
-/// What an answer is made by, before its first token.
+/// The parameters of an answer, before its first token.
 struct AnswerPlan {
     head: Head,
     choices: usize,
@@ -110,7 +110,7 @@ impl Plan {
         let effort = effort("reasoning_effort", asked.reasoning_effort.as_deref())?;
         let prompt = render(model, asked.messages, effort, toolbox.functions.clone(), shown(&format))?;
         let constraint = constraint(model, "response_format", &format, &toolbox)?;
-        // Behind the end of its turn, nothing would keep the model to the form.
+        // After the end of its turn, the model would no longer be held to the format.
         let ignore_eos = asked.ignore_eos.filter(|_| constraint.is_none());
         let stop_tokens = stops::tokens(model, ignore_eos, asked.stop_token_ids.as_deref());
         let prompt_tokens = prompt.len();
@@ -141,10 +141,10 @@ impl Plan {
     }
 }
 
-/// The prompt of a request that is not answered, however long it is.
+/// The prompt of a request that is only tokenized. It may be longer than the context.
 ///
 /// # Errors
-/// Messages or tools that make no prompt.
+/// The messages or tools are invalid.
 pub fn prompt(model: &Model, asked: ChatRequest) -> Result<Vec<u32>, ApiError> {
     let toolbox = Toolbox::of_chat(asked.tools.as_deref(), asked.tool_choice.as_ref())?;
     let format = response_format("response_format", asked.response_format.as_ref())?;
@@ -156,7 +156,7 @@ pub fn prompt(model: &Model, asked: ChatRequest) -> Result<Vec<u32>, ApiError> {
 /// The prompt of a conversation.
 ///
 /// # Errors
-/// Messages that make no prompt, or none, or more than the context holds.
+/// The messages are invalid, or there are none, or they are too long for the context.
 pub fn render(
     model: &Model,
     messages: Option<Vec<InMessage>>,

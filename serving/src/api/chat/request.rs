@@ -1,4 +1,4 @@
-//! What a Chat Completions request says.
+//! The fields of a Chat Completions request.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::api::knobs::{Knobs, Stop};
 use crate::api::tools::Tool;
 
-/// Fields that are not here are ignored, as routers and other servers' clients add many.
+/// Other fields are ignored: routers and clients of other servers add many.
 #[derive(Debug, Default, Deserialize)]
 pub struct ChatRequest {
     pub model: Option<String>,
@@ -33,7 +33,7 @@ pub struct ChatRequest {
     pub response_format: Option<Value>,
     pub tools: Option<Vec<Tool>>,
     pub tool_choice: Option<Value>,
-    #[allow(dead_code, reason = "the model makes one call a turn either way; the type is checked")]
+    #[allow(dead_code, reason = "the model makes one call per turn in any case; only the type is checked")]
     pub parallel_tool_calls: Option<bool>,
     pub functions: Option<Value>,
     pub function_call: Option<Value>,
@@ -83,10 +83,10 @@ pub struct InMessage {
     pub content: Option<Content>,
     pub name: Option<String>,
     pub tool_calls: Option<Vec<InCall>>,
-    /// A call as OpenAI's older API had it, which has no id.
+    /// A call in the older format of OpenAI's API, without an id.
     pub function_call: Option<InFunction>,
     pub tool_call_id: Option<String>,
-    /// What the assistant thought, under the names that servers give it.
+    /// The assistant's reasoning, under the field names of several servers.
     pub reasoning: Option<String>,
     pub reasoning_content: Option<String>,
     pub thinking: Option<String>,
@@ -94,7 +94,7 @@ pub struct InMessage {
 }
 
 impl InMessage {
-    /// A message with nothing but content.
+    /// A message with only content.
     pub fn said(role: InRole, content: Content) -> InMessage {
         InMessage {
             role,

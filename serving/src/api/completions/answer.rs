@@ -1,4 +1,4 @@
-//! A Completions answer: chunks as it comes, or one object.
+//! A Completions answer: streamed in chunks, or as one object.
 
 use phase1_loading::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -11,15 +11,15 @@ use crate::api::stream::Frames;
 use crate::api::usage::Usage;
 use crate::request::{Event, Finish};
 
-/// What the answer says of itself, and what the request wants to see.
+/// The fixed fields of the answer, and the parts that the request wants.
 pub struct Head {
     pub id: String,
     pub created: u64,
     pub model: String,
     pub fingerprint: String,
-    /// Tokens of each prompt.
+    /// Number of tokens of each prompt.
     pub prompt_tokens: Vec<usize>,
-    /// Answers to each prompt.
+    /// Number of answers per prompt.
     pub per_prompt: usize,
     pub logprobs: bool,
     pub include_usage: bool,
@@ -31,10 +31,10 @@ pub struct CompletionAnswer<'a> {
     choices: Vec<Choice<'a>>,
 }
 
-/// A prompt that stands before the text.
+/// The prompt that is repeated before the text.
 pub enum Echo<'a> {
     Text(String),
-    /// Its first token; the run draws `left` more of it, which have log probabilities, before the text begins.
+    /// The first token of the prompt. The run draws the `left` other tokens of it, with log probabilities, before the text begins.
     Scored {
         first: u32,
         left: usize,
@@ -46,9 +46,9 @@ struct Choice<'a> {
     read: Text<'a>,
     text: String,
     entries: Vec<Entry>,
-    /// Characters shown in earlier chunks.
+    /// Number of characters in earlier chunks.
     offset: usize,
-    /// The prompt, if it stands before the text and is not shown yet.
+    /// The prompt, until it has been sent.
     echo: Option<Echo<'a>>,
     cached_tokens: usize,
     finish: Option<&'static str>,
@@ -56,7 +56,7 @@ struct Choice<'a> {
 }
 
 impl<'a> CompletionAnswer<'a> {
-    /// With a text for each choice, and the prompt that stands before it.
+    /// An answer with one text per choice, and the prompt to repeat before it.
     pub fn new(head: Head, tokenizer: &'a Tokenizer, texts: Vec<(Text<'a>, Option<Echo<'a>>)>) -> CompletionAnswer<'a> {
         let choices = texts.into_iter().map(|(read, echo)| Choice {
             read,
@@ -135,7 +135,7 @@ impl<'a> CompletionAnswer<'a> {
         });
     }
 
-    /// Shows what is held back of a prompt that is whole. The text is read anew: no stop string begins in the prompt.
+    /// Sends the held-back part of a complete prompt. A new text begins after it, because stop strings must not match in the prompt.
     fn end_echo(&mut self, index: usize, frames: &mut Frames) {
         if let Some(Echo::Scored { left: 0, read, .. }) = &mut self.choices[index].echo {
             let shown = read.finish();
@@ -219,7 +219,7 @@ impl Answer for CompletionAnswer<'_> {
     }
 }
 
-/// The four arrays of log probabilities. `offset` characters stand before the first token.
+/// The four arrays of log probabilities. The first token begins at character `offset`.
 fn arrays(tokenizer: &Tokenizer, entries: &[Entry], mut offset: usize) -> Value {
     let (mut tokens, mut logprobs, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for Entry { text, logprob, top } in entries {
@@ -231,7 +231,7 @@ fn arrays(tokenizer: &Tokenizer, entries: &[Entry], mut offset: usize) -> Value 
                 let bytes = tokenizer.token_bytes(token).unwrap_or_default();
                 alternatives.entry(String::from_utf8_lossy(bytes)).or_insert_with(|| finite(logprob).into());
             }
-            // OpenAI lists the drawn token too, where it is none of the likeliest.
+            // OpenAI lists the drawn token even if it is not among the most likely ones.
             alternatives.entry(text.as_str()).or_insert_with(|| finite(logprob).into());
             alternatives
         }));

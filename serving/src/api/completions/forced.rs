@@ -1,19 +1,19 @@
-//! A text that is known already: each token is drawn where no other may be, and so comes with its log probabilities, which are of the
-//! model's own distribution.
+//! Scores a known text: a constraint allows only the next token of the text at each position, so that each token is drawn with its log
+//! probability in the model's own distribution.
 
 use crate::request::Constraint;
 
-/// Allows the tokens of a text one after the other, and then any.
+/// Allows the tokens of a text one after another, and then any token.
 #[derive(Clone, Debug)]
 pub struct Forced {
-    /// The tokens to come, the next one last.
+    /// The remaining tokens, in reverse order.
     left: Vec<u32>,
-    /// Allows the next one.
+    /// The mask that allows the next token.
     mask: Vec<u32>,
 }
 
 impl Forced {
-    /// The tokens are below `vocab`, the number of logits.
+    /// All tokens must be below `vocab`, the number of logits.
     pub fn new(tokens: &[u32], vocab: usize) -> Forced {
         let mut forced = Forced { left: tokens.iter().rev().copied().collect(), mask: vec![0; vocab.div_ceil(32)] };
         forced.flip();

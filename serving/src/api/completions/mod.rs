@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: raw text goes on.
+//! `POST /v1/completions`: continues raw text.
 
 mod answer;
 mod forced;
@@ -28,7 +28,7 @@ use forced::Forced;
 use request::CompletionRequest;
 pub use text::Text;
 
-/// Prompts times answers to each; each copies its prompt.
+/// The largest product of prompts and answers per prompt; each answer copies its prompt.
 const MOST_ANSWERS: usize = 1024;
 
 pub async fn create(
@@ -42,7 +42,7 @@ pub async fn create(
     let plan = heavy(body.len(), || Plan::new(model, parse(&body)?, &record))?;
     drop(body);
     let Plan { runs, answer, stream } = plan;
-    // A prompt may be asked for without a word more.
+    // A request may ask only for the echoed prompt.
     let runs = match runs.is_empty() {
         true => None,
         false => Some(Runs::submit(&app, model, &record, runs, "prompt")?),
@@ -69,7 +69,7 @@ pub async fn create(
     }))
 }
 
-/// An answer in which nothing is generated.
+/// Writes an answer without generated tokens.
 fn only_echo(answer: &mut CompletionAnswer<'_>, frames: &mut Frames) {
     answer.begin(frames);
     for run in 0..answer.choices() {
@@ -84,22 +84,22 @@ struct Plan {
     stream: bool,
 }
 
-/// What an answer is made by, before its first token.
+/// The parameters of an answer, before its first token.
 struct AnswerPlan {
     head: Head,
-    /// For each choice, what stands before its text.
+    /// For each choice, the part before its text.
     echoes: Vec<Before>,
     stops: Vec<String>,
     stop_tokens: Vec<u32>,
     shows_control: bool,
 }
 
-/// What stands before the text of a choice.
+/// The part before the text of a choice.
 #[derive(Clone)]
 enum Before {
     Nothing,
     Prompt(String),
-    /// The first token of a prompt, and how many follow it.
+    /// The first token of a prompt, and the number of its other tokens.
     Scored(u32, usize),
 }
 
@@ -122,7 +122,7 @@ impl Plan {
     fn new(model: &Model, asked: CompletionRequest, record: &Record) -> Result<Plan, ApiError> {
         let name = model.resolve(asked.model.as_deref())?;
         if asked.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
-            return Err(ApiError::unsupported("suffix", "`suffix` is not supported: this model does not fill gaps."));
+            return Err(ApiError::unsupported("suffix", "`suffix` is not supported: this model cannot fill in text."));
         }
         let sampling = asked.knobs().params(model.tokenizer.vocab())?;
         let per_prompt = knobs::choices(asked.n)?;
@@ -142,7 +142,7 @@ impl Plan {
         let logprobs = asked.logprobs.map(|count| knobs::top_logprobs("logprobs", count, 20)).transpose()?;
         let scores = echo && logprobs.is_some();
         if scores && sampling_counts_tokens(&sampling) {
-            let message = "`logprobs` with `echo` are not supported beside penalties and `logit_bias`.";
+            let message = "`logprobs` with `echo` are not supported together with penalties or `logit_bias`.";
             return Err(ApiError::unsupported("echo", message));
         }
         let stream = asked.stream.unwrap_or(false);
@@ -206,17 +206,17 @@ impl Plan {
     }
 }
 
-/// Whether tokens that were drawn, or biases, change what is drawn: then a prompt that is drawn is not as one that is read.
+/// Whether the draw depends on earlier tokens or biases: scoring a prompt by drawing it would then change its log probabilities.
 fn sampling_counts_tokens(sampling: &SamplingParams) -> bool {
     let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, .. } = sampling;
     *repetition_penalty != 1.0 || *presence_penalty != 0.0 || *frequency_penalty != 0.0 || !logit_bias.is_empty()
 }
 
-/// The prompt, the limit and the constraint of a run that draws a prompt behind its first token, and then what follows it.
+/// The prompt, the limit and the constraint of a run that draws a prompt from its second token on, and then continues it.
 type Scored = (Vec<u32>, usize, Option<Box<dyn Constraint>>);
 
 /// # Errors
-/// A prompt that is too long, that has nothing to score, or that a token in it would end.
+/// The prompt is too long, has only one token, or contains a token that would end it.
 fn scored(model: &Model, prompt: &[u32], max_tokens: u64, stop_tokens: &[u32]) -> Result<Scored, ApiError> {
     let context = model.handle.context();
     if prompt.len() >= context {
@@ -228,7 +228,7 @@ fn scored(model: &Model, prompt: &[u32], max_tokens: u64, stop_tokens: &[u32]) -
     }
     if let Some(token) = rest.iter().find(|token| stop_tokens.contains(token)) {
         let message =
-            format!("`logprobs` of an echoed prompt are not supported if it holds a stop token, such as {token}.");
+            format!("`logprobs` of an echoed prompt are not supported if it contains a stop token, such as {token}.");
         return Err(ApiError::unsupported("prompt", message));
     }
     let further = match max_tokens {

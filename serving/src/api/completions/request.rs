@@ -1,4 +1,4 @@
-//! What a Completions request says.
+//! The fields of a Completions request.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::api::app::Model;
 use crate::api::error::ApiError;
 use crate::api::knobs::{Knobs, Stop};
 
-/// More prompts than this are refused.
+/// The largest number of prompts in a request.
 const MOST_PROMPTS: usize = 1024;
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,10 +56,10 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// The tokens of each prompt. Control tokens in text stand for themselves: whoever continues raw text writes its structure.
+    /// The tokens of each prompt. Control tokens in the text are recognized, because the author of a raw prompt writes its structure.
     ///
     /// # Errors
-    /// No prompt at all, very many, or a text that the context cannot hold.
+    /// There are no prompts, or too many, or a text is too long for the context.
     pub fn tokens(self, model: &Model) -> Result<Vec<Vec<u32>>, ApiError> {
         let encode = |text: String| model.encode(&text, "prompt");
         let prompts = match self {

@@ -1,4 +1,4 @@
-//! Raw text as it is generated, up to a stop string.
+//! Raw text during generation, up to a stop string.
 
 use phase1_loading::{TextStream, Tokenizer};
 use phase2_forward::Logprobs;
@@ -7,17 +7,17 @@ use phase3_kvcache::{FinishReason, StopCondition};
 use crate::api::ledger::Ledger;
 use crate::api::turn::is_control;
 
-/// A token of the text with its log probabilities.
+/// A token of the text, with its log probabilities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// What it adds to the text. A character whose bytes come in several tokens belongs to the last of them.
+    /// The text that the token adds. A character whose bytes are in several tokens belongs to the last of them.
     pub text: String,
-    /// `None` of the first token of a prompt, before which there is nothing.
+    /// `None` for the first token of a prompt.
     pub logprob: Option<f32>,
     pub top: Vec<(u32, f32)>,
 }
 
-/// Log probabilities that came with a token: its own, and those of the likeliest.
+/// The log probabilities of a token and of the most likely ones.
 struct Read {
     logprob: Option<f32>,
     top: Vec<(u32, f32)>,
@@ -35,11 +35,11 @@ pub struct Text<'a> {
     pub tokens: usize,
 }
 
-/// Text that may be shown now, and the tokens that it is made of.
+/// Text that can be shown now, and its tokens.
 pub type Shown = (String, Vec<Entry>);
 
 impl<'a> Text<'a> {
-    /// The text ends before any of `stops` and before any of `stop_tokens`. Control tokens are left out unless `shows_control`.
+    /// A text that ends before any of `stops` and of `stop_tokens`. Control tokens are left out unless `shows_control` is set.
     pub fn new(tokenizer: &'a Tokenizer, stops: &[String], stop_tokens: &[u32], shows_control: bool) -> Text<'a> {
         Text {
             tokenizer,
@@ -61,7 +61,7 @@ impl<'a> Text<'a> {
         self.read(token, logprobs.map(|Logprobs { token, top }| Read { logprob: Some(token), top }))
     }
 
-    /// Takes the first token of a prompt whose tokens have log probabilities.
+    /// Adds the first token of a prompt whose tokens have log probabilities.
     pub fn push_first(&mut self, token: u32) -> Shown {
         self.read(token, Some(Read { logprob: None, top: Vec::new() }))
     }
@@ -88,7 +88,7 @@ impl<'a> Text<'a> {
         (shown, entries)
     }
 
-    /// What was held back.
+    /// The held-back text.
     pub fn finish(&mut self) -> Shown {
         if self.stopped_by.is_some() {
             return Shown::default();
@@ -99,7 +99,7 @@ impl<'a> Text<'a> {
         let waiting = self.ledger.rest();
         let count = waiting.len();
         for (index, mut entry) in waiting.into_iter().enumerate() {
-            // A character that never became whole belongs to the last token.
+            // An incomplete character belongs to the last token.
             if index + 1 == count && entry.text.is_empty() {
                 entry.text.push_str(&rest);
             }

@@ -1,4 +1,4 @@
-//! Answers as Ollama gives them: a line of JSON for each piece, or one object.
+//! Answers in Ollama's format: one line of JSON per chunk, or one object.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::api::stream::Frames;
 use crate::api::turn::{Kind, Piece, Turn};
 use crate::request::{Event, Finish};
 
-/// How the answer is laid out.
+/// The layout of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// `/api/chat`: a message.
@@ -30,7 +30,7 @@ pub struct OllamaAnswer<'a> {
     reader: Reader<'a>,
     kind: Option<Kind>,
     said: Said,
-    /// Arguments of the call under way.
+    /// Arguments of the current call.
     arguments: String,
     begin: Instant,
     started: Option<Instant>,
@@ -38,7 +38,7 @@ pub struct OllamaAnswer<'a> {
     finish: &'static str,
 }
 
-/// A turn of harmony, or raw text.
+/// Reads a turn of harmony or raw text.
 pub enum Reader<'a> {
     Turn(Box<Turn<'a>>),
     Raw(crate::api::completions::Text<'a>),
@@ -73,7 +73,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Raw text of a prompt's model, up to a stop string.
+    /// A reader of raw text, up to a stop string.
     pub fn raw(tokenizer: &'a Tokenizer, stops: &[String], stop_tokens: &[u32]) -> Reader<'a> {
         Reader::Raw(crate::api::completions::Text::new(tokenizer, stops, stop_tokens, false))
     }
@@ -83,7 +83,7 @@ fn raw(text: String) -> Vec<Piece> {
     if text.is_empty() { Vec::new() } else { vec![Piece::Text { text, entries: Vec::new() }] }
 }
 
-/// All that was said.
+/// The text so far.
 #[derive(Default)]
 struct Said {
     content: String,
@@ -117,7 +117,7 @@ impl<'a> OllamaAnswer<'a> {
         }
     }
 
-    /// Everything in one object.
+    /// The answer as one object.
     pub fn whole(mut self) -> Value {
         let Said { content, thinking, calls } = std::mem::take(&mut self.said);
         self.last_line(&content, &thinking, calls)
@@ -181,7 +181,7 @@ impl<'a> OllamaAnswer<'a> {
                 }
                 (Piece::End { .. }, Some(Kind::Call { name })) => {
                     let arguments = std::mem::take(&mut self.arguments);
-                    // Clients expect an object; what is none is handed over as it is.
+                    // Clients expect an object; arguments that are not valid JSON are passed on as a string.
                     let arguments = serde_json::from_str(&arguments).unwrap_or(Value::String(arguments));
                     let call = json!({ "function": { "name": name, "arguments": arguments } });
                     frames.push(|| self.line("", "", vec![call.clone()]));

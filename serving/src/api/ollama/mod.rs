@@ -1,4 +1,4 @@
-//! Ollama's API, as far as its clients need it to find this server and chat.
+//! Ollama's API, as far as clients need it to find this server and chat.
 
 mod answer;
 mod request;
@@ -46,7 +46,7 @@ impl IntoResponse for OllamaError {
     }
 }
 
-/// The version of Ollama whose API this is; clients ask before they use newer parts.
+/// The version of Ollama whose API this is; clients check it before they use newer endpoints.
 pub async fn version() -> Response {
     ok(&json!({ "version": "0.12.0" }))
 }
@@ -57,7 +57,7 @@ pub async fn tags(State(app): State<Arc<App>>) -> Result<Response, OllamaError> 
     Ok(ok(&json!({ "models": models })))
 }
 
-/// What is loaded, which is always the same.
+/// The loaded model, which never changes.
 pub async fn running(state: State<Arc<App>>) -> Result<Response, OllamaError> {
     tags(state).await
 }
@@ -79,7 +79,7 @@ fn details() -> Value {
             "quantization_level": "MXFP4" })
 }
 
-/// As RFC 3339 has it.
+/// In the format of RFC 3339.
 fn timestamp(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     let time = time.unwrap_or(OffsetDateTime::UNIX_EPOCH);
@@ -89,7 +89,7 @@ fn timestamp(seconds: u64) -> String {
 #[derive(Deserialize)]
 struct Show {
     model: Option<String>,
-    /// Its older name.
+    /// The older name of the field.
     name: Option<String>,
 }
 
@@ -164,7 +164,7 @@ struct Plan {
     stream: bool,
 }
 
-/// What an answer is made by, before its first token.
+/// The parameters of an answer, before its first token.
 struct AnswerPlan {
     layout: Layout,
     model: String,
@@ -214,12 +214,12 @@ impl Plan {
         let format = form(asked.format.as_ref())?;
         no_images("images", asked.images.as_deref())?;
         if asked.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
-            return Err(ApiError::unsupported("suffix", "This model does not fill gaps."));
+            return Err(ApiError::unsupported("suffix", "This model cannot fill in text."));
         }
         let text = asked.prompt.unwrap_or_default();
         let is_raw = asked.raw.unwrap_or(false);
         if is_raw && format != Demand::Free {
-            return Err(ApiError::unsupported("format", "A raw prompt has no answer to hold to a `format`."));
+            return Err(ApiError::unsupported("format", "`format` is not supported with `raw`."));
         }
         let effort = Think::effort(asked.think.as_ref())?;
         let prompt = match is_raw {
@@ -270,7 +270,7 @@ impl Plan {
     }
 }
 
-/// `format` is `json` or a schema.
+/// `format` is `json` or a JSON schema.
 fn form(format: Option<&Value>) -> Result<Demand, ApiError> {
     match format {
         None | Some(Value::Null) => Ok(Demand::Free),

@@ -1,4 +1,4 @@
-//! What Ollama's clients ask.
+//! The fields of Ollama's requests.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -30,7 +30,7 @@ pub struct GenerateRequest {
     pub options: Option<Options>,
     pub stream: Option<bool>,
     pub think: Option<Think>,
-    /// The prompt goes to the model as it is.
+    /// Passes the prompt to the model unchanged.
     pub raw: Option<bool>,
 }
 
@@ -41,7 +41,7 @@ pub struct ChatMessage {
     pub thinking: Option<String>,
     pub images: Option<Vec<Value>>,
     pub tool_calls: Option<Vec<ChatCall>>,
-    /// Of a result: the function that gave it.
+    /// For a result: the function that returned it.
     pub tool_name: Option<String>,
 }
 
@@ -65,11 +65,11 @@ pub enum Think {
 
 impl Think {
     /// # Errors
-    /// An unknown effort.
+    /// The effort is unknown.
     pub fn effort(think: Option<&Think>) -> Result<harmony::ReasoningEffort, ApiError> {
         match think {
             Some(Think::Effort(name)) => effort("think", Some(name)),
-            // It always thinks; less is the nearest to not at all.
+            // The model always thinks; low effort is the closest to none.
             Some(Think::Shown(false)) => effort("think", Some("low")),
             Some(Think::Shown(true)) | None => effort("think", None),
         }
@@ -90,7 +90,7 @@ pub struct Options {
     pub presence_penalty: Option<f64>,
     pub frequency_penalty: Option<f64>,
     pub seed: Option<i64>,
-    /// -1 and -2 are as many as fit.
+    /// -1 and -2 mean as many as fit.
     pub num_predict: Option<i64>,
     pub stop: Option<Stop>,
 }
@@ -115,10 +115,10 @@ impl Options {
     }
 }
 
-/// Messages in OpenAI's form. Ollama's calls have no ids: results answer the calls in their order, or by name.
+/// Messages in OpenAI's format. Ollama's calls have no ids: results refer to the calls by order or by name.
 ///
 /// # Errors
-/// Images.
+/// A message has images.
 pub fn messages(asked: Vec<ChatMessage>) -> Result<Vec<InMessage>, ApiError> {
     let mut open: Vec<(String, String)> = Vec::new();
     let mut count = 0;
@@ -154,7 +154,7 @@ pub fn messages(asked: Vec<ChatMessage>) -> Result<Vec<InMessage>, ApiError> {
 }
 
 /// # Errors
-/// Any image.
+/// There is an image.
 pub fn no_images(param: &str, images: Option<&[Value]>) -> Result<(), ApiError> {
     match images {
         None | Some([]) => Ok(()),

@@ -1,4 +1,4 @@
-//! A response: items as they come, with an event for each step, or one object.
+//! A Responses answer: streamed items with an event per step, or one object.
 
 use std::mem::take;
 
@@ -15,34 +15,34 @@ use crate::api::turn::{Entry, Kind, Piece, Turn};
 use crate::api::usage::Usage;
 use crate::request::{Event, Finish};
 
-/// A response while it is made.
+/// A response in progress.
 pub struct ResponseAnswer<'a> {
-    /// The response without what is not known yet.
+    /// The fields of the response that are known from the start.
     response: Map<String, Value>,
     tokenizer: &'a Tokenizer,
     turn: Turn<'a>,
-    /// Whether text is given with its log probabilities.
+    /// Whether text is returned with log probabilities.
     logprobs: bool,
     prompt_tokens: usize,
     cached_tokens: usize,
     /// The number of the next event.
     sequence: u64,
-    /// What the text that comes belongs to. An item begins with its first text, so that none is empty.
+    /// The kind of the message that text currently belongs to. An item begins with its first text, so that none is empty.
     kind: Option<Kind>,
     open: Option<Open>,
     output: Vec<Value>,
-    /// The same as messages.
+    /// The same content as messages.
     messages: Vec<Message>,
-    /// Calls made: id and function.
+    /// The calls so far: id and function.
     calls: Vec<(String, String)>,
     is_cut: bool,
-    /// Hears of the end before the client does, so that the client can go on at once.
+    /// Stores the response before the client receives the end, so that the client can continue it immediately.
     keep: Option<Keep<'a>>,
 }
 
 pub type Keep<'a> = Box<dyn FnOnce(Whole) + Send + 'a>;
 
-/// The item under way.
+/// The open item.
 struct Open {
     kind: Kind,
     id: String,
@@ -52,7 +52,7 @@ struct Open {
 }
 
 impl Open {
-    /// The item with as much of it as is known.
+    /// The item, with its content so far.
     fn item(&self, status: &str) -> Value {
         let Open { kind, id, call_id, text, .. } = self;
         match kind {
@@ -90,7 +90,7 @@ impl Open {
     }
 }
 
-/// A response that is whole, for whoever keeps it.
+/// A complete response, to be stored.
 pub struct Whole {
     pub response: Value,
     pub messages: Vec<Message>,
@@ -289,7 +289,7 @@ impl Answer for ResponseAnswer<'_> {
             Event::Finished(finish) => {
                 self.is_cut = finish == Finish::Length;
                 let mut pieces = self.turn.finish();
-                // What was cut off says so, and not that it is complete.
+                // An item that was cut off has the status `incomplete`.
                 let is_open = matches!(pieces.last(), Some(Piece::End { complete: false }));
                 if self.is_cut && is_open {
                     pieces.pop();

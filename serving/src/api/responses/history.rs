@@ -1,10 +1,10 @@
-//! A conversation as it is kept between requests.
+//! A conversation as it is stored between requests.
 
 use harmony::Message;
 
 use crate::api::chat::Calls;
 
-/// A conversation that items add to.
+/// A conversation to which items are added.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub messages: Vec<Message>,

@@ -1,4 +1,4 @@
-//! Items of a request to messages of harmony.
+//! Converts the items of a request to messages of harmony.
 
 use harmony::{Message, Role};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::api::id;
 
 impl History {
     /// # Errors
-    /// An item of an unknown kind, or without what its kind needs.
+    /// An item has an unknown kind, or lacks a required field.
     pub fn add(&mut self, items: &[Value], store: &Store, owner: &str) -> Result<(), ApiError> {
         for (index, item) in items.iter().enumerate() {
             let at = format!("input[{index}]");
@@ -60,7 +60,7 @@ impl History {
                 });
             }
             "reasoning" => {
-                // Only its summary may be left of it, which the model did not think.
+                // A reasoning item may contain only a summary, which is not the model's own reasoning.
                 let thought = thought(item.content);
                 if !thought.is_empty() {
                     self.messages.push(Message::assistant("analysis", thought));
@@ -94,7 +94,7 @@ fn thought(content: Option<Content>) -> String {
     }
 }
 
-/// Items as they are listed later: each with a type and an id, messages with parts.
+/// The items in the form in which they are listed later: each with a type and an id, messages with parts.
 pub fn listed(items: &[Value]) -> Vec<Value> {
     let listed = items.iter().map(|item| {
         let mut item = item.clone();

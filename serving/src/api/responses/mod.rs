@@ -1,4 +1,4 @@
-//! `/v1/responses`: items in, items out, and conversations that go on from an id.
+//! `/v1/responses`: items as input and output, and conversations that continue from an id.
 
 mod answer;
 mod history;
@@ -68,7 +68,7 @@ pub async fn create(
     }))
 }
 
-/// How many tokens a request's input takes.
+/// The number of tokens of a request's input.
 pub async fn input_tokens(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Record>,
@@ -101,7 +101,7 @@ pub async fn delete(
     }
 }
 
-/// Only responses in the background could be cancelled, and there are none.
+/// Only background responses could be cancelled, and those are not supported.
 pub async fn cancel(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Record>,
@@ -121,7 +121,7 @@ pub async fn input_items(
     Ok(ok(&page.list(&find(&app, &record, &id)?.input)?))
 }
 
-/// Whose responses a request may see: those of its key; all, if there are no keys.
+/// The owner of a request's responses: its key; without keys, all requests share one owner.
 fn owner(app: &App, record: &Record) -> String {
     if app.settings.keys.is_empty() { String::new() } else { record.client().to_owned() }
 }
@@ -140,17 +140,17 @@ struct Plan {
     stream: bool,
 }
 
-/// What an answer is made by, before its first token.
+/// The parameters of an answer, before its first token.
 struct AnswerPlan {
     response: Map<String, Value>,
     functions: Vec<Function>,
     prompt_tokens: usize,
     logprobs: bool,
-    /// Unless the request does not want it stored.
+    /// `None` if the request does not want its response stored.
     basis: Option<Basis>,
 }
 
-/// What a stored response has beside its answer.
+/// What is stored in addition to the answer.
 struct Basis {
     id: String,
     input: Vec<Value>,
@@ -260,8 +260,8 @@ impl Plan {
     }
 }
 
-/// The prompt. Instructions that stand first in the conversation are the developer's, if the request has no others. What was said
-/// first is left out if all of it does not fit and the request allows that.
+/// The prompt. Instructions at the beginning of the conversation are the developer message, unless the request has instructions. If the
+/// conversation does not fit and the request allows truncation, the oldest messages are left out.
 fn prompt(
     model: &Model,
     opening: &dyn Fn(Option<String>) -> Opening,
@@ -291,7 +291,7 @@ fn prompt(
     }
 }
 
-/// A response as far as it is known before it is made.
+/// The fields of a response that are known from the start.
 fn shell(asked: ResponseRequest, id: String, model: String, effort: &str, tools: Vec<Value>) -> Map<String, Value> {
     let text = asked.text.as_ref();
     let format = text.and_then(|text| text.format.clone()).unwrap_or_else(|| json!({ "type": "text" }));
@@ -343,7 +343,7 @@ fn refuse_unsupported(asked: &ResponseRequest) -> Result<(), ApiError> {
     }
     let given = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
     if given(&asked.conversation) {
-        let message = "`conversation` is not supported; `previous_response_id` goes on from a response.";
+        let message = "`conversation` is not supported; use `previous_response_id` to continue a response.";
         return Err(ApiError::unsupported("conversation", message));
     }
     if given(&asked.prompt) {

@@ -1,27 +1,27 @@
-//! A list of items, read page by page.
+//! A list of items, returned in pages.
 
 use serde_json::{Value, json};
 
 use crate::api::error::{ApiError, shortened};
 
-/// Items of a page, unless a request says how many.
+/// Items per page, unless the request gives a limit.
 const DEFAULT: usize = 20;
 const MOST: usize = 100;
 
-/// Which part of a list a request wants.
+/// The requested part of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Page {
     newest_first: bool,
     most: usize,
-    /// The id of the item behind which it begins.
+    /// The id of the item after which the page begins.
     after: Option<String>,
 }
 
 impl Page {
-    /// From `order`, `limit` and `after` of a query. Other fields are ignored.
+    /// Reads `order`, `limit` and `after` of a query. Other fields are ignored.
     ///
     /// # Errors
-    /// Another order, or a limit out of its range.
+    /// The order is unknown, or the limit is out of range.
     pub fn of(query: &str) -> Result<Page, ApiError> {
         let mut page = Page { newest_first: true, most: DEFAULT, after: None };
         for (name, value) in query.split('&').filter_map(|field| field.split_once('=')) {
@@ -40,10 +40,10 @@ impl Page {
         Ok(page)
     }
 
-    /// The page of a list whose oldest item is first.
+    /// The requested page of a list whose oldest item is first.
     ///
     /// # Errors
-    /// An `after` that the list does not have.
+    /// The list has no item with the id `after`.
     pub fn list(&self, oldest_first: &[Value]) -> Result<Value, ApiError> {
         let mut items: Vec<&Value> = oldest_first.iter().collect();
         if self.newest_first {

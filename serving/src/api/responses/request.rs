@@ -1,4 +1,4 @@
-//! What a Responses request says.
+//! The fields of a Responses request.
 
 use harmony::Function;
 use serde::Deserialize;
@@ -62,16 +62,16 @@ pub struct TextOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Truncation {
-    /// What was said first is left out if all of it does not fit.
+    /// The oldest messages are left out if the conversation does not fit.
     Auto,
     #[default]
     Disabled,
 }
 
-/// Any kind of item.
+/// An item of any kind.
 #[derive(Debug, Deserialize)]
 pub struct Item {
-    /// `message` may leave it out.
+    /// May be missing for messages.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub role: Option<InRole>,
@@ -83,11 +83,11 @@ pub struct Item {
     pub output: Option<Content>,
 }
 
-/// The functions among flat tools, and the tools as a response repeats them. Tools of other kinds are left out: clients declare them
-/// whether or not a server has them.
+/// The functions among flat tools, and the tools as the response repeats them. Tools of other kinds are ignored: clients declare them
+/// whether or not a server supports them.
 ///
 /// # Errors
-/// A function without a proper name.
+/// A function has an invalid name.
 pub fn functions(tools: &[Value]) -> Result<(Vec<Function>, Vec<Value>), ApiError> {
     let (mut functions, mut echoed) = (Vec::new(), Vec::new());
     for (index, tool) in tools.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Responses that later requests go on from. In memory, and bounded: the oldest are forgotten first.
+//! Stores responses that later requests continue. In memory and bounded: the oldest are dropped first.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,20 +7,20 @@ use serde_json::Value;
 
 use super::history::History;
 
-/// A response and how it came about.
+/// A response and its inputs.
 pub struct Stored {
     pub id: String,
-    /// Whose it is; others do not find it.
+    /// Its owner; requests of others do not find it.
     pub owner: String,
     pub response: Value,
     /// The items of its request.
     pub input: Vec<Value>,
-    /// The conversation up to its end.
+    /// The conversation including this response.
     pub history: History,
 }
 
 impl Stored {
-    /// About how many bytes it takes.
+    /// Approximate size in bytes.
     fn bytes(&self) -> usize {
         let values: usize = self.input.iter().chain([&self.response]).map(size).sum();
         let said: usize = self.history.messages.iter().map(|message| message.content.len() + 128).sum();
@@ -47,7 +47,7 @@ pub struct Store {
 #[derive(Default)]
 struct Kept {
     by_id: HashMap<String, (Arc<Stored>, usize)>,
-    /// The oldest first.
+    /// Ids, the oldest first.
     order: VecDeque<String>,
     bytes: usize,
 }
@@ -61,7 +61,7 @@ impl Kept {
 }
 
 impl Store {
-    /// Keeps at most so many responses of at most so many bytes in all.
+    /// A store for at most `most` responses of at most `most_bytes` bytes in total.
     pub fn new(most: usize, most_bytes: usize) -> Store {
         Store { most, most_bytes, kept: Mutex::default() }
     }
@@ -86,7 +86,7 @@ impl Store {
         kept.by_id.get(id).map(|(stored, _)| stored).filter(|stored| stored.owner == owner).cloned()
     }
 
-    /// Whether there was such a response.
+    /// Removes a response; false if it does not exist.
     pub fn remove(&self, id: &str, owner: &str) -> bool {
         let mut kept = self.lock();
         let is_there = kept.by_id.get(id).is_some_and(|(stored, _)| stored.owner == owner);
@@ -96,7 +96,7 @@ impl Store {
         is_there && kept.remove(id)
     }
 
-    /// An item that some response of this owner was given or gave.
+    /// An item of the input or output of some response of this owner.
     pub fn item(&self, id: &str, owner: &str) -> Option<Value> {
         let kept = self.lock();
         let mut responses = kept.by_id.values().filter(|(stored, _)| stored.owner == owner);

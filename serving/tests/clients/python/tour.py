@@ -1,6 +1,6 @@
-"""What people do with the `openai` package, tried on a server of gptoss: `tour.py http://127.0.0.1:8080`.
+"""Common uses of the `openai` package with a gptoss server: `tour.py http://127.0.0.1:8080`.
 
-The client validates every answer, and every event of a stream, against its own types, instead of taking whatever comes.
+The client runs in strict mode: it validates every answer, and every event of a stream, against its types.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ def chat_stream():
     assert deltas[0].role == "assistant" and len({chunk.id for chunk in chunks}) == 1
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason] == ["stop"]
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
-    # The client's own accumulator, which is particular about the order of deltas.
+    # The client's accumulator requires a certain order of deltas.
     with client.chat.completions.stream(model=MODEL, messages=QUESTION, temperature=0) as stream:
         kinds = {event.type for event in stream}
         whole = stream.get_final_completion()
@@ -120,7 +120,7 @@ def completions():
     answer = client.completions.create(**asked)
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert "".join(answer.choices[0].logprobs.tokens) == answer.choices[0].text
-    # The types know no piece before the end: its `finish_reason` is null, as from OpenAI.
+    # The types allow null `finish_reason` only in the last chunk; here, as with OpenAI, earlier chunks have null.
     lax = openai.OpenAI(**{**STRICT, "_strict_response_validation": False})
     streamed = ["", ""]
     for chunk in lax.completions.create(stream=True, **asked):
@@ -136,7 +136,7 @@ def responses():
     assert client.responses.retrieve(first.id).output_text == ANSWER
     assert [item.role for item in client.responses.input_items.list(first.id)] == ["user"]
 
-    # Its accumulator insists on the order of events.
+    # The client's accumulator requires a certain order of events.
     asked = {"model": MODEL, "input": "What is 3 + 4?", "temperature": 0}
     with client.responses.stream(previous_response_id=first.id, **asked) as stream:
         kinds = [event.type for event in stream]
@@ -220,7 +220,7 @@ def cancellation():
     asyncio.run(cancel())
     until = time.monotonic() + 20
     while running() > 0:
-        assert time.monotonic() < until, "what nobody reads still runs"
+        assert time.monotonic() < until, "an answer still runs after its client disconnected"
         time.sleep(0.05)
 
 

@@ -1,4 +1,5 @@
-//! What decoding costs beside a prompt: a step of a prompt's chunk and of a token each of some sequences, against the chunk alone.
+//! The cost of decoding together with a prompt: compares a step with a prompt chunk and one token each of several sequences with a step of
+//! the chunk alone.
 
 use std::time::Instant;
 
@@ -9,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::{Measure, check, median, speed};
 
-/// Sequences that decode.
+/// Number of decoding sequences.
 const DECODING: usize = 16;
 /// The prompt's sequence.
 const PROMPT: SequenceId = DECODING as SequenceId;
 
 impl Measure<'_> {
-    /// Both steps, in turns; the prompt begins a sequence each time, and the others have `depth` tokens.
+    /// Measures both steps in turns. The prompt begins a new sequence each time; the others have `depth` tokens.
     pub fn mixed(&mut self, depth: usize) -> Result<Value> {
         for sequence in 0..PROMPT {
             self.fill(sequence, depth.max(1))?;
@@ -28,7 +29,7 @@ impl Measure<'_> {
         let most = self.engine.capacity().tokens_per_step.saturating_sub(DECODING).max(1);
         let chunk = PREFILL_CHUNK.min(most).min(self.engine.config().context_length);
         let (mut alone, mut mixed) = (Vec::new(), Vec::new());
-        // The first turn warms up.
+        // The first turn is a warm-up.
         for turn in 0..=self.args.repeat {
             for (decoding, seconds) in [(0, &mut alone), (DECODING, &mut mixed)] {
                 let took = self.beside_a_prompt(chunk, decoding)?;
@@ -50,7 +51,7 @@ impl Measure<'_> {
         Ok(result)
     }
 
-    /// Seconds of a step in which a prompt of `chunk` tokens draws its first token and `decoding` sequences draw their next.
+    /// Seconds of a step in which a prompt of `chunk` tokens draws its first token, and `decoding` sequences draw their next.
     fn beside_a_prompt(&mut self, chunk: usize, decoding: usize) -> Result<f64> {
         let prompt = self.tokens(chunk);
         let mut work = vec![Work::tokens(PROMPT, &prompt, Want::Token(self.draw(PROMPT)))];
@@ -63,7 +64,7 @@ impl Measure<'_> {
         Ok(seconds)
     }
 
-    /// The bytes that the mixed step moves at least, and its least seconds: attention is of each sequence's own, all else of one batch.
+    /// The least bytes and the least seconds of the mixed step: attention is per sequence, everything else is one batch.
     fn cost_beside_a_prompt(&self, chunk: usize, depth: usize) -> (u64, f64) {
         let layers = self.engine.config().layers();
         let span = |operation, layer, tokens, sequences, keys| {

@@ -1,1 +1,1 @@
-//! In place of `image`, which `openai-harmony` depends on and never uses.
+//! Stub of `image`, which `openai-harmony` depends on but does not use.

@@ -1,9 +1,9 @@
-//! In place of `reqwest`, with which `openai-harmony` downloads a vocabulary that it is not given. This one refuses.
+//! Stub of `reqwest`, with which `openai-harmony` downloads a vocabulary that is missing. All requests fail.
 
 pub mod blocking {
     use std::io::{Empty, Error};
 
-    /// Refuses every request.
+    /// Fails every request.
     #[derive(Default)]
     pub struct Client;
 
@@ -25,7 +25,7 @@ pub mod blocking {
         }
     }
 
-    /// Never made.
+    /// Never constructed.
     pub struct Response(Empty);
 
     impl Response {
