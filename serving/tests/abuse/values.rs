@@ -113,9 +113,15 @@ fn schemas_that_mean_too_much() {
     let many: Map<String, Value> =
         (0..20_000).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
     ground().withstands(|server| {
+        // Part of the prompt, and too long for it.
         for (what, schema) in [
             ("20,000 properties", json!({ "type": "object", "properties": many })),
             ("100,000 values", json!({ "enum": (0..100_000).collect::<Vec<_>>() })),
+        ] {
+            let answer = server.post(CHAT, &format(schema));
+            assert_refused(what, &answer, 400, Some("context_length_exceeded"), Some("messages"));
+        }
+        for (what, schema) in [
             ("itself", json!({ "$ref": "#" })),
             ("a negative length", json!({ "type": "string", "minLength": -1 })),
             ("a number without end", json!({ "type": "number", "minimum": 1e308, "multipleOf": 1e-300 })),

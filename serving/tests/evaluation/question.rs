@@ -26,19 +26,21 @@ pub struct Said {
     pub call: Option<(String, String)>,
 }
 
-/// The first questions of each suite.
+/// The first questions of each suite, but those with functions that [`developer`] does not read.
 pub fn questions(tokenizer: &Tokenizer, suites: &[&str], count: usize) -> Vec<Question> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reference/tiny/heldout.json");
     let all: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file).expect("readable")).expect("JSON");
     let of_suite = |suite: &&str| {
         let suite = (*suite).to_owned();
-        all.iter().filter(move |question| question["suite"] == suite.as_str()).take(count)
+        let questions = all.iter().filter(move |question| question["suite"] == suite.as_str());
+        questions.filter_map(|question| Question::read(tokenizer, question)).take(count)
     };
-    suites.iter().flat_map(of_suite).map(|question| Question::read(tokenizer, question)).collect()
+    suites.iter().flat_map(of_suite).collect()
 }
 
 impl Question {
-    fn read(tokenizer: &Tokenizer, question: &Value) -> Question {
+    /// `None` if it declares a function with parameters that [`developer`] does not read.
+    fn read(tokenizer: &Tokenizer, question: &Value) -> Option<Question> {
         let harmony = Harmony::new(tokenizer).expect("control tokens");
         let text = |name: &str| question[name].as_str().expect("text").to_owned();
         let prompt = tokenizer.encode_with_control(&text("prompt"));
@@ -54,7 +56,7 @@ impl Question {
                     effort = line.expect("an effort").to_owned();
                 }
                 Role::Developer => {
-                    let (instructions, functions) = developer(&content);
+                    let (instructions, functions) = developer(&content)?;
                     messages.extend(instructions.map(|text| json!({ "role": "developer", "content": text })));
                     tools = functions;
                 }
@@ -67,7 +69,8 @@ impl Question {
             }
         }
         let expected = question["expected"].clone();
-        Question { suite: text("suite"), shown: text("prompt"), prompt, has_system, effort, messages, tools, expected }
+        let (suite, shown) = (text("suite"), text("prompt"));
+        Some(Question { suite, shown, prompt, has_system, effort, messages, tools, expected })
     }
 
     /// Whether an answer is right, by the rules of `gptoss eval`.
@@ -87,30 +90,68 @@ impl Question {
     }
 }
 
-/// What a developer message says: instructions, and the functions that it declares as OpenAI's tools.
-fn developer(text: &str) -> (Option<String>, Vec<Value>) {
+/// The instructions of a developer message, and the functions that it declares, as OpenAI's tools. `None` if a parameter is an object, which
+/// this does not read.
+fn developer(text: &str) -> Option<(Option<String>, Vec<Value>)> {
     let (instructions, declared) = match text.split_once("# Tools\n") {
         Some((before, after)) => (before.trim_end(), after),
         None => (text, ""),
     };
-    let function = Regex::new(r"(?s)// ([^\n]*)\ntype (\w+) = \(_: \{\n(.*?)\}\) => any;").expect("a pattern");
-    let tools: Vec<Value> = function
-        .captures_iter(declared)
-        .map(|found| {
-            let members =
-                found[3].lines().map(|line| line.trim_end_matches(',').split_once(": ").expect("a parameter"));
-            let members: Vec<(&str, &str)> = members.collect();
-            let properties: Map<String, Value> =
-                members.iter().map(|(name, kind)| ((*name).to_owned(), json!({ "type": kind }))).collect();
-            let required: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
-            let parameters = json!({ "type": "object", "properties": properties, "required": required });
-            let function = json!({ "name": &found[2], "description": &found[1], "parameters": parameters });
-            json!({ "type": "function", "function": function })
-        })
-        .collect();
+    let begin = Regex::new(r"^type (\w+) = \((_: \{|\) => any;)$").expect("a pattern");
+    let member = Regex::new(r"^(\w+)(\??): (.+?),(?: // default: (.*))?$").expect("a pattern");
+    let mut tools: Vec<Value> = Vec::new();
+    // The comment above a function or a parameter.
+    let mut comment = None;
+    for line in declared.lines() {
+        if let Some(text) = line.strip_prefix("// ") {
+            comment = Some(text);
+        } else if let Some(found) = begin.captures(line) {
+            let parameters = json!({ "type": "object", "properties": {}, "required": [] });
+            let mut function = json!({ "name": &found[1], "parameters": parameters });
+            if let Some(text) = comment.take() {
+                function["description"] = text.into();
+            }
+            tools.push(json!({ "type": "function", "function": function }));
+        } else if let Some(found) = member.captures(line) {
+            let parameters = &mut tools.last_mut()?["function"]["parameters"];
+            let mut schema = schema(&found[3])?;
+            if let Some(text) = comment.take() {
+                schema["description"] = text.into();
+            }
+            if let Some(default) = found.get(4) {
+                let text = default.as_str();
+                schema["default"] = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+            }
+            parameters["properties"][&found[1]] = schema;
+            if found[2].is_empty() {
+                parameters["required"].as_array_mut()?.push(found[1].into());
+            }
+        } else if !["", "## functions", "namespace functions {", "}) => any;", "} // namespace functions"]
+            .contains(&line)
+        {
+            return None;
+        }
+    }
     assert_eq!(tools.len(), declared.matches("\ntype ").count(), "{text}");
     let instructions = instructions.strip_prefix("# Instructions\n\n").map(str::to_owned);
-    (instructions, tools)
+    Some((instructions, tools))
+}
+
+/// The JSON schema of a TypeScript type.
+fn schema(kind: &str) -> Option<Value> {
+    if let Some(kind) = kind.strip_suffix(" | null") {
+        return Some(json!({ "type": [kind, "null"] }));
+    }
+    if let Some(items) = kind.strip_suffix("[]") {
+        return Some(json!({ "type": "array", "items": schema(items)? }));
+    }
+    match kind {
+        "string" | "number" | "boolean" => Some(json!({ "type": kind })),
+        _ => {
+            let values: Option<Vec<Value>> = kind.split(" | ").map(|value| serde_json::from_str(value).ok()).collect();
+            Some(json!({ "type": "string", "enum": values? }))
+        }
+    }
 }
 
 fn last_number(text: &str) -> Option<i64> {
