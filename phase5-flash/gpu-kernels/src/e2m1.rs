@@ -3,9 +3,9 @@
 //! History of the decoder (operations per weight, besides the multiplication):
 //! 1. exponent and mantissa assembled, subnormals by `select`: 9.
 //! 2. [`E2m1Decode::Rebias`]: all eight magnitudes of a word are recoded together, so that one shift and one mask make each of them a float
-//! between 2 and 8; subtracting 2 leaves E2M1's value exactly: 5.5.
+//!    between 2 and 8; subtracting 2 leaves E2M1's value exactly: 5.5.
 //! 3. [`E2m1Decode::F16Pairs`]: where a word can be reinterpreted as two 16-bit floats, two codes are shifted and masked together: 2, and a
-//! conversion.
+//!    conversion.
 //!
 //! Reading codes as f32 subnormals takes 4 operations, but only if a device supports subnormals; on no tested GPU was it the fastest.
 

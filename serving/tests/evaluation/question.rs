@@ -26,7 +26,7 @@ pub struct Said {
     pub call: Option<(String, String)>,
 }
 
-/// The first questions of each suite, but those with functions that [`developer`] does not read.
+/// The first questions of each suite that a client could ask in the same words: those that [`Question::read`] reads.
 pub fn questions(tokenizer: &Tokenizer, suites: &[&str], count: usize) -> Vec<Question> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reference/tiny/heldout.json");
     let all: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file).expect("readable")).expect("JSON");
@@ -39,7 +39,7 @@ pub fn questions(tokenizer: &Tokenizer, suites: &[&str], count: usize) -> Vec<Qu
 }
 
 impl Question {
-    /// `None` if it declares a function with parameters that [`developer`] does not read.
+    /// `None` if it declares a function with parameters that [`developer`] does not read, or has developer messages behind others.
     fn read(tokenizer: &Tokenizer, question: &Value) -> Option<Question> {
         let harmony = Harmony::new(tokenizer).expect("control tokens");
         let text = |name: &str| question[name].as_str().expect("text").to_owned();
@@ -55,6 +55,8 @@ impl Question {
                     let line = content.lines().find_map(|line| line.strip_prefix("Reasoning: "));
                     effort = line.expect("an effort").to_owned();
                 }
+                // A client's functions are declared at the beginning.
+                Role::Developer if !messages.is_empty() => return None,
                 Role::Developer => {
                     let (instructions, functions) = developer(&content)?;
                     messages.extend(instructions.map(|text| json!({ "role": "developer", "content": text })));

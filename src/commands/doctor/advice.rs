@@ -17,7 +17,7 @@ pub(super) fn advice(findings: &Findings) -> Vec<String> {
     }
     match plan.on_cpu {
         Some(Fit::No) => {
-            add(format!("{} needs more memory than this machine has; choose a smaller model.", plan.model))
+            add(format!("{} needs more memory than this machine has; choose a smaller model.", plan.model));
         }
         Some(Fit::FromDisk) => add(format!(
             "{} does not fit into memory: parts of it are read from the disk for every token, which is slow.",

@@ -13,7 +13,7 @@
 //! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Reverted.
 //! 6. inputs also stored as 16-bit floats in device memory: 0.79 ms, 0.39 ms, but needs a second kind of every buffer. Not used.
 //! 7. current version: MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms.
-//! Dense products are faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
+//!    Dense products are faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
 
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;

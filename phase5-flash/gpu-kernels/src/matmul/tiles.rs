@@ -6,7 +6,7 @@
 //! 2. tiles of 64 rows by 128 outputs, 256 units with 4 × 8 sums each, in arrays: 12.9 TFLOP/s at 512 rows.
 //! 3. the same sums in variables instead of arrays: 12.8 TFLOP/s. No gain; reverted.
 //! 4. current version: 128 units with 8 × 8 sums, each value unpacked by only one unit, and planes skip rows past a tile's last: 18.2
-//! TFLOP/s, dense 23.2 (Q8_0, SPIR-V).
+//!    TFLOP/s, dense 23.2 (Q8_0, SPIR-V).
 
 use cubecl::prelude::*;
 

@@ -14,7 +14,7 @@
 //! 1. each row separately, in parallel, so that one finds in the L2 cache what another has read: 1.57 ms, 1.70 ms, 1.31 ms.
 //! 2. two inputs per lane with the same cubes: 1.40, 1.73, 1.27. This does not reduce the reads of inputs.
 //! 3. current version: two inputs, and four times as many steps if there are enough rows; inputs as values instead of an array, of which
-//! the compiler keeps only a small one in registers: 1.02, 1.26, 0.76. With four or five inputs: 1.65, 1.39.
+//!    the compiler keeps only a small one in registers: 1.02, 1.26, 0.76. With four or five inputs: 1.65, 1.39.
 
 use cubecl::prelude::*;
 
