@@ -400,7 +400,7 @@ mod tests {
     fn memory_is_asked_for_before_it_is_taken() {
         let device = device().with_memory(Some(1 << 40));
         device.expect_memory("a test", 1 << 20).expect("there is plenty");
-        let error = device.expect_memory("a test", 1 << 40).expect_err("more than the device has");
+        let error = device.expect_memory("a test", (1 << 40) + 1).expect_err("more than the device has");
         let start = "a test needs 1099.51 GB more, but ";
         assert!(
             error.to_string().starts_with(start) && error.to_string().contains("of this adapter's 1099.51 GB"),

@@ -93,7 +93,7 @@ impl Choices {
     pub fn most_rows(limit: u64, vocab: usize) -> Result<usize, Error> {
         let need = vocab as u64 * 4;
         match limit / need {
-            0 => Err(Error::Limit { what: "the logits of one position".into(), need, limit }),
+            0 => Err(Error::Limit { what: "a row of logits".into(), need, limit }),
             rows => Ok(rows.min(MOST_LOGITS as u64) as usize),
         }
     }
@@ -255,6 +255,6 @@ mod tests {
             assert_eq!(most(limit).expect("a row"), rows, "{limit}");
         }
         let refused = most(row - 1).expect_err("refused").to_string();
-        assert!(refused.contains("needs 804352 bytes") && refused.ends_with("at most 804351"), "{refused}");
+        assert!(refused.contains("needs a buffer of 804352 bytes") && refused.ends_with("at most 804351"), "{refused}");
     }
 }
