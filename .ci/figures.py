@@ -49,7 +49,7 @@ def kept(values, condition):
     """The elements of lists that have the values of a condition such as `what=decode,depth=0`."""
     pairs = [part.split("=", 1) for part in condition.split(",")]
     if not all(len(pair) == 2 for pair in pairs):
-        raise Wrong(f"[{condition}] is no condition: write [key=value]")
+        raise Wrong(f"[{condition}] is not a condition: write [key=value]")
     elements = [element for value in values if isinstance(value, list) for element in value]
     return [element for element in elements if all(str(element.get(key)) == value for key, value in pairs)]
 
@@ -60,7 +60,7 @@ def at(record, path):
     while position < len(path):
         segment = SEGMENT.match(path, position)
         if not segment or segment.end() == position:
-            raise Wrong(f"{path} is no path")
+            raise Wrong(f"{path} is not a path")
         position = segment.end()
         name, conditions = segment.groups()
         if name.isdigit():
@@ -82,7 +82,7 @@ def term(record, text):
     if not values or not median and len(values) != 1:
         raise Wrong(f"{path} leads to {len(values)} values of the record")
     if not all(isinstance(value, (int, float)) for value in values):
-        raise Wrong(f"{path} is no number")
+        raise Wrong(f"{path} is not a number")
     return statistics.median(values)
 
 
@@ -99,7 +99,7 @@ def value(record, expression):
 
 def check_figure(record, figure, expression, block):
     if not re.fullmatch(NUMBER, figure):
-        raise Wrong(f"{figure} is no figure")
+        raise Wrong(f"{figure} is not a figure")
     if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d|[.,]\d)", block):
         raise Wrong(f"{figure} is not in the block above")
     found = value(record, expression)
@@ -232,8 +232,8 @@ def test():
         page.format(f"1,076 = {ours}"): "page.md:6: 1,076 is not in the block above",
         page.format(listed.replace("depth=0", "depth=8")): "page.md:6: 1,077 is 9 in the record",
         page.format(listed.replace("[depth=0]", "")): "page.md:6: runs[engine=ours].results.tok_s leads to 0 values",
-        page.format(f"{listed}\n1.7 = runs[engine=theirs].bytes"): "page.md:7: runs[engine=theirs].bytes is no number",
-        page.format(f"{listed}\n1.7 = runs[engine].bytes"): "page.md:7: [engine] is no condition",
+        page.format(f"{listed}\n1.7 = runs[engine=theirs].bytes"): "page.md:7: runs[engine=theirs].bytes is not a number",
+        page.format(f"{listed}\n1.7 = runs[engine].bytes"): "page.md:7: [engine] is not a condition",
         page.format("12.7 = runs.0.bytes / 1e9"): "page.md:3: 1,077 names no record (1,077 tok/s)",
         page.format(listed).replace("From r.json: ", ""): "page.md:5: the page does not name r.json",
         page.format(listed).replace("r.json", "no-such.json"): "page.md:5: no-such.json: ",
