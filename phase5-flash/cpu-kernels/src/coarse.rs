@@ -11,14 +11,14 @@
 //!
 //! Inputs are rounded too, to 8-bit codes with a scale per block; the 15 levels of the weights dominate the error.
 
-use formats::{BLOCK, Storage};
+use formats::BLOCK;
 
 use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, group};
 use crate::pool::Shared;
 use crate::product::{AHEAD, TILE};
 use crate::simd::{LANES, Simd};
-use crate::weights::{BF16Block, Block, F16Block, F32Block, Mxfp4Block, PackedRows, Q8Block};
+use crate::weights::{Block, PackedRows, with_block};
 
 /// The margin of a bound, in standard deviations of an estimate's error.
 const DEVIATIONS: f32 = 8.0;
@@ -315,15 +315,7 @@ impl Kernel for Coarsen<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's.
-        unsafe {
-            match self.rows.storage {
-                Storage::F32 => self.of::<S, F32Block>(),
-                Storage::F16 => self.of::<S, F16Block>(),
-                Storage::BF16 => self.of::<S, BF16Block>(),
-                Storage::Q8_0 => self.of::<S, Q8Block>(),
-                Storage::Mxfp4 => self.of::<S, Mxfp4Block>(),
-            }
-        }
+        unsafe { with_block!(self.rows.storage, B => self.of::<S, B>()) }
     }
 }
 

@@ -25,7 +25,7 @@ use formats::{BLOCK, Storage};
 use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, Panel, PanelFormat};
 use crate::simd::{LANES, Simd};
-use crate::weights::{BF16Block, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block};
+use crate::weights::{BF16Block, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block, with_block};
 
 /// The most inputs that [`multiply_small_batch`] takes.
 pub const SMALL_BATCH: usize = 4;
@@ -76,15 +76,7 @@ impl Kernel for SmallBatch<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller's.
-        unsafe {
-            match self.rows.storage {
-                Storage::F32 => self.of::<S, F32Block>(),
-                Storage::F16 => self.of::<S, F16Block>(),
-                Storage::BF16 => self.of::<S, BF16Block>(),
-                Storage::Q8_0 => self.of::<S, Q8Block>(),
-                Storage::Mxfp4 => self.of::<S, Mxfp4Block>(),
-            }
-        }
+        unsafe { with_block!(self.rows.storage, B => self.of::<S, B>()) }
     }
 }
 

@@ -73,6 +73,35 @@ pub(crate) struct BF16Block;
 pub(crate) struct Q8Block;
 pub(crate) struct Mxfp4Block;
 
+/// Evaluates an expression in which `$block` is the [`Block`] type of a storage.
+macro_rules! with_block {
+    ($storage:expr, $block:ident => $run:expr) => {
+        match $storage {
+            formats::Storage::F32 => {
+                type $block = $crate::weights::F32Block;
+                $run
+            }
+            formats::Storage::F16 => {
+                type $block = $crate::weights::F16Block;
+                $run
+            }
+            formats::Storage::BF16 => {
+                type $block = $crate::weights::BF16Block;
+                $run
+            }
+            formats::Storage::Q8_0 => {
+                type $block = $crate::weights::Q8Block;
+                $run
+            }
+            formats::Storage::Mxfp4 => {
+                type $block = $crate::weights::Mxfp4Block;
+                $run
+            }
+        }
+    };
+}
+pub(crate) use with_block;
+
 impl Block for F32Block {
     const BYTES: usize = 4 * BLOCK;
     const SCALED: bool = false;
