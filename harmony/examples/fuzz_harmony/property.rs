@@ -250,9 +250,11 @@ struct Account {
     told: Vec<Message>,
     warned: Vec<String>,
     is_open: bool,
-    /// Number of text bytes in the stream, and how many of them were not content: headers, and white space between messages.
+    /// Number of text bytes in the stream.
     read: usize,
-    structure: usize,
+    /// How many of them were not content: headers, and white space between messages. A control token that became content counts against
+    /// them: its name is content that was not read as text.
+    structure: isize,
 }
 
 impl Account {
@@ -324,7 +326,7 @@ impl Account {
 
     /// Marks the header as accounted for; `content` of its bytes are content.
     fn header_ends(&mut self, content: usize) {
-        self.structure += take(&mut self.header_text) - content;
+        self.structure += take(&mut self.header_text) as isize - content as isize;
         self.header.clear();
     }
 
@@ -395,7 +397,7 @@ impl Account {
             Some(stop) => self.stopped(parser, stop, stops),
             None => {
                 let said: usize = parser.messages().iter().map(|message| message.content.len()).sum();
-                assert_eq!(said + self.structure, self.read, "bytes are lost");
+                assert_eq!(said.checked_add_signed(self.structure), Some(self.read), "bytes are lost");
             }
         }
         let said: Vec<&str> = parser.messages().iter().map(|message| message.content.as_str()).collect();
