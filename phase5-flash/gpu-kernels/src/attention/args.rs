@@ -58,8 +58,6 @@ impl Attention<'_> {
         KvArgsLaunch::new(
             self.rows.arg(),
             self.cache.table.arg(),
-            self.cache.pool.keys().arg(),
-            self.cache.pool.values().arg(),
             self.sinks.arg(),
             // The result, or partial ones.
             if self.splits == 1 { self.out } else { self.partials }.arg(),
@@ -111,14 +109,12 @@ impl Attention<'_> {
     }
 }
 
-/// The buffers and numbers that every attention kernel has, but for the queries.
+/// The buffers and numbers that every attention kernel has, but for queries, keys and values.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct KvArgs {
     pub rows: Box<[u32]>,
     /// The page table.
     pub pages: Box<[u32]>,
-    pub keys: Box<[u32]>,
-    pub values: Box<[u32]>,
     pub sinks: Box<[f32]>,
     /// The result, or partial ones.
     pub out: Box<[f32]>,
@@ -158,11 +154,6 @@ impl Shape {
     /// Vectors of four values of a head.
     pub fn vectors(&self) -> u32 {
         self.dim() / 4
-    }
-
-    /// Words of one head's key or value.
-    pub fn words(&self) -> u32 {
-        self.row.words() as u32
     }
 
     pub fn partial_words(&self) -> u32 {

@@ -85,8 +85,8 @@ impl Attention<'_> {
     }
 
     fn launch_rows(&self, device: &Device, queries: &Buffer, table: &Buffer, rotate: bool) {
-        let row = self.cache.pool.row();
-        let values = (self.heads / row.kv_heads() * row.head_dim()) as u32;
+        let pool = self.cache.pool;
+        let values = (self.heads / pool.row().kv_heads() * pool.row().head_dim()) as u32;
         let units = device.whole_planes(values.clamp(LEAST_UNITS, MOST_UNITS));
         // SAFETY: lengths are checked. Positions, slots and pages are what the rows and the page table say: the caller's promise.
         unsafe {
@@ -95,6 +95,8 @@ impl Attention<'_> {
                 self.cubes(self.inputs),
                 CubeDim::new_1d(units),
                 self.args(),
+                pool.keys().arg4(),
+                pool.values().arg4(),
                 queries.arg(),
                 table.arg2(),
                 self.shape(units),
@@ -109,6 +111,8 @@ impl Attention<'_> {
 #[cube(launch_unchecked)]
 fn attention(
     mut args: KvArgs,
+    keys: &mut [Vector<u32, Const<4>>],
+    values: &mut [Vector<u32, Const<4>>],
     queries: &[f32],
     table: &[Vector<f32, Const<2>>],
     #[comptime] shape: Shape,
@@ -143,34 +147,31 @@ fn attention(
             let column = split.position / comptime![PAGE as u32] % args.ring_pages;
             let page = args.pages[(split.slot * args.columns + column) as usize];
             let keys_start = start + comptime![shape.heads * dim];
-            let granule = comptime![shape.row.granule() as u32];
-            let granules = comptime![dim / granule];
+            let piece = comptime![shape.row.piece_values() as u32];
+            let pieces = comptime![shape.row.pieces()];
             let mut i = UNIT_POS;
-            while i < comptime![2 * granules] {
-                let first = CUBE_POS_X * dim + i % granules * granule;
-                append(
-                    queries,
-                    table,
-                    keys_start,
-                    &mut args.keys,
-                    &mut args.values,
-                    page,
-                    split.position,
-                    i < granules,
-                    first,
-                    shape.row,
-                );
+            while i < comptime![2 * pieces] {
+                let first = CUBE_POS_X * dim + i % pieces * piece;
+                let is_key = i < pieces;
+                append(queries, table, keys_start, keys, values, page, split.position, is_key, first, shape.row);
                 i += shape.units;
             }
             sync_storage();
         }
     }
-    attend(&query, &split, &mut args, shape);
+    attend(&query, &split, &mut args, &*keys, &*values, shape);
 }
 
 /// What a cube does with its split of the keys.
 #[cube]
-fn attend(query: &Shared<[Vector<f32, Const<4>>]>, split: &KvSplit, args: &mut KvArgs, #[comptime] shape: Shape) {
+fn attend(
+    query: &Shared<[Vector<f32, Const<4>>]>,
+    split: &KvSplit,
+    args: &mut KvArgs,
+    keys: &[Vector<u32, Const<4>>],
+    values: &[Vector<u32, Const<4>>],
+    #[comptime] shape: Shape,
+) {
     let dim = comptime![shape.dim()];
     let group = comptime![shape.group()];
     let tile = comptime![shape.tile()];
@@ -205,8 +206,8 @@ fn attend(query: &Shared<[Vector<f32, Const<4>>]>, split: &KvSplit, args: &mut K
         let last_key = min(position - number * tile, tile - 1);
         let mut key_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
         let mut value_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
-        read_tile(&args.keys, kv_slots, last_key, &mut key_vectors, shape);
-        read_tile(&args.values, kv_slots, last_key, &mut value_vectors, shape);
+        read_tile(keys, kv_slots, last_key, &mut key_vectors, shape);
+        read_tile(values, kv_slots, last_key, &mut value_vectors, shape);
         write_tile(&key_vectors, &mut unpacked, shape);
         sync_cube();
 
@@ -320,19 +321,19 @@ fn attend(query: &Shared<[Vector<f32, Const<4>>]>, split: &KvSplit, args: &mut K
 /// in its place, times zero.
 #[cube]
 fn read_tile(
-    pool: &[u32],
+    pool: &[Vector<u32, Const<4>>],
     kv_slots: u32,
     last_key: u32,
     found: &mut Array<Vector<f32, Const<4>>>,
     #[comptime] shape: Shape,
 ) {
-    let words = comptime![shape.words()];
+    let row_vectors = comptime![shape.row.vectors()];
     #[unroll]
     for round in 0..comptime![shape.vectors_a_unit()] {
         let i = UNIT_POS + comptime![round * shape.units];
         let key = i / comptime![shape.vectors()];
-        let vector =
-            cached_vector(pool, (kv_slots + min(key, last_key)) * words, i % comptime![shape.vectors()], shape.row);
+        let row = (kv_slots + min(key, last_key)) * row_vectors;
+        let vector = cached_vector(pool, row, i % comptime![shape.vectors()], shape.row);
         let kept = select(key <= last_key, 1.0f32, 0.0f32);
         found[comptime![round as usize]] = vector * Vector::<f32, Const<4>>::new(kept);
     }

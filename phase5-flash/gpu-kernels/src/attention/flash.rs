@@ -117,6 +117,8 @@ fn launch_in<T: Float>(device: &Device, attention: &Attention<'_>, tiles: &Buffe
             attention.cubes(count),
             CubeDim::new_1d(units),
             attention.args(),
+            attention.cache.pool.keys().arg4(),
+            attention.cache.pool.values().arg4(),
             attention.queries.arg4(),
             tiles.arg(),
             attention.shape(units),
@@ -128,6 +130,8 @@ fn launch_in<T: Float>(device: &Device, attention: &Attention<'_>, tiles: &Buffe
 #[cube(launch_unchecked)]
 fn flash<T: Float>(
     mut args: KvArgs,
+    keys: &[Vector<u32, Const<4>>],
+    values: &[Vector<u32, Const<4>>],
     queries: &[Vector<f32, Const<4>>],
     tiles: &[u32],
     #[comptime] shape: Shape,
@@ -136,7 +140,7 @@ fn flash<T: Float>(
     let dim = comptime![shape.dim()];
     let fours = comptime![shape.vectors()];
     let group = comptime![shape.group()];
-    let words = comptime![shape.words()];
+    let row_vectors = comptime![shape.row.vectors()];
     let planes = comptime![block.planes];
     let units = comptime![planes.units()];
     let stride = comptime![block.stride()];
@@ -198,8 +202,8 @@ fn flash<T: Float>(
             let mut value = Vector::<f32, Const<4>>::new(0.0f32);
             // What lies past the last key may be NaN.
             if at * block.keys + kv_slot <= split.last {
-                key = cached_vector(&args.keys, (kv_slots + kv_slot) * words, i % fours, shape.row);
-                value = cached_vector(&args.values, (kv_slots + kv_slot) * words, i % fours, shape.row);
+                key = cached_vector(keys, (kv_slots + kv_slot) * row_vectors, i % fours, shape.row);
+                value = cached_vector(values, (kv_slots + kv_slot) * row_vectors, i % fours, shape.row);
             }
             key_tile[(kv_slot * stride + i % fours) as usize] = Vector::<T, Const<4>>::cast_from(key);
             value_tile[(kv_slot * stride + i % fours) as usize] = Vector::<T, Const<4>>::cast_from(value);
