@@ -162,3 +162,65 @@ pub(crate) fn write_piece(pool: &mut [Vector<u32, Const<4>>], first: u32, new: &
         pool[(first + v) as usize] = vector;
     }
 }
+
+/// Reads a piece, which begins at vector `first` of a pool, into `found` from place `at` on.
+#[cube]
+pub(crate) fn read_piece(
+    pool: &[Vector<u32, Const<4>>],
+    first: u32,
+    found: &mut Array<Vector<u32, Const<4>>>,
+    #[comptime] at: u32,
+    #[comptime] shape: KvRow,
+) {
+    #[unroll]
+    for v in 0..comptime![shape.piece_vectors()] {
+        found[comptime![(at + v) as usize]] = pool[(first + v) as usize];
+    }
+}
+
+/// Values `4 four` to `4 four + 3` of the piece that [`read_piece`] put at place `at`. With `pairs`, words are taken for pairs of 16-bit
+/// floats.
+#[cube]
+pub(crate) fn piece_vector<T: Float>(
+    found: &Array<Vector<u32, Const<4>>>,
+    #[comptime] at: u32,
+    #[comptime] four: u32,
+    #[comptime] shape: KvRow,
+    #[comptime] pairs: bool,
+) -> Vector<T, Const<4>> {
+    match comptime![shape.format()] {
+        CacheFormat::F32 => {
+            Vector::<T, Const<4>>::cast_from(Vector::<f32, Const<4>>::reinterpret(found[comptime![at as usize]]))
+        }
+        CacheFormat::F16 => {
+            let words = found[comptime![at as usize]];
+            let a = words.extract(comptime![(2 * four) as usize]);
+            let b = words.extract(comptime![(2 * four + 1) as usize]);
+            two_words::<T>(a, b, pairs)
+        }
+        CacheFormat::Q8_0 => {
+            let first = found[comptime![at as usize]];
+            let scale = block_scale(first.extract(0usize), first.extract(1usize));
+            let words = found[comptime![(at + four / 4) as usize]];
+            let codes = signed_bytes(words.extract(comptime![(four % 4) as usize]));
+            Vector::<T, Const<4>>::cast_from(codes * Vector::<f32, Const<4>>::new(scale))
+        }
+    }
+}
+
+/// Four 16-bit floats in the order in which two words hold them.
+#[cube]
+fn two_words<T: Float>(a: u32, b: u32, #[comptime] pairs: bool) -> Vector<T, Const<4>> {
+    if comptime![pairs] {
+        let low = Vector::<T, Const<2>>::cast_from(Vector::<f16, Const<2>>::reinterpret(a));
+        let high = Vector::<T, Const<2>>::cast_from(Vector::<f16, Const<2>>::reinterpret(b));
+        let mut values = Vector::<T, Const<4>>::empty();
+        values.insert(0usize, low.extract(0usize));
+        values.insert(1usize, low.extract(1usize));
+        values.insert(2usize, high.extract(0usize));
+        values.insert(3usize, high.extract(1usize));
+        values
+    } else {
+        Vector::<T, Const<4>>::cast_from(four_halves(a, b, false))
+    }
+}
