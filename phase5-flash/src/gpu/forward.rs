@@ -258,9 +258,9 @@ impl Forward {
         };
         match pass.attend() {
             Attend::Tiles(count) => attention.launch_tiled(gpu, &buffers.row_tiles, count),
-            Attend::Rows => attention.launch(&gpu.device),
+            Attend::Rows => attention.launch(gpu),
             Attend::Unrotated => {
-                attention.launch_unrotated(&gpu.device, Unrotated { qkv: &buffers.qkv, table: &self.rotations });
+                attention.launch_unrotated(gpu, Unrotated { qkv: &buffers.qkv, table: &self.rotations });
             }
         }
     }

@@ -9,20 +9,27 @@
 //! 2. eight values in flight at once, sums in variables, a unit for every value of a group: 9 µs instead of 11 at depth 0.
 //! 3. keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads, and sums up
 //!    a part of the tile's values: 25.4 µs a launch in a step at depth 4,096 (of 24, half full) instead of 31.1.
-//! 4. here, one row of every sequence: its rotation and its place in the cache are attention's, a launch less.
+//! 4. one row of every sequence: its rotation and its place in the cache are attention's, a launch less. A full layer at depth 16,384
+//!    costs 52 µs more than an empty one: 1.3 TB/s.
+//! 5. here, the next keys and values under way while a tile is worked on, 16 bytes at a time; eight keys weighed at once: not measured
+//!    yet.
 
 use cubecl::prelude::*;
 
 use super::args::{Attention, KvArgs, MASKED, MOST_UNITS, Shape, normalizer};
 use super::merge;
 use super::split::KvSplit;
-use crate::device::{Buffer, Device};
-use crate::kv::{PAGE, cached_vector};
+use super::tile::{Tile, read_tile, write_tile};
+use crate::device::Buffer;
+use crate::gpu::Gpu;
+use crate::kv::PAGE;
 use crate::rope::{append, rotated};
 use crate::vec4::sum4;
 
 /// Units of a cube: one for every value of a group's output, but no fewer, nor more than [`MOST_UNITS`].
 const LEAST_UNITS: u32 = 128;
+/// Keys that a unit weighs at once, at most.
+const MOST_AT_ONCE: u32 = 8;
 
 impl Shape {
     /// Units that hold a group's output, four values each.
@@ -40,14 +47,24 @@ impl Shape {
         if self.group().is_multiple_of(4) { 4 } else { 1 }
     }
 
-    /// Vectors of a tile that a unit unpacks.
-    fn vectors_a_unit(&self) -> u32 {
-        (self.tile() * self.vectors()).div_ceil(self.units)
+    /// Keys that are unpacked together: fewer of long heads, so that they fit shared memory everywhere.
+    fn tile_keys(&self) -> u32 {
+        (4096 / self.dim().next_power_of_two()).min(PAGE as u32)
     }
 
-    /// Keys that are unpacked together: fewer of long heads, so that they fit shared memory everywhere.
-    fn tile(&self) -> u32 {
-        (4096 / self.dim().next_power_of_two()).min(PAGE as u32)
+    /// In shared memory a key has one vector more, so that lanes on neighbouring keys hit different banks.
+    fn tile(&self, pairs: bool) -> Tile {
+        Tile { row: self.row, keys: self.tile_keys(), units: self.units, stride: self.vectors() + 1, pairs }
+    }
+
+    /// Keys that a unit weighs at once.
+    fn at_once(&self) -> u32 {
+        self.tile_keys().div_ceil(self.parts()).min(MOST_AT_ONCE)
+    }
+
+    /// Whether the keys that units weigh at once make up a tile without a rest.
+    fn weighs_evenly(&self) -> bool {
+        self.tile_keys().is_multiple_of(self.parts() * self.at_once())
     }
 }
 
@@ -65,10 +82,10 @@ impl Attention<'_> {
     ///
     /// # Panics
     /// If a buffer is too short.
-    pub fn launch(&self, device: &Device) {
+    pub fn launch(&self, gpu: &Gpu) {
         self.check();
         self.check_queries();
-        self.launch_rows(device, self.queries, self.queries, false);
+        self.launch_rows(gpu, self.queries, self.queries, false);
     }
 
     /// The same, of rows that are not rotated and whose keys and values are not in the cache: puts them there. Of every sequence
@@ -76,16 +93,16 @@ impl Attention<'_> {
     ///
     /// # Panics
     /// If a buffer is too short.
-    pub fn launch_unrotated(&self, device: &Device, Unrotated { qkv, table }: Unrotated<'_>) {
+    pub fn launch_unrotated(&self, gpu: &Gpu, Unrotated { qkv, table }: Unrotated<'_>) {
         let row = self.cache.pool.row();
         self.check();
         qkv.expect("queries, keys and values", self.inputs * (self.heads + 2 * row.kv_heads()) * row.head_dim());
         table.expect("the rotations", row.head_dim());
-        self.launch_rows(device, qkv, table, true);
+        self.launch_rows(gpu, qkv, table, true);
     }
 
-    fn launch_rows(&self, device: &Device, queries: &Buffer, table: &Buffer, rotate: bool) {
-        let pool = self.cache.pool;
+    fn launch_rows(&self, gpu: &Gpu, queries: &Buffer, table: &Buffer, rotate: bool) {
+        let (device, pool) = (&gpu.device, self.cache.pool);
         let values = (self.heads / pool.row().kv_heads() * pool.row().head_dim()) as u32;
         let units = device.whole_planes(values.clamp(LEAST_UNITS, MOST_UNITS));
         // SAFETY: lengths are checked. Positions, slots and pages are what the rows and the page table say: the caller's promise.
@@ -101,13 +118,15 @@ impl Attention<'_> {
                 table.arg2(),
                 self.shape(units),
                 rotate,
+                gpu.has_f16_pairs(),
             );
         }
         merge::launch(device, self);
     }
 }
 
-/// `queries` are rotated ones; or, to `rotate` them here, queries, keys and values.
+/// `queries` are rotated ones; or, to `rotate` them here, queries, keys and values. With `pairs`, words are taken for pairs of 16-bit
+/// floats.
 #[cube(launch_unchecked)]
 fn attention(
     mut args: KvArgs,
@@ -117,14 +136,44 @@ fn attention(
     table: &[Vector<f32, Const<2>>],
     #[comptime] shape: Shape,
     #[comptime] rotate: bool,
+    #[comptime] pairs: bool,
 ) {
     let dim = comptime![shape.dim()];
     let group = comptime![shape.group()];
     let vectors = comptime![shape.vectors()];
-    let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
-    let split = KvSplit::new(&args, CUBE_POS_Z, 1u32, shape.tile());
+    let tile = comptime![shape.tile(pairs)];
+    let split = KvSplit::new(&args, CUBE_POS_Z, 1u32, tile.keys);
     let width = comptime![(shape.heads + if rotate { 2 * shape.kv_heads() } else { 0 }) * dim];
     let start = CUBE_POS_Z * width;
+    if comptime![rotate] {
+        // The cube that reads the row's own key puts it there; no other does.
+        if split.has_last(tile.keys) {
+            let column = split.position / comptime![PAGE as u32] % args.ring_pages;
+            let page = args.pages[(split.slot * args.columns + column) as usize];
+            let keys_start = start + comptime![shape.heads * dim];
+            let piece = comptime![shape.row.piece_values() as u32];
+            let pieces = comptime![shape.row.pieces()];
+            let mut i = UNIT_POS;
+            while i < comptime![2 * pieces] {
+                let first = CUBE_POS_X * dim + i % pieces * piece;
+                let is_key = i < pieces;
+                append(queries, table, keys_start, keys, values, page, split.position, is_key, first, shape.row);
+                i += shape.units;
+            }
+            sync_storage();
+        }
+    }
+
+    // The first keys and values are under way while the queries are rotated.
+    let mut key_read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_a_unit()]);
+    let mut value_read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_a_unit()]);
+    if split.start < split.end {
+        let kv_slots = split.kv_slots(&args, split.start, shape.kv_heads(), tile.keys);
+        let last_key = min(split.position - split.start * tile.keys, comptime![tile.keys - 1]);
+        read_tile(&*keys, kv_slots, last_key, &mut key_read, tile);
+        read_tile(&*values, kv_slots, last_key, &mut value_read, tile);
+    }
+    let mut query = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(group * vectors) as usize]);
     let mut i = UNIT_POS;
     while i < comptime![group * vectors] {
         let first = (CUBE_POS_X * group * vectors + i) * 4;
@@ -141,28 +190,10 @@ fn attention(
         query[i as usize] = four * Vector::<f32, Const<4>>::new(args.scale);
         i += shape.units;
     }
-    if comptime![rotate] {
-        // The cube that reads the row's own key puts it there; no other does.
-        if split.has_last(shape.tile()) {
-            let column = split.position / comptime![PAGE as u32] % args.ring_pages;
-            let page = args.pages[(split.slot * args.columns + column) as usize];
-            let keys_start = start + comptime![shape.heads * dim];
-            let piece = comptime![shape.row.piece_values() as u32];
-            let pieces = comptime![shape.row.pieces()];
-            let mut i = UNIT_POS;
-            while i < comptime![2 * pieces] {
-                let first = CUBE_POS_X * dim + i % pieces * piece;
-                let is_key = i < pieces;
-                append(queries, table, keys_start, keys, values, page, split.position, is_key, first, shape.row);
-                i += shape.units;
-            }
-            sync_storage();
-        }
-    }
-    attend(&query, &split, &mut args, &*keys, &*values, shape);
+    attend(&query, &split, &mut args, &*keys, &*values, &mut key_read, &mut value_read, shape, tile);
 }
 
-/// What a cube does with its split of the keys.
+/// What a cube does with its split of the keys. Each unit has read its part of the first tile.
 #[cube]
 fn attend(
     query: &Shared<[Vector<f32, Const<4>>]>,
@@ -170,20 +201,22 @@ fn attend(
     args: &mut KvArgs,
     keys: &[Vector<u32, Const<4>>],
     values: &[Vector<u32, Const<4>>],
+    key_read: &mut Array<Vector<u32, Const<4>>>,
+    value_read: &mut Array<Vector<u32, Const<4>>>,
     #[comptime] shape: Shape,
+    #[comptime] tile: Tile,
 ) {
     let dim = comptime![shape.dim()];
     let group = comptime![shape.group()];
-    let tile = comptime![shape.tile()];
+    let tile_keys = comptime![tile.keys];
     let vectors = comptime![shape.vectors()];
-    // One more vector a key, so that lanes on neighbouring keys hit different banks.
-    let stride = comptime![vectors + 1];
+    let stride = comptime![tile.stride];
     // Keys, then values, then the parts' sums.
     let mut unpacked =
-        Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(tile * stride).max(shape.units) as usize]);
-    let mut scores = Shared::<[f32]>::new_slice(comptime![(group * tile) as usize]);
+        Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(tile_keys * stride).max(shape.units) as usize]);
+    let mut scores = Shared::<[f32]>::new_slice(comptime![(group * tile_keys) as usize]);
+    let mut totals = Shared::<[f32]>::new_slice(comptime![shape.units as usize]);
     let mut largest = Shared::<[f32]>::new_slice(comptime![group as usize]);
-    let mut sum = Shared::<[f32]>::new_slice(comptime![group as usize]);
     let mut rescale = Shared::<[f32]>::new_slice(comptime![group as usize]);
 
     let row = CUBE_POS_Z;
@@ -191,30 +224,36 @@ fn attend(
     let first_head = CUBE_POS_X * group;
     if UNIT_POS < group {
         largest[UNIT_POS as usize] = f32::new(MASKED);
-        sum[UNIT_POS as usize] = 0.0f32;
     }
 
     let lane = UNIT_POS % comptime![shape.lanes()];
     let part = UNIT_POS / comptime![shape.lanes()];
+    let parts = comptime![shape.parts()];
     let my_head = lane / vectors;
     let my_vector = lane % vectors;
     let mut acc = Vector::<f32, Const<4>>::new(0.0f32);
+    let mut total = 0.0f32;
 
     let mut number = split.start;
+    // Where the next tile begins is known before it is read.
+    let mut next_slots = 0u32;
+    if number + 1 < split.end {
+        next_slots = split.kv_slots(&*args, number + 1, shape.kv_heads(), tile_keys);
+    }
     while number < split.end {
-        let kv_slots = split.kv_slots(&*args, number, shape.kv_heads(), tile);
-        let last_key = min(position - number * tile, tile - 1);
-        let mut key_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
-        let mut value_vectors = Array::<Vector<f32, Const<4>>>::new(comptime![shape.vectors_a_unit() as usize]);
-        read_tile(keys, kv_slots, last_key, &mut key_vectors, shape);
-        read_tile(values, kv_slots, last_key, &mut value_vectors, shape);
-        write_tile(&key_vectors, &mut unpacked, shape);
+        let last_key = min(position - number * tile_keys, comptime![tile_keys - 1]);
+        let next = min(number + 1, split.end - 1);
+        let next_last = min(position - next * tile_keys, comptime![tile_keys - 1]);
+        write_tile::<f32>(&*key_read, &mut unpacked, tile);
+        if number < next {
+            read_tile(keys, next_slots, next_last, key_read, tile);
+        }
         sync_cube();
 
         let mut pair = UNIT_POS;
-        while pair < comptime![group * tile / shape.heads_a_unit()] {
-            let key = pair % tile;
-            let head = pair / tile * comptime![shape.heads_a_unit()];
+        while pair < comptime![group * tile_keys / shape.heads_a_unit()] {
+            let key = pair % tile_keys;
+            let head = pair / tile_keys * comptime![shape.heads_a_unit()];
             let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![shape.heads_a_unit() as usize]);
             #[unroll]
             for h in 0..comptime![shape.heads_a_unit()] {
@@ -228,74 +267,85 @@ fn attend(
                     products[comptime![h as usize]] += key_vector * query[((head + h) * vectors + v) as usize];
                 }
             }
-            let key_position = number * tile + key;
+            let key_position = number * tile_keys + key;
             let visible = key_position <= position && key_position >= first;
             #[unroll]
             for h in 0..comptime![shape.heads_a_unit()] {
                 let score = sum4(products[comptime![h as usize]]);
-                scores[((head + h) * tile + key) as usize] = select(visible, score, f32::new(MASKED));
+                scores[((head + h) * tile_keys + key) as usize] = select(visible, score, f32::new(MASKED));
             }
             pair += shape.units;
         }
         sync_cube();
 
-        write_tile(&value_vectors, &mut unpacked, shape);
+        write_tile::<f32>(&*value_read, &mut unpacked, tile);
+        if number < next {
+            read_tile(values, next_slots, next_last, value_read, tile);
+            next_slots = split.kv_slots(&*args, min(next + 1, split.end - 1), shape.kv_heads(), tile_keys);
+        }
         // A plane takes a head at a time.
         let mut head = PLANE_POS;
         while head < group {
             let mut most = f32::new(MASKED);
             let mut key = UNIT_POS_PLANE;
-            while key < tile {
-                most = max(most, scores[(head * tile + key) as usize]);
+            while key < tile_keys {
+                most = max(most, scores[(head * tile_keys + key) as usize]);
                 key += PLANE_DIM;
             }
             let before = largest[head as usize];
             let most = max(plane_max(most), before);
-            let mut added = 0.0f32;
             let mut key = UNIT_POS_PLANE;
-            while key < tile {
-                let p = (scores[(head * tile + key) as usize] - most).exp();
-                scores[(head * tile + key) as usize] = p;
-                added += p;
+            while key < tile_keys {
+                let score = scores[(head * tile_keys + key) as usize];
+                scores[(head * tile_keys + key) as usize] = (score - most).exp();
                 key += PLANE_DIM;
             }
-            let added = plane_sum(added);
             if UNIT_POS_PLANE == 0 {
-                let factor = (before - most).exp();
-                rescale[head as usize] = factor;
-                sum[head as usize] = sum[head as usize] * factor + added;
+                rescale[head as usize] = (before - most).exp();
                 largest[head as usize] = most;
             }
             head += CUBE_DIM / PLANE_DIM;
         }
         sync_cube();
 
-        if part < comptime![shape.parts()] {
-            acc *= Vector::<f32, Const<4>>::new(rescale[my_head as usize]);
-            let mut key = part;
-            while key <= last_key {
-                let score = Vector::<f32, Const<4>>::new(scores[(my_head * tile + key) as usize]);
-                acc += score * unpacked[(key * stride + my_vector) as usize];
-                key += comptime![shape.parts()];
+        if part < parts {
+            let factor = rescale[my_head as usize];
+            acc *= Vector::<f32, Const<4>>::new(factor);
+            total *= factor;
+            // Past the last key, probabilities are zero.
+            let mut done = 0u32;
+            while done * parts <= last_key {
+                #[unroll]
+                for j in 0..comptime![shape.at_once()] {
+                    let key = part + (done + j) * parts;
+                    let there = if comptime![shape.weighs_evenly()] { key } else { min(key, comptime![tile_keys - 1]) };
+                    let prob = scores[(my_head * tile_keys + there) as usize];
+                    let prob = if comptime![shape.weighs_evenly()] { prob } else { select(key == there, prob, 0.0f32) };
+                    total += prob;
+                    acc += Vector::<f32, Const<4>>::new(prob) * unpacked[(there * stride + my_vector) as usize];
+                }
+                done += comptime![shape.at_once()];
             }
         }
         sync_cube();
         number += 1;
     }
-    if part < comptime![shape.parts()] {
+    if part < parts {
         unpacked[UNIT_POS as usize] = acc;
+        totals[UNIT_POS as usize] = total;
     }
     sync_cube();
 
     if part == 0 {
         #[unroll]
-        for other in 1..comptime![shape.parts()] {
+        for other in 1..parts {
             acc += unpacked[(lane + comptime![other * shape.lanes()]) as usize];
+            total += totals[(lane + comptime![other * shape.lanes()]) as usize];
         }
         let query_head = first_head + my_head;
         if comptime![shape.whole] {
             let sink = args.sinks[query_head as usize];
-            let factor = normalizer(largest[my_head as usize], sum[my_head as usize], sink);
+            let factor = normalizer(largest[my_head as usize], total, sink);
             acc *= Vector::<f32, Const<4>>::new(factor);
             #[unroll]
             for i in 0..4u32 {
@@ -311,47 +361,8 @@ fn attend(
             }
             if my_vector == 0 {
                 args.out[(target + dim) as usize] = largest[my_head as usize];
-                args.out[(target + dim + 1) as usize] = sum[my_head as usize];
+                args.out[(target + dim + 1) as usize] = total;
             }
-        }
-    }
-}
-
-/// This unit's vectors of a tile of keys or values that begins at `kv_slots`. What lies past `last_key` may be NaN: the last key is read
-/// in its place, times zero.
-#[cube]
-fn read_tile(
-    pool: &[Vector<u32, Const<4>>],
-    kv_slots: u32,
-    last_key: u32,
-    found: &mut Array<Vector<f32, Const<4>>>,
-    #[comptime] shape: Shape,
-) {
-    let row_vectors = comptime![shape.row.vectors()];
-    #[unroll]
-    for round in 0..comptime![shape.vectors_a_unit()] {
-        let i = UNIT_POS + comptime![round * shape.units];
-        let key = i / comptime![shape.vectors()];
-        let row = (kv_slots + min(key, last_key)) * row_vectors;
-        let vector = cached_vector(pool, row, i % comptime![shape.vectors()], shape.row);
-        let kept = select(key <= last_key, 1.0f32, 0.0f32);
-        found[comptime![round as usize]] = vector * Vector::<f32, Const<4>>::new(kept);
-    }
-}
-
-/// Puts the vectors that [`read_tile`] found where all units see them.
-#[cube]
-fn write_tile(
-    found: &Array<Vector<f32, Const<4>>>,
-    tile: &mut Shared<[Vector<f32, Const<4>>]>,
-    #[comptime] shape: Shape,
-) {
-    #[unroll]
-    for round in 0..comptime![shape.vectors_a_unit()] {
-        let i = UNIT_POS + comptime![round * shape.units];
-        if i < comptime![shape.tile() * shape.vectors()] {
-            let at = i / comptime![shape.vectors()] * comptime![shape.vectors() + 1] + i % comptime![shape.vectors()];
-            tile[at as usize] = found[comptime![round as usize]];
         }
     }
 }
