@@ -11,8 +11,8 @@
 //!    a part of the tile's values: 25.4 µs a launch in a step at depth 4,096 (of 24, half full) instead of 31.1.
 //! 4. one row of every sequence: its rotation and its place in the cache are attention's, a launch less. A full layer at depth 16,384
 //!    costs 52 µs more than an empty one: 1.3 TB/s.
-//! 5. here, the next keys and values under way while a tile is worked on, 16 bytes at a time; eight keys weighed at once: not measured
-//!    yet.
+//! 5. here, the next keys and values under way while a tile is worked on, 16 bytes at a time; eight keys weighed at once; a unit for
+//!    every two values of a group: not measured yet.
 
 use cubecl::prelude::*;
 
@@ -26,7 +26,7 @@ use crate::kv::PAGE;
 use crate::rope::{append, rotated};
 use crate::vec4::sum4;
 
-/// Units of a cube: one for every value of a group's output, but no fewer, nor more than [`MOST_UNITS`].
+/// Units of a cube: one for every two values of a group's output, but no fewer, nor more than [`MOST_UNITS`].
 const LEAST_UNITS: u32 = 128;
 /// Keys that a unit weighs at once, at most.
 const MOST_AT_ONCE: u32 = 8;
@@ -104,7 +104,7 @@ impl Attention<'_> {
     fn launch_rows(&self, gpu: &Gpu, queries: &Buffer, table: &Buffer, rotate: bool) {
         let (device, pool) = (&gpu.device, self.cache.pool);
         let values = (self.heads / pool.row().kv_heads() * pool.row().head_dim()) as u32;
-        let units = device.whole_planes(values.clamp(LEAST_UNITS, MOST_UNITS));
+        let units = device.whole_planes((values / 2).clamp(LEAST_UNITS, MOST_UNITS));
         // SAFETY: lengths are checked. Positions, slots and pages are what the rows and the page table say: the caller's promise.
         unsafe {
             attention::launch_unchecked(
