@@ -6,6 +6,9 @@ use phase2_forward::Operation;
 
 use super::tuning::Tuning;
 
+/// The fewest keys that are split off. Merging costs a launch, which takes longer than the window of a sliding layer in one split.
+const LEAST_SPLIT: usize = 2 * PAGE;
+
 /// A batch of rows that goes through the layers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pass {
@@ -95,7 +98,7 @@ impl Pass {
 /// Number of splits of the keys that keeps the GPU busy with `n` rows, or tiles of rows, that attend to `keys` keys.
 pub(super) fn splits(tuning: &Tuning, config: &GptOssConfig, n: usize, keys: usize) -> usize {
     let wish = tuning.attention_cubes.div_ceil(config.kv_heads * n);
-    wish.min(keys.div_ceil(PAGE)).max(1)
+    wish.min(keys.div_ceil(LEAST_SPLIT)).max(1)
 }
 
 #[cfg(test)]
@@ -151,7 +154,7 @@ mod tests {
         let (tuning, config) = (Tuning::default(), config());
         let splits = |n, keys| splits(&tuning, &config, n, keys);
         assert_eq!(
-            [splits(1, 64), splits(1, 65), splits(1, 100_000), splits(32, 100_000), splits(64, 1)],
+            [splits(1, 128), splits(1, 129), splits(1, 100_000), splits(32, 100_000), splits(64, 1)],
             [1, 2, 32, 1, 1]
         );
     }
