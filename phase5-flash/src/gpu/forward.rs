@@ -12,7 +12,7 @@ use phase2_forward::{Activation, Operation, Probe, Span};
 
 use super::buffers::Buffers;
 use super::cache::Cache;
-use super::plan::{Attend, Pass, Products, splits};
+use super::plan::{Attend, Pass, Products, splits, tile_splits};
 use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::{Layer, Weights};
 
@@ -244,6 +244,10 @@ impl Forward {
     fn attend(&self, number: usize, pass: Pass) {
         let (gpu, buffers, reach) = (&self.gpu, &self.buffers, self.reach(number));
         let keys = self.keys(number, pass).min(reach);
+        let splits = match pass.attend() {
+            Attend::Tiles(count) => tile_splits(&self.tuning, &self.config, count, keys),
+            Attend::Rows | Attend::Unrotated => splits(&self.tuning, &self.config, pass.rows, keys),
+        };
         let attention = Attention {
             queries: &buffers.queries,
             rows: &buffers.row_words,
@@ -251,7 +255,7 @@ impl Forward {
             sinks: &self.weights.layers[number].sinks,
             out: &buffers.attention_out,
             partials: &buffers.partials,
-            splits: splits(&self.tuning, &self.config, pass.tiles.unwrap_or(pass.rows), keys),
+            splits,
             heads: self.config.heads,
             reach,
             inputs: pass.rows,

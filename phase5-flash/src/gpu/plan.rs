@@ -9,6 +9,12 @@ use super::tuning::Tuning;
 /// The fewest keys that are split off. Merging costs a launch, which takes longer than the window of a sliding layer in one split.
 const LEAST_SPLIT: usize = 2 * PAGE;
 
+/// Cubes of tiles for each of `attention_cubes`. Tiles of a deep prompt take long and equally long: with several times as many cubes as a
+/// device holds at once, the last ones leave little of it idle.
+const WAVES: usize = 8;
+/// The fewest keys of a split of tiles beyond `attention_cubes`: 16 tiles of keys, beside which merging is nothing.
+const LEAST_TILE_SPLIT: usize = 1024;
+
 /// A batch of rows that goes through the layers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pass {
@@ -101,6 +107,12 @@ pub(super) fn splits(tuning: &Tuning, config: &GptOssConfig, n: usize, keys: usi
     wish.min(keys.div_ceil(LEAST_SPLIT)).max(1)
 }
 
+/// The same for tiles of rows.
+pub(super) fn tile_splits(tuning: &Tuning, config: &GptOssConfig, tiles: usize, keys: usize) -> usize {
+    let wish = (WAVES * tuning.attention_cubes).div_ceil(config.kv_heads * tiles);
+    wish.min(keys / LEAST_TILE_SPLIT).max(splits(tuning, config, tiles, keys))
+}
+
 #[cfg(test)]
 mod tests {
     use phase1_loading::{AttentionKind, RopeConfig};
@@ -156,6 +168,11 @@ mod tests {
         assert_eq!(
             [splits(1, 128), splits(1, 129), splits(1, 100_000), splits(32, 100_000), splits(64, 1)],
             [1, 2, 32, 1, 1]
+        );
+        let of_tiles = |tiles, keys| tile_splits(&tuning, &config, tiles, keys);
+        assert_eq!(
+            [of_tiles(64, 512), of_tiles(64, 2048), of_tiles(64, 100_000), of_tiles(1, 512), of_tiles(1, 100_000)],
+            [1, 2, 4, 4, 97]
         );
     }
 }
