@@ -280,6 +280,12 @@ impl Device {
         Ok(self.read(buffer)?.into_iter().map(f32::from_bits).collect())
     }
 
+    /// Hands over what was launched so far, so that the device need not wait for the launches that follow. Whoever reads a result hears
+    /// of failures.
+    pub fn flush(&self) {
+        let _ = self.client.flush();
+    }
+
     /// # Errors
     /// A device that was lost, or a kernel that failed.
     pub fn sync(&self) -> Result<(), Error> {

@@ -138,6 +138,10 @@ impl Forward {
             }
             see(probe, &|| format!("layers.{number}.router_logits"), &buffers.router_logits, config.experts);
             see(probe, &|| format!("layers.{number}.resid_mlp"), &buffers.x, config.hidden);
+            // A prompt's first layers are computed while the others are launched. A step that is captured has no tiles.
+            if pass.tiles.is_some() && (number + 1).is_power_of_two() {
+                self.gpu.device.flush();
+            }
         }
     }
 
