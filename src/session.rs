@@ -71,7 +71,7 @@ pub fn planned_needs(config: &GptOssConfig, args: &EngineArgs, plan: impl FnOnce
         // A peer makes room for itself.
         phase: args.kind().phase().unwrap_or(5),
         on_gpu: true,
-        cache: args.kv.unwrap_or_default(),
+        cache: args.cache_on_gpu(),
         pool: args.fast.kv_memory,
         context,
         chunk: context.min(PREFILL_CHUNK),

@@ -85,8 +85,15 @@ impl EngineArgs {
     pub fn cache_type(&self, device: &ComputeDevice) -> CacheType {
         match self.kind() {
             EngineKind::Flash if device.is_cpu() => self.on_cpu().cache_type(),
+            EngineKind::Flash => self.cache_on_gpu(),
             _ => self.kv.unwrap_or_default(),
         }
+    }
+
+    /// How that engine will cache keys and values on a GPU. Phase 5 rounds them as it does on the CPU, unless it is to be exact.
+    pub fn cache_on_gpu(&self) -> CacheType {
+        let rounds = self.kind() == EngineKind::Flash && !self.fast.exact;
+        self.kv.unwrap_or(if rounds { CacheType::F16 } else { CacheType::F32 })
     }
 
     /// What phase 5 is told on the CPU.
