@@ -18,7 +18,7 @@ use super::error::GpuError;
 use super::forward::Forward;
 use super::step::{Runner, Step, fed};
 use super::tuning::{MAX_ROWS, Tuning};
-use super::weights::Weights;
+use super::weights::{Weights, check_shape};
 use crate::pages::{Full, POSITIONS, Pages, REWIND};
 
 /// The most steps in flight: one computes, one is queued.
@@ -90,6 +90,7 @@ impl GpuEngine {
         let device = gpu.device.clone();
         // What an engine before this one left in the allocator's pools counts as taken otherwise.
         device.free_unused_memory();
+        check_shape(&config)?;
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let most_logits = Choices::most_rows(&device, config.vocab)?;
         let weights = Weights::load(&device, checkpoint, progress)?;

@@ -49,7 +49,6 @@ impl Weights {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Weights, GpuError> {
         let config = &checkpoint.config;
-        check_shape(config)?;
         device.expect_memory("the model", checkpoint.weight_bytes())?;
         let mut loader = Loader { device, checkpoint, done: 0, progress };
         let embedding = loader.matrix(&["token_embd.weight"])?;
@@ -83,7 +82,9 @@ impl Weights {
     }
 }
 
-fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
+/// # Errors
+/// Heads that no attention kernel takes, however they are cached.
+pub(super) fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
     if !config.head_dim.is_multiple_of(4) {
         let sentence = format!("heads of {} values; the kernels take multiples of 4", config.head_dim);
         return Err(Error::Shape(sentence).into());
