@@ -12,7 +12,8 @@
 //! 4. with one row per sequence, attention also rotates and appends, which saves a launch. At depth 16,384 a full layer takes 52 µs more
 //! than with an empty cache: 1.3 TB/s.
 //! 5. current version: the next keys and values are read, 16 bytes at a time, while a tile is processed; a unit computes eight scores at
-//! once; one unit for every two values of a group. Not measured yet.
+//! once; one unit for every two values of a group. Not measured separately: with the changes to splits, decoding at depth 16,384 reaches
+//! 410 tok/s instead of 362 on an H200, and 459 instead of 435 at depth 4,096 (gpt-oss-20b's shape, f32).
 
 use cubecl::prelude::*;
 
