@@ -75,7 +75,7 @@ pub fn planned_needs(
         // A peer allocates its own memory.
         phase: args.kind().phase().unwrap_or(5),
         on_gpu: true,
-        cache: args.kv.unwrap_or_default(),
+        cache: args.cache_on_gpu(),
         pool: args.fast.kv_memory,
         context,
         chunk: context.min(PREFILL_CHUNK),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use phase1_loading::{TextStream, Tokenizer};
 use phase2_forward::{BadRequest, Engine, EngineError, SequenceId, Ticket, Want, Work};
 
-use crate::prefill::PREFILL_CHUNK;
+use crate::prefill::{PREFILL_CHUNK, collect_all_but, steps_ahead};
 use crate::sampling::{Sampler, SamplingError, SamplingParams};
 use crate::stopping::{EmptyStopString, FinishReason, StopCondition};
 
@@ -81,7 +81,7 @@ pub enum GenerationError {
 /// The result of one [`Generation::advance`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// `done` of the prompt's `of` tokens have been fed.
+    /// `done` of the prompt's `of` tokens have been submitted.
     Prefill { done: usize, of: usize },
     /// A token, and the text that is now final. That is usually, but not always, the token's own text.
     Token { token: u32, text: String },
@@ -101,6 +101,8 @@ pub struct Generation<'a> {
     sampler: Sampler,
     stop: StopCondition,
     stream: TextStream,
+    /// Steps of the prompt that draw nothing and have not been collected yet.
+    feeding: VecDeque<Ticket>,
     /// Steps whose token has not been collected yet.
     in_flight: VecDeque<Ticket>,
     tokens: Vec<u32>,
@@ -155,6 +157,7 @@ impl<'a> Generation<'a> {
             sampler,
             stop,
             stream: TextStream::default(),
+            feeding: VecDeque::new(),
             in_flight: VecDeque::new(),
             tokens: Vec::new(),
             text: String::new(),
@@ -217,12 +220,11 @@ impl<'a> Generation<'a> {
         let wants_token = end == self.prompt.len() && self.params.max_tokens > 0;
         let want = if wants_token { Want::Token(self.sampler.next_draw()) } else { Want::Nothing };
         let ticket = self.engine.submit(&[Work::tokens(self.sequence, &self.prompt[self.fed..end], want)])?;
-        match wants_token {
-            true => self.in_flight.push_back(ticket),
-            false => {
-                self.engine.collect(ticket)?;
-            }
-        }
+        let steps = if wants_token { &mut self.in_flight } else { &mut self.feeding };
+        steps.push_back(ticket);
+        // The next chunk is submitted while this one is computed.
+        let ahead = if end == self.prompt.len() { 0 } else { steps_ahead(self.engine) };
+        collect_all_but(ahead, self.engine, &mut self.feeding)?;
         self.fed = end;
         Ok(Step::Prefill { done: end, of: self.prompt.len() })
     }
@@ -274,9 +276,8 @@ impl<'a> Generation<'a> {
             (0, in_flight) => in_flight.saturating_sub(1),
             (_, in_flight) => in_flight,
         };
-        for ticket in std::mem::take(&mut self.in_flight) {
-            self.engine.collect(ticket)?;
-        }
+        collect_all_but(0, self.engine, &mut self.feeding)?;
+        collect_all_but(0, self.engine, &mut self.in_flight)?;
         if ahead > 0 {
             self.engine.truncate(self.sequence, self.engine.length(self.sequence) - ahead)?;
         }
@@ -298,7 +299,7 @@ impl<'a> Generation<'a> {
 impl Drop for Generation<'_> {
     /// Collects the steps in flight, whichever way the text ended.
     fn drop(&mut self) {
-        for ticket in std::mem::take(&mut self.in_flight) {
+        for ticket in self.feeding.drain(..).chain(self.in_flight.drain(..)) {
             // The text has already ended with another error, or the caller has dropped it.
             let _ = self.engine.collect(ticket);
         }

@@ -296,6 +296,8 @@ struct Ahead {
     next: u64,
     /// The most steps that were ever in flight.
     most: usize,
+    /// The most steps in flight that drew a token.
+    most_drawing: usize,
 }
 
 /// Steps that [`Ahead`] takes.
@@ -303,7 +305,13 @@ const AHEAD: usize = 3;
 
 impl Ahead {
     fn new(checkpoint: &Checkpoint) -> Ahead {
-        Ahead { engine: RecomputeEngine::new(model(checkpoint)), done: VecDeque::new(), next: 0, most: 0 }
+        Ahead {
+            engine: RecomputeEngine::new(model(checkpoint)),
+            done: VecDeque::new(),
+            next: 0,
+            most: 0,
+            most_drawing: 0,
+        }
     }
 }
 
@@ -321,6 +329,8 @@ impl Engine for Ahead {
         self.next += 1;
         self.done.push_back((Ticket(self.next), outcomes));
         self.most = self.most.max(self.done.len());
+        let drawing = self.done.iter().filter(|(_, outcomes)| matches!(outcomes[..], [Outcome::Token(_)])).count();
+        self.most_drawing = self.most_drawing.max(drawing);
         Ok(Ticket(self.next))
     }
 
@@ -363,8 +373,10 @@ fn an_engine_that_runs_ahead_changes_nothing() {
         assert!(engine.done.is_empty());
         assert_eq!(engine.length(0), PROMPT.len() + found.tokens.len().saturating_sub(1), "{params:?}");
         // Penalties need each token before the next is drawn.
-        let ahead = if params.sampling.repetition_penalty == 1.0 { params.max_tokens.clamp(1, AHEAD) } else { 1 };
-        assert_eq!(engine.most, ahead, "{params:?}");
+        let ahead = if params.sampling.repetition_penalty == 1.0 { params.max_tokens.min(AHEAD) } else { 1 };
+        assert_eq!(engine.most_drawing, ahead, "{params:?}");
+        // The prompt takes two steps.
+        assert_eq!(engine.most, ahead.max(2), "{params:?}");
     }
 }
 

@@ -34,7 +34,7 @@ struct Plan {
 impl Plan {
     fn small() -> Plan {
         let model = SyntheticModel::preset("nano").expect("a preset");
-        Plan { model, rows: &[1, 16, 40], depths: &[100], choices: &[1], launches: 4 }
+        Plan { model, rows: &[1, 16, 40], depths: &[200], choices: &[1], launches: 4 }
     }
 
     fn full() -> Plan {

@@ -57,8 +57,8 @@ fn launch_every_kernel() {
         }
         kernels.choices(1, once).expect("runs");
         for kv in CacheType::ALL {
-            kernels.cached(kv, 1, 100, once).expect("runs");
-            kernels.cached(kv, 40, 100, once).expect("runs");
+            kernels.cached(kv, 1, 200, once).expect("runs");
+            kernels.cached(kv, 40, 200, once).expect("runs");
         }
     }
     restricted_draw(&Checkpoint::open(&directory.path().join("model.gguf")).expect("opens"), &gpu);

@@ -85,8 +85,15 @@ impl EngineArgs {
     pub fn cache_type(&self, device: &ComputeDevice) -> CacheType {
         match self.kind() {
             EngineKind::Flash if device.is_cpu() => self.on_cpu().cache_type(),
+            EngineKind::Flash => self.cache_on_gpu(),
             _ => self.kv.unwrap_or_default(),
         }
+    }
+
+    /// The type of this engine's cache on a GPU. Phase 5 rounds as on the CPU, except with `--exact`.
+    pub fn cache_on_gpu(&self) -> CacheType {
+        let rounds = self.kind() == EngineKind::Flash && !self.fast.exact;
+        self.kv.unwrap_or(if rounds { CacheType::F16 } else { CacheType::F32 })
     }
 
     /// The options of phase 5 on the CPU.

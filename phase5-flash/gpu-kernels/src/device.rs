@@ -328,6 +328,12 @@ impl Device {
         Ok(self.read(buffer)?.into_iter().map(f32::from_bits).collect())
     }
 
+    /// Submits everything launched so far, so that the device can start before more is launched. Failures are reported when a result is
+    /// read.
+    pub fn flush(&self) {
+        let _ = self.client.flush();
+    }
+
     /// # Errors
     /// The device was lost, or a kernel failed.
     pub fn sync(&self) -> Result<(), Error> {

@@ -38,6 +38,11 @@ impl Gpu {
         self.matrix_units
     }
 
+    /// Whether kernels may reinterpret words as pairs of 16-bit floats, including subnormal ones.
+    pub(crate) fn has_f16_pairs(&self) -> bool {
+        self.decode == E2m1Decode::F16Pairs
+    }
+
     /// How a matrix in `storage` is unpacked.
     pub(crate) fn packing(&self, storage: Storage) -> Packing {
         Packing { storage, decode: self.decode }

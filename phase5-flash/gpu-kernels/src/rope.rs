@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::device::{Buffer, Device};
-use crate::kv::{KvCache, KvRow, PAGE, append_to};
+use crate::kv::{KvCache, KvRow, PAGE, write_piece};
 use crate::rows::ROW_WORDS;
 
 const UNITS: u32 = 128;
@@ -34,7 +34,7 @@ impl Rope<'_> {
         self.table.expect("the rotations", head_dim);
         self.rows.expect("the rows", self.inputs * ROW_WORDS as usize);
         self.queries.expect("the rotated queries", self.inputs * self.heads * head_dim);
-        let units = (self.heads * head_dim + 2 * kv_heads * head_dim / row.granule()) as u32;
+        let units = (self.heads * head_dim) as u32 + 2 * kv_heads as u32 * row.pieces();
         // SAFETY: lengths are checked. Positions, slots and pages come from the rows and the page table; the caller promises that they are
         // in range.
         unsafe {
@@ -46,8 +46,8 @@ impl Rope<'_> {
                 self.table.arg2(),
                 self.rows.arg(),
                 self.cache.table.arg(),
-                self.cache.pool.keys().arg(),
-                self.cache.pool.values().arg(),
+                self.cache.pool.keys().arg4(),
+                self.cache.pool.values().arg4(),
                 self.queries.arg(),
                 self.cache.columns as u32,
                 self.cache.ring_word(),
@@ -64,8 +64,8 @@ fn rope(
     table: &[Vector<f32, Const<2>>],
     rows: &[u32],
     pages: &[u32],
-    keys: &mut [u32],
-    values: &mut [u32],
+    keys: &mut [Vector<u32, Const<4>>],
+    values: &mut [Vector<u32, Const<4>>],
     queries: &mut [f32],
     columns: u32,
     ring_pages: u32,
@@ -75,8 +75,8 @@ fn rope(
     let dim = comptime![shape.head_dim() as u32];
     let kv_width = comptime![(shape.kv_heads() * shape.head_dim()) as u32];
     let q_width = comptime![heads * dim];
-    let granule = comptime![shape.granule() as u32];
-    let granules = comptime![kv_width / granule];
+    let piece = comptime![shape.piece_values() as u32];
+    let pieces = comptime![kv_width / piece];
     let row = CUBE_POS_Y;
     let position = rows[(row * ROW_WORDS + 1) as usize];
     let slot = rows[(row * ROW_WORDS + 2) as usize];
@@ -85,24 +85,24 @@ fn rope(
 
     if unit < q_width {
         queries[(row * q_width + unit) as usize] = rotated(qkv, table, start, unit, position, dim);
-    } else if unit < comptime![q_width + 2 * granules] {
+    } else if unit < comptime![q_width + 2 * pieces] {
         let number = unit - q_width;
-        let is_key = number < granules;
-        let first = (number % granules) * granule;
+        let is_key = number < pieces;
+        let first = (number % pieces) * piece;
         let page = pages[(slot * columns + (position / comptime![PAGE as u32]) % ring_pages) as usize];
         append(qkv, table, start + q_width, keys, values, page, position, is_key, first, shape);
     }
 }
 
-/// Packs one granule of values, from value `first` on, into `page`: of a new position's rotated keys, or of its values. The keys begin at
+/// Packs one piece of values, from value `first` on, into `page`: of a new position's rotated keys, or of its values. The keys begin at
 /// `start`, and the values follow them.
 #[cube]
 pub(crate) fn append(
     qkv: &[f32],
     table: &[Vector<f32, Const<2>>],
     start: u32,
-    keys: &mut [u32],
-    values: &mut [u32],
+    keys: &mut [Vector<u32, Const<4>>],
+    values: &mut [Vector<u32, Const<4>>],
     page: u32,
     position: u32,
     is_key: bool,
@@ -111,13 +111,13 @@ pub(crate) fn append(
 ) {
     let dim = comptime![shape.head_dim() as u32];
     let kv_width = comptime![(shape.kv_heads() * shape.head_dim()) as u32];
-    let granule = comptime![shape.granule() as u32];
+    let piece = comptime![shape.piece_values() as u32];
     let kv_slot = (page * comptime![shape.kv_heads() as u32] + first / dim) * comptime![PAGE as u32]
         + position % comptime![PAGE as u32];
-    let target = kv_slot * comptime![shape.words() as u32];
-    let mut new = Array::<f32>::new(comptime![granule as usize]);
+    let target = kv_slot * comptime![shape.vectors()] + first % dim / piece * comptime![shape.piece_vectors()];
+    let mut new = Array::<f32>::new(comptime![piece as usize]);
     #[unroll]
-    for i in 0..granule {
+    for i in 0..piece {
         let value = if is_key {
             rotated(qkv, table, start, first + i, position, dim)
         } else {
@@ -126,9 +126,9 @@ pub(crate) fn append(
         new[comptime![i as usize]] = value;
     }
     if is_key {
-        append_to(keys, target, first % dim, &new, shape);
+        write_piece(keys, target, &new, shape);
     } else {
-        append_to(values, target, first % dim, &new, shape);
+        write_piece(values, target, &new, shape);
     }
 }
 

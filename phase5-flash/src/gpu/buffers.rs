@@ -6,7 +6,7 @@ use gpu_kernels::moe::tile_words;
 use gpu_kernels::{Buffer, Gpu, KvRow, ROW_WORDS};
 use phase1_loading::GptOssConfig;
 
-use super::plan::splits;
+use super::plan::tile_splits;
 use super::tuning::Tuning;
 
 /// Buffers of one pass, for up to `rows` rows.
@@ -41,7 +41,7 @@ impl Buffers {
         // The number of splits is largest with the fewest tiles.
         let tile = rows_per_tile(gpu, row, heads).unwrap_or(1);
         let most_splits =
-            (1..=rows).map(|n| n * splits(tuning, config, n.div_ceil(tile), usize::MAX)).max().unwrap_or(1);
+            (1..=rows).map(|n| n * tile_splits(tuning, config, n.div_ceil(tile), usize::MAX)).max().unwrap_or(1);
         let slots = rows * experts_per_token;
         Buffers {
             rows,

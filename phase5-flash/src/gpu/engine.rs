@@ -20,7 +20,7 @@ use super::forward::Forward;
 use super::step::{Runner, Step, fed};
 use super::tuning::{MAX_ROWS, Tuning};
 use super::warm_up::{self, WarmUp};
-use super::weights::Weights;
+use super::weights::{Weights, check_shape};
 use crate::pages::{Full, POSITIONS, Pages, REWIND};
 
 /// The most steps in flight: one computes, one is queued.
@@ -92,6 +92,7 @@ impl GpuEngine {
         let device = gpu.device.clone();
         // Otherwise memory that an earlier engine left in the allocator's pools would count as used.
         device.free_unused_memory();
+        check_shape(&config)?;
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
         let most_logits = Choices::most_rows(device.binding_bytes(), config.vocab)?;
         let (weights, filling) = Weights::allocate(&device, checkpoint)?;

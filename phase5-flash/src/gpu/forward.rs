@@ -13,7 +13,7 @@ use phase2_forward::{Activation, Operation, Probe, Span};
 
 use super::buffers::Buffers;
 use super::cache::Cache;
-use super::plan::{Attend, Pass, Products, splits};
+use super::plan::{Attend, Pass, Products, splits, tile_splits};
 use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::{Layer, Weights};
 
@@ -139,6 +139,10 @@ impl Forward {
             }
             see(probe, &|| format!("layers.{number}.router_logits"), &buffers.router_logits, config.experts);
             see(probe, &|| format!("layers.{number}.resid_mlp"), &buffers.x, config.hidden);
+            // The device computes a prompt's first layers while the others are launched. Captured steps never have tiles.
+            if pass.tiles.is_some() && (number + 1).is_power_of_two() {
+                self.gpu.device.flush();
+            }
         }
     }
 
@@ -245,6 +249,10 @@ impl Forward {
     fn attend(&self, number: usize, pass: Pass) {
         let (gpu, buffers, reach) = (&self.gpu, &self.buffers, self.reach(number));
         let keys = self.keys(number, pass).min(reach);
+        let splits = match pass.attend() {
+            Attend::Tiles(count) => tile_splits(&self.tuning, &self.config, count, keys),
+            Attend::Rows | Attend::Unrotated => splits(&self.tuning, &self.config, pass.rows, keys),
+        };
         let attention = Attention {
             queries: &buffers.queries,
             rows: &buffers.row_words,
@@ -252,16 +260,16 @@ impl Forward {
             sinks: &self.weights.layers[number].sinks,
             out: &buffers.attention_out,
             partials: &buffers.partials,
-            splits: splits(&self.tuning, &self.config, pass.tiles.unwrap_or(pass.rows), keys),
+            splits,
             heads: self.config.heads,
             reach,
             inputs: pass.rows,
         };
         match pass.attend() {
             Attend::Tiles(count) => attention.launch_tiled(gpu, &buffers.row_tiles, count),
-            Attend::Rows => attention.launch(&gpu.device),
+            Attend::Rows => attention.launch(gpu),
             Attend::Unrotated => {
-                attention.launch_unrotated(&gpu.device, Unrotated { qkv: &buffers.qkv, table: &self.rotations });
+                attention.launch_unrotated(gpu, Unrotated { qkv: &buffers.qkv, table: &self.rotations });
             }
         }
     }

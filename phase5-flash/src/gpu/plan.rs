@@ -6,6 +6,16 @@ use phase2_forward::Operation;
 
 use super::tuning::Tuning;
 
+/// The fewest keys of a split. Merging takes another launch, which costs more than reading a sliding layer's window in one split.
+const LEAST_SPLIT: usize = 2 * PAGE;
+
+/// Factor of `attention_cubes` for tiles. The cubes of a deep prompt run long and equally long: if there are several times as many as the
+/// device runs at once, the last ones leave little of it idle.
+const WAVES: usize = 8;
+/// The fewest keys of a split when there are more cubes of tiles than `attention_cubes`: with 16 tiles of keys, the cost of merging is
+/// negligible.
+const LEAST_TILE_SPLIT: usize = 1024;
+
 /// A batch of rows that goes through the layers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pass {
@@ -95,7 +105,13 @@ impl Pass {
 /// Number of splits of the keys that keeps the GPU busy with `n` rows, or tiles of rows, that attend to `keys` keys.
 pub(super) fn splits(tuning: &Tuning, config: &GptOssConfig, n: usize, keys: usize) -> usize {
     let wish = tuning.attention_cubes.div_ceil(config.kv_heads * n);
-    wish.min(keys.div_ceil(PAGE)).max(1)
+    wish.min(keys.div_ceil(LEAST_SPLIT)).max(1)
+}
+
+/// As [`splits`], for tiles of rows.
+pub(super) fn tile_splits(tuning: &Tuning, config: &GptOssConfig, tiles: usize, keys: usize) -> usize {
+    let wish = (WAVES * tuning.attention_cubes).div_ceil(config.kv_heads * tiles);
+    wish.min(keys / LEAST_TILE_SPLIT).max(splits(tuning, config, tiles, keys))
 }
 
 #[cfg(test)]
@@ -151,8 +167,13 @@ mod tests {
         let (tuning, config) = (Tuning::default(), config());
         let splits = |n, keys| splits(&tuning, &config, n, keys);
         assert_eq!(
-            [splits(1, 64), splits(1, 65), splits(1, 100_000), splits(32, 100_000), splits(64, 1)],
+            [splits(1, 128), splits(1, 129), splits(1, 100_000), splits(32, 100_000), splits(64, 1)],
             [1, 2, 32, 1, 1]
+        );
+        let of_tiles = |tiles, keys| tile_splits(&tuning, &config, tiles, keys);
+        assert_eq!(
+            [of_tiles(64, 512), of_tiles(64, 2048), of_tiles(64, 100_000), of_tiles(1, 512), of_tiles(1, 100_000)],
+            [1, 2, 4, 4, 97]
         );
     }
 }

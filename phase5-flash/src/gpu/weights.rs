@@ -63,7 +63,6 @@ impl Weights {
     /// The kernels or the device do not support a shape, or memory is too small.
     pub fn allocate<'a>(device: &Device, checkpoint: &'a Checkpoint) -> Result<(Weights, Filling<'a>), GpuError> {
         let config = &checkpoint.config;
-        check_shape(config)?;
         device.expect_memory("the model", checkpoint.weight_bytes())?;
         let mut loader = Loader { device, filling: Filling { checkpoint, matrices: Vec::new(), done: 0 } };
         let embedding = loader.matrix(&["token_embd.weight"])?;
@@ -118,7 +117,9 @@ impl Filling<'_> {
     }
 }
 
-fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
+/// # Errors
+/// No attention kernel supports the heads, whatever the cache's format.
+pub(super) fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
     if !config.head_dim.is_multiple_of(4) {
         let sentence = format!("heads have {} values, but the kernels need a multiple of 4", config.head_dim);
         return Err(Error::Shape(sentence).into());

@@ -216,7 +216,7 @@ impl Subject {
             own,
             mapped,
             on_cpu: memory.most().map(|most| fit(own, mapped, most)),
-            on_gpu: self.plan(setup(true, engine.kv.unwrap_or_default())).at(Place::Device),
+            on_gpu: self.plan(setup(true, engine.cache_on_gpu())).at(Place::Device),
             for_auto,
         }
     }

@@ -58,8 +58,6 @@ impl Attention<'_> {
         KvArgsLaunch::new(
             self.rows.arg(),
             self.cache.table.arg(),
-            self.cache.pool.keys().arg(),
-            self.cache.pool.values().arg(),
             self.sinks.arg(),
             // The output, or partial results.
             if self.splits == 1 { self.out } else { self.partials }.arg(),
@@ -118,14 +116,12 @@ impl Attention<'_> {
     }
 }
 
-/// The buffers and numbers of every attention kernel, except the queries.
+/// The buffers and numbers of every attention kernel, except queries, keys and values.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct KvArgs {
     pub rows: Box<[u32]>,
     /// The page table.
     pub pages: Box<[u32]>,
-    pub keys: Box<[u32]>,
-    pub values: Box<[u32]>,
     pub sinks: Box<[f32]>,
     /// The output, or partial results.
     pub out: Box<[f32]>,
@@ -165,11 +161,6 @@ impl Shape {
     /// Vectors of four values per head.
     pub fn vectors(&self) -> u32 {
         self.dim() / 4
-    }
-
-    /// Words of one head's key or value in the cache.
-    pub fn words(&self) -> u32 {
-        self.row.words() as u32
     }
 
     pub fn partial_words(&self) -> u32 {

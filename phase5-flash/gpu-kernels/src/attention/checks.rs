@@ -135,13 +135,13 @@ fn attend(
     // With one row per sequence, attention can rotate and append itself: the cache must become the same.
     let alone = (inputs == 2).then(|| {
         let unrotated = Unrotated { qkv: &pass.qkv_buffer, table };
-        by(F32, &|attention| attention.launch_unrotated(device, unrotated));
+        by(F32, &|attention| attention.launch_unrotated(gpu, unrotated));
         pool()
     });
     Rope { qkv: &pass.qkv_buffer, table, rows: &pass.row_words, cache, queries: &queries, heads, inputs }
         .launch(device);
     assert!(alone.is_none_or(|alone| alone == pool()), "{context}: another cache");
-    by(F32, &|attention| attention.launch(device));
+    by(F32, &|attention| attention.launch(gpu));
     let units = gpu.matrix_units().unwrap_or(MatrixUnits::EMULATED);
     for units in [None, Some(units)] {
         let gpu = gpu.clone().with_matrix_units(units);

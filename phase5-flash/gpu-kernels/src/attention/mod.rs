@@ -8,6 +8,7 @@ mod flash;
 mod merge;
 mod prefill;
 mod split;
+mod tile;
 mod tiling;
 
 pub use args::{Attention, MAX_GROUP, MAX_HEAD_DIM, partial_words};

@@ -51,6 +51,8 @@ pub(super) fn launch(device: &Device, attention: &Attention<'_>, tiles: &Buffer,
             attention.cubes(count),
             CubeDim::new_1d(UNITS),
             attention.args(),
+            attention.cache.pool.keys().arg4(),
+            attention.cache.pool.values().arg4(),
             attention.queries.arg4(),
             tiles.arg(),
             attention.shape(UNITS),
@@ -59,11 +61,18 @@ pub(super) fn launch(device: &Device, attention: &Attention<'_>, tiles: &Buffer,
 }
 
 #[cube(launch_unchecked)]
-fn prefill(mut args: KvArgs, queries: &[Vector<f32, Const<4>>], tiles: &[u32], #[comptime] shape: Shape) {
+fn prefill(
+    mut args: KvArgs,
+    keys: &[Vector<u32, Const<4>>],
+    values: &[Vector<u32, Const<4>>],
+    queries: &[Vector<f32, Const<4>>],
+    tiles: &[u32],
+    #[comptime] shape: Shape,
+) {
     let dim = comptime![shape.dim()];
     let fours = comptime![shape.vectors()];
     let group = comptime![shape.group()];
-    let words = comptime![shape.words()];
+    let row_vectors = comptime![shape.row.vectors()];
     // Number of vectors of a unit's dimensions, per query.
     let acc_vectors = comptime![fours.div_ceil(SHARERS)];
     // `[dim, 32 queries]`; `[dim, 32 keys]`, and after the scores the values `[32 keys, dim]`; `[32 keys, 32 queries]`.
@@ -123,8 +132,8 @@ fn prefill(mut args: KvArgs, queries: &[Vector<f32, Const<4>>], tiles: &[u32], #
                 let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
                 #[unroll]
                 for j in 0..4u32 {
-                    let row = (kv_slots + i / fours * 4 + j) * words;
-                    square[comptime![j as usize]] = cached_vector(&args.keys, row, i % fours, shape.row);
+                    let row = (kv_slots + i / fours * 4 + j) * row_vectors;
+                    square[comptime![j as usize]] = cached_vector(keys, row, i % fours, shape.row);
                 }
                 #[unroll]
                 for j in 0..4u32 {
@@ -180,7 +189,7 @@ fn prefill(mut args: KvArgs, queries: &[Vector<f32, Const<4>>], tiles: &[u32], #
                 let mut four = Vector::<f32, Const<4>>::new(0.0f32);
                 // Data after the last key may be NaN.
                 if number * KEYS + key <= split.last {
-                    four = cached_vector(&args.values, (kv_slots + key) * words, i % fours, shape.row);
+                    four = cached_vector(values, (kv_slots + key) * row_vectors, i % fours, shape.row);
                 }
                 tile[i as usize] = four;
             }

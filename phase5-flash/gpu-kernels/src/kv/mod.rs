@@ -4,5 +4,5 @@ mod layout;
 mod pages;
 
 pub use layout::{KvRow, PAGE};
-pub(crate) use layout::{append_to, cached_vector};
+pub(crate) use layout::{cached_vector, piece_vector, read_piece, write_piece};
 pub use pages::{KvCache, KvPool, NO_PAGE, prepare_pages};
