@@ -10,8 +10,8 @@
 //! 1. [`prefill`](super::prefill): 16.4 TFLOP/s.
 //! 2. on matrix units, with keys and values read word by word where they are needed: 25.2.
 //! 3. current version: 16 bytes at a time and ahead of use, f16 without conversion, masks only where a key is hidden. Not measured
-//! separately: with more splits and early submission, a prompt of 512 at depth 16,384 reaches 7,673 tok/s instead of 4,502 on an H200
-//! (gpt-oss-20b's shape, f32).
+//!    separately: with more splits and early submission, a prompt of 512 at depth 16,384 reaches 7,673 tok/s instead of 4,502 on an H200
+//!    (gpt-oss-20b's shape, f32).
 //!
 //! Keys, values and scaled queries above 65,504 become infinite, and the results NaN, which the choice of a token detects.
 
