@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 
 MOST_LINES = 500
-# Folders of a crate that never import each other.
+# Folders of a crate that must not import each other.
 WINGS = {"gpu-kernels": ["matvec", "matmul", "attention", "sampling"]}
 # The dependencies that kernel crates may have.
 DEPENDENCIES = {

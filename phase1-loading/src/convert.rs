@@ -98,7 +98,7 @@ fn pack_all(from: &Checkpoint, plans: &[TensorPlan], packed: SyncSender<io::Resu
 fn pack(tensor: &HostTensor, plan: &TensorPlan, rows: Range<usize>) -> io::Result<Bytes> {
     let piece = tensor.packed_as(plan.format, rows);
     if has_bad_scale(plan.format, &piece) {
-        let sentence = format!("tensor `{}` has an MXFP4 scale byte of 255, which no two readers agree on", plan.name);
+        let sentence = format!("tensor `{}` has an MXFP4 scale byte of 255, which has no agreed meaning", plan.name);
         return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
     }
     if plan.format != tensor.format && has_infinite_half(plan.format, &piece) {

@@ -1,8 +1,8 @@
-//! Phase 1: a file becomes named, typed tensors on the host, a configuration and a tokenizer.
+//! Phase 1: loads named, typed tensors, a configuration and a tokenizer from a file.
 //!
 //! [`Checkpoint::open`] maps a GGUF file or a folder of safetensors files and checks the headers against what a GPT-OSS model needs. This
-//! crate contains nothing about devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and [`Format`] says how
-//! to read them.
+//! crate contains nothing about devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and [`Format`] describes
+//! how to read them.
 
 mod checkpoint;
 mod codec;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::error::{Defect, LoadError};
 
-/// Maps a file; `what` is its kind in errors.
+/// Maps a file; errors name `what` as the expected kind of file.
 ///
 /// # Errors
 /// The file cannot be read or is empty.

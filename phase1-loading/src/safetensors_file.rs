@@ -8,11 +8,11 @@ use safetensors::tensor::Metadata;
 
 use crate::error::Defect;
 
-/// A tensor as its file stores it, before it is mapped to a canonical one.
+/// A tensor as its file stores it, before it is converted to the canonical form.
 pub(crate) struct Part {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    /// Its length agrees with type and shape.
+    /// Its length matches the type and shape.
     pub data: Bytes,
 }
 
@@ -22,7 +22,7 @@ pub(crate) type Parts = BTreeMap<String, Part>;
 /// The largest accepted header, in bytes; the safetensors crate has the same limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// The header of a file, and slices of it for the tensors. No data is read.
+/// Reads the header of a file. Returns its metadata, and a slice of the file per tensor; no tensor data is read.
 pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
     let header = |expected: &str, found: String| Defect::new("header", expected, found);
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
@@ -38,7 +38,7 @@ pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
     // `SafeTensors::deserialize` is not used: in safetensors 0.8 it adds to the end of the last tensor without a check, which panics in a
     // build with overflow checks.
     let metadata: Metadata = serde_json::from_slice(json)
-        .map_err(|error| header("the names, types, shapes and places of tensors", error.to_string()))?;
+        .map_err(|error| header("the names, types, shapes and offsets of tensors", error.to_string()))?;
 
     let mut parts = Parts::new();
     let mut end_of_all = 0;
@@ -54,7 +54,7 @@ pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
         parts.insert(name, part);
     }
     if end_of_all != data.len() {
-        let found = format!("{} bytes of data after a header for {end_of_all}", data.len());
+        let found = format!("{} bytes of data instead of {end_of_all}", data.len());
         return Err(header("as much data as the header describes", found));
     }
     Ok((metadata, parts))
@@ -65,7 +65,7 @@ pub(crate) fn title(name: &str) -> String {
     format!("tensor `{}`", beginning(name))
 }
 
-/// The part of a text that errors quote; the text may be as long as a header.
+/// The beginning of a text, to be quoted in an error: the whole text may be as long as a header.
 pub(crate) fn beginning(text: &str) -> String {
     text.chars().take(100).collect()
 }

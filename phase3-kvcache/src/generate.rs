@@ -187,7 +187,7 @@ impl<'a> Generation<'a> {
         self.next_token().map(Some)
     }
 
-    /// Ends the text here. The sequence stays in the engine, without the last generated token.
+    /// Ends the generation. The sequence stays in the engine, without the last generated token.
     ///
     /// # Errors
     /// The device failed.
@@ -198,7 +198,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The text generated so far. If it had not ended, its reason is `Interrupted`.
+    /// The text generated so far. If the generation had not ended, the finish reason is `Interrupted`.
     pub fn finish(mut self) -> Generated {
         // A failure of the device was already reported by `advance`.
         let _ = self.interrupt();
@@ -238,7 +238,7 @@ impl<'a> Generation<'a> {
             let work = Work::decode(self.sequence, self.sampler.next_draw());
             match self.engine.submit(&[work]) {
                 Ok(ticket) => self.in_flight.push_back(ticket),
-                // A token in flight is returned first; without one the error is.
+                // The token in flight is returned first; the next call tries again.
                 Err(EngineError::Full { .. }) if !self.in_flight.is_empty() => break,
                 Err(error) => return Err(error.into()),
             }
@@ -268,11 +268,11 @@ impl<'a> Generation<'a> {
         drawn < self.params.max_tokens && self.engine.length(self.sequence) < self.engine.config().context_length
     }
 
-    /// Removes what was computed beyond the last generated token.
+    /// Removes the positions computed beyond the last generated token.
     fn end(&mut self, reason: FinishReason) -> Result<(), GenerationError> {
         self.finish = Some(reason);
         let ahead = match (self.tokens.len(), self.in_flight.len()) {
-            // The step in flight drew the first token, which is not fed.
+            // The oldest step in flight feeds the end of the prompt. Only the later ones feed generated tokens.
             (0, in_flight) => in_flight.saturating_sub(1),
             (_, in_flight) => in_flight,
         };
@@ -297,10 +297,10 @@ impl<'a> Generation<'a> {
 }
 
 impl Drop for Generation<'_> {
-    /// Collects the steps in flight, whichever way the text ended.
+    /// Collects the steps that are still in flight, for example after an error.
     fn drop(&mut self) {
         for ticket in self.feeding.drain(..).chain(self.in_flight.drain(..)) {
-            // The text has already ended with another error, or the caller has dropped it.
+            // Errors are ignored: an earlier error was already returned, or the caller has dropped the generation.
             let _ = self.engine.collect(ticket);
         }
     }

@@ -12,8 +12,8 @@ pub fn prefill_chunk(engine: &dyn Engine) -> usize {
     PREFILL_CHUNK.min(engine.capacity().tokens_per_step)
 }
 
-/// Feeds tokens to a sequence, [`prefill_chunk`] per step, and returns the requested result of the last step; `None` without tokens.
-/// As many steps are in flight as the engine allows, so that a device does not wait between steps.
+/// Feeds tokens to a sequence, [`prefill_chunk`] per step, and returns the requested result of the last step; `None` if there are no
+/// tokens. As many steps are in flight as the engine allows, so that a device does not wait between steps.
 ///
 /// # Errors
 /// As [`Engine::step`]. Chunks before the failed one stay in the sequence.

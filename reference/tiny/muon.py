@@ -11,7 +11,7 @@ STEPS = 5
 
 
 def orthogonal(g: Tensor) -> Tensor:
-    """Of matrices [..., rows, columns]: the same singular vectors, all singular values near 1."""
+    """Matrices [..., rows, columns] with the same singular vectors as `g`, and all singular values near 1."""
     tall = g.shape[-2] > g.shape[-1]
     x = g.transpose(-1, -2) if tall else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

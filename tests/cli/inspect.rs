@@ -1,4 +1,4 @@
-//! What a model is, where it is found and what memory it needs.
+//! Tests of `inspect` and `memory`: a model's contents, the names by which it is found, and the memory that it needs.
 
 use std::process::Command;
 
@@ -17,7 +17,7 @@ fn inspect_shows_the_model() {
     assert_eq!(report["tensors"].as_array().expect("an array").len(), 117);
 }
 
-/// Names of other programs' stores, by the variables that say where those are.
+/// Finds models of Ollama and Hugging Face by name, in the folders that environment variables give.
 #[test]
 fn models_are_found_by_name() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -61,7 +61,8 @@ fn the_memory_plan_follows_the_cache() {
     assert_eq!((cache("f16") * 2, cache("q8_0") * 4), (cache("f32"), cache("f32")));
 }
 
-/// The cache of all sequences is what is given, in whole pages: of 64 positions in three pools, two heads of 64 values, keys and values.
+/// The cache of all sequences takes the given memory, rounded down to whole pages. A page has 64 positions in three pools, each with keys
+/// and values of two heads of 64 values, in f32.
 #[test]
 fn the_memory_plan_names_the_cache_of_all_sequences() {
     let most = |memory: &str| {

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Shared by the tests.
 
 use gptoss_reference::Case;
 use phase1_loading::{Checkpoint, Tokenizer};

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     let tokenizer = vocabulary::ours();
     let pair = Pair::new(&tokenizer);
-    println!("vocabularies after {:.1} s; seed {}", start.elapsed().as_secs_f64(), arguments.seed);
+    println!("loaded the vocabularies in {:.1} s; seed {}", start.elapsed().as_secs_f64(), arguments.seed);
 
     type Check = fn(&Pair<'_>, &mut ChaCha8Rng) -> Result<usize, String>;
     let checks: [(&str, Check); 2] = [("conversations", conversations::check), ("turns", turns::check)];

@@ -7,7 +7,7 @@ pub const BLOCK_BYTES: usize = 1 + BLOCK / 2;
 
 /// The sixteen E2M1 values by code: sign, two exponent bits, one mantissa bit.
 ///
-/// Code 8 is written +0: OCP calls it −0, GGUF readers +0, and no product distinguishes them.
+/// Code 8 is +0 here, as in GGUF readers; OCP defines it as −0. Sums of products are the same.
 pub const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Twice the value of each code, which is an integer.
@@ -36,10 +36,11 @@ pub fn e8m0(byte: u8) -> f32 {
     })
 }
 
-/// Encodes a block with the scale `2^(⌊log2 amax⌋ − 2)`, as GGUF's quantizers do: `amax` is then between 4 and 8 units, and saturates at 6.
+/// Encodes a block with the scale `2^(⌊log2 amax⌋ − 2)`, as GGUF's quantizers do: `amax`, the largest magnitude, is then between 4 and 8
+/// times the scale, and values above 6 times the scale are clamped.
 pub fn encode(values: &[f32; BLOCK]) -> [u8; BLOCK_BYTES] {
     let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    // An infinite magnitude has an exponent that no sum holds.
+    // For an infinite magnitude the exponent is `i32::MAX`, and an ordinary addition would overflow.
     let exponent = (amax.log2().floor() as i32).saturating_add(127 - 2);
     let scale_byte = if amax == 0.0 { 127 } else { exponent.clamp(0, 254) as u8 };
     let scale = e8m0(scale_byte);

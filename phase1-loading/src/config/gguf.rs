@@ -81,7 +81,7 @@ impl GptOssConfig {
         ];
         let model = model.map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value));
         let slides: Vec<bool> = self.attention.iter().map(|&kind| kind == AttentionKind::Sliding).collect();
-        // Every reader assumes the alternating pattern, so it is not written.
+        // Readers assume the alternating pattern by default, so it is not written.
         let pattern = (self.attention != AttentionKind::alternating(self.layers()))
             .then(|| (format!("{ARCHITECTURE}.attention.sliding_window_pattern"), MetadataValue::Bools(slides)));
         general.into_iter().chain(model).chain(pattern).collect()

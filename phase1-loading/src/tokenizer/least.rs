@@ -1,19 +1,20 @@
-//! The fewest tokens that a text can have, found without encoding it.
+//! A lower bound of the number of tokens of a text, computed without encoding it.
 
-/// A lower bound of the number of tokens of a text.
+/// Computes a lower bound of the number of tokens of a text.
 ///
-/// If no token with a certain byte is longer than n bytes, each such byte in a text is at least one n-th of its token. Over a whole text
-/// these parts add up to no more than the number of tokens. In o200k, letters are in tokens of 26 bytes at most, and spaces of 128.
+/// If the tokens that contain a certain byte have at most n bytes, each occurrence of that byte in a text makes up at least 1/n of its
+/// token. The sum of these fractions over all bytes of a text is at most its number of tokens. In o200k, n is 26 for letters and 128 for
+/// spaces.
 pub(super) struct LeastTokens {
     /// For each byte, [`WHOLE`] / n, rounded down.
     parts: [u64; 256],
 }
 
-/// One token.
+/// One token, in the fixed-point unit of [`LeastTokens::parts`].
 const WHOLE: u64 = 1 << 32;
 
 impl LeastTokens {
-    /// `tokens` are the bytes of all tokens that a text can have.
+    /// `tokens` are the bytes of all tokens to which a text can be encoded.
     pub fn new<'a>(tokens: impl Iterator<Item = &'a [u8]>) -> LeastTokens {
         let mut longest = [1u64; 256];
         for token in tokens {
@@ -25,6 +26,7 @@ impl LeastTokens {
         LeastTokens { parts: longest.map(|longest| WHOLE / longest) }
     }
 
+    /// At most the number of tokens of `text`.
     pub fn of(&self, text: &str) -> usize {
         let parts = text.bytes().fold(0u64, |sum, byte| sum.saturating_add(self.parts[usize::from(byte)]));
         usize::try_from(parts.div_ceil(WHOLE)).unwrap_or(usize::MAX)

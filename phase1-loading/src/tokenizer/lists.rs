@@ -47,7 +47,7 @@ pub struct SpecialTokens {
 }
 
 impl VocabularyLists {
-    /// Makes the tokens of harmony control tokens, unless another token of that name is one.
+    /// Makes harmony's tokens control tokens, unless another token of the same name already is one.
     pub(super) fn make_harmony_control(&mut self) {
         for name in HARMONY {
             let is_control = self.tokens.iter().zip(&self.kinds).any(|(token, &kind)| token == name && kind == CONTROL);

@@ -35,7 +35,7 @@ impl TextStream {
         }
     }
 
-    /// The rest at the end: U+FFFD if a character is incomplete.
+    /// The remaining text at the end: U+FFFD if the last character is incomplete, otherwise empty.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }

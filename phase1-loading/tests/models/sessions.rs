@@ -312,7 +312,7 @@ fn sizes_that_a_session_merely_claims_are_named() {
         ),
         (
             longer,
-            "header: expected as much data as the header describes, found 23 bytes of data after a header for 22".into(),
+            "header: expected as much data as the header describes, found 23 bytes of data instead of 22".into(),
         ),
         (
             huge,
@@ -327,7 +327,7 @@ fn sizes_that_a_session_merely_claims_are_named() {
         ),
         (
             claims(overflow),
-            "header: expected the names, types, shapes and places of tensors, found overflow computing buffer size from \
+            "header: expected the names, types, shapes and offsets of tensors, found overflow computing buffer size from \
              shape and/or element type"
                 .into(),
         ),

@@ -43,7 +43,7 @@ pub struct Matrix {
     rows: usize,
     columns: usize,
     parts: Vec<Part>,
-    /// Clones share it, since whoever fills a matrix has one of them.
+    /// Shared by all clones, because [`Unfilled`](crate::Unfilled) fills the matrix through a clone.
     fits_f16: Arc<AtomicBool>,
 }
 
@@ -76,7 +76,7 @@ impl Matrix {
         let blocks = columns / BLOCK;
         let row_words = blocks * 4 * vectors(storage);
         let all_rows = stack * rows.next_multiple_of(ROW_GROUP);
-        // A plain matrix may be in several pieces.
+        // A plain matrix may be divided into several parts.
         let least_rows = if stack > 1 { all_rows } else { ROW_GROUP };
         let binding_rows = rows_of_a_binding(name, device.binding_bytes(), row_words * 4, least_rows)?;
         let part = |first_row: usize| {
@@ -135,7 +135,7 @@ impl Matrix {
         self.fits_f16.load(Ordering::Relaxed)
     }
 
-    /// Says that no magnitude is above `largest`.
+    /// Records that no magnitude is above `largest`.
     pub(crate) fn bound_values(&self, largest: f32) {
         self.fits_f16.store(fits_f16(largest), Ordering::Relaxed);
     }
@@ -190,7 +190,7 @@ mod tests {
             assert!(!fits(storage, [1e6; BLOCK]), "{storage:?}");
             assert!(!fits(storage, [1e-9; BLOCK]), "{storage:?}");
         }
-        // One large value among small ones; values that are too small compared with the others.
+        // A large value is decisive; a tiny value is not, if the others are larger.
         let mut values = [1.0; BLOCK];
         values[17] = -70_000.0;
         assert!(!fits(Storage::F32, values));

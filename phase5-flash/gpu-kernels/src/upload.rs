@@ -1,7 +1,7 @@
-//! Weights on their way to the device: a few host-visible buffers, of which some are copied from while another is filled.
+//! Uploads weights through a few host-visible buffers: the device copies from some of them while the host fills another.
 //!
-//! CubeCL would allocate a host-visible buffer for every write, as large as what is written, and fill it on its one thread. These are
-//! allocated once, and as many threads as there are write into them.
+//! For every write, CubeCL would allocate a host-visible buffer as large as the data, and fill it on its only thread. The buffers here are
+//! reused, and all threads fill them in parallel.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, channel};
@@ -14,16 +14,16 @@ use crate::error::Error;
 
 /// Host-visible buffers: the device copies from three of them while one is filled.
 const BUFFERS: usize = 4;
-/// Bytes that are copied at a time, and the size of a buffer: so many that submitting a copy takes a small part of the time of filling one.
+/// Bytes per copy, and the size of a buffer: large enough that submitting a copy takes far less time than filling a buffer.
 const CHUNK: usize = 32 << 20;
-/// The smallest buffer.
+/// The smallest size of a buffer, in bytes.
 const LEAST: usize = 64 << 10;
 
-/// Copies to device buffers. It takes at most 128 MiB of host-visible memory, which is freed when it is dropped.
+/// Copies data to device buffers. Uses at most 128 MiB of host-visible memory, which is freed on drop.
 pub struct Upload {
     device: Device,
     chunk: usize,
-    /// Buffers that were copied from, the oldest first.
+    /// Buffers from which a copy was submitted, oldest first.
     copying: VecDeque<Copying>,
 }
 
@@ -31,14 +31,16 @@ pub struct Upload {
 struct Copying {
     buffer: wgpu::Buffer,
     submission: wgpu::SubmissionIndex,
-    /// Says when the buffer may be written again.
+    /// Receives a message when the host may write the buffer again.
     writable: Receiver<Result<(), wgpu::BufferAsyncError>>,
 }
 
-/// Which bytes of a host-visible buffer go where in a device buffer.
+/// A range of bytes to copy from a host-visible buffer to a device buffer.
 pub(crate) struct Region<'a> {
+    /// Offset in the host-visible buffer.
     pub from: usize,
     pub target: &'a CopyTarget,
+    /// Offset in the target.
     pub at: usize,
     pub bytes: usize,
 }
@@ -48,27 +50,28 @@ impl Upload {
         Upload { device: device.clone(), chunk: CHUNK, copying: VecDeque::new() }
     }
 
-    /// The same with chunks of `chunk` bytes.
+    /// Sets the bytes per copy.
     #[cfg(test)]
     pub(crate) fn with_chunk(self, chunk: usize) -> Upload {
         Upload { chunk, ..self }
     }
 
-    /// The size of each host-visible buffer that there is.
+    /// The sizes in bytes of the host-visible buffers.
     #[cfg(test)]
     pub(crate) fn buffer_sizes(&self) -> Vec<u64> {
         self.copying.iter().map(|copying| copying.buffer.size()).collect()
     }
 
-    /// Bytes that should be copied at a time, unless a single group of rows has more.
+    /// Bytes that a copy should have at most. A single group of rows may be larger.
     pub(crate) fn chunk_bytes(&self) -> usize {
         self.chunk
     }
 
-    /// A buffer of `bytes` bytes or more that the host may write, once the oldest copy has ended if there are as many as there may be.
+    /// Returns a buffer of at least `bytes` bytes that the host may write. If the maximum number of buffers is in use, first waits for the
+    /// oldest copy.
     ///
     /// # Errors
-    /// No memory, or a device that was lost.
+    /// Not enough memory, or the device was lost.
     pub(crate) fn writable(&mut self, bytes: usize) -> Result<wgpu::Buffer, Error> {
         if self.copying.len() == BUFFERS
             && let Some(oldest) = self.copying.pop_front()
@@ -79,7 +82,7 @@ impl Upload {
             }
         }
         let size = bytes.next_power_of_two().max(LEAST) as u64;
-        // Otherwise the runtime's handler panics.
+        // Without this scope, the runtime's error handler would panic.
         let scope = self.device.wgpu().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.wgpu().create_buffer(&wgpu::BufferDescriptor {
             label: Some("weights"),
@@ -93,7 +96,7 @@ impl Upload {
         }
     }
 
-    /// Submits copies from a buffer of [`Upload::writable`] that has been written.
+    /// Submits copies from a buffer that was returned by [`Upload::writable`] and has been filled.
     pub(crate) fn copy<'a>(&mut self, buffer: wgpu::Buffer, regions: impl IntoIterator<Item = Region<'a>>) {
         buffer.unmap();
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
@@ -104,7 +107,7 @@ impl Upload {
         let submission = self.device.queue().submit([encoder.finish()]);
         let (sender, writable) = channel();
         buffer.map_async(wgpu::MapMode::Write, .., move |result| {
-            // Nobody listens any more after an error elsewhere.
+            // The receiver is gone if the upload has failed elsewhere.
             let _ = sender.send(result);
         });
         self.copying.push_back(Copying { buffer, submission, writable });
@@ -113,7 +116,7 @@ impl Upload {
     /// Waits until all copies have ended.
     ///
     /// # Errors
-    /// A device that was lost.
+    /// The device was lost.
     pub fn finish(mut self) -> Result<(), Error> {
         while let Some(oldest) = self.copying.pop_front() {
             self.wait(oldest)?;
@@ -125,7 +128,7 @@ impl Upload {
     fn wait(&self, Copying { buffer, submission, writable }: Copying) -> Result<wgpu::Buffer, Error> {
         let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
         self.device.wgpu().poll(wait).map_err(|error| self.failure(error))?;
-        // Another thread that polls may have been told first, and pass it on in a moment.
+        // If another thread polls at the same time, it may run the callback of `map_async`, so the message may arrive after `poll` returns.
         match writable.recv() {
             Ok(Ok(())) => Ok(buffer),
             Ok(Err(error)) => Err(self.failure(error)),
@@ -133,7 +136,7 @@ impl Upload {
         }
     }
 
-    /// Why something went wrong: the device was lost, or else `reason`.
+    /// The error of a failed operation: [`Error::Lost`] if the device was lost, otherwise [`Error::Device`] with `reason`.
     pub(crate) fn failure(&self, reason: impl ToString) -> Error {
         match self.device.sync() {
             Err(lost @ Error::Lost(_)) => lost,

@@ -9,11 +9,10 @@ use super::tuning::Tuning;
 /// The fewest keys of a split. Merging takes another launch, which costs more than reading a sliding layer's window in one split.
 const LEAST_SPLIT: usize = 2 * PAGE;
 
-/// Factor of `attention_cubes` for tiles. The cubes of a deep prompt run long and equally long: if there are several times as many as the
-/// device runs at once, the last ones leave little of it idle.
+/// Factor of `attention_cubes` for tiles. At a large depth, the cubes of a prompt take a long and nearly equal time. With several times as
+/// many cubes as run at once, the device is partly idle only in a small part of the time, at the end.
 const WAVES: usize = 8;
-/// The fewest keys of a split when there are more cubes of tiles than `attention_cubes`: with 16 tiles of keys, the cost of merging is
-/// negligible.
+/// The fewest keys of a split, if tiles are split further than by [`splits`]: with 16 tiles of keys, the cost of merging is negligible.
 const LEAST_TILE_SPLIT: usize = 1024;
 
 /// A batch of rows that goes through the layers together.

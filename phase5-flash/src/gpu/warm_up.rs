@@ -1,8 +1,8 @@
-//! Compiling kernels while weights are on their way to the device.
+//! Compiles kernels while weights are uploaded.
 //!
-//! CubeCL compiles a kernel when it is launched first, on the one thread that serves the device, and has no other way to compile one that
-//! would not stop the launches of every other engine in the process. What is launched while a step is captured does not run, however. So
-//! the passes that a model begins with are captured before there are weights to run them on, and thrown away.
+//! CubeCL compiles a kernel at its first launch, on the only thread that serves the device. Its other ways to compile would block the
+//! launches of all other engines in the process. But a launch that is captured for later replay compiles the kernel without running it. So
+//! the first passes that a model will need are captured before the weights have arrived, and the captures are discarded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,18 +17,18 @@ use super::plan::Pass;
 use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::Weights;
 
-/// Rows of the passes: a decoding step, a prompt whose products all come in tiles, and one with few rows for each expert.
+/// Rows of the passes: a decoding step, a prompt whose products are all tiled, and a prompt with few rows per expert.
 const ROWS: [usize; 3] = [1, 128, 32];
-/// Pages of the cache; nothing is put there.
+/// Pages of the cache, which stays empty.
 const PAGES: usize = 2;
-/// Layers of each kind have the same kernels, and a model begins with one of each.
+/// Number of layers whose kernels are compiled. All layers of a kind use the same kernels, and a model begins with one layer of each kind.
 const LAYERS: usize = 2;
 
-/// Weights of fewer bytes have arrived before one kernel is compiled.
+/// The least bytes of weights for which a warm-up is useful: smaller models are uploaded before the first kernel is compiled.
 pub(super) const LEAST_BYTES: u64 = 256 << 20;
 
-/// Passes to capture. Only the weights are those of the engine: a capture that fails leaves every buffer unreadable that it would have
-/// written.
+/// Passes to capture. Only the weights, which no pass writes, are shared with the engine: a failed capture makes the buffers that it would
+/// have written unreadable.
 pub(super) struct WarmUp {
     forward: Forward,
     choices: Choices,
@@ -51,13 +51,13 @@ impl WarmUp {
         WarmUp { forward, choices, passes }
     }
 
-    /// Does `work`, which must not use CubeCL, and compiles on another thread until it is done.
+    /// Runs `work`, which must not use CubeCL, and returns its result. Another thread compiles kernels until `work` has ended.
     pub fn beside<T>(self, work: impl FnOnce() -> T) -> T {
         let enough = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let device = self.forward.gpu.device.clone();
-                // What could not be compiled is compiled, or refused, when it is needed.
+                // Errors are ignored: a kernel that was not compiled here is compiled at its first use, which reports the error.
                 device.on_its_stream(|| self.run(enough)).unwrap_or_default();
             });
             let done = work();
@@ -69,18 +69,18 @@ impl WarmUp {
     /// Compiles the kernels of the passes, one after another, until `enough` is set.
     ///
     /// # Errors
-    /// A kernel that the device does not run, or another capture on the device's stream.
+    /// The device does not support a kernel, or its stream is already being captured.
     fn run(self, enough: &AtomicBool) -> Result<(), Error> {
         let client = self.forward.gpu.device.client();
         client.graph_prepare()?;
         client.start_capture()?;
-        // Flushing waits until the launch before was compiled.
+        // Flushing waits until the previous launch has been compiled.
         self.launch(&|| (!enough.load(Ordering::Relaxed) && client.flush().is_ok()).then_some(()));
         client.stop_capture()?;
         Ok(())
     }
 
-    /// Launches one operation after another as long as `next` says so.
+    /// Launches one operation after another, and stops when `next` returns `None`.
     fn launch(&self, next: &dyn Fn() -> Option<()>) -> Option<()> {
         let WarmUp { forward, choices, passes: [decoding, prompt, short_prompt] } = self;
         self.launch_layers(*decoding, next)?;

@@ -1,4 +1,4 @@
-//! MLX through its worker, against the goldens that MLX itself made in another way, and against our own engine.
+//! Compares MLX, run through its worker, with the goldens, which MLX computed without the worker, and with our engine.
 
 mod real;
 
@@ -36,7 +36,7 @@ fn mlx_reads_every_kind_of_folder() {
     }
 }
 
-/// Sequences that join, leave, fork and go back, in batches.
+/// Sequences that join, leave, are forked and truncated, in batches.
 #[test]
 fn mlx_gives_each_request_what_our_engine_gives() {
     let Some(launch) = launch(Peer::Mlx, "mlx_gives_each_request_what_our_engine_gives") else { return };
@@ -44,7 +44,7 @@ fn mlx_gives_each_request_what_our_engine_gives() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");
-    // A short window that wraps, and all experts for every token, so that no rounding chooses others.
+    // A short window, so that its ring wraps; all experts for every token, so that rounding cannot change the choice of experts.
     let model = SyntheticModel { sliding_window: 20, layers: 3, experts: 4, experts_per_token: 4, ..nano };
     model.write(&path, seed, &mut |_, _| ()).expect("written");
     let (mut mlx, checkpoint) = start(&launch, &path, YarnRamp::Exact);
@@ -60,7 +60,7 @@ fn mlx_refuses_bad_requests() {
     let Some(launch) = launch(Peer::Mlx, "mlx_refuses_bad_requests") else { return };
     let (mut mlx, _) = start(&launch, &Case::committed().remove(0).model(), YarnRamp::Exact);
     assert!(!refusals::refuse_all(&mut mlx).is_empty());
-    // A window that has moved on does not come back.
+    // Positions that have left the window cannot be restored.
     let window = mlx.config().sliding_window;
     mlx.last_logits(0, &vec![1; window + 1]).expect("logits");
     let sentence = mlx.truncate(0, 1).expect_err("it cannot").to_string();

@@ -1,6 +1,6 @@
 //! Errors of constraints.
 
-/// The largest number of grammars in one turn.
+/// The largest number of grammars per answer.
 pub(super) const MOST_GRAMMARS: usize = 128;
 
 /// Why a constraint cannot be created.

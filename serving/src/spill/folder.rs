@@ -1,5 +1,5 @@
-//! The folder of spilled sequences: one session file each, named by a number. An incomplete file has another name, and a damaged file does
-//! not match its checksum.
+//! The folder of spilled sequences: one session file each, named by a number. Incomplete files are recognized by their names, damaged files
+//! by their checksums.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -48,7 +48,7 @@ pub(super) struct Folder {
     path: PathBuf,
     identity: Identity,
     warn: Warn,
-    /// The lock is held while it is open; the system releases it when the process ends in any way.
+    /// The lock is held while this file is open; the system releases it whenever the process ends.
     _lock: File,
 }
 
@@ -114,8 +114,8 @@ impl Folder {
         match found.iter().filter(|file| file.tokens.is_none()).count() {
             0 => {}
             others => self.warn(&format!(
-                "{}: {others} of its files are of another model, engine, --kv or --rope; they are not used, and are \
-                 deleted when space is needed",
+                "{}: {others} of its files were written with another model, engine, --kv or --rope; they are not \
+                 used, and are deleted when space is needed",
                 self.path.display()
             )),
         }
@@ -127,7 +127,7 @@ impl Folder {
         match SessionHeader::open(&self.file(id)) {
             Ok(header) if !self.identity.is_of(&header) => Some(None),
             Ok(header) if header.tokens.is_empty() || header.length != header.tokens.len() => {
-                self.refuse(id, "its tokens are not all cached");
+                self.refuse(id, "some of its tokens are not cached");
                 None
             }
             Ok(header) => Some(Some(header.tokens)),

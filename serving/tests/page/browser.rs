@@ -1,4 +1,4 @@
-//! Chromium or Chrome without a window, driven over a pipe by the DevTools protocol as a person would: keys, clicks, and looking.
+//! Controls a headless Chromium or Chrome with the DevTools protocol over a pipe: presses keys, clicks, and evaluates JavaScript.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// For the browser to answer, and for a page to become what it should be.
+/// How long to wait for an answer of the browser, or for a condition of the page.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Browser {
@@ -19,9 +19,9 @@ pub struct Browser {
     messages: Receiver<Value>,
     /// Calls so far.
     calls: u64,
-    /// The page's, once there is one.
+    /// The DevTools session of the page; null until it is attached.
     session: Value,
-    /// What the page's console and its scripts complained of.
+    /// Errors in the page's console, and uncaught exceptions of its scripts.
     complaints: Vec<String>,
     _folder: TempDir,
 }
@@ -90,11 +90,12 @@ impl Browser {
         }
     }
 
+    /// Records an event if it is an error of the page.
     fn hear(&mut self, event: &Value) {
         let entry = &event["params"]["entry"];
         let is_complaint = match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
-            // Answers that are errors are the page's to show.
+            // HTTP errors are expected: the page shows them itself.
             Some("Log.entryAdded") => entry["level"] == "error" && entry["source"] != "network",
             Some("Runtime.consoleAPICalled") => event["params"]["type"] == "error",
             _ => false,
@@ -104,7 +105,7 @@ impl Browser {
         }
     }
 
-    /// What an expression of the page's JavaScript is.
+    /// Evaluates a JavaScript expression in the page and returns its value.
     pub fn see(&mut self, expression: &str) -> Value {
         let parameters = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
         let mut seen = self.call("Runtime.evaluate", parameters);
@@ -113,7 +114,7 @@ impl Browser {
     }
 
     pub fn see_text(&mut self, expression: &str) -> String {
-        self.see(expression).as_str().unwrap_or_else(|| panic!("{expression} is no text")).to_owned()
+        self.see(expression).as_str().unwrap_or_else(|| panic!("{expression} is not a string")).to_owned()
     }
 
     /// Waits until an expression is true in JavaScript's sense.
@@ -122,13 +123,13 @@ impl Browser {
         while self.see(&format!("!!({expression})")) != true {
             if Instant::now() > until {
                 let shown = self.see("document.body?.innerText");
-                panic!("{expression} is never true of {shown}; complaints: {:?}", self.complaints);
+                panic!("{expression} did not become true; the page shows: {shown}; errors: {:?}", self.complaints);
             }
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Clicks in the middle of a node.
+    /// Clicks the center of the node that a JavaScript expression gives.
     pub fn click(&mut self, node: &str) {
         let middle = format!(
             "(() => {{ const node = {node}; node.scrollIntoView({{ block: 'center' }}); const at = node.getBoundingClientRect(); \
@@ -152,7 +153,7 @@ impl Browser {
         let (code, text) = match key {
             "Enter" => (13, Some("\r")),
             "Escape" => (27, None),
-            other => panic!("the code of {other} is not known here"),
+            other => panic!("no key code is defined for {other}"),
         };
         for kind in ["keyDown", "keyUp"] {
             let mut parameters = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code });
@@ -163,7 +164,7 @@ impl Browser {
         }
     }
 
-    /// Writes what is shown to the folder that `PAGE_SCREENSHOTS` names, if it does.
+    /// Writes a screenshot to the folder in the environment variable `PAGE_SCREENSHOTS`, if it is set.
     pub fn picture(&mut self, name: &str) {
         let Some(folder) = std::env::var_os("PAGE_SCREENSHOTS").map(PathBuf::from) else { return };
         let picture = self.call("Page.captureScreenshot", json!({ "format": "png" }));
@@ -172,7 +173,7 @@ impl Browser {
             .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
 
-    /// The console has to be empty, and nothing may come from elsewhere.
+    /// Asserts that there were no errors, and that all resources came from `url` or `data:` URLs.
     pub fn assert_well(&mut self, url: &str) {
         let names = self.see("performance.getEntriesByType('resource').map((entry) => entry.name)");
         let foreign =

@@ -14,7 +14,7 @@ pub const MAX_GROUP: usize = 4 * MOST_UNITS as usize;
 /// The largest head size, with which a tile still holds at least sixteen keys.
 pub const MAX_HEAD_DIM: usize = 256;
 
-/// Stands for −∞, which shading languages cannot express: below every score.
+/// Stands for −∞, which shading languages cannot express. It is below every score.
 pub(super) const MASKED: f32 = -1.0e30;
 
 /// Words of a partial result for one head: the weighted sum, the largest score and the sum of exponentials.
@@ -133,7 +133,7 @@ pub(super) struct KvArgs {
     pub splits: u32,
 }
 
-/// The shape of a kernel, known when it is compiled.
+/// The compile-time parameters of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub row: KvRow,

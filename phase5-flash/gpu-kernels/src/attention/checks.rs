@@ -132,7 +132,7 @@ fn attend(
         outs.push((limit, device.read_f32(&out).expect("reads")));
     };
     let pool = || [cache.pool.keys(), cache.pool.values()].map(|part| device.read(part).expect("reads"));
-    // With one row per sequence, attention can rotate and append itself: the cache must become the same.
+    // With one row per sequence, attention can also rotate and append. The resulting cache must equal that of `Rope`.
     let alone = (inputs == 2).then(|| {
         let unrotated = Unrotated { qkv: &pass.qkv_buffer, table };
         by(F32, &|attention| attention.launch_unrotated(gpu, unrotated));
@@ -140,7 +140,7 @@ fn attend(
     });
     Rope { qkv: &pass.qkv_buffer, table, rows: &pass.row_words, cache, queries: &queries, heads, inputs }
         .launch(device);
-    assert!(alone.is_none_or(|alone| alone == pool()), "{context}: another cache");
+    assert!(alone.is_none_or(|alone| alone == pool()), "{context}: the caches differ");
     by(F32, &|attention| attention.launch(gpu));
     let units = gpu.matrix_units().unwrap_or(MatrixUnits::EMULATED);
     for units in [None, Some(units)] {

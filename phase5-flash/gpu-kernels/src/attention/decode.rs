@@ -6,14 +6,14 @@
 //! History:
 //! 1. a tile of keys unpacked into shared memory, one lane per key; values read once for all heads of the group: 555 GB/s on an H100 (f32,
 //!    depth 4096, 32 splits).
-//! 2. eight values in flight at once, sums in variables, one unit for every value of a group: 9 µs instead of 11 at depth 0.
+//! 2. a unit loads eight values at once and keeps its sum in a register; one unit per value of a group: 9 µs instead of 11 at depth 0.
 //! 3. keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads and sums a part of the
 //!    tile's values: 25.4 µs per launch in a step at depth 4,096 (of 24 launches, half are in full layers) instead of 31.1.
 //! 4. with one row per sequence, attention also rotates and appends, which saves a launch. At depth 16,384 a full layer takes 52 µs more
 //!    than with an empty cache: 1.3 TB/s.
-//! 5. current version: the next keys and values are read, 16 bytes at a time, while a tile is processed; a unit computes eight scores at
-//!    once; one unit for every two values of a group. Not measured separately: with the changes to splits, decoding at depth 16,384 reaches
-//!    410 tok/s instead of 362 on an H200, and 459 instead of 435 at depth 4,096 (gpt-oss-20b's shape, f32).
+//! 5. current version: the next keys and values are read, 16 bytes at a time, while a tile is processed; a unit adds the weighted values of
+//!    eight keys at once; one unit for every two values of a group. Not measured separately: with the changes to splits, decoding at depth
+//!    16,384 reaches 410 tok/s instead of 362 on an H200, and 459 instead of 435 at depth 4,096 (gpt-oss-20b's shape, f32).
 
 use cubecl::prelude::*;
 
@@ -29,7 +29,7 @@ use crate::vec4::sum4;
 
 /// The fewest units of a cube. Otherwise there is one for every two values of a group's output, up to [`MOST_UNITS`].
 const LEAST_UNITS: u32 = 128;
-/// The most keys whose scores a unit computes at once.
+/// The most keys whose weighted values a unit adds at once.
 const MOST_AT_ONCE: u32 = 8;
 
 impl Shape {
@@ -48,7 +48,7 @@ impl Shape {
         if self.group().is_multiple_of(4) { 4 } else { 1 }
     }
 
-    /// Keys that are unpacked together: fewer if heads are long, so that they fit the shared memory of every device.
+    /// Keys that are unpacked together: fewer if heads are large, so that they fit the shared memory of every device.
     fn tile_keys(&self) -> u32 {
         (4096 / self.dim().next_power_of_two()).min(PAGE as u32)
     }
@@ -58,12 +58,12 @@ impl Shape {
         Tile { row: self.row, keys: self.tile_keys(), units: self.units, stride: self.vectors() + 1, pairs }
     }
 
-    /// Keys whose scores a unit computes at once.
+    /// Keys whose weighted values a unit adds at once.
     fn at_once(&self) -> u32 {
         self.tile_keys().div_ceil(self.parts()).min(MOST_AT_ONCE)
     }
 
-    /// Whether a tile is a multiple of the keys that all units score at once.
+    /// Whether the keys of a tile are a multiple of the keys that all parts add at once, so that no bounds check is needed.
     fn weighs_evenly(&self) -> bool {
         self.tile_keys().is_multiple_of(self.parts() * self.at_once())
     }
@@ -127,8 +127,8 @@ impl Attention<'_> {
     }
 }
 
-/// `queries` holds rotated queries; with `rotate`, queries, keys and values to be rotated here. With `pairs`, words are reinterpreted as
-/// pairs of 16-bit floats.
+/// `queries` holds rotated queries; with `rotate`, it holds queries, keys and values that this kernel rotates. With `pairs`, words are
+/// reinterpreted as pairs of 16-bit floats.
 #[cube(launch_unchecked)]
 fn attention(
     mut args: KvArgs,
@@ -213,7 +213,7 @@ fn attend(
     let tile_keys = comptime![tile.keys];
     let vectors = comptime![shape.vectors()];
     let stride = comptime![tile.stride];
-    // First keys, then values, then the sums of the parts.
+    // Holds keys, then values, and at the end the sums of the parts.
     let mut unpacked =
         Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(tile_keys * stride).max(shape.units) as usize]);
     let mut scores = Shared::<[f32]>::new_slice(comptime![(group * tile_keys) as usize]);

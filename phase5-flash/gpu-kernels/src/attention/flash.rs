@@ -1,19 +1,19 @@
-//! Attention of several new tokens of a sequence on matrix units: as [`prefill`](super::prefill), but multiplied in 16-bit floats with sums
-//! in f32.
+//! Attention of several new tokens of a sequence on matrix units: as [`prefill`](super::prefill), but with 16-bit inputs of products. Sums
+//! are in f32.
 //!
 //! A cube handles 64 queries, 16 per plane, and loops over blocks of 64 keys. Scores go from fragments to shared memory, where two lanes
 //! compute the softmax of a query, and return as 16-bit probabilities. Sums of values stay in fragments. They are rescaled only when a
 //! query's largest score has grown by more than 8, so that probabilities are at most e⁸; this is rare after the first keys. The values of a
-//! block are read while its keys are scored, and the next keys while the values are summed; both wait in registers, still packed.
+//! block are read while its keys are scored, and the next keys while the values are summed; both stay packed in registers until needed.
 //!
 //! History (H100, SPIR-V, a prompt of 32,768, 16 heads, f32 cache):
 //! 1. [`prefill`](super::prefill): 16.4 TFLOP/s.
 //! 2. on matrix units, with keys and values read word by word where they are needed: 25.2.
-//! 3. current version: 16 bytes at a time and ahead of use, f16 without conversion, masks only where a key is hidden. Not measured
-//!    separately: with more splits and early submission, a prompt of 512 at depth 16,384 reaches 7,673 tok/s instead of 4,502 on an H200
-//!    (gpt-oss-20b's shape, f32).
+//! 3. current version: keys and values are read 16 bytes at a time and ahead of use, f16 is not converted, and only blocks with hidden keys
+//!    are masked. Not measured separately: with more splits and early submission, a prompt of 512 at depth 16,384 reaches 7,673 tok/s
+//!    instead of 4,502 on an H200 (gpt-oss-20b's shape, f32).
 //!
-//! Keys, values and scaled queries above 65,504 become infinite, and the results NaN, which the choice of a token detects.
+//! Keys, values and scaled queries above 65,504 become infinite, and the results NaN. This is detected when a token is drawn.
 
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -79,7 +79,7 @@ impl Block {
         Tile { row, keys, units: planes.units(), stride: self.stride(), pairs: planes.fragments }
     }
 
-    /// Start of the probabilities. Fragments of queries are in registers by then, so that probabilities overlay the queries.
+    /// Start of the probabilities. Fragments of queries are in registers when probabilities are written, which then overwrite the queries.
     fn probs(self) -> u32 {
         if self.planes.fragments { 0 } else { self.queries() * self.stride() }
     }
@@ -216,7 +216,7 @@ fn flash<T: Float>(
     let mut acc = Accumulators::zeros(comptime![dim / SIDE], planes);
     let mut at = split.start;
     while at < split.end {
-        // Shared memory contains the keys of this tile, which begins at `kv_slots`.
+        // Shared memory already contains the keys of this tile, which begins at `kv_slots`.
         read_tile(values, kv_slots, min(split.last - at * block.keys, most_key), &mut read, tile);
         let next = min(at + 1, split.end - 1);
         kv_slots = split.kv_slots(&args, next, shape.kv_heads(), block.keys);

@@ -1,5 +1,5 @@
-//! The keys that a cube attends to: one split, in tiles, of the keys of one key/value head that consecutive rows of a sequence see. The
-//! cube's x position is the head, its y position the split.
+//! The keys that a cube attends to. The keys that a group of consecutive rows of a sequence sees are divided into tiles, and the tiles into
+//! splits. A cube handles one split for one key/value head: its x position is the head, its y position the split.
 
 use cubecl::prelude::*;
 
@@ -23,7 +23,7 @@ pub(super) struct KvSplit {
 
 #[cube]
 impl KvSplit {
-    /// The split of this cube, of the keys that rows `first` to `first + count − 1` see.
+    /// This cube's split of the keys that rows `first` to `first + count − 1` see.
     pub fn new(args: &KvArgs, first: u32, count: u32, #[comptime] tile: u32) -> KvSplit {
         let position = args.rows[(first * ROW_WORDS + 1) as usize];
         let slot = args.rows[(first * ROW_WORDS + 2) as usize];
@@ -42,7 +42,7 @@ impl KvSplit {
         self.start < self.end && self.end > self.last / tile
     }
 
-    /// Index in the pool of the first key of tile `number`. The unit is the key of one head at one position.
+    /// Index in the pool of the first key of tile `number`, in units of the key of one head at one position.
     pub fn kv_slots(&self, args: &KvArgs, number: u32, #[comptime] kv_heads: u32, #[comptime] tile: u32) -> u32 {
         let tiles = comptime![PAGE as u32 / tile];
         let page = args.pages[(self.slot * args.columns + number / tiles % args.ring_pages) as usize];

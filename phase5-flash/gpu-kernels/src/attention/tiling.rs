@@ -1,4 +1,4 @@
-//! Tiles of rows that attend together.
+//! Divides the rows of a pass into tiles that the tiled attention kernels process together.
 
 use crate::rows::Row;
 

@@ -9,7 +9,7 @@ use super::layout::KvRow;
 use crate::device::{Buffer, Device};
 
 const UNITS: u32 = 256;
-/// As the source of a copy, it clears the page.
+/// Used instead of a source page to clear the target page.
 pub const NO_PAGE: u32 = u32::MAX;
 /// Pages per launch of the preparation: the most cubes along one axis that every GPU accepts.
 const MOST_PAIRS: usize = u16::MAX as usize;
@@ -76,8 +76,8 @@ impl KvPool {
     }
 }
 
-/// Makes pages of every pool copies of others, or clears them. Each pair is `[from, to]`, with [`NO_PAGE`] as `from` to clear. No page may
-/// be both read and written, or written twice.
+/// Copies or clears pages, in every pool. Each pair is `[from, to]`, with [`NO_PAGE`] as `from` to clear. No page may be both read and
+/// written, or written twice.
 ///
 /// # Panics
 /// If a page is not in a pool.
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::testing::{Random, device};
 
-    /// A pool of `pages` pages of random words, with these words: keys, values.
+    /// A pool of `pages` pages of random words, and those words of keys and values.
     fn filled(device: &Device, random: &mut Random, row: KvRow, pages: usize) -> (KvPool, [Vec<u32>; 2]) {
         let pool = KvPool::new(device, row, pages);
         let mut words = || (0..pages * row.page_words()).map(|_| random.below(1 << 30) as u32).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Moves a block of 32 columns of a [fragments](super::fragments) tile from memory to registers, and on to shared memory as 16-bit floats.
+//! Copies a block of 32 columns of a [fragments](super::fragments) tile to registers, and from there to shared memory as 16-bit floats.
 
 use cubecl::prelude::*;
 
@@ -32,7 +32,7 @@ impl Planes {
     }
 }
 
-/// Reads this unit's groups of eight columns of a block, of the tile's rows.
+/// Reads this unit's groups of eight columns of a block of the inputs.
 #[cube]
 pub(super) fn read_inputs(
     x: &[Vector<f32, Const<4>>],
@@ -67,7 +67,7 @@ pub(super) fn put_inputs<T: Float>(
     }
 }
 
-/// Writes eight columns of a row in the order 0 4 1 5 2 6 3 7, in which pairs of codes come out of a word of MXFP4.
+/// Writes eight columns of a row in the order 0 4 1 5 2 6 3 7, which is the order in which a word of MXFP4 is unpacked to pairs of codes.
 #[cube]
 fn put_eight<T: Float>(
     tile: &mut Shared<[Vector<T, Const<4>>]>,
