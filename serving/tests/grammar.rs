@@ -1,4 +1,4 @@
-//! Constrained turns, drawn at random from what is allowed: whatever a model prefers, its turn has the form that was asked for.
+//! Random turns under a constraint: whatever tokens a model prefers, the turn has the requested form.
 
 mod schema;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use serving::grammar::{Content, GrammarError, Grammars, TurnRules};
 use serving::request::Constraint;
 
-/// Tokens after which a turn is steered to its end, and by when it must have come to it.
+/// After `HURRY` tokens a turn is steered to its end, which it must reach within `MOST` tokens.
 const HURRY: usize = 150;
 const MOST: usize = 20_000;
 
@@ -30,15 +30,15 @@ fn is_allowed(constraint: &dyn Constraint, token: u32) -> bool {
     constraint.allowed().is_none_or(|mask| mask[token as usize / 32] >> (token % 32) & 1 == 1)
 }
 
-/// Ends of messages and of parts of JSON, in an order in which JSON comes to its end: at a value this is `""`, and behind it, what
-/// closes goes before what continues.
+/// Tokens that end messages and parts of JSON, in the order in which they are tried to end JSON: where a value is expected this gives `""`,
+/// and after a value, closing tokens come before separators.
 fn closers(tokenizer: &Tokenizer) -> Vec<u32> {
     let ends = ["<|end|>", "<|return|>", "<|call|>"].map(|name| tokenizer.control(name).expect("a control token"));
     let parts = ["\"", "}", "]", ",", ":"].map(|text| tokenizer.encode(text)[0]);
     [&ends[..], &parts].concat()
 }
 
-/// A turn drawn at random. Every fourth token or so closes something, so that turns differ in form and not only in words.
+/// A random turn. About every fourth token closes something, so that turns differ in structure and not only in words.
 fn draw(tokenizer: &Tokenizer, mut constraint: Box<dyn Constraint>, random: &mut Random) -> Vec<u32> {
     let closers = closers(tokenizer);
     let mut tokens = Vec::new();
@@ -57,7 +57,7 @@ fn draw(tokenizer: &Tokenizer, mut constraint: Box<dyn Constraint>, random: &mut
     tokens
 }
 
-/// The last message of a turn that is well-formed throughout.
+/// The last message of a turn, which must be well-formed.
 fn last_message(tokenizer: &Tokenizer, tokens: &[u32], functions: &[&str]) -> Message {
     let functions = functions.iter().map(|&name| Function { name: name.into(), description: None, parameters: None });
     let functions: Vec<Function> = functions.collect();
@@ -174,7 +174,7 @@ impl Bench {
         self.try_constraint(rules).expect("a constraint")
     }
 
-    /// Pushes a text in which control tokens stand for themselves, each token of which must be allowed.
+    /// Pushes a text that may contain control tokens, and asserts that each token is allowed.
     fn write(&self, constraint: &mut dyn Constraint, text: &str) {
         for token in self.tokenizer.encode_with_control(text) {
             assert!(is_allowed(constraint, token), "{:?} in {text}", self.tokenizer.decode(&[token]));
@@ -206,7 +206,7 @@ fn every_answer_is_of_its_schema() {
     }
 }
 
-/// Compiled grammars are kept, and what one turn wrote is nothing to the next.
+/// Compiled grammars are cached, and a turn does not affect the next turn with the same grammar.
 #[test]
 fn the_same_schema_is_followed_anew() {
     let (bench, other) = (Bench::new(), Bench::new());
@@ -226,7 +226,7 @@ fn any_object_is_json() {
     for seed in 0..8 {
         let tokens = draw(&bench.tokenizer, constraint.clone(), &mut Random::new(seed));
         let content = last_message(&bench.tokenizer, &tokens, &[]).content;
-        // Numbers may be larger than any that a program holds.
+        // Numbers may be larger than any numeric type allows.
         assert!(serde_json::from_str::<IgnoredAny>(&content).is_ok(), "seed {seed}: {content}");
         assert!(content.starts_with('{'), "seed {seed}: {content}");
     }
@@ -305,7 +305,7 @@ fn reasoning_may_be_any_text() {
     assert!(control.len() > 7, "{control:?}");
     assert_eq!(bits(constraint.allowed().expect("a mask")), expected("<|end|>"));
     bench.write(constraint.as_mut(), "It is \"{\" or <|end|>");
-    // Whoever wrote this would end the message; then the next one begins as each does.
+    // The text ends the message; then only the beginning of the next message is allowed.
     assert_eq!(bits(constraint.allowed().expect("a mask")), [bench.control("<|start|>")]);
     bench.write(constraint.as_mut(), "<|start|>assistant<|channel|>");
     let first = |name: &str| bench.tokenizer.encode(name)[0];
@@ -333,7 +333,7 @@ fn the_end_is_allowed_where_json_is_complete_and_nowhere_else() {
             assert!(is_allowed(&*constraint, token), "{:?}", bench.tokenizer.decode(&[token]));
             constraint.push(token).expect("a token that is allowed");
         }
-        // Another turn goes on from the same place by itself.
+        // A clone of the constraint continues independently.
         let mut other = constraint.clone();
         for constraint in [&mut constraint, &mut other] {
             assert!(is_allowed(&**constraint, end));
@@ -381,7 +381,7 @@ fn what_cannot_be_enforced_is_refused() {
         deep = json!({ "type": "array", "items": deep });
     }
     assert!(refusal(answer_of(deep)).2.contains("deep"));
-    // What only the compiler sees.
+    // Errors that only the grammar compiler detects.
     for schema in [
         json!({ "type": "string", "pattern": "(?=a)b" }),
         json!({ "type": "integer", "minimum": 5, "maximum": 4 }),
@@ -391,7 +391,7 @@ fn what_cannot_be_enforced_is_refused() {
         let (_, _, problem) = refusal(answer_of(schema.clone()));
         assert!(!problem.is_empty() && !problem.contains("backtrace"), "{schema}: {problem}");
     }
-    // A client's own options of the grammar engine count for nothing.
+    // Options for the grammar engine inside a client's schema are ignored.
     let lenient = json!({ "x-guidance": { "lenient": true }, "type": "object", "properties": { "a": { "not": {} } } });
     assert_eq!(refusal(answer_of(lenient)).1, "#/properties/a/not");
     let many: Vec<(String, Content)> = (0..200).map(|n| (format!("f{n}"), Content::object())).collect();

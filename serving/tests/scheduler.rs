@@ -1,4 +1,4 @@
-//! The scheduler on real engines: whatever the company, a request gives the tokens that it gives alone.
+//! The scheduler on real engines: a request gives the same tokens alone and together with others.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use synthetic::SyntheticModel;
 
 /// Bytes of a page of the model below: 64 positions of 2 key/value heads of 32 numbers, keys and values in f32, in 2 sliding layers.
 const PAGE_BYTES: u64 = 64 * 2 * 32 * 2 * 4 * 2;
-/// Log probabilities of the two likeliest tokens that are so near may change places when a sum is taken in another order.
+/// If the log probabilities of the two likeliest tokens differ by less than this, rounding may change their order.
 const LEVEL: f32 = 1e-4;
 
 struct Model {
@@ -28,7 +28,7 @@ struct Model {
 }
 
 impl Model {
-    /// All experts for every token: a router would turn a small difference into another choice.
+    /// All experts for every token, so that rounding cannot change the choice of experts.
     fn random(seed: u64) -> Model {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("model.gguf");
@@ -56,7 +56,7 @@ impl Model {
     }
 }
 
-/// Lets several steps be in flight on an engine that computes a step when it is submitted.
+/// Allows several steps in flight on an engine that computes each step when it is submitted.
 struct Ahead {
     inner: CpuEngine,
     done: VecDeque<(Ticket, Vec<Outcome>)>,
@@ -87,7 +87,7 @@ fn tokens(random: &mut Random, count: usize) -> Vec<u32> {
     (0..count).map(|_| random.below(1000) as u32).collect()
 }
 
-/// A request that may begin with a part of `common`.
+/// A request whose prompt may begin with a part of `common`.
 fn request(random: &mut Random, common: &[u32], longest: usize, most: usize) -> Request {
     let shared = random.below(common.len());
     let own = 1 + random.below(longest);
@@ -110,7 +110,7 @@ fn request(random: &mut Random, common: &[u32], longest: usize, most: usize) -> 
     }
 }
 
-/// The text of a request without a scheduler, and how far the likeliest token led before each.
+/// The tokens of a request without a scheduler, and for each token the lead of the likeliest over the second.
 fn alone(engine: &mut dyn Engine, request: &Request) -> (Vec<u32>, Vec<f32>) {
     const SEQUENCE: SequenceId = SequenceId::MAX;
     let mut sampler = Sampler::new(request.sampling.clone(), engine.config().vocab).expect("valid parameters");
@@ -138,7 +138,7 @@ struct Heard {
 }
 
 impl Heard {
-    /// The tokens are those of the request alone: all of them if it was not cancelled.
+    /// Asserts that the tokens are those of the request alone, and that all are there unless it was cancelled.
     fn check(&self, alone: &(Vec<u32>, Vec<f32>), request: &Request, was_cancelled: bool) {
         let (tokens, leads) = alone;
         let is_greedy = request.sampling == SamplingParams::default();
@@ -172,7 +172,7 @@ fn turn(scheduler: &mut Scheduler, engine: &mut dyn Engine, heard: &mut AllHeard
     }
 }
 
-/// Lets requests come and go at random, and compares each with itself alone.
+/// Adds and cancels random requests, and compares each with the same request alone.
 fn check_company(engine: &mut dyn Engine, requests: &[Request], options: &Options, random: &mut Random) {
     let alone: Vec<_> = requests.iter().map(|request| alone(engine, request)).collect();
     let mut scheduler = Scheduler::new(engine, options);
@@ -200,7 +200,7 @@ fn check_company(engine: &mut dyn Engine, requests: &[Request], options: &Option
     assert_eq!(capacity.pages_free, capacity.pages_total, "pages were lost");
 }
 
-/// New ones in every run unless `TEST_SEED` is set, which is the first of them.
+/// Consecutive seeds from a random first one, or from `TEST_SEED` if it is set.
 fn seeds(count: u64) -> impl Iterator<Item = u64> {
     let first = test_seed();
     (0..count).map(move |number| first.wrapping_add(number)).inspect(|seed| println!("seed {seed}"))
@@ -232,7 +232,7 @@ fn texts_of_phase_3_do_not_depend_on_company() {
     }
 }
 
-/// Two texts that outgrow the cache together.
+/// Two texts that together need more than the cache.
 #[test]
 fn a_text_goes_on_after_its_pages_were_taken() {
     for seed in seeds(1) {
@@ -282,7 +282,7 @@ fn a_cached_chat_says_the_same() {
     }
 }
 
-/// A chat whose server ended, and goes on from what was written: the same text, and nothing of its last prompt is computed again.
+/// A chat that continues after a restart from the stored files: the same text, and its last prompt is not computed again.
 #[test]
 fn a_chat_from_disk_says_the_same() {
     for seed in seeds(2) {

@@ -1,4 +1,4 @@
-//! The scheduler's rules, on an engine whose texts are exact.
+//! The scheduler's rules, on the fake engine, whose texts can be predicted.
 
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
@@ -14,7 +14,7 @@ use serving::scheduler::{Options, RequestId};
 struct Arrival {
     delay: usize,
     request: Request,
-    /// Turns after its arrival.
+    /// Iterations of the scheduler after its arrival.
     cancelled: Option<usize>,
 }
 
@@ -45,7 +45,8 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whoever comes, goes and is short of pages: every text is what it is alone, and nothing is left behind.
+    /// With random arrivals, cancellations and too few pages, every text equals that of the request alone, and nothing is left in the
+    /// engine.
     #[test]
     fn texts_do_not_depend_on_company(
         arrivals in prop::collection::vec(arrival(), 1..14),
@@ -94,7 +95,7 @@ fn the_next_turn_of_a_chat_begins_where_its_prompt_ended() {
     let other = (first.tokens[0] + 1) % POISON;
     let next = request(&[text(0, 100), vec![other; 30]].concat(), 5);
     assert_eq!(run.run(next.clone()).cached, Some(100));
-    // What was not cached, and all generated tokens but the last.
+    // The tokens that were not cached, and all generated tokens except the last.
     assert_eq!(run.engine.computed() - before, 30 + 4);
     run.check(1, &next);
 }
@@ -150,7 +151,7 @@ fn clients_take_turns() {
     assert_eq!(run.started, [0, 4, 5, 1, 6, 2, 3]);
 }
 
-/// While a long prompt is computed, another text goes on with every step, and no step is longer than was asked.
+/// While a long prompt is computed, another text gets a token in every step, and no step exceeds the limit.
 #[test]
 fn a_long_prompt_does_not_hold_up_others() {
     let options = Options { prompt_tokens_per_step: 8, ..Options::default() };
@@ -205,7 +206,7 @@ fn deadlines_end_those_who_run_and_those_who_wait() {
     run.check_empty();
 }
 
-/// Logits that are NaN end one request, and nothing that it left behind is used again.
+/// NaN logits end one request, and its cache is not reused.
 #[test]
 fn one_that_is_no_number_harms_no_other() {
     let mut run = Run::new(Fake::new(400, 2), Options::default());
@@ -250,7 +251,7 @@ fn the_prefix_cache_keeps_no_more_than_it_may() {
     run.check_empty();
 }
 
-/// After each token, only tokens of the next remainder by 7 may be drawn; after `most` tokens, none.
+/// Allows only tokens whose remainder modulo 7 follows that of the previous token, and none after `most` tokens.
 #[derive(Clone, Debug)]
 struct Remainders {
     mask: Vec<u32>,
@@ -289,7 +290,7 @@ impl Constraint for Remainders {
 
 #[test]
 fn a_constraint_knows_each_token_before_the_next_is_drawn() {
-    // Steps in flight, and pages: few ones make sequences lose theirs.
+    // Numbers of steps in flight and of pages; with few pages, sequences are preempted.
     for (ahead, pages) in [(1, 400), (2, 400), (3, 400), (2, 40)] {
         let mut run = Run::new(Fake::new(pages, ahead), Options::default());
         let constrained = |seed| Request {

@@ -1,4 +1,4 @@
-//! The thread that owns the engine: whatever happens to it or to those who listen, nobody waits in vain.
+//! The thread that owns the engine: if it fails or receivers are dropped, no client waits forever.
 
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
@@ -12,7 +12,7 @@ use phase3_kvcache::SamplingParams;
 use serving::request::{Event, Finish, Refused, Request};
 use serving::worker::{Events, Handle, Options};
 
-/// An engine that submits a step only when it is told to, or when nobody is left who could.
+/// An engine that submits a step for each message on `gate`, or without waiting when the sender is gone.
 struct Gated {
     inner: Fake,
     gate: Receiver<()>,
@@ -27,7 +27,7 @@ impl Engine for Gated {
     delegate_engine!(inner: config, capacity, length, collect, fork, truncate, release);
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
-        // Without a key the gate is open.
+        // If the sender is gone, this returns at once.
         let _ = self.gate.recv();
         self.inner.submit(work)
     }
@@ -60,7 +60,7 @@ fn with_logprobs(prompt: &[u32], max_tokens: usize) -> Request {
     Request { logprobs: Some(1), ..request(prompt, max_tokens) }
 }
 
-/// Waits for what another thread does.
+/// Waits until another thread has done something.
 fn until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
@@ -181,7 +181,7 @@ fn the_thread_goes_with_the_last_handle() {
     let events = other.submit(taken.clone()).expect("room");
     let context = other.context();
     drop(other);
-    // What was taken goes on to its end; then the engine goes, and the other end of its gate with it.
+    // The accepted request ends normally; then the engine is dropped, and with it the receiver of `gate`.
     assert!((0..5).all(|_| key.send(()).is_ok()));
     assert_eq!(heard(events), expected(&taken, context));
     until("the engine is gone", || key.send(()).is_err());

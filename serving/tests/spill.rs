@@ -1,4 +1,5 @@
-//! Conversations on disk, on an engine whose texts are exact: they come back, after a restart too, and damage never changes a text.
+//! Conversations on disk, on the fake engine, whose texts can be predicted: they are restored, also after a restart, and damage never
+//! changes a text.
 
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
@@ -17,14 +18,14 @@ use serving::scheduler::Options;
 use serving::spill::{Identity, Spill, SpillError};
 use serving::statistics::Spilled;
 
-/// What was said of any folder.
+/// Warnings about all folders.
 static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn warn(sentence: &str) {
     WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).push(sentence.to_owned());
 }
 
-/// What was said of files in this folder.
+/// Warnings about files in this folder.
 fn warnings(folder: &Path) -> Vec<String> {
     let folder = folder.to_str().expect("UTF-8");
     let all = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,12 +44,12 @@ fn temporary() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
-/// A server on a folder, with room for everything in the engine.
+/// A server that spills to a folder, with an engine that has room for everything.
 fn roomy(folder: &Path) -> Run {
     Run::roomy().spill_to(open(folder, 1 << 30))
 }
 
-/// A server on a folder, with room for about three of the conversations below.
+/// A server that spills to a folder, with an engine that has room for about three of the conversations below.
 fn crowded(folder: &Path) -> Run {
     Run::new(Fake::new(100, 2), Options::default()).spill_to(open(folder, 1 << 30))
 }
@@ -58,13 +59,13 @@ impl Run {
         self.scheduler.statistics(&self.engine).spilled
     }
 
-    /// Ends as a server does that is told to.
+    /// Shuts the server down.
     fn stop(mut self) {
         self.scheduler.spill_all(&mut self.engine, Instant::now() + Duration::from_secs(60));
     }
 }
 
-/// The files of a folder that hold sequences, with their headers.
+/// The files with sequences in a folder, with their headers.
 fn files(folder: &Path) -> Vec<(PathBuf, SessionHeader)> {
     let paths = fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path());
     let mut files: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "kv")).collect();
@@ -78,7 +79,7 @@ fn lengths(folder: &Path) -> Vec<usize> {
     lengths
 }
 
-/// The next prompt of a chat whose last prompt was `prompt`, and whose answer is not repeated as it was generated.
+/// The next prompt of a chat whose last prompt was `prompt`; it does not repeat the generated answer.
 fn next_prompt(prompt: &[u32], generated: &[u32], more: usize) -> Vec<u32> {
     let other = (generated[0] + 1) % POISON;
     [prompt, &vec![other; more]].concat()
@@ -97,7 +98,8 @@ fn a_conversation_that_memory_has_no_room_for_comes_back() {
     }
     run.settle();
     let Spilled { files, bytes, spilled_tokens, spilled_bytes, restored_tokens, .. } = run.spilled();
-    // Of seven conversations memory holds three, and each of the others leaves the ends of its prompt and of its text.
+    // Three of the seven conversations are in memory; each of the others has a file for the end of its prompt and one for the end of its
+    // text.
     assert!(files >= 8 && bytes >= spilled_bytes && spilled_bytes > 0, "{files} files");
     assert!(spilled_tokens >= 800 && restored_tokens == 0, "{spilled_tokens} tokens");
 
@@ -105,7 +107,7 @@ fn a_conversation_that_memory_has_no_room_for_comes_back() {
     let next = request(&next_prompt(&text(0, 100), &first.tokens, 30), 5);
     assert_eq!(run.run(next.clone()).cached, Some(100));
     run.check(7, &next);
-    // What was not cached, and all generated tokens but the last.
+    // The tokens that were not cached, and all generated tokens except the last.
     assert_eq!(run.engine.computed() - before, 30 + 4);
     let now = run.spilled();
     assert_eq!(now.restored_tokens, 100);
@@ -127,7 +129,7 @@ fn a_conversation_outlives_the_server() {
     let next = request(&next_prompt(&text(0, 100), &first.tokens, 30), 5);
     assert_eq!(run.run(next.clone()).cached, Some(100));
     run.check(0, &next);
-    // What goes on from the text, as a tool's result does, finds the text.
+    // A prompt that continues the generated text, as a tool's result does, uses the cache of that text.
     let result = request(&[text(0, 100), first.tokens.clone(), vec![7; 20]].concat(), 5);
     let mut run = {
         run.stop();
@@ -135,7 +137,7 @@ fn a_conversation_outlives_the_server() {
     };
     assert_eq!(run.run(result.clone()).cached, Some(104));
     run.check(0, &result);
-    // A prompt that repeats is computed from its last token: the engine goes back by one.
+    // A repeated prompt is computed from its last token: the engine truncates the sequence by one.
     let mut run = {
         run.stop();
         roomy(folder.path())
@@ -145,7 +147,7 @@ fn a_conversation_outlives_the_server() {
     run.check(0, &again);
 }
 
-/// A file is a whole sequence, and those of earlier turns would be of no use any more.
+/// A file contains a whole sequence, so files of earlier turns of the chat are not needed.
 #[test]
 fn only_the_last_turn_of_a_chat_is_written() {
     let folder = temporary();
@@ -159,7 +161,7 @@ fn only_the_last_turn_of_a_chat_is_written() {
     assert_eq!(lengths(folder.path()), [220, 224]);
 }
 
-/// A chat with the same instructions goes on from the middle of the first one's prompt, whose end it does not replace.
+/// A chat with the same instructions shares only the beginning of the first one's prompt, and does not replace its file.
 #[test]
 fn another_chat_replaces_nothing() {
     let folder = temporary();
@@ -196,7 +198,7 @@ fn short_texts_are_computed_and_not_read() {
     assert_eq!(lengths(folder.path()), [0usize; 0]);
 }
 
-/// In the turn after it came, a request waits for its file.
+/// The request arrives in one iteration, and in the next one it waits for its file.
 #[test]
 fn a_request_may_end_while_its_file_is_read() {
     for deadline in [false, true] {
@@ -221,7 +223,7 @@ fn a_request_may_end_while_its_file_is_read() {
     }
 }
 
-/// Two requests want the same file, and a third one none.
+/// Two requests need the same file, and a third needs none.
 #[test]
 fn others_do_not_wait_for_a_file() {
     let folder = temporary();
@@ -229,7 +231,7 @@ fn others_do_not_wait_for_a_file() {
     let first = run.run(request(&text(0, 100), 5));
     run.stop();
     let mut run = roomy(folder.path());
-    // Neither repeats the token that was generated behind the text.
+    // Neither repeats the token that was generated after the text.
     let requests = [1, 2].map(|user| request(&[text(0, 100), vec![(first.tokens[0] + user) % POISON; 9]].concat(), 5));
     let other = request(&text(3, 20), 5);
     for request in [&requests[0], &requests[1], &other] {
@@ -246,7 +248,7 @@ fn others_do_not_wait_for_a_file() {
     run.check_empty();
 }
 
-/// What a request that failed had computed is not found after a restart either.
+/// The cache of a request that failed is not found after a restart either.
 #[test]
 fn what_is_no_number_is_not_written() {
     let folder = temporary();
@@ -295,7 +297,7 @@ fn a_folder_that_vanishes_costs_one_warning() {
     run.check_empty();
 }
 
-/// A harm to one of the files of `a_conversation_outlives_the_server`: the shorter one, of which more is of use.
+/// A way to damage the shorter of the two files of `a_conversation_outlives_the_server`, of which more can be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
     Flip(usize),
@@ -304,7 +306,7 @@ enum Harm {
     OtherModel,
     OtherEngine,
     NotAllCached,
-    /// What was computed is another text's: no checksum tells.
+    /// The contents belong to another text, which no checksum detects.
     WrongShape,
 }
 
@@ -379,7 +381,7 @@ fn what_was_never_finished_is_deleted_and_other_files_are_left_alone() {
     assert_eq!(lengths(folder.path()), [100, 104]);
 }
 
-/// The order of use outlives the server, and the bound holds from the beginning.
+/// The order of use is kept across restarts, and the size limit applies from the start.
 #[test]
 fn what_was_used_least_recently_is_deleted_first() {
     let folder = temporary();
@@ -392,7 +394,7 @@ fn what_was_used_least_recently_is_deleted_first() {
     assert_eq!(all.len(), 8);
     let size = |path: &PathBuf| fs::metadata(path).expect("there").len();
     let total: u64 = all.iter().map(|(path, _)| size(path)).sum();
-    // The first conversation was used last, and of the others those that were written last.
+    // The first conversation is the most recently used; the others are ordered by the time of writing.
     for (path, header) in &all {
         let age = if header.tokens.starts_with(&text(0, 100)) { 10 } else { 100 };
         let file = fs::File::options().write(true).open(path).expect("there");
@@ -425,7 +427,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// With few pages and a small folder, over two servers: every text is what it is alone, and the folder keeps its bound.
+    /// With few pages and a small folder, over two servers: every text equals that of the request alone, and the folder keeps its limit.
     #[test]
     fn texts_do_not_depend_on_the_disk(
         arrivals in prop::collection::vec(arrival(), 1..10),

@@ -1,4 +1,4 @@
-//! Bodies of a hundred megabytes, and such that are just small enough to be looked at.
+//! Bodies of a hundred megabytes, and bodies that are just below the limit and so are parsed.
 
 use std::io::Write;
 use std::thread;
@@ -10,7 +10,7 @@ use crate::http::{Answer, MODEL, Reading, Running};
 
 const MEGABYTE: usize = 1_000_000;
 
-/// Sends a body that goes on and on in pieces, announced or in chunks.
+/// Sends a large body in pieces, with a content length or in chunks.
 fn upload(server: &Running, path: &str, bytes: usize, chunked: bool) -> Answer {
     let framing = if chunked { "transfer-encoding: chunked".into() } else { format!("content-length: {bytes}") };
     let mut stream =
@@ -40,10 +40,10 @@ fn a_hundred_megabytes() {
                 });
             }
         });
-        // Ollama's clients read its own form.
+        // Ollama's paths return errors in Ollama's format.
         let answer = upload(server, "/api/chat", 20 * MEGABYTE, false);
         assert_eq!((answer.status, answer.json()["error"].is_string()), (413, true), "{}", answer.body);
-        // Who asks before sending need not send.
+        // A client that sends `Expect: 100-continue` need not send the body.
         for length in ["100000000", "1000000000000000000"] {
             let head =
                 format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nexpect: 100-continue\r\n\r\n");

@@ -1,4 +1,4 @@
-//! Many connections, and what comes over them that is no HTTP.
+//! Many connections, and connections that send something other than HTTP.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,13 +10,13 @@ use serving::api::Settings;
 use crate::ground::{CHAT, RUNNING, WAITING, ask, assert_refused, ground, open_files, request, sent};
 use crate::http::{Reading, Running};
 
-/// Half of the first bytes of a TLS connection.
+/// The first half of a TLS handshake's first bytes.
 const TLS: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\0\0\0\0\0\0\0\0";
 
 #[test]
 fn a_thousand_connections() {
     let ground = ground();
-    // Each has two ends in this process, which has other files too.
+    // Both ends of each connection are in this process, which also has other files open.
     let most = open_files().saturating_sub(200) / 2;
     assert!(most >= 200, "{} open files are too few for this test; raise the hard limit", open_files());
     let count = most.min(1000);
@@ -32,7 +32,7 @@ fn a_thousand_connections() {
             };
             stream.write_all(bytes).expect("taken");
         }
-        // All of them ask at once: a few are answered, and the others hear that they should come later.
+        // All of them send a request at the same time: a few are answered, the others are asked to try again later.
         let body = ask("What is 2 + 2?", json!({ "max_tokens": 100 })).to_string();
         let bytes = request(CHAT, body.as_bytes());
         let mut answered = 0;
@@ -50,7 +50,7 @@ fn a_thousand_connections() {
             let delay = answer.header("retry-after").and_then(|delay| delay.parse::<u64>().ok());
             assert!(delay.is_some_and(|delay| (1..=60).contains(&delay)), "{delay:?}");
         }
-        // The neighbour takes a place.
+        // The neighbour takes one place.
         assert!(answered >= RUNNING + WAITING - 1, "{answered} of {count}");
     });
 }
@@ -83,11 +83,11 @@ fn what_is_no_http() {
     });
 }
 
-/// Connections beyond the most wait, and are served when others leave.
+/// Connections beyond the limit wait, and are served when others are closed.
 #[test]
 fn one_too_many_waits() {
     let server = Running::starting(Settings { max_connections: 4, ..Settings::default() });
-    // Each has been taken when it is answered.
+    // A connection counts as accepted when it has been answered.
     let mut taken: Vec<TcpStream> = Vec::new();
     for _ in 0..4 {
         let mut stream = sent(&server, b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n");

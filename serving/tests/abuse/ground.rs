@@ -1,4 +1,4 @@
-//! The server that is abused, and its neighbour.
+//! The server that the tests abuse, and a neighbour: a client that streams at the same time.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -15,24 +15,24 @@ use serving::worker::Options;
 use crate::http::{Answer, MODEL, Reading, Running, engine};
 
 pub const CHAT: &str = "/v1/chat/completions";
-/// Requests that the server computes together, and that wait beside them.
+/// Requests that the server computes together, and requests that may wait.
 pub const RUNNING: usize = 8;
 pub const WAITING: usize = 24;
 /// Memory for keys and values.
 const CACHE: u64 = 16 << 20;
-/// Memory that may have come to stay: the last 32 grammars are kept, compiled.
+/// Memory that may remain allocated: the last 32 compiled grammars are cached.
 const NEAR: u64 = 128 << 20;
 
-/// One server for all tests of this file, so that one leaves to the next what it spoils.
+/// One server for all tests of this file, so that damage done by one test affects the next.
 pub struct Ground {
     server: Running,
-    /// What a stream says that nobody disturbs.
+    /// The text of the neighbour's stream without any abuse.
     undisturbed: String,
     /// Bytes of memory before any abuse.
     memory: u64,
 }
 
-/// The ground, for one test at a time.
+/// The shared server, for one test at a time.
 pub fn ground() -> MutexGuard<'static, Ground> {
     static GROUND: LazyLock<Mutex<Ground>> = LazyLock::new(|| Mutex::new(Ground::new()));
     GROUND.lock().unwrap_or_else(PoisonError::into_inner)
@@ -43,7 +43,7 @@ impl Ground {
         allow_open_files();
         let options = Options { max_running: RUNNING, max_waiting: WAITING, prefix_cache: false, ..Options::default() };
         let server = Running::start_on(Box::new(engine(Some(CACHE))), Settings::default(), options);
-        // What is made once: the tables of constraints, and memory for steps of as many requests, with long prompts.
+        // Allocates what is allocated only once: the tables of constraints, and memory for steps with as many requests and long prompts.
         let format = json!({ "type": "json_object" });
         let long = "a long question ".repeat(100);
         thread::scope(|scope| {
@@ -58,7 +58,7 @@ impl Ground {
         Ground { server, undisturbed, memory: memory() }
     }
 
-    /// Abuses the server beside its neighbour, and sees that nothing comes of it.
+    /// Abuses the server while the neighbour streams, and checks that the neighbour's text is unchanged and that everything is freed.
     pub fn withstands(&self, abuse: impl FnOnce(&Running)) {
         let server = &self.server;
         let over = AtomicBool::new(false);
@@ -66,7 +66,7 @@ impl Ground {
         let streams = thread::scope(|scope| {
             let over = &over;
             let neighbour = scope.spawn(move || self.stream_until(over, &begin));
-            // Set even if the abuse panics, or the neighbour would stream for ever.
+            // Set even if the abuse panics; otherwise the neighbour would stream forever.
             let end = SetOnDrop(over);
             begun.recv().expect("the neighbour streams");
             abuse(server);
@@ -81,21 +81,21 @@ impl Ground {
         let until = Instant::now() + Duration::from_secs(15);
         while memory() > self.memory + NEAR {
             assert!(Instant::now() < until, "{} MiB came to stay", memory().saturating_sub(self.memory) >> 20);
-            // It is given back where a request was answered since.
+            // Memory is returned to the system after a request was answered.
             server.get("/ping");
             thread::sleep(Duration::from_millis(200));
         }
         eprintln!("{} MiB more than before", memory().saturating_sub(self.memory) >> 20);
     }
 
-    /// Streams the same again and again, and tells when the first stream has begun.
+    /// Repeats the same stream, and signals when the first one has begun.
     fn stream_until(&self, over: &AtomicBool, begin: &Sender<()>) -> usize {
         let mut streams = 0;
         let body = neighbours_question().to_string();
         loop {
             let mut reading = self.server.open("POST", CHAT, &[], body.as_bytes());
             if reading.status == 429 {
-                // Those who abuse it have filled the queue.
+                // The abusive clients have filled the queue.
                 thread::sleep(Duration::from_millis(20));
                 continue;
             }
@@ -135,7 +135,7 @@ fn neighbours_question() -> Value {
     ask("Tell me a story.", json!({ "stream": true, "max_tokens": 200 }))
 }
 
-/// Reasoning and text of a stream that ended well.
+/// Reasoning and text of a stream that ended normally.
 pub fn said(answer: &Answer) -> String {
     assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
     let events = answer.events();
@@ -145,7 +145,7 @@ pub fn said(answer: &Answer) -> String {
     format!("{}\n{}", part("reasoning"), part("content"))
 }
 
-/// A refusal in OpenAI's form, with what clients look at; `param` is not looked at where it is `None`.
+/// Checks a refusal in OpenAI's format; `param` is not checked if it is `None`.
 #[track_caller]
 pub fn assert_refused(what: &str, answer: &Answer, status: u16, code: Option<&str>, param: Option<&str>) {
     let context = format!("{what}: {} {}", answer.status, answer.body);
@@ -157,11 +157,11 @@ pub fn assert_refused(what: &str, answer: &Answer, status: u16, code: Option<&st
     assert!(error.get("param").is_some() && param.is_none_or(|param| error["param"] == param), "{context}");
 }
 
-/// A connection on which so much has been sent.
+/// A connection on which `bytes` have been sent.
 pub fn sent(server: &Running, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).expect("connects");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    // A server that has read enough may close meanwhile.
+    // A server that has read enough may close the connection meanwhile.
     let _ = stream.write_all(bytes);
     stream
 }
@@ -173,7 +173,7 @@ pub fn request(path: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A stream that does not end by itself; one whose turn has not come is asked for again.
+/// A stream that does not end by itself; a refused request is repeated.
 pub fn endless(server: &Running) -> Reading {
     let fields = json!({ "stream": true, "ignore_eos": true, "temperature": 1, "max_tokens": null });
     let body = ask("Tell me everything.", fields).to_string();
@@ -188,10 +188,10 @@ pub fn endless(server: &Running) -> Reading {
     }
 }
 
-/// Bytes of memory that this process has allocated and not freed. What the allocator keeps of freed memory, because a page of it is in
-/// use, is not counted: it does not grow with time.
+/// Bytes of memory that this process has allocated and not freed. Freed memory that the allocator keeps is not counted: it does not grow
+/// with time.
 fn memory() -> u64 {
-    // SAFETY: it takes nothing.
+    // SAFETY: the function has no arguments.
     let info = unsafe { libc::mallinfo2() };
     (info.uordblks + info.hblkhd) as u64
 }
@@ -201,7 +201,7 @@ pub fn open_files() -> usize {
     limit().rlim_cur as usize
 }
 
-/// As many as the system allows: the server's connections have their other ends in this process too.
+/// Raises the limit as far as the system allows: the clients' ends of the connections are in this process too.
 fn allow_open_files() {
     let mut limit = limit();
     limit.rlim_cur = limit.rlim_max;

@@ -1,7 +1,7 @@
-//! What no client should do and some do: each abuse gets its error, and harms nobody else.
+//! Abusive requests: each gets its error, and does not affect other clients.
 //!
-//! Beside each, a neighbour streams; its text has to be that of an undisturbed stream. Afterwards nothing runs, every page of the cache
-//! is free, and memory is near where it was. Nothing here asserts speed. Files and memory are read as Linux has them.
+//! During each of them a neighbour streams; its text must equal that of an undisturbed stream. Afterwards no request runs, every page of
+//! the cache is free, and memory is near its earlier size. No test asserts a speed. Open files and memory are read as on Linux.
 #![cfg(target_os = "linux")]
 
 mod bodies;

@@ -1,4 +1,4 @@
-//! Clients that leave in the middle, and such that read or write next to nothing.
+//! Clients that disconnect in the middle, and clients that read or write very slowly.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,23 +13,23 @@ use serving::worker::Options;
 use crate::ground::{CHAT, ask, endless, ground, request, said, sent};
 use crate::http::{Reading, Running, engine};
 
-/// Streams that are left in the middle, so many at a time.
+/// Number of concurrent streams that are abandoned.
 const LEFT: usize = 18;
 
-/// Clients that leave before, in and after everything that a server may be doing for them.
+/// Clients that disconnect before, during and after every stage of a request.
 fn vanish(server: &Running) {
     let aborted = || server.metric("vllm:request_success_total", "finished_reason=\"abort\"");
     let before = aborted();
     for _ in 0..3 {
         let mut streams: Vec<Reading> = (0..LEFT).map(|_| endless(server)).collect();
-        // The first of them run.
+        // The first of them are running.
         for (index, stream) in streams.iter_mut().take(4).enumerate() {
             (0..2 + index).for_each(|_| assert!(stream.piece().is_some()));
         }
     }
     let whole = request(CHAT, ask("Tell me everything.", json!({ "ignore_eos": true })).to_string().as_bytes());
     for index in 0..60 {
-        // Some before they are heard, some while they wait, and some in the middle of their request.
+        // Some disconnect before the server has read anything, some while they wait, some in the middle of their request.
         let length = if index % 3 == 0 { whole.len() } else { index * 5 };
         drop(sent(server, &whole[..length.min(whole.len())]));
     }
@@ -47,12 +47,12 @@ fn clients_that_vanish() {
     ground().withstands(vanish);
 }
 
-/// What the prefix cache keeps of them can be had back: texts that need most of the cache are written as before.
+/// The prefixes that abandoned requests leave in the cache can be evicted: texts that need most of the cache are the same as before.
 #[test]
 fn clients_that_vanish_leave_no_page_behind() {
     let _alone = ground();
     let options = Options { max_running: 8, max_waiting: 24, ..Options::default() };
-    // Little more than the longest text takes.
+    // A little more memory than the longest text needs.
     let server = Running::start_on(Box::new(engine(Some(8 << 20))), Settings::default(), options);
     let write = |begin: &str| {
         let question = begin.to_owned() + &" word".repeat(3500);
@@ -66,7 +66,7 @@ fn clients_that_vanish_leave_no_page_behind() {
     vanish(&server);
     server.wait_for("vllm:num_requests_running", 0.0);
     assert!(server.metric("gptoss:cached_prefixes", "") > 0.0);
-    // The other text leaves nothing of the first in the cache.
+    // The second text evicts the first from the cache.
     write("Second");
     assert_eq!(write("First"), before);
 }
@@ -74,7 +74,7 @@ fn clients_that_vanish_leave_no_page_behind() {
 #[test]
 fn a_byte_a_second() {
     ground().withstands(|server| {
-        // With the likeliest tokens beside each, what is not read is more than a connection holds.
+        // With log probabilities the unread answers are larger than a connection's buffers.
         let fields =
             json!({ "stream": true, "ignore_eos": true, "max_tokens": 500, "logprobs": true, "top_logprobs": 20 });
         let much = request(CHAT, ask("Tell me everything.", fields).to_string().as_bytes());
@@ -99,21 +99,21 @@ fn a_byte_a_second() {
                 thread::sleep(Duration::from_millis(50));
             }
         }
-        // Who reads on finds all of it, and who writes on is answered.
+        // A client that continues to read gets the whole answer, and one that continues to write is answered.
         writing.write_all(rest).expect("taken");
         let written = Reading::begin(writing).finish();
         let mut read = String::from_utf8(begin).expect("UTF-8");
         patient.read_to_string(&mut read).expect("the rest");
         assert!(read.starts_with("HTTP/1.1 200 OK\r\n"), "{read}");
         let (_, body) = read.split_once("\r\n\r\n").expect("a body");
-        // The lengths of chunks stand between its lines.
+        // Removes the lengths of chunks, which are between the lines.
         let body: String = body.split_inclusive('\n').filter(|line| !line.ends_with("\r\n")).collect();
         assert!(said(&written).ends_with("47 + 38 = 85."), "{}", written.body);
         assert_eq!(data(&body), data(&written.body));
     });
 }
 
-/// What the events of a stream say, without what differs between two of them.
+/// The events of a stream, without the fields that differ between streams.
 fn data(body: &str) -> Vec<serde_json::Value> {
     let lines = body.lines().filter_map(|line| line.strip_prefix("data: {"));
     let deltas = lines.map(|line| {
@@ -123,7 +123,7 @@ fn data(body: &str) -> Vec<serde_json::Value> {
     deltas.collect()
 }
 
-/// Lets the system hold few bytes for a reader.
+/// Makes the receive buffer of a connection small.
 fn narrow(stream: &TcpStream) {
     let bytes: libc::c_int = 4096;
     let (value, size) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);

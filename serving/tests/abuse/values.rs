@@ -1,4 +1,4 @@
-//! Values that make no sense: what is no JSON or no UTF-8, schemas without end, tools without number, numbers beyond measure.
+//! Invalid values: bodies that are not JSON or not UTF-8, endless schemas, too many tools, huge numbers.
 
 use gptoss_reference::Random;
 use serde_json::{Map, Value, json};
@@ -25,7 +25,7 @@ fn what_is_no_json() {
         b"{'messages': []}".to_vec(),
         b"{\"messages\": [,]}".to_vec(),
         b"{\"messages\": [NaN]}".to_vec(),
-        // Halves of a character, also where nobody reads them.
+        // Incomplete characters, also in fields that are ignored.
         b"{\"model\": \"\xff\xfe\"}".to_vec(),
         b"{\"unknown\": \"\xc3\"}".to_vec(),
         b"\xff\xfe{\0}\0".to_vec(),
@@ -59,7 +59,7 @@ fn what_is_no_json() {
     });
 }
 
-/// A schema of so many levels, as text.
+/// A schema with this many levels, as text.
 fn deep_schema(levels: usize) -> String {
     let open = "{\"type\":\"object\",\"properties\":{\"x\":".repeat(levels);
     format!("{open}{{\"type\":\"string\"}}{}", "}}".repeat(levels))
@@ -91,7 +91,7 @@ fn schemas_a_thousand_deep() {
             }
             assert_refused("a deep schema", &send(server, RESPONSES, &flat(&schema)), 400, Some("invalid_json"), None);
         }
-        // Not too deep for JSON, and too deep to be enforced.
+        // Not too deep for JSON, but too deep to be enforced.
         let schema = deep_schema(58);
         let refused = |path: &str, body: &[u8], param: &str| {
             assert_refused("a schema of 58 levels", &send(server, path, body), 400, UNSUPPORTED, Some(param));
@@ -113,7 +113,7 @@ fn schemas_that_mean_too_much() {
     let many: Map<String, Value> =
         (0..20_000).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
     ground().withstands(|server| {
-        // Part of the prompt, and too long for it.
+        // These schemas are part of the prompt, and make it too long.
         for (what, schema) in [
             ("20,000 properties", json!({ "type": "object", "properties": many })),
             ("100,000 values", json!({ "enum": (0..100_000).collect::<Vec<_>>() })),
@@ -128,7 +128,7 @@ fn schemas_that_mean_too_much() {
         ] {
             assert_refused(what, &server.post(CHAT, &format(schema)), 400, UNSUPPORTED, Some("response_format"));
         }
-        // What takes long to say is begun, as far as the request lets it.
+        // Answers that the schema makes very long are generated up to the request's limit.
         for schema in [
             json!({ "type": "array", "items": { "type": "string" }, "minItems": 1_000_000_000 }),
             json!({ "type": "string", "minLength": 1_000_000_000 }),
@@ -164,7 +164,7 @@ fn ten_thousand_tools() {
         let required = json!({ "tools": tools(10_000, false), "tool_choice": "required" });
         refused("many tools, one required", chat(required), None, "tools");
         refused("many flat tools", server.post(RESPONSES, &json!({ "input": "x", "tools": flat })), None, "tools");
-        // As many as are allowed, and more than the context holds.
+        // The allowed number of tools, whose declarations are longer than the context.
         refused("1,000 tools", chat(json!({ "tools": tools(1000, false) })), TOO_LONG, "messages");
         refused("200 strict tools", chat(json!({ "tools": tools(200, true) })), None, "tools");
         let long = json!([{ "type": "function", "function": { "name": "x".repeat(100_000) } }]);
@@ -174,7 +174,7 @@ fn ten_thousand_tools() {
     });
 }
 
-/// Numbers as JSON may write them.
+/// Numbers that JSON allows.
 const ODD: [&str; 10] = [
     "0",
     "-1",
@@ -188,7 +188,7 @@ const ODD: [&str; 10] = [
     "1e999",
 ];
 
-/// A field of a chat, and which of the odd numbers it may be.
+/// A field of a chat request, and the odd numbers that it accepts.
 const CHAT_FIELDS: [(&str, &[&str]); 13] = [
     ("max_tokens", &["18446744073709551615"]),
     ("max_completion_tokens", &["18446744073709551615"]),
@@ -210,14 +210,14 @@ fn zero_and_huge_numbers() {
     ground().withstands(|server| {
         for (field, allowed) in CHAT_FIELDS {
             for number in ODD {
-                // Those that let a text go on end by themselves.
+                // These fields end the text by themselves; the others need a limit.
                 let bound = if field.starts_with("max_") { "" } else { ",\"max_tokens\":1" };
                 let messages = r#""messages":[{"role":"user","content":"What is 2 + 2?"}],"logprobs":true"#;
                 let body = format!("{{{messages},\"{field}\":{number}{bound}}}");
                 let answer = send(server, CHAT, body.as_bytes());
                 let what = format!("{field} {number}");
                 match number {
-                    // No number of JSON's readers is that large, except where nobody reads it.
+                    // JSON parsers refuse a number this large, unless the field is ignored.
                     "1e999" if field != "timeout" => assert_refused(&what, &answer, 400, Some("invalid_json"), None),
                     _ if allowed.contains(&number) => assert_eq!(answer.status, 200, "{what}: {}", answer.body),
                     _ => assert_refused(&what, &answer, 400, None, Some(field)),
@@ -265,7 +265,7 @@ fn numbers_and_lists_out_of_range() {
     });
 }
 
-/// Whatever is damaged of a request, the answer is its text or says what is wrong with it.
+/// However a request is damaged, the response is either an answer or an error that describes the damage.
 #[test]
 fn damaged_requests() {
     let tools = json!([{ "type": "function", "function": { "name": "f", "parameters": { "type": "object" }, "strict": true } }]);

@@ -1,4 +1,4 @@
-//! An agent's loop of 20 turns over HTTP: each turn repeats the whole conversation, and none of it is read twice.
+//! An agent's loop of 20 requests over HTTP: each repeats the whole conversation, and no token is computed twice.
 
 #[path = "../http/mod.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
@@ -16,7 +16,7 @@ use serving::worker::Options;
 
 const TURNS: usize = 20;
 
-/// An engine that counts the tokens of prompts that it is fed; those that it drew are not named again.
+/// An engine that counts the prompt tokens that it is fed; tokens that it drew itself are not counted.
 struct Counting {
     inner: CpuEngine,
     read: Arc<AtomicUsize>,
@@ -39,10 +39,10 @@ impl Engine for Counting {
 /// One turn of the model.
 struct Turn {
     prompt: Vec<u32>,
-    /// Tokens of the prompt that `usage` calls cached, and those that the engine was fed.
+    /// Prompt tokens that `usage` reports as cached, and those that the engine was fed.
     cached: usize,
     read: usize,
-    /// What the model said, without ids.
+    /// The model's message, without ids.
     message: Value,
 }
 
@@ -70,7 +70,7 @@ const QUESTIONS: [&str; 6] = [
     "How is the weather in Rome?",
 ];
 
-/// The loop: a question, a call of a tool, its result, what the model makes of it, the next question.
+/// The loop: a question, a tool call, its result, the model's answer, the next question.
 fn turns(prefix_cache: bool) -> Vec<Turn> {
     let read = Arc::new(AtomicUsize::new(0));
     let counting = Counting { inner: engine(None), read: read.clone() };
@@ -133,7 +133,7 @@ fn twenty_turns_read_nothing_twice() {
         cached.iter().fold((0, 0), |(prompts, read), turn| (prompts + turn.prompt.len(), read + turn.read));
     assert!(read * 3 < prompts, "{read} of {prompts} tokens were read");
 
-    // Without the cache all of it is read, and the text is the same.
+    // Without the cache all prompts are computed, and the text is the same.
     for (number, (cached, cold)) in cached.iter().zip(turns(false)).enumerate() {
         assert_eq!((cold.cached, cold.read), (0, cold.prompt.len()), "turn {number}");
         assert_eq!(cached.message, cold.message, "turn {number}");

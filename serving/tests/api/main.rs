@@ -56,7 +56,7 @@ fn a_stream_says_what_a_whole_answer_says() {
     let streamed = &chunks[chunks.len() - 1]["usage"];
     assert_eq!(streamed["completion_tokens"], usage["completion_tokens"]);
     assert_eq!(streamed["prompt_tokens"], usage["prompt_tokens"]);
-    // The prompt was read a moment ago.
+    // The same prompt was computed before.
     let cached = streamed["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
     assert!(cached < streamed["prompt_tokens"].as_u64().expect("a number"));
 }
@@ -278,7 +278,7 @@ fn ollama_clients_are_answered() {
     assert_eq!(server.post("/api/generate", &generate).json()["response"], joined);
 }
 
-/// Biases with which the model ends its reasoning at once, and then answers or calls `f`.
+/// Biases that make the model end its reasoning at once, and then answer or call `f`.
 fn in_haste() -> Value {
     let tokenizer = http::checkpoint().tokenizer().expect("builds");
     let mut tokens: Vec<u32> = [" to=functions.f", "final"].map(|text| tokenizer.encode(text)[0]).to_vec();
@@ -322,7 +322,7 @@ fn answers_and_arguments_are_of_their_schemas() {
         json!({ "tools": tools(true) }),
     ] {
         let choice = chat(fields.clone());
-        // Without a forced call, the model might as well answer.
+        // Without a forced call, the model may also answer.
         let is_forced = fields.get("tool_choice").is_some();
         assert!(choice["finish_reason"] == "tool_calls" || !is_forced, "{choice}");
         if let Some(call) = choice["message"]["tool_calls"].get(0) {
@@ -332,7 +332,7 @@ fn answers_and_arguments_are_of_their_schemas() {
     }
 }
 
-/// Without biases, whatever part of the JSON there is in time, it is the beginning of what was asked for.
+/// Without biases the JSON may be incomplete, but it is a prefix of valid JSON for the schema.
 #[test]
 fn every_endpoint_takes_a_schema() {
     let server = server();
@@ -364,7 +364,7 @@ fn every_endpoint_takes_a_schema() {
     assert_eq!(refused.status, 400, "{}", refused.body);
 }
 
-/// A prompt that does not fit whatever its tokens are is refused without being encoded, and not one byte earlier.
+/// A prompt is refused without being encoded exactly when it cannot fit, however it is encoded.
 #[test]
 fn a_text_that_no_tokens_make_fit_is_not_encoded() {
     let server = server();
@@ -382,7 +382,7 @@ fn a_text_that_no_tokens_make_fit_is_not_encoded() {
             format!("This model's maximum context length is {context} tokens, and the prompt has {count}. Shorten it.");
         assert_eq!((refused.status, &refused.json()["error"]["message"]), (400, &Value::from(expected)));
     }
-    // Where the beginning may be left out, it is.
+    // If the beginning may be truncated, the prompt is accepted.
     let said = |role: &str, content: &str| json!({ "role": role, "content": content });
     let input = [said("user", &fits_at_best.repeat(2)), said("assistant", "Yes."), said("user", "What is 2 + 2?")];
     let mut body = json!({ "input": input, "truncation": "auto", "temperature": 0, "max_output_tokens": 200 });

@@ -1,9 +1,9 @@
-//! What OpenAI's compatibility test of gpt-oss (`compatibility-test` in openai/gpt-oss) checks of a server, with the tools that the
-//! model inside the program knows: six tools with five questions each, five at a time, up to ten turns an answer.
+//! The checks of OpenAI's compatibility test for gpt-oss (`compatibility-test` in openai/gpt-oss), with tools that the embedded model was
+//! trained on: six tools with five questions each, five requests at a time, up to ten turns per answer.
 //!
-//! A case passes if the model calls the tool by its name, with arguments of its schema, and its reasoning can be read: in chats as
-//! `message.reasoning`, in responses as an item with `reasoning_text`. The answers are sent back as that test's client, OpenAI's Agents
-//! SDK, sends them: with the reasoning, with `tool_calls: []` where there are none, items of responses as they came.
+//! A case passes if the model calls the tool by its name, with arguments that match its schema, and its reasoning is readable: in chats as
+//! `message.reasoning`, in responses as an item with `reasoning_text`. Answers are sent back as OpenAI's Agents SDK, the client of that
+//! test, sends them: with the reasoning, with `tool_calls: []` if there are no calls, and with unchanged items of responses.
 
 #[path = "../http/mod.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
@@ -25,10 +25,10 @@ const AT_ONCE: usize = 5;
 struct Tool {
     name: &'static str,
     description: &'static str,
-    /// Names and types of its parameters, all of them required.
+    /// Names and types of the tool's parameters, all of them required.
     parameters: &'static [(&'static str, &'static str)],
     result: &'static str,
-    /// Questions that it answers, and the arguments that they ask for.
+    /// Questions that need the tool, and the arguments of the expected call.
     questions: [(&'static str, &'static str); 5],
 }
 
@@ -126,24 +126,24 @@ impl Tool {
     }
 }
 
-/// How a server is asked.
+/// The API and mode of a request.
 #[derive(Clone, Copy, Debug)]
 enum Wire {
     Chat { stream: bool },
     Responses,
 }
 
-/// What the model did about one question.
+/// The model's reaction to one question.
 #[derive(Default)]
 struct Course {
     /// Names and arguments of its calls.
     calls: Vec<(String, String)>,
-    /// Whether each turn's reasoning could be read.
+    /// Whether the reasoning of each turn was readable.
     reasoned: Vec<bool>,
     text: String,
 }
 
-/// The message of a streamed chat, joined as clients join it: ids and names too, so that they may come only once.
+/// The message of a streamed chat, joined as clients join it. Ids and names are concatenated too, so the server may send them only once.
 fn joined(answer: &Answer) -> Value {
     assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
     let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::<[String; 3]>::new());
@@ -181,7 +181,7 @@ fn chat(server: &Running, question: &str, result: &str, stream: bool) -> Course 
         let reasoning = message["reasoning"].as_str().unwrap_or_default();
         course.reasoned.push(!reasoning.is_empty());
         let calls = message["tool_calls"].as_array().cloned().unwrap_or_default();
-        // Beside text, that client would not see the calls.
+        // That client would ignore calls that come together with text.
         assert!(calls.is_empty() || message["content"].is_null(), "{question}: {message}");
         messages.push(
             json!({ "role": "assistant", "content": message["content"], "reasoning": reasoning, "tool_calls": calls }),
@@ -197,7 +197,7 @@ fn chat(server: &Running, question: &str, result: &str, stream: bool) -> Course 
             messages.push(json!({ "role": "tool", "tool_call_id": call["id"], "content": result }));
         }
     }
-    // The conversation goes on from there.
+    // The conversation continues after the answer.
     messages.push(json!({ "role": "user", "content": "Thank you." }));
     let body = json!({ "model": MODEL, "messages": messages, "tools": tools, "temperature": 0, "max_tokens": 8 });
     let answer = server.post("/v1/chat/completions", &body);
@@ -266,7 +266,7 @@ fn all_cases_pass(wire: Wire) {
         let arguments: Value = serde_json::from_str(arguments).expect("arguments in JSON");
         assert!(fits(&tool.schema(), &arguments), "{question}: {arguments}");
         assert_eq!(arguments, serde_json::from_str::<Value>(wanted).expect("JSON"), "{question}");
-        // The turn that calls is reasoned; in responses, there is no reasoning item without text either.
+        // The turn with the call must have reasoning; in responses, no reasoning item may be empty.
         assert_eq!(reasoned.first(), Some(&true), "{question}");
         assert!(matches!(wire, Wire::Chat { .. }) || reasoned.iter().all(|&reasoned| reasoned), "{question}");
         assert!(!text.is_empty(), "{question}");

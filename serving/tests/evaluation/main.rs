@@ -1,7 +1,7 @@
-//! The questions of `gptoss eval` through the API: arithmetic, facts told before, calls of tools.
+//! Asks the questions of `gptoss eval` through the API: arithmetic, facts told earlier, tool calls.
 //!
-//! A server writes the system message itself, with its own date. Everything after it has to be the question's, token for token, as many
-//! answers have to be right as without a server, and each has to be the one that the engine gives to the same prompt.
+//! The server writes the system message itself, with its own date. Everything after it must equal the question's tokens, as many answers
+//! must be right as without a server, and each answer must equal the engine's answer to the same prompt.
 
 #[path = "../http/mod.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
@@ -23,16 +23,16 @@ use serving::api::Settings;
 use serving::worker::Options;
 
 const SUITES: [&str; 4] = ["arithmetic", "recall_near", "recall_far", "tools"];
-/// Questions of each suite, and how many of them are asked of the engine as the server renders them.
+/// Questions per suite, and how many of them are also given to the engine as the server renders them.
 const QUESTIONS: usize = 40;
 const COMPARED: usize = 10;
-/// Answers that may be right for one date and wrong for another.
+/// The number of answers that may be right with one date and wrong with another.
 const MARGIN: usize = 1;
 const AT_ONCE: usize = 8;
 /// As in `gptoss eval`.
 const MAX_TOKENS: usize = 192;
 
-/// What came of a question over HTTP.
+/// The result of a question over HTTP.
 struct Answered {
     /// The prompt as the server renders it.
     prompt: Vec<u32>,
@@ -61,7 +61,7 @@ fn ask(server: &Running, question: &Question) -> Answered {
     Answered { prompt: serde_json::from_value(prompt).expect("tokens"), said, tokens }
 }
 
-/// What the engine says without a server, and in how many tokens.
+/// The engine's answer without a server, and its number of tokens.
 fn ask_engine(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &[u32]) -> (Said, usize) {
     let params = GenerationParams {
         max_tokens: MAX_TOKENS,
@@ -101,7 +101,7 @@ fn as_right_as_the_engine_and_in_the_same_words() {
         prompt[at..].to_vec()
     };
     let mut engine = engine(None);
-    // Right answers by suite: over HTTP, and of the engine to the prompt as `gptoss eval` asks it.
+    // Number of right answers per suite: over HTTP, and of the engine for the prompt of `gptoss eval`.
     let mut right: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
     for (index, (question, answered)) in questions.iter().zip(&answers).enumerate() {
         let own = if question.has_system { after_system(&question.prompt) } else { question.prompt.clone() };
@@ -117,7 +117,7 @@ fn as_right_as_the_engine_and_in_the_same_words() {
     }
     println!("right over HTTP and without: {right:?} of {QUESTIONS}");
     for (suite, [over_http, directly]) in right {
-        // A model that knows nothing would prove nothing.
+        // Guards against a model that answers nothing correctly.
         assert!(directly * 10 >= QUESTIONS * 9, "{suite}: {directly} of {QUESTIONS} are right");
         assert!(over_http + MARGIN >= directly, "{suite}: {over_http} are right over HTTP, {directly} without");
     }

@@ -1,4 +1,4 @@
-//! A held-out question: its rendered conversation, and the request by which a client would ask it.
+//! A held-out question: its rendered conversation, and the request with which a client would ask it.
 
 use std::path::Path;
 
@@ -19,14 +19,14 @@ pub struct Question {
     expected: Value,
 }
 
-/// What the model said: what a user reads, and the call at the end by name and arguments.
+/// The model's answer: the text that a user reads, and the name and arguments of the call at its end.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Said {
     pub content: String,
     pub call: Option<(String, String)>,
 }
 
-/// The first questions of each suite that a client could ask in the same words: those that [`Question::read`] reads.
+/// The first questions of each suite that can be expressed as a client's request: those that [`Question::read`] can parse.
 pub fn questions(tokenizer: &Tokenizer, suites: &[&str], count: usize) -> Vec<Question> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../reference/tiny/heldout.json");
     let all: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file).expect("readable")).expect("JSON");
@@ -39,7 +39,7 @@ pub fn questions(tokenizer: &Tokenizer, suites: &[&str], count: usize) -> Vec<Qu
 }
 
 impl Question {
-    /// `None` if it declares a function with parameters that [`developer`] does not read, or has developer messages behind others.
+    /// `None` if it declares a function with parameters that [`developer`] cannot parse, or has a developer message after another message.
     fn read(tokenizer: &Tokenizer, question: &Value) -> Option<Question> {
         let harmony = Harmony::new(tokenizer).expect("control tokens");
         let text = |name: &str| question[name].as_str().expect("text").to_owned();
@@ -92,8 +92,8 @@ impl Question {
     }
 }
 
-/// The instructions of a developer message, and the functions that it declares, as OpenAI's tools. `None` if a parameter is an object, which
-/// this does not read.
+/// The instructions of a developer message, and the functions that it declares, as OpenAI's tools. `None` if a parameter is an object,
+/// which is not supported here.
 fn developer(text: &str) -> Option<(Option<String>, Vec<Value>)> {
     let (instructions, declared) = match text.split_once("# Tools\n") {
         Some((before, after)) => (before.trim_end(), after),
@@ -161,7 +161,7 @@ fn last_number(text: &str) -> Option<i64> {
     number.find_iter(text).last()?.as_str().parse().ok()
 }
 
-/// Whether `words` stand in a text without letters or digits attached.
+/// Whether `words` occur in a text as whole words.
 fn contains_words(text: &str, words: &str) -> bool {
     let alone =
         Regex::new(&format!(r"(^|[^\p{{Alphabetic}}\p{{N}}]){}($|[^\p{{Alphabetic}}\p{{N}}])", regex::escape(words)));

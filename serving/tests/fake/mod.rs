@@ -1,5 +1,5 @@
-//! An engine whose next token is a hash of all tokens before it, so that a text is exact whatever the batch. It counts pages as phase 5
-//! does, saves and restores sequences, and panics where its caller breaks the contract.
+//! An engine whose next token is a hash of all tokens before it, so that texts do not depend on the batch. It counts pages as phase 5 does,
+//! saves and restores sequences, and panics if its caller violates the contract.
 
 pub mod run;
 
@@ -25,7 +25,7 @@ pub const POSITIONS: usize = 4;
 /// The engine's name in its snapshots.
 pub const KIND: &str = "fake";
 
-/// What a step does instead of computing.
+/// A failure of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     Lost,
@@ -39,9 +39,9 @@ pub struct Fake {
     sequences: BTreeMap<SequenceId, Sequence>,
     flights: VecDeque<Flight>,
     next_ticket: u64,
-    /// Items of each step: tokens that were fed.
+    /// For each step, the number of tokens fed per item.
     pub steps: Vec<Vec<usize>>,
-    /// After so many steps the engine fails.
+    /// The number of steps after which the engine fails, and how.
     pub failure: Option<(usize, Failure)>,
 }
 
@@ -65,7 +65,7 @@ struct Pages {
     held: VecDeque<Arc<Page>>,
 }
 
-/// Counts as used for as long as it exists.
+/// A page that is counted as used while it exists.
 struct Page(Arc<AtomicUsize>);
 
 impl Page {
@@ -82,7 +82,7 @@ impl Drop for Page {
 }
 
 impl Pages {
-    /// Whether growth from `length` writes into a page that others hold too.
+    /// Whether growth from `length` writes into a page that is shared.
     fn copies(&self, length: usize) -> bool {
         !length.is_multiple_of(POSITIONS) && self.held.back().is_some_and(|page| Arc::strong_count(page) > 1)
     }
@@ -118,7 +118,7 @@ impl Sequence {
         self.sliding.shorten(length);
     }
 
-    /// Lets go of what neither a next token nor one after going back sees.
+    /// Frees the pages that are needed neither for the next token nor after a truncation by `REWIND`.
     fn let_go(&mut self) {
         let first = (self.length() + 1).saturating_sub(WINDOW + REWIND) / POSITIONS;
         while self.sliding.gone < first && self.sliding.held.pop_front().is_some() {
@@ -161,7 +161,7 @@ pub fn request(prompt: &[u32], max_tokens: usize) -> Request {
     }
 }
 
-/// What a request gives in an engine of its own.
+/// The tokens of a request that is alone on an engine.
 pub fn expected(request: &Request, context: usize) -> (Vec<u32>, Finish) {
     let mut sampler = Sampler::new(request.sampling.clone(), VOCAB).expect("valid parameters");
     sampler.observe_prompt(&request.prompt);
@@ -230,12 +230,12 @@ impl Fake {
         Fake { failure: Some((after, failure)), ..Fake::new(400, 2) }
     }
 
-    /// Sequences that exist.
+    /// Number of existing sequences.
     pub fn sequences(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Tokens that were fed in all.
+    /// Total number of tokens fed.
     pub fn computed(&self) -> usize {
         self.steps.iter().flatten().sum()
     }
@@ -356,7 +356,7 @@ impl Engine for Fake {
     }
 }
 
-/// The items are the tokens, and the number of sliding pages that are gone.
+/// The items are the tokens, and the number of freed sliding pages.
 impl Snapshots for Fake {
     fn kind(&self) -> &'static str {
         KIND

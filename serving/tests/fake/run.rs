@@ -1,4 +1,4 @@
-//! A scheduler on the engine, and what its requests hear.
+//! Runs a scheduler on the fake engine and records the events of its requests.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::{Fake, POISON, expected};
 
 pub const TURN: Duration = Duration::from_millis(1);
 
-/// What a request has heard.
+/// The events of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heard {
     pub cached: Option<usize>,
@@ -27,7 +27,7 @@ pub struct Run {
     pub now: Instant,
     next: RequestId,
     pub heard: BTreeMap<RequestId, Heard>,
-    /// In the order in which they started, and in which they had their first tokens.
+    /// The requests in the order in which they started, and in which they got their first tokens.
     pub started: Vec<RequestId>,
     pub spoken: Vec<RequestId>,
 }
@@ -38,13 +38,13 @@ impl Run {
         Run { scheduler, engine, now, next: 0, heard: BTreeMap::new(), started: Vec::new(), spoken: Vec::new() }
     }
 
-    /// Writes to a folder what the prefix cache has no room for.
+    /// Enables spilling to a folder.
     pub fn spill_to(mut self, disk: Spill) -> Run {
         self.scheduler = self.scheduler.spill_to(disk);
         self
     }
 
-    /// One step at a time, with room for everything.
+    /// One step in flight at a time, and memory for all requests.
     pub fn roomy() -> Run {
         Run::new(Fake::new(400, 1), Options::default())
     }
@@ -88,7 +88,7 @@ impl Run {
         self.turn_until(|scheduler| scheduler.is_idle());
     }
 
-    /// Goes on until all requests have ended and all files are written.
+    /// Runs until all requests have ended and all files are written.
     pub fn settle(&mut self) {
         self.turn_until(|scheduler| scheduler.activity() == Activity::Nothing);
     }
@@ -119,7 +119,7 @@ impl Run {
         assert_eq!((&heard.tokens, &heard.finish), (&tokens, &Some(finish)), "request {id}: {request:?}");
     }
 
-    /// Nothing is left in the engine.
+    /// Asserts that nothing is left in the engine.
     pub fn check_empty(&mut self) {
         self.scheduler.clear_prefixes(&mut self.engine);
         let capacity = self.engine.capacity();
@@ -127,7 +127,7 @@ impl Run {
     }
 }
 
-/// A text of which others are beginnings.
+/// A text; shorter texts of the same family are its prefixes.
 pub fn text(family: u32, length: usize) -> Vec<u32> {
     (0..length as u32).map(|i| (i * i + family * 5 + i / 9) % POISON).collect()
 }

@@ -1,4 +1,4 @@
-//! A server on a free port, and a client of a few lines that sees what goes over the wire.
+//! A server on a free port, and a minimal client that gives access to the raw bytes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -24,13 +24,13 @@ pub fn checkpoint() -> Checkpoint {
     Checkpoint::open(&file).expect("opens")
 }
 
-/// An engine for it, with memory for keys and values of a whole context and more if not given.
+/// An engine for it. `None` gives it the default memory for keys and values: a whole context and more.
 pub fn engine(kv_bytes: Option<u64>) -> CpuEngine {
     let options = CpuOptions { threads: Some(2), kv_bytes, ..CpuOptions::default() };
     CpuEngine::load(&checkpoint(), options).expect("loads")
 }
 
-/// A server in a thread of its own.
+/// A server in a separate thread.
 pub struct Running {
     pub address: SocketAddr,
     pub app: Arc<App>,
@@ -44,7 +44,7 @@ impl Running {
         Running::start_on(Box::new(engine(None)), settings, options)
     }
 
-    /// Serves the model inside the program on an engine of its own.
+    /// Serves the embedded model on this engine.
     pub fn start_on(engine: Box<dyn Engine>, settings: Settings, options: Options) -> Running {
         let running = Running::starting(settings);
         let checkpoint = checkpoint();
@@ -62,7 +62,7 @@ impl Running {
         running
     }
 
-    /// A server without a model yet.
+    /// A server whose model is still loading.
     pub fn starting(settings: Settings) -> Running {
         let app = Arc::new(App::new(settings));
         let (stop, stopped) = oneshot::channel();
@@ -95,7 +95,7 @@ impl Running {
         self.open(method, path, headers, body).finish()
     }
 
-    /// Sends a request and reads the answer's head.
+    /// Sends a request and reads the head of the response.
     pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reading {
         let mut stream = TcpStream::connect(self.address).expect("connects");
         stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout");
@@ -105,24 +105,24 @@ impl Running {
             head += &format!("{name}: {value}\r\n");
         }
         head += &format!("content-type: application/json\r\ncontent-length: {length}\r\n\r\n");
-        // A server that has read enough may close while the rest is written.
+        // A server that has read enough may close the connection while the rest is written.
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
         Reading::begin(stream)
     }
 
-    /// Tells the server to stop, as a signal would.
+    /// Stops the server, as a signal would.
     pub fn stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Waits until it has.
+    /// Waits until the server has stopped.
     pub fn wait(&mut self) {
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the server ends");
         }
     }
 
-    /// The value of a metric, whatever its labels are beside `label`.
+    /// The value of a metric with `label`; other labels are ignored.
     pub fn metric(&self, name: &str, label: &str) -> f64 {
         let text = self.get("/metrics").body;
         let is_it = |line: &&str| line.split('{').next() == Some(name) && line.contains(label);
@@ -149,7 +149,7 @@ impl Drop for Running {
     }
 }
 
-/// An answer under way. Dropping it closes the connection.
+/// A response that is being read. Dropping it closes the connection.
 pub struct Reading {
     reader: BufReader<TcpStream>,
     pub status: u16,
@@ -158,7 +158,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads the head of the answer to a request that was sent.
+    /// Reads the head of the response to a request that was already sent.
     pub fn begin(stream: TcpStream) -> Reading {
         let mut reader = BufReader::new(stream);
         let mut line = || {
@@ -218,7 +218,7 @@ impl Answer {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    /// The data of every event but the last `[DONE]`.
+    /// The data of all events except the final `[DONE]`.
     pub fn events(&self) -> Vec<Value> {
         let data = self.body.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
         data.map(|data| serde_json::from_str(data).expect("JSON")).collect()

@@ -1,4 +1,4 @@
-//! An engine that computes as many steps as it is let, so that a stream stands still where a test looks at it.
+//! An engine that computes only as many steps as a test allows, so that a stream stops at a known place.
 
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -16,7 +16,7 @@ struct Steps {
 pub struct Gate(Arc<Steps>);
 
 impl Gate {
-    /// Lets so many steps through from now on.
+    /// Allows this many more steps.
     pub fn allow(&self, steps: usize) {
         self.set(Some(steps));
     }

@@ -1,6 +1,6 @@
 //! The chat page in a browser. Chromium or Chrome has to be installed.
 //!
-//! `PAGE_SCREENSHOTS=FOLDER cargo test -p serving --test page` also writes what the page looks like.
+//! `PAGE_SCREENSHOTS=FOLDER cargo test -p serving --test page` also writes screenshots of the page.
 #![cfg(unix)]
 
 mod browser;
@@ -21,7 +21,7 @@ use serving::worker::Options;
 const INPUT: &str = "document.getElementById('input')";
 const STOP: &str = "document.getElementById('stop')";
 const MESSAGES: &str = "document.querySelectorAll('.message')";
-/// The answer shown last, and parts of it.
+/// The last answer on the page, and parts of it.
 const ANSWER: &str = "[...document.querySelectorAll('.message.assistant')].at(-1)";
 const TEXT: &str =
     "([...document.querySelectorAll('.message.assistant')].at(-1)?.querySelector('.text')?.innerText ?? '')";
@@ -42,7 +42,7 @@ fn button(text: &str) -> String {
     format!("[...document.querySelectorAll('button')].find((node) => node.textContent == {})", json!(text))
 }
 
-/// Asks, without waiting for the answer.
+/// Sends a question without waiting for the answer.
 fn ask(browser: &mut Browser, question: &str) {
     browser.click(INPUT);
     browser.write(question);
@@ -66,7 +66,7 @@ fn set(browser: &mut Browser, field: &str, value: &str) {
     browser.wait("!document.getElementById('settings').open");
 }
 
-/// A page whose answers are the likeliest.
+/// Opens the page with temperature 0, so that answers are deterministic.
 fn open(server: &Running) -> Browser {
     let mut browser = Browser::open(&url(server));
     browser.wait(&format!("document.getElementById('model').textContent == {}", json!(MODEL)));
@@ -80,7 +80,7 @@ fn conversations_are_answered_and_kept() {
     let server = Running::start(Settings::default(), Options::default());
     let mut browser = open(&server);
     assert_eq!(answered(&mut browser, "What is 47 + 38?"), "47 + 38 = 85.");
-    // Reasoning is folded, and opens.
+    // Reasoning is collapsed, and can be expanded.
     let reasoning = format!("{ANSWER}.querySelector('details.reasoning')");
     assert_eq!(browser.see(&format!("{reasoning}.open")), false);
     browser.click(&format!("{reasoning}.querySelector('summary')"));
@@ -95,7 +95,7 @@ fn conversations_are_answered_and_kept() {
     browser.click(&button("New conversation"));
     assert_eq!(browser.see(&format!("{MESSAGES}.length")), 0);
     assert_eq!(answered(&mut browser, "What is 2 + 2?"), "2 + 2 = 4.");
-    // Again, and with another question in its place.
+    // Regenerates the answer, then edits the question.
     browser
         .click(&format!("[...{ANSWER}.querySelectorAll('button')].find((node) => node.textContent == 'Regenerate')"));
     browser.wait(&format!("!document.getElementById('send').hidden && {TEXT} == '2 + 2 = 4.'"));
@@ -131,7 +131,7 @@ fn answers_are_shown_as_they_come_and_stopped() {
         gate.allow(60);
         ask(&mut browser, "Tell me a story.");
         browser.wait(&format!("{TEXT}.length > 10 && {ANSWER}.querySelector('.cursor')"));
-        // The gate is closed: what is shown now is all that there is.
+        // The gate is closed, so the shown text does not change.
         let begin = browser.see_text(TEXT);
         browser.picture("streaming");
         gate.allow(20);
@@ -144,7 +144,7 @@ fn answers_are_shown_as_they_come_and_stopped() {
         }
         browser.wait(&format!("{ERROR} == 'Stopped.' && !document.getElementById('send').hidden"));
         assert!(browser.see_text(TEXT).starts_with(more.trim_end()), "what was written stays");
-        // The server has let it go as well.
+        // The server has ended the request as well.
         gate.open();
         server.wait_for("vllm:num_requests_running", 0.0);
         browser.click(&button("New conversation"));
@@ -196,7 +196,7 @@ fn errors_are_shown() {
     browser.picture("error");
     browser.click(&button("New conversation"));
     assert_eq!(answered(&mut browser, "What is 2 + 2?"), "2 + 2 = 4.");
-    // A limit is not taken for an end.
+    // An answer that reached the token limit is marked as cut off.
     set(&mut browser, "max_completion_tokens", "45");
     ask(&mut browser, "Tell me a story.");
     browser.wait(&format!("{ERROR}.startsWith('Cut off')"));
@@ -207,7 +207,7 @@ fn errors_are_shown() {
     server.wait();
     ask(&mut browser, "What is 3 + 3?");
     browser.wait(&format!("!document.getElementById('send').hidden && {ERROR}.length > 0"));
-    // Nothing of it is lost.
+    // The conversation is kept.
     browser.wait("document.querySelectorAll('.message.user').length == 3");
 }
 
@@ -232,7 +232,7 @@ fn phones_and_the_dark() {
     browser.call("Emulation.setEmulatedMedia", scheme("dark"));
     assert_eq!(browser.see(back), "rgb(23, 25, 28)");
     browser.picture("dark");
-    // The page's own choice counts more.
+    // The theme chosen on the page overrides the system's.
     browser.click("document.getElementById('theme')");
     assert_eq!(browser.see(back), "rgb(255, 255, 255)");
 

@@ -1,4 +1,4 @@
-//! Checks of one answer, by the names that cases give them.
+//! Checks of one response, by the names that the cases use.
 
 use regex::Regex;
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ pub fn check(whole: &Value, rule: &Value, saved: &Saved) -> Result<(), String> {
     let value = found.clone().unwrap_or_default();
     for (name, argument) in rule.as_object().expect("a check is an object") {
         let verdict = match name.as_str() {
-            // What other names of the rule refer to.
+            // These names are parameters of other checks of the rule.
             "path" | "soft" | "tol" | "top" | "content" | "if_exists" | "if_nonempty" | "if_eq" | "name" | "schema"
             | "is" | "unless_finish" | "unless_status" | "param" | "code" => continue,
             "ge" if rule.get("minus_saved").is_some() => continue,
@@ -164,7 +164,7 @@ fn sum(whole: &Value, paths: &Value, total: &Value) -> Result<(), String> {
 fn against_saved(name: &str, value: &Value, argument: &Value, rule: &Value, saved: &Saved) -> Result<(), String> {
     let get = |name: &Value| saved.get(name.as_str().unwrap_or_default()).cloned();
     let before = match argument {
-        // Text, and what it is looked at up to.
+        // A saved text, and the text that ends the part to compare.
         Value::Array(pair) => pair.first().and_then(get),
         name => get(name),
     };
@@ -236,7 +236,7 @@ pub fn texts(output: &Value) -> Value {
 fn has_control_tokens(value: &Value) -> bool {
     const NAMES: [&str; 7] =
         ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>"];
-    // What was asked, and what might have been said instead.
+    // These fields repeat the request, or list tokens that were not generated.
     const NOT_SAID: [&str; 4] = ["instructions", "input", "tools", "top_logprobs"];
     match value {
         Value::String(text) => NAMES.iter().any(|name| text.contains(name)),
@@ -248,7 +248,7 @@ fn has_control_tokens(value: &Value) -> bool {
     }
 }
 
-/// What every whole chat has.
+/// Checks the fields that every complete chat must have.
 fn chat_object(whole: &Value) -> Result<(), String> {
     let is_choice = |(index, choice): (usize, &Value)| {
         let (message, finish) = (&choice["message"], choice["finish_reason"].as_str().unwrap_or_default());
@@ -269,7 +269,7 @@ fn chat_object(whole: &Value) -> Result<(), String> {
     tools_consistent(whole)
 }
 
-/// OpenAI's error object, of the field and the code that the rule names.
+/// Checks for OpenAI's error object with the rule's field and code.
 fn error_object(whole: &Value, rule: &Value) -> Result<(), String> {
     let error = &whole["error"];
     let or_null = |value: &Value| value.is_string() || value.is_null();
@@ -280,7 +280,7 @@ fn error_object(whole: &Value, rule: &Value) -> Result<(), String> {
     if is_error && is_named { Ok(()) } else { Err(brief(whole)) }
 }
 
-/// Whether a choice has calls exactly if it ended by them, with ids of their own and arguments as text.
+/// Whether a choice has calls exactly if its finish reason says so, with distinct ids and arguments as text.
 fn tools_consistent(whole: &Value) -> Result<(), String> {
     for choice in whole["choices"].as_array().into_iter().flatten() {
         let calls = choice["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
@@ -299,8 +299,8 @@ fn tools_consistent(whole: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether some call is of the rule's function, and each such call has arguments of the rule's schema. Responses has flat what Chat
-/// Completions nests.
+/// Whether at least one call is of the rule's function, and each such call has arguments that match the rule's schema. In Responses the
+/// fields of a call are flat; in Chat Completions they are nested.
 fn calls_fit(calls: &Value, rule: &Value) -> Result<(), String> {
     let calls = calls.as_array().into_iter().flatten();
     let calls = calls.map(|call| if call["function"].is_object() { &call["function"] } else { call });
@@ -325,7 +325,7 @@ fn json_fits(text: &Value, rule: &Value) -> Result<(), String> {
     if is_fit { Ok(()) } else { Err(brief(&value)) }
 }
 
-/// What the final messages among a response's items say.
+/// The text of the final messages among a response's items.
 fn said(items: &Value) -> Value {
     let messages = items.as_array().into_iter().flatten().filter(|item| item["type"] == "message");
     let messages = messages.filter(|item| item["phase"] != "commentary");
@@ -357,7 +357,7 @@ fn logprobs_ok(entries: &Value, content: &str, top: Option<u64>) -> Result<(), S
     }
 }
 
-/// The four arrays of a completion's log probabilities. Nothing is before the first token of an echoed prompt.
+/// The four arrays of a completion's log probabilities. The first token of an echoed prompt has none.
 fn completion_logprobs_ok(choice: &Value, top: Option<u64>) -> Result<(), String> {
     let array = |name: &str| choice["logprobs"][name].as_array().cloned().ok_or(format!("no {name}"));
     let (tokens, values) = (array("tokens")?, array("token_logprobs")?);
@@ -374,7 +374,7 @@ fn completion_logprobs_ok(choice: &Value, top: Option<u64>) -> Result<(), String
     if is_so { Ok(()) } else { Err(brief(choice)) }
 }
 
-/// Whether the text of a response's messages has its log probabilities.
+/// Whether the text of a response's messages has matching log probabilities.
 fn response_logprobs_ok(items: &Value, top: Option<u64>) -> Result<(), String> {
     let messages = items.as_array().into_iter().flatten().filter(|item| item["type"] == "message");
     for part in messages.flat_map(|item| item["content"].as_array().into_iter().flatten()) {

@@ -1,7 +1,7 @@
-//! Protocol cases: requests as any OpenAI client may send them, and what has to hold of the answers, whatever a model says.
+//! Protocol cases: requests of OpenAI clients, and rules for the responses that hold for any model.
 //!
-//! They stand in `cases.json`, with their vocabulary at its head. `PROTOCOL_CASES=F.json` runs another file, and `PROTOCOL_ONLY=ID`
-//! the cases whose id begins so.
+//! The cases are in `cases.json`, which documents its format at the top. `PROTOCOL_CASES=F.json` runs another file, and `PROTOCOL_ONLY=ID`
+//! only the cases whose id begins with `ID`.
 
 mod check;
 #[path = "../http/mod.rs"]
@@ -49,6 +49,6 @@ fn cases_hold() {
     println!("{passed} passed, {} failed, {} skipped: {skipped:#?}", failed.len(), skipped.len());
     assert!(failed.is_empty(), "{failed:#?}");
     assert!(passed > 0, "no case was run");
-    // A case of our own that needs a longer text than there is says nothing.
+    // Skipped cases of our own file would test nothing; their text must be long enough.
     assert!(other.is_some() || skipped.is_empty(), "{skipped:#?}");
 }

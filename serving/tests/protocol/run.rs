@@ -1,4 +1,4 @@
-//! One case: its steps in order, and what they save for later ones.
+//! Runs one case: its steps in order, and the values that they save for later steps.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -31,7 +31,7 @@ pub fn run(server: &Running, case: &Value) -> Verdict {
         if let Some(tag) = tags.iter().find(|tag| is_too_short(tag, &saved)) {
             return if faults.is_empty() { Verdict::Skipped((*tag).to_owned()) } else { Verdict::Failed(faults) };
         }
-        // That many at once, of which the first is saved.
+        // The step is sent this many times at once, and the values of the first are saved.
         let copies = step["parallel"].as_u64().unwrap_or(1).max(1);
         let before = saved.clone();
         let found: Vec<(Vec<String>, Saved)> = thread::scope(|scope| {
@@ -48,7 +48,7 @@ pub fn run(server: &Running, case: &Value) -> Verdict {
     if faults.is_empty() { Verdict::Passed } else { Verdict::Failed(faults) }
 }
 
-/// Whether a tag `skip_if_short:NAME:N` wants more of a saved text than there is.
+/// Whether a tag `skip_if_short:NAME:N` requires a saved text to be longer than it is.
 fn is_too_short(tag: &str, saved: &Saved) -> bool {
     let parts = tag.strip_prefix("skip_if_short:").and_then(|rest| rest.split_once(':'));
     parts.is_some_and(|(name, least)| {
@@ -57,7 +57,7 @@ fn is_too_short(tag: &str, saved: &Saved) -> bool {
     })
 }
 
-/// What a step gave, before anything is checked.
+/// The result of a step, before any check.
 struct Given {
     status: u16,
     headers: Vec<(String, String)>,
@@ -96,7 +96,7 @@ fn run_step(server: &Running, step: &Value, saved: &mut Saved) -> Vec<String> {
     {
         faults.push(format!("{:.1} s", begin.elapsed().as_secs_f64()));
     }
-    // Checks are of the answer that was hoped for.
+    // Checks apply only to a response with an expected status.
     if allowed.contains(&json!(status)) {
         for rule in expect["checks"].as_array().into_iter().flatten() {
             match check(&value, &expand(rule, saved), saved) {
@@ -119,7 +119,7 @@ fn run_step(server: &Running, step: &Value, saved: &mut Saved) -> Vec<String> {
     faults
 }
 
-/// Sends a step's request and reads its answer as the step's mode has it.
+/// Sends a step's request and reads its response in the step's mode.
 fn give(server: &Running, step: &Value, saved: &Saved) -> Result<Given, String> {
     let request = &step["request"];
     let (method, body) = (request["method"].as_str().expect("a method"), body(request, saved));
@@ -173,7 +173,7 @@ fn give(server: &Running, step: &Value, saved: &Saved) -> Result<Given, String> 
     Ok(given)
 }
 
-/// Reads some frames, or for a while, and leaves.
+/// Reads some frames, or waits for a while, and disconnects.
 fn abort(mut reading: Reading, step: &Value) {
     if let Some(seconds) = step["abort_after_s"].as_f64() {
         thread::sleep(Duration::from_secs_f64(seconds));
@@ -211,7 +211,7 @@ fn expand(value: &Value, saved: &Saved) -> Value {
     }
 }
 
-/// `None` if it is no macro: schemas have names that begin with `$` too.
+/// `None` if it is not a macro: names in schemas may begin with `$` too.
 fn expand_macro(name: &str, argument: &Value, saved: &Saved) -> Option<Value> {
     let number = |value: &Value| value.as_u64().expect("a number") as usize;
     let value = match name {

@@ -1,4 +1,4 @@
-//! Streams: what their frames add up to, and whether they come in order.
+//! Streams: joins their frames, and checks the order of events.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 use crate::check::brief;
 use crate::http::Answer;
 
-/// The frames of a stream, and what they add up to.
+/// The frames of a stream, and the joined result.
 ///
 /// # Errors
-/// A frame that is no JSON.
+/// A frame that is not JSON.
 pub fn gathered(answer: &Answer) -> Result<Value, String> {
     let frames = answer.body.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
     let parse = |frame: &str| serde_json::from_str::<Value>(frame).map_err(|error| format!("{error}: {frame}"));
@@ -30,7 +30,7 @@ pub fn gathered(answer: &Answer) -> Result<Value, String> {
         "events": names,
         "done": answer.body.ends_with("data: [DONE]\n\n"),
         "errors": errors,
-        // The answer was read as text.
+        // The response was read as text.
         "frames_valid_utf8": true,
         "finish_reasons": finishes,
         "joined": joined,
@@ -63,10 +63,11 @@ fn join(joined: &mut Value, choice: &Value) {
     }
 }
 
-/// The calls of all choices, each of which says its id, type and name in its first delta and never again: clients join what they get.
+/// The calls of all choices. Each call must have its id, type and name in its first delta and in no other, because clients concatenate
+/// deltas.
 ///
 /// # Errors
-/// A delta that says more or less.
+/// A delta with missing or additional fields.
 pub fn tool_calls(whole: &Value) -> Result<Value, String> {
     let mut seen = BTreeSet::new();
     for choice in whole["data"].as_array().into_iter().flatten().flat_map(choices) {
@@ -91,11 +92,11 @@ fn choices(frame: &Value) -> impl Iterator<Item = &Value> {
     frame["choices"].as_array().into_iter().flatten()
 }
 
-/// Whether the events of a response come in order: numbered without gaps, items added before their parts, parts before their deltas, each
-/// closed with what its deltas added up to, and at the end the response with just those items.
+/// Checks the order of a response's events: they are numbered without gaps, items are added before their parts and parts before their
+/// deltas, each is closed with its joined deltas, and the final response has exactly these items.
 ///
 /// # Errors
-/// The first event that does not fit.
+/// The first event that is not allowed at its place.
 pub fn responses(whole: &Value) -> Result<(), String> {
     let data = whole["data"].as_array().ok_or("no data")?;
     let mut items = Items::default();
@@ -122,21 +123,21 @@ pub fn responses(whole: &Value) -> Result<(), String> {
     if data.len() < 3 { Err("it is too short".into()) } else { Ok(()) }
 }
 
-/// Items of a response as its events tell them.
+/// The items of a response, according to its events.
 #[derive(Default)]
 struct Items {
-    /// The id of the item under way.
+    /// The id of the open item.
     open: Option<Value>,
     has_part: bool,
-    /// What its deltas added up to.
+    /// Its joined deltas.
     text: String,
-    /// Whether its text was said to be whole.
+    /// Whether the event that completes its text has come.
     is_whole: bool,
     done: Vec<Value>,
 }
 
 impl Items {
-    /// Whether the event may come now.
+    /// Whether the event is allowed now.
     fn take(&mut self, kind: &str, event: &Value) -> bool {
         let is_of_open = event["output_index"] == self.done.len() && self.open.as_ref() == Some(&event["item_id"]);
         match kind {
@@ -177,7 +178,7 @@ impl Items {
 /// The calls of a response's stream, each of which began without arguments.
 ///
 /// # Errors
-/// One that began otherwise, and whatever [`responses`] refuses.
+/// A call that begins with arguments, and the errors of [`responses`].
 pub fn response_calls(whole: &Value) -> Result<Value, String> {
     responses(whole)?;
     let events = whole["data"].as_array().into_iter().flatten();

@@ -1,4 +1,4 @@
-//! Whether a value is what a JSON schema describes: the keywords that tests use, read from the specification.
+//! Validates a value against a JSON schema: the keywords that tests use, implemented from the specification.
 
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ fn is_kind(kind: &Value, value: &Value) -> bool {
         "array" => value.is_array(),
         "string" => value.is_string(),
         "number" => value.is_number(),
-        // As the specification has it, -0 and 1.0 are integers too.
+        // According to the specification, -0 and 1.0 are integers too.
         "integer" => value.as_f64().is_some_and(|value| value.fract() == 0.0),
         "boolean" => value.is_boolean(),
         "null" => value.is_null(),
