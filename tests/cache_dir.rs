@@ -1,4 +1,4 @@
-//! `gptoss serve --cache-dir`: conversations outlive the program, however it ends, and no damaged file changes an answer.
+//! `gptoss serve --cache-dir`: conversations survive the end of the program, even a crash, and damaged files never change an answer.
 #![cfg(unix)]
 
 use std::fs;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 const KV_MEMORY: &str = "7680KiB";
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A server that does not outlive its test.
+/// A server that is stopped at the end of its test.
 struct Server {
     child: Child,
     address: String,
@@ -30,7 +30,7 @@ impl Drop for Server {
     }
 }
 
-/// How a server is started, apart from its folder. The day is fixed, since prompts tell it.
+/// The command that starts a server, without the folder. The date is fixed, because prompts contain it.
 fn command(rest: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
     command.args(["serve", "--device", "cpu", "--exact", "--port", "0", "--date", "2026-01-01"]);
@@ -39,7 +39,7 @@ fn command(rest: &[&str]) -> Command {
 }
 
 impl Server {
-    /// Starts a server and waits until it serves.
+    /// Starts a server and waits until it is ready.
     fn start(rest: &[&str]) -> Server {
         let mut child = command(rest).spawn().expect("starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
@@ -136,7 +136,7 @@ fn sum(a: usize, b: usize) -> (Value, String) {
     (user(&format!("What is {a} + {b}?")), format!("{a} + {b} = {}.", a + b))
 }
 
-/// Two turns of a chat, and the question of the third; the tokens of the second prompt.
+/// Asks two questions of a chat. Returns its messages including the third question, and the number of tokens of the second prompt.
 fn two_turns(server: &Server) -> (Vec<Value>, usize) {
     let mut messages = vec![sum(47, 38).0];
     let first = server.ask(&messages);
@@ -148,7 +148,7 @@ fn two_turns(server: &Server) -> (Vec<Value>, usize) {
     (messages, second.prompt_tokens)
 }
 
-/// What a server says that has never heard of the chat.
+/// The answer of a server without the cache of the chat.
 fn cold(messages: &[Value]) -> Value {
     let server = Server::start(&["--no-prefix-cache"]);
     let answer = server.ask(messages);
@@ -161,7 +161,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     paths.filter(|path| path.extension().is_some_and(|end| end == "kv")).collect()
 }
 
-/// The whole file of a sequence of so many tokens.
+/// The file of a sequence with this many tokens, if it is complete.
 fn file_of(folder: &Path, tokens: usize) -> Option<PathBuf> {
     let is_it = |path: &PathBuf| SessionHeader::open(path).is_ok_and(|header| header.length == tokens);
     files(folder).into_iter().find(is_it)
@@ -185,7 +185,7 @@ fn a_killed_server_finds_its_conversations() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let mut server = Server::on(folder.path());
     let (messages, prompt_tokens) = two_turns(&server);
-    // Others need the room.
+    // Other conversations need the memory.
     for a in 10..26 {
         let (question, answer) = sum(a, a + 3);
         assert_eq!(server.ask(&[question]).content(), answer);
@@ -201,7 +201,7 @@ fn a_killed_server_finds_its_conversations() {
     assert_eq!(answer.content(), "21 + 17 = 38.");
     assert_eq!(answer.message, cold(&messages));
     assert!(server.metric("gptoss:restored_tokens_total") >= prompt_tokens as f64);
-    // The kill may have met a file that was being written.
+    // The server may have been killed while it was writing a file.
     let deleted: Vec<String> = server.log().into_iter().filter(|line| line.contains("deleted")).collect();
     assert!(deleted.iter().all(|line| line.contains("incomplete")), "{deleted:?}");
 }
@@ -219,13 +219,13 @@ fn a_stopped_server_writes_what_it_knows() {
     assert_eq!(answer.message, cold(&messages));
 }
 
-/// Killed at other moments each time, mostly while a file is being written.
+/// Killed at a different time in each round, mostly while a file is being written.
 #[test]
 fn a_server_killed_while_it_writes_harms_nothing() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     for round in 0..6 {
         let mut server = Server::on(folder.path());
-        // What the last round left unfinished is gone.
+        // Incomplete files of the last round are deleted.
         assert_eq!(parts(folder.path()), 0);
         let before = files(folder.path()).len();
         thread::scope(|scope| {
@@ -272,7 +272,7 @@ fn damaged_files_are_refused_and_the_answer_is_right() {
         fs::remove_file(path).expect("there");
     }
     let path = |name: &str| folder.path().join(name);
-    // In the items, which only reading them finds out.
+    // Damage in the items, which is found only when they are read.
     let middle = flipped.len() - 1000;
     flipped[middle] ^= 1;
     fs::write(&prompt, flipped).expect("written");

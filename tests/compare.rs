@@ -69,7 +69,8 @@ fn compare_writes_a_record_of_every_engine_and_turn() {
             assert!(bytes("peak_rss_bytes") >= bytes("anonymous_bytes"), "{run}");
         }
     }
-    // Each engine in a column of its own: start, two first tokens, five speeds, three figures of agreement, and memory where it is known.
+    // A column per engine: the start, two times to a first token, five speeds, three measures of agreement, and memory where it can be
+    // measured.
     let table = String::from_utf8_lossy(&output.stdout);
     let memory = if cfg!(target_os = "linux") { 2 } else { 0 };
     assert_eq!(table.lines().count(), 1 + 1 + 2 + 5 + memory + 3 + 2, "{table}");
@@ -82,7 +83,7 @@ fn compare_writes_a_record_of_every_engine_and_turn() {
 fn an_engine_that_fails_leaves_the_others_alone() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let out = directory.path().join("one");
-    // A cache that holds no sequence; phase 3 takes what its sequences need.
+    // A cache that is too small for any sequence; phase 3 allocates what its sequences need.
     let output = compare(&["--engine", "cached,flash", "--kv-memory", "1B", "--turns", "1"], &out);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let record = record_in(&out);

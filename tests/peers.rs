@@ -1,4 +1,4 @@
-//! MLX and llama.cpp from the command line: what is said where they are not installed, and what they answer where they are.
+//! MLX and llama.cpp from the command line: the errors if they are not installed, and their answers if they are.
 
 use std::io::{BufRead, BufReader, Read, Write, stderr};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-/// The variable with which a run demands that the peers it names, separated by commas, are installed. CI sets it.
+/// The environment variable that lists peers, separated by commas, which must be installed. CI sets it.
 const REQUIRED: &str = "GPTOSS_REQUIRED_PEERS";
 const PYTHONS: [&str; 2] = ["GPTOSS_MLX_PYTHON", "GPTOSS_LLAMA_CPP_PYTHON"];
 
@@ -17,7 +17,7 @@ fn gptoss(arguments: &[&str]) -> Command {
     command
 }
 
-/// As for a user who has installed nothing.
+/// The environment of a user who has installed no peer.
 fn without_peers(arguments: &[&str], cache: &Path) -> Output {
     let mut command = gptoss(arguments);
     PYTHONS.iter().for_each(|variable| {
@@ -37,7 +37,7 @@ fn report(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-/// Whether a peer is installed. Where it is not, says on the terminal that `test` did not run; fails if it is required.
+/// Whether a peer is installed. If not, prints that `test` did not run, and fails if the peer is required.
 fn has(peer: &str, test: &str) -> bool {
     let all = report(&["peers", "list", "--json"]);
     let found = all.as_array().into_iter().flatten().find(|found| found["name"] == peer).expect("a peer");
@@ -46,7 +46,7 @@ fn has(peer: &str, test: &str) -> bool {
     }
     let required = std::env::var(REQUIRED).unwrap_or_default();
     assert!(!required.split(',').any(|name| name == peer), "{found}");
-    // Past the harness, which swallows what a test that passes prints.
+    // Written directly to stderr, because the test harness hides the output of passing tests.
     let _ = writeln!(stderr(), "NOT RUN: {test}: {}", found["missing"]);
     false
 }
@@ -153,7 +153,7 @@ fn mlx_serves() {
     let listening = lines.find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned));
     let address = listening.expect("it listens");
     lines.find(|line| line.starts_with("serving ")).expect("it loads the model");
-    // Whatever it writes from now on is read, so that it never waits.
+    // Reads all further output, so that the program never blocks.
     std::thread::spawn(move || lines.count());
     let messages = [json!({ "role": "user", "content": "What is 8 + 9?" })];
     let body = json!({ "model": "gptoss-tiny", "messages": messages, "reasoning_effort": "low", "temperature": 0 })

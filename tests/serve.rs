@@ -1,4 +1,4 @@
-//! `gptoss serve` as a process, from its start to its end, and `gptoss bench-serve` on it.
+//! `gptoss serve` as a process, from start to end, and `gptoss bench-serve` with it.
 #![cfg(unix)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// A server that does not outlive its test.
+/// A server that is stopped at the end of its test.
 struct Server {
     child: Child,
     address: String,
@@ -18,7 +18,7 @@ struct Server {
 type Log = Box<dyn Iterator<Item = String> + Send>;
 
 impl Server {
-    /// Starts one that serves the model inside the program, and waits until it does.
+    /// Starts a server with the embedded model, and waits until it is ready.
     fn start_with_log(arguments: &[&str]) -> (Server, Log) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
         command.args(["serve", "--device", "cpu", "--port", "0"]).args(arguments).stderr(Stdio::piped());
@@ -32,7 +32,7 @@ impl Server {
         (server, lines)
     }
 
-    /// As above; nobody looks at its log, which is read so that it does not fill up.
+    /// As above, but discards the log, so that its pipe does not fill up.
     fn start(arguments: &[&str]) -> Server {
         let (server, log) = Server::start_with_log(arguments);
         std::thread::spawn(move || log.for_each(drop));
@@ -57,7 +57,7 @@ impl Server {
         (status, head.to_owned(), serde_json::from_str(body).expect("JSON"))
     }
 
-    /// A stream whose first piece has come.
+    /// A stream of which the first piece has been read.
     fn stream(&self, most: Option<u64>) -> BufReader<TcpStream> {
         let body = json!({
             "messages": [{ "role": "user", "content": "Tell me everything." }],
@@ -81,7 +81,7 @@ impl Server {
         assert!(told.success());
     }
 
-    /// Waits until it takes no more work.
+    /// Waits until the server refuses new requests.
     fn wait_until_it_drains(&self) {
         let until = Instant::now() + Duration::from_secs(20);
         while self.ask("GET", "/health", &Value::Null).0 == 200 {
@@ -101,7 +101,7 @@ impl Drop for Server {
     }
 }
 
-/// The events of the rest of a stream, each of them JSON but the last.
+/// The remaining events of a stream, each of them JSON except the last.
 fn rest(mut reader: BufReader<TcpStream>) -> Vec<Value> {
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("the rest");
@@ -110,7 +110,7 @@ fn rest(mut reader: BufReader<TcpStream>) -> Vec<Value> {
     data.into_iter().map(|data| serde_json::from_str(data).expect("JSON")).collect()
 }
 
-/// Serves from the moment it says so until it is told to end, also when nobody reads its log any more.
+/// Serves from the moment it reports so until it is stopped, even if nobody reads its log.
 #[test]
 fn it_answers_until_it_is_told_to_end() {
     let (mut server, mut log) = Server::start_with_log(&["--alias", "mine"]);
@@ -199,7 +199,7 @@ fn what_cannot_be_served_is_one_sentence() {
     );
 }
 
-/// What a measurement reports.
+/// The report of a measurement.
 fn measured(arguments: &[&str]) -> Value {
     let output = run(&[&["bench-serve"][..], arguments, &["--json"]].concat());
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -261,7 +261,7 @@ fn bench_serve_says_why_it_measures_nothing() {
         refusal(&["bench-serve", "https://example.org"]),
         "2: gptoss: the scheme https is not supported; give the http address behind the proxy"
     );
-    // Nobody listens on a port that was free a moment ago.
+    // The port was free a moment ago, so no server listens on it.
     let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port();
     let message = refusal(&["bench-serve", &format!("127.0.0.1:{port}")]);
     let expected = format!("2: gptoss: no model of 127.0.0.1:{port}: 127.0.0.1:{port} cannot be reached: ");

@@ -1,4 +1,4 @@
-//! Rendering and parsing against OpenAI's package, token for token: `reference/scripts/harmony_oracle.py` wrote what it does.
+//! Compares rendering and parsing with OpenAI's package, token for token: `reference/scripts/harmony_oracle.py` recorded its output.
 
 use std::path::Path;
 
@@ -53,7 +53,7 @@ fn function(object: &Value) -> Function {
     }
 }
 
-/// The system and developer messages of a golden conversation, and what was said.
+/// The messages of a golden conversation, beginning with its system and developer messages.
 fn messages(conversation: &Value) -> Vec<Message> {
     let mut messages = Vec::new();
     let developer = conversation.get("developer").map(|developer| DeveloperPrompt {
@@ -141,7 +141,7 @@ fn schemas_equal_openais() {
     }
 }
 
-/// The texts that the small model is trained on have declarations of their own making: `reference/tiny/rendered.py` wrote these.
+/// The training texts of the embedded model use declarations that `reference/tiny/rendered.py` has recorded.
 #[test]
 fn the_miniatures_training_texts_are_rendered_alike() {
     let lines = lines("miniature.jsonl");

@@ -3,7 +3,7 @@
 use harmony::{DeveloperPrompt, Function, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 use serde_json::{Value, json};
 
-/// How a function with these parameters is declared.
+/// The declaration of a function with these parameters.
 fn declared(parameters: Value) -> String {
     let function = Function { name: "f".into(), description: None, parameters: Some(parameters) };
     let content = DeveloperPrompt { functions: vec![function], ..DeveloperPrompt::default() }.message().content;
@@ -15,14 +15,14 @@ fn declared(parameters: Value) -> String {
 #[test]
 fn schemas_are_written_out() {
     let cases = [
-        // Every line of a comment is one.
+        // Each line of a comment becomes a comment line.
         (
             json!({"type": "object", "description": "one\ntwo", "properties": {"a": {"type": "string", "description": "b\r\nc\n"}}}),
             "// one\n// two\n{\n// b\n// c\na?: string,\n}",
         ),
         (json!({"oneOf": [{"type": "string", "description": "b\nc"}]}), "\n | string // b c"),
         (json!({"type": "string", "enum": ["a\nb"], "default": "a\nb"}), r#""a\nb""#),
-        // Unions of plain types stand on one line, others on a line each.
+        // Unions of plain types are written on one line, other unions with a line per variant.
         (
             json!({"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "A", "default": null}}}),
             "{\n// A\n//\na?: string | null, // default: null\n}",
@@ -35,7 +35,7 @@ fn schemas_are_written_out() {
             json!({"type": "object", "properties": {"a": {"anyOf": [{"type": "object", "properties": {"b": {"type": "number"}}}, {"type": "null"}], "description": "D"}}}),
             "{\n// D\na?:\n | {\n   b?: number,\n   }\n | null\n,\n}",
         ),
-        // One that narrows a type adds nothing.
+        // An `anyOf` that only narrows a type is ignored.
         (json!({"type": "object", "anyOf": [{"required": ["a"]}]}), "{\n}"),
         // References.
         (
@@ -47,7 +47,7 @@ fn schemas_are_written_out() {
             json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/A", "description": "mine", "default": 3}}, "$defs": {"A": {"type": "number", "description": "its"}}}),
             "{\n// mine\na?: number, // default: 3\n}",
         ),
-        // They may go in circles, or nowhere.
+        // References may be circular or unresolved.
         (
             json!({"$ref": "#/$defs/Tree", "$defs": {"Tree": {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}}}}}),
             "{\nchildren?: any[],\n}",
@@ -64,17 +64,17 @@ fn schemas_are_written_out() {
     }
 }
 
-/// What random schemas showed to differ from OpenAI's package.
+/// Differences from OpenAI's package that random schemas revealed.
 #[test]
 fn corners_of_schemas_equal_openais() {
     let cases = [
-        // A comment that says nothing is a line.
+        // An empty description becomes an empty comment line.
         (
             json!({"type": "object", "description": "", "properties": {"a": {"type": "string", "title": "", "description": ""}}}),
             "// \n{\n// \n//\n// \na?: string,\n}",
         ),
         (json!({"oneOf": [{"type": "string", "description": ""}]}), "\n | string // "),
-        // The default of an enumeration has no quotes in a property, and in the variants of one. Elsewhere it is JSON.
+        // The default of an enumeration has no quotes in a property and in the variants of a property. Elsewhere it is JSON.
         (
             json!({"oneOf": [{"type": "string", "enum": ["a"], "default": "a\""}]}),
             r#"
@@ -90,7 +90,7 @@ fn corners_of_schemas_equal_openais() {
                 {"type": "string", "description": "S"}, {"type": "number", "description": "D"}, {"type": "boolean", "description": "B"}]}}}),
             "{\n// D\na?:\n | string\n | number\n | boolean // B\n,\n}",
         ),
-        // A variant that has variants may be null; a type that may be null says so once.
+        // A variant with variants may be nullable; `null` is not repeated in a type that already has it.
         (json!({"oneOf": [{"oneOf": [{"type": "string"}], "nullable": true}]}), "\n | \n    | string | null"),
         (
             json!({"type": "object", "properties": {"a": {"type": ["null", "string"], "nullable": true}}}),
@@ -102,7 +102,7 @@ fn corners_of_schemas_equal_openais() {
     }
 }
 
-/// OpenAI's package drops a description that the first variant repeats, and `null` where the type has the word in it.
+/// OpenAI's package loses a description that the first variant repeats, and `null` if the type contains the word; this crate does not.
 #[test]
 fn nothing_is_lost_of_schemas() {
     let cases = [
@@ -125,10 +125,10 @@ fn nothing_is_lost_of_schemas() {
     }
 }
 
-/// No schema makes a text without bounds.
+/// No schema makes the text arbitrarily long.
 #[test]
 fn hostile_schemas_end() {
-    // Each definition names the next one twice: 2⁴⁰ strings.
+    // Each definition refers to the next one twice, which would give 2⁴⁰ strings.
     let mut definitions = serde_json::Map::new();
     for number in 0..40 {
         let next = json!({"$ref": format!("#/$defs/{}", number + 1)});

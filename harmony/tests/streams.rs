@@ -1,4 +1,4 @@
-//! Any stream of tokens: what is well-formed reads back, and nothing is lost of what is not.
+//! Random streams of tokens: well-formed streams are parsed back to their messages, and no text of malformed streams is lost.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn control() -> Vec<u32> {
     names.iter().map(|name| shared().control(&format!("<|{name}|>")).expect("a control token")).collect()
 }
 
-/// The same text in tokens of one byte, so that most characters beyond ASCII come in halves.
+/// The same text in tokens of one byte, so that most non-ASCII characters are split.
 fn bytewise(tokens: &[u32]) -> Vec<u32> {
     static BYTES: OnceLock<Vec<u32>> = OnceLock::new();
     let of_byte = BYTES.get_or_init(|| {
@@ -45,7 +45,7 @@ fn bytewise(tokens: &[u32]) -> Vec<u32> {
 
 const TEXT: &str = "[ a-zé👋<|>:={}\"\n]{0,12}";
 
-/// A message that the assistant may write, as it would.
+/// A random message of the assistant.
 fn said() -> impl Strategy<Value = Message> {
     let plain = (prop::sample::select(vec!["analysis", "commentary", "final"]), TEXT)
         .prop_map(|(channel, text)| Message::assistant(channel, text));
@@ -62,7 +62,7 @@ fn said() -> impl Strategy<Value = Message> {
     prop_oneof![3 => plain, 1 => call, 1 => built_in]
 }
 
-/// A message of a conversation.
+/// A random message of a conversation.
 fn any_message() -> impl Strategy<Value = Message> {
     let roles = vec![Role::System, Role::Developer, Role::User];
     let from_outside = (prop::sample::select(roles), TEXT, prop::option::of("[a-z]{1,5}"))
@@ -82,7 +82,7 @@ fn turn(messages: &[Message]) -> Vec<u32> {
     tokens.split_off(harmony.opening().len())
 }
 
-/// Messages as the deltas tell them, each of which has to begin and end.
+/// Joins deltas to messages, and asserts that each message begins and ends.
 fn told(deltas: &[Delta]) -> Vec<Message> {
     let mut messages: Vec<Message> = Vec::new();
     let mut is_open = false;
@@ -109,12 +109,12 @@ fn count(text: &str) -> usize {
     text.matches('q').count()
 }
 
-/// In the last message.
+/// The number of `q` in the last message.
 fn count_in_last(parser: &Parser<'_>) -> usize {
     parser.messages().last().map_or(0, |message| count(&message.content))
 }
 
-/// Pushes all tokens; every `q` in the body of a message has to be in that message at once.
+/// Pushes all tokens. Asserts that each `q` in the body of a message is in that message immediately.
 fn push_all(parser: &mut Parser<'_>, tokens: &[u32]) -> Vec<Delta> {
     let control = control();
     let mut deltas = Vec::new();
@@ -130,7 +130,7 @@ fn push_all(parser: &mut Parser<'_>, tokens: &[u32]) -> Vec<Delta> {
     deltas
 }
 
-/// A change of a stream: where, as a share of its length, and what.
+/// A change of a stream. Positions are taken modulo its length.
 #[derive(Clone, Debug)]
 enum Mutation {
     Remove(usize),
@@ -181,20 +181,20 @@ impl Mutation {
             Mutation::Remove(at) => _ = tokens.remove(at % length),
             Mutation::Repeat(at) => tokens.insert(at % length, tokens[at % length]),
             Mutation::Swap(at) => tokens.swap(at % (length - 1), at % (length - 1) + 1),
-            // Seldom a short piece.
+            // Removes at most an eighth.
             Mutation::Cut(at) => tokens.truncate(length - (at % length) / 8),
         }
     }
 }
 
 proptest! {
-    /// What was rendered reads back, whole or in halves of characters.
+    /// A rendered turn is parsed back to its messages, also if characters are split between tokens.
     #[test]
     fn turns_read_back(messages in prop::collection::vec(said(), 1..5)) {
         for tokens in [turn(&messages), bytewise(&turn(&messages))] {
             let mut parser = harmony().parser();
             let deltas = push_all(&mut parser, &tokens);
-            // A turn ends where it calls something.
+            // A turn ends with its first call, so messages after a call give a warning.
             let calls = messages[..messages.len() - 1].iter().filter(|message| message.is_call()).count();
             prop_assert_eq!(parser.warnings().len(), calls.min(1), "{:?}", parser.warnings());
             prop_assert_eq!(parser.messages(), &messages);
@@ -209,7 +209,7 @@ proptest! {
         let tokens: Vec<u32> = messages.iter().flat_map(|message| harmony.render(message)).collect();
         prop_assert_eq!(harmony.parse_conversation(&tokens), Ok(messages.clone()));
         prop_assert_eq!(harmony.parse_conversation(&bytewise(&tokens)), Ok(messages.clone()));
-        // The prompt leaves out what was thought before the last answer, and nothing else.
+        // The prompt leaves out the reasoning before the last answer, and nothing else.
         let is_final = |message: &Message| message.role == Role::Assistant && message.channel.as_deref() == Some("final");
         let last = messages.iter().rposition(is_final);
         let mut kept = messages.clone();
@@ -221,7 +221,7 @@ proptest! {
         prop_assert_eq!(harmony.parse_conversation(&harmony.render_prompt(&messages)), Ok(kept));
     }
 
-    /// Every `q` of a broken turn is in a message, in its header or in a warning, and in a body it stays where it was written.
+    /// Every `q` of a malformed turn is in a message, in its header or in a warning; a `q` in a body stays in that body.
     #[test]
     fn broken_turns_lose_nothing(
         messages in prop::collection::vec(said(), 0..4),
@@ -270,7 +270,7 @@ proptest! {
         prop_assert_eq!(found.is_none(), said == messages);
     }
 
-    /// Whatever the tokens, they are read or refused.
+    /// Any tokens are either parsed or refused.
     #[test]
     fn any_tokens_are_read(mut tokens in prop::collection::vec(0u32..3000, 0..60)) {
         let mut parser = harmony().parser();

@@ -1,11 +1,11 @@
-//! Turns as models write them: well-formed, odd and broken.
+//! Turns as models write them: well-formed, unusual and malformed.
 
 mod common;
 
 use common::tokenizer;
 use harmony::{Delta, Function, Harmony, Message, Parser, Role};
 
-/// Functions that are declared.
+/// The declared functions.
 const DECLARED: [&str; 3] = ["t", "get_json", "web.find"];
 
 fn functions() -> Vec<Function> {
@@ -13,7 +13,7 @@ fn functions() -> Vec<Function> {
     DECLARED.iter().map(function).collect()
 }
 
-/// What a parser says of a text with control tokens, and how it is then.
+/// Parses a text with control tokens. Returns the deltas and the parser.
 fn parse<'a>(harmony: &Harmony<'a>, text: &str) -> (Vec<Delta>, Parser<'a>) {
     let mut parser = harmony.parser().with_functions(&functions());
     let mut deltas = Vec::new();
@@ -24,7 +24,7 @@ fn parse<'a>(harmony: &Harmony<'a>, text: &str) -> (Vec<Delta>, Parser<'a>) {
     (deltas, parser)
 }
 
-/// Each message on a line: role, recipient, channel, type, content; `…` behind what was not ended.
+/// Each message on a line: role, recipient, channel, type, content; `…` after an incomplete message.
 fn lines(harmony: &Harmony<'_>, text: &str) -> Vec<String> {
     let (deltas, parser) = parse(harmony, text);
     let complete = deltas.iter().filter_map(|delta| match delta {
@@ -63,7 +63,7 @@ fn well_formed_turns_are_read_without_a_warning() {
             "<|channel|>commentary to=functions.t<|constrain|>json<|message|>{}<|call|>",
             vec![">functions.t #commentary =<|constrain|>json | {}"],
         ),
-        // Names that end in `json` are names.
+        // Function names may end in `json`.
         (
             " to=functions.get_json<|channel|>commentary json<|message|>{}<|call|>",
             vec![">functions.get_json #commentary =json | {}"],
@@ -76,11 +76,11 @@ fn well_formed_turns_are_read_without_a_warning() {
             "<|channel|>commentary to=functions.parse_json json<|message|>{}<|call|>",
             vec![">functions.parse_json #commentary =json | {}"],
         ),
-        // Built-in tools are no functions.
+        // Built-in tools are not functions.
         (" to=python<|channel|>analysis code<|message|>print(1)<|call|>", vec![">python #analysis =code | print(1)"]),
         ("<|channel|>analysis to=browser.search<|message|>{}<|call|>", vec![">browser.search #analysis | {}"]),
         ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", vec!["#final =<|constrain|>json | {}"]),
-        // A preamble comes before the call that it announces.
+        // A preamble before a call.
         (
             "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary<|message|>I will look.<|end|>\
              <|start|>assistant to=functions.t<|channel|>commentary json<|message|>{}<|call|>",
@@ -98,13 +98,13 @@ fn well_formed_turns_are_read_without_a_warning() {
     }
 }
 
-/// The mistakes that other servers fail on. Each is one warning.
+/// Mistakes that other servers fail on. Each gives one warning.
 #[test]
 fn odd_turns_lose_nothing() {
     let tokenizer = tokenizer();
     let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
     for (text, expected, warnings) in [
-        // Names of functions run into the content type, or lack what stands in front.
+        // Function names that are joined with the content type, or lack the prefix `functions.`.
         (
             "<|channel|>commentary to=functions.tjson<|message|>{}<|call|>",
             vec![">functions.t #commentary =json | {}"],
@@ -126,7 +126,7 @@ fn odd_turns_lose_nothing() {
             vec![">functions.otherjson #commentary | {}"],
             0,
         ),
-        // Channels.
+        // Unusual channels.
         ("<|channel|>analysis to=functions.t code<|message|>x<|call|>", vec![">functions.t #analysis =code | x"], 1),
         ("<|channel|>commentary to=assistant<|channel|>analysis<|message|>hm<|end|>", vec!["#analysis | hm"], 2),
         ("<|channel|>commentary?commentary?<|message|>hm<|return|>", vec!["#commentary | hm"], 1),
@@ -148,7 +148,7 @@ fn odd_turns_lose_nothing() {
             vec!["#analysis | a", ">functions.t #commentary | {}"],
             1,
         ),
-        // More words than a header has.
+        // Headers with too many words.
         (
             "<|channel|>commentary to=functions.t please note<|message|>{}<|call|>",
             vec![">functions.t #commentary =please | {}"],
@@ -164,7 +164,7 @@ fn odd_turns_lose_nothing() {
             vec![">functions.t #commentary =json | {}"],
             1,
         ),
-        // Words without a header.
+        // Text without a header.
         ("plain words, no header<|return|>", vec!["| plain words, no header"], 1),
         ("final<|return|>", vec!["| final"], 1),
         ("<|channel|>final<|message|>a<|end|>and more", vec!["#final | a", "| and more…"], 2),
@@ -186,7 +186,7 @@ fn odd_turns_lose_nothing() {
             1,
         ),
         ("<|start|>assistant<|channel|>final<|message|>a<|return|>", vec!["#final | a"], 1),
-        // Others speak.
+        // Messages of other roles.
         (
             "<|channel|>analysis<|message|>a<|end|><|start|>user<|message|>hi<|end|>",
             vec!["#analysis | a", "user| hi"],
@@ -198,7 +198,7 @@ fn odd_turns_lose_nothing() {
             2,
         ),
         ("<|channel|>final<|message|>a<|end|><|start|>user what now<|end|>", vec!["#final | a", "user|  what now"], 2),
-        // Ends, and what comes behind them.
+        // Incomplete messages, and tokens after the end of the turn.
         ("<|channel|>final<|message|>cut off in the mid", vec!["#final | cut off in the mid…"], 1),
         (
             " to=functions.t<|channel|>commentary json<|message|>{\"a\":",
@@ -234,7 +234,7 @@ fn odd_turns_lose_nothing() {
     }
 }
 
-/// Words that cannot become a header are shown as they come, and calls are known before their arguments.
+/// Words that cannot be part of a header are returned as text immediately, and a call's header before its arguments.
 #[test]
 fn deltas_come_early() {
     let tokenizer = tokenizer();
@@ -290,7 +290,7 @@ fn stop_strings_end_what_the_user_reads() {
     assert_eq!(parse(turn, &["t m", " me"]), outcome("stop a|le", Some("t m"), true));
     let answer = "<|channel|>final<|message|>one, two, three<|return|>";
     assert_eq!(parse(answer, &[", three", ", t"]), outcome("one", Some(", t"), true));
-    // What only might have been one is shown in the end.
+    // Text that only might have begun a stop string is returned at the end.
     assert_eq!(parse(answer, &["three!"]), outcome("one, two, three", None, true));
     let cut = "<|channel|>final<|message|>one, two, thr";
     assert_eq!(parse(cut, &["three"]), outcome("one, two, thr", None, false));
@@ -325,7 +325,7 @@ fn conversations_read_as_they_were_said() {
     let python = Message { recipient: Some("python".into()), ..Message::assistant("analysis", "1") };
     let result = Message::result_of(&python, "1");
     assert_eq!((result.name.as_deref(), result.channel.as_deref()), (Some("python"), Some("analysis")));
-    // A model's own end of text is not kept.
+    // `<|endoftext|>` is not kept.
     let text = "<|start|>user<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|endoftext|><|start|>user<|message|>c<|end|>";
     let messages = harmony.parse_conversation(&tokenizer.encode_with_control(text)).expect("a conversation");
     assert_eq!(messages, [Message::user("a"), Message::assistant("final", "b"), Message::user("c")]);

@@ -1,4 +1,4 @@
-//! Laws of the storage formats.
+//! Properties of the storage formats.
 
 use gptoss_reference::Golden;
 use half::{bf16, f16};
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 fn decode(format: Format, packed: &[u8]) -> Vec<f32> {
     let blocks = packed.len() / format.block_bytes();
-    // A poisoned output: every value must be written.
+    // The output is filled with NaN first, so that a value that is not written is detected.
     let mut values = vec![f32::NAN; blocks * format.block_len()];
     format.decode(packed, &mut values);
     values

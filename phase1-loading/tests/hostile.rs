@@ -1,4 +1,4 @@
-//! Files that lie: every one is refused with an error that names the file, the part, what was expected and found.
+//! Invalid files: each is refused with an error that names the file, the part, what was expected and what was found.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ fn refusal(file: Vec<u8>) -> String {
     }
 }
 
-/// Where `name` is written in the file, after its length.
+/// The position after `name` in the file; its length is stored before it.
 fn after(file: &[u8], name: &str) -> usize {
     let mut needle = (name.len() as u64).to_le_bytes().to_vec();
     needle.extend(name.as_bytes());
@@ -49,9 +49,9 @@ fn the_unharmed_file_is_accepted() {
 #[test]
 fn each_lie_is_named() {
     let file = model();
-    // A description is: name, number of dimensions (4 bytes), dimensions (8 each), type (4), offset (8).
+    // A description consists of: name, number of dimensions (4 bytes), dimensions (8 bytes each), type (4), offset (8).
     let description = after(&file, MATRIX);
-    // A metadata value is: key, type (4 bytes), value.
+    // A metadata entry consists of: key, type (4 bytes), value.
     let value = |key: &str| after(&file, key) + 4;
     let renamed = {
         let at = after(&file, MATRIX) - MATRIX.len();
@@ -118,7 +118,7 @@ fn a_scale_of_255_is_found_in_a_check() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Cut anywhere, a file is refused: its last tensor ends where it ends.
+    /// A file that is truncated anywhere is refused, because its last tensor ends at its end.
     #[test]
     fn a_truncated_file_is_refused(share in 0.0f64..1.0) {
         let file = model();
@@ -126,7 +126,8 @@ proptest! {
         prop_assert!(open(file[..len].to_vec()).is_err());
     }
 
-    /// Flipped header bytes give an error or a checkpoint, never a panic. Tokenizer and weights of what opens must hold too.
+    /// A header with flipped bits gives an error or a checkpoint, never a panic. If a checkpoint opens, its tokenizer and weights do not
+    /// panic either.
     #[test]
     fn a_flipped_bit_never_panics(at in 0usize..12_000, bit in 0u8..8) {
         let mut file = model();

@@ -1,5 +1,5 @@
-//! Valid files with something wrong: whatever it is, opening gives an error or a model, and never panics, hangs, or
-//! allocates more than 64 MB beyond the file's own size.
+//! Damages valid files at random: opening them gives an error or a model, and never panics, hangs, or allocates more than 64 MB beyond the
+//! file's own size.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
@@ -12,13 +12,13 @@ use gptoss_reference::{Case, Folder};
 use phase1_loading::{Checkpoint, SavedSession, SessionHeader, check_values};
 use proptest::prelude::*;
 
-/// Counts what is allocated.
+/// An allocator that counts allocated bytes.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: everything is the system allocator's.
+// SAFETY: all memory comes from the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         MOST.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
@@ -39,16 +39,17 @@ static ALLOCATOR: Counting = Counting;
 const BEYOND: usize = 64 << 20;
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// One thing that goes wrong with a file. Places are shares of its length, cubed: most fall on the header.
+/// A change to a file. Positions are given as a number from 0 to 1, whose cube is the fraction of the file's length: most are in the
+/// header.
 #[derive(Clone, Debug)]
 enum Harm {
     Truncate(f64),
     Flip(f64, u8),
-    /// Eight bytes, or four, that a reader may take for a count, a size, a place or a type.
+    /// Replaces eight bytes, or four, that may be a count, a size, an offset or a type.
     Lie(f64, u64, bool),
     Remove(f64, usize),
     Repeat(f64, usize),
-    /// Deep or long text where something short was.
+    /// Inserts a long or deeply nested text.
     Insert(f64, u8, usize),
 }
 
@@ -117,7 +118,7 @@ fn harmed(mut file: Vec<u8>, harms: &[Harm]) -> Vec<u8> {
     file
 }
 
-/// Runs `open` on what takes `size` bytes, and checks what it took.
+/// Runs `open` on a file of `size` bytes, and checks its time and memory.
 fn within_bounds<T>(size: usize, open: impl FnOnce() -> T) -> Result<T, TestCaseError> {
     let before = NOW.load(Relaxed);
     MOST.store(before, Relaxed);
@@ -130,7 +131,7 @@ fn within_bounds<T>(size: usize, open: impl FnOnce() -> T) -> Result<T, TestCase
     Ok(result)
 }
 
-/// A model that opens can be used: its tokenizer, and every row of every tensor.
+/// A model that opens can be used: builds its tokenizer and decodes every row of every tensor.
 fn use_model(checkpoint: &Checkpoint) {
     let _ = checkpoint.tokenizer().map(|tokenizer| tokenizer.encode_with_control("<|start|>a test 123"));
     let _ = checkpoint.fingerprint();
@@ -195,15 +196,15 @@ fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
     let (saved, file) = session();
     let file = Bytes::from(harmed(file, harms));
     let opened = within_bounds(file.len(), || SavedSession::from_bytes(Path::new("harmed"), file).ok())?;
-    // Harm may leave what a file says as it was: spaces in its JSON, for one.
+    // Damage that opens must not have changed the contents, for example spaces in the JSON.
     prop_assert!(opened.is_none_or(|opened| opened == saved), "damage goes unnoticed");
     Ok(())
 }
 
-/// The allocator counts for the whole process, so everything is one test.
+/// The allocator counts for the whole process, so there is only one test.
 #[test]
 fn harmed_files_do_no_harm() {
-    // `PROPTEST_CASES` makes this longer.
+    // `PROPTEST_CASES` sets the number of cases.
     let cases = ProptestConfig::default().cases.max(2000);
     let config = || ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let harms = || prop::collection::vec(harm(), 1..4);

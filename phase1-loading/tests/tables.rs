@@ -1,4 +1,4 @@
-//! What the golden models hold: configuration, and every tensor's format and shape.
+//! The contents of the golden models: configuration, and every tensor's format and shape.
 
 use gptoss_reference::Case;
 use phase1_loading::Checkpoint;

@@ -1,4 +1,4 @@
-//! The tokenizer built from a model file against tiktoken, which defines o200k.
+//! The tokenizer of a model file against tiktoken, which defines o200k.
 
 use std::sync::OnceLock;
 
@@ -58,7 +58,7 @@ fn agrees_with_tiktoken_on_chosen_texts() {
     }
 }
 
-/// Runs that a backtracking engine gives up on: it then loses what follows.
+/// Long runs, on which a backtracking regex engine gives up and loses the rest of the text.
 #[test]
 fn long_runs_lose_nothing() {
     for unit in [" ", "\n", "\t ", "\u{3000}", "=", "0"] {
@@ -72,7 +72,7 @@ fn long_runs_lose_nothing() {
     }
 }
 
-/// Alphabets, runs of spaces and numbers are the longest tokens that their bytes are in.
+/// The bound is exact for alphabets, runs of spaces and numbers, which consist of the longest tokens that contain their bytes.
 #[test]
 fn the_fewest_tokens_are_exact_where_every_token_is_as_long_as_can_be() {
     let alphabet = "abcdefghijklmnopqrstuvwxyz";
@@ -87,12 +87,12 @@ fn the_fewest_tokens_are_exact_where_every_token_is_as_long_as_can_be() {
     ] {
         assert_eq!((o200k().least_tokens(text), o200k().encode(text).len()), (expected, expected), "{text:.40}");
     }
-    // Where a control token may stand, its bytes say less.
+    // If control tokens are allowed, the bound is lower for their bytes.
     let reserved = "<|reserved_200013|>";
     assert_eq!(o200k().encode_with_control(reserved).len(), 1);
     assert_eq!(o200k().least_tokens_with_control(reserved), 1);
     assert!(o200k().least_tokens(reserved) > 1);
-    // A word of 15 MB is more than any context holds.
+    // A word of 15 MB has more tokens than any context.
     assert!(o200k().least_tokens(&"word".repeat(3_750_000)) > 500_000);
 }
 
@@ -123,7 +123,7 @@ fn every_token_decodes_as_in_tiktoken() {
     assert_eq!(o200k().token_bytes(201_088), None);
 }
 
-/// The text of a stream, piece by piece.
+/// The text of a stream, in pieces.
 fn streamed(tokens: &[u32]) -> Vec<String> {
     let mut stream = TextStream::default();
     let mut pieces: Vec<String> = tokens.iter().map(|&token| stream.push(o200k(), token)).collect();
@@ -149,14 +149,14 @@ proptest! {
         prop_assert_eq!(o200k().decode(&tokens), text);
     }
 
-    /// Streaming gives the text of decoding all at once, and never part of a character.
+    /// A stream gives the same text as decoding all tokens together, and never a part of a character.
     #[test]
     fn streaming_equals_decoding(text in r"(\PC|\s){0,40}") {
         let tokens = o200k().encode(&text);
         prop_assert_eq!(streamed(&tokens).concat(), text);
     }
 
-    /// Tokens in any order, as a model may emit them: broken characters are replaced as a whole decode replaces them.
+    /// Tokens in random order: incomplete characters are replaced as in decoding all tokens together.
     #[test]
     fn streaming_survives_any_tokens(tokens in prop::collection::vec(0u32..201_088, 0..60)) {
         prop_assert_eq!(streamed(&tokens).concat(), o200k().decode(&tokens));

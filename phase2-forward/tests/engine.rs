@@ -1,4 +1,4 @@
-//! The contract of an engine, on phase 2's.
+//! The contract of an engine, tested on phase 2's.
 
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::{Checkpoint, Format, HostTensor, RopeConfig, YarnRamp};
@@ -95,7 +95,7 @@ fn a_sequence_is_fed_the_token_that_it_drew() {
     assert_eq!(drawn, argmax(&told.last_logits(0, &[1, 2, 3]).expect("logits")));
     for step in 0..6 {
         let logits = told.last_logits(0, &[drawn]).expect("logits");
-        // Logits may be wanted of a drawn token too, and then nothing is drawn.
+        // With a drawn token as input, logits may be requested instead of another token.
         if step == 3 {
             let work = Work { sequence: 0, input: Input::Drawn, want: Want::LastLogits };
             let found = drawing.step(&[work]).expect("a step").remove(0).logits().expect("logits");
@@ -179,7 +179,7 @@ fn a_draw_obeys_its_mask_and_its_adjustments() {
     assert!((f64::from(found.token) - expected(reported.id)).abs() < 1e-5, "{found:?}");
 }
 
-/// An engine whose steps take few tokens.
+/// An engine with a small limit of tokens per step.
 struct Narrow(RecomputeEngine);
 
 impl Engine for Narrow {
@@ -226,13 +226,13 @@ fn a_fork_is_the_beginning_of_its_origin() {
     for (to, length) in [(1, 5), (2, 2), (3, 1)] {
         engine.fork(0, to, length).expect("a fork");
         assert_eq!(engine.length(to), length);
-        // A copy has drawn nothing, even one of all tokens.
+        // A fork has no drawn token, even if it was forked at the full length.
         assert_eq!(refusal(engine.step(&[Work::decode(to, Draw::GREEDY)])), BadRequest::NothingDrawn(to));
         let found = engine.last_logits(to, &[9]).expect("logits");
         let whole = [&tokens[..length], &[9]].concat();
         assert_eq!(found, engine.last_logits(10 + to, &whole).expect("logits"));
     }
-    // The origin goes on as if nothing had happened, and a copy outlives it.
+    // The forked sequence continues unchanged, and a fork remains valid after its release.
     assert_eq!(engine.length(0), 5);
     let next = token(&mut engine, Work::decode(0, Draw::GREEDY));
     let whole = [&tokens[..], &[drawn]].concat();
@@ -248,7 +248,7 @@ fn truncating_forgets_the_end() {
     token(&mut engine, Work::tokens(0, &[1, 2, 3, 4, 5], Want::Token(Draw::GREEDY)));
     engine.truncate(0, 3).expect("shorter");
     assert_eq!(engine.length(0), 3);
-    // The token that was drawn at the old end does not belong to the new one.
+    // Truncation discards the drawn token.
     assert_eq!(refusal(engine.step(&[Work::decode(0, Draw::GREEDY)])), BadRequest::NothingDrawn(0));
     let found = engine.last_logits(0, &[9]).expect("logits");
     assert_eq!(found, engine.last_logits(1, &[1, 2, 3, 9]).expect("logits"));
@@ -261,7 +261,7 @@ fn phase_2_has_no_snapshots() {
     assert!(engine().snapshots().is_none());
 }
 
-/// Readers disagree on an MXFP4 scale byte of 255. Found when the model is loaded, not when its logits are NaN.
+/// Programs interpret an MXFP4 scale byte of 255 differently. It is reported when the model is loaded, not when its logits are NaN.
 #[test]
 fn a_scale_of_255_is_refused_on_the_cpu() {
     let mut spoilt = checkpoint();

@@ -1,4 +1,4 @@
-//! The packed product against a product in f64, on both kinds of device, in shapes that are awkward on purpose.
+//! The packed product against a product in f64, on both kinds of device, in unusual shapes.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use gptoss_reference::test_seed;
@@ -17,7 +17,7 @@ struct Shape {
     columns: usize,
 }
 
-/// gpt-oss's own width, widths that no power of two divides, single rows, and more rows than one cube or task takes.
+/// gpt-oss's width, widths that are not divisible by powers of two, single rows, and more rows than one cube or task handles.
 const SHAPES: [Shape; 7] = [
     Shape { inputs: 1, experts: 1, rows: 5, columns: 2880 },
     Shape { inputs: 3, experts: 1, rows: 1, columns: 96 },
@@ -31,7 +31,7 @@ const SHAPES: [Shape; 7] = [
 /// Two of the K-quants' blocks.
 const WIDE: Shape = Shape { inputs: 2, experts: 2, rows: 3, columns: 512 };
 
-/// Packed rows: of random values where the format is written, else of random codes under factors of a believable size.
+/// Packed rows: encoded random values if the format can be encoded, otherwise random codes with realistic scales.
 fn random_rows(format: Format, shape: Shape, runner: &mut TestRunner) -> Vec<u8> {
     let count = shape.experts * shape.rows * shape.columns;
     let factors: &[usize] = match format {
@@ -57,7 +57,7 @@ fn random_rows(format: Format, shape: Shape, runner: &mut TestRunner) -> Vec<u8>
     packed
 }
 
-/// The next random value of a runner.
+/// Draws a random value.
 fn random<T: std::fmt::Debug>(strategy: impl Strategy<Value = T>, runner: &mut TestRunner) -> T {
     strategy.new_tree(runner).expect("a value").current()
 }
@@ -102,7 +102,7 @@ fn equals_f64_on_every_device() {
         let mut runner = TestRunner::new(ProptestConfig { rng_seed, ..ProptestConfig::default() });
         for format in Format::GGUF {
             for shape in SHAPES.into_iter().chain([WIDE]) {
-                // A row is whole blocks, and the K-quants' are long.
+                // A row consists of whole blocks, which are long in K-quants.
                 let columns = shape.columns.next_multiple_of(format.block_len());
                 check(&device, format, Shape { columns, ..shape }, &mut runner);
             }
@@ -110,7 +110,7 @@ fn equals_f64_on_every_device() {
     }
 }
 
-/// More rows than a GPU starts cubes for along an axis: a prompt of 16,384 tokens with four experts each has as many.
+/// More rows than the most GPU cubes along one axis, as in a prompt of 16,384 tokens with four experts each.
 #[test]
 fn more_inputs_than_cubes_are_multiplied() {
     let rng_seed = RngSeed::Fixed(test_seed());
@@ -121,7 +121,7 @@ fn more_inputs_than_cubes_are_multiplied() {
     }
 }
 
-/// Scales that GPUs like to flush to zero: half-precision subnormals, as small weights in Q8_0 have them.
+/// Scales that GPUs may flush to zero: half-precision subnormals, which small weights in Q8_0 have.
 #[test]
 fn subnormal_scales_are_kept() {
     let mut block = vec![3, 0];

@@ -1,4 +1,4 @@
-//! However a sequence is cut into chunks, the cache gives what recomputing gives.
+//! However a sequence is cut into chunks, cached logits equal recomputed ones.
 
 mod model;
 
@@ -17,7 +17,7 @@ use synthetic::SyntheticModel;
 
 use model::{WINDOW, load, model, weights, written};
 
-/// Logits of every token, fed in chunks of these lengths, the last one again and again.
+/// Logits of every token, fed in chunks of these lengths; the last length is repeated.
 fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec<f32> {
     let mut all = Vec::new();
     let mut lengths = lengths.iter().chain(std::iter::repeat(lengths.last().expect("a length")));
@@ -30,13 +30,13 @@ fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec
     all
 }
 
-/// Feeds tokens and wants nothing.
+/// Feeds tokens without requesting a result.
 fn feed(engine: &mut dyn Engine, sequence: SequenceId, tokens: &[u32]) {
     let outcomes = engine.step(&[Work::tokens(sequence, tokens, Want::Nothing)]).expect("a step");
     assert_eq!(outcomes, [Outcome::Fed]);
 }
 
-/// A cache of this kind, and how far it may take the logits from those of an f32 one.
+/// A cache type, and the allowed difference of its logits from those with an f32 cache.
 const LOSSES: [(CacheType, Limit); 2] =
     [(CacheType::F16, Limit { rms: 2e-3, max: 2e-2 }), (CacheType::Q8_0, Limit { rms: 3e-2, max: 2e-1 })];
 
@@ -47,7 +47,7 @@ fn with_cache(kind: CacheType) -> CachedEngine {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// However a sequence is cut, a packed cache stays close to no cache at all.
+    /// However a sequence is cut, logits with a packed cache are close to recomputed ones.
     #[test]
     fn packed_caches_lose_little(
         tokens in prop::collection::vec(0u32..1000, 1..70),
@@ -61,7 +61,7 @@ proptest! {
         }
     }
 
-    /// Saved and restored anywhere, even into an engine that had another sequence there, the logits are the same to the bit.
+    /// A sequence that is saved and restored at any point, even over another sequence, gives bit-identical logits.
     #[test]
     fn a_restored_sequence_goes_on(
         tokens in prop::collection::vec(0u32..1000, 2..60),
@@ -125,7 +125,7 @@ proptest! {
     }
 }
 
-/// Remembers the keys and values of a forward pass over a whole sequence, each `[kv_heads, positions, head_dim]`, layer by layer.
+/// A cache that records the keys and values of a forward pass over a whole sequence, each `[kv_heads, positions, head_dim]`, by layer.
 #[derive(Default)]
 struct Recorder {
     layers: Vec<(Vec<f32>, Vec<f32>)>,
@@ -147,7 +147,7 @@ fn on_host(tensor: Tensor<3>) -> Vec<f32> {
     tensor.into_data().try_to_vec().expect("f32")
 }
 
-/// Past the first capacity of a full layer's buffer, which then grows.
+/// A sequence longer than the first capacity of a full layer's buffer, which then grows.
 #[test]
 fn a_full_layer_grows() {
     let tokens: Vec<u32> = (0..300).map(|i| i * 7 % 1000).collect();
@@ -159,7 +159,7 @@ fn a_full_layer_grows() {
     }
 }
 
-/// A ring wider than a buffer's first capacity grows to its window, and then turns; saved and restored too.
+/// A ring larger than a buffer's first capacity grows to its window, and then wraps; also after saving and restoring.
 #[test]
 fn a_wide_ring_grows() {
     let (_directory, path) = written(300);
@@ -224,7 +224,7 @@ fn what_another_engine_or_model_saved_is_refused() {
     let mut engine = with_cache(CacheType::F16);
     feed(&mut engine, 0, &[1, 2, 3]);
     let good = engine.save(0).expect("known");
-    // The sequence that is not replaced.
+    // The sequence that a refused restore must not change.
     feed(&mut engine, 1, &[4, 5]);
     let mut untouched = with_cache(CacheType::F16);
     feed(&mut untouched, 1, &[4, 5]);
@@ -257,14 +257,14 @@ fn what_another_engine_or_model_saved_is_refused() {
     assert!(matches!(engine.save(9), Err(EngineError::BadRequest(BadRequest::UnknownSequence(9)))));
 }
 
-/// What an engine with a cache in f32 saves of a sequence.
+/// The snapshot that an engine with an f32 cache gives of a sequence.
 fn with_f32_cache(tokens: &[u32]) -> Snapshot {
     let mut engine = with_cache(CacheType::F32);
     feed(&mut engine, 0, tokens);
     engine.save(0).expect("known")
 }
 
-/// Heads of 16 values are half of a q8_0 block, and whole words of f16.
+/// Heads of 16 values are half of a q8_0 block, but whole words of f16.
 #[test]
 fn a_cache_that_does_not_hold_the_heads_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -279,7 +279,7 @@ fn a_cache_that_does_not_hold_the_heads_is_refused() {
     assert_eq!(refused, "a q8_0 cache needs heads of a multiple of 32 values, but the model's have 16; use --kv f16");
 }
 
-/// The drawn token is no part of a snapshot, and does not survive in the sequence that is replaced.
+/// The drawn token is not part of a snapshot, and is discarded when its sequence is replaced.
 #[test]
 fn a_restored_sequence_has_drawn_nothing() {
     let mut engine = CachedEngine::new(model());

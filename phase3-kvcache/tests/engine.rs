@@ -1,4 +1,4 @@
-//! The contract of an engine, on phase 3's, with phase 2's for comparison.
+//! The contract of an engine, tested on phase 3's in comparison with phase 2's.
 
 mod model;
 
@@ -37,14 +37,14 @@ fn refusal<T>(result: Result<T, EngineError>) -> BadRequest {
     }
 }
 
-/// What phase 3 may differ from phase 2 by.
+/// The allowed difference between phases 3 and 2.
 fn check(expected: &[f32], found: &[f32]) -> Result<(), TestCaseError> {
     let check = Check::values("random", "logits", expected, found, Limit::F32);
     prop_assert!(check.passed(), "{check:?}, {}", weights());
     Ok(())
 }
 
-/// What may be done to sequences, by small numbers that are fitted to the state.
+/// Operations on sequences, with small numbers that are adjusted to the current state.
 #[derive(Clone, Debug)]
 enum Action {
     Feed(SequenceId, Vec<u32>),
@@ -67,7 +67,7 @@ fn action() -> impl Strategy<Value = Action> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever sequences were forked from, cut back to or given room by, each is what its own tokens make it.
+    /// However a sequence was forked, truncated or given room by a release, its logits are determined by its tokens.
     #[test]
     fn sequences_are_what_their_tokens_make_them(
         actions in prop::collection::vec(action(), 1..30),
@@ -113,7 +113,7 @@ proptest! {
                 prop_assert_eq!(engine.length(sequence), sequences.get(&sequence).map_or(0, Vec::len));
             }
         }
-        // Their next logits, all in one step, are those of an engine that only ever saw one of them in one piece.
+        // Logits of the next tokens of all sequences, in one step, equal those of an engine that computed each sequence alone in one chunk.
         let next = [5, 6, 7];
         let work: Vec<Work<'_>> = sequences.keys().map(|&to| Work::tokens(to, &next, Want::AllLogits)).collect();
         let outcomes = if work.is_empty() { Vec::new() } else { engine.step(&work).expect("a step") };
@@ -128,7 +128,7 @@ proptest! {
                 plain.step(&[Work::tokens(0, tokens, Want::Nothing)]).expect("a step");
                 check(&plain.all_logits(0, &next).expect("logits"), &found)?;
             } else {
-                // A value that rounding tips over differs by a step of the cache.
+                // If rounding differs for a value, it differs by one step of the cache's format.
                 let limit = Limit { rms: 2e-3, max: 2e-2 };
                 let check = Check::values("random", "logits", &expected, &found, limit);
                 prop_assert!(check.passed(), "{check:?}, {}", weights());
@@ -137,7 +137,7 @@ proptest! {
     }
 }
 
-/// Why a sequence of `known` tokens cannot become its first `length`: a ring that is full has let go of the positions before.
+/// The error for truncating a sequence of `known` tokens to `length`: a full ring has overwritten the earlier positions.
 fn refused(sequence: SequenceId, known: &[u32], length: usize) -> Option<BadRequest> {
     match known.len() {
         0 => Some(BadRequest::UnknownSequence(sequence)),
@@ -189,7 +189,7 @@ fn a_sequence_is_fed_the_token_that_it_drew() {
         drawn = token(&mut drawing, Work::decode(0, Draw::GREEDY));
         assert_eq!(drawn, argmax(&logits), "step {step}, {}", weights());
     }
-    // Logits may be wanted of a drawn token too, and then nothing is drawn.
+    // With a drawn token as input, logits may be requested instead of another token.
     let work = Work { sequence: 0, input: Input::Drawn, want: Want::AllLogits };
     let found = drawing.step(&[work]).expect("a step").remove(0).logits().expect("logits");
     assert_eq!(found, told.last_logits(0, &[drawn]).expect("logits"));
@@ -197,7 +197,7 @@ fn a_sequence_is_fed_the_token_that_it_drew() {
     assert_eq!((drawing.length(0), told.length(0)), (36, 36));
 }
 
-/// Neither a copy nor a shortened sequence has drawn the token that its origin drew.
+/// Forks and truncated sequences have no drawn token.
 #[test]
 fn a_drawn_token_belongs_to_one_end_of_one_sequence() {
     let mut engine = engine();
@@ -214,7 +214,7 @@ fn a_drawn_token_belongs_to_one_end_of_one_sequence() {
     assert_eq!(found, engine.last_logits(2, &[other]).expect("logits"));
 }
 
-/// Of one chunk or of many, alone or in company: the seed and the position draw the token.
+/// The drawn token depends on the seed and the position, and not on chunks or other sequences.
 #[test]
 fn a_seed_draws_the_same_however_the_prompt_is_cut() {
     let checkpoint = Checkpoint::open(&Case::committed().remove(0).model()).expect("opens");
@@ -243,7 +243,7 @@ fn a_seed_draws_the_same_however_the_prompt_is_cut() {
     for (lengths, company) in [(&[1; 29][..], false), (&[7, 7, 7], true), (&[29], false), (&[1, 20], true)] {
         assert_eq!(drawn(lengths, company), tokens, "after chunks of {lengths:?}");
     }
-    // The host draws the same from logits of the whole text.
+    // The host draws the same token from the logits of the whole text.
     let mut engine = CachedEngine::new(load(&checkpoint));
     let vocab = engine.config().vocab;
     let logits = engine.all_logits(0, &[&prompt[..], &tokens[..]].concat()).expect("logits");

@@ -1,4 +1,4 @@
-//! Generation: what comes out, when it ends, what is refused.
+//! Generation: its text, its end, and its errors.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -42,7 +42,7 @@ fn setup_of(checkpoint: &Checkpoint, phase: u8) -> Setup {
 
 const PROMPT: [u32; 5] = [70, 80, 90, 100, 110];
 
-/// Continues sequence 0, of which the engine holds `history`.
+/// Continues sequence 0, of which the engine already holds `history`.
 fn go_on(
     setup: &mut Setup,
     history: &[u32],
@@ -79,7 +79,7 @@ fn sampled(max_tokens: usize) -> GenerationParams {
     GenerationParams { sampling, ..greedy(max_tokens) }
 }
 
-/// No token twice, as long as there are others: every logit is above 0, and next to nothing once its token has been seen.
+/// Generates no token twice while others are left: every logit is above 0, and nearly 0 after its token has been generated.
 fn without_repetition(max_tokens: usize) -> GenerationParams {
     let vocab = checkpoint().config.vocab as u32;
     let logit_bias = (0..vocab).map(|token| (token, 100.0)).collect();
@@ -142,7 +142,7 @@ fn ends_where_the_context_does() {
     checkpoint.config.context_length = PROMPT.len() + 3;
     let mut setup = setup_of(&checkpoint, 3);
     let ended = go_on(&mut setup, &[], &PROMPT, &greedy(30)).expect("generates");
-    // The last token is drawn after the last position, and has none itself.
+    // The last token is drawn after the last position, and is not fed.
     assert_eq!((ended.finish, ended.tokens.len()), (FinishReason::Length, 4));
     let refused = go_on(&mut setup, &[], &[1], &greedy(1)).expect_err("full");
     assert!(
@@ -195,7 +195,7 @@ fn a_caller_may_interrupt() {
     assert_eq!(engine.length(0), PROMPT.len() + 3);
 }
 
-/// What was fed stays, and another generation can feed the rest.
+/// The fed part of the prompt stays in the engine, and another generation can feed the rest.
 #[test]
 fn a_caller_may_interrupt_the_prompt() {
     let whole = run(&mut setup(3), &greedy(6)).expect("generates");
@@ -221,7 +221,7 @@ fn a_caller_may_interrupt_the_prompt() {
     }
 }
 
-/// The first token has then been drawn, and nobody has heard of it.
+/// The first token has been drawn by then, but not returned.
 #[test]
 fn a_caller_may_interrupt_before_the_first_token() {
     for engine in [setup(2), setup(3)] {
@@ -259,7 +259,7 @@ fn a_sequence_can_be_continued() {
         let mut setup = setup(3);
         let whole = run(&mut setup, &params(12)).expect("generates");
         let first = go_on(&mut setup, &[], &PROMPT, &params(6)).expect("generates");
-        // The last token generated has not been through the model yet.
+        // The last generated token has not been fed yet.
         let (last, fed) = first.tokens.split_last().expect("tokens");
         let history = [&PROMPT[..], fed].concat();
         let second = go_on(&mut setup, &history, &[*last], &params(6)).expect("generates");
@@ -267,12 +267,12 @@ fn a_sequence_can_be_continued() {
     }
 }
 
-/// Tokens that the engine holds of the sequence are as much of the text as those of the prompt.
+/// Penalties also count the tokens that the engine already holds.
 #[test]
 fn penalties_count_what_the_engine_holds() {
     let vocab = checkpoint().config.vocab as u32;
     let mut setup = setup(3);
-    // All tokens but one have been seen. Without the penalty that one is as good as never the first.
+    // All tokens but one have occurred. Without the penalty that one would hardly ever be first.
     for missing in [200, 201, 202] {
         let history: Vec<u32> = (0..vocab).filter(|&token| token != missing && !PROMPT.contains(&token)).collect();
         let fed = setup.engine.step(&[Work::tokens(0, &history, Want::Nothing)]).expect("a step");
@@ -289,14 +289,14 @@ fn nothing_is_asked_and_nothing_comes() {
     assert_eq!((generated.finish, generated.tokens.len()), (FinishReason::Length, 0));
 }
 
-/// An engine that takes steps ahead, as a device does.
+/// An engine with several steps in flight, like a GPU's.
 struct Ahead {
     engine: RecomputeEngine,
     done: VecDeque<(Ticket, Vec<Outcome>)>,
     next: u64,
-    /// The most steps that were ever in flight.
+    /// The largest number of steps in flight.
     most: usize,
-    /// The most steps in flight that drew a token.
+    /// The largest number of steps in flight that draw a token.
     most_drawing: usize,
 }
 
@@ -347,7 +347,7 @@ impl Engine for Ahead {
     }
 }
 
-/// Steps ahead of the text are taken back, however it ends.
+/// Steps that were submitted beyond the end of the text are undone, however it ends.
 #[test]
 fn an_engine_that_runs_ahead_changes_nothing() {
     let checkpoint = checkpoint();
@@ -372,7 +372,7 @@ fn an_engine_that_runs_ahead_changes_nothing() {
         assert_eq!(found.finish, expected.finish, "{params:?}");
         assert!(engine.done.is_empty());
         assert_eq!(engine.length(0), PROMPT.len() + found.tokens.len().saturating_sub(1), "{params:?}");
-        // Penalties need each token before the next is drawn.
+        // With penalties, each token must be known before the next is drawn.
         let ahead = if params.sampling.repetition_penalty == 1.0 { params.max_tokens.min(AHEAD) } else { 1 };
         assert_eq!(engine.most_drawing, ahead, "{params:?}");
         // The prompt takes two steps.
@@ -396,7 +396,7 @@ fn an_engine_that_runs_ahead_can_be_interrupted_anywhere() {
         assert_eq!((&generated.tokens[..], generated.finish), (&whole[..heard], FinishReason::Interrupted));
         let fed = PROMPT.len() + heard.saturating_sub(1);
         assert_eq!((engine.length(0), engine.done.len()), (fed, 0), "after {heard} tokens");
-        // It goes on as if it had never run ahead.
+        // The sequence continues as if no steps had been submitted ahead.
         let Some(&last) = generated.tokens.last() else { continue };
         let history = [&PROMPT[..], &whole[..heard - 1]].concat();
         let mut ignore = |_: &Step| ControlFlow::Continue(());

@@ -1,4 +1,4 @@
-//! Laws and examples of the draws that a sampler asks for, of the stop condition, and of the host's draws themselves.
+//! Properties and examples of a sampler's draws, of the stop condition, and of the host's draws.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ impl Text {
         Text { sampler: sampler(params, vocab), host: HostDraw::default(), position: 0 }
     }
 
-    /// The next token; `None` if a logit is NaN. Leaves the adjusted logits behind.
+    /// Draws the next token; `None` if a logit is NaN. Afterwards `logits` holds the adjusted logits.
     fn draw(&mut self, logits: &mut [f32]) -> Option<u32> {
         let token = self.host.draw(logits, self.position, &self.sampler.next_draw())?.id;
         self.sampler.accept(token);
@@ -40,14 +40,14 @@ fn draws(params: SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
     (0..count).map(|_| text.draw(&mut logits.to_vec()).expect("no NaN")).collect()
 }
 
-/// Makes `token` the next generated one, whatever the bounded penalties say.
+/// Makes `token` the next generated one, despite any penalties.
 fn generate(text: &mut Text, vocab: usize, token: u32) {
     let mut row = vec![-INF; vocab];
     row[token as usize] = 0.0;
     assert_eq!(text.draw(&mut row), Some(token));
 }
 
-/// Parameters with only these set.
+/// Parameters with only the filters set.
 fn filters(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> SamplingParams {
     SamplingParams { sampling: Sampling { temperature, top_k, top_p, min_p }, ..Default::default() }
 }
@@ -61,7 +61,7 @@ fn ranked(logits: &[f32], temperature: f32) -> Vec<(u32, f64)> {
     ranked
 }
 
-/// Rows so flat that, from temperature 1 up, 1500 draws miss a survivor once in a billion rows.
+/// Rows so flat that, from temperature 1 up, 1500 draws miss a token that passes the filters once in a billion rows.
 fn flat_row() -> impl Strategy<Value = Vec<f32>> {
     vec(0.0f32..2.0, 1..9)
 }
@@ -140,7 +140,7 @@ proptest! {
         let whole = row.clone();
         *index.get_mut(&mut row) = f32::NAN;
         prop_assert_eq!(text.draw(&mut row), None);
-        // Nothing has happened.
+        // The failed draw has no effect on the next.
         prop_assert_eq!(text.draw(&mut whole.clone()), draws(params, &whole, 1).first().copied());
     }
 
@@ -287,7 +287,7 @@ fn thresholds_are_inclusive_and_infinite_logits_tie() {
 }
 
 proptest! {
-    /// A draw depends on the seed, the position and the tokens so far, and not on what was drawn with the same sampler.
+    /// A draw depends on the seed, the position and the tokens so far, wherever those tokens were drawn.
     #[test]
     fn tokens_drawn_elsewhere_count_as_drawn_here(row in exact_row(), params in any_params(), count in 1usize..12) {
         let tokens = draws(params.clone(), &row, count);
@@ -321,7 +321,7 @@ fn rows_without_a_finite_logit_have_a_documented_result() {
         }
         assert_eq!(draws(params.clone(), &[-INF; 3], 9), [0; 9]);
         assert_eq!(draws(params.clone(), &[0.0, -INF, INF], 9), [2; 9]);
-        // Where nothing is possible, the lowest token that is allowed.
+        // If every logit is −∞, the lowest allowed token is drawn.
         let draw = Draw { sampling: params.sampling, allowed: Some(&[0b110]), ..Draw::GREEDY };
         let drawn = HostDraw::default().draw(&mut [5.0, -INF, -INF], 0, &draw).expect("no NaN");
         assert_eq!(drawn.id, 1);
@@ -342,7 +342,7 @@ fn a_bias_moves_and_bans_tokens_before_the_penalties() {
     assert_eq!(row, [1.0], "(-2 + 4) / 2, and not -2 * 2 + 4");
 }
 
-/// Steps can be submitted before the tokens of earlier ones are known only if no penalty counts them.
+/// Steps can be submitted before the tokens of earlier ones are known only if there are no penalties.
 #[test]
 fn only_penalties_depend_on_earlier_tokens() {
     let alone = SamplingParams { logit_bias: vec![(1, 2.0)], seed: 3, ..filters(1.0, 5, 0.9, 0.1) };
@@ -417,7 +417,7 @@ proptest! {
     fn any_split_equals_the_naive_search(
         text in "[abé]{0,16}", stops in vec("[abé]{1,5}", 0..4), cuts in vec(any::<bool>(), 16),
     ) {
-        // The first to end, then the first to start.
+        // The string that ends first, then the one that starts first.
         let found = stops.iter().filter_map(|s| text.find(s).map(|i| (i + s.len(), i, s)));
         let expected = match found.min() {
             Some((_, start, s)) => (text[..start].into(), Some(FinishReason::StopString(s.clone()))),

@@ -1,4 +1,4 @@
-//! The memory plan against what engines do with weights.
+//! Compares the memory plan with the storage of weights in engines.
 
 use gptoss_reference::{Case, Folder};
 use phase1_loading::Checkpoint;
@@ -10,13 +10,13 @@ fn plan(checkpoint: &Checkpoint, phase: u8, on_gpu: bool) -> MemoryPlan {
     MemoryPlan::new(checkpoint, EngineSetup { phase, on_gpu, cache, pool: None, context, chunk, shortlist: 0 })
 }
 
-/// Bytes in one place of the parts whose name begins so.
+/// Bytes in one place of the parts whose name begins with `what`.
 fn bytes(plan: &MemoryPlan, what: &str, place: Place) -> u64 {
     let parts = plan.parts.iter().filter(|part| part.place == place && part.what.starts_with(what));
     parts.map(|part| part.bytes).sum()
 }
 
-/// Values of all matrices in formats of that name, but for the embedding.
+/// Number of values of all matrices in this format, except the embedding.
 fn values(checkpoint: &Checkpoint, format: &str) -> u64 {
     let matrices = checkpoint.tensors.iter().filter(|(name, tensor)| {
         name.ends_with("weight")
@@ -37,12 +37,12 @@ fn unpacked_and_copied_weights_count() {
     let quantized = folder("mlx-q8");
     let (affine, experts) = (values(&quantized, "MLX8/64"), values(&quantized, "MXFP4"));
     assert!(affine > 0 && experts > 0);
-    // Phase 5 unpacks what it cannot multiply, and puts planes together.
+    // Phase 5 unpacks formats that its kernels do not support, and joins separate codes and scales.
     let fast = plan(&quantized, 5, false);
     assert_eq!(bytes(&fast, "weights MLX8/64 as F32", Place::Host), 4 * affine);
     assert_eq!(bytes(&fast, "weights MXFP4, copied", Place::Host), experts / 32 * 17);
     assert_eq!(bytes(&fast, "weights", Place::Mapped), 0);
-    // Phases 2 and 3 read the file's own rows.
+    // Phases 2 and 3 read the rows of the file.
     let plain = plan(&quantized, 3, false);
     assert_eq!(bytes(&plain, "weights", Place::Host), 0);
     assert_eq!(bytes(&plain, "weights MXFP4", Place::Mapped), experts / 32 * 17);
@@ -54,7 +54,7 @@ fn unpacked_and_copied_weights_count() {
         assert_eq!(bytes(&on_gpu, "weights MLX8/64 as F32", Place::Device), expected, "phase {phase}");
         assert_eq!(bytes(&on_gpu, "embedding", Place::Mapped) > 0, phase == 3);
     }
-    // A GGUF file's rows lie as they are multiplied.
+    // A GGUF file's rows are already in the layout of the kernels.
     let gguf = Checkpoint::open(&Case::committed()[0].model()).expect("opens");
     let fast = plan(&gguf, 5, false);
     assert_eq!(bytes(&fast, "weights MXFP4", Place::Mapped), values(&gguf, "MXFP4") / 32 * 17);

@@ -8,7 +8,7 @@ use std::process::Command;
 use phase4_profiling::report::html;
 use phase4_profiling::{Profile, TimedSpan};
 
-/// What a browser made of a page.
+/// A page as the browser rendered it.
 struct Opened {
     dom: String,
     /// Messages of the page's console.

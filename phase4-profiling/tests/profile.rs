@@ -1,4 +1,4 @@
-//! A profile names every operation, explains the step's time, counts the bytes that a step reads, and finds a slowdown.
+//! A profile names every operation, accounts for the step's time, counts the bytes that a step reads, and shows a slowdown.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use phase4_profiling::{Ceiling, Clock, CostModel, LAUNCH, Profile, READBACK, Rec
 use synthetic::SyntheticModel;
 use tempfile::TempDir;
 
-/// A ceiling that is no machine's: these tests ask for structure, not speed.
+/// An invented ceiling: these tests check structure, not speed.
 fn ceiling() -> Ceiling {
     Ceiling {
         read_bandwidth: 1e10,
@@ -92,7 +92,7 @@ fn every_phase_and_device_reports_the_same_operations() {
                 let profile = profile(&checkpoint, &mut *engine, &device, workload);
                 assert_eq!(profile.steps.len(), 5);
                 for step in &profile.steps {
-                    // These phases take one sequence of a batch after the other.
+                    // These phases compute the sequences of a batch one after another.
                     let sequences = if let Workload::Decode { sequences, .. } = workload { sequences } else { 1 };
                     let expected = vec![expected(checkpoint.config.layers()); sequences].concat();
                     assert_eq!(operations(step), expected, "{workload:?} on {}", device.name);
@@ -118,7 +118,7 @@ fn spans_follow_each_other_and_explain_the_step() {
         }
         assert!(end <= step.wall + 1e-9);
     }
-    // Beside operations nothing but another process takes time, and not in every step.
+    // Only other processes take time outside of operations, and not in every step.
     let of_operations = |step: &TimedStep| -> f64 {
         let operations = step.spans.iter().filter(|span| span.name != READBACK);
         operations.map(|span| span.duration).sum::<f64>() / step.wall
@@ -131,7 +131,7 @@ fn spans_follow_each_other_and_explain_the_step() {
     assert!((total + profile.unattributed() - profile.wall()).abs() < 1e-9);
 }
 
-/// Every weight that one token needs is read once: counted here from the checkpoint's tensors, there from operations.
+/// Every weight that one token needs is read once: compares the bytes of the checkpoint's tensors with those of the operations.
 #[test]
 fn a_token_moves_the_weights_that_it_uses() {
     let (_directory, checkpoint) = nano();
@@ -151,18 +151,18 @@ fn a_token_moves_the_weights_that_it_uses() {
         .sum();
     let bytes = |sequences, depth| costs.step(sequences, 1, depth).iter().map(|work| work.bytes).sum::<u64>();
     let moved = bytes(1, 0);
-    // What is left is activations: a few dozen rows of a layer's width, and the logits.
+    // The rest is activations: a few dozen rows of a layer's width, and the logits.
     let widest = config.vocab.max(config.heads * config.head_dim).max(config.hidden).max(config.expert_width) as u64;
     let activations = moved - weights;
     assert!(moved > weights && activations < 4 * widest * 40 * config.layers() as u64, "{activations}");
-    // Beyond the window, one more token of each sequence is one more key and value in each full layer, and nothing else.
+    // Beyond the window, another token of each sequence adds one key and value in each full layer, and nothing else.
     let full = config.attention.iter().filter(|&&attention| attention == AttentionKind::Full).count();
     let position = (full * 2 * config.kv_heads * config.head_dim * 4) as u64;
     let depth = config.sliding_window;
     assert_eq!([1, 3].map(|n| bytes(n, depth + 1) - bytes(n, depth)), [position, 3 * position]);
 }
 
-/// Phase 2 keeps no cache: it is charged for the keys and values that attention reads, in f32, and not for storing them.
+/// Phase 2 has no cache: its cost is the keys and values that attention reads, in f32, without storing them.
 #[test]
 fn an_engine_without_a_cache_appends_nothing() {
     let (_directory, checkpoint) = nano();
@@ -200,7 +200,7 @@ fn attention_counts_the_pairs_that_the_window_leaves() {
     }
 }
 
-/// An engine whose experts' last product takes `delay` longer in every layer.
+/// An engine whose down projection of the experts takes `delay` longer in every layer.
 struct SlowDown {
     engine: CachedEngine,
     delay: Duration,
@@ -241,7 +241,7 @@ fn compare_lists_the_operation_that_got_slower_first() {
     let cached = || CachedEngine::new(model(&checkpoint, &device));
     let workload = Workload::Prefill { tokens: 32 };
     let before = profile(&checkpoint, &mut cached(), &device, workload);
-    // Longer than any other operation can come to by chance: several whole steps, in each layer.
+    // In each layer, several times the duration of a step: no other operation can vary that much.
     let delay = Duration::from_secs_f64(5.0 * before.wall());
     let after = profile(&checkpoint, &mut SlowDown { engine: cached(), delay }, &device, workload);
     assert_eq!(compare(&before, &after).changes[0].name, "moe.down");

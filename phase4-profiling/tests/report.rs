@@ -1,4 +1,4 @@
-//! The reports as text: what they print for a model's profiles, and that nothing a file may hold breaks them.
+//! The reports as text: their contents, and that they are valid whatever names a profile contains.
 
 mod sample;
 
@@ -60,7 +60,7 @@ fn slowed(mut profile: Profile, name: &str, factor: f64) -> Profile {
     profile
 }
 
-/// What a program reads of a comparison, short of its rows.
+/// A comparison as JSON, with only the first change.
 fn sides_and_first_change() -> Value {
     let comparison = compare(&sample::decode(0, 1), &sample::prefill(8));
     let mut json = serde_json::to_value(comparison).expect("serializes");
@@ -160,7 +160,7 @@ fn no_strange_numbers(text: &str) {
     assert!(!text.split_whitespace().any(strange), "{text}");
 }
 
-/// Tags close in order, and outside of them stand no `<`, and `&` only as an entity.
+/// Tags are nested correctly; outside of them there is no `<`, and `&` only in an entity.
 fn well_formed(xml: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = xml;

@@ -1,4 +1,4 @@
-//! The trace, read back by a parser that knows nothing but Chrome's trace event format.
+//! Parses the trace with a parser that supports only Chrome's trace event format.
 
 mod sample;
 
@@ -27,7 +27,7 @@ enum Unit {
     Nanoseconds,
 }
 
-/// The two kinds of events that are written, with every field that the format demands and none that it does not know.
+/// The two kinds of events that are written, with every required field and no unknown one.
 #[derive(Deserialize)]
 #[serde(tag = "ph", deny_unknown_fields)]
 enum Event {
@@ -82,7 +82,8 @@ fn parse(text: &str) -> Vec<Complete> {
     complete
 }
 
-/// Every event with those around it, the outermost first. Events that overlap without nesting are refused, as a viewer would draw them wrongly.
+/// Every event with the events that contain it, the outermost first. Overlapping events that are not nested are refused, because viewers
+/// draw them wrongly.
 fn nested(mut events: Vec<Complete>) -> Vec<(Complete, Vec<Complete>)> {
     let depth = |category: &str| {
         ["step", "layer", "operation"].iter().position(|known| *known == category).expect("a category")

@@ -1,4 +1,4 @@
-//! Phase 5 on the CPU against phase 3, on fresh random models: whatever the chunks and the company, the same logits.
+//! Phase 5 on the CPU against phase 3, on random models: the same logits, whatever the chunks and the other sequences.
 
 mod common;
 
@@ -19,7 +19,7 @@ use synthetic::SyntheticModel;
 
 use common::{Expected, Wish, decode, ids, last_logits};
 
-/// What the fast mode may cost: the rms is the gate's; a single logit may be further off in one of so many models.
+/// The allowed error of the fast mode: the gate's rms; the largest error of a logit may be higher, because there are so many models.
 const FAST: Limit = Limit { rms: 1e-2, max: 1.0 };
 
 /// A random model whose window is shorter than a block of the cache, or longer.
@@ -28,7 +28,7 @@ fn model(directory: &Path, seed: u64, rest: DenseFormat, sliding_window: usize, 
     model_of(experts, directory, seed, rest, sliding_window, heads)
 }
 
-/// One with so many experts, four of which a token goes to.
+/// A random model with `experts` experts, of which each token uses four.
 fn model_of(
     experts: usize,
     directory: &Path,
@@ -54,7 +54,7 @@ fn phase3(path: &Path) -> CachedEngine {
     CachedEngine::new(GptOss::load(&checkpoint, device, &mut |_, _| ()).expect("loads"))
 }
 
-/// Advances the sequences together, each by its own chunks, until all their tokens are in. Logits of every token, by sequence.
+/// Feeds the sequences together, each in its own chunks, until all their tokens are fed. Returns the logits of every token by sequence.
 fn logits(engine: &mut dyn Engine, sequences: &[Vec<u32>], lengths: &[usize]) -> Vec<Vec<f32>> {
     let mut done = vec![0; sequences.len()];
     let mut all = vec![Vec::new(); sequences.len()];
@@ -89,7 +89,7 @@ proptest! {
         window in prop::sample::select(vec![7, 64, 100]),
         rest in prop::sample::select(DenseFormat::ALL.to_vec()),
         heads in prop::sample::select(vec![2, 4, 6, 16]),
-        // All four for every token, or a choice, which rounding may change.
+        // Four experts are all used by every token; with eight, rounding may change the choice.
         experts in prop::sample::select(vec![4, 8]),
         threads in 1usize..5,
     ) {
@@ -101,7 +101,7 @@ proptest! {
         let expected: Vec<Expected> = sequences.iter().map(of).collect();
         for isa in Isa::all() {
             for (exact, rounding, limit) in [(true, 1e-4, Limit::F32), (false, 1e-2, FAST)] {
-                // The gate has rounded caches.
+                // f32, because the gate already tests rounded caches.
                 let kv = Some(CacheType::F32);
                 let options = CpuOptions { threads: Some(threads), exact, isa: Some(isa), kv, kv_bytes: None };
                 let found = logits(&mut cpu(&path, options), &sequences, &lengths);
@@ -119,7 +119,7 @@ proptest! {
     }
 }
 
-/// Pages go from a released sequence to the next one: nothing of their old content may show, not even NaN.
+/// Pages that a released sequence used are reused: their old contents must have no effect, even if they are NaN.
 #[test]
 fn a_released_sequence_leaves_nothing_behind() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -137,8 +137,8 @@ fn a_released_sequence_leaves_nothing_behind() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Saved and restored anywhere, into an engine that had another sequence there, the logits are the same to the bit; and the
-    /// snapshot is the same whatever the engine did before.
+    /// A sequence that is saved and restored at any point, even over another sequence, gives bit-identical logits; and the snapshot does
+    /// not depend on earlier work of the engine.
     #[test]
     fn a_restored_sequence_goes_on(
         seed: u64,
@@ -174,7 +174,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
-    /// The tokens are those with the largest of all logits, and the sequences are then where steps would have brought them.
+    /// Greedy tokens have the largest logit, and the sequences then have the same state as after single steps.
     #[test]
     fn shortlisted_tokens_are_the_likeliest(
         seed: u64,
@@ -203,7 +203,7 @@ proptest! {
             for (outcome, &token) in stepped.step(&work).expect("a step").into_iter().zip(tokens) {
                 let logits = outcome.logits().expect("logits");
                 let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                // Of more than a few sequences, a step rounds the inputs of the head.
+                // With more than four sequences, a step rounds the inputs of the head.
                 let slack = if lengths.len() > 4 { 1e-3 } else { 0.0 };
                 prop_assert!(logits[token as usize] >= largest - slack, "{}, {largest}", logits[token as usize]);
             }
@@ -214,7 +214,7 @@ proptest! {
         }
     }
 
-    /// Any draw is the definition applied to the logits, from a shortlist too.
+    /// A draw, also from a shortlist, equals the host's draw from all logits.
     #[test]
     fn draws_are_those_of_the_definition(seed: u64, exact: bool, greedy: bool) {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -229,7 +229,7 @@ proptest! {
             state ^= state << 17;
             ((state >> 33) % end as u64) as usize
         };
-        // So few that rows are multiplied alike for a shortlist and for all logits.
+        // Few enough rows that a shortlist and all logits are computed with the same arithmetic.
         let mut wishes: Vec<Wish> = (0..3).map(|_| Wish::random(&mut below, vocab)).collect();
         if greedy {
             wishes.iter_mut().for_each(|wish| (wish.sampling, wish.logprobs) = (Sampling::GREEDY, None));
@@ -253,7 +253,7 @@ proptest! {
     }
 }
 
-/// Trained weights are not what the estimates' errors were thought out for: rounding must be as blind there.
+/// The shortlist's bound assumes rounding errors that are independent of the inputs: this must also hold for trained weights.
 #[test]
 fn a_trained_model_says_the_same_with_a_shortlist() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
@@ -287,7 +287,7 @@ fn a_full_context_is_refused() {
     assert!(matches!(refused, Err(EngineError::BadRequest(BadRequest::ContextExceeded { .. }))));
 }
 
-/// More threads than there are tasks share the keys of a long sequence, and nothing changes by that.
+/// With more threads than tasks, threads share the keys of a long sequence, and results do not change.
 #[test]
 fn threads_that_share_keys_change_nothing() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -317,7 +317,7 @@ fn pages_are_shared_and_given_back() {
     common::pages_are_shared_and_given_back(&mut engine);
 }
 
-/// A sequence that went back may lack the oldest position of its window, which a next token does not see.
+/// A truncated sequence may lack the oldest position of its window, which the next token does not need.
 #[test]
 fn a_cache_that_went_back_can_be_looked_into() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -350,7 +350,7 @@ fn an_engine_moves_between_threads() {
     }
 }
 
-/// One NaN row of the head ends decoding, although no estimate would choose it.
+/// A NaN row of the head ends decoding, even if the shortlist would not contain it.
 #[test]
 fn a_damaged_head_is_noticed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -362,7 +362,7 @@ fn a_damaged_head_is_noticed() {
     std::fs::write(&path, file).expect("writes");
     let mut engine = cpu(&path, CpuOptions::default());
     let nan = [Outcome::NotANumber { position: 1 }];
-    // Whether all logits are computed or a shortlist of them, which is made after 24 steps.
+    // Both with all logits and with a shortlist, which is made after 24 steps.
     for sequence in 0..30 {
         let outcomes = engine.step(&[Work::tokens(sequence, &[1], Want::Token(Draw::GREEDY))]).expect("a step");
         assert_eq!(outcomes, nan, "{sequence}");
@@ -409,7 +409,7 @@ fn what_another_engine_saved_is_refused() {
     assert_eq!((engine.length(0), engine.save(0).expect("known")), (3, good));
 }
 
-/// The last positions within the window are there at every length, also where a block ends.
+/// The positions within the window are available at every length, also at the end of a block.
 #[test]
 fn the_cache_holds_the_window() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -14,10 +14,10 @@ use synthetic::SyntheticModel;
 
 use common::{Expected, Wish, decode, ids, last_logits};
 
-/// What rounding may move a logit, a log probability or a sum of probabilities by.
+/// The largest effect of rounding on a logit, a log probability or a sum of probabilities.
 const OPEN: f32 = 1e-4;
 
-/// Random numbers, other ones in every run unless `TEST_SEED` is set.
+/// Random numbers, different in every run unless `TEST_SEED` is set.
 struct Random(u64);
 
 impl Random {
@@ -66,7 +66,7 @@ fn random_model(random: &mut Random) -> SyntheticModel {
     }
 }
 
-/// A model whose tokens all go to all experts: a choice would turn rounding into another expert.
+/// A model whose tokens use all experts, so that rounding cannot change the choice of experts.
 fn without_choice() -> SyntheticModel {
     SyntheticModel { experts: 4, experts_per_token: 4, ..SyntheticModel::preset("nano").expect("a preset") }
 }
@@ -84,7 +84,7 @@ fn engine(checkpoint: &Checkpoint, kv: CacheType) -> GpuEngine {
         .expect("loads")
 }
 
-/// An engine whose cache holds so many pages, and one more for padding.
+/// An engine whose cache has this many pages, and one more for padding.
 fn small_engine(checkpoint: &Checkpoint, pages: usize) -> GpuEngine {
     let GptOssConfig { kv_heads, head_dim, ref attention, .. } = checkpoint.config;
     let full = attention.iter().filter(|&&kind| kind == AttentionKind::Full).count();
@@ -110,7 +110,8 @@ fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec
     all
 }
 
-/// Compares a random model with phase 3 on the CPU, and returns the number of tokens whose experts are certain.
+/// Compares a random model with phase 3 on the CPU, and returns the number of tokens for which rounding cannot change the choice of
+/// experts.
 fn compare_with_phase_3(random: &mut Random, seed: u64) -> usize {
     let model = random_model(random);
     let (_directory, checkpoint) = write(&model, random.0);
@@ -119,7 +120,7 @@ fn compare_with_phase_3(random: &mut Random, seed: u64) -> usize {
     let tokens = random.tokens(count, vocab);
     let lengths: Vec<usize> = (0..4).map(|_| 1 + random.below(70)).collect();
     let mut compared = 0;
-    // A pass of single rows too, on a cache that rounds.
+    // Also passes of single rows, with a cache format that rounds.
     for (kv, tokens, lengths, rounding, limit) in [
         (CacheType::F32, &tokens[..], &lengths[..], 1e-4, Limit { rms: 1e-4, max: 1e-3 }),
         (CacheType::F16, &tokens[..count.min(20)], &[1][..], 1e-2, Limit { rms: 2e-2, max: 0.5 }),
@@ -145,7 +146,7 @@ fn random_models_equal_phase_3() {
     assert!(compared > 0, "seed {seed}: rounding may choose other experts everywhere");
 }
 
-/// This draw exceeded the limit of an f16 cache while tokens were compared whose experts rounding may change.
+/// With this seed, errors exceeded the limit of an f16 cache when tokens were compared whose experts rounding may change.
 #[test]
 fn a_model_whose_experts_are_close_equals_phase_3() {
     let seed = 1_795_902_022_417_969_637;
@@ -162,7 +163,7 @@ fn the_layers_and_experts_of_120b_equal_phase_3() {
     let vocab = checkpoint.config.vocab;
     let mut flash = engine(&checkpoint, CacheType::F32);
     let mut compared = 0;
-    // In so many layers rounding may choose another expert for one token in five: of several texts, some begin with others.
+    // With so many layers, rounding may change an expert of one token in five: several texts are used, because such a token may come first.
     for _ in 0..12 {
         let tokens = random.tokens(4, vocab);
         let expected = Expected::of(&checkpoint, CacheType::F32, &tokens);
@@ -186,7 +187,7 @@ fn sequences_of_a_batch_do_not_meet() {
     let (mut together, mut alone) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
     let mut running: Vec<u64> = (0..5).collect();
     for round in 0..12 {
-        // Some decode, some prefill, one leaves and another comes.
+        // Some sequences decode, some prefill, one is released and another begins.
         if round % 4 == 3 {
             let gone = running.remove(0);
             together.release(gone);
@@ -218,7 +219,7 @@ fn sequences_of_a_batch_do_not_meet() {
     }
 }
 
-/// Whether `found`, the token at `position`, is what a draw makes of logits, apart from rounding.
+/// Whether `found`, the token at `position`, equals the host's draw from `logits`, apart from rounding.
 fn agrees(draw: &Draw<'_>, found: &DrawnToken, logits: &[f32], position: usize) -> bool {
     let mut host = HostDraw::default();
     let mut restricted = logits.to_vec();
@@ -239,13 +240,13 @@ fn agrees(draw: &Draw<'_>, found: &DrawnToken, logits: &[f32], position: usize) 
     logprobs_agree && (found.id == expected.id || is_open(draw, &restricted, position, found.id, expected.id))
 }
 
-/// Whether rounding decides between the token `found` and the one `expected`, given adjusted and masked logits.
+/// Whether rounding may decide between the tokens `found` and `expected`, given adjusted and masked logits.
 fn is_open(draw: &Draw<'_>, restricted: &[f32], position: usize, found: u32, expected: u32) -> bool {
     let [of_found, of_expected] = [found, expected].map(|token| restricted[token as usize]);
     if draw.is_greedy() {
         return of_found > f32::NEG_INFINITY && of_found >= of_expected - OPEN;
     }
-    // Filters may end a token earlier or later, and the number may fall to the other side of a sum.
+    // Rounding may shift the limits of filters by a token, and move the random number across a boundary between tokens.
     let Sampling { top_p, min_p, .. } = draw.sampling;
     let around = |exact: f32| [exact - OPEN, exact, exact + OPEN].map(|open| open.clamp(0.0, 1.0));
     let top_ps = if top_p < 1.0 { around(top_p) } else { [1.0; 3] };
@@ -267,8 +268,8 @@ fn sequences_drawn_together_are_those_drawn_alone() {
     let vocab = checkpoint.config.vocab;
     let (mut drawing, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
     let wishes: Vec<Wish> = (0..17).map(|_| Wish::random(&mut |end| random.below(end), vocab)).collect();
-    // Every kernel for products; each with a draw of its own, some of them greedy. 17 are filled up to 24. More rows replace the buffers of
-    // fewer, whose captured steps are of no use when they come again.
+    // Batch sizes that use every kernel for products, with a different draw per row, some of them greedy. 17 rows are padded to 24. More
+    // rows replace the buffers of fewer rows, which makes steps captured for those unusable.
     for sequences in [1, 5, 17, 5, 1] {
         let mut first = Vec::new();
         for sequence in 0..sequences as u64 {
@@ -280,7 +281,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
         }
         let draws: Vec<Draw<'_>> = wishes[..sequences].iter().map(Wish::draw).collect();
         let heard = decode(&mut drawing, &first, &draws, 6);
-        // The same tokens from logits that come to the host.
+        // The same tokens, drawn on the host from logits.
         for (row, draw) in draws.iter().enumerate() {
             let (sequence, mut fed) = first[row];
             for (step, tokens) in heard.iter().enumerate() {
@@ -305,7 +306,7 @@ fn a_restored_sequence_goes_on() {
     let (_directory, checkpoint) = write(&model, seed);
     let vocab = checkpoint.config.vocab;
     for kv in CacheType::ALL {
-        // Sliding layers have given pages back at 700 positions, and not at 90.
+        // At 700 positions sliding layers have freed pages, at 90 they have not.
         for length in [90, 700] {
             let (mut first, mut second) = (engine(&checkpoint, kv), engine(&checkpoint, kv));
             let (before, other, after) =
@@ -353,7 +354,8 @@ fn a_q8_0_cache_is_half_of_an_f16_one() {
         engine.save(0).expect("known").items.iter().map(|item| item.len()).sum()
     };
     let GptOssConfig { kv_heads, head_dim, sliding_window, .. } = checkpoint.config;
-    // Four pages of 64 positions in a full layer; a sliding one has given back what neither the next token nor one 8 tokens before it sees.
+    // Four pages of 64 positions in a full layer; a sliding layer has freed those that neither the next token nor a token 8 positions
+    // earlier sees.
     let gone = (201usize.saturating_sub(sliding_window + 8)) / 64;
     let kinds = &checkpoint.config.attention;
     let pages: usize = kinds.iter().map(|&kind| if kind == AttentionKind::Full { 4 } else { 4 - gone }).sum();
@@ -381,11 +383,11 @@ fn greedy_decoding_takes_the_largest_logits() {
     }
     assert_eq!(decoding.length(4), stepped.length(4));
 
-    // Taken back, it decodes as if nothing had been ahead.
+    // After a truncation it decodes as if the removed tokens had never been decoded.
     decode(&mut decoding, &[(4, token)], &[Draw::GREEDY], 5);
     decoding.truncate(4, stepped.length(4)).expect("goes back");
     let (found, expected) = (last_logits(&mut decoding, 4, &[token]), last_logits(&mut stepped, 4, &[token]));
-    // Captured steps share attention out for more keys than there are: another order of additions.
+    // Captured steps split attention for more keys than there are, which changes the order of additions.
     let check = Check::values("taken back", "logits", &expected, &found, Limit::F32);
     assert!(check.passed(), "seed {seed}: {check:?}");
 }
@@ -397,7 +399,7 @@ fn pages_are_shared_and_given_back() {
     common::pages_are_shared_and_given_back(&mut small_engine(&checkpoint, 20));
 }
 
-/// Steps are collected in their order, and whatever happens to a sequence meanwhile, each step is what it was when it was submitted.
+/// Steps are collected in order, and are not affected by what happens to their sequences after they were submitted.
 #[test]
 fn steps_in_flight_are_not_disturbed() {
     let (mut random, seed) = Random::fresh();

@@ -1,5 +1,4 @@
-//! Every kernel's WGSL, as the engine launches it, is valid and translates to Metal's and Direct3D's languages. Nothing here
-//! shows that it runs there.
+//! The WGSL of every kernel that the engine launches is valid, and translates to Metal's and Direct3D's languages. It is not run there.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -36,7 +35,7 @@ const FILES: [&str; 19] = [
     "sampling::threshold",
 ];
 
-/// Launches every kernel, in a program of its own: CubeCL reads once where to write down what it compiles.
+/// Launches every kernel, in a separate process: CubeCL reads only once where to write the compiled shaders.
 #[test]
 #[ignore = "the test below runs it"]
 fn launch_every_kernel() {
@@ -44,14 +43,14 @@ fn launch_every_kernel() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let once = &mut |case: &Case<'_>| -> Result<(), GpuError> { case.capture(1)?.time(1).map(|_| ()) };
     let nano = SyntheticModel { layers: 2, ..SyntheticModel::preset("nano").expect("a preset") };
-    // Large enough that cubes of the mat-vec kernels walk down their rows, as in a real model.
+    // Large enough that cubes of the mat-vec kernels process several groups of rows, as in a real model.
     let walked = SyntheticModel { layers: 1, hidden: 640, expert_width: 320, heads: 40, head_dim: 64, ..nano.clone() };
     let formats = [DenseFormat::F16, DenseFormat::BF16, DenseFormat::F32];
     for model in formats.map(|rest| SyntheticModel { rest, ..nano.clone() }).into_iter().chain([walked]) {
         let path = directory.path().join("model.gguf");
         model.write(&path, 0, &mut |_, _| ()).expect("written");
         let mut kernels = Kernels::load(&Checkpoint::open(&path).expect("opens"), &gpu).expect("loads");
-        // Few rows, some, and many: each has kernels of its own.
+        // Few rows, some, and many, because each uses different kernels.
         for rows in [1, 16, 40] {
             kernels.all(rows, once).expect("runs");
         }
@@ -64,7 +63,7 @@ fn launch_every_kernel() {
     restricted_draw(&Checkpoint::open(&directory.path().join("model.gguf")).expect("opens"), &gpu);
 }
 
-/// What the launches above leave out: a draw with a mask and an adjustment.
+/// A draw with a mask and an adjustment, which the launches above do not include.
 fn restricted_draw(checkpoint: &Checkpoint, gpu: &ComputeDevice) {
     let mut engine = GpuEngine::load(checkpoint, gpu, Options::default(), &mut |_, _| ()).expect("loads");
     let allowed = vec![u32::MAX; checkpoint.config.vocab.div_ceil(32)];

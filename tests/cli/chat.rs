@@ -1,8 +1,8 @@
-//! Conversations on a terminal or through a pipe.
+//! Conversations in a terminal or through a pipe.
 
 use crate::program::{chat, chat_bytes, refusal};
 
-/// A conversation that comes back to something told earlier, and forgets it on demand.
+/// A conversation that refers to something told earlier, and is reset by a command.
 #[test]
 fn chat_remembers_until_it_is_reset() {
     let said = "I have a cat named Hana. My locker code is 3650.\nWhat is my pet called?\n/reset\n/unknown\nWhat is 1 + 1?\n/quit\n";
@@ -33,7 +33,7 @@ fn chat_asks_for_results() {
         assert!(with_reasoning.starts_with("I need to call get_weather.\nget_weather({"), "{with_reasoning}");
         assert!(with_reasoning.ends_with("It is 7 degrees and rainy in Oslo.\n\n"), "{with_reasoning}");
     }
-    // The conversation has its functions; others are refused. Without a result the call stays unanswered.
+    // A session can be continued only with the same functions. Without a result the call stays unanswered.
     assert_eq!(chat(question, &["--tools", &tools, "--reasoning", "low"]), "get_weather({\"city\": \"Oslo\"})\n\n");
     std::fs::write(&tools, "[]").expect("written");
     chat("", &["--tools", &tools, "--session", &path("bare")]);
@@ -45,7 +45,7 @@ fn chat_asks_for_results() {
     );
 }
 
-/// Bytes that are no text are left out, and the conversation goes on.
+/// Bytes that are not UTF-8 are left out, and the conversation continues.
 #[test]
 fn a_line_that_is_not_text_ends_nothing() {
     let answer = chat("What is 1 + 1?\n", &["--reasoning", "low"]);

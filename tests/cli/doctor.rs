@@ -1,4 +1,4 @@
-//! What the machine can run, and which models are on it.
+//! `gptoss doctor`: what the machine can run, and which models are on it.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use crate::program::{json, refusal};
 use serde_json::Value;
 
-/// `gptoss` where other programs keep their models in `folder` and nowhere else.
+/// Runs `gptoss` with the model folders of other programs inside `folder`.
 fn with_models_in(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
     command.env("OLLAMA_MODELS", folder.join("ollama")).env("HF_HUB_CACHE", folder.join("hub"));
@@ -34,12 +34,13 @@ fn doctor_plans_for_the_shape_of_20b_without_a_model() {
     let plan = &report["plan"];
     assert_eq!((&plan["model"], &plan["assumed"]), (&"gpt-oss-20b".into(), &true.into()));
     assert_eq!(plan["context"], 4096);
-    // In each of 24 layers three stacks of 32 experts in MXFP4, four projections in Q8_0 and a router in F32; embedding and head.
+    // Each of 24 layers has three stacks of 32 experts in MXFP4, four projections in Q8_0 and a router in F32; there are also an embedding
+    // and a head.
     let (experts, router) = (3 * 32 * 2880 * 2880 / 32 * 17, 32 * 2880 * 4);
     let attention = (2 * 4096 + 2 * 512) * 2880 / 32 * 34;
     let file: u64 = 24 * (experts + attention + router) + 2 * 201_088 * 2880 / 32 * 34;
     assert_eq!(plan["cpu"]["mapped"], file);
-    // Half of the layers cache 4096 positions, half a ring of at least 128: keys and values of 8 heads of 64, in f16.
+    // Half of the layers cache 4096 positions, half have a ring of at least 128: keys and values of 8 heads of 64, in f16.
     let cache = 12 * (4096 + 128) * 2 * 8 * 64 * 2;
     assert!(plan["cpu"]["own"].as_u64() > Some(cache), "{plan}");
     let (on_gpu, for_auto) = (plan["gpu"]["bytes"].as_u64(), plan["gpu"]["bytes_for_auto"].as_u64());

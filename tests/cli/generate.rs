@@ -1,4 +1,4 @@
-//! Texts that the program answers with, and what ends them.
+//! `gptoss generate`: texts, and how they end.
 
 use crate::program::{gptoss, json, refusal, stdout};
 use serde_json::Value;
@@ -40,7 +40,7 @@ fn generate_reports_what_scripts_read() {
     }
 }
 
-/// What could be a model is never taken for a question, and a flag with a mistake in it never for a prompt.
+/// An argument that looks like a model is not taken for a question, and a misspelled flag is not taken for a prompt.
 #[test]
 fn a_forgotten_prompt_is_named() {
     for model in
@@ -78,7 +78,7 @@ fn a_prompt_may_begin_with_a_hyphen() {
     let flag =
         json(&["generate", "embedded", "-n", "1", "--ignore-stops", "--device", "cpu", "--json", "--", "--json"]);
     assert!(flag["prompt_tokens"].as_u64() > Some(0), "{flag}");
-    // What ends a text may begin with one too.
+    // A text may begin with a token that ends texts.
     let ask = [
         "generate",
         "embedded",
@@ -120,7 +120,7 @@ fn a_seed_repeats_itself() {
     assert_ne!(run("1"), run("2"));
 }
 
-/// Stop strings end what the user reads, and are not found in reasoning or structure. Nor is a token shown that ends all text.
+/// Stop strings apply to visible text, not to reasoning or structure, and tokens that end a text are not shown.
 #[test]
 fn an_answer_ends_before_what_ends_it() {
     let ask = |rest: &[&str]| {

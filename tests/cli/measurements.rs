@@ -1,4 +1,4 @@
-//! Measurements of speed and of quality.
+//! Commands that measure speed and quality.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ fn bench_measures_what_it_was_asked_for() {
             }
         }
         assert!(engine["peak_rss_bytes"].as_u64() > Some(0) || !cfg!(target_os = "linux"), "{engine}");
-        // What makes it a record.
+        // The fields of a record.
         assert_eq!(engine["format"], "gptoss bench 1");
         assert_eq!(engine["model"]["name"], "embedded");
         assert!(engine["command"].as_str().is_some_and(|text| text.starts_with("gptoss bench embedded ")), "{engine}");
@@ -99,7 +99,7 @@ fn gates_pass_and_fail() {
         assert!(checks.iter().any(|check| check["phase"] == phase), "phase {phase}");
     }
 
-    // One weight changed: the first phase fails, and no later one runs.
+    // With one weight changed, the first phase fails and later ones do not run.
     let directory = tempfile::tempdir().expect("a temporary directory");
     let goldens = Path::new("reference/goldens").to_owned();
     let damaged = directory.path().join("damaged");

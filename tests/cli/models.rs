@@ -1,4 +1,4 @@
-//! Models that are made, converted and compared.
+//! Commands that create, convert and compare models.
 
 use crate::program::{chat, gptoss, json, stdout};
 use serde_json::Value;
@@ -17,7 +17,7 @@ fn make_model_makes_what_it_prints() {
     assert!(report["weights"]["formats"]["F16"]["tensors"].as_u64() > Some(0));
 }
 
-/// gpt-oss-120b's 36 layers and 128 experts, all of them narrow.
+/// gpt-oss-120b's 36 layers and 128 experts, with small widths.
 #[test]
 fn commands_take_the_layers_and_experts_of_120b() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -1,4 +1,4 @@
-//! The program as its caller sees it.
+//! Runs the program.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -21,7 +21,7 @@ pub fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&stdout(arguments)).expect("JSON")
 }
 
-/// What `chat` on the CPU answers to lines.
+/// The output of `chat` on the CPU for lines of input.
 pub fn chat(said: &str, rest: &[&str]) -> String {
     chat_bytes(said.as_bytes(), rest)
 }
@@ -37,7 +37,7 @@ pub fn chat_bytes(said: &[u8], rest: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Exit status and message of a refusal, with the values that would have been possible.
+/// Exit status and message of a refusal, with the possible values that it lists.
 pub fn refusal(arguments: &[&str]) -> String {
     let output = gptoss(arguments);
     let message = String::from_utf8_lossy(&output.stderr);

@@ -1,9 +1,9 @@
-//! Texts and conversations that another run continues.
+//! Texts and conversations that are continued by another run.
 
 use crate::program::{chat, json, refusal, stdout};
 use serde_json::Value;
 
-/// Stopped twice and gone on with, a text has the same tokens as in one go.
+/// A text that is continued twice from a session has the same tokens as in a single run.
 #[test]
 fn a_session_goes_on() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -23,7 +23,7 @@ fn a_session_goes_on() {
             assert_eq!(parts.collect::<Vec<_>>(), whole, "phase {phase}, {kv}");
         }
     }
-    // The seed and the position decide what is drawn, wherever the text was stopped.
+    // Draws depend on the seed and the position, wherever the text was interrupted.
     for phase in ["3", "5"] {
         let sampling = ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"];
         let (file, engine) =
@@ -33,13 +33,13 @@ fn a_session_goes_on() {
         let parts = parts.iter().flat_map(|(prompt, count)| tokens(Some(&file), prompt, count, &engine));
         assert_eq!(parts.collect::<Vec<_>>(), whole, "phase {phase}");
     }
-    // Another kind of engine reads the text again.
+    // Another kind of engine computes the cache again from the tokens.
     let whole = tokens(None, "Once upon a time", "12", &["--phase", "5", "--kv", "f32"]);
     let file = path("moved");
     let mut parts = tokens(Some(&file), "Once upon a time", "5", &["--phase", "3"]);
     parts.extend(tokens(Some(&file), "", "7", &["--phase", "5", "--kv", "f32"]));
     assert_eq!(parts, whole);
-    // Of a text without a new token the engine holds all, and reads the last one again.
+    // A session without generated tokens has its whole text in the cache; the next run computes the last token again.
     for phase in ["3", "5"] {
         let (file, engine) = (path(&format!("begun-{phase}")), ["--phase", phase, "--kv", "f32"]);
         assert!(tokens(Some(&file), "Once upon a time", "0", &engine).is_empty());
@@ -60,13 +60,13 @@ fn a_session_goes_on() {
     insta::assert_snapshot!(refusals.join("\n").replace(&file, "FILE"));
 }
 
-/// A conversation that the program was ended in goes on as if it had not been, from `chat` or from `generate --ask`.
+/// A conversation that is continued in another run is the same as in a single run, with `chat` and with `generate --ask`.
 #[test]
 fn a_conversation_goes_on() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let (told, asked) = ("I have a cat named Hana. My locker code is 3650.\n", "What is my pet called?\n");
-    // With reasoning, which later prompts leave out, and without.
+    // With reasoning, which later prompts leave out, and without it.
     for effort in ["low", "medium"] {
         for phase in ["3", "5"] {
             let file = path(&format!("{effort}-{phase}"));
@@ -79,7 +79,7 @@ fn a_conversation_goes_on() {
             assert!(stdout(&[&again[..], &kept].concat()).contains("Hana"), "{effort}, phase {phase}");
         }
     }
-    // What the engine holds is not read again.
+    // Cached tokens are not computed again.
     let file = path("low-5");
     let arguments = ["generate", "What is 1 + 1?", "--device", "cpu", "--json", "--session", &file];
     let prompt_tokens = json(&arguments)["prompt_tokens"].as_u64().expect("a number");
@@ -90,7 +90,7 @@ fn a_conversation_goes_on() {
     );
 }
 
-/// The day that a conversation is told, so that an answer can be had again on another one.
+/// `--date` sets the date in the prompt, so that an answer can be repeated on another day.
 #[test]
 fn the_day_can_be_chosen() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -1,4 +1,4 @@
-//! Synthetic models open, and are what their description and seed say.
+//! Synthetic models can be opened, and are determined by their description and seed.
 
 use phase1_loading::{Checkpoint, DenseFormat, Format, check_values, convert, verify};
 use synthetic::{SyntheticModel, VocabularyKind};
@@ -23,7 +23,7 @@ fn a_seed_decides_every_byte() {
     assert!(model != written(&nano(), 8));
 }
 
-/// What is predicted of a file is what the file holds, with either vocabulary.
+/// The predicted tensors are those of the file, with either vocabulary.
 #[test]
 fn tensors_are_those_of_the_file() {
     for vocabulary in [VocabularyKind::Small, VocabularyKind::O200k] {
@@ -50,7 +50,7 @@ fn every_rest_format_opens_with_sane_weights() {
         for (name, tensor) in &checkpoint.tensors {
             check_values(&checkpoint.path, name, tensor).expect("finite");
         }
-        // A projection keeps the variance of a unit input.
+        // A projection roughly preserves the variance of its input.
         let gate = checkpoint.tensor("blk.0.ffn_gate_exps.weight").to_f32();
         let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
         assert!((0.2..2.0).contains(&gain), "{rest:?}: {gain}");
@@ -68,7 +68,7 @@ fn a_synthetic_folder_opens() {
     let file = Checkpoint::open(&path).expect("opens");
     assert_eq!(file.tokenizer().expect("builds").encode("the quick brown fox"), tokens);
     assert!(verify(&folder, &file, &mut |_, _| ()).expect("comparable").same());
-    // A projection keeps the variance of a unit input.
+    // A projection roughly preserves the variance of its input.
     let gate = folder.tensor("blk.0.ffn_gate_exps.weight").to_f32();
     let gain = gate.iter().map(|w| w * w).sum::<f32>() / gate.len() as f32 * 64.0;
     assert!((0.2..2.0).contains(&gain), "{gain}");
@@ -101,7 +101,7 @@ fn impossible_dimensions_are_named() {
     assert!(SyntheticModel { vocabulary: VocabularyKind::O200k, ..nano() }.validate().is_ok());
 }
 
-/// What weights without a vocabulary get is what gpt-oss has.
+/// The vocabulary that is used for weights without one is gpt-oss's.
 #[test]
 fn the_built_in_vocabulary_is_gpt_osss() {
     let lists = synthetic::o200k_harmony();

@@ -1,4 +1,4 @@
-//! What files may say about a model in other words, and what they may not say without being refused.
+//! Configurations of the same model that are written differently, and configurations that must be refused.
 
 use crate::made::{Made, with_json};
 use phase1_loading::write::MetadataValue::{self, Bools, F32, I32s, Text, U32};
@@ -21,7 +21,7 @@ fn refusal_with(key: &str, value: MetadataValue) -> String {
     made.refusal()
 }
 
-/// llama.cpp and others obey some of these keys, and write others. None may be passed over.
+/// llama.cpp and other programs read some of these keys and write others. None may be ignored.
 #[test]
 fn metadata_of_another_computation_is_refused() {
     let factor = 0.1 * 32f32.ln() + 1.0;
@@ -115,7 +115,7 @@ fn a_configuration_of_another_computation_is_refused() {
     }
 }
 
-/// OpenAI, transformers and others call some sizes by other names.
+/// OpenAI, transformers and others use different names for some sizes.
 #[test]
 fn sizes_have_two_names() {
     let expected = folder(|_| ()).expect("opens");

@@ -40,7 +40,7 @@ fn another_model_is_another_model() {
     assert!(!comparison.same());
     assert!(comparison.differences.iter().any(|difference| difference.starts_with("query heads: 4 and 8")));
 
-    // One code of one expert.
+    // Changes one code of one expert.
     let mut files = files("hf");
     let name = "model-00001-of-00002.safetensors";
     let mut shard = files[name].to_vec();
@@ -50,7 +50,7 @@ fn another_model_is_another_model() {
     let changed = Checkpoint::from_folder_bytes("changed", &files).expect("opens");
     assert!(!compare(&a, &changed).same());
 
-    // A light fine-tune: half a percent in one matrix, as much as bf16 rounds away.
+    // A light fine-tune: one matrix changed by half a percent, which is as small as bf16's rounding error.
     let mut tensors = stored("hf");
     let (_, _, data) = tensors.get_mut("model.layers.0.self_attn.q_proj.weight").expect("there");
     let mut values = vec![0.0; data.len() / 2];
@@ -64,13 +64,13 @@ fn another_model_is_another_model() {
     assert!(!comparison.same());
 }
 
-/// In HF's folders scales are a tensor of their own.
+/// In Hugging Face's folders, scales are a separate tensor.
 #[test]
 fn a_scale_of_255_is_named() {
     let clean = open("hf");
     let name = "blk.1.ffn_up_exps.weight";
     let packed = clean.tensor(name).packed();
-    // Two blocks' scales of neighbouring rows of up, with gate's between them.
+    // The scales of gate and up are interleaved by row; a row has two blocks.
     let mut damaged = files("hf");
     let shard = "model-00002-of-00002.safetensors";
     let mut bytes = damaged[shard].to_vec();
@@ -78,7 +78,7 @@ fn a_scale_of_255_is_named() {
     let scales: Vec<u8> =
         (0..4).flat_map(|row| [&gate, &packed].map(|p| [p[row * 34], p[row * 34 + 17]])).flatten().collect();
     let at = bytes.windows(scales.len()).position(|window| window == scales).expect("interleaved in the shard");
-    // Row 1 of up, its second block: behind gate's row 0, up's row 0 and gate's row 1.
+    // Row 1 of up, second block: after gate's row 0, up's row 0 and gate's row 1.
     bytes[at + 7] = 255;
     damaged.insert(shard.into(), bytes.into());
     let damaged = Checkpoint::from_folder_bytes("damaged", &damaged).expect("opening reads no weights");

@@ -1,4 +1,4 @@
-//! The same model as other programs write it in GGUF.
+//! The same model in GGUF files of other programs.
 
 use crate::made::{Made, Stored};
 use bytes::Bytes;
@@ -11,7 +11,7 @@ fn golden() -> Made {
     Made::of("even", |_, _| ())
 }
 
-/// Ollama's keys and names, which leave out what its code takes for granted.
+/// Ollama's keys and names, without the keys that Ollama does not write.
 fn ollama() -> Made {
     let mut made = golden();
     made.remove("gpt-oss.expert_feed_forward_length");
@@ -31,7 +31,7 @@ fn ollama() -> Made {
     made
 }
 
-/// Puts q, k and v one behind the other.
+/// Joins q, k and v into one matrix.
 fn fuse_qkv(made: &mut Made) {
     for layer in 0..LAYERS {
         for kind in ["weight", "bias"] {
@@ -45,7 +45,7 @@ fn fuse_qkv(made: &mut Made) {
     }
 }
 
-/// Puts gate and up together, their rows in turn or one matrix above the other.
+/// Joins gate and up: with interleaved rows, or one matrix above the other.
 fn fuse_gate_up(made: &mut Made, in_turn: bool) {
     for layer in 0..LAYERS {
         for kind in ["weight", "bias"] {
@@ -71,7 +71,7 @@ fn fuse_gate_up(made: &mut Made, in_turn: bool) {
     }
 }
 
-/// The file with every MXFP4 tensor as type 4, and neighbouring codes in one byte.
+/// The file with every MXFP4 tensor as type 4, with neighbouring codes in one byte.
 fn in_pairs(mut made: Made) -> Vec<u8> {
     let mut names = Vec::new();
     for tensor in made.tensors.iter_mut().filter(|tensor| tensor.format.name() == "MXFP4") {
@@ -88,7 +88,7 @@ fn in_pairs(mut made: Made) -> Vec<u8> {
     for name in names {
         let needle = [&(name.len() as u64).to_le_bytes()[..], name.as_bytes()].concat();
         let at = file.windows(needle.len()).position(|window| window == needle).expect("described") + needle.len();
-        // The number of dimensions, three of them, and then the type.
+        // The number of dimensions, three dimensions, and then the type.
         file[at + 4 + 3 * 8..][..4].copy_from_slice(&4u32.to_le_bytes());
     }
     file
@@ -141,7 +141,7 @@ fn every_dialect_is_the_same_model() {
 
 #[test]
 fn what_is_no_dialect_is_refused() {
-    // Ollama's number in a file that is not Ollama's: it may be anything.
+    // Ollama's type number in another program's file: its meaning is unknown.
     let error = Checkpoint::from_bytes("made.gguf", in_pairs(golden()).into()).err().expect("refused").to_string();
     assert!(error.starts_with("made.gguf: tensor `blk.0.ffn_down_exps.weight`: expected one of F32"), "{error}");
     assert!(error.ends_with("found type number 4 of the ggml tensor types"), "{error}");
@@ -154,14 +154,14 @@ fn what_is_no_dialect_is_refused() {
     let refused = short.refusal();
     assert!(refused.starts_with("made.gguf: tensor `blk.2.attn_qkv.bias`: expected shape [384]"), "{refused}");
 
-    // Both names at once.
+    // Both names in one file.
     let mut twice = golden();
     let norm =
         Stored { name: "blk.0.ffn_norm.weight".into(), ..twice.tensor("blk.0.post_attention_norm.weight").clone() };
     twice.tensors.push(norm);
     assert!(twice.refusal().contains("tensor `blk.0.ffn_norm.weight`: expected no tensor of this name"));
 
-    // Only Ollama may leave these out.
+    // Only in Ollama's files may these be missing.
     for key in ["gpt-oss.rope.scaling.type", "gpt-oss.expert_feed_forward_length"] {
         let mut without = golden();
         without.remove(key);

@@ -1,4 +1,4 @@
-//! What `config.json` says, and how a bad value of it is named.
+//! Reads `config.json`, and checks the errors for invalid values.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ fn layer_types_are_honoured() {
     assert_eq!(Checkpoint::open(&path).expect("opens").config, found.config);
 }
 
-/// Whatever stands in a field, the error says which field it is, what was expected and what was found.
+/// For any value in any field, the error names the field, what was expected and what was found.
 #[test]
 fn fields_of_a_configuration_are_named_and_quoted() {
     let refusal = |files: &BTreeMap<String, Bytes>| {

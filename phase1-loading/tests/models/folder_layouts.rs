@@ -1,4 +1,4 @@
-//! The same model as folders of different programs hold it.
+//! The same model in folders of different programs.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ fn one_model_in_every_shape() {
     for (name, format) in [("mlx-q8", "MLX8/64"), ("mlx-q4", "MLX4/32")] {
         let quantized = open(name);
         assert_eq!(quantized.tensor("blk.0.attn_q.weight").format.name(), format);
-        // mlx-lm keeps routers at 8 bits in groups of 64, whatever the rest is.
+        // mlx-lm stores routers in 8 bits with groups of 64, independent of the other matrices.
         assert_eq!(quantized.tensor("blk.0.ffn_gate_inp.weight").format.name(), "MLX8/64");
         let comparison = compare(&hf, &quantized);
         assert!(comparison.same() && !all_identical(&comparison));
@@ -38,7 +38,7 @@ fn folders_have_the_goldens_tokenizer() {
     }
 }
 
-/// Names and types of other writers.
+/// Names and types that other programs write.
 #[test]
 fn variants_of_folders_open() {
     let hf = open("hf");
@@ -54,7 +54,7 @@ fn variants_of_folders_open() {
     }
 }
 
-/// Hugging Face's experts before quantization: transposed, gate's and up's columns in turn. MXFP4's values fit a bf16.
+/// Hugging Face's experts before quantization: transposed, with the columns of gate and up interleaved. MXFP4's values are exact in bf16.
 #[test]
 fn plain_experts_open() {
     let hf = open("hf");
@@ -90,7 +90,7 @@ fn plain_experts_open() {
         let plain = Checkpoint::from_folder_bytes("plain", &storing("hf", &tensors)).expect("opens");
         let name = "blk.1.ffn_up_exps.weight";
         assert_eq!(plain.tensor(name).format, format);
-        // Row by row, some rows together, and in another format.
+        // Reads single rows, several rows at once, and rows in another format.
         assert_eq!(plain.tensor(name).to_f32(), hf.tensor(name).to_f32());
         let rows = width - 1..width + 2;
         let expected: Vec<f32> = hf.tensor(name).to_f32()[rows.start * hidden..rows.end * hidden].to_vec();
@@ -113,7 +113,7 @@ fn plain_experts_open() {
     }
 }
 
-/// The same model as OpenAI's own folder has it.
+/// The same model in the layout of OpenAI's own folder.
 fn original() -> BTreeMap<String, Bytes> {
     let mut tensors = stored("hf");
     let mut renamed = BTreeMap::new();
@@ -165,7 +165,7 @@ fn the_original_layout_opens() {
     let (hf, found) = (open("hf"), Checkpoint::from_folder_bytes("original", &original()).expect("opens"));
     assert_eq!(found.config, hf.config);
     assert!(all_identical(&compare(&hf, &found)));
-    // Without Hugging Face's configuration above it, the ends are known by their names.
+    // Without Hugging Face's configuration in the parent folder, stop tokens are known by their names.
     let mut alone = original();
     alone.remove("../config.json");
     let found = Checkpoint::from_folder_bytes("alone", &alone).expect("opens");
@@ -173,7 +173,7 @@ fn the_original_layout_opens() {
     let [a, b] = [&hf, &found].map(|model| model.tokenizer().expect("builds"));
     assert_eq!((a.encode_with_control(text), a.stops()), (b.encode_with_control(text), b.stops()));
 
-    // Without a vocabulary a program's own can be used, if it is as large.
+    // Without a vocabulary, a built-in one can be used if it has the same size.
     alone.remove("../tokenizer.json");
     let mut found = Checkpoint::from_folder_bytes("alone", &alone).expect("opens");
     assert!(found.lacks_vocabulary() && !hf.lacks_vocabulary());

@@ -1,4 +1,4 @@
-//! Folders that lie: each error names the file, the part, what was expected and found.
+//! Invalid folders: each error names the file, the part, what was expected and what was found.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use phase1_loading::Checkpoint;
 use serde_json::{Value, json};
 
-/// A safetensors file of one tensor, whose header says this.
+/// A safetensors file of one tensor with this header entry.
 fn shard(tensor: &str, entry: Value, data: usize) -> BTreeMap<String, Bytes> {
     let mut files = files("mlx-mxfp4");
     files.remove("model.safetensors.index.json");
@@ -38,7 +38,7 @@ fn each_lie_of_a_folder_is_named() {
         files
     };
     let entry = |shape: Value, offsets: [u64; 2]| json!({ "dtype": "U8", "shape": shape, "data_offsets": offsets });
-    // Found by `mutations.rs`: the matrix is there and its bias is not.
+    // Found by `mutations.rs`: the matrix exists, but its bias does not.
     let no_bias = {
         let mut files = files("hf");
         let name = "model-00001-of-00002.safetensors";
@@ -48,7 +48,7 @@ fn each_lie_of_a_folder_is_named() {
         files.insert(name.into(), shard.into());
         files
     };
-    // Sixteen tensors that end at the last byte that an integer can count.
+    // Sixteen tensors, of which the last ends at the largest 64-bit offset.
     let overflow = {
         let mut files = shard("a", entry(json!([1]), [0, 1]), 1);
         let size = 1u64 << 60;

@@ -1,4 +1,4 @@
-//! The golden folders, as they are and with something changed.
+//! The golden folders, unchanged or with a change.
 
 use std::collections::BTreeMap;
 

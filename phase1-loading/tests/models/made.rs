@@ -1,4 +1,4 @@
-//! Models made of a golden one, with something changed: GGUF files in memory, and the files of a folder.
+//! Models that are made from a golden one by a change: GGUF files in memory, and the files of a folder.
 
 use std::collections::BTreeMap;
 
@@ -118,7 +118,7 @@ pub fn files(name: &str) -> BTreeMap<String, Bytes> {
     entries.collect()
 }
 
-/// The files of a golden folder, one of which is JSON and changed.
+/// The files of a golden folder with a change to one JSON file.
 pub fn with_json(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> BTreeMap<String, Bytes> {
     let mut files = files(name);
     let mut json: Value = serde_json::from_slice(&files[file]).expect("JSON");

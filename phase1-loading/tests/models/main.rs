@@ -1,4 +1,4 @@
-//! Models as programs write them: GGUF files, folders of safetensors and session files, what is read from them and what is refused.
+//! Model files and session files: GGUF files, folders of safetensors, sessions; how they are read, and which are refused.
 
 mod configurations;
 mod conversion;

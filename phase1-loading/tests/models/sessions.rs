@@ -1,4 +1,4 @@
-//! Session files: what they hold, how they are checked, and what is said of those that are refused.
+//! Session files: their contents, their checks, and the errors of those that are refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -31,7 +31,7 @@ fn written(saved: &SavedSession) -> Vec<u8> {
     std::fs::read(&path).expect("readable")
 }
 
-/// A session file as the safetensors crate reads and writes it.
+/// A session file, read and written with the safetensors crate.
 struct Plain {
     texts: HashMap<String, String>,
     /// Type, shape and bytes by name.
@@ -62,7 +62,7 @@ fn digits(bytes: &[u8]) -> String {
     format!("{:016x}", XxHash3_64::oneshot(bytes))
 }
 
-/// What [`small_session`] counts for in the checksum of the header.
+/// The bytes of [`small_session`] that the checksum of the header covers.
 fn header_parts(contents_checksum: &str) -> Vec<u8> {
     let texts = ["gptoss session", "6", "m", "exact", "f32", "phase 3", "2", contents_checksum];
     let mut parts: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
@@ -74,7 +74,7 @@ fn header_parts(contents_checksum: &str) -> Vec<u8> {
     parts.iter().flat_map(|part| [&(part.len() as u64).to_le_bytes()[..], part].concat()).collect()
 }
 
-/// Other programs read a session with what reads any safetensors file.
+/// A session can be read by any program that reads safetensors files.
 #[test]
 fn a_session_is_a_safetensors_file() {
     let file = written(&small_session());
@@ -99,12 +99,12 @@ fn a_session_is_a_safetensors_file() {
         ("tokens", (Dtype::U32, vec![3], vec![1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0])),
     ];
     assert_eq!(tensors, BTreeMap::from(expected.map(|(name, tensor)| (name.to_owned(), tensor))));
-    // The JSON is padded so that the tokens are aligned, and it is the same every time.
+    // The JSON is padded so that the tokens are aligned, and it is the same in every run.
     assert_eq!((file.len() - 22) % 8, 0);
     assert_eq!(written(&small_session()), file);
 }
 
-/// As many items as an engine of many layers gives, some of them empty, in their order.
+/// As many items as an engine with many layers writes, some of them empty, keep their order.
 #[test]
 fn a_session_comes_back() {
     let mut saved = small_session();
@@ -120,7 +120,7 @@ fn a_session_comes_back() {
     }
 }
 
-/// Other writers may order metadata and tensors in another way, and format JSON in another way.
+/// Other programs may write metadata and tensors in another order, and format JSON differently.
 #[test]
 fn the_order_in_a_session_file_does_not_matter() {
     let Plain { texts, .. } = Plain::of(&written(&small_session()));
@@ -137,11 +137,11 @@ fn the_order_in_a_session_file_does_not_matter() {
         SavedSession::from_bytes(Path::new("session"), file.into())
     };
     assert_eq!(rewritten(["item.00001", "item.00000"]).expect("opens"), small_session());
-    // Under each other's names the items are others.
+    // Swapped names of items are detected.
     rewritten(["item.00000", "item.00001"]).expect_err("refused");
 }
 
-/// Whoever lists files reads their headers alone.
+/// The header can be read without the items, for listing files.
 #[test]
 fn a_session_header_is_checked_without_the_items() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -244,14 +244,14 @@ fn each_lie_of_a_session_is_named() {
     for (said, message) in cases {
         assert_eq!(said, format!("lying: {message}"));
     }
-    // More tokens in the cache than there are, from a writer that counts wrong.
+    // More cached tokens than tokens.
     let mut saved = small_session();
     saved.header.length = 4;
     let said = refusal(written(&saved));
     assert_eq!(said, "lying: metadata `cached_tokens`: expected a number of at most the 3 tokens, found 4");
 }
 
-/// What a right structure does not show, the checksums do.
+/// Damage that leaves the structure valid is detected by the checksums.
 #[test]
 fn damage_in_a_session_is_named() {
     let file = written(&small_session());
@@ -264,7 +264,7 @@ fn damage_in_a_session_is_named() {
     *flipped.last_mut().expect("not empty") ^= 1;
     assert_eq!(refusal(flipped), damage("contents_checksum", &digits(b"keysvaluer"), &contents));
 
-    // A token, and the checksum of the items: the header's covers both.
+    // With a changed token or a changed checksum of the items, the header's checksum is wrong, since it covers both.
     let mut plain = Plain::of(&file);
     plain.tensors.get_mut("tokens").expect("there").2[0] = 7;
     let mut parts = header_parts(&contents);
@@ -275,15 +275,15 @@ fn damage_in_a_session_is_named() {
     plain.texts.insert("contents_checksum".into(), "0".repeat(16));
     let right = digits(&header_parts(&"0".repeat(16)));
     assert_eq!(refusal(plain.file()), damage("header_checksum", &right, &header));
-    // With the header's put right, that of the items is wrong.
+    // With the header's checksum corrected, that of the items is wrong.
     plain.texts.insert("header_checksum".into(), right);
     assert_eq!(refusal(plain.file()), damage("contents_checksum", &contents, &"0".repeat(16)));
-    // No more of a text is quoted than a person reads.
+    // Errors quote only the beginning of a long text.
     plain.texts.insert("header_checksum".into(), "x".repeat(10_000));
     assert!(refusal(plain.file()).ends_with(&format!("found {} (a damaged file)", "x".repeat(100))));
 }
 
-/// Lengths that no file has: nothing is read or allocated by them.
+/// Lengths beyond the file: nothing is read or allocated for them.
 #[test]
 fn sizes_that_a_session_merely_claims_are_named() {
     let file = written(&small_session());

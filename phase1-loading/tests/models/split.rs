@@ -1,4 +1,4 @@
-//! A GGUF file cut into parts as `llama-gguf-split` does: tensors shared out, metadata in the first.
+//! A GGUF file that is split into parts like those of `llama-gguf-split`: tensors are distributed, metadata is in the first part.
 
 use std::path::Path;
 
@@ -7,9 +7,9 @@ use bytes::Bytes;
 use gptoss_reference::Case;
 use phase1_loading::Checkpoint;
 
-/// Writes a file of these tensors, and of the whole's metadata if it is the first.
+/// Writes a part with some of the tensors, and with the whole file's metadata if it is the first part.
 fn write(path: &Path, whole: &[u8], number: u16, count: u16) {
-    // The whole file is version 3 with counts at 8 and 16; its metadata are copied as they are.
+    // The whole file is version 3 with counts at offsets 8 and 16; its metadata is copied unchanged.
     let checkpoint = Checkpoint::from_bytes("whole", Bytes::copy_from_slice(whole)).expect("opens");
     let names: Vec<&String> = checkpoint.tensors.keys().skip(number.into()).step_by(count.into()).collect();
     let first_tensor = "token_embd.weight";
@@ -57,7 +57,7 @@ fn parts_are_one_model() {
     let expected = Checkpoint::from_bytes("whole", whole.clone().into()).expect("opens");
     assert!(all_identical(&compare(&expected, &found)));
 
-    // Whichever of them is named.
+    // Any part may be named.
     for number in 1..3 {
         let found = Checkpoint::open(&path(number)).expect("opens");
         assert!(all_identical(&compare(&expected, &found)));

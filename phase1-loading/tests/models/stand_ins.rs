@@ -1,11 +1,11 @@
-//! Files of other kinds in place of a model.
+//! Files of other kinds that are given instead of a model.
 
 use crate::folders::open;
 use crate::made::files;
 use bytes::Bytes;
 use phase1_loading::Checkpoint;
 
-/// Errors about files that are not models say what the file is, and what to do.
+/// Errors about files that are not models tell what the file is, and what to do.
 #[test]
 fn stand_ins_are_named() {
     const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12109566560\n";
@@ -38,7 +38,7 @@ fn stand_ins_are_named() {
         );
         assert!(folder(name, PAGE).contains("an HTML page"), "{name}");
     }
-    // Shards that nothing lists.
+    // Shards without an index.
     let mut unlisted = files("hf");
     unlisted.remove("model.safetensors.index.json");
     let refused = Checkpoint::from_folder_bytes("folder", &unlisted).err().expect("refused").to_string();

@@ -1,4 +1,4 @@
-//! Vocabularies that are not quite gpt-oss's own: what is found in text, what ends it, and what is refused.
+//! Vocabularies that differ from gpt-oss's: which tokens are found in text, which end it, and which vocabularies are refused.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ fn id(name: &str) -> u32 {
     golden_vocabulary().0.tokens.iter().position(|token| token == name).expect("a token of that name") as u32
 }
 
-/// The golden folder with another last added token.
+/// The golden folder with a different last added token.
 fn added(content: &str, special: bool) -> BTreeMap<String, Bytes> {
     with_json("hf", "tokenizer.json", |json| {
         let vocab = json["model"]["vocab"].as_object_mut().expect("an object");
@@ -33,7 +33,7 @@ fn added(content: &str, special: bool) -> BTreeMap<String, Bytes> {
     })
 }
 
-/// The golden file with another last token, of that type.
+/// The golden file with a different last token of this type.
 fn typed(content: &str, kind: i32) -> Tokenizer {
     let made = Made::of("even", |lists, _| {
         *lists.tokens.last_mut().expect("tokens") = content.into();
@@ -42,7 +42,7 @@ fn typed(content: &str, kind: i32) -> Tokenizer {
     made.open().expect("opens").tokenizer().expect("builds")
 }
 
-/// Tokens that somebody added are found in text, whatever they look like. What structures text is found only where it may be.
+/// Added tokens are found in any text. Control tokens are found only if the caller allows them.
 #[test]
 fn added_tokens_are_found_as_they_are() {
     for text in ["<think>", "[TOOL_CALLS]", "new token", "思考", "é"] {
@@ -60,12 +60,12 @@ fn added_tokens_are_found_as_they_are() {
             assert_eq!(found.decode(&found.encode(&around)), around);
         }
     }
-    // An id that no token has is never found.
+    // An id without a token is never found.
     let unused = typed("new token", UNUSED);
     assert!(!unused.encode_with_control("a new token").contains(&LAST));
 }
 
-/// The longest of those that begin at the first place.
+/// Of the added tokens that begin at the earliest position, the longest is found.
 #[test]
 fn added_tokens_do_not_cut_each_other() {
     let made = Made::of("even", |lists, _| {
@@ -78,7 +78,7 @@ fn added_tokens_do_not_cut_each_other() {
     assert_eq!((tokens[0], tokens[1]), (LAST, LAST - 1));
 }
 
-/// A control token whose name is one piece of text cannot be spelled by a user.
+/// A user's text never becomes a control token, even if the token's name is an ordinary piece of text.
 #[test]
 fn text_never_becomes_structure() {
     for name in ["end", "Hello there", "1"] {
@@ -89,7 +89,7 @@ fn text_never_becomes_structure() {
     }
 }
 
-/// Harmony's names are control tokens, whatever the file calls them.
+/// Tokens with harmony's names are control tokens, whatever type the file gives them.
 #[test]
 fn harmonys_tokens_are_known_by_name() {
     let text = "<|start|>user<|message|>Hello<|end|>";
@@ -132,7 +132,7 @@ fn ends_add_up_and_a_messages_end_is_none() {
     };
     assert_eq!(in_file(vec![hello as i32, -1], "<|return|>"), joined);
     assert_eq!(in_file(vec![], "<|end|>"), usual);
-    // Where a turn has no end of its own, a message's has to do.
+    // If no token ends a turn, the end of a message does.
     let made = Made::of("even", |lists, special| {
         special.eos = Some(id("<|end|>"));
         lists.tokens[id("<|return|>") as usize] = "<|other|>".into();
@@ -154,7 +154,7 @@ fn all_ends_survive_conversion() {
     assert!(to.stops().contains(&id("Hello")));
 }
 
-/// A folder whose text is cut another way, or changed before, would give other tokens without a word.
+/// A folder whose pre-tokenizer or normalizer differs would give other tokens without an error, so it is refused.
 #[test]
 fn other_ways_to_cut_text_are_refused() {
     let refusal = |change: &dyn Fn(&mut Value)| {
@@ -187,7 +187,7 @@ fn other_ways_to_cut_text_are_refused() {
         let refused = refusal(&|json| json["added_tokens"][0][key] = json!(true));
         assert!(refused.contains(&format!("`{key}` of added token")), "{refused}");
     }
-    // What says nothing, or the same in other words, is taken.
+    // Pre-tokenizers and normalizers that are missing, empty or equivalent are accepted.
     let expected = tokenizer(&files("hf")).encode("I'M 1234567  DON'T");
     let accepted: [fn(&mut Value); 3] = [
         |json| json["pre_tokenizer"] = Value::Null,
@@ -202,7 +202,7 @@ fn other_ways_to_cut_text_are_refused() {
     }
 }
 
-/// Text that holds a byte without a token would lose it.
+/// A vocabulary without a token for some byte is refused, because text with that byte would be lost.
 #[test]
 fn every_byte_needs_a_token() {
     let made = Made::of("even", |lists, _| {

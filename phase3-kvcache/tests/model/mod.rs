@@ -1,4 +1,4 @@
-//! Small random models, new in every run.
+//! Small random models, different in every run.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub const WINDOW: usize = 12;
 pub fn checkpoint() -> Checkpoint {
     static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = FILE.get_or_init(|| written(WINDOW));
-    // A failed test shows its own output alone.
+    // Printed only if the test fails.
     thread_local!(static SAID: Cell<bool> = const { Cell::new(false) });
     if !SAID.replace(true) {
         println!("{}", weights());
@@ -36,7 +36,7 @@ pub fn written(window: usize) -> (tempfile::TempDir, PathBuf) {
 
 fn write(path: &Path, window: usize) {
     let nano = SyntheticModel::preset("nano").expect("a preset");
-    // All experts for every token: a router would turn a small loss in a cache into another choice.
+    // All experts for every token, so that a small error of a cache cannot change the choice of experts.
     let model = SyntheticModel { sliding_window: window, layers: 3, experts: 4, experts_per_token: 4, ..nano };
     model.write(path, seed(), &mut |_, _| ()).expect("written");
 }
@@ -47,7 +47,7 @@ fn seed() -> u64 {
     *SEED.get_or_init(test_seed)
 }
 
-/// What a failure says about the weights.
+/// The description of the weights in failures.
 pub fn weights() -> String {
     format!("weights of TEST_SEED={}", seed())
 }

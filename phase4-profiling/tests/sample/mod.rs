@@ -1,15 +1,15 @@
-//! Profiles as a model of gpt-oss-20b's shape would give them, made up but reproducible.
+//! Invented but reproducible profiles of a model with gpt-oss-20b's shape.
 
 use phase4_profiling::{Ceiling, Clock, LAUNCH, Profile, READBACK, TimedSpan, TimedStep, Workload};
 
 const LAYERS: usize = 24;
 const HIDDEN: u64 = 2880;
 const WINDOW: usize = 128;
-/// Bytes a weight, in Q8_0 and MXFP4.
+/// Bytes per weight, in Q8_0 and MXFP4.
 const Q8: f64 = 34.0 / 32.0;
 const FP4: f64 = 17.0 / 32.0;
 
-/// What is made up about a machine.
+/// The invented properties of a machine.
 struct Machine {
     device: &'static str,
     name: &'static str,

@@ -7,7 +7,7 @@ use cpu_kernels::{Blocks, CacheFormat, Isa, KeyBlock, POSITIONS, Queries, attend
 use gptoss_reference::Random;
 use proptest::prelude::*;
 
-/// What attention computes, from the keys and values as the cache gives them back.
+/// Attention in f64, from keys and values decoded from the cache.
 #[allow(clippy::too_many_arguments, reason = "a formula's symbols")]
 fn reference(
     q: &[f32],
@@ -53,7 +53,7 @@ proptest! {
         let dim = if format == CacheFormat::Q8_0 { dims * 32 } else { dims * 16 };
         let mut random = Random::new(seed);
         let total = start + count;
-        // Blocks that no query sees are gone, and slots that hold no position hold NaN.
+        // Blocks that no query sees are dropped, and unused positions contain NaN.
         let dropped = dropped.min((start + 1).saturating_sub(window) / POSITIONS);
         let bytes = KeyBlock::bytes(format, dim);
         let mut blocks = vec![vec![0xff; bytes]; total.div_ceil(POSITIONS)];
@@ -98,7 +98,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(12)))]
 
-    /// Keys of several shares give what they give as one, and to the bit the same for each query alone, and share by share.
+    /// Keys in several shares give nearly the same result as in one, and bit-identical results for each query alone and for each share
+    /// alone.
     #[test]
     fn shares_are_merged_to_the_same_result(
         seed: u64, heads in 1usize..=3, start in 1000usize..3200, count in 1usize..10, loudness in -3i32..5,
@@ -144,7 +145,7 @@ proptest! {
                 let (mut alone, mut merged) = (vec![f32::NAN; width], vec![f32::NAN; width]);
                 attend(isa, &one, &cached, &mut alone, &mut scratch);
                 let mut results = vec![f32::NAN; one.shares() * one.share_len()];
-                // In any order, as threads may take them.
+                // Merges in any order, as threads may finish in any order.
                 for (share, result) in results.chunks_exact_mut(one.share_len()).enumerate().rev() {
                     attend_share(isa, &one, &cached, share, result, &mut scratch);
                 }

@@ -1,4 +1,4 @@
-//! Coarse copies of random matrices, on every instruction set here, against f64: what they say of an estimate's error is so.
+//! Coarse copies of random matrices, on every instruction set of this machine, against f64: errors of estimates are within their bounds.
 
 mod common;
 
@@ -35,7 +35,7 @@ impl Case {
         PackedRows::new(&self.packed[1 + tile * TILE * row_bytes..1 + end * row_bytes], self.storage, self.columns)
     }
 
-    /// `[tiles][inputs · 32]` and `[tiles][inputs]`; results are poisoned before.
+    /// `[tiles][inputs · 32]` and `[tiles][inputs]`; the outputs are filled with NaN first.
     fn estimates(&self, isa: Isa) -> (Vec<Vec<f32>>, Vec<Vec<Bound>>) {
         let mut coarse = CoarseMatrix::new(self.rows, self.columns);
         let tiles = coarse.tiles();
@@ -45,7 +45,7 @@ impl Case {
             unsafe { making.tile(isa, tile, self.tile(tile)) };
         }
         let mut inputs = CoarseInputs::default();
-        // What was there before must not show.
+        // Earlier contents must have no effect.
         inputs.round(isa, &vec![7.0; 3 * 32], 32);
         inputs.round(isa, &self.inputs, self.columns);
         let count = self.inputs.len() / self.columns;
@@ -70,7 +70,7 @@ proptest! {
         let case = Case::new(seed, storage, rows, blocks, inputs, exponents);
         for isa in Isa::all() {
             let (estimates, bounds) = case.estimates(isa);
-            // Squares of errors, in shares of the margins'.
+            // Sum of the squares of error / margin.
             let mut squares = 0.0;
             for (i, x) in case.inputs.chunks_exact(case.columns).enumerate() {
                 for (row, w) in case.values.chunks_exact(case.columns).enumerate() {
@@ -79,13 +79,13 @@ proptest! {
                     let product: f64 = w.iter().zip(x).map(|(w, &x)| w * f64::from(x)).sum();
                     let size: f64 = w.iter().zip(x).map(|(w, &x)| (w * f64::from(x)).abs()).sum();
                     let error = (f64::from(estimate) - product).abs();
-                    // Rounding in f32 is no matter of the grid.
+                    // The margin does not include rounding in f32.
                     prop_assert!(error <= f64::from(margin) + 1e-5 * size + 1e-37, "{isa}: row {row}, input {i}: {estimate}, {product}, {margin}");
                     prop_assert!(estimate <= largest, "{isa}: {estimate} is larger than the largest, {largest}");
                     squares += (error / f64::from(margin).max(1e-37)).powi(2);
                 }
             }
-            // A margin is eight deviations of the tile's worst row, and no more, as long as f32 holds its square.
+            // A margin is eight standard deviations of the tile's worst row, unless its square overflows or underflows in f32.
             let ordinary = |exponent: i32| exponent.abs() < 20;
             if rows * inputs >= 200 && blocks >= 8 && storage != Storage::Mxfp4 && ordinary(exponents.0) && ordinary(exponents.1) {
                 let mean = (squares / (rows * inputs) as f64).sqrt();
@@ -94,7 +94,7 @@ proptest! {
         }
     }
 
-    /// Instruction sets differ in the rounding of f32 sums and in nothing else.
+    /// Instruction sets differ only in the rounding of f32 sums.
     #[test]
     fn instruction_sets_agree(seed: u64, storage in prop::sample::select(Storage::ALL.to_vec()), rows in 1usize..70, blocks in 1usize..30, inputs in 1usize..=7) {
         let case = Case::new(seed, storage, rows, blocks, inputs, (0, 0));

@@ -1,4 +1,4 @@
-//! Products of random shapes, in every format and on every instruction set here, against f64.
+//! Products of random shapes, in every format and on every instruction set of this machine, against f64.
 
 mod common;
 
@@ -22,9 +22,9 @@ struct Case {
 
 struct Product {
     value: f64,
-    /// The sum of its terms' sizes, which rounding in f32 is measured by.
+    /// The sum of the magnitudes of its terms; errors of rounding in f32 are relative to it.
     size: f64,
-    /// How far it moves at most if each input moves by half of 1 / 32767 of its block's largest.
+    /// The largest change if each input changes by half of 1 / 32767 of the largest in its block.
     rounding: f64,
 }
 
@@ -145,7 +145,7 @@ proptest! {
         }
     }
 
-    /// Damaged weights must be noticed, whatever the way to the logits.
+    /// NaN in weights must be detected, however the logits are computed.
     #[test]
     fn what_is_no_number_stays_so(
         seed: u64, storage in storages(), blocks in 1usize..5, inputs in 1usize..9, bad in any::<prop::sample::Index>(),

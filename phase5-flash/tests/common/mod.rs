@@ -1,4 +1,4 @@
-//! What the tests of both halves share.
+//! Shared by the tests of both engines.
 
 use std::collections::VecDeque;
 
@@ -39,15 +39,15 @@ impl Expected {
         Expected { logits, margins }
     }
 
-    /// How many tokens from the first on choose their experts by a margin of more than `rounding` in every layer. Behind those, rounding
-    /// may choose other experts, and every later token sees what they made of the keys and values.
+    /// Number of tokens, from the first, whose experts are chosen with a margin of more than `rounding` in every layer. For later tokens
+    /// rounding may change the choice, which then changes the keys and values that all following tokens see.
     pub fn settled(&self, rounding: f32) -> usize {
         self.margins.iter().position(|&margin| margin <= rounding).unwrap_or(self.margins.len())
     }
 }
 
-/// Decodes sequences together, `steps` tokens each, with as many steps in flight as the engine takes. The first step feeds them
-/// `first`. Tokens, step by step.
+/// Decodes sequences together, `steps` tokens each, with as many steps in flight as the engine allows. The first step feeds them `first`.
+/// Returns the tokens of each step.
 pub fn decode(
     engine: &mut dyn Engine,
     first: &[(SequenceId, u32)],
@@ -72,7 +72,7 @@ pub fn decode(
     tokens
 }
 
-/// The tokens alone.
+/// The tokens without log probabilities.
 pub fn ids(tokens: &[Vec<DrawnToken>]) -> Vec<Vec<u32>> {
     tokens.iter().map(|step| step.iter().map(|token| token.id).collect()).collect()
 }
@@ -82,7 +82,7 @@ pub fn last_logits(engine: &mut dyn Engine, sequence: SequenceId, tokens: &[u32]
     engine.last_logits(sequence, tokens).expect("logits")
 }
 
-/// What a draw may ask for, owned.
+/// The parameters of a draw, owned.
 pub struct Wish {
     pub sampling: Sampling,
     pub seed: u64,
@@ -137,7 +137,7 @@ fn free(engine: &dyn Engine) -> usize {
     engine.capacity().pages_free
 }
 
-/// A fork, a truncation, a full cache and the release of everything, on an engine whose cache holds few pages. Its model has layers of
+/// Tests a fork, a truncation, a full cache and the release of everything, on an engine with few pages of cache. Its model has layers of
 /// both kinds.
 pub fn pages_are_shared_and_given_back(engine: &mut dyn Engine) {
     let total = engine.capacity().pages_total;
@@ -149,15 +149,15 @@ pub fn pages_are_shared_and_given_back(engine: &mut dyn Engine) {
     engine.fork(1, 2, 100).expect("known");
     engine.fork(1, 3, 99).expect("known");
     assert_eq!(free(engine), before, "forks share pages");
-    // The same keys and values make the same logits, to the bit.
+    // The same keys and values give bit-identical logits.
     assert_eq!(last_logits(engine, 3, &tokens[99..]), logits);
     engine.truncate(2, 99).expect("goes back");
     assert_eq!(last_logits(engine, 2, &tokens[99..]), logits);
     assert_eq!(free(engine), before - 4, "two copies of the last page in each kind of layer");
-    // The origin is as it was.
+    // The forked sequence is unchanged.
     assert_eq!(last_logits(engine, 1, &[7]), last_logits(engine, 2, &[7]));
 
-    // A step is refused as a whole, and nothing of it has happened.
+    // A step is refused as a whole, and has no effect.
     let left = free(engine);
     let count = (engine.capacity().positions_per_page * total).min(engine.capacity().tokens_per_step - 1);
     let long = vec![3; count];
@@ -169,7 +169,7 @@ pub fn pages_are_shared_and_given_back(engine: &mut dyn Engine) {
     );
     assert_eq!((engine.length(1), engine.length(4), free(engine)), (101, 0, left));
 
-    // The cache can be filled to its last page: a short sequence takes one in each kind of layer.
+    // The cache can be filled to its last page: a short sequence takes one page in each kind of layer.
     let mut short = 10;
     while free(engine) >= 2 {
         assert_eq!(engine.step(&[Work::tokens(short, &[3], Want::Nothing)]).expect("room"), [Outcome::Fed]);

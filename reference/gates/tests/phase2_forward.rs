@@ -9,10 +9,10 @@ use gptoss_reference::Folder;
 use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
 
-/// Stands for the decade of no error at all.
+/// The decade of an error of exactly zero.
 const EQUAL: i32 = i32::MIN;
 
-/// Passes, and the decade of each layer's largest error stays what it was.
+/// The gate passes, and the power of ten of each layer's largest error is as recorded.
 #[test]
 fn forward_equals_mlx_on_the_cpu() {
     let [cpu, _] = ComputeDevice::for_gates().expect("both devices");
@@ -49,7 +49,7 @@ fn run_folders(device: &ComputeDevice) {
     }
 }
 
-/// Hugging Face's folder, mlx-lm's conversions of it, and our GGUF of it give what MLX computes from each.
+/// Hugging Face's folder, mlx-lm's conversions of it, and our GGUF of it give the same logits as MLX for each.
 #[test]
 fn folders_equal_mlx_on_the_cpu() {
     let [cpu, _] = ComputeDevice::for_gates().expect("both devices");

@@ -1,4 +1,4 @@
-//! Phase 2's gate fails when the model is broken in the ways engines are really broken, and when an engine reports less than it computes.
+//! Phase 2's gate fails when a typical bug is introduced into the model, and when an engine reports fewer tensors than it should.
 
 use std::path::Path;
 

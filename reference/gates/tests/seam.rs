@@ -1,4 +1,4 @@
-//! The seam under stress and under bad requests, on the engines of the CPU.
+//! The trait `Engine` under a stress test and with bad requests, on the engines of the CPU.
 
 mod stressed;
 
@@ -36,7 +36,7 @@ fn phase_3_gives_each_request_what_it_gets_alone() {
 fn phase_5_gives_each_request_what_it_gets_alone() {
     for isa in Isa::all() {
         let load = |checkpoint: &Checkpoint| -> Box<dyn Engine> {
-            // Three threads on any machine: more than one, and no divisor of anything.
+            // Three threads on any machine: more than one, and not a divisor of typical sizes.
             let options = CpuOptions {
                 threads: Some(3),
                 exact: true,

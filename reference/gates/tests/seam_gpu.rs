@@ -1,4 +1,4 @@
-//! The seam under stress and under bad requests, on a GPU or on a software rasterizer.
+//! The trait `Engine` under a stress test and with bad requests, on a GPU or a software rasterizer.
 
 mod stressed;
 
@@ -49,6 +49,6 @@ fn bad_requests_are_refused() {
     let options = Options { exact: true, ..Options::default() };
     let mut engine = GpuEngine::load(&checkpoint, &gpu, options, &mut |_, _| ()).expect("loads");
     let sentences = refuse_all(&mut engine);
-    // What a step holds is the one limit that the engines of the CPU do not have.
+    // The number of tokens per step is the only limit that the CPU's engines do not have.
     assert!(sentences.iter().any(|sentence| sentence.contains("this engine takes at most")), "{sentences:#?}");
 }

@@ -1,4 +1,4 @@
-//! What a worker may do wrong, played by a script: each fault ends the request with a sentence, and never hangs or panics.
+//! Faults of a worker, simulated by a script: each fault ends the request with an error, and never hangs or panics.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use peers::{Launch, Options, Peer, PeerEngine};
 use phase1_loading::Checkpoint;
 use phase2_forward::{BadRequest, Draw, Engine, EngineError, Outcome, Sampling, Ticket, Want, Work};
 
-/// Of workers that answer.
+/// Timeout for workers that answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of those that never do. A step of one token is given two seconds more.
+/// Timeout for workers that never answer. A step of one token gets two seconds more.
 const SHORT: Duration = Duration::from_secs(1);
 
 fn launch(peer: Peer, behaviour: &str) -> Launch {
@@ -38,7 +38,7 @@ fn started(behaviour: &str, patience: Duration) -> PeerEngine {
     start(Peer::Mlx, behaviour, &options(patience)).unwrap_or_else(|error| panic!("{behaviour}: {error}"))
 }
 
-/// Why a device failed.
+/// The message of a device error.
 fn failure<T>(behaviour: &str, result: Result<T, EngineError>) -> String {
     match result {
         Err(EngineError::Device(sentence)) => sentence,
@@ -47,7 +47,7 @@ fn failure<T>(behaviour: &str, result: Result<T, EngineError>) -> String {
     }
 }
 
-/// The logits that the script makes up.
+/// The logits that the script returns.
 fn row(vocab: usize, position: usize, token: usize) -> Vec<f32> {
     (0..vocab).map(|column| ((7 * column + position + token) % 11) as f32).collect()
 }
@@ -82,7 +82,7 @@ fn a_worker_that_works_is_an_engine() {
     assert_eq!(outcomes[2].drawn_id(), Some(10));
     assert_eq!(outcomes[3], Outcome::Logits(row(vocab, 1, 8)));
     assert_eq!(outcomes[4].drawn_id(), Some(5));
-    // Fed what it drew.
+    // Fed the token that it drew.
     let next = engine.step(&[Work { want: Want::LastLogits, ..Work::decode(5, Draw::GREEDY) }]).expect("a step");
     assert_eq!(next, [Outcome::Logits(row(vocab, 3, 10))]);
     engine.truncate(5, 2).expect("it goes back");
@@ -98,7 +98,7 @@ fn a_worker_that_works_is_an_engine() {
     assert!(engine.snapshots().is_none());
 }
 
-/// They do not reach the worker, or are refused by it for the right reason.
+/// Bad requests do not reach the worker, or the worker refuses them with the right error.
 #[test]
 fn bad_requests_are_refused() {
     for peer in Peer::ALL {
@@ -163,7 +163,7 @@ fn a_worker_that_hangs_is_ended() {
     }
 }
 
-/// A step fails with that reason, and so does whatever follows.
+/// A step fails with this message, and so do all later calls.
 fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[Work<'_>]) {
     let expected = format!("the MLX worker failed: {expected}; restart to load the model again");
     let ticket = engine.submit(work).expect("the step makes sense");
@@ -177,7 +177,7 @@ fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[W
     assert_eq!(failure(behaviour, engine.stats()), expected);
 }
 
-/// The second answer would otherwise be taken for that to the next request.
+/// Otherwise the second answer would be taken for the answer to the next request.
 #[test]
 fn an_answer_too_many_is_noticed() {
     let mut engine = started("answers twice", PATIENCE);

@@ -1,4 +1,4 @@
-//! llama.cpp through its worker, against the goldens of its own YaRN ramp.
+//! Compares llama.cpp, run through its worker, with the goldens of the truncated YaRN ramp.
 
 mod real;
 
@@ -20,7 +20,7 @@ fn llama_cpp_is_near_the_goldens() {
         let (mut llama, checkpoint) = start(&launch, &case.model(), YarnRamp::Truncated);
         let checks = engine::run(&case, YarnRamp::Truncated, &mut llama, &checkpoint, ROUNDED);
         assert_passed(&checks.expect("it runs"));
-        // Together as alone.
+        // Sequences computed together give the same as alone.
         let tokens = [5, 6, 7, 8];
         let alone = llama.last_logits(0, &tokens).expect("logits");
         llama.fork(0, 1, tokens.len()).expect("a fork");

@@ -1,19 +1,18 @@
-//! Random weights, and how many cases a property has.
+//! Random weights, and the number of cases of a property.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use cpu_kernels::Storage;
 use gptoss_reference::Random;
 use half::{bf16, f16};
 
-/// Cases of a property: so many, or what `KERNEL_CASES` asks for.
+/// Number of cases of a property: the default, or the value of `KERNEL_CASES`.
 pub fn cases(usual: u32) -> u32 {
     std::env::var("KERNEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
 const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// Packed bytes of `blocks` blocks behind a byte that puts them at an odd address, and their values. Scales are around 2^exponent,
-/// or nearer to 1 where they are f16.
+/// Packed bytes of `blocks` blocks at an odd address, and their values. Scales are around 2^exponent, or nearer to 1 in f16.
 pub fn misaligned_weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) -> (Vec<u8>, Vec<f64>) {
     let exponent = if matches!(storage, Storage::F16 | Storage::Q8_0) { exponent % 8 } else { exponent };
     let (bytes, values) = weights(random, storage, blocks, exponent);

@@ -1,4 +1,4 @@
-//! Random models for the tests of the seam, and requests for its stress test.
+//! Random models for the tests of the trait `Engine`, and the requests of its stress test.
 
 use gates::seam::{Events, stress};
 use gptoss_reference::test_seed;
@@ -9,13 +9,13 @@ use synthetic::SyntheticModel;
 
 /// Bytes of a page of the models' cache in f32: 64 keys and values of 2 heads of 32 in each of two layers, those that slide.
 pub const PAGE: u64 = 2 * 64 * 2 * 32 * 4 * 2;
-/// A cache that one request fits into, but not all that run at once.
+/// A cache with room for one request, but not for all that run at the same time.
 pub const KV_BYTES: u64 = 18 * PAGE;
 
-/// Between the seeds of two rounds: 2⁶⁴ over the golden ratio, so that they have little in common.
+/// Distance between the seeds of two rounds: 2⁶⁴ over the golden ratio, so that seeds differ in many bits.
 const NEXT_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A new model of a seed.
+/// A new model for a seed.
 pub fn write(seed: u64) -> (tempfile::TempDir, Checkpoint) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
@@ -34,8 +34,8 @@ pub fn cached(checkpoint: &Checkpoint) -> Box<dyn Engine> {
     Box::new(CachedEngine::new(GptOss::load(checkpoint, device, &mut |_, _| ()).expect("loads")))
 }
 
-/// Sends `requests` requests through an engine in company, and through another alone, for each of `count` seeds. Returns what
-/// happened in all. A failure names the seed of its round, which can be that of the first.
+/// Runs `requests` requests together on an engine, and each alone on another, for each of `count` seeds. Returns the sum of the events. A
+/// failure names the seed of its round, which can be set as the first.
 pub fn run(
     count: usize,
     requests: usize,

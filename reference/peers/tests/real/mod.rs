@@ -1,4 +1,4 @@
-//! The real peers, where they are installed.
+//! The real peers, if they are installed.
 
 use std::io::{Write, stderr};
 use std::path::Path;
@@ -7,10 +7,10 @@ use gates::Check;
 use peers::{Installation, Launch, Options, Peer, PeerEngine};
 use phase1_loading::{Checkpoint, YarnRamp};
 
-/// The variable with which a run demands that the peers it names, separated by commas, are installed. CI sets it.
+/// The environment variable that lists peers, separated by commas, which must be installed. CI sets it.
 const REQUIRED: &str = "GPTOSS_REQUIRED_PEERS";
 
-/// What starts a peer. Where it is not installed, says on the terminal that `test` did not run.
+/// How to start a peer. If it is not installed, prints that `test` did not run.
 ///
 /// # Panics
 /// If it is required.
@@ -21,7 +21,7 @@ pub fn launch(peer: Peer, test: &str) -> Option<Launch> {
         Err(error) => {
             let required = std::env::var(REQUIRED).unwrap_or_default();
             assert!(!required.split(',').any(|name| name == peer.name()), "{error}");
-            // Past the harness, which swallows what a test that passes prints.
+            // Written directly to stderr, because the test harness hides the output of passing tests.
             let _ = writeln!(stderr(), "NOT RUN: {test}: {error}");
             None
         }
