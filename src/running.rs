@@ -29,7 +29,7 @@ impl Running {
         }
     }
 
-    /// The most memory that a peer's own allocator held on a GPU since its start, where it says.
+    /// The peak GPU memory of a peer since its start, if the peer reports it.
     pub fn peak_device_bytes(&mut self) -> Option<u64> {
         match self {
             Running::Peer(engine) if engine.hello().device == "gpu" => engine.stats().ok()?.peak_device_bytes,

@@ -1,4 +1,4 @@
-//! Which program wrote a GGUF file. llama.cpp's converter and the programs around it agree on names; Ollama has its own.
+//! The two naming conventions of gpt-oss in GGUF: that of llama.cpp and most other programs, and Ollama's.
 
 use crate::error::Defect;
 use crate::gguf::{Gguf, Value};
@@ -32,7 +32,7 @@ impl Dialect {
         }
     }
 
-    /// The names of pre-tokenizers that mean o200k's. Ollama goes by the architecture and does not need one.
+    /// The names of pre-tokenizers that mean o200k's. Ollama ignores the name.
     pub const fn pre_tokenizers(self) -> &'static [&'static str] {
         match self {
             Dialect::LlamaCpp => &["gpt-4o"],

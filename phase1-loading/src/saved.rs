@@ -1,13 +1,13 @@
-//! Session files: the tokens of a conversation and what an engine remembers of them.
+//! Session files: the tokens of a conversation and the engine's cache for them.
 //!
-//! A safetensors file. The tensor `tokens` holds the tokens, U32 `[tokens]`. Each of the engine's items is a tensor of its bytes, U8
-//! `[bytes]`: `item.00000`, `item.00001` and so on. What they are, only the engine knows: phase 3 and the GPU give the keys and the
-//! values of each layer, in turn; the CPU gives one item per layer. So they are numbered and have no better names.
+//! A session file is a safetensors file. The tensor `tokens`, U32 `[tokens]`, holds the tokens. The engine's cache is a list of items, each
+//! a tensor of bytes, U8 `[bytes]`, named `item.00000`, `item.00001` and so on. Only the engine interprets them: phase 3 and the GPU engine
+//! write the keys and the values of each layer as two items, the CPU engine writes one item per layer.
 //!
-//! `__metadata__` says what the file belongs to, and has two checksums, XXH3 in 16 hexadecimal digits. `contents_checksum` is that of
-//! the items' bytes, one item after the other. `header_checksum` is that of everything else, in this order, each part behind its length
-//! in bytes (u64, little-endian): the metadata `format`, `version`, `model`, `rope`, `cache`, `engine`, `cached_tokens` and
-//! `contents_checksum`; the bytes of `tokens`; the name and the length (u64, little-endian) of each item.
+//! `__metadata__` describes with what the file can be used, and has two checksums, XXH3 in 16 hexadecimal digits. `contents_checksum`
+//! covers the items' bytes in order. `header_checksum` covers the following, each part preceded by its length in bytes (u64,
+//! little-endian): the metadata `format`, `version`, `model`, `rope`, `cache`, `engine`, `cached_tokens` and `contents_checksum`; the bytes
+//! of `tokens`; the name and the length (u64, little-endian) of each item.
 //!
 //! The header and the tokens can be read and checked without the items, so that many files are listed quickly.
 
@@ -25,45 +25,45 @@ use crate::mapping::{map, write_whole};
 use crate::mistaken::stand_in;
 use crate::safetensors_file::{self, Parts, beginning, title};
 
-/// What tells a session file from other safetensors files.
+/// Distinguishes session files from other safetensors files.
 const FORMAT: &str = "gptoss session";
 /// 6: a safetensors file.
 const VERSION: &str = "6";
-/// Before version 6, a file began with this and its version as u32.
+/// Before version 6, a file began with these bytes, followed by its version as u32.
 const MAGIC_BEFORE: &[u8; 8] = b"GPTOSSKV";
 const TOKENS: &str = "tokens";
 
-/// What a session file says of itself.
+/// The header of a session file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionHeader {
     /// [`crate::Checkpoint::fingerprint`] of the model.
     pub model: String,
-    /// YaRN's ramp by name.
+    /// The name of YaRN's ramp.
     pub rope: String,
-    /// The cache's type by name.
+    /// The name of the cache type.
     pub cache: String,
-    /// The kind of engine whose items they are.
+    /// The kind of engine that wrote the items.
     pub engine: String,
     /// Every token of the conversation so far.
     pub tokens: Vec<u32>,
-    /// Tokens, from the first, that are in the cache.
+    /// Number of tokens, from the first, that are in the cache.
     pub length: usize,
 }
 
-/// What a session file holds.
+/// The contents of a session file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedSession {
     pub header: SessionHeader,
-    /// The cache's contents, as the engine handed them over.
+    /// The items, as the engine returned them.
     pub items: Vec<Bytes>,
 }
 
 impl SessionHeader {
-    /// Reads and checks the header and the tokens. The items are as long as the header says; whether they are undamaged,
-    /// [`SavedSession::open`] finds out.
+    /// Reads and checks the header and the tokens. The lengths of the items are checked, but not their contents; [`SavedSession::open`]
+    /// checks these too.
     ///
     /// # Errors
-    /// A file that cannot be read, is no session file, has a damaged header or another length.
+    /// The file cannot be read, is not a session file, has a damaged header, or has another length than the header describes.
     pub fn open(path: &Path) -> Result<SessionHeader, LoadError> {
         let file = map(path, "a session file")?;
         let (saved, _) = SavedSession::with_unchecked_items(&file).map_err(|defect| defect.in_file(path))?;
@@ -75,12 +75,12 @@ impl SavedSession {
     /// Maps and checks a session file.
     ///
     /// # Errors
-    /// A file that cannot be read, is no session file, or is damaged.
+    /// The file cannot be read, is not a session file, or is damaged.
     pub fn open(path: &Path) -> Result<SavedSession, LoadError> {
         Self::from_bytes(path, map(path, "a session file")?)
     }
 
-    /// As [`SavedSession::open`], for a file in memory; `path` is what errors call it.
+    /// As [`SavedSession::open`], for a file in memory; `path` names it in errors.
     ///
     /// # Errors
     /// As [`SavedSession::open`].
@@ -91,7 +91,7 @@ impl SavedSession {
     /// Writes the file under a temporary name and renames it when it is complete.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), LoadError> {
         let contents = self.contents_checksum();
         let header = self.file_header(&self.header_checksum(&contents), &contents);
@@ -117,7 +117,7 @@ impl SavedSession {
         Ok(saved)
     }
 
-    /// What a file holds, and the checksum that the items have to have. They are not read.
+    /// The contents of a file, and the checksum that the items must have. The items' bytes are not read.
     fn with_unchecked_items(file: &Bytes) -> Result<(SavedSession, String), Defect> {
         check_kind(file)?;
         let (metadata, mut parts) = safetensors_file::read(file)?;
@@ -153,7 +153,8 @@ impl SavedSession {
         Ok((saved, contents.to_owned()))
     }
 
-    /// What precedes the tokens in a file: the length of the JSON, and the JSON, which ends in spaces so that the tokens are aligned.
+    /// The beginning of a file, before the tokens: the length of the JSON, and the JSON, which ends in spaces so that the tokens are
+    /// aligned.
     fn file_header(&self, header_checksum: &str, contents_checksum: &str) -> Vec<u8> {
         let SessionHeader { model, rope, cache, engine, tokens, length } = &self.header;
         let cached_tokens = length.to_string();
@@ -172,7 +173,7 @@ impl SavedSession {
         let items = self.items.iter().enumerate().map(|(number, item)| (item_name(number), Dtype::U8, item.len()));
         let tokens = (TOKENS.to_owned(), Dtype::U32, tokens.len());
         let mut end = 0;
-        // The widest type first, as other writers do: so every tensor is aligned.
+        // The widest type comes first, as other programs write it, so that every tensor is aligned.
         let tensors = std::iter::once(tokens).chain(items).map(|(name, dtype, count)| {
             let start = end;
             end += count * dtype.bitsize() / 8;
@@ -180,7 +181,7 @@ impl SavedSession {
         });
         let metadata = Metadata::new(Some(texts.into()), tensors.collect()).expect("one tensor behind the other");
         let mut json = serde_json::to_value(&metadata).expect("texts and numbers");
-        // Else the order of the texts would differ from run to run.
+        // Otherwise the order of the metadata would differ from run to run.
         json.sort_all_objects();
         let mut json = json.to_string().into_bytes();
         json.resize(json.len().next_multiple_of(8), b' ');
@@ -219,7 +220,7 @@ fn token_bytes(tokens: &[u32]) -> Vec<u8> {
     tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
 }
 
-/// XXH3 of one part after the other.
+/// XXH3 of all parts in order.
 fn checksum_of(parts: &[Bytes]) -> String {
     let mut sum = XxHash3_64::new();
     for part in parts {
@@ -228,7 +229,7 @@ fn checksum_of(parts: &[Bytes]) -> String {
     format!("{:016x}", sum.finish())
 }
 
-/// What errors call a text of the metadata.
+/// The name of a metadata entry in errors.
 fn metadata_title(key: &str) -> String {
     format!("metadata `{key}`")
 }
@@ -245,7 +246,7 @@ fn take(parts: &mut Parts, name: &str, dtype: Dtype) -> Result<Bytes, Defect> {
     }
 }
 
-/// Refuses what cannot be a safetensors file, and says what it is.
+/// Refuses a file that cannot be a safetensors file, with its actual kind in the error.
 fn check_kind(file: &[u8]) -> Result<(), Defect> {
     if let Some(rest) = file.strip_prefix(MAGIC_BEFORE) {
         let version = rest.first_chunk::<4>().map(|&version| u32::from_le_bytes(version).to_string());
@@ -265,7 +266,7 @@ fn other_version(version: &str) -> Defect {
     Defect::new("header", format!("version {VERSION}"), found)
 }
 
-/// Whether a checksum `found` in the metadata is right.
+/// Checks the checksum `found` in the metadata.
 fn check_sum(key: &str, found: &str, expected: &str) -> Result<(), Defect> {
     match found == expected {
         true => Ok(()),

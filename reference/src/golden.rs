@@ -129,7 +129,7 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// A golden file that belongs to no case, for tests.
+    /// A golden file outside of any case, for tests.
     ///
     /// # Panics
     /// If it is missing.

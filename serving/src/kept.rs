@@ -51,12 +51,12 @@ struct Entry {
     is_saved: bool,
 }
 
-/// Where in a text an entry ends.
+/// The position in a text at which an entry ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// At the end of a prompt, or of the text generated after it.
     End,
-    /// Where prompts began to differ.
+    /// At the position where prompts differ.
     Parting,
     /// Anywhere else in a long prompt.
     Between,
@@ -162,7 +162,7 @@ impl Kept {
         }
     }
 
-    /// Begins a turn of the scheduler: records completed writes.
+    /// Begins an iteration of the scheduler: records completed writes.
     pub fn begin_turn(&mut self) {
         self.saved = 0;
         if let Some(disk) = &mut self.disk {
@@ -183,7 +183,7 @@ impl Kept {
         Some(hit.sequence)
     }
 
-    /// Takes a file that was read. If it is useful and there is room, the engine now holds it as sequence `number`.
+    /// Receives a file that was read. If it is useful and there is room, it is restored in the engine as sequence `number`.
     pub fn take_read(&mut self, engine: &mut dyn Engine, number: SequenceId) -> Option<FileId> {
         let (file, saved) = self.disk.as_mut()?.take_read()?;
         if let Some(saved) = saved {

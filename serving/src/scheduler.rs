@@ -31,14 +31,14 @@ use crate::waiting::Waiting;
 /// A request waits for another one that computes at least this many of its tokens; fewer are computed twice.
 const WORTH_WAITING: usize = 256;
 
-/// What the next turn of the loop will do.
+/// The expected effect of the scheduler's next iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// Requests are computed or wait.
     Computing,
-    /// Only files are read or written; a turn does nothing until one is complete.
+    /// Only files are read or written; iterations have no effect until one is complete.
     Files,
-    /// Nothing: the next turn has no effect unless a request arrives.
+    /// Nothing: the next iteration has no effect unless a request arrives.
     Nothing,
 }
 
@@ -138,7 +138,7 @@ impl Scheduler {
         !self.computes() && self.reading.is_empty()
     }
 
-    /// What the next turn will do.
+    /// The expected effect of the next iteration.
     pub fn activity(&self) -> Activity {
         match self.computes() {
             true => Activity::Computing,
@@ -266,10 +266,10 @@ impl Scheduler {
         promised + self.limits.chunk + self.limits.pages_of(own) <= self.limits.pages
     }
 
-    /// Starts a sequence in the engine from its cached beginning; or lets it wait for a file that holds more.
+    /// Starts a sequence in the engine from its cached beginning, or makes it wait for a file that contains more of it.
     fn enter(&mut self, engine: &mut dyn Engine, mut sequence: Sequence, found: &Found, now: Instant) {
         let in_engine = self.new_number();
-        // Only the engine can tell to which lengths it can shorten a sequence.
+        // Only the engine knows to which lengths it can truncate a sequence.
         let forked = found.hits.iter().find(|hit| engine.fork(hit.sequence, in_engine, hit.length).is_ok());
         let cached = forked.map_or(0, |hit| hit.length);
         if !std::mem::replace(&mut sequence.was_sought, true)

@@ -37,14 +37,14 @@ pub(crate) struct Sequence {
     /// Steps in flight that feed it, and those of them that draw.
     pub in_flight: usize,
     drawing: usize,
-    /// Whether the last step draws, so that the engine can be told to feed the drawn token.
+    /// Whether the last step draws a token, which the next step can feed.
     drawn: bool,
     /// Lengths at which the prefix cache gets a fork, the next one first, and the forks that were made.
     pub anchors: VecDeque<usize>,
     pub made: Vec<SequenceId>,
     /// The entry that it was forked from, until it has left an entry itself.
     pub begun: Option<Hit>,
-    /// Whether the disk was searched for it, which happens once.
+    /// Whether the disk was searched for a file to start from. It is searched only once.
     pub was_sought: bool,
     pub arrived: Instant,
     pub started: bool,

@@ -9,8 +9,8 @@ use super::engine::FastArgs;
 use super::kind::EngineKind;
 use super::values::{device, positive};
 
-/// Run the same work on every available engine, in turns, and write the measurements to a record for the notebooks. Each engine runs in
-/// its own process.
+/// Run the same work on every available engine, alternating between engines, and write the measurements to a record for the notebooks. Each
+/// engine runs in a separate process.
 #[derive(Args)]
 pub struct Compare {
     /// GGUF files or folders of safetensors files; one record is written per model.

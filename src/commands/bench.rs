@@ -19,7 +19,7 @@ use measure::{Costs, Measure};
 
 pub use measure::{longest, median};
 
-/// What the notebooks know records by.
+/// The format name by which the notebooks recognize records.
 const FORMAT: &str = "gptoss bench 1";
 
 pub fn run(args: &Bench) -> Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! `gptoss compare`: the same work on every engine, in turns, with one record per model.
+//! `gptoss compare`: runs the same work on every engine, alternating between them, and writes one record per model.
 
 mod agreement;
 mod child;
@@ -108,7 +108,7 @@ fn record_of(args: &Compare, model: &Path, checkpoint: &Checkpoint, skipped: &[V
     record
 }
 
-/// Writes a record to a file of its own in a folder, which is made if need be.
+/// Writes a record to a separate file in a folder, which is created if it does not exist.
 fn write(folder: &Path, model: &Path, record: &Value) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let date = record["date"].as_str().unwrap_or_default().replace([':', 'Z'], "");

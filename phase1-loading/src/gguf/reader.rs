@@ -77,8 +77,8 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
     Ok(metadata)
 }
 
-/// The type number of MXFP4 in Ollama's first files, with OpenAI's order of codes. No other file uses it: it once was another format's
-/// number in ggml.
+/// The type number of MXFP4 in Ollama's first files, with OpenAI's order of codes. No other file uses it: ggml used the number for a format
+/// that was removed.
 const MXFP4_IN_PAIRS: u32 = 4;
 
 /// A tensor as the header describes it; its offset is not checked yet.
@@ -149,7 +149,7 @@ pub(crate) fn pairs_elsewhere(name: &str) -> Defect {
     unknown_type(format!("tensor `{name}`"), MXFP4_IN_PAIRS)
 }
 
-/// Slices every tensor out of the file and checks that it lies inside the file, is aligned and overlaps no other.
+/// Returns a slice of the file for every tensor, and checks that it is inside the file, is aligned and overlaps no other.
 fn place_tensors(
     file: &Bytes,
     data_start: u64,

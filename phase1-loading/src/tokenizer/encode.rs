@@ -100,8 +100,8 @@ impl Tokenizer {
         self.encode_around(&self.added, text)
     }
 
-    /// A lower bound of the number of tokens that [`Tokenizer::encode`] makes, found in a small part of its time. It tells a text that no
-    /// context holds.
+    /// A lower bound of the number of tokens that [`Tokenizer::encode`] returns, computed in a small part of its time. It can be used to
+    /// refuse a text that is too long for any context.
     pub fn least_tokens(&self, text: &str) -> usize {
         self.least.of(text)
     }

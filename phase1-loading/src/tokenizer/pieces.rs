@@ -47,7 +47,7 @@ impl<'t> Iterator for Pieces<'t> {
         if self.rest.is_empty() {
             return None;
         }
-        // Every character should begin a match. If one does not, it becomes a piece of its own, so that no text is lost.
+        // Every character should begin a match. If one does not, it becomes a separate piece, so that no text is lost.
         let end = match PATTERN.find(self.rest) {
             Some(found) if found.start() == 0 => found.end(),
             Some(found) => found.start(),
@@ -60,8 +60,8 @@ impl<'t> Iterator for Pieces<'t> {
     }
 }
 
-/// Bytes at the end of a piece that belong to the next piece: what `\s+(?!\S)` does. White space before a word leaves its last character to
-/// that word, unless it is the only one. Only the last alternative ends in white space other than a line break.
+/// Number of bytes at the end of a piece that belong to the next piece, as `\s+(?!\S)` requires: the last character of white space before a
+/// word belongs to the word, unless it is the only one. Only the pattern's last alternative ends in white space other than a line break.
 fn left_to_the_next(piece: &str, ends_the_text: bool) -> usize {
     let last = piece.chars().next_back().filter(|c| c.is_whitespace() && !matches!(c, '\r' | '\n'));
     match last.map(char::len_utf8) {

@@ -23,7 +23,7 @@ pub(super) struct Adapter {
 impl Adapter {
     /// The adapters of the graphics API that CubeCL would use here: Metal, else Vulkan, else DX12. The result is cached.
     pub fn all() -> &'static [Adapter] {
-        // The instance stays, so that the driver is not unloaded before the runtime makes one of its own.
+        // The instance is kept, so that the driver is not unloaded before the runtime creates its own instance.
         static ALL: LazyLock<(wgpu::Instance, Vec<Adapter>)> = LazyLock::new(|| {
             let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
                 backends: BACKENDS.into_iter().collect(),

@@ -38,7 +38,7 @@ pub fn multiply_prepared(isa: Isa, rows: PackedRows<'_>, prepared: &[&[u32]], ou
     assert!(rows.count <= TILE && !prepared.is_empty() && prepared.len() <= SMALL_BATCH, "a small product");
     assert!(prepared.iter().all(|input| input.len() == rows.columns), "inputs as wide as the matrix");
     assert!(out.len() >= prepared.len() * TILE, "room for the results");
-    // SAFETY: what the kernel asks for was just checked.
+    // SAFETY: the lengths that the kernel requires were just checked.
     unsafe { isa.run(Prepared { rows, prepared, out }) }
 }
 

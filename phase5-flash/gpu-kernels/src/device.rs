@@ -27,7 +27,7 @@ pub struct Device {
     client: Client,
     /// The client's stream.
     stream: StreamId,
-    /// What the client's runtime works on.
+    /// The wgpu device that the client uses.
     wgpu: wgpu::Device,
     queue: wgpu::Queue,
     plane: u32,

@@ -302,7 +302,7 @@ mod tests {
         let matrix = Matrix::empty(&device, "w", Storage::F32, [1, 4, 32]).expect("there is room");
         let unfilled = Unfilled::new(&device, &matrix).expect("allocated");
         own.destroy();
-        // The driver's word is heard when somebody listens.
+        // The loss is reported only when the device is polled.
         let _ = own.poll(wgpu::PollType::Poll);
         let rows = |rows: Range<usize>| vec![0u8; rows.len() * 128];
         let error = unfilled.fill(&mut Upload::new(&device), rows).expect_err("gone");

@@ -91,7 +91,7 @@ impl Cache {
     /// Allocates pages so that sequences can grow to new lengths: for all of them or for none.
     ///
     /// # Errors
-    /// Too few free pages; nothing has changed then.
+    /// Too few pages are free; nothing has changed then.
     pub fn extend(&mut self, device: &Device, wishes: &[(SequenceId, usize)]) -> Result<(), Full> {
         let room = self.pages.extend(wishes)?;
         self.prepare(device, room);
@@ -147,14 +147,14 @@ impl Cache {
     }
 }
 
-/// What bounds the pools, in bytes.
+/// The limits of the pools' sizes, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     /// For all pools together, from the user.
     given: Option<u64>,
     /// Memory that nothing takes, where the driver reports it.
     left: Option<u64>,
-    /// What one binding can span: the keys, or the values, of one pool.
+    /// The largest binding: it must contain the keys, or the values, of one pool.
     binding: u64,
 }
 
@@ -200,7 +200,7 @@ mod tests {
 
     /// Bytes of a page in one binding: 64 positions of 2 heads of 64 values in f16.
     const PART_BYTES: u64 = 64 * 2 * 64 * 2;
-    /// Of a page in all pools: keys and values, and 3 pools for 6 layers of which half slide.
+    /// Bytes of a page in all pools: keys and values, and 3 pools for 6 layers of which half are sliding.
     const PAGE_BYTES: u64 = 3 * 2 * PART_BYTES;
 
     fn pages(bounds: Bounds) -> Result<usize, GpuError> {
@@ -236,7 +236,7 @@ mod tests {
                 assert_eq!(most(limit, given), limit, "{given:?}");
                 assert_eq!(most(limit + PART_BYTES - 1, given), limit, "{given:?}");
             }
-            // What is given counts where it is less.
+            // The user's limit applies if it is lower.
             assert_eq!(most(limit + PART_BYTES, Some((count + 1) * PAGE_BYTES - 1)), limit);
             assert_eq!(most(limit + PART_BYTES, Some((count + 1) * PAGE_BYTES)), limit + PART_BYTES);
         }
@@ -268,7 +268,7 @@ mod tests {
             )),
             "{refused}"
         );
-        // Without a wish, nine tenths of what is left.
+        // Without a user's limit, nine tenths of the free memory.
         assert_eq!(pages(bounds(None, Some(100 * PAGE_BYTES))).expect("a cache"), 89);
         assert!(pages(bounds(None, Some(3 * PAGE_BYTES))).is_err());
         assert_eq!(pages(bounds(None, None)).expect("a cache") as u64, UNKNOWN_MEMORY / PAGE_BYTES - 1);

@@ -103,7 +103,7 @@ impl GpuEngine {
             filling.run(&device, progress)?;
         } else {
             WarmUp::new(&gpu, tuning, &config, row, &weights).beside(|| filling.run(&device, progress))?;
-            // What the warm-up had.
+            // Frees the memory that the warm-up used.
             device.free_unused_memory();
         }
         let mut engine = GpuEngine {

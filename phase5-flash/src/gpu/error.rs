@@ -22,7 +22,7 @@ pub enum GpuError {
     Load(#[from] LoadError),
 }
 
-/// What the user can do about it.
+/// What the user can do about the error.
 fn remedy(error: &Error) -> &'static str {
     match error {
         Error::Limit { .. } => "; use --device cpu or another adapter",

@@ -39,7 +39,7 @@ pub(crate) struct Layer {
     pub down: Experts,
 }
 
-/// The matrices of a model whose memory is there and whose values are not.
+/// The matrices of a model whose memory is allocated, but whose values have not been written.
 pub(crate) struct Filling<'a> {
     checkpoint: &'a Checkpoint,
     matrices: Vec<Pending<'a>>,

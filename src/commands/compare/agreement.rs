@@ -36,7 +36,7 @@ pub struct Computed {
     greedy: Vec<u32>,
 }
 
-/// What comes before the logits where they are written.
+/// The first line of the output; the logits follow it.
 #[derive(Serialize, Deserialize)]
 struct Head {
     greedy: Vec<u32>,
@@ -107,7 +107,8 @@ impl Computed {
         out.write_all(&logits)
     }
 
-    /// What [`Computed::write`] wrote, and the bytes after it. A line with an `error` instead is that error.
+    /// Reads the output of [`Computed::write`], and returns the remaining bytes too. If the line has an `error` instead, returns that
+    /// error.
     pub fn read(bytes: &[u8]) -> Result<(Computed, &[u8])> {
         let end = bytes.iter().position(|&byte| byte == b'\n').context("its process wrote nothing")?;
         let (line, rest) = (&bytes[..end], &bytes[end + 1..]);

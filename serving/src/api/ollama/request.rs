@@ -154,7 +154,7 @@ pub fn messages(asked: Vec<ChatMessage>) -> Result<Vec<InMessage>, ApiError> {
 }
 
 /// # Errors
-/// There is an image.
+/// The request contains an image.
 pub fn no_images(param: &str, images: Option<&[Value]>) -> Result<(), ApiError> {
     match images {
         None | Some([]) => Ok(()),

@@ -16,7 +16,7 @@ const DECODING: usize = 16;
 const PROMPT: SequenceId = DECODING as SequenceId;
 
 impl Measure<'_> {
-    /// Measures both steps in turns. The prompt begins a new sequence each time; the others have `depth` tokens.
+    /// Measures both steps, alternating. The prompt begins a new sequence each time; the others have `depth` tokens.
     pub fn mixed(&mut self, depth: usize) -> Result<Value> {
         for sequence in 0..PROMPT {
             self.fill(sequence, depth.max(1))?;
@@ -29,7 +29,7 @@ impl Measure<'_> {
         let most = self.engine.capacity().tokens_per_step.saturating_sub(DECODING).max(1);
         let chunk = PREFILL_CHUNK.min(most).min(self.engine.config().context_length);
         let (mut alone, mut mixed) = (Vec::new(), Vec::new());
-        // The first turn is a warm-up.
+        // The first round is a warm-up.
         for turn in 0..=self.args.repeat {
             for (decoding, seconds) in [(0, &mut alone), (DECODING, &mut mixed)] {
                 let took = self.beside_a_prompt(chunk, decoding)?;
