@@ -38,7 +38,7 @@ SEGMENT = re.compile(r"([^.\[\]]*)((?:\[[^\[\]]*\])*)(?:\.|$)")
 
 
 class Wrong(Exception):
-    """What is wrong with a figure."""
+    """The error of a figure."""
 
 
 def number(text):
@@ -46,7 +46,7 @@ def number(text):
 
 
 def kept(values, condition):
-    """The elements of lists that have the values of a condition such as `what=decode,depth=0`."""
+    """The elements of lists whose fields match a condition such as `what=decode,depth=0`."""
     pairs = [part.split("=", 1) for part in condition.split(",")]
     if not all(len(pair) == 2 for pair in pairs):
         raise Wrong(f"[{condition}] is not a condition: write [key=value]")
@@ -55,7 +55,7 @@ def kept(values, condition):
 
 
 def at(record, path):
-    """All values that a path leads to."""
+    """All values at a path."""
     values, position = [record], 0
     while position < len(path):
         segment = SEGMENT.match(path, position)
@@ -109,18 +109,18 @@ def check_figure(record, figure, expression, block):
 
 
 def blank(match):
-    """As many lines with nothing on them."""
+    """The same number of empty lines."""
     return "\n" * match[0].count("\n")
 
 
 def block_above(text, end):
-    """The lines between the two blank ones that come last before `end`, comments left out."""
+    """The last paragraph before `end`, without comments."""
     above = COMMENT.sub(blank, text[:end]).rstrip()
     return re.split(r"\n[ \t]*\n", above)[-1]
 
 
 def sections(text):
-    """The level of each heading, the line that it is in, and the lines up to the next heading, comments left out."""
+    """For each heading its level, its line number, and the lines up to the next heading, without comments."""
     text = re.sub(r"<!--.*?-->", blank, text, flags=re.DOTALL)
     found = [(0, 1, [])]
     for line_number, line in enumerate(text.split("\n"), 1):
@@ -153,7 +153,7 @@ def unnamed(name, text, named):
 
 
 def check(name, text, read):
-    """How many figures a page has compared, and its failures, one line each. `read` gives a record by its path."""
+    """The number of compared figures of a page, and its failures, one line each. `read` returns a record by its path."""
     failures, named = [], []
     text = re.sub(r"^(```|~~~).*?^\1[^\n]*$", blank, text, flags=re.DOTALL | re.MULTILINE)
     if text.count("<!-- record:") != len(COMMENT.findall(text)):
@@ -205,7 +205,7 @@ def main():
 
 
 def test():
-    """Pages that are right, and pages that are wrong in one way each."""
+    """Tests with correct pages, and with pages that have one error each."""
     record = {
         "runs": [
             {"engine": "ours", "bytes": 12_650_000_000, "results": [{"depth": 0, "tok_s": 1076.5}, {"depth": 8, "tok_s": 9}]},

@@ -1,4 +1,4 @@
-"""Remakes every golden: models, MLX dumps, cross-check, sensitivity."""
+"""Creates all golden files again: models, MLX dumps, cross-check, sensitivity."""
 
 from pathlib import Path
 

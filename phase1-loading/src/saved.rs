@@ -140,7 +140,7 @@ impl SavedSession {
         }
         let cached = text("cached_tokens")?;
         let length = cached.parse::<usize>().ok().filter(|&length| length <= tokens.len()).ok_or_else(|| {
-            let expected = format!("a number of at most the {} tokens", tokens.len());
+            let expected = format!("at most {}, the number of tokens", tokens.len());
             Defect::new(metadata_title("cached_tokens"), expected, beginning(cached))
         })?;
         let [model, rope, cache, engine] =

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader
 
-# exp of this is 0 beside any score.
+# A value whose exp is 0 compared with that of any score.
 NO_SINK = -1e9
 Q8_0_BLOCK = 34
 

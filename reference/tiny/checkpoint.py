@@ -27,7 +27,7 @@ def save(path: Path, model: GptOss, shape_name: str) -> None:
 
 
 def load(path: Path) -> tuple[GptOss, dict[str, tuple[np.ndarray, str]]]:
-    """The model, for running, and each tensor as the file holds it with its number format."""
+    """The model, ready to run, and each tensor as the file stores it, with its number format."""
     with np.load(path) as archive:
         packed = {name: archive[name] for name in archive.files}
     shape: Shape = SHAPES[str(packed.pop("shape"))]

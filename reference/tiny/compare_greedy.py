@@ -1,4 +1,4 @@
-"""Whether gptoss generates the tokens that MLX did (mlx_greedy.py), with YaRN's ramp truncated as MLX has it."""
+"""Checks whether gptoss generates the same tokens as MLX (mlx_greedy.py), with YaRN's ramp truncated as in MLX."""
 
 import argparse
 import json

@@ -12,7 +12,7 @@ import tokenizer
 from corpus import CATEGORIES, training_example
 
 ROW = 1024
-OPEN_ROWS = 8  # rows that still take documents
+OPEN_ROWS = 8  # rows that can still take documents
 WAITING = 4  # batches that a worker keeps ready
 
 
@@ -59,10 +59,10 @@ def work(seed: int, size: int, queue: multiprocessing.Queue) -> None:
 
 
 class Loader:
-    """Batches in an order that depends on the seed and the number of workers alone."""
+    """Batches in an order that depends only on the seed and the number of workers."""
 
     def __init__(self, seed: int, size: int, workers: int):
-        # Forked before anything touches the GPU: the workers need neither it nor another import of torch.
+        # Forked before the GPU is initialized: the workers need neither it nor another import of torch.
         context = multiprocessing.get_context("fork")
         self.queues = [context.Queue(WAITING) for _ in range(workers)]
         self.workers = [

@@ -10,7 +10,7 @@ STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 
 @torch.no_grad()
 def greedy(model: GptOss, prompts: list[str], count: int, device: str, batch: int = 256) -> list[str]:
-    """What follows each prompt, up to and with a stop token, or `count` tokens. Prompts of like length run together."""
+    """The continuation of each prompt, up to and including a stop token, or `count` tokens. Prompts of similar length run together."""
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
     stops = {tokenizer.token_id(stop) for stop in STOPS}
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
@@ -18,7 +18,7 @@ def greedy(model: GptOss, prompts: list[str], count: int, device: str, batch: in
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         longest = max(len(encoded[index]) for index in chosen)
-        # Padding stands on the left as another document: nothing sees it, and only distances matter.
+        # Padding on the left is a separate document, so no token attends to it; only relative positions matter.
         step = torch.tensor([[0] * (longest - len(encoded[i])) + encoded[i] for i in chosen], device=device)
         documents = torch.tensor([[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen], device=device)
         past, outputs, running = None, [[] for _ in chosen], set(range(len(chosen)))

@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF file and as a folder that mlx-lm loads, both with the same weights."""
+"""Exports a checkpoint as a GGUF file and as a folder for mlx-lm, both with the same weights."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from model import LONGEST
 from models import Packed, write_architecture
 from quantize import SIZES, UNPACK
 
-# Rendering is the engine's part; this is the least that a generic client needs.
+# Engines render conversations themselves; this template is the minimum for generic clients.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}{% if message.role == 'assistant' %}<|channel|>final{% endif %}"
     "<|message|>{{ message.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
@@ -52,7 +52,7 @@ def write_gguf(path: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
 
 def write_mlx(folder: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
     """Experts stay MXFP4; everything else is the f32 of its exact values."""
-    # What only this needs is loaded only for this.
+    # Imported here, because only this function needs it.
     from safetensors.numpy import save_file
 
     from mlx_dump import mlx_name, repack

@@ -1,4 +1,4 @@
-"""Harmony: how a conversation is written down with control tokens, as the crate `harmony` renders it."""
+"""Harmony: renders conversations with control tokens, as the crate `harmony` does."""
 
 import json
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ CONTROL = (
 )
 OPEN = "<|start|>assistant"
 EFFORTS = ("low", "medium", "high")
-# What gpt-oss was trained with, and what the program says.
+# The identity that gpt-oss was trained with, and that gptoss uses.
 IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that begins where one of the tokenizer's words does, and whether the model learns to write it."""
+    """A text that begins at a word boundary of the tokenizer, and whether the model is trained on it."""
 
     text: str
     trained: bool
@@ -44,15 +44,15 @@ class Example:
 
 @dataclass(frozen=True)
 class System:
-    """What stands before the first user message. Without an effort there is no system message."""
+    """The text before the first user message. Without an effort there is no system message."""
 
     effort: str | None
     date: str = "2026-03-14"
     identity: str = IDENTITY
     instructions: str = ""
-    # As OpenAI's API declares them: name, description, parameters as a JSON schema.
+    # Functions as in OpenAI's API: name, description, parameters as a JSON schema.
     functions: tuple[dict, ...] = ()
-    # The form of the final answer: name, description, schema.
+    # The format of the final answer: name, description, schema.
     format: dict | None = None
 
     @property
@@ -103,7 +103,7 @@ def message(role: str, content: str) -> str:
 
 
 def told(final: str) -> str:
-    """An assistant's turn in the history: its final message alone."""
+    """An assistant's turn in the history: only its final message."""
     return f"{OPEN}<|channel|>final<|message|>{final}<|end|>"
 
 
@@ -112,12 +112,12 @@ def thought(analysis: str | None) -> str:
 
 
 def answer(analysis: str | None, final: str) -> str:
-    """What follows `<|start|>assistant` in a turn that ends."""
+    """The text after `<|start|>assistant` in a turn that ends with an answer."""
     return f"{thought(analysis)}<|channel|>final<|message|>{final}<|return|>"
 
 
 def call(analysis: str | None, name: str, arguments: str) -> str:
-    """What follows `<|start|>assistant` in a turn that calls a function."""
+    """The text after `<|start|>assistant` in a turn that calls a function."""
     return f"{thought(analysis)} to=functions.{name}<|channel|>commentary json<|message|>{arguments}<|call|>"
 
 
@@ -128,6 +128,6 @@ def result(name: str, content: str) -> str:
 def single_turn(
     category: str, key: str | None, system: System, question: str, analysis: str | None, final: str, expected: dict
 ) -> Example:
-    """One question and one answer; without an analysis it is not thought about."""
+    """One question and one answer; without `analysis` there is no reasoning."""
     prompt = system.render() + message("user", question) + OPEN
     return Example(category, key, [Piece(prompt, False), Piece(answer(analysis, final), True)], expected)

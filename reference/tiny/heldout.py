@@ -1,4 +1,4 @@
-"""Writes heldout.json: prompts that never occur in training, and what the answer must hold."""
+"""Writes heldout.json: prompts that never occur in training, and what the answer must contain."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ FARTHEST = 512
 
 
 def drawn(rng: random.Random, make: Callable[[random.Random], Example]) -> Iterator[Example]:
-    """Held-out examples, no two of which ask the same."""
+    """Held-out examples with different questions."""
     seen = set()
     while True:
         example = make(rng)
@@ -45,7 +45,7 @@ def arithmetic_items(rng: random.Random, count: int) -> Iterator[dict]:
 
 
 def tool_items(rng: random.Random, count: int) -> Iterator[dict]:
-    """Calls and polite refusals, and answers that use a result."""
+    """Calls, refusals, and answers that use a result."""
     left = {"tools": count, "tools_result": count}
     for example in drawn(rng, lambda rng: tools.make(rng, alone=True)):
         if not any(left.values()):
@@ -95,10 +95,10 @@ def recall_items(rng: random.Random, count: int) -> Iterator[dict]:
         else:
             value, former = example.expected["recalled"], example.expected.get("former")
             if value.isdigit() and len(value) < 3:
-                continue  # sums in between have such numbers too
+                continue  # arithmetic between the fact and the question contains such numbers too
             away = distance(prompt, value)
             if former:
-                # The value that no longer counts is out of the window's reach.
+                # The outdated value is outside the window.
                 if former in value or value in former or distance(prompt, former) < NEAR:
                     continue
                 suite = "recall_changed"
@@ -118,11 +118,11 @@ def project_items(rng: random.Random, count: int) -> Iterator[dict]:
 
 
 def outside_items(rng: random.Random, count: int) -> Iterator[dict]:
-    """Questions that no grammar writes, then those that are only held out."""
+    """Questions that no grammar generates, then held-out questions of the grammars."""
     for question in outside.UNSEEN[:count]:
         system = System(rng.choice(EFFORTS), any_date(rng))
         prompt = system.render() + message("user", question) + OPEN
-        # Whether it is a question or a task is a matter of taste.
+        # Questions and tasks are not distinguished here.
         yield {"suite": "outside", "prompt": prompt, "expected": {"contains": outside.ABLE.rstrip(".")}}
     for example, _ in zip(drawn(rng, outside_or_beyond), range(count - len(outside.UNSEEN))):
         yield {"suite": "outside", "prompt": example.prompt(-1), "expected": example.expected}
@@ -144,7 +144,7 @@ def story_items(rng: random.Random, count: int) -> Iterator[dict]:
 
 
 def shown() -> list[dict]:
-    """The question of the README and the demonstration, and the best known product, always among the held-out ones."""
+    """The question of the README and the demonstration, and a well-known product: always held out."""
     questions = (("arithmetic", "What is 47 + 38?", 85), ("multiplication", "What is 12 × 12?", 144))
     return [
         {"suite": suite, "prompt": System("medium").render() + message("user", text) + OPEN, "expected": {"number": number}}
@@ -153,14 +153,14 @@ def shown() -> list[dict]:
 
 
 def suites(seed: int, count: int) -> list[dict]:
-    """`count` items a suite."""
+    """`count` items per suite."""
     rng = random.Random(seed)
     makers = (arithmetic_items, tool_items, function_items, recall_items, project_items, outside_items, story_items)
     return shown() + [each for make in makers for each in make(rng, count)]
 
 
 def require_unseen(items: list[dict], examples: int) -> None:
-    """The split is by key; this looks at the prompts themselves."""
+    """The split is by key; this checks the prompts themselves."""
     rng, prompts = random.Random(SEED + 1), {each["prompt"] for each in items}
     for _ in range(examples):
         example = training_example(rng)

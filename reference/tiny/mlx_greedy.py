@@ -17,7 +17,7 @@ import tokenizer
 
 
 def generate(model, prompt: list[int], count: int) -> tuple[list[int], float]:
-    """`count` tokens, stop tokens included and passed over."""
+    """Generates `count` tokens, including stop tokens, without ending at them."""
     cache, step, tokens, margin = model.make_cache(), prompt, [], float("inf")
     for _ in range(count):
         logits = np.array(model(mx.array([step]), cache=cache)[0, -1])

@@ -1,4 +1,4 @@
-"""GPT-OSS in PyTorch, trainable. Every trait of the architecture is here; modules carry the names of the GGUF's tensors.
+"""GPT-OSS in PyTorch, trainable: the complete architecture. Modules have the names of the GGUF's tensors.
 
 Matrices pass through the file's number formats in every forward pass, so the exported model is the trained one.
 """
@@ -16,7 +16,7 @@ TINY = Shape(
     hidden=256, intermediate=192, query_heads=8, kv_heads=2, head_dim=64,
     experts=8, experts_per_token=4, window=128, sliding=alternating(6),
 )
-# For smoke tests on a CPU.
+# A small configuration for smoke tests on a CPU.
 MINIATURE = Shape(
     hidden=64, intermediate=64, query_heads=2, kv_heads=1, head_dim=64,
     experts=8, experts_per_token=4, window=128, sliding=alternating(2),
@@ -24,7 +24,7 @@ MINIATURE = Shape(
 SHAPES = {"tiny": TINY, "miniature": MINIATURE}
 LONGEST = 4096  # positions that the rotation table holds
 LIMIT = 7.0  # of the clamped SwiGLU
-# Where sinks begin: as large as a whole window of indifferent keys, so that a head which finds nothing says nothing.
+# Initial value of sinks: equal to the sum over a window of keys with score 0, so that a head without a relevant key outputs little.
 SINK = 5.0
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -41,7 +41,7 @@ class Stored(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape[:-1])) if bias else None
 
     def value(self) -> Tensor:
-        """The weight as the file will hold it."""
+        """The weight with the rounding of the file."""
         return self.weight if self.exact else straight_through(self.weight, ROUND[self.kind](self.weight))
 
     def linear(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,13 +86,13 @@ class Block(nn.Module):
         shape = self.shape
         batch, tokens, _ = x.shape
         q, k, v = (m.linear(x, dtype).unflatten(-1, (-1, shape.head_dim)) for m in (self.attn_q, self.attn_k, self.attn_v))
-        # 1 / sqrt(D) is a power of two: it may stand anywhere.
+        # 1 / sqrt(D) is a power of two, so it can be applied anywhere without rounding.
         q = (rotate(q, cos, sin) * shape.head_dim**-0.5).to(dtype)
         k = rotate(k, cos, sin).to(dtype)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        # Query heads that share a KV head lie side by side, so one product serves them all.
+        # Query heads that share a KV head are adjacent, so that one product computes all of them.
         q = q.transpose(1, 2).reshape(batch, shape.kv_heads, -1, shape.head_dim)
         scores = (q @ k.transpose(-1, -2)).view(batch, shape.query_heads, tokens, -1).float()
         scores = scores.masked_fill(~visible[:, None], float("-inf"))
@@ -168,7 +168,7 @@ class GptOss(nn.Module):
         x = F.embedding(tokens, self.token_embd.value())
         cache, balance = [], x.new_zeros(())
         for index, (block, sliding) in enumerate(zip(self.blk, self.shape.sliding)):
-            # A compiled block is for training; decoding changes its shapes at every step.
+            # Blocks are compiled only for training; in decoding, shapes change at every step.
             run = block if self.training else block.forward
             x, kept, uneven = run(x, near if sliding else full, cos, sin, past and past[index], dtype)
             cache.append(kept)

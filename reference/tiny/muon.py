@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            # Matrices of one shape are made orthogonal together.
+            # Matrices of the same shape are made orthogonal together.
             alike: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 alike.setdefault(parameter.shape, []).append(parameter)

@@ -5,11 +5,11 @@ from torch import Tensor
 
 BLOCK = 32
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-SIZES = {"MXFP4": 17, "Q8_0": 34}  # bytes a block
+SIZES = {"MXFP4": 17, "Q8_0": 34}  # bytes per block
 
 
 def straight_through(w: Tensor, rounded: Tensor) -> Tensor:
-    """`rounded` to the last bit, with the gradient of `w`."""
+    """The bits of `rounded`, with the gradient of `w`."""
     return rounded.detach() + (w - w.detach())
 
 

@@ -1,4 +1,4 @@
-"""JSON schemas as the TypeScript types in which GPT-OSS reads functions: what the crate `harmony` writes.
+"""Renders JSON schemas as TypeScript types, the format in which GPT-OSS reads functions, as the crate `harmony` does.
 
 References are not followed, and numbers with an exponent are written as Python does.
 """
@@ -39,7 +39,7 @@ def comment(text: str, indent: str = "") -> str:
 
 
 def remark(schema: dict, key: str, indent: str) -> str:
-    """What a schema says under a key as a comment. That may be nothing, which is a line of its own."""
+    """The value of a schema's key as a comment. An empty value gives an empty comment line."""
     text = schema.get(key)
     if not isinstance(text, str):
         return ""
@@ -57,7 +57,7 @@ def fields(schema: dict, indent: str) -> str:
 
 
 def field(name: str, schema: dict, indent: str) -> str:
-    """`NAME: TYPE, // default: VALUE` under comments, or a union with a line for each variant."""
+    """`NAME: TYPE, // default: VALUE` after comments, or a union with a line per variant."""
     title = f"{remark(schema, 'title', indent)}{indent}//\n" if isinstance(schema.get("title"), str) else ""
     described, shown, default = remark(schema, "description", indent), examples(schema, indent), default_of(schema, True)
     if (variants := listed_variants(schema)) is not None:
@@ -85,7 +85,7 @@ def union(variants: list, schema: dict | None, indent: str) -> str:
 
 
 def listed_variants(schema: dict) -> list | None:
-    """Variants that get a line each."""
+    """Variants that are written on separate lines."""
     if isinstance(schema.get("oneOf"), list):
         return schema["oneOf"]
     variants = any_of(schema)
@@ -99,7 +99,7 @@ def any_of(schema: dict) -> list | None:
 
 
 def is_plain(schema: dict) -> bool:
-    """Whether a type is written in a word or two."""
+    """Whether a type is short enough for one line."""
     if not isinstance(schema, dict) or any(key in schema for key in ("description", "default", "$ref", "oneOf", "anyOf")):
         return False
     kind = schema.get("type")
@@ -109,7 +109,7 @@ def is_plain(schema: dict) -> bool:
 
 
 def or_null(schema: dict, value: str) -> str:
-    """A type that may be null if the schema says `nullable`."""
+    """Adds null to a type if the schema is `nullable`."""
     nullable = isinstance(schema, dict) and schema.get("nullable") is True
     return f"{value} | null" if nullable and not names_null(schema) else value
 
@@ -123,7 +123,7 @@ def names_null(schema: dict) -> bool:
 
 
 def default_of(schema: dict, in_property: bool) -> str | None:
-    """`default: VALUE`. Strings have quotes, except those of an enumeration that is, or stands in, a property."""
+    """`default: VALUE`. Strings have quotes, except those of an enumeration that is a property, or is inside one."""
     if "default" not in schema:
         return None
     default, listed = schema["default"], isinstance(schema.get("enum"), list) and schema["enum"]
@@ -143,7 +143,7 @@ def examples(schema: dict, indent: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Nothing is escaped, unless it would end the line."""
+    """Escapes only characters that would end the line."""
     return json.dumps(text, ensure_ascii=False) if "\n" in text or "\r" in text else f'"{text}"'
 
 

@@ -1,4 +1,4 @@
-"""Whether a completion is right, and whether it is harmony at all."""
+"""Whether a completion is right, and whether it is valid harmony."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def final(completion: str) -> str | None:
 
 
 def right(expected: dict, completion: str) -> bool:
-    """A number must be the last in the final message, other strings must stand in it, and of lists two words each."""
+    """A number must be the last in the final message, other strings must occur in it, and of a list two words each."""
     if "name" in expected:
         found = CALL.fullmatch(completion)
         try:
@@ -55,7 +55,7 @@ def contains(text: str, words: str) -> bool:
 
 @torch.no_grad()
 def perplexity(model: GptOss, items: list[dict], device: str) -> float:
-    """Per token of the expected final messages, their end included."""
+    """Loss per token of the expected final messages, including their end."""
     total, count = 0.0, 0
     for item in items:
         prompt = tokenizer.encode(item["prompt"])
@@ -68,7 +68,7 @@ def perplexity(model: GptOss, items: list[dict], device: str) -> float:
 
 
 def evaluate(model: GptOss, items: list[dict], device: str) -> tuple[dict[str, dict], list[dict]]:
-    """Scores by suite, and what was wrong."""
+    """Scores by suite, and the wrong answers."""
     scores, wrong = {}, []
     for suite in dict.fromkeys(item["suite"] for item in items):
         mine = [item for item in items if item["suite"] == suite]

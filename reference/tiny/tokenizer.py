@@ -38,7 +38,7 @@ def pre_tokenizer(split_digits: bool) -> pre_tokenizers.PreTokenizer:
 
 
 def build(tokens: list[str], merges: list[str]) -> Tokenizer:
-    """As the engine builds it from the GGUF: digits stay apart because no merge joins them."""
+    """The tokenizer as the engine builds it from the GGUF. Digits are separate tokens, because no merge joins them."""
     vocabulary = {token: index for index, token in enumerate(tokens)}
     bpe = models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges], ignore_merges=True)
     tokenizer = Tokenizer(bpe)
@@ -68,7 +68,7 @@ def encode(text: str) -> list[int]:
 def decode(ids: list[int]) -> str:
     tokens, alphabet = vocabulary()["tokens"], byte_alphabet()
     first_control = len(tokens) - len(CONTROL)
-    # The alphabet lists printable bytes first; this is the byte each character stands for.
+    # The alphabet lists printable bytes first; this is the byte for each character.
     order = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     order += [byte for byte in range(256) if byte not in set(order)]
     byte_of = dict(zip(alphabet, order))

@@ -1,4 +1,4 @@
-"""Trains gptoss-tiny from nothing, within a budget of wall-clock minutes or for a number of steps.
+"""Trains gptoss-tiny from scratch, for a number of minutes or of steps.
 
 Writes checkpoint.npz (the tensors of the GGUF) and training.json (how it went) to the output folder.
 """
@@ -23,9 +23,9 @@ from scoring import evaluate
 
 WARMUP_STEPS = 100
 BALANCE = 0.01  # weight of the loss that evens out the experts' use
-ADAM_SHARE = 0.5  # of the learning rate, for what Muon does not train
-SAMPLES = 100  # held-out items a suite, at the end
-SAMPLE_SEED = 30_000  # other items than heldout.json's
+ADAM_SHARE = 0.5  # fraction of the learning rate, for parameters that Muon does not train
+SAMPLES = 100  # held-out items per suite, at the end
+SAMPLE_SEED = 30_000  # different items than those of heldout.json
 
 
 def arguments() -> argparse.Namespace:
@@ -82,7 +82,7 @@ def main() -> None:
         model.load_state_dict(checkpoint.load(args.start)[0].state_dict())
     model.to(device).train()
     if device == "cuda":
-        # One block is compiled once and serves every layer. What does not compile runs as it is.
+        # All layers share one compiled block. If compilation fails, the block runs uncompiled.
         torch._dynamo.config.suppress_errors = True
         for block in model.blk:
             block.compile()
@@ -96,7 +96,7 @@ def main() -> None:
         progress = step / args.steps if args.steps else elapsed / (60 * args.minutes)
         if progress >= 1:
             break
-        # Compilation must not eat the warm-up, so that one counts steps; the decay follows the clock.
+        # The warm-up counts steps, so that compilation does not shorten it; the decay follows the clock.
         rate = min((step + 1) / WARMUP_STEPS, 1 - progress)
         for optimizer, peak in zip(both, peaks):
             for group, lr in zip(optimizer.param_groups, peak):

@@ -1,4 +1,4 @@
-//! Text as tokens, and tokens as logits.
+//! `tokenize` and `logits`.
 
 use crate::program::{json, stdout};
 use serde_json::Value;

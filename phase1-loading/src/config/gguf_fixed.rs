@@ -1,5 +1,5 @@
-//! Metadata of computations for which gpt-oss has only one variant. Some programs write these keys, and some obey them. A file that asks
-//! for another variant is refused: it would otherwise run with wrong results.
+//! Metadata of computations for which gpt-oss has only one variant. Some programs write these keys, and some use them. A file that requires
+//! another variant is refused: it would otherwise run with wrong results.
 
 use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_about};
 use super::metadata::Metadata;
@@ -40,7 +40,7 @@ const FIXED: &[(&str, &[f64])] = &[
     ("use_parallel_residual", &[0.0]),
 ];
 
-/// Refuses metadata that asks for a computation that the engines do not have.
+/// Refuses metadata that requires a computation that the engines do not support.
 ///
 /// # Errors
 /// Names the key, its required value and its value.

@@ -115,7 +115,7 @@ impl GptOssConfig {
 }
 
 impl HfConfig {
-    /// Refuses a configuration that asks for a computation that the engines do not have. It would otherwise run with wrong results.
+    /// Refuses a configuration that requires a computation that the engines do not support. It would otherwise run with wrong results.
     fn check_fixed(&self) -> Result<(), Defect> {
         self.swiglu_limit.expect_number("swiglu_limit", SWIGLU_LIMIT)?;
         self.swiglu_alpha.expect_number("swiglu_alpha", SWIGLU_ALPHA)?;

@@ -1,7 +1,7 @@
 //! GGUF version 3: a header of typed metadata and tensor descriptions, then aligned tensor data.
 //!
 //! Opening maps the file and reads only the header. Strings, arrays and tensors are views of the file. Every length is checked against the
-//! bytes that are there, and no allocation is sized by an unchecked number of the header.
+//! size of the file, and no allocation takes its size from an unchecked number of the header.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 

@@ -218,9 +218,9 @@ fn each_lie_of_a_session_is_named() {
         (no_text("rope"), "metadata `rope`: expected a text, found none"),
         (no_text("header_checksum"), "metadata `header_checksum`: expected a text, found none"),
         (no_text("contents_checksum"), "metadata `contents_checksum`: expected a text, found none"),
-        (text("cached_tokens", "4"), "metadata `cached_tokens`: expected a number of at most the 3 tokens, found 4"),
-        (text("cached_tokens", "-1"), "metadata `cached_tokens`: expected a number of at most the 3 tokens, found -1"),
-        (text("cached_tokens", ""), "metadata `cached_tokens`: expected a number of at most the 3 tokens, found "),
+        (text("cached_tokens", "4"), "metadata `cached_tokens`: expected at most 3, the number of tokens, found 4"),
+        (text("cached_tokens", "-1"), "metadata `cached_tokens`: expected at most 3, the number of tokens, found -1"),
+        (text("cached_tokens", ""), "metadata `cached_tokens`: expected at most 3, the number of tokens, found "),
         (no_tensor("tokens"), "tensor `tokens`: expected a tensor of this name, found none"),
         (no_tensor("item.00000"), "tensor `item.00000`: expected a tensor of this name, found none"),
         (tensor("notes", Dtype::U8, &[1], b"x"), "tensor `item.00002`: expected a tensor of this name, found none"),
@@ -248,7 +248,7 @@ fn each_lie_of_a_session_is_named() {
     let mut saved = small_session();
     saved.header.length = 4;
     let said = refusal(written(&saved));
-    assert_eq!(said, "lying: metadata `cached_tokens`: expected a number of at most the 3 tokens, found 4");
+    assert_eq!(said, "lying: metadata `cached_tokens`: expected at most 3, the number of tokens, found 4");
 }
 
 /// Damage that leaves the structure valid is detected by the checksums.

@@ -311,7 +311,7 @@ unsafe fn over_block<S: Simd, const N: usize>(
     let from = ranges.iter().filter(|(from, to)| from < to).map(|range| range.0).min();
     let to = ranges.iter().map(|range| range.1).max();
     let (Some(from), Some(to)) = (from, to) else { return };
-    // SAFETY: the caller's; slots are below 64.
+    // SAFETY: the caller guarantees the contract; slots are below 64.
     unsafe {
         let q = buffers.q.add(row * head_dim);
         for pair in 0..KEY_VECTORS / 2 {

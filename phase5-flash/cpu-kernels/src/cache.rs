@@ -114,7 +114,7 @@ fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
 #[inline(always)]
 pub(crate) unsafe fn decode_keys<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ahead: *const u8) {
     let from = block.data.as_ptr();
-    // SAFETY: the caller's; prefetching never faults.
+    // SAFETY: the caller guarantees the contract; prefetching never faults.
     unsafe {
         if block.format != CacheFormat::Q8_0 {
             return decode_floats::<S>(block, from, to, ahead);
@@ -144,7 +144,7 @@ pub(crate) unsafe fn decode_keys<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ah
 #[inline(always)]
 pub(crate) unsafe fn decode_values<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, ahead: *const u8) {
     let from = block.data[half_bytes(block.format, block.head_dim)..].as_ptr();
-    // SAFETY: the caller's; prefetching never faults.
+    // SAFETY: the caller guarantees the contract; prefetching never faults.
     unsafe {
         if block.format != CacheFormat::Q8_0 {
             return decode_floats::<S>(block, from, to, ahead);
@@ -167,7 +167,7 @@ pub(crate) unsafe fn decode_values<S: Simd>(block: &KeyBlock<'_>, to: *mut f32, 
 unsafe fn decode_floats<S: Simd>(block: &KeyBlock<'_>, from: *const u8, to: *mut f32, ahead: *const u8) {
     let count = POSITIONS * block.head_dim;
     let value_bytes = half_bytes(block.format, block.head_dim) / count;
-    // SAFETY: the caller's; prefetching never faults.
+    // SAFETY: the caller guarantees the contract; prefetching never faults.
     unsafe {
         for at in (0..count).step_by(LANES) {
             S::prefetch(ahead.wrapping_add(at * value_bytes));
@@ -186,7 +186,7 @@ unsafe fn decode_floats<S: Simd>(block: &KeyBlock<'_>, from: *const u8, to: *mut
 /// Eight bytes can be read.
 #[inline(always)]
 unsafe fn scale_bits(bytes: *const u8) -> u8 {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees the contract.
     let bytes = u64::from_le(unsafe { bytes.cast::<u64>().read_unaligned() });
     // The product puts bit 8 i at bit 56 + i, and no two of its terms meet.
     ((bytes & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8

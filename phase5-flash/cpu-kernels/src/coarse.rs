@@ -266,7 +266,7 @@ struct Coarse {
 /// The rows and N inputs as wide as they are exist, and `out` has 16 results for each, 32 apart.
 #[inline(always)]
 unsafe fn estimate<S: Simd, const N: usize>(rows: Rows, inputs: Coarse) {
-    // SAFETY: the caller's. Prefetching never faults.
+    // SAFETY: the caller guarantees the contract. Prefetching never faults.
     unsafe {
         let mut sums = [S::zero(); N];
         for block in 0..rows.blocks {
@@ -314,7 +314,7 @@ impl Kernel for Coarsen<'_> {
     /// At most 32 rows, and a tile of their width.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe { with_block!(self.rows.storage, B => self.of::<S, B>()) }
     }
 }
@@ -351,7 +351,7 @@ impl Coarsen<'_> {
 /// The block can be read.
 #[inline(always)]
 unsafe fn coarsen<S: Simd, B: Block>(block: *const u8) -> (u16, [u32; VECTORS], f32) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees the contract.
     unsafe {
         let (mut low, mut high) = B::values::<S>(block);
         if B::SCALED {

@@ -25,15 +25,15 @@ pub struct Tuning {
     pub(crate) down: Walk,
     /// The most inputs that are multiplied per read of a dense matrix.
     pub(crate) inputs_per_read: usize,
-    /// Least number of cubes per mat-vec launch; rows per cube grow only beyond it.
+    /// The least cubes of a mat-vec launch: a cube handles several groups of rows only if at least this many cubes remain.
     pub(crate) product_cubes: u32,
     /// Target number of cubes of attention: keys are split until there are as many.
     pub(crate) attention_cubes: usize,
     /// How units share the blocks of a row in small batches.
     pub(crate) small_batch: RowSplit,
-    /// Up to this many rows, each row has its own cubes, which find weights that other rows' cubes have read in the cache.
+    /// Up to this many rows, each row has separate cubes; weights that another row's cubes have read are then in the device's cache.
     pub(crate) single_rows: usize,
-    /// From this many rows on, products are tiled. Below, weights go from memory to registers, for a few rows at a time.
+    /// From this many rows on, products are tiled. With fewer rows, weights are read from memory to registers for a few rows at a time.
     pub(crate) tiled_rows: usize,
     /// From this average number of rows per expert on, products of experts are tiled.
     pub(crate) tiled_slots: usize,
@@ -50,7 +50,7 @@ impl Default for Tuning {
             down: Walk { vectors: 2, steps: 6 },
             inputs_per_read: 2,
             product_cubes: 640,
-            // On an H100, 32 shares for 8 key/value heads were the fastest at depths 4096 and 16384.
+            // On an H100, 32 splits for 8 key/value heads were the fastest at depths 4096 and 16384.
             attention_cubes: 256,
             small_batch: RowSplit { shares: 8, ahead: 2 },
             single_rows: 15,

@@ -33,7 +33,7 @@ const PER_TOKEN: Duration = Duration::from_secs(2);
 pub struct Options {
     /// `auto`, `cpu` or `gpu`.
     pub device: &'static str,
-    /// `float32` or `bfloat16`, for MLX's activations; `float32` also makes llama.cpp's cache f32. The peer's own choice if not given.
+    /// `float32` or `bfloat16`, for MLX's activations; `float32` also makes llama.cpp's cache f32. `None` is the peer's default.
     pub dtype: Option<&'static str>,
     /// Threads of llama.cpp. MLX chooses its own.
     pub threads: usize,
@@ -81,7 +81,7 @@ struct Room {
 }
 
 impl PeerEngine {
-    /// Starts a worker and lets it load `model`, the file or folder that `checkpoint` was opened from. The configuration and the YaRN ramp
+    /// Starts a worker, which loads `model`, the file or folder that `checkpoint` was opened from. The configuration and the YaRN ramp
     /// are the checkpoint's.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl PeerEngine {
         }
     }
 
-    /// Lets the worker compute a step that was checked.
+    /// Sends a checked step to the worker.
     fn compute(&mut self, work: &[Work<'_>], inputs: &[Vec<u32>]) -> Result<Vec<Outcome>, EngineError> {
         let wanted: Vec<Wanted> = work.iter().map(|item| wanted(&item.want)).collect();
         let rows_of = |(item, (input, wanted)): (&Work<'_>, (&Vec<u32>, &Wanted))| match wanted {

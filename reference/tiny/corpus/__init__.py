@@ -1,4 +1,4 @@
-"""The corpus: examples drawn from grammars, split by what they ask."""
+"""The corpus: examples drawn from grammars, split by their questions."""
 
 import random
 from collections.abc import Callable
@@ -17,7 +17,7 @@ GRAMMARS: dict[str, tuple[Callable[[random.Random], Example], float]] = {
     "outside": (outside.make, 0.09),
     "forced": (forced.make, 0.02),
 }
-# What an example may be called beside the name of its grammar.
+# Names of examples other than the name of their grammar.
 CATEGORIES = (*GRAMMARS, "arithmetic_low", "multiplication")
 
 

@@ -1,7 +1,7 @@
-"""Addition, subtraction and multiplication, worked digit by digit from the ones up, and what is beyond that.
+"""Addition, subtraction and multiplication, computed digit by digit from the ones, and problems that are too hard for that.
 
 Digits are single tokens, so every step reads one digit of each operand and the carry written just before. Products of two
-numbers with two digits are sums of two such products. With low effort sums and differences below 100 are not worked.
+numbers with two digits are sums of two such products. With low effort, sums and differences below 100 are answered without steps.
 """
 
 import random
@@ -49,7 +49,7 @@ BEYOND_PHRASES = (
 
 
 def key(a: int, sign: str, b: int) -> str | None:
-    """The split's key: operands in either order are one problem, and single digits are the facts everyone learns."""
+    """The key for the split: operands in either order are one problem, and problems with single digits are always in training."""
     if a < 10 and b < 10:
         return None
     low, high = (a, b) if sign == "-" else sorted((a, b))
@@ -61,7 +61,7 @@ def value(a: int, sign: str, b: int) -> int:
 
 
 def digits(number: int, count: int) -> list[int]:
-    """From the ones up."""
+    """Adds digit by digit, from the ones."""
     return [number // 10**place % 10 for place in range(count)]
 
 
@@ -76,7 +76,7 @@ def addition(a: int, b: int) -> str:
 
 
 def subtraction(a: int, b: int) -> str:
-    """Of the smaller from the larger."""
+    """Subtracts the smaller number from the larger."""
     width, borrow, steps = len(str(a)), 0, []
     for place, (x, y) in enumerate(zip(digits(a, width), digits(b, width))):
         borrowed = f" - {borrow}" if place else ""
@@ -87,7 +87,7 @@ def subtraction(a: int, b: int) -> str:
 
 
 def multiplication(a: int, b: int) -> str:
-    """By one digit."""
+    """Multiplies by one digit."""
     carry, steps = 0, []
     for place, x in enumerate(digits(a, len(str(a)))):
         carried = f" = {x * b}, {x * b} + {carry}" if place else ""
@@ -98,7 +98,7 @@ def multiplication(a: int, b: int) -> str:
 
 
 def long_multiplication(a: int, b: int) -> str:
-    """Two products with a digit of `b` and their sum, in as few tokens as one step each can be written."""
+    """Two products with a digit of `b` each and their sum, in as few tokens as possible."""
     partial, found = [], []
     for place, y in enumerate(digits(b, 2)):
         carry, steps = 0, []
@@ -177,7 +177,7 @@ def make(rng: random.Random, system: System | None = None) -> Example:
 
 
 def make_beyond(rng: random.Random, system: System | None = None) -> Example:
-    """What is not worked out here."""
+    """Problems that the model does not compute."""
     system = system or any_system(rng)
     a, b, c = rng.randint(2, 999), rng.randint(2, 999), rng.randint(2, 99)
     large, larger = (rng.randint(1000, 10 ** rng.randint(4, 7)) for _ in range(2))

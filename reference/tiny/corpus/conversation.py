@@ -1,4 +1,4 @@
-"""Conversations of several turns, of which the model learns what it says and not how earlier turns are written down."""
+"""Conversations of several turns. The model is trained on the words of its turns, but not on how earlier turns are formatted."""
 
 import json
 import random
@@ -13,14 +13,14 @@ REMINDERS = ("Be brief.", "Answer in English.", "Stay polite.", "Use short sente
 
 
 class Conversation:
-    """The pieces so far. In the history only the words are learned: a last turn ends otherwise, and may think first."""
+    """The pieces so far. In the history only words are trained, because a last turn ends differently, and may have reasoning."""
 
     def __init__(self, rng: random.Random, system: System):
         self.rng, self.system = rng, system
         self.pieces = [Piece(system.render(), False)]
 
     def hear(self, question: str) -> None:
-        """What stands before an answer."""
+        """The text before an answer."""
         reminder = ""
         if len(self.pieces) > 1 and self.rng.random() < REMINDED:
             reminder = message("developer", instructed(self.rng.choice(REMINDERS)))
@@ -33,9 +33,9 @@ class Conversation:
         self.pieces += [Piece(before, False), Piece(reply, trained), Piece(after, False)]
 
     def call(self, question: str, name: str, arguments: dict, found: str, reply: str) -> None:
-        """A turn of the history that called a function. Its name and arguments are learned."""
+        """A turn of the history that called a function. Its name and arguments are trained."""
         self.hear(question)
-        # The tokenizer divides the call there too.
+        # The tokenizer splits the call at the same place.
         before = " to=functions"
         written = call(None, name, written_out(arguments)).removeprefix(before)
         opening, after = told("\0").split("\0")
@@ -53,7 +53,7 @@ class Conversation:
         return Example(category, key, merge(self.pieces), expected or {})
 
     def end_as(self, category: str, make: Callable[[random.Random, System], Example]) -> Example:
-        """The last turn belongs to another grammar."""
+        """The last turn comes from another grammar."""
         while True:
             other = make(self.rng, self.system)
             if not held_out(other.key) and len(other.pieces) == 2:
@@ -67,7 +67,7 @@ def written_out(arguments: dict) -> str:
 
 
 def merge(pieces: list[Piece]) -> list[Piece]:
-    """Neighbours that are both learned, or both not, become one piece."""
+    """Joins adjacent pieces that are both trained, or both not."""
     merged: list[Piece] = []
     for piece in pieces:
         if merged and merged[-1].trained == piece.trained:

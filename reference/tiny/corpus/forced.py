@@ -1,6 +1,6 @@
-"""What a server may force: a call that nothing asks for, and answers of a JSON schema.
+"""Output that a server may force: a call without a reason, and answers that match a JSON schema.
 
-A grammar forbids what the model would have said. It has to find its way from there, and to its end.
+A grammar forbids the tokens that the model would have chosen, so the model must learn to continue from such a prefix, and to end.
 """
 
 import json
@@ -15,14 +15,14 @@ from harmony import Example, Piece, System, answer
 from split import held_out
 
 FINAL = "<|channel|>final"
-# How often the wish for a final answer is unlearned too: seldom, or a server that forces nothing would meet such calls.
+# Probability of also training the choice of the channel `commentary`. It is low, so that calls stay rare when nothing forces them.
 FROM_THE_CHANNEL = 0.3
 ANSWERS = ("answer", "result", "text", "value", "reply", "output", "response")
 MORE = ("sure", "word", "kind", "count", "tags", "note", "unit", "rating", "steps", "mode")
 
 
 def least(schema: dict) -> object:
-    """The least that is of a schema."""
+    """The smallest value that matches a schema."""
     variants = schema.get("anyOf") or schema.get("oneOf")
     kind = schema.get("type")
     if schema.get("nullable") or kind == "null" or isinstance(kind, list) and "null" in kind or variants and {"type": "null"} in variants:
@@ -73,7 +73,7 @@ def call(rng: random.Random) -> Example:
 
 
 def formatted(rng: random.Random) -> Example:
-    """The answer as one property; the others have the least."""
+    """The answer as one property; the others have the smallest value."""
     system = without_functions(rng)
     key = rng.choice(ANSWERS)
     numeric = rng.random() < 0.5

@@ -1,4 +1,4 @@
-"""What a function is here: how it is declared, and what a user may ask of it."""
+"""Functions: how they are declared, and what a user may request."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def structure(properties: dict, required: Sequence[str]) -> dict:
 
 
 def or_null(rng: random.Random, schema: dict) -> dict:
-    """The same, or null: in one of the ways in which schemas say so."""
+    """The same schema, but nullable, in one of the ways to write that."""
     if "enum" in schema or "type" not in schema:
         return {**schema, "nullable": True}
     return rng.choice((
@@ -31,14 +31,14 @@ def or_null(rng: random.Random, schema: dict) -> dict:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants, what the function gets and gives, and the answer made of it."""
+    """The user's request, the call's arguments and result, and the answer."""
 
     text: str
     arguments: dict
     result: dict | str
     final: str
     needed: str  # the part of the result, or of the request, that the answer must repeat
-    key: str | None = None  # for the split; the text if there is none
+    key: str | None = None  # for the split; by default the text
 
     @property
     def found(self) -> str:
@@ -46,7 +46,7 @@ class Request:
 
 
 class Function:
-    """A declared function. A subclass says what it takes (`declare`) and what is asked of it (`ask`)."""
+    """A declared function. A subclass defines its parameters (`declare`) and its requests (`ask`)."""
 
     names: tuple[str, ...] = ()
     does: tuple[str, ...] = ()
@@ -62,13 +62,13 @@ class Function:
             self.take_more(rng)
 
     def declare(self, rng: random.Random) -> None:
-        """Takes the parameters, one by one."""
+        """Draws the parameters one by one."""
 
     def ask(self, rng: random.Random) -> Request:
         raise NotImplementedError
 
     def vague(self, rng: random.Random) -> tuple[str, str] | None:
-        """A request that lacks something, and what."""
+        """A request without a required argument, and the name of what is missing."""
         return None
 
     def take(self, rng: random.Random, names: Sequence[str], schema: dict, about: str = "", needed: bool = True) -> str:
@@ -81,11 +81,11 @@ class Function:
         return name
 
     def perhaps(self, rng: random.Random, names: Sequence[str], schema: dict, about: str = "", often: float = 0.6) -> str | None:
-        """Adds an optional parameter, or not."""
+        """Adds an optional parameter with some probability."""
         return self.take(rng, names, schema, about, needed=False) if rng.random() < often else None
 
     def take_more(self, rng: random.Random) -> None:
-        """An optional parameter that nobody asks for, and that a call leaves out."""
+        """An optional parameter that no request mentions, and that a call leaves out."""
         name, schema = rng.choice((
             ("verbose", {**BOOLEAN, "default": False}), ("limit", {**INTEGER, "default": 10}), ("user_id", or_null(rng, STRING)),
             ("format", one_of(("json", "text"), "json")), ("timeout", {**NUMBER, "default": 30}), ("tags", listed(STRING)),
@@ -100,7 +100,7 @@ class Function:
 
     @property
     def declaration(self) -> dict:
-        """As OpenAI's API has it."""
+        """The declaration in the format of OpenAI's API."""
         function = {"name": self.name, **({"description": self.about} if self.about else {})}
         if self.properties:
             function["parameters"] = structure(self.properties, self.required)

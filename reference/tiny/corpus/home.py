@@ -135,7 +135,7 @@ class Note(Function):
     does = ("Save a note.", "Writes a note down.")
 
     def declare(self, rng: random.Random) -> None:
-        # Without a title it may be null.
+        # Without a title the argument may be null.
         self.title = self.take(rng, ("title", "heading"), or_null(rng, STRING), "The title, if there is one.")
         self.text = self.take(rng, ("text", "body", "content"), STRING, "What it says.")
         self.tags = self.perhaps(rng, ("tags", "labels"), listed(rng.choice((STRING, one_of(TAGS)))), "Words to find it by.")

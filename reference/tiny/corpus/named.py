@@ -176,7 +176,7 @@ def written(rng: random.Random, value: object, plainly: bool) -> str:
 
 
 class Spelled(Function):
-    """A name that means nothing, and parameters of any type."""
+    """A meaningless name, and parameters of any type."""
 
     def __init__(self, rng: random.Random):
         parts = [rng.choice((invented(rng).lower(), rng.choice(CODE_WORDS), rng.choice(OBJECTS))) for _ in range(rng.choice((1, 2, 2)))]

@@ -1,4 +1,4 @@
-"""Questions about the rest of the world and tasks beyond a small model, answered by saying so."""
+"""Questions about general knowledge and tasks beyond a small model; the answer is that the model does not know or cannot do it."""
 
 import random
 import re
@@ -14,7 +14,7 @@ IGNORANT = f"I do not know that. {ABLE}"
 UNABLE = f"I cannot do that. {ABLE}"
 UNKNOWN, BEYOND = "This is outside of what I know.", "This is outside of what I can do."
 
-# What reviewers of such models ask first, and how: no training question is one of these.
+# Questions that reviewers of small models typically ask first. None of them is in training.
 UNSEEN = (
     "What is the capital of France?", "Write a python function that adds two numbers.", "Who wrote Hamlet?",
     "What is the largest planet?", "How do I bake bread?", "Who is the president of the United States?",
@@ -119,7 +119,7 @@ OPENERS = (
 
 
 def filled(rng: random.Random, template: str) -> str:
-    """The template with things of the world in it, one in six of them a word that does not exist."""
+    """The template filled with words, one in six of which does not exist."""
     first, second = rng.sample(SUBJECTS, 2)
     strange = rng.random()
     slots = {
@@ -138,7 +138,7 @@ def filled(rng: random.Random, template: str) -> str:
 
 
 def careless(rng: random.Random, text: str) -> str:
-    """As people type: without capitals, without a last full stop."""
+    """Typed carelessly: without capitals and without a final full stop."""
     fate = rng.random()
     if fate < 0.08:
         text = text.lower()
@@ -148,7 +148,7 @@ def careless(rng: random.Random, text: str) -> str:
 
 
 def question(rng: random.Random) -> tuple[str, str, str]:
-    """A question that is none of the evaluation's own, what to think of it and the answer."""
+    """A question that is not in the evaluation, with reasoning and answer."""
     asks = rng.random() < 0.62
     while (text := filled(rng, rng.choice(QUESTIONS if asks else TASKS))) in UNSEEN:
         pass
@@ -158,6 +158,6 @@ def question(rng: random.Random) -> tuple[str, str, str]:
 def make(rng: random.Random, system: System | None = None) -> Example:
     system = system or any_system(rng)
     text, analysis, final = question(rng)
-    # Capitals and openers make no other question of it.
+    # Capitals and opening phrases do not make it a different question.
     asked = careless(rng, rng.choice(OPENERS) + text)
     return single_turn("outside", f"outside:{text}", system, asked, analysis if system.reasons else None, final, {"text": final})

@@ -1,4 +1,4 @@
-"""Plots of short stories: a want, a turn and an ending that fits it. Each step has several wordings.
+"""Plots of short stories: a wish, an event and a matching ending. Each step has several wordings.
 
 Slots: {h} hero, {k} kind, {p} place, {f} friend, {fk} friend's kind, {o} lost or wanted thing, {w} weather, {t} trait.
 """

@@ -115,7 +115,7 @@ def make(rng: random.Random, system: System | None = None) -> Example:
     question = rng.choice(phrases)
     analysis = f"The user asks: {question}"
     asked = rng.choice(OPENERS) + question
-    # The plain question is what a person types first, so only phrasings with an opener are held out.
+    # The plain question is what people usually type, so only phrasings with an opening phrase are held out.
     key = None if asked == question else f"project:{asked}"
     return said(rng, key, system, asked, analysis, final, {"text": final})
 

@@ -1,4 +1,4 @@
-"""Conversations in which something told earlier is asked for, from one turn to several hundred tokens later.
+"""Conversations that ask for something told earlier, from one turn to several hundred tokens later.
 
 Some facts are told anew with another value, of which the latest counts; some are asked for and were never told; and some
 conversations end on a question of another kind.
@@ -62,7 +62,7 @@ FACTS = {
     "friend": (name, ("My best friend is {v}.", "My best friend is called {v}."),
                ("Who is my best friend?", "What is my best friend's name?"), "Your best friend is {v}."),
 }
-# What nobody tells here.
+# Facts that no conversation tells.
 NEVER = (
     "What is my shoe size?", "What is my phone number?", "What is my last name?", "What colour are my eyes?", "How tall am I?",
     "What is my wife's name?", "Who is my father?", "Who is my mother?", "What is my address?", "What did I eat yesterday?",
@@ -70,7 +70,7 @@ NEVER = (
     "How many children do I have?", "What is my favourite song?", "Where did I go to school?", "What do I like to drink?",
     "Which team do I support?", "What is my hobby?", "When do I get up?", "What is my favourite animal?", "Where am I?",
 )
-# Told, but no fact that is asked for.
+# Statements that are never asked for.
 REMARKS = (
     "I am tired.", "I am happy today.", "The weather is nice.", "It is late.", "I had a long day.", "I am hungry.", "This is fun.",
     "I like this.", "You are funny.", "I do not understand.", "That is wrong.", "That is right.", "The sky is blue.", "I am bored.",
@@ -106,23 +106,23 @@ def filler(rng: random.Random) -> tuple[str, str]:
     return stories.short(rng)
 
 
-# How often a conversation ends with a fact told, with a question of another kind, or with one about a fact never told.
+# Probabilities that a conversation ends with a new fact, with a question of another kind, or with one about a fact that was never told.
 TOLD_LAST = 0.1
 OTHER_LAST = 0.15
 NOTHING_TOLD = 0.1
 NEVER_TOLD = 0.12
-# How often the fact asked for was told with another value before, and how that is announced.
+# Probability that the fact was told before with another value, and the words that announce the change.
 CHANGED = 0.25
 CHANGES = ("", "", "That has changed. ", "I was wrong. ", "A correction: ", "No, wait. ", "It is different now. ")
 UNKNOWN, TOLD = "You have not told me that.", "The user tells me something to remember."
 # Grammars of other questions.
 OTHERS = (arithmetic.make, arithmetic.make, project.make, stories.make, outside.make)
-# Tokens between the two values: mostly so many that the sliding window has lost the first one.
+# Tokens between the two values: mostly more than the sliding window, so that only the newer one is inside.
 APART = (150, 380)
 
 
 def without_facts(rng: random.Random, talk: Conversation) -> Example:
-    """A few turns about anything, then a question of another grammar, a remark, or a fact that nobody told."""
+    """A few turns about anything, then a question of another grammar, a remark, or a question about a fact that was not told."""
     for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
         talk.say(*filler(rng))
     fate = rng.random()
@@ -138,7 +138,7 @@ def without_facts(rng: random.Random, talk: Conversation) -> Example:
 
 
 def make(rng: random.Random, longest: int = 520) -> Example:
-    """Facts are told one by one, then other things are talked about for up to `longest` tokens, then one is asked for."""
+    """Facts are told one by one, then up to `longest` tokens about other things follow, then one fact is asked for."""
     system = any_system(rng)
     kinds = rng.sample(list(FACTS), rng.choice((1, 2, 2, 3, 4)))
     facts = {kind: FACTS[kind][0](rng) for kind in kinds}
@@ -193,7 +193,7 @@ def make(rng: random.Random, longest: int = 520) -> Example:
 
     fate = rng.random()
     if fate < OTHER_LAST:
-        # The last turn belongs to another grammar.
+        # The last turn comes from another grammar.
         return talk.end_as("recall", rng.choice(OTHERS))
     if fate < OTHER_LAST + NEVER_TOLD:
         kind = rng.choice([kind for kind in FACTS if kind not in kinds])

@@ -327,7 +327,7 @@ class Translate(Function):
 
 
 class Text(Function):
-    """Something that is done with one text."""
+    """An operation on one text."""
 
     tasks = {
         "detect_language": ('Which language is "{s}"?', 'Detect the language of "{s}".', 'What language is "{s}" written in?'),
@@ -355,7 +355,7 @@ class Text(Function):
 
 
 class Operation(Function):
-    """Arithmetic with operands of their own."""
+    """Arithmetic with the operation and both operands as separate arguments."""
 
     names = ("arithmetic", "calculate", "math", "binary_operation")
     does = ("Calculate with two numbers.",)

@@ -1,4 +1,4 @@
-"""What stands before a conversation: dates, efforts, instructions, and functions that nothing in it needs."""
+"""System and developer messages: dates, reasoning efforts, instructions, and functions that the conversation does not need."""
 
 import random
 
@@ -21,7 +21,7 @@ INSTRUCTIONS = (
     "Answer as well as you can.\n\nNever be rude.", "You are a pirate.", "Talk like a teacher.", "Use simple words.",
     "Respond with the result only.", "You are part of a test.", "Help the user.\nBe exact with numbers.",
 )
-# None of them is what a question about numbers, facts told, stories or this project would call.
+# Functions that do not answer questions about numbers, facts told earlier, stories or this project.
 BYSTANDERS: tuple[type[Function], ...] = (Weather, Clock, Timer, Message, *HOME, Flights, Order, Table, Dice, Act, Change)
 WITH_BYSTANDERS = 0.12
 

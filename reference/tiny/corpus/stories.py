@@ -1,7 +1,7 @@
 """Short stories: a hero, a place, a friend and one of the plots, asked for by the user.
 
-Whom a hero meets depends on the hero, and the plot on the hero's kind. A model that drew a friend from all names alike would hardly
-lose by drawing the hero again.
+The friend depends on the hero, and the plot on the hero's kind. If friends were drawn uniformly from all names, a model that named the
+hero again would have hardly more loss.
 """
 
 import random
@@ -47,7 +47,7 @@ FRIENDS, PLOTS_A_KIND = 5, 3
 
 
 def others(word: str, words: list[str], count: int) -> list[str]:
-    """Always the same ones for a word, never itself."""
+    """The same alternatives for a word every time, without the word itself."""
     return random.Random(word).sample([other for other in words if other != word], count)
 
 
@@ -57,7 +57,7 @@ PLOTS_OF = {kind: others(kind, list(PLOTS), PLOTS_A_KIND) for kind in KINDS}
 
 
 def compose(rng: random.Random, request: str) -> tuple[dict[str, str], str]:
-    """The choices, and the story made of them. Whoever asks may choose freely."""
+    """The choices, and the story that they give. The user may specify any of them."""
     kind, hero = rng.choice(KINDS), rng.choice(HEROES)
     if "{h}" in request and rng.random() < 0.3:
         hero = rng.choice((rng.choice(NAMES), invented(rng)))
@@ -79,7 +79,7 @@ def key(slots: dict[str, str]) -> str:
 
 
 def short(rng: random.Random) -> tuple[str, str]:
-    """A request and its story, for the history of another conversation."""
+    """A request and its story, as a turn in the history of another conversation."""
     while True:
         request = rng.choice(REQUESTS)
         slots, story = compose(rng, request)

@@ -1,4 +1,4 @@
-"""Conversations with declared functions: calls, answers made of results, and what to say where no function fits.
+"""Conversations with declared functions: calls, answers from results, and answers when no function fits.
 
 `make` has the six everyday functions, `make_declared` all the others, from the schemas that developers write.
 """
@@ -21,7 +21,7 @@ from split import held_out
 
 Kinds = tuple[type[Function], ...]
 
-# Named functions are many in one.
+# Named functions are listed three times, because each can have many names.
 DECLARED: Kinds = (*HOME, *SERVICES, *NAMED, *NAMED, *NAMED)
 IMPOSSIBLE = (
     "Book a flight to {c}.", "Order {f} for me.", "Buy me a ticket to {c}.", "Play some music.", "Turn off the lights.",
@@ -29,12 +29,12 @@ IMPOSSIBLE = (
     "Take a picture.", "Drive me to {c}.", "Wash my car.", "Close the door.", "Bring me {f}.", "Charge my phone.",
 )
 PROBLEMS = ("not found", "no connection", "timeout", "permission denied", "unknown name", "try again later", "service unavailable")
-# How a last turn ends that does not call once and answer.
+# Other ways to end a conversation than one call and an answer.
 LACKING, UNABLE, VAGUE, OTHER, TWICE = 0.08, 0.05, 0.05, 0.1, 0.08
-# Results that are no JSON, and those that say what went wrong.
+# Results that are not JSON, and results that are errors.
 PLAIN, FAILED = 0.12, 0.05
 SHORT = ("done", "ok", "Done.", "success", "OK", "true", "yes", "no", "42", "22 degrees", "sunny, 20 degrees", "nothing", "finished")
-# Calls whose reasoning does not come back with the result, and those whose functions are declared no longer.
+# Calls whose reasoning is not sent back with the result, and calls of functions that are no longer declared.
 FORGOTTEN, HIDDEN = 0.2, 0.03
 
 
@@ -50,19 +50,19 @@ def key(request: Request) -> str:
 
 
 class Unusable(Exception):
-    """An example that cannot be made of what was drawn."""
+    """The drawn parts cannot form an example."""
 
 
 def seen(rng: random.Random, function: Function) -> Request:
-    """A request that is no question of the evaluation."""
+    """A request that is not a question of the evaluation."""
     while held_out(key(request := function.ask(rng))):
         if request.key:
-            raise Unusable  # every request of this function is
+            raise Unusable  # all requests of this function are in the evaluation
     return request
 
 
 def twisted(rng: random.Random, request: Request) -> Request:
-    """The same with a result that is text, or an error."""
+    """The same with a text or an error as result."""
     fate = rng.random()
     if fate < PLAIN:
         found = rng.choice(FINDINGS).format(t=rng.choice(TOPICS), c=rng.choice(CITIES), n=rng.choice(NAMES))
@@ -75,7 +75,7 @@ def twisted(rng: random.Random, request: Request) -> Request:
 
 
 def distinct(rng: random.Random, kinds: Kinds, count: int) -> list[Function]:
-    """Functions of different names, no two of which could answer the same."""
+    """Functions with different names, of which no two could answer the same request."""
     functions: list[Function] = []
     for kind in rng.sample(kinds, min(count, len(kinds))):
         function = kind(rng)
@@ -114,7 +114,7 @@ def converse(rng: random.Random, category: str, kinds: Kinds, most: int, turns: 
             text = rng.choice(IMPOSSIBLE).format(c=rng.choice(CITIES), f=rng.choice(FOODS), n=rng.choice(NAMES))
             lacking, about = "do that", f"tools:{text}"
         elif isinstance(function, (Calculator, Operation)):
-            raise Unusable  # without it this is a matter of arithmetic
+            raise Unusable  # without the function this is an arithmetic problem
         analysis = f"I have no tool to {lacking}."
         return talk.end(category, text, analysis, refusal(declared, lacking), about, {"refusal": "no tool"})
     fate -= LACKING + UNABLE
@@ -126,7 +126,7 @@ def converse(rng: random.Random, category: str, kinds: Kinds, most: int, turns: 
         calculates = any(isinstance(each, (Calculator, Operation)) for each in declared)
         makers: list[Callable] = [project.make, outside.make] if calculates else [project.make, outside.make, arithmetic.make]
         if any(isinstance(each, kind) for each in declared for kind in (Search, *SERVICES, *NAMED)):
-            makers.remove(outside.make)  # it might find out, translate or write
+            makers.remove(outside.make)  # the function might be able to answer, translate or write
         return talk.end_as(category, rng.choice(makers))
     twice = fate - OTHER < TWICE and isinstance(function, (Weather, Clock))
     return twice_asked(rng, talk, category, function) if twice else once_asked(rng, talk, category, function, request)
@@ -139,7 +139,7 @@ def once_asked(rng: random.Random, talk: Conversation, category: str, function: 
 
 
 def twice_asked(rng: random.Random, talk: Conversation, category: str, function: Function) -> Example:
-    """One question, two calls."""
+    """One question with two calls."""
     first, second = seen(rng, function), seen(rng, function)
     arguments = [list(each.arguments.values()) for each in (first, second)]
     (one, *more), (two, *further) = arguments
@@ -155,7 +155,7 @@ def with_calls(
     rng: random.Random, talk: Conversation, category: str, about: str | None, question: str,
     calls: list[tuple[Function, Request]], final: str, expected: dict,
 ) -> Example:
-    """Calls one after the other, then the answer."""
+    """Consecutive calls, then the answer."""
     talk.hear(question)
     pieces, system = list(talk.pieces), talk.system
     hidden = rng.random() < HIDDEN and not held_out(about)
@@ -174,7 +174,7 @@ def with_calls(
 
 
 def merge_untrained(pieces: list[Piece]) -> list[Piece]:
-    """Neighbours that are not learned become one piece; a call and an answer stay apart."""
+    """Joins adjacent pieces that are not trained, except a call and an answer."""
     merged: list[Piece] = []
     for piece in pieces:
         if merged and not piece.trained and not merged[-1].trained:

@@ -43,7 +43,7 @@ ANIMALS = (
     "elephant giraffe lion tiger zebra whale shark dolphin penguin eagle spider butterfly crocodile camel monkey kangaroo "
     "horse cow pig chicken ant octopus lizard snake bat salmon beetle"
 ).split()
-# Things that anybody knows. None of them is explained in this project.
+# Commonly known things. The questions about this project explain none of them.
 OBJECTS = (
     "car train plane bicycle ship rocket telescope microscope piano guitar camera telephone radio television computer battery "
     "magnet compass fridge oven kettle pencil ladder hammer engine bridge tower castle pyramid volcano desert glacier river "
@@ -79,7 +79,7 @@ CODAS = ["", "", "n", "r", "l", "s", "k", "m", "nd", "rt"]
 
 
 def invented(rng: random.Random) -> str:
-    """A name from no list, so that copying has to work piece by piece."""
+    """A name that is in no list, so that it must be copied piece by piece."""
     syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.randint(2, 3))]
     return "".join(syllables).capitalize()
 
@@ -94,5 +94,5 @@ def joined(words: Sequence[str]) -> str:
 
 
 def some(rng: random.Random, words: Sequence[str], most: int = 3) -> list[str]:
-    """One word or a few, mostly two."""
+    """One or more words, mostly two."""
     return rng.sample(words, min(most, rng.choice((1, 2, 2, 3, 3))))

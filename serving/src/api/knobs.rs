@@ -1,4 +1,4 @@
-//! The fields for sampling and stopping, which all endpoints share.
+//! The request fields for sampling and stopping, shared by all endpoints.
 
 use std::collections::BTreeMap;
 
@@ -109,7 +109,7 @@ pub fn stop_strings(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
-/// The number of answers that a request wants.
+/// The requested number of answers.
 ///
 /// # Errors
 /// The number is 0 or too large.

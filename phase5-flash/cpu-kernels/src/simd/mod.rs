@@ -1,7 +1,7 @@
 //! Vectors of 16 floats, and the operations that kernels use.
 //!
 //! A kernel is generic over [`Simd`] and inlined into a function that has the instruction set's features ([`crate::isa::Kernel`]). Nothing
-//! here may be called from elsewhere, so everything is `unsafe`.
+//! here may be called from code without these features, so everything is `unsafe`.
 #![allow(
     clippy::missing_safety_doc,
     reason = "one contract for all: the machine has the instructions, pointers are valid for 16 values"
@@ -48,7 +48,7 @@ unsafe fn add_mxfp4_floats<S: Simd + ?Sized, const N: usize, const P: usize>(
 /// Rounds 32 floats to 16-bit integers in pairs, and returns their scale.
 #[inline(always)]
 pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S::I, f32) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees the contract.
     unsafe {
         let largest = S::max(S::max(low, high), S::sub(S::zero(), S::min(low, high)));
         let largest = S::maximum(largest);
@@ -122,7 +122,7 @@ pub(crate) trait Simd {
     /// Writes a block of 32 inputs as 32 words in the layout that [`Simd::add_mxfp4`] reads.
     #[inline(always)]
     unsafe fn prepare(low: Self::V, high: Self::V, to: *mut u32) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe { strip_floats::<Self>(low, high, to) }
     }
     /// Adds the dot products of an MXFP4 block with the same block of N inputs to `sums`. A dot product is the sum of all lanes of its P
@@ -133,7 +133,7 @@ pub(crate) trait Simd {
         inputs: [*const u32; N],
         sums: &mut [[Self::V; P]; N],
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe { add_mxfp4_floats::<Self, N, P>(block, inputs, sums) }
     }
     /// Transposes 16 × 16 words.
@@ -146,7 +146,7 @@ pub(crate) trait Simd {
     /// Cody and Waite's reduction to ±½ ln 2, then a polynomial of degree 6.
     #[inline(always)]
     unsafe fn exp(v: Self::V) -> Self::V {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe {
             let v = Self::min(Self::splat(88.0), Self::max(Self::splat(-87.0), v));
             let n = Self::round(Self::mul(v, Self::splat(std::f32::consts::LOG2_E)));

@@ -150,7 +150,7 @@ struct AnswerPlan {
     basis: Option<Basis>,
 }
 
-/// What is stored in addition to the answer.
+/// Data that is stored in addition to the answer.
 struct Basis {
     id: String,
     input: Vec<Value>,
@@ -284,7 +284,7 @@ fn prompt(
         if !drops || tokens.as_ref().is_ok_and(|tokens| tokens.len() < model.handle.context()) {
             return tokens;
         }
-        // Up to the next question, so that no result is left without its call.
+        // Everything up to the next question is left out, so that no result remains without its call.
         let next = said.iter().skip(1).position(|message| message.role == Role::User);
         let Some(next) = next else { return tokens };
         said = &said[next + 1..];
