@@ -85,7 +85,7 @@ impl Server {
     fn wait_until_it_drains(&self) {
         let until = Instant::now() + Duration::from_secs(20);
         while self.ask("GET", "/health", &Value::Null).0 == 200 {
-            assert!(Instant::now() < until, "it goes on");
+            assert!(Instant::now() < until, "it still accepts requests");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

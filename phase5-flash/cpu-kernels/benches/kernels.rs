@@ -57,7 +57,7 @@ enum Way {
     Tiled(PanelFormat),
 }
 
-/// A format's name as the command line has it.
+/// A format's name, as on the command line.
 fn name(format: impl Debug) -> String {
     format!("{format:?}").to_lowercase()
 }
@@ -110,7 +110,7 @@ fn products_with(group: &mut BenchmarkGroup<'_, WallTime>, storage: Storage, buf
             if let Way::Tiled(format) = way {
                 let filling = panel.begin(isa, format, COLUMNS, inputs);
                 for group in 0..filling.groups() {
-                    // SAFETY: one thread.
+                    // SAFETY: only this thread uses the buffers.
                     unsafe { filling.pack(group, |i| &x[i]) };
                 }
             }
@@ -152,7 +152,7 @@ fn coarse_copies(c: &mut Criterion) {
         group.throughput(Throughput::BytesDecimal((TILE * row_bytes) as u64));
         group.bench_function(BenchmarkId::new("coarse copy made from q8_0", isa), |bencher| {
             let making = coarse.make();
-            // SAFETY: one thread.
+            // SAFETY: only this thread uses the buffers.
             bencher.iter(|| unsafe { making.tile(isa, next(), rows(0)) });
         });
         group.throughput(Throughput::BytesDecimal(tile_bytes as u64));
@@ -229,7 +229,7 @@ fn anywhere(block: usize, head: usize) -> usize {
 fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
     let bytes = KeyBlock::bytes(format, DIM);
     let mut memory = MmapMut::map_anon(KV_HEADS * BLOCKS * bytes).expect("memory");
-    // Advice may be refused.
+    // The system may refuse this, which only affects speed.
     #[cfg(target_os = "linux")]
     let _ = memory.advise(if layout.huge_pages { Advice::HugePage } else { Advice::NoHugePage });
     for head in 0..KV_HEADS {
@@ -278,12 +278,12 @@ fn full_layers(group: &mut BenchmarkGroup<'_, WallTime>) {
                             KeyBlock { format, head_dim: DIM, data: &memory[start..start + bytes] }
                         };
                         let blocks = Blocks { start: 0, count: BLOCKS, at: &at };
-                        // SAFETY: a task's result and a thread's scratch are its own.
+                        // SAFETY: each thread has its own scratch, and each task its own result.
                         let (result, own) = unsafe { (results.part(task * len, len), scratch.part(thread, 1)) };
                         attend_share(isa, &queries, &blocks, share, result, &mut own[0]);
                     });
                     pool.run(KV_HEADS, &|head, _| {
-                        // SAFETY: a head's results are its task's.
+                        // SAFETY: each task has its own head, and each head its own results.
                         let (results, out) = unsafe {
                             (results.part(head * shares * len, shares * len), all.part(head * q.len(), q.len()))
                         };

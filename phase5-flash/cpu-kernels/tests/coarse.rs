@@ -41,7 +41,7 @@ impl Case {
         let tiles = coarse.tiles();
         let making = coarse.make();
         for tile in 0..tiles {
-            // SAFETY: one thread.
+            // SAFETY: only this thread uses the buffers.
             unsafe { making.tile(isa, tile, self.tile(tile)) };
         }
         let mut inputs = CoarseInputs::default();

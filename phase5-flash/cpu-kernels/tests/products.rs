@@ -135,7 +135,7 @@ proptest! {
                 }
                 let filling = panel.begin(isa, format, case.columns, inputs);
                 for group in 0..filling.groups() {
-                    // SAFETY: one thread.
+                    // SAFETY: only this thread uses the buffers.
                     unsafe { filling.pack(group, |i| &case.inputs[i]) };
                 }
                 let mut out = vec![f32::NAN; inputs * TILE];
@@ -172,7 +172,7 @@ proptest! {
                 let mut panel = Panel::default();
                 let filling = panel.begin(isa, format, case.columns, inputs);
                 for group in 0..filling.groups() {
-                    // SAFETY: one thread.
+                    // SAFETY: only this thread uses the buffers.
                     unsafe { filling.pack(group, |i| &case.inputs[i]) };
                 }
                 let mut out = vec![0.0; inputs * TILE];

@@ -32,7 +32,7 @@ fn action() -> impl Strategy<Value = Action> {
 struct Model {
     tokens: BTreeMap<u64, Vec<u32>>,
     memory: BTreeMap<(u32, usize), u32>,
-    /// The greatest length of each sequence so far: what it can be shortened to is counted from there.
+    /// The greatest length of each sequence so far, which limits how far it can be truncated.
     longest: BTreeMap<u64, usize>,
     next: u32,
 }
@@ -62,7 +62,7 @@ impl Model {
         holders
     }
 
-    /// Pages that growing takes: each sequence in turn copies a partial last page that others still hold, and appends new pages.
+    /// Number of pages that an extension takes: each sequence copies its partial last page if others still hold it, and appends new pages.
     fn taken(&self, pages: &Pages, kinds: &[AttentionKind], wishes: &[(u64, usize)]) -> usize {
         let mut holders = self.holders(pages, kinds);
         let mut taken = 0;
@@ -80,7 +80,7 @@ impl Model {
         taken
     }
 
-    /// Every position that the next query can see is on the page that the lists name, with the value that the sequence wrote there.
+    /// Asserts that every position that the next query can see is on its listed page, with the value that the sequence wrote.
     fn check(&self, pages: &Pages, kinds: &[AttentionKind]) -> Result<(), TestCaseError> {
         for (&sequence, tokens) in &self.tokens {
             prop_assert_eq!(pages.length(sequence), tokens.len());

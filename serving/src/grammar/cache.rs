@@ -1,6 +1,6 @@
 //! A cache of compiled grammars for requests that repeat a schema.
 //!
-//! Agents send the same tools in every turn, and compilation is most of the cost of a constraint.
+//! Agents send the same tools in every request, and compilation is most of the cost of a constraint.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use llguidance::Matcher;
 use serde_json::Value;
 
-/// The largest number of grammars. Before the first token, a lexer has only a few of its states.
+/// The largest number of grammars. Each takes little memory, because its lexer has computed only its first states.
 const MOST: usize = 32;
 /// The largest total size of their schemas, in bytes.
 const MOST_BYTES: usize = 1 << 20;

@@ -1,9 +1,9 @@
 //! Top-k and top-p: finds the last token, in order of rank, that each keeps, by radix select.
 //!
-//! Both keep the first tokens in order of rank, which is by falling logit and, among equal ones, by token. The end is searched four bits of
-//! the rank at a time, from the highest: cubes share the vocabulary and sum the number, or the weights, of the tokens with each of 16
-//! digits; the digit at which the limit is reached is the next four bits. Among tokens that agree in all 32 bits, the same search goes over
-//! stripes, pieces and tokens. A search takes nine launches.
+//! Both filters keep the first tokens in order of rank: by falling logit and, among equal logits, by token. A rank has eight digits of four
+//! bits. The search finds the rank of the last token digit by digit, from the highest: for each of the 16 values of a digit, cubes sum the
+//! number of tokens, or their weights; the value at which the sum reaches the limit is the next digit. Among tokens with equal ranks, the
+//! same search finds the stripe, the piece and the token. A search takes nine launches.
 
 use cubecl::prelude::*;
 
