@@ -52,7 +52,7 @@ pub fn harmony(tokenizer: &Tokenizer) -> Result<Harmony<'_>> {
 
 /// The beginning of every conversation: the system message, and the developer message if it is not empty. `date` is the date in the system
 /// message.
-pub fn opening(
+pub fn conversation_start(
     effort: ReasoningEffort,
     date: &str,
     instructions: Option<&str>,
@@ -88,12 +88,12 @@ pub fn answer(
     let generated = generate(engine, harmony.tokenizer(), SEQUENCE, history, prompt, &params, &mut |step| match step {
         Step::Prefill { done, of } => on_event(Event::Prompt { done: *done, of: *of }),
         Step::Token { token, .. } => {
-            let flow = tell(&parser.push(*token), &mut is_complete, on_event);
+            let flow = report_deltas(&parser.push(*token), &mut is_complete, on_event);
             if parser.stop_string().is_some() { ControlFlow::Break(()) } else { flow }
         }
         Step::Rest { .. } => ControlFlow::Continue(()),
     });
-    let _ = tell(&parser.finish(), &mut is_complete, on_event);
+    let _ = report_deltas(&parser.finish(), &mut is_complete, on_event);
     let mut generated = generated?;
     if let Some(string) = parser.stop_string() {
         generated.finish = FinishReason::StopString(string.to_owned());
@@ -102,7 +102,7 @@ pub fn answer(
     Ok((Turn { messages, warnings, is_complete }, generated))
 }
 
-fn tell(
+fn report_deltas(
     deltas: &[Delta],
     is_complete: &mut bool,
     on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,

@@ -42,7 +42,7 @@ impl<'a> Conversation<'a> {
         instructions: Option<&str>,
         functions: Vec<Function>,
     ) -> Conversation<'a> {
-        let messages = answer::opening(effort, &date, instructions, &functions);
+        let messages = answer::conversation_start(effort, &date, instructions, &functions);
         Conversation { harmony, effort, date, functions, messages, held: Vec::new(), saved: None }
     }
 
@@ -79,7 +79,7 @@ impl<'a> Conversation<'a> {
         match instructions {
             Some(text) => {
                 let text = Some(text).filter(|text| !text.is_empty());
-                self.messages = answer::opening(self.effort, &self.date, text, &self.functions);
+                self.messages = answer::conversation_start(self.effort, &self.date, text, &self.functions);
             }
             None => self.messages.retain(|message| matches!(message.role, Role::System | Role::Developer)),
         }
@@ -91,7 +91,7 @@ impl<'a> Conversation<'a> {
     ///
     /// # Errors
     /// The message does not fit and was removed again, or the file cannot be written.
-    pub fn say(
+    pub fn send(
         &mut self,
         message: Message,
         engine: &mut dyn Engine,
@@ -139,13 +139,13 @@ impl<'a> Conversation<'a> {
     /// The tokens of the conversation so far: those of the rendered messages. They differ from the model's own tokens where it was cut off,
     /// ended by a stop string or made mistakes; the engine then goes back to that point. If it cannot, the model's own tokens are kept.
     fn settle(&self, prompt: Vec<u32>, answer: &Answer, engine: &mut dyn Engine) -> Vec<u32> {
-        let mut said = prompt[..prompt.len() - self.harmony.opening().len()].to_vec();
+        let mut rendered = prompt[..prompt.len() - self.harmony.generation_prompt().len()].to_vec();
         for message in &answer.turn.messages {
-            said.extend(self.harmony.render(message));
+            rendered.extend(self.harmony.render(message));
         }
         let written = [prompt, answer.generated.tokens.clone()].concat();
-        let shared = common_length(&said, &written[..engine.length(SEQUENCE)]);
-        if go_back(engine, shared) { said } else { written }
+        let shared = common_length(&rendered, &written[..engine.length(SEQUENCE)]);
+        if go_back(engine, shared) { rendered } else { written }
     }
 }
 

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp};
 use phase2_forward::{ComputeDevice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
-use phase4_profiling::{CostModel, EngineSetup, MemoryPlan, Place, cache_directory};
+use phase4_profiling::{CostModel, EngineSetup, MemoryKind, MemoryPlan, cache_directory};
 use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
@@ -81,7 +81,7 @@ pub fn planned_needs(
         chunk: context.min(PREFILL_CHUNK),
         shortlist: 0,
     };
-    ModelNeeds { bytes: plan(setup).at(Place::Device), layers: config.layers() }
+    ModelNeeds { bytes: plan(setup).at(MemoryKind::Device), layers: config.layers() }
 }
 
 /// An engine with a loaded model.

@@ -9,11 +9,11 @@ use phase1_loading::{Checkpoint, write_whole};
 use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use phase4_profiling::cache_directory;
 
-use crate::args::{EngineArgs, Room};
+use crate::args::{CacheSize, EngineArgs};
 use crate::embedded::{EMBEDDED_MODEL, EMBEDDED_PATH};
 
 /// The least number of tokens in the cache.
-const LEAST_ROOM: usize = 1024;
+const MIN_ROOM: usize = 1024;
 
 /// The folder in which peers are installed.
 pub fn folder() -> Result<PathBuf> {
@@ -43,8 +43,8 @@ pub fn start(peer: Peer, checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(
         threads: args.on_cpu().thread_count(),
         ..Options::default()
     };
-    let options = match args.room {
-        Some(Room { tokens, sequences }) => Options { context: tokens.max(LEAST_ROOM), sequences, ..options },
+    let options = match args.cache_size {
+        Some(CacheSize { tokens, sequences }) => Options { context: tokens.max(MIN_ROOM), sequences, ..options },
         None => options,
     };
     let engine = PeerEngine::start(&launch, checkpoint, &model_file(checkpoint)?, &options)?;

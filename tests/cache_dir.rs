@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 /// Room for about five short conversations: 40 pages of 64 positions, in f32.
 const KV_MEMORY: &str = "7680KiB";
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A server that is stopped at the end of its test.
 struct Server {
@@ -69,8 +69,8 @@ impl Server {
 
     /// SIGTERM, as `systemctl stop` sends it.
     fn stop(mut self) {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
-        assert!(told.success());
+        let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
+        assert!(signalled.success());
         assert_eq!(self.child.wait().expect("it ends").code(), Some(0), "{:?}", self.log);
     }
 
@@ -81,7 +81,7 @@ impl Server {
     /// The body of an answer; `None` if the server is gone.
     fn send(&self, method: &str, path: &str, body: &str) -> Option<String> {
         let mut stream = TcpStream::connect(&self.address).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(TIMEOUT)).ok()?;
         let (address, length) = (&self.address, body.len());
         let head = format!("host: {address}\r\nconnection: close\r\ncontent-length: {length}");
         write!(stream, "{method} {path} HTTP/1.1\r\n{head}\r\n\r\n{body}").ok()?;
@@ -173,7 +173,7 @@ fn parts(folder: &Path) -> usize {
 }
 
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < until, "{what}");
         thread::sleep(Duration::from_millis(2));
@@ -238,13 +238,14 @@ fn a_server_killed_while_it_writes_harms_nothing() {
                     }
                 }
             });
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + TIMEOUT;
             let wanted = before + 1 + round;
             while parts(folder.path()) == 0 && files(folder.path()).len() < wanted && Instant::now() < until {
                 thread::yield_now();
             }
-            let told = Command::new("kill").args(["-KILL", &server.child.id().to_string()]).status().expect("kill");
-            assert!(told.success());
+            let signalled =
+                Command::new("kill").args(["-KILL", &server.child.id().to_string()]).status().expect("kill");
+            assert!(signalled.success());
             asking.join().expect("right answers");
         });
         server.kill();
@@ -286,15 +287,16 @@ fn damaged_files_are_refused_and_the_answer_is_right() {
     fs::write(path("notes.txt"), "mine").expect("written");
 
     let server = Server::on(folder.path());
-    let said = |name: &str| server.log().iter().filter(|line| line.contains(name) && line.contains("deleted")).count();
+    let deletions =
+        |name: &str| server.log().iter().filter(|line| line.contains(name) && line.contains("deleted")).count();
     for name in ["00000000000000a1.kv", "00000000000000a2.kv", "00000000000000a3.kv", "of another model"] {
-        assert_eq!(said(name), 1, "{name}: {:?}", server.log());
+        assert_eq!(deletions(name), 1, "{name}: {:?}", server.log());
     }
     let answer = server.ask(&messages);
     assert_eq!((answer.cached_tokens, answer.content()), (0, "21 + 17 = 38."));
     assert_eq!(answer.message, cold(&messages));
     let name = prompt.file_name().and_then(|name| name.to_str()).expect("UTF-8");
-    wait_until("it is said", || said(name) == 1);
+    wait_until("it is said", || deletions(name) == 1);
     assert!(!prompt.exists() && path("00000000000000a4.kv").exists() && path("notes.txt").exists());
 }
 

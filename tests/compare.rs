@@ -99,8 +99,8 @@ fn an_engine_that_fails_leaves_the_others_alone() {
 
     let out = directory.path().join("none");
     let output = compare(&["--engine", "flash", "--kv-memory", "1B", "--turns", "1"], &out);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), said.lines().last()), (Some(2), Some("gptoss: no engine ran")), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), stderr.lines().last()), (Some(2), Some("gptoss: no engine ran")), "{stderr}");
     assert!(record_in(&out)["runs"][0]["error"].is_string());
 }
 

@@ -77,8 +77,8 @@ impl Server {
     }
 
     fn terminate(&self) {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
-        assert!(told.success());
+        let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
+        assert!(signalled.success());
     }
 
     /// Waits until the server refuses new requests.

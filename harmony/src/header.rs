@@ -36,7 +36,7 @@ const CONTENT_TYPES: [&str; 2] = ["json", "code"];
 
 /// How a header began.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Opening {
+pub(crate) enum HeaderStart {
     /// `<|start|>` and the role precede the first token.
     Given,
     /// With `<|start|>`; the role follows.
@@ -47,7 +47,7 @@ pub(crate) enum Opening {
 
 /// The text of a header, split at its control tokens, as it arrives.
 pub(crate) struct HeaderText {
-    opening: Opening,
+    start: HeaderStart,
     /// Text after `<|start|>`.
     author: String,
     /// Text after each `<|channel|>` and `<|constrain|>`.
@@ -55,15 +55,15 @@ pub(crate) struct HeaderText {
 }
 
 /// The most likely meaning of a header.
-pub(crate) struct Reading {
+pub(crate) struct ParsedHeader {
     pub header: Header,
     /// Whether the header was malformed.
     pub odd: bool,
 }
 
 impl HeaderText {
-    pub fn new(opening: Opening) -> HeaderText {
-        HeaderText { opening, author: String::new(), parts: Vec::new() }
+    pub fn new(start: HeaderStart) -> HeaderText {
+        HeaderText { start, author: String::new(), parts: Vec::new() }
     }
 
     pub fn push(&mut self, text: &str) {
@@ -85,17 +85,17 @@ impl HeaderText {
 
     /// Whether it begins with `<|start|>`.
     pub fn has_start(&self) -> bool {
-        self.opening != Opening::Missing
+        self.start != HeaderStart::Missing
     }
 
     /// Whether it has no `<|start|>` and consists only of white space.
     pub fn is_blank_between_messages(&self) -> bool {
-        self.opening != Opening::Start && self.parts.is_empty() && self.author.trim().is_empty()
+        self.start != HeaderStart::Start && self.parts.is_empty() && self.author.trim().is_empty()
     }
 
     /// Whether the text is not a header but content: words without `<|start|>` that occur in no header.
     pub fn is_speech(&self) -> bool {
-        self.opening != Opening::Start && self.parts.is_empty() && !may_begin_header(&self.author)
+        self.start != HeaderStart::Start && self.parts.is_empty() && !may_begin_header(&self.author)
     }
 
     /// The header as the model wrote it.
@@ -105,9 +105,9 @@ impl HeaderText {
     }
 
     /// Interprets the header. `declared` are names of functions, used to separate a name from text that was joined to it.
-    pub fn read(&self, declared: &[String]) -> Reading {
-        let mut reader = Reader { odd: self.opening == Opening::Missing, ..Reader::default() };
-        reader.author(&self.author, self.opening);
+    pub fn read(&self, declared: &[String]) -> ParsedHeader {
+        let mut reader = Reader { odd: self.start == HeaderStart::Missing, ..Reader::default() };
+        reader.author(&self.author, self.start);
         for (control, text) in &self.parts {
             match control {
                 Control::Channel => reader.channel(text),
@@ -145,7 +145,7 @@ impl HeaderText {
 
     /// The written role. Any other word would be the name of a tool, which is not expected here.
     fn role(&self) -> Option<Role> {
-        let is_written = self.opening == Opening::Start;
+        let is_written = self.start == HeaderStart::Start;
         let role = is_written.then(|| author(split_word(&self.author).0).0);
         role.filter(|&role| role != Role::Tool)
     }
@@ -230,10 +230,10 @@ impl Reader {
         self.recipient = Some(name.to_owned());
     }
 
-    fn author(&mut self, text: &str, opening: Opening) {
+    fn author(&mut self, text: &str, start: HeaderStart) {
         let words = self.words(text);
         let mut words = words.into_iter().peekable();
-        if opening == Opening::Start {
+        if start == HeaderStart::Start {
             let role = words.next();
             self.odd |= role != Some(split_word(text).0);
             self.author = role.map(author);
@@ -306,14 +306,14 @@ impl Reader {
         }
     }
 
-    fn finish(mut self, declared: &[String]) -> Reading {
+    fn finish(mut self, declared: &[String]) -> ParsedHeader {
         let (role, name) = self.author.take().unwrap_or((Role::Assistant, None));
         if role == Role::Assistant {
             self.odd |= self.channel.is_none();
             self.repair_recipient(declared);
         }
         let Reader { recipient, channel, content_type, odd, .. } = self;
-        Reading { header: Header { role, name, recipient, channel, content_type }, odd }
+        ParsedHeader { header: Header { role, name, recipient, channel, content_type }, odd }
     }
 
     fn repair_recipient(&mut self, declared: &[String]) {

@@ -5,7 +5,7 @@ use std::mem::{replace, take};
 use phase1_loading::{StopStrings, TextStream};
 
 use crate::control::{Control, Harmony};
-use crate::header::{Header, HeaderText, Opening};
+use crate::header::{Header, HeaderStart, HeaderText};
 use crate::message::{Message, Role};
 use crate::prompt::Function;
 
@@ -55,17 +55,17 @@ enum State {
 impl<'a> Harmony<'a> {
     /// A parser for what a model generates after [`Harmony::render_prompt`].
     pub fn parser(&self) -> Parser<'a> {
-        Parser::new(*self, true, Opening::Given)
+        Parser::new(*self, true, HeaderStart::Given)
     }
 }
 
 impl<'a> Parser<'a> {
     /// A parser for a whole conversation, beginning after its first `<|start|>`.
     pub(crate) fn of_conversation(harmony: Harmony<'a>) -> Parser<'a> {
-        Self::new(harmony, false, Opening::Start)
+        Self::new(harmony, false, HeaderStart::Start)
     }
 
-    fn new(harmony: Harmony<'a>, is_turn: bool, opening: Opening) -> Parser<'a> {
+    fn new(harmony: Harmony<'a>, is_turn: bool, start: HeaderStart) -> Parser<'a> {
         let tokenizer = harmony.tokenizer();
         let is_control = |token: u32| tokenizer.control(&tokenizer.decode(&[token])) == Some(token);
         // Untrusted text may contain any token that is not a control token, so that only control tokens end a conversation.
@@ -77,7 +77,7 @@ impl<'a> Parser<'a> {
             ends: ends.filter(|&token| harmony.control.find(token).is_none()).collect(),
             stop: StopStrings::default(),
             stream: TextStream::default(),
-            state: State::Header(HeaderText::new(opening)),
+            state: State::Header(HeaderText::new(start)),
             messages: Vec::new(),
             warnings: Vec::new(),
             stop_string: None,
@@ -196,14 +196,14 @@ impl<'a> Parser<'a> {
             return;
         }
         match &mut self.state {
-            State::Body(_) => self.say(text, out),
+            State::Body(_) => self.add_text(text, out),
             State::Header(header) => {
                 header.push(&text);
                 if header.is_speech() {
                     let text = header.raw();
                     self.warn("a message without a header".into(), out);
                     self.begin(Header::BARE, out);
-                    self.say(text, out);
+                    self.add_text(text, out);
                 }
             }
         }
@@ -214,11 +214,11 @@ impl<'a> Parser<'a> {
             Control::Start => self.start(out),
             Control::Message => match &self.state {
                 State::Header(header) => {
-                    let (reading, raw) = (header.read(&self.functions), header.raw());
-                    if reading.odd || self.is_turn && reading.header.role != Role::Assistant {
+                    let (parsed, raw) = (header.read(&self.functions), header.raw());
+                    if parsed.odd || self.is_turn && parsed.header.role != Role::Assistant {
                         self.warn(format!("malformed header `{raw}`"), out);
                     }
-                    self.begin(reading.header, out);
+                    self.begin(parsed.header, out);
                 }
                 State::Body(_) => self.warn("<|message|> inside a message".into(), out),
             },
@@ -228,7 +228,7 @@ impl<'a> Parser<'a> {
                     self.warn(format!("{} inside a message", control.name()), out);
                     if control == Control::Channel {
                         self.close(false, out);
-                        let mut header = HeaderText::new(Opening::Given);
+                        let mut header = HeaderText::new(HeaderStart::Given);
                         header.divide(control);
                         self.state = State::Header(header);
                     }
@@ -248,7 +248,7 @@ impl<'a> Parser<'a> {
             State::Header(header) if header.has_start() => self.warn("<|start|> twice".into(), out),
             State::Header(_) => {}
         }
-        self.state = State::Header(HeaderText::new(Opening::Start));
+        self.state = State::Header(HeaderText::new(HeaderStart::Start));
     }
 
     fn end(&mut self, control: Control, out: &mut Vec<Delta>) {
@@ -263,7 +263,7 @@ impl<'a> Parser<'a> {
             }
             State::Header(header) if header.is_empty() => {
                 self.warn(format!("{} without a message", control.name()), out);
-                self.state = State::Header(HeaderText::new(Opening::Missing));
+                self.state = State::Header(HeaderText::new(HeaderStart::Missing));
             }
             State::Header(_) => self.abandon(true, out),
         }
@@ -289,7 +289,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Adds text to the open message.
-    fn say(&mut self, text: String, out: &mut Vec<Delta>) {
+    fn add_text(&mut self, text: String, out: &mut Vec<Delta>) {
         let is_visible = self.open_header().is_some_and(Header::is_visible);
         let (text, stop) = if is_visible { self.stop.push(&text) } else { (text, None) };
         self.add(text, out);
@@ -312,17 +312,17 @@ impl<'a> Parser<'a> {
         let held = self.stop.finish();
         self.add(held, out);
         out.push(Delta::End { complete });
-        self.state = State::Header(HeaderText::new(Opening::Missing));
+        self.state = State::Header(HeaderText::new(HeaderStart::Missing));
     }
 
     /// Drops a header that did not reach its `<|message|>`. Content in it becomes a message.
     fn abandon(&mut self, complete: bool, out: &mut Vec<Delta>) {
         let State::Header(header) = &mut self.state else { return };
-        let header = replace(header, HeaderText::new(Opening::Missing));
+        let header = replace(header, HeaderText::new(HeaderStart::Missing));
         self.warn(format!("header `{}` without a message", header.raw()), out);
         if let Some((header, text)) = header.speech(complete) {
             self.begin(header, out);
-            self.say(text, out);
+            self.add_text(text, out);
             // A stop string may have closed the message already.
             if self.open_header().is_some() {
                 self.close(complete, out);

@@ -25,7 +25,7 @@ impl Harmony<'_> {
     /// Renders a conversation up to the point where the assistant continues.
     pub fn render_prompt(&self, messages: &[Message]) -> Vec<u32> {
         let mut tokens = self.render_conversation(messages);
-        tokens.extend(self.opening());
+        tokens.extend(self.generation_prompt());
         tokens
     }
 
@@ -43,7 +43,7 @@ impl Harmony<'_> {
     }
 
     /// `<|start|>assistant`, after which the assistant continues.
-    pub fn opening(&self) -> Vec<u32> {
+    pub fn generation_prompt(&self) -> Vec<u32> {
         let mut tokens = vec![self.control.id(Control::Start)];
         tokens.extend(self.tokenizer().encode(Role::Assistant.name()));
         tokens

@@ -148,7 +148,8 @@ fn the_miniatures_training_texts_are_rendered_alike() {
     assert!(lines.len() > 30);
     for line in &lines {
         let messages = messages(line);
-        let write = |said: &Message| format!("<|start|>{}<|message|>{}<|end|>", said.role.name(), said.content);
+        let write =
+            |message: &Message| format!("<|start|>{}<|message|>{}<|end|>", message.role.name(), message.content);
         let rendered: String = messages.iter().map(write).collect();
         assert_eq!(Some(rendered), text(line, "text"), "{}", line["name"]);
     }

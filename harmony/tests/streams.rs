@@ -46,7 +46,7 @@ fn bytewise(tokens: &[u32]) -> Vec<u32> {
 const TEXT: &str = "[ a-zé👋<|>:={}\"\n]{0,12}";
 
 /// A random message of the assistant.
-fn said() -> impl Strategy<Value = Message> {
+fn assistant_message() -> impl Strategy<Value = Message> {
     let plain = (prop::sample::select(vec!["analysis", "commentary", "final"]), TEXT)
         .prop_map(|(channel, text)| Message::assistant(channel, text));
     let kinds = [None, Some("json"), Some("code"), Some("<|constrain|>json")];
@@ -68,7 +68,7 @@ fn any_message() -> impl Strategy<Value = Message> {
     let from_outside = (prop::sample::select(roles), TEXT, prop::option::of("[a-z]{1,5}"))
         .prop_map(|(role, text, name)| Message { name, ..Message::new(role, text) });
     let result = ("[a-z_]{1,6}(json)?", TEXT).prop_map(|(function, text)| Message::tool_result(&function, text));
-    prop_oneof![3 => said(), 2 => from_outside, 1 => result]
+    prop_oneof![3 => assistant_message(), 2 => from_outside, 1 => result]
 }
 
 /// What a model generates after `<|start|>assistant`.
@@ -79,11 +79,11 @@ fn turn(messages: &[Message]) -> Vec<u32> {
         tokens.pop();
         tokens.extend(shared().control("<|return|>"));
     }
-    tokens.split_off(harmony.opening().len())
+    tokens.split_off(harmony.generation_prompt().len())
 }
 
 /// Joins deltas to messages, and asserts that each message begins and ends.
-fn told(deltas: &[Delta]) -> Vec<Message> {
+fn collect_messages(deltas: &[Delta]) -> Vec<Message> {
     let mut messages: Vec<Message> = Vec::new();
     let mut is_open = false;
     for delta in deltas {
@@ -190,7 +190,7 @@ impl Mutation {
 proptest! {
     /// A rendered turn is parsed back to its messages, also if characters are split between tokens.
     #[test]
-    fn turns_read_back(messages in prop::collection::vec(said(), 1..5)) {
+    fn turns_read_back(messages in prop::collection::vec(assistant_message(), 1..5)) {
         for tokens in [turn(&messages), bytewise(&turn(&messages))] {
             let mut parser = harmony().parser();
             let deltas = push_all(&mut parser, &tokens);
@@ -198,7 +198,7 @@ proptest! {
             let calls = messages[..messages.len() - 1].iter().filter(|message| message.is_call()).count();
             prop_assert_eq!(parser.warnings().len(), calls.min(1), "{:?}", parser.warnings());
             prop_assert_eq!(parser.messages(), &messages);
-            prop_assert_eq!(&told(&deltas), &messages);
+            prop_assert_eq!(&collect_messages(&deltas), &messages);
             prop_assert!(parser.has_ended());
         }
     }
@@ -224,7 +224,7 @@ proptest! {
     /// Every `q` of a malformed turn is in a message, in its header or in a warning; a `q` in a body stays in that body.
     #[test]
     fn broken_turns_lose_nothing(
-        messages in prop::collection::vec(said(), 0..4),
+        messages in prop::collection::vec(assistant_message(), 0..4),
         mutations in prop::collection::vec(mutation(), 0..8),
         halves in any::<bool>(),
     ) {
@@ -237,7 +237,7 @@ proptest! {
         }
         let mut parser = harmony().parser();
         let deltas = push_all(&mut parser, &tokens);
-        prop_assert_eq!(told(&deltas), parser.messages());
+        prop_assert_eq!(collect_messages(&deltas), parser.messages());
         let kept = parser.messages().iter().map(|message| {
             let fields = [&message.name, &message.recipient, &message.channel, &message.content_type];
             count(&message.content) + fields.into_iter().flatten().map(|field| count(field)).sum::<usize>()
@@ -250,7 +250,7 @@ proptest! {
     /// A stop string ends a broken turn at the same place however its text is cut into tokens.
     #[test]
     fn stop_strings_do_not_depend_on_tokens(
-        messages in prop::collection::vec(said(), 1..4),
+        messages in prop::collection::vec(assistant_message(), 1..4),
         stop in prop::collection::vec("[a-z ]{1,2}", 1..3),
     ) {
         let outcome = |tokens: &[u32]| {
@@ -262,12 +262,12 @@ proptest! {
             (parser.messages().to_vec(), parser.stop_string().map(str::to_owned))
         };
         let tokens = turn(&messages);
-        let (said, found) = outcome(&tokens);
-        prop_assert_eq!(&outcome(&bytewise(&tokens)), &(said.clone(), found.clone()));
-        for message in said.iter().filter(|message| message.is_visible()) {
+        let (parsed, found) = outcome(&tokens);
+        prop_assert_eq!(&outcome(&bytewise(&tokens)), &(parsed.clone(), found.clone()));
+        for message in parsed.iter().filter(|message| message.is_visible()) {
             prop_assert!(!stop.iter().any(|stop| message.content.contains(stop)), "{:?}", message);
         }
-        prop_assert_eq!(found.is_none(), said == messages);
+        prop_assert_eq!(found.is_none(), parsed == messages);
     }
 
     /// Any tokens are either parsed or refused.

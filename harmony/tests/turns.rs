@@ -229,8 +229,8 @@ fn odd_turns_lose_nothing() {
         assert_eq!(lines(&harmony, text), expected, "{text}");
         let (deltas, parser) = parse(&harmony, text);
         assert_eq!(parser.warnings().len(), warnings, "{text}: {:?}", parser.warnings());
-        let told = deltas.iter().filter(|delta| matches!(delta, Delta::Warning(_))).count();
-        assert_eq!(told, warnings, "{text}");
+        let count = deltas.iter().filter(|delta| matches!(delta, Delta::Warning(_))).count();
+        assert_eq!(count, warnings, "{text}");
     }
 }
 

@@ -62,10 +62,10 @@ pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
 
 /// The name of a tensor in errors.
 pub(crate) fn title(name: &str) -> String {
-    format!("tensor `{}`", beginning(name))
+    format!("tensor `{}`", excerpt(name))
 }
 
-/// The beginning of a text, to be quoted in an error: the whole text may be as long as a header.
-pub(crate) fn beginning(text: &str) -> String {
+/// The excerpt of a text, to be quoted in an error: the whole text may be as long as a header.
+pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(100).collect()
 }

@@ -23,7 +23,7 @@ use twox_hash::XxHash3_64;
 use crate::error::{Defect, LoadError};
 use crate::mapping::{map, write_whole};
 use crate::mistaken::stand_in;
-use crate::safetensors_file::{self, Parts, beginning, title};
+use crate::safetensors_file::{self, Parts, excerpt, title};
 
 /// Distinguishes session files from other safetensors files.
 const FORMAT: &str = "gptoss session";
@@ -141,7 +141,7 @@ impl SavedSession {
         let cached = text("cached_tokens")?;
         let length = cached.parse::<usize>().ok().filter(|&length| length <= tokens.len()).ok_or_else(|| {
             let expected = format!("at most {}, the number of tokens", tokens.len());
-            Defect::new(metadata_title("cached_tokens"), expected, beginning(cached))
+            Defect::new(metadata_title("cached_tokens"), expected, excerpt(cached))
         })?;
         let [model, rope, cache, engine] =
             [text("model")?, text("rope")?, text("cache")?, text("engine")?].map(str::to_owned);
@@ -153,7 +153,7 @@ impl SavedSession {
         Ok((saved, contents.to_owned()))
     }
 
-    /// The beginning of a file, before the tokens: the length of the JSON, and the JSON, which ends in spaces so that the tokens are
+    /// The excerpt of a file, before the tokens: the length of the JSON, and the JSON, which ends in spaces so that the tokens are
     /// aligned.
     fn file_header(&self, header_checksum: &str, contents_checksum: &str) -> Vec<u8> {
         let SessionHeader { model, rope, cache, engine, tokens, length } = &self.header;
@@ -262,7 +262,7 @@ fn check_kind(file: &[u8]) -> Result<(), Defect> {
 }
 
 fn other_version(version: &str) -> Defect {
-    let found = format!("version {} of another gptoss; begin a new file", beginning(version));
+    let found = format!("version {} of another gptoss; begin a new file", excerpt(version));
     Defect::new("header", format!("version {VERSION}"), found)
 }
 
@@ -270,6 +270,6 @@ fn other_version(version: &str) -> Defect {
 fn check_sum(key: &str, found: &str, expected: &str) -> Result<(), Defect> {
     match found == expected {
         true => Ok(()),
-        false => Err(Defect::new(metadata_title(key), expected, format!("{} (a damaged file)", beginning(found)))),
+        false => Err(Defect::new(metadata_title(key), expected, format!("{} (a damaged file)", excerpt(found)))),
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::config::GptOssConfig;
 use crate::dialect::Dialect;
 use crate::error::Defect;
-use crate::gguf::pairs_elsewhere;
+use crate::gguf::ollama_only_type;
 use crate::tensor::HostTensor;
 
 type Tensors = BTreeMap<String, HostTensor>;
@@ -28,7 +28,7 @@ pub(crate) fn canonical(mut tensors: Tensors, dialect: Dialect, config: &GptOssC
     if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.is_in_pairs())
         && dialect != Dialect::Ollama
     {
-        return Err(pairs_elsewhere(name));
+        return Err(ollama_only_type(name));
     }
     for layer in 0..config.layers() {
         let name = |part: &str| format!("blk.{layer}.{part}");

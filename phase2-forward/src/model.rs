@@ -77,7 +77,7 @@ impl GptOss {
         probe.done(Span { operation: Operation::Mask, layer: None, tokens: n, sequences: 1, keys: 0 });
 
         let mut x = self.embed(tokens);
-        probe.see(&|| "embed".into(), &|| on_host(&x));
+        probe.observe(&|| "embed".into(), &|| on_host(&x));
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, sequences: 1, keys: 0 });
         for (number, layer) in self.layers.iter().enumerate() {
             let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, sequences: 1, keys };
@@ -99,15 +99,15 @@ impl GptOss {
             let mixed = join_heads(attention(q, k, v, &layer.sinks, mask));
             probe.done(span(Operation::Attention, keys));
             x = x + layer.o.forward(mixed);
-            probe.see(&|| format!("layers.{number}.resid_attn"), &|| on_host(&x));
+            probe.observe(&|| format!("layers.{number}.resid_attn"), &|| on_host(&x));
             probe.done(span(Operation::AttentionOut, 0));
 
             let h = self.rms_norm(x.clone(), &layer.mlp_norm);
             probe.done(span(Operation::MlpNorm, 0));
             let router_logits = layer.router.forward(h.clone());
-            probe.see(&|| format!("layers.{number}.router_logits"), &|| on_host(&router_logits));
+            probe.observe(&|| format!("layers.{number}.router_logits"), &|| on_host(&router_logits));
             x = x + self.mixture_of_experts(layer, h, router_logits, &mut |operation| probe.done(span(operation, 0)));
-            probe.see(&|| format!("layers.{number}.resid_mlp"), &|| on_host(&x));
+            probe.observe(&|| format!("layers.{number}.resid_mlp"), &|| on_host(&x));
             probe.done(span(Operation::Down, 0));
         }
         if wanted.is_empty() {
@@ -116,7 +116,7 @@ impl GptOss {
         let rows = wanted.len();
         let x = x.narrow(0, wanted.start, rows);
         let h = self.rms_norm(x, &self.final_norm);
-        probe.see(&|| "final_norm".into(), &|| on_host(&h));
+        probe.observe(&|| "final_norm".into(), &|| on_host(&h));
         probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: rows, sequences: 1, keys: 0 });
         let logits = self.head.forward(h);
         probe.done(Span { operation: Operation::Head, layer: None, tokens: rows, sequences: 1, keys: 0 });

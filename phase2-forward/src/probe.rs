@@ -87,7 +87,7 @@ pub type Activation = ([usize; 2], Vec<f32>);
 pub trait Probe {
     /// Called with each intermediate result, by name: `embed`, `layers.N.resid_attn`, `layers.N.router_logits`, `layers.N.resid_mlp`,
     /// `final_norm`. `value` waits for the device and copies the result to the host.
-    fn see(&mut self, _name: &dyn Fn() -> String, _value: &dyn Fn() -> Activation) {}
+    fn observe(&mut self, _name: &dyn Fn() -> String, _value: &dyn Fn() -> Activation) {}
 
     /// Called when all kernels of an operation have been launched. The operation began when the one before it ended.
     fn done(&mut self, _: Span) {}
@@ -105,7 +105,7 @@ pub struct Dump {
 }
 
 impl Probe for Dump {
-    fn see(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
+    fn observe(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
         self.tensors.insert(name(), value());
     }
 }

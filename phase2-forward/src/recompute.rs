@@ -34,7 +34,7 @@ impl RecomputeEngine {
     }
 
     /// The first `length` tokens of a sequence.
-    fn beginning(&self, sequence: SequenceId, length: usize) -> Result<Sequence, BadRequest> {
+    fn prefix(&self, sequence: SequenceId, length: usize) -> Result<Sequence, BadRequest> {
         let known = self.sequences.get(&sequence);
         check_rewind(sequence, known.map(|known| known.tokens.len()), length, || true)?;
         let tokens = known.map(|known| known.tokens[..length].to_vec()).unwrap_or_default();
@@ -69,13 +69,13 @@ impl Engine for RecomputeEngine {
         if self.sequences.contains_key(&to) {
             return Err(BadRequest::SequenceExists(to).into());
         }
-        let copy = self.beginning(from, length)?;
+        let copy = self.prefix(from, length)?;
         self.sequences.insert(to, copy);
         Ok(())
     }
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
-        let kept = self.beginning(sequence, length)?;
+        let kept = self.prefix(sequence, length)?;
         self.sequences.insert(sequence, kept);
         Ok(())
     }

@@ -90,11 +90,11 @@ fn all_logits_are_the_last_logits_after_each_token() {
 #[test]
 fn a_sequence_is_fed_the_token_that_it_drew() {
     let mut drawing = engine();
-    let mut told = engine();
+    let mut reference = engine();
     let mut drawn = token(&mut drawing, Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY)));
-    assert_eq!(drawn, argmax(&told.last_logits(0, &[1, 2, 3]).expect("logits")));
+    assert_eq!(drawn, argmax(&reference.last_logits(0, &[1, 2, 3]).expect("logits")));
     for step in 0..6 {
-        let logits = told.last_logits(0, &[drawn]).expect("logits");
+        let logits = reference.last_logits(0, &[drawn]).expect("logits");
         // With a drawn token as input, logits may be requested instead of another token.
         if step == 3 {
             let work = Work { sequence: 0, input: Input::Drawn, want: Want::LastLogits };
@@ -104,13 +104,13 @@ fn a_sequence_is_fed_the_token_that_it_drew() {
             assert_eq!(refused, BadRequest::NothingDrawn(0));
             let next = argmax(&logits);
             drawn = token(&mut drawing, Work::tokens(0, &[next], Want::Token(Draw::GREEDY)));
-            assert_eq!(drawn, argmax(&told.last_logits(0, &[next]).expect("logits")));
+            assert_eq!(drawn, argmax(&reference.last_logits(0, &[next]).expect("logits")));
         } else {
             drawn = token(&mut drawing, Work::decode(0, Draw::GREEDY));
             assert_eq!(drawn, argmax(&logits), "step {step}");
         }
     }
-    assert_eq!((drawing.length(0), told.length(0)), (10, 10));
+    assert_eq!((drawing.length(0), reference.length(0)), (10, 10));
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl SequenceCache {
     }
 
     /// A copy of the first `length` positions. [`SequenceCache::can_rewind`] must be true.
-    pub fn beginning(&self, length: usize) -> SequenceCache {
+    pub fn prefix(&self, length: usize) -> SequenceCache {
         SequenceCache { length, ..self.clone() }
     }
 
@@ -130,19 +130,19 @@ impl KvCache for SequenceCache {
 
     fn extend(&mut self, layer: usize, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let LayerCache { attention, keys: stored_keys, values: stored_values } = &mut self.layers[layer];
-        let place = match attention {
-            AttentionKind::Full => Place::Behind(self.length),
-            AttentionKind::Sliding => Place::Ring { length: self.length, window: self.layout.window },
+        let placement = match attention {
+            AttentionKind::Full => Placement::Append(self.length),
+            AttentionKind::Sliding => Placement::Ring { length: self.length, window: self.layout.window },
         };
-        (stored_keys.extend(place, keys), stored_values.extend(place, values))
+        (stored_keys.extend(placement, keys), stored_values.extend(placement, values))
     }
 }
 
 /// The slots for new rows.
 #[derive(Clone, Copy)]
-enum Place {
+enum Placement {
     /// After the given number of earlier rows.
-    Behind(usize),
+    Append(usize),
     /// Position p in slot p mod `window`, after `length` earlier positions.
     Ring { length: usize, window: usize },
 }
@@ -173,10 +173,12 @@ impl Rows {
 
     /// Stores new rows and returns the rows that the new tokens may see. In a packed cache the new rows are returned rounded, as later
     /// steps see them, so that the result does not depend on how a sequence is cut into chunks.
-    fn extend(&mut self, place: Place, new: Tensor<3>) -> Tensor<3> {
+    fn extend(&mut self, placement: Placement, new: Tensor<3>) -> Tensor<3> {
         match self {
-            Rows::Plain(buffer) => buffer.extend(place, new),
-            Rows::Packed { words, kind, head_dim } => unpack(words.extend(place, pack(new, *kind)), *kind, *head_dim),
+            Rows::Plain(buffer) => buffer.extend(placement, new),
+            Rows::Packed { words, kind, head_dim } => {
+                unpack(words.extend(placement, pack(new, *kind)), *kind, *head_dim)
+            }
         }
     }
 
@@ -259,10 +261,10 @@ impl<K: Basic> Buffer<K> {
         self.tensor = Some(tensor.slice_assign([0..heads, slot..slot + count, 0..row], new));
     }
 
-    fn extend(&mut self, place: Place, new: Tensor<3, K>) -> Tensor<3, K> {
-        match place {
-            Place::Behind(length) => self.append(length, new),
-            Place::Ring { length, window } => self.rotate(length, window, new),
+    fn extend(&mut self, placement: Placement, new: Tensor<3, K>) -> Tensor<3, K> {
+        match placement {
+            Placement::Append(length) => self.append(length, new),
+            Placement::Ring { length, window } => self.rotate(length, window, new),
         }
     }
 

@@ -110,7 +110,7 @@ impl Engine for CachedEngine {
         }
         self.check_rewind(from, length)?;
         let Some(known) = self.sequences.get(&from) else { return Err(BadRequest::UnknownSequence(from).into()) };
-        let copy = Sequence { cache: known.cache.beginning(length), drawn: None };
+        let copy = Sequence { cache: known.cache.prefix(length), drawn: None };
         self.sequences.insert(to, copy);
         Ok(())
     }

@@ -102,7 +102,7 @@ pub struct Generation<'a> {
     stop: StopCondition,
     stream: TextStream,
     /// Steps of the prompt that draw nothing and have not been collected yet.
-    feeding: VecDeque<Ticket>,
+    prompt_steps: VecDeque<Ticket>,
     /// Steps whose token has not been collected yet.
     in_flight: VecDeque<Ticket>,
     tokens: Vec<u32>,
@@ -157,7 +157,7 @@ impl<'a> Generation<'a> {
             sampler,
             stop,
             stream: TextStream::default(),
-            feeding: VecDeque::new(),
+            prompt_steps: VecDeque::new(),
             in_flight: VecDeque::new(),
             tokens: Vec::new(),
             text: String::new(),
@@ -220,11 +220,11 @@ impl<'a> Generation<'a> {
         let wants_token = end == self.prompt.len() && self.params.max_tokens > 0;
         let want = if wants_token { Want::Token(self.sampler.next_draw()) } else { Want::Nothing };
         let ticket = self.engine.submit(&[Work::tokens(self.sequence, &self.prompt[self.fed..end], want)])?;
-        let steps = if wants_token { &mut self.in_flight } else { &mut self.feeding };
+        let steps = if wants_token { &mut self.in_flight } else { &mut self.prompt_steps };
         steps.push_back(ticket);
         // The next chunk is submitted while this one is computed.
         let ahead = if end == self.prompt.len() { 0 } else { steps_ahead(self.engine) };
-        collect_all_but(ahead, self.engine, &mut self.feeding)?;
+        collect_all_but(ahead, self.engine, &mut self.prompt_steps)?;
         self.fed = end;
         Ok(Step::Prefill { done: end, of: self.prompt.len() })
     }
@@ -276,7 +276,7 @@ impl<'a> Generation<'a> {
             (0, in_flight) => in_flight.saturating_sub(1),
             (_, in_flight) => in_flight,
         };
-        collect_all_but(0, self.engine, &mut self.feeding)?;
+        collect_all_but(0, self.engine, &mut self.prompt_steps)?;
         collect_all_but(0, self.engine, &mut self.in_flight)?;
         if ahead > 0 {
             self.engine.truncate(self.sequence, self.engine.length(self.sequence) - ahead)?;
@@ -299,7 +299,7 @@ impl<'a> Generation<'a> {
 impl Drop for Generation<'_> {
     /// Collects the steps that are still in flight, for example after an error.
     fn drop(&mut self) {
-        for ticket in self.feeding.drain(..).chain(self.in_flight.drain(..)) {
+        for ticket in self.prompt_steps.drain(..).chain(self.in_flight.drain(..)) {
             // Errors are ignored: an earlier error was already returned, or the caller has dropped the generation.
             let _ = self.engine.collect(ticket);
         }

@@ -180,21 +180,21 @@ fn all_logits_are_the_last_logits_after_each_token() {
 
 #[test]
 fn a_sequence_is_fed_the_token_that_it_drew() {
-    let (mut drawing, mut told) = (engine(), engine());
+    let (mut drawing, mut reference) = (engine(), engine());
     let prompt: Vec<u32> = (0..20).collect();
     let mut drawn = token(&mut drawing, Work::tokens(0, &prompt, Want::Token(Draw::GREEDY)));
-    assert_eq!(drawn, argmax(&told.last_logits(0, &prompt).expect("logits")));
+    assert_eq!(drawn, argmax(&reference.last_logits(0, &prompt).expect("logits")));
     for step in 0..15 {
-        let logits = told.last_logits(0, &[drawn]).expect("logits");
+        let logits = reference.last_logits(0, &[drawn]).expect("logits");
         drawn = token(&mut drawing, Work::decode(0, Draw::GREEDY));
         assert_eq!(drawn, argmax(&logits), "step {step}, {}", weights());
     }
     // With a drawn token as input, logits may be requested instead of another token.
     let work = Work { sequence: 0, input: Input::Drawn, want: Want::AllLogits };
     let found = drawing.step(&[work]).expect("a step").remove(0).logits().expect("logits");
-    assert_eq!(found, told.last_logits(0, &[drawn]).expect("logits"));
+    assert_eq!(found, reference.last_logits(0, &[drawn]).expect("logits"));
     assert_eq!(refusal(drawing.step(&[Work::decode(0, Draw::GREEDY)])), BadRequest::NothingDrawn(0));
-    assert_eq!((drawing.length(0), told.length(0)), (36, 36));
+    assert_eq!((drawing.length(0), reference.length(0)), (36, 36));
 }
 
 /// Forks and truncated sequences have no drawn token.

@@ -185,10 +185,10 @@ fn a_text_comes_in_steps() {
 #[test]
 fn a_caller_may_interrupt() {
     let Setup { tokenizer, mut engine } = setup(3);
-    let mut heard = 0;
+    let mut received = 0;
     let mut on_step = |step: &Step| {
-        heard += usize::from(matches!(step, Step::Token { .. }));
-        if heard == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        received += usize::from(matches!(step, Step::Token { .. }));
+        if received == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let generated = generate(&mut *engine, &tokenizer, 0, &[], &PROMPT, &greedy(30), &mut on_step).expect("generates");
     assert_eq!((generated.finish, generated.tokens.len()), (FinishReason::Interrupted, 4));
@@ -385,23 +385,23 @@ fn an_engine_that_runs_ahead_can_be_interrupted_anywhere() {
     let checkpoint = checkpoint();
     let tokenizer = checkpoint.tokenizer().expect("builds");
     let whole = run(&mut setup(2), &sampled(12)).expect("generates").tokens;
-    for heard in 0..12 {
+    for received in 0..12 {
         let mut engine = Ahead::new(&checkpoint);
         let mut generation = Generation::new(&mut engine, &tokenizer, 0, &[], &PROMPT, sampled(12)).expect("begins");
-        for _ in 0..2 + heard {
+        for _ in 0..2 + received {
             generation.advance().expect("a step");
         }
         generation.interrupt().expect("interrupts");
         let generated = generation.finish();
-        assert_eq!((&generated.tokens[..], generated.finish), (&whole[..heard], FinishReason::Interrupted));
-        let fed = PROMPT.len() + heard.saturating_sub(1);
-        assert_eq!((engine.length(0), engine.done.len()), (fed, 0), "after {heard} tokens");
+        assert_eq!((&generated.tokens[..], generated.finish), (&whole[..received], FinishReason::Interrupted));
+        let fed = PROMPT.len() + received.saturating_sub(1);
+        assert_eq!((engine.length(0), engine.done.len()), (fed, 0), "after {received} tokens");
         // The sequence continues as if no steps had been submitted ahead.
         let Some(&last) = generated.tokens.last() else { continue };
-        let history = [&PROMPT[..], &whole[..heard - 1]].concat();
+        let history = [&PROMPT[..], &whole[..received - 1]].concat();
         let mut ignore = |_: &Step| ControlFlow::Continue(());
-        let rest = generate(&mut engine, &tokenizer, 0, &history, &[last], &sampled(12 - heard), &mut ignore);
-        assert_eq!(rest.expect("generates").tokens, whole[heard..], "after {heard} tokens");
+        let rest = generate(&mut engine, &tokenizer, 0, &history, &[last], &sampled(12 - received), &mut ignore);
+        assert_eq!(rest.expect("generates").tokens, whole[received..], "after {received} tokens");
     }
 }
 

@@ -16,7 +16,9 @@ pub use ceiling::{CeilingError, ceiling, measure as measure_ceiling};
 pub use cost::CostModel;
 pub use host::{HostMemory, Processors};
 pub use machine::{cache_directory, machine, today};
-pub use memory::{APPLE_16GB_GPU_BUDGET, EngineSetup, MemoryPlan, Observed, Part, Place, PlannedWeight, Residency};
+pub use memory::{
+    APPLE_16GB_GPU_BUDGET, EngineSetup, MemoryKind, MemoryPlan, Observed, Part, PlannedWeight, Residency,
+};
 pub use numerics::{F16Range, Numerics, NumericsProbe};
 pub use profile::{Bound, Ceiling, Clock, Cost, LAUNCH, Profile, READBACK, Row, TimedSpan, TimedStep, Workload};
 pub use recorder::Recorder;

@@ -10,7 +10,7 @@ use crate::process;
 /// The kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum MemoryKind {
     /// Pages of the model file: in memory once they are read, and the first that the system evicts.
     Mapped,
     /// The process's own (anonymous) memory.
@@ -23,7 +23,7 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     pub what: String,
-    pub place: Place,
+    pub place: MemoryKind,
     pub bytes: u64,
     pub stays: Residency,
 }
@@ -110,9 +110,9 @@ impl MemoryPlan {
         weights: impl IntoIterator<Item = PlannedWeight<'a>>,
         setup: EngineSetup,
     ) -> MemoryPlan {
-        let computing = if setup.on_gpu { Place::Device } else { Place::Host };
+        let computing = if setup.on_gpu { MemoryKind::Device } else { MemoryKind::Host };
         let mut parts: Vec<Part> = Vec::new();
-        let mut add = |what: String, place: Place, stays: Residency, bytes: u64| match parts
+        let mut add = |what: String, place: MemoryKind, stays: Residency, bytes: u64| match parts
             .iter_mut()
             .find(|part| part.what == what && part.place == place)
         {
@@ -125,7 +125,7 @@ impl MemoryPlan {
             match () {
                 // Phase 5 uploads the embedding to the GPU; every other engine looks its rows up in the file.
                 () if weight.name.starts_with("token_embd") && !(setup.on_gpu && setup.phase == 5) => {
-                    add("embedding".into(), Place::Mapped, Residency::WhereTouched, weight.bytes());
+                    add("embedding".into(), MemoryKind::Mapped, Residency::WhereTouched, weight.bytes());
                 }
                 () if is_matrix => {
                     let (what, place, bytes) = matrix(&weight, setup);
@@ -156,7 +156,7 @@ impl MemoryPlan {
     }
 
     /// Resident bytes in one kind of memory between steps, or with `during_steps` at the peak of a step.
-    pub fn resident(&self, place: Place, during_steps: bool) -> u64 {
+    pub fn resident(&self, place: MemoryKind, during_steps: bool) -> u64 {
         let resident = |part: &Part| match part.stays {
             Residency::Always => part.bytes,
             Residency::DuringSteps => part.bytes * u64::from(during_steps),
@@ -166,26 +166,26 @@ impl MemoryPlan {
     }
 
     /// All bytes in one kind of memory.
-    pub fn at(&self, place: Place) -> u64 {
+    pub fn at(&self, place: MemoryKind) -> u64 {
         self.parts.iter().filter(|part| part.place == place).map(|part| part.bytes).sum()
     }
 }
 
 /// Name, kind of memory and size of a matrix. Formats that engines do not multiply directly become F32; but phases 2 and 3 on the CPU
 /// unpack row by row, and phase 5 on the CPU copies a matrix that is not contiguous in the file.
-fn matrix(weight: &PlannedWeight<'_>, setup: EngineSetup) -> (String, Place, u64) {
+fn matrix(weight: &PlannedWeight<'_>, setup: EngineSetup) -> (String, MemoryKind, u64) {
     let name = weight.format.name();
     let kept = if Format::WRITTEN.contains(&weight.format) { weight.format } else { Format::F32 };
     let bytes = (kept.row_bytes(weight.row_len()) * weight.rows()) as u64;
     match () {
-        () if setup.phase < 5 && !setup.on_gpu => (format!("weights {name}"), Place::Mapped, weight.bytes()),
+        () if setup.phase < 5 && !setup.on_gpu => (format!("weights {name}"), MemoryKind::Mapped, weight.bytes()),
         () if kept != weight.format => {
-            let place = if setup.on_gpu { Place::Device } else { Place::Host };
+            let place = if setup.on_gpu { MemoryKind::Device } else { MemoryKind::Host };
             (format!("weights {name} as F32"), place, bytes)
         }
-        () if setup.on_gpu => (format!("weights {name}"), Place::Device, bytes),
-        () if weight.is_contiguous => (format!("weights {name}"), Place::Mapped, bytes),
-        () => (format!("weights {name}, copied"), Place::Host, bytes),
+        () if setup.on_gpu => (format!("weights {name}"), MemoryKind::Device, bytes),
+        () if weight.is_contiguous => (format!("weights {name}"), MemoryKind::Mapped, bytes),
+        () => (format!("weights {name}, copied"), MemoryKind::Host, bytes),
     }
 }
 

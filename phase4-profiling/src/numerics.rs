@@ -41,9 +41,9 @@ pub struct NumericsProbe {
 }
 
 impl Probe for NumericsProbe {
-    fn see(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
+    fn observe(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
         self.order.push(name());
-        self.dump.see(name, value);
+        self.dump.observe(name, value);
     }
 }
 

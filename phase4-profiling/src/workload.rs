@@ -12,7 +12,7 @@ use crate::recorder::Recorder;
 /// A sequence number that no workload uses; workloads count from 0.
 const WARM_UP_SEQUENCE: SequenceId = SequenceId::MAX;
 /// How long a device is kept busy before recording, so that its clocks reach their full rate.
-const BUSY: Duration = Duration::from_millis(300);
+const BUSY_TIME: Duration = Duration::from_millis(300);
 
 /// Steps of the workload that are not recorded: the first compiles kernels and pages weights in.
 const WARM_UP: usize = 1;
@@ -92,7 +92,7 @@ fn parts(tokens: &[u32], workload: Workload, most: usize) -> Vec<Vec<Work<'_>>> 
 /// As [`Engine::step`].
 pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
     let start = Instant::now();
-    while start.elapsed() < BUSY {
+    while start.elapsed() < BUSY_TIME {
         engine.step(&[Work::tokens(WARM_UP_SEQUENCE, &[0], Want::LastLogits)])?;
         engine.release(WARM_UP_SEQUENCE);
     }

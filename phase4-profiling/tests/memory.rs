@@ -3,7 +3,7 @@
 use gptoss_reference::{Case, Folder};
 use phase1_loading::Checkpoint;
 use phase3_kvcache::CacheType;
-use phase4_profiling::{EngineSetup, MemoryPlan, Place};
+use phase4_profiling::{EngineSetup, MemoryKind, MemoryPlan};
 
 fn plan(checkpoint: &Checkpoint, phase: u8, on_gpu: bool) -> MemoryPlan {
     let (cache, context, chunk) = (CacheType::F32, 64, 16);
@@ -11,7 +11,7 @@ fn plan(checkpoint: &Checkpoint, phase: u8, on_gpu: bool) -> MemoryPlan {
 }
 
 /// Bytes in one place of the parts whose name begins with `what`.
-fn bytes(plan: &MemoryPlan, what: &str, place: Place) -> u64 {
+fn bytes(plan: &MemoryPlan, what: &str, place: MemoryKind) -> u64 {
     let parts = plan.parts.iter().filter(|part| part.place == place && part.what.starts_with(what));
     parts.map(|part| part.bytes).sum()
 }
@@ -39,26 +39,26 @@ fn unpacked_and_copied_weights_count() {
     assert!(affine > 0 && experts > 0);
     // Phase 5 unpacks formats that its kernels do not support, and joins separate codes and scales.
     let fast = plan(&quantized, 5, false);
-    assert_eq!(bytes(&fast, "weights MLX8/64 as F32", Place::Host), 4 * affine);
-    assert_eq!(bytes(&fast, "weights MXFP4, copied", Place::Host), experts / 32 * 17);
-    assert_eq!(bytes(&fast, "weights", Place::Mapped), 0);
+    assert_eq!(bytes(&fast, "weights MLX8/64 as F32", MemoryKind::Host), 4 * affine);
+    assert_eq!(bytes(&fast, "weights MXFP4, copied", MemoryKind::Host), experts / 32 * 17);
+    assert_eq!(bytes(&fast, "weights", MemoryKind::Mapped), 0);
     // Phases 2 and 3 read the rows of the file.
     let plain = plan(&quantized, 3, false);
-    assert_eq!(bytes(&plain, "weights", Place::Host), 0);
-    assert_eq!(bytes(&plain, "weights MXFP4", Place::Mapped), experts / 32 * 17);
+    assert_eq!(bytes(&plain, "weights", MemoryKind::Host), 0);
+    assert_eq!(bytes(&plain, "weights MXFP4", MemoryKind::Mapped), experts / 32 * 17);
     for phase in [3, 5] {
         let on_gpu = plan(&quantized, phase, true);
-        assert_eq!(bytes(&on_gpu, "weights MXFP4", Place::Device), experts / 32 * 17);
+        assert_eq!(bytes(&on_gpu, "weights MXFP4", MemoryKind::Device), experts / 32 * 17);
         let embedding = (quantized.config.vocab * quantized.config.hidden) as u64;
         let expected = 4 * (affine + if phase == 5 { embedding } else { 0 });
-        assert_eq!(bytes(&on_gpu, "weights MLX8/64 as F32", Place::Device), expected, "phase {phase}");
-        assert_eq!(bytes(&on_gpu, "embedding", Place::Mapped) > 0, phase == 3);
+        assert_eq!(bytes(&on_gpu, "weights MLX8/64 as F32", MemoryKind::Device), expected, "phase {phase}");
+        assert_eq!(bytes(&on_gpu, "embedding", MemoryKind::Mapped) > 0, phase == 3);
     }
     // A GGUF file's rows are already in the layout of the kernels.
     let gguf = Checkpoint::open(&Case::committed()[0].model()).expect("opens");
     let fast = plan(&gguf, 5, false);
-    assert_eq!(bytes(&fast, "weights MXFP4", Place::Mapped), values(&gguf, "MXFP4") / 32 * 17);
-    assert_eq!(bytes(&fast, "weights", Place::Host), 0);
+    assert_eq!(bytes(&fast, "weights MXFP4", MemoryKind::Mapped), values(&gguf, "MXFP4") / 32 * 17);
+    assert_eq!(bytes(&fast, "weights", MemoryKind::Host), 0);
 }
 
 #[test]
@@ -73,5 +73,5 @@ fn a_cache_of_a_given_size_counts_as_given() {
         chunk: 16,
         shortlist: 0,
     };
-    assert_eq!(bytes(&MemoryPlan::new(&gguf, setup), "cache", Place::Device), 12_345);
+    assert_eq!(bytes(&MemoryPlan::new(&gguf, setup), "cache", MemoryKind::Device), 12_345);
 }

@@ -222,8 +222,8 @@ struct DelayDown<'a> {
 }
 
 impl Probe for DelayDown<'_> {
-    fn see(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
-        self.probe.see(name, value);
+    fn observe(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
+        self.probe.observe(name, value);
     }
 
     fn done(&mut self, span: Span) {

@@ -20,7 +20,7 @@ pub(crate) const REWIND: usize = 8;
 const CLEARED_AHEAD: usize = 16;
 /// The default pool has at most this many pages in addition to those of one full context: for many short sequences, and for sliding
 /// layers.
-const BESIDE_CONTEXT: usize = 256;
+const EXTRA_PAGES: usize = 256;
 
 /// Size in bytes of the KV cache that a phase 5 engine allocates for all sequences: the whole pages that fit into `given` bytes; by default
 /// those of one full context and some short sequences, limited to the `free` bytes of memory.
@@ -91,7 +91,7 @@ pub(crate) struct PageCopy {
 
 /// Copies and clears that must be done before a step writes into its pages.
 #[derive(Debug, Default)]
-pub(crate) struct Room {
+pub(crate) struct PageUpdates {
     pub copies: Vec<PageCopy>,
     /// Pages to fill with zeros; empty with [`Reuse::AsLeft`].
     pub cleared: Vec<u32>,
@@ -125,10 +125,10 @@ impl Pages {
     }
 
     /// The number of pages of `page` bytes in a cache: as many as fit into `given` bytes. By default those of one full context and
-    /// [`BESIDE_CONTEXT`] more, limited to the `free` bytes of memory if that is known.
+    /// [`EXTRA_PAGES`] more, limited to the `free` bytes of memory if that is known.
     pub fn count(context_length: usize, page: u64, given: Option<u64>, free: Option<u64>) -> usize {
         let held = |bytes: u64| usize::try_from(bytes / page.max(1)).unwrap_or(usize::MAX).min(u32::MAX as usize);
-        let most = context_length.div_ceil(POSITIONS) + BESIDE_CONTEXT;
+        let most = context_length.div_ceil(POSITIONS) + EXTRA_PAGES;
         match (given, free) {
             (Some(given), _) => held(given),
             (None, Some(free)) => held(free).min(most),
@@ -179,37 +179,37 @@ impl Pages {
     ///
     /// # Errors
     /// Too few pages are free; nothing has changed.
-    pub fn extend(&mut self, wishes: &[(SequenceId, usize)]) -> Result<Room, Full> {
-        let needed = self.needed(wishes);
+    pub fn extend(&mut self, lengths: &[(SequenceId, usize)]) -> Result<PageUpdates, Full> {
+        let needed = self.needed(lengths);
         if needed > self.free() {
             return Err(Full { needed, free: self.free() });
         }
-        let mut room = Room::default();
+        let mut updates = PageUpdates::default();
         // Clearing many pages takes no longer than clearing one, so that a prompt also clears pages for the tokens after it.
-        if wishes.iter().any(|&(sequence, length)| length > self.length(sequence) + 1) {
-            room.cleared = self.pool.clear_some(CLEARED_AHEAD);
+        if lengths.iter().any(|&(sequence, length)| length > self.length(sequence) + 1) {
+            updates.cleared = self.pool.clear_some(CLEARED_AHEAD);
         }
-        for &(sequence, length) in wishes {
+        for &(sequence, length) in lengths {
             let next_slot = self.sequences.len() as u32;
             let free_slots = &mut self.free_slots;
             let begin = || Sequence { slot: free_slots.pop().unwrap_or(next_slot), ..Sequence::default() };
             let known = self.sequences.entry(sequence).or_insert_with(begin);
             let mut changed = false;
             for &kind in &self.kinds {
-                let begun = known.begun(length);
+                let partial = known.partial_page(length);
                 let list = known.list_mut(kind);
-                if let Some(page) = begun.and_then(|number| list.page_mut(number))
+                if let Some(page) = partial.and_then(|number| list.page_mut(number))
                     && self.pool.is_shared(*page)
                 {
                     let (to, _) = self.pool.take();
-                    room.cleared.retain(|&page| page != to);
-                    room.copies.push(PageCopy { from: *page, to });
+                    updates.cleared.retain(|&page| page != to);
+                    updates.copies.push(PageCopy { from: *page, to });
                     self.pool.put(*page);
                     *page = to;
                     changed = true;
                 }
                 while list.end() < length.div_ceil(POSITIONS) {
-                    list.pages.push_back(self.pool.take_new(&mut room));
+                    list.pages.push_back(self.pool.take_new(&mut updates));
                     changed = true;
                 }
             }
@@ -217,15 +217,15 @@ impl Pages {
                 self.changed.insert(sequence);
             }
         }
-        Ok(room)
+        Ok(updates)
     }
 
     /// Number of pages that [`Pages::extend`] would take.
-    fn needed(&self, wishes: &[(SequenceId, usize)]) -> usize {
+    fn needed(&self, lengths: &[(SequenceId, usize)]) -> usize {
         let mut new = 0;
         // For each shared page, the number of sequences that write into it: each gets a copy, but the last holder keeps the page.
         let mut writers: BTreeMap<u32, usize> = BTreeMap::new();
-        for &(sequence, length) in wishes {
+        for &(sequence, length) in lengths {
             let count = length.div_ceil(POSITIONS);
             let Some(known) = self.sequences.get(&sequence) else {
                 new += count * self.kinds.len();
@@ -234,8 +234,8 @@ impl Pages {
             for &kind in &self.kinds {
                 let list = known.list(kind);
                 new += count.saturating_sub(list.end());
-                let begun = known.begun(length).and_then(|number| list.page(number));
-                if let Some(page) = begun.filter(|&page| self.pool.is_shared(page)) {
+                let partial = known.partial_page(length).and_then(|number| list.page(number));
+                if let Some(page) = partial.filter(|&page| self.pool.is_shared(page)) {
                     *writers.entry(page).or_default() += 1;
                 }
             }
@@ -309,7 +309,7 @@ impl Pages {
 
     /// Number of pages of a restored sequence of `length` tokens in one kind of layer. In sliding layers this is `found`, clamped between
     /// what the next token attends to and what the sequence can be shortened by.
-    pub fn count_held(&self, length: usize, kind: AttentionKind, found: usize) -> usize {
+    pub fn held_pages(&self, length: usize, kind: AttentionKind, found: usize) -> usize {
         let end = length.div_ceil(POSITIONS);
         match kind {
             _ if !self.kinds.contains(&kind) => 0,
@@ -327,7 +327,7 @@ impl Pages {
         sequence: SequenceId,
         length: usize,
         counts: impl Fn(AttentionKind) -> usize,
-    ) -> Result<Room, Full> {
+    ) -> Result<PageUpdates, Full> {
         let needed: usize = self.kinds.iter().map(|&kind| counts(kind)).sum();
         // Pages that only this sequence holds become free.
         let of_own = |known: &Sequence| {
@@ -341,18 +341,18 @@ impl Pages {
         self.release(sequence);
         let slot = self.free_slots.pop().unwrap_or(self.sequences.len() as u32);
         let mut known = Sequence { slot, length, ..Sequence::default() };
-        let mut room = Room::default();
+        let mut updates = PageUpdates::default();
         for &kind in &self.kinds {
             let count = counts(kind);
             let list = known.list_mut(kind);
             list.gone = length.div_ceil(POSITIONS) - count;
             for _ in 0..count {
-                list.pages.push_back(self.pool.take_new(&mut room));
+                list.pages.push_back(self.pool.take_new(&mut updates));
             }
         }
         self.sequences.insert(sequence, known);
         self.changed.insert(sequence);
-        Ok(room)
+        Ok(updates)
     }
 
     /// Removes a sequence and frees its pages. Unknown sequences are ignored.
@@ -375,10 +375,10 @@ impl Pool {
         (page, is_ready)
     }
 
-    /// Takes a free page to append, and adds it to `room` if it must be cleared. A page must be free.
-    fn take_new(&mut self, room: &mut Room) -> u32 {
+    /// Takes a free page to append, and adds it to `updates` if it must be cleared. A page must be free.
+    fn take_new(&mut self, updates: &mut PageUpdates) -> u32 {
         let (page, is_ready) = self.take();
-        room.cleared.extend((!is_ready).then_some(page));
+        updates.cleared.extend((!is_ready).then_some(page));
         page
     }
 
@@ -427,7 +427,7 @@ impl Sequence {
     }
 
     /// The index of the partial last page, if growing to `length` writes into it.
-    fn begun(&self, length: usize) -> Option<usize> {
+    fn partial_page(&self, length: usize) -> Option<usize> {
         (length > self.length && !self.length.is_multiple_of(POSITIONS)).then_some(self.length / POSITIONS)
     }
 }

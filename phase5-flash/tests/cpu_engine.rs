@@ -17,7 +17,7 @@ use phase5_flash::{CpuEngine, CpuLoadError, CpuOptions};
 use proptest::prelude::*;
 use synthetic::SyntheticModel;
 
-use common::{Expected, Wish, decode, ids, last_logits};
+use common::{Expected, OwnedDraw, decode, ids, last_logits};
 
 /// The allowed error of the fast mode: the gate's rms; the largest error of a logit may be higher, because there are so many models.
 const FAST: Limit = Limit { rms: 1e-2, max: 1.0 };
@@ -196,8 +196,8 @@ proptest! {
         }
         let mut fed: Vec<u32> = sequences().map(|(_, &length)| tokens[length]).collect();
         let first: Vec<(u64, u32)> = (0..).zip(fed.iter().copied()).collect();
-        let heard = ids(&decode(&mut listed, &first, &vec![Draw::GREEDY; first.len()], steps));
-        for tokens in &heard {
+        let generated = ids(&decode(&mut listed, &first, &vec![Draw::GREEDY; first.len()], steps));
+        for tokens in &generated {
             let item = |(sequence, token)| Work::tokens(sequence, std::slice::from_ref(token), Want::LastLogits);
             let work: Vec<Work<'_>> = (0..).zip(&fed).map(item).collect();
             for (outcome, &token) in stepped.step(&work).expect("a step").into_iter().zip(tokens) {
@@ -230,12 +230,12 @@ proptest! {
             ((state >> 33) % end as u64) as usize
         };
         // Few enough rows that a shortlist and all logits are computed with the same arithmetic.
-        let mut wishes: Vec<Wish> = (0..3).map(|_| Wish::random(&mut below, vocab)).collect();
+        let mut owned_draws: Vec<OwnedDraw> = (0..3).map(|_| OwnedDraw::random(&mut below, vocab)).collect();
         if greedy {
-            wishes.iter_mut().for_each(|wish| (wish.sampling, wish.logprobs) = (Sampling::GREEDY, None));
+            owned_draws.iter_mut().for_each(|draw| (draw.sampling, draw.logprobs) = (Sampling::GREEDY, None));
         }
         let first: Vec<(SequenceId, u32)> = (0..3).map(|sequence| (sequence, below(vocab) as u32)).collect();
-        let draws: Vec<Draw<'_>> = wishes.iter().map(Wish::draw).collect();
+        let draws: Vec<Draw<'_>> = owned_draws.iter().map(OwnedDraw::draw).collect();
         // Past the steps after which the shortlist is made.
         let drawn = decode(&mut drawing, &first, &draws, 30);
         let mut host = HostDraw::default();
@@ -262,8 +262,8 @@ fn a_trained_model_says_the_same_with_a_shortlist() {
     let seed = test_seed() as u32;
     for sequence in 0..6 {
         let mut fed = seed.wrapping_add(1).wrapping_mul(2_654_435_761u32.wrapping_mul(sequence + 1)) % vocab;
-        let heard = decode(&mut listed, &[(sequence.into(), fed)], &[Draw::GREEDY], 300);
-        for (place, token) in ids(&heard).concat().into_iter().enumerate() {
+        let generated = decode(&mut listed, &[(sequence.into(), fed)], &[Draw::GREEDY], 300);
+        for (place, token) in ids(&generated).concat().into_iter().enumerate() {
             let logits = last_logits(&mut stepped, sequence.into(), &[fed]);
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(logits[token as usize], largest, "sequence {sequence}, token {place}");

@@ -12,7 +12,7 @@ use phase3_kvcache::CacheType;
 use phase5_flash::gpu::{GpuEngine, Options};
 use synthetic::SyntheticModel;
 
-use common::{Expected, Wish, decode, ids, last_logits};
+use common::{Expected, OwnedDraw, decode, ids, last_logits};
 
 /// The largest effect of rounding on a logit, a log probability or a sum of probabilities.
 const OPEN: f32 = 1e-4;
@@ -267,7 +267,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
     let (_directory, checkpoint) = write(&without_choice(), seed);
     let vocab = checkpoint.config.vocab;
     let (mut drawing, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
-    let wishes: Vec<Wish> = (0..17).map(|_| Wish::random(&mut |end| random.below(end), vocab)).collect();
+    let owned_draws: Vec<OwnedDraw> = (0..17).map(|_| OwnedDraw::random(&mut |end| random.below(end), vocab)).collect();
     // Batch sizes that use every kernel for products, with a different draw per row, some of them greedy. 17 rows are padded to 24. More
     // rows replace the buffers of fewer rows, which makes steps captured for those unusable.
     for sequences in [1, 5, 17, 5, 1] {
@@ -279,12 +279,12 @@ fn sequences_drawn_together_are_those_drawn_alone() {
             last_logits(&mut stepped, sequence, &prompt);
             first.push((sequence, token));
         }
-        let draws: Vec<Draw<'_>> = wishes[..sequences].iter().map(Wish::draw).collect();
-        let heard = decode(&mut drawing, &first, &draws, 6);
+        let draws: Vec<Draw<'_>> = owned_draws[..sequences].iter().map(OwnedDraw::draw).collect();
+        let generated = decode(&mut drawing, &first, &draws, 6);
         // The same tokens, drawn on the host from logits.
         for (row, draw) in draws.iter().enumerate() {
             let (sequence, mut fed) = first[row];
-            for (step, tokens) in heard.iter().enumerate() {
+            for (step, tokens) in generated.iter().enumerate() {
                 let logits = last_logits(&mut stepped, sequence, &[fed]);
                 let (found, position) = (&tokens[row], stepped.length(sequence));
                 let which = format!("seed {seed}: row {row} of {sequences}, step {step}: {found:?}");

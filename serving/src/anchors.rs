@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use crate::kept::Place;
+use crate::prefix_cache::EntryKind;
 
 /// A long prompt is forked each time it has grown by this, for later prompts that differ from it in the middle.
-const EVERY: usize = 2048;
+const FORK_INTERVAL: usize = 2048;
 /// Tokens that a fork must save: for fewer, computing them again is cheaper than the pages that the fork holds.
-const GAIN: usize = 16;
+const MIN_SAVED_TOKENS: usize = 16;
 
 /// The lengths of forks, shortest first. A fork shares all pages except the last one of each kind, and keeps alive the pages of sliding
 /// layers that are needed to continue from there.
@@ -17,20 +17,20 @@ const GAIN: usize = 16;
 ///   Marconi, Pan et al., 2024, arXiv:2411.19379).
 /// - At regular intervals, for a long text with a changed end.
 pub(crate) fn anchors(prompt: usize, cached: usize, shared: usize) -> VecDeque<usize> {
-    let regular = (1..).map(|count| count * EVERY).take_while(|&length| length < prompt);
+    let regular = (1..).map(|count| count * FORK_INTERVAL).take_while(|&length| length < prompt);
     let mut lengths: Vec<usize> = regular.chain([shared.min(prompt), prompt]).collect();
-    lengths.retain(|&length| length >= cached + GAIN);
+    lengths.retain(|&length| length >= cached + MIN_SAVED_TOKENS);
     lengths.sort_unstable();
     lengths.dedup();
     lengths.into()
 }
 
-/// The kind of place that an anchor is.
-pub(crate) fn place_of(length: usize, prompt: usize) -> Place {
+/// The kind of the entry at an anchor.
+pub(crate) fn entry_kind(length: usize, prompt: usize) -> EntryKind {
     match length {
-        _ if length == prompt => Place::End,
-        _ if length.is_multiple_of(EVERY) => Place::Between,
-        _ => Place::Parting,
+        _ if length == prompt => EntryKind::End,
+        _ if length.is_multiple_of(FORK_INTERVAL) => EntryKind::Interval,
+        _ => EntryKind::Branch,
     }
 }
 
@@ -49,9 +49,9 @@ mod tests {
     }
 
     #[test]
-    fn each_anchor_has_its_place() {
-        let places = [40, 2048, 4096, 5000].map(|length| place_of(length, 5000));
-        assert_eq!(places, [Place::Parting, Place::Between, Place::Between, Place::End]);
-        assert_eq!(place_of(4096, 4096), Place::End);
+    fn each_anchor_has_its_kind() {
+        let kinds = [40, 2048, 4096, 5000].map(|length| entry_kind(length, 5000));
+        assert_eq!(kinds, [EntryKind::Branch, EntryKind::Interval, EntryKind::Interval, EntryKind::End]);
+        assert_eq!(entry_kind(4096, 4096), EntryKind::End);
     }
 }

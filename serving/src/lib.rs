@@ -7,9 +7,9 @@
 mod anchors;
 pub mod api;
 pub mod grammar;
-mod kept;
 mod limits;
 pub mod prefix;
+mod prefix_cache;
 pub mod request;
 pub mod scheduler;
 mod sequence;

@@ -22,7 +22,7 @@ impl Default for Options {
 }
 
 /// The most sequences in the prefix cache.
-const MOST_PREFIXES: usize = 256;
+const MAX_PREFIXES: usize = 256;
 
 /// Limits derived from the options and the engine.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ impl Limits {
         let chunk = alone.div_ceil(positions_per_page);
         Limits {
             running: options.max_running.clamp(1, tokens_per_step.min(512)),
-            prefixes: if options.prefix_cache { MOST_PREFIXES.min(pages / 4) } else { 0 },
+            prefixes: if options.prefix_cache { MAX_PREFIXES.min(pages / 4) } else { 0 },
             prompt_tokens,
             alone,
             tokens_per_step,

@@ -141,7 +141,7 @@ impl PrefixIndex {
     }
 
     /// The entries whose tokens are a prefix of these, the shortest first.
-    pub fn beginnings(&self, tokens: &[u32]) -> Vec<Hit> {
+    pub fn prefixes_of(&self, tokens: &[u32]) -> Vec<Hit> {
         let ends = self.path(tokens).into_iter().filter(|&(node, matched)| self.nodes[node].depth == matched);
         ends.filter_map(|(node, length)| Some(Hit { sequence: self.nodes[node].entry?, length })).collect()
     }
@@ -396,7 +396,7 @@ mod tests {
                             .map(|(sequence, tokens)| Hit { sequence: *sequence, length: tokens.len() })
                             .collect();
                         expected.sort_by_key(|hit| hit.length);
-                        prop_assert_eq!(index.beginnings(&prompt), expected);
+                        prop_assert_eq!(index.prefixes_of(&prompt), expected);
                     }
                 }
                 check_nodes(&index, &naive)?;

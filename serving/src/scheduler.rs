@@ -8,19 +8,19 @@
 //!   drops its least recently used sequences; then the youngest request is preempted: it gives up its pages and is computed again later.
 //!   Its tokens are kept, and draws depend only on seed and position, so that its text continues unchanged.
 //! - The prefix cache keeps the sequence of a finished request, and forks of it at lengths where later prompts may differ from it
-//!   (`anchors`). With a folder, `kept` writes what does not fit in memory. A request with more tokens on disk than in the engine waits
-//!   until they are read, while others go first.
+//!   (`anchors`). With a folder, `prefix_cache` writes what does not fit in memory. A request with more tokens on disk than in the engine
+//!   waits until they are read, while others go first.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use phase2_forward::{Capacity, Engine, EngineError, Outcome, SequenceId, Ticket};
 
-use crate::anchors::{anchors, place_of};
-use crate::kept::{Kept, Place};
+use crate::anchors::{anchors, entry_kind};
 use crate::limits::Limits;
 pub use crate::limits::Options;
 use crate::prefix::{Found, common_length};
+use crate::prefix_cache::{EntryKind, PrefixCache};
 use crate::request::{Event, Finish, Request};
 pub use crate::sequence::RequestId;
 use crate::sequence::Sequence;
@@ -29,7 +29,7 @@ use crate::statistics::Statistics;
 use crate::waiting::Waiting;
 
 /// A request waits for another one that computes at least this many of its tokens; fewer are computed twice.
-const WORTH_WAITING: usize = 256;
+const MIN_SHARED_TOKENS: usize = 256;
 
 /// The expected effect of the scheduler's next iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct Scheduler {
     ending: Vec<Sequence>,
     /// In the order of submission.
     flights: VecDeque<Flight>,
-    kept: Kept,
+    prefix_cache: PrefixCache,
     /// The next unused sequence number in the engine.
     next_sequence: SequenceId,
     /// A request was preempted, and none has ended since: a newly admitted one would be preempted too.
@@ -85,7 +85,7 @@ impl Scheduler {
             running: Vec::new(),
             ending: Vec::new(),
             flights: VecDeque::new(),
-            kept: Kept::new(limits.prefixes, engine.capacity().rewind),
+            prefix_cache: PrefixCache::new(limits.prefixes, engine.capacity().rewind),
             next_sequence: 0,
             crowded: false,
             events: Vec::new(),
@@ -95,7 +95,7 @@ impl Scheduler {
 
     /// Sets the folder for what the prefix cache cannot hold. The engine must support [saving](Engine::snapshots).
     pub fn spill_to(mut self, disk: Spill) -> Scheduler {
-        self.kept.set_disk(disk);
+        self.prefix_cache.set_disk(disk);
         self
     }
 
@@ -142,7 +142,7 @@ impl Scheduler {
     pub fn activity(&self) -> Activity {
         match self.computes() {
             true => Activity::Computing,
-            false if self.kept.is_busy() || !self.reading.is_empty() => Activity::Files,
+            false if self.prefix_cache.is_busy() || !self.reading.is_empty() => Activity::Files,
             false => Activity::Nothing,
         }
     }
@@ -161,8 +161,8 @@ impl Scheduler {
         Statistics {
             running: self.running.len(),
             waiting: self.waiting.len() + self.reading.len(),
-            prefixes: self.kept.len(),
-            spilled: self.kept.spilled(),
+            prefixes: self.prefix_cache.len(),
+            spilled: self.prefix_cache.spilled(),
             pages_total,
             pages_free,
             ..self.statistics.clone()
@@ -171,12 +171,12 @@ impl Scheduler {
 
     /// Releases all sequences of the prefix cache in the engine.
     pub fn clear_prefixes(&mut self, engine: &mut dyn Engine) {
-        self.kept.clear(engine);
+        self.prefix_cache.clear(engine);
     }
 
     /// Writes the useful sequences of the prefix cache to the folder, and waits for completion. No request should be running.
     pub fn spill_all(&mut self, engine: &mut dyn Engine, until: Instant) {
-        self.kept.save_all(engine, until);
+        self.prefix_cache.save_all(engine, until);
     }
 
     /// Submits steps up to the limit in flight, and collects the oldest.
@@ -185,7 +185,7 @@ impl Scheduler {
     /// The device failed. The scheduler cannot be used any more.
     pub fn advance(&mut self, engine: &mut dyn Engine, clock: &dyn Fn() -> Instant) -> Result<(), EngineError> {
         self.expire(engine, clock());
-        self.kept.begin_turn();
+        self.prefix_cache.begin_turn();
         self.take_read(engine);
         while self.flights.len() < self.limits.steps_in_flight {
             self.admit(engine, clock());
@@ -200,14 +200,14 @@ impl Scheduler {
                 self.take(engine, id, drew, outcome, now);
             }
         }
-        self.kept.save_ahead(engine);
+        self.prefix_cache.save_ahead(engine);
         Ok(())
     }
 
     /// Resumes requests whose file was read, whether it is useful or not.
     fn take_read(&mut self, engine: &mut dyn Engine) {
         let number = self.new_number();
-        let Some(file) = self.kept.take_read(engine, number) else { return };
+        let Some(file) = self.prefix_cache.take_read(engine, number) else { return };
         let ready: Vec<_> = self.reading.extract_if(.., |(of, _)| *of == file).collect();
         ready.into_iter().rev().for_each(|(_, sequence)| self.waiting.resume(sequence));
     }
@@ -230,7 +230,7 @@ impl Scheduler {
         let mut passed_over = Vec::new();
         while self.running.len() < self.limits.running && (self.running.is_empty() || !self.crowded) {
             let Some(next) = self.waiting.peek() else { break };
-            let found = self.kept.find(&next.tokens);
+            let found = self.prefix_cache.find(&next.tokens);
             let cached = found.hits.first().map_or(0, |hit| hit.length);
             if !self.running.is_empty() && !self.has_room(next.tokens.len() - cached) {
                 break;
@@ -246,16 +246,16 @@ impl Scheduler {
 
     /// Whether a running sequence will soon hold many more of these tokens than `cached`. It is then forked at that length.
     fn is_computed_already(&mut self, tokens: &[u32], cached: usize) -> bool {
-        if !self.kept.is_on() {
+        if !self.prefix_cache.is_on() {
             return false;
         }
         let shares = |sequence: &Sequence| common_length(&sequence.tokens[..sequence.prompt], tokens);
         let shared = self.running.iter_mut().map(|sequence| (shares(sequence), sequence));
         let Some((shared, sequence)) = shared.max_by_key(|(shared, _)| *shared) else { return false };
-        if shared < cached + WORTH_WAITING || shared <= sequence.fed {
+        if shared < cached + MIN_SHARED_TOKENS || shared <= sequence.fed {
             return false;
         }
-        sequence.anchor_at(shared);
+        sequence.add_anchor(shared);
         true
     }
 
@@ -273,17 +273,17 @@ impl Scheduler {
         let forked = found.hits.iter().find(|hit| engine.fork(hit.sequence, in_engine, hit.length).is_ok());
         let cached = forked.map_or(0, |hit| hit.length);
         if !std::mem::replace(&mut sequence.was_sought, true)
-            && let Some(file) = self.kept.read_from_disk(&sequence.tokens, cached)
+            && let Some(file) = self.prefix_cache.read_from_disk(&sequence.tokens, cached)
         {
             engine.release(in_engine);
             return self.reading.push((file, sequence));
         }
         if let Some(hit) = forked {
-            self.kept.touch(hit.sequence);
+            self.prefix_cache.touch(hit.sequence);
         }
         sequence.begun = forked.copied();
         sequence.enter(in_engine, cached);
-        if self.kept.is_on() {
+        if self.prefix_cache.is_on() {
             sequence.anchors = anchors(sequence.prompt, cached, found.shared);
         }
         if !std::mem::replace(&mut sequence.started, true) {
@@ -330,7 +330,7 @@ impl Scheduler {
 
         let mut prompts: Vec<usize> = (0..due.len()).filter(|&place| due[place] > 1).collect();
         let mut grant = |place: usize, most: usize| {
-            let wanted = due[place].min(self.running[place].to_anchor()) - counts[place];
+            let wanted = due[place].min(self.running[place].tokens_to_anchor()) - counts[place];
             let granted = wanted.min(most).min(budget);
             counts[place] += granted;
             budget -= granted;
@@ -352,7 +352,7 @@ impl Scheduler {
         let work: Vec<_> = included.map(|(sequence, &count)| sequence.work(count)).collect();
         loop {
             match engine.submit(&work) {
-                Err(EngineError::Full { .. }) if self.kept.make_room(engine) => {}
+                Err(EngineError::Full { .. }) if self.prefix_cache.evict_oldest(engine) => {}
                 result => return result,
             }
         }
@@ -377,15 +377,15 @@ impl Scheduler {
         let number = self.new_number();
         let sequence = &mut self.running[place];
         let tokens = &sequence.tokens[..sequence.fed];
-        match self.kept.exact(tokens) {
-            Some(known) => self.kept.touch(known),
+        match self.prefix_cache.exact(tokens) {
+            Some(known) => self.prefix_cache.touch(known),
             None if engine.fork(sequence.in_engine, number, sequence.fed).is_ok() => {
-                self.kept.insert(tokens, number, sequence.id, place_of(sequence.fed, sequence.prompt));
+                self.prefix_cache.insert(tokens, number, sequence.id, entry_kind(sequence.fed, sequence.prompt));
                 sequence.made.push(number);
                 if let Some(begun) = sequence.begun.take() {
-                    self.kept.follow(begun);
+                    self.prefix_cache.count_follower(begun);
                 }
-                self.kept.bound(engine);
+                self.prefix_cache.enforce_limit(engine);
             }
             // Without room there is no fork; it would only have saved work.
             None => {}
@@ -460,7 +460,7 @@ impl Scheduler {
         self.crowded = false;
         let Sequence { in_engine, made, tokens, cached, .. } = sequence;
         engine.release(in_engine);
-        self.kept.distrust(engine, &made, &tokens, cached);
+        self.prefix_cache.drop_failed(engine, &made, &tokens, cached);
         self.finished(id, Finish::Failed(sentence.to_owned()));
     }
 
@@ -478,18 +478,18 @@ impl Scheduler {
     fn keep(&mut self, engine: &mut dyn Engine, sequence: Sequence) {
         let Sequence { id, in_engine, fed, tokens, made, .. } = sequence;
         let length = fed.min(tokens.len());
-        let is_kept = self.kept.is_on()
+        let is_kept = self.prefix_cache.is_on()
             && length > 0
             && (length == fed || engine.truncate(in_engine, length).is_ok())
-            && self.kept.insert(&tokens[..length], in_engine, id, Place::End);
+            && self.prefix_cache.insert(&tokens[..length], in_engine, id, EntryKind::End);
         if !is_kept {
             return engine.release(in_engine);
         }
         // The next prompt of a chat repeats this prompt, but not the reasoning: of the two entries, the text should be dropped first.
         if let Some(&prompt) = made.last() {
-            self.kept.touch(prompt);
+            self.prefix_cache.touch(prompt);
         }
-        self.kept.bound(engine);
+        self.prefix_cache.enforce_limit(engine);
     }
 
     fn new_number(&mut self) -> SequenceId {

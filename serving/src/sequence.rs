@@ -112,12 +112,12 @@ impl Sequence {
     }
 
     /// Number of tokens up to the next anchor.
-    pub fn to_anchor(&self) -> usize {
+    pub fn tokens_to_anchor(&self) -> usize {
         self.anchors.front().map_or(usize::MAX, |anchor| anchor - self.fed)
     }
 
     /// Adds an anchor at a length that is not reached yet.
-    pub fn anchor_at(&mut self, length: usize) {
+    pub fn add_anchor(&mut self, length: usize) {
         let place = self.anchors.partition_point(|&anchor| anchor < length);
         if self.anchors.get(place) != Some(&length) {
             self.anchors.insert(place, length);

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use serving::grammar::{Content, GrammarError, Grammars, TurnRules};
 use serving::request::Constraint;
 
-/// After `HURRY` tokens a turn is steered to its end, which it must reach within `MOST` tokens.
-const HURRY: usize = 150;
+/// After `STEER_AFTER` tokens a turn is steered to its end, which it must reach within `MOST` tokens.
+const STEER_AFTER: usize = 150;
 const MOST: usize = 20_000;
 
 fn tokenizer() -> Tokenizer {
@@ -46,7 +46,7 @@ fn draw(tokenizer: &Tokenizer, mut constraint: Box<dyn Constraint>, random: &mut
         let allowed = bits(mask);
         let closing: Vec<u32> = closers.iter().copied().filter(|token| allowed.contains(token)).collect();
         let token = match closing.first() {
-            Some(&first) if tokens.len() >= HURRY => first,
+            Some(&first) if tokens.len() >= STEER_AFTER => first,
             Some(_) if random.below(4) == 0 => random.of(&closing),
             _ => random.of(&allowed),
         };

@@ -131,13 +131,13 @@ fn alone(engine: &mut dyn Engine, request: &Request) -> (Vec<u32>, Vec<f32>) {
 }
 
 #[derive(Default)]
-struct Heard {
+struct Received {
     cached: Option<usize>,
     tokens: Vec<u32>,
     finish: Option<Finish>,
 }
 
-impl Heard {
+impl Received {
     /// Asserts that the tokens are those of the request alone, and that all are there unless it was cancelled.
     fn check(&self, alone: &(Vec<u32>, Vec<f32>), request: &Request, was_cancelled: bool) {
         let (tokens, leads) = alone;
@@ -158,16 +158,16 @@ impl Heard {
     }
 }
 
-type AllHeard = BTreeMap<RequestId, Heard>;
+type AllReceived = BTreeMap<RequestId, Received>;
 
-fn turn(scheduler: &mut Scheduler, engine: &mut dyn Engine, heard: &mut AllHeard) {
+fn turn(scheduler: &mut Scheduler, engine: &mut dyn Engine, received: &mut AllReceived) {
     scheduler.advance(engine, &Instant::now).expect("an engine that does not fail");
     for (id, event) in scheduler.take_events() {
-        let heard = heard.entry(id).or_default();
+        let received = received.entry(id).or_default();
         match event {
-            Event::Started { cached_tokens } => heard.cached = Some(cached_tokens),
-            Event::Token { id, .. } => heard.tokens.push(id),
-            Event::Finished(finish) => heard.finish = Some(finish),
+            Event::Started { cached_tokens } => received.cached = Some(cached_tokens),
+            Event::Token { id, .. } => received.tokens.push(id),
+            Event::Finished(finish) => received.finish = Some(finish),
         }
     }
 }
@@ -176,12 +176,12 @@ fn turn(scheduler: &mut Scheduler, engine: &mut dyn Engine, heard: &mut AllHeard
 fn check_company(engine: &mut dyn Engine, requests: &[Request], options: &Options, random: &mut Random) {
     let alone: Vec<_> = requests.iter().map(|request| alone(engine, request)).collect();
     let mut scheduler = Scheduler::new(engine, options);
-    let (mut heard, mut cancelled) = (AllHeard::new(), Vec::new());
+    let (mut received, mut cancelled) = (AllReceived::new(), Vec::new());
     for (id, request) in (0..).zip(requests) {
         assert!(request.check(engine.config().vocab, scheduler.context()).is_ok(), "{request:?}");
         scheduler.add(id, request.clone(), Instant::now());
         for _ in 0..random.below(12) {
-            turn(&mut scheduler, engine, &mut heard);
+            turn(&mut scheduler, engine, &mut received);
         }
         if random.below(4) == 0 {
             let which = random.below(id as usize + 1) as RequestId;
@@ -190,10 +190,10 @@ fn check_company(engine: &mut dyn Engine, requests: &[Request], options: &Option
         }
     }
     while !scheduler.is_idle() {
-        turn(&mut scheduler, engine, &mut heard);
+        turn(&mut scheduler, engine, &mut received);
     }
     for (id, (request, alone)) in (0..).zip(requests.iter().zip(&alone)) {
-        heard.entry(id).or_default().check(alone, request, cancelled.contains(&id));
+        received.entry(id).or_default().check(alone, request, cancelled.contains(&id));
     }
     scheduler.clear_prefixes(engine);
     let capacity = engine.capacity();
@@ -242,16 +242,16 @@ fn a_text_goes_on_after_its_pages_were_taken() {
             .map(|_| Request { max_tokens: 260, stop_tokens: Vec::new(), ..request(&mut random, &[0], 40, 1) })
             .collect();
         let alone: Vec<_> = requests.iter().map(|request| alone(&mut engine, request)).collect();
-        let (mut scheduler, mut heard) = (Scheduler::new(&engine, &Options::default()), AllHeard::new());
+        let (mut scheduler, mut received) = (Scheduler::new(&engine, &Options::default()), AllReceived::new());
         for (id, request) in (0..).zip(&requests) {
             scheduler.add(id, request.clone(), Instant::now());
         }
         while !scheduler.is_idle() {
-            turn(&mut scheduler, &mut engine, &mut heard);
+            turn(&mut scheduler, &mut engine, &mut received);
         }
         assert!(scheduler.statistics(&engine).preemptions > 0);
         for (id, (request, alone)) in (0..).zip(requests.iter().zip(&alone)) {
-            heard[&id].check(alone, request, false);
+            received[&id].check(alone, request, false);
         }
     }
 }
@@ -262,7 +262,7 @@ fn a_cached_chat_says_the_same() {
     for seed in seeds(2) {
         let (model, mut random) = (Model::random(seed), Random::new(seed));
         let mut engine = model.cpu(400);
-        let (mut scheduler, mut heard) = (Scheduler::new(&engine, &Options::default()), AllHeard::new());
+        let (mut scheduler, mut received) = (Scheduler::new(&engine, &Options::default()), AllReceived::new());
         let mut prompt = tokens(&mut random, 300);
         let mut before = 0;
         for id in 0..3 {
@@ -270,13 +270,13 @@ fn a_cached_chat_says_the_same() {
             let alone = alone(&mut engine, &request);
             scheduler.add(id, request.clone(), Instant::now());
             while !scheduler.is_idle() {
-                turn(&mut scheduler, &mut engine, &mut heard);
+                turn(&mut scheduler, &mut engine, &mut received);
             }
-            heard[&id].check(&alone, &request, false);
-            assert_eq!(heard[&id].cached, Some(before));
+            received[&id].check(&alone, &request, false);
+            assert_eq!(received[&id].cached, Some(before));
             before = prompt.len();
             // The next prompt leaves out what was generated, as reasoning is.
-            let other = (heard[&id].tokens[0] + 1) % 1000;
+            let other = (received[&id].tokens[0] + 1) % 1000;
             prompt.extend([vec![other], tokens(&mut random, 80)].concat());
         }
     }
@@ -303,18 +303,18 @@ fn a_chat_from_disk_says_the_same() {
             let request = Request { prompt: prompt.clone(), max_tokens: 40, ..request(&mut random, &[0], 1, 1) };
             let alone = alone(&mut engine, &request);
             let mut scheduler = Scheduler::new(&engine, &Options::default()).spill_to(disk);
-            let mut heard = AllHeard::new();
+            let mut received = AllReceived::new();
             scheduler.add(id, request.clone(), Instant::now());
             while !scheduler.is_idle() {
-                turn(&mut scheduler, &mut engine, &mut heard);
+                turn(&mut scheduler, &mut engine, &mut received);
             }
-            heard[&id].check(&alone, &request, false);
-            assert_eq!(heard[&id].cached, Some(before));
+            received[&id].check(&alone, &request, false);
+            assert_eq!(received[&id].cached, Some(before));
             assert_eq!(scheduler.statistics(&engine).spilled.restored_tokens, before as u64);
             scheduler.spill_all(&mut engine, Instant::now() + Duration::from_secs(60));
             before = prompt.len();
             // The next prompt leaves out what was generated, as reasoning is.
-            let other = (heard[&id].tokens[0] + 1) % 1000;
+            let other = (received[&id].tokens[0] + 1) % 1000;
             prompt.extend([vec![other], tokens(&mut random, 80)].concat());
         }
     }

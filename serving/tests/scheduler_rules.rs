@@ -3,7 +3,7 @@
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
 
-use fake::run::{Heard, Run, TURN, seeded, text};
+use fake::run::{Received, Run, TURN, seeded, text};
 use fake::{Fake, POISON, VOCAB, expected, request};
 use phase3_kvcache::SamplingParams;
 use proptest::prelude::*;
@@ -65,16 +65,17 @@ proptest! {
             if let Some(after) = after {
                 (0..*after).for_each(|_| run.turn());
                 run.scheduler.cancel(&mut run.engine, id);
-                run.hear();
+                run.receive();
                 cancelled.push(id);
             }
         }
         run.finish();
         for (id, Arrival { request, .. }) in (0..).zip(&arrivals) {
-            let is_cut = cancelled.contains(&id) && run.heard.get(&id).is_none_or(|heard| heard.finish.is_none());
+            let is_cut =
+                cancelled.contains(&id) && run.received.get(&id).is_none_or(|received| received.finish.is_none());
             if is_cut {
-                let heard = run.heard.get(&id).cloned().unwrap_or_default();
-                prop_assert!(expected(request, run.scheduler.context()).0.starts_with(&heard.tokens));
+                let received = run.received.get(&id).cloned().unwrap_or_default();
+                prop_assert!(expected(request, run.scheduler.context()).0.starts_with(&received.tokens));
             } else {
                 run.check(id, request);
             }
@@ -135,7 +136,7 @@ fn equal_prompts_at_once_are_computed_once() {
     let same = |seed| Request { sampling: seeded(seed), ..request(&text(0, 300), 8) };
     let ids: Vec<RequestId> = (0..4).map(|seed| run.add(same(seed))).collect();
     run.finish();
-    let cached: Vec<_> = ids.iter().map(|id| run.heard[id].cached).collect();
+    let cached: Vec<_> = ids.iter().map(|id| run.received[id].cached).collect();
     assert_eq!(cached, [Some(0), Some(299), Some(299), Some(299)]);
     (0..4).for_each(|seed| run.check(seed, &same(seed)));
 }
@@ -159,14 +160,14 @@ fn a_long_prompt_does_not_hold_up_others() {
     let decoding = run.add(request(&[1, 2, 3], 60));
     (0..5).for_each(|_| run.turn());
     let long = run.add(request(&text(0, 300), 2));
-    let before = (run.engine.steps.len(), run.heard[&decoding].tokens.len());
-    while run.heard.get(&long).is_none_or(|heard| heard.tokens.is_empty()) {
+    let before = (run.engine.steps.len(), run.received[&decoding].tokens.len());
+    while run.received.get(&long).is_none_or(|received| received.tokens.is_empty()) {
         run.turn();
     }
     let steps = &run.engine.steps[before.0..];
     assert!(steps.len() >= 300 / 8);
     assert!(steps.iter().all(|step| step.iter().sum::<usize>() <= 8 + 1), "{steps:?}");
-    assert_eq!(run.heard[&decoding].tokens.len() - before.1, steps.len());
+    assert_eq!(run.received[&decoding].tokens.len() - before.1, steps.len());
 }
 
 #[test]
@@ -200,9 +201,9 @@ fn deadlines_end_those_who_run_and_those_who_wait() {
     let deadline = Some(run.now + 6 * TURN);
     let [running, waiting] = [1, 2].map(|token| run.add(Request { deadline, ..request(&[token], 100) }));
     run.finish();
-    assert_eq!(run.heard[&running].finish, Some(Finish::Deadline));
-    assert_eq!(run.heard[&running].tokens.len(), 5);
-    assert_eq!(run.heard[&waiting], Heard { finish: Some(Finish::Deadline), ..Heard::default() });
+    assert_eq!(run.received[&running].finish, Some(Finish::Deadline));
+    assert_eq!(run.received[&running].tokens.len(), 5);
+    assert_eq!(run.received[&waiting], Received { finish: Some(Finish::Deadline), ..Received::default() });
     run.check_empty();
 }
 
@@ -215,8 +216,8 @@ fn one_that_is_no_number_harms_no_other() {
     let ids = [&bad, &good, &bad].map(|request| run.add(request.clone()));
     run.finish();
     for id in [ids[0], ids[2]] {
-        assert!(matches!(run.heard[&id].finish, Some(Finish::Failed(_))), "{:?}", run.heard[&id]);
-        assert!(run.heard[&id].tokens.is_empty());
+        assert!(matches!(run.received[&id].finish, Some(Finish::Failed(_))), "{:?}", run.received[&id]);
+        assert!(run.received[&id].tokens.is_empty());
     }
     run.check(ids[1], &good);
     assert_eq!(run.run(bad).cached, Some(0));
@@ -235,8 +236,8 @@ fn the_context_ends_a_text() {
     let mut run = Run::new(Fake::new(24, 3), Options::default());
     let context = run.scheduler.context();
     let long = request(&text(0, context - 3), 100);
-    let heard = run.run(long.clone());
-    assert_eq!((heard.tokens.len(), heard.finish), (4, Some(Finish::Length)));
+    let received = run.run(long.clone());
+    assert_eq!((received.tokens.len(), received.finish), (4, Some(Finish::Length)));
     run.check(0, &long);
 }
 
@@ -304,7 +305,7 @@ fn a_constraint_knows_each_token_before_the_next_is_drawn() {
         run.finish();
         for (&id, request) in ids.iter().zip(&requests) {
             run.check(id, request);
-            let tokens = &run.heard[&id].tokens;
+            let tokens = &run.received[&id].tokens;
             let follow = tokens.windows(2).all(|pair| pair[1] % 7 == (pair[0] + 1) % 7);
             assert_eq!(tokens[0].is_multiple_of(7) && follow, request.constraint.is_some(), "{tokens:?}");
         }
@@ -321,7 +322,7 @@ fn a_constraint_that_allows_nothing_more_fails_its_request() {
     run.finish();
     run.check(ids[0], &failing);
     run.check(ids[1], &other);
-    let heard = &run.heard[&ids[0]];
-    assert_eq!((heard.tokens.len(), &heard.finish), (4, &Some(Finish::Failed("nothing more".into()))));
+    let received = &run.received[&ids[0]];
+    assert_eq!((received.tokens.len(), &received.finish), (4, &Some(Finish::Failed("nothing more".into()))));
     run.check_empty();
 }

@@ -38,7 +38,7 @@ fn start(engine: Fake) -> Handle {
 }
 
 /// All tokens, and why there are no more.
-fn heard(mut events: Events) -> (Vec<u32>, Finish) {
+fn received(mut events: Events) -> (Vec<u32>, Finish) {
     let mut tokens = Vec::new();
     while let Some(event) = events.next_blocking() {
         match event {
@@ -78,7 +78,7 @@ fn many_threads_share_an_engine() {
             for number in 0..10 {
                 let request = with_logprobs(&[thread, number, 3], 20);
                 let events = handle.submit(request.clone()).expect("room");
-                assert_eq!(heard(events), expected(&request, handle.context()));
+                assert_eq!(received(events), expected(&request, handle.context()));
             }
         }
     };
@@ -100,7 +100,7 @@ fn the_queue_is_bounded() {
     assert!(matches!(refused, Refused::QueueFull { retry_after } if retry_after >= Duration::from_secs(1)));
     drop(key);
     for (events, request) in taken.into_iter().zip(&requests) {
-        assert_eq!(heard(events), expected(request, handle.context()));
+        assert_eq!(received(events), expected(request, handle.context()));
     }
     assert!(handle.submit(request(&[1], 3)).is_ok());
 }
@@ -126,10 +126,10 @@ fn whoever_stops_listening_is_forgotten() {
     let handle = Handle::start(engine, Options { max_running: 1, ..Options::default() });
     let [running, waiting] = [1, 2].map(|token| handle.submit(request(&[token], 900)).expect("room"));
     let last = with_logprobs(&[3], 3);
-    let heard_out = handle.submit(last.clone()).expect("room");
+    let drained = handle.submit(last.clone()).expect("room");
     drop((running, waiting));
     drop(key);
-    assert_eq!(heard(heard_out), expected(&last, handle.context()));
+    assert_eq!(received(drained), expected(&last, handle.context()));
     until("nobody is alive", || handle.alive() == 0);
     let statistics = handle.statistics();
     assert_eq!(statistics.finished.cancelled, 2);
@@ -147,7 +147,7 @@ fn a_draining_server_finishes_what_it_took() {
     assert!(handle.is_draining());
     assert_eq!(handle.submit(request(&[1], 3)).expect_err("draining"), Refused::Draining);
     drop(key);
-    assert_eq!(heard(events), expected(&taken, handle.context()));
+    assert_eq!(received(events), expected(&taken, handle.context()));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn an_engine_that_fails_ends_every_request() {
             let count = taken.iter().filter(|taken| taken.is_ok()).count();
             assert!(count > 0);
             for events in taken.into_iter().flatten() {
-                let (tokens, finish) = heard(events);
+                let (tokens, finish) = received(events);
                 assert!(tokens.len() <= after);
                 assert!(matches!(&finish, Finish::Failed(text) if text.contains(sentence)), "{finish:?}");
             }
@@ -183,6 +183,6 @@ fn the_thread_goes_with_the_last_handle() {
     drop(other);
     // The accepted request ends normally; then the engine is dropped, and with it the receiver of `gate`.
     assert!((0..5).all(|_| key.send(()).is_ok()));
-    assert_eq!(heard(events), expected(&taken, context));
+    assert_eq!(received(events), expected(&taken, context));
     until("the engine is gone", || key.send(()).is_err());
 }

@@ -154,8 +154,8 @@ fn only_the_last_turn_of_a_chat_is_written() {
     let mut run = roomy(folder.path());
     let mut prompt = text(0, 100);
     for _ in 0..4 {
-        let heard = run.run(request(&prompt, 5));
-        prompt = next_prompt(&prompt, &heard.tokens, 40);
+        let received = run.run(request(&prompt, 5));
+        prompt = next_prompt(&prompt, &received.tokens, 40);
     }
     run.stop();
     assert_eq!(lengths(folder.path()), [220, 224]);
@@ -239,7 +239,7 @@ fn others_do_not_wait_for_a_file() {
     }
     run.finish();
     assert_eq!(run.started[0], 2);
-    let cached: Vec<_> = (0..3).map(|id| run.heard[&id].cached).collect();
+    let cached: Vec<_> = (0..3).map(|id| run.received[&id].cached).collect();
     assert_eq!(cached, [Some(100), Some(100), Some(0)]);
     for (id, request) in (0..).zip([&requests[0], &requests[1], &other]) {
         run.check(id, request);
@@ -291,8 +291,8 @@ fn a_folder_that_vanishes_costs_one_warning() {
         run.check(u64::from(family), &request);
         run.settle();
     }
-    let said = warnings(&folder);
-    assert!(said.len() == 1 && said[0].contains("cannot be written"), "{said:?}");
+    let logged = warnings(&folder);
+    assert!(logged.len() == 1 && logged[0].contains("cannot be written"), "{logged:?}");
     assert_eq!((run.spilled().files, run.spilled().bytes), (0, 0));
     run.check_empty();
 }
@@ -356,10 +356,10 @@ fn damaged_and_foreign_files_are_not_used() {
         run.settle();
         let is_foreign = matches!(harm, Harm::OtherModel | Harm::OtherEngine);
         assert_eq!(harmed.exists(), is_foreign, "{harm:?}");
-        let said = warnings(copy.path());
-        assert_eq!(said.len(), 1, "{harm:?}: {said:?}");
-        let names_it = said[0].contains(name.to_str().expect("UTF-8"));
-        assert!(is_foreign || names_it && said[0].ends_with("it is deleted"), "{harm:?}: {said:?}");
+        let logged = warnings(copy.path());
+        assert_eq!(logged.len(), 1, "{harm:?}: {logged:?}");
+        let names_it = logged[0].contains(name.to_str().expect("UTF-8"));
+        assert!(is_foreign || names_it && logged[0].ends_with("it is deleted"), "{harm:?}: {logged:?}");
     }
 }
 
@@ -372,8 +372,8 @@ fn what_was_never_finished_is_deleted_and_other_files_are_left_alone() {
         fs::write(path, "half of a file").expect("written");
     }
     let mut run = roomy(folder.path());
-    let said = warnings(folder.path());
-    assert!(said.len() == 1 && said[0].contains("0000000000000007.kv.a8Xz.part: incomplete"), "{said:?}");
+    let logged = warnings(folder.path());
+    assert!(logged.len() == 1 && logged[0].contains("0000000000000007.kv.a8Xz.part: incomplete"), "{logged:?}");
     assert!(!part.exists() && notes.exists());
     run.run(request(&text(0, 100), 5));
     run.stop();

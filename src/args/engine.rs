@@ -33,12 +33,12 @@ pub struct EngineArgs {
     pub fast: FastArgs,
     /// The size of llama.cpp's cache, if the command can compute it.
     #[arg(skip)]
-    pub room: Option<Room>,
+    pub cache_size: Option<CacheSize>,
 }
 
 /// The size of a cache.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
+pub struct CacheSize {
     /// Tokens of all sequences together.
     pub tokens: usize,
     pub sequences: usize,
@@ -72,7 +72,7 @@ impl EngineArgs {
             rope: None,
             kv: None,
             fast: FastArgs::default(),
-            room: None,
+            cache_size: None,
         }
     }
 

@@ -15,7 +15,7 @@ mod values;
 use clap::{Parser, Subcommand};
 
 pub use compare::Compare;
-pub use engine::{EngineArgs, FastArgs, Room};
+pub use engine::{CacheSize, EngineArgs, FastArgs};
 pub use files::{Convert, Inspect, MakeModel, Tokenize, Verify};
 pub use kind::EngineKind;
 pub use load::BenchServe;

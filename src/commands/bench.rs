@@ -12,7 +12,7 @@ use phase4_profiling::{Observed, ceiling, process};
 use phase5_flash::cpu::Isa;
 use serde_json::{Value, json};
 
-use crate::args::{Bench, EngineArgs, EngineKind, FastArgs, Room};
+use crate::args::{Bench, CacheSize, EngineArgs, EngineKind, FastArgs};
 use crate::commands::{print, record, size};
 use crate::model::{self, LoadedModel};
 use measure::{Costs, Measure};
@@ -73,16 +73,24 @@ pub fn engine_args(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Eng
         EngineKind::LlamaCpp => FastArgs { exact, threads, ..FastArgs::default() },
         EngineKind::Reference | EngineKind::Cached => FastArgs::default(),
     };
-    EngineArgs { engine: Some(kind), phase: None, device: args.device, rope: None, kv, fast, room: room(args) }
+    EngineArgs {
+        engine: Some(kind),
+        phase: None,
+        device: args.device,
+        rope: None,
+        kv,
+        fast,
+        cache_size: cache_size(args),
+    }
 }
 
 /// The size of a cache for all sequences of a measurement and a copy of one of them.
-fn room(args: &Bench) -> Option<Room> {
+fn cache_size(args: &Bench) -> Option<CacheSize> {
     // The mixed measurement has sixteen sequences and a prompt.
     let mixed = if args.mixed { 17 } else { 0 };
     let sequences = args.batch.iter().copied().max()?.saturating_add(1).max(mixed);
     let longest = args.depth.iter().map(|&depth| measure::longest(args, depth).saturating_add(mixed)).max()?;
-    Some(Room { tokens: sequences.saturating_mul(longest.max(PREFILL_CHUNK)), sequences })
+    Some(CacheSize { tokens: sequences.saturating_mul(longest.max(PREFILL_CHUNK)), sequences })
 }
 
 /// The speeds of a started engine.

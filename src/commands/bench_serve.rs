@@ -22,7 +22,7 @@ use figures::Figures;
 use http::Target;
 use load::Load;
 use prompt::Scale;
-use soak::{Soak, Soaked};
+use soak::{Soak, SoakResults};
 
 pub fn run(args: &BenchServe) -> Result<ExitCode> {
     let key = args.api_key.clone().or_else(|| std::env::var("OPENAI_API_KEY").ok()).filter(|key| !key.is_empty());
@@ -80,29 +80,29 @@ fn random_load(args: &BenchServe, target: &Target, model: &str, time: Duration) 
         pid: args.pid,
         seed: args.seed,
     };
-    let soaked = soak.run()?;
+    let results = soak.run()?;
     let report = match args.json {
         true => {
-            let mut report = soaked.to_json();
+            let mut report = results.to_json();
             report["minutes"] = (time.as_secs_f64() / 60.0).into();
             report["clients"] = soak.clients.into();
             format!("{report:#}\n")
         }
-        false => written(&soaked),
+        false => written(&results),
     };
     print(&report)?;
-    Ok(ExitCode::from(u8::from(soaked.failures > 0)))
+    Ok(ExitCode::from(u8::from(results.failures > 0)))
 }
 
-fn written(soaked: &Soaked) -> String {
-    let mut text = soaked.line() + "\n";
-    if let Some(bytes) = soaked.memory_figures() {
+fn written(results: &SoakResults) -> String {
+    let mut text = results.line() + "\n";
+    if let Some(bytes) = results.memory_figures() {
         let [begin, end, most] = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
         text += &format!(
             "memory: {begin:.1} MiB after a tenth of the time, {end:.1} MiB at its end, {most:.1} MiB at most\n"
         );
     }
-    soaked.kept.iter().fold(text, |text, failure| text + "failed: " + failure + "\n")
+    results.kept.iter().fold(text, |text, failure| text + "failed: " + failure + "\n")
 }
 
 fn first_model(target: &Target) -> Result<String> {

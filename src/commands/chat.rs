@@ -77,7 +77,7 @@ fn talk(
     editor: &mut DefaultEditor,
 ) -> Result<()> {
     let mut message = Message::user(line);
-    while let Some(call) = say(message, conversation, engine, params)? {
+    while let Some(call) = send_message(message, conversation, engine, params)? {
         let prompt = format!("result of {}({})> ", called(call.recipient.as_deref()), call.content);
         let Some(result) = read_line(editor, &prompt)? else { break };
         message = Message::result_of(&call, result);
@@ -86,7 +86,7 @@ fn talk(
 }
 
 /// Sends one message and shows the answer as it arrives, with its reasoning dimmed. Returns the call at its end.
-fn say(
+fn send_message(
     message: Message,
     conversation: &mut Conversation<'_>,
     engine: &mut dyn Engine,
@@ -98,7 +98,7 @@ fn say(
         Ok(()) if !interrupt::requested() => ControlFlow::Continue(()),
         _ => ControlFlow::Break(()),
     };
-    let answered = conversation.say(message, engine, params, &mut on_event);
+    let answered = conversation.send(message, engine, params, &mut on_event);
     interrupt::clear();
     screen.prompt.clear();
     match answered {

@@ -52,7 +52,7 @@ fn model_and_prompt(args: &Generate) -> Result<(&str, &str, bool)> {
             bail!("`generate` has no flag `{prompt}`; put -- before a prompt that looks like one")
         }
         Some(prompt) => Ok((only, prompt.as_str(), args.ask)),
-        None if names_a_model(only) => {
+        None if is_model_name(only) => {
             bail!("`{only}` looks like a model; a prompt is missing: gptoss generate MODEL PROMPT")
         }
         None => Ok((EMBEDDED, only, true)),
@@ -65,7 +65,7 @@ fn is_flag(prompt: &str) -> bool {
 }
 
 /// Whether a text looks like the name of a model rather than a question: a file or folder, or what could be one.
-fn names_a_model(text: &str) -> bool {
+fn is_model_name(text: &str) -> bool {
     let lower = text.to_lowercase();
     let has_extension = [".gguf", ".safetensors", ".json"].iter().any(|extension| lower.ends_with(extension));
     let is_path = ["/", "./", "../", "~/"].iter().any(|start| text.starts_with(start));
@@ -112,7 +112,7 @@ fn answer(
         Event::Delta(_) | Event::Silent => screen.show(""),
     };
     let question = Message::user(text);
-    let answer = conversation.say(question, &mut *loaded.engine, &params(args, tokenizer), &mut on_event)?;
+    let answer = conversation.send(question, &mut *loaded.engine, &params(args, tokenizer), &mut on_event)?;
     screen.end()?;
     for call in answer.turn.messages.iter().filter(|message| message.is_call()) {
         let name = call.recipient.as_deref().unwrap_or_default();

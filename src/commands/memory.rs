@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use phase2_forward::{Draw, Engine, Outcome, Want, Work, sample_tokens};
 use phase3_kvcache::{PREFILL_CHUNK, prefill};
-use phase4_profiling::{APPLE_16GB_GPU_BUDGET, EngineSetup, MemoryPlan, Observed, Place};
+use phase4_profiling::{APPLE_16GB_GPU_BUDGET, EngineSetup, MemoryKind, MemoryPlan, Observed};
 use phase5_flash::cache_bytes;
 use serde_json::json;
 
@@ -46,7 +46,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     let plan = MemoryPlan::new(&checkpoint, setup(!device.is_cpu()));
     // Unless a size is given, the cache takes what is left.
     let given = kv_memory.filter(|_| flash);
-    let on_apple = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) }).at(Place::Device);
+    let on_apple = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) }).at(MemoryKind::Device);
 
     let before = Observed::now(&device.burn);
     let after = match args.observe {
@@ -61,7 +61,8 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         let report = json!({
             "context": context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
             "cache_at_most": cache_at_most,
-            "mapped": plan.at(Place::Mapped), "host": plan.at(Place::Host), "device_bytes": plan.at(Place::Device),
+            "mapped": plan.at(MemoryKind::Mapped), "host": plan.at(MemoryKind::Host),
+            "device_bytes": plan.at(MemoryKind::Device),
             "before": before, "after": after,
         });
         print(&format!("{report:#}\n"))?;
@@ -69,16 +70,20 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     }
     let mut text = format!("{} in phase {} on {}, {context} tokens\n", args.model.display(), phase, device.name);
     for part in &plan.parts {
-        text += &format!("  {:28} {:8} {:>10}\n", part.what, place(part.place), size(part.bytes));
+        text += &format!("  {:28} {:8} {:>10}\n", part.what, kind_name(part.place), size(part.bytes));
     }
-    for at in [Place::Mapped, Place::Host, Place::Device] {
+    for at in [MemoryKind::Mapped, MemoryKind::Host, MemoryKind::Device] {
         if plan.at(at) > 0 {
-            text += &format!("  {:28} {:8} {:>10}\n", "all", place(at), size(plan.at(at)));
+            text += &format!("  {:28} {:8} {:>10}\n", "all", kind_name(at), size(plan.at(at)));
         }
     }
     if let Some(cache_at_most) = cache_at_most.filter(|_| device.is_cpu()) {
-        text +=
-            &format!("  {:28} {:8} {:>10}\n", "cache at most, as it is used", place(Place::Host), size(cache_at_most));
+        text += &format!(
+            "  {:28} {:8} {:>10}\n",
+            "cache at most, as it is used",
+            kind_name(MemoryKind::Host),
+            size(cache_at_most)
+        );
     }
     if let Some(after) = after {
         text += &observed_text(&plan, &before, &after);
@@ -107,15 +112,16 @@ fn observed_text(plan: &MemoryPlan, before: &Observed, after: &Observed) -> Stri
             text += &format!("  {what:36} {:>10} {:>10} {ratio:>6.2}\n", size(predicted), size(observed));
         }
     };
-    if plan.at(Place::Device) > 0 {
-        row("device, in use between steps", Some(plan.resident(Place::Device, false)), after.device_in_use);
-        row("device, the allocator's pools", Some(plan.resident(Place::Device, true)), after.device_reserved);
+    if plan.at(MemoryKind::Device) > 0 {
+        row("device, in use between steps", Some(plan.resident(MemoryKind::Device, false)), after.device_in_use);
+        row("device, the allocator's pools", Some(plan.resident(MemoryKind::Device, true)), after.device_reserved);
         return text;
     }
-    let added = |during_steps| plan.resident(Place::Host, during_steps) + plan.resident(Place::Mapped, during_steps);
+    let added =
+        |during_steps| plan.resident(MemoryKind::Host, during_steps) + plan.resident(MemoryKind::Mapped, during_steps);
     row("resident between steps", before.resident.map(|bytes| bytes + added(false)), after.resident);
     row("peak resident", before.resident.map(|bytes| bytes + added(true)), after.peak_resident);
-    let own = before.anonymous.map(|bytes| bytes + plan.resident(Place::Host, false));
+    let own = before.anonymous.map(|bytes| bytes + plan.resident(MemoryKind::Host, false));
     row("of it anonymous memory", own, after.anonymous);
     text
 }
@@ -133,10 +139,10 @@ fn apple_text(on_gpu: u64) -> String {
     )
 }
 
-fn place(place: Place) -> &'static str {
-    match place {
-        Place::Mapped => "mapped",
-        Place::Host => "host",
-        Place::Device => "device",
+fn kind_name(kind: MemoryKind) -> &'static str {
+    match kind {
+        MemoryKind::Mapped => "mapped",
+        MemoryKind::Host => "host",
+        MemoryKind::Device => "device",
     }
 }

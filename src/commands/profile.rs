@@ -133,7 +133,7 @@ fn watch(mut loaded: LoadedModel, tokens: &[u32]) -> Result<NumericsProbe> {
     match loaded.engine.inspect(&[work], &mut probe)?.remove(0).logits() {
         Ok(logits) => {
             let shape = [tokens.len(), loaded.engine.config().vocab];
-            probe.see(&|| "logits".into(), &|| (shape, logits.clone()));
+            probe.observe(&|| "logits".into(), &|| (shape, logits.clone()));
         }
         // The results before it show where it began.
         Err(error @ EngineError::NotANumber { .. }) => eprintln!("{error}"),

@@ -20,7 +20,7 @@ use crate::embedded::EMBEDDED;
 use crate::model::{self, LoadedModel};
 
 /// Time for writing conversations to disk at the end, even if answers get none.
-const LEAST_SPILL_TIME: Duration = Duration::from_secs(10);
+const MIN_SPILL_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &Serve) -> Result<ExitCode> {
     let settings = settings(args)?;
@@ -34,14 +34,16 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
         .with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
     let address = server.address()?;
     if is_open && !address.ip().is_loopback() {
-        say(&format!("warning: anyone who can reach {address} can use this server; require a key with --api-key-file"));
+        print_line(&format!(
+            "warning: anyone who can reach {address} can use this server; require a key with --api-key-file"
+        ));
     }
     // Installed before the address is printed, so that a signal sent after that is always handled.
     let mut interrupts = {
         let _inside = runtime.enter();
         Interrupts::listen()
     };
-    say(&format!("listening on http://{address}"));
+    print_line(&format!("listening on http://{address}"));
 
     // Until the model is loaded, requests are answered with 503.
     let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
@@ -51,7 +53,7 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
             if serving_app.loaded().is_none() {
                 std::process::exit(0);
             }
-            say("stopping; a second signal stops at once");
+            print_line("stopping; a second signal stops at once");
             tokio::spawn(async move {
                 interrupts.next().await;
                 std::process::exit(130);
@@ -62,16 +64,16 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     let model = load(args)?;
     let name = model.name().to_owned();
     app.ready(model);
-    say(&format!("serving {name}"));
+    print_line(&format!("serving {name}"));
     let served = runtime.block_on(serving);
     if let Some(model) = app.loaded().filter(|_| args.cache_dir.is_some()) {
-        model.handle.spill_all(grace.max(LEAST_SPILL_TIME));
+        model.handle.spill_all(grace.max(MIN_SPILL_TIME));
     }
     end(runtime, served.is_ok())
 }
 
 /// Writes a line to stderr. The server continues even if stderr is closed.
-fn say(line: &str) {
+fn print_line(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
@@ -132,7 +134,7 @@ fn load(args: &Serve) -> Result<Model> {
                 cache: cache.into(),
                 engine: snapshots.kind().into(),
             };
-            Some(Spill::open(folder, args.cache_size, identity, say)?)
+            Some(Spill::open(folder, args.cache_size, identity, print_line)?)
         }
         None => None,
     };

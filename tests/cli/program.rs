@@ -22,16 +22,16 @@ pub fn json(arguments: &[&str]) -> Value {
 }
 
 /// The output of `chat` on the CPU for lines of input.
-pub fn chat(said: &str, rest: &[&str]) -> String {
-    chat_bytes(said.as_bytes(), rest)
+pub fn chat(input: &str, rest: &[&str]) -> String {
+    chat_bytes(input.as_bytes(), rest)
 }
 
-pub fn chat_bytes(said: &[u8], rest: &[&str]) -> String {
+pub fn chat_bytes(input: &[u8], rest: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
     command.args(["chat", "--device", "cpu"]).args(rest);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("starts");
-    child.stdin.take().expect("piped").write_all(said).expect("it listens");
+    child.stdin.take().expect("piped").write_all(input).expect("it listens");
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")

@@ -174,10 +174,10 @@ pub fn check(data: &[u8]) -> usize {
         },
     };
     let tokens = VOCABULARY.tokens(data);
-    let whole = Reading::of(&settings, &tokens);
+    let whole = ParseResult::of(&settings, &tokens);
     let number =
         data.iter().fold(u64::from(stops), |number, &byte| number.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let cut = Reading::of(&settings, &VOCABULARY.cut(&tokens, number));
+    let cut = ParseResult::of(&settings, &VOCABULARY.cut(&tokens, number));
     assert_eq!(whole, cut, "it depends on how the text is cut into tokens");
 
     // Read as a conversation, the stream is either parsed or refused.
@@ -189,22 +189,22 @@ pub fn check(data: &[u8]) -> usize {
 
 /// The parser's results for a stream.
 #[derive(Debug, PartialEq)]
-struct Reading {
+struct ParseResult {
     messages: Vec<Message>,
     warnings: Vec<String>,
     stop_string: Option<String>,
     has_ended: bool,
 }
 
-impl Reading {
+impl ParseResult {
     /// Parses a stream and accounts for each of its bytes.
-    fn of(settings: &Settings, tokens: &[u32]) -> Reading {
+    fn of(settings: &Settings, tokens: &[u32]) -> ParseResult {
         let mut account = Account::default();
         let mut parser = settings.parser();
         for &token in tokens {
             let was_open = parser.open_header().is_some();
             let deltas = parser.push(token);
-            account.tell(&deltas);
+            account.apply_deltas(&deltas);
             match VOCABULARY.control(token) {
                 None => account.text(TOKENIZER.token_bytes(token).unwrap_or_default(), &deltas),
                 name => account.control(name, was_open, &deltas, &parser),
@@ -216,12 +216,12 @@ impl Reading {
         if parser.stop_string().is_none() {
             let was_open = parser.open_header().is_some();
             let deltas = parser.finish();
-            account.tell(&deltas);
+            account.apply_deltas(&deltas);
             account.control(None, was_open, &deltas, &parser);
         }
         account.close(&parser, &settings.stops);
         assert!(parser.open_header().is_none() && parser.finish().is_empty());
-        Reading {
+        ParseResult {
             messages: parser.messages().to_vec(),
             warnings: parser.warnings().to_vec(),
             stop_string: parser.stop_string().map(str::to_owned),
@@ -247,7 +247,7 @@ struct Account {
     /// The expected content of each message.
     contents: Vec<String>,
     /// Messages assembled from the deltas.
-    told: Vec<Message>,
+    messages: Vec<Message>,
     warned: Vec<String>,
     is_open: bool,
     /// Number of text bytes in the stream.
@@ -259,7 +259,7 @@ struct Account {
 
 impl Account {
     /// Checks that messages begin and end alternately, with text in between.
-    fn tell(&mut self, deltas: &[Delta]) {
+    fn apply_deltas(&mut self, deltas: &[Delta]) {
         for delta in deltas {
             match delta {
                 Delta::Begin(header) => {
@@ -267,11 +267,11 @@ impl Account {
                     self.is_open = true;
                     let Header { role, name, recipient, channel, content_type } = header.clone();
                     let content = String::new();
-                    self.told.push(Message { role, name, recipient, channel, content_type, content });
+                    self.messages.push(Message { role, name, recipient, channel, content_type, content });
                 }
                 Delta::Text(text) => {
                     assert!(self.is_open && !text.is_empty(), "text outside of a message");
-                    self.told.last_mut().expect("begun").content += text;
+                    self.messages.last_mut().expect("begun").content += text;
                 }
                 Delta::End { .. } => {
                     assert!(self.is_open, "an end without a beginning");
@@ -345,13 +345,13 @@ impl Account {
         if !deltas.iter().any(|delta| matches!(delta, Delta::Begin(_))) {
             return self.header_ends(0);
         }
-        let said = &self.told.last().expect("begun").content;
-        let through = format!("{said}{}", stop.unwrap_or_default());
+        let parsed = &self.messages.last().expect("begun").content;
+        let through = format!("{parsed}{}", stop.unwrap_or_default());
         let at = match stop {
             Some(_) => self.header.find(&through),
-            None => self.header.len().checked_sub(said.len()).filter(|_| self.header.ends_with(said)),
+            None => self.header.len().checked_sub(parsed.len()).filter(|_| self.header.ends_with(parsed)),
         };
-        let content = self.header[at.unwrap_or_else(|| panic!("{said:?} is not in {:?}", self.header))..].to_owned();
+        let content = self.header[at.unwrap_or_else(|| panic!("{parsed:?} is not in {:?}", self.header))..].to_owned();
         self.header_ends(content.len());
         self.contents.push(content);
     }
@@ -387,7 +387,7 @@ impl Account {
     /// Checks the totals at the end.
     fn close(mut self, parser: &Parser<'_>, stops: &[String]) {
         assert!(!self.is_open, "a message without an end");
-        assert_eq!(self.told, parser.messages(), "the deltas tell something else");
+        assert_eq!(self.messages, parser.messages(), "the deltas tell something else");
         assert_eq!(self.warned, parser.warnings());
         for message in parser.messages().iter().filter(|message| message.is_visible()) {
             let leaks = stops.iter().any(|stop| message.content.contains(stop.as_str()));
@@ -396,12 +396,12 @@ impl Account {
         match parser.stop_string() {
             Some(stop) => self.stopped(parser, stop, stops),
             None => {
-                let said: usize = parser.messages().iter().map(|message| message.content.len()).sum();
-                assert_eq!(said.checked_add_signed(self.structure), Some(self.read), "bytes are lost");
+                let parsed: usize = parser.messages().iter().map(|message| message.content.len()).sum();
+                assert_eq!(parsed.checked_add_signed(self.structure), Some(self.read), "bytes are lost");
             }
         }
-        let said: Vec<&str> = parser.messages().iter().map(|message| message.content.as_str()).collect();
-        assert_eq!(said, self.contents);
+        let parsed: Vec<&str> = parser.messages().iter().map(|message| message.content.as_str()).collect();
+        assert_eq!(parsed, self.contents);
     }
 
     /// A stop string must end the last message, at the first place where one is complete.
@@ -409,13 +409,13 @@ impl Account {
         if !self.segment.is_empty() {
             self.segment_ends(true);
         }
-        let said = &parser.messages().last().expect("a message").content;
+        let parsed = &parser.messages().last().expect("a message").content;
         let content = self.contents.last_mut().expect("a message");
-        let through = format!("{said}{stop}");
-        assert!(content.starts_with(&through), "{content:?} ends before {stop:?} as {said:?}");
+        let through = format!("{parsed}{stop}");
+        assert!(content.starts_with(&through), "{content:?} ends before {stop:?} as {parsed:?}");
         let before = &through[..through.len() - stop.chars().next_back().map_or(0, char::len_utf8)];
         assert!(!stops.iter().any(|stop| before.contains(stop.as_str())), "{through:?} came to a stop before");
-        content.clone_from(said);
+        content.clone_from(parsed);
     }
 }
 

@@ -28,7 +28,7 @@ pub fn check(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Result<usize, String> {
         true => rendered(pair, theirs.iter(), true)?,
         false => rendered(pair, kept.iter().map(|&index| &theirs[index]), false)?,
     };
-    prompt.extend(pair.ours.opening());
+    prompt.extend(pair.ours.generation_prompt());
     pair.same_tokens("the prompt", &pair.ours.render_prompt(&ours), &prompt)?;
 
     // The rendered conversation must parse back to the messages.
@@ -200,7 +200,7 @@ fn message(rng: &mut ChaCha8Rng) -> Message {
     match rng.random_range(0..10) {
         0..3 => from_outside(rng),
         3..5 => result(rng),
-        _ => turns::said(rng),
+        _ => turns::assistant_message(rng),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::Pair;
 use crate::text::{maybe, name, one_of, text};
 
 /// A random message of the assistant.
-pub fn said(rng: &mut ChaCha8Rng) -> Message {
+pub fn assistant_message(rng: &mut ChaCha8Rng) -> Message {
     if rng.random_bool(0.35) {
         return call(rng);
     }
@@ -80,7 +80,7 @@ fn turn(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Turn {
         // A turn begins after `<|start|>assistant`. Results of its calls may be part of it.
         let message = match index > 0 && rng.random_bool(0.1) {
             true => Message::result_of(&call(rng), text(rng)),
-            false => said(rng),
+            false => assistant_message(rng),
         };
         let form = form(&message, rng);
         if let Some(function) = message.function().filter(|_| form != Form::Usual || rng.random()) {

@@ -14,6 +14,6 @@ pub fn attention_factor(factor: f64) -> f64 {
 }
 
 /// Whether a file's number equals the constant, however many digits the file writes.
-pub(super) fn is_about(found: f64, constant: f64) -> bool {
+pub(super) fn is_close(found: f64, constant: f64) -> bool {
     (found - constant).abs() <= 1e-4 * constant.abs()
 }

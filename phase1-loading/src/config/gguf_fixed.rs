@@ -1,7 +1,7 @@
 //! Metadata of computations for which gpt-oss has only one variant. Some programs write these keys, and some use them. A file that requires
 //! another variant is refused: it would otherwise run with wrong results.
 
-use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_about};
+use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_close};
 use super::metadata::Metadata;
 use super::{GptOssConfig, RopeConfig};
 use crate::error::Defect;
@@ -67,7 +67,7 @@ pub(super) fn check(metadata: &Metadata, config: &GptOssConfig) -> Result<(), De
 fn expect(metadata: &Metadata, key: &str, allowed: &[f64]) -> Result<(), Defect> {
     let Some(value) = metadata.value(key) else { return Ok(()) };
     match number(value) {
-        Some(found) if allowed.iter().any(|&usual| is_about(found, usual)) => Ok(()),
+        Some(found) if allowed.iter().any(|&usual| is_close(found, usual)) => Ok(()),
         Some(found) => Err(metadata.defect(key, allowed[0].to_string(), found.to_string())),
         None => Err(metadata.defect(key, allowed[0].to_string(), value.kind())),
     }

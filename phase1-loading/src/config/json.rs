@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_about};
+use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_close};
 use super::{AttentionKind, GptOssConfig, MAX_SIZE, Names, RopeConfig, YarnRamp};
 use crate::error::Defect;
 
@@ -222,7 +222,7 @@ impl Field {
 
     /// Refuses a number other than `usual`; a missing key is accepted.
     fn expect_number(&self, name: &str, usual: f64) -> Result<(), Defect> {
-        match self.is_missing() || is_about(self.float(name)?.into(), usual) {
+        match self.is_missing() || is_close(self.float(name)?.into(), usual) {
             true => Ok(()),
             false => Err(defect(name, usual.to_string(), self.found())),
         }

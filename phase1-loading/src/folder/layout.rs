@@ -203,8 +203,8 @@ impl<'a> Layout<'a> {
             return Ok(());
         };
         let number = |key: &str| settings.get(key).and_then(Value::as_u64);
-        let said = settings.get("mode").and_then(Value::as_str).unwrap_or("affine");
-        if number("bits") == Some(bits as u64) && number("group_size") == Some(group as u64) && said == mode {
+        let configured = settings.get("mode").and_then(Value::as_str).unwrap_or("affine");
+        if number("bits") == Some(bits as u64) && number("group_size") == Some(group as u64) && configured == mode {
             return Ok(());
         }
         let expected = format!("what the tensor's shape says: {mode}, {bits} bits in groups of {group}");

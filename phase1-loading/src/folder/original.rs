@@ -90,7 +90,7 @@ pub(super) fn rename(parts: Parts, config: &GptOssConfig) -> Result<Parts, Defec
             None => (String::new(), name.as_str()),
         };
         if let Some(kind) = stem.strip_prefix("attn.qkv.") {
-            for (projection, part) in apart(&name, &part, config)? {
+            for (projection, part) in split_fused_qkv(&name, &part, config)? {
                 renamed.insert(format!("{prefix}self_attn.{projection}.{kind}"), part);
             }
             continue;
@@ -102,7 +102,7 @@ pub(super) fn rename(parts: Parts, config: &GptOssConfig) -> Result<Parts, Defec
 }
 
 /// Splits a tensor that holds the rows of q, k and v one after another.
-fn apart(name: &str, part: &Part, config: &GptOssConfig) -> Result<[(&'static str, Part); 3], Defect> {
+fn split_fused_qkv(name: &str, part: &Part, config: &GptOssConfig) -> Result<[(&'static str, Part); 3], Defect> {
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let rows = q + 2 * kv;
     if part.shape.first() != Some(&rows) {

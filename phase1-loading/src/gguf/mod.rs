@@ -12,7 +12,7 @@ mod value;
 mod writer;
 
 pub use file::Gguf;
-pub(crate) use reader::pairs_elsewhere;
+pub(crate) use reader::ollama_only_type;
 pub use split::open;
 pub use value::{Array, Value};
 pub use writer::{MetadataValue, TensorPlan, write_header};

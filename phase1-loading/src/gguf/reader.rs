@@ -145,7 +145,7 @@ fn unknown_type(part: String, number: u32) -> Defect {
 }
 
 /// The error for a tensor whose type number is valid only in Ollama's files, in a file of another program.
-pub(crate) fn pairs_elsewhere(name: &str) -> Defect {
+pub(crate) fn ollama_only_type(name: &str) -> Defect {
     unknown_type(format!("tensor `{name}`"), MXFP4_IN_PAIRS)
 }
 

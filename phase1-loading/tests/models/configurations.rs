@@ -1,12 +1,12 @@
 //! Configurations of the same model that are written differently, and configurations that must be refused.
 
-use crate::made::{Made, with_json};
+use crate::made::{GoldenParts, with_json};
 use phase1_loading::write::MetadataValue::{self, Bools, F32, I32s, Text, U32};
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use serde_json::{Value, json};
 
-fn golden() -> Made {
-    Made::of("even", |_, _| ())
+fn golden() -> GoldenParts {
+    GoldenParts::of("even", |_, _| ())
 }
 
 fn config_with(key: &str, value: MetadataValue) -> GptOssConfig {

@@ -1,18 +1,18 @@
 //! The same model in GGUF files of other programs.
 
-use crate::made::{Made, Stored};
+use crate::made::{GoldenParts, Stored};
 use bytes::Bytes;
 use phase1_loading::write::MetadataValue;
 use phase1_loading::{Checkpoint, Verdict, verify};
 
 const LAYERS: usize = 4;
 
-fn golden() -> Made {
-    Made::of("even", |_, _| ())
+fn golden() -> GoldenParts {
+    GoldenParts::of("even", |_, _| ())
 }
 
 /// Ollama's keys and names, without the keys that Ollama does not write.
-fn ollama() -> Made {
+fn ollama() -> GoldenParts {
     let mut made = golden();
     made.remove("gpt-oss.expert_feed_forward_length");
     made.remove("gpt-oss.rope.scaling.type");
@@ -32,7 +32,7 @@ fn ollama() -> Made {
 }
 
 /// Joins q, k and v into one matrix.
-fn fuse_qkv(made: &mut Made) {
+fn fuse_qkv(made: &mut GoldenParts) {
     for layer in 0..LAYERS {
         for kind in ["weight", "bias"] {
             let parts = ["q", "k", "v"].map(|part| made.take(&format!("blk.{layer}.attn_{part}.{kind}")));
@@ -46,7 +46,7 @@ fn fuse_qkv(made: &mut Made) {
 }
 
 /// Joins gate and up: with interleaved rows, or one matrix above the other.
-fn fuse_gate_up(made: &mut Made, in_turn: bool) {
+fn fuse_gate_up(made: &mut GoldenParts, in_turn: bool) {
     for layer in 0..LAYERS {
         for kind in ["weight", "bias"] {
             let parts = ["gate", "up"].map(|part| made.take(&format!("blk.{layer}.ffn_{part}_exps.{kind}")));
@@ -72,7 +72,7 @@ fn fuse_gate_up(made: &mut Made, in_turn: bool) {
 }
 
 /// The file with every MXFP4 tensor as type 4, with neighbouring codes in one byte.
-fn in_pairs(mut made: Made) -> Vec<u8> {
+fn in_pairs(mut made: GoldenParts) -> Vec<u8> {
     let mut names = Vec::new();
     for tensor in made.tensors.iter_mut().filter(|tensor| tensor.format.name() == "MXFP4") {
         let mut data = tensor.data.to_vec();

@@ -9,7 +9,7 @@ use phase1_loading::{Checkpoint, Format, LoadError};
 use serde_json::Value;
 
 /// A golden model in parts.
-pub struct Made {
+pub struct GoldenParts {
     pub metadata: Vec<(String, MetadataValue)>,
     pub tensors: Vec<Stored>,
 }
@@ -24,9 +24,9 @@ pub struct Stored {
     pub data: Bytes,
 }
 
-impl Made {
+impl GoldenParts {
     /// The golden of that name, with the goldens' vocabulary as `vocabulary` changes it.
-    pub fn of(case: &str, vocabulary: impl FnOnce(&mut VocabularyLists, &mut SpecialTokens)) -> Made {
+    pub fn of(case: &str, vocabulary: impl FnOnce(&mut VocabularyLists, &mut SpecialTokens)) -> GoldenParts {
         let case = Case::committed().into_iter().find(|committed| committed.name == case).expect("a committed case");
         let checkpoint = Checkpoint::open(&case.model()).expect("opens");
         let (mut lists, mut special) = golden_vocabulary();
@@ -37,7 +37,7 @@ impl Made {
             Stored { name: name.into(), format: tensor.format, shape: tensor.shape.clone(), data: tensor.packed() }
         };
         let tensors = tensor_specs(&checkpoint.config).iter().map(|spec| stored(&spec.name)).collect();
-        Made { metadata, tensors }
+        GoldenParts { metadata, tensors }
     }
 
     /// Sets or replaces a key.

@@ -241,14 +241,14 @@ fn each_lie_of_a_session_is_named() {
             "tensor `item.00001`: expected U8 of one dimension, found U8 of shape [2, 3]",
         ),
     ];
-    for (said, message) in cases {
-        assert_eq!(said, format!("lying: {message}"));
+    for (found, message) in cases {
+        assert_eq!(found, format!("lying: {message}"));
     }
     // More cached tokens than tokens.
     let mut saved = small_session();
     saved.header.length = 4;
-    let said = refusal(written(&saved));
-    assert_eq!(said, "lying: metadata `cached_tokens`: expected at most 3, the number of tokens, found 4");
+    let found = refusal(written(&saved));
+    assert_eq!(found, "lying: metadata `cached_tokens`: expected at most 3, the number of tokens, found 4");
 }
 
 /// Damage that leaves the structure valid is detected by the checksums.

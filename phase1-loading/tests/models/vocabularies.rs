@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::made::{Made, files, golden_vocabulary, with_json};
+use crate::made::{GoldenParts, files, golden_vocabulary, with_json};
 use bytes::Bytes;
 use phase1_loading::write::{CONTROL, MetadataValue, NORMAL};
 use phase1_loading::{Checkpoint, Tokenizer};
@@ -35,7 +35,7 @@ fn added(content: &str, special: bool) -> BTreeMap<String, Bytes> {
 
 /// The golden file with a different last token of this type.
 fn typed(content: &str, kind: i32) -> Tokenizer {
-    let made = Made::of("even", |lists, _| {
+    let made = GoldenParts::of("even", |lists, _| {
         *lists.tokens.last_mut().expect("tokens") = content.into();
         *lists.kinds.last_mut().expect("kinds") = kind;
     });
@@ -68,7 +68,7 @@ fn added_tokens_are_found_as_they_are() {
 /// Of the added tokens that begin at the earliest position, the longest is found.
 #[test]
 fn added_tokens_do_not_cut_each_other() {
-    let made = Made::of("even", |lists, _| {
+    let made = GoldenParts::of("even", |lists, _| {
         let last = LAST as usize;
         (lists.tokens[last], lists.tokens[last - 1]) = ("<tool_call>".into(), "<tool".into());
         (lists.kinds[last], lists.kinds[last - 1]) = (USER_DEFINED, USER_DEFINED);
@@ -95,7 +95,7 @@ fn harmonys_tokens_are_known_by_name() {
     let text = "<|start|>user<|message|>Hello<|end|>";
     let expected = tokenizer(&files("hf")).encode_with_control(text);
     for kind in [NORMAL, USER_DEFINED, UNUSED] {
-        let made = Made::of("even", |lists, _| {
+        let made = GoldenParts::of("even", |lists, _| {
             lists.kinds.iter_mut().filter(|of| **of == CONTROL).for_each(|of| *of = kind);
         });
         let found = made.open().expect("opens").tokenizer().expect("builds");
@@ -126,14 +126,14 @@ fn ends_add_up_and_a_messages_end_is_none() {
     assert_eq!(tokenizer(&generation).stops(), joined);
 
     let in_file = |ends: Vec<i32>, eos: &str| {
-        let mut made = Made::of("even", |_, special| special.eos = Some(id(eos)));
+        let mut made = GoldenParts::of("even", |_, special| special.eos = Some(id(eos)));
         made.set("tokenizer.ggml.eos_token_ids", MetadataValue::I32s(ends));
         made.open().expect("opens").tokenizer().expect("builds").stops().to_vec()
     };
     assert_eq!(in_file(vec![hello as i32, -1], "<|return|>"), joined);
     assert_eq!(in_file(vec![], "<|end|>"), usual);
     // If no token ends a turn, the end of a message does.
-    let made = Made::of("even", |lists, special| {
+    let made = GoldenParts::of("even", |lists, special| {
         special.eos = Some(id("<|end|>"));
         lists.tokens[id("<|return|>") as usize] = "<|other|>".into();
     });
@@ -205,7 +205,7 @@ fn other_ways_to_cut_text_are_refused() {
 /// A vocabulary without a token for some byte is refused, because text with that byte would be lost.
 #[test]
 fn every_byte_needs_a_token() {
-    let made = Made::of("even", |lists, _| {
+    let made = GoldenParts::of("even", |lists, _| {
         let at = lists.tokens.iter().position(|token| token == "~").expect("a byte's token");
         lists.kinds[at] = UNUSED;
     });

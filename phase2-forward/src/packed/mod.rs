@@ -16,7 +16,7 @@ use crate::device::ComputeDevice;
 /// A stack of packed matrices on a device; a plain matrix is a stack of one.
 #[derive(Clone)]
 pub struct PackedMatrix {
-    place: Place,
+    data: PackedData,
     /// Values per row, the length of the input.
     pub columns: usize,
 }
@@ -24,7 +24,7 @@ pub struct PackedMatrix {
 /// The location of the packed rows; the rows of all matrices follow each other.
 #[derive(Clone)]
 #[expect(clippy::large_enum_variant, reason = "there are a few hundred of them")]
-enum Place {
+enum PackedData {
     Host(HostTensor),
     /// Little-endian words in a GPU buffer.
     Device {
@@ -48,7 +48,7 @@ impl PackedMatrix {
     pub fn new(tensor: &HostTensor, device: &ComputeDevice) -> PackedMatrix {
         let columns = tensor.row_len();
         if device.is_cpu() {
-            return PackedMatrix { place: Place::Host(tensor.clone()), columns };
+            return PackedMatrix { data: PackedData::Host(tensor.clone()), columns };
         }
         let format = device_format(tensor.format);
         let data = tensor.packed_as(format, 0..tensor.rows());
@@ -64,7 +64,7 @@ impl PackedMatrix {
         let data = TensorData::from_bytes(bytes, [words], DType::U32);
         let layout = PackedLayout { format, rows: tensor.shape[tensor.shape.len() - 2], columns };
         let words = Tensor::from_data(data, (&device.burn, DType::U32));
-        PackedMatrix { place: Place::Device { words, layout }, columns }
+        PackedMatrix { data: PackedData::Device { words, layout }, columns }
     }
 }
 
@@ -83,9 +83,9 @@ pub fn packed_matmul(x: Tensor<2>, weights: &PackedMatrix, matrix: Tensor<1, Int
     let [_, columns] = x.dims();
     assert_eq!(columns, weights.columns, "the input's width is the matrix's");
     let (x, matrix) = (x.into_dispatch(), matrix.cast(DType::I32).into_dispatch());
-    Tensor::from_dispatch(match &weights.place {
-        Place::Host(tensor) => <Dispatch as HostMatmul>::host_matmul(x, matrix, tensor.clone()),
-        Place::Device { words, layout } => {
+    Tensor::from_dispatch(match &weights.data {
+        PackedData::Host(tensor) => <Dispatch as HostMatmul>::host_matmul(x, matrix, tensor.clone()),
+        PackedData::Device { words, layout } => {
             <Dispatch as DeviceMatmul>::device_matmul(x, words.clone().into_dispatch(), matrix, *layout)
         }
     })

@@ -21,8 +21,13 @@ pub fn flame(profile: &Profile) -> String {
     for (stack, seconds) in stacks(profile) {
         root.add(&stack[1..], seconds);
     }
-    let caption =
-        format!("{}, {}: phase {}, {}", plain(&profile.model), profile.place(), profile.phase, profile.workload.text());
+    let caption = format!(
+        "{}, {}: phase {}, {}",
+        plain(&profile.model),
+        profile.device_label(),
+        profile.phase,
+        profile.workload.text()
+    );
     let mut drawing =
         Drawing { svg: String::new(), total: root.seconds, floor: HEAD + (root.depth() - 1) as f64 * FRAME };
     drawing.frame(&root, 0.0, 0, "other");

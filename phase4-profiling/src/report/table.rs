@@ -6,7 +6,7 @@ use crate::profile::percentile;
 use crate::{Bound, Ceiling, LAUNCH, Profile, READBACK, Row};
 
 /// Number of bottlenecks that are listed.
-const NAMED: usize = 3;
+const MAX_BOTTLENECKS: usize = 3;
 
 /// A table of the operations, slowest first, followed by time outside operations and the whole step; below it, the largest bottlenecks.
 pub fn table(profile: &Profile) -> String {
@@ -25,7 +25,7 @@ pub fn diagnoses(profile: &Profile) -> Vec<String> {
     let mut rows: Vec<Row> = profile.rows();
     rows.retain(|row| excess(row) > 0.0 && excess(row) < wall);
     rows.sort_by(|a, b| excess(b).total_cmp(&excess(a)));
-    rows.iter().take(NAMED).map(|row| diagnosis(row, wall, &profile.ceiling)).collect()
+    rows.iter().take(MAX_BOTTLENECKS).map(|row| diagnosis(row, wall, &profile.ceiling)).collect()
 }
 
 /// Seconds above the floor.
@@ -59,7 +59,7 @@ fn diagnosis(row: &Row, wall: f64, ceiling: &Ceiling) -> String {
 
 fn heading(profile: &Profile) -> String {
     let Profile { model, date, phase, workload, clock, ceiling, steps, .. } = profile;
-    let (wall, place) = (profile.wall(), profile.place());
+    let (wall, place) = (profile.wall(), profile.device_label());
     let giga = |rate: f64| significant(rate * 1e-9);
     let packed = match ceiling.packed_rate {
         rate if rate > 0.0 => format!(", {} G operations/s packed", giga(rate)),

@@ -81,7 +81,7 @@ impl Clock {
 
 impl Profile {
     /// `cpu on AMD EPYC`, since a device is called `cpu` on every machine.
-    pub(super) fn place(&self) -> String {
+    pub(super) fn device_label(&self) -> String {
         format!("{} on {}", plain(&self.device), plain(&self.machine))
     }
 }

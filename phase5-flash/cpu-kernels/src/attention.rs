@@ -69,7 +69,7 @@ impl Queries<'_> {
 
     /// Length in floats of the scratch that computing a share needs, beside its result.
     fn scratch_len(&self) -> usize {
-        (2 * POSITIONS + self.rows()) * self.head_dim + MOST_ROWS * POSITIONS
+        (2 * POSITIONS + self.rows()) * self.head_dim + MAX_ROWS * POSITIONS
     }
 
     /// Indices of the first and the last block of a share, counted from the block that begins at `blocks_start`.
@@ -195,7 +195,7 @@ fn finish(queries: &Queries<'_>, total: &[f32], out: &mut [f32]) {
 }
 
 /// The most rows that are computed together over a decoded block.
-const MOST_ROWS: usize = 8;
+const MAX_ROWS: usize = 8;
 
 struct Attend<'a, 'b> {
     queries: &'a Queries<'a>,
@@ -276,10 +276,10 @@ impl Kernel for Attend<'_, '_> {
                         (from.min(to) - first_key.min(to), to.saturating_sub(first_key))
                     };
                     let left = rows - row;
-                    let taken = if S::SIDE_BY_SIDE == 4 && left >= 8 {
+                    let taken = if S::PARALLEL_ROWS == 4 && left >= 8 {
                         over_block::<S, 8>(&buffers, row, head_dim, &visible);
                         8
-                    } else if S::SIDE_BY_SIDE == 4 && left >= 4 {
+                    } else if S::PARALLEL_ROWS == 4 && left >= 4 {
                         over_block::<S, 4>(&buffers, row, head_dim, &visible);
                         4
                     } else if left >= 2 {

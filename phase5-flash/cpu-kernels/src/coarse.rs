@@ -16,7 +16,7 @@ use formats::BLOCK;
 use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, group};
 use crate::pool::Shared;
-use crate::product::{AHEAD, TILE};
+use crate::product::{PREFETCH_BYTES, TILE};
 use crate::simd::{LANES, Simd};
 use crate::weights::{Block, PackedRows, with_block};
 
@@ -273,10 +273,10 @@ unsafe fn estimate<S: Simd, const N: usize>(rows: Rows, inputs: Coarse) {
             let codes = rows.codes.add(block * CODE_BYTES);
             let scales: *const u8 = rows.scales.add(block * LANES).cast();
             for vector in 0..VECTORS {
-                S::prefetch(codes.wrapping_add(AHEAD + vector * 64));
+                S::prefetch(codes.wrapping_add(PREFETCH_BYTES + vector * 64));
             }
             if block % 2 == 0 {
-                S::prefetch(scales.wrapping_add(AHEAD / 8));
+                S::prefetch(scales.wrapping_add(PREFETCH_BYTES / 8));
             }
             // 32 products of at most 15 · 127.
             let mut whole: [S::I; N] = std::array::from_fn(|i| S::splat_word(*inputs.offsets.add(block * N + i)));

@@ -14,7 +14,7 @@
 use formats::{BLOCK, Storage};
 
 use crate::isa::{Isa, Kernel};
-use crate::product::{AHEAD, SMALL_BATCH, TILE};
+use crate::product::{PREFETCH_BYTES, SMALL_BATCH, TILE};
 use crate::simd::{LANES, Simd};
 use crate::weights::PackedRows;
 
@@ -95,7 +95,7 @@ impl Prepared<'_> {
         let mut row = 0;
         // SAFETY: rows up to `count` exist, and results of N inputs have room.
         unsafe {
-            if S::SIDE_BY_SIDE == 4 {
+            if S::PARALLEL_ROWS == 4 {
                 while row + 4 <= rows.count {
                     stream::<S, 4, N, P>(rows, row, prepared, out.as_mut_ptr());
                     row += 4;
@@ -126,7 +126,7 @@ unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
     const BYTES: usize = Storage::Mxfp4.block_bytes();
     let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
     // As in `product.rs`: prefetches past all rows that are read side by side.
-    let ahead = weights[0].wrapping_add(R * rows.row_bytes() + AHEAD);
+    let ahead = weights[0].wrapping_add(R * rows.row_bytes() + PREFETCH_BYTES);
     // SAFETY: every block lies inside its row, and so do its words of an input. Prefetching never faults.
     unsafe {
         let mut sums = [[[S::zero(); P]; N]; R];

@@ -33,7 +33,7 @@ pub const SMALL_BATCH: usize = 4;
 pub const TILE: usize = 32;
 
 /// Prefetch distance of a matrix–vector product, in bytes past the rows that are being multiplied.
-pub(crate) const AHEAD: usize = 4096;
+pub(crate) const PREFETCH_BYTES: usize = 4096;
 /// Blocks of 32 columns in a tile.
 const DEPTH: usize = 9;
 
@@ -101,7 +101,7 @@ impl SmallBatch<'_> {
         let mut row = 0;
         // SAFETY: rows up to `count` exist, and results of N inputs have room.
         unsafe {
-            if S::SIDE_BY_SIDE == 4 {
+            if S::PARALLEL_ROWS == 4 {
                 while row + 4 <= rows.count {
                     stream::<S, B, 4, N>(rows, row, inputs, out.as_mut_ptr());
                     row += 4;
@@ -131,7 +131,7 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
 ) {
     let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
     // The prefetched address is in a line that will be read later: it must be past all rows that are read side by side.
-    let ahead = weights[0].wrapping_add(R * rows.row_bytes() + AHEAD);
+    let ahead = weights[0].wrapping_add(R * rows.row_bytes() + PREFETCH_BYTES);
     // SAFETY: every block lies inside its row and every pair of vectors inside its input. Prefetching may pass the end:
     // it never faults, and its address is computed without claiming to lie inside the slice.
     unsafe {

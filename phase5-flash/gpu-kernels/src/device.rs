@@ -19,7 +19,7 @@ use crate::error::Error;
 /// The most cubes along one axis that every GPU accepts.
 const MAX_CUBES: u32 = 65_535;
 /// The most words of a buffer: kernels index them with 32 bits, and there are whole vectors of four.
-const MOST_WORDS: u64 = u32::MAX as u64 / 4 * 4;
+const MAX_WORDS: u64 = u32::MAX as u64 / 4 * 4;
 
 /// A device and its client. Clones share one stream: launches, writes and reads are executed in the order of the calls, from any thread.
 #[derive(Clone)]
@@ -38,9 +38,9 @@ pub struct Device {
 }
 
 /// A readback of some buffers that is in flight.
-pub struct Pending(Reading);
+pub struct Readback(ReadbackState);
 
-enum Reading {
+enum ReadbackState {
     Waiting(Pin<Box<dyn Future<Output = Words> + Send>>),
     Arrived(Words),
 }
@@ -48,15 +48,15 @@ enum Reading {
 /// The words of each buffer.
 type Words = Result<Vec<Vec<u32>>, Error>;
 
-impl Pending {
+impl Readback {
     /// Waits, and returns the words of each buffer.
     ///
     /// # Errors
     /// The device was lost, or an earlier kernel failed.
     pub fn wait(self) -> Result<Vec<Vec<u32>>, Error> {
         match self.0 {
-            Reading::Waiting(reading) => block_on(reading),
-            Reading::Arrived(words) => words,
+            ReadbackState::Waiting(reading) => block_on(reading),
+            ReadbackState::Arrived(words) => words,
         }
     }
 }
@@ -79,7 +79,7 @@ pub struct Buffer {
 impl Buffer {
     /// `handle` must hold `len` words.
     fn new(handle: Handle, len: usize) -> Buffer {
-        assert!(len as u64 <= MOST_WORDS, "kernels index words with 32 bits, and a buffer has {len}");
+        assert!(len as u64 <= MAX_WORDS, "kernels index words with 32 bits, and a buffer has {len}");
         Buffer { handle, len }
     }
 
@@ -161,7 +161,7 @@ impl Device {
         Device {
             plane: hardware.plane_size_max.max(1),
             least_plane: hardware.plane_size_min.max(1),
-            binding_bytes: properties.memory.max_page_size.min(4 * MOST_WORDS),
+            binding_bytes: properties.memory.max_page_size.min(4 * MAX_WORDS),
             memory,
             waits: Arc::default(),
             stream,
@@ -178,7 +178,7 @@ impl Device {
 
     /// Calls `work` as if on the thread whose stream the client is pinned to. CubeCL has one stream per thread, up to a small number, after
     /// which threads share them: a thread that only launches for another should not take one.
-    pub fn on_its_stream<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub fn on_pinned_stream<T>(&self, work: impl FnOnce() -> T) -> T {
         self.stream.executes(work)
     }
 
@@ -233,12 +233,12 @@ impl Device {
     }
 
     /// Bytes of memory that this process does not use, if the driver reports the total.
-    pub fn memory_left(&self) -> Option<u64> {
-        Some(self.memory?.saturating_sub(self.memory_taken()))
+    pub fn memory_available(&self) -> Option<u64> {
+        Some(self.memory?.saturating_sub(self.memory_used()))
     }
 
     /// Bytes of memory that this process uses.
-    pub fn memory_taken(&self) -> u64 {
+    pub fn memory_used(&self) -> u64 {
         self.client.memory_report(MemoryScope::Device).usage().bytes_reserved
     }
 
@@ -252,10 +252,10 @@ impl Device {
     /// Less memory is free than `what` needs, according to the driver.
     pub fn expect_memory(&self, what: &str, need: u64) -> Result<(), Error> {
         let Some(limit) = self.memory else { return Ok(()) };
-        if self.memory_taken().saturating_add(need) > limit {
+        if self.memory_used().saturating_add(need) > limit {
             self.free_unused_memory();
         }
-        let taken = self.memory_taken();
+        let taken = self.memory_used();
         if taken.saturating_add(need) > limit {
             return Err(Error::Memory { what: what.to_owned(), need, taken, limit });
         }
@@ -303,11 +303,11 @@ impl Device {
     /// # Errors
     /// The device was lost, or an earlier kernel failed.
     pub fn read(&self, buffer: &Buffer) -> Result<Vec<u32>, Error> {
-        Ok(self.read_later(&[buffer]).wait()?.swap_remove(0))
+        Ok(self.start_read(&[buffer]).wait()?.swap_remove(0))
     }
 
     /// Queues a readback after the kernels launched so far. Kernels launched later do not wait for it.
-    pub fn read_later(&self, buffers: &[&Buffer]) -> Pending {
+    pub fn start_read(&self, buffers: &[&Buffer]) -> Readback {
         self.waits.fetch_add(1, Ordering::Relaxed);
         let handles = buffers.iter().map(|buffer| buffer.handle.clone()).collect();
         let client = self.client.clone();
@@ -316,9 +316,9 @@ impl Device {
             Ok(read.iter().map(|bytes| u32::from_bytes(bytes).to_vec()).collect())
         });
         // The first poll queues the readback.
-        Pending(match reading.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Pending => Reading::Waiting(reading),
-            Poll::Ready(words) => Reading::Arrived(words),
+        Readback(match reading.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => ReadbackState::Waiting(reading),
+            Poll::Ready(words) => ReadbackState::Arrived(words),
         })
     }
 
@@ -343,7 +343,7 @@ impl Device {
 }
 
 /// Splits a number of cubes into two axes that every GPU accepts; their product may exceed it.
-pub(crate) fn spread(cubes: u32) -> (u32, u32) {
+pub(crate) fn cube_grid(cubes: u32) -> (u32, u32) {
     let z = cubes.div_ceil(MAX_CUBES).max(1);
     (cubes.div_ceil(z), z)
 }
@@ -426,7 +426,7 @@ mod tests {
         let buffer = device.upload((0..256).collect());
         device.write_at(&buffer, 64, vec![7, 8]);
         let parts = [buffer.part(64, 64), buffer.first(64)];
-        let words = device.read_later(&[&parts[0], &parts[1]]).wait().expect("reads");
+        let words = device.start_read(&[&parts[0], &parts[1]]).wait().expect("reads");
         assert_eq!((words[0][..4].to_vec(), words[1][63]), (vec![7, 8, 66, 67], 63));
         assert!(std::panic::catch_unwind(|| buffer.part(200, 57)).is_err());
     }

@@ -41,7 +41,7 @@ mod testing;
 mod upload;
 mod vec4;
 
-pub use device::{Buffer, Device, Pending};
+pub use device::{Buffer, Device, Readback};
 pub use embed::embed;
 pub use error::Error;
 pub use fill::Unfilled;

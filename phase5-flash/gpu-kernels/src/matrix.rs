@@ -78,7 +78,7 @@ impl Matrix {
         let all_rows = stack * rows.next_multiple_of(ROW_GROUP);
         // A plain matrix may be divided into several parts.
         let least_rows = if stack > 1 { all_rows } else { ROW_GROUP };
-        let binding_rows = rows_of_a_binding(name, device.binding_bytes(), row_words * 4, least_rows)?;
+        let binding_rows = rows_per_binding(name, device.binding_bytes(), row_words * 4, least_rows)?;
         let part = |first_row: usize| {
             let padded_rows = binding_rows.min(all_rows - first_row);
             let codes = device.empty_weights(padded_rows * row_words);
@@ -150,7 +150,7 @@ fn fits_f16(largest: f32) -> bool {
 ///
 /// # Errors
 /// Fewer than `least` rows fit.
-fn rows_of_a_binding(name: &str, limit: u64, row_bytes: usize, least: usize) -> Result<usize, Error> {
+fn rows_per_binding(name: &str, limit: u64, row_bytes: usize, least: usize) -> Result<usize, Error> {
     let rows = usize::try_from(limit / row_bytes as u64).unwrap_or(usize::MAX) / ROW_GROUP * ROW_GROUP;
     match rows >= least {
         true => Ok(rows),
@@ -164,7 +164,7 @@ mod tests {
     use crate::testing::{device, filled};
     #[test]
     fn rows_fit_a_binding() {
-        let rows = |limit, least| rows_of_a_binding("blk.0.ffn_up_exps.weight", limit, 1000, least);
+        let rows = |limit, least| rows_per_binding("blk.0.ffn_up_exps.weight", limit, 1000, least);
         for (limit, least, expected) in [(12_000, 12, 12), (15_999, 12, 12), (16_000, 12, 16), (4000, 4, 4)] {
             assert_eq!(rows(limit, least).expect("rows"), expected, "{limit}");
         }

@@ -54,7 +54,7 @@ impl Experts {
     /// # Panics
     /// If `other` has another shape or storage format.
     #[track_caller]
-    pub(crate) fn expect_alike(&self, other: &Experts) {
+    pub(crate) fn assert_same_shape(&self, other: &Experts) {
         let shape = |experts: &Experts| {
             let weight = &experts.weight;
             (weight.storage(), weight.stack(), weight.rows(), weight.columns())
@@ -111,7 +111,7 @@ impl ExpertProduct<'_> {
         self.experts.check();
         if let Some(up) = self.up {
             up.check();
-            self.experts.expect_alike(up);
+            self.experts.assert_same_shape(up);
         }
         self.x.expect("the experts' input", slots / self.slots_per_input() * weight.columns());
         self.out.expect("the experts' output", slots * weight.rows());

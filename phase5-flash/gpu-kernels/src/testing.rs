@@ -14,7 +14,7 @@ use crate::fill::Unfilled;
 use crate::gpu::Gpu;
 use crate::kv::{KvCache, KvPool, PAGE};
 use crate::matrix::Matrix;
-use crate::matvec::{MatvecChoice, Walk};
+use crate::matvec::{MatvecChoice, RowLoop};
 use crate::upload::Upload;
 
 /// A GPU, or else a software rasterizer; the same one for all calls of a test.
@@ -85,8 +85,8 @@ pub fn poisoned(device: &Device, len: usize) -> Buffer {
 
 /// A random tiling of mat-vec products, in which cubes take several steps even in small matrices.
 pub fn matvec_choice(random: &mut Random) -> MatvecChoice {
-    let walk = Walk::all().nth(random.below(Walk::COUNT)).expect("one of them");
-    MatvecChoice { walk, inputs_per_read: [1, 2, 4][random.below(3)], least_cubes: 1 }
+    let row_loop = RowLoop::all().nth(random.below(RowLoop::COUNT)).expect("one of them");
+    MatvecChoice { row_loop, inputs_per_read: [1, 2, 4][random.below(3)], least_cubes: 1 }
 }
 
 /// A matrix or stack on the device, and its values after packing.

@@ -208,8 +208,8 @@ impl Inspect for CpuEngine {
         let inputs = tokens_of(work, |sequence| self.drawn.get(&sequence).copied())?;
         let reached = |(item, input): (&Work<'_>, &Vec<u32>)| (item.sequence, self.length(item.sequence) + input.len());
         let lengths: Vec<(SequenceId, usize)> = work.iter().zip(&inputs).map(reached).collect();
-        let room = self.pages.extend(&lengths)?;
-        self.cache.copy(&room.copies);
+        let updates = self.pages.extend(&lengths)?;
+        self.cache.copy(&updates.copies);
 
         let mut first = 0;
         let new_tokens = |(item, input): (&Work<'_>, &Vec<u32>)| {
@@ -259,7 +259,7 @@ impl Snapshots for CpuEngine {
     fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
         let length = snapshot.length;
         let sliding = self.cache.saved_pages(&snapshot.items, AttentionKind::Sliding);
-        let count = |kind| self.pages.count_held(length, kind, sliding);
+        let count = |kind| self.pages.held_pages(length, kind, sliding);
         snapshot.check(NAME, self.forward.config.context_length, |_| self.cache.saved_bytes(count))?;
         let counts = KINDS.map(count);
         // Every new page is written completely.

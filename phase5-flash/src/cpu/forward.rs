@@ -60,7 +60,7 @@ impl Forward {
 
         self.embed(s, tokens);
         let hidden = self.config.hidden;
-        see(probe, || "embed".into(), &s.x, n, hidden);
+        observe(probe, || "embed".into(), &s.x, n, hidden);
         probe.done(Span { operation: Operation::Embed, layer: None, tokens: n, sequences, keys: 0 });
         for (number, layer) in self.model.layers.iter().enumerate() {
             let span = |operation, keys| Span { operation, layer: Some(number), tokens: n, sequences, keys };
@@ -74,13 +74,13 @@ impl Forward {
             self.attention(cache, s, number, parts);
             probe.done(span(Operation::Attention, keys));
             self.attention_out(layer, s, n);
-            see(probe, || format!("layers.{number}.resid_attn"), &s.x, n, hidden);
+            observe(probe, || format!("layers.{number}.resid_attn"), &s.x, n, hidden);
             probe.done(span(Operation::AttentionOut, 0));
 
             self.norm(&s.x, &layer.mlp_norm, n, |row| row, &mut s.h);
             probe.done(span(Operation::MlpNorm, 0));
             self.router(layer, s, n);
-            see(probe, || format!("layers.{number}.router_logits"), &s.router_logits, n, self.config.experts);
+            observe(probe, || format!("layers.{number}.router_logits"), &s.router_logits, n, self.config.experts);
             s.choices.choose(
                 &s.router_logits[..n * self.config.experts],
                 self.config.experts,
@@ -90,7 +90,7 @@ impl Forward {
             self.gate_up(layer, s);
             probe.done(span(Operation::GateUp, 0));
             self.down(layer, s);
-            see(probe, || format!("layers.{number}.resid_mlp"), &s.x, n, hidden);
+            observe(probe, || format!("layers.{number}.resid_mlp"), &s.x, n, hidden);
             probe.done(span(Operation::Down, 0));
         }
     }
@@ -251,7 +251,7 @@ impl Forward {
     pub fn final_norm(&self, s: &mut Scratch, rows: &[usize], sequences: usize, probe: &mut dyn Probe) {
         let (hidden, count) = (self.config.hidden, rows.len());
         self.norm(&s.x, &self.model.final_norm, count, |i| rows[i], &mut s.h);
-        see(probe, || "final_norm".into(), &s.h, count, hidden);
+        observe(probe, || "final_norm".into(), &s.h, count, hidden);
         probe.done(Span { operation: Operation::HeadNorm, layer: None, tokens: count, sequences, keys: 0 });
     }
 
@@ -280,6 +280,6 @@ impl Forward {
 }
 
 /// Reports the first `rows` rows to a probe.
-fn see(probe: &mut dyn Probe, name: impl Fn() -> String, values: &[f32], rows: usize, width: usize) {
-    probe.see(&name, &|| ([rows, width], values[..rows * width].to_vec()));
+fn observe(probe: &mut dyn Probe, name: impl Fn() -> String, values: &[f32], rows: usize, width: usize) {
+    probe.observe(&name, &|| ([rows, width], values[..rows * width].to_vec()));
 }

@@ -15,7 +15,7 @@ use phase2_forward::{
 use phase3_kvcache::CacheType;
 
 use super::cache::Cache;
-use super::choice::Choosing;
+use super::choice::DrawFeatures;
 use super::engine::{GpuEngine, Options};
 use super::error::GpuError;
 use super::forward::Forward;
@@ -24,9 +24,9 @@ use super::step::Runner;
 use super::tuning::MAX_ROWS;
 
 /// The most launches that are captured together.
-const MOST_LAUNCHES: usize = 48;
+const MAX_LAUNCHES: usize = 48;
 /// The most rows whose logits are computed.
-const MOST_LOGITS: usize = 64;
+const MAX_LOGITS: usize = 64;
 
 /// A model whose operations can be launched one by one.
 pub struct Kernels {
@@ -71,7 +71,7 @@ impl Kernels {
     /// The device fails, or `visit` returns an error.
     pub fn all(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(CacheType::default(), rows, 0)?;
-        let pass = self.engine.runner.forward.place(&placed);
+        let pass = self.engine.runner.forward.set_rows(&placed);
         let Runner { forward, choices, .. } = &self.engine.runner;
         let name = counted(rows);
         let mut outside = |operation: Operation, launch: &dyn Fn(usize)| {
@@ -79,7 +79,7 @@ impl Kernels {
             visit(&Case { operation: operation.name(), name: name.clone(), span, forward, rows: &placed, launch })
         };
         outside(Operation::Embed, &|_| forward.embed(rows))?;
-        if rows <= MOST_LOGITS {
+        if rows <= MAX_LOGITS {
             outside(Operation::HeadNorm, &|_| forward.head_norm(rows, &forward.buffers.every_row))?;
             outside(Operation::Head, &|_| forward.head(rows, &choices.logits))?;
         }
@@ -95,25 +95,25 @@ impl Kernels {
     /// # Errors
     /// As [`Kernels::all`].
     pub fn choices(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
-        let placed = self.fill(CacheType::default(), rows.min(MOST_LOGITS), 0)?;
+        let placed = self.fill(CacheType::default(), rows.min(MAX_LOGITS), 0)?;
         let rows = placed.len();
         let Runner { forward, choices, .. } = &mut self.engine.runner;
-        forward.place(&placed);
+        forward.set_rows(&placed);
         forward.logits(rows, &forward.buffers.every_row, &choices.logits, &mut NoProbe);
         let sampling = Sampling { temperature: 1.0, top_k: 50, top_p: 0.9, min_p: 0.0 };
         let draw = Draw { sampling, seed: 1, logprobs: Some(5), ..Draw::GREEDY };
         choices.prepare(&forward.gpu.device, &vec![&draw; rows], rows);
         let Runner { forward, choices, .. } = &self.engine.runner;
-        let drawn = |top_k, top_p| Choosing { filters: Some(Filters { top_k, top_p }), ..Choosing::GREEDY };
-        for (what, choosing) in [
-            ("greedy", Choosing::GREEDY),
-            ("greedy with log probabilities", Choosing { logprobs: true, ..Choosing::GREEDY }),
+        let drawn = |top_k, top_p| DrawFeatures { filters: Some(Filters { top_k, top_p }), ..DrawFeatures::GREEDY };
+        for (what, features) in [
+            ("greedy", DrawFeatures::GREEDY),
+            ("greedy with log probabilities", DrawFeatures { logprobs: true, ..DrawFeatures::GREEDY }),
             ("drawn", drawn(false, false)),
             ("drawn by top-p", drawn(false, true)),
             ("drawn by top-k and top-p", drawn(true, true)),
         ] {
             let launch = &|_| {
-                choices.launch(&forward.gpu.device, choosing, &forward.buffers.row_words, &forward.drawn, rows);
+                choices.launch(&forward.gpu.device, features, &forward.buffers.row_words, &forward.drawn, rows);
             };
             let name = format!("{what}, {}", counted(rows));
             visit(&Case { operation: "choice", name, span: None, forward, rows: &placed, launch })?;
@@ -129,7 +129,7 @@ impl Kernels {
     pub fn cached(&mut self, kv: CacheType, rows: usize, depth: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(kv, rows, depth)?;
         let forward = &mut self.engine.runner.forward;
-        let pass = forward.place(&placed);
+        let pass = forward.set_rows(&placed);
         let all: Vec<usize> = (0..forward.config.layers()).collect();
         if pass.operations(forward.tuning()).any(|operation| operation == Operation::CacheAppend) {
             of_layers(forward, Operation::CacheAppend, &all, pass, &after(forward, pass), &placed, visit)?;
@@ -146,7 +146,7 @@ impl Kernels {
         let pages = Cache::count(device, config, row, None)?;
         forward.cache = Cache::new(device, config, row, pages, MAX_ROWS);
         forward.epoch += 1;
-        choices.reserve(device, rows.min(MOST_LOGITS));
+        choices.reserve(device, rows.min(MAX_LOGITS));
         let tokens = sample_tokens(0, depth + rows, config.vocab);
         for tokens in tokens[..depth].chunks(MAX_ROWS).chain(tokens[depth..].chunks(MAX_ROWS)) {
             let failed = |error: EngineError| GpuError::from(Error::Device(error.to_string()));
@@ -200,7 +200,7 @@ impl Case<'_> {
     /// # Errors
     /// The device fails, or lacks a limit.
     pub fn capture(&self, launches: usize) -> Result<Captured<'_>, GpuError> {
-        let (client, launches) = (self.forward.gpu.device.client(), launches.min(MOST_LAUNCHES));
+        let (client, launches) = (self.forward.gpu.device.client(), launches.min(MAX_LAUNCHES));
         client.graph_prepare().map_err(Error::from)?;
         (0..launches).for_each(self.launch);
         client.start_capture().map_err(Error::from)?;

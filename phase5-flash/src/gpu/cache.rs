@@ -9,7 +9,7 @@ use phase1_loading::{AttentionKind, GptOssConfig};
 use phase2_forward::SequenceId;
 
 use super::error::GpuError;
-use crate::pages::{Full, POSITIONS, Pages, REWIND, Reuse, Room};
+use crate::pages::{Full, POSITIONS, PageUpdates, Pages, REWIND, Reuse};
 
 const _: () = assert!(PAGE == POSITIONS, "the host counts pages as kernels do");
 
@@ -18,7 +18,7 @@ pub(crate) const SLOTS: usize = 1024;
 /// Default size in bytes of the pools if the driver does not report how much memory there is.
 const UNKNOWN_MEMORY: u64 = 1 << 30;
 /// A sequence of one token has a page in each kind of layer; one more is for padding.
-const LEAST_PAGES: usize = 3;
+const MIN_PAGES: usize = 3;
 
 /// The caches of all sequences.
 pub(crate) struct Cache {
@@ -77,7 +77,7 @@ impl Cache {
         if let Some(bytes) = bytes {
             device.expect_memory("the KV cache", bytes)?;
         }
-        Bounds { given: bytes, left: device.memory_left(), binding: device.binding_bytes() }.pages(config, row)
+        Bounds { given: bytes, left: device.memory_available(), binding: device.binding_bytes() }.pages(config, row)
     }
 
     pub fn length(&self, sequence: SequenceId) -> usize {
@@ -92,16 +92,16 @@ impl Cache {
     ///
     /// # Errors
     /// Too few pages are free; nothing has changed then.
-    pub fn extend(&mut self, device: &Device, wishes: &[(SequenceId, usize)]) -> Result<(), Full> {
-        let room = self.pages.extend(wishes)?;
-        self.prepare(device, room);
+    pub fn extend(&mut self, device: &Device, lengths: &[(SequenceId, usize)]) -> Result<(), Full> {
+        let updates = self.pages.extend(lengths)?;
+        self.prepare(device, updates);
         Ok(())
     }
 
-    /// Copies and clears the pages of `room`, and updates the page tables on the device.
-    pub fn prepare(&mut self, device: &Device, room: Room) {
-        let copies = room.copies.iter().map(|copy| [copy.from, copy.to]);
-        let pairs: Vec<[u32; 2]> = copies.chain(room.cleared.iter().map(|&page| [NO_PAGE, page])).collect();
+    /// Copies and clears the pages of `updates`, and updates the page tables on the device.
+    pub fn prepare(&mut self, device: &Device, updates: PageUpdates) {
+        let copies = updates.copies.iter().map(|copy| [copy.from, copy.to]);
+        let pairs: Vec<[u32; 2]> = copies.chain(updates.cleared.iter().map(|&page| [NO_PAGE, page])).collect();
         prepare_pages(device, &self.pools, &pairs);
         for sequence in self.pages.take_changed() {
             for (kind, table) in [(AttentionKind::Full, &self.full), (AttentionKind::Sliding, &self.sliding)] {
@@ -125,19 +125,19 @@ impl Cache {
     }
 
     /// The positions that the next token of an existing sequence attends to in `layer`, each with the row of its pool for head 0.
-    pub fn places(&self, sequence: SequenceId, layer: usize, window: usize) -> Vec<(usize, usize)> {
+    pub fn position_rows(&self, sequence: SequenceId, layer: usize, window: usize) -> Vec<(usize, usize)> {
         let length = self.length(sequence);
         let oldest = match self.kinds[layer] {
             AttentionKind::Full => 0,
             AttentionKind::Sliding => length.saturating_sub(window),
         };
-        let mut places = self.places_up_to(sequence, layer, length);
+        let mut places = self.position_rows_up_to(sequence, layer, length);
         places.retain(|&(position, _)| position >= oldest);
         places
     }
 
     /// All cached positions below `length` in `layer`, each with the row of its pool for head 0.
-    pub fn places_up_to(&self, sequence: SequenceId, layer: usize, length: usize) -> Vec<(usize, usize)> {
+    pub fn position_rows_up_to(&self, sequence: SequenceId, layer: usize, length: usize) -> Vec<(usize, usize)> {
         let (gone, pages) = self.pages.held(sequence, self.kinds[layer]);
         let place = |position: usize| {
             let page = pages[position / PAGE - gone] as usize;
@@ -162,18 +162,18 @@ impl Bounds {
     /// The number of pages for sequences; the pools hold one more, for padding. A pool that no binding could span is made smaller.
     ///
     /// # Errors
-    /// Less than [`LEAST_PAGES`], in memory or in a binding.
+    /// Less than [`MIN_PAGES`], in memory or in a binding.
     fn pages(self, config: &GptOssConfig, row: KvRow) -> Result<usize, GpuError> {
         let part = 4 * row.page_words() as u64;
         let page = 2 * pool_count(config) as u64 * part;
         let bindable = usize::try_from(self.binding / part).unwrap_or(usize::MAX);
-        if bindable < LEAST_PAGES {
-            let (need, limit) = (LEAST_PAGES as u64 * part, self.binding);
+        if bindable < MIN_PAGES {
+            let (need, limit) = (MIN_PAGES as u64 * part, self.binding);
             return Err(Error::Limit { what: "the smallest KV cache".into(), need, limit }.into());
         }
         let free = self.left.map_or(UNKNOWN_MEMORY, |left| left / 10 * 9);
         let count = Pages::count(config.context_length, page, self.given, Some(free)).min(bindable);
-        match count >= LEAST_PAGES {
+        match count >= MIN_PAGES {
             true => Ok(count - 1),
             false => Err(GpuError::NoCache { page, given: self.given.or(self.left).unwrap_or(UNKNOWN_MEMORY) }),
         }

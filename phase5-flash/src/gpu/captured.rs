@@ -3,15 +3,15 @@
 use cubecl::client::Graph;
 use gpu_kernels::{Device, Error};
 
-use super::choice::Choosing;
+use super::choice::DrawFeatures;
 
 /// The most captured steps that are kept. The least recently used one is dropped.
-const MOST_STEPS: usize = 64;
+const MAX_STEPS: usize = 64;
 /// Steps of up to this many rows are captured without padding; larger ones are padded to a multiple of [`BUCKET`].
 const EXACT_ROWS: usize = 16;
 const BUCKET: usize = 8;
 /// Attention is split as for at least this many keys.
-const LEAST_KEYS: usize = 256;
+const MIN_KEYS: usize = 256;
 
 /// The key of a captured step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +19,7 @@ pub(super) struct Shape {
     pub rows: usize,
     /// Number of keys that attention is split for.
     pub keys: usize,
-    pub choosing: Choosing,
+    pub features: DrawFeatures,
 }
 
 impl Shape {
@@ -30,7 +30,7 @@ impl Shape {
 
     /// Number of keys to split attention for if a row attends to at most `keys`.
     pub fn keys(keys: usize) -> usize {
-        keys.next_power_of_two().max(LEAST_KEYS)
+        keys.next_power_of_two().max(MIN_KEYS)
     }
 }
 
@@ -63,7 +63,7 @@ impl CapturedSteps {
             // SAFETY: the caller promises that its buffers are alive; all work is on the device's single stream.
             return Ok(unsafe { steps[steps.len() - 1].1.replay() }?);
         }
-        if steps.len() == MOST_STEPS {
+        if steps.len() == MAX_STEPS {
             steps.remove(0);
         }
         let client = device.client();
@@ -150,7 +150,7 @@ pub(super) mod tests {
     fn trace(layers: usize, sequences: u64, draw: Draw<'_>) -> (Vec<Trace>, Trace) {
         let (OwnGpu { queue, gpu, .. }, mut engine) = alone(layers);
         let seen = || {
-            let bytes = gpu.device.memory_taken() as i64;
+            let bytes = gpu.device.memory_used() as i64;
             Trace { queued: number(&queue), waits: gpu.device.waits(), bytes }
         };
         // Asking for the index used one.

@@ -1,33 +1,33 @@
 //! Choosing tokens from logits on the device: masks and adjustments, the draw, and log probabilities.
 
 use gpu_kernels::sampling::{
-    self, DrawSettings, Filters, HISTOGRAM_WORDS, LogitAdjustment, MOST_TOP_LOGITS, NO_MASK, NO_TOKEN, NextTokens,
+    self, DrawSettings, Filters, HISTOGRAM_WORDS, LogitAdjustment, MAX_TOP_LOGITS, NO_MASK, NO_TOKEN, NextTokens,
     PARTIAL_MAX_WORDS, Restrict, RowTop, SETTING_WORDS, STRIPE_TOP_WORDS, THRESHOLD_WORDS, TOP_LOGITS_WORDS, TopLogits,
     adjustment_words, mask_words,
 };
-use gpu_kernels::{Buffer, Device, Error, Pending, ROW_WORDS};
+use gpu_kernels::{Buffer, Device, Error, ROW_WORDS, Readback};
 use phase2_forward::{Adjustment, Draw, DrawnToken, Logprobs, MAX_LOGPROBS, Sampling};
 
-const _: () = assert!(MAX_LOGPROBS <= MOST_TOP_LOGITS, "the kernel finds as many as can be requested");
+const _: () = assert!(MAX_LOGPROBS <= MAX_TOP_LOGITS, "the kernel finds as many as can be requested");
 
 /// The most rows whose logits are computed together, to limit memory.
-pub(super) const MOST_LOGITS: usize = 128;
+pub(super) const MAX_LOGITS: usize = 128;
 
 /// The kernels that some draws need.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Choosing {
+pub(super) struct DrawFeatures {
     /// `None` if all draws are greedy.
     pub filters: Option<Filters>,
     pub restricted: bool,
     pub logprobs: bool,
 }
 
-impl Choosing {
-    pub const GREEDY: Choosing = Choosing { filters: None, restricted: false, logprobs: false };
+impl DrawFeatures {
+    pub const GREEDY: DrawFeatures = DrawFeatures { filters: None, restricted: false, logprobs: false };
 
-    fn of(draws: &[&Draw<'_>]) -> Choosing {
+    fn of(draws: &[&Draw<'_>]) -> DrawFeatures {
         let greedy = draws.iter().all(|draw| draw.is_greedy());
-        Choosing {
+        DrawFeatures {
             filters: (!greedy).then(|| Filters::of(draws.iter().map(|draw| settings(draw)))),
             restricted: draws.iter().any(|draw| is_restricted(draw)),
             logprobs: draws.iter().any(|draw| draw.logprobs.is_some()),
@@ -86,7 +86,7 @@ impl Choices {
         }
     }
 
-    /// The most rows whose logits fit a binding of `limit` bytes, up to [`MOST_LOGITS`].
+    /// The most rows whose logits fit a binding of `limit` bytes, up to [`MAX_LOGITS`].
     ///
     /// # Errors
     /// If it does not span one row.
@@ -94,7 +94,7 @@ impl Choices {
         let need = vocab as u64 * 4;
         match limit / need {
             0 => Err(Error::Limit { what: "a row of logits".into(), need, limit }),
-            rows => Ok(rows.min(MOST_LOGITS as u64) as usize),
+            rows => Ok(rows.min(MAX_LOGITS as u64) as usize),
         }
     }
 
@@ -109,9 +109,9 @@ impl Choices {
 
     /// Writes the settings of the draws for `rows` rows, which must have been reserved; rows past the draws are padding. Returns the
     /// kernels that are needed, and whether buffers were replaced.
-    pub fn prepare(&mut self, device: &Device, draws: &[&Draw<'_>], rows: usize) -> (Choosing, bool) {
-        let choosing = Choosing::of(draws);
-        if choosing.filters.is_some() {
+    pub fn prepare(&mut self, device: &Device, draws: &[&Draw<'_>], rows: usize) -> (DrawFeatures, bool) {
+        let features = DrawFeatures::of(draws);
+        if features.filters.is_some() {
             let of_row = |row: usize| settings(draws.get(row).unwrap_or(&draws[0])).words();
             let words: Vec<u32> = (0..rows).flat_map(of_row).collect();
             if words != self.settings_words {
@@ -119,13 +119,13 @@ impl Choices {
                 self.settings_words = words;
             }
         }
-        let moved = choosing.restricted && self.restrict(device, draws, rows);
-        let missing = choosing.logprobs && self.logprobs.is_none();
+        let moved = features.restricted && self.restrict(device, draws, rows);
+        let missing = features.logprobs && self.logprobs.is_none();
         if missing {
             let room = |words: usize| device.empty(self.rows * words);
             self.logprobs = Some(Top { stripes: room(STRIPE_TOP_WORDS), out: room(TOP_LOGITS_WORDS) });
         }
-        (choosing, moved || missing)
+        (features, moved || missing)
     }
 
     /// Writes masks and adjustments. Returns whether buffers were replaced.
@@ -158,38 +158,38 @@ impl Choices {
     }
 
     /// Draws tokens from the logits of `rows` rows into `drawn`, by slot. `row_words` then describes the rows of the next step.
-    pub fn launch(&self, device: &Device, choosing: Choosing, row_words: &Buffer, drawn: &Buffer, rows: usize) {
+    pub fn launch(&self, device: &Device, features: DrawFeatures, row_words: &Buffer, drawn: &Buffer, rows: usize) {
         let (vocab, inputs) = (self.vocab, rows);
         let mut logits = &self.logits;
-        if let Some(known) = self.restricted.as_ref().filter(|_| choosing.restricted) {
+        if let Some(known) = self.restricted.as_ref().filter(|_| features.restricted) {
             let Restricted { logits: out, mask_of, masks, adjustments } = known;
             Restrict { logits, out, vocab, mask_of, masks, adjustments, inputs }.launch(device);
             logits = out;
         }
         let (partial_max, tokens) = (&self.partial_max, &self.tokens);
         let next = NextTokens { logits, vocab, partial_max, rows: row_words, drawn, tokens, inputs };
-        match choosing.filters {
+        match features.filters {
             None => next.launch_argmax(device),
             Some(filters) => {
                 let (settings, histogram, thresholds) = (&self.settings, &self.histogram, &self.thresholds);
                 sampling::Draw { next, settings, histogram, thresholds, filters }.launch(device);
             }
         }
-        if let Some(Top { stripes, out }) = self.logprobs.as_ref().filter(|_| choosing.logprobs) {
+        if let Some(Top { stripes, out }) = self.logprobs.as_ref().filter(|_| features.logprobs) {
             TopLogits { logits: &self.logits, vocab, tokens, stripes, out, inputs }.launch(device);
         }
     }
 
     /// Starts reading the tokens, and log probabilities if some are requested.
-    pub fn read_later(&self, device: &Device, choosing: Choosing) -> Pending {
-        match self.logprobs.as_ref().filter(|_| choosing.logprobs) {
-            Some(top) => device.read_later(&[&self.tokens, &top.out]),
-            None => device.read_later(&[&self.tokens]),
+    pub fn start_read(&self, device: &Device, features: DrawFeatures) -> Readback {
+        match self.logprobs.as_ref().filter(|_| features.logprobs) {
+            Some(top) => device.start_read(&[&self.tokens, &top.out]),
+            None => device.start_read(&[&self.tokens]),
         }
     }
 }
 
-/// The tokens that were drawn for `rows` rows, from what [`Choices::read_later`] reads; `None` for logits that are NaN.
+/// The tokens that were drawn for `rows` rows, from what [`Choices::start_read`] reads; `None` for logits that are NaN.
 pub(super) fn drawn_tokens(words: Vec<Vec<u32>>, rows: usize) -> Vec<Option<RowDrawn>> {
     let mut words = words.into_iter();
     let (tokens, tops) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -251,7 +251,7 @@ mod tests {
         const VOCAB: usize = 201_088;
         let row = 4 * VOCAB as u64;
         let most = |limit| Choices::most_rows(limit, VOCAB);
-        for (limit, rows) in [(row, 1), (2 * row - 1, 1), (2 * row, 2), (u64::MAX, MOST_LOGITS)] {
+        for (limit, rows) in [(row, 1), (2 * row - 1, 1), (2 * row, 2), (u64::MAX, MAX_LOGITS)] {
             assert_eq!(most(limit).expect("a row"), rows, "{limit}");
         }
         let refused = most(row - 1).expect_err("refused").to_string();

@@ -99,10 +99,10 @@ impl GpuEngine {
         let weights = Arc::new(weights);
         let pages = Cache::count(&device, &config, row, options.kv_bytes)?;
         let cache = Cache::new(&device, &config, row, pages, MAX_ROWS);
-        if checkpoint.weight_bytes() < warm_up::LEAST_BYTES {
+        if checkpoint.weight_bytes() < warm_up::MIN_BYTES {
             filling.run(&device, progress)?;
         } else {
-            WarmUp::new(&gpu, tuning, &config, row, &weights).beside(|| filling.run(&device, progress))?;
+            WarmUp::new(&gpu, tuning, &config, row, &weights).compile_during(|| filling.run(&device, progress))?;
             // Frees the memory that the warm-up used.
             device.free_unused_memory();
         }
@@ -287,7 +287,7 @@ impl ReadCache for GpuEngine {
             return None;
         }
         let Forward { gpu, cache, config, .. } = &self.runner.forward;
-        let places = cache.places(sequence, layer, config.sliding_window);
+        let places = cache.position_rows(sequence, layer, config.sliding_window);
         let row = cache.row;
         let pool = cache.layer(layer).pool;
         let read = |pool: &Buffer| {

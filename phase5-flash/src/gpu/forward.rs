@@ -93,7 +93,7 @@ impl Forward {
     }
 
     /// Writes the description of the rows, and of their tiles, for the next pass.
-    pub fn place(&mut self, rows: &[Row]) -> Pass {
+    pub fn set_rows(&mut self, rows: &[Row]) -> Pass {
         self.placed.clear();
         self.write_rows(rows);
         let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
@@ -117,11 +117,11 @@ impl Forward {
     /// Computes all layers. The residual stream is in `buffers.x` afterwards.
     pub fn layers(&self, pass: Pass, probe: &mut dyn Probe) {
         let (buffers, config) = (&self.buffers, &self.config);
-        let see = |probe: &mut dyn Probe, name: &dyn Fn() -> String, buffer: &Buffer, width| {
-            probe.see(name, &|| self.activation(buffer, [pass.rows, width]));
+        let observe = |probe: &mut dyn Probe, name: &dyn Fn() -> String, buffer: &Buffer, width| {
+            probe.observe(name, &|| self.activation(buffer, [pass.rows, width]));
         };
         self.embed(pass.rows);
-        see(probe, &|| "embed".into(), &buffers.x, config.hidden);
+        observe(probe, &|| "embed".into(), &buffers.x, config.hidden);
         probe.done(Span {
             operation: Operation::Embed,
             layer: None,
@@ -134,11 +134,11 @@ impl Forward {
                 self.launch(operation, number, pass);
                 probe.done(self.span(operation, number, pass));
                 if operation == Operation::AttentionOut {
-                    see(probe, &|| format!("layers.{number}.resid_attn"), &buffers.x, config.hidden);
+                    observe(probe, &|| format!("layers.{number}.resid_attn"), &buffers.x, config.hidden);
                 }
             }
-            see(probe, &|| format!("layers.{number}.router_logits"), &buffers.router_logits, config.experts);
-            see(probe, &|| format!("layers.{number}.resid_mlp"), &buffers.x, config.hidden);
+            observe(probe, &|| format!("layers.{number}.router_logits"), &buffers.router_logits, config.experts);
+            observe(probe, &|| format!("layers.{number}.resid_mlp"), &buffers.x, config.hidden);
             // The device computes a prompt's first layers while the others are launched. Captured steps never have tiles.
             if pass.tiles.is_some() && (number + 1).is_power_of_two() {
                 self.gpu.device.flush();
@@ -150,7 +150,7 @@ impl Forward {
     pub fn logits(&self, inputs: usize, row_indices: &Buffer, out: &Buffer, probe: &mut dyn Probe) {
         let span = |operation| Span { operation, layer: None, tokens: inputs, sequences: inputs, keys: 0 };
         self.head_norm(inputs, row_indices);
-        probe.see(&|| "final_norm".into(), &|| self.activation(&self.buffers.normed, [inputs, self.config.hidden]));
+        probe.observe(&|| "final_norm".into(), &|| self.activation(&self.buffers.normed, [inputs, self.config.hidden]));
         probe.done(span(Operation::HeadNorm));
         self.head(inputs, out);
         probe.done(span(Operation::Head));

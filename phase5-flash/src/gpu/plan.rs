@@ -7,13 +7,13 @@ use phase2_forward::Operation;
 use super::tuning::Tuning;
 
 /// The fewest keys of a split. Merging takes another launch, which costs more than reading a sliding layer's window in one split.
-const LEAST_SPLIT: usize = 2 * PAGE;
+const MIN_SPLIT: usize = 2 * PAGE;
 
 /// Factor of `attention_cubes` for tiles. At a large depth, the cubes of a prompt take a long and nearly equal time. With several times as
 /// many cubes as run at once, the device is partly idle only in a small part of the time, at the end.
-const WAVES: usize = 8;
+const TILE_OVERSUBSCRIPTION: usize = 8;
 /// The fewest keys of a split, if tiles are split further than by [`splits`]: with 16 tiles of keys, the cost of merging is negligible.
-const LEAST_TILE_SPLIT: usize = 1024;
+const MIN_TILE_SPLIT: usize = 1024;
 
 /// A batch of rows that goes through the layers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,14 +103,14 @@ impl Pass {
 
 /// Number of splits of the keys that keeps the GPU busy with `n` rows, or tiles of rows, that attend to `keys` keys.
 pub(super) fn splits(tuning: &Tuning, config: &GptOssConfig, n: usize, keys: usize) -> usize {
-    let wish = tuning.attention_cubes.div_ceil(config.kv_heads * n);
-    wish.min(keys.div_ceil(LEAST_SPLIT)).max(1)
+    let wanted = tuning.attention_cubes.div_ceil(config.kv_heads * n);
+    wanted.min(keys.div_ceil(MIN_SPLIT)).max(1)
 }
 
 /// As [`splits`], for tiles of rows.
 pub(super) fn tile_splits(tuning: &Tuning, config: &GptOssConfig, tiles: usize, keys: usize) -> usize {
-    let wish = (WAVES * tuning.attention_cubes).div_ceil(config.kv_heads * tiles);
-    wish.min(keys / LEAST_TILE_SPLIT).max(splits(tuning, config, tiles, keys))
+    let wanted = (TILE_OVERSUBSCRIPTION * tuning.attention_cubes).div_ceil(config.kv_heads * tiles);
+    wanted.min(keys / MIN_TILE_SPLIT).max(splits(tuning, config, tiles, keys))
 }
 
 #[cfg(test)]

@@ -45,13 +45,13 @@ impl Snapshots for GpuEngine {
         let item = first_sliding.and_then(|layer| snapshot.items.get(2 * layer));
         let sliding = item.map_or(0, |item| item.len() / page_bytes);
         let counts = [AttentionKind::Full, AttentionKind::Sliding]
-            .map(|kind| cache.pages.count_held(snapshot.length.max(1), kind, sliding));
+            .map(|kind| cache.pages.held_pages(snapshot.length.max(1), kind, sliding));
         let count = |kind| counts[usize::from(kind == AttentionKind::Sliding)];
         snapshot.check(NAME, config.context_length, |_| {
             config.attention.iter().flat_map(|&kind| [count(kind) * page_bytes; 2]).collect()
         })?;
-        let room = cache.pages.replace(sequence, snapshot.length, count)?;
-        cache.prepare(&gpu.device, room);
+        let updates = cache.pages.replace(sequence, snapshot.length, count)?;
+        cache.prepare(&gpu.device, updates);
         let layers = config.attention.iter().zip(snapshot.items.as_chunks::<2>().0).enumerate();
         for (layer, (&kind, [keys, values])) in layers {
             let (_, pages) = cache.pages.held(sequence, kind);
@@ -73,7 +73,7 @@ fn read_pages(forward: &Forward, pool: &Buffer, pages: &[u32], written: usize) -
     let row = forward.cache.row;
     let (page_words, row_words) = (row.page_words(), row.words());
     let parts: Vec<Buffer> = pages.iter().map(|&page| pool.part(page as usize * page_words, page_words)).collect();
-    let read = forward.gpu.device.read_later(&parts.iter().collect::<Vec<_>>()).wait()?;
+    let read = forward.gpu.device.start_read(&parts.iter().collect::<Vec<_>>()).wait()?;
     let mut item = Vec::with_capacity(4 * pages.len() * page_words);
     for (number, page) in read.iter().enumerate() {
         for (row, words) in page[..page_words].chunks_exact(row_words).enumerate() {

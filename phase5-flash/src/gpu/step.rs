@@ -1,6 +1,6 @@
 //! Steps: the tokens of all work items become the rows of one pass, and results are read back while the next step runs.
 
-use gpu_kernels::{Device, Error, Pending, Row};
+use gpu_kernels::{Device, Error, Readback, Row};
 use phase2_forward::{Draw, EngineError, Input, NoProbe, Outcome, Probe, SequenceId, Want, Work};
 
 use super::captured::{CapturedSteps, Shape};
@@ -15,7 +15,7 @@ const PADDING_POSITIONS: u32 = 64;
 /// A submitted step.
 pub(super) struct Step {
     wanted: Vec<Wanted>,
-    readings: Vec<Reading>,
+    outputs: Vec<StepOutput>,
 }
 
 /// The requested result of a work item, and the length of its sequence after the step.
@@ -33,13 +33,13 @@ enum What {
 }
 
 /// A pending transfer to the host.
-enum Reading {
+enum StepOutput {
     /// Drawn tokens of `rows` rows, with log probabilities if some are requested.
-    Drawn { rows: usize, words: Pending },
+    Drawn { rows: usize, words: Readback },
     /// Logits of `rows` rows.
-    Logits { rows: usize, words: Pending },
+    Logits { rows: usize, words: Readback },
     /// Part of the last result, read only to know that all kernels ran.
-    Done(Pending),
+    Done(Readback),
 }
 
 /// Submits steps to the device.
@@ -81,7 +81,7 @@ impl Runner {
         let draws: Vec<&Draw<'_>> = work.iter().filter_map(drawn_by).collect();
         // Every row draws.
         let decodes = rows.len() == work.len() && draws.len() == rows.len();
-        let readings = match probe {
+        let outputs = match probe {
             None if decodes && Shape::padded(rows.len()) <= self.most_logits => self.decode(&rows, &draws)?,
             None => self.pass(work, &rows, &mut NoProbe)?,
             Some(probe) => self.pass(work, &rows, probe)?,
@@ -94,28 +94,28 @@ impl Runner {
             };
             Wanted { sequence: Some(sequence), what, length }
         };
-        Ok(Step { wanted: work.iter().zip(lengths).map(wanted).collect(), readings })
+        Ok(Step { wanted: work.iter().zip(lengths).map(wanted).collect(), outputs })
     }
 
     /// Decodes one token for each row with a captured step.
-    fn decode(&mut self, rows: &[Row], draws: &[&Draw<'_>]) -> Result<Vec<Reading>, GpuError> {
+    fn decode(&mut self, rows: &[Row], draws: &[&Draw<'_>]) -> Result<Vec<StepOutput>, GpuError> {
         let padded = Shape::padded(rows.len());
         let device = self.forward.gpu.device.clone();
         self.forward.reserve_rows(padded);
         self.forward.epoch += u64::from(self.choices.reserve(&device, padded));
-        let (choosing, moved) = self.choices.prepare(&device, draws, padded);
+        let (features, moved) = self.choices.prepare(&device, draws, padded);
         self.forward.epoch += u64::from(moved);
         self.place_decoding(rows, padded);
         let keys = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(1);
-        let shape = Shape { rows: padded, keys: Shape::keys(keys), choosing };
+        let shape = Shape { rows: padded, keys: Shape::keys(keys), features };
         let Runner { forward, choices, captured, .. } = self;
         // SAFETY: forward and choices own every buffer of the step, and `epoch` counts whenever one is replaced.
         unsafe { captured.run(&device, shape, forward.epoch, &|| launch_step(forward, choices, shape)) }?;
         for row in &mut self.forward.placed {
             *row = Row { token: None, position: row.position + 1, slot: row.slot };
         }
-        let words = self.choices.read_later(&device, choosing);
-        Ok(vec![Reading::Drawn { rows: rows.len(), words }])
+        let words = self.choices.start_read(&device, features);
+        Ok(vec![StepOutput::Drawn { rows: rows.len(), words }])
     }
 
     /// Writes the descriptions of the rows for a captured step, unless the previous one has left them in place.
@@ -135,10 +135,10 @@ impl Runner {
     }
 
     /// Computes any rows, launch by launch, and then the draws and logits that the items request.
-    fn pass(&mut self, work: &[Work<'_>], rows: &[Row], probe: &mut dyn Probe) -> Result<Vec<Reading>, GpuError> {
+    fn pass(&mut self, work: &[Work<'_>], rows: &[Row], probe: &mut dyn Probe) -> Result<Vec<StepOutput>, GpuError> {
         let device = self.forward.gpu.device.clone();
         self.forward.reserve_rows(rows.len());
-        let pass = self.forward.place(rows);
+        let pass = self.forward.set_rows(rows);
         self.forward.layers(pass, probe);
 
         let (mut drawing, mut draws, mut plain) = (Vec::new(), Vec::new(), Vec::new());
@@ -153,26 +153,26 @@ impl Runner {
                 None => plain.extend(end - item.want.rows(fed(item))..end),
             }
         }
-        let mut readings = Vec::new();
+        let mut outputs = Vec::new();
         for (drawing, draws) in drawing.chunks(self.most_logits).zip(draws.chunks(self.most_logits)) {
             let count = drawing.len();
             self.pick(drawing, probe);
-            let (choosing, moved) = self.choices.prepare(&device, draws, count);
+            let (features, moved) = self.choices.prepare(&device, draws, count);
             self.forward.epoch += u64::from(moved);
             let words = drawing.iter().flat_map(|&row| rows[row].words()).collect();
             device.write_at(&self.choices.row_words, 0, words);
-            self.choices.launch(&device, choosing, &self.choices.row_words, &self.forward.drawn, count);
-            readings.push(Reading::Drawn { rows: count, words: self.choices.read_later(&device, choosing) });
+            self.choices.launch(&device, features, &self.choices.row_words, &self.forward.drawn, count);
+            outputs.push(StepOutput::Drawn { rows: count, words: self.choices.start_read(&device, features) });
         }
         for picked in plain.chunks(self.most_logits) {
             self.pick(picked, probe);
             let logits = self.choices.logits.first(picked.len() * self.forward.config.vocab);
-            readings.push(Reading::Logits { rows: picked.len(), words: device.read_later(&[&logits]) });
+            outputs.push(StepOutput::Logits { rows: picked.len(), words: device.start_read(&[&logits]) });
         }
-        if readings.is_empty() {
-            readings.push(Reading::Done(device.read_later(&[&self.forward.buffers.x.first(1)])));
+        if outputs.is_empty() {
+            outputs.push(StepOutput::Done(device.start_read(&[&self.forward.buffers.x.first(1)])));
         }
-        Ok(readings)
+        Ok(outputs)
     }
 
     /// Computes the logits of some rows of the last pass, into `choices.logits`.
@@ -186,11 +186,11 @@ impl Runner {
 }
 
 /// Launches a decoding step: the forward pass of the rows and the choice of their next tokens.
-fn launch_step(forward: &Forward, choices: &Choices, Shape { rows, keys, choosing }: Shape) {
+fn launch_step(forward: &Forward, choices: &Choices, Shape { rows, keys, features }: Shape) {
     let buffers = &forward.buffers;
     forward.layers(Pass { rows, sequences: rows, keys, tiles: None }, &mut NoProbe);
     forward.logits(rows, &buffers.every_row, &choices.logits, &mut NoProbe);
-    choices.launch(&forward.gpu.device, choosing, &buffers.row_words, &forward.drawn, rows);
+    choices.launch(&forward.gpu.device, features, &buffers.row_words, &forward.drawn, rows);
 }
 
 impl Step {
@@ -211,8 +211,8 @@ impl Step {
     /// # Errors
     /// The device failed.
     pub fn wait(self) -> Result<(), Error> {
-        for reading in self.readings {
-            let (Reading::Drawn { words, .. } | Reading::Logits { words, .. } | Reading::Done(words)) = reading;
+        for output in self.outputs {
+            let (StepOutput::Drawn { words, .. } | StepOutput::Logits { words, .. } | StepOutput::Done(words)) = output;
             words.wait()?;
         }
         Ok(())
@@ -224,16 +224,16 @@ impl Step {
     /// The device failed.
     pub fn outcomes(self, vocab: usize) -> Result<Vec<Outcome>, EngineError> {
         let (mut drawn, mut logits) = (Vec::new(), Vec::new());
-        for reading in self.readings {
-            match reading {
-                Reading::Drawn { rows, words } => {
+        for output in self.outputs {
+            match output {
+                StepOutput::Drawn { rows, words } => {
                     drawn.extend(drawn_tokens(words.wait().map_err(GpuError::from)?, rows));
                 }
-                Reading::Logits { rows, words } => {
+                StepOutput::Logits { rows, words } => {
                     let words = words.wait().map_err(GpuError::from)?.swap_remove(0);
                     logits.extend(words[..rows * vocab].iter().copied().map(f32::from_bits));
                 }
-                Reading::Done(words) => {
+                StepOutput::Done(words) => {
                     words.wait().map_err(GpuError::from)?;
                 }
             }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use gpu_kernels::Matrix;
 use gpu_kernels::matmul::RowSplit;
-use gpu_kernels::matvec::{RowTile, Walk};
+use gpu_kernels::matvec::{RowLoop, RowTile};
 use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, relative_rms, sample_tokens};
 
 use super::engine::GpuEngine;
@@ -34,7 +34,7 @@ const SOME_ROWS: usize = 16;
 /// Numbers of rows at which the kernels for single rows, small batches and tiles are compared.
 const ROWS: [usize; 11] = [2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512];
 /// Single-row kernels are not measured above this number of rows: they read all weights for each row.
-const MOST_SINGLE_ROWS: usize = 64;
+const MAX_SINGLE_ROWS: usize = 64;
 
 /// The result of [`tune`].
 #[derive(Clone, Copy, Debug)]
@@ -73,9 +73,9 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     let mut tuner = Tuner { engine, best, work, logits: Vec::new(), done: 0, progress };
     tuner.begin(work)?;
     let default_seconds = tuner.measure(tuner.best)?;
-    tuner.choose(Walk::all(), |tuning, project| Tuning { project, ..tuning })?;
-    tuner.choose(Walk::all(), |tuning, gate_up| Tuning { gate_up, ..tuning })?;
-    tuner.choose(Walk::all(), |tuning, down| Tuning { down, ..tuning })?;
+    tuner.choose(RowLoop::all(), |tuning, project| Tuning { project, ..tuning })?;
+    tuner.choose(RowLoop::all(), |tuning, gate_up| Tuning { gate_up, ..tuning })?;
+    tuner.choose(RowLoop::all(), |tuning, down| Tuning { down, ..tuning })?;
     tuner.choose(Tuning::PRODUCT_CUBES, |tuning, product_cubes| Tuning { product_cubes, ..tuning })?;
     let seconds = tuner.measure(tuner.best)?;
 
@@ -107,7 +107,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
 
 /// The most variants that [`tune`] measures.
 const ALL: usize = 2
-    + 3 * Walk::COUNT
+    + 3 * RowLoop::COUNT
     + Tuning::PRODUCT_CUBES.len()
     + Tuning::ATTENTION_CUBES.len()
     + Tuning::INPUTS_PER_READ.len()
@@ -161,13 +161,13 @@ impl Tuner<'_> {
         Ok(quickest.0)
     }
 
-    /// The kernels that a tuning selects for this model. In small models different walks give the same kernels.
+    /// The kernels that a tuning selects for this model. In small models different row loops give the same kernels.
     fn kernels(&self, tuning: Tuning) -> ([RowTile; 5], usize, usize, RowSplit) {
         let forward = &self.engine.runner.forward;
         let (weights, chosen) = (&forward.weights, forward.config.experts_per_token);
         let layer = &weights.layers[0];
-        let tile = |walk, matrix: &Matrix, slots| {
-            RowTile::new(tuning.matvec(walk), matrix.storage(), slots * matrix.rows(), 1)
+        let tile = |row_loop, matrix: &Matrix, slots| {
+            RowTile::new(tuning.matvec(row_loop), matrix.storage(), slots * matrix.rows(), 1)
         };
         let tiles = [
             tile(tuning.project, &layer.qkv, 1),
@@ -190,7 +190,7 @@ impl Tuner<'_> {
             let by_few = self.measure(few)?;
             let by_tiles = self.measure(Tuning { tiled_rows: 1, ..few })?;
             let by_tiled_experts = self.measure(Tuning { tiled_slots: 1, ..few })?;
-            if single_wins && rows <= MOST_SINGLE_ROWS {
+            if single_wins && rows <= MAX_SINGLE_ROWS {
                 let singly = self.measure(Tuning { single_rows: rows, ..few })?;
                 single_wins = singly < by_few.min(by_tiles).min(by_tiled_experts);
                 single_rows = if single_wins { rows } else { single_rows };
@@ -332,16 +332,17 @@ mod tests {
         let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);
-        // With a single cube, walks take several steps even in this small model.
+        // With a single cube, row loops take several steps even in this small model.
         let default = Tuning { product_cubes: 1, ..Tuning::default() };
-        let walks = Walk::all().map(|walk| Tuning { project: walk, gate_up: walk, down: walk, ..default });
+        let row_loops =
+            RowLoop::all().map(|row_loop| Tuning { project: row_loop, gate_up: row_loop, down: row_loop, ..default });
         let few = Tuning { single_rows: 1, tiled_rows: 513, tiled_slots: 513, ..default };
         let splits = RowSplit::ALL.map(|split| Tuning { small_batch: split, ..few });
         let tiles = [Tuning { tiled_rows: 1, ..few }, Tuning { tiled_slots: 1, ..few }];
         let single = Tuning { single_rows: 64, ..default };
         let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
         let reads = Tuning::INPUTS_PER_READ.map(|inputs_per_read| Tuning { inputs_per_read, ..default });
-        for tuning in walks.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(reads) {
+        for tuning in row_loops.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(reads) {
             engine.runner.forward.set_tuning(tuning);
             let error = relative_rms(&expected, &logits(&mut engine));
             assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");
@@ -353,13 +354,13 @@ mod tests {
         let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);
-        let mut heard = Vec::new();
-        let tuned = tune(&mut engine, &mut |done, all| heard.push((done, all))).expect("tunes");
+        let mut reports = Vec::new();
+        let tuned = tune(&mut engine, &mut |done, all| reports.push((done, all))).expect("tunes");
         assert!(tuned.tuning.is_possible(), "{tuned:?}");
         // The defaults are measured first. Their time would be infinite only if their own logits did not match.
         assert!(tuned.seconds.is_finite() && tuned.default_seconds.is_finite(), "{tuned:?}");
-        assert!(heard.is_sorted() && heard.iter().all(|&(done, all)| (1..=all).contains(&done)), "{heard:?}");
-        assert!(heard.len() > 1 && heard.iter().all(|&(_, all)| all == ALL), "{heard:?}");
+        assert!(reports.is_sorted() && reports.iter().all(|&(done, all)| (1..=all).contains(&done)), "{reports:?}");
+        assert!(reports.len() > 1 && reports.iter().all(|&(_, all)| all == ALL), "{reports:?}");
         let error = relative_rms(&expected, &logits(&mut engine));
         assert!(error < limit(&engine), "{tuned:?}: {error:e} {seed}");
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use gpu_kernels::MatrixUnits;
 use gpu_kernels::matmul::RowSplit;
-use gpu_kernels::matvec::{MatvecChoice, Walk};
+use gpu_kernels::matvec::{MatvecChoice, RowLoop};
 use phase1_loading::{Checkpoint, write_whole};
 use phase2_forward::ComputeDevice;
 use serde::{Deserialize, Serialize};
@@ -20,9 +20,9 @@ pub(crate) const MAX_ROWS: usize = 640;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
-    pub(crate) project: Walk,
-    pub(crate) gate_up: Walk,
-    pub(crate) down: Walk,
+    pub(crate) project: RowLoop,
+    pub(crate) gate_up: RowLoop,
+    pub(crate) down: RowLoop,
     /// The most inputs that are multiplied per read of a dense matrix.
     pub(crate) inputs_per_read: usize,
     /// The least cubes of a mat-vec launch: a cube handles several groups of rows only if at least this many cubes remain.
@@ -45,9 +45,9 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
-            project: Walk { vectors: 4, steps: 4 },
-            gate_up: Walk { vectors: 1, steps: 8 },
-            down: Walk { vectors: 2, steps: 6 },
+            project: RowLoop { vectors: 4, steps: 4 },
+            gate_up: RowLoop { vectors: 1, steps: 8 },
+            down: RowLoop { vectors: 2, steps: 6 },
             inputs_per_read: 2,
             product_cubes: 640,
             // On an H100, 32 splits for 8 key/value heads were the fastest at depths 4096 and 16384.
@@ -75,9 +75,9 @@ impl Tuning {
         Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, ..self }
     }
 
-    /// The choices of a mat-vec kernel with this walk.
-    pub(crate) fn matvec(&self, walk: Walk) -> MatvecChoice {
-        MatvecChoice { walk, inputs_per_read: self.inputs_per_read, least_cubes: self.product_cubes }
+    /// The choices of a mat-vec kernel with this row loop.
+    pub(crate) fn matvec(&self, row_loop: RowLoop) -> MatvecChoice {
+        MatvecChoice { row_loop, inputs_per_read: self.inputs_per_read, least_cubes: self.product_cubes }
     }
 
     pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
@@ -87,8 +87,8 @@ impl Tuning {
 
     /// Whether the kernels support these choices.
     pub(super) fn is_possible(&self) -> bool {
-        let walks = [self.project, self.gate_up, self.down];
-        walks.into_iter().all(|walk| Walk::all().any(|known| known == walk))
+        let row_loops = [self.project, self.gate_up, self.down];
+        row_loops.into_iter().all(|row_loop| RowLoop::all().any(|known| known == row_loop))
             && Tuning::INPUTS_PER_READ.contains(&self.inputs_per_read)
             && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
             && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
@@ -223,7 +223,7 @@ mod tests {
 
     fn other() -> Tuning {
         Tuning {
-            project: Walk { vectors: 8, steps: 1 },
+            project: RowLoop { vectors: 8, steps: 1 },
             single_rows: 3,
             tiled_slots: MAX_ROWS + 1,
             ..Tuning::default()

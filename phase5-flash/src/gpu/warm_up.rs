@@ -11,7 +11,7 @@ use gpu_kernels::{Error, Gpu, KvRow, Row};
 use phase1_loading::GptOssConfig;
 
 use super::cache::Cache;
-use super::choice::{Choices, Choosing};
+use super::choice::{Choices, DrawFeatures};
 use super::forward::Forward;
 use super::plan::Pass;
 use super::tuning::{MAX_ROWS, Tuning};
@@ -25,7 +25,7 @@ const PAGES: usize = 2;
 const LAYERS: usize = 2;
 
 /// The least bytes of weights for which a warm-up is useful: smaller models are uploaded before the first kernel is compiled.
-pub(super) const LEAST_BYTES: u64 = 256 << 20;
+pub(super) const MIN_BYTES: u64 = 256 << 20;
 
 /// Passes to capture. Only the weights, which no pass writes, are shared with the engine: a failed capture makes the buffers that it would
 /// have written unreadable.
@@ -46,19 +46,19 @@ impl WarmUp {
         let slot = forward.cache.padding_slot;
         let passes = ROWS.map(|count| {
             let row = |position| Row { token: Some(0), position, slot };
-            forward.place(&(0..count as u32).map(row).collect::<Vec<Row>>())
+            forward.set_rows(&(0..count as u32).map(row).collect::<Vec<Row>>())
         });
         WarmUp { forward, choices, passes }
     }
 
     /// Runs `work`, which must not use CubeCL, and returns its result. Another thread compiles kernels until `work` has ended.
-    pub fn beside<T>(self, work: impl FnOnce() -> T) -> T {
+    pub fn compile_during<T>(self, work: impl FnOnce() -> T) -> T {
         let enough = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let device = self.forward.gpu.device.clone();
                 // Errors are ignored: a kernel that was not compiled here is compiled at its first use, which reports the error.
-                device.on_its_stream(|| self.run(enough)).unwrap_or_default();
+                device.on_pinned_stream(|| self.run(enough)).unwrap_or_default();
             });
             let done = work();
             enough.store(true, Ordering::Relaxed);
@@ -89,7 +89,7 @@ impl WarmUp {
         next()?;
         forward.head(1, &choices.logits);
         next()?;
-        choices.launch(&forward.gpu.device, Choosing::GREEDY, &forward.buffers.row_words, &forward.drawn, 1);
+        choices.launch(&forward.gpu.device, DrawFeatures::GREEDY, &forward.buffers.row_words, &forward.drawn, 1);
         next()?;
         self.launch_layers(*short_prompt, next)
     }
@@ -132,7 +132,7 @@ mod tests {
         let Forward { gpu, config, weights, cache, .. } = &engine.runner.forward;
         let warm_up = WarmUp::new(gpu, *engine.runner.forward.tuning(), config, cache.row, weights);
         let buffer = gpu.device.upload(vec![7; 4]);
-        assert_eq!(warm_up.beside(|| 7), 7);
+        assert_eq!(warm_up.compile_during(|| 7), 7);
         assert_eq!(gpu.device.read(&buffer).expect("no capture is under way"), [7; 4]);
         // Another capture may begin.
         assert!(engine.last_logits(0, &[1, 2, 3]).is_ok());

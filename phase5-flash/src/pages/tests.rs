@@ -63,10 +63,10 @@ impl Model {
     }
 
     /// Number of pages that an extension takes: each sequence copies its partial last page if others still hold it, and appends new pages.
-    fn taken(&self, pages: &Pages, kinds: &[AttentionKind], wishes: &[(u64, usize)]) -> usize {
+    fn taken(&self, pages: &Pages, kinds: &[AttentionKind], lengths: &[(u64, usize)]) -> usize {
         let mut holders = self.holders(pages, kinds);
         let mut taken = 0;
-        for &(sequence, length) in wishes {
+        for &(sequence, length) in lengths {
             let before = pages.length(sequence);
             taken += kinds.len() * (length.div_ceil(POSITIONS) - before.div_ceil(POSITIONS));
             for &kind in kinds.iter().filter(|_| !before.is_multiple_of(POSITIONS)) {
@@ -123,23 +123,23 @@ proptest! {
         let mut model = Model::default();
         for action in actions {
             match action {
-                Action::Extend(wishes) => {
-                    let wishes: BTreeMap<u64, usize> =
-                        wishes.into_iter().map(|(sequence, more)| (sequence, pages.length(sequence) + more)).collect();
-                    let wishes: Vec<_> = wishes.into_iter().collect();
+                Action::Extend(lengths) => {
+                    let lengths: BTreeMap<u64, usize> =
+                        lengths.into_iter().map(|(sequence, more)| (sequence, pages.length(sequence) + more)).collect();
+                    let lengths: Vec<_> = lengths.into_iter().collect();
                     let free = pages.free();
-                    let needed = model.taken(&pages, &layers, &wishes);
-                    match pages.extend(&wishes) {
+                    let needed = model.taken(&pages, &layers, &lengths);
+                    match pages.extend(&lengths) {
                         Err(full) => {
                             prop_assert!(needed > free && pages.free() == free);
                             prop_assert_eq!(full, Full { needed, free });
                         }
-                        Ok(room) => {
+                        Ok(updates) => {
                             prop_assert_eq!(free - pages.free(), needed);
-                            prop_assert!(reuse == Reuse::Cleared || room.cleared.is_empty());
-                            model.memory.retain(|(page, _), _| !room.cleared.contains(page));
-                            let copied: Vec<u32> = room.copies.iter().map(|copy| copy.to).collect();
-                            for &(sequence, length) in &wishes {
+                            prop_assert!(reuse == Reuse::Cleared || updates.cleared.is_empty());
+                            model.memory.retain(|(page, _), _| !updates.cleared.contains(page));
+                            let copied: Vec<u32> = updates.copies.iter().map(|copy| copy.to).collect();
+                            for &(sequence, length) in &lengths {
                                 for &kind in &layers {
                                     let (first, held) = pages.held(sequence, kind);
                                     let new = pages.length(sequence).div_ceil(POSITIONS).saturating_sub(first);
@@ -150,18 +150,18 @@ proptest! {
                                     }
                                 }
                             }
-                            prop_assert!(copied.iter().all(|page| !room.cleared.contains(page)));
-                            for PageCopy { from, to } in room.copies {
+                            prop_assert!(copied.iter().all(|page| !updates.cleared.contains(page)));
+                            for PageCopy { from, to } in updates.copies {
                                 for place in 0..POSITIONS {
                                     if let Some(&value) = model.memory.get(&(from, place)) {
                                         model.memory.insert((to, place), value);
                                     }
                                 }
                             }
-                            for &(sequence, length) in &wishes {
+                            for &(sequence, length) in &lengths {
                                 model.write(&pages, &layers, sequence, length);
                             }
-                            wishes.iter().for_each(|&(sequence, length)| pages.advance(sequence, length));
+                            lengths.iter().for_each(|&(sequence, length)| pages.advance(sequence, length));
                         }
                     }
                 }
@@ -202,7 +202,7 @@ proptest! {
 
 #[test]
 fn a_pool_is_what_was_given_or_one_context_and_some() {
-    let default = 1000 + BESIDE_CONTEXT;
+    let default = 1000 + EXTRA_PAGES;
     let context = 1000 * POSITIONS;
     for (given, free, expected) in [
         (Some(10_000), Some(50), 100),
@@ -214,7 +214,7 @@ fn a_pool_is_what_was_given_or_one_context_and_some() {
     ] {
         assert_eq!(Pages::count(context, 100, given, free), expected, "{given:?} {free:?}");
     }
-    assert_eq!(Pages::count(1, 100, None, None), 1 + BESIDE_CONTEXT);
+    assert_eq!(Pages::count(1, 100, None, None), 1 + EXTRA_PAGES);
 }
 
 /// If both holders of a page write into it, only one gets a copy: one free page is enough.
@@ -224,8 +224,8 @@ fn the_last_holder_of_a_page_keeps_it() {
     pages.extend(&[(1, 10)]).expect("room");
     pages.advance(1, 10);
     pages.fork(1, 2, 10);
-    let room = pages.extend(&[(1, 11), (2, 11)]).expect("room for one copy");
-    assert_eq!((room.copies.len(), pages.free()), (1, 0));
+    let updates = pages.extend(&[(1, 11), (2, 11)]).expect("room for one copy");
+    assert_eq!((updates.copies.len(), pages.free()), (1, 0));
     let page = |sequence| pages.held(sequence, AttentionKind::Full).1[0];
     assert_ne!(page(1), page(2));
 }
@@ -235,8 +235,8 @@ fn the_last_holder_of_a_page_keeps_it() {
 fn pages_used_last_are_taken_first() {
     let mut pages = Pages::new(100, 128, &[AttentionKind::Full], Reuse::AsLeft);
     for sequence in 1..10 {
-        let room = pages.extend(&[(sequence, 5 * POSITIONS)]).expect("room");
-        assert!(room.cleared.is_empty());
+        let updates = pages.extend(&[(sequence, 5 * POSITIONS)]).expect("room");
+        assert!(updates.cleared.is_empty());
         assert!(pages.held(sequence, AttentionKind::Full).1.iter().all(|&page| page < 5));
         pages.release(sequence);
     }

@@ -83,7 +83,7 @@ pub fn last_logits(engine: &mut dyn Engine, sequence: SequenceId, tokens: &[u32]
 }
 
 /// The parameters of a draw, owned.
-pub struct Wish {
+pub struct OwnedDraw {
     pub sampling: Sampling,
     pub seed: u64,
     pub allowed: Option<Vec<u32>>,
@@ -91,8 +91,8 @@ pub struct Wish {
     pub logprobs: Option<usize>,
 }
 
-impl Wish {
-    pub fn random(below: &mut impl FnMut(usize) -> usize, vocab: usize) -> Wish {
+impl OwnedDraw {
+    pub fn random(below: &mut impl FnMut(usize) -> usize, vocab: usize) -> OwnedDraw {
         let mut tokens: Vec<u32> = (0..below(6)).map(|_| below(vocab) as u32).collect();
         tokens.sort_unstable();
         tokens.dedup();
@@ -113,7 +113,7 @@ impl Wish {
             (0..vocab.div_ceil(32)).map(|_| below(1 << 30) as u32 | 1).collect()
         };
         let allowed = if below(3) == 0 { Some(mask(below)) } else { None };
-        Wish {
+        OwnedDraw {
             sampling,
             seed: below(1 << 30) as u64,
             allowed,

@@ -123,9 +123,9 @@ struct Filtered<'a> {
 }
 
 impl Probe for Filtered<'_> {
-    fn see(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
+    fn observe(&mut self, name: &dyn Fn() -> String, value: &dyn Fn() -> Activation) {
         if !(self.hides)(&name()) {
-            self.probe.see(name, value);
+            self.probe.observe(name, value);
         }
     }
 

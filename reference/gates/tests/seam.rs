@@ -57,18 +57,18 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
 #[test]
 fn nan_stays_in_its_sequence() {
     let (_directory, whole) = write(test_seed());
-    let mut spoilt = Checkpoint::open(&whole.path).expect("opens");
-    nan::spoil(&mut spoilt);
+    let mut with_nan = Checkpoint::open(&whole.path).expect("opens");
+    nan::insert_nan(&mut with_nan);
     for load in [recompute, cached] {
-        nan::stays_in_its_sequence(&mut *load(&spoilt), &mut *load(&whole));
+        nan::check_isolation(&mut *load(&with_nan), &mut *load(&whole));
     }
     for exact in [false, true] {
         let kv_bytes = Some(nan::PAGES as u64 * PAGE);
         let options =
             CpuOptions { threads: Some(2), exact, kv: Some(CacheType::F32), kv_bytes, ..CpuOptions::default() };
-        let [mut spoilt, mut whole] =
-            [&spoilt, &whole].map(|checkpoint| CpuEngine::load(checkpoint, options).expect("loads"));
-        nan::stays_in_its_sequence(&mut spoilt, &mut whole);
+        let [mut with_nan, mut whole] =
+            [&with_nan, &whole].map(|checkpoint| CpuEngine::load(checkpoint, options).expect("loads"));
+        nan::check_isolation(&mut with_nan, &mut whole);
     }
 }
 

@@ -31,15 +31,15 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
 fn nan_stays_in_its_sequence() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
     let (_directory, whole) = write(test_seed());
-    let mut spoilt = Checkpoint::open(&whole.path).expect("opens");
-    nan::spoil(&mut spoilt);
+    let mut with_nan = Checkpoint::open(&whole.path).expect("opens");
+    nan::insert_nan(&mut with_nan);
     // One page is for padding.
     let kv_bytes = Some((nan::PAGES as u64 + 1) * PAGE);
     let options = Options { exact: true, kv_bytes, ..Options::default() };
-    let [mut spoilt, mut whole] =
-        [&spoilt, &whole].map(|checkpoint| GpuEngine::load(checkpoint, &gpu, options, &mut |_, _| ()).expect("loads"));
-    nan::stays_in_its_sequence(&mut spoilt, &mut whole);
-    nan::stays_in_its_sequence_in_flight(&mut spoilt, &mut whole);
+    let [mut with_nan, mut whole] = [&with_nan, &whole]
+        .map(|checkpoint| GpuEngine::load(checkpoint, &gpu, options, &mut |_, _| ()).expect("loads"));
+    nan::check_isolation(&mut with_nan, &mut whole);
+    nan::check_isolation_in_flight(&mut with_nan, &mut whole);
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub struct PeerEngine {
     worker: Worker,
     sequences: HashMap<SequenceId, Sequence>,
     /// Limits of tokens and sequences; `None` if the peer allocates memory as needed.
-    room: Option<Room>,
+    cache_size: Option<CacheSize>,
     patience: Duration,
     next_ticket: u64,
     /// The outcomes of the step that is not collected yet.
@@ -75,7 +75,7 @@ struct Sequence {
 }
 
 #[derive(Clone, Copy)]
-struct Room {
+struct CacheSize {
     tokens: usize,
     sequences: usize,
 }
@@ -96,9 +96,10 @@ impl PeerEngine {
         let model = model.to_str().ok_or_else(|| {
             EngineError::Unsupported(format!("{}: the path must be UTF-8 to be passed to a worker", model.display()))
         })?;
-        let room = (peer == Peer::LlamaCpp).then_some(Room { tokens: options.context, sequences: options.sequences });
-        if let Some(room) = room {
-            config.context_length = config.context_length.min(room.tokens);
+        let cache_size =
+            (peer == Peer::LlamaCpp).then_some(CacheSize { tokens: options.context, sequences: options.sequences });
+        if let Some(cache_size) = cache_size {
+            config.context_length = config.context_length.min(cache_size.tokens);
         }
         let load = Request::Load(Load {
             model,
@@ -124,7 +125,7 @@ impl PeerEngine {
             hello,
             worker,
             sequences: HashMap::new(),
-            room,
+            cache_size,
             patience: options.patience,
             next_ticket: 0,
             done: None,
@@ -158,12 +159,12 @@ impl PeerEngine {
     /// # Errors
     /// The peer's cache cannot hold `tokens` more tokens, or `sequences` more sequences.
     fn check_room(&self, tokens: usize, sequences: usize) -> Result<(), EngineError> {
-        let Some(room) = self.room else { return Ok(()) };
-        let free = room.tokens.saturating_sub(self.tokens_held());
+        let Some(cache_size) = self.cache_size else { return Ok(()) };
+        let free = cache_size.tokens.saturating_sub(self.tokens_held());
         if tokens > free {
             return Err(EngineError::Full { needed: tokens, free });
         }
-        match self.sequences.len() + sequences > room.sequences {
+        match self.sequences.len() + sequences > cache_size.sequences {
             true => Err(EngineError::Full { needed: 1, free: 0 }),
             false => Ok(()),
         }
@@ -220,7 +221,7 @@ impl PeerEngine {
     }
 
     /// Sends a request whose reply has no content.
-    fn tell(&mut self, request: &Request<'_>) -> Result<(), Refusal> {
+    fn send(&mut self, request: &Request<'_>) -> Result<(), Refusal> {
         self.worker.ask(request, 0, self.patience).map(|_| ())
     }
 
@@ -274,9 +275,9 @@ impl Engine for PeerEngine {
 
     fn capacity(&self) -> Capacity {
         let unbounded = Capacity { tokens_per_step: TOKENS_PER_STEP, ..Capacity::UNBOUNDED };
-        self.room.map_or(unbounded, |room| Capacity {
-            pages_total: room.tokens,
-            pages_free: room.tokens.saturating_sub(self.tokens_held()),
+        self.cache_size.map_or(unbounded, |cache_size| Capacity {
+            pages_total: cache_size.tokens,
+            pages_free: cache_size.tokens.saturating_sub(self.tokens_held()),
             ..unbounded
         })
     }
@@ -323,16 +324,16 @@ impl Engine for PeerEngine {
         }
         self.check_length(from, length)?;
         self.check_room(length, 1)?;
-        let told = self.tell(&Request::Fork { from, to, length });
-        told.map_err(|refusal| self.rewind_error(from, length, refusal))?;
+        let result = self.send(&Request::Fork { from, to, length });
+        result.map_err(|refusal| self.rewind_error(from, length, refusal))?;
         self.sequences.insert(to, Sequence { length, drawn: None });
         Ok(())
     }
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
         self.check_length(sequence, length)?;
-        let told = self.tell(&Request::Truncate { sequence, length });
-        told.map_err(|refusal| self.rewind_error(sequence, length, refusal))?;
+        let result = self.send(&Request::Truncate { sequence, length });
+        result.map_err(|refusal| self.rewind_error(sequence, length, refusal))?;
         self.sequences.insert(sequence, Sequence { length, drawn: None });
         Ok(())
     }
@@ -340,7 +341,7 @@ impl Engine for PeerEngine {
     fn release(&mut self, sequence: SequenceId) {
         if self.sequences.remove(&sequence).is_some() {
             // If the worker fails here, the next step reports it.
-            let _ = self.tell(&Request::Release { sequence });
+            let _ = self.send(&Request::Release { sequence });
         }
     }
 }

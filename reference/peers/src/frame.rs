@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use crate::protocol::Header;
 
 /// The largest accepted size of a reply's JSON part, in bytes.
-const MOST_HEADER: u32 = 1 << 20;
+const MAX_HEADER: u32 = 1 << 20;
 
 pub(crate) struct Frame {
     pub header: Header,
@@ -41,7 +41,7 @@ pub(crate) fn read(input: &mut impl Read, most: impl FnOnce() -> u64) -> Result<
         return Err(BadFrame::Nonsense("its reply broke off within a length".into()));
     }
     let length = u32::from_le_bytes(length);
-    if length > MOST_HEADER {
+    if length > MAX_HEADER {
         return Err(BadFrame::Nonsense(format!("its reply begins with a length of {length} bytes")));
     }
     let json = bytes(input, length.into())?;

@@ -20,12 +20,12 @@ use crate::protocol::{Header, Kind, Request};
 const LINES_KEPT: usize = 4;
 const LINE_BYTES: u64 = 400;
 /// How long a worker may take to exit after its stdin is closed.
-const FAREWELL: Duration = Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait for the last output of a dead worker.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
 
 type Reply = Result<Frame, BadFrame>;
-type Said = Arc<Mutex<VecDeque<String>>>;
+type StderrTail = Arc<Mutex<VecDeque<String>>>;
 
 pub(crate) struct Worker {
     /// The name in errors.
@@ -36,7 +36,7 @@ pub(crate) struct Worker {
     replies: Receiver<Reply>,
     /// The most bytes of payload that the reader accepts.
     most: Arc<AtomicU64>,
-    said: Said,
+    stderr_tail: StderrTail,
     stderr: Option<thread::JoinHandle<()>>,
     /// Why it has ended.
     ended: Option<String>,
@@ -71,13 +71,22 @@ impl Worker {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (requests, to_write) = channel();
         let (read_ones, replies) = channel();
-        let (most, said) = (Arc::new(AtomicU64::new(0)), Said::default());
+        let (most, stderr_tail) = (Arc::new(AtomicU64::new(0)), StderrTail::default());
         thread::spawn(move || write_requests(stdin, &to_write));
         let limit = most.clone();
         thread::spawn(move || read_replies(stdout, &limit, &read_ones));
-        let lines = said.clone();
+        let lines = stderr_tail.clone();
         let stderr = thread::spawn(move || keep_lines(stderr, &lines));
-        Ok(Worker { title, child, requests: Some(requests), replies, most, said, stderr: Some(stderr), ended: None })
+        Ok(Worker {
+            title,
+            child,
+            requests: Some(requests),
+            replies,
+            most,
+            stderr_tail,
+            stderr: Some(stderr),
+            ended: None,
+        })
     }
 
     /// # Errors
@@ -134,14 +143,14 @@ impl Worker {
     fn end_badly(&mut self, bad: BadFrame) -> Refusal {
         let reason = match bad {
             BadFrame::Nonsense(reason) => reason,
-            BadFrame::Ended => self.last_words(),
+            BadFrame::Ended => self.describe_exit(),
         };
         self.end(reason)
     }
 
     /// Describes a worker whose stdout has ended: its exit status, and its last output on stderr.
-    fn last_words(&mut self) -> String {
-        let deadline = Instant::now() + LAST_WORDS;
+    fn describe_exit(&mut self) -> String {
+        let deadline = Instant::now() + OUTPUT_TIMEOUT;
         while !self.is_over() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
@@ -149,10 +158,12 @@ impl Worker {
             Ok(Some(status)) => format!("it ended ({status})"),
             _ => "it closed its stdout".into(),
         };
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        match said.back() {
+        let stderr_tail = self.stderr_tail.lock().unwrap_or_else(PoisonError::into_inner);
+        match stderr_tail.back() {
             None => status,
-            Some(_) => format!("{status}; its last output: {}", said.iter().cloned().collect::<Vec<_>>().join(" | ")),
+            Some(_) => {
+                format!("{status}; its last output: {}", stderr_tail.iter().cloned().collect::<Vec<_>>().join(" | "))
+            }
         }
     }
 
@@ -166,7 +177,7 @@ impl Drop for Worker {
     /// Closes the worker's stdin, so that it exits, and kills it if it does not.
     fn drop(&mut self) {
         self.requests = None;
-        let deadline = Instant::now() + FAREWELL;
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
@@ -199,7 +210,7 @@ fn read_replies(stdout: Option<ChildStdout>, most: &AtomicU64, replies: &Sender<
 }
 
 /// Keeps the last lines of stderr.
-fn keep_lines(stderr: Option<impl Read>, said: &Mutex<VecDeque<String>>) {
+fn keep_lines(stderr: Option<impl Read>, stderr_tail: &Mutex<VecDeque<String>>) {
     let Some(stderr) = stderr else { return };
     let mut stderr = BufReader::new(stderr);
     let mut line = Vec::new();
@@ -212,10 +223,10 @@ fn keep_lines(stderr: Option<impl Read>, said: &Mutex<VecDeque<String>>) {
         }
         let text = String::from_utf8_lossy(&line).trim().to_owned();
         if !text.is_empty() {
-            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-            said.push_back(text);
-            let extra = said.len().saturating_sub(LINES_KEPT);
-            said.drain(..extra);
+            let mut stderr_tail = stderr_tail.lock().unwrap_or_else(PoisonError::into_inner);
+            stderr_tail.push_back(text);
+            let extra = stderr_tail.len().saturating_sub(LINES_KEPT);
+            stderr_tail.drain(..extra);
         }
     }
 }

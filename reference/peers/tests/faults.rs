@@ -10,7 +10,7 @@ use phase1_loading::Checkpoint;
 use phase2_forward::{BadRequest, Draw, Engine, EngineError, Outcome, Sampling, Ticket, Want, Work};
 
 /// Timeout for workers that answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Timeout for workers that never answer. A step of one token gets two seconds more.
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -62,7 +62,7 @@ fn greedy(tokens: &[u32]) -> [Work<'_>; 1] {
 
 #[test]
 fn a_worker_that_works_is_an_engine() {
-    let mut engine = started("works", PATIENCE);
+    let mut engine = started("works", TIMEOUT);
     let vocab = engine.config().vocab;
     let mut mask = vec![0; vocab.div_ceil(32)];
     mask[0] = 1 << 5;
@@ -102,7 +102,7 @@ fn a_worker_that_works_is_an_engine() {
 #[test]
 fn bad_requests_are_refused() {
     for peer in Peer::ALL {
-        let mut engine = start(peer, "works", &options(PATIENCE)).expect("starts");
+        let mut engine = start(peer, "works", &options(TIMEOUT)).expect("starts");
         assert!(!refuse_all(&mut engine).is_empty());
     }
 }
@@ -117,7 +117,7 @@ fn faults_while_loading_are_told() {
         }
         _ => panic!("no such Python starts"),
     }
-    match start(Peer::LlamaCpp, "refuses the model", &options(PATIENCE)) {
+    match start(Peer::LlamaCpp, "refuses the model", &options(TIMEOUT)) {
         Err(EngineError::Unsupported(sentence)) => assert_eq!(sentence, "llama.cpp: no such model"),
         _ => panic!("the model was refused"),
     }
@@ -126,7 +126,7 @@ fn faults_while_loading_are_told() {
         ("loads another model", "it loaded another model, of 99 layers and 299 tokens"),
         ("says nothing of itself", "its reply is incomplete: missing field `device`"),
     ] {
-        let found = failure(behaviour, start(Peer::Mlx, behaviour, &options(PATIENCE)));
+        let found = failure(behaviour, start(Peer::Mlx, behaviour, &options(TIMEOUT)));
         assert_eq!(found, format!("the MLX worker failed: {expected}; restart to load the model again"));
     }
 }
@@ -142,7 +142,7 @@ fn faults_in_a_step_end_the_worker() {
         ("breaks off", "its reply broke off after 1192 of 1196 bytes"),
         ("fails", "MemoryError: no room"),
     ] {
-        let mut engine = started(behaviour, PATIENCE);
+        let mut engine = started(behaviour, TIMEOUT);
         check_end(&mut engine, behaviour, expected, &last(&[1]));
     }
     for (behaviour, expected) in [
@@ -150,7 +150,7 @@ fn faults_in_a_step_end_the_worker() {
         ("draws too much", "it drew [Some(1), Some(2)]; the request was for 1, from a vocabulary of 299"),
         ("forgets the tokens", "its reply is incomplete: missing field `tokens`"),
     ] {
-        let mut engine = started(behaviour, PATIENCE);
+        let mut engine = started(behaviour, TIMEOUT);
         check_end(&mut engine, behaviour, expected, &greedy(&[1]));
     }
 }
@@ -180,7 +180,7 @@ fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[W
 /// Otherwise the second answer would be taken for the answer to the next request.
 #[test]
 fn an_answer_too_many_is_noticed() {
-    let mut engine = started("answers twice", PATIENCE);
+    let mut engine = started("answers twice", TIMEOUT);
     engine.step(&last(&[1])).expect("the first answer is right");
     // The second answer may still be on its way, and would then be read as the answer to this request, where no payload is expected.
     let sentence = failure("answers twice", engine.stats());
@@ -194,7 +194,7 @@ fn an_answer_too_many_is_noticed() {
 
 #[test]
 fn logits_that_are_nan_end_a_row_alone() {
-    let mut engine = started("sees NaN", PATIENCE);
+    let mut engine = started("sees NaN", TIMEOUT);
     assert_eq!(engine.step(&greedy(&[1, 2])).expect("a step"), [Outcome::NotANumber { position: 2 }]);
     let again = engine.step(&[Work::decode(0, Draw::GREEDY)]);
     assert!(matches!(again, Err(EngineError::BadRequest(BadRequest::NothingDrawn(0)))), "{again:?}");
@@ -202,7 +202,7 @@ fn logits_that_are_nan_end_a_row_alone() {
 
 #[test]
 fn what_cannot_go_back_stays_as_it_is() {
-    let mut engine = started("cannot go back", PATIENCE);
+    let mut engine = started("cannot go back", TIMEOUT);
     engine.step(&last(&[1, 2, 3])).expect("a step");
     let refused = |result: Result<(), EngineError>| match result {
         Err(EngineError::BadRequest(refusal)) => refusal,
@@ -217,7 +217,7 @@ fn what_cannot_go_back_stays_as_it_is() {
 
 #[test]
 fn a_pool_of_tokens_and_sequences_has_an_end() {
-    let options = Options { context: 10, sequences: 2, ..options(PATIENCE) };
+    let options = Options { context: 10, sequences: 2, ..options(TIMEOUT) };
     let mut engine = start(Peer::LlamaCpp, "works", &options).expect("starts");
     assert_eq!((engine.config().context_length, engine.capacity().pages_total), (10, 10));
     engine.step(&last(&[1; 7])).expect("they fit");

@@ -14,11 +14,11 @@ use serde_json::error::Category;
 use super::error::{ApiError, shortened};
 
 /// The longest time in which a whole body must arrive.
-const PATIENCE: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A body that exceeds the limit is read and discarded up to this many times the limit, so that the client can read the error.
-const DROPPED: usize = 16;
+const DISCARD_FACTOR: usize = 16;
 /// From this size on, parsing and tokenizing would delay other connections.
-const HEAVY: usize = 16 << 10;
+const LARGE_BYTES: usize = 16 << 10;
 
 /// Reads the whole body.
 ///
@@ -42,7 +42,7 @@ pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
                 continue;
             }
             kept = Vec::new();
-            if seen > limit.saturating_mul(DROPPED) {
+            if seen > limit.saturating_mul(DISCARD_FACTOR) {
                 break;
             }
         }
@@ -51,7 +51,7 @@ pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
             false => Ok(Bytes::from(kept)),
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
+    tokio::time::timeout(BODY_TIMEOUT, reading).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
 }
 
 /// Parses JSON. Fields that `T` does not have are ignored.
@@ -82,8 +82,8 @@ fn not_json(message: &str) -> ApiError {
 }
 
 /// Runs work on input of the given size. If it is large, other tasks of this thread continue meanwhile.
-pub fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    match bytes > HEAVY {
+pub fn block_in_place_if_large<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    match bytes > LARGE_BYTES {
         true => tokio::task::block_in_place(work),
         false => work(),
     }
@@ -99,11 +99,11 @@ mod tests {
     #[derive(Debug, Deserialize)]
     struct Asked {
         #[allow(dead_code)]
-        messages: Option<Vec<Said>>,
+        messages: Option<Vec<Message>>,
     }
 
     #[derive(Debug, Deserialize)]
-    struct Said {
+    struct Message {
         #[allow(dead_code)]
         text: String,
     }

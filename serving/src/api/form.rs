@@ -4,9 +4,9 @@ use harmony::{Function, ResponseFormat};
 use serde_json::{Value, json};
 
 use super::app::Model;
-use super::body::heavy;
+use super::body::block_in_place_if_large;
 use super::error::{ApiError, shortened};
-use super::tools::{Demand, Toolbox};
+use super::tools::{AnswerFormat, Toolbox};
 use crate::grammar::{Content, GrammarError, TurnRules};
 use crate::request::Constraint;
 
@@ -17,36 +17,36 @@ use crate::request::Constraint;
 pub fn constraint(
     model: &Model,
     param: &str,
-    format: &Demand,
+    format: &AnswerFormat,
     toolbox: &Toolbox,
 ) -> Result<Option<Box<dyn Constraint>>, ApiError> {
     let Some(rules) = rules(format, toolbox) else { return Ok(None) };
     let build = || model.grammars.constraint(&model.tokenizer, model.handle.vocab(), &rules);
-    heavy(usize::MAX, build).map(Some).map_err(|error| refusal(param, error))
+    block_in_place_if_large(usize::MAX, build).map(Some).map_err(|error| refusal(param, error))
 }
 
 /// The response format that the prompt contains, in addition to the constraint.
-pub fn shown(format: &Demand) -> Option<ResponseFormat> {
+pub fn shown(format: &AnswerFormat) -> Option<ResponseFormat> {
     match format {
-        Demand::Json(format) => format.clone(),
-        Demand::Free | Demand::Call(_) => None,
+        AnswerFormat::Json(format) => format.clone(),
+        AnswerFormat::Free | AnswerFormat::Call(_) => None,
     }
 }
 
 /// The rules for the turn; `None` if anything is allowed. A forced call takes precedence over a format of the answer.
-fn rules(format: &Demand, toolbox: &Toolbox) -> Option<TurnRules> {
-    let Toolbox { functions, strict, demand } = toolbox;
+fn rules(format: &AnswerFormat, toolbox: &Toolbox) -> Option<TurnRules> {
+    let Toolbox { functions, strict, tool_choice } = toolbox;
     let is_strict = |function: &Function| strict.contains(&function.name);
-    let forced = match demand {
-        Demand::Call(names) => Some(names),
-        Demand::Free | Demand::Json(_) => None,
+    let forced = match tool_choice {
+        AnswerFormat::Call(names) => Some(names),
+        AnswerFormat::Free | AnswerFormat::Json(_) => None,
     };
     let answer = match (forced, format) {
         (Some(_), _) => None,
-        (None, Demand::Json(Some(ResponseFormat { schema, .. }))) => {
+        (None, AnswerFormat::Json(Some(ResponseFormat { schema, .. }))) => {
             Some(Content::Json { schema: schema.clone(), lenient: false })
         }
-        (None, Demand::Json(None)) => Some(Content::object()),
+        (None, AnswerFormat::Json(None)) => Some(Content::object()),
         (None, _) => Some(Content::Text),
     };
     if answer == Some(Content::Text) && !functions.iter().any(is_strict) {
@@ -95,13 +95,13 @@ fn refusal(param: &str, error: GrammarError) -> ApiError {
 mod tests {
     use super::*;
 
-    fn toolbox(strict: &[&str], demand: Demand) -> Toolbox {
+    fn toolbox(strict: &[&str], tool_choice: AnswerFormat) -> Toolbox {
         let functions = ["f", "g"].map(|name| Function { name: name.into(), description: None, parameters: None });
-        Toolbox { functions: functions.to_vec(), strict: strict.iter().map(|&name| name.into()).collect(), demand }
+        Toolbox { functions: functions.to_vec(), strict: strict.iter().map(|&name| name.into()).collect(), tool_choice }
     }
 
     /// A short description of the rules: the answer, and each function with the kind of its arguments.
-    fn brief(format: Demand, toolbox: &Toolbox) -> Option<String> {
+    fn brief(format: AnswerFormat, toolbox: &Toolbox) -> Option<String> {
         let kind = |content: &Content| match content {
             Content::Text => "text",
             Content::Json { lenient: false, .. } => "json",
@@ -115,17 +115,20 @@ mod tests {
 
     #[test]
     fn only_what_is_demanded_is_constrained() {
-        let auto = toolbox(&[], Demand::Free);
-        assert_eq!(brief(Demand::Free, &auto), None);
-        assert_eq!(brief(Demand::Free, &Toolbox::default()), None);
-        assert_eq!(brief(Demand::Json(None), &Toolbox::default()).as_deref(), Some("json"));
-        assert_eq!(brief(Demand::Json(None), &auto).as_deref(), Some("json f:text g:text"));
-        assert_eq!(brief(Demand::Free, &toolbox(&["g"], Demand::Free)).as_deref(), Some("text f:text g:json"));
+        let auto = toolbox(&[], AnswerFormat::Free);
+        assert_eq!(brief(AnswerFormat::Free, &auto), None);
+        assert_eq!(brief(AnswerFormat::Free, &Toolbox::default()), None);
+        assert_eq!(brief(AnswerFormat::Json(None), &Toolbox::default()).as_deref(), Some("json"));
+        assert_eq!(brief(AnswerFormat::Json(None), &auto).as_deref(), Some("json f:text g:text"));
+        assert_eq!(
+            brief(AnswerFormat::Free, &toolbox(&["g"], AnswerFormat::Free)).as_deref(),
+            Some("text f:text g:json")
+        );
         // A strict function that the tool choice excludes adds no constraint.
-        assert_eq!(brief(Demand::Free, &toolbox(&["h"], Demand::Free)), None);
-        let forced = toolbox(&["g"], Demand::Call(vec!["f".into(), "g".into()]));
-        assert_eq!(brief(Demand::Json(None), &forced).as_deref(), Some("none f:lenient g:json"));
-        let named = toolbox(&[], Demand::Call(vec!["g".into()]));
-        assert_eq!(brief(Demand::Free, &named).as_deref(), Some("none g:lenient"));
+        assert_eq!(brief(AnswerFormat::Free, &toolbox(&["h"], AnswerFormat::Free)), None);
+        let forced = toolbox(&["g"], AnswerFormat::Call(vec!["f".into(), "g".into()]));
+        assert_eq!(brief(AnswerFormat::Json(None), &forced).as_deref(), Some("none f:lenient g:json"));
+        let named = toolbox(&[], AnswerFormat::Call(vec!["g".into()]));
+        assert_eq!(brief(AnswerFormat::Free, &named).as_deref(), Some("none g:lenient"));
     }
 }

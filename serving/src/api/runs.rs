@@ -12,7 +12,7 @@ use super::app::{App, Generating, Model};
 use super::error::ApiError;
 use super::metrics::Outcome;
 use super::record::Record;
-use super::stream::{Frames, Gone, Outlet};
+use super::stream::{ChunkSender, Disconnected, Frames};
 use crate::request::{Event, Finish, Refused, Request};
 
 /// Interval between keep-alive messages while nothing is generated.
@@ -170,7 +170,7 @@ impl Runs {
         self.record.facts().finish = Some(outcome.name());
     }
 
-    /// Processes all runs to their end. With an outlet, chunks are written as they arrive.
+    /// Processes all runs to their end. With a sender, chunks are written as they arrive.
     ///
     /// # Errors
     /// The client disconnected, a run failed, or the server is stopping.
@@ -178,23 +178,25 @@ impl Runs {
         &mut self,
         answer: &mut A,
         frames: &mut Frames,
-        outlet: Option<&Outlet>,
-    ) -> Result<(), Broken> {
+        sender: Option<&ChunkSender>,
+    ) -> Result<(), Incomplete> {
         answer.begin(frames);
         let stopped = self.app.stopped();
         tokio::pin!(stopped);
         loop {
-            if let Some(outlet) = outlet {
-                outlet.flush(frames).await?;
+            if let Some(sender) = sender {
+                sender.flush(frames).await?;
             }
             let event = tokio::select! {
                 biased;
-                () = gone(outlet) => return Err(Broken::Gone),
-                () = &mut stopped => return Err(Broken::Failed(ApiError::unavailable("The server is shutting down."))),
+                () = disconnected(sender) => return Err(Incomplete::Disconnected),
+                () = &mut stopped => {
+                    return Err(Incomplete::Failed(ApiError::unavailable("The server is shutting down.")));
+                }
                 event = self.next() => event,
                 () = sleep(KEEP_ALIVE) => {
-                    if let Some(outlet) = outlet {
-                        outlet.keep_alive(frames.form).await?;
+                    if let Some(sender) = sender {
+                        sender.keep_alive(frames.form).await?;
                     }
                     continue;
                 }
@@ -202,9 +204,9 @@ impl Runs {
             match event {
                 None => break,
                 Some((_, Event::Finished(Finish::Failed(message)))) => {
-                    return Err(Broken::Failed(ApiError::server(format!("The answer failed: {message}."))));
+                    return Err(Incomplete::Failed(ApiError::server(format!("The answer failed: {message}."))));
                 }
-                Some((_, Event::Finished(Finish::Deadline))) => return Err(Broken::Failed(ApiError::timed_out())),
+                Some((_, Event::Finished(Finish::Deadline))) => return Err(Incomplete::Failed(ApiError::timed_out())),
                 Some((run, event)) => {
                     if answer.take(run, event, frames) == Flow::Stop {
                         self.over(run, Outcome::Stop);
@@ -213,17 +215,17 @@ impl Runs {
             }
         }
         answer.end(frames);
-        match outlet {
-            Some(outlet) => Ok(outlet.flush(frames).await?),
+        match sender {
+            Some(sender) => Ok(sender.flush(frames).await?),
             None => Ok(()),
         }
     }
 
     /// As [`Runs::drive`], for a streamed answer: an error is written to the stream.
-    pub async fn write<A: Answer>(mut self, answer: &mut A, frames: &mut Frames, outlet: &Outlet) {
-        if let Err(Broken::Failed(error)) = self.drive(answer, frames, Some(outlet)).await {
+    pub async fn write<A: Answer>(mut self, answer: &mut A, frames: &mut Frames, sender: &ChunkSender) {
+        if let Err(Incomplete::Failed(error)) = self.drive(answer, frames, Some(sender)).await {
             answer.fail(&error, frames);
-            let _ = outlet.flush(frames).await;
+            let _ = sender.flush(frames).await;
         }
     }
 
@@ -233,9 +235,9 @@ impl Runs {
     /// A run failed, or the server is stopping.
     pub async fn gather<A: Answer>(mut self, answer: &mut A) -> Result<(), ApiError> {
         let mut frames = Frames::new(super::stream::Form::Silent);
-        self.drive(answer, &mut frames, None).await.map_err(|broken| match broken {
-            Broken::Failed(error) => error,
-            Broken::Gone => ApiError::server("the client disconnected"),
+        self.drive(answer, &mut frames, None).await.map_err(|incomplete| match incomplete {
+            Incomplete::Failed(error) => error,
+            Incomplete::Disconnected => ApiError::server("the client disconnected"),
         })
     }
 }
@@ -250,20 +252,20 @@ impl Drop for Runs {
 
 /// Why an answer is incomplete.
 #[derive(Debug)]
-pub enum Broken {
-    Gone,
+pub enum Incomplete {
+    Disconnected,
     Failed(ApiError),
 }
 
-impl From<Gone> for Broken {
-    fn from(_: Gone) -> Broken {
-        Broken::Gone
+impl From<Disconnected> for Incomplete {
+    fn from(_: Disconnected) -> Incomplete {
+        Incomplete::Disconnected
     }
 }
 
-async fn gone(outlet: Option<&Outlet>) {
-    match outlet {
-        Some(outlet) => outlet.closed().await,
+async fn disconnected(sender: Option<&ChunkSender>) {
+    match sender {
+        Some(sender) => sender.closed().await,
         None => pending().await,
     }
 }

@@ -20,11 +20,11 @@ use super::guard::Peer;
 use super::{router, system};
 
 /// The longest time for the headers of a request to arrive, and for a connection to be idle between requests.
-const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest size of a request's headers, in bytes.
 const HEADER_BYTES: usize = 64 << 10;
 /// Time for aborted answers to send an error.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A listening server.
 pub struct Server {
@@ -81,7 +81,7 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             app.stop();
-            let until = Instant::now() + LAST_WORDS;
+            let until = Instant::now() + ABORT_TIMEOUT;
             while !app.is_idle() && Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -90,13 +90,13 @@ impl Server {
         tokio::select! {
             () = accepting => {}
             () = draining => {}
-            () = system::give_memory_back(&app) => {}
+            () = system::release_free_memory(&app) => {}
         }
         drop(listener);
         // Connections finish writing and are then closed.
         drop(closing);
         let _ = close.send(());
-        let _ = tokio::time::timeout(LAST_WORDS, close.closed()).await;
+        let _ = tokio::time::timeout(ABORT_TIMEOUT, close.closed()).await;
     }
 }
 
@@ -109,7 +109,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, mut closing:
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_PATIENCE)
+        .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

@@ -18,7 +18,7 @@ use super::error::ApiError;
 /// The number of chunks that are buffered for a slow reader before generation pauses.
 const WAITING: usize = 64;
 /// A reader that accepts no data for this long is disconnected.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The format of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,18 +79,18 @@ impl Frames {
 }
 
 /// The sender of a response's chunks.
-pub struct Outlet(mpsc::Sender<Bytes>);
+pub struct ChunkSender(mpsc::Sender<Bytes>);
 
 /// The client has disconnected.
 #[derive(Debug)]
-pub struct Gone;
+pub struct Disconnected;
 
-impl Outlet {
+impl ChunkSender {
     /// Sends the collected chunks.
     ///
     /// # Errors
     /// The client has disconnected, or accepts no data.
-    pub async fn flush(&self, frames: &mut Frames) -> Result<(), Gone> {
+    pub async fn flush(&self, frames: &mut Frames) -> Result<(), Disconnected> {
         let text = frames.take();
         if text.is_empty() {
             return Ok(());
@@ -101,18 +101,18 @@ impl Outlet {
     /// Sends a keep-alive message to the client and to proxies.
     ///
     /// # Errors
-    /// As [`Outlet::flush`].
-    pub async fn keep_alive(&self, form: Form) -> Result<(), Gone> {
+    /// As [`ChunkSender::flush`].
+    pub async fn keep_alive(&self, form: Form) -> Result<(), Disconnected> {
         match form {
             Form::Data | Form::Events => self.write(Bytes::from_static(b": keep-alive\n\n")).await,
             Form::Silent | Form::Lines => Ok(()),
         }
     }
 
-    async fn write(&self, bytes: Bytes) -> Result<(), Gone> {
-        match tokio::time::timeout(PATIENCE, self.0.send(bytes)).await {
+    async fn write(&self, bytes: Bytes) -> Result<(), Disconnected> {
+        match tokio::time::timeout(WRITE_TIMEOUT, self.0.send(bytes)).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(Gone),
+            _ => Err(Disconnected),
         }
     }
 
@@ -123,10 +123,10 @@ impl Outlet {
 }
 
 /// A response whose chunks are written by `work`.
-pub fn respond<F: Future<Output = ()> + Send + 'static>(form: Form, work: impl FnOnce(Outlet) -> F) -> Response {
+pub fn respond<F: Future<Output = ()> + Send + 'static>(form: Form, work: impl FnOnce(ChunkSender) -> F) -> Response {
     let (sender, receiver) = mpsc::channel(WAITING);
-    tokio::spawn(work(Outlet(sender)));
-    let mut response = Response::new(Body::from_stream(Pieces(receiver)));
+    tokio::spawn(work(ChunkSender(sender)));
+    let mut response = Response::new(Body::from_stream(ChunkStream(receiver)));
     let kind = match form {
         Form::Lines => "application/x-ndjson",
         _ => "text/event-stream",
@@ -139,9 +139,9 @@ pub fn respond<F: Future<Output = ()> + Send + 'static>(form: Form, work: impl F
     response
 }
 
-struct Pieces(mpsc::Receiver<Bytes>);
+struct ChunkStream(mpsc::Receiver<Bytes>);
 
-impl Stream for Pieces {
+impl Stream for ChunkStream {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

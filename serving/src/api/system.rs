@@ -7,7 +7,7 @@ use super::app::App;
 /// Open files of the process other than connections: the model, logs, pipes.
 const OTHER_FILES: usize = 128;
 /// Interval between checks for memory to return.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Raises the limit of open files to what that many connections need, if the hard limit permits. Typical defaults are 1,024 or 256.
 pub fn allow_open_files(connections: usize) {
@@ -32,10 +32,10 @@ pub fn allow_open_files(connections: usize) {
 
 /// Returns freed memory to the system whenever the server becomes idle. glibc keeps memory freed by many threads: several hundred megabytes
 /// after large bodies. Never completes.
-pub async fn give_memory_back(app: &App) {
+pub async fn release_free_memory(app: &App) {
     let mut before = 0;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let answered = app.metrics.answered();
         if answered != before && app.is_idle() {
             before = answered;

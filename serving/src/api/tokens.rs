@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::app::App;
-use super::body::{heavy, parse, read};
+use super::body::{block_in_place_if_large, parse, read};
 use super::chat::ChatRequest;
 use super::error::ApiError;
 use super::json::ok;
@@ -31,7 +31,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<R
     let model = app.model()?;
     let tokenizer = &model.tokenizer;
     let piece = |&token: &u32| String::from_utf8_lossy(tokenizer.token_bytes(token).unwrap_or_default()).into_owned();
-    heavy(body.len(), || {
+    block_in_place_if_large(body.len(), || {
         let asked: Tokenize = parse(&body)?;
         // Control tokens are recognized unless the request wants them as text, as in both servers.
         let encode = |text: &str| match asked.parse_special {
@@ -74,7 +74,7 @@ pub async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result
     app.model()?;
     let body = read(request, app.settings.max_body).await?;
     let model = app.model()?;
-    heavy(body.len(), || {
+    block_in_place_if_large(body.len(), || {
         let asked: Detokenize = parse(&body)?;
         let tokens = asked.tokens.ok_or_else(|| ApiError::invalid("tokens", "`tokens` is missing."))?;
         if let Some(token) = tokens.iter().find(|&&token| model.tokenizer.token_bytes(token).is_none()) {

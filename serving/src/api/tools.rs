@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::error::{ApiError, shortened};
 
 /// The largest number of tools.
-const MOST_TOOLS: usize = 1024;
+const MAX_TOOLS: usize = 1024;
 
 /// A tool in the format of Chat Completions, which nests the function.
 #[derive(Clone, Debug, Deserialize)]
@@ -30,7 +30,7 @@ pub struct ToolFunction {
 
 /// The required form of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Demand {
+pub enum AnswerFormat {
     #[default]
     Free,
     /// The answer is JSON that matches the schema, if there is one.
@@ -45,7 +45,7 @@ pub struct Toolbox {
     pub functions: Vec<Function>,
     /// Names of the functions whose arguments must match their schema.
     pub strict: Vec<String>,
-    pub demand: Demand,
+    pub tool_choice: AnswerFormat,
 }
 
 impl Toolbox {
@@ -86,30 +86,30 @@ impl Toolbox {
                 Some(_) => Err(ApiError::invalid("tool_choice", "`tool_choice` is only allowed with `tools`.")),
             };
         };
-        if functions.is_empty() || functions.len() > MOST_TOOLS {
-            return Err(ApiError::invalid("tools", format!("`tools` must hold 1 to {MOST_TOOLS} tools.")));
+        if functions.is_empty() || functions.len() > MAX_TOOLS {
+            return Err(ApiError::invalid("tools", format!("`tools` must hold 1 to {MAX_TOOLS} tools.")));
         }
         let mut names = BTreeSet::new();
         if let Some(twice) = functions.iter().find(|function| !names.insert(function.name.clone())) {
             return Err(ApiError::invalid("tools", format!("The function `{}` is declared twice.", twice.name)));
         }
-        let demand = match choice.unwrap_or(&Value::Null) {
-            Value::Null => Demand::Free,
+        let tool_choice = match choice.unwrap_or(&Value::Null) {
+            Value::Null => AnswerFormat::Free,
             Value::String(word) => match word.as_str() {
-                "auto" => Demand::Free,
+                "auto" => AnswerFormat::Free,
                 "none" => return Ok(Toolbox::default()),
-                "required" => Demand::Call(names.into_iter().collect()),
+                "required" => AnswerFormat::Call(names.into_iter().collect()),
                 _ => return Err(bad_choice()),
             },
             Value::Object(_) => chosen(choice, &mut functions)?,
             _ => return Err(bad_choice()),
         };
-        Ok(Toolbox { functions, strict: Vec::new(), demand })
+        Ok(Toolbox { functions, strict: Vec::new(), tool_choice })
     }
 }
 
 /// A `tool_choice` that is an object: one function, or several.
-fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Demand, ApiError> {
+fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<AnswerFormat, ApiError> {
     let choice = choice.unwrap_or(&Value::Null);
     // Chat Completions nests the name in `function`; Responses has it beside the type.
     let name = |value: &Value| value["function"]["name"].as_str().or(value["name"].as_str()).map(str::to_owned);
@@ -121,7 +121,9 @@ fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Deman
         }
     };
     match choice["type"].as_str() {
-        Some("function") => Ok(Demand::Call(vec![known(name(choice).ok_or_else(bad_choice)?, functions.as_slice())?])),
+        Some("function") => {
+            Ok(AnswerFormat::Call(vec![known(name(choice).ok_or_else(bad_choice)?, functions.as_slice())?]))
+        }
         Some("allowed_tools") => {
             let nested = &choice["allowed_tools"];
             let allowed = if nested.is_object() { nested } else { choice };
@@ -130,8 +132,8 @@ fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<Deman
             let names = names.collect::<Result<Vec<String>, ApiError>>()?;
             functions.retain(|function| names.contains(&function.name));
             match allowed["mode"].as_str() {
-                Some("auto") => Ok(Demand::Free),
-                Some("required") => Ok(Demand::Call(names)),
+                Some("auto") => Ok(AnswerFormat::Free),
+                Some("required") => Ok(AnswerFormat::Call(names)),
                 _ => Err(bad_choice()),
             }
         }
@@ -183,11 +185,11 @@ pub fn effort(param: &str, name: Option<&str>) -> Result<ReasoningEffort, ApiErr
 ///
 /// # Errors
 /// The type is unknown, or the schema is missing.
-pub fn response_format(param: &str, format: Option<&Value>) -> Result<Demand, ApiError> {
-    let Some(format) = format.filter(|format| !format.is_null()) else { return Ok(Demand::Free) };
+pub fn response_format(param: &str, format: Option<&Value>) -> Result<AnswerFormat, ApiError> {
+    let Some(format) = format.filter(|format| !format.is_null()) else { return Ok(AnswerFormat::Free) };
     match format["type"].as_str() {
-        Some("text") => Ok(Demand::Free),
-        Some("json_object") => Ok(Demand::Json(None)),
+        Some("text") => Ok(AnswerFormat::Free),
+        Some("json_object") => Ok(AnswerFormat::Json(None)),
         Some("json_schema") => {
             let nested = &format["json_schema"];
             let own = if nested.is_object() { nested } else { format };
@@ -196,7 +198,7 @@ pub fn response_format(param: &str, format: Option<&Value>) -> Result<Demand, Ap
                 schema.ok_or_else(|| ApiError::invalid(param, format!("`{param}` lacks its schema.")))?.clone();
             let name = own["name"].as_str().unwrap_or("response").to_owned();
             let description = own["description"].as_str().map(str::to_owned);
-            Ok(Demand::Json(Some(ResponseFormat { name, description, schema })))
+            Ok(AnswerFormat::Json(Some(ResponseFormat { name, description, schema })))
         }
         _ => Err(ApiError::invalid(param, format!("`{param}.type` must be text, json_object or json_schema."))),
     }
@@ -221,19 +223,22 @@ mod tests {
     fn a_choice_says_which_tools_are_seen() {
         let names = |choice| {
             toolbox(choice).map(|toolbox| {
-                (toolbox.functions.iter().map(|function| function.name.as_str()).collect::<String>(), toolbox.demand)
+                (
+                    toolbox.functions.iter().map(|function| function.name.as_str()).collect::<String>(),
+                    toolbox.tool_choice,
+                )
             })
         };
-        assert_eq!(names(json!(null)), Ok(("ab".into(), Demand::Free)));
-        assert_eq!(names(json!("none")), Ok(("".into(), Demand::Free)));
-        let call = |names: &[&str]| Demand::Call(names.iter().map(|&name| name.into()).collect());
+        assert_eq!(names(json!(null)), Ok(("ab".into(), AnswerFormat::Free)));
+        assert_eq!(names(json!("none")), Ok(("".into(), AnswerFormat::Free)));
+        let call = |names: &[&str]| AnswerFormat::Call(names.iter().map(|&name| name.into()).collect());
         assert_eq!(names(json!("required")), Ok(("ab".into(), call(&["a", "b"]))));
         assert_eq!(names(json!({ "type": "function", "function": { "name": "b" } })), Ok(("ab".into(), call(&["b"]))));
         assert_eq!(names(json!({ "type": "function", "name": "b" })), Ok(("ab".into(), call(&["b"]))));
         let allowed = json!({ "type": "allowed_tools", "allowed_tools": { "mode": "auto", "tools": [
             { "type": "function", "function": { "name": "b" } }
         ] } });
-        assert_eq!(names(allowed), Ok(("b".into(), Demand::Free)));
+        assert_eq!(names(allowed), Ok(("b".into(), AnswerFormat::Free)));
         for choice in [json!("maybe"), json!(5), json!({ "type": "function", "function": { "name": "c" } })] {
             assert_eq!(names(choice), Err(Some("tool_choice".into())));
         }

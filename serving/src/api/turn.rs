@@ -6,7 +6,7 @@ use harmony::{Delta, Function, Harmony, Header, Parser, Role};
 use phase1_loading::{TextStream, Tokenizer};
 use phase2_forward::Logprobs;
 
-use super::ledger::Ledger;
+use super::pending_tokens::PendingTokens;
 
 /// The purpose of a message of the turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Turn<'a> {
     kind: Option<Kind>,
     /// Tracks how much text each token stands for, independent of what the parser holds back.
     lengths: TextStream,
-    ledger: Ledger<Entry>,
+    pending: PendingTokens<Entry>,
     /// Number of generated tokens.
     pub tokens: usize,
     /// Number of reasoning tokens.
@@ -85,7 +85,7 @@ impl<'a> Turn<'a> {
             stop_tokens: stop_tokens.to_vec(),
             kind: None,
             lengths: TextStream::default(),
-            ledger: Ledger::default(),
+            pending: PendingTokens::default(),
             tokens: 0,
             reasoning_tokens: 0,
         }
@@ -122,7 +122,7 @@ impl<'a> Turn<'a> {
         if let Some(logprobs) = logprobs.filter(|_| self.kind.as_ref().is_none_or(Kind::is_visible)) {
             let token_bytes = self.tokenizer.token_bytes(token).unwrap_or_default().to_vec();
             let entry = Entry { token, bytes: token_bytes, logprob: logprobs.token, top: logprobs.top };
-            self.ledger.push(entry, bytes);
+            self.pending.push(entry, bytes);
         }
     }
 
@@ -141,24 +141,24 @@ impl<'a> Turn<'a> {
                     let kind = Kind::of(&header);
                     // Tokens that turned out to be a header are not text.
                     if !(says_text && kind.is_visible()) {
-                        self.ledger.clear();
+                        self.pending.clear();
                     }
                     self.kind = Some(kind.clone());
                     pieces.push(Piece::Begin(kind));
                 }
                 Delta::Text(text) => {
-                    let entries = self.ledger.show(text.len());
+                    let entries = self.pending.show(text.len());
                     pieces.push(Piece::Text { text, entries });
                 }
                 Delta::End { complete } => {
                     let entries = match self.stopped_by() {
-                        Some(_) => self.ledger.cut().map(cut_short).into_iter().collect(),
-                        None => self.ledger.rest(),
+                        Some(_) => self.pending.cut().map(cut_short).into_iter().collect(),
+                        None => self.pending.rest(),
                     };
                     if !entries.is_empty() {
                         pieces.push(Piece::Text { text: String::new(), entries });
                     }
-                    self.ledger.clear();
+                    self.pending.clear();
                     self.kind = None;
                     pieces.push(Piece::End { complete });
                 }

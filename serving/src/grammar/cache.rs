@@ -11,7 +11,7 @@ use serde_json::Value;
 /// The largest number of grammars. Each takes little memory, because its lexer has computed only its first states.
 const MOST: usize = 32;
 /// The largest total size of their schemas, in bytes.
-const MOST_BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 /// The source of a grammar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,37 +32,37 @@ impl Key {
 #[derive(Default)]
 pub(super) struct Cache {
     /// The most recently used is at the back.
-    kept: Mutex<VecDeque<(Key, Matcher)>>,
+    grammars: Mutex<VecDeque<(Key, Matcher)>>,
 }
 
 impl Cache {
     /// A copy that shares no state with the cached grammar.
     pub fn get(&self, key: &Key) -> Option<Matcher> {
-        let mut kept = self.lock();
-        let at = kept.iter().position(|(known, _)| known == key)?;
-        let found = kept.remove(at)?;
+        let mut grammars = self.lock();
+        let at = grammars.iter().position(|(known, _)| known == key)?;
+        let found = grammars.remove(at)?;
         let copy = found.1.deep_clone();
-        kept.push_back(found);
+        grammars.push_back(found);
         Some(copy)
     }
 
     /// Stores a grammar, and drops the least recently used ones.
     pub fn insert(&self, key: Key, grammar: &Matcher) {
-        if key.schema.len() > MOST_BYTES {
+        if key.schema.len() > MAX_BYTES {
             return;
         }
-        let mut kept = self.lock();
-        kept.retain(|(known, _)| *known != key);
-        kept.push_back((key, grammar.deep_clone()));
-        let mut bytes: usize = kept.iter().map(|(key, _)| key.schema.len()).sum();
-        while kept.len() > MOST || bytes > MOST_BYTES {
-            let Some((oldest, _)) = kept.pop_front() else { break };
+        let mut grammars = self.lock();
+        grammars.retain(|(known, _)| *known != key);
+        grammars.push_back((key, grammar.deep_clone()));
+        let mut bytes: usize = grammars.iter().map(|(key, _)| key.schema.len()).sum();
+        while grammars.len() > MOST || bytes > MAX_BYTES {
+            let Some((oldest, _)) = grammars.pop_front() else { break };
             bytes -= oldest.schema.len();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Key, Matcher)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.grammars.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,10 +106,10 @@ mod tests {
     fn bytes_are_bounded() {
         let cache = Cache::default();
         let key = |text: &str, bytes: usize| Key::new(&json!({ "const": text.repeat(bytes) }), false);
-        cache.insert(key("a", MOST_BYTES / 2), &grammar());
-        cache.insert(key("b", MOST_BYTES / 2), &grammar());
-        assert!(cache.get(&key("a", MOST_BYTES / 2)).is_none() && cache.get(&key("b", MOST_BYTES / 2)).is_some());
-        cache.insert(key("c", MOST_BYTES), &grammar());
-        assert!(cache.get(&key("c", MOST_BYTES)).is_none() && cache.get(&key("b", MOST_BYTES / 2)).is_some());
+        cache.insert(key("a", MAX_BYTES / 2), &grammar());
+        cache.insert(key("b", MAX_BYTES / 2), &grammar());
+        assert!(cache.get(&key("a", MAX_BYTES / 2)).is_none() && cache.get(&key("b", MAX_BYTES / 2)).is_some());
+        cache.insert(key("c", MAX_BYTES), &grammar());
+        assert!(cache.get(&key("c", MAX_BYTES)).is_none() && cache.get(&key("b", MAX_BYTES / 2)).is_some());
     }
 }

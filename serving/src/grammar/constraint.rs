@@ -22,7 +22,7 @@ pub(super) struct TurnConstraint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     /// Between messages: the number of tokens of `<|start|>assistant` written so far.
-    Opening(usize),
+    Start(usize),
     /// The tokens of a header so far.
     Header(Vec<u32>),
     Body(Body),
@@ -42,11 +42,11 @@ impl TurnConstraint {
     /// The state after a token.
     fn after(&mut self, token: u32) -> Result<State, String> {
         let unexpected = || Err(format!("token {token} was drawn where it is not allowed"));
-        let opening = &self.vocabulary.opening;
+        let generation_prompt = &self.vocabulary.generation_prompt;
         match &mut self.state {
-            State::Opening(written) if opening[*written] != token => unexpected(),
-            State::Opening(written) if *written + 1 < opening.len() => Ok(State::Opening(*written + 1)),
-            State::Opening(_) => Ok(State::Header(Vec::new())),
+            State::Start(written) if generation_prompt[*written] != token => unexpected(),
+            State::Start(written) if *written + 1 < generation_prompt.len() => Ok(State::Start(*written + 1)),
+            State::Start(_) => Ok(State::Header(Vec::new())),
             State::Header(written) => {
                 written.push(token);
                 let written = std::mem::take(written);
@@ -57,7 +57,7 @@ impl TurnConstraint {
                 }
             }
             State::Body(body) if token == body.end => match token == self.vocabulary.control.end {
-                true => Ok(State::Opening(0)),
+                true => Ok(State::Start(0)),
                 false => Ok(State::Ended),
             },
             State::Body(body) => {
@@ -74,9 +74,9 @@ impl TurnConstraint {
     fn renew_mask(&mut self) -> Result<(), String> {
         let allowed = &mut self.allowed;
         match &self.state {
-            State::Opening(written) => {
+            State::Start(written) => {
                 allowed.fill(0);
-                allow(allowed, self.vocabulary.opening[*written]);
+                allow(allowed, self.vocabulary.generation_prompt[*written]);
             }
             State::Header(written) => {
                 allowed.fill(0);

@@ -1,7 +1,7 @@
 //! Errors of constraints.
 
 /// The largest number of grammars per answer.
-pub(super) const MOST_GRAMMARS: usize = 128;
+pub(super) const MAX_GRAMMARS: usize = 128;
 
 /// Why a constraint cannot be created.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +15,7 @@ pub enum GrammarError {
         path: String,
         problem: String,
     },
-    #[error("there are more than {} schemas to enforce", MOST_GRAMMARS)]
+    #[error("there are more than {} schemas to enforce", MAX_GRAMMARS)]
     TooMany,
     /// Grammars cannot be matched against the vocabulary, or memory is exhausted.
     #[error("{0}")]

@@ -25,7 +25,7 @@ use crate::request::Constraint;
 use cache::Cache;
 use compile::compile_all;
 use constraint::TurnConstraint;
-use error::MOST_GRAMMARS;
+use error::MAX_GRAMMARS;
 use headers::forms;
 use vocabulary::Vocabulary;
 
@@ -92,7 +92,7 @@ impl Grammars {
         let answer = rules.answer.as_ref().map(|content| number(None, content));
         let calls = rules.calls.iter().map(|(name, content)| (name.as_str(), number(Some(name.as_str()), content)));
         let calls: Vec<(&str, Option<usize>)> = calls.collect();
-        if schemas.len() > MOST_GRAMMARS {
+        if schemas.len() > MAX_GRAMMARS {
             return Err(GrammarError::TooMany);
         }
         let grammars = compile_all(&vocabulary, &self.cache, schemas)?;

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 /// The largest depth of nested schemas.
-const DEEPEST: usize = 48;
+const MAX_DEPTH: usize = 48;
 /// The largest total number of schemas and values.
-const MOST_NODES: usize = 10_000;
+const MAX_NODES: usize = 10_000;
 /// The largest total size of names and texts, in bytes.
-const MOST_BYTES: usize = 256 << 10;
+const MAX_BYTES: usize = 256 << 10;
 /// The largest number of different `$ref` targets. Together with the depth this bounds the recursion of the compiler.
-const MOST_REFERENCES: usize = 128;
+const MAX_REFERENCES: usize = 128;
 
 /// Keywords that constrain values in ways that the grammar cannot express.
 const UNSUPPORTED: [&str; 18] = [
@@ -46,22 +46,22 @@ pub(super) fn check(schema: &Value) -> Result<(), Fault> {
     if !schema.is_object() {
         return fault("#", "a schema must be an object");
     }
-    let mut walk = Walk { root: schema, nodes: 0, bytes: 0, references: BTreeSet::new() };
-    walk.schema(schema, "#", 0)
+    let mut checker = SchemaChecker { root: schema, nodes: 0, bytes: 0, references: BTreeSet::new() };
+    checker.schema(schema, "#", 0)
 }
 
 fn fault<T>(path: &str, problem: impl Into<String>) -> Result<T, Fault> {
     Err((path.to_owned(), problem.into()))
 }
 
-struct Walk<'a> {
+struct SchemaChecker<'a> {
     root: &'a Value,
     nodes: usize,
     bytes: usize,
     references: BTreeSet<&'a str>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> SchemaChecker<'a> {
     /// Counts a schema or a value.
     fn count(&mut self, value: &Value, path: &str, depth: usize) -> Result<(), Fault> {
         self.nodes += 1;
@@ -70,12 +70,11 @@ impl<'a> Walk<'a> {
             Value::Object(members) => members.keys().map(String::len).sum(),
             _ => 0,
         };
-        if depth > DEEPEST {
-            return fault(path, format!("a schema may be nested at most {DEEPEST} deep"));
+        if depth > MAX_DEPTH {
+            return fault(path, format!("a schema may be nested at most {MAX_DEPTH} deep"));
         }
-        if self.nodes > MOST_NODES || self.bytes > MOST_BYTES {
-            let most =
-                format!("a schema may have at most {MOST_NODES} parts and {MOST_BYTES} bytes of names and texts");
+        if self.nodes > MAX_NODES || self.bytes > MAX_BYTES {
+            let most = format!("a schema may have at most {MAX_NODES} parts and {MAX_BYTES} bytes of names and texts");
             return fault(path, most);
         }
         Ok(())
@@ -128,8 +127,8 @@ impl<'a> Walk<'a> {
     fn reference(&mut self, value: &'a Value, path: &str) -> Result<(), Fault> {
         let Some(mut reference) = value.as_str() else { return fault(path, "`$ref` must be a string") };
         self.references.insert(reference);
-        if self.references.len() > MOST_REFERENCES {
-            return fault(path, format!("a schema may refer to at most {MOST_REFERENCES} places"));
+        if self.references.len() > MAX_REFERENCES {
+            return fault(path, format!("a schema may refer to at most {MAX_REFERENCES} places"));
         }
         let mut passed = BTreeSet::new();
         loop {
@@ -235,13 +234,13 @@ mod tests {
             deep = json!([deep]);
         }
         assert_eq!(path_of_fault(json!({ "const": deep })).as_deref(), Some("#/const"));
-        let many: Vec<usize> = (0..MOST_NODES).collect();
+        let many: Vec<usize> = (0..MAX_NODES).collect();
         assert_eq!(path_of_fault(json!({ "enum": many })).as_deref(), Some("#/enum"));
-        assert!(check(&json!({ "enum": (0..MOST_NODES - 10).collect::<Vec<usize>>() })).is_ok());
-        assert_eq!(path_of_fault(json!({ "const": "x".repeat(MOST_BYTES + 1) })).as_deref(), Some("#/const"));
-        let names: Vec<Value> = (0..=MOST_REFERENCES).map(|n| json!({ "$ref": format!("#/$defs/{n}") })).collect();
-        let defs: Map<String, Value> = (0..=MOST_REFERENCES).map(|n| (n.to_string(), json!({}))).collect();
-        let last = format!("#/anyOf/{MOST_REFERENCES}/$ref");
+        assert!(check(&json!({ "enum": (0..MAX_NODES - 10).collect::<Vec<usize>>() })).is_ok());
+        assert_eq!(path_of_fault(json!({ "const": "x".repeat(MAX_BYTES + 1) })).as_deref(), Some("#/const"));
+        let names: Vec<Value> = (0..=MAX_REFERENCES).map(|n| json!({ "$ref": format!("#/$defs/{n}") })).collect();
+        let defs: Map<String, Value> = (0..=MAX_REFERENCES).map(|n| (n.to_string(), json!({}))).collect();
+        let last = format!("#/anyOf/{MAX_REFERENCES}/$ref");
         assert_eq!(path_of_fault(json!({ "anyOf": names, "$defs": defs })), Some(last));
     }
 }

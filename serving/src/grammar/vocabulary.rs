@@ -7,14 +7,14 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use phase1_loading::Tokenizer;
 
 /// The largest number of lexer states of a grammar, at 1 to 2 KB each.
-const MOST_LEXER_STATES: usize = 50_000;
+const MAX_LEXER_STATES: usize = 50_000;
 
 pub(super) struct Vocabulary {
     /// Creates parsers. In their masks, `<|return|>` stands for the end of the text.
     pub factory: ParserFactory,
     pub control: Control,
     /// `<|start|>assistant`.
-    pub opening: Vec<u32>,
+    pub generation_prompt: Vec<u32>,
     /// The mask of all text tokens.
     pub text: Vec<u32>,
 }
@@ -77,9 +77,9 @@ impl Vocabulary {
         factory.quiet();
         let limits = factory.limits_mut();
         limits.verbose_errors = false;
-        limits.max_lexer_states = MOST_LEXER_STATES;
-        let opening = [vec![control.start], tokenizer.encode("assistant")].concat();
-        Ok(Vocabulary { factory, control, opening, text })
+        limits.max_lexer_states = MAX_LEXER_STATES;
+        let generation_prompt = [vec![control.start], tokenizer.encode("assistant")].concat();
+        Ok(Vocabulary { factory, control, generation_prompt, text })
     }
 }
 

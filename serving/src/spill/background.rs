@@ -15,7 +15,7 @@ pub(super) struct Background<J, R> {
 
 /// The thread has ended: a job panicked.
 #[derive(Debug)]
-pub(super) struct Gone;
+pub(super) struct ThreadEnded;
 
 impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
     /// Starts a thread that pauses while `waiting` results have not been taken. Jobs need not have a result.
@@ -53,12 +53,12 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
     ///
     /// # Errors
     /// The thread has ended; there will be no more results.
-    pub fn take(&self) -> Result<Option<R>, Gone> {
-        let results = self.results.as_ref().ok_or(Gone)?;
+    pub fn take(&self) -> Result<Option<R>, ThreadEnded> {
+        let results = self.results.as_ref().ok_or(ThreadEnded)?;
         match results.try_recv() {
             Ok(result) => Ok(Some(result)),
             Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => Err(Gone),
+            Err(TryRecvError::Disconnected) => Err(ThreadEnded),
         }
     }
 
@@ -66,12 +66,12 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
     ///
     /// # Errors
     /// As [`Background::take`].
-    pub fn wait(&self, until: Instant) -> Result<Option<R>, Gone> {
-        let results = self.results.as_ref().ok_or(Gone)?;
+    pub fn wait(&self, until: Instant) -> Result<Option<R>, ThreadEnded> {
+        let results = self.results.as_ref().ok_or(ThreadEnded)?;
         match results.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(result) => Ok(Some(result)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(Gone),
+            Err(RecvTimeoutError::Disconnected) => Err(ThreadEnded),
         }
     }
 }

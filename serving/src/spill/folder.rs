@@ -183,7 +183,7 @@ impl Folder {
 
     /// As [`Folder::refuse`], for a file that could not be opened.
     pub fn refuse_for(&self, id: FileId, error: &LoadError) {
-        self.warn(&format!("{}; it is deleted", told(error)));
+        self.warn(&format!("{}; it is deleted", with_cause(error)));
         self.remove(id);
     }
 
@@ -206,7 +206,7 @@ fn create(path: &Path) -> io::Result<()> {
 }
 
 /// The message of an error with its cause.
-pub(super) fn told(error: &LoadError) -> String {
+pub(super) fn with_cause(error: &LoadError) -> String {
     match error {
         LoadError::Io { source, .. } | LoadError::Unwritten { source, .. } => format!("{error}: {source}"),
         LoadError::Invalid { .. } => error.to_string(),

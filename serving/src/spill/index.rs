@@ -97,8 +97,8 @@ impl FileIndex {
     }
 
     /// The files whose tokens are a prefix of these, with at least `least` tokens.
-    pub fn beginnings(&self, tokens: &[u32], least: usize) -> Vec<FileId> {
-        let hits = self.readable.beginnings(tokens).into_iter();
+    pub fn prefixes_of(&self, tokens: &[u32], least: usize) -> Vec<FileId> {
+        let hits = self.readable.prefixes_of(tokens).into_iter();
         hits.filter(|hit| hit.length >= least).map(|hit| hit.sequence).collect()
     }
 }
@@ -207,7 +207,7 @@ mod tests {
                         let mut expected: Vec<&Naive> = naive.iter().filter(is_beginning).collect();
                         expected.sort_by_key(|file| file.tokens.len());
                         let expected: Vec<FileId> = expected.into_iter().map(|file| file.id).collect();
-                        prop_assert_eq!(index.beginnings(&prompt, least), expected);
+                        prop_assert_eq!(index.prefixes_of(&prompt, least), expected);
                     }
                 }
                 prop_assert_eq!(index.bytes(), naive.iter().map(|file| file.bytes).sum::<u64>());

@@ -17,8 +17,8 @@ use phase2_forward::Snapshot;
 
 use crate::prefix::Hit;
 use crate::statistics::Spilled;
-use background::{Background, Gone};
-use folder::{Folder, Listed, told};
+use background::{Background, ThreadEnded};
+use folder::{Folder, Listed, with_cause};
 use index::FileIndex;
 
 pub use folder::{Identity, SpillError, Warn};
@@ -177,7 +177,7 @@ impl Spill {
     pub(crate) fn take_read(&mut self) -> Option<(FileId, Option<SavedSession>)> {
         let Read { id, result } = match self.reader.take() {
             Ok(read) => read?,
-            Err(Gone) => {
+            Err(ThreadEnded) => {
                 let id = self.reading.iter().next().copied()?;
                 self.reading.remove(&id);
                 return Some((id, None));
@@ -215,7 +215,7 @@ impl Spill {
 
     /// Deletes all files that hold a prefix of these tokens with at least `least` tokens.
     pub(crate) fn forget(&mut self, tokens: &[u32], least: usize) {
-        let mut gone = self.index.beginnings(tokens, least);
+        let mut gone = self.index.prefixes_of(tokens, least);
         let is_beginning = |writing: &Writing| writing.tokens.len() >= least && tokens.starts_with(&writing.tokens);
         gone.extend(self.writing.iter().filter(|(_, writing)| is_beginning(writing)).map(|(&id, _)| id));
         for id in gone {
@@ -231,7 +231,7 @@ impl Spill {
             match self.writer.take() {
                 Ok(Some(written)) => self.written(written),
                 Ok(None) => return,
-                Err(Gone) => return self.give_up_writing(),
+                Err(ThreadEnded) => return self.give_up_writing(),
             }
         }
     }
@@ -251,7 +251,7 @@ impl Spill {
             match self.writer.wait(until) {
                 Ok(Some(written)) => self.written(written),
                 Ok(None) => return false,
-                Err(Gone) => self.give_up_writing(),
+                Err(ThreadEnded) => self.give_up_writing(),
             }
         }
         true
@@ -270,7 +270,7 @@ impl Spill {
             Err(error) => {
                 self.index.remove(id);
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    self.folder.warn(&format!("{}; conversations are not stored until this works", told(&error)));
+                    self.folder.warn(&format!("{}; conversations are not stored until this works", with_cause(&error)));
                 }
             }
         }

@@ -5,8 +5,8 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::ground::{CHAT, assert_refused, ground, sent};
-use crate::http::{Answer, MODEL, Reading, Running};
+use crate::http::{Answer, MODEL, ResponseReader, Running};
+use crate::shared_server::{CHAT, assert_refused, sent, shared_server};
 
 const MEGABYTE: usize = 1_000_000;
 
@@ -26,12 +26,12 @@ fn upload(server: &Running, path: &str, bytes: usize, chunked: bool) -> Answer {
     if chunked {
         stream.write_all(b"0\r\n\r\n").expect("taken");
     }
-    Reading::begin(stream).finish()
+    ResponseReader::begin(stream).finish()
 }
 
 #[test]
 fn a_hundred_megabytes() {
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         thread::scope(|scope| {
             for (path, chunked) in [(CHAT, false), (CHAT, true), ("/v1/responses", false), ("/tokenize", true)] {
                 scope.spawn(move || {
@@ -47,7 +47,7 @@ fn a_hundred_megabytes() {
         for length in ["100000000", "1000000000000000000"] {
             let head =
                 format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nexpect: 100-continue\r\n\r\n");
-            let answer = Reading::begin(sent(server, head.as_bytes())).finish();
+            let answer = ResponseReader::begin(sent(server, head.as_bytes())).finish();
             assert_refused(length, &answer, 413, Some("request_too_large"), None);
         }
     });
@@ -55,7 +55,7 @@ fn a_hundred_megabytes() {
 
 #[test]
 fn bodies_that_are_just_small_enough() {
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         let long = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "word ".repeat(MEGABYTE) }] });
         let word = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "x".repeat(15 * MEGABYTE) }] });
         let many = json!({ "model": MODEL, "messages": vec![json!({ "role": "user", "content": "" }); 100_000] });

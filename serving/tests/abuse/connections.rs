@@ -7,20 +7,20 @@ use std::time::Duration;
 use serde_json::json;
 use serving::api::Settings;
 
-use crate::ground::{CHAT, RUNNING, WAITING, ask, assert_refused, ground, open_files, request, sent};
-use crate::http::{Reading, Running};
+use crate::http::{ResponseReader, Running};
+use crate::shared_server::{CHAT, RUNNING, WAITING, ask, assert_refused, open_files, request, sent, shared_server};
 
 /// The first half of a TLS handshake's first bytes.
 const TLS: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\0\0\0\0\0\0\0\0";
 
 #[test]
 fn a_thousand_connections() {
-    let ground = ground();
+    let shared_server = shared_server();
     // Both ends of each connection are in this process, which also has other files open.
     let most = open_files().saturating_sub(200) / 2;
     assert!(most >= 200, "{} open files are too few for this test; raise the hard limit", open_files());
     let count = most.min(1000);
-    ground.withstands(|server| {
+    shared_server.assert_survives(|server| {
         let mut silent: Vec<TcpStream> = (0..count).map(|_| sent(server, b"")).collect();
         assert_eq!(server.get("/health").status, 200);
         let asking = silent.split_off(count / 2);
@@ -40,7 +40,7 @@ fn a_thousand_connections() {
             stream.write_all(&bytes).expect("taken");
         }
         for (index, stream) in asking.into_iter().enumerate() {
-            let answer = Reading::begin(stream).finish();
+            let answer = ResponseReader::begin(stream).finish();
             if answer.status == 200 {
                 assert_eq!(answer.json()["choices"][0]["message"]["content"], "2 + 2 = 4.");
                 answered += 1;
@@ -57,7 +57,7 @@ fn a_thousand_connections() {
 
 #[test]
 fn what_is_no_http() {
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n";
         let headers = "x-a: y\r\n".repeat(1000);
         let refused = |bytes: &[u8]| {
@@ -100,5 +100,5 @@ fn one_too_many_waits() {
     assert!(matches!(kind, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "{kind:?}");
     drop(taken.pop());
     late.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    assert_eq!(Reading::begin(late).finish().status, 200);
+    assert_eq!(ResponseReader::begin(late).finish().status, 200);
 }

@@ -6,9 +6,9 @@
 
 mod bodies;
 mod connections;
-mod ground;
 #[path = "../http/mod.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod http;
 mod readers;
+mod shared_server;
 mod values;

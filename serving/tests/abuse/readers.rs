@@ -10,8 +10,8 @@ use serde_json::json;
 use serving::api::Settings;
 use serving::worker::Options;
 
-use crate::ground::{CHAT, ask, endless, ground, request, said, sent};
-use crate::http::{Reading, Running, engine};
+use crate::http::{ResponseReader, Running, engine};
+use crate::shared_server::{CHAT, ask, endless, request, sent, shared_server, streamed_text};
 
 /// Number of concurrent streams that are abandoned.
 const LEFT: usize = 18;
@@ -21,7 +21,7 @@ fn vanish(server: &Running) {
     let aborted = || server.metric("vllm:request_success_total", "finished_reason=\"abort\"");
     let before = aborted();
     for _ in 0..3 {
-        let mut streams: Vec<Reading> = (0..LEFT).map(|_| endless(server)).collect();
+        let mut streams: Vec<ResponseReader> = (0..LEFT).map(|_| endless(server)).collect();
         // The first of them are running.
         for (index, stream) in streams.iter_mut().take(4).enumerate() {
             (0..2 + index).for_each(|_| assert!(stream.piece().is_some()));
@@ -44,13 +44,13 @@ fn vanish(server: &Running) {
 
 #[test]
 fn clients_that_vanish() {
-    ground().withstands(vanish);
+    shared_server().assert_survives(vanish);
 }
 
 /// The prefixes that abandoned requests leave in the cache can be evicted: texts that need most of the cache are the same as before.
 #[test]
 fn clients_that_vanish_leave_no_page_behind() {
-    let _alone = ground();
+    let _alone = shared_server();
     let options = Options { max_running: 8, max_waiting: 24, ..Options::default() };
     // A little more memory than the longest text needs.
     let server = Running::start_on(Box::new(engine(Some(8 << 20))), Settings::default(), options);
@@ -73,7 +73,7 @@ fn clients_that_vanish_leave_no_page_behind() {
 
 #[test]
 fn a_byte_a_second() {
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         // With log probabilities the unread answers are larger than a connection's buffers.
         let fields =
             json!({ "stream": true, "ignore_eos": true, "max_tokens": 500, "logprobs": true, "top_logprobs": 20 });
@@ -101,14 +101,14 @@ fn a_byte_a_second() {
         }
         // A client that continues to read gets the whole answer, and one that continues to write is answered.
         writing.write_all(rest).expect("taken");
-        let written = Reading::begin(writing).finish();
+        let written = ResponseReader::begin(writing).finish();
         let mut read = String::from_utf8(begin).expect("UTF-8");
         patient.read_to_string(&mut read).expect("the rest");
         assert!(read.starts_with("HTTP/1.1 200 OK\r\n"), "{read}");
         let (_, body) = read.split_once("\r\n\r\n").expect("a body");
         // Removes the lengths of chunks, which are between the lines.
         let body: String = body.split_inclusive('\n').filter(|line| !line.ends_with("\r\n")).collect();
-        assert!(said(&written).ends_with("47 + 38 = 85."), "{}", written.body);
+        assert!(streamed_text(&written).ends_with("47 + 38 = 85."), "{}", written.body);
         assert_eq!(data(&body), data(&written.body));
     });
 }

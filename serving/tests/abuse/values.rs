@@ -3,8 +3,8 @@
 use gptoss_reference::Random;
 use serde_json::{Map, Value, json};
 
-use crate::ground::{CHAT, ask, assert_refused, ground};
 use crate::http::{Answer, MODEL, Running};
+use crate::shared_server::{CHAT, ask, assert_refused, shared_server};
 
 const COMPLETIONS: &str = "/v1/completions";
 const RESPONSES: &str = "/v1/responses";
@@ -40,7 +40,7 @@ fn what_is_no_json() {
         (RESPONSES, "{\"input\": \"\\ud800\"}"),
         ("/tokenize", "{\"content\": \"\\ud800\"}"),
     ];
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         let refused = |path: &str, body: &[u8]| {
             let what = String::from_utf8_lossy(&body[..body.len().min(60)]);
             let answer = send(server, path, body);
@@ -83,7 +83,7 @@ fn schemas_a_thousand_deep() {
     let flat = |schema: &str| {
         format!("{{\"input\":\"x\",\"text\":{{\"format\":{{\"type\":\"json_schema\",\"name\":\"n\",\"schema\":{schema}}}}}}}").into_bytes()
     };
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         for levels in [1000, 100_000] {
             let schema = deep_schema(levels);
             for body in [chat(&format(&schema)), chat(&tools(&schema, false)), chat(&tools(&schema, true))] {
@@ -112,7 +112,7 @@ fn schemas_that_mean_too_much() {
     };
     let many: Map<String, Value> =
         (0..20_000).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         // These schemas are part of the prompt, and make it too long.
         for (what, schema) in [
             ("20,000 properties", json!({ "type": "object", "properties": many })),
@@ -154,7 +154,7 @@ fn ten_thousand_tools() {
             tool
         })
         .collect();
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         let chat = |fields: Value| server.post(CHAT, &ask("x", fields));
         let refused = |what: &str, answer: Answer, code: Option<&str>, param: &str| {
             assert_refused(what, &answer, 400, code, Some(param));
@@ -207,7 +207,7 @@ const CHAT_FIELDS: [(&str, &[&str]); 13] = [
 
 #[test]
 fn zero_and_huge_numbers() {
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         for (field, allowed) in CHAT_FIELDS {
             for number in ODD {
                 // These fields end the text by themselves; the others need a limit.
@@ -253,7 +253,7 @@ fn numbers_and_lists_out_of_range() {
         ("/detokenize", json!({ "tokens": [u64::MAX] }), "tokens[0]"),
         ("/detokenize", json!({ "tokens": [u32::MAX] }), "tokens"),
     ];
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         for (path, body, param) in &refused {
             let what = body.to_string().chars().take(100).collect::<String>();
             assert_refused(&what, &server.post(path, body), 400, None, Some(*param));
@@ -284,7 +284,7 @@ fn damaged_requests() {
             json!({ "model": MODEL, "prompt": ["a", "b"], "max_tokens": 2, "logprobs": 1, "stop": ["z"], "echo": true }),
         ),
     ];
-    ground().withstands(|server| {
+    shared_server().assert_survives(|server| {
         let mut random = Random::new(1);
         let mut refused = 0;
         for round in 0..240 {

@@ -383,8 +383,9 @@ fn a_text_that_no_tokens_make_fit_is_not_encoded() {
         assert_eq!((refused.status, &refused.json()["error"]["message"]), (400, &Value::from(expected)));
     }
     // If the beginning may be truncated, the prompt is accepted.
-    let said = |role: &str, content: &str| json!({ "role": role, "content": content });
-    let input = [said("user", &fits_at_best.repeat(2)), said("assistant", "Yes."), said("user", "What is 2 + 2?")];
+    let message = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let input =
+        [message("user", &fits_at_best.repeat(2)), message("assistant", "Yes."), message("user", "What is 2 + 2?")];
     let mut body = json!({ "input": input, "truncation": "auto", "temperature": 0, "max_output_tokens": 200 });
     let answer = server.post("/v1/responses", &body);
     assert_eq!(answer.status, 200, "{}", answer.body);

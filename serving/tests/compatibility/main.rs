@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use serving::api::Settings;
 use serving::worker::Options;
 
-const MOST_TURNS: usize = 10;
+const MAX_TURNS: usize = 10;
 const AT_ONCE: usize = 5;
 
 struct Tool {
@@ -173,7 +173,7 @@ fn chat(server: &Running, question: &str, result: &str, stream: bool) -> Course 
     let tools: Value = TOOLS.iter().map(|tool| json!({ "type": "function", "function": tool.function() })).collect();
     let mut messages = vec![json!({ "role": "user", "content": question })];
     let mut course = Course::default();
-    for _ in 0..MOST_TURNS {
+    for _ in 0..MAX_TURNS {
         let body = json!({ "model": MODEL, "messages": messages, "tools": tools, "temperature": 0, "max_tokens": 200, "stream": stream });
         let answer = server.post("/v1/chat/completions", &body);
         assert_eq!(answer.status, 200, "{question}: {}", answer.body);
@@ -215,7 +215,7 @@ fn responses(server: &Running, question: &str, result: &str) -> Course {
     let tools: Value = TOOLS.iter().map(flat).collect();
     let mut items = vec![json!({ "role": "user", "content": question })];
     let mut course = Course::default();
-    for _ in 0..MOST_TURNS {
+    for _ in 0..MAX_TURNS {
         let body =
             json!({ "model": MODEL, "input": items, "tools": tools, "temperature": 0, "max_output_tokens": 200 });
         let answer = server.post("/v1/responses", &body);

@@ -17,7 +17,7 @@ use http::{MODEL, Running, checkpoint, engine};
 use phase1_loading::Tokenizer;
 use phase2_forward::Engine;
 use phase3_kvcache::{Generated, GenerationParams, generate};
-use question::{Question, Said, questions};
+use question::{Question, Reply, questions};
 use serde_json::json;
 use serving::api::Settings;
 use serving::worker::Options;
@@ -36,7 +36,7 @@ const MAX_TOKENS: usize = 192;
 struct Answered {
     /// The prompt as the server renders it.
     prompt: Vec<u32>,
-    said: Said,
+    reply: Reply,
     tokens: usize,
 }
 
@@ -56,13 +56,13 @@ fn ask(server: &Running, question: &Question) -> Answered {
         let part = |name: &str| call["function"][name].as_str().expect("text").to_owned();
         (part("name"), part("arguments"))
     });
-    let said = Said { content: message["content"].as_str().unwrap_or_default().to_owned(), call };
+    let reply = Reply { content: message["content"].as_str().unwrap_or_default().to_owned(), call };
     let tokens = answer["usage"]["completion_tokens"].as_u64().expect("a number") as usize;
-    Answered { prompt: serde_json::from_value(prompt).expect("tokens"), said, tokens }
+    Answered { prompt: serde_json::from_value(prompt).expect("tokens"), reply, tokens }
 }
 
 /// The engine's answer without a server, and its number of tokens.
-fn ask_engine(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &[u32]) -> (Said, usize) {
+fn ask_engine(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &[u32]) -> (Reply, usize) {
     let params = GenerationParams {
         max_tokens: MAX_TOKENS,
         stop_tokens: tokenizer.stops().to_vec(),
@@ -77,7 +77,7 @@ fn ask_engine(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &[u32]) ->
     let visible = parser.messages().iter().filter(|message| message.is_visible());
     let content = visible.map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n");
     let call = parser.messages().last().and_then(|last| Some((last.function()?.to_owned(), last.content.clone())));
-    (Said { content, call }, tokens.len())
+    (Reply { content, call }, tokens.len())
 }
 
 #[test]
@@ -107,13 +107,13 @@ fn as_right_as_the_engine_and_in_the_same_words() {
         let own = if question.has_system { after_system(&question.prompt) } else { question.prompt.clone() };
         assert_eq!(after_system(&answered.prompt), own, "{}", question.shown);
         if index % QUESTIONS < COMPARED {
-            let (said, tokens) = ask_engine(&mut engine, &tokenizer, &answered.prompt);
-            assert_eq!((&said, tokens), (&answered.said, answered.tokens), "{}", question.shown);
+            let (reply, tokens) = ask_engine(&mut engine, &tokenizer, &answered.prompt);
+            assert_eq!((&reply, tokens), (&answered.reply, answered.tokens), "{}", question.shown);
         }
-        let (said, _) = ask_engine(&mut engine, &tokenizer, &question.prompt);
+        let (reply, _) = ask_engine(&mut engine, &tokenizer, &question.prompt);
         let counts = right.entry(question.suite.as_str()).or_default();
-        counts[0] += usize::from(question.is_met_by(&answered.said));
-        counts[1] += usize::from(question.is_met_by(&said));
+        counts[0] += usize::from(question.is_met_by(&answered.reply));
+        counts[1] += usize::from(question.is_met_by(&reply));
     }
     println!("right over HTTP and without: {right:?} of {QUESTIONS}");
     for (suite, [over_http, directly]) in right {

@@ -21,7 +21,7 @@ pub struct Question {
 
 /// The model's answer: the text that a user reads, and the name and arguments of the call at its end.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct Reply {
     pub content: String,
     pub call: Option<(String, String)>,
 }
@@ -44,10 +44,10 @@ impl Question {
         let harmony = Harmony::new(tokenizer).expect("control tokens");
         let text = |name: &str| question[name].as_str().expect("text").to_owned();
         let prompt = tokenizer.encode_with_control(&text("prompt"));
-        let said = prompt.strip_suffix(&harmony.opening()[..]).expect("the assistant is next");
+        let conversation = prompt.strip_suffix(&harmony.generation_prompt()[..]).expect("the assistant is next");
         let (mut has_system, mut effort) = (false, "medium".to_owned());
         let (mut messages, mut tools) = (Vec::new(), Vec::new());
-        for message in harmony.parse_conversation(said).expect("a conversation") {
+        for message in harmony.parse_conversation(conversation).expect("a conversation") {
             let content = message.content;
             match message.role {
                 Role::System => {
@@ -76,19 +76,19 @@ impl Question {
     }
 
     /// Whether an answer is right, by the rules of `gptoss eval`.
-    pub fn is_met_by(&self, said: &Said) -> bool {
+    pub fn is_met_by(&self, reply: &Reply) -> bool {
         if let Some(number) = self.expected["number"].as_i64() {
-            return last_number(&said.content) == Some(number);
+            return last_number(&reply.content) == Some(number);
         }
         if let Some(words) = self.expected["contains"].as_str() {
-            return contains_words(&said.content, words);
+            return contains_words(&reply.content, words);
         }
         let arguments = |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok();
         let wanted = self.expected["arguments"].as_object().expect("arguments");
         let is_wanted = |(name, found): &(String, String)| {
             self.expected["name"] == name.as_str() && arguments(found).as_ref() == Some(wanted)
         };
-        said.call.as_ref().is_some_and(is_wanted)
+        reply.call.as_ref().is_some_and(is_wanted)
     }
 }
 

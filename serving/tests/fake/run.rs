@@ -15,7 +15,7 @@ pub const TURN: Duration = Duration::from_millis(1);
 
 /// The events of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heard {
+pub struct Received {
     pub cached: Option<usize>,
     pub tokens: Vec<u32>,
     pub finish: Option<Finish>,
@@ -26,7 +26,7 @@ pub struct Run {
     pub engine: Fake,
     pub now: Instant,
     next: RequestId,
-    pub heard: BTreeMap<RequestId, Heard>,
+    pub received: BTreeMap<RequestId, Received>,
     /// The requests in the order in which they started, and in which they got their first tokens.
     pub started: Vec<RequestId>,
     pub spoken: Vec<RequestId>,
@@ -35,7 +35,7 @@ pub struct Run {
 impl Run {
     pub fn new(engine: Fake, options: Options) -> Run {
         let (scheduler, now) = (Scheduler::new(&engine, &options), Instant::now());
-        Run { scheduler, engine, now, next: 0, heard: BTreeMap::new(), started: Vec::new(), spoken: Vec::new() }
+        Run { scheduler, engine, now, next: 0, received: BTreeMap::new(), started: Vec::new(), spoken: Vec::new() }
     }
 
     /// Enables spilling to a folder.
@@ -60,26 +60,26 @@ impl Run {
         self.now += TURN;
         let now = self.now;
         self.scheduler.advance(&mut self.engine, &|| now).expect("an engine that does not fail");
-        self.hear();
+        self.receive();
     }
 
-    pub fn hear(&mut self) {
+    pub fn receive(&mut self) {
         for (id, event) in self.scheduler.take_events() {
-            let heard = self.heard.entry(id).or_default();
-            assert_eq!(heard.finish, None, "an event after the last one");
+            let received = self.received.entry(id).or_default();
+            assert_eq!(received.finish, None, "an event after the last one");
             match event {
                 Event::Started { cached_tokens } => {
-                    assert_eq!(heard.cached.replace(cached_tokens), None, "started twice");
+                    assert_eq!(received.cached.replace(cached_tokens), None, "started twice");
                     self.started.push(id);
                 }
                 Event::Token { id: token, .. } => {
-                    assert!(heard.cached.is_some(), "a token before the start");
-                    if heard.tokens.is_empty() {
+                    assert!(received.cached.is_some(), "a token before the start");
+                    if received.tokens.is_empty() {
                         self.spoken.push(id);
                     }
-                    heard.tokens.push(token);
+                    received.tokens.push(token);
                 }
-                Event::Finished(finish) => heard.finish = Some(finish),
+                Event::Finished(finish) => received.finish = Some(finish),
             }
         }
     }
@@ -96,7 +96,7 @@ impl Run {
     fn turn_until(&mut self, is_over: impl Fn(&Scheduler) -> bool) {
         for _ in 0..10_000 {
             if is_over(&self.scheduler) {
-                return self.hear();
+                return self.receive();
             }
             if self.scheduler.activity() == Activity::Files {
                 std::thread::sleep(Duration::from_millis(1));
@@ -107,16 +107,16 @@ impl Run {
     }
 
     /// Runs a request to its end.
-    pub fn run(&mut self, request: Request) -> Heard {
+    pub fn run(&mut self, request: Request) -> Received {
         let id = self.add(request);
         self.finish();
-        self.heard[&id].clone()
+        self.received[&id].clone()
     }
 
     pub fn check(&self, id: RequestId, request: &Request) {
-        let heard = &self.heard[&id];
+        let received = &self.received[&id];
         let (tokens, finish) = expected(request, self.scheduler.context());
-        assert_eq!((&heard.tokens, &heard.finish), (&tokens, &Some(finish)), "request {id}: {request:?}");
+        assert_eq!((&received.tokens, &received.finish), (&tokens, &Some(finish)), "request {id}: {request:?}");
     }
 
     /// Asserts that nothing is left in the engine.

@@ -96,7 +96,7 @@ impl Running {
     }
 
     /// Sends a request and reads the head of the response.
-    pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reading {
+    pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> ResponseReader {
         let mut stream = TcpStream::connect(self.address).expect("connects");
         stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout");
         let length = body.len();
@@ -107,7 +107,7 @@ impl Running {
         head += &format!("content-type: application/json\r\ncontent-length: {length}\r\n\r\n");
         // A server that has read enough may close the connection while the rest is written.
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
-        Reading::begin(stream)
+        ResponseReader::begin(stream)
     }
 
     /// Stops the server, as a signal would.
@@ -150,16 +150,16 @@ impl Drop for Running {
 }
 
 /// A response that is being read. Dropping it closes the connection.
-pub struct Reading {
+pub struct ResponseReader {
     reader: BufReader<TcpStream>,
     pub status: u16,
     pub headers: Vec<(String, String)>,
     chunked: bool,
 }
 
-impl Reading {
+impl ResponseReader {
     /// Reads the head of the response to a request that was already sent.
-    pub fn begin(stream: TcpStream) -> Reading {
+    pub fn begin(stream: TcpStream) -> ResponseReader {
         let mut reader = BufReader::new(stream);
         let mut line = || {
             let mut line = String::new();
@@ -175,7 +175,7 @@ impl Reading {
         })
         .collect();
         let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
-        Reading { reader, status, headers, chunked }
+        ResponseReader { reader, status, headers, chunked }
     }
 
     /// The next piece; `None` at the end.

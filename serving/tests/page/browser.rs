@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// How long to wait for an answer of the browser, or for a condition of the page.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Browser {
     child: Child,
@@ -67,7 +67,7 @@ impl Browser {
     }
 
     pub fn reload(&mut self) {
-        self.see("window.isOld = true");
+        self.evaluate("window.isOld = true");
         self.call("Page.reload", json!({}));
         self.wait("!window.isOld && document.readyState == 'complete' && document.getElementById('model')");
     }
@@ -81,17 +81,17 @@ impl Browser {
         }
         self.input.write_all(format!("{message}\0").as_bytes()).expect("the browser listens");
         loop {
-            let mut answer = self.messages.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no answer to {method}"));
+            let mut answer = self.messages.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("no answer to {method}"));
             if answer["id"] == self.calls {
                 assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
                 return answer["result"].take();
             }
-            self.hear(&answer);
+            self.handle_event(&answer);
         }
     }
 
     /// Records an event if it is an error of the page.
-    fn hear(&mut self, event: &Value) {
+    fn handle_event(&mut self, event: &Value) {
         let entry = &event["params"]["entry"];
         let is_complaint = match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
@@ -106,23 +106,23 @@ impl Browser {
     }
 
     /// Evaluates a JavaScript expression in the page and returns its value.
-    pub fn see(&mut self, expression: &str) -> Value {
+    pub fn evaluate(&mut self, expression: &str) -> Value {
         let parameters = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
         let mut seen = self.call("Runtime.evaluate", parameters);
         assert!(seen["exceptionDetails"].is_null(), "{expression}: {}", seen["exceptionDetails"]);
         seen["result"]["value"].take()
     }
 
-    pub fn see_text(&mut self, expression: &str) -> String {
-        self.see(expression).as_str().unwrap_or_else(|| panic!("{expression} is not a string")).to_owned()
+    pub fn evaluate_text(&mut self, expression: &str) -> String {
+        self.evaluate(expression).as_str().unwrap_or_else(|| panic!("{expression} is not a string")).to_owned()
     }
 
     /// Waits until an expression is true in JavaScript's sense.
     pub fn wait(&mut self, expression: &str) {
-        let until = Instant::now() + PATIENCE;
-        while self.see(&format!("!!({expression})")) != true {
+        let until = Instant::now() + TIMEOUT;
+        while self.evaluate(&format!("!!({expression})")) != true {
             if Instant::now() > until {
-                let shown = self.see("document.body?.innerText");
+                let shown = self.evaluate("document.body?.innerText");
                 panic!("{expression} did not become true; the page shows: {shown}; errors: {:?}", self.complaints);
             }
             thread::sleep(Duration::from_millis(20));
@@ -135,7 +135,7 @@ impl Browser {
             "(() => {{ const node = {node}; node.scrollIntoView({{ block: 'center' }}); const at = node.getBoundingClientRect(); \
              return [at.x + at.width / 2, at.y + at.height / 2]; }})()"
         );
-        let middle = self.see(&middle);
+        let middle = self.evaluate(&middle);
         for kind in ["mousePressed", "mouseReleased"] {
             let (x, y) = (&middle[0], &middle[1]);
             let parameters = json!({ "type": kind, "x": x, "y": y, "button": "left", "clickCount": 1 });
@@ -174,8 +174,8 @@ impl Browser {
     }
 
     /// Asserts that there were no errors, and that all resources came from `url` or `data:` URLs.
-    pub fn assert_well(&mut self, url: &str) {
-        let names = self.see("performance.getEntriesByType('resource').map((entry) => entry.name)");
+    pub fn assert_no_errors(&mut self, url: &str) {
+        let names = self.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)");
         let foreign =
             |name: &&Value| !name.as_str().is_some_and(|name| name.starts_with(url) || name.starts_with("data:"));
         let foreign: Vec<&Value> = names.as_array().expect("names").iter().filter(foreign).collect();

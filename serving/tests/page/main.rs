@@ -52,7 +52,7 @@ fn ask(browser: &mut Browser, question: &str) {
 fn answered(browser: &mut Browser, question: &str) -> String {
     ask(browser, question);
     browser.wait("!document.getElementById('send').hidden");
-    browser.see_text(TEXT)
+    browser.evaluate_text(TEXT)
 }
 
 /// Fills a field of the settings and saves them.
@@ -60,7 +60,7 @@ fn set(browser: &mut Browser, field: &str, value: &str) {
     browser.click("document.getElementById('open-settings')");
     let node = format!("document.querySelector('#settings [name={field}]')");
     browser.click(&node);
-    browser.see(&format!("{node}.select()"));
+    browser.evaluate(&format!("{node}.select()"));
     browser.write(value);
     browser.click(&button("Save"));
     browser.wait("!document.getElementById('settings').open");
@@ -82,42 +82,42 @@ fn conversations_are_answered_and_kept() {
     assert_eq!(answered(&mut browser, "What is 47 + 38?"), "47 + 38 = 85.");
     // Reasoning is collapsed, and can be expanded.
     let reasoning = format!("{ANSWER}.querySelector('details.reasoning')");
-    assert_eq!(browser.see(&format!("{reasoning}.open")), false);
+    assert_eq!(browser.evaluate(&format!("{reasoning}.open")), false);
     browser.click(&format!("{reasoning}.querySelector('summary')"));
     browser.wait(&format!("{reasoning}.open && {reasoning}.innerText.includes('7 + 8 = 15')"));
-    let stats = browser.see_text(&format!("{ANSWER}.querySelector('.bar span').textContent"));
+    let stats = browser.evaluate_text(&format!("{ANSWER}.querySelector('.bar span').textContent"));
     assert!(stats.contains(" tokens/s") && stats.contains(" cached"), "{stats}");
     assert_eq!(answered(&mut browser, "What is 3 + 4?"), "3 + 4 = 7.");
-    let stats = browser.see_text(&format!("{ANSWER}.querySelector('.bar span').textContent"));
+    let stats = browser.evaluate_text(&format!("{ANSWER}.querySelector('.bar span').textContent"));
     assert!(!stats.contains(" which 0 cached"), "{stats}");
     browser.picture("conversation");
 
     browser.click(&button("New conversation"));
-    assert_eq!(browser.see(&format!("{MESSAGES}.length")), 0);
+    assert_eq!(browser.evaluate(&format!("{MESSAGES}.length")), 0);
     assert_eq!(answered(&mut browser, "What is 2 + 2?"), "2 + 2 = 4.");
     // Regenerates the answer, then edits the question.
     browser
         .click(&format!("[...{ANSWER}.querySelectorAll('button')].find((node) => node.textContent == 'Regenerate')"));
     browser.wait(&format!("!document.getElementById('send').hidden && {TEXT} == '2 + 2 = 4.'"));
-    assert_eq!(browser.see(&format!("{MESSAGES}.length")), 2);
+    assert_eq!(browser.evaluate(&format!("{MESSAGES}.length")), 2);
     browser.click(&button("Edit"));
-    browser.see("document.activeElement.select()");
+    browser.evaluate("document.activeElement.select()");
     browser.write("What is 5 + 4?");
     browser.click("document.querySelector('.message.user button.primary')");
     browser.wait(&format!("!document.getElementById('send').hidden && {TEXT} == '5 + 4 = 9.'"));
-    assert_eq!(browser.see(&format!("{MESSAGES}.length")), 2);
+    assert_eq!(browser.evaluate(&format!("{MESSAGES}.length")), 2);
 
     let titles = "[...document.querySelectorAll('#list .open')].map((node) => node.textContent)";
     let kept = json!(["What is 5 + 4?", "What is 47 + 38?"]);
-    assert_eq!(browser.see(titles), kept);
-    let shown = browser.see_text("document.getElementById('log').innerText");
+    assert_eq!(browser.evaluate(titles), kept);
+    let shown = browser.evaluate_text("document.getElementById('log').innerText");
     browser.reload();
-    assert_eq!(browser.see(titles), kept);
-    assert_eq!(browser.see_text("document.getElementById('log').innerText"), shown);
+    assert_eq!(browser.evaluate(titles), kept);
+    assert_eq!(browser.evaluate_text("document.getElementById('log').innerText"), shown);
     browser.click(&button("What is 47 + 38?"));
-    assert_eq!(browser.see(&format!("{MESSAGES}.length")), 4);
-    assert_eq!(browser.see_text(TEXT), "3 + 4 = 7.");
-    browser.assert_well(&url(&server));
+    assert_eq!(browser.evaluate(&format!("{MESSAGES}.length")), 4);
+    assert_eq!(browser.evaluate_text(TEXT), "3 + 4 = 7.");
+    browser.assert_no_errors(&url(&server));
 }
 
 #[test]
@@ -132,18 +132,18 @@ fn answers_are_shown_as_they_come_and_stopped() {
         ask(&mut browser, "Tell me a story.");
         browser.wait(&format!("{TEXT}.length > 10 && {ANSWER}.querySelector('.cursor')"));
         // The gate is closed, so the shown text does not change.
-        let begin = browser.see_text(TEXT);
+        let begin = browser.evaluate_text(TEXT);
         browser.picture("streaming");
         gate.allow(20);
         browser.wait(&format!("{TEXT}.length > {}", begin.chars().count() + 10));
-        let more = browser.see_text(TEXT);
+        let more = browser.evaluate_text(TEXT);
         assert!(more.starts_with(begin.trim_end()), "{begin:?} {more:?}");
         match stopping {
             "click" => browser.click(STOP),
             _ => browser.press("Escape"),
         }
         browser.wait(&format!("{ERROR} == 'Stopped.' && !document.getElementById('send').hidden"));
-        assert!(browser.see_text(TEXT).starts_with(more.trim_end()), "what was written stays");
+        assert!(browser.evaluate_text(TEXT).starts_with(more.trim_end()), "what was written stays");
         // The server has ended the request as well.
         gate.open();
         server.wait_for("vllm:num_requests_running", 0.0);
@@ -151,7 +151,7 @@ fn answers_are_shown_as_they_come_and_stopped() {
     }
     assert_eq!(server.metric("vllm:request_success_total", "finished_reason=\"abort\""), 2.0);
     assert_eq!(answered(&mut browser, "What is 2 + 2?"), "2 + 2 = 4.");
-    browser.assert_well(&url(&server));
+    browser.assert_no_errors(&url(&server));
 }
 
 #[test]
@@ -165,16 +165,16 @@ fn tools_are_called_and_their_results_given() {
     set(&mut browser, "tools", &json!([{ "type": "function", "function": function }]).to_string());
     ask(&mut browser, "How is the weather in Dublin?");
     browser.wait("!document.getElementById('send').hidden && document.querySelector('.call textarea')");
-    let card = browser.see_text("document.querySelector('.call').innerText");
+    let card = browser.evaluate_text("document.querySelector('.call').innerText");
     assert!(card.contains("Calls get_weather") && card.contains("Dublin"), "{card}");
     browser.click("document.querySelector('.call textarea')");
     browser.write(r#"{"temperature": 13, "sky": "stormy"}"#);
     browser.picture("tool");
     browser.click(&button("Send the result"));
     browser.wait(&format!("!document.getElementById('send').hidden && {TEXT} != ''"));
-    assert_eq!(browser.see_text(TEXT), "It is 13 degrees and stormy in Dublin.");
-    assert_eq!(browser.see(&format!("{MESSAGES}.length")), 4);
-    browser.assert_well(&url(&server));
+    assert_eq!(browser.evaluate_text(TEXT), "It is 13 degrees and stormy in Dublin.");
+    assert_eq!(browser.evaluate(&format!("{MESSAGES}.length")), 4);
+    browser.assert_no_errors(&url(&server));
 }
 
 #[test]
@@ -200,8 +200,8 @@ fn errors_are_shown() {
     set(&mut browser, "max_completion_tokens", "45");
     ask(&mut browser, "Tell me a story.");
     browser.wait(&format!("{ERROR}.startsWith('Cut off')"));
-    assert!(!browser.see_text(TEXT).is_empty());
-    browser.assert_well(&url);
+    assert!(!browser.evaluate_text(TEXT).is_empty());
+    browser.assert_no_errors(&url);
 
     server.stop();
     server.wait();
@@ -228,26 +228,26 @@ fn phones_and_the_dark() {
     let back = "getComputedStyle(document.body).backgroundColor";
     let scheme = |value: &str| json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
     browser.call("Emulation.setEmulatedMedia", scheme("light"));
-    assert_eq!(browser.see(back), "rgb(255, 255, 255)");
+    assert_eq!(browser.evaluate(back), "rgb(255, 255, 255)");
     browser.call("Emulation.setEmulatedMedia", scheme("dark"));
-    assert_eq!(browser.see(back), "rgb(23, 25, 28)");
+    assert_eq!(browser.evaluate(back), "rgb(23, 25, 28)");
     browser.picture("dark");
     // The theme chosen on the page overrides the system's.
     browser.click("document.getElementById('theme')");
-    assert_eq!(browser.see(back), "rgb(255, 255, 255)");
+    assert_eq!(browser.evaluate(back), "rgb(255, 255, 255)");
 
     let phone = json!({ "width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": true });
     browser.call("Emulation.setDeviceMetricsOverride", phone);
     browser.wait("innerWidth == 390");
-    assert_eq!(browser.see("document.documentElement.scrollWidth"), 390);
+    assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), 390);
     browser.picture("phone");
     let side = "getComputedStyle(document.getElementById('side')).visibility";
-    assert_eq!(browser.see(side), "hidden");
+    assert_eq!(browser.evaluate(side), "hidden");
     browser.click("document.getElementById('menu')");
     browser.wait(&format!("{side} == 'visible' && document.getElementById('side').getBoundingClientRect().x == 0"));
     browser.picture("phone-menu");
     browser.click("document.querySelector('#list .open')");
     browser.wait(&format!("{side} == 'hidden'"));
     assert_eq!(answered(&mut browser, "What is 3 + 4?"), "3 + 4 = 7.");
-    browser.assert_well(&url(&server));
+    browser.assert_no_errors(&url(&server));
 }

@@ -69,7 +69,7 @@ pub fn check(whole: &Value, rule: &Value, saved: &Saved) -> Result<(), String> {
             "tool_call_valid" => calls_fit(&at(argument).unwrap_or_default()["message"]["tool_calls"], rule),
             "response_call_ok" => calls_fit(&at(argument).unwrap_or_default(), rule),
             "json_content" => json_fits(&at(argument).unwrap_or_default()["message"]["content"], rule),
-            "response_json_ok" => json_fits(&said(&at(argument).unwrap_or_default()), rule),
+            "response_json_ok" => json_fits(&final_text(&at(argument).unwrap_or_default()), rule),
             "stream_json_ok" => json_fits(&at(argument).unwrap_or_default()["content"], rule),
             "stream_tool_calls_ok" => stream::tool_calls(whole).and_then(|calls| calls_fit(&calls, rule)),
             "responses_stream_ok" => stream::responses(whole),
@@ -326,7 +326,7 @@ fn json_fits(text: &Value, rule: &Value) -> Result<(), String> {
 }
 
 /// The text of the final messages among a response's items.
-fn said(items: &Value) -> Value {
+fn final_text(items: &Value) -> Value {
     let messages = items.as_array().into_iter().flatten().filter(|item| item["type"] == "message");
     let messages = messages.filter(|item| item["phase"] != "commentary");
     let parts = messages.flat_map(|item| item["content"].as_array().into_iter().flatten());

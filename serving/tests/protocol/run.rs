@@ -8,7 +8,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use crate::check::{brief, check, lookup, texts};
-use crate::http::{MODEL, Reading, Running};
+use crate::http::{MODEL, ResponseReader, Running};
 use crate::stream::gathered;
 
 /// The key of the server that cases with the tag `needs_key` run on.
@@ -174,7 +174,7 @@ fn give(server: &Running, step: &Value, saved: &Saved) -> Result<Given, String> 
 }
 
 /// Reads some frames, or waits for a while, and disconnects.
-fn abort(mut reading: Reading, step: &Value) {
+fn abort(mut reading: ResponseReader, step: &Value) {
     if let Some(seconds) = step["abort_after_s"].as_f64() {
         thread::sleep(Duration::from_secs_f64(seconds));
         return;

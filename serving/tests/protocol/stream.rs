@@ -74,10 +74,10 @@ pub fn tool_calls(whole: &Value) -> Result<Value, String> {
         for delta in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
             let key = (choice["index"].as_u64(), delta["index"].as_u64());
             let is_first = seen.insert(key);
-            let said = [&delta["id"], &delta["type"], &delta["function"]["name"]];
+            let found = [&delta["id"], &delta["type"], &delta["function"]["name"]];
             let is_right = match is_first {
-                true => said.iter().all(|value| value.as_str().is_some_and(|text| !text.is_empty())),
-                false => said.iter().all(|value| value.is_null()),
+                true => found.iter().all(|value| value.as_str().is_some_and(|text| !text.is_empty())),
+                false => found.iter().all(|value| value.is_null()),
             };
             if !is_right || !delta["function"]["arguments"].is_string() {
                 return Err(format!("the delta {}", brief(delta)));

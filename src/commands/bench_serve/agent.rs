@@ -130,10 +130,10 @@ mod tests {
             Answer { reasoning: "why".into(), calls: vec![call("1", "{}"), call("2", "{\"a")], ..Answer::default() };
         let mut messages = Vec::new();
         go_on(&mut messages, &answer, &mut Random::new(1, 0));
-        let [said, result] = &messages[..] else { panic!("{messages:?}") };
-        assert_eq!((&said["content"], &said["reasoning"]), (&Value::Null, &json!("why")));
+        let [assistant, result] = &messages[..] else { panic!("{messages:?}") };
+        assert_eq!((&assistant["content"], &assistant["reasoning"]), (&Value::Null, &json!("why")));
         assert_eq!(
-            said["tool_calls"],
+            assistant["tool_calls"],
             json!([{ "id": "1", "type": "function", "function": { "name": "f", "arguments": "{}" } }])
         );
         assert_eq!((&result["role"], &result["tool_call_id"]), (&json!("tool"), &json!("1")));

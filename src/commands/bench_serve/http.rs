@@ -9,7 +9,7 @@ use anyhow::bail;
 use serde_json::Value;
 
 /// How long to wait for the server to write anything.
-const PATIENCE: Duration = Duration::from_secs(600);
+const READ_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl Target {
         let unreachable = |error: io::Error| Failure::Failed(format!("{address} cannot be reached: {error}"));
         let mut stream = TcpStream::connect(address).map_err(unreachable)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(READ_TIMEOUT))?;
         let key = key.as_ref().map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"));
         let length = body.len();
         let request = format!(

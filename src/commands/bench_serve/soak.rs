@@ -15,9 +15,9 @@ use super::prompt::{Scale, words};
 use super::random::Random;
 
 /// Interval between two measurements of memory.
-const LOOK: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// The largest number of failures whose messages are kept.
-const KEPT: usize = 10;
+const MAX_MESSAGES: usize = 10;
 
 /// The parameters of the load.
 pub struct Soak<'a> {
@@ -36,7 +36,7 @@ pub struct Soak<'a> {
 
 /// The results.
 #[derive(Default)]
-pub struct Soaked {
+pub struct SoakResults {
     pub answers: u64,
     /// Answers that the client abandoned.
     pub left: u64,
@@ -64,7 +64,7 @@ impl Soak<'_> {
     ///
     /// # Errors
     /// The process does not exist, or the system does not report its memory.
-    pub fn run(&self) -> Result<Soaked> {
+    pub fn run(&self) -> Result<SoakResults> {
         let memory = |pid: Option<u32>| pid.map(resident_bytes).transpose();
         memory(self.pid)?;
         let mut kinds = vec![Kind::Chat, Kind::Completion, Kind::Schema, Kind::Tools];
@@ -72,21 +72,21 @@ impl Soak<'_> {
         if self.target.post("/v1/responses", &probe).is_ok() {
             kinds.push(Kind::Response);
         }
-        let (over, soaked) = (AtomicBool::new(false), Mutex::new(Soaked::default()));
+        let (over, results) = (AtomicBool::new(false), Mutex::new(SoakResults::default()));
         let (begin, mut minute) = (Instant::now(), 1);
         let watched = thread::scope(|scope| {
             for client in 0..self.clients {
-                let (over, soaked, kinds) = (&over, &soaked, &kinds[..]);
-                scope.spawn(move || self.client(client as u64, kinds, over, soaked));
+                let (over, results, kinds) = (&over, &results, &kinds[..]);
+                scope.spawn(move || self.client(client as u64, kinds, over, results));
             }
             let mut watch = || -> Result<()> {
                 while begin.elapsed() < self.time {
-                    thread::sleep(LOOK.min(self.time));
+                    thread::sleep(SAMPLE_INTERVAL.min(self.time));
                     let bytes = memory(self.pid)?;
-                    let mut soaked = soaked.lock().expect("no client panics");
-                    soaked.memory.extend(bytes);
+                    let mut results = results.lock().expect("no client panics");
+                    results.memory.extend(bytes);
                     if begin.elapsed().as_secs() >= 60 * minute {
-                        eprintln!("minute {minute}: {}", soaked.line());
+                        eprintln!("minute {minute}: {}", results.line());
                         minute += 1;
                     }
                 }
@@ -97,16 +97,16 @@ impl Soak<'_> {
             watched
         });
         watched?;
-        Ok(soaked.into_inner().expect("no client panics"))
+        Ok(results.into_inner().expect("no client panics"))
     }
 
-    fn client(&self, client: u64, kinds: &[Kind], over: &AtomicBool, soaked: &Mutex<Soaked>) {
+    fn client(&self, client: u64, kinds: &[Kind], over: &AtomicBool, results: &Mutex<SoakResults>) {
         let mut random = Random::new(self.seed, client);
         while !over.load(Ordering::Relaxed) {
             let kind = random.one_of(kinds);
             let result = self.ask(kind, &mut random);
             let is_refused = result.is_err();
-            soaked.lock().expect("no client panics").count(kind, result);
+            results.lock().expect("no client panics").count(kind, result);
             if is_refused {
                 thread::sleep(Duration::from_millis(100));
             }
@@ -173,7 +173,7 @@ impl Soak<'_> {
     }
 }
 
-impl Soaked {
+impl SoakResults {
     fn count(&mut self, kind: Kind, result: Result<bool, Failure>) {
         match result {
             Ok(true) => self.answers += 1,
@@ -181,7 +181,7 @@ impl Soaked {
             Err(Failure::Busy) => self.busy += 1,
             Err(failure) => {
                 self.failures += 1;
-                if self.kept.len() < KEPT {
+                if self.kept.len() < MAX_MESSAGES {
                     self.kept.push(format!("{kind:?}: {failure}"));
                 }
             }
@@ -203,7 +203,7 @@ impl Soaked {
 
     /// The results in one line.
     pub fn line(&self) -> String {
-        let Soaked { answers, left, busy, failures, .. } = self;
+        let SoakResults { answers, left, busy, failures, .. } = self;
         let memory = self.memory.last().map_or(String::new(), |bytes| format!(", {} MiB of memory", bytes >> 20));
         format!("{answers} answers, {left} abandoned, {busy} refused with 429, {failures} failures{memory}")
     }
@@ -242,22 +242,22 @@ mod tests {
 
     #[test]
     fn memory_is_compared_after_its_begin() {
-        let mut soaked = Soaked { memory: (1..=100).collect(), ..Soaked::default() };
-        assert_eq!(soaked.memory_figures(), Some([16, 96, 100]));
-        soaked.memory = vec![5];
-        assert_eq!(soaked.memory_figures(), Some([5, 5, 5]));
-        soaked.memory.clear();
-        assert_eq!(soaked.memory_figures(), None);
+        let mut results = SoakResults { memory: (1..=100).collect(), ..SoakResults::default() };
+        assert_eq!(results.memory_figures(), Some([16, 96, 100]));
+        results.memory = vec![5];
+        assert_eq!(results.memory_figures(), Some([5, 5, 5]));
+        results.memory.clear();
+        assert_eq!(results.memory_figures(), None);
     }
 
     #[test]
     fn results_are_told_apart() {
-        let mut soaked = Soaked::default();
+        let mut results = SoakResults::default();
         for result in [Ok(true), Ok(false), Err(Failure::Busy), Err(Failure::Failed("x".into()))] {
-            soaked.count(Kind::Chat, result);
+            results.count(Kind::Chat, result);
         }
-        assert_eq!((soaked.answers, soaked.left, soaked.busy, soaked.failures), (1, 1, 1, 1));
-        assert_eq!(soaked.kept, ["Chat: x"]);
-        assert_eq!(soaked.to_json()["memory_bytes"], Value::Null);
+        assert_eq!((results.answers, results.left, results.busy, results.failures), (1, 1, 1, 1));
+        assert_eq!(results.kept, ["Chat: x"]);
+        assert_eq!(results.to_json()["memory_bytes"], Value::Null);
     }
 }

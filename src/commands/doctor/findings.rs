@@ -8,7 +8,7 @@ use phase1_loading::write::TensorPlan;
 use phase1_loading::{Checkpoint, GptOssConfig};
 use phase2_forward::{AdapterReport, ComputeDevice};
 use phase3_kvcache::{CacheType, PREFILL_CHUNK};
-use phase4_profiling::{EngineSetup, HostMemory, MemoryPlan, Place, PlannedWeight, Processors};
+use phase4_profiling::{EngineSetup, HostMemory, MemoryKind, MemoryPlan, PlannedWeight, Processors};
 use phase5_flash::cpu::Isa;
 use synthetic::SyntheticModel;
 
@@ -205,7 +205,7 @@ impl Subject {
             shortlist: if on_gpu { 0 } else { shortlist },
         };
         let on_cpu = self.plan(setup(false, engine.cache_type(&cpu)));
-        let (own, mapped) = (on_cpu.at(Place::Host), on_cpu.at(Place::Mapped));
+        let (own, mapped) = (on_cpu.at(MemoryKind::Host), on_cpu.at(MemoryKind::Mapped));
         Plan {
             model: match self {
                 Subject::Opened { name, .. } => name.clone(),
@@ -216,7 +216,7 @@ impl Subject {
             own,
             mapped,
             on_cpu: memory.most().map(|most| fit(own, mapped, most)),
-            on_gpu: self.plan(setup(true, engine.cache_on_gpu())).at(Place::Device),
+            on_gpu: self.plan(setup(true, engine.cache_on_gpu())).at(MemoryKind::Device),
             for_auto,
         }
     }

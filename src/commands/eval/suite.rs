@@ -154,8 +154,9 @@ mod tests {
         let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
         for question in held_out().iter().step_by(7) {
             let prompt = tokenizer.encode_with_control(&question.prompt);
-            let said = prompt.strip_suffix(&harmony.opening()[..]).expect("the assistant speaks next");
-            let messages = harmony.parse_conversation(said).expect("a conversation");
+            let conversation =
+                prompt.strip_suffix(&harmony.generation_prompt()[..]).expect("the assistant speaks next");
+            let messages = harmony.parse_conversation(conversation).expect("a conversation");
             let rendered = harmony.render_prompt(&messages);
             assert_eq!(tokenizer.decode(&rendered), question.prompt);
             assert_eq!(rendered, prompt, "{}", question.prompt);

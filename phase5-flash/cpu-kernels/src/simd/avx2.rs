@@ -99,7 +99,7 @@ impl Simd for Avx2 {
     type V = Floats;
     type I = Words;
     const PANEL: usize = 3;
-    const SIDE_BY_SIDE: usize = 2;
+    const PARALLEL_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn zero() -> Floats {

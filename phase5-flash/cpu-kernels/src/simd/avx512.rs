@@ -74,7 +74,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type I = __m512i;
     const PANEL: usize = 6;
-    const SIDE_BY_SIDE: usize = 4;
+    const PARALLEL_ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {

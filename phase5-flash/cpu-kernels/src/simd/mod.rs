@@ -69,7 +69,7 @@ pub(crate) trait Simd {
     /// Number of inputs that the product of a tile keeps in registers together.
     const PANEL: usize;
     /// Number of weight rows that a matrix–vector product reads in parallel.
-    const SIDE_BY_SIDE: usize;
+    const PARALLEL_ROWS: usize;
 
     unsafe fn zero() -> Self::V;
     unsafe fn splat(x: f32) -> Self::V;

@@ -8,9 +8,9 @@ use crate::kv::{KvCache, KvRow};
 use crate::rows::ROW_WORDS;
 
 /// The most units of a cube that handles a single row: each holds four values of a group's output.
-pub(super) const MOST_UNITS: u32 = 512;
+pub(super) const MAX_UNITS: u32 = 512;
 /// The largest total head size of the query heads that share a key/value head.
-pub const MAX_GROUP: usize = 4 * MOST_UNITS as usize;
+pub const MAX_GROUP: usize = 4 * MAX_UNITS as usize;
 /// The largest head size, with which a tile still holds at least sixteen keys.
 pub const MAX_HEAD_DIM: usize = 256;
 

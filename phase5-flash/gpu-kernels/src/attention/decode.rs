@@ -17,7 +17,7 @@
 
 use cubecl::prelude::*;
 
-use super::args::{Attention, KvArgs, MASKED, MOST_UNITS, Shape, normalizer};
+use super::args::{Attention, KvArgs, MASKED, MAX_UNITS, Shape, normalizer};
 use super::merge;
 use super::split::KvSplit;
 use super::tile::{Tile, read_tile, write_tile};
@@ -27,10 +27,10 @@ use crate::kv::PAGE;
 use crate::rope::{append, rotated};
 use crate::vec4::sum4;
 
-/// The fewest units of a cube. Otherwise there is one for every two values of a group's output, up to [`MOST_UNITS`].
-const LEAST_UNITS: u32 = 128;
+/// The fewest units of a cube. Otherwise there is one for every two values of a group's output, up to [`MAX_UNITS`].
+const MIN_UNITS: u32 = 128;
 /// The most keys whose weighted values a unit adds at once.
-const MOST_AT_ONCE: u32 = 8;
+const MAX_AT_ONCE: u32 = 8;
 
 impl Shape {
     /// Units that hold a group's output, with four values each.
@@ -44,7 +44,7 @@ impl Shape {
     }
 
     /// Query heads for which a unit scores a key.
-    fn heads_a_unit(&self) -> u32 {
+    fn heads_per_unit(&self) -> u32 {
         if self.group().is_multiple_of(4) { 4 } else { 1 }
     }
 
@@ -60,7 +60,7 @@ impl Shape {
 
     /// Keys whose weighted values a unit adds at once.
     fn at_once(&self) -> u32 {
-        self.tile_keys().div_ceil(self.parts()).min(MOST_AT_ONCE)
+        self.tile_keys().div_ceil(self.parts()).min(MAX_AT_ONCE)
     }
 
     /// Whether the keys of a tile are a multiple of the keys that all parts add at once, so that no bounds check is needed.
@@ -105,7 +105,7 @@ impl Attention<'_> {
     fn launch_rows(&self, gpu: &Gpu, queries: &Buffer, table: &Buffer, rotate: bool) {
         let (device, pool) = (&gpu.device, self.cache.pool);
         let values = (self.heads / pool.row().kv_heads() * pool.row().head_dim()) as u32;
-        let units = device.whole_planes((values / 2).clamp(LEAST_UNITS, MOST_UNITS));
+        let units = device.whole_planes((values / 2).clamp(MIN_UNITS, MAX_UNITS));
         // SAFETY: lengths are checked. Positions, slots and pages come from the rows and the page table; the caller promises that they are
         // in range.
         unsafe {
@@ -167,8 +167,8 @@ fn attention(
     }
 
     // The first keys and values are being loaded while the queries are rotated.
-    let mut key_read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_a_unit()]);
-    let mut value_read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_a_unit()]);
+    let mut key_read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_per_unit()]);
+    let mut value_read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_per_unit()]);
     if split.start < split.end {
         let kv_slots = split.kv_slots(&args, split.start, shape.kv_heads(), tile.keys);
         let last_key = min(split.position - split.start * tile.keys, comptime![tile.keys - 1]);
@@ -253,26 +253,26 @@ fn attend(
         sync_cube();
 
         let mut pair = UNIT_POS;
-        while pair < comptime![group * tile_keys / shape.heads_a_unit()] {
+        while pair < comptime![group * tile_keys / shape.heads_per_unit()] {
             let key = pair % tile_keys;
-            let head = pair / tile_keys * comptime![shape.heads_a_unit()];
-            let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![shape.heads_a_unit() as usize]);
+            let head = pair / tile_keys * comptime![shape.heads_per_unit()];
+            let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![shape.heads_per_unit() as usize]);
             #[unroll]
-            for h in 0..comptime![shape.heads_a_unit()] {
+            for h in 0..comptime![shape.heads_per_unit()] {
                 products[comptime![h as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
             }
             #[unroll]
             for v in 0..vectors {
                 let key_vector = unpacked[(key * stride + v) as usize];
                 #[unroll]
-                for h in 0..comptime![shape.heads_a_unit()] {
+                for h in 0..comptime![shape.heads_per_unit()] {
                     products[comptime![h as usize]] += key_vector * query[((head + h) * vectors + v) as usize];
                 }
             }
             let key_position = number * tile_keys + key;
             let visible = key_position <= position && key_position >= first;
             #[unroll]
-            for h in 0..comptime![shape.heads_a_unit()] {
+            for h in 0..comptime![shape.heads_per_unit()] {
                 let score = sum4(products[comptime![h as usize]]);
                 scores[((head + h) * tile_keys + key) as usize] = select(visible, score, f32::new(MASKED));
             }

@@ -32,7 +32,7 @@ use crate::vec4::{max4, sum4};
 /// How much the largest score may grow before the sums are rescaled: e⁸ fits a 16-bit float.
 const GROWTH: f32 = 8.0;
 /// The largest head size.
-const MOST_DIM: usize = 64;
+const MAX_DIM: usize = 64;
 
 /// Planes of a cube, and keys per iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,7 +102,7 @@ pub(super) fn block(gpu: &Gpu, row: KvRow, heads: usize) -> Option<Block> {
     let (group, head_dim) = (heads / row.kv_heads(), row.head_dim());
     let block = Block::new(gpu.matrix_units()?, head_dim);
     let fits = head_dim.is_multiple_of(SIDE as usize)
-        && head_dim <= MOST_DIM
+        && head_dim <= MAX_DIM
         && group <= block.queries() as usize
         && block.shared_bytes() <= gpu.device.shared_bytes();
     fits.then_some(block)
@@ -178,7 +178,7 @@ fn flash<T: Float>(
     let count = tiles[(CUBE_POS_Z * comptime![ROW_TILE_WORDS as u32] + 1) as usize];
     let split = KvSplit::new(&args, first_row, count, block.keys);
 
-    let mut read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_a_unit()]);
+    let mut read = Array::<Vector<u32, Const<4>>>::new(comptime![tile.vectors_per_unit()]);
     let mut kv_slots = 0u32;
     if split.start < split.end {
         kv_slots = split.kv_slots(&args, split.start, shape.kv_heads(), block.keys);

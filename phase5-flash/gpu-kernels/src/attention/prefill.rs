@@ -27,12 +27,12 @@ const KEYS_STRIDE: u32 = 4 * KEYS / 4 + 1;
 /// Distance in vectors between the probabilities of groups of four keys, with one extra as well.
 const PROBS_STRIDE: u32 = 4 * QUERIES / 4 + 1;
 /// The largest head size: keys and queries of larger heads would not fit shared memory.
-const MOST_DIM: usize = 64;
+const MAX_DIM: usize = 64;
 
 /// Rows per tile; `None` if this kernel does not support the heads' shape.
 pub(super) fn rows_per_tile(row: KvRow, heads: usize) -> Option<usize> {
     let group = heads / row.kv_heads();
-    let fits = row.head_dim() <= MOST_DIM && group <= QUERIES as usize;
+    let fits = row.head_dim() <= MAX_DIM && group <= QUERIES as usize;
     fits.then(|| QUERIES as usize / group)
 }
 

@@ -23,13 +23,13 @@ impl Tile {
         self.keys * self.row.pieces()
     }
 
-    fn pieces_a_unit(self) -> u32 {
+    fn pieces_per_unit(self) -> u32 {
         self.pieces().div_ceil(self.units)
     }
 
     /// Vectors of four words that a unit reads.
-    pub fn vectors_a_unit(self) -> usize {
-        (self.pieces_a_unit() * self.row.piece_vectors()) as usize
+    pub fn vectors_per_unit(self) -> usize {
+        (self.pieces_per_unit() * self.row.piece_vectors()) as usize
     }
 }
 
@@ -45,7 +45,7 @@ pub(super) fn read_tile(
 ) {
     let pieces = comptime![tile.row.pieces()];
     #[unroll]
-    for round in 0..comptime![tile.pieces_a_unit()] {
+    for round in 0..comptime![tile.pieces_per_unit()] {
         let i = UNIT_POS + comptime![round * tile.units];
         let row = kv_slots + min(i / pieces, last_key);
         let first = row * comptime![tile.row.vectors()] + i % pieces * comptime![tile.row.piece_vectors()];
@@ -64,7 +64,7 @@ pub(super) fn write_tile<T: Float>(
     let fours = comptime![tile.row.piece_values() as u32 / 4];
     let (units, whole) = comptime![(tile.units, tile.pieces())];
     #[unroll]
-    for round in 0..comptime![tile.pieces_a_unit()] {
+    for round in 0..comptime![tile.pieces_per_unit()] {
         let i = UNIT_POS + comptime![round * units];
         if comptime![whole.is_multiple_of(units)] || i < whole {
             let first = i / pieces * comptime![tile.stride] + i % pieces * fours;

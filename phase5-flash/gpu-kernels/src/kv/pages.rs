@@ -12,7 +12,7 @@ const UNITS: u32 = 256;
 /// Used instead of a source page to clear the target page.
 pub const NO_PAGE: u32 = u32::MAX;
 /// Pages per launch of the preparation: the most cubes along one axis that every GPU accepts.
-const MOST_PAIRS: usize = u16::MAX as usize;
+const MAX_PAIRS: usize = u16::MAX as usize;
 
 /// A pool of pages of keys and values.
 #[derive(Clone)]
@@ -88,7 +88,7 @@ pub fn prepare_pages(device: &Device, pools: &[KvPool], pairs: &[[u32; 2]]) {
         }
         assert!(pairs.iter().all(|&[_, to]| to != NO_PAGE), "`NO_PAGE` cannot be written");
     }
-    for pairs in pairs.chunks(MOST_PAIRS) {
+    for pairs in pairs.chunks(MAX_PAIRS) {
         let words = device.upload(pairs.as_flattened().to_vec());
         for pool in pools {
             let vectors = pool.row.page_words() as u32 / 4;

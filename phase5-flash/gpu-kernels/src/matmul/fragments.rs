@@ -21,7 +21,7 @@ use half::f16;
 
 use super::operand::{DenseArgs, ExpertArgs, Outputs, TILE, TileRows, WeightRows, dense_args, expert_args, most_tiles};
 use super::staging::{STRIDE, put_inputs, put_weights, read_inputs, read_weights};
-use crate::device::spread;
+use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
 use crate::gpu::Gpu;
 use crate::matrix_units::{Accumulators, Planes, SIDE, operand};
@@ -32,8 +32,8 @@ use crate::product::{ExpertProduct, Product};
 /// Number of fragments along a tile's rows.
 const ROUNDS: u32 = TILE / SIDE;
 /// Vectors of four sums: 16 rows of a plane by 16 low and 16 high outputs.
-const FOURS: u32 = SIDE * FOURS_A_ROW;
-const FOURS_A_ROW: u32 = 2 * SIDE / 4;
+const FOURS: u32 = SIDE * FOURS_PER_ROW;
+const FOURS_PER_ROW: u32 = 2 * SIDE / 4;
 
 /// Shared memory in bytes of a cube with these planes.
 pub(super) fn shared_bytes(planes: Planes) -> usize {
@@ -50,7 +50,7 @@ pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, planes: Planes) {
 fn launch_dense_in<T: Float>(gpu: &Gpu, product: &Product<'_>, planes: Planes) {
     let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
     for part in product.matrix.parts() {
-        let (y, z) = spread((part.rows as u32).div_ceil(2 * planes.half()));
+        let (y, z) = cube_grid((part.rows as u32).div_ceil(2 * planes.half()));
         // SAFETY: lengths were checked; rows, inputs and blocks are bounded in the kernel.
         unsafe {
             dense::launch_unchecked::<T>(
@@ -205,11 +205,11 @@ fn multiply_tile<T: Float>(
             store_round(&sums, &mut stage, round, planes);
             let mut place = UNIT_POS % planes.width;
             while place < comptime![FOURS / 2] {
-                let member = first_member + place / comptime![FOURS_A_ROW / 2];
-                let output = place % comptime![FOURS_A_ROW / 2];
-                let at = place / comptime![FOURS_A_ROW / 2] * FOURS_A_ROW + output;
+                let member = first_member + place / comptime![FOURS_PER_ROW / 2];
+                let output = place % comptime![FOURS_PER_ROW / 2];
+                let at = place / comptime![FOURS_PER_ROW / 2] * FOURS_PER_ROW + output;
                 let low = stored(&stage, at, planes);
-                let high = stored(&stage, at + comptime![FOURS_A_ROW / 2], planes);
+                let high = stored(&stage, at + comptime![FOURS_PER_ROW / 2], planes);
                 if member < rows.count {
                     let start = rows.targets[member as usize] * outputs.width + outputs.first;
                     let column = column + plane_outputs(planes) + output * 4;
@@ -245,8 +245,8 @@ fn stored(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] plane
 #[cube]
 fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: usize, #[comptime] planes: Planes) {
     let first = UNIT_POS / planes.width * FOURS;
-    sums.low.store(round, stage, first, FOURS_A_ROW, planes);
-    sums.high.store(round, stage, first + comptime![SIDE / 4], FOURS_A_ROW, planes);
+    sums.low.store(round, stage, first, FOURS_PER_ROW, planes);
+    sums.high.store(round, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, planes);
     sync_cube();
 }
 
@@ -291,15 +291,15 @@ fn add_products<T: Float>(
     #[comptime] packing: Packing,
     #[comptime] planes: Planes,
 ) {
-    let mut starts = Array::<u32>::new(comptime![planes.eights_a_unit() as usize]);
+    let mut starts = Array::<u32>::new(comptime![planes.eights_per_unit() as usize]);
     #[unroll]
-    for i in 0..planes.eights_a_unit() {
+    for i in 0..planes.eights_per_unit() {
         let place = UNIT_POS + comptime![i * planes.units()];
         starts[comptime![i as usize]] = rows.sources[(place / 4 % TILE) as usize] * blocks * 8 + place % 4 * 2;
     }
-    let mut fours = Array::<Vector<f32, Const<4>>>::new(comptime![(2 * planes.eights_a_unit()) as usize]);
-    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(2 * planes.outputs_a_unit()) as usize]);
-    let mut factors = Array::<u32>::new(comptime![planes.outputs_a_unit() as usize]);
+    let mut fours = Array::<Vector<f32, Const<4>>>::new(comptime![(2 * planes.eights_per_unit()) as usize]);
+    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(2 * planes.outputs_per_unit()) as usize]);
+    let mut factors = Array::<u32>::new(comptime![planes.outputs_per_unit() as usize]);
     read_inputs(x, &starts, 0u32, &mut fours, planes);
     read_weights(low, high, last_row, 0u32, blocks, &mut words, &mut factors, packing, planes);
     for block in 0..blocks {

@@ -64,12 +64,12 @@ impl ExpertProduct<'_> {
 }
 
 /// The fewest units of a cube: with fewer, some row of a tile would have no unit.
-const LEAST_UNITS: u32 = TILE;
+const MIN_UNITS: u32 = TILE;
 
 /// The planes of a cube on matrix units: up to `count`, as many as shared memory allows; `None` if matrix units cannot be used.
 fn planes_of(gpu: &Gpu, count: u32, fits_f16: bool) -> Option<Planes> {
     let units = gpu.matrix_units().filter(|units| fits_f16 || units.are_emulated())?;
-    let least = LEAST_UNITS.div_ceil(units.planes(1).width);
+    let least = MIN_UNITS.div_ceil(units.planes(1).width);
     let counts = std::iter::successors(Some(count.max(least)), |&count| (count / 2 >= least).then_some(count / 2));
     counts.map(|count| units.planes(count)).find(|&planes| fragments::shared_bytes(planes) <= gpu.device.shared_bytes())
 }

@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::operand::{DenseArgs, ExpertArgs, Outputs, TileRows, dense_args, expert_args, most_tiles};
-use crate::device::spread;
+use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_one, swiglu};
 use crate::gpu::Gpu;
 use crate::moe::SlotTile;
@@ -59,7 +59,7 @@ pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, split: RowSplit) {
     let tiles = inputs.div_ceil(SMALL_BATCH);
     let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
     for part in product.matrix.parts() {
-        let (y, z) = spread((part.rows as u32).div_ceil(ROWS));
+        let (y, z) = cube_grid((part.rows as u32).div_ceil(ROWS));
         // SAFETY: lengths were checked; rows, inputs and blocks are bounded in the kernel.
         unsafe {
             dense::launch_unchecked(

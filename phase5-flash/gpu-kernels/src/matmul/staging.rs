@@ -22,12 +22,12 @@ impl Planes {
     }
 
     /// Groups of eight columns of the inputs that a unit reads per block.
-    pub const fn eights_a_unit(self) -> u32 {
+    pub const fn eights_per_unit(self) -> u32 {
         (TILE * 4).div_ceil(self.units())
     }
 
     /// Outputs for which a unit unpacks eight columns.
-    pub const fn outputs_a_unit(self) -> u32 {
+    pub const fn outputs_per_unit(self) -> u32 {
         2 * self.half() * 4 / self.units()
     }
 }
@@ -42,7 +42,7 @@ pub(super) fn read_inputs(
     #[comptime] planes: Planes,
 ) {
     #[unroll]
-    for i in 0..planes.eights_a_unit() {
+    for i in 0..planes.eights_per_unit() {
         let at = starts[comptime![i as usize]] + block * 8;
         fours[comptime![(2 * i) as usize]] = x[at as usize];
         fours[comptime![(2 * i + 1) as usize]] = x[(at + 1) as usize];
@@ -57,7 +57,7 @@ pub(super) fn put_inputs<T: Float>(
     #[comptime] planes: Planes,
 ) {
     #[unroll]
-    for i in 0..planes.eights_a_unit() {
+    for i in 0..planes.eights_per_unit() {
         let place = UNIT_POS + comptime![i * planes.units()];
         if comptime![(TILE * 4).is_multiple_of(planes.units())] || place < comptime![TILE * 4] {
             let first = Vector::<T, Const<4>>::cast_from(fours[comptime![(2 * i) as usize]]);
@@ -101,7 +101,7 @@ pub(super) fn read_weights(
     #[comptime] packing: Packing,
     #[comptime] planes: Planes,
 ) {
-    let output = UNIT_POS / 4 * planes.outputs_a_unit();
+    let output = UNIT_POS / 4 * planes.outputs_per_unit();
     if output < planes.half() {
         read_outputs(low, output, last_row, block, blocks, words, factors, packing, planes);
     } else {
@@ -121,7 +121,7 @@ fn read_outputs(
     #[comptime] packing: Packing,
     #[comptime] planes: Planes,
 ) {
-    let (count, storage) = comptime![(planes.outputs_a_unit(), packing.storage)];
+    let (count, storage) = comptime![(planes.outputs_per_unit(), packing.storage)];
     let row = min(weights.row + output, last_row / count * count);
     let eight = UNIT_POS % 4;
     load_eights(weights.codes, weights.scales, row, eight, block, blocks, words, factors, count, storage);
@@ -136,9 +136,9 @@ pub(super) fn put_weights<T: Float>(
     #[comptime] packing: Packing,
     #[comptime] planes: Planes,
 ) {
-    let row = TILE + UNIT_POS / 4 * planes.outputs_a_unit();
+    let row = TILE + UNIT_POS / 4 * planes.outputs_per_unit();
     #[unroll]
-    for r in 0..planes.outputs_a_unit() {
+    for r in 0..planes.outputs_per_unit() {
         let factor = factors[comptime![r as usize]];
         if comptime![planes.fragments && packing.has_f16_pairs()] {
             let codes = words[comptime![(2 * r) as usize]].extract(0usize);

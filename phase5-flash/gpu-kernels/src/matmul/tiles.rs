@@ -11,7 +11,7 @@
 use cubecl::prelude::*;
 
 use super::operand::{DenseArgs, ExpertArgs, Outputs, TILE, TileRows, WeightRows, dense_args, expert_args, most_tiles};
-use crate::device::spread;
+use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
 use crate::gpu::Gpu;
 use crate::moe::SlotTile;
@@ -31,7 +31,7 @@ const WEIGHTS_STRIDE: u32 = 8 * 2 * HALF / 4 + 2;
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>) {
     let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
     for part in product.matrix.parts() {
-        let (y, z) = spread((part.rows as u32).div_ceil(2 * HALF));
+        let (y, z) = cube_grid((part.rows as u32).div_ceil(2 * HALF));
         // SAFETY: lengths were checked; rows, inputs and blocks are bounded in the kernel.
         unsafe {
             dense::launch_unchecked(

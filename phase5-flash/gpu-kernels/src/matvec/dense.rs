@@ -19,7 +19,7 @@
 use cubecl::prelude::*;
 
 use super::plan::{MatvecChoice, MatvecPlan, RowTile};
-use super::rows::{load_inputs, load_rows, walk_rows};
+use super::rows::{load_inputs, load_rows, multiply_cube_rows};
 use crate::device::Buffer;
 use crate::epilogue::{Epilogue, store_one};
 use crate::gpu::Gpu;
@@ -115,7 +115,7 @@ fn project(
     let held_inputs = if comptime![normalize] { normalized(norm, eps, &loaded, &mut shared, plan) } else { loaded };
 
     let places = comptime![plan.cube_sums()];
-    walk_rows(
+    multiply_cube_rows(
         &weights,
         first,
         UNIT_POS,
@@ -150,7 +150,7 @@ fn normalized(
     shared: &mut Shared<[f32]>,
     #[comptime] plan: MatvecPlan,
 ) -> Sequence<Vector<f32, Const<4>>> {
-    let width = comptime![8 * plan.blocks_a_lane()];
+    let width = comptime![8 * plan.blocks_per_lane()];
     let mut squares = Array::<f32>::new(comptime![plan.inputs as usize]);
     #[unroll]
     for q in 0..plan.inputs {
@@ -170,7 +170,7 @@ fn normalized(
         let squares = total(&*shared, q.runtime(), plan.inputs);
         let factor = Vector::<f32, Const<4>>::new(rms_factor(squares, comptime![32 * plan.blocks].runtime(), eps));
         #[unroll]
-        for i in 0..comptime![plan.blocks_a_lane()] {
+        for i in 0..comptime![plan.blocks_per_lane()] {
             let block = min(UNIT_POS + comptime![i * plan.lanes], comptime![plan.blocks - 1]);
             #[unroll]
             for j in 0..8u32 {

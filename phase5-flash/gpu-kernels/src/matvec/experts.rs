@@ -15,7 +15,7 @@
 use cubecl::prelude::*;
 
 use super::plan::{MatvecChoice, MatvecPlan, RowTile};
-use super::rows::{load_inputs, load_rows, walk_rows};
+use super::rows::{load_inputs, load_rows, multiply_cube_rows};
 use crate::device::Buffer;
 use crate::epilogue::swiglu;
 use crate::gpu::Gpu;
@@ -50,7 +50,7 @@ impl GateUp<'_> {
         let (experts, slots) = (gate.stack(), self.inputs * self.chosen_per_row);
         self.gate.check();
         self.up.check();
-        self.gate.expect_alike(self.up);
+        self.gate.assert_same_shape(self.up);
         assert!(
             (1..=experts).contains(&self.chosen_per_row),
             "cannot choose {} of {experts} experts",
@@ -124,7 +124,7 @@ fn gate_up(
     let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![plan.vectors() as usize]);
     let mut scale_words = Array::<u32>::new(comptime![plan.rows() as usize]);
     load_rows(&matrices, start + first, UNIT_POS, &mut held, &mut scale_words, plan);
-    walk_rows(
+    multiply_cube_rows(
         &matrices,
         start + first,
         UNIT_POS,
@@ -248,7 +248,7 @@ fn down_kernel(
         let mut inputs = Sequence::<Vector<f32, Const<4>>>::new();
         load_inputs(x, slot * plan.blocks, lane, &mut inputs, plan);
         let weight = select(number < slots.chosen, weights[slot as usize], 0.0f32);
-        walk_rows(
+        multiply_cube_rows(
             &matrix,
             start + first,
             lane,

@@ -7,4 +7,4 @@ mod rows;
 
 pub use dense::InputNorm;
 pub use experts::{Down, GateUp};
-pub use plan::{MatvecChoice, RowTile, Walk};
+pub use plan::{MatvecChoice, RowLoop, RowTile};

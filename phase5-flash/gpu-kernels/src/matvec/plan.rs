@@ -3,7 +3,7 @@
 use formats::Storage;
 use serde::{Deserialize, Serialize};
 
-use crate::device::spread;
+use crate::device::cube_grid;
 use crate::gpu::Gpu;
 use crate::matrix::{Matrix, vectors};
 use crate::packed::Packing;
@@ -11,24 +11,24 @@ use crate::packed::Packing;
 /// The most lanes per row.
 const LANES: u32 = 256;
 /// With several inputs, cubes take up to this many times more steps.
-const FURTHER: usize = 4;
+const MAX_STEP_FACTOR: usize = 4;
 
-/// The values of [`Walk`] that are worth measuring.
+/// The values of [`RowLoop`] that are worth measuring.
 const VECTORS: [u32; 4] = [1, 2, 4, 8];
 const STEPS: [u32; 5] = [1, 2, 4, 6, 8];
 
 /// How the cubes of a mat-vec kernel iterate over the rows of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Walk {
+pub struct RowLoop {
     /// Vectors of a matrix's codes that a lane holds at once.
     pub vectors: u32,
     /// The most iterations per cube.
     pub steps: u32,
 }
 
-impl Walk {
-    /// Number of variants in [`Walk::all`].
+impl RowLoop {
+    /// Number of variants in [`RowLoop::all`].
     pub const COUNT: usize = VECTORS.len() * STEPS.len();
 
     /// Rows that a lane processes at once.
@@ -37,15 +37,15 @@ impl Walk {
     }
 
     /// All variants that are worth measuring.
-    pub fn all() -> impl Iterator<Item = Walk> {
-        VECTORS.into_iter().flat_map(|vectors| STEPS.map(|steps| Walk { vectors, steps }))
+    pub fn all() -> impl Iterator<Item = RowLoop> {
+        VECTORS.into_iter().flat_map(|vectors| STEPS.map(|steps| RowLoop { vectors, steps }))
     }
 }
 
 /// The tunable parameters of a mat-vec kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatvecChoice {
-    pub walk: Walk,
+    pub row_loop: RowLoop,
     /// The most inputs that share one read of a dense matrix; with experts each input reads for itself.
     pub inputs_per_read: usize,
     /// Least number of cubes of a launch; rows of a cube grow only beyond it.
@@ -62,11 +62,11 @@ pub struct RowTile {
 }
 
 impl RowTile {
-    /// The tile of the choice's walk, with fewer steps if otherwise fewer than [`MatvecChoice::least_cubes`] cubes would share the `rows`
-    /// rows. With several inputs there is more work and cubes take more steps, so that reads of the inputs are a smaller part.
+    /// The tile of the choice's row loop, with fewer steps if otherwise fewer than [`MatvecChoice::least_cubes`] cubes would share the
+    /// `rows` rows. With several inputs there is more work and cubes take more steps, so that reads of the inputs are a smaller part.
     pub fn new(choice: MatvecChoice, storage: Storage, rows: usize, inputs: usize) -> RowTile {
-        let at_once = choice.walk.rows(storage);
-        let most = choice.walk.steps * inputs.min(FURTHER) as u32;
+        let at_once = choice.row_loop.rows(storage);
+        let most = choice.row_loop.steps * inputs.min(MAX_STEP_FACTOR) as u32;
         RowTile { rows: at_once, steps: (rows as u32 / at_once / choice.least_cubes.max(1)).clamp(1, most) }
     }
 
@@ -112,7 +112,7 @@ impl MatvecPlan {
     }
 
     /// Blocks per lane.
-    pub fn blocks_a_lane(&self) -> u32 {
+    pub fn blocks_per_lane(&self) -> u32 {
         self.blocks.div_ceil(self.lanes)
     }
 
@@ -138,6 +138,6 @@ impl MatvecPlan {
 
     /// Number of cubes along y and z for `rows` rows. Cubes that differ only along x share their rows and run in parallel.
     pub fn cubes(&self, rows: usize) -> (u32, u32) {
-        spread(rows.div_ceil(self.tile.cube_rows() as usize) as u32)
+        cube_grid(rows.div_ceil(self.tile.cube_rows() as usize) as u32)
     }
 }

@@ -18,7 +18,7 @@ pub(crate) fn load_inputs(
     #[comptime] plan: MatvecPlan,
 ) {
     #[unroll]
-    for i in 0..comptime![plan.blocks_a_lane()] {
+    for i in 0..comptime![plan.blocks_per_lane()] {
         let block = lane + comptime![i * plan.lanes];
         let there = Vector::<f32, Const<4>>::new(select(block < plan.blocks, 1.0f32, 0.0f32));
         #[unroll]
@@ -63,7 +63,7 @@ pub(crate) fn load_rows(
 /// products with all inputs, each times `weight`, in `shared: [planes, places]` from column `place` on: row after row of the first matrix,
 /// then of the second.
 #[cube]
-pub(crate) fn walk_rows(
+pub(crate) fn multiply_cube_rows(
     weights: &PackedPair<'_>,
     first: u32,
     lane: u32,
@@ -109,7 +109,7 @@ fn multiply_rows(
     }
     add_products(&*held, &*scale_words, inputs, sums, 0u32, weight, plan);
     #[unroll]
-    for i in 1..comptime![plan.blocks_a_lane()] {
+    for i in 1..comptime![plan.blocks_per_lane()] {
         let block = lane + comptime![i * plan.lanes];
         load_rows(weights, row, block, held, scale_words, plan);
         add_products(&*held, &*scale_words, inputs, sums, i, weight, plan);
@@ -135,7 +135,7 @@ fn add_products(
     for r in 0..comptime![plan.rows()] {
         let scale = weight * scale_value(scale_words[comptime![r as usize]], plan.packing.storage);
         let (first_word, first_x) = comptime![(r * plan.packing.vectors(), 8 * round)];
-        let (first_sum, apart) = comptime![(r * plan.inputs, 8 * plan.blocks_a_lane())];
+        let (first_sum, apart) = comptime![(r * plan.inputs, 8 * plan.blocks_per_lane())];
         let MatvecPlan { inputs: count, packing, .. } = comptime![plan];
         add_dots(words, first_word, inputs, first_x, apart, scale, sums, first_sum, count, packing);
     }

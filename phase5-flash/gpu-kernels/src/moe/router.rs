@@ -16,7 +16,7 @@ use crate::vec4::sum4;
 const ROW_UNITS: u32 = 1024;
 const EXPERT_UNITS: u32 = 256;
 /// Vectors of an expert's row that a lane has in flight at once.
-const AHEAD: u32 = 4;
+const VECTORS_IN_FLIGHT: u32 = 4;
 
 /// The router of some rows.
 pub struct Route<'a> {
@@ -210,13 +210,13 @@ fn route(
         while i < vectors {
             // Reads past the row's end are moved to its end, and multiplied by zero.
             #[unroll]
-            for ahead in 0..AHEAD {
+            for ahead in 0..VECTORS_IN_FLIGHT {
                 let column = i + ahead * PLANE_DIM;
                 let at = min(column, vectors - 1);
                 let term = x[(start + at) as usize] * norm[at as usize] * weight[(expert * vectors + at) as usize];
                 sum += term * Vector::<f32, Const<4>>::new(select(column < vectors, 1.0f32, 0.0f32));
             }
-            i += PLANE_DIM * AHEAD;
+            i += PLANE_DIM * VECTORS_IN_FLIGHT;
         }
         let logit = plane_sum(sum4(sum)) * factor + bias[expert as usize];
         if UNIT_POS_PLANE == 0 {

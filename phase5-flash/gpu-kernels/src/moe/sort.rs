@@ -14,7 +14,7 @@ use crate::device::{Buffer, Device};
 const TILE_WORDS: u32 = 3;
 const UNITS: u32 = 256;
 /// The most parts of the slots that are counted in parallel.
-const MOST_PARTS: u32 = 32;
+const MAX_PARTS: u32 = 32;
 
 /// A tile: `count` sorted slots from index `first` on, all of `expert`.
 #[derive(CubeType)]
@@ -80,7 +80,7 @@ impl SlotSort<'_> {
                 most_tiles(slots, experts, tile) as u32,
                 experts as u32,
                 tile,
-                (units / experts as u32).clamp(1, MOST_PARTS),
+                (units / experts as u32).clamp(1, MAX_PARTS),
             );
         }
     }

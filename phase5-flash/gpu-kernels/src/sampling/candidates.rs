@@ -18,9 +18,9 @@ pub(super) const LEAST: f32 = 1.0e-30;
 pub const SETTING_WORDS: usize = 6;
 /// Indices of the settings.
 pub(super) const TEMPERATURE: u32 = 0;
-pub(super) const MOST_TOKENS: u32 = 1;
+pub(super) const MAX_TOKENS: u32 = 1;
 pub(super) const SHARE: u32 = 2;
-pub(super) const LEAST_WEIGHT: u32 = 3;
+pub(super) const MIN_WEIGHT: u32 = 3;
 pub(super) const SEED: u32 = 4;
 /// Words for a row's weights by digit, for every round and stripe.
 pub const HISTOGRAM_WORDS: usize = (ROUNDS * STRIPES * DIGITS) as usize;
@@ -59,7 +59,7 @@ impl DrawArgs {
 
 /// The tokens among which a search is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Among {
+pub(super) enum TokenSet {
     All,
     TopK,
     TopP,
@@ -68,7 +68,7 @@ pub(super) enum Among {
 /// The parameters of a search that are compiled into its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Search {
-    pub among: Among,
+    pub tokens: TokenSet,
     /// Whether tokens are weighted by their probability; otherwise all have the weight 1.
     pub by_mass: bool,
     pub round: u32,
@@ -77,13 +77,13 @@ pub(super) struct Search {
 
 impl Search {
     /// Index, among a row's threshold words, of the search's state after `round`.
-    pub fn place(self, round: u32) -> u32 {
+    pub fn state_index(self, round: u32) -> u32 {
         2 * (u32::from(self.by_mass) * ROUNDS + round)
     }
 
     /// Index of the threshold of the tokens among which the search is done.
     fn threshold_before(self) -> u32 {
-        Search { by_mass: self.among == Among::TopP, ..self }.place(ROUNDS - 1)
+        Search { by_mass: self.tokens == TokenSet::TopP, ..self }.state_index(ROUNDS - 1)
     }
 }
 
@@ -112,7 +112,7 @@ impl Candidates {
         }
         let mut last_rank = 0u32;
         let mut last_token = u32::MAX.runtime();
-        if comptime![search.among != Among::All] {
+        if comptime![search.tokens != TokenSet::All] {
             let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.threshold_before()];
             last_rank = args.thresholds[at as usize];
             last_token = args.thresholds[(at + 1) as usize];

@@ -7,8 +7,8 @@ use cubecl::prelude::*;
 
 use super::argmax::{NextTokens, STRIPES, advance, best_of_row};
 use super::candidates::{
-    Among, Candidates, DrawArgs, DrawArgsLaunch, HISTOGRAM_WORDS, LEAST, LEAST_WEIGHT, ROUNDS, SETTING_WORDS, Search,
-    THRESHOLD_WORDS, UNITS,
+    Candidates, DrawArgs, DrawArgsLaunch, HISTOGRAM_WORDS, LEAST, MIN_WEIGHT, ROUNDS, SETTING_WORDS, Search,
+    THRESHOLD_WORDS, TokenSet, UNITS,
 };
 use super::threefry::number;
 use super::threshold;
@@ -90,15 +90,16 @@ impl Draw<'_> {
         let inputs = inputs as u32;
         let units = CubeDim::new_1d(UNITS);
         self.next.launch_stripes(device);
-        let mut search = Search { among: Among::All, by_mass: false, round: ROUNDS, planes: device.most_planes(UNITS) };
+        let mut search =
+            Search { tokens: TokenSet::All, by_mass: false, round: ROUNDS, planes: device.most_planes(UNITS) };
         if self.filters.top_k {
             threshold::search(device, || self.args(), inputs, search);
-            search.among = Among::TopK;
+            search.tokens = TokenSet::TopK;
         }
         search.by_mass = true;
         if self.filters.top_p {
             threshold::search(device, || self.args(), inputs, search);
-            search.among = Among::TopP;
+            search.tokens = TokenSet::TopP;
         }
         // SAFETY: lengths are checked; tokens are bounded by the vocabulary. The caller promises that slots are below the length of
         // `drawn`.
@@ -146,7 +147,7 @@ fn add_up_stripes(mut args: DrawArgs, #[comptime] search: Search) {
     let row = CUBE_POS_Y;
     let stripe = CUBE_POS_X;
     let mut candidates = Candidates::of(&args, row, search);
-    candidates.least_weight = args.setting(row, LEAST_WEIGHT);
+    candidates.least_weight = args.setting(row, MIN_WEIGHT);
     let vocab = args.vocab;
     let length = vocab.div_ceil(STRIPES);
     let end = min((stripe + 1) * length, vocab);
@@ -168,7 +169,7 @@ fn draw(args: DrawArgs, rows: &mut [u32], last: &mut [u32], tokens: &mut [u32], 
     let mut values = Shared::<[f32]>::new_slice(comptime![UNITS as usize]);
     let row = CUBE_POS_X;
     let mut candidates = Candidates::of(&args, row, search);
-    candidates.least_weight = args.setting(row, LEAST_WEIGHT);
+    candidates.least_weight = args.setting(row, MIN_WEIGHT);
     if UNIT_POS < STRIPES {
         values[UNIT_POS as usize] = args.histogram[(row * STRIPES + UNIT_POS) as usize];
     }

@@ -13,14 +13,14 @@ use crate::reduce::cube_sum;
 
 const UNITS: u32 = 256;
 /// The largest number of logits that are found per row.
-pub const MOST_TOP_LOGITS: usize = 20;
-const TOP: u32 = MOST_TOP_LOGITS as u32;
+pub const MAX_TOP_LOGITS: usize = 20;
+const TOP: u32 = MAX_TOP_LOGITS as u32;
 /// Words per stripe: its largest logits and their tokens, and the sum of exponentials relative to the largest.
 const STRIPE_WORDS: u32 = 2 * TOP + 1;
 /// Words for the stripes of a row.
 pub const STRIPE_TOP_WORDS: usize = (STRIPES * STRIPE_WORDS) as usize;
 /// Words of the result of a row.
-pub const TOP_LOGITS_WORDS: usize = 2 + 2 * MOST_TOP_LOGITS;
+pub const TOP_LOGITS_WORDS: usize = 2 + 2 * MAX_TOP_LOGITS;
 /// Stands for the largest logit of a stripe in which all are −∞, so that subtracting it from a logit does not give NaN.
 const LEAST: f32 = -3.0e38;
 

@@ -12,5 +12,5 @@ mod threshold;
 pub use argmax::{NO_TOKEN, NextTokens, PARTIAL_MAX_WORDS};
 pub use candidates::{HISTOGRAM_WORDS, SETTING_WORDS, THRESHOLD_WORDS};
 pub use draw::{Draw, DrawSettings, Filters};
-pub use logprobs::{MOST_TOP_LOGITS, RowTop, STRIPE_TOP_WORDS, TOP_LOGITS_WORDS, TopLogits};
+pub use logprobs::{MAX_TOP_LOGITS, RowTop, STRIPE_TOP_WORDS, TOP_LOGITS_WORDS, TopLogits};
 pub use restrict::{LogitAdjustment, NO_MASK, Restrict, adjustment_words, mask_words};

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use crate::device::{Buffer, Device, spread};
+use crate::device::{Buffer, Device, cube_grid};
 
 const UNITS: u32 = 256;
 /// Words per adjustment.
@@ -64,7 +64,7 @@ impl Restrict<'_> {
         self.masks.expect("the masks", mask_words(self.vocab));
         self.adjustments.expect("the adjustments", 1);
         let most = ((self.adjustments.len() - 1) / ADJUSTMENT_WORDS) as u32;
-        let (x, z) = spread(vocab.div_ceil(UNITS));
+        let (x, z) = cube_grid(vocab.div_ceil(UNITS));
         // SAFETY: lengths are checked; tokens are bounded by the vocabulary, adjustments by their number and the size of the buffer. The
         // caller promises that the masks, rows and tokens named by words exist.
         unsafe {

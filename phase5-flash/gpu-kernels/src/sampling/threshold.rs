@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use super::argmax::STRIPES;
 use super::candidates::{
-    Candidates, DIGIT_BITS, DIGITS, DrawArgs, DrawArgsLaunch, LEAST, MOST_TOKENS, ROUNDS, SHARE, Search,
+    Candidates, DIGIT_BITS, DIGITS, DrawArgs, DrawArgsLaunch, LEAST, MAX_TOKENS, ROUNDS, SHARE, Search,
     THRESHOLD_WORDS, UNITS,
 };
 use super::rank::rank;
@@ -45,7 +45,7 @@ fn add_up_digits(mut args: DrawArgs, #[comptime] search: Search) {
     if comptime![search.round > 0] {
         let (prefix, limit) = next_digit(&args, row, &mut values, search);
         if stripe == 0 && UNIT_POS == 0 {
-            let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.place(search.round - 1)];
+            let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.state_index(search.round - 1)];
             args.thresholds[at as usize] = prefix;
             args.thresholds[(at + 1) as usize] = u32::reinterpret(limit);
         }
@@ -102,11 +102,11 @@ fn sum_of_groups(values: &mut Shared<[f32]>) -> f32 {
 #[cube]
 fn next_digit(args: &DrawArgs, row: u32, values: &mut Shared<[f32]>, #[comptime] search: Search) -> (u32, f32) {
     let round = comptime![search.round - 1];
-    let stripes_a_group = comptime![STRIPES / GROUPS];
+    let stripes_per_group = comptime![STRIPES / GROUPS];
     let mut totals = Shared::<[f32]>::new_slice(comptime![DIGITS as usize]);
-    let first = (row * ROUNDS + round) * STRIPES + UNIT_POS / DIGITS * stripes_a_group;
+    let first = (row * ROUNDS + round) * STRIPES + UNIT_POS / DIGITS * stripes_per_group;
     let mut sum = 0.0f32;
-    for i in 0..stripes_a_group {
+    for i in 0..stripes_per_group {
         sum += args.histogram[((first + i) * DIGITS + UNIT_POS % DIGITS) as usize];
     }
     values[UNIT_POS as usize] = sum;
@@ -118,7 +118,7 @@ fn next_digit(args: &DrawArgs, row: u32, values: &mut Shared<[f32]>, #[comptime]
 
     let mut prefix = 0u32;
     let limit = if comptime![round > 0] {
-        let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.place(round - 1)];
+        let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.state_index(round - 1)];
         prefix = args.thresholds[at as usize];
         f32::reinterpret(args.thresholds[(at + 1) as usize])
     } else if comptime![search.by_mass] {
@@ -128,7 +128,7 @@ fn next_digit(args: &DrawArgs, row: u32, values: &mut Shared<[f32]>, #[comptime]
         }
         max(args.setting(row, SHARE) * all, f32::new(LEAST))
     } else {
-        args.setting(row, MOST_TOKENS)
+        args.setting(row, MAX_TOKENS)
     };
     // The largest logits have the largest digits.
     let mut found = 0u32;
@@ -163,7 +163,7 @@ fn find_last(mut args: DrawArgs, #[comptime] search: Search) {
     sync_cube();
     let token = candidates.token_at(&args, row, limit, &mut values, search.by_mass);
     if UNIT_POS == 0 {
-        let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.place(ROUNDS - 1)];
+        let at = row * comptime![THRESHOLD_WORDS as u32] + comptime![search.state_index(ROUNDS - 1)];
         args.thresholds[at as usize] = rank;
         args.thresholds[(at + 1) as usize] = token;
     }

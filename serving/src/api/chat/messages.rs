@@ -8,7 +8,7 @@ use super::request::{Content, InCall, InMessage, InRole};
 use crate::api::error::{ApiError, shortened};
 
 /// The beginning of a conversation, for all endpoints.
-pub struct Opening {
+pub struct ConversationStart {
     pub date: String,
     pub effort: ReasoningEffort,
     pub instructions: Option<String>,
@@ -17,10 +17,10 @@ pub struct Opening {
     pub format: Option<ResponseFormat>,
 }
 
-impl Opening {
+impl ConversationStart {
     /// The system message, and the developer message if it is not empty.
     pub fn messages(self) -> Vec<Message> {
-        let Opening { date, effort, instructions, functions, format } = self;
+        let ConversationStart { date, effort, instructions, functions, format } = self;
         let system =
             SystemPrompt { date: Some(date), effort, functions: !functions.is_empty(), ..SystemPrompt::default() };
         let response_formats = format.into_iter().collect();
@@ -39,13 +39,13 @@ pub fn instructions(text: String) -> Message {
 ///
 /// # Errors
 /// Content other than text, or a result whose call does not exist.
-pub fn conversation(mut opening: Opening, messages: Vec<InMessage>) -> Result<Vec<Message>, ApiError> {
+pub fn conversation(mut start: ConversationStart, messages: Vec<InMessage>) -> Result<Vec<Message>, ApiError> {
     let mut messages = messages.into_iter().enumerate().peekable();
     let is_instruction = |(_, message): &(usize, InMessage)| matches!(message.role, InRole::System | InRole::Developer);
     if let Some((_, first)) = messages.next_if(is_instruction) {
-        opening.instructions = Some(text("messages[0]", first.content)?);
+        start.instructions = Some(text("messages[0]", first.content)?);
     }
-    let mut conversation = opening.messages();
+    let mut conversation = start.messages();
     let mut calls = Calls::default();
     for (index, message) in messages {
         let at = format!("messages[{index}]");
@@ -75,19 +75,19 @@ fn assistant(at: &str, message: InMessage, calls: &mut Calls, out: &mut Vec<Mess
     let thought = [reasoning, reasoning_content, thinking].into_iter().flatten().find(|text| !text.is_empty());
     let older = function_call.map(|function| InCall { id: None, function });
     let made: Vec<InCall> = tool_calls.unwrap_or_default().into_iter().chain(older).collect();
-    let said = match content {
+    let found = match content {
         None => refusal,
         content => Some(text(at, content)?),
     };
     let says_nothing_else = made.is_empty() && thought.is_none();
     out.extend(thought.map(|text| Message::assistant("analysis", text)));
     let channel = if made.is_empty() { "final" } else { "commentary" };
-    let said = match said {
+    let found = match found {
         Some(text) if text.is_empty() && !says_nothing_else => None,
         None if says_nothing_else => Some(String::new()),
-        said => said,
+        found => found,
     };
-    out.extend(said.map(|text| Message::assistant(channel, text)));
+    out.extend(found.map(|text| Message::assistant(channel, text)));
     for InCall { id, function } in made {
         let call = Message::call(&function.name, function.arguments.unwrap_or_default());
         calls.made(id.unwrap_or_default(), &function.name);
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     fn messages(value: Value) -> Result<Vec<String>, Option<String>> {
-        let opening = Opening {
+        let start = ConversationStart {
             date: "2026-01-01".into(),
             effort: ReasoningEffort::Low,
             instructions: None,
@@ -163,7 +163,7 @@ mod tests {
             format: None,
         };
         let messages = serde_json::from_value(value).expect("messages");
-        let messages = conversation(opening, messages).map_err(|error| error.param)?;
+        let messages = conversation(start, messages).map_err(|error| error.param)?;
         let brief = |message: &Message| {
             let who = message.name.as_deref().unwrap_or(message.role.name());
             let to = message.recipient.as_ref().map_or(String::new(), |to| format!(">{to}"));

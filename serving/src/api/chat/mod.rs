@@ -12,11 +12,11 @@ use axum::response::Response;
 use harmony::{Function, Message, ReasoningEffort, ResponseFormat};
 
 use super::app::{App, Model};
-use super::body::{heavy, parse, read};
+use super::body::{block_in_place_if_large, parse, read};
 use super::error::ApiError;
+use super::fields;
 use super::form::{constraint, shown};
 use super::json::ok;
-use super::knobs;
 use super::record::Record;
 use super::runs::Runs;
 use super::stream::{Form, Frames, respond};
@@ -26,7 +26,7 @@ use super::{id, stops};
 use crate::request::Request;
 
 pub use answer::{ChatAnswer, Head, finite, logprob};
-pub use messages::{Calls, Opening, instructions, text};
+pub use messages::{Calls, ConversationStart, instructions, text};
 pub use request::{ChatRequest, Content, InCall, InFunction, InMessage, InRole};
 
 pub async fn create(
@@ -37,7 +37,7 @@ pub async fn create(
     app.model()?;
     let body = read(request, app.settings.max_body).await?;
     let model = app.model()?;
-    let plan = heavy(body.len(), || Plan::new(model, parse(&body)?, &record))?;
+    let plan = block_in_place_if_large(body.len(), || Plan::new(model, parse(&body)?, &record))?;
     drop(body);
     let Plan { runs, answer, stream } = plan;
     let runs = Runs::submit(&app, model, &record, runs, "messages")?;
@@ -47,10 +47,10 @@ pub async fn create(
         return Ok(ok(&answer.whole()));
     }
     let app = app.clone();
-    Ok(respond(Form::Data, move |outlet| async move {
+    Ok(respond(Form::Data, move |sender| async move {
         let begun = app.loaded().and_then(|model| answer.begin(model).ok());
         if let Some(mut answer) = begun {
-            runs.write(&mut answer, &mut Frames::new(Form::Data), &outlet).await;
+            runs.write(&mut answer, &mut Frames::new(Form::Data), &sender).await;
         }
     }))
 }
@@ -84,18 +84,18 @@ impl Plan {
     fn new(model: &Model, asked: ChatRequest, record: &Record) -> Result<Plan, ApiError> {
         let name = model.resolve(asked.model.as_deref())?;
         refuse_unsupported(&asked)?;
-        let sampling = asked.knobs().params(model.tokenizer.vocab())?;
-        let choices = knobs::choices(asked.n)?;
+        let sampling = asked.sampling_fields().params(model.tokenizer.vocab())?;
+        let choices = fields::choices(asked.n)?;
         let max_tokens = match asked.max_completion_tokens {
-            Some(tokens) => knobs::limit("max_completion_tokens", Some(tokens))?,
-            None => knobs::limit("max_tokens", asked.max_tokens)?,
+            Some(tokens) => fields::limit("max_completion_tokens", Some(tokens))?,
+            None => fields::limit("max_tokens", asked.max_tokens)?,
         };
         let logprobs = match (asked.logprobs.unwrap_or(false), asked.top_logprobs) {
             (false, None | Some(0)) => None,
             (false, Some(_)) => {
                 return Err(ApiError::invalid("top_logprobs", "`top_logprobs` is only allowed with `logprobs`."));
             }
-            (true, count) => Some(knobs::top_logprobs("top_logprobs", count.unwrap_or(0), 20)?),
+            (true, count) => Some(fields::top_logprobs("top_logprobs", count.unwrap_or(0), 20)?),
         };
         let stream = asked.stream.unwrap_or(false);
         let include_usage = match asked.stream_options {
@@ -104,7 +104,7 @@ impl Plan {
             }
             options => options.and_then(|options| options.include_usage).unwrap_or(false),
         };
-        let stops = knobs::stop_strings(asked.stop)?;
+        let stops = fields::stop_strings(asked.stop)?;
         let format = response_format("response_format", asked.response_format.as_ref())?;
         let toolbox = Toolbox::of_chat(asked.tools.as_deref(), asked.tool_choice.as_ref())?;
         let effort = effort("reasoning_effort", asked.reasoning_effort.as_deref())?;
@@ -178,8 +178,8 @@ fn conversation(
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` must hold at least one message."));
     }
-    let opening = Opening { date: model.date(), effort, instructions: None, functions, format };
-    messages::conversation(opening, messages)
+    let start = ConversationStart { date: model.date(), effort, instructions: None, functions, format };
+    messages::conversation(start, messages)
 }
 
 fn refuse_unsupported(asked: &ChatRequest) -> Result<(), ApiError> {

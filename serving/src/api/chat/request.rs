@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::knobs::{Knobs, Stop};
+use crate::api::fields::{SamplingFields, Stop};
 use crate::api::tools::Tool;
 
 /// Other fields are ignored: routers and clients of other servers add many.
@@ -50,8 +50,8 @@ pub struct StreamOptions {
 }
 
 impl ChatRequest {
-    pub fn knobs(&self) -> Knobs {
-        Knobs {
+    pub fn sampling_fields(&self) -> SamplingFields {
+        SamplingFields {
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
@@ -95,7 +95,7 @@ pub struct InMessage {
 
 impl InMessage {
     /// A message with only content.
-    pub fn said(role: InRole, content: Content) -> InMessage {
+    pub fn with_content(role: InRole, content: Content) -> InMessage {
         InMessage {
             role,
             content: Some(content),

@@ -13,10 +13,10 @@ use axum::response::Response;
 use phase3_kvcache::SamplingParams;
 
 use super::app::{App, Model};
-use super::body::{heavy, parse, read};
+use super::body::{block_in_place_if_large, parse, read};
 use super::error::ApiError;
+use super::fields;
 use super::json::ok;
-use super::knobs;
 use super::record::Record;
 use super::runs::{Answer, Runs};
 use super::stream::{Form, Frames, respond};
@@ -29,7 +29,7 @@ use request::CompletionRequest;
 pub use text::Text;
 
 /// The largest product of prompts and answers per prompt; each answer copies its prompt.
-const MOST_ANSWERS: usize = 1024;
+const MAX_ANSWERS: usize = 1024;
 
 pub async fn create(
     State(app): State<Arc<App>>,
@@ -39,7 +39,7 @@ pub async fn create(
     app.model()?;
     let body = read(request, app.settings.max_body).await?;
     let model = app.model()?;
-    let plan = heavy(body.len(), || Plan::new(model, parse(&body)?, &record))?;
+    let plan = block_in_place_if_large(body.len(), || Plan::new(model, parse(&body)?, &record))?;
     drop(body);
     let Plan { runs, answer, stream } = plan;
     // A request may ask only for the echoed prompt.
@@ -56,14 +56,14 @@ pub async fn create(
         return Ok(ok(&answer.whole()));
     }
     let app = app.clone();
-    Ok(respond(Form::Data, move |outlet| async move {
+    Ok(respond(Form::Data, move |sender| async move {
         let Some(model) = app.loaded() else { return };
         let (mut answer, mut frames) = (answer.begin(model), Frames::new(Form::Data));
         match runs {
-            Some(runs) => runs.write(&mut answer, &mut frames, &outlet).await,
+            Some(runs) => runs.write(&mut answer, &mut frames, &sender).await,
             None => {
                 only_echo(&mut answer, &mut frames);
-                let _ = outlet.flush(&mut frames).await;
+                let _ = sender.flush(&mut frames).await;
             }
         }
     }))
@@ -124,8 +124,8 @@ impl Plan {
         if asked.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::unsupported("suffix", "`suffix` is not supported: this model cannot fill in text."));
         }
-        let sampling = asked.knobs().params(model.tokenizer.vocab())?;
-        let per_prompt = knobs::choices(asked.n)?;
+        let sampling = asked.sampling_fields().params(model.tokenizer.vocab())?;
+        let per_prompt = fields::choices(asked.n)?;
         match asked.best_of {
             Some(best_of) if best_of < per_prompt as u64 => {
                 return Err(ApiError::invalid("best_of", "`best_of` must not be below `n`."));
@@ -139,7 +139,7 @@ impl Plan {
         if max_tokens == 0 && !echo {
             return Err(ApiError::invalid("max_tokens", "`max_tokens` must be at least 1, unless `echo` is set."));
         }
-        let logprobs = asked.logprobs.map(|count| knobs::top_logprobs("logprobs", count, 20)).transpose()?;
+        let logprobs = asked.logprobs.map(|count| fields::top_logprobs("logprobs", count, 20)).transpose()?;
         let scores = echo && logprobs.is_some();
         if scores && sampling_counts_tokens(&sampling) {
             let message = "`logprobs` with `echo` are not supported together with penalties or `logit_bias`.";
@@ -152,13 +152,13 @@ impl Plan {
             }
             options => options.and_then(|options| options.include_usage).unwrap_or(false),
         };
-        let stops = knobs::stop_strings(asked.stop)?;
+        let stops = fields::stop_strings(asked.stop)?;
         let prompt = asked.prompt.ok_or_else(|| ApiError::invalid("prompt", "`prompt` is missing."))?;
         let shows_control = asked.skip_special_tokens == Some(false);
         let prompts = prompt.tokens(model)?;
         let stop_tokens = stops::tokens(model, asked.ignore_eos, asked.stop_token_ids.as_deref());
-        if prompts.len() * per_prompt > MOST_ANSWERS {
-            let message = format!("The number of prompts times `n` may be at most {MOST_ANSWERS}.");
+        if prompts.len() * per_prompt > MAX_ANSWERS {
+            let message = format!("The number of prompts times `n` may be at most {MAX_ANSWERS}.");
             return Err(ApiError::invalid("n", message));
         }
         let prompt_tokens: Vec<usize> = prompts.iter().map(Vec::len).collect();

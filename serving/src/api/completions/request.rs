@@ -6,10 +6,10 @@ use serde::Deserialize;
 
 use crate::api::app::Model;
 use crate::api::error::ApiError;
-use crate::api::knobs::{Knobs, Stop};
+use crate::api::fields::{SamplingFields, Stop};
 
 /// The largest number of prompts in a request.
-const MOST_PROMPTS: usize = 1024;
+const MAX_PROMPTS: usize = 1024;
 
 #[derive(Debug, Default, Deserialize)]
 pub struct CompletionRequest {
@@ -68,8 +68,8 @@ impl Prompt {
             Prompt::Tokens(tokens) => vec![tokens],
             Prompt::Batch(prompts) => prompts,
         };
-        if prompts.is_empty() || prompts.len() > MOST_PROMPTS {
-            return Err(ApiError::invalid("prompt", format!("`prompt` must hold 1 to {MOST_PROMPTS} prompts.")));
+        if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
+            return Err(ApiError::invalid("prompt", format!("`prompt` must hold 1 to {MAX_PROMPTS} prompts.")));
         }
         let tokenizer = &model.tokenizer;
         let known = |token: &u32| tokenizer.token_bytes(*token).is_some();
@@ -90,8 +90,8 @@ impl Prompt {
 }
 
 impl CompletionRequest {
-    pub fn knobs(&self) -> Knobs {
-        Knobs {
+    pub fn sampling_fields(&self) -> SamplingFields {
+        SamplingFields {
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,

@@ -4,7 +4,7 @@ use phase1_loading::{TextStream, Tokenizer};
 use phase2_forward::Logprobs;
 use phase3_kvcache::{FinishReason, StopCondition};
 
-use crate::api::ledger::Ledger;
+use crate::api::pending_tokens::PendingTokens;
 use crate::api::turn::is_control;
 
 /// A token of the text, with its log probabilities.
@@ -28,7 +28,7 @@ pub struct Text<'a> {
     tokenizer: &'a Tokenizer,
     stream: TextStream,
     stopping: StopCondition,
-    ledger: Ledger<Entry>,
+    pending: PendingTokens<Entry>,
     stop_tokens: Vec<u32>,
     shows_control: bool,
     stopped_by: Option<String>,
@@ -45,7 +45,7 @@ impl<'a> Text<'a> {
             tokenizer,
             stream: TextStream::default(),
             stopping: StopCondition::new(Vec::new(), stops.to_vec()).expect("stop strings are not empty"),
-            ledger: Ledger::default(),
+            pending: PendingTokens::default(),
             stop_tokens: stop_tokens.to_vec(),
             shows_control,
             stopped_by: None,
@@ -74,13 +74,13 @@ impl<'a> Text<'a> {
         }
         let text = self.stream.push(self.tokenizer, token);
         if let Some(Read { logprob, top }) = logprobs {
-            self.ledger.push(Entry { text: text.clone(), logprob, top }, text.len());
+            self.pending.push(Entry { text: text.clone(), logprob, top }, text.len());
         }
         let (shown, finish) = self.stopping.push(token, &text);
-        let mut entries = if shown.is_empty() { Vec::new() } else { self.ledger.show(shown.len()) };
+        let mut entries = if shown.is_empty() { Vec::new() } else { self.pending.show(shown.len()) };
         if let Some(FinishReason::StopString(stop)) = finish {
             self.stopped_by = Some(stop);
-            if let Some((mut entry, bytes)) = self.ledger.cut() {
+            if let Some((mut entry, bytes)) = self.pending.cut() {
                 entry.text.truncate(bytes);
                 entries.push(entry);
             }
@@ -96,7 +96,7 @@ impl<'a> Text<'a> {
         let rest = std::mem::take(&mut self.stream).finish();
         let mut entries = Vec::new();
         let held = self.stopping.finish();
-        let waiting = self.ledger.rest();
+        let waiting = self.pending.rest();
         let count = waiting.len();
         for (index, mut entry) in waiting.into_iter().enumerate() {
             // An incomplete character belongs to the last token.

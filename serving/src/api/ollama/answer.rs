@@ -29,7 +29,7 @@ pub struct OllamaAnswer<'a> {
     prompt_tokens: usize,
     reader: Reader<'a>,
     kind: Option<Kind>,
-    said: Said,
+    message: PartialMessage,
     /// Arguments of the current call.
     arguments: String,
     begin: Instant,
@@ -85,7 +85,7 @@ fn raw(text: String) -> Vec<Piece> {
 
 /// The text so far.
 #[derive(Default)]
-struct Said {
+struct PartialMessage {
     content: String,
     thinking: String,
     calls: Vec<Value>,
@@ -108,7 +108,7 @@ impl<'a> OllamaAnswer<'a> {
             prompt_tokens,
             reader,
             kind: None,
-            said: Said::default(),
+            message: PartialMessage::default(),
             arguments: String::new(),
             begin: Instant::now(),
             started: None,
@@ -119,7 +119,7 @@ impl<'a> OllamaAnswer<'a> {
 
     /// The answer as one object.
     pub fn whole(mut self) -> Value {
-        let Said { content, thinking, calls } = std::mem::take(&mut self.said);
+        let PartialMessage { content, thinking, calls } = std::mem::take(&mut self.message);
         self.last_line(&content, &thinking, calls)
     }
 
@@ -170,13 +170,13 @@ impl<'a> OllamaAnswer<'a> {
                 (Piece::Text { text, .. }, Some(Kind::Reasoning)) => {
                     if self.shows_thinking && !text.is_empty() {
                         frames.push(|| self.line("", &text, Vec::new()));
-                        self.said.thinking.push_str(&text);
+                        self.message.thinking.push_str(&text);
                     }
                 }
                 (Piece::Text { text, .. }, _) => {
                     if !text.is_empty() {
                         frames.push(|| self.line(&text, "", Vec::new()));
-                        self.said.content.push_str(&text);
+                        self.message.content.push_str(&text);
                     }
                 }
                 (Piece::End { .. }, Some(Kind::Call { name })) => {
@@ -185,7 +185,7 @@ impl<'a> OllamaAnswer<'a> {
                     let arguments = serde_json::from_str(&arguments).unwrap_or(Value::String(arguments));
                     let call = json!({ "function": { "name": name, "arguments": arguments } });
                     frames.push(|| self.line("", "", vec![call.clone()]));
-                    self.said.calls.push(call);
+                    self.message.calls.push(call);
                     self.kind = None;
                 }
                 (Piece::End { .. }, _) => self.kind = None,

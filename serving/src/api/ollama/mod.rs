@@ -14,17 +14,17 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::app::{App, Model};
-use super::body::{heavy, parse, read};
+use super::body::{block_in_place_if_large, parse, read};
 use super::chat::{self, Content, InMessage, InRole};
 use super::error::ApiError;
+use super::fields;
 use super::form::{constraint, shown};
 use super::json::ok;
-use super::knobs;
 use super::record::Record;
 use super::runs::Runs;
 use super::stops;
 use super::stream::{Form, Frames, respond};
-use super::tools::{Demand, Toolbox};
+use super::tools::{AnswerFormat, Toolbox};
 use super::turn::Turn;
 use crate::request::{Constraint, Request};
 
@@ -122,7 +122,7 @@ pub async fn chat(
     app.model()?;
     let body = read(request, app.settings.max_body).await?;
     let model = app.model()?;
-    let plan = heavy(body.len(), || Plan::of_chat(model, parse(&body)?, &record))?;
+    let plan = block_in_place_if_large(body.len(), || Plan::of_chat(model, parse(&body)?, &record))?;
     drop(body);
     answer(&app, model, &record, plan).await
 }
@@ -135,7 +135,7 @@ pub async fn generate(
     app.model()?;
     let body = read(request, app.settings.max_body).await?;
     let model = app.model()?;
-    let plan = heavy(body.len(), || Plan::of_generate(model, parse(&body)?, &record))?;
+    let plan = block_in_place_if_large(body.len(), || Plan::of_generate(model, parse(&body)?, &record))?;
     drop(body);
     answer(&app, model, &record, plan).await
 }
@@ -150,10 +150,10 @@ async fn answer(app: &Arc<App>, model: &Model, record: &Record, plan: Plan) -> R
         return Ok(ok(&answer.whole()));
     }
     let app = app.clone();
-    Ok(respond(Form::Lines, move |outlet| async move {
+    Ok(respond(Form::Lines, move |sender| async move {
         let begun = app.loaded().and_then(|model| answer.begin(model).ok());
         if let Some(mut answer) = begun {
-            runs.write(&mut answer, &mut Frames::new(Form::Lines), &outlet).await;
+            runs.write(&mut answer, &mut Frames::new(Form::Lines), &sender).await;
         }
     }))
 }
@@ -218,16 +218,16 @@ impl Plan {
         }
         let text = asked.prompt.unwrap_or_default();
         let is_raw = asked.raw.unwrap_or(false);
-        if is_raw && format != Demand::Free {
+        if is_raw && format != AnswerFormat::Free {
             return Err(ApiError::unsupported("format", "`format` is not supported with `raw`."));
         }
         let effort = Think::effort(asked.think.as_ref())?;
         let prompt = match is_raw {
             true => model.encode(&text, "prompt")?,
             false => {
-                let said = |role, text| InMessage::said(role, Content::Text(text));
-                let system = asked.system.map(|text| said(InRole::System, text));
-                let messages = system.into_iter().chain([said(InRole::User, text)]).collect();
+                let message = |role, text| InMessage::with_content(role, Content::Text(text));
+                let system = asked.system.map(|text| message(InRole::System, text));
+                let messages = system.into_iter().chain([message(InRole::User, text)]).collect();
                 chat::render(model, Some(messages), effort, Vec::new(), shown(&format))?
             }
         };
@@ -253,9 +253,9 @@ impl Plan {
         mut answer: AnswerPlan,
         record: &Record,
     ) -> Result<Plan, ApiError> {
-        let sampling = options.knobs().params(model.tokenizer.vocab())?;
+        let sampling = options.sampling_fields().params(model.tokenizer.vocab())?;
         let max_tokens = model.room(prompt.len(), options.max_tokens());
-        answer.stops = knobs::stop_strings(options.stop)?;
+        answer.stops = fields::stop_strings(options.stop)?;
         let run = Request {
             prompt,
             sampling,
@@ -271,12 +271,12 @@ impl Plan {
 }
 
 /// `format` is `json` or a JSON schema.
-fn form(format: Option<&Value>) -> Result<Demand, ApiError> {
+fn form(format: Option<&Value>) -> Result<AnswerFormat, ApiError> {
     match format {
-        None | Some(Value::Null) => Ok(Demand::Free),
-        Some(Value::String(word)) if word.is_empty() => Ok(Demand::Free),
-        Some(Value::String(word)) if word == "json" => Ok(Demand::Json(None)),
-        Some(schema @ Value::Object(_)) => Ok(Demand::Json(Some(ResponseFormat {
+        None | Some(Value::Null) => Ok(AnswerFormat::Free),
+        Some(Value::String(word)) if word.is_empty() => Ok(AnswerFormat::Free),
+        Some(Value::String(word)) if word == "json" => Ok(AnswerFormat::Json(None)),
+        Some(schema @ Value::Object(_)) => Ok(AnswerFormat::Json(Some(ResponseFormat {
             name: "response".into(),
             description: None,
             schema: schema.clone(),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::api::chat::{Content, InCall, InFunction, InMessage, InRole};
 use crate::api::error::ApiError;
-use crate::api::knobs::{Knobs, Stop};
+use crate::api::fields::{SamplingFields, Stop};
 use crate::api::tools::{Tool, effort};
 
 #[derive(Debug, Deserialize)]
@@ -96,8 +96,8 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn knobs(&self) -> Knobs {
-        Knobs {
+    pub fn sampling_fields(&self) -> SamplingFields {
+        SamplingFields {
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,

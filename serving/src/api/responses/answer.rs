@@ -37,10 +37,10 @@ pub struct ResponseAnswer<'a> {
     calls: Vec<(String, String)>,
     is_cut: bool,
     /// Stores the response before the client receives the end, so that the client can continue it immediately.
-    keep: Option<Keep<'a>>,
+    on_complete: Option<OnComplete<'a>>,
 }
 
-pub type Keep<'a> = Box<dyn FnOnce(Whole) + Send + 'a>;
+pub type OnComplete<'a> = Box<dyn FnOnce(CompleteResponse) + Send + 'a>;
 
 /// The open item.
 struct Open {
@@ -91,7 +91,7 @@ impl Open {
 }
 
 /// A complete response, to be stored.
-pub struct Whole {
+pub struct CompleteResponse {
     pub response: Value,
     pub messages: Vec<Message>,
     pub calls: Vec<(String, String)>,
@@ -104,7 +104,7 @@ impl<'a> ResponseAnswer<'a> {
         turn: Turn<'a>,
         logprobs: bool,
         prompt_tokens: usize,
-        keep: Option<Keep<'a>>,
+        on_complete: Option<OnComplete<'a>>,
     ) -> ResponseAnswer<'a> {
         ResponseAnswer {
             response,
@@ -120,7 +120,7 @@ impl<'a> ResponseAnswer<'a> {
             messages: Vec::new(),
             calls: Vec::new(),
             is_cut: false,
-            keep,
+            on_complete,
         }
     }
 
@@ -304,9 +304,9 @@ impl Answer for ResponseAnswer<'_> {
     fn end(&mut self, frames: &mut Frames) {
         let kind = if self.is_cut { "response.incomplete" } else { "response.completed" };
         let response = self.ended();
-        if let Some(keep) = self.keep.take() {
+        if let Some(on_complete) = self.on_complete.take() {
             let (messages, calls) = (take(&mut self.messages), take(&mut self.calls));
-            keep(Whole { response: response.clone(), messages, calls });
+            on_complete(CompleteResponse { response: response.clone(), messages, calls });
         }
         self.event(frames, kind, json!({ "response": response }));
     }

@@ -42,14 +42,14 @@ impl History {
         match item.kind.as_deref().unwrap_or("message") {
             "message" => {
                 let role = item.role.ok_or_else(|| missing("role"))?;
-                let said = text(at, item.content)?;
+                let content = text(at, item.content)?;
                 self.messages.push(match role {
-                    InRole::System | InRole::Developer => instructions(said),
-                    InRole::User => Message::new(Role::User, said),
+                    InRole::System | InRole::Developer => instructions(content),
+                    InRole::User => Message::new(Role::User, content),
                     InRole::Assistant if item.phase.as_deref() == Some("commentary") => {
-                        Message::assistant("commentary", said)
+                        Message::assistant("commentary", content)
                     }
-                    InRole::Assistant => Message::assistant("final", said),
+                    InRole::Assistant => Message::assistant("final", content),
                     InRole::Tool | InRole::Function => {
                         let at = format!("{at}.role");
                         return Err(ApiError::invalid(

@@ -17,12 +17,12 @@ use harmony::{Function, Role};
 use serde_json::{Map, Value, json};
 
 use super::app::{App, Model};
-use super::body::{heavy, parse, read};
-use super::chat::Opening;
+use super::body::{block_in_place_if_large, parse, read};
+use super::chat::ConversationStart;
 use super::error::{ApiError, shortened};
+use super::fields::{self, SamplingFields};
 use super::form::{constraint, shown};
 use super::json::ok;
-use super::knobs::{self, Knobs};
 use super::record::Record;
 use super::runs::Runs;
 use super::stream::{Form, Frames, respond};
@@ -31,7 +31,7 @@ use super::turn::Turn;
 use super::{id, stops};
 use crate::request::Request;
 
-use answer::{Keep, Whole};
+use answer::{CompleteResponse, OnComplete};
 use history::History;
 use input::listed;
 use page::Page;
@@ -50,7 +50,7 @@ pub async fn create(
     let body = read(request, app.settings.max_body).await?;
     let model = app.model()?;
     let owner = owner(&app, &record);
-    let plan = heavy(body.len(), || Plan::new(&app, model, parse(&body)?, &record, &owner))?;
+    let plan = block_in_place_if_large(body.len(), || Plan::new(&app, model, parse(&body)?, &record, &owner))?;
     drop(body);
     let Plan { run, answer, stream } = plan;
     let runs = Runs::submit(&app, model, &record, vec![run], "input")?;
@@ -60,10 +60,10 @@ pub async fn create(
         return Ok(ok(&response.ended()));
     }
     let app = app.clone();
-    Ok(respond(Form::Events, move |outlet| async move {
+    Ok(respond(Form::Events, move |sender| async move {
         let begun = app.loaded().and_then(|model| answer.begin(&app, model, owner).ok());
         if let Some(mut response) = begun {
-            runs.write(&mut response, &mut Frames::new(Form::Events), &outlet).await;
+            runs.write(&mut response, &mut Frames::new(Form::Events), &sender).await;
         }
     }))
 }
@@ -78,7 +78,7 @@ pub async fn input_tokens(
     let body = read(request, app.settings.max_body).await?;
     let model = app.model()?;
     let owner = owner(&app, &record);
-    let plan = heavy(body.len(), || Plan::new(&app, model, parse(&body)?, &record, &owner))?;
+    let plan = block_in_place_if_large(body.len(), || Plan::new(&app, model, parse(&body)?, &record, &owner))?;
     Ok(ok(&json!({ "object": "response.input_tokens", "input_tokens": plan.run.prompt.len() })))
 }
 
@@ -161,15 +161,16 @@ impl AnswerPlan {
     fn begin<'a>(self, app: &'a App, model: &'a Model, owner: String) -> Result<ResponseAnswer<'a>, ApiError> {
         let AnswerPlan { response, functions, prompt_tokens, logprobs, basis } = self;
         let turn = Turn::new(&model.harmony()?, &functions, &[], &[]);
-        let keep = basis.map(|basis| -> Keep<'a> { Box::new(move |whole| basis.store(&app.store, whole, owner)) });
-        Ok(ResponseAnswer::new(response, &model.tokenizer, turn, logprobs, prompt_tokens, keep))
+        let on_complete =
+            basis.map(|basis| -> OnComplete<'a> { Box::new(move |complete| basis.store(&app.store, complete, owner)) });
+        Ok(ResponseAnswer::new(response, &model.tokenizer, turn, logprobs, prompt_tokens, on_complete))
     }
 }
 
 impl Basis {
-    fn store(self, store: &Store, whole: Whole, owner: String) {
+    fn store(self, store: &Store, complete: CompleteResponse, owner: String) {
         let Basis { id, input, mut history } = self;
-        let Whole { response, messages, calls } = whole;
+        let CompleteResponse { response, messages, calls } = complete;
         history.messages.extend(messages);
         for (id, function) in calls {
             history.calls.made(id, &function);
@@ -182,7 +183,7 @@ impl Plan {
     fn new(app: &App, model: &Model, asked: ResponseRequest, record: &Record, owner: &str) -> Result<Plan, ApiError> {
         let name = model.resolve(asked.model.as_deref())?;
         refuse_unsupported(&asked)?;
-        let knobs = Knobs {
+        let sampling_fields = SamplingFields {
             temperature: asked.temperature,
             top_p: asked.top_p,
             top_k: asked.top_k,
@@ -193,10 +194,10 @@ impl Plan {
             logit_bias: None,
             seed: asked.seed,
         };
-        let sampling = knobs.params(model.tokenizer.vocab())?;
-        let max_tokens = knobs::limit("max_output_tokens", asked.max_output_tokens)?;
+        let sampling = sampling_fields.params(model.tokenizer.vocab())?;
+        let max_tokens = fields::limit("max_output_tokens", asked.max_output_tokens)?;
         let wants_logprobs = asked.include.iter().flatten().any(|part| part == "message.output_text.logprobs");
-        let top = knobs::top_logprobs("top_logprobs", asked.top_logprobs.unwrap_or(0), 20)?;
+        let top = fields::top_logprobs("top_logprobs", asked.top_logprobs.unwrap_or(0), 20)?;
         let logprobs = (wants_logprobs || top > 0).then_some(top);
         let (declared, tools) = functions(asked.tools.as_deref().unwrap_or_default())?;
         let declared = Some(declared).filter(|declared| !declared.is_empty());
@@ -228,7 +229,7 @@ impl Plan {
         };
         history.add(&items, &app.store, owner)?;
         let input = listed(&items);
-        let opening = |instructions| Opening {
+        let start = |instructions| ConversationStart {
             date: model.date(),
             effort,
             instructions,
@@ -236,7 +237,7 @@ impl Plan {
             format: shown(&format),
         };
         let drops = asked.truncation == Some(Truncation::Auto);
-        let prompt = prompt(model, &opening, asked.instructions.clone(), &history, drops)?;
+        let prompt = prompt(model, &start, asked.instructions.clone(), &history, drops)?;
 
         let constraint = constraint(model, "text.format", &format, &toolbox)?;
         let prompt_tokens = prompt.len();
@@ -264,30 +265,30 @@ impl Plan {
 /// conversation does not fit and the request allows truncation, the oldest messages are left out.
 fn prompt(
     model: &Model,
-    opening: &dyn Fn(Option<String>) -> Opening,
+    start: &dyn Fn(Option<String>) -> ConversationStart,
     instructions: Option<String>,
     history: &History,
     drops: bool,
 ) -> Result<Vec<u32>, ApiError> {
     const HEADING: &str = "# Instructions\n\n";
     let first = history.messages.first().filter(|message| message.role == Role::Developer);
-    let (instructions, mut said) = match (instructions, first) {
+    let (instructions, mut messages) = match (instructions, first) {
         (None, Some(first)) => {
             let text = first.content.strip_prefix(HEADING).unwrap_or(&first.content);
             (Some(text.to_owned()), &history.messages[1..])
         }
         (instructions, _) => (instructions, &history.messages[..]),
     };
-    let opening = opening(instructions).messages();
+    let start = start(instructions).messages();
     loop {
-        let tokens = model.prompt(&[&opening[..], said].concat(), "input");
+        let tokens = model.prompt(&[&start[..], messages].concat(), "input");
         if !drops || tokens.as_ref().is_ok_and(|tokens| tokens.len() < model.handle.context()) {
             return tokens;
         }
         // Everything up to the next question is left out, so that no result remains without its call.
-        let next = said.iter().skip(1).position(|message| message.role == Role::User);
+        let next = messages.iter().skip(1).position(|message| message.role == Role::User);
         let Some(next) = next else { return tokens };
-        said = &said[next + 1..];
+        messages = &messages[next + 1..];
     }
 }
 

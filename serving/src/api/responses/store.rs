@@ -23,8 +23,8 @@ impl Stored {
     /// Approximate size in bytes.
     fn bytes(&self) -> usize {
         let values: usize = self.input.iter().chain([&self.response]).map(size).sum();
-        let said: usize = self.history.messages.iter().map(|message| message.content.len() + 128).sum();
-        values + said
+        let message_bytes: usize = self.history.messages.iter().map(|message| message.content.len() + 128).sum();
+        values + message_bytes
     }
 }
 
@@ -41,18 +41,18 @@ fn size(value: &Value) -> usize {
 pub struct Store {
     most: usize,
     most_bytes: usize,
-    kept: Mutex<Kept>,
+    entries: Mutex<Entries>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct Entries {
     by_id: HashMap<String, (Arc<Stored>, usize)>,
     /// Ids, the oldest first.
     order: VecDeque<String>,
     bytes: usize,
 }
 
-impl Kept {
+impl Entries {
     fn remove(&mut self, id: &str) -> bool {
         let Some((_, bytes)) = self.by_id.remove(id) else { return false };
         self.bytes -= bytes;
@@ -63,7 +63,7 @@ impl Kept {
 impl Store {
     /// A store for at most `most` responses of at most `most_bytes` bytes in total.
     pub fn new(most: usize, most_bytes: usize) -> Store {
-        Store { most, most_bytes, kept: Mutex::default() }
+        Store { most, most_bytes, entries: Mutex::default() }
     }
 
     pub fn insert(&self, stored: Stored) {
@@ -71,43 +71,43 @@ impl Store {
         if bytes > self.most_bytes || self.most == 0 {
             return;
         }
-        let mut kept = self.lock();
-        kept.order.push_back(stored.id.clone());
-        kept.bytes += bytes;
-        kept.by_id.insert(stored.id.clone(), (Arc::new(stored), bytes));
-        while kept.by_id.len() > self.most || kept.bytes > self.most_bytes {
-            let Some(oldest) = kept.order.pop_front() else { break };
-            kept.remove(&oldest);
+        let mut entries = self.lock();
+        entries.order.push_back(stored.id.clone());
+        entries.bytes += bytes;
+        entries.by_id.insert(stored.id.clone(), (Arc::new(stored), bytes));
+        while entries.by_id.len() > self.most || entries.bytes > self.most_bytes {
+            let Some(oldest) = entries.order.pop_front() else { break };
+            entries.remove(&oldest);
         }
     }
 
     pub fn get(&self, id: &str, owner: &str) -> Option<Arc<Stored>> {
-        let kept = self.lock();
-        kept.by_id.get(id).map(|(stored, _)| stored).filter(|stored| stored.owner == owner).cloned()
+        let entries = self.lock();
+        entries.by_id.get(id).map(|(stored, _)| stored).filter(|stored| stored.owner == owner).cloned()
     }
 
     /// Removes a response; false if it does not exist.
     pub fn remove(&self, id: &str, owner: &str) -> bool {
-        let mut kept = self.lock();
-        let is_there = kept.by_id.get(id).is_some_and(|(stored, _)| stored.owner == owner);
+        let mut entries = self.lock();
+        let is_there = entries.by_id.get(id).is_some_and(|(stored, _)| stored.owner == owner);
         if is_there {
-            kept.order.retain(|kept| kept != id);
+            entries.order.retain(|known| known != id);
         }
-        is_there && kept.remove(id)
+        is_there && entries.remove(id)
     }
 
     /// An item of the input or output of some response of this owner.
     pub fn item(&self, id: &str, owner: &str) -> Option<Value> {
-        let kept = self.lock();
-        let mut responses = kept.by_id.values().filter(|(stored, _)| stored.owner == owner);
+        let entries = self.lock();
+        let mut responses = entries.by_id.values().filter(|(stored, _)| stored.owner == owner);
         responses.find_map(|(stored, _)| {
             let output = stored.response["output"].as_array().into_iter().flatten();
             stored.input.iter().chain(output).find(|item| item["id"] == id).cloned()
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

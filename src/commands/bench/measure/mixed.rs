@@ -32,7 +32,7 @@ impl Measure<'_> {
         // The first round is a warm-up.
         for turn in 0..=self.args.repeat {
             for (decoding, seconds) in [(0, &mut alone), (DECODING, &mut mixed)] {
-                let took = self.beside_a_prompt(chunk, decoding)?;
+                let took = self.step_with_prefill(chunk, decoding)?;
                 if turn > 0 {
                     seconds.push(took);
                 }
@@ -40,7 +40,7 @@ impl Measure<'_> {
         }
         (0..PROMPT).for_each(|sequence| self.engine.release(sequence));
 
-        let (bytes, floor) = self.cost_beside_a_prompt(chunk, depth);
+        let (bytes, floor) = self.cost_with_prefill(chunk, depth);
         let mut result = speed(depth, DECODING, chunk + DECODING, &mixed, bytes, floor);
         result["what"] = json!("mixed");
         result["tokens"] = json!(chunk);
@@ -52,7 +52,7 @@ impl Measure<'_> {
     }
 
     /// Seconds of a step in which a prompt of `chunk` tokens draws its first token, and `decoding` sequences draw their next.
-    fn beside_a_prompt(&mut self, chunk: usize, decoding: usize) -> Result<f64> {
+    fn step_with_prefill(&mut self, chunk: usize, decoding: usize) -> Result<f64> {
         let prompt = self.tokens(chunk);
         let mut work = vec![Work::tokens(PROMPT, &prompt, Want::Token(self.draw(PROMPT)))];
         work.extend((0..decoding as SequenceId).map(|sequence| Work::decode(sequence, self.draw(sequence))));
@@ -65,7 +65,7 @@ impl Measure<'_> {
     }
 
     /// The least bytes and the least seconds of the mixed step: attention is per sequence, everything else is one batch.
-    fn cost_beside_a_prompt(&self, chunk: usize, depth: usize) -> (u64, f64) {
+    fn cost_with_prefill(&self, chunk: usize, depth: usize) -> (u64, f64) {
         let layers = self.engine.config().layers();
         let span = |operation, layer, tokens, sequences, keys| {
             self.costs().of(Span { operation, layer, tokens, sequences, keys })

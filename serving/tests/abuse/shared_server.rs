@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use serving::api::Settings;
 use serving::worker::Options;
 
-use crate::http::{Answer, MODEL, Reading, Running, engine};
+use crate::http::{Answer, MODEL, ResponseReader, Running, engine};
 
 pub const CHAT: &str = "/v1/chat/completions";
 /// Requests that the server computes together, and requests that may wait.
@@ -24,7 +24,7 @@ const CACHE: u64 = 16 << 20;
 const NEAR: u64 = 128 << 20;
 
 /// One server for all tests of this file, so that damage done by one test affects the next.
-pub struct Ground {
+pub struct SharedServer {
     server: Running,
     /// The text of the neighbour's stream without any abuse.
     undisturbed: String,
@@ -33,13 +33,13 @@ pub struct Ground {
 }
 
 /// The shared server, for one test at a time.
-pub fn ground() -> MutexGuard<'static, Ground> {
-    static GROUND: LazyLock<Mutex<Ground>> = LazyLock::new(|| Mutex::new(Ground::new()));
-    GROUND.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn shared_server() -> MutexGuard<'static, SharedServer> {
+    static SHARED_SERVER: LazyLock<Mutex<SharedServer>> = LazyLock::new(|| Mutex::new(SharedServer::new()));
+    SHARED_SERVER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Ground {
-    fn new() -> Ground {
+impl SharedServer {
+    fn new() -> SharedServer {
         allow_open_files();
         let options = Options { max_running: RUNNING, max_waiting: WAITING, prefix_cache: false, ..Options::default() };
         let server = Running::start_on(Box::new(engine(Some(CACHE))), Settings::default(), options);
@@ -53,13 +53,13 @@ impl Ground {
                 scope.spawn(move || assert_eq!(server.post(CHAT, &first).status, 200));
             }
         });
-        let undisturbed = said(&server.post(CHAT, &neighbours_question()));
+        let undisturbed = streamed_text(&server.post(CHAT, &neighbours_question()));
         assert!(undisturbed.len() > 100, "{undisturbed}");
-        Ground { server, undisturbed, memory: memory() }
+        SharedServer { server, undisturbed, memory: memory() }
     }
 
     /// Abuses the server while the neighbour streams, and checks that the neighbour's text is unchanged and that everything is freed.
-    pub fn withstands(&self, abuse: impl FnOnce(&Running)) {
+    pub fn assert_survives(&self, abuse: impl FnOnce(&Running)) {
         let server = &self.server;
         let over = AtomicBool::new(false);
         let (begin, begun) = channel();
@@ -104,7 +104,7 @@ impl Ground {
             let _ = begin.send(());
             let Answer { status, headers, body: rest } = reading.finish();
             let body = String::from_utf8(first).expect("UTF-8") + &rest;
-            assert_eq!(said(&Answer { status, headers, body }), self.undisturbed);
+            assert_eq!(streamed_text(&Answer { status, headers, body }), self.undisturbed);
             streams += 1;
             if over.load(Ordering::Relaxed) {
                 return streams;
@@ -136,7 +136,7 @@ fn neighbours_question() -> Value {
 }
 
 /// Reasoning and text of a stream that ended normally.
-pub fn said(answer: &Answer) -> String {
+pub fn streamed_text(answer: &Answer) -> String {
     assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
     let events = answer.events();
     let part = |field: &str| -> String {
@@ -174,7 +174,7 @@ pub fn request(path: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// A stream that does not end by itself; a refused request is repeated.
-pub fn endless(server: &Running) -> Reading {
+pub fn endless(server: &Running) -> ResponseReader {
     let fields = json!({ "stream": true, "ignore_eos": true, "temperature": 1, "max_tokens": null });
     let body = ask("Tell me everything.", fields).to_string();
     let until = Instant::now() + Duration::from_secs(20);

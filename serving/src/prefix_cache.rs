@@ -21,13 +21,13 @@ use crate::spill::{FileId, Spill};
 use crate::statistics::Spilled;
 
 /// The fewest tokens of a file, and the fewest that reading one must save: fewer are computed faster than read.
-const WORTH_A_FILE: usize = 64;
+const MIN_FILE_TOKENS: usize = 64;
 /// Sequences that are read from the engine in one turn at most.
-const MOST_SAVED: usize = 2;
+const MAX_SAVED: usize = 2;
 
-/// The kept sequences.
+/// The sequences that stay in the engine, and those on disk.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct PrefixCache {
     index: PrefixIndex,
     entries: HashMap<SequenceId, Entry>,
     /// The largest number of entries; with 0 there is no prefix cache.
@@ -42,8 +42,8 @@ pub(crate) struct Kept {
 #[derive(Debug)]
 struct Entry {
     /// The request that created it; `None` for one from disk.
-    maker: Option<RequestId>,
-    place: Place,
+    creator: Option<RequestId>,
+    kind: EntryKind,
     tokens: usize,
     /// Number of requests that continued from its end and left an entry themselves.
     followers: usize,
@@ -53,19 +53,19 @@ struct Entry {
 
 /// The position in a text at which an entry ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum EntryKind {
     /// At the end of a prompt, or of the text generated after it.
     End,
     /// At the position where prompts differ.
-    Parting,
+    Branch,
     /// Anywhere else in a long prompt.
-    Between,
+    Interval,
 }
 
-impl Kept {
-    pub fn new(most: usize, rewind: usize) -> Kept {
+impl PrefixCache {
+    pub fn new(most: usize, rewind: usize) -> PrefixCache {
         let (index, entries) = (PrefixIndex::default(), HashMap::new());
-        Kept { index, entries, most, rewind, disk: None, saved: 0 }
+        PrefixCache { index, entries, most, rewind, disk: None, saved: 0 }
     }
 
     /// Sets the disk to which dropped sequences are written.
@@ -101,10 +101,10 @@ impl Kept {
     }
 
     /// Adds a request's sequence with these tokens; false if there already is one.
-    pub fn insert(&mut self, tokens: &[u32], sequence: SequenceId, maker: RequestId, place: Place) -> bool {
+    pub fn insert(&mut self, tokens: &[u32], sequence: SequenceId, creator: RequestId, kind: EntryKind) -> bool {
         let is_new = self.index.insert(tokens, sequence);
         if is_new {
-            let entry = Entry { maker: Some(maker), place, tokens: tokens.len(), followers: 0, is_saved: false };
+            let entry = Entry { creator: Some(creator), kind, tokens: tokens.len(), followers: 0, is_saved: false };
             self.entries.insert(sequence, entry);
         }
         is_new
@@ -113,11 +113,11 @@ impl Kept {
     /// Records that a request that began with a part of entry `begun` has left an entry. Counts it for the last end within that part: the
     /// end of the entry itself, or of another one by the same request, since the next turn of a chat may begin with a prompt and one token
     /// of its text.
-    pub fn follow(&mut self, begun: Hit) {
-        let Some(maker) = self.entries.get(&begun.sequence).map(|entry| entry.maker) else { return };
+    pub fn count_follower(&mut self, begun: Hit) {
+        let Some(creator) = self.entries.get(&begun.sequence).map(|entry| entry.creator) else { return };
         let is_before = |(sequence, entry): &(&SequenceId, &mut Entry)| {
-            let is_of_maker = **sequence == begun.sequence || maker.is_some() && entry.maker == maker;
-            is_of_maker && entry.place == Place::End && entry.tokens <= begun.length
+            let has_same_creator = **sequence == begun.sequence || creator.is_some() && entry.creator == creator;
+            has_same_creator && entry.kind == EntryKind::End && entry.tokens <= begun.length
         };
         let ends = self.entries.iter_mut().filter(is_before);
         if let Some((_, last)) = ends.max_by_key(|(_, entry)| entry.tokens) {
@@ -126,9 +126,9 @@ impl Kept {
     }
 
     /// Drops the least recently used sequence; false if none is left.
-    pub fn make_room(&mut self, engine: &mut dyn Engine) -> bool {
+    pub fn evict_oldest(&mut self, engine: &mut dyn Engine) -> bool {
         let Some(oldest) = self.index.oldest() else { return false };
-        if self.is_worth_a_file(oldest) && self.saved < MOST_SAVED {
+        if self.is_worth_saving(oldest) && self.saved < MAX_SAVED {
             self.save(engine, oldest);
         }
         self.remove(engine, oldest);
@@ -136,12 +136,12 @@ impl Kept {
     }
 
     /// Drops sequences until their number is within the limit.
-    pub fn bound(&mut self, engine: &mut dyn Engine) {
-        while self.index.len() > self.most && self.make_room(engine) {}
+    pub fn enforce_limit(&mut self, engine: &mut dyn Engine) {
+        while self.index.len() > self.most && self.evict_oldest(engine) {}
     }
 
     /// Drops the entries of a request that failed, in the engine and on disk. Files with a beginning of its tokens are deleted too.
-    pub fn distrust(&mut self, engine: &mut dyn Engine, made: &[SequenceId], tokens: &[u32], cached: usize) {
+    pub fn drop_failed(&mut self, engine: &mut dyn Engine, made: &[SequenceId], tokens: &[u32], cached: usize) {
         made.iter().for_each(|&made| self.remove(engine, made));
         if let Some(disk) = &mut self.disk {
             disk.forget(tokens, cached);
@@ -178,7 +178,7 @@ impl Kept {
     /// Starts reading the file that holds most of a prompt, if that is much more than the `cached` tokens.
     pub fn read_from_disk(&mut self, prompt: &[u32], cached: usize) -> Option<FileId> {
         let disk = self.disk.as_mut().filter(|_| self.most > 0)?;
-        let hit = disk.longest(prompt, self.rewind).filter(|hit| hit.length >= cached + WORTH_A_FILE)?;
+        let hit = disk.longest(prompt, self.rewind).filter(|hit| hit.length >= cached + MIN_FILE_TOKENS)?;
         disk.read(hit.sequence);
         Some(hit.sequence)
     }
@@ -203,7 +203,7 @@ impl Kept {
             let Some(snapshots) = engine.snapshots() else { return };
             match snapshots.restore(number, &snapshot) {
                 Ok(()) => break,
-                Err(EngineError::Full { .. }) if self.make_room(engine) => {}
+                Err(EngineError::Full { .. }) if self.evict_oldest(engine) => {}
                 // Without room the request is computed. A failure of the device is reported by the next step.
                 Err(EngineError::Full { .. } | EngineError::Lost(_) | EngineError::Device(_)) => return,
                 Err(error) => {
@@ -215,28 +215,28 @@ impl Kept {
             }
         }
         self.index.insert(&tokens, number);
-        let entry = Entry { maker: None, place: Place::End, tokens: tokens.len(), followers: 0, is_saved: true };
+        let entry = Entry { creator: None, kind: EntryKind::End, tokens: tokens.len(), followers: 0, is_saved: true };
         self.entries.insert(number, entry);
         if let Some(disk) = &mut self.disk {
             disk.restored(tokens.len(), bytes);
         }
-        self.bound(engine);
+        self.enforce_limit(engine);
     }
 
     /// Whether a sequence is worth a file.
-    fn is_worth_a_file(&self, sequence: SequenceId) -> bool {
+    fn is_worth_saving(&self, sequence: SequenceId) -> bool {
         let Some(entry) = self.entries.get(&sequence) else { return false };
-        let is_of_use = match (entry.place, entry.followers) {
-            (Place::Between, _) => false,
-            (Place::Parting, _) => true,
-            (Place::End, 0) => {
-                let is_of_maker = |other: &&Entry| other.maker.is_some() && other.maker == entry.maker;
-                self.entries.values().filter(is_of_maker).all(|other| other.followers == 0)
+        let is_of_use = match (entry.kind, entry.followers) {
+            (EntryKind::Interval, _) => false,
+            (EntryKind::Branch, _) => true,
+            (EntryKind::End, 0) => {
+                let has_same_creator = |other: &&Entry| other.creator.is_some() && other.creator == entry.creator;
+                self.entries.values().filter(has_same_creator).all(|other| other.followers == 0)
             }
             // After several requests continued from it, more may follow.
-            (Place::End, followers) => followers > 1,
+            (EntryKind::End, followers) => followers > 1,
         };
-        self.disk.is_some() && entry.tokens >= WORTH_A_FILE && is_of_use
+        self.disk.is_some() && entry.tokens >= MIN_FILE_TOKENS && is_of_use
     }
 
     /// Queues a sequence for the disk, unless it is there. If the queue is full, it is not read from the engine.
@@ -267,7 +267,7 @@ impl Kept {
         let ages = self.index.by_age();
         let mut oldest = ages.iter().take(ages.len().div_ceil(4));
         let is_next = |sequence: &&SequenceId| {
-            self.entries.get(*sequence).is_some_and(|entry| !entry.is_saved) && self.is_worth_a_file(**sequence)
+            self.entries.get(*sequence).is_some_and(|entry| !entry.is_saved) && self.is_worth_saving(**sequence)
         };
         if let Some(&next) = oldest.find(is_next) {
             self.save(engine, next);
@@ -287,7 +287,7 @@ impl Kept {
             if !waited || Instant::now() >= until {
                 break;
             }
-            if self.is_worth_a_file(sequence) {
+            if self.is_worth_saving(sequence) {
                 self.save(engine, sequence);
             }
         }

@@ -11,7 +11,7 @@ use super::id;
 
 /// Sampling fields of a request.
 #[derive(Clone, Debug, Default)]
-pub struct Knobs {
+pub struct SamplingFields {
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
     pub top_k: Option<i64>,
@@ -24,7 +24,7 @@ pub struct Knobs {
     pub seed: Option<i64>,
 }
 
-impl Knobs {
+impl SamplingFields {
     /// The sampling parameters; the default temperature is 1.
     ///
     /// # Errors
@@ -147,28 +147,28 @@ pub fn top_logprobs(name: &str, count: u64, most: u64) -> Result<usize, ApiError
 mod tests {
     use super::*;
 
-    fn fault(knobs: Knobs) -> Option<String> {
-        knobs.params(100).err().and_then(|error| error.param)
+    fn fault(sampling_fields: SamplingFields) -> Option<String> {
+        sampling_fields.params(100).err().and_then(|error| error.param)
     }
 
     #[test]
     fn values_out_of_range_are_named() {
         let bias = |key: &str, bias| Some(BTreeMap::from([(key.to_owned(), bias)]));
         let cases = [
-            (Knobs { temperature: Some(3.0), ..Knobs::default() }, "temperature"),
-            (Knobs { temperature: Some(f64::NAN), ..Knobs::default() }, "temperature"),
-            (Knobs { top_p: Some(-0.1), ..Knobs::default() }, "top_p"),
-            (Knobs { top_k: Some(-2), ..Knobs::default() }, "top_k"),
-            (Knobs { presence_penalty: Some(2.1), ..Knobs::default() }, "presence_penalty"),
-            (Knobs { repetition_penalty: Some(0.0), ..Knobs::default() }, "repetition_penalty"),
-            (Knobs { logit_bias: bias("word", 1.0), ..Knobs::default() }, "logit_bias"),
-            (Knobs { logit_bias: bias("100", 1.0), ..Knobs::default() }, "logit_bias"),
-            (Knobs { logit_bias: bias("5", 101.0), ..Knobs::default() }, "logit_bias"),
+            (SamplingFields { temperature: Some(3.0), ..SamplingFields::default() }, "temperature"),
+            (SamplingFields { temperature: Some(f64::NAN), ..SamplingFields::default() }, "temperature"),
+            (SamplingFields { top_p: Some(-0.1), ..SamplingFields::default() }, "top_p"),
+            (SamplingFields { top_k: Some(-2), ..SamplingFields::default() }, "top_k"),
+            (SamplingFields { presence_penalty: Some(2.1), ..SamplingFields::default() }, "presence_penalty"),
+            (SamplingFields { repetition_penalty: Some(0.0), ..SamplingFields::default() }, "repetition_penalty"),
+            (SamplingFields { logit_bias: bias("word", 1.0), ..SamplingFields::default() }, "logit_bias"),
+            (SamplingFields { logit_bias: bias("100", 1.0), ..SamplingFields::default() }, "logit_bias"),
+            (SamplingFields { logit_bias: bias("5", 101.0), ..SamplingFields::default() }, "logit_bias"),
         ];
-        for (knobs, name) in cases {
-            assert_eq!(fault(knobs).as_deref(), Some(name));
+        for (sampling_fields, name) in cases {
+            assert_eq!(fault(sampling_fields).as_deref(), Some(name));
         }
-        let params = Knobs { seed: Some(-1), logit_bias: bias("5", -100.0), ..Knobs::default() };
+        let params = SamplingFields { seed: Some(-1), logit_bias: bias("5", -100.0), ..SamplingFields::default() };
         let params = params.params(100).expect("valid");
         assert_eq!((params.seed, params.logit_bias), (u64::MAX, vec![(5, f32::NEG_INFINITY)]));
         assert_eq!(params.sampling.temperature, 1.0);

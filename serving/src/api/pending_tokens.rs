@@ -5,19 +5,19 @@ use std::collections::VecDeque;
 /// A queue of items, each of which stands for a number of bytes of text. Text may be shown later than its items arrive, and may end inside
 /// an item.
 #[derive(Debug)]
-pub struct Ledger<T> {
+pub struct PendingTokens<T> {
     waiting: VecDeque<(T, usize)>,
     /// Bytes of the first queued item that have been shown.
     shown: usize,
 }
 
-impl<T> Default for Ledger<T> {
-    fn default() -> Ledger<T> {
-        Ledger { waiting: VecDeque::new(), shown: 0 }
+impl<T> Default for PendingTokens<T> {
+    fn default() -> PendingTokens<T> {
+        PendingTokens { waiting: VecDeque::new(), shown: 0 }
     }
 }
 
-impl<T> Ledger<T> {
+impl<T> PendingTokens<T> {
     /// Adds an item for `bytes` of text; 0 if it only begins a character.
     pub fn push(&mut self, item: T, bytes: usize) {
         self.waiting.push_back((item, bytes));
@@ -58,20 +58,20 @@ impl<T> Ledger<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::Ledger;
+    use super::PendingTokens;
 
     #[test]
     fn items_are_given_when_their_text_is_shown() {
-        let mut ledger = Ledger::default();
-        ledger.push("ab", 2);
-        ledger.push("half", 0);
-        ledger.push("é!", 3);
-        assert!(ledger.show(1).is_empty());
-        assert_eq!(ledger.show(1), ["ab", "half"]);
-        assert!(ledger.show(2).is_empty());
-        assert_eq!(ledger.cut(), Some(("é!", 2)));
-        assert_eq!(ledger.cut(), None);
-        ledger.push("c", 1);
-        assert_eq!(ledger.rest(), ["c"]);
+        let mut pending = PendingTokens::default();
+        pending.push("ab", 2);
+        pending.push("half", 0);
+        pending.push("é!", 3);
+        assert!(pending.show(1).is_empty());
+        assert_eq!(pending.show(1), ["ab", "half"]);
+        assert!(pending.show(2).is_empty());
+        assert_eq!(pending.cut(), Some(("é!", 2)));
+        assert_eq!(pending.cut(), None);
+        pending.push("c", 1);
+        assert_eq!(pending.rest(), ["c"]);
     }
 }
