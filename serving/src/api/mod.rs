@@ -35,7 +35,7 @@ mod tools;
 mod turn;
 mod usage;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
@@ -94,9 +94,23 @@ async fn wrong_method(request: Request) -> Response {
     ApiError::wrong_method(request.method().as_str(), path).respond_on(path)
 }
 
+/// The chat page as one file: its style and scripts are put where `index.html` names them.
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let mut page = include_str!("../page/index.html").to_owned();
+    let style = format!("<style>\n{}</style>", include_str!("../page/style.css"));
+    page = page.replace(r#"<link rel="stylesheet" href="style.css">"#, &style);
+    for (name, script) in
+        [("markdown.js", include_str!("../page/markdown.js")), ("chat.js", include_str!("../page/chat.js"))]
+    {
+        let tag = format!(r#"<script src="{name}"></script>"#);
+        page = page.replace(&tag, &format!("<script>\n{script}</script>"));
+    }
+    page
+});
+
 /// The chat page. Its content security policy allows connections only to this server.
 async fn page() -> Response {
-    let mut response = Html(include_str!("../page/index.html")).into_response();
+    let mut response = Html(PAGE.as_str()).into_response();
     let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; \
                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let headers = response.headers_mut();

@@ -46,13 +46,18 @@ impl Running {
 
     /// Serves the embedded model on this engine.
     pub fn start_on(engine: Box<dyn Engine>, settings: Settings, options: Options) -> Running {
+        Running::start_as(MODEL, engine, settings, options)
+    }
+
+    /// Serves the embedded model under this name.
+    pub fn start_as(name: &str, engine: Box<dyn Engine>, settings: Settings, options: Options) -> Running {
         let running = Running::starting(settings);
         let checkpoint = checkpoint();
         running.app.ready(Model {
             handle: Handle::start(engine, options),
             tokenizer: checkpoint.tokenizer().expect("builds"),
             grammars: Grammars::default(),
-            names: vec![MODEL.into(), "alias".into()],
+            names: vec![name.into(), "alias".into()],
             fingerprint: "fp_test".into(),
             bytes: checkpoint.weight_bytes(),
             positions_per_page: 64,

@@ -27,6 +27,11 @@ const TEXT: &str =
     "([...document.querySelectorAll('.message.assistant')].at(-1)?.querySelector('.text')?.innerText ?? '')";
 const ERROR: &str =
     "([...document.querySelectorAll('.message.assistant')].at(-1)?.querySelector('.error')?.innerText ?? '')";
+/// Why the last answer is incomplete, where this is no error.
+const NOTE: &str =
+    "([...document.querySelectorAll('.message.assistant')].at(-1)?.querySelector('.note')?.innerText ?? '')";
+/// The questions that an empty conversation suggests.
+const EXAMPLES: &str = "[...document.querySelectorAll('#examples button')].map((node) => node.textContent)";
 
 /// One browser at a time: each is many processes.
 fn turn() -> MutexGuard<'static, ()> {
@@ -79,6 +84,8 @@ fn conversations_are_answered_and_kept() {
     let _turn = turn();
     let server = Running::start(Settings::default(), Options::default());
     let mut browser = open(&server);
+    // Questions are suggested only for the model that knows their answers.
+    assert_eq!(browser.evaluate(EXAMPLES), json!([]));
     assert_eq!(answered(&mut browser, "What is 47 + 38?"), "47 + 38 = 85.");
     // Reasoning is collapsed, and can be expanded.
     let reasoning = format!("{ANSWER}.querySelector('details.reasoning')");
@@ -121,6 +128,26 @@ fn conversations_are_answered_and_kept() {
 }
 
 #[test]
+fn questions_are_suggested() {
+    let _turn = turn();
+    let engine = Box::new(engine(None));
+    let server = Running::start_as("gptoss-tiny", engine, Settings::default(), Options::default());
+    let mut browser = Browser::open(&url(&server));
+    browser.wait("document.getElementById('examples')");
+    let examples = ["What is 12 + 30?", "Tell me a story about a fox.", "What is gptoss?"];
+    assert_eq!(browser.evaluate(EXAMPLES), json!(examples));
+    browser.picture("empty");
+    set(&mut browser, "temperature", "0");
+    browser.click(&button(examples[0]));
+    browser.wait(&format!("!document.getElementById('send').hidden && {TEXT} == '12 + 30 = 42.'"));
+    assert_eq!(browser.evaluate_text("document.querySelector('.message.user .text').innerText"), examples[0]);
+    // The button is gone; the next question can be typed at once.
+    assert_eq!(browser.evaluate_text("document.activeElement.id"), "input");
+    assert_eq!(browser.evaluate(EXAMPLES), json!([]));
+    browser.assert_no_errors(&url(&server));
+}
+
+#[test]
 fn answers_are_shown_as_they_come_and_stopped() {
     let _turn = turn();
     let gate = Gate::default();
@@ -130,7 +157,7 @@ fn answers_are_shown_as_they_come_and_stopped() {
     for stopping in ["click", "key"] {
         gate.allow(60);
         ask(&mut browser, "Tell me a story.");
-        browser.wait(&format!("{TEXT}.length > 10 && {ANSWER}.querySelector('.cursor')"));
+        browser.wait(&format!("{TEXT}.length > 10 && {ANSWER}.querySelector('.text p .cursor')"));
         // The gate is closed, so the shown text does not change.
         let begin = browser.evaluate_text(TEXT);
         browser.picture("streaming");
@@ -142,8 +169,9 @@ fn answers_are_shown_as_they_come_and_stopped() {
             "click" => browser.click(STOP),
             _ => browser.press("Escape"),
         }
-        browser.wait(&format!("{ERROR} == 'Stopped.' && !document.getElementById('send').hidden"));
+        browser.wait(&format!("{NOTE} == 'Stopped.' && !document.getElementById('send').hidden"));
         assert!(browser.evaluate_text(TEXT).starts_with(more.trim_end()), "what was written stays");
+        assert_eq!(browser.evaluate_text(ERROR), "");
         // The server has ended the request as well.
         gate.open();
         server.wait_for("vllm:num_requests_running", 0.0);
@@ -199,14 +227,16 @@ fn errors_are_shown() {
     // An answer that reached the token limit is marked as cut off.
     set(&mut browser, "max_completion_tokens", "45");
     ask(&mut browser, "Tell me a story.");
-    browser.wait(&format!("{ERROR}.startsWith('Cut off')"));
+    browser.wait(&format!("{NOTE}.startsWith('Cut off')"));
     assert!(!browser.evaluate_text(TEXT).is_empty());
     browser.assert_no_errors(&url);
 
     server.stop();
     server.wait();
     ask(&mut browser, "What is 3 + 3?");
-    browser.wait(&format!("!document.getElementById('send').hidden && {ERROR}.length > 0"));
+    let unreachable = format!("The server at {} does not answer. Is gptoss serve still running?", server.address);
+    browser.wait(&format!("!document.getElementById('send').hidden && {ERROR} == {}", json!(unreachable)));
+    browser.wait("document.getElementById('model').textContent == 'Not connected'");
     // The conversation is kept.
     browser.wait("document.querySelectorAll('.message.user').length == 3");
 }
