@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp};
+use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp, is_foreign_name};
 use phase2_forward::{ComputeDevice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
 use phase4_profiling::{CostModel, EngineSetup, MemoryKind, MemoryPlan, cache_directory};
@@ -27,12 +27,24 @@ pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
         return Ok(Checkpoint::from_bytes(EMBEDDED_PATH, bytes::Bytes::from_static(EMBEDDED_MODEL))?);
     }
+    if !model.exists() && is_bare_name(model) {
+        bail!(
+            "there is no file or folder {}; names of downloaded models begin with hf:, ollama: or lmstudio:",
+            model.display()
+        );
+    }
     let mut checkpoint = Checkpoint::open(model)?;
     if checkpoint.lacks_vocabulary() {
         eprintln!("{}: it has no vocabulary; gpt-oss's own is used", checkpoint.path.display());
         checkpoint.use_vocabulary(synthetic::o200k_harmony, synthetic::O200K_SPECIAL);
     }
     Ok(checkpoint)
+}
+
+/// Whether a text is neither the path of a GGUF file nor the name that another program gives a model.
+fn is_bare_name(model: &Path) -> bool {
+    let is_gguf = model.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    !is_gguf && !is_foreign_name(&model.to_string_lossy())
 }
 
 /// As [`open`], with the configuration overridden by flags.
