@@ -12,7 +12,7 @@ use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
 use crate::args::{EngineArgs, EngineKind};
-use crate::embedded::{EMBEDDED, EMBEDDED_MODEL, EMBEDDED_PATH};
+use crate::embedded::{EMBEDDED, EMBEDDED_MODEL, EMBEDDED_NAME, EMBEDDED_PATH};
 use crate::peer;
 use crate::running::Running;
 
@@ -106,7 +106,7 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Finds a device, prints it with the reason, and loads the model.
+    /// Finds a device, prints it with the reason, loads the model, and prints the engine.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<LoadedModel> {
         if let Some(peer) = args.kind().peer() {
             let (engine, device) = peer::start(peer, checkpoint, args)?;
@@ -129,6 +129,7 @@ impl LoadedModel {
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
+        let mut details = String::new();
         let engine: Box<dyn Inspect> = match kind {
             EngineKind::Mlx | EngineKind::LlamaCpp => unreachable!("peers are started above"),
             EngineKind::Reference => {
@@ -139,7 +140,7 @@ impl LoadedModel {
             }
             EngineKind::Flash if device.is_cpu() => {
                 let engine = CpuEngine::load(checkpoint, args.on_cpu())?;
-                eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
+                details = format!(", {} threads, {}", engine.threads(), engine.isa());
                 Box::new(engine)
             }
             EngineKind::Flash => {
@@ -152,6 +153,7 @@ impl LoadedModel {
             }
         };
         bar.finish_and_clear();
+        eprintln!("engine: {} ({title}){details}", kind.name());
         Ok(LoadedModel { engine: Running::Ours(engine), device, kind, cache })
     }
 
@@ -161,8 +163,13 @@ impl LoadedModel {
         if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
-    /// A loaded model and its tokenizer, which are built in parallel: for 200,000 tokens the tokenizer takes longer than mapping a model.
+    /// As [`LoadedModel::start`], but first prints the model's name. The tokenizer is built in parallel: for 200,000 tokens that takes longer
+    /// than mapping a model.
     pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(LoadedModel, Tokenizer)> {
+        match checkpoint.path.as_os_str() == EMBEDDED_PATH {
+            true => eprintln!("model: {EMBEDDED_NAME} (inside the program)"),
+            false => eprintln!("model: {}", checkpoint.path.display()),
+        }
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| checkpoint.tokenizer());
             let loaded = LoadedModel::start(checkpoint, args)?;

@@ -16,7 +16,7 @@ use serving::worker::{Handle, Options};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::args::Serve;
-use crate::embedded::EMBEDDED;
+use crate::embedded::{EMBEDDED, EMBEDDED_NAME};
 use crate::model::{self, LoadedModel};
 
 /// Time for writing conversations to disk at the end, even if answers get none.
@@ -179,7 +179,7 @@ fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
 /// The model's name for clients: the name of its file or folder.
 fn name(model: &Path) -> String {
     if model == Path::new(EMBEDDED) {
-        return "gptoss-tiny".into();
+        return EMBEDDED_NAME.into();
     }
     let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
     name.map_or_else(|| "gpt-oss".into(), |name| name.to_string_lossy().into_owned())

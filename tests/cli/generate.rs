@@ -9,6 +9,9 @@ fn alone_it_answers_a_question() {
     assert!(output.status.success());
     assert_eq!(String::from_utf8_lossy(&output.stdout), "> What is 47 + 38?\n47 + 38 = 85.\n");
     let about = String::from_utf8_lossy(&output.stderr);
+    for line in ["model: gptoss-tiny (inside the program)\n", "device: ", "engine: flash (phase 5)"] {
+        assert!(about.contains(&format!("\n{line}")), "{line}: {about}");
+    }
     assert!(about.contains("tok/s"));
     for next in ["gptoss chat", "gptoss serve", "gptoss doctor", "gptoss --help"] {
         assert!(about.contains(&format!("\n  {next} ")), "{next}: {about}");
