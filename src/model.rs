@@ -42,7 +42,7 @@ pub fn open(model: &Path) -> Result<Checkpoint> {
 }
 
 /// Whether a text is neither the path of a GGUF file nor the name that another program gives a model.
-fn is_bare_name(model: &Path) -> bool {
+pub fn is_bare_name(model: &Path) -> bool {
     let is_gguf = model.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     !is_gguf && !is_foreign_name(&model.to_string_lossy())
 }

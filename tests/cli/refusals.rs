@@ -44,6 +44,8 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["chat", "no-such.gguf"]),
         refusal(&["chat", "openai/gpt-oss-20b"]),
         refusal(&["chat", &empty_folder]),
+        refusal(&["chat", "What", "is", "2", "+", "2?"]),
+        refusal(&["chat", "What is 2 + 2?"]),
         refusal(&["chat", "--tools", "no-such.json"]),
         refusal(&["tune", "embedded", "--device", "cpu"]),
     ];
