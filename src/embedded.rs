@@ -2,6 +2,8 @@
 
 /// Its name on the command line.
 pub const EMBEDDED: &str = "embedded";
+/// Its name for users and for clients of the server.
+pub const EMBEDDED_NAME: &str = "gptoss-tiny";
 /// A placeholder for its path.
 pub const EMBEDDED_PATH: &str = "embedded model";
 /// The contents of a GGUF file.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp};
+use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp, is_foreign_name};
 use phase2_forward::{ComputeDevice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
 use phase4_profiling::{CostModel, EngineSetup, MemoryKind, MemoryPlan, cache_directory};
@@ -12,7 +12,7 @@ use phase5_flash::CpuEngine;
 use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
 
 use crate::args::{EngineArgs, EngineKind};
-use crate::embedded::{EMBEDDED, EMBEDDED_MODEL, EMBEDDED_PATH};
+use crate::embedded::{EMBEDDED, EMBEDDED_MODEL, EMBEDDED_NAME, EMBEDDED_PATH};
 use crate::peer;
 use crate::running::Running;
 
@@ -27,12 +27,24 @@ pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
         return Ok(Checkpoint::from_bytes(EMBEDDED_PATH, bytes::Bytes::from_static(EMBEDDED_MODEL))?);
     }
+    if !model.exists() && is_bare_name(model) {
+        bail!(
+            "there is no file or folder {}; names of downloaded models begin with hf:, ollama: or lmstudio:",
+            model.display()
+        );
+    }
     let mut checkpoint = Checkpoint::open(model)?;
     if checkpoint.lacks_vocabulary() {
         eprintln!("{}: it has no vocabulary; gpt-oss's own is used", checkpoint.path.display());
         checkpoint.use_vocabulary(synthetic::o200k_harmony, synthetic::O200K_SPECIAL);
     }
     Ok(checkpoint)
+}
+
+/// Whether a text is neither the path of a GGUF file nor the name that another program gives a model.
+pub fn is_bare_name(model: &Path) -> bool {
+    let is_gguf = model.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    !is_gguf && !is_foreign_name(&model.to_string_lossy())
 }
 
 /// As [`open`], with the configuration overridden by flags.
@@ -94,7 +106,7 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Finds a device, prints it with the reason, and loads the model.
+    /// Finds a device, prints it with the reason, loads the model, and prints the engine.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<LoadedModel> {
         if let Some(peer) = args.kind().peer() {
             let (engine, device) = peer::start(peer, checkpoint, args)?;
@@ -117,6 +129,7 @@ impl LoadedModel {
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
+        let mut details = String::new();
         let engine: Box<dyn Inspect> = match kind {
             EngineKind::Mlx | EngineKind::LlamaCpp => unreachable!("peers are started above"),
             EngineKind::Reference => {
@@ -127,7 +140,7 @@ impl LoadedModel {
             }
             EngineKind::Flash if device.is_cpu() => {
                 let engine = CpuEngine::load(checkpoint, args.on_cpu())?;
-                eprintln!("phase 5: {} threads, {}", engine.threads(), engine.isa());
+                details = format!(", {} threads, {}", engine.threads(), engine.isa());
                 Box::new(engine)
             }
             EngineKind::Flash => {
@@ -140,6 +153,7 @@ impl LoadedModel {
             }
         };
         bar.finish_and_clear();
+        eprintln!("engine: {} ({title}){details}", kind.name());
         Ok(LoadedModel { engine: Running::Ours(engine), device, kind, cache })
     }
 
@@ -149,8 +163,13 @@ impl LoadedModel {
         if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
-    /// A loaded model and its tokenizer, which are built in parallel: for 200,000 tokens the tokenizer takes longer than mapping a model.
+    /// As [`LoadedModel::start`], but first prints the model's name. The tokenizer is built in parallel: for 200,000 tokens that takes longer
+    /// than mapping a model.
     pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(LoadedModel, Tokenizer)> {
+        match checkpoint.path.as_os_str() == EMBEDDED_PATH {
+            true => eprintln!("model: {EMBEDDED_NAME} (inside the program)"),
+            false => eprintln!("model: {}", checkpoint.path.display()),
+        }
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| checkpoint.tokenizer());
             let loaded = LoadedModel::start(checkpoint, args)?;

@@ -21,14 +21,16 @@ impl Server {
     /// Starts a server with the embedded model, and waits until it is ready.
     fn start_with_log(arguments: &[&str]) -> (Server, Log) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
-        command.args(["serve", "--device", "cpu", "--port", "0"]).args(arguments).stderr(Stdio::piped());
+        command.args(["serve", "--device", "cpu", "-p", "0"]).args(arguments).stderr(Stdio::piped());
         let mut child = command.env_remove("GPTOSS_API_KEY").spawn().expect("starts");
         let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let mut lines: Log = Box::new(lines.map(|line| line.expect("UTF-8")));
         let address =
             lines.find_map(|line| Some(line.strip_prefix("listening on http://")?.to_owned())).expect("an address");
         let server = Server { child, address };
-        lines.find(|line| line == "serving gptoss-tiny").expect("a model");
+        let address = &server.address;
+        let ready = format!("serving gptoss-tiny: chat page http://{address}, API http://{address}/v1");
+        lines.find(|line| *line == ready).expect("a model");
         (server, lines)
     }
 
@@ -186,6 +188,7 @@ fn what_cannot_be_served_is_one_sentence() {
     let serve = |rest: &[&str]| refusal(&[&["serve", "--device", "cpu"][..], rest].concat());
     let message = serve(&["--port", &port]);
     assert!(message.starts_with(&format!("2: gptoss: cannot listen on 127.0.0.1:{port}: ")), "{message}");
+    assert!(message.ends_with("; choose another port with --port, or any free one with --port 0"), "{message}");
     let empty = tempfile::NamedTempFile::new().expect("a file");
     let file = empty.path().to_str().expect("UTF-8");
     assert_eq!(serve(&["--port", "0", "--api-key-file", file]), format!("2: gptoss: {file} contains no API key"));
@@ -193,10 +196,10 @@ fn what_cannot_be_served_is_one_sentence() {
         serve(&["--port", "0", "--context", "4097"]),
         "2: gptoss: --context 4097 is more than the 4096 tokens that this model was made for"
     );
-    assert_eq!(
-        serve(&["no-such.gguf", "--port", "0"]),
-        "2: gptoss: no-such.gguf cannot be read: No such file or directory (os error 2)"
-    );
+    // A model that is not there is refused before the server listens.
+    let output = run(&["serve", "no-such.gguf", "--port", "0"]);
+    let expected = "gptoss: no-such.gguf cannot be read: No such file or directory (os error 2)\n";
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(2), expected));
 }
 
 /// The report of a measurement.

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why a model file was refused or could not be written. Every message names the file; all but I/O errors also name the part of it (a
-/// tensor, a metadata key, the header), the expected value and the found one.
+/// Why a model file was refused or could not be written. Every message names the file or model; for an invalid file it also names the part
+/// of it (a tensor, a metadata key, the header), the expected value and the found one.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{} cannot be read", path.display())]
@@ -12,6 +12,19 @@ pub enum LoadError {
     Unwritten { path: PathBuf, source: std::io::Error },
     #[error("{}: {part}: expected {expected}, found {found}", path.display())]
     Invalid { path: PathBuf, part: String, expected: String, found: String },
+    #[error("{} is not in {store}; {remedy}", name.display())]
+    NotDownloaded { name: PathBuf, store: String, remedy: String },
+}
+
+impl LoadError {
+    /// The error for a model that the store of another program lacks. `folders` are the store's, the usual one first.
+    pub(crate) fn not_downloaded(name: &Path, store: &str, folders: &[PathBuf], remedy: String) -> LoadError {
+        let store = match folders.first() {
+            Some(folder) => format!("{store} ({})", folder.display()),
+            None => store.to_owned(),
+        };
+        LoadError::NotDownloaded { name: name.to_owned(), store, remedy }
+    }
 }
 
 /// A [`LoadError::Invalid`] without its file; the inner parsers return this.

@@ -46,7 +46,7 @@ impl Places {
 /// with one GGUF file. A path that does not exist is returned unchanged.
 ///
 /// # Errors
-/// The program has no model of that name, or the folder contains several models.
+/// The name is invalid, the program has no model of that name, or the folder contains several models.
 pub fn locate(name: &Path) -> Result<PathBuf, LoadError> {
     locate_in(name, &Places::of_this_machine())
 }
@@ -64,30 +64,56 @@ fn locate_in(name: &Path, places: &Places) -> Result<PathBuf, LoadError> {
     if let Some(model) = text.strip_prefix("ollama:") {
         return ollama::blob(name, model, &places.ollama);
     }
-    let (program, folders) = match text.split_once(':') {
-        Some(("hf", model)) => {
-            // The cache joins owner and name; the rest is a path in the repository.
-            let mut parts = model.splitn(3, '/');
-            let (owner, repository) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            let folder = format!("models--{owner}--{repository}");
-            let file = parts.next().unwrap_or_default();
-            ("Hugging Face's cache", in_each(&places.hub, &folder).map(|folder| (folder, file)).collect::<Vec<_>>())
-        }
-        Some(("lmstudio", model)) => {
-            ("LM Studio", in_each(&places.lm_studio, model).map(|folder| (folder, "")).collect::<Vec<_>>())
-        }
-        _ => return Ok(name.to_owned()),
-    };
-    let is_plain = Path::new(text).components().all(|part| matches!(part, Component::Normal(_)));
-    match folders.into_iter().find(|(folder, _)| is_plain && folder.exists()) {
-        Some((folder, "")) => inside(&folder),
-        Some((folder, file)) => inside(&snapshot(&folder)?.unwrap_or(folder).join(file)),
-        None => Err(Defect::new("model", format!("one that {program} has"), "none of this name").in_file(name)),
+    match text.split_once(':') {
+        Some(("hf", model)) => in_hub(name, model, &places.hub),
+        Some(("lmstudio", model)) => in_lm_studio(name, model, &places.lm_studio),
+        _ => Ok(name.to_owned()),
     }
 }
 
-fn in_each<'a>(places: &'a [PathBuf], path: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
-    places.iter().map(move |place| place.join(path))
+/// A model in Hugging Face's cache, `OWNER/REPOSITORY[/FILE]`. Errors call it `name`.
+fn in_hub(name: &Path, model: &str, hubs: &[PathBuf]) -> Result<PathBuf, LoadError> {
+    // The cache joins owner and name; the rest is a path in the repository.
+    let mut parts = model.splitn(3, '/');
+    let mut next = || parts.next().unwrap_or_default();
+    let (owner, repository, file) = (next(), next(), next());
+    if owner.is_empty() || repository.is_empty() || !is_plain(model) {
+        let found = format!("`{model}`");
+        return Err(Defect::new("model", "a name such as hf:openai/gpt-oss-20b", found).in_file(name));
+    }
+    match existing(hubs, &format!("models--{owner}--{repository}")) {
+        Some(folder) if file.is_empty() => inside(&folder),
+        Some(folder) => inside(&snapshot(&folder)?.unwrap_or(folder).join(file)),
+        None => {
+            let remedy = format!("download it first: hf download {owner}/{repository} {file}");
+            Err(LoadError::not_downloaded(name, "Hugging Face's cache", hubs, remedy.trim_end().to_owned()))
+        }
+    }
+}
+
+/// A model in LM Studio's folder, `PUBLISHER/NAME`. Errors call it `name`.
+fn in_lm_studio(name: &Path, model: &str, folders: &[PathBuf]) -> Result<PathBuf, LoadError> {
+    if model.is_empty() || !is_plain(model) {
+        let found = format!("`{model}`");
+        return Err(Defect::new("model", "a name such as lmstudio:openai/gpt-oss-20b", found).in_file(name));
+    }
+    match existing(folders, model) {
+        Some(folder) => inside(&folder),
+        None => {
+            let remedy = "download it in LM Studio first".to_owned();
+            Err(LoadError::not_downloaded(name, "LM Studio's folder", folders, remedy))
+        }
+    }
+}
+
+/// Whether a relative path stays below the folder that it is joined to.
+fn is_plain(path: &str) -> bool {
+    Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// The first existing one of `path` in each of the places.
+fn existing(places: &[PathBuf], path: &str) -> Option<PathBuf> {
+    places.iter().map(|place| place.join(path)).find(|path| path.exists())
 }
 
 /// The model inside a folder, if the folder is not a model itself. A path that is not a folder is returned unchanged.
@@ -189,7 +215,7 @@ mod tests {
 
     fn refusal(directory: &Path, name: &str) -> String {
         let error = locate_in(Path::new(name), &places(directory)).expect_err("refused").to_string();
-        error.replace(directory.to_str().expect("UTF-8"), "HERE")
+        error.replace(directory.to_str().expect("UTF-8"), "HERE").replace('\\', "/")
     }
 
     #[test]
@@ -218,14 +244,22 @@ mod tests {
             assert_eq!(found(path, &format!("ollama:{name}")), blob, "{name}");
         }
         let missing = refusal(path, "ollama:gpt-oss:120b");
-        assert!(missing.starts_with("ollama:gpt-oss:120b: model: expected one that Ollama has"), "{missing}");
+        assert!(
+            missing.starts_with("ollama:gpt-oss:120b is not in Ollama's store (HERE/nowhere); it has "),
+            "{missing}"
+        );
         assert!(missing.contains("gpt-oss:20b") && missing.contains("somebody/tuned:v1"), "{missing}");
+        assert!(missing.ends_with("; to fetch this one: ollama pull gpt-oss:120b"), "{missing}");
+        let empty = refusal(&path.join("none"), "ollama:gpt-oss:20b");
+        let expected =
+            "ollama:gpt-oss:20b is not in Ollama's store (HERE/nowhere); fetch it first: ollama pull gpt-oss:20b";
+        assert_eq!(empty, expected);
         for (name, found) in [
             ("bad:digest", "a digest"),
             ("bad:layers", "the layer of a model"),
             ("bad:blob", "cannot be read"),
-            ("../../etc:passwd", "model: expected"),
-            ("", "model: expected"),
+            ("../../etc:passwd", "model: expected a name such as ollama:gpt-oss:20b, found `../../etc:passwd`"),
+            ("", "model: expected a name such as ollama:gpt-oss:20b, found ``"),
         ] {
             let refused = refusal(path, &format!("ollama:{name}"));
             assert!(refused.contains(found), "{name}: {refused}");
@@ -258,7 +292,12 @@ mod tests {
         let two = refusal(path, path.join("lm/publisher/two").to_str().expect("UTF-8"));
         assert!(two.ends_with("folder: expected one model, found a.gguf, b.gguf; name one of them"), "{two}");
         let missing = refusal(path, "lmstudio:publisher/none");
-        assert_eq!(missing, "lmstudio:publisher/none: model: expected one that LM Studio has, found none of this name");
+        let expected =
+            "lmstudio:publisher/none is not in LM Studio's folder (HERE/nowhere); download it in LM Studio first";
+        assert_eq!(missing, expected);
+        for name in ["lmstudio:", "lmstudio:../lm"] {
+            assert!(refusal(path, name).contains("model: expected a name such as lmstudio:"), "{name}");
+        }
         // Opening a path that does not exist is refused later.
         let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("given back");
         assert_eq!(nowhere, Path::new("no/such.gguf"));
@@ -285,8 +324,15 @@ mod tests {
         assert_eq!(found(path, "hf:many/m/a-Q8.gguf"), "models--many--m/snapshots/aaa/a-Q8.gguf");
         assert!(refusal(path, "hf:many/m").contains("a-Q4.gguf, a-Q8.gguf; name one of them"));
         assert!(refusal(path, "hf:unclear/m").contains("snapshots: expected one revision, found 2 of them"));
-        for name in ["hf:openai/none", "hf:", "hf:../x", "hf:a/../b"] {
-            assert!(refusal(path, name).contains("expected one that Hugging Face's cache has"), "{name}");
+        for (model, download) in [("openai/none", "openai/none"), ("openai/none/a.gguf", "openai/none a.gguf")] {
+            let expected = format!(
+                "hf:{model} is not in Hugging Face's cache (HERE/nowhere); download it first: hf download {download}"
+            );
+            assert_eq!(refusal(path, &format!("hf:{model}")), expected);
+        }
+        for name in ["hf:", "hf:gpt-oss-20b", "hf:../x", "hf:a/../b"] {
+            let refused = refusal(path, name);
+            assert!(refused.contains("model: expected a name such as hf:openai/gpt-oss-20b, found `"), "{refused}");
         }
     }
 }

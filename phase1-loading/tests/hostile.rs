@@ -93,13 +93,16 @@ fn each_lie_is_named() {
 }
 
 #[test]
-fn an_empty_or_missing_file_is_named() {
+fn an_empty_or_missing_file_or_an_empty_folder_is_named() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let error = Checkpoint::open(file.path()).err().expect("refused").to_string();
     assert!(error.contains("an empty file"), "{error}");
     let missing = PathBuf::from("no-such-model.gguf");
     let error = Checkpoint::open(&missing).err().expect("refused").to_string();
     assert!(error.starts_with("no-such-model.gguf cannot be read"), "{error}");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let error = Checkpoint::open(folder.path()).err().expect("refused").to_string();
+    assert!(error.ends_with(": folder: expected a .gguf file or a config.json, found neither"), "{error}");
 }
 
 #[test]

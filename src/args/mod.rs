@@ -33,28 +33,33 @@ pub struct Cli {
     pub command: Option<Command>,
 }
 
+// In the order of `--help`. No doc comment: clap would show it as the program's description.
 #[derive(Subcommand)]
 pub enum Command {
+    // To use a model.
+    Chat(Chat),
+    Generate(Generate),
+    Serve(Serve),
     Doctor(Doctor),
+    // To look inside a model, and to make one.
     Inspect(Inspect),
+    Memory(Memory),
     Tokenize(Tokenize),
     Logits(Logits),
-    Generate(Generate),
-    Chat(Chat),
-    Serve(Serve),
-    Eval(Eval),
-    Gates(Gates),
     Convert(Convert),
     Verify(Verify),
-    Profile(Profile),
-    Roofline(Roofline),
-    Tune(Tune),
-    Memory(Memory),
+    MakeModel(MakeModel),
+    // To measure and develop engines.
+    Eval(Eval),
     Bench(Bench),
     BenchServe(BenchServe),
     Compare(Compare),
-    MakeModel(MakeModel),
+    Profile(Profile),
+    Roofline(Roofline),
+    Tune(Tune),
+    Gates(Gates),
     Peers(Peers),
+    // To install the program.
     Completions(Completions),
     Man(Man),
 }

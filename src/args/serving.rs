@@ -18,7 +18,7 @@ pub struct Serve {
     #[arg(long, default_value = "127.0.0.1")]
     pub host: String,
     /// The port to listen on; 0 selects a free port.
-    #[arg(long, default_value_t = 8080)]
+    #[arg(short, long, default_value_t = 8080)]
     pub port: u16,
     /// An API key that requests must have; may be repeated. The list of processes shows it: prefer --api-key-file, or the environment
     /// variable GPTOSS_API_KEY.

@@ -14,6 +14,9 @@ use crate::embedded::EMBEDDED;
 
 /// Continue a prompt; or, given only a question, let the model inside this program answer it.
 #[derive(Args)]
+#[command(override_usage = "gptoss generate [OPTIONS] QUESTION\n       \
+                            gptoss generate [OPTIONS] MODEL PROMPT\n       \
+                            gptoss generate [OPTIONS] MODEL --ask QUESTION")]
 pub struct Generate {
     /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b or hf:openai/gpt-oss-20b. Without PROMPT: a
     /// question to the model inside this program.
@@ -41,6 +44,9 @@ pub struct Chat {
     /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
+    /// The words of a question that is given by mistake, for an error that names `generate`.
+    #[arg(hide = true)]
+    pub words: Vec<String>,
     /// Instructions for the whole conversation.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,

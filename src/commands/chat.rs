@@ -4,7 +4,7 @@ use std::io::{ErrorKind, IsTerminal, stdout};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use harmony::{Delta, Header, Message};
 use phase2_forward::Engine;
 use phase3_kvcache::{FinishReason, GenerationParams};
@@ -20,10 +20,13 @@ use crate::model::{self, LoadedModel};
 use crate::prompt_bar::PromptBar;
 use crate::tools;
 
-const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and starts again, /quit ends. \
-                    Ctrl-C stops an answer.";
+const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and starts again, /quit or Ctrl-D ends. \
+                    Ctrl-C stops an answer; at the prompt it ends.";
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
+    if let Some(question) = question(args) {
+        bail!("chat takes only a model; to ask one question: gptoss generate \"{question}\"");
+    }
     let functions = args.tools.as_deref().map_or(Ok(Vec::new()), tools::read)?;
     let checkpoint = model::open_with(&args.model, &args.reply.engine)?;
     let (mut loaded, tokenizer) = LoadedModel::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
@@ -51,6 +54,13 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The question on the command line, which has place only for a model.
+fn question(args: &Chat) -> Option<String> {
+    let model = args.model.to_string_lossy();
+    let is_sentence = model.contains(' ') && model::is_bare_name(&args.model) && !args.model.exists();
+    (is_sentence || !args.words.is_empty()).then(|| [&[model.into_owned()][..], &args.words].concat().join(" "))
 }
 
 /// The next line; `None` at the end of the input.
@@ -104,8 +114,12 @@ fn send_message(
     match answered {
         Ok(answer) => {
             screen.end()?;
-            if answer.generated.finish == FinishReason::Length {
-                eprintln!("(cut off after {} tokens; allow more with -n)", answer.generated.tokens.len());
+            match answer.generated.finish {
+                FinishReason::Length => {
+                    eprintln!("(cut off after {} tokens; allow more with -n)", answer.generated.tokens.len());
+                }
+                FinishReason::Interrupted => eprintln!("(stopped)"),
+                FinishReason::Stop | FinishReason::StopString(_) => {}
             }
             Ok(answer.turn.call().cloned())
         }

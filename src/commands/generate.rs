@@ -39,7 +39,9 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         print("\n")?;
         report(&reply);
     }
-    Ok(ExitCode::SUCCESS)
+    // As shells report a process that SIGINT ended.
+    let is_stopped = reply.generated.finish == FinishReason::Interrupted;
+    Ok(if is_stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
 /// The model, the prompt, and whether the prompt is a question. The embedded model was trained only on conversations, so that a prompt
@@ -77,6 +79,8 @@ fn is_model_name(text: &str) -> bool {
 /// The generated text, with the number of prompt tokens.
 struct Reply {
     generated: Generated,
+    /// Whether its tokens contain reasoning, which is not shown.
+    has_reasoning: bool,
     prompt_tokens: usize,
     load_time: Duration,
 }
@@ -119,7 +123,8 @@ fn answer(
         eprintln!("the model calls {name}, which was not declared, with {}", call.content);
     }
     let generated = Generated { text: answer.turn.content(), ..answer.generated };
-    Ok(Reply { generated, prompt_tokens: answer.prompt_tokens, load_time })
+    let has_reasoning = answer.turn.messages.iter().any(|message| !message.is_visible() && !message.is_call());
+    Ok(Reply { generated, has_reasoning, prompt_tokens: answer.prompt_tokens, load_time })
 }
 
 /// Continues `text` and streams everything.
@@ -155,7 +160,7 @@ fn continuation(
         tokens.extend(&generated.tokens);
         saved.write(&tokens, engine)?;
     }
-    Ok(Reply { generated, prompt_tokens, load_time })
+    Ok(Reply { generated, has_reasoning: false, prompt_tokens, load_time })
 }
 
 /// The number of tokens of a text that the engine holds, less than all of them: at least one must be fed. After a text that was interrupted
@@ -226,7 +231,7 @@ fn to_json(reply: &Reply, loaded: &mut LoadedModel) -> serde_json::Value {
         None => (process::peak_resident_bytes(), process::anonymous_resident_bytes()),
         Some(_) => (loaded.engine.take_peak_resident_bytes(), None),
     };
-    let Reply { generated, prompt_tokens, load_time } = reply;
+    let Reply { generated, prompt_tokens, load_time, .. } = reply;
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     json!({
         "text": generated.text,
@@ -246,14 +251,18 @@ fn to_json(reply: &Reply, loaded: &mut LoadedModel) -> serde_json::Value {
 }
 
 fn report(reply: &Reply) {
-    let Reply { generated, prompt_tokens, load_time } = reply;
+    let Reply { generated, has_reasoning, prompt_tokens, load_time } = reply;
+    let counted = if *has_reasoning { " (reasoning included)" } else { "" };
+    let end = match &generated.finish {
+        FinishReason::Interrupted => "stopped by Ctrl-C".to_owned(),
+        finish => format!("ended by {}", finish_name(finish)),
+    };
     eprintln!(
-        "loaded in {:.2} s; {prompt_tokens} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens, {} tok/s; ended by {}",
+        "loaded in {:.2} s; {prompt_tokens} prompt tokens, first token after {:.2} s ({:.1} tok/s); {} tokens{counted}, {} tok/s; {end}",
         load_time.as_secs_f64(),
         generated.time_to_first_token.as_secs_f64(),
         generated.prefill_rate(*prompt_tokens),
         generated.tokens.len(),
         generated.decode_rate().map_or("–".into(), |rate| format!("{rate:.1}")),
-        finish_name(&generated.finish),
     );
 }

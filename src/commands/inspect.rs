@@ -13,7 +13,7 @@ use crate::args::Inspect;
 use crate::commands::{print, size};
 use crate::model;
 
-/// The contexts for which memory is shown.
+/// The contexts for which memory is shown, if the model has them.
 const CONTEXTS: [usize; 2] = [4096, 8192];
 
 pub fn run(args: &Inspect) -> Result<ExitCode> {
@@ -28,6 +28,13 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
         if args.json { format!("{:#}\n", to_json(&checkpoint, args.kv)?) } else { to_text(&checkpoint, args.kv)? };
     print(&report)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The contexts for which memory is shown: [`CONTEXTS`], but none longer than the model's own.
+fn contexts(config: &GptOssConfig) -> Vec<usize> {
+    let mut contexts = CONTEXTS.map(|context| context.min(config.context_length)).to_vec();
+    contexts.dedup();
+    contexts
 }
 
 /// Number of tensors and bytes per storage format.
@@ -86,7 +93,7 @@ fn to_text(checkpoint: &Checkpoint, kv: CacheType) -> Result<String> {
 
     writeln!(out, "\nmemory            weights      cache        both")?;
     let layout = CacheLayout::new(config, kv);
-    for context in CONTEXTS {
+    for context in contexts(config) {
         let (weights, cache) = (checkpoint.weight_bytes(), layout.occupied_bytes(context));
         writeln!(
             out,
@@ -118,9 +125,9 @@ fn to_json(checkpoint: &Checkpoint, kv: CacheType) -> Result<Value> {
         .map(|(format, (tensors, bytes))| (format.name(), json!({ "tensors": tensors, "bytes": bytes })))
         .collect();
     let layout = CacheLayout::new(config, kv);
-    let memory: Vec<Value> = CONTEXTS
-        .iter()
-        .map(|&context| {
+    let memory: Vec<Value> = contexts(config)
+        .into_iter()
+        .map(|context| {
             let (weights, cache) = (checkpoint.weight_bytes(), layout.occupied_bytes(context));
             json!({ "context": context, "weights": weights, "cache": cache, "total": weights + cache })
         })

@@ -44,9 +44,6 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         shortlist: if on_gpu { 0 } else { shortlist },
     };
     let plan = MemoryPlan::new(&checkpoint, setup(!device.is_cpu()));
-    // Unless a size is given, the cache takes what is left.
-    let given = kv_memory.filter(|_| flash);
-    let on_apple = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) }).at(MemoryKind::Device);
 
     let before = Observed::now(&device.burn);
     let after = match args.observe {
@@ -70,16 +67,16 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     }
     let mut text = format!("{} in phase {} on {}, {context} tokens\n", args.model.display(), phase, device.name);
     for part in &plan.parts {
-        text += &format!("  {:28} {:8} {:>10}\n", part.what, kind_name(part.place), size(part.bytes));
+        text += &format!("  {:32} {:8} {:>10}\n", part.what, kind_name(part.place), size(part.bytes));
     }
     for at in [MemoryKind::Mapped, MemoryKind::Host, MemoryKind::Device] {
         if plan.at(at) > 0 {
-            text += &format!("  {:28} {:8} {:>10}\n", "all", kind_name(at), size(plan.at(at)));
+            text += &format!("  {:32} {:8} {:>10}\n", "all", kind_name(at), size(plan.at(at)));
         }
     }
     if let Some(cache_at_most) = cache_at_most.filter(|_| device.is_cpu()) {
         text += &format!(
-            "  {:28} {:8} {:>10}\n",
+            "  {:32} {:8} {:>10}\n",
             "cache at most, as it is used",
             kind_name(MemoryKind::Host),
             size(cache_at_most)
@@ -88,7 +85,12 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
     if let Some(after) = after {
         text += &observed_text(&plan, &before, &after);
     }
-    text += &apple_text(on_apple);
+    if cfg!(target_os = "macos") {
+        // Unless a size is given, the cache takes what is left.
+        let given = kv_memory.filter(|_| flash);
+        let plan = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) });
+        text += &apple_text(plan.at(MemoryKind::Device));
+    }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

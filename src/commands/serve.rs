@@ -1,13 +1,13 @@
 //! `gptoss serve`: serves the HTTP API.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
-use phase1_loading::Tokenizer;
+use anyhow::{Context, Result, anyhow, bail};
+use phase1_loading::{Checkpoint, Tokenizer};
 use phase2_forward::Engine;
 use serving::api::{App, Key, Model, Server, Settings};
 use serving::grammar::Grammars;
@@ -16,7 +16,7 @@ use serving::worker::{Handle, Options};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::args::Serve;
-use crate::embedded::EMBEDDED;
+use crate::embedded::{EMBEDDED, EMBEDDED_NAME};
 use crate::model::{self, LoadedModel};
 
 /// Time for writing conversations to disk at the end, even if answers get none.
@@ -24,6 +24,8 @@ const MIN_SPILL_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &Serve) -> Result<ExitCode> {
     let settings = settings(args)?;
+    // Opened before the port is, so that a missing model is refused before the server listens. Loading it may take minutes.
+    let checkpoint = open(args)?;
     let is_open = settings.keys.is_empty();
     let app = Arc::new(App::new(settings));
     // The engine has its own threads; these only transfer messages.
@@ -31,7 +33,7 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
         Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no threads to serve with")?;
     let server = runtime
         .block_on(Server::bind(app.clone(), &args.host, args.port))
-        .with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
+        .map_err(|error| cannot_listen(args, &error))?;
     let address = server.address()?;
     if is_open && !address.ip().is_loopback() {
         print_line(&format!(
@@ -61,10 +63,10 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
         };
         server.run(end, grace).await;
     });
-    let model = load(args)?;
+    let model = load(args, checkpoint)?;
     let name = model.name().to_owned();
     app.ready(model);
-    print_line(&format!("serving {name}"));
+    print_line(&format!("serving {name}: chat page http://{address}, API http://{address}/v1"));
     let served = runtime.block_on(serving);
     if let Some(model) = app.loaded().filter(|_| args.cache_dir.is_some()) {
         model.handle.spill_all(grace.max(MIN_SPILL_TIME));
@@ -75,6 +77,15 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
 /// Writes a line to stderr. The server continues even if stderr is closed.
 fn print_line(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Why the port cannot be used, and what to do if another program uses it.
+fn cannot_listen(args: &Serve, error: &std::io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        ErrorKind::AddrInUse => "; choose another port with --port, or any free one with --port 0",
+        _ => "",
+    };
+    anyhow!("cannot listen on {}:{}: {error}{remedy}", args.host, args.port)
 }
 
 /// Does not wait for running work.
@@ -108,14 +119,20 @@ fn settings(args: &Serve) -> Result<Settings> {
     Ok(Settings { keys, origins, max_body, max_connections, answer_time, ..Settings::default() })
 }
 
-fn load(args: &Serve) -> Result<Model> {
-    let mut checkpoint = model::open_with(&args.model, &args.engine)?;
+/// Opens the model's file, of which only the headers are read.
+fn open(args: &Serve) -> Result<Checkpoint> {
+    let checkpoint = model::open_with(&args.model, &args.engine)?;
+    let own = checkpoint.config.context_length;
+    if let Some(context) = args.context.filter(|&context| context > own) {
+        bail!("--context {context} is more than the {own} tokens that this model was made for");
+    }
+    Ok(checkpoint)
+}
+
+fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
+    // Of the model's own configuration, without --context.
     let fingerprint = checkpoint.fingerprint();
     if let Some(context) = args.context {
-        let own = checkpoint.config.context_length;
-        if context > own {
-            bail!("--context {context} is more than the {own} tokens that this model was made for");
-        }
         checkpoint.config.context_length = context;
     }
     let bytes = checkpoint.weight_bytes();
@@ -162,7 +179,7 @@ fn load(args: &Serve) -> Result<Model> {
 /// The model's name for clients: the name of its file or folder.
 fn name(model: &Path) -> String {
     if model == Path::new(EMBEDDED) {
-        return "gptoss-tiny".into();
+        return EMBEDDED_NAME.into();
     }
     let name = if model.is_dir() { model.file_name() } else { model.file_stem() };
     name.map_or_else(|| "gpt-oss".into(), |name| name.to_string_lossy().into_owned())

@@ -64,7 +64,8 @@ fn doctor_plans_for_the_shape_of_20b_without_a_model() {
     ] {
         assert!(text.contains(part), "{part:?}: {text}");
     }
-    assert!(text.contains("gpt-oss-20b (only its shape: no such model was found), with 4096 tokens"), "{text}");
+    assert!(text.contains("gpt-oss-20b (not downloaded), with 4096 tokens"), "{text}");
+    assert!(text.contains(", of which 12.07 GB are pages of the model's file"), "{text}");
 }
 
 #[test]

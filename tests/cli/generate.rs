@@ -1,5 +1,10 @@
 //! `gptoss generate`: texts, and how they end.
 
+#[cfg(unix)]
+use std::io::Read;
+#[cfg(unix)]
+use std::process::{Command, Stdio};
+
 use crate::program::{gptoss, json, refusal, stdout};
 use serde_json::Value;
 
@@ -9,7 +14,10 @@ fn alone_it_answers_a_question() {
     assert!(output.status.success());
     assert_eq!(String::from_utf8_lossy(&output.stdout), "> What is 47 + 38?\n47 + 38 = 85.\n");
     let about = String::from_utf8_lossy(&output.stderr);
-    assert!(about.contains("tok/s"));
+    for line in ["model: gptoss-tiny (inside the program)\n", "device: ", "engine: flash (phase 5)"] {
+        assert!(about.contains(&format!("\n{line}")), "{line}: {about}");
+    }
+    assert!(about.contains("tokens (reasoning included), ") && about.contains(" tok/s; ended by stop\n"), "{about}");
     for next in ["gptoss chat", "gptoss serve", "gptoss doctor", "gptoss --help"] {
         assert!(about.contains(&format!("\n  {next} ")), "{next}: {about}");
     }
@@ -143,4 +151,34 @@ fn an_answer_ends_before_what_ends_it() {
     assert_eq!((&object["text"], &object["finish_reason"]), (&Value::from(""), &Value::from("stop")));
     let refused = refusal(&["generate", "embedded", "Hi", "--ask", "--device", "cpu", "--stop", ""]);
     assert_eq!(refused, "2: gptoss: stop string 0 is empty, but must hold at least one character");
+}
+
+/// Ctrl-C ends a text; what was generated stays shown, and the exit status is that of an interrupted process.
+#[cfg(unix)]
+#[test]
+fn a_stopped_text_has_its_own_exit_status() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+    // The slowest engine: thousands of tokens would take minutes.
+    command.args(["generate", "embedded", "Once", "-n", "-1", "--ignore-stops", "--device", "cpu"]);
+    command.args(["--engine", "reference"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    // Ctrl-C is handled from before the first text.
+    child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("a text");
+    let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(signalled.success());
+    let output = child.wait_with_output().expect("it ends");
+    let about = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{about}");
+    assert!(about.ends_with("; stopped by Ctrl-C\n"), "{about}");
+}
+
+#[test]
+fn usage_shows_every_form() {
+    let usage = "Usage: gptoss generate [OPTIONS] QUESTION\n       gptoss generate [OPTIONS] MODEL PROMPT\n       \
+                 gptoss generate [OPTIONS] MODEL --ask QUESTION\n";
+    assert!(stdout(&["generate", "--help"]).contains(usage));
+    let output = gptoss(&["generate"]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains(usage), "{message}");
 }

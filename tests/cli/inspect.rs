@@ -14,7 +14,20 @@ fn inspect_shows_the_model() {
     assert_eq!(report["memory"][0]["context"], 4096);
     // Three full layers of 4096 positions and three rings of 128, keys and values of 2 heads of 64, in f32.
     assert_eq!(report["memory"][0]["cache"], (3 * 4096 + 3 * 128) * 2 * 2 * 64 * 4);
+    // The model's context has 4096 tokens, so that longer ones are not shown.
+    assert_eq!(report["memory"].as_array().map(Vec::len), Some(1));
     assert_eq!(report["tensors"].as_array().expect("an array").len(), 117);
+}
+
+/// Each size in the table of `memory` ends at the same column.
+#[test]
+fn the_columns_of_a_memory_plan_are_aligned() {
+    let text = stdout(&["memory", "embedded", "--device", "cpu"]);
+    let (head, rows) = text.split_once('\n').expect("a line");
+    assert!(head.ends_with(" on cpu, 4096 tokens"), "{text}");
+    let rows: Vec<&str> = rows.lines().take_while(|row| !row.is_empty()).collect();
+    assert!(rows.iter().any(|row| row.contains("copy of the head for shortlists")), "{text}");
+    assert!(rows.iter().all(|row| row.chars().count() == 2 + 32 + 1 + 8 + 1 + 10), "{text}");
 }
 
 /// Finds models of Ollama and Hugging Face by name, in the folders that environment variables give.

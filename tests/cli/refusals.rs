@@ -13,6 +13,8 @@ fn bad_input_is_one_sentence_and_status_2() {
     let json_file = in_directory("odd.json");
     let description = stdout(&["make-model", "nano", "--print"]);
     std::fs::write(&json_file, description.replace("\"kv_heads\": 2", "\"kv_heads\": 3")).expect("written");
+    let empty_folder = in_directory("empty");
+    std::fs::create_dir(&empty_folder).expect("created");
     let out = in_directory("out.gguf");
 
     let refusals = [
@@ -40,6 +42,10 @@ fn bad_input_is_one_sentence_and_status_2() {
         refusal(&["gates", "--goldens", "no-such-folder"]),
         refusal(&["eval", "--suite", "gossip"]),
         refusal(&["chat", "no-such.gguf"]),
+        refusal(&["chat", "openai/gpt-oss-20b"]),
+        refusal(&["chat", &empty_folder]),
+        refusal(&["chat", "What", "is", "2", "+", "2?"]),
+        refusal(&["chat", "What is 2 + 2?"]),
         refusal(&["chat", "--tools", "no-such.json"]),
         refusal(&["tune", "embedded", "--device", "cpu"]),
     ];

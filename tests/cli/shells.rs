@@ -1,4 +1,4 @@
-//! Completions and manual pages.
+//! Completions, manual pages and the list of commands.
 
 use crate::program::{refusal, stdout};
 
@@ -19,4 +19,12 @@ fn shells_and_man_know_every_command() {
         assert!(text.contains(".TH gptoss"), "{page}");
     }
     assert!(refusal(&["completions", "abacus"]).starts_with("2: error: invalid value 'abacus'"));
+}
+
+#[test]
+fn help_lists_what_is_used_most_first() {
+    let help = stdout(&["--help"]);
+    let places = ["chat", "generate", "serve", "doctor", "inspect", "memory", "bench", "gates", "man"];
+    let places = places.map(|command| help.find(&format!("\n  {command} ")).expect(command));
+    assert!(places.is_sorted(), "{help}");
 }

@@ -22,6 +22,9 @@ use layout::Layout;
 /// # Errors
 /// A file is missing or cannot be read, or the files do not form a GPT-OSS model.
 pub(crate) fn open(folder: &Path) -> Result<Checkpoint, LoadError> {
+    if !folder.join("config.json").exists() {
+        return Err(Defect::new("folder", "a .gguf file or a config.json", "neither").in_file(folder));
+    }
     read(folder, &|name| {
         let path = folder.join(name);
         if path.exists() { mapping::map(&path, "a model's file").map(Some) } else { Ok(None) }

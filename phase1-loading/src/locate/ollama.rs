@@ -29,17 +29,23 @@ struct Layer {
 /// The blob of a model, `[[HOST/]NAMESPACE/]MODEL[:TAG]`. Errors call it `name`.
 ///
 /// # Errors
-/// No store has the model, or its manifest has no model layer.
+/// The name is invalid, no store has the model, or its manifest has no model layer.
 pub(super) fn blob(name: &Path, model: &str, stores: &[PathBuf]) -> Result<PathBuf, LoadError> {
-    let relative = manifest_path(model);
+    let Some(relative) = manifest_path(model) else {
+        let found = format!("`{model}`");
+        return Err(Defect::new("model", "a name such as ollama:gpt-oss:20b", found).in_file(name));
+    };
     let mut manifests = stores.iter().filter_map(|store| {
-        let path = store.join("manifests").join(relative.as_ref()?);
+        let path = store.join("manifests").join(&relative);
         path.is_file().then_some((store, path))
     });
     let Some((store, path)) = manifests.next() else {
         let names: Vec<String> = stores.iter().flat_map(|store| names(store)).collect();
-        let found = if names.is_empty() { "no models".into() } else { names.join(", ") };
-        return Err(Defect::new("model", "one that Ollama has", found).in_file(name));
+        let remedy = match names.is_empty() {
+            true => format!("fetch it first: ollama pull {model}"),
+            false => format!("it has {}; to fetch this one: ollama pull {model}", names.join(", ")),
+        };
+        return Err(LoadError::not_downloaded(name, "Ollama's store", stores, remedy));
     };
     let in_manifest = |defect: Defect| defect.in_file(&path);
     let text = fs::read(&path).map_err(|source| LoadError::Io { path: path.clone(), source })?;

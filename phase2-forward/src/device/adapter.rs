@@ -81,6 +81,11 @@ impl Adapter {
         self.info.device_type == wgpu::DeviceType::Cpu
     }
 
+    /// The adapter's own name without what its driver adds in parentheses, such as `llvmpipe` for `llvmpipe (LLVM 15.0.6, 256 bits)`.
+    pub fn short_name(&self) -> &str {
+        self.info.name.split(" (").next().unwrap_or_default()
+    }
+
     /// Starts the adapter's runtime.
     ///
     /// # Errors

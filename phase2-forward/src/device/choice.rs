@@ -51,7 +51,10 @@ impl ComputeDevice {
             (DeviceChoice::Gpu, None, _) => Err(DeviceError::NoGpu { found }),
             (DeviceChoice::Software, _, Some(software)) => software.start("selected with --device", needs),
             (DeviceChoice::Software, _, None) => Err(DeviceError::NoSoftware { found }),
-            (_, None, _) => Ok(Self::cpu(format!("no GPU was found ({found})"))),
+            (_, None, Some(software)) => {
+                Ok(Self::cpu(format!("no GPU was found, only the software rasterizer {}", software.short_name())))
+            }
+            (_, None, None) => Ok(Self::cpu(format!("no GPU was found: {found}"))),
             (_, Some(gpu), _) => Ok(gpu.if_it_fits(needs).unwrap_or_else(Self::cpu)),
         }
     }

@@ -93,7 +93,7 @@ impl Model {
         let known = |name: &String| name == asked || asked.strip_suffix(":latest") == Some(name.as_str());
         match self.names.iter().any(known) {
             true => Ok(asked.to_owned()),
-            false => Err(ApiError::unknown_model(asked)),
+            false => Err(ApiError::unknown_model(asked, self.name())),
         }
     }
 

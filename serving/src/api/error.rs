@@ -58,8 +58,9 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, None, "The body did not arrive in time.")
     }
 
-    pub fn unknown_model(name: &str) -> ApiError {
-        let message = format!("The model `{}` does not exist.", shortened(name));
+    /// The requested model is not the one that this server has, `served`.
+    pub fn unknown_model(name: &str, served: &str) -> ApiError {
+        let message = format!("The model `{}` does not exist; this server has `{served}`.", shortened(name));
         let error = Self::new(StatusCode::NOT_FOUND, INVALID, Some("model_not_found"), message);
         ApiError { param: Some("model".into()), ..error }
     }

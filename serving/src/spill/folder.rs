@@ -209,7 +209,7 @@ fn create(path: &Path) -> io::Result<()> {
 pub(super) fn with_cause(error: &LoadError) -> String {
     match error {
         LoadError::Io { source, .. } | LoadError::Unwritten { source, .. } => format!("{error}: {source}"),
-        LoadError::Invalid { .. } => error.to_string(),
+        LoadError::Invalid { .. } | LoadError::NotDownloaded { .. } => error.to_string(),
     }
 }
 

@@ -133,7 +133,8 @@ fn every_refusal_is_an_error_object() {
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{context}");
         assert!(error["type"].is_string() && answer.header("x-request-id").is_some(), "{context}");
     }
-    assert!(server.post("/api/chat", &json!({ "model": "other" })).json()["error"].is_string());
+    let message = format!("The model `other` does not exist; this server has `{MODEL}`.");
+    assert_eq!(server.post("/api/chat", &json!({ "model": "other" })).json()["error"], message);
     assert_eq!(server.get("/health").status, 200);
 }
 

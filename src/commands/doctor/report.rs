@@ -52,7 +52,7 @@ pub(super) fn text(findings: &Findings) -> String {
     section("models", &[vec!["embedded, inside the program".to_owned()], models.collect()].concat());
     section("peers", &findings.peers.iter().map(|(peer, python)| peer_text(*peer, python)).collect::<Vec<_>>());
 
-    let assumed = if plan.is_assumed { " (only its shape: no such model was found)" } else { "" };
+    let assumed = if plan.is_assumed { " (not downloaded)" } else { "" };
     section("plan", &[format!("{}{assumed}, with {} tokens", plan.model, plan.context), cpu_text(plan)]);
     let (engine, phase) = (findings.engine.name(), findings.phase);
     let choice = match &findings.choice {
@@ -75,13 +75,17 @@ fn adapter_text(adapter: &AdapterReport, plan: &Plan) -> String {
     let AdapterReport { name, kind, driver, memory } = adapter;
     let memory = memory.map_or(String::new(), |bytes| format!(", {}", size(bytes)));
     let need = size(plan.on_gpu);
+    // The driver's name often repeats the adapter's.
+    let first_word = name.split(' ').next().unwrap_or_default();
+    let driver = driver.strip_prefix(first_word).map(str::trim_start).filter(|rest| !rest.is_empty()).unwrap_or(driver);
     let fits = match (*kind, plan.fits(adapter)) {
         ("software" | "other", _) => "for tests only".to_owned(),
         (_, Some(true)) => format!("{need} fit"),
         (_, Some(false)) => format!("{need} do not fit"),
         (_, None) => format!("{need} are needed"),
     };
-    format!("{name}, {kind}{memory}; {driver}; {fits}")
+    let driver = if driver.is_empty() { String::new() } else { format!("; driver {driver}") };
+    format!("{name}, {kind}{memory}{driver}; {fits}")
 }
 
 fn model_text(model: &FoundModel) -> String {
@@ -95,7 +99,7 @@ fn model_text(model: &FoundModel) -> String {
 fn peer_text(peer: Peer, python: &Result<PathBuf, String>) -> String {
     match python {
         Ok(python) => format!("{} in {}", peer.title(), python.display()),
-        Err(reason) => reason.clone(),
+        Err(reason) => format!("{reason}; needed only for comparisons"),
     }
 }
 
@@ -106,7 +110,8 @@ fn cpu_text(plan: &Plan) -> String {
         Some(Fit::No) => "does not fit",
         None => "it is unknown on this system whether that fits",
     };
-    format!("on the CPU {} of anonymous memory and {} of file pages: {fits}", size(plan.own), size(plan.mapped))
+    let (all, file) = (size(plan.own.saturating_add(plan.mapped)), size(plan.mapped));
+    format!("on the CPU {all}, of which {file} are pages of the model's file: {fits}")
 }
 
 pub(super) fn json(findings: &Findings) -> Value {
