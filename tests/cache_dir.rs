@@ -289,7 +289,7 @@ fn damaged_files_are_refused_and_the_answer_is_right() {
     let server = Server::on(folder.path());
     let deletions =
         |name: &str| server.log().iter().filter(|line| line.contains(name) && line.contains("deleted")).count();
-    for name in ["00000000000000a1.kv", "00000000000000a2.kv", "00000000000000a3.kv", "of another model"] {
+    for name in ["00000000000000a1.kv", "00000000000000a2.kv", "00000000000000a3.kv", "with another model"] {
         assert_eq!(deletions(name), 1, "{name}: {:?}", server.log());
     }
     let answer = server.ask(&messages);
