@@ -23,21 +23,37 @@ pub fn prefill(
     tokens: &[u32],
     want: Want<'_>,
 ) -> Result<Option<Outcome>, EngineError> {
+    let mut in_flight = VecDeque::new();
+    let outcome = feed(engine, sequence, tokens, want, &mut in_flight);
+    for ticket in in_flight {
+        // Steps after a failed one: its error is returned, theirs follow from it.
+        let _ = engine.collect(ticket);
+    }
+    outcome
+}
+
+/// As [`prefill`]; after an error `in_flight` holds the steps that have not been collected.
+fn feed(
+    engine: &mut dyn Engine,
+    sequence: SequenceId,
+    tokens: &[u32],
+    want: Want<'_>,
+    in_flight: &mut VecDeque<Ticket>,
+) -> Result<Option<Outcome>, EngineError> {
     let ahead = steps_ahead(engine);
     let chunks = tokens.chunks(prefill_chunk(engine));
     let count = chunks.len();
-    let mut in_flight = VecDeque::new();
     let mut outcome = None;
     for (number, tokens) in (1..).zip(chunks) {
         let (want, ahead) = if number == count { (want, 0) } else { (Want::Nothing, ahead) };
         match engine.submit(&[Work::tokens(sequence, tokens, want)]) {
             Ok(ticket) => in_flight.push_back(ticket),
             Err(error) => {
-                collect_all_but(0, engine, &mut in_flight)?;
+                collect_all_but(0, engine, in_flight)?;
                 return Err(error);
             }
         }
-        outcome = collect_all_but(ahead, engine, &mut in_flight)?;
+        outcome = collect_all_but(ahead, engine, in_flight)?;
     }
     Ok(outcome)
 }

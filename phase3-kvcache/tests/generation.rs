@@ -11,7 +11,7 @@ use phase2_forward::{
 };
 use phase3_kvcache::{
     CachedEngine, FinishReason, Generated, Generation, GenerationError, GenerationParams, SamplingParams, Step,
-    generate,
+    generate, prefill,
 };
 
 struct Setup {
@@ -298,6 +298,8 @@ struct Ahead {
     most: usize,
     /// The largest number of steps in flight that draw a token.
     most_drawing: usize,
+    /// The step that fails when it is collected.
+    failing: Option<Ticket>,
 }
 
 /// Steps that [`Ahead`] takes.
@@ -311,6 +313,7 @@ impl Ahead {
             next: 0,
             most: 0,
             most_drawing: 0,
+            failing: None,
         }
     }
 }
@@ -337,6 +340,9 @@ impl Engine for Ahead {
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
         let (oldest, outcomes) = self.done.pop_front().expect("a step is in flight");
         assert_eq!(oldest, ticket);
+        if self.failing == Some(ticket) {
+            return Err(EngineError::Device("a test".into()));
+        }
         Ok(outcomes)
     }
 
@@ -345,6 +351,15 @@ impl Engine for Ahead {
         assert!(self.length(sequence) - length < AHEAD, "no further than it ran ahead");
         self.engine.truncate(sequence, length)
     }
+}
+
+#[test]
+fn a_failed_step_of_a_prompt_leaves_none_in_flight() {
+    let mut engine = Ahead::new(&checkpoint());
+    engine.failing = Some(Ticket(1));
+    let failed = prefill(&mut engine, 0, &[5; 12], Want::LastLogits);
+    assert!(matches!(failed, Err(EngineError::Device(message)) if message == "a test"));
+    assert_eq!((engine.next, engine.done.len()), (3, 0));
 }
 
 /// Steps that were submitted beyond the end of the text are undone, however it ends.
