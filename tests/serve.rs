@@ -238,6 +238,15 @@ fn bench_serve_counts_what_clients_see() {
     let tokens = |name: &str| level[name].as_u64().expect("a number");
     assert!(2 * tokens("read_tokens") < tokens("prompt_tokens"), "{level}");
 
+    let joining = ["--joining", "--clients", "4", "--requests", "3", "--prompt", "64"];
+    let report = measured(&[&[url.as_str()][..], &joining].concat());
+    let level = &report["levels"][0];
+    assert_eq!((&report["workload"], &level["clients"]), (&json!("joining"), &json!(4)), "{report}");
+    assert_eq!((&level["requests"], &level["failures"]), (&json!(3), &json!(0)), "{level}");
+    for times in ["first_token_alone_ms", "first_token_ms", "between_tokens_ms", "longest_wait_ms"] {
+        assert!(level[times]["p50"].as_f64() > Some(0.0), "{times}: {level}");
+    }
+
     let output = run(&[&["bench-serve", url.as_str()][..], &load].concat());
     let table = String::from_utf8(output.stdout).expect("UTF-8");
     let clients: Vec<&str> = table.lines().filter_map(|line| line.split_whitespace().next()).collect();

@@ -19,7 +19,7 @@ pub struct BenchServe {
     /// Number of concurrent clients. With --minutes, the largest of these numbers is used.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,10,32", value_parser = positive)]
     pub clients: Vec<usize>,
-    /// Requests per client, one after another.
+    /// Requests per client, one after another. With --joining, the number of joining requests.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
     pub requests: usize,
     /// Approximate number of tokens per prompt. With --minutes, the maximum.
@@ -34,6 +34,9 @@ pub struct BenchServe {
     /// Turns per agent.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = positive, requires = "agent")]
     pub turns: usize,
+    /// Measure a new request beside decoding ones instead: its first token, and how long the others wait. All clients but one decode.
+    #[arg(long, conflicts_with_all = ["minutes", "agent"])]
+    pub joining: bool,
     /// Send random requests of every kind for this many minutes instead. Fails if any request fails.
     #[arg(long, value_name = "N", value_parser = minutes)]
     pub minutes: Option<f64>,

@@ -4,6 +4,7 @@ mod agent;
 mod answer;
 mod figures;
 mod http;
+mod joining;
 mod load;
 mod prompt;
 mod random;
@@ -20,6 +21,7 @@ use crate::commands::print;
 use agent::Agents;
 use figures::Figures;
 use http::Target;
+use joining::{Joining, JoiningResults};
 use load::Load;
 use prompt::Scale;
 use soak::{Soak, SoakResults};
@@ -33,6 +35,9 @@ pub fn run(args: &BenchServe) -> Result<ExitCode> {
     };
     if let Some(minutes) = args.minutes {
         return random_load(args, &target, &model, Duration::from_secs_f64(60.0 * minutes));
+    }
+    if args.joining {
+        return joining(args, &target, &model);
     }
     let measured: Vec<Figures> = if args.agent {
         let turns = args.turns;
@@ -65,6 +70,26 @@ pub fn run(args: &BenchServe) -> Result<ExitCode> {
     };
     print(&report)?;
     let has_failed = measured.iter().any(|figures| !figures.failures.is_empty());
+    Ok(ExitCode::from(u8::from(has_failed)))
+}
+
+fn joining(args: &BenchServe, target: &Target, model: &str) -> Result<ExitCode> {
+    let scale = Scale::of(target, model)?;
+    let joining = Joining { target, model, scale, prompt: args.prompt, requests: args.requests, seed: args.seed };
+    let clients: Vec<usize> = args.clients.iter().copied().filter(|&clients| clients > 1).collect();
+    if clients.is_empty() {
+        bail!("--joining needs at least two clients; add --clients 10");
+    }
+    let measured: Vec<JoiningResults> = clients.into_iter().map(|clients| joining.run(clients)).collect();
+    let report = match args.json {
+        true => {
+            let levels: Vec<Value> = measured.iter().map(JoiningResults::to_json).collect();
+            format!("{:#}\n", json!({ "workload": "joining", "url": args.url, "model": model, "levels": levels }))
+        }
+        false => measured.iter().map(JoiningResults::text).collect(),
+    };
+    print(&report)?;
+    let has_failed = measured.iter().any(|results| !results.failures.is_empty());
     Ok(ExitCode::from(u8::from(has_failed)))
 }
 

@@ -54,6 +54,16 @@ impl Answer {
     /// # Errors
     /// The server refuses the request, or the stream is interrupted or contains an error.
     pub fn stream(target: &Target, path: &str, body: &Value) -> Result<Answer, Failure> {
+        Answer::stream_while(target, path, body, |_| true)
+    }
+
+    /// As [`Answer::stream`], but abandons the stream when `wants_more`, called with the arrival time of each chunk with content, returns false.
+    pub fn stream_while(
+        target: &Target,
+        path: &str,
+        body: &Value,
+        mut wants_more: impl FnMut(Instant) -> bool,
+    ) -> Result<Answer, Failure> {
         let mut body = body.clone();
         body["stream"] = true.into();
         body["stream_options"] = json!({ "include_usage": true });
@@ -75,6 +85,9 @@ impl Answer {
                     Some(_) => answer.gaps.push(now - last),
                 }
                 last = now;
+                if !wants_more(now) {
+                    return Ok(answer);
+                }
             }
         }
         Err(Failure::Failed("the stream ended without its end marker".into()))

@@ -88,7 +88,7 @@ impl Figures {
 const SHARES: [(&str, f64); 3] = [("p50", 0.50), ("p95", 0.95), ("p99", 0.99)];
 
 /// Percentiles of times in milliseconds (nearest rank); null without any.
-fn percentiles(times: &[Duration]) -> Value {
+pub fn percentiles(times: &[Duration]) -> Value {
     let mut times = times.to_vec();
     times.sort_unstable();
     let of = |share: f64| {
