@@ -53,7 +53,7 @@ mod tests {
 
     /// A text ends at the same place however it is cut.
     #[test]
-    fn pieces_change_nothing() {
+    fn stop_position_does_not_depend_on_pieces() {
         let text = "One, two; three and thrice: end of é story";
         let lists: [&[&str]; 7] = [&[], &[""], &["three"], &["thr", "three"], &[": e", "thrice"], &["é"], &["missing"]];
         let accented = text.split_once('é').expect("it is there").0;

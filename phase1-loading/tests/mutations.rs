@@ -203,7 +203,7 @@ fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
 
 /// The allocator counts for the whole process, so there is only one test.
 #[test]
-fn harmed_files_do_no_harm() {
+fn mutated_files_never_panic_or_overallocate() {
     // `PROPTEST_CASES` sets the number of cases.
     let cases = ProptestConfig::default().cases.max(2000);
     let config = || ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };

@@ -90,7 +90,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn a_code_is_the_nearest_that_its_parity_allows(values in block()) {
+        fn codes_are_nearest_with_required_low_bit(values in block()) {
             let codes = encode(&values);
             let scale = super::scale(&codes);
             let most = LARGEST_CODE * LARGEST_SCALE;
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn every_scale_is_read_as_it_was_written() {
+    fn every_scale_round_trips() {
         for byte in 0..=0xf7u8 {
             let scale = SCALES[usize::from(byte)];
             let mut values = [0.0; BLOCK];
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_and_infinity_stay_in_their_place() {
+    fn nan_and_infinity_keep_their_positions() {
         let mut values = [1.0; BLOCK];
         values[3] = f32::NAN;
         values[20] = f32::NAN;

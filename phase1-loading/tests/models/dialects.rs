@@ -140,7 +140,7 @@ fn every_dialect_is_the_same_model() {
 }
 
 #[test]
-fn what_is_no_dialect_is_refused() {
+fn unknown_gguf_dialects_are_refused() {
     // Ollama's type number in another program's file: its meaning is unknown.
     let error = Checkpoint::from_bytes("made.gguf", in_pairs(golden()).into()).err().expect("refused").to_string();
     assert!(error.starts_with("made.gguf: tensor `blk.0.ffn_down_exps.weight`: expected one of F32"), "{error}");

@@ -48,7 +48,7 @@ fn write(path: &Path, whole: &[u8], number: u16, count: u16) {
 }
 
 #[test]
-fn parts_are_one_model() {
+fn split_parts_open_as_one_model() {
     let whole = std::fs::read(Case::committed()[0].model()).expect("readable");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |number: u16| directory.path().join(format!("model-{:05}-of-00003.gguf", number + 1));
