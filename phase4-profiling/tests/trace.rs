@@ -139,7 +139,7 @@ fn check(profile: &Profile) {
 }
 
 #[test]
-fn operations_lie_in_layers_and_layers_in_steps() {
+fn trace_nests_operations_in_layers_in_steps() {
     for profile in [sample::decode(1024, 3), sample::gpu(1024, 3), sample::prefill(128)] {
         check(&profile);
     }
@@ -147,7 +147,7 @@ fn operations_lie_in_layers_and_layers_in_steps() {
 
 #[test]
 #[should_panic(expected = "leaves")]
-fn overlap_is_noticed() {
+fn overlapping_events_fail_the_nesting_check() {
     let event = |start, end| Complete {
         name: "a".into(),
         category: "operation".into(),
