@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_task_runs_once_however_often() {
+    fn every_task_runs_once_per_operation() {
         for threads in [1, 2, 3, 7] {
             let pool = Pool::new(threads);
             assert_eq!(pool.threads(), threads);

@@ -101,7 +101,7 @@ proptest! {
     /// Keys in several shares give nearly the same result as in one, and bit-identical results for each query alone and for each share
     /// alone.
     #[test]
-    fn shares_are_merged_to_the_same_result(
+    fn merged_key_shares_equal_one_share(
         seed: u64, heads in 1usize..=3, start in 1000usize..3200, count in 1usize..10, loudness in -3i32..5,
     ) {
         const DIM: usize = 16;

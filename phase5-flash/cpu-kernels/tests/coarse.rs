@@ -63,7 +63,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(100)))]
 
     #[test]
-    fn no_product_is_further_off_than_its_margin(
+    fn product_errors_are_within_their_bound(
         seed: u64, storage in prop::sample::select(Storage::ALL.to_vec()), rows in 1usize..100, blocks in 1usize..40,
         inputs in 1usize..=13, exponents in (-40i32..40, -30i32..30),
     ) {
@@ -115,7 +115,7 @@ proptest! {
 
     /// A row with NaN is never excluded by its bound.
     #[test]
-    fn what_is_no_number_is_never_out_of_the_question(
+    fn rows_with_nan_are_never_excluded(
         seed: u64, rows in 1usize..40, blocks in 1usize..5, inputs in 1usize..4, bad in any::<prop::sample::Index>(),
         value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]), in_weights: bool,
     ) {

@@ -147,7 +147,7 @@ proptest! {
 
     /// NaN in weights must be detected, however the logits are computed.
     #[test]
-    fn what_is_no_number_stays_so(
+    fn nan_is_preserved(
         seed: u64, storage in storages(), blocks in 1usize..5, inputs in 1usize..9, bad in any::<prop::sample::Index>(),
         value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
     ) {

@@ -37,7 +37,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_no_number_stays_so(length in 1usize..70, bad in any::<prop::sample::Index>(), in_gate: bool) {
+    fn nan_is_preserved(length in 1usize..70, bad in any::<prop::sample::Index>(), in_gate: bool) {
         let at = bad.index(length);
         for isa in Isa::all() {
             let (mut gate, mut up) = (vec![1.0; length], vec![1.0; length]);

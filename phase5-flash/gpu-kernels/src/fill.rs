@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_arrives_in_its_place() {
+    fn every_row_is_uploaded_to_its_place() {
         let (device, mut random) = (device(), Random::fresh());
         for storage in Storage::ALL {
             // Rows that are no multiple of a group, matrices of one row, and a last vector of scales that is padded.
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_device_ends_the_filling() {
+    fn lost_device_ends_the_upload() {
         let OwnDevice { wgpu: own, device } = OwnDevice::new(16_384);
         let matrix = Matrix::empty(&device, "w", Storage::F32, [1, 4, 32]).expect("there is room");
         let unfilled = Unfilled::new(&device, &matrix).expect("allocated");

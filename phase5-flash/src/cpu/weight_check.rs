@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn sound_weights_pass() {
+    fn undamaged_weights_pass() {
         let plain = HostTensor::packed_rows(Format::F32, vec![1, 32], vec![255u8; 128].into());
         let mut check = check_of(&[("a", tensor(None)), ("b", plain)]);
         check.wait(FOREVER).expect("sound");
@@ -120,7 +120,7 @@ mod tests {
 
     /// A failure found after the wait is reported by every later call.
     #[test]
-    fn what_is_found_late_is_kept() {
+    fn late_failure_is_reported_by_every_later_call() {
         let (sender, reports) = mpsc::channel();
         let mut late = WeightCheck::of(reports);
         late.wait(Duration::ZERO).expect("nothing was found yet");

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_no_binding_spans_is_refused() {
+    fn cache_larger_than_a_binding_is_refused() {
         let refused =
             pages(Bounds { given: None, left: None, binding: 3 * PART_BYTES - 1 }).expect_err("refused").to_string();
         let (need, limit) = (3 * PART_BYTES, 3 * PART_BYTES - 1);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_of_too_little_memory_is_refused() {
+    fn too_little_cache_memory_is_refused() {
         let bounds = |given, left| Bounds { given, left, binding: u64::MAX };
         assert_eq!(pages(bounds(Some(3 * PAGE_BYTES), None)).expect("a cache"), 2);
         let refused = pages(bounds(Some(3 * PAGE_BYTES - 1), None)).expect_err("refused").to_string();

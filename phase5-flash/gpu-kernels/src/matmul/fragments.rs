@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn sorted_experts_equal_single_ones() {
+    fn sorted_expert_products_equal_single_expert_products() {
         let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
         let mut planes = PLANES.into_iter().cycle();
         check_experts(F16_EXPERTS, &shapes, TILE, "fragments", |gpu, product| {
@@ -361,7 +361,7 @@ mod tests {
 
     /// Weights outside the range of 16-bit floats are multiplied in f32.
     #[test]
-    fn weights_beyond_f16_are_multiplied_all_the_same() {
+    fn weights_beyond_f16_are_multiplied_in_f32() {
         let gpu = with_units(&gpu());
         let (device, mut random) = (&gpu.device, Random::fresh());
         for (storage, size) in [(Storage::Mxfp4, 1e9), (Storage::Mxfp4, 1e-12), (Storage::F32, 1e7)] {

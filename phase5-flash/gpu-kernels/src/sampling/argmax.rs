@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_first_of_the_largest() {
+    fn returns_first_of_the_largest() {
         let device = device();
         let mut random = Random::fresh();
         for (vocab, inputs) in [(1, 1), (2, 3), (299, 5), (2048, 1), (201_088, 2)] {
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn says_so_where_there_is_none() {
+    fn reports_rows_without_a_largest() {
         let device = device();
         for at in [0, 100, 298] {
             // Also with +∞ before and after the NaN, in the same and in other stripes.

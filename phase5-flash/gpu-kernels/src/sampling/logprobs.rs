@@ -220,7 +220,7 @@ mod tests {
     use crate::testing::{Random, device, poisoned};
 
     #[test]
-    fn log_probabilities_are_the_hosts() {
+    fn log_probabilities_equal_the_hosts() {
         let (device, mut random) = (device(), Random::fresh());
         for (vocab, inputs) in [(1, 1), (7, 2), (299, 5), (201_088, 2)] {
             // Few different values, so that there are ties.
