@@ -106,7 +106,7 @@ fn the_queue_is_bounded() {
 }
 
 #[test]
-fn requests_that_make_no_sense_are_refused() {
+fn invalid_requests_are_refused() {
     let handle = start(Fake::new(400, 1));
     let refused = |request: Request| handle.submit(request).expect_err("no sense");
     let context = handle.context();
@@ -121,7 +121,7 @@ fn requests_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn whoever_stops_listening_is_forgotten() {
+fn dropped_receiver_cancels_its_request() {
     let (engine, key) = gated();
     let handle = Handle::start(engine, Options { max_running: 1, ..Options::default() });
     let [running, waiting] = [1, 2].map(|token| handle.submit(request(&[token], 900)).expect("room"));
@@ -137,7 +137,7 @@ fn whoever_stops_listening_is_forgotten() {
 }
 
 #[test]
-fn a_draining_server_finishes_what_it_took() {
+fn draining_worker_finishes_accepted_requests() {
     let (engine, key) = gated();
     let handle = Handle::start(engine, Options::default());
     let taken = with_logprobs(&[1, 2], 30);
@@ -151,7 +151,7 @@ fn a_draining_server_finishes_what_it_took() {
 }
 
 #[test]
-fn an_engine_that_fails_ends_every_request() {
+fn engine_failure_ends_every_request() {
     for (failure, sentence) in [(Failure::Lost, "lost"), (Failure::Panic, "a test's panic")] {
         for after in [0, 1, 5] {
             let handle = start(Fake::failing(after, failure));
@@ -172,7 +172,7 @@ fn an_engine_that_fails_ends_every_request() {
 }
 
 #[test]
-fn the_thread_goes_with_the_last_handle() {
+fn thread_ends_with_the_last_handle() {
     let (engine, key) = gated();
     let handle = Handle::start(engine, Options::default());
     let other = handle.clone();

@@ -120,7 +120,7 @@ fn stop_strings_end_visible_text_only() {
 }
 
 #[test]
-fn what_is_cut_off_is_kept() {
+fn truncated_text_and_calls_are_returned() {
     let tokenizer = tokenizer();
     let (whole, _) = chat(&tokenizer, "<|channel|>analysis<|message|>Let me th", &[]);
     let choice = &whole["choices"][0];
@@ -183,7 +183,7 @@ fn every_event_of_a_response_comes_in_order() {
 }
 
 #[test]
-fn a_response_that_is_cut_off_is_incomplete() {
+fn truncated_response_is_incomplete() {
     let (whole, events) = response(&tokenizer(), "<|channel|>analysis<|message|>Let me th");
     assert_eq!((&whole["status"], &whole["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
     assert_eq!(whole["incomplete_details"], json!({ "reason": "max_output_tokens" }));

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_says_which_tools_are_seen() {
+    fn tool_choice_selects_visible_tools() {
         let names = |choice| {
             toolbox(choice).map(|toolbox| {
                 (
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_need_proper_names() {
+    fn invalid_tool_names_are_refused() {
         for name in [json!(null), json!(""), json!("a b"), json!("x".repeat(65))] {
             let function = serde_json::from_value(json!({ "name": name })).expect("a function");
             assert!(declared("tools[0]", &function).is_err(), "{name}");

@@ -30,7 +30,7 @@ fn upload(server: &Running, path: &str, bytes: usize, chunked: bool) -> Answer {
 }
 
 #[test]
-fn a_hundred_megabytes() {
+fn refuses_a_body_of_a_hundred_megabytes() {
     shared_server().assert_survives(|server| {
         thread::scope(|scope| {
             for (path, chunked) in [(CHAT, false), (CHAT, true), ("/v1/responses", false), ("/tokenize", true)] {
@@ -54,7 +54,7 @@ fn a_hundred_megabytes() {
 }
 
 #[test]
-fn bodies_that_are_just_small_enough() {
+fn refuses_long_prompts_within_the_body_limit() {
     shared_server().assert_survives(|server| {
         let long = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "word ".repeat(MEGABYTE) }] });
         let word = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "x".repeat(15 * MEGABYTE) }] });

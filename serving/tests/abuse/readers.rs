@@ -43,13 +43,13 @@ fn vanish(server: &Running) {
 }
 
 #[test]
-fn clients_that_vanish() {
+fn survives_disconnecting_clients() {
     shared_server().assert_survives(vanish);
 }
 
 /// The prefixes that abandoned requests leave in the cache can be evicted: texts that need most of the cache are the same as before.
 #[test]
-fn clients_that_vanish_leave_no_page_behind() {
+fn disconnected_clients_leave_only_evictable_pages() {
     let _alone = shared_server();
     let options = Options { max_running: 8, max_waiting: 24, ..Options::default() };
     // A little more memory than the longest text needs.
@@ -72,7 +72,7 @@ fn clients_that_vanish_leave_no_page_behind() {
 }
 
 #[test]
-fn a_byte_a_second() {
+fn survives_slow_readers() {
     shared_server().assert_survives(|server| {
         // With log probabilities the unread answers are larger than a connection's buffers.
         let fields =
