@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_read_and_the_next_one_left() {
+    fn one_reply_is_read_at_a_time() {
         let bytes = [&encode(br#"{"bytes": 8, "tokens": [3]}"#)[..], &[7; 8], &[1]].concat();
         let mut rest = &bytes[..];
         let frame = read(&mut rest, || 8).expect("a frame");
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_apart_from_an_end() {
+    fn invalid_replies_differ_from_end_of_stream() {
         assert_eq!(refusal(&[]), "ended");
         assert_eq!(refusal(&[1, 0]), "its reply broke off within a length");
         assert_eq!(refusal(b"Traceback"), "its reply begins with a length of 1667330644 bytes");

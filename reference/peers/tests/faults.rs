@@ -61,7 +61,7 @@ fn greedy(tokens: &[u32]) -> [Work<'_>; 1] {
 }
 
 #[test]
-fn a_worker_that_works_is_an_engine() {
+fn worker_behaves_as_an_engine() {
     let mut engine = started("works", TIMEOUT);
     let vocab = engine.config().vocab;
     let mut mask = vec![0; vocab.div_ceil(32)];
@@ -108,7 +108,7 @@ fn bad_requests_are_refused() {
 }
 
 #[test]
-fn faults_while_loading_are_told() {
+fn load_failures_are_reported() {
     let none = Launch { python: PathBuf::from("no-such-python"), ..launch(Peer::Mlx, "works") };
     let (path, checkpoint) = checkpoint();
     match PeerEngine::start(&none, &checkpoint, &path, &Options::default()) {
@@ -132,7 +132,7 @@ fn faults_while_loading_are_told() {
 }
 
 #[test]
-fn faults_in_a_step_end_the_worker() {
+fn step_failures_end_the_worker() {
     for (behaviour, expected) in [
         ("dies", "it ended (exit status: 7); its last output: out of memory"),
         ("prints", "its reply begins with a length of 1667330644 bytes"),
@@ -156,7 +156,7 @@ fn faults_in_a_step_end_the_worker() {
 }
 
 #[test]
-fn a_worker_that_hangs_is_ended() {
+fn hanging_worker_is_killed() {
     for behaviour in ["hangs", "hangs within a reply"] {
         let mut engine = started(behaviour, SHORT);
         check_end(&mut engine, behaviour, "it did not reply within 3 s", &last(&[1]));
@@ -179,7 +179,7 @@ fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[W
 
 /// Otherwise the second answer would be taken for the answer to the next request.
 #[test]
-fn an_answer_too_many_is_noticed() {
+fn unrequested_reply_is_refused() {
     let mut engine = started("answers twice", TIMEOUT);
     engine.step(&last(&[1])).expect("the first answer is right");
     // The second answer may still be on its way, and would then be read as the answer to this request, where no payload is expected.
@@ -193,7 +193,7 @@ fn an_answer_too_many_is_noticed() {
 }
 
 #[test]
-fn logits_that_are_nan_end_a_row_alone() {
+fn nan_logits_fail_their_row_only() {
     let mut engine = started("sees NaN", TIMEOUT);
     assert_eq!(engine.step(&greedy(&[1, 2])).expect("a step"), [Outcome::NotANumber { position: 2 }]);
     let again = engine.step(&[Work::decode(0, Draw::GREEDY)]);
@@ -201,7 +201,7 @@ fn logits_that_are_nan_end_a_row_alone() {
 }
 
 #[test]
-fn what_cannot_go_back_stays_as_it_is() {
+fn refused_truncation_changes_nothing() {
     let mut engine = started("cannot go back", TIMEOUT);
     engine.step(&last(&[1, 2, 3])).expect("a step");
     let refused = |result: Result<(), EngineError>| match result {
@@ -216,7 +216,7 @@ fn what_cannot_go_back_stays_as_it_is() {
 }
 
 #[test]
-fn a_pool_of_tokens_and_sequences_has_an_end() {
+fn full_pool_refuses_tokens_and_sequences() {
     let options = Options { context: 10, sequences: 2, ..options(TIMEOUT) };
     let mut engine = start(Peer::LlamaCpp, "works", &options).expect("starts");
     assert_eq!((engine.config().context_length, engine.capacity().pages_total), (10, 10));

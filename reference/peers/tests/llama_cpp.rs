@@ -14,8 +14,8 @@ use real::{assert_passed, launch, start};
 const ROUNDED: Limit = Limit { rms: 3e-2, max: 3e-1 };
 
 #[test]
-fn llama_cpp_is_near_the_goldens() {
-    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_is_near_the_goldens") else { return };
+fn llama_cpp_is_close_to_the_goldens() {
+    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_is_close_to_the_goldens") else { return };
     for case in Case::committed() {
         let (mut llama, checkpoint) = start(&launch, &case.model(), YarnRamp::Truncated);
         let checks = engine::run(&case, YarnRamp::Truncated, &mut llama, &checkpoint, ROUNDED);
@@ -32,8 +32,8 @@ fn llama_cpp_is_near_the_goldens() {
 }
 
 #[test]
-fn llama_cpp_refuses_what_it_cannot() {
-    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_refuses_what_it_cannot") else { return };
+fn llama_cpp_refuses_unsupported_requests() {
+    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_refuses_unsupported_requests") else { return };
     let options = Options { device: "cpu", ..Options::default() };
     let (case, folder) = (Case::committed().remove(0), Folder::committed().remove(0));
     for (model, ramp, expected) in

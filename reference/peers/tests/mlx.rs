@@ -38,8 +38,8 @@ fn mlx_reads_every_kind_of_folder() {
 
 /// Sequences that join, leave, are forked and truncated, in batches.
 #[test]
-fn mlx_gives_each_request_what_our_engine_gives() {
-    let Some(launch) = launch(Peer::Mlx, "mlx_gives_each_request_what_our_engine_gives") else { return };
+fn mlx_batches_equal_our_engine() {
+    let Some(launch) = launch(Peer::Mlx, "mlx_batches_equal_our_engine") else { return };
     let seed = test_seed();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
