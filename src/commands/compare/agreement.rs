@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_logits_are_read_back() {
         let computed = Computed { logits: vec![1.5, -0.0, f32::MAX, 10.0], greedy: vec![7, 10] };
         let mut bytes = Vec::new();
         computed.write(&mut bytes).expect("a Vec takes everything");
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_whole_is_refused() {
+    fn incomplete_logits_are_refused() {
         for (bytes, expected) in [
             (&b""[..], "its process wrote nothing"),
             (b"hello\n", "its process wrote no JSON"),

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn words_stand_alone() {
+    fn only_whole_words_match() {
         assert!(contains_words("Your cat is Hana.", "Hana"));
         assert!(!contains_words("Your cat is Hanah.", "Hana"));
         assert!(contains_words("Hanah and Hana", "Hana"));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn two_characters_differ() {
+    fn two_of_requires_two_different_characters() {
         let expected = json!({ "two_of": [["Pip", "Luna", "Kiki"], ["fox", "owl", "bear"]] });
         let expected: Expected = serde_json::from_value(expected).expect("two words of each list");
         let is_met = |text: &str| {
