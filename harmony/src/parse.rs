@@ -199,7 +199,7 @@ impl<'a> Parser<'a> {
             State::Body(_) => self.add_text(text, out),
             State::Header(header) => {
                 header.push(&text);
-                if header.is_speech() {
+                if header.is_bare_content() {
                     let text = header.raw();
                     self.warn("a message without a header".into(), out);
                     self.begin(Header::BARE, out);
@@ -320,7 +320,7 @@ impl<'a> Parser<'a> {
         let State::Header(header) = &mut self.state else { return };
         let header = replace(header, HeaderText::new(HeaderStart::Missing));
         self.warn(format!("header `{}` without a message", header.raw()), out);
-        if let Some((header, text)) = header.speech(complete) {
+        if let Some((header, text)) = header.content(complete) {
             self.begin(header, out);
             self.add_text(text, out);
             // A stop string may have closed the message already.

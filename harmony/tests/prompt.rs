@@ -166,7 +166,7 @@ fn absent_prompt_parts_are_omitted() {
     let tools = SystemPrompt { browser: true, python: true, functions: true, ..SystemPrompt::default() };
     let content = tools.message().content;
     let order = ["Reasoning: medium\n\n# Tools\n\n## browser\n\n//", "\n\n## python\n\n", channels, "'functions'."];
-    let places: Vec<usize> = order.iter().map(|part| content.find(part).expect("it is there")).collect();
+    let places: Vec<usize> = order.iter().map(|part| content.find(part).expect("the message has every part")).collect();
     assert!(places.is_sorted(), "{content}");
     assert!(DeveloperPrompt::default().is_empty());
 }

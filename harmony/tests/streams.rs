@@ -95,7 +95,7 @@ fn collect_messages(deltas: &[Delta]) -> Vec<Message> {
             }
             Delta::Text(text) => {
                 assert!(is_open && !text.is_empty(), "text outside of a message");
-                messages.last_mut().expect("begun").content += text;
+                messages.last_mut().expect("a message has begun").content += text;
             }
             Delta::End { .. } => assert!(std::mem::replace(&mut is_open, false), "an end without a beginning"),
             Delta::Warning(_) => {}

@@ -317,7 +317,7 @@ fn parsed_conversation_equals_its_messages() {
     assert_eq!(harmony.parse_conversation(&whole), Ok(messages.to_vec()));
     let prompt = harmony.render_prompt(&messages);
     let kept = [&messages[..2], &messages[3..]].concat();
-    assert_eq!(harmony.parse_conversation(&prompt), Ok(kept), "only what was thought before an answer is left out");
+    assert_eq!(harmony.parse_conversation(&prompt), Ok(kept), "only reasoning before an answer is left out");
     assert!(harmony.parse_conversation(&whole[1..]).is_err() && harmony.parse_conversation(&[]).is_err());
 
     let result = Message::result_of(&messages[4], "rain");
