@@ -299,7 +299,7 @@ mod tests {
             assert!(refusal(path, name).contains("model: expected a name such as lmstudio:"), "{name}");
         }
         // Opening a path that does not exist is refused later.
-        let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("given back");
+        let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("returned unchanged");
         assert_eq!(nowhere, Path::new("no/such.gguf"));
     }
 

@@ -27,8 +27,8 @@ pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     // line turns into a message (`src/lost_file.rs`). If one writes into it, weights change while they are used (any bytes are valid
     // weights), and text that was checked as UTF-8 may become invalid.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-    // Asks for pages of 2 MB, where the file system supports them: one page fault and one TLB entry instead of 512. The request may be
-    // refused.
+    // Asks for pages of 2 MB, where the file system supports them: one page fault and one TLB entry instead of 512. The system may
+    // ignore it.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Bytes::from_owner(map))

@@ -197,7 +197,7 @@ fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
     let file = Bytes::from(harmed(file, harms));
     let opened = within_bounds(file.len(), || SavedSession::from_bytes(Path::new("harmed"), file).ok())?;
     // Damage that opens must not have changed the contents, for example spaces in the JSON.
-    prop_assert!(opened.is_none_or(|opened| opened == saved), "damage goes unnoticed");
+    prop_assert!(opened.is_none_or(|opened| opened == saved), "the damage was not detected");
     Ok(())
 }
 

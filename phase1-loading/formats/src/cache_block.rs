@@ -101,12 +101,12 @@ mod tests {
             }
             // No smaller scale suffices, up to the last bit of the division.
             let exact = largest / LARGEST_CODE;
-            prop_assert!(exact <= scale * 1.000_001, "{largest} under {scale}");
-            prop_assert!(scale <= (exact * 1.125).max(exact + SMALLEST_SCALE) * 1.000_001, "{largest} under {scale}");
+            prop_assert!(exact <= scale * 1.000_001, "{largest} with scale {scale}");
+            prop_assert!(scale <= (exact * 1.125).max(exact + SMALLEST_SCALE) * 1.000_001, "{largest} with scale {scale}");
             for (i, (&value, &code)) in values.iter().zip(&codes).enumerate() {
                 let allowed = if i < SCALE_BITS { 1.0 } else { 0.5 };
                 let error = f64::from(value.clamp(-most, most)) / f64::from(scale) - f64::from(code);
-                prop_assert!(error.abs() <= allowed + 1e-4, "{value} became {code} under {scale}");
+                prop_assert!(error.abs() <= allowed + 1e-4, "{value} became {code} with scale {scale}");
                 prop_assert!(code != i8::MIN);
             }
             prop_assert_eq!(decode(&codes), codes.map(|code| f32::from(code) * scale));

@@ -1,4 +1,4 @@
-//! MXFP4: 32 E2M1 codes of 4 bits under one E8M0 scale byte (OCP microscaling formats 1.0), in GGUF's order.
+//! MXFP4: 32 E2M1 codes of 4 bits with one E8M0 scale byte (OCP microscaling formats 1.0), in GGUF's order.
 
 use crate::BLOCK;
 

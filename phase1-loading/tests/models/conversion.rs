@@ -89,7 +89,7 @@ fn scale_of_255_is_refused() {
     let error = convert(&damaged, &directory.path().join("out.gguf"), None, &mut |_, _| ()).expect_err("refused");
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(cause.contains(name), "{cause}");
-    assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "nothing is left behind");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "no file is left");
 }
 
 #[test]

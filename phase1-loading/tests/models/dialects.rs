@@ -87,7 +87,9 @@ fn in_pairs(mut made: GoldenParts) -> Vec<u8> {
     let mut file = made.bytes();
     for name in names {
         let needle = [&(name.len() as u64).to_le_bytes()[..], name.as_bytes()].concat();
-        let at = file.windows(needle.len()).position(|window| window == needle).expect("described") + needle.len();
+        let at =
+            file.windows(needle.len()).position(|window| window == needle).expect("the header describes the tensor")
+                + needle.len();
         // The number of dimensions, three dimensions, and then the type.
         file[at + 4 + 3 * 8..][..4].copy_from_slice(&4u32.to_le_bytes());
     }
