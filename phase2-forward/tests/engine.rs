@@ -252,7 +252,7 @@ fn truncated_sequence_equals_its_prefix() {
     assert_eq!(refusal(engine.step(&[Work::decode(0, Draw::GREEDY)])), BadRequest::NothingDrawn(0));
     let found = engine.last_logits(0, &[9]).expect("logits");
     assert_eq!(found, engine.last_logits(1, &[1, 2, 3, 9]).expect("logits"));
-    engine.truncate(0, 4).expect("as long as it is");
+    engine.truncate(0, 4).expect("its own length");
     assert_eq!(engine.length(0), 4);
 }
 
@@ -300,7 +300,7 @@ fn yarn_constants_equal_gpt_oss() {
         assert_eq!(e == t, !(9..18).contains(&pair), "pair {pair}: {e} and {t}");
     }
     let plain = |pair: i32| 150_000f64.powf(-2.0 * f64::from(pair) / 64.0);
-    assert!((f64::from(exact.inverse_frequencies[8]) / plain(8) - 1.0).abs() < 1e-6, "fast pairs are left alone");
+    assert!((f64::from(exact.inverse_frequencies[8]) / plain(8) - 1.0).abs() < 1e-6, "fast pairs are not scaled");
     assert!(
         (f64::from(exact.inverse_frequencies[18]) / plain(18) * 32.0 - 1.0).abs() < 1e-6,
         "slow ones are stretched"
