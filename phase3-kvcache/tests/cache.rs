@@ -252,7 +252,7 @@ fn snapshots_of_other_engines_and_models_are_refused() {
     assert_eq!(other, BadRequest::OtherEngine { found: "phase 5 on the CPU".into(), expected: "phase 3" });
     assert_eq!(other.to_string(), "a sequence saved by phase 5 on the CPU cannot be restored by phase 3");
     assert_eq!(engine.last_logits(1, &[6]).expect("logits"), untouched.last_logits(1, &[6]).expect("logits"));
-    engine.restore(1, &good).expect("its own");
+    engine.restore(1, &good).expect("a snapshot of this engine");
     assert_eq!(engine.length(1), 3);
     assert!(matches!(engine.save(9), Err(EngineError::BadRequest(BadRequest::UnknownSequence(9)))));
 }
@@ -285,8 +285,8 @@ fn restored_sequence_has_no_drawn_token() {
     let mut engine = CachedEngine::new(model());
     let work = Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY));
     engine.step(&[work]).expect("a step").remove(0).token().expect("a token");
-    let snapshot = engine.snapshots().expect("phase 3 has them").save(0).expect("known");
-    engine.snapshots().expect("phase 3 has them").restore(0, &snapshot).expect("its own");
+    let snapshot = engine.snapshots().expect("phase 3 has snapshots").save(0).expect("known");
+    engine.snapshots().expect("phase 3 has snapshots").restore(0, &snapshot).expect("a snapshot of this engine");
     let refused = engine.step(&[Work::decode(0, Draw::GREEDY)]).expect_err("nothing was drawn");
     assert!(matches!(refused, EngineError::BadRequest(BadRequest::NothingDrawn(0))), "{refused}");
     assert_eq!(engine.length(0), 3);

@@ -161,7 +161,7 @@ fn full_ring_cannot_be_truncated() {
         assert_eq!(refusal(engine.fork(0, 2, wanted)), cannot(wanted));
     }
     engine.fork(0, 2, WINDOW + 1).expect("all of it");
-    engine.truncate(0, WINDOW + 1).expect("as long as it is");
+    engine.truncate(0, WINDOW + 1).expect("its own length");
     assert_eq!([0, 1, 2].map(|sequence| engine.length(sequence)), [WINDOW + 1, 5, WINDOW + 1]);
 }
 
@@ -174,7 +174,7 @@ fn all_logits_are_the_last_logits_after_each_token() {
     assert_eq!(all.len(), tokens.len() * vocab);
     for (row, token) in all.chunks_exact(vocab).zip(&tokens) {
         let last = engine.last_logits(1, &[*token]).expect("logits");
-        check(&last, row).expect("the same");
+        check(&last, row).expect("equal logits");
     }
 }
 

@@ -57,9 +57,9 @@ fn go_on(
         ControlFlow::Continue(())
     };
     let generated = generate(&mut *setup.engine, &setup.tokenizer, 0, history, prompt, params, &mut on_step)?;
-    assert_eq!(streamed, generated.text, "what was streamed is the text");
+    assert_eq!(streamed, generated.text, "the streamed text differs");
     let fed = history.len() + prompt.len() + generated.tokens.len().saturating_sub(1);
-    assert_eq!(setup.engine.length(0), fed, "all but the last token generated have been fed");
+    assert_eq!(setup.engine.length(0), fed, "every generated token but the last has been fed");
     Ok(generated)
 }
 
@@ -119,7 +119,7 @@ fn prefill_chunks_do_not_change_the_text() {
 fn ends_at_a_stop_token_and_does_not_show_it() {
     let free = run(&mut setup(3), &greedy(30)).expect("generates");
     let stop = free.tokens[9];
-    let first = free.tokens.iter().position(|&token| token == stop).expect("it is there");
+    let first = free.tokens.iter().position(|&token| token == stop).expect("the free text contains it");
     let stopped = run(&mut setup(3), &GenerationParams { stop_tokens: vec![stop], ..greedy(30) }).expect("generates");
     assert_eq!(stopped.finish, FinishReason::Stop);
     assert_eq!(stopped.tokens, free.tokens[..=first]);
@@ -132,7 +132,7 @@ fn ends_before_a_stop_string() {
     let stop: String = free.chars().skip(12).take(3).collect();
     let params = GenerationParams { stop_strings: vec![stop.clone()], ..greedy(30) };
     let stopped = run(&mut setup(3), &params).expect("generates");
-    assert_eq!(stopped.text, free[..free.find(&stop).expect("it is there")]);
+    assert_eq!(stopped.text, free[..free.find(&stop).expect("the free text contains it")]);
     assert_eq!(stopped.finish, FinishReason::StopString(stop));
 }
 
@@ -326,7 +326,7 @@ impl Engine for Ahead {
     }
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
-        assert!(self.done.len() < AHEAD, "the caller asked for the capacity");
+        assert!(self.done.len() < AHEAD, "more steps in flight than the capacity allows");
         check_work(self, work)?;
         let outcomes = self.engine.step(work)?;
         self.next += 1;
@@ -348,7 +348,7 @@ impl Engine for Ahead {
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
         assert!(self.done.is_empty(), "steps in flight feed the sequence");
-        assert!(self.length(sequence) - length < AHEAD, "no further than it ran ahead");
+        assert!(self.length(sequence) - length < AHEAD, "truncated by more tokens than were in flight");
         self.engine.truncate(sequence, length)
     }
 }
@@ -450,7 +450,7 @@ fn nan_logits_end_generation_with_an_error() {
         );
         setup.engine.release(0);
         let healthy = [70, 80];
-        go_on(&mut setup, &[], &healthy, &greedy(1)).expect("another text is unharmed");
+        go_on(&mut setup, &[], &healthy, &greedy(1)).expect("the other sequence is not affected");
     }
 }
 

@@ -405,7 +405,7 @@ fn stream(stop_strings: &[String], pieces: &[&str]) -> (String, Option<FinishRea
         }
         let held = seen.strip_prefix(&shown).expect("shown text is a prefix of the text");
         let undecided = stop_strings.iter().any(|s| s != held && s.starts_with(held));
-        assert!(held.is_empty() || undecided, "held {held:?} for no reason");
+        assert!(held.is_empty() || undecided, "{held:?} is held back, but begins no stop string");
     }
     (shown + &stop.finish(), None)
 }
