@@ -196,7 +196,7 @@ fn attention_cost_counts_pairs_inside_the_window() {
         assert_eq!(of(0), 4 * width as u64 * pairs(window), "{tokens} after {earlier}");
         assert_eq!(of(1), 4 * width as u64 * pairs(usize::MAX), "{tokens} after {earlier}");
         let three = costs.of(span(0, 3 * tokens, 3, earlier + tokens)).operations;
-        assert_eq!(three, 3 * of(0), "three sequences do not see each other");
+        assert_eq!(three, 3 * of(0), "the pairs of three sequences are counted separately");
     }
 }
 

@@ -76,7 +76,7 @@ fn doubled_operation_is_listed_first() {
             let comparison = compare(&before, &slowed(after.clone(), name, 2.0));
             let first = &comparison.changes[0];
             assert_eq!(first.name, name);
-            assert!((first.ratio.expect("in both") - 2.0).abs() < 1e-9, "{first:?}");
+            assert!((first.ratio.expect("in both profiles") - 2.0).abs() < 1e-9, "{first:?}");
             assert!(first.share > 0.99, "{first:?}");
             assert!(comparison.warnings.is_empty(), "{:?}", comparison.warnings);
 

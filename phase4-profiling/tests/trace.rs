@@ -95,7 +95,7 @@ fn nested(mut events: Vec<Complete>) -> Vec<(Complete, Vec<Complete>)> {
             around.pop();
         }
         if let Some(outer) = around.last() {
-            assert!(event.end <= outer.end, "{event:?} leaves {outer:?}");
+            assert!(event.end <= outer.end, "{event:?} ends after {outer:?}");
         }
         nested.push((event.clone(), around.clone()));
         around.push(event);
@@ -146,7 +146,7 @@ fn trace_nests_operations_in_layers_in_steps() {
 }
 
 #[test]
-#[should_panic(expected = "leaves")]
+#[should_panic(expected = "ends after")]
 fn overlapping_events_fail_the_nesting_check() {
     let event = |start, end| Complete {
         name: "a".into(),
