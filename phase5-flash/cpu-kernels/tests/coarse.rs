@@ -89,7 +89,7 @@ proptest! {
             let ordinary = |exponent: i32| exponent.abs() < 20;
             if rows * inputs >= 200 && blocks >= 8 && storage != Storage::Mxfp4 && ordinary(exponents.0) && ordinary(exponents.1) {
                 let mean = (squares / (rows * inputs) as f64).sqrt();
-                prop_assert!((1.0 / 60.0..1.0 / 5.0).contains(&mean), "{isa}: errors are {mean} of their margins");
+                prop_assert!((1.0 / 60.0..1.0 / 5.0).contains(&mean), "{isa}: errors are on average {mean} of their margins");
             }
         }
     }

@@ -393,11 +393,11 @@ mod tests {
     #[test]
     fn a_lost_device_is_an_error() {
         let OwnDevice { wgpu: own, device } = OwnDevice::new(16_384);
-        draw(&device).expect("still there");
+        draw(&device).expect("the device was not lost yet");
         own.destroy();
         // The driver reports the loss only when the device is polled.
         let _ = own.poll(wgpu::PollType::Poll);
-        let error = draw(&device).expect_err("gone");
+        let error = draw(&device).expect_err("the device was lost");
         assert!(matches!(error, Error::Lost(_)), "{error}");
         assert!(device.read(&device.upload(vec![1])).is_err());
     }

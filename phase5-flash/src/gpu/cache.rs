@@ -222,7 +222,7 @@ mod tests {
         bounds.pages(&config, KvRow::new(CacheType::F16, config.kv_heads, config.head_dim).expect("whole words"))
     }
 
-    /// A pool is as large as a binding spans, and no page larger: whatever was given, and whatever is free.
+    /// A pool has as many pages as fit into a binding, even if more memory is given or free.
     #[test]
     fn a_pool_fits_its_binding() {
         let most = |binding, given| {

@@ -140,7 +140,7 @@ pub(super) mod tests {
         (own, loaded.expect("loads"))
     }
 
-    /// The next index of the queue. Asking for it uses one.
+    /// The next index of the queue. Reading it consumes one.
     fn number(queue: &wgpu::Queue) -> u64 {
         let index = format!("{:?}", queue.submit([]));
         index.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("a number")
@@ -153,7 +153,7 @@ pub(super) mod tests {
             let bytes = gpu.device.memory_used() as i64;
             Trace { queued: number(&queue), waits: gpu.device.waits(), bytes }
         };
-        // Asking for the index used one.
+        // Reading the index consumed one.
         let between = |before: Trace, after: Trace| Trace {
             queued: after.queued - before.queued - 1,
             waits: after.waits - before.waits,
@@ -173,7 +173,7 @@ pub(super) mod tests {
             }
         }
         engine.collect(in_flight.pop_front().expect("in flight")).expect("ends");
-        gpu.device.sync().expect("still there");
+        gpu.device.sync().expect("the device was not lost");
         let drawn: &Buffer = &engine.runner.forward.drawn;
         let before = seen();
         gpu.device.read(drawn).expect("reads");

@@ -234,7 +234,7 @@ mod tests {
     fn saved_tuning_is_loaded() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let nested = directory.path().join("not").join("there");
-        assert_eq!(tuned_for().read(&nested).expect("nothing is wrong"), None);
+        assert_eq!(tuned_for().read(&nested).expect("a missing file is not an error"), None);
         for tuning in [other(), Tuning::default()] {
             let path = tuned_for().write(&nested, tuning).expect("written");
             assert!(path.starts_with(&nested));
@@ -242,7 +242,7 @@ mod tests {
         }
         assert_eq!(fs::read_dir(&nested).expect("a directory").count(), 1, "nothing unfinished is left");
         let elsewhere = TunedFor { shape: "64 wide".into(), ..tuned_for() };
-        assert_eq!(elsewhere.read(&nested).expect("nothing is wrong"), None);
+        assert_eq!(elsewhere.read(&nested).expect("a missing file is not an error"), None);
     }
 
     #[test]

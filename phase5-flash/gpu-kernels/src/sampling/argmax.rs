@@ -221,7 +221,8 @@ mod tests {
                 let (tokens, rows) = choose(&device, &logits, vocab);
                 for (row, logits) in logits.chunks(vocab).enumerate() {
                     let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-                    let expected = logits.iter().position(|&l| l == largest).expect("there is one") as u32;
+                    let expected =
+                        logits.iter().position(|&l| l == largest).expect("the largest is one of them") as u32;
                     assert_eq!(tokens[row], expected, "{vocab} {random:?}");
                     assert_eq!(rows[4 * row..][..4], [expected, 42, row as u32, 0], "{vocab} {random:?}");
                 }
