@@ -52,7 +52,7 @@ fn draw(tokenizer: &Tokenizer, mut constraint: Box<dyn Constraint>, random: &mut
         };
         tokens.push(token);
         constraint.push(token).expect("a token that was allowed");
-        assert!(tokens.len() < MOST, "no end: {}", tokenizer.decode(&tokens));
+        assert!(tokens.len() < MOST, "the turn does not end: {}", tokenizer.decode(&tokens));
     }
     tokens
 }
@@ -255,7 +255,7 @@ fn forced_call_is_generated() {
                 let parsed = serde_json::from_str::<IgnoredAny>(content);
                 assert!(parsed.is_ok() && content.starts_with('{'), "seed {seed}: {content}");
             }
-            other => panic!("seed {seed} speaks to {other:?}"),
+            other => panic!("seed {seed}: the recipient is {other:?}"),
         }
     }
 }
@@ -275,7 +275,7 @@ fn strict_function_does_not_constrain_other_text() {
                 assert!(fits(&schema, &value), "seed {seed}: {value}");
             }
             (Some("functions.g"), _) | (None, Some("final")) => {}
-            other => panic!("seed {seed} ends with {other:?}"),
+            other => panic!("seed {seed}: the turn ends with {other:?}"),
         }
     }
     for text in [

@@ -120,7 +120,7 @@ fn alone(engine: &mut dyn Engine, request: &Request) -> (Vec<u32>, Vec<f32>) {
         let draw = Draw { logprobs: Some(2), ..sampler.next_draw() };
         let work = Work::tokens(SEQUENCE, &fed, Want::Token(draw));
         let drawn = engine.step(&[work]).expect("a step").remove(0).token().expect("a token");
-        let top = drawn.logprobs.expect("wanted").top;
+        let top = drawn.logprobs.expect("log probabilities were requested").top;
         leads.push(top[0].1 - top[1].1);
         sampler.accept(drawn.id);
         tokens.push(drawn.id);

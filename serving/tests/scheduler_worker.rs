@@ -53,7 +53,7 @@ fn received(mut events: Events) -> (Vec<u32>, Finish) {
             }
         }
     }
-    panic!("it ended without saying why");
+    panic!("the events ended without a reason");
 }
 
 fn with_logprobs(prompt: &[u32], max_tokens: usize) -> Request {
@@ -64,7 +64,7 @@ fn with_logprobs(prompt: &[u32], max_tokens: usize) -> Request {
 fn until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "in vain: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -108,7 +108,7 @@ fn the_queue_is_bounded() {
 #[test]
 fn invalid_requests_are_refused() {
     let handle = start(Fake::new(400, 1));
-    let refused = |request: Request| handle.submit(request).expect_err("no sense");
+    let refused = |request: Request| handle.submit(request).expect_err("an invalid request");
     let context = handle.context();
     assert_eq!(refused(request(&[], 3)), Refused::EmptyPrompt);
     let long = request(&vec![1; context + 1], 3);

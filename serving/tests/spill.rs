@@ -269,7 +269,7 @@ fn failed_requests_cache_is_not_written() {
 fn a_folder_belongs_to_one_server() {
     let folder = temporary();
     let first = open(folder.path(), 1 << 30);
-    let refused = Spill::open(folder.path(), 1 << 30, identity(), warn).expect_err("taken");
+    let refused = Spill::open(folder.path(), 1 << 30, identity(), warn).expect_err("another server uses it");
     assert!(matches!(refused, SpillError::Taken { .. }), "{refused}");
     drop(first);
     open(folder.path(), 1 << 30);

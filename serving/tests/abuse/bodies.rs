@@ -21,10 +21,10 @@ fn upload(server: &Running, path: &str, bytes: usize, chunked: bool) -> Answer {
         false => piece.to_vec(),
     };
     for _ in 0..bytes / piece.len() {
-        stream.write_all(&framed).expect("a server that reads it, if only to drop it");
+        stream.write_all(&framed).expect("the server reads the body, even to discard it");
     }
     if chunked {
-        stream.write_all(b"0\r\n\r\n").expect("taken");
+        stream.write_all(b"0\r\n\r\n").expect("the server reads it");
     }
     ResponseReader::begin(stream).finish()
 }

@@ -30,14 +30,14 @@ fn survives_a_thousand_connections() {
                 1 => b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"mess",
                 _ => b"",
             };
-            stream.write_all(bytes).expect("taken");
+            stream.write_all(bytes).expect("the server reads it");
         }
         // All of them send a request at the same time: a few are answered, the others are asked to try again later.
         let body = ask("What is 2 + 2?", json!({ "max_tokens": 100 })).to_string();
         let bytes = request(CHAT, body.as_bytes());
         let mut answered = 0;
         for mut stream in &asking {
-            stream.write_all(&bytes).expect("taken");
+            stream.write_all(&bytes).expect("the server reads it");
         }
         for (index, stream) in asking.into_iter().enumerate() {
             let answer = ResponseReader::begin(stream).finish();

@@ -37,7 +37,7 @@ fn vanish(server: &Running) {
     drop(sent(server, chunked.as_bytes()));
     let until = Instant::now() + Duration::from_secs(20);
     while aborted() < before + (3 * LEFT) as f64 {
-        assert!(Instant::now() < until, "{} streams were noticed to be left", aborted() - before);
+        assert!(Instant::now() < until, "the server noticed only {} abandoned streams", aborted() - before);
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -95,12 +95,12 @@ fn survives_slow_readers() {
             patient.read_exact(&mut byte).expect("a byte");
             begin.push(byte[0]);
             for byte in &head[second * 20..][..20] {
-                writing.write_all(&[*byte]).expect("taken");
+                writing.write_all(&[*byte]).expect("the server reads it");
                 thread::sleep(Duration::from_millis(50));
             }
         }
         // A client that continues to read gets the whole answer, and one that continues to write is answered.
-        writing.write_all(rest).expect("taken");
+        writing.write_all(rest).expect("the server reads it");
         let written = ResponseReader::begin(writing).finish();
         let mut read = String::from_utf8(begin).expect("UTF-8");
         patient.read_to_string(&mut read).expect("the rest");

@@ -188,7 +188,7 @@ const ODD: [&str; 10] = [
     "1e999",
 ];
 
-/// A field of a chat request, and the odd numbers that it accepts.
+/// A field of a chat request, and the unusual numbers that it accepts.
 const CHAT_FIELDS: [(&str, &[&str]); 13] = [
     ("max_tokens", &["18446744073709551615"]),
     ("max_completion_tokens", &["18446744073709551615"]),
@@ -314,6 +314,6 @@ fn damaged_requests() {
                 refused += 1;
             }
         }
-        assert!(refused > 100, "{refused} damaged requests were noticed");
+        assert!(refused > 100, "only {refused} damaged requests were refused");
     });
 }

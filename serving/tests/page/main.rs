@@ -170,7 +170,7 @@ fn answers_are_streamed_and_can_be_stopped() {
             _ => browser.press("Escape"),
         }
         browser.wait(&format!("{NOTE} == 'Stopped.' && !document.getElementById('send').hidden"));
-        assert!(browser.evaluate_text(TEXT).starts_with(more.trim_end()), "what was written stays");
+        assert!(browser.evaluate_text(TEXT).starts_with(more.trim_end()), "the text before the stop stays");
         assert_eq!(browser.evaluate_text(ERROR), "");
         // The server has ended the request as well.
         gate.open();

@@ -61,6 +61,6 @@ mod tests {
             forced.push(token).expect("allowed");
         }
         assert_eq!(forced.allowed(), None);
-        forced.push(9).expect("any is allowed");
+        forced.push(9).expect("any token is allowed");
     }
 }
