@@ -30,7 +30,7 @@ fn bad_steps(engine: &mut dyn Engine) -> Vec<BadRequest> {
     let words = vocab.div_ceil(32);
     let (short, none) = (vec![u32::MAX; words - 1], vec![0; words]);
     // A mask bit beyond the vocabulary allows no token.
-    assert_ne!(vocab % 32, 0, "the last word of a mask has bits to spare");
+    assert_ne!(vocab % 32, 0, "the last word of a mask must have unused bits");
     let mut spare = none.clone();
     spare[vocab / 32] = 1 << (vocab % 32);
     let adjusted = [Adjustment { token: outside, bias: 0.0, repetition_penalty: 1.0, penalty: 0.0 }];

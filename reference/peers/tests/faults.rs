@@ -43,7 +43,7 @@ fn failure<T>(behaviour: &str, result: Result<T, EngineError>) -> String {
     match result {
         Err(EngineError::Device(sentence)) => sentence,
         Err(other) => panic!("{behaviour}: {other:?}"),
-        Ok(_) => panic!("{behaviour}: it went well"),
+        Ok(_) => panic!("{behaviour}: no error"),
     }
 }
 
@@ -85,7 +85,7 @@ fn worker_behaves_as_an_engine() {
     // Fed the token that it drew.
     let next = engine.step(&[Work { want: Want::LastLogits, ..Work::decode(5, Draw::GREEDY) }]).expect("a step");
     assert_eq!(next, [Outcome::Logits(row(vocab, 3, 10))]);
-    engine.truncate(5, 2).expect("it goes back");
+    engine.truncate(5, 2).expect("it is truncated");
     assert!(matches!(
         engine.step(&[Work::decode(5, Draw::GREEDY)]),
         Err(EngineError::BadRequest(BadRequest::NothingDrawn(5)))
@@ -93,7 +93,7 @@ fn worker_behaves_as_an_engine() {
     engine.fork(5, 8, 1).expect("a fork");
     assert_eq!((engine.length(5), engine.length(8)), (2, 1));
     assert_eq!(engine.last_logits(8, &[3]).expect("logits"), row(vocab, 1, 3));
-    assert_eq!(engine.stats().expect("it knows").peak_resident_bytes, Some(5));
+    assert_eq!(engine.stats().expect("statistics").peak_resident_bytes, Some(5));
     assert_eq!(engine.hello().versions["fake"], "1");
     assert!(engine.snapshots().is_none());
 }
@@ -115,11 +115,11 @@ fn load_failures_are_reported() {
         Err(EngineError::Unsupported(sentence)) => {
             assert!(sentence.starts_with("no-such-python for MLX cannot be started: "), "{sentence}");
         }
-        _ => panic!("no such Python starts"),
+        _ => panic!("a Python that does not exist was started"),
     }
     match start(Peer::LlamaCpp, "refuses the model", &options(TIMEOUT)) {
         Err(EngineError::Unsupported(sentence)) => assert_eq!(sentence, "llama.cpp: no such model"),
-        _ => panic!("the model was refused"),
+        _ => panic!("expected the worker's refusal of the model"),
     }
     for (behaviour, expected) in [
         ("dies while it loads", "it ended (exit status: 1); its last output: no such package"),
@@ -166,7 +166,7 @@ fn hanging_worker_is_killed() {
 /// A step fails with this message, and so do all later calls.
 fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[Work<'_>]) {
     let expected = format!("the MLX worker failed: {expected}; restart to load the model again");
-    let ticket = engine.submit(work).expect("the step makes sense");
+    let ticket = engine.submit(work).expect("a valid step");
     assert_eq!(failure(behaviour, engine.collect(ticket)), expected);
     assert!(matches!(engine.collect(ticket), Err(EngineError::BadRequest(BadRequest::UnknownTicket(_)))));
     assert_eq!(failure(behaviour, engine.submit(work)), expected);
@@ -212,7 +212,7 @@ fn refused_truncation_changes_nothing() {
     assert_eq!(refused(engine.truncate(0, 2)), expected);
     assert_eq!(refused(engine.fork(0, 1, 2)), expected);
     assert_eq!((engine.length(0), engine.length(1)), (3, 0));
-    engine.step(&last(&[4])).expect("it goes on");
+    engine.step(&last(&[4])).expect("the sequence continues");
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn llama_cpp_is_close_to_the_goldens() {
         let (mut llama, checkpoint) = start(&launch, &case.model(), YarnRamp::Truncated);
         let checks = engine::run(&case, YarnRamp::Truncated, &mut llama, &checkpoint, ROUNDED);
         assert_passed(&checks.expect("it runs"));
-        // Sequences computed together give the same as alone.
+        // Sequences have the same logits in a batch as alone.
         let tokens = [5, 6, 7, 8];
         let alone = llama.last_logits(0, &tokens).expect("logits");
         llama.fork(0, 1, tokens.len()).expect("a fork");
@@ -44,7 +44,7 @@ fn llama_cpp_refuses_unsupported_requests() {
         match PeerEngine::start(&launch, &checkpoint, model, &options) {
             Err(EngineError::Unsupported(sentence)) => assert!(sentence.contains(expected), "{sentence}"),
             Err(other) => panic!("{other}"),
-            Ok(_) => panic!("{} is taken", model.display()),
+            Ok(_) => panic!("{} was accepted", model.display()),
         }
     }
 }
