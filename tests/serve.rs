@@ -73,7 +73,7 @@ impl Server {
         let mut line = String::new();
         while !line.starts_with("data: ") {
             line.clear();
-            assert!(reader.read_line(&mut line).expect("a line") > 0, "it ends before its first piece");
+            assert!(reader.read_line(&mut line).expect("a line") > 0, "the stream ends before its first piece");
         }
         reader
     }

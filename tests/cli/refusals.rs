@@ -51,5 +51,5 @@ fn invalid_input_gives_one_sentence_and_status_2() {
     ];
     let directory = directory.path().to_str().expect("UTF-8");
     insta::assert_snapshot!("refusals", refusals.join("\n").replace(directory, "DIRECTORY"));
-    assert!(!Path::new(&out).exists(), "nothing is left behind");
+    assert!(!Path::new(&out).exists(), "no file is left");
 }

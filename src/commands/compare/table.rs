@@ -199,7 +199,7 @@ mod tests {
                 "llama.cpp was skipped: llama.cpp is not installed",
             ]
         );
-        // Columns end one below the other.
+        // All lines of the table are equally long, because columns are aligned.
         let widths: Vec<usize> = text.lines().take(11).map(|line| line.chars().count()).collect();
         assert!(widths.iter().all(|&width| width == widths[0]), "{text}");
     }

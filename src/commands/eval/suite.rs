@@ -155,7 +155,7 @@ mod tests {
         for question in held_out().iter().step_by(7) {
             let prompt = tokenizer.encode_with_control(&question.prompt);
             let conversation =
-                prompt.strip_suffix(&harmony.generation_prompt()[..]).expect("the assistant speaks next");
+                prompt.strip_suffix(&harmony.generation_prompt()[..]).expect("it ends where the assistant continues");
             let messages = harmony.parse_conversation(conversation).expect("a conversation");
             let rendered = harmony.render_prompt(&messages);
             assert_eq!(tokenizer.decode(&rendered), question.prompt);
