@@ -89,7 +89,7 @@ fn collect_messages(deltas: &[Delta]) -> Vec<Message> {
     for delta in deltas {
         match delta {
             Delta::Begin(header) => {
-                assert!(!std::mem::replace(&mut is_open, true), "two messages at once");
+                assert!(!std::mem::replace(&mut is_open, true), "a message begins inside another");
                 let harmony::Header { role, name, recipient, channel, content_type } = header.clone();
                 messages.push(Message { role, name, recipient, channel, content_type, content: String::new() });
             }
@@ -97,11 +97,11 @@ fn collect_messages(deltas: &[Delta]) -> Vec<Message> {
                 assert!(is_open && !text.is_empty(), "text outside of a message");
                 messages.last_mut().expect("a message has begun").content += text;
             }
-            Delta::End { .. } => assert!(std::mem::replace(&mut is_open, false), "an end without a beginning"),
+            Delta::End { .. } => assert!(std::mem::replace(&mut is_open, false), "a message ends that has not begun"),
             Delta::Warning(_) => {}
         }
     }
-    assert!(!is_open, "a message without an end");
+    assert!(!is_open, "the last message does not end");
     messages
 }
 
