@@ -67,7 +67,7 @@ impl Queries<'_> {
         self.count * self.sinks.len()
     }
 
-    /// Length in floats of the scratch that computing a share needs, beside its result.
+    /// Length in floats of the scratch that computing a share needs, in addition to its result.
     fn scratch_len(&self) -> usize {
         (2 * POSITIONS + self.rows()) * self.head_dim + MAX_ROWS * POSITIONS
     }

@@ -156,7 +156,7 @@ impl Kernel for Round<'_> {
     type Output = ();
 
     /// # Safety
-    /// `words` holds 16 and `scales` 1 for each block of 32 of the input, `count` times.
+    /// For each block of 32 values of the input, `words` has 16 · `count` words and `scales` has `count` scales.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Round { input, words, scales, count, place } = self;
