@@ -130,7 +130,7 @@ fn dropped_receiver_cancels_its_request() {
     drop((running, waiting));
     drop(key);
     assert_eq!(received(drained), expected(&last, handle.context()));
-    until("nobody is alive", || handle.alive() == 0);
+    until("no request is alive", || handle.alive() == 0);
     let statistics = handle.statistics();
     assert_eq!(statistics.finished.cancelled, 2);
     assert!(statistics.generated_tokens < 900);
@@ -166,7 +166,7 @@ fn engine_failure_ends_every_request() {
             assert!(handle.failure().is_some_and(|text| text.contains(sentence)));
             assert!(handle.is_draining());
             assert_eq!(handle.submit(request(&[1], 3)).expect_err("no engine"), Refused::Draining);
-            until("nobody is alive", || handle.alive() == 0);
+            until("no request is alive", || handle.alive() == 0);
         }
     }
 }
@@ -184,5 +184,5 @@ fn thread_ends_with_the_last_handle() {
     // The accepted request ends normally; then the engine is dropped, and with it the receiver of `gate`.
     assert!((0..5).all(|_| key.send(()).is_ok()));
     assert_eq!(received(events), expected(&taken, context));
-    until("the engine is gone", || key.send(()).is_err());
+    until("the engine was dropped", || key.send(()).is_err());
 }

@@ -297,7 +297,8 @@ fn missing_folder_gives_one_warning() {
     run.check_empty();
 }
 
-/// A way to damage the shorter of the two files of `conversation_is_restored_after_a_restart`, of which more can be reused.
+/// A way to damage the shorter of the two files of `conversation_is_restored_after_a_restart`: the one from which more
+/// tokens can be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
     Flip(usize),

@@ -111,7 +111,7 @@ impl Toolbox {
 /// A `tool_choice` that is an object: one function, or several.
 fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<AnswerFormat, ApiError> {
     let choice = choice.unwrap_or(&Value::Null);
-    // Chat Completions nests the name in `function`; Responses has it beside the type.
+    // Chat Completions nests the name in `function`; Responses has it next to the type.
     let name = |value: &Value| value["function"]["name"].as_str().or(value["name"].as_str()).map(str::to_owned);
     let known = |name: String, functions: &[Function]| match functions.iter().any(|function| function.name == name) {
         true => Ok(name),
@@ -181,7 +181,7 @@ pub fn effort(param: &str, name: Option<&str>) -> Result<ReasoningEffort, ApiErr
     }
 }
 
-/// `response_format` of Chat Completions, or `text.format` of Responses, which has the schema beside the type.
+/// `response_format` of Chat Completions, or `text.format` of Responses, which has the schema next to the type.
 ///
 /// # Errors
 /// The type is unknown, or the schema is missing.

@@ -139,7 +139,7 @@ async function cancellation() {
   await assert.rejects(waiting, OpenAI.APIUserAbortError);
   const until = Date.now() + 20_000;
   while ((await running()) > 0) {
-    assert.ok(Date.now() < until, "what nobody reads still runs");
+    assert.ok(Date.now() < until, "an answer still runs after its client disconnected");
     await sleep(50);
   }
 }
