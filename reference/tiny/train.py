@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6.5, help="wall clock until the last step, start included")
-    parser.add_argument("--steps", type=int, help="train for so many steps instead")
+    parser.add_argument("--steps", type=int, help="train for this many steps instead")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--rows", type=int, default=32, help=f"rows of {ROW} tokens per step")
