@@ -104,17 +104,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn heads_of_64(values in values(64)) {
+        fn heads_of_64_round_to_nearest(values in values(64)) {
             check(&values, 64)?;
         }
 
         #[test]
-        fn heads_of_32(values in values(32)) {
+        fn heads_of_32_round_to_nearest(values in values(32)) {
             check(&values, 32)?;
         }
 
         #[test]
-        fn heads_of_96(values in values(96)) {
+        fn heads_of_96_round_to_nearest(values in values(96)) {
             check(&values, 96)?;
         }
     }
