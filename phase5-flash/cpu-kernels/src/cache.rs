@@ -239,7 +239,7 @@ mod tests {
 
         /// Every instruction set decodes any bytes as the format defines, to the bit.
         #[test]
-        fn any_bytes(
+        fn any_bytes_decode_as_the_format_defines(
             format in prop::sample::select(vec![CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]),
             parts in 1usize..4,
             bytes in prop::collection::vec(any::<u8>(), 1..5000),
