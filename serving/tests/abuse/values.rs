@@ -141,7 +141,7 @@ fn refuses_too_large_and_unsupported_schemas() {
 }
 
 #[test]
-fn ten_thousand_tools() {
+fn survives_ten_thousand_tools() {
     let parameters = json!({ "type": "object", "properties": { "a": { "type": "string" } } });
     let function = |index: usize, strict: bool| json!({ "name": format!("tool_{index}"), "parameters": parameters, "strict": strict });
     let tools = |count: usize, strict: bool| -> Value {
@@ -267,7 +267,7 @@ fn refuses_values_out_of_range() {
 
 /// However a request is damaged, the response is either an answer or an error that describes the damage.
 #[test]
-fn damaged_requests() {
+fn damaged_requests_get_an_answer_or_an_error() {
     let tools = json!([{ "type": "function", "function": { "name": "f", "parameters": { "type": "object" }, "strict": true } }]);
     let messages = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": [{ "type": "text", "text": "x" }] }]);
     let whole = [
