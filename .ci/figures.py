@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares measured figures in Markdown with the records that they come from, and finds figures that name none.
 
-A comment below a table or paragraph says where its figures are from, a line each:
+A comment below a table or paragraph names the source of each of its figures, one per line:
 
     <!-- record: notebooks/measurements/bench-h200-2026-11-29-1.json
     484 = 0.results[what=decode,depth=0,batch=1].tok_s
@@ -10,13 +10,13 @@ A comment below a table or paragraph says where its figures are from, a line eac
     450 = median(runs[engine=flash].results[what=decode,depth=0,batch=1].tok_s)
     -->
 
-The file is a record, from the root of the repository, and its name stands in the text of the page too. A path goes through keys and
-positions; `[key=value,…]` keeps the elements of a list that have those values. It leads to one value, or to several of which the median
-is taken. A ratio may be that of two figures of the page. The figure stands in the block above, and is the value rounded to as many
-digits as it shows.
+The file is a record; its path is relative to the root of the repository, and its name must also be in the text of the page. The left side
+is a figure of the block above the comment. The right side is a path in the record: keys and list indices separated by dots, where
+`[key=value,…]` keeps the elements of a list that have those values. A path must give one value; `median(path)` may give several. The right
+side may also be a product or a quotient of two such paths or numbers. The figure must equal its value, rounded to the digits of the figure.
 
-A number before `tok/s`, `GB/s`, `MB/s` or `TFLOP/s` that no such comment of its section has is a failure, unless the section or one that
-it belongs to says that it was measured "before records were kept". Blocks of code are left out, and so is the changelog.
+A number before `tok/s`, `GB/s`, `MB/s` or `TFLOP/s` that has no line in a comment of its section is a failure, unless the section, or one
+that contains it, says "before records were kept". Code blocks and the changelog are not checked.
 
 `.ci/figures.py --test` checks this program itself. Needs Python 3.11.
 """
@@ -94,7 +94,7 @@ def value(record, expression):
             return term(record, left) / divisor
         case [left, "*", right]:
             return term(record, left) * term(record, right)
-    raise Wrong(f"{expression} is neither a term, nor two with * or / between them of which the second is not 0")
+    raise Wrong(f"{expression} is neither a term nor a product or quotient of two terms, or it divides by 0")
 
 
 def check_figure(record, figure, expression, block):
@@ -200,7 +200,7 @@ def main():
     for name in pages():
         compared, wrong = check(name, (ROOT / name).read_text(encoding="utf-8"), read_record)
         count, failures = count + compared, failures + wrong
-    print("\n".join(failures) or f"{count} figures are those of their records")
+    print("\n".join(failures) or f"{count} figures equal those of their records")
     sys.exit(bool(failures))
 
 
@@ -245,7 +245,7 @@ def test():
     }
     for text, expected in wrong.items():
         assert any(failure.startswith(expected) for failure in failures(text)), (expected, failures(text))
-    print(f"{len(right) + len(wrong)} pages are judged rightly")
+    print(f"{len(right) + len(wrong)} test pages gave the expected results")
 
 
 main()

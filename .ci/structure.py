@@ -4,8 +4,8 @@ that is not in its list, or if a product file has more than 500 lines.
 
 Takes the names of crates to check; without arguments, checks every crate of the workspace.
 
-An import is a path of a `use` or in the code: `crate::…`, `super::…`, `self::…`, or one that begins with a submodule. It is an
-import of the file that defines the item: re-exports are followed, and count as imports only if the file also uses the name.
+An import is a path in a `use` or in the code that begins with `crate::`, `super::`, `self::` or a submodule. The imported file is the one
+that defines the item: re-exports are followed. A `pub use` counts as an import only if its file also uses the name.
 Only files in `src` are product files. Test modules are ignored, both as importers and in line counts.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 MOST_LINES = 500
 # Folders of a crate that must not import each other.
-WINGS = {"gpu-kernels": ["matvec", "matmul", "attention", "sampling"]}
+KERNEL_GROUPS = {"gpu-kernels": ["matvec", "matmul", "attention", "sampling"]}
 # The dependencies that kernel crates may have.
 DEPENDENCIES = {
     "cpu-kernels": {"formats", "half"},
@@ -166,8 +166,8 @@ def check(root, folder, manifest):
     short = lambda module: str(crate.files[module].relative_to(root))
     for module, targets in edges.items():
         for target in targets:
-            wings = WINGS.get(name, [])
-            if module and target and module[0] != target[0] and {module[0], target[0]} <= set(wings):
+            groups = KERNEL_GROUPS.get(name, [])
+            if module and target and module[0] != target[0] and {module[0], target[0]} <= set(groups):
                 failures.append(f"{short(module)} imports {short(target)}, which belongs to another group of kernels")
     while found := circle(edges):
         failures.append(f"{name}: import cycle: " + " → ".join(map(short, found)))

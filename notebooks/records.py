@@ -1,6 +1,6 @@
-"""Reads `measurements/` for the notebooks: what `gptoss compare`, `gptoss bench --json`, `gptoss profile --json` and `notebooks/bench` wrote,
-and figures transcribed from READMEs. All figures come from records. `measurements/earlier` is not read: it has records of earlier versions
-of gptoss, which only READMEs name."""
+"""Reads the records in `measurements/` for the notebooks: the output of `gptoss compare`, `gptoss bench --json`, `gptoss profile --json` and
+`notebooks/bench`, and figures transcribed from READMEs. `measurements/earlier` is not read: its records are of earlier versions of gptoss,
+and only READMEs use them."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 FOLDER = Path(__file__).parent / "measurements"
-# The engines by the phases that add them, and all of them.
+# The engine of each phase, and all engines in the order of tables and plots.
 PHASES = {2: "reference", 3: "cached", 5: "flash"}
 ENGINES = ["reference", "cached", "flash", "mlx", "llama.cpp"]
 # Settings that every plot shares.
@@ -39,7 +39,7 @@ def of_format(prefix):
 
 
 def where(record, device=None):
-    """The machine, and the GPU if one computed."""
+    """The machine, preceded by the GPU if the engine ran on one."""
     adapter = (device or "cpu").split(" through ")[0]
     return record["machine"] if adapter == "cpu" else f"{adapter}, {record['machine']}"
 
@@ -50,13 +50,13 @@ def common(record, device=None):
 
 
 def engine_runs():
-    """Each run of an engine with the record that it is of. What `gptoss bench --json` writes is both: a run of one engine."""
+    """Yields a record and a run of an engine in it. A record of `gptoss bench --json` is itself the run of one engine."""
     for record in of_format("gptoss compare") + of_format("gptoss transcribed"):
         for run in record["runs"]:
             yield record, run
     for record in records():
         if "ceiling" in record and "results" in record:
-            # Until 2026-11-29 such a record named no model, and its machine only beside the ceiling.
+            # Until 2026-11-29 such records had no model, and the machine only in the field `ceiling`.
             about = {"machine": record["ceiling"]["machine"], "date": record["ceiling"]["date"], "model": "not named", **record}
             yield about, {"engine": PHASES.get(record["phase"]), **record}
 
@@ -66,7 +66,7 @@ def gigabytes(count):
 
 
 def speeds():
-    """A row for each measurement of prefill or of decoding likeliest tokens."""
+    """A row for each measurement of prefill or of greedy decoding."""
     rows = []
     for record, run in engine_runs():
         for result in run.get("results", []):
@@ -107,7 +107,7 @@ def agreements():
 
 
 def benches():
-    """A row for each case of criterion's benches: nanoseconds of an execution, and the bytes or elements of one."""
+    """A row for each case of criterion's benches: nanoseconds per execution, and bytes or elements per execution."""
     rows = []
     for record in of_format("gptoss benches"):
         place = {"machine": record["machine"], "date": record["date"][:10], "source": record["source"]}
@@ -163,7 +163,7 @@ def engines_in(frame):
 
 
 def by_engine(frame, index):
-    """A table of speeds with a column per engine: the medians over turns. Ranges stay ranges."""
+    """A table of speeds with a column per engine: medians over turns, or a range if the record has only a range."""
     if frame.tok_s.notna().any():
         medians = frame.groupby([*index, "engine"], dropna=False).tok_s.median().reset_index()
     else:

@@ -48,7 +48,7 @@ mod tests {
     use super::functions;
 
     #[test]
-    fn both_forms_are_read() {
+    fn both_tool_formats_are_read() {
         let text = r#"[{"type": "function", "function": {"name": "a", "description": "A", "parameters": {"type": "object"}}},
             {"name": "b.c-d_1"}, {"type": "function", "name": "e", "parameters": null, "strict": true}]"#;
         let functions = functions(text).expect("well-formed");

@@ -181,7 +181,7 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_killed_server_finds_its_conversations() {
+fn killed_server_restores_its_conversations() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let mut server = Server::on(folder.path());
     let (messages, prompt_tokens) = two_turns(&server);
@@ -207,7 +207,7 @@ fn a_killed_server_finds_its_conversations() {
 }
 
 #[test]
-fn a_stopped_server_writes_what_it_knows() {
+fn stopping_server_writes_its_prefixes() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let server = Server::on(folder.path());
     let (messages, prompt_tokens) = two_turns(&server);
@@ -221,7 +221,7 @@ fn a_stopped_server_writes_what_it_knows() {
 
 /// Killed at a different time in each round, mostly while a file is being written.
 #[test]
-fn a_server_killed_while_it_writes_harms_nothing() {
+fn kill_during_write_leaves_no_damaged_file() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     for round in 0..6 {
         let mut server = Server::on(folder.path());
@@ -261,7 +261,7 @@ fn a_server_killed_while_it_writes_harms_nothing() {
 }
 
 #[test]
-fn damaged_files_are_refused_and_the_answer_is_right() {
+fn damaged_files_are_refused_and_answers_stay_correct() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let server = Server::on(folder.path());
     let (messages, prompt_tokens) = two_turns(&server);
@@ -301,7 +301,7 @@ fn damaged_files_are_refused_and_the_answer_is_right() {
 }
 
 #[test]
-fn a_folder_keeps_its_bound_and_belongs_to_one_server() {
+fn folder_keeps_its_limit_and_is_locked() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let name = folder.path().to_str().expect("UTF-8");
     let server = Server::start(&["--cache-dir", name, "--cache-size", "3MiB"]);

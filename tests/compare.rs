@@ -80,7 +80,7 @@ fn compare_writes_a_record_of_every_engine_and_turn() {
 }
 
 #[test]
-fn an_engine_that_fails_leaves_the_others_alone() {
+fn failing_engine_does_not_affect_others() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let out = directory.path().join("one");
     // A cache that is too small for any sequence; phase 3 allocates what its sequences need.

@@ -53,7 +53,7 @@ fn has(peer: &str, test: &str) -> bool {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn what_is_not_installed_is_said() {
+fn missing_peers_are_reported() {
     let cache = tempfile::tempdir().expect("a temporary directory");
     for (engine, sentence) in [
         ("mlx", "2: gptoss: MLX is not installed; `gptoss peers install mlx` does that"),
@@ -80,7 +80,7 @@ fn what_is_not_installed_is_said() {
 }
 
 #[test]
-fn what_peers_cannot_do_is_refused() {
+fn unsupported_peer_options_are_refused() {
     let refused = |arguments: &[&str]| last_line(&gptoss(arguments).output().expect("the program starts"));
     for (arguments, expected) in [
         (

@@ -73,7 +73,7 @@ impl Server {
         let mut line = String::new();
         while !line.starts_with("data: ") {
             line.clear();
-            assert!(reader.read_line(&mut line).expect("a line") > 0, "it ends before its first piece");
+            assert!(reader.read_line(&mut line).expect("a line") > 0, "the stream ends before its first piece");
         }
         reader
     }
@@ -114,7 +114,7 @@ fn rest(mut reader: BufReader<TcpStream>) -> Vec<Value> {
 
 /// Serves from the moment it reports so until it is stopped, even if nobody reads its log.
 #[test]
-fn it_answers_until_it_is_told_to_end() {
+fn serves_until_it_is_stopped() {
     let (mut server, mut log) = Server::start_with_log(&["--alias", "mine"]);
     let answer = |server: &Server| {
         let body =
@@ -132,7 +132,7 @@ fn it_answers_until_it_is_told_to_end() {
 }
 
 #[test]
-fn told_to_end_it_finishes_what_runs() {
+fn stopping_finishes_running_answers() {
     let mut server = Server::start(&[]);
     let stream = server.stream(Some(1500));
     server.terminate();
@@ -148,7 +148,7 @@ fn told_to_end_it_finishes_what_runs() {
 }
 
 #[test]
-fn what_does_not_finish_in_time_is_told_so() {
+fn unfinished_answers_end_with_an_error_after_the_grace_period() {
     let mut server = Server::start(&["--grace", "0"]);
     let stream = server.stream(None);
     server.terminate();
@@ -159,7 +159,7 @@ fn what_does_not_finish_in_time_is_told_so() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_ends_at_once() {
     let mut server = Server::start(&["--grace", "600"]);
     let _stream = server.stream(None);
     server.terminate();
@@ -182,7 +182,7 @@ fn refusal(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn what_cannot_be_served_is_one_sentence() {
+fn serve_failures_are_one_sentence() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let serve = |rest: &[&str]| refusal(&[&["serve", "--device", "cpu"][..], rest].concat());
@@ -210,7 +210,7 @@ fn measured(arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn bench_serve_counts_what_clients_see() {
+fn bench_serve_counts_clients_answers() {
     let server = Server::start(&[]);
     let url = format!("http://{}/v1", server.address);
     let load = ["--clients", "1,3", "--requests", "2", "--prompt", "64", "--generate", "8"];
@@ -254,7 +254,7 @@ fn bench_serve_counts_what_clients_see() {
 }
 
 #[test]
-fn random_load_fails_nowhere() {
+fn random_load_has_no_failures() {
     let server = Server::start(&[]);
     let (url, pid) = (format!("http://{}", server.address), server.child.id().to_string());
     let minutes = ["--minutes", "0.08", "--clients", "4", "--prompt", "100", "--generate", "24"];
@@ -268,7 +268,7 @@ fn random_load_fails_nowhere() {
 }
 
 #[test]
-fn bench_serve_says_why_it_measures_nothing() {
+fn bench_serve_explains_failed_measurements() {
     assert_eq!(
         refusal(&["bench-serve", "https://example.org"]),
         "2: gptoss: the scheme https is not supported; give the http address behind the proxy"

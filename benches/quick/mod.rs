@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use criterion::Criterion;
 
-/// Criterion with 0.3 s of warm-up and 1 s of measurement a case, where its defaults are 3 s and 5 s.
+/// Criterion with 0.3 s of warm-up and 1 s of measurement per case, instead of its defaults of 3 s and 5 s.
 pub fn quick() -> Criterion {
-    // The warm-up is also what brings the clock of an idle GPU up.
+    // The warm-up also raises the clock of an idle GPU.
     Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))

@@ -8,7 +8,8 @@ use phase1_loading::{LoadError, SavedSession};
 
 fuzz_target!(|data: &[u8]| {
     let mut file = data.to_vec();
-    // The header's checksum, that of the items, and the header's again, which covers the other; then a file that opens.
+    // Up to three corrections: the checksum of the header, that of the items, and that of the header again, because it covers that of the
+    // items. The fourth attempt then opens the file.
     for _ in 0..4 {
         let opened = SavedSession::from_bytes(Path::new("fuzzed"), file.clone().into());
         let Err(LoadError::Invalid { expected, found, .. }) = opened else { return };

@@ -20,7 +20,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header of words that the assistant wrote without one.
+    /// The header that is assumed for text of the assistant without a header.
     pub(crate) const BARE: Header =
         Header { role: Role::Assistant, name: None, recipient: None, channel: None, content_type: None };
 
@@ -94,7 +94,7 @@ impl HeaderText {
     }
 
     /// Whether the text is not a header but content: words without `<|start|>` that occur in no header.
-    pub fn is_speech(&self) -> bool {
+    pub fn is_bare_content(&self) -> bool {
         self.start != HeaderStart::Start && self.parts.is_empty() && !may_begin_header(&self.author)
     }
 
@@ -119,9 +119,9 @@ impl HeaderText {
 
     /// The content in a header without a `<|message|>`, with the header it implies. If the stream has not ended, the last word may be
     /// incomplete.
-    pub fn speech(&self, has_ended: bool) -> Option<(Header, String)> {
+    pub fn content(&self, has_ended: bool) -> Option<(Header, String)> {
         let (channel, text) = match self.parts.last() {
-            None => (None, self.behind_role()),
+            None => (None, self.after_role()),
             Some((Control::Channel, text)) => match split_word(text) {
                 (word, rest) if CHANNELS.contains(&word) => (Some(word.to_owned()), rest),
                 (_, rest) if rest.trim().is_empty() => return None,
@@ -143,7 +143,7 @@ impl HeaderText {
         Some((Header { role, channel, ..Header::BARE }, text.to_owned()))
     }
 
-    /// The written role. Any other word would be the name of a tool, which is not expected here.
+    /// The role that was written. An unknown word is not taken for the name of a tool here.
     fn role(&self) -> Option<Role> {
         let is_written = self.start == HeaderStart::Start;
         let role = is_written.then(|| author(split_word(&self.author).0).0);
@@ -151,7 +151,7 @@ impl HeaderText {
     }
 
     /// The text after the role, or the whole text.
-    fn behind_role(&self) -> &str {
+    fn after_role(&self) -> &str {
         match self.role() {
             Some(_) => split_word(&self.author).1,
             None => &self.author,

@@ -14,7 +14,7 @@ use crate::prompt::Function;
 pub enum Delta {
     /// A message begins.
     Begin(Header),
-    /// More content of the message that was begun.
+    /// More content of the message that began last.
     Text(String),
     /// The message ends. If it is not complete, it has no control token at its end.
     End { complete: bool },
@@ -25,7 +25,7 @@ pub enum Delta {
 /// Parses a turn of the assistant, beginning after `<|start|>assistant`.
 ///
 /// It never fails. Text is kept in the channel that the model gave it, and an incomplete character is held back until its remaining bytes
-/// arrive. A message without a channel has none; an unknown channel is kept. Each deviation gives one warning.
+/// arrive. If the model gave no channel, the message has none; an unknown channel is kept. Each deviation gives one warning.
 pub struct Parser<'a> {
     harmony: Harmony<'a>,
     /// Whether the tokens are one turn of the model. Otherwise they are a conversation, with several authors and turns.
@@ -199,7 +199,7 @@ impl<'a> Parser<'a> {
             State::Body(_) => self.add_text(text, out),
             State::Header(header) => {
                 header.push(&text);
-                if header.is_speech() {
+                if header.is_bare_content() {
                     let text = header.raw();
                     self.warn("a message without a header".into(), out);
                     self.begin(Header::BARE, out);
@@ -320,7 +320,7 @@ impl<'a> Parser<'a> {
         let State::Header(header) = &mut self.state else { return };
         let header = replace(header, HeaderText::new(HeaderStart::Missing));
         self.warn(format!("header `{}` without a message", header.raw()), out);
-        if let Some((header, text)) = header.speech(complete) {
+        if let Some((header, text)) = header.content(complete) {
             self.begin(header, out);
             self.add_text(text, out);
             // A stop string may have closed the message already.

@@ -4,7 +4,7 @@ use crate::control::{Control, Harmony};
 use crate::message::{Message, Role};
 
 impl Harmony<'_> {
-    /// Renders one message. Only the structure becomes control tokens: content that looks like one is encoded as text.
+    /// Renders one message. Only the structure becomes control tokens: content that looks like a control token is encoded as text.
     pub fn render(&self, message: &Message) -> Vec<u32> {
         let mut tokens = Vec::new();
         self.write(message, &mut tokens);

@@ -143,7 +143,7 @@ fn schemas_equal_openais() {
 
 /// The training texts of the embedded model use declarations that `reference/tiny/rendered.py` has recorded.
 #[test]
-fn the_miniatures_training_texts_are_rendered_alike() {
+fn training_texts_equal_recorded_rendering() {
     let lines = lines("miniature.jsonl");
     assert!(lines.len() > 30);
     for line in &lines {

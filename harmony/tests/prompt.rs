@@ -13,7 +13,7 @@ fn declared(parameters: Value) -> String {
 }
 
 #[test]
-fn schemas_are_written_out() {
+fn schemas_render_as_typescript() {
     let cases = [
         // Each line of a comment becomes a comment line.
         (
@@ -66,7 +66,7 @@ fn schemas_are_written_out() {
 
 /// Differences from OpenAI's package that random schemas revealed.
 #[test]
-fn corners_of_schemas_equal_openais() {
+fn schema_edge_cases_equal_openais() {
     let cases = [
         // An empty description becomes an empty comment line.
         (
@@ -104,7 +104,7 @@ fn corners_of_schemas_equal_openais() {
 
 /// OpenAI's package loses a description that the first variant repeats, and `null` if the type contains the word; this crate does not.
 #[test]
-fn nothing_is_lost_of_schemas() {
+fn schema_descriptions_and_null_are_kept() {
     let cases = [
         (
             json!({"type": "object", "properties": {"a": {"description": "D", "oneOf": [{"type": "string", "description": "D"}]}}}),
@@ -127,7 +127,7 @@ fn nothing_is_lost_of_schemas() {
 
 /// No schema makes the text arbitrarily long.
 #[test]
-fn hostile_schemas_end() {
+fn hostile_schemas_render_to_bounded_text() {
     // Each definition refers to the next one twice, which would give 2⁴⁰ strings.
     let mut definitions = serde_json::Map::new();
     for number in 0..40 {
@@ -146,7 +146,7 @@ fn hostile_schemas_end() {
 }
 
 #[test]
-fn parts_are_left_out() {
+fn absent_prompt_parts_are_omitted() {
     let bare = SystemPrompt {
         identity: None,
         knowledge_cutoff: None,
@@ -166,7 +166,7 @@ fn parts_are_left_out() {
     let tools = SystemPrompt { browser: true, python: true, functions: true, ..SystemPrompt::default() };
     let content = tools.message().content;
     let order = ["Reasoning: medium\n\n# Tools\n\n## browser\n\n//", "\n\n## python\n\n", channels, "'functions'."];
-    let places: Vec<usize> = order.iter().map(|part| content.find(part).expect("it is there")).collect();
+    let places: Vec<usize> = order.iter().map(|part| content.find(part).expect("the message has every part")).collect();
     assert!(places.is_sorted(), "{content}");
     assert!(DeveloperPrompt::default().is_empty());
 }

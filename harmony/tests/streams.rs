@@ -89,19 +89,19 @@ fn collect_messages(deltas: &[Delta]) -> Vec<Message> {
     for delta in deltas {
         match delta {
             Delta::Begin(header) => {
-                assert!(!std::mem::replace(&mut is_open, true), "two messages at once");
+                assert!(!std::mem::replace(&mut is_open, true), "a message begins inside another");
                 let harmony::Header { role, name, recipient, channel, content_type } = header.clone();
                 messages.push(Message { role, name, recipient, channel, content_type, content: String::new() });
             }
             Delta::Text(text) => {
                 assert!(is_open && !text.is_empty(), "text outside of a message");
-                messages.last_mut().expect("begun").content += text;
+                messages.last_mut().expect("a message has begun").content += text;
             }
-            Delta::End { .. } => assert!(std::mem::replace(&mut is_open, false), "an end without a beginning"),
+            Delta::End { .. } => assert!(std::mem::replace(&mut is_open, false), "a message ends that has not begun"),
             Delta::Warning(_) => {}
         }
     }
-    assert!(!is_open, "a message without an end");
+    assert!(!is_open, "the last message does not end");
     messages
 }
 
@@ -190,7 +190,7 @@ impl Mutation {
 proptest! {
     /// A rendered turn is parsed back to its messages, also if characters are split between tokens.
     #[test]
-    fn turns_read_back(messages in prop::collection::vec(assistant_message(), 1..5)) {
+    fn rendered_turns_parse_to_their_messages(messages in prop::collection::vec(assistant_message(), 1..5)) {
         for tokens in [turn(&messages), bytewise(&turn(&messages))] {
             let mut parser = harmony().parser();
             let deltas = push_all(&mut parser, &tokens);
@@ -204,7 +204,7 @@ proptest! {
     }
 
     #[test]
-    fn conversations_read_back(messages in prop::collection::vec(any_message(), 1..8)) {
+    fn rendered_conversations_parse_to_their_messages(messages in prop::collection::vec(any_message(), 1..8)) {
         let harmony = harmony();
         let tokens: Vec<u32> = messages.iter().flat_map(|message| harmony.render(message)).collect();
         prop_assert_eq!(harmony.parse_conversation(&tokens), Ok(messages.clone()));
@@ -223,7 +223,7 @@ proptest! {
 
     /// Every `q` of a malformed turn is in a message, in its header or in a warning; a `q` in a body stays in that body.
     #[test]
-    fn broken_turns_lose_nothing(
+    fn malformed_turns_keep_all_text(
         messages in prop::collection::vec(assistant_message(), 0..4),
         mutations in prop::collection::vec(mutation(), 0..8),
         halves in any::<bool>(),
@@ -249,7 +249,7 @@ proptest! {
 
     /// A stop string ends a broken turn at the same place however its text is cut into tokens.
     #[test]
-    fn stop_strings_do_not_depend_on_tokens(
+    fn stop_position_does_not_depend_on_tokenization(
         messages in prop::collection::vec(assistant_message(), 1..4),
         stop in prop::collection::vec("[a-z ]{1,2}", 1..3),
     ) {
@@ -272,7 +272,7 @@ proptest! {
 
     /// Any tokens are either parsed or refused.
     #[test]
-    fn any_tokens_are_read(mut tokens in prop::collection::vec(0u32..3000, 0..60)) {
+    fn any_tokens_parse_or_are_refused(mut tokens in prop::collection::vec(0u32..3000, 0..60)) {
         let mut parser = harmony().parser();
         for &token in &tokens {
             parser.push(token);

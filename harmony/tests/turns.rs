@@ -44,7 +44,7 @@ fn lines(harmony: &Harmony<'_>, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn well_formed_turns_are_read_without_a_warning() {
+fn well_formed_turns_parse_without_warnings() {
     let tokenizer = tokenizer();
     let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
     for (text, expected) in [
@@ -100,7 +100,7 @@ fn well_formed_turns_are_read_without_a_warning() {
 
 /// Mistakes that other servers fail on. Each gives one warning.
 #[test]
-fn odd_turns_lose_nothing() {
+fn slightly_wrong_turns_parse_with_one_warning() {
     let tokenizer = tokenizer();
     let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
     for (text, expected, warnings) in [
@@ -236,7 +236,7 @@ fn odd_turns_lose_nothing() {
 
 /// Words that cannot be part of a header are returned as text immediately, and a call's header before its arguments.
 #[test]
-fn deltas_come_early() {
+fn text_deltas_are_not_delayed() {
     let tokenizer = tokenizer();
     let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
     let mut parser = harmony.parser();
@@ -260,7 +260,7 @@ fn deltas_come_early() {
 }
 
 #[test]
-fn stop_strings_end_what_the_user_reads() {
+fn stop_strings_apply_to_visible_text() {
     let tokenizer = tokenizer();
     let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
     let parse = |text: &str, stop: &[&str]| {
@@ -298,7 +298,7 @@ fn stop_strings_end_what_the_user_reads() {
 }
 
 #[test]
-fn conversations_read_as_they_were_said() {
+fn parsed_conversation_equals_its_messages() {
     let tokenizer = tokenizer();
     let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
     let messages = [
@@ -317,7 +317,7 @@ fn conversations_read_as_they_were_said() {
     assert_eq!(harmony.parse_conversation(&whole), Ok(messages.to_vec()));
     let prompt = harmony.render_prompt(&messages);
     let kept = [&messages[..2], &messages[3..]].concat();
-    assert_eq!(harmony.parse_conversation(&prompt), Ok(kept), "only what was thought before an answer is left out");
+    assert_eq!(harmony.parse_conversation(&prompt), Ok(kept), "only reasoning before an answer is left out");
     assert!(harmony.parse_conversation(&whole[1..]).is_err() && harmony.parse_conversation(&[]).is_err());
 
     let result = Message::result_of(&messages[4], "rain");
@@ -332,7 +332,7 @@ fn conversations_read_as_they_were_said() {
 }
 
 #[test]
-fn a_vocabulary_without_harmony_is_named() {
+fn vocabulary_without_harmony_tokens_is_refused() {
     let missing = harmony::MissingControlToken { name: "<|call|>" };
     assert_eq!(missing.to_string(), "the vocabulary lacks the control token <|call|> of harmony");
 }

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn ollamas_names_lead_to_blobs() {
+    fn ollama_names_resolve_to_blobs() {
         let digest = "ab".repeat(32);
         let manifest = |digest: &str| {
             format!(
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_lead_to_the_model_inside() {
+    fn folders_resolve_to_the_model_inside() {
         let directory = made(&[
             ("lm/publisher/one/gpt-oss.gguf", ""),
             ("lm/publisher/one/mmproj-model.gguf", ""),
@@ -299,12 +299,12 @@ mod tests {
             assert!(refusal(path, name).contains("model: expected a name such as lmstudio:"), "{name}");
         }
         // Opening a path that does not exist is refused later.
-        let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("given back");
+        let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("returned unchanged");
         assert_eq!(nowhere, Path::new("no/such.gguf"));
     }
 
     #[test]
-    fn repositories_lead_to_their_snapshot() {
+    fn repositories_resolve_to_their_snapshot() {
         let directory = made(&[
             ("models--openai--gpt-oss-20b/refs/main", "bbb\n"),
             ("models--openai--gpt-oss-20b/snapshots/aaa/config.json", "{}"),

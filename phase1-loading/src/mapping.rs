@@ -27,8 +27,8 @@ pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     // line turns into a message (`src/lost_file.rs`). If one writes into it, weights change while they are used (any bytes are valid
     // weights), and text that was checked as UTF-8 may become invalid.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-    // Asks for pages of 2 MB, where the file system supports them: one page fault and one TLB entry instead of 512. The request may be
-    // refused.
+    // Asks for pages of 2 MB, where the file system supports them: one page fault and one TLB entry instead of 512. The system may
+    // ignore it.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Bytes::from_owner(map))
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_the_old_file() {
+    fn failed_write_keeps_the_old_file() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("file");
         write_whole(&path, |out| out.write_all(b"old")).expect("written");
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_leaves_nothing_behind() {
+    fn failed_replacement_leaves_no_temporary_file() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let taken = directory.path().join("directory");
         fs::create_dir(&taken).expect("created");
@@ -107,7 +107,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_has_the_permissions_of_any_new_file() {
+    fn written_files_have_default_permissions() {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().expect("a temporary directory");
         let [written, plain] = ["written", "plain"].map(|name| directory.path().join(name));
@@ -119,7 +119,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_device_is_written_in_place() {
+    fn devices_are_written_in_place() {
         use std::os::unix::fs::FileTypeExt;
         // A link, so that a failing test replaces it instead of `/dev/null`.
         let directory = tempfile::tempdir().expect("a temporary directory");

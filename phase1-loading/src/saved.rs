@@ -179,7 +179,7 @@ impl SavedSession {
             end += count * dtype.bitsize() / 8;
             (name, TensorInfo { dtype, shape: vec![count], data_offsets: (start, end) })
         });
-        let metadata = Metadata::new(Some(texts.into()), tensors.collect()).expect("one tensor behind the other");
+        let metadata = Metadata::new(Some(texts.into()), tensors.collect()).expect("the tensors are contiguous");
         let mut json = serde_json::to_value(&metadata).expect("texts and numbers");
         // Otherwise the order of the metadata would differ from run to run.
         json.sort_all_objects();

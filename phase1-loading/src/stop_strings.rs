@@ -53,10 +53,10 @@ mod tests {
 
     /// A text ends at the same place however it is cut.
     #[test]
-    fn pieces_change_nothing() {
+    fn stop_position_does_not_depend_on_pieces() {
         let text = "One, two; three and thrice: end of é story";
         let lists: [&[&str]; 7] = [&[], &[""], &["three"], &["thr", "three"], &[": e", "thrice"], &["é"], &["missing"]];
-        let accented = text.split_once('é').expect("it is there").0;
+        let accented = text.split_once('é').expect("the text has an é").0;
         let expected = [text, text, "One, two; ", "One, two; ", "One, two; three and ", accented, text];
         for (strings, expected) in lists.iter().zip(expected) {
             let strings: Vec<String> = strings.iter().map(|&string| string.to_owned()).collect();

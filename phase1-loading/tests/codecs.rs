@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn q8_0_rounds_to_half_a_step(values in prop::collection::vec(-1000.0f32..1000.0, 64)) {
+    fn q8_0_error_is_at_most_half_a_step(values in prop::collection::vec(-1000.0f32..1000.0, 64)) {
         let back = decode(Format::Q8_0, &Format::Q8_0.encode(&values));
         for (block, back) in values.chunks(32).zip(back.chunks(32)) {
             let step = block.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
@@ -80,7 +80,7 @@ proptest! {
     }
 
     #[test]
-    fn mxfp4_encodes_what_it_decoded(block in canonical_mxfp4()) {
+    fn mxfp4_codes_round_trip(block in canonical_mxfp4()) {
         prop_assert_eq!(Format::Mxfp4.encode(&decode(Format::Mxfp4, &block)), block);
     }
 
@@ -105,7 +105,7 @@ fn e8m0_is_a_power_of_two() {
 }
 
 #[test]
-fn e2m1_is_what_its_bits_say() {
+fn e2m1_equals_its_bit_layout() {
     for (code, value) in E2M1.iter().enumerate() {
         let (sign, exponent, mantissa) = (code >> 3, (code >> 1) & 3, code & 1);
         let magnitude = if exponent == 0 {

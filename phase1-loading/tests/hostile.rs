@@ -42,12 +42,12 @@ fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
 const MATRIX: &str = "blk.0.attn_q.weight";
 
 #[test]
-fn the_unharmed_file_is_accepted() {
+fn unmodified_file_is_accepted() {
     assert!(open(model()).is_ok());
 }
 
 #[test]
-fn each_lie_is_named() {
+fn inconsistent_headers_are_refused_by_name() {
     let file = model();
     // A description consists of: name, number of dimensions (4 bytes), dimensions (8 bytes each), type (4), offset (8).
     let description = after(&file, MATRIX);
@@ -93,7 +93,7 @@ fn each_lie_is_named() {
 }
 
 #[test]
-fn an_empty_or_missing_file_or_an_empty_folder_is_named() {
+fn empty_and_missing_files_and_folders_are_refused() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let error = Checkpoint::open(file.path()).err().expect("refused").to_string();
     assert!(error.contains("an empty file"), "{error}");
@@ -106,7 +106,7 @@ fn an_empty_or_missing_file_or_an_empty_folder_is_named() {
 }
 
 #[test]
-fn a_scale_of_255_is_found_in_a_check() {
+fn check_finds_a_scale_of_255() {
     let clean = open(model()).expect("accepted");
     let name = "blk.0.ffn_up_exps.weight";
     let tensor = clean.tensor(name);
@@ -145,7 +145,7 @@ proptest! {
 }
 
 #[test]
-fn a_file_is_mapped_and_not_read() {
+fn opening_maps_the_file_without_reading_it() {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.write_all(&model()).expect("written");
     let checkpoint = Checkpoint::open(file.path()).expect("accepted");

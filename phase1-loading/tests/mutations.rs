@@ -197,13 +197,13 @@ fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
     let file = Bytes::from(harmed(file, harms));
     let opened = within_bounds(file.len(), || SavedSession::from_bytes(Path::new("harmed"), file).ok())?;
     // Damage that opens must not have changed the contents, for example spaces in the JSON.
-    prop_assert!(opened.is_none_or(|opened| opened == saved), "damage goes unnoticed");
+    prop_assert!(opened.is_none_or(|opened| opened == saved), "the damage was not detected");
     Ok(())
 }
 
 /// The allocator counts for the whole process, so there is only one test.
 #[test]
-fn harmed_files_do_no_harm() {
+fn mutated_files_never_panic_or_overallocate() {
     // `PROPTEST_CASES` sets the number of cases.
     let cases = ProptestConfig::default().cases.max(2000);
     let config = || ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };

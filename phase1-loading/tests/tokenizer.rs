@@ -60,7 +60,7 @@ fn agrees_with_tiktoken_on_chosen_texts() {
 
 /// Long runs, on which a backtracking regex engine gives up and loses the rest of the text.
 #[test]
-fn long_runs_lose_nothing() {
+fn long_runs_are_encoded_completely() {
     for unit in [" ", "\n", "\t ", "\u{3000}", "=", "0"] {
         let text = format!("{}What is 2 + 2?{unit}", unit.repeat(1_100_000));
         let tokens = o200k().encode(&text);
@@ -74,7 +74,7 @@ fn long_runs_lose_nothing() {
 
 /// The bound is exact for alphabets, runs of spaces and numbers, which consist of the longest tokens that contain their bytes.
 #[test]
-fn the_fewest_tokens_are_exact_where_every_token_is_as_long_as_can_be() {
+fn least_token_count_is_exact_for_longest_tokens() {
     let alphabet = "abcdefghijklmnopqrstuvwxyz";
     for (text, expected) in [
         ("", 0),
@@ -158,13 +158,13 @@ proptest! {
 
     /// Tokens in random order: incomplete characters are replaced as in decoding all tokens together.
     #[test]
-    fn streaming_survives_any_tokens(tokens in prop::collection::vec(0u32..201_088, 0..60)) {
+    fn streaming_random_tokens_equals_decoding(tokens in prop::collection::vec(0u32..201_088, 0..60)) {
         prop_assert_eq!(streamed(&tokens).concat(), o200k().decode(&tokens));
     }
 }
 
 #[test]
-fn a_character_in_four_tokens_comes_whole() {
+fn character_split_over_four_tokens_is_returned_whole() {
     let single = |byte| (0..256).find(|&token| o200k().token_bytes(token) == Some(&[byte][..]));
     let tokens: Vec<u32> = "🦀".bytes().map(|byte| single(byte).expect("every byte is a token")).collect();
     assert_eq!(streamed(&tokens), ["", "", "", "🦀", ""]);

@@ -15,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn differences_count_in_standard_deviations() {
+    fn differences_are_in_standard_deviations() {
         // A mean of 3 and a standard deviation of 2.
         let expected = [1.0, 5.0, 1.0, 5.0];
         assert_eq!(relative_rms(&expected, &expected), 0.0);

@@ -45,7 +45,7 @@ fn refusal<T>(result: Result<T, EngineError>) -> BadRequest {
 }
 
 #[test]
-fn sequences_of_a_batch_do_not_meet() {
+fn sequences_of_a_batch_are_independent() {
     let mut together = engine();
     let both = together.step(&[last(1, &[5, 6, 7]), last(2, &[8, 9])]).expect("a batch");
     let mut alone = engine();
@@ -59,7 +59,7 @@ fn sequences_of_a_batch_do_not_meet() {
 }
 
 #[test]
-fn logits_come_for_the_positions_asked_for() {
+fn logits_are_returned_for_requested_positions() {
     let vocab = engine().config().vocab;
     let outcome = |want| {
         let mut engine = engine();
@@ -88,7 +88,7 @@ fn all_logits_are_the_last_logits_after_each_token() {
 }
 
 #[test]
-fn a_sequence_is_fed_the_token_that_it_drew() {
+fn drawn_token_is_fed_to_its_sequence() {
     let mut drawing = engine();
     let mut reference = engine();
     let mut drawn = token(&mut drawing, Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY)));
@@ -114,7 +114,7 @@ fn a_sequence_is_fed_the_token_that_it_drew() {
 }
 
 #[test]
-fn what_a_caller_chose_is_fed_in_place_of_the_drawn_token() {
+fn callers_token_replaces_the_drawn_one() {
     let mut engine = engine();
     let drawn = token(&mut engine, Work::tokens(0, &[1, 2], Want::Token(Draw::GREEDY)));
     let other = if drawn == 7 { 8 } else { 7 };
@@ -123,7 +123,7 @@ fn what_a_caller_chose_is_fed_in_place_of_the_drawn_token() {
 }
 
 #[test]
-fn a_seed_draws_the_same_however_the_prompt_is_cut() {
+fn draws_do_not_depend_on_prompt_chunks() {
     let prompt = [70, 80, 90, 100, 110, 7, 8];
     let drawn = |chunk: usize, company: bool, seed: u64| -> Vec<u32> {
         let mut engine = engine();
@@ -151,7 +151,7 @@ fn a_seed_draws_the_same_however_the_prompt_is_cut() {
 }
 
 #[test]
-fn a_draw_obeys_its_mask_and_its_adjustments() {
+fn draws_respect_mask_and_adjustments() {
     let mut engine = engine();
     let vocab = engine.config().vocab;
     let logits = engine.last_logits(0, &[1, 2, 3]).expect("logits");
@@ -196,7 +196,7 @@ impl Engine for Narrow {
 }
 
 #[test]
-fn a_step_may_be_too_long_for_an_engine() {
+fn too_long_steps_are_refused() {
     let mut engine = Narrow(engine());
     let drawing = Want::Token(Draw::GREEDY);
     engine.step(&[Work::tokens(0, &[1, 2], drawing), last(1, &[3, 4])]).expect("four tokens");
@@ -208,7 +208,7 @@ fn a_step_may_be_too_long_for_an_engine() {
 }
 
 #[test]
-fn inspecting_is_a_step() {
+fn inspect_equals_a_step() {
     let work = [last(1, &[5, 6, 7]), Work::tokens(2, &[8, 9], Want::Token(seeded(3)))];
     let (mut inspected, mut stepped) = (engine(), engine());
     let outcomes = inspected.inspect(&work, &mut NoProbe).expect("a step");
@@ -219,7 +219,7 @@ fn inspecting_is_a_step() {
 }
 
 #[test]
-fn a_fork_is_the_beginning_of_its_origin() {
+fn fork_equals_the_prefix_of_its_origin() {
     let mut engine = engine();
     let tokens = [1, 2, 3, 4, 5];
     let drawn = token(&mut engine, Work::tokens(0, &tokens, Want::Token(Draw::GREEDY)));
@@ -243,7 +243,7 @@ fn a_fork_is_the_beginning_of_its_origin() {
 }
 
 #[test]
-fn truncating_forgets_the_end() {
+fn truncated_sequence_equals_its_prefix() {
     let mut engine = engine();
     token(&mut engine, Work::tokens(0, &[1, 2, 3, 4, 5], Want::Token(Draw::GREEDY)));
     engine.truncate(0, 3).expect("shorter");
@@ -252,7 +252,7 @@ fn truncating_forgets_the_end() {
     assert_eq!(refusal(engine.step(&[Work::decode(0, Draw::GREEDY)])), BadRequest::NothingDrawn(0));
     let found = engine.last_logits(0, &[9]).expect("logits");
     assert_eq!(found, engine.last_logits(1, &[1, 2, 3, 9]).expect("logits"));
-    engine.truncate(0, 4).expect("as long as it is");
+    engine.truncate(0, 4).expect("its own length");
     assert_eq!(engine.length(0), 4);
 }
 
@@ -279,7 +279,7 @@ fn a_scale_of_255_is_refused_on_the_cpu() {
 
 /// Short contexts, whose fastest pair turns less often than β: as transformers and mlx-lm compute it, the ramp begins at the first pair.
 #[test]
-fn the_ramp_stays_inside_the_head() {
+fn yarn_ramp_stays_inside_the_head() {
     let exact_end = 64.0 * (150.0 / std::f64::consts::TAU).ln() / (2.0 * 150_000f64.ln());
     for (ramp, end) in [(YarnRamp::Exact, exact_end), (YarnRamp::Truncated, exact_end.ceil())] {
         let rope = Rope::new(&RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 150, ramp }, 64);
@@ -291,7 +291,7 @@ fn the_ramp_stays_inside_the_head() {
 }
 
 #[test]
-fn yarn_has_the_constants_of_gpt_oss() {
+fn yarn_constants_equal_gpt_oss() {
     let with = |ramp| RopeConfig { theta: 150_000.0, factor: 32.0, original_context: 4096, ramp };
     let [exact, truncated] = YarnRamp::ALL.map(|ramp| Rope::new(&with(ramp), 64));
     assert!((exact.mscale - 1.346_573_6).abs() < 1e-6);
@@ -300,7 +300,7 @@ fn yarn_has_the_constants_of_gpt_oss() {
         assert_eq!(e == t, !(9..18).contains(&pair), "pair {pair}: {e} and {t}");
     }
     let plain = |pair: i32| 150_000f64.powf(-2.0 * f64::from(pair) / 64.0);
-    assert!((f64::from(exact.inverse_frequencies[8]) / plain(8) - 1.0).abs() < 1e-6, "fast pairs are left alone");
+    assert!((f64::from(exact.inverse_frequencies[8]) / plain(8) - 1.0).abs() < 1e-6, "fast pairs are not scaled");
     assert!(
         (f64::from(exact.inverse_frequencies[18]) / plain(18) * 32.0 - 1.0).abs() < 1e-6,
         "slow ones are stretched"

@@ -1,7 +1,7 @@
 //! Phase 3: logits become text. Keys and values are cached, tokens are sampled, generation runs.
 //!
-//! [`CachedEngine`] is phase 2's model behind the same interface [`Engine`](phase2_forward::Engine), with a cache in the one place where
-//! the forward pass asks for earlier keys. [`Generation`] is written against that interface and works with every engine.
+//! [`CachedEngine`] implements the interface [`Engine`](phase2_forward::Engine) with phase 2's model and a cache, from which the forward
+//! pass takes the keys and values of earlier tokens. [`Generation`] uses only that interface and works with every engine.
 
 mod cache;
 mod cache_layout;

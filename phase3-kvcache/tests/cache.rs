@@ -49,7 +49,7 @@ proptest! {
 
     /// However a sequence is cut, logits with a packed cache are close to recomputed ones.
     #[test]
-    fn packed_caches_lose_little(
+    fn packed_cache_logits_are_close_to_recomputed(
         tokens in prop::collection::vec(0u32..1000, 1..70),
         lengths in prop::collection::vec(1usize..30, 1..6),
     ) {
@@ -63,7 +63,7 @@ proptest! {
 
     /// A sequence that is saved and restored at any point, even over another sequence, gives bit-identical logits.
     #[test]
-    fn a_restored_sequence_goes_on(
+    fn restored_sequence_continues_bit_identically(
         tokens in prop::collection::vec(0u32..1000, 2..60),
         share in 0.0f64..1.0,
         kind in prop::sample::select(CacheType::ALL.to_vec()),
@@ -82,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn chunks_equal_the_whole(
+    fn chunked_prefill_equals_one_step(
         tokens in prop::collection::vec(0u32..1000, 1..70),
         lengths in prop::collection::vec(1usize..30, 1..6),
     ) {
@@ -95,7 +95,7 @@ proptest! {
     /// A ring holds exactly the last W positions and a full layer all, with the keys and values that one forward pass over the whole
     /// sequence gives them.
     #[test]
-    fn the_ring_is_the_end_of_a_full_cache(
+    fn ring_equals_the_end_of_a_full_cache(
         tokens in prop::collection::vec(0u32..1000, 1..60),
         length in 1usize..40,
     ) {
@@ -181,7 +181,7 @@ fn a_wide_ring_grows() {
 }
 
 #[test]
-fn sequences_of_a_batch_do_not_meet() {
+fn sequences_of_a_batch_are_independent() {
     let mut together = CachedEngine::new(model());
     let mut alone = CachedEngine::new(model());
     for step in 0..20 {
@@ -220,7 +220,7 @@ fn packed_caches_are_smaller() {
 }
 
 #[test]
-fn what_another_engine_or_model_saved_is_refused() {
+fn snapshots_of_other_engines_and_models_are_refused() {
     let mut engine = with_cache(CacheType::F16);
     feed(&mut engine, 0, &[1, 2, 3]);
     let good = engine.save(0).expect("known");
@@ -252,7 +252,7 @@ fn what_another_engine_or_model_saved_is_refused() {
     assert_eq!(other, BadRequest::OtherEngine { found: "phase 5 on the CPU".into(), expected: "phase 3" });
     assert_eq!(other.to_string(), "a sequence saved by phase 5 on the CPU cannot be restored by phase 3");
     assert_eq!(engine.last_logits(1, &[6]).expect("logits"), untouched.last_logits(1, &[6]).expect("logits"));
-    engine.restore(1, &good).expect("its own");
+    engine.restore(1, &good).expect("a snapshot of this engine");
     assert_eq!(engine.length(1), 3);
     assert!(matches!(engine.save(9), Err(EngineError::BadRequest(BadRequest::UnknownSequence(9)))));
 }
@@ -266,7 +266,7 @@ fn with_f32_cache(tokens: &[u32]) -> Snapshot {
 
 /// Heads of 16 values are half of a q8_0 block, but whole words of f16.
 #[test]
-fn a_cache_that_does_not_hold_the_heads_is_refused() {
+fn cache_format_that_does_not_fit_the_heads_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let model = SyntheticModel { head_dim: 16, ..SyntheticModel::preset("nano").expect("a preset") };
@@ -281,12 +281,12 @@ fn a_cache_that_does_not_hold_the_heads_is_refused() {
 
 /// The drawn token is not part of a snapshot, and is discarded when its sequence is replaced.
 #[test]
-fn a_restored_sequence_has_drawn_nothing() {
+fn restored_sequence_has_no_drawn_token() {
     let mut engine = CachedEngine::new(model());
     let work = Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY));
     engine.step(&[work]).expect("a step").remove(0).token().expect("a token");
-    let snapshot = engine.snapshots().expect("phase 3 has them").save(0).expect("known");
-    engine.snapshots().expect("phase 3 has them").restore(0, &snapshot).expect("its own");
+    let snapshot = engine.snapshots().expect("phase 3 has snapshots").save(0).expect("known");
+    engine.snapshots().expect("phase 3 has snapshots").restore(0, &snapshot).expect("a snapshot of this engine");
     let refused = engine.step(&[Work::decode(0, Draw::GREEDY)]).expect_err("nothing was drawn");
     assert!(matches!(refused, EngineError::BadRequest(BadRequest::NothingDrawn(0))), "{refused}");
     assert_eq!(engine.length(0), 3);

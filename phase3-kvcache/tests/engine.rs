@@ -69,7 +69,7 @@ proptest! {
 
     /// However a sequence was forked, truncated or given room by a release, its logits are determined by its tokens.
     #[test]
-    fn sequences_are_what_their_tokens_make_them(
+    fn logits_depend_only_on_the_tokens_of_a_sequence(
         actions in prop::collection::vec(action(), 1..30),
         kind in prop::sample::select(vec![CacheType::F32, CacheType::F16]),
     ) {
@@ -148,7 +148,7 @@ fn refused(sequence: SequenceId, known: &[u32], length: usize) -> Option<BadRequ
 }
 
 #[test]
-fn a_full_ring_cannot_go_back() {
+fn full_ring_cannot_be_truncated() {
     let mut engine = engine();
     assert_eq!(engine.capacity().rewind, 0);
     let tokens: Vec<u32> = (0..WINDOW as u32 + 1).collect();
@@ -161,7 +161,7 @@ fn a_full_ring_cannot_go_back() {
         assert_eq!(refusal(engine.fork(0, 2, wanted)), cannot(wanted));
     }
     engine.fork(0, 2, WINDOW + 1).expect("all of it");
-    engine.truncate(0, WINDOW + 1).expect("as long as it is");
+    engine.truncate(0, WINDOW + 1).expect("its own length");
     assert_eq!([0, 1, 2].map(|sequence| engine.length(sequence)), [WINDOW + 1, 5, WINDOW + 1]);
 }
 
@@ -174,12 +174,12 @@ fn all_logits_are_the_last_logits_after_each_token() {
     assert_eq!(all.len(), tokens.len() * vocab);
     for (row, token) in all.chunks_exact(vocab).zip(&tokens) {
         let last = engine.last_logits(1, &[*token]).expect("logits");
-        check(&last, row).expect("the same");
+        check(&last, row).expect("equal logits");
     }
 }
 
 #[test]
-fn a_sequence_is_fed_the_token_that_it_drew() {
+fn drawn_token_is_fed_to_its_sequence() {
     let (mut drawing, mut reference) = (engine(), engine());
     let prompt: Vec<u32> = (0..20).collect();
     let mut drawn = token(&mut drawing, Work::tokens(0, &prompt, Want::Token(Draw::GREEDY)));
@@ -199,7 +199,7 @@ fn a_sequence_is_fed_the_token_that_it_drew() {
 
 /// Forks and truncated sequences have no drawn token.
 #[test]
-fn a_drawn_token_belongs_to_one_end_of_one_sequence() {
+fn forked_and_truncated_sequences_have_no_drawn_token() {
     let mut engine = engine();
     let drawn = token(&mut engine, Work::tokens(0, &[1, 2, 3], Want::Token(Draw::GREEDY)));
     engine.fork(0, 1, 3).expect("a fork");
@@ -216,7 +216,7 @@ fn a_drawn_token_belongs_to_one_end_of_one_sequence() {
 
 /// The drawn token depends on the seed and the position, and not on chunks or other sequences.
 #[test]
-fn a_seed_draws_the_same_however_the_prompt_is_cut() {
+fn draws_do_not_depend_on_prompt_chunks() {
     let checkpoint = Checkpoint::open(&Case::committed().remove(0).model()).expect("opens");
     let prompt: Vec<u32> = (0..30).map(|i| i * 31 % 290).collect();
     let drawn = |lengths: &[usize], company: bool| -> Vec<u32> {

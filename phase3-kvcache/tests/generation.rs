@@ -57,9 +57,9 @@ fn go_on(
         ControlFlow::Continue(())
     };
     let generated = generate(&mut *setup.engine, &setup.tokenizer, 0, history, prompt, params, &mut on_step)?;
-    assert_eq!(streamed, generated.text, "what was streamed is the text");
+    assert_eq!(streamed, generated.text, "the streamed text differs");
     let fed = history.len() + prompt.len() + generated.tokens.len().saturating_sub(1);
-    assert_eq!(setup.engine.length(0), fed, "all but the last token generated have been fed");
+    assert_eq!(setup.engine.length(0), fed, "every generated token but the last has been fed");
     Ok(generated)
 }
 
@@ -104,7 +104,7 @@ fn phases_2_and_3_generate_the_same() {
 }
 
 #[test]
-fn prefill_chunks_change_nothing() {
+fn prefill_chunks_do_not_change_the_text() {
     for params in [greedy(20), sampled(20), without_repetition(20)] {
         let whole = run(&mut setup(3), &params).expect("generates");
         for prefill_chunk in 1..=PROMPT.len() {
@@ -119,7 +119,7 @@ fn prefill_chunks_change_nothing() {
 fn ends_at_a_stop_token_and_does_not_show_it() {
     let free = run(&mut setup(3), &greedy(30)).expect("generates");
     let stop = free.tokens[9];
-    let first = free.tokens.iter().position(|&token| token == stop).expect("it is there");
+    let first = free.tokens.iter().position(|&token| token == stop).expect("the free text contains it");
     let stopped = run(&mut setup(3), &GenerationParams { stop_tokens: vec![stop], ..greedy(30) }).expect("generates");
     assert_eq!(stopped.finish, FinishReason::Stop);
     assert_eq!(stopped.tokens, free.tokens[..=first]);
@@ -132,12 +132,12 @@ fn ends_before_a_stop_string() {
     let stop: String = free.chars().skip(12).take(3).collect();
     let params = GenerationParams { stop_strings: vec![stop.clone()], ..greedy(30) };
     let stopped = run(&mut setup(3), &params).expect("generates");
-    assert_eq!(stopped.text, free[..free.find(&stop).expect("it is there")]);
+    assert_eq!(stopped.text, free[..free.find(&stop).expect("the free text contains it")]);
     assert_eq!(stopped.finish, FinishReason::StopString(stop));
 }
 
 #[test]
-fn ends_where_the_context_does() {
+fn generation_ends_at_the_context_length() {
     let mut checkpoint = checkpoint();
     checkpoint.config.context_length = PROMPT.len() + 3;
     let mut setup = setup_of(&checkpoint, 3);
@@ -152,7 +152,7 @@ fn ends_where_the_context_does() {
 }
 
 #[test]
-fn a_text_comes_in_steps() {
+fn text_is_returned_step_by_step() {
     let whole = run(&mut setup(3), &greedy(3)).expect("generates");
     let Setup { tokenizer, mut engine } = setup(3);
     let params = GenerationParams { prefill_chunk: 2, ..greedy(3) };
@@ -183,7 +183,7 @@ fn a_text_comes_in_steps() {
 }
 
 #[test]
-fn a_caller_may_interrupt() {
+fn generation_can_be_interrupted() {
     let Setup { tokenizer, mut engine } = setup(3);
     let mut received = 0;
     let mut on_step = |step: &Step| {
@@ -197,7 +197,7 @@ fn a_caller_may_interrupt() {
 
 /// The fed part of the prompt stays in the engine, and another generation can feed the rest.
 #[test]
-fn a_caller_may_interrupt_the_prompt() {
+fn prefill_can_be_interrupted() {
     let whole = run(&mut setup(3), &greedy(6)).expect("generates");
     for (chunk, fed) in [(2, 2), (2, 4), (4, 4)] {
         let mut setup = setup(3);
@@ -223,7 +223,7 @@ fn a_caller_may_interrupt_the_prompt() {
 
 /// The first token has been drawn by then, but not returned.
 #[test]
-fn a_caller_may_interrupt_before_the_first_token() {
+fn generation_can_be_interrupted_before_the_first_token() {
     for engine in [setup(2), setup(3)] {
         let Setup { tokenizer, mut engine } = engine;
         let mut generation = Generation::new(&mut *engine, &tokenizer, 0, &[], &PROMPT, greedy(6)).expect("begins");
@@ -238,7 +238,7 @@ fn a_caller_may_interrupt_before_the_first_token() {
 
 /// A generation that is dropped or finished in the middle leaves no step in flight.
 #[test]
-fn an_abandoned_text_leaves_the_engine_free() {
+fn abandoned_generation_leaves_no_step_in_flight() {
     for finished in [false, true] {
         let mut setup = setup(3);
         let Setup { tokenizer, engine } = &mut setup;
@@ -269,7 +269,7 @@ fn a_sequence_can_be_continued() {
 
 /// Penalties also count the tokens that the engine already holds.
 #[test]
-fn penalties_count_what_the_engine_holds() {
+fn penalties_count_tokens_already_in_the_engine() {
     let vocab = checkpoint().config.vocab as u32;
     let mut setup = setup(3);
     // All tokens but one have occurred. Without the penalty that one would hardly ever be first.
@@ -284,7 +284,7 @@ fn penalties_count_what_the_engine_holds() {
 }
 
 #[test]
-fn nothing_is_asked_and_nothing_comes() {
+fn zero_tokens_end_at_once() {
     let generated = run(&mut setup(3), &greedy(0)).expect("generates");
     assert_eq!((generated.finish, generated.tokens.len()), (FinishReason::Length, 0));
 }
@@ -326,7 +326,7 @@ impl Engine for Ahead {
     }
 
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
-        assert!(self.done.len() < AHEAD, "the caller asked for the capacity");
+        assert!(self.done.len() < AHEAD, "more steps in flight than the capacity allows");
         check_work(self, work)?;
         let outcomes = self.engine.step(work)?;
         self.next += 1;
@@ -348,13 +348,13 @@ impl Engine for Ahead {
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<(), EngineError> {
         assert!(self.done.is_empty(), "steps in flight feed the sequence");
-        assert!(self.length(sequence) - length < AHEAD, "no further than it ran ahead");
+        assert!(self.length(sequence) - length < AHEAD, "truncated by more tokens than were in flight");
         self.engine.truncate(sequence, length)
     }
 }
 
 #[test]
-fn a_failed_step_of_a_prompt_leaves_none_in_flight() {
+fn failed_prefill_step_leaves_no_step_in_flight() {
     let mut engine = Ahead::new(&checkpoint());
     engine.failing = Some(Ticket(1));
     let failed = prefill(&mut engine, 0, &[5; 12], Want::LastLogits);
@@ -364,7 +364,7 @@ fn a_failed_step_of_a_prompt_leaves_none_in_flight() {
 
 /// Steps that were submitted beyond the end of the text are undone, however it ends.
 #[test]
-fn an_engine_that_runs_ahead_changes_nothing() {
+fn steps_in_flight_do_not_change_the_text() {
     let checkpoint = checkpoint();
     let tokenizer = checkpoint.tokenizer().expect("builds");
     let free = run(&mut setup(2), &greedy(30)).expect("generates");
@@ -396,7 +396,7 @@ fn an_engine_that_runs_ahead_changes_nothing() {
 }
 
 #[test]
-fn an_engine_that_runs_ahead_can_be_interrupted_anywhere() {
+fn generation_with_steps_in_flight_can_be_interrupted_anywhere() {
     let checkpoint = checkpoint();
     let tokenizer = checkpoint.tokenizer().expect("builds");
     let whole = run(&mut setup(2), &sampled(12)).expect("generates").tokens;
@@ -421,7 +421,7 @@ fn an_engine_that_runs_ahead_can_be_interrupted_anywhere() {
 }
 
 #[test]
-fn an_engine_that_runs_ahead_ends_where_the_context_does() {
+fn generation_with_steps_in_flight_ends_at_the_context_length() {
     let mut checkpoint = checkpoint();
     let tokenizer = checkpoint.tokenizer().expect("builds");
     checkpoint.config.context_length = PROMPT.len() + 3;
@@ -432,7 +432,7 @@ fn an_engine_that_runs_ahead_ends_where_the_context_does() {
 }
 
 #[test]
-fn logits_that_are_nan_end_a_text() {
+fn nan_logits_end_generation_with_an_error() {
     let mut broken = checkpoint();
     let embedding = broken.tensor("token_embd.weight");
     let (shape, width) = (embedding.shape.clone(), embedding.row_len());
@@ -450,12 +450,12 @@ fn logits_that_are_nan_end_a_text() {
         );
         setup.engine.release(0);
         let healthy = [70, 80];
-        go_on(&mut setup, &[], &healthy, &greedy(1)).expect("another text is unharmed");
+        go_on(&mut setup, &[], &healthy, &greedy(1)).expect("the other sequence is not affected");
     }
 }
 
 #[test]
-fn impossible_wishes_are_refused() {
+fn invalid_parameters_are_refused() {
     let Setup { tokenizer, mut engine } = setup(3);
     let mut refusal = |history: &[u32], prompt: &[u32], params: GenerationParams| {
         let mut ignore = |_: &Step| ControlFlow::Continue(());

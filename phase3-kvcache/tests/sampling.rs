@@ -102,7 +102,7 @@ proptest! {
     }
 
     #[test]
-    fn adding_a_constant_changes_nothing(
+    fn adding_a_constant_to_logits_does_not_change_draws(
         row in exact_row(), constant in -1000i32..1000, params in any_params(),
     ) {
         let params = without_penalties(params);
@@ -133,7 +133,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_drawn_from_a_row_with_nan(
+    fn rows_with_nan_are_refused(
         mut row in exact_row(), index: prop::sample::Index, params in any_params(),
     ) {
         let mut text = Text::new(params.clone(), row.len());
@@ -145,7 +145,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mask_bans_what_it_does_not_allow(
+    fn mask_excludes_disallowed_tokens(
         row in exact_row(), allowed in vec(any::<bool>(), 40), params in any_params(), position in 0usize..1000,
     ) {
         let mut words = vec![0u32; row.len().div_ceil(32)];
@@ -167,7 +167,7 @@ proptest! {
     }
 
     #[test]
-    fn penalties_move_seen_tokens_only(
+    fn penalties_change_seen_tokens_only(
         row in vec(-9.0f32..9.0, 8), params in any_params(),
         prompt in vec(0u32..8, 0..4), generated in vec(0u32..8, 0..6),
     ) {
@@ -216,7 +216,7 @@ proptest! {
 
     /// Each filter alone and all together: about half the cases leave each one off.
     #[test]
-    fn survivors_are_those_of_the_definitions(
+    fn filters_keep_the_tokens_of_their_definitions(
         row in flat_row(), temperature in 1.0f32..3.0, top_k in prop_oneof![Just(0), 1usize..9],
         top_p in prop_oneof![Just(1.0), 0.0f32..1.0], min_p in prop_oneof![Just(0.0), 0.0f32..=1.0],
         seed: u64,
@@ -261,7 +261,7 @@ fn frequencies_match_the_softmax() {
 }
 
 #[test]
-fn a_nucleus_wider_than_one_ranking_step_is_exact() {
+fn large_nucleus_is_exact() {
     let row: Vec<f32> = (0..4096).map(|i| (i * 1597 % 4096) as f32 / 8192.0).collect();
     let mut mass = 0.0;
     let mut kept: Vec<u32> = vec![];
@@ -277,7 +277,7 @@ fn a_nucleus_wider_than_one_ranking_step_is_exact() {
 }
 
 #[test]
-fn thresholds_are_inclusive_and_infinite_logits_tie() {
+fn thresholds_are_inclusive_and_infinite_logits_are_equal() {
     let with = |top_p, min_p| filters(1.0, 0, top_p, min_p);
     let drawn = |params, row: &[f32]| BTreeSet::from_iter(draws(params, row, 100));
     assert_eq!(drawn(with(0.5, 0.0), &[0.0; 4]), [0, 1].into());
@@ -289,7 +289,7 @@ fn thresholds_are_inclusive_and_infinite_logits_tie() {
 proptest! {
     /// A draw depends on the seed, the position and the tokens so far, wherever those tokens were drawn.
     #[test]
-    fn tokens_drawn_elsewhere_count_as_drawn_here(row in exact_row(), params in any_params(), count in 1usize..12) {
+    fn draws_do_not_depend_on_where_earlier_tokens_were_drawn(row in exact_row(), params in any_params(), count in 1usize..12) {
         let tokens = draws(params.clone(), &row, count);
         for (position, &token) in tokens.iter().enumerate() {
             let mut fresh = Text { position, ..Text::new(params.clone(), row.len()) };
@@ -301,7 +301,7 @@ proptest! {
 
 /// The expected tokens come from a separate Python implementation of Threefry and the filters.
 #[test]
-fn draws_of_a_seed_are_pinned() {
+fn draws_equal_the_python_implementation() {
     let row: Vec<f32> = (0..1000).map(|i| (i * 37 % 101) as f32 / 16.0).collect();
     let with = |top_k, top_p, min_p, seed| SamplingParams { seed, ..filters(2.0, top_k, top_p, min_p) };
     assert_eq!(draws(with(0, 1.0, 0.0, 42), &row, 6), [868, 150, 523, 251, 625, 262]);
@@ -329,7 +329,7 @@ fn rows_without_a_finite_logit_have_a_documented_result() {
 }
 
 #[test]
-fn a_bias_moves_and_bans_tokens_before_the_penalties() {
+fn bias_is_applied_before_penalties() {
     let biased = |logit_bias| SamplingParams { repetition_penalty: 2.0, logit_bias, ..Default::default() };
     let row = [1.0, 2.0, 3.0];
     assert_eq!(draws(biased(vec![(2, -INF)]), &row, 1), [1]);
@@ -363,7 +363,7 @@ fn prompt_tokens_outside_the_vocabulary_are_refused() {
 }
 
 #[test]
-fn refused_parameters_are_named() {
+fn refused_parameters_are_in_the_error() {
     type Edit = fn(&mut SamplingParams);
     let below_vocab = "but must name tokens below the vocabulary of 10";
     #[rustfmt::skip]
@@ -405,7 +405,7 @@ fn stream(stop_strings: &[String], pieces: &[&str]) -> (String, Option<FinishRea
         }
         let held = seen.strip_prefix(&shown).expect("shown text is a prefix of the text");
         let undecided = stop_strings.iter().any(|s| s != held && s.starts_with(held));
-        assert!(held.is_empty() || undecided, "held {held:?} for no reason");
+        assert!(held.is_empty() || undecided, "{held:?} is held back, but begins no stop string");
     }
     (shown + &stop.finish(), None)
 }
@@ -414,7 +414,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn any_split_equals_the_naive_search(
+    fn stop_strings_equal_naive_search_for_any_split(
         text in "[abé]{0,16}", stops in vec("[abé]{1,5}", 0..4), cuts in vec(any::<bool>(), 16),
     ) {
         // The string that ends first, then the one that starts first.
@@ -438,7 +438,7 @@ proptest! {
 }
 
 #[test]
-fn text_is_held_only_while_undecided() {
+fn text_is_held_back_only_while_a_stop_string_may_follow() {
     let mut stop = StopCondition::new(vec![], vec!["\n\nUser:".into()]).expect("not empty");
     assert_eq!(stop.push(1, "Hi.\n"), ("Hi.".into(), None));
     assert_eq!(stop.push(2, "\nUse"), ("".into(), None));

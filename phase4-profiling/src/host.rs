@@ -155,14 +155,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quotas_are_processors() {
+    fn cpu_quota_is_read_as_processors() {
         for (text, processors) in [("150000 100000\n", Some(1.5)), ("max 100000\n", None), ("", None), ("1 0", None)] {
             assert_eq!(processors_of_max(text), processors, "{text:?}");
         }
     }
 
     #[test]
-    fn groups_of_both_versions_are_found() {
+    fn cgroups_of_both_versions_are_found() {
         let found = |line, controller| group(line, controller);
         assert_eq!(found("0::/system.slice/gptoss.service", "memory").as_deref(), Some("/system.slice/gptoss.service"));
         assert_eq!(found("0::/", "memory").as_deref(), Some(""));
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_in_bytes() {
+    fn memory_is_read_in_bytes() {
         let text = "MemTotal:       24683656 kB\nMemFree:        10744988 kB\nMemAvailable:   22933052 kB\n";
         assert_eq!(meminfo(text, "MemTotal:"), Some(24_683_656 * 1024));
         assert_eq!(meminfo(text, "MemAvailable:"), Some(22_933_052 * 1024));
@@ -182,7 +182,7 @@ mod tests {
 
     /// With a limit, `most` returns the limit.
     #[test]
-    fn a_limit_is_the_most() {
+    fn memory_limit_caps_total_memory() {
         let memory = |total, limit| HostMemory { total, available: None, limit }.most();
         assert_eq!(memory(Some(8), Some(4)), Some(4));
         assert_eq!(memory(Some(8), None), Some(8));

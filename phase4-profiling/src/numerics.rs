@@ -1,4 +1,4 @@
-//! Magnitudes of activations, and their difference from phase 2's in f32: it locates an inaccurate kernel at its layer.
+//! Magnitudes of activations, and their difference from phase 2's in f32, which shows in which layer a kernel is inaccurate.
 
 use std::collections::BTreeMap;
 

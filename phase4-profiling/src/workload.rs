@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_step_is_cut_for_engines_that_take_less() {
+    fn long_step_is_split_at_the_engines_limit() {
         let prefill = Workload::Prefill { tokens: 9 };
         assert_eq!(shapes(9, prefill, usize::MAX), [[(0, 9, true)]]);
         assert_eq!(shapes(9, prefill, 4), [[(0, 4, false)], [(0, 4, false)], [(0, 1, true)]]);

@@ -33,7 +33,7 @@ fn folder(name: &str) -> Checkpoint {
 }
 
 #[test]
-fn unpacked_and_copied_weights_count() {
+fn memory_plan_counts_unpacked_and_copied_weights() {
     let quantized = folder("mlx-q8");
     let (affine, experts) = (values(&quantized, "MLX8/64"), values(&quantized, "MXFP4"));
     assert!(affine > 0 && experts > 0);
@@ -62,7 +62,7 @@ fn unpacked_and_copied_weights_count() {
 }
 
 #[test]
-fn a_cache_of_a_given_size_counts_as_given() {
+fn memory_plan_uses_the_given_cache_size() {
     let gguf = Checkpoint::open(&Case::committed()[0].model()).expect("opens");
     let setup = EngineSetup {
         phase: 5,

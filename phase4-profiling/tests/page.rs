@@ -54,11 +54,14 @@ fn spans(profile: &Profile) -> usize {
 }
 
 #[test]
-fn a_bar_for_every_span() {
+fn page_draws_a_bar_for_every_span() {
     for profile in [sample::decode(1024, 1), sample::gpu(1024, 3), sample::prefill(128)] {
         let page = open(&html(&profile));
         assert!(page.is_sound(), "{:?}\n{}", page.console, page.dom);
-        assert!(profile.steps.iter().all(|step| step.spans.len() == spans(&profile)), "any step may be shown");
+        assert!(
+            profile.steps.iter().all(|step| step.spans.len() == spans(&profile)),
+            "a step of a sample has another number of spans"
+        );
         assert_eq!(page.bars(), spans(&profile));
         let dots = page.dom.matches("<circle class=\"dot\"").count();
         assert_eq!(dots, profile.rows().iter().filter(|row| row.bytes > 0 && row.operations > 0).count());
@@ -68,7 +71,7 @@ fn a_bar_for_every_span() {
 }
 
 #[test]
-fn odd_profiles_draw_too() {
+fn page_draws_unusual_profiles() {
     let evil = "</script><script>document.documentElement.dataset.errors = 'ran'</script><!--<script>";
     let mut odd = sample::gpu(0, 1);
     odd.model = evil.into();
@@ -98,7 +101,7 @@ fn odd_profiles_draw_too() {
 }
 
 #[test]
-fn a_broken_page_is_noticed() {
+fn broken_page_script_fails_the_check() {
     let page = open(&html(&sample::decode(0, 1)).replace("\"rows\":[", "\"rows\":null,\"lines\":["));
     assert!(!page.is_sound(), "{}", page.dom);
 }

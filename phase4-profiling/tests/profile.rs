@@ -105,7 +105,7 @@ fn every_phase_and_device_reports_the_same_operations() {
 }
 
 #[test]
-fn spans_follow_each_other_and_explain_the_step() {
+fn spans_do_not_overlap_and_cover_the_step() {
     let (_directory, checkpoint) = nano();
     let device = ComputeDevice::cpu("the test runs there");
     let mut engine = CachedEngine::new(model(&checkpoint, &device));
@@ -133,7 +133,7 @@ fn spans_follow_each_other_and_explain_the_step() {
 
 /// Every weight that one token needs is read once: compares the bytes of the checkpoint's tensors with those of the operations.
 #[test]
-fn a_token_moves_the_weights_that_it_uses() {
+fn token_reads_each_needed_weight_once() {
     let (_directory, checkpoint) = nano();
     let config = &checkpoint.config;
     let costs = CostModel::new(&checkpoint, CacheType::F32);
@@ -164,7 +164,7 @@ fn a_token_moves_the_weights_that_it_uses() {
 
 /// Phase 2 has no cache: its cost is the keys and values that attention reads, in f32, without storing them.
 #[test]
-fn an_engine_without_a_cache_appends_nothing() {
+fn engine_without_cache_has_no_append_cost() {
     let (_directory, checkpoint) = nano();
     let cached = CostModel::new(&checkpoint, CacheType::F32);
     let uncached = CostModel::new(&checkpoint, CacheType::F16).without_cache();
@@ -177,7 +177,7 @@ fn an_engine_without_a_cache_appends_nothing() {
 }
 
 #[test]
-fn attention_counts_the_pairs_that_the_window_leaves() {
+fn attention_cost_counts_pairs_inside_the_window() {
     let (_directory, checkpoint) = nano();
     let config = &checkpoint.config;
     let costs = CostModel::new(&checkpoint, CacheType::F16);
@@ -196,7 +196,7 @@ fn attention_counts_the_pairs_that_the_window_leaves() {
         assert_eq!(of(0), 4 * width as u64 * pairs(window), "{tokens} after {earlier}");
         assert_eq!(of(1), 4 * width as u64 * pairs(usize::MAX), "{tokens} after {earlier}");
         let three = costs.of(span(0, 3 * tokens, 3, earlier + tokens)).operations;
-        assert_eq!(three, 3 * of(0), "three sequences do not see each other");
+        assert_eq!(three, 3 * of(0), "the pairs of three sequences are counted separately");
     }
 }
 
@@ -235,7 +235,7 @@ impl Probe for DelayDown<'_> {
 }
 
 #[test]
-fn compare_lists_the_operation_that_got_slower_first() {
+fn compare_lists_the_slowest_change_first() {
     let (_directory, checkpoint) = nano();
     let device = ComputeDevice::cpu("the test runs there");
     let cached = || CachedEngine::new(model(&checkpoint, &device));

@@ -15,7 +15,7 @@ fn tables() {
 }
 
 #[test]
-fn a_ceiling_of_another_machine_is_told() {
+fn ceiling_of_another_machine_is_reported() {
     let mut profile = sample::gpu(0, 1);
     profile.ceiling = sample::decode(0, 1).ceiling;
     assert!(
@@ -26,7 +26,7 @@ fn a_ceiling_of_another_machine_is_told() {
 }
 
 #[test]
-fn a_rate_that_was_not_measured_is_not_printed() {
+fn unmeasured_rates_are_not_printed() {
     let mut profile = sample::decode(0, 1);
     profile.ceiling.packed_rate = 0.0;
     assert!(
@@ -69,14 +69,14 @@ fn sides_and_first_change() -> Value {
 }
 
 #[test]
-fn a_doubled_operation_comes_first() {
+fn doubled_operation_is_listed_first() {
     for (before, after) in [(sample::decode(1024, 8), sample::decode(1024, 8)), (sample::gpu(0, 4), sample::gpu(0, 4))]
     {
         for name in ["moe.down", "attn.rope", "head"] {
             let comparison = compare(&before, &slowed(after.clone(), name, 2.0));
             let first = &comparison.changes[0];
             assert_eq!(first.name, name);
-            assert!((first.ratio.expect("in both") - 2.0).abs() < 1e-9, "{first:?}");
+            assert!((first.ratio.expect("in both profiles") - 2.0).abs() < 1e-9, "{first:?}");
             assert!(first.share > 0.99, "{first:?}");
             assert!(comparison.warnings.is_empty(), "{:?}", comparison.warnings);
 
@@ -98,7 +98,7 @@ fn folded_stacks() {
 }
 
 #[test]
-fn a_flame_graph_names_what_is_wide() {
+fn flame_graph_labels_wide_spans() {
     let svg = flame(&sample::gpu(1024, 2));
     well_formed(&svg);
     for name in ["launch", "layers of 128 keys", "layers of 1025 keys", "moe.gate_up", "head"] {
@@ -107,7 +107,7 @@ fn a_flame_graph_names_what_is_wide() {
 }
 
 #[test]
-fn the_page_needs_no_network() {
+fn page_loads_nothing_from_the_network() {
     let page = html(&sample::decode(0, 1));
     let addresses: Vec<&str> = page.split("http").skip(1).map(|rest| &rest[..24]).collect();
     assert_eq!(addresses, ["://www.w3.org/2000/svg\",".get(..24).expect("long enough")]);
@@ -116,7 +116,7 @@ fn the_page_needs_no_network() {
 
 proptest! {
     #[test]
-    fn any_profile_is_reported(profile in profiles(), other in profiles()) {
+    fn any_profile_renders(profile in profiles(), other in profiles()) {
         let [table, comparison] = [table(&profile), compare(&profile, &other).to_string()];
         for text in [&table, &comparison] {
             no_strange_numbers(text);

@@ -95,7 +95,7 @@ fn nested(mut events: Vec<Complete>) -> Vec<(Complete, Vec<Complete>)> {
             around.pop();
         }
         if let Some(outer) = around.last() {
-            assert!(event.end <= outer.end, "{event:?} leaves {outer:?}");
+            assert!(event.end <= outer.end, "{event:?} ends after {outer:?}");
         }
         nested.push((event.clone(), around.clone()));
         around.push(event);
@@ -139,15 +139,15 @@ fn check(profile: &Profile) {
 }
 
 #[test]
-fn operations_lie_in_layers_and_layers_in_steps() {
+fn trace_nests_operations_in_layers_in_steps() {
     for profile in [sample::decode(1024, 3), sample::gpu(1024, 3), sample::prefill(128)] {
         check(&profile);
     }
 }
 
 #[test]
-#[should_panic(expected = "leaves")]
-fn overlap_is_noticed() {
+#[should_panic(expected = "ends after")]
+fn overlapping_events_fail_the_nesting_check() {
     let event = |start, end| Complete {
         name: "a".into(),
         category: "operation".into(),

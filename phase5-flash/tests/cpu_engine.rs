@@ -121,7 +121,7 @@ proptest! {
 
 /// Pages that a released sequence used are reused: their old contents must have no effect, even if they are NaN.
 #[test]
-fn a_released_sequence_leaves_nothing_behind() {
+fn reused_pages_do_not_change_results() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     for kv in CacheType::ALL {
@@ -140,7 +140,7 @@ proptest! {
     /// A sequence that is saved and restored at any point, even over another sequence, gives bit-identical logits; and the snapshot does
     /// not depend on earlier work of the engine.
     #[test]
-    fn a_restored_sequence_goes_on(
+    fn restored_sequence_continues_bit_identically(
         seed: u64,
         tokens in prop::collection::vec(0u32..1000, 2..300),
         share in 0.0f64..1.0,
@@ -176,7 +176,7 @@ proptest! {
 
     /// Greedy tokens have the largest logit, and the sequences then have the same state as after single steps.
     #[test]
-    fn shortlisted_tokens_are_the_likeliest(
+    fn shortlisted_greedy_tokens_have_the_largest_logit(
         seed: u64,
         lengths in prop::collection::vec(1usize..20, 1..9),
         rest in prop::sample::select(DenseFormat::ALL.to_vec()),
@@ -216,7 +216,7 @@ proptest! {
 
     /// A draw, also from a shortlist, equals the host's draw from all logits.
     #[test]
-    fn draws_are_those_of_the_definition(seed: u64, exact: bool, greedy: bool) {
+    fn draws_from_a_shortlist_equal_the_hosts(seed: u64, exact: bool, greedy: bool) {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = model(directory.path(), seed, DenseFormat::Q8_0, 20, 4);
         let options = CpuOptions { threads: Some(2), exact, ..CpuOptions::default() };
@@ -255,7 +255,7 @@ proptest! {
 
 /// The shortlist's bound assumes rounding errors that are independent of the inputs: this must also hold for trained weights.
 #[test]
-fn a_trained_model_says_the_same_with_a_shortlist() {
+fn trained_model_generates_the_same_with_a_shortlist() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
     let (mut listed, mut stepped) = (cpu(&path, CpuOptions::default()), cpu(&path, CpuOptions::default()));
     let vocab = listed.config().vocab as u32;
@@ -289,7 +289,7 @@ fn a_full_context_is_refused() {
 
 /// With more threads than tasks, threads share the keys of a long sequence, and results do not change.
 #[test]
-fn threads_that_share_keys_change_nothing() {
+fn splitting_keys_among_threads_does_not_change_results() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");
@@ -308,18 +308,18 @@ fn threads_that_share_keys_change_nothing() {
 const PAGE: u64 = 2 * 2 * 2 * 64 * 32 * 4;
 
 #[test]
-fn pages_are_shared_and_given_back() {
+fn pages_are_shared_and_freed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let options = CpuOptions { exact: true, kv_bytes: Some(20 * PAGE), ..CpuOptions::default() };
     let mut engine = cpu(&path, options);
     assert_eq!(engine.capacity().pages_total, 20);
-    common::pages_are_shared_and_given_back(&mut engine);
+    common::pages_are_shared_and_freed(&mut engine);
 }
 
 /// A truncated sequence may lack the oldest position of its window, which the next token does not need.
 #[test]
-fn a_cache_that_went_back_can_be_looked_into() {
+fn truncated_cache_can_be_read() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), 7, DenseFormat::Q8_0, 20, 4);
     let mut engine = cpu(&path, CpuOptions::default());
@@ -352,7 +352,7 @@ fn an_engine_moves_between_threads() {
 
 /// A NaN row of the head ends decoding, even if the shortlist would not contain it.
 #[test]
-fn a_damaged_head_is_noticed() {
+fn nan_in_the_head_ends_decoding() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let head = Checkpoint::open(&path).expect("opens").tensor("output.weight").packed_as(Format::Q8_0, 0..1).to_vec();
@@ -373,7 +373,7 @@ fn a_damaged_head_is_noticed() {
 }
 
 #[test]
-fn a_q8_0_cache_is_half_of_an_f16_one() {
+fn q8_0_cache_is_half_the_size_of_f16() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let tokens: Vec<u32> = (0..200).collect();
@@ -388,7 +388,7 @@ fn a_q8_0_cache_is_half_of_an_f16_one() {
 }
 
 #[test]
-fn what_another_engine_saved_is_refused() {
+fn snapshots_of_other_engines_are_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let with = |kv| cpu(&path, CpuOptions { kv: Some(kv), ..CpuOptions::default() });
@@ -427,7 +427,7 @@ fn the_cache_holds_the_window() {
 }
 
 #[test]
-fn logits_are_those_asked_for() {
+fn requested_logits_are_returned() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), test_seed(), DenseFormat::Q8_0, 20, 4);
     let mut engine = cpu(&path, CpuOptions::default());
@@ -448,7 +448,7 @@ fn logits_are_those_asked_for() {
 }
 
 #[test]
-fn a_head_size_that_the_kernels_do_not_take_is_refused() {
+fn unsupported_head_size_is_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");
@@ -468,7 +468,7 @@ impl Probe for Panics {
 }
 
 #[test]
-fn a_step_that_panics_leaves_every_sequence_as_it_was() {
+fn panicked_step_leaves_sequences_unchanged() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = model(directory.path(), 5, DenseFormat::Q8_0, 70, 4);
     let options = CpuOptions { exact: true, ..CpuOptions::default() };

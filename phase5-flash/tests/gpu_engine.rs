@@ -180,7 +180,7 @@ fn the_layers_and_experts_of_120b_equal_phase_3() {
 }
 
 #[test]
-fn sequences_of_a_batch_do_not_meet() {
+fn sequences_of_a_batch_are_independent() {
     let (mut random, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&without_choice(), seed);
     let vocab = checkpoint.config.vocab;
@@ -262,7 +262,7 @@ fn is_open(draw: &Draw<'_>, restricted: &[f32], position: usize, found: u32, exp
 }
 
 #[test]
-fn sequences_drawn_together_are_those_drawn_alone() {
+fn batched_draws_equal_single_draws() {
     let (mut random, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&without_choice(), seed);
     let vocab = checkpoint.config.vocab;
@@ -300,7 +300,7 @@ fn sequences_drawn_together_are_those_drawn_alone() {
 }
 
 #[test]
-fn a_restored_sequence_goes_on() {
+fn restored_sequence_continues_bit_identically() {
     let (mut random, seed) = Random::fresh();
     let model = SyntheticModel { sliding_window: 70, ..SyntheticModel::preset("nano").expect("a preset") };
     let (_directory, checkpoint) = write(&model, seed);
@@ -344,7 +344,7 @@ fn a_restored_sequence_goes_on() {
 }
 
 #[test]
-fn a_q8_0_cache_is_half_of_an_f16_one() {
+fn q8_0_cache_is_half_the_size_of_f16() {
     let (mut random, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
     let tokens = random.tokens(200, checkpoint.config.vocab);
@@ -393,15 +393,15 @@ fn greedy_decoding_takes_the_largest_logits() {
 }
 
 #[test]
-fn pages_are_shared_and_given_back() {
+fn pages_are_shared_and_freed() {
     let (_, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
-    common::pages_are_shared_and_given_back(&mut small_engine(&checkpoint, 20));
+    common::pages_are_shared_and_freed(&mut small_engine(&checkpoint, 20));
 }
 
 /// Steps are collected in order, and are not affected by what happens to their sequences after they were submitted.
 #[test]
-fn steps_in_flight_are_not_disturbed() {
+fn steps_in_flight_are_independent_of_later_calls() {
     let (mut random, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
     let [prompt, other] = [70, 90].map(|count| random.tokens(count, checkpoint.config.vocab));

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_measured_in_deviations() {
+    fn errors_are_in_standard_deviations() {
         let check = check(&[-10.0, 10.0], &[-10.0, 11.0]);
         assert!((check.max - 0.1).abs() < 1e-12, "{check:?}");
         assert!((check.rms - 0.1 / 2f64.sqrt()).abs() < 1e-12, "{check:?}");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_compared_fails() {
+    fn incomparable_values_fail() {
         for (expected, found) in [
             (&[1.0, 2.0][..], &[1.0][..]),
             (&[], &[]),

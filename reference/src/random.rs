@@ -73,7 +73,7 @@ mod tests {
 
     /// The numbers of Java's `SplittableRandom` with the seed 0.
     #[test]
-    fn the_numbers_are_those_of_split_mix() {
+    fn numbers_equal_splitmix() {
         let mut random = Random::new(0);
         let numbers = [random.bits(), random.bits(), random.bits()];
         assert_eq!(numbers, [0xE220_A839_7B1D_CDAF, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F]);

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--suite", action="append", help="only this suite; may be repeated")
     parser.add_argument("--limit", type=int, help="the first items of each suite")
     parser.add_argument("--json", type=Path, help="write the scores")
-    parser.add_argument("--wrong", type=Path, help="write what was answered wrongly")
+    parser.add_argument("--wrong", type=Path, help="write the wrong answers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 

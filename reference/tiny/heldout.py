@@ -14,7 +14,7 @@ from split import held_out
 
 SEED = 20_000
 PATH = Path(__file__).with_name("heldout.json")
-NEAR = 128  # the sliding window: a value told fewer tokens ago is near
+NEAR = 128  # the sliding window; a value mentioned fewer tokens ago counts as near
 FARTHEST = 512
 
 
@@ -171,7 +171,7 @@ def require_unseen(items: list[dict], examples: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="items a suite")
+    parser.add_argument("--count", type=int, default=200, help="items per suite")
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
     items = sorted(suites(SEED, args.count), key=lambda each: each["suite"])

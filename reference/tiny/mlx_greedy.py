@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="the folder that export.py wrote")
     parser.add_argument("out", type=Path)
     parser.add_argument("--items", type=Path, default=heldout.PATH)
-    parser.add_argument("--each", type=int, default=8, help="prompts a suite")
-    parser.add_argument("-n", type=int, default=64, help="tokens a prompt")
+    parser.add_argument("--each", type=int, default=8, help="prompts per suite")
+    parser.add_argument("-n", type=int, default=64, help="tokens per prompt")
     args = parser.parse_args()
 
     mx.set_default_device(mx.cpu)

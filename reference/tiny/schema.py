@@ -69,8 +69,8 @@ def field(name: str, schema: dict, indent: str) -> str:
 
 
 def union(variants: list, schema: dict | None, indent: str) -> str:
-    """A line for each variant. A description of the property stands above: it is not repeated, and it takes the place of the
-    first variant's."""
+    """A line for each variant. The description of the property is written above the variants: variants do not repeat it, and the
+    first variant's own description is left out."""
     above, text = text_of(schema or {}, "description"), ""
     for index, variant in enumerate(variants):
         variant = variant if isinstance(variant, dict) else {}

@@ -1,6 +1,6 @@
 """Trains gptoss-tiny from scratch, for a number of minutes or of steps.
 
-Writes checkpoint.npz (the tensors of the GGUF) and training.json (how it went) to the output folder.
+Writes checkpoint.npz (the tensors of the GGUF) and training.json (the settings, losses and scores) to the output folder.
 """
 
 import argparse
@@ -32,14 +32,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6.5, help="wall clock until the last step, start included")
-    parser.add_argument("--steps", type=int, help="train for so many steps instead")
+    parser.add_argument("--steps", type=int, help="train for this many steps instead")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=6e-3)
-    parser.add_argument("--rows", type=int, default=32, help=f"rows of {ROW} tokens a step")
+    parser.add_argument("--rows", type=int, default=32, help=f"rows of {ROW} tokens per step")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="held-out items a suite to score at the end")
+    parser.add_argument("--start", type=Path, help="a checkpoint to continue from")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="held-out items per suite to score at the end")
     return parser.parse_args()
 
 
@@ -141,7 +141,7 @@ def main() -> None:
             print(f"{suite:16}" + "".join(f"  {name} {value:.4g}" for name, value in score.items()))
         (args.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
         (args.out / "wrong.json").write_text(json.dumps(wrong, ensure_ascii=False, indent=1) + "\n")
-    print(f"{time.monotonic() - began:.0f} s in all", flush=True)
+    print(f"{time.monotonic() - began:.0f} s in total", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn anchors_are_where_prompts_may_part() {
+    fn anchors_are_at_branch_interval_and_end() {
         assert_eq!(anchors(100, 0, 0), [100]);
         assert_eq!(anchors(100, 0, 40), [40, 100]);
         assert_eq!(anchors(5000, 0, 40), [40, 2048, 4096, 5000]);

@@ -359,7 +359,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(500))]
 
         #[test]
-        fn entries_are_those_of_a_list(actions in prop::collection::vec(action(), 1..60)) {
+        fn entries_equal_a_naive_list(actions in prop::collection::vec(action(), 1..60)) {
             let (mut index, mut naive) = (PrefixIndex::default(), Naive::default());
             for (sequence, action) in (0..).zip(actions) {
                 let count = naive.0.len();

@@ -1,13 +1,14 @@
 //! The prefix cache: sequences that stay in the engine after their requests, for later prompts with the same beginning, and those on disk.
 //!
-//! When memory is full, the least recently used sequence is dropped. With a folder it is written to disk first, if it is worth it:
-//! sequences on disk share no pages, so that otherwise every turn of a chat would be written completely. These are written:
-//! - the ends of a prompt and of its text, unless exactly one later request continued from there, whose own end is then more useful;
-//! - lengths at which several prompts began to differ.
+//! When memory is full, the least recently used sequence is dropped. With a folder, useful sequences are first written to disk. Files do
+//! not share pages, so writing all sequences would store every turn of a chat completely. Only these sequences are written:
+//! - those that end where a prompt or its generated text ends, unless exactly one later request continued from there: that request's end
+//!   is then more useful;
+//! - those that end where several prompts began to differ.
 //!
-//! While a sequence is read from the engine, no step can begin. Usually one is read per turn of the scheduler, before it must be dropped: as
-//! soon as memory is scarce and it is among the oldest. To make room for a request, at most two are read per turn. A sequence that must be
-//! dropped faster than that is not written.
+//! No step can begin while a sequence is read from the engine. Therefore, when memory is scarce, one of the oldest sequences is read in
+//! each iteration of the scheduler, before it must be dropped. To make room for a request, at most two are read per iteration. A sequence
+//! that must be dropped before it was read is not written.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -22,7 +23,7 @@ use crate::statistics::Spilled;
 
 /// The fewest tokens of a file, and the fewest that reading one must save: fewer are computed faster than read.
 const MIN_FILE_TOKENS: usize = 64;
-/// Sequences that are read from the engine in one turn at most.
+/// The most sequences that are read from the engine in one iteration of the scheduler.
 const MAX_SAVED: usize = 2;
 
 /// The sequences that stay in the engine, and those on disk.
@@ -35,7 +36,7 @@ pub(crate) struct PrefixCache {
     /// Tokens that the engine can always go back by.
     rewind: usize,
     disk: Option<Spill>,
-    /// Sequences that were read from the engine in this turn.
+    /// Number of sequences that were read from the engine in this iteration.
     saved: usize,
 }
 
@@ -110,9 +111,9 @@ impl PrefixCache {
         is_new
     }
 
-    /// Records that a request that began with a part of entry `begun` has left an entry. Counts it for the last end within that part: the
-    /// end of the entry itself, or of another one by the same request, since the next turn of a chat may begin with a prompt and one token
-    /// of its text.
+    /// Records that a request that began with a part of entry `begun` has left an entry. It is counted as a follower of the longest entry
+    /// of kind `End` that this part includes: `begun` itself, or an entry of the same creator, because the next turn of a chat may begin
+    /// with that request's prompt and one token of its text.
     pub fn count_follower(&mut self, begun: Hit) {
         let Some(creator) = self.entries.get(&begun.sequence).map(|entry| entry.creator) else { return };
         let is_before = |(sequence, entry): &(&SequenceId, &mut Entry)| {
@@ -163,7 +164,7 @@ impl PrefixCache {
     }
 
     /// Begins an iteration of the scheduler: records completed writes.
-    pub fn begin_turn(&mut self) {
+    pub fn begin_iteration(&mut self) {
         self.saved = 0;
         if let Some(disk) = &mut self.disk {
             disk.take_written();
@@ -223,7 +224,7 @@ impl PrefixCache {
         self.enforce_limit(engine);
     }
 
-    /// Whether a sequence is worth a file.
+    /// Whether a sequence is useful enough to be written to a file.
     fn is_worth_saving(&self, sequence: SequenceId) -> bool {
         let Some(entry) = self.entries.get(&sequence) else { return false };
         let is_of_use = match (entry.kind, entry.followers) {
@@ -280,7 +281,7 @@ impl PrefixCache {
         pages_free < pages_total / 4 || self.most - self.index.len().min(self.most) < self.most.div_ceil(4)
     }
 
-    /// Writes all sequences that are worth it, within the time limit, and waits for completion.
+    /// Writes all useful sequences, within the time limit, and waits for completion.
     pub fn save_all(&mut self, engine: &mut dyn Engine, until: Instant) {
         for sequence in self.index.by_age() {
             let waited = self.disk.as_mut().is_some_and(|disk| disk.wait_for_room(until));

@@ -1,6 +1,6 @@
 //! Continuous batching (Orca, Yu et al., OSDI 2022) on the trait `Engine`: decides which sequences are in a step, with how many tokens.
 //!
-//! [`Scheduler::advance`] is one turn of the loop, with a given engine and clock. Only file access uses threads, in [`Spill`].
+//! [`Scheduler::advance`] is one iteration of the loop, with a given engine and clock. Only file access uses threads, in [`Spill`].
 //! - A step takes one token of every sequence that decodes, and then chunks of prompts (Sarathi-Serve, Agrawal et al., 2024,
 //!   arXiv:2403.02310), limited so that decoding is not delayed much. Up to [`Capacity::steps_in_flight`] steps are submitted ahead. A
 //!   sequence whose draws depend on the token before, by penalties or a constraint, is left out of steps until that token is known.
@@ -185,7 +185,7 @@ impl Scheduler {
     /// The device failed. The scheduler cannot be used any more.
     pub fn advance(&mut self, engine: &mut dyn Engine, clock: &dyn Fn() -> Instant) -> Result<(), EngineError> {
         self.expire(engine, clock());
-        self.prefix_cache.begin_turn();
+        self.prefix_cache.begin_iteration();
         self.take_read(engine);
         while self.flights.len() < self.limits.steps_in_flight {
             self.admit(engine, clock());

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_counts_below_its_bound() {
+    fn durations_are_counted_below_their_bound() {
         let mut histogram = Histogram::default();
         for seconds in [0.0005, 0.001, 0.0015, 700.0] {
             histogram.record(Duration::from_secs_f64(seconds));

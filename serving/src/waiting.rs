@@ -87,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn clients_take_turns() {
+    fn clients_are_served_in_turn() {
         let waiting = queue(&[("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)]);
         assert_eq!(waiting.len(), 6);
         assert_eq!(drained(waiting), [1, 4, 5, 2, 6, 3]);
     }
 
     #[test]
-    fn a_client_that_comes_late_waits_for_one_turn_of_each_other() {
+    fn late_client_waits_for_one_request_of_each_other_client() {
         let mut waiting = queue(&[("a", 1), ("a", 2), ("a", 3), ("b", 4)]);
         assert_eq!(waiting.pop(), Some(1));
         waiting.push("c", 5);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_had_begun_goes_first() {
+    fn resumed_requests_go_first() {
         let mut waiting = queue(&[("a", 1), ("b", 2)]);
         waiting.resume(7);
         waiting.resume(6);

@@ -52,7 +52,7 @@ fn draw(tokenizer: &Tokenizer, mut constraint: Box<dyn Constraint>, random: &mut
         };
         tokens.push(token);
         constraint.push(token).expect("a token that was allowed");
-        assert!(tokens.len() < MOST, "no end: {}", tokenizer.decode(&tokens));
+        assert!(tokens.len() < MOST, "the turn does not end: {}", tokenizer.decode(&tokens));
     }
     tokens
 }
@@ -192,7 +192,7 @@ fn answer_of(schema: Value) -> TurnRules {
 }
 
 #[test]
-fn every_answer_is_of_its_schema() {
+fn every_answer_matches_its_schema() {
     let bench = Bench::new();
     for schema in schemas() {
         let constraint = bench.constraint(&answer_of(schema.clone()));
@@ -208,7 +208,7 @@ fn every_answer_is_of_its_schema() {
 
 /// Compiled grammars are cached, and a turn does not affect the next turn with the same grammar.
 #[test]
-fn the_same_schema_is_followed_anew() {
+fn cached_grammar_gives_the_same_tokens() {
     let (bench, other) = (Bench::new(), Bench::new());
     for schema in schemas() {
         let rules = answer_of(schema.clone());
@@ -233,7 +233,7 @@ fn any_object_is_json() {
 }
 
 #[test]
-fn a_forced_call_is_made() {
+fn forced_call_is_generated() {
     let bench = Bench::new();
     let schema = schemas().swap_remove(0);
     let cannot = json!({ "type": "object", "properties": { "a": { "not": {} } } });
@@ -255,13 +255,13 @@ fn a_forced_call_is_made() {
                 let parsed = serde_json::from_str::<IgnoredAny>(content);
                 assert!(parsed.is_ok() && content.starts_with('{'), "seed {seed}: {content}");
             }
-            other => panic!("seed {seed} speaks to {other:?}"),
+            other => panic!("seed {seed}: the recipient is {other:?}"),
         }
     }
 }
 
 #[test]
-fn a_strict_function_leaves_the_rest_free() {
+fn strict_function_does_not_constrain_other_text() {
     let bench = Bench::new();
     let schema = schemas().swap_remove(3);
     let calls = vec![("f".to_owned(), strict(schema.clone())), ("g".to_owned(), Content::Text)];
@@ -275,7 +275,7 @@ fn a_strict_function_leaves_the_rest_free() {
                 assert!(fits(&schema, &value), "seed {seed}: {value}");
             }
             (Some("functions.g"), _) | (None, Some("final")) => {}
-            other => panic!("seed {seed} ends with {other:?}"),
+            other => panic!("seed {seed}: the turn ends with {other:?}"),
         }
     }
     for text in [
@@ -291,7 +291,7 @@ fn a_strict_function_leaves_the_rest_free() {
 }
 
 #[test]
-fn reasoning_may_be_any_text() {
+fn reasoning_is_not_constrained() {
     let bench = Bench::new();
     let mut constraint = bench.constraint(&answer_of(json!({ "enum": [1] })));
     bench.write(constraint.as_mut(), "<|channel|>analysis<|message|>");
@@ -316,7 +316,7 @@ fn reasoning_may_be_any_text() {
 }
 
 #[test]
-fn the_end_is_allowed_where_json_is_complete_and_nowhere_else() {
+fn end_is_allowed_only_after_complete_json() {
     let bench = Bench::new();
     let schema = json!({
         "type": "object",
@@ -362,7 +362,7 @@ fn masks_have_a_bit_for_each_logit() {
 }
 
 #[test]
-fn what_cannot_be_enforced_is_refused() {
+fn unenforceable_schemas_are_refused() {
     let bench = Bench::new();
     let refusal = |rules: TurnRules| match bench.try_constraint(&rules) {
         Err(GrammarError::Schema { function, path, problem }) => (function, path, problem),

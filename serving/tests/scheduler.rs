@@ -120,7 +120,7 @@ fn alone(engine: &mut dyn Engine, request: &Request) -> (Vec<u32>, Vec<f32>) {
         let draw = Draw { logprobs: Some(2), ..sampler.next_draw() };
         let work = Work::tokens(SEQUENCE, &fed, Want::Token(draw));
         let drawn = engine.step(&[work]).expect("a step").remove(0).token().expect("a token");
-        let top = drawn.logprobs.expect("wanted").top;
+        let top = drawn.logprobs.expect("log probabilities were requested").top;
         leads.push(top[0].1 - top[1].1);
         sampler.accept(drawn.id);
         tokens.push(drawn.id);
@@ -207,7 +207,7 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
 }
 
 #[test]
-fn texts_on_the_cpu_do_not_depend_on_company() {
+fn cpu_texts_do_not_depend_on_other_requests() {
     for seed in seeds(3) {
         let (model, mut random) = (Model::random(seed), Random::new(seed));
         let common = tokens(&mut random, 150);
@@ -223,7 +223,7 @@ fn texts_on_the_cpu_do_not_depend_on_company() {
 }
 
 #[test]
-fn texts_of_phase_3_do_not_depend_on_company() {
+fn phase_3_texts_do_not_depend_on_other_requests() {
     for seed in seeds(1) {
         let (model, mut random) = (Model::random(seed), Random::new(seed));
         let common = tokens(&mut random, 20);
@@ -234,7 +234,7 @@ fn texts_of_phase_3_do_not_depend_on_company() {
 
 /// Two texts that together need more than the cache.
 #[test]
-fn a_text_goes_on_after_its_pages_were_taken() {
+fn preempted_text_continues_unchanged() {
     for seed in seeds(1) {
         let (model, mut random) = (Model::random(seed), Random::new(seed));
         let mut engine = model.cpu(12);
@@ -258,7 +258,7 @@ fn a_text_goes_on_after_its_pages_were_taken() {
 
 /// Three turns of a chat, cold and cached: the same texts, and no prompt is computed twice.
 #[test]
-fn a_cached_chat_says_the_same() {
+fn cached_chat_generates_the_same_text() {
     for seed in seeds(2) {
         let (model, mut random) = (Model::random(seed), Random::new(seed));
         let mut engine = model.cpu(400);
@@ -284,7 +284,7 @@ fn a_cached_chat_says_the_same() {
 
 /// A chat that continues after a restart from the stored files: the same text, and its last prompt is not computed again.
 #[test]
-fn a_chat_from_disk_says_the_same() {
+fn chat_restored_from_disk_generates_the_same_text() {
     for seed in seeds(2) {
         let (model, mut random) = (Model::random(seed), Random::new(seed));
         let folder = tempfile::tempdir().expect("a temporary directory");

@@ -48,7 +48,7 @@ proptest! {
     /// With random arrivals, cancellations and too few pages, every text equals that of the request alone, and nothing is left in the
     /// engine.
     #[test]
-    fn texts_do_not_depend_on_company(
+    fn texts_do_not_depend_on_other_requests(
         arrivals in prop::collection::vec(arrival(), 1..14),
         pages in prop_oneof![22..40usize, 40..200usize],
         steps_in_flight in 1..4usize,
@@ -88,7 +88,7 @@ proptest! {
 }
 
 #[test]
-fn the_next_turn_of_a_chat_begins_where_its_prompt_ended() {
+fn next_turn_reuses_the_cache_up_to_its_prompt() {
     let mut run = Run::roomy();
     let first = run.run(request(&text(0, 100), 5));
     assert_eq!(first.cached, Some(0));
@@ -102,7 +102,7 @@ fn the_next_turn_of_a_chat_begins_where_its_prompt_ended() {
 }
 
 #[test]
-fn a_prompt_that_repeats_is_computed_from_its_last_token() {
+fn repeated_prompt_computes_only_its_last_token() {
     let mut run = Run::roomy();
     let again = request(&text(0, 100), 5);
     let cached = [(); 3].map(|()| run.run(again.clone()).cached);
@@ -111,7 +111,7 @@ fn a_prompt_that_repeats_is_computed_from_its_last_token() {
 }
 
 #[test]
-fn a_prompt_that_holds_the_answer_begins_where_the_answer_ended() {
+fn prompt_with_the_answer_reuses_the_answers_cache() {
     for steps_in_flight in 1..4 {
         let mut run = Run::new(Fake::new(400, steps_in_flight), Options::default());
         let first = run.run(request(&text(0, 100), 5));
@@ -123,7 +123,7 @@ fn a_prompt_that_holds_the_answer_begins_where_the_answer_ended() {
 }
 
 #[test]
-fn the_third_chat_with_the_same_instructions_does_not_compute_them() {
+fn third_chat_reuses_shared_instructions() {
     let mut run = Run::roomy();
     let chat = |user: u32| request(&[text(0, 60), vec![user; 40]].concat(), 3);
     let cached = [1, 2, 3].map(|user| run.run(chat(user)).cached);
@@ -131,7 +131,7 @@ fn the_third_chat_with_the_same_instructions_does_not_compute_them() {
 }
 
 #[test]
-fn equal_prompts_at_once_are_computed_once() {
+fn simultaneous_equal_prompts_are_computed_once() {
     let mut run = Run::new(Fake::new(400, 2), Options::default());
     let same = |seed| Request { sampling: seeded(seed), ..request(&text(0, 300), 8) };
     let ids: Vec<RequestId> = (0..4).map(|seed| run.add(same(seed))).collect();
@@ -142,7 +142,7 @@ fn equal_prompts_at_once_are_computed_once() {
 }
 
 #[test]
-fn clients_take_turns() {
+fn clients_are_served_in_turn() {
     let mut run = Run::new(Fake::new(400, 1), Options { max_running: 1, ..Options::default() });
     let of = |client: &str| Request { client: client.into(), ..request(&[1, 2], 3) };
     for client in ["a", "a", "a", "a", "b", "c", "b"] {
@@ -154,7 +154,7 @@ fn clients_take_turns() {
 
 /// While a long prompt is computed, another text gets a token in every step, and no step exceeds the limit.
 #[test]
-fn a_long_prompt_does_not_hold_up_others() {
+fn long_prompt_does_not_delay_other_texts() {
     let options = Options { prompt_tokens_per_step: 8, ..Options::default() };
     let mut run = Run::new(Fake::new(400, 1), options);
     let decoding = run.add(request(&[1, 2, 3], 60));
@@ -181,7 +181,7 @@ fn a_short_prompt_overtakes_a_long_one() {
 }
 
 #[test]
-fn the_youngest_gives_up_its_pages_and_loses_nothing() {
+fn youngest_request_is_preempted_without_changing_its_text() {
     let mut run = Run::new(Fake::new(24, 2), Options::default());
     let requests: Vec<Request> =
         (0..2).map(|seed| Request { sampling: seeded(seed), ..request(&text(0, 4), 45) }).collect();
@@ -196,7 +196,7 @@ fn the_youngest_gives_up_its_pages_and_loses_nothing() {
 }
 
 #[test]
-fn deadlines_end_those_who_run_and_those_who_wait() {
+fn deadlines_end_running_and_waiting_requests() {
     let mut run = Run::new(Fake::new(400, 1), Options { max_running: 1, ..Options::default() });
     let deadline = Some(run.now + 6 * TURN);
     let [running, waiting] = [1, 2].map(|token| run.add(Request { deadline, ..request(&[token], 100) }));
@@ -209,7 +209,7 @@ fn deadlines_end_those_who_run_and_those_who_wait() {
 
 /// NaN logits end one request, and its cache is not reused.
 #[test]
-fn one_that_is_no_number_harms_no_other() {
+fn nan_logits_end_only_their_request() {
     let mut run = Run::new(Fake::new(400, 2), Options::default());
     let bad = request(&[text(0, 40), vec![POISON; 3]].concat(), 5);
     let good = request(&text(1, 40), 5);
@@ -225,14 +225,14 @@ fn one_that_is_no_number_harms_no_other() {
 }
 
 #[test]
-fn no_tokens_are_no_work() {
+fn zero_tokens_compute_nothing() {
     let mut run = Run::roomy();
     assert_eq!(run.run(request(&[1, 2], 0)).finish, Some(Finish::Length));
     assert_eq!(run.engine.computed(), 0);
 }
 
 #[test]
-fn the_context_ends_a_text() {
+fn text_ends_at_the_context_length() {
     let mut run = Run::new(Fake::new(24, 3), Options::default());
     let context = run.scheduler.context();
     let long = request(&text(0, context - 3), 100);
@@ -242,7 +242,7 @@ fn the_context_ends_a_text() {
 }
 
 #[test]
-fn the_prefix_cache_keeps_no_more_than_it_may() {
+fn prefix_cache_stays_within_its_limit() {
     let mut run = Run::new(Fake::new(80, 1), Options::default());
     for family in 0..30 {
         run.run(request(&[vec![family], text(family, 20)].concat(), 2));
@@ -290,7 +290,7 @@ impl Constraint for Remainders {
 }
 
 #[test]
-fn a_constraint_knows_each_token_before_the_next_is_drawn() {
+fn constraint_gets_each_token_before_the_next_draw() {
     // Numbers of steps in flight and of pages; with few pages, sequences are preempted.
     for (ahead, pages) in [(1, 400), (2, 400), (3, 400), (2, 40)] {
         let mut run = Run::new(Fake::new(pages, ahead), Options::default());
@@ -314,7 +314,7 @@ fn a_constraint_knows_each_token_before_the_next_is_drawn() {
 }
 
 #[test]
-fn a_constraint_that_allows_nothing_more_fails_its_request() {
+fn constraint_without_allowed_tokens_fails_its_request() {
     let mut run = Run::new(Fake::new(400, 2), Options::default());
     let failing = Request { constraint: Some(Remainders::boxed(4)), ..request(&[5], 30) };
     let other = request(&[6], 30);

@@ -53,7 +53,7 @@ fn received(mut events: Events) -> (Vec<u32>, Finish) {
             }
         }
     }
-    panic!("it ended without saying why");
+    panic!("the events ended without a reason");
 }
 
 fn with_logprobs(prompt: &[u32], max_tokens: usize) -> Request {
@@ -64,7 +64,7 @@ fn with_logprobs(prompt: &[u32], max_tokens: usize) -> Request {
 fn until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "in vain: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -106,9 +106,9 @@ fn the_queue_is_bounded() {
 }
 
 #[test]
-fn requests_that_make_no_sense_are_refused() {
+fn invalid_requests_are_refused() {
     let handle = start(Fake::new(400, 1));
-    let refused = |request: Request| handle.submit(request).expect_err("no sense");
+    let refused = |request: Request| handle.submit(request).expect_err("an invalid request");
     let context = handle.context();
     assert_eq!(refused(request(&[], 3)), Refused::EmptyPrompt);
     let long = request(&vec![1; context + 1], 3);
@@ -121,7 +121,7 @@ fn requests_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn whoever_stops_listening_is_forgotten() {
+fn dropped_receiver_cancels_its_request() {
     let (engine, key) = gated();
     let handle = Handle::start(engine, Options { max_running: 1, ..Options::default() });
     let [running, waiting] = [1, 2].map(|token| handle.submit(request(&[token], 900)).expect("room"));
@@ -130,14 +130,14 @@ fn whoever_stops_listening_is_forgotten() {
     drop((running, waiting));
     drop(key);
     assert_eq!(received(drained), expected(&last, handle.context()));
-    until("nobody is alive", || handle.alive() == 0);
+    until("no request is alive", || handle.alive() == 0);
     let statistics = handle.statistics();
     assert_eq!(statistics.finished.cancelled, 2);
     assert!(statistics.generated_tokens < 900);
 }
 
 #[test]
-fn a_draining_server_finishes_what_it_took() {
+fn draining_worker_finishes_accepted_requests() {
     let (engine, key) = gated();
     let handle = Handle::start(engine, Options::default());
     let taken = with_logprobs(&[1, 2], 30);
@@ -151,7 +151,7 @@ fn a_draining_server_finishes_what_it_took() {
 }
 
 #[test]
-fn an_engine_that_fails_ends_every_request() {
+fn engine_failure_ends_every_request() {
     for (failure, sentence) in [(Failure::Lost, "lost"), (Failure::Panic, "a test's panic")] {
         for after in [0, 1, 5] {
             let handle = start(Fake::failing(after, failure));
@@ -166,13 +166,13 @@ fn an_engine_that_fails_ends_every_request() {
             assert!(handle.failure().is_some_and(|text| text.contains(sentence)));
             assert!(handle.is_draining());
             assert_eq!(handle.submit(request(&[1], 3)).expect_err("no engine"), Refused::Draining);
-            until("nobody is alive", || handle.alive() == 0);
+            until("no request is alive", || handle.alive() == 0);
         }
     }
 }
 
 #[test]
-fn the_thread_goes_with_the_last_handle() {
+fn thread_ends_with_the_last_handle() {
     let (engine, key) = gated();
     let handle = Handle::start(engine, Options::default());
     let other = handle.clone();
@@ -184,5 +184,5 @@ fn the_thread_goes_with_the_last_handle() {
     // The accepted request ends normally; then the engine is dropped, and with it the receiver of `gate`.
     assert!((0..5).all(|_| key.send(()).is_ok()));
     assert_eq!(received(events), expected(&taken, context));
-    until("the engine is gone", || key.send(()).is_err());
+    until("the engine was dropped", || key.send(()).is_err());
 }

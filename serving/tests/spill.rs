@@ -86,7 +86,7 @@ fn next_prompt(prompt: &[u32], generated: &[u32], more: usize) -> Vec<u32> {
 }
 
 #[test]
-fn a_conversation_that_memory_has_no_room_for_comes_back() {
+fn evicted_conversation_is_restored_from_disk() {
     let folder = temporary();
     let mut run = crowded(folder.path());
     let first = run.run(request(&text(0, 100), 5));
@@ -117,7 +117,7 @@ fn a_conversation_that_memory_has_no_room_for_comes_back() {
 }
 
 #[test]
-fn a_conversation_outlives_the_server() {
+fn conversation_is_restored_after_a_restart() {
     let folder = temporary();
     let mut run = roomy(folder.path());
     let first = run.run(request(&text(0, 100), 5));
@@ -163,7 +163,7 @@ fn only_the_last_turn_of_a_chat_is_written() {
 
 /// A chat with the same instructions shares only the beginning of the first one's prompt, and does not replace its file.
 #[test]
-fn another_chat_replaces_nothing() {
+fn other_chats_file_is_not_replaced() {
     let folder = temporary();
     let mut run = roomy(folder.path());
     run.run(request(&[text(0, 80), vec![1; 40]].concat(), 3));
@@ -175,7 +175,7 @@ fn another_chat_replaces_nothing() {
 }
 
 #[test]
-fn instructions_that_several_chats_share_are_written() {
+fn shared_instructions_are_written() {
     let folder = temporary();
     let chat = |user: u32| request(&[text(0, 80), vec![user; 40]].concat(), 3);
     let mut run = roomy(folder.path());
@@ -190,7 +190,7 @@ fn instructions_that_several_chats_share_are_written() {
 }
 
 #[test]
-fn short_texts_are_computed_and_not_read() {
+fn short_texts_are_computed_instead_of_read() {
     let folder = temporary();
     let mut run = roomy(folder.path());
     run.run(request(&text(0, 50), 5));
@@ -225,7 +225,7 @@ fn a_request_may_end_while_its_file_is_read() {
 
 /// Two requests need the same file, and a third needs none.
 #[test]
-fn others_do_not_wait_for_a_file() {
+fn other_requests_do_not_wait_for_a_file() {
     let folder = temporary();
     let mut run = roomy(folder.path());
     let first = run.run(request(&text(0, 100), 5));
@@ -250,7 +250,7 @@ fn others_do_not_wait_for_a_file() {
 
 /// The cache of a request that failed is not found after a restart either.
 #[test]
-fn what_is_no_number_is_not_written() {
+fn failed_requests_cache_is_not_written() {
     let folder = temporary();
     let mut run = roomy(folder.path());
     run.run(request(&text(0, 100), 5));
@@ -269,7 +269,7 @@ fn what_is_no_number_is_not_written() {
 fn a_folder_belongs_to_one_server() {
     let folder = temporary();
     let first = open(folder.path(), 1 << 30);
-    let refused = Spill::open(folder.path(), 1 << 30, identity(), warn).expect_err("taken");
+    let refused = Spill::open(folder.path(), 1 << 30, identity(), warn).expect_err("another server uses it");
     assert!(matches!(refused, SpillError::Taken { .. }), "{refused}");
     drop(first);
     open(folder.path(), 1 << 30);
@@ -280,7 +280,7 @@ fn a_folder_belongs_to_one_server() {
 }
 
 #[test]
-fn a_folder_that_vanishes_costs_one_warning() {
+fn missing_folder_gives_one_warning() {
     let parent = temporary();
     let folder = parent.path().join("spilled");
     let mut run = crowded(&folder);
@@ -297,7 +297,8 @@ fn a_folder_that_vanishes_costs_one_warning() {
     run.check_empty();
 }
 
-/// A way to damage the shorter of the two files of `a_conversation_outlives_the_server`, of which more can be reused.
+/// A way to damage the shorter of the two files of `conversation_is_restored_after_a_restart`: the one from which more
+/// tokens can be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
     Flip(usize),
@@ -364,7 +365,7 @@ fn damaged_and_foreign_files_are_not_used() {
 }
 
 #[test]
-fn what_was_never_finished_is_deleted_and_other_files_are_left_alone() {
+fn unfinished_files_are_deleted_and_others_kept() {
     let folder = temporary();
     let part = folder.path().join("0000000000000007.kv.a8Xz.part");
     let notes = folder.path().join("notes.kv");
@@ -383,7 +384,7 @@ fn what_was_never_finished_is_deleted_and_other_files_are_left_alone() {
 
 /// The order of use is kept across restarts, and the size limit applies from the start.
 #[test]
-fn what_was_used_least_recently_is_deleted_first() {
+fn least_recently_used_files_are_deleted_first() {
     let folder = temporary();
     let mut run = roomy(folder.path());
     for family in 0..4 {

@@ -143,7 +143,7 @@ mod tests {
     use super::{date, memory_size, minutes, seed, token_count};
 
     #[test]
-    fn minus_one_means_what_it_does_elsewhere() {
+    fn minus_one_means_no_limit_or_a_random_seed() {
         assert_eq!((token_count("-1"), token_count("0"), token_count("12")), (Ok(usize::MAX), Ok(0), Ok(12)));
         assert_eq!((seed("0"), seed("18446744073709551615")), (Ok(0), Ok(u64::MAX)));
         // Two of 2⁶⁴ random seeds are practically never equal.
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_days() {
+    fn dates_are_parsed() {
         for text in ["2026-11-23", "2024-02-29", "0001-01-01"] {
             assert_eq!(date(text).as_deref(), Ok(text));
         }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn minutes_are_above_zero() {
+    fn minutes_must_be_positive() {
         assert_eq!((minutes("10"), minutes("0.5")), (Ok(10.0), Ok(0.5)));
         for text in ["", "0", "-1", "nan", "inf", "1e9", "x"] {
             assert!(minutes(text).is_err(), "{text}");
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_take_units() {
+    fn sizes_are_parsed_with_units() {
         for (text, bytes) in [("4096", 4096), ("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("3kb", 3000), ("7B", 7)] {
             assert_eq!(memory_size(text), Ok(bytes), "{text}");
         }

@@ -11,7 +11,7 @@ fn chat_remembers_until_it_is_reset() {
 
 /// The model calls a declared function, and answers with the result that is typed.
 #[test]
-fn chat_asks_for_results() {
+fn chat_prompts_for_tool_results() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let tools = path("tools.json");
@@ -47,7 +47,7 @@ fn chat_asks_for_results() {
 
 /// Bytes that are not UTF-8 are left out, and the conversation continues.
 #[test]
-fn a_line_that_is_not_text_ends_nothing() {
+fn invalid_utf8_does_not_end_the_chat() {
     let answer = chat("What is 1 + 1?\n", &["--reasoning", "low"]);
     assert!(answer.contains("1 + 1 = 2"), "{answer}");
     assert_eq!(chat_bytes(b"Gr\xfc\xdfe\nWhat is 1 + 1?\n", &["--reasoning", "low"]), answer);

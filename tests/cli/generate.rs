@@ -9,7 +9,7 @@ use crate::program::{gptoss, json, refusal, stdout};
 use serde_json::Value;
 
 #[test]
-fn alone_it_answers_a_question() {
+fn without_arguments_it_answers_a_question() {
     let output = gptoss(&[]);
     assert!(output.status.success());
     assert_eq!(String::from_utf8_lossy(&output.stdout), "> What is 47 + 38?\n47 + 38 = 85.\n");
@@ -24,14 +24,14 @@ fn alone_it_answers_a_question() {
 }
 
 #[test]
-fn without_a_model_the_embedded_one_answers() {
+fn without_a_model_the_embedded_one_is_used() {
     assert_eq!(stdout(&["generate", "What is 8 + 9?", "--device", "cpu"]), "8 + 9 = 17.\n");
     let asked = ["generate", "embedded", "What is 8 + 9?", "--ask", "--reasoning", "low", "--device", "cpu", "--json"];
     assert_eq!(json(&asked)["text"], "8 + 9 = 17.");
 }
 
 #[test]
-fn generate_reports_what_scripts_read() {
+fn generate_writes_json_for_scripts() {
     for (engine, phase, device) in [("reference", "2", "cpu"), ("cached", "3", "cpu"), ("flash", "5", "cpu")] {
         let arguments = ["generate", "embedded", "Once", "-n", "5", "--ignore-stops", "--json", "--device", device];
         let object = json(&[&arguments[..], &["--engine", engine]].concat());
@@ -50,7 +50,7 @@ fn generate_reports_what_scripts_read() {
 
 /// An argument that looks like a model is not taken for a question, and a misspelled flag is not taken for a prompt.
 #[test]
-fn a_forgotten_prompt_is_named() {
+fn missing_prompt_is_reported() {
     for model in
         ["20b.gguf", "my models/gpt oss.GGUF", "reference/goldens/even", "embedded", "ollama:gpt-oss:20b", "./x y"]
     {
@@ -118,7 +118,7 @@ fn minus_one_is_no_limit_and_no_seed() {
 }
 
 #[test]
-fn a_seed_repeats_itself() {
+fn same_seed_gives_the_same_text() {
     let run = |seed: &str| {
         let arguments =
             ["generate", "embedded", "Once", "-n", "20", "--temperature", "4", "--device", "cpu", "--seed", seed];
@@ -130,7 +130,7 @@ fn a_seed_repeats_itself() {
 
 /// Stop strings apply to visible text, not to reasoning or structure, and tokens that end a text are not shown.
 #[test]
-fn an_answer_ends_before_what_ends_it() {
+fn stop_strings_and_end_tokens_are_not_shown() {
     let ask = |rest: &[&str]| {
         let common = ["generate", "embedded", "What is 8 + 9?", "--ask", "--device", "cpu"];
         json(&[&common[..], rest, &["--json"]].concat())
@@ -156,7 +156,7 @@ fn an_answer_ends_before_what_ends_it() {
 /// Ctrl-C ends a text; what was generated stays shown, and the exit status is that of an interrupted process.
 #[cfg(unix)]
 #[test]
-fn a_stopped_text_has_its_own_exit_status() {
+fn interrupted_text_exits_with_130() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
     // The slowest engine: thousands of tokens would take minutes.
     command.args(["generate", "embedded", "Once", "-n", "-1", "--ignore-stops", "--device", "cpu"]);

@@ -68,7 +68,7 @@ fn models_are_found_by_name() {
 }
 
 #[test]
-fn the_memory_plan_follows_the_cache() {
+fn memory_plan_depends_on_the_cache_format() {
     let cache =
         |kv: &str| json(&["inspect", "embedded", "--json", "--kv", kv])["memory"][0]["cache"].as_u64().expect("bytes");
     assert_eq!((cache("f16") * 2, cache("q8_0") * 4), (cache("f32"), cache("f32")));
@@ -77,7 +77,7 @@ fn the_memory_plan_follows_the_cache() {
 /// The cache of all sequences takes the given memory, rounded down to whole pages. A page has 64 positions in three pools, each with keys
 /// and values of two heads of 64 values, in f32.
 #[test]
-fn the_memory_plan_names_the_cache_of_all_sequences() {
+fn memory_plan_shows_the_shared_cache() {
     let most = |memory: &str| {
         let common = ["memory", "embedded", "--json", "--device", "cpu", "--kv", "f32", "--kv-memory"];
         json(&[&common[..], &[memory]].concat())["cache_at_most"].as_u64().expect("bytes")

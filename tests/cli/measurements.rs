@@ -6,7 +6,7 @@ use crate::program::{gptoss, json, stdout};
 use serde_json::Value;
 
 #[test]
-fn bench_measures_what_it_was_asked_for() {
+fn bench_measures_the_requested_sizes() {
     let arguments = ["bench", "embedded", "--device", "cpu", "--prompt", "20,40", "--depth", "0,30", "--repeat", "2"];
     let choices = ["--phase", "2,3,5", "--kv", "f32,q8_0", "--batch", "1,3", "--generate", "4"];
     let report = json(&[&arguments[..], &choices, &["--json"]].concat());
@@ -44,7 +44,7 @@ fn bench_measures_what_it_was_asked_for() {
 }
 
 #[test]
-fn bench_compares_a_prompt_with_and_without_decoding_beside_it() {
+fn bench_compares_prefill_with_and_without_concurrent_decoding() {
     let arguments = ["bench", "embedded", "--device", "cpu", "--prompt", "0", "--generate", "2", "--repeat", "1"];
     let choices = ["--engine", "cached,flash", "--draw", "sampled", "--mixed"];
     let report = json(&[&arguments[..], &choices, &["--json"]].concat());

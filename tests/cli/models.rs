@@ -4,7 +4,7 @@ use crate::program::{chat, gptoss, json, stdout};
 use serde_json::Value;
 
 #[test]
-fn make_model_makes_what_it_prints() {
+fn make_model_writes_the_printed_model() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let description = directory.path().join("small.json");
     std::fs::write(&description, stdout(&["make-model", "nano", "--print"]).replace("\"layers\": 4", "\"layers\": 2"))

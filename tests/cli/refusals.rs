@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::program::{refusal, stdout};
 
 #[test]
-fn bad_input_is_one_sentence_and_status_2() {
+fn invalid_input_gives_one_sentence_and_status_2() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let in_directory = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let text_file = in_directory("text.gguf");
@@ -51,5 +51,5 @@ fn bad_input_is_one_sentence_and_status_2() {
     ];
     let directory = directory.path().to_str().expect("UTF-8");
     insta::assert_snapshot!("refusals", refusals.join("\n").replace(directory, "DIRECTORY"));
-    assert!(!Path::new(&out).exists(), "nothing is left behind");
+    assert!(!Path::new(&out).exists(), "no file is left");
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// A text that is continued twice from a session has the same tokens as in a single run.
 #[test]
-fn a_session_goes_on() {
+fn session_continues_as_in_one_run() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let tokens = |session: Option<&str>, prompt: &str, count: &str, engine: &[&str]| -> Vec<Value> {
@@ -62,7 +62,7 @@ fn a_session_goes_on() {
 
 /// A conversation that is continued in another run is the same as in a single run, with `chat` and with `generate --ask`.
 #[test]
-fn a_conversation_goes_on() {
+fn conversation_continues_as_in_one_run() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let (told, asked) = ("I have a cat named Hana. My locker code is 3650.\n", "What is my pet called?\n");

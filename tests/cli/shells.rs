@@ -3,7 +3,7 @@
 use crate::program::{refusal, stdout};
 
 #[test]
-fn shells_and_man_know_every_command() {
+fn completions_and_man_pages_list_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = stdout(&["completions", shell]);
         for word in ["make-model", "doctor", "--kv-memory"] {
@@ -22,7 +22,7 @@ fn shells_and_man_know_every_command() {
 }
 
 #[test]
-fn help_lists_what_is_used_most_first() {
+fn help_lists_frequent_commands_first() {
     let help = stdout(&["--help"]);
     let places = ["chat", "generate", "serve", "doctor", "inspect", "memory", "bench", "gates", "man"];
     let places = places.map(|command| help.find(&format!("\n  {command} ")).expect(command));

@@ -4,7 +4,7 @@ use crate::program::{json, stdout};
 use serde_json::Value;
 
 #[test]
-fn tokenize_goes_there_and_back() {
+fn tokenize_round_trips() {
     let text = "Hello <|start|> wörld";
     let object = json(&["tokenize", "embedded", text, "--json"]);
     assert_eq!(object["text"], text);
@@ -15,7 +15,7 @@ fn tokenize_goes_there_and_back() {
 }
 
 #[test]
-fn logits_are_written_with_what_led_to_them() {
+fn logits_are_written_with_their_tokens() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let out = directory.path().join("logits.safetensors");
     let out_text = out.to_str().expect("UTF-8");

@@ -178,7 +178,7 @@ pub fn check(data: &[u8]) -> usize {
     let number =
         data.iter().fold(u64::from(stops), |number, &byte| number.wrapping_mul(31).wrapping_add(u64::from(byte)));
     let cut = ParseResult::of(&settings, &VOCABULARY.cut(&tokens, number));
-    assert_eq!(whole, cut, "it depends on how the text is cut into tokens");
+    assert_eq!(whole, cut, "the result depends on how the text is cut into tokens");
 
     // Read as a conversation, the stream is either parsed or refused.
     let harmony = Harmony::new(&TOKENIZER).expect("harmony's control tokens");
@@ -231,7 +231,7 @@ impl ParseResult {
 }
 
 /// The parser's warning about words that it treats as a message.
-const SPEECH: &str = "a message without a header";
+const BARE_CONTENT: &str = "a message without a header";
 
 /// Accounts for the text of a stream, using only the public state of the parser.
 #[derive(Default)]
@@ -239,7 +239,7 @@ struct Account {
     /// Bytes after the last control token.
     segment: Vec<u8>,
     /// Whether words without a header began a message in this segment.
-    is_speech: bool,
+    is_bare_content: bool,
     /// The open header, including the names of control tokens in it.
     header: String,
     /// Number of text bytes in it.
@@ -263,7 +263,7 @@ impl Account {
         for delta in deltas {
             match delta {
                 Delta::Begin(header) => {
-                    assert!(!self.is_open, "two messages at once");
+                    assert!(!self.is_open, "a message begins inside another");
                     self.is_open = true;
                     let Header { role, name, recipient, channel, content_type } = header.clone();
                     let content = String::new();
@@ -271,10 +271,10 @@ impl Account {
                 }
                 Delta::Text(text) => {
                     assert!(self.is_open && !text.is_empty(), "text outside of a message");
-                    self.messages.last_mut().expect("begun").content += text;
+                    self.messages.last_mut().expect("a message has begun").content += text;
                 }
                 Delta::End { .. } => {
-                    assert!(self.is_open, "an end without a beginning");
+                    assert!(self.is_open, "a message ends that has not begun");
                     self.is_open = false;
                 }
                 Delta::Warning(warning) => self.warned.push(warning.clone()),
@@ -285,14 +285,14 @@ impl Account {
     /// Records a token of text.
     fn text(&mut self, bytes: &[u8], deltas: &[Delta]) {
         self.segment.extend(bytes);
-        self.is_speech |= warnings(deltas).any(|warning| warning == SPEECH);
+        self.is_bare_content |= warnings(deltas).any(|warning| warning == BARE_CONTENT);
     }
 
     /// A control token, or the end of the stream, ends a segment of text.
     fn control(&mut self, control: Option<&str>, was_open: bool, deltas: &[Delta], parser: &Parser<'_>) {
         // The rest of a held-back character may have shown that the text is not a header.
-        self.is_speech |= !was_open && warnings(deltas).any(|warning| warning == SPEECH);
-        let is_open = was_open || self.is_speech;
+        self.is_bare_content |= !was_open && warnings(deltas).any(|warning| warning == BARE_CONTENT);
+        let is_open = was_open || self.is_bare_content;
         self.segment_ends(is_open);
         match control {
             // A stop string ended the message before it.
@@ -313,7 +313,7 @@ impl Account {
     fn segment_ends(&mut self, is_open: bool) {
         let text = String::from_utf8_lossy(&take(&mut self.segment)).into_owned();
         self.read += text.len();
-        if take(&mut self.is_speech) {
+        if take(&mut self.is_bare_content) {
             self.contents.push(take(&mut self.header) + &text);
             self.header_text = 0;
         } else if is_open {
@@ -337,7 +337,7 @@ impl Account {
     /// A header without a message must be quoted in a warning. Text in it may also become a message.
     fn abandoned(&mut self, control: Option<&str>, deltas: &[Delta], stop: Option<&str>) {
         let is_quoted = self.is_quoted(deltas);
-        assert!(is_quoted || self.header.trim().is_empty(), "{:?} is lost", self.header);
+        assert!(is_quoted || self.header.trim().is_empty(), "header {:?} is lost", self.header);
         if !is_quoted && control == Some("<|endoftext|>") {
             // White space between messages stays in the open header.
             return;
@@ -345,7 +345,7 @@ impl Account {
         if !deltas.iter().any(|delta| matches!(delta, Delta::Begin(_))) {
             return self.header_ends(0);
         }
-        let parsed = &self.messages.last().expect("begun").content;
+        let parsed = &self.messages.last().expect("a message has begun").content;
         let through = format!("{parsed}{}", stop.unwrap_or_default());
         let at = match stop {
             Some(_) => self.header.find(&through),
@@ -362,7 +362,11 @@ impl Account {
             return;
         }
         let Header { role, name, recipient, channel, content_type } = header;
-        assert!(*role == Role::Assistant && channel.is_some(), "{:?} as {header:?} is worth a warning", self.header);
+        assert!(
+            *role == Role::Assistant && channel.is_some(),
+            "no warning about {:?}, parsed as {header:?}",
+            self.header
+        );
         let mut fields = String::new();
         // The role of the first header is before the stream.
         if self.header.trim_start().starts_with(role.name()) {
@@ -386,8 +390,8 @@ impl Account {
 
     /// Checks the totals at the end.
     fn close(mut self, parser: &Parser<'_>, stops: &[String]) {
-        assert!(!self.is_open, "a message without an end");
-        assert_eq!(self.messages, parser.messages(), "the deltas tell something else");
+        assert!(!self.is_open, "the last message does not end");
+        assert_eq!(self.messages, parser.messages(), "the deltas give other messages than the parser");
         assert_eq!(self.warned, parser.warnings());
         for message in parser.messages().iter().filter(|message| message.is_visible()) {
             let leaks = stops.iter().any(|stop| message.content.contains(stop.as_str()));
@@ -414,7 +418,10 @@ impl Account {
         let through = format!("{parsed}{stop}");
         assert!(content.starts_with(&through), "{content:?} ends before {stop:?} as {parsed:?}");
         let before = &through[..through.len() - stop.chars().next_back().map_or(0, char::len_utf8)];
-        assert!(!stops.iter().any(|stop| before.contains(stop.as_str())), "{through:?} came to a stop before");
+        assert!(
+            !stops.iter().any(|stop| before.contains(stop.as_str())),
+            "{through:?} contains an earlier stop string"
+        );
         content.clone_from(parsed);
     }
 }

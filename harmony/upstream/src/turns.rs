@@ -48,9 +48,10 @@ pub fn check(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Result<usize, String> {
     let theirs = pair.theirs.parse_messages_from_completion_tokens(turn.tokens.iter().copied(), role);
     let theirs: Vec<Message> = match theirs {
         Ok(messages) => messages.iter().map(from_openai).collect(),
-        Err(error) => return Err(format!("{shown:?}: they refuse it: {error:#}")),
+        Err(error) => return Err(format!("{shown:?}: openai-harmony refuses it: {error:#}")),
     };
-    same_messages("their reading", &theirs, &turn.read_by_openai).map_err(|error| format!("{shown:?}: {error}"))?;
+    same_messages("openai-harmony's parse", &theirs, &turn.read_by_openai)
+        .map_err(|error| format!("{shown:?}: {error}"))?;
     Ok(turn.tokens.len())
 }
 

@@ -90,7 +90,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn a_code_is_the_nearest_that_its_parity_allows(values in block()) {
+        fn codes_are_nearest_with_required_low_bit(values in block()) {
             let codes = encode(&values);
             let scale = super::scale(&codes);
             let most = LARGEST_CODE * LARGEST_SCALE;
@@ -101,12 +101,12 @@ mod tests {
             }
             // No smaller scale suffices, up to the last bit of the division.
             let exact = largest / LARGEST_CODE;
-            prop_assert!(exact <= scale * 1.000_001, "{largest} under {scale}");
-            prop_assert!(scale <= (exact * 1.125).max(exact + SMALLEST_SCALE) * 1.000_001, "{largest} under {scale}");
+            prop_assert!(exact <= scale * 1.000_001, "{largest} with scale {scale}");
+            prop_assert!(scale <= (exact * 1.125).max(exact + SMALLEST_SCALE) * 1.000_001, "{largest} with scale {scale}");
             for (i, (&value, &code)) in values.iter().zip(&codes).enumerate() {
                 let allowed = if i < SCALE_BITS { 1.0 } else { 0.5 };
                 let error = f64::from(value.clamp(-most, most)) / f64::from(scale) - f64::from(code);
-                prop_assert!(error.abs() <= allowed + 1e-4, "{value} became {code} under {scale}");
+                prop_assert!(error.abs() <= allowed + 1e-4, "{value} became {code} with scale {scale}");
                 prop_assert!(code != i8::MIN);
             }
             prop_assert_eq!(decode(&codes), codes.map(|code| f32::from(code) * scale));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn every_scale_is_read_as_it_was_written() {
+    fn every_scale_round_trips() {
         for byte in 0..=0xf7u8 {
             let scale = SCALES[usize::from(byte)];
             let mut values = [0.0; BLOCK];
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_and_infinity_stay_in_their_place() {
+    fn nan_and_infinity_keep_their_positions() {
         let mut values = [1.0; BLOCK];
         values[3] = f32::NAN;
         values[20] = f32::NAN;

@@ -1,7 +1,7 @@
 //! The cache's formats inside CubeCL kernels, without 8- or 16-bit types, which a GPU may lack.
 //!
-//! A [cache block](crate::cache_block) is eight words, with the first code in the lowest byte of the first word. Scales are equal to the
-//! CPU's to the bit. A code may differ by one, since GPUs differ in how they round divisions.
+//! A [cache block](crate::cache_block) is eight words, with the first code in the lowest byte of the first word. Scales are bit-identical to
+//! the CPU's. A code may differ by one, since GPUs differ in how they round divisions.
 
 use cubecl::prelude::*;
 
@@ -23,7 +23,7 @@ pub fn f16_bits(value: f32) -> u32 {
     let bits = u32::reinterpret(value);
     let sign = (bits >> 16u32) & 0x8000u32;
     let finite = min(bits & 0x7fff_ffffu32, comptime![(142u32 << 23) | 0x007f_e000]);
-    // Next to 0.5 a float's steps are 2⁻²⁴, the steps of f16's subnormals.
+    // Floats from 0.5 to 1 are 2⁻²⁴ apart, as f16's subnormals are: adding 0.5 rounds to one of them.
     let small = u32::reinterpret(f32::reinterpret(finite) + 0.5f32) - comptime![126u32 << 23];
     let even = (finite >> 13u32) & 1u32;
     let normal = (finite - comptime![112u32 << 23] + 0xfffu32 + even) >> 13u32;
@@ -62,7 +62,7 @@ pub fn encode_block(values: &Array<f32>, words: &mut Array<u32>) {
 #[cube]
 pub fn block_scale(first: u32, second: u32) -> f32 {
     let bits = (first & 0x0101_0101) | ((second & 0x0101_0101) << 4);
-    // The product puts bit 8 i at bit 24 + i, and bit 8 i + 4 at bit 28 + i; no two of its terms meet.
+    // The product puts bit 8 i at bit 24 + i, and bit 8 i + 4 at bit 28 + i; its terms do not overlap.
     scale_value((bits * 0x0102_0408) >> 24)
 }
 
@@ -95,7 +95,7 @@ fn code_of_parity(quotient: f32, odd: u32) -> u32 {
     (nearest((clamp(quotient, -most, most) - odd_value) * 0.5) << 1) | odd
 }
 
-/// The nearest whole number, ties to even, in the low bits: next to 1.5 · 2²³ a float's steps are ones.
+/// The nearest whole number, ties to even, in the low bits: floats near 1.5 · 2²³ are 1 apart.
 #[cube]
 fn nearest(value: f32) -> u32 {
     u32::reinterpret(value + 12_582_912.0)

@@ -1,4 +1,4 @@
-//! MXFP4: 32 E2M1 codes of 4 bits under one E8M0 scale byte (OCP microscaling formats 1.0), in GGUF's order.
+//! MXFP4: 32 E2M1 codes of 4 bits with one E8M0 scale byte (OCP microscaling formats 1.0), in GGUF's order.
 
 use crate::BLOCK;
 
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scales_stop_at_both_ends() {
+    fn scales_saturate_at_both_ends() {
         let scale = |value: f32| encode(&[value; BLOCK])[0];
         assert_eq!([0.0, 1.0, 4.0, -8.0].map(scale), [127, 125, 127, 128]);
         assert_eq!([f32::from_bits(1), 2f32.powi(127), f32::INFINITY].map(scale), [0, 252, 254]);

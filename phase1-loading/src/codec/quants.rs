@@ -1,6 +1,6 @@
 //! Unpacking of GGUF's block formats, one function per format.
 //!
-//! The order of the arithmetic is the `gguf` package's, so that every value is equal to its result to the bit.
+//! The order of the arithmetic is the `gguf` package's, so that every value is bit-identical to its result.
 
 use formats::BLOCK;
 

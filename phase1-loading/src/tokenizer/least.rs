@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_byte_is_a_part_of_the_longest_token_that_it_is_in() {
+    fn least_token_count_uses_longest_token_of_each_byte() {
         let least = LeastTokens::new([&b"a"[..], b"b", b"c", b"abc", b"bb", b"cccccccc"].into_iter());
         for (text, expected) in
             [("", 0), ("a", 1), ("aaa", 1), ("aaaa", 2), ("abc", 1), ("cccccccc", 1), ("ccccccccc", 2), ("xyz", 3)]

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn white_space_leaves_its_last_character_to_a_word() {
+    fn last_space_belongs_to_the_next_word() {
         assert_eq!(pieces("a   b"), ["a", "  ", " b"]);
         assert_eq!(pieces("a b  "), ["a", " b", "  "]);
         assert_eq!(pieces("\t\u{3000}x"), ["\t", "\u{3000}x"]);

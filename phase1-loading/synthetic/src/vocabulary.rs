@@ -71,8 +71,8 @@ impl VocabularyKind {
     }
 }
 
-/// tiktoken merges any two neighbours whose concatenation is a token, lowest rank first. A list of merges is equivalent if it has every way
-/// to split every token, sorted by the rank of the whole and then of the parts.
+/// The merges that are equivalent to tiktoken's rule, which merges any two neighbours whose concatenation is a token, lowest rank first: for
+/// each token in order of rank, every split into two tokens, sorted by the ranks of the two.
 fn merges(tokens: &[Vec<u8>]) -> Vec<(&[u8], &[u8])> {
     let ranks: HashMap<&[u8], usize> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
     let mut merges = Vec::new();

@@ -17,7 +17,7 @@ fn written(model: &SyntheticModel, seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_seed_decides_every_byte() {
+fn same_seed_gives_the_same_bytes() {
     let model = written(&nano(), 7);
     assert!(model == written(&nano(), 7));
     assert!(model != written(&nano(), 8));
@@ -25,7 +25,7 @@ fn a_seed_decides_every_byte() {
 
 /// The predicted tensors are those of the file, with either vocabulary.
 #[test]
-fn tensors_are_those_of_the_file() {
+fn predicted_tensors_equal_the_files() {
     for vocabulary in [VocabularyKind::Small, VocabularyKind::O200k] {
         let model = SyntheticModel { layers: 1, vocabulary, ..nano() };
         let checkpoint = Checkpoint::from_bytes("nano", written(&model, 1).into()).expect("opens");
@@ -40,7 +40,7 @@ fn tensors_are_those_of_the_file() {
 }
 
 #[test]
-fn every_rest_format_opens_with_sane_weights() {
+fn every_dense_format_opens_with_sane_weights() {
     for rest in DenseFormat::ALL {
         let file = written(&SyntheticModel { rest, ..nano() }, 1);
         let checkpoint = Checkpoint::from_bytes("nano", file.into()).expect("opens");
@@ -75,7 +75,7 @@ fn a_synthetic_folder_opens() {
 }
 
 #[test]
-fn a_description_survives_json() {
+fn description_round_trips_through_json() {
     for name in SyntheticModel::PRESETS {
         let model = SyntheticModel::preset(name).expect("a preset");
         let json = serde_json::to_string(&model).expect("serializes");
@@ -85,7 +85,7 @@ fn a_description_survives_json() {
 }
 
 #[test]
-fn impossible_dimensions_are_named() {
+fn impossible_dimensions_are_refused_by_name() {
     let refusals: Vec<String> = [
         SyntheticModel { hidden: 65, ..nano() },
         SyntheticModel { layers: 0, ..nano() },
@@ -103,7 +103,7 @@ fn impossible_dimensions_are_named() {
 
 /// The vocabulary that is used for weights without one is gpt-oss's.
 #[test]
-fn the_built_in_vocabulary_is_gpt_osss() {
+fn built_in_vocabulary_equals_gpt_oss() {
     let lists = synthetic::o200k_harmony();
     assert_eq!((lists.tokens.len(), lists.kinds.len()), (201_088, 201_088));
     let named = |id: Option<u32>| lists.tokens[id.expect("named") as usize].as_str();

@@ -23,7 +23,7 @@ fn refusal_with(key: &str, value: MetadataValue) -> String {
 
 /// llama.cpp and other programs read some of these keys and write others. None may be ignored.
 #[test]
-fn metadata_of_another_computation_is_refused() {
+fn metadata_of_unsupported_computation_is_refused() {
     let factor = 0.1 * 32f32.ln() + 1.0;
     let head_dim = 32u32;
     for (key, usual, other) in [
@@ -54,7 +54,7 @@ fn metadata_of_another_computation_is_refused() {
 }
 
 #[test]
-fn the_pattern_of_sliding_layers_is_a_number_or_a_list() {
+fn sliding_window_pattern_is_a_number_or_a_list() {
     use AttentionKind::{Full, Sliding};
     let key = "gpt-oss.attention.sliding_window_pattern";
     for (value, expected) in [
@@ -74,7 +74,7 @@ fn the_pattern_of_sliding_layers_is_a_number_or_a_list() {
 }
 
 #[test]
-fn numbers_come_in_several_forms() {
+fn numbers_are_read_in_every_metadata_type() {
     let expected = golden().open().expect("opens").config;
     assert_eq!(config_with("gpt-oss.rope.scaling.factor", U32(32)), expected);
     let kv_heads = expected.kv_heads as i32;
@@ -89,7 +89,7 @@ fn folder(change: impl FnOnce(&mut Value)) -> Result<GptOssConfig, String> {
 }
 
 #[test]
-fn a_configuration_of_another_computation_is_refused() {
+fn config_of_unsupported_computation_is_refused() {
     let expected = folder(|_| ()).expect("opens");
     let factor = 0.1 * 32f64.ln() + 1.0;
     for (pointer, usual, other) in [
@@ -117,7 +117,7 @@ fn a_configuration_of_another_computation_is_refused() {
 
 /// OpenAI, transformers and others use different names for some sizes.
 #[test]
-fn sizes_have_two_names() {
+fn alternative_names_of_sizes_are_read() {
     let expected = folder(|_| ()).expect("opens");
     let renamed = |from: &str, to: &str| {
         folder(|config| {

@@ -6,7 +6,7 @@ use gptoss_reference::Case;
 use phase1_loading::{Checkpoint, DenseFormat, Format, Verdict, check_scales, convert};
 
 #[test]
-fn conversion_keeps_what_it_says() {
+fn conversion_keeps_all_tensors_and_tokens() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("converted.gguf");
     for name in ["hf", "mlx-mxfp4", "mlx-q8", "mlx-q4"] {
@@ -34,7 +34,7 @@ fn conversion_keeps_what_it_says() {
 }
 
 #[test]
-fn another_model_is_another_model() {
+fn different_models_compare_as_different() {
     let (a, b) = (open("hf"), Checkpoint::open(&Case::committed()[0].model()).expect("opens"));
     let comparison = compare(&a, &b);
     assert!(!comparison.same());
@@ -66,7 +66,7 @@ fn another_model_is_another_model() {
 
 /// In Hugging Face's folders, scales are a separate tensor.
 #[test]
-fn a_scale_of_255_is_named() {
+fn scale_of_255_is_refused() {
     let clean = open("hf");
     let name = "blk.1.ffn_up_exps.weight";
     let packed = clean.tensor(name).packed();
@@ -89,11 +89,11 @@ fn a_scale_of_255_is_named() {
     let error = convert(&damaged, &directory.path().join("out.gguf"), None, &mut |_, _| ()).expect_err("refused");
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(cause.contains(name), "{cause}");
-    assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "nothing is left behind");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "no file is left");
 }
 
 #[test]
-fn values_that_a_format_cannot_hold_are_named() {
+fn unrepresentable_values_are_refused() {
     let mut tensors = stored("hf");
     let (_, _, data) = tensors.get_mut("lm_head.weight").expect("there");
     data[..2].copy_from_slice(&Format::BF16.encode(&[1e7]));

@@ -87,7 +87,9 @@ fn in_pairs(mut made: GoldenParts) -> Vec<u8> {
     let mut file = made.bytes();
     for name in names {
         let needle = [&(name.len() as u64).to_le_bytes()[..], name.as_bytes()].concat();
-        let at = file.windows(needle.len()).position(|window| window == needle).expect("described") + needle.len();
+        let at =
+            file.windows(needle.len()).position(|window| window == needle).expect("the header describes the tensor")
+                + needle.len();
         // The number of dimensions, three dimensions, and then the type.
         file[at + 4 + 3 * 8..][..4].copy_from_slice(&4u32.to_le_bytes());
     }
@@ -140,7 +142,7 @@ fn every_dialect_is_the_same_model() {
 }
 
 #[test]
-fn what_is_no_dialect_is_refused() {
+fn unknown_gguf_dialects_are_refused() {
     // Ollama's type number in another program's file: its meaning is unknown.
     let error = Checkpoint::from_bytes("made.gguf", in_pairs(golden()).into()).err().expect("refused").to_string();
     assert!(error.starts_with("made.gguf: tensor `blk.0.ffn_down_exps.weight`: expected one of F32"), "{error}");

@@ -9,7 +9,7 @@ use phase1_loading::{AttentionKind, Checkpoint, YarnRamp, convert};
 use serde_json::{Value, json};
 
 #[test]
-fn the_ramp_of_yarn_is_read() {
+fn yarn_ramp_is_read() {
     let with = |truncate| {
         let files = configured("hf", |config| config["rope_scaling"]["truncate"] = truncate);
         Checkpoint::from_folder_bytes("ramp", &files)
@@ -42,7 +42,7 @@ fn a_configuration_of_transformers_5_is_read() {
 }
 
 #[test]
-fn layer_types_are_honoured() {
+fn layer_types_are_used() {
     let files = configured("hf", |config| {
         config["layer_types"] = json!(["full_attention", "full_attention", "sliding_attention"]);
     });

@@ -10,7 +10,7 @@ use phase1_loading::{AttentionKind, Checkpoint, Format, convert};
 use serde_json::json;
 
 #[test]
-fn one_model_in_every_shape() {
+fn every_folder_layout_opens_as_the_same_model() {
     let hf = open("hf");
     assert_eq!(hf.config.attention, [AttentionKind::Sliding, AttentionKind::Full, AttentionKind::Sliding]);
     assert_eq!(hf.tensor("blk.1.ffn_up_exps.weight").format, Format::Mxfp4);
@@ -27,7 +27,7 @@ fn one_model_in_every_shape() {
 }
 
 #[test]
-fn folders_have_the_goldens_tokenizer() {
+fn folder_tokenizers_equal_the_goldens() {
     let case = Case::committed().remove(0);
     let expected = Checkpoint::open(&case.model()).expect("opens").tokenizer().expect("builds");
     for folder in Folder::committed() {

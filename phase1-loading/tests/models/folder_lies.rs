@@ -21,7 +21,7 @@ fn shard(tensor: &str, entry: Value, data: usize) -> BTreeMap<String, Bytes> {
 }
 
 #[test]
-fn each_lie_of_a_folder_is_named() {
+fn inconsistent_folders_are_refused_by_name() {
     let refusal = |files: &BTreeMap<String, Bytes>| match Checkpoint::from_folder_bytes("lying", files) {
         Ok(_) => panic!("the folder was accepted"),
         Err(error) => error.to_string(),

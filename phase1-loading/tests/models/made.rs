@@ -67,7 +67,7 @@ impl GoldenParts {
         };
         let plans: Vec<TensorPlan> = self.tensors.iter().map(plan).collect();
         let mut file = Vec::new();
-        write_header(&mut file, &self.metadata, &plans).expect("memory takes it");
+        write_header(&mut file, &self.metadata, &plans).expect("writing to memory does not fail");
         for (tensor, plan) in self.tensors.iter().zip(&plans) {
             file.extend_from_slice(&tensor.data);
             file.resize(file.len() + plan.padding() as usize, 0);

@@ -106,7 +106,7 @@ fn a_session_is_a_safetensors_file() {
 
 /// As many items as an engine with many layers writes, some of them empty, keep their order.
 #[test]
-fn a_session_comes_back() {
+fn saved_sessions_round_trip() {
     let mut saved = small_session();
     saved.items = (0..300).map(|number: u32| Bytes::from(vec![number as u8; number as usize % 7])).collect();
     let nothing = SavedSession {
@@ -122,7 +122,7 @@ fn a_session_comes_back() {
 
 /// Other programs may write metadata and tensors in another order, and format JSON differently.
 #[test]
-fn the_order_in_a_session_file_does_not_matter() {
+fn session_file_order_does_not_matter() {
     let Plain { texts, .. } = Plain::of(&written(&small_session()));
     let rewritten = |names: [&str; 2]| {
         let json = json!({
@@ -143,7 +143,7 @@ fn the_order_in_a_session_file_does_not_matter() {
 
 /// The header can be read without the items, for listing files.
 #[test]
-fn a_session_header_is_checked_without_the_items() {
+fn session_header_is_read_without_items() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("session");
     let saved = small_session();
@@ -177,7 +177,7 @@ fn refusal(file: Vec<u8>) -> String {
 }
 
 #[test]
-fn what_is_no_session_file_is_named() {
+fn other_files_are_refused_as_sessions() {
     let model = made::files("hf")["model-00001-of-00002.safetensors"].to_vec();
     let tensor = TensorView::new(Dtype::U8, vec![1], b"x").expect("a byte");
     let without_texts = safetensors::serialize([("a", tensor)], None).expect("serializes");
@@ -199,7 +199,7 @@ fn what_is_no_session_file_is_named() {
 }
 
 #[test]
-fn each_lie_of_a_session_is_named() {
+fn inconsistent_sessions_are_refused_by_name() {
     let file = written(&small_session());
     let lie = |change: &dyn Fn(&mut Plain)| {
         let mut plain = Plain::of(&file);
@@ -253,7 +253,7 @@ fn each_lie_of_a_session_is_named() {
 
 /// Damage that leaves the structure valid is detected by the checksums.
 #[test]
-fn damage_in_a_session_is_named() {
+fn damaged_sessions_fail_their_checksum() {
     let file = written(&small_session());
     let (header, contents) = (digits(&header_parts(&digits(b"keysvalues"))), digits(b"keysvalues"));
     let damage = |key: &str, right: &str, wrong: &str| {
@@ -285,7 +285,7 @@ fn damage_in_a_session_is_named() {
 
 /// Lengths beyond the file: nothing is read or allocated for them.
 #[test]
-fn sizes_that_a_session_merely_claims_are_named() {
+fn claimed_sizes_beyond_a_session_file_are_refused() {
     let file = written(&small_session());
     let length = file.len();
     let longer = [&file[..], b"x"].concat();

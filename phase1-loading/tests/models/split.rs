@@ -36,7 +36,7 @@ fn write(path: &Path, whole: &[u8], number: u16, count: u16) {
         file.extend(name.bytes());
         file.extend((tensor.shape.len() as u32).to_le_bytes());
         tensor.shape.iter().rev().for_each(|&dim| file.extend((dim as u64).to_le_bytes()));
-        file.extend(tensor.format.ggml_type().expect("of GGUF").to_le_bytes());
+        file.extend(tensor.format.ggml_type().expect("a format of GGUF").to_le_bytes());
         file.extend(offset.to_le_bytes());
         offset += (tensor.bytes() as u64).next_multiple_of(32);
     }
@@ -48,7 +48,7 @@ fn write(path: &Path, whole: &[u8], number: u16, count: u16) {
 }
 
 #[test]
-fn parts_are_one_model() {
+fn split_parts_open_as_one_model() {
     let whole = std::fs::read(Case::committed()[0].model()).expect("readable");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |number: u16| directory.path().join(format!("model-{:05}-of-00003.gguf", number + 1));
@@ -68,7 +68,8 @@ fn parts_are_one_model() {
     let first = std::fs::read(path(0)).expect("readable");
     let mut needle = b"split.tensors.count".to_vec();
     needle.extend(2u32.to_le_bytes());
-    let at = first.windows(needle.len()).position(|window| window == needle).expect("counted") + needle.len();
+    let at = first.windows(needle.len()).position(|window| window == needle).expect("the metadata has the key")
+        + needle.len();
     let mut other = first.clone();
     other[at..at + 2].copy_from_slice(&999u16.to_le_bytes());
     std::fs::write(path(0), other).expect("written");

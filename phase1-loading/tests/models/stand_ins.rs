@@ -7,7 +7,7 @@ use phase1_loading::Checkpoint;
 
 /// Errors about files that are not models tell what the file is, and what to do.
 #[test]
-fn stand_ins_are_named() {
+fn files_that_are_not_models_are_identified() {
     const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12109566560\n";
     const PAGE: &[u8] = b"\n<!DOCTYPE html><html><head><title>404</title></head></html>";
     let gguf = |file: &'static [u8]| {

@@ -44,7 +44,7 @@ fn typed(content: &str, kind: i32) -> Tokenizer {
 
 /// Added tokens are found in any text. Control tokens are found only if the caller allows them.
 #[test]
-fn added_tokens_are_found_as_they_are() {
+fn added_tokens_are_found_in_any_text() {
     for text in ["<think>", "[TOOL_CALLS]", "new token", "思考", "é"] {
         let around = format!("a{text}b");
         let (in_folder, in_file) = (tokenizer(&added(text, false)), typed(text, USER_DEFINED));
@@ -67,7 +67,7 @@ fn added_tokens_are_found_as_they_are() {
 
 /// Of the added tokens that begin at the earliest position, the longest is found.
 #[test]
-fn added_tokens_do_not_cut_each_other() {
+fn longest_added_token_wins() {
     let made = GoldenParts::of("even", |lists, _| {
         let last = LAST as usize;
         (lists.tokens[last], lists.tokens[last - 1]) = ("<tool_call>".into(), "<tool".into());
@@ -80,7 +80,7 @@ fn added_tokens_do_not_cut_each_other() {
 
 /// A user's text never becomes a control token, even if the token's name is an ordinary piece of text.
 #[test]
-fn text_never_becomes_structure() {
+fn user_text_never_encodes_to_control_tokens() {
     for name in ["end", "Hello there", "1"] {
         for found in [tokenizer(&added(name, true)), typed(name, CONTROL)] {
             assert!(!found.encode(&format!("{name} {name}")).contains(&LAST), "{name}");
@@ -91,7 +91,7 @@ fn text_never_becomes_structure() {
 
 /// Tokens with harmony's names are control tokens, whatever type the file gives them.
 #[test]
-fn harmonys_tokens_are_known_by_name() {
+fn harmony_token_names_are_control_tokens() {
     let text = "<|start|>user<|message|>Hello<|end|>";
     let expected = tokenizer(&files("hf")).encode_with_control(text);
     for kind in [NORMAL, USER_DEFINED, UNUSED] {
@@ -106,7 +106,7 @@ fn harmonys_tokens_are_known_by_name() {
 }
 
 #[test]
-fn ends_add_up_and_a_messages_end_is_none() {
+fn end_tokens_are_merged_without_message_end() {
     let names = |names: &[&str]| {
         let mut ids: Vec<u32> = names.iter().map(|name| id(name)).collect();
         ids.sort_unstable();
@@ -142,7 +142,7 @@ fn ends_add_up_and_a_messages_end_is_none() {
 }
 
 #[test]
-fn all_ends_survive_conversion() {
+fn conversion_keeps_all_end_tokens() {
     let files =
         with_json("hf", "config.json", |config| config["eos_token_id"] = json!([id("<|return|>"), id("Hello")]));
     let from = Checkpoint::from_folder_bytes("folder", &files).expect("opens");
@@ -156,7 +156,7 @@ fn all_ends_survive_conversion() {
 
 /// A folder whose pre-tokenizer or normalizer differs would give other tokens without an error, so it is refused.
 #[test]
-fn other_ways_to_cut_text_are_refused() {
+fn unsupported_pre_tokenizers_are_refused() {
     let refusal = |change: &dyn Fn(&mut Value)| {
         let files = with_json("hf", "tokenizer.json", change);
         let checkpoint = Checkpoint::from_folder_bytes("other", &files).expect("opening reads no vocabulary");
@@ -204,7 +204,7 @@ fn other_ways_to_cut_text_are_refused() {
 
 /// A vocabulary without a token for some byte is refused, because text with that byte would be lost.
 #[test]
-fn every_byte_needs_a_token() {
+fn vocabulary_without_a_byte_is_refused() {
     let made = GoldenParts::of("even", |lists, _| {
         let at = lists.tokens.iter().position(|token| token == "~").expect("a byte's token");
         lists.kinds[at] = UNUSED;

@@ -30,8 +30,8 @@ static STARTED: Mutex<Option<HashMap<DeviceId, Queue>>> = Mutex::new(None);
 
 type Queue = (wgpu::Device, wgpu::Queue);
 
-/// Starts the runtime of an adapter, unless it is running. `tasks` is the number of launches per submission; the value of the first call
-/// counts.
+/// Starts the runtime of an adapter, unless it is running. `tasks` is the number of launches per submission; only the first call's value is
+/// used.
 ///
 /// # Errors
 /// The adapter does not provide a device; the text is the driver's.

@@ -38,7 +38,7 @@ mod tests {
 
     /// Test vectors of Random123, the authors' implementation.
     #[test]
-    fn threefry_gives_the_known_answers() {
+    fn threefry_equals_known_answers() {
         assert_eq!(threefry([0, 0], [0, 0]), [0x6b20_0159, 0x99ba_4efe]);
         assert_eq!(threefry([u32::MAX; 2], [u32::MAX; 2]), [0x1cb9_96fc, 0xbb00_2be7]);
         assert_eq!(threefry([0x1319_8a2e, 0x0370_7344], [0x243f_6a88, 0x85a3_08d3]), [0xc492_3a9c, 0x483d_f7a0]);
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn high_words_count() {
+    fn draws_depend_on_high_word_and_position() {
         assert_ne!(draw_number(1, 0), draw_number(1 << 32 | 1, 0));
         assert_ne!(draw_number(1, 0), draw_number(1, 1));
     }

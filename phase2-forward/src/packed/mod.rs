@@ -81,7 +81,7 @@ pub(crate) fn device_format(format: Format) -> Format {
 /// `x` is `[n, in]` in f32, `matrix` is `[n]` with values below the stack's height; the result is `[n, out]`, accumulated in f32.
 pub fn packed_matmul(x: Tensor<2>, weights: &PackedMatrix, matrix: Tensor<1, Int>) -> Tensor<2> {
     let [_, columns] = x.dims();
-    assert_eq!(columns, weights.columns, "the input's width is the matrix's");
+    assert_eq!(columns, weights.columns, "the input must be as wide as the matrix");
     let (x, matrix) = (x.into_dispatch(), matrix.cast(DType::I32).into_dispatch());
     Tensor::from_dispatch(match &weights.data {
         PackedData::Host(tensor) => <Dispatch as HostMatmul>::host_matmul(x, matrix, tensor.clone()),

@@ -65,8 +65,8 @@ mod tests {
         (words.into_data().try_to_vec().expect("u32"), back.into_data().try_to_vec().expect("f32"))
     }
 
-    /// Every f16 is the nearest, and every code the nearest of its parity: exactly on the CPU, and up to the last bit of a division on a
-    /// GPU. Scales are equal on both.
+    /// Every f16 is rounded to nearest, and every code to the nearest with the required lowest bit: exactly on the CPU, and up to the
+    /// last bit of a division on a GPU. Scales are equal on both.
     fn check(values: &[f32], dim: usize) -> Result<(), TestCaseError> {
         for device in ComputeDevice::for_gates().expect("both devices") {
             let (words, back) = round_trip(values, dim, CacheFormat::F16, &device);
@@ -104,17 +104,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn heads_of_64(values in values(64)) {
+        fn heads_of_64_round_to_nearest(values in values(64)) {
             check(&values, 64)?;
         }
 
         #[test]
-        fn heads_of_32(values in values(32)) {
+        fn heads_of_32_round_to_nearest(values in values(32)) {
             check(&values, 32)?;
         }
 
         #[test]
-        fn heads_of_96(values in values(96)) {
+        fn heads_of_96_round_to_nearest(values in values(96)) {
             check(&values, 96)?;
         }
     }

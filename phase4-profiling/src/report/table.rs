@@ -70,7 +70,7 @@ fn heading(profile: &Profile) -> String {
         false => format!(" for {} on {}: percentages are misleading", plain(&ceiling.device), plain(&ceiling.machine)),
     };
     format!(
-        "{}, {place}, {}\nphase {phase}, {}, {} by {}\n{} ms a step, {} tokens/s\n\
+        "{}, {place}, {}\nphase {phase}, {}, {} by {}\n{} ms per step, {} tokens/s\n\
          ceiling: {} GB/s, {} GFLOP/s in f32{packed}, measured {}{elsewhere}\n",
         plain(model),
         plain(date),

@@ -214,14 +214,14 @@ struct Layout {
 }
 
 const LAYOUTS: [Layout; 4] = [
-    Layout { name: "each head in one stretch", huge_pages: true, place: |block, head| head * BLOCKS + block },
+    Layout { name: "each head contiguous", huge_pages: true, place: |block, head| head * BLOCKS + block },
     Layout { name: "pages in order", huge_pages: true, place: |block, head| block * KV_HEADS + head },
-    Layout { name: "pages anywhere", huge_pages: true, place: anywhere },
-    Layout { name: "pages anywhere, the system's pages small", huge_pages: false, place: anywhere },
+    Layout { name: "pages scattered", huge_pages: true, place: scattered },
+    Layout { name: "pages scattered, small system pages", huge_pages: false, place: scattered },
 ];
 
-/// Steps of 29 visit each of 64 pages.
-fn anywhere(block: usize, head: usize) -> usize {
+/// The pages in a scattered order: steps of 29 modulo 64 visit each page once.
+fn scattered(block: usize, head: usize) -> usize {
     block * 29 % BLOCKS * KV_HEADS + head
 }
 
@@ -242,7 +242,8 @@ fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
     memory
 }
 
-/// Attention of one position in all full layers, as in a decoding step: more bytes than any cache holds. By layout and number of threads.
+/// Attention of one position in all full layers, as in a decoding step, for each memory layout and number of threads. The layers have more
+/// bytes than any CPU cache.
 fn full_layers(group: &mut BenchmarkGroup<'_, WallTime>) {
     let isa = Isa::best();
     let mut thread_counts = vec![1, available_parallelism().map_or(1, NonZero::get)];

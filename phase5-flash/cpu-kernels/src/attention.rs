@@ -9,8 +9,8 @@
 //! A sink is a key without a value: each row starts with the sink's logit as the maximum and 1 as the sum.
 //!
 //! The keys of a long sequence are split into shares of 1024 positions. Each share has its own maximum, sum and result; these are merged
-//! in order, so that threads may compute shares in any order. Share boundaries depend only on positions, so a query's result is the same to
-//! the bit, whatever else is in the batch and however many threads compute it.
+//! in order, so that threads may compute shares in any order. Share boundaries depend only on positions, so a query's result is
+//! bit-identical, whatever else is in the batch and however many threads compute it.
 
 use crate::cache::{KeyBlock, POSITIONS, decode_keys, decode_values};
 use crate::isa::{Isa, Kernel};
@@ -67,7 +67,7 @@ impl Queries<'_> {
         self.count * self.sinks.len()
     }
 
-    /// Length in floats of the scratch that computing a share needs, beside its result.
+    /// Length in floats of the scratch that computing a share needs, in addition to its result.
     fn scratch_len(&self) -> usize {
         (2 * POSITIONS + self.rows()) * self.head_dim + MAX_ROWS * POSITIONS
     }
@@ -121,7 +121,7 @@ pub fn attend_share(
 /// If lengths do not match.
 pub fn merge_shares(queries: &Queries<'_>, results: &mut [f32], out: &mut [f32]) {
     let share = queries.share_len();
-    assert_eq!(results.len(), queries.shares() * share, "the results of all shares");
+    assert_eq!(results.len(), queries.shares() * share, "one result per share is needed");
     let (total, others) = results.split_at_mut(share);
     for next in others.chunks_exact(share) {
         merge(queries, total, next);
@@ -147,16 +147,19 @@ fn compute_share(
     scratch: &mut [f32],
 ) {
     let Queries { q, stride, sinks, head_dim, count, start, window } = *queries;
-    assert!(count > 0 && window > 0 && !sinks.is_empty(), "something to attend with");
+    assert!(count > 0 && window > 0 && !sinks.is_empty(), "attention needs queries, a window and heads");
     assert!(head_dim > 0 && head_dim.is_multiple_of(LANES), "a head of {head_dim} is not a multiple of {LANES}");
     let width = sinks.len() * head_dim;
-    assert!(width <= stride && q.len() >= (count - 1) * stride + width, "queries");
+    assert!(width <= stride && q.len() >= (count - 1) * stride + width, "the queries are too short");
     assert!(blocks.start.is_multiple_of(POSITIONS), "blocks begin at multiples of {POSITIONS}");
     let oldest = (start + 1).saturating_sub(window);
     let end = blocks.start + blocks.count * POSITIONS;
-    assert!(blocks.start <= oldest && start + count <= end, "every visible position");
+    assert!(blocks.start <= oldest && start + count <= end, "a visible position is in no block");
     assert!(share < queries.shares(), "share {share} of {}", queries.shares());
-    assert!(result.len() == queries.share_len() && scratch.len() >= queries.scratch_len(), "room for a share");
+    assert!(
+        result.len() == queries.share_len() && scratch.len() >= queries.scratch_len(),
+        "the result or the scratch is too short"
+    );
     // SAFETY: the lengths that the kernel asks for were just checked.
     unsafe { isa.run(Attend { queries, blocks, share, result, scratch }) }
 }
@@ -246,7 +249,8 @@ impl Kernel for Attend<'_, '_> {
             for row in 0..rows {
                 let from = q.as_ptr().add(row / heads * stride + row % heads * head_dim);
                 std::ptr::copy_nonoverlapping(from, own_q.add(row * head_dim), head_dim);
-                // The sink belongs to the first share. The others begin below every score, and weigh nothing if they see none.
+                // Only the first share starts with the sink. The others start with a maximum below every score, so that a share without visible
+                // keys has no weight in the merge.
                 (*largest.add(row), *sums.add(row)) =
                     if share == 0 { (sinks[row % heads], 1.0) } else { (f32::MIN, 0.0) };
             }
@@ -260,15 +264,15 @@ impl Kernel for Attend<'_, '_> {
                 if number < last {
                     next = block_at(number + 1);
                 }
-                assert!(block.head_dim == head_dim, "a block of this head size");
-                assert_eq!(block.data.len(), KeyBlock::bytes(block.format, head_dim), "a whole block");
+                assert!(block.head_dim == head_dim, "the block has another head size");
+                assert_eq!(block.data.len(), KeyBlock::bytes(block.format, head_dim), "the block is not whole");
                 let first_key = blocks.start + number * POSITIONS;
                 let ahead = next.data.as_ptr();
                 decode_keys::<S>(&block, buffers.keys, ahead);
                 decode_values::<S>(&block, buffers.values, ahead.wrapping_add(block.data.len() / 2));
                 let mut row = 0;
                 while row < rows {
-                    // Rows of one batch see different positions where they belong to different queries.
+                    // Rows of one batch attend to different positions if they belong to different queries.
                     let visible = |row: usize| {
                         let position = start + row / heads;
                         let from = (position + 1).saturating_sub(window).max(first_key);

@@ -36,8 +36,11 @@ impl KeyBlock<'_> {
     pub fn write(data: &mut [u8], format: CacheFormat, slot: usize, key: &[f32], value: &[f32]) {
         let head_dim = key.len();
         check(format, head_dim);
-        assert!(value.len() == head_dim && slot < POSITIONS, "a key, a value and a slot");
-        assert_eq!(data.len(), Self::bytes(format, head_dim), "a head's part of a block");
+        assert!(
+            value.len() == head_dim && slot < POSITIONS,
+            "the value must be as long as the key, and the slot below 64"
+        );
+        assert_eq!(data.len(), Self::bytes(format, head_dim), "the data must be one head's block");
         let (keys, values) = data.split_at_mut(half_bytes(format, head_dim));
         match format {
             CacheFormat::F32 => {
@@ -188,7 +191,7 @@ unsafe fn decode_floats<S: Simd>(block: &KeyBlock<'_>, from: *const u8, to: *mut
 unsafe fn scale_bits(bytes: *const u8) -> u8 {
     // SAFETY: the caller guarantees the contract.
     let bytes = u64::from_le(unsafe { bytes.cast::<u64>().read_unaligned() });
-    // The product puts bit 8 i at bit 56 + i, and no two of its terms meet.
+    // The product puts bit 8 i at bit 56 + i, and its terms do not overlap.
     ((bytes & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
 }
 
@@ -219,7 +222,7 @@ mod tests {
         }
     }
 
-    /// The value at `i` of a half, whose scale's first code is at `first` and whose others are each `step` further on.
+    /// Value `i` of a block's keys or values. In Q8_0, bit b of its scale is in the code at `first + b · step`.
     fn plainly(format: CacheFormat, half: &[u8], i: usize, first: usize, step: usize) -> f32 {
         match format {
             CacheFormat::F32 => f32::from_le_bytes(half.as_chunks().0[i]),
@@ -236,7 +239,7 @@ mod tests {
 
         /// Every instruction set decodes any bytes as the format defines, to the bit.
         #[test]
-        fn any_bytes(
+        fn any_bytes_decode_as_the_format_defines(
             format in prop::sample::select(vec![CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]),
             parts in 1usize..4,
             bytes in prop::collection::vec(any::<u8>(), 1..5000),

@@ -45,7 +45,7 @@ pub struct CoarseMatrix {
     spreads: Vec<f32>,
 }
 
-/// Bounds the products of a tile's rows with one input: none is taken to exceed `largest + margin`.
+/// A bound for the products of a tile's rows with one input: they are assumed not to exceed `largest + margin`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bound {
     /// The largest estimate.
@@ -61,7 +61,7 @@ pub struct CoarseInputs {
     groups: usize,
     /// A group of n inputs is `[columns / 4, n]`, 4 codes per word.
     words: Vec<u32>,
-    /// A group of n inputs is `[columns / 32, n]`: the scale of a block, and what [`OFFSET`] adds to its sum.
+    /// A group of n inputs is `[columns / 32, n]`: the scale of a block, and the number that cancels what [`OFFSET`] adds to its sum.
     units: Vec<f32>,
     offsets: Vec<i32>,
     /// `[count, columns / 32]`, padded to whole vectors: `|x|²` of each block.
@@ -77,7 +77,7 @@ pub struct CoarseMatrixBuilder<'a> {
 }
 
 impl CoarseMatrix {
-    /// An empty copy of a matrix `[rows, columns]`. Each tile must then be made with [`CoarseMatrix::make`].
+    /// An empty copy of a matrix `[rows, columns]`. Each tile must then be written with [`CoarseMatrix::make`].
     ///
     /// # Panics
     /// If `columns` is not a positive multiple of 32.
@@ -127,17 +127,17 @@ impl CoarseMatrix {
 }
 
 impl CoarseMatrixBuilder<'_> {
-    /// Makes a tile from its rows.
+    /// Rounds the rows of a tile.
     ///
     /// # Safety
-    /// No other thread makes this tile.
+    /// No other thread writes this tile.
     ///
     /// # Panics
     /// If there is no such tile, or there are more than 32 rows, or their width is not the matrix's.
     pub unsafe fn tile(&self, isa: Isa, tile: usize, rows: PackedRows<'_>) {
         assert!(rows.count <= TILE && rows.blocks() == self.blocks, "a tile of the matrix");
         let padded = self.blocks.next_multiple_of(LANES);
-        // SAFETY: a tile has its own parts of the buffers, and the caller promises that no other thread makes it.
+        // SAFETY: a tile has its own parts of the buffers, and the caller promises that no other thread writes this tile.
         unsafe {
             let codes = self.codes.part(tile * self.blocks * 2 * CODE_BYTES, self.blocks * 2 * CODE_BYTES);
             let scales = self.scales.part(tile * self.blocks * TILE, self.blocks * TILE);
@@ -263,7 +263,7 @@ struct Coarse {
 }
 
 /// # Safety
-/// The rows and N inputs as wide as they are exist, and `out` has 16 results for each, 32 apart.
+/// The rows exist, and N inputs of the same width; `out` has room for 16 results per input, and results of two inputs are 32 apart.
 #[inline(always)]
 unsafe fn estimate<S: Simd, const N: usize>(rows: Rows, inputs: Coarse) {
     // SAFETY: the caller guarantees the contract. Prefetching never faults.
@@ -336,7 +336,7 @@ impl Coarsen<'_> {
                     let at = at * CODE_BYTES + (vector * LANES + lane) * 4;
                     codes[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 }
-                // NaN is kept: no row of this tile is ever excluded then.
+                // A NaN stays: then no row of this tile is ever excluded.
                 if spread > spreads[block] || spread.is_nan() {
                     spreads[block] = spread;
                 }

@@ -114,7 +114,7 @@ impl Filling<'_> {
     /// # Panics
     /// If there is no such group, or an input's length is not the panel's number of columns.
     pub unsafe fn pack<'b>(&self, number: usize, input: impl Fn(usize) -> &'b [f32]) {
-        assert!(number < self.groups, "a group of the panel");
+        assert!(number < self.groups, "the panel has no such group");
         let Group { first, count } = group(self.inputs, self.groups, number);
         let columns = self.columns;
         // SAFETY: a group has its own words and scales, and the caller promises that no other thread packs it.
@@ -129,7 +129,7 @@ impl Filling<'_> {
         };
         for place in 0..count {
             let input = input(first + place);
-            assert_eq!(input.len(), columns, "an input as wide as the panel");
+            assert_eq!(input.len(), columns, "the input must be as wide as the panel");
             match self.format {
                 PanelFormat::F32 => {
                     for (word, value) in words[place..].iter_mut().step_by(count).zip(input) {
@@ -156,7 +156,7 @@ impl Kernel for Round<'_> {
     type Output = ();
 
     /// # Safety
-    /// `words` holds 16 and `scales` 1 for each block of 32 of the input, `count` times.
+    /// For each block of 32 values of the input, `words` has 16 · `count` words and `scales` has `count` scales.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Round { input, words, scales, count, place } = self;

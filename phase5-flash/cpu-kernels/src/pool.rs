@@ -59,7 +59,7 @@ unsafe impl Send for Common {}
 
 impl Pool {
     /// # Panics
-    /// If `threads` is 0 or the system starts no thread.
+    /// If `threads` is 0, or the system cannot start a thread.
     pub fn new(threads: usize) -> Pool {
         assert!(threads > 0, "a pool needs a thread");
         let common = Arc::new(Common {
@@ -74,7 +74,7 @@ impl Pool {
             let (common, parked_too) = (common.clone(), parked.clone());
             let body = move || serve(&common, &parked_too, number);
             let thread = thread::Builder::new().name(format!("gptoss-{number}")).spawn(body);
-            Worker { handle: Some(thread.expect("the system gives threads")), parked }
+            Worker { handle: Some(thread.expect("the system can start a thread")), parked }
         };
         Pool { workers: (1..threads).map(spawn).collect(), common, turn: Mutex::new(()) }
     }
@@ -125,7 +125,7 @@ impl<'a> Operation<'a> {
         common.gate.store(number.wrapping_add(NUMBER) | OPEN, Ordering::SeqCst);
         for worker in &pool.workers {
             if worker.parked.load(Ordering::SeqCst) {
-                worker.handle.as_ref().expect("joined only when dropped").thread().unpark();
+                worker.handle.as_ref().expect("a worker is joined only on drop").thread().unpark();
             }
         }
         Operation { pool, _turn: turn }
@@ -173,7 +173,7 @@ fn serve(common: &Common, parked: &AtomicBool, thread: usize) {
                 last = number;
                 spins = 0;
                 // SAFETY: the gate was open and we are counted inside, so the operation is not over.
-                let work = unsafe { &*(*common.work.get()).expect("an open gate has work") };
+                let work = unsafe { &*(*common.work.get()).expect("work is set before the gate opens") };
                 if catch_unwind(AssertUnwindSafe(|| common.take_tasks(work, thread))).is_err() {
                     common.panicked.store(true, Ordering::Relaxed);
                 }
@@ -232,7 +232,7 @@ impl<'a, T> Shared<'a, T> {
     /// If the part is not inside the slice.
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "a part of a shared slice");
+        assert!(start <= self.len && len <= self.len - start, "the part is outside of the slice");
         // SAFETY: inside the slice, which is borrowed mutably for 'a; disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_task_runs_once_however_often() {
+    fn every_task_runs_once_per_operation() {
         for threads in [1, 2, 3, 7] {
             let pool = Pool::new(threads);
             assert_eq!(pool.threads(), threads);

@@ -23,7 +23,10 @@ use crate::weights::PackedRows;
 /// # Panics
 /// If the lengths differ or are not multiples of 32.
 pub fn prepare_input(isa: Isa, values: &[f32], out: &mut [u32]) {
-    assert!(values.len() == out.len() && values.len().is_multiple_of(BLOCK), "whole blocks and as many words");
+    assert!(
+        values.len() == out.len() && values.len().is_multiple_of(BLOCK),
+        "there must be whole blocks, and one word per value"
+    );
     // SAFETY: the lengths that the kernel asks for were just checked.
     unsafe { isa.run(Layout { values, out }) }
 }
@@ -34,10 +37,13 @@ pub fn prepare_input(isa: Isa, values: &[f32], out: &mut [u32]) {
 /// # Panics
 /// If there are more, lengths do not match, or the rows are of another format.
 pub fn multiply_prepared(isa: Isa, rows: PackedRows<'_>, prepared: &[&[u32]], out: &mut [f32]) {
-    assert!(rows.storage == Storage::Mxfp4, "rows of MXFP4");
-    assert!(rows.count <= TILE && !prepared.is_empty() && prepared.len() <= SMALL_BATCH, "a small product");
-    assert!(prepared.iter().all(|input| input.len() == rows.columns), "inputs as wide as the matrix");
-    assert!(out.len() >= prepared.len() * TILE, "room for the results");
+    assert!(rows.storage == Storage::Mxfp4, "the rows must be MXFP4");
+    assert!(
+        rows.count <= TILE && !prepared.is_empty() && prepared.len() <= SMALL_BATCH,
+        "at most 32 rows and 1 to 4 inputs"
+    );
+    assert!(prepared.iter().all(|input| input.len() == rows.columns), "inputs must be as wide as the matrix");
+    assert!(out.len() >= prepared.len() * TILE, "the output is too short");
     // SAFETY: the lengths that the kernel requires were just checked.
     unsafe { isa.run(Prepared { rows, prepared, out }) }
 }
@@ -74,7 +80,7 @@ impl Kernel for Prepared<'_> {
     /// There must be 1 to 4 inputs as wide as the rows, at most 32 rows of MXFP4, and 32 results per input.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's; the number of inputs is the one matched.
+        // SAFETY: the caller guarantees the contract; each arm has its number of inputs.
         unsafe {
             match self.prepared.len() {
                 1 => self.with::<S, 1, 2>(),
@@ -115,7 +121,7 @@ impl Prepared<'_> {
 /// Multiplies R rows from `row` on by N prepared inputs.
 ///
 /// # Safety
-/// The rows exist, the inputs are as wide as they are, and `out` has 32 results for each.
+/// The rows exist, the inputs have the same width, and `out` has room for 32 results per input.
 #[inline(always)]
 unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
     rows: PackedRows<'_>,

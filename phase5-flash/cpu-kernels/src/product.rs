@@ -42,9 +42,12 @@ const DEPTH: usize = 9;
 /// # Panics
 /// If there are more, or lengths do not match.
 pub fn multiply_small_batch(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], out: &mut [f32]) {
-    assert!(rows.count <= TILE && !inputs.is_empty() && inputs.len() <= SMALL_BATCH, "a small product");
-    assert!(inputs.iter().all(|input| input.len() == rows.columns), "inputs as wide as the matrix");
-    assert!(out.len() >= inputs.len() * TILE, "room for the results");
+    assert!(
+        rows.count <= TILE && !inputs.is_empty() && inputs.len() <= SMALL_BATCH,
+        "at most 32 rows and 1 to 4 inputs"
+    );
+    assert!(inputs.iter().all(|input| input.len() == rows.columns), "inputs must be as wide as the matrix");
+    assert!(out.len() >= inputs.len() * TILE, "the output is too short");
     // SAFETY: the lengths that the kernel asks for were just checked.
     unsafe { isa.run(SmallBatch { rows, inputs, out }) }
 }
@@ -54,10 +57,13 @@ pub fn multiply_small_batch(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], o
 /// # Panics
 /// If there are more, lengths do not match, or the panel is of integers and the weights are not quantized.
 pub fn multiply_panel(isa: Isa, rows: PackedRows<'_>, panel: &Panel, out: &mut [f32]) {
-    assert!(rows.count > 0 && rows.count <= TILE, "a tile of rows");
-    assert_eq!(panel.columns, rows.columns, "a panel as wide as the matrix");
-    assert!(out.len() >= panel.inputs * TILE, "room for the results");
-    assert!(panel.format == PanelFormat::F32 || rows.storage.is_quantized(), "integers meet quantized weights only");
+    assert!(rows.count > 0 && rows.count <= TILE, "there must be 1 to 32 rows");
+    assert_eq!(panel.columns, rows.columns, "the panel must be as wide as the matrix");
+    assert!(out.len() >= panel.inputs * TILE, "the output is too short");
+    assert!(
+        panel.format == PanelFormat::F32 || rows.storage.is_quantized(),
+        "a panel of integers needs quantized weights"
+    );
     // SAFETY: the lengths that the kernel asks for were just checked.
     unsafe { isa.run(Tile { rows, panel, out }) }
 }
@@ -75,7 +81,7 @@ impl Kernel for SmallBatch<'_> {
     /// There must be 1 to 4 inputs as wide as the rows, at most 32 rows, and 32 results per input.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe { with_block!(self.rows.storage, B => self.of::<S, B>()) }
     }
 }
@@ -83,7 +89,7 @@ impl Kernel for SmallBatch<'_> {
 impl SmallBatch<'_> {
     #[inline(always)]
     unsafe fn of<S: Simd, B: Block>(self) {
-        // SAFETY: the caller's; the number of inputs is the one matched.
+        // SAFETY: the caller guarantees the contract; each arm has its number of inputs.
         unsafe {
             match self.inputs.len() {
                 1 => self.with::<S, B, 1>(),
@@ -121,7 +127,7 @@ impl SmallBatch<'_> {
 /// Multiplies R rows from `row` on by N inputs.
 ///
 /// # Safety
-/// The rows exist, the inputs are as wide as they are, and `out` has 32 results for each.
+/// The rows exist, the inputs have the same width, and `out` has room for 32 results per input.
 #[inline(always)]
 unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
     rows: PackedRows<'_>,
@@ -132,7 +138,7 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
     let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
     // The prefetched address is in a line that will be read later: it must be past all rows that are read side by side.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + PREFETCH_BYTES);
-    // SAFETY: every block lies inside its row and every pair of vectors inside its input. Prefetching may pass the end:
+    // SAFETY: every block lies inside its row and every pair of vectors inside its input. Prefetching may go past the end:
     // it never faults, and its address is computed without claiming to lie inside the slice.
     unsafe {
         let mut sums = [[S::zero(); N]; R];
@@ -189,7 +195,7 @@ impl Kernel for Tile<'_> {
     /// The panel must be as wide as the rows, of which there are 1 to 32, with 32 results per input; integers only for quantized rows.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe {
             match (self.panel.format, self.rows.storage) {
                 (PanelFormat::F32, Storage::F32) => self.multiply::<S, Floats<F32Block>>(),
@@ -312,7 +318,7 @@ struct Integers<B>(PhantomData<B>);
 /// Transposes 16 × 16 words into rows that are 32 words apart.
 #[inline(always)]
 unsafe fn store_columns<S: Simd>(mut rows: [S::I; LANES], to: *mut u32) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees the contract.
     unsafe {
         S::transpose(&mut rows);
         for (column, values) in rows.into_iter().enumerate() {
@@ -327,7 +333,7 @@ impl<B: Block> Arithmetic for Floats<B> {
 
     #[inline(always)]
     unsafe fn decode<S: Simd>(blocks: [*const u8; LANES], words: *mut u32, _: *mut f32) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe {
             let (mut low, mut high) = ([S::zero_words(); LANES], [S::zero_words(); LANES]);
             for lane in 0..LANES {
@@ -343,7 +349,7 @@ impl<B: Block> Arithmetic for Floats<B> {
 
     #[inline(always)]
     unsafe fn multiply<S: Simd, const N: usize>(tile: *const Decoded, blocks: usize, inputs: Inputs) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe {
             let w: *const f32 = (&raw const (*tile).words).cast();
             let x: *const f32 = inputs.words.cast();
@@ -367,7 +373,7 @@ impl<B: Block + IntegerBlock> Arithmetic for Integers<B> {
 
     #[inline(always)]
     unsafe fn decode<S: Simd>(blocks: [*const u8; LANES], words: *mut u32, units: *mut f32) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe {
             S::store(units, B::units::<S>(blocks));
             let mut pairs = [S::zero_words(); LANES];
@@ -380,7 +386,7 @@ impl<B: Block + IntegerBlock> Arithmetic for Integers<B> {
 
     #[inline(always)]
     unsafe fn multiply<S: Simd, const N: usize>(tile: *const Decoded, blocks: usize, inputs: Inputs) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe {
             let w: *const u32 = (&raw const (*tile).words).cast();
             let mut sums = [[S::zero(); N]; 2];

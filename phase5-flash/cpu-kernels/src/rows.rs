@@ -12,7 +12,7 @@ const SWIGLU_ALPHA: f32 = 1.702;
 /// # Panics
 /// If the lengths differ.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == out.len(), "equal lengths");
+    assert!(x.len() == weight.len() && x.len() == out.len(), "the lengths differ");
     // SAFETY: lengths are equal.
     unsafe { isa.run(RmsNorm { x, weight, epsilon, out }) }
 }
@@ -22,7 +22,7 @@ pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f3
 /// # Panics
 /// If the lengths differ.
 pub fn swiglu(isa: Isa, gate: &mut [f32], up: &[f32]) {
-    assert_eq!(gate.len(), up.len(), "equal lengths");
+    assert_eq!(gate.len(), up.len(), "the lengths differ");
     // SAFETY: lengths are equal.
     unsafe { isa.run(Swiglu { gate, up }) }
 }
@@ -33,7 +33,10 @@ pub fn swiglu(isa: Isa, gate: &mut [f32], up: &[f32]) {
 /// # Panics
 /// If `head` is not twice as long as `cosines` and `sines`.
 pub fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
-    assert!(head.len() == 2 * cosines.len() && cosines.len() == sines.len(), "a pair of dimensions for each angle");
+    assert!(
+        head.len() == 2 * cosines.len() && cosines.len() == sines.len(),
+        "there must be a pair of dimensions per angle"
+    );
     let (first, second) = head.split_at_mut(cosines.len());
     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cosines.iter().zip(sines)) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);

@@ -113,7 +113,7 @@ impl Block for F32Block {
     }
     #[inline(always)]
     unsafe fn scale<S: Simd>(_: *const u8) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe { S::splat(1.0) }
     }
 }
@@ -129,7 +129,7 @@ impl Block for F16Block {
     }
     #[inline(always)]
     unsafe fn scale<S: Simd>(_: *const u8) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe { S::splat(1.0) }
     }
 }
@@ -145,7 +145,7 @@ impl Block for BF16Block {
     }
     #[inline(always)]
     unsafe fn scale<S: Simd>(_: *const u8) -> S::V {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees the contract.
         unsafe { S::splat(1.0) }
     }
 }

@@ -44,7 +44,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(150)))]
 
     #[test]
-    fn any_shape(
+    fn any_shape_equals_f64(
         seed: u64, heads in 1usize..=9, dims in 1usize..=5, start in 0usize..300, count in 1usize..12,
         window in prop::sample::select(vec![1, 3, 16, 64, 100, 128, 1000]),
         format in prop::sample::select(vec![CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]),
@@ -101,7 +101,7 @@ proptest! {
     /// Keys in several shares give nearly the same result as in one, and bit-identical results for each query alone and for each share
     /// alone.
     #[test]
-    fn shares_are_merged_to_the_same_result(
+    fn merged_key_shares_equal_one_share(
         seed: u64, heads in 1usize..=3, start in 1000usize..3200, count in 1usize..10, loudness in -3i32..5,
     ) {
         const DIM: usize = 16;

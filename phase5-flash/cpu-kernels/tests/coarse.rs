@@ -63,7 +63,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(100)))]
 
     #[test]
-    fn no_product_is_further_off_than_its_margin(
+    fn product_errors_are_within_their_bound(
         seed: u64, storage in prop::sample::select(Storage::ALL.to_vec()), rows in 1usize..100, blocks in 1usize..40,
         inputs in 1usize..=13, exponents in (-40i32..40, -30i32..30),
     ) {
@@ -89,7 +89,7 @@ proptest! {
             let ordinary = |exponent: i32| exponent.abs() < 20;
             if rows * inputs >= 200 && blocks >= 8 && storage != Storage::Mxfp4 && ordinary(exponents.0) && ordinary(exponents.1) {
                 let mean = (squares / (rows * inputs) as f64).sqrt();
-                prop_assert!((1.0 / 60.0..1.0 / 5.0).contains(&mean), "{isa}: errors are {mean} of their margins");
+                prop_assert!((1.0 / 60.0..1.0 / 5.0).contains(&mean), "{isa}: errors are on average {mean} of their margins");
             }
         }
     }
@@ -115,7 +115,7 @@ proptest! {
 
     /// A row with NaN is never excluded by its bound.
     #[test]
-    fn what_is_no_number_is_never_out_of_the_question(
+    fn rows_with_nan_are_never_excluded(
         seed: u64, rows in 1usize..40, blocks in 1usize..5, inputs in 1usize..4, bad in any::<prop::sample::Index>(),
         value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]), in_weights: bool,
     ) {

@@ -95,7 +95,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(150)))]
 
     #[test]
-    fn few_inputs(
+    fn small_batches_equal_f64(
         seed: u64, storage in storages(), rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=SMALL_BATCH,
         exponents in (-40i32..40, -30i32..30),
     ) {
@@ -109,7 +109,7 @@ proptest! {
     }
 
     #[test]
-    fn prepared(
+    fn prepared_inputs_equal_f64(
         seed: u64, rows in 1..=TILE, blocks in 1usize..30, inputs in 1..=SMALL_BATCH,
         exponents in (-40i32..40, -30i32..30),
     ) {
@@ -122,7 +122,7 @@ proptest! {
     }
 
     #[test]
-    fn panels(
+    fn panels_equal_f64(
         seed: u64, storage in storages(), rows in 1..=TILE, blocks in 1usize..30, inputs in 1usize..=33,
         exponents in (-40i32..40, -30i32..30),
     ) {
@@ -147,7 +147,7 @@ proptest! {
 
     /// NaN in weights must be detected, however the logits are computed.
     #[test]
-    fn what_is_no_number_stays_so(
+    fn nan_is_preserved(
         seed: u64, storage in storages(), blocks in 1usize..5, inputs in 1usize..9, bad in any::<prop::sample::Index>(),
         value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
     ) {

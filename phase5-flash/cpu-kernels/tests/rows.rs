@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 proptest! {
     #[test]
-    fn norms(seed: u64, length in 1usize..200, exponent in -20i32..20) {
+    fn norms_equal_f64(seed: u64, length in 1usize..200, exponent in -20i32..20) {
         let mut random = Random::new(seed);
         let (x, weight) = (random.values(length, 2f32.powi(exponent)), random.values(length, 2.0));
         let mean = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / length as f64;
@@ -21,7 +21,7 @@ proptest! {
     }
 
     #[test]
-    fn gates(seed: u64, length in 1usize..70, scale in 0f32..60.0) {
+    fn swiglu_equals_f64(seed: u64, length in 1usize..70, scale in 0f32..60.0) {
         let mut random = Random::new(seed);
         let (gate, up) = (random.values(length, scale), random.values(length, scale));
         for isa in Isa::all() {
@@ -37,7 +37,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_no_number_stays_so(length in 1usize..70, bad in any::<prop::sample::Index>(), in_gate: bool) {
+    fn nan_is_preserved(length in 1usize..70, bad in any::<prop::sample::Index>(), in_gate: bool) {
         let at = bad.index(length);
         for isa in Isa::all() {
             let (mut gate, mut up) = (vec![1.0; length], vec![1.0; length]);

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_does_not_fit_is_named_by_its_limit() {
+    fn kernel_beyond_a_limit_is_refused_with_that_limit() {
         let OwnDevice { device: enough, .. } = OwnDevice::new(16_384);
         assert!(draw(&enough).expect("fits")[0] < 20);
         // Sufficient for the last kernel, which then has no candidates.
@@ -393,17 +393,17 @@ mod tests {
     #[test]
     fn a_lost_device_is_an_error() {
         let OwnDevice { wgpu: own, device } = OwnDevice::new(16_384);
-        draw(&device).expect("still there");
+        draw(&device).expect("the device was not lost yet");
         own.destroy();
         // The driver reports the loss only when the device is polled.
         let _ = own.poll(wgpu::PollType::Poll);
-        let error = draw(&device).expect_err("gone");
+        let error = draw(&device).expect_err("the device was lost");
         assert!(matches!(error, Error::Lost(_)), "{error}");
         assert!(device.read(&device.upload(vec![1])).is_err());
     }
 
     #[test]
-    fn memory_is_asked_for_before_it_is_taken() {
+    fn memory_is_checked_before_allocation() {
         let device = device().with_memory(Some(1 << 40));
         device.expect_memory("a test", 1 << 20).expect("there is plenty");
         let error = device.expect_memory("a test", (1 << 40) + 1).expect_err("more than the device has");
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_read_and_written_by_itself() {
+    fn part_of_a_buffer_is_read_and_written() {
         let device = device();
         let buffer = device.upload((0..256).collect());
         device.write_at(&buffer, 64, vec![7, 8]);

@@ -79,7 +79,7 @@ mod tests {
     use crate::testing::{Random, gpu, matrix, poisoned};
 
     #[test]
-    fn unpacks_the_rows_asked_for() {
+    fn unpacks_requested_rows() {
         let gpu = gpu();
         let mut random = Random::fresh();
         for storage in Storage::ALL {

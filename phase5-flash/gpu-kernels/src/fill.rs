@@ -229,7 +229,7 @@ mod tests {
         [codes, scales]
     }
 
-    /// Fills a stack with random bytes in chunks of so many, and compares every word of it.
+    /// Fills a stack with random bytes, `chunk` bytes per copy, and compares every word.
     #[track_caller]
     fn check(device: &Device, random: &mut Random, storage: Storage, shape: [usize; 3], chunk: usize) {
         let context = format!("{storage:?} {shape:?}, chunks of {chunk}, {random:?}");
@@ -239,7 +239,7 @@ mod tests {
         let matrix = Matrix::empty(device, "w", storage, shape).expect(&context);
         let mut upload = Upload::new(device).with_chunk(chunk);
         let source = |rows: Range<usize>| {
-            assert!(!rows.is_empty(), "rows are asked for");
+            assert!(!rows.is_empty(), "an empty range of rows was requested");
             &packed[rows.start * row_bytes..rows.end * row_bytes]
         };
         Unfilled::new(device, &matrix).expect(&context).fill(&mut upload, source).expect(&context);
@@ -274,10 +274,10 @@ mod tests {
     }
 
     #[test]
-    fn every_row_arrives_in_its_place() {
+    fn every_row_is_uploaded_to_its_place() {
         let (device, mut random) = (device(), Random::fresh());
         for storage in Storage::ALL {
-            // Rows that are no multiple of a group, matrices of one row, and a last vector of scales that is padded.
+            // Numbers of rows that are not a multiple of a group, matrices of one row, and a last vector of scales that is padded.
             for shape in [[1, 7, 96], [3, 5, 64], [5, 1, 32], [1, 130, 32], [2, 4, 160]] {
                 let rows = 1 + random.below(12);
                 for chunk in [1, rows * shape[2] * 4, 1 << 20] {
@@ -285,10 +285,10 @@ mod tests {
                 }
             }
         }
-        // Several threads a chunk, and more chunks than buffers; groups with scales that are no multiple of 8 bytes.
+        // Several threads per chunk, more chunks than buffers, and groups whose scales are not a multiple of 8 bytes.
         check(&device, &mut random, Storage::Mxfp4, [1, 4_099, 800], 256 << 10);
         check(&device, &mut random, Storage::Q8_0, [3, 511, 416], 200_000);
-        // Parts that are filled by themselves.
+        // Matrices in several parts, which are filled one after another.
         let small = device.with_binding_bytes(4_700);
         for storage in Storage::ALL {
             let chunk = 1 + random.below(10_000);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_device_ends_the_filling() {
+    fn lost_device_ends_the_upload() {
         let OwnDevice { wgpu: own, device } = OwnDevice::new(16_384);
         let matrix = Matrix::empty(&device, "w", Storage::F32, [1, 4, 32]).expect("there is room");
         let unfilled = Unfilled::new(&device, &matrix).expect("allocated");
@@ -305,7 +305,7 @@ mod tests {
         // The loss is reported only when the device is polled.
         let _ = own.poll(wgpu::PollType::Poll);
         let rows = |rows: Range<usize>| vec![0u8; rows.len() * 128];
-        let error = unfilled.fill(&mut Upload::new(&device), rows).expect_err("gone");
+        let error = unfilled.fill(&mut Upload::new(&device), rows).expect_err("the device was lost");
         assert!(matches!(error, Error::Lost(_)), "{error}");
     }
 }

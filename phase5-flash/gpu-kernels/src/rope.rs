@@ -162,7 +162,7 @@ mod tests {
     /// Keys with an identity rotation, and values, of magnitudes inside and outside the range of scales: their blocks in the pool are equal
     /// to the host's.
     #[test]
-    fn q8_0_blocks_are_the_hosts() {
+    fn q8_0_blocks_equal_the_hosts() {
         let device = device();
         let mut random = Random::fresh();
         let context = format!("{random:?}");
@@ -206,7 +206,7 @@ mod tests {
 
     /// 16-bit values are rounded to nearest; too large ones saturate, and NaN stays NaN.
     #[test]
-    fn f16_values_are_the_nearest() {
+    fn f16_values_are_rounded_to_nearest() {
         let device = device();
         let mut random = Random::fresh();
         let (heads, kv_heads, head_dim, inputs) = (1, 1, 64, 40);

@@ -58,7 +58,7 @@ impl Forward {
     }
 
     /// Attention of all new tokens. A task is a few positions of one part and one key/value head. If that gives fewer tasks than threads,
-    /// as when one sequence decodes, each share of a long sequence's keys is a task instead; the results are the same to the bit.
+    /// as when one sequence decodes, each share of a long sequence's keys is a task instead; the results are bit-identical.
     pub(super) fn attention(&self, cache: &Cache, s: &mut Scratch, layer: usize, parts: &[Part<'_>]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let (stride, width) = (self.config.heads * dim, self.config.heads / kv_heads * dim);
@@ -87,7 +87,7 @@ impl Forward {
                 }
                 let at = |number: usize| cache.block(layer, pages.pages[number], head);
                 let blocks = Blocks { start: pages.first * POSITIONS, count: pages.pages.len(), at: &at };
-                // SAFETY: each thread has its own scratch, and each share its own result.
+                // SAFETY: each thread has its own scratch, and each share writes its own result.
                 unsafe {
                     let own = &mut threads.part(thread, 1)[0];
                     let result = shares.part(task * room + share * queries.share_len(), queries.share_len());
@@ -99,7 +99,7 @@ impl Forward {
             let Task { queries, first, head, pages } = task_of(task);
             let at = |number: usize| cache.block(layer, pages.pages[number], head);
             let blocks = Blocks { start: pages.first * POSITIONS, count: pages.pages.len(), at: &at };
-            // SAFETY: each thread has its own scratch, and each task its own results of shares. The results of a task are rows of heads,
+            // SAFETY: each thread has its own scratch, and each task writes its own results. The results of a task are rows of heads,
             // separated by rows of other heads, so they are first collected and then copied row by row.
             unsafe {
                 let own = &mut threads.part(thread, 1)[0];

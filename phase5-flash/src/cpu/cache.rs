@@ -147,7 +147,7 @@ impl Cache {
     /// The cached positions of a sequence of `length` tokens in a layer, oldest first, and their keys and values
     /// `[kv_heads, positions, head_dim]`. In sliding layers these are the positions within the window.
     pub fn contents(&self, layer: usize, list: PageList<'_>, length: usize) -> (Vec<usize>, Vec<f32>, Vec<f32>) {
-        // The oldest position of a window is not seen by the next token: a sequence that was shortened may not have it.
+        // The next token does not attend to the oldest position of this window, and a truncated sequence may no longer have it.
         let oldest = length.saturating_sub(self.reach(self.kind(layer))).max(list.first * POSITIONS);
         let positions: Vec<usize> = (oldest..length).collect();
         let dim = self.head_dim;
@@ -180,7 +180,7 @@ impl PageList<'_> {
 /// Maps zeroed memory that is allocated when it is written.
 fn map(bytes: usize) -> io::Result<MmapMut> {
     let memory = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
-    // The request may be refused.
+    // The system may ignore this, which affects only speed.
     #[cfg(target_os = "linux")]
     let _ = memory.advise(memmap2::Advice::HugePage);
     Ok(memory)

@@ -347,7 +347,7 @@ mod tests {
         let work = [Work::tokens(0, &[1, 2], Want::Nothing)];
         engine.step(&work).expect("nothing was found yet");
         let found = damaged(&path);
-        sender.send(check_scales(&found.path, DAMAGED, found.tensor(DAMAGED))).expect("the engine is there");
+        sender.send(check_scales(&found.path, DAMAGED, found.tensor(DAMAGED))).expect("the engine still exists");
         for _ in 0..2 {
             match engine.step(&work) {
                 Err(EngineError::Device(sentence)) => assert_names_the_damage(&sentence, &found),

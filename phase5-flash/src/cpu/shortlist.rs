@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_the_largest_is_taken() {
+    fn first_of_the_largest_is_returned() {
         assert_eq!(first_of_largest([(7, 1.5), (4, 1.5), (5, 1.5), (1, 1.0)]), Some(4));
         assert_eq!(first_of_largest([(9, f32::NEG_INFINITY)]), Some(9));
         assert_eq!(first_of_largest([(6, -1.0), (5, f32::INFINITY), (7, f32::INFINITY)]), Some(5));

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_is_read() {
+    fn affinity_mask_is_parsed() {
         let status = "Name:\tgptoss\nCpus_allowed:\t10f\nCpus_allowed_list:\t0-3,8\nMems_allowed_list:\t0\n";
         assert_eq!(allowed_processors(status), Some(vec![0, 1, 2, 3, 8]));
         assert_eq!(allowed_processors("Name:\tgptoss\n"), None);

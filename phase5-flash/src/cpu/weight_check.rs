@@ -34,7 +34,7 @@ impl WeightCheck {
         };
         // `check_scales` is parallel. Its own pool of one thread leaves the other processors to the engine.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "gptoss-check".into()).build();
-        pool.expect("the system gives threads").spawn(work);
+        pool.expect("the system can start a thread").spawn(work);
         WeightCheck { reports, failure: None }
     }
 
@@ -103,11 +103,11 @@ mod tests {
     }
 
     #[test]
-    fn sound_weights_pass() {
+    fn undamaged_weights_pass() {
         let plain = HostTensor::packed_rows(Format::F32, vec![1, 32], vec![255u8; 128].into());
         let mut check = check_of(&[("a", tensor(None)), ("b", plain)]);
-        check.wait(FOREVER).expect("sound");
-        check.result().expect("sound");
+        check.wait(FOREVER).expect("the weights are undamaged");
+        check.result().expect("the weights are undamaged");
     }
 
     #[test]
@@ -120,14 +120,14 @@ mod tests {
 
     /// A failure found after the wait is reported by every later call.
     #[test]
-    fn what_is_found_late_is_kept() {
+    fn late_failure_is_reported_by_every_later_call() {
         let (sender, reports) = mpsc::channel();
         let mut late = WeightCheck::of(reports);
         late.wait(Duration::ZERO).expect("nothing was found yet");
         late.result().expect("nothing was found yet");
-        sender.send(Ok(())).expect("heard");
-        late.result().expect("a sound tensor");
-        sender.send(check(Path::new("m.gguf"), "w", &tensor(Some(2)))).expect("heard");
+        sender.send(Ok(())).expect("the check is still running");
+        late.result().expect("the tensor is undamaged");
+        sender.send(check(Path::new("m.gguf"), "w", &tensor(Some(2)))).expect("the check is still running");
         drop(sender);
         for _ in 0..2 {
             let error = late.result().expect_err("damaged");

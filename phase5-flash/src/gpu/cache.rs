@@ -222,7 +222,7 @@ mod tests {
         bounds.pages(&config, KvRow::new(CacheType::F16, config.kv_heads, config.head_dim).expect("whole words"))
     }
 
-    /// A pool is as large as a binding spans, and no page larger: whatever was given, and whatever is free.
+    /// A pool has as many pages as fit into a binding, even if more memory is given or free.
     #[test]
     fn a_pool_fits_its_binding() {
         let most = |binding, given| {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_no_binding_spans_is_refused() {
+    fn cache_larger_than_a_binding_is_refused() {
         let refused =
             pages(Bounds { given: None, left: None, binding: 3 * PART_BYTES - 1 }).expect_err("refused").to_string();
         let (need, limit) = (3 * PART_BYTES, 3 * PART_BYTES - 1);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_of_too_little_memory_is_refused() {
+    fn too_little_cache_memory_is_refused() {
         let bounds = |given, left| Bounds { given, left, binding: u64::MAX };
         assert_eq!(pages(bounds(Some(3 * PAGE_BYTES), None)).expect("a cache"), 2);
         let refused = pages(bounds(Some(3 * PAGE_BYTES - 1), None)).expect_err("refused").to_string();

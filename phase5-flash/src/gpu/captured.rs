@@ -10,7 +10,7 @@ const MAX_STEPS: usize = 64;
 /// Steps of up to this many rows are captured without padding; larger ones are padded to a multiple of [`BUCKET`].
 const EXACT_ROWS: usize = 16;
 const BUCKET: usize = 8;
-/// Attention is split as for at least this many keys.
+/// The least number of keys for which attention is split in a captured step.
 const MIN_KEYS: usize = 256;
 
 /// The key of a captured step.
@@ -67,7 +67,7 @@ impl CapturedSteps {
             steps.remove(0);
         }
         let client = device.client();
-        // This run is the step. It compiles every kernel, so that the second one only records launches.
+        // The first run computes the step and compiles every kernel; the second only records launches.
         client.graph_prepare()?;
         launch();
         client.start_capture()?;
@@ -140,8 +140,8 @@ pub(super) mod tests {
         (own, loaded.expect("loads"))
     }
 
-    /// The next index of the queue. Asking for it uses one.
-    fn number(queue: &wgpu::Queue) -> u64 {
+    /// The next index of the queue. Reading it consumes one.
+    fn queue_index(queue: &wgpu::Queue) -> u64 {
         let index = format!("{:?}", queue.submit([]));
         index.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("a number")
     }
@@ -151,9 +151,9 @@ pub(super) mod tests {
         let (OwnGpu { queue, gpu, .. }, mut engine) = alone(layers);
         let seen = || {
             let bytes = gpu.device.memory_used() as i64;
-            Trace { queued: number(&queue), waits: gpu.device.waits(), bytes }
+            Trace { queued: queue_index(&queue), waits: gpu.device.waits(), bytes }
         };
-        // Asking for the index used one.
+        // Reading the index consumed one.
         let between = |before: Trace, after: Trace| Trace {
             queued: after.queued - before.queued - 1,
             waits: after.waits - before.waits,
@@ -173,7 +173,7 @@ pub(super) mod tests {
             }
         }
         engine.collect(in_flight.pop_front().expect("in flight")).expect("ends");
-        gpu.device.sync().expect("still there");
+        gpu.device.sync().expect("the device was not lost");
         let drawn: &Buffer = &engine.runner.forward.drawn;
         let before = seen();
         gpu.device.read(drawn).expect("reads");

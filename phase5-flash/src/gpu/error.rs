@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_say_what_to_do() {
+    fn errors_suggest_a_remedy() {
         let kernel = Error::Kernel { what: "units in a cube", need: 1024, limit: 256 };
         let expected = "a kernel needs 1024 units in a cube, but this adapter has 256; use --phase 3, --device cpu or another \
                         adapter";

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn more_rows_take_larger_products() {
+    fn more_rows_select_larger_products() {
         let (tuning, config) = (Tuning::default(), config());
         let dense = [1, 15, 16, 23, 24, 640].map(|rows| Products::dense(&tuning, rows));
         use Products::{Single, Small, Tiled};
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_are_alone_are_rotated_where_they_attend() {
+    fn single_rows_are_rotated_inside_attention() {
         let tuning = Tuning::default();
         let pass = Pass { rows: 8, sequences: 8, keys: 100, tiles: None };
         assert_eq!((pass.attend(), pass.operations(&tuning).count()), (Attend::Unrotated, 6));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_split_until_the_gpu_is_busy() {
+    fn keys_are_split_until_the_gpu_is_full() {
         let (tuning, config) = (Tuning::default(), config());
         let splits = |n, keys| splits(&tuning, &config, n, keys);
         assert_eq!(

@@ -280,7 +280,7 @@ mod tests {
     fn a_step_without_results_says_that_the_device_was_lost() {
         let (own, mut engine) = alone(2);
         let work = [Work::tokens(0, &[1, 2, 3], Want::Nothing)];
-        engine.step(&work).expect("still there");
+        engine.step(&work).expect("the device was not lost yet");
         own.wgpu.destroy();
         // The driver reports the loss only when the device is polled.
         let _ = own.wgpu.poll(wgpu::PollType::Poll);

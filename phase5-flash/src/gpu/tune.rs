@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tuning_is_found_and_computes_the_same() {
+    fn tuned_engine_computes_the_same() {
         let seed = test_seed();
         let mut engine = engine(seed);
         let expected = logits(&mut engine);

@@ -231,10 +231,10 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_tuning_comes_back() {
+    fn saved_tuning_is_loaded() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let nested = directory.path().join("not").join("there");
-        assert_eq!(tuned_for().read(&nested).expect("nothing is wrong"), None);
+        assert_eq!(tuned_for().read(&nested).expect("a missing file is not an error"), None);
         for tuning in [other(), Tuning::default()] {
             let path = tuned_for().write(&nested, tuning).expect("written");
             assert!(path.starts_with(&nested));
@@ -242,11 +242,11 @@ mod tests {
         }
         assert_eq!(fs::read_dir(&nested).expect("a directory").count(), 1, "nothing unfinished is left");
         let elsewhere = TunedFor { shape: "64 wide".into(), ..tuned_for() };
-        assert_eq!(elsewhere.read(&nested).expect("nothing is wrong"), None);
+        assert_eq!(elsewhere.read(&nested).expect("a missing file is not an error"), None);
     }
 
     #[test]
-    fn what_does_not_match_is_named() {
+    fn mismatched_tuning_is_refused_by_name() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         tuned_for().write(directory.path(), other()).expect("written");
         for (now, named) in [
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tuning_is_refused() {
+    fn invalid_tuning_files_are_refused() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = tuned_for().write(directory.path(), Tuning::default()).expect("written");
         let good = fs::read_to_string(&path).expect("readable");

@@ -116,7 +116,7 @@ mod tests {
     use crate::gpu::captured::tests::alone;
 
     #[test]
-    fn what_is_warmed_up_can_be_captured_and_changes_nothing() {
+    fn warmed_up_shapes_are_captured_without_changing_results() {
         let (_own, mut engine) = alone(2);
         let before = engine.last_logits(0, &[1, 2, 3]).expect("computes");
         engine.release(0);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warm_up_ends_with_the_work_beside_it() {
+    fn warm_up_stops_with_the_concurrent_work() {
         let (_own, mut engine) = alone(1);
         let Forward { gpu, config, weights, cache, .. } = &engine.runner.forward;
         let warm_up = WarmUp::new(gpu, *engine.runner.forward.tuning(), config, cache.row, weights);

@@ -95,7 +95,7 @@ impl Weights {
 
 impl Filling<'_> {
     /// Writes all matrices; `progress` is called with (bytes so far, bytes in all). Threads pack some rows while others are copied, so that
-    /// the host holds only what an [`Upload`] takes beside the file.
+    /// the host needs only the memory of an [`Upload`] besides the mapped file.
     ///
     /// # Errors
     /// An MXFP4 scale byte of 255, or a device that fails.

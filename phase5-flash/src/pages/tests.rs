@@ -110,7 +110,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn pages_are_those_of_a_naive_model(
+    fn pages_equal_a_naive_model(
         actions in prop::collection::vec(action(), 1..60),
         layers in prop_oneof![
             Just(vec![AttentionKind::Sliding, AttentionKind::Full]),
@@ -201,7 +201,7 @@ proptest! {
 }
 
 #[test]
-fn a_pool_is_what_was_given_or_one_context_and_some() {
+fn pool_size_is_given_or_one_context_plus_a_margin() {
     let default = 1000 + EXTRA_PAGES;
     let context = 1000 * POSITIONS;
     for (given, free, expected) in [
@@ -219,7 +219,7 @@ fn a_pool_is_what_was_given_or_one_context_and_some() {
 
 /// If both holders of a page write into it, only one gets a copy: one free page is enough.
 #[test]
-fn the_last_holder_of_a_page_keeps_it() {
+fn last_owner_of_a_shared_page_keeps_it() {
     let mut pages = Pages::new(2, 128, &[AttentionKind::Full], Reuse::Cleared);
     pages.extend(&[(1, 10)]).expect("room");
     pages.advance(1, 10);
@@ -232,7 +232,7 @@ fn the_last_holder_of_a_page_keeps_it() {
 
 /// Sequences that exist one after another write no more pages than the longest of them.
 #[test]
-fn pages_used_last_are_taken_first() {
+fn most_recently_freed_pages_are_reused_first() {
     let mut pages = Pages::new(100, 128, &[AttentionKind::Full], Reuse::AsLeft);
     for sequence in 1..10 {
         let updates = pages.extend(&[(sequence, 5 * POSITIONS)]).expect("room");

@@ -139,7 +139,7 @@ fn free(engine: &dyn Engine) -> usize {
 
 /// Tests a fork, a truncation, a full cache and the release of everything, on an engine with few pages of cache. Its model has layers of
 /// both kinds.
-pub fn pages_are_shared_and_given_back(engine: &mut dyn Engine) {
+pub fn pages_are_shared_and_freed(engine: &mut dyn Engine) {
     let total = engine.capacity().pages_total;
     assert_eq!(free(engine), total);
     let tokens: Vec<u32> = (0..100).collect();

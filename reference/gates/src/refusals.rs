@@ -7,8 +7,8 @@ use phase2_forward::{Adjustment, BadRequest, Draw, Engine, EngineError, MAX_LOGP
 /// A ticket that no step of a test has.
 const UNKNOWN_TICKET: Ticket = Ticket(1_000_000);
 
-/// Sends every invalid request to an engine without sequences, whose vocabulary does not end at a word boundary of a mask. Returns the
-/// engine's refusals.
+/// Sends every invalid request to an engine without sequences. The size of its vocabulary must not be a multiple of 32, so that the last
+/// word of a mask has unused bits. Returns the engine's refusals.
 ///
 /// # Panics
 /// If a request is not refused, is refused for another reason, or changes something.
@@ -30,7 +30,7 @@ fn bad_steps(engine: &mut dyn Engine) -> Vec<BadRequest> {
     let words = vocab.div_ceil(32);
     let (short, none) = (vec![u32::MAX; words - 1], vec![0; words]);
     // A mask bit beyond the vocabulary allows no token.
-    assert_ne!(vocab % 32, 0, "the last word of a mask has bits to spare");
+    assert_ne!(vocab % 32, 0, "the last word of a mask must have unused bits");
     let mut spare = none.clone();
     spare[vocab / 32] = 1 << (vocab % 32);
     let adjusted = [Adjustment { token: outside, bias: 0.0, repetition_penalty: 1.0, penalty: 0.0 }];

@@ -359,7 +359,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
                     Outcome::Fed => {}
                     Outcome::Token(token) => {
                         let running =
-                            running.iter_mut().find(|running| running.sequence == sequence).expect("under way");
+                            running.iter_mut().find(|running| running.sequence == sequence).expect("a running request");
                         assert_eq!(token.logprobs.as_ref().map(|found| found.top.len()), running.request.logprobs);
                         running.tokens.push(token);
                     }
@@ -382,7 +382,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
     for (request, tokens) in complete {
         let mut logits = Vec::new();
         for chunk in request.prompt.chunks(alone.capacity().tokens_per_step.min(512)) {
-            logits = alone.last_logits(0, chunk).expect("alone");
+            logits = alone.last_logits(0, chunk).expect("the same request alone");
         }
         for (number, token) in tokens.iter().enumerate() {
             let position = request.prompt.len() + number;
@@ -390,7 +390,7 @@ pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, coun
                 request.accepts(token, &logits, position, &mut host),
                 "seed {seed}: token {number} is {token:?} in a batch and another alone: {request:?}"
             );
-            logits = alone.last_logits(0, &[token.id]).expect("alone");
+            logits = alone.last_logits(0, &[token.id]).expect("the same request alone");
         }
         alone.release(0);
     }

@@ -87,7 +87,7 @@ fn a_skipped_mscale_is_caught() {
 }
 
 #[test]
-fn the_other_ramp_is_caught() {
+fn wrong_yarn_ramp_is_caught() {
     let mut checkpoint = Checkpoint::open(&case().model()).expect("opens");
     checkpoint.config.rope.ramp = YarnRamp::Truncated;
     let failed = failures(load(&checkpoint));

@@ -6,13 +6,13 @@ use gates::kv_cache;
 use phase2_forward::ComputeDevice;
 
 #[test]
-fn the_cache_changes_nothing_on_the_cpu() {
+fn cached_forward_equals_mlx_on_the_cpu() {
     let [cpu, _] = ComputeDevice::for_gates().expect("both devices");
     committed::pass(|case, ramp| kv_cache::run(case, &cpu, ramp));
 }
 
 #[test]
-fn the_cache_changes_nothing_on_a_gpu() {
+fn cached_forward_equals_mlx_on_a_gpu() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
     committed::pass(|case, ramp| kv_cache::run(case, &gpu, ramp));
 }

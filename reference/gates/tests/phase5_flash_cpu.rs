@@ -5,6 +5,6 @@ mod committed;
 use gates::flash_cpu;
 
 #[test]
-fn every_instruction_set_computes_what_mlx_computes() {
+fn every_instruction_set_equals_mlx() {
     committed::pass(flash_cpu::run);
 }

@@ -6,7 +6,7 @@ use gates::flash_gpu;
 use phase2_forward::ComputeDevice;
 
 #[test]
-fn fused_kernels_change_nothing() {
+fn fused_kernels_equal_mlx() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
     committed::pass(|case, ramp| flash_gpu::run(case, &gpu, ramp));
 }

@@ -19,21 +19,21 @@ fn recompute(checkpoint: &Checkpoint) -> Box<dyn Engine> {
 }
 
 #[test]
-fn phase_2_gives_each_request_what_it_gets_alone() {
+fn phase_2_batch_results_equal_single_results() {
     let happened = run(2, 12, recompute, cached);
     assert!(happened.forked > 0 && happened.cut_back > 0, "{happened:?}");
     assert_eq!((happened.restored, happened.full), (0, 0), "{happened:?}");
 }
 
 #[test]
-fn phase_3_gives_each_request_what_it_gets_alone() {
+fn phase_3_batch_results_equal_single_results() {
     let happened = run(3, 20, cached, recompute);
     assert!(happened.forked > 0 && happened.cut_back > 0 && happened.restored > 0, "{happened:?}");
     assert_eq!(happened.full, 0, "{happened:?}");
 }
 
 #[test]
-fn phase_5_gives_each_request_what_it_gets_alone() {
+fn phase_5_batch_results_equal_single_results() {
     for isa in Isa::all() {
         let load = |checkpoint: &Checkpoint| -> Box<dyn Engine> {
             // Three threads on any machine: more than one, and not a divisor of typical sizes.
@@ -55,7 +55,7 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
 }
 
 #[test]
-fn nan_stays_in_its_sequence() {
+fn nan_does_not_spread_to_other_sequences() {
     let (_directory, whole) = write(test_seed());
     let mut with_nan = Checkpoint::open(&whole.path).expect("opens");
     nan::insert_nan(&mut with_nan);

@@ -12,7 +12,7 @@ use phase5_flash::gpu::{GpuEngine, Options};
 use stressed::{KV_BYTES, PAGE, cached, run, write};
 
 #[test]
-fn phase_5_gives_each_request_what_it_gets_alone() {
+fn phase_5_batch_results_equal_single_results() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
     let load = |checkpoint: &Checkpoint| -> Box<dyn Engine> {
         let options = Options { exact: true, kv_bytes: Some(KV_BYTES), ..Options::default() };
@@ -28,7 +28,7 @@ fn phase_5_gives_each_request_what_it_gets_alone() {
 }
 
 #[test]
-fn nan_stays_in_its_sequence() {
+fn nan_does_not_spread_to_other_sequences() {
     let [_, gpu] = ComputeDevice::for_gates().expect("both devices");
     let (_directory, whole) = write(test_seed());
     let mut with_nan = Checkpoint::open(&whole.path).expect("opens");

@@ -18,7 +18,7 @@ pub(crate) struct Frame {
 pub(crate) enum BadFrame {
     /// The worker closed its pipe between two frames.
     Ended,
-    Nonsense(String),
+    Invalid(String),
 }
 
 /// The bytes of a request.
@@ -38,19 +38,19 @@ pub(crate) fn read(input: &mut impl Read, most: impl FnOnce() -> u64) -> Result<
         return Err(BadFrame::Ended);
     }
     if found < length.len() {
-        return Err(BadFrame::Nonsense("its reply broke off within a length".into()));
+        return Err(BadFrame::Invalid("its reply broke off within a length".into()));
     }
     let length = u32::from_le_bytes(length);
     if length > MAX_HEADER {
-        return Err(BadFrame::Nonsense(format!("its reply begins with a length of {length} bytes")));
+        return Err(BadFrame::Invalid(format!("its reply begins with a length of {length} bytes")));
     }
     let json = bytes(input, length.into())?;
     let header: Header = serde_json::from_slice(&json)
-        .map_err(|error| BadFrame::Nonsense(format!("its reply is not valid JSON: {error}")))?;
+        .map_err(|error| BadFrame::Invalid(format!("its reply is not valid JSON: {error}")))?;
     let most = most();
     if header.bytes > most {
         let sentence = format!("its reply announces {} bytes where at most {most} are expected", header.bytes);
-        return Err(BadFrame::Nonsense(sentence));
+        return Err(BadFrame::Invalid(sentence));
     }
     let payload = bytes(input, header.bytes)?;
     Ok(Frame { header, payload })
@@ -61,7 +61,7 @@ fn bytes(input: &mut impl Read, count: u64) -> Result<Vec<u8>, BadFrame> {
     input.take(count).read_to_end(&mut bytes).map_err(|error| broken(&error))?;
     match bytes.len() as u64 == count {
         true => Ok(bytes),
-        false => Err(BadFrame::Nonsense(format!("its reply broke off after {} of {count} bytes", bytes.len()))),
+        false => Err(BadFrame::Invalid(format!("its reply broke off after {} of {count} bytes", bytes.len()))),
     }
 }
 
@@ -80,7 +80,7 @@ fn fill(input: &mut impl Read, buffer: &mut [u8]) -> Result<usize, BadFrame> {
 }
 
 fn broken(error: &std::io::Error) -> BadFrame {
-    BadFrame::Nonsense(format!("its pipe cannot be read: {error}"))
+    BadFrame::Invalid(format!("its pipe cannot be read: {error}"))
 }
 
 #[cfg(test)]
@@ -89,14 +89,14 @@ mod tests {
 
     fn refusal(bytes: &[u8]) -> String {
         match read(&mut &*bytes, || 8) {
-            Err(BadFrame::Nonsense(sentence)) => sentence,
+            Err(BadFrame::Invalid(sentence)) => sentence,
             Err(BadFrame::Ended) => "ended".into(),
             Ok(frame) => panic!("{} bytes were read", frame.payload.len()),
         }
     }
 
     #[test]
-    fn a_reply_is_read_and_the_next_one_left() {
+    fn one_reply_is_read_at_a_time() {
         let bytes = [&encode(br#"{"bytes": 8, "tokens": [3]}"#)[..], &[7; 8], &[1]].concat();
         let mut rest = &bytes[..];
         let frame = read(&mut rest, || 8).expect("a frame");
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_apart_from_an_end() {
+    fn invalid_replies_differ_from_end_of_stream() {
         assert_eq!(refusal(&[]), "ended");
         assert_eq!(refusal(&[1, 0]), "its reply broke off within a length");
         assert_eq!(refusal(b"Traceback"), "its reply begins with a length of 1667330644 bytes");

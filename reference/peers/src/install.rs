@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn only_todays_pins_count() {
+    fn installation_with_other_pins_is_outdated() {
         let find = |peer, folder: &Path| Installation::named_or_in(peer, None, folder);
         for peer in Peer::ALL {
             let folder = installed(peer, Some(peer.requirements()));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_python_that_is_none_is_named() {
+    fn invalid_python_is_reported() {
         let folder = tempfile::tempdir().expect("a temporary directory");
         for peer in Peer::ALL {
             let named = Installation::named_or_in(peer, Some("no-such-python".into()), folder.path());

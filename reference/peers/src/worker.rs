@@ -142,7 +142,7 @@ impl Worker {
 
     fn end_badly(&mut self, bad: BadFrame) -> Refusal {
         let reason = match bad {
-            BadFrame::Nonsense(reason) => reason,
+            BadFrame::Invalid(reason) => reason,
             BadFrame::Ended => self.describe_exit(),
         };
         self.end(reason)

@@ -43,7 +43,7 @@ fn failure<T>(behaviour: &str, result: Result<T, EngineError>) -> String {
     match result {
         Err(EngineError::Device(sentence)) => sentence,
         Err(other) => panic!("{behaviour}: {other:?}"),
-        Ok(_) => panic!("{behaviour}: it went well"),
+        Ok(_) => panic!("{behaviour}: no error"),
     }
 }
 
@@ -61,7 +61,7 @@ fn greedy(tokens: &[u32]) -> [Work<'_>; 1] {
 }
 
 #[test]
-fn a_worker_that_works_is_an_engine() {
+fn worker_behaves_as_an_engine() {
     let mut engine = started("works", TIMEOUT);
     let vocab = engine.config().vocab;
     let mut mask = vec![0; vocab.div_ceil(32)];
@@ -85,7 +85,7 @@ fn a_worker_that_works_is_an_engine() {
     // Fed the token that it drew.
     let next = engine.step(&[Work { want: Want::LastLogits, ..Work::decode(5, Draw::GREEDY) }]).expect("a step");
     assert_eq!(next, [Outcome::Logits(row(vocab, 3, 10))]);
-    engine.truncate(5, 2).expect("it goes back");
+    engine.truncate(5, 2).expect("it is truncated");
     assert!(matches!(
         engine.step(&[Work::decode(5, Draw::GREEDY)]),
         Err(EngineError::BadRequest(BadRequest::NothingDrawn(5)))
@@ -93,7 +93,7 @@ fn a_worker_that_works_is_an_engine() {
     engine.fork(5, 8, 1).expect("a fork");
     assert_eq!((engine.length(5), engine.length(8)), (2, 1));
     assert_eq!(engine.last_logits(8, &[3]).expect("logits"), row(vocab, 1, 3));
-    assert_eq!(engine.stats().expect("it knows").peak_resident_bytes, Some(5));
+    assert_eq!(engine.stats().expect("statistics").peak_resident_bytes, Some(5));
     assert_eq!(engine.hello().versions["fake"], "1");
     assert!(engine.snapshots().is_none());
 }
@@ -108,18 +108,18 @@ fn bad_requests_are_refused() {
 }
 
 #[test]
-fn faults_while_loading_are_told() {
+fn load_failures_are_reported() {
     let none = Launch { python: PathBuf::from("no-such-python"), ..launch(Peer::Mlx, "works") };
     let (path, checkpoint) = checkpoint();
     match PeerEngine::start(&none, &checkpoint, &path, &Options::default()) {
         Err(EngineError::Unsupported(sentence)) => {
             assert!(sentence.starts_with("no-such-python for MLX cannot be started: "), "{sentence}");
         }
-        _ => panic!("no such Python starts"),
+        _ => panic!("a Python that does not exist was started"),
     }
     match start(Peer::LlamaCpp, "refuses the model", &options(TIMEOUT)) {
         Err(EngineError::Unsupported(sentence)) => assert_eq!(sentence, "llama.cpp: no such model"),
-        _ => panic!("the model was refused"),
+        _ => panic!("expected the worker's refusal of the model"),
     }
     for (behaviour, expected) in [
         ("dies while it loads", "it ended (exit status: 1); its last output: no such package"),
@@ -132,7 +132,7 @@ fn faults_while_loading_are_told() {
 }
 
 #[test]
-fn faults_in_a_step_end_the_worker() {
+fn step_failures_end_the_worker() {
     for (behaviour, expected) in [
         ("dies", "it ended (exit status: 7); its last output: out of memory"),
         ("prints", "its reply begins with a length of 1667330644 bytes"),
@@ -156,7 +156,7 @@ fn faults_in_a_step_end_the_worker() {
 }
 
 #[test]
-fn a_worker_that_hangs_is_ended() {
+fn hanging_worker_is_killed() {
     for behaviour in ["hangs", "hangs within a reply"] {
         let mut engine = started(behaviour, SHORT);
         check_end(&mut engine, behaviour, "it did not reply within 3 s", &last(&[1]));
@@ -166,7 +166,7 @@ fn a_worker_that_hangs_is_ended() {
 /// A step fails with this message, and so do all later calls.
 fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[Work<'_>]) {
     let expected = format!("the MLX worker failed: {expected}; restart to load the model again");
-    let ticket = engine.submit(work).expect("the step makes sense");
+    let ticket = engine.submit(work).expect("a valid step");
     assert_eq!(failure(behaviour, engine.collect(ticket)), expected);
     assert!(matches!(engine.collect(ticket), Err(EngineError::BadRequest(BadRequest::UnknownTicket(_)))));
     assert_eq!(failure(behaviour, engine.submit(work)), expected);
@@ -179,7 +179,7 @@ fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[W
 
 /// Otherwise the second answer would be taken for the answer to the next request.
 #[test]
-fn an_answer_too_many_is_noticed() {
+fn unrequested_reply_is_refused() {
     let mut engine = started("answers twice", TIMEOUT);
     engine.step(&last(&[1])).expect("the first answer is right");
     // The second answer may still be on its way, and would then be read as the answer to this request, where no payload is expected.
@@ -193,7 +193,7 @@ fn an_answer_too_many_is_noticed() {
 }
 
 #[test]
-fn logits_that_are_nan_end_a_row_alone() {
+fn nan_logits_fail_their_row_only() {
     let mut engine = started("sees NaN", TIMEOUT);
     assert_eq!(engine.step(&greedy(&[1, 2])).expect("a step"), [Outcome::NotANumber { position: 2 }]);
     let again = engine.step(&[Work::decode(0, Draw::GREEDY)]);
@@ -201,7 +201,7 @@ fn logits_that_are_nan_end_a_row_alone() {
 }
 
 #[test]
-fn what_cannot_go_back_stays_as_it_is() {
+fn refused_truncation_changes_nothing() {
     let mut engine = started("cannot go back", TIMEOUT);
     engine.step(&last(&[1, 2, 3])).expect("a step");
     let refused = |result: Result<(), EngineError>| match result {
@@ -212,11 +212,11 @@ fn what_cannot_go_back_stays_as_it_is() {
     assert_eq!(refused(engine.truncate(0, 2)), expected);
     assert_eq!(refused(engine.fork(0, 1, 2)), expected);
     assert_eq!((engine.length(0), engine.length(1)), (3, 0));
-    engine.step(&last(&[4])).expect("it goes on");
+    engine.step(&last(&[4])).expect("the sequence continues");
 }
 
 #[test]
-fn a_pool_of_tokens_and_sequences_has_an_end() {
+fn full_pool_refuses_tokens_and_sequences() {
     let options = Options { context: 10, sequences: 2, ..options(TIMEOUT) };
     let mut engine = start(Peer::LlamaCpp, "works", &options).expect("starts");
     assert_eq!((engine.config().context_length, engine.capacity().pages_total), (10, 10));

@@ -14,13 +14,13 @@ use real::{assert_passed, launch, start};
 const ROUNDED: Limit = Limit { rms: 3e-2, max: 3e-1 };
 
 #[test]
-fn llama_cpp_is_near_the_goldens() {
-    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_is_near_the_goldens") else { return };
+fn llama_cpp_is_close_to_the_goldens() {
+    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_is_close_to_the_goldens") else { return };
     for case in Case::committed() {
         let (mut llama, checkpoint) = start(&launch, &case.model(), YarnRamp::Truncated);
         let checks = engine::run(&case, YarnRamp::Truncated, &mut llama, &checkpoint, ROUNDED);
         assert_passed(&checks.expect("it runs"));
-        // Sequences computed together give the same as alone.
+        // Sequences have the same logits in a batch as alone.
         let tokens = [5, 6, 7, 8];
         let alone = llama.last_logits(0, &tokens).expect("logits");
         llama.fork(0, 1, tokens.len()).expect("a fork");
@@ -32,8 +32,8 @@ fn llama_cpp_is_near_the_goldens() {
 }
 
 #[test]
-fn llama_cpp_refuses_what_it_cannot() {
-    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_refuses_what_it_cannot") else { return };
+fn llama_cpp_refuses_unsupported_requests() {
+    let Some(launch) = launch(Peer::LlamaCpp, "llama_cpp_refuses_unsupported_requests") else { return };
     let options = Options { device: "cpu", ..Options::default() };
     let (case, folder) = (Case::committed().remove(0), Folder::committed().remove(0));
     for (model, ramp, expected) in
@@ -44,7 +44,7 @@ fn llama_cpp_refuses_what_it_cannot() {
         match PeerEngine::start(&launch, &checkpoint, model, &options) {
             Err(EngineError::Unsupported(sentence)) => assert!(sentence.contains(expected), "{sentence}"),
             Err(other) => panic!("{other}"),
-            Ok(_) => panic!("{} is taken", model.display()),
+            Ok(_) => panic!("{} was accepted", model.display()),
         }
     }
 }

@@ -38,8 +38,8 @@ fn mlx_reads_every_kind_of_folder() {
 
 /// Sequences that join, leave, are forked and truncated, in batches.
 #[test]
-fn mlx_gives_each_request_what_our_engine_gives() {
-    let Some(launch) = launch(Peer::Mlx, "mlx_gives_each_request_what_our_engine_gives") else { return };
+fn mlx_batches_equal_our_engine() {
+    let Some(launch) = launch(Peer::Mlx, "mlx_batches_equal_our_engine") else { return };
     let seed = test_seed();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
@@ -63,7 +63,7 @@ fn mlx_refuses_bad_requests() {
     // Positions that have left the window cannot be restored.
     let window = mlx.config().sliding_window;
     mlx.last_logits(0, &vec![1; window + 1]).expect("logits");
-    let sentence = mlx.truncate(0, 1).expect_err("it cannot").to_string();
+    let sentence = mlx.truncate(0, 1).expect_err("the window has wrapped").to_string();
     assert_eq!(sentence, format!("sequence 0 has {} tokens and cannot go back to 1", window + 1));
 }
 
@@ -76,6 +76,6 @@ fn mlx_refuses_bf16_on_the_cpu() {
     match PeerEngine::start(&launch, &checkpoint, &path, &options) {
         Err(EngineError::Unsupported(sentence)) => assert!(sentence.contains("float32"), "{sentence}"),
         Err(other) => panic!("{other}"),
-        Ok(_) => panic!("it computes in bf16"),
+        Ok(_) => panic!("bf16 was accepted"),
     }
 }

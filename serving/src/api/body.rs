@@ -115,14 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn the_field_at_fault_is_named() {
+    fn error_names_the_invalid_field() {
         assert_eq!(refusal(br#"{"messages": "hi"}"#), (None, Some("messages".into())));
         assert_eq!(refusal(br#"{"messages": [{"text": 5}]}"#), (None, Some("messages[0].text".into())));
         assert_eq!(refusal(b"5"), (None, None));
     }
 
     #[test]
-    fn what_is_no_json_is_told_apart() {
+    fn invalid_json_and_wrong_fields_are_different_errors() {
         for body in [&b"{"[..], b"", b"{} {}", b"{\"messages\": [{\"text\": \"\xff\"}]}", b"{\"unknown\": \"\xff\"}"] {
             assert_eq!(refusal(body), (Some("invalid_json"), None), "{}", String::from_utf8_lossy(body));
         }

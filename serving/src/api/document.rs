@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn references_lead_somewhere() {
+    fn references_resolve() {
         let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
         let mut found = 0;
         for rest in DOCUMENT.split("\"$ref\": \"#").skip(1) {

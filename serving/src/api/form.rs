@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_demanded_is_constrained() {
+    fn only_required_formats_are_constrained() {
         let auto = toolbox(&[], AnswerFormat::Free);
         assert_eq!(brief(AnswerFormat::Free, &auto), None);
         assert_eq!(brief(AnswerFormat::Free, &Toolbox::default()), None);

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_have_names() {
+    fn keys_are_parsed_and_authorize() {
         let keys = Key::parse_lines("# team\nsecret-1\n\n  ada  secret-2 \n");
         let names: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.secret.as_str())).collect();
         assert_eq!(names, [("key1", "secret-1"), ("ada", "secret-2")]);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn own_pages_are_told_from_others() {
+    fn same_origin_is_recognized() {
         let here = headers(&[("host", "127.0.0.1:8080")]);
         assert!(is_same_host(&HeaderValue::from_static("http://127.0.0.1:8080"), &here));
         assert!(!is_same_host(&HeaderValue::from_static("http://evil.example"), &here));

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_count_what_is_up_to_their_bound() {
+    fn buckets_count_values_up_to_their_bound() {
         let lengths = Lengths::default();
         for tokens in [1, 2, 4, 200_000] {
             lengths.add(tokens);

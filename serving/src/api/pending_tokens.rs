@@ -61,7 +61,7 @@ mod tests {
     use super::PendingTokens;
 
     #[test]
-    fn items_are_given_when_their_text_is_shown() {
+    fn tokens_are_returned_when_their_text_is_shown() {
         let mut pending = PendingTokens::default();
         pending.push("ab", 2);
         pending.push("half", 0);

@@ -26,8 +26,9 @@ fn function() -> Function {
     Function { name: "f".into(), description: None, parameters: None }
 }
 
-/// Feeds the tokens of `text` and returns what the answer writes. Without a control token at its end the turn is cut off.
-fn play<A: Answer>(answer: &mut A, tokenizer: &Tokenizer, text: &str, form: Form) -> String {
+/// Feeds the tokens of `text` to an answer and returns the frames that it writes. If `text` does not end with a stop token, the turn is cut
+/// off by the token limit.
+fn feed<A: Answer>(answer: &mut A, tokenizer: &Tokenizer, text: &str, form: Form) -> String {
     let mut frames = Frames::new(form);
     answer.begin(&mut frames);
     answer.take(0, Event::Started { cached_tokens: 5 }, &mut frames);
@@ -66,8 +67,8 @@ fn chat(tokenizer: &Tokenizer, text: &str, stops: &[&str]) -> (Value, Vec<Value>
         ChatAnswer::new(head, tokenizer, vec![Turn::new(&harmony, &[function()], &stops, &[])])
     };
     let mut whole = answer();
-    assert_eq!(play(&mut whole, tokenizer, text, Form::Silent), "");
-    let streamed = play(&mut answer(), tokenizer, text, Form::Data);
+    assert_eq!(feed(&mut whole, tokenizer, text, Form::Silent), "");
+    let streamed = feed(&mut answer(), tokenizer, text, Form::Data);
     assert!(streamed.ends_with("data: [DONE]\n\n"));
     (whole.whole(), events(&streamed))
 }
@@ -78,7 +79,7 @@ fn joined(chunks: &[Value], field: &str) -> String {
 }
 
 #[test]
-fn a_chat_that_calls() {
+fn chat_with_a_call_is_the_same_streamed_or_whole() {
     let (whole, chunks) = chat(&tokenizer(), THINK_AND_CALL, &[]);
     let choice = &whole["choices"][0];
     let message = &choice["message"];
@@ -120,7 +121,7 @@ fn stop_strings_end_visible_text_only() {
 }
 
 #[test]
-fn what_is_cut_off_is_kept() {
+fn truncated_text_and_calls_are_returned() {
     let tokenizer = tokenizer();
     let (whole, _) = chat(&tokenizer, "<|channel|>analysis<|message|>Let me th", &[]);
     let choice = &whole["choices"][0];
@@ -143,8 +144,8 @@ fn response(tokenizer: &Tokenizer, text: &str) -> (Value, Vec<Value>) {
         ResponseAnswer::new(shell, tokenizer, turn, false, 10, None)
     };
     let mut whole = answer();
-    play(&mut whole, tokenizer, text, Form::Silent);
-    let streamed = play(&mut answer(), tokenizer, text, Form::Events);
+    feed(&mut whole, tokenizer, text, Form::Silent);
+    let streamed = feed(&mut answer(), tokenizer, text, Form::Events);
     (whole.ended(), events(&streamed))
 }
 
@@ -183,7 +184,7 @@ fn every_event_of_a_response_comes_in_order() {
 }
 
 #[test]
-fn a_response_that_is_cut_off_is_incomplete() {
+fn truncated_response_is_incomplete() {
     let (whole, events) = response(&tokenizer(), "<|channel|>analysis<|message|>Let me th");
     assert_eq!((&whole["status"], &whole["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
     assert_eq!(whole["incomplete_details"], json!({ "reason": "max_output_tokens" }));

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_is_written_its_way() {
+    fn each_stream_format_is_encoded() {
         let written = |form| {
             let mut frames = Frames::new(form);
             frames.push(|| json!({ "type": "a", "text": "x\ny" }));

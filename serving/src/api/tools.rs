@@ -111,7 +111,7 @@ impl Toolbox {
 /// A `tool_choice` that is an object: one function, or several.
 fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<AnswerFormat, ApiError> {
     let choice = choice.unwrap_or(&Value::Null);
-    // Chat Completions nests the name in `function`; Responses has it beside the type.
+    // Chat Completions nests the name in `function`; Responses has it next to the type.
     let name = |value: &Value| value["function"]["name"].as_str().or(value["name"].as_str()).map(str::to_owned);
     let known = |name: String, functions: &[Function]| match functions.iter().any(|function| function.name == name) {
         true => Ok(name),
@@ -181,7 +181,7 @@ pub fn effort(param: &str, name: Option<&str>) -> Result<ReasoningEffort, ApiErr
     }
 }
 
-/// `response_format` of Chat Completions, or `text.format` of Responses, which has the schema beside the type.
+/// `response_format` of Chat Completions, or `text.format` of Responses, which has the schema next to the type.
 ///
 /// # Errors
 /// The type is unknown, or the schema is missing.
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_says_which_tools_are_seen() {
+    fn tool_choice_selects_visible_tools() {
         let names = |choice| {
             toolbox(choice).map(|toolbox| {
                 (
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_need_proper_names() {
+    fn invalid_tool_names_are_refused() {
         for name in [json!(null), json!(""), json!("a b"), json!("x".repeat(65))] {
             let function = serde_json::from_value(json!({ "name": name })).expect("a function");
             assert!(declared("tools[0]", &function).is_err(), "{name}");

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_tell_orders_and_leniency_apart() {
+    fn keys_depend_on_property_order_and_leniency() {
         let schema = json!({ "properties": { "a": {}, "b": {} } });
         let turned = json!({ "properties": { "b": {}, "a": {} } });
         assert_eq!(Key::new(&schema, false), Key::new(&schema.clone(), false));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn those_used_last_are_kept() {
+    fn most_recently_used_are_kept() {
         let cache = Cache::default();
         let key = |n: usize| Key::new(&json!({ "const": n }), false);
         for n in 0..MOST {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded() {
+    fn total_bytes_are_bounded() {
         let cache = Cache::default();
         let key = |text: &str, bytes: usize| Key::new(&json!({ "const": text.repeat(bytes) }), false);
         cache.insert(key("a", MAX_BYTES / 2), &grammar());

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_enforced_is_named_with_its_place() {
+    fn unenforceable_keywords_are_refused_with_their_path() {
         let within = |inner: Value| json!({ "type": "object", "properties": { "a": { "items": inner } } });
         for keyword in UNSUPPORTED {
             let fault = check(&within(json!({ keyword: true }))).expect_err("refused");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_properties_are_no_keywords() {
+    fn property_names_are_not_keywords() {
         let schema = json!({
             "type": "object",
             "title": "a title",

@@ -232,7 +232,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn nobody_else_may_look_into_a_new_folder() {
+    fn new_folder_is_readable_by_its_owner_only() {
         use std::os::unix::fs::PermissionsExt;
         let parent = tempfile::tempdir().expect("a temporary directory");
         let path = parent.path().join("new");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn only_files_of_the_folder_are_touched() {
+    fn foreign_files_in_the_folder_are_kept() {
         assert_eq!(id_of("00000000000000ff.kv"), Some(255));
         for name in ["lock", "ff.kv", "+0000000000000ff.kv", "00000000000000ff.kv2", "00000000000000ff", "notes.kv"] {
             assert_eq!(id_of(name), None, "{name}");

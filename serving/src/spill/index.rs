@@ -156,7 +156,7 @@ mod tests {
 
         /// The files equal those of a list with the most recently used last.
         #[test]
-        fn files_are_those_of_a_list(actions in prop::collection::vec(action(), 1..60)) {
+        fn files_equal_a_naive_list(actions in prop::collection::vec(action(), 1..60)) {
             let mut index = FileIndex::new(LIMIT);
             let mut naive: Vec<Naive> = Vec::new();
             for (id, action) in (0..).zip(actions) {

@@ -1,4 +1,4 @@
-//! Sequences on disk: those that the prefix cache has no room for, also after a restart of the server.
+//! Sequences on disk that do not fit into the prefix cache. They can be used after a restart of the server too.
 //!
 //! [`Spill`] keeps the list of files. Two threads read and write them, so that the engine's thread does not wait for the disk. At most
 //! `QUEUE_BYTES` and one sequence wait in memory to be written; one sequence at a time waits to be restored.
@@ -276,7 +276,7 @@ impl Spill {
         }
     }
 
-    /// Discards what an ended thread was to write.
+    /// Discards the queued writes of a thread that has ended.
     fn give_up_writing(&mut self) {
         for (id, _) in self.writing.drain() {
             self.index.remove(id);

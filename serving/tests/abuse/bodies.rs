@@ -21,16 +21,16 @@ fn upload(server: &Running, path: &str, bytes: usize, chunked: bool) -> Answer {
         false => piece.to_vec(),
     };
     for _ in 0..bytes / piece.len() {
-        stream.write_all(&framed).expect("a server that reads it, if only to drop it");
+        stream.write_all(&framed).expect("the server reads the body, even to discard it");
     }
     if chunked {
-        stream.write_all(b"0\r\n\r\n").expect("taken");
+        stream.write_all(b"0\r\n\r\n").expect("the server reads it");
     }
     ResponseReader::begin(stream).finish()
 }
 
 #[test]
-fn a_hundred_megabytes() {
+fn refuses_a_body_of_a_hundred_megabytes() {
     shared_server().assert_survives(|server| {
         thread::scope(|scope| {
             for (path, chunked) in [(CHAT, false), (CHAT, true), ("/v1/responses", false), ("/tokenize", true)] {
@@ -54,7 +54,7 @@ fn a_hundred_megabytes() {
 }
 
 #[test]
-fn bodies_that_are_just_small_enough() {
+fn refuses_long_prompts_within_the_body_limit() {
     shared_server().assert_survives(|server| {
         let long = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "word ".repeat(MEGABYTE) }] });
         let word = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "x".repeat(15 * MEGABYTE) }] });

@@ -14,7 +14,7 @@ use crate::shared_server::{CHAT, RUNNING, WAITING, ask, assert_refused, open_fil
 const TLS: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\0\0\0\0\0\0\0\0";
 
 #[test]
-fn a_thousand_connections() {
+fn survives_a_thousand_connections() {
     let shared_server = shared_server();
     // Both ends of each connection are in this process, which also has other files open.
     let most = open_files().saturating_sub(200) / 2;
@@ -30,14 +30,14 @@ fn a_thousand_connections() {
                 1 => b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"mess",
                 _ => b"",
             };
-            stream.write_all(bytes).expect("taken");
+            stream.write_all(bytes).expect("the server reads it");
         }
         // All of them send a request at the same time: a few are answered, the others are asked to try again later.
         let body = ask("What is 2 + 2?", json!({ "max_tokens": 100 })).to_string();
         let bytes = request(CHAT, body.as_bytes());
         let mut answered = 0;
         for mut stream in &asking {
-            stream.write_all(&bytes).expect("taken");
+            stream.write_all(&bytes).expect("the server reads it");
         }
         for (index, stream) in asking.into_iter().enumerate() {
             let answer = ResponseReader::begin(stream).finish();
@@ -56,7 +56,7 @@ fn a_thousand_connections() {
 }
 
 #[test]
-fn what_is_no_http() {
+fn survives_data_that_is_not_http() {
     shared_server().assert_survives(|server| {
         let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n";
         let headers = "x-a: y\r\n".repeat(1000);
@@ -85,7 +85,7 @@ fn what_is_no_http() {
 
 /// Connections beyond the limit wait, and are served when others are closed.
 #[test]
-fn one_too_many_waits() {
+fn connections_beyond_the_limit_wait() {
     let server = Running::starting(Settings { max_connections: 4, ..Settings::default() });
     // A connection counts as accepted when it has been answered.
     let mut taken: Vec<TcpStream> = Vec::new();

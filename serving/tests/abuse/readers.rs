@@ -37,19 +37,19 @@ fn vanish(server: &Running) {
     drop(sent(server, chunked.as_bytes()));
     let until = Instant::now() + Duration::from_secs(20);
     while aborted() < before + (3 * LEFT) as f64 {
-        assert!(Instant::now() < until, "{} streams were noticed to be left", aborted() - before);
+        assert!(Instant::now() < until, "the server noticed only {} abandoned streams", aborted() - before);
         thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
-fn clients_that_vanish() {
+fn survives_disconnecting_clients() {
     shared_server().assert_survives(vanish);
 }
 
 /// The prefixes that abandoned requests leave in the cache can be evicted: texts that need most of the cache are the same as before.
 #[test]
-fn clients_that_vanish_leave_no_page_behind() {
+fn disconnected_clients_leave_only_evictable_pages() {
     let _alone = shared_server();
     let options = Options { max_running: 8, max_waiting: 24, ..Options::default() };
     // A little more memory than the longest text needs.
@@ -72,7 +72,7 @@ fn clients_that_vanish_leave_no_page_behind() {
 }
 
 #[test]
-fn a_byte_a_second() {
+fn survives_slow_readers() {
     shared_server().assert_survives(|server| {
         // With log probabilities the unread answers are larger than a connection's buffers.
         let fields =
@@ -95,12 +95,12 @@ fn a_byte_a_second() {
             patient.read_exact(&mut byte).expect("a byte");
             begin.push(byte[0]);
             for byte in &head[second * 20..][..20] {
-                writing.write_all(&[*byte]).expect("taken");
+                writing.write_all(&[*byte]).expect("the server reads it");
                 thread::sleep(Duration::from_millis(50));
             }
         }
         // A client that continues to read gets the whole answer, and one that continues to write is answered.
-        writing.write_all(rest).expect("taken");
+        writing.write_all(rest).expect("the server reads it");
         let written = ResponseReader::begin(writing).finish();
         let mut read = String::from_utf8(begin).expect("UTF-8");
         patient.read_to_string(&mut read).expect("the rest");

@@ -71,7 +71,7 @@ impl SharedServer {
             begun.recv().expect("the neighbour streams");
             abuse(server);
             drop(end);
-            neighbour.join().expect("an unharmed neighbour")
+            neighbour.join().expect("the neighbour was not affected")
         });
         assert!(streams > 0);
         assert_eq!(server.get("/health").status, 200);
@@ -80,7 +80,7 @@ impl SharedServer {
         }
         let until = Instant::now() + Duration::from_secs(15);
         while memory() > self.memory + NEAR {
-            assert!(Instant::now() < until, "{} MiB came to stay", memory().saturating_sub(self.memory) >> 20);
+            assert!(Instant::now() < until, "{} MiB were not freed", memory().saturating_sub(self.memory) >> 20);
             // Memory is returned to the system after a request was answered.
             server.get("/ping");
             thread::sleep(Duration::from_millis(200));

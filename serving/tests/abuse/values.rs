@@ -16,7 +16,7 @@ fn send(server: &Running, path: &str, body: &[u8]) -> Answer {
 }
 
 #[test]
-fn what_is_no_json() {
+fn survives_invalid_json() {
     let bodies: Vec<Vec<u8>> = vec![
         b"".to_vec(),
         b"\0".to_vec(),
@@ -66,7 +66,7 @@ fn deep_schema(levels: usize) -> String {
 }
 
 #[test]
-fn schemas_a_thousand_deep() {
+fn survives_deeply_nested_schemas() {
     let chat = |rest: &str| {
         format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}}],\"max_tokens\":1,{rest}}}").into_bytes()
     };
@@ -103,7 +103,7 @@ fn schemas_a_thousand_deep() {
 }
 
 #[test]
-fn schemas_that_mean_too_much() {
+fn refuses_too_large_and_unsupported_schemas() {
     let format = |schema: Value| {
         ask(
             "x",
@@ -141,7 +141,7 @@ fn schemas_that_mean_too_much() {
 }
 
 #[test]
-fn ten_thousand_tools() {
+fn survives_ten_thousand_tools() {
     let parameters = json!({ "type": "object", "properties": { "a": { "type": "string" } } });
     let function = |index: usize, strict: bool| json!({ "name": format!("tool_{index}"), "parameters": parameters, "strict": strict });
     let tools = |count: usize, strict: bool| -> Value {
@@ -188,7 +188,7 @@ const ODD: [&str; 10] = [
     "1e999",
 ];
 
-/// A field of a chat request, and the odd numbers that it accepts.
+/// A field of a chat request, and the unusual numbers that it accepts.
 const CHAT_FIELDS: [(&str, &[&str]); 13] = [
     ("max_tokens", &["18446744073709551615"]),
     ("max_completion_tokens", &["18446744073709551615"]),
@@ -206,7 +206,7 @@ const CHAT_FIELDS: [(&str, &[&str]); 13] = [
 ];
 
 #[test]
-fn zero_and_huge_numbers() {
+fn survives_zero_and_huge_numbers() {
     shared_server().assert_survives(|server| {
         for (field, allowed) in CHAT_FIELDS {
             for number in ODD {
@@ -228,7 +228,7 @@ fn zero_and_huge_numbers() {
 }
 
 #[test]
-fn numbers_and_lists_out_of_range() {
+fn refuses_values_out_of_range() {
     let biases: Map<String, Value> = (0..100_000).map(|token| (token.to_string(), json!(1))).collect();
     let stops: Vec<String> = (0..10_000).map(|index| format!("stop {index}")).collect();
     #[rustfmt::skip]
@@ -267,7 +267,7 @@ fn numbers_and_lists_out_of_range() {
 
 /// However a request is damaged, the response is either an answer or an error that describes the damage.
 #[test]
-fn damaged_requests() {
+fn damaged_requests_get_an_answer_or_an_error() {
     let tools = json!([{ "type": "function", "function": { "name": "f", "parameters": { "type": "object" }, "strict": true } }]);
     let messages = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": [{ "type": "text", "text": "x" }] }]);
     let whole = [
@@ -314,6 +314,6 @@ fn damaged_requests() {
                 refused += 1;
             }
         }
-        assert!(refused > 100, "{refused} damaged requests were noticed");
+        assert!(refused > 100, "only {refused} damaged requests were refused");
     });
 }

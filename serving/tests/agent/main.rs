@@ -116,7 +116,7 @@ fn turns(prefix_cache: bool) -> Vec<Turn> {
 }
 
 #[test]
-fn twenty_turns_read_nothing_twice() {
+fn twenty_turns_compute_no_prompt_token_twice() {
     let cached = turns(true);
     let mut before: &[u32] = &[];
     for (number, Turn { prompt, cached, read, .. }) in cached.iter().enumerate() {

@@ -27,7 +27,7 @@ fn with(mut body: Value, fields: Value) -> Value {
 }
 
 #[test]
-fn a_stream_says_what_a_whole_answer_says() {
+fn streamed_answer_equals_whole_answer() {
     let server = server();
     let whole = server.post("/v1/chat/completions", &ask("What is 47 + 38?"));
     assert_eq!(whole.status, 200, "{}", whole.body);
@@ -62,7 +62,7 @@ fn a_stream_says_what_a_whole_answer_says() {
 }
 
 #[test]
-fn choices_differ_by_their_seeds_and_repeat_with_them() {
+fn choices_depend_on_their_seeds() {
     let server = server();
     let body = with(ask("Tell me something."), json!({ "n": 3, "temperature": 1, "seed": 5, "max_tokens": 24 }));
     let texts = |body: &Value| {
@@ -139,7 +139,7 @@ fn every_refusal_is_an_error_object() {
 }
 
 #[test]
-fn keys_let_in_and_origins_are_told_apart() {
+fn api_keys_and_origins_are_checked() {
     let key = Key { name: "ada".into(), secret: "sesame".into() };
     let settings = Settings { keys: vec![key], origins: vec!["https://a.example".into()], ..Settings::default() };
     let server = Running::start(settings, Options::default());
@@ -163,7 +163,7 @@ fn keys_let_in_and_origins_are_told_apart() {
 }
 
 #[test]
-fn who_leaves_frees_what_they_held() {
+fn disconnecting_frees_the_requests_cache() {
     let server = server();
     let endless = json!({ "stream": true, "ignore_eos": true, "temperature": 1, "max_tokens": null });
     let body = with(ask("Tell me everything."), endless).to_string();
@@ -178,7 +178,7 @@ fn who_leaves_frees_what_they_held() {
 }
 
 #[test]
-fn an_answer_that_takes_too_long_is_broken_off() {
+fn answer_beyond_its_deadline_is_ended() {
     let settings = Settings { answer_time: Some(Duration::from_millis(50)), ..Settings::default() };
     let server = Running::start(settings, Options::default());
     let endless = with(ask("Tell me everything."), json!({ "ignore_eos": true, "temperature": 1, "max_tokens": null }));
@@ -192,7 +192,7 @@ fn an_answer_that_takes_too_long_is_broken_off() {
 }
 
 #[test]
-fn a_server_that_stops_lets_answers_end() {
+fn stopping_server_finishes_running_answers() {
     let mut server = server();
     let mut reading = server.open(
         "POST",
@@ -207,7 +207,7 @@ fn a_server_that_stops_lets_answers_end() {
 }
 
 #[test]
-fn a_server_that_loads_says_so() {
+fn loading_server_reports_its_state() {
     let server = Running::starting(Settings::default());
     let health = server.get("/health");
     assert_eq!((health.status, health.header("retry-after")), (503, Some("2")));
@@ -216,7 +216,7 @@ fn a_server_that_loads_says_so() {
 }
 
 #[test]
-fn completions_continue_texts_and_tokens() {
+fn completions_accept_texts_and_tokens() {
     let server = server();
     let tokens = server.post("/tokenize", &json!({ "content": "Hello there" })).json()["tokens"].clone();
     assert_eq!(server.post("/detokenize", &json!({ "tokens": tokens })).json()["content"], "Hello there");
@@ -237,7 +237,7 @@ fn completions_continue_texts_and_tokens() {
 }
 
 #[test]
-fn responses_go_on_from_each_other() {
+fn responses_continue_previous_ones() {
     let server = server();
     let first =
         server.post("/v1/responses", &json!({ "input": "What is 2 + 3?", "temperature": 0, "metadata": { "k": "v" } }));
@@ -262,7 +262,7 @@ fn responses_go_on_from_each_other() {
 }
 
 #[test]
-fn ollama_clients_are_answered() {
+fn ollama_routes_answer() {
     let server = server();
     assert_eq!(server.get("/api/tags").json()["models"][0]["name"], MODEL);
     let body = json!({ "model": format!("{MODEL}:latest"), "messages": [{ "role": "user", "content": "What is 2 + 2?" }],
@@ -288,7 +288,7 @@ fn in_haste() -> Value {
 }
 
 #[test]
-fn answers_and_arguments_are_of_their_schemas() {
+fn answers_and_arguments_match_their_schemas() {
     let server = server();
     let schema = json!({
         "type": "object",
@@ -335,7 +335,7 @@ fn answers_and_arguments_are_of_their_schemas() {
 
 /// Without biases the JSON may be incomplete, but it is a prefix of valid JSON for the schema.
 #[test]
-fn every_endpoint_takes_a_schema() {
+fn every_endpoint_accepts_a_schema() {
     let server = server();
     let schema = json!({ "enum": ["yes", "no"] });
     let schema =
@@ -367,7 +367,7 @@ fn every_endpoint_takes_a_schema() {
 
 /// A prompt is refused without being encoded exactly when it cannot fit, however it is encoded.
 #[test]
-fn a_text_that_no_tokens_make_fit_is_not_encoded() {
+fn too_long_prompt_is_refused_without_encoding() {
     let server = server();
     let model = server.app.loaded().expect("a model");
     let (tokenizer, context) = (&model.tokenizer, model.handle.context());

@@ -282,16 +282,16 @@ fn all_cases_pass(wire: Wire) {
 }
 
 #[test]
-fn chats() {
+fn chats_pass_the_compatibility_test() {
     all_cases_pass(Wire::Chat { stream: false });
 }
 
 #[test]
-fn streamed_chats() {
+fn streamed_chats_pass_the_compatibility_test() {
     all_cases_pass(Wire::Chat { stream: true });
 }
 
 #[test]
-fn whole_responses() {
+fn whole_responses_pass_the_compatibility_test() {
     all_cases_pass(Wire::Responses);
 }

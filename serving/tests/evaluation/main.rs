@@ -81,7 +81,7 @@ fn ask_engine(engine: &mut dyn Engine, tokenizer: &Tokenizer, prompt: &[u32]) ->
 }
 
 #[test]
-fn as_right_as_the_engine_and_in_the_same_words() {
+fn served_answers_equal_the_engines() {
     let tokenizer = checkpoint().tokenizer().expect("builds");
     let questions = questions(&tokenizer, &SUITES, QUESTIONS);
     assert_eq!(questions.len(), SUITES.len() * QUESTIONS);

@@ -44,7 +44,9 @@ impl Question {
         let harmony = Harmony::new(tokenizer).expect("control tokens");
         let text = |name: &str| question[name].as_str().expect("text").to_owned();
         let prompt = tokenizer.encode_with_control(&text("prompt"));
-        let conversation = prompt.strip_suffix(&harmony.generation_prompt()[..]).expect("the assistant is next");
+        let conversation = prompt
+            .strip_suffix(&harmony.generation_prompt()[..])
+            .expect("the prompt ends where the assistant continues");
         let (mut has_system, mut effort) = (false, "medium".to_owned());
         let (mut messages, mut tools) = (Vec::new(), Vec::new());
         for message in harmony.parse_conversation(conversation).expect("a conversation") {

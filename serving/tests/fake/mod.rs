@@ -272,7 +272,7 @@ impl Engine for Fake {
             Some((after, Failure::Panic)) if self.steps.len() >= after => panic!("a test's panic"),
             _ => {}
         }
-        assert!(!work.is_empty(), "a step without work");
+        assert!(!work.is_empty(), "a step has no work items");
         check_work(self, work)?;
         let inputs = tokens_of(work, |sequence| self.sequences.get(&sequence).and_then(|known| known.drawn))?;
         let mut needed = 0;
@@ -328,7 +328,7 @@ impl Engine for Fake {
     }
 
     fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError> {
-        assert!(!self.sequences.contains_key(&to), "a number is used twice");
+        assert!(!self.sequences.contains_key(&to), "a sequence number is used twice");
         self.check_rewind(from, length)?;
         let mut copy = self.sequences[&from].clone();
         copy.shorten(length);
@@ -371,7 +371,7 @@ impl Snapshots for Fake {
 
     fn restore(&mut self, sequence: SequenceId, snapshot: &Snapshot) -> Result<(), EngineError> {
         snapshot.check(KIND, self.config.context_length, |length| vec![4 * length, 8])?;
-        assert!(!self.sequences.contains_key(&sequence), "a number is used twice");
+        assert!(!self.sequences.contains_key(&sequence), "a sequence number is used twice");
         let words = snapshot.items[0].as_chunks().0;
         let gone = u64::from_le_bytes(snapshot.items[1][..].try_into().expect("checked")) as usize;
         let mut known =

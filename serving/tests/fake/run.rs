@@ -103,7 +103,7 @@ impl Run {
             }
             self.turn();
         }
-        panic!("it does not end: {:?}", self.scheduler);
+        panic!("the requests do not end: {:?}", self.scheduler);
     }
 
     /// Runs a request to its end.

@@ -77,7 +77,7 @@ impl Running {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let server = Server::bind(of_thread, "127.0.0.1", 0).await.expect("a free port");
-                send_address.send(server.address().expect("an address")).expect("the test waits");
+                send_address.send(server.address().expect("an address")).expect("the test receives the address");
                 let end = async {
                     let _ = stopped.await;
                 };

@@ -80,7 +80,7 @@ fn open(server: &Running) -> Browser {
 }
 
 #[test]
-fn conversations_are_answered_and_kept() {
+fn conversations_are_answered_and_stored() {
     let _turn = turn();
     let server = Running::start(Settings::default(), Options::default());
     let mut browser = open(&server);
@@ -148,7 +148,7 @@ fn questions_are_suggested() {
 }
 
 #[test]
-fn answers_are_shown_as_they_come_and_stopped() {
+fn answers_are_streamed_and_can_be_stopped() {
     let _turn = turn();
     let gate = Gate::default();
     let gated = Gated { inner: engine(None), gate: gate.clone() };
@@ -170,7 +170,7 @@ fn answers_are_shown_as_they_come_and_stopped() {
             _ => browser.press("Escape"),
         }
         browser.wait(&format!("{NOTE} == 'Stopped.' && !document.getElementById('send').hidden"));
-        assert!(browser.evaluate_text(TEXT).starts_with(more.trim_end()), "what was written stays");
+        assert!(browser.evaluate_text(TEXT).starts_with(more.trim_end()), "the text before the stop stays");
         assert_eq!(browser.evaluate_text(ERROR), "");
         // The server has ended the request as well.
         gate.open();
@@ -183,7 +183,7 @@ fn answers_are_shown_as_they_come_and_stopped() {
 }
 
 #[test]
-fn tools_are_called_and_their_results_given() {
+fn tool_calls_are_shown_and_take_results() {
     let _turn = turn();
     let server = Running::start(Settings::default(), Options::default());
     let mut browser = open(&server);
@@ -242,7 +242,7 @@ fn errors_are_shown() {
 }
 
 #[test]
-fn a_model_that_is_being_loaded() {
+fn page_shows_that_the_model_is_loading() {
     let _turn = turn();
     let server = Running::starting(Settings::default());
     let mut browser = Browser::open(&url(&server));
@@ -250,7 +250,7 @@ fn a_model_that_is_being_loaded() {
 }
 
 #[test]
-fn phones_and_the_dark() {
+fn page_fits_phones_and_dark_mode() {
     let _turn = turn();
     let server = Running::start(Settings::default(), Options::default());
     let mut browser = open(&server);

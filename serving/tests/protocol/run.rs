@@ -40,7 +40,7 @@ pub fn run(server: &Running, case: &Value) -> Verdict {
                 (run_step(server, step, &mut saved), saved)
             };
             let running: Vec<_> = (0..copies).map(|_| scope.spawn(run)).collect();
-            running.into_iter().map(|copy| copy.join().expect("a step panics only where the case is wrong")).collect()
+            running.into_iter().map(|copy| copy.join().expect("a step panics only if the case is invalid")).collect()
         });
         faults.extend(found.iter().flat_map(|(faults, _)| faults).map(|fault| format!("step {index}: {fault}")));
         saved.extend(found.into_iter().next().map(|(_, saved)| saved).unwrap_or_default());

@@ -28,7 +28,7 @@ fn fits_in(root: &Value, schema: &Value, value: &Value) -> bool {
         "allOf" => schemas(of).iter().all(|schema| fits_in(root, schema, value)),
         "$ref" => {
             let pointer = of.as_str().expect("a reference").trim_start_matches('#');
-            fits_in(root, root.pointer(pointer).expect("what it names"), value)
+            fits_in(root, root.pointer(pointer).expect("the reference resolves"), value)
         }
         "properties" => {
             let of = of.as_object().expect("schemas");

@@ -29,7 +29,7 @@ const LOGPROBS: usize = 5;
 
 /// The greatest length of a sequence in measurements at `depth`.
 pub fn longest(args: &Bench, depth: usize) -> usize {
-    // Includes one token before an empty depth, and one run and one step before the timed ones.
+    // Includes the first token at depth 0, and the untimed step and run before the timed runs.
     let decoded = args.repeat.saturating_add(1).saturating_mul(args.generate);
     depth.max(1).saturating_add(decoded.max(longest_prompt(args))).saturating_add(1)
 }
@@ -89,7 +89,7 @@ impl Measure<'_> {
         let generate = self.args.generate;
         self.decode(batch, 1)?;
         if !self.args.stepwise {
-            // Untimed: engines prepare drawing once.
+            // An untimed run, because engines prepare for drawing in their first run.
             self.decode(batch, generate)?;
         }
         let mut seconds = Vec::new();

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn conversations_go_on_as_clients_write_them() {
+    fn next_messages_equal_a_clients() {
         let call = |id: &str, arguments: &str| Call { id: id.into(), name: "f".into(), arguments: arguments.into() };
         let answer =
             Answer { reasoning: "why".into(), calls: vec![call("1", "{}"), call("2", "{\"a")], ..Answer::default() };

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_joined() {
+    fn streamed_pieces_are_joined() {
         let delta = |delta: Value| json!({ "choices": [{ "delta": delta }] });
         let call = |call: Value| delta(json!({ "tool_calls": [call] }));
         let events = [

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_nearest_rank() {
+    fn percentiles_use_nearest_rank() {
         let times: Vec<Duration> = (1..=200).rev().map(Duration::from_millis).collect();
         assert_eq!(percentiles(&times), json!({ "p50": 100.0, "p95": 190.0, "p99": 198.0 }));
         assert_eq!(percentiles(&times[199..]), json!({ "p50": 1.0, "p95": 1.0, "p99": 1.0 }));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_add_up() {
+    fn answers_are_counted() {
         let answer = |cached| {
             let usage = Some(Usage { prompt: 10, cached, generated: 3 });
             Ok(Answer { usage, first: Some(Duration::from_millis(5)), ..Answer::default() })

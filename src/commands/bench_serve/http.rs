@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read() {
+    fn addresses_are_parsed() {
         let parts = |url: &str| {
             let Target { address, base, .. } = Target::parse(url, None).expect("an address");
             (address, base)
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_read_however_they_are_framed() {
+    fn bodies_of_every_framing_are_read() {
         let ok = "HTTP/1.1 200 OK\r\n";
         let both = "a\nb\n";
         let lines = Ok(vec!["a".to_owned(), "b".to_owned()]);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_the_server_says() {
+    fn errors_contain_the_servers_message() {
         assert_eq!(read("HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n"), Err(Failure::Busy));
         let refused = |text: &str| Err(Failure::Failed(text.to_owned()));
         let body = "HTTP/1.1 400 Bad Request\r\n\r\n{\"error\": {\"message\": \"no prompt\"}}";

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_fill_a_prompt() {
+    fn prompts_have_the_requested_length() {
         let scale = Scale { per_word: 1.5, fixed: 10.0 };
         assert_eq!((scale.words(160), scale.words(0)), (100, 1));
         let text = words(&mut Random::new(1, 0), 5);

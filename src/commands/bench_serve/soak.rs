@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_compared_after_its_begin() {
+    fn memory_growth_is_measured_after_warm_up() {
         let mut results = SoakResults { memory: (1..=100).collect(), ..SoakResults::default() };
         assert_eq!(results.memory_figures(), Some([16, 96, 100]));
         results.memory = vec![5];
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_told_apart() {
+    fn results_are_classified() {
         let mut results = SoakResults::default();
         for result in [Ok(true), Ok(false), Err(Failure::Busy), Err(Failure::Failed("x".into()))] {
             results.count(Kind::Chat, result);

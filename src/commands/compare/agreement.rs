@@ -82,7 +82,7 @@ impl References {
 }
 
 impl Computed {
-    /// Feeds an engine `args.check` tokens, and then what it finds likeliest.
+    /// Feeds an engine `args.check` tokens, and then its own greedy tokens.
     pub fn by(args: &Compare, engine: &mut dyn Engine) -> Result<Computed> {
         let tokens = sample_tokens(SEED, args.check, engine.config().vocab);
         let mut logits = Vec::new();
@@ -129,19 +129,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_logits_are_read_back() {
         let computed = Computed { logits: vec![1.5, -0.0, f32::MAX, 10.0], greedy: vec![7, 10] };
         let mut bytes = Vec::new();
-        computed.write(&mut bytes).expect("a Vec takes everything");
+        computed.write(&mut bytes).expect("writing to a Vec does not fail");
         bytes.extend(b"{}\n");
-        let (read, rest) = Computed::read(&bytes).expect("it is whole");
+        let (read, rest) = Computed::read(&bytes).expect("the output is complete");
         let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
         assert_eq!((bits(&read.logits), read.greedy), (bits(&computed.logits), computed.greedy));
         assert_eq!(rest, b"{}\n");
     }
 
     #[test]
-    fn what_is_not_whole_is_refused() {
+    fn incomplete_logits_are_refused() {
         for (bytes, expected) in [
             (&b""[..], "its process wrote nothing"),
             (b"hello\n", "its process wrote no JSON"),
@@ -150,7 +150,7 @@ mod tests {
             (b"{\"greedy\":[1],\"logits\":18446744073709551615}\n", "its process wrote too few logits"),
             (b"{\"error\":\"no room\"}\n", "no room"),
         ] {
-            let error = Computed::read(bytes).err().expect("it is not whole");
+            let error = Computed::read(bytes).err().expect("the output is incomplete");
             assert_eq!(error.to_string(), expected);
         }
     }

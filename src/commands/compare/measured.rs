@@ -39,8 +39,8 @@ pub fn benches(args: &Compare, model: &Path) -> [Bench; 2] {
     [bench(&args.depth, 1, &args.prompt), bench(&[0], args.sequences, &[])]
 }
 
-/// Starts an engine and does all its measurements. `keep` gets the results that are compared with the reference, before speeds and memory
-/// are measured, so that they take no memory then.
+/// Starts an engine and does all its measurements. The results that are compared with the reference are passed to `keep` before speeds and
+/// memory are measured, so that the engine's process does not hold them in memory during these measurements.
 pub fn measured(
     args: &Compare,
     model: &Path,
@@ -62,7 +62,7 @@ pub fn measured(
     keep(Computed::by(args, &mut *loaded.engine)?)?;
     let mut report = bench::measured(&single, &checkpoint, &engine_args, &mut loaded)?;
     let device_reason = loaded.device.reason.clone();
-    // Several sequences run in a separate engine: the cache for them would slow llama.cpp down with one.
+    // Several sequences are measured on a new engine, because with a larger cache llama.cpp would decode a single sequence more slowly.
     drop(loaded);
     let engine_args = bench::engine_args(&many, kind, None);
     let more = bench::measured(&many, &checkpoint, &engine_args, &mut LoadedModel::start(&checkpoint, &engine_args)?)?;

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn engines_stand_side_by_side_with_the_median_of_their_turns() {
+    fn table_shows_each_engines_median() {
         let ours = |turn: usize, tok_s: f64| {
             json!({
                 "engine": "flash", "turn": turn, "device": "cpu", "kv": "f16", "rope": "exact", "start_ms": 20.0,
@@ -199,7 +199,7 @@ mod tests {
                 "llama.cpp was skipped: llama.cpp is not installed",
             ]
         );
-        // Columns end one below the other.
+        // All lines of the table are equally long, because columns are aligned.
         let widths: Vec<usize> = text.lines().take(11).map(|line| line.chars().count()).collect();
         assert!(widths.iter().all(|&width| width == widths[0]), "{text}");
     }

@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_of_a_file_need_not_fit() {
+    fn mapped_pages_may_exceed_free_memory() {
         assert_eq!(fit(1, 12, 13), Fit::Yes);
         assert_eq!(fit(1, 12, 12), Fit::FromDisk);
         assert_eq!(fit(12, 0, 12), Fit::Yes);

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn words_stand_alone() {
+    fn only_whole_words_match() {
         assert!(contains_words("Your cat is Hana.", "Hana"));
         assert!(!contains_words("Your cat is Hanah.", "Hana"));
         assert!(contains_words("Hanah and Hana", "Hana"));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn two_characters_differ() {
+    fn two_of_requires_two_different_characters() {
         let expected = json!({ "two_of": [["Pip", "Luna", "Kiki"], ["fox", "owl", "bear"]] });
         let expected: Expected = serde_json::from_value(expected).expect("two words of each list");
         let is_met = |text: &str| {
@@ -155,7 +155,7 @@ mod tests {
         for question in held_out().iter().step_by(7) {
             let prompt = tokenizer.encode_with_control(&question.prompt);
             let conversation =
-                prompt.strip_suffix(&harmony.generation_prompt()[..]).expect("the assistant speaks next");
+                prompt.strip_suffix(&harmony.generation_prompt()[..]).expect("it ends where the assistant continues");
             let messages = harmony.parse_conversation(conversation).expect("a conversation");
             let rendered = harmony.render_prompt(&messages);
             assert_eq!(tokenizer.decode(&rendered), question.prompt);

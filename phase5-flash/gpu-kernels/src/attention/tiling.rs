@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiles_hold_rows_that_follow_each_other() {
+    fn tiles_hold_consecutive_rows() {
         let row = |(slot, position)| Row { token: Some(0), position, slot };
         let rows = [(0, 5), (0, 6), (0, 7), (0, 8), (2, 9), (2, 3), (1, 4), (1, 5)].map(row);
         assert_eq!(row_tiles(&rows, 3).as_chunks::<2>().0, [[0, 3], [3, 1], [4, 1], [5, 1], [6, 2]]);

@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "page 3 of a pool of 3")]
-    fn a_foreign_page_is_refused() {
+    fn page_outside_the_pool_is_refused() {
         let device = device();
         let pool = KvPool::new(&device, KvRow::new(CacheFormat::F16, 1, 64).expect("whole"), 3);
         prepare_pages(&device, &[pool], &[[0, 3]]);

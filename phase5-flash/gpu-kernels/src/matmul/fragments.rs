@@ -9,7 +9,7 @@
 //! 1. [`tiles`](super::tiles) in f32: 3.6 ms, 1.9 ms.
 //! 2. fragments, 4 planes per cube: 0.84 ms, 0.41 ms.
 //! 3. two blocks in shared memory alternately, one barrier per block: a third slower. Reverted.
-//! 4. fragments loaded from words, 16 bytes at a time, with 3.: 1.5 ms. Reverted.
+//! 4. fragments loaded from words, 16 bytes at a time, together with change 3: 1.5 ms. Reverted.
 //! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Reverted.
 //! 6. inputs also stored as 16-bit floats in device memory: 0.79 ms, 0.39 ms, but needs a second kind of every buffer. Not used.
 //! 7. current version: MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms.
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn sorted_experts_equal_single_ones() {
+    fn sorted_expert_products_equal_single_expert_products() {
         let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
         let mut planes = PLANES.into_iter().cycle();
         check_experts(F16_EXPERTS, &shapes, TILE, "fragments", |gpu, product| {
@@ -361,7 +361,7 @@ mod tests {
 
     /// Weights outside the range of 16-bit floats are multiplied in f32.
     #[test]
-    fn weights_beyond_f16_are_multiplied_all_the_same() {
+    fn weights_beyond_f16_are_multiplied_in_f32() {
         let gpu = with_units(&gpu());
         let (device, mut random) = (&gpu.device, Random::fresh());
         for (storage, size) in [(Storage::Mxfp4, 1e9), (Storage::Mxfp4, 1e-12), (Storage::F32, 1e7)] {

@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn sorted_experts_equal_single_ones() {
+    fn sorted_expert_products_equal_single_expert_products() {
         let shapes = [(10, 3, 96, 64, 2), (5, 8, 32, 96, 4), (2, 2, 32, 32, 1), (23, 40, 160, 544, 3)];
         let mut splits = RowSplit::ALL.into_iter().cycle();
         check_experts(F32, &shapes, SMALL_BATCH, "small", |gpu, product| {

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn sorted_experts_equal_single_ones() {
+    fn sorted_expert_products_equal_single_expert_products() {
         let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
         check_experts(F32, &shapes, TILE, "tiles", |gpu, product| {
             product.launch_tiled(&gpu.clone().with_matrix_units(None), 4);
@@ -341,7 +341,7 @@ mod tests {
 
     /// The rows of the head in several parts.
     #[test]
-    fn parts_of_a_matrix_land_side_by_side() {
+    fn parts_of_a_matrix_are_stored_side_by_side() {
         let gpu = gpu();
         let gpu = Gpu::with_matrix_units(gpu, None);
         let device = &gpu.device;

@@ -317,7 +317,7 @@ mod tests {
     use crate::testing::{Random, assert_choice, assert_close, device, poisoned};
 
     #[test]
-    fn chooses_as_sorting_does() {
+    fn choice_equals_sorting() {
         let device = device();
         let mut random = Random::fresh();
         for (inputs, hidden, experts, chosen) in
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_equals_is_chosen() {
+    fn first_of_equal_experts_is_chosen() {
         let device = device();
         let hidden = 32;
         let [normed, logits, ids, weights] = [hidden, 40, 4, 4].map(|len| poisoned(&device, len));

@@ -169,7 +169,7 @@ mod tests {
     use crate::testing::{Random, device};
 
     #[test]
-    fn every_slot_has_one_place_by_its_expert() {
+    fn slots_are_sorted_by_expert() {
         let device = device();
         let mut random = Random::fresh();
         let shapes = [(1, 1), (4, 32), (300, 5), (2048, 32), (130, 300), (64, 1), (200, 2)];

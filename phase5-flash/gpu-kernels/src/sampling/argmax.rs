@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_first_of_the_largest() {
+    fn returns_first_of_the_largest() {
         let device = device();
         let mut random = Random::fresh();
         for (vocab, inputs) in [(1, 1), (2, 3), (299, 5), (2048, 1), (201_088, 2)] {
@@ -221,7 +221,8 @@ mod tests {
                 let (tokens, rows) = choose(&device, &logits, vocab);
                 for (row, logits) in logits.chunks(vocab).enumerate() {
                     let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-                    let expected = logits.iter().position(|&l| l == largest).expect("there is one") as u32;
+                    let expected =
+                        logits.iter().position(|&l| l == largest).expect("the largest is one of them") as u32;
                     assert_eq!(tokens[row], expected, "{vocab} {random:?}");
                     assert_eq!(rows[4 * row..][..4], [expected, 42, row as u32, 0], "{vocab} {random:?}");
                 }
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn says_so_where_there_is_none() {
+    fn reports_rows_without_a_largest() {
         let device = device();
         for at in [0, 100, 298] {
             // Also with +∞ before and after the NaN, in the same and in other stripes.

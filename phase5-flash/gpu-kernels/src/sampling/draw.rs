@@ -227,7 +227,7 @@ mod tests {
 
     /// The same settings, with a seed for which the random number at position 42 is within 5·10⁻⁴ of `number`.
     fn with_number(settings: DrawSettings, number: f32) -> DrawSettings {
-        let seed = (0..).find(|&seed| (draw_number(seed, 42) - number).abs() < 5e-4).expect("some seed");
+        let seed = (0..).find(|&seed| (draw_number(seed, 42) - number).abs() < 5e-4).expect("one of all seeds fits");
         DrawSettings { seed, ..settings }
     }
 
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_as_the_host_does() {
+    fn draws_equal_the_hosts() {
         let device = device();
         let mut random = Random::fresh();
         let (mut drawn, mut different) = (0, 0);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_exactly_the_first_of_equals() {
+    fn filters_keep_the_first_of_equal_logits() {
         let device = device();
         // Two larger logits and 700 equal ones: third and fourth by rank are the first two of those.
         let mut logits = vec![-4.0; 2000];
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn says_so_where_a_logit_is_not_a_number() {
+    fn reports_nan_logits() {
         let device = device();
         let mut logits = vec![0.5; 299];
         let one = DrawSettings { temperature: 1.0, top_k: 7, top_p: 0.9, min_p: 0.1, seed: 0 };

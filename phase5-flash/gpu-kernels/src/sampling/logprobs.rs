@@ -220,7 +220,7 @@ mod tests {
     use crate::testing::{Random, device, poisoned};
 
     #[test]
-    fn log_probabilities_are_the_hosts() {
+    fn log_probabilities_equal_the_hosts() {
         let (device, mut random) = (device(), Random::fresh());
         for (vocab, inputs) in [(1, 1), (7, 2), (299, 5), (201_088, 2)] {
             // Few different values, so that there are ties.
@@ -242,7 +242,7 @@ mod tests {
                 let own = &logits[row * vocab..][..vocab];
                 let draw = Draw { logprobs: Some(MAX_LOGPROBS), ..Draw::GREEDY };
                 let expected = HostDraw::default().draw(&mut own.to_vec(), 0, &draw).and_then(|drawn| drawn.logprobs);
-                let expected = expected.expect("wanted");
+                let expected = expected.expect("log probabilities were requested");
                 let found = RowTop::read(&words[row * TOP_LOGITS_WORDS..][..TOP_LOGITS_WORDS], MAX_LOGPROBS);
                 let found = Logprobs::from_parts(found.log_sum, found.drawn, found.top);
                 let ids = |logprobs: &Logprobs| logprobs.top.iter().map(|top| top.0).collect::<Vec<_>>();

@@ -135,7 +135,7 @@ mod tests {
     use crate::testing::{Random, device, poisoned};
 
     #[test]
-    fn logits_are_restricted_as_on_the_host() {
+    fn restricted_logits_equal_the_hosts() {
         let (device, mut random) = (device(), Random::fresh());
         for (vocab, inputs) in [(5, 1), (299, 4), (70_001, 3)] {
             let logits = random.values(vocab * inputs, 5.0);

@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_the_hosts() {
+    fn threefry_equals_the_hosts() {
         let (device, mut random) = (device(), Random::fresh());
         const COUNT: usize = 1000;
         let mut word = || random.below(1 << 31) as u64;

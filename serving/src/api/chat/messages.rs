@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_loop_keeps_its_order() {
+    fn tool_calls_and_results_keep_their_order() {
         let value = json!([
             { "role": "system", "content": "Be brief." },
             { "role": "user", "content": [{ "type": "text", "text": "Wea" }, { "type": "text", "text": "ther?" }] },
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn older_calls_are_calls() {
+    fn legacy_function_calls_are_read() {
         let value = json!([
             { "role": "assistant", "content": null, "function_call": { "name": "f", "arguments": "{}" } },
             { "role": "function", "name": "f", "content": "rain" },
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_or_no_result_is_refused() {
+    fn unsupported_message_content_is_refused() {
         let image = json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }]);
         assert_eq!(messages(image), Err(Some("messages[0].content[0]".into())));
         let result =

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_token_at_a_time_is_allowed() {
+    fn forced_tokens_are_allowed_in_order() {
         let mut forced = Forced::new(&[40, 3, 3], 64);
         for (token, mask) in [(40, [0, 1 << 8]), (3, [1 << 3, 0]), (3, [1 << 3, 0])] {
             assert_eq!(forced.allowed(), Some(&mask[..]));
@@ -61,6 +61,6 @@ mod tests {
             forced.push(token).expect("allowed");
         }
         assert_eq!(forced.allowed(), None);
-        forced.push(9).expect("any is allowed");
+        forced.push(9).expect("any token is allowed");
     }
 }

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_message_is_named() {
+    fn invalid_items_are_refused_by_name() {
         let fault = |item: Value| added(json!([item])).expect_err("refused");
         assert_eq!(
             fault(json!({ "type": "function_call_output", "call_id": "x", "output": "" })),

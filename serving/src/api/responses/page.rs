@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_follow_each_other() {
+    fn pages_are_consecutive() {
         let items: Vec<Value> = ["a", "b", "c"].map(|id| json!({ "id": id })).to_vec();
         let ids = |query: &str| {
             let list = Page::of(query).and_then(|page| page.list(&items)).map_err(|error| error.param)?;

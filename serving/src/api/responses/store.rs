@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_forgotten() {
+    fn oldest_responses_are_deleted() {
         let store = Store::new(2, 10_000);
         for id in ["a", "b", "c"] {
             store.insert(stored(id, "x"));

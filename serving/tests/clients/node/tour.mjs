@@ -1,4 +1,4 @@
-// What people do with the `openai` package of Node, tried on a server of gptoss: `node tour.mjs http://127.0.0.1:8080`.
+// Common uses of the `openai` package for Node with a gptoss server: `node tour.mjs http://127.0.0.1:8080`.
 
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -45,7 +45,7 @@ async function tools() {
   const [call] = message.tool_calls;
   Heating.parse(call.function.parsed_arguments);
 
-  // Ids and names are joined as they come: none may come twice.
+  // The client concatenates the ids and names of deltas, so the server may send each only once.
   const streamed = (await client.chat.completions.stream(forced).finalChatCompletion()).choices[0].message.tool_calls;
   assert.deepEqual(streamed.map(({ function: made }) => [made.name, made.arguments]), [["set_heating", call.function.arguments]]);
   assert.match(streamed[0].id, /^call_[a-z0-9]+$/);
@@ -139,7 +139,7 @@ async function cancellation() {
   await assert.rejects(waiting, OpenAI.APIUserAbortError);
   const until = Date.now() + 20_000;
   while ((await running()) > 0) {
-    assert.ok(Date.now() < until, "what nobody reads still runs");
+    assert.ok(Date.now() < until, "an answer still runs after its client disconnected");
     await sleep(50);
   }
 }
