@@ -195,6 +195,41 @@ fn the_youngest_gives_up_its_pages_and_loses_nothing() {
     run.check_empty();
 }
 
+/// A prompt is started only when the cache has pages for all of it, so that no request is preempted at once.
+#[test]
+fn a_prompt_waits_for_its_pages() {
+    for (tokens, together) in [(4, 2), (60, 1)] {
+        let mut run = Run::new(Fake::new(40, 1), Options::default());
+        let requests = [request(&text(0, 60), 8), request(&text(1, tokens), 8)];
+        for request in &requests {
+            run.add(request.clone());
+        }
+        let mut most = 0;
+        while !run.scheduler.is_idle() {
+            run.turn();
+            most = most.max(run.scheduler.statistics(&run.engine).running);
+        }
+        assert_eq!(most, together, "{tokens} tokens");
+        assert_eq!(run.scheduler.statistics(&run.engine).preemptions, 0);
+        (0..).zip(&requests).for_each(|(id, request)| run.check(id, request));
+        run.check_empty();
+    }
+}
+
+/// Each turn collects one step, and submits as many as may be in flight.
+#[test]
+fn steps_are_submitted_before_earlier_ones_are_collected() {
+    for ahead in 1..4 {
+        let mut run = Run::new(Fake::new(400, ahead), Options::default());
+        let id = run.add(request(&[1, 2, 3], 20));
+        for turn in 1..=5 {
+            run.turn();
+            let counts = (run.engine.steps.len(), run.received[&id].tokens.len());
+            assert_eq!(counts, (ahead + turn - 1, turn), "{ahead} in flight");
+        }
+    }
+}
+
 #[test]
 fn deadlines_end_those_who_run_and_those_who_wait() {
     let mut run = Run::new(Fake::new(400, 1), Options { max_running: 1, ..Options::default() });
