@@ -125,7 +125,11 @@ fn a_prompt_that_holds_the_answer_begins_where_the_answer_ended() {
 #[test]
 fn the_third_chat_with_the_same_instructions_does_not_compute_them() {
     let mut run = Run::roomy();
-    let chat = |user: u32| request(&[text(0, 60), vec![user; 40]].concat(), 3);
+    // Of three clients.
+    let chat = |user: u32| {
+        let prompt = [text(0, 60), vec![user; 40]].concat();
+        Request { client: user.to_string(), ..request(&prompt, 3) }
+    };
     let cached = [1, 2, 3].map(|user| run.run(chat(user)).cached);
     assert_eq!(cached, [Some(0), Some(0), Some(60)]);
 }
