@@ -21,8 +21,12 @@ impl Server {
     /// Starts a server with the embedded model, and waits until it is ready.
     fn start_with_log(arguments: &[&str]) -> (Server, Log) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
-        command.args(["serve", "--device", "cpu", "-p", "0"]).args(arguments).stderr(Stdio::piped());
-        let mut child = command.env_remove("GPTOSS_API_KEY").spawn().expect("starts");
+        command.args(["serve", "--device", "cpu", "-p", "0"]).args(arguments);
+        Server::start_command(command.env_remove("GPTOSS_API_KEY"))
+    }
+
+    fn start_command(command: &mut Command) -> (Server, Log) {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
         let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let mut lines: Log = Box::new(lines.map(|line| line.expect("UTF-8")));
         let address =
@@ -129,6 +133,77 @@ fn serves_until_it_is_stopped() {
     answer(&server);
     server.terminate();
     assert_eq!(server.status(), Some(0));
+}
+
+/// Keys of all sources are accepted; the log has the key's name and the request's id, but no key.
+#[test]
+fn keys_come_from_options_the_environment_and_a_file() {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(b"# a comment\nada secret-4\n\nsecret-5\n").expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+    command.args(["serve", "--device", "cpu", "-p", "0", "--api-key", "secret-1", "--api-key", "secret-2"]);
+    command.arg("--api-key-file").arg(file.path()).env("GPTOSS_API_KEY", "secret-3");
+    let (server, mut log) = Server::start_command(&mut command);
+    let mut ask = |key: &str| {
+        let mut stream = TcpStream::connect(&server.address).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        let head = format!("host: x\r\nconnection: close\r\nx-request-id: mine-7\r\nauthorization: Bearer {key}");
+        write!(stream, "GET /v1/models HTTP/1.1\r\n{head}\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        (answer.split(' ').nth(1).map(str::to_owned), log.next().expect("a line"))
+    };
+    // Keys without a name have a number, and no number stands for two keys.
+    for (key, name) in
+        [("secret-1", "key1"), ("secret-2", "key2"), ("secret-3", "key3"), ("secret-4", "ada"), ("secret-5", "key5")]
+    {
+        let (status, line) = ask(key);
+        assert_eq!(status.as_deref(), Some("200"), "{key}");
+        let logged = format!(" id=mine-7 client={name} method=GET path=/v1/models status=200 ");
+        assert!(line.contains(&logged) && !line.contains("secret"), "{line}");
+    }
+    let (status, line) = ask("secret-6");
+    assert_eq!(status.as_deref(), Some("401"));
+    assert!(line.contains(" client=127.0.0.1 ") && line.contains(" status=401 "), "{line}");
+}
+
+/// The first line of a server's log, up to the address.
+fn first_line(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
+    command.args(["serve", "--device", "cpu", "-p", "0"]).args(arguments).env_remove("GPTOSS_API_KEY");
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    let read = BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line);
+    let _ = child.kill().and_then(|()| child.wait());
+    read.expect("a line");
+    line
+}
+
+#[test]
+fn an_open_server_without_a_key_warns() {
+    let warning = first_line(&["--host", "0.0.0.0"]);
+    assert!(warning.starts_with("warning: anyone who can reach 0.0.0.0:"), "{warning}");
+    assert!(warning.ends_with("; require a key with --api-key-file\n"), "{warning}");
+    for arguments in [&["--host", "0.0.0.0", "--api-key", "sesame"][..], &[]] {
+        let line = first_line(arguments);
+        assert!(line.starts_with("listening on http://"), "{line}");
+    }
+}
+
+#[test]
+fn context_and_numbers_of_requests_are_limited() {
+    let server = Server::start(&["--context", "256"]);
+    let (status, _, models) = server.ask("GET", "/v1/models", &Value::Null);
+    assert_eq!((status, &models["data"][0]["max_model_len"]), (200, &json!(256)));
+    let (status, _, refusal) = server.ask("POST", "/v1/completions", &json!({ "prompt": vec![7; 256] }));
+    assert_eq!((status, &refusal["error"]["code"]), (400, &json!("context_length_exceeded")), "{refusal}");
+    drop(server);
+
+    let server = Server::start(&["--parallel", "1", "--queue", "0"]);
+    let _stream = server.stream(None);
+    let (status, head, refusal) = server.ask("POST", "/v1/completions", &json!({ "prompt": "x" }));
+    assert_eq!((status, &refusal["error"]["code"]), (429, &json!("rate_limit_exceeded")), "{refusal}");
+    assert!(head.to_lowercase().contains("\r\nretry-after: "), "{head}");
 }
 
 #[test]

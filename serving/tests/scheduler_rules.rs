@@ -125,7 +125,11 @@ fn prompt_with_the_answer_reuses_the_answers_cache() {
 #[test]
 fn third_chat_reuses_shared_instructions() {
     let mut run = Run::roomy();
-    let chat = |user: u32| request(&[text(0, 60), vec![user; 40]].concat(), 3);
+    // Of three clients.
+    let chat = |user: u32| {
+        let prompt = [text(0, 60), vec![user; 40]].concat();
+        Request { client: user.to_string(), ..request(&prompt, 3) }
+    };
     let cached = [1, 2, 3].map(|user| run.run(chat(user)).cached);
     assert_eq!(cached, [Some(0), Some(0), Some(60)]);
 }
@@ -193,6 +197,41 @@ fn youngest_request_is_preempted_without_changing_its_text() {
     assert_eq!(run.spoken, [0, 1]);
     (0..).zip(&requests).for_each(|(id, request)| run.check(id, request));
     run.check_empty();
+}
+
+/// A prompt is started only when the cache has pages for all of it, so that no request is preempted at once.
+#[test]
+fn a_prompt_waits_for_its_pages() {
+    for (tokens, together) in [(4, 2), (60, 1)] {
+        let mut run = Run::new(Fake::new(40, 1), Options::default());
+        let requests = [request(&text(0, 60), 8), request(&text(1, tokens), 8)];
+        for request in &requests {
+            run.add(request.clone());
+        }
+        let mut most = 0;
+        while !run.scheduler.is_idle() {
+            run.turn();
+            most = most.max(run.scheduler.statistics(&run.engine).running);
+        }
+        assert_eq!(most, together, "{tokens} tokens");
+        assert_eq!(run.scheduler.statistics(&run.engine).preemptions, 0);
+        (0..).zip(&requests).for_each(|(id, request)| run.check(id, request));
+        run.check_empty();
+    }
+}
+
+/// Each turn collects one step, and submits as many as may be in flight.
+#[test]
+fn steps_are_submitted_before_earlier_ones_are_collected() {
+    for ahead in 1..4 {
+        let mut run = Run::new(Fake::new(400, ahead), Options::default());
+        let id = run.add(request(&[1, 2, 3], 20));
+        for turn in 1..=5 {
+            run.turn();
+            let counts = (run.engine.steps.len(), run.received[&id].tokens.len());
+            assert_eq!(counts, (ahead + turn - 1, turn), "{ahead} in flight");
+        }
+    }
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn settings(args: &Serve) -> Result<Settings> {
         (1..).zip(lines).map(|(number, secret)| Key { name: format!("key{number}"), secret }).collect();
     if let Some(file) = &args.api_key_file {
         let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
-        let found = Key::parse_lines(&text);
+        let found = Key::parse_lines(&text, keys.len());
         if found.is_empty() {
             bail!("{} contains no API key", file.display());
         }

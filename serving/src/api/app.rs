@@ -27,6 +27,12 @@ pub struct Settings {
     /// Largest size of a body in bytes.
     pub max_body: usize,
     pub max_connections: usize,
+    /// The longest time for the headers of a request to arrive, and for a connection to be idle between requests.
+    pub header_time: Duration,
+    /// The longest time in which a whole body must arrive.
+    pub body_time: Duration,
+    /// A client that accepts no data for this long is disconnected.
+    pub write_time: Duration,
     /// The longest time from a request to the end of its answer, including waiting; `None` is unlimited.
     pub answer_time: Option<Duration>,
     /// The number of responses kept for `previous_response_id`, and their total bytes.
@@ -41,6 +47,9 @@ impl Default for Settings {
             origins: Vec::new(),
             max_body: 16 << 20,
             max_connections: 1024,
+            header_time: Duration::from_secs(30),
+            body_time: Duration::from_secs(60),
+            write_time: Duration::from_secs(60),
             answer_time: None,
             stored_responses: 1000,
             stored_bytes: 64 << 20,

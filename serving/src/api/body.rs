@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::Request;
@@ -11,10 +10,9 @@ use futures_core::Stream;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
+use super::app::Settings;
 use super::error::{ApiError, shortened};
 
-/// The longest time in which a whole body must arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A body that exceeds the limit is read and discarded up to this many times the limit, so that the client can read the error.
 const DISCARD_FACTOR: usize = 16;
 /// From this size on, parsing and tokenizing would delay other connections.
@@ -24,7 +22,8 @@ const LARGE_BYTES: usize = 16 << 10;
 ///
 /// # Errors
 /// The body is too large, too slow, or incomplete.
-pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+pub async fn read(request: Request, settings: &Settings) -> Result<Bytes, ApiError> {
+    let limit = settings.max_body;
     let headers = request.headers();
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     // A client with `Expect` sends no body before it is asked to.
@@ -51,7 +50,7 @@ pub async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
             false => Ok(Bytes::from(kept)),
         }
     };
-    tokio::time::timeout(BODY_TIMEOUT, reading).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
+    tokio::time::timeout(settings.body_time, reading).await.unwrap_or_else(|_| Err(ApiError::body_too_slow()))
 }
 
 /// Parses JSON. Fields that `T` does not have are ignored.

@@ -38,6 +38,30 @@ mod tests {
         assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect::<BTreeSet<_>>());
     }
 
+    /// The fields of a request, without those that are only read to be refused.
+    #[test]
+    fn every_field_that_is_used_is_described() {
+        let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
+        let (chat, completion) = (include_str!("chat/request.rs"), include_str!("completions/request.rs"));
+        let (response, ollama) = (include_str!("responses/request.rs"), include_str!("ollama/request.rs"));
+        let requests: [(&str, &str, &str, &[&str]); 5] = [
+            ("ChatRequest", chat, "ChatRequest", &["functions", "function_call", "modalities"]),
+            ("CompletionRequest", completion, "CompletionRequest", &["best_of", "suffix"]),
+            ("ResponseRequest", response, "ResponseRequest", &["conversation", "prompt", "background"]),
+            ("OllamaChatRequest", ollama, "ChatRequest", &[]),
+            ("OllamaGenerateRequest", ollama, "GenerateRequest", &["suffix", "images"]),
+        ];
+        for (schema, source, name, refused) in requests {
+            let (_, rest) = source.split_once(&format!("pub struct {name} {{")).expect("a struct");
+            let (fields, _) = rest.split_once("\n}").expect("its end");
+            let fields = fields.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(':'));
+            let fields = fields.map(|(field, _)| field).filter(|field| !refused.contains(field));
+            let described = document["components"]["schemas"][schema]["properties"].as_object().expect("properties");
+            let described = described.keys().map(String::as_str);
+            assert_eq!(described.collect::<BTreeSet<_>>(), fields.collect::<BTreeSet<_>>(), "{schema}");
+        }
+    }
+
     #[test]
     fn references_resolve() {
         let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");

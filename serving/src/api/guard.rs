@@ -1,6 +1,6 @@
 //! Checks every request first: sets its id, checks its key and its origin.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -28,15 +28,18 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
     let allowed = origin.as_ref().and_then(|origin| app.settings.cors_answer(origin));
     let id = request_id(headers).unwrap_or_else(|| id::random("req_"));
     let key = authorized(&app.settings.keys, headers);
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_string());
-    let client = key.map(|key| key.name.clone()).or(peer).unwrap_or_else(|| "-".into());
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    let address = || peer.map(|peer| peer.to_string());
+    let client = key.map(|key| key.name.clone()).or_else(address).unwrap_or_else(|| "-".into());
+    // With keys, a page of another site fails for lack of one.
+    let is_open_here = app.settings.keys.is_empty() && peer.is_some_and(|peer| peer.to_canonical().is_loopback());
     let quiet = matches!(path.as_str(), "/health" | "/ping" | "/metrics");
     let record = Record::begin(id, request.method().as_str(), &path, client, quiet);
 
     let preflight = request.method() == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = if preflight && allowed.is_some() {
         empty(StatusCode::NO_CONTENT)
-    } else if origin.is_some_and(|origin| allowed.is_none() && !is_same_host(&origin, headers)) {
+    } else if origin.is_some_and(|origin| allowed.is_none() && !is_own_page(&origin, headers, is_open_here)) {
         ApiError::forbidden_origin().respond_on(&path)
     } else if key.is_none() && !app.settings.keys.is_empty() && !is_open(&path) {
         let message = match headers.contains_key(header::AUTHORIZATION) {
@@ -97,11 +100,20 @@ fn authorized<'a>(keys: &'a [Key], headers: &HeaderMap) -> Option<&'a Key> {
     found
 }
 
-/// Whether the request comes from a web page of this server.
-fn is_same_host(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+/// Whether the request comes from a web page of this server. With `only_addresses`, the host must be an address or `localhost`: another
+/// site's owner can make its name resolve to this machine (DNS rebinding), so that its pages seem to be this server's.
+fn is_own_page(origin: &HeaderValue, headers: &HeaderMap, only_addresses: bool) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-    host.zip(origin).is_some_and(|(host, (_, origin))| host.eq_ignore_ascii_case(origin))
+    host.zip(origin)
+        .is_some_and(|(host, (_, origin))| host.eq_ignore_ascii_case(origin) && (!only_addresses || is_address(host)))
+}
+
+/// Whether a host is an address or `localhost`, with or without a port.
+fn is_address(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let is_ip = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    name.eq_ignore_ascii_case("localhost") || is_ip(name) || is_ip(host)
 }
 
 fn empty(status: StatusCode) -> Response {
@@ -122,9 +134,14 @@ mod tests {
 
     #[test]
     fn keys_are_parsed_and_authorize() {
-        let keys = Key::parse_lines("# team\nsecret-1\n\n  ada  secret-2 \n");
+        let keys = Key::parse_lines("# team
+secret-1
+
+  ada  secret-2 
+", 0);
         let names: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.secret.as_str())).collect();
         assert_eq!(names, [("key1", "secret-1"), ("ada", "secret-2")]);
+        assert_eq!(Key::parse_lines("secret-3", 2)[0].name, "key3");
         let found = |fields| authorized(&keys, &headers(fields)).map(|key| key.name.as_str());
         assert_eq!(found(&[("authorization", "Bearer secret-2")]), Some("ada"));
         assert_eq!(found(&[("authorization", "bearer secret-1")]), Some("key1"));
@@ -144,8 +161,22 @@ mod tests {
     #[test]
     fn same_origin_is_recognized() {
         let here = headers(&[("host", "127.0.0.1:8080")]);
-        assert!(is_same_host(&HeaderValue::from_static("http://127.0.0.1:8080"), &here));
-        assert!(!is_same_host(&HeaderValue::from_static("http://evil.example"), &here));
-        assert!(!is_same_host(&HeaderValue::from_static("null"), &here));
+        assert!(is_own_page(&HeaderValue::from_static("http://127.0.0.1:8080"), &here, true));
+        assert!(!is_own_page(&HeaderValue::from_static("http://evil.example"), &here, true));
+        assert!(!is_own_page(&HeaderValue::from_static("null"), &here, true));
+        let named = headers(&[("host", "a.example:8080")]);
+        let page = HeaderValue::from_static("http://a.example:8080");
+        assert!(is_own_page(&page, &named, false) && !is_own_page(&page, &named, true));
+    }
+
+    #[test]
+    fn names_that_may_be_of_another_site_are_no_addresses() {
+        for host in ["127.0.0.1", "127.0.0.1:80", "LocalHost", "localhost:8080", "[::1]", "[::1]:8080", "192.168.0.7:1"]
+        {
+            assert!(is_address(host), "{host}");
+        }
+        for host in ["", "a.example", "a.example:8080", "localhost.example", "127.0.0.1.example:80", "x127.0.0.1"] {
+            assert!(!is_address(host), "{host}");
+        }
     }
 }

@@ -10,12 +10,12 @@ pub struct Key {
 
 impl Key {
     /// Parses lines `SECRET` or `NAME SECRET`. Empty lines and those that begin with `#` are skipped. Keys without a name are named by
-    /// their number.
-    pub fn parse_lines(text: &str) -> Vec<Key> {
+    /// their number, which continues that of `before` other keys: a name must not stand for two clients.
+    pub fn parse_lines(text: &str, before: usize) -> Vec<Key> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys = lines.enumerate().map(|(index, line)| match line.split_once(char::is_whitespace) {
             Some((name, secret)) => Key { name: name.into(), secret: secret.trim().into() },
-            None => Key { name: format!("key{}", index + 1), secret: line.into() },
+            None => Key { name: format!("key{}", before + index + 1), secret: line.into() },
         });
         keys.collect()
     }

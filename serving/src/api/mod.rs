@@ -34,6 +34,7 @@ mod tokens;
 mod tools;
 mod turn;
 mod usage;
+mod write_timeout;
 
 use std::sync::{Arc, LazyLock};
 

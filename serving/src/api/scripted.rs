@@ -13,22 +13,22 @@ use super::stream::{Form, Frames};
 use super::turn::Turn;
 use crate::request::{Event, Finish};
 
-const THINK_AND_CALL: &str = "<|channel|>analysis<|message|>Ask the tool.<|end|><|start|>assistant<|channel|>commentary\
+pub const THINK_AND_CALL: &str = "<|channel|>analysis<|message|>Ask the tool.<|end|><|start|>assistant<|channel|>commentary\
     <|message|>I look.<|end|><|start|>assistant to=functions.f<|channel|>commentary json<|message|>{\"a\": 1}<|call|>";
 const THINK_AND_ANSWER: &str = "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>One, two, three é.<|return|>";
 
-fn tokenizer() -> Tokenizer {
+pub fn tokenizer() -> Tokenizer {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/gptoss-tiny.gguf");
     Checkpoint::open(&file).expect("opens").tokenizer().expect("builds")
 }
 
-fn function() -> Function {
+pub fn function() -> Function {
     Function { name: "f".into(), description: None, parameters: None }
 }
 
 /// Feeds the tokens of `text` to an answer and returns the frames that it writes. If `text` does not end with a stop token, the turn is cut
 /// off by the token limit.
-fn feed<A: Answer>(answer: &mut A, tokenizer: &Tokenizer, text: &str, form: Form) -> String {
+pub fn feed<A: Answer>(answer: &mut A, tokenizer: &Tokenizer, text: &str, form: Form) -> String {
     let mut frames = Frames::new(form);
     answer.begin(&mut frames);
     answer.take(0, Event::Started { cached_tokens: 5 }, &mut frames);

@@ -17,10 +17,9 @@ use tower_service::Service;
 
 use super::app::App;
 use super::guard::Peer;
+use super::write_timeout::WriteTimeout;
 use super::{router, system};
 
-/// The longest time for the headers of a request to arrive, and for a connection to be idle between requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest size of a request's headers, in bytes.
 const HEADER_BYTES: usize = 64 << 10;
 /// Time for aborted answers to send an error.
@@ -62,7 +61,7 @@ impl Server {
                 let Ok(place) = places.clone().acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((stream, peer)) => {
-                        let connection = serve(stream, peer, router.clone(), closing.clone());
+                        let connection = serve(stream, peer, app.clone(), router.clone(), closing.clone());
                         tokio::spawn(async move {
                             connection.await;
                             drop(place);
@@ -100,7 +99,7 @@ impl Server {
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, mut closing: watch::Receiver<()>) {
+async fn serve(stream: TcpStream, peer: SocketAddr, app: Arc<App>, router: Router, mut closing: watch::Receiver<()>) {
     // Sends each chunk of a stream immediately.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -109,9 +108,9 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, mut closing:
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(app.settings.header_time)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(WriteTimeout::new(stream, app.settings.write_time)), service);
     tokio::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
@@ -17,8 +16,6 @@ use super::error::ApiError;
 
 /// The number of chunks that are buffered for a slow reader before generation pauses.
 const WAITING: usize = 64;
-/// A reader that accepts no data for this long is disconnected.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The format of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +86,7 @@ impl ChunkSender {
     /// Sends the collected chunks.
     ///
     /// # Errors
-    /// The client has disconnected, or accepts no data.
+    /// The client has disconnected.
     pub async fn flush(&self, frames: &mut Frames) -> Result<(), Disconnected> {
         let text = frames.take();
         if text.is_empty() {
@@ -110,10 +107,7 @@ impl ChunkSender {
     }
 
     async fn write(&self, bytes: Bytes) -> Result<(), Disconnected> {
-        match tokio::time::timeout(WRITE_TIMEOUT, self.0.send(bytes)).await {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(Disconnected),
-        }
+        self.0.send(bytes).await.map_err(|_| Disconnected)
     }
 
     /// Completes when the client has disconnected.

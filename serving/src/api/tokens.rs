@@ -27,7 +27,7 @@ struct Tokenize {
 
 pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     let tokenizer = &model.tokenizer;
     let piece = |&token: &u32| String::from_utf8_lossy(tokenizer.token_bytes(token).unwrap_or_default()).into_owned();
@@ -72,7 +72,7 @@ struct Detokenize {
 
 pub async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     block_in_place_if_large(body.len(), || {
         let asked: Detokenize = parse(&body)?;

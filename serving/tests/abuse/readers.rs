@@ -113,6 +113,48 @@ fn survives_slow_readers() {
     });
 }
 
+/// The server has a place for one connection, so that each further request is answered only after the stalled connection was closed.
+#[test]
+fn clients_that_stall_lose_their_connections() {
+    let _alone = shared_server();
+    let second = Duration::from_secs(1);
+    let settings = Settings {
+        max_connections: 1,
+        header_time: second,
+        body_time: second,
+        write_time: second,
+        ..Settings::default()
+    };
+    let server = Running::start_on(Box::new(engine(None)), settings, Options::default());
+    let rest = |mut stream: TcpStream| {
+        let mut rest = Vec::new();
+        // A connection may also be reset, after what was sent before.
+        let _ = stream.read_to_end(&mut rest);
+        String::from_utf8_lossy(&rest).into_owned()
+    };
+    for head in ["", "GET /version HTTP/1.1\r\nhost"] {
+        let stalled = sent(&server, head.as_bytes());
+        assert_eq!(server.get("/version").status, 200, "{head:?}");
+        assert_eq!(rest(stalled), "", "{head:?}");
+    }
+
+    let head = "POST /tokenize HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{\"content\": ";
+    let stalled = sent(&server, head.as_bytes());
+    assert_eq!(server.get("/version").status, 200);
+    let answer = rest(stalled);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("did not arrive in time"), "{answer}");
+
+    // An answer of more megabytes than the system buffers.
+    let many = json!({ "content": "word ".repeat(500_000), "with_pieces": true }).to_string();
+    let stalled = sent(&server, &request("/tokenize", many.as_bytes()));
+    narrow(&stalled);
+    assert_eq!(server.get("/version").status, 200);
+    let answer = rest(stalled);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{}", &answer[..answer.len().min(200)]);
+    let length = answer.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    assert!(length.is_some_and(|length| answer.len() < length), "{length:?}, {} bytes read", answer.len());
+}
+
 /// The events of a stream, without the fields that differ between streams.
 fn data(body: &str) -> Vec<serde_json::Value> {
     let lines = body.lines().filter_map(|line| line.strip_prefix("data: {"));

@@ -4,9 +4,11 @@
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod http;
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::Duration;
 
-use http::{Answer, MODEL, Running};
+use http::{Answer, MODEL, ResponseReader, Running};
 use serde_json::{Value, json};
 use serving::api::{Key, Settings};
 use serving::worker::Options;
@@ -189,6 +191,50 @@ fn answer_beyond_its_deadline_is_ended() {
     assert_eq!(stream.events().last().expect("an event")["error"]["code"], "timeout");
     assert!(stream.body.ends_with("data: [DONE]\n\n"));
     server.wait_for("vllm:num_requests_running", 0.0);
+}
+
+/// A deadline that has passed before the first token.
+#[test]
+fn a_response_that_fails_says_so_in_its_last_event() {
+    let settings = Settings { answer_time: Some(Duration::from_nanos(1)), ..Settings::default() };
+    let server = Running::start(settings, Options::default());
+    let events = server.post("/v1/responses", &json!({ "input": "Tell me a story.", "stream": true })).events();
+    let kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    assert_eq!(kinds, ["response.created", "response.in_progress", "response.failed"]);
+    let numbers: Vec<u64> = events.iter().filter_map(|event| event["sequence_number"].as_u64()).collect();
+    assert_eq!(numbers, [0, 1, 2]);
+    let response = &events[2]["response"];
+    assert_eq!((&response["status"], &response["error"]["code"]), (&json!("failed"), &json!("server_error")));
+    assert!(response["error"]["message"].as_str().is_some_and(|message| message.contains("longer")), "{response}");
+    // It is not stored.
+    let id = response["id"].as_str().expect("an id");
+    assert_eq!(server.get(&format!("/v1/responses/{id}")).status, 404);
+
+    let lines = server.post("/api/generate", &json!({ "prompt": "Tell me a story." })).body;
+    let last: Value = serde_json::from_str(lines.lines().last().expect("a line")).expect("JSON");
+    assert!(last["error"].as_str().is_some_and(|message| message.contains("longer")), "{lines}");
+}
+
+/// A page of another site whose name was made to resolve to this machine: its origin equals the host.
+#[test]
+fn names_of_other_sites_are_not_trusted() {
+    let status = |server: &Running, host: &str| {
+        let mut stream = TcpStream::connect(server.address).expect("connects");
+        let head = format!("host: {host}\r\norigin: http://{host}\r\nconnection: close");
+        write!(stream, "GET /v1/models HTTP/1.1\r\n{head}\r\n\r\n").expect("it reads");
+        ResponseReader::begin(stream).finish().status
+    };
+    let closed = Settings { origins: vec!["http://chat.example".into()], ..Settings::default() };
+    let server = Running::start(closed, Options::default());
+    for (host, expected) in
+        [("evil.example:8080", 403), ("localhost:8080", 200), ("127.0.0.1", 200), ("chat.example", 200)]
+    {
+        assert_eq!(status(&server, host), expected, "{host}");
+    }
+    // A page of another site does not know the key.
+    let keys = vec![Key { name: "ada".into(), secret: "sesame".into() }];
+    let server = Running::start(Settings { keys, ..Settings::default() }, Options::default());
+    assert_eq!(status(&server, "evil.example"), 401);
 }
 
 #[test]

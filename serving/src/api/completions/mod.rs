@@ -37,7 +37,7 @@ pub async fn create(
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     let plan = block_in_place_if_large(body.len(), || Plan::new(model, parse(&body)?, &record))?;
     drop(body);

@@ -227,3 +227,58 @@ impl Answer for OllamaAnswer<'_> {
         frames.fail(error);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use harmony::Harmony;
+
+    use super::*;
+    use crate::api::scripted::{THINK_AND_CALL, feed, function, tokenizer};
+    use crate::api::stream::Form;
+
+    #[test]
+    fn a_chat_that_calls() {
+        let tokenizer = tokenizer();
+        let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
+        let answer = |shows_thinking| {
+            let reader = Reader::Turn(Box::new(Turn::new(&harmony, &[function()], &[], &[])));
+            OllamaAnswer::new(Layout::Chat, "m".into(), "2026-01-01T00:00:00Z".into(), shows_thinking, 10, reader)
+        };
+        let mut whole = answer(true);
+        assert_eq!(feed(&mut whole, &tokenizer, THINK_AND_CALL, Form::Silent), "");
+        let whole = whole.whole();
+        let message = &whole["message"];
+        assert_eq!((&message["thinking"], &message["content"]), (&json!("Ask the tool."), &json!("I look.")));
+        // Arguments are an object, not text as in OpenAI's API.
+        let calls = json!([{ "function": { "name": "f", "arguments": { "a": 1 } } }]);
+        assert_eq!(message["tool_calls"], calls);
+        assert_eq!((&whole["done"], &whole["done_reason"]), (&json!(true), &json!("stop")));
+        let tokens = tokenizer.encode_with_control(THINK_AND_CALL).len();
+        assert_eq!((&whole["prompt_eval_count"], &whole["eval_count"]), (&json!(10), &json!(tokens)));
+
+        let streamed = feed(&mut answer(true), &tokenizer, THINK_AND_CALL, Form::Lines);
+        let lines: Vec<Value> = streamed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let joined =
+            |field: &str| -> String { lines.iter().filter_map(|line| line["message"][field].as_str()).collect() };
+        assert_eq!((joined("thinking"), joined("content")), ("Ask the tool.".into(), "I look.".into()));
+        let with_calls = lines.iter().map(|line| &line["message"]["tool_calls"]).filter(|calls| calls.is_array());
+        assert_eq!(with_calls.collect::<Vec<_>>(), [&calls]);
+        let done: Vec<bool> = lines.iter().map(|line| line["done"] == true).collect();
+        assert_eq!(done.iter().position(|&done| done), Some(lines.len() - 1));
+
+        let hidden = feed(&mut answer(false), &tokenizer, THINK_AND_CALL, Form::Lines);
+        assert!(!hidden.contains("thinking") && hidden.contains("I look."), "{hidden}");
+    }
+
+    /// The model's mistakes are passed on.
+    #[test]
+    fn arguments_that_are_no_json_are_text() {
+        let tokenizer = tokenizer();
+        let harmony = Harmony::new(&tokenizer).expect("harmony's control tokens");
+        let reader = Reader::Turn(Box::new(Turn::new(&harmony, &[function()], &[], &[])));
+        let mut answer = OllamaAnswer::new(Layout::Chat, "m".into(), String::new(), true, 10, reader);
+        let text = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"a\": <|call|>";
+        feed(&mut answer, &tokenizer, text, Form::Silent);
+        assert_eq!(answer.whole()["message"]["tool_calls"][0]["function"]["arguments"], "{\"a\": ");
+    }
+}

@@ -95,7 +95,7 @@ struct Show {
 
 pub async fn show(State(app): State<Arc<App>>, request: HttpRequest) -> Result<Response, OllamaError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     let asked: Show = parse(&body)?;
     model.resolve(asked.model.or(asked.name).as_deref())?;
@@ -120,7 +120,7 @@ pub async fn chat(
     request: HttpRequest,
 ) -> Result<Response, OllamaError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     let plan = block_in_place_if_large(body.len(), || Plan::of_chat(model, parse(&body)?, &record))?;
     drop(body);
@@ -133,7 +133,7 @@ pub async fn generate(
     request: HttpRequest,
 ) -> Result<Response, OllamaError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     let plan = block_in_place_if_large(body.len(), || Plan::of_generate(model, parse(&body)?, &record))?;
     drop(body);

@@ -47,7 +47,7 @@ pub async fn create(
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     let owner = owner(&app, &record);
     let plan = block_in_place_if_large(body.len(), || Plan::new(&app, model, parse(&body)?, &record, &owner))?;
@@ -75,7 +75,7 @@ pub async fn input_tokens(
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
     app.model()?;
-    let body = read(request, app.settings.max_body).await?;
+    let body = read(request, &app.settings).await?;
     let model = app.model()?;
     let owner = owner(&app, &record);
     let plan = block_in_place_if_large(body.len(), || Plan::new(&app, model, parse(&body)?, &record, &owner))?;
