@@ -142,6 +142,28 @@ fn mlx_answers() {
     assert!(checks.as_array().is_some_and(|checks| checks.len() > 40), "{checks}");
 }
 
+/// llama.cpp rounds activations to 8 bits, so its figures are only close to those of our engine.
+#[test]
+fn llama_cpp_answers() {
+    if !has("llama.cpp", "llama_cpp_answers") {
+        return;
+    }
+    let suites = ["eval", "embedded", "--suite", "arithmetic_low", "--suite", "stories", "--limit", "5", "--json"];
+    let by =
+        |engine: &str| report(&[&suites[..], &["--engine", engine, "--rope", "truncated", "--device", "cpu"]].concat());
+    let (theirs, ours) = (by("llama.cpp"), by("cached"));
+    assert_eq!(theirs["engine"], "llama.cpp");
+    let suite = |report: &Value, name: &str, number: &str| report["suites"][name][number].as_f64().expect("a number");
+    let right = |report: &Value| suite(report, "arithmetic_low", "accuracy");
+    let perplexity = |report: &Value| suite(report, "stories", "perplexity");
+    // Of five questions, one may differ.
+    assert!((right(&theirs) - right(&ours)).abs() < 0.21, "{theirs} and {ours}");
+    assert!((perplexity(&theirs) / perplexity(&ours) - 1.0).abs() < 0.02, "{theirs} and {ours}");
+
+    let checks = report(&["gates", "--engine", "llama.cpp", "--device", "cpu", "--json"]);
+    assert!(checks.as_array().is_some_and(|checks| !checks.is_empty()), "{checks}");
+}
+
 #[test]
 fn mlx_serves() {
     if !has("mlx", "mlx_serves") {
