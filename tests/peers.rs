@@ -138,8 +138,17 @@ fn mlx_answers() {
     assert_eq!(found[0]["engine"], "mlx");
     assert_eq!(found[0]["results"].as_array().map(Vec::len), Some(6), "{found}");
 
-    let checks = report(&["gates", "--engine", "mlx", "--device", "cpu", "--json"]);
-    assert!(checks.as_array().is_some_and(|checks| checks.len() > 40), "{checks}");
+    let found = report(&["gates", "--engine", "mlx", "--device", "cpu", "--json"]);
+    assert_eq!(found["engine"], "mlx");
+    assert!(found["checks"].as_array().is_some_and(|checks| checks.len() > 40), "{found}");
+
+    let mut chat = gptoss(&["chat", "embedded", "--reasoning", "low"]);
+    chat.args(on_cpu).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut chat = chat.spawn().expect("the program starts");
+    chat.stdin.take().expect("piped").write_all(b"What is 8 + 9?\n").expect("it listens");
+    let output = chat.wait_with_output().expect("it ends");
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(answer.contains("8 + 9 = 17."), "{answer}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// llama.cpp rounds activations to 8 bits, so its figures are only close to those of our engine.
@@ -160,8 +169,8 @@ fn llama_cpp_answers() {
     assert!((right(&theirs) - right(&ours)).abs() < 0.21, "{theirs} and {ours}");
     assert!((perplexity(&theirs) / perplexity(&ours) - 1.0).abs() < 0.02, "{theirs} and {ours}");
 
-    let checks = report(&["gates", "--engine", "llama.cpp", "--device", "cpu", "--json"]);
-    assert!(checks.as_array().is_some_and(|checks| !checks.is_empty()), "{checks}");
+    let found = report(&["gates", "--engine", "llama.cpp", "--device", "cpu", "--json"]);
+    assert!(found["checks"].as_array().is_some_and(|checks| !checks.is_empty()), "{found}");
 }
 
 #[test]
