@@ -1,6 +1,6 @@
-"""Reads the records in `measurements/` for the notebooks: the output of `gptoss compare`, `gptoss bench --json`, `gptoss profile --json` and
-`notebooks/bench`, and figures transcribed from READMEs. `measurements/earlier` is not read: its records are of earlier versions of gptoss,
-and only READMEs use them."""
+"""Reads the records in `measurements/` for the notebooks: the output of `gptoss compare`, of the commands `bench`, `profile`, `memory` and
+`gates` with `--json`, and of `notebooks/bench`, and figures transcribed from READMEs. `measurements/earlier` is not read: its records are of
+earlier versions of gptoss, and only READMEs use them."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,7 @@ STYLE = {"figure.figsize": (8, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.
 SPEEDS = ["machine", "model", "engine", "turn", "what", "depth", "batch", "tokens", "tok_s", "tok_s_min", "tok_s_max", "roofline"]
 RUNS = ["machine", "model", "engine", "turn", "start_ms", "start_to_first_token_ms", "first_ms", "peak_gb", "own_gb", "device_gb", "rope", "device"]
 AGREEMENTS = ["machine", "model", "engine", "turn", "rope", "against", "rms", "max", "tokens", "likeliest_equal", "greedy", "greedy_equal"]
+CHECKS = ["machine", "engine", "case", "tensor", "rms", "max", "rms_limit", "max_limit", "passed"]
 BENCHES = ["machine", "group", "function", "value", "ns", "ns_min", "ns_max", "bytes", "elements"]
 SPANS = ["machine", "model", "phase", "workload", "depth", "tokens", "sequences", "operation", "layer", "ms", "gb_s"]
 SOURCE = ["date", "source"]
@@ -104,6 +105,15 @@ def agreements():
                 own = {name: run.get(name) for name in ("engine", "turn", "rope")}
                 rows.append({**common(record, run.get("device")), **own, "against": against, **distance})
     return table(rows, AGREEMENTS)
+
+
+def checks():
+    """A row for each tensor that `gptoss gates` compared with MLX's: errors over the tensor's standard deviation."""
+    rows = []
+    for record in of_format("gptoss gates"):
+        place = {"machine": where(record, record["device"]), "date": record["date"][:10], "source": record["source"]}
+        rows += [{**place, "engine": record["engine"] or PHASES.get(check["phase"]), **check} for check in record["checks"]]
+    return table(rows, CHECKS)
 
 
 def benches():

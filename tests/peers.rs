@@ -138,8 +138,39 @@ fn mlx_answers() {
     assert_eq!(found[0]["engine"], "mlx");
     assert_eq!(found[0]["results"].as_array().map(Vec::len), Some(6), "{found}");
 
-    let checks = report(&["gates", "--engine", "mlx", "--device", "cpu", "--json"]);
-    assert!(checks.as_array().is_some_and(|checks| checks.len() > 40), "{checks}");
+    let found = report(&["gates", "--engine", "mlx", "--device", "cpu", "--json"]);
+    assert_eq!(found["engine"], "mlx");
+    assert!(found["checks"].as_array().is_some_and(|checks| checks.len() > 40), "{found}");
+
+    let mut chat = gptoss(&["chat", "embedded", "--reasoning", "low"]);
+    chat.args(on_cpu).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut chat = chat.spawn().expect("the program starts");
+    chat.stdin.take().expect("piped").write_all(b"What is 8 + 9?\n").expect("it listens");
+    let output = chat.wait_with_output().expect("it ends");
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(answer.contains("8 + 9 = 17."), "{answer}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// llama.cpp rounds activations to 8 bits, so its figures are only close to those of our engine.
+#[test]
+fn llama_cpp_answers() {
+    if !has("llama.cpp", "llama_cpp_answers") {
+        return;
+    }
+    let suites = ["eval", "embedded", "--suite", "arithmetic_low", "--suite", "stories", "--limit", "5", "--json"];
+    let by =
+        |engine: &str| report(&[&suites[..], &["--engine", engine, "--rope", "truncated", "--device", "cpu"]].concat());
+    let (theirs, ours) = (by("llama.cpp"), by("cached"));
+    assert_eq!(theirs["engine"], "llama.cpp");
+    let suite = |report: &Value, name: &str, number: &str| report["suites"][name][number].as_f64().expect("a number");
+    let right = |report: &Value| suite(report, "arithmetic_low", "accuracy");
+    let perplexity = |report: &Value| suite(report, "stories", "perplexity");
+    // Of five questions, one may differ.
+    assert!((right(&theirs) - right(&ours)).abs() < 0.21, "{theirs} and {ours}");
+    assert!((perplexity(&theirs) / perplexity(&ours) - 1.0).abs() < 0.02, "{theirs} and {ours}");
+
+    let found = report(&["gates", "--engine", "llama.cpp", "--device", "cpu", "--json"]);
+    assert!(found["checks"].as_array().is_some_and(|checks| !checks.is_empty()), "{found}");
 }
 
 #[test]

@@ -11,9 +11,11 @@ use phase2_forward::{ComputeDevice, DeviceChoice, ModelNeeds};
 use serde_json::json;
 
 use crate::args::{EngineArgs, FastArgs, Gates};
-use crate::commands::print;
+use crate::commands::{print, record};
 use crate::peer;
 
+/// The format name by which the notebooks recognize records.
+const FORMAT: &str = "gptoss gates 1";
 /// The limit for llama.cpp, which rounds activations to 8 bits (on a GPU, 16) before products with packed weights.
 const ROUNDED: Limit = Limit { rms: 3e-2, max: 3e-1 };
 
@@ -32,11 +34,11 @@ pub fn run(args: &Gates) -> Result<ExitCode> {
     for gate in args.phase.map_or(Gate::ALL.to_vec(), |gate| vec![gate]) {
         let checks = gates::run(gate, &goldens, &device)?;
         if !show(args, &format!("phase {}", gate.phase()), Some(gate.phase()), &checks, &mut report)? {
-            print_report(args, &report)?;
+            print_report(args, Some(&device.name), &report)?;
             return Ok(ExitCode::FAILURE);
         }
     }
-    print_report(args, &report)?;
+    print_report(args, Some(&device.name), &report)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -61,7 +63,7 @@ fn run_peer(args: &Gates, peer: Peer, goldens: &Goldens) -> Result<ExitCode> {
     }
     let mut report = Vec::new();
     let passed = show(args, peer.title(), None, &checks, &mut report)?;
-    print_report(args, &report)?;
+    print_report(args, None, &report)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -118,9 +120,15 @@ fn to_json(phase: Option<u8>, check: &Check) -> serde_json::Value {
     })
 }
 
-fn print_report(args: &Gates, report: &[serde_json::Value]) -> Result<()> {
+/// Prints the record of all checks. The device of a peer is not known here.
+fn print_report(args: &Gates, device: Option<&str>, checks: &[serde_json::Value]) -> Result<()> {
     if args.json {
-        print(&format!("{:#}\n", serde_json::Value::from(report)))?;
+        let engine = args.engine.map(Peer::name);
+        let mut content = json!({ "format": FORMAT, "engine": engine, "device": device, "checks": checks });
+        for (name, value) in record::origin(&[]) {
+            content[name] = value;
+        }
+        print(&format!("{content:#}\n"))?;
     }
     Ok(())
 }

@@ -10,8 +10,11 @@ use phase5_flash::cache_bytes;
 use serde_json::json;
 
 use crate::args::{EngineKind, Memory};
-use crate::commands::{print, size};
+use crate::commands::{print, record, size};
 use crate::model::{self, LoadedModel, SEQUENCE};
+
+/// The format name by which the notebooks recognize records.
+const FORMAT: &str = "gptoss memory 1";
 
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
@@ -55,13 +58,17 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         }
     };
     if args.json {
-        let report = json!({
+        let mut report = json!({
+            "format": FORMAT,
             "context": context, "device": device.name, "engine": kind.name(), "phase": phase, "parts": plan.parts,
             "cache_at_most": cache_at_most,
             "mapped": plan.at(MemoryKind::Mapped), "host": plan.at(MemoryKind::Host),
             "device_bytes": plan.at(MemoryKind::Device),
-            "before": before, "after": after,
+            "before": before, "after": after, "model": record::model(&args.model, &checkpoint),
         });
+        for (name, value) in record::origin(std::slice::from_ref(&args.model)) {
+            report[name] = value;
+        }
         print(&format!("{report:#}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }

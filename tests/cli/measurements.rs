@@ -93,7 +93,10 @@ fn eval_scores_the_embedded_model() {
 #[test]
 fn gates_pass_and_fail() {
     let report = json(&["gates", "--device", "cpu", "--json"]);
-    let checks = report.as_array().expect("an array");
+    assert_eq!(report["format"], "gptoss gates 1");
+    assert!(report["engine"].is_null() && report["machine"].is_string() && report["date"].is_string(), "{report}");
+    assert_eq!((&report["device"], &report["command"]), (&"cpu".into(), &"gptoss gates --device cpu --json".into()));
+    let checks = report["checks"].as_array().expect("an array");
     assert!(checks.iter().all(|check| check["passed"] == true));
     for phase in [1, 2, 3, 5] {
         assert!(checks.iter().any(|check| check["phase"] == phase), "phase {phase}");

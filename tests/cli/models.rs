@@ -52,7 +52,9 @@ fn commands_take_the_layers_and_experts_of_120b() {
     let results = json(&[&bench[..], &["--engine", "cached,flash"]].concat());
     assert_eq!(results.as_array().expect("an array").len(), 2);
     let memory = json(&["memory", &model, "--device", "cpu", "--context", "100", "--observe", "--json"]);
-    assert_eq!(memory["context"], 100);
+    assert_eq!((&memory["context"], &memory["format"]), (&100.into(), &"gptoss memory 1".into()));
+    assert_eq!(memory["model"]["layers"], 36);
+    assert!(memory["machine"].is_string() && memory["date"].is_string() && memory["command"].is_string(), "{memory}");
     let profiles = json(&["profile", &model, "--device", "cpu", "--steps", "1", "--json"]);
     let spans = profiles[0]["steps"][0]["spans"].as_array().expect("an array");
     assert_eq!(spans.iter().filter_map(|span| span["layer"].as_u64()).max(), Some(35));

@@ -134,11 +134,7 @@ mod tests {
 
     #[test]
     fn keys_are_parsed_and_authorize() {
-        let keys = Key::parse_lines("# team
-secret-1
-
-  ada  secret-2 
-", 0);
+        let keys = Key::parse_lines("# team\nsecret-1\n\n  ada  secret-2 \n", 0);
         let names: Vec<_> = keys.iter().map(|key| (key.name.as_str(), key.secret.as_str())).collect();
         assert_eq!(names, [("key1", "secret-1"), ("ada", "secret-2")]);
         assert_eq!(Key::parse_lines("secret-3", 2)[0].name, "key3");
