@@ -1,6 +1,7 @@
 //! Filling a matrix: threads pack its rows in the device's layout directly into the buffers that are copied to it.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use cubecl::CubeElement;
 use cubecl::wgpu::wgpu;
@@ -65,7 +66,9 @@ impl Unfilled {
                 let scale_bytes = if is_last { all_scale_bytes - scales_at } else { count * groups.scale_bytes };
                 let buffer = upload.writable(code_bytes + scale_bytes)?;
                 let chunk = Chunk { first: part.first_row / ROW_GROUP + first, count, code_bytes, scale_bytes };
+                let start = Instant::now();
                 largest = largest.max(groups.pack(&buffer, chunk).map_err(|error| upload.failure(error))?);
+                upload.packed_in(start.elapsed());
                 let regions = [
                     Region { from: 0, target: codes, at: codes_at, bytes: code_bytes },
                     Region { from: code_bytes, target: scales, at: scales_at, bytes: scale_bytes },
@@ -187,6 +190,7 @@ mod tests {
     use formats::BLOCK;
 
     use super::*;
+    use crate::matrix::Part;
     use crate::testing::{OwnDevice, Random, device};
 
     /// The words of a block's codes, in which code i of MXFP4 is nibble i.
@@ -248,10 +252,15 @@ mod tests {
             sizes.len() <= 4 && sizes.iter().all(|&size| size <= (64 << 10).max(2 * chunk as u64)),
             "{context}: {sizes:?}"
         );
-        upload.finish().expect(&context);
+        let times = upload.finish().expect(&context);
 
         let [codes, scales] = laid_out(storage, shape, &packed);
         let (row_words, group_scales) = (row_words(&matrix), matrix.blocks() * scale_words(storage));
+        let part_bytes = |part: &Part| {
+            let groups = part.rows.div_ceil(ROW_GROUP);
+            groups * ROW_GROUP * row_words * 4 + (groups * group_scales * 4).next_multiple_of(16)
+        };
+        assert_eq!(times.bytes, matrix.parts().iter().map(part_bytes).sum::<usize>() as u64, "{context}");
         for part in matrix.parts() {
             let groups = part.rows.div_ceil(ROW_GROUP);
             let expected = &codes[part.first_row * row_words..][..groups * ROW_GROUP * row_words];
