@@ -137,32 +137,30 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
     }
 
     /// Packs groups into their own views. A view's memory may be slow to read and to write in small pieces, so each group is first packed in
-    /// the CPU's cache.
+    /// the CPU's cache, and the scales of all groups are written together: those of one group are not whole cache lines.
     fn pack_run(
         &self,
         groups: Range<usize>,
         codes_view: &mut wgpu::BufferViewMut,
-        mut scales_view: Option<&mut wgpu::BufferViewMut>,
+        scales_view: Option<&mut wgpu::BufferViewMut>,
     ) -> f32 {
         let mut largest = 0.0f32;
         let mut codes = vec![0u32; self.code_bytes / 4];
-        let mut scales = vec![0u32; self.scale_bytes / 4];
-        let (mut codes_at, mut scales_at) = (0, 0);
+        let group_scales = self.scale_bytes / 4;
+        let mut scales = vec![0u32; groups.len() * group_scales];
+        let mut done = 0;
         let mut pack_group = |rows: [Option<&[u8]>; ROW_GROUP]| {
-            scales.fill(0);
+            let scales = &mut scales[done * group_scales..][..group_scales];
             let row_words = codes.len() / ROW_GROUP;
             for (number, (row, codes)) in rows.into_iter().zip(codes.chunks_exact_mut(row_words)).enumerate() {
                 match row {
-                    Some(row) => largest = largest.max(pack_row(self.storage, row, codes, number, &mut scales)),
+                    Some(row) => largest = largest.max(pack_row(self.storage, row, codes, number, scales)),
                     None => codes.fill(0),
                 }
             }
+            let codes_at = done * self.code_bytes;
             codes_view.slice(codes_at..codes_at + self.code_bytes).copy_from_slice(u32::as_bytes(&codes));
-            codes_at += self.code_bytes;
-            if let Some(view) = &mut scales_view {
-                view.slice(scales_at..scales_at + self.scale_bytes).copy_from_slice(u32::as_bytes(&scales));
-                scales_at += self.scale_bytes;
-            }
+            done += 1;
         };
         let matrix_groups = self.matrix_rows.div_ceil(ROW_GROUP);
         let mut group = groups.start;
@@ -179,7 +177,9 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
             group += end - first;
         }
         if let Some(view) = scales_view {
-            view.slice(scales_at..).fill(0);
+            let scales = u32::as_bytes(&scales);
+            view.slice(..scales.len()).copy_from_slice(scales);
+            view.slice(scales.len()..).fill(0);
         }
         largest
     }
