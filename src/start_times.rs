@@ -48,6 +48,8 @@ impl StartTimes {
         self.add("first step", *first_step);
         self.add_part("weights: creating buffers", upload.creating);
         self.parts.push(Stage { name: "weights: packing", time: upload.packing, bytes, count: None });
+        self.add_part("weights: reading, sum of threads", upload.threads_reading);
+        self.add_part("weights: packing and writing, sum of threads", upload.threads_writing);
         self.add_part("weights: submitting copies", upload.submitting);
         self.add_part("weights: waiting for copies", upload.waiting);
         let name = if warm_up.is_complete { "warm-up, complete" } else { "warm-up, cut short" };

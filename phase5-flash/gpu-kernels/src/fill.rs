@@ -1,7 +1,7 @@
 //! Filling a matrix: threads pack its rows in the device's layout directly into the buffers that are copied to it.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cubecl::CubeElement;
 use cubecl::wgpu::wgpu;
@@ -67,8 +67,9 @@ impl Unfilled {
                 let buffer = upload.writable(code_bytes + scale_bytes)?;
                 let chunk = Chunk { first: part.first_row / ROW_GROUP + first, count, code_bytes, scale_bytes };
                 let start = Instant::now();
-                largest = largest.max(groups.pack(&buffer, chunk).map_err(|error| upload.failure(error))?);
-                upload.packed_in(start.elapsed());
+                let packed = groups.pack(&buffer, chunk).map_err(|error| upload.failure(error))?;
+                upload.add_packing(start.elapsed(), packed.reading, packed.writing);
+                largest = largest.max(packed.largest);
                 let regions = [
                     Region { from: 0, target: codes, at: codes_at, bytes: code_bytes },
                     Region { from: code_bytes, target: scales, at: scales_at, bytes: scale_bytes },
@@ -90,6 +91,26 @@ struct Chunk {
     /// Bytes of all codes, which come first, and of all scales with their padding.
     code_bytes: usize,
     scale_bytes: usize,
+}
+
+/// The result of packing some groups.
+#[derive(Clone, Copy, Default)]
+struct Packed {
+    /// An upper bound of the values' magnitudes.
+    largest: f32,
+    /// Sums over all threads.
+    reading: Duration,
+    writing: Duration,
+}
+
+impl Packed {
+    fn and(self, other: Packed) -> Packed {
+        Packed {
+            largest: self.largest.max(other.largest),
+            reading: self.reading + other.reading,
+            writing: self.writing + other.writing,
+        }
+    }
 }
 
 /// The rows of a stack in groups; the last group of each matrix is padded.
@@ -118,11 +139,11 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
         }
     }
 
-    /// Packs groups into a mapped buffer, and returns an upper bound of their values' magnitudes.
-    fn pack(&self, buffer: &wgpu::Buffer, chunk: Chunk) -> Result<f32, wgpu::MapRangeError> {
+    /// Packs groups into a mapped buffer.
+    fn pack(&self, buffer: &wgpu::Buffer, chunk: Chunk) -> Result<Packed, wgpu::MapRangeError> {
         // Views begin at multiples of 8 bytes, and the scales of a group may have 4.
         let run = (RUN / (self.code_bytes + self.scale_bytes)).max(1).next_multiple_of(2);
-        let pack = |number: usize| -> Result<f32, wgpu::MapRangeError> {
+        let pack = |number: usize| -> Result<Packed, wgpu::MapRangeError> {
             let (start, end) = (number * run, chunk.count.min((number + 1) * run));
             let view = |from: usize, to: usize| buffer.get_mapped_range_mut(from as u64..to as u64);
             let mut codes = view(start * self.code_bytes, end * self.code_bytes)?;
@@ -133,7 +154,7 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
             };
             Ok(self.pack_run(chunk.first + start..chunk.first + end, &mut codes, scales.as_mut()))
         };
-        (0..chunk.count.div_ceil(run)).into_par_iter().map(pack).try_reduce(|| 0.0, |a, b| Ok(f32::max(a, b)))
+        (0..chunk.count.div_ceil(run)).into_par_iter().map(pack).try_reduce(Packed::default, |a, b| Ok(a.and(b)))
     }
 
     /// Packs groups into their own views. A view's memory may be slow to read and to write in small pieces, so each group is first packed in
@@ -143,7 +164,8 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
         groups: Range<usize>,
         codes_view: &mut wgpu::BufferViewMut,
         scales_view: Option<&mut wgpu::BufferViewMut>,
-    ) -> f32 {
+    ) -> Packed {
+        let (start, mut reading) = (Instant::now(), Duration::ZERO);
         let mut largest = 0.0f32;
         let mut codes = vec![0u32; self.code_bytes / 4];
         let group_scales = self.scale_bytes / 4;
@@ -168,7 +190,9 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
             let (matrix, first) = (group / matrix_groups, group % matrix_groups);
             let end = matrix_groups.min(first + groups.end - group);
             let rows = first * ROW_GROUP..self.matrix_rows.min(end * ROW_GROUP);
+            let before = Instant::now();
             let packed = (self.rows)(matrix * self.matrix_rows + rows.start..matrix * self.matrix_rows + rows.end);
+            reading += before.elapsed();
             assert_eq!(packed.as_ref().len(), rows.len() * self.row_bytes, "the bytes of {} rows", rows.len());
             let mut rows = packed.as_ref().chunks_exact(self.row_bytes);
             for _ in first..end {
@@ -181,7 +205,7 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
             view.slice(..scales.len()).copy_from_slice(scales);
             view.slice(scales.len()..).fill(0);
         }
-        largest
+        Packed { largest, reading, writing: start.elapsed().saturating_sub(reading) }
     }
 }
 

@@ -36,8 +36,12 @@ pub struct UploadTimes {
     pub total: Duration,
     /// Creating host-visible buffers.
     pub creating: Duration,
-    /// All threads packing rows into host-visible buffers. It includes page faults and reading the file.
+    /// Waiting for all threads that pack rows into host-visible buffers.
     pub packing: Duration,
+    /// Sum over these threads: getting rows. This includes page faults and reading the file.
+    pub threads_reading: Duration,
+    /// Sum over these threads: packing rows and writing them to host-visible memory.
+    pub threads_writing: Duration,
     /// Encoding and submitting copies.
     pub submitting: Duration,
     /// Waiting for the device to copy.
@@ -126,9 +130,11 @@ impl Upload {
         }
     }
 
-    /// Adds to the time in which rows were packed.
-    pub(crate) fn packed_in(&mut self, time: Duration) {
-        self.times.packing += time;
+    /// Adds to the times of packing.
+    pub(crate) fn add_packing(&mut self, all: Duration, threads_reading: Duration, threads_writing: Duration) {
+        self.times.packing += all;
+        self.times.threads_reading += threads_reading;
+        self.times.threads_writing += threads_writing;
     }
 
     /// Submits copies from a buffer that was returned by [`Upload::writable`] and has been filled.
