@@ -16,6 +16,7 @@ mod peer;
 mod prompt_bar;
 mod running;
 mod saved;
+mod start_times;
 mod tools;
 
 use std::process::ExitCode;

@@ -1,26 +1,34 @@
 //! From the name of a model to an engine that is ready to run, with messages on stderr.
 
 use std::path::Path;
+use std::thread::available_parallelism;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use phase1_loading::{Checkpoint, GptOssConfig, Tokenizer, YarnRamp, is_foreign_name};
-use phase2_forward::{ComputeDevice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
+use phase1_loading::{Checkpoint, GptOssConfig, ReadAhead, Tokenizer, YarnRamp, is_foreign_name};
+use phase2_forward::{ComputeDevice, DeviceChoice, GptOss, Inspect, ModelNeeds, RecomputeEngine, SequenceId};
 use phase3_kvcache::{CacheType, CachedEngine, PREFILL_CHUNK};
-use phase4_profiling::{CostModel, EngineSetup, MemoryKind, MemoryPlan, cache_directory};
+use phase4_profiling::{CostModel, EngineSetup, HostMemory, MemoryKind, MemoryPlan, cache_directory};
 use phase5_flash::CpuEngine;
-use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning};
+use phase5_flash::gpu::{GpuEngine, Options, TunedFor, Tuning, in_order_of_upload};
 
 use crate::args::{EngineArgs, EngineKind};
 use crate::embedded::{EMBEDDED, EMBEDDED_MODEL, EMBEDDED_NAME, EMBEDDED_PATH};
 use crate::peer;
 use crate::running::Running;
+use crate::start_times::StartTimes;
 
 /// The sequence of all commands that use only one.
 pub const SEQUENCE: SequenceId = 0;
 
 /// Tokens of a typical conversation, for which a device should have memory.
 pub const USUAL_CONTEXT: usize = 4096;
+
+/// Models with fewer bytes are loaded in less time than a GPU takes to start.
+const LEAST_READ_AHEAD: u64 = 256 << 20;
+/// The most threads that read ahead: page faults of more threads delay each other.
+const READING_THREADS: usize = 8;
 
 /// Opens a model; `embedded` is the embedded model, unless a file with that name exists.
 pub fn open(model: &Path) -> Result<Checkpoint> {
@@ -103,18 +111,25 @@ pub struct LoadedModel {
     pub kind: EngineKind,
     /// The type of the engine's KV cache.
     pub cache: CacheType,
+    /// How long the stages of the start took.
+    pub times: StartTimes,
 }
 
 impl LoadedModel {
     /// Finds a device, prints it with the reason, loads the model, and prints the engine.
     pub fn start(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<LoadedModel> {
+        let (mut times, start) = (StartTimes::default(), Instant::now());
         if let Some(peer) = args.kind().peer() {
             let (engine, device) = peer::start(peer, checkpoint, args)?;
             let cache = if engine.hello().dtype == "float32" { CacheType::F32 } else { CacheType::F16 };
             let engine = Running::Peer(Box::new(engine));
-            return Ok(LoadedModel { engine, device, kind: args.kind(), cache });
+            times.add("peer", start.elapsed());
+            return Ok(LoadedModel { engine, device, kind: args.kind(), cache, times });
         }
+        let _read_ahead = read_ahead(checkpoint, args);
         let device = find_device(checkpoint, args)?;
+        times.add("device", start.elapsed());
+        let start = Instant::now();
         eprintln!("device: {} ({})", device.name, device.reason);
         let (kind, cache, fast) = (args.kind(), args.cache_type(&device), &args.fast);
         let title = kind.title();
@@ -129,7 +144,7 @@ impl LoadedModel {
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);
-        let mut details = String::new();
+        let (mut details, mut gpu_times) = (String::new(), None);
         let engine: Box<dyn Inspect> = match kind {
             EngineKind::Mlx | EngineKind::LlamaCpp => unreachable!("peers are started above"),
             EngineKind::Reference => {
@@ -149,12 +164,18 @@ impl LoadedModel {
                 }
                 let (exact, tuning) = (fast.exact, kept_tuning(checkpoint, &device));
                 let options = Options { kv: cache, kv_bytes: fast.kv_memory, exact, tuning, ..Options::default() };
-                Box::new(GpuEngine::load(checkpoint, &device, options, progress)?)
+                let engine = GpuEngine::load(checkpoint, &device, options, progress)?;
+                gpu_times = Some(engine.load_times());
+                Box::new(engine)
             }
         };
+        match gpu_times {
+            Some(gpu_times) => times.add_gpu_load(&gpu_times),
+            None => times.add("model", start.elapsed()),
+        }
         bar.finish_and_clear();
         eprintln!("engine: {} ({title}){details}", kind.name());
-        Ok(LoadedModel { engine: Running::Ours(engine), device, kind, cache })
+        Ok(LoadedModel { engine: Running::Ours(engine), device, kind, cache, times })
     }
 
     /// The cost model of this engine's steps. Phase 2 has no cache to read or write.
@@ -171,12 +192,31 @@ impl LoadedModel {
             false => eprintln!("model: {}", checkpoint.path.display()),
         }
         std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| checkpoint.tokenizer());
-            let loaded = LoadedModel::start(checkpoint, args)?;
-            let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            Ok((loaded, tokenizer))
+            let tokenizer = scope.spawn(|| {
+                let start = Instant::now();
+                (checkpoint.tokenizer(), start.elapsed())
+            });
+            let mut loaded = LoadedModel::start(checkpoint, args)?;
+            let start = Instant::now();
+            let (tokenizer, time) = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            loaded.times.add("end of tokenizer", start.elapsed());
+            loaded.times.add_part("tokenizer", time);
+            Ok((loaded, tokenizer?))
         })
     }
+}
+
+/// Begins to read the weights while a GPU starts, unless they are small or take more than half of the available memory, where they might
+/// be displaced before they are needed.
+fn read_ahead(checkpoint: &Checkpoint, args: &EngineArgs) -> Option<ReadAhead> {
+    let (bytes, may_use_gpu) = (checkpoint.weight_bytes(), args.device != DeviceChoice::Cpu);
+    if args.kind() != EngineKind::Flash || !may_use_gpu || bytes < LEAST_READ_AHEAD {
+        return None;
+    }
+    let memory = HostMemory::of_this_machine();
+    let room = memory.available?.min(memory.limit.unwrap_or(u64::MAX));
+    let threads = available_parallelism().map_or(1, usize::from) / 2;
+    (bytes <= room / 2).then(|| ReadAhead::start(in_order_of_upload(checkpoint), threads.clamp(1, READING_THREADS)))
 }
 
 /// The stored result of `gptoss tune` for this model and GPU; `None`, with a message, if it cannot be used.

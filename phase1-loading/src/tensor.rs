@@ -143,6 +143,16 @@ impl HostTensor {
         self.rows() * self.row_bytes()
     }
 
+    /// The parts of the file from which the rows are read.
+    pub(crate) fn stored(&self) -> Vec<Bytes> {
+        match &self.storage {
+            Storage::Packed(data) => vec![data.clone()],
+            Storage::Planes(planes) => vec![planes.codes.clone(), planes.scales.clone(), planes.biases.clone()],
+            Storage::Columns(columns) => vec![columns.data.clone()],
+            Storage::Rows(rows) => vec![rows.data.clone()],
+        }
+    }
+
     /// Whether the rows lie one after another in the mapped file, so that [`HostTensor::packed`] copies nothing.
     pub fn is_contiguous(&self) -> bool {
         matches!(self.storage, Storage::Packed(_))

@@ -55,6 +55,7 @@ fn one(args: &Bench, kind: EngineKind, kv: Option<CacheType>) -> Result<Value> {
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let mut report = measured(args, &checkpoint, &engine_args, &mut loaded)?;
     report["load_ms"] = json!(load_ms);
+    report["start"] = loaded.times.to_json();
     report["format"] = json!(FORMAT);
     for (name, value) in record::origin(std::slice::from_ref(&args.model)) {
         report[name] = value;
@@ -179,6 +180,19 @@ fn table(engines: &[Value]) -> String {
             bytes("anonymous_bytes"),
             bytes("device_bytes"),
         );
+        text += &start_lines(&engine["start"]);
     }
     text
+}
+
+/// The stages of a start, and what happened inside or beside them, one line each.
+fn start_lines(start: &Value) -> String {
+    let stage = |stage: &Value| {
+        let (name, ms) = (stage["name"].as_str().unwrap_or_default(), stage["ms"].as_f64().unwrap_or_default());
+        let rate = stage["gb_s"].as_f64().map_or(String::new(), |rate| format!(" ({rate:.1} GB/s)"));
+        format!("{name} {:.2} s{rate}", ms / 1e3)
+    };
+    let list = |of: &str| start[of].as_array().into_iter().flatten().map(stage).collect::<Vec<_>>().join(", ");
+    let lines = [("start", list("stages")), ("meanwhile", list("parts"))];
+    lines.into_iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| format!("  {name}: {list}\n")).collect()
 }

@@ -28,11 +28,14 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
     let start = Instant::now();
     let (model, text, ask) = model_and_prompt(args)?;
     let checkpoint = model::open_with(Path::new(model), &args.reply.engine)?;
+    let opened = start.elapsed();
     let (mut loaded, tokenizer) = LoadedModel::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
+    loaded.times.add_first("file", opened);
     let reply = match ask {
         true => answer(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
         false => continuation(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
     };
+    loaded.times.add("first token", reply.generated.time_to_first_token);
     if args.json {
         print(&format!("{:#}\n", to_json(&reply, &mut loaded)))?;
     } else {
@@ -240,6 +243,7 @@ fn to_json(reply: &Reply, loaded: &mut LoadedModel) -> serde_json::Value {
         "finish_reason": finish_name(&generated.finish),
         "load_ms": milliseconds(*load_time),
         "ttft_ms": milliseconds(generated.time_to_first_token),
+        "start": loaded.times.to_json(),
         "prefill_tok_s": generated.prefill_rate(*prompt_tokens),
         "decode_tok_s": generated.decode_rate(),
         "peak_rss_bytes": peak,

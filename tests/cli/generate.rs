@@ -45,6 +45,15 @@ fn generate_writes_json_for_scripts() {
             assert!(object[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {object}");
         }
         assert!(object["text"].is_string());
+        let stages = object["start"]["stages"].as_array().expect("an array");
+        assert_eq!(
+            stages.iter().map(|stage| stage["name"].as_str().expect("a name")).collect::<Vec<_>>(),
+            ["file", "device", "model", "end of tokenizer", "first token"]
+        );
+        let sum: f64 = stages.iter().map(|stage| stage["ms"].as_f64().expect("a number")).sum();
+        let whole = object["load_ms"].as_f64().expect("a number") + object["ttft_ms"].as_f64().expect("a number");
+        assert!(sum > 0.0 && sum <= whole, "{object}");
+        assert_eq!(object["start"]["parts"][0]["name"], "tokenizer");
     }
 }
 

@@ -68,6 +68,7 @@ fn bench_compares_prefill_with_and_without_concurrent_decoding() {
     }
     let text = stdout(&[&arguments[..], &["--mixed"]].concat());
     assert!(text.contains("× the prompt alone"), "{text}");
+    assert!(text.contains("\n  start: device "), "{text}");
     let stepwise = json(&[&arguments[..], &["--stepwise", "--json"]].concat());
     assert!(stepwise[0]["results"][0]["draw"].is_null(), "{stepwise}");
 }

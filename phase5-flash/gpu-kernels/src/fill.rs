@@ -1,6 +1,7 @@
 //! Filling a matrix: threads pack its rows in the device's layout directly into the buffers that are copied to it.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use cubecl::CubeElement;
 use cubecl::wgpu::wgpu;
@@ -65,7 +66,10 @@ impl Unfilled {
                 let scale_bytes = if is_last { all_scale_bytes - scales_at } else { count * groups.scale_bytes };
                 let buffer = upload.writable(code_bytes + scale_bytes)?;
                 let chunk = Chunk { first: part.first_row / ROW_GROUP + first, count, code_bytes, scale_bytes };
-                largest = largest.max(groups.pack(&buffer, chunk).map_err(|error| upload.failure(error))?);
+                let start = Instant::now();
+                let packed = groups.pack(&buffer, chunk).map_err(|error| upload.failure(error))?;
+                upload.add_packing(start.elapsed(), packed.reading, packed.writing);
+                largest = largest.max(packed.largest);
                 let regions = [
                     Region { from: 0, target: codes, at: codes_at, bytes: code_bytes },
                     Region { from: code_bytes, target: scales, at: scales_at, bytes: scale_bytes },
@@ -87,6 +91,26 @@ struct Chunk {
     /// Bytes of all codes, which come first, and of all scales with their padding.
     code_bytes: usize,
     scale_bytes: usize,
+}
+
+/// The result of packing some groups.
+#[derive(Clone, Copy, Default)]
+struct Packed {
+    /// An upper bound of the values' magnitudes.
+    largest: f32,
+    /// Sums over all threads.
+    reading: Duration,
+    writing: Duration,
+}
+
+impl Packed {
+    fn and(self, other: Packed) -> Packed {
+        Packed {
+            largest: self.largest.max(other.largest),
+            reading: self.reading + other.reading,
+            writing: self.writing + other.writing,
+        }
+    }
 }
 
 /// The rows of a stack in groups; the last group of each matrix is padded.
@@ -115,11 +139,11 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
         }
     }
 
-    /// Packs groups into a mapped buffer, and returns an upper bound of their values' magnitudes.
-    fn pack(&self, buffer: &wgpu::Buffer, chunk: Chunk) -> Result<f32, wgpu::MapRangeError> {
+    /// Packs groups into a mapped buffer.
+    fn pack(&self, buffer: &wgpu::Buffer, chunk: Chunk) -> Result<Packed, wgpu::MapRangeError> {
         // Views begin at multiples of 8 bytes, and the scales of a group may have 4.
         let run = (RUN / (self.code_bytes + self.scale_bytes)).max(1).next_multiple_of(2);
-        let pack = |number: usize| -> Result<f32, wgpu::MapRangeError> {
+        let pack = |number: usize| -> Result<Packed, wgpu::MapRangeError> {
             let (start, end) = (number * run, chunk.count.min((number + 1) * run));
             let view = |from: usize, to: usize| buffer.get_mapped_range_mut(from as u64..to as u64);
             let mut codes = view(start * self.code_bytes, end * self.code_bytes)?;
@@ -130,36 +154,35 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
             };
             Ok(self.pack_run(chunk.first + start..chunk.first + end, &mut codes, scales.as_mut()))
         };
-        (0..chunk.count.div_ceil(run)).into_par_iter().map(pack).try_reduce(|| 0.0, |a, b| Ok(f32::max(a, b)))
+        (0..chunk.count.div_ceil(run)).into_par_iter().map(pack).try_reduce(Packed::default, |a, b| Ok(a.and(b)))
     }
 
     /// Packs groups into their own views. A view's memory may be slow to read and to write in small pieces, so each group is first packed in
-    /// the CPU's cache.
+    /// the CPU's cache, and the scales of all groups are written together: those of one group are not whole cache lines.
     fn pack_run(
         &self,
         groups: Range<usize>,
         codes_view: &mut wgpu::BufferViewMut,
-        mut scales_view: Option<&mut wgpu::BufferViewMut>,
-    ) -> f32 {
+        scales_view: Option<&mut wgpu::BufferViewMut>,
+    ) -> Packed {
+        let (start, mut reading) = (Instant::now(), Duration::ZERO);
         let mut largest = 0.0f32;
         let mut codes = vec![0u32; self.code_bytes / 4];
-        let mut scales = vec![0u32; self.scale_bytes / 4];
-        let (mut codes_at, mut scales_at) = (0, 0);
+        let group_scales = self.scale_bytes / 4;
+        let mut scales = vec![0u32; groups.len() * group_scales];
+        let mut done = 0;
         let mut pack_group = |rows: [Option<&[u8]>; ROW_GROUP]| {
-            scales.fill(0);
+            let scales = &mut scales[done * group_scales..][..group_scales];
             let row_words = codes.len() / ROW_GROUP;
             for (number, (row, codes)) in rows.into_iter().zip(codes.chunks_exact_mut(row_words)).enumerate() {
                 match row {
-                    Some(row) => largest = largest.max(pack_row(self.storage, row, codes, number, &mut scales)),
+                    Some(row) => largest = largest.max(pack_row(self.storage, row, codes, number, scales)),
                     None => codes.fill(0),
                 }
             }
+            let codes_at = done * self.code_bytes;
             codes_view.slice(codes_at..codes_at + self.code_bytes).copy_from_slice(u32::as_bytes(&codes));
-            codes_at += self.code_bytes;
-            if let Some(view) = &mut scales_view {
-                view.slice(scales_at..scales_at + self.scale_bytes).copy_from_slice(u32::as_bytes(&scales));
-                scales_at += self.scale_bytes;
-            }
+            done += 1;
         };
         let matrix_groups = self.matrix_rows.div_ceil(ROW_GROUP);
         let mut group = groups.start;
@@ -167,7 +190,9 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
             let (matrix, first) = (group / matrix_groups, group % matrix_groups);
             let end = matrix_groups.min(first + groups.end - group);
             let rows = first * ROW_GROUP..self.matrix_rows.min(end * ROW_GROUP);
+            let before = Instant::now();
             let packed = (self.rows)(matrix * self.matrix_rows + rows.start..matrix * self.matrix_rows + rows.end);
+            reading += before.elapsed();
             assert_eq!(packed.as_ref().len(), rows.len() * self.row_bytes, "the bytes of {} rows", rows.len());
             let mut rows = packed.as_ref().chunks_exact(self.row_bytes);
             for _ in first..end {
@@ -176,9 +201,11 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
             group += end - first;
         }
         if let Some(view) = scales_view {
-            view.slice(scales_at..).fill(0);
+            let scales = u32::as_bytes(&scales);
+            view.slice(..scales.len()).copy_from_slice(scales);
+            view.slice(scales.len()..).fill(0);
         }
-        largest
+        Packed { largest, reading, writing: start.elapsed().saturating_sub(reading) }
     }
 }
 
@@ -187,6 +214,7 @@ mod tests {
     use formats::BLOCK;
 
     use super::*;
+    use crate::matrix::Part;
     use crate::testing::{OwnDevice, Random, device};
 
     /// The words of a block's codes, in which code i of MXFP4 is nibble i.
@@ -248,10 +276,15 @@ mod tests {
             sizes.len() <= 4 && sizes.iter().all(|&size| size <= (64 << 10).max(2 * chunk as u64)),
             "{context}: {sizes:?}"
         );
-        upload.finish().expect(&context);
+        let times = upload.finish().expect(&context);
 
         let [codes, scales] = laid_out(storage, shape, &packed);
         let (row_words, group_scales) = (row_words(&matrix), matrix.blocks() * scale_words(storage));
+        let part_bytes = |part: &Part| {
+            let groups = part.rows.div_ceil(ROW_GROUP);
+            groups * ROW_GROUP * row_words * 4 + (groups * group_scales * 4).next_multiple_of(16)
+        };
+        assert_eq!(times.bytes, matrix.parts().iter().map(part_bytes).sum::<usize>() as u64, "{context}");
         for part in matrix.parts() {
             let groups = part.rows.div_ceil(ROW_GROUP);
             let expected = &codes[part.first_row * row_words..][..groups * ROW_GROUP * row_words];

@@ -53,4 +53,4 @@ pub use norm::Norm;
 pub use product::{ExpertProduct, Experts, Product};
 pub use rope::Rope;
 pub use rows::{ROW_WORDS, Row};
-pub use upload::Upload;
+pub use upload::{Upload, UploadTimes};

@@ -54,16 +54,52 @@ fn pack_mxfp4(packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) 
     let blocks = packed.as_chunks::<BLOCK_BYTES>().0.iter();
     for ((block, codes), scale) in blocks.zip(codes.as_chunks_mut::<4>().0).zip(scales) {
         let [exponent, bytes @ ..] = *block;
-        let bytes = u128::from_le_bytes(bytes);
-        let [first, second] = [bytes as u64, (bytes >> 64) as u64];
-        *codes = [nibbles(first), nibbles(second), nibbles(first >> 4), nibbles(second >> 4)];
+        *codes = code_words(u128::from_le_bytes(bytes));
         *scale |= u32::from(exponent) << (row * 8);
         largest = largest.max(exponent);
     }
     bound(E2M1_MAX * e8m0(largest))
 }
 
+/// The codes of a block in order, eight per word: the low nibbles of all bytes, then the high nibbles.
+#[cfg(target_arch = "x86_64")]
+fn code_words(bytes: u128) -> [u32; 4] {
+    // SAFETY: every x86-64 processor has SSE2.
+    unsafe { code_words_sse2(bytes) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn code_words(bytes: u128) -> [u32; 4] {
+    portable_code_words(bytes)
+}
+
+/// As `portable_code_words`, with about a third of its instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "sse2")]
+fn code_words_sse2(bytes: u128) -> [u32; 4] {
+    use std::arch::x86_64::{
+        _mm_and_si128, _mm_cvtsi128_si64, _mm_or_si128, _mm_packus_epi16, _mm_set_epi64x, _mm_set1_epi16,
+        _mm_srli_epi16, _mm_unpackhi_epi64,
+    };
+    // Eight pairs of bytes, the first of each in the low half: two low nibbles become a byte, and so do two high nibbles.
+    let pairs = _mm_set_epi64x((bytes >> 64) as i64, bytes as i64);
+    let (first, second) = (_mm_set1_epi16(0x0f), _mm_set1_epi16(0xf0));
+    let (by_4, by_8) = (_mm_srli_epi16::<4>(pairs), _mm_srli_epi16::<8>(pairs));
+    let low = _mm_or_si128(_mm_and_si128(pairs, first), _mm_and_si128(by_4, second));
+    let high = _mm_or_si128(_mm_and_si128(by_4, first), _mm_and_si128(by_8, second));
+    let words = _mm_packus_epi16(low, high);
+    let (low, high) = (_mm_cvtsi128_si64(words) as u64, _mm_cvtsi128_si64(_mm_unpackhi_epi64(words, words)) as u64);
+    [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]
+}
+
+#[cfg(any(test, not(target_arch = "x86_64")))]
+fn portable_code_words(bytes: u128) -> [u32; 4] {
+    let [first, second] = [bytes as u64, (bytes >> 64) as u64];
+    [nibbles(first), nibbles(second), nibbles(first >> 4), nibbles(second >> 4)]
+}
+
 /// The low nibbles of eight bytes, packed into a word in order.
+#[cfg(any(test, not(target_arch = "x86_64")))]
 fn nibbles(bytes: u64) -> u32 {
     let x = bytes & 0x0f0f_0f0f_0f0f_0f0f;
     let x = (x | x >> 4) & 0x00ff_00ff_00ff_00ff;
@@ -84,5 +120,25 @@ mod tests {
     fn nibbles_keep_their_order() {
         assert_eq!(nibbles(0xf8f7_f6f5_f4f3_f2f1), 0x8765_4321);
         assert_eq!(nibbles(0xf8e7_d6c5_b4a3_9281 >> 4), 0xfedc_ba98);
+    }
+
+    #[test]
+    fn words_have_the_low_nibbles_first() {
+        let bytes = 0xe0f1_c2d3_a4b5_8697_6879_4a5b_2c3d_0e1f;
+        let expected = [0x89ab_cdef, 0x0123_4567, 0x6745_2301, 0xefcd_ab89];
+        assert_eq!((code_words(bytes), portable_code_words(bytes)), (expected, expected));
+    }
+
+    #[test]
+    fn every_code_keeps_its_place() {
+        for code in 0..32u32 {
+            for value in 0..16u128 {
+                // Code i is the low nibble of byte i, or the high nibble of byte i - 16.
+                let bytes = value << (8 * (code % 16) + 4 * (code / 16));
+                let mut expected = [0; 4];
+                expected[code as usize / 8] = (value as u32) << (4 * (code % 8));
+                assert_eq!(code_words(bytes), expected, "code {code}, value {value}");
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use cubecl::future::block_on;
 use cubecl::wgpu::wgpu;
@@ -25,6 +26,30 @@ pub struct Upload {
     chunk: usize,
     /// Buffers from which a copy was submitted, oldest first.
     copying: VecDeque<Copying>,
+    start: Instant,
+    times: UploadTimes,
+}
+
+/// How the thread that uploads spent its time. The rest of `total` is mostly the caller's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UploadTimes {
+    pub total: Duration,
+    /// Creating host-visible buffers.
+    pub creating: Duration,
+    /// Waiting for all threads that pack rows into host-visible buffers.
+    pub packing: Duration,
+    /// Sum over these threads: getting rows. This includes page faults and reading the file.
+    pub threads_reading: Duration,
+    /// Sum over these threads: packing rows and writing them to host-visible memory.
+    pub threads_writing: Duration,
+    /// Encoding and submitting copies.
+    pub submitting: Duration,
+    /// Waiting for the device to copy.
+    pub waiting: Duration,
+    /// Number of host-visible buffers that were copied.
+    pub chunks: usize,
+    /// Bytes that were copied to the device.
+    pub bytes: u64,
 }
 
 /// A host-visible buffer whose contents are being copied.
@@ -47,7 +72,13 @@ pub(crate) struct Region<'a> {
 
 impl Upload {
     pub fn new(device: &Device) -> Upload {
-        Upload { device: device.clone(), chunk: CHUNK, copying: VecDeque::new() }
+        Upload {
+            device: device.clone(),
+            chunk: CHUNK,
+            copying: VecDeque::new(),
+            start: Instant::now(),
+            times: UploadTimes::default(),
+        }
     }
 
     /// Sets the bytes per copy.
@@ -81,6 +112,7 @@ impl Upload {
                 return Ok(buffer);
             }
         }
+        let start = Instant::now();
         let size = bytes.next_power_of_two().max(LEAST) as u64;
         // Without this scope, the runtime's error handler would panic.
         let scope = self.device.wgpu().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -90,19 +122,30 @@ impl Upload {
             usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: true,
         });
-        match block_on(scope.pop()) {
+        let failed = block_on(scope.pop());
+        self.times.creating += start.elapsed();
+        match failed {
             Some(_) => Err(Error::OutOfMemory { size }),
             None => Ok(buffer),
         }
     }
 
+    /// Adds to the times of packing.
+    pub(crate) fn add_packing(&mut self, all: Duration, threads_reading: Duration, threads_writing: Duration) {
+        self.times.packing += all;
+        self.times.threads_reading += threads_reading;
+        self.times.threads_writing += threads_writing;
+    }
+
     /// Submits copies from a buffer that was returned by [`Upload::writable`] and has been filled.
     pub(crate) fn copy<'a>(&mut self, buffer: wgpu::Buffer, regions: impl IntoIterator<Item = Region<'a>>) {
+        let start = Instant::now();
         buffer.unmap();
         let mut encoder = self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
         for Region { from, target, at, bytes } in regions {
             let to = target.offset + at as u64;
             encoder.copy_buffer_to_buffer(&buffer, from as u64, &target.buffer, to, bytes as u64);
+            self.times.bytes += bytes as u64;
         }
         let submission = self.device.queue().submit([encoder.finish()]);
         let (sender, writable) = channel();
@@ -111,25 +154,30 @@ impl Upload {
             let _ = sender.send(result);
         });
         self.copying.push_back(Copying { buffer, submission, writable });
+        self.times.chunks += 1;
+        self.times.submitting += start.elapsed();
     }
 
-    /// Waits until all copies have ended.
+    /// Waits until all copies have ended, and returns how the time since [`Upload::new`] was spent.
     ///
     /// # Errors
     /// The device was lost.
-    pub fn finish(mut self) -> Result<(), Error> {
+    pub fn finish(mut self) -> Result<UploadTimes, Error> {
         while let Some(oldest) = self.copying.pop_front() {
             self.wait(oldest)?;
         }
-        Ok(())
+        Ok(UploadTimes { total: self.start.elapsed(), ..self.times })
     }
 
     /// Waits until a copy has ended and its buffer may be written again.
-    fn wait(&self, Copying { buffer, submission, writable }: Copying) -> Result<wgpu::Buffer, Error> {
+    fn wait(&mut self, Copying { buffer, submission, writable }: Copying) -> Result<wgpu::Buffer, Error> {
+        let start = Instant::now();
         let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
         self.device.wgpu().poll(wait).map_err(|error| self.failure(error))?;
         // If another thread polls at the same time, it may run the callback of `map_async`, so the message may arrive after `poll` returns.
-        match writable.recv() {
+        let message = writable.recv();
+        self.times.waiting += start.elapsed();
+        match message {
             Ok(Ok(())) => Ok(buffer),
             Ok(Err(error)) => Err(self.failure(error)),
             Err(error) => Err(self.failure(error)),

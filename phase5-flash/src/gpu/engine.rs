@@ -17,6 +17,7 @@ use super::cache::{Cache, SLOTS};
 use super::choice::Choices;
 use super::error::GpuError;
 use super::forward::Forward;
+use super::load_times::{LoadTimes, StageClock};
 use super::step::{Runner, Step, fed};
 use super::tuning::{MAX_ROWS, Tuning};
 use super::warm_up::{self, WarmUp};
@@ -59,6 +60,7 @@ pub struct GpuEngine {
     has_drawn: HashSet<SequenceId>,
     in_flight: VecDeque<(Ticket, Step)>,
     next_ticket: u64,
+    load_times: LoadTimes,
 }
 
 impl GpuEngine {
@@ -72,9 +74,13 @@ impl GpuEngine {
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
+        let mut clock = StageClock::start();
         let found = device.client().zip(device.queue()).ok_or_else(|| GpuError::NoGpu(device.name.clone()))?;
         let gpu = Gpu::new(Device::new(found.0, found.1, device.memory))?;
-        Self::load_on(gpu, checkpoint, options, progress)
+        let probe = clock.end_stage();
+        let mut engine = Self::load_on(gpu, checkpoint, options, progress)?;
+        engine.load_times.probe = probe;
+        Ok(engine)
     }
 
     pub(super) fn load_on(
@@ -83,6 +89,7 @@ impl GpuEngine {
         options: Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<GpuEngine, GpuError> {
+        let mut clock = StageClock::start();
         let config = checkpoint.config.clone();
         let always = options.tiles == Tiles::Always && !options.exact;
         let units = gpu.matrix_units().or(always.then_some(MatrixUnits::EMULATED)).filter(|_| !options.exact);
@@ -99,21 +106,36 @@ impl GpuEngine {
         let weights = Arc::new(weights);
         let pages = Cache::count(&device, &config, row, options.kv_bytes)?;
         let cache = Cache::new(&device, &config, row, pages, MAX_ROWS);
+        let mut load_times = LoadTimes::default();
         if checkpoint.weight_bytes() < warm_up::MIN_BYTES {
-            filling.run(&device, progress)?;
+            load_times.allocation = clock.end_stage();
+            load_times.upload = filling.run(&device, progress)?;
+            clock.end_stage();
         } else {
-            WarmUp::new(&gpu, tuning, &config, row, &weights).compile_during(|| filling.run(&device, progress))?;
+            let warm_up = WarmUp::new(&gpu, tuning, &config, row, &weights);
+            load_times.allocation = clock.end_stage();
+            let (uploaded, compiled) = warm_up.compile_during(|| filling.run(&device, progress));
+            load_times.upload = uploaded?;
+            load_times.warm_up = compiled;
             // Frees the memory that the warm-up used.
             device.free_unused_memory();
+            load_times.warm_up_end = clock.end_stage().saturating_sub(load_times.upload.total);
         }
         let mut engine = GpuEngine {
             runner: Runner::new(Forward::new(gpu, tuning, config, weights, cache), most_logits),
             has_drawn: HashSet::new(),
             in_flight: VecDeque::new(),
             next_ticket: 0,
+            load_times,
         };
         engine.try_out()?;
+        engine.load_times.first_step = clock.end_stage();
         Ok(engine)
+    }
+
+    /// How long the stages of loading took.
+    pub fn load_times(&self) -> LoadTimes {
+        self.load_times
     }
 
     /// Whether tiled products run in 16-bit floats on matrix units. Otherwise products are not tiled, or tiles are emulated in f32.

@@ -8,6 +8,7 @@ mod choice;
 mod engine;
 mod error;
 mod forward;
+mod load_times;
 mod plan;
 mod saved;
 mod step;
@@ -18,5 +19,7 @@ mod weights;
 
 pub use engine::{GpuEngine, Options, Tiles};
 pub use error::GpuError;
+pub use load_times::{Compiled, LoadTimes};
 pub use tune::{Tuned, tune};
 pub use tuning::{TunedFor, Tuning, TuningError};
+pub use weights::in_order_of_upload;

@@ -4,8 +4,10 @@
 //! launches of all other engines in the process. But a launch that is captured for later replay compiles the kernel without running it. So
 //! the first passes that a model will need are captured before the weights have arrived, and the captures are discarded.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use gpu_kernels::{Error, Gpu, KvRow, Row};
 use phase1_loading::GptOssConfig;
@@ -13,6 +15,7 @@ use phase1_loading::GptOssConfig;
 use super::cache::Cache;
 use super::choice::{Choices, DrawFeatures};
 use super::forward::Forward;
+use super::load_times::Compiled;
 use super::plan::Pass;
 use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::Weights;
@@ -52,17 +55,18 @@ impl WarmUp {
     }
 
     /// Runs `work`, which must not use CubeCL, and returns its result. Another thread compiles kernels until `work` has ended.
-    pub fn compile_during<T>(self, work: impl FnOnce() -> T) -> T {
+    pub fn compile_during<T>(self, work: impl FnOnce() -> T) -> (T, Compiled) {
         let enough = &AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(move || {
+            let compiling = scope.spawn(move || {
                 let device = self.forward.gpu.device.clone();
                 // Errors are ignored: a kernel that was not compiled here is compiled at its first use, which reports the error.
-                device.on_pinned_stream(|| self.run(enough)).unwrap_or_default();
+                device.on_pinned_stream(|| self.run(enough)).unwrap_or_default()
             });
             let done = work();
             enough.store(true, Ordering::Relaxed);
-            done
+            let compiled = compiling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (done, compiled)
         })
     }
 
@@ -70,27 +74,33 @@ impl WarmUp {
     ///
     /// # Errors
     /// The device does not support a kernel, or its stream is already being captured.
-    fn run(self, enough: &AtomicBool) -> Result<(), Error> {
+    fn run(self, enough: &AtomicBool) -> Result<Compiled, Error> {
+        let (start, launches) = (Instant::now(), Cell::new(0));
         let client = self.forward.gpu.device.client();
         client.graph_prepare()?;
         client.start_capture()?;
         // Flushing waits until the previous launch has been compiled.
-        self.launch(&|| (!enough.load(Ordering::Relaxed) && client.flush().is_ok()).then_some(()));
+        let next = || {
+            launches.set(launches.get() + 1);
+            (!enough.load(Ordering::Relaxed) && client.flush().is_ok()).then_some(())
+        };
+        let is_complete = self.launch(&next).is_some();
         client.stop_capture()?;
-        Ok(())
+        Ok(Compiled { time: start.elapsed(), launches: launches.get(), is_complete })
     }
 
-    /// Launches one operation after another, and stops when `next` returns `None`.
+    /// Launches one operation after another, and stops when `next` returns `None`. The kernels of a decoding step and of a greedy draw come
+    /// first, because every first token needs them.
     fn launch(&self, next: &dyn Fn() -> Option<()>) -> Option<()> {
         let WarmUp { forward, choices, passes: [decoding, prompt, short_prompt] } = self;
         self.launch_layers(*decoding, next)?;
-        self.launch_layers(*prompt, next)?;
         forward.head_norm(1, &forward.buffers.every_row);
         next()?;
         forward.head(1, &choices.logits);
         next()?;
         choices.launch(&forward.gpu.device, DrawFeatures::GREEDY, &forward.buffers.row_words, &forward.drawn, 1);
         next()?;
+        self.launch_layers(*prompt, next)?;
         self.launch_layers(*short_prompt, next)
     }
 
@@ -122,7 +132,9 @@ mod tests {
         engine.release(0);
         let Forward { gpu, config, weights, cache, .. } = &engine.runner.forward;
         let warm_up = WarmUp::new(gpu, *engine.runner.forward.tuning(), config, cache.row, weights);
-        warm_up.run(&AtomicBool::new(false)).expect("every kernel compiles");
+        let compiled = warm_up.run(&AtomicBool::new(false)).expect("every kernel compiles");
+        // At least an operation per layer of each pass.
+        assert!(compiled.is_complete && compiled.launches > LAYERS * ROWS.len(), "{compiled:?}");
         assert_eq!(engine.last_logits(0, &[1, 2, 3]).expect("still computes"), before);
     }
 
@@ -132,7 +144,7 @@ mod tests {
         let Forward { gpu, config, weights, cache, .. } = &engine.runner.forward;
         let warm_up = WarmUp::new(gpu, *engine.runner.forward.tuning(), config, cache.row, weights);
         let buffer = gpu.device.upload(vec![7; 4]);
-        assert_eq!(warm_up.compile_during(|| 7), 7);
+        assert_eq!(warm_up.compile_during(|| 7).0, 7);
         assert_eq!(gpu.device.read(&buffer).expect("no capture is under way"), [7; 4]);
         // Another capture may begin.
         assert!(engine.last_logits(0, &[1, 2, 3]).is_ok());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use formats::Storage;
 use gpu_kernels::attention::{MAX_GROUP, MAX_HEAD_DIM};
-use gpu_kernels::{Buffer, Device, Error, Experts, Matrix, Unfilled, Upload};
+use gpu_kernels::{Buffer, Device, Error, Experts, Matrix, Unfilled, Upload, UploadTimes};
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig, HostTensor, check_scales};
 use phase2_forward::Rope;
 
@@ -99,7 +99,7 @@ impl Filling<'_> {
     ///
     /// # Errors
     /// An MXFP4 scale byte of 255, or a device that fails.
-    pub fn run(self, device: &Device, progress: &mut dyn FnMut(u64, u64)) -> Result<(), GpuError> {
+    pub fn run(self, device: &Device, progress: &mut dyn FnMut(u64, u64)) -> Result<UploadTimes, GpuError> {
         let all = self.checkpoint.weight_bytes();
         let mut done = self.done;
         progress(done, all);
@@ -115,6 +115,16 @@ impl Filling<'_> {
         }
         Ok(upload.finish()?)
     }
+}
+
+/// The tensors that become matrices, in the order in which loading reads them.
+pub fn in_order_of_upload(checkpoint: &Checkpoint) -> Vec<&HostTensor> {
+    let parts = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let layers = 0..checkpoint.config.layers();
+    let layers = layers.flat_map(|number| parts.map(|part| format!("blk.{number}.{part}.weight")));
+    let [embedding, head] = ["token_embd.weight", "output.weight"].map(String::from);
+    let names = [embedding].into_iter().chain(layers).chain([head]);
+    names.map(|name| checkpoint.tensor(&name)).collect()
 }
 
 /// # Errors
@@ -198,5 +208,31 @@ fn packed_rows(tensors: &[(String, &HostTensor)], format: Format, rows: Range<us
     match pieces.len() {
         1 => pieces.swap_remove(0),
         _ => pieces.concat::<u8>().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use synthetic::SyntheticModel;
+
+    use super::*;
+    use crate::gpu::captured::tests::alone;
+
+    #[test]
+    fn matrices_are_filled_in_the_order_of_upload() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("model.gguf");
+        let model = SyntheticModel::preset("nano").expect("a preset");
+        model.write(&path, 1, &mut |_, _| ()).expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("opens");
+        let (_own, engine) = alone(1);
+        let device = &engine.runner.forward.gpu.device;
+        let (_weights, filling) = Weights::allocate(device, &checkpoint).expect("there is room");
+        let tensors = filling.matrices.iter().flat_map(|pending| &pending.tensors);
+        let filled: Vec<*const HostTensor> = tensors.map(|(_, tensor)| ptr::from_ref(*tensor)).collect();
+        let expected: Vec<*const HostTensor> = in_order_of_upload(&checkpoint).into_iter().map(ptr::from_ref).collect();
+        assert_eq!(filled, expected);
     }
 }
