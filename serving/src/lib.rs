@@ -16,4 +16,5 @@ mod sequence;
 pub mod spill;
 pub mod statistics;
 mod waiting;
+mod warm_up;
 pub mod worker;

@@ -13,11 +13,13 @@ pub struct Options {
     pub prompt_tokens_per_step: usize,
     /// Whether sequences are kept for later prompts with the same beginning.
     pub prefix_cache: bool,
+    /// Whether the engine computes steps of every size while it is idle, so that a GPU has compiled its kernels before requests need them.
+    pub warm_up: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { max_running: 64, max_waiting: 256, prompt_tokens_per_step: 512, prefix_cache: true }
+        Options { max_running: 64, max_waiting: 256, prompt_tokens_per_step: 512, prefix_cache: true, warm_up: false }
     }
 }
 

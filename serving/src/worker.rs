@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ pub use crate::scheduler::Options;
 use crate::scheduler::{Activity, RequestId, Scheduler};
 use crate::spill::Spill;
 pub use crate::statistics::{Finished, Histogram, Statistics};
+use crate::warm_up::WarmUp;
 
 /// How often the thread checks for completed reads and writes while nothing is computed.
 const FILES_POLL: Duration = Duration::from_millis(1);
@@ -119,7 +120,8 @@ impl Handle {
             statistics: Mutex::new(scheduler.statistics(engine.as_ref())),
         });
         let (arrivals, receiver) = mpsc::channel();
-        let worker = Worker { engine, scheduler, arrivals: receiver, clients: HashMap::new(), next: 0 };
+        let warm_up = if options.warm_up { WarmUp::new(engine.capacity(), max_running) } else { WarmUp::none() };
+        let worker = Worker { engine, scheduler, arrivals: receiver, clients: HashMap::new(), next: 0, warm_up };
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || run(worker, &of_thread));
         thread.expect("a thread for the engine");
@@ -219,6 +221,7 @@ struct Worker {
     arrivals: Receiver<Message>,
     clients: HashMap<RequestId, Client>,
     next: RequestId,
+    warm_up: WarmUp,
 }
 
 /// The thread's main function: serves until the engine fails or no handle is left. After a failure, ends all requests with an error.
@@ -258,10 +261,15 @@ impl Worker {
                     Err(RecvTimeoutError::Disconnected) if self.scheduler.is_idle() => return Ok(()),
                     Err(RecvTimeoutError::Disconnected) => std::thread::sleep(FILES_POLL),
                 },
-                Activity::Nothing => {
-                    let Ok(message) = self.arrivals.recv() else { return Ok(()) };
-                    self.welcome(message);
-                }
+                Activity::Nothing => match self.arrivals.try_recv() {
+                    Ok(message) => self.welcome(message),
+                    Err(TryRecvError::Disconnected) => return Ok(()),
+                    Err(TryRecvError::Empty) if self.warm_up.advance(self.engine.as_mut())? => continue,
+                    Err(TryRecvError::Empty) => {
+                        let Ok(message) = self.arrivals.recv() else { return Ok(()) };
+                        self.welcome(message);
+                    }
+                },
             }
             while let Ok(message) = self.arrivals.try_recv() {
                 self.welcome(message);

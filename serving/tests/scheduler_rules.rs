@@ -56,7 +56,7 @@ proptest! {
         prompt_tokens_per_step in prop_oneof![Just(3usize), Just(512)],
         prefix_cache: bool,
     ) {
-        let options = Options { max_running, max_waiting: 100, prompt_tokens_per_step, prefix_cache };
+        let options = Options { max_running, max_waiting: 100, prompt_tokens_per_step, prefix_cache, ..Options::default() };
         let mut run = Run::new(Fake::new(pages, steps_in_flight), options);
         let mut cancelled = Vec::new();
         for Arrival { delay, request, cancelled: after } in &arrivals {

@@ -3,11 +3,13 @@
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fake::{Failure, Fake, VOCAB, expected, request};
-use phase2_forward::{Engine, EngineError, Ticket, Work, delegate_engine};
+use phase2_forward::{Engine, EngineError, SequenceId, Ticket, Work, delegate_engine};
 use phase3_kvcache::SamplingParams;
 use serving::request::{Event, Finish, Refused, Request};
 use serving::worker::{Events, Handle, Options};
@@ -103,6 +105,44 @@ fn the_queue_is_bounded() {
         assert_eq!(received(events), expected(request, handle.context()));
     }
     assert!(handle.submit(request(&[1], 3)).is_ok());
+}
+
+/// An engine that reports the number of sequences of its largest step and its free pages.
+struct Observed {
+    inner: Fake,
+    most_sequences: Arc<AtomicUsize>,
+    pages_free: Arc<AtomicUsize>,
+}
+
+impl Engine for Observed {
+    delegate_engine!(inner: config, capacity, length, collect, fork, truncate);
+
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        self.most_sequences.fetch_max(work.len(), Ordering::Relaxed);
+        self.inner.submit(work)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.inner.release(sequence);
+        self.pages_free.store(self.inner.capacity().pages_free, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn warm_up_computes_the_largest_step_and_frees_its_pages() {
+    let (most_sequences, pages_free) = (Arc::default(), Arc::default());
+    let engine = Observed {
+        inner: Fake::new(400, 2),
+        most_sequences: Arc::clone(&most_sequences),
+        pages_free: Arc::clone(&pages_free),
+    };
+    let options = Options { max_running: 6, prefix_cache: false, warm_up: true, ..Options::default() };
+    let handle = Handle::start(Box::new(engine), options);
+    until("a step of 6 sequences", || most_sequences.load(Ordering::Relaxed) == 6);
+    until("every page is free", || pages_free.load(Ordering::Relaxed) == 400);
+    let request = with_logprobs(&[1, 2, 3], 30);
+    assert_eq!(received(handle.submit(request.clone()).expect("room")), expected(&request, handle.context()));
+    assert_eq!(handle.statistics().generated_tokens, 30);
 }
 
 #[test]

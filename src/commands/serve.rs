@@ -160,6 +160,7 @@ fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
         max_waiting: args.queue,
         prompt_tokens_per_step: args.prompt_tokens_per_step,
         prefix_cache: !args.no_prefix_cache,
+        warm_up: true,
     };
     let positions_per_page = engine.capacity().positions_per_page;
     let names = [name(&args.model)].into_iter().chain(args.alias.iter().cloned());

@@ -1,0 +1,85 @@
+//! Steps on an idle engine, so that a GPU has compiled its kernels before requests need them. A GPU compiles a kernel at its first launch, and
+//! which kernels a step launches depends on its numbers of rows and sequences.
+
+use std::collections::VecDeque;
+
+use phase2_forward::{Capacity, Draw, Engine, EngineError, Sampling, SequenceId, Want, Work};
+
+/// Tokens of the prompts: few rows per expert, and many.
+const PROMPTS: [usize; 2] = [32, 128];
+/// How requests draw by default, and with temperature 0.
+const DRAWS: [Draw<'static>; 2] =
+    [Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, ..Draw::GREEDY }, Draw::GREEDY];
+
+/// The steps that are left.
+pub(crate) struct WarmUp {
+    steps: VecDeque<Vec<usize>>,
+}
+
+impl WarmUp {
+    /// Steps for an engine that computes up to `running` requests together. There are none if it takes only one step at a time, because then
+    /// it computes on the host and compiles no kernels.
+    pub fn new(capacity: Capacity, running: usize) -> WarmUp {
+        if capacity.steps_in_flight < 2 {
+            return WarmUp::none();
+        }
+        let decoding =
+            (1..).map(|power| 1 << power).take_while(|&rows| rows < 2 * running).map(|rows| rows.min(running));
+        let prompts = PROMPTS.into_iter().flat_map(|tokens| [vec![tokens], vec![tokens, 1]]);
+        let mut steps: VecDeque<Vec<usize>> = prompts.chain(decoding.map(|rows| vec![1; rows])).collect();
+        steps.retain(|step| step.len() <= running && step.iter().sum::<usize>() <= capacity.tokens_per_step);
+        WarmUp { steps }
+    }
+
+    pub fn none() -> WarmUp {
+        WarmUp { steps: VecDeque::new() }
+    }
+
+    /// Computes the next step with sequences of its own, which are released afterwards. Returns whether there was one that the engine accepts.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn advance(&mut self, engine: &mut dyn Engine) -> Result<bool, EngineError> {
+        let Some(step) = self.steps.pop_front() else { return Ok(false) };
+        let tokens = vec![0; step.iter().copied().max().unwrap_or(0)];
+        // The scheduler counts its sequences up from 0.
+        let sequence = |index: usize| SequenceId::MAX - index as SequenceId;
+        for draw in DRAWS {
+            let item =
+                |(index, &count): (usize, &usize)| Work::tokens(sequence(index), &tokens[..count], Want::Token(draw));
+            let work: Vec<Work<'_>> = step.iter().enumerate().map(item).collect();
+            let collected = match engine.submit(&work) {
+                Ok(ticket) => engine.collect(ticket),
+                // For example, the prefix cache has filled the pages. Larger steps would fail too.
+                Err(_) => {
+                    self.steps.clear();
+                    return Ok(false);
+                }
+            };
+            (0..step.len()).for_each(|index| engine.release(sequence(index)));
+            collected?;
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_have_every_power_of_two_of_sequences() {
+        let capacity = Capacity { steps_in_flight: 2, tokens_per_step: 512, ..Capacity::UNBOUNDED };
+        let sizes = |running| -> Vec<(usize, usize)> {
+            let steps = WarmUp::new(capacity, running).steps;
+            steps.iter().map(|step| (step.len(), step.iter().sum())).collect()
+        };
+        assert_eq!(sizes(1), [(1, 32), (1, 128), (1, 1)]);
+        assert_eq!(sizes(6), [(1, 32), (2, 33), (1, 128), (2, 129), (2, 2), (4, 4), (6, 6)]);
+        assert_eq!(sizes(8)[4..], [(2, 2), (4, 4), (8, 8)]);
+        assert!(
+            WarmUp::new(Capacity { tokens_per_step: 16, ..capacity }, 64).steps.iter().all(|step| step.len() <= 16)
+        );
+        assert!(WarmUp::new(Capacity::UNBOUNDED, 8).steps.is_empty());
+    }
+}
