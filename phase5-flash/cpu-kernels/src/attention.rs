@@ -14,7 +14,7 @@
 
 use crate::cache::{KeyBlock, POSITIONS, decode_keys, decode_values};
 use crate::isa::{Isa, Kernel};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 
 /// Vectors of keys in a block.
 const KEY_VECTORS: usize = POSITIONS / LANES;
@@ -311,7 +311,7 @@ unsafe fn over_block<S: Simd, const N: usize>(
     head_dim: usize,
     visible: &impl Fn(usize) -> (usize, usize),
 ) {
-    let ranges: [(usize, usize); N] = std::array::from_fn(|i| visible(row + i));
+    let ranges: [(usize, usize); N] = array(|i| visible(row + i));
     let from = ranges.iter().filter(|(from, to)| from < to).map(|range| range.0).min();
     let to = ranges.iter().map(|range| range.1).max();
     let (Some(from), Some(to)) = (from, to) else { return };
@@ -344,7 +344,7 @@ unsafe fn over_block<S: Simd, const N: usize>(
                 }
             };
             hide(f32::NEG_INFINITY);
-            let mut v: [S::V; KEY_VECTORS] = std::array::from_fn(|k| S::load(scores.add(k * LANES)));
+            let mut v: [S::V; KEY_VECTORS] = array(|k| S::load(scores.add(k * LANES)));
             let mut most = v[0];
             for &v in &v[1..] {
                 most = S::max(most, v);
@@ -376,7 +376,7 @@ unsafe fn over_block<S: Simd, const N: usize>(
         while d < head_dim {
             let two = d + 2 * LANES <= head_dim;
             let results = buffers.results.add(row * head_dim + d);
-            let mut sums: [[S::V; 2]; N] = std::array::from_fn(|i| {
+            let mut sums: [[S::V; 2]; N] = array(|i| {
                 let results = results.add(i * head_dim);
                 [S::load(results), if two { S::load(results.add(LANES)) } else { S::zero() }]
             });

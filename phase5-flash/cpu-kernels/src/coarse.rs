@@ -17,7 +17,7 @@ use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, group};
 use crate::pool::Shared;
 use crate::product::{PREFETCH_BYTES, TILE};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 use crate::weights::{Block, PackedRows, with_block};
 
 /// The margin of a bound, in standard deviations of an estimate's error.
@@ -279,7 +279,7 @@ unsafe fn estimate<S: Simd, const N: usize>(rows: Rows, inputs: Coarse) {
                 S::prefetch(scales.wrapping_add(PREFETCH_BYTES / 8));
             }
             // 32 products of at most 15 · 127.
-            let mut whole: [S::I; N] = std::array::from_fn(|i| S::splat_word(*inputs.offsets.add(block * N + i)));
+            let mut whole: [S::I; N] = array(|i| S::splat_word(*inputs.offsets.add(block * N + i)));
             for vector in 0..VECTORS {
                 let (low, high) = S::nibbles(S::load_words(codes.add(vector * 64).cast()));
                 let words = inputs.words.add((block * VECTORS + vector) * 2 * N);
@@ -372,7 +372,7 @@ unsafe fn coarsen<S: Simd, B: Block>(block: *const u8) -> (u16, [u32; VECTORS], 
 
         let mut pairs = [0; LANES];
         S::store_words(pairs.as_mut_ptr(), S::round_pairs(low_codes, high_codes));
-        let words = std::array::from_fn(|vector| {
+        let words = array(|vector| {
             // 16-bit codes of 4 columns are reduced to 4 bits with the sign bit flipped, which adds 8; then two codes are packed per byte,
             // and the bytes are moved together.
             let four = |i: usize| {

@@ -43,10 +43,10 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("f16c")
             {
-                if is_x86_feature_detected!("avx512bf16") {
-                    found.push(Isa(Level::Avx512Bf16));
-                }
                 found.push(Isa(Level::Avx512));
+                if is_x86_feature_detected!("avx512bf16") {
+                    found.insert(usize::from(has_slow_bf16()), Isa(Level::Avx512Bf16));
+                }
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 found.push(Isa(Level::Avx2));
@@ -104,6 +104,15 @@ impl Isa {
             }
         }
     }
+}
+
+/// Whether products of 16-bit integers are faster than those of bf16. They are on Intel's processors, not on AMD's
+/// (`prepared.rs` has measurements).
+#[cfg(target_arch = "x86_64")]
+fn has_slow_bf16() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+    name.as_flattened() == b"GenuineIntel"
 }
 
 #[cfg(target_arch = "x86_64")]

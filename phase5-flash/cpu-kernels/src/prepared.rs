@@ -1,21 +1,27 @@
 //! Products of MXFP4 rows with up to 4 inputs in a layout for it: the fast mode's matrix–vector product.
 //!
-//! A prepared input is 32-bit words, 32 for each block of 32 values. With BF16 instructions, each value is split into its bf16 rounding
-//! and the bf16 of the rounding error. Decoding a block of weights then takes one shift and one look-up in a table that includes the
-//! scale, and an input two instructions; in f32 these take seven and three. Without BF16 instructions the words are the f32 values.
+//! A prepared input is 32-bit words, 32 for each block of 32 values, in the layout of the instruction set:
+//! - AVX-512 and AVX2: 16-bit integers and their scale. The block's largest magnitude becomes 32,767, so that rounding changes a value by at
+//!   most 1.6e-5 of it. Weights become 16-bit integers by shuffles of bytes or words; an input then takes two to four instructions per
+//!   block for 16 or 8 lanes, where f32 takes twice as many after the conversion of 32 weights to f32.
+//! - AVX-512 with BF16: each value is split into its bf16 rounding and the bf16 of the rounding error. Decoding a block of weights then takes
+//!   one shift and one look-up in a table that includes the scale, and an input two instructions. Intel's processors multiply bf16 more
+//!   slowly than integers, AMD's do not.
+//! - Others: the f32 values.
 //!
-//! Variants tried, in GB/s of weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop: 43), for 1, 2, 3 and
-//! 4 inputs:
+//! Variants tried, in GB/s of weights from memory, one thread, for 1, 2, 3 and 4 inputs. On a busy Zen 5 machine, best of 200 (a plain read
+//! loop: 43):
 //! - f32: 28.7, 20.9, 13.6, 10.3.
-//! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8.
+//! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8. Weights were sign-extended first, so
+//!   decoding took twice the instructions of the current version.
 //! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, because prepared inputs do not stay in L1.
 //! - four rows with one sum each for 3 and 4 inputs: 18.3, 15.2.
-
+//!
 use formats::{BLOCK, Storage};
 
 use crate::isa::{Isa, Kernel};
 use crate::product::{PREFETCH_BYTES, SMALL_BATCH, TILE};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 use crate::weights::PackedRows;
 
 /// Prepares an input of whole blocks of 32 values: as many words, for [`multiply_prepared`] with the same [`Isa`].
@@ -97,7 +103,7 @@ impl Prepared<'_> {
     #[inline(always)]
     unsafe fn with<S: Simd, const N: usize, const P: usize>(self) {
         let Prepared { rows, prepared, out } = self;
-        let prepared: [*const u32; N] = std::array::from_fn(|i| prepared[i].as_ptr());
+        let prepared: [*const u32; N] = array(|i| prepared[i].as_ptr());
         let mut row = 0;
         // SAFETY: rows up to `count` exist, and results of N inputs have room.
         unsafe {
@@ -130,7 +136,7 @@ unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
     out: *mut f32,
 ) {
     const BYTES: usize = Storage::Mxfp4.block_bytes();
-    let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
+    let weights: [*const u8; R] = array(|r| rows.row(row + r));
     // As in `product.rs`: prefetches past all rows that are read side by side.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + PREFETCH_BYTES);
     // SAFETY: every block lies inside its row, and so do its words of an input. Prefetching never faults.
@@ -140,7 +146,7 @@ unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
             for line in 0..(R * BYTES).div_ceil(64) {
                 S::prefetch(ahead.wrapping_add(block * R * BYTES + line * 64));
             }
-            let prepared = prepared.map(|input| input.add(block * BLOCK));
+            let prepared = array::<_, N>(|i| prepared[i].add(block * BLOCK));
             for r in 0..R {
                 S::add_mxfp4(weights[r].add(block * BYTES), prepared, &mut sums[r]);
             }

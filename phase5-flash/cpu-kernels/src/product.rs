@@ -24,7 +24,7 @@ use formats::{BLOCK, Storage};
 
 use crate::isa::{Isa, Kernel};
 use crate::panel::{Group, Panel, PanelFormat};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 use crate::weights::{BF16Block, Block, F16Block, F32Block, IntegerBlock, Mxfp4Block, PackedRows, Q8Block, with_block};
 
 /// The most inputs that [`multiply_small_batch`] takes.
@@ -103,7 +103,7 @@ impl SmallBatch<'_> {
     #[inline(always)]
     unsafe fn with<S: Simd, B: Block, const N: usize>(self) {
         let SmallBatch { rows, inputs, out } = self;
-        let inputs: [*const f32; N] = std::array::from_fn(|i| inputs[i].as_ptr());
+        let inputs: [*const f32; N] = array(|i| inputs[i].as_ptr());
         let mut row = 0;
         // SAFETY: rows up to `count` exist, and results of N inputs have room.
         unsafe {
@@ -135,7 +135,7 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
     inputs: [*const f32; N],
     out: *mut f32,
 ) {
-    let weights: [*const u8; R] = std::array::from_fn(|r| rows.row(row + r));
+    let weights: [*const u8; R] = array(|r| rows.row(row + r));
     // The prefetched address is in a line that will be read later: it must be past all rows that are read side by side.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + PREFETCH_BYTES);
     // SAFETY: every block lies inside its row and every pair of vectors inside its input. Prefetching may go past the end:
@@ -146,7 +146,7 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
             for line in 0..(R * B::BYTES).div_ceil(64) {
                 S::prefetch(ahead.wrapping_add(block * R * B::BYTES + line * 64));
             }
-            let x: [_; N] = std::array::from_fn(|i| {
+            let x: [_; N] = array(|i| {
                 let p = inputs[i].add(block * BLOCK);
                 (S::load(p), S::load(p.add(LANES)))
             });
@@ -228,10 +228,9 @@ impl Tile<'_> {
             unsafe {
                 for half in 0..TILE / LANES {
                     // Past the end, the last row is repeated.
-                    let rows: [*const u8; LANES] =
-                        std::array::from_fn(|lane| rows.row((half * LANES + lane).min(rows.count - 1)));
+                    let rows: [*const u8; LANES] = array(|lane| rows.row((half * LANES + lane).min(rows.count - 1)));
                     for block in 0..blocks {
-                        let at = rows.map(|row| row.add((start + block) * A::BYTES));
+                        let at = array::<_, LANES>(|lane| rows[lane].add((start + block) * A::BYTES));
                         if A::BYTES > 32 || block % 2 == 0 {
                             for row in at {
                                 for line in 0..A::BYTES.div_ceil(64) {

@@ -3,9 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use formats::mxfp4::E2M1_DOUBLED;
+use formats::mxfp4::{E2M1_DOUBLED, HALF_E8M0};
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, array, round_block};
 
 pub(crate) struct Avx2;
 
@@ -46,6 +46,20 @@ unsafe fn e2m1_doubled(p: *const u8) -> (__m128i, __m128i) {
         let nibble = _mm_set1_epi8(15);
         let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble);
         (_mm_shuffle_epi8(table, _mm_and_si128(bytes, nibble)), _mm_shuffle_epi8(table, high))
+    }
+}
+
+/// 256 times the doubled E2M1 values of 16 bytes, as 16-bit integers: values 0 to 7 and 16 to 23, and the others. The values of low nibbles are
+/// the first 16.
+#[inline(always)]
+unsafe fn interleaved_e2m1(p: *const u8) -> (__m256i, __m256i) {
+    unsafe {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(E2M1_DOUBLED.as_ptr().cast()));
+        let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
+        let codes = _mm256_srlv_epi64(bytes, _mm256_setr_epi64x(0, 0, 4, 4));
+        let values = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(15)));
+        let zero = _mm256_setzero_si256();
+        (_mm256_unpacklo_epi8(zero, values), _mm256_unpackhi_epi8(zero, values))
     }
 }
 
@@ -295,10 +309,40 @@ impl Simd for Avx2 {
         both!(Words, _mm256_add_epi32, sum, quads)
     }
     #[inline(always)]
+    unsafe fn prepare(low: Floats, high: Floats, to: *mut u32) {
+        unsafe {
+            let (pairs, scale) = round_block::<Self>(low, high);
+            // The order of `interleaved_e2m1`.
+            let first = _mm256_permute2x128_si256::<0x20>(pairs.0, pairs.1);
+            let second = _mm256_permute2x128_si256::<0x31>(pairs.0, pairs.1);
+            Self::store_words(to, Words(first, second));
+            // The weights are 256 times as large.
+            Self::store(to.add(LANES).cast(), Self::splat(scale / 256.0));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_mxfp4<const N: usize, const P: usize>(
+        block: *const u8,
+        inputs: [*const u32; N],
+        sums: &mut [[Floats; P]; N],
+    ) {
+        unsafe {
+            let (first, second) = interleaved_e2m1(block.add(1));
+            let scale = _mm256_set1_ps(HALF_E8M0[usize::from(*block)]);
+            for i in 0..N {
+                let x = Self::load_words(inputs[i]);
+                // 32 products of at most 12 · 256 · 32767: four of them fit in 32 bits.
+                let products = _mm256_add_epi32(_mm256_madd_epi16(first, x.0), _mm256_madd_epi16(second, x.1));
+                let scale = _mm256_mul_ps(scale, _mm256_loadu_ps(inputs[i].add(LANES).cast()));
+                sums[i][0].0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sums[i][0].0);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(r: &mut [Words; LANES]) {
         unsafe {
             let quarter = |right: bool, from: usize| -> [__m256i; 8] {
-                std::array::from_fn(|i| if right { r[from + i].1 } else { r[from + i].0 })
+                array(|i| if right { r[from + i].1 } else { r[from + i].0 })
             };
             let (top_left, top_right) = (transpose8(quarter(false, 0)), transpose8(quarter(true, 0)));
             let (bottom_left, bottom_right) = (transpose8(quarter(false, 8)), transpose8(quarter(true, 8)));
