@@ -279,7 +279,10 @@ unsafe fn estimate<S: Simd, const N: usize>(rows: Rows, inputs: Coarse) {
                 S::prefetch(scales.wrapping_add(PREFETCH_BYTES / 8));
             }
             // 32 products of at most 15 · 127.
-            let mut whole: [S::I; N] = std::array::from_fn(|i| S::splat_word(*inputs.offsets.add(block * N + i)));
+            let mut whole = [S::zero_words(); N];
+            for i in 0..N {
+                whole[i] = S::splat_word(*inputs.offsets.add(block * N + i));
+            }
             for vector in 0..VECTORS {
                 let (low, high) = S::nibbles(S::load_words(codes.add(vector * 64).cast()));
                 let words = inputs.words.add((block * VECTORS + vector) * 2 * N);

@@ -134,7 +134,11 @@ unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
             for line in 0..(R * BYTES).div_ceil(64) {
                 S::prefetch(ahead.wrapping_add(block * R * BYTES + line * 64));
             }
-            let prepared = prepared.map(|input| input.add(block * BLOCK));
+            // Not `map`: compilers may call its closure.
+            let mut prepared = prepared;
+            for input in &mut prepared {
+                *input = input.add(block * BLOCK);
+            }
             for r in 0..R {
                 S::add_mxfp4(weights[r].add(block * BYTES), prepared, &mut sums[r]);
             }

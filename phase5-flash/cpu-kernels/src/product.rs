@@ -140,10 +140,12 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
             for line in 0..(R * B::BYTES).div_ceil(64) {
                 S::prefetch(ahead.wrapping_add(block * R * B::BYTES + line * 64));
             }
-            let x: [_; N] = std::array::from_fn(|i| {
+            // Not `array::from_fn`: compilers may call its closure, which keeps vectors in memory.
+            let mut x = [(S::zero(), S::zero()); N];
+            for i in 0..N {
                 let p = inputs[i].add(block * BLOCK);
-                (S::load(p), S::load(p.add(LANES)))
-            });
+                x[i] = (S::load(p), S::load(p.add(LANES)));
+            }
             for r in 0..R {
                 let p = weights[r].add(block * B::BYTES);
                 let (low, high) = B::values::<S>(p);
