@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon::Neon;
 use crate::simd::{Simd, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
@@ -18,6 +20,10 @@ enum Level {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -52,6 +58,16 @@ impl Isa {
                 found.push(Isa(Level::Avx2));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            if is_aarch64_feature_detected!("neon") {
+                if is_aarch64_feature_detected!("dotprod") {
+                    found.push(Isa(Level::NeonDotprod));
+                }
+                found.push(Isa(Level::Neon));
+            }
+        }
         found.push(Isa(Level::Portable));
         found
     }
@@ -68,6 +84,10 @@ impl Isa {
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotprod => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
             Level::Portable => "portable",
         }
     }
@@ -100,6 +120,10 @@ impl Isa {
                 Level::Avx512 => run_avx512(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => run_avx2(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Level::NeonDotprod => run_neon_dotprod(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => run_neon(kernel),
                 Level::Portable => kernel.run::<Portable>(),
             }
         }
@@ -136,8 +160,40 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<Avx2>() }
 }
 
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn run_neon_dotprod<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's own features are those of `Neon` with `sdot`.
+    unsafe { kernel.run::<Neon<true>>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's own features are those of `Neon` without `sdot`.
+    unsafe { kernel.run::<Neon<false>>() }
+}
+
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The other tests run whatever [`Isa::all`] lists, so a missing instruction set would not fail them. `KERNEL_ISAS` is the list
+    /// that the machine must have, such as `neon-dotprod,neon,portable`; every aarch64 must have NEON.
+    #[test]
+    fn no_instruction_set_is_missing() {
+        let found: Vec<&str> = Isa::all().into_iter().map(Isa::name).collect();
+        assert_eq!(found.last(), Some(&"portable"), "{found:?}");
+        if let Ok(expected) = std::env::var("KERNEL_ISAS") {
+            assert_eq!(found.join(","), expected, "KERNEL_ISAS");
+        }
+        #[cfg(target_arch = "aarch64")]
+        assert!(found.contains(&"neon"), "{found:?}");
     }
 }

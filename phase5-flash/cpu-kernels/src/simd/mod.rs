@@ -15,7 +15,11 @@ use formats::mxfp4::HALF_E8M0;
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod portable;
+#[cfg(test)]
+mod tests;
 
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
