@@ -5,7 +5,7 @@ use formats::cache_block::SCALES;
 use formats::mxfp4::E2M1_DOUBLED;
 use half::{bf16, f16};
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, array};
 
 pub(crate) struct Portable;
 
@@ -23,7 +23,7 @@ fn map(a: Floats, f: impl Fn(f32) -> f32) -> Floats {
 
 #[inline(always)]
 fn map2(a: Floats, b: Floats, f: impl Fn(f32, f32) -> f32) -> Floats {
-    Floats(std::array::from_fn(|i| f(a.0[i], b.0[i])))
+    Floats(array(|i| f(a.0[i], b.0[i])))
 }
 
 /// Two 16-bit integers in a word, the first in its low half.
@@ -79,9 +79,9 @@ impl Simd for Portable {
     unsafe fn fma(a: Floats, b: Floats, c: Floats) -> Floats {
         // Where a target lacks the fused instruction, `mul_add` is a call into the C library.
         if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
-            Floats(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], c.0[i])))
+            Floats(array(|i| a.0[i].mul_add(b.0[i], c.0[i])))
         } else {
-            Floats(std::array::from_fn(|i| a.0[i] * b.0[i] + c.0[i]))
+            Floats(array(|i| a.0[i] * b.0[i] + c.0[i]))
         }
     }
     #[inline(always)]
@@ -139,7 +139,7 @@ impl Simd for Portable {
         let mut bits = [0u8; LANES];
         for row in (0..8).rev() {
             let bytes = unsafe { p.add(row * stride).cast::<[u8; LANES]>().read_unaligned() };
-            bits = std::array::from_fn(|i| bits[i] << 1 | bytes[i] & 1);
+            bits = array(|i| bits[i] << 1 | bytes[i] & 1);
         }
         Floats(bits.map(|bits| SCALES[usize::from(bits)]))
     }
@@ -177,12 +177,12 @@ impl Simd for Portable {
             let code = if e < LANES { bytes[e] & 15 } else { bytes[e - LANES] >> 4 };
             i16::from(E2M1_DOUBLED[usize::from(code)])
         };
-        Words(std::array::from_fn(|i| pair(value(2 * i), value(2 * i + 1))))
+        Words(array(|i| pair(value(2 * i), value(2 * i + 1))))
     }
     #[inline(always)]
     unsafe fn i8_pairs(p: *const u8) -> Words {
         let bytes = unsafe { p.cast::<[i8; 2 * LANES]>().read_unaligned() };
-        Words(std::array::from_fn(|i| pair(bytes[2 * i].into(), bytes[2 * i + 1].into())))
+        Words(array(|i| pair(bytes[2 * i].into(), bytes[2 * i + 1].into())))
     }
     #[inline(always)]
     unsafe fn round_pairs(low: Floats, high: Floats) -> Words {
@@ -190,11 +190,11 @@ impl Simd for Portable {
             let value = if e < LANES { low.0[e] } else { high.0[e - LANES] };
             value.round_ties_even() as i16
         };
-        Words(std::array::from_fn(|i| pair(value(2 * i), value(2 * i + 1))))
+        Words(array(|i| pair(value(2 * i), value(2 * i + 1))))
     }
     #[inline(always)]
     unsafe fn dot_pairs(sum: Words, a: Words, b: Words) -> Words {
-        Words(std::array::from_fn(|i| {
+        Words(array(|i| {
             let ((a0, a1), (b0, b1)) = (halves(a.0[i]), halves(b.0[i]));
             sum.0[i].wrapping_add((a0 * b0 + a1 * b1) as u32)
         }))
