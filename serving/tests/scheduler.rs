@@ -213,7 +213,13 @@ fn cpu_texts_do_not_depend_on_other_requests() {
         let common = tokens(&mut random, 150);
         let requests: Vec<Request> = (0..8).map(|_| request(&mut random, &common, 60, 60)).collect();
         for (pages, prompt_tokens_per_step, prefix_cache) in [(400, 512, true), (16, 40, true), (16, 512, false)] {
-            let options = Options { max_running: 4, max_waiting: 100, prompt_tokens_per_step, prefix_cache };
+            let options = Options {
+                max_running: 4,
+                max_waiting: 100,
+                prompt_tokens_per_step,
+                prefix_cache,
+                ..Options::default()
+            };
             check_company(&mut model.cpu(pages), &requests, &options, &mut random);
         }
         let options = Options { max_running: 4, ..Options::default() };
