@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use gpu_kernels::attention::{Attention, ROW_TILE_WORDS, Unrotated, row_tiles, rows_per_tile};
-use gpu_kernels::matmul::{SMALL_BATCH, TILE};
+use gpu_kernels::matmul::{SMALL_BATCH, TILE_ROWS};
 use gpu_kernels::matvec::{Down, GateUp, InputNorm};
 use gpu_kernels::moe::{Combine, ExpertChoice, Route, SlotSort};
 use gpu_kernels::{Buffer, ExpertProduct, Experts, Gpu, Matrix, Norm, Product, Rope, Row, embed};
@@ -323,7 +323,7 @@ impl Forward {
                 .launch(&self.gpu, choice);
             }
             Products::Small => SMALL_BATCH,
-            Products::Tiled => TILE,
+            Products::Tiled(rows) => rows,
         };
         SlotSort {
             chosen: &buffers.chosen,
@@ -379,7 +379,11 @@ impl Forward {
 
     fn sorted_product(&self, product: ExpertProduct<'_>) {
         match self.experts(product.inputs) {
-            Products::Tiled => product.launch_tiled(&self.gpu, self.tuning.expert_planes),
+            Products::Tiled(rows) => {
+                let low = rows == TILE_ROWS[0];
+                let planes = if low { self.tuning.low_tile_planes } else { self.tuning.expert_planes };
+                product.launch_tiled(&self.gpu, planes, rows);
+            }
             _ => product.launch_small(&self.gpu, self.tuning.small_batch),
         }
     }
@@ -390,7 +394,7 @@ impl Forward {
         match Products::dense(tuning, product.inputs) {
             Products::Single => product.launch_matvec(gpu, None, tuning.matvec(tuning.project)),
             Products::Small => product.launch_small(gpu, tuning.small_batch),
-            Products::Tiled => product.launch_tiled(gpu, tuning.dense_planes),
+            Products::Tiled(rows) => product.launch_tiled(gpu, tuning.dense_planes, rows),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Selects the kernels of a pass from the numbers of rows, sequences and keys; needs no device.
 
 use gpu_kernels::PAGE;
+use gpu_kernels::matmul::{TILE, TILE_ROWS};
 use phase1_loading::GptOssConfig;
 use phase2_forward::Operation;
 
@@ -34,8 +35,8 @@ pub(super) enum Products {
     Single,
     /// In small batches.
     Small,
-    /// In tiles.
-    Tiled,
+    /// In tiles of up to this many rows.
+    Tiled(u32),
 }
 
 /// How attention is computed for the rows of a pass.
@@ -57,18 +58,22 @@ impl Products {
         } else if rows < tuning.tiled_rows {
             Products::Small
         } else {
-            Products::Tiled
+            Products::Tiled(TILE)
         }
     }
 
-    /// For `rows` rows and their chosen experts: tiled if an expert gets enough rows on average.
+    /// For `rows` rows and their chosen experts: tiled if an expert gets enough rows on average. Low tiles, on matrix units, need fewer.
     pub fn experts(tuning: &Tuning, config: &GptOssConfig, rows: usize) -> Products {
-        if rows <= tuning.single_rows {
+        let slots = rows * config.experts_per_token;
+        if rows >= tuning.low_tile_rows {
+            let fits = |tile: &u32| slots <= config.experts * *tile as usize / 2;
+            Products::Tiled(TILE_ROWS.into_iter().find(fits).unwrap_or(TILE))
+        } else if rows <= tuning.single_rows {
             Products::Single
-        } else if rows * config.experts_per_token < tuning.tiled_slots * config.experts {
+        } else if slots < tuning.tiled_slots * config.experts {
             Products::Small
         } else {
-            Products::Tiled
+            Products::Tiled(TILE)
         }
     }
 }
@@ -142,12 +147,18 @@ mod tests {
         let (tuning, config) = (Tuning::default(), config());
         let dense = [1, 15, 16, 23, 24, 640].map(|rows| Products::dense(&tuning, rows));
         use Products::{Single, Small, Tiled};
-        assert_eq!(dense, [Single, Single, Small, Small, Tiled, Tiled]);
-        let experts = [15, 16, 127, 128].map(|rows| Products::experts(&tuning, &config, rows));
-        assert_eq!(experts, [Single, Small, Small, Tiled]);
+        assert_eq!(dense, [Single, Single, Small, Small, Tiled(64), Tiled(64)]);
+        let experts = |tuning: &Tuning, rows| Products::experts(tuning, &config, rows);
+        assert_eq!([15, 16, 127, 128].map(|rows| experts(&tuning, rows)), [Single, Small, Small, Tiled(64)]);
         let always = tuning.tiled_always();
-        assert_eq!([1, 2].map(|rows| Products::dense(&always, rows)), [Single, Tiled]);
-        assert_eq!([1, 8].map(|rows| Products::experts(&always, &config, rows)), [Single, Tiled]);
+        assert_eq!([1, 2].map(|rows| Products::dense(&always, rows)), [Single, Tiled(64)]);
+        assert_eq!([1, 8].map(|rows| experts(&always, rows)), [Single, Tiled(64)]);
+        // 4 of 32 experts per row: 64 rows are 8 per expert on average, half of the lowest tile.
+        let low = Tuning { low_tile_rows: 4, ..tuning };
+        assert_eq!(
+            [3, 4, 64, 65, 128, 129].map(|rows| experts(&low, rows)),
+            [Single, Tiled(16), Tiled(16), Tiled(32), Tiled(32), Tiled(64)]
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use gpu_kernels::matvec::{RowLoop, RowTile};
 use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, relative_rms, sample_tokens};
 
 use super::engine::GpuEngine;
-use super::tuning::{MAX_ROWS, Tuning};
+use super::tuning::{MAX_ROWS, NEVER, Tuning};
 
 /// The sequence that holds the positions before the work.
 const BASE: SequenceId = 0;
@@ -87,7 +87,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.choose(Tuning::INPUTS_PER_READ, |tuning, inputs_per_read| Tuning { inputs_per_read, ..tuning })?;
 
     // Every row count uses small batches: neither single-row kernels nor tiles.
-    let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..tuner.best };
+    let few = Tuning { single_rows: 1, tiled_rows: NEVER, tiled_slots: NEVER, low_tile_rows: NEVER, ..tuner.best };
     tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
     let split = tuner.quickest(RowSplit::ALL, few, |tuning, small_batch| Tuning { small_batch, ..tuning })?;
     tuner.best.small_batch = split.small_batch;
@@ -97,6 +97,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
         tuner.begin(Workload { depth: 0, rows: CHUNK.min(longest / 2) })?;
         tuner.choose(Tuning::PLANES, |tuning, dense_planes| Tuning { dense_planes, ..tuning })?;
         tuner.choose(Tuning::PLANES, |tuning, expert_planes| Tuning { expert_planes, ..tuning })?;
+        tuner.low_tiles()?;
     }
     let tuning = tuner.best;
     tuner.engine.release(SEQUENCE);
@@ -112,8 +113,8 @@ const ALL: usize = 2
     + Tuning::ATTENTION_CUBES.len()
     + Tuning::INPUTS_PER_READ.len()
     + RowSplit::ALL.len()
-    + 4 * ROWS.len()
-    + 2 * Tuning::PLANES.len();
+    + 6 * ROWS.len()
+    + 3 * Tuning::PLANES.len();
 
 impl Tuner<'_> {
     /// Fills a sequence to the work's depth, and computes the expected logits with the default choices.
@@ -162,7 +163,7 @@ impl Tuner<'_> {
     }
 
     /// The kernels that a tuning selects for this model. In small models different row loops give the same kernels.
-    fn kernels(&self, tuning: Tuning) -> ([RowTile; 5], usize, usize, RowSplit) {
+    fn kernels(&self, tuning: Tuning) -> ([RowTile; 5], usize, usize, RowSplit, [u32; 3]) {
         let forward = &self.engine.runner.forward;
         let (weights, chosen) = (&forward.weights, forward.config.experts_per_token);
         let layer = &weights.layers[0];
@@ -176,15 +177,16 @@ impl Tuner<'_> {
             tile(tuning.gate_up, &layer.gate.weight, chosen),
             tile(tuning.down, &layer.down.weight, chosen),
         ];
-        (tiles, tuning.attention_cubes, tuning.inputs_per_read, tuning.small_batch)
+        let planes = [tuning.dense_planes, tuning.expert_planes, tuning.low_tile_planes];
+        (tiles, tuning.attention_cubes, tuning.inputs_per_read, tuning.small_batch, planes)
     }
 
     /// Finds the numbers of rows up to which single-row kernels, and from which tiles, are fastest.
     fn thresholds(&mut self) -> Result<(), EngineError> {
         let longest = self.engine.config().context_length / 2;
-        let few = Tuning { single_rows: 1, tiled_rows: MAX_ROWS + 1, tiled_slots: MAX_ROWS + 1, ..self.best };
+        let few = Tuning { single_rows: 1, tiled_rows: NEVER, tiled_slots: NEVER, low_tile_rows: NEVER, ..self.best };
         let mut single_wins = true;
-        let (mut single_rows, mut tiled_rows, mut tiled_slots) = (1, MAX_ROWS + 1, MAX_ROWS + 1);
+        let (mut single_rows, mut tiled_rows, mut tiled_slots) = (1, NEVER, NEVER);
         for rows in ROWS.into_iter().filter(|&rows| rows <= longest) {
             self.begin(Workload { depth: 0, rows })?;
             let by_few = self.measure(few)?;
@@ -196,11 +198,26 @@ impl Tuner<'_> {
                 single_rows = if single_wins { rows } else { single_rows };
             }
             let slots = (rows * self.engine.config().experts_per_token).div_ceil(self.engine.config().experts);
-            tiled_rows = if by_tiles < by_few { tiled_rows.min(rows) } else { MAX_ROWS + 1 };
-            tiled_slots = if by_tiled_experts < by_few { tiled_slots.min(slots) } else { MAX_ROWS + 1 };
+            tiled_rows = if by_tiles < by_few { tiled_rows.min(rows) } else { NEVER };
+            tiled_slots = if by_tiled_experts < by_few { tiled_slots.min(slots) } else { NEVER };
         }
-        self.best = Tuning { single_rows, tiled_rows, tiled_slots, ..self.best };
+        self.best = Tuning { single_rows, tiled_rows, tiled_slots, low_tile_rows: NEVER, ..self.best };
         Ok(())
+    }
+
+    /// Finds the number of rows from which experts use low tiles: they are faster there, and at all measured numbers of rows above.
+    fn low_tiles(&mut self) -> Result<(), EngineError> {
+        let longest = self.engine.config().context_length / 2;
+        let mut low_tile_rows = NEVER;
+        for rows in ROWS.into_iter().filter(|&rows| rows <= longest) {
+            self.begin(Workload { depth: 0, rows })?;
+            let without = self.measure(self.best)?;
+            let with = self.measure(Tuning { low_tile_rows: 2, ..self.best })?;
+            low_tile_rows = if with < without { low_tile_rows.min(rows) } else { NEVER };
+        }
+        self.best.low_tile_rows = low_tile_rows;
+        self.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest) })?;
+        self.choose(Tuning::PLANES, |tuning, low_tile_planes| Tuning { low_tile_planes, ..tuning })
     }
 
     /// Seconds that the work takes with a tuning; infinite if the device cannot run it or gives wrong logits.
@@ -336,13 +353,14 @@ mod tests {
         let default = Tuning { product_cubes: 1, ..Tuning::default() };
         let row_loops =
             RowLoop::all().map(|row_loop| Tuning { project: row_loop, gate_up: row_loop, down: row_loop, ..default });
-        let few = Tuning { single_rows: 1, tiled_rows: 513, tiled_slots: 513, ..default };
+        let few = Tuning { single_rows: 1, tiled_rows: NEVER, tiled_slots: NEVER, ..default };
         let splits = RowSplit::ALL.map(|split| Tuning { small_batch: split, ..few });
         let tiles = [Tuning { tiled_rows: 1, ..few }, Tuning { tiled_slots: 1, ..few }];
+        let low_tiles = Tuning { low_tile_rows: 2, ..few };
         let single = Tuning { single_rows: 64, ..default };
         let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
         let reads = Tuning::INPUTS_PER_READ.map(|inputs_per_read| Tuning { inputs_per_read, ..default });
-        for tuning in row_loops.chain(splits).chain(tiles).chain([single]).chain(cubes).chain(reads) {
+        for tuning in row_loops.chain(splits).chain(tiles).chain([low_tiles, single]).chain(cubes).chain(reads) {
             engine.runner.forward.set_tuning(tuning);
             let error = relative_rms(&expected, &logits(&mut engine));
             assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 /// The most new tokens in a step: a prompt chunk of 512 and 128 decoding sequences.
 pub(crate) const MAX_ROWS: usize = 640;
+/// A number of rows that no step reaches.
+pub(crate) const NEVER: usize = MAX_ROWS + 1;
 
 /// The kernel choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,9 +39,12 @@ pub struct Tuning {
     pub(crate) tiled_rows: usize,
     /// From this average number of rows per expert on, products of experts are tiled.
     pub(crate) tiled_slots: usize,
-    /// Planes per cube in products on matrix units: for dense matrices, and for experts.
+    /// From this many rows on, products of experts are tiled whatever the average, on matrix units: in tiles of 16, 32 or 64 rows.
+    pub(crate) low_tile_rows: usize,
+    /// Planes per cube in products on matrix units: for dense matrices, for experts, and for experts in tiles of 16 rows.
     pub(crate) dense_planes: u32,
     pub(crate) expert_planes: u32,
+    pub(crate) low_tile_planes: u32,
 }
 
 impl Default for Tuning {
@@ -56,8 +61,10 @@ impl Default for Tuning {
             single_rows: 15,
             tiled_rows: 24,
             tiled_slots: 16,
+            low_tile_rows: NEVER,
             dense_planes: 2,
             expert_planes: 4,
+            low_tile_planes: 4,
         }
     }
 }
@@ -67,12 +74,12 @@ impl Tuning {
     /// step in small batches, and those of 512 rows 26.0 ms in tiles (H100, gpt-oss-20b's shape).
     pub(crate) fn unmeasured(units: Option<MatrixUnits>) -> Tuning {
         let default = Tuning::default();
-        if units.is_some() { Tuning { tiled_slots: 8, ..default } } else { default }
+        if units.is_some() { Tuning { tiled_slots: 8, low_tile_rows: 4, ..default } } else { default }
     }
 
     /// The same, with every product of more than one row in tiles.
     pub(crate) fn tiled_always(self) -> Tuning {
-        Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, ..self }
+        Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, low_tile_rows: NEVER, ..self }
     }
 
     /// The choices of a mat-vec kernel with this row loop.
@@ -93,9 +100,12 @@ impl Tuning {
             && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
             && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
             && RowSplit::ALL.contains(&self.small_batch)
-            && [self.dense_planes, self.expert_planes].iter().all(|planes| Tuning::PLANES.contains(planes))
+            && [self.dense_planes, self.expert_planes, self.low_tile_planes]
+                .iter()
+                .all(|planes| Tuning::PLANES.contains(planes))
             && (1..=MAX_ROWS).contains(&self.single_rows)
-            && [self.tiled_rows, self.tiled_slots].iter().all(|most| (1..=MAX_ROWS + 1).contains(most))
+            && self.low_tile_rows > 1
+            && [self.tiled_rows, self.tiled_slots, self.low_tile_rows].iter().all(|most| (1..=NEVER).contains(most))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Products of many rows on matrix units: as [`tiles`](super::tiles), but multiplied in 16-bit floats with sums in f32.
 //!
-//! A tile is 64 rows by two times 16 outputs per plane. Weights and inputs become 16-bit floats in shared memory, a block of 32 columns at
+//! A tile is 16, 32 or 64 rows by two times 16 outputs per plane. Weights and inputs become 16-bit floats in shared memory, a block of 32 columns at
 //! a time: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. The next block is in flight while one is multiplied. Matrices outside the
 //! range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which the choice of a
 //! token detects; clamping the inputs would hide it.
@@ -19,76 +19,75 @@ use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 use half::f16;
 
-use super::operand::{DenseArgs, ExpertArgs, Outputs, TILE, TileRows, WeightRows, dense_args, expert_args, most_tiles};
-use super::staging::{STRIDE, put_inputs, put_weights, read_inputs, read_weights};
+use super::operand::{DenseArgs, ExpertArgs, Outputs, TileRows, WeightRows, dense_args, expert_args, most_tiles};
+use super::staging::{STRIDE, TileSize, put_inputs, put_weights, read_inputs, read_weights};
 use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
 use crate::gpu::Gpu;
-use crate::matrix_units::{Accumulators, Planes, SIDE, operand};
+use crate::matrix_units::{Accumulators, SIDE, operand};
 use crate::moe::SlotTile;
 use crate::packed::Packing;
 use crate::product::{ExpertProduct, Product};
 
-/// Number of fragments along a tile's rows.
-const ROUNDS: u32 = TILE / SIDE;
 /// Vectors of four sums: 16 rows of a plane by 16 low and 16 high outputs.
 const FOURS: u32 = SIDE * FOURS_PER_ROW;
 const FOURS_PER_ROW: u32 = 2 * SIDE / 4;
 
-/// Shared memory in bytes of a cube with these planes.
-pub(super) fn shared_bytes(planes: Planes) -> usize {
-    (4 * planes.operand_bytes() * planes.vectors() + 16 * planes.count * FOURS + 2 * 4 * TILE) as usize
+/// Shared memory in bytes of a cube with tiles of this size.
+pub(super) fn shared_bytes(size: TileSize) -> usize {
+    let TileSize { planes, rows } = size;
+    (4 * planes.operand_bytes() * size.vectors() + 16 * planes.count * FOURS + 2 * 4 * rows) as usize
 }
 
-pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, planes: Planes) {
-    match planes.fragments {
-        true => launch_dense_in::<f16>(gpu, product, planes),
-        false => launch_dense_in::<f32>(gpu, product, planes),
+pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, size: TileSize) {
+    match size.planes.fragments {
+        true => launch_dense_in::<f16>(gpu, product, size),
+        false => launch_dense_in::<f32>(gpu, product, size),
     }
 }
 
-fn launch_dense_in<T: Float>(gpu: &Gpu, product: &Product<'_>, planes: Planes) {
+fn launch_dense_in<T: Float>(gpu: &Gpu, product: &Product<'_>, size: TileSize) {
     let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
     for part in product.matrix.parts() {
-        let (y, z) = cube_grid((part.rows as u32).div_ceil(2 * planes.half()));
+        let (y, z) = cube_grid((part.rows as u32).div_ceil(2 * size.half()));
         // SAFETY: lengths were checked; rows, inputs and blocks are bounded in the kernel.
         unsafe {
             dense::launch_unchecked::<T>(
                 gpu.device.client(),
-                CubeCount::Static((product.inputs as u32).div_ceil(TILE), y, z),
-                CubeDim::new_1d(planes.units()),
+                CubeCount::Static((product.inputs as u32).div_ceil(size.rows), y, z),
+                CubeDim::new_1d(size.units()),
                 dense_args(product, part),
                 part.codes.arg(),
                 gpu.packing(product.matrix.storage()),
-                planes,
+                size,
                 epilogue,
             );
         }
     }
 }
 
-pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>, planes: Planes) {
-    match planes.fragments {
-        true => launch_experts_in::<f16>(gpu, product, planes),
-        false => launch_experts_in::<f32>(gpu, product, planes),
+pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>, size: TileSize) {
+    match size.planes.fragments {
+        true => launch_experts_in::<f16>(gpu, product, size),
+        false => launch_experts_in::<f32>(gpu, product, size),
     }
 }
 
-fn launch_experts_in<T: Float>(gpu: &Gpu, product: &ExpertProduct<'_>, planes: Planes) {
+fn launch_experts_in<T: Float>(gpu: &Gpu, product: &ExpertProduct<'_>, size: TileSize) {
     let (weight, up) = (&product.experts.weight, product.up.unwrap_or(product.experts));
     let gated = product.up.is_some();
-    let outputs = if gated { planes.half() } else { 2 * planes.half() };
+    let outputs = if gated { size.half() } else { 2 * size.half() };
     // SAFETY: lengths were checked; tiles name existing slots and experts, and the kernel bounds rows.
     unsafe {
         experts::launch_unchecked::<T>(
             gpu.device.client(),
-            CubeCount::Static((weight.rows() as u32).div_ceil(outputs), most_tiles(product, TILE), 1),
-            CubeDim::new_1d(planes.units()),
+            CubeCount::Static((weight.rows() as u32).div_ceil(outputs), most_tiles(product, size.rows), 1),
+            CubeDim::new_1d(size.units()),
             expert_args(product),
             weight.whole().codes.arg(),
             up.weight.whole().codes.arg(),
             gpu.packing(weight.storage()),
-            planes,
+            size,
             gated,
         );
     }
@@ -99,14 +98,14 @@ fn dense<T: Float>(
     mut args: DenseArgs,
     codes: &[u32],
     #[comptime] packing: Packing,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
     #[comptime] epilogue: Epilogue,
 ) {
-    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * comptime![2 * planes.half()];
-    let rows = TileRows::dense(CUBE_POS_X * TILE, args.inputs, TILE);
+    let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * comptime![2 * size.half()];
+    let rows = TileRows::dense(CUBE_POS_X * size.rows, args.inputs, size.rows);
     if row < args.rows {
         let low = WeightRows::new(codes, &args.scales, row);
-        let high = WeightRows::new(codes, &args.scales, row + comptime![planes.half()]);
+        let high = WeightRows::new(codes, &args.scales, row + comptime![size.half()]);
         let outputs =
             Outputs { width: args.out_width, first: args.first_row, first_bias: args.first_row, columns: args.rows };
         multiply_tile::<T>(
@@ -122,7 +121,7 @@ fn dense<T: Float>(
             &args.bias,
             &args.bias,
             packing,
-            planes,
+            size,
             epilogue,
         );
     }
@@ -136,15 +135,15 @@ fn experts<T: Float>(
     low_codes: &[u32],
     high_codes: &[u32],
     #[comptime] packing: Packing,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
     #[comptime] gated: bool,
 ) {
     let SlotTile { expert, first, count } = SlotTile::read(&args.tiles, CUBE_POS_Y);
     if count > 0 {
-        let rows = TileRows::slots(&args.sorted_slots, first, count, args.slots_per_input, TILE);
-        let row = CUBE_POS_X * comptime![if gated { planes.half() } else { 2 * planes.half() }];
+        let rows = TileRows::slots(&args.sorted_slots, first, count, args.slots_per_input, size.rows);
+        let row = CUBE_POS_X * comptime![if gated { size.half() } else { 2 * size.half() }];
         let start = expert * args.stride;
-        let high_row = start + row + comptime![if gated { 0 } else { planes.half() }];
+        let high_row = start + row + comptime![if gated { 0 } else { size.half() }];
         let low = WeightRows::new(low_codes, &args.scales, start + row);
         let high = WeightRows::new(high_codes, &args.up_scales, high_row);
         let outputs =
@@ -162,7 +161,7 @@ fn experts<T: Float>(
             &args.bias,
             &args.up_bias,
             packing,
-            planes,
+            size,
             comptime![Epilogue { biased: true, add: false, gated }],
         );
     }
@@ -191,38 +190,41 @@ fn multiply_tile<T: Float>(
     bias: &[f32],
     up_bias: &[f32],
     #[comptime] packing: Packing,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
     #[comptime] epilogue: Epilogue,
 ) {
-    let mut sums = Sums { low: Accumulators::zeros(ROUNDS, planes), high: Accumulators::zeros(ROUNDS, planes) };
-    let mut tile = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![planes.vectors() as usize]);
-    let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(planes.count * FOURS) as usize]);
-    add_products::<T>(x, rows, low, high, last_row, blocks, &mut tile, &mut sums, packing, planes);
-    #[unroll(planes.fragments)]
-    for round in 0..comptime![ROUNDS as usize] {
+    let mut sums = Sums {
+        low: Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]),
+        high: Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]),
+    };
+    let mut tile = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![size.vectors() as usize]);
+    let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(size.planes.count * FOURS) as usize]);
+    add_products::<T>(x, rows, low, high, last_row, blocks, &mut tile, &mut sums, packing, size);
+    #[unroll(size.planes.fragments)]
+    for round in 0..comptime![size.rounds() as usize] {
         let first_member = round as u32 * SIDE;
         if first_member < rows.count {
-            store_round(&sums, &mut stage, round, planes);
-            let mut place = UNIT_POS % planes.width;
+            store_round(&sums, &mut stage, round, size);
+            let mut place = UNIT_POS % comptime![size.planes.width];
             while place < comptime![FOURS / 2] {
                 let member = first_member + place / comptime![FOURS_PER_ROW / 2];
                 let output = place % comptime![FOURS_PER_ROW / 2];
                 let at = place / comptime![FOURS_PER_ROW / 2] * FOURS_PER_ROW + output;
-                let low = stored(&stage, at, planes);
-                let high = stored(&stage, at + comptime![FOURS_PER_ROW / 2], planes);
+                let low = stored(&stage, at, size);
+                let high = stored(&stage, at + comptime![FOURS_PER_ROW / 2], size);
                 if member < rows.count {
                     let start = rows.targets[member as usize] * outputs.width + outputs.first;
-                    let column = column + plane_outputs(planes) + output * 4;
+                    let column = column + plane_outputs(size) + output * 4;
                     let (first_bias, columns) = (outputs.first_bias, outputs.columns);
                     if comptime![epilogue.gated] {
                         store_four_gated(out, start, low, high, bias, up_bias, first_bias, column, columns);
                     } else {
                         store_four(out, start, low, bias, first_bias, column, columns, epilogue);
-                        let column = column + comptime![planes.half()];
+                        let column = column + comptime![size.half()];
                         store_four(out, start, high, bias, first_bias, column, columns, epilogue);
                     }
                 }
-                place += planes.width;
+                place += comptime![size.planes.width];
             }
             sync_cube();
         }
@@ -231,22 +233,22 @@ fn multiply_tile<T: Float>(
 
 /// The first output of this plane in each half of a tile.
 #[cube]
-fn plane_outputs(#[comptime] planes: Planes) -> u32 {
-    UNIT_POS / planes.width * SIDE
+fn plane_outputs(#[comptime] size: TileSize) -> u32 {
+    UNIT_POS / comptime![size.planes.width] * SIDE
 }
 
 /// Sums `4 place` to `4 place + 3` of this plane in shared memory.
 #[cube]
-fn stored(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] planes: Planes) -> Vector<f32, Const<4>> {
-    stage[(UNIT_POS / planes.width * FOURS + place) as usize]
+fn stored(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] size: TileSize) -> Vector<f32, Const<4>> {
+    stage[(UNIT_POS / comptime![size.planes.width] * FOURS + place) as usize]
 }
 
 /// Writes this plane's sums of rows `16 round` to `16 round + 15` to shared memory, where all its lanes can read them.
 #[cube]
-fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: usize, #[comptime] planes: Planes) {
-    let first = UNIT_POS / planes.width * FOURS;
-    sums.low.store(round, stage, first, FOURS_PER_ROW, planes);
-    sums.high.store(round, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, planes);
+fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: usize, #[comptime] size: TileSize) {
+    let first = UNIT_POS / comptime![size.planes.width] * FOURS;
+    sums.low.store(round, stage, first, FOURS_PER_ROW, comptime![size.planes]);
+    sums.high.store(round, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, comptime![size.planes]);
     sync_cube();
 }
 
@@ -256,23 +258,23 @@ fn multiply<T: Float>(
     tile: &Shared<[Vector<T, Const<4>>]>,
     sums: &mut Sums,
     #[comptime] rounds: u32,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
 ) {
     let (by_rows, by_columns) = (MatrixLayout::RowMajor, MatrixLayout::ColMajor);
-    let low_row = TILE + plane_outputs(planes);
-    #[unroll(planes.fragments)]
+    let low_row = size.rows + plane_outputs(size);
+    #[unroll(size.planes.fragments)]
     for step in 0..2u32 {
         let along = step * comptime![SIDE / 4];
         let first = low_row * STRIDE + along;
-        let low = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, planes);
-        let first = first + comptime![planes.half() * STRIDE];
-        let high = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, planes);
-        #[unroll(planes.fragments)]
+        let low = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, comptime![size.planes]);
+        let first = first + comptime![size.half() * STRIDE];
+        let high = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, comptime![size.planes]);
+        #[unroll(size.planes.fragments)]
         for round in 0..comptime![rounds as usize] {
             let first = round as u32 * comptime![SIDE * STRIDE] + along;
-            let rows = operand::<T>(tile, first, STRIDE, MatrixIdent::A, by_rows, planes);
-            sums.low.add::<T>(round, tile, &rows, STRIDE, tile, &low, STRIDE, true, planes);
-            sums.high.add::<T>(round, tile, &rows, STRIDE, tile, &high, STRIDE, true, planes);
+            let rows = operand::<T>(tile, first, STRIDE, MatrixIdent::A, by_rows, comptime![size.planes]);
+            sums.low.add::<T>(round, tile, &rows, STRIDE, tile, &low, STRIDE, true, comptime![size.planes]);
+            sums.high.add::<T>(round, tile, &rows, STRIDE, tile, &high, STRIDE, true, comptime![size.planes]);
         }
     }
 }
@@ -289,31 +291,33 @@ fn add_products<T: Float>(
     tile: &mut Shared<[Vector<T, Const<4>>]>,
     sums: &mut Sums,
     #[comptime] packing: Packing,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
 ) {
-    let mut starts = Array::<u32>::new(comptime![planes.eights_per_unit() as usize]);
+    let mut starts = Array::<u32>::new(comptime![size.eights_per_unit() as usize]);
     #[unroll]
-    for i in 0..planes.eights_per_unit() {
-        let place = UNIT_POS + comptime![i * planes.units()];
-        starts[comptime![i as usize]] = rows.sources[(place / 4 % TILE) as usize] * blocks * 8 + place % 4 * 2;
+    for i in 0..size.eights_per_unit() {
+        let place = UNIT_POS + comptime![i * size.units()];
+        starts[comptime![i as usize]] = rows.sources[(place / 4 % size.rows) as usize] * blocks * 8 + place % 4 * 2;
     }
-    let mut fours = Array::<Vector<f32, Const<4>>>::new(comptime![(2 * planes.eights_per_unit()) as usize]);
-    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(2 * planes.outputs_per_unit()) as usize]);
-    let mut factors = Array::<u32>::new(comptime![planes.outputs_per_unit() as usize]);
-    read_inputs(x, &starts, 0u32, &mut fours, planes);
-    read_weights(low, high, last_row, 0u32, blocks, &mut words, &mut factors, packing, planes);
+    let mut fours = Array::<Vector<f32, Const<4>>>::new(comptime![(2 * size.eights_per_unit()) as usize]);
+    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(2 * size.outputs_per_unit()) as usize]);
+    let mut factors = Array::<u32>::new(comptime![size.outputs_per_unit() as usize]);
+    read_inputs(x, &starts, 0u32, &mut fours, size);
+    read_weights(low, high, last_row, 0u32, blocks, &mut words, &mut factors, packing, size);
     for block in 0..blocks {
-        put_inputs::<T>(&fours, tile, planes);
-        put_weights::<T>(&words, &factors, tile, packing, planes);
+        put_inputs::<T>(&fours, tile, size);
+        put_weights::<T>(&words, &factors, tile, packing, size);
         sync_cube();
         // The next block is in flight while this one is multiplied.
         let next = min(block + 1, blocks - 1);
-        read_inputs(x, &starts, next, &mut fours, planes);
-        read_weights(low, high, last_row, next, blocks, &mut words, &mut factors, packing, planes);
-        if rows.count > comptime![TILE / 2] {
-            multiply::<T>(&*tile, sums, ROUNDS, planes);
+        read_inputs(x, &starts, next, &mut fours, size);
+        read_weights(low, high, last_row, next, blocks, &mut words, &mut factors, packing, size);
+        if comptime![size.rounds() == 1] {
+            multiply::<T>(&*tile, sums, 1u32, size);
+        } else if rows.count > comptime![size.rows / 2] {
+            multiply::<T>(&*tile, sums, comptime![size.rounds()], size);
         } else {
-            multiply::<T>(&*tile, sums, comptime![ROUNDS / 2], planes);
+            multiply::<T>(&*tile, sums, comptime![size.rounds() / 2], size);
         }
         sync_cube();
     }
@@ -324,8 +328,8 @@ mod tests {
     use formats::Storage;
 
     use crate::gpu::Gpu;
-    use crate::matmul::TILE;
     use crate::matmul::checks::{check_dense, check_experts};
+    use crate::matmul::{TILE, TILE_ROWS};
     use crate::matrix_units::MatrixUnits;
     use crate::product::Product;
     use crate::testing::{F16, Random, assert_within, gpu, matrix, poisoned};
@@ -345,18 +349,29 @@ mod tests {
     fn dense_products_equal_f64() {
         let shapes = [(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)];
         let mut planes = PLANES.into_iter().cycle();
+        let mut rows = TILE_ROWS.into_iter().cycle();
         check_dense(F16, &shapes, "fragments", |gpu, product| {
-            product.launch_tiled(&with_units(gpu), planes.next().expect("endless"));
+            let (planes, rows) = (planes.next().expect("endless"), rows.next().expect("endless"));
+            product.launch_tiled(&with_units(gpu), planes, rows);
         });
     }
 
     #[test]
     fn sorted_expert_products_equal_single_expert_products() {
-        let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
+        let shapes = [
+            (40, 3, 96, 64, 2),
+            (5, 8, 32, 96, 4),
+            (80, 3, 96, 64, 2),
+            (1, 2, 32, 32, 1),
+            (80, 3, 96, 64, 2),
+            (33, 40, 160, 32, 3),
+        ];
         let mut planes = PLANES.into_iter().cycle();
-        check_experts(F16_EXPERTS, &shapes, TILE, "fragments", |gpu, product| {
-            product.launch_tiled(&with_units(gpu), planes.next().expect("endless"));
-        });
+        for (shapes, rows) in shapes.chunks(2).zip(TILE_ROWS) {
+            check_experts(F16_EXPERTS, shapes, rows, "fragments", |gpu, product| {
+                product.launch_tiled(&with_units(gpu), planes.next().expect("endless"), rows);
+            });
+        }
     }
 
     /// Weights outside the range of 16-bit floats are multiplied in f32.
@@ -371,7 +386,8 @@ mod tests {
             let x = random.values(inputs * columns, 1.0);
             let out = poisoned(device, inputs * rows);
             let x_buffer = device.upload_f32(&x);
-            Product { matrix: &matrix, x: &x_buffer, bias: None, out: &out, add: false, inputs }.launch_tiled(&gpu, 2);
+            Product { matrix: &matrix, x: &x_buffer, bias: None, out: &out, add: false, inputs }
+                .launch_tiled(&gpu, 2, TILE);
             let found = device.read_f32(&out).expect("reads");
             for input in 0..inputs {
                 for row in 0..rows {

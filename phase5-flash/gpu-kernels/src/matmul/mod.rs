@@ -9,12 +9,12 @@ mod small;
 mod staging;
 mod tiles;
 
-pub use operand::TILE;
+pub use operand::{TILE, TILE_ROWS};
 pub use small::{RowSplit, SMALL_BATCH};
 
 use crate::gpu::Gpu;
-use crate::matrix_units::Planes;
 use crate::product::{ExpertProduct, Product};
+use staging::TileSize;
 
 impl Product<'_> {
     /// Launches the product in batches of up to [`SMALL_BATCH`] rows.
@@ -26,15 +26,15 @@ impl Product<'_> {
         small::launch_dense(gpu, self, split);
     }
 
-    /// Launches the product in tiles of [`TILE`] rows: with up to `planes` planes per cube on matrix units, if the device has them and the
-    /// matrix fits 16-bit floats; otherwise in f32.
+    /// Launches the product in tiles: with up to `planes` planes per cube and tiles of `rows` rows, one of [`TILE_ROWS`], on matrix units, if
+    /// the device has them and the matrix fits 16-bit floats; otherwise in f32 and tiles of [`TILE`] rows.
     ///
     /// # Panics
     /// As [`Product::launch_small`].
-    pub fn launch_tiled(&self, gpu: &Gpu, planes: u32) {
+    pub fn launch_tiled(&self, gpu: &Gpu, planes: u32, rows: u32) {
         self.check();
-        match planes_of(gpu, planes, self.matrix.fits_f16()) {
-            Some(planes) => fragments::launch_dense(gpu, self, planes),
+        match size_of(gpu, planes, rows, self.matrix.fits_f16()) {
+            Some(size) => fragments::launch_dense(gpu, self, size),
             None => tiles::launch_dense(gpu, self),
         }
     }
@@ -50,15 +50,15 @@ impl ExpertProduct<'_> {
         small::launch_experts(gpu, self, split);
     }
 
-    /// Launches the product in tiles of [`TILE`] slots, as [`Product::launch_tiled`].
+    /// Launches the product in tiles, as [`Product::launch_tiled`]. The tiles of sorted slots must have up to `rows` slots.
     ///
     /// # Panics
     /// As [`ExpertProduct::launch_small`].
-    pub fn launch_tiled(&self, gpu: &Gpu, planes: u32) {
-        self.check(operand::tile_words(self, TILE));
-        match planes_of(gpu, planes, self.fits_f16()) {
-            Some(planes) => fragments::launch_experts(gpu, self, planes),
-            None => tiles::launch_experts(gpu, self),
+    pub fn launch_tiled(&self, gpu: &Gpu, planes: u32, rows: u32) {
+        self.check(operand::tile_words(self, rows));
+        match size_of(gpu, planes, rows, self.fits_f16()) {
+            Some(size) => fragments::launch_experts(gpu, self, size),
+            None => tiles::launch_experts(gpu, self, rows),
         }
     }
 }
@@ -66,10 +66,15 @@ impl ExpertProduct<'_> {
 /// The fewest units of a cube: with fewer, some row of a tile would have no unit.
 const MIN_UNITS: u32 = TILE;
 
-/// The planes of a cube on matrix units: up to `count`, as many as shared memory allows; `None` if matrix units cannot be used.
-fn planes_of(gpu: &Gpu, count: u32, fits_f16: bool) -> Option<Planes> {
+/// The size of a tile on matrix units: with up to `count` planes, as many as shared memory allows; `None` if matrix units cannot be used.
+///
+/// # Panics
+/// If `rows` is not one of [`TILE_ROWS`].
+fn size_of(gpu: &Gpu, count: u32, rows: u32, fits_f16: bool) -> Option<TileSize> {
+    assert!(TILE_ROWS.contains(&rows), "tiles have 16, 32 or 64 rows, not {rows}");
     let units = gpu.matrix_units().filter(|units| fits_f16 || units.are_emulated())?;
     let least = MIN_UNITS.div_ceil(units.planes(1).width);
     let counts = std::iter::successors(Some(count.max(least)), |&count| (count / 2 >= least).then_some(count / 2));
-    counts.map(|count| units.planes(count)).find(|&planes| fragments::shared_bytes(planes) <= gpu.device.shared_bytes())
+    let mut sizes = counts.map(|count| TileSize { planes: units.planes(count), rows });
+    sizes.find(|&size| fragments::shared_bytes(size) <= gpu.device.shared_bytes())
 }

@@ -8,6 +8,9 @@ use crate::product::{ExpertProduct, Product};
 
 /// Rows, or slots, per tile.
 pub const TILE: u32 = 64;
+/// Rows, or slots, per tile on matrix units. Fewer rows suit few rows per expert: a tile's cubes read all its rows, also those that repeat the
+/// last.
+pub const TILE_ROWS: [u32; 3] = [16, 32, TILE];
 
 /// The buffers and shape of a product with one matrix, except its codes.
 #[derive(CubeType, CubeLaunch)]

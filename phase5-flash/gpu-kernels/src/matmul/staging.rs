@@ -2,28 +2,44 @@
 
 use cubecl::prelude::*;
 
-use super::operand::{TILE, WeightRows};
+use super::operand::WeightRows;
 use crate::matrix_units::{Planes, SIDE};
 use crate::packed::{Packing, load_eights, packed_f16_pair, packed_scale, packed_values};
 
 /// Vectors per row in shared memory: a block's eight and two extra, so that the rows of a fragment are in different banks.
 pub(super) const STRIDE: u32 = 10;
 
-/// The parts of a tile: each plane has 16 low and 16 high outputs.
-impl Planes {
+/// The size of a tile: each plane has 16 low and 16 high outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TileSize {
+    pub planes: Planes,
+    /// Rows of the inputs: 16, 32 or 64.
+    pub rows: u32,
+}
+
+impl TileSize {
+    pub const fn units(self) -> u32 {
+        self.planes.units()
+    }
+
+    /// Fragments along the rows.
+    pub const fn rounds(self) -> u32 {
+        self.rows / SIDE
+    }
+
     /// Outputs in each half of a tile.
     pub const fn half(self) -> u32 {
-        SIDE * self.count
+        SIDE * self.planes.count
     }
 
     /// Vectors of a tile in shared memory: rows of inputs, then of low and then of high outputs.
     pub const fn vectors(self) -> u32 {
-        (TILE + 2 * self.half()) * STRIDE
+        (self.rows + 2 * self.half()) * STRIDE
     }
 
     /// Groups of eight columns of the inputs that a unit reads per block.
     pub const fn eights_per_unit(self) -> u32 {
-        (TILE * 4).div_ceil(self.units())
+        (self.rows * 4).div_ceil(self.units())
     }
 
     /// Outputs for which a unit unpacks eight columns.
@@ -39,10 +55,10 @@ pub(super) fn read_inputs(
     starts: &Array<u32>,
     block: u32,
     fours: &mut Array<Vector<f32, Const<4>>>,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
 ) {
     #[unroll]
-    for i in 0..planes.eights_per_unit() {
+    for i in 0..size.eights_per_unit() {
         let at = starts[comptime![i as usize]] + block * 8;
         fours[comptime![(2 * i) as usize]] = x[at as usize];
         fours[comptime![(2 * i + 1) as usize]] = x[(at + 1) as usize];
@@ -54,12 +70,12 @@ pub(super) fn read_inputs(
 pub(super) fn put_inputs<T: Float>(
     fours: &Array<Vector<f32, Const<4>>>,
     tile: &mut Shared<[Vector<T, Const<4>>]>,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
 ) {
     #[unroll]
-    for i in 0..planes.eights_per_unit() {
-        let place = UNIT_POS + comptime![i * planes.units()];
-        if comptime![(TILE * 4).is_multiple_of(planes.units())] || place < comptime![TILE * 4] {
+    for i in 0..size.eights_per_unit() {
+        let place = UNIT_POS + comptime![i * size.units()];
+        if comptime![(size.rows * 4).is_multiple_of(size.units())] || place < comptime![size.rows * 4] {
             let first = Vector::<T, Const<4>>::cast_from(fours[comptime![(2 * i) as usize]]);
             let second = Vector::<T, Const<4>>::cast_from(fours[comptime![(2 * i + 1) as usize]]);
             put_eight(tile, place / 4, place % 4, first, second);
@@ -99,13 +115,13 @@ pub(super) fn read_weights(
     words: &mut Array<Vector<u32, Const<4>>>,
     factors: &mut Array<u32>,
     #[comptime] packing: Packing,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
 ) {
-    let output = UNIT_POS / 4 * planes.outputs_per_unit();
-    if output < planes.half() {
-        read_outputs(low, output, last_row, block, blocks, words, factors, packing, planes);
+    let output = UNIT_POS / 4 * size.outputs_per_unit();
+    if output < size.half() {
+        read_outputs(low, output, last_row, block, blocks, words, factors, packing, size);
     } else {
-        read_outputs(high, output - planes.half(), last_row, block, blocks, words, factors, packing, planes);
+        read_outputs(high, output - size.half(), last_row, block, blocks, words, factors, packing, size);
     }
 }
 
@@ -119,9 +135,9 @@ fn read_outputs(
     words: &mut Array<Vector<u32, Const<4>>>,
     factors: &mut Array<u32>,
     #[comptime] packing: Packing,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
 ) {
-    let (count, storage) = comptime![(planes.outputs_per_unit(), packing.storage)];
+    let (count, storage) = comptime![(size.outputs_per_unit(), packing.storage)];
     let row = min(weights.row + output, last_row / count * count);
     let eight = UNIT_POS % 4;
     load_eights(weights.codes, weights.scales, row, eight, block, blocks, words, factors, count, storage);
@@ -134,13 +150,13 @@ pub(super) fn put_weights<T: Float>(
     factors: &Array<u32>,
     tile: &mut Shared<[Vector<T, Const<4>>]>,
     #[comptime] packing: Packing,
-    #[comptime] planes: Planes,
+    #[comptime] size: TileSize,
 ) {
-    let row = TILE + UNIT_POS / 4 * planes.outputs_per_unit();
+    let row = size.rows + UNIT_POS / 4 * size.outputs_per_unit();
     #[unroll]
-    for r in 0..planes.outputs_per_unit() {
+    for r in 0..size.outputs_per_unit() {
         let factor = factors[comptime![r as usize]];
-        if comptime![planes.fragments && packing.has_f16_pairs()] {
+        if comptime![size.planes.fragments && packing.has_f16_pairs()] {
             let codes = words[comptime![(2 * r) as usize]].extract(0usize);
             #[unroll]
             for half in 0..2u32 {

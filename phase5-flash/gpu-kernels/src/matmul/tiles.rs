@@ -47,7 +47,8 @@ pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>) {
     }
 }
 
-pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>) {
+/// Tiles of sorted slots have up to `rows` rows.
+pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>, rows: u32) {
     let (weight, up) = (&product.experts.weight, product.up.unwrap_or(product.experts));
     let gated = product.up.is_some();
     let outputs = if gated { HALF } else { 2 * HALF };
@@ -55,7 +56,7 @@ pub(super) fn launch_experts(gpu: &Gpu, product: &ExpertProduct<'_>) {
     unsafe {
         experts::launch_unchecked(
             gpu.device.client(),
-            CubeCount::Static((weight.rows() as u32).div_ceil(outputs), most_tiles(product, TILE), 1),
+            CubeCount::Static((weight.rows() as u32).div_ceil(outputs), most_tiles(product, rows), 1),
             CubeDim::new_1d(UNITS),
             expert_args(product),
             weight.whole().codes.arg(),
@@ -327,7 +328,7 @@ mod tests {
     fn dense_products_equal_f64() {
         let shapes = [(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)];
         check_dense(F32, &shapes, "tiles", |gpu, product| {
-            product.launch_tiled(&gpu.clone().with_matrix_units(None), 4);
+            product.launch_tiled(&gpu.clone().with_matrix_units(None), 4, TILE);
         });
     }
 
@@ -335,7 +336,7 @@ mod tests {
     fn sorted_expert_products_equal_single_expert_products() {
         let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
         check_experts(F32, &shapes, TILE, "tiles", |gpu, product| {
-            product.launch_tiled(&gpu.clone().with_matrix_units(None), 4);
+            product.launch_tiled(&gpu.clone().with_matrix_units(None), 4, TILE);
         });
     }
 
@@ -356,7 +357,7 @@ mod tests {
         let outs = [&whole, &split].map(|matrix| {
             let [tiled, single] = [(); 2].map(|()| poisoned(device, inputs * 200));
             let product = |out| Product { matrix, x: &x, bias: None, out, add: false, inputs };
-            product(&tiled).launch_tiled(&gpu, 4);
+            product(&tiled).launch_tiled(&gpu, 4, TILE);
             product(&single).launch_matvec(&gpu, None, choice);
             [tiled, single].map(|out| device.read_f32(&out).expect("reads"))
         });
