@@ -1,30 +1,31 @@
-//! Steps on an idle engine, so that a GPU has compiled its kernels before requests need them. A GPU compiles a kernel at its first launch, and
-//! which kernels a step launches depends on its numbers of rows and sequences.
+//! Steps that are computed while a server is idle, so that a GPU has compiled its kernels before requests need them. A kernel is compiled at its
+//! first launch, and which kernels a step launches depends on its numbers of rows and sequences.
 
 use std::collections::VecDeque;
 
 use phase2_forward::{Capacity, Draw, Engine, EngineError, Sampling, SequenceId, Want, Work};
 
-/// Tokens of the prompts: few rows per expert, and many.
+/// Tokens of the prompts: one with few rows per expert, and one with many.
 const PROMPTS: [usize; 2] = [32, 128];
 /// How requests draw by default, and with temperature 0.
 const DRAWS: [Draw<'static>; 2] =
     [Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, ..Draw::GREEDY }, Draw::GREEDY];
 
-/// The steps that are left.
+/// The steps that have not been computed yet.
 pub(crate) struct WarmUp {
+    /// The number of tokens of each sequence of a step.
     steps: VecDeque<Vec<usize>>,
 }
 
 impl WarmUp {
-    /// Steps for an engine that computes up to `running` requests together. There are none if it takes only one step at a time, because then
-    /// it computes on the host and compiles no kernels.
+    /// Steps for an engine that computes up to `running` requests together. There are none if it takes only one step at a time: phase 5 on a GPU
+    /// takes two, and on the CPU no kernels are compiled.
     pub fn new(capacity: Capacity, running: usize) -> WarmUp {
         if capacity.steps_in_flight < 2 {
             return WarmUp::none();
         }
         let decoding =
-            (1..).map(|power| 1 << power).take_while(|&rows| rows < 2 * running).map(|rows| rows.min(running));
+            (0..).map(|power| 1 << power).take_while(|&rows| rows < 2 * running).map(|rows| rows.min(running));
         let prompts = PROMPTS.into_iter().flat_map(|tokens| [vec![tokens], vec![tokens, 1]]);
         let mut steps: VecDeque<Vec<usize>> = prompts.chain(decoding.map(|rows| vec![1; rows])).collect();
         steps.retain(|step| step.len() <= running && step.iter().sum::<usize>() <= capacity.tokens_per_step);
@@ -35,7 +36,8 @@ impl WarmUp {
         WarmUp { steps: VecDeque::new() }
     }
 
-    /// Computes the next step with sequences of its own, which are released afterwards. Returns whether there was one that the engine accepts.
+    /// Computes the next step, once for each way to draw, with sequences of its own that are released afterwards. Returns whether there was one
+    /// that the engine accepts.
     ///
     /// # Errors
     /// The device failed.
@@ -68,18 +70,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_have_every_power_of_two_of_sequences() {
+    fn steps_have_every_power_of_two_of_sequences_and_the_most() {
         let capacity = Capacity { steps_in_flight: 2, tokens_per_step: 512, ..Capacity::UNBOUNDED };
         let sizes = |running| -> Vec<(usize, usize)> {
             let steps = WarmUp::new(capacity, running).steps;
             steps.iter().map(|step| (step.len(), step.iter().sum())).collect()
         };
         assert_eq!(sizes(1), [(1, 32), (1, 128), (1, 1)]);
-        assert_eq!(sizes(6), [(1, 32), (2, 33), (1, 128), (2, 129), (2, 2), (4, 4), (6, 6)]);
-        assert_eq!(sizes(8)[4..], [(2, 2), (4, 4), (8, 8)]);
-        assert!(
-            WarmUp::new(Capacity { tokens_per_step: 16, ..capacity }, 64).steps.iter().all(|step| step.len() <= 16)
-        );
+        assert_eq!(sizes(6), [(1, 32), (2, 33), (1, 128), (2, 129), (1, 1), (2, 2), (4, 4), (6, 6)]);
+        assert_eq!(sizes(8)[4..], [(1, 1), (2, 2), (4, 4), (8, 8)]);
+        let small = WarmUp::new(Capacity { tokens_per_step: 16, ..capacity }, 64).steps;
+        assert_eq!(small.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 4, 8, 16]);
         assert!(WarmUp::new(Capacity::UNBOUNDED, 8).steps.is_empty());
     }
 }

@@ -63,12 +63,12 @@ impl Case {
     }
 
     fn prepared(&self, isa: Isa) -> Vec<Vec<u32>> {
-        let strip_of = |input: &Vec<f32>| {
+        let prepare = |input: &Vec<f32>| {
             let mut words = vec![u32::MAX; input.len()];
             prepare_input(isa, input, &mut words);
             words
         };
-        self.inputs.iter().map(strip_of).collect()
+        self.inputs.iter().map(prepare).collect()
     }
 
     fn check(&self, out: &[f32], rounded: bool, what: &str) -> Result<(), TestCaseError> {

@@ -14,7 +14,7 @@ use super::http::{Failure, Target};
 use super::prompt::{Scale, words};
 use super::random::Random;
 
-/// Tokens of the prompt and of each answer of a decoding client. Its requests follow each other until the measurement ends.
+/// Tokens per prompt and per answer of a decoding client. Its requests follow each other until the measurement ends.
 const DECODING_PROMPT: usize = 32;
 const DECODING_ANSWER: usize = 1024;
 /// Tokens that every decoding client gets, on average, before the next request joins.
@@ -54,7 +54,8 @@ impl Joining<'_> {
     pub fn run(&self, clients: usize) -> JoiningResults {
         let mut results = JoiningResults { clients, ..JoiningResults::default() };
         let mut random = Random::new(self.seed, (clients * 100_000) as u64);
-        // A first request is not timed: it sets up connections and compiles kernels.
+        // The first request is not timed, because the server may compile kernels for it. An error is ignored: the next
+        // requests report it.
         let _ = self.join(&mut random);
         for _ in 0..self.requests {
             match self.join(&mut random) {
@@ -110,7 +111,7 @@ impl Joining<'_> {
             first.get_or_insert(now);
             false
         })?;
-        first.map(|first| (begin, first)).ok_or_else(|| Failure::Failed("an answer without a token".into()))
+        first.map(|first| (begin, first)).ok_or_else(no_token)
     }
 
     /// Streams an answer until it ends or the measurement is over.
@@ -122,6 +123,10 @@ impl Joining<'_> {
             tokens.fetch_add(1, Ordering::Relaxed);
             !is_over.load(Ordering::Relaxed)
         })?;
+        // Otherwise the next request to join would wait forever for tokens.
+        if arrivals.is_empty() {
+            return Err(no_token());
+        }
         Ok(arrivals)
     }
 
@@ -136,6 +141,10 @@ impl Joining<'_> {
             "skip_special_tokens": false,
         })
     }
+}
+
+fn no_token() -> Failure {
+    Failure::Failed("an answer without a token".into())
 }
 
 /// The times between tokens that overlap no joining request, and the longest that overlaps each.

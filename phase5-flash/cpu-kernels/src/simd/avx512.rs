@@ -1,4 +1,4 @@
-//! AVX-512 with BW, VL, DQ and VNNI, and with BF16 where available.
+//! AVX-512 with BW, VL, DQ and VNNI, with and without BF16. These differ only in products with prepared MXFP4 inputs.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: features are there, pointers are valid")]
 
 use std::arch::x86_64::*;
@@ -231,16 +231,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn prepare(low: __m512, high: __m512, to: *mut u32) {
-        if !BF16 {
-            let (pairs, scale) = unsafe { round_block::<Self>(low, high) };
-            return unsafe {
-                let order = _mm512_loadu_si512(SHIFTED_ORDER.as_ptr().cast());
-                Self::store_words(to, _mm512_permutexvar_epi16(order, pairs));
-                Self::store(to.add(LANES).cast(), Self::splat(scale));
-            };
-        }
         unsafe {
             let order = _mm512_loadu_si512(SHIFTED_ORDER.as_ptr().cast());
+            if !BF16 {
+                let (pairs, scale) = round_block::<Self>(low, high);
+                Self::store_words(to, _mm512_permutexvar_epi16(order, pairs));
+                Self::store(to.add(LANES).cast(), Self::splat(scale));
+                return;
+            }
             let round = |low, high| transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             let rounded = round(low, high);
             let widen = |words| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)));

@@ -38,34 +38,7 @@ pub(crate) fn array<T, const N: usize>(mut f: impl FnMut(usize) -> T) -> [T; N] 
     unsafe { items.assume_init() }
 }
 
-/// [`Simd::prepare`] without BF16: the f32 values.
-#[inline(always)]
-unsafe fn strip_floats<S: Simd + ?Sized>(low: S::V, high: S::V, to: *mut u32) {
-    // SAFETY: there is room for 32 words.
-    unsafe {
-        S::store(to.cast(), low);
-        S::store(to.add(LANES).cast(), high);
-    }
-}
-
-#[inline(always)]
-unsafe fn add_mxfp4_floats<S: Simd + ?Sized, const N: usize, const P: usize>(
-    block: *const u8,
-    inputs: [*const u32; N],
-    sums: &mut [[S::V; P]; N],
-) {
-    // SAFETY: a block is 17 bytes, and 32 words of each input.
-    unsafe {
-        let (low, high) = S::e2m1(block.add(1));
-        let scale = S::splat(HALF_E8M0[usize::from(*block)]);
-        for i in 0..N {
-            let (a, b) = (S::load(inputs[i].cast()), S::load(inputs[i].add(LANES).cast()));
-            sums[i][0] = S::fma(S::fma(high, b, S::mul(low, a)), scale, sums[i][0]);
-        }
-    }
-}
-
-/// Rounds 32 floats to 16-bit integers in pairs, and returns their scale.
+/// Rounds 32 floats to 16-bit integers in pairs, and returns the value of one unit.
 #[inline(always)]
 pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S::I, f32) {
     // SAFETY: the caller guarantees the contract.
@@ -75,7 +48,7 @@ pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S:
         let limit = f32::from(i16::MAX);
         // A block too small for a reciprocal is a block of zeros.
         let inverse = S::splat(if largest > 1e-30 { limit / largest } else { 0.0 });
-        // Integers cannot be NaN: a block with a NaN has a NaN scale.
+        // Integers cannot be NaN or infinite: a block with such a value has a unit of NaN.
         let nothing = S::sum(S::add(S::mul(low, S::zero()), S::mul(high, S::zero())));
         (S::round_pairs(S::mul(low, inverse), S::mul(high, inverse)), largest / limit + nothing)
     }
@@ -139,22 +112,32 @@ pub(crate) trait Simd {
     unsafe fn nibbles(v: Self::I) -> (Self::I, Self::I);
     /// Adds to each word the products of four bytes from 0 to 15 in `a` and four signed ones in `b`.
     unsafe fn dot_bytes(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
-    /// Writes a block of 32 inputs as 32 words in the layout that [`Simd::add_mxfp4`] reads.
+    /// Writes a block of 32 inputs as 32 words in the layout that [`Simd::add_mxfp4`] reads. By default they are the f32 values.
     #[inline(always)]
     unsafe fn prepare(low: Self::V, high: Self::V, to: *mut u32) {
-        // SAFETY: the caller guarantees the contract.
-        unsafe { strip_floats::<Self>(low, high, to) }
+        // SAFETY: there is room for 32 words.
+        unsafe {
+            Self::store(to.cast(), low);
+            Self::store(to.add(LANES).cast(), high);
+        }
     }
     /// Adds the dot products of an MXFP4 block with the same block of N inputs to `sums`. A dot product is the sum of all lanes of its P
-    /// vectors.
+    /// vectors, of which an implementation may use only the first.
     #[inline(always)]
     unsafe fn add_mxfp4<const N: usize, const P: usize>(
         block: *const u8,
         inputs: [*const u32; N],
         sums: &mut [[Self::V; P]; N],
     ) {
-        // SAFETY: the caller guarantees the contract.
-        unsafe { add_mxfp4_floats::<Self, N, P>(block, inputs, sums) }
+        // SAFETY: a block has 17 bytes, and 32 words of each input.
+        unsafe {
+            let (low, high) = Self::e2m1(block.add(1));
+            let scale = Self::splat(HALF_E8M0[usize::from(*block)]);
+            for i in 0..N {
+                let (a, b) = (Self::load(inputs[i].cast()), Self::load(inputs[i].add(LANES).cast()));
+                sums[i][0] = Self::fma(Self::fma(high, b, Self::mul(low, a)), scale, sums[i][0]);
+            }
+        }
     }
     /// Transposes 16 × 16 words.
     unsafe fn transpose(rows: &mut [Self::I; LANES]);

@@ -160,8 +160,10 @@ unsafe fn dot_bytes_in_halves(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int
 #[inline(always)]
 unsafe fn transpose4(r: [uint32x4_t; 4]) -> [uint32x4_t; 4] {
     unsafe {
-        let [even_01, odd_01] = [vtrn1q_u32(r[0], r[1]), vtrn2q_u32(r[0], r[1])].map(|v| vreinterpretq_u64_u32(v));
-        let [even_23, odd_23] = [vtrn1q_u32(r[2], r[3]), vtrn2q_u32(r[2], r[3])].map(|v| vreinterpretq_u64_u32(v));
+        let even_01 = vreinterpretq_u64_u32(vtrn1q_u32(r[0], r[1]));
+        let odd_01 = vreinterpretq_u64_u32(vtrn2q_u32(r[0], r[1]));
+        let even_23 = vreinterpretq_u64_u32(vtrn1q_u32(r[2], r[3]));
+        let odd_23 = vreinterpretq_u64_u32(vtrn2q_u32(r[2], r[3]));
         [
             vreinterpretq_u32_u64(vtrn1q_u64(even_01, even_23)),
             vreinterpretq_u32_u64(vtrn1q_u64(odd_01, odd_23)),
