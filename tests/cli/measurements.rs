@@ -40,7 +40,8 @@ fn bench_measures_the_requested_sizes() {
         assert!(engine["date"].is_string() && engine["machine"].is_string(), "{engine}");
     }
     let text = stdout(&[&arguments[..], &["--generate", "4"]].concat());
-    assert_eq!(text.lines().count(), 1 + 2 * 3 + 1, "{text}");
+    // A header, three results per depth, and two lines about the start.
+    assert_eq!(text.lines().count(), 1 + 2 * 3 + 2, "{text}");
 }
 
 #[test]

@@ -1,19 +1,20 @@
 //! Products of MXFP4 rows with up to 4 inputs in a layout for it: the fast mode's matrix–vector product.
 //!
 //! A prepared input is 32-bit words, 32 for each block of 32 values, in the layout of the instruction set:
-//! - AVX2, AVX-512 without BF16: 16-bit integers and their scale. The block's largest magnitude becomes 32,767, so that rounding changes a
-//!   value by at most 1.6e-5 of that magnitude. With AVX2, decoding a block of weights takes 6 instructions, where f32 takes 16, and an input
-//!   6 in either case. With AVX-512, decoding takes 3, and an input 4. The integers' products and their sums in a lane are exact.
+//! - AVX2: 16-bit integers and their scale. The block's largest magnitude becomes 32,767, so that rounding changes a value by at most
+//!   1.6e-5 of that magnitude. Decoding a block of weights takes 6 instructions, where f32 takes 16, and an input 6 in either case. The
+//!   integers' products and their sums in a lane are exact.
 //! - AVX-512 with BF16: each value is split into its bf16 rounding and the bf16 of the rounding error. Decoding a block of weights takes
 //!   one shift and one look-up in a table that includes the scale, and an input two instructions. On Intel's processors these products are
-//!   slower than those of integers, and [`Isa::best`] is AVX-512 without BF16.
-//! - NEON, plain Rust: the f32 values.
+//!   slower than those in f32, and [`Isa::best`] is AVX-512 without BF16.
+//! - Others: the f32 values. With AVX-512, 16-bit integers are not faster, and the gate's limit for the fast mode would be exceeded in one
+//!   case (largest error 0.105 of the logits' standard deviation, 0.1 allowed).
 //!
 //! Variants tried with AVX-512, in GB/s of weights from memory, for 1, 2, 3 and 4 inputs, one thread of a busy Zen 5 machine, best of 200 (a
 //! plain read loop: 43):
 //! - f32: 28.7, 20.9, 13.6, 10.3.
-//! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8. This version sign-extended the weights;
-//!   the current one decodes a block in half as many instructions, and was not measured on this machine.
+//! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8. This version sign-extended the weights,
+//!   where AVX2's decodes a block in half as many instructions.
 //! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, because prepared inputs do not stay in L1.
 //! - four rows with one sum each for 3 and 4 inputs: 18.3, 15.2.
 

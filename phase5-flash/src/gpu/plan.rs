@@ -65,15 +65,15 @@ impl Products {
     /// For `rows` rows and their chosen experts: tiled if an expert gets enough rows on average. Low tiles, on matrix units, need fewer.
     pub fn experts(tuning: &Tuning, config: &GptOssConfig, rows: usize) -> Products {
         let slots = rows * config.experts_per_token;
-        if rows >= tuning.low_tile_rows {
+        if slots >= tuning.tiled_slots * config.experts && rows > tuning.single_rows {
+            Products::Tiled(TILE)
+        } else if rows >= tuning.low_tile_rows {
             let fits = |tile: &u32| slots <= config.experts * *tile as usize / 2;
             Products::Tiled(TILE_ROWS.into_iter().find(fits).unwrap_or(TILE))
         } else if rows <= tuning.single_rows {
             Products::Single
-        } else if slots < tuning.tiled_slots * config.experts {
-            Products::Small
         } else {
-            Products::Tiled(TILE)
+            Products::Small
         }
     }
 }
@@ -156,7 +156,7 @@ mod tests {
         // 4 of 32 experts per row: 64 rows are 8 per expert on average, half of the lowest tile.
         let low = Tuning { low_tile_rows: 4, ..tuning };
         assert_eq!(
-            [3, 4, 64, 65, 128, 129].map(|rows| experts(&low, rows)),
+            [3, 4, 64, 65, 127, 128].map(|rows| experts(&low, rows)),
             [Single, Tiled(16), Tiled(16), Tiled(32), Tiled(32), Tiled(64)]
         );
     }

@@ -74,7 +74,7 @@ impl Tuning {
     /// step in small batches, and those of 512 rows 26.0 ms in tiles (H100, gpt-oss-20b's shape).
     pub(crate) fn unmeasured(units: Option<MatrixUnits>) -> Tuning {
         let default = Tuning::default();
-        if units.is_some() { Tuning { tiled_slots: 8, low_tile_rows: 4, ..default } } else { default }
+        if units.is_some() { Tuning { tiled_slots: 8, single_rows: 23, low_tile_rows: 24, ..default } } else { default }
     }
 
     /// The same, with every product of more than one row in tiles.

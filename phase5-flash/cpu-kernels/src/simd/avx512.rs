@@ -7,7 +7,7 @@ use std::mem::transmute;
 use formats::mxfp4::{E2M1_DOUBLED, HALF_E8M0};
 
 use super::avx2::halves_in_bytes;
-use super::{LANES, Simd, round_block};
+use super::{LANES, Simd, add_mxfp4_floats, prepare_floats};
 
 pub(crate) struct Avx512<const BF16: bool>;
 
@@ -231,14 +231,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn prepare(low: __m512, high: __m512, to: *mut u32) {
+        if !BF16 {
+            return unsafe { prepare_floats::<Self>(low, high, to) };
+        }
         unsafe {
             let order = _mm512_loadu_si512(SHIFTED_ORDER.as_ptr().cast());
-            if !BF16 {
-                let (pairs, scale) = round_block::<Self>(low, high);
-                Self::store_words(to, _mm512_permutexvar_epi16(order, pairs));
-                Self::store(to.add(LANES).cast(), Self::splat(scale));
-                return;
-            }
             let round = |low, high| transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             let rounded = round(low, high);
             let widen = |words| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)));
@@ -254,20 +251,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         inputs: [*const u32; N],
         sums: &mut [[__m512; P]; N],
     ) {
+        if !BF16 {
+            return unsafe { add_mxfp4_floats::<Self, N, P>(block, inputs, sums) };
+        }
         unsafe {
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(block.add(1).cast()));
             let codes = _mm512_srlv_epi16(codes, _mm512_loadu_si512(SHIFTS.as_ptr().cast()));
-            if !BF16 {
-                let table = _mm512_loadu_si512(E2M1_WORDS.as_ptr().cast());
-                let weights = _mm512_permutexvar_epi16(codes, table);
-                let scale = _mm512_set1_ps(HALF_E8M0[usize::from(*block)]);
-                for i in 0..N {
-                    let products = _mm512_madd_epi16(weights, Self::load_words(inputs[i]));
-                    let scale = _mm512_mul_ps(scale, Self::load(inputs[i].add(LANES).cast()));
-                    sums[i][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sums[i][0]);
-                }
-                return;
-            }
             let table = _mm512_loadu_si512(SCALED_E2M1.0[usize::from(*block)].as_ptr().cast());
             let weights: __m512bh = transmute(_mm512_permutexvar_epi16(codes, table));
             for i in 0..N {

@@ -38,6 +38,34 @@ pub(crate) fn array<T, const N: usize>(mut f: impl FnMut(usize) -> T) -> [T; N] 
     unsafe { items.assume_init() }
 }
 
+/// [`Simd::prepare`] in f32.
+#[inline(always)]
+unsafe fn prepare_floats<S: Simd + ?Sized>(low: S::V, high: S::V, to: *mut u32) {
+    // SAFETY: there is room for 32 words.
+    unsafe {
+        S::store(to.cast(), low);
+        S::store(to.add(LANES).cast(), high);
+    }
+}
+
+/// [`Simd::add_mxfp4`] in f32.
+#[inline(always)]
+unsafe fn add_mxfp4_floats<S: Simd + ?Sized, const N: usize, const P: usize>(
+    block: *const u8,
+    inputs: [*const u32; N],
+    sums: &mut [[S::V; P]; N],
+) {
+    // SAFETY: a block has 17 bytes, and 32 words of each input.
+    unsafe {
+        let (low, high) = S::e2m1(block.add(1));
+        let scale = S::splat(HALF_E8M0[usize::from(*block)]);
+        for i in 0..N {
+            let (a, b) = (S::load(inputs[i].cast()), S::load(inputs[i].add(LANES).cast()));
+            sums[i][0] = S::fma(S::fma(high, b, S::mul(low, a)), scale, sums[i][0]);
+        }
+    }
+}
+
 /// Rounds 32 floats to 16-bit integers in pairs, and returns the value of one unit.
 #[inline(always)]
 pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S::I, f32) {
@@ -115,11 +143,8 @@ pub(crate) trait Simd {
     /// Writes a block of 32 inputs as 32 words in the layout that [`Simd::add_mxfp4`] reads. By default they are the f32 values.
     #[inline(always)]
     unsafe fn prepare(low: Self::V, high: Self::V, to: *mut u32) {
-        // SAFETY: there is room for 32 words.
-        unsafe {
-            Self::store(to.cast(), low);
-            Self::store(to.add(LANES).cast(), high);
-        }
+        // SAFETY: the caller guarantees the contract.
+        unsafe { prepare_floats::<Self>(low, high, to) }
     }
     /// Adds the dot products of an MXFP4 block with the same block of N inputs to `sums`. A dot product is the sum of all lanes of its P
     /// vectors, of which an implementation may use only the first.
@@ -129,15 +154,8 @@ pub(crate) trait Simd {
         inputs: [*const u32; N],
         sums: &mut [[Self::V; P]; N],
     ) {
-        // SAFETY: a block has 17 bytes, and 32 words of each input.
-        unsafe {
-            let (low, high) = Self::e2m1(block.add(1));
-            let scale = Self::splat(HALF_E8M0[usize::from(*block)]);
-            for i in 0..N {
-                let (a, b) = (Self::load(inputs[i].cast()), Self::load(inputs[i].add(LANES).cast()));
-                sums[i][0] = Self::fma(Self::fma(high, b, Self::mul(low, a)), scale, sums[i][0]);
-            }
-        }
+        // SAFETY: the caller guarantees the contract.
+        unsafe { add_mxfp4_floats::<Self, N, P>(block, inputs, sums) }
     }
     /// Transposes 16 × 16 words.
     unsafe fn transpose(rows: &mut [Self::I; LANES]);
