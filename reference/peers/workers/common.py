@@ -8,8 +8,6 @@ import struct
 import sys
 import traceback
 
-import numpy as np
-
 # Ctrl-C is handled by the engine, which ends this process by closing its stdin.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 

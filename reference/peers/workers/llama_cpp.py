@@ -6,7 +6,7 @@ from pathlib import Path
 import llama_cpp as api
 
 # The most tokens per step, and per batch of llama.cpp.
-MOST_TOKENS = 512
+MAX_TOKENS = 512
 
 
 def check_request(request):
@@ -35,7 +35,7 @@ class Peer:
         # One pool of cells for all sequences. Sliding layers keep only their window.
         options.n_ctx, options.n_seq_max = request["context"], request["sequences"]
         options.kv_unified, options.swa_full = True, False
-        options.n_batch = options.n_ubatch = MOST_TOKENS
+        options.n_batch = options.n_ubatch = MAX_TOKENS
         threads = request["threads"]
         options.n_threads = options.n_threads_batch = threads
         options.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -46,7 +46,9 @@ class Peer:
         self.memory = api.llama_get_memory(self.context)
         self.vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.window = api.llama_model_n_swa(self.model)
-        self.batch = api.llama_batch_init(MOST_TOKENS, 0, 1)
+        # Sliding layers have room for one window per sequence, and positions that two sequences share are kept even behind both windows.
+        self.longest_fork = self.window * request["sequences"] // 2
+        self.batch = api.llama_batch_init(MAX_TOKENS, 0, 1)
         # The slot in llama.cpp of each sequence, its number of tokens, and the free slots.
         self.slots, self.lengths, self.free = {}, {}, list(range(request["sequences"]))[::-1]
         versions = {"llama-cpp-python": version("llama-cpp-python"), "python": sys.version.split()[0]}
@@ -102,6 +104,8 @@ class Peer:
             raise CannotGoBack
 
     def fork(self, source, to, length):
+        if length > self.longest_fork:
+            raise Unsupported(f"llama.cpp's sliding layers have room for forks of at most {self.longest_fork} tokens")
         self.check_rewind(source, length)
         slot = self.slot(to)
         api.llama_memory_seq_cp(self.memory, self.slots[source], slot, -1, -1)

@@ -3,6 +3,9 @@
 # A request is a u32 length (little-endian) and that many bytes of JSON. A reply has the same form, followed by `bytes` bytes of f32
 # (little-endian).
 
+# After the peer's packages: if NumPy was loaded first, llama.cpp with CUDA crashed while it loaded a model.
+import numpy as np
+
 
 def answer(peer, request):
     """The reply to one request: a dictionary, and arrays of f32."""

@@ -74,12 +74,17 @@ impl Measure<'_> {
             self.fill(sequence, depth.max(1))?;
         }
         let prompts: Vec<usize> = self.args.prompt.iter().copied().filter(|&n| n > 0 && batch == 1).collect();
-        if depth > 0 && !prompts.is_empty() {
-            self.engine.fork(0, AT_DEPTH, depth)?;
-        }
+        // An engine that cannot fork a sequence of this length computes it again for each prompt.
+        let is_kept = depth > 0
+            && !prompts.is_empty()
+            && match self.engine.fork(0, AT_DEPTH, depth) {
+                Ok(()) => true,
+                Err(EngineError::Unsupported(_)) => false,
+                Err(error) => return Err(error.into()),
+            };
         let mut results = vec![self.decoding(depth, batch)?];
         for prompt in prompts {
-            results.push(self.prefilling(depth, prompt)?);
+            results.push(self.prefilling(depth, prompt, is_kept)?);
         }
         (0..batch as SequenceId).chain([AT_DEPTH]).for_each(|sequence| self.engine.release(sequence));
         Ok(results)
@@ -104,12 +109,16 @@ impl Measure<'_> {
         Ok(decoding)
     }
 
-    fn prefilling(&mut self, depth: usize, prompt: usize) -> Result<Value> {
+    /// Prompts at a depth whose positions [`AT_DEPTH`] holds, if they were kept.
+    fn prefilling(&mut self, depth: usize, prompt: usize, is_kept: bool) -> Result<Value> {
         let mut seconds = Vec::new();
         for _ in 0..self.args.repeat {
             self.engine.release(0);
             if depth > 0 {
-                self.engine.fork(AT_DEPTH, 0, depth)?;
+                match is_kept {
+                    true => self.engine.fork(AT_DEPTH, 0, depth)?,
+                    false => self.fill(0, depth)?,
+                }
                 // Data that fills the cache may still be in transfer to the device: this token waits for it.
                 self.prefill(1)?;
             }

@@ -258,16 +258,19 @@ mod tests {
 
         let streamed = feed(&mut answer(true), &tokenizer, THINK_AND_CALL, Form::Lines);
         let lines: Vec<Value> = streamed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        let joined =
-            |field: &str| -> String { lines.iter().filter_map(|line| line["message"][field].as_str()).collect() };
-        assert_eq!((joined("thinking"), joined("content")), ("Ask the tool.".into(), "I look.".into()));
+        let joined = |lines: &[Value], field: &str| -> String {
+            lines.iter().filter_map(|line| line["message"][field].as_str()).collect()
+        };
+        assert_eq!((joined(&lines, "thinking"), joined(&lines, "content")), ("Ask the tool.".into(), "I look.".into()));
         let with_calls = lines.iter().map(|line| &line["message"]["tool_calls"]).filter(|calls| calls.is_array());
         assert_eq!(with_calls.collect::<Vec<_>>(), [&calls]);
         let done: Vec<bool> = lines.iter().map(|line| line["done"] == true).collect();
         assert_eq!(done.iter().position(|&done| done), Some(lines.len() - 1));
 
         let hidden = feed(&mut answer(false), &tokenizer, THINK_AND_CALL, Form::Lines);
-        assert!(!hidden.contains("thinking") && hidden.contains("I look."), "{hidden}");
+        let lines: Vec<Value> = hidden.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(joined(&lines, "content"), "I look.");
+        assert!(!hidden.contains("thinking"), "{hidden}");
     }
 
     /// The model's mistakes are passed on.
