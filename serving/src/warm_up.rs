@@ -36,7 +36,7 @@ impl WarmUp {
         WarmUp { steps: VecDeque::new() }
     }
 
-    /// Computes the next step, once for each way to draw, with sequences of its own that are released afterwards. Returns whether there was one
+    /// Computes the next step and a decoding step after it, for each way to draw, with sequences of its own that are released afterwards. Returns whether there was one
     /// that the engine accepts.
     ///
     /// # Errors
@@ -47,19 +47,28 @@ impl WarmUp {
         // The scheduler counts its sequences up from 0.
         let sequence = |index: usize| SequenceId::MAX - index as SequenceId;
         for draw in DRAWS {
-            let item =
+            let feeding =
                 |(index, &count): (usize, &usize)| Work::tokens(sequence(index), &tokens[..count], Want::Token(draw));
-            let work: Vec<Work<'_>> = step.iter().enumerate().map(item).collect();
-            let collected = match engine.submit(&work) {
-                Ok(ticket) => engine.collect(ticket),
-                // For example, the prefix cache has filled the pages. Larger steps would fail too.
-                Err(_) => {
-                    self.steps.clear();
-                    return Ok(false);
+            let decoding = |index: usize| Work::decode(sequence(index), draw);
+            let works: [Vec<Work<'_>>; 2] =
+                [step.iter().enumerate().map(feeding).collect(), (0..step.len()).map(decoding).collect()];
+            let mut computed = Ok(true);
+            for work in works {
+                computed = match engine.submit(&work) {
+                    Ok(ticket) => engine.collect(ticket).map(|_| true),
+                    // For example, the prefix cache has filled the pages.
+                    Err(_) => Ok(false),
+                };
+                if !matches!(computed, Ok(true)) {
+                    break;
                 }
-            };
+            }
             (0..step.len()).for_each(|index| engine.release(sequence(index)));
-            collected?;
+            if !computed? {
+                // Larger steps would be refused too.
+                self.steps.clear();
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -76,9 +85,9 @@ mod tests {
             let steps = WarmUp::new(capacity, running).steps;
             steps.iter().map(|step| (step.len(), step.iter().sum())).collect()
         };
-        assert_eq!(sizes(1), [(1, 32), (1, 128), (1, 1)]);
-        assert_eq!(sizes(6), [(1, 32), (2, 33), (1, 128), (2, 129), (1, 1), (2, 2), (4, 4), (6, 6)]);
-        assert_eq!(sizes(8)[4..], [(1, 1), (2, 2), (4, 4), (8, 8)]);
+        assert_eq!(sizes(1), [(1, 32), (1, 128), (1, 512), (1, 1)]);
+        assert_eq!(sizes(6), [(1, 32), (2, 33), (1, 128), (2, 129), (1, 512), (1, 1), (2, 2), (4, 4), (6, 6)]);
+        assert_eq!(sizes(8)[5..], [(1, 1), (2, 2), (4, 4), (8, 8)]);
         let small = WarmUp::new(Capacity { tokens_per_step: 16, ..capacity }, 64).steps;
         assert_eq!(small.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 4, 8, 16]);
         assert!(WarmUp::new(Capacity::UNBOUNDED, 8).steps.is_empty());
