@@ -12,11 +12,11 @@ use crate::model::SEQUENCE;
 
 /// Progress of an answer.
 pub enum Event<'a> {
-    /// `done` of the prompt's `of` tokens have been read.
+    /// The engine has computed `done` of the prompt's `of` tokens.
     Prompt { done: usize, of: usize },
     /// More of the answer.
     Delta(&'a Delta),
-    /// A token without visible effect, such as one of a header.
+    /// A token that adds nothing to a message, such as one of a header.
     Silent,
 }
 

@@ -29,7 +29,7 @@ pub struct Conversation<'a> {
 pub struct Answer {
     pub turn: Turn,
     pub generated: Generated,
-    /// Number of tokens that the engine read before it.
+    /// Number of prompt tokens that the engine computed for it; tokens that it held already are not counted.
     pub prompt_tokens: usize,
 }
 
@@ -85,9 +85,9 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Sends a message to the assistant, or the result of its call, and adds its answer to the conversation. `on_event` is called with
-    /// every step, and can break to end the answer. If the engine can go back to where the prompt differs from the tokens that it holds
-    /// (for example where earlier reasoning is left out), only the rest is fed.
+    /// Sends a user's message, or the result of the assistant's call, and adds the assistant's answer to the conversation. `on_event` is
+    /// called with every step, and can break to end the answer. If the engine can go back to where the prompt differs from the tokens that
+    /// it holds (for example where earlier reasoning is left out), only the rest is fed.
     ///
     /// # Errors
     /// The message does not fit and was removed again, or the file cannot be written.
@@ -136,8 +136,9 @@ impl<'a> Conversation<'a> {
         Ok((prompt, Answer { turn, generated, prompt_tokens }))
     }
 
-    /// The tokens of the conversation so far: those of the rendered messages. They differ from the model's own tokens where it was cut off,
-    /// ended by a stop string or made mistakes; the engine then goes back to that point. If it cannot, the model's own tokens are kept.
+    /// The tokens of the conversation so far: those of the rendered messages. They differ from the generated tokens where the model was cut
+    /// off, was ended by a stop string or deviated from the format; the engine's sequence is then shortened to the common tokens. If the
+    /// engine cannot do that, the generated tokens are kept.
     fn settle(&self, prompt: Vec<u32>, answer: &Answer, engine: &mut dyn Engine) -> Vec<u32> {
         let mut rendered = prompt[..prompt.len() - self.harmony.generation_prompt().len()].to_vec();
         for message in &answer.turn.messages {

@@ -4,7 +4,7 @@
 pub const EMBEDDED: &str = "embedded";
 /// Its name for users and for clients of the server.
 pub const EMBEDDED_NAME: &str = "gptoss-tiny";
-/// A placeholder for its path.
+/// The text that stands for its path in messages and in `Checkpoint::path`.
 pub const EMBEDDED_PATH: &str = "embedded model";
 /// The contents of a GGUF file.
 pub static EMBEDDED_MODEL: &[u8] = include_bytes!("../assets/gptoss-tiny.gguf");

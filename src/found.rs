@@ -21,7 +21,8 @@ const USUAL_NAMES: [&str; 13] = [
     "lmstudio:openai/gpt-oss-120b",
 ];
 
-/// The usual names that resolve to a file or folder, which is listed once. A name that resolves to several models is left out.
+/// The usual names that resolve to a file or folder. If several names resolve to the same one, only the first is listed. A name that
+/// resolves to several models is left out.
 pub fn models() -> Vec<(&'static str, PathBuf)> {
     let mut found: Vec<(&'static str, PathBuf)> = Vec::new();
     for name in USUAL_NAMES {

@@ -30,7 +30,7 @@ const LEAST_READ_AHEAD: u64 = 256 << 20;
 /// The most threads that read ahead: page faults of more threads delay each other.
 const READING_THREADS: usize = 8;
 
-/// Opens a model; `embedded` is the embedded model, unless a file with that name exists.
+/// Opens a model; `embedded` is the model inside this program, unless a file with that name exists.
 pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
         return Ok(Checkpoint::from_bytes(EMBEDDED_PATH, bytes::Bytes::from_static(EMBEDDED_MODEL))?);
@@ -77,7 +77,7 @@ pub fn find_device(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<Compute
     Ok(ComputeDevice::find(args.device, needs(checkpoint, args))?)
 }
 
-/// The model's memory on a GPU, with its cache and the scratch buffers of a step.
+/// The memory that the model needs on a GPU, with its cache and the scratch buffers of a step.
 fn needs(checkpoint: &Checkpoint, args: &EngineArgs) -> ModelNeeds {
     planned_needs(&checkpoint.config, args, |setup| MemoryPlan::new(checkpoint, setup))
 }
@@ -206,8 +206,8 @@ impl LoadedModel {
     }
 }
 
-/// Begins to read the weights while a GPU starts, unless they are small or take more than half of the available memory, where they might
-/// be displaced before they are needed.
+/// Begins to read the weights while a GPU starts, unless they are small or take more than half of the available memory: then pages might
+/// be evicted before they are needed.
 fn read_ahead(checkpoint: &Checkpoint, args: &EngineArgs) -> Option<ReadAhead> {
     let (bytes, may_use_gpu) = (checkpoint.weight_bytes(), args.device != DeviceChoice::Cpu);
     if args.kind() != EngineKind::Flash || !may_use_gpu || bytes < LEAST_READ_AHEAD {

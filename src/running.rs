@@ -37,7 +37,7 @@ impl Running {
         }
     }
 
-    /// The versions of a peer's packages. Our engines have that of this program.
+    /// The versions of a peer's packages. gptoss's own engines have the version of this program.
     pub fn versions(&self) -> Option<&BTreeMap<String, String>> {
         match self {
             Running::Ours(_) => None,

@@ -59,7 +59,7 @@ impl Saved {
         Ok((this, tokens))
     }
 
-    /// Writes all tokens, and the engine's state of them.
+    /// Writes all tokens, and the engine's cache of them.
     ///
     /// # Errors
     /// The device was lost, or the file cannot be written.

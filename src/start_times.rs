@@ -5,7 +5,7 @@ use std::time::Duration;
 use phase5_flash::gpu::LoadTimes;
 use serde_json::{Value, json};
 
-/// Stages that follow one another, and what happened inside or beside them.
+/// The stages of a start, one after another, and its parts: work inside of a stage, or at the same time as the stages.
 #[derive(Default)]
 pub struct StartTimes {
     stages: Vec<Stage>,
@@ -15,7 +15,7 @@ pub struct StartTimes {
 struct Stage {
     name: &'static str,
     time: Duration,
-    /// Bytes of weights that it handled.
+    /// Bytes of weights that were processed.
     bytes: Option<u64>,
     /// Number of copies or launches.
     count: Option<usize>,
@@ -32,7 +32,7 @@ impl StartTimes {
         self.stages.insert(0, Stage { name, time, bytes: None, count: None });
     }
 
-    /// Adds what happened inside or beside the stages.
+    /// Adds a part: work inside of a stage, or at the same time as the stages.
     pub fn add_part(&mut self, name: &'static str, time: Duration) {
         self.parts.push(Stage { name, time, bytes: None, count: None });
     }

@@ -28,13 +28,15 @@ pub struct BenchServe {
     /// Tokens per answer. With --minutes or --agent, the maximum.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub generate: usize,
-    /// Measure agents instead: each client's conversation with tools grows turn by turn. Shows how many tokens are read again.
+    /// Measure agents instead: each client's conversation with tools grows turn by turn. Shows how many prompt tokens the
+    /// server computes, because it does not find them in its cache.
     #[arg(long, conflicts_with = "minutes")]
     pub agent: bool,
     /// Turns per agent.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = positive, requires = "agent")]
     pub turns: usize,
-    /// Measure a new request beside decoding ones instead: its first token, and how long the others wait. All clients but one decode.
+    /// Measure requests that join decoding ones instead: the time to their first token, and how long the others wait. All clients but one
+    /// decode.
     #[arg(long, conflicts_with_all = ["minutes", "agent"])]
     pub joining: bool,
     /// Send random requests of every kind for this many minutes instead. Fails if any request fails.

@@ -44,7 +44,7 @@ pub struct Chat {
     /// A GGUF file, a folder of safetensors files, or a name such as ollama:gpt-oss:20b; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
-    /// The words of a question that is given by mistake, for an error that names `generate`.
+    /// More words, if a question was given instead of a model; the error then suggests `generate`.
     #[arg(hide = true)]
     pub words: Vec<String>,
     /// Instructions for the whole conversation.

@@ -32,7 +32,7 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     }
     let mut engines = Vec::new();
     for &kind in args.engines() {
-        // Phase 2 has no cache, and a peer chooses its own type.
+        // Phase 2 has no cache, and a peer chooses the type of its own.
         let all: Vec<Option<CacheType>> = args.kv.iter().map(|&kv| Some(kv)).collect();
         let has_no_choice = kind == EngineKind::Reference || kind.peer().is_some();
         let caches = if has_no_choice || all.is_empty() { &[None][..] } else { &all };
@@ -120,7 +120,7 @@ pub fn measured(
         }
     }
     let memory = Observed::now(&loaded.device.burn);
-    // A peer's memory is that of another process.
+    // A peer runs in another process, whose memory `Observed` does not include.
     let is_ours = kind.peer().is_none();
     let peak = loaded.engine.take_peak_resident_bytes().or(memory.peak_resident.filter(|_| is_ours));
     let device_bytes = if is_ours { memory.device_reserved } else { loaded.engine.peak_device_bytes() };
@@ -185,7 +185,7 @@ fn table(engines: &[Value]) -> String {
     text
 }
 
-/// The stages of a start, and what happened inside or beside them, one line each.
+/// Up to two lines: the stages of a start, and its parts, which ran inside of a stage or at the same time as the stages.
 fn start_lines(start: &Value) -> String {
     let stage = |stage: &Value| {
         let (name, ms) = (stage["name"].as_str().unwrap_or_default(), stage["ms"].as_f64().unwrap_or_default());

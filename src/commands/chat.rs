@@ -56,7 +56,7 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The question on the command line, which has place only for a model.
+/// The question, if the command line has one in place of the model's name.
 fn question(args: &Chat) -> Option<String> {
     let model = args.model.to_string_lossy();
     let is_sentence = model.contains(' ') && model::is_bare_name(&args.model) && !args.model.exists();
@@ -78,7 +78,8 @@ fn read_line(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<String>>
     }
 }
 
-/// Asks a question, and returns results of calls to the model until it calls nothing more. Without a result the call stays unanswered.
+/// Sends a question. Whenever the answer ends with a call, reads its result from the user and sends it too. If the input ends, the call
+/// stays unanswered.
 fn talk(
     line: &str,
     conversation: &mut Conversation<'_>,

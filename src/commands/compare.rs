@@ -22,7 +22,7 @@ use agreement::References;
 use measured::benches;
 use table::table;
 
-/// The identifier of the format.
+/// The format name by which the notebooks recognize records.
 const FORMAT: &str = "gptoss compare 1";
 
 pub fn run(args: &Compare) -> Result<ExitCode> {

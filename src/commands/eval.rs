@@ -1,6 +1,6 @@
 //! `gptoss eval`: scores a model's answers to questions held out from the embedded model's training.
 //!
-//! Kernels, caches and quantizations may change logits; this shows whether answers get worse.
+//! Kernels, caches and quantizations may change logits; the scores show whether answers get worse.
 
 mod score;
 mod suite;

@@ -42,7 +42,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         print("\n")?;
         report(&reply);
     }
-    // As shells report a process that SIGINT ended.
+    // 130 is the status that shells report for a process that SIGINT ended.
     let is_stopped = reply.generated.finish == FinishReason::Interrupted;
     Ok(if is_stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
@@ -69,7 +69,7 @@ fn is_flag(prompt: &str) -> bool {
     looks_like_one && !std::env::args_os().any(|argument| argument == "--")
 }
 
-/// Whether a text looks like the name of a model rather than a question: a file or folder, or what could be one.
+/// Whether a text looks like the name of a model rather than a question: it is a file or folder, or has the form of a path or model name.
 fn is_model_name(text: &str) -> bool {
     let lower = text.to_lowercase();
     let has_extension = [".gguf", ".safetensors", ".json"].iter().any(|extension| lower.ends_with(extension));
@@ -82,7 +82,7 @@ fn is_model_name(text: &str) -> bool {
 /// The generated text, with the number of prompt tokens.
 struct Reply {
     generated: Generated,
-    /// Whether its tokens contain reasoning, which is not shown.
+    /// Whether the generated tokens contain reasoning, which is not shown.
     has_reasoning: bool,
     prompt_tokens: usize,
     load_time: Duration,
@@ -166,8 +166,8 @@ fn continuation(
     Ok(Reply { generated, has_reasoning: false, prompt_tokens, load_time })
 }
 
-/// The number of tokens of a text that the engine holds, less than all of them: at least one must be fed. After a text that was interrupted
-/// before its first new token the engine held all of them, so that the last one is removed.
+/// The number of a text's first tokens that the engine holds. At least one token must be left to feed. A session that was interrupted
+/// before its first new token has all tokens in the cache; then the last one is removed from the cache.
 fn held_tokens(engine: &mut dyn Engine, tokens: usize) -> usize {
     if tokens > 0 && engine.length(SEQUENCE) == tokens && engine.truncate(SEQUENCE, tokens - 1).is_err() {
         engine.release(SEQUENCE);
@@ -229,7 +229,7 @@ fn finish_name(finish: &FinishReason) -> &'static str {
 }
 
 fn to_json(reply: &Reply, loaded: &mut LoadedModel) -> serde_json::Value {
-    // A peer's memory is that of another process.
+    // A peer runs in another process, which reports its own memory.
     let (peak, anonymous) = match loaded.kind.peer() {
         None => (process::peak_resident_bytes(), process::anonymous_resident_bytes()),
         Some(_) => (loaded.engine.take_peak_resident_bytes(), None),

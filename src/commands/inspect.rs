@@ -56,7 +56,7 @@ fn attention_names(config: &GptOssConfig) -> Vec<&'static str> {
     config.attention.iter().map(name).collect()
 }
 
-/// The default alternation in short, otherwise every layer.
+/// A short text if sliding and full layers alternate, otherwise the kind of every layer.
 fn attention_text(config: &GptOssConfig) -> String {
     let names = attention_names(config);
     let alternating = (0..names.len()).all(|layer| names[layer] == ["sliding", "full"][layer % 2]);

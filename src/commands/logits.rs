@@ -30,7 +30,8 @@ pub fn run(args: &Logits) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The logits of every position and, with `dump`, the activations. A text longer than a step of the engine is computed in several steps.
+/// The logits of every position and, with `dump`, the activations. A text with more tokens than a step of the engine
+/// can take is computed in several steps.
 fn compute(loaded: &mut LoadedModel, tokens: &[u32], dump: bool) -> Result<BTreeMap<String, Activation>> {
     let vocab = loaded.engine.config().vocab;
     let mut tensors: BTreeMap<String, Activation> = BTreeMap::new();

@@ -41,7 +41,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         on_gpu,
         cache,
         context,
-        // On the CPU, memory of the pool is allocated when it is written.
+        // On the CPU, pages of the cache take memory only when they are written.
         pool: cache_at_most.filter(|_| on_gpu),
         chunk,
         shortlist: if on_gpu { 0 } else { shortlist },
@@ -93,7 +93,7 @@ pub fn run(args: &Memory) -> Result<ExitCode> {
         text += &observed_text(&plan, &before, &after);
     }
     if cfg!(target_os = "macos") {
-        // Unless a size is given, the cache takes what is left.
+        // Without --kv-memory, the cache takes the memory that is left, so only the size of this context is planned.
         let given = kv_memory.filter(|_| flash);
         let plan = MemoryPlan::new(&checkpoint, EngineSetup { pool: given, ..setup(true) });
         text += &apple_text(plan.at(MemoryKind::Device));

@@ -46,7 +46,7 @@ fn to_json((peer, found): &Found) -> serde_json::Value {
     json!({ "name": peer.name(), "python": python, "pins": pins(*peer), "missing": missing })
 }
 
-/// The versions that this program needs.
+/// The peer's packages with their pinned versions, such as `mlx-lm==0.32.2`.
 fn pins(peer: Peer) -> Vec<&'static str> {
     let lines = peer.requirements().lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     lines.map(|line| line.split(';').next().unwrap_or(line)).collect()

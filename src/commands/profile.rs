@@ -62,7 +62,7 @@ fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
         .with_context(|| format!("{} does not report its operations; `gptoss bench` times them", kind.title()))?;
     let (checkpoint, workloads) = (model::open_with(&args.model, &args.engine)?, workloads(args));
     let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
-    // Before the ceiling is measured, because a GPU that waited for kernels to be compiled has the clock of an idle one.
+    // Before the ceiling is measured: a GPU that waits while kernels are compiled lowers its clock rate.
     warm_up(&mut *loaded.engine)?;
     let ceiling = ceiling(&loaded.device)?;
     let costs = loaded.costs(&checkpoint);
@@ -135,7 +135,7 @@ fn watch(mut loaded: LoadedModel, tokens: &[u32]) -> Result<NumericsProbe> {
             let shape = [tokens.len(), loaded.engine.config().vocab];
             probe.observe(&|| "logits".into(), &|| (shape, logits.clone()));
         }
-        // The results before it show where it began.
+        // The activations recorded before the NaN show where it first occurred.
         Err(error @ EngineError::NotANumber { .. }) => eprintln!("{error}"),
         Err(error) => return Err(error.into()),
     }

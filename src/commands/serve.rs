@@ -19,16 +19,16 @@ use crate::args::Serve;
 use crate::embedded::{EMBEDDED, EMBEDDED_NAME};
 use crate::model::{self, LoadedModel};
 
-/// Time for writing conversations to disk at the end, even if answers get none.
+/// The least time for writing conversations to disk when the server stops, even if `--grace` is shorter.
 const MIN_SPILL_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &Serve) -> Result<ExitCode> {
     let settings = settings(args)?;
-    // Opened before the port is, so that a missing model is refused before the server listens. Loading it may take minutes.
+    // The model is opened first, so that a missing one is refused before the server listens. It is loaded later, which may take minutes.
     let checkpoint = open(args)?;
     let is_open = settings.keys.is_empty();
     let app = Arc::new(App::new(settings));
-    // The engine has its own threads; these only transfer messages.
+    // The engine has its own threads; these only serve HTTP.
     let runtime =
         Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no threads to serve with")?;
     let server = runtime
@@ -88,7 +88,7 @@ fn cannot_listen(args: &Serve, error: &std::io::Error) -> anyhow::Error {
     anyhow!("cannot listen on {}:{}: {error}{remedy}", args.host, args.port)
 }
 
-/// Does not wait for running work.
+/// Shuts the runtime down, and waits at most a second for its tasks.
 fn end(runtime: Runtime, is_well: bool) -> Result<ExitCode> {
     runtime.shutdown_timeout(Duration::from_secs(1));
     if !is_well {
@@ -130,7 +130,7 @@ fn open(args: &Serve) -> Result<Checkpoint> {
 }
 
 fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
-    // Of the model's own configuration, without --context.
+    // Computed before `--context` changes the configuration, so that it does not depend on the flag.
     let fingerprint = checkpoint.fingerprint();
     if let Some(context) = args.context {
         checkpoint.config.context_length = context;

@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 
 use crate::args::{Bench, DrawKind};
 
-/// The fewest tokens of the prompt that is computed before anything is timed.
+/// The least length, in tokens, of the prompt that is computed before anything is timed.
 const WARM_UP: usize = 128;
-/// A sequence that stays at the depth of the prompts; the other sequences are numbered from 0.
+/// A sequence that keeps `depth` tokens, from which timed prompts are forked; the other sequences are numbered from 0.
 const AT_DEPTH: SequenceId = SequenceId::MAX;
 
 /// The sampling of `--draw sampled`, and the number of log probabilities.
@@ -49,7 +49,7 @@ pub struct Measure<'a> {
     engine: &'a mut dyn Engine,
     costs: Costs,
     ceiling: &'a Ceiling,
-    /// Seed of the last tokens.
+    /// Seed of the random tokens that were made last.
     seed: usize,
 }
 
@@ -109,7 +109,7 @@ impl Measure<'_> {
         Ok(decoding)
     }
 
-    /// Prompts at a depth whose positions [`AT_DEPTH`] holds, if they were kept.
+    /// Measures prompts at a depth. If `is_kept`, [`AT_DEPTH`] has the tokens before the prompt; otherwise they are computed again.
     fn prefilling(&mut self, depth: usize, prompt: usize, is_kept: bool) -> Result<Value> {
         let mut seconds = Vec::new();
         for _ in 0..self.args.repeat {
@@ -149,7 +149,7 @@ impl Measure<'_> {
         }
     }
 
-    /// The requested result after the last of a sequence's new tokens.
+    /// The result to request after a sequence's last new token.
     fn want(&self, sequence: SequenceId) -> Want<'static> {
         match self.args.stepwise {
             true => Want::LastLogits,
@@ -162,7 +162,8 @@ impl Measure<'_> {
         if self.args.stepwise { 1 } else { self.engine.capacity().steps_in_flight }
     }
 
-    /// Seconds for `steps` more tokens of every sequence. The first tokens are random; later ones are the drawn ones, or random too.
+    /// Seconds for `steps` more tokens of every sequence. The first token of each is random; later ones are the drawn ones or, with
+    /// `--stepwise`, random too.
     fn decode(&mut self, batch: usize, steps: usize) -> Result<f64> {
         let tokens = self.tokens(batch * steps);
         let wants: Vec<Want<'static>> = (0..batch as SequenceId).map(|sequence| self.want(sequence)).collect();
@@ -231,7 +232,8 @@ fn speed(depth: usize, batch: usize, tokens: usize, seconds: &[f64], bytes: u64,
     })
 }
 
-/// Fails if logits are NaN.
+/// # Errors
+/// A row of logits has a NaN.
 fn check(outcomes: Vec<Outcome>) -> Result<(), EngineError> {
     let nan = outcomes.into_iter().find_map(|outcome| match outcome {
         Outcome::NotANumber { position } => Some(EngineError::NotANumber { position }),
@@ -240,7 +242,7 @@ fn check(outcomes: Vec<Outcome>) -> Result<(), EngineError> {
     nan.map_or(Ok(()), Err)
 }
 
-/// The middle of some values, or the mean of the two in the middle.
+/// The median: the middle value, or the mean of the two middle values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -111,7 +111,7 @@ impl Answer {
         self.reasoning += &thought.unwrap_or_default();
         for call in delta["tool_calls"].as_array().into_iter().flatten() {
             has_more = true;
-            // A larger index would leave a gap.
+            // An index beyond the end counts as the next call, so that no call is missing in between.
             let index = call["index"].as_u64().map_or(0, |index| index as usize).min(self.calls.len());
             if index == self.calls.len() {
                 self.calls.push(Call::default());

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Usage};
 use super::http::Failure;
 
-/// The answers to a number of clients.
+/// The results of a measurement with some number of clients.
 #[derive(Default)]
 pub struct Figures {
     pub clients: usize,
@@ -87,7 +87,7 @@ impl Figures {
 
 const SHARES: [(&str, f64); 3] = [("p50", 0.50), ("p95", 0.95), ("p99", 0.99)];
 
-/// Percentiles of times in milliseconds (nearest rank); null without any.
+/// Percentiles of times in milliseconds (nearest rank); null if there are no times.
 pub fn percentiles(times: &[Duration]) -> Value {
     let mut times = times.to_vec();
     times.sort_unstable();

@@ -170,7 +170,7 @@ impl Response {
     /// The message of an error response.
     fn complaint(mut self) -> String {
         let mut text = String::new();
-        // Reads as much as arrives.
+        // If the connection is interrupted, the text that has arrived is used.
         let _ = self.body.read_to_string(&mut text);
         let message = serde_json::from_str::<Value>(&text).ok().and_then(|body| {
             let error = &body["error"];

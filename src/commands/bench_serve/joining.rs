@@ -1,4 +1,5 @@
-//! A new request beside decoding ones: the time to its first token compared with an idle server, and how long the others wait meanwhile.
+//! A request that joins decoding ones: the time to its first token, compared with that on an idle server, and how long the decoding clients
+//! wait for a token meanwhile.
 
 use std::fmt::Write;
 use std::sync::Mutex;
@@ -17,7 +18,7 @@ use super::random::Random;
 /// Tokens per prompt and per answer of a decoding client. Its requests follow each other until the measurement ends.
 const DECODING_PROMPT: usize = 32;
 const DECODING_ANSWER: usize = 1024;
-/// Tokens that every decoding client gets, on average, before the next request joins.
+/// Average number of tokens that the decoding clients get before the next request joins.
 const TOKENS_BETWEEN: usize = 16;
 
 /// The parameters of the measurement.
@@ -27,7 +28,7 @@ pub struct Joining<'a> {
     pub scale: Scale,
     /// Tokens per prompt of a joining request.
     pub prompt: usize,
-    /// Joining requests, one after another; as many are measured without other clients.
+    /// Number of joining requests, one after another. The same number is measured before, without other clients.
     pub requests: usize,
     pub seed: u64,
 }
@@ -123,7 +124,7 @@ impl Joining<'_> {
             tokens.fetch_add(1, Ordering::Relaxed);
             !is_over.load(Ordering::Relaxed)
         })?;
-        // Otherwise the next request to join would wait forever for tokens.
+        // Reported as an error: the next joining request waits for tokens, and would wait forever.
         if arrivals.is_empty() {
             return Err(no_token());
         }
@@ -147,7 +148,7 @@ fn no_token() -> Failure {
     Failure::Failed("an answer without a token".into())
 }
 
-/// The times between tokens that overlap no joining request, and the longest that overlaps each.
+/// The times between tokens that overlap no joining request, and for each joining request the longest one that overlaps it.
 fn gaps_and_waits(answers: &[Arrivals], joins: &[(Instant, Instant)]) -> (Vec<Duration>, Vec<Duration>) {
     let mut gaps = Vec::new();
     let mut waits = vec![Duration::ZERO; joins.len()];
@@ -166,7 +167,7 @@ fn gaps_and_waits(answers: &[Arrivals], joins: &[(Instant, Instant)]) -> (Vec<Du
 }
 
 impl JoiningResults {
-    /// The median time to the first token beside others, relative to that alone.
+    /// The median time to the first token beside decoding clients, divided by that without them.
     fn ratio(&self) -> Option<f64> {
         let median = |times: &[Duration]| percentiles(times)["p50"].as_f64();
         Some(median(&self.beside)? / median(&self.alone)?)

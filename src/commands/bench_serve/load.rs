@@ -43,7 +43,7 @@ impl Load<'_> {
     }
 
     fn client(&self, clients: usize, client: usize) -> Figures {
-        // All prompts of a run differ, whatever the number of clients.
+        // Prompts of different clients, and of runs with different numbers of clients, differ.
         let mut random = Random::new(self.seed, (clients * 100_000 + client) as u64);
         let mut figures = Figures::default();
         for _ in 0..self.requests {

@@ -1,5 +1,5 @@
-//! Random load for some time: every kind of request, short and long, and streams that clients abandon. It checks that no request fails and
-//! that the server's memory stays constant.
+//! Random load for some time: every kind of request, short and long, and streams that clients abandon. It counts failed requests, and
+//! records the server's memory.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,7 +113,7 @@ impl Soak<'_> {
         }
     }
 
-    /// Returns whether the whole answer was read.
+    /// Sends a random request of this kind. Returns whether the whole answer was read.
     fn ask(&self, kind: Kind, random: &mut Random) -> Result<bool, Failure> {
         let tokens = 1 + random.below(self.prompt);
         let text = words(random, self.scale.words(tokens));
@@ -188,7 +188,8 @@ impl SoakResults {
         }
     }
 
-    /// Bytes of memory after a tenth of the time and at its end, each the median of a tenth of the measurements, and the maximum.
+    /// Bytes of memory after a tenth of the time, at the end, and at most. Each of the first two is the median of a tenth of the
+    /// measurements.
     pub fn memory_figures(&self) -> Option<[u64; 3]> {
         let tenth = (self.memory.len() / 10).max(1);
         let median = |looks: &[u64]| {

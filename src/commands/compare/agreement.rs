@@ -1,4 +1,4 @@
-//! The distance of engines from phase 3 in f32 on the CPU, which the gates check against MLX's goldens.
+//! The difference of an engine's results from those of phase 3 in f32 on the CPU, which the gates check against MLX's goldens.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -28,19 +28,19 @@ struct Reference {
     computed: Computed,
 }
 
-/// The results of an engine for the tokens.
+/// The results of an engine that are compared: logits of random tokens, and greedy tokens.
 pub struct Computed {
     /// `[tokens, vocab]`
     logits: Vec<f32>,
-    /// The greedy tokens after them.
+    /// The greedy tokens after the random ones.
     greedy: Vec<u32>,
 }
 
-/// The first line of the output; the logits follow it.
+/// The first line of a child process's output; the logits follow it.
 #[derive(Serialize, Deserialize)]
 struct Head {
     greedy: Vec<u32>,
-    /// How many values follow.
+    /// Number of logits that follow.
     logits: usize,
 }
 
@@ -63,7 +63,7 @@ impl References {
         Ok(References { vocab, all })
     }
 
-    /// The distance of an engine from each reference, by the name of its ramp.
+    /// The differences of an engine's results from each reference, by the name of the reference's ramp.
     pub fn agreement(&self, args: &Compare, found: &Computed) -> Value {
         let mut agreement = Map::new();
         for Reference { ramp, computed } in &self.all {

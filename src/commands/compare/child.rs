@@ -1,8 +1,8 @@
-//! A run of an engine in a separate process. Otherwise compiled kernels, an active device, and memory that an engine does not free would
-//! affect the next engine.
+//! A run of an engine in a separate process: in the same process, compiled kernels, an active device, and memory that an engine does not
+//! free would affect the next engine.
 //!
-//! The process writes to its stdout the output of [`Computed::write`], and then the measurements as JSON; an error is JSON too, in place of
-//! either.
+//! The process writes to its stdout the output of [`Computed::write`], and then the measurements as JSON. After an error it writes JSON
+//! with the field `error` in place of either.
 
 use std::io::{Write, stdout};
 use std::process::{Command, Stdio};

@@ -39,8 +39,8 @@ pub fn benches(args: &Compare, model: &Path) -> [Bench; 2] {
     [bench(&args.depth, 1, &args.prompt), bench(&[0], args.sequences, &[])]
 }
 
-/// Starts an engine and does all its measurements. The results that are compared with the reference are passed to `keep` before speeds and
-/// memory are measured, so that the engine's process does not hold them in memory during these measurements.
+/// Starts an engine and makes all its measurements. The results that are compared with the reference are passed to `keep` before speeds and
+/// memory are measured, so that they are not in the process's memory during these measurements.
 pub fn measured(
     args: &Compare,
     model: &Path,

@@ -102,7 +102,7 @@ impl Table<'_> {
         ] {
             add(what.into(), Unit::Bytes, &run[name]);
         }
-        // With the engine's own variant of YaRN's ramp.
+        // Compared with the reference that has the same YaRN ramp as the engine.
         let agreement = &run["agreement"][run["rope"].as_str().unwrap_or_default()];
         add("error of the logits, rms".into(), Unit::Error, &agreement["rms"]);
         for (what, of, name) in [("likeliest", "tokens", "likeliest_equal"), ("greedy", "greedy", "greedy_equal")] {

@@ -48,7 +48,7 @@ pub(super) struct FoundModel {
 /// The memory of a model with a conversation of usual length.
 pub(super) struct Plan {
     pub model: String,
-    /// Whether there is no such model on disk, and the plan is for its shape.
+    /// Whether the plan is for gpt-oss-20b's shape, because no model was given or found.
     pub is_assumed: bool,
     /// Tokens of the conversation.
     pub context: usize,
@@ -147,7 +147,7 @@ enum Subject {
         name: String,
         checkpoint: Box<Checkpoint>,
     },
-    /// gpt-oss-20b's shape in a GGUF file, if there is no model.
+    /// gpt-oss-20b's shape in a GGUF file, if no model was given or found.
     Assumed {
         config: GptOssConfig,
         tensors: Vec<TensorPlan>,

@@ -18,7 +18,8 @@ pub struct Score {
 }
 
 impl Score {
-    /// `call` is whether the arguments were JSON; `None` if no call was expected.
+    /// Counts an answer: whether it is right, and whether it is valid harmony. `call` is whether the answer is a call with arguments in
+    /// JSON; `None` if no call was expected.
     pub fn count_answer(&mut self, right: bool, valid: bool, call: Option<bool>) {
         self.questions += 1;
         self.right += usize::from(right);

@@ -17,19 +17,19 @@ pub struct Question {
     pub completion: Option<String>,
 }
 
-/// What a right answer contains.
+/// The requirement that a right answer meets.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Expected {
-    /// The last number of the answer.
+    /// The last number in the answer.
     Number { number: i64 },
-    /// A function's name and arguments.
+    /// The name and the arguments of the function that is called.
     Call { name: String, arguments: Map<String, Value> },
-    /// Words of the answer.
+    /// Words that the answer contains.
     Contains { contains: String },
     /// The whole answer.
     Text { text: String },
-    /// Two words of each list, no more and no fewer.
+    /// The answer contains exactly two of the words of each list.
     Two { two_of: Vec<Vec<String>> },
 }
 
@@ -146,7 +146,7 @@ mod tests {
         assert!(!is_met("Pip the fox and Kiki met Luna, an owl."));
     }
 
-    /// Prompts were written by the code that wrote the training texts.
+    /// The prompts were rendered in Python, by `reference/tiny`, which also renders the training texts.
     #[test]
     fn prompts_are_what_harmony_renders() {
         let checkpoint = model::open(Path::new(EMBEDDED)).expect("the embedded model");
