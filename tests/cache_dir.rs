@@ -1,4 +1,4 @@
-//! `gptoss serve --cache-dir`: conversations survive the end of the program, even a crash, and damaged files never change an answer.
+//! `gptoss serve --cache-dir`: conversations are kept when the server stops or crashes, and damaged files never change an answer.
 #![cfg(unix)]
 
 use std::fs;
@@ -62,12 +62,12 @@ impl Server {
         Server::start(&["--cache-dir", folder.to_str().expect("UTF-8")])
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     fn kill(&mut self) {
         let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 
-    /// SIGTERM, as `systemctl stop` sends it.
+    /// Sends SIGTERM, as `systemctl stop` does.
     fn stop(mut self) {
         let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
         assert!(signalled.success());
@@ -148,7 +148,7 @@ fn two_turns(server: &Server) -> (Vec<Value>, usize) {
     (messages, second.prompt_tokens)
 }
 
-/// The answer of a server without the cache of the chat.
+/// The answer of a server that has nothing of the chat in its cache.
 fn cold(messages: &[Value]) -> Value {
     let server = Server::start(&["--no-prefix-cache"]);
     let answer = server.ask(messages);
@@ -219,7 +219,7 @@ fn stopping_server_writes_its_prefixes() {
     assert_eq!(answer.message, cold(&messages));
 }
 
-/// Killed at a different time in each round, mostly while a file is being written.
+/// The server is killed at a different time in each round, mostly while it writes a file.
 #[test]
 fn kill_during_write_leaves_no_damaged_file() {
     let folder = tempfile::tempdir().expect("a temporary directory");

@@ -57,7 +57,7 @@ fn compare_writes_a_record_of_every_engine_and_turn() {
         for number in ["start_ms", "start_to_first_token_ms"] {
             assert!(run[number].as_f64().is_some_and(|ms| ms > 0.0), "{number}: {run}");
         }
-        // Both compute in f32.
+        // Both engines compute in f32.
         let exact = &run["agreement"]["exact"];
         assert!(exact["rms"].as_f64().is_some_and(|rms| rms < 2e-5), "{exact}");
         assert_eq!((exact["likeliest_equal"].as_u64(), exact["greedy_equal"].as_u64()), (Some(8), Some(4)), "{exact}");

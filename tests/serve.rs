@@ -38,7 +38,7 @@ impl Server {
         (server, lines)
     }
 
-    /// As above, but discards the log, so that its pipe does not fill up.
+    /// As [`Server::start_with_log`], but discards the log, so that its pipe does not fill up.
     fn start(arguments: &[&str]) -> Server {
         let (server, log) = Server::start_with_log(arguments);
         std::thread::spawn(move || log.for_each(drop));
@@ -116,7 +116,7 @@ fn rest(mut reader: BufReader<TcpStream>) -> Vec<Value> {
     data.into_iter().map(|data| serde_json::from_str(data).expect("JSON")).collect()
 }
 
-/// Serves from the moment it reports so until it is stopped, even if nobody reads its log.
+/// The server answers from its line `serving …` in the log until it is stopped, even if nobody reads the log.
 #[test]
 fn serves_until_it_is_stopped() {
     let (mut server, mut log) = Server::start_with_log(&["--alias", "mine"]);
@@ -135,7 +135,7 @@ fn serves_until_it_is_stopped() {
     assert_eq!(server.status(), Some(0));
 }
 
-/// Keys of all sources are accepted; the log has the key's name and the request's id, but no key.
+/// Keys of all sources are accepted. The log has the key's name and the request's id, but not the key itself.
 #[test]
 fn keys_come_from_options_the_environment_and_a_file() {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
@@ -153,7 +153,7 @@ fn keys_come_from_options_the_environment_and_a_file() {
         stream.read_to_string(&mut answer).expect("it answers");
         (answer.split(' ').nth(1).map(str::to_owned), log.next().expect("a line"))
     };
-    // Keys without a name have a number, and no number stands for two keys.
+    // Keys without a name are logged under a number, which is different for each key.
     for (key, name) in
         [("secret-1", "key1"), ("secret-2", "key2"), ("secret-3", "key3"), ("secret-4", "ada"), ("secret-5", "key5")]
     {
@@ -271,7 +271,7 @@ fn serve_failures_are_one_sentence() {
         serve(&["--port", "0", "--context", "4097"]),
         "2: gptoss: --context 4097 is more than the 4096 tokens that this model was made for"
     );
-    // A model that is not there is refused before the server listens.
+    // A model that does not exist is refused before the server listens.
     let output = run(&["serve", "no-such.gguf", "--port", "0"]);
     let expected = "gptoss: no-such.gguf cannot be read: No such file or directory (os error 2)\n";
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(2), expected));

@@ -2,7 +2,7 @@
 
 use crate::program::{chat, chat_bytes, refusal};
 
-/// A conversation that refers to something told earlier, and is reset by a command.
+/// The model answers from a fact of an earlier turn; `/reset` starts a new conversation.
 #[test]
 fn chat_remembers_until_it_is_reset() {
     let said = "I have a cat named Hana. My locker code is 3650.\nWhat is my pet called?\n/reset\n/unknown\nWhat is 1 + 1?\n/quit\n";

@@ -1,4 +1,4 @@
-//! `gptoss generate`: texts, and how they end.
+//! `gptoss generate`: generated texts, and the reasons for which they end.
 
 #[cfg(unix)]
 use std::io::Read;
@@ -95,7 +95,7 @@ fn a_prompt_may_begin_with_a_hyphen() {
     let flag =
         json(&["generate", "embedded", "-n", "1", "--ignore-stops", "--device", "cpu", "--json", "--", "--json"]);
     assert!(flag["prompt_tokens"].as_u64() > Some(0), "{flag}");
-    // A text may begin with a token that ends texts.
+    // A stop string may begin with a hyphen too.
     let ask = [
         "generate",
         "embedded",
@@ -162,7 +162,7 @@ fn stop_strings_and_end_tokens_are_not_shown() {
     assert_eq!(refused, "2: gptoss: stop string 0 is empty, but must hold at least one character");
 }
 
-/// Ctrl-C ends a text; what was generated stays shown, and the exit status is that of an interrupted process.
+/// Ctrl-C ends a text: the part that was generated has been shown, and the exit status is 130.
 #[cfg(unix)]
 #[test]
 fn interrupted_text_exits_with_130() {
@@ -171,7 +171,7 @@ fn interrupted_text_exits_with_130() {
     command.args(["generate", "embedded", "Once", "-n", "-1", "--ignore-stops", "--device", "cpu"]);
     command.args(["--engine", "reference"]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("starts");
-    // Ctrl-C is handled from before the first text.
+    // The handler of Ctrl-C is installed before the first text is shown.
     child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("a text");
     let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     assert!(signalled.success());

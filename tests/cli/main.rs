@@ -1,4 +1,4 @@
-//! The command line as scripts see it: output, JSON and exit status. One module for each kind of command.
+//! Tests of the command line: output, JSON and exit status. One module for each kind of command.
 
 mod chat;
 mod doctor;

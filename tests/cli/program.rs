@@ -37,7 +37,7 @@ pub fn chat_bytes(input: &[u8], rest: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Exit status and message of a refusal, with the possible values that it lists.
+/// Exit status and message of a refusal, with the possible values that the message lists.
 pub fn refusal(arguments: &[&str]) -> String {
     let output = gptoss(arguments);
     let message = String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,4 @@
-//! Bad input.
+//! Invalid input: every command refuses it with a message and the exit status 2.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Texts and conversations that are continued by another run.
+//! Texts and conversations that a later run continues from a session file.
 
 use crate::program::{chat, json, refusal, stdout};
 use serde_json::Value;
