@@ -78,7 +78,8 @@ CASES = (
         dense="BF16",
         prompt=20,
     ),
-    # Twin experts and an odd k: a tie at the boundary for every token, which must not move the logits.
+    # Pairs of equal experts and an odd number of chosen ones: for every token the last chosen expert ties with the next one. The choice
+    # must not change the logits.
     Case(
         name="ties",
         shape=Shape(

@@ -1,7 +1,7 @@
 """Prints greedy tokens, and optionally writes logits, of a GGUF file in llama.cpp, for comparison with other engines.
 
-llama.cpp rounds YaRN's ramp, so compare with the truncated mode. On a CPU it quantizes activations before an
-MXFP4 or Q8_0 product, so do not expect agreement to f32 noise.
+llama.cpp rounds YaRN's ramp, so compare with the truncated mode. On a CPU it quantizes activations before products with
+MXFP4 or Q8_0 weights, so its logits differ by more than the rounding of f32.
 """
 
 import argparse

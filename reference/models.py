@@ -1,7 +1,7 @@
 """Random gpt-oss weights from a seed, packed and written as GGUF.
 
-The scales are chosen so that activations stay small (greedy margins exceed f32 noise) while every part
-affects the result: `sensitivity.py` measures the change of the logits if one part is left out.
+The scales are chosen so that activations stay small (the margins of greedy tokens exceed the rounding of f32) while every
+part of the model affects the result: `sensitivity.py` measures how the logits change if one part is left out.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def vector(rng: np.random.Generator, shape: int | tuple[int, ...], std: float, m
 
 
 def expert_bias(rng: np.random.Generator, experts: int, rows: int) -> Packed:
-    """Small biases with a few large ones, which take gate and up past the clamp at 7."""
+    """Small biases with a few large ones, with which gate and up exceed the clamp at 7."""
     bias = rng.normal(0, 0.4, (experts, rows))
     bias += 7 * rng.choice([-1, 0, 1], p=[0.02, 0.96, 0.02], size=bias.shape)
     return Packed(bias.astype(np.float32), F32)

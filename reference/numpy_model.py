@@ -89,7 +89,7 @@ def swiglu(gate: np.ndarray, up: np.ndarray, clamp: bool) -> np.ndarray:
 
 
 def moe(h: np.ndarray, w: Weights, at: str, shape: Shape, variant: Variant) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The output of the mixture of experts [tokens, hidden], the router's logits, and the chosen experts, sorted."""
+    """The output of the mixture of experts [tokens, hidden], the router's logits, and the ids of the chosen experts in ascending order."""
     logits = h @ w[at + "ffn_gate_inp.weight"].T + w[at + "ffn_gate_inp.bias"]
     chosen = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, : shape.experts_per_token], axis=1)
     best = np.take_along_axis(logits, chosen, axis=1)

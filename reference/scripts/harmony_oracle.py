@@ -39,7 +39,7 @@ NOTE = {
     "parameters": obj({"note": obj({"text": STRING, "tags": {"type": "array", "items": STRING}}, ["text"])}, ["note"]),
 }
 
-# Schemas by name. Features that the package drops are left out, because the crate writes them.
+# Schemas by name. Features that the package drops are left out, because the crate `harmony` renders them.
 SCHEMAS = {
     "nothing": None,
     "any": {},

@@ -10,7 +10,7 @@ pub struct Limit {
 impl Limit {
     /// For engines that compute in f32, whatever the order of their sums.
     pub const F32: Limit = Limit { rms: 2e-5, max: 2e-4 };
-    /// For values without rounding, or with the same rounding.
+    /// For values that must be bit for bit the same, because both sides compute them exactly or with the same rounding.
     pub const EQUAL: Limit = Limit { rms: 0.0, max: 0.0 };
 }
 
@@ -28,7 +28,8 @@ pub struct Check {
 }
 
 impl Check {
-    /// Compares two tensors of real numbers. A difference in length, or a value that is not finite, counts as an infinite error.
+    /// Compares two tensors of real numbers. An empty tensor, a difference in length, or a value that is not finite counts as an infinite
+    /// error.
     pub fn values(case: &str, tensor: impl Into<String>, expected: &[f32], found: &[f32], limit: Limit) -> Check {
         let count = expected.len() as f64;
         let mean = expected.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
@@ -50,7 +51,7 @@ impl Check {
     }
 
     /// Compares integers such as tokens or expert ids. The errors are 0 if all are equal; otherwise `rms` is the share of positions that
-    /// differ, and `max` is 1.
+    /// differ, and `max` is 1. If the lengths differ or there are no integers, both are 1.
     pub fn ids(case: &str, tensor: impl Into<String>, expected: &[u32], found: &[u32]) -> Check {
         let different = expected.iter().zip(found).filter(|(e, f)| e != f).count();
         let (rms, max) = if expected.len() != found.len() || expected.is_empty() {

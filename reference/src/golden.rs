@@ -1,4 +1,4 @@
-//! Reading golden files.
+//! Reads golden files.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -2,10 +2,10 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// The environment variable that repeats a run.
+/// The environment variable with the seed of an earlier run, which repeats that run.
 const VARIABLE: &str = "TEST_SEED";
 
-/// The number in `TEST_SEED`, or else a new one. It is printed, so that the output of a failed test shows it.
+/// The seed in `TEST_SEED`, or a new one if the variable is not set. The seed is printed, so that the output of a failed test shows it.
 ///
 /// # Panics
 /// If `TEST_SEED` is not a number.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader
 
-# A value whose exp is 0 compared with that of any score.
+# A sink's logit so low that its weight in every softmax is 0.
 NO_SINK = -1e9
 Q8_0_BLOCK = 34
 

@@ -62,7 +62,7 @@ class Loader:
     """Batches in an order that depends only on the seed and the number of workers."""
 
     def __init__(self, seed: int, size: int, workers: int):
-        # Forked before the GPU is initialized: the workers need neither it nor another import of torch.
+        # Forked before the GPU is initialized: the workers do not use it, and need not import torch again.
         context = multiprocessing.get_context("fork")
         self.queues = [context.Queue(WAITING) for _ in range(workers)]
         self.workers = [

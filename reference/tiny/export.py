@@ -51,7 +51,7 @@ def write_gguf(path: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
 
 
 def write_mlx(folder: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
-    """Experts stay MXFP4; everything else is the f32 of its exact values."""
+    """Experts stay MXFP4; all other tensors are decoded exactly to f32."""
     # Imported here, because only this function needs it.
     from safetensors.numpy import save_file
 

@@ -122,7 +122,7 @@ def outside_items(rng: random.Random, count: int) -> Iterator[dict]:
     for question in outside.UNSEEN[:count]:
         system = System(rng.choice(EFFORTS), any_date(rng))
         prompt = system.render() + message("user", question) + OPEN
-        # Questions and tasks are not distinguished here.
+        # The expected words are the same for questions and for tasks.
         yield {"suite": "outside", "prompt": prompt, "expected": {"contains": outside.ABLE.rstrip(".")}}
     for example, _ in zip(drawn(rng, outside_or_beyond), range(count - len(outside.UNSEEN))):
         yield {"suite": "outside", "prompt": example.prompt(-1), "expected": example.expected}
@@ -160,7 +160,7 @@ def suites(seed: int, count: int) -> list[dict]:
 
 
 def require_unseen(items: list[dict], examples: int) -> None:
-    """The split is by key; this checks the prompts themselves."""
+    """Checks that no prompt of `items` occurs in training examples: examples are split by key, which does not guarantee that."""
     rng, prompts = random.Random(SEED + 1), {each["prompt"] for each in items}
     for _ in range(examples):
         example = training_example(rng)

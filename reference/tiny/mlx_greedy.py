@@ -1,7 +1,7 @@
 """Greedy tokens of the exported model in stock mlx-lm (YaRN's ramp truncated), to compare an engine with.
 
-Writes a list of {suite, prompt, prompt_tokens, tokens, margin}; margin is the smallest gap between the two likeliest
-tokens' logits on the way, to tell a tie from a bug.
+Writes a list of {suite, prompt, prompt_tokens, tokens, margin}; margin is the smallest gap between the logits of
+the two likeliest tokens of a step: if it is tiny, another engine may choose the other token without a bug.
 """
 
 import argparse

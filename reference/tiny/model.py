@@ -24,7 +24,8 @@ MINIATURE = Shape(
 SHAPES = {"tiny": TINY, "miniature": MINIATURE}
 LONGEST = 4096  # positions that the rotation table holds
 LIMIT = 7.0  # of the clamped SwiGLU
-# Initial value of sinks: equal to the sum over a window of keys with score 0, so that a head without a relevant key outputs little.
+# Initial value of sinks: exp(5) = 148 is about the sum of exp(score) over a window of 128 keys with score 0, so that a head without a
+# relevant key outputs little.
 SINK = 5.0
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -86,7 +87,7 @@ class Block(nn.Module):
         shape = self.shape
         batch, tokens, _ = x.shape
         q, k, v = (m.linear(x, dtype).unflatten(-1, (-1, shape.head_dim)) for m in (self.attn_q, self.attn_k, self.attn_v))
-        # 1 / sqrt(D) is a power of two, so it can be applied anywhere without rounding.
+        # For D = 64, 1 / sqrt(D) is a power of two, so the scores can be scaled at any point without rounding.
         q = (rotate(q, cos, sin) * shape.head_dim**-0.5).to(dtype)
         k = rotate(k, cos, sin).to(dtype)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
@@ -107,7 +108,7 @@ class Block(nn.Module):
     def mix(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The experts' sum for x [batch, tokens, hidden], and the loss that balances their use (1 when even).
 
-        All experts run for every token and those not chosen weigh nothing: three large products beat many small ones.
+        All experts run for every token, with weight 0 for those not chosen: three large products are faster than many small ones.
         """
         shape = self.shape
         logits = self.ffn_gate_inp.linear(x, torch.float32)
@@ -156,7 +157,7 @@ class GptOss(nn.Module):
         """Logits [batch, tokens, vocab] in f32, the keys and values of every layer, and the mean balance loss.
 
         `documents` [batch, past and new tokens] numbers the documents packed into a row; attention never leaves one.
-        Positions count from the row's start, which is the same: the rotation only sees differences.
+        Positions count from the start of the row, not of the document: attention depends only on differences of positions.
         """
         keys, new = documents.shape[1], tokens.shape[1]
         queries = torch.arange(keys - new, keys, device=tokens.device)[:, None]

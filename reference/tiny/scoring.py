@@ -28,7 +28,7 @@ def final(completion: str) -> str | None:
 
 
 def right(expected: dict, completion: str) -> bool:
-    """A number must be the last in the final message, other strings must occur in it, and of a list two words each."""
+    """Whether the completion has the expected call, or a final message with the expected number, text or words (see README.md)."""
     if "name" in expected:
         found = CALL.fullmatch(completion)
         try:
@@ -49,13 +49,13 @@ def right(expected: dict, completion: str) -> bool:
 
 
 def contains(text: str, words: str) -> bool:
-    """As whole words."""
+    """Whether the words occur in the text as whole words."""
     return bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 
 @torch.no_grad()
 def perplexity(model: GptOss, items: list[dict], device: str) -> float:
-    """Loss per token of the expected final messages, including their end."""
+    """The perplexity of the expected final messages, including their end: exp of the mean loss per token."""
     total, count = 0.0, 0
     for item in items:
         prompt = tokenizer.encode(item["prompt"])

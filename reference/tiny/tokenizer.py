@@ -1,7 +1,7 @@
 """A byte-level BPE of 2,048 tokens for the corpus, written to vocabulary.json.
 
-Digits never merge, so that arithmetic sees them one by one. Otherwise this is o200k's pre-tokenizer and
-harmony's control tokens, as gpt-oss has them.
+No merge contains a digit, so that each digit of a number is a token. The pre-tokenizer is o200k's and the control tokens are
+harmony's, as in gpt-oss.
 """
 
 import json

@@ -22,7 +22,7 @@ from muon import Muon
 from scoring import evaluate
 
 WARMUP_STEPS = 100
-BALANCE = 0.01  # weight of the loss that evens out the experts' use
+BALANCE = 0.01  # weight of the loss that makes the experts' use even
 ADAM_SHARE = 0.5  # fraction of the learning rate, for parameters that Muon does not train
 SAMPLES = 100  # held-out items per suite, at the end
 SAMPLE_SEED = 30_000  # different items than those of heldout.json
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def optimizers(model: GptOss, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for embeddings, the router and every vector."""
+    """Muon for the blocks' matrices, AdamW for the embedding, the head, the routers and every vector."""
     matrices, tables, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and name.startswith("blk.") and parameter.dim() > 1 and "ffn_gate_inp" not in name:
@@ -96,7 +96,7 @@ def main() -> None:
         progress = step / args.steps if args.steps else elapsed / (60 * args.minutes)
         if progress >= 1:
             break
-        # The warm-up counts steps, so that compilation does not shorten it; the decay follows the clock.
+        # The warm-up counts steps, so that compilation does not shorten it; the decay follows `progress`.
         rate = min((step + 1) / WARMUP_STEPS, 1 - progress)
         for optimizer, peak in zip(both, peaks):
             for group, lr in zip(optimizer.param_groups, peak):

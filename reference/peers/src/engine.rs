@@ -23,9 +23,9 @@ use crate::worker::{Refusal, Worker};
 
 /// Tokens per step: the logits of all of them are 412 MB with gpt-oss's vocabulary.
 const TOKENS_PER_STEP: usize = 512;
-/// Factor on the patience for loading a model, which may include repacking.
+/// Factor on the time limit for loading a model, which may include repacking its weights.
 const START: u32 = 10;
-/// Added to the patience for each token of a step.
+/// Added to the time limit for each token of a step.
 const PER_TOKEN: Duration = Duration::from_secs(2);
 
 /// Options of a peer.
@@ -41,7 +41,7 @@ pub struct Options {
     pub context: usize,
     /// Sequences for which llama.cpp allocates its cache.
     pub sequences: usize,
-    /// How long a worker may take for a request, in addition to the time for the tokens of a step.
+    /// The time limit of a request, without the time that is added for each token of a step.
     pub patience: Duration,
 }
 
@@ -70,7 +70,7 @@ pub struct PeerEngine {
 #[derive(Clone, Copy, Default)]
 struct Sequence {
     length: usize,
-    /// The token drawn last, if it may be fed.
+    /// The token drawn last, if the next step may feed it.
     drawn: Option<u32>,
 }
 

@@ -9,7 +9,7 @@ const MAX_HEADER: u32 = 1 << 20;
 
 pub(crate) struct Frame {
     pub header: Header,
-    /// Its length is the one in the header.
+    /// Has as many bytes as the header's field `bytes`.
     pub payload: Vec<u8>,
 }
 

@@ -28,7 +28,7 @@ type Reply = Result<Frame, BadFrame>;
 type StderrTail = Arc<Mutex<VecDeque<String>>>;
 
 pub(crate) struct Worker {
-    /// The name in errors.
+    /// The peer's name in errors.
     title: &'static str,
     child: Child,
     /// `None` when the worker should exit.
@@ -38,7 +38,7 @@ pub(crate) struct Worker {
     most: Arc<AtomicU64>,
     stderr_tail: StderrTail,
     stderr: Option<thread::JoinHandle<()>>,
-    /// Why it has ended.
+    /// Why the worker has ended; `None` while it runs.
     ended: Option<String>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Worker {
 pub(crate) enum Refusal {
     /// The worker has ended; the sentence says why.
     Ended(String),
-    /// The worker cannot do that, but continues to run.
+    /// The worker cannot do what was requested, but continues to run.
     Declined(Kind, String),
 }
 
@@ -133,7 +133,7 @@ impl Worker {
     /// Ends the worker with a reason, which this and every later request returns.
     pub fn end(&mut self, reason: String) -> Refusal {
         self.requests = None;
-        // It may have exited already.
+        // Errors are ignored: the process may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let sentence = format!("the {} worker failed: {reason}; restart to load the model again", self.title);

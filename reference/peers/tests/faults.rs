@@ -82,7 +82,7 @@ fn worker_behaves_as_an_engine() {
     assert_eq!(outcomes[2].drawn_id(), Some(10));
     assert_eq!(outcomes[3], Outcome::Logits(row(vocab, 1, 8)));
     assert_eq!(outcomes[4].drawn_id(), Some(5));
-    // Fed the token that it drew.
+    // The worker is fed the token that it drew.
     let next = engine.step(&[Work { want: Want::LastLogits, ..Work::decode(5, Draw::GREEDY) }]).expect("a step");
     assert_eq!(next, [Outcome::Logits(row(vocab, 3, 10))]);
     engine.truncate(5, 2).expect("it is truncated");
@@ -177,7 +177,7 @@ fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[W
     assert_eq!(failure(behaviour, engine.stats()), expected);
 }
 
-/// Otherwise the second answer would be taken for the answer to the next request.
+/// A second reply to one request ends the worker: it would otherwise be taken for the reply to the next request.
 #[test]
 fn unrequested_reply_is_refused() {
     let mut engine = started("answers twice", TIMEOUT);

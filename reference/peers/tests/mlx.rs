@@ -1,4 +1,4 @@
-//! Compares MLX, run through its worker, with the goldens, which MLX computed without the worker, and with our engine.
+//! Compares MLX, run through its worker, with the goldens, which MLX computed without the worker, and with phase 3.
 
 mod real;
 

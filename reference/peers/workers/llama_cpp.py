@@ -98,7 +98,7 @@ class Peer:
         return np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self.vocab,))
 
     def check_rewind(self, sequence, length):
-        """The next token attends to the last `window` positions, which sliding layers must still have."""
+        """Fails if sliding layers no longer have the last `window` positions before `length`, to which the next token attends."""
         least = api.llama_memory_seq_pos_min(self.memory, self.slots[sequence])
         if length < self.lengths[sequence] and least > max(0, length - self.window):
             raise CannotGoBack

@@ -150,7 +150,7 @@ class Peer:
         self.hello = {"device": device, "dtype": dtype, "versions": versions, "vocab": vocab, "layers": layers}
 
     def step(self, items):
-        """Computes a step. All items with one token run as one batch."""
+        """Computes a step. Items that add one token to an existing sequence run as one batch; the others run one by one."""
         hidden = [None] * len(items)
         single = [index for index, item in enumerate(items) if len(item["tokens"]) == 1]
         known = [index for index in single if items[index]["sequence"] in self.caches]
