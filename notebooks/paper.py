@@ -1,6 +1,6 @@
 """The numbers in the tables of the paper, and for each of them the figure of every machine that has a record.
 
-The paper is `MLX vs GGUF: Performance Comparison for GPT-OSS 20B` of 2026-01-25. Its expectations are ranges; `about`
+The paper is `MLX vs GGUF: Performance Comparison for GPT-OSS 20B` of 2026-01-25. Its expectations, called guesses here, are ranges; `about`
 stands for 20 % more or less, a number alone for 5 %. Only records of models in gpt-oss-20b's shape count, except for the speed-up from
 the KV cache."""
 
@@ -24,10 +24,10 @@ PROFILE = "gptoss profile 20b.gguf --engine {0} --decode 4096 --json > notebooks
 
 
 class Measure(NamedTuple):
-    # The command that writes a record with it, and whether `less` or `more` is better.
+    # The command that writes a record with the measure, and whether `less` or `more` is better.
     command: str
     better: str = "less"
-    # Whether MLX reports it.
+    # Whether MLX reports the measure.
     of_mlx: bool = True
 
 
@@ -61,10 +61,10 @@ MEASURES = {
 class Row(NamedTuple):
     what: str
     measure: str
-    # What the paper expects of our engine and of MLX; `None` where it says nothing.
+    # The paper's guesses for gptoss's engine and for MLX; `None` where it has none.
     ours: str | None = None
     mlx: str | None = None
-    # The engine of ours that the paper means: phase 5, unless the row says otherwise.
+    # The engine of gptoss to which the guess applies: phase 5, unless the row names another.
     engine: str = "flash"
 
 
@@ -137,7 +137,7 @@ def verdict(figure, guess, better):
 
 
 def is_20b(record):
-    """Whether a record is of gpt-oss-20b's shape. Records that only name their model are, unless it is the one inside the program."""
+    """Whether a record is of gpt-oss-20b's shape. A record that has only the model's name counts, unless it is the embedded model."""
     model = record.get("model")
     if isinstance(model, dict):
         return tuple(model.get(name) for name in ("layers", "hidden", "experts")) == SHAPE
@@ -149,7 +149,7 @@ def over(dividend, divisor):
 
 
 def decoding(run):
-    """Tokens per second by depth and number of sequences; of a range, its middle."""
+    """Tokens per second by depth and number of sequences. If a record has only a range, its middle is used."""
     found = defaultdict(list)
     for result in run.get("results", []):
         if result["what"] == "decode" and result.get("draw", "greedy") == "greedy":
@@ -159,7 +159,7 @@ def decoding(run):
 
 
 def growth(speed):
-    """How much more time a token takes at 16,384 tokens than at 4,096, over the same from 0 to 4,096. It is 3 for a linear growth."""
+    """How much longer a token takes at depth 16,384 than at 4,096, divided by the same for 4,096 and 0. For linear growth this is 3."""
     times = [over(1000, speed.get((depth, 1))) for depth in (0, 4096, 16384)]
     if None in times or times[1] <= times[0]:
         return None
@@ -185,7 +185,7 @@ def of_run(record, run):
     if not record.get("format", "").startswith(("gptoss compare", "gptoss transcribed")):
         return found
     first = next((each["ms"] for each in run.get("first_tokens", []) if each["prompt"] == 1), None)
-    # The larger of the two: on a GPU with memory of its own, pages of the mapped file can be dropped after loading.
+    # The larger of the process's and the GPU's memory: if the GPU has its own memory, the system can evict the file's pages after loading.
     memory = max(filter(None, [run.get("peak_rss_bytes"), run.get("device_bytes")]), default=None)
     weights = record["model"].get("weight_bytes") if isinstance(record["model"], dict) else None
     found |= {

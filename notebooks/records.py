@@ -97,7 +97,7 @@ def runs():
 
 
 def agreements():
-    """A row for each engine and variant of YaRN's ramp: the distance of its logits from phase 3's in f32."""
+    """A row for each engine and variant of YaRN's ramp: the difference of its logits from phase 3's in f32."""
     rows = []
     for record in of_format("gptoss compare"):
         for run in record["runs"]:
@@ -108,7 +108,7 @@ def agreements():
 
 
 def checks():
-    """A row for each tensor that `gptoss gates` compared with MLX's: errors over the tensor's standard deviation."""
+    """A row for each tensor that `gptoss gates` compared with MLX's: errors in units of the tensor's standard deviation."""
     rows = []
     for record in of_format("gptoss gates"):
         place = {"machine": where(record, record["device"]), "date": record["date"][:10], "source": record["source"]}
@@ -155,7 +155,7 @@ def table(rows, columns):
 
 
 def has(frame, command):
-    """Whether there is anything to show. If not, displays the command that measures it."""
+    """Whether a table has rows. If not, displays the command that measures them."""
     if frame.empty:
         display(Markdown(f"**Not measured yet.** To fill this cell, run\n\n```\n{command}\n```"))
     return not frame.empty
