@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares measured figures in Markdown with the records that they come from, and finds figures that name none.
+"""Compares measured figures in Markdown with the records that they come from, and finds speeds without a record.
 
 A comment below a table or paragraph names the source of each of its figures, one per line:
 
