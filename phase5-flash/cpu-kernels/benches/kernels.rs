@@ -1,4 +1,4 @@
-//! The CPU's kernels in bytes of weights or cache per second, to compare with the machine's bandwidth.
+//! Measures the CPU kernels in bytes of weights or cache per second, to compare with the machine's memory bandwidth.
 //!
 //! `cargo bench -p cpu-kernels`. Groups have the names that `gptoss profile` uses for the operation that a kernel computes:
 //!
@@ -9,7 +9,7 @@
 //! | `head` | the coarse copy of the head, from which greedy tokens are shortlisted |
 //! | `attn.scores` | one key/value head on each instruction set, and all full layers with several memory layouts of the cache and numbers of threads |
 //!
-//! Weights are read from a buffer far larger than the caches, from another part of it each time.
+//! Each iteration reads weights from another part of a buffer that is far larger than the CPU's caches.
 
 use std::fmt::Debug;
 use std::hint::black_box;
@@ -74,7 +74,7 @@ fn products(c: &mut Criterion) {
     }
 }
 
-/// A tile of rows in one format, with every kernel for the format.
+/// Benchmarks every kernel for one format on a tile of rows.
 fn products_with(group: &mut BenchmarkGroup<'_, WallTime>, storage: Storage, buffer: &[u8]) {
     let tile_bytes = TILE * COLUMNS / 32 * storage.block_bytes();
     group.throughput(Throughput::BytesDecimal(tile_bytes as u64));
@@ -225,11 +225,11 @@ fn scattered(block: usize, head: usize) -> usize {
     block * 29 % BLOCKS * KV_HEADS + head
 }
 
-/// A layer's cache, full.
+/// The cache of one layer, filled with 4096 positions.
 fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
     let bytes = KeyBlock::bytes(format, DIM);
     let mut memory = MmapMut::map_anon(KV_HEADS * BLOCKS * bytes).expect("memory");
-    // The system may refuse this, which only affects speed.
+    // The system may refuse the advice, which only affects speed.
     #[cfg(target_os = "linux")]
     let _ = memory.advise(if layout.huge_pages { Advice::HugePage } else { Advice::NoHugePage });
     for head in 0..KV_HEADS {

@@ -110,7 +110,8 @@ fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
     }
 }
 
-/// Decodes keys and prefetches those of the next block from `ahead`: the hardware cannot predict where it is.
+/// Decodes keys and prefetches those of the next block from `ahead`, because the hardware prefetcher cannot predict the next block's
+/// address.
 ///
 /// # Safety
 /// The block is whole, and `to` has room for `[head_dim, 64]`.
@@ -222,7 +223,7 @@ mod tests {
         }
     }
 
-    /// Value `i` of a block's keys or values. In Q8_0, bit b of its scale is in the code at `first + b · step`.
+    /// Value `i` of a block's keys or values. In Q8_0, the scale has 8 bits: bit b is the lowest bit of the code at `first + b · step`.
     fn plainly(format: CacheFormat, half: &[u8], i: usize, first: usize, step: usize) -> f32 {
         match format {
             CacheFormat::F32 => f32::from_le_bytes(half.as_chunks().0[i]),
@@ -248,7 +249,7 @@ mod tests {
             let data: Vec<u8> = bytes.into_iter().cycle().take(KeyBlock::bytes(format, head_dim)).collect();
             let block = KeyBlock { format, head_dim, data: &data };
             let (half_keys, half_values) = data.split_at(data.len() / 2);
-            // A NaN may become any other NaN.
+            // Any two NaNs count as equal.
             let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
             for isa in Isa::all() {
                 let [mut keys, mut values] = [(); 2].map(|()| vec![f32::NAN; POSITIONS * head_dim]);

@@ -6,8 +6,8 @@
 //! variance `|r|² |x|² / 32`. A row whose estimate is more than [`DEVIATIONS`] standard deviations below a product that is already known is
 //! excluded; the other rows are multiplied exactly.
 //!
-//! A sum of terms of bounded size and independent signs exceeds 8 standard deviations less than once in 10¹³ products
-//! (Hoeffding's inequality). This is a statement about rounding errors, not a bound for adversarial weights: for those, multiply every row.
+//! A sum of terms of bounded size and independent signs exceeds 8 standard deviations less than once in 10¹³ products (Hoeffding's
+//! inequality). The bound assumes independent rounding errors. It does not hold for adversarial weights; for those, multiply every row.
 //!
 //! Inputs are rounded too, to 8-bit codes with a scale per block; the 15 levels of the weights dominate the error.
 
@@ -50,7 +50,7 @@ pub struct CoarseMatrix {
 pub struct Bound {
     /// The largest estimate.
     pub largest: f32,
-    /// The largest error of an estimate; NaN where weights or inputs are NaN.
+    /// The assumed largest error of an estimate, 8 standard deviations. NaN where weights or inputs are NaN.
     pub margin: f32,
 }
 
@@ -169,7 +169,7 @@ impl CoarseInputs {
                 let input = &values[(first + place) * columns..][..columns];
                 for (block, values) in input.as_chunks::<BLOCK>().0.iter().enumerate() {
                     let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-                    // A block too small for a reciprocal is a block of zeros.
+                    // A block whose largest magnitude is too small for a reciprocal becomes zeros.
                     let inverse = if largest > 1e-30 { INPUT_LIMIT / largest } else { 0.0 };
                     let codes = values.map(|x| (x * inverse).round_ties_even() as i8);
                     let at = first * blocks + block * count + place;
@@ -263,7 +263,7 @@ struct Coarse {
 }
 
 /// # Safety
-/// The rows exist, and N inputs of the same width; `out` has room for 16 results per input, and results of two inputs are 32 apart.
+/// The rows and N inputs of the same width can be read; `out` has room for 16 results per input, and results of two inputs are 32 apart.
 #[inline(always)]
 unsafe fn estimate<S: Simd, const N: usize>(rows: Rows, inputs: Coarse) {
     // SAFETY: the caller guarantees the contract. Prefetching never faults.
@@ -278,7 +278,7 @@ unsafe fn estimate<S: Simd, const N: usize>(rows: Rows, inputs: Coarse) {
             if block % 2 == 0 {
                 S::prefetch(scales.wrapping_add(PREFETCH_BYTES / 8));
             }
-            // 32 products of at most 15 · 127.
+            // The sum of 32 products of at most 15 · 127 fits in 32 bits.
             let mut whole: [S::I; N] = array(|i| S::splat_word(*inputs.offsets.add(block * N + i)));
             for vector in 0..VECTORS {
                 let (low, high) = S::nibbles(S::load_words(codes.add(vector * 64).cast()));
@@ -311,7 +311,7 @@ impl Kernel for Coarsen<'_> {
     type Output = ();
 
     /// # Safety
-    /// At most 32 rows, and a tile of their width.
+    /// There are at most 32 rows, and the buffers are those of a tile of the same width.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the caller guarantees the contract.
@@ -336,7 +336,7 @@ impl Coarsen<'_> {
                     let at = at * CODE_BYTES + (vector * LANES + lane) * 4;
                     codes[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 }
-                // A NaN stays: then no row of this tile is ever excluded.
+                // A NaN is kept, so that no row of this tile is ever excluded.
                 if spread > spreads[block] || spread.is_nan() {
                     spreads[block] = spread;
                 }

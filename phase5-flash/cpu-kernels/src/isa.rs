@@ -8,7 +8,7 @@ use crate::simd::{Simd, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
-/// An instruction set that this machine has: values are only made by detection.
+/// An instruction set that this machine has: values are created only after detecting it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Level);
 
@@ -92,7 +92,7 @@ impl Isa {
         }
     }
 
-    /// Number of inputs whose products with a tile of weights are kept in registers together.
+    /// Number of inputs whose sums of products with a tile of weights are kept in registers at the same time.
     pub(crate) fn group_size(self) -> usize {
         struct GroupSize;
         impl Kernel for GroupSize {
@@ -111,7 +111,7 @@ impl Isa {
     /// The kernel's own conditions must hold.
     #[inline]
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: an `Isa` exists only where its instructions were detected; the rest is the caller's.
+        // SAFETY: an `Isa` exists only where its instructions were detected; the caller guarantees the kernel's own conditions.
         unsafe {
             match self.0 {
                 #[cfg(target_arch = "x86_64")]

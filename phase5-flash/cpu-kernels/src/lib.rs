@@ -4,8 +4,8 @@
 //! AddressSanitizer. Every kernel is written once over vectors of 16 floats ([`simd`]) and compiled for each instruction set; a value of
 //! [`Isa`] proves that this machine has that instruction set.
 //!
-//! AVX-512, AVX2 and plain Rust are measured. NEON (aarch64) is tested in emulation, speed unmeasured; of its extensions only the dot
-//! product of bytes is used, not i8mm and BF16. `bash .ci/kernels-aarch64` runs the tests in emulation.
+//! The speeds of AVX-512, AVX2 and plain Rust were measured. NEON (aarch64) is tested in emulation only, and its speed was not measured. Of
+//! its extensions, only the dot product of bytes is used; i8mm and BF16 are not. `bash .ci/kernels-aarch64` runs the tests in emulation.
 #![allow(clippy::needless_range_loop, reason = "a kernel's rows, inputs and lanes are numbers")]
 
 mod attention;

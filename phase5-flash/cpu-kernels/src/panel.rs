@@ -1,4 +1,4 @@
-//! The inputs of a product with tiles of weights: packed in groups of a few inputs whose values are interleaved.
+//! The inputs of a product with tiles of weights. They are packed in groups of a few inputs, whose values are interleaved.
 
 use formats::BLOCK;
 
@@ -161,7 +161,7 @@ impl Kernel for Round<'_> {
     unsafe fn run<S: Simd>(self) {
         let Round { input, words, scales, count, place } = self;
         for (number, block) in input.as_chunks::<BLOCK>().0.iter().enumerate() {
-            // SAFETY: a block holds two vectors, and `pairs` one of words.
+            // SAFETY: a block holds two vectors of floats, and `pairs` holds one vector of words.
             unsafe {
                 let (low, high) = (S::load(block.as_ptr()), S::load(block.as_ptr().add(LANES)));
                 let (rounded, unit) = round_block::<S>(low, high);

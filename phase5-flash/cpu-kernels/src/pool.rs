@@ -1,9 +1,9 @@
 //! A thread pool for operations of a few microseconds.
 //!
 //! A worker spins while it waits for the next operation, and parks after some 50 µs without one. Each thread has a contiguous range of
-//! tasks, so that it reads memory in order; a thread that has finished its range steals from the others. A worker that the system has
-//! descheduled between operations delays none: an operation ends when its tasks are done, and a worker that wakes up late finds the gate
-//! closed.
+//! tasks, so that it reads memory in order; a thread that has finished its range steals from the others. A worker enters an operation
+//! through a gate, an atomic word. A worker that the system has descheduled between operations does not delay the next one: the operation
+//! ends when its tasks are done, and the worker then finds the gate closed.
 
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
@@ -109,7 +109,7 @@ impl<'a> Operation<'a> {
     fn open(pool: &'a Pool, tasks: usize, work: &Work<'_>) -> Operation<'a> {
         let turn = pool.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let common = &*pool.common;
-        // An operation that unwound on the caller's thread did not reset the flag of a panicked worker.
+        // If a task of an earlier operation panicked on the caller's thread, the flag of a worker that also panicked may still be set.
         common.panicked.store(false, Ordering::Relaxed);
         // SAFETY: only the lifetime changes, and dropping the `Operation` waits until no worker uses the pointer.
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
@@ -121,7 +121,8 @@ impl<'a> Operation<'a> {
             range.end.store((thread + 1) * tasks / threads, Ordering::Relaxed);
         }
         let number = common.gate.load(Ordering::Relaxed) & !(OPEN | INSIDE);
-        // Sequentially consistent, as is `parked`: either we see a worker parked or it sees the gate open.
+        // This store and those to `parked` are sequentially consistent: either this thread sees that a worker is parked, or the worker sees
+        // the open gate.
         common.gate.store(number.wrapping_add(NUMBER) | OPEN, Ordering::SeqCst);
         for worker in &pool.workers {
             if worker.parked.load(Ordering::SeqCst) {
@@ -138,7 +139,7 @@ impl Drop for Operation<'_> {
         common.gate.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0;
         while common.gate.load(Ordering::Acquire) & INSIDE != 0 {
-            // After a long wait, the worker inside has been descheduled: yield to it.
+            // After a long wait, the worker inside has probably been descheduled: yield to it.
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
         }
@@ -172,7 +173,7 @@ fn serve(common: &Common, parked: &AtomicBool, thread: usize) {
             if common.gate.compare_exchange(gate, gate + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 last = number;
                 spins = 0;
-                // SAFETY: the gate was open and we are counted inside, so the operation is not over.
+                // SAFETY: the gate was open and this worker is counted as inside, so the operation cannot end before the worker leaves.
                 let work = unsafe { &*(*common.work.get()).expect("work is set before the gate opens") };
                 if catch_unwind(AssertUnwindSafe(|| common.take_tasks(work, thread))).is_err() {
                     common.panicked.store(true, Ordering::Relaxed);

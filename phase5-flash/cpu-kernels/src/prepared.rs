@@ -1,20 +1,20 @@
-//! Products of MXFP4 rows with up to 4 inputs in a layout for it: the fast mode's matrix–vector product.
+//! Products of MXFP4 rows with up to 4 inputs, which were converted to a layout for this product: the fast mode's matrix–vector product.
 //!
 //! A prepared input is 32-bit words, 32 for each block of 32 values, in the layout of the instruction set:
 //! - AVX2: 16-bit integers and their scale. The block's largest magnitude becomes 32,767, so that rounding changes a value by at most
-//!   1.6e-5 of that magnitude. Decoding a block of weights takes 6 instructions, where f32 takes 16, and an input 6 in either case. The
-//!   integers' products and their sums in a lane are exact.
+//!   1.6e-5 of that magnitude. Decoding a block of weights takes 6 instructions instead of 16 in f32, and multiplying it by an input takes
+//!   6 in either case. The integers' products and their sums in a lane are exact.
 //! - AVX-512 with BF16: each value is split into its bf16 rounding and the bf16 of the rounding error. Decoding a block of weights takes
-//!   one shift and one look-up in a table that includes the scale, and an input two instructions. On Intel's processors these products are
-//!   slower than those in f32, and [`Isa::best`] is AVX-512 without BF16.
-//! - Others: the f32 values. With AVX-512, 16-bit integers are not faster, and the gate's limit for the fast mode would be exceeded in one
-//!   case (largest error 0.105 of the logits' standard deviation, 0.1 allowed).
+//!   one shift and one look-up in a table that includes the scale, and multiplying it by an input takes two instructions. On Intel's
+//!   processors these products are slower than those in f32, and [`Isa::best`] is AVX-512 without BF16.
+//! - Others: the f32 values. With AVX-512, 16-bit integers are not faster than f32, and would exceed the accuracy test's limit for the fast
+//!   mode in one case (largest error 0.105 of the logits' standard deviation, 0.1 allowed).
 //!
 //! Variants tried with AVX-512, in GB/s of weights from memory, for 1, 2, 3 and 4 inputs, one thread of a busy Zen 5 machine, best of 200 (a
 //! plain read loop: 43):
 //! - f32: 28.7, 20.9, 13.6, 10.3.
-//! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8. This version sign-extended the weights,
-//!   where AVX2's decodes a block in half as many instructions.
+//! - 16-bit integers, whose sums are converted and scaled block by block: 19.8, 11.7, 8.3, 6.8. This version sign-extended the weights; the
+//!   AVX2 version decodes a block in half as many instructions.
 //! - bf16, four rows side by side, two sums each: 34.2, 25.6. Two rows for 3 and 4 inputs: 12.5, 10.0, because prepared inputs do not stay in L1.
 //! - four rows with one sum each for 3 and 4 inputs: 18.3, 15.2.
 
@@ -25,7 +25,7 @@ use crate::product::{PREFETCH_BYTES, SMALL_BATCH, TILE};
 use crate::simd::{LANES, Simd, array};
 use crate::weights::PackedRows;
 
-/// Prepares an input of whole blocks of 32 values: as many words, for [`multiply_prepared`] with the same [`Isa`].
+/// Converts an input of whole blocks of 32 values to the same number of words, for [`multiply_prepared`] with the same [`Isa`].
 ///
 /// # Panics
 /// If the lengths differ or are not multiples of 32.
@@ -42,7 +42,7 @@ pub fn prepare_input(isa: Isa, values: &[f32], out: &mut [u32]) {
 /// unchanged.
 ///
 /// # Panics
-/// If there are more, lengths do not match, or the rows are of another format.
+/// If there are more inputs or rows, lengths do not match, or the rows are of another format.
 pub fn multiply_prepared(isa: Isa, rows: PackedRows<'_>, prepared: &[&[u32]], out: &mut [f32]) {
     assert!(rows.storage == Storage::Mxfp4, "the rows must be MXFP4");
     assert!(
@@ -100,8 +100,8 @@ impl Kernel for Prepared<'_> {
 }
 
 impl Prepared<'_> {
-    /// Multiplies N inputs with P sums each: two where registers suffice, to shorten the chain of dependent additions. Only products of bf16
-    /// use the second one.
+    /// Multiplies N inputs, with P vectors of sums for each: two where registers suffice, to shorten the chain of dependent additions. Only
+    /// bf16 products use the second one.
     #[inline(always)]
     unsafe fn with<S: Simd, const N: usize, const P: usize>(self) {
         let Prepared { rows, prepared, out } = self;
@@ -139,7 +139,7 @@ unsafe fn stream<S: Simd, const R: usize, const N: usize, const P: usize>(
 ) {
     const BYTES: usize = Storage::Mxfp4.block_bytes();
     let weights: [*const u8; R] = array(|r| rows.row(row + r));
-    // As in `product.rs`: prefetches past all rows that are read side by side.
+    // As in `product.rs`, prefetched addresses are past all rows that are read side by side.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + PREFETCH_BYTES);
     // SAFETY: every block lies inside its row, and so do its words of an input. Prefetching never faults.
     unsafe {

@@ -1,8 +1,8 @@
 //! Products of packed weight rows with inputs.
 //!
-//! [`multiply_small_batch`] is for up to 4 inputs: it streams weights through registers as f32 and is bound by memory bandwidth.
+//! [`multiply_small_batch`] is for up to 4 inputs: it streams weights through registers as f32, and memory bandwidth limits its speed.
 //! [`multiply_panel`] is for more: it decodes a tile of 32 rows by 288 columns into L1, transposed, and multiplies it by every group of
-//! inputs, so that it is bound by arithmetic.
+//! inputs, so that arithmetic limits its speed.
 //!
 //! Variants tried, in GB/s of MXFP4 and Q8_0 weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop:
 //! 36.5):
@@ -14,7 +14,8 @@
 //! 4 inputs are streamed, and the fast mode's tiles are integers.
 //!
 //! Tiles of integers, GB/s of MXFP4 and Q8_0, 10 inputs:
-//! - scales converted row by row, all of the next columns prefetched at once: 5.3 and 7.4. That is more than the processor has in flight.
+//! - scales converted row by row, all of the next columns prefetched at once: 5.3 and 7.4. These are more loads than the processor can have
+//!   in flight.
 //! - scales of 16 rows converted together, addresses of rows computed outside the loop, each row prefetched as it is decoded: 6.5 and 13.4.
 
 use std::marker::PhantomData;
@@ -40,7 +41,7 @@ const DEPTH: usize = 9;
 /// `out[i · 32 + r] = rows[r] · inputs[i]` in f32, for at most 4 inputs and 32 rows. Results past the last row are left unchanged.
 ///
 /// # Panics
-/// If there are more, or lengths do not match.
+/// If there are more inputs or rows, or lengths do not match.
 pub fn multiply_small_batch(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], out: &mut [f32]) {
     assert!(
         rows.count <= TILE && !inputs.is_empty() && inputs.len() <= SMALL_BATCH,
@@ -52,10 +53,10 @@ pub fn multiply_small_batch(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], o
     unsafe { isa.run(SmallBatch { rows, inputs, out }) }
 }
 
-/// `out[i · 32 + r] = rows[r] · panel[i]`, for at most 32 rows. Results past the last row are undefined.
+/// `out[i · 32 + r] = rows[r] · panel[i]`, for at most 32 rows. Results past the last row are unspecified.
 ///
 /// # Panics
-/// If there are more, lengths do not match, or the panel is of integers and the weights are not quantized.
+/// If there are more rows, lengths do not match, or the panel is of integers and the weights are not quantized.
 pub fn multiply_panel(isa: Isa, rows: PackedRows<'_>, panel: &Panel, out: &mut [f32]) {
     assert!(rows.count > 0 && rows.count <= TILE, "there must be 1 to 32 rows");
     assert_eq!(panel.columns, rows.columns, "the panel must be as wide as the matrix");
@@ -136,7 +137,7 @@ unsafe fn stream<S: Simd, B: Block, const R: usize, const N: usize>(
     out: *mut f32,
 ) {
     let weights: [*const u8; R] = array(|r| rows.row(row + r));
-    // The prefetched address is in a line that will be read later: it must be past all rows that are read side by side.
+    // Only lines that are read later are worth prefetching, so prefetched addresses are past all rows that are read side by side.
     let ahead = weights[0].wrapping_add(R * rows.row_bytes() + PREFETCH_BYTES);
     // SAFETY: every block lies inside its row and every pair of vectors inside its input. Prefetching may go past the end:
     // it never faults, and its address is computed without claiming to lie inside the slice.
@@ -184,7 +185,7 @@ struct Tile<'a> {
 #[repr(align(64))]
 struct Decoded {
     words: [[u32; TILE]; DEPTH * BLOCK],
-    /// Integers only: the value of one unit, per block.
+    /// Integers only: the value of the integer 1, for each block of each weight row.
     units: [[f32; TILE]; DEPTH],
 }
 
@@ -227,7 +228,7 @@ impl Tile<'_> {
             // Prefetching never faults.
             unsafe {
                 for half in 0..TILE / LANES {
-                    // Past the end, the last row is repeated.
+                    // Rows after the last are replaced by the last row.
                     let rows: [*const u8; LANES] = array(|lane| rows.row((half * LANES + lane).min(rows.count - 1)));
                     for block in 0..blocks {
                         let at = array::<_, LANES>(|lane| rows[lane].add((start + block) * A::BYTES));
@@ -276,7 +277,8 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Sums start at zero in each tile: ten short sums lose less to rounding than one of 2880 terms.
+    /// Adds a tile's sums to the output. Sums start at zero in each tile, because ten short sums have a smaller rounding error than one sum
+    /// of 2880 terms.
     #[inline(always)]
     unsafe fn add<S: Simd, const N: usize>(self, sums: [[S::V; N]; 2]) {
         for (h, sums) in sums.into_iter().enumerate() {
@@ -390,7 +392,7 @@ impl<B: Block + IntegerBlock> Arithmetic for Integers<B> {
             let w: *const u32 = (&raw const (*tile).words).cast();
             let mut sums = [[S::zero(); N]; 2];
             for block in 0..blocks {
-                // 32 products of at most 127 · 32767: far from overflow.
+                // The sum of 32 products of at most 127 · 32767 fits in 32 bits.
                 let mut whole = [[S::zero_words(); N]; 2];
                 for pair in block * LANES..(block + 1) * LANES {
                     let (top, bottom) = (S::load_words(w.add(pair * TILE)), S::load_words(w.add(pair * TILE + LANES)));

@@ -1,4 +1,4 @@
-//! Attention of random shapes, in every cache format and on every instruction set here, against f64.
+//! Compares attention of random shapes, in every cache format and on every instruction set of this machine, with f64.
 
 mod common;
 
@@ -65,7 +65,7 @@ proptest! {
             let block = KeyBlock { format, head_dim: dim, data: &blocks[position / POSITIONS] };
             let (mut read_key, mut read_value) = (vec![f32::NAN; dim], vec![f32::NAN; dim]);
             block.read(position % POSITIONS, &mut read_key, &mut read_value);
-            // In Q8_0 the step of values below 2 is 9/512 at most.
+            // In Q8_0 the quantization step of values below 2 is at most 9/512.
             let tolerance = match format { CacheFormat::F32 => 0.0, CacheFormat::F16 => 1e-3, CacheFormat::Q8_0 => 1.76e-2 };
             for (before, after) in key.iter().zip(&read_key).chain(value.iter().zip(&read_value)) {
                 prop_assert!((before - after).abs() <= tolerance, "{format:?} keeps {before} as {after}");
@@ -145,7 +145,7 @@ proptest! {
                 let (mut alone, mut merged) = (vec![f32::NAN; width], vec![f32::NAN; width]);
                 attend(isa, &one, &cached, &mut alone, &mut scratch);
                 let mut results = vec![f32::NAN; one.shares() * one.share_len()];
-                // Merges in any order, as threads may finish in any order.
+                // The shares are computed from the last to the first, because threads may finish them in any order.
                 for (share, result) in results.chunks_exact_mut(one.share_len()).enumerate().rev() {
                     attend_share(isa, &one, &cached, share, result, &mut scratch);
                 }

@@ -1,4 +1,5 @@
-//! Coarse copies of random matrices, on every instruction set of this machine, against f64: errors of estimates are within their bounds.
+//! Compares products estimated from coarse copies of random matrices, on every instruction set of this machine, with f64: errors are within
+//! their bounds.
 
 mod common;
 
@@ -45,7 +46,7 @@ impl Case {
             unsafe { making.tile(isa, tile, self.tile(tile)) };
         }
         let mut inputs = CoarseInputs::default();
-        // Earlier contents must have no effect.
+        // Earlier contents of the buffers must have no effect.
         inputs.round(isa, &vec![7.0; 3 * 32], 32);
         inputs.round(isa, &self.inputs, self.columns);
         let count = self.inputs.len() / self.columns;

@@ -1,4 +1,4 @@
-//! Products of random shapes, in every format and on every instruction set of this machine, against f64.
+//! Compares products of random shapes, in every format and on every instruction set of this machine, with f64.
 
 mod common;
 
@@ -10,7 +10,7 @@ use cpu_kernels::{
 use gptoss_reference::Random;
 use proptest::prelude::*;
 
-/// Weights at an odd address, inputs with outliers, and the products with the sum of their terms' sizes.
+/// Weights at an odd address, inputs with outliers, and the expected products with their error bounds.
 struct Case {
     packed: Vec<u8>,
     storage: Storage,
@@ -22,9 +22,9 @@ struct Case {
 
 struct Product {
     value: f64,
-    /// The sum of the magnitudes of its terms; errors of rounding in f32 are relative to it.
+    /// The sum of the magnitudes of the product's terms; rounding errors in f32 are relative to this sum.
     size: f64,
-    /// The largest change if each input changes by half of 1 / 32767 of the largest in its block.
+    /// The largest change of the product if each input value changes by half of 1 / 32767 of the largest magnitude in its block.
     rounding: f64,
 }
 
@@ -145,7 +145,7 @@ proptest! {
         }
     }
 
-    /// NaN in weights must be detected, however the logits are computed.
+    /// If an input contains NaN or an infinity, its products are not finite, whichever kernel computes them, so that it can be detected.
     #[test]
     fn nan_is_preserved(
         seed: u64, storage in storages(), blocks in 1usize..5, inputs in 1usize..9, bad in any::<prop::sample::Index>(),

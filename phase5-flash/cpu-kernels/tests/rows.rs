@@ -1,4 +1,4 @@
-//! Norms and SwiGLU on every instruction set here, against f64.
+//! Compares RMS norms and SwiGLU on every instruction set of this machine with f64.
 
 use cpu_kernels::{Isa, rms_norm, swiglu};
 use gptoss_reference::Random;

@@ -109,10 +109,10 @@ impl Buffer {
         self.len
     }
 
-    /// The buffer for copies on the device's queue. Nothing else may use it until they are submitted.
+    /// The buffer for copies on the device's queue. Nothing else may use the buffer until the copies are submitted.
     ///
     /// # Errors
-    /// Memory that was not allocated, or a device that was lost.
+    /// The memory could not be allocated, or the device was lost.
     pub(crate) fn copy_target(&self, device: &Device) -> Result<CopyTarget, Error> {
         let handle = self.handle.clone();
         let bound = handle.clone().binding();
@@ -122,7 +122,8 @@ impl Buffer {
     }
 
     /// # Panics
-    /// If the buffer holds fewer than `words` words. Kernels do not check bounds: every launch does it here.
+    /// If the buffer holds fewer than `words` words. Kernels do not check bounds, so every launch checks the lengths of its buffers with
+    /// this function.
     #[track_caller]
     pub(crate) fn expect(&self, name: &str, words: usize) {
         assert!(self.len >= words, "{name} holds {} words and the kernel uses {words}", self.len);
@@ -148,7 +149,8 @@ impl Buffer {
 }
 
 impl Device {
-    /// `queue` is the wgpu device and queue of the client's runtime. `memory` is the device's memory in bytes, if its driver reports it.
+    /// `wgpu` and `queue` are the wgpu device and queue of the client's runtime. `memory` is the device's memory in bytes, if its driver
+    /// reports it.
     ///
     /// The client is pinned to the calling thread's current stream, so that the device may move between threads: a replay of captured
     /// launches is ordered only relative to its own stream.
@@ -191,7 +193,7 @@ impl Device {
         &self.queue
     }
 
-    /// The largest size in bytes of one binding, within which kernels can index every word.
+    /// The largest size in bytes of one binding. It is limited so that kernels can index every word with 32 bits.
     pub fn binding_bytes(&self) -> u64 {
         self.binding_bytes
     }
@@ -242,8 +244,8 @@ impl Device {
         self.client.memory_report(MemoryScope::Device).usage().bytes_reserved
     }
 
-    /// Releases the memory of dropped buffers, which the allocator keeps in its pools. It is not released while another engine captures a
-    /// step.
+    /// Releases the memory of dropped buffers, which the allocator keeps in its pools. The memory is not released while another engine
+    /// captures a step.
     pub fn free_unused_memory(&self) {
         let _ = self.client.memory_cleanup();
     }
@@ -289,7 +291,7 @@ impl Device {
         self.stream.executes(|| self.client.memory_persistent_allocation(words, |words| self.empty(words)))
     }
 
-    /// Overwrites words from `first` on, in order with the kernels launched before and after.
+    /// Overwrites words from `first` on, after the kernels launched before this call and before those launched after it.
     ///
     /// # Panics
     /// If the buffer does not contain all of them.
@@ -342,7 +344,7 @@ impl Device {
     }
 }
 
-/// Splits a number of cubes into two axes that every GPU accepts; their product may exceed it.
+/// Splits a number of cubes into counts along two axes that every GPU accepts. The product of the counts may exceed `cubes`.
 pub(crate) fn cube_grid(cubes: u32) -> (u32, u32) {
     let z = cubes.div_ceil(MAX_CUBES).max(1);
     (cubes.div_ceil(z), z)
@@ -383,7 +385,7 @@ mod tests {
     fn kernel_beyond_a_limit_is_refused_with_that_limit() {
         let OwnDevice { device: enough, .. } = OwnDevice::new(16_384);
         assert!(draw(&enough).expect("fits")[0] < 20);
-        // Sufficient for the last kernel, which then has no candidates.
+        // This is enough for the last kernel, but not for the searches before it, which find its candidates.
         let OwnDevice { device: little, .. } = OwnDevice::new(2048);
         let error = draw(&little).expect_err("does not fit");
         assert!(matches!(error, Error::Kernel { limit: 2048, need, .. } if need > 2048), "{error}");

@@ -15,9 +15,9 @@ use half::f16;
 /// How codes become floats, depending on the device's shader language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum E2m1Decode {
-    /// Recoded, so that subtracting 2 leaves the value. Works on every device.
+    /// Codes are recoded as floats that are 2 larger than the value, and 2 is subtracted. Works on every device.
     Rebias,
-    /// As pairs of 16-bit floats, if the shader language can reinterpret a word as two of them.
+    /// Two codes are decoded together as 16-bit floats, if the shader language can reinterpret a word as two of them.
     F16Pairs,
 }
 

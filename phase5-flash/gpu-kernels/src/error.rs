@@ -2,7 +2,7 @@
 
 use cubecl::server::{IoError, LaunchError, ResourceLimitError, ServerError};
 
-/// Every message names the limit and the required amount.
+/// Why a device could not run a kernel or allocate memory. Messages about a limit name the limit and the required amount.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A buffer larger than one binding may span.
@@ -11,7 +11,7 @@ pub enum Error {
     /// A kernel needs more of a resource than the device has.
     #[error("a kernel needs {need} {what}, but this adapter has {limit}")]
     Kernel { what: &'static str, need: u64, limit: u64 },
-    /// Too little memory, by the driver's figure, before anything is allocated.
+    /// Too little memory according to the driver. This is detected before anything is allocated.
     #[error(
         "{what} needs {:.2} GB more, but {:.2} of this adapter's {:.2} GB are in use",
         gigabytes(need),

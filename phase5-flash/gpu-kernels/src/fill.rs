@@ -1,4 +1,5 @@
-//! Filling a matrix: threads pack its rows in the device's layout directly into the buffers that are copied to it.
+//! Fills a matrix on the device: threads pack its rows in the device's layout directly into host-visible buffers, which are copied to the
+//! device.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -37,9 +38,9 @@ impl Unfilled {
         Ok(Unfilled { matrix: matrix.clone(), targets })
     }
 
-    /// Writes all values. `rows` returns the packed bytes of a range of rows, counted over the whole stack; several threads call it, once
-    /// per row, and never with a range that spans two matrices. Later launches on any thread see the values; the last copies may still be
-    /// running.
+    /// Writes all values. `rows` returns the packed bytes of a range of rows, counted over the whole stack; several threads call it. Each
+    /// row is requested once, and a range never spans two matrices. Later launches on any thread see the values; the last copies may still
+    /// be running.
     ///
     /// # Errors
     /// The device was lost, or there is no memory for copies.
@@ -141,7 +142,7 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
 
     /// Packs groups into a mapped buffer.
     fn pack(&self, buffer: &wgpu::Buffer, chunk: Chunk) -> Result<Packed, wgpu::MapRangeError> {
-        // Views begin at multiples of 8 bytes, and the scales of a group may have 4.
+        // Views must begin at multiples of 8 bytes, and the scales of a group may take only 4: runs have an even number of groups.
         let run = (RUN / (self.code_bytes + self.scale_bytes)).max(1).next_multiple_of(2);
         let pack = |number: usize| -> Result<Packed, wgpu::MapRangeError> {
             let (start, end) = (number * run, chunk.count.min((number + 1) * run));
@@ -157,8 +158,9 @@ impl<Bytes: AsRef<[u8]>, F: Fn(Range<usize>) -> Bytes + Sync> Groups<F> {
         (0..chunk.count.div_ceil(run)).into_par_iter().map(pack).try_reduce(Packed::default, |a, b| Ok(a.and(b)))
     }
 
-    /// Packs groups into their own views. A view's memory may be slow to read and to write in small pieces, so each group is first packed in
-    /// the CPU's cache, and the scales of all groups are written together: those of one group are not whole cache lines.
+    /// Packs groups into the views of their codes and scales. A view's memory may be slow to read and to write in small pieces, so each
+    /// group is first packed in the CPU's cache, and the scales of all groups are written together, because those of one group do not fill
+    /// whole cache lines.
     fn pack_run(
         &self,
         groups: Range<usize>,

@@ -27,8 +27,8 @@ pub(crate) fn four_halves(a: u32, b: u32, #[comptime] bf16: bool) -> Vector<f32,
     values
 }
 
-/// Converts four signed bytes to floats. Flipping the sign bit adds 128 to a byte. As the lowest mantissa bits of the float 2²³ it gives
-/// 2²³ + 128 + byte, from which 2²³ + 128 is subtracted.
+/// Converts four signed bytes to floats. Flipping the sign bit adds 128 to a byte. Placed in the lowest mantissa bits of the float 2²³, the
+/// result gives 2²³ + 128 + byte, from which 2²³ + 128 is subtracted.
 #[cube]
 pub(crate) fn signed_bytes(word: u32) -> Vector<f32, Const<4>> {
     let flipped = word ^ 0x8080_8080u32;

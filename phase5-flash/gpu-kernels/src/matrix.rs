@@ -13,7 +13,7 @@ use formats::{BLOCK, Storage};
 use crate::device::{Buffer, Device};
 use crate::error::Error;
 
-/// Rows whose scales are stored together; matrices are padded to a multiple.
+/// Rows whose scales are stored together; matrices are padded to a multiple of this number of rows.
 pub(crate) const ROW_GROUP: usize = 4;
 
 /// Vectors of four words that hold a block's codes.
@@ -47,7 +47,7 @@ pub struct Matrix {
     fits_f16: Arc<AtomicBool>,
 }
 
-/// Rows of a matrix that are in the same buffers.
+/// Rows of a matrix whose codes are in one buffer, and whose scales are in another.
 #[derive(Clone)]
 pub(crate) struct Part {
     pub first_row: usize,
@@ -190,7 +190,7 @@ mod tests {
             assert!(!fits(storage, [1e6; BLOCK]), "{storage:?}");
             assert!(!fits(storage, [1e-9; BLOCK]), "{storage:?}");
         }
-        // A large value is decisive; a tiny value is not, if the others are larger.
+        // One value that is too large excludes a matrix. One tiny value does not, if others are larger.
         let mut values = [1.0; BLOCK];
         values[17] = -70_000.0;
         assert!(!fits(Storage::F32, values));

@@ -36,8 +36,8 @@ impl MatrixUnits {
         let hardware = &properties.hardware;
         let width = hardware.plane_size_max;
         let alike = hardware.plane_size_min == width && [32, 64].contains(&width);
-        // Kernels synchronize the lanes of one plane in code that other planes may skip. WGSL turns this into a barrier of the whole
-        // workgroup; compilers other than that to SPIR-V are not tested.
+        // Kernels synchronize the lanes of one plane in code that other planes may skip. In WGSL this becomes a barrier of the whole
+        // workgroup. Of the other shader compilers, only the one to SPIR-V is tested.
         let spirv = client.name().contains("spirv");
         let fits = spirv && alike && properties.features.matmul.cmma.contains(&fragment);
         fits.then_some(MatrixUnits { width, emulated: false })
@@ -47,7 +47,8 @@ impl MatrixUnits {
         self.emulated
     }
 
-    /// A cube of `count` planes. If they are emulated, at most two, because their numbers take twice as much shared memory.
+    /// A cube of `count` planes. If matrix units are emulated, there are at most two planes, because operands then take twice as much
+    /// shared memory.
     pub(crate) fn planes(self, count: u32) -> Planes {
         Planes { count: if self.emulated { count.min(2) } else { count }, width: self.width, fragments: !self.emulated }
     }
@@ -59,7 +60,7 @@ pub(crate) struct Planes {
     pub count: u32,
     /// Lanes per plane.
     pub width: u32,
-    /// Whether matrix units are used; otherwise they are emulated.
+    /// Whether the device's matrix units are used; otherwise they are emulated.
     pub fragments: bool,
 }
 

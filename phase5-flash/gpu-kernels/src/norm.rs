@@ -1,4 +1,4 @@
-//! RMS norm of whole rows, for products that do not norm their input themselves.
+//! RMS norm of whole rows, for products whose kernels do not compute the norm of their input themselves.
 
 use cubecl::prelude::*;
 

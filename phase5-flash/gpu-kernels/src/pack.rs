@@ -4,12 +4,12 @@ use formats::mxfp4::{BLOCK_BYTES, E2M1_MAX, e8m0};
 use formats::{BLOCK, Storage};
 use half::{bf16, f16};
 
-/// Packs the codes of one row, all of which are written, and its scales as row `row` of its group, which must be zero. Returns an upper bound
-/// of its magnitudes; infinite for NaN.
+/// Packs one row. Overwrites all of `codes`, and combines the row's scales with `scales`, where the bits of row `row` of the group must be
+/// zero. Returns an upper bound of the row's magnitudes, which is infinite if the row contains NaN.
 pub(crate) fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) -> f32 {
     match storage {
         Storage::F32 => pack_plain(packed, codes, 4 * BLOCK, |bytes| f32::from_le_bytes(*bytes).abs()),
-        // F16 values need no conversion.
+        // F16 values always fit 16-bit floats, so any bound in their range will do.
         Storage::F16 => pack_plain(packed, codes, 2 * BLOCK, |_| 1.0),
         Storage::BF16 => pack_plain(packed, codes, 2 * BLOCK, |[a, b, c, d]| {
             let [low, high] = [[*a, *b], [*c, *d]].map(|bytes| bound(bf16::from_le_bytes(bytes).to_f32().abs()));

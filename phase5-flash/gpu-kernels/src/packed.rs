@@ -109,7 +109,7 @@ pub(crate) fn load_eights(
     #[comptime] storage: Storage,
 ) {
     let count = comptime![vectors(storage) as u32];
-    // The word of the block; four words are stored together.
+    // Index of the first word in the block; four words form a vector.
     let word = eight * count;
     #[unroll]
     for r in 0..rows {

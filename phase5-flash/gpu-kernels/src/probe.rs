@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::e2m1::E2m1Decode;
 use crate::error::Error;
 
-/// Pairs of 16-bit floats, including subnormals.
+/// Words that hold pairs of 16-bit floats, including subnormals.
 const PAIRS: [u32; 4] = [0x0200_8200, 0x0e00_8e00, 0x0000_8000, 0x0400_0200];
 
 /// The fastest decoder that works.

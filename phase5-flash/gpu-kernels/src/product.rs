@@ -3,7 +3,7 @@
 use crate::device::Buffer;
 use crate::matrix::Matrix;
 
-/// `out = x Wᵀ + bias` for `inputs` rows, or the same added to `out`.
+/// `out = x Wᵀ + bias` for `inputs` rows, or `out += x Wᵀ + bias`.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub matrix: &'a Matrix,
@@ -44,7 +44,7 @@ pub struct Experts {
 
 impl Experts {
     /// # Panics
-    /// If a bias is missing, or the stack is in several parts.
+    /// If the biases are too short, or the stack is in several parts.
     #[track_caller]
     pub(crate) fn check(&self) {
         self.bias.expect("the experts' bias", self.weight.stack() * self.weight.rows());
@@ -100,7 +100,7 @@ impl ExpertProduct<'_> {
         self.experts.weight.fits_f16() && self.up.is_none_or(|up| up.weight.fits_f16())
     }
 
-    /// `tile_words` is the number of words of the most tiles that can occur.
+    /// `tile_words` is the number of words of the largest possible number of tiles.
     ///
     /// # Panics
     /// If a buffer is too short, or gate and up differ in shape or format.

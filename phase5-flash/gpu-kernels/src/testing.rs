@@ -54,7 +54,7 @@ impl OwnDevice {
     }
 }
 
-/// The argument of [`Device::new`] after the client.
+/// A wgpu device and its queue, as [`Device::new`] takes them.
 type Queue = (wgpu::Device, wgpu::Queue);
 
 /// Another device of the first adapter, with `shared` bytes of shared memory, or the adapter's maximum.
@@ -78,7 +78,7 @@ fn open(shared: Option<u32>) -> (cubecl::Device, Queue) {
     (device, (wgpu, queue))
 }
 
-/// A buffer that no kernel has written.
+/// A buffer of NaN, so that tests notice values that a kernel did not write.
 pub fn poisoned(device: &Device, len: usize) -> Buffer {
     device.upload_f32(&vec![f32::NAN; len])
 }
@@ -97,7 +97,7 @@ pub fn matrix(device: &Device, storage: Storage, shape: [usize; 3], values: &[f3
     (decoded, filled(device, storage, shape, &packed))
 }
 
-/// A matrix or stack of such packed rows.
+/// A matrix or stack on the device, filled with these packed rows.
 pub fn filled(device: &Device, storage: Storage, shape: [usize; 3], packed: &[u8]) -> Matrix {
     let row_bytes = shape[2] / 32 * storage.block_bytes();
     let matrix = Matrix::empty(device, "w", storage, shape).expect("there is room");
@@ -158,7 +158,7 @@ impl TestCache {
 /// The largest error of sums in f32, relative to the sum of their terms' magnitudes.
 pub const F32: f64 = 2e-6;
 
-/// The same with terms rounded to 16-bit floats.
+/// As [`F32`], for terms that are rounded to 16-bit floats.
 pub const F16: f64 = 1e-3;
 
 /// Asserts an error within [`F32`]; `size` is the sum of the terms' magnitudes.
@@ -167,14 +167,14 @@ pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {
     assert_within(F32, found, expected, size, context);
 }
 
-/// The same with another relative error.
+/// As [`assert_close`], with `limit` as the largest relative error.
 #[track_caller]
 pub fn assert_within(limit: f64, found: f32, expected: f64, size: f64, context: &str) {
     let error = (f64::from(found) - expected).abs();
     assert!(error <= limit * size + 1e-30, "{context}: {found}, expected {expected} (error {error:e}, size {size:e})");
 }
 
-/// Asserts that the choice of experts is that of sorting the logits.
+/// Asserts that the chosen experts and their weights are those that sorting the logits gives.
 pub fn assert_choice(ids: &[u32], weights: &[f32], logits: &[f32], context: &str) {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));

@@ -30,7 +30,7 @@ pub struct Upload {
     times: UploadTimes,
 }
 
-/// How the thread that uploads spent its time. The rest of `total` is mostly the caller's.
+/// How the thread that uploads spent its time. The rest of `total` is mostly time spent in the caller.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UploadTimes {
     pub total: Duration,
@@ -114,7 +114,7 @@ impl Upload {
         }
         let start = Instant::now();
         let size = bytes.next_power_of_two().max(LEAST) as u64;
-        // Without this scope, the runtime's error handler would panic.
+        // Without this error scope, the runtime's error handler would panic if memory is insufficient.
         let scope = self.device.wgpu().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.wgpu().create_buffer(&wgpu::BufferDescriptor {
             label: Some("weights"),

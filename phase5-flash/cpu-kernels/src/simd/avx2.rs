@@ -52,7 +52,8 @@ unsafe fn e2m1_doubled(p: *const u8) -> (__m128i, __m128i) {
 /// 256 times the doubled E2M1 values of 16 bytes, as 16-bit integers. Values 0 to 15 are those of the low nibbles, 16 to 31 those of the high
 /// ones. The first register has values 0 to 7 and 16 to 23, the second one the others.
 ///
-/// An unpacking with zeros puts a byte in the upper half of 16 bits, which multiplies it by 256, in fewer instructions than a sign extension.
+/// Interleaving bytes with zeros puts each byte in the upper half of 16 bits, which multiplies it by 256. This takes fewer instructions
+/// than sign extension.
 #[inline(always)]
 unsafe fn interleaved_e2m1(p: *const u8) -> (__m256i, __m256i) {
     unsafe {
@@ -304,7 +305,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot_bytes(sum: Words, a: Words, b: Words) -> Words {
-        // Two products are at most 2 · 15 · 128, so that 16 bits hold them.
+        // The sum of two products is at most 2 · 15 · 128, which fits in 16 bits.
         let pairs = both!(Words, _mm256_maddubs_epi16, a, b);
         let ones = unsafe { Self::splat_word(0x0001_0001) };
         let quads = both!(Words, _mm256_madd_epi16, pairs, ones);
@@ -318,7 +319,7 @@ impl Simd for Avx2 {
             let first = _mm256_permute2x128_si256::<0x20>(pairs.0, pairs.1);
             let second = _mm256_permute2x128_si256::<0x31>(pairs.0, pairs.1);
             Self::store_words(to, Words(first, second));
-            // The weights are 256 times as large. `add_mxfp4` reads 8 of the 16 copies.
+            // The scale is divided by 256, because `interleaved_e2m1` multiplies weights by 256. `add_mxfp4` reads 8 of the 16 copies.
             Self::store(to.add(LANES).cast(), Self::splat(scale / 256.0));
         }
     }

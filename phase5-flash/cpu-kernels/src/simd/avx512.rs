@@ -13,8 +13,8 @@ pub(crate) struct Avx512<const BF16: bool>;
 
 /// Doubled E2M1 values by code.
 static E2M1: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
-/// The same as 16-bit integers, twice: `vpermw` uses five bits of an index, and the fifth belongs to the other nibble. Repeating the
-/// table makes it irrelevant.
+/// The same values as 16-bit integers, twice: `vpermw` uses five bits of an index, and the fifth bit belongs to the other nibble. Because
+/// the table is repeated, the fifth bit has no effect.
 static E2M1_WORDS: [i16; 32] = {
     let mut table = [0; 32];
     let mut i = 0;
@@ -35,8 +35,8 @@ static NIBBLE_SHIFTS: [u16; 32] = {
     shifts
 };
 
-/// E2M1 values times their scale as bf16, by scale byte and code, repeated as above: applying a scale costs nothing. All are exact
-/// except those below 2^−126, which bf16 products treat as zero.
+/// E2M1 values times their scale as bf16, by scale byte and code, repeated as above. Applying a scale then takes no extra instruction. All
+/// are exact except those below 2^−126, which bf16 products treat as zero.
 static SCALED_E2M1: ScaledE2m1 = ScaledE2m1({
     let mut tables = [[0; 32]; 256];
     let mut i = 0;

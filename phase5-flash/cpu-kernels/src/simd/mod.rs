@@ -24,8 +24,8 @@ mod tests;
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
 
-/// [`std::array::from_fn`], always inlined. The standard library's may become a call, and then so does `f`, without the instruction set of the
-/// kernel: a product with MXFP4 weights took three times as long.
+/// [`std::array::from_fn`], always inlined. The standard library's version may be compiled to a function call, and then `f` is compiled
+/// without the kernel's instruction set: a product with MXFP4 weights took three times as long.
 #[inline(always)]
 pub(crate) fn array<T, const N: usize>(mut f: impl FnMut(usize) -> T) -> [T; N] {
     let mut items = MaybeUninit::<[T; N]>::uninit();
@@ -66,7 +66,7 @@ unsafe fn add_mxfp4_floats<S: Simd + ?Sized, const N: usize, const P: usize>(
     }
 }
 
-/// Rounds 32 floats to 16-bit integers in pairs, and returns the value of one unit.
+/// Rounds 32 floats to 16-bit integers in pairs, and also returns their unit: the value of the integer 1.
 #[inline(always)]
 pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S::I, f32) {
     // SAFETY: the caller guarantees the contract.
@@ -74,9 +74,9 @@ pub(crate) unsafe fn round_block<S: Simd + ?Sized>(low: S::V, high: S::V) -> (S:
         let largest = S::max(S::max(low, high), S::sub(S::zero(), S::min(low, high)));
         let largest = S::maximum(largest);
         let limit = f32::from(i16::MAX);
-        // A block too small for a reciprocal is a block of zeros.
+        // A block whose largest magnitude is too small for a reciprocal becomes zeros.
         let inverse = S::splat(if largest > 1e-30 { limit / largest } else { 0.0 });
-        // Integers cannot be NaN or infinite: a block with such a value has a unit of NaN.
+        // Integers cannot represent NaN or infinity: if a block has such a value, its unit is NaN.
         let nothing = S::sum(S::add(S::mul(low, S::zero()), S::mul(high, S::zero())));
         (S::round_pairs(S::mul(low, inverse), S::mul(high, inverse)), largest / limit + nothing)
     }
@@ -87,7 +87,7 @@ pub(crate) trait Simd {
     type V: Copy;
     /// 16 words of 32 bits.
     type I: Copy;
-    /// Number of inputs that the product of a tile keeps in registers together.
+    /// Number of inputs whose sums the product of a tile keeps in registers at the same time.
     const PANEL: usize;
     /// Number of weight rows that a matrix–vector product reads in parallel.
     const PARALLEL_ROWS: usize;

@@ -1,7 +1,7 @@
 //! NEON, with or without the dot product of bytes (`sdot`): a vector of 16 is four registers of 4.
 //!
-//! Tested in emulation, speed unmeasured. The matrix product of bytes (i8mm) and BF16 are not used. Rust 1.95 has no stable intrinsics
-//! for `sdot` and prefetching, so these two are inline assembly.
+//! Tested in emulation only; the speed was not measured. The matrix product of bytes (i8mm) and BF16 are not used. Rust 1.95 has no stable
+//! intrinsics for `sdot` and prefetching, so these two are inline assembly.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: features are there, pointers are valid")]
 
 use std::arch::aarch64::*;
@@ -114,8 +114,8 @@ unsafe fn widen(low: int8x16_t, high: int8x16_t) -> Words {
 
 /// [`Simd::dot_pairs`] of two registers.
 ///
-/// Separating the first and the second integers of all pairs lets `smlal` add products to the right words. In kernels `a` is used for
-/// several inputs, so that it is separated once.
+/// The first and the second integers of all pairs are separated, so that `smlal` adds their products to the right words. Kernels use the
+/// same `a` for several inputs, so that the compiler separates it once.
 #[inline(always)]
 unsafe fn dot_pairs_of_two(sums: [uint32x4_t; 2], a: [uint32x4_t; 2], b: [uint32x4_t; 2]) -> [uint32x4_t; 2] {
     unsafe {
@@ -147,7 +147,7 @@ unsafe fn sdot(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     sum
 }
 
-/// [`Simd::dot_bytes`] of one register without `sdot`. Two products are at most 2 · 15 · 128, so that 16 bits hold them.
+/// [`Simd::dot_bytes`] of one register without `sdot`. The sum of two products is at most 2 · 15 · 128, which fits in 16 bits.
 #[inline(always)]
 unsafe fn dot_bytes_in_halves(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     unsafe {
@@ -190,7 +190,7 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Floats {
-        // As bytes, which need not be aligned.
+        // Loads bytes, which need not be aligned.
         unsafe { each!(Floats, i => vreinterpretq_f32_u8(vld1q_u8(p.cast::<u8>().add(16 * i)))) }
     }
     #[inline(always)]
@@ -219,7 +219,7 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     }
     #[inline(always)]
     unsafe fn max(a: Floats, b: Floats) -> Floats {
-        // `fmax` would return NaN if either is, and `fmaxnm` the other one.
+        // `fmax` would return NaN if either operand is NaN, and `fmaxnm` would return the operand that is not NaN.
         unsafe { each!(Floats, i => vbslq_f32(vcgtq_f32(a.0[i], b.0[i]), a.0[i], b.0[i])) }
     }
     #[inline(always)]
@@ -279,7 +279,7 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         unsafe {
             let mut bits = vdupq_n_u8(0);
             for row in (0..8).rev() {
-                // `sli` keeps the lowest bit of the byte and inserts the bits so far above it.
+                // `sli` keeps the lowest bit of the loaded byte and inserts the bits collected so far above it.
                 bits = vsliq_n_u8::<1>(vld1q_u8(p.add(row * stride)), bits);
             }
             let (first, second) = (vshll_n_u8::<7>(vget_low_u8(bits)), vshll_high_n_u8::<7>(bits));
@@ -406,7 +406,7 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        // As an integer: nothing is read.
+        // The address is passed as an integer, because nothing is read from it.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p.addr(), options(nomem, nostack, preserves_flags)) }
     }
 }

@@ -1,4 +1,5 @@
-//! Operations of every instruction set of this machine against plain Rust, to the bit, where the definition leaves no choice.
+//! Compares the operations of every instruction set of this machine with plain Rust, bit by bit, where their definition determines every
+//! bit.
 
 use gptoss_reference::Random;
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ enum Lanes {
 }
 
 impl Lanes {
-    /// A NaN may be any other NaN.
+    /// Any two NaNs count as equal.
     fn same(self, other: Lanes) -> bool {
         match (self, other) {
             (Lanes::Floats(a), Lanes::Floats(b)) => {
@@ -25,12 +26,12 @@ impl Lanes {
     }
 }
 
-/// Operands, used from an odd address on where alignment is not promised.
+/// Operands of all operations. Operations that need no alignment read `bytes` from an odd address on.
 struct Operands {
     bytes: Vec<u8>,
-    /// Two vectors with zeros, infinities, NaN, subnormals and halves of odd numbers.
+    /// Two vectors with zeros, infinities, NaN, subnormals and halfway cases of rounding, such as 1.5.
     floats: [f32; 2 * LANES],
-    /// From −2 to 2, and not small.
+    /// Magnitudes from 1.1 to 1.9, of either sign.
     factors: [f32; LANES],
     /// Whole numbers from −126 to 126.
     exponents: [f32; LANES],

@@ -7,11 +7,11 @@ use crate::device::Buffer;
 use crate::kv::{KvCache, KvRow};
 use crate::rows::ROW_WORDS;
 
-/// The most units of a cube that handles a single row: each holds four values of a group's output.
+/// The most units of a cube that handles a single row. A unit holds four output values of the query heads that share a key/value head.
 pub(super) const MAX_UNITS: u32 = 512;
 /// The largest total head size of the query heads that share a key/value head.
 pub const MAX_GROUP: usize = 4 * MAX_UNITS as usize;
-/// The largest head size, with which a tile still holds at least sixteen keys.
+/// The largest head size: with it, a tile of keys in shared memory still holds sixteen keys.
 pub const MAX_HEAD_DIM: usize = 256;
 
 /// Stands for −∞, which shading languages cannot express. It is below every score.
@@ -140,7 +140,7 @@ pub(super) struct Shape {
     /// Query heads.
     pub heads: u32,
     pub units: u32,
-    /// Whether the keys are in one split, so that no merge follows.
+    /// Whether all keys are in one split, so that the kernel writes final results and no merge follows.
     pub whole: bool,
 }
 

@@ -1,7 +1,8 @@
 //! Attention of new tokens over the paged cache, with sinks and windows, split along the keys.
 //!
 //! A cube handles one row, one key/value head and one split of the keys; all query heads of the group use each key that it reads. A second
-//! launch merges partial results and adds the sinks; with a single split it is not needed.
+//! launch merges the partial results of the splits and adds the sinks. A single split needs no second launch: this kernel then adds the
+//! sinks.
 //!
 //! History:
 //! 1. a tile of keys unpacked into shared memory, one lane per key; values read once for all heads of the group: 555 GB/s on an H100 (f32,
@@ -9,8 +10,8 @@
 //! 2. a unit loads eight values at once and keeps its sum in a register; one unit per value of a group: 9 µs instead of 11 at depth 0.
 //! 3. keys and values both unpacked once into shared memory, in vectors of four; a unit scores a key for four heads and sums a part of the
 //!    tile's values: 25.4 µs per launch in a step at depth 4,096 (of 24 launches, half are in full layers) instead of 31.1.
-//! 4. with one row per sequence, attention also rotates and appends, which saves a launch. At depth 16,384 a full layer takes 52 µs more
-//!    than with an empty cache: 1.3 TB/s.
+//! 4. with one row per sequence, attention also rotates queries and keys and appends to the cache, which saves a launch. At depth 16,384 a
+//!    full layer takes 52 µs more than with an empty cache: 1.3 TB/s.
 //! 5. current version: the next keys and values are read, 16 bytes at a time, while a tile is processed; a unit adds the weighted values of
 //!    eight keys at once; one unit for every two values of a group. Not measured separately: with the changes to splits, decoding at depth
 //!    16,384 reaches 410 tok/s instead of 362 on an H200, and 459 instead of 435 at depth 4,096 (gpt-oss-20b's shape, f32).
@@ -69,7 +70,7 @@ impl Shape {
     }
 }
 
-/// Inputs of a launch that rotates and appends as well.
+/// Inputs of a launch that also rotates queries and keys, and appends keys and values to the cache.
 #[derive(Clone, Copy)]
 pub struct Unrotated<'a> {
     /// Queries, keys and values `[inputs, (heads + 2 kv_heads) · head_dim]`.
@@ -89,8 +90,8 @@ impl Attention<'_> {
         self.launch_rows(gpu, self.queries, self.queries, false);
     }
 
-    /// As [`Attention::launch`], for rows that are not rotated and not in the cache: rotates them, and appends their keys and values. At
-    /// most one row per sequence.
+    /// As [`Attention::launch`], for rows that are not yet rotated and not in the cache: rotates them, and appends their keys and values to
+    /// the cache. There must be at most one row per sequence.
     ///
     /// # Panics
     /// If a buffer is too short.
@@ -314,7 +315,7 @@ fn attend(
             let factor = rescale[my_head as usize];
             acc *= Vector::<f32, Const<4>>::new(factor);
             total *= factor;
-            // Probabilities after the last key are zero.
+            // The probabilities of places after the last key are zero.
             let mut done = 0u32;
             while done * parts <= last_key {
                 #[unroll]

@@ -1,5 +1,5 @@
-//! Attention of several new tokens of a sequence on matrix units: as [`prefill`](super::prefill), but with 16-bit inputs of products. Sums
-//! are in f32.
+//! Attention of several new tokens of a sequence on matrix units: as [`prefill`](super::prefill), but products have 16-bit inputs. Sums are
+//! in f32.
 //!
 //! A cube handles 64 queries, 16 per plane, and loops over blocks of 64 keys. Scores go from fragments to shared memory, where two lanes
 //! compute the softmax of a query, and return as 16-bit probabilities. Sums of values stay in fragments. They are rescaled only when a
@@ -69,7 +69,7 @@ impl Block {
         self.keys / 4 + 2
     }
 
-    /// Distance in vectors between the scores, or sums of values, of two queries: two more than needed, for the same reason.
+    /// Distance in vectors between the scores, or sums of values, of two queries: two extra, so that rows are in different banks here too.
     fn stage_stride(self) -> u32 {
         self.keys.max(self.dim) / 4 + 2
     }
@@ -79,7 +79,8 @@ impl Block {
         Tile { row, keys, units: planes.units(), stride: self.stride(), pairs: planes.fragments }
     }
 
-    /// Start of the probabilities. Fragments of queries are in registers when probabilities are written, which then overwrite the queries.
+    /// Start of the probabilities, in vectors. With matrix units, the queries are in registers when probabilities are written, so that the
+    /// probabilities may overwrite them in shared memory.
     fn probs(self) -> u32 {
         if self.planes.fragments { 0 } else { self.queries() * self.stride() }
     }
@@ -250,7 +251,7 @@ fn flash<T: Float>(
             let four = sharer + comptime![v * sharers];
             seen[comptime![v as usize]] = stage[(number * stage_stride + four) as usize];
         }
-        // Most tiles need no mask: their keys precede the first query and are in the window of the last.
+        // Most tiles need no mask, because all their keys precede the first query and are in the window of the last.
         if at * block.keys + most_key > split.position || at * block.keys + args.reach <= split.last {
             #[unroll]
             for v in 0..comptime![key_fours / sharers] {

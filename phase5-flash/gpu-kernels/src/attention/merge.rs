@@ -29,7 +29,7 @@ pub(super) fn launch(device: &Device, attention: &Attention<'_>) {
     }
 }
 
-/// Adds the partial results and the sink of each head.
+/// Merges the partial results of each head, adds the head's sink, and normalizes the result.
 #[cube(launch_unchecked)]
 fn merge(partials: &[f32], sinks: &[f32], out: &mut [f32], splits: u32, #[comptime] shape: Shape) {
     let dim = comptime![shape.dim()];

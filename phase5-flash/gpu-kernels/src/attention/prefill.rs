@@ -19,7 +19,7 @@ use crate::vec4::transposed;
 const QUERIES: u32 = 32;
 /// Keys per iteration; divides the size of a page.
 const KEYS: u32 = 32;
-/// Units that share four queries.
+/// Number of units that share the same four queries.
 const SHARERS: u32 = KEYS / 4;
 const UNITS: u32 = QUERIES / 4 * SHARERS;
 /// Distance in vectors between groups of four dimensions of the keys: one extra, so that lanes store to different banks.

@@ -1,5 +1,5 @@
-//! Copies a tile of keys or values from the cache to shared memory in two steps: it is read into registers, still packed, while the cube
-//! processes another tile, and then unpacked into shared memory.
+//! Copies a tile of keys or values from the cache to shared memory in two steps: the tile is read into registers, still packed, while the
+//! cube processes another tile, and is then unpacked into shared memory.
 
 use cubecl::prelude::*;
 
@@ -33,8 +33,8 @@ impl Tile {
     }
 }
 
-/// Reads this unit's pieces of the tile that begins at `kv_slots`. Data after `last_key` may be NaN: the last key is read instead, and its
-/// probability there is zero.
+/// Reads this unit's pieces of the tile that begins at `kv_slots`. Cached data after `last_key` may be NaN, so the last key is read in
+/// place of later ones; their probabilities are zero.
 #[cube]
 pub(super) fn read_tile(
     pool: &[Vector<u32, Const<4>>],

@@ -11,7 +11,7 @@ use crate::device::{Buffer, Device};
 const UNITS: u32 = 256;
 /// Used instead of a source page to clear the target page.
 pub const NO_PAGE: u32 = u32::MAX;
-/// Pages per launch of the preparation: the most cubes along one axis that every GPU accepts.
+/// The most page pairs per launch of the preparation: the most cubes along one axis that every GPU accepts.
 const MAX_PAIRS: usize = u16::MAX as usize;
 
 /// A pool of pages of keys and values.
@@ -30,8 +30,8 @@ pub struct KvCache<'a> {
     /// Page numbers, `[slots, columns]`.
     pub table: &'a Buffer,
     pub columns: usize,
-    /// Page `n` of a sequence is in column `n % ring_pages`. In a ring, where old pages are overwritten, that is fewer than the sequence's
-    /// pages.
+    /// Page `n` of a sequence is in column `n % ring_pages`. In a ring, where old pages are overwritten, `ring_pages` is smaller than the
+    /// sequence's number of pages.
     pub ring_pages: usize,
 }
 

@@ -1,9 +1,9 @@
 //! Products of many rows on matrix units: as [`tiles`](super::tiles), but multiplied in 16-bit floats with sums in f32.
 //!
-//! A tile is 16, 32 or 64 rows by two times 16 outputs per plane. Weights and inputs become 16-bit floats in shared memory, a block of 32 columns at
-//! a time: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. The next block is in flight while one is multiplied. Matrices outside the
-//! range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which the choice of a
-//! token detects; clamping the inputs would hide it.
+//! A tile has 16, 32 or 64 rows, and two times 16 outputs for each plane. Weights and inputs become 16-bit floats in shared memory, a block
+//! of 32 columns at a time: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. The next block is being loaded while one is multiplied.
+//! Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which
+//! the choice of a token detects. Inputs are not clamped, because this would hide the overflow.
 //!
 //! History (H100, SPIR-V, gpt-oss-20b's shape, a prompt of 512; gate and up of a layer, down):
 //! 1. [`tiles`](super::tiles) in f32: 3.6 ms, 1.9 ms.
@@ -11,7 +11,7 @@
 //! 3. two blocks in shared memory alternately, one barrier per block: a third slower. Reverted.
 //! 4. fragments loaded from words, 16 bytes at a time, together with change 3: 1.5 ms. Reverted.
 //! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Reverted.
-//! 6. inputs also stored as 16-bit floats in device memory: 0.79 ms, 0.39 ms, but needs a second kind of every buffer. Not used.
+//! 6. inputs also stored as 16-bit floats in device memory: 0.79 ms, 0.39 ms, but needs a second, 16-bit version of every buffer. Not used.
 //! 7. current version: MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms.
 //!    Dense products are faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
 //!
@@ -179,7 +179,7 @@ struct Sums {
 }
 
 /// Multiplies the rows of a tile with weights from `low.row` and from `high.row` on, 16 of each per plane. Weights after `last_row` belong
-/// to no output. Outputs begin at `column`.
+/// to no output. The tile's first output is `column`.
 #[cube]
 fn multiply_tile<T: Float>(
     x: &[Vector<f32, Const<4>>],
@@ -312,7 +312,7 @@ fn add_products<T: Float>(
         put_inputs::<T>(&fours, tile, size);
         put_weights::<T>(&words, &factors, tile, packing, size);
         sync_cube();
-        // The next block is in flight while this one is multiplied.
+        // The next block is loaded while this one is multiplied.
         let next = min(block + 1, blocks - 1);
         read_inputs(x, &starts, next, &mut fours, size);
         read_weights(low, high, last_row, next, blocks, &mut words, &mut factors, packing, size);
@@ -338,9 +338,9 @@ mod tests {
     use crate::product::Product;
     use crate::testing::{F16, Random, assert_within, gpu, matrix, poisoned};
 
-    /// [`F16`] for experts, relative to the largest possible sum of terms.
+    /// As [`F16`], for experts, where the error is relative to the largest possible sum of terms.
     const F16_EXPERTS: f64 = 3e-5;
-    /// Planes per cube; at most two are emulated.
+    /// Planes per cube; emulated matrix units use at most two.
     const PLANES: [u32; 2] = [2, 4];
 
     /// Uses the adapter's matrix units, or emulated ones.

@@ -1,5 +1,5 @@
-//! Products of several rows that share reading and unpacking of the weights: a few rows at a time, or in tiles of 64, in f32 or on matrix
-//! units.
+//! Products of several rows that share reading and unpacking of the weights: a few rows at a time, or in tiles of 64 rows in f32, or in
+//! tiles of 16, 32 or 64 rows on matrix units.
 
 #[cfg(test)]
 mod checks;
@@ -26,8 +26,8 @@ impl Product<'_> {
         small::launch_dense(gpu, self, split);
     }
 
-    /// Launches the product in tiles: with up to `planes` planes per cube and tiles of `rows` rows, one of [`TILE_ROWS`], on matrix units, if
-    /// the device has them and the matrix fits 16-bit floats; otherwise in f32 and tiles of [`TILE`] rows.
+    /// Launches the product in tiles. If the device has matrix units and the matrix fits 16-bit floats, uses matrix units with up to
+    /// `planes` planes per cube and tiles of `rows` rows, one of [`TILE_ROWS`]; otherwise computes in f32 with tiles of [`TILE`] rows.
     ///
     /// # Panics
     /// As [`Product::launch_small`].
@@ -63,10 +63,10 @@ impl ExpertProduct<'_> {
     }
 }
 
-/// The fewest units of a cube: with fewer, some row of a tile would have no unit.
+/// The fewest units of a cube: each row of a tile needs a unit.
 const MIN_UNITS: u32 = TILE;
 
-/// The size of a tile on matrix units: with up to `count` planes, as many as shared memory allows; `None` if matrix units cannot be used.
+/// The size of a tile on matrix units, with as many planes, up to `count`, as shared memory allows; `None` if matrix units cannot be used.
 ///
 /// # Panics
 /// If `rows` is not one of [`TILE_ROWS`].

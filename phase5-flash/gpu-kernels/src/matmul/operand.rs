@@ -8,8 +8,8 @@ use crate::product::{ExpertProduct, Product};
 
 /// Rows, or slots, per tile.
 pub const TILE: u32 = 64;
-/// Rows, or slots, per tile on matrix units. Fewer rows suit few rows per expert: a tile's cubes read all its rows, also those that repeat the
-/// last.
+/// Rows, or slots, per tile on matrix units. Small tiles are faster if experts have few rows: the cubes of a tile read all its rows,
+/// including those that repeat the last row to fill the tile.
 pub const TILE_ROWS: [u32; 3] = [16, 32, TILE];
 
 /// The buffers and shape of a product with one matrix, except its codes.
@@ -85,7 +85,7 @@ pub(super) fn most_tiles(product: &ExpertProduct<'_>, tile: u32) -> u32 {
     moe::most_tiles(product.slots(), product.experts.weight.stack(), tile) as u32
 }
 
-/// Number of words of that many tiles.
+/// Number of words of [`most_tiles`] tiles.
 pub(super) fn tile_words(product: &ExpertProduct<'_>, tile: u32) -> usize {
     moe::tile_words(product.slots(), product.experts.weight.stack(), tile)
 }
@@ -93,7 +93,7 @@ pub(super) fn tile_words(product: &ExpertProduct<'_>, tile: u32) -> usize {
 /// The rows of a tile.
 #[derive(CubeType)]
 pub(super) struct TileRows {
-    /// Row of `x` that each tile row reads. Rows past the last repeat it, so that loads stay in bounds.
+    /// Row of `x` that each tile row reads. Tile rows past the last repeat the last, so that loads stay in bounds.
     pub sources: Shared<[u32]>,
     /// Row of the output that each tile row writes.
     pub targets: Shared<[u32]>,

@@ -5,8 +5,8 @@
 //! same columns, so that the lanes of a plane read the same inputs from shared memory.
 //!
 //! History (H100, ten sequences of gpt-oss-20b, a whole step): each row separately 19 ms, this kernel 54 ms. At 64 rows 49 ms, where tiles
-//! took 159. So very few rows use the mat-vec kernels. On matrix units, with inputs as sums of two 16-bit floats and 16 rows per tile, ten
-//! sequences took 23.4 ms where separate rows took 11.4: not used.
+//! took 159. So passes with very few rows use the mat-vec kernels. A variant on matrix units, with inputs as sums of two 16-bit floats and
+//! 16 rows per tile, took 23.4 ms for ten sequences, and separate rows 11.4 ms. It is not used.
 
 use cubecl::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ const ROWS: u32 = 32;
 pub struct RowSplit {
     /// Units per row; at least [`SMALL_BATCH`], so that each of a row's sums has a unit.
     pub shares: u32,
-    /// Blocks that a unit has in flight at once.
+    /// Blocks that a unit loads at once.
     pub ahead: u32,
 }
 

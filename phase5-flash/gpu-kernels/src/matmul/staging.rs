@@ -9,7 +9,7 @@ use crate::packed::{Packing, load_eights, packed_f16_pair, packed_scale, packed_
 /// Vectors per row in shared memory: a block's eight and two extra, so that the rows of a fragment are in different banks.
 pub(super) const STRIDE: u32 = 10;
 
-/// The size of a tile: each plane has 16 low and 16 high outputs.
+/// The size of a tile. Each plane computes 16 outputs of the tile's low half and 16 of its high half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TileSize {
     pub planes: Planes,

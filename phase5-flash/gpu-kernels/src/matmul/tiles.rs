@@ -25,7 +25,7 @@ const UNITS: u32 = 128;
 const HALF: u32 = 64;
 /// Distance in vectors between groups of four columns of a tile's inputs: one extra, so that lanes store to different banks.
 const INPUTS_STRIDE: u32 = 4 * TILE / 4 + 1;
-/// Distance in vectors between groups of eight columns of a tile's weights: two extra, for the same reason.
+/// Distance in vectors between groups of eight columns of a tile's weights: two extra, so that lanes store to different banks here too.
 const WEIGHTS_STRIDE: u32 = 8 * 2 * HALF / 4 + 2;
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>) {
@@ -132,7 +132,7 @@ fn experts(
 }
 
 /// Multiplies the rows of a tile with 64 rows from `low.row` on of one matrix and 64 from `high.row` on of the same or another matrix.
-/// Weights after `last_row` belong to no output. Outputs begin at `column`.
+/// Weights after `last_row` belong to no output. The tile's first output is `column`.
 #[cube]
 fn multiply_tile(
     x: &[Vector<f32, Const<4>>],
@@ -340,7 +340,7 @@ mod tests {
         });
     }
 
-    /// The rows of the head in several parts.
+    /// A matrix in several parts, as the head may be, gives the same outputs as one in a single part.
     #[test]
     fn parts_of_a_matrix_are_stored_side_by_side() {
         let gpu = gpu();

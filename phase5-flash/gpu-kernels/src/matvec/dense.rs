@@ -2,19 +2,19 @@
 //! and the head.
 //!
 //! The lanes of a cube share the blocks of a row. They keep their inputs, read and normed once per cube, in registers while they iterate
-//! over the cube's rows; the codes of the next rows are in flight while the current ones are multiplied.
+//! over the cube's rows; the codes of the next rows are loaded while the current rows are multiplied.
 //!
 //! History (H100, gpt-oss-20b's shapes in Q8_0, one row; query, key and value inside a whole step, by timestamps):
 //! 1. 4 rows per cube, unrolled; each lane reads its block of the inputs itself: 808 GB/s.
 //! 2. inputs through 13 kB of shared memory: 544 GB/s. Fewer cubes fit at once; reverted.
-//! 3. codes read before the inputs: 668 GB/s, because they occupy registers meanwhile.
+//! 3. codes read before the inputs: 668 GB/s, because the codes occupy registers while the inputs are read.
 //! 4. current version: 2 rows at a time in 4 steps: 861 GB/s (SPIR-V). The head: from 2,334 GB/s at first to 2,605.
 //!
 //! Ten rows (head; query, key and value in 24 layers; output projection in 24):
-//! 1. each row separately, in parallel, so that one finds in the L2 cache what another has read: 1.57 ms, 1.70 ms, 1.31 ms.
+//! 1. each row separately, in parallel, so that a row finds weights in the L2 cache that another row has read: 1.57 ms, 1.70 ms, 1.31 ms.
 //! 2. two inputs per lane with the same cubes: 1.40, 1.73, 1.27. This does not reduce the reads of inputs.
-//! 3. current version: two inputs, and four times as many steps if there are enough rows; inputs as values instead of an array, of which
-//!    the compiler keeps only a small one in registers: 1.02, 1.26, 0.76. With four or five inputs: 1.65, 1.39.
+//! 3. current version: two inputs, and four times as many steps if there are enough rows; inputs in separate variables, because the
+//!    compiler keeps only small arrays in registers: 1.02, 1.26, 0.76. With four or five inputs: 1.65, 1.39.
 
 use cubecl::prelude::*;
 
@@ -101,7 +101,7 @@ fn project(
     let mut shared = Shared::<[f32]>::new_slice(comptime![(plan.planes * plan.cube_sums()) as usize]);
     let first = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * comptime![plan.tile.cube_rows()];
     let weights = PackedPair::one(codes, scales, rows - 1);
-    // The first codes are in flight while the inputs are prepared.
+    // The first codes are loaded while the inputs are prepared.
     let mut held = Array::<Vector<u32, Const<4>>>::new(comptime![plan.vectors() as usize]);
     let mut scale_words = Array::<u32>::new(comptime![plan.rows() as usize]);
     load_rows(&weights, first, UNIT_POS, &mut held, &mut scale_words, plan);

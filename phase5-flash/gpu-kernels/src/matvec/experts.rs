@@ -9,8 +9,8 @@
 //! 2. inputs through shared memory: gate and up 568 GB/s. Reverted.
 //! 3. slots of down in parallel: 594 GB/s.
 //! 4. codes as 16-bit floats, two at a time (SPIR-V): gate and up 915 GB/s, down 720.
-//! 5. current version: cubes iterate over their rows with the next codes in flight: gate and up 1,198 GB/s, down 902. With ten rows, four
-//!    times as many steps: gate and up of four layers take 0.60 ms instead of 0.64, down 0.38 instead of 0.41.
+//! 5. current version: cubes iterate over their rows and load the next codes meanwhile: gate and up 1,198 GB/s, down 902. With ten rows,
+//!    four times as many steps: gate and up of four layers take 0.60 ms instead of 0.64, down 0.38 instead of 0.41.
 
 use cubecl::prelude::*;
 
@@ -238,7 +238,7 @@ fn down_kernel(
     #[unroll]
     for round in 0..rounds {
         let number = UNIT_POS / plan.lanes + comptime![round * slots.together];
-        // Past the last slot, products get the weight 0.
+        // Units past the last slot repeat it with a weight of 0.
         let slot = first_slot + min(number, slots.chosen - 1);
         let start = chosen[slot as usize] * stride;
         let matrix = PackedPair::one(codes, scales, start + rows - 1);

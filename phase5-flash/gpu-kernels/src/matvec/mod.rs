@@ -1,4 +1,4 @@
-//! Products of few rows: each row reads the weights separately, from memory or from the cache that a parallel row has filled.
+//! Products of few rows: each row reads the weights separately, from memory or, if a parallel row has already read them, from the cache.
 
 mod dense;
 mod experts;

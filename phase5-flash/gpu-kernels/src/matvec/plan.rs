@@ -10,7 +10,7 @@ use crate::packed::Packing;
 
 /// The most lanes per row.
 const LANES: u32 = 256;
-/// With several inputs, cubes take up to this many times more steps.
+/// With several inputs, cubes take up to this many times as many steps.
 const MAX_STEP_FACTOR: usize = 4;
 
 /// The values of [`RowLoop`] that are worth measuring.
@@ -46,16 +46,16 @@ impl RowLoop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatvecChoice {
     pub row_loop: RowLoop,
-    /// The most inputs that share one read of a dense matrix; with experts each input reads for itself.
+    /// The most inputs that share one read of a dense matrix; with experts, each input reads the weights separately.
     pub inputs_per_read: usize,
-    /// Least number of cubes of a launch; rows of a cube grow only beyond it.
+    /// The least number of cubes of a launch: cubes take several steps only if the launch still has this many cubes.
     pub least_cubes: u32,
 }
 
 /// The part of a matrix that a cube processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowTile {
-    /// Rows that a lane processes at once: 1, 2, or a multiple of 4. The codes of the next rows are in flight meanwhile.
+    /// Rows that a lane processes at once: 1, 2, or a multiple of 4. The codes of the next rows are loaded meanwhile.
     pub(crate) rows: u32,
     /// Number of iterations.
     pub(crate) steps: u32,
@@ -63,7 +63,8 @@ pub struct RowTile {
 
 impl RowTile {
     /// The tile of the choice's row loop, with fewer steps if otherwise fewer than [`MatvecChoice::least_cubes`] cubes would share the
-    /// `rows` rows. With several inputs there is more work and cubes take more steps, so that reads of the inputs are a smaller part.
+    /// `rows` rows. With several inputs there is more work, and cubes take more steps, so that reading the inputs takes a smaller part of
+    /// the time.
     pub fn new(choice: MatvecChoice, storage: Storage, rows: usize, inputs: usize) -> RowTile {
         let at_once = choice.row_loop.rows(storage);
         let most = choice.row_loop.steps * inputs.min(MAX_STEP_FACTOR) as u32;
@@ -116,7 +117,7 @@ impl MatvecPlan {
         self.blocks.div_ceil(self.lanes)
     }
 
-    /// Sums of a lane for one matrix: one per row that it processes at once and input.
+    /// Sums of a lane for one matrix: one for each pair of an input and a row that the lane processes at once.
     pub fn matrix_sums(&self) -> u32 {
         self.tile.rows * self.inputs
     }

@@ -8,7 +8,7 @@ use crate::packed::{PackedPair, Packing, load_blocks, packed_values, scale_value
 use crate::reduce::plane_sums;
 use crate::vec4::sum4;
 
-/// Appends this lane's blocks of the input that begins at block `first` to `inputs`. Blocks past its end are zeros.
+/// Appends this lane's blocks of the input that begins at block `first` to `inputs`. Blocks past the input's end are zeros.
 #[cube]
 pub(crate) fn load_inputs(
     x: &[Vector<f32, Const<4>>],
@@ -59,9 +59,9 @@ pub(crate) fn load_rows(
     }
 }
 
-/// Iterates over a cube's rows from row `first` on, of which the first must have been [read](load_rows). Stores the plane sums of the
-/// products with all inputs, each times `weight`, in `shared: [planes, places]` from column `place` on: row after row of the first matrix,
-/// then of the second.
+/// Iterates over a cube's rows from row `first` on, of which the first must have been [read](load_rows) into `held` and `scale_words`.
+/// Stores the plane sums of the products with all inputs, each times `weight`, in `shared: [planes, places]` from column `place` on: row
+/// after row of the first matrix, then of the second.
 #[cube]
 pub(crate) fn multiply_cube_rows(
     weights: &PackedPair<'_>,

@@ -1,4 +1,5 @@
-//! The choice of experts. For many rows also the steps around the experts' products: sorting slots by expert before, summing up after.
+//! The choice of experts and, for many rows, the steps before and after the experts' products: sorting slots by expert, and summing the
+//! products of each row.
 //!
 //! A slot is a pair of a row and one of its chosen experts: row i has the slots `i · chosen` to `i · chosen + chosen − 1`.
 

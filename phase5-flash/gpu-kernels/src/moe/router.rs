@@ -1,7 +1,7 @@
 //! The norm before the experts, the router's logits, the choice of experts and their weights.
 //!
-//! The choice never returns to the host. With many rows, each has a cube, which also makes the choice. With few rows, each pair of row and
-//! expert has a cube; the choice needs all logits of a row and is made by [the kernel that uses it](crate::matvec::GateUp).
+//! The host never reads the choice. With many rows, each row has a cube, which also chooses the experts. With few rows, each pair of row
+//! and expert has a cube; the choice needs all logits of a row and is made by [the kernel that uses it](crate::matvec::GateUp).
 //!
 //! History (H100, 32 experts of 2880, one row): inside a step, one cube per row takes 18.8 µs, one cube per expert 6.3 µs.
 
@@ -15,7 +15,7 @@ use crate::vec4::sum4;
 /// Units of a cube for a whole row, and of a cube for a pair of row and expert.
 const ROW_UNITS: u32 = 1024;
 const EXPERT_UNITS: u32 = 256;
-/// Vectors of an expert's row that a lane has in flight at once.
+/// Vectors of an expert's row that a lane loads at once.
 const VECTORS_IN_FLIGHT: u32 = 4;
 
 /// The router of some rows.
@@ -38,7 +38,7 @@ pub struct Route<'a> {
 
 /// The experts of each row, `[inputs, per_row]`.
 pub struct ExpertChoice<'a> {
-    /// The most likely first; of equal ones, the lower number.
+    /// The most likely expert first; of equally likely experts, the lower number first.
     pub chosen: &'a Buffer,
     /// Softmax over the logits of the chosen experts.
     pub weights: &'a Buffer,
@@ -208,7 +208,7 @@ fn route(
         let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
         let mut i = UNIT_POS_PLANE;
         while i < vectors {
-            // Reads past the row's end are moved to its end, and multiplied by zero.
+            // Reads past the row's end read its last vector instead, and the product is multiplied by zero.
             #[unroll]
             for ahead in 0..VECTORS_IN_FLIGHT {
                 let column = i + ahead * PLANE_DIM;
@@ -264,7 +264,7 @@ pub(crate) fn choose(
 /// must call it.
 #[cube]
 fn rank(scores: &Shared<[f32]>, choice: &mut Shared<[u32]>, #[comptime] experts: u32, #[comptime] chosen_per_row: u32) {
-    // If logits are NaN some places stay unset; they must still name an expert.
+    // If logits are NaN, the loop below leaves some places unset, which must still name an expert.
     let mut place = UNIT_POS;
     while place < chosen_per_row {
         choice[place as usize] = place;

@@ -3,8 +3,8 @@
 //! A single cube counts and sorts. Each unit handles one expert in one part of the slots, so that the order does not depend on the timing
 //! of units.
 //!
-//! History (H100, gpt-oss-20b's shape, 2,048 slots of 32 experts): with one unit per expert over all slots, a prompt of 512 took 47.3 ms;
-//! with 8 parts, and MXFP4 unpacked in pairs, 42.9.
+//! History (H100, gpt-oss-20b's shape, 2,048 slots of 32 experts): with one unit per expert for all slots, a prompt of 512 took 47.3 ms;
+//! with 8 parts, and MXFP4 unpacked in pairs, 42.9 ms.
 
 use cubecl::prelude::*;
 
@@ -116,7 +116,7 @@ fn sort(
         tiles[(tile * TILE_WORDS + 2) as usize] = 0u32;
         tile += CUBE_DIM;
     }
-    // Marks all tiles as unused before any is filled. The storage barrier also synchronizes the cube.
+    // All tiles are marked as unused before any tile is filled. The storage barrier also synchronizes the cube.
     sync_storage();
     let mut expert = UNIT_POS;
     while expert < experts {

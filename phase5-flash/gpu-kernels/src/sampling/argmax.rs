@@ -37,7 +37,7 @@ pub struct NextTokens<'a> {
 }
 
 impl NextTokens<'_> {
-    /// Chooses the largest logit of every row, the lowest token of equals.
+    /// Chooses the token with the largest logit of every row, and the lowest token if several logits are equal.
     ///
     /// # Panics
     /// If a buffer is too short.
@@ -60,8 +60,8 @@ impl NextTokens<'_> {
         }
     }
 
-    /// Stores the best (rank, token) of every stripe of every row in `partial_max`; for a stripe with NaN, NaN's rank and no token. Lengths
-    /// must have been checked.
+    /// Stores the best (rank, token) of every stripe of every row in `partial_max`; for a stripe that contains NaN, stores the rank of NaN
+    /// and no token. Lengths must have been checked.
     pub(super) fn launch_stripes(&self, device: &Device) {
         let (units, planes) = cube(device);
         // SAFETY: lengths were checked; tokens are bounded by the vocabulary.
@@ -234,7 +234,7 @@ mod tests {
     fn reports_rows_without_a_largest() {
         let device = device();
         for at in [0, 100, 298] {
-            // Also with +∞ before and after the NaN, in the same and in other stripes.
+            // Some cases also have +∞ before or after the NaN, in the same or in another stripe.
             for infinity in [0, 99, 101, 297, 1 << 20] {
                 for nan in [f32::NAN, -f32::NAN] {
                     let mut logits = vec![1.0; 2 * 299];

@@ -11,7 +11,7 @@ pub(super) const DIGIT_BITS: u32 = 4;
 pub(super) const DIGITS: u32 = 1 << DIGIT_BITS;
 /// Number of digits of a rank.
 pub(super) const ROUNDS: u32 = 32 / DIGIT_BITS;
-/// The least limit, above zero, so that a cumulative weight of zero never reaches it.
+/// The least limit of a search. It is above zero, so that a cumulative weight of zero never reaches a limit.
 pub(super) const LEAST: f32 = 1.0e-30;
 
 /// Words of a row's draw settings: temperature, top-k, top-p, min-p, and two of seed.
@@ -22,7 +22,7 @@ pub(super) const MAX_TOKENS: u32 = 1;
 pub(super) const SHARE: u32 = 2;
 pub(super) const MIN_WEIGHT: u32 = 3;
 pub(super) const SEED: u32 = 4;
-/// Words for a row's weights by digit, for every round and stripe.
+/// Words for a row's sums of weights, one for each round, stripe and digit.
 pub const HISTOGRAM_WORDS: usize = (ROUNDS * STRIPES * DIGITS) as usize;
 /// Words for the results of a row's two searches.
 pub const THRESHOLD_WORDS: usize = (2 * 2 * ROUNDS) as usize;
@@ -45,7 +45,7 @@ pub(super) struct DrawArgs {
 
 #[cube]
 impl DrawArgs {
-    /// A setting of a row, for those that are floats.
+    /// A setting of a row that is a float.
     pub fn setting(&self, row: u32, #[comptime] place: u32) -> f32 {
         f32::reinterpret(self.settings[(row * comptime![SETTING_WORDS as u32] + place) as usize])
     }
@@ -186,7 +186,7 @@ impl Candidates {
 }
 
 /// The index of the first of `count` values at which the cumulative sum reaches `limit`, or the last that is above zero if rounding keeps
-/// the sum below. Also returns the rest of the limit.
+/// the sum below. Also returns how much of the limit is left after the values before it.
 #[cube]
 fn reach(values: &mut Shared<[f32]>, limit: f32, #[comptime] count: u32) -> (u32, f32) {
     let mut found = 0u32;

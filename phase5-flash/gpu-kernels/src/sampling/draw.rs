@@ -1,7 +1,7 @@
 //! Draws a token on the device: temperature, top-k, top-p, min-p and a [random number](super::threefry).
 //!
-//! Nothing is sorted: [`threshold`](super::threshold) finds where top-k and top-p end, and the draw does the same search over stripes,
-//! pieces and tokens. The draw takes three launches, each of the two searches nine more.
+//! Tokens are not sorted: [`threshold`](super::threshold) finds the last tokens that top-k and top-p keep, and the draw searches stripes,
+//! pieces and tokens in the same way. The draw takes three launches, each of the two searches nine more.
 
 use cubecl::prelude::*;
 
@@ -23,7 +23,7 @@ pub struct DrawSettings {
     pub temperature: f32,
     /// The most tokens that are kept; 0 keeps all.
     pub top_k: usize,
-    /// The fewest most likely tokens with this total probability are kept; from 1 on, all.
+    /// Keeps the smallest number of most likely tokens whose total probability reaches this value; 1 or more keeps all tokens.
     pub top_p: f32,
     /// The least probability of a kept token, relative to the most likely token's.
     pub min_p: f32,
@@ -52,7 +52,7 @@ impl DrawSettings {
     }
 }
 
-/// The searches that are needed for some settings.
+/// The searches that the settings of some rows need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
     pub top_k: bool,
@@ -140,7 +140,7 @@ impl Draw<'_> {
     }
 }
 
-/// Sums the kept tokens of each stripe, at the start of the histogram.
+/// Sums the weights of the kept tokens of each stripe, and stores the sums at the start of the histogram.
 #[cube(launch_unchecked)]
 fn add_up_stripes(mut args: DrawArgs, #[comptime] search: Search) {
     let mut shared = Shared::<[f32]>::new_slice(comptime![search.planes as usize]);
@@ -179,12 +179,12 @@ fn draw(args: DrawArgs, rows: &mut [u32], last: &mut [u32], tokens: &mut [u32], 
         all += values[stripe as usize];
     }
     let (seed_low, seed_high) = args.seed(row);
-    // The drawn token has the position after the fed one.
+    // The drawn token has the position after that of the row's input token.
     let position = rows[(row * ROW_WORDS + 1) as usize] + 1;
     let limit = max(number(seed_low, seed_high, position) * all, f32::new(LEAST));
     let drawn = candidates.token_at(&args, row, limit, &mut values, true);
     let (_best, likeliest) = best_of_row(&args.partial_max, row, search.planes);
-    // No token if a logit is NaN, or if no token is kept.
+    // If no token is kept, the most likely one is drawn. There is no token if a logit is NaN or all are −∞.
     let token = select(drawn == u32::MAX || likeliest == u32::MAX, likeliest, drawn);
     if UNIT_POS == 0 {
         advance(rows, last, tokens, row, token);
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn filters_keep_the_first_of_equal_logits() {
         let device = device();
-        // Two larger logits and 700 equal ones: third and fourth by rank are the first two of those.
+        // There are two larger logits and 700 equal ones, of which the first two are third and fourth by rank.
         let mut logits = vec![-4.0; 2000];
         logits[1200..1900].fill(1.5);
         logits[1999] = 2.0;
@@ -336,7 +336,7 @@ mod tests {
         let one = DrawSettings { temperature: 1e6, top_k: 4, top_p: 1.0, min_p: 0.0, seed: 0 };
         let draws = [0.0, 0.3, 0.6, 0.9].map(|number| with_number(one, number));
         assert_eq!(choose(&device, &vec![logits.clone(); 4], &draws), [0, 1200, 1201, 1999]);
-        // Half of 402 equally likely tokens.
+        // Top-p keeps the first half of 402 almost equally likely tokens.
         let one = DrawSettings { temperature: 1e6, top_k: 402, top_p: 0.5, min_p: 0.0, seed: 0 };
         let draws = [0.0, 0.9995].map(|number| with_number(one, number));
         assert_eq!(choose(&device, &vec![logits; 2], &draws), [0, 1999]);

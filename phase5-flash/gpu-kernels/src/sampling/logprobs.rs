@@ -1,5 +1,5 @@
-//! The data for log probabilities of the model's own distribution: log Σ exp(logit), the drawn token's logit, and the largest logits with
-//! their tokens.
+//! Computes the data for log probabilities of the model's own distribution: log Σ exp(logit), the drawn token's logit, and the largest
+//! logits with their tokens.
 //!
 //! Two launches: each cube of the first finds the largest logits of a stripe of the vocabulary, one after another; one cube per row of the
 //! second merges the stripes. Logits are compared by [rank](super::rank).
@@ -45,7 +45,7 @@ pub struct RowTop {
     pub log_sum: f32,
     /// The drawn token's logit.
     pub drawn: f32,
-    /// The largest logits and their tokens, the lower token first of equals.
+    /// The largest logits and their tokens; of equal logits, the lower token first.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -54,7 +54,7 @@ impl RowTop {
     pub fn read(words: &[u32], count: usize) -> RowTop {
         let [log_sum, drawn] = [words[0], words[1]].map(f32::from_bits);
         let top = words[2..].as_chunks::<2>().0.iter().take(count);
-        // A small vocabulary has fewer tokens than there are places.
+        // A small vocabulary may have fewer tokens than the result has places.
         let top = top.filter(|[_, token]| *token != u32::MAX).map(|&[logit, token]| (token, f32::from_bits(logit)));
         RowTop { log_sum, drawn, top: top.collect() }
     }
@@ -223,7 +223,7 @@ mod tests {
     fn log_probabilities_equal_the_hosts() {
         let (device, mut random) = (device(), Random::fresh());
         for (vocab, inputs) in [(1, 1), (7, 2), (299, 5), (201_088, 2)] {
-            // Few different values, so that there are ties.
+            // There are few different values, so that ties occur.
             let logits: Vec<f32> = (0..vocab * inputs).map(|_| random.below(200) as f32 * 0.1 - 15.0).collect();
             let tokens: Vec<u32> = (0..inputs).map(|_| random.below(vocab) as u32).collect();
             let (stripes, out) =

@@ -121,7 +121,7 @@ fn adjust(adjustments: &[u32], out: &mut [f32], vocab: u32, most: u32, banned: u
         let at = (row * vocab + token) as usize;
         let biased = out[at] + bias;
         let scaled = select(biased > 0.0f32, biased / repetition_penalty, biased * repetition_penalty);
-        // A banned logit stays banned even if it is infinite, where the sum would be NaN.
+        // A bias of −∞ bans the token. If the logit is +∞, their sum would be NaN, so −∞ is written instead.
         let is_banned = adjustments[(first + 2) as usize] == banned;
         out[at] = f32::reinterpret(select(is_banned, banned, u32::reinterpret(scaled - penalty)));
     }

@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 
-/// Rotation distances of eight rounds, after which they repeat.
+/// Rotation distances of eight rounds; later rounds repeat them.
 const ROTATIONS: [u32; 8] = [13, 15, 26, 6, 17, 29, 16, 24];
 const ROUNDS: u32 = 20;
 /// Skein's constant, the parity of the key schedule.

@@ -15,7 +15,7 @@ use super::candidates::{
 use super::rank::rank;
 use crate::device::Device;
 
-/// Groups of units, of which each counts all digits.
+/// Number of groups of units. Each unit of a group sums the weights of one of the 16 digit values.
 const GROUPS: u32 = UNITS / DIGITS;
 
 /// Finds the last token that each of `inputs` rows keeps, and stores it among the thresholds. `args` creates the arguments of a launch; the
