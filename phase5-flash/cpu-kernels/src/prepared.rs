@@ -7,7 +7,7 @@
 //! - AVX-512 with BF16: each value is split into its bf16 rounding and the bf16 of the rounding error. Decoding a block of weights takes
 //!   one shift and one look-up in a table that includes the scale, and multiplying it by an input takes two instructions. On Intel's
 //!   processors these products are slower than those in f32, and [`Isa::best`] is AVX-512 without BF16.
-//! - Others: the f32 values. With AVX-512, 16-bit integers are not faster than f32, and would exceed the accuracy test's limit for the fast
+//! - Others: the f32 values. With AVX-512, 16-bit integers are not faster than f32, and would exceed the limit of `gptoss gates` for the fast
 //!   mode in one case (largest error 0.105 of the logits' standard deviation, 0.1 allowed).
 //!
 //! Variants tried with AVX-512, in GB/s of weights from memory, for 1, 2, 3 and 4 inputs, one thread of a busy Zen 5 machine, best of 200 (a
