@@ -1,7 +1,8 @@
 //! The tools that GPT-OSS was trained to use. Names, arguments and the form of citations are those of the training; the descriptions are
 //! this project's.
 
-/// Search results, pages and matches are returned by the program that runs the conversation, each with a cursor in brackets.
+/// The declaration of the web browser. The program that runs the conversation returns search results, pages and matches, each with a cursor
+/// in brackets.
 pub const BROWSER: &str = "\
 ## browser
 
@@ -37,7 +38,7 @@ cursor?: number, // default: -1
 
 } // namespace browser";
 
-/// Code for `python` is sent in the channel `analysis`, as plain text.
+/// The declaration of the Python interpreter. The model sends code to it in the channel `analysis`, as plain text.
 pub const PYTHON: &str = "\
 ## python
 

@@ -48,7 +48,7 @@ pub(crate) enum HeaderStart {
 /// The text of a header, split at its control tokens, as it arrives.
 pub(crate) struct HeaderText {
     start: HeaderStart,
-    /// Text after `<|start|>`.
+    /// Text before the first `<|channel|>` or `<|constrain|>`.
     author: String,
     /// Text after each `<|channel|>` and `<|constrain|>`.
     parts: Vec<(Control, String)>,
@@ -83,17 +83,17 @@ impl HeaderText {
         self.author.is_empty() && self.parts.is_empty()
     }
 
-    /// Whether it begins with `<|start|>`.
+    /// Whether the header begins with `<|start|>`, in the stream or in the prompt.
     pub fn has_start(&self) -> bool {
         self.start != HeaderStart::Missing
     }
 
-    /// Whether it has no `<|start|>` and consists only of white space.
+    /// Whether the stream has no `<|start|>` for this header, and only white space so far.
     pub fn is_blank_between_messages(&self) -> bool {
         self.start != HeaderStart::Start && self.parts.is_empty() && self.author.trim().is_empty()
     }
 
-    /// Whether the text is not a header but content: words without `<|start|>` that occur in no header.
+    /// Whether the text is content instead of a header: it has no `<|start|>` in the stream, and has words that occur in no header.
     pub fn is_bare_content(&self) -> bool {
         self.start != HeaderStart::Start && self.parts.is_empty() && !may_begin_header(&self.author)
     }
@@ -117,8 +117,8 @@ impl HeaderText {
         reader.finish(declared)
     }
 
-    /// The content in a header without a `<|message|>`, with the header it implies. If the stream has not ended, the last word may be
-    /// incomplete.
+    /// The content in a header that has no `<|message|>`, and the header to assume for it. `has_ended` tells whether a token that ends a
+    /// message or turn followed; otherwise the last word may be incomplete.
     pub fn content(&self, has_ended: bool) -> Option<(Header, String)> {
         let (channel, text) = match self.parts.last() {
             None => (None, self.after_role()),
@@ -143,7 +143,7 @@ impl HeaderText {
         Some((Header { role, channel, ..Header::BARE }, text.to_owned()))
     }
 
-    /// The role that was written. An unknown word is not taken for the name of a tool here.
+    /// The role, if the model wrote one. Here, an unknown word is not read as the name of a tool.
     fn role(&self) -> Option<Role> {
         let is_written = self.start == HeaderStart::Start;
         let role = is_written.then(|| author(split_word(&self.author).0).0);
@@ -182,7 +182,7 @@ fn split_word(text: &str) -> (&str, &str) {
     text.split_at(text.find(char::is_whitespace).unwrap_or(text.len()))
 }
 
-/// A role; any other word is the name of a tool.
+/// Reads a role, with the name of a person after `:`; any other word is the name of a tool.
 fn author(word: &str) -> (Role, Option<String>) {
     let (name, person) = match word.split_once(':') {
         Some((role, person)) => (role, Some(person.to_owned())),
@@ -320,14 +320,14 @@ impl Reader {
         let Some(recipient) = &self.recipient else { return };
         let is_declared = |name: &str| declared.iter().any(|declared| declared == name);
         let prefixed = |name: &str| format!("functions.{name}");
-        // Messages to itself, to the user or to all are not calls.
+        // The assistant's messages to itself, to the user or to all are not calls.
         if matches!(recipient.as_str(), "assistant" | "user" | "all") {
             self.odd |= recipient != "all";
             self.recipient = None;
             return;
         }
         let name = recipient.strip_prefix("functions.").unwrap_or(recipient);
-        // The content type was joined to the name.
+        // Separates a content type that was joined to the name.
         if self.content_type.is_none() && !is_declared(name) {
             let cut = name.strip_suffix("json").filter(|cut| is_declared(cut));
             if let Some(cut) = cut {

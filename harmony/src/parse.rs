@@ -16,7 +16,7 @@ pub enum Delta {
     Begin(Header),
     /// More content of the message that began last.
     Text(String),
-    /// The message ends. If it is not complete, it has no control token at its end.
+    /// The message ends. It is complete if a stop string or a token that ends messages or turns ended it.
     End { complete: bool },
     /// A deviation from the format. Quotes text that belongs to no message.
     Warning(String),
@@ -24,8 +24,8 @@ pub enum Delta {
 
 /// Parses a turn of the assistant, beginning after `<|start|>assistant`.
 ///
-/// It never fails. Text is kept in the channel that the model gave it, and an incomplete character is held back until its remaining bytes
-/// arrive. If the model gave no channel, the message has none; an unknown channel is kept. Each deviation gives one warning.
+/// Parsing never fails. Text is kept in the channel that the model gave it, and an incomplete character is held back until its remaining
+/// bytes arrive. If the model gave no channel, the message has none; an unknown channel is kept. Each deviation gives one warning.
 pub struct Parser<'a> {
     harmony: Harmony<'a>,
     /// Whether the tokens are one turn of the model. Otherwise they are a conversation, with several authors and turns.
@@ -68,7 +68,7 @@ impl<'a> Parser<'a> {
     fn new(harmony: Harmony<'a>, is_turn: bool, start: HeaderStart) -> Parser<'a> {
         let tokenizer = harmony.tokenizer();
         let is_control = |token: u32| tokenizer.control(&tokenizer.decode(&[token])) == Some(token);
-        // Untrusted text may contain any token that is not a control token, so that only control tokens end a conversation.
+        // In a conversation, untrusted text may contain any token except control tokens, so only control tokens are treated as ends.
         let ends = tokenizer.stops().iter().copied().filter(|&token| is_turn || is_control(token));
         Parser {
             harmony,

@@ -15,7 +15,7 @@ impl Harmony<'_> {
     /// built-in tools during that reasoning.
     ///
     /// `openai-harmony` 0.0.8 drops only what precedes the first final answer, and only if the assistant's last message is final. The
-    /// format's description asks for the behavior here.
+    /// documentation of the format describes the behavior of this function.
     pub fn render_conversation(&self, messages: &[Message]) -> Vec<u32> {
         let mut tokens = Vec::new();
         remembered(messages).for_each(|message| self.write(message, &mut tokens));

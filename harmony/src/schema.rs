@@ -1,4 +1,4 @@
-//! Converts JSON schemas to the TypeScript types that GPT-OSS reads function declarations in.
+//! Converts JSON schemas to TypeScript types, in which GPT-OSS expects the declarations of functions.
 
 use serde_json::{Map, Value};
 
@@ -27,7 +27,7 @@ fn remark(schema: &Value, key: &str, indent: &str) -> Option<String> {
 
 struct Writer<'a> {
     root: &'a Value,
-    /// References that are being resolved, to detect circles.
+    /// References that are being resolved, to detect cycles.
     open: Vec<String>,
     /// Bytes that references have added so far.
     referenced: usize,
@@ -126,8 +126,8 @@ impl Writer<'_> {
         text
     }
 
-    /// Calls `write` with the target of a reference, in which keys next to the reference take precedence. A circular reference, or one to
-    /// another document, has no target.
+    /// Calls `write` with the schema; a reference is replaced by its target, over which the keys next to the reference take precedence. A
+    /// circular reference, or one to another document, has no target: then only the keys next to it are used.
     fn resolved(&mut self, schema: &Value, write: impl FnOnce(&mut Self, &Value) -> String) -> String {
         let Some((reference, beside)) = reference(schema) else { return write(self, schema) };
         let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
@@ -161,13 +161,14 @@ fn listed_variants(schema: &Value) -> Option<&[Value]> {
     }
 }
 
-/// The variants of `anyOf`, unless it only narrows a type.
+/// The variants of `anyOf`; `None` if the schema also has a `type`, which `anyOf` then only narrows.
 fn any_of(schema: &Value) -> Option<&[Value]> {
     let variants: &[Value] = schema.get("anyOf")?.as_array()?;
     (schema.get("type").is_none() && !variants.is_empty()).then_some(variants)
 }
 
-/// Whether a type is written in one or two words.
+/// Whether a variant is short enough to be written on one line with others: a scalar type or an array of such, without a comment, a
+/// reference or variants.
 fn is_plain(schema: &Value) -> bool {
     let says_more = ["description", "default", "$ref", "oneOf", "anyOf"].iter().any(|&key| schema.get(key).is_some());
     let plain = match text_of(schema, "type") {
@@ -178,7 +179,7 @@ fn is_plain(schema: &Value) -> bool {
     plain && !says_more
 }
 
-/// Strings, as a union if the schema lists them.
+/// The type `string`, or a union of strings if the schema lists them in `enum`.
 fn string(schema: &Value) -> String {
     let listed = schema.get("enum").and_then(Value::as_array).into_iter().flatten();
     let strings: Vec<String> = listed.filter_map(Value::as_str).map(quoted).collect();
@@ -210,7 +211,7 @@ fn names_null(schema: &Value) -> bool {
     }
 }
 
-/// `default: VALUE`. Strings are quoted, except in an enumeration that is, or is part of, a property.
+/// `default: VALUE`. Strings are quoted, except if the schema has an `enum` and is a property or a variant of one.
 fn default(schema: &Value, in_property: bool) -> Option<String> {
     let default = schema.get("default")?;
     let listed = schema.get("enum").and_then(Value::as_array).is_some_and(|listed| !listed.is_empty());
@@ -231,7 +232,7 @@ fn examples(schema: &Value, indent: &str) -> String {
     format!("{indent}// Examples:\n") + &lines.collect::<String>()
 }
 
-/// Characters are not escaped, except those that would end the line.
+/// A quoted text. It is escaped, as in JSON, only if it has a line break.
 fn quoted(text: &str) -> String {
     match text.contains(['\n', '\r']) {
         true => Value::from(text).to_string(),

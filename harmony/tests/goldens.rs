@@ -141,7 +141,8 @@ fn schemas_equal_openais() {
     }
 }
 
-/// The training texts of the embedded model use declarations that `reference/tiny/rendered.py` has recorded.
+/// The training texts of the embedded model are rendered in Python. This crate must render the examples that `reference/tiny/rendered.py`
+/// recorded in the same way.
 #[test]
 fn training_texts_equal_recorded_rendering() {
     let lines = lines("miniature.jsonl");

@@ -1,4 +1,4 @@
-//! System and developer messages, and schemas that OpenAI's package does not write out.
+//! System and developer messages, and schemas of which OpenAI's package loses information.
 
 use harmony::{DeveloperPrompt, Function, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 use serde_json::{Value, json};
@@ -64,7 +64,7 @@ fn schemas_render_as_typescript() {
     }
 }
 
-/// Differences from OpenAI's package that random schemas revealed.
+/// Cases in which random schemas revealed a difference from OpenAI's package. The expected texts are that package's.
 #[test]
 fn schema_edge_cases_equal_openais() {
     let cases = [
@@ -161,7 +161,7 @@ fn absent_prompt_parts_are_omitted() {
     assert_eq!(
         empty.message().content,
         format!("\n\nReasoning: low\n\n{channels}"),
-        "a part that is empty is not left out"
+        "an empty part is rendered, unlike a missing one"
     );
     let tools = SystemPrompt { browser: true, python: true, functions: true, ..SystemPrompt::default() };
     let content = tools.message().content;

@@ -130,7 +130,7 @@ fn push_all(parser: &mut Parser<'_>, tokens: &[u32]) -> Vec<Delta> {
     deltas
 }
 
-/// A change of a stream. Positions are taken modulo its length.
+/// A change of a stream. Positions are taken modulo the length of the stream.
 #[derive(Clone, Debug)]
 enum Mutation {
     Remove(usize),
@@ -181,7 +181,7 @@ impl Mutation {
             Mutation::Remove(at) => _ = tokens.remove(at % length),
             Mutation::Repeat(at) => tokens.insert(at % length, tokens[at % length]),
             Mutation::Swap(at) => tokens.swap(at % (length - 1), at % (length - 1) + 1),
-            // Removes at most an eighth.
+            // Removes at most an eighth of the tokens.
             Mutation::Cut(at) => tokens.truncate(length - (at % length) / 8),
         }
     }
@@ -247,7 +247,7 @@ proptest! {
         prop_assert!(parser.finish().is_empty());
     }
 
-    /// A stop string ends a broken turn at the same place however its text is cut into tokens.
+    /// A stop string ends a turn at the same place however its text is cut into tokens.
     #[test]
     fn stop_position_does_not_depend_on_tokenization(
         messages in prop::collection::vec(assistant_message(), 1..4),
@@ -270,7 +270,7 @@ proptest! {
         prop_assert_eq!(found.is_none(), parsed == messages);
     }
 
-    /// Any tokens are either parsed or refused.
+    /// Any tokens can be parsed as a turn. As a conversation they are parsed if they begin with `<|start|>`, otherwise refused.
     #[test]
     fn any_tokens_parse_or_are_refused(mut tokens in prop::collection::vec(0u32..3000, 0..60)) {
         let mut parser = harmony().parser();

@@ -98,7 +98,7 @@ fn well_formed_turns_parse_without_warnings() {
     }
 }
 
-/// Mistakes that other servers fail on. Each gives one warning.
+/// Mistakes that other servers fail on, and the number of warnings for each, usually one.
 #[test]
 fn slightly_wrong_turns_parse_with_one_warning() {
     let tokenizer = tokenizer();
@@ -290,7 +290,7 @@ fn stop_strings_apply_to_visible_text() {
     assert_eq!(parse(turn, &["t m", " me"]), outcome("stop a|le", Some("t m"), true));
     let answer = "<|channel|>final<|message|>one, two, three<|return|>";
     assert_eq!(parse(answer, &[", three", ", t"]), outcome("one", Some(", t"), true));
-    // Text that only might have begun a stop string is returned at the end.
+    // Text that was held back because it might begin a stop string is returned at the end.
     assert_eq!(parse(answer, &["three!"]), outcome("one, two, three", None, true));
     let cut = "<|channel|>final<|message|>one, two, thr";
     assert_eq!(parse(cut, &["three"]), outcome("one, two, thr", None, false));
@@ -325,7 +325,7 @@ fn parsed_conversation_equals_its_messages() {
     let python = Message { recipient: Some("python".into()), ..Message::assistant("analysis", "1") };
     let result = Message::result_of(&python, "1");
     assert_eq!((result.name.as_deref(), result.channel.as_deref()), (Some("python"), Some("analysis")));
-    // `<|endoftext|>` is not kept.
+    // `<|endoftext|>` ends a message and does not become content.
     let text = "<|start|>user<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|endoftext|><|start|>user<|message|>c<|end|>";
     let messages = harmony.parse_conversation(&tokenizer.encode_with_control(text)).expect("a conversation");
     assert_eq!(messages, [Message::user("a"), Message::assistant("final", "b"), Message::user("c")]);

@@ -12,7 +12,7 @@ use crate::specs::{check_tensor, tensor_specs};
 use crate::tensor::HostTensor;
 use crate::tokenizer::{SpecialTokens, Tokenizer, Vocabulary, VocabularyLists};
 
-/// An opened model. Weights are views of the mapping.
+/// An opened model. Its weights are slices of the memory-mapped files.
 pub struct Checkpoint {
     pub path: PathBuf,
     pub config: GptOssConfig,
@@ -22,7 +22,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Builds a checkpoint from what was read, if it has every tensor that the configuration requires and no other.
+    /// Builds a checkpoint from the tensors that were read. These must be exactly the tensors that the configuration requires.
     pub(crate) fn assemble(
         path: PathBuf,
         config: GptOssConfig,
@@ -63,15 +63,15 @@ impl Checkpoint {
         self.vocabulary.is_missing()
     }
 
-    /// Sets the vocabulary that the program itself contains, if the files have none. It is built only when needed.
+    /// If the files have no vocabulary, uses one that is built into the program. `lists` is called only when the vocabulary is needed.
     pub fn use_vocabulary(&mut self, lists: fn() -> VocabularyLists, special: SpecialTokens) {
         if self.vocabulary.is_missing() {
             self.vocabulary.build_in(lists, special);
         }
     }
 
-    /// Identifies this model's file: XXH3 of the configuration, of the name, format and shape of every tensor, and of each tensor's first
-    /// and last row. It does not protect against deliberate changes.
+    /// Identifies the model: an XXH3 hash of the configuration, of the name, format and shape of every tensor, and of each tensor's first
+    /// and last row. Changes in other rows are not detected, so it does not protect against deliberate changes.
     pub fn fingerprint(&self) -> String {
         let mut hash = XxHash3_64::new();
         hash.write(format!("{:?}", self.config).as_bytes());

@@ -1,7 +1,7 @@
 //! The storage formats of tensor rows, and conversion between packed bytes and f32.
 //!
-//! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding uses the f32 arithmetic of
-//! the format's definition, so it rounds exactly as that does.
+//! A format packs a row in blocks of [`Format::block_len`] values and [`Format::block_bytes`] bytes. Decoding performs the f32 operations
+//! of the format's definition, so that the results are rounded in the same way.
 
 mod blocks;
 mod grid_quants;
@@ -24,32 +24,32 @@ pub enum Format {
     Q8_0,
     /// 32 values of the OCP microscaling format: an E8M0 scale byte and 32 E2M1 codes of 4 bits.
     Mxfp4,
-    /// 32 values: an f16 scale and codes of 4 bits, 8 meaning 0.
+    /// 32 values: an f16 scale and 4-bit codes, of which code 8 means 0.
     Q4_0,
     /// 32 values: an f16 scale, an f16 minimum and codes of 4 bits.
     Q4_1,
-    /// 32 values: an f16 scale and codes of 5 bits, 16 meaning 0.
+    /// 32 values: an f16 scale and 5-bit codes, of which code 16 means 0.
     Q5_0,
     /// 32 values: an f16 scale, an f16 minimum and codes of 5 bits.
     Q5_1,
     /// 32 values: an f16 scale and 4-bit indices into a fixed table.
     Iq4Nl,
-    /// 256 values in 8 runs, with scales and minima of 6 bits under f16 factors, and codes of 4 bits.
+    /// 256 values in 8 runs: 4-bit codes, a 6-bit scale and a 6-bit minimum per run, an f16 factor for all scales and one for all minima.
     Q4_K,
     /// As [`Format::Q4_K`], with codes of 5 bits.
     Q5_K,
-    /// 256 values in 16 runs, with scales of 8 bits under an f16 factor, and codes of 6 bits.
+    /// 256 values in 16 runs: 6-bit codes, an 8-bit scale per run, and an f16 factor for all scales.
     Q6_K,
-    /// 256 values in 16 runs, with scales and minima of 4 bits under f16 factors, and codes of 2 bits.
+    /// 256 values in 16 runs: 2-bit codes, a 4-bit scale and a 4-bit minimum per run, an f16 factor for all scales and one for all minima.
     Q2_K,
-    /// 256 values in 16 runs, with scales of 6 bits under an f16 factor, and codes of 3 bits.
+    /// 256 values in 16 runs: 3-bit codes, a 6-bit scale per run, and an f16 factor for all scales.
     Q3_K,
-    /// 256 values in 8 runs, with scales of 6 bits under an f16 factor, and indices into [`Format::Iq4Nl`]'s table.
+    /// 256 values in 8 runs: 4-bit indices into [`Format::Iq4Nl`]'s table, a 6-bit scale per run, and an f16 factor for all scales.
     Iq4Xs,
-    /// 256 values: an f16 factor, scales of 4 bits, signs, and indices into a table of points with four values each.
+    /// 256 values: an f16 factor, 4-bit scales, sign bits, and indices into a table of points (ggml's grid) with four values each.
     Iq3Xxs,
     Iq3S,
-    /// As [`Format::Iq3S`], with points of eight values.
+    /// As [`Format::Iq3S`], but each point of the table has eight values.
     Iq2Xxs,
     Iq2Xs,
     Iq2S,
@@ -65,7 +65,7 @@ pub enum Format {
     },
 }
 
-/// Storage format of the matrices outside the experts when a model file is written.
+/// The storage format that a written model file has for the matrices outside the experts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DenseFormat {
@@ -89,14 +89,14 @@ impl DenseFormat {
     }
 }
 
-/// Width of an affine code.
+/// Bits of an affine code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bits {
     Four = 4,
     Eight = 8,
 }
 
-/// Values that share an affine scale.
+/// Number of values that share an affine scale and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
     Of32 = 32,
@@ -134,10 +134,10 @@ impl Format {
         Format::Tq2_0,
     ];
 
-    /// The formats that [`Format::encode`] supports. Every engine multiplies them without conversion.
+    /// The formats that [`Format::encode`] supports. Every engine multiplies matrices in these formats without converting them first.
     pub const WRITTEN: [Format; 5] = [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Mxfp4];
 
-    /// The kernels' name of this format; `None` unless it is in [`Format::WRITTEN`].
+    /// The same format as a [`Storage`], the type that kernels use; `None` for formats outside [`Format::WRITTEN`].
     pub const fn storage(self) -> Option<Storage> {
         Some(match self {
             Format::F32 => Storage::F32,
@@ -301,11 +301,11 @@ impl Format {
         }
     }
 
-    /// Packs whole blocks, rounding to nearest where the format is coarser than f32: the inverse of
-    /// [`Format::decode`] on every value that `decode` can produce.
+    /// Packs whole blocks. Rounds to nearest if the format is less precise than f32. Values that [`Format::decode`] returned are encoded
+    /// exactly.
     ///
     /// # Panics
-    /// If the format is read-only here: any but F32, F16, BF16, Q8_0 and MXFP4.
+    /// If the format can only be decoded: all except F32, F16, BF16, Q8_0 and MXFP4.
     pub fn encode(self, values: &[f32]) -> Vec<u8> {
         match self.storage() {
             Some(storage) => storage.encode(values),

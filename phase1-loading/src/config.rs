@@ -18,7 +18,7 @@ pub enum AttentionKind {
 }
 
 impl AttentionKind {
-    /// Even layers slide: gpt-oss's pattern, and the default if a file gives none.
+    /// Sliding attention in even layers, full attention in odd ones: the pattern of gpt-oss, and the default if a file gives none.
     pub fn alternating(layers: usize) -> Vec<AttentionKind> {
         (0..layers).map(|layer| if layer % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full }).collect()
     }
@@ -63,10 +63,10 @@ pub struct RopeConfig {
 /// Where YaRN's ramp from unscaled to scaled frequencies begins and ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum YarnRamp {
-    /// At fractions of a dimension, as the model was trained and as OpenAI and Hugging Face compute it.
+    /// At fractional dimension indices, as the model was trained and as OpenAI and Hugging Face compute it.
     #[default]
     Exact,
-    /// Rounded outwards to whole dimensions, as mlx-lm and llama.cpp do.
+    /// Rounded outwards to whole dimension indices, as mlx-lm and llama.cpp do.
     Truncated,
 }
 
@@ -105,12 +105,12 @@ impl GptOssConfig {
     }
 }
 
-/// The file's own names of the dimensions that depend on each other.
+/// The names that a file has for those dimensions that are checked against each other.
 struct Names {
     kv_heads: &'static str,
     head_dim: &'static str,
     experts_per_token: &'static str,
 }
 
-/// The largest accepted dimension. It keeps products of a few dimensions far from overflow.
+/// The largest accepted dimension. It is small enough that the product of a few dimensions does not overflow.
 const MAX_SIZE: u64 = 1 << 24;

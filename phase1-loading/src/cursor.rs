@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::error::Defect;
 
-/// A position in a file, and the part being read, which errors name.
+/// A position in a file, and the name of the part that is being read, for errors.
 pub(crate) struct Cursor<'a> {
     file: &'a Bytes,
     at: usize,

@@ -32,7 +32,7 @@ impl Dialect {
         }
     }
 
-    /// The names of pre-tokenizers that mean o200k's. Ollama ignores the name.
+    /// The pre-tokenizer names that stand for o200k's. Ollama ignores the name.
     pub const fn pre_tokenizers(self) -> &'static [&'static str] {
         match self {
             Dialect::LlamaCpp => &["gpt-4o"],

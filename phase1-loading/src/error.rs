@@ -17,7 +17,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// The error for a model that the store of another program lacks. `folders` are the store's, the usual one first.
+    /// The error for a model that is missing in the store of another program. `folders` are the folders of that store, the usual one first.
     pub(crate) fn not_downloaded(name: &Path, store: &str, folders: &[PathBuf], remedy: String) -> LoadError {
         let store = match folders.first() {
             Some(folder) => format!("{store} ({})", folder.display()),

@@ -111,7 +111,7 @@ fn is_plain(path: &str) -> bool {
     Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// The first existing one of `path` in each of the places.
+/// `path` in the first of the places in which it exists.
 fn existing(places: &[PathBuf], path: &str) -> Option<PathBuf> {
     places.iter().map(|place| place.join(path)).find(|path| path.exists())
 }
@@ -161,7 +161,7 @@ fn snapshot(repository: &Path) -> Result<Option<PathBuf>, LoadError> {
     }
 }
 
-/// The models among a folder's GGUF files. Of a split model the first file counts; image projectors are left out.
+/// The models among a folder's GGUF files. Of a split model only the first file is listed; image projectors are left out.
 fn ggufs(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let is_model = |path: &PathBuf| {
         let name = path.file_name().map_or(String::new(), |name| name.to_string_lossy().to_ascii_lowercase());
@@ -192,7 +192,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
 mod tests {
     use super::*;
 
-    /// A folder with these files, of which each is (path, content).
+    /// A folder with these files, each given as (path, content).
     fn made(files: &[(&str, &str)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in files {
@@ -298,7 +298,7 @@ mod tests {
         for name in ["lmstudio:", "lmstudio:../lm"] {
             assert!(refusal(path, name).contains("model: expected a name such as lmstudio:"), "{name}");
         }
-        // Opening a path that does not exist is refused later.
+        // A path that does not exist is not an error here, but when it is opened.
         let nowhere = locate_in(Path::new("no/such.gguf"), &places(path)).expect("returned unchanged");
         assert_eq!(nowhere, Path::new("no/such.gguf"));
     }

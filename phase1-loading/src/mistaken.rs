@@ -1,4 +1,4 @@
-//! Recognizes files that are not the model that was meant: other file types, and remains of failed downloads.
+//! Recognizes files that were given instead of a model: other file types, and remains of failed downloads.
 
 /// Describes a placeholder for a file that was not downloaded, and the remedy; `None` if the file does not look like one.
 pub(crate) fn stand_in(file: &[u8]) -> Option<String> {
@@ -12,7 +12,7 @@ pub(crate) fn stand_in(file: &[u8]) -> Option<String> {
     is_page.then(|| "an HTML page, left by a failed download; download the file again".into())
 }
 
-/// Describes what a file that is not GGUF seems to be.
+/// Describes what a file that is not GGUF seems to be; `None` if that is unknown.
 pub(crate) fn instead_of_gguf(file: &[u8]) -> Option<String> {
     let starts = |bytes: &[u8]| file.starts_with(bytes);
     let is_safetensors = file.get(8) == Some(&b'{') && file[4..8].iter().all(|&byte| byte == 0);

@@ -1,7 +1,7 @@
 //! Reads weights of a mapped file before they are needed.
 //!
 //! The first access to a page of 4 KB takes about 1 µs even if the file is in the page cache: 3 s for 12 GB. While a program waits for a
-//! device to start, other threads can do this. If the file is not in the page cache, the disk is busy from the beginning.
+//! device to start, other threads can make these accesses. If the file is not in the page cache, they also start the disk reads early.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,16 +11,16 @@ use bytes::Bytes;
 
 use crate::tensor::HostTensor;
 
-/// Bytes that a thread reads before it takes the next ones. Small enough that the threads together read the file nearly in order, which
-/// the system recognizes.
+/// Bytes of a piece, which a thread reads before it takes the next piece. It is small enough that the threads together read the file nearly
+/// in order, so that the operating system detects a sequential read.
 const PIECE: usize = 2 << 20;
 /// The smallest size of a page. Larger pages are accessed several times, which takes little time.
 const PAGE: usize = 4096;
 
-/// Threads that access every page of some tensors. Dropping this ends them soon, without waiting.
+/// Threads that access every page of some tensors. Dropping this value tells them to stop, and does not wait for them.
 pub struct ReadAhead(Arc<Pieces>);
 
-/// What is to be read.
+/// The data to read, and which of it has been taken.
 struct Pieces {
     pieces: Vec<Bytes>,
     /// The index of the next piece that no thread has taken.
@@ -29,7 +29,7 @@ struct Pieces {
 }
 
 impl ReadAhead {
-    /// Begins to read tensors in this order with up to `threads` threads. Threads that the system does not provide are done without.
+    /// Begins to read tensors in this order with up to `threads` threads. If the system cannot start a thread, fewer are used.
     pub fn start<'a>(tensors: impl IntoIterator<Item = &'a HostTensor>, threads: usize) -> ReadAhead {
         let pieces = Arc::new(Pieces::new(tensors));
         for _ in 0..threads {
@@ -59,7 +59,7 @@ impl Pieces {
         Pieces { pieces: parts.flat_map(split).collect(), next: AtomicUsize::new(0), stopped: AtomicBool::new(false) }
     }
 
-    /// Reads pieces until all are taken, or until this is stopped.
+    /// Reads pieces until all are taken or `stopped` is set.
     fn read(&self) {
         while !self.stopped.load(Ordering::Relaxed)
             && let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed))
@@ -96,7 +96,7 @@ mod tests {
         let tensor = tensor(1200);
         let pieces = Pieces::new([&tensor]);
         pieces.read();
-        // The last one found nothing.
+        // Three pieces were taken, and the fourth attempt found none.
         assert_eq!(pieces.next.load(Ordering::Relaxed), 4);
 
         let pieces = Arc::new(Pieces::new([&tensor]));

@@ -65,7 +65,7 @@ pub(crate) fn title(name: &str) -> String {
     format!("tensor `{}`", excerpt(name))
 }
 
-/// The excerpt of a text, to be quoted in an error: the whole text may be as long as a header.
+/// The beginning of a text, to be quoted in an error: the whole text may be as long as a header.
 pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(100).collect()
 }

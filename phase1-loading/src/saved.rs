@@ -4,10 +4,10 @@
 //! a tensor of bytes, U8 `[bytes]`, named `item.00000`, `item.00001` and so on. Only the engine interprets them: phase 3 and the GPU engine
 //! write the keys and the values of each layer as two items, the CPU engine writes one item per layer.
 //!
-//! `__metadata__` describes with what the file can be used, and has two checksums, XXH3 in 16 hexadecimal digits. `contents_checksum`
-//! covers the items' bytes in order. `header_checksum` covers the following, each part preceded by its length in bytes (u64,
-//! little-endian): the metadata `format`, `version`, `model`, `rope`, `cache`, `engine`, `cached_tokens` and `contents_checksum`; the bytes
-//! of `tokens`; the name and the length (u64, little-endian) of each item.
+//! `__metadata__` names the model, the YaRN ramp, the cache type and the engine with which the file can be used, and has two checksums,
+//! XXH3 in 16 hexadecimal digits. `contents_checksum` covers the items' bytes in order. `header_checksum` covers the following, each part
+//! preceded by its length in bytes (u64, little-endian): the metadata `format`, `version`, `model`, `rope`, `cache`, `engine`,
+//! `cached_tokens` and `contents_checksum`; the bytes of `tokens`; the name and the length (u64, little-endian) of each item.
 //!
 //! The header and the tokens can be read and checked without the items, so that many files are listed quickly.
 
@@ -27,7 +27,7 @@ use crate::safetensors_file::{self, Parts, excerpt, title};
 
 /// Distinguishes session files from other safetensors files.
 const FORMAT: &str = "gptoss session";
-/// 6: a safetensors file.
+/// The format's version. Since version 6, a session file is a safetensors file.
 const VERSION: &str = "6";
 /// Before version 6, a file began with these bytes, followed by its version as u32.
 const MAGIC_BEFORE: &[u8; 8] = b"GPTOSSKV";
@@ -153,7 +153,7 @@ impl SavedSession {
         Ok((saved, contents.to_owned()))
     }
 
-    /// The excerpt of a file, before the tokens: the length of the JSON, and the JSON, which ends in spaces so that the tokens are
+    /// The beginning of a file, up to the tokens: the length of the JSON, and the JSON, which ends in spaces so that the tokens are
     /// aligned.
     fn file_header(&self, header_checksum: &str, contents_checksum: &str) -> Vec<u8> {
         let SessionHeader { model, rope, cache, engine, tokens, length } = &self.header;
@@ -181,7 +181,7 @@ impl SavedSession {
         });
         let metadata = Metadata::new(Some(texts.into()), tensors.collect()).expect("the tensors are contiguous");
         let mut json = serde_json::to_value(&metadata).expect("texts and numbers");
-        // Otherwise the order of the metadata would differ from run to run.
+        // Without sorting, the order of the metadata would differ from run to run.
         json.sort_all_objects();
         let mut json = json.to_string().into_bytes();
         json.resize(json.len().next_multiple_of(8), b' ');
@@ -266,7 +266,7 @@ fn other_version(version: &str) -> Defect {
     Defect::new("header", format!("version {VERSION}"), found)
 }
 
-/// Checks the checksum `found` in the metadata.
+/// Compares the checksum `found` in the metadata with the computed one, `expected`.
 fn check_sum(key: &str, found: &str, expected: &str) -> Result<(), Defect> {
     match found == expected {
         true => Ok(()),

@@ -2,7 +2,8 @@
 
 use std::mem::take;
 
-/// Searches for stop strings in a text that arrives in pieces. Text that may begin a stop string is held back until more text decides.
+/// Searches for stop strings in a text that arrives in pieces. Text that may begin a stop string is held back until later text shows
+/// whether it does.
 ///
 /// The first string to be complete ends the text; of several that complete at the same character, the longest. The result does not depend
 /// on how the text was cut into pieces.
@@ -51,7 +52,7 @@ impl StopStrings {
 mod tests {
     use super::*;
 
-    /// A text ends at the same place however it is cut.
+    /// A text ends at the same place however it is cut into pieces.
     #[test]
     fn stop_position_does_not_depend_on_pieces() {
         let text = "One, two; three and thrice: end of é story";

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::codec::{Format, MAX_BLOCK_BYTES, repack_mxfp4_from_hf};
 
-/// A tensor on the host, its weights a view of the mapped file. Cloning copies no weights.
+/// A tensor on the host. Its weights are slices of the mapped file. Cloning copies no weights.
 #[derive(Clone, Debug)]
 pub struct HostTensor {
     pub format: Format,
@@ -25,7 +25,7 @@ enum Storage {
     Planes(Planes),
     /// Rows stored as columns: Hugging Face's layout of experts that are not quantized.
     Columns(Columns),
-    /// A selection of the rows of a larger tensor, or another order of codes: Ollama and others join several matrices in one.
+    /// Rows selected from a larger tensor, because Ollama and others join several matrices in one; or MXFP4 with another order of codes.
     Rows(Rows),
 }
 
@@ -158,7 +158,7 @@ impl HostTensor {
         matches!(self.storage, Storage::Packed(_))
     }
 
-    /// All packed rows, one after another: a view of the mapped file, or a copy assembled from planes or columns.
+    /// All packed rows, one after another: a view of the mapped file, or a copy if the rows are stored differently.
     pub fn packed(&self) -> Bytes {
         self.packed_as(self.format, 0..self.rows())
     }
@@ -220,7 +220,7 @@ impl HostTensor {
         }
     }
 
-    /// Copies a block in its format's order of codes.
+    /// Copies block `block` of row `row` to `packed`, with the codes in the order of the format.
     fn pack_block(&self, row: usize, block: usize, packed: &mut [u8]) {
         match &self.storage {
             Storage::Planes(planes) => planes.pack_block(self.format, self.row_len(), row, block, packed),
@@ -279,7 +279,7 @@ impl HostTensor {
     }
 }
 
-/// Rows of one matrix of the stack.
+/// Number of rows of one matrix of a stack; 1 for a vector.
 fn matrix_rows(shape: &[usize]) -> usize {
     shape.len().checked_sub(2).map_or(1, |dimension| shape[dimension])
 }
@@ -343,7 +343,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every width, group size and number format of mlx-lm's affine planes, with strided rows, against the formula.
+        /// Every code width, group size and scale format of mlx-lm's affine planes, with strided rows, against `code · scale + bias`.
         #[test]
         fn affine_planes_decode(
             bits in prop::sample::select(vec![Bits::Four, Bits::Eight]),

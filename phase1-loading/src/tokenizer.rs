@@ -1,7 +1,7 @@
 //! Encodes text to tokens and decodes them, with a byte-level BPE built from the model file's own vocabulary.
 //!
 //! GPT-OSS uses o200k_harmony: GPT-4o's pre-tokenizer and merges, plus control tokens such as `<|start|>` that structure a conversation.
-//! Control tokens are recognized only if the caller asks for it, so that untrusted text cannot become structure.
+//! Control tokens are recognized only if the caller asks for it, so that untrusted text cannot change the structure of a conversation.
 
 mod added;
 mod alphabet;

@@ -1,5 +1,5 @@
 //! Maps a GGUF file's tensors to canonical ones. Ollama uses other names, and its first files keep q, k and v in one matrix and interleave
-//! the rows of gate and up. Forks of llama.cpp keep gate above up in one matrix.
+//! the rows of gate and up. Forks of llama.cpp keep gate and up in one matrix, first all rows of gate, then those of up.
 
 use std::collections::BTreeMap;
 
@@ -20,10 +20,10 @@ const NAMES: [(&str, &str); 5] = [
     ("attn_post_norm.weight", "post_attention_norm.weight"),
 ];
 
-/// The tensors under their canonical names. A tensor without an entry keeps its name.
+/// The tensors under their canonical names. A tensor without an entry in [`NAMES`] keeps its name.
 ///
 /// # Errors
-/// A joined matrix whose shape is not the sum of its parts, or a type that only another program's files use.
+/// A joined tensor that does not have the shape of its parts together, or a type that only another program's files use.
 pub(crate) fn canonical(mut tensors: Tensors, dialect: Dialect, config: &GptOssConfig) -> Result<Tensors, Defect> {
     if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.is_in_pairs())
         && dialect != Dialect::Ollama

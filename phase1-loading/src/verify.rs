@@ -28,7 +28,7 @@ pub struct TensorComparison {
 pub enum Verdict {
     /// All values are equal.
     Identical,
-    /// The formats differ, and the values differ no more than their rounding explains.
+    /// The formats differ, and the values differ by no more than the rounding errors of the formats.
     Rounded,
     Different,
 }
@@ -156,7 +156,7 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
         });
     let formats = [a.format, b.format];
     let rms = if sums.different { (sums.error / sums.magnitude).sqrt() } else { 0.0 };
-    // Rounding to the same format again does not change values.
+    // Between tensors of the same format any difference counts: rounding to a format again does not change values.
     let verdict = if !sums.different {
         Verdict::Identical
     } else if a.format != b.format && rms <= formats.into_iter().map(rounding).sum::<f64>() {
@@ -167,7 +167,8 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
     TensorComparison { name: name.to_owned(), formats, rms, verdict }
 }
 
-/// The rms error, relative to rms values, that a format's rounding may cause: about twice what it is for normally distributed weights.
+/// The largest rms error that is accepted as a format's rounding, relative to the rms of the values: about twice the error for normally
+/// distributed weights.
 fn rounding(format: Format) -> f64 {
     match format {
         Format::F32 => 1e-6,

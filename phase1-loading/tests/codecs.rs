@@ -13,8 +13,8 @@ fn decode(format: Format, packed: &[u8]) -> Vec<f32> {
     values
 }
 
-/// The smallest scale exponent of an MXFP4 block whose decoding survives encoding: the block's largest code is 4 or 6, so
-/// that the encoder finds the same scale.
+/// MXFP4 blocks that are the same after decoding and encoding: their largest magnitude is 4 or 6 times the scale, so that the encoder
+/// chooses the same scale.
 fn canonical_mxfp4() -> impl Strategy<Value = Vec<u8>> {
     (1u8..=250, prop::collection::vec(0u8..16, 32), 0usize..32, prop::sample::select(vec![6u8, 7, 14, 15])).prop_map(
         |(scale, mut codes, place, large)| {
@@ -117,7 +117,7 @@ fn e2m1_equals_its_bit_layout() {
     }
 }
 
-/// Every block format against the `gguf` package on random blocks: bit for bit, NaN for NaN.
+/// Every block format against the Python package `gguf` on random blocks: each value is equal, or NaN in both.
 #[test]
 fn quantized_formats_decode_as_the_gguf_package_does() {
     let golden = Golden::committed("quants.safetensors");

@@ -121,7 +121,7 @@ fn check_finds_a_scale_of_255() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// A file that is truncated anywhere is refused, because its last tensor ends at its end.
+    /// A file that is truncated anywhere is refused, because the data of the last tensor ends at the end of the file.
     #[test]
     fn a_truncated_file_is_refused(share in 0.0f64..1.0) {
         let file = model();

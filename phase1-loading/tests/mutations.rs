@@ -39,7 +39,7 @@ static ALLOCATOR: Counting = Counting;
 const BEYOND: usize = 64 << 20;
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// A change to a file. Positions are given as a number from 0 to 1, whose cube is the fraction of the file's length: most are in the
+/// A change to a file. Positions are fractions of the file's length. They are cubes of uniform numbers from 0 to 1, so that many are in the
 /// header.
 #[derive(Clone, Debug)]
 enum Harm {
@@ -131,7 +131,7 @@ fn within_bounds<T>(size: usize, open: impl FnOnce() -> T) -> Result<T, TestCase
     Ok(result)
 }
 
-/// A model that opens can be used: builds its tokenizer and decodes every row of every tensor.
+/// Uses a model that opened: builds its tokenizer and decodes every row of every tensor.
 fn use_model(checkpoint: &Checkpoint) {
     let _ = checkpoint.tokenizer().map(|tokenizer| tokenizer.encode_with_control("<|start|>a test 123"));
     let _ = checkpoint.fingerprint();
@@ -196,7 +196,7 @@ fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
     let (saved, file) = session();
     let file = Bytes::from(harmed(file, harms));
     let opened = within_bounds(file.len(), || SavedSession::from_bytes(Path::new("harmed"), file).ok())?;
-    // Damage that opens must not have changed the contents, for example spaces in the JSON.
+    // If a damaged file opens, the damage must not have changed the contents, for example if it added spaces to the JSON.
     prop_assert!(opened.is_none_or(|opened| opened == saved), "the damage was not detected");
     Ok(())
 }

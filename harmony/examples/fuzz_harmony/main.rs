@@ -40,7 +40,8 @@ fn main() {
     }
 }
 
-/// Settings and a stream: half of the streams are well-formed turns with some damage, the others random bytes.
+/// Two bytes of settings and a stream. Half of the streams are well-formed turns, the others random bytes; then up to five places are
+/// damaged.
 fn stream(rng: &mut impl Rng) -> Vec<u8> {
     let mut data = if rng.random() { turn(rng) } else { anything(rng) };
     for _ in 0..rng.random_range(0..6) {
@@ -57,7 +58,7 @@ fn one_of<T: Copy>(rng: &mut impl Rng, of: &[T]) -> T {
 
 fn anything(rng: &mut impl Rng) -> Vec<u8> {
     let length = rng.random_range(0..40);
-    // Control tokens would be rare among uniform bytes.
+    // Among uniformly distributed bytes, control tokens would be rare.
     let byte = |_| if rng.random_bool(0.4) { rng.random_range(0..8) } else { rng.random() };
     (0..length).map(byte).collect()
 }

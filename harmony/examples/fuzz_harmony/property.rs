@@ -1,5 +1,5 @@
-//! The property that the parser must have for any stream of tokens: it never panics, and every byte of the stream is accounted for. Shared
-//! by the example `fuzz_harmony` and the fuzz target `harmony`.
+//! The property that the parser must have for any stream of tokens: it never panics, and it loses no byte: each is part of a message, of a
+//! header or of a warning, or is white space between messages. Shared by the example `fuzz_harmony` and the fuzz target `harmony`.
 
 use std::collections::BTreeMap;
 use std::mem::take;
@@ -19,7 +19,7 @@ static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     Checkpoint::from_folder_bytes("mlx-q8", &files).expect("opens").tokenizer().expect("builds")
 });
 
-/// The control tokens of the parser.
+/// The control tokens that the parser handles.
 const CONTROL: [&str; 8] =
     ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>", "<|constrain|>", "<|endoftext|>"];
 
@@ -67,10 +67,10 @@ const WORDS: [&str; 40] = [
     "to",
 ];
 
-/// Possible stop strings; a byte of the settings selects some.
+/// Possible stop strings; each bit of the second byte of the settings selects one.
 const STOPS: [&str; 8] = ["q", "é", "it u", "Lo", "}", "json", "👋q", "\n\n"];
 
-/// Bytes that encode control tokens, so that a generator of streams does not depend on the encoding.
+/// The bytes that stand for control tokens in a stream. Programs that generate streams use these names instead of numbers.
 pub const START: u8 = 0;
 pub const CHANNEL: u8 = 1;
 pub const MESSAGE: u8 = 2;
@@ -83,7 +83,7 @@ const FIRST_BYTE: u8 = FIRST_WORD + WORDS.len() as u8;
 const FIRST_TOKEN: u8 = 128;
 const FIRST_UNKNOWN: u8 = 250;
 
-/// The byte that encodes a word.
+/// The byte that stands for a word.
 pub fn word(text: &str) -> u8 {
     let index = WORDS.iter().position(|&word| word == text).expect("a word of the list");
     FIRST_WORD + index as u8
@@ -111,7 +111,7 @@ impl Vocabulary {
         self.control.iter().zip(CONTROL).find_map(|(&control, name)| (control == token).then_some(name))
     }
 
-    /// The tokens encoded by bytes: control tokens, words, single bytes, any tokens, and invalid ones.
+    /// The tokens that the bytes of a stream stand for: control tokens, words, single bytes, any tokens, and invalid ones.
     fn tokens(&self, data: &[u8]) -> Vec<u32> {
         let vocabulary = TOKENIZER.vocab() as u32;
         let mut tokens = Vec::new();
@@ -131,7 +131,7 @@ impl Vocabulary {
         tokens
     }
 
-    /// The same stream with some tokens split into single bytes, selected by a number.
+    /// The same stream with some tokens split into tokens of one byte. `number` is the seed of the choice.
     fn cut(&self, tokens: &[u32], mut number: u64) -> Vec<u32> {
         let mut cut = Vec::with_capacity(tokens.len());
         for &token in tokens {
@@ -160,7 +160,7 @@ impl Settings {
     }
 }
 
-/// Panics if the parser loses part of the stream in `data`: two bytes of settings, and the tokens. Returns the number of tokens.
+/// Parses `data`, two bytes of settings and a stream, and panics if the parser loses part of the stream. Returns the number of tokens.
 pub fn check(data: &[u8]) -> usize {
     let (&[declares, stops], data) = data.split_first_chunk().unwrap_or((&[0, 0], data));
     let function = |name: &str| Function { name: name.into(), description: None, parameters: None };
@@ -180,7 +180,7 @@ pub fn check(data: &[u8]) -> usize {
     let cut = ParseResult::of(&settings, &VOCABULARY.cut(&tokens, number));
     assert_eq!(whole, cut, "the result depends on how the text is cut into tokens");
 
-    // Read as a conversation, the stream is either parsed or refused.
+    // Read as a conversation, the stream is parsed if it begins with `<|start|>`, otherwise refused.
     let harmony = Harmony::new(&TOKENIZER).expect("harmony's control tokens");
     let begins = tokens.first() == Some(&VOCABULARY.control[usize::from(START)]);
     assert_eq!(harmony.parse_conversation(&tokens).is_ok(), begins);
@@ -230,10 +230,10 @@ impl ParseResult {
     }
 }
 
-/// The parser's warning about words that it treats as a message.
+/// The parser's warning about text without a header, which it reads as a message.
 const BARE_CONTENT: &str = "a message without a header";
 
-/// Accounts for the text of a stream, using only the public state of the parser.
+/// Tracks where each byte of a stream's text goes, using only the public state of the parser.
 #[derive(Default)]
 struct Account {
     /// Bytes after the last control token.
@@ -242,7 +242,7 @@ struct Account {
     is_bare_content: bool,
     /// The open header, including the names of control tokens in it.
     header: String,
-    /// Number of text bytes in it.
+    /// Number of text bytes in `header`.
     header_text: usize,
     /// The expected content of each message.
     contents: Vec<String>,
@@ -252,8 +252,8 @@ struct Account {
     is_open: bool,
     /// Number of text bytes in the stream.
     read: usize,
-    /// How many of them were not content: headers, and white space between messages. A control token that became content counts against
-    /// them: its name is content that was not read as text.
+    /// How many of the bytes in `read` were not content: headers, and white space between messages. If the name of a control token becomes
+    /// content, its length is subtracted, since it is content that is not counted in `read`.
     structure: isize,
 }
 
@@ -295,7 +295,7 @@ impl Account {
         let is_open = was_open || self.is_bare_content;
         self.segment_ends(is_open);
         match control {
-            // A stop string ended the message before it.
+            // A stop string ended the message before this token.
             _ if is_open && parser.stop_string().is_some() => {}
             Some("<|channel|>") if is_open => self.header = "<|channel|>".into(),
             _ if is_open => {}
@@ -324,7 +324,7 @@ impl Account {
         }
     }
 
-    /// Marks the header as accounted for; `content` of its bytes are content.
+    /// Clears the header and counts its text bytes as structure, except `content` bytes, which became content.
     fn header_ends(&mut self, content: usize) {
         self.structure += take(&mut self.header_text) as isize - content as isize;
         self.header.clear();
@@ -368,7 +368,7 @@ impl Account {
             self.header
         );
         let mut fields = String::new();
-        // The role of the first header is before the stream.
+        // The role of the first header is in the prompt, before the stream.
         if self.header.trim_start().starts_with(role.name()) {
             fields += role.name();
             fields.extend(name.iter().map(|name| format!(":{name}")));
@@ -408,7 +408,7 @@ impl Account {
         assert_eq!(parsed, self.contents);
     }
 
-    /// A stop string must end the last message, at the first place where one is complete.
+    /// A stop string must end the last message at the first position where any stop string is complete.
     fn stopped(&mut self, parser: &Parser<'_>, stop: &str, stops: &[String]) {
         if !self.segment.is_empty() {
             self.segment_ends(true);

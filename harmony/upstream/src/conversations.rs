@@ -69,7 +69,7 @@ fn kept_by_openai(messages: &[Message]) -> Vec<usize> {
     kept(messages, |index| first.is_none_or(|first| index > first))
 }
 
-/// Indices of all messages except earlier reasoning.
+/// Indices of all messages except reasoning for which `is_new` is false.
 fn kept(messages: &[Message], is_new: impl Fn(usize) -> bool) -> Vec<usize> {
     let is_kept = |&index: &usize| messages[index].channel.as_deref() != Some("analysis") || is_new(index);
     (0..messages.len()).filter(is_kept).collect()

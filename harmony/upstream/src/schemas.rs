@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::text::{line, maybe, name, one_of};
 
-/// Usually an object, as functions have it; sometimes anything else.
+/// The schema of a function's parameters: usually an object, sometimes any other schema.
 pub fn parameters(rng: &mut impl Rng) -> Value {
     match rng.random_range(0..12) {
         0 => json!({}),
@@ -102,7 +102,7 @@ fn decorate(rng: &mut impl Rng, schema: &mut Map<String, Value>) {
     } else {
         schema.extend(maybe(rng, 0.4, line).map(|text| ("description".to_owned(), text.into())));
     }
-    // It also loses `nullable` if the word "null" occurs anywhere.
+    // OpenAI's crate also loses `nullable` if the word "null" occurs anywhere in the values of these keys.
     let type_keys = ["enum", "items", "properties", "oneOf", "description"];
     let mentions_null =
         type_keys.iter().filter_map(|key| schema.get(*key)).any(|value| value.to_string().contains("null"));

@@ -87,12 +87,12 @@ pub fn name(rng: &mut impl Rng) -> String {
     format!("{name}{}", rng.random_range(0..1000)) + if rng.random_bool(0.2) { "json" } else { "" }
 }
 
-/// One of several.
+/// A random element of `of`.
 pub fn one_of<T: Clone>(rng: &mut impl Rng, of: &[T]) -> T {
     of.choose(rng).expect("not empty").clone()
 }
 
-/// A value with the given probability.
+/// `Some` value with the given probability, otherwise `None`.
 pub fn maybe<T, R: Rng>(rng: &mut R, probability: f64, value: impl FnOnce(&mut R) -> T) -> Option<T> {
     rng.random_bool(probability).then(|| value(rng))
 }

@@ -69,7 +69,7 @@ struct Turn {
     /// Declared functions.
     functions: Vec<Function>,
     meant: Vec<Message>,
-    /// If OpenAI's crate is wrong, its result; otherwise the intended messages.
+    /// The messages that OpenAI's crate is expected to parse: where it is known to be wrong its result, otherwise the intended messages.
     read_by_openai: Vec<Message>,
 }
 

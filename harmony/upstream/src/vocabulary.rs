@@ -8,7 +8,7 @@ use openai_harmony::{HarmonyEncoding, HarmonyEncodingName};
 use phase1_loading::{Checkpoint, Tokenizer};
 use synthetic::SyntheticModel;
 
-/// Tokens of o200k_base; control tokens follow.
+/// Number of tokens of o200k_base; the control tokens have the ids after them.
 const RANKS: u32 = 199_998;
 
 /// The tokenizer of a synthetic model's file.
@@ -21,7 +21,8 @@ pub fn ours() -> Tokenizer {
     Checkpoint::open(&path).expect("opened").tokenizer().expect("built")
 }
 
-/// Written to a file `o200k_base.tiktoken` from the data that tiktoken-rs contains. OpenAI's crate checks the file's SHA-256.
+/// The encoding of OpenAI's crate. It reads a file `o200k_base.tiktoken`, which is written here from the data in tiktoken-rs, and checks
+/// its SHA-256.
 pub fn theirs() -> HarmonyEncoding {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let tiktoken = tiktoken_rs::o200k_harmony_singleton();

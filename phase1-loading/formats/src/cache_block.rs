@@ -1,9 +1,9 @@
 //! The block of a q8_0 cache: 32 values in 32 bytes, codes of 8 bits that carry their scale.
 //!
-//! The scale is an f16 with only bits 14 to 7 in use: five exponent bits and three mantissa bits. These eight bits are stored in the
-//! lowest bits of the block's first eight codes, bit i in code i. A reader multiplies all codes, unmodified, by the scale. A writer rounds
-//! each of the first eight codes to the nearest integer whose lowest bit is the scale's bit, an error of at most one step; the other codes
-//! have an error of at most half a step. With a separate scale the block would be larger than half of 32 values in f16.
+//! The scale is an f16 with only bits 14 to 7 in use: five exponent bits and three mantissa bits. These eight bits are stored in the lowest
+//! bits of the block's first eight codes, bit i in code i. A reader multiplies all codes, unmodified, by the scale. A writer rounds each of
+//! the first eight codes to the nearest integer whose lowest bit is the scale's bit, an error of at most one step; the other codes have an
+//! error of at most half a step. With a separate scale the block would be larger than 32 bytes, half the size of 32 values in f16.
 
 use half::f16;
 
@@ -13,11 +13,12 @@ use crate::BLOCK;
 pub const SCALE_BITS: usize = 8;
 /// The largest magnitude of a code.
 pub const LARGEST_CODE: f32 = 127.0;
-/// A factor instead of a divisor, so that every device computes the same scale: GPUs differ in how they round divisions.
+/// The factor from the largest magnitude of a block to its scale. It replaces a division by [`LARGEST_CODE`], so that every device computes
+/// the same scale: GPUs differ in how they round divisions.
 pub(crate) const PER_LARGEST_CODE: f32 = 1.0 / LARGEST_CODE;
 /// The largest scale. Values above [`LARGEST_CODE`] times this saturate.
 pub const LARGEST_SCALE: f32 = 61440.0;
-/// The smallest scale, and the smallest difference between two scales.
+/// The smallest scale above zero, and the smallest difference between two scales.
 pub const SMALLEST_SCALE: f32 = 1.0 / 131_072.0;
 /// The smallest scale that is not subnormal.
 pub(crate) const SMALLEST_NORMAL_SCALE: f32 = 8.0 * SMALLEST_SCALE;
@@ -68,7 +69,7 @@ fn scale_byte(largest: f32) -> u8 {
     } else if exact < SMALLEST_NORMAL_SCALE {
         (exact / SMALLEST_SCALE).ceil() as u8
     } else {
-        // An f32's mantissa is rounded up to three bits, and its exponent counted from where an f16's begins.
+        // Rounds the f32's mantissa up to three bits, and changes the bias of its exponent to that of an f16: 127 − 15 = 112.
         (((exact.to_bits() + 0xf_ffff) >> 20) - (112 << 3)) as u8
     }
 }
@@ -79,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// Values of any one magnitude, including magnitudes that need a subnormal scale or exceed the largest one.
+    /// Blocks of every magnitude, including magnitudes that need a subnormal scale or exceed the largest scale.
     fn block() -> impl Strategy<Value = [f32; BLOCK]> {
         let share =
             prop_oneof![6 => -1.0f32..1.0, 1 => Just(0.0), 1 => Just(1.0), 1 => Just(-1.0), 1 => -0.01f32..0.01];
@@ -99,7 +100,7 @@ mod tests {
                 prop_assert!(largest < SMALLEST_SCALE / 2.0 && codes == [0; BLOCK]);
                 return Ok(());
             }
-            // No smaller scale suffices, up to the last bit of the division.
+            // The scale is the smallest that suffices, up to the rounding of the division.
             let exact = largest / LARGEST_CODE;
             prop_assert!(exact <= scale * 1.000_001, "{largest} with scale {scale}");
             prop_assert!(scale <= (exact * 1.125).max(exact + SMALLEST_SCALE) * 1.000_001, "{largest} with scale {scale}");

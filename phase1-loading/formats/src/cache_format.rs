@@ -37,7 +37,7 @@ impl CacheFormat {
         }
     }
 
-    /// Values of a head that are packed together into whole 32-bit words: `head_dim` must be a multiple.
+    /// Number of values of a head that are packed together into whole 32-bit words; `head_dim` must be a multiple of it.
     pub const fn granule(self) -> usize {
         match self {
             CacheFormat::F32 => 1,

@@ -68,7 +68,7 @@ pub fn block_scale(first: u32, second: u32) -> f32 {
 
 #[cube]
 fn scale_byte(largest: f32) -> u32 {
-    // Read as integers, floats of one sign keep their order, and NaN is the largest.
+    // The bits of non-negative floats, compared as integers, have the order of the floats, and NaN is the largest.
     let exact = min(u32::reinterpret(largest * PER_LARGEST_CODE), u32::reinterpret(f32::new(LARGEST_SCALE)));
     let normal = ((exact + 0xf_ffff) >> 20) - (112u32 << 3);
     let subnormal = u32::cast_from(f32::ceil(f32::reinterpret(exact) * comptime![1.0 / SMALLEST_SCALE]));
@@ -87,7 +87,7 @@ fn code(quotient: f32) -> u32 {
     nearest(clamp(quotient, -LARGEST_CODE, LARGEST_CODE))
 }
 
-/// The nearest odd code, or with `odd` 0 the nearest even one.
+/// The nearest odd code if `odd` is 1, the nearest even code if it is 0.
 #[cube]
 fn code_of_parity(quotient: f32, odd: u32) -> u32 {
     let odd_value = f32::cast_from(odd);

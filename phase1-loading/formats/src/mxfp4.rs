@@ -16,8 +16,8 @@ pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, 
 /// The largest magnitude of a code.
 pub const E2M1_MAX: f32 = 6.0;
 
-/// `2^(byte − 128)`: half of each scale, for use with [`E2M1_DOUBLED`]. Bytes 0 and 1 give subnormals. A table look-up is one load from L1;
-/// arithmetic would compete with the multiplications.
+/// `2^(byte − 128)`: half of each scale, for use with [`E2M1_DOUBLED`]. Bytes 0 and 1 give subnormals. A table is used because a look-up is
+/// one load from the L1 cache, while computing the scale would compete with the multiplications for the arithmetic units.
 pub static HALF_E8M0: [f32; 256] = {
     let mut table = [0.0; 256];
     let mut byte = 0;
@@ -28,7 +28,7 @@ pub static HALF_E8M0: [f32; 256] = {
     table
 };
 
-/// `2^(byte − 127)`. Byte 0 is the subnormal 2⁻¹²⁷; byte 255 is NaN in OCP's table, and engines refuse it.
+/// `2^(byte − 127)`. Byte 0 is the subnormal 2⁻¹²⁷; byte 255 is NaN in OCP's specification, and engines refuse it.
 pub fn e8m0(byte: u8) -> f32 {
     f32::from_bits(match byte {
         0 => 0x0040_0000,

@@ -1,4 +1,4 @@
-//! The weight formats that all engines multiply without converting them.
+//! The weight formats in which all engines multiply matrices without converting them first.
 
 use half::{bf16, f16};
 
@@ -52,7 +52,8 @@ impl Storage {
         }
     }
 
-    /// Encodes values, rounding to nearest if the format is coarser than f32. Values that [`Storage::decode`] returns are encoded exactly.
+    /// Encodes values, rounding to nearest if the format is less precise than f32. Values that [`Storage::decode`] returns are encoded
+    /// exactly.
     ///
     /// # Panics
     /// If a quantized format's last block is not whole.
@@ -91,7 +92,7 @@ fn decode_q8_0(block: &[u8; Q8_0_BYTES], values: &mut [f32; BLOCK]) {
 }
 
 fn encode_q8_0(values: &[f32; BLOCK]) -> [u8; Q8_0_BYTES] {
-    // Magnitudes are ordered as their bits are, and integers compare faster.
+    // The bits of non-negative floats, compared as integers, have the order of the floats, and integers compare faster.
     let amax = f32::from_bits(values.iter().fold(0, |most, v| most.max(v.abs().to_bits())));
     let scale = f16::from_f32(amax / 127.0);
     let inverse = if scale == f16::ZERO { 0.0 } else { scale.to_f32().recip() };

@@ -1,7 +1,7 @@
-//! Unpacking of the IQ2 and IQ3 formats. A block has 256 values; eight (IQ2) or four (IQ3) of them are one point of a table, and signs are
-//! stored separately.
+//! Unpacking of the IQ2 and IQ3 formats. A block has 256 values. Each group of eight (IQ2) or four (IQ3) magnitudes is stored as the index
+//! of a point in a table; the signs are stored separately.
 //!
-//! The order of the arithmetic is the `gguf` package's.
+//! The arithmetic operations are in the same order as in the Python package `gguf`.
 
 use super::blocks::{SUPER_BLOCK, half};
 use super::grids;
@@ -10,18 +10,18 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// Scale number `i` of four bits, two per byte.
+/// The 4-bit scale number `i`; a byte holds two scales.
 fn nibble(bytes: &[u8], i: usize) -> f32 {
     f32::from(bytes[i / 2] >> (i % 2 * 4) & 15)
 }
 
-/// Adds the eighth sign bit to seven: it makes the number of set bits even.
+/// Adds the eighth sign bit to the seven stored ones. It is chosen so that the number of set bits is even.
 fn even_signs(seven: u32) -> u8 {
     let seven = (seven & 127) as u8;
     seven | (seven.count_ones() as u8 & 1) << 7
 }
 
-/// `scale · value`, negated if its sign bit is set.
+/// `scale · value`, negated if bit `bit` of `signs` is set.
 fn signed(scale: f32, value: u8, signs: u8, bit: usize) -> f32 {
     scale * f32::from(value) * if signs >> bit & 1 == 0 { 1.0 } else { -1.0 }
 }
@@ -42,7 +42,8 @@ fn two_fours(points: [u16; 2], levels: &[u8; 8], scale: f32, signs: u8, values: 
     }
 }
 
-/// Eight runs of 32: four points of one byte each, then a word of four times seven sign bits and a 4-bit scale.
+/// Eight runs of 32 values, each with four one-byte indices of points, and a 32-bit word of four groups of seven sign bits and a 4-bit
+/// scale.
 pub(super) fn iq2_xxs(block: &[u8; 66], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     for (run, values) in values.chunks_exact_mut(32).enumerate() {
@@ -55,7 +56,7 @@ pub(super) fn iq2_xxs(block: &[u8; 66], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// 32 words of 16 bits, each a 9-bit point and seven sign bits, then 16 scales of four bits.
+/// 32 words of 16 bits, each with the 9-bit index of a point and seven sign bits; then 16 scales of four bits.
 pub(super) fn iq2_xs(block: &[u8; 74], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     for (i, values) in values.chunks_exact_mut(8).enumerate() {
@@ -65,7 +66,8 @@ pub(super) fn iq2_xs(block: &[u8; 74], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// 32 points: their low bytes, 32 bytes of signs, the high bits in pairs, and 16 scales of four bits.
+/// 32 indices of points, of ten bits each: their low bytes, then 32 bytes of signs, then the two high bits of each index, then 16 scales of
+/// four bits.
 pub(super) fn iq2_s(block: &[u8; 82], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     for (i, values) in values.chunks_exact_mut(8).enumerate() {
@@ -75,7 +77,7 @@ pub(super) fn iq2_s(block: &[u8; 82], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// 64 points of one byte each, then for each run of 32 values a word of four times seven sign bits and a 4-bit scale.
+/// 64 one-byte indices of points; then for each run of 32 values a 32-bit word of four groups of seven sign bits and a 4-bit scale.
 pub(super) fn iq3_xxs(block: &[u8; 98], values: &mut [f32; SUPER_BLOCK]) {
     const LEVELS: [u8; 8] = [0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3e];
     let d = half(block);
@@ -87,7 +89,7 @@ pub(super) fn iq3_xxs(block: &[u8; 98], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// 64 points: their low bytes, their high bits, 32 bytes of signs, and eight scales of four bits.
+/// 64 indices of points, of nine bits each: their low bytes, then their high bits, then 32 bytes of signs, then eight scales of four bits.
 pub(super) fn iq3_s(block: &[u8; 110], values: &mut [f32; SUPER_BLOCK]) {
     const LEVELS: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
     let d = half(block);

@@ -1,4 +1,4 @@
-//! The tables of points of the IQ2 and IQ3 formats, as ggml defines them. Each entry is one point.
+//! The tables of points of the IQ2 and IQ3 formats, which ggml calls grids. Each entry is one point, packed into 16 bits.
 //!
 //! A point of IQ2 has eight values of two bits, the first in the lowest bits; a point of IQ3 has four values of three bits, each in a
 //! nibble.

@@ -1,15 +1,16 @@
 //! Unpacking of more GGUF formats with 256 values per block: two and three bits, IQ4_XS, and ternary.
 //!
-//! The order of the arithmetic is the `gguf` package's.
+//! The arithmetic operations are in the same order as in the Python package `gguf`.
 
 use super::blocks::{IQ4, SUPER_BLOCK, half};
 
-/// Code `e` of two bits. Each half of a block has 32 bytes; byte `i` holds the values `i`, `32 + i`, `64 + i` and `96 + i`.
+/// The 2-bit code of value `e`. Each half of a block, 128 values, has 32 bytes; byte `i` holds the codes of values `i`, `32 + i`, `64 + i`
+/// and `96 + i` of that half.
 fn two_bits(codes: &[u8], e: usize) -> u8 {
     codes[e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3
 }
 
-/// Sixteen runs of 16, each `(d · scale) · code − (m · minimum)`, with scale and minimum in a byte.
+/// Sixteen runs of 16 values `(d · scale) · code − (m · minimum)`. A byte holds the 4-bit scale and the 4-bit minimum of a run.
 pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; SUPER_BLOCK]) {
     let (d, m) = (half(&block[80..]), half(&block[82..]));
     for (e, value) in values.iter_mut().enumerate() {
@@ -19,7 +20,8 @@ pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// Sixteen runs of 16, each `(d · (scale − 32)) · code`. A code is two bits, minus 4 unless bit `e / 32` of byte `e % 32` is set.
+/// Sixteen runs of 16 values `(d · (scale − 32)) · code`. A code is a 2-bit number; for value `e`, 4 is subtracted from it if bit `e / 32`
+/// of byte `e % 32` is 0.
 pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(&block[108..]);
     for (e, value) in values.iter_mut().enumerate() {
@@ -37,7 +39,8 @@ fn six_bits(packed: &[u8], i: usize) -> i8 {
     (low | high << 4) as i8 - 32
 }
 
-/// Eight runs of 32, each `(d · (scale − 32)) · table[code]`. The six bits of a scale are split into four low and two high ones.
+/// Eight runs of 32 values `(d · (scale − 32)) · table[code]`. The four low bits and the two high bits of a 6-bit scale are stored
+/// separately.
 pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(block);
     let high = u16::from_le_bytes([block[2], block[3]]);
@@ -52,7 +55,8 @@ pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// `d · t` with t −1, 0 or 1, up to five codes per byte as base-3 fractions: 160 values in 32 bytes, 80 in 16, and four in each of 4 bytes.
+/// `d · t`, where t is −1, 0 or 1. A byte is a base-3 fraction of up to five digits, one per value: 160 values in 32 bytes, then 80 values
+/// in 16 bytes, then four values in each of 4 bytes.
 pub(super) fn tq1_0(block: &[u8; 54], values: &mut [f32; SUPER_BLOCK]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let d = half(&block[52..]);

@@ -1,6 +1,6 @@
 //! Unpacking of GGUF's block formats, one function per format.
 //!
-//! The order of the arithmetic is the `gguf` package's, so that every value is bit-identical to its result.
+//! The arithmetic operations are in the same order as in the Python package `gguf`, so that every value is bit-identical to that package's.
 
 use formats::BLOCK;
 
@@ -69,7 +69,7 @@ fn six_bit_pair(packed: &[u8], i: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(least))
 }
 
-/// Eight runs of 32, each `(d · scale) · code − (m · minimum)`. Two runs share 32 bytes, low nibbles first.
+/// Eight runs of 32 values `(d · scale) · code − (m · minimum)`. Two runs share 32 bytes, low nibbles first.
 pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; SUPER_BLOCK]) {
     let (d, m) = (half(block), half(&block[2..]));
     for (run, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -82,7 +82,7 @@ pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// As Q4_K, with a fifth bit: bit `run` of byte `e` of 32 more bytes.
+/// As Q4_K, with 5-bit codes. The fifth bit of value `e` of a run is bit `run` of byte `e` of 32 further bytes.
 pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; SUPER_BLOCK]) {
     let (d, m) = (half(block), half(&block[2..]));
     for (run, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -96,7 +96,7 @@ pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// Sixteen runs of 16, each `(d · scale) · (code − 32)`. Each half of the block has 64 bytes of low nibbles, two values per byte, and 32
+/// Sixteen runs of 16 values `(d · scale) · (code − 32)`. Each half of the block has 64 bytes of low nibbles, two values per byte, and 32
 /// bytes of high bit pairs, four values per byte.
 pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; SUPER_BLOCK]) {
     let d = half(&block[208..]);

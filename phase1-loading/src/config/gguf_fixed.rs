@@ -1,5 +1,5 @@
-//! Metadata of computations for which gpt-oss has only one variant. Some programs write these keys, and some use them. A file that requires
-//! another variant is refused: it would otherwise run with wrong results.
+//! Metadata keys whose value is fixed for gpt-oss. Some programs write these keys, and some read them. A file with another value is
+//! refused, because the engines would compute wrong results for it.
 
 use super::constants::{BETA_FAST, BETA_SLOW, SWIGLU_ALPHA, SWIGLU_LIMIT, attention_factor, is_close};
 use super::metadata::Metadata;
@@ -7,7 +7,7 @@ use super::{GptOssConfig, RopeConfig};
 use crate::error::Defect;
 use crate::gguf::Value;
 
-/// Keys, and the values that agree with what the engines compute, the usual value first. Some writers use 0 for "unset".
+/// Keys, and the values that describe what the engines compute, the usual value first. Some writers use 0 for "unset".
 const FIXED: &[(&str, &[f64])] = &[
     ("rope.scaling.yarn_beta_fast", &[BETA_FAST]),
     ("rope.scaling.yarn_beta_slow", &[BETA_SLOW]),
@@ -43,7 +43,7 @@ const FIXED: &[(&str, &[f64])] = &[
 /// Refuses metadata that requires a computation that the engines do not support.
 ///
 /// # Errors
-/// Names the key, its required value and its value.
+/// Names the key, its required value and the value found.
 pub(super) fn check(metadata: &Metadata, config: &GptOssConfig) -> Result<(), Defect> {
     for &(key, allowed) in FIXED {
         expect(metadata, key, allowed)?;

@@ -30,15 +30,15 @@ struct HfConfig {
     /// Another name of `num_experts_per_tok`.
     experts_per_token: Field,
     max_position_embeddings: Field,
-    /// Another name of the scaling's `original_max_position_embeddings`.
+    /// Another name of `original_max_position_embeddings` in `rope_scaling`.
     initial_context_length: Field,
     rms_norm_eps: Field,
     sliding_window: Field,
     layer_types: Field,
     rope_theta: Field,
-    /// An [`HfRope`]: transformers 5 keeps everything there.
+    /// An [`HfRope`] with θ: transformers 5 writes all RoPE parameters here.
     rope_parameters: Field,
-    /// An [`HfRope`] without θ: earlier versions, and mlx-lm.
+    /// An [`HfRope`] without θ, as earlier versions of transformers and mlx-lm write it.
     rope_scaling: Field,
     // Keys with only one value in gpt-oss.
     partial_rotary_factor: Field,
@@ -115,7 +115,8 @@ impl GptOssConfig {
 }
 
 impl HfConfig {
-    /// Refuses a configuration that requires a computation that the engines do not support. It would otherwise run with wrong results.
+    /// Refuses a configuration that requires a computation that the engines do not support, because they would compute wrong results for
+    /// it.
     fn check_fixed(&self) -> Result<(), Defect> {
         self.swiglu_limit.expect_number("swiglu_limit", SWIGLU_LIMIT)?;
         self.swiglu_alpha.expect_number("swiglu_alpha", SWIGLU_ALPHA)?;
@@ -164,7 +165,7 @@ impl HfConfig {
 }
 
 impl HfRope {
-    /// `initial` is the context before scaling, if the enclosing configuration gives it.
+    /// `initial` is the context length before scaling, if the enclosing configuration gives it.
     fn config(&self, section: &str, theta: f32, initial: &Field) -> Result<RopeConfig, Defect> {
         let name = |key: &str| format!("{section}.{key}");
         match self.rope_type.0 {
@@ -215,7 +216,7 @@ impl Field {
         self.0.as_ref().and_then(object)
     }
 
-    /// `null` counts as missing, as transformers writes it.
+    /// `null` counts as missing, because transformers writes it for keys without a value.
     fn is_missing(&self) -> bool {
         matches!(self.0, None | Some(Value::Null))
     }

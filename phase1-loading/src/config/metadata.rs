@@ -42,7 +42,7 @@ impl Metadata<'_> {
         Err(self.defect(key, format!("an integer from 1 to {MAX_SIZE}"), found))
     }
 
-    /// A float; a whole number is accepted, because people write those by hand.
+    /// A float; an integer is accepted, because metadata written by hand often has integers here.
     pub fn float(&self, key: &str) -> Result<f32, Defect> {
         let number = match self.value(key) {
             Some(&Value::Float(number)) => Some(number),
@@ -76,7 +76,7 @@ impl Metadata<'_> {
             ramp: YarnRamp::default(),
         };
         match self.value(key) {
-            // Ollama's code assumes these values and does not write them.
+            // Ollama's code assumes YaRN and does not write this key.
             None if self.dialect == Dialect::Ollama => Ok(yarn),
             Some(value) if value.as_str() == Some("yarn") => Ok(yarn),
             found => {
@@ -86,8 +86,8 @@ impl Metadata<'_> {
         }
     }
 
-    /// Which layers slide: one flag per layer, or a number n, with which every nth layer is full (0: no layer is). Without either, even
-    /// layers slide.
+    /// The attention kind of each layer. The file has one flag per layer (true: sliding), or a number n: every nth layer has full attention
+    /// (with 0, no layer). Without the key, even layers have sliding attention.
     pub fn attention_kinds(&self, layers: usize) -> Result<Vec<AttentionKind>, Defect> {
         let kind = |slides| if slides { AttentionKind::Sliding } else { AttentionKind::Full };
         let key = "attention.sliding_window_pattern";

@@ -11,10 +11,10 @@ use crate::mistaken::stand_in;
 /// The largest accepted size of a `config.json`, chat template or index, in bytes.
 pub(super) const MAX_TEXT: usize = 64 << 20;
 
-/// The files of a folder by name; `None` for a missing file.
+/// Returns the file of a folder with a given name; `None` if it is missing.
 pub(crate) type Files<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, LoadError>;
 
-/// A file that a model requires.
+/// Returns a file that a model requires, and refuses a placeholder for it.
 pub(super) fn needed(folder: &Path, files: Files, name: &str) -> Result<Bytes, LoadError> {
     let path = folder.join(name);
     match files(name)? {

@@ -17,7 +17,7 @@ use crate::safetensors_file::{Part, Parts};
 use crate::specs::{TensorRole, TensorSpec, tensor_specs};
 use crate::tensor::{Columns, HostTensor, Planes};
 
-/// Canonical stems, and those of a folder.
+/// The stems of tensor names: the canonical one, and the one in folders of Hugging Face and mlx-lm.
 const STEMS: [(&str, &str); 14] = [
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
@@ -38,14 +38,14 @@ const STEMS: [(&str, &str); 14] = [
 /// A folder's tensors, from which canonical ones are built.
 pub(super) struct Layout<'a> {
     parts: Parts,
-    /// `config.json`, for its `quantization`.
+    /// `config.json`, for its entries under `quantization`.
     config: &'a Value,
     used: BTreeSet<String>,
 }
 
 impl<'a> Layout<'a> {
     pub fn new(parts: Parts, config: &'a Value) -> Layout<'a> {
-        // Unsloth's fine-tunes have a layer inside the router.
+        // Unsloth's fine-tunes have a module `linear` inside the router.
         let plain = |(name, part): (String, Part)| (name.replace(".mlp.router.linear.", ".mlp.router."), part);
         Layout { parts: parts.into_iter().map(plain).collect(), config, used: BTreeSet::new() }
     }
@@ -94,7 +94,7 @@ impl<'a> Layout<'a> {
         Err(Defect::new(format!("tensor `{whole}`"), format!("shape {:?}", spec.shape), "no such tensor"))
     }
 
-    /// The part of that name, if it has that shape.
+    /// The part of that name, which must have that shape. Marks the part as used.
     fn part(&mut self, name: &str, shape: &[usize]) -> Result<&Part, Defect> {
         let part = format!("tensor `{name}`");
         let expected = format!("shape {shape:?}");
@@ -109,7 +109,7 @@ impl<'a> Layout<'a> {
     /// The data of a part that consists of bytes or, as mlx-lm writes codes, of little-endian 32-bit words.
     fn codes(&mut self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Bytes, Defect> {
         let part = self.part(name, shape)?;
-        // Older writers give E8M0 scales the type U8.
+        // E8M0 scales have the type F8_E8M0 or, from older writers, U8.
         match part.dtype == dtype || (part.dtype, dtype) == (Dtype::F8_E8M0, Dtype::U8) {
             true => Ok(part.data.clone()),
             false => Err(Defect::new(format!("tensor `{name}`"), format!("{dtype:?}"), format!("{:?}", part.dtype))),
@@ -196,8 +196,8 @@ impl<'a> Layout<'a> {
         Ok(HostTensor::from_planes(format, spec.shape.clone(), planes))
     }
 
-    /// Refuses a tensor whose shape contradicts the configuration's `quantization` entry for its path. Without an entry for the path the
-    /// shape decides, as in mlx-lm.
+    /// Refuses a tensor whose shape contradicts the entry for its path under `quantization` in the configuration. Without an entry, only
+    /// the shape determines the format, as in mlx-lm.
     fn check_settings(&self, path: &str, bits: usize, group: usize, mode: &str) -> Result<(), Defect> {
         let Some(settings) = self.config.get("quantization").and_then(|q| q.get(path)).filter(|s| s.is_object()) else {
             return Ok(());
@@ -213,7 +213,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Splits `blk.0.attn_q.weight` into `model.layers.0.self_attn.q_proj` and `weight`; sinks are one tensor without a second part.
+/// Translates `blk.0.attn_q.weight` to `model.layers.0.self_attn.q_proj` and `weight`. The name of the sinks has no second part.
 fn folder_name(canonical: &str) -> (String, Option<&str>) {
     let (stem, kind) = canonical.rsplit_once('.').expect("canonical names have a dot");
     let (prefix, stem) = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {

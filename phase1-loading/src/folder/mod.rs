@@ -77,7 +77,7 @@ fn special_tokens(config: &Value, vocab: usize) -> Result<SpecialTokens, Defect>
     Ok(SpecialTokens { bos: first("bos_token_id")?, eos: first("eos_token_id")?, padding: first("pad_token_id")? })
 }
 
-/// The token ids under a key: no, one or several.
+/// The token ids under a key: none, one or several.
 fn token_ids(config: &Value, file: &str, key: &str, vocab: usize) -> Result<Vec<u32>, Defect> {
     let values: &[Value] = match config.get(key) {
         None | Some(Value::Null) => &[],

@@ -7,7 +7,7 @@ use crate::config::GptOssConfig;
 use crate::error::Defect;
 use crate::safetensors_file::{Part, Parts};
 
-/// The same in every gpt-oss; OpenAI's configuration does not contain it.
+/// ε of the RMS norms. It is the same in every gpt-oss model, and OpenAI's configuration does not contain it.
 const RMS_EPS: f64 = 1e-5;
 
 /// OpenAI's configuration keys, and Hugging Face's.
@@ -81,7 +81,7 @@ pub(super) fn config(original: &Value) -> Result<Value, Defect> {
     Ok(config)
 }
 
-/// The tensors under Hugging Face's names. A tensor without an entry keeps its name.
+/// The tensors under Hugging Face's names. A tensor without an entry in [`NAMES`] keeps its name.
 pub(super) fn rename(parts: Parts, config: &GptOssConfig) -> Result<Parts, Defect> {
     let mut renamed = Parts::new();
     for (name, part) in parts {

@@ -17,7 +17,7 @@ pub(super) fn open(folder: &Path, files: Files) -> Result<Parts, LoadError> {
             names.map_err(|defect| defect.in_file(&folder.join(INDEX)))?
         }
         None if files(ONLY)?.is_none() => {
-            // Names other than the index do not tell how many files there are.
+            // Several files without an index are refused: their names do not tell whether any are missing.
             let expected = format!("one, or the index `{INDEX}` of several files");
             return Err(Defect::new(format!("file `{ONLY}`"), expected, "neither").in_file(folder));
         }
@@ -53,7 +53,7 @@ fn indexed_files(index: &serde_json::Value) -> Result<BTreeSet<String>, Defect> 
         .collect()
 }
 
-/// Refuses empty tensors.
+/// Refuses tensors that have no dimension or a dimension of 0.
 fn check_shape(name: &str, part: &Part) -> Result<(), Defect> {
     match part.shape.is_empty() || part.shape.contains(&0) {
         false => Ok(()),

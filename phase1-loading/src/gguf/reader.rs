@@ -1,4 +1,4 @@
-//! Reads a GGUF header and checks everything that it claims.
+//! Reads a GGUF header and checks all its counts, lengths, types and offsets.
 
 use std::collections::BTreeMap;
 
@@ -77,8 +77,8 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
     Ok(metadata)
 }
 
-/// The type number of MXFP4 in Ollama's first files, with OpenAI's order of codes. No other file uses it: ggml used the number for a format
-/// that was removed.
+/// The type number of MXFP4 in Ollama's first files, whose codes are in OpenAI's order: two neighbouring codes per byte. No other file uses
+/// it: ggml used the number for a format that was removed.
 const MXFP4_IN_PAIRS: u32 = 4;
 
 /// A tensor as the header describes it; its offset is not checked yet.
@@ -191,7 +191,7 @@ fn place_tensors(
     Ok(tensors)
 }
 
-/// A length, followed by that many bytes.
+/// Reads a length and that many bytes.
 fn read_text(cursor: &mut Cursor) -> Result<Bytes, Defect> {
     let len = cursor.u64()?;
     cursor.take(len)

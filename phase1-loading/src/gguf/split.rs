@@ -35,7 +35,7 @@ pub fn open(path: &Path) -> Result<Gguf, LoadError> {
         return Err(in_named(Defect::new("file name", expected, "another")));
     };
     let file = |number: u64| PathBuf::from(format!("{stem}-{:05}-of-{count:05}.gguf", number + 1));
-    // The first file has the metadata, whichever was named.
+    // The first file has the metadata, so it is read first even if the caller named another one.
     let mut first = if number == 0 { named } else { numbered(&file(0), 0)? };
     for number in 1..count {
         let path = file(number);

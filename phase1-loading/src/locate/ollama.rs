@@ -82,7 +82,7 @@ fn manifest_path(model: &str) -> Option<PathBuf> {
     (is_plain && path.components().count() == 4).then_some(path)
 }
 
-/// The models of a store, named as users name them.
+/// The models of a store, under the names that `ollama run` accepts.
 fn names(store: &Path) -> Vec<String> {
     let manifests = store.join("manifests");
     let mut names = Vec::new();

@@ -30,14 +30,14 @@ impl BytePairs {
         let tokens: AHashMap<String, u32> = tokens.collect();
         let model = BPE::builder()
             .vocab_and_merges(tokens, merges)
-            // A pre-token that is itself a token is taken before any merge, as in tiktoken.
+            // A pre-token that is itself a token is encoded as that token, without merges, as in tiktoken.
             .ignore_merges(true)
             .build()
             .map_err(|error| error.to_string())?;
         Ok(BytePairs { model, alphabet: byte_characters() })
     }
 
-    /// A byte without a token; text with that byte could not be encoded.
+    /// A byte that has no token, if there is one; text with that byte could not be encoded.
     pub fn missing_byte(&self) -> Option<u8> {
         (0..=255)
             .find(|&byte| self.model.token_to_id(self.alphabet[usize::from(byte)].encode_utf8(&mut [0; 4])).is_none())

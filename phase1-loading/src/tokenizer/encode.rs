@@ -19,9 +19,9 @@ pub struct Tokenizer {
     control: HashMap<String, u32>,
     /// All tokens that are matched literally.
     added: AddedTokens,
-    /// The subset of `added` that is recognized in untrusted text: all but control tokens.
+    /// The subset of `added` that is recognized in untrusted text: all except control tokens and the token for unknown text.
     added_to_text: AddedTokens,
-    /// Lower bounds for text in which control tokens are recognized, and for other text.
+    /// Lower bounds of the number of tokens, for text in which control tokens are recognized and for other text.
     least_with_control: LeastTokens,
     least: LeastTokens,
     /// Tokens that end generation.
@@ -64,7 +64,7 @@ impl Tokenizer {
         let least_with_control = least_of(|kind| kind != UNUSED);
         let least = least_of(|kind| is_merged(kind) || kind == USER_DEFINED);
 
-        // A control token in the BPE vocabulary could be spelled by untrusted text.
+        // The BPE gets no control tokens, so that untrusted text is never encoded to one.
         let ordinary = tokens.into_iter().zip(&kinds).zip(0u32..);
         let ordinary = ordinary.filter(|((_, kind), _)| is_merged(**kind)).map(|((token, _), id)| (token, id));
         let pairs = BytePairs::new(ordinary, merges)
@@ -100,7 +100,7 @@ impl Tokenizer {
         self.encode_around(&self.added, text)
     }
 
-    /// A lower bound of the number of tokens that [`Tokenizer::encode`] returns, computed in a small part of its time. It can be used to
+    /// A lower bound of the number of tokens that [`Tokenizer::encode`] returns, computed in a small part of the time. It can be used to
     /// refuse a text that is too long for any context.
     pub fn least_tokens(&self, text: &str) -> usize {
         self.least.of(text)
@@ -134,13 +134,14 @@ impl Tokenizer {
     }
 }
 
-/// Whether tokens of that type are produced by merges and spelled in the byte alphabet. Other tokens are stored as plain text.
+/// Whether tokens of that type are produced by merges and written in GPT-2's byte alphabet. Other tokens are stored as plain text.
 fn is_merged(kind: i32) -> bool {
     !matches!(kind, CONTROL | USER_DEFINED | UNKNOWN | UNUSED)
 }
 
-/// The stop tokens: `<|return|>`, `<|call|>`, `<|endoftext|>`, and the files' end-of-sequence tokens. Some files list `<|end|>` too, which
-/// only ends a message: in a vocabulary with tokens that end a turn it is left out, because the answer follows the reasoning after it.
+/// The stop tokens: `<|return|>`, `<|call|>`, `<|endoftext|>`, and the files' end-of-sequence tokens. Some files list `<|end|>` too. It
+/// ends only a message, such as the reasoning, after which the answer follows. It is therefore left out if the vocabulary has both tokens
+/// that end a turn, `<|return|>` and `<|call|>`.
 fn stops(control: &HashMap<String, u32>, ends: &[u32]) -> Vec<u32> {
     let id = |name: &str| control.get(name).copied();
     let (end_of_message, turn) = (id("<|end|>"), [id("<|return|>"), id("<|call|>")]);

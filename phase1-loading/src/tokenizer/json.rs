@@ -29,7 +29,7 @@ struct ModelJson {
     merges: Vec<Merge>,
 }
 
-/// A merge is one string or two, depending on the version of the library.
+/// A merge is one string with two tokens or two strings, depending on the version of the library.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {
@@ -41,7 +41,7 @@ enum Merge {
 struct AddedToken {
     id: u32,
     content: String,
-    /// Whether it structures text, so that untrusted text must not contain it.
+    /// Whether this is a control token, which must not be recognized in untrusted text.
     #[serde(default)]
     special: bool,
     /// Whether the token also matches the white space before it or after it, or matches only between words.
@@ -96,7 +96,7 @@ pub(super) fn read(file: &[u8], vocab: usize) -> Result<VocabularyLists, Defect>
     Ok(lists)
 }
 
-/// Refuses a normalizer: gpt-oss does not change text.
+/// Refuses a normalizer: gpt-oss does not normalize text.
 fn check_normalizer(normalizer: &Value) -> Result<(), Defect> {
     let does_nothing = normalizer.is_null() || steps(normalizer, "normalizers").is_empty();
     match does_nothing {

@@ -18,7 +18,7 @@ macro_rules! without_white_space {
     };
 }
 
-/// The whole pattern, as files write it.
+/// The whole pattern, as `tokenizer.json` files contain it.
 pub(super) const O200K_PATTERN: &str = concat!(without_white_space!(), r"|\s+(?!\S)|\s+");
 
 /// The pattern without the lookahead, which [`Pieces`] does in code. This regular expression takes linear time and cannot fail on a long

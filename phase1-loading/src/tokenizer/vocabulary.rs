@@ -7,7 +7,7 @@ use super::lists::{NORMAL, SpecialTokens, VocabularyLists};
 use crate::error::Defect;
 use crate::gguf::{Array, Gguf, MetadataValue, Value};
 
-/// The key with several end-of-sequence tokens.
+/// The key of a list of end-of-sequence tokens.
 const MORE_ENDS: &str = "eos_token_ids";
 
 /// A vocabulary that has not been read yet; [`Vocabulary::lists`] reads it.
@@ -35,7 +35,7 @@ enum Source {
 }
 
 impl Vocabulary {
-    /// `patterns` are the names of pre-tokenizers that mean o200k's in this file.
+    /// `patterns` are the pre-tokenizer names that stand for o200k's in this file.
     pub(crate) fn from_gguf(gguf: &Gguf, vocab: usize, patterns: &[&str]) -> Result<Vocabulary, Defect> {
         let defect = |key: &str, expected: String, found: String| {
             Defect::new(format!("metadata `tokenizer.ggml.{key}`"), expected, found)
@@ -135,7 +135,7 @@ impl Vocabulary {
         Ok(metadata)
     }
 
-    /// Reads tokens and merges.
+    /// Reads the tokens, their types and the merges.
     pub(crate) fn lists(&self) -> Result<VocabularyLists, Defect> {
         let mut lists = match &self.source {
             Source::Gguf { tokens, merges, kinds } => self.gguf_lists(tokens, merges, kinds)?,

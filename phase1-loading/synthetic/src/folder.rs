@@ -13,7 +13,7 @@ use crate::SyntheticModel;
 use crate::vocabulary::Vocabulary;
 use crate::weights::{write_pieces, write_random};
 
-/// Bytes of tensors per file.
+/// The most bytes of tensors in one file, unless a single tensor is larger.
 const SHARD: u64 = 4 << 30;
 
 /// A tensor of the folder.
@@ -24,11 +24,11 @@ struct Item {
 }
 
 enum Content {
-    /// bf16 values with the distribution and the row length of the canonical tensor of that name.
+    /// bf16 values with the distribution of the canonical tensor of that name.
     Like(&'static str),
     /// E2M1 codes.
     Codes,
-    /// E8M0 scales around this exponent.
+    /// E8M0 scale bytes: this byte, or the one below it.
     Scales(u8),
 }
 
@@ -44,8 +44,8 @@ impl Item {
 }
 
 impl SyntheticModel {
-    /// Writes the model as a folder: MXFP4 experts, everything else bf16. The same `seed` gives the same bytes, but weights other than
-    /// [`SyntheticModel::write`]'s. `progress` is called with (bytes written, total bytes).
+    /// Writes the model as a folder: MXFP4 experts, everything else bf16. The same `seed` gives the same bytes, but not the same weights as
+    /// [`SyntheticModel::write`]. `progress` is called with (bytes written, total bytes).
     ///
     /// # Errors
     /// As [`SyntheticModel::write`]; or a folder that cannot be created.
@@ -106,7 +106,8 @@ fn items(config: &GptOssConfig) -> Vec<Item> {
         add("mlp.router.bias", &[experts], Content::Like("bias"));
         for (projection, rows, columns) in [("gate_up_proj", 2 * width, hidden), ("down_proj", hidden, width)] {
             let blocks = columns / 32;
-            // Codes have a standard deviation of about 3; a projection should keep that of its input.
+            // The values of random codes have a standard deviation of about 3. A projection should preserve the standard deviation of its
+            // input.
             let scale = 127 - (3.0 * (columns as f32).sqrt()).log2().round() as u8;
             add(&format!("mlp.experts.{projection}_blocks"), &[experts, rows, blocks, 16], Content::Codes);
             add(&format!("mlp.experts.{projection}_scales"), &[experts, rows, blocks], Content::Scales(scale));
@@ -167,7 +168,7 @@ fn write_item(
     let fill = |random: &mut ChaCha8Rng, bytes: &mut [u8]| {
         random.fill_bytes(bytes);
         if let Some(base) = base {
-            // Two neighbouring scales, so that a test notices a reader that ignores them.
+            // Uses two different scales, so that a test detects a reader that ignores the scales.
             bytes.iter_mut().for_each(|scale| *scale = base - (*scale & 1));
         }
     };

@@ -77,7 +77,7 @@ impl SyntheticModel {
                 head_dim: 64,
                 sliding_window: 128,
                 vocabulary: VocabularyKind::O200k,
-                // With F32, engines that round activations for quantized products differ only in the experts.
+                // With F32, an engine that rounds activations for quantized products differs from the others only in the experts.
                 rest: DenseFormat::F32,
                 ..nano
             }),

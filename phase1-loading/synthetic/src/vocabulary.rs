@@ -24,10 +24,10 @@ pub(crate) struct Vocabulary {
     pub first_control: usize,
 }
 
-/// BPE tokens of o200k; the ids that follow are control tokens.
+/// Number of BPE tokens of o200k; the ids that follow are control tokens.
 const O200K_RANKS: u32 = 199_998;
 const SMALL_RANKS: u32 = 1_000;
-/// The first id after o200k_harmony's last.
+/// Number of ids of o200k_harmony.
 const O200K_VOCAB: u32 = 201_088;
 
 /// The whole vocabulary of gpt-oss, for model files without one.

@@ -9,12 +9,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// Bytes per random stream, small enough to distribute among cores.
+/// Bytes that are filled from one random stream, few enough to distribute the work among cores.
 const PIECE: usize = 1 << 20;
 /// Pieces held in memory at a time.
 const PIECES: usize = 32;
 
-/// Writes the tensor's data, and zeros as padding. `stream` is (seed, tensor number); `wrote` is called with each count of bytes.
+/// Writes the tensor's data, and zeros as padding. `stream` is (seed, tensor number); `wrote` is called after each write with its number of
+/// bytes.
 pub(crate) fn write_random(
     out: &mut impl Write,
     plan: &TensorPlan,
@@ -63,8 +64,8 @@ struct Distribution {
 }
 
 impl Distribution {
-    /// Matrices preserve the variance of a unit input; those that write to the residual stream halve its standard deviation. The head
-    /// spreads the logits, so that the largest differs from the others by more than rounding errors.
+    /// Matrices preserve the variance of an input with variance 1; those that write to the residual stream halve its standard deviation.
+    /// The output matrix spreads the logits, so that the largest differs from the others by more than rounding errors.
     fn of(plan: &TensorPlan) -> Distribution {
         let name = plan.name.as_str();
         let fan_in = (*plan.shape.last().expect("a tensor has a dimension") as f32).sqrt();
@@ -127,7 +128,7 @@ impl Distribution {
                 let exponent = (self.deviation / code_deviation).log2().round() as i32 + 127;
                 random.fill_bytes(bytes);
                 for block in bytes.as_chunks_mut::<{ Format::Mxfp4.block_bytes() }>().0 {
-                    // Two neighbouring scales, so that a test notices a reader that ignores them.
+                    // Uses two different scales, so that a test detects a reader that ignores the scales.
                     block[0] = (exponent - i32::from(block[0] & 1)).clamp(0, 254) as u8;
                 }
             }

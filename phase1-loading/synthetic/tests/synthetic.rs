@@ -23,7 +23,7 @@ fn same_seed_gives_the_same_bytes() {
     assert!(model != written(&nano(), 8));
 }
 
-/// The predicted tensors are those of the file, with either vocabulary.
+/// [`SyntheticModel::tensors`] predicts the tensors of the file, with either vocabulary.
 #[test]
 fn predicted_tensors_equal_the_files() {
     for vocabulary in [VocabularyKind::Small, VocabularyKind::O200k] {
@@ -101,7 +101,7 @@ fn impossible_dimensions_are_refused_by_name() {
     assert!(SyntheticModel { vocabulary: VocabularyKind::O200k, ..nano() }.validate().is_ok());
 }
 
-/// The vocabulary that is used for weights without one is gpt-oss's.
+/// The built-in vocabulary, which is used for model files without one, is that of gpt-oss.
 #[test]
 fn built_in_vocabulary_equals_gpt_oss() {
     let lists = synthetic::o200k_harmony();

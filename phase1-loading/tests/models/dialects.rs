@@ -11,7 +11,7 @@ fn golden() -> GoldenParts {
     GoldenParts::of("even", |_, _| ())
 }
 
-/// Ollama's keys and names, without the keys that Ollama does not write.
+/// The golden model with Ollama's keys and names, and without the keys that Ollama does not write.
 fn ollama() -> GoldenParts {
     let mut made = golden();
     made.remove("gpt-oss.expert_feed_forward_length");
@@ -45,7 +45,7 @@ fn fuse_qkv(made: &mut GoldenParts) {
     }
 }
 
-/// Joins gate and up: with interleaved rows, or one matrix above the other.
+/// Joins gate and up in one matrix: with their rows in turn, or first all rows of gate and then those of up.
 fn fuse_gate_up(made: &mut GoldenParts, in_turn: bool) {
     for layer in 0..LAYERS {
         for kind in ["weight", "bias"] {
@@ -71,7 +71,7 @@ fn fuse_gate_up(made: &mut GoldenParts, in_turn: bool) {
     }
 }
 
-/// The file with every MXFP4 tensor as type 4, with neighbouring codes in one byte.
+/// The file with every MXFP4 tensor in Ollama's first form: type number 4, and two neighbouring codes in each byte.
 fn in_pairs(mut made: GoldenParts) -> Vec<u8> {
     let mut names = Vec::new();
     for tensor in made.tensors.iter_mut().filter(|tensor| tensor.format.name() == "MXFP4") {
@@ -163,7 +163,7 @@ fn unknown_gguf_dialects_are_refused() {
     twice.tensors.push(norm);
     assert!(twice.refusal().contains("tensor `blk.0.ffn_norm.weight`: expected no tensor of this name"));
 
-    // Only in Ollama's files may these be missing.
+    // Only Ollama's files may lack these keys.
     for key in ["gpt-oss.rope.scaling.type", "gpt-oss.expert_feed_forward_length"] {
         let mut without = golden();
         without.remove(key);

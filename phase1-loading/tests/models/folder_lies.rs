@@ -8,7 +8,7 @@ use bytes::Bytes;
 use phase1_loading::Checkpoint;
 use serde_json::{Value, json};
 
-/// A safetensors file of one tensor with this header entry.
+/// A folder whose only safetensors file has one tensor, with this header entry and `data` bytes of zeros.
 fn shard(tensor: &str, entry: Value, data: usize) -> BTreeMap<String, Bytes> {
     let mut files = files("mlx-mxfp4");
     files.remove("model.safetensors.index.json");

@@ -25,7 +25,7 @@ pub struct Stored {
 }
 
 impl GoldenParts {
-    /// The golden of that name, with the goldens' vocabulary as `vocabulary` changes it.
+    /// The golden model `case`, with the vocabulary of the goldens after `vocabulary` has changed it.
     pub fn of(case: &str, vocabulary: impl FnOnce(&mut VocabularyLists, &mut SpecialTokens)) -> GoldenParts {
         let case = Case::committed().into_iter().find(|committed| committed.name == case).expect("a committed case");
         let checkpoint = Checkpoint::open(&case.model()).expect("opens");

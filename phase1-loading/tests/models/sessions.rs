@@ -283,7 +283,7 @@ fn damaged_sessions_fail_their_checksum() {
     assert!(refusal(plain.file()).ends_with(&format!("found {} (a damaged file)", "x".repeat(100))));
 }
 
-/// Lengths beyond the file: nothing is read or allocated for them.
+/// Lengths that exceed the file are refused, and nothing is read or allocated for them.
 #[test]
 fn claimed_sizes_beyond_a_session_file_are_refused() {
     let file = written(&small_session());

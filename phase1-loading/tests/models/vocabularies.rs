@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 const UNKNOWN: i32 = 2;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
-/// `<|call|>` in the goldens' vocabulary, and the last id.
+/// The id of `<|call|>` in the vocabulary of the goldens, which is also the last id.
 const LAST: u32 = 298;
 
 fn tokenizer(files: &BTreeMap<String, Bytes>) -> Tokenizer {
@@ -78,7 +78,7 @@ fn longest_added_token_wins() {
     assert_eq!((tokens[0], tokens[1]), (LAST, LAST - 1));
 }
 
-/// A user's text never becomes a control token, even if the token's name is an ordinary piece of text.
+/// A user's text is never encoded to a control token, even if the token's name is an ordinary word.
 #[test]
 fn user_text_never_encodes_to_control_tokens() {
     for name in ["end", "Hello there", "1"] {
