@@ -38,7 +38,7 @@ class LlamaCpp:
         self.load_seconds = time.perf_counter() - began
 
     def step(self, tokens: list[tuple[int, int, int]], logits: bool) -> float:
-        """Seconds for (token, position, sequence) triples; with `logits`, those of the last token of each sequence are computed."""
+        """Computes (token, position, sequence) triples; with `logits`, also the logits of each sequence's last token. Returns the seconds."""
         batch, last = self.batch, {sequence: i for i, (_, _, sequence) in enumerate(tokens)}
         batch.n_tokens = len(tokens)
         for i, (token, position, sequence) in enumerate(tokens):
@@ -119,7 +119,7 @@ def main() -> None:
     rounds: dict[str, list[dict[str, float]]] = {"gptoss": [], "llama.cpp": []}
     for _ in range(args.rounds):
         rounds["gptoss"].append(gptoss(args))
-        # A separate process, whose copy of the weights is freed before the other program runs.
+        # Runs in a separate process, so that its copy of the weights is freed before gptoss runs again.
         command = [sys.executable, __file__, args.model]
         command += ["--only", "llama.cpp", "--threads", str(args.threads), "--sequences", str(args.sequences), "--depth", *map(str, args.depth)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the seed corpus: the golden models, and copies cut after their headers, which the parsers read.
+# Writes the seed corpus: the golden models, and short copies that contain little more than the headers, which the parsers read.
 set -euo pipefail
 cd "$(dirname "$0")"
 goldens=../reference/goldens
@@ -16,7 +16,7 @@ for folder in "$goldens"/folders/*/; do
         cp "$file" "corpus/safetensors/$name-$(basename "$file")"
         head -c 8000 "$file" > "corpus/safetensors/$name-$(basename "$file")-header"
     done
-    # The first byte selects the kind of file.
+    # The first byte tells the target which file the rest replaces.
     { printf '\0'; cat "$folder/tokenizer.json"; } > "corpus/tokenizer/$name-tokenizer"
     { printf '\1'; cat "$folder/config.json"; } > "corpus/tokenizer/$name-config"
 done
@@ -63,7 +63,7 @@ NAMES = {
     "mlp.experts.gate_up_proj_": "mlp.mlp1_weight.", "mlp.experts.down_proj_": "mlp.mlp2_weight.",
 }
 renamed = {}
-# The rows of q come before those of k and v.
+# The order puts the rows of q before those of k and v.
 for name, (entry, part) in sorted(tensors.items(), key=lambda item: item[0].replace("q_proj", "a_proj")):
     for theirs, ours in NAMES.items():
         name = name.replace(theirs, ours)
@@ -77,7 +77,7 @@ for name, (entry, part) in sorted(tensors.items(), key=lambda item: item[0].repl
     renamed[name] = (entry, part)
 write("openai", renamed)
 END
-# A session of two tokens and two items. Its checksums are wrong and differ; the target corrects them.
+# A session of two tokens and two items. Its two checksums are wrong and differ from each other; the target corrects them.
 python3 - corpus/session/seed << 'END'
 import json, struct, sys
 
@@ -95,7 +95,7 @@ text = json.dumps(header).encode()
 with open(sys.argv[1], "wb") as file:
     file.write(struct.pack("<Q", len(text)) + text + struct.pack("<2I", 1, 2) + b"abcd")
 END
-# Streams for harmony after two bytes of settings: an answer after reasoning, a call, and stop strings. For the meaning of the bytes see
+# Inputs for harmony, two bytes of settings and a stream: an answer after reasoning, a call, and stop strings. The bytes are explained in
 # `harmony/examples/fuzz_harmony/property.rs`.
 printf '\0\0\1\11\2\16\17\3\0\10\1\13\2\16\21\5' > corpus/harmony/answer
 printf '\0\0\14\1\12\15\2\20\4' > corpus/harmony/call

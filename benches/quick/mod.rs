@@ -1,4 +1,4 @@
-//! How benches with many cases are measured. Each includes this file by its path.
+//! Criterion's settings for benches with many cases. Each of these benches includes this file by its path.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A GGUF file: its header and, if it opens, every row.
+//! Reads the input as a GGUF file: its header and, if the file opens, its tokenizer and all values of its tensors.
 #![no_main]
 
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! The parser of generated tokens. The property is shared with harmony's example `fuzz_harmony`.
+//! Parses the input as a stream of generated tokens. The property to check is shared with harmony's example `fuzz_harmony`.
 #![no_main]
 
 #[expect(dead_code, reason = "used only by the example, which generates streams")]

@@ -1,4 +1,4 @@
-//! A folder whose only weights file is the input; its other files are valid, once in mlx-lm's layout and once in OpenAI's.
+//! Reads a model folder whose only weights file is the input. Its other files are valid, once in mlx-lm's layout and once in OpenAI's.
 #![no_main]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! A session file. Wrong checksums are corrected, so that the content is parsed.
+//! Reads the input as a session file. Wrong checksums are corrected first, so that the contents are parsed.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The text files of a folder: the first byte selects one, and the rest of the input is `config.json` or `tokenizer.json`.
+//! Reads a model folder with a fuzzed JSON file: the input's first byte selects `tokenizer.json` or `config.json`, the rest is its text.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ static VALID: LazyLock<BTreeMap<String, Bytes>> = LazyLock::new(|| {
     BTreeMap::from([
         file("config.json", include_bytes!("../../reference/goldens/folders/mlx-q8/config.json")),
         file("tokenizer.json", include_bytes!("../../reference/goldens/folders/mlx-q8/tokenizer.json")),
-        // The place of the tokenizer for a configuration in OpenAI's layout.
+        // With a configuration in OpenAI's layout, the tokenizer is in the parent folder.
         file("../tokenizer.json", include_bytes!("../../reference/goldens/folders/mlx-q8/tokenizer.json")),
         file("model.safetensors", include_bytes!("../../reference/goldens/folders/mlx-q8/model.safetensors")),
     ])

@@ -1,4 +1,4 @@
-//! The checks that every engine makes on a step before it computes it.
+//! The checks that every engine makes on a step before computing it.
 
 use phase1_loading::GptOssConfig;
 

@@ -1,10 +1,12 @@
-//! Engines that wrap another.
+//! A macro for engines that wrap another engine.
 
-/// Inside `impl Engine for …`: the methods named are those of the engine in a field. A wrapper writes only the methods that it changes:
-/// `delegate_engine!(inner: config, capacity, length, collect, fork, truncate, release);` and its own `submit`.
+/// Used inside `impl Engine for …`: implements each named method as a call of the same method of the engine in a field. The wrapper
+/// writes only the methods that it changes, for example its own `submit` beside
+/// `delegate_engine!(inner: config, capacity, length, collect, fork, truncate, release);`.
 ///
 /// The caller's crate must depend on `phase1-loading`, whose configuration [`Engine::config`](crate::Engine::config) returns. Methods
-/// with a default are not delegated: they call the wrapper's own, and a wrapper has no snapshots.
+/// with a default implementation cannot be delegated: by default `step` and the like call the wrapper's own methods, and the wrapper has
+/// no snapshots.
 #[macro_export]
 macro_rules! delegate_engine {
     (@ $field:tt config) => {

@@ -20,7 +20,8 @@ pub struct ModelNeeds {
 }
 
 impl ModelNeeds {
-    /// Launches per GPU submission: as many as a decoding step of phase 5 has, so that a captured step takes one submission.
+    /// Kernel launches per GPU submission: enough for a whole decode step of phase 5, so that replaying a captured step takes one
+    /// submission.
     pub fn tasks(self) -> usize {
         (10 * self.layers + 24).max(256)
     }
@@ -100,14 +101,14 @@ impl ComputeDevice {
         name.strip_prefix("wgpu<").and_then(|name| name.strip_suffix('>')).unwrap_or(name)
     }
 
-    /// Launches gptoss's own kernels on the GPU that holds Burn's tensors. `None` on the CPU.
+    /// The client that launches gptoss's own kernels on the GPU that holds Burn's tensors. `None` on the CPU.
     pub fn client(&self) -> Option<Client> {
         let Kind::Gpu(kind) = &self.kind else { return None };
         Some(cubecl::Device::Wgpu(WgpuDevice::new(kind.clone())).client())
     }
 
-    /// The wgpu device and queue that the client's runtime works on: what is submitted to the queue runs in order with what the client
-    /// submits. `None` on the CPU.
+    /// The wgpu device and queue of the client's runtime. Commands submitted to the queue run in order with those that the client submits.
+    /// `None` on the CPU.
     pub fn queue(&self) -> Option<(wgpu::Device, wgpu::Queue)> {
         let Kind::Gpu(kind) = &self.kind else { return None };
         runtime::queue(kind)

@@ -16,7 +16,8 @@ pub use random::draw_number;
 /// Temperature and filters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// `p_i ∝ exp(l_i / temperature)` (Ackley, Hinton & Sejnowski, 1985); 0 takes the largest logit, the lowest token of equals.
+    /// `p_i ∝ exp(l_i / temperature)` (Ackley, Hinton & Sejnowski, 1985); 0 takes the largest logit, and of equal
+    /// logits the lowest token.
     pub temperature: f32,
     /// Keeps the `top_k` most likely tokens (Fan et al., 2018, arXiv:1805.04833); 0 keeps all.
     pub top_k: usize,
@@ -28,7 +29,7 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// Takes the largest logit, the lowest token of equals.
+    /// Takes the largest logit, and of equal logits the lowest token.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 }
 
@@ -71,16 +72,16 @@ pub struct Draw<'a> {
 }
 
 impl Draw<'_> {
-    /// Takes the largest logit, the lowest token of equals; no mask, adjustments or log probabilities.
+    /// Takes the largest logit, and of equal logits the lowest token; no mask, adjustments or log probabilities.
     pub const GREEDY: Draw<'static> =
         Draw { sampling: Sampling::GREEDY, seed: 0, allowed: None, adjustments: &[], logprobs: None };
 
-    /// Whether the largest logit decides.
+    /// Whether the draw takes the token with the largest logit, without a random number.
     pub fn is_greedy(&self) -> bool {
         self.sampling.temperature == 0.0 || self.sampling.top_k == 1
     }
 
-    /// Whether a token may be drawn.
+    /// Whether the mask allows a token.
     pub fn allows(&self, token: usize) -> bool {
         self.allowed.is_none_or(|words| words[token / 32] >> (token % 32) & 1 == 1)
     }

@@ -2,7 +2,7 @@
 //! [`Engine::collect`].
 //!
 //! A work item names a sequence, its input, and the requested result: nothing, logits, or a token drawn from them. The sequences of a step
-//! may be in different states: the last chunk of a prompt draws its first token in the same pass in which other sequences decode. Several
+//! may be in different states: the last chunk of one prompt draws its first token in the same pass in which other sequences decode. Several
 //! steps may be in flight, and a sequence may be fed the token that it drew in a step that is not collected yet, so that a device never
 //! waits for its host.
 
@@ -44,7 +44,7 @@ pub enum Input<'a> {
     Drawn,
 }
 
-/// The requested result. The vocabulary product is computed only for the rows that need it.
+/// The requested result. The product with the output matrix `[vocab, hidden]` is computed only for the rows that need it.
 #[derive(Clone, Copy, Debug)]
 pub enum Want<'a> {
     Nothing,
@@ -57,7 +57,7 @@ pub enum Want<'a> {
 }
 
 impl Want<'_> {
-    /// How many of the last of `tokens` tokens need logits.
+    /// Number of rows of logits that an input of `tokens` tokens needs: those of its last tokens.
     pub fn rows(&self, tokens: usize) -> usize {
         match self {
             Want::Nothing => 0,
@@ -132,9 +132,9 @@ pub struct Capacity {
     pub pages_total: usize,
     pub pages_free: usize,
     pub positions_per_page: usize,
-    /// The number of tokens by which [`Engine::truncate`] and [`Engine::fork`] can always go back, counted from the greatest length that
-    /// the sequence, or the one it was forked from, has had. For more, sliding layers may have dropped positions that the next token
-    /// attends to.
+    /// The number of tokens by which [`Engine::truncate`] and [`Engine::fork`] can always shorten a sequence, counted from the greatest
+    /// length that it, or the sequence that it was forked from, has had. Beyond that, sliding layers may have dropped positions that the
+    /// next token attends to.
     pub rewind: usize,
 }
 
@@ -150,7 +150,8 @@ impl Capacity {
     };
 }
 
-/// Why an engine refused a call. Its sequences are unchanged.
+/// Why a call of an engine failed. The sequences are unchanged, unless the device failed ([`Engine::collect`]) or logits are NaN
+/// ([`Outcome::NotANumber`]).
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error(
@@ -167,12 +168,12 @@ pub enum EngineError {
         "the logits after {position} tokens are NaN; the weights may be damaged: `gptoss inspect --check` names the tensor"
     )]
     NotANumber { position: usize },
-    /// The device failed; the sentence names the limit that was exceeded and the remedy.
+    /// The device failed. The text gives the reason, for example the limit that was exceeded, and a remedy if there is one.
     #[error("{0}")]
     Device(String),
 }
 
-/// An invalid call: a bug of the caller.
+/// An invalid call, which is a bug in the caller.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum BadRequest {
     #[error("the step has no work items")]
@@ -217,10 +218,10 @@ pub trait Engine: Send {
 
     fn capacity(&self) -> Capacity;
 
-    /// Length of a sequence in tokens, including submitted steps; 0 if it does not exist.
+    /// Length of a sequence in tokens, including those of steps in flight; 0 if it does not exist.
     fn length(&self, sequence: SequenceId) -> usize;
 
-    /// Begins a step. Memory for the whole step is reserved first, or none.
+    /// Starts a step. First reserves the memory for the whole step; if there is not enough, reserves none.
     ///
     /// # Errors
     /// The step cannot be computed; nothing has changed.
@@ -281,7 +282,7 @@ pub trait Engine: Send {
 
 /// An engine that exposes the intermediate results of a step.
 pub trait Inspect: Engine {
-    /// Computes a step at once, and calls `probe` with its intermediate results and with each operation that ends.
+    /// Computes a step before returning, and calls `probe` with each intermediate result and at the end of each operation.
     ///
     /// # Errors
     /// As [`Engine::step`].
@@ -295,7 +296,7 @@ pub struct Snapshot {
     pub engine: String,
     /// Length of the sequence in tokens.
     pub length: usize,
-    /// Data in an order and format that only this kind of engine defines.
+    /// The data of the sequence. Each kind of engine has its own order and format.
     pub items: Vec<Bytes>,
 }
 
@@ -330,7 +331,7 @@ impl Snapshot {
 
 /// Saves sequences as bytes and restores them.
 pub trait Snapshots {
-    /// The kind of engine in its snapshots: [`Snapshot::engine`].
+    /// The name of this kind of engine, which its snapshots contain as [`Snapshot::engine`].
     fn kind(&self) -> &'static str;
 
     /// # Errors

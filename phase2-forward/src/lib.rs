@@ -1,4 +1,4 @@
-//! Phase 2: tensors become logits. The model in Burn: whole sequences, nothing cached.
+//! Phase 2: computes logits from a model's tensors. The model is written in Burn and processes whole sequences, without a cache.
 //!
 //! [`GptOss`] is the architecture, from top to bottom in `model.rs`. [`Engine`] is the interface that every engine implements;
 //! [`RecomputeEngine`] is its simplest implementation, which runs the whole sequence again for every token. `draw.rs` defines how a token

@@ -1,4 +1,4 @@
-//! GPT-OSS, the whole architecture.
+//! The whole architecture of GPT-OSS.
 //!
 //! Shapes are written `[tokens, hidden]`. `n` new tokens attend to `m` keys.
 
@@ -160,7 +160,8 @@ impl GptOss {
         Tensor::from_data(TensorData::new(values, shape), &self.device.burn)
     }
 
-    /// The weighted sum of the chosen experts' outputs `[n, hidden]`, and the router's logits `[n, experts]`.
+    /// The weighted sum of the chosen experts' outputs, `[n, hidden]`, from the router's logits `[n, experts]`. Calls `done` when the
+    /// router has ended, and when gate and up have ended.
     fn mixture_of_experts(
         &self,
         layer: &Layer,
@@ -253,7 +254,7 @@ impl Experts {
 }
 
 impl GptOss {
-    /// A checkpoint's requirements on a GPU, including the formats that are unpacked there.
+    /// A checkpoint's requirements on a GPU. Weights in formats that the GPU's kernel does not support are counted as F32.
     pub fn needs(checkpoint: &Checkpoint) -> ModelNeeds {
         let on_gpu = |tensor: &HostTensor| device_format(tensor.format).row_bytes(tensor.row_len()) * tensor.rows();
         let bytes = checkpoint.tensors.values().map(|tensor| on_gpu(tensor) as u64).sum();
@@ -305,7 +306,7 @@ impl GptOss {
     }
 }
 
-/// Creates a device's tensors from those of a checkpoint.
+/// Creates tensors on a device from the tensors of a checkpoint.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: &'a ComputeDevice,

@@ -64,7 +64,7 @@ pub fn outcome_of(want: &Want<'_>, mut logits: Vec<f32>, length: usize, host: &m
     }
 }
 
-/// Copies logits to the host, row by row, which waits for the device; empty for `None`.
+/// Waits for the device and copies logits to the host, in row-major order; empty for `None`.
 ///
 /// # Errors
 /// The device failed.
@@ -75,7 +75,8 @@ pub fn read_back(logits: Option<Tensor<2>>) -> Result<Vec<f32>, EngineError> {
     data.try_to_vec().map_err(|error| failed(format!("{error:?}")))
 }
 
-/// Checks whether a sequence can be shortened to its first `length` tokens.
+/// Checks whether a sequence of `length` tokens can be shortened to its first `wanted` tokens. `reaches` says whether the engine can still
+/// shorten it at all; it is called only if needed.
 ///
 /// # Errors
 /// The sequence is unknown (no `length`), too short, or cannot go back that far.

@@ -74,9 +74,10 @@ pub struct Span {
     pub layer: Option<usize>,
     /// Number of rows computed: new tokens, or for the head the positions whose logits are requested.
     pub tokens: usize,
-    /// Number of sequences; the rows are taken to be distributed evenly over them.
+    /// Number of sequences. Costs are computed as if each had the same number of rows.
     pub sequences: usize,
-    /// Number of keys that the last query of a sequence attends to in a layer of this kind; 0 outside attention.
+    /// Number of keys that the last query of a sequence attends to in this layer; 0 for operations other than attention and the append
+    /// to the cache.
     pub keys: usize,
 }
 

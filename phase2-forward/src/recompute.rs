@@ -13,7 +13,7 @@ use crate::model::{GptOss, KvCache};
 use crate::plain::{PlainSteps, check_rewind, outcome_of, read_back, tokens_of};
 use crate::probe::{NoProbe, Probe};
 
-/// Keeps only the tokens of its sequences.
+/// An engine that keeps only the tokens of its sequences.
 pub struct RecomputeEngine {
     model: GptOss,
     sequences: HashMap<SequenceId, Sequence>,
@@ -24,7 +24,7 @@ pub struct RecomputeEngine {
 #[derive(Clone, Default)]
 struct Sequence {
     tokens: Vec<u32>,
-    /// The token drawn last, if it may be fed.
+    /// The token that the last step drew; `None` if it drew none, or after a fork or truncation.
     drawn: Option<u32>,
 }
 

@@ -28,7 +28,7 @@ impl Rope {
             YarnRamp::Exact => (low, high),
             YarnRamp::Truncated => (low.floor(), high.ceil()),
         };
-        // With a short context the ends may lie outside the head, or coincide.
+        // With a short context the ends of the ramp may lie outside the head's dimensions, or coincide.
         let (low, high) = (low.max(0.0), high.min(dim - 1.0));
         let high = if high > low { high } else { low + 1e-3 };
         let inverse_frequencies = (0..head_dim / 2)

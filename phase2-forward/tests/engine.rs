@@ -1,4 +1,4 @@
-//! The contract of an engine, tested on phase 2's.
+//! Tests of the contract of [`Engine`], on phase 2's engine.
 
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::{Checkpoint, Format, HostTensor, RopeConfig, YarnRamp};
@@ -30,7 +30,7 @@ fn seeded(seed: u64) -> Draw<'static> {
     Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed, ..Draw::GREEDY }
 }
 
-/// The token of a step of one item.
+/// Runs a step of one item and returns the drawn token.
 fn token(engine: &mut dyn Engine, work: Work<'_>) -> u32 {
     engine.step(&[work]).expect("a step").remove(0).token().expect("a token").id
 }
@@ -261,7 +261,7 @@ fn phase_2_has_no_snapshots() {
     assert!(engine().snapshots().is_none());
 }
 
-/// Programs interpret an MXFP4 scale byte of 255 differently. It is reported when the model is loaded, not when its logits are NaN.
+/// Programs differ in how they interpret an MXFP4 scale byte of 255. Loading reports such a scale, before it can make logits NaN.
 #[test]
 fn a_scale_of_255_is_refused_on_the_cpu() {
     let mut spoilt = checkpoint();
@@ -277,7 +277,8 @@ fn a_scale_of_255_is_refused_on_the_cpu() {
     assert!(error.contains(name) && error.contains("255 in block 3"), "{error}");
 }
 
-/// Short contexts, whose fastest pair turns less often than β: as transformers and mlx-lm compute it, the ramp begins at the first pair.
+/// In a short context even the fastest dimension pair makes fewer than `BETA_FAST` turns. The ramp then begins at the first pair, as in
+/// transformers and mlx-lm.
 #[test]
 fn yarn_ramp_stays_inside_the_head() {
     let exact_end = 64.0 * (150.0 / std::f64::consts::TAU).ln() / (2.0 * 150_000f64.ln());

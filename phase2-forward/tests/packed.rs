@@ -1,4 +1,4 @@
-//! The packed product against a product in f64, on both kinds of device, in unusual shapes.
+//! Compares the packed product with a product in f64, on both kinds of device and for unusual shapes.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use gptoss_reference::test_seed;
@@ -28,7 +28,7 @@ const SHAPES: [Shape; 7] = [
     Shape { inputs: 5, experts: 3, rows: 2, columns: 352 },
 ];
 
-/// Two of the K-quants' blocks.
+/// Rows of two blocks in the formats with the longest blocks (256 values), such as K-quants.
 const WIDE: Shape = Shape { inputs: 2, experts: 2, rows: 3, columns: 512 };
 
 /// Packed rows: encoded random values if the format can be encoded, otherwise random codes with realistic scales.
@@ -50,7 +50,7 @@ fn random_rows(format: Format, shape: Shape, runner: &mut TestRunner) -> Vec<u8>
     let mut packed = random(prop::collection::vec(any::<u8>(), format.row_bytes(count)), runner);
     for block in packed.chunks_exact_mut(format.block_bytes()) {
         for &at in factors {
-            // Between 0.0005 and 0.03 as an f16, either sign.
+            // Between 0.0005 and 0.002 as an f16, of either sign.
             block[at + 1] = 0x10 + (block[at + 1] & 0x87);
         }
     }
@@ -110,7 +110,7 @@ fn equals_f64_on_every_device() {
     }
 }
 
-/// More rows than the most GPU cubes along one axis, as in a prompt of 16,384 tokens with four experts each.
+/// More inputs than a GPU can start cubes along one axis (65,535), as in a prompt of 16,384 tokens with four experts each.
 #[test]
 fn more_inputs_than_cubes_are_multiplied() {
     let rng_seed = RngSeed::Fixed(test_seed());

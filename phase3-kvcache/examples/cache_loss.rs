@@ -1,5 +1,6 @@
-//! The loss of a cache in f16 or q8_0 against one in f32: the error of each layer, and greedy agreement. The root mean square is over all
-//! tokens, and is dominated by the few that are routed to another expert; the median is that of the errors of single tokens.
+//! Measures how much accuracy a cache in f16 or q8_0 loses against one in f32: the error of each layer's output, and how often the greedy
+//! choice of a token is the same. The root mean square is over all tokens, and is dominated by the few tokens that are routed to another
+//! expert; the median is over the errors of single tokens.
 //!
 //!     cargo run --release -p phase3-kvcache --example cache_loss -- assets/gptoss-tiny.gguf 512
 //!

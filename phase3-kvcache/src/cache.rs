@@ -1,4 +1,4 @@
-//! The keys and values of one sequence: full layers grow, sliding layers keep a ring.
+//! The keys and values of one sequence. Buffers of full-attention layers grow; sliding-window layers keep a ring buffer.
 
 use std::ops::Range;
 
@@ -11,16 +11,16 @@ use phase2_forward::KvCache;
 use crate::cache_layout::CacheLayout;
 use crate::packing::{pack, unpack};
 
-/// The cache of one sequence: keys after rotation, and values.
+/// The cache of one sequence: keys (after RoPE) and values.
 #[derive(Clone)]
 pub(crate) struct SequenceCache {
-    /// Number of positions of the sequence, including those that a ring has dropped.
+    /// Number of positions of the sequence, including those that a ring has overwritten.
     length: usize,
     layout: CacheLayout,
     layers: Vec<LayerCache>,
 }
 
-/// The rows of one layer.
+/// The cached keys and values of one layer.
 #[derive(Clone)]
 struct LayerCache {
     attention: AttentionKind,
@@ -43,12 +43,12 @@ impl SequenceCache {
         self.length
     }
 
-    /// Counts the positions that a forward pass has added to every layer.
+    /// Adds `new` to the length, after a forward pass has added as many positions to every layer.
     pub fn advance(&mut self, new: usize) {
         self.length += new;
     }
 
-    /// Whether the sequence can become shorter: possible until a ring overwrites a position.
+    /// Whether the sequence can be shortened. It can, as long as no ring has overwritten a position.
     pub fn can_rewind(&self) -> bool {
         self.length <= self.layout.window || self.layers.iter().all(|layer| layer.attention == AttentionKind::Full)
     }
@@ -71,7 +71,7 @@ impl SequenceCache {
         (positions, keys.first(stored), values.first(stored))
     }
 
-    /// Bytes of the buffers on the device.
+    /// Bytes of all buffers on the device.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
     }
@@ -106,7 +106,7 @@ impl SequenceCache {
         self.layout.occupied(attention, self.length)
     }
 
-    /// The position in each occupied slot.
+    /// The positions in the occupied slots of a layer, in slot order.
     fn stored(&self, attention: AttentionKind) -> Vec<usize> {
         match attention {
             AttentionKind::Full => (0..self.length).collect(),
@@ -197,7 +197,7 @@ impl Rows {
         }
     }
 
-    /// Rows of every kind consist of 32-bit words.
+    /// Size in bytes. Rows of every format consist of 32-bit values or words.
     fn bytes(&self) -> usize {
         self.shape().iter().product::<usize>() * 4
     }
@@ -233,7 +233,7 @@ impl Rows {
 /// A tensor `[kv_heads, slots, row]` that is written in place. Clones share the tensor until one of them writes.
 #[derive(Clone)]
 struct Buffer<K: Basic> {
-    /// Taken out for a write, so that Burn sees a single owner and does not copy it.
+    /// `None` only during a write: the tensor is moved out of the buffer, so that Burn sees a single owner and does not copy it.
     tensor: Option<Tensor<3, K>>,
 }
 
@@ -292,7 +292,7 @@ impl<K: Basic> Buffer<K> {
     }
 
     /// Sliding layers: position p is in slot p mod W. Returns the stored rows in slot order, followed by `new`; then the new rows overwrite
-    /// the oldest slots. The first queries of a long chunk thus still see keys that its last rows evict.
+    /// the oldest slots. So the first queries of a long chunk still see keys that the chunk's last rows overwrite.
     fn rotate(&mut self, length: usize, window: usize, new: Tensor<3, K>) -> Tensor<3, K> {
         let [_, count, _] = new.dims();
         let stored = length.min(window);

@@ -1,4 +1,4 @@
-//! Phase 3's engine: phase 2's model with a cache.
+//! Phase 3's engine: phase 2's model with a KV cache.
 
 use std::collections::HashMap;
 
@@ -14,10 +14,10 @@ use phase2_forward::{
 use crate::cache::SequenceCache;
 use crate::read_cache::ReadCache;
 
-/// The kind of engine in its snapshots.
+/// The name of this kind of engine in its snapshots.
 const NAME: &str = "phase 3";
 
-/// Computes only new tokens; keys and values of earlier ones are cached.
+/// An engine that computes only new tokens, and caches the keys and values of earlier ones.
 pub struct CachedEngine {
     model: GptOss,
     kind: CacheFormat,
@@ -28,7 +28,7 @@ pub struct CachedEngine {
 
 struct Sequence {
     cache: SequenceCache,
-    /// The token drawn last, if it may be fed.
+    /// The token that the last step drew; `None` if it drew none, or after a fork, truncation or restore.
     drawn: Option<u32>,
 }
 

@@ -16,7 +16,7 @@ use crate::stopping::{EmptyStopString, FinishReason, StopCondition};
 pub struct GenerationParams {
     pub sampling: SamplingParams,
     pub max_tokens: usize,
-    /// Usually [`Tokenizer::stops`]; if empty, generation runs to `max_tokens`.
+    /// Usually [`Tokenizer::stops`]; if empty, no token ends the generation.
     pub stop_tokens: Vec<u32>,
     pub stop_strings: Vec<String>,
     /// Prompt tokens per step; at least 1.
@@ -50,12 +50,12 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Prompt tokens per second, until the first generated token.
+    /// Prompt tokens per second of the time until the first generated token.
     pub fn prefill_rate(&self, prompt_tokens: usize) -> f64 {
         prompt_tokens as f64 / self.time_to_first_token.as_secs_f64()
     }
 
-    /// Decode tokens per second, excluding the first; `None` with fewer than two tokens.
+    /// Generated tokens per second after the first token; `None` with fewer than two tokens.
     pub fn decode_rate(&self) -> Option<f64> {
         (self.tokens.len() > 1).then(|| (self.tokens.len() - 1) as f64 / self.decode.as_secs_f64())
     }
@@ -83,7 +83,8 @@ pub enum GenerationError {
 pub enum Step {
     /// `done` of the prompt's `of` tokens have been submitted.
     Prefill { done: usize, of: usize },
-    /// A token, and the text that is now final. That is usually, but not always, the token's own text.
+    /// A token, and the text that became final with it. That is usually the token's own text; it differs if a character is incomplete or
+    /// text is held back because it may begin a stop string.
     Token { token: u32, text: String },
     /// Text that was held back because it might have begun a stop string.
     Rest { text: String },
@@ -198,7 +199,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The text generated so far. If the generation had not ended, the finish reason is `Interrupted`.
+    /// Ends the generation and returns the result so far. If it had not ended before, the finish reason is `Interrupted`.
     pub fn finish(mut self) -> Generated {
         // A failure of the device was already reported by `advance`.
         let _ = self.interrupt();
@@ -268,7 +269,7 @@ impl<'a> Generation<'a> {
         drawn < self.params.max_tokens && self.engine.length(self.sequence) < self.engine.config().context_length
     }
 
-    /// Removes the positions computed beyond the last generated token.
+    /// Sets the finish reason, collects all steps in flight, and removes the generated tokens that those steps fed.
     fn end(&mut self, reason: FinishReason) -> Result<(), GenerationError> {
         self.finish = Some(reason);
         let ahead = match (self.tokens.len(), self.in_flight.len()) {
@@ -297,7 +298,7 @@ impl<'a> Generation<'a> {
 }
 
 impl Drop for Generation<'_> {
-    /// Collects the steps that are still in flight, for example after an error.
+    /// Collects steps that are still in flight, for example after an error.
     fn drop(&mut self) {
         for ticket in self.prompt_steps.drain(..).chain(self.in_flight.drain(..)) {
             // Errors are ignored: an earlier error was already returned, or the caller has dropped the generation.

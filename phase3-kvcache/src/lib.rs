@@ -1,4 +1,4 @@
-//! Phase 3: logits become text. Keys and values are cached, tokens are sampled, generation runs.
+//! Phase 3: generates text. Caches keys and values, sets how tokens are sampled, and runs the generation.
 //!
 //! [`CachedEngine`] implements the interface [`Engine`](phase2_forward::Engine) with phase 2's model and a cache, from which the forward
 //! pass takes the keys and values of earlier tokens. [`Generation`] uses only that interface and works with every engine.

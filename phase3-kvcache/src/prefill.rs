@@ -26,7 +26,7 @@ pub fn prefill(
     let mut in_flight = VecDeque::new();
     let outcome = feed(engine, sequence, tokens, want, &mut in_flight);
     for ticket in in_flight {
-        // Steps after a failed one: its error is returned, theirs follow from it.
+        // Steps are left only after one has failed. Its error is returned; errors of the later steps follow from it.
         let _ = engine.collect(ticket);
     }
     outcome
@@ -58,7 +58,7 @@ fn feed(
     Ok(outcome)
 }
 
-/// Number of steps that may be in flight while another is prepared.
+/// Number of steps that may be in flight while the next one is prepared.
 pub(crate) fn steps_ahead(engine: &dyn Engine) -> usize {
     engine.capacity().steps_in_flight.saturating_sub(1)
 }

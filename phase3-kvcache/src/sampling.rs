@@ -1,4 +1,4 @@
-//! Sampling parameters of a text, and the draws that follow from them.
+//! Sampling parameters of a generated text, and how each of its tokens is drawn with them.
 //!
 //! Temperature, filters and seed are the same for every token. Biases and penalties become adjustments of single logits that depend on the
 //! tokens so far.
@@ -91,7 +91,7 @@ impl SamplingParams {
     }
 }
 
-/// Produces the draw of each token of one text.
+/// Produces the [`Draw`] of each token of one text.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
@@ -140,7 +140,7 @@ impl Sampler {
         self.params.has_penalties()
     }
 
-    /// How the next token is drawn.
+    /// The draw of the next token.
     pub fn next_draw(&mut self) -> Draw<'_> {
         let params = &self.params;
         self.adjustments.clear();

@@ -10,13 +10,13 @@ pub enum FinishReason {
     Stop,
     /// The text reached this stop string.
     StopString(String),
-    /// The token budget or the context is exhausted.
+    /// The maximum number of tokens or the context length is reached.
     Length,
     /// The caller asked to stop.
     Interrupted,
 }
 
-/// An empty stop string would match before any text.
+/// A stop string is empty, so it would match before any text.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("stop string {index} is empty, but must hold at least one character")]
 pub struct EmptyStopString {
@@ -53,7 +53,7 @@ impl StopCondition {
         (shown, stop.map(FinishReason::StopString))
     }
 
-    /// Returns the held-back text when generation ends for a reason other than those of `push`.
+    /// Returns the held-back text. To be called when generation ends without a reason from `push`.
     pub fn finish(&mut self) -> String {
         self.stop_strings.finish()
     }

@@ -1,4 +1,4 @@
-//! The contract of an engine, tested on phase 3's in comparison with phase 2's.
+//! Tests of the contract of [`Engine`], on phase 3's engine in comparison with phase 2's.
 
 mod model;
 
@@ -23,7 +23,7 @@ fn seeded(seed: u64) -> Draw<'static> {
     Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, seed, ..Draw::GREEDY }
 }
 
-/// The token of a step of one item.
+/// Runs a step of one item and returns the drawn token.
 fn token(engine: &mut dyn Engine, work: Work<'_>) -> u32 {
     engine.step(&[work]).expect("a step").remove(0).token().expect("a token").id
 }
@@ -37,14 +37,14 @@ fn refusal<T>(result: Result<T, EngineError>) -> BadRequest {
     }
 }
 
-/// The allowed difference between phases 3 and 2.
+/// Checks that logits differ by no more than phases 2 and 3 may.
 fn check(expected: &[f32], found: &[f32]) -> Result<(), TestCaseError> {
     let check = Check::values("random", "logits", expected, found, Limit::F32);
     prop_assert!(check.passed(), "{check:?}, {}", weights());
     Ok(())
 }
 
-/// Operations on sequences, with small numbers that are adjusted to the current state.
+/// An operation on sequences. `back` is the number of tokens by which the copied or kept prefix is shorter than the sequence.
 #[derive(Clone, Debug)]
 enum Action {
     Feed(SequenceId, Vec<u32>),
@@ -67,7 +67,7 @@ fn action() -> impl Strategy<Value = Action> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// However a sequence was forked, truncated or given room by a release, its logits are determined by its tokens.
+    /// The logits of a sequence depend only on its tokens, whichever forks, truncations and releases came before.
     #[test]
     fn logits_depend_only_on_the_tokens_of_a_sequence(
         actions in prop::collection::vec(action(), 1..30),
@@ -128,7 +128,7 @@ proptest! {
                 plain.step(&[Work::tokens(0, tokens, Want::Nothing)]).expect("a step");
                 check(&plain.all_logits(0, &next).expect("logits"), &found)?;
             } else {
-                // If rounding differs for a value, it differs by one step of the cache's format.
+                // Values near a rounding boundary may be rounded differently, by one step of the cache's format.
                 let limit = Limit { rms: 2e-3, max: 2e-2 };
                 let check = Check::values("random", "logits", &expected, &found, limit);
                 prop_assert!(check.passed(), "{check:?}, {}", weights());
@@ -137,7 +137,8 @@ proptest! {
     }
 }
 
-/// The error for truncating a sequence of `known` tokens to `length`: a full ring has overwritten the earlier positions.
+/// The expected error for truncating a sequence of `known` tokens to `length`, or `None` if truncating works. It does not work once a ring
+/// has overwritten positions.
 fn refused(sequence: SequenceId, known: &[u32], length: usize) -> Option<BadRequest> {
     match known.len() {
         0 => Some(BadRequest::UnknownSequence(sequence)),

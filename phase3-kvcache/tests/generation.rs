@@ -1,4 +1,4 @@
-//! Generation: its text, its end, and its errors.
+//! Tests of generation: its text, its end, and its errors.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -79,7 +79,8 @@ fn sampled(max_tokens: usize) -> GenerationParams {
     GenerationParams { sampling, ..greedy(max_tokens) }
 }
 
-/// Generates no token twice while others are left: every logit is above 0, and nearly 0 after its token has been generated.
+/// Generates no token twice while others are left: the biases make every logit positive, and the penalty makes the logits of tokens that
+/// have occurred nearly 0.
 fn without_repetition(max_tokens: usize) -> GenerationParams {
     let vocab = checkpoint().config.vocab as u32;
     let logit_bias = (0..vocab).map(|token| (token, 100.0)).collect();
@@ -221,7 +222,7 @@ fn prefill_can_be_interrupted() {
     }
 }
 
-/// The first token has been drawn by then, but not returned.
+/// At the interruption the first token has been drawn, but not returned.
 #[test]
 fn generation_can_be_interrupted_before_the_first_token() {
     for engine in [setup(2), setup(3)] {
@@ -272,7 +273,7 @@ fn a_sequence_can_be_continued() {
 fn penalties_count_tokens_already_in_the_engine() {
     let vocab = checkpoint().config.vocab as u32;
     let mut setup = setup(3);
-    // All tokens but one have occurred. Without the penalty that one would hardly ever be first.
+    // All tokens but one have occurred. Without the penalty, the model would hardly ever choose that one first.
     for missing in [200, 201, 202] {
         let history: Vec<u32> = (0..vocab).filter(|&token| token != missing && !PROMPT.contains(&token)).collect();
         let fed = setup.engine.step(&[Work::tokens(0, &history, Want::Nothing)]).expect("a step");
@@ -302,7 +303,7 @@ struct Ahead {
     failing: Option<Ticket>,
 }
 
-/// Steps that [`Ahead`] takes.
+/// Number of steps that [`Ahead`] allows in flight.
 const AHEAD: usize = 3;
 
 impl Ahead {
@@ -362,7 +363,7 @@ fn failed_prefill_step_leaves_no_step_in_flight() {
     assert_eq!((engine.next, engine.done.len()), (3, 0));
 }
 
-/// Steps that were submitted beyond the end of the text are undone, however it ends.
+/// Steps that were submitted beyond the end of the text are undone, whatever ended the text.
 #[test]
 fn steps_in_flight_do_not_change_the_text() {
     let checkpoint = checkpoint();

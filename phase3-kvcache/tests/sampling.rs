@@ -52,7 +52,7 @@ fn filters(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> SamplingPa
     SamplingParams { sampling: Sampling { temperature, top_k, top_p, min_p }, ..Default::default() }
 }
 
-/// Tokens by falling probability at `temperature`, ties by token, with their probabilities.
+/// Tokens with their probabilities at `temperature`, most likely first, and of equals the lower token first.
 fn ranked(logits: &[f32], temperature: f32) -> Vec<(u32, f64)> {
     let weight = |l: f32| (f64::from(l) / f64::from(temperature)).exp();
     let total: f64 = logits.iter().map(|&l| weight(l)).sum();
@@ -61,12 +61,13 @@ fn ranked(logits: &[f32], temperature: f32) -> Vec<(u32, f64)> {
     ranked
 }
 
-/// Rows so flat that, from temperature 1 up, 1500 draws miss a token that passes the filters once in a billion rows.
+/// Rows of logits so flat that at a temperature of at least 1, 1500 draws include every token that passes the filters, except for about one
+/// row in a billion.
 fn flat_row() -> impl Strategy<Value = Vec<f32>> {
     vec(0.0f32..2.0, 1..9)
 }
 
-/// Eighths, so that ties are common and adding an integer is exact in f32.
+/// Rows of multiples of 1/8, so that ties are common and adding an integer is exact in f32.
 fn exact_row() -> impl Strategy<Value = Vec<f32>> {
     vec((-64i32..64).prop_map(|eighths| eighths as f32 / 8.0), 1..40)
 }
@@ -214,7 +215,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// Each filter alone and all together: about half the cases leave each one off.
+    /// Tests the filters alone and combined: each filter is off in about half of the cases.
     #[test]
     fn filters_keep_the_tokens_of_their_definitions(
         row in flat_row(), temperature in 1.0f32..3.0, top_k in prop_oneof![Just(0), 1usize..9],
@@ -287,7 +288,7 @@ fn thresholds_are_inclusive_and_infinite_logits_are_equal() {
 }
 
 proptest! {
-    /// A draw depends on the seed, the position and the tokens so far, wherever those tokens were drawn.
+    /// A draw depends on the seed, the position and the tokens so far, but not on the sampler that drew those tokens.
     #[test]
     fn draws_do_not_depend_on_where_earlier_tokens_were_drawn(row in exact_row(), params in any_params(), count in 1usize..12) {
         let tokens = draws(params.clone(), &row, count);
@@ -342,7 +343,7 @@ fn bias_is_applied_before_penalties() {
     assert_eq!(row, [1.0], "(-2 + 4) / 2, and not -2 * 2 + 4");
 }
 
-/// Steps can be submitted before the tokens of earlier ones are known only if there are no penalties.
+/// Only without penalties can a step be submitted before the tokens of earlier steps are known.
 #[test]
 fn only_penalties_depend_on_earlier_tokens() {
     let alone = SamplingParams { logit_bias: vec![(1, 2.0)], seed: 3, ..filters(1.0, 5, 0.9, 0.1) };
@@ -417,7 +418,7 @@ proptest! {
     fn stop_strings_equal_naive_search_for_any_split(
         text in "[abé]{0,16}", stops in vec("[abé]{1,5}", 0..4), cuts in vec(any::<bool>(), 16),
     ) {
-        // The string that ends first, then the one that starts first.
+        // Of all matches, the one that ends first; if several end there, the one that starts first.
         let found = stops.iter().filter_map(|s| text.find(s).map(|i| (i + s.len(), i, s)));
         let expected = match found.min() {
             Some((_, start, s)) => (text[..start].into(), Some(FinishReason::StopString(s.clone()))),

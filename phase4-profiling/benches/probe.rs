@@ -1,6 +1,6 @@
 //! The cost of a probe that is switched off: a decode step through [`NoProbe`], and the step's calls of the probe alone.
 //!
-//! `cargo bench -p phase4-profiling --bench probe` prints both; their ratio is the cost.
+//! `cargo bench -p phase4-profiling --bench probe` prints both times; the second divided by the first is the relative cost.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! The least cost of an operation, in bytes moved and arithmetic operations, computed from shapes and formats.
+//! The least cost of an operation, in bytes moved and arithmetic operations, computed from shapes and number formats.
 
 use phase1_loading::{AttentionKind, Checkpoint, GptOssConfig};
 use phase2_forward::{Operation, Span};
@@ -57,7 +57,7 @@ impl CostModel {
         }
     }
 
-    /// For an engine that keeps no keys and values between steps: nothing is appended, and attention reads them as f32 activations.
+    /// For an engine that keeps no keys and values between steps: it appends none to a cache, and attention reads them as f32 activations.
     pub fn without_cache(self) -> CostModel {
         CostModel { cache: None, ..self }
     }
@@ -75,7 +75,7 @@ impl CostModel {
         let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
         let chosen = config.experts_per_token;
         let weights = |part: fn(&LayerBytes) -> u64| layer.map_or(0, |number| part(&self.layers[number]));
-        // Activations in and out, in values per token.
+        // `values` is the number of activations per token that are read and written.
         let moves = |weights: u64, values: usize| weights + (tokens * values * ACTIVATION) as u64;
         let macs = |a_token: usize| 2 * (tokens * a_token) as u64;
         let cost = |bytes, operations| Cost { bytes, operations };
@@ -108,8 +108,8 @@ impl CostModel {
         }
     }
 
-    /// The least cost, per operation, of a step that adds `new` tokens to each of `sequences` sequences of `depth` tokens and computes the
-    /// logits of the last ones. Weights are read once for all sequences.
+    /// The least cost, per operation, of a step that adds `new` tokens to each of `sequences` sequences of `depth` tokens, and computes
+    /// the logits of each sequence's last token. Weights are read once for all sequences.
     pub fn step(&self, sequences: usize, new: usize, depth: usize) -> Vec<Cost> {
         let tokens = sequences * new;
         let cost = |(operation, layer)| {
@@ -132,7 +132,8 @@ impl CostModel {
         2 * self.config.kv_heads * self.cache.map_or(head_dim * ACTIVATION, |cache| cache.row_bytes(head_dim))
     }
 
-    /// Number of positions that some query attends to, and number of pairs of a query and such a position.
+    /// For one sequence: the number of positions that at least one query attends to, and the number of pairs of a query and a position
+    /// that it attends to.
     fn visible(&self, layer: Option<usize>, tokens: usize, keys: usize) -> (usize, u64) {
         let window = match layer.map(|number| self.config.attention[number]) {
             Some(AttentionKind::Sliding) => self.config.sliding_window,

@@ -1,4 +1,4 @@
-//! The machine as this process sees it: instruction sets, processors and memory, minus what a container or service does not grant.
+//! The instruction sets, processors and memory that this process may use, within the limits of its container or service.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub struct Processors {
     pub features: Vec<&'static str>,
     /// Hardware threads of the machine. Linux only.
     pub of_machine: Option<usize>,
-    /// Hardware threads that CPU affinity and quota leave.
+    /// Hardware threads that this process may use, within its CPU affinity and quota.
     pub usable: usize,
     /// Quota of the control group, in processors. Linux only.
     pub quota: Option<f64>,
@@ -31,7 +31,7 @@ pub struct Processors {
 pub struct HostMemory {
     /// Memory of the machine. Linux and macOS.
     pub total: Option<u64>,
-    /// Memory that no process uses, including cached pages of files. Linux only.
+    /// Memory that is free or can be freed, such as cached pages of files. Linux only.
     pub available: Option<u64>,
     /// Limit of the control group. Linux only.
     pub limit: Option<u64>,
@@ -64,7 +64,7 @@ impl HostMemory {
         }
     }
 
-    /// The most memory that this process can have.
+    /// The most memory that this process may use: the limit, or without one the total.
     pub fn most(&self) -> Option<u64> {
         self.limit.or(self.total)
     }
@@ -125,7 +125,7 @@ fn control_group<T>(controller: &str, files: &[&str], parse: impl Fn(&str) -> Op
     paths.filter_map(read).find_map(|text| parse(&text))
 }
 
-/// The folder below `/sys/fs/cgroup` of a line of `/proc/self/cgroup`, if the line is about that controller or, in version 2, about all.
+/// The folder below `/sys/fs/cgroup` of a line of `/proc/self/cgroup`, if the line is for that controller or, in version 2, for all.
 fn group(line: &str, controller: &str) -> Option<String> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?.trim_end_matches('/'));
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(meminfo("MemTotal: 18446744073709551615 kB", "MemTotal:"), None);
     }
 
-    /// With a limit, `most` returns the limit.
+    /// If there is a limit, `most` returns it.
     #[test]
     fn memory_limit_caps_total_memory() {
         let memory = |total, limit| HostMemory { total, available: None, limit }.most();

@@ -1,4 +1,5 @@
-//! Memory plans: where a model's bytes will be, predicted from the header before loading, and observed afterwards.
+//! Memory plans: how much of each kind of memory a model will take, predicted from its header before it is loaded. Also reads how much is
+//! in use afterwards.
 
 use burn::tensor::Device;
 use phase1_loading::{AttentionKind, Checkpoint, Format, GptOssConfig};
@@ -11,7 +12,7 @@ use crate::process;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryKind {
-    /// Pages of the model file: in memory once they are read, and the first that the system evicts.
+    /// Pages of the mapped model file: in memory once they are read, and the first to be evicted by the system.
     Mapped,
     /// The process's own (anonymous) memory.
     Host,
@@ -28,7 +29,7 @@ pub struct Part {
     pub stays: Residency,
 }
 
-/// When, and how much of, a part is resident.
+/// When a part is resident, and how much of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Residency {
@@ -45,13 +46,13 @@ pub struct EngineSetup {
     pub phase: u8,
     pub on_gpu: bool,
     pub cache: CacheType,
-    /// Length of the single sequence in tokens.
+    /// Length in tokens of the one sequence that the plan assumes.
     pub context: usize,
     /// Bytes of the cache of all sequences, if the engine allocates it at the start; otherwise the cache grows with the sequence.
     pub pool: Option<u64>,
     /// New tokens in the largest step.
     pub chunk: usize,
-    /// Bytes of the 4-bit copy of the head from which the engine shortlists tokens.
+    /// Bytes of the 4-bit copy of the head from which the engine shortlists tokens; 0 without one.
     pub shortlist: u64,
 }
 
@@ -104,7 +105,7 @@ impl MemoryPlan {
         MemoryPlan::of_weights(&checkpoint.config, weights, setup)
     }
 
-    /// The plan of a model from a list of weights, which need not exist.
+    /// The plan of a model from a list of its weights. No file needs to exist.
     pub fn of_weights<'a>(
         config: &GptOssConfig,
         weights: impl IntoIterator<Item = PlannedWeight<'a>>,
@@ -165,14 +166,15 @@ impl MemoryPlan {
         self.parts.iter().filter(|part| part.place == place).map(resident).sum()
     }
 
-    /// All bytes in one kind of memory.
+    /// Bytes of all parts in one kind of memory, whether they are resident or not.
     pub fn at(&self, place: MemoryKind) -> u64 {
         self.parts.iter().filter(|part| part.place == place).map(|part| part.bytes).sum()
     }
 }
 
-/// Name, kind of memory and size of a matrix. Formats that engines do not multiply directly become F32; but phases 2 and 3 on the CPU
-/// unpack row by row, and phase 5 on the CPU copies a matrix that is not contiguous in the file.
+/// Name, kind of memory and size in bytes of a matrix. Phases 2 and 3 on the CPU read it from the mapped file and unpack it row by row.
+/// Otherwise it is converted to F32 if kernels do not support its format, and phase 5 on the CPU copies it if its rows are not contiguous
+/// in the file.
 fn matrix(weight: &PlannedWeight<'_>, setup: EngineSetup) -> (String, MemoryKind, u64) {
     let name = weight.format.name();
     let kept = if Format::WRITTEN.contains(&weight.format) { weight.format } else { Format::F32 };
@@ -189,7 +191,8 @@ fn matrix(weight: &PlannedWeight<'_>, setup: EngineSetup) -> (String, MemoryKind
     }
 }
 
-/// Bytes at the peak of a forward pass: attention scores (which phase 5 never materializes), the experts' rows, or the logits.
+/// Bytes of temporary values at the peak of a forward pass: the residual stream and the largest of attention scores (which phase 5 never
+/// materializes), the experts' activations, and the logits.
 fn scratch_bytes(config: &GptOssConfig, setup: EngineSetup) -> u64 {
     let (n, keys) = (setup.chunk, setup.context);
     let stream = 3 * n * config.hidden;
@@ -199,7 +202,7 @@ fn scratch_bytes(config: &GptOssConfig, setup: EngineSetup) -> u64 {
     4 * (stream + scores.max(experts).max(logits)) as u64
 }
 
-/// Memory of this process and a device in bytes, as the system reports it. `None` if it does not.
+/// Memory of this process and of a device in bytes, as the system reports it; `None` if it does not report a value.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Observed {
     /// Resident memory now: anonymous memory and file pages.
@@ -227,5 +230,5 @@ impl Observed {
     }
 }
 
-/// The part of a 16 GB Apple machine's memory that a GPU may use by default.
+/// Bytes of memory that the GPU of an Apple machine with 16 GB may use by default.
 pub const APPLE_16GB_GPU_BUDGET: u64 = 10_700_000_000;

@@ -7,20 +7,20 @@ use serde::Serialize;
 
 /// The largest finite f16.
 const F16_MAX: f32 = 65_504.0;
-/// Share of the f16 range above which a value is at risk, because another prompt may exceed the range.
+/// Fraction of [`F16_MAX`] above which values are at risk: with another prompt they may exceed it.
 const RISK: f32 = 0.25;
 
 /// One intermediate result of a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Numerics {
-    /// Its name, as in [`Probe::see`].
+    /// Its name, as in [`Probe::observe`].
     pub name: String,
     /// The largest magnitude among the finite values.
     pub largest: f32,
     pub nans: usize,
     pub infinities: usize,
     pub f16: F16Range,
-    /// [`relative_rms`] to the reference; `None` without a reference.
+    /// [`relative_rms`] of the difference from the reference; `None` without a reference.
     pub error: Option<f64>,
 }
 

@@ -1,6 +1,6 @@
 //! Memory of this process.
 
-/// Peak resident memory, including mapped file pages. `None` if the platform does not report it.
+/// Peak resident memory of this process, including mapped file pages. `None` if the platform does not report it.
 pub fn peak_resident_bytes() -> Option<u64> {
     #[cfg(unix)]
     {
@@ -22,7 +22,7 @@ pub fn peak_resident_bytes() -> Option<u64> {
 /// Peak resident memory since the last call of this function, or since the start. Linux only.
 pub fn take_peak_resident_bytes() -> Option<u64> {
     let peak = status("VmHWM:");
-    // If resetting is not permitted, the peak counts from the start.
+    // If the system does not permit the reset, the next peak counts from the start.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     peak
 }

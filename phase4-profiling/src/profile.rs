@@ -36,7 +36,7 @@ pub enum Workload {
     Prefill { tokens: usize },
 }
 
-/// The default in files that were written before batches existed.
+/// The number of sequences in files that were written before several were supported.
 fn one() -> usize {
     1
 }
@@ -91,25 +91,25 @@ pub struct TimedSpan {
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub layer: Option<usize>,
-    /// New tokens that it computed.
+    /// Number of rows computed, as in [`Span::tokens`].
     #[serde(default)]
     pub tokens: usize,
-    /// Number of keys that the last of them attends to; 0 outside attention.
+    /// Number of keys, as in [`Span::keys`].
     #[serde(default)]
     pub keys: usize,
     /// Seconds from the start of the step.
     pub start: f64,
     /// Duration in seconds.
     pub duration: f64,
-    /// Bytes that it must move: weights once, cache entries once, activations in and out.
+    /// Bytes that the operation must move: weights once, cache entries once, activations in and out.
     pub bytes: u64,
-    /// Arithmetic operations that it must do; a multiply-add counts as two.
+    /// Arithmetic operations that it must compute; a multiply-add counts as two.
     pub operations: u64,
 }
 
-/// The device is idle: it waits for the host to submit the next operation.
+/// Name of the spans in which the device is idle and waits for the host to launch the next operation.
 pub const LAUNCH: &str = "launch";
-/// From the end of the last operation until the logits are on the host.
+/// Name of the span from the end of the last operation until the logits are on the host.
 pub const READBACK: &str = "readback";
 
 impl TimedSpan {
@@ -123,7 +123,7 @@ impl TimedSpan {
         TimedSpan { name: name.into(), layer: None, tokens: 0, keys: 0, start, duration, bytes: 0, operations: 0 }
     }
 
-    /// The least time in which this machine can do it, in seconds.
+    /// The least time, in seconds, in which this machine can do the span's work.
     pub fn floor(&self, ceiling: &Ceiling) -> f64 {
         Cost { bytes: self.bytes, operations: self.operations }.floor(ceiling)
     }
@@ -137,13 +137,13 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The least time in which this machine can do it, in seconds.
+    /// The least time, in seconds, in which this machine can do this work.
     pub fn floor(self, ceiling: &Ceiling) -> f64 {
         let (moving, computing) = self.seconds(ceiling);
         moving.max(computing)
     }
 
-    /// The least seconds for moving the bytes, and for the operations.
+    /// The least seconds in which this machine can move the bytes, and compute the operations.
     fn seconds(self, ceiling: &Ceiling) -> (f64, f64) {
         (self.bytes as f64 / ceiling.read_bandwidth, self.operations as f64 / ceiling.arithmetic())
     }
@@ -171,17 +171,17 @@ pub struct Row {
     pub p99: f64,
 }
 
-/// The resource that limits an operation at best.
+/// The resource that would limit an operation that runs at its floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
     Memory,
     Compute,
-    /// Its floor is far below the cost of a launch.
+    /// The floor is far below the fixed cost of launching a kernel.
     Launch,
 }
 
-/// An operation with a floor below this, in seconds, is dominated by its fixed cost.
+/// If the floor of a call is below this, in seconds, the fixed cost of a launch dominates.
 const LAUNCH_BOUND: f64 = 5e-6;
 
 impl Profile {
@@ -198,7 +198,7 @@ impl Profile {
         rows
     }
 
-    /// Mean seconds per step that are in no row.
+    /// Mean seconds per step that belong to no span.
     pub fn unattributed(&self) -> f64 {
         let explained: f64 = self.steps.iter().flat_map(|step| &step.spans).map(|span| span.duration).sum();
         self.wall() - explained / self.steps.len() as f64

@@ -20,7 +20,7 @@ pub struct Recorder<'a> {
     costs: &'a CostModel,
     timer: Timer,
     spans: Vec<(Span, Mark)>,
-    /// Zero point of a device's timestamps.
+    /// The instant to which the device's timestamps are relative.
     origin: Instant,
     begun: Instant,
 }
@@ -33,7 +33,7 @@ enum Timer {
 /// How the time of an operation was measured.
 enum Mark {
     Ended(Instant),
-    /// Has no measurement if the operation launched nothing.
+    /// `window` contains no measurement if the operation launched nothing.
     Window {
         submitted: Instant,
         window: Result<ProfileDuration, ProfileError>,

@@ -9,12 +9,12 @@ use phase3_kvcache::prefill;
 use crate::profile::{Clock, TimedStep, Workload};
 use crate::recorder::Recorder;
 
-/// A sequence number that no workload uses; workloads count from 0.
+/// A sequence ID that no workload uses; workloads number their sequences from 0.
 const WARM_UP_SEQUENCE: SequenceId = SequenceId::MAX;
 /// How long a device is kept busy before recording, so that its clocks reach their full rate.
 const BUSY_TIME: Duration = Duration::from_millis(300);
 
-/// Steps of the workload that are not recorded: the first compiles kernels and pages weights in.
+/// Number of unrecorded steps at the start of a workload: the first step compiles kernels and reads weights into memory.
 const WARM_UP: usize = 1;
 
 /// Computes `steps` steps of a workload, after one unrecorded step. `progress` is called with the number of steps done.
@@ -41,7 +41,7 @@ pub fn run(
     warm_up(engine)?;
     let (mut recorded, mut clock) = (Vec::new(), Clock::Host);
     for number in 0..WARM_UP + steps {
-        // With a depth, sequences continue where the step before ended; without, each step begins new ones.
+        // At a depth above 0, sequences continue where the step before ended; at depth 0, each step begins new ones.
         if depth == 0 || number == 0 {
             for sequence in 0..sequences as SequenceId {
                 engine.release(sequence);
@@ -86,7 +86,7 @@ fn parts(tokens: &[u32], workload: Workload, most: usize) -> Vec<Vec<Work<'_>>> 
     }
 }
 
-/// Decodes for a while in a separate sequence, until kernels are compiled and clocks have risen.
+/// Decodes for a while in a separate sequence, so that kernels are compiled and clocks rise.
 ///
 /// # Errors
 /// As [`Engine::step`].

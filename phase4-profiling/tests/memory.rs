@@ -1,4 +1,4 @@
-//! Compares the memory plan with the storage of weights in engines.
+//! Checks that memory plans count weights in the form in which engines store them.
 
 use gptoss_reference::{Case, Folder};
 use phase1_loading::Checkpoint;

@@ -1,4 +1,4 @@
-//! The page in a browser. Chromium or Chrome has to be installed.
+//! Opens the HTML report in a browser. Chromium or Chrome has to be installed.
 
 mod sample;
 

@@ -58,7 +58,7 @@ fn profile(checkpoint: &Checkpoint, engine: &mut dyn Inspect, device: &ComputeDe
     }
 }
 
-/// The operations of a step, in order: every one in each layer, and the four outside.
+/// Name and layer of each operation of a step, in order.
 fn operations(step: &TimedStep) -> Vec<(String, Option<usize>)> {
     let spans = step.spans.iter().filter(|span| span.name != LAUNCH && span.name != READBACK);
     spans.map(|span| (span.name.clone(), span.layer)).collect()
@@ -118,7 +118,7 @@ fn spans_do_not_overlap_and_cover_the_step() {
         }
         assert!(end <= step.wall + 1e-9);
     }
-    // Only other processes take time outside of operations, and not in every step.
+    // Time outside operations is taken only by other processes, and not in every step, so the best step is checked.
     let of_operations = |step: &TimedStep| -> f64 {
         let operations = step.spans.iter().filter(|span| span.name != READBACK);
         operations.map(|span| span.duration).sum::<f64>() / step.wall
@@ -151,7 +151,7 @@ fn token_reads_each_needed_weight_once() {
         .sum();
     let bytes = |sequences, depth| costs.step(sequences, 1, depth).iter().map(|work| work.bytes).sum::<u64>();
     let moved = bytes(1, 0);
-    // The rest is activations: a few dozen rows of a layer's width, and the logits.
+    // All other bytes are activations: a few dozen rows per layer, and the logits.
     let widest = config.vocab.max(config.heads * config.head_dim).max(config.hidden).max(config.expert_width) as u64;
     let activations = moved - weights;
     assert!(moved > weights && activations < 4 * widest * 40 * config.layers() as u64, "{activations}");
@@ -189,7 +189,7 @@ fn attention_cost_counts_pairs_inside_the_window() {
         sequences,
         keys,
     };
-    // Layer 0 slides, layer 1 does not.
+    // Layer 0 has a sliding window, layer 1 has full attention.
     for (tokens, earlier) in [(1, 0), (1, 3 * window), (7, window - 3), (2 * window, 5)] {
         let pairs = |reach: usize| (0..tokens).map(|i| (earlier + i + 1).min(reach) as u64).sum::<u64>();
         let of = |layer| costs.of(span(layer, tokens, 1, earlier + tokens)).operations;

@@ -1,4 +1,4 @@
-//! The reports as text: their contents, and that they are valid whatever names a profile contains.
+//! Tests the contents of the reports, and that they are valid for profiles with any names and numbers.
 
 mod sample;
 

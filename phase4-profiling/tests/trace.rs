@@ -1,4 +1,4 @@
-//! Parses the trace with a parser that supports only Chrome's trace event format.
+//! Parses the trace with a parser that accepts nothing but Chrome's trace event format.
 
 mod sample;
 

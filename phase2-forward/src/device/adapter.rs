@@ -8,7 +8,7 @@ use cubecl::wgpu::{WgpuDeviceKind, wgpu};
 
 use super::{AdapterReport, ComputeDevice, DeviceError, Kind, ModelNeeds, runtime};
 
-/// The graphics APIs that adapters are looked for in, in this order. Starting others takes time and finds none.
+/// The graphics APIs in which adapters are searched, in this order. Starting other APIs takes time and finds no adapters.
 const BACKENDS: [wgpu::Backends; 3] = [wgpu::Backends::METAL, wgpu::Backends::VULKAN, wgpu::Backends::DX12];
 
 /// A graphics adapter of this machine.
@@ -81,7 +81,7 @@ impl Adapter {
         self.info.device_type == wgpu::DeviceType::Cpu
     }
 
-    /// The adapter's own name without what its driver adds in parentheses, such as `llvmpipe` for `llvmpipe (LLVM 15.0.6, 256 bits)`.
+    /// The adapter's own name without the driver's addition in parentheses, such as `llvmpipe` for `llvmpipe (LLVM 15.0.6, 256 bits)`.
     pub fn short_name(&self) -> &str {
         self.info.name.split(" (").next().unwrap_or_default()
     }
@@ -91,7 +91,7 @@ impl Adapter {
     /// # Errors
     /// The adapter does not provide a device.
     pub fn start(&self, reason: impl Into<String>, needs: ModelNeeds) -> Result<ComputeDevice, DeviceError> {
-        // Burn and CubeCL each have their own name for the same adapter.
+        // Burn and CubeCL identify the same adapter by different types.
         let (burn, kind) = match self.info.device_type {
             wgpu::DeviceType::DiscreteGpu => {
                 (DeviceKind::DiscreteGpu(self.index), WgpuDeviceKind::DiscreteGpu(self.index))

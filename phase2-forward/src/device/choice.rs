@@ -10,7 +10,7 @@ pub enum DeviceChoice {
     #[default]
     Auto,
     Cpu,
-    /// A real GPU.
+    /// A hardware GPU.
     Gpu,
     /// A software rasterizer such as lavapipe, which runs GPU kernels on the CPU: for tests without a GPU.
     Software,
@@ -64,7 +64,7 @@ impl ComputeDevice {
         Adapter::all().iter().map(Adapter::report).collect()
     }
 
-    /// The devices that every gate must pass on: the CPU, and a GPU or, without one, a software rasterizer.
+    /// The devices on which every gate (comparison with the goldens) must pass: the CPU, and a GPU or, without one, a software rasterizer.
     ///
     /// # Errors
     /// There is neither a GPU nor a software rasterizer. Gates fail then; they are not skipped.

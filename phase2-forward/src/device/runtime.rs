@@ -25,16 +25,16 @@ use cubecl_server::allocator::ContiguousMemoryLayoutPolicy;
 use cubecl_server::logging::ServerLogger;
 use cubecl_server::runtime::Runtime;
 
-/// Adapters whose runtime this process has started, with its wgpu device and queue.
+/// The adapters whose runtime this process has started, each with its wgpu device and queue.
 static STARTED: Mutex<Option<HashMap<DeviceId, Queue>>> = Mutex::new(None);
 
 type Queue = (wgpu::Device, wgpu::Queue);
 
-/// Starts the runtime of an adapter, unless it is running. `tasks` is the number of launches per submission; only the first call's value is
-/// used.
+/// Starts the runtime of an adapter, unless it is running. `tasks` is the number of kernel launches per GPU submission;
+/// only the first call for an adapter uses it.
 ///
 /// # Errors
-/// The adapter does not provide a device; the text is the driver's.
+/// The adapter does not provide a device; the text comes from the driver.
 pub(super) fn start(kind: &WgpuDeviceKind, tasks: usize) -> Result<(), String> {
     let device = WgpuDevice::new(kind.clone());
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ pub(super) fn queue(kind: &WgpuDeviceKind) -> Option<Queue> {
     started.as_ref()?.get(&WgpuDevice::new(kind.clone()).to_id()).cloned()
 }
 
-/// A runtime on a device that the caller has opened, for tests that limit or destroy the device.
+/// Starts a runtime on a device that the caller has opened, for tests that limit or destroy the device.
 ///
 /// # Errors
 /// The device has no compute shaders.
@@ -78,7 +78,7 @@ fn options(tasks_max: usize) -> RuntimeOptions {
     RuntimeOptions { tasks_max, memory_config: MemoryConfiguration::default() }
 }
 
-/// The first software rasterizer, with every feature that it has.
+/// A device on the first software rasterizer, with all of its features that are not experimental.
 fn software_setup() -> Result<WgpuSetup, String> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = cubecl::future::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN | wgpu::Backends::DX12));
@@ -126,7 +126,7 @@ fn register_wgsl(setup: WgpuSetup, tasks: usize, id: DeviceId) -> Result<(), Str
     Client::try_init(id, server).map(|_| ()).map_err(|error| format!("{error:?}"))
 }
 
-/// The properties that CubeCL itself reports for an adapter that it compiles WGSL for.
+/// The same properties as CubeCL reports for an adapter when it compiles kernels to WGSL.
 fn wgsl_properties(setup: &WgpuSetup) -> DeviceProperties {
     let (limits, info, features) = (setup.device.limits(), setup.adapter.get_info(), setup.adapter.features());
     let cubes = limits.max_compute_workgroups_per_dimension;
@@ -168,7 +168,7 @@ fn wgsl_properties(setup: &WgpuSetup) -> DeviceProperties {
     properties
 }
 
-/// Registers the types of WGSL and those that the adapter adds.
+/// Registers the types of WGSL, and the optional types that the adapter supports.
 fn register_types(properties: &mut DeviceProperties, features: wgpu::Features) {
     properties.register_address_type(AddressType::U32);
     let types = [

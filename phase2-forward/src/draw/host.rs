@@ -36,7 +36,7 @@ impl HostDraw {
         Some(DrawnToken { id, logprobs })
     }
 
-    /// The token that `number` in [0, 1) draws from unmodified logits, at a temperature above 0.
+    /// The token that `number` in [0, 1) draws from logits as they are (no adjustments, no mask), at a temperature above 0.
     pub fn draw_number(&mut self, logits: &[f32], sampling: &Sampling, number: f32) -> u32 {
         self.weights.draw(logits, sampling, number).unwrap_or_else(|| argmax(logits))
     }

@@ -1,12 +1,12 @@
-//! Counter-based random numbers: each is a function of seed and position, so no generator has a state.
+//! Counter-based random numbers: each number is a function of seed and position, so there is no generator state to keep.
 //!
 //! Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). It needs only additions, rotations
 //! and XORs of 32-bit words, which every shader language has.
 
-/// Rotation distances of eight rounds, after which they repeat.
+/// Rotation distances of eight rounds; the rounds after them repeat these.
 const ROTATIONS: [u32; 8] = [13, 15, 26, 6, 17, 29, 16, 24];
 const ROUNDS: usize = 20;
-/// Skein's constant, the parity of the key schedule.
+/// The constant of the key schedule's parity word, from the hash function Skein.
 const PARITY: u32 = 0x1BD1_1BDA;
 
 /// Two random words for a key and a counter.
@@ -49,7 +49,7 @@ mod tests {
         let numbers: Vec<f64> = (0..100_000).map(|position| f64::from(draw_number(7, position))).collect();
         let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
         let square = numbers.iter().map(|number| number * number).sum::<f64>() / numbers.len() as f64;
-        // Five standard errors of 1/2 and 1/3.
+        // At most five standard errors from the expected values, 1/2 and 1/3.
         assert!((mean - 0.5).abs() < 5.0 * (1.0f64 / 12.0 / 1e5).sqrt(), "{mean}");
         assert!((square - 1.0 / 3.0).abs() < 5.0 * (4.0f64 / 45.0 / 1e5).sqrt(), "{square}");
         assert!(numbers.iter().all(|number| (0.0..1.0).contains(number)));

@@ -1,6 +1,6 @@
-//! The draw: filtered probabilities, and the token at which their cumulative sum exceeds the random number.
+//! Draws a token: filters the probabilities, then takes the first token at which their cumulative sum exceeds the random number.
 //!
-//! Does not use the system's math library, so that equal logits give the same token on every platform.
+//! This module does not use the system's math library, so that equal logits give the same token on every platform.
 
 use std::cmp::Ordering;
 use std::f64::consts::{LN_2, LOG2_E};
@@ -54,7 +54,7 @@ fn weigh(logits: &[f32], largest: f32, temperature: f32, weights: &mut Vec<f64>)
     }));
 }
 
-/// Tokens that may be drawn, most likely first, the lower token first of equals.
+/// The tokens that may be drawn, ordered by probability, most likely first, and of equals the lower token first.
 struct Ranking<'a> {
     logits: &'a [f32],
     largest: f32,
@@ -62,8 +62,9 @@ struct Ranking<'a> {
     weights: &'a mut [f64],
 }
 
-/// Number of buckets of a ranking, and how many of them a factor of e in the weight spans.
+/// Number of buckets into which a ranking distributes the tokens by weight.
 const BUCKETS: usize = 4096;
+/// Number of buckets between two weights that differ by a factor of e.
 const BUCKETS_PER_E: f64 = 128.0;
 
 impl Ranking<'_> {
@@ -72,8 +73,8 @@ impl Ranking<'_> {
         ((below * self.buckets_per_logit) as usize).min(BUCKETS - 1)
     }
 
-    /// Keeps the shortest prefix, of at least one token, whose number and total weight satisfy `enough`. Only one bucket is sorted: the
-    /// tokens of those before it are kept, and those after it are dropped.
+    /// Keeps the shortest prefix, of at least one token, whose number and total weight satisfy `enough`. Only the bucket in
+    /// which the prefix ends is sorted: all tokens of the buckets before it are kept, and all tokens of the buckets after it are dropped.
     fn keep_first(&mut self, enough: impl Fn(usize, f64) -> bool) {
         let mut buckets = vec![(0, 0.0); BUCKETS];
         for (token, &weight) in self.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {

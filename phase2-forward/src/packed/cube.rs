@@ -1,8 +1,8 @@
-//! The packed product on a GPU. 32 units compute one output, each a 32nd of the row. A cube computes several outputs one after another if
-//! there are more than the device can start cubes for.
+//! The packed product on a GPU. 32 units (threads) compute one output; each of them sums a 32nd of the row. A cube (workgroup) computes
+//! `ROWS_PER_CUBE` outputs at a time, and continues with others if there are more outputs than the device can start cubes for.
 //!
-//! The kernel is written to be read: it unpacks one value at a time and needs no optional GPU feature (subgroups, 16-bit types, matrix
-//! units). Phase 5 has the fast kernels.
+//! The kernel is kept simple instead of fast: it unpacks one value at a time and needs no optional GPU feature (subgroups, 16-bit types,
+//! matrix units). Phase 5 has the fast kernels.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -16,7 +16,7 @@ use super::{DeviceMatmul, PackedLayout};
 
 /// Units that share one output.
 const UNITS: u32 = 32;
-/// Outputs that one cube computes.
+/// Outputs that one cube computes at a time.
 const ROWS_PER_CUBE: u32 = 4;
 /// The most cubes along one axis that every GPU accepts.
 const MAX_CUBES: u32 = 65_535;
@@ -29,7 +29,7 @@ impl DeviceMatmul for CubeBackend {
             empty_device_dtype(x.client.clone(), x.device.clone(), Shape::new([inputs, layout.rows]), DType::F32);
         let (inputs, rows) = (inputs as u32, layout.rows as u32);
         let cubes = CubeCount::Static(rows.div_ceil(ROWS_PER_CUBE).min(MAX_CUBES), inputs.min(MAX_CUBES), 1);
-        // SAFETY: every index is below the length of its tensor: the kernel bounds rows and inputs, the packed row bounds columns, and the
+        // SAFETY: every index is below the length of its tensor: the kernel checks rows, inputs and columns against their numbers, and the
         // caller's `matrix` holds indices of matrices of the stack.
         unsafe {
             packed_matmul_kernel::launch_unchecked(
@@ -96,7 +96,7 @@ fn packed_matmul_kernel(
     }
 }
 
-/// Value number `index` of a packed stack. Rows are whole blocks, so block indices run through all rows.
+/// Value number `index` of a packed stack. Each row consists of whole blocks, so blocks are numbered consecutively over all rows.
 #[cube]
 fn unpack(words: &[u32], index: u32, #[comptime] format: Format) -> f32 {
     match comptime![format] {

@@ -1,4 +1,4 @@
-//! The packed product on the CPU: each weight row is unpacked once, into L1, for all inputs that need it.
+//! The packed product on the CPU: each weight row is unpacked once, into a buffer that fits the L1 cache, for all inputs that need it.
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;

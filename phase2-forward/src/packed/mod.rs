@@ -1,4 +1,4 @@
-//! Packed matrices: a stack of `[out, in]` matrices in a storage format, which is multiplied without being unpacked as a whole.
+//! Packed matrices: stacks of `[out, in]` matrices in a storage format. A product unpacks only parts of them at a time.
 //!
 //! On the CPU the packed bytes are pages of the mapped file, in any format. On a GPU they are a buffer of 32-bit words, in one of the
 //! formats that the kernel supports.
@@ -76,9 +76,10 @@ pub(crate) fn device_format(format: Format) -> Format {
     }
 }
 
-/// `y[i] = W[matrix[i]] · x[i]`: every row of `x` is multiplied by the matrix of the stack that `matrix` names for it.
+/// `y[i] = W[matrix[i]] · x[i]`: every row of `x` is multiplied by one matrix of the stack, whose index is in `matrix`.
 ///
-/// `x` is `[n, in]` in f32, `matrix` is `[n]` with values below the stack's height; the result is `[n, out]`, accumulated in f32.
+/// `x` is `[n, in]` in f32, `matrix` is `[n]` with values below the number of matrices in the stack; the result is `[n, out]`,
+/// accumulated in f32.
 pub fn packed_matmul(x: Tensor<2>, weights: &PackedMatrix, matrix: Tensor<1, Int>) -> Tensor<2> {
     let [_, columns] = x.dims();
     assert_eq!(columns, weights.columns, "the input must be as wide as the matrix");

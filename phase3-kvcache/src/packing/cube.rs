@@ -1,5 +1,5 @@
-//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit handles 32 values of a row: 16 words of f16, or one
-//! [block](formats::cache_block) of Q8_0.
+//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit (thread) handles 32 values of a row: 16 words of f16, or
+//! one [block](formats::cache_block) of Q8_0.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -53,7 +53,7 @@ impl CachePacking for CubeBackend {
             DType::F32,
         );
         let (cubes, parts) = launch_size(heads * n, head_dim);
-        // SAFETY: as above.
+        // SAFETY: as in `pack_rows`.
         unsafe {
             unpack_kernel::launch_unchecked(
                 &x.client,
@@ -71,7 +71,7 @@ impl CachePacking for CubeBackend {
     }
 }
 
-/// Number of cubes for `rows` rows, and the number of parts, one per unit.
+/// Number of cubes for `rows` rows, and number of parts into which the rows are divided, one per unit.
 fn launch_size(rows: usize, dim: usize) -> (CubeCount, u32) {
     let parts = rows as u32 * (dim as u32).div_ceil(PART);
     let cubes = parts.div_ceil(UNITS);
@@ -137,7 +137,7 @@ fn unpack_kernel(words: &[u32], x: &mut [f32], parts: u32, dim: u32, row_words: 
                 let scale = block_scale(words[first as usize], words[(first + 1) as usize]);
                 let mut at = start;
                 while at < end {
-                    // With the sign bit flipped a code is 128 too large.
+                    // Flipping the sign bit turns a code into an unsigned number that is 128 larger.
                     let word = words[(packed + at / 4) as usize] ^ 0x8080_8080;
                     for i in 0..4u32 {
                         let code = f32::cast_from((word >> (i * 8)) & 0xff);

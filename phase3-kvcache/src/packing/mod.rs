@@ -1,7 +1,7 @@
 //! Packs keys and values for caches in f16 or Q8_0, and unpacks them, on the CPU and on GPUs.
 //!
-//! A row is the `head_dim` values of one head at one position. A packed row is whole 32-bit words, so that Burn can slice and concatenate
-//! rows without knowing their format:
+//! A row is the `head_dim` values of one head at one position. A packed row consists of whole 32-bit words, so that Burn can slice and
+//! concatenate rows without knowing their format:
 //! - f16: two values per word, the earlier in the low half;
 //! - Q8_0: four codes of a [block](formats::cache_block) per word, the earliest in the lowest byte.
 
@@ -65,8 +65,9 @@ mod tests {
         (words.into_data().try_to_vec().expect("u32"), back.into_data().try_to_vec().expect("f32"))
     }
 
-    /// Every f16 is rounded to nearest, and every code to the nearest with the required lowest bit: exactly on the CPU, and up to the
-    /// last bit of a division on a GPU. Scales are equal on both.
+    /// Every f16 must be the nearest one, and every Q8_0 code the nearest with the lowest bit that its [block](formats::cache_block)
+    /// requires. On a GPU a value may also be rounded to the other side of a tie, because a division may be off by its last bit. Scales are
+    /// equal on both devices.
     fn check(values: &[f32], dim: usize) -> Result<(), TestCaseError> {
         for device in ComputeDevice::for_gates().expect("both devices") {
             let (words, back) = round_trip(values, dim, CacheFormat::F16, &device);

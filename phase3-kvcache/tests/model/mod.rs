@@ -47,7 +47,7 @@ fn seed() -> u64 {
     *SEED.get_or_init(test_seed)
 }
 
-/// The description of the weights in failures.
+/// The description of the weights that failure messages contain.
 pub fn weights() -> String {
     format!("weights of TEST_SEED={}", seed())
 }

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 /// Words of the buffer that each thread reads: 256 MiB.
 const WORDS: usize = 32 << 20;
-/// Number of repetitions; the fastest counts.
+/// Number of repetitions of a measurement; the fastest one is the result.
 const PASSES: usize = 5;
-/// Iterations of the arithmetic loops: a few tenths of a second.
+/// Iterations of the arithmetic loops, which take a few tenths of a second.
 const ROUNDS: usize = 20_000_000;
 
 /// Bytes per second of all threads together.
@@ -54,7 +54,7 @@ fn resident_buffer() -> Vec<u64> {
     words
 }
 
-/// Eight sums, so that additions do not depend on each other.
+/// The sum of all words. Uses eight partial sums, so that additions do not wait for each other.
 fn sum(words: &[u64]) -> u64 {
     let mut sums = [0u64; 8];
     for eight in words.as_chunks::<8>().0 {
@@ -77,7 +77,7 @@ fn rate(Loop { run, operations }: Loop) -> f64 {
     (units.len() * operations * ROUNDS) as f64 / fastest
 }
 
-/// Seconds until all threads are done.
+/// Runs `work` on one thread per share. Returns the seconds until all threads are done.
 fn together<T: Sync>(shares: &[T], work: impl Fn(&T) + Sync) -> f64 {
     let start = Instant::now();
     scope(|scope| {
@@ -88,7 +88,7 @@ fn together<T: Sync>(shares: &[T], work: impl Fn(&T) + Sync) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Independent accumulators: more than the latency of a multiply-add times its throughput.
+/// Independent accumulators: more than the latency of a multiply-add (in cycles) times its throughput (per cycle).
 const CHAINS: usize = 12;
 
 #[cfg(target_arch = "x86_64")]
@@ -127,7 +127,7 @@ fn packed_loop() -> Loop {
     Loop { run: packed_portable, operations: CHAINS * 4 * 2 }
 }
 
-/// Four lanes, which every compiler vectorizes.
+/// f32 multiply-adds in four lanes, which compilers vectorize.
 fn f32_portable(rounds: usize) {
     let (mut sums, factor) = ([[1.0f32; 4]; CHAINS], black_box([0.999f32; 4]));
     for _ in 0..rounds {
@@ -140,7 +140,7 @@ fn f32_portable(rounds: usize) {
     black_box(sums);
 }
 
-/// The XOR keeps compilers from replacing the loop by one multiplication.
+/// 8-bit multiply-adds in four lanes. The XOR keeps compilers from replacing the loop by one multiplication.
 fn packed_portable(rounds: usize) {
     let (mut sums, a, b) = ([[0i32; 4]; CHAINS], black_box([3i8; 4]), black_box([5i8; 4]));
     for _ in 0..rounds {

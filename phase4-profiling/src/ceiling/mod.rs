@@ -20,7 +20,7 @@ pub enum CeilingError {
     NotMeasured { device: String, what: &'static str, reason: String },
 }
 
-/// The stored ceiling of this machine and device. Without one, measures it, which takes a few seconds, and stores it.
+/// The stored ceiling of this machine and device. If none is stored, measures it, which takes a few seconds, and stores it.
 ///
 /// # Errors
 /// The GPU cannot run the benchmark.
@@ -76,7 +76,7 @@ fn gpu(device: &ComputeDevice) -> Result<(f64, f64, f64), CeilingError> {
     };
     let read = value(0, "read bandwidth")?.bytes_per_s(&keys[0]);
     let f32_rate = value(1, "f32 rate")?.ops_per_s();
-    // An adapter without matrix units has no such rate.
+    // 0 for an adapter without matrix units.
     let matrix_rate = value(2, "rate of matrix units").map_or(0.0, |stat| stat.ops_per_s());
     Ok((read, f32_rate, matrix_rate))
 }
@@ -86,7 +86,7 @@ fn kept(device: &ComputeDevice) -> Option<Ceiling> {
     (ceiling.machine == machine() && ceiling.device == device.name).then_some(ceiling)
 }
 
-/// One file per device, in the user's cache directory.
+/// The file with the ceiling of a device, in the user's cache directory.
 fn path(device: &ComputeDevice) -> Option<PathBuf> {
     let name: String = device.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     Some(cache_directory()?.join(format!("ceiling-{name}.json")))

@@ -12,7 +12,7 @@ use crate::{Clock, Profile, Workload};
 pub struct ProfileComparison {
     pub before: Side,
     pub after: Side,
-    /// Differences other than the code, such as the machine, that can explain differences in time.
+    /// Differences between the profiles other than the code, such as another machine, that can explain differences in time.
     pub warnings: Vec<String>,
     /// Sorted from the largest slowdown to the largest gain.
     pub changes: Vec<Change>,

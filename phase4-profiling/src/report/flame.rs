@@ -47,10 +47,10 @@ const MARGIN: f64 = 12.0;
 const HEAD: f64 = 40.0;
 /// Height of a frame.
 const FRAME: f64 = 22.0;
-/// Width of a letter in a frame, and padding beside a name.
+/// Width of a letter in a frame, and padding on each side of a name.
 const LETTER: f64 = 6.8;
 const PADDING: f64 = 4.0;
-/// Narrower frames are left out, since they would be invisible.
+/// Frames narrower than this are left out, since they would be invisible.
 const HAIRLINE: f64 = 0.1;
 
 const STYLE: &str = "<style>
@@ -139,7 +139,8 @@ struct Drawing {
 }
 
 impl Drawing {
-    /// Draws a frame that begins at `start` seconds, and the frames above it. A frame without a family inherits its parent's.
+    /// Draws a frame that begins at `start` seconds, and the frames above it. A frame has the colour of its family (`attn`, `moe` or
+    /// `head`), or without one that of its parent.
     fn frame(&mut self, frame: &Frame, start: f64, level: usize, parent: &str) {
         let scale = (WIDTH - 2.0 * MARGIN) / self.total;
         let width = frame.seconds * scale;

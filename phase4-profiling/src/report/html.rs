@@ -7,7 +7,7 @@ use super::table::diagnoses;
 use crate::{Ceiling, Profile, Row, TimedSpan, TimedStep};
 
 const PAGE: &str = include_str!("page.html");
-/// The placeholder for the data in the page.
+/// The placeholder in the page, which the data replaces.
 const DATA: &str = "PROFILE_DATA";
 
 /// A page with the table, a timeline of each step's layers and the roofline.
@@ -28,7 +28,7 @@ pub fn html(profile: &Profile) -> String {
         rows: profile.rows(),
         steps: profile.steps.iter().map(|step| DrawnStep::of(step, &profile.ceiling)).collect(),
     };
-    // Every `<` of JSON is inside a string, where its escape means the same; so no name can end the script element.
+    // In JSON `<` occurs only in strings, where the escape means the same. With it, no name can end the script element.
     let json = serde_json::to_string(&data).expect("strings and numbers serialize").replace('<', "\\u003c");
     let (head, tail) = PAGE.split_once(DATA).expect("the page has a place for its data");
     [head, &json, tail].concat()

@@ -20,7 +20,7 @@ impl Lane<'_> {
     }
 }
 
-/// Time in which no operation ran.
+/// Whether a span of this name is time in which no operation ran.
 pub fn is_overhead(name: &str) -> bool {
     name == LAUNCH || name == READBACK
 }

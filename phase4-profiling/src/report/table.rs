@@ -19,7 +19,7 @@ pub fn table(profile: &Profile) -> String {
     format!("{head}\n{}{separator}{diagnoses}", columns(&cells(profile)))
 }
 
-/// One line per bottleneck, largest gain first: what bounds it, and the step's time if it ran at its floor.
+/// One line per bottleneck, the largest gain first: what limits the operation, and the time of the step if the operation ran at its floor.
 pub fn diagnoses(profile: &Profile) -> Vec<String> {
     let wall = profile.wall();
     let mut rows: Vec<Row> = profile.rows();
@@ -28,7 +28,7 @@ pub fn diagnoses(profile: &Profile) -> Vec<String> {
     rows.iter().take(MAX_BOTTLENECKS).map(|row| diagnosis(row, wall, &profile.ceiling)).collect()
 }
 
-/// Seconds above the floor.
+/// Seconds per step above the floor.
 fn excess(row: &Row) -> f64 {
     row.total - row.floor
 }

@@ -80,7 +80,7 @@ impl Clock {
 }
 
 impl Profile {
-    /// `cpu on AMD EPYC`, since a device is called `cpu` on every machine.
+    /// Device and machine, such as `cpu on AMD EPYC`: the device alone is called `cpu` on every machine.
     pub(super) fn device_label(&self) -> String {
         format!("{} on {}", plain(&self.device), plain(&self.machine))
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::lanes::lanes;
 use crate::{Profile, TimedSpan};
 
-/// The trace: steps, layers and operations as complete events of one thread, nested by time. Pauses between steps are left out.
+/// The trace: steps, layers and operations as complete events of one thread, nested by time. The time between steps is left out.
 pub fn trace(profile: &Profile) -> String {
     let mut events = vec![
         metadata("process_name", json!({ "name": format!("{}: phase {}", profile.device, profile.phase) })),
@@ -73,13 +73,14 @@ fn metadata(name: &str, args: Value) -> Event {
     Event { name: name.into(), ph: "M", cat: None, ts: None, dur: None, pid: 1, tid: 1, args }
 }
 
-/// Converts to nanoseconds. All times are rounded in the same way, so that nested events stay nested.
+/// A complete event from `start` to `end`, in nanoseconds.
 fn complete(category: &'static str, name: String, start: u64, end: u64, args: Value) -> Event {
     let micro = |nano: u64| Some(nano as f64 / 1e3);
     let duration = end.saturating_sub(start);
     Event { name, ph: "X", cat: Some(category), ts: micro(start), dur: micro(duration), pid: 1, tid: 1, args }
 }
 
+/// Converts to nanoseconds. All times are rounded in the same way, so that nested events stay nested.
 fn nanoseconds(seconds: f64) -> u64 {
     (seconds * 1e9).round() as u64
 }

@@ -15,10 +15,10 @@ struct Machine {
     name: &'static str,
     clock: Clock,
     ceiling: [f64; 3],
-    /// Seconds between operations, and from the last one to the host.
+    /// Seconds of waiting before each operation, and of the transfer to the host after the last one.
     launch: f64,
     readback: f64,
-    /// Seconds that any operation takes at least.
+    /// The least seconds that an operation takes.
     least: f64,
 }
 

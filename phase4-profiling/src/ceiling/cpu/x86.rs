@@ -1,4 +1,4 @@
-//! Multiply-adds in vector registers on x86: `CHAINS` independent ones per iteration.
+//! Loops of multiply-adds in vector registers on x86, with `CHAINS` independent instructions per iteration.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -45,7 +45,7 @@ pub fn packed_256<const CHAINS: usize>(rounds: usize) {
     let mut sums = [a; CHAINS];
     for _ in 0..rounds {
         for sum in &mut sums {
-            // The sum is part of the product, because otherwise the product would be the same in every iteration.
+            // The sum is an input of the product, because the compiler would move a product that never changes out of the loop.
             let pairs = _mm256_maddubs_epi16(a, _mm256_xor_si256(b, *sum));
             *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
         }
