@@ -1,5 +1,5 @@
-//! Every operation of the engine on a GPU separately, in bytes per second and as a share of the measured roofline. Groups have the names
-//! that `gptoss profile` uses, and cases end with the device's name.
+//! Measures each operation of the engine on a GPU separately, in bytes per second and as a share of the measured roofline. Groups have the
+//! names that `gptoss profile` uses, and names of cases end with the device's name.
 //!
 //! `cargo bench -p phase5-flash --bench gpu_kernels` first writes a few layers of gpt-oss-20b's shape to the temporary directory. On a
 //! software rasterizer it uses a small model instead.
@@ -96,7 +96,7 @@ fn measure(
     }
     // Stays infinite for a case that the command line filters out.
     let quickest = Cell::new(f64::INFINITY);
-    // Results of two devices are never compared with each other.
+    // With the device's name in the ID, criterion does not compare results of different devices.
     group.bench_function(BenchmarkId::new(&case.name, device), |bencher| {
         let captured = case.capture(together).expect("compiles");
         bencher.iter_custom(|launches| {

@@ -1,7 +1,7 @@
-//! The time of attention by depth, on the CPU: `cargo run --release -p phase5-flash --example depths`.
+//! Measures the time of attention at several depths, on the CPU: `cargo run --release -p phase5-flash --example depths`.
 //!
-//! Phase 5 fills a model with gpt-oss-20b's heads and window, but one layer of each kind, to each depth. Then it feeds chunks of 512
-//! tokens, and single tokens. The printed times are medians of attention alone. At depth 4096 phase 3 is measured too.
+//! The model has gpt-oss-20b's heads and window, but only one sliding and one full layer. At each depth, phase 5 is fed single tokens and
+//! chunks of 512 tokens. The printed times are medians of attention alone. At depth 4096 phase 3 is measured too.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Phase 5: the same logits as phase 3, computed fast. Flash attention and fused kernels on packed weights.
+//! Phase 5: computes the same logits as phase 3 faster, with flash attention and fused kernels that read packed weights.
 
 pub mod cpu;
 pub mod gpu;

@@ -163,7 +163,8 @@ impl Pages {
         self.sequences[&sequence].slot
     }
 
-    /// The pages that layers of this kind hold of an existing sequence, preceded by the index of the first among all that it has had.
+    /// The pages that an existing sequence still holds in layers of this kind, and before them the index of the first of these pages.
+    /// Indices also count the freed pages at the start of the sequence.
     pub fn held(&self, sequence: SequenceId, kind: AttentionKind) -> (usize, &VecDeque<u32>) {
         let list = self.sequences[&sequence].list(kind);
         (list.gone, &list.pages)
@@ -185,7 +186,7 @@ impl Pages {
             return Err(Full { needed, free: self.free() });
         }
         let mut updates = PageUpdates::default();
-        // Clearing many pages takes no longer than clearing one, so that a prompt also clears pages for the tokens after it.
+        // Clearing many pages takes no longer than clearing one, so a prompt also clears pages for the tokens after it.
         if lengths.iter().any(|&(sequence, length)| length > self.length(sequence) + 1) {
             updates.cleared = self.pool.clear_some(CLEARED_AHEAD);
         }
@@ -307,8 +308,8 @@ impl Pages {
         }
     }
 
-    /// Number of pages of a restored sequence of `length` tokens in one kind of layer. In sliding layers this is `found`, clamped between
-    /// what the next token attends to and what the sequence can be shortened by.
+    /// Number of pages of a restored sequence of `length` tokens in one kind of layer. In sliding layers this is `found`, the number in the
+    /// snapshot, but at least the pages that the next token attends to, and at most those that shortening by [`REWIND`] tokens needs.
     pub fn held_pages(&self, length: usize, kind: AttentionKind, found: usize) -> usize {
         let end = length.div_ceil(POSITIONS);
         match kind {
@@ -367,7 +368,7 @@ impl Pages {
 }
 
 impl Pool {
-    /// Takes a free page with a reference count of one; also returns whether it may be used without clearing. A page must be free.
+    /// Takes a free page with a reference count of one; also returns whether it may be used without clearing. Panics if no page is free.
     fn take(&mut self) -> (u32, bool) {
         let is_ready = !self.ready.is_empty();
         let page = self.ready.pop().or_else(|| self.used.pop()).expect("free pages were counted");
@@ -375,14 +376,14 @@ impl Pool {
         (page, is_ready)
     }
 
-    /// Takes a free page to append, and adds it to `updates` if it must be cleared. A page must be free.
+    /// Takes a free page to append, and adds it to `updates` if it must be cleared. Panics if no page is free.
     fn take_new(&mut self, updates: &mut PageUpdates) -> u32 {
         let (page, is_ready) = self.take();
         updates.cleared.extend((!is_ready).then_some(page));
         page
     }
 
-    /// Moves up to `most` free pages to those that may be taken without clearing, and returns them for clearing.
+    /// Moves up to `most` free pages from `used` to `ready`, and returns them: the caller must clear them.
     fn clear_some(&mut self, most: usize) -> Vec<u32> {
         let some = self.used.split_off(self.used.len() - most.min(self.used.len()));
         self.ready.extend(&some);

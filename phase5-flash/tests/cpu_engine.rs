@@ -1,4 +1,5 @@
-//! Phase 5 on the CPU against phase 3, on random models: the same logits, whatever the chunks and the other sequences.
+//! Compares phase 5 on the CPU with phase 3, on random models. The logits must be the same for all chunk lengths and all other sequences in
+//! the batch.
 
 mod common;
 
@@ -19,7 +20,8 @@ use synthetic::SyntheticModel;
 
 use common::{Expected, OwnedDraw, decode, ids, last_logits};
 
-/// The allowed error of the fast mode: the gate's rms; the largest error of a logit may be higher, because there are so many models.
+/// The allowed error of the fast mode. The rms is the gate's; the largest error of a logit may be higher than in the gate, because more
+/// models are tested.
 const FAST: Limit = Limit { rms: 1e-2, max: 1.0 };
 
 /// A random model whose window is shorter than a block of the cache, or longer.
@@ -236,7 +238,7 @@ proptest! {
         }
         let first: Vec<(SequenceId, u32)> = (0..3).map(|sequence| (sequence, below(vocab) as u32)).collect();
         let draws: Vec<Draw<'_>> = owned_draws.iter().map(OwnedDraw::draw).collect();
-        // Past the steps after which the shortlist is made.
+        // More than the 24 greedy steps after which the shortlist is made.
         let drawn = decode(&mut drawing, &first, &draws, 30);
         let mut host = HostDraw::default();
         let mut fed: Vec<u32> = first.iter().map(|&(_, token)| token).collect();
@@ -382,7 +384,7 @@ fn q8_0_cache_is_half_the_size_of_f16() {
         engine.step(&[Work::tokens(0, &tokens, Want::Nothing)]).expect("a step");
         engine.save(0).expect("known").items.iter().map(|item| item.len()).sum()
     };
-    // A full layer's four blocks of 64 positions and one or two of each ring: keys and values of 2 heads of 32.
+    // Four blocks of 64 positions of the full layer, and two of each sliding layer: keys and values of 2 heads of 32.
     assert_eq!(bytes(CacheType::F16), (4 + 2 + 2) * 64 * 2 * 2 * CacheType::F16.row_bytes(32));
     assert_eq!(bytes(CacheType::Q8_0) * 2, bytes(CacheType::F16));
 }
@@ -458,7 +460,7 @@ fn unsupported_head_size_is_refused() {
     assert!(matches!(refused, Err(CpuLoadError::HeadDim { head_dim: 8, unit: 16, .. })));
 }
 
-/// Panics when an operation of a layer ends.
+/// Panics when this operation of layer 1 ends.
 struct Panics(Operation);
 
 impl Probe for Panics {

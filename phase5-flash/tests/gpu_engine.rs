@@ -1,4 +1,4 @@
-//! Phase 5's engine on a GPU against phase 3's on the CPU: random models, batches, draws, and steps in flight.
+//! Compares phase 5's engine on a GPU with phase 3's on the CPU: random models, batches, draws, and steps in flight.
 
 mod common;
 
@@ -146,7 +146,7 @@ fn random_models_equal_phase_3() {
     assert!(compared > 0, "seed {seed}: rounding may choose other experts everywhere");
 }
 
-/// With this seed, errors exceeded the limit of an f16 cache when tokens were compared whose experts rounding may change.
+/// With this seed, errors exceeded the limit of an f16 cache when tokens were compared whose choice of experts rounding may change.
 #[test]
 fn a_model_whose_experts_are_close_equals_phase_3() {
     let seed = 1_795_902_022_417_969_637;
@@ -405,7 +405,7 @@ fn steps_in_flight_are_independent_of_later_calls() {
     let (mut random, seed) = Random::fresh();
     let (_directory, checkpoint) = write(&SyntheticModel::preset("nano").expect("a preset"), seed);
     let [prompt, other] = [70, 90].map(|count| random.tokens(count, checkpoint.config.vocab));
-    // Pages for one of the sequences at a time.
+    // Enough pages for only one of the two sequences at a time.
     let (mut engine, mut plain) = (small_engine(&checkpoint, 5), small_engine(&checkpoint, 5));
     assert_eq!(engine.capacity().steps_in_flight, 2);
     let refusal = |refused: Result<Ticket, EngineError>| match refused {

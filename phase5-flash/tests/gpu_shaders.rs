@@ -1,4 +1,5 @@
-//! The WGSL of every kernel that the engine launches is valid, and translates to Metal's and Direct3D's languages. It is not run there.
+//! The WGSL of every kernel that the engine launches is valid, and translates to Metal's and Direct3D's languages. The translations are not
+//! run.
 
 use std::collections::BTreeMap;
 use std::process::Command;

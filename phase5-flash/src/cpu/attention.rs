@@ -14,7 +14,7 @@ const QUERY_TILE: usize = 8;
 /// The queries of a task: a few positions of one part, and the query heads of one key/value head.
 struct Task<'a> {
     queries: Queries<'a>,
-    /// Index of its first value among the queries of all tokens, and among all results.
+    /// Index of the task's first value in the queries of all tokens, and in the results of all tokens.
     first: usize,
     head: usize,
     pages: PageList<'a>,
@@ -38,7 +38,7 @@ impl Forward {
             for i in 0..part.tokens.count {
                 let token = part.tokens.first + i;
                 let angles = (&cosines[token * dim / 2..][..dim / 2], &sines[token * dim / 2..][..dim / 2]);
-                // SAFETY: the heads of a part belong to one task, in the buffers and in its pages, and no other sequence holds those pages.
+                // SAFETY: each task writes only its own part and head, in the buffers and in the pages. No other sequence holds the pages.
                 unsafe {
                     let q = q.part(token * q_width + head * group * dim, group * dim);
                     for q in q.chunks_exact_mut(dim) {

@@ -1,7 +1,7 @@
 //! The pages of the KV cache in memory.
 //!
-//! The n-th full layer and the n-th sliding layer share a pool, since a page belongs to one kind of layer. In a page, the keys and then the
-//! values of a key/value head are contiguous.
+//! The n-th full layer and the n-th sliding layer share a pool, because a page is used by only one of the two kinds of layers. In a page,
+//! the keys and then the values of a key/value head are contiguous.
 //!
 //! The system allocates memory to a pool when it is first written, in huge pages of 2 MB if it can: attention over a long sequence reads
 //! every page once per token, and small pages would cost a TLB miss each.

@@ -1,4 +1,4 @@
-//! From the residual stream to the outcomes of work items: logits, and tokens drawn from logits. Greedy draws can use the
+//! Computes the outcomes of work items from the residual stream: logits, and tokens drawn from logits. Greedy draws can use the
 //! [shortlist](super::shortlist) instead of computing all logits.
 
 use std::ops::Range;

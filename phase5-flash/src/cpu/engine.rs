@@ -24,11 +24,11 @@ use super::threads;
 use super::weight_check::WeightCheck;
 use crate::pages::{POSITIONS, Pages, REWIND, Reuse};
 
-/// The kind of engine in its snapshots.
+/// The name of this kind of engine in its snapshots.
 const NAME: &str = "phase 5 on the CPU";
 /// How long loading waits for the check of the weights: long enough to refuse a small model at once.
 const CHECK_WAIT: Duration = Duration::from_millis(20);
-/// Layers of a kind share a list of pages.
+/// The kinds of layers. For each kind, a sequence has one list of pages, which all layers of the kind use.
 const KINDS: [AttentionKind; 2] = [AttentionKind::Full, AttentionKind::Sliding];
 
 /// Options of the engine. The default is the fast mode.
@@ -68,7 +68,7 @@ pub struct CpuEngine {
     /// The coarse copy of the head, and the number of greedy steps before it was made.
     pub(super) shortlist: Option<Arc<CoarseMatrix>>,
     pub(super) greedy_steps: usize,
-    /// The token that each sequence drew in its last step, if it may be fed.
+    /// The token that each sequence drew in its last step. Sequences that drew none, or were truncated or restored since, have no entry.
     drawn: HashMap<SequenceId, u32>,
     steps: PlainSteps,
     weights: WeightCheck,
@@ -76,11 +76,11 @@ pub struct CpuEngine {
 
 impl CpuEngine {
     /// Prepares a model to compute from its mapped file. A thread in the background looks for MXFP4 scale bytes of 255 and maps the
-    /// pages of the weights in the order of their use. Loading waits for it for 20 ms at most; if it finds such a byte later, every
+    /// pages of the weights in the order of their use. Loading waits at most 20 ms for this thread. If it finds such a byte later, every
     /// step after that fails with [`EngineError::Device`].
     ///
     /// # Errors
-    /// A scale byte of 255 was found at once, the kernels do not support a shape, or the system cannot map the cache.
+    /// A scale byte of 255 was found within these 20 ms, the kernels do not support a shape, or the system cannot map the cache.
     pub fn load(checkpoint: &Checkpoint, options: CpuOptions) -> Result<CpuEngine, CpuLoadError> {
         CpuEngine::load_within(checkpoint, options, CHECK_WAIT)
     }

@@ -7,7 +7,7 @@ use super::model::{Layer, Matrix};
 use super::scratch::{Chosen, ExpertInputs, Scratch};
 
 impl Forward {
-    /// Whether products of this matrix with a few inputs use prepared inputs.
+    /// Whether products of this matrix with at most [`SMALL_BATCH`] inputs use inputs converted by [`prepare_input`].
     fn takes_prepared(&self, matrix: &Matrix) -> bool {
         !self.exact && matrix.storage == Storage::Mxfp4
     }

@@ -1,4 +1,4 @@
-//! The CPU: kernels on packed weights straight from the mapped file.
+//! The CPU engine of phase 5. Its kernels read packed weights directly from the mapped file.
 //!
 //! [`CpuEngine`] computes all sequences of a batch together: their new tokens form one matrix, so that every weight is read once per step.
 //! `forward.rs` is the forward pass, from top to bottom, and `experts.rs` the mixture of experts; the arithmetic is in the crate

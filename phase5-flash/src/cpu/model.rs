@@ -127,7 +127,7 @@ fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, CpuLoadError> {
     }
     let (format, storage) = match tensor.format.storage() {
         Some(storage) => (tensor.format, storage),
-        // Unpacked in memory: exact, at 4 bytes per value.
+        // Other formats are unpacked to f32 in memory. This is exact, and takes 4 bytes per value.
         None => (Format::F32, Storage::F32),
     };
     // A view of the mapped file, unless the file stores the rows in another format or as planes.

@@ -10,7 +10,7 @@ use super::engine::{CpuEngine, CpuOptions};
 use super::forward::{Forward, Input, small_batch};
 use super::scratch::{Candidate, Scratch, Shortlist, grow};
 
-/// The copy is made after this many greedy steps. For gpt-oss-20b it takes 0.2 s on two cores, and saves 6 to 7 ms per step.
+/// The copy is made after this many greedy steps. For gpt-oss-20b, it takes 0.2 s to make on two cores, and saves 6 to 7 ms per step.
 const MIN_GREEDY_STEPS: usize = 24;
 
 impl CpuEngine {
@@ -73,7 +73,8 @@ impl<'a> Choosable<'a> {
 }
 
 impl Forward {
-    /// For each draw, the lowest of the allowed rows with the largest logit, given its row of `h`; `None` if a computed logit is NaN.
+    /// For each draw, the allowed row of the head with the largest logit; if several have it, the lowest of them. The input of draw `i` is
+    /// row `i` of `h`. `None` if a computed logit is NaN.
     pub fn shortlisted(
         &self,
         coarse: &CoarseMatrix,

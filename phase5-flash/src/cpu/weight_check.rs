@@ -1,4 +1,4 @@
-//! Searches MXFP4 scale bytes for 255 while the engine already runs. Every page of the weights contains scales, so that the check also maps
+//! Searches MXFP4 scale bytes for 255 while the engine already runs. Every page of these weights contains scales, so the check also maps
 //! the pages before a token needs them: 12 GB cost about 3 s of page faults, which would otherwise slow down the first tokens.
 
 use std::path::{Path, PathBuf};
@@ -70,7 +70,8 @@ impl WeightCheck {
 
 fn check(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
     check_scales(path, name, tensor)?;
-    // Formats that kernels do not support were unpacked when the model was loaded: the engine reads the copies.
+    // Tensors in formats that kernels do not support were unpacked when the model was loaded. The engine reads the unpacked copies, so
+    // their pages need not be mapped.
     if tensor.format != Format::Mxfp4 && tensor.format.storage().is_some() && tensor.is_contiguous() {
         map_pages(&tensor.packed());
     }

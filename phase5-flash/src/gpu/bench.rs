@@ -35,7 +35,7 @@ pub struct Kernels {
 
 /// One operation on some rows.
 pub struct Case<'a> {
-    /// The operation as `gptoss profile` names it, or `choice`, which no profile sees.
+    /// The operation as `gptoss profile` names it, or `choice` for the choice of tokens, which profiles do not report.
     pub operation: &'static str,
     /// Distinguishes the cases of an operation.
     pub name: String,
@@ -137,7 +137,7 @@ impl Kernels {
         attention(forward, pass, &placed, visit)
     }
 
-    /// Fills a cache with `depth + rows` positions. The buffers then hold the results of the last `rows` of them, which are returned.
+    /// Fills a cache with `depth + rows` positions, and returns the rows of the last `rows` of them. The buffers then hold their results.
     fn fill(&mut self, kv: CacheType, rows: usize, depth: usize) -> Result<Vec<Row>, GpuError> {
         let engine = &mut self.engine;
         let Runner { forward, choices, .. } = &mut engine.runner;
@@ -158,7 +158,7 @@ impl Kernels {
     }
 }
 
-/// Visits `operation`, cycling through some layers.
+/// Visits `operation`, cycling through `layers`.
 fn of_layers(
     forward: &Forward,
     operation: Operation,
@@ -195,7 +195,8 @@ fn after(forward: &Forward, pass: Pass) -> String {
 }
 
 impl Case<'_> {
-    /// Compiles the operation and captures `launches` launches of it, at most 48: with more, a replay's own cost matters less.
+    /// Compiles the operation and captures `launches` launches of it, at most 48. With more launches per replay, the cost of a replay
+    /// itself affects the time of a launch less.
     ///
     /// # Errors
     /// The device fails, or lacks a limit.

@@ -38,7 +38,7 @@ impl Buffers {
     pub fn new(gpu: &Gpu, config: &GptOssConfig, row: KvRow, tuning: &Tuning, rows: usize) -> Buffers {
         let GptOssConfig { hidden, heads, kv_heads, head_dim, experts, experts_per_token, .. } = *config;
         let device = &gpu.device;
-        // The number of splits is largest with the fewest tiles.
+        // Fewer tiles have more splits each, so the maximum is taken over all numbers of rows.
         let tile = rows_per_tile(gpu, row, heads).unwrap_or(1);
         let most_splits =
             (1..=rows).map(|n| n * tile_splits(tuning, config, n.div_ceil(tile), usize::MAX)).max().unwrap_or(1);

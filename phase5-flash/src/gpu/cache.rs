@@ -72,7 +72,7 @@ impl Cache {
     /// The number of pages that fit into `bytes`, or by default into the memory that the device has left.
     ///
     /// # Errors
-    /// As [`Bounds::pages`], and less free memory than `bytes`.
+    /// As [`Bounds::pages`], or there is less free memory than `bytes`.
     pub fn count(device: &Device, config: &GptOssConfig, row: KvRow, bytes: Option<u64>) -> Result<usize, GpuError> {
         if let Some(bytes) = bytes {
             device.expect_memory("the KV cache", bytes)?;
@@ -152,17 +152,17 @@ impl Cache {
 struct Bounds {
     /// For all pools together, from the user.
     given: Option<u64>,
-    /// Memory that nothing takes, where the driver reports it.
+    /// Memory that this process does not use yet, if the driver reports the total.
     left: Option<u64>,
-    /// The largest binding: it must contain the keys, or the values, of one pool.
+    /// The largest size of a binding. The keys of a pool must fit into one binding, and so must its values.
     binding: u64,
 }
 
 impl Bounds {
-    /// The number of pages for sequences; the pools hold one more, for padding. A pool that no binding could span is made smaller.
+    /// The number of pages for sequences; the pools hold one more, for padding. It is limited so that each pool fits its bindings.
     ///
     /// # Errors
-    /// Less than [`MIN_PAGES`], in memory or in a binding.
+    /// Fewer than [`MIN_PAGES`] pages fit into the memory or into a binding.
     fn pages(self, config: &GptOssConfig, row: KvRow) -> Result<usize, GpuError> {
         let part = 4 * row.page_words() as u64;
         let page = 2 * pool_count(config) as u64 * part;

@@ -10,7 +10,7 @@ const MAX_STEPS: usize = 64;
 /// Steps of up to this many rows are captured without padding; larger ones are padded to a multiple of [`BUCKET`].
 const EXACT_ROWS: usize = 16;
 const BUCKET: usize = 8;
-/// The least number of keys for which attention is split in a captured step.
+/// A captured step splits attention for at least this many keys, even if its rows attend to fewer.
 const MIN_KEYS: usize = 256;
 
 /// The key of a captured step.
@@ -94,7 +94,7 @@ pub(super) mod tests {
     /// The side effects of a step.
     #[derive(Clone, Copy, Debug, PartialEq)]
     struct Trace {
-        /// Indices of the device's queue that it used.
+        /// Number of submission indices of the device's queue that it used.
         queued: u64,
         /// Number of times that the host waited for the device.
         waits: u64,
@@ -180,7 +180,7 @@ pub(super) mod tests {
         (marks.windows(2).map(|marks| between(marks[0], marks[1])).collect(), between(before, seen()))
     }
 
-    /// `cargo test -p phase5-flash --release --lib trace -- --nocapture` prints it.
+    /// `cargo test -p phase5-flash --release --lib trace -- --nocapture` prints the trace.
     #[test]
     fn a_trace_of_decoding_has_one_readback_per_step_and_no_allocation() {
         let sampling = Sampling { temperature: 0.8, top_p: 0.9, ..Sampling::GREEDY };

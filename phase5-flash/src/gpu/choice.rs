@@ -89,7 +89,7 @@ impl Choices {
     /// The most rows whose logits fit a binding of `limit` bytes, up to [`MAX_LOGITS`].
     ///
     /// # Errors
-    /// If it does not span one row.
+    /// A binding cannot hold one row of logits.
     pub fn most_rows(limit: u64, vocab: usize) -> Result<usize, Error> {
         let need = vocab as u64 * 4;
         match limit / need {
@@ -189,7 +189,7 @@ impl Choices {
     }
 }
 
-/// The tokens that were drawn for `rows` rows, from what [`Choices::start_read`] reads; `None` for logits that are NaN.
+/// The tokens that were drawn for `rows` rows, from the words that [`Choices::start_read`] reads; `None` for a row with NaN logits.
 pub(super) fn drawn_tokens(words: Vec<Vec<u32>>, rows: usize) -> Vec<Option<RowDrawn>> {
     let mut words = words.into_iter();
     let (tokens, tops) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

@@ -47,7 +47,7 @@ pub struct Options {
     pub kv_bytes: Option<u64>,
     /// Computes in f32 throughout. Matrix units, which take 16-bit floats, are not used.
     pub exact: bool,
-    /// Kernel choices that were measured on the device; defaults if not given.
+    /// Kernel choices that `gptoss tune` measured on the device; defaults if not given.
     pub tuning: Option<Tuning>,
     /// Ignored with `exact`.
     pub tiles: Tiles,
@@ -97,7 +97,7 @@ impl GpuEngine {
         let tuning = if always { tuning.tiled_always() } else { tuning };
         let gpu = gpu.with_matrix_units(units);
         let device = gpu.device.clone();
-        // Otherwise memory that an earlier engine left in the allocator's pools would count as used.
+        // Without this, memory that an earlier engine left in the allocator's pools would count as used.
         device.free_unused_memory();
         check_shape(&config)?;
         let row = KvRow::new(options.kv, config.kv_heads, config.head_dim).map_err(GpuError::CacheFormat)?;
@@ -138,7 +138,7 @@ impl GpuEngine {
         self.load_times
     }
 
-    /// Whether tiled products run in 16-bit floats on matrix units. Otherwise products are not tiled, or tiles are emulated in f32.
+    /// Whether tiled products multiply 16-bit floats on matrix units. Otherwise, also with emulated matrix units, they are computed in f32.
     pub fn has_matrix_units(&self) -> bool {
         self.runner.forward.gpu.matrix_units().is_some_and(|units| !units.are_emulated())
     }

@@ -4,7 +4,7 @@ use gpu_kernels::Error;
 use phase1_loading::LoadError;
 use phase2_forward::EngineError;
 
-/// Every message names the limit, the required amount, and what to do.
+/// Messages name the limit and the required amount, where there is one, and suggest what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
     #[error("{0} is not a GPU; phase 5 on a GPU needs --device gpu or software")]

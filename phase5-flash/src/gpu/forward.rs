@@ -63,7 +63,7 @@ impl Forward {
     /// Replaces the kernel choices.
     pub fn set_tuning(&mut self, tuning: Tuning) {
         self.tuning = tuning;
-        // Attention's splits need buffers of another size.
+        // The tuning determines the number of attention's splits, and thereby the size of a buffer.
         self.replace_buffers(self.buffers.rows);
     }
 
@@ -101,7 +101,7 @@ impl Forward {
         let most = rows_per_tile(&self.gpu, self.cache.row, self.config.heads);
         let tiles = most.map(|most| row_tiles(rows, most)).unwrap_or_default();
         let count = tiles.len() / ROW_TILE_WORDS;
-        // A tile of one row costs as much as one of four, so that tiles pay only for at least two rows on average.
+        // A tile of one row costs as much as one of four, so tiles are only faster with at least two rows in each on average.
         let tiled = count > 0 && 2 * count <= rows.len();
         if tiled {
             self.gpu.device.write_at(&self.buffers.row_tiles, 0, tiles);
@@ -139,7 +139,8 @@ impl Forward {
             }
             observe(probe, &|| format!("layers.{number}.router_logits"), &buffers.router_logits, config.experts);
             observe(probe, &|| format!("layers.{number}.resid_mlp"), &buffers.x, config.hidden);
-            // The device computes a prompt's first layers while the others are launched. Captured steps never have tiles.
+            // Submits the launches so far, so that the device computes a prompt's first layers while the host launches the others. Captured
+            // steps never have tiles, so they are not flushed here.
             if pass.tiles.is_some() && (number + 1).is_power_of_two() {
                 self.gpu.device.flush();
             }
@@ -294,7 +295,7 @@ impl Forward {
             inputs,
         };
         match self.experts(inputs) {
-            // The experts' kernel makes the choice.
+            // The kernel of gate and up chooses the experts.
             Products::Single => route.launch_logits(device),
             _ => {
                 let per_row = config.experts_per_token;

@@ -11,13 +11,13 @@ pub struct LoadTimes {
     pub probe: Duration,
     /// Allocating weights and cache, and uploading the tensors that are not matrices.
     pub allocation: Duration,
-    /// Packing and copying the matrices. `total` is the stage, the other times are parts of it.
+    /// Packing and copying the matrices. `total` is the time of the whole stage, the other times are parts of it.
     pub upload: UploadTimes,
     /// From the last copy to the end of the warm-up, which stops after the kernel that it is compiling.
     pub warm_up_end: Duration,
     /// Running the model with one token: this compiles the kernels of a decoding step that the warm-up did not reach.
     pub first_step: Duration,
-    /// Compiling kernels beside the upload.
+    /// Compiling kernels during the upload.
     pub warm_up: Compiled,
 }
 
@@ -27,7 +27,7 @@ pub struct Compiled {
     pub time: Duration,
     /// Number of launches, several of which may use the same kernel.
     pub launches: usize,
-    /// Whether it ended before the upload.
+    /// Whether every launch of the warm-up was compiled before the upload ended.
     pub is_complete: bool,
 }
 

@@ -11,7 +11,7 @@ use super::tuning::Tuning;
 const MIN_SPLIT: usize = 2 * PAGE;
 
 /// Factor of `attention_cubes` for tiles. At a large depth, the cubes of a prompt take a long and nearly equal time. With several times as
-/// many cubes as run at once, the device is partly idle only in a small part of the time, at the end.
+/// many cubes as run at once, the time at the end in which the device is partly idle is a small share of the total.
 const TILE_OVERSUBSCRIPTION: usize = 8;
 /// The fewest keys of a split, if tiles are split further than by [`splits`]: with 16 tiles of keys, the cost of merging is negligible.
 const MIN_TILE_SPLIT: usize = 1024;
@@ -62,7 +62,8 @@ impl Products {
         }
     }
 
-    /// For `rows` rows and their chosen experts: tiled if an expert gets enough rows on average. Low tiles, on matrix units, need fewer.
+    /// For `rows` rows and their chosen experts: tiled if an expert gets enough rows on average. Low tiles, of 16 or 32 rows on matrix
+    /// units, need fewer.
     pub fn experts(tuning: &Tuning, config: &GptOssConfig, rows: usize) -> Products {
         let slots = rows * config.experts_per_token;
         if slots >= tuning.tiled_slots * config.experts && rows > tuning.single_rows {

@@ -12,7 +12,7 @@ use super::engine::GpuEngine;
 use super::error::GpuError;
 use super::forward::Forward;
 
-/// The kind of engine in its snapshots.
+/// The name of this kind of engine in its snapshots.
 const NAME: &str = "phase 5 on a GPU";
 
 impl Snapshots for GpuEngine {

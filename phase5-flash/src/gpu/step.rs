@@ -79,7 +79,7 @@ impl Runner {
         }
         self.forward.reserve_positions(lengths.iter().map(|&(_, length)| length).max().unwrap_or(0));
         let draws: Vec<&Draw<'_>> = work.iter().filter_map(drawn_by).collect();
-        // Every row draws.
+        // Every item feeds one token and draws the next.
         let decodes = rows.len() == work.len() && draws.len() == rows.len();
         let outputs = match probe {
             None if decodes && Shape::padded(rows.len()) <= self.most_logits => self.decode(&rows, &draws)?,

@@ -86,7 +86,7 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
     tuner.choose(Tuning::INPUTS_PER_READ, |tuning, inputs_per_read| Tuning { inputs_per_read, ..tuning })?;
 
-    // Every row count uses small batches: neither single-row kernels nor tiles.
+    // With these thresholds, every number of rows above one uses small batches instead of single-row kernels or tiles.
     let few = Tuning { single_rows: 1, tiled_rows: NEVER, tiled_slots: NEVER, low_tile_rows: NEVER, ..tuner.best };
     tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
     let split = tuner.quickest(RowSplit::ALL, few, |tuning, small_batch| Tuning { small_batch, ..tuning })?;
@@ -205,7 +205,7 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    /// Finds the number of rows from which experts use low tiles: they are faster there, and at all measured numbers of rows above.
+    /// Finds the number of rows from which experts use low tiles: the lowest from which low tiles are faster at every measured number.
     fn low_tiles(&mut self) -> Result<(), EngineError> {
         let longest = self.engine.config().context_length / 2;
         let mut low_tile_rows = NEVER;

@@ -33,13 +33,15 @@ pub struct Tuning {
     pub(crate) attention_cubes: usize,
     /// How units share the blocks of a row in small batches.
     pub(crate) small_batch: RowSplit,
-    /// Up to this many rows, each row has separate cubes; weights that another row's cubes have read are then in the device's cache.
+    /// Up to this many rows, each row is multiplied by separate cubes. Weights that one row's cubes have read are then in the device's
+    /// cache for the other rows.
     pub(crate) single_rows: usize,
     /// From this many rows on, products are tiled. With fewer rows, weights are read from memory to registers for a few rows at a time.
     pub(crate) tiled_rows: usize,
     /// From this average number of rows per expert on, products of experts are tiled.
     pub(crate) tiled_slots: usize,
-    /// From this many rows on, products of experts are tiled whatever the average, on matrix units: in tiles of 16, 32 or 64 rows.
+    /// From this many rows on, products of experts are tiled for any average number of rows per expert, on matrix units: in tiles of 16, 32
+    /// or 64 rows.
     pub(crate) low_tile_rows: usize,
     /// Planes per cube in products on matrix units: for dense matrices, for experts, and for experts in tiles of 16 rows.
     pub(crate) dense_planes: u32,

@@ -43,11 +43,11 @@ pub(crate) struct Layer {
 pub(crate) struct Filling<'a> {
     checkpoint: &'a Checkpoint,
     matrices: Vec<Pending<'a>>,
-    /// Bytes of the tensors that were uploaded whole.
+    /// Bytes of the tensors that have already been uploaded: norms, biases, sinks and routers.
     done: u64,
 }
 
-/// A matrix, and the tensors that it consists of: concatenated along the output dimension, or one that is a stack.
+/// A matrix, and the tensors that it consists of: several to concatenate along the output dimension, or one that is a stack of matrices.
 struct Pending<'a> {
     unfilled: Unfilled,
     tensors: Vec<(String, &'a HostTensor)>,
@@ -128,7 +128,7 @@ pub fn in_order_of_upload(checkpoint: &Checkpoint) -> Vec<&HostTensor> {
 }
 
 /// # Errors
-/// No attention kernel supports the heads, whatever the cache's format.
+/// No attention kernel supports the heads, with any format of the cache.
 pub(super) fn check_shape(config: &GptOssConfig) -> Result<(), GpuError> {
     if !config.head_dim.is_multiple_of(4) {
         let sentence = format!("heads have {} values, but the kernels need a multiple of 4", config.head_dim);

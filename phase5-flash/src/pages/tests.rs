@@ -1,4 +1,4 @@
-//! Pages against a naive model: sequences as their tokens, pages as the values written into them.
+//! Compares the page allocator with a naive model, which keeps the tokens of each sequence and the values written into each page.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::*;
 const WINDOW: usize = 100;
 const TOTAL: usize = 40;
 
-/// A call, with random numbers that are adjusted to the state.
+/// A call, with random arguments that are adjusted to the existing sequences.
 #[derive(Clone, Debug)]
 enum Action {
     Extend(Vec<(u64, usize)>),
@@ -96,7 +96,7 @@ impl Model {
                 }
             }
         }
-        // Every page is counted, and counted correctly.
+        // Reference counts and the number of free pages are correct.
         let holders = self.holders(pages, kinds);
         prop_assert_eq!(&holders, &pages.pool.holders);
         prop_assert_eq!(pages.free(), holders.iter().filter(|&&count| count == 0).count());

@@ -77,7 +77,7 @@ pub fn ids(tokens: &[Vec<DrawnToken>]) -> Vec<Vec<u32>> {
     tokens.iter().map(|step| step.iter().map(|token| token.id).collect()).collect()
 }
 
-/// Logits of one row.
+/// The logits after the last of `tokens`.
 pub fn last_logits(engine: &mut dyn Engine, sequence: SequenceId, tokens: &[u32]) -> Vec<f32> {
     engine.last_logits(sequence, tokens).expect("logits")
 }

@@ -12,7 +12,7 @@ use crate::kv_cache::{CHUNKS, check_chunked, check_generation};
 /// Longer than any golden case, and within the step limit of every engine.
 const WHOLE: usize = 512;
 
-/// Checks an engine that has loaded the case's model, `checkpoint`. Greedy tokens must equal the golden ones only with the limit of f32.
+/// Checks an engine that has loaded the case's model, `checkpoint`. Greedy tokens are compared only if `limit` is not above that of f32.
 ///
 /// # Errors
 /// A golden file cannot be read, or the engine refuses the tokens.

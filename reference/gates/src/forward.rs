@@ -1,4 +1,4 @@
-//! Phase 2's gate: everything that MLX computes on a golden case, recomputed as one whole sequence.
+//! Phase 2's gate: computes each golden case as one whole sequence, and compares activations and logits with MLX's.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scrat
 }
 
 /// Feeds the golden tokens to an engine in one chunk and compares the results: embeddings, the residual stream and router logits of every
-/// layer, the logits, and thereby every greedy choice. An activation that the engine does not report fails.
+/// layer, the logits, and the greedy choices from them. If the engine does not report an activation, its check fails.
 ///
 /// # Errors
 /// A golden file cannot be read, or the engine refuses the tokens.
@@ -81,12 +81,12 @@ pub fn check_values(
     let mut checks = Vec::new();
     for name in golden.names().iter().filter(|name| is_activation(name)) {
         let expected = golden.f32s(name)?;
-        // An activation that the engine does not report has no values, which fails.
+        // An activation that the engine does not report has no values, so its check fails.
         let values = dump.tensors.get(name).map(|(_, values)| values.as_slice()).unwrap_or_default();
         checks.push(Check::values(&case.name, label(name), &expected, values, limit));
         if let Some(layer) = name.strip_suffix(".router_logits") {
             let errors = expected.iter().zip(values).map(|(expected, found)| (expected - found).abs());
-            // Two logits may have errors in opposite directions.
+            // Two logits may have errors in opposite directions, so twice the largest error may change their order.
             let level = errors.fold(LEVEL, |level, error| level.max(2.0 * error));
             checks.push(check_choices(case, &golden, engine.config(), layer, ramp, values, level)?);
         }

@@ -85,7 +85,7 @@ fn check_cache(case: &Case, ramp: YarnRamp, engine: &dyn ReadCache, chunk: usize
     Ok(checks)
 }
 
-/// Generates greedily from the golden prompt, long enough that every ring wraps around.
+/// Generates greedily from the golden prompt, enough tokens that the ring buffer of every sliding layer wraps around.
 pub(crate) fn check_generation(
     case: &Case,
     ramp: YarnRamp,

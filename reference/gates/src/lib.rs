@@ -88,7 +88,7 @@ pub fn run(gate: Gate, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec<
     for case in &goldens.cases {
         checks.extend(run_case(gate, case, device).map_err(|error| in_case(&case.name, &*error))?);
     }
-    // The folders differ in how weights are stored, which matters first in phase 2's computation.
+    // The folders differ in how weights are stored. Phase 2's is the first gate that computes with these weights.
     if gate == Gate::Forward {
         let scratch = std::env::temp_dir().join(format!("gptoss-gates-{}", std::process::id()));
         for folder in &goldens.folders {

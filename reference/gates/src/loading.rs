@@ -16,8 +16,8 @@ pub fn run(case: &Case) -> Checks {
     Ok(checks.collect::<Result<_, GoldenError>>()?)
 }
 
-/// Samples must be equal. With a wrong order of nibbles or rows some samples may still be right, but the weighted sum is almost certainly
-/// wrong.
+/// Evenly spaced samples must be equal. The sum of all values and the sum of their magnitudes also cover the values between the samples,
+/// but do not depend on the order of values.
 fn check_tensor(case: &Case, golden: &Golden, name: &str, tensor: &HostTensor) -> Result<Check, GoldenError> {
     let values = tensor.to_f32();
     let expected = golden.f32s(name)?;

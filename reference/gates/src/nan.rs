@@ -1,4 +1,4 @@
-//! A sequence with NaN logits, on any engine: its outcome reports it, and no other sequence is affected.
+//! Tests a sequence with NaN logits on any engine: the outcome of the sequence reports NaN, and no other sequence is affected.
 
 use phase1_loading::{Checkpoint, Format, HostTensor};
 use phase2_forward::{BadRequest, Draw, Engine, EngineError, Outcome, Sampling, Want, Work};
@@ -6,7 +6,7 @@ use phase2_forward::{BadRequest, Draw, Engine, EngineError, Outcome, Sampling, W
 /// The token whose embedding [`insert_nan`] makes NaN.
 const NAN_TOKEN: u32 = 17;
 
-/// The number of pages that an engine with pages needs for [`check_isolation`]: all are then in use.
+/// The number of pages that an engine with pages must have for [`check_isolation`], which then uses all of them.
 pub const PAGES: usize = 12;
 
 /// Makes the embedding of one token NaN: a sequence that is fed this token has NaN logits.

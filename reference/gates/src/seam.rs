@@ -40,14 +40,14 @@ struct Running {
     sequence: SequenceId,
     /// Number of prompt tokens that were submitted.
     fed: usize,
-    /// Number of tokens whose step was submitted, and of those that were returned.
+    /// Number of tokens whose step was submitted, and the tokens that have been returned.
     drawn: usize,
     tokens: Vec<DrawnToken>,
-    /// The greatest length of the sequence, or of the one it was forked from: what it can go back to is counted from there.
+    /// The greatest length so far of the sequence, or of the one it was forked from. The engine's limit for going back counts from it.
     longest: usize,
 }
 
-/// Steps whose outcomes are not collected, with their sequences.
+/// Steps whose outcomes have not been collected yet, with their sequences.
 type InFlight = VecDeque<(Ticket, Vec<SequenceId>)>;
 
 /// How often each random event happened.
@@ -160,7 +160,8 @@ fn deviation(logits: &[f32]) -> f32 {
     (logits.iter().map(|l| (l - mean).powi(2)).sum::<f32>() / count).sqrt()
 }
 
-/// Whether log probabilities agree with logits, and the most likely tokens with them, except for ties within `open`.
+/// Whether the log probabilities of `token` and of the most likely tokens agree with the logits, and the latter tokens have the largest
+/// logits, both within `open`.
 fn agrees(found: &Logprobs, token: u32, logits: &[f32], open: f32) -> bool {
     let sum = logits.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
     let is_of = |token: u32, logprob: f32| {
@@ -174,7 +175,7 @@ fn agrees(found: &Logprobs, token: u32, logits: &[f32], open: f32) -> bool {
     is_of(token, found.token) && found.top.iter().zip(&falling).all(is_next)
 }
 
-/// The row with the last of the top k swapped for the next token, if their logits are so close that rounding may decide.
+/// The row with the logits of the last of the top k tokens and of the next token swapped, if they are so close that rounding may decide.
 fn swapped_at(top_k: usize, mut row: Vec<f32>, open: f32) -> Option<Vec<f32>> {
     let mut order: Vec<usize> = (0..row.len()).collect();
     order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
@@ -182,7 +183,7 @@ fn swapped_at(top_k: usize, mut row: Vec<f32>, open: f32) -> Option<Vec<f32>> {
     if row[last] - row[next] > open {
         return None;
     }
-    // A tie would go to the lower token, so that the two must differ.
+    // Of two equal logits the lower token is taken, so the logits must differ.
     (row[last], row[next]) = (row[next].next_down(), row[last]);
     Some(row)
 }

@@ -9,7 +9,7 @@ use gptoss_reference::Folder;
 use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
 
-/// The decade of an error of exactly zero.
+/// Stands for the power of ten of an error of exactly zero.
 const EQUAL: i32 = i32::MIN;
 
 /// The gate passes, and the power of ten of each layer's largest error is as recorded.

@@ -1,4 +1,4 @@
-//! A gate on the committed cases.
+//! Runs a gate on the committed golden cases.
 
 use gates::{Check, Checks};
 use gptoss_reference::Case;

@@ -7,7 +7,7 @@ use phase2_forward::{ComputeDevice, Engine, GptOss};
 use phase3_kvcache::CachedEngine;
 use synthetic::SyntheticModel;
 
-/// Bytes of a page of the models' cache in f32: 64 keys and values of 2 heads of 32 in each of two layers, those that slide.
+/// Bytes of a page of the models' cache in f32: 64 keys and values of 2 heads of 32, in each of two pools, one per sliding layer.
 pub const PAGE: u64 = 2 * 64 * 2 * 32 * 4 * 2;
 /// A cache with room for one request, but not for all that run at the same time.
 pub const KV_BYTES: u64 = 18 * PAGE;
@@ -20,8 +20,8 @@ pub fn write(seed: u64) -> (tempfile::TempDir, Checkpoint) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");
-    // A short window, so that sliding layers give pages back. All experts for every token: a router would turn rounding into another
-    // choice.
+    // A short window, so that sliding layers free pages. Every token uses all experts, because otherwise rounding could change the choice
+    // of experts.
     let model = SyntheticModel { sliding_window: 20, layers: 3, experts: 4, experts_per_token: 4, ..nano };
     model.write(&path, seed, &mut |_, _| ()).expect("written");
     let checkpoint = Checkpoint::open(&path).expect("opens");
@@ -35,7 +35,7 @@ pub fn cached(checkpoint: &Checkpoint) -> Box<dyn Engine> {
 }
 
 /// Runs `requests` requests together on an engine, and each alone on another, for each of `count` seeds. Returns the sum of the events. A
-/// failure names the seed of its round, which can be set as the first.
+/// failure names the seed of its round; `TEST_SEED` set to it makes this round the first.
 pub fn run(
     count: usize,
     requests: usize,
