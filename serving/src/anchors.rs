@@ -4,18 +4,21 @@ use std::collections::VecDeque;
 
 use crate::prefix_cache::EntryKind;
 
-/// A long prompt is forked each time it has grown by this, for later prompts that differ from it in the middle.
+/// A long prompt is forked at each multiple of this number of tokens, for later prompts that differ from it in the middle.
 const FORK_INTERVAL: usize = 2048;
-/// Tokens that a fork must save: for fewer, computing them again is cheaper than the pages that the fork holds.
+/// The fewest tokens that a fork must save. Computing fewer again costs less than the pages that the fork would hold.
 const MIN_SAVED_TOKENS: usize = 16;
 
-/// The lengths of forks, shortest first. A fork shares all pages except the last one of each kind, and keeps alive the pages of sliding
-/// layers that are needed to continue from there.
+/// The lengths at which a prompt's sequence is forked, shortest first. A fork shares all pages with the sequence except a partial last
+/// page, and keeps alive the pages of sliding layers that are needed to continue from there. The lengths are:
 ///
-/// - The end of the prompt. The next prompt of a chat repeats it, but not the generated text, because earlier reasoning is left out.
-/// - Where the prompt differs from all known ones, as two chats with the same instructions do: a third chat will differ there too (as in
-///   Marconi, Pan et al., 2024, arXiv:2411.19379).
-/// - At regular intervals, for a long text with a changed end.
+/// - The end of the prompt. The next prompt of a chat repeats this prompt, but not the generated text, because earlier reasoning is left
+///   out.
+/// - `shared`, the length at which the prompt begins to differ from all cached ones. Two chats with the same instructions differ after the
+///   instructions, and a third chat will differ there too (as in Marconi, Pan et al., 2024, arXiv:2411.19379).
+/// - Regular intervals, for a long text with a changed end.
+///
+/// Lengths that save too few tokens beyond the `cached` ones are left out.
 pub(crate) fn anchors(prompt: usize, cached: usize, shared: usize) -> VecDeque<usize> {
     let regular = (1..).map(|count| count * FORK_INTERVAL).take_while(|&length| length < prompt);
     let mut lengths: Vec<usize> = regular.chain([shared.min(prompt), prompt]).collect();

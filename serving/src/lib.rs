@@ -1,7 +1,7 @@
 //! Serving: many requests on one engine.
 //!
 //! [`scheduler`] is continuous batching as a loop over the trait `Engine` of phase 2, [`prefix`] finds cached beginnings of prompts,
-//! [`spill`] stores them on disk, and [`worker`] is the thread that owns the engine. Clients submit a [`request::Request`] and receive
+//! [`spill`] stores sequences on disk, and [`worker`] is the thread that owns the engine. Clients submit a [`request::Request`] and receive
 //! [`request::Event`]s. [`grammar`] constrains what a request may generate. [`api`] provides all of this over HTTP.
 
 mod anchors;

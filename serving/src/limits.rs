@@ -9,11 +9,13 @@ pub struct Options {
     pub max_running: usize,
     /// The most requests that wait in addition.
     pub max_waiting: usize,
-    /// Prompt tokens in a step in which other sequences decode, which bounds the time between their tokens. Otherwise, twice as many.
+    /// The most prompt tokens of a step in which other sequences decode; this bounds the time between their tokens. A step in which none
+    /// decodes may have twice as many.
     pub prompt_tokens_per_step: usize,
     /// Whether sequences are kept for later prompts with the same beginning.
     pub prefix_cache: bool,
-    /// Whether the engine computes steps of every size while it is idle, so that a GPU has compiled its kernels before requests need them.
+    /// Whether the engine computes steps of several sizes while it is idle, so that a GPU has compiled its kernels before requests need
+    /// them.
     pub warm_up: bool,
 }
 
@@ -31,14 +33,15 @@ const MAX_PREFIXES: usize = 256;
 pub(crate) struct Limits {
     pub running: usize,
     pub prefixes: usize,
-    /// Prompt tokens per step, while other sequences decode and while none does.
+    /// The most prompt tokens of a step: `prompt_tokens` if other sequences decode, `alone` if none does.
     pub prompt_tokens: usize,
     pub alone: usize,
     pub tokens_per_step: usize,
     pub steps_in_flight: usize,
     pub pages: usize,
     pub positions_per_page: usize,
-    /// Pages of sliding layers that a sequence holds between steps, and additional ones during a step with chunks.
+    /// `sliding`: the most pages of sliding layers that a sequence holds between steps. `chunk`: further pages that they take during a step
+    /// with chunks of prompts.
     pub sliding: usize,
     pub chunk: usize,
     /// The most tokens of a sequence.
@@ -50,11 +53,11 @@ impl Limits {
         let config = engine.config();
         let Capacity { tokens_per_step, steps_in_flight, pages_total: pages, positions_per_page, rewind, .. } =
             engine.capacity();
-        // Leaves most of a small cache to sequences instead of chunks.
+        // The prompt tokens of a step with decoding sequences fill at most an eighth of a small cache; most of it is left for sequences.
         let small = (pages / 8).max(1).saturating_mul(positions_per_page);
         let prompt_tokens = options.prompt_tokens_per_step.clamp(1, small);
         let alone = prompt_tokens.saturating_mul(2).min(tokens_per_step);
-        // An engine that can go back without limit keeps whole sequences.
+        // An engine with an unlimited `rewind` keeps whole sequences in sliding layers.
         let kept = config.sliding_window.saturating_add(rewind).min(config.context_length);
         let sliding = kept.div_ceil(positions_per_page) + 2;
         let chunk = alone.div_ceil(positions_per_page);

@@ -1,11 +1,11 @@
 //! Finds sequences in the engine that begin like a prompt: a radix tree over tokens (SGLang, Zheng et al., 2023, arXiv:2312.07104). It
-//! contains only numbers; the scheduler does the forks and releases.
+//! contains only tokens and the numbers of sequences; the scheduler forks and releases the sequences in the engine.
 //!
 //! An entry is a sequence that the engine keeps after its request. A prompt that begins with the same tokens is forked from it, at any
 //! length, not only at whole pages: a fork shares all pages, and the engine copies the last one before it is written.
 //!
 //! Sliding layers limit where an entry can be forked: a sequence of n tokens lacks keys before its window, so that forks are possible only
-//! near n. Lengths are therefore offered from the longest down, each with the entry that ends closest after it.
+//! near n. [`PrefixIndex::find`] therefore returns several lengths, the longest first, each with the shortest entry that contains it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,7 +18,7 @@ pub struct PrefixIndex {
     nodes: Vec<Node>,
     free: Vec<usize>,
     entries: HashMap<SequenceId, Entry>,
-    /// Increases with each use.
+    /// A counter that increases with each use of an entry.
     clock: u64,
 }
 
@@ -44,9 +44,10 @@ struct Entry {
 /// The cached beginnings of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Number of tokens that the prompt shares with any entry, even if it cannot be forked there.
+    /// The most tokens at its beginning that the prompt shares with an entry, even if the entry cannot be forked at this length.
     pub shared: usize,
-    /// The forks to try, longest first. At least one token of the prompt is left over, because its logits are needed.
+    /// The forks to try, longest first. Each leaves at least one token of the prompt to compute, because the logits after the last token
+    /// are needed.
     pub hits: Vec<Hit>,
 }
 
@@ -186,7 +187,8 @@ impl PrefixIndex {
         Found { shared, hits }
     }
 
-    /// The nodes whose edges `tokens` enters, from the root on, each with the number of tokens that match up to there.
+    /// The nodes on the path of `tokens`, from the root on, each with the number of tokens that match up to it. The edge to the last node
+    /// may match only in part.
     fn path(&self, tokens: &[u32]) -> Vec<(usize, usize)> {
         let (mut node, mut at) = (ROOT, 0);
         let mut path = vec![(ROOT, 0)];

@@ -21,7 +21,7 @@ use crate::sequence::RequestId;
 use crate::spill::{FileId, Spill};
 use crate::statistics::Spilled;
 
-/// The fewest tokens of a file, and the fewest that reading one must save: fewer are computed faster than read.
+/// The fewest tokens of a file, and the fewest that reading a file must save. Computing fewer tokens takes less time than reading them.
 const MIN_FILE_TOKENS: usize = 64;
 /// The most sequences that are read from the engine in one iteration of the scheduler.
 const MAX_SAVED: usize = 2;
@@ -33,7 +33,7 @@ pub(crate) struct PrefixCache {
     entries: HashMap<SequenceId, Entry>,
     /// The largest number of entries; with 0 there is no prefix cache.
     most: usize,
-    /// Tokens that the engine can always go back by.
+    /// The number of tokens by which the engine can always truncate a sequence.
     rewind: usize,
     disk: Option<Spill>,
     /// Number of sequences that were read from the engine in this iteration.
@@ -111,9 +111,9 @@ impl PrefixCache {
         is_new
     }
 
-    /// Records that a request that began with a part of entry `begun` has left an entry. It is counted as a follower of the longest entry
-    /// of kind `End` that this part includes: `begun` itself, or an entry of the same creator, because the next turn of a chat may begin
-    /// with that request's prompt and one token of its text.
+    /// Records that a request, which was forked from a part of the entry `begun`, has added an entry of its own. It is counted as a
+    /// follower of the longest entry of kind `End` that this part includes: `begun` itself, or an entry of the same creator, because the
+    /// next turn of a chat may begin with the creator's prompt and one token of its text.
     pub fn count_follower(&mut self, begun: Hit) {
         let Some(creator) = self.entries.get(&begun.sequence).map(|entry| entry.creator) else { return };
         let is_before = |(sequence, entry): &(&SequenceId, &mut Entry)| {
@@ -141,7 +141,7 @@ impl PrefixCache {
         while self.index.len() > self.most && self.evict_oldest(engine) {}
     }
 
-    /// Drops the entries of a request that failed, in the engine and on disk. Files with a beginning of its tokens are deleted too.
+    /// Drops the entries of a request that failed. Files that hold a beginning of its tokens, of at least `cached` tokens, are deleted.
     pub fn drop_failed(&mut self, engine: &mut dyn Engine, made: &[SequenceId], tokens: &[u32], cached: usize) {
         made.iter().for_each(|&made| self.remove(engine, made));
         if let Some(disk) = &mut self.disk {
@@ -205,7 +205,7 @@ impl PrefixCache {
             match snapshots.restore(number, &snapshot) {
                 Ok(()) => break,
                 Err(EngineError::Full { .. }) if self.evict_oldest(engine) => {}
-                // Without room the request is computed. A failure of the device is reported by the next step.
+                // Without room, the request is computed without the file. A failure of the device is reported by the next step.
                 Err(EngineError::Full { .. } | EngineError::Lost(_) | EngineError::Device(_)) => return,
                 Err(error) => {
                     if let Some(disk) = &mut self.disk {
@@ -234,13 +234,13 @@ impl PrefixCache {
                 let has_same_creator = |other: &&Entry| other.creator.is_some() && other.creator == entry.creator;
                 self.entries.values().filter(has_same_creator).all(|other| other.followers == 0)
             }
-            // After several requests continued from it, more may follow.
+            // If several requests continued from this entry, more may follow.
             (EntryKind::End, followers) => followers > 1,
         };
         self.disk.is_some() && entry.tokens >= MIN_FILE_TOKENS && is_of_use
     }
 
-    /// Queues a sequence for the disk, unless it is there. If the queue is full, it is not read from the engine.
+    /// Reads a sequence from the engine and queues it for writing, unless it is already on disk or the queue is full.
     fn save(&mut self, engine: &mut dyn Engine, sequence: SequenceId) {
         let Some(disk) = self.disk.as_mut().filter(|disk| disk.has_room()) else { return };
         let (Some(tokens), Some(entry)) = (self.index.tokens(sequence), self.entries.get_mut(&sequence)) else {

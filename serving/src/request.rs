@@ -17,9 +17,9 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Number of most likely tokens reported with each token; `None` reports no log probabilities.
     pub logprobs: Option<usize>,
-    /// When the text ends at the latest.
+    /// The latest time at which the text ends.
     pub deadline: Option<Instant>,
-    /// The client's name; clients take turns.
+    /// The client's name. Waiting requests of different clients are started in turn.
     pub client: String,
     /// Restricts which tokens may be drawn; `None` allows all.
     pub constraint: Option<Box<dyn Constraint>>,
@@ -29,7 +29,7 @@ pub struct Request {
 /// most one step in flight.
 pub trait Constraint: Debug + Send {
     /// The mask of the next draw, in the format of [`Draw::allowed`](phase2_forward::Draw): `ceil(vocab / 32)` words with at least one bit
-    /// set.
+    /// set. `None` allows all tokens.
     fn allowed(&self) -> Option<&[u32]>;
 
     /// Adds a drawn token. Not called for the last token of a text.

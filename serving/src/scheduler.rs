@@ -67,7 +67,7 @@ pub struct Scheduler {
     prefix_cache: PrefixCache,
     /// The next unused sequence number in the engine.
     next_sequence: SequenceId,
-    /// A request was preempted, and none has ended since: a newly admitted one would be preempted too.
+    /// Whether a request was preempted and none has ended since: a newly admitted request would be preempted too.
     crowded: bool,
     events: Vec<(RequestId, Event)>,
     statistics: Statistics,
@@ -93,7 +93,7 @@ impl Scheduler {
         }
     }
 
-    /// Sets the folder for what the prefix cache cannot hold. The engine must support [saving](Engine::snapshots).
+    /// Sets the folder for sequences that do not fit in the prefix cache. The engine must support [saving](Engine::snapshots).
     pub fn spill_to(mut self, disk: Spill) -> Scheduler {
         self.prefix_cache.set_disk(disk);
         self
@@ -244,7 +244,7 @@ impl Scheduler {
         passed_over.into_iter().rev().for_each(|sequence| self.waiting.resume(sequence));
     }
 
-    /// Whether a running sequence will soon hold many more of these tokens than `cached`. It is then forked at that length.
+    /// Whether a running sequence will soon hold many more of these tokens than `cached`. If so, adds an anchor at the shared length.
     fn is_computed_already(&mut self, tokens: &[u32], cached: usize) -> bool {
         if !self.prefix_cache.is_on() {
             return false;
@@ -485,7 +485,7 @@ impl Scheduler {
         if !is_kept {
             return engine.release(in_engine);
         }
-        // The next prompt of a chat repeats this prompt, but not the reasoning: of the two entries, the text should be dropped first.
+        // The next prompt of a chat repeats this prompt, but not the reasoning: the entry with the text should be dropped first.
         if let Some(&prompt) = made.last() {
             self.prefix_cache.touch(prompt);
         }

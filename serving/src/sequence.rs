@@ -34,15 +34,15 @@ pub(crate) struct Sequence {
     pub fed: usize,
     /// The part of `fed` that came from a fork.
     pub cached: usize,
-    /// Steps in flight that feed it, and those of them that draw.
+    /// Number of steps in flight that feed this sequence, and of those that also draw a token for it.
     pub in_flight: usize,
     drawing: usize,
-    /// Whether the last step draws a token, which the next step can feed.
+    /// Whether the last submitted step draws a token, which the next step can feed.
     drawn: bool,
     /// Lengths at which the prefix cache gets a fork, the next one first, and the forks that were made.
     pub anchors: VecDeque<usize>,
     pub made: Vec<SequenceId>,
-    /// The entry that it was forked from, until it has left an entry itself.
+    /// The cached entry that this sequence was forked from, until this sequence has added an entry itself.
     pub begun: Option<Hit>,
     /// Whether the disk was searched for a file to start from. It is searched only once.
     pub was_sought: bool,
@@ -91,7 +91,7 @@ impl Sequence {
         self.tokens.len() - self.prompt
     }
 
-    /// Number of tokens that it can be fed now. A token that is not known yet is fed only if nothing depends on it.
+    /// Number of tokens that it can be fed now. A drawn token that is not known yet is fed only if the next draw needs no knowledge of it.
     pub fn due(&self, context: usize) -> usize {
         let drawn = self.generated() + self.drawing;
         match self.drawing {

@@ -74,7 +74,8 @@ impl Finished {
 /// A histogram of durations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// The number of durations up to each of [`Histogram::BOUNDS`] and above the one before; the last bucket counts longer ones.
+    /// One bucket per bound in [`Histogram::BOUNDS`]: the number of durations up to this bound and above the previous one. The last bucket
+    /// counts longer durations.
     pub counts: [u64; Histogram::BOUNDS.len() + 1],
     /// Sum of all durations in seconds.
     pub sum: f64,
@@ -95,7 +96,7 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// Mean in seconds; `None` without any.
+    /// Mean in seconds; `None` without durations.
     pub fn mean(&self) -> Option<f64> {
         let count = self.count();
         (count > 0).then(|| self.sum / count as f64)

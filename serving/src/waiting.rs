@@ -6,7 +6,7 @@ use std::mem::take;
 /// A queue that is fair between clients.
 #[derive(Debug)]
 pub(crate) struct Waiting<T> {
-    /// Items that had started before; they go first.
+    /// Items that were taken from the queue before and put back; they go first.
     resumed: VecDeque<T>,
     /// Clients with their items, in the order of their turns. Every client here has an item.
     clients: VecDeque<(String, VecDeque<T>)>,

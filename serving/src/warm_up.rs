@@ -1,25 +1,25 @@
-//! Steps that are computed while a server is idle, so that a GPU has compiled its kernels before requests need them. A kernel is compiled at its
-//! first launch, and which kernels a step launches depends on its numbers of rows and sequences.
+//! Steps that are computed while a server is idle, so that a GPU has compiled its kernels before requests need them. A kernel is compiled
+//! at its first launch, and the kernels that a step launches depend on its numbers of rows (tokens) and sequences.
 
 use std::collections::VecDeque;
 
 use phase2_forward::{Capacity, Draw, Engine, EngineError, Sampling, SequenceId, Want, Work};
 
-/// Tokens of the prompts: one with few rows per expert, and one with many.
+/// Numbers of tokens of the prompts: one with few rows per expert, and one with many.
 const PROMPTS: [usize; 2] = [32, 128];
-/// How requests draw by default, and with temperature 0.
+/// The two ways to draw: with the default temperature of requests, and with temperature 0.
 const DRAWS: [Draw<'static>; 2] =
     [Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, ..Draw::GREEDY }, Draw::GREEDY];
 
 /// The steps that have not been computed yet.
 pub(crate) struct WarmUp {
-    /// The number of tokens of each sequence of a step.
+    /// For each step, the number of tokens of each of its sequences.
     steps: VecDeque<Vec<usize>>,
 }
 
 impl WarmUp {
-    /// Steps for an engine that computes up to `running` requests together. There are none if it takes only one step at a time: phase 5 on a GPU
-    /// takes two, and on the CPU no kernels are compiled.
+    /// Steps for an engine that computes up to `running` requests together. There are none if the engine accepts only one step at a time:
+    /// phase 5 accepts two on a GPU, and one on the CPU, where no kernels are compiled.
     pub fn new(capacity: Capacity, running: usize) -> WarmUp {
         if capacity.steps_in_flight < 2 {
             return WarmUp::none();
@@ -36,15 +36,15 @@ impl WarmUp {
         WarmUp { steps: VecDeque::new() }
     }
 
-    /// Computes the next step and a decoding step after it, for each way to draw, with sequences of its own that are released afterwards. Returns whether there was one
-    /// that the engine accepts.
+    /// Computes the next step, and a decoding step after it, for each way to draw. Their sequences are used by nothing else, and are
+    /// released afterwards. Returns false if no step is left, or if the engine refused one.
     ///
     /// # Errors
     /// The device failed.
     pub fn advance(&mut self, engine: &mut dyn Engine) -> Result<bool, EngineError> {
         let Some(step) = self.steps.pop_front() else { return Ok(false) };
         let tokens = vec![0; step.iter().copied().max().unwrap_or(0)];
-        // The scheduler counts its sequences up from 0.
+        // Numbers from the top of the range: the scheduler counts its sequences up from the bottom.
         let sequence = |index: usize| SequenceId::MAX - index as SequenceId;
         for draw in DRAWS {
             let feeding =
@@ -56,7 +56,7 @@ impl WarmUp {
             for work in works {
                 computed = match engine.submit(&work) {
                     Ok(ticket) => engine.collect(ticket).map(|_| true),
-                    // For example, the prefix cache has filled the pages.
+                    // For example, the sequences of the prefix cache take all pages.
                     Err(_) => Ok(false),
                 };
                 if !matches!(computed, Ok(true)) {

@@ -18,10 +18,11 @@ use crate::spill::Spill;
 pub use crate::statistics::{Finished, Histogram, Statistics};
 use crate::warm_up::WarmUp;
 
-/// How often the thread checks for completed reads and writes while nothing is computed.
+/// Interval between checks for completed reads and writes, while nothing is computed.
 const FILES_POLL: Duration = Duration::from_millis(1);
 
-/// Submits requests to the engine. Clones share it; the thread ends when the last of them is dropped and all requests have ended.
+/// Submits requests to the engine's thread. Clones share the thread, which ends when the last of them is dropped and all requests have
+/// ended.
 #[derive(Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -66,13 +67,13 @@ struct Arrival {
     at: Instant,
 }
 
-/// The receiver of a request's events.
+/// The channel to the client of a request.
 struct Client {
     events: UnboundedSender<Event>,
     alive: Alive,
 }
 
-/// Counts a request as alive while it exists.
+/// Counts a request in [`Shared::alive`] until it is dropped.
 struct Alive(Arc<Shared>);
 
 impl Alive {
@@ -99,7 +100,7 @@ impl Handle {
         Handle::start_with(engine, options, None)
     }
 
-    /// As [`Handle::start`], with a folder for what the prefix cache cannot hold. The engine must support saving sequences.
+    /// As [`Handle::start`], with a folder for sequences that do not fit in the prefix cache. The engine must support saving sequences.
     ///
     /// # Panics
     /// As [`Handle::start`].
@@ -308,7 +309,7 @@ impl Worker {
 
     fn deliver(&mut self) {
         for (id, event) in self.scheduler.take_events() {
-            // A disconnected client is noticed before the next step.
+            // Errors are ignored: `cancel_abandoned` notices a disconnected client before the next step.
             if !matches!(event, Event::Finished(_)) {
                 let _ = self.clients.get(&id).map(|client| client.events.send(event));
             } else if let Some(Client { events, alive }) = self.clients.remove(&id) {

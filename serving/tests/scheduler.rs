@@ -110,7 +110,7 @@ fn request(random: &mut Random, common: &[u32], longest: usize, most: usize) -> 
     }
 }
 
-/// The tokens of a request without a scheduler, and for each token the lead of the likeliest over the second.
+/// The tokens of a request without a scheduler, and for each token by how much the highest log probability exceeded the second.
 fn alone(engine: &mut dyn Engine, request: &Request) -> (Vec<u32>, Vec<f32>) {
     const SEQUENCE: SequenceId = SequenceId::MAX;
     let mut sampler = Sampler::new(request.sampling.clone(), engine.config().vocab).expect("valid parameters");
@@ -238,7 +238,7 @@ fn phase_3_texts_do_not_depend_on_other_requests() {
     }
 }
 
-/// Two texts that together need more than the cache.
+/// Two texts that together need more pages than the cache has.
 #[test]
 fn preempted_text_continues_unchanged() {
     for seed in seeds(1) {

@@ -14,7 +14,7 @@ use serving::scheduler::{Options, RequestId};
 struct Arrival {
     delay: usize,
     request: Request,
-    /// Iterations of the scheduler after its arrival.
+    /// The number of iterations of the scheduler after which the request is cancelled.
     cancelled: Option<usize>,
 }
 
@@ -125,7 +125,7 @@ fn prompt_with_the_answer_reuses_the_answers_cache() {
 #[test]
 fn third_chat_reuses_shared_instructions() {
     let mut run = Run::roomy();
-    // Of three clients.
+    // Chats of three clients.
     let chat = |user: u32| {
         let prompt = [text(0, 60), vec![user; 40]].concat();
         Request { client: user.to_string(), ..request(&prompt, 3) }

@@ -231,7 +231,7 @@ fn other_requests_do_not_wait_for_a_file() {
     let first = run.run(request(&text(0, 100), 5));
     run.stop();
     let mut run = roomy(folder.path());
-    // Neither repeats the token that was generated after the text.
+    // Neither prompt repeats the token that was generated after the text.
     let requests = [1, 2].map(|user| request(&[text(0, 100), vec![(first.tokens[0] + user) % POISON; 9]].concat(), 5));
     let other = request(&text(3, 20), 5);
     for request in [&requests[0], &requests[1], &other] {
@@ -307,7 +307,7 @@ enum Harm {
     OtherModel,
     OtherEngine,
     NotAllCached,
-    /// The contents belong to another text, which no checksum detects.
+    /// One of the two items is missing, which no checksum detects.
     WrongShape,
 }
 

@@ -72,16 +72,16 @@ pub struct Model {
     pub handle: Handle,
     pub tokenizer: Tokenizer,
     pub grammars: Grammars,
-    /// The names that clients may use; answers have the first.
+    /// The names that clients may request. The first is used if a request has no name.
     pub names: Vec<String>,
     /// Identifies model and settings; a seed gives the same text only with the same fingerprint.
     pub fingerprint: String,
     /// Bytes of the weights.
     pub bytes: u64,
-    /// Tokens per page of the cache.
+    /// Tokens per page of the KV cache.
     pub positions_per_page: usize,
-    /// The date `YYYY-MM-DD` in the system message, instead of today's. With a fixed date prompts begin in the same way after midnight, so
-    /// that their cache stays valid.
+    /// The date `YYYY-MM-DD` in the system message, instead of today's. With a fixed date, prompts begin with the same tokens after
+    /// midnight as before, so that cached beginnings can still be used.
     pub date: Option<String>,
     /// Unix time in seconds.
     pub created: u64,
@@ -92,7 +92,7 @@ impl Model {
         self.names.first().map_or("gpt-oss", String::as_str)
     }
 
-    /// The name to put into the answer, given the requested name.
+    /// The name of the model in the answer: the requested name, or the first of the names if none was requested.
     ///
     /// # Errors
     /// The name is not one of this model's.
@@ -118,7 +118,7 @@ impl Model {
     /// The prompt of a conversation. `param` is the field that contains it.
     ///
     /// # Errors
-    /// The conversation is too long for the context, which is found without encoding it; or those of [`Model::harmony`].
+    /// The conversation is certainly too long for the context, which is checked before it is encoded; or an error of [`Model::harmony`].
     pub fn prompt(&self, messages: &[Message], param: &str) -> Result<Vec<u32>, ApiError> {
         let harmony = self.harmony()?;
         self.expect_room(harmony.least_prompt_tokens(messages), param)?;
@@ -128,13 +128,13 @@ impl Model {
     /// The tokens of raw text, in which control tokens are recognized. `param` is the field that contains it.
     ///
     /// # Errors
-    /// The text is too long for the context, which is found without encoding it.
+    /// The text is certainly too long for the context, which is checked before it is encoded.
     pub fn encode(&self, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {
         self.expect_room(self.tokenizer.least_tokens_with_control(text), param)?;
         Ok(self.tokenizer.encode_with_control(text))
     }
 
-    /// Checks that the context has space for `least` tokens and one generated token.
+    /// Checks that the context has space for `least`, the fewest tokens that the prompt can have, and one generated token.
     fn expect_room(&self, least: usize, param: &str) -> Result<(), ApiError> {
         let context = self.handle.context();
         match least < context {
@@ -220,12 +220,12 @@ impl App {
         }
     }
 
-    /// Aborts what still runs.
+    /// Aborts the requests that still run.
     pub fn stop(&self) {
         self.phase.send_replace(Phase::Stopping);
     }
 
-    /// Completes when running work must be aborted.
+    /// Completes when running requests must be aborted.
     pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut phase = self.phase.subscribe();
         async move {

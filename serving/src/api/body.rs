@@ -15,7 +15,7 @@ use super::error::{ApiError, shortened};
 
 /// A body that exceeds the limit is read and discarded up to this many times the limit, so that the client can read the error.
 const DISCARD_FACTOR: usize = 16;
-/// From this size on, parsing and tokenizing would delay other connections.
+/// Parsing and tokenizing more bytes than this would delay other connections.
 const LARGE_BYTES: usize = 16 << 10;
 
 /// Reads the whole body.
@@ -26,7 +26,7 @@ pub async fn read(request: Request, settings: &Settings) -> Result<Bytes, ApiErr
     let limit = settings.max_body;
     let headers = request.headers();
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    // A client with `Expect` sends no body before it is asked to.
+    // A client that sent the header `Expect` sends the body only after the server asks for it, so there is nothing to discard.
     if announced.is_some_and(|bytes| bytes > limit) && headers.contains_key(header::EXPECT) {
         return Err(ApiError::body_too_large(limit));
     }
@@ -56,9 +56,9 @@ pub async fn read(request: Request, settings: &Settings) -> Result<Bytes, ApiErr
 /// Parses JSON. Fields that `T` does not have are ignored.
 ///
 /// # Errors
-/// The body is not JSON in UTF-8, or a field, which is named by its path, has the wrong type.
+/// The body is not JSON in UTF-8, or a field has the wrong type; the error then has the path of the field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // The whole body is checked, because serde does not check the content of ignored fields.
+    // UTF-8 is checked in the whole body, because serde does not check the content of ignored fields.
     let text = std::str::from_utf8(bytes)
         .map_err(|error| not_json(&format!("invalid UTF-8 after {} bytes", error.valid_up_to())))?;
     let mut input = serde_json::Deserializer::from_str(text);

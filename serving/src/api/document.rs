@@ -38,7 +38,7 @@ mod tests {
         assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect::<BTreeSet<_>>());
     }
 
-    /// The fields of a request, without those that are only read to be refused.
+    /// Fields that the server parses only to refuse them need no description.
     #[test]
     fn every_field_that_is_used_is_described() {
         let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");

@@ -58,7 +58,7 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, None, "The body did not arrive in time.")
     }
 
-    /// The requested model is not the one that this server has, `served`.
+    /// The requested model is not `served`, the model of this server.
     pub fn unknown_model(name: &str, served: &str) -> ApiError {
         let message = format!("The model `{}` does not exist; this server has `{served}`.", shortened(name));
         let error = Self::new(StatusCode::NOT_FOUND, INVALID, Some("model_not_found"), message);
@@ -109,7 +109,8 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, message)
     }
 
-    /// An error for a prompt that is too long. `tokens` is its length as text; `param` is the field that contains the prompt.
+    /// An error for a prompt that is too long. `tokens` is its length, or a text such as `at least 5`; `param` is the field that contains
+    /// the prompt.
     pub fn context_exceeded(context: usize, tokens: &str, param: &str) -> ApiError {
         let message = format!(
             "This model's maximum context length is {context} tokens, and the prompt has {tokens}. Shorten it."

@@ -135,7 +135,7 @@ pub fn limit(name: &str, tokens: Option<u64>) -> Result<Option<usize>, ApiError>
 /// The number of log probabilities per token.
 ///
 /// # Errors
-/// More than the engine provides.
+/// The number is above `most`.
 pub fn top_logprobs(name: &str, count: u64, most: u64) -> Result<usize, ApiError> {
     match count <= most {
         true => Ok(count as usize),

@@ -10,7 +10,7 @@ use super::tools::{AnswerFormat, Toolbox};
 use crate::grammar::{Content, GrammarError, TurnRules};
 use crate::request::Constraint;
 
-/// The constraint of a request; `None` if its answer is free. `param` is the field that `format` was read from.
+/// The constraint of a request; `None` if any answer is allowed. `param` is the field that `format` was read from.
 ///
 /// # Errors
 /// A schema cannot be enforced.

@@ -1,4 +1,4 @@
-//! Checks every request first: sets its id, checks its key and its origin.
+//! The middleware that every request passes first: sets the request's id, and checks its key and its origin.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     let address = || peer.map(|peer| peer.to_string());
     let client = key.map(|key| key.name.clone()).or_else(address).unwrap_or_else(|| "-".into());
-    // With keys, a page of another site fails for lack of one.
+    // Only a server without keys has to check the host: a page of another site does not know a key.
     let is_open_here = app.settings.keys.is_empty() && peer.is_some_and(|peer| peer.to_canonical().is_loopback());
     let quiet = matches!(path.as_str(), "/health" | "/ping" | "/metrics");
     let record = Record::begin(id, request.method().as_str(), &path, client, quiet);
@@ -100,8 +100,8 @@ fn authorized<'a>(keys: &'a [Key], headers: &HeaderMap) -> Option<&'a Key> {
     found
 }
 
-/// Whether the request comes from a web page of this server. With `only_addresses`, the host must be an address or `localhost`: another
-/// site's owner can make its name resolve to this machine (DNS rebinding), so that its pages seem to be this server's.
+/// Whether the request comes from a web page of this server. With `only_addresses`, the host must be an IP address or `localhost`: the
+/// owner of another site can make its name resolve to this machine (DNS rebinding), so that its pages seem to be this server's.
 fn is_own_page(origin: &HeaderValue, headers: &HeaderMap, only_addresses: bool) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
@@ -109,7 +109,7 @@ fn is_own_page(origin: &HeaderValue, headers: &HeaderMap, only_addresses: bool) 
         .is_some_and(|(host, (_, origin))| host.eq_ignore_ascii_case(origin) && (!only_addresses || is_address(host)))
 }
 
-/// Whether a host is an address or `localhost`, with or without a port.
+/// Whether a host is an IP address or `localhost`, with or without a port.
 fn is_address(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let is_ip = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();

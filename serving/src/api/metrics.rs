@@ -39,7 +39,8 @@ struct Lengths(Mutex<Counts>);
 
 #[derive(Clone, Default)]
 struct Counts {
-    /// The number of values up to each of [`TOKENS`] and above the one before; the last bucket counts larger values.
+    /// One bucket per bound in [`TOKENS`]: the number of values up to this bound and above the previous one. The last bucket counts larger
+    /// values.
     buckets: [u64; TOKENS.len() + 1],
     sum: f64,
 }
@@ -61,7 +62,7 @@ impl Lengths {
     }
 }
 
-/// A histogram of durations, which may change while it is read.
+/// A histogram of durations that several threads use.
 #[derive(Default)]
 struct Times(Mutex<Histogram>);
 
@@ -75,7 +76,7 @@ impl Times {
     }
 }
 
-/// `cumulative` is the bounds with the number of values up to each.
+/// Writes a histogram. `cumulative` gives each bound with the number of values up to it.
 fn write_histogram(
     name: &str,
     help: &str,
@@ -97,7 +98,7 @@ fn head(name: &str, kind: &str, help: &str, out: &mut String) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-/// Counters of the HTTP layer; the scheduler counts requests regardless of their endpoint.
+/// Counters of the HTTP layer. Those of the scheduler, which does not know endpoints, are in [`Statistics`].
 #[derive(Default)]
 pub struct Metrics {
     answered: AtomicU64,

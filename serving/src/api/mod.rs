@@ -95,7 +95,7 @@ async fn wrong_method(request: Request) -> Response {
     ApiError::wrong_method(request.method().as_str(), path).respond_on(path)
 }
 
-/// The chat page as one file: its style and scripts are put where `index.html` names them.
+/// The chat page as one file: the style sheet and the scripts replace the tags in `index.html` that refer to them.
 static PAGE: LazyLock<String> = LazyLock::new(|| {
     let mut page = include_str!("../page/index.html").to_owned();
     let style = format!("<style>\n{}</style>", include_str!("../page/style.css"));

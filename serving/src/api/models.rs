@@ -1,4 +1,4 @@
-//! `/v1/models`, and endpoints that this model does not support.
+//! `/v1/models`, and the endpoints for embeddings, which always return an error.
 
 use std::sync::Arc;
 

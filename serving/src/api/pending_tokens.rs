@@ -18,12 +18,12 @@ impl<T> Default for PendingTokens<T> {
 }
 
 impl<T> PendingTokens<T> {
-    /// Adds an item for `bytes` of text; 0 if it only begins a character.
+    /// Adds an item that stands for `bytes` bytes of text: 0 for a token that is only a part of a character and does not end it.
     pub fn push(&mut self, item: T, bytes: usize) {
         self.waiting.push_back((item, bytes));
     }
 
-    /// Shows `bytes` more, and returns the items that are complete now.
+    /// Records that `bytes` more bytes are shown, and returns the items whose text is now shown completely.
     pub fn show(&mut self, bytes: usize) -> Vec<T> {
         self.shown += bytes;
         let mut whole = Vec::new();

@@ -61,7 +61,7 @@ impl Record {
 impl Drop for Line {
     fn drop(&mut self) {
         let facts = self.facts.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // The client disconnected before a response; 499 is nginx's status for this.
+        // Without a status, the client disconnected before the response; nginx logs this as 499.
         let status = facts.status.map_or(499, |status| status.as_u16());
         if self.quiet && status == 200 {
             return;

@@ -1,4 +1,5 @@
-//! The runs of one request: submitted together, received as one stream of events, and cancelled together.
+//! The runs of one HTTP request, each of which generates one text. They are submitted together, received as one stream of events, and
+//! cancelled together.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub trait Answer {
     /// Writes the part before the first token.
     fn begin(&mut self, frames: &mut Frames);
 
-    /// Processes an event of a run and writes what it adds. The event is never a failure.
+    /// Processes an event of a run and writes what it adds to the answer. Failures and passed deadlines are handled by the caller.
     fn take(&mut self, run: usize, event: Event, frames: &mut Frames) -> Flow;
 
     /// Writes the part after the last token.
@@ -82,7 +83,7 @@ impl Runs {
         let deadline = app.settings.answer_time.and_then(|time| Instant::now().checked_add(time));
         let generating = app.generating();
         let (sender, receiver) = mpsc::channel(64);
-        // On an early return they are dropped, which cancels them.
+        // On an early return, the accepted requests are dropped, which cancels them.
         let mut accepted = Vec::new();
         for mut request in requests {
             let prompt_tokens = request.prompt.len();

@@ -1,4 +1,4 @@
-//! Tests of answers to scripted turns, which are read by the same code as a model's turns.
+//! Tests of answers with scripted turns instead of a model's. The same code reads both.
 
 use std::path::Path;
 
@@ -109,7 +109,7 @@ fn chat_with_a_call_is_the_same_streamed_or_whole() {
 #[test]
 fn stop_strings_end_visible_text_only() {
     let tokenizer = tokenizer();
-    // `s` also occurs in the reasoning.
+    // `sy.` occurs only in the reasoning.
     for (stop, text) in [(", th", "One, two"), ("two, three", "One, "), ("sy.", "One, two, three é."), ("One", "")] {
         let (whole, chunks) = chat(&tokenizer, THINK_AND_ANSWER, &[stop]);
         let choice = &whole["choices"][0];
@@ -131,7 +131,7 @@ fn truncated_text_and_calls_are_returned() {
     let choice = &whole["choices"][0];
     assert_eq!(choice["message"]["tool_calls"][0]["function"]["arguments"], "{\"a\"");
     assert_eq!(choice["finish_reason"], "length");
-    // Words without a header are shown to the user.
+    // Text without a header is shown to the user.
     let (whole, _) = chat(&tokenizer, "Hello there.<|end|>", &[]);
     assert_eq!(whole["choices"][0]["message"]["content"], "Hello there.");
 }

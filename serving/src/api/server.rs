@@ -1,4 +1,4 @@
-//! The sockets: accepts, limits and closes connections.
+//! Accepts, limits and closes connections.
 
 use std::future::Future;
 use std::io;
@@ -22,7 +22,7 @@ use super::{router, system};
 
 /// The largest size of a request's headers, in bytes.
 const HEADER_BYTES: usize = 64 << 10;
-/// Time for aborted answers to send an error.
+/// The longest time for aborted answers to send an error, and then for connections to close.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A listening server.
@@ -67,7 +67,7 @@ impl Server {
                             drop(place);
                         });
                     }
-                    // Most likely the limit of open files is reached: some connections will be closed.
+                    // Most likely the limit of open files is reached. Waits for connections to close, and tries again.
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 }
             }
@@ -85,7 +85,7 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        // New connections receive an error during the shutdown.
+        // During the shutdown, connections are still accepted; their requests receive an error.
         tokio::select! {
             () = accepting => {}
             () = draining => {}

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 
 use super::error::ApiError;
 
-/// The number of chunks that are buffered for a slow reader before generation pauses.
+/// The number of chunks that are buffered for a slow reader. While they are full, events are not converted to chunks; the engine continues,
+/// and its events wait in memory.
 const WAITING: usize = 64;
 
 /// The format of chunks.
@@ -55,7 +56,7 @@ impl Frames {
         }
     }
 
-    /// Adds the end of a stream that failed.
+    /// Adds an error, which ends a failed stream.
     pub fn fail(&mut self, error: &ApiError) {
         match self.form {
             Form::Lines => self.push(|| serde_json::json!({ "error": error.message })),

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`, in the formats of llama.cpp and of vLLM, which are distinguished by their keys.
+//! `/tokenize` and `/detokenize`, in the formats of llama.cpp and of vLLM. The names of a request's fields tell which one it uses.
 
 use std::sync::Arc;
 

@@ -74,7 +74,7 @@ impl Toolbox {
         Ok(Toolbox { strict, ..Toolbox::build(Some(functions), choice)? })
     }
 
-    /// From functions that were already read. An empty list is refused, as by OpenAI.
+    /// From functions that were already parsed. An empty list is refused, as by OpenAI.
     ///
     /// # Errors
     /// As [`Toolbox::of_chat`].

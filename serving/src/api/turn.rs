@@ -1,6 +1,6 @@
 //! Reads a model's turn as it is generated: reasoning, text and calls.
 //!
-//! All chat endpoints use it, streaming or not, so that both return the same.
+//! All chat endpoints use this module for streamed and for whole answers, so that both have the same content.
 
 use harmony::{Delta, Function, Harmony, Header, Parser, Role};
 use phase1_loading::{TextStream, Tokenizer};
@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// Whether its text is visible to the user.
+    /// Whether the text of such a message is visible to the user.
     fn is_visible(&self) -> bool {
         matches!(self, Kind::Preamble | Kind::Final)
     }
@@ -54,7 +54,7 @@ pub enum Piece {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub token: u32,
-    /// The bytes that it adds to the text: fewer than the token's if a stop string cuts it.
+    /// The bytes that the token adds to the text: fewer than the token's if a stop string cuts it.
     pub bytes: Vec<u8>,
     pub logprob: f32,
     pub top: Vec<(u32, f32)>,
@@ -67,7 +67,7 @@ pub struct Turn<'a> {
     /// Tokens other than harmony's that end generation; they are never shown.
     stop_tokens: Vec<u32>,
     kind: Option<Kind>,
-    /// Tracks how much text each token stands for, independent of what the parser holds back.
+    /// Gives the length of each token's text, including text that the parser still holds back.
     lengths: TextStream,
     pending: PendingTokens<Entry>,
     /// Number of generated tokens.

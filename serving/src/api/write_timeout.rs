@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 pub struct WriteTimeout {
     stream: TcpStream,
     limit: Duration,
-    /// Runs while the client accepts no data.
+    /// The timer of a pending write; `None` while the client accepts data.
     blocked: Option<Pin<Box<Sleep>>>,
 }
 

@@ -11,9 +11,10 @@ use super::error::GrammarError;
 use super::schema::check;
 use super::vocabulary::Vocabulary;
 
-/// White space between two parts of JSON: enough for a deeply indented line, but bounded, so that a model cannot loop in it.
+/// White space between two parts of JSON: enough for a deeply indented line, but limited, because a model may repeat it endlessly.
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
-/// Stack size. Schemas are compiled recursively; `check` bounds the depth, for which this is ample. Unused pages cost nothing.
+/// Stack size in bytes of the thread that compiles. Compilation is recursive; `check` limits the depth, which needs far less than this.
+/// Unused pages of the stack take no memory.
 const STACK: usize = 256 << 20;
 
 /// The function that a schema belongs to, the schema, and whether any object is accepted in its place.

@@ -1,4 +1,4 @@
-//! The constraint of one turn: a state of harmony, and the mask that follows from it.
+//! The constraint of one turn: the current position in harmony's format, and the mask of the tokens that are allowed there.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ enum State {
     /// The tokens of a header so far.
     Header(Vec<u32>),
     Body(Body),
-    /// Nothing is constrained any more.
+    /// The turn has ended; any token is allowed.
     Ended,
 }
 
@@ -91,7 +91,7 @@ impl TurnConstraint {
             State::Body(Body { grammar: Some(grammar), end }) => {
                 let mask = self.grammars[*grammar].compute_mask_or_eos().map_err(|error| error.to_string())?;
                 allowed.fill(0);
-                // The matcher's mask has one bit more, and so possibly one word more.
+                // The matcher's mask has one bit more than this one, and so possibly one word more.
                 for (word, found) in allowed.iter_mut().zip(mask.as_slice()) {
                     *word = *found;
                 }

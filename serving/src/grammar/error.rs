@@ -9,7 +9,7 @@ pub enum GrammarError {
     /// A schema cannot be enforced.
     #[error("{problem} (at `{path}`)")]
     Schema {
-        /// The function whose parameters these are; `None` for the answer.
+        /// The function whose parameters the schema describes; `None` for the schema of the answer.
         function: Option<String>,
         /// The position in the schema, as a JSON pointer after `#`.
         path: String,

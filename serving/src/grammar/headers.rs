@@ -1,4 +1,4 @@
-//! The headers that a constrained turn may have, and what may follow each.
+//! The headers that a constrained turn may have, and the content that may follow each.
 
 use phase1_loading::Tokenizer;
 
@@ -14,9 +14,9 @@ pub(super) struct Form {
 /// The body after a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Body {
-    /// The number of its grammar; without one any text is allowed.
+    /// The index of the grammar that the body follows; without one, any text is allowed.
     pub grammar: Option<usize>,
-    /// The token that ends it.
+    /// The token that ends the body.
     pub end: u32,
 }
 

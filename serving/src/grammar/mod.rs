@@ -1,10 +1,10 @@
-//! Constrained output: turns whose answer is JSON that matches a schema, or whose calls have arguments that do.
+//! Constrained output: turns whose answer, or whose arguments of calls, are JSON that matches a schema.
 //!
 //! [`Grammars::constraint`] creates a [`Constraint`] for one turn, which follows harmony token by token. Headers are limited to well-formed
 //! ones that the rules allow. Reasoning and preambles may be any text. The body of an answer or of a call follows a grammar, which the
 //! crate `llguidance` matches against all tokens at once, and may end only where the JSON is complete.
 //!
-//! A grammar cannot make a text end in time: one that reaches its token limit is cut off.
+//! A grammar does not limit the number of tokens: a text that reaches its token limit is cut off, and its JSON is then incomplete.
 
 mod cache;
 mod compile;
@@ -58,8 +58,8 @@ pub struct TurnRules {
 
 /// Creates constraints for one model.
 ///
-/// Shared data is built from the tokenizer for the first constraint. For the 201,088 tokens of o200k_harmony this takes about 80 MiB, for a
-/// dozen tries of tokens, and about a second. Compiled grammars of recent schemas are cached.
+/// Data that all constraints share is built from the tokenizer for the first one. For the 201,088 tokens of o200k_harmony this takes about
+/// a second, and about 80 MiB for a dozen tries of tokens. Compiled grammars of recent schemas are cached.
 #[derive(Default)]
 pub struct Grammars {
     vocabulary: OnceLock<Result<Arc<Vocabulary>, String>>,

@@ -62,7 +62,7 @@ struct SchemaChecker<'a> {
 }
 
 impl<'a> SchemaChecker<'a> {
-    /// Counts a schema or a value.
+    /// Counts a schema or a value, and checks the limits.
     fn count(&mut self, value: &Value, path: &str, depth: usize) -> Result<(), Fault> {
         self.nodes += 1;
         self.bytes += match value {
@@ -123,7 +123,8 @@ impl<'a> SchemaChecker<'a> {
         }
     }
 
-    /// A reference into the same schema that is not circular by itself. Its target is checked where it is defined.
+    /// Checks that a reference names a part of the same schema, and that a chain of references ends. The target is checked where it is
+    /// defined.
     fn reference(&mut self, value: &'a Value, path: &str) -> Result<(), Fault> {
         let Some(mut reference) = value.as_str() else { return fault(path, "`$ref` must be a string") };
         self.references.insert(reference);
@@ -162,7 +163,7 @@ impl<'a> SchemaChecker<'a> {
     }
 }
 
-/// Formats constrain only strings.
+/// Checks a `format`, which constrains only strings.
 fn check_format(members: &Map<String, Value>, format: &Value, path: &str) -> Result<(), Fault> {
     let is_string = |kind: &Value| kind == "string";
     let concerns_strings = match members.get("type") {

@@ -91,7 +91,7 @@ function showLog() {
   $("log").scrollTop = $("log").scrollHeight;
 }
 
-// The small model knows little: these are questions of the kinds that it was trained for.
+// The embedded model is small: these are questions of the kinds that it was trained on.
 const EXAMPLES = { "gptoss-tiny": ["What is 12 + 30?", "Tell me a story about a fox.", "What is gptoss?"] };
 
 function emptyNode() {
@@ -142,7 +142,7 @@ function fill(node, message, index) {
   if (!live) node.append(bar(message, index));
 }
 
-// How long the model reasoned, in milliseconds; undefined while it does.
+// The label of the reasoning. `time` is how long the model reasoned, in milliseconds; undefined while it still does.
 function thoughtFor(time) {
   if (time === undefined) return "Thinking…";
   return time < 100 ? "Thought briefly" : `Thought for ${(time / 1000).toFixed(1)} s`;
@@ -194,7 +194,7 @@ function bar(message, index) {
   return make("div", { className: "bar" }, ...items);
 }
 
-// Whether the messages after an answer or question may be removed; asks if there is a further question among them.
+// Whether the messages after an answer or question may be removed. If there is a further question among them, the user is asked.
 function mayRemoveAfter(index) {
   return !current.messages.slice(index + 1).some((message) => message.role === "user") || confirm("This removes all messages after this one.");
 }
@@ -321,7 +321,7 @@ function showRunning(is) {
 // The server could not be reached, or the connection was lost.
 class Unreachable extends Error {}
 
-// The result of a network operation. Browsers' own messages, such as “Failed to fetch”, do not help a reader.
+// The result of a network operation. An error of the browser, such as “Failed to fetch”, is replaced by a more helpful message.
 async function reached(operation, message) {
   try { return await operation; } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -442,7 +442,7 @@ $("file").onchange = async () => {
   $("file").value = "";
 };
 
-// Shows the model's name; until the server has one, shows why not and tries again.
+// Shows the model's name. While the server does not return one, shows the reason and tries again.
 let retry = 0;
 async function findModel() {
   clearTimeout(retry);

@@ -1,5 +1,5 @@
 "use strict";
-// DOM nodes, and text as nodes. The model's output only becomes text nodes, never HTML.
+// Creates DOM nodes, and converts Markdown to them. The model's output only becomes text nodes, never HTML.
 
 const make = (tag, fields = {}, ...children) => {
   const node = Object.assign(document.createElement(tag), fields);

@@ -18,7 +18,8 @@ pub(super) struct Background<J, R> {
 pub(super) struct ThreadEnded;
 
 impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
-    /// Starts a thread that pauses while `waiting` results have not been taken. Jobs need not have a result.
+    /// Starts a thread that executes each job with `work`, which may return no result. The thread pauses while `waiting` results have not
+    /// been taken.
     ///
     /// # Errors
     /// The system cannot start a thread.

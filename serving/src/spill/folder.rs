@@ -15,9 +15,9 @@ use super::index::FileId;
 pub struct Identity {
     /// [`phase1_loading::Checkpoint::fingerprint`]
     pub model: String,
-    /// Name of YaRN's ramp.
+    /// Name of the variant of YaRN's ramp (`--rope`).
     pub rope: String,
-    /// Name of the cache type.
+    /// Name of the number format of the KV cache (`--kv`).
     pub cache: String,
     /// [`phase2_forward::Snapshots::kind`]
     pub engine: String,
@@ -48,7 +48,7 @@ pub(super) struct Folder {
     path: PathBuf,
     identity: Identity,
     warn: Warn,
-    /// The lock is held while this file is open; the system releases it whenever the process ends.
+    /// The lock is held while this file is open; the system releases it however the process ends.
     _lock: File,
 }
 
@@ -122,7 +122,7 @@ impl Folder {
         Ok(found)
     }
 
-    /// The tokens of a file; `Some(None)` if it is of another model, `None` if it is unusable.
+    /// The tokens of a file; `Some(None)` if it is of another model. `None` if it was unusable and has been deleted.
     fn look_at(&self, id: FileId) -> Option<Option<Vec<u32>>> {
         match SessionHeader::open(&self.file(id)) {
             Ok(header) if !self.identity.is_of(&header) => Some(None),
@@ -220,7 +220,7 @@ fn id_of(name: &str) -> Option<FileId> {
     is_number.then(|| FileId::from_str_radix(digits, 16).ok()).flatten()
 }
 
-/// Whether a file is incomplete: its name is that of a complete file with a suffix.
+/// Whether a file is incomplete: its name is that of a complete file, followed by a suffix that ends with `.part`.
 fn is_part(name: &str) -> bool {
     let stem = name.find(EXTENSION).map(|at| name.split_at(at + EXTENSION.len()));
     stem.is_some_and(|(stem, rest)| id_of(stem).is_some() && rest.ends_with(".part"))

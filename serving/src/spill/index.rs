@@ -1,4 +1,4 @@
-//! Finds files that begin like a prompt, and decides which are deleted when space is needed. Does no I/O.
+//! Finds files that begin like a prompt, and decides which files are deleted when space is needed. It does no I/O.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ pub(super) struct FileIndex {
     files: HashMap<FileId, File>,
     /// Files that can be read.
     readable: PrefixIndex,
-    /// Increases with each use.
+    /// A counter that increases with each use of a file.
     clock: u64,
 }
 
@@ -43,8 +43,8 @@ impl FileIndex {
         self.bytes
     }
 
-    /// Adds a file that cannot be read yet, as the most recently used. Returns the files that must be deleted for it; or adds nothing and
-    /// returns `None` if it alone is too large.
+    /// Adds a file that cannot be read yet, as the most recently used. Returns the files that must be deleted for it. If the file alone is
+    /// larger than the limit, adds nothing and returns `None`.
     pub fn add(&mut self, id: FileId, bytes: u64) -> Option<Vec<FileId>> {
         let limit = self.limit.checked_sub(bytes)?;
         let mut gone = Vec::new();
@@ -89,8 +89,8 @@ impl FileIndex {
         self.readable.exact(tokens).is_some()
     }
 
-    /// The file that holds the most tokens of a prompt, and their number. A restored sequence can go back by up to `rewind` tokens; at
-    /// least one token of the prompt is left over.
+    /// The file that holds the most tokens of a prompt, and their number. A restored sequence can be truncated by up to `rewind` tokens;
+    /// at least one token of the prompt is left to compute.
     pub fn longest(&self, prompt: &[u32], rewind: usize) -> Option<Hit> {
         let reaches = |hit: &Hit| self.files[&hit.sequence].tokens - hit.length <= rewind;
         self.readable.find(prompt).hits.into_iter().find(reaches)
@@ -145,7 +145,7 @@ mod tests {
         tokens: Vec<u32>,
     }
 
-    /// Tokens of the prompt in a sequence that was restored from this file and may go back.
+    /// The number of tokens of the prompt that a sequence restored from this file can provide, if it may be truncated by `rewind` tokens.
     fn usable(tokens: &[u32], prompt: &[u32], rewind: usize) -> Option<usize> {
         let shared = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
         (shared > 0 && tokens.len() - shared <= rewind).then_some(shared)

@@ -1,4 +1,4 @@
-//! Sequences on disk that do not fit into the prefix cache. They can be used after a restart of the server too.
+//! Stores on disk the sequences that do not fit into the prefix cache. They can also be used after a restart of the server.
 //!
 //! [`Spill`] keeps the list of files. Two threads read and write them, so that the engine's thread does not wait for the disk. At most
 //! `QUEUE_BYTES` and one sequence wait in memory to be written; one sequence at a time waits to be restored.
@@ -129,7 +129,7 @@ impl Spill {
         Spilled { files: self.index.len(), bytes: self.index.bytes(), ..self.totals }
     }
 
-    /// The file that holds the most tokens of a prompt, given that a restored sequence can go back by `rewind` tokens.
+    /// The file that holds the most tokens of a prompt, given that a restored sequence can be truncated by `rewind` tokens.
     pub(crate) fn longest(&self, prompt: &[u32], rewind: usize) -> Option<Hit> {
         self.index.longest(prompt, rewind)
     }
@@ -166,7 +166,7 @@ impl Spill {
         self.writer.send(Job::Write(id, saved));
     }
 
-    /// Requests a file. Its content, or a failure, is returned by [`Spill::take_read`].
+    /// Starts reading a file. Its content, or a failure, is returned by [`Spill::take_read`].
     pub(crate) fn read(&mut self, id: FileId) {
         if self.reading.insert(id) {
             self.reader.send(id);

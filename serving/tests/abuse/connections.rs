@@ -10,7 +10,7 @@ use serving::api::Settings;
 use crate::http::{ResponseReader, Running};
 use crate::shared_server::{CHAT, RUNNING, WAITING, ask, assert_refused, open_files, request, sent, shared_server};
 
-/// The first half of a TLS handshake's first bytes.
+/// The beginning of a TLS handshake.
 const TLS: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\0\0\0\0\0\0\0\0";
 
 #[test]
@@ -50,7 +50,7 @@ fn survives_a_thousand_connections() {
             let delay = answer.header("retry-after").and_then(|delay| delay.parse::<u64>().ok());
             assert!(delay.is_some_and(|delay| (1..=60).contains(&delay)), "{delay:?}");
         }
-        // The neighbour takes one place.
+        // The neighbour takes one of the places of running and waiting requests.
         assert!(answered >= RUNNING + WAITING - 1, "{answered} of {count}");
     });
 }

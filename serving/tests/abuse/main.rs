@@ -1,7 +1,8 @@
-//! Abusive requests: each gets its error, and does not affect other clients.
+//! Abusive requests: each gets an error, and does not affect other clients.
 //!
-//! During each of them a neighbour streams; its text must equal that of an undisturbed stream. Afterwards no request runs, every page of
-//! the cache is free, and memory is near its earlier size. No test asserts a speed. Open files and memory are read from Linux's interfaces.
+//! During each of them another client, the neighbour, streams answers; their text must equal that of an undisturbed stream. Afterwards no
+//! request runs, every page of the cache is free, and memory is near its earlier size. No test asserts a speed. Open files and memory are
+//! read from Linux's interfaces.
 #![cfg(target_os = "linux")]
 
 mod bodies;

@@ -22,7 +22,7 @@ fn vanish(server: &Running) {
     let before = aborted();
     for _ in 0..3 {
         let mut streams: Vec<ResponseReader> = (0..LEFT).map(|_| endless(server)).collect();
-        // The first of them are running.
+        // The first streams are running, so there is text to read; later ones may still wait.
         for (index, stream) in streams.iter_mut().take(4).enumerate() {
             (0..2 + index).for_each(|_| assert!(stream.piece().is_some()));
         }
@@ -113,7 +113,7 @@ fn survives_slow_readers() {
     });
 }
 
-/// The server has a place for one connection, so that each further request is answered only after the stalled connection was closed.
+/// The server accepts one connection at a time, so that each further request is answered only after the stalled connection was closed.
 #[test]
 fn clients_that_stall_lose_their_connections() {
     let _alone = shared_server();

@@ -18,9 +18,9 @@ pub const CHAT: &str = "/v1/chat/completions";
 /// Requests that the server computes together, and requests that may wait.
 pub const RUNNING: usize = 8;
 pub const WAITING: usize = 24;
-/// Memory for keys and values.
+/// Bytes of memory for keys and values.
 const CACHE: u64 = 16 << 20;
-/// Memory that may remain allocated: the last 32 compiled grammars are cached.
+/// Bytes of memory that may remain allocated: the last 32 compiled grammars are cached.
 const NEAR: u64 = 128 << 20;
 
 /// One server for all tests of this file, so that damage done by one test affects the next.
@@ -43,7 +43,8 @@ impl SharedServer {
         allow_open_files();
         let options = Options { max_running: RUNNING, max_waiting: WAITING, prefix_cache: false, ..Options::default() };
         let server = Running::start_on(Box::new(engine(Some(CACHE))), Settings::default(), options);
-        // Allocates what is allocated only once: the tables of constraints, and memory for steps with as many requests and long prompts.
+        // Makes the server allocate what it allocates only once: the tables of constraints, and memory for steps with `RUNNING` long
+        // prompts.
         let format = json!({ "type": "json_object" });
         let long = "a long question ".repeat(100);
         thread::scope(|scope| {
@@ -121,7 +122,7 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// A chat with greedy text, and further fields.
+/// The body of a chat request with greedy sampling and the given further fields.
 pub fn ask(question: &str, fields: Value) -> Value {
     let messages = json!([{ "role": "user", "content": question }]);
     let mut body = json!({ "model": MODEL, "messages": messages, "temperature": 0 });

@@ -91,7 +91,7 @@ fn survives_deeply_nested_schemas() {
             }
             assert_refused("a deep schema", &send(server, RESPONSES, &flat(&schema)), 400, Some("invalid_json"), None);
         }
-        // Not too deep for JSON, but too deep to be enforced.
+        // The JSON parser accepts this depth, but the schema is too deep to be enforced.
         let schema = deep_schema(58);
         let refused = |path: &str, body: &[u8], param: &str| {
             assert_refused("a schema of 58 levels", &send(server, path, body), 400, UNSUPPORTED, Some(param));
@@ -174,7 +174,7 @@ fn survives_ten_thousand_tools() {
     });
 }
 
-/// Numbers that JSON allows.
+/// Unusual numbers that are valid JSON.
 const ODD: [&str; 10] = [
     "0",
     "-1",
@@ -188,7 +188,7 @@ const ODD: [&str; 10] = [
     "1e999",
 ];
 
-/// A field of a chat request, and the unusual numbers that it accepts.
+/// The numeric fields of a chat request, and for each the numbers of [`ODD`] that the server accepts.
 const CHAT_FIELDS: [(&str, &[&str]); 13] = [
     ("max_tokens", &["18446744073709551615"]),
     ("max_completion_tokens", &["18446744073709551615"]),
@@ -265,7 +265,7 @@ fn refuses_values_out_of_range() {
     });
 }
 
-/// However a request is damaged, the response is either an answer or an error that describes the damage.
+/// The response to a damaged request is either an answer, or an error object for an invalid request.
 #[test]
 fn damaged_requests_get_an_answer_or_an_error() {
     let tools = json!([{ "type": "function", "function": { "name": "f", "parameters": { "type": "object" }, "strict": true } }]);

@@ -1,4 +1,4 @@
-//! An agent's loop of 20 requests over HTTP: each repeats the whole conversation, and no token is computed twice.
+//! An agent's loop of 20 requests over HTTP: each repeats the whole conversation, and no prompt token is computed twice.
 
 #[path = "../http/mod.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]

@@ -58,7 +58,7 @@ fn streamed_answer_equals_whole_answer() {
     let streamed = &chunks[chunks.len() - 1]["usage"];
     assert_eq!(streamed["completion_tokens"], usage["completion_tokens"]);
     assert_eq!(streamed["prompt_tokens"], usage["prompt_tokens"]);
-    // The same prompt was computed before.
+    // The same prompt was computed before, but its last token is always computed again.
     let cached = streamed["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
     assert!(cached < streamed["prompt_tokens"].as_u64().expect("a number"));
 }
@@ -206,7 +206,7 @@ fn a_response_that_fails_says_so_in_its_last_event() {
     let response = &events[2]["response"];
     assert_eq!((&response["status"], &response["error"]["code"]), (&json!("failed"), &json!("server_error")));
     assert!(response["error"]["message"].as_str().is_some_and(|message| message.contains("longer")), "{response}");
-    // It is not stored.
+    // The failed response is not stored.
     let id = response["id"].as_str().expect("an id");
     assert_eq!(server.get(&format!("/v1/responses/{id}")).status, 404);
 
@@ -411,7 +411,7 @@ fn every_endpoint_accepts_a_schema() {
     assert_eq!(refused.status, 400, "{}", refused.body);
 }
 
-/// A prompt is refused without being encoded exactly when it cannot fit, however it is encoded.
+/// A prompt is refused without being encoded if its bytes cannot fit into the context even in the longest tokens, and only then.
 #[test]
 fn too_long_prompt_is_refused_without_encoding() {
     let server = server();

@@ -181,7 +181,7 @@ fn chat(server: &Running, question: &str, result: &str, stream: bool) -> Course 
         let reasoning = message["reasoning"].as_str().unwrap_or_default();
         course.reasoned.push(!reasoning.is_empty());
         let calls = message["tool_calls"].as_array().cloned().unwrap_or_default();
-        // That client would ignore calls that come together with text.
+        // The Agents SDK would ignore calls that come together with text.
         assert!(calls.is_empty() || message["content"].is_null(), "{question}: {message}");
         messages.push(
             json!({ "role": "assistant", "content": message["content"], "reasoning": reasoning, "tool_calls": calls }),

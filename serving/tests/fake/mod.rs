@@ -118,7 +118,7 @@ impl Sequence {
         self.sliding.shorten(length);
     }
 
-    /// Frees the pages that are needed neither for the next token nor after a truncation by `REWIND`.
+    /// Frees the pages of sliding layers that are needed neither for the next token nor after a truncation by `REWIND`.
     fn let_go(&mut self) {
         let first = (self.length() + 1).saturating_sub(WINDOW + REWIND) / POSITIONS;
         while self.sliding.gone < first && self.sliding.held.pop_front().is_some() {
@@ -131,7 +131,7 @@ impl Sequence {
     }
 }
 
-/// The token after `tokens` among those that may be drawn, or `None` for NaN.
+/// The token after `tokens`, among those that may be drawn; `None` if the logits are NaN.
 pub fn next_token(tokens: &[u32], draw: &Draw<'_>) -> Option<u32> {
     let mut hash = if draw.is_greedy() { 0 } else { draw.seed.wrapping_add(1) };
     let mut mix = |word: u32| {
@@ -356,7 +356,7 @@ impl Engine for Fake {
     }
 }
 
-/// The items are the tokens, and the number of freed sliding pages.
+/// The items of a snapshot are the tokens, and the number of freed pages of sliding layers.
 impl Snapshots for Fake {
     fn kind(&self) -> &'static str {
         KIND

@@ -32,7 +32,7 @@ impl Browser {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
                      --disable-component-update --disable-sync --remote-debugging-pipe --window-size=1200,900";
-        // It reads commands from descriptor 3 and answers on 4.
+        // The browser reads commands from file descriptor 3 and answers on 4.
         let mut command = Command::new("sh");
         command.args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null"]).arg(program());
         command.args(flags.split_whitespace()).arg(format!("--user-data-dir={}", folder.path().join("user").display()));

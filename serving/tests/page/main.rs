@@ -27,13 +27,13 @@ const TEXT: &str =
     "([...document.querySelectorAll('.message.assistant')].at(-1)?.querySelector('.text')?.innerText ?? '')";
 const ERROR: &str =
     "([...document.querySelectorAll('.message.assistant')].at(-1)?.querySelector('.error')?.innerText ?? '')";
-/// Why the last answer is incomplete, where this is no error.
+/// The note under the last answer: why it is incomplete although there was no error.
 const NOTE: &str =
     "([...document.querySelectorAll('.message.assistant')].at(-1)?.querySelector('.note')?.innerText ?? '')";
 /// The questions that an empty conversation suggests.
 const EXAMPLES: &str = "[...document.querySelectorAll('#examples button')].map((node) => node.textContent)";
 
-/// One browser at a time: each is many processes.
+/// Tests take turns, because a browser consists of many processes.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)

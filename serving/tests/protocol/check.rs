@@ -232,7 +232,7 @@ pub fn texts(output: &Value) -> Value {
     items.map(text).collect()
 }
 
-/// Looks at what the server generated.
+/// Whether the text that the server generated contains control tokens.
 fn has_control_tokens(value: &Value) -> bool {
     const NAMES: [&str; 7] =
         ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>"];
@@ -280,7 +280,7 @@ fn error_object(whole: &Value, rule: &Value) -> Result<(), String> {
     if is_error && is_named { Ok(()) } else { Err(brief(whole)) }
 }
 
-/// Whether a choice has calls exactly if its finish reason says so, with distinct ids and arguments as text.
+/// Whether each choice has calls if, and only if, its finish reason says so, and the calls have distinct ids and arguments as text.
 fn tools_consistent(whole: &Value) -> Result<(), String> {
     for choice in whole["choices"].as_array().into_iter().flatten() {
         let calls = choice["message"]["tool_calls"].as_array().cloned().unwrap_or_default();

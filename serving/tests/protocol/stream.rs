@@ -30,7 +30,7 @@ pub fn gathered(answer: &Answer) -> Result<Value, String> {
         "events": names,
         "done": answer.body.ends_with("data: [DONE]\n\n"),
         "errors": errors,
-        // The response was read as text.
+        // Reading the response fails if it is not valid UTF-8.
         "frames_valid_utf8": true,
         "finish_reasons": finishes,
         "joined": joined,

@@ -11,7 +11,7 @@ use crate::api::turn::{Entry, Kind, Piece, Turn};
 use crate::api::usage::Usage;
 use crate::request::{Event, Finish};
 
-/// The fixed fields of the answer, and the parts that the request wants.
+/// The fields of the answer that are known before the first token, and which optional parts the request wants.
 pub struct Head {
     pub id: String,
     pub created: u64,
@@ -115,7 +115,7 @@ impl<'a> ChatAnswer<'a> {
         }
     }
 
-    /// A chunk with the change of a choice.
+    /// A chunk of the stream with these `choices`. `usage` is included only if the request wants a report of it.
     fn chunk(&self, choices: Value, usage: Value) -> Value {
         let Head { id, created, model, fingerprint, include_usage, .. } = &self.head;
         let mut chunk = json!({
@@ -267,7 +267,8 @@ pub fn logprob(tokenizer: &Tokenizer, entry: &Entry) -> Value {
     })
 }
 
-/// JSON has no infinity, so this uses vLLM's number for it. Rounding may put the log probability of a certain token slightly above 0.
+/// A log probability for JSON. JSON has no infinity, so a value that is not finite becomes -9999, as in vLLM. Rounding may give a token
+/// with probability 1 a value slightly above 0, which becomes 0.
 pub fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.min(0.0) } else { -9999.0 }
 }

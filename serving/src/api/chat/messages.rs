@@ -30,7 +30,7 @@ impl ConversationStart {
     }
 }
 
-/// Instructions inside a conversation.
+/// A developer message with instructions.
 pub fn instructions(text: String) -> Message {
     DeveloperPrompt { instructions: Some(text), ..DeveloperPrompt::default() }.message()
 }
@@ -38,7 +38,7 @@ pub fn instructions(text: String) -> Message {
 /// All messages of the prompt. Instructions at the beginning become the developer message; later ones stay in place.
 ///
 /// # Errors
-/// Content other than text, or a result whose call does not exist.
+/// A message has content other than text, or is the result of a call that does not exist.
 pub fn conversation(mut start: ConversationStart, messages: Vec<InMessage>) -> Result<Vec<Message>, ApiError> {
     let mut messages = messages.into_iter().enumerate().peekable();
     let is_instruction = |(_, message): &(usize, InMessage)| matches!(message.role, InRole::System | InRole::Developer);
@@ -69,7 +69,7 @@ pub fn conversation(mut start: ConversationStart, messages: Vec<InMessage>) -> R
     Ok(conversation)
 }
 
-/// An assistant's message in the order in which it was generated: reasoning, text, calls.
+/// Adds an assistant's message as messages of harmony, in the order in which the model generates them: reasoning, text, calls.
 fn assistant(at: &str, message: InMessage, calls: &mut Calls, out: &mut Vec<Message>) -> Result<(), ApiError> {
     let InMessage { content, tool_calls, function_call, reasoning, reasoning_content, thinking, refusal, .. } = message;
     let thought = [reasoning, reasoning_content, thinking].into_iter().flatten().find(|text| !text.is_empty());
@@ -96,7 +96,7 @@ fn assistant(at: &str, message: InMessage, calls: &mut Calls, out: &mut Vec<Mess
     Ok(())
 }
 
-/// The calls so far, by id.
+/// The tool calls so far: the name of the function for each call id.
 #[derive(Clone, Debug, Default)]
 pub struct Calls(BTreeMap<String, String>);
 

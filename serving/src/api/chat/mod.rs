@@ -110,7 +110,7 @@ impl Plan {
         let effort = effort("reasoning_effort", asked.reasoning_effort.as_deref())?;
         let prompt = render(model, asked.messages, effort, toolbox.functions.clone(), shown(&format))?;
         let constraint = constraint(model, "response_format", &format, &toolbox)?;
-        // The constraint ends with the turn: text after it would not have the required format.
+        // With a constraint, `ignore_eos` has no effect: the constraint ends with the turn, and text after the turn would be unconstrained.
         let ignore_eos = asked.ignore_eos.filter(|_| constraint.is_none());
         let stop_tokens = stops::tokens(model, ignore_eos, asked.stop_token_ids.as_deref());
         let prompt_tokens = prompt.len();

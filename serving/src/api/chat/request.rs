@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::api::fields::{SamplingFields, Stop};
 use crate::api::tools::Tool;
 
-/// Other fields are ignored: routers and clients of other servers add many.
+/// The body of a request. Unknown fields are ignored, because routers and clients of other servers add many.
 #[derive(Debug, Default, Deserialize)]
 pub struct ChatRequest {
     pub model: Option<String>,

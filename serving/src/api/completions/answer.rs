@@ -11,7 +11,7 @@ use crate::api::stream::Frames;
 use crate::api::usage::Usage;
 use crate::request::{Event, Finish};
 
-/// The fixed fields of the answer, and the parts that the request wants.
+/// The fields of the answer that are known before the first token, and which optional parts the request wants.
 pub struct Head {
     pub id: String,
     pub created: u64,
@@ -135,7 +135,8 @@ impl<'a> CompletionAnswer<'a> {
         });
     }
 
-    /// Sends the held-back part of a complete prompt. A new text begins after it, because stop strings must not match in the prompt.
+    /// After the last token of a scored prompt, sends the part of the prompt's text that was held back. The generated text has its own
+    /// reader, because stop strings must not match in the prompt.
     fn end_echo(&mut self, index: usize, frames: &mut Frames) {
         if let Some(Echo::Scored { left: 0, read, .. }) = &mut self.choices[index].echo {
             let shown = read.finish();
@@ -219,7 +220,7 @@ impl Answer for CompletionAnswer<'_> {
     }
 }
 
-/// The four arrays of log probabilities. The first token begins at character `offset`.
+/// The four arrays of log probabilities in the format of Completions. The first token begins at character `offset` of the text.
 fn arrays(tokenizer: &Tokenizer, entries: &[Entry], mut offset: usize) -> Value {
     let (mut tokens, mut logprobs, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for Entry { text, logprob, top } in entries {

@@ -20,7 +20,7 @@ impl Forced {
         forced
     }
 
-    /// Sets the bit of the next token, or clears it.
+    /// Toggles the bit of the next token in the mask.
     fn flip(&mut self) {
         if let Some(&token) = self.left.last() {
             self.mask[token as usize / 32] ^= 1 << (token % 32);

@@ -42,7 +42,7 @@ pub async fn create(
     let plan = block_in_place_if_large(body.len(), || Plan::new(model, parse(&body)?, &record))?;
     drop(body);
     let Plan { runs, answer, stream } = plan;
-    // A request may ask only for the echoed prompt.
+    // There are no runs if the request wants only the echoed prompt (`max_tokens` is 0).
     let runs = match runs.is_empty() {
         true => None,
         false => Some(Runs::submit(&app, model, &record, runs, "prompt")?),
@@ -206,17 +206,19 @@ impl Plan {
     }
 }
 
-/// Whether the draw depends on earlier tokens or biases: scoring a prompt by drawing it would then change its log probabilities.
+/// Whether draws depend on earlier tokens (by penalties) or on biases. Scoring a prompt by drawing its tokens would then change their log
+/// probabilities.
 fn sampling_counts_tokens(sampling: &SamplingParams) -> bool {
     let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, .. } = sampling;
     *repetition_penalty != 1.0 || *presence_penalty != 0.0 || *frequency_penalty != 0.0 || !logit_bias.is_empty()
 }
 
-/// The prompt, the limit and the constraint of a run that draws a prompt from its second token on, and then continues it.
+/// A run that scores a prompt and then continues it: the first token of the prompt, the limit of drawn tokens, and the constraint that
+/// makes the run draw the other tokens of the prompt.
 type Scored = (Vec<u32>, usize, Option<Box<dyn Constraint>>);
 
 /// # Errors
-/// The prompt is too long, has only one token, or contains a token that would end it.
+/// The prompt is too long, contains a stop token after its first token, or has only one token while `max_tokens` is 0.
 fn scored(model: &Model, prompt: &[u32], max_tokens: u64, stop_tokens: &[u32]) -> Result<Scored, ApiError> {
     let context = model.handle.context();
     if prompt.len() >= context {

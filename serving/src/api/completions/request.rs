@@ -56,7 +56,7 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// The tokens of each prompt. Control tokens in the text are recognized, because the author of a raw prompt writes its structure.
+    /// The tokens of each prompt. Control tokens in the text are recognized, because a raw prompt may contain whole messages of harmony.
     ///
     /// # Errors
     /// There are no prompts, or too many, or a text is too long for the context.

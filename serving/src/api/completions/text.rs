@@ -23,7 +23,7 @@ struct Read {
     top: Vec<(u32, f32)>,
 }
 
-/// Reads one completion.
+/// Converts the tokens of one completion to text.
 pub struct Text<'a> {
     tokenizer: &'a Tokenizer,
     stream: TextStream,
@@ -88,7 +88,7 @@ impl<'a> Text<'a> {
         (shown, entries)
     }
 
-    /// The held-back text.
+    /// Ends the text. Returns the part that was held back because a stop string or a character might have continued in the next token.
     pub fn finish(&mut self) -> Shown {
         if self.stopped_by.is_some() {
             return Shown::default();

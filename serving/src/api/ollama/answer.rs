@@ -83,7 +83,7 @@ fn raw(text: String) -> Vec<Piece> {
     if text.is_empty() { Vec::new() } else { vec![Piece::Text { text, entries: Vec::new() }] }
 }
 
-/// The text so far.
+/// The message so far.
 #[derive(Default)]
 struct PartialMessage {
     content: String,
@@ -273,7 +273,7 @@ mod tests {
         assert!(!hidden.contains("thinking"), "{hidden}");
     }
 
-    /// The model's mistakes are passed on.
+    /// The client gets invalid arguments as the model wrote them.
     #[test]
     fn arguments_that_are_no_json_are_text() {
         let tokenizer = tokenizer();

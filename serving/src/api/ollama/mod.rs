@@ -31,7 +31,7 @@ use crate::request::{Constraint, Request};
 use answer::{Layout, OllamaAnswer, Reader};
 use request::{ChatRequest, GenerateRequest, Options, Think, messages, no_images};
 
-/// An error in Ollama's form.
+/// An error in Ollama's format.
 pub struct OllamaError(ApiError);
 
 impl From<ApiError> for OllamaError {
@@ -46,7 +46,7 @@ impl IntoResponse for OllamaError {
     }
 }
 
-/// The version of Ollama whose API this is; clients check it before they use newer endpoints.
+/// The version of Ollama whose API this server implements; clients check it before they use newer endpoints.
 pub async fn version() -> Response {
     ok(&json!({ "version": "0.12.0" }))
 }
@@ -57,7 +57,7 @@ pub async fn tags(State(app): State<Arc<App>>) -> Result<Response, OllamaError> 
     Ok(ok(&json!({ "models": models })))
 }
 
-/// The loaded model, which never changes.
+/// The loaded models: the server's only model, which is always loaded.
 pub async fn running(state: State<Arc<App>>) -> Result<Response, OllamaError> {
     tags(state).await
 }

@@ -69,7 +69,7 @@ impl Think {
     pub fn effort(think: Option<&Think>) -> Result<harmony::ReasoningEffort, ApiError> {
         match think {
             Some(Think::Effort(name)) => effort("think", Some(name)),
-            // The model always thinks; low effort is the closest to none.
+            // The model always reasons; low effort is the closest to no reasoning.
             Some(Think::Shown(false)) => effort("think", Some("low")),
             Some(Think::Shown(true)) | None => effort("think", None),
         }
@@ -90,7 +90,7 @@ pub struct Options {
     pub presence_penalty: Option<f64>,
     pub frequency_penalty: Option<f64>,
     pub seed: Option<i64>,
-    /// -1 and -2 mean as many as fit.
+    /// The most tokens to generate. Values below 1, such as -1 and -2, mean as many as fit into the context.
     pub num_predict: Option<i64>,
     pub stop: Option<Stop>,
 }

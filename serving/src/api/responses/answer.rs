@@ -27,22 +27,23 @@ pub struct ResponseAnswer<'a> {
     cached_tokens: usize,
     /// The number of the next event.
     sequence: u64,
-    /// The kind of the message that text currently belongs to. An item begins with its first text, so that none is empty.
+    /// The kind of the message that text currently belongs to. An item other than a call begins with its first text, so that it is never
+    /// empty.
     kind: Option<Kind>,
     open: Option<Open>,
     output: Vec<Value>,
-    /// The same content as messages.
+    /// The content of `output` as messages of harmony.
     messages: Vec<Message>,
     /// The calls so far: id and function.
     calls: Vec<(String, String)>,
     is_cut: bool,
-    /// Stores the response before the client receives the end, so that the client can continue it immediately.
+    /// Stores the response. Called before the client receives the last event, so that the client can continue the response immediately.
     on_complete: Option<OnComplete<'a>>,
 }
 
 pub type OnComplete<'a> = Box<dyn FnOnce(CompleteResponse) + Send + 'a>;
 
-/// The open item.
+/// The item that is being generated.
 struct Open {
     kind: Kind,
     id: String,
@@ -124,7 +125,7 @@ impl<'a> ResponseAnswer<'a> {
         }
     }
 
-    /// The response at its end.
+    /// The final response object.
     pub fn ended(&self) -> Value {
         let usage = Usage {
             prompt_tokens: self.prompt_tokens,

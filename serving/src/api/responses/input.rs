@@ -11,8 +11,10 @@ use crate::api::error::{ApiError, shortened};
 use crate::api::id;
 
 impl History {
+    /// Adds the items of a request's `input`. References are replaced by the stored items of this owner.
+    ///
     /// # Errors
-    /// An item has an unknown kind, or lacks a required field.
+    /// An item has an unknown type, lacks a required field, or refers to an item or call that does not exist.
     pub fn add(&mut self, items: &[Value], store: &Store, owner: &str) -> Result<(), ApiError> {
         for (index, item) in items.iter().enumerate() {
             let at = format!("input[{index}]");
@@ -60,7 +62,7 @@ impl History {
                 });
             }
             "reasoning" => {
-                // A reasoning item may contain only a summary, which is not the model's own reasoning.
+                // A reasoning item without content is left out: its summary is not the model's own reasoning.
                 let thought = thought(item.content);
                 if !thought.is_empty() {
                     self.messages.push(Message::assistant("analysis", thought));
@@ -94,7 +96,7 @@ fn thought(content: Option<Content>) -> String {
     }
 }
 
-/// The items in the form in which they are listed later: each with a type and an id, messages with parts.
+/// The items as `/v1/responses/{id}/input_items` lists them: each with a type and an id, and the content of messages as parts.
 pub fn listed(items: &[Value]) -> Vec<Value> {
     let listed = items.iter().map(|item| {
         let mut item = item.clone();

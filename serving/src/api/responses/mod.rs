@@ -101,7 +101,7 @@ pub async fn delete(
     }
 }
 
-/// Only background responses could be cancelled, and those are not supported.
+/// Always an error: in OpenAI's API only background responses can be cancelled, and this server does not support them.
 pub async fn cancel(
     State(app): State<Arc<App>>,
     Extension(record): Extension<Record>,
@@ -285,7 +285,7 @@ fn prompt(
         if !drops || tokens.as_ref().is_ok_and(|tokens| tokens.len() < model.handle.context()) {
             return tokens;
         }
-        // Everything up to the next question is left out, so that no result remains without its call.
+        // All messages before the next user message are left out, so that no result remains without its call.
         let next = messages.iter().skip(1).position(|message| message.role == Role::User);
         let Some(next) = next else { return tokens };
         messages = &messages[next + 1..];

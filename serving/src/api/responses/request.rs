@@ -68,7 +68,7 @@ pub enum Truncation {
     Disabled,
 }
 
-/// An item of any kind.
+/// The fields of an input item of any type.
 #[derive(Debug, Deserialize)]
 pub struct Item {
     /// May be missing for messages.
@@ -83,8 +83,8 @@ pub struct Item {
     pub output: Option<Content>,
 }
 
-/// The functions among flat tools, and the tools as the response repeats them. Tools of other kinds are ignored: clients declare them
-/// whether or not a server supports them.
+/// The functions among the tools of a Responses request, and these tools as the response repeats them. Tools of other types are ignored:
+/// clients declare them whether or not a server supports them.
 ///
 /// # Errors
 /// A function has an invalid name.

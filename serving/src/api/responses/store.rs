@@ -1,4 +1,5 @@
-//! Stores responses that later requests continue. In memory and bounded: the oldest are dropped first.
+//! Stores responses that later requests may continue. The store is in memory and has a limited size: the oldest responses are dropped
+//! first.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,7 @@ use super::history::History;
 /// A response and its inputs.
 pub struct Stored {
     pub id: String,
-    /// Its owner; requests of others do not find it.
+    /// Only requests of this owner find the response.
     pub owner: String,
     pub response: Value,
     /// The items of its request.
@@ -96,7 +97,7 @@ impl Store {
         is_there && entries.remove(id)
     }
 
-    /// An item of the input or output of some response of this owner.
+    /// The item with this id in the input or output of any response of this owner.
     pub fn item(&self, id: &str, owner: &str) -> Option<Value> {
         let entries = self.lock();
         let mut responses = entries.by_id.values().filter(|(stored, _)| stored.owner == owner);

@@ -120,7 +120,7 @@ def completions():
     answer = client.completions.create(**asked)
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert "".join(answer.choices[0].logprobs.tokens) == answer.choices[0].text
-    # The types allow null `finish_reason` only in the last chunk; here, as with OpenAI, earlier chunks have null.
+    # In strict mode the client refuses a null `finish_reason`, which all chunks except the last have, here as with OpenAI.
     lax = openai.OpenAI(**{**STRICT, "_strict_response_validation": False})
     streamed = ["", ""]
     for chunk in lax.completions.create(stream=True, **asked):
