@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use phase2_forward::{Capacity, Draw, Engine, EngineError, Sampling, SequenceId, Want, Work};
 
 /// Numbers of tokens of the prompts: one with few rows per expert, and one with many.
-const PROMPTS: [usize; 2] = [32, 128];
+const PROMPTS: [usize; 3] = [32, 128, 512];
 /// The two ways to draw: with the default temperature of requests, and with temperature 0.
 const DRAWS: [Draw<'static>; 2] =
     [Draw { sampling: Sampling { temperature: 1.0, ..Sampling::GREEDY }, ..Draw::GREEDY }, Draw::GREEDY];
