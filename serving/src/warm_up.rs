@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use phase2_forward::{Capacity, Draw, Engine, EngineError, Sampling, SequenceId, Want, Work};
 
-/// Numbers of tokens of the prompts: one with few rows per expert, and one with many.
+/// Numbers of tokens of the prompts: few rows per expert, many, and enough for attention to be split afterwards.
 const PROMPTS: [usize; 3] = [32, 128, 512];
 /// The two ways to draw: with the default temperature of requests, and with temperature 0.
 const DRAWS: [Draw<'static>; 2] =
