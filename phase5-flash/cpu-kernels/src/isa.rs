@@ -130,7 +130,7 @@ impl Isa {
     }
 }
 
-/// Whether products with MXFP4 are faster in f32 than in bf16: on Intel's processors (measured on Sapphire Rapids), not on AMD's
+/// Whether products with MXFP4 are faster in f32 than in bf16: on Intel's processors (measured on Emerald Rapids), not on AMD's
 /// (measured on Zen 5; figures are in `prepared.rs`).
 #[cfg(target_arch = "x86_64")]
 fn has_slow_bf16() -> bool {
