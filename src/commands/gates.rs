@@ -16,8 +16,9 @@ use crate::peer;
 
 /// The format name by which the notebooks recognize records.
 const FORMAT: &str = "gptoss gates 1";
-/// The limit for llama.cpp, which rounds activations to 8 bits (on a GPU, 16) before products with packed weights.
-const ROUNDED: Limit = Limit { rms: 3e-2, max: 3e-1 };
+/// The limit for llama.cpp, which rounds activations to 8 bits (on a GPU, 16) before products with packed weights. The
+/// largest rms error of the goldens was 3.4e-2 on a Xeon with AVX-512.
+const ROUNDED: Limit = Limit { rms: 5e-2, max: 5e-1 };
 
 pub fn run(args: &Gates) -> Result<ExitCode> {
     let goldens = Goldens::open(&args.goldens)?;

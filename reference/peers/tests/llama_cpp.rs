@@ -11,7 +11,7 @@ use phase2_forward::{Engine, EngineError};
 use real::{assert_passed, launch, start};
 
 /// llama.cpp rounds activations to 8 bits before a product with packed weights, on the CPU.
-const ROUNDED: Limit = Limit { rms: 3e-2, max: 3e-1 };
+const ROUNDED: Limit = Limit { rms: 5e-2, max: 5e-1 };
 
 #[test]
 fn llama_cpp_is_close_to_the_goldens() {
