@@ -20,7 +20,7 @@ pub fn significant(value: f64) -> String {
     fixed(value, decimals)
 }
 
-/// Number of decimals of milliseconds that resolves about a ten-thousandth of `seconds`.
+/// Number of decimals with which `seconds`, printed in milliseconds, has five significant digits; at most six decimals.
 pub fn decimals(seconds: f64) -> usize {
     let digits = 4.0 - (seconds * 1e3).log10().floor();
     if digits.is_finite() { digits.clamp(0.0, 6.0) as usize } else { 3 }

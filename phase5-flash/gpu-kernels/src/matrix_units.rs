@@ -36,8 +36,8 @@ impl MatrixUnits {
         let hardware = &properties.hardware;
         let width = hardware.plane_size_max;
         let alike = hardware.plane_size_min == width && [32, 64].contains(&width);
-        // Kernels synchronize the lanes of one plane in code that other planes may skip. In WGSL this becomes a barrier of the whole
-        // workgroup. Of the other shader compilers, only the one to SPIR-V is tested.
+        // Matrix units are used only through SPIR-V. Kernels synchronize the lanes of one plane in code that other planes may skip; WGSL
+        // would make this a barrier of the whole workgroup, which those planes never reach. Other compilers are not tested.
         let spirv = client.name().contains("spirv");
         let fits = spirv && alike && properties.features.matmul.cmma.contains(&fragment);
         fits.then_some(MatrixUnits { width, emulated: false })

@@ -94,8 +94,8 @@ fn rope(
     }
 }
 
-/// Packs one piece, from value `first` on, of a new position's rotated keys or of its values, and stores it in `page`. The keys begin at
-/// `start`, and the values follow them.
+/// Packs one piece (the numbers that are encoded together) of a new position, and stores it in `page`. The piece begins at number `first`
+/// of the position's keys, which are rotated, or of its values. In `qkv` the keys begin at `start`, and the values follow them.
 #[cube]
 pub(crate) fn append(
     qkv: &[f32],
@@ -159,8 +159,8 @@ mod tests {
     use crate::kv::KvPool;
     use crate::testing::{Random, TestCache, device, poisoned};
 
-    /// Appends keys (with an identity rotation) and values whose magnitudes are inside and outside the range of scales. Their blocks in the
-    /// pool must equal those that the host encodes.
+    /// Appends keys (with an identity rotation) and values whose magnitudes are inside and outside the range that a block's scale can
+    /// represent. Their blocks in the pool must equal those that the host encodes.
     #[test]
     fn q8_0_blocks_equal_the_hosts() {
         let device = device();
@@ -214,7 +214,7 @@ mod tests {
         let mut qkv = random.values(inputs * width, 1.0);
         for (i, value) in qkv.iter_mut().enumerate() {
             *value *= 2f32.powi(random.below(50) as i32 - 30);
-            // Only values get NaN: in keys, the rotation would spread a NaN to both halves of the head.
+            // Only the V part gets NaN and other special numbers: in keys, the rotation would spread a NaN to both halves of the head.
             if i % width >= 2 * head_dim && random.below(20) == 0 {
                 let special = [f32::NAN, f32::INFINITY, -f32::INFINITY, 65_504.0, 65_519.9, -7e4, 1e-9, -0.0, 6e-8];
                 *value = special[random.below(special.len())];

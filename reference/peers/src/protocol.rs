@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 #[derive(Serialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub(crate) enum Request<'a> {
-    /// The first request of every worker.
+    /// The first request to every worker.
     Load(Load<'a>),
     Step {
         items: Vec<Item<'a>>,
@@ -97,7 +97,7 @@ pub(crate) enum Kind {
 pub struct Hello {
     /// `cpu` or `gpu`.
     pub device: String,
-    /// Type of activations, or of the cache if a peer uses several types.
+    /// Type of the activations; if a peer computes with several types, the type of its cache.
     pub dtype: String,
     /// Versions of packages, by name.
     pub versions: BTreeMap<String, String>,

@@ -1,5 +1,5 @@
-//! Clients that send each request as soon as the one before is answered: prompts of one length without common beginnings, answers of one
-//! length.
+//! Clients that send each request as soon as the one before is answered. All prompts have the same length and share no long prefix, so
+//! that a prefix cache does not help; all answers have the same length.
 
 use std::thread;
 use std::time::Instant;
@@ -26,7 +26,7 @@ pub struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Measures this many clients.
+    /// Measures the server with this many clients at the same time.
     pub fn run(&self, clients: usize) -> Figures {
         // A first request is not timed: it sets up connections and compiles kernels.
         let _ = self.ask(&mut Random::new(self.seed, u64::MAX - clients as u64));
@@ -58,7 +58,7 @@ impl Load<'_> {
             "prompt": words(random, self.scale.words(self.prompt)),
             "max_tokens": self.generate,
             "temperature": 0,
-            // Answers have the requested length, and each token is a chunk.
+            // `ignore_eos` makes answers as long as requested. Special tokens are not skipped, so that every token is a chunk of the stream.
             "ignore_eos": true,
             "skip_special_tokens": false,
         });
