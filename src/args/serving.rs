@@ -55,7 +55,7 @@ pub struct Serve {
     /// valid.
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub date: Option<String>,
-    /// Allow web pages of this origin to use the server, such as https://chat.example.org; `*` allows any. May be repeated.
+    /// Allow web pages of this origin to use the server, such as `https://chat.example.org`; `*` allows any. May be repeated.
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Vec<String>,
     /// The largest body of a request.
