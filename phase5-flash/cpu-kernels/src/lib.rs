@@ -1,7 +1,7 @@
 //! The arithmetic of phase 5 on the CPU: products with packed weights, attention, and the threads that share them.
 //!
 //! This crate works on slices and has no tensors, models or files, so that it builds in seconds and its `unsafe` code can be run under
-//! AddressSanitizer. Every kernel is written once over vectors of 16 floats ([`simd`]) and compiled for each instruction set; a value of
+//! AddressSanitizer. Every kernel is written once over vectors of 16 floats (`simd`) and compiled for each instruction set; a value of
 //! [`Isa`] proves that this machine has that instruction set.
 //!
 //! The speeds of AVX-512, AVX2 and plain Rust were measured. NEON (aarch64) is tested in emulation only, and its speed was not measured. Of

@@ -53,7 +53,7 @@ impl Default for Panel {
 }
 
 impl Panel {
-    /// Makes room for `inputs` inputs of `columns` values. Each group must then be packed with [`Filling::pack`].
+    /// Makes room for `inputs` inputs of `columns` values. Each group must then be packed with `Filling::pack`.
     ///
     /// # Panics
     /// If `columns` is not a multiple of 32.

@@ -1,6 +1,6 @@
 //! The rows of a pass, one per new token.
 
-/// Words per row on the device: token, position, slot, and [`TAKES_DRAWN`] or 0.
+/// Words per row on the device: token, position, slot, and `TAKES_DRAWN` or 0.
 pub const ROW_WORDS: u32 = 4;
 /// Flag in a row's last word: the token is the one that its slot drew last, and the first word is ignored.
 pub(crate) const TAKES_DRAWN: u32 = 1;
