@@ -9,7 +9,7 @@ pub fn fixed(value: f64, decimals: usize) -> String {
     if value.is_finite() { format!("{value:.decimals$}") } else { NONE.into() }
 }
 
-/// Three significant digits: `0.042`, `4.20`, `42.0`, `420`.
+/// Three significant digits, but at most three decimals: `0.042`, `4.20`, `42.0`, `420`.
 pub fn significant(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 99.95 => 0,
@@ -30,7 +30,7 @@ pub fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { NONE.into() }
 }
 
-/// A name from an untrusted file on one line, without characters that are special to terminals or XML.
+/// A name from an untrusted file on one line, without control characters and the characters that XML forbids.
 pub fn plain(name: &str) -> String {
     let harmless = |c: char| if c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c };
     name.chars().map(harmless).collect()

@@ -1,4 +1,4 @@
-//! A worker process, which handles one request at a time, each with a deadline.
+//! A worker: a Python process that runs a peer, MLX or llama.cpp. It handles one request at a time, each with a deadline.
 //!
 //! Separate threads write to its stdin and read its stdout and stderr, so that nothing here waits for a pipe. Any failure ends the process,
 //! and every later request returns the same error.
