@@ -50,19 +50,12 @@ impl WarmUp {
             let feeding =
                 |(index, &count): (usize, &usize)| Work::tokens(sequence(index), &tokens[..count], Want::Token(draw));
             let decoding = |index: usize| Work::decode(sequence(index), draw);
-            let works: [Vec<Work<'_>>; 2] =
-                [step.iter().enumerate().map(feeding).collect(), (0..step.len()).map(decoding).collect()];
-            let mut computed = Ok(true);
-            for work in works {
-                computed = match engine.submit(&work) {
-                    Ok(ticket) => engine.collect(ticket).map(|_| true),
-                    // For example, the sequences of the prefix cache take all pages.
-                    Err(_) => Ok(false),
-                };
-                if !matches!(computed, Ok(true)) {
-                    break;
-                }
-            }
+            let prompts: Vec<Work<'_>> = step.iter().enumerate().map(feeding).collect();
+            let next: Vec<Work<'_>> = (0..step.len()).map(decoding).collect();
+            let computed = match compute(engine, &prompts) {
+                Ok(true) => compute(engine, &next),
+                other => other,
+            };
             (0..step.len()).for_each(|index| engine.release(sequence(index)));
             if !computed? {
                 // Larger steps would be refused too.
@@ -72,6 +65,13 @@ impl WarmUp {
         }
         Ok(true)
     }
+}
+
+/// Computes a step; returns false if the engine refuses it, for example because the sequences of the prefix cache take all pages.
+fn compute(engine: &mut dyn Engine, work: &[Work<'_>]) -> Result<bool, EngineError> {
+    let Ok(ticket) = engine.submit(work) else { return Ok(false) };
+    engine.collect(ticket)?;
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::answer::Answer;
 use super::figures::percentiles;
 use super::http::{Failure, Target};
-use super::prompt::{Scale, words};
+use super::prompt::{Scale, completion};
 use super::random::Random;
 
 /// Tokens per prompt and per answer of a decoding client. Its requests follow each other until the measurement ends.
@@ -132,15 +132,7 @@ impl Joining<'_> {
     }
 
     fn body(&self, random: &mut Random, prompt: usize, generate: usize) -> Value {
-        json!({
-            "model": self.model,
-            "prompt": words(random, self.scale.words(prompt)),
-            "max_tokens": generate,
-            "temperature": 0,
-            // Answers have the requested length, and each token is a chunk.
-            "ignore_eos": true,
-            "skip_special_tokens": false,
-        })
+        completion(self.model, self.scale, random, prompt, generate)
     }
 }
 

@@ -4,12 +4,10 @@
 use std::thread;
 use std::time::Instant;
 
-use serde_json::json;
-
 use super::answer::Answer;
 use super::figures::Figures;
 use super::http::{Failure, Target};
-use super::prompt::{Scale, words};
+use super::prompt::{Scale, completion};
 use super::random::Random;
 
 /// The parameters of the load.
@@ -53,15 +51,7 @@ impl Load<'_> {
     }
 
     fn ask(&self, random: &mut Random) -> Result<Answer, Failure> {
-        let body = json!({
-            "model": self.model,
-            "prompt": words(random, self.scale.words(self.prompt)),
-            "max_tokens": self.generate,
-            "temperature": 0,
-            // `ignore_eos` makes answers as long as requested. Special tokens are not skipped, so that every token is a chunk of the stream.
-            "ignore_eos": true,
-            "skip_special_tokens": false,
-        });
+        let body = completion(self.model, self.scale, random, self.prompt, self.generate);
         Answer::stream(self.target, "/v1/completions", &body)
     }
 }

@@ -1,7 +1,7 @@
 //! Prompts of about a given number of tokens. Only the server knows the tokenizer, so it is asked once how many tokens a word has.
 
 use anyhow::{Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::answer::Usage;
 use super::http::Target;
@@ -19,6 +19,19 @@ const WORDS: [&str; 64] = [
 /// Random words, each with a space before it.
 pub fn words(random: &mut Random, count: usize) -> String {
     (0..count).map(|_| format!(" {}", random.one_of(&WORDS))).collect()
+}
+
+/// A greedy completion with about `prompt` random tokens and an answer of `generate` tokens, to be streamed with one chunk per token.
+pub fn completion(model: &str, scale: Scale, random: &mut Random, prompt: usize, generate: usize) -> Value {
+    json!({
+        "model": model,
+        "prompt": words(random, scale.words(prompt)),
+        "max_tokens": generate,
+        "temperature": 0,
+        // `ignore_eos` makes answers as long as requested. Special tokens are not skipped, so that every token is a chunk of the stream.
+        "ignore_eos": true,
+        "skip_special_tokens": false,
+    })
 }
 
 /// How many tokens the server counts for words.
