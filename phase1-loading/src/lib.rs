@@ -36,7 +36,7 @@ pub use error::LoadError;
 pub use formats::mxfp4::{E2M1, e8m0};
 pub use locate::{is_foreign_name, locate};
 pub use mapping::write_whole;
-pub use read_ahead::ReadAhead;
+pub use read_ahead::{ReadAhead, map_pages};
 pub use saved::{SavedSession, SessionHeader};
 pub use soundness::{check_scales, check_values};
 pub use stop_strings::StopStrings;

@@ -64,10 +64,15 @@ impl Pieces {
         while !self.stopped.load(Ordering::Relaxed)
             && let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed))
         {
-            let sum = piece.iter().step_by(PAGE).fold(0, |sum: u8, byte| sum.wrapping_add(*byte));
-            std::hint::black_box(sum);
+            map_pages(piece);
         }
     }
+}
+
+/// Accesses every page of mapped bytes, so that later accesses are fast.
+pub fn map_pages(bytes: &[u8]) {
+    let sum = bytes.iter().step_by(PAGE).fold(0, |sum: u8, byte| sum.wrapping_add(*byte));
+    std::hint::black_box(sum);
 }
 
 #[cfg(test)]
