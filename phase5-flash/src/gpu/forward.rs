@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use gpu_kernels::attention::{Attention, ROW_TILE_WORDS, Unrotated, row_tiles, rows_per_tile};
-use gpu_kernels::matmul::{SMALL_BATCH, TILE_ROWS};
+use gpu_kernels::matmul::{SMALL_BATCH, TILE};
 use gpu_kernels::matvec::{Down, GateUp, InputNorm};
 use gpu_kernels::moe::{Combine, ExpertChoice, Route, SlotSort};
 use gpu_kernels::{Buffer, ExpertProduct, Experts, Gpu, Matrix, Norm, Product, Rope, Row, embed};
@@ -381,9 +381,8 @@ impl Forward {
     fn sorted_product(&self, product: ExpertProduct<'_>) {
         match self.experts(product.inputs) {
             Products::Tiled(rows) => {
-                let low = rows == TILE_ROWS[0];
-                let planes = if low { self.tuning.low_tile_planes } else { self.tuning.expert_planes };
-                product.launch_tiled(&self.gpu, planes, rows);
+                let layout = if rows < TILE { self.tuning.low_expert_tile } else { self.tuning.expert_tile };
+                product.launch_tiled(&self.gpu, layout, rows);
             }
             _ => product.launch_small(&self.gpu, self.tuning.small_batch),
         }
@@ -395,7 +394,10 @@ impl Forward {
         match Products::dense(tuning, product.inputs) {
             Products::Single => product.launch_matvec(gpu, None, tuning.matvec(tuning.project)),
             Products::Small => product.launch_small(gpu, tuning.small_batch),
-            Products::Tiled(rows) => product.launch_tiled(gpu, tuning.dense_planes, rows),
+            Products::Tiled(rows) => {
+                let layout = if rows < TILE { tuning.low_dense_tile } else { tuning.dense_tile };
+                product.launch_tiled(gpu, layout, rows);
+            }
         }
     }
 

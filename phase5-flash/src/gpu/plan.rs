@@ -58,25 +58,30 @@ impl Products {
         } else if rows < tuning.tiled_rows {
             Products::Small
         } else {
-            Products::Tiled(TILE)
+            Products::Tiled(tile_of(rows))
         }
     }
 
-    /// For `rows` rows and their chosen experts: tiled if an expert gets enough rows on average. Low tiles, of 16 or 32 rows on matrix
+    /// For `rows` rows and their chosen experts: in tiles of 64 rows if an expert gets enough rows on average. Lower tiles, on matrix
     /// units, need fewer.
     pub fn experts(tuning: &Tuning, config: &GptOssConfig, rows: usize) -> Products {
         let slots = rows * config.experts_per_token;
-        if slots >= tuning.tiled_slots * config.experts && rows > tuning.single_rows {
+        if rows <= tuning.single_expert_rows {
+            Products::Single
+        } else if slots >= tuning.tiled_slots * config.experts {
             Products::Tiled(TILE)
         } else if rows >= tuning.low_tile_rows {
-            let fits = |tile: &u32| slots <= config.experts * *tile as usize / 2;
-            Products::Tiled(TILE_ROWS.into_iter().find(fits).unwrap_or(TILE))
-        } else if rows <= tuning.single_rows {
-            Products::Single
+            // Few experts get more than twice the average.
+            Products::Tiled(tile_of(2 * slots.div_ceil(config.experts)))
         } else {
             Products::Small
         }
     }
+}
+
+/// The lowest tile with `rows` rows.
+fn tile_of(rows: usize) -> u32 {
+    TILE_ROWS.into_iter().find(|&tile| rows <= tile as usize).unwrap_or(TILE)
 }
 
 impl Pass {
@@ -148,14 +153,14 @@ mod tests {
         let (tuning, config) = (Tuning::default(), config());
         let dense = [1, 15, 16, 23, 24, 640].map(|rows| Products::dense(&tuning, rows));
         use Products::{Single, Small, Tiled};
-        assert_eq!(dense, [Single, Single, Small, Small, Tiled(64), Tiled(64)]);
+        assert_eq!(dense, [Single, Single, Small, Small, Tiled(32), Tiled(64)]);
         let experts = |tuning: &Tuning, rows| Products::experts(tuning, &config, rows);
         assert_eq!([15, 16, 127, 128].map(|rows| experts(&tuning, rows)), [Single, Small, Small, Tiled(64)]);
         let always = tuning.tiled_always();
-        assert_eq!([1, 2].map(|rows| Products::dense(&always, rows)), [Single, Tiled(64)]);
+        assert_eq!([1, 2, 17].map(|rows| Products::dense(&always, rows)), [Single, Tiled(16), Tiled(32)]);
         assert_eq!([1, 8].map(|rows| experts(&always, rows)), [Single, Tiled(64)]);
         // 4 of 32 experts per row: 64 rows are 8 per expert on average, half of the lowest tile.
-        let low = Tuning { low_tile_rows: 4, ..tuning };
+        let low = Tuning { single_expert_rows: 3, low_tile_rows: 4, ..tuning };
         assert_eq!(
             [3, 4, 64, 65, 127, 128].map(|rows| experts(&low, rows)),
             [Single, Tiled(16), Tiled(16), Tiled(32), Tiled(32), Tiled(64)]

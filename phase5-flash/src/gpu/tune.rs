@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use gpu_kernels::Matrix;
-use gpu_kernels::matmul::RowSplit;
+use gpu_kernels::matmul::{PlaneLayout, RowSplit};
 use gpu_kernels::matvec::{RowLoop, RowTile};
 use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, relative_rms, sample_tokens};
 
@@ -32,7 +32,7 @@ const DEPTH: usize = 4096;
 const SINGLE_ROWS: usize = 10;
 const SOME_ROWS: usize = 16;
 /// Numbers of rows at which the kernels for single rows, small batches and tiles are compared.
-const ROWS: [usize; 11] = [2, 4, 8, 12, 16, 24, 32, 64, 128, 256, 512];
+const ROWS: [usize; 13] = [2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512];
 /// Single-row kernels are not measured above this number of rows: they read all weights for each row.
 const MAX_SINGLE_ROWS: usize = 64;
 
@@ -86,19 +86,14 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
     tuner.choose(Tuning::INPUTS_PER_READ, |tuning, inputs_per_read| Tuning { inputs_per_read, ..tuning })?;
 
-    // With these thresholds, every number of rows above one uses small batches instead of single-row kernels or tiles.
-    let few = Tuning { single_rows: 1, tiled_rows: NEVER, tiled_slots: NEVER, low_tile_rows: NEVER, ..tuner.best };
+    let few = tuner.best.small_always();
     tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;
     let split = tuner.quickest(RowSplit::ALL, few, |tuning, small_batch| Tuning { small_batch, ..tuning })?;
     tuner.best.small_batch = split.small_batch;
-    tuner.thresholds()?;
-
     if tuner.engine.runner.forward.gpu.matrix_units().is_some() {
-        tuner.begin(Workload { depth: 0, rows: CHUNK.min(longest / 2) })?;
-        tuner.choose(Tuning::PLANES, |tuning, dense_planes| Tuning { dense_planes, ..tuning })?;
-        tuner.choose(Tuning::PLANES, |tuning, expert_planes| Tuning { expert_planes, ..tuning })?;
-        tuner.low_tiles()?;
+        tuner.tiles()?;
     }
+    tuner.thresholds()?;
     let tuning = tuner.best;
     tuner.engine.release(SEQUENCE);
     tuner.engine.release(BASE);
@@ -114,7 +109,27 @@ const ALL: usize = 2
     + Tuning::INPUTS_PER_READ.len()
     + RowSplit::ALL.len()
     + 6 * ROWS.len()
-    + 3 * Tuning::PLANES.len();
+    + 4 * Tuning::TILES.len();
+
+/// The most rows for which the kernels for single rows are the fastest.
+struct SingleRows {
+    most: usize,
+    /// Whether they were the fastest for all numbers of rows so far.
+    wins: bool,
+}
+
+impl Default for SingleRows {
+    fn default() -> SingleRows {
+        SingleRows { most: 1, wins: true }
+    }
+}
+
+impl SingleRows {
+    fn add(&mut self, rows: usize, wins: bool) {
+        self.wins = wins;
+        self.most = if wins { rows } else { self.most };
+    }
+}
 
 impl Tuner<'_> {
     /// Fills a sequence to the work's depth, and computes the expected logits with the default choices.
@@ -163,7 +178,7 @@ impl Tuner<'_> {
     }
 
     /// The kernels that a tuning selects for this model. In small models different row loops give the same kernels.
-    fn kernels(&self, tuning: Tuning) -> ([RowTile; 5], usize, usize, RowSplit, [u32; 3]) {
+    fn kernels(&self, tuning: Tuning) -> ([RowTile; 5], usize, usize, RowSplit, [PlaneLayout; 4]) {
         let forward = &self.engine.runner.forward;
         let (weights, chosen) = (&forward.weights, forward.config.experts_per_token);
         let layer = &weights.layers[0];
@@ -177,47 +192,54 @@ impl Tuner<'_> {
             tile(tuning.gate_up, &layer.gate.weight, chosen),
             tile(tuning.down, &layer.down.weight, chosen),
         ];
-        let planes = [tuning.dense_planes, tuning.expert_planes, tuning.low_tile_planes];
-        (tiles, tuning.attention_cubes, tuning.inputs_per_read, tuning.small_batch, planes)
+        let layouts = [tuning.dense_tile, tuning.expert_tile, tuning.low_dense_tile, tuning.low_expert_tile];
+        (tiles, tuning.attention_cubes, tuning.inputs_per_read, tuning.small_batch, layouts)
+    }
+
+    /// Finds the layouts of tiles on matrix units.
+    fn tiles(&mut self) -> Result<(), EngineError> {
+        let longest = self.engine.config().context_length / 2;
+        self.begin(Workload { depth: 0, rows: CHUNK.min(longest) })?;
+        self.choose(Tuning::TILES, |tuning, dense_tile| Tuning { dense_tile, ..tuning })?;
+        self.choose(Tuning::TILES, |tuning, expert_tile| Tuning { expert_tile, ..tuning })?;
+        self.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest) })?;
+        let low = Tuning { tiled_rows: 2, low_tile_rows: 2, ..self.best.small_always() };
+        let low = self.quickest(Tuning::TILES, low, |tuning, low_dense_tile| Tuning { low_dense_tile, ..tuning })?;
+        let low = self.quickest(Tuning::TILES, low, |tuning, low_expert_tile| Tuning { low_expert_tile, ..tuning })?;
+        let Tuning { low_dense_tile, low_expert_tile, .. } = low;
+        self.best = Tuning { low_dense_tile, low_expert_tile, ..self.best };
+        Ok(())
     }
 
     /// Finds the numbers of rows up to which single-row kernels, and from which tiles, are fastest.
     fn thresholds(&mut self) -> Result<(), EngineError> {
         let longest = self.engine.config().context_length / 2;
-        let few = Tuning { single_rows: 1, tiled_rows: NEVER, tiled_slots: NEVER, low_tile_rows: NEVER, ..self.best };
-        let mut single_wins = true;
-        let (mut single_rows, mut tiled_rows, mut tiled_slots) = (1, NEVER, NEVER);
+        let few = self.best.small_always();
+        let units = self.engine.runner.forward.gpu.matrix_units().is_some();
+        let (mut dense, mut experts) = (SingleRows::default(), SingleRows::default());
+        let (mut tiled_rows, mut tiled_slots, mut low_tile_rows) = (NEVER, NEVER, NEVER);
         for rows in ROWS.into_iter().filter(|&rows| rows <= longest) {
             self.begin(Workload { depth: 0, rows })?;
             let by_few = self.measure(few)?;
             let by_tiles = self.measure(Tuning { tiled_rows: 1, ..few })?;
             let by_tiled_experts = self.measure(Tuning { tiled_slots: 1, ..few })?;
-            if single_wins && rows <= MAX_SINGLE_ROWS {
+            let by_low_tiles = if units { self.measure(Tuning { low_tile_rows: 2, ..few })? } else { f64::INFINITY };
+            if dense.wins && rows <= MAX_SINGLE_ROWS {
                 let singly = self.measure(Tuning { single_rows: rows, ..few })?;
-                single_wins = singly < by_few.min(by_tiles).min(by_tiled_experts);
-                single_rows = if single_wins { rows } else { single_rows };
+                dense.add(rows, singly < by_few.min(by_tiles));
+            }
+            if experts.wins && rows <= MAX_SINGLE_ROWS {
+                let singly = self.measure(Tuning { single_expert_rows: rows, ..few })?;
+                experts.add(rows, singly < by_few.min(by_tiled_experts).min(by_low_tiles));
             }
             let slots = (rows * self.engine.config().experts_per_token).div_ceil(self.engine.config().experts);
             tiled_rows = if by_tiles < by_few { tiled_rows.min(rows) } else { NEVER };
-            tiled_slots = if by_tiled_experts < by_few { tiled_slots.min(slots) } else { NEVER };
+            tiled_slots = if by_tiled_experts < by_few.min(by_low_tiles) { tiled_slots.min(slots) } else { NEVER };
+            low_tile_rows = if by_low_tiles < by_few { low_tile_rows.min(rows) } else { NEVER };
         }
-        self.best = Tuning { single_rows, tiled_rows, tiled_slots, low_tile_rows: NEVER, ..self.best };
+        let (single_rows, single_expert_rows) = (dense.most, experts.most);
+        self.best = Tuning { single_rows, tiled_rows, single_expert_rows, tiled_slots, low_tile_rows, ..self.best };
         Ok(())
-    }
-
-    /// Finds the number of rows from which experts use low tiles: the lowest from which low tiles are faster at every measured number.
-    fn low_tiles(&mut self) -> Result<(), EngineError> {
-        let longest = self.engine.config().context_length / 2;
-        let mut low_tile_rows = NEVER;
-        for rows in ROWS.into_iter().filter(|&rows| rows <= longest) {
-            self.begin(Workload { depth: 0, rows })?;
-            let without = self.measure(self.best)?;
-            let with = self.measure(Tuning { low_tile_rows: 2, ..self.best })?;
-            low_tile_rows = if with < without { low_tile_rows.min(rows) } else { NEVER };
-        }
-        self.best.low_tile_rows = low_tile_rows;
-        self.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest) })?;
-        self.choose(Tuning::PLANES, |tuning, low_tile_planes| Tuning { low_tile_planes, ..tuning })
     }
 
     /// Seconds that the work takes with a tuning; infinite if the device cannot run it or gives wrong logits.
@@ -353,14 +375,16 @@ mod tests {
         let default = Tuning { product_cubes: 1, ..Tuning::default() };
         let row_loops =
             RowLoop::all().map(|row_loop| Tuning { project: row_loop, gate_up: row_loop, down: row_loop, ..default });
-        let few = Tuning { single_rows: 1, tiled_rows: NEVER, tiled_slots: NEVER, ..default };
+        let few = default.small_always();
         let splits = RowSplit::ALL.map(|split| Tuning { small_batch: split, ..few });
         let tiles = [Tuning { tiled_rows: 1, ..few }, Tuning { tiled_slots: 1, ..few }];
-        let low_tiles = Tuning { low_tile_rows: 2, ..few };
-        let single = Tuning { single_rows: 64, ..default };
+        let low_tiles = Tuning { tiled_rows: 2, low_tile_rows: 2, ..few };
+        let layouts =
+            Tuning::TILES.map(|low_dense_tile| Tuning { low_dense_tile, low_expert_tile: low_dense_tile, ..low_tiles });
+        let single = Tuning { single_rows: 64, single_expert_rows: 64, ..default };
         let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
         let reads = Tuning::INPUTS_PER_READ.map(|inputs_per_read| Tuning { inputs_per_read, ..default });
-        for tuning in row_loops.chain(splits).chain(tiles).chain([low_tiles, single]).chain(cubes).chain(reads) {
+        for tuning in row_loops.chain(splits).chain(tiles).chain(layouts).chain([single]).chain(cubes).chain(reads) {
             engine.runner.forward.set_tuning(tuning);
             let error = relative_rms(&expected, &logits(&mut engine));
             assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");

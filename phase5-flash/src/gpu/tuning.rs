@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use gpu_kernels::MatrixUnits;
-use gpu_kernels::matmul::RowSplit;
+use gpu_kernels::matmul::{PlaneLayout, RowSplit};
 use gpu_kernels::matvec::{MatvecChoice, RowLoop};
 use phase1_loading::{Checkpoint, write_whole};
 use phase2_forward::ComputeDevice;
@@ -33,20 +33,24 @@ pub struct Tuning {
     pub(crate) attention_cubes: usize,
     /// How units share the blocks of a row in small batches.
     pub(crate) small_batch: RowSplit,
-    /// Up to this many rows, each row is multiplied by separate cubes. Weights that one row's cubes have read are then in the device's
-    /// cache for the other rows.
+    /// Up to this many rows, each row is multiplied with dense matrices by separate cubes. Weights that one row's cubes have read are then
+    /// in the device's cache for the other rows.
     pub(crate) single_rows: usize,
-    /// From this many rows on, products are tiled. With fewer rows, weights are read from memory to registers for a few rows at a time.
+    /// From this many rows on, dense products are tiled. With fewer rows, weights are read from memory to registers for a few rows at a
+    /// time.
     pub(crate) tiled_rows: usize,
-    /// From this average number of rows per expert on, products of experts are tiled.
+    /// As [`Tuning::single_rows`], for products with experts.
+    pub(crate) single_expert_rows: usize,
+    /// From this average number of rows per expert on, products of experts are in tiles of 64 rows.
     pub(crate) tiled_slots: usize,
     /// From this many rows on, products of experts are tiled for any average number of rows per expert, on matrix units: in tiles of 16, 32
     /// or 64 rows.
     pub(crate) low_tile_rows: usize,
-    /// Planes per cube in products on matrix units: for dense matrices, for experts, and for experts in tiles of 16 rows.
-    pub(crate) dense_planes: u32,
-    pub(crate) expert_planes: u32,
-    pub(crate) low_tile_planes: u32,
+    /// How planes share a tile on matrix units: of dense matrices and of experts, in tiles of 64 rows and in lower ones.
+    pub(crate) dense_tile: PlaneLayout,
+    pub(crate) low_dense_tile: PlaneLayout,
+    pub(crate) expert_tile: PlaneLayout,
+    pub(crate) low_expert_tile: PlaneLayout,
 }
 
 impl Default for Tuning {
@@ -62,11 +66,13 @@ impl Default for Tuning {
             small_batch: RowSplit { shares: 8, ahead: 2 },
             single_rows: 15,
             tiled_rows: 24,
+            single_expert_rows: 15,
             tiled_slots: 16,
             low_tile_rows: NEVER,
-            dense_planes: 2,
-            expert_planes: 4,
-            low_tile_planes: 4,
+            dense_tile: PlaneLayout::PAIRS,
+            low_dense_tile: PlaneLayout { planes: 8, splits: 8, step: 1, steps: 1 },
+            expert_tile: PlaneLayout { planes: 4, splits: 1, step: 2, steps: 1 },
+            low_expert_tile: PlaneLayout { planes: 4, splits: 1, step: 2, steps: 2 },
         }
     }
 }
@@ -76,12 +82,34 @@ impl Tuning {
     /// step in small batches, and those of 512 rows 26.0 ms in tiles (H100, gpt-oss-20b's shape).
     pub(crate) fn unmeasured(units: Option<MatrixUnits>) -> Tuning {
         let default = Tuning::default();
-        if units.is_some() { Tuning { tiled_slots: 8, single_rows: 23, low_tile_rows: 24, ..default } } else { default }
+        match units {
+            Some(_) => Tuning {
+                single_rows: 3,
+                tiled_rows: 4,
+                single_expert_rows: 7,
+                tiled_slots: 17,
+                low_tile_rows: 8,
+                ..default
+            },
+            None => default,
+        }
     }
 
     /// The same, with every product of more than one row in tiles.
     pub(crate) fn tiled_always(self) -> Tuning {
-        Tuning { single_rows: 1, tiled_rows: 2, tiled_slots: 1, low_tile_rows: NEVER, ..self }
+        Tuning { single_rows: 1, tiled_rows: 2, single_expert_rows: 1, tiled_slots: 1, low_tile_rows: NEVER, ..self }
+    }
+
+    /// The same, with every product of more than one row in small batches.
+    pub(crate) fn small_always(self) -> Tuning {
+        Tuning {
+            single_rows: 1,
+            tiled_rows: NEVER,
+            single_expert_rows: 1,
+            tiled_slots: NEVER,
+            low_tile_rows: NEVER,
+            ..self
+        }
     }
 
     /// The choices of a mat-vec kernel with this row loop.
@@ -92,7 +120,15 @@ impl Tuning {
     pub(crate) const PRODUCT_CUBES: [u32; 4] = [160, 320, 640, 1280];
     pub(crate) const ATTENTION_CUBES: [usize; 5] = [32, 64, 128, 256, 512];
     pub(crate) const INPUTS_PER_READ: [usize; 3] = [1, 2, 4];
-    pub(crate) const PLANES: [u32; 3] = [2, 4, 8];
+    /// The layouts of tiles that are worth measuring.
+    pub(crate) const TILES: [PlaneLayout; 6] = [
+        PlaneLayout { planes: 2, splits: 1, step: 2, steps: 1 },
+        PlaneLayout { planes: 4, splits: 1, step: 2, steps: 1 },
+        PlaneLayout { planes: 4, splits: 1, step: 2, steps: 2 },
+        PlaneLayout { planes: 8, splits: 1, step: 1, steps: 2 },
+        PlaneLayout { planes: 4, splits: 4, step: 1, steps: 1 },
+        PlaneLayout { planes: 8, splits: 8, step: 1, steps: 1 },
+    ];
 
     /// Whether the kernels support these choices.
     pub(super) fn is_possible(&self) -> bool {
@@ -102,10 +138,10 @@ impl Tuning {
             && Tuning::PRODUCT_CUBES.contains(&self.product_cubes)
             && Tuning::ATTENTION_CUBES.contains(&self.attention_cubes)
             && RowSplit::ALL.contains(&self.small_batch)
-            && [self.dense_planes, self.expert_planes, self.low_tile_planes]
+            && [self.dense_tile, self.low_dense_tile, self.expert_tile, self.low_expert_tile]
                 .iter()
-                .all(|planes| Tuning::PLANES.contains(planes))
-            && (1..=MAX_ROWS).contains(&self.single_rows)
+                .all(PlaneLayout::is_possible)
+            && [self.single_rows, self.single_expert_rows].iter().all(|most| (1..=MAX_ROWS).contains(most))
             && self.low_tile_rows > 1
             && [self.tiled_rows, self.tiled_slots, self.low_tile_rows].iter().all(|most| (1..=NEVER).contains(most))
     }
@@ -292,6 +328,8 @@ mod tests {
             ("\"tiled_rows\": 24", "\"tiled_rows\": 99999999999"),
             ("\"attention_cubes\": 256", "\"attention_cubes\": 0"),
             ("\"product_cubes\": 640", "\"product_cubes\": 0"),
+            ("\"planes\": 8", "\"planes\": 3"),
+            ("\"splits\": 8", "\"splits\": 16"),
             ("\"tiled_slots\"", "\"tiled_slot\""),
         ];
         for (from, to) in lies {

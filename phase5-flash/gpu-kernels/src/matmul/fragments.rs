@@ -1,7 +1,8 @@
 //! Products of many rows on matrix units: as [`tiles`](super::tiles), but multiplied in 16-bit floats with sums in f32.
 //!
-//! A tile has 16, 32 or 64 rows, and two times 16 outputs for each plane. Weights and inputs become 16-bit floats in shared memory, a block
-//! of 32 columns at a time: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. The next block is being loaded while one is multiplied.
+//! A tile has 16, 32 or 64 rows, and two times 16 outputs for each plane, or group of planes that [split](super::PlaneLayout) the columns. Weights
+//! and inputs become 16-bit floats in shared memory: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. Each plane unpacks its own weights,
+//! so only inputs need a barrier of the cube. The next weights and inputs are loaded while the current ones are multiplied.
 //! Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which
 //! the choice of a token detects. Inputs are not clamped, because this would hide the overflow.
 //!
@@ -12,7 +13,7 @@
 //! 4. fragments loaded from words, 16 bytes at a time, together with change 3: 1.5 ms. Reverted.
 //! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Reverted.
 //! 6. inputs also stored as 16-bit floats in device memory: 0.79 ms, 0.39 ms, but needs a second, 16-bit version of every buffer. Not used.
-//! 7. current version: MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms.
+//! 7. MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms.
 //!    Dense products are faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
 //!
 //! Several sequences (H200, tokens/s in total, a whole step): at 32, tiles of 16 rows 1,531, batches of 8 in registers 1,366; at 64, tiles
@@ -23,25 +24,20 @@ use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 use half::f16;
 
-use super::operand::{DenseArgs, ExpertArgs, Outputs, TileRows, WeightRows, dense_args, expert_args, most_tiles};
-use super::staging::{STRIDE, TileSize, put_inputs, put_weights, read_inputs, read_weights};
+use super::layout::TileSize;
+use super::operand::{DenseArgs, ExpertArgs, Outputs, TileRows, dense_args, expert_args, most_tiles};
+use super::staging::{group, input_starts, lane, plane, put_inputs, put_weights, read_inputs, read_weights, split};
 use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
 use crate::gpu::Gpu;
-use crate::matrix_units::{Accumulators, SIDE, operand};
+use crate::matrix_units::{Accumulators, SIDE, operand, sync_lanes};
 use crate::moe::SlotTile;
-use crate::packed::Packing;
+use crate::packed::{PackedPair, Packing};
 use crate::product::{ExpertProduct, Product};
 
 /// Vectors of four sums: 16 rows of a plane by 16 low and 16 high outputs.
 const FOURS: u32 = SIDE * FOURS_PER_ROW;
 const FOURS_PER_ROW: u32 = 2 * SIDE / 4;
-
-/// Shared memory in bytes of a cube with tiles of this size.
-pub(super) fn shared_bytes(size: TileSize) -> usize {
-    let TileSize { planes, rows } = size;
-    (4 * planes.operand_bytes() * size.vectors() + 16 * planes.count * FOURS + 2 * 4 * rows) as usize
-}
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, size: TileSize) {
     match size.planes.fragments {
@@ -61,7 +57,7 @@ fn launch_dense_in<T: Float>(gpu: &Gpu, product: &Product<'_>, size: TileSize) {
                 CubeCount::Static((product.inputs as u32).div_ceil(size.rows), y, z),
                 CubeDim::new_1d(size.units()),
                 dense_args(product, part),
-                part.codes.arg(),
+                part.codes.arg4(),
                 gpu.packing(product.matrix.storage()),
                 size,
                 epilogue,
@@ -88,8 +84,8 @@ fn launch_experts_in<T: Float>(gpu: &Gpu, product: &ExpertProduct<'_>, size: Til
             CubeCount::Static((weight.rows() as u32).div_ceil(outputs), most_tiles(product, size.rows), 1),
             CubeDim::new_1d(size.units()),
             expert_args(product),
-            weight.whole().codes.arg(),
-            up.weight.whole().codes.arg(),
+            weight.whole().codes.arg4(),
+            up.weight.whole().codes.arg4(),
             gpu.packing(weight.storage()),
             size,
             gated,
@@ -100,7 +96,7 @@ fn launch_experts_in<T: Float>(gpu: &Gpu, product: &ExpertProduct<'_>, size: Til
 #[cube(launch_unchecked)]
 fn dense<T: Float>(
     mut args: DenseArgs,
-    codes: &[u32],
+    codes: &[Vector<u32, Const<4>>],
     #[comptime] packing: Packing,
     #[comptime] size: TileSize,
     #[comptime] epilogue: Epilogue,
@@ -108,16 +104,15 @@ fn dense<T: Float>(
     let row = (CUBE_POS_Z * CUBE_COUNT_Y + CUBE_POS_Y) * comptime![2 * size.half()];
     let rows = TileRows::dense(CUBE_POS_X * size.rows, args.inputs, size.rows);
     if row < args.rows {
-        let low = WeightRows::new(codes, &args.scales, row);
-        let high = WeightRows::new(codes, &args.scales, row + comptime![size.half()]);
+        let weights = PackedPair::one(codes, &args.scales, args.rows - 1);
         let outputs =
             Outputs { width: args.out_width, first: args.first_row, first_bias: args.first_row, columns: args.rows };
         multiply_tile::<T>(
             &args.x,
             &rows,
-            &low,
-            &high,
-            args.rows - 1,
+            &weights,
+            row,
+            row + size.half(),
             args.blocks,
             &mut args.out,
             &outputs,
@@ -136,8 +131,8 @@ fn dense<T: Float>(
 #[cube(launch_unchecked)]
 fn experts<T: Float>(
     mut args: ExpertArgs,
-    low_codes: &[u32],
-    high_codes: &[u32],
+    codes: &[Vector<u32, Const<4>>],
+    second_codes: &[Vector<u32, Const<4>>],
     #[comptime] packing: Packing,
     #[comptime] size: TileSize,
     #[comptime] gated: bool,
@@ -148,16 +143,15 @@ fn experts<T: Float>(
         let row = CUBE_POS_X * comptime![if gated { size.half() } else { 2 * size.half() }];
         let start = expert * args.stride;
         let high_row = start + row + comptime![if gated { 0 } else { size.half() }];
-        let low = WeightRows::new(low_codes, &args.scales, start + row);
-        let high = WeightRows::new(high_codes, &args.up_scales, high_row);
+        let weights = PackedPair::two(codes, &args.scales, second_codes, &args.up_scales, start + args.rows - 1);
         let outputs =
             Outputs { width: args.rows, first: 0u32.runtime(), first_bias: expert * args.rows, columns: args.rows };
         multiply_tile::<T>(
             &args.x,
             &rows,
-            &low,
-            &high,
-            start + args.rows - 1,
+            &weights,
+            start + row,
+            high_row,
             args.blocks,
             &mut args.out,
             &outputs,
@@ -178,15 +172,15 @@ struct Sums {
     high: Accumulators,
 }
 
-/// Multiplies the rows of a tile with weights from `low.row` and from `high.row` on, 16 of each per plane. Weights after `last_row` belong
-/// to no output. The tile's first output is `column`.
+/// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on: 16 of each per group
+/// of planes. The tile's first output is `column`.
 #[cube]
 fn multiply_tile<T: Float>(
     x: &[Vector<f32, Const<4>>],
     rows: &TileRows,
-    low: &WeightRows<'_>,
-    high: &WeightRows<'_>,
-    last_row: u32,
+    weights: &PackedPair<'_>,
+    low_row: u32,
+    high_row: u32,
     blocks: u32,
     out: &mut [f32],
     outputs: &Outputs,
@@ -201,129 +195,161 @@ fn multiply_tile<T: Float>(
         low: Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]),
         high: Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]),
     };
-    let mut tile = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![size.vectors() as usize]);
     let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(size.planes.count * FOURS) as usize]);
-    add_products::<T>(x, rows, low, high, last_row, blocks, &mut tile, &mut sums, packing, size);
+    add_products::<T>(x, rows, weights, low_row, high_row, blocks, &mut sums, packing, size);
     #[unroll(size.planes.fragments)]
     for round in 0..comptime![size.rounds() as usize] {
         let first_member = round as u32 * SIDE;
         if first_member < rows.count {
             store_round(&sums, &mut stage, round, size);
-            let mut place = UNIT_POS % comptime![size.planes.width];
+            // The planes of a group share the work of adding their sums.
+            let mut place = split(size) * size.planes.width + lane(size);
             while place < comptime![FOURS / 2] {
                 let member = first_member + place / comptime![FOURS_PER_ROW / 2];
                 let output = place % comptime![FOURS_PER_ROW / 2];
                 let at = place / comptime![FOURS_PER_ROW / 2] * FOURS_PER_ROW + output;
-                let low = stored(&stage, at, size);
-                let high = stored(&stage, at + comptime![FOURS_PER_ROW / 2], size);
+                let low = group_sum(&stage, at, size);
+                let high = group_sum(&stage, at + comptime![FOURS_PER_ROW / 2], size);
                 if member < rows.count {
                     let start = rows.targets[member as usize] * outputs.width + outputs.first;
-                    let column = column + plane_outputs(size) + output * 4;
+                    let column = column + group(size) * SIDE + output * 4;
                     let (first_bias, columns) = (outputs.first_bias, outputs.columns);
                     if comptime![epilogue.gated] {
                         store_four_gated(out, start, low, high, bias, up_bias, first_bias, column, columns);
                     } else {
                         store_four(out, start, low, bias, first_bias, column, columns, epilogue);
-                        let column = column + comptime![size.half()];
+                        let column = column + size.half();
                         store_four(out, start, high, bias, first_bias, column, columns, epilogue);
                     }
                 }
-                place += comptime![size.planes.width];
+                place += comptime![size.splits * size.planes.width];
             }
             sync_cube();
         }
     }
 }
 
-/// The first output of this plane in each half of a tile.
+/// Sums `4 place` to `4 place + 3`, added over the planes of this plane's group.
 #[cube]
-fn plane_outputs(#[comptime] size: TileSize) -> u32 {
-    UNIT_POS / comptime![size.planes.width] * SIDE
-}
-
-/// Sums `4 place` to `4 place + 3` of this plane in shared memory.
-#[cube]
-fn stored(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] size: TileSize) -> Vector<f32, Const<4>> {
-    stage[(UNIT_POS / comptime![size.planes.width] * FOURS + place) as usize]
+fn group_sum(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] size: TileSize) -> Vector<f32, Const<4>> {
+    let mut sum = stage[(group(size) * FOURS + place) as usize];
+    #[unroll]
+    for split in 1..size.splits {
+        sum += stage[((group(size) + comptime![split * size.groups()]) * FOURS + place) as usize];
+    }
+    sum
 }
 
 /// Writes this plane's sums of rows `16 round` to `16 round + 15` to shared memory, where all its lanes can read them.
 #[cube]
 fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: usize, #[comptime] size: TileSize) {
-    let first = UNIT_POS / comptime![size.planes.width] * FOURS;
+    let first = plane(size) * FOURS;
     sums.low.store(round, stage, first, FOURS_PER_ROW, comptime![size.planes]);
     sums.high.store(round, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, comptime![size.planes]);
     sync_cube();
 }
 
-/// Adds the products of a block's 32 columns, for the first `16 rounds` rows of a tile.
+/// Adds the products of the columns of step `step` of a chunk, for the first `16 rounds` rows of a tile.
 #[cube]
 fn multiply<T: Float>(
-    tile: &Shared<[Vector<T, Const<4>>]>,
+    inputs: &Shared<[Vector<T, Const<4>>]>,
+    weights: &Shared<[Vector<T, Const<4>>]>,
     sums: &mut Sums,
+    step: u32,
     #[comptime] rounds: u32,
     #[comptime] size: TileSize,
 ) {
     let (by_rows, by_columns) = (MatrixLayout::RowMajor, MatrixLayout::ColMajor);
-    let low_row = size.rows + plane_outputs(size);
+    let (inputs_stride, stride) = comptime![(size.inputs_stride(), size.weights_stride())];
+    let first_input = split(size) * comptime![size.rows * inputs_stride] + step * comptime![8 * size.step];
+    let first_weight = plane(size) * size.plane_weights();
     #[unroll(size.planes.fragments)]
-    for step in 0..2u32 {
-        let along = step * comptime![SIDE / 4];
-        let first = low_row * STRIDE + along;
-        let low = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, comptime![size.planes]);
-        let first = first + comptime![size.half() * STRIDE];
-        let high = operand::<T>(tile, first, STRIDE, MatrixIdent::B, by_columns, comptime![size.planes]);
+    for square in 0..comptime![2 * size.step] {
+        let along = square * comptime![SIDE / 4];
+        let first = first_weight + along;
+        let low = operand::<T>(weights, first, stride, MatrixIdent::B, by_columns, comptime![size.planes]);
+        let first = first + comptime![SIDE * stride];
+        let high = operand::<T>(weights, first, stride, MatrixIdent::B, by_columns, comptime![size.planes]);
         #[unroll(size.planes.fragments)]
         for round in 0..comptime![rounds as usize] {
-            let first = round as u32 * comptime![SIDE * STRIDE] + along;
-            let rows = operand::<T>(tile, first, STRIDE, MatrixIdent::A, by_rows, comptime![size.planes]);
-            sums.low.add::<T>(round, tile, &rows, STRIDE, tile, &low, STRIDE, true, comptime![size.planes]);
-            sums.high.add::<T>(round, tile, &rows, STRIDE, tile, &high, STRIDE, true, comptime![size.planes]);
+            let first = first_input + round as u32 * comptime![SIDE * inputs_stride] + along;
+            let rows = operand::<T>(inputs, first, inputs_stride, MatrixIdent::A, by_rows, comptime![size.planes]);
+            sums.low.add::<T>(round, inputs, &rows, inputs_stride, weights, &low, stride, true, comptime![size.planes]);
+            sums.high.add::<T>(
+                round,
+                inputs,
+                &rows,
+                inputs_stride,
+                weights,
+                &high,
+                stride,
+                true,
+                comptime![size.planes],
+            );
         }
     }
 }
 
-/// Adds the products of a tile's rows with the weights from `low.row` and from `high.row` on.
+/// Adds the products of a tile's rows with the weights from `low_row` and from `high_row` on. A split of the planes has every `splits`-th
+/// chunk of columns. The inputs of a chunk are shared by the split's planes; each plane unpacks its own weights, one step after another.
 #[cube]
 fn add_products<T: Float>(
     x: &[Vector<f32, Const<4>>],
     rows: &TileRows,
-    low: &WeightRows<'_>,
-    high: &WeightRows<'_>,
-    last_row: u32,
+    weights: &PackedPair<'_>,
+    low_row: u32,
+    high_row: u32,
     blocks: u32,
-    tile: &mut Shared<[Vector<T, Const<4>>]>,
     sums: &mut Sums,
     #[comptime] packing: Packing,
     #[comptime] size: TileSize,
 ) {
-    let mut starts = Array::<u32>::new(comptime![size.eights_per_unit() as usize]);
-    #[unroll]
-    for i in 0..size.eights_per_unit() {
-        let place = UNIT_POS + comptime![i * size.units()];
-        starts[comptime![i as usize]] = rows.sources[(place / 4 % size.rows) as usize] * blocks * 8 + place % 4 * 2;
-    }
+    let mut inputs = Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![size.inputs() as usize]);
+    let mut unpacked =
+        Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![(size.planes.count * size.plane_weights()) as usize]);
+    let starts = input_starts(rows, blocks, size);
     let mut fours = Array::<Vector<f32, Const<4>>>::new(comptime![(2 * size.eights_per_unit()) as usize]);
-    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(2 * size.outputs_per_unit()) as usize]);
-    let mut factors = Array::<u32>::new(comptime![size.outputs_per_unit() as usize]);
-    read_inputs(x, &starts, 0u32, &mut fours, size);
-    read_weights(low, high, last_row, 0u32, blocks, &mut words, &mut factors, packing, size);
-    for block in 0..blocks {
-        put_inputs::<T>(&fours, tile, size);
-        put_weights::<T>(&words, &factors, tile, packing, size);
-        sync_cube();
-        // The next block is loaded while this one is multiplied.
-        let next = min(block + 1, blocks - 1);
-        read_inputs(x, &starts, next, &mut fours, size);
-        read_weights(low, high, last_row, next, blocks, &mut words, &mut factors, packing, size);
-        if comptime![size.rounds() == 1] {
-            multiply::<T>(&*tile, sums, 1u32, size);
-        } else if rows.count > comptime![size.rows / 2] {
-            multiply::<T>(&*tile, sums, comptime![size.rounds()], size);
-        } else {
-            multiply::<T>(&*tile, sums, comptime![size.rounds() / 2], size);
+    let mut words =
+        Array::<Vector<u32, Const<4>>>::new(comptime![(size.blocks_per_lane() * packing.vectors()) as usize]);
+    let mut factors = Array::<u32>::new(comptime![size.blocks_per_lane() as usize]);
+    let mut first = split(size) * size.chunk();
+    read_inputs(x, rows, &starts, first, blocks, &mut fours, size);
+    read_weights(weights, low_row, high_row, first, blocks, &mut words, &mut factors, packing, size);
+    for _ in 0..blocks.div_ceil(comptime![size.chunk() * size.splits]) {
+        put_inputs::<T>(&fours, &mut inputs, size);
+        sync_split(size);
+        // The next chunk of the inputs, and the next step of the weights, are loaded while the current ones are multiplied.
+        let next_chunk = first + comptime![size.chunk() * size.splits];
+        read_inputs(x, rows, &starts, next_chunk, blocks, &mut fours, size);
+        for step in 0..size.steps {
+            put_weights::<T>(&words, &factors, &mut unpacked, packing, size);
+            sync_lanes(comptime![size.planes]);
+            let last = step + 1 == size.steps;
+            let next = select(last, next_chunk, first + (step + 1) * size.step);
+            read_weights(weights, low_row, high_row, next, blocks, &mut words, &mut factors, packing, size);
+            if comptime![size.rounds() == 1] {
+                multiply::<T>(&inputs, &unpacked, sums, step, 1u32, size);
+            } else if rows.count > comptime![size.rows / 2] {
+                multiply::<T>(&inputs, &unpacked, sums, step, comptime![size.rounds()], size);
+            } else {
+                multiply::<T>(&inputs, &unpacked, sums, step, comptime![size.rounds() / 2], size);
+            }
+            sync_lanes(comptime![size.planes]);
         }
+        if comptime![size.groups() > 1] {
+            sync_split(size);
+        }
+        first = next_chunk;
+    }
+}
+
+/// Waits until all planes of a split see each other's writes.
+#[cube]
+fn sync_split(#[comptime] size: TileSize) {
+    if comptime![size.groups() > 1] {
         sync_cube();
+    } else {
+        sync_lanes(comptime![size.planes]);
     }
 }
 
@@ -333,15 +359,20 @@ mod tests {
 
     use crate::gpu::Gpu;
     use crate::matmul::checks::{check_dense, check_experts};
-    use crate::matmul::{TILE, TILE_ROWS};
+    use crate::matmul::{PlaneLayout, TILE, TILE_ROWS};
     use crate::matrix_units::MatrixUnits;
     use crate::product::Product;
     use crate::testing::{F16, Random, assert_within, gpu, matrix, poisoned};
 
     /// As [`F16`], for experts, where the error is relative to the largest possible sum of terms.
     const F16_EXPERTS: f64 = 3e-5;
-    /// Planes per cube; emulated matrix units use at most two.
-    const PLANES: [u32; 2] = [2, 4];
+    /// Emulated matrix units use at most two planes.
+    const LAYOUTS: [PlaneLayout; 4] = [
+        PlaneLayout { planes: 2, splits: 2, step: 1, steps: 2 },
+        PlaneLayout { planes: 4, splits: 1, step: 2, steps: 2 },
+        PlaneLayout { planes: 8, splits: 4, step: 1, steps: 1 },
+        PlaneLayout::PAIRS,
+    ];
 
     /// Uses the adapter's matrix units, or emulated ones.
     fn with_units(gpu: &Gpu) -> Gpu {
@@ -352,11 +383,11 @@ mod tests {
     #[test]
     fn dense_products_equal_f64() {
         let shapes = [(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)];
-        let mut planes = PLANES.into_iter().cycle();
+        let mut layouts = LAYOUTS.into_iter().cycle();
         let mut rows = TILE_ROWS.into_iter().cycle();
         check_dense(F16, &shapes, "fragments", |gpu, product| {
-            let (planes, rows) = (planes.next().expect("endless"), rows.next().expect("endless"));
-            product.launch_tiled(&with_units(gpu), planes, rows);
+            let (layout, rows) = (layouts.next().expect("endless"), rows.next().expect("endless"));
+            product.launch_tiled(&with_units(gpu), layout, rows);
         });
     }
 
@@ -370,10 +401,10 @@ mod tests {
             (80, 3, 96, 64, 2),
             (33, 40, 160, 32, 3),
         ];
-        let mut planes = PLANES.into_iter().cycle();
+        let mut layouts = LAYOUTS.into_iter().cycle();
         for (shapes, rows) in shapes.chunks(2).zip(TILE_ROWS) {
             check_experts(F16_EXPERTS, shapes, rows, "fragments", |gpu, product| {
-                product.launch_tiled(&with_units(gpu), planes.next().expect("endless"), rows);
+                product.launch_tiled(&with_units(gpu), layouts.next().expect("endless"), rows);
             });
         }
     }
@@ -390,8 +421,11 @@ mod tests {
             let x = random.values(inputs * columns, 1.0);
             let out = poisoned(device, inputs * rows);
             let x_buffer = device.upload_f32(&x);
-            Product { matrix: &matrix, x: &x_buffer, bias: None, out: &out, add: false, inputs }
-                .launch_tiled(&gpu, 2, TILE);
+            Product { matrix: &matrix, x: &x_buffer, bias: None, out: &out, add: false, inputs }.launch_tiled(
+                &gpu,
+                PlaneLayout::PAIRS,
+                TILE,
+            );
             let found = device.read_f32(&out).expect("reads");
             for input in 0..inputs {
                 for row in 0..rows {

@@ -1,67 +1,78 @@
-//! Copies a block of 32 columns of a [fragments](super::fragments) tile to registers, and from there to shared memory as 16-bit floats.
+//! Copies weights and inputs of a [fragments](super::fragments) tile to registers, and from there to shared memory as 16-bit floats.
 
 use cubecl::prelude::*;
 
-use super::operand::WeightRows;
-use crate::matrix_units::{Planes, SIDE};
-use crate::packed::{Packing, load_eights, packed_f16_pair, packed_scale, packed_values};
+use super::layout::TileSize;
+use super::operand::TileRows;
+use crate::matrix_units::SIDE;
+use crate::packed::{PackedPair, Packing, load_blocks, packed_f16_pair, packed_scale, packed_values};
 
-/// Vectors per row in shared memory: a block's eight and two extra, so that the rows of a fragment are in different banks.
-pub(super) const STRIDE: u32 = 10;
-
-/// The size of a tile. Each plane computes 16 outputs of the tile's low half and 16 of its high half.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct TileSize {
-    pub planes: Planes,
-    /// Rows of the inputs: 16, 32 or 64.
-    pub rows: u32,
+/// Index of this unit's plane.
+#[cube]
+pub(super) fn plane(#[comptime] size: TileSize) -> u32 {
+    UNIT_POS / size.planes.width
 }
 
-impl TileSize {
-    pub const fn units(self) -> u32 {
-        self.planes.units()
-    }
-
-    /// Fragments along the rows.
-    pub const fn rounds(self) -> u32 {
-        self.rows / SIDE
-    }
-
-    /// Outputs in each half of a tile.
-    pub const fn half(self) -> u32 {
-        SIDE * self.planes.count
-    }
-
-    /// Vectors of a tile in shared memory: rows of inputs, then of low and then of high outputs.
-    pub const fn vectors(self) -> u32 {
-        (self.rows + 2 * self.half()) * STRIDE
-    }
-
-    /// Groups of eight columns of the inputs that a unit reads per block.
-    pub const fn eights_per_unit(self) -> u32 {
-        (self.rows * 4).div_ceil(self.units())
-    }
-
-    /// Outputs for which a unit unpacks eight columns.
-    pub const fn outputs_per_unit(self) -> u32 {
-        2 * self.half() * 4 / self.units()
-    }
+#[cube]
+pub(super) fn lane(#[comptime] size: TileSize) -> u32 {
+    UNIT_POS % size.planes.width
 }
 
-/// Reads this unit's groups of eight columns of a block of the inputs.
+/// Index of this plane among those with the same columns; planes of one group have the same outputs.
+#[cube]
+pub(super) fn group(#[comptime] size: TileSize) -> u32 {
+    plane(size) % size.groups()
+}
+
+/// Index of this plane among those with the same outputs; planes of one split have the same columns.
+#[cube]
+pub(super) fn split(#[comptime] size: TileSize) -> u32 {
+    plane(size) / size.groups()
+}
+
+/// Index of the unit's `i`-th group of eight columns among those of its split.
+#[cube]
+fn eight_place(#[comptime] i: u32, #[comptime] size: TileSize) -> u32 {
+    UNIT_POS % size.split_units() + comptime![i * size.split_units()]
+}
+
+/// The vector of `x` at which each of this unit's groups of eight columns begins, in block 0.
+#[cube]
+pub(super) fn input_starts(rows: &TileRows, blocks: u32, #[comptime] size: TileSize) -> Array<u32> {
+    let mut starts = Array::<u32>::new(comptime![size.eights_per_unit() as usize]);
+    #[unroll]
+    for i in 0..size.eights_per_unit() {
+        let place = eight_place(i, size);
+        let source = rows.sources[(place / size.eights_per_row() % size.rows) as usize];
+        starts[comptime![i as usize]] = source * blocks * 8 + place % size.eights_per_row() * 2;
+    }
+    starts
+}
+
+/// Reads this unit's groups of eight columns of the chunk that begins at block `first`. Rows past the tile's last, and blocks past the
+/// inputs' last, are zeros.
 #[cube]
 pub(super) fn read_inputs(
     x: &[Vector<f32, Const<4>>],
+    rows: &TileRows,
     starts: &Array<u32>,
-    block: u32,
+    first: u32,
+    blocks: u32,
     fours: &mut Array<Vector<f32, Const<4>>>,
     #[comptime] size: TileSize,
 ) {
     #[unroll]
     for i in 0..size.eights_per_unit() {
-        let at = starts[comptime![i as usize]] + block * 8;
-        fours[comptime![(2 * i) as usize]] = x[at as usize];
-        fours[comptime![(2 * i + 1) as usize]] = x[(at + 1) as usize];
+        let place = eight_place(i, size);
+        let at = starts[comptime![i as usize]] + first * 8;
+        let mut low = Vector::<f32, Const<4>>::new(0.0f32);
+        let mut high = Vector::<f32, Const<4>>::new(0.0f32);
+        if place / size.eights_per_row() < rows.count && first + place % size.eights_per_row() / 4 < blocks {
+            low = x[at as usize];
+            high = x[(at + 1) as usize];
+        }
+        fours[comptime![(2 * i) as usize]] = low;
+        fours[comptime![(2 * i + 1) as usize]] = high;
     }
 }
 
@@ -69,26 +80,28 @@ pub(super) fn read_inputs(
 #[cube]
 pub(super) fn put_inputs<T: Float>(
     fours: &Array<Vector<f32, Const<4>>>,
-    tile: &mut Shared<[Vector<T, Const<4>>]>,
+    inputs: &mut Shared<[Vector<T, Const<4>>]>,
     #[comptime] size: TileSize,
 ) {
+    let eights = comptime![size.rows * size.eights_per_row()];
     #[unroll]
     for i in 0..size.eights_per_unit() {
-        let place = UNIT_POS + comptime![i * size.units()];
-        if comptime![(size.rows * 4).is_multiple_of(size.units())] || place < comptime![size.rows * 4] {
+        let place = eight_place(i, size);
+        if comptime![eights.is_multiple_of(size.split_units())] || place < eights {
+            let row = split(size) * size.rows + place / size.eights_per_row();
+            let at = row * size.inputs_stride() + place % size.eights_per_row() * 2;
             let first = Vector::<T, Const<4>>::cast_from(fours[comptime![(2 * i) as usize]]);
             let second = Vector::<T, Const<4>>::cast_from(fours[comptime![(2 * i + 1) as usize]]);
-            put_eight(tile, place / 4, place % 4, first, second);
+            put_eight(inputs, at, first, second);
         }
     }
 }
 
-/// Writes eight columns of a row in the order 0 4 1 5 2 6 3 7, which is the order in which a word of MXFP4 is unpacked to pairs of codes.
+/// Writes eight columns in the order 0 4 1 5 2 6 3 7, which is the order in which a word of MXFP4 is unpacked to pairs of codes.
 #[cube]
 fn put_eight<T: Float>(
-    tile: &mut Shared<[Vector<T, Const<4>>]>,
-    row: u32,
-    eight: u32,
+    shared: &mut Shared<[Vector<T, Const<4>>]>,
+    at: u32,
     first: Vector<T, Const<4>>,
     second: Vector<T, Const<4>>,
 ) {
@@ -100,47 +113,46 @@ fn put_eight<T: Float>(
             four.insert(comptime![(2 * i) as usize], first.extract(comptime![(2 * half + i) as usize]));
             four.insert(comptime![(2 * i + 1) as usize], second.extract(comptime![(2 * half + i) as usize]));
         }
-        tile[(row * STRIDE + eight * 2 + half) as usize] = four;
+        shared[(at + half) as usize] = four;
     }
 }
 
-/// Reads the codes and scales of eight columns of a block, for this unit's outputs.
+/// Index of the lane's `i`-th block of weights in its plane's step. The blocks of an output are next to each other.
+#[cube]
+fn block_place(#[comptime] i: u32, #[comptime] size: TileSize) -> u32 {
+    lane(size) + comptime![i * size.planes.width]
+}
+
+/// Reads the codes and scales of this lane's blocks, in the step that begins at block `first`, for outputs from `low_row` of the first
+/// matrix and from `high_row` of the second on. Past the last row or block, the last ones are read; the inputs of such blocks are zeros.
 #[cube]
 pub(super) fn read_weights(
-    low: &WeightRows<'_>,
-    high: &WeightRows<'_>,
-    last_row: u32,
-    block: u32,
+    weights: &PackedPair<'_>,
+    low_row: u32,
+    high_row: u32,
+    first: u32,
     blocks: u32,
     words: &mut Array<Vector<u32, Const<4>>>,
     factors: &mut Array<u32>,
     #[comptime] packing: Packing,
     #[comptime] size: TileSize,
 ) {
-    let output = UNIT_POS / 4 * size.outputs_per_unit();
-    if output < size.half() {
-        read_outputs(low, output, last_row, block, blocks, words, factors, packing, size);
-    } else {
-        read_outputs(high, output - size.half(), last_row, block, blocks, words, factors, packing, size);
+    let storage = comptime![packing.storage];
+    #[unroll]
+    for i in 0..size.blocks_per_lane() {
+        let place = block_place(i, size);
+        let block = min(first + place % size.step, blocks - 1);
+        let output = place / size.step;
+        let row = group(size) * SIDE + output % SIDE;
+        if output < SIDE {
+            let row = min(low_row + row, weights.last_row);
+            load_blocks(weights.codes, weights.scales, row, block, blocks, words, factors, i, 1u32, storage);
+        } else {
+            let row = min(high_row + row, weights.last_row);
+            let (codes, scales) = (weights.second_codes, weights.second_scales);
+            load_blocks(codes, scales, row, block, blocks, words, factors, i, 1u32, storage);
+        }
     }
-}
-
-#[cube]
-fn read_outputs(
-    weights: &WeightRows<'_>,
-    output: u32,
-    last_row: u32,
-    block: u32,
-    blocks: u32,
-    words: &mut Array<Vector<u32, Const<4>>>,
-    factors: &mut Array<u32>,
-    #[comptime] packing: Packing,
-    #[comptime] size: TileSize,
-) {
-    let (count, storage) = comptime![(size.outputs_per_unit(), packing.storage)];
-    let row = min(weights.row + output, last_row / count * count);
-    let eight = UNIT_POS % 4;
-    load_eights(weights.codes, weights.scales, row, eight, block, blocks, words, factors, count, storage);
 }
 
 /// Unpacks the result of [`read_weights`] to shared memory.
@@ -148,34 +160,55 @@ fn read_outputs(
 pub(super) fn put_weights<T: Float>(
     words: &Array<Vector<u32, Const<4>>>,
     factors: &Array<u32>,
-    tile: &mut Shared<[Vector<T, Const<4>>]>,
+    weights: &mut Shared<[Vector<T, Const<4>>]>,
     #[comptime] packing: Packing,
     #[comptime] size: TileSize,
 ) {
-    let row = size.rows + UNIT_POS / 4 * size.outputs_per_unit();
     #[unroll]
-    for r in 0..size.outputs_per_unit() {
-        let factor = factors[comptime![r as usize]];
-        if comptime![size.planes.fragments && packing.has_f16_pairs()] {
-            let codes = words[comptime![(2 * r) as usize]].extract(0usize);
+    for i in 0..size.blocks_per_lane() {
+        let place = block_place(i, size);
+        if comptime![size.plane_blocks().is_multiple_of(size.planes.width)] || place < size.plane_blocks() {
+            let at =
+                plane(size) * size.plane_weights() + place / size.step * size.weights_stride() + place % size.step * 8;
             #[unroll]
-            for half in 0..2u32 {
-                let mut four = Vector::<T, Const<4>>::empty();
-                #[unroll]
-                for i in 0..2u32 {
-                    let pair =
-                        Vector::<T, Const<2>>::cast_from(packed_f16_pair(codes, factor, comptime![2 * half + i]));
-                    four.insert(comptime![(2 * i) as usize], pair.extract(0usize));
-                    four.insert(comptime![(2 * i + 1) as usize], pair.extract(1usize));
-                }
-                tile[((row + r) * STRIDE + UNIT_POS % 4 * 2 + half) as usize] = four;
+            for eight in 0..4u32 {
+                put_weights_eight(words, factors, weights, at + 2 * eight, i, eight, packing, size);
             }
-        } else {
-            let scale = Vector::<f32, Const<4>>::new(packed_scale(factor, packing));
-            let first = packed_values(words, comptime![2 * r], 0u32, packing) * scale;
-            let second = packed_values(words, comptime![2 * r], 1u32, packing) * scale;
-            let (first, second) = (Vector::<T, Const<4>>::cast_from(first), Vector::<T, Const<4>>::cast_from(second));
-            put_eight(tile, row + r, UNIT_POS % 4, first, second);
         }
+    }
+}
+
+/// Unpacks columns `8 eight` to `8 eight + 7` of the lane's `i`-th block to vectors `at` and `at + 1`.
+#[cube]
+fn put_weights_eight<T: Float>(
+    words: &Array<Vector<u32, Const<4>>>,
+    factors: &Array<u32>,
+    weights: &mut Shared<[Vector<T, Const<4>>]>,
+    at: u32,
+    #[comptime] i: u32,
+    #[comptime] eight: u32,
+    #[comptime] packing: Packing,
+    #[comptime] size: TileSize,
+) {
+    let factor = factors[comptime![i as usize]];
+    if comptime![size.planes.fragments && packing.has_f16_pairs()] {
+        let codes = words[comptime![i as usize]].extract(comptime![eight as usize]);
+        #[unroll]
+        for half in 0..2u32 {
+            let mut four = Vector::<T, Const<4>>::empty();
+            #[unroll]
+            for j in 0..2u32 {
+                let pair = Vector::<T, Const<2>>::cast_from(packed_f16_pair(codes, factor, comptime![2 * half + j]));
+                four.insert(comptime![(2 * j) as usize], pair.extract(0usize));
+                four.insert(comptime![(2 * j + 1) as usize], pair.extract(1usize));
+            }
+            weights[(at + half) as usize] = four;
+        }
+    } else {
+        let scale = Vector::<f32, Const<4>>::new(packed_scale(factor, packing));
+        let first_word = comptime![i * packing.vectors()];
+        let first = packed_values(words, first_word, comptime![2 * eight], packing) * scale;
+        let second = packed_values(words, first_word, comptime![2 * eight + 1], packing) * scale;
+        put_eight(weights, at, Vector::<T, Const<4>>::cast_from(first), Vector::<T, Const<4>>::cast_from(second));
     }
 }

@@ -319,8 +319,8 @@ mod tests {
     use formats::Storage;
 
     use crate::gpu::Gpu;
-    use crate::matmul::TILE;
     use crate::matmul::checks::{check_dense, check_experts};
+    use crate::matmul::{PlaneLayout, TILE};
     use crate::product::Product;
     use crate::testing::{F32, Random, gpu, matrix, matvec_choice, poisoned};
 
@@ -328,7 +328,7 @@ mod tests {
     fn dense_products_equal_f64() {
         let shapes = [(64, 128, 64), (1, 1, 32), (70, 131, 96), (3, 67, 2880), (130, 5, 32)];
         check_dense(F32, &shapes, "tiles", |gpu, product| {
-            product.launch_tiled(&gpu.clone().with_matrix_units(None), 4, TILE);
+            product.launch_tiled(&gpu.clone().with_matrix_units(None), PlaneLayout::PAIRS, TILE);
         });
     }
 
@@ -336,7 +336,7 @@ mod tests {
     fn sorted_expert_products_equal_single_expert_products() {
         let shapes = [(80, 3, 96, 64, 2), (5, 8, 32, 96, 4), (1, 2, 32, 32, 1), (33, 40, 160, 32, 3)];
         check_experts(F32, &shapes, TILE, "tiles", |gpu, product| {
-            product.launch_tiled(&gpu.clone().with_matrix_units(None), 4, TILE);
+            product.launch_tiled(&gpu.clone().with_matrix_units(None), PlaneLayout::PAIRS, TILE);
         });
     }
 
@@ -357,7 +357,7 @@ mod tests {
         let outs = [&whole, &split].map(|matrix| {
             let [tiled, single] = [(); 2].map(|()| poisoned(device, inputs * 200));
             let product = |out| Product { matrix, x: &x, bias: None, out, add: false, inputs };
-            product(&tiled).launch_tiled(&gpu, 4, TILE);
+            product(&tiled).launch_tiled(&gpu, PlaneLayout::PAIRS, TILE);
             product(&single).launch_matvec(&gpu, None, choice);
             [tiled, single].map(|out| device.read_f32(&out).expect("reads"))
         });
