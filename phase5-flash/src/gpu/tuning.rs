@@ -70,9 +70,9 @@ impl Default for Tuning {
             tiled_slots: 16,
             low_tile_rows: NEVER,
             dense_tile: PlaneLayout::PAIRS,
-            low_dense_tile: PlaneLayout { planes: 8, splits: 8, step: 1, steps: 1 },
-            expert_tile: PlaneLayout { planes: 4, splits: 1, step: 2, steps: 1 },
-            low_expert_tile: PlaneLayout { planes: 4, splits: 1, step: 2, steps: 2 },
+            low_dense_tile: PlaneLayout { planes: 8, splits: 8, squares: 1, step: 1, steps: 1 },
+            expert_tile: PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 1 },
+            low_expert_tile: PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 2 },
         }
     }
 }
@@ -122,12 +122,12 @@ impl Tuning {
     pub(crate) const INPUTS_PER_READ: [usize; 3] = [1, 2, 4];
     /// The layouts of tiles that are worth measuring.
     pub(crate) const TILES: [PlaneLayout; 6] = [
-        PlaneLayout { planes: 2, splits: 1, step: 2, steps: 1 },
-        PlaneLayout { planes: 4, splits: 1, step: 2, steps: 1 },
-        PlaneLayout { planes: 4, splits: 1, step: 2, steps: 2 },
-        PlaneLayout { planes: 8, splits: 1, step: 1, steps: 2 },
-        PlaneLayout { planes: 4, splits: 4, step: 1, steps: 1 },
-        PlaneLayout { planes: 8, splits: 8, step: 1, steps: 1 },
+        PlaneLayout { planes: 2, splits: 1, squares: 1, step: 2, steps: 1 },
+        PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 1 },
+        PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 2 },
+        PlaneLayout { planes: 8, splits: 1, squares: 1, step: 1, steps: 2 },
+        PlaneLayout { planes: 4, splits: 4, squares: 1, step: 1, steps: 1 },
+        PlaneLayout { planes: 8, splits: 8, squares: 1, step: 1, steps: 1 },
     ];
 
     /// Whether the kernels support these choices.

@@ -30,7 +30,7 @@ use super::staging::{group, input_starts, lane, plane, put_inputs, put_weights, 
 use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
 use crate::gpu::Gpu;
-use crate::matrix_units::{Accumulators, SIDE, operand, sync_lanes};
+use crate::matrix_units::{Accumulators, Operand, SIDE, operand, sync_lanes};
 use crate::moe::SlotTile;
 use crate::packed::{PackedPair, Packing};
 use crate::product::{ExpertProduct, Product};
@@ -165,7 +165,7 @@ fn experts<T: Float>(
     }
 }
 
-/// A plane's sums for the outputs of both halves of a tile; one square per 16 rows.
+/// A plane's sums for the outputs of both halves of a tile: the squares of the first 16 rows, then of the next 16.
 #[derive(CubeType)]
 struct Sums {
     low: Accumulators,
@@ -192,8 +192,8 @@ fn multiply_tile<T: Float>(
     #[comptime] epilogue: Epilogue,
 ) {
     let mut sums = Sums {
-        low: Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]),
-        high: Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]),
+        low: Accumulators::zeros(comptime![size.rounds() * size.squares], comptime![size.planes]),
+        high: Accumulators::zeros(comptime![size.rounds() * size.squares], comptime![size.planes]),
     };
     let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(size.planes.count * FOURS) as usize]);
     add_products::<T>(x, rows, weights, low_row, high_row, blocks, &mut sums, packing, size);
@@ -201,30 +201,33 @@ fn multiply_tile<T: Float>(
     for round in 0..comptime![size.rounds() as usize] {
         let first_member = round as u32 * SIDE;
         if first_member < rows.count {
-            store_round(&sums, &mut stage, round, size);
-            // The planes of a group share the work of adding their sums.
-            let mut place = split(size) * size.planes.width + lane(size);
-            while place < comptime![FOURS / 2] {
-                let member = first_member + place / comptime![FOURS_PER_ROW / 2];
-                let output = place % comptime![FOURS_PER_ROW / 2];
-                let at = place / comptime![FOURS_PER_ROW / 2] * FOURS_PER_ROW + output;
-                let low = group_sum(&stage, at, size);
-                let high = group_sum(&stage, at + comptime![FOURS_PER_ROW / 2], size);
-                if member < rows.count {
-                    let start = rows.targets[member as usize] * outputs.width + outputs.first;
-                    let column = column + group(size) * SIDE + output * 4;
-                    let (first_bias, columns) = (outputs.first_bias, outputs.columns);
-                    if comptime![epilogue.gated] {
-                        store_four_gated(out, start, low, high, bias, up_bias, first_bias, column, columns);
-                    } else {
-                        store_four(out, start, low, bias, first_bias, column, columns, epilogue);
-                        let column = column + size.half();
-                        store_four(out, start, high, bias, first_bias, column, columns, epilogue);
+            #[unroll]
+            for square in 0..size.squares {
+                store_square(&sums, &mut stage, round * comptime![size.squares as usize] + square as usize, size);
+                // The planes of a group share the work of adding their sums.
+                let mut place = split(size) * size.planes.width + lane(size);
+                while place < comptime![FOURS / 2] {
+                    let member = first_member + place / comptime![FOURS_PER_ROW / 2];
+                    let output = place % comptime![FOURS_PER_ROW / 2];
+                    let at = place / comptime![FOURS_PER_ROW / 2] * FOURS_PER_ROW + output;
+                    let low = group_sum(&stage, at, size);
+                    let high = group_sum(&stage, at + comptime![FOURS_PER_ROW / 2], size);
+                    if member < rows.count {
+                        let start = rows.targets[member as usize] * outputs.width + outputs.first;
+                        let column = column + group(size) * size.plane_half() + comptime![square * SIDE] + output * 4;
+                        let (first_bias, columns) = (outputs.first_bias, outputs.columns);
+                        if comptime![epilogue.gated] {
+                            store_four_gated(out, start, low, high, bias, up_bias, first_bias, column, columns);
+                        } else {
+                            store_four(out, start, low, bias, first_bias, column, columns, epilogue);
+                            let column = column + size.half();
+                            store_four(out, start, high, bias, first_bias, column, columns, epilogue);
+                        }
                     }
+                    place += comptime![size.splits * size.planes.width];
                 }
-                place += comptime![size.splits * size.planes.width];
+                sync_cube();
             }
-            sync_cube();
         }
     }
 }
@@ -240,12 +243,12 @@ fn group_sum(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] si
     sum
 }
 
-/// Writes this plane's sums of rows `16 round` to `16 round + 15` to shared memory, where all its lanes can read them.
+/// Writes this plane's sums of a square of each half to shared memory, where all lanes can read them.
 #[cube]
-fn store_round(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, round: usize, #[comptime] size: TileSize) {
+fn store_square(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, square: usize, #[comptime] size: TileSize) {
     let first = plane(size) * FOURS;
-    sums.low.store(round, stage, first, FOURS_PER_ROW, comptime![size.planes]);
-    sums.high.store(round, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, comptime![size.planes]);
+    sums.low.store(square, stage, first, FOURS_PER_ROW, comptime![size.planes]);
+    sums.high.store(square, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, comptime![size.planes]);
     sync_cube();
 }
 
@@ -255,37 +258,47 @@ fn multiply<T: Float>(
     inputs: &Shared<[Vector<T, Const<4>>]>,
     weights: &Shared<[Vector<T, Const<4>>]>,
     sums: &mut Sums,
-    step: u32,
+    #[comptime] step: u32,
     #[comptime] rounds: u32,
     #[comptime] size: TileSize,
 ) {
     let (by_rows, by_columns) = (MatrixLayout::RowMajor, MatrixLayout::ColMajor);
     let (inputs_stride, stride) = comptime![(size.inputs_stride(), size.weights_stride())];
-    let first_input = split(size) * comptime![size.rows * inputs_stride] + step * comptime![8 * size.step];
+    let first_input = split(size) * comptime![size.rows * inputs_stride] + comptime![8 * step * size.step];
     let first_weight = plane(size) * size.plane_weights();
     #[unroll(size.planes.fragments)]
-    for square in 0..comptime![2 * size.step] {
-        let along = square * comptime![SIDE / 4];
-        let first = first_weight + along;
-        let low = operand::<T>(weights, first, stride, MatrixIdent::B, by_columns, comptime![size.planes]);
-        let first = first + comptime![SIDE * stride];
-        let high = operand::<T>(weights, first, stride, MatrixIdent::B, by_columns, comptime![size.planes]);
+    for along in 0..comptime![2 * size.step] {
+        let along = along * comptime![SIDE / 4];
+        let mut low = Sequence::<Operand<T>>::new();
+        let mut high = Sequence::<Operand<T>>::new();
+        #[unroll]
+        for square in 0..size.squares {
+            let first = first_weight + comptime![square * SIDE * stride] + along;
+            low.push(operand::<T>(weights, first, stride, MatrixIdent::B, by_columns, comptime![size.planes]));
+            let first = first + comptime![size.plane_half() * stride];
+            high.push(operand::<T>(weights, first, stride, MatrixIdent::B, by_columns, comptime![size.planes]));
+        }
         #[unroll(size.planes.fragments)]
         for round in 0..comptime![rounds as usize] {
             let first = first_input + round as u32 * comptime![SIDE * inputs_stride] + along;
             let rows = operand::<T>(inputs, first, inputs_stride, MatrixIdent::A, by_rows, comptime![size.planes]);
-            sums.low.add::<T>(round, inputs, &rows, inputs_stride, weights, &low, stride, true, comptime![size.planes]);
-            sums.high.add::<T>(
-                round,
-                inputs,
-                &rows,
-                inputs_stride,
-                weights,
-                &high,
-                stride,
-                true,
-                comptime![size.planes],
-            );
+            #[unroll]
+            for square in 0..comptime![size.squares as usize] {
+                let at = round * comptime![size.squares as usize] + square;
+                let (low, high) = (&low[square], &high[square]);
+                sums.low.add::<T>(at, inputs, &rows, inputs_stride, weights, low, stride, true, comptime![size.planes]);
+                sums.high.add::<T>(
+                    at,
+                    inputs,
+                    &rows,
+                    inputs_stride,
+                    weights,
+                    high,
+                    stride,
+                    true,
+                    comptime![size.planes],
+                );
+            }
         }
     }
 }
@@ -309,24 +322,25 @@ fn add_products<T: Float>(
         Shared::<[Vector<T, Const<4>>]>::new_slice(comptime![(size.planes.count * size.plane_weights()) as usize]);
     let starts = input_starts(rows, blocks, size);
     let mut fours = Array::<Vector<f32, Const<4>>>::new(comptime![(2 * size.eights_per_unit()) as usize]);
-    let mut words =
-        Array::<Vector<u32, Const<4>>>::new(comptime![(size.blocks_per_lane() * packing.vectors()) as usize]);
-    let mut factors = Array::<u32>::new(comptime![size.blocks_per_lane() as usize]);
+    let blocks_per_chunk = comptime![size.blocks_per_lane() * size.steps];
+    let mut words = Array::<Vector<u32, Const<4>>>::new(comptime![(blocks_per_chunk * packing.vectors()) as usize]);
+    let mut factors = Array::<u32>::new(comptime![blocks_per_chunk as usize]);
     let mut first = split(size) * size.chunk();
     read_inputs(x, rows, &starts, first, blocks, &mut fours, size);
     read_weights(weights, low_row, high_row, first, blocks, &mut words, &mut factors, packing, size);
     for _ in 0..blocks.div_ceil(comptime![size.chunk() * size.splits]) {
         put_inputs::<T>(&fours, &mut inputs, size);
         sync_split(size);
-        // The next chunk of the inputs, and the next step of the weights, are loaded while the current ones are multiplied.
-        let next_chunk = first + comptime![size.chunk() * size.splits];
-        read_inputs(x, rows, &starts, next_chunk, blocks, &mut fours, size);
+        // The inputs of the next chunk are loaded while this one is multiplied; the weights, while its last step is.
+        first += comptime![size.chunk() * size.splits];
+        read_inputs(x, rows, &starts, first, blocks, &mut fours, size);
+        #[unroll]
         for step in 0..size.steps {
-            put_weights::<T>(&words, &factors, &mut unpacked, packing, size);
+            put_weights::<T>(&words, &factors, &mut unpacked, step, packing, size);
             sync_lanes(comptime![size.planes]);
-            let last = step + 1 == size.steps;
-            let next = select(last, next_chunk, first + (step + 1) * size.step);
-            read_weights(weights, low_row, high_row, next, blocks, &mut words, &mut factors, packing, size);
+            if comptime![step + 1 == size.steps] {
+                read_weights(weights, low_row, high_row, first, blocks, &mut words, &mut factors, packing, size);
+            }
             if comptime![size.rounds() == 1] {
                 multiply::<T>(&inputs, &unpacked, sums, step, 1u32, size);
             } else if rows.count > comptime![size.rows / 2] {
@@ -339,7 +353,6 @@ fn add_products<T: Float>(
         if comptime![size.groups() > 1] {
             sync_split(size);
         }
-        first = next_chunk;
     }
 }
 
@@ -368,9 +381,9 @@ mod tests {
     const F16_EXPERTS: f64 = 3e-5;
     /// Emulated matrix units use at most two planes.
     const LAYOUTS: [PlaneLayout; 4] = [
-        PlaneLayout { planes: 2, splits: 2, step: 1, steps: 2 },
-        PlaneLayout { planes: 4, splits: 1, step: 2, steps: 2 },
-        PlaneLayout { planes: 8, splits: 4, step: 1, steps: 1 },
+        PlaneLayout { planes: 2, splits: 2, squares: 1, step: 1, steps: 2 },
+        PlaneLayout { planes: 4, splits: 1, squares: 2, step: 1, steps: 2 },
+        PlaneLayout { planes: 8, splits: 4, squares: 1, step: 1, steps: 4 },
         PlaneLayout::PAIRS,
     ];
 

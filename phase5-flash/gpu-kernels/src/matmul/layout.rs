@@ -23,21 +23,23 @@ pub struct PlaneLayout {
     /// Planes with the same outputs and different columns; their sums are added at the end. With one split, the planes of a cube have
     /// different outputs, and share the inputs. With more, a launch has more cubes, but each of them reads the inputs.
     pub splits: u32,
+    /// Squares of 16 outputs in each half of a plane's tile.
+    pub squares: u32,
     /// Blocks of 32 columns that a plane unpacks at once.
     pub step: u32,
-    /// Steps per barrier: the inputs of so many steps are in shared memory at once.
+    /// Steps per chunk. The weights of a chunk are read at once, and its inputs are in shared memory at once.
     pub steps: u32,
 }
 
 impl PlaneLayout {
     /// Two planes with different outputs, for products with enough outputs and rows to fill a device.
-    pub const PAIRS: PlaneLayout = PlaneLayout { planes: 2, splits: 1, step: 2, steps: 1 };
+    pub const PAIRS: PlaneLayout = PlaneLayout { planes: 2, splits: 1, squares: 1, step: 2, steps: 1 };
 
     /// Whether the kernels support the layout.
     pub fn is_possible(&self) -> bool {
-        let PlaneLayout { planes, splits, step, steps } = *self;
+        let PlaneLayout { planes, splits, squares, step, steps } = *self;
         let within = |value: u32, most: u32| value.is_power_of_two() && value <= most;
-        within(planes, 8) && within(splits, planes) && within(step, 2) && within(steps, 8)
+        within(planes, 8) && within(splits, planes) && within(squares, 2) && within(step, 2) && within(steps, 4)
     }
 
     /// The layout nearest to this one that fits the shared memory of a device, in tiles of `rows` rows.
@@ -54,6 +56,7 @@ impl PlaneLayout {
                 planes,
                 rows,
                 splits: layout.splits.min(planes.count),
+                squares: layout.squares,
                 step: layout.step,
                 steps: layout.steps,
             };
@@ -63,6 +66,7 @@ impl PlaneLayout {
             match layout {
                 PlaneLayout { steps: 2.., .. } => layout.steps /= 2,
                 PlaneLayout { step: 2.., .. } => layout.step /= 2,
+                PlaneLayout { squares: 2.., .. } => layout.squares /= 2,
                 _ if planes.count > least => layout.planes = planes.count / 2,
                 _ => return None,
             }
@@ -70,7 +74,7 @@ impl PlaneLayout {
     }
 }
 
-/// The size of a tile. Each plane computes 16 outputs of the tile's low half and 16 of its high half, for some of the columns.
+/// The size of a tile. Each plane computes 16 or 32 outputs of the tile's low half and as many of its high half, for some of the columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TileSize {
     pub planes: Planes,
@@ -78,6 +82,7 @@ pub(super) struct TileSize {
     pub rows: u32,
     /// As in [`PlaneLayout`].
     pub splits: u32,
+    pub squares: u32,
     pub step: u32,
     pub steps: u32,
 }
@@ -97,9 +102,14 @@ impl TileSize {
         self.planes.count / self.splits
     }
 
+    /// Outputs of a plane in each half of a tile.
+    pub const fn plane_half(self) -> u32 {
+        SIDE * self.squares
+    }
+
     /// Outputs in each half of a tile.
     pub const fn half(self) -> u32 {
-        SIDE * self.groups()
+        self.plane_half() * self.groups()
     }
 
     /// Blocks whose inputs are in shared memory at once.
@@ -129,7 +139,7 @@ impl TileSize {
 
     /// Vectors of a plane's weights in shared memory.
     pub const fn plane_weights(self) -> u32 {
-        2 * SIDE * self.weights_stride()
+        2 * self.plane_half() * self.weights_stride()
     }
 
     /// Shared memory in bytes.
@@ -150,7 +160,7 @@ impl TileSize {
 
     /// Blocks of weights of a plane per step: one or two for each of its outputs.
     pub const fn plane_blocks(self) -> u32 {
-        2 * SIDE * self.step
+        2 * self.plane_half() * self.step
     }
 
     /// Blocks of weights that a lane unpacks per step.

@@ -4,7 +4,6 @@ use cubecl::prelude::*;
 
 use super::layout::TileSize;
 use super::operand::TileRows;
-use crate::matrix_units::SIDE;
 use crate::packed::{PackedPair, Packing, load_blocks, packed_f16_pair, packed_scale, packed_values};
 
 /// Index of this unit's plane.
@@ -123,7 +122,7 @@ fn block_place(#[comptime] i: u32, #[comptime] size: TileSize) -> u32 {
     lane(size) + comptime![i * size.planes.width]
 }
 
-/// Reads the codes and scales of this lane's blocks, in the step that begins at block `first`, for outputs from `low_row` of the first
+/// Reads the codes and scales of this lane's blocks, in the chunk that begins at block `first`, for outputs from `low_row` of the first
 /// matrix and from `high_row` of the second on. Past the last row or block, the last ones are read; the inputs of such blocks are zeros.
 #[cube]
 pub(super) fn read_weights(
@@ -141,26 +140,32 @@ pub(super) fn read_weights(
     #[unroll]
     for i in 0..size.blocks_per_lane() {
         let place = block_place(i, size);
-        let block = min(first + place % size.step, blocks - 1);
         let output = place / size.step;
-        let row = group(size) * SIDE + output % SIDE;
-        if output < SIDE {
-            let row = min(low_row + row, weights.last_row);
-            load_blocks(weights.codes, weights.scales, row, block, blocks, words, factors, i, 1u32, storage);
-        } else {
-            let row = min(high_row + row, weights.last_row);
-            let (codes, scales) = (weights.second_codes, weights.second_scales);
-            load_blocks(codes, scales, row, block, blocks, words, factors, i, 1u32, storage);
+        let row = group(size) * size.plane_half() + output % size.plane_half();
+        // The blocks of a row are read together: memory is slow to change between rows.
+        #[unroll]
+        for step in 0..size.steps {
+            let block = min(first + comptime![step * size.step] + place % size.step, blocks - 1);
+            let at = comptime![step * size.blocks_per_lane() + i];
+            if output < size.plane_half() {
+                let row = min(low_row + row, weights.last_row);
+                load_blocks(weights.codes, weights.scales, row, block, blocks, words, factors, at, 1u32, storage);
+            } else {
+                let row = min(high_row + row, weights.last_row);
+                let (codes, scales) = (weights.second_codes, weights.second_scales);
+                load_blocks(codes, scales, row, block, blocks, words, factors, at, 1u32, storage);
+            }
         }
     }
 }
 
-/// Unpacks the result of [`read_weights`] to shared memory.
+/// Unpacks the result of [`read_weights`] for step `step` to shared memory.
 #[cube]
 pub(super) fn put_weights<T: Float>(
     words: &Array<Vector<u32, Const<4>>>,
     factors: &Array<u32>,
     weights: &mut Shared<[Vector<T, Const<4>>]>,
+    #[comptime] step: u32,
     #[comptime] packing: Packing,
     #[comptime] size: TileSize,
 ) {
@@ -172,33 +177,39 @@ pub(super) fn put_weights<T: Float>(
                 plane(size) * size.plane_weights() + place / size.step * size.weights_stride() + place % size.step * 8;
             #[unroll]
             for eight in 0..4u32 {
-                put_weights_eight(words, factors, weights, at + 2 * eight, i, eight, packing, size);
+                let block = comptime![step * size.blocks_per_lane() + i];
+                put_weights_eight(words, factors, weights, at + 2 * eight, block, eight, packing, size);
             }
         }
     }
 }
 
-/// Unpacks columns `8 eight` to `8 eight + 7` of the lane's `i`-th block to vectors `at` and `at + 1`.
+/// Unpacks columns `8 eight` to `8 eight + 7` of block number `block` of those that the lane read, to vectors `at` and `at + 1`.
 #[cube]
 fn put_weights_eight<T: Float>(
     words: &Array<Vector<u32, Const<4>>>,
     factors: &Array<u32>,
     weights: &mut Shared<[Vector<T, Const<4>>]>,
     at: u32,
-    #[comptime] i: u32,
+    #[comptime] block: u32,
     #[comptime] eight: u32,
     #[comptime] packing: Packing,
     #[comptime] size: TileSize,
 ) {
-    let factor = factors[comptime![i as usize]];
+    let factor = factors[comptime![block as usize]];
     if comptime![size.planes.fragments && packing.has_f16_pairs()] {
-        let codes = words[comptime![i as usize]].extract(comptime![eight as usize]);
+        let codes = words[comptime![block as usize]].extract(comptime![eight as usize]);
+        // Half of the lanes write the second four columns first: the others' rows are in the same banks.
+        let other = if comptime![size.step == 2] { lane(size) % 2 } else { lane(size) / 8 % 2 };
         #[unroll]
         for half in 0..2u32 {
+            let half = half ^ other;
+            // Two codes further, the pairs 2 and 3 are in the place of the pairs 0 and 1.
+            let codes = codes >> (8 * half);
             let mut four = Vector::<T, Const<4>>::empty();
             #[unroll]
             for j in 0..2u32 {
-                let pair = Vector::<T, Const<2>>::cast_from(packed_f16_pair(codes, factor, comptime![2 * half + j]));
+                let pair = Vector::<T, Const<2>>::cast_from(packed_f16_pair(codes, factor, j));
                 four.insert(comptime![(2 * j) as usize], pair.extract(0usize));
                 four.insert(comptime![(2 * j + 1) as usize], pair.extract(1usize));
             }
@@ -206,7 +217,7 @@ fn put_weights_eight<T: Float>(
         }
     } else {
         let scale = Vector::<f32, Const<4>>::new(packed_scale(factor, packing));
-        let first_word = comptime![i * packing.vectors()];
+        let first_word = comptime![block * packing.vectors()];
         let first = packed_values(words, first_word, comptime![2 * eight], packing) * scale;
         let second = packed_values(words, first_word, comptime![2 * eight + 1], packing) * scale;
         put_eight(weights, at, Vector::<T, Const<4>>::cast_from(first), Vector::<T, Const<4>>::cast_from(second));
