@@ -165,11 +165,25 @@ fn experts<T: Float>(
     }
 }
 
-/// A plane's sums for the outputs of both halves of a tile: the squares of the first 16 rows, then of the next 16.
+/// A plane's sums for the outputs of both halves of a tile, for each square of outputs; one square of sums per 16 rows.
 #[derive(CubeType)]
 struct Sums {
-    low: Accumulators,
-    high: Accumulators,
+    low: Sequence<Accumulators>,
+    high: Sequence<Accumulators>,
+}
+
+#[cube]
+impl Sums {
+    fn zeros(#[comptime] size: TileSize) -> Sums {
+        let mut low = Sequence::<Accumulators>::new();
+        let mut high = Sequence::<Accumulators>::new();
+        #[unroll]
+        for _ in 0..size.squares {
+            low.push(Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]));
+            high.push(Accumulators::zeros(comptime![size.rounds()], comptime![size.planes]));
+        }
+        Sums { low, high }
+    }
 }
 
 /// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on: 16 of each per group
@@ -191,10 +205,7 @@ fn multiply_tile<T: Float>(
     #[comptime] size: TileSize,
     #[comptime] epilogue: Epilogue,
 ) {
-    let mut sums = Sums {
-        low: Accumulators::zeros(comptime![size.rounds() * size.squares], comptime![size.planes]),
-        high: Accumulators::zeros(comptime![size.rounds() * size.squares], comptime![size.planes]),
-    };
+    let mut sums = Sums::zeros(size);
     let mut stage = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime![(size.planes.count * FOURS) as usize]);
     add_products::<T>(x, rows, weights, low_row, high_row, blocks, &mut sums, packing, size);
     #[unroll(size.planes.fragments)]
@@ -203,7 +214,7 @@ fn multiply_tile<T: Float>(
         if first_member < rows.count {
             #[unroll]
             for square in 0..size.squares {
-                store_square(&sums, &mut stage, round * comptime![size.squares as usize] + square as usize, size);
+                store_square(&sums, &mut stage, square, round, size);
                 // The planes of a group share the work of adding their sums.
                 let mut place = split(size) * size.planes.width + lane(size);
                 while place < comptime![FOURS / 2] {
@@ -243,12 +254,19 @@ fn group_sum(stage: &Shared<[Vector<f32, Const<4>>]>, place: u32, #[comptime] si
     sum
 }
 
-/// Writes this plane's sums of a square of each half to shared memory, where all lanes can read them.
+/// Writes this plane's sums of 16 rows and one square of each half to shared memory, where all lanes can read them.
 #[cube]
-fn store_square(sums: &Sums, stage: &mut Shared<[Vector<f32, Const<4>>]>, square: usize, #[comptime] size: TileSize) {
+fn store_square(
+    sums: &Sums,
+    stage: &mut Shared<[Vector<f32, Const<4>>]>,
+    #[comptime] square: u32,
+    round: usize,
+    #[comptime] size: TileSize,
+) {
     let first = plane(size) * FOURS;
-    sums.low.store(square, stage, first, FOURS_PER_ROW, comptime![size.planes]);
-    sums.high.store(square, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, comptime![size.planes]);
+    let square = comptime![square as usize];
+    sums.low[square].store(round, stage, first, FOURS_PER_ROW, comptime![size.planes]);
+    sums.high[square].store(round, stage, first + comptime![SIDE / 4], FOURS_PER_ROW, comptime![size.planes]);
     sync_cube();
 }
 
@@ -284,20 +302,12 @@ fn multiply<T: Float>(
             let rows = operand::<T>(inputs, first, inputs_stride, MatrixIdent::A, by_rows, comptime![size.planes]);
             #[unroll]
             for square in 0..comptime![size.squares as usize] {
-                let at = round * comptime![size.squares as usize] + square;
                 let (low, high) = (&low[square], &high[square]);
-                sums.low.add::<T>(at, inputs, &rows, inputs_stride, weights, low, stride, true, comptime![size.planes]);
-                sums.high.add::<T>(
-                    at,
-                    inputs,
-                    &rows,
-                    inputs_stride,
-                    weights,
-                    high,
-                    stride,
-                    true,
-                    comptime![size.planes],
-                );
+                let planes = comptime![size.planes];
+                let low_sums = &mut sums.low[square];
+                low_sums.add::<T>(round, inputs, &rows, inputs_stride, weights, low, stride, true, planes);
+                let high_sums = &mut sums.high[square];
+                high_sums.add::<T>(round, inputs, &rows, inputs_stride, weights, high, stride, true, planes);
             }
         }
     }
