@@ -90,9 +90,9 @@ fn f16_pair(codes: u32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
     Vector::<f16, Const<2>>::reinterpret(pair)
 }
 
-/// Values `i` and `i + 4` of a word times `scale`, rounded once.
+/// Values `i` and `i + 4` of a word times `scale`, rounded once. The scale times 2¹⁴ must be in the range of 16-bit floats.
 #[cube]
 pub(crate) fn scaled_f16_pair(codes: u32, scale: f32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
-    let scale = f16::cast_from(scale);
-    f16_pair(codes, i) * Vector::<f16, Const<2>>::new(f16::new(16384.0)) * Vector::<f16, Const<2>>::new(scale)
+    let factor = f16::cast_from(scale * f32::new(comptime![E2m1Decode::F16Pairs.factor()]));
+    f16_pair(codes, i) * Vector::<f16, Const<2>>::new(factor)
 }

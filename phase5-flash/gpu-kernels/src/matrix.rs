@@ -129,7 +129,7 @@ impl Matrix {
         &self.parts[0]
     }
 
-    /// Whether the values can be converted to 16-bit floats: none overflows, and those that underflow are below 2⁻¹² of the largest, which
+    /// Whether the values can be converted to 16-bit floats: nothing overflows, and values that underflow are below 2⁻¹² of the largest, which
     /// is less than the error of rounding to 11 bits. True until the matrix is filled.
     pub(crate) fn fits_f16(&self) -> bool {
         self.fits_f16.load(Ordering::Relaxed)
@@ -137,13 +137,15 @@ impl Matrix {
 
     /// Records that no magnitude is above `largest`.
     pub(crate) fn bound_values(&self, largest: f32) {
-        self.fits_f16.store(fits_f16(largest), Ordering::Relaxed);
+        self.fits_f16.store(fits_f16(self.storage, largest), Ordering::Relaxed);
     }
 }
 
-/// Whether values up to `largest` can be converted to 16-bit floats, whose smallest step is 2⁻²⁴.
-fn fits_f16(largest: f32) -> bool {
-    largest == 0.0 || (1.0 / 4096.0..=65504.0).contains(&largest)
+/// Whether values up to `largest` can be converted to 16-bit floats, whose smallest step is 2⁻²⁴ and whose largest value is 65,504. Kernels
+/// unpack MXFP4 with its scale times 2¹⁴, so its scale must be at most 2, and its values at most 12.
+fn fits_f16(storage: Storage, largest: f32) -> bool {
+    let most = if storage == Storage::Mxfp4 { 12.0 } else { 65504.0 };
+    largest == 0.0 || (1.0 / 4096.0..=most).contains(&largest)
 }
 
 /// The number of rows of `row_bytes` each that fit a binding of `limit` bytes, in whole groups.
@@ -186,6 +188,7 @@ mod tests {
             assert!(fits(storage, [1.0; BLOCK]), "{storage:?}");
             assert!(fits(storage, [0.0; BLOCK]), "{storage:?}");
         }
+        assert!(fits(Storage::Mxfp4, [12.0; BLOCK]) && !fits(Storage::Mxfp4, [24.0; BLOCK]));
         for storage in [Storage::F32, Storage::BF16, Storage::Mxfp4] {
             assert!(!fits(storage, [1e6; BLOCK]), "{storage:?}");
             assert!(!fits(storage, [1e-9; BLOCK]), "{storage:?}");

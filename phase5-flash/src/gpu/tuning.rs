@@ -70,9 +70,9 @@ impl Default for Tuning {
             tiled_slots: 16,
             low_tile_rows: NEVER,
             dense_tile: PlaneLayout::PAIRS,
-            low_dense_tile: PlaneLayout { planes: 8, splits: 8, squares: 1, step: 1, steps: 1 },
+            low_dense_tile: PlaneLayout { planes: 4, splits: 4, squares: 1, step: 2, steps: 2 },
             expert_tile: PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 1 },
-            low_expert_tile: PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 2 },
+            low_expert_tile: PlaneLayout { planes: 4, splits: 1, squares: 1, step: 1, steps: 4 },
         }
     }
 }
@@ -121,13 +121,14 @@ impl Tuning {
     pub(crate) const ATTENTION_CUBES: [usize; 5] = [32, 64, 128, 256, 512];
     pub(crate) const INPUTS_PER_READ: [usize; 3] = [1, 2, 4];
     /// The layouts of tiles that are worth measuring.
-    pub(crate) const TILES: [PlaneLayout; 6] = [
-        PlaneLayout { planes: 2, splits: 1, squares: 1, step: 2, steps: 1 },
+    pub(crate) const TILES: [PlaneLayout; 7] = [
+        PlaneLayout::PAIRS,
         PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 1 },
-        PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 2 },
-        PlaneLayout { planes: 8, splits: 1, squares: 1, step: 1, steps: 2 },
-        PlaneLayout { planes: 4, splits: 4, squares: 1, step: 1, steps: 1 },
-        PlaneLayout { planes: 8, splits: 8, squares: 1, step: 1, steps: 1 },
+        PlaneLayout { planes: 4, splits: 2, squares: 1, step: 2, steps: 1 },
+        PlaneLayout { planes: 4, splits: 1, squares: 1, step: 1, steps: 4 },
+        PlaneLayout { planes: 4, splits: 1, squares: 1, step: 2, steps: 4 },
+        PlaneLayout { planes: 4, splits: 4, squares: 1, step: 2, steps: 2 },
+        PlaneLayout { planes: 8, splits: 4, squares: 1, step: 1, steps: 2 },
     ];
 
     /// Whether the kernels support these choices.
@@ -328,8 +329,8 @@ mod tests {
             ("\"tiled_rows\": 24", "\"tiled_rows\": 99999999999"),
             ("\"attention_cubes\": 256", "\"attention_cubes\": 0"),
             ("\"product_cubes\": 640", "\"product_cubes\": 0"),
-            ("\"planes\": 8", "\"planes\": 3"),
-            ("\"splits\": 8", "\"splits\": 16"),
+            ("\"planes\": 4", "\"planes\": 3"),
+            ("\"splits\": 4", "\"splits\": 16"),
             ("\"tiled_slots\"", "\"tiled_slot\""),
         ];
         for (from, to) in lies {
