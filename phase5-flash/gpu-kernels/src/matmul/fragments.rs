@@ -13,12 +13,20 @@
 //! 4. fragments loaded from words, 16 bytes at a time, together with change 3: 1.5 ms. Reverted.
 //! 5. tiles of 128 rows, 8 planes: 0.97 ms. An expert has 64 rows on average. Reverted.
 //! 6. inputs also stored as 16-bit floats in device memory: 0.79 ms, 0.39 ms, but needs a second, 16-bit version of every buffer. Not used.
-//! 7. MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms.
-//!    Dense products are faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
+//! 7. MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms. Dense products are
+//!    faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
+//! 8. current version: planes unpack their own weights, whole blocks at a time. No faster for prompts (gate and up of 24 experts and 2,048
+//!    slots, H200: 0.66 ms, before 0.65), but below.
 //!
-//! Several sequences (H200, tokens/s in total, a whole step): at 32, tiles of 16 rows 1,531, batches of 8 in registers 1,366; at 64, tiles
-//! of 16 rows 2,700, of 64 rows 3,065; at 10, tiles of 16 rows 670, separate rows 1,122. The tiles' iterations wait for loads and barriers: a
-//! layer's gate and up at 10 rows take 347 µs for 90 iterations. Untried: several blocks per barrier.
+//! Few rows per expert (H200, gate and up of 24 experts in tiles of 16 rows, 48 slots; 115 MB of each):
+//! 1. planes share the unpacked weights, two barriers per block: 378 µs.
+//! 2. planes unpack their own weights, two blocks of a row at a time: 301 µs. Without multiplication just as long, without unpacking 105,
+//!    without reading weights 167: 32 bytes of a row at a time are slow to read.
+//! 3. all blocks of a chunk are read together, 128 bytes of a row: 247 µs.
+//! Splitting the columns of q, k and v among 4 planes takes 31 µs for 12 rows, where tiles of 64 rows took 56.
+//!
+//! Several sequences (H200, tokens/s in total, a whole step, version 7 and this one): 10 sequences 1,125 and 1,259, 24 1,196 and 1,704, 32
+//! 1,552 and 2,290, 64 3,064 and 3,773. Experts of fewer than 24 rows are faster row by row.
 
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
