@@ -102,8 +102,8 @@ fn schema_edge_cases_equal_openais() {
     }
 }
 
-/// OpenAI's package loses a description that the first variant repeats, and `null` if the rendered type contains the word `null`. This crate
-/// loses neither.
+/// OpenAI's package loses a description that the first variant repeats, and `null` if the rendered type contains the word `null`. This
+/// crate loses neither.
 #[test]
 fn schema_descriptions_and_null_are_kept() {
     let cases = [

@@ -63,8 +63,8 @@ impl Experts {
     }
 }
 
-/// A product of many rows with their chosen experts: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU of two such products. A slot is a pair
-/// of a row and one of its experts; slots are processed sorted by expert.
+/// A product of many rows with their chosen experts: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU of two such products. A slot is a
+/// pair of a row and one of its experts; slots are processed sorted by expert.
 #[derive(Clone, Copy)]
 pub struct ExpertProduct<'a> {
     /// The down projections, or the gate projections.
