@@ -126,7 +126,8 @@ def benches():
 
 
 def spans():
-    """A row for each operation of each profiled workload: milliseconds per step, over all layers."""
+    """A row for each operation of each layer in each profiled step. `ms` is divided by the number of steps, so that the sum over the rows
+    of an operation is its time in the mean step."""
     rows = []
     for record in records():
         if "steps" not in record or "workload" not in record:

@@ -1,4 +1,4 @@
-//! System and developer messages, and schemas of which OpenAI's package loses information.
+//! System and developer messages, and how schemas are rendered, also those of which OpenAI's package loses information.
 
 use harmony::{DeveloperPrompt, Function, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ fn declared(parameters: Value) -> String {
 #[test]
 fn schemas_render_as_typescript() {
     let cases = [
-        // Each line of a comment becomes a comment line.
+        // In front of a type, each line of a description becomes a comment line; after a variant, all are joined in one.
         (
             json!({"type": "object", "description": "one\ntwo", "properties": {"a": {"type": "string", "description": "b\r\nc\n"}}}),
             "// one\n// two\n{\n// b\n// c\na?: string,\n}",
@@ -102,7 +102,8 @@ fn schema_edge_cases_equal_openais() {
     }
 }
 
-/// OpenAI's package loses a description that the first variant repeats, and `null` if the type contains the word; this crate does not.
+/// OpenAI's package loses a description that the first variant repeats, and `null` if the rendered type contains the word `null`. This
+/// crate loses neither.
 #[test]
 fn schema_descriptions_and_null_are_kept() {
     let cases = [

@@ -103,7 +103,7 @@ impl HostTensor {
     /// A view of rows `first`, `first + step`, … of every matrix, as many as `shape` has.
     ///
     /// # Panics
-    /// If the tensor is not from a GGUF file, or has fewer rows.
+    /// If the tensor has planes or columns, which only safetensors files have, or has fewer rows.
     pub(crate) fn select_rows(&self, shape: Vec<usize>, first: usize, step: usize) -> HostTensor {
         let (stored, wanted) = (matrix_rows(&self.shape), matrix_rows(&shape));
         assert!(first + (wanted - 1) * step < stored, "rows of shape {:?} from shape {:?}", shape, self.shape);

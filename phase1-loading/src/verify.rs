@@ -156,7 +156,7 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
         });
     let formats = [a.format, b.format];
     let rms = if sums.different { (sums.error / sums.magnitude).sqrt() } else { 0.0 };
-    // Between tensors of the same format any difference counts: rounding to a format again does not change values.
+    // Between tensors of the same format any difference counts, because conversion does not round a tensor to the format that it has.
     let verdict = if !sums.different {
         Verdict::Identical
     } else if a.format != b.format && rms <= formats.into_iter().map(rounding).sum::<f64>() {

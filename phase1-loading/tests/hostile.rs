@@ -129,8 +129,8 @@ proptest! {
         prop_assert!(open(file[..len].to_vec()).is_err());
     }
 
-    /// A header with flipped bits gives an error or a checkpoint, never a panic. If a checkpoint opens, its tokenizer and weights do not
-    /// panic either.
+    /// A header with a flipped bit gives an error or a checkpoint, never a panic. If a checkpoint opens, building its tokenizer and
+    /// decoding its weights do not panic either.
     #[test]
     fn a_flipped_bit_never_panics(at in 0usize..12_000, bit in 0u8..8) {
         let mut file = model();

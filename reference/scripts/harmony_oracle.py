@@ -1,4 +1,4 @@
-"""Writes goldens/harmony/*.jsonl: conversations, schemas and turns, with the results of OpenAI's package.
+"""Writes `conversations`, `schemas` and `turns` in reference/goldens/harmony/*.jsonl, with the results of OpenAI's package.
 
     pip install openai-harmony==0.0.8
     TIKTOKEN_ENCODINGS_BASE=DIR python reference/scripts/harmony_oracle.py

@@ -60,7 +60,7 @@ class System:
         return self.effort != "low"
 
     def render(self) -> str:
-        """The system message and, for instructions and functions, the developer message."""
+        """The system message and, for instructions, functions or a response format, the developer message."""
         return self.system() + self.developer()
 
     def system(self) -> str:

@@ -17,7 +17,7 @@ use crate::peer;
 /// The format name by which the notebooks recognize records.
 const FORMAT: &str = "gptoss gates 1";
 /// The limit for llama.cpp, which rounds activations to 8 bits (on a GPU, 16) before products with packed weights. The
-/// largest rms error of the goldens was 3.4e-2 on a Xeon with AVX-512.
+/// largest rms error of the goldens was 3.4e-2 standard deviations of the tensor, on a Xeon with AVX-512.
 const ROUNDED: Limit = Limit { rms: 5e-2, max: 5e-1 };
 
 pub fn run(args: &Gates) -> Result<ExitCode> {
@@ -68,7 +68,7 @@ fn run_peer(args: &Gates, peer: Peer, goldens: &Goldens) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A peer that computes in f32, with the model of a golden case.
+/// Starts a peer with the file or folder of a golden model, and asks it to compute in f32.
 fn start(args: &Gates, peer: Peer, model: &Path, ramp: YarnRamp) -> Result<(peers::PeerEngine, Checkpoint)> {
     let mut checkpoint = Checkpoint::open(model)?;
     checkpoint.config.rope.ramp = ramp;

@@ -96,7 +96,7 @@ fn text(rng: &mut impl Rng, data: &mut Vec<u8>) {
     data.extend((0..rng.random_range(0..6)).map(|_| word(one_of(rng, &words))));
 }
 
-/// Adds, removes, changes or moves a byte, repeats a piece or cuts the stream.
+/// Inserts a byte or two, removes or replaces a byte, swaps one with the first, or repeats or removes a piece.
 fn damage(rng: &mut impl Rng, data: &mut Vec<u8>) {
     let at = rng.random_range(0..=data.len());
     if at == data.len() || rng.random_bool(0.3) {

@@ -28,7 +28,7 @@ pub static HALF_E8M0: [f32; 256] = {
     table
 };
 
-/// `2^(byte − 127)`. Byte 0 is the subnormal 2⁻¹²⁷; byte 255 is NaN in OCP's specification, and engines refuse it.
+/// `2^(byte − 127)`. Byte 0 is the subnormal 2⁻¹²⁷. Byte 255, which is NaN in OCP's specification and which engines refuse, gives infinity.
 pub fn e8m0(byte: u8) -> f32 {
     f32::from_bits(match byte {
         0 => 0x0040_0000,
@@ -37,7 +37,7 @@ pub fn e8m0(byte: u8) -> f32 {
 }
 
 /// Encodes a block with the scale `2^(⌊log2 amax⌋ − 2)`, as GGUF's quantizers do: `amax`, the largest magnitude, is then between 4 and 8
-/// times the scale, and values above 6 times the scale are clamped.
+/// times the scale, and magnitudes above 6 times the scale are clamped. A scale outside E8M0's range saturates.
 pub fn encode(values: &[f32; BLOCK]) -> [u8; BLOCK_BYTES] {
     let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     // For an infinite magnitude the exponent is `i32::MAX`, and an ordinary addition would overflow.

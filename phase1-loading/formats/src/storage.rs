@@ -33,7 +33,7 @@ impl Storage {
         }
     }
 
-    /// Whether values are integers times the scale of their block, so that products can be computed in 16-bit integers.
+    /// Whether values are integers times the scale of their block (MXFP4: half of it), so that products can be computed in 16-bit integers.
     pub const fn is_quantized(self) -> bool {
         matches!(self, Storage::Q8_0 | Storage::Mxfp4)
     }
@@ -53,7 +53,7 @@ impl Storage {
     }
 
     /// Encodes values, rounding to nearest if the format is less precise than f32. Values that [`Storage::decode`] returns are encoded
-    /// exactly.
+    /// exactly, except those of a Q8_0 block in which the largest magnitude of a code is not 127.
     ///
     /// # Panics
     /// If a quantized format's last block is not whole.

@@ -106,7 +106,7 @@ impl<'a> Layout<'a> {
         Ok(found)
     }
 
-    /// The data of a part that consists of bytes or, as mlx-lm writes codes, of little-endian 32-bit words.
+    /// The data of a part with this shape and type: codes, as bytes or in mlx-lm's little-endian 32-bit words, scales or biases.
     fn codes(&mut self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Bytes, Defect> {
         let part = self.part(name, shape)?;
         // E8M0 scales have the type F8_E8M0 or, from older writers, U8.

@@ -29,7 +29,7 @@ struct Layer {
 /// The blob of a model, `[[HOST/]NAMESPACE/]MODEL[:TAG]`. Errors call it `name`.
 ///
 /// # Errors
-/// The name is invalid, no store has the model, or its manifest has no model layer.
+/// The name is invalid, no store has the model, its manifest is invalid or has no model layer, or the blob is missing.
 pub(super) fn blob(name: &Path, model: &str, stores: &[PathBuf]) -> Result<PathBuf, LoadError> {
     let Some(relative) = manifest_path(model) else {
         let found = format!("`{model}`");

@@ -29,7 +29,7 @@ struct ModelJson {
     merges: Vec<Merge>,
 }
 
-/// A merge is one string with two tokens or two strings, depending on the version of the library.
+/// A merge is either one string with both tokens, or two strings, depending on the version of the library.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Merge {

@@ -4,8 +4,8 @@ use formats::mxfp4::{BLOCK_BYTES, E2M1_MAX, e8m0};
 use formats::{BLOCK, Storage};
 use half::{bf16, f16};
 
-/// Packs one row. Overwrites all of `codes`, and combines the row's scales with `scales`, where the bits of row `row` of the group must be
-/// zero. Returns an upper bound of the row's magnitudes, which is infinite if the row contains NaN.
+/// Packs one row. Overwrites all of `codes`. Words of `scales` are shared by a group of four rows, of which this is row `row`; its bits
+/// must be zero. Returns an upper bound of the row's magnitudes, which is infinite if the row contains NaN; for F16 always 1.
 pub(crate) fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) -> f32 {
     match storage {
         Storage::F32 => pack_plain(packed, codes, 4 * BLOCK, |bytes| f32::from_le_bytes(*bytes).abs()),

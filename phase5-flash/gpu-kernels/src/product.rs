@@ -20,7 +20,7 @@ pub struct Product<'a> {
 
 impl Product<'_> {
     /// # Panics
-    /// If a buffer is too short, or the matrix is a stack.
+    /// If `inputs` is 0, a buffer is too short, or the matrix is a stack of several.
     #[track_caller]
     pub(crate) fn check(&self) {
         let Product { matrix, inputs, .. } = *self;
@@ -63,8 +63,8 @@ impl Experts {
     }
 }
 
-/// A product of many rows with their chosen experts, over slots sorted by expert: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU of two
-/// such products.
+/// A product of many rows with their chosen experts: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU of two such products. A slot is a
+/// pair of a row and one of its experts; slots are processed sorted by expert.
 #[derive(Clone, Copy)]
 pub struct ExpertProduct<'a> {
     /// The down projections, or the gate projections.
@@ -103,7 +103,7 @@ impl ExpertProduct<'_> {
     /// `tile_words` is the number of words of the largest possible number of tiles.
     ///
     /// # Panics
-    /// If a buffer is too short, or gate and up differ in shape or format.
+    /// If a buffer is too short, a stack is in several parts, or gate and up differ in shape or format.
     #[track_caller]
     pub(crate) fn check(&self, tile_words: usize) {
         let weight = &self.experts.weight;

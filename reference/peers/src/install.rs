@@ -34,7 +34,7 @@ impl Installation {
     /// The Python given by the peer's environment variable, or the one in `folder` if it was installed with the current pins.
     ///
     /// # Errors
-    /// There is no such Python.
+    /// There is no such Python, or the one in `folder` was installed with other pins.
     pub fn find(peer: Peer, folder: &Path) -> Result<Installation, InstallError> {
         let named = std::env::var_os(peer.python_variable()).filter(|value| !value.is_empty());
         Installation::named_or_in(peer, named.map(PathBuf::from), folder)
@@ -52,7 +52,7 @@ impl Installation {
         if !python.is_file() {
             return Err(InstallError::Missing { title, name });
         }
-        // Written last, so that an interrupted installation does not have it.
+        // The file of pins is written last, so that an interrupted installation does not have it.
         match std::fs::read_to_string(pins_in(peer, folder)) {
             Ok(pins) if pins == peer.requirements() => Ok(Installation { peer, python }),
             _ => Err(InstallError::Outdated { title, name }),
@@ -60,10 +60,11 @@ impl Installation {
     }
 }
 
-/// Creates a virtual environment with `python` and installs the peer's packages in it, unless it exists. The output of pip goes to stderr.
+/// Creates a virtual environment with `python` and installs the peer's packages in it, unless they are installed with the current pins. The
+/// output of pip goes to stderr.
 ///
 /// # Errors
-/// The Python has no `venv`, packages cannot be downloaded or built, or the folder cannot be written.
+/// `python` cannot be run or has no `venv`, packages cannot be downloaded or built, or the folder cannot be written.
 pub fn install(peer: Peer, folder: &Path, python: &Path) -> Result<Installation, InstallError> {
     match Installation::named_or_in(peer, None, folder) {
         Ok(found) => Ok(found),

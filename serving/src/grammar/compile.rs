@@ -17,7 +17,7 @@ const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 /// Unused pages of the stack take no memory.
 const STACK: usize = 256 << 20;
 
-/// The function that a schema belongs to, the schema, and whether any object is accepted in its place.
+/// The function that a schema belongs to, the schema, and whether any JSON object is accepted if the schema is not supported.
 pub(super) type Wanted = (Option<String>, Value, bool);
 
 /// The grammars of schemas, in the same order. Those not in the cache are compiled.

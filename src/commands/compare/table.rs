@@ -1,4 +1,5 @@
-//! A record as text: one line per figure, the engines side by side, each with the median of its turns.
+//! A record of `gptoss compare` as text: one line per figure, the engines side by side, each with the median of its turns (in each turn
+//! every engine is measured once).
 
 use serde_json::Value;
 

@@ -6,7 +6,8 @@ use crate::device::{Buffer, Device};
 
 const UNITS: u32 = 256;
 
-/// `out[i] += Σ weight · product` over row i's slots, `[inputs, hidden]`.
+/// `out[i] += Σ weight · product` over the experts that row i chose; `out` is `[inputs, hidden]`. A slot is a pair of a row and one of its
+/// experts.
 pub struct Combine<'a> {
     /// `[inputs · chosen, hidden]`
     pub products: &'a Buffer,

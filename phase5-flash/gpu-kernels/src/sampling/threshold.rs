@@ -2,8 +2,9 @@
 //!
 //! Both filters keep the first tokens in order of rank: by falling logit and, among equal logits, by token. A rank has eight digits of four
 //! bits. The search finds the rank of the last token digit by digit, from the highest: for each of the 16 values of a digit, cubes sum the
-//! number of tokens, or their weights; the value at which the sum reaches the limit is the next digit. Among tokens with equal ranks, the
-//! same search finds the stripe, the piece and the token. A search takes nine launches.
+//! number of tokens, or their weights; the value at which the sum reaches the limit is the next digit. Among tokens with equal ranks, sums
+//! in the order of the vocabulary find the stripe (a cube's part of the vocabulary), then the piece (a unit's part of the stripe), and then
+//! the token. A search takes nine launches.
 
 use cubecl::prelude::*;
 

@@ -42,7 +42,7 @@ pub async fn create(
     let plan = block_in_place_if_large(body.len(), || Plan::new(model, parse(&body)?, &record))?;
     drop(body);
     let Plan { runs, answer, stream } = plan;
-    // There are no runs if the request wants only the echoed prompt (`max_tokens` is 0).
+    // There are no runs if the request wants only the echoed prompt (`max_tokens` is 0) without log probabilities.
     let runs = match runs.is_empty() {
         true => None,
         false => Some(Runs::submit(&app, model, &record, runs, "prompt")?),
@@ -206,8 +206,7 @@ impl Plan {
     }
 }
 
-/// Whether draws depend on earlier tokens (by penalties) or on biases. Scoring a prompt by drawing its tokens would then change their log
-/// probabilities.
+/// Whether there are penalties or biases. A prompt is scored by drawing its tokens, which penalties would then count as generated ones.
 fn sampling_counts_tokens(sampling: &SamplingParams) -> bool {
     let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, .. } = sampling;
     *repetition_penalty != 1.0 || *presence_penalty != 0.0 || *frequency_penalty != 0.0 || !logit_bias.is_empty()

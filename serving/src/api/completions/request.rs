@@ -59,7 +59,7 @@ impl Prompt {
     /// The tokens of each prompt. Control tokens in the text are recognized, because a raw prompt may contain whole messages of harmony.
     ///
     /// # Errors
-    /// There are no prompts, or too many, or a text is too long for the context.
+    /// There are no prompts, or too many, a prompt is empty or has a token outside the vocabulary, or a text is too long for the context.
     pub fn tokens(self, model: &Model) -> Result<Vec<Vec<u32>>, ApiError> {
         let encode = |text: String| model.encode(&text, "prompt");
         let prompts = match self {

@@ -39,7 +39,7 @@ pub struct Text<'a> {
 pub type Shown = (String, Vec<Entry>);
 
 impl<'a> Text<'a> {
-    /// A text that ends before any of `stops` and of `stop_tokens`. Control tokens are left out unless `shows_control` is set.
+    /// A text that ends before any of `stops`. `stop_tokens` are left out, and so are control tokens unless `shows_control` is set.
     pub fn new(tokenizer: &'a Tokenizer, stops: &[String], stop_tokens: &[u32], shows_control: bool) -> Text<'a> {
         Text {
             tokenizer,
