@@ -1,8 +1,9 @@
 //! Session files: the tokens of a conversation and the engine's cache for them.
 //!
 //! A session file is a safetensors file. The tensor `tokens`, U32 `[tokens]`, holds the tokens. The engine's cache is a list of items, each
-//! a tensor of bytes, U8 `[bytes]`, named `item.00000`, `item.00001` and so on. Only the engine interprets them: phase 3 and the GPU engine
-//! write the keys and the values of each layer as two items, the CPU engine writes one item per layer.
+//! a tensor of bytes, U8 `[bytes]`, named `item.00000`, `item.00001` and so on. Only the engine interprets them: the cached engine of
+//! phase 3 and the GPU engine of phase 5 write the keys and the values of each layer as two items, the CPU engine of phase 5 writes one
+//! item per layer.
 //!
 //! `__metadata__` names the model, the YaRN ramp, the cache type and the engine with which the file can be used, and has two checksums,
 //! XXH3 in 16 hexadecimal digits. `contents_checksum` covers the items' bytes in order. `header_checksum` covers the following, each part

@@ -20,8 +20,8 @@ pub struct ModelNeeds {
 }
 
 impl ModelNeeds {
-    /// Kernel launches per GPU submission: enough for a whole decode step of phase 5, so that replaying a captured step takes one
-    /// submission.
+    /// Kernel launches per GPU submission: enough for a whole decode step of phase 5's GPU engine, so that replaying a captured step
+    /// takes one submission.
     pub fn tasks(self) -> usize {
         (10 * self.layers + 24).max(256)
     }

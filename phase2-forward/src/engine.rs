@@ -91,7 +91,7 @@ impl Outcome {
     /// The logits, if they were requested.
     ///
     /// # Errors
-    /// The logits are NaN.
+    /// The logits are NaN, or were not requested.
     pub fn logits(self) -> Result<Vec<f32>, EngineError> {
         match self {
             Outcome::Logits(logits) => Ok(logits),
@@ -111,7 +111,7 @@ impl Outcome {
     /// The drawn token, if one was requested.
     ///
     /// # Errors
-    /// The logits are NaN.
+    /// The logits are NaN, or no token was requested.
     pub fn token(self) -> Result<DrawnToken, EngineError> {
         match self {
             Outcome::Token(token) => Ok(token),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// The operations of a forward pass. Every phase reports these, so that profiles of different phases have the same rows. A kernel that
-/// fuses several operations reports the last of them.
+/// The operations of a forward pass. The engines of all phases report these, so that their profiles have the same rows. A kernel that fuses
+/// several operations reports the last of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
     /// The attention mask, and the rotation's sines and cosines.

@@ -78,7 +78,7 @@ fn listed(errors: impl Iterator<Item = f64>) -> String {
     errors.map(|error| format!("{error:.1e}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Feeds `tokens` one by one, then its own greedy choices until there are `total` tokens.
+/// Feeds `tokens` one by one, then the engine's greedy choices until there are `total` tokens.
 fn run(engine: &mut CachedEngine, tokens: &mut Vec<u32>, total: usize) -> Result<Trace, Box<dyn Error>> {
     let layers = engine.config().layers();
     let mut trace = Trace { layers: vec![Vec::new(); layers], choices: Vec::new(), cache_bytes: 0 };

@@ -283,7 +283,7 @@ impl<K: Basic> Buffer<K> {
         }
     }
 
-    /// Full layers: appends `new` after the first `length` positions and returns all of them.
+    /// Full layers, and a restored cache: appends `new` after the first `length` positions and returns all of them.
     fn append(&mut self, length: usize, new: Tensor<3, K>) -> Tensor<3, K> {
         let [_, count, _] = new.dims();
         self.reserve(length + count, usize::MAX, length);

@@ -1,4 +1,4 @@
-//! Reading an engine's cache, for gates and tests.
+//! Reading an engine's cache, for tests and for comparisons with golden outputs (`gptoss gates`).
 
 use burn::tensor::Tensor;
 use phase2_forward::{Engine, SequenceId};

@@ -1,4 +1,4 @@
-//! Phase 4: profiles the time and the memory that any phase takes, on any device and with any model.
+//! Phase 4: profiles the time and the memory that the engine of any phase takes, on any device and with any model.
 
 mod ceiling;
 mod cost;

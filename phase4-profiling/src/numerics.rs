@@ -1,4 +1,5 @@
-//! Magnitudes of activations, and their difference from phase 2's in f32, which shows in which layer a kernel is inaccurate.
+//! Magnitudes of activations, and their difference from those of a reference, the engine of phase 2 in f32. The difference shows in which
+//! layer a kernel is inaccurate.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +21,7 @@ pub struct Numerics {
     pub nans: usize,
     pub infinities: usize,
     pub f16: F16Range,
-    /// [`relative_rms`] of the difference from the reference; `None` without a reference.
+    /// [`relative_rms`] of the difference from the reference; `None` if there is no reference, or none of this name and length.
     pub error: Option<f64>,
 }
 

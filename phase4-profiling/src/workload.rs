@@ -17,7 +17,8 @@ const BUSY_TIME: Duration = Duration::from_millis(300);
 /// Number of unrecorded steps at the start of a workload: the first step compiles kernels and reads weights into memory.
 const WARM_UP: usize = 1;
 
-/// Computes `steps` steps of a workload, after one unrecorded step. `progress` is called with the number of steps done.
+/// Computes `steps` steps of a workload, after one unrecorded step. `progress` is called with the number of steps done,
+/// the unrecorded one included.
 ///
 /// # Errors
 /// The model's context or the engine's cache cannot hold the workload, or the device fails.

@@ -300,7 +300,7 @@ impl Pages {
         self.changed.insert(sequence);
     }
 
-    /// Frees the pages that a sequence was given past its length.
+    /// Frees the pages that a sequence was given past its length; removes a sequence without tokens.
     pub fn retract(&mut self, sequence: SequenceId) {
         match self.length(sequence) {
             0 => self.release(sequence),

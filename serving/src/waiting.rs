@@ -35,7 +35,8 @@ impl<T> Waiting<T> {
         self.resumed.front().or_else(|| self.clients.front()?.1.front())
     }
 
-    /// Removes the item that [`Waiting::peek`] returns. Its client's next turn comes after those of all others.
+    /// Removes the item that [`Waiting::peek`] returns. Its client's next turn comes after those of all others, unless the item
+    /// was put back: then the order of the turns stays the same.
     pub fn pop(&mut self) -> Option<T> {
         if let Some(item) = self.resumed.pop_front() {
             return Some(item);

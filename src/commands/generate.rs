@@ -167,7 +167,8 @@ fn continuation(
 }
 
 /// The number of a text's first tokens that the engine holds. At least one token must be left to feed. A session that was interrupted
-/// before its first new token has all tokens in the cache; then the last one is removed from the cache.
+/// before its first new token has all tokens in the cache; then the last one is removed from the cache, or all of them if the engine cannot
+/// go back.
 fn held_tokens(engine: &mut dyn Engine, tokens: usize) -> usize {
     if tokens > 0 && engine.length(SEQUENCE) == tokens && engine.truncate(SEQUENCE, tokens - 1).is_err() {
         engine.release(SEQUENCE);
@@ -191,13 +192,13 @@ impl Screen {
         Screen { silent, prompt: PromptBar::default(), error: None }
     }
 
-    /// Shows how much of the prompt has been read; breaks after Ctrl-C.
+    /// Shows how much of the prompt has been read; breaks after Ctrl-C, or if text could not be printed.
     fn read(&mut self, done: usize, of: usize) -> ControlFlow<()> {
         self.prompt.show(done, of);
         self.go_on()
     }
 
-    /// Shows text; breaks after Ctrl-C.
+    /// Shows text; breaks after Ctrl-C, or if text could not be printed.
     fn show(&mut self, text: &str) -> ControlFlow<()> {
         if !self.silent
             && let Err(error) = print(text)

@@ -111,7 +111,7 @@ fn read(path: &Path) -> Result<Vec<Profile>> {
     Ok(profiles)
 }
 
-/// Runs the same tokens through the engine and through phase 2 on the CPU.
+/// Runs the same tokens through the engine and through the reference engine of phase 2 on the CPU, and compares the activations.
 fn numerics(args: &args::Profile) -> Result<ExitCode> {
     let checkpoint = &model::open_with(&args.model, &args.engine)?;
     let tokens = match workloads(args)[0] {

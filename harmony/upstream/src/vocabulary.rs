@@ -1,4 +1,4 @@
-//! o200k_harmony for both implementations, without a download.
+//! The vocabulary o200k_harmony for both implementations, this project's tokenizer and OpenAI's crate, without a download.
 
 use std::fmt::Write;
 

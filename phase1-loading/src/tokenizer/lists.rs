@@ -14,7 +14,7 @@ pub(super) const USER_DEFINED: i32 = 4;
 pub(super) const UNUSED: i32 = 5;
 
 /// The tokens that structure conversations. They are control tokens whatever type a file gives them: llama.cpp changes the type of some in
-/// memory, and files saved from there keep the changed type.
+/// memory, and files that it saves keep the changed type.
 const HARMONY: [&str; 9] = [
     "<|startoftext|>",
     "<|endoftext|>",

@@ -5,7 +5,7 @@ use crate::made::files;
 use bytes::Bytes;
 use phase1_loading::Checkpoint;
 
-/// Errors about files that are not models tell what the file is, and what to do.
+/// Errors about files that are not models tell what the file is and, except for a gzip archive, what to do.
 #[test]
 fn files_that_are_not_models_are_identified() {
     const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12109566560\n";

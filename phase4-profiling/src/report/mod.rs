@@ -1,6 +1,6 @@
 //! Reports of a profile: a table, an HTML page, a flame graph, a trace, and a comparison with another profile.
 //!
-//! A profile may come from an edited file: every report accepts zero durations, empty steps and any name, and prints `-` in place
+//! A profile may come from an edited file: every report accepts zero durations, empty steps and any name, and prints a dash in place
 //! of values that are missing or not finite.
 
 mod compare;

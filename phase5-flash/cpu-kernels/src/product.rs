@@ -11,7 +11,7 @@
 //! - prefetching 4 KB past all four rows: 27.3 and 36.0.
 //!
 //! In GMAC/s of MXFP4: streamed, 2 inputs 56, 4 inputs 67; tiles of f32, 4 inputs 25, 64 inputs 98; tiles of integers, 42 and 157. So up to
-//! 4 inputs are streamed, and the fast mode's tiles are integers.
+//! 4 inputs are streamed, and the fast mode's tiles are integers ([`PanelFormat::I16`]).
 //!
 //! Tiles of integers, GB/s of MXFP4 and Q8_0, 10 inputs:
 //! - scales converted row by row, all of the next columns prefetched at once: 5.3 and 7.4. These are more loads than the processor can have
@@ -392,7 +392,7 @@ impl<B: Block + IntegerBlock> Arithmetic for Integers<B> {
             let w: *const u32 = (&raw const (*tile).words).cast();
             let mut sums = [[S::zero(); N]; 2];
             for block in 0..blocks {
-                // The sum of 32 products of at most 127 · 32767 fits in 32 bits.
+                // The sum of 32 products of at most 128 · 32767 fits in 32 bits.
                 let mut whole = [[S::zero_words(); N]; 2];
                 for pair in block * LANES..(block + 1) * LANES {
                     let (top, bottom) = (S::load_words(w.add(pair * TILE)), S::load_words(w.add(pair * TILE + LANES)));

@@ -28,7 +28,8 @@ impl MatrixUnits {
     /// Matrix units emulated on any adapter; the width need not be the adapter's.
     pub const EMULATED: MatrixUnits = MatrixUnits { width: 32, emulated: true };
 
-    /// The device's matrix units; `None` if its planes cannot multiply fragments of 16-bit floats, or have different widths.
+    /// The device's matrix units; `None` if its planes cannot multiply fragments of 16-bit floats, have different widths or one
+    /// other than 32 and 64, or if kernels are not compiled to SPIR-V.
     pub fn of(device: &Device) -> Option<MatrixUnits> {
         let (client, properties) = (device.client(), device.client().properties());
         let (f16, f32) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));

@@ -1,4 +1,4 @@
-//! Phase 5's gate on the CPU.
+//! Compares phase 5's CPU engine with the golden outputs of MLX.
 
 mod committed;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 
-/// The facts about a request. The line is written when the last copy is dropped, which for a stream is at its end.
+/// The facts about a request. Its log line is written when the last copy is dropped, which for a stream is at its end.
 #[derive(Clone)]
 pub struct Record(Arc<Line>);
 

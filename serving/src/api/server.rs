@@ -35,7 +35,7 @@ impl Server {
     /// Binds the socket. `host` may be a name; port 0 selects a free port.
     ///
     /// # Errors
-    /// The address is in use or not local.
+    /// The address is in use or not local, or the name is unknown.
     pub async fn bind(app: Arc<App>, host: &str, port: u16) -> io::Result<Server> {
         system::allow_open_files(app.settings.max_connections);
         Ok(Server { listener: TcpListener::bind((host, port)).await?, app })
@@ -49,7 +49,8 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `end` completes. Then new requests are refused, running ones have `grace` to finish, and the others end with an error.
+    /// Serves until `end` completes. Then new requests are refused, running ones have `grace` to finish, and those that
+    /// still run after that end with an error.
     pub async fn run(self, end: impl Future<Output = ()>, grace: Duration) {
         let Server { listener, app } = self;
         let router = router(app.clone());

@@ -182,7 +182,7 @@ pub fn is_control(tokenizer: &Tokenizer, token: u32) -> bool {
     name.is_some_and(|name| tokenizer.control(name) == Some(token))
 }
 
-/// Whether a token is one of harmony's control tokens.
+/// Whether a token is one of the control tokens that structure harmony's messages.
 fn is_structural(tokenizer: &Tokenizer, token: u32) -> bool {
     const NAMES: [&[u8]; 7] =
         [b"<|start|>", b"<|channel|>", b"<|constrain|>", b"<|message|>", b"<|end|>", b"<|return|>", b"<|call|>"];

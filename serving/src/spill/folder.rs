@@ -1,5 +1,5 @@
-//! The folder of spilled sequences: one session file each, named by a number. Incomplete files are recognized by their names, damaged files
-//! by their checksums.
+//! The folder of spilled sequences, which do not fit into the prefix cache: one session file each, named by a number. Incomplete files are
+//! recognized by their names, damaged files by their checksums.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -87,8 +87,8 @@ impl Folder {
         &self.identity
     }
 
-    /// The files with their headers, the most recently used last. Incomplete files and files with a wrong checksum are deleted with a
-    /// warning. Files of other models are kept.
+    /// The files with their headers, the most recently used last. Incomplete files, files whose header is damaged, and files
+    /// with tokens that are not cached are deleted with a warning. Files of other models are kept.
     ///
     /// # Errors
     /// The folder cannot be read.

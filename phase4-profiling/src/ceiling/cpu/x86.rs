@@ -1,4 +1,4 @@
-//! Loops of multiply-adds in vector registers on x86, with `CHAINS` independent instructions per iteration.
+//! Loops of multiply-adds in vector registers on x86, with `CHAINS` independent accumulators.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;

@@ -55,7 +55,7 @@ unsafe fn add_mxfp4_floats<S: Simd + ?Sized, const N: usize, const P: usize>(
     inputs: [*const u32; N],
     sums: &mut [[S::V; P]; N],
 ) {
-    // SAFETY: a block has 17 bytes, and 32 words of each input.
+    // SAFETY: a block has 17 bytes, and each input has 32 words.
     unsafe {
         let (low, high) = S::e2m1(block.add(1));
         let scale = S::splat(HALF_E8M0[usize::from(*block)]);
@@ -162,7 +162,8 @@ pub(crate) trait Simd {
 
     unsafe fn prefetch(p: *const u8);
 
-    /// `e^v` with an error of at most 2 units in the last place. Results below 1e−37 may be 0 or another number below 1e−37.
+    /// `e^v` with an error of at most 2 units in the last place. Results below 1e−37 may be 0 or another number below 1e−37;
+    /// above 88, `v` counts as 88.
     ///
     /// Cody and Waite's reduction to ±½ ln 2, then a polynomial of degree 6.
     #[inline(always)]

@@ -29,7 +29,7 @@ pub struct NextTokens<'a> {
     pub partial_max: &'a Buffer,
     /// `[inputs]` [rows](crate::Row). A row's token is replaced and its position is incremented.
     pub rows: &'a Buffer,
-    /// The token drawn last, by slot.
+    /// The token drawn last, by slot: the small number, in [`Row::slot`](crate::Row::slot), that identifies the sequence of a row.
     pub drawn: &'a Buffer,
     /// `[inputs]`; [`NO_TOKEN`] if a logit is NaN, or all are −∞.
     pub tokens: &'a Buffer,
