@@ -20,8 +20,8 @@ use synthetic::SyntheticModel;
 
 use common::{Expected, OwnedDraw, decode, ids, last_logits};
 
-/// The allowed error of the fast mode. The rms is that of phase 5's gate, the comparison with golden outputs in `reference/gates`. The largest
-/// error of a logit may be higher than in the gate, because more models are tested.
+/// The allowed error of the fast mode. The rms is that of phase 5's gate, the comparison with golden outputs in `reference/gates`. The
+/// largest error of a logit may be higher than in the gate, because more models are tested.
 const FAST: Limit = Limit { rms: 1e-2, max: 1.0 };
 
 /// A random model whose window is shorter than a block of the cache, or longer.
