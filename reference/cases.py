@@ -1,4 +1,4 @@
-"""The golden cases: four tiny gpt-oss models with different values for every dimension, to expose wrong assumptions."""
+"""The golden cases: four tiny gpt-oss models of different shapes, to expose wrong assumptions about dimensions."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Case:
     prompt: int  # tokens
     explicit_layers: bool = False  # write the sliding pattern to the file
     twins: bool = False  # experts 2i and 2i+1 are the same, router rows included
-    base_seed: int = 1  # the first seed that the search tries
+    base_seed: int = 1  # the first seed that seeds.py tries, in its search for weights whose greedy and router choices are clear
 
 
 def alternating(layers: int) -> tuple[bool, ...]:

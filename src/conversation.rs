@@ -90,7 +90,7 @@ impl<'a> Conversation<'a> {
     /// it holds (for example where earlier reasoning is left out), only the rest is fed.
     ///
     /// # Errors
-    /// The message does not fit and was removed again, or the file cannot be written.
+    /// The message does not fit or the engine failed, and the message was removed again; or the file cannot be written.
     pub fn send(
         &mut self,
         message: Message,

@@ -92,7 +92,7 @@ pub fn planned_needs(
     // Phase 5 allocates a cache for a whole context at the start; the caches of other phases grow.
     let context = if args.kind() == EngineKind::Flash { whole } else { whole.min(USUAL_CONTEXT) };
     let setup = EngineSetup {
-        // A peer allocates its own memory.
+        // A peer allocates its own memory; the estimate is phase 5's.
         phase: args.kind().phase().unwrap_or(5),
         on_gpu: true,
         cache: args.cache_on_gpu(),
@@ -184,8 +184,8 @@ impl LoadedModel {
         if self.kind == EngineKind::Reference { costs.without_cache() } else { costs }
     }
 
-    /// As [`LoadedModel::start`], but first prints the model's name. The tokenizer is built in parallel: for 200,000 tokens that takes longer
-    /// than mapping a model.
+    /// As [`LoadedModel::start`], but first prints the model's name. The tokenizer is built in parallel: for 200,000 tokens that takes
+    /// longer than mapping a model.
     pub fn start_with_tokenizer(checkpoint: &Checkpoint, args: &EngineArgs) -> Result<(LoadedModel, Tokenizer)> {
         match checkpoint.path.as_os_str() == EMBEDDED_PATH {
             true => eprintln!("model: {EMBEDDED_NAME} (inside the program)"),
@@ -206,8 +206,8 @@ impl LoadedModel {
     }
 }
 
-/// Begins to read the weights while a GPU starts, unless they are small or take more than half of the available memory: then pages might
-/// be evicted before they are needed.
+/// Begins to read the weights while a GPU starts, unless they are small, or take more than half of the available memory: in that case pages
+/// might be evicted before they are needed. Only phase 5 reads ahead.
 fn read_ahead(checkpoint: &Checkpoint, args: &EngineArgs) -> Option<ReadAhead> {
     let (bytes, may_use_gpu) = (checkpoint.weight_bytes(), args.device != DeviceChoice::Cpu);
     if args.kind() != EngineKind::Flash || !may_use_gpu || bytes < LEAST_READ_AHEAD {

@@ -11,7 +11,7 @@ use crate::error::{Defect, LoadError};
 /// Maps a file; errors name `what` as the expected kind of file.
 ///
 /// # Errors
-/// The file cannot be read or is empty.
+/// The file cannot be read, is not a regular file, or is empty.
 pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;

@@ -8,7 +8,7 @@ use safetensors::tensor::Metadata;
 
 use crate::error::Defect;
 
-/// A tensor as its file stores it, before it is converted to the canonical form.
+/// A tensor as its file stores it, before it is converted to GGUF's name and layout.
 pub(crate) struct Part {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
@@ -35,8 +35,8 @@ pub(crate) fn read(file: &Bytes) -> Result<(Metadata, Parts), Defect> {
     }
     let (json, data) = rest.split_at(length as usize);
     let data = file.slice_ref(data);
-    // `SafeTensors::deserialize` is not used: in safetensors 0.8 it computes the end of the file with an unchecked addition, which panics in
-    // a build with overflow checks.
+    // `SafeTensors::deserialize` is not used: in safetensors 0.8 it computes the end of the file with an unchecked addition, which panics
+    // in a build with overflow checks.
     let metadata: Metadata = serde_json::from_slice(json)
         .map_err(|error| header("the names, types, shapes and offsets of tensors", error.to_string()))?;
 

@@ -123,7 +123,7 @@ impl GptOss {
         Some(logits)
     }
 
-    /// `[n]` tokens to `[n, hidden]`, unscaled.
+    /// `[n]` tokens to their embeddings, `[n, hidden]`, without a scaling factor.
     fn embed(&self, tokens: &[u32]) -> Tensor<2> {
         let hidden = self.config.hidden;
         let mut rows = vec![0.0; tokens.len() * hidden];
@@ -262,7 +262,7 @@ impl GptOss {
     }
 
     /// Loads a checkpoint's weights onto a device. On the CPU the pages of the mapped file are used in place. On a GPU weights are
-    /// uploaded, and `progress` is called with (bytes so far, total bytes).
+    /// uploaded. On both, `progress` is called for each tensor with (bytes so far, total bytes).
     ///
     /// # Errors
     /// A weight is invalid (see [`check_scales`]).

@@ -52,7 +52,7 @@ fn filters(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> SamplingPa
     SamplingParams { sampling: Sampling { temperature, top_k, top_p, min_p }, ..Default::default() }
 }
 
-/// Tokens with their probabilities at `temperature`, most likely first, and of equals the lower token first.
+/// Tokens with their probabilities at `temperature`, most likely first; of equally likely tokens, the lower ID first.
 fn ranked(logits: &[f32], temperature: f32) -> Vec<(u32, f64)> {
     let weight = |l: f32| (f64::from(l) / f64::from(temperature)).exp();
     let total: f64 = logits.iter().map(|&l| weight(l)).sum();

@@ -1,6 +1,6 @@
 """Renders JSON schemas as TypeScript types, the format in which GPT-OSS reads functions, as the crate `harmony` does.
 
-References are not followed, and numbers with an exponent are written as Python does.
+There are two differences: references are not followed, and numbers with an exponent are written as Python writes them.
 """
 
 import json

@@ -16,7 +16,7 @@ pub struct Compare {
     /// GGUF files or folders of safetensors files; one record is written per model.
     #[arg(required = true)]
     pub model: Vec<PathBuf>,
-    /// Engines to run [default: phases 3 and 5 and all installed peers]
+    /// Engines to run [default: cached (phase 3), flash (phase 5), and mlx and llama.cpp if they are installed]
     #[arg(long, value_enum, value_delimiter = ',')]
     pub engine: Vec<EngineKind>,
     #[arg(long, default_value = "auto", value_parser = device())]
@@ -39,10 +39,10 @@ pub struct Compare {
     /// How often each engine is started; every other turn runs the engines in reverse order.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = positive)]
     pub turns: usize,
-    /// Tokens whose logits are compared with those of phase 3 in f32 on the CPU.
+    /// Tokens whose logits are compared with those of the engine cached (phase 3) in f32 on the CPU.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
     pub check: usize,
-    /// Greedy tokens that are compared with those of phase 3.
+    /// Greedy tokens that are compared with those of the engine cached (phase 3).
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
     pub greedy: usize,
     #[command(flatten)]
@@ -50,10 +50,10 @@ pub struct Compare {
     /// The folder for records.
     #[arg(long, value_name = "FOLDER", default_value = "notebooks/measurements")]
     pub out: PathBuf,
-    /// How the program starts itself for one engine.
+    /// The engine to run in this process: the program starts itself with this option once per engine.
     #[arg(long, hide = true, value_enum)]
     pub child_engine: Option<EngineKind>,
-    /// The number of that engine's model among all.
+    /// The index, from 0, of the model in `model` that this process runs.
     #[arg(long, hide = true, default_value_t = 0)]
     pub child_model: usize,
 }

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use peers::Peer;
 
-/// The engines: those of the phases, and peers.
+/// The engines: those of the phases, and peers, which are other programs that run gpt-oss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineKind {
     /// Recomputes the whole text for every token (phase 2).

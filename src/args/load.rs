@@ -29,7 +29,7 @@ pub struct BenchServe {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub generate: usize,
     /// Measure agents instead: each client's conversation with tools grows turn by turn. Shows how many prompt tokens the
-    /// server computes, because it does not find them in its cache.
+    /// server computes because they are not in its cache.
     #[arg(long, conflicts_with = "minutes")]
     pub agent: bool,
     /// Turns per agent.

@@ -13,13 +13,13 @@ use super::kind::EngineKind;
 use super::values::{cache_type, device, gate, peer, phase, positive};
 use crate::embedded::EMBEDDED;
 
-/// Check every phase against MLX, in order; stop at the first failure.
+/// Check loading against the gguf package's values, and each engine against MLX's, in order; stop at the first failure.
 #[derive(Args)]
 pub struct Gates {
-    /// Check only this phase.
+    /// Check only this phase: 1 is loading, 2 the engine reference, 3 cached, and 5 flash.
     #[arg(long, value_parser = gate())]
     pub phase: Option<Gate>,
-    /// Check a peer instead of the phases: mlx with both of YaRN's ramps, or llama.cpp with its own.
+    /// Check another program instead of the phases: mlx with both of YaRN's ramps, or llama.cpp with its own ramp.
     #[arg(long, value_parser = peer(), conflicts_with = "phase")]
     pub engine: Option<Peer>,
     #[arg(long, default_value = "auto", value_parser = device())]
@@ -51,7 +51,7 @@ pub struct Profile {
     pub steps: usize,
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Show the magnitudes of activations per layer, and their difference from phase 2 on the CPU, instead of times.
+    /// Show the magnitudes of activations per layer, and their difference from the engine reference (phase 2) on the CPU, instead of times.
     #[arg(long)]
     pub numerics: bool,
     #[arg(long)]
@@ -82,7 +82,7 @@ pub struct Roofline {
     pub json: bool,
 }
 
-/// Measure which variants of phase 5's kernels are fastest on this GPU, and store the choice for models of this shape.
+/// Measure which kernel variants of the engine flash (phase 5) are fastest on this GPU, and store the choice for models of this shape.
 #[derive(Args)]
 pub struct Tune {
     /// A GGUF file or a folder of safetensors files; `embedded` is the model inside this program.
@@ -138,7 +138,7 @@ pub struct Bench {
     /// Number of runs; the median counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
     pub repeat: usize,
-    /// The type of the KV cache (phases 3 and 5) [default: the engine's own]
+    /// The type of the KV cache, for the engines cached and flash [default: the engine's own]
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = cache_type())]
     pub kv: Vec<CacheType>,
     /// How tokens are drawn.

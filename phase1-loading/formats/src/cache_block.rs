@@ -34,7 +34,8 @@ pub static SCALES: [f32; 256] = {
     table
 };
 
-/// Encodes a block as 32 codes in two's complement. Infinities saturate, and NaN becomes zero.
+/// Encodes a block as 32 codes in two's complement. Infinities saturate. The code of a NaN is zero, or one where it must hold a set bit of
+/// the scale.
 pub fn encode(values: &[f32; BLOCK]) -> [i8; BLOCK] {
     let byte = scale_byte(values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())));
     let inverse = if byte == 0 { 0.0 } else { SCALES[usize::from(byte)].recip() };
@@ -61,7 +62,7 @@ pub fn scale(codes: &[i8; BLOCK]) -> f32 {
     SCALES[usize::from(codes[..SCALE_BITS].iter().rev().fold(0, |byte, &code| byte << 1 | code as u8 & 1))]
 }
 
-/// The bits of the smallest scale that is at least `largest / 127`; zero if all values round to zero.
+/// The bits of the smallest scale that is at least `largest / 127`, or of the largest scale if none is; zero if all values round to zero.
 fn scale_byte(largest: f32) -> u8 {
     let exact = (largest * PER_LARGEST_CODE).min(LARGEST_SCALE);
     if largest < SMALLEST_SCALE / 2.0 {

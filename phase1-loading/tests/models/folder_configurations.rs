@@ -54,7 +54,7 @@ fn layer_types_are_used() {
     assert_eq!(Checkpoint::open(&path).expect("opens").config, found.config);
 }
 
-/// For any value in any field, the error names the field, what was expected and what was found.
+/// The error for an invalid field names the field, what was expected and what was found.
 #[test]
 fn fields_of_a_configuration_are_named_and_quoted() {
     let refusal = |files: &BTreeMap<String, Bytes>| {

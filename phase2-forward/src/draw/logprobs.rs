@@ -8,7 +8,7 @@ pub const MAX_LOGPROBS: usize = 20;
 pub struct Logprobs {
     /// Log probability of the drawn token.
     pub token: f32,
-    /// The most likely tokens with their log probabilities, most likely first, of equals the lower token first.
+    /// The most likely tokens with their log probabilities, most likely first; of equally likely tokens, the lower ID first.
     pub top: Vec<(u32, f32)>,
 }
 

@@ -11,7 +11,7 @@ use crate::simd::{LANES, Simd};
 /// Positions in a block.
 pub const POSITIONS: usize = 64;
 
-/// Vectors of keys in a block.
+/// Vectors that hold one dimension of a block's keys.
 const KEY_VECTORS: usize = POSITIONS / LANES;
 
 /// The keys and values of one key/value head in a block, for reading.
@@ -80,7 +80,7 @@ impl KeyBlock<'_> {
         data
     }
 
-    /// Decodes the key and value of the position in `slot`, each `[head_dim]`.
+    /// Decodes the key and value of the position in `slot`, below 64. `key` and `value` have the length `head_dim`.
     pub fn read(&self, slot: usize, key: &mut [f32], value: &mut [f32]) {
         let head_dim = self.head_dim;
         let mut decoded = vec![0.0; 2 * POSITIONS * head_dim];
@@ -103,7 +103,7 @@ fn check(format: CacheFormat, head_dim: usize) {
 }
 
 fn decode_portably(block: &KeyBlock<'_>, keys: &mut [f32], values: &mut [f32]) {
-    // SAFETY: plain Rust needs no instructions; both slices hold 64 · head_dim values.
+    // SAFETY: plain Rust needs no special instructions; both slices hold 64 · head_dim values.
     unsafe {
         decode_keys::<crate::simd::portable::Portable>(block, keys.as_mut_ptr(), block.data.as_ptr());
         decode_values::<crate::simd::portable::Portable>(block, values.as_mut_ptr(), block.data.as_ptr());

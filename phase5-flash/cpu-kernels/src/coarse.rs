@@ -50,7 +50,7 @@ pub struct CoarseMatrix {
 pub struct Bound {
     /// The largest estimate.
     pub largest: f32,
-    /// The assumed largest error of an estimate, 8 standard deviations. NaN where weights or inputs are NaN.
+    /// The assumed largest error of an estimate, 8 standard deviations. NaN or infinite if a weight of the tile or a value of the input is.
     pub margin: f32,
 }
 
@@ -77,7 +77,7 @@ pub struct CoarseMatrixBuilder<'a> {
 }
 
 impl CoarseMatrix {
-    /// An empty copy of a matrix `[rows, columns]`. Each tile must then be written with [`CoarseMatrix::make`].
+    /// An empty copy of a matrix `[rows, columns]`. Each tile must then be written with the builder that [`CoarseMatrix::make`] returns.
     ///
     /// # Panics
     /// If `columns` is not a positive multiple of 32.

@@ -36,7 +36,7 @@ impl Case {
         PackedRows::new(&self.packed[1 + tile * TILE * row_bytes..1 + end * row_bytes], self.storage, self.columns)
     }
 
-    /// `[tiles][inputs · 32]` and `[tiles][inputs]`; the outputs are filled with NaN first.
+    /// Estimates `[tiles][inputs · 32]` and bounds `[tiles][inputs]`; the outputs are filled with NaN first.
     fn estimates(&self, isa: Isa) -> (Vec<Vec<f32>>, Vec<Vec<Bound>>) {
         let mut coarse = CoarseMatrix::new(self.rows, self.columns);
         let tiles = coarse.tiles();
@@ -114,7 +114,7 @@ proptest! {
         }
     }
 
-    /// A row with NaN is never excluded by its bound.
+    /// A bound never excludes a row if the row's tile or the input has a value that is NaN or infinite.
     #[test]
     fn rows_with_nan_are_never_excluded(
         seed: u64, rows in 1usize..40, blocks in 1usize..5, inputs in 1usize..4, bad in any::<prop::sample::Index>(),

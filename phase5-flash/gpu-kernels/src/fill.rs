@@ -86,7 +86,7 @@ impl Unfilled {
 /// Groups of rows that are copied together.
 #[derive(Clone, Copy)]
 struct Chunk {
-    /// Counted over the whole stack.
+    /// The number of the first group, counted over the whole stack.
     first: usize,
     count: usize,
     /// Bytes of all codes, which come first, and of all scales with their padding.

@@ -19,8 +19,8 @@ use crate::upload::Upload;
 
 /// A GPU, or else a software rasterizer; the same one for all calls of a test.
 ///
-/// A rasterizer compiles kernels on one thread per device, which takes most of a test's time. Tests that run in parallel therefore get
-/// different devices.
+/// A rasterizer compiles kernels on one thread per device, which takes most of a test's time. Tests, each in its thread, therefore get one
+/// of two devices in turn.
 pub fn device() -> Device {
     const SIDE_BY_SIDE: usize = 2;
     static DEVICES: [OnceLock<(cubecl::Device, Queue)>; SIDE_BY_SIDE] = [const { OnceLock::new() }; SIDE_BY_SIDE];
@@ -108,7 +108,7 @@ pub fn filled(device: &Device, storage: Storage, shape: [usize; 3], packed: &[u8
     matrix
 }
 
-/// The cache of several sequences, with random pages of a pool and slots in another order.
+/// The cache of several sequences, with random pages of a pool. The rows of the page table are in the reverse order of the sequences.
 pub struct TestCache {
     pub pool: KvPool,
     table: Buffer,

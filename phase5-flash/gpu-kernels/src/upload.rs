@@ -20,7 +20,8 @@ const CHUNK: usize = 32 << 20;
 /// The smallest size of a buffer, in bytes.
 const LEAST: usize = 64 << 10;
 
-/// Copies data to device buffers. Uses at most 128 MiB of host-visible memory, which is freed on drop.
+/// Copies data to device buffers. Uses at most 128 MiB of host-visible memory, unless a group of rows is larger than 32 MiB. The memory is
+/// freed on drop.
 pub struct Upload {
     device: Device,
     chunk: usize,

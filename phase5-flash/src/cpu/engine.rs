@@ -65,7 +65,7 @@ pub struct CpuEngine {
     pages: Pages,
     cache: Cache,
     pub(super) scratch: Scratch,
-    /// The coarse copy of the head, and the number of greedy steps before it was made.
+    /// The 4-bit copy of the head, from which greedy steps select the rows to compute, and the number of greedy steps before it was made.
     pub(super) shortlist: Option<Arc<CoarseMatrix>>,
     pub(super) greedy_steps: usize,
     /// The token that each sequence drew in its last step. Sequences that drew none, or were truncated or restored since, have no entry.

@@ -11,7 +11,7 @@ pub(super) struct Scratch {
     /// The queries `[tokens, heads · head_dim]`, and the results of attention.
     pub q: Vec<f32>,
     pub attention_out: Vec<f32>,
-    /// Results of shares of attention, by task.
+    /// Partial results of attention over shares of a long sequence's keys, by task.
     pub shares: Vec<f32>,
     /// `[tokens, kv_heads · head_dim]`
     pub k: Vec<f32>,
@@ -40,7 +40,7 @@ pub(super) struct ExpertInputs {
     pub prepared: Vec<u32>,
 }
 
-/// Buffers of the shortlist.
+/// Buffers of the shortlist: the rows of the head that can have the largest logits.
 #[derive(Default)]
 pub(super) struct Shortlist {
     pub inputs: CoarseInputs,

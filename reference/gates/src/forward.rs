@@ -14,15 +14,15 @@ const LEVEL: f32 = 1e-4;
 /// Loads the case's model and checks the whole-sequence forward pass.
 ///
 /// # Errors
-/// A model or golden file cannot be read.
+/// A model or golden file cannot be read, or the engine refuses the tokens.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
     let checkpoint = open(&case.model(), ramp)?;
     let model = GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?;
     check_forward(case, ramp, &mut RecomputeEngine::new(model))
 }
 
-/// Compares the logits of one of the golden model folders with MLX's on the same folder. `hf` is also converted to GGUF in `scratch`, which
-/// must not change the logits.
+/// Compares the logits of one of the golden model folders with MLX's on the same folder. The folder named `hf` is also
+/// converted to GGUF in `scratch`, which must not change the logits.
 ///
 /// # Errors
 /// A folder or golden file cannot be read, or the GGUF file cannot be written.

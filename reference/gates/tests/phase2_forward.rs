@@ -12,7 +12,7 @@ use phase2_forward::ComputeDevice;
 /// Stands for the power of ten of an error of exactly zero.
 const EQUAL: i32 = i32::MIN;
 
-/// The gate passes, and the power of ten of each layer's largest error is as recorded.
+/// The comparison with the golden outputs passes, and the power of ten of each tensor's largest error equals the snapshot's.
 #[test]
 fn forward_equals_mlx_on_the_cpu() {
     let [cpu, _] = ComputeDevice::for_gates().expect("both devices");
@@ -49,7 +49,7 @@ fn run_folders(device: &ComputeDevice) {
     }
 }
 
-/// Hugging Face's folder, mlx-lm's conversions of it, and our GGUF of it give the same logits as MLX for each.
+/// Hugging Face's folder, mlx-lm's conversions of it, and our GGUF of it: each gives the same logits here as in MLX.
 #[test]
 fn folders_equal_mlx_on_the_cpu() {
     let [cpu, _] = ComputeDevice::for_gates().expect("both devices");

@@ -1,7 +1,8 @@
-# The end of every worker's program: answers requests with the `Peer` above, one at a time, until stdin ends.
+# The end of every worker's program, after common.py and the peer's file, which defines the class `Peer`. Answers requests from stdin, one
+# at a time, until stdin ends. The first request is the argument of `Peer`; each later one names an operation in `op`.
 #
-# A request is a u32 length (little-endian) and that many bytes of JSON. A reply has the same form, followed by `bytes` bytes of f32
-# (little-endian).
+# A request is a u32 length (little-endian) and that many bytes of JSON. A reply has the same form, followed by as many bytes of f32
+# (little-endian) as the field `bytes` of its JSON says.
 
 # After the peer's packages: if NumPy was loaded first, llama.cpp with CUDA crashed while it loaded a model.
 import numpy as np

@@ -174,7 +174,7 @@ impl Runs {
     /// Processes all runs to their end. With a sender, chunks are written as they arrive.
     ///
     /// # Errors
-    /// The client disconnected, a run failed, or the server is stopping.
+    /// The client disconnected, a run failed or passed its deadline, or the server is stopping.
     pub async fn drive<A: Answer>(
         &mut self,
         answer: &mut A,
@@ -233,7 +233,7 @@ impl Runs {
     /// As [`Runs::drive`], for an answer that is returned as a whole.
     ///
     /// # Errors
-    /// A run failed, or the server is stopping.
+    /// A run failed or passed its deadline, or the server is stopping.
     pub async fn gather<A: Answer>(mut self, answer: &mut A) -> Result<(), ApiError> {
         let mut frames = Frames::new(super::stream::Form::Silent);
         self.drive(answer, &mut frames, None).await.map_err(|incomplete| match incomplete {

@@ -1,4 +1,4 @@
-//! Stop tokens of runs, and the seeds of several runs of one request.
+//! The stop tokens and seeds of runs. A run generates one text; a request may have several.
 
 use phase1_loading::Tokenizer;
 use serde_json::Value;

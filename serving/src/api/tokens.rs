@@ -15,11 +15,11 @@ use super::json::ok;
 
 #[derive(Deserialize)]
 struct Tokenize {
-    /// llama.cpp's field.
+    /// llama.cpp's text, with its options `with_pieces` and `parse_special`.
     content: Option<String>,
     with_pieces: Option<bool>,
     parse_special: Option<bool>,
-    /// vLLM's field.
+    /// vLLM's text, or instead its `messages`, with its option `return_token_strs`.
     prompt: Option<String>,
     messages: Option<Value>,
     return_token_strs: Option<bool>,

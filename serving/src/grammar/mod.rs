@@ -71,7 +71,8 @@ impl Grammars {
     /// same in every call. May take long: do not call it on a thread that serves other requests.
     ///
     /// # Errors
-    /// A schema is too large, too deep, malformed, or cannot be enforced; or the vocabulary lacks harmony's tokens.
+    /// A schema is too large, too deep, malformed, or cannot be enforced; there are too many schemas; or the vocabulary lacks harmony's
+    /// tokens.
     pub fn constraint(
         &self,
         tokenizer: &Tokenizer,

@@ -1,4 +1,4 @@
-//! Bodies of a hundred megabytes, and bodies that are just below the limit and so are parsed.
+//! Bodies above the size limit, of up to a hundred megabytes, and large bodies below it, which are parsed.
 
 use std::io::Write;
 use std::thread;

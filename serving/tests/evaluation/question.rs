@@ -39,7 +39,8 @@ pub fn questions(tokenizer: &Tokenizer, suites: &[&str], count: usize) -> Vec<Qu
 }
 
 impl Question {
-    /// `None` if it declares a function with parameters that [`developer`] cannot parse, or has a developer message after another message.
+    /// `None` if the question declares functions that [`developer`] cannot parse, or has a developer message after messages other than the
+    /// system message.
     fn read(tokenizer: &Tokenizer, question: &Value) -> Option<Question> {
         let harmony = Harmony::new(tokenizer).expect("control tokens");
         let text = |name: &str| question[name].as_str().expect("text").to_owned();
@@ -94,8 +95,8 @@ impl Question {
     }
 }
 
-/// The instructions of a developer message, and the functions that it declares, as OpenAI's tools. `None` if a parameter is an object,
-/// which is not supported here.
+/// The instructions of a developer message, and the functions that it declares, as OpenAI's tools. `None` if the declarations have a line
+/// or a parameter type that is not supported here, such as an object.
 fn developer(text: &str) -> Option<(Option<String>, Vec<Value>)> {
     let (instructions, declared) = match text.split_once("# Tools\n") {
         Some((before, after)) => (before.trim_end(), after),
@@ -141,7 +142,7 @@ fn developer(text: &str) -> Option<(Option<String>, Vec<Value>)> {
     Some((instructions, tools))
 }
 
-/// The JSON schema of a TypeScript type.
+/// The JSON schema of a TypeScript type; `None` if the type is not supported here.
 fn schema(kind: &str) -> Option<Value> {
     if let Some(kind) = kind.strip_suffix(" | null") {
         return Some(json!({ "type": [kind, "null"] }));

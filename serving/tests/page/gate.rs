@@ -16,7 +16,7 @@ struct Steps {
 pub struct Gate(Arc<Steps>);
 
 impl Gate {
-    /// Allows this many more steps.
+    /// Allows this many steps from now on, in place of those that were still allowed.
     pub fn allow(&self, steps: usize) {
         self.set(Some(steps));
     }

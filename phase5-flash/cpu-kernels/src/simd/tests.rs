@@ -58,7 +58,7 @@ impl Kernel for &Operands {
     type Output = Vec<(&'static str, Lanes)>;
 
     unsafe fn run<S: Simd>(self) -> Self::Output {
-        // SAFETY: a vector of words or floats is 64 bytes, of which there are 16 from the odd address on.
+        // SAFETY: a vector of words or floats has 64 bytes, and `bytes` holds 16 such vectors from the odd address on.
         unsafe {
             let p = self.bytes.as_ptr().add(1);
             let (a, b) = (S::load(self.floats.as_ptr()), S::load(self.floats.as_ptr().add(LANES)));

@@ -27,7 +27,7 @@ pub const fn partial_words(head_dim: usize) -> usize {
 pub struct Attention<'a> {
     /// Rotated queries `[inputs, heads · head_dim]`.
     pub queries: &'a Buffer,
-    /// `[inputs]` [rows](crate::Row), which give position and sequence.
+    /// `[inputs]` [rows](crate::Row), which give the position of a query and the row of its sequence in the page table.
     pub rows: &'a Buffer,
     pub cache: KvCache<'a>,
     /// `[heads]`
@@ -73,7 +73,7 @@ impl Attention<'_> {
     /// Checks everything except the queries.
     ///
     /// # Panics
-    /// If a buffer is too short, or no kernel supports the shape of the heads.
+    /// If a buffer is too short, `splits` or `reach` is 0, or no kernel supports the shape of the heads.
     #[track_caller]
     pub(super) fn check(&self) {
         let Attention { heads, splits, inputs, .. } = *self;

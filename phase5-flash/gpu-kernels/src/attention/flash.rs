@@ -45,7 +45,7 @@ pub(super) struct Block {
 
 impl Block {
     fn new(units: MatrixUnits, dim: usize) -> Block {
-        // Emulated fragments are twice as large.
+        // Emulated fragments hold f32 in place of f16, twice the bytes.
         let (planes, keys) = if units.are_emulated() { (1, 32) } else { (4, 64) };
         Block { planes: units.planes(planes), keys, dim: dim as u32 }
     }
@@ -217,7 +217,7 @@ fn flash<T: Float>(
     let mut acc = Accumulators::zeros(comptime![dim / SIDE], planes);
     let mut at = split.start;
     while at < split.end {
-        // Shared memory already contains the keys of this tile, which begins at `kv_slots`.
+        // Shared memory already contains the keys of this tile, whose first key has the index `kv_slots` in the pool.
         read_tile(values, kv_slots, min(split.last - at * block.keys, most_key), &mut read, tile);
         let next = min(at + 1, split.end - 1);
         kv_slots = split.kv_slots(&args, next, shape.kv_heads(), block.keys);

@@ -1,5 +1,6 @@
 //! Copies a tile of keys or values from the cache to shared memory in two steps: the tile is read into registers, still packed, while the
-//! cube processes another tile, and is then unpacked into shared memory.
+//! cube processes another tile, and is then unpacked into shared memory. A unit reads one piece at a time: a vector of four words of a key
+//! or value, or in q8_0 a block.
 
 use cubecl::prelude::*;
 
@@ -33,8 +34,8 @@ impl Tile {
     }
 }
 
-/// Reads this unit's pieces of the tile that begins at `kv_slots`. Cached data after `last_key` may be NaN, so the last key is read in
-/// place of later ones; their probabilities are zero.
+/// Reads this unit's pieces of the tile whose first key or value has the index `kv_slots` in the pool. Cached data after key `last_key` of
+/// the tile may be NaN, so that key is read in place of later ones; their probabilities are zero.
 #[cube]
 pub(super) fn read_tile(
     pool: &[Vector<u32, Const<4>>],

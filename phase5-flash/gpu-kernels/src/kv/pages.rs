@@ -1,7 +1,7 @@
 //! Pools of pages, and the preparation of pages for a new sequence.
 //!
-//! A pool holds the pages of a layer's keys and values, for all sequences. A page table, `[slots, columns]`, gives the page of each range
-//! of positions of a sequence.
+//! A pool holds the pages of a layer's keys and values, for all sequences. A page table, `[slots, columns]`, has one row per sequence (the
+//! sequence's slot is the row's number), and gives the page of each range of 64 positions.
 
 use cubecl::prelude::*;
 
@@ -42,7 +42,7 @@ impl KvCache<'_> {
     }
 
     /// # Panics
-    /// If the table does not hold at least one whole row.
+    /// If the table has no columns, or does not hold at least one whole row.
     #[track_caller]
     pub(crate) fn check(&self) {
         assert!(self.columns > 0 && self.ring_pages > 0, "a page table without columns");
@@ -65,7 +65,7 @@ impl KvPool {
         self.pages
     }
 
-    /// `[pages, kv_heads, 64, words]`
+    /// `[pages, kv_heads, 64, words]`, with the words of one head's key at one position last.
     pub fn keys(&self) -> &Buffer {
         &self.keys
     }
@@ -80,7 +80,7 @@ impl KvPool {
 /// written, or written twice.
 ///
 /// # Panics
-/// If a page is not in a pool.
+/// If a page is not in a pool, or `to` is [`NO_PAGE`].
 pub fn prepare_pages(device: &Device, pools: &[KvPool], pairs: &[[u32; 2]]) {
     for pool in pools {
         for page in pairs.iter().flatten().filter(|&&page| page != NO_PAGE) {

@@ -1,4 +1,5 @@
-//! The chosen experts: gate and up projections with SwiGLU, and the weighted sum of the down projections.
+//! The chosen experts: gate and up projections with SwiGLU, and the weighted sum of the down projections. A slot is one of the experts
+//! chosen for one row.
 //!
 //! The choice of experts stays on the device: every cube of the gate and up projections derives it from the router's logits, and the first
 //! cube of each row stores it for the down projections.
@@ -44,7 +45,7 @@ pub struct GateUp<'a> {
 
 impl GateUp<'_> {
     /// # Panics
-    /// If a buffer is too short, or gate and up differ in shape or format.
+    /// If a buffer is too short, gate and up differ in shape or format, or `chosen_per_row` is not from 1 to the number of experts.
     pub fn launch(&self, gpu: &Gpu, choice: MatvecChoice) {
         let GateUp { gate: Experts { weight: gate, .. }, up: Experts { weight: up, .. }, .. } = *self;
         let (experts, slots) = (gate.stack(), self.inputs * self.chosen_per_row);
@@ -166,7 +167,7 @@ pub struct Down<'a> {
 
 impl Down<'_> {
     /// # Panics
-    /// If a buffer is too short.
+    /// If a buffer is too short, or `chosen_per_row` is 0.
     pub fn launch(&self, gpu: &Gpu, choice: MatvecChoice) {
         let (down, slots) = (&self.down.weight, self.inputs * self.chosen_per_row);
         self.down.check();

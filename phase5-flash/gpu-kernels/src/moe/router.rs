@@ -49,7 +49,7 @@ impl Route<'_> {
     /// Computes the logits and the choice.
     ///
     /// # Panics
-    /// If a buffer is too short, or `hidden` is not a multiple of 4.
+    /// If a buffer is too short, `hidden` is not a multiple of 4, or `per_row` is not from 1 to `experts`.
     pub fn launch(&self, device: &Device, choice: &ExpertChoice<'_>) {
         self.check();
         assert!(
@@ -87,7 +87,7 @@ impl Route<'_> {
     /// Computes only the logits, for few rows.
     ///
     /// # Panics
-    /// As [`Route::launch`].
+    /// If a buffer is too short, or `hidden` is not a multiple of 4.
     pub fn launch_logits(&self, device: &Device) {
         self.check();
         let units = device.whole_planes(EXPERT_UNITS);
@@ -231,8 +231,8 @@ fn route(
     write_choice(&scores, &choice, chosen, weights, row * chosen_per_row, chosen_per_row);
 }
 
-/// The expert of slot `slot`, computed from its row's logits. With `write`, also stores the row's choice. All units of the cube must call
-/// it.
+/// The expert of slot `slot`, choice number `slot % chosen_per_row` of row `slot / chosen_per_row`, computed from the row's logits. With
+/// `write`, the row's first slot also stores the row's choice. All units of the cube must call it.
 #[cube]
 pub(crate) fn choose(
     logits: &[f32],

@@ -1,4 +1,5 @@
-//! Chooses the next token of a row from its logits on the device, and writes it to the row of the next step.
+//! Chooses the next token of each row of a step from the row's logits, on the device, and writes it into the row as the input of the next
+//! step.
 
 mod argmax;
 mod candidates;
