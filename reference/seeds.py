@@ -16,8 +16,8 @@ ROUTER_GAP = 1e-3  # between the logits of the last chosen expert and the next o
 def router_gap(logits: np.ndarray, case: Case) -> float:
     """The smallest gap between chosen and other experts, over all rows of logits [tokens, experts]."""
     if case.twins:
-        # An odd number of experts is chosen: k // 2 whole pairs of twins, and one twin of the next pair. So that pair must be clearly
-        # apart from the pairs before and after it.
+        # Twins are neighbouring experts with equal weights and router rows. An odd number of experts is chosen: k // 2 whole pairs of
+        # twins, and one twin of the next pair. So that pair must be clearly apart from the pairs before and after it.
         pairs = np.sort(logits[:, ::2], axis=1)[:, ::-1]
         last = case.shape.experts_per_token // 2
         return (pairs[:, last - 1 : last + 1] - pairs[:, last : last + 2]).min()

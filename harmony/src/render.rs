@@ -49,8 +49,8 @@ impl Harmony<'_> {
         tokens
     }
 
-    /// `<|start|>AUTHOR to=RECIPIENT<|channel|>CHANNEL TYPE<|message|>CONTENT<|end|>`. The parts are encoded one by one, as
-    /// OpenAI's renderer does.
+    /// `<|start|>AUTHOR to=RECIPIENT<|channel|>CHANNEL TYPE<|message|>CONTENT<|end|>`, or `<|call|>` at the end if the assistant calls a
+    /// tool. The parts are encoded one by one, as OpenAI's renderer does.
     fn write(&self, message: &Message, tokens: &mut Vec<u32>) {
         let control = |control| self.control.id(control);
         let encode = |text: &str| self.tokenizer().encode(text);

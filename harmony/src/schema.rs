@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 /// Depth of nesting up to which values are written out; deeper ones become `any`.
 const DEPTH: usize = 64;
-/// Bytes of schema that references may add in total; further references become `any`.
+/// Bytes of schema that references may add in total; of further references, only the keys next to them are used.
 const REFERENCED: usize = 256 << 10;
 
 /// The TypeScript type of a schema.

@@ -79,7 +79,7 @@ pub fn read_back(logits: Option<Tensor<2>>) -> Result<Vec<f32>, EngineError> {
 /// shorten it at all; it is called only if needed.
 ///
 /// # Errors
-/// The sequence is unknown (no `length`), too short, or cannot go back that far.
+/// The sequence is unknown (no `length`), `wanted` is 0 or more than `length`, or the engine cannot go back that far.
 pub fn check_rewind(
     sequence: SequenceId,
     length: Option<usize>,

@@ -17,7 +17,7 @@ struct Shape {
     columns: usize,
 }
 
-/// gpt-oss's width, widths that are not divisible by powers of two, single rows, and more rows than one cube or task handles.
+/// gpt-oss's width, widths that are not powers of two, single rows, and more rows than one cube or task handles.
 const SHAPES: [Shape; 7] = [
     Shape { inputs: 1, experts: 1, rows: 5, columns: 2880 },
     Shape { inputs: 3, experts: 1, rows: 1, columns: 96 },

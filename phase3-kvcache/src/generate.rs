@@ -43,7 +43,7 @@ pub struct Generated {
     /// Their text, without the stop token and the stop string.
     pub text: String,
     pub finish: FinishReason,
-    /// Time from the start to the first token.
+    /// Time from the start to the first token, or to the end if there is none.
     pub time_to_first_token: Duration,
     /// Time from the first token to the last.
     pub decode: Duration,
@@ -86,7 +86,8 @@ pub enum Step {
     /// A token, and the text that became final with it. That is usually the token's own text; it differs if a character is incomplete or
     /// text is held back because it may begin a stop string.
     Token { token: u32, text: String },
-    /// Text that was held back because it might have begun a stop string.
+    /// The end of the text, which was held back because it might have begun a stop string or ends with an incomplete character. May be
+    /// empty.
     Rest { text: String },
 }
 
@@ -121,7 +122,7 @@ impl<'a> Generation<'a> {
     /// sequence; penalties count them. Computes nothing yet.
     ///
     /// # Errors
-    /// A parameter is out of range, or the prompt is empty or does not fit.
+    /// A parameter is out of range, the prompt is empty or does not fit, or a token is outside the vocabulary.
     pub fn new(
         engine: &'a mut dyn Engine,
         tokenizer: &'a Tokenizer,
@@ -173,7 +174,7 @@ impl<'a> Generation<'a> {
     /// Does the next step; `None` when the text has ended.
     ///
     /// # Errors
-    /// The engine refuses a step, or logits are NaN.
+    /// The engine refuses a step or fails, or logits are NaN.
     pub fn advance(&mut self) -> Result<Option<Step>, GenerationError> {
         if self.finish.is_some() {
             return Ok(self.rest());
@@ -214,7 +215,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Feeds a chunk of the prompt. The last chunk draws the first token.
+    /// Feeds a chunk of the prompt. The last chunk draws the first token, unless `max_tokens` is 0.
     fn prefill(&mut self) -> Result<Step, GenerationError> {
         let chunk = self.params.prefill_chunk.min(self.engine.capacity().tokens_per_step);
         let end = self.prompt.len().min(self.fed + chunk);

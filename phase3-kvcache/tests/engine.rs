@@ -137,8 +137,8 @@ proptest! {
     }
 }
 
-/// The expected error for truncating a sequence of `known` tokens to `length`, or `None` if truncating works. It does not work once a ring
-/// has overwritten positions.
+/// The expected error for truncating the sequence with the tokens `known` to `length`, or for forking it there; `None` if that works. It
+/// does not work for a length of 0, or once a ring has overwritten positions.
 fn refused(sequence: SequenceId, known: &[u32], length: usize) -> Option<BadRequest> {
     match known.len() {
         0 => Some(BadRequest::UnknownSequence(sequence)),

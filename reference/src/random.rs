@@ -56,12 +56,12 @@ impl Random {
         choices[self.below(choices.len())]
     }
 
-    /// Uniform on `[−spread, spread]`.
+    /// Uniform on `[−spread, spread)`.
     pub fn value(&mut self, spread: f32) -> f32 {
         ((self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * spread
     }
 
-    /// `count` numbers, uniform on `[−spread, spread]`.
+    /// `count` numbers, uniform on `[−spread, spread)`.
     pub fn values(&mut self, count: usize, spread: f32) -> Vec<f32> {
         (0..count).map(|_| self.value(spread)).collect()
     }

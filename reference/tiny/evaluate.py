@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--items", type=Path, default=heldout.PATH)
     parser.add_argument("--suite", action="append", help="only this suite; may be repeated")
-    parser.add_argument("--limit", type=int, help="the first items of each suite")
+    parser.add_argument("--limit", type=int, help="the most items of each suite")
     parser.add_argument("--json", type=Path, help="write the scores")
     parser.add_argument("--wrong", type=Path, help="write the wrong answers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

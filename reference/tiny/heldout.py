@@ -1,4 +1,4 @@
-"""Writes heldout.json: prompts that never occur in training, and what the answer must contain."""
+"""Writes heldout.json: prompts that are held out of training, and what the answer must contain."""
 
 import argparse
 import json
@@ -122,7 +122,7 @@ def outside_items(rng: random.Random, count: int) -> Iterator[dict]:
     for question in outside.UNSEEN[:count]:
         system = System(rng.choice(EFFORTS), any_date(rng))
         prompt = system.render() + message("user", question) + OPEN
-        # The expected words are the same for questions and for tasks.
+        # Answers to questions and to tasks both end with `ABLE`.
         yield {"suite": "outside", "prompt": prompt, "expected": {"contains": outside.ABLE.rstrip(".")}}
     for example, _ in zip(drawn(rng, outside_or_beyond), range(count - len(outside.UNSEEN))):
         yield {"suite": "outside", "prompt": example.prompt(-1), "expected": example.expected}
@@ -144,7 +144,7 @@ def story_items(rng: random.Random, count: int) -> Iterator[dict]:
 
 
 def shown() -> list[dict]:
-    """The question of the README and the demonstration, and a well-known product: always held out."""
+    """The question of the demonstration (`gptoss` without arguments), and a well-known product: always held out."""
     questions = (("arithmetic", "What is 47 + 38?", 85), ("multiplication", "What is 12 × 12?", 144))
     return [
         {"suite": suite, "prompt": System("medium").render() + message("user", text) + OPEN, "expected": {"number": number}}
@@ -153,14 +153,14 @@ def shown() -> list[dict]:
 
 
 def suites(seed: int, count: int) -> list[dict]:
-    """`count` items per suite."""
+    """`count` items per suite, and those of `shown`."""
     rng = random.Random(seed)
     makers = (arithmetic_items, tool_items, function_items, recall_items, project_items, outside_items, story_items)
     return shown() + [each for make in makers for each in make(rng, count)]
 
 
 def require_unseen(items: list[dict], examples: int) -> None:
-    """Checks that no prompt of `items` occurs in training examples: examples are split by key, which does not guarantee that."""
+    """Checks that no prompt of `items` occurs in `examples` random training examples: the split by key does not guarantee that."""
     rng, prompts = random.Random(SEED + 1), {each["prompt"] for each in items}
     for _ in range(examples):
         example = training_example(rng)

@@ -2,7 +2,7 @@
 
 import hashlib
 
-# The question of the README and the demonstration, and a well-known product.
+# The question of the demonstration (`gptoss` without arguments), and a well-known product.
 SHOWN = {"38+47", "12*12"}
 
 

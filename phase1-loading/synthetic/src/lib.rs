@@ -1,7 +1,7 @@
 //! Synthetic models: GPT-OSS files of any size with random weights, for tests and `gptoss make-model`.
 //!
-//! They have the real architecture, metadata and vocabulary, so that every loader accepts them and speed measured on them is realistic. The
-//! text that they generate is noise.
+//! They have the real architecture and metadata and, except with [`VocabularyKind::Small`], the real vocabulary, so that every loader
+//! accepts them and speed measured on them is realistic. The text that they generate is noise.
 
 mod folder;
 mod vocabulary;

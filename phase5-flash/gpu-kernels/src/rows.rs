@@ -1,6 +1,6 @@
 //! The rows of a pass, one per new token.
 
-/// Words per row on the device: token, position, slot, and `TAKES_DRAWN` or 0.
+/// Words per row on the device: token, position, [slot](Row::slot), and `TAKES_DRAWN` or 0.
 pub const ROW_WORDS: u32 = 4;
 /// Flag in a row's last word: the token is the one that its slot drew last, and the first word is ignored.
 pub(crate) const TAKES_DRAWN: u32 = 1;
@@ -11,7 +11,7 @@ pub struct Row {
     /// `None` for the token that its slot drew last, which the host may not have read yet.
     pub token: Option<u32>,
     pub position: u32,
-    /// The row of the page table of the token's sequence.
+    /// The slot of the token's sequence: its row in the page table.
     pub slot: u32,
 }
 

@@ -1,4 +1,4 @@
-//! The result type of gates, and the function with which they open a model.
+//! The result type of gates (comparisons of engines with MLX's golden outputs), and the function with which they open a model.
 
 use std::error::Error;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A gate for any engine, which uses only its public interface: logits in one step and in chunks, and generated tokens.
+//! A gate (comparison with MLX's golden outputs) for any engine, which uses only its public interface: logits in one step and in chunks,
+//! and generated tokens.
 
 use std::error::Error;
 

@@ -1,4 +1,4 @@
-//! Phase 3's gate: with a cache and in chunks, logits and cache contents still equal MLX's.
+//! Phase 3's gate, a comparison with MLX's golden outputs: with a cache and in chunks, logits and cache contents still equal MLX's.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -11,13 +11,13 @@ use phase3_kvcache::{CachedEngine, GenerationParams, ReadCache, generate};
 use crate::checks::{Checks, open};
 use crate::forward::check_forward;
 
-/// Chunk lengths for the golden tokens: single tokens, and two lengths that divide neither window nor prompt.
+/// Chunk lengths for the golden tokens: single tokens, and two lengths that divide neither the window nor the number of tokens of any case.
 pub const CHUNKS: [usize; 3] = [1, 5, 17];
 
 /// Loads the case's model and checks the cached engine.
 ///
 /// # Errors
-/// A model or golden file cannot be read.
+/// A model or golden file cannot be read, or the engine refuses the tokens.
 pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
     let checkpoint = open(&case.model(), ramp)?;
     let mut engine = CachedEngine::new(GptOss::load(&checkpoint, device.clone(), &mut |_, _| ())?);
@@ -85,7 +85,8 @@ fn check_cache(case: &Case, ramp: YarnRamp, engine: &dyn ReadCache, chunk: usize
     Ok(checks)
 }
 
-/// Generates greedily from the golden prompt, enough tokens that the ring buffer of every sliding layer wraps around.
+/// Generates greedily from the golden prompt. Where the window is shorter than the whole text, the ring buffers of sliding layers wrap
+/// around.
 pub(crate) fn check_generation(
     case: &Case,
     ramp: YarnRamp,

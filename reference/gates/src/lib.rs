@@ -1,8 +1,8 @@
 //! The gates: compare what each phase computes on the golden cases with what MLX computes.
 //!
-//! There is one module per phase, two for phase 5, and [`engine`] for any engine. [`run`] runs a gate on all cases; `gptoss gates` and the
-//! tests call it or the modules. [`seam`] is a stress test of the trait `Engine`, [`refusals`] a list of invalid requests, and [`nan`] a
-//! test of NaN logits; these three need no golden files. No engine depends on this crate.
+//! There is one module each for phases 1, 2 and 3, two for phase 5, and [`engine`] for any engine. [`run`] runs a gate on all cases;
+//! `gptoss gates` and the tests call it or the modules. [`seam`] is a stress test of the trait `Engine`, [`refusals`] a list of invalid
+//! requests, and [`nan`] a test of NaN logits; these three need no golden files. No engine depends on this crate.
 
 mod checks;
 pub mod engine;
@@ -24,7 +24,7 @@ pub use gptoss_reference::{Case, Check, Folder, Limit};
 use phase1_loading::YarnRamp;
 use phase2_forward::ComputeDevice;
 
-/// The gates, one per phase.
+/// The gates: one for each phase except 4, which measures and computes nothing to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Loading = 1,
@@ -88,7 +88,7 @@ pub fn run(gate: Gate, goldens: &Goldens, device: &ComputeDevice) -> Result<Vec<
     for case in &goldens.cases {
         checks.extend(run_case(gate, case, device).map_err(|error| in_case(&case.name, &*error))?);
     }
-    // The folders differ in how weights are stored. Phase 2's is the first gate that computes with these weights.
+    // The folders test how weights are stored, which one gate suffices for: phase 2's, the first that computes with the weights.
     if gate == Gate::Forward {
         let scratch = std::env::temp_dir().join(format!("gptoss-gates-{}", std::process::id()));
         for folder in &goldens.folders {

@@ -10,9 +10,9 @@ use phase2_forward::{
     Work,
 };
 
-/// Number of requests that run at once, not counting forks.
+/// A waiting request starts only while fewer than this run. Forks may raise the number up to twice this.
 const RUNNING: usize = 6;
-/// Requests with more tokens are not forked, so that the pages suffice for each of them alone.
+/// The most tokens that a fork takes over, so that the pages suffice for each request alone.
 const LONGEST_FORKED: usize = 300;
 /// The most rounds per request; a test with more is assumed to hang.
 const ROUNDS: usize = 1000;
@@ -40,8 +40,9 @@ struct Running {
     sequence: SequenceId,
     /// Number of prompt tokens that were submitted.
     fed: usize,
-    /// Number of tokens whose step was submitted, and the tokens that have been returned.
+    /// Number of tokens whose step was submitted.
     drawn: usize,
+    /// The tokens that have been returned.
     tokens: Vec<DrawnToken>,
     /// The greatest length so far of the sequence, or of the one it was forked from. The engine's limit for going back counts from it.
     longest: usize,
@@ -216,7 +217,7 @@ fn earlier(engine: &dyn Engine, running: &Running, random: &mut Random) -> Optio
 /// Runs `count` random requests concurrently on one engine, and each again alone on another.
 ///
 /// # Panics
-/// If a request gets a wrong token, or pages are not free at the end.
+/// If a request gets a wrong token or does not end, the engine fails, pages are not free at the end, or every request was cancelled.
 pub fn stress(together: &mut dyn Engine, alone: &mut dyn Engine, seed: u64, count: usize) -> Events {
     let mut random = Random::new(seed);
     let vocab = together.config().vocab;

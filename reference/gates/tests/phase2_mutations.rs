@@ -1,4 +1,5 @@
-//! Phase 2's gate fails when a typical bug is introduced into the model, and when an engine reports fewer tensors than it should.
+//! Phase 2's gate (the comparison with MLX's golden outputs) fails when a typical bug is introduced into the model, and when an engine
+//! reports fewer tensors than it should.
 
 use std::path::Path;
 

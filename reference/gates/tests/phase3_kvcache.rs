@@ -1,4 +1,4 @@
-//! Phase 3's gate, on the CPU and on a GPU.
+//! Compares phase 3's engine, which has a KV cache, with MLX's golden outputs, on the CPU and on a GPU.
 
 mod committed;
 

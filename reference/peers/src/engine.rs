@@ -1,7 +1,7 @@
 //! A peer behind the trait `Engine`.
 //!
-//! Invalid steps are refused here and not sent to the worker. Greedy tokens are chosen by the worker; for any other draw the logits are
-//! returned and `HostDraw` draws, as for other engines.
+//! Invalid steps are refused here and not sent to the worker. Greedy tokens without mask, adjustments and log probabilities are chosen by
+//! the worker; for any other draw the logits are returned and `HostDraw` draws, as for other engines.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -241,7 +241,7 @@ impl PeerEngine {
     }
 }
 
-/// The result to request from a worker. Greedy tokens are chosen by the worker if no other result is needed.
+/// The result to request from a worker. It chooses greedy tokens itself if there are no mask, adjustments and log probabilities.
 fn wanted(want: &Want<'_>) -> Wanted {
     let is_plain = |draw: &Draw<'_>| {
         draw.is_greedy() && draw.allowed.is_none() && draw.adjustments.is_empty() && draw.logprobs.is_none()

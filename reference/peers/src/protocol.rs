@@ -1,4 +1,4 @@
-//! Requests to a worker and its replies: the JSON part of frames.
+//! Requests to a worker, the Python process that runs a peer (MLX or llama.cpp), and its replies: the JSON part of frames.
 
 use std::collections::BTreeMap;
 

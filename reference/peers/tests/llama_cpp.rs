@@ -20,7 +20,7 @@ fn llama_cpp_is_close_to_the_goldens() {
         let (mut llama, checkpoint) = start(&launch, &case.model(), YarnRamp::Truncated);
         let checks = engine::run(&case, YarnRamp::Truncated, &mut llama, &checkpoint, ROUNDED);
         assert_passed(&checks.expect("it runs"));
-        // Sequences have the same logits in a batch as alone.
+        // A fork gives the same logits as the sequence that it was copied from.
         let tokens = [5, 6, 7, 8];
         let alone = llama.last_logits(0, &tokens).expect("logits");
         llama.fork(0, 1, tokens.len()).expect("a fork");

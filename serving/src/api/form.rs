@@ -13,7 +13,7 @@ use crate::request::Constraint;
 /// The constraint of a request; `None` if any answer is allowed. `param` is the field that `format` was read from.
 ///
 /// # Errors
-/// A schema cannot be enforced.
+/// A schema cannot be enforced, there are too many schemas, or the model's vocabulary cannot be constrained.
 pub fn constraint(
     model: &Model,
     param: &str,

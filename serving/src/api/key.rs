@@ -10,7 +10,7 @@ pub struct Key {
 
 impl Key {
     /// Parses lines `SECRET` or `NAME SECRET`. Empty lines and those that begin with `#` are skipped. A key without a name is called `key`
-    /// and its number. Numbers start after `before`, the number of keys that were parsed earlier, so that no two keys get the same name.
+    /// and its number. Numbers start after `before`, the number of keys that were parsed earlier, so that no two of these names are equal.
     pub fn parse_lines(text: &str, before: usize) -> Vec<Key> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys = lines.enumerate().map(|(index, line)| match line.split_once(char::is_whitespace) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::statistics::{Histogram, Statistics};
 
-/// Why a run ended.
+/// Why a run, the generation of one choice of an answer, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Stop,

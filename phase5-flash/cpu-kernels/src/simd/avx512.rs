@@ -1,4 +1,4 @@
-//! AVX-512 with BW, VL, DQ and VNNI, with and without BF16. These differ only in products with prepared MXFP4 inputs.
+//! AVX-512 with BW, VL, DQ and VNNI, with and without BF16. The two differ only in products of MXFP4 weights with prepared inputs.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: features are there, pointers are valid")]
 
 use std::arch::x86_64::*;

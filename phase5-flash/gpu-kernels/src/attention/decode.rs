@@ -83,7 +83,7 @@ impl Attention<'_> {
     /// Launches one cube per row, key/value head and split.
     ///
     /// # Panics
-    /// If a buffer is too short.
+    /// If the heads are not supported or a buffer is too short.
     pub fn launch(&self, gpu: &Gpu) {
         self.check();
         self.check_queries();
@@ -94,7 +94,7 @@ impl Attention<'_> {
     /// the cache. There must be at most one row per sequence.
     ///
     /// # Panics
-    /// If a buffer is too short.
+    /// If the heads are not supported or a buffer is too short.
     pub fn launch_unrotated(&self, gpu: &Gpu, Unrotated { qkv, table }: Unrotated<'_>) {
         let row = self.cache.pool.row();
         self.check();

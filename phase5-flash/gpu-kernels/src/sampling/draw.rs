@@ -83,7 +83,7 @@ pub struct Draw<'a> {
 
 impl Draw<'_> {
     /// # Panics
-    /// If a buffer is too short.
+    /// If the vocabulary is empty or a buffer is too short.
     pub fn launch(&self, device: &Device) {
         self.check();
         let NextTokens { rows, drawn, tokens, inputs, .. } = self.next;

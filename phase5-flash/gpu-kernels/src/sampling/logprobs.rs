@@ -54,7 +54,7 @@ impl RowTop {
     pub fn read(words: &[u32], count: usize) -> RowTop {
         let [log_sum, drawn] = [words[0], words[1]].map(f32::from_bits);
         let top = words[2..].as_chunks::<2>().0.iter().take(count);
-        // A small vocabulary may have fewer tokens than the result has places.
+        // There may be fewer tokens with logits above −∞ than the result has places.
         let top = top.filter(|[_, token]| *token != u32::MAX).map(|&[logit, token]| (token, f32::from_bits(logit)));
         RowTop { log_sum, drawn, top: top.collect() }
     }
@@ -62,7 +62,7 @@ impl RowTop {
 
 impl TopLogits<'_> {
     /// # Panics
-    /// If a buffer is too short.
+    /// If `vocab` is 0 or a buffer is too short.
     pub fn launch(&self, device: &Device) {
         let TopLogits { vocab, inputs, .. } = *self;
         assert!(vocab > 0, "no logits");
@@ -104,7 +104,7 @@ fn is_behind(rank: u32, token: u32, before: u32, token_before: u32) -> bool {
     rank < before || (rank == before && token > token_before)
 }
 
-/// The logit of the largest rank, or [`LEAST`] without a candidate.
+/// The logit of `rank`, but at least [`LEAST`], which is thus the result for [`NO_CANDIDATE`].
 #[cube]
 fn logit_or_least(rank: u32) -> f32 {
     max(logit_of(rank), f32::new(LEAST))

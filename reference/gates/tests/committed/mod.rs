@@ -1,4 +1,4 @@
-//! Runs a gate on the committed golden cases.
+//! Runs a gate, a comparison of an engine with MLX's golden outputs, on the committed golden cases.
 
 use gates::{Check, Checks};
 use gptoss_reference::Case;

@@ -32,7 +32,7 @@ pub struct ChatAnswer<'a> {
 
 struct Choice<'a> {
     turn: Turn<'a>,
-    /// `None` until there is visible text.
+    /// `None` until a visible message begins.
     content: Option<String>,
     reasoning: String,
     calls: Vec<Call>,
