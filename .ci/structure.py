@@ -51,7 +51,7 @@ def item_end(code, start):
 
 
 def split_tests(code):
-    """The code without test items, the names of test modules, and the number of lines before the last test module."""
+    """The code without test items, the test modules in their own files, and the number of lines before a test module at the end."""
     test_modules, lines = [], code.count("\n")
     while found := TEST.search(code):
         end = item_end(code, found.end())

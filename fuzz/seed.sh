@@ -16,12 +16,12 @@ for folder in "$goldens"/folders/*/; do
         cp "$file" "corpus/safetensors/$name-$(basename "$file")"
         head -c 8000 "$file" > "corpus/safetensors/$name-$(basename "$file")-header"
     done
-    # The first byte tells the target which file the rest replaces.
+    # The first byte tells the fuzz target which file the rest replaces.
     { printf '\0'; cat "$folder/tokenizer.json"; } > "corpus/tokenizer/$name-tokenizer"
     { printf '\1'; cat "$folder/config.json"; } > "corpus/tokenizer/$name-config"
 done
 { printf '\1'; cat openai.json; } > corpus/tokenizer/openai-config
-# The model `hf` in one file: unchanged, with unquantized experts, and with OpenAI's tensor names.
+# The model `hf` in one file: unchanged, with unquantized experts (all zeros), and with OpenAI's tensor names.
 python3 - "$goldens/folders/hf" corpus/safetensors << 'END'
 import json, pathlib, sys
 

@@ -24,7 +24,8 @@ fn parse<'a>(harmony: &Harmony<'a>, text: &str) -> (Vec<Delta>, Parser<'a>) {
     (deltas, parser)
 }
 
-/// Each message on a line: role, recipient, channel, type, content; `…` after an incomplete message.
+/// Each message on a line: role (empty for the assistant), `:` name, `>` recipient, `#` channel, `=` content type, `|` content; `…`
+/// after an incomplete message.
 fn lines(harmony: &Harmony<'_>, text: &str) -> Vec<String> {
     let (deltas, parser) = parse(harmony, text);
     let complete = deltas.iter().filter_map(|delta| match delta {

@@ -53,7 +53,7 @@ pub enum Format {
     Iq2Xxs,
     Iq2Xs,
     Iq2S,
-    /// 256 values: an f16 factor and ternary codes (−1, 0 or 1), five per byte.
+    /// 256 values: an f16 factor and ternary codes (−1, 0 or 1), at most five per byte.
     Tq1_0,
     /// As [`Format::Tq1_0`], with four codes per byte.
     Tq2_0,
@@ -107,7 +107,7 @@ pub enum Group {
 pub(crate) const MAX_BLOCK_BYTES: usize = Format::Q6_K.block_bytes();
 
 impl Format {
-    /// The formats that occur in GGUF files.
+    /// The formats that are read from GGUF files.
     pub const GGUF: [Format; 23] = [
         Format::F32,
         Format::F16,
@@ -301,8 +301,9 @@ impl Format {
         }
     }
 
-    /// Packs whole blocks. Rounds to nearest if the format is less precise than f32. Values that [`Format::decode`] returned are encoded
-    /// exactly.
+    /// Packs whole blocks. Rounds to nearest if the format is less precise than f32; in MXFP4, values above 6 times the scale are clamped.
+    /// Values that [`Format::decode`] returned are encoded exactly, except blocks of Q8_0 whose largest code is not 127 in magnitude: these
+    /// get another scale.
     ///
     /// # Panics
     /// If the format can only be decoded: all except F32, F16, BF16, Q8_0 and MXFP4.

@@ -23,7 +23,8 @@ const NAMES: [(&str, &str); 5] = [
 /// The tensors under their canonical names. A tensor without an entry in [`NAMES`] keeps its name.
 ///
 /// # Errors
-/// A joined tensor that does not have the shape of its parts together, or a type that only another program's files use.
+/// A joined tensor that does not have the shape of its parts together, a joined bias that is quantized, or a type that only another
+/// program's files use.
 pub(crate) fn canonical(mut tensors: Tensors, dialect: Dialect, config: &GptOssConfig) -> Result<Tensors, Defect> {
     if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.is_in_pairs())
         && dialect != Dialect::Ollama
@@ -100,7 +101,7 @@ fn take(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Option<Hos
     Ok(Some(tensor))
 }
 
-/// Copies elements `first`, `first + step`, … of every row, as many as `shape` has.
+/// Copies elements `first`, `first + step`, … of every row, as many as a row of `shape` has.
 fn elements(tensor: &HostTensor, shape: Vec<usize>, first: usize, step: usize) -> HostTensor {
     let (size, count) = (tensor.format.block_bytes(), shape.last().copied().unwrap_or(0));
     let packed = tensor.packed();

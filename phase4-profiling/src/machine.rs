@@ -19,8 +19,8 @@ pub fn today() -> String {
     format!("{:04}-{:02}-{:02}", now.year(), u8::from(now.month()), now.day())
 }
 
-/// The directory in which measurements of this machine are stored: `gptoss` in `$XDG_CACHE_HOME` or `~/.cache` on Linux, in
-/// `~/Library/Caches` on macOS, and in `%LOCALAPPDATA%` on Windows. `None` if the user has no home directory.
+/// The directory in which measurements of this machine are stored: `gptoss` in `$XDG_CACHE_HOME` or `~/.cache` on Linux and in
+/// `~/Library/Caches` on macOS, and `gptoss\cache` in `%LOCALAPPDATA%` on Windows. `None` if the user has no home directory.
 pub fn cache_directory() -> Option<PathBuf> {
     Some(ProjectDirs::from("", "", "gptoss")?.cache_dir().to_owned())
 }

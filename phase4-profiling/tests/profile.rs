@@ -162,7 +162,7 @@ fn token_reads_each_needed_weight_once() {
     assert_eq!([1, 3].map(|n| bytes(n, depth + 1) - bytes(n, depth)), [position, 3 * position]);
 }
 
-/// Phase 2 has no cache: its cost is the keys and values that attention reads, in f32, without storing them.
+/// Phase 2 has no cache: its cost model counts the keys and values that attention reads, in f32, but not their storage in a cache.
 #[test]
 fn engine_without_cache_has_no_append_cost() {
     let (_directory, checkpoint) = nano();

@@ -1,6 +1,6 @@
 """Writes goldens/harmony/miniature.jsonl: system and developer messages as this folder renders them, and the data in them.
 
-The tests of the crate `harmony` render them too.
+The tests of the crate `harmony` render the same data and compare the texts.
 """
 
 import json

@@ -1,9 +1,10 @@
 //! The prefix cache: sequences that stay in the engine after their requests, for later prompts with the same beginning, and those on disk.
 //!
 //! When memory is full, the least recently used sequence is dropped. With a folder, useful sequences are first written to disk. Files do
-//! not share pages, so writing all sequences would store every turn of a chat completely. Only these sequences are written:
-//! - those that end where a prompt or its generated text ends, unless exactly one later request continued from there: that request's end
-//!   is then more useful;
+//! not share pages, so writing all sequences would store every turn of a chat completely. Only these sequences are written, if they have at
+//! least `MIN_FILE_TOKENS` tokens:
+//! - those that end where a prompt or its generated text ends, unless exactly one later request continued from there, or none did but one
+//!   continued from another entry of the same request: that later request's end is then more useful;
 //! - those that end where several prompts began to differ.
 //!
 //! No step can begin while a sequence is read from the engine. Therefore, when memory is scarce, one of the oldest sequences is read in
@@ -48,7 +49,7 @@ struct Entry {
     tokens: usize,
     /// Number of requests that continued from its end and left an entry themselves.
     followers: usize,
-    /// Whether it was queued for the disk, or was read from there.
+    /// Whether it was queued for the disk, already was there, could not be read from the engine, or was read from the disk.
     is_saved: bool,
 }
 

@@ -14,8 +14,9 @@ pub type RequestId = u64;
 
 /// The state of one request.
 ///
-/// Tokens that the engine has not been fed come first; a step that feeds the last of them draws a token. Later steps feed the token drawn
-/// before. Such a step may be submitted before that token is known: `drawing` counts tokens that are drawn but not yet known.
+/// At first, steps feed the tokens that the engine does not have: of the prompt and, after a preemption, also of the generated text. The
+/// step that feeds the last of them draws a token. Each later step feeds the token drawn before. Such a step may be submitted before that
+/// token is known: `drawing` counts tokens that are drawn but not yet known.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub id: RequestId,
@@ -106,7 +107,7 @@ impl Sequence {
         self.sampler.depends_on_tokens() || self.constraint.is_some()
     }
 
-    /// Whether its next step draws a token.
+    /// Whether its next step feeds a single token and draws the next one.
     pub fn is_decoding(&self) -> bool {
         self.drawing > 0 || self.fed + 1 == self.tokens.len()
     }

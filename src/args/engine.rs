@@ -26,7 +26,7 @@ pub struct EngineArgs {
     /// configuration, exact if it does not say]; always truncated with --engine llama.cpp.
     #[arg(long, value_enum)]
     pub rope: Option<RopeArg>,
-    /// The type of the KV cache (phases 3 and 5).
+    /// The type of the KV cache (engines cached and flash).
     #[arg(long, value_name = "TYPE", value_parser = cache_type())]
     pub kv: Option<CacheType>,
     #[command(flatten)]
@@ -47,17 +47,17 @@ pub struct CacheSize {
 /// Options of phase 5's computation.
 #[derive(Args, Clone, Default)]
 pub struct FastArgs {
-    /// Compute in f32 throughout (phase 5, and MLX on a GPU); use an f32 cache (llama.cpp).
+    /// Compute in f32 throughout (engine flash, and MLX on a GPU); use an f32 cache (llama.cpp).
     #[arg(long)]
     pub exact: bool,
-    /// Number of threads (phase 5 on the CPU, and llama.cpp) [default: one per physical core]
+    /// Number of threads (engine flash on the CPU, and llama.cpp) [default: one per physical core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// The instruction set (phase 5 on the CPU) [default: the fastest of this machine]
+    /// The instruction set (engine flash on the CPU) [default: the fastest of this machine]
     #[arg(long, value_name = "NAME", value_parser = isa())]
     pub isa: Option<Isa>,
-    /// Memory for the KV cache of all sequences (phase 5), such as 2GiB, 512MiB, or a number of bytes [default: one full context and some
-    /// short sequences]
+    /// Memory for the KV cache of all sequences (engine flash), such as 2GiB, 512MiB, or a number of bytes [default: one full context and
+    /// some short sequences]
     #[arg(long, value_name = "BYTES", value_parser = memory_size)]
     pub kv_memory: Option<u64>,
 }

@@ -46,7 +46,7 @@ pub fn peer() -> ValueParser {
     one_of(Peer::ALL, Peer::name)
 }
 
-/// The gate with the given phase number.
+/// The gate (the comparison of an engine or of loading with MLX's golden values) with the given phase number.
 pub fn gate() -> ValueParser {
     let find = |number: String| Gate::ALL.into_iter().find(|gate| gate.phase().to_string() == number);
     PossibleValuesParser::new(["1", "2", "3", "5"]).try_map(move |number| find(number).ok_or("no such gate")).into()

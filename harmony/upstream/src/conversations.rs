@@ -79,8 +79,8 @@ fn is_final(message: &Message) -> bool {
     message.role == Role::Assistant && message.channel.as_deref() == Some("final")
 }
 
-/// OpenAI's crate does not parse names of persons or tools without a recipient, and takes a content type without a recipient for a
-/// recipient.
+/// OpenAI's crate does not parse the name of a person, nor a tool's message without a recipient, and takes a content type without a
+/// recipient for a recipient.
 fn is_read_by_openai(message: &Message) -> bool {
     let has_recipient = message.recipient.is_some();
     let named = if message.role == Role::Tool { has_recipient } else { message.name.is_none() };

@@ -1,4 +1,4 @@
-//! Random words.
+//! Random texts, lines and names.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};

@@ -1,7 +1,8 @@
 //! The cache's formats inside CubeCL kernels, without 8- or 16-bit types, which a GPU may lack.
 //!
 //! A [cache block](crate::cache_block) is eight words, with the first code in the lowest byte of the first word. Scales are bit-identical to
-//! the CPU's. A code may differ by one, since GPUs differ in how they round divisions.
+//! the CPU's. A code may differ by one, or by two if its lowest bit holds a bit of the scale, since GPUs differ in how they round
+//! divisions.
 
 use cubecl::prelude::*;
 

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-/// Values per block of the formats whose scales share a common factor.
+/// Values per block of the K, IQ and TQ formats, except IQ4_NL.
 pub(super) const SUPER_BLOCK: usize = 256;
 
 /// The value of each 4-bit code of the IQ4 formats. The values are denser around 0.

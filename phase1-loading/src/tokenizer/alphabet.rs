@@ -1,6 +1,6 @@
 //! GPT-2's alphabet: the characters that stand for bytes in vocabularies.
 
-/// A character for each byte: printable Latin-1 is unchanged, and every other byte is a character from U+0100 on.
+/// A character for each byte: visible Latin-1 characters are unchanged, and every other byte (spaces too) is a character from U+0100 on.
 pub fn byte_characters() -> [char; 256] {
     let mut next = 0x100;
     std::array::from_fn(|byte| match byte {

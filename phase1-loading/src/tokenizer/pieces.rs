@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use regex::{Regex, RegexBuilder};
 
-/// The alternatives of o200k's pattern (`gpt-4o` in GGUF) that need no lookahead: words with one leading non-letter and an English
-/// contraction, numbers of up to three digits, punctuation runs, line breaks.
+/// The alternatives of o200k's pattern (`gpt-4o` in GGUF) that need no lookahead: words with at most one leading non-letter and at most
+/// one English contraction, numbers of up to three digits, punctuation runs, line breaks.
 macro_rules! without_white_space {
     () => {
         concat!(
@@ -60,8 +60,8 @@ impl<'t> Iterator for Pieces<'t> {
     }
 }
 
-/// Number of bytes at the end of a piece that belong to the next piece, as `\s+(?!\S)` requires: the last character of white space before a
-/// word belongs to the word, unless it is the only one. Only the pattern's last alternative ends in white space other than a line break.
+/// Number of bytes at the end of a piece that belong to the next piece, as `\s+(?!\S)` requires: the last of several white-space characters
+/// before other text begins the next piece. Only the pattern's last alternative ends in white space other than a line break.
 fn left_to_the_next(piece: &str, ends_the_text: bool) -> usize {
     let last = piece.chars().next_back().filter(|c| c.is_whitespace() && !matches!(c, '\r' | '\n'));
     match last.map(char::len_utf8) {

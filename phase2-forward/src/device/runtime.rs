@@ -63,7 +63,7 @@ pub(super) fn queue(kind: &WgpuDeviceKind) -> Option<Queue> {
 /// Starts a runtime on a device that the caller has opened, for tests that limit or destroy the device.
 ///
 /// # Errors
-/// The device has no compute shaders.
+/// The device has no compute shaders or too few storage bindings, or the parts of `setup` do not belong together.
 pub fn register(setup: WgpuSetup, tasks: usize) -> Result<WgpuDevice, String> {
     if setup.adapter.get_info().device_type != wgpu::DeviceType::Cpu {
         return try_init_device(setup, options(tasks)).map_err(|error| error.to_string());

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Spin iterations before a worker parks.
+/// Spin iterations before a waiting worker parks, or the waiting caller yields.
 const SPINS: usize = 4000;
 
 /// The gate's word: the operation's number in the upper half, one bit for "open", and the number of workers inside.
@@ -35,7 +35,7 @@ struct Worker {
     parked: Arc<AtomicBool>,
 }
 
-/// The tasks of a thread that have not been started. It has its own cache lines, since every task updates it.
+/// The tasks of a thread that have not been started. Each `Range` has its own cache lines, since every task updates it.
 #[derive(Default)]
 #[repr(align(128))]
 struct Range {

@@ -52,7 +52,7 @@ impl Readback {
     /// Waits, and returns the words of each buffer.
     ///
     /// # Errors
-    /// The device was lost, or an earlier kernel failed.
+    /// The device was lost, or an earlier allocation or kernel failed.
     pub fn wait(self) -> Result<Vec<Vec<u32>>, Error> {
         match self.0 {
             ReadbackState::Waiting(reading) => block_on(reading),
@@ -251,7 +251,8 @@ impl Device {
     }
 
     /// # Errors
-    /// Less memory is free than `what` needs, according to the driver.
+    /// `what` needs more bytes than the device's memory has beyond what this process uses. Not checked if the driver does not report the
+    /// device's memory.
     pub fn expect_memory(&self, what: &str, need: u64) -> Result<(), Error> {
         let Some(limit) = self.memory else { return Ok(()) };
         if self.memory_used().saturating_add(need) > limit {
@@ -303,7 +304,7 @@ impl Device {
     }
 
     /// # Errors
-    /// The device was lost, or an earlier kernel failed.
+    /// The device was lost, or an earlier allocation or kernel failed.
     pub fn read(&self, buffer: &Buffer) -> Result<Vec<u32>, Error> {
         Ok(self.start_read(&[buffer]).wait()?.swap_remove(0))
     }
@@ -337,7 +338,7 @@ impl Device {
     }
 
     /// # Errors
-    /// The device was lost, or a kernel failed.
+    /// The device was lost, or an allocation or kernel failed.
     pub fn sync(&self) -> Result<(), Error> {
         self.waits.fetch_add(1, Ordering::Relaxed);
         Ok(block_on(self.client.sync())?)

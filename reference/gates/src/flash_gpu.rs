@@ -1,4 +1,5 @@
-//! Phase 5's gate on a GPU: with `exact` the same as phase 3's; then with every product in tiles, within the error of 16-bit floats.
+//! Phase 5's gate on a GPU, a comparison with MLX's golden values: with the option `exact`, the same checks as phase 3's; then with every
+//! product in tiles for matrix units, within the error of 16-bit floats.
 
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::YarnRamp;
@@ -13,8 +14,8 @@ use crate::kv_cache::{CHUNKS, check_chunked, check_engine};
 const HALVES: Limit = Limit { rms: 5e-3, max: 5e-2 };
 
 /// Loads the case's model and checks the engine: in one step, in chunks, its cache and its generated tokens. Then, with every product in
-/// tiles for matrix units, activations and the choice of experts in one step, and logits in chunks. An adapter without matrix units
-/// emulates them in f32.
+/// tiles for matrix units, checks activations and the choice of experts in one step, and logits in one step and in chunks. An adapter
+/// without matrix units emulates them in f32, and must then keep f32's limit.
 ///
 /// # Errors
 /// A model or golden file cannot be read, or the device fails.

@@ -167,7 +167,7 @@ impl Worker {
         }
     }
 
-    /// Whether the process has ended and all of its output was read.
+    /// Whether the process has ended and all of its stderr was read.
     fn is_over(&mut self) -> bool {
         self.stderr.as_ref().is_none_or(|thread| thread.is_finished()) && matches!(self.child.try_wait(), Ok(Some(_)))
     }

@@ -148,7 +148,8 @@ impl Model {
         self.date.clone().unwrap_or_else(|| time::OffsetDateTime::now_utc().date().to_string())
     }
 
-    /// Tokens that may be generated after a prompt: as many as requested, limited by the context.
+    /// Tokens that may be generated after a prompt: as many as requested, limited by what the prompt leaves of the context, which
+    /// counts as at least one token.
     pub fn room(&self, prompt: usize, asked: Option<usize>) -> usize {
         let left = self.handle.context().saturating_sub(prompt).max(1);
         asked.map_or(left, |tokens| tokens.min(left))
@@ -195,7 +196,7 @@ impl App {
     /// The model, while requests are served.
     ///
     /// # Errors
-    /// The server is not ready yet, or is shutting down.
+    /// The server is not ready yet or is shutting down, or the engine has failed.
     pub fn model(&self) -> Result<&Model, ApiError> {
         if *self.phase.borrow() > Phase::Serving {
             return Err(ApiError::unavailable("The server is shutting down."));

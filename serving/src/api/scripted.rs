@@ -1,4 +1,4 @@
-//! Tests of answers with scripted turns instead of a model's. The same code reads both.
+//! Tests of answers with scripted turns instead of a model's. The code under test reads both in the same way.
 
 use std::path::Path;
 
@@ -168,7 +168,7 @@ fn every_event_of_a_response_comes_in_order() {
     for (index, done) in done.iter().enumerate() {
         assert_eq!(done["item"], last["output"][index]);
     }
-    // Ids are random; everything else equals the answer without a stream.
+    // Ids are random, so only the texts are compared with the answer without a stream.
     let texts = |response: &Value| {
         let items = response["output"].as_array().into_iter().flatten();
         let text = |item: &Value| item["content"][0]["text"].as_str().or(item["arguments"].as_str()).map(str::to_owned);

@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 
 use super::error::ApiError;
 
-/// The number of chunks that are buffered for a slow reader. While they are full, events are not converted to chunks; the engine continues,
-/// and its events wait in memory.
+/// The number of chunks that are buffered for a slow reader. While the buffer is full, events are not converted to chunks; the engine
+/// continues, and its events wait in memory.
 const WAITING: usize = 64;
 
 /// The format of chunks.
@@ -96,7 +96,7 @@ impl ChunkSender {
         self.write(text.into()).await
     }
 
-    /// Sends a keep-alive message to the client and to proxies.
+    /// Sends a keep-alive comment to the client and to proxies, if the format is server-sent events; otherwise nothing.
     ///
     /// # Errors
     /// As [`ChunkSender::flush`].

@@ -23,8 +23,8 @@ pub(super) struct Body {
 /// All headers of a turn. No header is a prefix of another, because each ends with `<|message|>`.
 ///
 /// `answer` is `None` for a turn without a final answer. The grammars of the answer and of the arguments of each function in `calls` are
-/// given by number. Models write the recipient after the role or after the channel, and the content type as text, with a control token, or
-/// not at all: all these forms are allowed.
+/// given by number (`None`: any text). Models write the recipient after the role or after the channel, and the content type as text, with a
+/// control token, or not at all: all these forms are allowed, but an answer without a grammar has no content type.
 pub(super) fn forms(
     tokenizer: &Tokenizer,
     control: &Control,

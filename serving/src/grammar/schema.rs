@@ -10,7 +10,8 @@ const MAX_DEPTH: usize = 48;
 const MAX_NODES: usize = 10_000;
 /// The largest total size of names and texts, in bytes.
 const MAX_BYTES: usize = 256 << 10;
-/// The largest number of different `$ref` targets. Together with the depth this bounds the recursion of the compiler.
+/// The largest number of different `$ref` targets. Together with the depth this bounds the recursion of the grammar
+/// compiler.
 const MAX_REFERENCES: usize = 128;
 
 /// Keywords that constrain values in ways that the grammar cannot express.
@@ -41,7 +42,7 @@ const FORMATS: [&str; 11] =
 /// A path in the schema, and the problem there.
 type Fault = (String, String);
 
-/// Checks that a schema is an object that can be enforced. Other errors are found by the compiler.
+/// Checks that a schema is an object that can be enforced. Other errors are found by the grammar compiler.
 pub(super) fn check(schema: &Value) -> Result<(), Fault> {
     if !schema.is_object() {
         return fault("#", "a schema must be an object");
@@ -107,7 +108,8 @@ impl<'a> SchemaChecker<'a> {
                 _ if UNSUPPORTED.contains(&keyword.as_str()) => {
                     return fault(&at, format!("`{keyword}` is not supported"));
                 }
-                // Annotations and unknown keywords do not constrain a value.
+                // The compiler checks and enforces `type`, `required`, limits and patterns. Annotations and unknown keywords do not
+                // constrain a value.
                 _ => self.count(value, &at, depth + 1)?,
             }
         }

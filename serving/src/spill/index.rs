@@ -23,7 +23,7 @@ pub(super) struct FileIndex {
 #[derive(Debug)]
 struct File {
     bytes: u64,
-    /// 0 for a file that cannot be read, because it is of another model or not complete yet.
+    /// 0 for a file that cannot be read, because it is of another model, is not complete yet, or has the same tokens as another file.
     tokens: usize,
     used: u64,
 }

@@ -23,7 +23,7 @@ const CACHE: u64 = 16 << 20;
 /// Bytes of memory that may remain allocated: the last 32 compiled grammars are cached.
 const NEAR: u64 = 128 << 20;
 
-/// One server for all tests of this file, so that damage done by one test affects the next.
+/// One server for all tests of this test program, so that damage done by one test affects the next.
 pub struct SharedServer {
     server: Running,
     /// The text of the neighbour's stream without any abuse.
@@ -82,7 +82,7 @@ impl SharedServer {
         let until = Instant::now() + Duration::from_secs(15);
         while memory() > self.memory + NEAR {
             assert!(Instant::now() < until, "{} MiB were not freed", memory().saturating_sub(self.memory) >> 20);
-            // Memory is returned to the system after a request was answered.
+            // The server has the allocator release memory only after another request was answered.
             server.get("/ping");
             thread::sleep(Duration::from_millis(200));
         }

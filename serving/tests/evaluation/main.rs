@@ -1,7 +1,8 @@
 //! Asks the questions of `gptoss eval` through the API: arithmetic, facts told earlier, tool calls.
 //!
-//! The server writes the system message itself, with its own date. Everything after it must equal the question's tokens, as many answers
-//! must be right as without a server, and each answer must equal the engine's answer to the same prompt.
+//! The server writes the system message itself, with its own date. Everything after it must equal the question's tokens. In each suite, as
+//! many answers must be right as without a server, up to `MARGIN`, and the first `COMPARED` answers must equal the engine's answers to the
+//! same prompts.
 
 #[path = "../http/mod.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
@@ -26,7 +27,7 @@ const SUITES: [&str; 4] = ["arithmetic", "recall_near", "recall_far", "tools"];
 /// Questions per suite, and how many of them are also given to the engine as the server renders them.
 const QUESTIONS: usize = 40;
 const COMPARED: usize = 10;
-/// The number of answers that may be right with one date and wrong with another.
+/// The number of answers per suite that may be right with one date and wrong with another.
 const MARGIN: usize = 1;
 const AT_ONCE: usize = 8;
 /// As in `gptoss eval`.

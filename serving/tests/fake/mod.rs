@@ -1,5 +1,5 @@
 //! An engine whose next token is a hash of all tokens before it, so that texts do not depend on the batch. It counts pages as phase 5 does,
-//! saves and restores sequences, and panics if its caller violates the contract.
+//! saves and restores sequences, and panics or returns an error if its caller violates the contract.
 
 pub mod run;
 
@@ -21,6 +21,7 @@ pub const VOCAB: usize = 50;
 pub const POISON: u32 = VOCAB as u32 - 1;
 pub const WINDOW: usize = 8;
 pub const REWIND: usize = 3;
+/// Positions per page.
 pub const POSITIONS: usize = 4;
 /// The engine's name in its snapshots.
 pub const KIND: &str = "fake";

@@ -101,7 +101,7 @@ fn is_excused(whole: &Value, rule: &Value) -> bool {
 }
 
 fn holds(is_so: bool) -> Result<(), String> {
-    if is_so { Ok(()) } else { Err("it is otherwise".into()) }
+    if is_so { Ok(()) } else { Err("the condition is false".into()) }
 }
 
 /// Checks of the value at the rule's path.
@@ -280,7 +280,8 @@ fn error_object(whole: &Value, rule: &Value) -> Result<(), String> {
     if is_error && is_named { Ok(()) } else { Err(brief(whole)) }
 }
 
-/// Whether each choice has calls if, and only if, its finish reason says so, and the calls have distinct ids and arguments as text.
+/// Whether each choice has calls if, and only if, its finish reason is `tool_calls`, and the calls have distinct ids and arguments as text.
+/// A choice that was cut off (`length`) may have calls or not.
 fn tools_consistent(whole: &Value) -> Result<(), String> {
     for choice in whole["choices"].as_array().into_iter().flatten() {
         let calls = choice["message"]["tool_calls"].as_array().cloned().unwrap_or_default();

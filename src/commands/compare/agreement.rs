@@ -1,4 +1,4 @@
-//! The difference of an engine's results from those of phase 3 in f32 on the CPU, which the gates check against MLX's goldens.
+//! The difference of an engine's results from those of phase 3 in f32 on the CPU, which `gptoss gates` compares with MLX's golden values.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::model::{self, LoadedModel, SEQUENCE};
 /// Seed of the tokens whose logits are compared.
 const SEED: usize = 7;
 
-/// The reference results, for each YaRN ramp that one of the engines uses.
+/// The reference results: for the exact YaRN ramp, and for each other ramp that one of the engines uses.
 pub struct References {
     vocab: usize,
     all: Vec<Reference>,

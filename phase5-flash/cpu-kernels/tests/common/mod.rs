@@ -12,8 +12,8 @@ pub fn cases(usual: u32) -> u32 {
 
 const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// Packed bytes of `blocks` blocks at an odd address, and their values. Scales are around 2^exponent; in F16 and Q8_0, which have the range
-/// of f16, the exponent is reduced modulo 8.
+/// One unused byte and then the packed bytes of `blocks` blocks, so that these are not aligned; and their values. Scales are around
+/// 2^exponent; in F16 and Q8_0, which have the range of f16, the exponent is reduced modulo 8.
 pub fn misaligned_weights(random: &mut Random, storage: Storage, blocks: usize, exponent: i32) -> (Vec<u8>, Vec<f64>) {
     let exponent = if matches!(storage, Storage::F16 | Storage::Q8_0) { exponent % 8 } else { exponent };
     let (bytes, values) = weights(random, storage, blocks, exponent);

@@ -4,14 +4,14 @@
 //! The lanes of a cube share the blocks of a row. They keep their inputs, read and normed once per cube, in registers while they iterate
 //! over the cube's rows; the codes of the next rows are loaded while the current rows are multiplied.
 //!
-//! History (H100, gpt-oss-20b's shapes in Q8_0, one row; query, key and value inside a whole step, by timestamps):
-//! 1. 4 rows per cube, unrolled; each lane reads its block of the inputs itself: 808 GB/s.
+//! History (H100, gpt-oss-20b's shapes in Q8_0, one input; query, key and value inside a whole step, by timestamps):
+//! 1. 4 rows of weights per cube, unrolled; each lane reads its block of the inputs itself: 808 GB/s.
 //! 2. inputs through 13 kB of shared memory: 544 GB/s. Fewer cubes fit at once; reverted.
 //! 3. codes read before the inputs: 668 GB/s, because the codes occupy registers while the inputs are read.
 //! 4. current version: 2 rows at a time in 4 steps: 861 GB/s (SPIR-V). The head: from 2,334 GB/s at first to 2,605.
 //!
-//! Ten rows (head; query, key and value in 24 layers; output projection in 24):
-//! 1. each row separately, in parallel, so that a row finds weights in the L2 cache that another row has read: 1.57 ms, 1.70 ms, 1.31 ms.
+//! Ten inputs (head; query, key and value in 24 layers; output projection in 24):
+//! 1. each input separately, in parallel, so that one finds weights in the L2 cache that another has read: 1.57 ms, 1.70 ms, 1.31 ms.
 //! 2. two inputs per lane with the same cubes: 1.40, 1.73, 1.27. This does not reduce the reads of inputs.
 //! 3. current version: two inputs, and four times as many steps if there are enough rows; inputs in separate variables, because the
 //!    compiler keeps only small arrays in registers: 1.02, 1.26, 0.76. With four or five inputs: 1.65, 1.39.

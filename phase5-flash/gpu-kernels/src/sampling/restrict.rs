@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use crate::device::{Buffer, Device, cube_grid};
 
 const UNITS: u32 = 256;
-/// Words per adjustment.
+/// 32-bit words per adjustment.
 const ADJUSTMENT_WORDS: usize = 5;
 /// Stands for the mask of a row without one.
 pub const NO_MASK: u32 = u32::MAX;

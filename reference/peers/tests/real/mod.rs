@@ -1,4 +1,4 @@
-//! The real peers, if they are installed.
+//! Starts the real peers, MLX and llama.cpp, if they are installed.
 
 use std::io::{Write, stderr};
 use std::path::Path;
@@ -13,7 +13,7 @@ const REQUIRED: &str = "GPTOSS_REQUIRED_PEERS";
 /// How to start a peer. If it is not installed, prints that `test` did not run.
 ///
 /// # Panics
-/// If it is required.
+/// If the peer is required but not installed.
 pub fn launch(peer: Peer, test: &str) -> Option<Launch> {
     let folder = phase4_profiling::cache_directory().unwrap_or_default().join("peers");
     match Installation::find(peer, &folder) {

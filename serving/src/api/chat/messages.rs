@@ -35,7 +35,8 @@ pub fn instructions(text: String) -> Message {
     DeveloperPrompt { instructions: Some(text), ..DeveloperPrompt::default() }.message()
 }
 
-/// All messages of the prompt. Instructions at the beginning become the developer message; later ones stay in place.
+/// All messages of the prompt. If the first message has instructions (role `system` or `developer`), these are put into the developer
+/// message at the beginning; later instructions stay in place.
 ///
 /// # Errors
 /// A message has content other than text, or is the result of a call that does not exist.

@@ -34,7 +34,8 @@ pub struct CompletionAnswer<'a> {
 /// The prompt that is repeated before the text.
 pub enum Echo<'a> {
     Text(String),
-    /// The first token of the prompt. The run draws the `left` other tokens of it, with log probabilities, before the text begins.
+    /// The first token of the prompt. A constraint makes the run draw the `left` other tokens of the prompt, with log probabilities, before
+    /// the text begins.
     Scored {
         first: u32,
         left: usize,

@@ -79,7 +79,7 @@ fn details() -> Value {
             "quantization_level": "MXFP4" })
 }
 
-/// In the format of RFC 3339.
+/// A Unix time in seconds, in the format of RFC 3339.
 fn timestamp(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     let time = time.unwrap_or(OffsetDateTime::UNIX_EPOCH);
@@ -89,7 +89,7 @@ fn timestamp(seconds: u64) -> String {
 #[derive(Deserialize)]
 struct Show {
     model: Option<String>,
-    /// The older name of the field.
+    /// The older name of the field `model`.
     name: Option<String>,
 }
 

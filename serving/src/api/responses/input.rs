@@ -14,7 +14,7 @@ impl History {
     /// Adds the items of a request's `input`. References are replaced by the stored items of this owner.
     ///
     /// # Errors
-    /// An item has an unknown type, lacks a required field, or refers to an item or call that does not exist.
+    /// An item has an unsupported type, role or value, lacks a required field, or refers to an item or call that does not exist.
     pub fn add(&mut self, items: &[Value], store: &Store, owner: &str) -> Result<(), ApiError> {
         for (index, item) in items.iter().enumerate() {
             let at = format!("input[{index}]");

@@ -87,7 +87,7 @@ impl Store {
         entries.by_id.get(id).map(|(stored, _)| stored).filter(|stored| stored.owner == owner).cloned()
     }
 
-    /// Removes a response; false if it does not exist.
+    /// Removes a response; false if this owner has none with this id.
     pub fn remove(&self, id: &str, owner: &str) -> bool {
         let mut entries = self.lock();
         let is_there = entries.by_id.get(id).is_some_and(|(stored, _)| stored.owner == owner);
