@@ -85,7 +85,7 @@ fn unsupported_peer_options_are_refused() {
     for (arguments, expected) in [
         (
             &["memory", "embedded", "--engine", "mlx"][..],
-            "2: gptoss: only the memory of gptoss's own engines is planned; `gptoss bench --engine mlx` measures this one's",
+            "2: gptoss: only the memory of gptoss's own engines is planned; `gptoss bench --engine mlx` measures that of mlx",
         ),
         (
             &["doctor", "embedded", "--engine", "mlx"],
