@@ -17,7 +17,7 @@ fn gptoss(arguments: &[&str]) -> Command {
     command
 }
 
-/// The environment of a user who has installed no peer.
+/// Runs gptoss as a user who has installed no peer.
 fn without_peers(arguments: &[&str], cache: &Path) -> Output {
     let mut command = gptoss(arguments);
     PYTHONS.iter().for_each(|variable| {
