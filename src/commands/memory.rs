@@ -19,7 +19,10 @@ const FORMAT: &str = "gptoss memory 1";
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
     let Some(phase) = kind.phase() else {
-        bail!("only the memory of gptoss's own engines is planned; `gptoss bench --engine {0}` measures that of {0}", kind.name());
+        bail!(
+            "only the memory of gptoss's own engines is planned; `gptoss bench --engine {0}` measures that of {0}",
+            kind.name()
+        );
     };
     let checkpoint = model::open_with(&args.model, &args.engine)?;
     let longest = checkpoint.config.context_length;

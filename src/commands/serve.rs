@@ -142,9 +142,9 @@ fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
     let disk = match &args.cache_dir {
         Some(folder) => {
             let title = kind.title();
-            let snapshots = engine
-                .snapshots()
-                .with_context(|| format!("{title} cannot save sequences: --cache-dir needs --engine cached or flash"))?;
+            let snapshots = engine.snapshots().with_context(|| {
+                format!("{title} cannot save sequences: --cache-dir needs --engine cached or flash")
+            })?;
             let identity = Identity {
                 model: fingerprint.clone(),
                 rope: checkpoint.config.rope.ramp.name().into(),

@@ -2,7 +2,7 @@
 //!
 //! This crate deals with buffers, shapes and number formats, not with tensors, files, models or sequences. A launch is a struct with
 //! public fields and a method (or a function, such as [`embed`]) that checks the lengths of its buffers. Each kernel's file describes the
-//! kernel; the files of the products and of attention also list measured changes.
+//! kernel, and lists changes of it that were measured, if there are any.
 //!
 //! The *contents* of buffers cannot be checked at a launch. Tokens, positions, slots, page numbers, chosen experts and row indices are used
 //! without a check: the caller that writes them promises that they are in range.
