@@ -3,7 +3,8 @@
     pip install llama-cpp-python==0.3.36
     python benches/beside_llama_cpp.py 20b.gguf --gptoss target/release/gptoss
 
-The machine must be idle. Both process random tokens; llama.cpp uses flash attention, its f16 cache and the same number of threads.
+The machine must be idle. Both process random tokens on the CPU. llama.cpp uses flash attention, its f16 cache and `--threads` threads;
+gptoss uses its defaults, which are one thread per physical core.
 """
 
 import argparse

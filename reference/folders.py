@@ -183,7 +183,7 @@ def write_hf(folder: Path, tensors: dict[str, Packed]) -> None:
     shards = {"model-00001-of-00002.safetensors": {}, "model-00002-of-00002.safetensors": {}}
     weight_map = {}
     for name, tensor in named.items():
-        # Scales and blocks of one matrix are in different files on purpose.
+        # Scales and blocks of one matrix are in different files on purpose, except in layer 2.
         file = list(shards)[name.endswith("_scales") or ".layers.2." in name]
         shards[file][name], weight_map[name] = tensor, file
     for file, part in shards.items():

@@ -5,7 +5,7 @@
 #[cfg(unix)]
 mod on_unix {
     const MESSAGE: &[u8] =
-        b"gptoss: a file was cut short while it was in use; keep model files as they are while they run\n";
+        b"gptoss: a file was cut short while it was in use; do not change model files while a program uses them\n";
     const STATUS: libc::c_int = 2;
 
     extern "C" fn report(_: libc::c_int) {

@@ -1,7 +1,7 @@
 //! The command line: `gptoss` alone shows a demonstration and suggests commands; each command does one thing.
 //!
-//! Exit status: 0 done, 1 a gate, a comparison (`verify`) or a request of a load test (`bench-serve`) failed, 2 invalid input, 130 stopped
-//! by Ctrl-C. Results go to stdout, messages to stderr.
+//! Exit status: 0 done, 1 a gate, a comparison (`verify`) or a request of a load test (`bench-serve`) failed, 2 invalid input or
+//! another error, 130 stopped by Ctrl-C. Results go to stdout, messages to stderr.
 
 mod answer;
 mod args;

@@ -28,7 +28,7 @@ impl Saved {
         let snapshots = loaded
             .engine
             .snapshots()
-            .with_context(|| format!("{title} cannot save sequences: --session needs phase 3 or 5"))?;
+            .with_context(|| format!("{title} cannot save sequences: --session needs --engine cached or flash"))?;
         let this = Saved {
             file: file.to_owned(),
             model: checkpoint.fingerprint(),

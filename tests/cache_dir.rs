@@ -296,7 +296,7 @@ fn damaged_files_are_refused_and_answers_stay_correct() {
     assert_eq!((answer.cached_tokens, answer.content()), (0, "21 + 17 = 38."));
     assert_eq!(answer.message, cold(&messages));
     let name = prompt.file_name().and_then(|name| name.to_str()).expect("UTF-8");
-    wait_until("it is said", || deletions(name) == 1);
+    wait_until("the deletion is logged", || deletions(name) == 1);
     assert!(!prompt.exists() && path("00000000000000a4.kv").exists() && path("notes.txt").exists());
 }
 

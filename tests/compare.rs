@@ -69,8 +69,8 @@ fn compare_writes_a_record_of_every_engine_and_turn() {
             assert!(bytes("peak_rss_bytes") >= bytes("anonymous_bytes"), "{run}");
         }
     }
-    // A column per engine: the start, two times to a first token, five speeds, three measures of agreement, and memory where it can be
-    // measured.
+    // A header, the start, two times to a first token, five speeds, memory where it can be measured, three measures of agreement, and a
+    // line about each engine.
     let table = String::from_utf8_lossy(&output.stdout);
     let memory = if cfg!(target_os = "linux") { 2 } else { 0 };
     assert_eq!(table.lines().count(), 1 + 1 + 2 + 5 + memory + 3 + 2, "{table}");

@@ -17,7 +17,7 @@ fn gptoss(arguments: &[&str]) -> Command {
     command
 }
 
-/// The environment of a user who has installed no peer.
+/// Runs gptoss as a user who has installed no peer.
 fn without_peers(arguments: &[&str], cache: &Path) -> Output {
     let mut command = gptoss(arguments);
     PYTHONS.iter().for_each(|variable| {
@@ -85,7 +85,7 @@ fn unsupported_peer_options_are_refused() {
     for (arguments, expected) in [
         (
             &["memory", "embedded", "--engine", "mlx"][..],
-            "2: gptoss: the memory of gptoss's engines is planned; `gptoss bench --engine mlx` observes a peer's",
+            "2: gptoss: only the memory of gptoss's own engines is planned; `gptoss bench --engine mlx` measures that of mlx",
         ),
         (
             &["doctor", "embedded", "--engine", "mlx"],

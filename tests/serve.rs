@@ -167,7 +167,7 @@ fn keys_come_from_options_the_environment_and_a_file() {
     assert!(line.contains(" client=127.0.0.1 ") && line.contains(" status=401 "), "{line}");
 }
 
-/// The first line of a server's log, up to the address.
+/// The first line of a server's log.
 fn first_line(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
     command.args(["serve", "--device", "cpu", "-p", "0"]).args(arguments).env_remove("GPTOSS_API_KEY");

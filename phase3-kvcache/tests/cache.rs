@@ -92,8 +92,8 @@ proptest! {
         prop_assert!(check.passed(), "{check:?}, {}", weights());
     }
 
-    /// A ring holds exactly the last W positions and a full layer all positions, with the same keys and values as one forward pass over
-    /// the whole sequence computes.
+    /// A ring (the cache of a sliding layer) holds exactly the last `WINDOW` positions and a full layer all positions, with the
+    /// same keys and values as one forward pass over the whole sequence computes.
     #[test]
     fn ring_equals_the_end_of_a_full_cache(
         tokens in prop::collection::vec(0u32..1000, 1..60),

@@ -138,7 +138,8 @@ struct Received {
 }
 
 impl Received {
-    /// Asserts that the tokens are those of the request alone, and that all are there unless it was cancelled.
+    /// Asserts that the tokens are those of the request alone, and that all are there unless it was cancelled. Greedy texts may differ
+    /// from a token on at which the two likeliest were closer than [`LEVEL`].
     fn check(&self, alone: &(Vec<u32>, Vec<f32>), request: &Request, was_cancelled: bool) {
         let (tokens, leads) = alone;
         let is_greedy = request.sampling == SamplingParams::default();

@@ -117,8 +117,8 @@ pub struct ReplyArgs {
     /// The date that the model is given [default: today]
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = date)]
     pub date: Option<String>,
-    /// Continue the session in this file, if it exists, and store text and cache in it afterwards (phases 3 and 5). A conversation keeps
-    /// its reasoning effort and instructions; a text is continued with PROMPT, which may then be empty.
+    /// Continue the session in this file, if it exists, and store text and cache in it afterwards (engines cached and flash). A
+    /// conversation keeps its reasoning effort and instructions; a text is continued with PROMPT, which may then be empty.
     #[arg(long, value_name = "F")]
     pub session: Option<PathBuf>,
     #[command(flatten)]
@@ -160,7 +160,7 @@ pub struct SamplingArgs {
     /// Keep tokens with at least this probability relative to the most likely one.
     #[arg(long, default_value_t = 0.0, value_name = "P")]
     pub min_p: f32,
-    /// Divide the logits of tokens in the prompt and the text by this.
+    /// Divide the positive logits of tokens in the prompt and the text by this, and multiply their negative logits by it.
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub repetition_penalty: f32,
     /// Subtract this from the logits of tokens that were generated.

@@ -21,7 +21,7 @@ use crate::prompt_bar::PromptBar;
 use crate::tools;
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT gives instructions and starts again, /quit or Ctrl-D ends. \
-                    Ctrl-C stops an answer; at the prompt it ends.";
+                    Ctrl-C stops an answer; at the prompt it ends the chat.";
 
 pub fn run(args: &Chat) -> Result<ExitCode> {
     if let Some(question) = question(args) {
@@ -132,7 +132,7 @@ fn send_message(
     }
 }
 
-/// The name of a function, or of another recipient.
+/// The name of the called function without its prefix `functions.`, or of another recipient.
 fn called(recipient: Option<&str>) -> &str {
     let recipient = recipient.unwrap_or_default();
     recipient.strip_prefix("functions.").unwrap_or(recipient)

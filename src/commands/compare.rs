@@ -1,4 +1,4 @@
-//! `gptoss compare`: runs the same work on every engine, alternating between them, and writes one record per model.
+//! `gptoss compare`: runs the same work on several engines, alternating between them, and writes one record per model.
 
 mod agreement;
 mod child;
@@ -69,7 +69,7 @@ pub fn run(args: &Compare) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The requested engines, or all that are available, and the reasons why others are left out.
+/// The requested engines, or phases 3 and 5 and the installed peers, and the reasons why peers are left out.
 fn engines(args: &Compare) -> Result<(Vec<EngineKind>, Vec<Value>)> {
     if !args.engine.is_empty() {
         return Ok((args.engine.clone(), Vec::new()));

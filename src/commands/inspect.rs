@@ -13,7 +13,7 @@ use crate::args::Inspect;
 use crate::commands::{print, size};
 use crate::model;
 
-/// The contexts for which memory is shown, if the model has them.
+/// The contexts for which memory is shown; the model's own context in place of longer ones.
 const CONTEXTS: [usize; 2] = [4096, 8192];
 
 pub fn run(args: &Inspect) -> Result<ExitCode> {
@@ -30,7 +30,7 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The contexts for which memory is shown: [`CONTEXTS`], but none longer than the model's own.
+/// [`CONTEXTS`], each limited to the model's own context, without duplicates.
 fn contexts(config: &GptOssConfig) -> Vec<usize> {
     let mut contexts = CONTEXTS.map(|context| context.min(config.context_length)).to_vec();
     contexts.dedup();

@@ -1,4 +1,4 @@
-//! `gptoss memory`: predicts where a model's bytes are stored, and observes it.
+//! `gptoss memory`: predicts where a model's bytes are stored, and with `--observe` measures the memory in use.
 
 use std::process::ExitCode;
 
@@ -19,7 +19,10 @@ const FORMAT: &str = "gptoss memory 1";
 pub fn run(args: &Memory) -> Result<ExitCode> {
     let kind = args.engine.kind();
     let Some(phase) = kind.phase() else {
-        bail!("the memory of gptoss's engines is planned; `gptoss bench --engine {}` observes a peer's", kind.name());
+        bail!(
+            "only the memory of gptoss's own engines is planned; `gptoss bench --engine {0}` measures that of {0}",
+            kind.name()
+        );
     };
     let checkpoint = model::open_with(&args.model, &args.engine)?;
     let longest = checkpoint.config.context_length;
@@ -112,7 +115,7 @@ fn fill(engine: &mut dyn Engine, context: usize) -> Result<()> {
     Ok(())
 }
 
-/// Predicted and observed memory. The memory that the process used before is added to the prediction.
+/// Predicted and observed memory. On the CPU, the memory that the process used before is added to the prediction.
 fn observed_text(plan: &MemoryPlan, before: &Observed, after: &Observed) -> String {
     let mut text = format!("\n{:38} {:>10} {:>10}\n", "", "predicted", "observed");
     let mut row = |what: &str, predicted: Option<u64>, observed: Option<u64>| {

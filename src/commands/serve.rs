@@ -142,9 +142,9 @@ fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
     let disk = match &args.cache_dir {
         Some(folder) => {
             let title = kind.title();
-            let snapshots = engine
-                .snapshots()
-                .with_context(|| format!("{title} cannot save sequences: --cache-dir needs phase 3 or 5"))?;
+            let snapshots = engine.snapshots().with_context(|| {
+                format!("{title} cannot save sequences: --cache-dir needs --engine cached or flash")
+            })?;
             let identity = Identity {
                 model: fingerprint.clone(),
                 rope: checkpoint.config.rope.ramp.name().into(),
@@ -177,7 +177,7 @@ fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
     })
 }
 
-/// The model's name for clients: the name of its file or folder.
+/// The model's name for clients: the name of its file without the extension, or of its folder.
 fn name(model: &Path) -> String {
     if model == Path::new(EMBEDDED) {
         return EMBEDDED_NAME.into();

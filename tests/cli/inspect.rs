@@ -12,7 +12,7 @@ fn inspect_shows_the_model() {
     assert_eq!(report["config"]["layers"], 6);
     assert_eq!(report["weights"]["formats"]["MXFP4"]["tensors"], 18);
     assert_eq!(report["memory"][0]["context"], 4096);
-    // Three full layers of 4096 positions and three rings of 128, keys and values of 2 heads of 64, in f32.
+    // Three full layers of 4096 positions and three sliding ones of 128, keys and values of 2 heads of 64, in f32.
     assert_eq!(report["memory"][0]["cache"], (3 * 4096 + 3 * 128) * 2 * 2 * 64 * 4);
     // The model's context has 4096 tokens, so that longer ones are not shown.
     assert_eq!(report["memory"].as_array().map(Vec::len), Some(1));
@@ -74,8 +74,8 @@ fn memory_plan_depends_on_the_cache_format() {
     assert_eq!((cache("f16") * 2, cache("q8_0") * 4), (cache("f32"), cache("f32")));
 }
 
-/// The cache of all sequences takes the given memory, rounded down to whole pages. A page has 64 positions in three pools, each with keys
-/// and values of two heads of 64 values, in f32.
+/// The cache of all sequences takes the given memory, rounded down to whole pages. A page has 64 positions of three layers (all full or
+/// all sliding ones), each with keys and values of two heads of 64 values, in f32.
 #[test]
 fn memory_plan_shows_the_shared_cache() {
     let most = |memory: &str| {

@@ -9,7 +9,7 @@ pub fn fixed(value: f64, decimals: usize) -> String {
     if value.is_finite() { format!("{value:.decimals$}") } else { NONE.into() }
 }
 
-/// Three significant digits, but at most three decimals: `0.042`, `4.20`, `42.0`, `420`.
+/// Three significant digits, but at most three decimals, and no rounding before the decimal point: `0.042`, `4.20`, `42.0`, `420`, `4200`.
 pub fn significant(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 99.95 => 0,

@@ -5,11 +5,11 @@
 //! | group | cases |
 //! |---|---|
 //! | `moe.gate_up` | 32 rows of an expert's matrix, one thread, on each instruction set; `moe.down` has rows of the same length |
-//! | `attn.qkv` | 32 rows of a projection, as above, in each other format |
+//! | `attn.qkv` | 32 rows of a projection, as above, in Q8_0, F16 and F32 |
 //! | `head` | the coarse copy of the head, from which greedy tokens are shortlisted |
 //! | `attn.scores` | one key/value head on each instruction set, and all full layers with several memory layouts of the cache and numbers of threads |
 //!
-//! Each iteration reads weights from another part of a buffer that is far larger than the CPU's caches.
+//! Each product reads weights from another part of a buffer of 256 MiB, which is larger than the caches of most CPUs.
 
 use std::fmt::Debug;
 use std::hint::black_box;
@@ -176,7 +176,7 @@ fn attention(c: &mut Criterion) {
     group.finish();
 }
 
-/// A key/value head with its 8 query heads over 4096 positions: one position, as in decoding, and 8, as in prefill.
+/// A key/value head with its 8 query heads over 4096 cached positions: queries of one position, as in decoding, and of 8, as in prefill.
 fn one_head(group: &mut BenchmarkGroup<'_, WallTime>) {
     for count in [1, 8] {
         for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
@@ -242,8 +242,8 @@ fn cached(layout: &Layout, format: CacheFormat) -> MmapMut {
     memory
 }
 
-/// Attention of one position in all full layers, as in a decoding step, for each memory layout and number of threads. The layers have more
-/// bytes than any CPU cache.
+/// Attention of one position in all full layers, as in a decoding step, for each memory layout and number of threads. The layers have
+/// 100 MB (F16) or 200 MB (F32), more than the caches of most CPUs.
 fn full_layers(group: &mut BenchmarkGroup<'_, WallTime>) {
     let isa = Isa::best();
     let mut thread_counts = vec![1, available_parallelism().map_or(1, NonZero::get)];

@@ -98,8 +98,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(12)))]
 
-    /// Keys in several shares give nearly the same result as in one, and bit-identical results for each query alone and for each share
-    /// alone.
+    /// Attention over keys in several shares is close to f64, and bit-identical whether a query is computed alone or with others, and
+    /// its shares in one call or one by one.
     #[test]
     fn merged_key_shares_equal_one_share(
         seed: u64, heads in 1usize..=3, start in 1000usize..3200, count in 1usize..10, loudness in -3i32..5,

@@ -10,7 +10,7 @@ use crate::rows::{ROW_WORDS, TAKES_DRAWN};
 
 const UNITS: u32 = 128;
 
-/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`. `drawn` holds the token that each slot drew last.
+/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`. `drawn` holds the token that each sequence slot drew last.
 ///
 /// # Panics
 /// If a buffer is too short.
@@ -85,7 +85,7 @@ mod tests {
         for storage in Storage::ALL {
             for (vocab, hidden) in [(299, 96), (7, 32), (50, 2880)] {
                 let values = random.values(vocab * hidden, 1.0);
-                // In three parts, as if the whole exceeded the limit of a binding.
+                // The table of 299 rows is in three parts, as if the whole exceeded the limit of a binding.
                 let row_bytes = hidden / 32 * 16 * crate::matrix::vectors(storage);
                 let device = match vocab {
                     299 => gpu.device.clone().with_binding_bytes(100 * row_bytes as u64),

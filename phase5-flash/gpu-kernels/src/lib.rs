@@ -1,8 +1,8 @@
 //! The arithmetic of phase 5 on GPUs: CubeCL kernels that compute a layer in a few launches.
 //!
 //! This crate deals with buffers, shapes and number formats, not with tensors, files, models or sequences. A launch is a struct with
-//! public fields and a method that checks the lengths of its buffers. Each kernel's file describes the kernel, with a history of measured
-//! changes.
+//! public fields and a method (or a function, such as [`embed`]) that checks the lengths of its buffers. Each kernel's file describes the
+//! kernel, and lists changes of it that were measured, if there are any.
 //!
 //! The *contents* of buffers cannot be checked at a launch. Tokens, positions, slots, page numbers, chosen experts and row indices are used
 //! without a check: the caller that writes them promises that they are in range.

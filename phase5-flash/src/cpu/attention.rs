@@ -1,4 +1,4 @@
-//! Rotary embedding, appending to the cache, and attention.
+//! Rotary embedding, appending to the cache, and attention. A part is the new tokens of one sequence in a step.
 
 use cpu_kernels::{Blocks, KeyBlock, Queries, Shared, attend, attend_share, merge_shares, rotate};
 

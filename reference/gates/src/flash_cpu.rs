@@ -24,7 +24,7 @@ pub fn run(case: &Case, ramp: YarnRamp) -> Checks {
     let checkpoint = open(&case.model(), ramp)?;
     let mut checks = Vec::new();
     for isa in Isa::all() {
-        // Three threads on any machine: more than one, and not a divisor of typical sizes.
+        // Three threads on any machine: more than one, and not a divisor of powers of two, so that tasks are shared unevenly.
         let options = CpuOptions { threads: Some(3), exact: true, isa: Some(isa), ..CpuOptions::default() };
         let mut engine = CpuEngine::load(&checkpoint, options)?;
         let mut exact = check_engine(case, ramp, &mut engine, &checkpoint)?;

@@ -1,4 +1,4 @@
-//! Phase 1's gate: every weight decodes to the value that the `gguf` Python package decodes.
+//! Phase 1's gate: every tensor decodes to the values that the `gguf` Python package decodes, by samples and sums.
 
 use gptoss_reference::{Case, Check, Golden, GoldenError, Limit};
 use phase1_loading::{Checkpoint, HostTensor};

@@ -50,7 +50,7 @@ fn survives_a_thousand_connections() {
             let delay = answer.header("retry-after").and_then(|delay| delay.parse::<u64>().ok());
             assert!(delay.is_some_and(|delay| (1..=60).contains(&delay)), "{delay:?}");
         }
-        // The neighbour takes one of the places of running and waiting requests.
+        // The neighbour (the client that `assert_survives` runs meanwhile) takes one of the places of running and waiting requests.
         assert!(answered >= RUNNING + WAITING - 1, "{answered} of {count}");
     });
 }

@@ -1,4 +1,4 @@
-//! Advice for each problem that was found, one sentence each, the most useful first.
+//! Advice for each problem that was found, and last a command to try next.
 
 use std::path::Path;
 

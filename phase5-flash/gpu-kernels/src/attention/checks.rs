@@ -216,7 +216,7 @@ fn check_outputs(
 
 #[test]
 fn equals_f64_for_every_head_shape() {
-    // A software rasterizer takes seconds to compile each kernel: shapes alternate between one split of the keys and three.
+    // A software rasterizer takes seconds to compile each kernel, so each shape has either one split of the keys or three, not both.
     for (heads, kv_heads, head_dim, splits) in
         [(8, 1, 64, 3), (6, 2, 32, 1), (2, 2, 64, 1), (3, 1, 4, 3), (5, 5, 48, 3), (16, 2, 128, 1)]
     {

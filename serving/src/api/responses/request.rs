@@ -87,7 +87,7 @@ pub struct Item {
 /// clients declare them whether or not a server supports them.
 ///
 /// # Errors
-/// A function has an invalid name.
+/// A tool has no `type`, or a function has an invalid field.
 pub fn functions(tools: &[Value]) -> Result<(Vec<Function>, Vec<Value>), ApiError> {
     let (mut functions, mut echoed) = (Vec::new(), Vec::new());
     for (index, tool) in tools.iter().enumerate() {
