@@ -1,5 +1,5 @@
-"""Reads the records in `measurements/` for the notebooks: the output of `gptoss compare`, of the commands `bench`, `profile`, `memory` and
-`gates` with `--json`, and of `notebooks/bench`, and figures transcribed from READMEs. `measurements/earlier` is not read: its records are of
+"""Reads the records in `measurements/` for the notebooks: the output of `gptoss compare`, of the commands `bench`, `bench-serve`, `profile`,
+`memory` and `gates` with `--json`, and of `notebooks/bench`, and figures transcribed from READMEs. `measurements/earlier` is not read: its records are of
 earlier versions of gptoss, and only READMEs use them."""
 
 import json
@@ -21,6 +21,13 @@ AGREEMENTS = ["machine", "model", "engine", "turn", "rope", "against", "rms", "m
 CHECKS = ["machine", "engine", "case", "tensor", "rms", "max", "rms_limit", "max_limit", "passed"]
 BENCHES = ["machine", "group", "function", "value", "ns", "ns_min", "ns_max", "bytes", "elements"]
 SPANS = ["machine", "model", "phase", "workload", "depth", "tokens", "sequences", "operation", "layer", "ms", "gb_s"]
+# The figures of a server with several clients, and their headings.
+SERVER_FIGURES = {
+    "tok_s": "tokens/s",
+    **{f"first_{share}": f"first token, ms, {share}" for share in ("p50", "p95", "p99")},
+    **{f"between_{share}": f"between tokens, ms, {share}" for share in ("p50", "p95", "p99")},
+}
+SERVERS = ["machine", "model", "prompt", "generate", "clients", "server", "failures", *SERVER_FIGURES]
 SOURCE = ["date", "source"]
 
 
@@ -125,6 +132,34 @@ def benches():
     return table(rows, BENCHES)
 
 
+def server_name(record):
+    """A server's name and version as it reports them, and the label of the measurement; its address if it has none of them."""
+    server = record["server"]
+    # The name that llama-server reports as the owner of its models.
+    name = "llama-server" if server["name"] == "llamacpp" else server["name"]
+    reported = " ".join(filter(None, [name, server["version"]]))
+    return ", ".join(filter(None, [reported, record["label"]])) or record["url"]
+
+
+def servers():
+    """A row for each number of clients with which `gptoss bench-serve` measured a server. Prompts and answers have equal lengths."""
+    rows = []
+    for record in of_format("gptoss bench-serve"):
+        if record["workload"] != "load":
+            continue
+        place = {**common(record), "server": server_name(record), "prompt": record["prompt"], "generate": record["generate"]}
+        for level in record["levels"]:
+            first, between = level["first_token_ms"], level["between_tokens_ms"]
+            rows.append({
+                **place,
+                **{name: level[name] for name in ("clients", "failures")},
+                "tok_s": level["generated_tokens_per_second"],
+                **{f"first_{share}": time for share, time in first.items()},
+                **{f"between_{share}": time for share, time in between.items()},
+            })
+    return table(rows, SERVERS)
+
+
 def spans():
     """A row for each operation of each layer in each profiled step. `ms` is divided by the number of steps, so that the sum over the rows
     of an operation is its time in the mean step."""
@@ -185,3 +220,10 @@ def by_engine(frame, index):
         shown[key] = figure(row)
     wide = shown.unstack("engine")
     return wide.reindex(columns=[engine for engine in ENGINES if engine in wide.columns]).fillna("–")
+
+
+def by_clients(frame):
+    """A table of servers, those with equally many clients below each other: medians over records, and the number of failed requests."""
+    groups = frame.groupby(["machine", "model", "prompt", "generate", "clients", "server"])
+    shown = groups[list(SERVER_FIGURES)].median().round(1).rename(columns=SERVER_FIGURES)
+    return shown.assign(failures=groups.failures.sum())

@@ -291,6 +291,7 @@ fn bench_serve_counts_clients_answers() {
     let load = ["--clients", "1,3", "--requests", "2", "--prompt", "64", "--generate", "8"];
     let report = measured(&[&[url.as_str()][..], &load].concat());
     assert_eq!((&report["model"], &report["workload"]), (&json!("gptoss-tiny"), &json!("load")));
+    assert_eq!((&report["url"], &report["label"]), (&json!(url), &Value::Null));
     for (level, answers) in report["levels"].as_array().expect("levels").iter().zip([2, 6]) {
         assert_eq!((&level["answers"], &level["failures"]), (&json!(answers), &json!(0)), "{level}");
         assert_eq!(level["generated_tokens"], 8 * answers);
@@ -309,6 +310,7 @@ fn bench_serve_counts_clients_answers() {
     let agents = ["--agent", "--turns", "6", "--clients", "2", "--generate", "48"];
     let report = measured(&[&[url.as_str()][..], &agents].concat());
     let level = &report["levels"][0];
+    assert_eq!((&report["workload"], &report["turns"], &report["generate"]), (&json!("agent"), &json!(6), &json!(48)));
     assert_eq!((&level["answers"], &level["failures"]), (&json!(12), &json!(0)), "{level}");
     let tokens = |name: &str| level[name].as_u64().expect("a number");
     assert!(2 * tokens("read_tokens") < tokens("prompt_tokens"), "{level}");
@@ -317,6 +319,7 @@ fn bench_serve_counts_clients_answers() {
     let report = measured(&[&[url.as_str()][..], &joining].concat());
     let level = &report["levels"][0];
     assert_eq!((&report["workload"], &level["clients"]), (&json!("joining"), &json!(4)), "{report}");
+    assert_eq!((&report["requests"], &report["prompt"]), (&json!(3), &json!(64)));
     assert_eq!((&level["requests"], &level["failures"]), (&json!(3), &json!(0)), "{level}");
     for times in ["first_token_alone_ms", "first_token_ms", "between_tokens_ms", "longest_wait_ms"] {
         assert!(level[times]["p50"].as_f64() > Some(0.0), "{times}: {level}");
@@ -329,6 +332,37 @@ fn bench_serve_counts_clients_answers() {
 }
 
 #[test]
+fn bench_serve_records_its_origin() {
+    let server = Server::start(&["--api-key", "sesame"]);
+    let url = format!("http://{}", server.address);
+    let load = ["--clients", "1", "--requests", "1", "--prompt", "32", "--generate", "4"];
+    let report = measured(&[&[url.as_str()][..], &load, &["--api-key", "sesame", "--label", "one sequence"]].concat());
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = json!({
+        "format": "gptoss bench-serve 1",
+        "workload": "load",
+        "url": url,
+        "model": "gptoss-tiny",
+        "server": { "name": "gptoss", "version": version },
+        "label": "one sequence",
+        "seed": 0,
+        "command": format!("gptoss bench-serve {url} {} --api-key KEY --label 'one sequence' --json", load.join(" ")),
+        "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        "gptoss": version,
+        "requests": 1,
+        "prompt": 32,
+        "generate": 4,
+    });
+    for (name, value) in expected.as_object().expect("fields") {
+        assert_eq!(&report[name], value, "{name}");
+    }
+    let date = report["date"].as_str().expect("a date");
+    assert!(date.len() == 20 && date.ends_with('Z'), "{date}");
+    assert!(report["machine"].as_str().is_some_and(|machine| machine.ends_with(" threads)")), "{report}");
+    assert!(!report.to_string().contains("sesame"), "{report}");
+}
+
+#[test]
 fn random_load_has_no_failures() {
     let server = Server::start(&[]);
     let (url, pid) = (format!("http://{}", server.address), server.child.id().to_string());
@@ -337,6 +371,8 @@ fn random_load_has_no_failures() {
     let watched = if cfg!(target_os = "linux") { &watched[..] } else { &[] };
     let report = measured(&[&[url.as_str()][..], &minutes, watched].concat());
     assert_eq!((&report["failures"], &report["clients"]), (&json!(0), &json!(4)), "{report}");
+    assert_eq!((&report["workload"], &report["format"]), (&json!("random"), &json!("gptoss bench-serve 1")));
+    assert_eq!((&report["minutes"], &report["prompt"], &report["generate"]), (&json!(0.08), &json!(100), &json!(24)));
     assert!(report["answers"].as_u64() > Some(0), "{report}");
     let memory = ["begin", "end", "most"].map(|name| report["memory_bytes"][name].as_u64());
     assert!(memory.iter().all(|bytes| bytes > &Some(1 << 20)) || watched.is_empty(), "{report}");

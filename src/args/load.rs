@@ -16,6 +16,9 @@ pub struct BenchServe {
     /// The server's API key [default: the environment variable OPENAI_API_KEY]
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,
+    /// Text that describes the server in the record of --json, such as its device and options.
+    #[arg(long, value_name = "TEXT", requires = "json")]
+    pub label: Option<String>,
     /// Number of concurrent clients. With --minutes, the largest of these numbers is used.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,10,32", value_parser = positive)]
     pub clients: Vec<usize>,

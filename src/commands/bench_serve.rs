@@ -8,6 +8,7 @@ mod joining;
 mod load;
 mod prompt;
 mod random;
+mod report;
 mod soak;
 
 use std::process::ExitCode;
@@ -62,9 +63,17 @@ pub fn run(args: &BenchServe) -> Result<ExitCode> {
     }
     let report = match args.json {
         true => {
-            let levels: Vec<Value> = measured.iter().map(Figures::to_json).collect();
-            let workload = if args.agent { "agent" } else { "load" };
-            format!("{:#}\n", json!({ "workload": workload, "url": args.url, "model": model, "levels": levels }))
+            let mut results = json!({ "generate": args.generate });
+            let workload = if args.agent {
+                results["turns"] = args.turns.into();
+                "agent"
+            } else {
+                results["requests"] = args.requests.into();
+                results["prompt"] = args.prompt.into();
+                "load"
+            };
+            results["levels"] = measured.iter().map(Figures::to_json).collect();
+            report::text(args, &target, &model, workload, &results)
         }
         false => figures::table(&measured),
     };
@@ -84,7 +93,8 @@ fn joining(args: &BenchServe, target: &Target, model: &str) -> Result<ExitCode> 
     let report = match args.json {
         true => {
             let levels: Vec<Value> = measured.iter().map(JoiningResults::to_json).collect();
-            format!("{:#}\n", json!({ "workload": "joining", "url": args.url, "model": model, "levels": levels }))
+            let results = json!({ "requests": args.requests, "prompt": args.prompt, "levels": levels });
+            report::text(args, target, model, "joining", &results)
         }
         false => measured.iter().map(JoiningResults::text).collect(),
     };
@@ -108,10 +118,12 @@ fn random_load(args: &BenchServe, target: &Target, model: &str, time: Duration) 
     let results = soak.run()?;
     let report = match args.json {
         true => {
-            let mut report = results.to_json();
-            report["minutes"] = (time.as_secs_f64() / 60.0).into();
-            report["clients"] = soak.clients.into();
-            format!("{report:#}\n")
+            let mut results = results.to_json();
+            results["minutes"] = (time.as_secs_f64() / 60.0).into();
+            results["clients"] = soak.clients.into();
+            results["prompt"] = args.prompt.into();
+            results["generate"] = args.generate.into();
+            report::text(args, target, model, "random", &results)
         }
         false => written(&results),
     };

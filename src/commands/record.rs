@@ -38,14 +38,34 @@ pub fn name(model: &Path) -> String {
     model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The arguments of this process, with models replaced by their names.
+/// The command of this process.
 fn command(models: &[PathBuf]) -> String {
-    let word = |word: String| match models.iter().any(|model| model.as_os_str() == word.as_str()) {
-        true => name(Path::new(&word)),
+    command_of(std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()), models)
+}
+
+/// A command for a shell, with models replaced by their names and API keys by `KEY`.
+fn command_of(arguments: impl Iterator<Item = String>, models: &[PathBuf]) -> String {
+    let (mut command, mut is_key) = ("gptoss".to_owned(), false);
+    for argument in arguments {
+        let follows_key = std::mem::replace(&mut is_key, argument == "--api-key");
+        let word = match argument {
+            _ if follows_key => "KEY".to_owned(),
+            argument if argument.starts_with("--api-key=") => "--api-key=KEY".to_owned(),
+            argument if models.iter().any(|model| model.as_os_str() == argument.as_str()) => name(Path::new(&argument)),
+            argument => argument,
+        };
+        command += " ";
+        command += &quoted(word);
+    }
+    command
+}
+
+/// A word as a shell reads it: in quotes if it is empty or has spaces or quotes.
+fn quoted(word: String) -> String {
+    match word.is_empty() || word.contains([' ', '\'', '"']) {
+        true => format!("'{}'", word.replace('\'', r"'\''")),
         false => word,
-    };
-    let words = std::env::args_os().skip(1).map(|argument| word(argument.to_string_lossy().into_owned()));
-    ["gptoss".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// `2026-11-29T10:00:00Z`
@@ -53,4 +73,20 @@ fn now() -> String {
     let now = OffsetDateTime::now_utc();
     let (date, [hour, minute, second]) = (now.date(), [now.hour(), now.minute(), now.second()]);
     format!("{date}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_have_no_paths_and_keys() {
+        let written = |arguments: &[&str]| {
+            command_of(arguments.iter().map(|&argument| argument.to_owned()), &[PathBuf::from("/home/me/20b.gguf")])
+        };
+        assert_eq!(written(&["bench", "/home/me/20b.gguf", "--json"]), "gptoss bench 20b.gguf --json");
+        assert_eq!(written(&["x", "--api-key", "sesame", "--json"]), "gptoss x --api-key KEY --json");
+        assert_eq!(written(&["x", "--api-key=sesame", "y"]), "gptoss x --api-key=KEY y");
+        assert_eq!(written(&["x", "--label", "two words", "it's", ""]), r"gptoss x --label 'two words' 'it'\''s' ''");
+    }
 }
