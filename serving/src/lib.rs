@@ -8,6 +8,8 @@ mod anchors;
 pub mod api;
 pub mod grammar;
 mod limits;
+mod pace;
+mod plan;
 pub mod prefix;
 mod prefix_cache;
 pub mod request;

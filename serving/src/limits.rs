@@ -9,8 +9,8 @@ pub struct Options {
     pub max_running: usize,
     /// The most requests that wait in addition.
     pub max_waiting: usize,
-    /// The most prompt tokens of a step in which other sequences decode; this bounds the time between their tokens. A step in which none
-    /// decodes may have twice as many.
+    /// The most prompt tokens of a step in which other sequences decode; this bounds the time between their tokens. A step that completes a
+    /// prompt may have a quarter more, and a step in which none decodes twice as many.
     pub prompt_tokens_per_step: usize,
     /// Whether sequences are kept for later prompts with the same beginning.
     pub prefix_cache: bool,

@@ -2,8 +2,9 @@
 //!
 //! [`Scheduler::advance`] is one iteration of the loop, with a given engine and clock. Only file access uses threads, in [`Spill`].
 //! - A step takes one token of every sequence that decodes, and then chunks of prompts (Sarathi-Serve, Agrawal et al., 2024,
-//!   arXiv:2403.02310), limited so that decoding is not delayed much. Up to [`Capacity::steps_in_flight`] steps are submitted ahead. A
-//!   sequence whose draws depend on the token before, by penalties or a constraint, is left out of steps until that token is known.
+//!   arXiv:2403.02310), limited so that decoding is not delayed much. Up to [`Capacity::steps_in_flight`] steps are submitted ahead, the
+//!   last one late enough that requests can still join it ([`Scheduler::spare_time`]). A sequence whose draws depend on the token before,
+//!   by penalties or a constraint, is left out of steps until that token is known.
 //! - Admitting a request reserves pages for its whole prompt; generated tokens take pages as needed. When no page is free, the prefix cache
 //!   drops its least recently used sequences; then the youngest request is preempted: it gives up its pages and is computed again later.
 //!   Its tokens are kept, and draws depend only on seed and position, so that its text continues unchanged.
@@ -12,13 +13,15 @@
 //!   waits until they are read, while others go first.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use phase2_forward::{Capacity, Engine, EngineError, Outcome, SequenceId, Ticket};
 
 use crate::anchors::{anchors, entry_kind};
 use crate::limits::Limits;
 pub use crate::limits::Options;
+use crate::pace::Pace;
+use crate::plan::plan;
 use crate::prefix::{Found, common_length};
 use crate::prefix_cache::{EntryKind, PrefixCache};
 use crate::request::{Event, Finish, Request};
@@ -48,6 +51,8 @@ struct Flight {
     ticket: Ticket,
     /// The requests of its items, and whether they draw a token.
     items: Vec<(RequestId, bool)>,
+    /// Whether each item feeds one token.
+    is_decoding: bool,
 }
 
 /// All requests, and their sequences in the engine.
@@ -64,6 +69,7 @@ pub struct Scheduler {
     ending: Vec<Sequence>,
     /// In the order of submission.
     flights: VecDeque<Flight>,
+    pace: Pace,
     prefix_cache: PrefixCache,
     /// The next unused sequence number in the engine.
     next_sequence: SequenceId,
@@ -85,6 +91,7 @@ impl Scheduler {
             running: Vec::new(),
             ending: Vec::new(),
             flights: VecDeque::new(),
+            pace: Pace::default(),
             prefix_cache: PrefixCache::new(limits.prefixes, engine.capacity().rewind),
             next_sequence: 0,
             crowded: false,
@@ -179,6 +186,20 @@ impl Scheduler {
         self.prefix_cache.save_all(engine, until);
     }
 
+    /// How long the next iteration can wait for a request without leaving the device idle. A request that is added until then takes part in
+    /// the next step. Zero if it would not be admitted, or if a prompt waits for that step already.
+    pub fn spare_time(&self, now: Instant) -> Duration {
+        let is_open = self.running.len() < self.limits.running && self.waiting.is_empty();
+        match self.flights.front() {
+            Some(Flight { items, is_decoding: true, .. })
+                if self.flights.len() == 1 && is_open && self.running.iter().all(Sequence::is_decoding) =>
+            {
+                self.pace.spare(items.len(), now)
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
     /// Submits steps up to the limit in flight, and collects the oldest.
     ///
     /// # Errors
@@ -192,10 +213,15 @@ impl Scheduler {
             if !self.submit(engine)? {
                 break;
             }
+            if self.flights.len() == 1 {
+                self.pace.begin(clock());
+            }
         }
-        if let Some(Flight { ticket, items }) = self.flights.pop_front() {
+        if let Some(Flight { ticket, items, is_decoding }) = self.flights.pop_front() {
+            let waiting = clock();
             let outcomes = engine.collect(ticket)?;
             let now = clock();
+            self.pace.collected(is_decoding.then_some(items.len()), waiting, now);
             for ((id, drew), outcome) in items.into_iter().zip(outcomes) {
                 self.take(engine, id, drew, outcome, now);
             }
@@ -299,7 +325,7 @@ impl Scheduler {
     /// Submits a step; false if there is nothing to submit, or no room until a step is collected.
     fn submit(&mut self, engine: &mut dyn Engine) -> Result<bool, EngineError> {
         loop {
-            let counts = self.plan();
+            let counts = plan(&self.limits, &self.running);
             let included = || self.running.iter().zip(&counts).filter(|&(_, &count)| count > 0);
             if included().next().is_none() {
                 return Ok(false);
@@ -318,32 +344,6 @@ impl Scheduler {
                 Err(error) => ids.into_iter().for_each(|id| self.fail(engine, id, &error.to_string())),
             }
         }
-    }
-
-    /// The number of tokens that each running sequence is fed in the next step.
-    fn plan(&self) -> Vec<usize> {
-        let Limits { context, tokens_per_step, prompt_tokens, alone, .. } = self.limits;
-        let due: Vec<usize> = self.running.iter().map(|sequence| sequence.due(context)).collect();
-        let mut counts: Vec<usize> = due.iter().map(|&due| usize::from(due == 1)).collect();
-        let most = if self.running.iter().any(Sequence::is_decoding) { prompt_tokens } else { alone };
-        let mut budget = most.min(tokens_per_step - counts.iter().sum::<usize>());
-
-        let mut prompts: Vec<usize> = (0..due.len()).filter(|&place| due[place] > 1).collect();
-        let mut grant = |place: usize, most: usize| {
-            let wanted = due[place].min(self.running[place].tokens_to_anchor()) - counts[place];
-            let granted = wanted.min(most).min(budget);
-            counts[place] += granted;
-            budget -= granted;
-        };
-        // The oldest prompt gets half of the budget, so that it progresses; the rest goes to the shortest, which minimizes waiting.
-        if let Some((&mut oldest, others)) = prompts.split_first_mut() {
-            let share = if others.is_empty() { usize::MAX } else { most.div_ceil(2) };
-            grant(oldest, share);
-            others.sort_by_key(|&place| due[place]);
-            others.iter().for_each(|&place| grant(place, usize::MAX));
-            grant(oldest, usize::MAX);
-        }
-        counts
     }
 
     /// Submits the planned step. The prefix cache drops sequences if the engine is full.
@@ -369,7 +369,8 @@ impl Scheduler {
                 self.anchor(engine, place);
             }
         }
-        self.flights.push_back(Flight { ticket, items });
+        let is_decoding = counts.iter().all(|&count| count <= 1);
+        self.flights.push_back(Flight { ticket, items, is_decoding });
     }
 
     /// Adds a fork of a sequence, in its current state, to the prefix cache.

@@ -255,7 +255,14 @@ impl Worker {
     fn serve(&mut self, shared: &Shared) -> Result<(), EngineError> {
         loop {
             match self.scheduler.activity() {
-                Activity::Computing => {}
+                Activity::Computing => {
+                    let spare = self.scheduler.spare_time(Instant::now());
+                    if !spare.is_zero()
+                        && let Ok(message) = self.arrivals.recv_timeout(spare)
+                    {
+                        self.welcome(message);
+                    }
+                }
                 Activity::Files => match self.arrivals.recv_timeout(FILES_POLL) {
                     Ok(message) => self.welcome(message),
                     Err(RecvTimeoutError::Timeout) => {}

@@ -3,12 +3,17 @@
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use fake::run::{Received, Run, TURN, seeded, text};
 use fake::{Fake, POISON, VOCAB, expected, request};
+use phase2_forward::{Engine, EngineError, Outcome, Ticket, delegate_engine};
 use phase3_kvcache::SamplingParams;
 use proptest::prelude::*;
 use serving::request::{Constraint, Finish, Request};
-use serving::scheduler::{Options, RequestId};
+use serving::scheduler::{Options, RequestId, Scheduler};
 
 #[derive(Clone, Debug)]
 struct Arrival {
@@ -174,6 +179,26 @@ fn long_prompt_does_not_delay_other_texts() {
     assert_eq!(run.received[&decoding].tokens.len() - before.1, steps.len());
 }
 
+/// A chunk exceeds the limit by up to a quarter if it then completes its prompt.
+#[test]
+fn the_last_chunk_of_a_prompt_includes_a_short_rest() {
+    let expected: [(usize, &[usize]); 5] =
+        [(40, &[40]), (50, &[50]), (51, &[40, 11]), (90, &[40, 50]), (91, &[40, 40, 11])];
+    for (prompt, chunks) in expected {
+        let options = Options { prompt_tokens_per_step: 40, ..Options::default() };
+        let mut run = Run::new(Fake::new(400, 1), options);
+        run.add(request(&[1, 2, 3], 60));
+        (0..3).for_each(|_| run.turn());
+        let before = run.engine.steps.len();
+        let joining = run.add(request(&text(0, prompt), 2));
+        while !run.spoken.contains(&joining) {
+            run.turn();
+        }
+        let steps: Vec<Vec<usize>> = chunks.iter().map(|&chunk| vec![1, chunk]).collect();
+        assert_eq!(run.engine.steps[before..], steps, "{prompt} tokens");
+    }
+}
+
 #[test]
 fn a_short_prompt_overtakes_a_long_one() {
     let options = Options { prompt_tokens_per_step: 16, ..Options::default() };
@@ -232,6 +257,49 @@ fn steps_are_submitted_before_earlier_ones_are_collected() {
             assert_eq!(counts, (ahead + turn - 1, turn), "{ahead} in flight");
         }
     }
+}
+
+/// An engine each of whose steps takes 10 ms by a simulated clock in milliseconds.
+struct Clocked {
+    inner: Fake,
+    clock: Arc<AtomicU64>,
+}
+
+impl Engine for Clocked {
+    delegate_engine!(inner: config, capacity, length, submit, fork, truncate, release);
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        self.clock.fetch_add(10, Ordering::Relaxed);
+        self.inner.collect(ticket)
+    }
+}
+
+/// The next step is submitted 3 ms before the current one ends if a request could still join it, and otherwise at once.
+#[test]
+fn the_next_step_waits_for_requests_that_could_join_it() {
+    let (clock, begun) = (Arc::new(AtomicU64::new(0)), Instant::now());
+    let now = || begun + Duration::from_millis(clock.load(Ordering::Relaxed));
+    let mut engine = Clocked { inner: Fake::new(400, 2), clock: Arc::clone(&clock) };
+    let mut scheduler = Scheduler::new(&engine, &Options { max_running: 2, ..Options::default() });
+    let spare_after = |scheduler: &mut Scheduler, engine: &mut Clocked| {
+        scheduler.advance(engine, &now).expect("an engine that does not fail");
+        scheduler.spare_time(now()).as_millis()
+    };
+    scheduler.add(0, request(&[1, 2, 3], 60), now());
+    // The step of the prompt, and the first four decoding steps.
+    let spare = [(); 5].map(|()| spare_after(&mut scheduler, &mut engine));
+    assert_eq!(spare, [0, 0, 0, 0, 7]);
+    clock.fetch_add(5, Ordering::Relaxed);
+    assert_eq!(scheduler.spare_time(now()).as_millis(), 2);
+
+    scheduler.add(1, request(&[4, 5, 6], 60), now());
+    assert_eq!(scheduler.spare_time(now()).as_millis(), 0, "a request waits");
+    // It joins the step that was not submitted yet. Then as many requests run as may run together.
+    assert_eq!(spare_after(&mut scheduler, &mut engine), 0);
+    assert_eq!(engine.inner.steps.last(), Some(&vec![1, 3]));
+    assert_eq!([(); 6].map(|()| spare_after(&mut scheduler, &mut engine)), [0; 6]);
+    scheduler.cancel(&mut engine, 1);
+    assert_eq!(scheduler.spare_time(now()).as_millis(), 7);
 }
 
 #[test]

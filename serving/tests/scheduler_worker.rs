@@ -3,13 +3,14 @@
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fake::{Failure, Fake, VOCAB, expected, request};
-use phase2_forward::{Engine, EngineError, SequenceId, Ticket, Work, delegate_engine};
+use phase2_forward::{Engine, EngineError, Input, Outcome, SequenceId, Ticket, Work, delegate_engine};
 use phase3_kvcache::SamplingParams;
 use serving::request::{Event, Finish, Refused, Request};
 use serving::worker::{Events, Handle, Options};
@@ -143,6 +144,63 @@ fn warm_up_computes_the_largest_step_and_frees_its_pages() {
     let request = with_logprobs(&[1, 2, 3], 30);
     assert_eq!(received(handle.submit(request.clone()).expect("room")), expected(&request, handle.context()));
     assert_eq!(handle.statistics().generated_tokens, 30);
+}
+
+/// An engine whose steps take 20 ms each, one after another.
+struct Slow {
+    inner: Fake,
+    ends: VecDeque<Instant>,
+    last_end: Instant,
+    collected: Arc<AtomicUsize>,
+    /// The number of steps that were collected before the last step with a prompt was submitted.
+    before_prompt: Arc<AtomicUsize>,
+}
+
+impl Engine for Slow {
+    delegate_engine!(inner: config, capacity, length, fork, truncate, release);
+
+    fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError> {
+        if work.iter().any(|item| matches!(item.input, Input::Tokens(tokens) if tokens.len() > 1)) {
+            self.before_prompt.store(self.collected.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.last_end = self.last_end.max(Instant::now()) + Duration::from_millis(20);
+        self.ends.push_back(self.last_end);
+        self.inner.submit(work)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError> {
+        let end = self.ends.pop_front().expect("a step in flight");
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        self.collected.fetch_add(1, Ordering::Relaxed);
+        self.inner.collect(ticket)
+    }
+}
+
+/// A request that arrives early in a decoding step takes part in the step after it. If two steps were always in flight, it would have to
+/// wait for another one. On a busy machine some of the requests may arrive late.
+#[test]
+fn a_prompt_joins_the_step_after_the_current_one() {
+    let (collected, before_prompt) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let engine = Slow {
+        inner: Fake::new(400, 2),
+        ends: VecDeque::new(),
+        last_end: Instant::now(),
+        collected: Arc::clone(&collected),
+        before_prompt: Arc::clone(&before_prompt),
+    };
+    let handle = Handle::start(Box::new(engine), Options::default());
+    let mut decoding = handle.submit(request(&[1, 2, 3], 900)).expect("room");
+    let mut joined_next = 0;
+    for token in 0..8 {
+        // Its start, or a token of the join before, and enough measured steps.
+        (0..7).for_each(|_| assert!(decoding.next_blocking().is_some()));
+        std::thread::sleep(Duration::from_millis(4));
+        let before = collected.load(Ordering::Relaxed);
+        let mut joining = handle.submit(request(&[10 + token, 4, 5], 1)).expect("room");
+        while joining.next_blocking().is_some() {}
+        joined_next += usize::from(before_prompt.load(Ordering::Relaxed) == before);
+    }
+    assert!(joined_next > 1, "{joined_next}");
 }
 
 #[test]

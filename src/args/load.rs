@@ -22,9 +22,9 @@ pub struct BenchServe {
     /// Number of concurrent clients. With --minutes, the largest of these numbers is used.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,10,32", value_parser = positive)]
     pub clients: Vec<usize>,
-    /// Requests per client, one after another. With --joining, the number of joining requests.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
-    pub requests: usize,
+    /// Requests per client, one after another [default: 4]. With --joining, the number of joining requests [default: 11].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub requests: Option<usize>,
     /// Approximate number of tokens per prompt. With --minutes, the maximum.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
     pub prompt: usize,

@@ -39,7 +39,8 @@ pub struct Serve {
     /// The most tokens of a prompt and its answer together [default: the model's context]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub context: Option<usize>,
-    /// Prompt tokens per step while other requests decode: more makes prompts faster, fewer makes answers smoother.
+    /// Prompt tokens per step while other requests decode: more makes prompts faster, fewer makes answers smoother. A step that completes a
+    /// prompt may have a quarter more.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
     pub prompt_tokens_per_step: usize,
     /// Compute every prompt from its beginning.

@@ -51,7 +51,7 @@ pub fn run(args: &BenchServe) -> Result<ExitCode> {
             scale: Scale::of(&target, &model)?,
             prompt: args.prompt,
             generate: args.generate,
-            requests: args.requests,
+            requests: args.requests.unwrap_or(4),
             seed: args.seed,
         };
         args.clients.iter().map(|&clients| load.run(clients)).collect()
@@ -84,7 +84,8 @@ pub fn run(args: &BenchServe) -> Result<ExitCode> {
 
 fn joining(args: &BenchServe, target: &Target, model: &str) -> Result<ExitCode> {
     let scale = Scale::of(target, model)?;
-    let joining = Joining { target, model, scale, prompt: args.prompt, requests: args.requests, seed: args.seed };
+    let requests = args.requests.unwrap_or(11);
+    let joining = Joining { target, model, scale, prompt: args.prompt, requests, seed: args.seed };
     let clients: Vec<usize> = args.clients.iter().copied().filter(|&clients| clients > 1).collect();
     if clients.is_empty() {
         bail!("--joining needs at least two clients; add --clients 10");

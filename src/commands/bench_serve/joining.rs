@@ -20,6 +20,9 @@ const DECODING_PROMPT: usize = 32;
 const DECODING_ANSWER: usize = 1024;
 /// Average number of tokens that the decoding clients get before the next request joins.
 const TOKENS_BETWEEN: usize = 16;
+/// After these tokens, a request joins after a random time of up to this many microseconds: several steps, so that it may arrive at any time
+/// within a step.
+const LONGEST_PAUSE: usize = 30_000;
 
 /// The parameters of the measurement.
 pub struct Joining<'a> {
@@ -89,6 +92,7 @@ impl Joining<'_> {
                 while tokens.load(Ordering::Relaxed) < enough && !is_over.load(Ordering::Relaxed) {
                     thread::sleep(Duration::from_millis(1));
                 }
+                thread::sleep(Duration::from_micros(random.below(LONGEST_PAUSE) as u64));
                 if is_over.load(Ordering::Relaxed) {
                     break;
                 }
@@ -105,12 +109,13 @@ impl Joining<'_> {
         results
     }
 
-    /// Sends a request; returns when it was sent and when its first token arrived. The rest of the answer is abandoned.
+    /// Sends a request; returns when it was sent and when its first token arrived. The answer is read to its end: if it were abandoned, the
+    /// server might still compute it when the next request arrives.
     fn join(&self, random: &mut Random) -> Result<(Instant, Instant), Failure> {
         let (begin, mut first) = (Instant::now(), None);
         Answer::stream_while(self.target, "/v1/completions", &self.body(random, self.prompt, 4), |now| {
             first.get_or_insert(now);
-            false
+            true
         })?;
         first.map(|first| (begin, first)).ok_or_else(no_token)
     }
