@@ -235,11 +235,12 @@ fn read_array(cursor: &mut Cursor) -> Result<Array, Defect> {
     match element.size() {
         Some(size) => {
             let bytes = count.checked_mul(size as u64);
-            cursor.take(bytes.unwrap_or(u64::MAX))?;
+            cursor.skip(bytes.unwrap_or(u64::MAX))?;
         }
         None => {
             for _ in 0..count {
-                read_text(cursor)?;
+                let len = cursor.u64()?;
+                cursor.skip(len)?;
             }
         }
     }
