@@ -31,10 +31,13 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
     let opened = start.elapsed();
     let (mut loaded, tokenizer) = LoadedModel::start_with_tokenizer(&checkpoint, &args.reply.engine)?;
     loaded.times.add_first("file", opened);
+    let started = start.elapsed();
     let reply = match ask {
         true => answer(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
         false => continuation(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
     };
+    // The prompt's encoding, and a session file.
+    loaded.times.add("prompt", reply.load_time.saturating_sub(started));
     loaded.times.add("first token", reply.generated.time_to_first_token);
     if args.json {
         print(&format!("{:#}\n", to_json(&reply, &mut loaded)))?;

@@ -48,7 +48,7 @@ fn generate_writes_json_for_scripts() {
         let stages = object["start"]["stages"].as_array().expect("an array");
         assert_eq!(
             stages.iter().map(|stage| stage["name"].as_str().expect("a name")).collect::<Vec<_>>(),
-            ["file", "device", "model", "end of tokenizer", "first token"]
+            ["file", "device", "model", "end of tokenizer", "prompt", "first token"]
         );
         let sum: f64 = stages.iter().map(|stage| stage["ms"].as_f64().expect("a number")).sum();
         let whole = object["load_ms"].as_f64().expect("a number") + object["ttft_ms"].as_f64().expect("a number");
