@@ -1,9 +1,9 @@
 //! Products of many rows on matrix units: as [`tiles`](super::tiles), but multiplied in 16-bit floats with sums in f32.
 //!
-//! A tile has 16, 32 or 64 rows, and two times 16 outputs for each plane, or group of planes that [split](super::PlaneLayout) the columns. Weights
-//! and inputs become 16-bit floats in shared memory: MXFP4 exactly, Q8_0 and inputs rounded to 11 bits. Each plane unpacks its own weights,
-//! so only inputs need a barrier of the cube. The next weights and inputs are loaded while the current ones are multiplied.
-//! Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which
+//! A tile has 16, 32 or 64 rows, and two times 16 or 32 outputs for each plane, or for each group of planes that
+//! [split](super::PlaneLayout) the columns. Weights and inputs become 16-bit floats in shared memory: MXFP4 exactly, Q8_0 and inputs rounded
+//! to 11 bits. Each plane unpacks its own weights, so only inputs need a barrier of the cube. The next weights and inputs are loaded while
+//! the current ones are multiplied. Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which
 //! the choice of a token detects. Inputs are not clamped, because this would hide the overflow.
 //!
 //! History (H100, SPIR-V, gpt-oss-20b's shape, a prompt of 512; gate and up of a layer, down):
@@ -23,6 +23,7 @@
 //! 2. planes unpack their own weights, two blocks of a row at a time: 301 µs. Without multiplication just as long, without unpacking 105,
 //!    without reading weights 167: 32 bytes of a row at a time are slow to read.
 //! 3. all blocks of a chunk are read together, 128 bytes of a row: 247 µs.
+//!
 //! Splitting the columns of q, k and v among 4 planes takes 31 µs for 12 rows, where tiles of 64 rows took 56.
 //!
 //! Several sequences (H200, tokens/s in total, a whole step, version 7 and this one): 10 sequences 1,125 and 1,259, 24 1,196 and 1,704, 32
