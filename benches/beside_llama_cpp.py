@@ -3,8 +3,7 @@
     pip install llama-cpp-python==0.3.36
     python benches/beside_llama_cpp.py 20b.gguf --gptoss target/release/gptoss
 
-The machine must be idle. Both process random tokens on the CPU. llama.cpp uses flash attention, its f16 cache and `--threads` threads;
-gptoss uses its defaults, which are one thread per physical core.
+The machine must be idle. Both process random tokens on the CPU with `--threads` threads. llama.cpp uses flash attention and its f16 cache.
 """
 
 import argparse
@@ -88,7 +87,8 @@ def gptoss(args: argparse.Namespace) -> dict[str, float]:
     found = {}
 
     def bench(*more: str) -> list[dict]:
-        command = [args.gptoss, "bench", args.model, "--device", "cpu", "--repeat", "1", "--json", *more]
+        device = ["--device", "cpu", "--threads", str(args.threads)]
+        command = [args.gptoss, "bench", args.model, *device, "--repeat", "1", "--json", *more]
         report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)[0]
         found.setdefault("load seconds", report["load_ms"] / 1e3)
         return report["results"]

@@ -140,7 +140,7 @@ impl LoadedModel {
             bail!("--kv-memory is for phase 5, --engine flash; {title} allocates what its sequences need");
         }
         if kind == EngineKind::Reference && args.kv.is_some() {
-            bail!("phase 2 has no cache; --kv is for phases 3 and 5");
+            bail!("the engine `reference` has no cache; --kv is for `cached` and `flash`");
         }
         let bar = bytes_bar("loading", checkpoint.weight_bytes());
         let progress = &mut |done, _| bar.set_position(done);

@@ -19,7 +19,7 @@ use crate::args::Serve;
 use crate::embedded::{EMBEDDED, EMBEDDED_NAME};
 use crate::model::{self, LoadedModel};
 
-/// The least time for writing conversations to disk when the server stops, even if `--grace` is shorter.
+/// Writing conversations to disk when the server stops may take at least this long, even if `--grace` is shorter.
 const MIN_SPILL_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &Serve) -> Result<ExitCode> {
@@ -113,7 +113,7 @@ fn settings(args: &Serve) -> Result<Settings> {
     if keys.iter().any(|key| key.secret.is_empty()) {
         bail!("an API key is empty");
     }
-    let max_body = usize::try_from(args.max_body).context("--max-body is larger than memory")?;
+    let max_body = usize::try_from(args.max_body).context("--max-body is too large for this platform")?;
     let (origins, max_connections) = (args.cors.clone(), args.max_connections);
     let answer_time = args.answer_time.map(Duration::from_secs);
     Ok(Settings { keys, origins, max_body, max_connections, answer_time, ..Settings::default() })

@@ -68,7 +68,8 @@ pub fn register(setup: WgpuSetup, tasks: usize) -> Result<WgpuDevice, String> {
     if setup.adapter.get_info().device_type != wgpu::DeviceType::Cpu {
         return try_init_device(setup, options(tasks)).map_err(|error| error.to_string());
     }
-    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // CubeCL counts the devices that it opens itself from 0.
+    static NEXT: AtomicU32 = AtomicU32::new(1 << 15);
     let device = WgpuDevice::new(WgpuDeviceKind::Existing(NEXT.fetch_add(1, Ordering::Relaxed)));
     register_wgsl(setup, tasks, device.to_id())?;
     Ok(device)

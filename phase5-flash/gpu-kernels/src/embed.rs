@@ -10,18 +10,20 @@ use crate::rows::{ROW_WORDS, TAKES_DRAWN};
 
 const UNITS: u32 = 128;
 
-/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`. `drawn` holds the token that each sequence slot drew last.
+/// `out[i] = table[token of row i]` for `inputs` rows, `[inputs, hidden]`. `rows` has [`ROW_WORDS`] words for each row, as
+/// [`Row::words`](crate::Row::words) returns them. If a row is marked as taking a drawn token, its token is not in `rows`: it is
+/// `drawn[slot]`, the token that was last sampled for the row's sequence. Every slot must be below the length of `drawn`, which is not
+/// checked.
 ///
 /// # Panics
-/// If a buffer is too short.
+/// If `rows` or `out` is too short, or `drawn` is empty.
 pub fn embed(gpu: &Gpu, table: &Matrix, rows: &Buffer, drawn: &Buffer, out: &Buffer, inputs: usize) {
     rows.expect("the rows", inputs * ROW_WORDS as usize);
     drawn.expect("the drawn tokens", 1);
     out.expect("the embeddings", inputs * table.columns());
     let blocks = table.blocks() as u32;
     for part in table.parts() {
-        // SAFETY: lengths are checked; the caller promises that slots are below the length of `drawn`; a part handles only tokens that are
-        // rows of it.
+        // SAFETY: lengths are checked; slots are below the length of `drawn`, as documented; a part handles only tokens that are rows of it.
         unsafe {
             embed_kernel::launch_unchecked(
                 gpu.device.client(),

@@ -1,6 +1,8 @@
 //! A thread that executes jobs in order and returns their results.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
@@ -10,6 +12,8 @@ use std::time::Instant;
 pub(super) struct Background<J, R> {
     jobs: Option<Sender<J>>,
     results: Option<Receiver<R>>,
+    /// Set when this is dropped: the thread then starts no further job.
+    dropped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -30,8 +34,13 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
     ) -> io::Result<Background<J, R>> {
         let (jobs, queue) = mpsc::channel();
         let (sender, results) = mpsc::sync_channel(waiting);
+        let dropped = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&dropped);
         let run = move || {
             for job in queue {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
                 if let Some(result) = work(job)
                     && sender.send(result).is_err()
                 {
@@ -40,7 +49,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
             }
         };
         let thread = Builder::new().name(name.into()).spawn(run)?;
-        Ok(Background { jobs: Some(jobs), results: Some(results), thread: Some(thread) })
+        Ok(Background { jobs: Some(jobs), results: Some(results), dropped, thread: Some(thread) })
     }
 
     /// Queues a job. If the thread has ended, the job is lost.
@@ -79,11 +88,47 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
 
 impl<J, R> Drop for Background<J, R> {
     fn drop(&mut self) {
-        // Without a receiver the thread ends after its current job, even while it waits to return a result.
+        self.dropped.store(true, Ordering::Release);
+        // Without a receiver the thread also ends while it waits to return a result.
         self.results = None;
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn dropping_discards_queued_jobs() {
+        let (started, is_started) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let ran = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&ran);
+        let work = move |()| {
+            count.fetch_add(1, Ordering::Relaxed);
+            started.send(()).expect("the test waits");
+            let _ = released.recv();
+            None::<()>
+        };
+        let background = Background::start("test", 1, work).expect("starts");
+        for _ in 0..3 {
+            background.send(());
+        }
+        is_started.recv().expect("the first job runs");
+        let dropped = Arc::clone(&background.dropped);
+        let dropping = thread::spawn(move || drop(background));
+        while !dropped.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        drop(release);
+        dropping.join().expect("dropped");
+        assert_eq!(ran.load(Ordering::Relaxed), 1);
     }
 }
