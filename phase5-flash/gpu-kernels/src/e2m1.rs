@@ -83,16 +83,9 @@ fn from_pairs(codes: u32, #[comptime] high: u32) -> Vector<f32, Const<4>> {
 
 /// Values `i` and `i + 4` of a word, times 2⁻¹⁴. Both are shifted and masked together.
 #[cube]
-fn f16_pair(codes: u32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
+pub(crate) fn f16_pair(codes: u32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
     let magnitude = if comptime![i < 3] { codes << comptime![9 - 4 * i.min(2)] } else { codes >> 3u32 };
     let sign = codes << comptime![12 - 4 * i];
     let pair = (magnitude & 0x0e00_0e00u32) | (sign & 0x8000_8000u32);
     Vector::<f16, Const<2>>::reinterpret(pair)
-}
-
-/// Values `i` and `i + 4` of a word times `scale`, rounded once. The scale times 2¹⁴ must be in the range of 16-bit floats.
-#[cube]
-pub(crate) fn scaled_f16_pair(codes: u32, scale: f32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
-    let factor = f16::cast_from(scale * f32::new(comptime![E2m1Decode::F16Pairs.factor()]));
-    f16_pair(codes, i) * Vector::<f16, Const<2>>::new(factor)
 }

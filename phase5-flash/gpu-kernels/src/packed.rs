@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use formats::Storage;
 use formats::cube::f16_value;
 
-use crate::e2m1::{E2m1Decode, four_values, scaled_f16_pair};
+use crate::e2m1::{E2m1Decode, f16_pair, four_values};
 use crate::floats::{four_halves, signed_bytes};
 use crate::matrix::{ROW_GROUP, vectors};
 
@@ -209,8 +209,14 @@ pub(crate) fn packed_values(
     }
 }
 
-/// Values `i` and `i + 4` of the eight MXFP4 codes in a word, multiplied by the scale that begins at the lowest bit of `scale`.
+/// The MXFP4 scale that begins at the lowest bit of a word, for [`packed_f16_pair`]. It must be at most 2, so that it fits.
 #[cube]
-pub(crate) fn packed_f16_pair(codes: u32, scale: u32, #[comptime] i: u32) -> Vector<half::f16, Const<2>> {
-    scaled_f16_pair(codes, scale_value(scale, Storage::Mxfp4), i)
+pub(crate) fn packed_f16_scale(word: u32) -> half::f16 {
+    half::f16::cast_from(scale_value(word, Storage::Mxfp4) * f32::new(comptime![E2m1Decode::F16Pairs.factor()]))
+}
+
+/// Values `i` and `i + 4` of the eight MXFP4 codes in a word, multiplied by their [`packed_f16_scale`] and rounded once.
+#[cube]
+pub(crate) fn packed_f16_pair(codes: u32, scale: half::f16, #[comptime] i: u32) -> Vector<half::f16, Const<2>> {
+    f16_pair(codes, i) * Vector::<half::f16, Const<2>>::new(scale)
 }

@@ -94,7 +94,11 @@ impl GpuEngine {
         let always = options.tiles == Tiles::Always && !options.exact;
         let units = gpu.matrix_units().or(always.then_some(MatrixUnits::EMULATED)).filter(|_| !options.exact);
         let tuning = options.tuning.unwrap_or(Tuning::unmeasured(units));
-        let tuning = if always { tuning.tiled_always() } else { tuning };
+        let tuning = match (always, options.exact && gpu.matrix_units().is_some()) {
+            (true, _) => tuning.tiled_always(),
+            (false, true) => tuning.without_matrix_units(),
+            (false, false) => tuning,
+        };
         let gpu = gpu.with_matrix_units(units);
         let device = gpu.device.clone();
         // Without this, memory that an earlier engine left in the allocator's pools would count as used.

@@ -62,8 +62,8 @@ impl Products {
         }
     }
 
-    /// For `rows` rows and their chosen experts: in tiles of 64 rows if an expert gets enough rows on average. Lower tiles, on matrix
-    /// units, need fewer.
+    /// For `rows` rows and their chosen experts: in tiles of 64 rows if an expert gets [`Tuning::tiled_slots`] rows on average. From
+    /// [`Tuning::low_tile_rows`] rows of the step on, in the lowest tiles with twice the average.
     pub fn experts(tuning: &Tuning, config: &GptOssConfig, rows: usize) -> Products {
         let slots = rows * config.experts_per_token;
         if rows <= tuning.single_expert_rows {
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!([15, 16, 127, 128].map(|rows| experts(&tuning, rows)), [Single, Small, Small, Tiled(64)]);
         let always = tuning.tiled_always();
         assert_eq!([1, 2, 17].map(|rows| Products::dense(&always, rows)), [Single, Tiled(16), Tiled(32)]);
-        assert_eq!([1, 8].map(|rows| experts(&always, rows)), [Single, Tiled(64)]);
+        assert_eq!([1, 2, 65, 512].map(|rows| experts(&always, rows)), [Single, Tiled(16), Tiled(32), Tiled(64)]);
         // 4 of 32 experts per row: 64 rows are 8 per expert on average, half of the lowest tile.
         let low = Tuning { single_expert_rows: 3, low_tile_rows: 4, ..tuning };
         assert_eq!(

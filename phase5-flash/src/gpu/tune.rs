@@ -9,6 +9,7 @@ use gpu_kernels::matvec::{RowLoop, RowTile};
 use phase2_forward::{Draw, Engine, EngineError, SequenceId, Want, Work, relative_rms, sample_tokens};
 
 use super::engine::GpuEngine;
+use super::plan::Products;
 use super::tuning::{MAX_ROWS, NEVER, Tuning};
 
 /// The sequence that holds the positions before the work.
@@ -201,7 +202,9 @@ impl Tuner<'_> {
         let longest = self.engine.config().context_length / 2;
         self.begin(Workload { depth: 0, rows: CHUNK.min(longest) })?;
         self.choose(Tuning::TILES, |tuning, dense_tile| Tuning { dense_tile, ..tuning })?;
-        self.choose(Tuning::TILES, |tuning, expert_tile| Tuning { expert_tile, ..tuning })?;
+        let high = Tuning { tiled_slots: 1, ..self.best };
+        let high = self.quickest(Tuning::TILES, high, |tuning, expert_tile| Tuning { expert_tile, ..tuning })?;
+        self.best.expert_tile = high.expert_tile;
         self.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest) })?;
         let low = Tuning { tiled_rows: 2, low_tile_rows: 2, ..self.best.small_always() };
         let low = self.quickest(Tuning::TILES, low, |tuning, low_dense_tile| Tuning { low_dense_tile, ..tuning })?;
@@ -222,8 +225,9 @@ impl Tuner<'_> {
             self.begin(Workload { depth: 0, rows })?;
             let by_few = self.measure(few)?;
             let by_tiles = self.measure(Tuning { tiled_rows: 1, ..few })?;
-            let by_tiled_experts = self.measure(Tuning { tiled_slots: 1, ..few })?;
-            let by_low_tiles = if units { self.measure(Tuning { low_tile_rows: 2, ..few })? } else { f64::INFINITY };
+            let (high, low) = (Tuning { tiled_slots: 1, ..few }, Tuning { low_tile_rows: 2, ..few });
+            let by_tiled_experts = self.measure(high)?;
+            let by_low_tiles = if units { self.measure(low)? } else { f64::INFINITY };
             if dense.wins && rows <= MAX_SINGLE_ROWS {
                 let singly = self.measure(Tuning { single_rows: rows, ..few })?;
                 dense.add(rows, singly < by_few.min(by_tiles));
@@ -234,7 +238,11 @@ impl Tuner<'_> {
             }
             let slots = (rows * self.engine.config().experts_per_token).div_ceil(self.engine.config().experts);
             tiled_rows = if by_tiles < by_few { tiled_rows.min(rows) } else { NEVER };
-            tiled_slots = if by_tiled_experts < by_few.min(by_low_tiles) { tiled_slots.min(slots) } else { NEVER };
+            let config = self.engine.config();
+            // With many rows per expert, both choices are tiles of 64 rows.
+            if Products::experts(&high, config, rows) != Products::experts(&low, config, rows) {
+                tiled_slots = if by_tiled_experts < by_few.min(by_low_tiles) { tiled_slots.min(slots) } else { NEVER };
+            }
             low_tile_rows = if by_low_tiles < by_few { low_tile_rows.min(rows) } else { NEVER };
         }
         let (single_rows, single_expert_rows) = (dense.most, experts.most);

@@ -88,7 +88,7 @@ impl Tuning {
                 single_rows: 7,
                 tiled_rows: 8,
                 single_expert_rows: 23,
-                tiled_slots: 17,
+                tiled_slots: NEVER,
                 low_tile_rows: 24,
                 ..default
             },
@@ -98,7 +98,13 @@ impl Tuning {
 
     /// The same, with every product of more than one row in tiles.
     pub(crate) fn tiled_always(self) -> Tuning {
-        Tuning { single_rows: 1, tiled_rows: 2, single_expert_rows: 1, tiled_slots: 1, low_tile_rows: NEVER, ..self }
+        Tuning { single_rows: 1, tiled_rows: 2, single_expert_rows: 1, tiled_slots: NEVER, low_tile_rows: 2, ..self }
+    }
+
+    /// The same for an engine that does not use the device's matrix units: without thresholds that were measured with them.
+    pub(crate) fn without_matrix_units(self) -> Tuning {
+        let Tuning { single_rows, tiled_rows, single_expert_rows, tiled_slots, low_tile_rows, .. } = Tuning::default();
+        Tuning { single_rows, tiled_rows, single_expert_rows, tiled_slots, low_tile_rows, ..self }
     }
 
     /// The same, with every product of more than one row in small batches.

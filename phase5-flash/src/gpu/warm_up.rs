@@ -20,8 +20,8 @@ use super::plan::Pass;
 use super::tuning::{MAX_ROWS, Tuning};
 use super::weights::Weights;
 
-/// Rows of the passes: a decoding step, a prompt whose products are all tiled, and a prompt with few rows per expert.
-const ROWS: [usize; 3] = [1, 128, 32];
+/// Rows of the passes: a decoding step, a prompt with many rows per expert, and one with few.
+const ROWS: [usize; 3] = [1, 512, 32];
 /// Pages of the cache, which stays empty.
 const PAGES: usize = 2;
 /// Number of layers whose kernels are compiled. All layers of a kind use the same kernels, and a model begins with one layer of each kind.

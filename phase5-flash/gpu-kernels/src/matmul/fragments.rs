@@ -1,10 +1,11 @@
 //! Products of many rows on matrix units: as [`tiles`](super::tiles), but multiplied in 16-bit floats with sums in f32.
 //!
 //! A tile has 16, 32 or 64 rows, and two times 16 or 32 outputs for each plane, or for each group of planes that
-//! [split](super::PlaneLayout) the columns. Weights and inputs become 16-bit floats in shared memory: MXFP4 exactly, Q8_0 and inputs rounded
-//! to 11 bits. Each plane unpacks its own weights, so only inputs need a barrier of the cube. The next weights and inputs are loaded while
-//! the current ones are multiplied. Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which
-//! the choice of a token detects. Inputs are not clamped, because this would hide the overflow.
+//! [split](super::PlaneLayout) the columns. Weights and inputs become 16-bit floats in shared memory: MXFP4 exactly, Q8_0 and inputs
+//! rounded to 11 bits. Each plane unpacks its own weights, so only inputs need a barrier of the cube. The next weights and inputs are
+//! loaded while the current ones are multiplied. Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above
+//! 65,504 become infinite, and the results NaN, which the choice of a token detects. Inputs are not clamped, because this would hide the
+//! overflow.
 //!
 //! History (H100, SPIR-V, gpt-oss-20b's shape, a prompt of 512; gate and up of a layer, down):
 //! 1. [`tiles`](super::tiles) in f32: 3.6 ms, 1.9 ms.
@@ -33,7 +34,7 @@ use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 use half::f16;
 
-use super::layout::TileSize;
+use super::layout::{FOURS, FOURS_PER_ROW, TileSize};
 use super::operand::{DenseArgs, ExpertArgs, Outputs, TileRows, dense_args, expert_args, most_tiles};
 use super::staging::{group, input_starts, lane, plane, put_inputs, put_weights, read_inputs, read_weights, split};
 use crate::device::cube_grid;
@@ -43,10 +44,6 @@ use crate::matrix_units::{Accumulators, Operand, SIDE, operand, sync_lanes};
 use crate::moe::SlotTile;
 use crate::packed::{PackedPair, Packing};
 use crate::product::{ExpertProduct, Product};
-
-/// Vectors of four sums: 16 rows of a plane by 16 low and 16 high outputs.
-const FOURS: u32 = SIDE * FOURS_PER_ROW;
-const FOURS_PER_ROW: u32 = 2 * SIDE / 4;
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, size: TileSize) {
     match size.planes.fragments {
@@ -195,8 +192,8 @@ impl Sums {
     }
 }
 
-/// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on: 16 of each per group
-/// of planes. The tile's first output is `column`.
+/// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on. The tile's
+/// first output is `column`.
 #[cube]
 fn multiply_tile<T: Float>(
     x: &[Vector<f32, Const<4>>],
@@ -367,10 +364,11 @@ fn add_products<T: Float>(
             } else {
                 multiply::<T>(&inputs, &unpacked, sums, step, comptime![size.rounds() / 2], size);
             }
-            sync_lanes(comptime![size.planes]);
-        }
-        if comptime![size.groups() > 1] {
-            sync_split(size);
+            if comptime![size.groups() > 1 && step + 1 == size.steps] {
+                sync_cube();
+            } else {
+                sync_lanes(comptime![size.planes]);
+            }
         }
     }
 }
@@ -399,10 +397,12 @@ mod tests {
     /// As [`F16`], for experts, where the error is relative to the largest possible sum of terms.
     const F16_EXPERTS: f64 = 3e-5;
     /// Emulated matrix units use at most two planes.
-    const LAYOUTS: [PlaneLayout; 4] = [
+    const LAYOUTS: [PlaneLayout; 6] = [
         PlaneLayout { planes: 2, splits: 2, squares: 1, step: 1, steps: 2 },
         PlaneLayout { planes: 4, splits: 1, squares: 2, step: 1, steps: 2 },
         PlaneLayout { planes: 8, splits: 4, squares: 1, step: 1, steps: 4 },
+        PlaneLayout { planes: 4, splits: 4, squares: 1, step: 2, steps: 2 },
+        PlaneLayout { planes: 2, splits: 2, squares: 2, step: 1, steps: 2 },
         PlaneLayout::PAIRS,
     ];
 

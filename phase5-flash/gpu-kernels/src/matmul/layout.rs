@@ -9,8 +9,10 @@ use crate::matrix_units::{MatrixUnits, Planes, SIDE};
 const BLOCK: u32 = 8;
 /// Vectors that separate the rows of shared memory, so that the rows of a fragment are in different banks.
 const PADDING: u32 = 2;
-/// Vectors of four sums of a plane: 16 rows by 16 low and 16 high outputs.
-const FOURS: u32 = SIDE * 2 * SIDE / 4;
+/// Vectors of four sums per row of a square of each half: 16 low and 16 high outputs.
+pub(super) const FOURS_PER_ROW: u32 = 2 * SIDE / 4;
+/// Vectors of four sums of 16 rows.
+pub(super) const FOURS: u32 = SIDE * FOURS_PER_ROW;
 /// The fewest units of a cube: each row of a tile needs a unit.
 const MIN_UNITS: u32 = super::TILE;
 
@@ -42,13 +44,17 @@ impl PlaneLayout {
         within(planes, 8) && within(splits, planes) && within(squares, 2) && within(step, 2) && within(steps, 4)
     }
 
-    /// The layout nearest to this one that fits the shared memory of a device, in tiles of `rows` rows.
+    /// The layout nearest to this one that fits the shared memory and units of a device's cubes, in tiles of `rows` rows.
     ///
     /// # Panics
     /// If the layout is not [possible](PlaneLayout::is_possible).
     pub(super) fn fitted(self, device: &Device, units: MatrixUnits, rows: u32) -> Option<TileSize> {
         assert!(self.is_possible(), "{self:?} is not supported");
         let least = MIN_UNITS.div_ceil(units.planes(1).width);
+        let fits = |size: &TileSize| {
+            size.shared_bytes() <= device.shared_bytes()
+                && (size.planes.count == least || size.units() <= device.max_units())
+        };
         let mut layout = self;
         loop {
             let planes = units.planes(layout.planes.max(least));
@@ -60,7 +66,7 @@ impl PlaneLayout {
                 step: layout.step,
                 steps: layout.steps,
             };
-            if size.shared_bytes() <= device.shared_bytes() {
+            if fits(&size) {
                 return Some(size);
             }
             match layout {

@@ -8,8 +8,7 @@ use crate::product::{ExpertProduct, Product};
 
 /// Rows, or slots, per tile.
 pub const TILE: u32 = 64;
-/// Rows, or slots, per tile on matrix units. Small tiles are faster if experts have few rows: the cubes of a tile read all its rows,
-/// including those that repeat the last row to fill the tile.
+/// Rows, or slots, per tile on matrix units, which multiply all rows of a tile even if it has fewer.
 pub const TILE_ROWS: [u32; 3] = [16, 32, TILE];
 
 /// The buffers and shape of a product with one matrix, except its codes.
@@ -145,19 +144,4 @@ pub(super) struct Outputs {
     pub first_bias: u32,
     /// Number of outputs.
     pub columns: u32,
-}
-
-/// A packed matrix from row `row` on.
-#[derive(CubeType)]
-pub(super) struct WeightRows<'a> {
-    pub codes: &'a [u32],
-    pub scales: &'a [u32],
-    pub row: u32,
-}
-
-#[cube]
-impl<'a> WeightRows<'a> {
-    pub fn new(codes: &'a [u32], scales: &'a [u32], row: u32) -> WeightRows<'a> {
-        WeightRows::<'a> { codes, scales, row }
-    }
 }

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::layout::TileSize;
 use super::operand::TileRows;
-use crate::packed::{PackedPair, Packing, load_blocks, packed_f16_pair, packed_scale, packed_values};
+use crate::packed::{PackedPair, Packing, load_blocks, packed_f16_pair, packed_f16_scale, packed_scale, packed_values};
 
 /// Index of this unit's plane.
 #[cube]
@@ -173,53 +173,67 @@ pub(super) fn put_weights<T: Float>(
     for i in 0..size.blocks_per_lane() {
         let place = block_place(i, size);
         if comptime![size.plane_blocks().is_multiple_of(size.planes.width)] || place < size.plane_blocks() {
-            let at =
-                plane(size) * size.plane_weights() + place / size.step * size.weights_stride() + place % size.step * 8;
-            #[unroll]
-            for eight in 0..4u32 {
-                let block = comptime![step * size.blocks_per_lane() + i];
-                put_weights_eight(words, factors, weights, at + 2 * eight, block, eight, packing, size);
+            let first_row = plane(size) * size.plane_weights();
+            let at = first_row + place / size.step * size.weights_stride() + place % size.step * 8;
+            let block = comptime![step * size.blocks_per_lane() + i];
+            let factor = factors[comptime![block as usize]];
+            if comptime![size.planes.fragments && packing.has_f16_pairs()] {
+                put_pairs(words[comptime![block as usize]], factor, weights, at, size);
+            } else {
+                put_values(words, factor, weights, at, block, packing);
             }
         }
     }
 }
 
-/// Unpacks columns `8 eight` to `8 eight + 7` of block number `block` of those that the lane read, to vectors `at` and `at + 1`.
+/// Unpacks a block of MXFP4 to the vectors from `at` on, two codes at a time.
 #[cube]
-fn put_weights_eight<T: Float>(
-    words: &Array<Vector<u32, Const<4>>>,
-    factors: &Array<u32>,
+fn put_pairs<T: Float>(
+    words: Vector<u32, Const<4>>,
+    factor: u32,
     weights: &mut Shared<[Vector<T, Const<4>>]>,
     at: u32,
-    #[comptime] block: u32,
-    #[comptime] eight: u32,
-    #[comptime] packing: Packing,
     #[comptime] size: TileSize,
 ) {
-    let factor = factors[comptime![block as usize]];
-    if comptime![size.planes.fragments && packing.has_f16_pairs()] {
-        let codes = words[comptime![block as usize]].extract(comptime![eight as usize]);
-        // Half of the lanes write the second four columns first: the others' rows are in the same banks.
-        let other = if comptime![size.step == 2] { lane(size) % 2 } else { lane(size) / 8 % 2 };
+    let scale = packed_f16_scale(factor);
+    // Half of the lanes write the second four columns of eight first, because the other lanes' rows are in the same banks.
+    let other = if comptime![size.step == 2] { lane(size) % 2 } else { lane(size) / 8 % 2 };
+    #[unroll]
+    for eight in 0..4u32 {
         #[unroll]
         for half in 0..2u32 {
             let half = half ^ other;
-            // Two codes further, the pairs 2 and 3 are in the place of the pairs 0 and 1.
-            let codes = codes >> (8 * half);
+            // Shifted by two codes, pairs 2 and 3 are in the place of pairs 0 and 1.
+            let codes = words.extract(comptime![eight as usize]) >> (8 * half);
             let mut four = Vector::<T, Const<4>>::empty();
             #[unroll]
             for j in 0..2u32 {
-                let pair = Vector::<T, Const<2>>::cast_from(packed_f16_pair(codes, factor, j));
+                let pair = Vector::<T, Const<2>>::cast_from(packed_f16_pair(codes, scale, j));
                 four.insert(comptime![(2 * j) as usize], pair.extract(0usize));
                 four.insert(comptime![(2 * j + 1) as usize], pair.extract(1usize));
             }
-            weights[(at + half) as usize] = four;
+            weights[(at + 2 * eight + half) as usize] = four;
         }
-    } else {
-        let scale = Vector::<f32, Const<4>>::new(packed_scale(factor, packing));
-        let first_word = comptime![block * packing.vectors()];
+    }
+}
+
+/// Unpacks block number `block` of those that the lane read to the vectors from `at` on.
+#[cube]
+fn put_values<T: Float>(
+    words: &Array<Vector<u32, Const<4>>>,
+    factor: u32,
+    weights: &mut Shared<[Vector<T, Const<4>>]>,
+    at: u32,
+    #[comptime] block: u32,
+    #[comptime] packing: Packing,
+) {
+    let scale = Vector::<f32, Const<4>>::new(packed_scale(factor, packing));
+    let first_word = comptime![block * packing.vectors()];
+    #[unroll]
+    for eight in 0..4u32 {
         let first = packed_values(words, first_word, comptime![2 * eight], packing) * scale;
         let second = packed_values(words, first_word, comptime![2 * eight + 1], packing) * scale;
-        put_eight(weights, at, Vector::<T, Const<4>>::cast_from(first), Vector::<T, Const<4>>::cast_from(second));
+        let (first, second) = (Vector::<T, Const<4>>::cast_from(first), Vector::<T, Const<4>>::cast_from(second));
+        put_eight(weights, at + 2 * eight, first, second);
     }
 }

@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::operand::{DenseArgs, ExpertArgs, Outputs, TILE, TileRows, WeightRows, dense_args, expert_args, most_tiles};
+use super::operand::{DenseArgs, ExpertArgs, Outputs, TILE, TileRows, dense_args, expert_args, most_tiles};
 use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
 use crate::gpu::Gpu;
@@ -27,6 +27,21 @@ const HALF: u32 = 64;
 const INPUTS_STRIDE: u32 = 4 * TILE / 4 + 1;
 /// Distance in vectors between groups of eight columns of a tile's weights: two extra, so that lanes store to different banks here too.
 const WEIGHTS_STRIDE: u32 = 8 * 2 * HALF / 4 + 2;
+
+/// A packed matrix from row `row` on.
+#[derive(CubeType)]
+struct WeightRows<'a> {
+    codes: &'a [u32],
+    scales: &'a [u32],
+    row: u32,
+}
+
+#[cube]
+impl<'a> WeightRows<'a> {
+    fn new(codes: &'a [u32], scales: &'a [u32], row: u32) -> WeightRows<'a> {
+        WeightRows::<'a> { codes, scales, row }
+    }
+}
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>) {
     let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
