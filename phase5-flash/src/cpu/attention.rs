@@ -152,9 +152,10 @@ impl Forward {
         Task { queries, first, head, pages: part.pages(cache.kind(layer)) }
     }
 
-    /// Number of keys that the step's last query attends to.
+    /// Number of keys that the queries of the step's last part attend to together.
     pub(super) fn visible_keys(&self, cache: &Cache, layer: usize, parts: &[Part<'_>]) -> usize {
-        let length = parts.last().map_or(0, |part| part.tokens.start + part.tokens.count);
-        length.min(cache.reach(self.model.layers[layer].attention))
+        let Some(tokens) = parts.last().map(|part| &part.tokens) else { return 0 };
+        let reach = cache.reach(self.model.layers[layer].attention);
+        (tokens.start + tokens.count).min(reach.saturating_add(tokens.count.saturating_sub(1)))
     }
 }
