@@ -175,7 +175,7 @@ impl Bounds {
         let count = Pages::count(config.context_length, page, self.given, Some(free)).min(bindable);
         match count >= MIN_PAGES {
             true => Ok(count - 1),
-            false => Err(GpuError::NoCache { page, given: self.given.or(self.left).unwrap_or(UNKNOWN_MEMORY) }),
+            false => Err(GpuError::NoCache { page, given: self.given.unwrap_or(free) }),
         }
     }
 }
