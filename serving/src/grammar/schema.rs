@@ -47,8 +47,20 @@ pub(super) fn check(schema: &Value) -> Result<(), Fault> {
     if !schema.is_object() {
         return fault("#", "a schema must be an object");
     }
-    let mut checker = SchemaChecker { root: schema, nodes: 0, bytes: 0, references: BTreeSet::new() };
-    checker.schema(schema, "#", 0)
+    let mut checker = SchemaChecker {
+        root: schema,
+        nodes: 0,
+        bytes: 0,
+        references: BTreeSet::new(),
+        targets: Vec::new(),
+        checked: BTreeSet::new(),
+    };
+    checker.schema(schema, "#", 0)?;
+    // A reference may lead into an unknown keyword, whose value was not checked as a schema.
+    while let Some((target, path)) = checker.targets.pop() {
+        checker.schema(target, path, 0)?;
+    }
+    Ok(())
 }
 
 fn fault<T>(path: &str, problem: impl Into<String>) -> Result<T, Fault> {
@@ -60,6 +72,10 @@ struct SchemaChecker<'a> {
     nodes: usize,
     bytes: usize,
     references: BTreeSet<&'a str>,
+    /// Targets of references, which still have to be checked if they are not in `checked`.
+    targets: Vec<(&'a Value, &'a str)>,
+    /// Addresses of the schemas that were checked.
+    checked: BTreeSet<*const Value>,
 }
 
 impl<'a> SchemaChecker<'a> {
@@ -82,6 +98,9 @@ impl<'a> SchemaChecker<'a> {
     }
 
     fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<(), Fault> {
+        if !self.checked.insert(schema) {
+            return Ok(());
+        }
         self.count(schema, path, depth)?;
         let Value::Object(members) = schema else { return Ok(()) };
         for (keyword, value) in members {
@@ -125,8 +144,7 @@ impl<'a> SchemaChecker<'a> {
         }
     }
 
-    /// Checks that a reference names a part of the same schema, and that a chain of references ends. The target is checked where it is
-    /// defined.
+    /// Checks that a reference names a part of the same schema, and that a chain of references ends.
     fn reference(&mut self, value: &'a Value, path: &str) -> Result<(), Fault> {
         let Some(mut reference) = value.as_str() else { return fault(path, "`$ref` must be a string") };
         self.references.insert(reference);
@@ -145,6 +163,7 @@ impl<'a> SchemaChecker<'a> {
                 let shown: String = reference.chars().take(100).collect();
                 return fault(path, format!("`$ref` names `{shown}`, which the schema does not have"));
             };
+            self.targets.push((named, reference));
             match named.get("$ref").and_then(Value::as_str) {
                 Some(next) => reference = next,
                 None => return Ok(()),
@@ -207,6 +226,8 @@ mod tests {
             (json!({ "$ref": "#" }), "#/$ref"),
             (json!({ "anyOf": [{}, { "type": "string", "format": "iri" }] }), "#/anyOf/1/format"),
             (json!({ "$defs": { "a": { "$ref": "#/$defs/b" }, "b": { "$ref": "#/$defs/a" } } }), "#/$defs/a/$ref"),
+            (json!({ "$ref": "#/x", "x": { "not": {} } }), "#/x/not"),
+            (json!({ "$ref": "#/x/0", "x": [{ "items": { "$ref": "#/y" } }], "y": { "if": {} } }), "#/y/if"),
         ];
         for (schema, path) in cases {
             assert_eq!(path_of_fault(schema.clone()).as_deref(), Some(path), "{schema}");
