@@ -1,4 +1,4 @@
-//! Observes a forward pass: its intermediate results, and its operations as they end.
+//! Observes a forward pass: its intermediate results, and its operations in order.
 
 use std::collections::BTreeMap;
 
@@ -90,7 +90,8 @@ pub trait Probe {
     /// `final_norm`. `value` waits for the device and copies the result to the host.
     fn observe(&mut self, _name: &dyn Fn() -> String, _value: &dyn Fn() -> Activation) {}
 
-    /// Called when all kernels of an operation have been launched. The operation began when the one before it ended.
+    /// Called when an operation has been computed, or on a device when all its kernels have been launched. The operation began at the call
+    /// for the one before it.
     fn done(&mut self, _: Span) {}
 }
 

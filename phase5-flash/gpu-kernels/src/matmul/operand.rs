@@ -6,7 +6,7 @@ use crate::matrix::Part;
 use crate::moe;
 use crate::product::{ExpertProduct, Product};
 
-/// Rows, or slots, per tile.
+/// Rows of inputs, or slots (pairs of a row and one of its experts), per tile.
 pub const TILE: u32 = 64;
 /// Rows, or slots, per tile on matrix units. Small tiles are faster if experts have few rows: the cubes of a tile read all its rows,
 /// including those that repeat the last row to fill the tile.
