@@ -1,7 +1,7 @@
 //! Unpacking of some of GGUF's block formats and of MLX's affine groups, one function per format.
 //!
-//! For GGUF's formats, the arithmetic operations are in the same order as in the Python package `gguf`, so that every value is bit-identical
-//! to that package's.
+//! For GGUF's formats, the arithmetic operations are in the same order as in the Python package `gguf`, so that every value is
+//! bit-identical to that package's.
 
 use formats::BLOCK;
 
