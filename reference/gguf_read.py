@@ -49,7 +49,7 @@ def decoded(tensors: dict[str, Packed]) -> dict[str, np.ndarray]:
 
 
 def samples(tensors: dict[str, Packed]) -> dict[str, np.ndarray]:
-    """For each tensor 64 evenly spaced elements, and the sum and sum of magnitudes of all of them."""
+    """For each tensor 64 evenly spaced elements, and the sum and the sum of magnitudes of all its elements."""
     found = {}
     for name, tensor in decoded(tensors).items():
         flat = tensor.reshape(-1)

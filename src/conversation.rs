@@ -29,7 +29,7 @@ pub struct Conversation<'a> {
 pub struct Answer {
     pub turn: Turn,
     pub generated: Generated,
-    /// Number of prompt tokens that the engine computed for it; tokens that it held already are not counted.
+    /// Number of prompt tokens that the engine computed for the answer; tokens that the engine held already are not counted.
     pub prompt_tokens: usize,
 }
 
@@ -49,7 +49,7 @@ impl<'a> Conversation<'a> {
     /// Continues the conversation in `file`, which has its own effort, instructions and functions; or begins a new one in that file.
     ///
     /// # Errors
-    /// As [`Saved::open`]; or the file holds plain text, or a conversation with other instructions or functions.
+    /// As [`Saved::open`]; or the file holds plain text; or `new` has instructions or functions, and those in the file differ.
     pub fn in_file(
         file: &Path,
         checkpoint: &Checkpoint,
@@ -74,7 +74,8 @@ impl<'a> Conversation<'a> {
         Ok(Conversation { messages, held, saved: Some(saved), ..new })
     }
 
-    /// Removes all messages. Without new instructions the old ones are kept.
+    /// Removes the messages of the user, the assistant and tools. `instructions` replace the old ones (an empty text removes them); `None`
+    /// keeps the old ones.
     pub fn reset(&mut self, instructions: Option<&str>) {
         match instructions {
             Some(text) => {

@@ -219,7 +219,7 @@ fn read_ahead(checkpoint: &Checkpoint, args: &EngineArgs) -> Option<ReadAhead> {
     (bytes <= room / 2).then(|| ReadAhead::start(in_order_of_upload(checkpoint), threads.clamp(1, READING_THREADS)))
 }
 
-/// The stored result of `gptoss tune` for this model and GPU; `None`, with a message, if it cannot be used.
+/// The stored result of `gptoss tune` for this model and GPU; `None` if there is none, or, with a message, if it cannot be used.
 fn kept_tuning(checkpoint: &Checkpoint, device: &ComputeDevice) -> Option<Tuning> {
     let directory = cache_directory();
     let kept = directory.map_or(Ok(None), |directory| TunedFor::new(checkpoint, device).read(&directory));

@@ -12,7 +12,7 @@ pub struct Header {
     pub role: Role,
     /// Name of a tool or a person.
     pub name: Option<String>,
-    /// The recipient; `None` for the user and for `all`.
+    /// The recipient; `None` if there is none, or if the assistant's message is to `user`, `all` or itself.
     pub recipient: Option<String>,
     pub channel: Option<String>,
     /// A leading `<|constrain|>` stands for the control token.
@@ -104,7 +104,8 @@ impl HeaderText {
         self.author.clone() + &parts.collect::<String>()
     }
 
-    /// Interprets the header. `declared` are names of functions, used to separate a name from text that was joined to it.
+    /// Interprets the header. `declared` are names of functions, used to add a missing `functions.` to a recipient, and to separate a name
+    /// from a `json` that was joined to it.
     pub fn read(&self, declared: &[String]) -> ParsedHeader {
         let mut reader = Reader { odd: self.start == HeaderStart::Missing, ..Reader::default() };
         reader.author(&self.author, self.start);

@@ -14,7 +14,7 @@ fn decode(format: Format, packed: &[u8]) -> Vec<f32> {
 }
 
 /// MXFP4 blocks that are the same after decoding and encoding: their largest magnitude is 4 or 6 times the scale, so that the encoder
-/// chooses the same scale.
+/// chooses the same scale, and they have no negative zero.
 fn canonical_mxfp4() -> impl Strategy<Value = Vec<u8>> {
     (1u8..=250, prop::collection::vec(0u8..16, 32), 0usize..32, prop::sample::select(vec![6u8, 7, 14, 15])).prop_map(
         |(scale, mut codes, place, large)| {

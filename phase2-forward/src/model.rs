@@ -254,7 +254,8 @@ impl Experts {
 }
 
 impl GptOss {
-    /// A checkpoint's requirements on a GPU. Weights in formats that the GPU's kernel does not support are counted as F32.
+    /// A checkpoint's requirements on a GPU. Weights in formats that the GPU's kernel does not support are counted as F32, and the
+    /// embedding is counted although it stays in the mapped file.
     pub fn needs(checkpoint: &Checkpoint) -> ModelNeeds {
         let on_gpu = |tensor: &HostTensor| device_format(tensor.format).row_bytes(tensor.row_len()) * tensor.rows();
         let bytes = checkpoint.tensors.values().map(|tensor| on_gpu(tensor) as u64).sum();

@@ -1,4 +1,4 @@
-//! Observes a forward pass: its intermediate results, and its operations as they end.
+//! Observes a forward pass: its intermediate results, and its operations in order.
 
 use std::collections::BTreeMap;
 
@@ -76,8 +76,9 @@ pub struct Span {
     pub tokens: usize,
     /// Number of sequences. Costs are computed as if each had the same number of rows.
     pub sequences: usize,
-    /// Number of keys that the last query of a sequence attends to in this layer; 0 for operations other than attention and the append
-    /// to the cache.
+    /// Number of keys of a sequence in this layer: on a GPU in phase 5 those that its new tokens attend to together, on the CPU in phase 5
+    /// those that its last token attends to, in phases 2 and 3 all that attention reads, masked ones included. 0 for operations other than
+    /// attention and the append to the cache.
     pub keys: usize,
 }
 
@@ -90,7 +91,8 @@ pub trait Probe {
     /// `final_norm`. `value` waits for the device and copies the result to the host.
     fn observe(&mut self, _name: &dyn Fn() -> String, _value: &dyn Fn() -> Activation) {}
 
-    /// Called when all kernels of an operation have been launched. The operation began when the one before it ended.
+    /// Called when an operation has been computed, or on a device when all its kernels have been launched. The operation began at the call
+    /// for the one before it.
     fn done(&mut self, _: Span) {}
 }
 

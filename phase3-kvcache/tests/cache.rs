@@ -36,7 +36,7 @@ fn feed(engine: &mut dyn Engine, sequence: SequenceId, tokens: &[u32]) {
     assert_eq!(outcomes, [Outcome::Fed]);
 }
 
-/// A cache type, and the allowed difference of its logits from those with an f32 cache.
+/// A cache type, and the allowed difference of its logits from recomputed ones, which need no cache.
 const LOSSES: [(CacheType, Limit); 2] =
     [(CacheType::F16, Limit { rms: 2e-3, max: 2e-2 }), (CacheType::Q8_0, Limit { rms: 3e-2, max: 2e-1 })];
 

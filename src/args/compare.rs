@@ -50,7 +50,7 @@ pub struct Compare {
     /// The folder for records.
     #[arg(long, value_name = "FOLDER", default_value = "notebooks/measurements")]
     pub out: PathBuf,
-    /// The engine to run in this process: the program starts itself with this option once per engine.
+    /// The engine to run in this process: the program starts itself with this option once per model, turn and engine.
     #[arg(long, hide = true, value_enum)]
     pub child_engine: Option<EngineKind>,
     /// The index, from 0, of the model in `model` that this process runs.

@@ -106,7 +106,7 @@ fn read(path: &Path) -> Result<Vec<Profile>> {
         format!("{} does not contain profiles as written by `gptoss profile --json`", path.display())
     })?;
     if profiles.iter().any(|profile| profile.steps.is_empty()) || profiles.is_empty() {
-        bail!("{} contains a profile without steps", path.display());
+        bail!("{} contains no profiles, or a profile without steps", path.display());
     }
     Ok(profiles)
 }

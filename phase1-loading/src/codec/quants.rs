@@ -1,6 +1,7 @@
-//! Unpacking of GGUF's block formats, one function per format.
+//! Unpacking of some of GGUF's block formats and of MLX's affine groups, one function per format.
 //!
-//! The arithmetic operations are in the same order as in the Python package `gguf`, so that every value is bit-identical to that package's.
+//! For GGUF's formats, the arithmetic operations are in the same order as in the Python package `gguf`, so that every value is
+//! bit-identical to that package's.
 
 use formats::BLOCK;
 

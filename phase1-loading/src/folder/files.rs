@@ -14,7 +14,7 @@ pub(super) const MAX_TEXT: usize = 64 << 20;
 /// Returns the file of a folder with a given name; `None` if it is missing.
 pub(crate) type Files<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, LoadError>;
 
-/// Returns a file that a model requires, and refuses a placeholder for it.
+/// Returns a file that a model requires, and refuses a placeholder that was left in place of a file that was not downloaded.
 pub(super) fn needed(folder: &Path, files: Files, name: &str) -> Result<Bytes, LoadError> {
     let path = folder.join(name);
     match files(name)? {

@@ -157,7 +157,8 @@ impl Choices {
         moved
     }
 
-    /// Draws tokens from the logits of `rows` rows into `drawn`, by slot. `row_words` then describes the rows of the next step.
+    /// Draws tokens from the logits of `rows` rows into `drawn`, by slot (the number that
+    /// identifies a row's sequence). `row_words` then describes the rows of the next step.
     pub fn launch(&self, device: &Device, features: DrawFeatures, row_words: &Buffer, drawn: &Buffer, rows: usize) {
         let (vocab, inputs) = (self.vocab, rows);
         let mut logits = &self.logits;
@@ -189,7 +190,8 @@ impl Choices {
     }
 }
 
-/// The tokens that were drawn for `rows` rows, from the words that [`Choices::start_read`] reads; `None` for a row with NaN logits.
+/// The tokens that were drawn for `rows` rows, from the words that [`Choices::start_read`] reads; `None` for a row in which
+/// a logit is NaN or all are −∞.
 pub(super) fn drawn_tokens(words: Vec<Vec<u32>>, rows: usize) -> Vec<Option<RowDrawn>> {
     let mut words = words.into_iter();
     let (tokens, tops) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

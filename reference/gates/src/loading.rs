@@ -1,4 +1,5 @@
-//! Phase 1's gate: every tensor decodes to the values that the `gguf` Python package decodes, by samples and sums.
+//! Phase 1's gate, a comparison with golden values: every tensor decodes to the values that the `gguf` Python package decodes, by samples
+//! and sums.
 
 use gptoss_reference::{Case, Check, Golden, GoldenError, Limit};
 use phase1_loading::{Checkpoint, HostTensor};

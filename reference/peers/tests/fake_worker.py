@@ -1,4 +1,4 @@
-# A worker that computes nothing and behaves as given by BEHAVIOUR, which the test defines before this file.
+# A worker without a model: its logits are made up, and it behaves as given by BEHAVIOUR, which the test defines before this file.
 import json
 import os
 import struct
@@ -18,7 +18,7 @@ def send(header, payload=b"", announced=None):
 
 
 def row(position, token):
-    """Logits that encode which token was fed at which position."""
+    """Logits that depend on the token and on its position."""
     return [float((7 * column + position + token) % 11) for column in range(VOCAB)]
 
 

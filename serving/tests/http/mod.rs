@@ -24,7 +24,8 @@ pub fn checkpoint() -> Checkpoint {
     Checkpoint::open(&file).expect("opens")
 }
 
-/// An engine for this model, with `kv_bytes` of memory for keys and values. The default is enough for more than a whole context.
+/// An engine for the model inside the program, with `kv_bytes` of memory for keys and values. The default is enough for more than a
+/// whole context.
 pub fn engine(kv_bytes: Option<u64>) -> CpuEngine {
     let options = CpuOptions { threads: Some(2), kv_bytes, ..CpuOptions::default() };
     CpuEngine::load(&checkpoint(), options).expect("loads")
@@ -135,7 +136,7 @@ impl Running {
         line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
     }
 
-    /// Waits until a metric has a value.
+    /// Waits until a metric has this value.
     pub fn wait_for(&self, name: &str, value: f64) {
         let until = Instant::now() + Duration::from_secs(20);
         while self.metric(name, "") != value {

@@ -1,7 +1,7 @@
 //! NEON, with or without the dot product of bytes (`sdot`): a vector of 16 is four registers of 4.
 //!
-//! Tested in emulation only; the speed was not measured. The matrix product of bytes (i8mm) and BF16 are not used. Rust 1.95 has no stable
-//! intrinsics for `sdot` and prefetching, so these two are inline assembly.
+//! Tested in emulation only; the speed was not measured. The matrix products of bytes (i8mm) and the BF16 instructions are not used. Rust
+//! 1.95 has no stable intrinsics for `sdot` and prefetching, so these two are inline assembly.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`: features are there, pointers are valid")]
 
 use std::arch::aarch64::*;
@@ -147,7 +147,8 @@ unsafe fn sdot(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     sum
 }
 
-/// [`Simd::dot_bytes`] of one register without `sdot`. The sum of two products is at most 2 · 15 · 128, which fits in 16 bits.
+/// [`Simd::dot_bytes`] of one register without `sdot`. Bytes of `a` are at most 15, so the sum of two products is at
+/// most 2 · 15 · 128, which fits in 16 bits.
 #[inline(always)]
 unsafe fn dot_bytes_in_halves(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     unsafe {

@@ -54,8 +54,8 @@ struct Found {
 }
 
 /// Appends the tokens of two sequences to a cache in passes of several lengths. Compares the last two passes (one with several tokens per
-/// sequence, one with a single token) with softmax over all keys in f64. Keys and values are read back from the cache, so that only
-/// attention is tested.
+/// sequence, one with a single token) with softmax over all keys in reach, in f64. Keys and values are read back from the cache, so that
+/// only attention is tested.
 fn check(shape: Shape) {
     let gpu = gpu();
     let device = &gpu.device;

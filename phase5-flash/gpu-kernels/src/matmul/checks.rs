@@ -8,7 +8,8 @@ use crate::moe::{Combine, SlotSort, tile_words};
 use crate::product::{ExpertProduct, Experts, Product};
 use crate::testing::{Random, assert_within, gpu, matrix, matvec_choice, poisoned};
 
-/// Compares products of `(inputs, rows, columns)` in every format with f64, with and without bias and previous output.
+/// Compares products of `(inputs, rows, columns)` in every format with f64, either with bias and previous output or
+/// without both.
 pub(super) fn check_dense(
     limit: f64,
     shapes: &[(usize, usize, usize)],
@@ -20,7 +21,7 @@ pub(super) fn check_dense(
     let mut random = Random::fresh();
     for (number, storage) in Storage::ALL.into_iter().enumerate() {
         for (shape, &(inputs, rows, columns)) in shapes.iter().enumerate() {
-            // A software rasterizer takes seconds to compile each kernel: formats and shapes alternate between with and without a bias.
+            // A software rasterizer takes seconds to compile each kernel: formats and shapes alternate between both and neither.
             let both = (number + shape).is_multiple_of(2);
             let (biased, add) = (both, both);
             let context = format!("{what} {storage:?} {inputs} {rows} {columns} {biased} {random:?}");

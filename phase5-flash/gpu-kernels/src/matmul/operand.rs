@@ -6,7 +6,7 @@ use crate::matrix::Part;
 use crate::moe;
 use crate::product::{ExpertProduct, Product};
 
-/// Rows, or slots, per tile.
+/// Rows of inputs, or slots (pairs of a row and one of its experts), per tile.
 pub const TILE: u32 = 64;
 /// Rows, or slots, per tile on matrix units, which multiply all rows of a tile even if it has fewer.
 pub const TILE_ROWS: [u32; 3] = [16, 32, TILE];

@@ -27,7 +27,8 @@ pub struct NextTokens<'a> {
     pub vocab: usize,
     /// [`PARTIAL_MAX_WORDS`] per row.
     pub partial_max: &'a Buffer,
-    /// `[inputs]` [rows](crate::Row). A row's token is replaced and its position is incremented.
+    /// `[inputs]` [rows](crate::Row). A row's token is replaced, its position is incremented, and its last word (`TAKES_DRAWN` or 0)
+    /// becomes 0.
     pub rows: &'a Buffer,
     /// The token drawn last, by slot: the small number, in [`Row::slot`](crate::Row::slot), that identifies the sequence of a row.
     pub drawn: &'a Buffer,
@@ -40,7 +41,7 @@ impl NextTokens<'_> {
     /// Chooses the token with the largest logit of every row, and the lowest token if several logits are equal.
     ///
     /// # Panics
-    /// If a buffer is too short.
+    /// If a buffer is too short, or the vocabulary is empty.
     pub fn launch_argmax(&self, device: &Device) {
         self.check();
         self.launch_stripes(device);
@@ -79,7 +80,7 @@ impl NextTokens<'_> {
     }
 
     /// # Panics
-    /// If a buffer is too short.
+    /// If a buffer is too short, or the vocabulary is empty.
     #[track_caller]
     pub(super) fn check(&self) {
         let NextTokens { vocab, inputs, .. } = *self;

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::argmax::{STRIPES, best_of_row};
 use super::rank::{NO_CANDIDATE, rank};
 
-/// A multiple of every plane size.
+/// Units (threads) per cube: a multiple of every plane size.
 pub(super) const UNITS: u32 = 256;
 pub(super) const DIGIT_BITS: u32 = 4;
 pub(super) const DIGITS: u32 = 1 << DIGIT_BITS;
