@@ -112,7 +112,7 @@ def moe(h: np.ndarray, w: Weights, at: str, shape: Shape, variant: Variant) -> t
 def forward(
     shape: Shape, weights: Weights, tokens: list[int], truncate: bool, variant: Variant = Variant()
 ) -> dict[str, np.ndarray]:
-    """All tensors of a golden file, under the same names, in float64."""
+    """All tensors of a golden file, under the same names, in float64; ids of tokens and experts are integers."""
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:

@@ -177,7 +177,7 @@ pub struct Row {
 pub enum Bound {
     Memory,
     Compute,
-    /// The floor is far below the fixed cost of launching a kernel.
+    /// The floor of a call is so short that the fixed cost of launching a kernel would dominate.
     Launch,
 }
 

@@ -47,7 +47,7 @@ impl Folder {
     /// The folders committed with this source tree, for tests.
     ///
     /// # Panics
-    /// If they are missing.
+    /// If `reference/goldens` is missing, or they cannot be read; without a directory `folders` in it, the list is empty.
     pub fn committed() -> Vec<Folder> {
         Folder::all(&goldens()).expect("goldens are committed")
     }
@@ -66,7 +66,7 @@ impl Folder {
 pub enum GoldenError {
     #[error("{} cannot be read; run from the repository, or name its goldens with --goldens", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{}: {found}; create the goldens again with `python reference/make_goldens.py`", path.display())]
+    #[error("{}: {found}; create the goldens again as reference/README.md describes", path.display())]
     Malformed { path: PathBuf, found: String },
 }
 
@@ -194,7 +194,7 @@ impl Golden {
         self.values(name, Dtype::F64, f64::from_le_bytes)
     }
 
-    /// The values of an i32 tensor, none of which may be negative.
+    /// The values of an i32 tensor, none of which may be negative; this is not checked.
     pub fn u32s(&self, name: &str) -> Result<Vec<u32>, GoldenError> {
         self.values(name, Dtype::I32, |bytes| i32::from_le_bytes(bytes) as u32)
     }

@@ -1,4 +1,4 @@
-//! The state of a request: its tokens, how many of them the engine was fed, and the tokens that are still to be returned.
+//! The state of a request: its tokens, how many of them the engine was fed, and how many were drawn in steps that are still in flight.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -42,15 +42,15 @@ pub struct Tokenize {
     pub plain: bool,
 }
 
-/// Write a model as one GGUF file; experts are copied bit for bit.
+/// Write a model as one GGUF file; experts in a format that GGUF has are copied bit for bit.
 #[derive(Args)]
 pub struct Convert {
     /// A folder of safetensors files from OpenAI, Hugging Face or mlx-lm, or a GGUF file.
     pub model: PathBuf,
     #[arg(value_name = "OUT.gguf")]
     pub out: PathBuf,
-    /// Storage format of the matrices outside the experts: q8_0, f16, bf16 or f32 [default: unchanged; MLX's affine groups, which GGUF
-    /// lacks, become f32]
+    /// Storage format of the matrices outside the experts, and of experts in a format that GGUF lacks: q8_0, f16, bf16 or f32 [default:
+    /// unchanged; MLX's affine groups, which GGUF lacks, become f32]
     #[arg(long, value_name = "FORMAT", value_parser = parse_rest)]
     pub rest: Option<DenseFormat>,
 }

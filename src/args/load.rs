@@ -19,7 +19,7 @@ pub struct BenchServe {
     /// Text that describes the server in the record of --json, such as its device and options.
     #[arg(long, value_name = "TEXT", requires = "json")]
     pub label: Option<String>,
-    /// Number of concurrent clients. With --minutes, the largest of these numbers is used.
+    /// Numbers of concurrent clients, measured one after another. With --minutes, only the largest is used.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,10,32", value_parser = positive)]
     pub clients: Vec<usize>,
     /// Requests per client, one after another [default: 4]. With --joining, the number of joining requests [default: 11].

@@ -1,4 +1,4 @@
-//! Random turns of the assistant, in the forms that models write: compares what both implementations parse.
+//! Random turns of the assistant, in the forms that models write: compares what the crates `harmony` and `openai-harmony` parse.
 
 use std::collections::BTreeSet;
 

@@ -8,7 +8,8 @@ use cubecl::prelude::*;
 
 use crate::cache_block::{LARGEST_CODE, LARGEST_SCALE, PER_LARGEST_CODE, SMALLEST_NORMAL_SCALE, SMALLEST_SCALE};
 
-/// Converts the bits of an f16 to f32. GPUs may flush f32 subnormals to zero, so f16 subnormals are computed without them.
+/// Converts the bits of a finite f16 to f32; those of infinities and NaN give finite numbers. GPUs may flush f32 subnormals to zero, so f16
+/// subnormals are computed without them.
 #[cube]
 pub fn f16_value(bits: u32) -> f32 {
     let magnitude = bits & 0x7fffu32;

@@ -21,7 +21,7 @@ pub struct Array {
     pub(super) data: Bytes,
 }
 
-/// Scalar types by their GGUF type number.
+/// The types of values that are not arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Element {
     U8,

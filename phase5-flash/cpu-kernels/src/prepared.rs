@@ -42,7 +42,7 @@ pub fn prepare_input(isa: Isa, values: &[f32], out: &mut [u32]) {
 /// unchanged.
 ///
 /// # Panics
-/// If there are no inputs, or more inputs or rows, lengths do not match, or the rows are of another format.
+/// If there are no inputs, more than 4 inputs or more than 32 rows, lengths do not match, or the rows are not MXFP4.
 pub fn multiply_prepared(isa: Isa, rows: PackedRows<'_>, prepared: &[&[u32]], out: &mut [f32]) {
     assert!(rows.storage == Storage::Mxfp4, "the rows must be MXFP4");
     assert!(

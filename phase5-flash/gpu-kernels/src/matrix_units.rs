@@ -252,7 +252,7 @@ impl Accumulators {
     }
 }
 
-/// Waits until all lanes of a plane see each other's writes.
+/// Waits until all lanes of a plane see each other's writes. If matrix units are emulated, waits for all lanes of the cube.
 #[cube]
 pub(crate) fn sync_lanes(#[comptime] planes: Planes) {
     if comptime![planes.fragments] {

@@ -162,7 +162,7 @@ impl Bounds {
     /// The number of pages for sequences; the pools hold one more, for padding. It is limited so that each pool fits its bindings.
     ///
     /// # Errors
-    /// Fewer than [`MIN_PAGES`] pages fit into the memory or into a binding.
+    /// Fewer than [`MIN_PAGES`] pages fit into the given memory, into nine tenths of the memory that is left, or into a binding.
     fn pages(self, config: &GptOssConfig, row: KvRow) -> Result<usize, GpuError> {
         let part = 4 * row.page_words() as u64;
         let page = 2 * pool_count(config) as u64 * part;

@@ -4,7 +4,7 @@ use gpu_kernels::Error;
 use phase1_loading::LoadError;
 use phase2_forward::EngineError;
 
-/// Messages name the limit and the required amount, where there is one, and suggest what to do.
+/// Messages name the limit and the required amount, and suggest what to do, where there is such a limit or remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
     #[error("{0} is not a GPU; phase 5 on a GPU needs --device gpu or software")]
@@ -26,13 +26,13 @@ pub enum GpuError {
 fn remedy(error: &Error) -> &'static str {
     match error {
         Error::Limit { .. } => "; use --device cpu or another adapter",
-        Error::Kernel { .. } => "; use --phase 3, --device cpu or another adapter",
+        Error::Kernel { .. } => "; use --engine cached, --device cpu or another adapter",
         Error::Memory { .. } => "; use fewer or shorter sequences, a smaller cache (--kv q8_0), or --device cpu",
         Error::OutOfMemory { .. } => {
             "; close what else uses the GPU, or use a smaller cache (--kv q8_0) or --device cpu"
         }
         Error::Lost(_) => "; restart to load the model again",
-        Error::Shape(_) => "; use --phase 3",
+        Error::Shape(_) => "; use --engine cached",
         Error::Device(_) => "",
     }
 }
@@ -57,8 +57,8 @@ mod tests {
     #[test]
     fn errors_suggest_a_remedy() {
         let kernel = Error::Kernel { what: "units in a cube", need: 1024, limit: 256 };
-        let expected = "a kernel needs 1024 units in a cube, but this adapter has 256; use --phase 3, --device cpu or another \
-                        adapter";
+        let expected = "a kernel needs 1024 units in a cube, but this adapter has 256; use --engine cached, --device cpu or \
+                        another adapter";
         assert_eq!(GpuError::from(kernel).to_string(), expected);
         let lost = GpuError::from(Error::Lost("unplugged".into()));
         assert!(lost.to_string().ends_with("it was removed; restart to load the model again"), "{lost}");

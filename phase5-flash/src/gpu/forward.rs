@@ -27,7 +27,7 @@ pub(super) struct Forward {
     pub config: GptOssConfig,
     pub weights: Arc<Weights>,
     pub cache: Cache,
-    /// The token that each slot drew last.
+    /// The token that each sequence drew last, by the sequence's slot ([`Row::slot`]).
     pub drawn: Buffer,
     /// (cosine, sine) for each position and pair of dimensions.
     rotations: Buffer,
@@ -362,7 +362,7 @@ impl Forward {
         Products::experts(&self.tuning, &self.config, inputs)
     }
 
-    /// The down projections of the activations of the sorted slots.
+    /// A product over the sorted slots (pairs of a row and one of its experts), with the down projection's input and output.
     fn over_slots<'a>(&'a self, experts: &'a Experts, inputs: usize) -> ExpertProduct<'a> {
         let buffers = &self.buffers;
         ExpertProduct {

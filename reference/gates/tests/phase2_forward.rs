@@ -1,4 +1,4 @@
-//! Phase 2's gate, on the CPU and on a GPU.
+//! Phase 2's gate, the comparison of its results with MLX's golden outputs, on the CPU and on a GPU.
 
 mod committed;
 

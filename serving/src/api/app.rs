@@ -20,7 +20,7 @@ use crate::worker::Handle;
 /// Settings of the server that do not concern the model.
 #[derive(Clone)]
 pub struct Settings {
-    /// Without keys, every request is allowed.
+    /// If there are none, requests need no key.
     pub keys: Vec<Key>,
     /// Origins whose web pages may use the server; `*` allows any.
     pub origins: Vec<String>,

@@ -46,7 +46,7 @@ impl Cache {
         Some(copy)
     }
 
-    /// Stores a grammar, and drops the least recently used ones.
+    /// Stores a grammar, unless its schema alone exceeds [`MAX_BYTES`]. If there are then too many, drops the least recently used ones.
     pub fn insert(&self, key: Key, grammar: &Matcher) {
         if key.schema.len() > MAX_BYTES {
             return;

@@ -164,6 +164,7 @@ fn api_keys_and_origins_are_checked() {
     assert!(preflight.header("access-control-allow-headers").is_some_and(|headers| headers.contains("authorization")));
 }
 
+/// Checks that no request is running or waiting any longer; `tests/abuse` checks the pages.
 #[test]
 fn disconnecting_frees_the_requests_cache() {
     let server = server();

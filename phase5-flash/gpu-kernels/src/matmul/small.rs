@@ -4,9 +4,9 @@
 //! A cube handles 32 rows of a matrix, and eight or more units share the blocks of a row. Consecutive units have different rows and the
 //! same columns, so that the lanes of a plane read the same inputs from shared memory.
 //!
-//! History (H100, ten sequences of gpt-oss-20b, a whole step): each row separately 19 ms, this kernel 54 ms. At 64 rows 49 ms, where tiles
-//! took 159. So passes with very few rows use the mat-vec kernels. A variant on matrix units, with inputs as sums of two 16-bit floats and
-//! 16 rows per tile, took 23.4 ms for ten sequences, and separate rows 11.4 ms. It is not used.
+//! History (H100, ten sequences of gpt-oss-20b, a whole step): each input separately 19 ms, this kernel 54 ms. With 64 inputs 49 ms, where
+//! tiles took 159 ms. So passes with very few inputs use the mat-vec kernels. A variant on matrix units, with inputs as sums of two 16-bit
+//! floats and 16 rows per tile, took 23.4 ms for ten sequences, and separate inputs 11.4 ms. It is not used.
 
 use cubecl::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,7 @@ impl RowSplit {
 }
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, split: RowSplit) {
-    // All tiles have the same size and read the same weights in parallel.
+    // All tiles have the same size, except perhaps the last, and read the same weights in parallel.
     let inputs = product.inputs as u32;
     let tiles = inputs.div_ceil(SMALL_BATCH);
     let epilogue = Epilogue { biased: product.bias.is_some(), add: product.add, gated: false };
@@ -169,7 +169,7 @@ fn experts(
     }
 }
 
-/// Writes unit u's sums, which belong to row u / 32 of the tile, to output `column`.
+/// Writes unit u's sums, which belong to input u / 32 of the tile, to output `column`.
 #[cube]
 fn store(
     out: &mut [f32],
@@ -194,7 +194,7 @@ fn store(
     }
 }
 
-/// The products of the first `inputs` rows of a tile with row `row` of one or two matrices, where unit u returns those of input u / 32.
+/// The products of the first `inputs` inputs of a tile with row `row` of one or two matrices, where unit u returns those of input u / 32.
 #[cube]
 fn sums(
     x: &[Vector<f32, Const<4>>],

@@ -54,8 +54,10 @@ pub struct Restrict<'a> {
 }
 
 impl Restrict<'_> {
+    /// The masks, rows and tokens that the buffers name must exist: this is not checked.
+    ///
     /// # Panics
-    /// If a buffer is too short.
+    /// If a buffer is too short for the rows, for one mask, or for the word with the number of adjustments.
     pub fn launch(&self, device: &Device) {
         let (inputs, vocab) = (self.inputs, self.vocab as u32);
         self.logits.expect("the logits", inputs * self.vocab);

@@ -81,7 +81,7 @@ impl Prompt {
                 ));
             }
             if let Some(token) = prompt.iter().find(|&token| !known(token)) {
-                let message = format!("Token {token} is not in the vocabulary of {}.", tokenizer.vocab());
+                let message = format!("Token {token} is not in the vocabulary of {} tokens.", tokenizer.vocab());
                 return Err(ApiError::invalid("prompt", message));
             }
         }
