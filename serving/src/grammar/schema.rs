@@ -126,7 +126,7 @@ impl<'a> SchemaChecker<'a> {
     }
 
     /// Checks that a reference names a part of the same schema, and that a chain of references ends. The target is checked where it is
-    /// defined.
+    /// defined, unless that is below a keyword whose parts [`SchemaChecker::schema`] does not check.
     fn reference(&mut self, value: &'a Value, path: &str) -> Result<(), Fault> {
         let Some(mut reference) = value.as_str() else { return fault(path, "`$ref` must be a string") };
         self.references.insert(reference);
