@@ -11,8 +11,8 @@ impl Harmony<'_> {
         tokens
     }
 
-    /// Renders a conversation as the model should see it: without reasoning before its last final answer, and without the results of
-    /// built-in tools during that reasoning.
+    /// Renders a conversation as the model should see it: without the messages of the analysis channel before its last final answer, that
+    /// is, without reasoning and without the calls and results of built-in tools.
     ///
     /// `openai-harmony` 0.0.8 drops only what precedes the first final answer, and only if the assistant's last message is final. The
     /// documentation of the format describes the behavior of this function.

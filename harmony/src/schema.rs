@@ -211,7 +211,8 @@ fn names_null(schema: &Value) -> bool {
     }
 }
 
-/// `default: VALUE`. Strings are quoted, except if the schema has an `enum` and is a property or a variant of one.
+/// `default: VALUE`. Strings are quoted, except if they have no line break and the schema has an `enum` and is a property or a variant of
+/// one.
 fn default(schema: &Value, in_property: bool) -> Option<String> {
     let default = schema.get("default")?;
     let listed = schema.get("enum").and_then(Value::as_array).is_some_and(|listed| !listed.is_empty());

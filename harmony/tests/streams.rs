@@ -209,7 +209,7 @@ proptest! {
         let tokens: Vec<u32> = messages.iter().flat_map(|message| harmony.render(message)).collect();
         prop_assert_eq!(harmony.parse_conversation(&tokens), Ok(messages.clone()));
         prop_assert_eq!(harmony.parse_conversation(&bytewise(&tokens)), Ok(messages.clone()));
-        // The prompt leaves out the reasoning before the last answer, and nothing else.
+        // The prompt leaves out the analysis messages before the last final answer, and nothing else.
         let is_final = |message: &Message| message.role == Role::Assistant && message.channel.as_deref() == Some("final");
         let last = messages.iter().rposition(is_final);
         let mut kept = messages.clone();

@@ -167,8 +167,8 @@ fn compare(name: &str, a: &HostTensor, b: &HostTensor) -> TensorComparison {
     TensorComparison { name: name.to_owned(), formats, rms, verdict }
 }
 
-/// The largest rms error that is accepted as a format's rounding, relative to the rms of the values: about twice the error for normally
-/// distributed weights.
+/// The largest rms error that is accepted as a format's rounding, relative to the rms of the values: at least about twice the error for
+/// normally distributed weights.
 fn rounding(format: Format) -> f64 {
     match format {
         Format::F32 => 1e-6,

@@ -61,8 +61,8 @@ fn ranked(logits: &[f32], temperature: f32) -> Vec<(u32, f64)> {
     ranked
 }
 
-/// Rows of logits so flat that at a temperature of at least 1, 1500 draws include every token that passes the filters, except for about one
-/// row in a billion.
+/// Rows of logits so flat that at a temperature of at least 1, 1500 draws include every token that passes the filters, except for less than
+/// one row in a billion.
 fn flat_row() -> impl Strategy<Value = Vec<f32>> {
     vec(0.0f32..2.0, 1..9)
 }
@@ -313,6 +313,7 @@ fn draws_equal_the_python_implementation() {
     assert_eq!(draws(with(0, 1.0, 0.0, 43), &row, 6), [536, 65, 436, 813, 40, 337]);
 }
 
+/// Rows that contain NaN or +∞, beside finite logits or without, and rows of −∞ alone.
 #[test]
 fn rows_without_a_finite_logit_have_a_documented_result() {
     for temperature in [0.0, 1.0] {

@@ -97,7 +97,7 @@ fn small_engine(checkpoint: &Checkpoint, pages: usize) -> GpuEngine {
     engine
 }
 
-/// Logits of every token, fed in chunks of random lengths.
+/// Logits of every token, fed in chunks of these lengths, which repeat.
 fn logits(engine: &mut dyn Engine, mut tokens: &[u32], lengths: &[usize]) -> Vec<f32> {
     let mut all = Vec::new();
     let mut lengths = lengths.iter().cycle();
@@ -269,7 +269,7 @@ fn batched_draws_equal_single_draws() {
     let (mut drawing, mut stepped) = (engine(&checkpoint, CacheType::F32), engine(&checkpoint, CacheType::F32));
     let owned_draws: Vec<OwnedDraw> = (0..17).map(|_| OwnedDraw::random(&mut |end| random.below(end), vocab)).collect();
     // Batch sizes that use every kernel for products, with a different draw per row, some of them greedy. 17 rows are padded to 24. More
-    // rows replace the buffers of fewer rows, which makes steps captured for those unusable.
+    // rows need larger buffers, which makes the steps that were captured with smaller ones unusable.
     for sequences in [1, 5, 17, 5, 1] {
         let mut first = Vec::new();
         for sequence in 0..sequences as u64 {
@@ -324,7 +324,7 @@ fn restored_sequence_continues_bit_identically() {
             let snapshot = first.save(1).expect("known");
             assert!(
                 second.save(1).expect("known") == snapshot,
-                "seed {seed}: {kv}, {length}: what was there before shows"
+                "seed {seed}: {kv}, {length}: the snapshot contains data of sequences that used its pages before"
             );
             let company = feed(&mut first, 8, &other);
             second.restore(8, &snapshot).expect("the same model");

@@ -135,7 +135,7 @@ def result(name: str, text: str, channel: str = "commentary") -> dict:
 
 
 SYSTEM = {"date": "2026-11-23", "effort": "high"}
-# The package and the crate drop the same analysis messages in all of these, except those with `prompt` false.
+# For a prompt, the package and the crate `harmony` leave out the same analysis messages of all of these, except those with `prompt` false.
 CONVERSATIONS = {
     "a question": {"system": SYSTEM, "messages": [user("What is 2 + 2?")]},
     "bare": {"messages": [user("Hi"), said("final", "Hello!")]},

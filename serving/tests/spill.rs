@@ -297,8 +297,8 @@ fn missing_folder_gives_one_warning() {
     run.check_empty();
 }
 
-/// A way to damage the shorter of the two files of `conversation_is_restored_after_a_restart`: the one from which more
-/// tokens can be reused.
+/// A way to damage a copy of the shorter of a conversation's two files: the one with its prompt, from which more tokens can be
+/// reused than from the one with its whole text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
     Flip(usize),

@@ -77,7 +77,7 @@ pub fn line(rng: &mut impl Rng) -> String {
     text(rng).replace(['\n', '\r'], " ")
 }
 
-/// A name such as `get_weather` or `notes.save_json`.
+/// A name such as `get_weather17` or `Note.x5json`.
 pub fn name(rng: &mut impl Rng) -> String {
     const PARTS: [&str; 14] =
         ["get", "set", "_", "-", ".", "weather", "json", "Note", "x", "7", "function", "code", "final", "tool"];

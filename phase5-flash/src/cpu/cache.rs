@@ -3,8 +3,8 @@
 //! The n-th full layer and the n-th sliding layer share a pool, because a page is used by only one of the two kinds of layers. In a page,
 //! the keys and then the values of a key/value head are contiguous.
 //!
-//! The system allocates memory to a pool when it is first written, in huge pages of 2 MB if it can: attention over a long sequence reads
-//! every page once per token, and small pages would cost a TLB miss each.
+//! The system allocates memory to a pool when it is first written, in huge memory pages of 2 MB if it can: attention over a long sequence
+//! reads its whole cache once per token, and each memory page of the usual 4 kB would cost a TLB miss.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,7 +25,7 @@ pub(super) struct Cache {
     pub head_dim: usize,
     kv_heads: usize,
     window: usize,
-    /// `[pages, kv_heads]` blocks of [`KeyBlock::bytes`] each. Mappings are page-aligned, so no vector crosses a cache line.
+    /// `[pages, kv_heads]` blocks of [`KeyBlock::bytes`] each. Mappings begin at a memory page, so no vector crosses a cache line.
     pools: Vec<MmapMut>,
     /// The kind and the pool of each layer.
     layers: Vec<(AttentionKind, usize)>,

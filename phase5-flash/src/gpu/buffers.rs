@@ -18,7 +18,7 @@ pub(super) struct Buffers {
     pub x: Buffer,
     pub qkv: Buffer,
     pub queries: Buffer,
-    /// Results of attention for each split of the keys, and for all keys.
+    /// Results of attention for each split of the keys; `attention_out` has those for all keys.
     pub partials: Buffer,
     pub attention_out: Buffer,
     pub normed: Buffer,

@@ -1,4 +1,5 @@
-//! The gates: compare what each phase computes on the golden cases with what MLX computes.
+//! The gates: compare what each phase computes on the golden cases with what MLX computes, and what phase 1 decodes with what the `gguf`
+//! Python package decodes.
 //!
 //! There is one module each for phases 1, 2 and 3, two for phase 5, and [`engine`] for any engine. [`run`] runs a gate on all cases;
 //! `gptoss gates` and the tests call it or the modules. [`seam`] is a stress test of the trait `Engine`, [`refusals`] a list of invalid

@@ -44,7 +44,7 @@ fn mlx_batches_equal_our_engine() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("model.gguf");
     let nano = SyntheticModel::preset("nano").expect("a preset");
-    // A short window, so that its ring wraps; all experts for every token, so that rounding cannot change the choice of experts.
+    // A short window, so that MLX's rotating cache wraps; all experts for every token, so that rounding cannot change their choice.
     let model = SyntheticModel { sliding_window: 20, layers: 3, experts: 4, experts_per_token: 4, ..nano };
     model.write(&path, seed, &mut |_, _| ()).expect("written");
     let (mut mlx, checkpoint) = start(&launch, &path, YarnRamp::Exact);

@@ -32,7 +32,7 @@ fn survives_a_thousand_connections() {
             };
             stream.write_all(bytes).expect("the server reads it");
         }
-        // All of them send a request at the same time: a few are answered, the others are asked to try again later.
+        // The other half send a request at the same time: a few are answered, the others are asked to try again later.
         let body = ask("What is 2 + 2?", json!({ "max_tokens": 100 })).to_string();
         let bytes = request(CHAT, body.as_bytes());
         let mut answered = 0;
@@ -51,7 +51,7 @@ fn survives_a_thousand_connections() {
             assert!(delay.is_some_and(|delay| (1..=60).contains(&delay)), "{delay:?}");
         }
         // The neighbour (the client that `assert_survives` runs meanwhile) takes one of the places of running and waiting requests.
-        assert!(answered >= RUNNING + WAITING - 1, "{answered} of {count}");
+        assert!(answered >= RUNNING + WAITING - 1, "{answered} answers; {count} connections, half of which asked");
     });
 }
 
@@ -87,7 +87,7 @@ fn survives_data_that_is_not_http() {
 #[test]
 fn connections_beyond_the_limit_wait() {
     let server = Running::starting(Settings { max_connections: 4, ..Settings::default() });
-    // A connection counts as accepted when it has been answered.
+    // A connection has certainly been accepted once an answer arrives on it.
     let mut taken: Vec<TcpStream> = Vec::new();
     for _ in 0..4 {
         let mut stream = sent(&server, b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n");

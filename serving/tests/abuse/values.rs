@@ -25,7 +25,7 @@ fn survives_invalid_json() {
         b"{'messages': []}".to_vec(),
         b"{\"messages\": [,]}".to_vec(),
         b"{\"messages\": [NaN]}".to_vec(),
-        // Incomplete characters, also in fields that are ignored.
+        // Invalid UTF-8, also in a field that is ignored.
         b"{\"model\": \"\xff\xfe\"}".to_vec(),
         b"{\"unknown\": \"\xc3\"}".to_vec(),
         b"\xff\xfe{\0}\0".to_vec(),
@@ -122,9 +122,9 @@ fn refuses_too_large_and_unsupported_schemas() {
             assert_refused(what, &answer, 400, Some("context_length_exceeded"), Some("messages"));
         }
         for (what, schema) in [
-            ("itself", json!({ "$ref": "#" })),
+            ("a reference to itself", json!({ "$ref": "#" })),
             ("a negative length", json!({ "type": "string", "minLength": -1 })),
-            ("a number without end", json!({ "type": "number", "minimum": 1e308, "multipleOf": 1e-300 })),
+            ("a huge minimum and a tiny step", json!({ "type": "number", "minimum": 1e308, "multipleOf": 1e-300 })),
         ] {
             assert_refused(what, &server.post(CHAT, &format(schema)), 400, UNSUPPORTED, Some("response_format"));
         }
@@ -164,13 +164,13 @@ fn survives_ten_thousand_tools() {
         let required = json!({ "tools": tools(10_000, false), "tool_choice": "required" });
         refused("many tools, one required", chat(required), None, "tools");
         refused("many flat tools", server.post(RESPONSES, &json!({ "input": "x", "tools": flat })), None, "tools");
-        // The allowed number of tools, whose declarations are longer than the context.
+        // 1,000 tools are allowed, but their declarations are longer than the context. 200 strict ones are too many for a grammar.
         refused("1,000 tools", chat(json!({ "tools": tools(1000, false) })), TOO_LONG, "messages");
         refused("200 strict tools", chat(json!({ "tools": tools(200, true) })), None, "tools");
         let long = json!([{ "type": "function", "function": { "name": "x".repeat(100_000) } }]);
         refused("a long name", chat(json!({ "tools": long })), None, "tools[0].function.name");
         let odd = json!([{ "type": "function", "function": { "name": "<|end|>" } }]);
-        refused("a name of control", chat(json!({ "tools": odd })), None, "tools[0].function.name");
+        refused("a control token as name", chat(json!({ "tools": odd })), None, "tools[0].function.name");
     });
 }
 

@@ -76,7 +76,7 @@ impl Target {
     /// Fetches JSON from a path.
     ///
     /// # Errors
-    /// The server does not answer, or its status is not 200.
+    /// The server does not answer, its status is not 200, or its body is not JSON.
     pub fn get(&self, path: &str) -> Result<Value, Failure> {
         self.send("GET", path, "")?.json()
     }
@@ -84,7 +84,7 @@ impl Target {
     /// Sends JSON.
     ///
     /// # Errors
-    /// As [`Target::get`].
+    /// The server does not answer, or its status is not 200.
     pub fn post(&self, path: &str, body: &Value) -> Result<Response, Failure> {
         self.send("POST", path, &body.to_string())
     }

@@ -155,7 +155,7 @@ impl Soak<'_> {
             }
             Kind::Chat | Kind::Completion | Kind::Response => {}
         }
-        // One in four streams is abandoned after a few chunks.
+        // One in four requests is streamed and abandoned after at most 11 lines.
         match (random.below(4), kind) {
             (0, _) => {
                 body["stream"] = true.into();
@@ -227,7 +227,7 @@ impl SoakResults {
 fn resident_bytes(pid: u32) -> Result<u64> {
     let file = format!("/proc/{pid}/status");
     let Ok(status) = std::fs::read_to_string(&file) else {
-        bail!("{file} cannot be read: --pid works on Linux only");
+        bail!("{file} cannot be read: the process has ended, or the system is not Linux, which --pid needs");
     };
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());

@@ -6,12 +6,12 @@
 //! query's largest score has grown by more than 8, so that probabilities are at most e⁸; this is rare after the first keys. The values of a
 //! block are read while its keys are scored, and the next keys while the values are summed; both stay packed in registers until needed.
 //!
-//! History (H100, SPIR-V, a prompt of 32,768, 16 heads, f32 cache):
+//! History (H100, SPIR-V, a prompt of 32,768 tokens, 16 heads, f32 cache):
 //! 1. [`prefill`](super::prefill): 16.4 TFLOP/s.
 //! 2. on matrix units, with keys and values read word by word where they are needed: 25.2.
 //! 3. current version: keys and values are read 16 bytes at a time and ahead of use, f16 is not converted, and only blocks with hidden keys
-//!    are masked. Not measured separately: with more splits and early submission, a prompt of 512 at depth 16,384 reaches 7,673 tok/s
-//!    instead of 4,502 on an H200 (gpt-oss-20b's shape, f32).
+//!    are masked. Not measured separately: with more splits and early submission, a prompt of 512 tokens at depth 16,384 reaches
+//!    7,673 tok/s instead of 4,502 on an H200 (gpt-oss-20b's shape, f32).
 //!
 //! Keys, values and scaled queries above 65,504 become infinite, and the results NaN. This is detected when a token is drawn.
 

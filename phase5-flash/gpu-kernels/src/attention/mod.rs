@@ -29,7 +29,7 @@ impl Attention<'_> {
     /// heads' shape allows it.
     ///
     /// # Panics
-    /// If a buffer is too short.
+    /// If a buffer is too short, or no tiled kernel supports the heads' shape.
     pub fn launch_tiled(&self, gpu: &Gpu, tiles: &Buffer, count: usize) {
         self.check_tiled(tiles, count);
         match flash::block(gpu, self.cache.pool.row(), self.heads) {

@@ -65,7 +65,7 @@ impl GateUp<'_> {
         let tile = RowTile::new(choice, gate.storage(), gate.rows() * slots, self.inputs);
         let plan = MatvecPlan { matrices: 2, ..MatvecPlan::new(gpu, gate, tile) };
         let (y, z) = plan.cubes(gate.rows());
-        // SAFETY: lengths are checked; chosen experts are below their number, and the kernel bounds rows.
+        // SAFETY: lengths are checked; the kernel chooses only experts that exist, and bounds rows.
         unsafe {
             gate_up::launch_unchecked(
                 gpu.device.client(),

@@ -88,8 +88,8 @@ pub(crate) fn multiply_cube_rows(
     }
 }
 
-/// Adds this lane's products of the inputs with the held rows, each times `weight`, to `sums`. The rows after them are read meanwhile and
-/// replace the held ones.
+/// Adds this lane's products of the inputs with the held rows, each times `weight`, to `sums`. If a cube takes several steps, the rows of
+/// the next step are read meanwhile and are held afterwards.
 #[cube]
 fn multiply_rows(
     weights: &PackedPair<'_>,

@@ -23,7 +23,8 @@ pub struct DrawSettings {
     pub temperature: f32,
     /// The most tokens that are kept; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the smallest number of most likely tokens whose total probability reaches this value; 1 or more keeps all tokens.
+    /// Of the tokens that top-k keeps, keeps the fewest most likely ones whose share of the total probability reaches this value; 1 or more
+    /// keeps all.
     pub top_p: f32,
     /// The least probability of a kept token, relative to the most likely token's.
     pub min_p: f32,
@@ -101,8 +102,8 @@ impl Draw<'_> {
             threshold::search(device, || self.args(), inputs, search);
             search.tokens = TokenSet::TopP;
         }
-        // SAFETY: lengths are checked; tokens are bounded by the vocabulary. The caller promises that slots are below the length of
-        // `drawn`.
+        // SAFETY: lengths are checked; tokens are bounded by the vocabulary. The caller promises that the slots in `rows` are below the
+        // length of `drawn`.
         unsafe {
             let cubes = CubeCount::Static(STRIPES, inputs, 1);
             add_up_stripes::launch_unchecked(device.client(), cubes, units, self.args(), search);
@@ -292,6 +293,7 @@ mod tests {
         }
     }
 
+    /// Up to a tenth of the draws may differ, if rounding can decide between the two tokens.
     #[test]
     fn draws_equal_the_hosts() {
         let device = device();
