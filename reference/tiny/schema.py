@@ -143,7 +143,7 @@ def examples(schema: dict, indent: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Escapes only characters that would end the line."""
+    """In quotes: as JSON if the text has a line break, otherwise without escapes."""
     return json.dumps(text, ensure_ascii=False) if "\n" in text or "\r" in text else f'"{text}"'
 
 
