@@ -230,7 +230,7 @@ pub trait Engine: Send {
     /// Waits for a step and returns one outcome per item, in their order. Steps must be collected in the order of submission.
     ///
     /// # Errors
-    /// The device failed. The contents of its sequences are then undefined.
+    /// `ticket` is not that of the oldest step in flight; or the device failed, and the contents of its sequences are then undefined.
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError>;
 
     /// Creates `to`, which must not exist, as a copy of the first `length` tokens of `from`. Pages are shared; only a partial last page is
