@@ -1,6 +1,6 @@
 """Compares the goldens with the numpy model, written from the specification, and with transformers if torch is installed.
 
-Errors are in units of the golden tensor's standard deviation. Exits with 1 if one is too large.
+Errors are in units of the golden tensor's standard deviation. Exits with 1 if an error is too large, or if tokens or experts differ.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ def same_decisions(case: Case, golden: dict[str, np.ndarray], ours: dict[str, np
 
 
 def check(case: Case) -> Iterator[tuple[str, str, str, Difference, bool]]:
-    """Rows of (mode, other implementation, tensor, error, whether decisions agree)."""
+    """Rows of (RoPE mode, other implementation, tensor, error, whether decisions agree)."""
     shape, packed = load(GOLDENS / case.name / "model.gguf")
     assert shape == case.shape, f"{case.name}: the file says {shape}"
     weights = decoded(packed)

@@ -107,7 +107,7 @@ impl Drop for Server {
     }
 }
 
-/// The remaining events of a stream, each of them JSON except the last.
+/// The remaining events of a stream. The last one, `[DONE]`, is checked and left out; each other one must be JSON.
 fn rest(mut reader: BufReader<TcpStream>) -> Vec<Value> {
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("the rest");

@@ -332,6 +332,7 @@ fn parsed_conversation_equals_its_messages() {
     assert_eq!(messages, [Message::user("a"), Message::assistant("final", "b"), Message::user("c")]);
 }
 
+/// Checks only the text of the error.
 #[test]
 fn vocabulary_without_harmony_tokens_is_refused() {
     let missing = harmony::MissingControlToken { name: "<|call|>" };

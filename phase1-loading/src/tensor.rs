@@ -255,7 +255,7 @@ impl HostTensor {
         bytes.iter().step_by(step).position(|&scale| scale == 255)
     }
 
-    /// The scale bytes of a row of MXFP4, and the distance between them.
+    /// The bytes of a row of MXFP4 from its first scale byte on, and the distance from each scale byte to the next.
     fn scale_bytes(&self, row: usize, blocks: usize) -> (&[u8], usize) {
         let (row_bytes, block_bytes) = (self.row_bytes(), self.format.block_bytes());
         match &self.storage {
@@ -343,7 +343,8 @@ mod tests {
     }
 
     proptest! {
-        /// Every code width, group size and scale format of mlx-lm's affine planes, with strided rows, against `code · scale + bias`.
+        /// Every supported code width, group size and scale format of mlx-lm's affine planes, with strided rows, against
+        /// `code · scale + bias`.
         #[test]
         fn affine_planes_decode(
             bits in prop::sample::select(vec![Bits::Four, Bits::Eight]),

@@ -224,20 +224,21 @@ pub trait Engine: Send {
     /// Starts a step. First reserves the memory for the whole step; if there is not enough, reserves none.
     ///
     /// # Errors
-    /// The step cannot be computed; nothing has changed.
+    /// The step cannot be computed. Nothing has changed, unless the engine computes the step in this call and the device failed.
     fn submit(&mut self, work: &[Work<'_>]) -> Result<Ticket, EngineError>;
 
     /// Waits for a step and returns one outcome per item, in their order. Steps must be collected in the order of submission.
     ///
     /// # Errors
-    /// The device failed. The contents of its sequences are then undefined.
+    /// `ticket` is not that of the oldest step in flight; or the device failed, and the contents of its sequences are then undefined.
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError>;
 
     /// Creates `to`, which must not exist, as a copy of the first `length` tokens of `from`. Pages are shared; only a partial last page is
     /// copied.
     ///
     /// # Errors
-    /// `from` is shorter than `length`, `length` is further back than [`Capacity::rewind`] allows, or the cache is full.
+    /// `from` is unknown or shorter than `length`, `to` exists, `length` is 0 or further back than the engine can go (at least
+    /// [`Capacity::rewind`]), or the cache is full.
     fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), EngineError>;
 
     /// Removes all but the first `length` tokens of a sequence. No step in flight may feed it.

@@ -1,7 +1,7 @@
 //! Phase 2: computes logits from a model's tensors. The model is written in Burn and processes whole sequences, without a cache.
 //!
 //! [`GptOss`] is the architecture, from top to bottom in `model.rs`. [`Engine`] is the interface that every engine implements;
-//! [`RecomputeEngine`] is its simplest implementation, which runs the whole sequence again for every token. `draw.rs` defines how a token
+//! [`RecomputeEngine`] is its simplest implementation, which runs the whole sequence again in every step. `draw.rs` defines how a token
 //! is drawn from logits, for all engines.
 //!
 //! This crate does not decide when generation stops, and keeps no keys or values between calls.

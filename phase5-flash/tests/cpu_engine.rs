@@ -24,7 +24,7 @@ use common::{Expected, OwnedDraw, decode, ids, last_logits};
 /// largest error of a logit may be higher than in the gate, because more models are tested.
 const FAST: Limit = Limit { rms: 1e-2, max: 1.0 };
 
-/// A random model whose window is shorter than a block of the cache, or longer.
+/// A random model with a window of `sliding_window` positions; a page of the cache has 64.
 fn model(directory: &Path, seed: u64, rest: DenseFormat, sliding_window: usize, heads: usize) -> PathBuf {
     let experts = SyntheticModel::preset("nano").expect("a preset").experts;
     model_of(experts, directory, seed, rest, sliding_window, heads)
@@ -176,7 +176,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
-    /// Greedy tokens have the largest logit, and the sequences then have the same state as after single steps.
+    /// Greedy tokens have the largest logit, and the sequences then have the same length as after single steps.
     #[test]
     fn shortlisted_greedy_tokens_have_the_largest_logit(
         seed: u64,
@@ -306,7 +306,7 @@ fn splitting_keys_among_threads_does_not_change_results() {
     assert!(one == two, "other logits in two threads than in one");
 }
 
-/// Bytes of a page of [`model`] in f32: 64 keys and values of two heads of 32 in both of its pools.
+/// Bytes of a page of [`model`] in f32, in both pools: keys and values of 64 positions, for two heads of 32.
 const PAGE: u64 = 2 * 2 * 2 * 64 * 32 * 4;
 
 #[test]
@@ -384,7 +384,7 @@ fn q8_0_cache_is_half_the_size_of_f16() {
         engine.step(&[Work::tokens(0, &tokens, Want::Nothing)]).expect("a step");
         engine.save(0).expect("known").items.iter().map(|item| item.len()).sum()
     };
-    // Four blocks of 64 positions of the full layer, and two of each sliding layer: keys and values of 2 heads of 32.
+    // Four pages of 64 positions of the full layer, and two of each sliding layer: keys and values of 2 heads of 32.
     assert_eq!(bytes(CacheType::F16), (4 + 2 + 2) * 64 * 2 * 2 * CacheType::F16.row_bytes(32));
     assert_eq!(bytes(CacheType::Q8_0) * 2, bytes(CacheType::F16));
 }
@@ -411,7 +411,7 @@ fn snapshots_of_other_engines_are_refused() {
     assert_eq!((engine.length(0), engine.save(0).expect("known")), (3, good));
 }
 
-/// The positions within the window are available at every length, also at the end of a block.
+/// The positions within the window are available at every length, also at the end of a page.
 #[test]
 fn the_cache_holds_the_window() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -52,7 +52,7 @@ def write_gguf(path: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
 
 def write_mlx(folder: Path, shape: Shape, tensors: dict[str, Packed]) -> None:
     """Experts stay MXFP4; all other tensors are decoded exactly to f32."""
-    # Imported here, because only this function needs it.
+    # Imported here, because only this function needs safetensors and MLX.
     from safetensors.numpy import save_file
 
     from mlx_dump import mlx_name, repack

@@ -1,4 +1,4 @@
-"""Writes goldens/harmony/miniature.jsonl: system and developer messages as this folder renders them, and the data in them.
+"""Writes reference/goldens/harmony/miniature.jsonl: system and developer messages as this folder renders them, and the data in them.
 
 The tests of the crate `harmony` render the same data and compare the texts.
 """

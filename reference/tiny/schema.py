@@ -1,6 +1,7 @@
 """Renders JSON schemas as TypeScript types, the format in which GPT-OSS reads functions, as the crate `harmony` does.
 
-There are two differences: references are not followed, and numbers with an exponent are written as Python writes them.
+It differs in references, which it does not follow, in nesting deeper than 64 levels, which it writes out, and in numbers with an
+exponent, which it writes as Python does.
 """
 
 import json
@@ -143,7 +144,7 @@ def examples(schema: dict, indent: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Escapes only characters that would end the line."""
+    """In quotes: as JSON if the text has a line break, otherwise without escapes."""
     return json.dumps(text, ensure_ascii=False) if "\n" in text or "\r" in text else f'"{text}"'
 
 

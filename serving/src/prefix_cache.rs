@@ -3,13 +3,13 @@
 //! When memory is full, the least recently used sequence is dropped. With a folder, useful sequences are first written to disk. Files do
 //! not share pages, so writing all sequences would store every turn of a chat completely. Only these sequences are written, if they have at
 //! least `MIN_FILE_TOKENS` tokens:
-//! - those that end where a prompt or its generated text ends, unless exactly one later request continued from there, or none did but one
-//!   continued from another entry of the same request: that later request's end is then more useful;
+//! - those that end where a prompt or its generated text ends, unless exactly one later request continued from there, or none did but
+//!   some continued from another entry of the same request: the end of a later request is then more useful;
 //! - those that end where several prompts began to differ.
 //!
 //! No step can begin while a sequence is read from the engine. Therefore, when memory is scarce, one of the oldest sequences is read in
-//! each iteration of the scheduler, before it must be dropped. To make room for a request, at most two are read per iteration. A sequence
-//! that must be dropped before it was read is not written.
+//! each iteration of the scheduler, before it must be dropped. To make room for a request, at most two are read per iteration; further
+//! sequences that must be dropped are not written.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use crate::statistics::Spilled;
 
 /// The fewest tokens of a file, and the fewest that reading a file must save. Computing fewer tokens takes less time than reading them.
 const MIN_FILE_TOKENS: usize = 64;
-/// The most sequences that are read from the engine in one iteration of the scheduler.
+/// The most sequences that are read from the engine in one iteration of the scheduler, except when the server stops.
 const MAX_SAVED: usize = 2;
 
 /// The sequences that stay in the engine, and those on disk.
@@ -247,7 +247,7 @@ impl PrefixCache {
         let (Some(tokens), Some(entry)) = (self.index.tokens(sequence), self.entries.get_mut(&sequence)) else {
             return;
         };
-        // Set even if reading fails, so that it is not tried again.
+        // Set even if reading fails, so that `save_ahead` does not try it again.
         entry.is_saved = true;
         if disk.holds(&tokens) {
             return;

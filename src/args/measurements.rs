@@ -34,10 +34,10 @@ pub struct Gates {
 /// Measure the time and bytes of a step per operation, relative to this machine's roofline.
 #[derive(Args)]
 pub struct Profile {
-    /// A GGUF file; `embedded` is the model inside this program.
+    /// A GGUF file or a folder of safetensors files; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
-    /// Profile one new token after DEPTH earlier ones; several depths separated by commas [default: 0]
+    /// Profile one new token after DEPTH earlier ones; several depths separated by commas [default: 0; none with --prefill]
     #[arg(long, value_name = "DEPTH", value_delimiter = ',')]
     pub decode: Vec<usize>,
     /// Number of sequences in a decoding step; several numbers separated by commas.
@@ -95,7 +95,7 @@ pub struct Tune {
 /// Predict how much memory a model takes, and where, before it is loaded.
 #[derive(Args)]
 pub struct Memory {
-    /// A GGUF file; `embedded` is the model inside this program.
+    /// A GGUF file or a folder of safetensors files; `embedded` is the model inside this program.
     #[arg(default_value = EMBEDDED)]
     pub model: PathBuf,
     /// Tokens of the conversation [default: 4096, or the model's context if that is shorter]
@@ -113,7 +113,7 @@ pub struct Memory {
 /// Measure the speed of engines on random tokens.
 #[derive(Args)]
 pub struct Bench {
-    /// A GGUF file, or `embedded`.
+    /// A GGUF file, a folder of safetensors files, or `embedded`.
     pub model: PathBuf,
     /// Engines to measure, one after another.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "flash")]

@@ -49,7 +49,7 @@ pub struct Serve {
     /// A folder for conversations that do not fit in memory; they survive a restart. Each server needs its own folder.
     #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_cache")]
     pub cache_dir: Option<PathBuf>,
-    /// The largest size of the folder; the least recently used files are deleted first.
+    /// The largest size of the folder of --cache-dir; the least recently used files are deleted first.
     #[arg(long, value_name = "BYTES", default_value = "10GiB", value_parser = memory_size, requires = "cache_dir")]
     pub cache_size: u64,
     /// The date that the model is given, instead of today's. Prompts then begin in the same way after midnight, so that cached ones stay

@@ -35,7 +35,7 @@ fn doctor_plans_for_the_shape_of_20b_without_a_model() {
     assert_eq!((&plan["model"], &plan["assumed"]), (&"gpt-oss-20b".into(), &true.into()));
     assert_eq!(plan["context"], 4096);
     // Each of 24 layers has three stacks of 32 experts in MXFP4, four projections in Q8_0 and a router in F32; there are also an embedding
-    // and a head.
+    // and a head in Q8_0.
     let (experts, router) = (3 * 32 * 2880 * 2880 / 32 * 17, 32 * 2880 * 4);
     let attention = (2 * 4096 + 2 * 512) * 2880 / 32 * 34;
     let file: u64 = 24 * (experts + attention + router) + 2 * 201_088 * 2880 / 32 * 34;

@@ -66,7 +66,7 @@ fn conversation_continues_as_in_one_run() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
     let (told, asked) = ("I have a cat named Hana. My locker code is 3650.\n", "What is my pet called?\n");
-    // With reasoning, which later prompts leave out, and without it.
+    // With `low` the embedded model does not reason; with `medium` it does, and later prompts leave the reasoning out.
     for effort in ["low", "medium"] {
         for phase in ["3", "5"] {
             let file = path(&format!("{effort}-{phase}"));

@@ -90,7 +90,8 @@ impl Tokenizer {
         self.control.get(name).copied()
     }
 
-    /// Encodes plain text. The name of a control token is encoded as text; other added tokens are recognized.
+    /// Encodes plain text. The names of control tokens and of the token for unknown text are encoded as text; other added tokens are
+    /// recognized.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         self.encode_around(&self.added_to_text, text)
     }

@@ -30,7 +30,7 @@ const HARMONY: [&str; 9] = [
 /// A vocabulary in memory.
 #[derive(PartialEq)]
 pub struct VocabularyLists {
-    /// By id. Ordinary tokens are spelled in GPT-2's byte alphabet, control tokens are plain text.
+    /// By id. Control, user-defined, unknown and unused tokens are plain text; all others are spelled in GPT-2's byte alphabet.
     pub tokens: Vec<String>,
     /// Two tokens with a space between them, in order of rank: the first is applied first.
     pub merges: Vec<String>,

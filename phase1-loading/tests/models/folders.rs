@@ -32,7 +32,7 @@ pub fn configured(name: &str, change: impl FnOnce(&mut Value)) -> BTreeMap<Strin
 /// A tensor of a folder: type, shape, bytes.
 pub type Stored = (safetensors::Dtype, Vec<usize>, Vec<u8>);
 
-/// The tensors of a folder by name.
+/// The tensors of a sharded folder, whose weights files are named `model-…`, by name.
 pub fn stored(name: &str) -> BTreeMap<String, Stored> {
     let mut tensors = BTreeMap::new();
     for (_, file) in files(name).iter().filter(|(name, _)| name.starts_with("model-")) {

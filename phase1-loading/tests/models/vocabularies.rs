@@ -1,4 +1,4 @@
-//! Vocabularies that differ from gpt-oss's: which tokens are found in text, which end it, and which vocabularies are refused.
+//! Vocabularies that differ from gpt-oss's: which tokens are found in text, which end generation, and which vocabularies are refused.
 
 use std::collections::BTreeMap;
 
@@ -132,7 +132,7 @@ fn end_tokens_are_merged_without_message_end() {
     };
     assert_eq!(in_file(vec![hello as i32, -1], "<|return|>"), joined);
     assert_eq!(in_file(vec![], "<|end|>"), usual);
-    // If no token ends a turn, the end of a message does.
+    // If `<|return|>` is missing, a listed `<|end|>` counts.
     let made = GoldenParts::of("even", |lists, special| {
         special.eos = Some(id("<|end|>"));
         lists.tokens[id("<|return|>") as usize] = "<|other|>".into();

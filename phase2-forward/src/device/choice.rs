@@ -67,7 +67,7 @@ impl ComputeDevice {
     /// The devices on which every gate (comparison with the goldens) must pass: the CPU, and a GPU or, without one, a software rasterizer.
     ///
     /// # Errors
-    /// There is neither a GPU nor a software rasterizer. Gates fail then; they are not skipped.
+    /// Neither a GPU nor a software rasterizer can be started. Gates fail then; they are not skipped.
     pub fn for_gates() -> Result<[ComputeDevice; 2], DeviceError> {
         let find = |choice| Self::find(choice, ModelNeeds::default());
         let gpu = find(DeviceChoice::Gpu).or_else(|_| find(DeviceChoice::Software))?;

@@ -45,8 +45,8 @@ pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scrat
     Ok(checks)
 }
 
-/// Feeds the golden tokens to an engine in one chunk and compares the results: embeddings, the residual stream and router logits of every
-/// layer, the logits, and the greedy choices from them. If the engine does not report an activation, its check fails.
+/// Feeds the golden tokens to an engine in one chunk and compares the results: embeddings, the residual stream, router logits and chosen
+/// experts of every layer, the logits, and the greedy choices from them. If the engine does not report an activation, its check fails.
 ///
 /// # Errors
 /// A golden file cannot be read, or the engine refuses the tokens.

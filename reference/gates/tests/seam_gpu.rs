@@ -1,4 +1,4 @@
-//! The trait `Engine` under a stress test and with bad requests, on a GPU or a software rasterizer.
+//! The trait `Engine` under a stress test, with NaN and with bad requests, on a GPU or a software rasterizer.
 
 mod stressed;
 

@@ -1,4 +1,4 @@
-//! The HTTP API: OpenAI's Chat Completions, Completions and Responses, Ollama's chat, and endpoints for operators.
+//! The HTTP API: OpenAI's Chat Completions, Completions and Responses, Ollama's chat and generate, and endpoints for operators.
 //!
 //! Each endpoint that generates text has the same three parts. The JSON of a request becomes [`Request`](crate::request::Request)s for the
 //! scheduler; their events go to an `Answer` (`runs.rs`), which writes chunks or a whole object; and a handler connects the two. The first

@@ -52,8 +52,8 @@ impl Toolbox {
     /// From a Chat Completions request.
     ///
     /// # Errors
-    /// There are no tools or more than 1024, a tool is not a valid function, two have the same name, or `choice` is invalid or names a
-    /// function that is not declared.
+    /// `tools` is empty or has more than 1024 entries, a tool is not a valid function, two have the same name, or `choice` is invalid or
+    /// names a function that is not declared.
     pub fn of_chat(tools: Option<&[Tool]>, choice: Option<&Value>) -> Result<Toolbox, ApiError> {
         let Some(tools) = tools else { return Toolbox::build(None, choice) };
         let functions = tools.iter().enumerate().map(|(index, tool)| {

@@ -16,7 +16,8 @@ const DECODING: usize = 16;
 const PROMPT: SequenceId = DECODING as SequenceId;
 
 impl Measure<'_> {
-    /// Measures both steps, alternating. The prompt begins a new sequence each time; the others have `depth` tokens.
+    /// Measures both steps, alternating. The prompt begins a new sequence each time; the others begin with `depth` tokens, at least 1, and
+    /// grow.
     pub fn mixed(&mut self, depth: usize) -> Result<Value> {
         for sequence in 0..PROMPT {
             self.fill(sequence, depth.max(1))?;
