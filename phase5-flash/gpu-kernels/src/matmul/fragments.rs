@@ -1,10 +1,10 @@
 //! Products of many rows on matrix units: as [`tiles`](super::tiles), but multiplied in 16-bit floats with sums in f32.
 //!
 //! A tile has 16, 32 or 64 rows, and two times 16 or 32 outputs for each plane, or for each group of planes that
-//! [split](super::PlaneLayout) the columns. Weights and inputs become 16-bit floats in shared memory: MXFP4 exactly, Q8_0 and inputs rounded
-//! to 11 bits. Each plane unpacks its own weights, so only inputs need a barrier of the cube. The next weights and inputs are loaded while
-//! the current ones are multiplied. Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become infinite, and the results NaN, which
-//! the choice of a token detects. Inputs are not clamped, because this would hide the overflow.
+//! [split](super::PlaneLayout) the columns. Weights and inputs become 16-bit floats in shared memory: MXFP4 exactly, Q8_0 and inputs
+//! rounded to 11 bits. Each plane unpacks its own weights, so only inputs need a barrier of the cube. The next weights and inputs are loaded while
+//! the current ones are multiplied. Matrices outside the range of 16-bit floats use [`tiles`](super::tiles). Inputs above 65,504 become
+//! infinite, and the results NaN, which the choice of a token detects. Inputs are not clamped, because this would hide the overflow.
 //!
 //! History (H100, SPIR-V, gpt-oss-20b's shape, a prompt of 512; gate and up of a layer, down):
 //! 1. [`tiles`](super::tiles) in f32: 3.6 ms, 1.9 ms.
@@ -16,7 +16,7 @@
 //! 7. MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms. Dense products are
 //!    faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
 //! 8. current version: planes unpack their own weights, whole blocks at a time. No faster for prompts (gate and up of 24 experts and 2,048
-//!    slots, H200: 0.66 ms, before 0.65), but below.
+//!    slots, H200: 0.66 ms, before 0.65), but for fewer rows, as the following measurements show.
 //!
 //! Few rows per expert (H200, gate and up of 24 experts in tiles of 16 rows, 48 slots; 115 MB of each):
 //! 1. planes share the unpacked weights, two barriers per block: 378 µs.
@@ -195,8 +195,8 @@ impl Sums {
     }
 }
 
-/// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on: 16 of each per group
-/// of planes. The tile's first output is `column`.
+/// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on: 16 or 32 of each
+/// ([`TileSize::plane_half`]) per group of planes. The tile's first output is `column`.
 #[cube]
 fn multiply_tile<T: Float>(
     x: &[Vector<f32, Const<4>>],
