@@ -129,8 +129,8 @@ impl Matrix {
         &self.parts[0]
     }
 
-    /// Whether the values can be converted to 16-bit floats: nothing overflows, and values that underflow are below 2⁻¹² of the largest, which
-    /// is less than the error of rounding to 11 bits. True until the matrix is filled.
+    /// Whether the values can be converted to 16-bit floats: nothing overflows, and values that underflow are below 2⁻¹² of the largest,
+    /// which is less than the error of rounding to 11 bits. True until the matrix is filled.
     pub(crate) fn fits_f16(&self) -> bool {
         self.fits_f16.load(Ordering::Relaxed)
     }
