@@ -47,8 +47,8 @@ pub struct Blocks<'a, 'b> {
 
 /// Positions in a share.
 const SHARE: usize = 1024;
-/// Alignment of scratch, in floats: 4 KB, like the engine's cached blocks. Decoding loads from a block and stores into scratch at the
-/// same rate, and on Intel's processors a load waits for a recent store with the same low 12 address bits.
+/// Alignment of scratch, in floats: 4 KB, like the engine's cached blocks. Decoding alternately loads from a block and stores
+/// into scratch, and on Intel's processors a load waits for a recent store with the same low 12 address bits.
 const ALIGNMENT: usize = 4096 / size_of::<f32>();
 
 impl Queries<'_> {
