@@ -49,7 +49,7 @@ pub enum Format {
     /// 256 values: an f16 factor, 4-bit scales, sign bits, and indices into a table of points (ggml's grid) with four values each.
     Iq3Xxs,
     Iq3S,
-    /// As [`Format::Iq3S`], but each point of the table has eight values.
+    /// As [`Format::Iq3Xxs`], but each point of the table has eight values.
     Iq2Xxs,
     Iq2Xs,
     Iq2S,

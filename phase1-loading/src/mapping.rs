@@ -36,7 +36,7 @@ pub(crate) fn map(path: &Path, what: &str) -> Result<Bytes, LoadError> {
 
 /// Writes a whole file atomically: under a temporary name in the directory of `path`, then renamed to `path` when it is complete and on
 /// disk. After a failure the file at `path` is unchanged and no temporary file is left. The rename replaces a symbolic link. A `path` that
-/// exists and is not a file, such as `/dev/stdout`, is written in place.
+/// exists and is neither a file nor a directory, such as `/dev/stdout`, is written in place.
 ///
 /// # Errors
 /// An error of `write`, or a file that cannot be created, written or renamed.

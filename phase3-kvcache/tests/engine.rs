@@ -137,8 +137,8 @@ proptest! {
     }
 }
 
-/// The expected error for truncating the sequence with the tokens `known` to `length`, or for forking it there; `None` if that works. It
-/// does not work for a length of 0, or once a ring has overwritten positions.
+/// The expected error for truncating the sequence with the tokens `known` to `length`, or for forking it there; `None` if that works. The
+/// sequence's own length always works. A shorter one fails if it is 0, or if the ring buffers of sliding layers have overwritten positions.
 fn refused(sequence: SequenceId, known: &[u32], length: usize) -> Option<BadRequest> {
     match known.len() {
         0 => Some(BadRequest::UnknownSequence(sequence)),
@@ -148,6 +148,8 @@ fn refused(sequence: SequenceId, known: &[u32], length: usize) -> Option<BadRequ
     }
 }
 
+/// Once the ring buffers of sliding layers have overwritten a position, a sequence can be forked or truncated only at its own length. Rings
+/// that are exactly full have overwritten nothing yet.
 #[test]
 fn full_ring_cannot_be_truncated() {
     let mut engine = engine();

@@ -451,7 +451,7 @@ fn nan_logits_end_generation_with_an_error() {
         );
         setup.engine.release(0);
         let healthy = [70, 80];
-        go_on(&mut setup, &[], &healthy, &greedy(1)).expect("the other sequence is not affected");
+        go_on(&mut setup, &[], &healthy, &greedy(1)).expect("a new sequence is not affected");
     }
 }
 

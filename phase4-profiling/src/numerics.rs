@@ -25,7 +25,7 @@ pub struct Numerics {
     pub error: Option<f64>,
 }
 
-/// Whether f16 can represent the values.
+/// Whether f16 can represent the largest finite value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum F16Range {
@@ -34,7 +34,7 @@ pub enum F16Range {
     Overflow,
 }
 
-/// Records every intermediate result of the steps that it observes.
+/// Records every intermediate result of one step.
 #[derive(Default)]
 pub struct NumericsProbe {
     dump: Dump,

@@ -1,4 +1,5 @@
-//! Phase 5: computes the same logits as phase 3 faster, with flash attention and fused kernels that read packed weights.
+//! Phase 5: computes the same logits as phase 3, up to rounding, but faster, with flash attention and fused kernels that read
+//! packed weights.
 
 pub mod cpu;
 pub mod gpu;

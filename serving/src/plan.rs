@@ -27,7 +27,8 @@ pub(crate) fn plan(limits: &Limits, running: &[Sequence]) -> Vec<usize> {
         grant(oldest, usize::MAX);
     }
 
-    // A prompt that has little left after its chunk exceeds the limit: a step for the rest would delay its first token by more than that.
+    // A prompt that has little left after its chunk is fed to its end, beyond the limit: a separate step for the rest would delay its first
+    // token by more than the extra tokens prolong this step.
     let free = tokens_per_step - counts.iter().sum::<usize>();
     let mut extra = (most / 4).min(alone.saturating_sub(most)).min(free);
     for place in prompts {

@@ -92,6 +92,7 @@ proptest! {
     }
 }
 
+/// The next turn of a conversation repeats the prompt of the first, but not its answer: the cache is reused up to the end of that prompt.
 #[test]
 fn next_turn_reuses_the_cache_up_to_its_prompt() {
     let mut run = Run::roomy();
@@ -161,7 +162,7 @@ fn clients_are_served_in_turn() {
     assert_eq!(run.started, [0, 4, 5, 1, 6, 2, 3]);
 }
 
-/// While a long prompt is computed, another text gets a token in every step, and no step exceeds the limit.
+/// While a long prompt is computed, another text gets a token in every step, and no step feeds more prompt tokens than the limit.
 #[test]
 fn long_prompt_does_not_delay_other_texts() {
     let options = Options { prompt_tokens_per_step: 8, ..Options::default() };
@@ -245,7 +246,7 @@ fn a_prompt_waits_for_its_pages() {
     }
 }
 
-/// Each turn collects one step, and submits as many as may be in flight.
+/// Each iteration of the scheduler ([`Run::turn`]) collects one step, and submits as many as may be in flight.
 #[test]
 fn steps_are_submitted_before_earlier_ones_are_collected() {
     for ahead in 1..4 {

@@ -33,8 +33,9 @@ fn chat_prompts_for_tool_results() {
         assert!(with_reasoning.starts_with("I need to call get_weather.\nget_weather({"), "{with_reasoning}");
         assert!(with_reasoning.ends_with("It is 7 degrees and rainy in Oslo.\n\n"), "{with_reasoning}");
     }
-    // A session can be continued only with the same functions. Without a result the call stays unanswered.
+    // Without a result the call stays unanswered.
     assert_eq!(chat(question, &["--tools", &tools, "--reasoning", "low"]), "get_weather({\"city\": \"Oslo\"})\n\n");
+    // A session keeps its functions: an empty list does not change them, and another list is refused.
     std::fs::write(&tools, "[]").expect("written");
     chat("", &["--tools", &tools, "--session", &path("bare")]);
     std::fs::write(&tools, r#"[{"name": "other"}]"#).expect("written");
@@ -45,7 +46,7 @@ fn chat_prompts_for_tool_results() {
     );
 }
 
-/// Bytes that are not UTF-8 are left out, and the conversation continues.
+/// A line that is not UTF-8 is ignored, and the conversation continues.
 #[test]
 fn invalid_utf8_does_not_end_the_chat() {
     let answer = chat("What is 1 + 1?\n", &["--reasoning", "low"]);

@@ -6,11 +6,11 @@
 //! While a block is decoded, the next one is prefetched. One query at position 16384 over an f16 cache, one layer of 8 key/value heads in
 //! two threads, takes 1.28 ms instead of 1.88 ms with hardware prefetching alone.
 //!
-//! A sink is a key without a value: each row starts with the sink's logit as the maximum and 1 as the sum.
+//! A sink is a key without a value: the running softmax of a query head starts with the sink's logit as the maximum and 1 as the sum.
 //!
-//! The keys of a long sequence are split into shares of 1024 positions. Each share has its own maximum, sum and result; these are merged
-//! in order, so that threads may compute shares in any order. Share boundaries depend only on positions, so a query's result is
-//! bit-identical, whatever else is in the batch and however many threads compute it.
+//! The keys of a long sequence are split into shares of 1024 positions. Each share has its own maximum, sum and result, and only the first
+//! includes the sink; they are merged in order, so that threads may compute shares in any order. Share boundaries
+//! depend only on positions, so a query's result is bit-identical, whatever else is in the batch and however many threads compute it.
 
 use crate::cache::{KeyBlock, POSITIONS, decode_keys, decode_values};
 use crate::isa::{Isa, Kernel};
@@ -47,8 +47,8 @@ pub struct Blocks<'a, 'b> {
 
 /// Positions in a share.
 const SHARE: usize = 1024;
-/// Alignment of scratch, in floats: 4 KB, like the engine's cached blocks. Decoding loads from a block and stores into scratch at the
-/// same rate, and on Intel's processors a load waits for a recent store with the same low 12 address bits.
+/// Alignment of scratch, in floats: 4 KB, like the engine's cached blocks. Decoding alternately loads from a block and stores
+/// into scratch, and on Intel's processors a load waits for a recent store with the same low 12 address bits.
 const ALIGNMENT: usize = 4096 / size_of::<f32>();
 
 impl Queries<'_> {
@@ -87,7 +87,8 @@ impl Queries<'_> {
 /// grows as needed and can be reused by the next call.
 ///
 /// # Panics
-/// If lengths do not match, or the blocks lack a position that a query attends to.
+/// If there are no queries or heads, the window is 0, `head_dim` is not a positive multiple of 16, lengths do not match, or the blocks do
+/// not begin at a multiple of 64 or lack a position that a query attends to.
 pub fn attend(isa: Isa, queries: &Queries<'_>, blocks: &Blocks<'_, '_>, out: &mut [f32], scratch: &mut Vec<f32>) {
     let (own, share) = (queries.scratch_len(), queries.share_len());
     let (scratch, shares) = aligned(scratch, own + 2 * share).split_at_mut(own);
@@ -129,7 +130,7 @@ pub fn merge_shares(queries: &Queries<'_>, results: &mut [f32], out: &mut [f32])
     finish(queries, total, out);
 }
 
-/// The first `len` floats of a buffer, which grows if it is shorter, aligned to [`ALIGNMENT`].
+/// `len` floats of a buffer, from its first address that is aligned to [`ALIGNMENT`]. The buffer grows if it is too short.
 fn aligned(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if scratch.len() < len + ALIGNMENT {
         scratch.resize(len + ALIGNMENT, 0.0);
@@ -249,8 +250,8 @@ impl Kernel for Attend<'_, '_> {
             for row in 0..rows {
                 let from = q.as_ptr().add(row / heads * stride + row % heads * head_dim);
                 std::ptr::copy_nonoverlapping(from, own_q.add(row * head_dim), head_dim);
-                // Only the first share starts with the sink. The others start with a maximum below every score, so that a share without visible
-                // keys has no weight in the merge.
+                // Only the first share starts with the sink. The others start with a maximum below every score, so that a share without
+                // visible keys has no weight in the merge.
                 (*largest.add(row), *sums.add(row)) =
                     if share == 0 { (sinks[row % heads], 1.0) } else { (f32::MIN, 0.0) };
             }
@@ -300,8 +301,8 @@ impl Kernel for Attend<'_, '_> {
     }
 }
 
-/// Adds the decoded block to the results of N rows from `row` on. `visible` returns the first slot that a row attends to and the slot after
-/// the last.
+/// Adds the decoded block to the results of N rows from `row` on. `visible` returns the first slot (a key's place in the block, below 64)
+/// that a row attends to, and the slot after the last.
 ///
 /// # Safety
 /// The buffers have the shapes that [`Buffers`] gives, and hold the rows.

@@ -41,7 +41,7 @@ const DEPTH: usize = 9;
 /// `out[i · 32 + r] = rows[r] · inputs[i]` in f32, for at most 4 inputs and 32 rows. Results past the last row are left unchanged.
 ///
 /// # Panics
-/// If there are more inputs or rows, or lengths do not match.
+/// If there is no input, there are more than 4 inputs or 32 rows, or lengths do not match.
 pub fn multiply_small_batch(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], out: &mut [f32]) {
     assert!(
         rows.count <= TILE && !inputs.is_empty() && inputs.len() <= SMALL_BATCH,
@@ -56,7 +56,7 @@ pub fn multiply_small_batch(isa: Isa, rows: PackedRows<'_>, inputs: &[&[f32]], o
 /// `out[i · 32 + r] = rows[r] · panel[i]`, for at most 32 rows. Results past the last row are unspecified.
 ///
 /// # Panics
-/// If there are more rows, lengths do not match, or the panel is of integers and the weights are not quantized.
+/// If there is no row or more than 32, lengths do not match, or the panel is of integers and the weights are not quantized.
 pub fn multiply_panel(isa: Isa, rows: PackedRows<'_>, panel: &Panel, out: &mut [f32]) {
     assert!(rows.count > 0 && rows.count <= TILE, "there must be 1 to 32 rows");
     assert_eq!(panel.columns, rows.columns, "the panel must be as wide as the matrix");

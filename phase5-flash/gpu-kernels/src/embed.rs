@@ -23,7 +23,7 @@ pub fn embed(gpu: &Gpu, table: &Matrix, rows: &Buffer, drawn: &Buffer, out: &Buf
     out.expect("the embeddings", inputs * table.columns());
     let blocks = table.blocks() as u32;
     for part in table.parts() {
-        // SAFETY: lengths are checked; slots are below the length of `drawn`, as documented; a part handles only tokens that are rows of it.
+        // SAFETY: lengths are checked; slots are below the length of `drawn`, as documented; a part handles only tokens that are its rows.
         unsafe {
             embed_kernel::launch_unchecked(
                 gpu.device.client(),

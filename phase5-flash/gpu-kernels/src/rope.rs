@@ -24,6 +24,9 @@ pub struct Rope<'a> {
 }
 
 impl Rope<'_> {
+    /// Positions must be below the number of positions in `table`, and the rows' slots (rows of the page table) and their pages must exist,
+    /// which is not checked.
+    ///
     /// # Panics
     /// If a buffer is too short.
     pub fn launch(&self, device: &Device) {

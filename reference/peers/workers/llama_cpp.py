@@ -89,7 +89,7 @@ class Peer:
             else:
                 # Copied, because the next step overwrites the buffer.
                 logits.extend(self.row(row).copy() for row in rows)
-        # Results of a GPU are complete only after synchronization.
+        # Reading logits waits for the GPU. A step without logits to read is waited for here.
         api.llama_synchronize(self.context)
         return {"tokens": tokens}, logits
 

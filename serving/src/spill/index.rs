@@ -1,4 +1,4 @@
-//! Finds files that begin like a prompt, and decides which files are deleted when space is needed. It does no I/O.
+//! Finds the files whose sequences begin like a prompt, and decides which files are deleted when space is needed. It does no I/O.
 
 use std::collections::HashMap;
 

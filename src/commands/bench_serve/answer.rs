@@ -35,7 +35,7 @@ pub struct Call {
     pub arguments: String,
 }
 
-/// A complete answer.
+/// An answer; incomplete if its stream was abandoned.
 #[derive(Debug, Default)]
 pub struct Answer {
     pub text: String,
@@ -57,7 +57,8 @@ impl Answer {
         Answer::stream_while(target, path, body, |_| true)
     }
 
-    /// As [`Answer::stream`], but abandons the stream when `wants_more`, called with the arrival time of each chunk with content, returns false.
+    /// As [`Answer::stream`], but abandons the stream when `wants_more`, called with the arrival time of each chunk with content, returns
+    /// false.
     pub fn stream_while(
         target: &Target,
         path: &str,

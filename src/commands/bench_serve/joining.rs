@@ -20,8 +20,8 @@ const DECODING_PROMPT: usize = 32;
 const DECODING_ANSWER: usize = 1024;
 /// Average number of tokens that the decoding clients get before the next request joins.
 const TOKENS_BETWEEN: usize = 16;
-/// After these tokens, a request joins after a random time of up to this many microseconds: several steps, so that it may arrive at any time
-/// within a step.
+/// After these tokens, a request joins after a random time of up to this many microseconds: several steps, so that it may arrive at any
+/// time within a step.
 const LONGEST_PAUSE: usize = 30_000;
 
 /// The parameters of the measurement.

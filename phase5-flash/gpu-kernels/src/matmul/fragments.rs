@@ -17,9 +17,9 @@
 //! 7. MXFP4 unpacked in pairs of 16-bit floats, with slots [sorted](crate::moe::SlotSort) in parts: 0.68 ms, 0.39 ms. Dense products are
 //!    faster with 2 planes per cube (0.17 ms for q, k and v) than with 4 (0.18), because there are more cubes.
 //! 8. current version: planes unpack their own weights, whole blocks at a time. No faster for prompts (gate and up of 24 experts and 2,048
-//!    slots, H200: 0.66 ms, before 0.65), but below.
+//!    slots, H200: 0.66 ms, before 0.65), but for fewer rows, as the following measurements show.
 //!
-//! Few rows per expert (H200, gate and up of 24 experts in tiles of 16 rows, 48 slots; 115 MB of each):
+//! Few rows per expert (H200, gate and up of 24 experts in tiles of 16 rows, 48 slots; 106 MB of each):
 //! 1. planes share the unpacked weights, two barriers per block: 378 µs.
 //! 2. planes unpack their own weights, two blocks of a row at a time: 301 µs. Without multiplication just as long, without unpacking 105,
 //!    without reading weights 167: 32 bytes of a row at a time are slow to read.
@@ -192,8 +192,8 @@ impl Sums {
     }
 }
 
-/// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on. The tile's
-/// first output is `column`.
+/// Multiplies the rows of a tile with rows of the first matrix from `low_row` on, and of the second from `high_row` on: 16 or 32 of each
+/// ([`TileSize::plane_half`]) per group of planes. The tile's first output is `column`.
 #[cube]
 fn multiply_tile<T: Float>(
     x: &[Vector<f32, Const<4>>],

@@ -146,7 +146,8 @@ fn experts(
     }
 }
 
-/// Multiplies the rows of a tile with 64 rows from `low.row` on of one matrix and 64 from `high.row` on of the same or another matrix.
+/// Multiplies the rows of a tile with 64 rows from `low_weights.row` on of one matrix and 64 from `high_weights.row` on of the same or
+/// another matrix.
 /// Weights after `last_row` belong to no output. The tile's first output is `column`.
 #[cube]
 fn multiply_tile(
