@@ -47,7 +47,7 @@ impl Clone for Box<dyn Constraint> {
     }
 }
 
-/// The events of a request, in this order: started, tokens, finished. A request that ends while it waits has only the last one.
+/// The events of a request, in this order: started, tokens, finished. A request that ends before it starts has only the last one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The request is running; `cached_tokens` tokens of its prompt did not have to be computed.
