@@ -90,7 +90,8 @@ impl EngineArgs {
         }
     }
 
-    /// The type of this engine's cache on a GPU. Without `--kv`, phase 5 rounds to f16 as on the CPU, except with `--exact`; phase 3 does not.
+    /// The type of this engine's cache on a GPU. Without `--kv`, phase 5 rounds to f16 as on the CPU, except with `--exact`; phase 3 does
+    /// not round.
     pub fn cache_on_gpu(&self) -> CacheType {
         let rounds = self.kind() == EngineKind::Flash && !self.fast.exact;
         self.kv.unwrap_or(if rounds { CacheType::F16 } else { CacheType::F32 })

@@ -21,7 +21,8 @@ pub fn words(random: &mut Random, count: usize) -> String {
     (0..count).map(|_| format!(" {}", random.one_of(&WORDS))).collect()
 }
 
-/// A greedy completion with random words of about `prompt` tokens and an answer of `generate` tokens, to be streamed with one chunk per token.
+/// A greedy completion with random words of about `prompt` tokens and an answer of `generate` tokens, to be streamed with one chunk per
+/// token.
 pub fn completion(model: &str, scale: Scale, random: &mut Random, prompt: usize, generate: usize) -> Value {
     json!({
         "model": model,

@@ -192,7 +192,7 @@ impl Subject {
         let context = self.config().context_length.min(USUAL_CONTEXT);
         let shortlist = match self {
             Subject::Opened { checkpoint, .. } => model::shortlist_bytes(checkpoint, &cpu, engine).unwrap_or(0),
-            // A shortlist (4-bit copy of the head) takes a few hundred megabytes. It is left out, as its size depends on a real model's head.
+            // A shortlist (4-bit copy of the head) takes a few hundred megabytes. It is left out: its size depends on a real model's head.
             Subject::Assumed { .. } => 0,
         };
         let setup = |on_gpu, cache: CacheType| EngineSetup {
