@@ -72,7 +72,8 @@ fn long_runs_are_encoded_completely() {
     }
 }
 
-/// The bound is exact for alphabets, runs of spaces and numbers, which consist of the longest tokens that contain their bytes.
+/// `least_tokens`, a lower bound of the number of tokens, is exact for alphabets, runs of spaces and numbers, which consist of the longest
+/// tokens that contain their bytes.
 #[test]
 fn least_token_count_is_exact_for_longest_tokens() {
     let alphabet = "abcdefghijklmnopqrstuvwxyz";

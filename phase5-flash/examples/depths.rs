@@ -79,7 +79,7 @@ fn main() -> Result<()> {
     model.write(&path, 1, &mut |_, _| ())?;
     let checkpoint = Checkpoint::open(&path)?;
 
-    println!("µs of attention per token in one layer; the depth grows slightly during the measurement");
+    println!("µs of attention per token in one layer; the depth grows with each token that is measured");
     println!("{:9} {:>6} {:>12} {:>12} {:>12} {:>12}", "", "depth", "decode", "", "prefill", "");
     println!("{:16} {:>12} {:>12} {:>12} {:>12}", "", "sliding", "full", "sliding", "full");
     let mut flash = CpuEngine::load(&checkpoint, CpuOptions::default())?;

@@ -16,7 +16,7 @@ pub(crate) const POSITIONS: usize = 64;
 /// positions beyond their window.
 pub(crate) const REWIND: usize = 8;
 
-/// The most pages that are cleared ahead, in addition to those that a step takes.
+/// The most pages that a step with a prompt clears before it takes pages. Those that it does not take are ready for later steps.
 const CLEARED_AHEAD: usize = 16;
 /// The default pool has at most this many pages in addition to those of one full context: for many short sequences, and for sliding
 /// layers.

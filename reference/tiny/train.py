@@ -1,6 +1,7 @@
-"""Trains gptoss-tiny from scratch, for a number of minutes or of steps.
+"""Trains gptoss-tiny from scratch, or from a checkpoint with --start, for a number of minutes or of steps.
 
-Writes checkpoint.npz (the tensors of the GGUF) and training.json (the settings, losses and scores) to the output folder.
+Writes checkpoint.npz (the tensors of the GGUF), training.json (the settings, losses and scores) and, unless --samples is 0, wrong.json
+(the wrong answers) to the output folder.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def optimizers(model: GptOss, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def loss(model: GptOss, batch: Batch, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean over trained tokens plus the balance loss; sums and counts by category; the balance loss."""
+    """The mean over trained tokens plus BALANCE times the balance loss; sums and counts by category; the balance loss."""
     columns = [torch.from_numpy(array).to(device, non_blocking=True).long() for array in vars(batch).values()]
     tokens, documents, trained, categories = columns
     logits, _, balance = model(tokens[:, :-1], documents[:, :-1], dtype=dtype)

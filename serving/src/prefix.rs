@@ -5,7 +5,8 @@
 //! length, not only at whole pages: a fork shares all pages, and the engine copies the last one before it is written.
 //!
 //! Sliding layers limit where an entry can be forked: a sequence of n tokens lacks keys before its window, so that forks are possible only
-//! near n. [`PrefixIndex::find`] therefore returns several lengths, the longest first, each with the shortest entry that contains it.
+//! near n. [`PrefixIndex::find`] therefore returns several lengths, the longest first, each with the shortest entry that begins with so
+//! many of the prompt's tokens.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -47,7 +47,7 @@ impl Clone for Box<dyn Constraint> {
     }
 }
 
-/// The events of a request, in this order: started, tokens, finished.
+/// The events of a request, in this order: started, tokens, finished. A request that ends before it starts has only the last one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The request is running; `cached_tokens` tokens of its prompt did not have to be computed.
@@ -70,7 +70,7 @@ pub enum Finish {
     /// The token limit, or the context, is exhausted.
     Length,
     Deadline,
-    /// The engine failed, the request's logits are NaN, or its constraint allows no further token.
+    /// The engine failed or has no room for the request, the request's logits are NaN, or its constraint allows no further token.
     Failed(String),
 }
 

@@ -44,7 +44,7 @@ pub struct CacheSize {
     pub sequences: usize,
 }
 
-/// Options of phase 5's computation.
+/// Options of phase 5's computation; peers use those whose help names them.
 #[derive(Args, Clone, Default)]
 pub struct FastArgs {
     /// Compute in f32 throughout (engine flash, and MLX on a GPU); use an f32 cache (llama.cpp).
@@ -90,7 +90,8 @@ impl EngineArgs {
         }
     }
 
-    /// The type of this engine's cache on a GPU. Phase 5 rounds as on the CPU, except with `--exact`.
+    /// The type of this engine's cache on a GPU. Without `--kv`, phase 5 rounds to f16 as on the CPU, except with `--exact`; phase 3 does
+    /// not round.
     pub fn cache_on_gpu(&self) -> CacheType {
         let rounds = self.kind() == EngineKind::Flash && !self.fast.exact;
         self.kv.unwrap_or(if rounds { CacheType::F16 } else { CacheType::F32 })

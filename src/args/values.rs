@@ -46,7 +46,7 @@ pub fn peer() -> ValueParser {
     one_of(Peer::ALL, Peer::name)
 }
 
-/// The gate (the comparison of an engine or of loading with MLX's golden values) with the given phase number.
+/// The gate (the comparison of an engine with MLX's golden values, or of loading with the gguf package's) with the given phase number.
 pub fn gate() -> ValueParser {
     let find = |number: String| Gate::ALL.into_iter().find(|gate| gate.phase().to_string() == number);
     PossibleValuesParser::new(["1", "2", "3", "5"]).try_map(move |number| find(number).ok_or("no such gate")).into()
@@ -71,7 +71,7 @@ pub fn positive(text: &str) -> Result<usize, String> {
 /// A positive number of minutes, at most a week.
 pub fn minutes(text: &str) -> Result<f64, String> {
     let minutes = text.parse::<f64>().ok().filter(|&minutes| minutes > 0.0 && minutes <= 10_080.0);
-    minutes.ok_or_else(|| "expected a number of minutes above 0, such as 10 or 0.5".into())
+    minutes.ok_or_else(|| "expected a number of minutes above 0 and up to 10080 (a week), such as 10 or 0.5".into())
 }
 
 /// A number of tokens; −1 is the rest of the context.

@@ -124,7 +124,7 @@ fn send_message(
             }
             Ok(answer.turn.call().cloned())
         }
-        // The conversation continues after a message that did not fit.
+        // The conversation continues after an error, such as a message that did not fit.
         Err(error) => {
             eprintln!("{error:#}");
             Ok(None)

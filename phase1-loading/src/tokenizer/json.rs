@@ -56,7 +56,7 @@ struct AddedToken {
 /// Reads the vocabulary of a model with `vocab` tokens.
 ///
 /// # Errors
-/// The tokenizer is of another kind, or an id is outside the vocabulary.
+/// The file is not the JSON of a BPE, the tokenizer works differently from gpt-oss's, or an id is outside the vocabulary or has two texts.
 pub(super) fn read(file: &[u8], vocab: usize) -> Result<VocabularyLists, Defect> {
     let TokenizerJson { model, added_tokens, normalizer, pre_tokenizer } =
         serde_json::from_slice(file).map_err(|error| Defect::new("tokenizer.json", "a BPE", error.to_string()))?;

@@ -21,7 +21,8 @@ struct Task<'a> {
 }
 
 impl Forward {
-    /// Rotates queries and keys, and appends keys and values to the cache. A task is one key/value head of one part.
+    /// Rotates queries and keys, scales queries by 1 / √head_dim, and appends keys and values to the cache. A task is one key/value head of
+    /// one part.
     pub(super) fn append(&self, cache: &mut Cache, s: &mut Scratch, layer: usize, parts: &[Part<'_>]) {
         let (dim, kv_heads) = (self.config.head_dim, self.config.kv_heads);
         let (q_width, kv_width) = (self.config.heads * dim, kv_heads * dim);

@@ -1,4 +1,5 @@
-//! Weights in the form that the kernels read: matrices as views of the mapped file, small vectors decoded to f32.
+//! Weights in the form that the kernels read: matrices as views of the mapped file, or as copies in memory if the file has another form;
+//! small vectors decoded to f32.
 
 use std::path::PathBuf;
 
@@ -101,7 +102,7 @@ impl Model {
 }
 
 /// The matrices with their names: first those that every token reads, then those of the experts. The embedding, of which a token reads one
-/// row, is included only if it has MXFP4 scales.
+/// row, is included only if it is stored in MXFP4.
 pub(super) fn in_order_of_use(checkpoint: &Checkpoint) -> Vec<(String, HostTensor)> {
     let of_layers = |parts: &[&str]| -> Vec<String> {
         let layers = 0..checkpoint.config.layers();

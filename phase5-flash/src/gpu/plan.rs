@@ -7,7 +7,8 @@ use phase2_forward::Operation;
 
 use super::tuning::Tuning;
 
-/// The fewest keys of a split. Merging takes another launch, which costs more than reading a sliding layer's window in one split.
+/// There is at most one split per this many keys, rounded up. Merging takes another launch, which costs more than reading a sliding layer's
+/// window in one split.
 const MIN_SPLIT: usize = 2 * PAGE;
 
 /// Factor of `attention_cubes` for tiles. At a large depth, the cubes of a prompt take a long and nearly equal time. With several times as
@@ -79,7 +80,7 @@ impl Products {
     }
 }
 
-/// The lowest tile with `rows` rows.
+/// The lowest tile with at least `rows` rows, or the highest tile if there is none.
 fn tile_of(rows: usize) -> u32 {
     TILE_ROWS.into_iter().find(|&tile| rows <= tile as usize).unwrap_or(TILE)
 }
@@ -98,7 +99,8 @@ impl Pass {
         }
     }
 
-    /// The operations of a layer in order. For single rows, the norm is part of the product, and the rotation part of attention.
+    /// The operations of a layer in order. If products are computed row by row, the norm is part of the product. If no row attends to
+    /// another, appending to the cache is part of attention. The rotation is part of the operation that appends.
     pub fn operations(self, tuning: &Tuning) -> impl Iterator<Item = Operation> + use<> {
         let norm = (Products::dense(tuning, self.rows) != Products::Single).then_some(Operation::AttentionNorm);
         let append = (!self.is_alone()).then_some(Operation::CacheAppend);

@@ -1,4 +1,4 @@
-//! Shared by the tests of both engines.
+//! Shared by the tests of phase 5's CPU engine and of its GPU engine.
 
 use std::collections::VecDeque;
 
@@ -137,8 +137,8 @@ fn free(engine: &dyn Engine) -> usize {
     engine.capacity().pages_free
 }
 
-/// Tests a fork, a truncation, a full cache and the release of everything, on an engine with few pages of cache. Its model has layers of
-/// both kinds.
+/// Tests a fork, a truncation, a full cache and the release of everything, on an engine with few pages of cache. Its model has full and
+/// sliding layers.
 pub fn pages_are_shared_and_freed(engine: &mut dyn Engine) {
     let total = engine.capacity().pages_total;
     assert_eq!(free(engine), total);
@@ -157,7 +157,7 @@ pub fn pages_are_shared_and_freed(engine: &mut dyn Engine) {
     // The forked sequence is unchanged.
     assert_eq!(last_logits(engine, 1, &[7]), last_logits(engine, 2, &[7]));
 
-    // A step is refused as a whole, and has no effect.
+    // A step that does not fit is refused as a whole, and has no effect.
     let left = free(engine);
     let count = (engine.capacity().positions_per_page * total).min(engine.capacity().tokens_per_step - 1);
     let long = vec![3; count];

@@ -1,4 +1,4 @@
-//! Phase 5's gate on a GPU, or on a software rasterizer.
+//! Phase 5's gate, a comparison with MLX's golden outputs, on a GPU or a software rasterizer.
 
 mod committed;
 

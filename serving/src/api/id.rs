@@ -1,4 +1,4 @@
-//! Ids of answers, calls and requests.
+//! Ids of answers, calls and requests, random seeds, and the time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

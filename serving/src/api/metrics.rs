@@ -12,7 +12,7 @@ use crate::statistics::{Histogram, Statistics};
 pub enum Outcome {
     Stop,
     Length,
-    /// The client disconnected, or the answer took too long.
+    /// The client disconnected, the answer took too long, the server is stopping, or another run of the request failed.
     Abort,
     Error,
 }

@@ -67,7 +67,7 @@ impl Runs {
     /// Submits all requests, or none of them. `param` is the field that contains the prompt.
     ///
     /// # Errors
-    /// The scheduler refuses a request.
+    /// A prompt fills the context, or the scheduler refuses a request.
     pub fn submit(
         app: &Arc<App>,
         model: &Model,

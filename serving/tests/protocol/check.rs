@@ -225,7 +225,7 @@ pub fn brief(value: &Value) -> String {
     value.to_string().chars().take(300).collect()
 }
 
-/// The texts of a response's items, which have random ids beside them.
+/// Type, text, name and arguments of each of a response's items, without its random id.
 pub fn texts(output: &Value) -> Value {
     let items = output.as_array().into_iter().flatten();
     let text = |item: &Value| json!([item["type"], item["content"][0]["text"], item["name"], item["arguments"]]);

@@ -54,7 +54,7 @@ pub struct Measure<'a> {
 }
 
 impl Measure<'_> {
-    /// Computes a prompt long enough to use every expert, so that pages are mapped and kernels compiled.
+    /// Computes a prompt that is long enough to use nearly every expert, so that pages are mapped and kernels compiled.
     pub fn new<'a>(
         args: &'a Bench,
         engine: &'a mut dyn Engine,

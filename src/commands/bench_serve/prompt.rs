@@ -1,4 +1,4 @@
-//! Prompts of about a given number of tokens. Only the server knows the tokenizer, so it is asked once how many tokens a word has.
+//! Prompts of about a given number of tokens. Only the server knows the tokenizer, so two requests first find how many tokens a word has.
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -21,7 +21,8 @@ pub fn words(random: &mut Random, count: usize) -> String {
     (0..count).map(|_| format!(" {}", random.one_of(&WORDS))).collect()
 }
 
-/// A greedy completion with about `prompt` random tokens and an answer of `generate` tokens, to be streamed with one chunk per token.
+/// A greedy completion with random words of about `prompt` tokens and an answer of `generate` tokens, to be streamed with one chunk per
+/// token.
 pub fn completion(model: &str, scale: Scale, random: &mut Random, prompt: usize, generate: usize) -> Value {
     json!({
         "model": model,
@@ -61,7 +62,7 @@ impl Scale {
         let (once, twice) = (count(1)?, count(2)?);
         let per_word = (twice - once) / WORDS.len() as f64;
         if per_word <= 0.0 {
-            bail!("the server counts {once} tokens for a text and {twice} for two of it");
+            bail!("the server counts {once} tokens for a text and {twice} for the same text twice");
         }
         Ok(Scale { per_word, fixed: once - per_word * WORDS.len() as f64 })
     }

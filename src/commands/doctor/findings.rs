@@ -22,7 +22,7 @@ pub(super) struct Findings {
     pub processors: Processors,
     /// Number of threads of phase 5 on the CPU.
     pub threads: usize,
-    /// Instruction sets that its kernels support here; the first one is used by default.
+    /// Instruction sets that phase 5's CPU kernels support here; the first one is used by default.
     pub kernels: Vec<&'static str>,
     pub memory: HostMemory,
     pub adapters: Vec<AdapterReport>,
@@ -192,7 +192,7 @@ impl Subject {
         let context = self.config().context_length.min(USUAL_CONTEXT);
         let shortlist = match self {
             Subject::Opened { checkpoint, .. } => model::shortlist_bytes(checkpoint, &cpu, engine).unwrap_or(0),
-            // A shortlist takes a few hundred megabytes, but its size depends on a real model's head.
+            // A shortlist (4-bit copy of the head) takes a few hundred megabytes. It is left out: its size depends on a real model's head.
             Subject::Assumed { .. } => 0,
         };
         let setup = |on_gpu, cache: CacheType| EngineSetup {

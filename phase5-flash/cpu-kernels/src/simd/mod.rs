@@ -4,7 +4,7 @@
 //! here may be called from code without these features, so everything is `unsafe`.
 #![allow(
     clippy::missing_safety_doc,
-    reason = "one contract for all: the machine has the instructions, pointers are valid for 16 values"
+    reason = "one contract for all: the machine has the instructions, pointers are valid for all that is read or written"
 )]
 
 use std::mem::MaybeUninit;

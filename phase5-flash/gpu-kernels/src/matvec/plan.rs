@@ -23,7 +23,7 @@ const STEPS: [u32; 5] = [1, 2, 4, 6, 8];
 pub struct RowLoop {
     /// Vectors of a matrix's codes that a lane holds at once.
     pub vectors: u32,
-    /// The most iterations per cube.
+    /// The most iterations per cube with a single input.
     pub steps: u32,
 }
 

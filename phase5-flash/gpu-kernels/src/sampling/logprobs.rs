@@ -45,7 +45,7 @@ pub struct RowTop {
     pub log_sum: f32,
     /// The drawn token's logit.
     pub drawn: f32,
-    /// The largest logits and their tokens; of equal logits, the lower token first.
+    /// Tokens and their logits, the largest logit first; of equal logits, the lower token first.
     pub top: Vec<(u32, f32)>,
 }
 

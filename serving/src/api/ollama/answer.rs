@@ -73,7 +73,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A reader of raw text, up to a stop string.
+    /// A reader of raw text, up to a stop string; stop tokens are left out.
     pub fn raw(tokenizer: &'a Tokenizer, stops: &[String], stop_tokens: &[u32]) -> Reader<'a> {
         Reader::Raw(crate::api::completions::Text::new(tokenizer, stops, stop_tokens, false))
     }
