@@ -56,8 +56,8 @@ fn has(peer: &str, test: &str) -> bool {
 fn missing_peers_are_reported() {
     let cache = tempfile::tempdir().expect("a temporary directory");
     for (engine, sentence) in [
-        ("mlx", "2: gptoss: MLX is not installed; `gptoss peers install mlx` does that"),
-        ("llama.cpp", "2: gptoss: llama.cpp is not installed; `gptoss peers install llama.cpp` does that"),
+        ("mlx", "2: gptoss: MLX is not installed; `gptoss peers install mlx` installs it"),
+        ("llama.cpp", "2: gptoss: llama.cpp is not installed; `gptoss peers install llama.cpp` installs it"),
     ] {
         let output = without_peers(&["generate", "embedded", "Once", "--engine", engine], cache.path());
         assert_eq!(last_line(&output), sentence);
@@ -72,7 +72,7 @@ fn missing_peers_are_reported() {
     }
     let output = without_peers(&["doctor", "embedded", "--device", "cpu", "--json"], cache.path());
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let mlx = json!({ "name": "mlx", "python": null, "missing": "MLX is not installed; `gptoss peers install mlx` does that" });
+    let mlx = json!({ "name": "mlx", "python": null, "missing": "MLX is not installed; `gptoss peers install mlx` installs it" });
     assert_eq!((&report["peers"][0], &report["peers"][1]["name"]), (&mlx, &json!("llama.cpp")));
     let output = without_peers(&["peers", "install", "mlx", "--python", "no-such-python"], cache.path());
     let last = last_line(&output);
@@ -93,7 +93,7 @@ fn unsupported_peer_options_are_refused() {
         ),
         (
             &["profile", "embedded", "--engine", "llama.cpp"],
-            "2: gptoss: llama.cpp does not report its operations; `gptoss bench` times them",
+            "2: gptoss: llama.cpp does not report the times of operations; `gptoss bench` measures whole steps",
         ),
         (
             &["generate", "embedded", "x", "--engine", "mlx", "--kv", "f16"],

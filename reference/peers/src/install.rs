@@ -16,7 +16,7 @@ pub struct Installation {
 /// Why a peer cannot be used or installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    #[error("{title} is not installed; `gptoss peers install {name}` does that")]
+    #[error("{title} is not installed; `gptoss peers install {name}` installs it")]
     Missing { title: &'static str, name: &'static str },
     #[error("{title} is installed in other versions than this program needs; run `gptoss peers install {name}`")]
     Outdated { title: &'static str, name: &'static str },
