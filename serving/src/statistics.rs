@@ -31,7 +31,7 @@ pub struct Statistics {
     pub ttft: Histogram,
     /// Time between two tokens of a request.
     pub inter_token: Histogram,
-    /// Time from arrival to the end.
+    /// Time from arrival to the end. Not recorded for requests that failed, were cancelled, or ended before their computation began.
     pub request_time: Histogram,
 }
 
@@ -74,8 +74,8 @@ impl Finished {
 /// A histogram of durations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// One bucket per bound in [`Histogram::BOUNDS`]: the number of durations up to this bound and above the previous one. The last bucket
-    /// counts longer durations.
+    /// One bucket per bound in [`Histogram::BOUNDS`]: the number of durations up to this bound and above the previous one. One more bucket,
+    /// the last, counts the durations above all bounds.
     pub counts: [u64; Histogram::BOUNDS.len() + 1],
     /// Sum of all durations in seconds.
     pub sum: f64,
@@ -102,7 +102,8 @@ impl Histogram {
         (count > 0).then(|| self.sum / count as f64)
     }
 
-    /// Each bound with the number of durations up to it, as Prometheus needs them. Longer ones are counted only in [`Histogram::count`].
+    /// Each bound with the number of durations up to it, as Prometheus needs them. Durations above all bounds are counted only in
+    /// [`Histogram::count`].
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let running = self.counts.iter().scan(0u64, |sum, count| {
             *sum += count;
