@@ -38,7 +38,7 @@ pub struct Statistics {
 /// Sequences on disk, with totals of writes and reads since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spilled {
-    /// Files in the folder, including those of other models.
+    /// Files in the folder, including those of other models and those that are being written.
     pub files: usize,
     /// Total size of all files.
     pub bytes: u64,
