@@ -15,6 +15,7 @@ ENGINES = ["reference", "cached", "flash", "mlx", "llama.cpp"]
 # Settings that every plot shares.
 STYLE = {"figure.figsize": (8, 3.6), "figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "gptoss"}
 
+# `turn` is the number of a round of `gptoss compare`, in which each engine runs once.
 SPEEDS = ["machine", "model", "engine", "turn", "what", "depth", "batch", "tokens", "tok_s", "tok_s_min", "tok_s_max", "roofline"]
 RUNS = ["machine", "model", "engine", "turn", "start_ms", "start_to_first_token_ms", "first_ms", "peak_gb", "own_gb", "device_gb", "rope", "device"]
 AGREEMENTS = ["machine", "model", "engine", "turn", "rope", "against", "rms", "max", "tokens", "likeliest_equal", "greedy", "greedy_equal"]
@@ -104,7 +105,8 @@ def runs():
 
 
 def agreements():
-    """A row for each engine and variant of YaRN's ramp: the difference of its logits from phase 3's in f32."""
+    """A row for each run of an engine and each reference: the difference of its logits from phase 3's in f32, with the variant of YaRN's ramp in
+    the column `against`."""
     rows = []
     for record in of_format("gptoss compare"):
         for run in record["runs"]:
@@ -142,7 +144,8 @@ def server_name(record):
 
 
 def servers():
-    """A row for each number of clients with which `gptoss bench-serve` measured a server. Prompts and answers have equal lengths."""
+    """A row for each number of clients with which `gptoss bench-serve` measured a server. All prompts of a record have the same
+    length, and so have all answers."""
     rows = []
     for record in of_format("gptoss bench-serve"):
         if record["workload"] != "load":
@@ -209,7 +212,7 @@ def engines_in(frame):
 
 
 def by_engine(frame, index):
-    """A table of speeds with a column per engine: medians over turns, or a range if the record has only a range."""
+    """A table of speeds with a column per engine: medians over the record's rounds (`turn`), or a range if the record has only a range."""
     if frame.tok_s.notna().any():
         medians = frame.groupby([*index, "engine"], dropna=False).tok_s.median().reset_index()
     else:

@@ -1,4 +1,4 @@
-//! Starts MLX and llama.cpp for a command.
+//! Starts a peer, MLX or llama.cpp, for a command.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use phase4_profiling::cache_directory;
 use crate::args::{CacheSize, EngineArgs};
 use crate::embedded::{EMBEDDED_MODEL, EMBEDDED_PATH};
 
-/// The least number of tokens in the cache.
+/// The least number of tokens for which llama.cpp allocates its cache.
 const MIN_ROOM: usize = 1024;
 
 /// The folder in which peers are installed.

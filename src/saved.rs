@@ -18,8 +18,8 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens `file`, if it exists, and restores its sequence in the engine. Returns the file and its tokens, of which the engine then holds a
-    /// prefix. An engine of another kind than the one that saved the file holds none, and must read all tokens again.
+    /// Opens `file`, if it exists, and restores its sequence in the engine. Returns the file and its tokens, of which the engine then holds
+    /// a prefix. An engine of another kind than the one that saved the file holds none, and must read all tokens again.
     ///
     /// # Errors
     /// The engine cannot save sequences; or the file is damaged, or of another model, YaRN ramp or cache type.
@@ -62,7 +62,7 @@ impl Saved {
     /// Writes all tokens, and the engine's cache of them.
     ///
     /// # Errors
-    /// The device was lost, or the file cannot be written.
+    /// The engine cannot save sequences, the device was lost, or the file cannot be written.
     pub fn write(&self, tokens: &[u32], engine: &mut dyn Engine) -> Result<()> {
         let snapshots = engine.snapshots().context("this engine cannot save sequences")?;
         let Snapshot { engine, length, items } = snapshots.save(SEQUENCE).with_context(|| {

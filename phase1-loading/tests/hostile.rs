@@ -25,7 +25,7 @@ fn refusal(file: Vec<u8>) -> String {
     }
 }
 
-/// The position after `name` in the file; its length is stored before it.
+/// The position after `name` in the file. The name is found together with its length, which is stored before it.
 fn after(file: &[u8], name: &str) -> usize {
     let mut needle = (name.len() as u64).to_le_bytes().to_vec();
     needle.extend(name.as_bytes());
@@ -121,7 +121,7 @@ fn check_finds_a_scale_of_255() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// A file that is truncated anywhere is refused, because the data of the last tensor ends at the end of the file.
+    /// A file that lacks more than its last 64 bytes is refused: only padding, which is shorter, may follow the data of the last tensor.
     #[test]
     fn a_truncated_file_is_refused(share in 0.0f64..1.0) {
         let file = model();
@@ -144,6 +144,7 @@ proptest! {
     }
 }
 
+/// Checks only that a file opens by its path; which bytes were read cannot be seen here.
 #[test]
 fn opening_maps_the_file_without_reading_it() {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");

@@ -75,8 +75,8 @@ pub fn read_back(logits: Option<Tensor<2>>) -> Result<Vec<f32>, EngineError> {
     data.try_to_vec().map_err(|error| failed(format!("{error:?}")))
 }
 
-/// Checks whether a sequence of `length` tokens can be shortened to its first `wanted` tokens. `reaches` says whether the engine can still
-/// shorten it at all; it is called only if needed.
+/// Checks whether a sequence of `length` tokens can be shortened to its first `wanted` tokens. `reaches` says whether the engine still has
+/// what it needs to continue from there; it is called only if needed.
 ///
 /// # Errors
 /// The sequence is unknown (no `length`), `wanted` is 0 or more than `length`, or the engine cannot go back that far.

@@ -87,11 +87,11 @@ impl PlannedWeight<'_> {
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
     pub parts: Vec<Part>,
-    /// Bytes that become resident when one row per token is looked up.
+    /// Bytes of the embedding that become resident if each token of the context looks up another row.
     looked_up: u64,
 }
 
-/// Bytes of a file that Linux maps around a page that is read.
+/// Bytes of a file that Linux maps when one of its pages is read: that page and its neighbours.
 const FAULT_AROUND: u64 = 64 << 10;
 
 impl MemoryPlan {

@@ -9,7 +9,7 @@ SIZES = {"MXFP4": 17, "Q8_0": 34}  # bytes per block
 
 
 def straight_through(w: Tensor, rounded: Tensor) -> Tensor:
-    """The bits of `rounded`, with the gradient of `w`."""
+    """The values of `rounded`, with the gradient of `w`."""
     return rounded.detach() + (w - w.detach())
 
 

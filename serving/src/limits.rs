@@ -10,7 +10,7 @@ pub struct Options {
     /// The most requests that wait in addition.
     pub max_waiting: usize,
     /// The most prompt tokens of a step in which other sequences decode; this bounds the time between their tokens. A step that completes a
-    /// prompt may have a quarter more, and a step in which none decodes twice as many.
+    /// prompt may have a quarter more, and a step in which none decodes twice as many, both up to the engine's limit of tokens per step.
     pub prompt_tokens_per_step: usize,
     /// Whether sequences are kept for later prompts with the same beginning.
     pub prefix_cache: bool,
@@ -33,7 +33,8 @@ const MAX_PREFIXES: usize = 256;
 pub(crate) struct Limits {
     pub running: usize,
     pub prefixes: usize,
-    /// The most prompt tokens of a step: `prompt_tokens` if other sequences decode, `alone` if none does.
+    /// The most prompt tokens of a step: `prompt_tokens` if other sequences decode (a quarter more if a prompt is then complete), `alone`
+    /// if none does.
     pub prompt_tokens: usize,
     pub alone: usize,
     pub tokens_per_step: usize,

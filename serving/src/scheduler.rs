@@ -140,7 +140,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether there is no request.
+    /// Whether there is no request, and no step in flight.
     pub fn is_idle(&self) -> bool {
         !self.computes() && self.reading.is_empty()
     }
@@ -187,7 +187,7 @@ impl Scheduler {
     }
 
     /// How long the next iteration can wait for a request without leaving the device idle. A request that is added until then takes part in
-    /// the next step. Zero if it would not be admitted, or if a prompt waits for that step already.
+    /// the next step. Zero if it would not be admitted, if a prompt waits for that step already, or if the time of a step is not known.
     pub fn spare_time(&self, now: Instant) -> Duration {
         let is_open = self.running.len() < self.limits.running && self.waiting.is_empty();
         match self.flights.front() {
@@ -441,7 +441,7 @@ impl Scheduler {
         }
     }
 
-    /// Ends a running sequence whose text is complete.
+    /// Ends a running sequence whose text is complete, or whose deadline has passed.
     fn finish(&mut self, engine: &mut dyn Engine, place: usize, finish: Finish, now: Instant) {
         let Sequence { id, arrived, .. } = self.running[place];
         self.statistics.request_time.record(now - arrived);

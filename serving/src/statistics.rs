@@ -31,14 +31,14 @@ pub struct Statistics {
     pub ttft: Histogram,
     /// Time between two tokens of a request.
     pub inter_token: Histogram,
-    /// Time from arrival to the end.
+    /// Time from arrival to the end. Not recorded for requests that failed, were cancelled, or ended before their computation began.
     pub request_time: Histogram,
 }
 
 /// Sequences on disk, with totals of writes and reads since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spilled {
-    /// Files in the folder, including those of other models.
+    /// Files in the folder, including those of other models and those that are being written.
     pub files: usize,
     /// Total size of all files.
     pub bytes: u64,
@@ -74,8 +74,8 @@ impl Finished {
 /// A histogram of durations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// One bucket per bound in [`Histogram::BOUNDS`]: the number of durations up to this bound and above the previous one. The last bucket
-    /// counts longer durations.
+    /// One bucket per bound in [`Histogram::BOUNDS`]: the number of durations up to this bound and above the previous one. One more bucket,
+    /// the last, counts the durations above all bounds.
     pub counts: [u64; Histogram::BOUNDS.len() + 1],
     /// Sum of all durations in seconds.
     pub sum: f64,
@@ -102,7 +102,8 @@ impl Histogram {
         (count > 0).then(|| self.sum / count as f64)
     }
 
-    /// Each bound with the number of durations up to it, as Prometheus needs them. Longer ones are counted only in [`Histogram::count`].
+    /// Each bound with the number of durations up to it, as Prometheus needs them. Durations above all bounds are counted only in
+    /// [`Histogram::count`].
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let running = self.counts.iter().scan(0u64, |sum, count| {
             *sum += count;

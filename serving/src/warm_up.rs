@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 
 use phase2_forward::{Capacity, Draw, Engine, EngineError, Sampling, SequenceId, Want, Work};
 
-/// Numbers of tokens of the prompts: few rows per expert, many, and enough for attention to be split afterwards.
+/// Numbers of tokens of the prompts: for few rows per expert, for many, and for so many positions that the decoding step after the prompt
+/// splits attention.
 const PROMPTS: [usize; 3] = [32, 128, 512];
 /// The two ways to draw: with the default temperature of requests, and with temperature 0.
 const DRAWS: [Draw<'static>; 2] =
@@ -58,7 +59,7 @@ impl WarmUp {
             };
             (0..step.len()).for_each(|index| engine.release(sequence(index)));
             if !computed? {
-                // Larger steps would be refused too.
+                // Gives up all other steps too, although smaller ones might be accepted.
                 self.steps.clear();
                 return Ok(false);
             }

@@ -225,7 +225,8 @@ struct Worker {
     warm_up: WarmUp,
 }
 
-/// The thread's main function: serves until the engine fails or no handle is left. After a failure, ends all requests with an error.
+/// The thread's main function: serves until the engine fails, or no handle is left and all requests have ended. After a failure, ends all
+/// requests with an error.
 fn run(mut worker: Worker, shared: &Shared) {
     let served = catch_unwind(AssertUnwindSafe(|| worker.serve(shared)));
     let failure = match served {
@@ -251,7 +252,7 @@ fn run(mut worker: Worker, shared: &Shared) {
 }
 
 impl Worker {
-    /// Runs the scheduler's loop until no handle is left.
+    /// Runs the scheduler's loop until no handle is left and all requests have ended.
     fn serve(&mut self, shared: &Shared) -> Result<(), EngineError> {
         loop {
             match self.scheduler.activity() {

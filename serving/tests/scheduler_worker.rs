@@ -176,8 +176,8 @@ impl Engine for Slow {
     }
 }
 
-/// A request that arrives early in a decoding step takes part in the step after it. If two steps were always in flight, it would have to
-/// wait for another one. On a busy machine some of the requests may arrive late.
+/// A request that arrives early in a decoding step takes part in the step after it. If two steps were always in flight, it would take part
+/// only in the step after the next. On a busy machine some of the requests may arrive late, so not all of them must succeed.
 #[test]
 fn a_prompt_joins_the_step_after_the_current_one() {
     let (collected, before_prompt) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
@@ -192,7 +192,8 @@ fn a_prompt_joins_the_step_after_the_current_one() {
     let mut decoding = handle.submit(request(&[1, 2, 3], 900)).expect("room");
     let mut joined_next = 0;
     for token in 0..8 {
-        // Its start, or a token of the join before, and enough measured steps.
+        // Seven events of the decoding request: first its start, or the token of a step with a prompt; at least five are tokens of decoding
+        // steps, of which the scheduler must measure four before it waits for requests.
         (0..7).for_each(|_| assert!(decoding.next_blocking().is_some()));
         std::thread::sleep(Duration::from_millis(4));
         let before = collected.load(Ordering::Relaxed);

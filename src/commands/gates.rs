@@ -1,4 +1,4 @@
-//! `gptoss gates`: checks every phase against MLX.
+//! `gptoss gates`: compares every phase, or a peer, with MLX's golden outputs.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use crate::peer;
 /// The format name by which the notebooks recognize records.
 const FORMAT: &str = "gptoss gates 1";
 /// The limit for llama.cpp, which rounds activations to 8 bits (on a GPU, 16) before products with packed weights. The
-/// largest rms error of the goldens was 3.4e-2 standard deviations of the tensor, on a Xeon with AVX-512.
+/// largest rms error against the golden outputs was 3.4e-2 standard deviations of the tensor, on a Xeon with AVX-512.
 const ROUNDED: Limit = Limit { rms: 5e-2, max: 5e-1 };
 
 pub fn run(args: &Gates) -> Result<ExitCode> {

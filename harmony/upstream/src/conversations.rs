@@ -1,4 +1,4 @@
-//! Random conversations: compares what both implementations render and parse.
+//! Random conversations: compares what this project's crate `harmony` and OpenAI's `openai-harmony` render and parse.
 
 use harmony::{DeveloperPrompt, Function, Message, ReasoningEffort, ResponseFormat, Role, SystemPrompt};
 use openai_harmony::chat::{self, Content, DeveloperContent, SystemContent, ToolDescription};
@@ -50,7 +50,7 @@ fn rendered<'m>(
     messages: impl Iterator<Item = &'m chat::Message>,
     drops: bool,
 ) -> Result<Vec<u32>, String> {
-    // The type is not exported. Its default drops reasoning; without a configuration nothing is dropped.
+    // The type of the configuration is not exported. Its default drops reasoning; without a configuration nothing is dropped.
     let config = drops.then(Default::default);
     pair.theirs.render_conversation(messages, config.as_ref()).map_err(|error| format!("{error:#}"))
 }

@@ -77,8 +77,8 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
     Ok(metadata)
 }
 
-/// The type number of MXFP4 in Ollama's first files, whose codes are in OpenAI's order: two neighbouring codes per byte. No other file uses
-/// it: ggml used the number for a format that was removed.
+/// The type number of MXFP4 in Ollama's first files, whose codes are in OpenAI's order: two neighbouring codes per byte. In files of other
+/// programs the number is invalid: ggml used it for a format that was removed.
 const MXFP4_IN_PAIRS: u32 = 4;
 
 /// A tensor as the header describes it; its offset is not checked yet.

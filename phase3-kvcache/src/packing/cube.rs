@@ -1,5 +1,5 @@
-//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit (thread) handles 32 values of a row: 16 words of f16, or
-//! one [block](formats::cache_block) of Q8_0.
+//! Packing on a GPU, without 8- or 16-bit types, which a GPU may lack. Each unit (thread) handles 32 values of a row, fewer at the end of
+//! an f16 row: up to 16 words of f16, or one [block](formats::cache_block) of Q8_0.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;

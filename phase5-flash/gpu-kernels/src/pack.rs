@@ -4,12 +4,13 @@ use formats::mxfp4::{BLOCK_BYTES, E2M1_MAX, e8m0};
 use formats::{BLOCK, Storage};
 use half::{bf16, f16};
 
-/// Packs one row. Overwrites all of `codes`. Words of `scales` are shared by a group of four rows, of which this is row `row`; its bits
-/// must be zero. Returns an upper bound of the row's magnitudes, which is infinite if the row contains NaN; for F16 always 1.
+/// Packs one row. Overwrites all of `codes`. The words of `scales` belong to a group of four rows, of which this is row `row`; the bits of
+/// this row must be zero before. Returns an upper bound of the row's magnitudes, which is infinite if the row contains NaN; for F16, which
+/// always fits 16-bit floats, always 1.
 pub(crate) fn pack_row(storage: Storage, packed: &[u8], codes: &mut [u32], row: usize, scales: &mut [u32]) -> f32 {
     match storage {
         Storage::F32 => pack_plain(packed, codes, 4 * BLOCK, |bytes| f32::from_le_bytes(*bytes).abs()),
-        // F16 values always fit 16-bit floats, so any bound in their range will do.
+        // The bound shows whether a matrix fits 16-bit floats. F16 values always do, so 1 stands for every bound that fits.
         Storage::F16 => pack_plain(packed, codes, 2 * BLOCK, |_| 1.0),
         Storage::BF16 => pack_plain(packed, codes, 2 * BLOCK, |[a, b, c, d]| {
             let [low, high] = [[*a, *b], [*c, *d]].map(|bytes| bound(bf16::from_le_bytes(bytes).to_f32().abs()));

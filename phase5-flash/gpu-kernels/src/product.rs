@@ -3,7 +3,8 @@
 use crate::device::Buffer;
 use crate::matrix::Matrix;
 
-/// `out = x Wᵀ + bias` for `inputs` rows, or `out += x Wᵀ + bias`.
+/// `out = x Wᵀ + bias` for the `inputs` rows of x, or `out += x Wᵀ + bias`. In the shapes below, `rows` and `columns` are those of the
+/// matrix.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub matrix: &'a Matrix,
@@ -64,7 +65,8 @@ impl Experts {
 }
 
 /// A product of many rows with their chosen experts: `out[slot] = x W[expert]ᵀ + bias`, or the SwiGLU of two such products. A slot is a
-/// pair of a row and one of its experts; slots are processed sorted by expert.
+/// pair of a row of the inputs and one of its experts; slots are processed sorted by expert. In the shapes below, `rows` and `columns` are
+/// those of a matrix.
 #[derive(Clone, Copy)]
 pub struct ExpertProduct<'a> {
     /// The down projections, or the gate projections.

@@ -25,7 +25,8 @@ pub use model::CpuLoadError;
 mod tests {
     use phase2_forward::Operation;
 
-    /// A profile's rows and the groups of the kernels' benches have the same names. The benches on GPUs take theirs from `Operation`.
+    /// The groups of the CPU kernels' benches have names of operations, as a profile's rows have. The benches on GPUs take theirs from
+    /// `Operation`.
     #[test]
     fn kernel_benches_are_named_after_operations() {
         let source = include_str!("../../cpu-kernels/benches/kernels.rs");

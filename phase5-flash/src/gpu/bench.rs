@@ -199,7 +199,7 @@ impl Case<'_> {
     /// itself affects the time of a launch less.
     ///
     /// # Errors
-    /// The device fails, or lacks a limit.
+    /// The device fails, or one of its limits is too small.
     pub fn capture(&self, launches: usize) -> Result<Captured<'_>, GpuError> {
         let (client, launches) = (self.forward.gpu.device.client(), launches.min(MAX_LAUNCHES));
         client.graph_prepare().map_err(Error::from)?;

@@ -5,7 +5,7 @@ use gpu_kernels::{Device, Error};
 
 use super::choice::DrawFeatures;
 
-/// The most captured steps that are kept. The least recently used one is dropped.
+/// The most captured steps that are kept. Before another is captured, the least recently used one is dropped.
 const MAX_STEPS: usize = 64;
 /// Steps of up to this many rows are captured without padding; larger ones are padded to a multiple of [`BUCKET`].
 const EXACT_ROWS: usize = 16;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use gpu_kernels::UploadTimes;
 
-/// How long the stages of [`GpuEngine::load`](super::GpuEngine::load) took, in their order.
+/// How long the stages of [`GpuEngine::load`](super::GpuEngine::load) took, in their order; and `warm_up`, which runs beside the upload.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadTimes {
     /// Running a first kernel, to find out what the device supports.

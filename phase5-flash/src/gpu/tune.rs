@@ -20,7 +20,8 @@ const SEQUENCE: SequenceId = 1;
 const TOKENS: usize = 16;
 /// Measurements per variant; the fastest counts.
 const ROUNDS: usize = 3;
-/// A variant is chosen if it takes at most this share of the best time so far; smaller gains may be noise.
+/// A variant replaces the current choice only if it takes less than this share of that choice's time; smaller gains may be noise. Of
+/// several such variants the fastest is chosen.
 const GAIN: f64 = 0.98;
 /// The largest rms error of a variant's logits, relative to their standard deviation, that is accepted: rounding may change the choice of
 /// an expert.
@@ -29,8 +30,9 @@ const ROUNDING: f64 = 0.1;
 const CHUNK: usize = 512;
 /// Positions at which attention is measured.
 const DEPTH: usize = 4096;
-/// Numbers of rows at which the kernels for single rows, and for small batches, are measured.
+/// Number of rows at which [`Tuning::INPUTS_PER_READ`] and the layouts of tiles with fewer than 64 rows are measured.
 const SINGLE_ROWS: usize = 10;
+/// Number of rows at which the kernels for small batches are measured.
 const SOME_ROWS: usize = 16;
 /// Numbers of rows at which the kernels for single rows, small batches and tiles are compared.
 const ROWS: [usize; 13] = [2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512];
@@ -63,8 +65,8 @@ struct Tuner<'a> {
     progress: &'a mut dyn FnMut(usize, usize),
 }
 
-/// Finds the fastest kernel choices for a model on its device. It takes a few hundred steps; `progress` is called with (variants measured,
-/// total variants).
+/// Finds the fastest kernel choices for a model on its device. It takes up to a few thousand steps, most of them of one token. `progress`
+/// is called with (variants measured, the most that are measured).
 ///
 /// # Errors
 /// The device fails. Variants that it cannot run or that give wrong logits are skipped.
@@ -85,7 +87,9 @@ pub fn tune(engine: &mut GpuEngine, progress: &mut dyn FnMut(usize, usize)) -> R
     tuner.choose(Tuning::ATTENTION_CUBES, |tuning, attention_cubes| Tuning { attention_cubes, ..tuning })?;
 
     tuner.begin(Workload { depth: 0, rows: SINGLE_ROWS.min(longest / 2) })?;
-    tuner.choose(Tuning::INPUTS_PER_READ, |tuning, inputs_per_read| Tuning { inputs_per_read, ..tuning })?;
+    let singly = Tuning { single_rows: SINGLE_ROWS, ..tuner.best };
+    let with_reads = |tuning, inputs_per_read| Tuning { inputs_per_read, ..tuning };
+    tuner.best.inputs_per_read = tuner.quickest(Tuning::INPUTS_PER_READ, singly, with_reads)?.inputs_per_read;
 
     let few = tuner.best.small_always();
     tuner.begin(Workload { depth: 0, rows: SOME_ROWS.min(longest / 2) })?;

@@ -1,4 +1,4 @@
-//! Compares llama.cpp, run through its worker, with the goldens of the truncated YaRN ramp.
+//! Compares llama.cpp, run through its worker, with MLX's golden outputs for the truncated YaRN ramp.
 
 mod real;
 

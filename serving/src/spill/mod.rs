@@ -23,7 +23,7 @@ use index::FileIndex;
 
 pub use folder::{Identity, SpillError, Warn};
 
-/// Identifies a file; numbers are never reused.
+/// Identifies a file. While the server runs, no number is used for a second file.
 pub(crate) type FileId = index::FileId;
 
 /// No more sequences are queued for writing while this many bytes wait.
@@ -42,7 +42,7 @@ pub struct Spill {
     writing: HashMap<FileId, Writing>,
     reading: HashSet<FileId>,
     next: FileId,
-    /// Whether the last write failed; the warning is printed once.
+    /// Whether the last write failed. The warning is printed once, until a write succeeds again.
     is_failing: bool,
     totals: Spilled,
 }
@@ -76,7 +76,8 @@ struct Writing {
 }
 
 impl Spill {
-    /// Opens a folder, which may be new, and reads the headers of its files. It will hold at most `limit` bytes.
+    /// Opens a folder, which may be new, and reads the headers of its files. If they take more than `limit` bytes, files are deleted; from
+    /// then on the folder holds at most `limit` bytes.
     ///
     /// # Errors
     /// The folder cannot be used, another server uses it, or the system cannot start a thread.

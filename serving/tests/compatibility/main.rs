@@ -1,8 +1,9 @@
 //! The checks of OpenAI's compatibility test for gpt-oss (`compatibility-test` in openai/gpt-oss), with tools that the embedded model was
 //! trained on: six tools with five questions each, five requests at a time, up to ten turns per answer.
 //!
-//! A case passes if the model calls the tool by its name, with arguments that match its schema, and its reasoning is readable: in chats as
-//! `message.reasoning`, in responses as an item with `reasoning_text`. Answers are sent back as OpenAI's Agents SDK, the client of that
+//! In OpenAI's test a case passes if the model calls the tool by its name, with arguments that match its schema, and its reasoning is
+//! readable: in chats as `message.reasoning`, in responses as an item with `reasoning_text`. Here the model must also call the tool exactly
+//! once, with the expected arguments, and then answer with text. Answers are sent back as OpenAI's Agents SDK, the client of that
 //! test, sends them: with the reasoning, with `tool_calls: []` if there are no calls, and with unchanged items of responses.
 
 #[path = "../http/mod.rs"]
@@ -138,7 +139,7 @@ enum Wire {
 struct Course {
     /// Names and arguments of its calls.
     calls: Vec<(String, String)>,
-    /// Whether the reasoning of each turn was readable.
+    /// Whether the reasoning was readable: one entry per turn of a chat, or per reasoning item of the responses.
     reasoned: Vec<bool>,
     text: String,
 }

@@ -2,7 +2,7 @@
 //! free would affect the next engine.
 //!
 //! The process writes to its stdout the output of [`Computed::write`], and then the measurements as JSON. After an error it writes JSON
-//! with the field `error` in place of either.
+//! with the field `error` in place of what it has not written yet.
 
 use std::io::{Write, stdout};
 use std::process::{Command, Stdio};

@@ -42,7 +42,7 @@ impl KvCache<'_> {
     }
 
     /// # Panics
-    /// If the table has no columns, or does not hold at least one whole row.
+    /// If the table has no columns or does not hold at least one whole row, or `ring_pages` is 0.
     #[track_caller]
     pub(crate) fn check(&self) {
         assert!(self.columns > 0 && self.ring_pages > 0, "a page table without columns");

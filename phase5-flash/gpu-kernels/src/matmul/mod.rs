@@ -28,12 +28,13 @@ impl Product<'_> {
         small::launch_dense(gpu, self, split);
     }
 
-    /// Launches the product in tiles. If the device has matrix units and the matrix fits 16-bit floats, uses matrix units with
-    /// tiles of `rows` rows, one of [`TILE_ROWS`], and `layout`, as far as shared memory allows; otherwise computes in f32 with tiles of
-    /// [`TILE`] rows.
+    /// Launches the product in tiles. If the device has matrix units, and the matrix fits 16-bit floats or the units are emulated, uses
+    /// them with tiles of `rows` rows, one of [`TILE_ROWS`], and `layout`, as far as shared memory allows; otherwise computes in f32 with
+    /// tiles of [`TILE`] rows.
     ///
     /// # Panics
-    /// As [`Product::launch_small`].
+    /// As [`Product::launch_small`], or if `rows` is not one of [`TILE_ROWS`], or matrix units are used and `layout` is not
+    /// [possible](PlaneLayout::is_possible).
     pub fn launch_tiled(&self, gpu: &Gpu, layout: PlaneLayout, rows: u32) {
         self.check();
         match size_of(gpu, layout, rows, self.matrix.fits_f16()) {
@@ -44,7 +45,7 @@ impl Product<'_> {
 }
 
 impl ExpertProduct<'_> {
-    /// Launches the product in batches of up to [`SMALL_BATCH`] slots. The tiles must be of that size.
+    /// Launches the product in batches of up to [`SMALL_BATCH`] slots. [`ExpertProduct::tiles`] must have been written for that size.
     ///
     /// # Panics
     /// If a buffer is too short, or gate and up differ in shape or format.
@@ -56,7 +57,8 @@ impl ExpertProduct<'_> {
     /// Launches the product in tiles, as [`Product::launch_tiled`]. The tiles of sorted slots must have up to `rows` slots.
     ///
     /// # Panics
-    /// As [`ExpertProduct::launch_small`].
+    /// As [`ExpertProduct::launch_small`], or if `rows` is not one of [`TILE_ROWS`], or matrix units are used and `layout` is
+    /// not [possible](PlaneLayout::is_possible).
     pub fn launch_tiled(&self, gpu: &Gpu, layout: PlaneLayout, rows: u32) {
         self.check(operand::tile_words(self, rows));
         match size_of(gpu, layout, rows, self.fits_f16()) {
@@ -69,7 +71,7 @@ impl ExpertProduct<'_> {
 /// The size of a tile on matrix units; `None` if matrix units cannot be used.
 ///
 /// # Panics
-/// If `rows` is not one of [`TILE_ROWS`], or the layout is not possible.
+/// If `rows` is not one of [`TILE_ROWS`], or matrix units can be used and the layout is not possible.
 fn size_of(gpu: &Gpu, layout: PlaneLayout, rows: u32, fits_f16: bool) -> Option<TileSize> {
     assert!(TILE_ROWS.contains(&rows), "tiles have 16, 32 or 64 rows, not {rows}");
     let units = gpu.matrix_units().filter(|units| fits_f16 || units.are_emulated())?;
