@@ -57,9 +57,9 @@ fn workloads(args: &args::Profile) -> Vec<Workload> {
 
 fn measure(args: &args::Profile) -> Result<Vec<Profile>> {
     let kind = args.engine.kind();
-    let phase = kind
-        .phase()
-        .with_context(|| format!("{} does not report the times of operations; `gptoss bench` measures whole steps", kind.title()))?;
+    let phase = kind.phase().with_context(|| {
+        format!("{} does not report the times of operations; `gptoss bench` measures whole steps", kind.title())
+    })?;
     let (checkpoint, workloads) = (model::open_with(&args.model, &args.engine)?, workloads(args));
     let mut loaded = LoadedModel::start(&checkpoint, &args.engine)?;
     // Before the ceiling is measured: a GPU that waits while kernels are compiled lowers its clock rate.
