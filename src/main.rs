@@ -1,7 +1,7 @@
 //! The command line: `gptoss` alone shows a demonstration and suggests commands; each command does one thing.
 //!
-//! Exit status: 0 done, 1 a gate, a comparison (`verify`) or a request of a load test (`bench-serve`) failed, 2 invalid input or
-//! another error, 130 stopped by Ctrl-C. Results go to stdout, messages to stderr.
+//! Exit status: 0 done, 1 a check of `gates`, a comparison (`verify`) or a request of a load test (`bench-serve`) failed, 2 invalid input
+//! or another error, 130 stopped at once by Ctrl-C (the first one lets `serve` end its requests). Results go to stdout, messages to stderr.
 
 mod answer;
 mod args;
@@ -26,7 +26,7 @@ use clap::Parser;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    // Software rasterizers print a warning at every start if this directory is not set, as without a desktop session.
+    // Graphics drivers print a warning at every start if this variable is not set, for example outside a desktop session.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };

@@ -53,7 +53,7 @@ impl Checkpoint {
     /// Builds the tokenizer. This takes a while for 200,000 tokens, so opening a checkpoint does not do it.
     ///
     /// # Errors
-    /// The vocabulary is not a byte-level BPE.
+    /// The vocabulary is missing, has another number of tokens than the model, or is not a byte-level BPE.
     pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         Tokenizer::new(&self.vocabulary).map_err(|defect| defect.in_file(&self.path))
     }

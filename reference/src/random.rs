@@ -46,7 +46,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Uniform on the integers of `0..end`; `end` must be positive.
+    /// Uniform on the integers of `0..end`, except for a bias below `end` / 2⁶⁴; `end` must be positive.
     pub fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }

@@ -1,6 +1,7 @@
 //! Random JSON schemas of function parameters.
 //!
-//! Omits what `harmony` deliberately writes differently, because OpenAI's crate loses it: see `harmony::DeveloperPrompt`.
+//! They have no parts that OpenAI's crate loses and that `harmony` therefore writes differently on purpose: see
+//! `harmony::DeveloperPrompt`.
 
 use rand::{Rng, RngExt};
 use serde_json::{Map, Value, json};

@@ -27,7 +27,7 @@ impl Gguf {
         Self::from_bytes(path, mapping::map(path, "a GGUF file")?)
     }
 
-    /// Reads a GGUF file that is already in memory; errors call it `path`.
+    /// Reads a GGUF file that is already in memory. Errors name it `path`.
     ///
     /// # Errors
     /// As [`Gguf::open`].

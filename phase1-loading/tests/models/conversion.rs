@@ -40,7 +40,7 @@ fn different_models_compare_as_different() {
     assert!(!comparison.same());
     assert!(comparison.differences.iter().any(|difference| difference.starts_with("query heads: 4 and 8")));
 
-    // Changes one code of one expert.
+    // Changes one bit of one attention weight.
     let mut files = files("hf");
     let name = "model-00001-of-00002.safetensors";
     let mut shard = files[name].to_vec();

@@ -8,7 +8,7 @@ use cubecl::wgpu::{WgpuDeviceKind, wgpu};
 
 use super::{AdapterReport, ComputeDevice, DeviceError, Kind, ModelNeeds, runtime};
 
-/// The graphics APIs in which adapters are searched, in this order. Starting other APIs takes time and finds no adapters.
+/// The graphics APIs in which adapters are searched, in this order. OpenGL is not among them: nothing was tested with it.
 const BACKENDS: [wgpu::Backends; 3] = [wgpu::Backends::METAL, wgpu::Backends::VULKAN, wgpu::Backends::DX12];
 
 /// A graphics adapter of this machine.
@@ -21,7 +21,8 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// The adapters of the graphics API that CubeCL would use here: Metal, else Vulkan, else DX12. The result is cached.
+    /// The adapters of the first graphics API that has a GPU, or else of the first that has a software rasterizer, as CubeCL chooses too.
+    /// The result is cached.
     pub fn all() -> &'static [Adapter] {
         // The instance is kept, so that the driver is not unloaded before the runtime creates its own instance.
         static ALL: LazyLock<(wgpu::Instance, Vec<Adapter>)> = LazyLock::new(|| {
@@ -36,20 +37,22 @@ impl Adapter {
     }
 
     fn look(instance: &wgpu::Instance) -> Vec<Adapter> {
+        let mut software = Vec::new();
         for backend in BACKENDS {
-            let adapters = cubecl::future::block_on(instance.enumerate_adapters(backend));
-            if adapters.is_empty() {
-                continue;
-            }
             let mut listed: Vec<Adapter> = Vec::new();
-            for adapter in &adapters {
+            for adapter in cubecl::future::block_on(instance.enumerate_adapters(backend)) {
                 let info = adapter.get_info();
                 let index = listed.iter().filter(|other| other.info.device_type == info.device_type).count();
-                listed.push(Adapter { memory: device_memory(adapter), info, index });
+                listed.push(Adapter { memory: device_memory(&adapter), info, index });
             }
-            return listed;
+            if listed.iter().any(|adapter| !adapter.is_software()) {
+                return listed;
+            }
+            if software.is_empty() {
+                software = listed;
+            }
         }
-        Vec::new()
+        software
     }
 
     /// Preference among GPUs, lower is better; `None` for an adapter that is not a GPU.

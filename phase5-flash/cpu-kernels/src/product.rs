@@ -7,7 +7,7 @@
 //! Variants tried, in GB/s of MXFP4 and Q8_0 weights from memory, one thread of a busy Zen 5 machine, best of 200 (a plain read loop:
 //! 36.5):
 //! - one input, four rows side by side, no prefetch: 10.3 and 13.7. Four streams inside one page confuse the hardware's prefetcher.
-//! - prefetching 4 KB past the first row: 23.7 and 17.8. For Q8_0 that address is still inside the four rows.
+//! - prefetching 4 KB past the first row: 23.7 and 17.8. For Q8_0 that address is often still inside the four rows.
 //! - prefetching 4 KB past all four rows: 27.3 and 36.0.
 //!
 //! In GMAC/s of MXFP4: streamed, 2 inputs 56, 4 inputs 67; tiles of f32, 4 inputs 25, 64 inputs 98; tiles of integers, 42 and 157. So up to
@@ -185,7 +185,7 @@ struct Tile<'a> {
 #[repr(align(64))]
 struct Decoded {
     words: [[u32; TILE]; DEPTH * BLOCK],
-    /// Integers only: the value of the integer 1, for each block of each weight row.
+    /// Integers only: the factor between integers and weights, for each block of each weight row.
     units: [[f32; TILE]; DEPTH],
 }
 
@@ -271,7 +271,7 @@ struct Inputs {
     words: *const u32,
     /// Integers only: `[columns / 32, N]`.
     scales: *const f32,
-    /// `[N, 32]`, overwritten if this is the first tile.
+    /// `[N, 32]`, overwritten if the tile begins at column 0.
     out: *mut f32,
     first: bool,
 }

@@ -262,10 +262,7 @@ mod tests {
         assert_eq!(pages(bounds(Some(3 * PAGE_BYTES), None)).expect("a cache"), 2);
         let refused = pages(bounds(Some(3 * PAGE_BYTES - 1), None)).expect_err("refused").to_string();
         assert!(
-            refused.contains(&format!(
-                "takes {PAGE_BYTES} bytes in all layers, but only {} bytes are available",
-                3 * PAGE_BYTES - 1
-            )),
+            refused.contains(&format!("takes {PAGE_BYTES} bytes, but only {} bytes are available", 3 * PAGE_BYTES - 1)),
             "{refused}"
         );
         // Without a user's limit, nine tenths of the free memory.

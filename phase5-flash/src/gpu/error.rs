@@ -7,14 +7,14 @@ use phase2_forward::EngineError;
 /// Messages name the limit and the required amount, and suggest what to do, where there is such a limit or remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
-    #[error("{0} is not a GPU; phase 5 on a GPU needs --device gpu or software")]
+    #[error("{0} cannot run the GPU engine of phase 5, which needs --device gpu or --device software")]
     NoGpu(String),
     #[error("{}{}", .0, remedy(.0))]
     Kernels(#[from] Error),
     #[error("{0}; use another --kv")]
     CacheFormat(#[source] Error),
     #[error(
-        "a page of the KV cache takes {page} bytes in all layers, but only {given} bytes are available; allow at least \
+        "a page of the KV cache takes {page} bytes, but only {given} bytes are available; allow at least \
          three pages (--kv-memory), or use --device cpu"
     )]
     NoCache { page: u64, given: u64 },
@@ -41,7 +41,7 @@ impl From<GpuError> for EngineError {
     fn from(error: GpuError) -> EngineError {
         match error {
             GpuError::Kernels(Error::Lost(reason)) => EngineError::Lost(reason),
-            // A limit of the adapter will not change: retrying is useless.
+            // Limits of the adapter, the model and the options do not change, so retrying is useless.
             GpuError::Kernels(Error::Kernel { .. } | Error::Limit { .. } | Error::Shape(_))
             | GpuError::CacheFormat(_)
             | GpuError::NoGpu(_) => EngineError::Unsupported(error.to_string()),

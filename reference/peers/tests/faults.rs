@@ -1,4 +1,4 @@
-//! Faults of a worker, simulated by a script: each fault ends the request with an error, and never hangs or panics.
+//! Faults of a worker, simulated by a script. Each gives an error, or an outcome of its row; the engine neither hangs nor panics.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -163,7 +163,7 @@ fn hanging_worker_is_killed() {
     }
 }
 
-/// A step fails with this message, and so do all later calls.
+/// A step fails with this message, and so do later calls that need the worker.
 fn check_end(engine: &mut PeerEngine, behaviour: &str, expected: &str, work: &[Work<'_>]) {
     let expected = format!("the MLX worker failed: {expected}; restart to load the model again");
     let ticket = engine.submit(work).expect("a valid step");

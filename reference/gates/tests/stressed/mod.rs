@@ -1,19 +1,17 @@
-//! Random models for the tests of the trait `Engine`, and the requests of its stress test.
+//! Random models for the tests of the trait `Engine`, and a function that runs its stress test on them.
 
 use gates::seam::{Events, stress};
-use gptoss_reference::test_seed;
+use gptoss_reference::{Random, test_seed};
 use phase1_loading::Checkpoint;
 use phase2_forward::{ComputeDevice, Engine, GptOss};
 use phase3_kvcache::CachedEngine;
 use synthetic::SyntheticModel;
 
-/// Bytes of a page of the models' cache in f32: 64 keys and values of 2 heads of 32, in each of two pools, one per sliding layer.
+/// Bytes of a page of the models' f32 cache: keys and values of 64 positions, for 2 heads of 32 values, in two pools of memory. The n-th
+/// full and the n-th sliding layer share a pool, and the models have 2 sliding layers.
 pub const PAGE: u64 = 2 * 64 * 2 * 32 * 4 * 2;
 /// A cache with room for one request, but not for all that run at the same time.
 pub const KV_BYTES: u64 = 18 * PAGE;
-
-/// Distance between the seeds of two rounds: 2⁶⁴ over the golden ratio, so that seeds differ in many bits.
-const NEXT_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A new model for a seed.
 pub fn write(seed: u64) -> (tempfile::TempDir, Checkpoint) {
@@ -35,7 +33,7 @@ pub fn cached(checkpoint: &Checkpoint) -> Box<dyn Engine> {
 }
 
 /// Runs `requests` requests together on an engine, and each alone on another, for each of `count` seeds. Returns the sum of the events. A
-/// failure names the seed of its round; `TEST_SEED` set to it makes this round the first.
+/// failure of [`stress`] names the seed of its round; `TEST_SEED` set to it makes this round the first.
 pub fn run(
     count: usize,
     requests: usize,
@@ -47,7 +45,7 @@ pub fn run(
     for _ in 0..count {
         let (_directory, checkpoint) = write(seed);
         all += stress(&mut *together(&checkpoint), &mut *alone(&checkpoint), seed, requests);
-        seed = seed.wrapping_add(NEXT_SEED);
+        seed = Random::new(seed).bits();
     }
     all
 }
