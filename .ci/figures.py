@@ -7,7 +7,7 @@ A comment below a table or paragraph names the source of each of its figures, on
     484 = 0.results[what=decode,depth=0,batch=1].tok_s
     12.7 = 0.peak_rss_bytes / 1e9
     1.7 = 484 / 283
-    450 = median(runs[engine=flash].results[what=decode,depth=0,batch=1].tok_s)
+    450 = median([engine=flash].results[what=decode,depth=0,batch=1].tok_s)
     -->
 
 The file is a record; its path is relative to the root of the repository, and its name must also be in the text of the page. The left side
@@ -38,7 +38,7 @@ SEGMENT = re.compile(r"([^.\[\]]*)((?:\[[^\[\]]*\])*)(?:\.|$)")
 
 
 class Wrong(Exception):
-    """The error of a figure."""
+    """A line of a comment that is malformed, or that its record contradicts."""
 
 
 def number(text):
@@ -145,7 +145,7 @@ def unnamed(name, text, named):
         for line_number, line in enumerate(lines, first):
             for speed in SPEED.finditer(line):
                 failures += [
-                    f"{name}:{line_number}: {figure} names no record ({speed[0]})"
+                    f"{name}:{line_number}: {figure} has no record ({speed[0]})"
                     for figure in filter(None, speed.groups())
                     if figure not in here
                 ]
@@ -205,7 +205,7 @@ def main():
 
 
 def test():
-    """Tests with correct pages, and with pages that have one error each."""
+    """Tests with correct pages, and with pages that have one mistake each."""
     record = {
         "runs": [
             {"engine": "ours", "bytes": 12_650_000_000, "results": [{"depth": 0, "tok_s": 1076.5}, {"depth": 8, "tok_s": 9}]},
@@ -234,14 +234,14 @@ def test():
         page.format(listed.replace("[depth=0]", "")): "page.md:6: runs[engine=ours].results.tok_s leads to 0 values",
         page.format(f"{listed}\n1.7 = runs[engine=theirs].bytes"): "page.md:7: runs[engine=theirs].bytes is not a number",
         page.format(f"{listed}\n1.7 = runs[engine].bytes"): "page.md:7: [engine] is not a condition",
-        page.format("12.7 = runs.0.bytes / 1e9"): "page.md:3: 1,077 names no record (1,077 tok/s)",
+        page.format("12.7 = runs.0.bytes / 1e9"): "page.md:3: 1,077 has no record (1,077 tok/s)",
         page.format(listed).replace("From r.json: ", ""): "page.md:5: the page does not name r.json",
         page.format(listed).replace("r.json", "no-such.json"): "page.md:5: no-such.json: ",
         page.format(listed).replace("r.json\n1", "r.json 1"): "page.md: a comment about a record is not of the form",
         page.format(f"{listed}\n1.7 = {ours} / 0"): f"page.md:7: {ours} / 0 is neither",
         page.format(f"{listed}\n1.7 = 1 + 0.7"): "page.md:7: 1 + 0.7 leads to 0 values",
-        "# Newer\n\n303–315 tok/s\n": "page.md:3: 315 names no record",
-        "# A\n\n## Older\n\nbefore records were kept\n\n## Newer\n\n21.1 tok/s\n": "page.md:9: 21.1 names no record",
+        "# Newer\n\n303–315 tok/s\n": "page.md:3: 315 has no record",
+        "# A\n\n## Older\n\nbefore records were kept\n\n## Newer\n\n21.1 tok/s\n": "page.md:9: 21.1 has no record",
     }
     for text, expected in wrong.items():
         assert any(failure.startswith(expected) for failure in failures(text)), (expected, failures(text))

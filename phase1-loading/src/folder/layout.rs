@@ -17,7 +17,8 @@ use crate::safetensors_file::{Part, Parts};
 use crate::specs::{TensorRole, TensorSpec, tensor_specs};
 use crate::tensor::{Columns, HostTensor, Planes};
 
-/// The stems of tensor names: the canonical one, and the one in folders of Hugging Face and mlx-lm.
+/// The stems of tensor names: the canonical one, and the one in folders of Hugging Face and mlx-lm. Hugging Face joins the experts' gate
+/// and up projections in one tensor, `gate_up_proj`.
 const STEMS: [(&str, &str); 14] = [
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
@@ -168,7 +169,7 @@ impl<'a> Layout<'a> {
         let weight_shape = of_width(words);
         if matches!(scale_dtype, Dtype::U8 | Dtype::F8_E8M0) {
             if (bits, group) != (4, 32) {
-                let found = format!("{bits} bits in groups of {group} under scale bytes");
+                let found = format!("{bits} bits in groups of {group}, with one byte per scale");
                 return Err(Defect::new(part("scales"), "MXFP4: 4 bits in groups of 32", found));
             }
             self.check_settings(stem, bits, group, "mxfp4")?;
@@ -196,8 +197,8 @@ impl<'a> Layout<'a> {
         Ok(HostTensor::from_planes(format, spec.shape.clone(), planes))
     }
 
-    /// Refuses a tensor whose shape contradicts the entry for its path under `quantization` in the configuration. Without an entry, only
-    /// the shape determines the format, as in mlx-lm.
+    /// Refuses a tensor whose format, by its shape and the type of its scales, contradicts the entry for its path under `quantization` in
+    /// the configuration. Nothing is compared without an entry.
     fn check_settings(&self, path: &str, bits: usize, group: usize, mode: &str) -> Result<(), Defect> {
         let Some(settings) = self.config.get("quantization").and_then(|q| q.get(path)).filter(|s| s.is_object()) else {
             return Ok(());
@@ -207,13 +208,14 @@ impl<'a> Layout<'a> {
         if number("bits") == Some(bits as u64) && number("group_size") == Some(group as u64) && configured == mode {
             return Ok(());
         }
-        let expected = format!("what the tensor's shape says: {mode}, {bits} bits in groups of {group}");
+        let expected = format!("the tensor's own format: {mode}, {bits} bits in groups of {group}");
         let found = settings.to_string().chars().take(100).collect::<String>();
         Err(Defect::new(format!("config.json: `quantization.{path}`"), expected, found))
     }
 }
 
-/// Translates `blk.0.attn_q.weight` to `model.layers.0.self_attn.q_proj` and `weight`. The name of the sinks has no second part.
+/// Translates `blk.0.attn_q.weight` to `model.layers.0.self_attn.q_proj` and `weight`. In folders, the name of the sinks has no second part,
+/// and `None` is returned for it.
 fn folder_name(canonical: &str) -> (String, Option<&str>) {
     let (stem, kind) = canonical.rsplit_once('.').expect("canonical names have a dot");
     let (prefix, stem) = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {

@@ -1,8 +1,8 @@
 //! Compiles kernels while weights are uploaded.
 //!
-//! CubeCL compiles a kernel at its first launch, on the only thread that serves the device. Its other ways to compile would block the
-//! launches of all other engines in the process. But a launch that is captured for later replay compiles the kernel without running it. So
-//! the first passes that a model will need are captured before the weights have arrived, and the captures are discarded.
+//! CubeCL compiles a kernel at its first launch, on the one thread that serves a device. A launch that is captured for later replay compiles
+//! the kernel without running it, and the thread serves other engines between two launches. So the first passes that a model will need are
+//! captured before the weights have arrived, and the captures are discarded.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -54,7 +54,8 @@ impl WarmUp {
         WarmUp { forward, choices, passes }
     }
 
-    /// Runs `work`, which must not use CubeCL, and returns its result. Another thread compiles kernels until `work` has ended.
+    /// Runs `work` and returns its result. Another thread captures launches until `work` has ended, so `work` must not use CubeCL: its
+    /// launches would be captured too.
     pub fn compile_during<T>(self, work: impl FnOnce() -> T) -> (T, Compiled) {
         let enough = &AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -90,7 +91,7 @@ impl WarmUp {
     }
 
     /// Launches one operation after another, and stops when `next` returns `None`. The kernels of a decoding step and of a greedy draw come
-    /// first, because every first token needs them.
+    /// first, because they are the most likely to be needed.
     fn launch(&self, next: &dyn Fn() -> Option<()>) -> Option<()> {
         let WarmUp { forward, choices, passes: [decoding, prompt, short_prompt] } = self;
         self.launch_layers(*decoding, next)?;

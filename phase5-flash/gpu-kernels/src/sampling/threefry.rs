@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 /// Rotation distances of eight rounds; later rounds repeat them.
 const ROTATIONS: [u32; 8] = [13, 15, 26, 6, 17, 29, 16, 24];
 const ROUNDS: u32 = 20;
-/// Skein's constant, the parity of the key schedule.
+/// The constant of the Skein hash function that, XORed with both words of the seed, gives the third word of the key.
 const PARITY: u32 = 0x1BD1_1BDA;
 
 /// The random number in [0, 1) of the token at `position`.
@@ -29,6 +29,7 @@ pub(super) fn number(seed_low: u32, seed_high: u32, position: u32) -> f32 {
             y += keys[comptime![((group + 1) % 3) as usize]] + group;
         }
     }
+    // Times 2⁻²⁴.
     f32::cast_from(x >> 8u32) * f32::new(5.960_464_5e-8)
 }
 
