@@ -1,4 +1,4 @@
-//! A tensor as its file stores it: packed rows, a shape and a storage format.
+//! A tensor as its file stores it: a storage format, a shape, and weights in the file's layout.
 
 use std::ops::Range;
 
@@ -88,19 +88,21 @@ impl HostTensor {
         HostTensor { format, shape, storage: Storage::Columns(columns) }
     }
 
-    /// As [`HostTensor::packed_rows`], for MXFP4 with OpenAI's order of codes.
+    /// A tensor of MXFP4 rows, packed one after another in `data` with OpenAI's order of codes. The length of `data` must have been checked
+    /// against the shape.
     pub(crate) fn mxfp4_in_pairs(shape: Vec<usize>, data: Bytes) -> HostTensor {
         let stored = matrix_rows(&shape);
         let rows = Rows { data, in_pairs: true, stored, first: 0, step: 1 };
         HostTensor { format: Format::Mxfp4, shape, storage: Storage::Rows(rows) }
     }
 
-    /// Whether the tensor was made by [`HostTensor::mxfp4_in_pairs`].
+    /// Whether the tensor was made by [`HostTensor::mxfp4_in_pairs`], or selected from one that was.
     pub(crate) fn is_in_pairs(&self) -> bool {
         matches!(&self.storage, Storage::Rows(rows) if rows.in_pairs)
     }
 
-    /// A view of rows `first`, `first + step`, … of every matrix, as many as `shape` has.
+    /// A view of rows `first`, `first + step`, … of every matrix, as many as `shape` has. The tensor must not itself be such a view of only
+    /// some rows, which is not checked.
     ///
     /// # Panics
     /// If the tensor has planes or columns, which only safetensors files have, or has fewer rows.
@@ -163,8 +165,8 @@ impl HostTensor {
         self.packed_as(self.format, 0..self.rows())
     }
 
-    /// A range of rows, counted over all outer dimensions, packed in `format`: a view of the mapped file if the rows are stored like that,
-    /// otherwise a copy.
+    /// A range of existing rows, counted over all outer dimensions, packed in `format`: a view of the mapped file if the rows are stored
+    /// like that, otherwise a copy.
     ///
     /// # Panics
     /// If `format` differs from the tensor's format and cannot be encoded: see [`Format::encode`].
@@ -301,7 +303,7 @@ impl Columns {
 }
 
 impl Planes {
-    /// Assembles block `block` of row `row`. The order of nibbles and rows in safetensors files matters only here.
+    /// Assembles block `block` of row `row`. The order of nibbles in safetensors files matters only here.
     fn pack_block(&self, format: Format, row_len: usize, row: usize, block: usize, packed: &mut [u8]) {
         let blocks = row_len / format.block_len();
         let at = (self.first + row * self.step) * blocks + block;

@@ -1,5 +1,5 @@
-//! Damages valid files at random: opening them gives an error or a model, and never panics, hangs, or allocates more than 64 MB beyond the
-//! file's own size.
+//! Damages valid files at random: opening them gives an error, a model or a session, and never panics, takes 5 seconds, or allocates more
+//! than 64 MiB beyond the file's own size.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;

@@ -55,7 +55,7 @@ def contains(text: str, words: str) -> bool:
 
 @torch.no_grad()
 def perplexity(model: GptOss, items: list[dict], device: str) -> float:
-    """The perplexity of the expected final messages, including their end: exp of the mean loss per token."""
+    """The perplexity of the expected completions, including their control tokens: exp of the mean loss per token."""
     total, count = 0.0, 0
     for item in items:
         prompt = tokenizer.encode(item["prompt"])

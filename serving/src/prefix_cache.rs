@@ -127,7 +127,8 @@ impl PrefixCache {
         }
     }
 
-    /// Drops the least recently used sequence; false if none is left.
+    /// Drops the least recently used sequence; false if none is left. If it is useful and fewer than `MAX_SAVED` sequences were read from
+    /// the engine in this iteration, it is first queued for writing to disk, as far as the queue has room.
     pub fn evict_oldest(&mut self, engine: &mut dyn Engine) -> bool {
         let Some(oldest) = self.index.oldest() else { return false };
         if self.is_worth_saving(oldest) && self.saved < MAX_SAVED {
@@ -177,7 +178,7 @@ impl PrefixCache {
         self.disk.as_ref().is_some_and(Spill::is_busy)
     }
 
-    /// Starts reading the file that holds most of a prompt, if that is much more than the `cached` tokens.
+    /// Starts reading the file that holds most of a prompt, if that is at least `MIN_FILE_TOKENS` more than the `cached` tokens.
     pub fn read_from_disk(&mut self, prompt: &[u32], cached: usize) -> Option<FileId> {
         let disk = self.disk.as_mut().filter(|_| self.most > 0)?;
         let hit = disk.longest(prompt, self.rewind).filter(|hit| hit.length >= cached + MIN_FILE_TOKENS)?;
@@ -185,7 +186,8 @@ impl PrefixCache {
         Some(hit.sequence)
     }
 
-    /// Receives a file that was read. If it is useful and there is room, it is restored in the engine as sequence `number`.
+    /// Receives a file that was read. If no entry has exactly its tokens and there is room, it is restored in the engine as sequence
+    /// `number`.
     pub fn take_read(&mut self, engine: &mut dyn Engine, number: SequenceId) -> Option<FileId> {
         let (file, saved) = self.disk.as_mut()?.take_read()?;
         if let Some(saved) = saved {

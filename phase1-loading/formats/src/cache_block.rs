@@ -3,7 +3,7 @@
 //! The scale is an f16 with only bits 14 to 7 in use: five exponent bits and three mantissa bits. These eight bits are stored in the lowest
 //! bits of the block's first eight codes, bit i in code i. A reader multiplies all codes, unmodified, by the scale. A writer rounds each of
 //! the first eight codes to the nearest integer whose lowest bit is the scale's bit, an error of at most one step; the other codes have an
-//! error of at most half a step. With a separate scale the block would be larger than 32 bytes, half the size of 32 values in f16.
+//! error of at most half a step. With a separate scale the block would be larger than 32 bytes, which is half the size of 32 values in f16.
 
 use half::f16;
 

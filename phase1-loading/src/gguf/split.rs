@@ -14,8 +14,8 @@ const TENSORS: &str = "split.tensors.count";
 /// Opens a GGUF file and, if it is one of several, the others.
 ///
 /// # Errors
-/// As [`Gguf::open`]; or a file that is missing or cannot be read, more than 1,000 files, a file name or number that does not fit the
-/// others, a tensor that occurs twice, or a total number of tensors other than the first file states.
+/// As [`Gguf::open`], for each of the files; or more than 1,000 files, a file name or number that does not fit the others, a tensor that
+/// occurs in two files, a total number of tensors other than the first file states, or a `split.` key that is not a non-negative integer.
 pub fn open(path: &Path) -> Result<Gguf, LoadError> {
     let named = Gguf::open(path)?;
     let in_named = |defect: Defect| defect.in_file(&named.path);

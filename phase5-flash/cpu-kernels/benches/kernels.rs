@@ -9,7 +9,8 @@
 //! | `head` | the coarse copy of the head, from which greedy tokens are shortlisted |
 //! | `attn.scores` | one key/value head on each instruction set, and all full layers with several memory layouts of the cache and numbers of threads |
 //!
-//! Each product reads weights from another part of a buffer of 256 MiB, which is larger than the caches of most CPUs.
+//! Each product of the first two groups reads weights from another part of a buffer of 256 MiB, which is larger than the caches of most
+//! CPUs.
 
 use std::fmt::Debug;
 use std::hint::black_box;

@@ -1,4 +1,4 @@
-//! A device with its measured capabilities.
+//! A device, and which computing methods it supports.
 
 use formats::Storage;
 
@@ -18,10 +18,10 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Runs a kernel to find out what the device supports.
+    /// Finds out what the device supports; for pairs of 16-bit floats, which only some devices can have, with a trial kernel.
     ///
     /// # Errors
-    /// The device cannot run kernels.
+    /// The device cannot run the trial kernel.
     pub fn new(device: Device) -> Result<Gpu, Error> {
         let decode = probe::quickest_decode(&device)?;
         let matrix_units = MatrixUnits::of(&device);

@@ -209,7 +209,8 @@ pub(crate) fn packed_values(
     }
 }
 
-/// The MXFP4 scale that begins at the lowest bit of a word, for [`packed_f16_pair`]. It must be at most 2, so that it fits.
+/// The MXFP4 scale that begins at the lowest bit of a word, for [`packed_f16_pair`]. It must be at most 2, because the result, the
+/// scale times 2¹⁴, is an f16.
 #[cube]
 pub(crate) fn packed_f16_scale(word: u32) -> half::f16 {
     half::f16::cast_from(scale_value(word, Storage::Mxfp4) * f32::new(comptime![E2m1Decode::F16Pairs.factor()]))

@@ -22,7 +22,7 @@ pub(crate) fn plane_sums(
     }
 }
 
-/// The sum over all units of value `i` of `count`, after [`plane_sums`].
+/// The sum over all units of the value in column `i` of `shared: [planes, count]`, after [`plane_sums`].
 #[cube]
 pub(crate) fn total(shared: &Shared<[f32]>, i: u32, #[comptime] count: u32) -> f32 {
     let planes = CUBE_DIM.div_ceil(PLANE_DIM);

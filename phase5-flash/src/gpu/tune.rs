@@ -28,7 +28,7 @@ const GAIN: f64 = 0.98;
 const ROUNDING: f64 = 0.1;
 /// Tokens of a prompt that a step takes.
 const CHUNK: usize = 512;
-/// Positions at which attention is measured.
+/// Number of earlier positions in the cache when attention is measured; half the model's context if that is less.
 const DEPTH: usize = 4096;
 /// Number of rows at which [`Tuning::INPUTS_PER_READ`] and the layouts of tiles with fewer than 64 rows are measured.
 const SINGLE_ROWS: usize = 10;
@@ -43,7 +43,7 @@ const MAX_SINGLE_ROWS: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Tuned {
     pub tuning: Tuning,
-    /// Seconds per token of one sequence with the defaults, and with this tuning.
+    /// Seconds per token of one sequence with the defaults, and with the choices for products with one row, the first that are made.
     pub default_seconds: f64,
     pub seconds: f64,
 }

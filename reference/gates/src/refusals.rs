@@ -8,7 +8,8 @@ use phase2_forward::{Adjustment, BadRequest, Draw, Engine, EngineError, MAX_LOGP
 const UNKNOWN_TICKET: Ticket = Ticket(1_000_000);
 
 /// Sends invalid steps, lengths and tickets to an engine without sequences. The size of its vocabulary must not be a multiple of 32, so
-/// that the last word of a mask has unused bits. Returns the engine's refusals.
+/// that the last word of a mask has unused bits. Returns the messages of the refusals, except those for tickets collected too early or
+/// twice.
 ///
 /// # Panics
 /// If a request is not refused, is refused for another reason, or changes something.

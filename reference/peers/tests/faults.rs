@@ -98,7 +98,7 @@ fn worker_behaves_as_an_engine() {
     assert!(engine.snapshots().is_none());
 }
 
-/// Bad requests do not reach the worker, or the worker refuses them with the right error.
+/// The engine refuses bad requests itself: the script refuses none.
 #[test]
 fn bad_requests_are_refused() {
     for peer in Peer::ALL {

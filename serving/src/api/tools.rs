@@ -52,8 +52,8 @@ impl Toolbox {
     /// From a Chat Completions request.
     ///
     /// # Errors
-    /// `tools` is empty or has more than 1024 entries, a tool is not a valid function, two have the same name, or `choice` is invalid or
-    /// names a function that is not declared.
+    /// `tools` is empty or has more than 1024 entries, a tool is not a valid function, two have the same name, `choice` is invalid or names
+    /// a function that is not declared, or without `tools`, `choice` is given and neither `none` nor `auto`.
     pub fn of_chat(tools: Option<&[Tool]>, choice: Option<&Value>) -> Result<Toolbox, ApiError> {
         let Some(tools) = tools else { return Toolbox::build(None, choice) };
         let functions = tools.iter().enumerate().map(|(index, tool)| {
@@ -109,7 +109,7 @@ impl Toolbox {
     }
 }
 
-/// A `tool_choice` that is an object: one function, or several.
+/// A `tool_choice` that is an object: one function, or several allowed ones; functions that are not allowed are removed from `functions`.
 fn chosen(choice: Option<&Value>, functions: &mut Vec<Function>) -> Result<AnswerFormat, ApiError> {
     let choice = choice.unwrap_or(&Value::Null);
     // Chat Completions nests the name in `function`; Responses has it next to the type.
@@ -166,7 +166,7 @@ pub fn declared(at: &str, function: &ToolFunction) -> Result<Function, ApiError>
     Ok(Function { name: name.into(), description: function.description.clone(), parameters })
 }
 
-/// The effort of harmony for any name that clients send.
+/// Harmony's reasoning effort for a name that a client sent; medium if it sent none.
 ///
 /// # Errors
 /// The name is unknown.
@@ -185,7 +185,7 @@ pub fn effort(param: &str, name: Option<&str>) -> Result<ReasoningEffort, ApiErr
 /// `response_format` of Chat Completions, or `text.format` of Responses, which has the schema next to the type.
 ///
 /// # Errors
-/// The type is unknown, or the schema is missing.
+/// The type is unknown, or the schema is missing or not an object.
 pub fn response_format(param: &str, format: Option<&Value>) -> Result<AnswerFormat, ApiError> {
     let Some(format) = format.filter(|format| !format.is_null()) else { return Ok(AnswerFormat::Free) };
     match format["type"].as_str() {

@@ -13,10 +13,10 @@ use serving::worker::Options;
 use crate::http::{ResponseReader, Running, engine};
 use crate::shared_server::{CHAT, ask, endless, request, sent, shared_server, streamed_text};
 
-/// Number of concurrent streams that are abandoned.
+/// Number of concurrent streams that are abandoned, in each of three rounds.
 const LEFT: usize = 18;
 
-/// Clients that disconnect before, during and after every stage of a request.
+/// Clients that disconnect at different stages: while they send a request, while it waits, and while its answer is streamed.
 fn vanish(server: &Running) {
     let aborted = || server.metric("vllm:request_success_total", "finished_reason=\"abort\"");
     let before = aborted();
@@ -144,7 +144,7 @@ fn clients_that_stall_lose_their_connections() {
     let answer = rest(stalled);
     assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("did not arrive in time"), "{answer}");
 
-    // An answer of more megabytes than the system buffers.
+    // An answer that is larger than the system's buffers of a connection.
     let many = json!({ "content": "word ".repeat(500_000), "with_pieces": true }).to_string();
     let stalled = sent(&server, &request("/tokenize", many.as_bytes()));
     narrow(&stalled);

@@ -49,8 +49,8 @@ unsafe fn e2m1_doubled(p: *const u8) -> (__m128i, __m128i) {
     }
 }
 
-/// 256 times the doubled E2M1 values of 16 bytes, as 16-bit integers. Values 0 to 15 are those of the low nibbles, 16 to 31 those of the high
-/// ones. The first register has values 0 to 7 and 16 to 23, the second one the others.
+/// 256 times the doubled E2M1 values of 16 bytes, as 16-bit integers. Values 0 to 15 are those of the low nibbles, 16 to 31 those of the
+/// high ones. The first register has values 0 to 7 and 16 to 23, the second one the others.
 ///
 /// Interleaving bytes with zeros puts each byte in the upper half of 16 bits, which multiplies it by 256. This takes fewer instructions
 /// than sign extension.

@@ -1,7 +1,7 @@
 //! Vectors of 16 floats, and the operations that kernels use.
 //!
-//! A kernel is generic over [`Simd`] and inlined into a function that has the instruction set's features ([`crate::isa::Kernel`]). Nothing
-//! here may be called from code without these features, so everything is `unsafe`.
+//! A kernel is generic over [`Simd`] and inlined into a function that has the instruction set's features ([`crate::isa::Kernel`]). The
+//! operations must not be called from code without these features, so they are `unsafe`.
 #![allow(
     clippy::missing_safety_doc,
     reason = "one contract for all: the machine has the instructions, pointers are valid for all that is read or written"

@@ -41,7 +41,7 @@ impl Product<'_> {
     /// Launches the mat-vec kernel; with `norm`, the input is normed first.
     ///
     /// # Panics
-    /// If a buffer is too short, or the matrix is a stack.
+    /// If a buffer is too short, `inputs` is 0, or the matrix is a stack.
     pub fn launch_matvec(&self, gpu: &Gpu, norm: Option<InputNorm<'_>>, choice: MatvecChoice) {
         let Product { matrix, x, bias, out, add, inputs } = *self;
         self.check();

@@ -24,7 +24,7 @@ pub(super) const MIN_WEIGHT: u32 = 3;
 pub(super) const SEED: u32 = 4;
 /// Words for a row's sums of weights, one for each round, stripe and digit.
 pub const HISTOGRAM_WORDS: usize = (ROUNDS * STRIPES * DIGITS) as usize;
-/// Words for the results of a row's two searches.
+/// Words for a row's two searches, by number of tokens and by probability: two words of state after each round.
 pub const THRESHOLD_WORDS: usize = (2 * 2 * ROUNDS) as usize;
 
 /// The buffers of all kernels of a draw.
@@ -129,7 +129,8 @@ impl Candidates {
         }
     }
 
-    /// The weight of `token`: 1, or its probability relative to the most likely token's; 0 if it is not a candidate.
+    /// The weight of `token`: 1, or its probability relative to the most likely token's; 0 if it is not a candidate or if the weight is
+    /// below `least_weight`.
     pub fn weight(&self, logit: f32, token: u32, #[comptime] by_mass: bool) -> f32 {
         let rank = rank(logit);
         let within = rank > self.last_rank || (rank == self.last_rank && token <= self.last_token);
@@ -142,7 +143,8 @@ impl Candidates {
         select(counts && weight >= self.least_weight, weight, 0.0f32)
     }
 
-    /// The token at which the weights, summed in the order of the vocabulary, reach `limit`. `values` holds the sums of the stripes.
+    /// The token at which the weights, summed in the order of the vocabulary, reach `limit`; `u32::MAX` if all weights are 0. `values`
+    /// holds the sums of the stripes, and is overwritten.
     pub fn token_at(
         &self,
         args: &DrawArgs,

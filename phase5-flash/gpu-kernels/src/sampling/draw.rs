@@ -1,7 +1,8 @@
 //! Draws a token on the device: temperature, top-k, top-p, min-p and a [random number](super::threefry).
 //!
-//! Tokens are not sorted: [`threshold`](super::threshold) finds the last tokens that top-k and top-p keep, and the draw searches stripes,
-//! pieces and tokens in the same way. The draw takes three launches, each of the two searches nine more.
+//! Tokens are not sorted: [`threshold`](super::threshold) finds the last tokens that top-k and top-p keep. The draw then finds the token at
+//! which the cumulative weight of the kept tokens reaches a random limit: first its stripe of the vocabulary, then the piece of the stripe
+//! that one unit sums, then the token. The draw takes three launches, each of the two searches nine more.
 
 use cubecl::prelude::*;
 
@@ -83,6 +84,8 @@ pub struct Draw<'a> {
 }
 
 impl Draw<'_> {
+    /// Draws a token for every row. The slots in `rows` must be below the length of `drawn`, which is not checked.
+    ///
     /// # Panics
     /// If the vocabulary is empty or a buffer is too short.
     pub fn launch(&self, device: &Device) {
