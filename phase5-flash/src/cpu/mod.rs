@@ -1,8 +1,8 @@
 //! The CPU engine of phase 5. Its kernels read packed weights directly from the mapped file; matrices that the file stores in a layout or
 //! format without kernels are copied when the model is loaded.
 //!
-//! [`CpuEngine`] computes all sequences of a batch together: their new tokens form one matrix, so that every weight is read once per step.
-//! `forward.rs` is the forward pass, from top to bottom, and `experts.rs` the mixture of experts; the arithmetic is in the crate
+//! [`CpuEngine`] computes all sequences of a batch together: their new tokens form one matrix, so that a weight is read at most once per
+//! step. `forward.rs` is the forward pass, from top to bottom, and `experts.rs` the mixture of experts; the arithmetic is in the crate
 //! `cpu-kernels`.
 
 mod attention;
