@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes the seed corpus: the golden models, and short copies that contain little more than the headers, which the parsers read.
+# Writes the seed corpus: the golden models, and short copies that contain little more than the headers, which the parsers read; and
+# inputs for the targets of tokenizers, sessions and harmony.
 set -euo pipefail
 cd "$(dirname "$0")"
 goldens=../reference/goldens

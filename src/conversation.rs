@@ -87,8 +87,8 @@ impl<'a> Conversation<'a> {
     }
 
     /// Sends a user's message, or the result of the assistant's call, and adds the assistant's answer to the conversation. `on_event` is
-    /// called with every step, and can break to end the answer. If the engine can go back to where the prompt differs from the tokens that
-    /// it holds (for example where earlier reasoning is left out), only the rest is fed.
+    /// called as the prompt is computed and for every new token, and can break to end the answer. If the engine can go back to where the
+    /// prompt differs from the tokens that it holds (for example where earlier reasoning is left out), only the rest is fed.
     ///
     /// # Errors
     /// The message does not fit or the engine failed, and the message was removed again; or the file cannot be written.

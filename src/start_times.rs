@@ -1,4 +1,4 @@
-//! How long the stages of a start took: the tokenizer, the device, the weights, the kernels.
+//! How long the stages of the program's start took: the tokenizer, the device, the weights, the kernels.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ impl StartTimes {
         self.parts.push(Stage { name, time, bytes: None, count: None });
     }
 
-    /// Adds the stages of a GPU engine.
+    /// Adds the stages and parts of loading a GPU engine.
     pub fn add_gpu_load(&mut self, times: &LoadTimes) {
         let LoadTimes { probe, allocation, upload, warm_up_end, first_step, warm_up } = times;
         let bytes = Some(upload.bytes);

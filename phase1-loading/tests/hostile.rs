@@ -1,4 +1,5 @@
-//! Invalid files: each is refused with an error that names the file, the part, what was expected and what was found.
+//! Invalid files: inconsistent ones are refused with an error that names the file, the part, what was expected and what was found; a
+//! flipped bit never causes a panic.
 
 use std::io::Write;
 use std::path::PathBuf;

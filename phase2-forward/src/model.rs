@@ -247,7 +247,7 @@ struct Experts {
 }
 
 impl Experts {
-    /// Multiplies row i of `x` by the matrix of expert `chosen[i]`.
+    /// Multiplies row i of `x` by the matrix of expert `chosen[i]`, and adds the expert's bias.
     fn forward(&self, x: Tensor<2>, chosen: &Tensor<1, Int>) -> Tensor<2> {
         packed_matmul(x, &self.weight, chosen.clone()) + self.bias.clone().select(0, chosen.clone())
     }
@@ -262,8 +262,9 @@ impl GptOss {
         ModelNeeds { bytes, layers: checkpoint.config.layers() }
     }
 
-    /// Loads a checkpoint's weights onto a device. On the CPU the pages of the mapped file are used in place. On a GPU weights are
-    /// uploaded. On both, `progress` is called for each tensor with (bytes so far, total bytes).
+    /// Loads a checkpoint's weights onto a device. On the CPU the matrices stay in the mapped file, and vectors and biases are copied as
+    /// F32. On a GPU everything is uploaded except the embedding. On both, `progress` is called for each tensor with (bytes so far, total
+    /// bytes).
     ///
     /// # Errors
     /// A weight is invalid (see [`check_scales`]).

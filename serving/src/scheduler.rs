@@ -186,8 +186,8 @@ impl Scheduler {
         self.prefix_cache.save_all(engine, until);
     }
 
-    /// How long the next iteration can wait for a request without leaving the device idle. A request that is added until then takes part in
-    /// the next step. Zero if it would not be admitted, if a prompt waits for that step already, or if the time of a step is not known.
+    /// How long the next iteration can wait without leaving the device idle; a request added until then joins the next step. Zero unless
+    /// the only step in flight decodes; also if a request would not be admitted, a prompt waits already, or the time of a step is unknown.
     pub fn spare_time(&self, now: Instant) -> Duration {
         let is_open = self.running.len() < self.limits.running && self.waiting.is_empty();
         match self.flights.front() {

@@ -31,7 +31,9 @@ pub struct Statistics {
     pub ttft: Histogram,
     /// Time between two tokens of a request.
     pub inter_token: Histogram,
-    /// Time from arrival to the end. Not recorded for requests that failed, were cancelled, or ended before their computation began.
+    /// Time from arrival to the end, of requests that end while they run: by a stop token, their length, their deadline or an error of
+    /// their constraint. Not recorded for requests that were cancelled, failed in the engine, no longer fit in its cache, or ended while
+    /// they waited.
     pub request_time: Histogram,
 }
 

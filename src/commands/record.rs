@@ -1,4 +1,4 @@
-//! The origin of a record: all data that is needed to repeat the measurement.
+//! The origin of a record: when, where and with which command and model it was measured.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use phase4_profiling::machine;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-/// The date, machine, version and command of a measurement of `models`.
+/// The date, command, machine, operating system and program version of a measurement of `models`.
 pub fn origin(models: &[PathBuf]) -> Map<String, Value> {
     let fields = [
         ("date", now()),
@@ -60,7 +60,8 @@ fn command_of(arguments: impl Iterator<Item = String>, models: &[PathBuf]) -> St
     command
 }
 
-/// A word as a shell reads it: in quotes if it is empty or has spaces or quotes.
+/// A word of a shell command: in quotes if it is empty or has spaces or quotes. Other characters with a meaning for shells, such as `$` and
+/// `|`, are not quoted.
 fn quoted(word: String) -> String {
     match word.is_empty() || word.contains([' ', '\'', '"']) {
         true => format!("'{}'", word.replace('\'', r"'\''")),

@@ -34,7 +34,8 @@ type Queue = (wgpu::Device, wgpu::Queue);
 /// only the first call for an adapter uses it.
 ///
 /// # Errors
-/// The adapter does not provide a device (the text then comes from wgpu), or there is no software rasterizer any more.
+/// The adapter does not provide a device (the text then comes from wgpu), there is no software rasterizer any more, or CubeCL cannot
+/// register its runtime.
 pub(super) fn start(kind: &WgpuDeviceKind, tasks: usize) -> Result<(), String> {
     let device = WgpuDevice::new(kind.clone());
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,10 +12,10 @@ pub struct HostDraw {
 }
 
 impl HostDraw {
-    /// Draws the token at `position` of a sequence from the logits `[vocab]` of the token before it; `None` if a logit is NaN. On return
-    /// `logits` is adjusted and masked.
+    /// Draws the token at `position` of a sequence from the logits `[vocab]` of the token before it; `None` if a logit is NaN.
+    /// Otherwise `logits` is adjusted and masked on return.
     ///
-    /// If no logit is above -inf, the result is the lowest allowed token.
+    /// If no adjusted logit of an allowed token is above -inf, the result is the lowest allowed token.
     pub fn draw(&mut self, logits: &mut [f32], position: usize, draw: &Draw<'_>) -> Option<DrawnToken> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return None;

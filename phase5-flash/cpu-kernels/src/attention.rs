@@ -8,9 +8,10 @@
 //!
 //! A sink is a key without a value: the running softmax of a query head starts with the sink's logit as the maximum and 1 as the sum.
 //!
-//! The keys of a long sequence are split into shares of 1024 positions. Each share has its own maximum, sum and result, and only the first
-//! includes the sink; they are merged in order, so that threads may compute shares in any order. Share boundaries
-//! depend only on positions, so a query's result is bit-identical, whatever else is in the batch and however many threads compute it.
+//! In full layers the keys of a long sequence are split into shares of 1024 positions; a sliding window is one share. Each share has its
+//! own maximum, sum and result, and only the first includes the sink; they are merged in order, so that threads may compute shares in any
+//! order. Share boundaries depend only on positions, so a query's result is bit-identical, whatever else is in the batch and however many
+//! threads compute it.
 
 use crate::cache::{KeyBlock, POSITIONS, decode_keys, decode_values};
 use crate::isa::{Isa, Kernel};

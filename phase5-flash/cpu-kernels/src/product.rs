@@ -277,8 +277,8 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Adds a tile's sums to the output. Sums start at zero in each tile, because ten short sums have a smaller rounding error than one sum
-    /// of 2880 terms.
+    /// Adds a tile's sums to the output. Sums start at zero in each tile, because for 2880 columns ten sums of 288 terms have a smaller
+    /// rounding error than one sum of all terms.
     #[inline(always)]
     unsafe fn add<S: Simd, const N: usize>(self, sums: [[S::V; N]; 2]) {
         for (h, sums) in sums.into_iter().enumerate() {

@@ -53,7 +53,7 @@ proptest! {
         let dim = if format == CacheFormat::Q8_0 { dims * 32 } else { dims * 16 };
         let mut random = Random::new(seed);
         let total = start + count;
-        // Blocks that no query sees are dropped, and unused positions contain NaN.
+        // Up to two blocks that no query sees are dropped. Unused positions contain bytes of 0xff, which are NaN in F32 and F16.
         let dropped = dropped.min((start + 1).saturating_sub(window) / POSITIONS);
         let bytes = KeyBlock::bytes(format, dim);
         let mut blocks = vec![vec![0xff; bytes]; total.div_ceil(POSITIONS)];
@@ -98,7 +98,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(12)))]
 
-    /// Attention over keys in several shares is close to f64, and bit-identical whether a query is computed alone or with others, and
+    /// Attention over keys in up to four shares is close to f64, and bit-identical whether a query is computed alone or with others, and
     /// its shares in one call or one by one.
     #[test]
     fn merged_key_shares_equal_one_share(

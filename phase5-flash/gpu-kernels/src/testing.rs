@@ -118,7 +118,7 @@ pub struct TestCache {
 }
 
 impl TestCache {
-    /// `pages` pages for each of `sequences` sequences. Words that no kernel writes are NaN.
+    /// `pages` pages for each of `sequences` sequences. All bits of words that no kernel writes are ones: NaN in F32 and F16.
     pub fn new(
         device: &Device,
         random: &mut Random,

@@ -103,7 +103,7 @@ impl Upload {
     /// oldest copy.
     ///
     /// # Errors
-    /// Not enough memory, or the device was lost.
+    /// Not enough memory, or the device failed or was lost.
     pub(crate) fn writable(&mut self, bytes: usize) -> Result<wgpu::Buffer, Error> {
         if self.copying.len() == BUFFERS
             && let Some(oldest) = self.copying.pop_front()
@@ -162,7 +162,7 @@ impl Upload {
     /// Waits until all copies have ended, and returns how the time since [`Upload::new`] was spent.
     ///
     /// # Errors
-    /// The device was lost.
+    /// The device failed or was lost.
     pub fn finish(mut self) -> Result<UploadTimes, Error> {
         while let Some(oldest) = self.copying.pop_front() {
             self.wait(oldest)?;

@@ -101,8 +101,8 @@ impl Model {
     }
 }
 
-/// The matrices with their names: first those that every token reads, then those of the experts. The embedding, of which a token reads one
-/// row, is included only if it is stored in MXFP4.
+/// The matrices with their names: first those that every token reads, then those of the experts. The list is for `WeightCheck`, which
+/// checks scales and maps pages. The embedding, of which a token reads one row, is included only if it is stored in MXFP4.
 pub(super) fn in_order_of_use(checkpoint: &Checkpoint) -> Vec<(String, HostTensor)> {
     let of_layers = |parts: &[&str]| -> Vec<String> {
         let layers = 0..checkpoint.config.layers();

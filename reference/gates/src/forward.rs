@@ -22,7 +22,7 @@ pub fn run(case: &Case, device: &ComputeDevice, ramp: YarnRamp) -> Checks {
 }
 
 /// Compares the logits of one of the golden model folders with MLX's on the same folder. The folder named `hf` is also
-/// converted to GGUF in `scratch`, which must not change the logits.
+/// converted to GGUF in `scratch`, and the logits of that file are compared with the same limit.
 ///
 /// # Errors
 /// A folder or golden file cannot be read, or the GGUF file cannot be written.
@@ -46,7 +46,8 @@ pub fn run_folder(folder: &Folder, device: &ComputeDevice, ramp: YarnRamp, scrat
 }
 
 /// Feeds the golden tokens to an engine in one chunk and compares the results: embeddings, the residual stream, router logits and chosen
-/// experts of every layer, the logits, and the greedy choices from them. If the engine does not report an activation, its check fails.
+/// experts of every layer, the final norm, the logits, and the greedy choices from them. If the engine does not report an activation, its
+/// check fails.
 ///
 /// # Errors
 /// A golden file cannot be read, or the engine refuses the tokens.

@@ -1,4 +1,5 @@
-//! The HTTP API: OpenAI's Chat Completions, Completions and Responses, Ollama's chat and generate, and endpoints for operators.
+//! The HTTP API: OpenAI's Chat Completions, Completions and Responses, Ollama's chat and generate, lists of models, conversion between text
+//! and tokens, endpoints for operators, and the chat page.
 //!
 //! Each endpoint that generates text has the same three parts. The JSON of a request becomes [`Request`](crate::request::Request)s for the
 //! scheduler; their events go to an `Answer` (`runs.rs`), which writes chunks or a whole object; and a handler connects the two. The first

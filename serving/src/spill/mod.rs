@@ -1,7 +1,8 @@
 //! Stores on disk the sequences that do not fit into the prefix cache. They can also be used after a restart of the server.
 //!
 //! [`Spill`] keeps the list of files. Two threads read and write them, so that the engine's thread does not wait for the disk. At most
-//! `QUEUE_BYTES` and one sequence wait in memory to be written; one sequence at a time waits to be restored.
+//! `QUEUE_BYTES` and one sequence wait in memory to be written; one sequence waits to be restored, while the next one
+//! may be read.
 
 mod background;
 mod folder;
@@ -30,6 +31,7 @@ pub(crate) type FileId = index::FileId;
 const QUEUE_BYTES: u64 = 256 << 20;
 /// The most results of writes that wait to be recorded.
 const WRITTEN_WAITING: usize = 16;
+/// The most sequences that were read and wait to be restored.
 const READ_WAITING: usize = 1;
 
 /// A folder of sequences with a limited size. The least recently used files are deleted first.
@@ -242,7 +244,7 @@ impl Spill {
         self.wait(until, Spill::has_room)
     }
 
-    /// Waits until all writes are complete; false after the time limit.
+    /// Waits until all writes are complete, or discarded because the writer's thread has ended; false after the time limit.
     pub(crate) fn flush(&mut self, until: Instant) -> bool {
         self.wait(until, |spill| spill.writing.is_empty())
     }

@@ -1,4 +1,4 @@
-//! Abusive requests: each gets an error, and does not affect other clients.
+//! Abusive requests: each gets an error, gets a usual answer or loses its connection, and does not affect other clients.
 //!
 //! During each of them another client, the neighbour, streams answers; their text must equal that of an undisturbed stream. Afterwards no
 //! request runs, every page of the cache is free, and memory is near its earlier size. No test asserts a speed. Open files and memory are

@@ -1,5 +1,5 @@
-//! An engine whose next token is a hash of all tokens before it, so that texts do not depend on the batch. It counts pages as phase 5 does,
-//! saves and restores sequences, and panics or returns an error if its caller violates the contract.
+//! An engine whose next token is a hash of all tokens before it and of the draw's settings, so that texts do not depend on the batch. It
+//! counts pages as phase 5 does, saves and restores sequences, and panics or returns an error if its caller violates the contract.
 
 pub mod run;
 
@@ -162,7 +162,7 @@ pub fn request(prompt: &[u32], max_tokens: usize) -> Request {
     }
 }
 
-/// The tokens of a request that is alone on an engine.
+/// The generated tokens of a request that is alone on an engine, and why it ends.
 pub fn expected(request: &Request, context: usize) -> (Vec<u32>, Finish) {
     let mut sampler = Sampler::new(request.sampling.clone(), VOCAB).expect("valid parameters");
     sampler.observe_prompt(&request.prompt);

@@ -205,7 +205,7 @@ impl Measure<'_> {
         }
     }
 
-    /// The speed of steps in which `batch` sequences of `depth` tokens get `new` more each, from the seconds of each run.
+    /// The speed of steps in which `batch` sequences of `depth` tokens get `new` more each, from the seconds of a step in each run.
     fn summary(&self, depth: usize, batch: usize, new: usize, seconds: &[f64]) -> Value {
         let work = self.costs().step(batch, new, depth);
         let bytes = work.iter().map(|work| work.bytes).sum();

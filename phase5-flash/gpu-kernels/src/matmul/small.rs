@@ -4,9 +4,10 @@
 //! A cube handles 32 rows of a matrix, and eight or more units share the blocks of a row. Consecutive units have different rows and the
 //! same columns, so that the lanes of a plane read the same inputs from shared memory.
 //!
-//! History (H100, ten sequences of gpt-oss-20b, a whole step): each input separately 19 ms, this kernel 54 ms. With 64 inputs 49 ms, where
-//! tiles took 159 ms. So passes with very few inputs use the mat-vec kernels. A variant on matrix units, with inputs as sums of two 16-bit
-//! floats and 16 rows per tile, took 23.4 ms for ten sequences, and separate inputs 11.4 ms. It is not used.
+//! History (H100, ten sequences of gpt-oss-20b, a whole step): each input separately 19 ms, this kernel 54 ms. With 64 inputs this
+//! kernel took 49 ms, and tiles 159 ms. So passes with very few inputs use the mat-vec kernels. A variant on matrix units, with inputs as
+//! sums of two 16-bit floats and 16 rows per tile, took 23.4 ms for ten sequences, when each input separately took 11.4 ms. The variant is
+//! not used.
 
 use cubecl::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ pub struct RowSplit {
 }
 
 impl RowSplit {
-    /// The splits that fit the shared memory of every device.
+    /// The splits that are worth measuring. More shares or more blocks ahead would need more shared memory.
     pub const ALL: [RowSplit; 3] = [
         RowSplit { shares: SMALL_BATCH, ahead: 1 },
         RowSplit { shares: SMALL_BATCH, ahead: 2 },

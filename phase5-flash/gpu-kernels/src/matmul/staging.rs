@@ -1,4 +1,5 @@
-//! Copies weights and inputs of a [fragments](super::fragments) tile to registers, and from there to shared memory as 16-bit floats.
+//! Copies weights and inputs of a [fragments](super::fragments) tile to registers, and from there to shared memory: as 16-bit floats or,
+//! in tests that emulate matrix units, as f32.
 
 use cubecl::prelude::*;
 

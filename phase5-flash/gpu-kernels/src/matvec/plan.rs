@@ -57,7 +57,7 @@ pub struct MatvecChoice {
 pub struct RowTile {
     /// Rows that a lane processes at once: 1, 2, or a multiple of 4. The codes of the next rows are loaded meanwhile.
     pub(crate) rows: u32,
-    /// Number of iterations.
+    /// Number of iterations of a cube, each over the next `rows` rows.
     pub(crate) steps: u32,
 }
 

@@ -270,7 +270,7 @@ impl Plan {
     }
 }
 
-/// `format` is `json` or a JSON schema.
+/// `format` is `json` or a JSON schema. If it is absent, null or an empty string, the answer is free.
 fn form(format: Option<&Value>) -> Result<AnswerFormat, ApiError> {
     match format {
         None | Some(Value::Null) => Ok(AnswerFormat::Free),
