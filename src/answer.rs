@@ -70,8 +70,8 @@ pub fn conversation_start(
 }
 
 /// Generates one turn after `prompt` and parses it. `history` is the tokens that the engine holds before the prompt. Stop strings apply
-/// only to visible text. `on_event` is called with every step, and can break to end the answer. All tokens but the
-/// last generated one stay in the engine.
+/// only to visible text. `on_event` is called at least once for every chunk of the prompt and every generated token, and can break to end
+/// the answer. All tokens but the last generated one stay in the engine.
 pub fn answer(
     engine: &mut dyn Engine,
     harmony: &Harmony<'_>,

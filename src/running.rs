@@ -21,7 +21,7 @@ impl Running {
     }
 
     /// Peak resident memory including mapped file pages: of this process since the last call, or of a peer since its start. `None` if the
-    /// platform does not report it.
+    /// platform or the peer does not report it.
     pub fn take_peak_resident_bytes(&mut self) -> Option<u64> {
         match self {
             Running::Ours(_) => process::take_peak_resident_bytes(),

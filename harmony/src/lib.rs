@@ -4,7 +4,7 @@
 //! parser never fails: all text ends up in a message, with the channel that the model gave it, or is quoted in a warning.
 //!
 //! Format: <https://cookbook.openai.com/articles/openai-harmony>. Rendering equals the `openai-harmony` package token for token,
-//! except where [`DeveloperPrompt`] says otherwise. This crate never runs a model.
+//! except where [`DeveloperPrompt`] and [`Harmony::render_conversation`] say otherwise. This crate never runs a model.
 
 mod builtin;
 mod control;

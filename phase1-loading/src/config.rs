@@ -105,12 +105,12 @@ impl GptOssConfig {
     }
 }
 
-/// The names that a file has for those dimensions that are checked against each other.
+/// The names that a file has for the dimensions that [`GptOssConfig::check`] can refuse.
 struct Names {
     kv_heads: &'static str,
     head_dim: &'static str,
     experts_per_token: &'static str,
 }
 
-/// The largest accepted dimension. It is small enough that the product of a few dimensions does not overflow.
+/// The largest accepted dimension. It is small enough that the product of two dimensions does not overflow 64 bits.
 const MAX_SIZE: u64 = 1 << 24;

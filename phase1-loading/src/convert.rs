@@ -19,17 +19,17 @@ use crate::tensor::HostTensor;
 /// Bytes of a tensor that are read, packed and written at a time.
 const PIECE: usize = 32 << 20;
 
-/// Writes `from` as a GGUF file at `to`, under a temporary name until it is complete. `progress` is called with (bytes written, total
-/// bytes).
+/// Writes `from` as a GGUF file at `to`, under a temporary name until it is complete. `progress` is called with the bytes of tensors that
+/// are written and their total, without the header.
 ///
-/// Experts in a format that GGUF has are copied bit for bit. Vectors and the router become F32, as in every GGUF file. All other matrices
-/// are stored as `rest`; if that is `None`, they keep their format, or become F32 without loss if GGUF lacks that format.
+/// Experts in a format that GGUF has are copied bit for bit. Vectors and the router become F32, as GGUF files usually store them. All other
+/// matrices are stored as `rest`; if that is `None`, they keep their format, or become F32 without loss if GGUF lacks that format.
 ///
 /// GGUF has no key for YaRN's ramp: a file that was written opens with [`crate::YarnRamp::Exact`].
 ///
 /// # Errors
-/// The vocabulary cannot be read, an MXFP4 scale byte is 255, a row is not a whole number of blocks of `rest`, a value is too large for
-/// `rest`, or the file cannot be written.
+/// The vocabulary cannot be read, an MXFP4 scale byte is 255, a row is not a whole number of blocks of `rest`, a value in F16 or a scale in
+/// Q8_0 would become infinite or NaN, or the file cannot be written.
 pub fn convert(
     from: &Checkpoint,
     to: &Path,

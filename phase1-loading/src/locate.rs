@@ -46,7 +46,8 @@ impl Places {
 /// with one GGUF file. A path that does not exist is returned unchanged.
 ///
 /// # Errors
-/// The name is invalid, the program has no model of that name, or the folder contains several models.
+/// The name is invalid, the program has no model of that name, the folder contains several models, a repository of Hugging Face's cache has
+/// no revision or several of which `refs/main` names none, Ollama's manifest or blob is invalid or missing, or a folder cannot be read.
 pub fn locate(name: &Path) -> Result<PathBuf, LoadError> {
     locate_in(name, &Places::of_this_machine())
 }
@@ -116,7 +117,8 @@ fn existing(places: &[PathBuf], path: &str) -> Option<PathBuf> {
     places.iter().map(|place| place.join(path)).find(|path| path.exists())
 }
 
-/// The model inside a folder, if the folder is not a model itself. A path that is not a folder is returned unchanged.
+/// The model inside a folder, if the folder is not a model itself. A path that is not a folder, or a folder without a model, is returned
+/// unchanged.
 fn inside(path: &Path) -> Result<PathBuf, LoadError> {
     if !path.is_dir() || path.join("config.json").exists() {
         return Ok(path.to_owned());
@@ -140,7 +142,8 @@ fn inside(path: &Path) -> Result<PathBuf, LoadError> {
     }
 }
 
-/// The downloaded revision of a repository in Hugging Face's cache: the one that `refs/main` names, or the only one.
+/// The downloaded revision of a repository in Hugging Face's cache: the one that `refs/main` names, or the only one. `None` if the folder
+/// is not such a repository.
 fn snapshot(repository: &Path) -> Result<Option<PathBuf>, LoadError> {
     let snapshots = repository.join("snapshots");
     if !snapshots.is_dir() {

@@ -25,7 +25,7 @@ pub struct TensorSpec {
     pub role: TensorRole,
 }
 
-/// Every tensor of a model with this configuration, in the order in which files store them.
+/// Every tensor of a model with this configuration, in the order in which `convert` and the crate `synthetic` write them.
 pub fn tensor_specs(config: &GptOssConfig) -> Vec<TensorSpec> {
     let (hidden, width, experts) = (config.hidden, config.expert_width, config.experts);
     let q = config.heads * config.head_dim;

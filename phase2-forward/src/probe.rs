@@ -76,8 +76,8 @@ pub struct Span {
     pub tokens: usize,
     /// Number of sequences. Costs are computed as if each had the same number of rows.
     pub sequences: usize,
-    /// Number of keys of a sequence in this layer: on a GPU in phase 5 those that its new tokens attend to together, on the CPU in phase 5
-    /// those that its last token attends to, in phases 2 and 3 all that attention reads, masked ones included. 0 for operations other than
+    /// Number of keys of a sequence in this layer. In phase 5 those that its new tokens attend to together: of the step's last sequence on
+    /// the CPU, of the longest one on a GPU. In phases 2 and 3 all that attention reads, masked ones included. 0 for operations other than
     /// attention and the append to the cache.
     pub keys: usize,
 }

@@ -1,4 +1,4 @@
-//! Tests of the contract of [`Engine`], on phase 2's engine.
+//! Tests of the contract of [`Engine`], on phase 2's engine; of a damaged scale at loading; and of YaRN's frequencies.
 
 use gptoss_reference::{Case, Check, Limit};
 use phase1_loading::{Checkpoint, Format, HostTensor, RopeConfig, YarnRamp};

@@ -25,7 +25,7 @@ pub enum PeersAction {
         #[arg(long, value_name = "F", default_value = "python3")]
         python: PathBuf,
     },
-    /// Show which peers are installed, and in which versions.
+    /// Show which peers are installed, with their Python and the pinned versions of their packages.
     List {
         #[arg(long)]
         json: bool,

@@ -36,7 +36,7 @@ pub fn run(args: &Generate) -> Result<ExitCode> {
         true => answer(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
         false => continuation(args, text, &checkpoint, &tokenizer, &mut loaded, start)?,
     };
-    // The prompt's encoding, and a session file.
+    // The stage `prompt` encodes the prompt, and reads the session file if there is one.
     loaded.times.add("prompt", reply.load_time.saturating_sub(started));
     loaded.times.add("first token", reply.generated.time_to_first_token);
     if args.json {

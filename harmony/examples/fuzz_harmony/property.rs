@@ -1,5 +1,6 @@
-//! The property that the parser must have for any stream of tokens: it never panics, and it loses no byte: each is part of a message, of a
-//! header or of a warning, or is white space between messages. Shared by the example `fuzz_harmony` and the fuzz target `harmony`.
+//! The property that the parser must have for any stream of tokens: it never panics, and up to a stop string it loses no byte: each is part
+//! of a message, of a header or of a warning, or is white space between messages. Shared by the example `fuzz_harmony` and the fuzz target
+//! `harmony`.
 
 use std::collections::BTreeMap;
 use std::mem::take;

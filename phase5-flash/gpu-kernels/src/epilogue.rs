@@ -25,7 +25,7 @@ pub(crate) struct Epilogue {
     pub gated: bool,
 }
 
-/// Writes the sum of output `column` to index `at`.
+/// Writes one sum to index `at`, after adding bias number `column` and the previous output, as `epilogue` asks. `gated` has no effect here.
 #[cube]
 pub(crate) fn store_one(
     out: &mut [f32],

@@ -1,5 +1,5 @@
 //! A stress test of the trait `Engine`, for any engine: requests start, end, fork, go back, move to other sequences, are cancelled, run out
-//! of pages and start again, and each gets the same tokens as when it runs alone.
+//! of pages and start again, and each that is not cancelled gets the same tokens as when it runs alone, apart from ties within rounding.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::AddAssign;
@@ -194,8 +194,8 @@ fn pick(numbers: &[usize], random: &mut Random) -> Option<usize> {
     (!numbers.is_empty()).then(|| random.of(numbers))
 }
 
-/// Whether an event happens in this round: with the probability 1 / `rounds`, and always until it has happened once, so that every run
-/// contains it.
+/// Whether an event is tried in this round: with the probability 1 / `rounds`, and always until it has happened once, so that every run in
+/// which it is possible contains it.
 fn is_due(happened: usize, rounds: usize, random: &mut Random) -> bool {
     happened == 0 || random.below(rounds) == 0
 }
@@ -214,7 +214,7 @@ fn earlier(engine: &dyn Engine, running: &Running, random: &mut Random) -> Optio
     (length == held || running.longest.max(held) - length <= rewind).then_some(length)
 }
 
-/// Runs `count` random requests concurrently on one engine, and each again alone on another.
+/// Runs `count` random requests and forks of them concurrently on one engine, and each completed one again alone on another.
 ///
 /// # Panics
 /// If a request gets a wrong token or does not end, the engine fails, pages are not free at the end, or every request was cancelled.

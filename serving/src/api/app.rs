@@ -74,7 +74,8 @@ pub struct Model {
     pub grammars: Grammars,
     /// The names that clients may request. The first is used if a request has no name.
     pub names: Vec<String>,
-    /// Identifies model and settings; a seed gives the same text only with the same fingerprint.
+    /// Identifies the model: made from a hash of its configuration and of a part of its weights. A seed gives the same text only with the
+    /// same fingerprint.
     pub fingerprint: String,
     /// Bytes of the weights.
     pub bytes: u64,

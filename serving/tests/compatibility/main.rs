@@ -144,7 +144,7 @@ struct Course {
     text: String,
 }
 
-/// The message of a streamed chat, joined as clients join it. Ids and names are concatenated too, so the server may send them only once.
+/// The message of a streamed chat, joined as clients join it. Ids and names are concatenated too, so the server must not repeat them.
 fn joined(answer: &Answer) -> Value {
     assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
     let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::<[String; 3]>::new());

@@ -96,7 +96,7 @@ fn choices(frame: &Value) -> impl Iterator<Item = &Value> {
 /// deltas, each is closed with its joined deltas, and the final response has exactly these items.
 ///
 /// # Errors
-/// The first event that is not allowed at its place.
+/// The first event that is not allowed at its place, or a stream of fewer than three events.
 pub fn responses(whole: &Value) -> Result<(), String> {
     let data = whole["data"].as_array().ok_or("no data")?;
     let mut items = Items::default();

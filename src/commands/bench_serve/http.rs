@@ -148,7 +148,7 @@ impl Response {
     /// The next line without its line break; `None` after the last one.
     ///
     /// # Errors
-    /// The connection is interrupted.
+    /// The connection is interrupted, or the body is not UTF-8 or not in valid chunks.
     pub fn line(&mut self) -> Result<Option<String>, Failure> {
         let mut line = String::new();
         match self.body.read_line(&mut line)? {
@@ -157,10 +157,10 @@ impl Response {
         }
     }
 
-    /// The whole body.
+    /// The whole body, parsed as JSON.
     ///
     /// # Errors
-    /// The connection is interrupted, or the body is not JSON.
+    /// The connection is interrupted, or the body is not JSON or not in valid chunks.
     pub fn json(mut self) -> Result<Value, Failure> {
         let mut text = String::new();
         self.body.read_to_string(&mut text)?;

@@ -33,7 +33,7 @@ pub fn text(args: &BenchServe, target: &Target, model: &str, workload: &str, res
     format!("{content:#}\n")
 }
 
-/// The name and version of a server; null if it does not report them.
+/// The name and version of a server; each is null if the server does not report it.
 fn server(target: &Target) -> Value {
     let text = |path: &str, at: &str| Some(target.get(path).ok()?.pointer(at)?.as_str()?.to_owned());
     let name = text("/v1/models", "/data/0/owned_by");

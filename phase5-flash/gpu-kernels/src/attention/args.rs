@@ -73,7 +73,8 @@ impl Attention<'_> {
     /// Checks everything except the queries.
     ///
     /// # Panics
-    /// If a buffer is too short, `splits` or `reach` is 0, or no kernel supports the shape of the heads.
+    /// If a buffer is too short, `splits` or `reach` is 0, the page table has no columns, the cache's `ring_pages` is 0, or no kernel
+    /// supports the shape of the heads.
     #[track_caller]
     pub(super) fn check(&self) {
         let Attention { heads, splits, inputs, .. } = *self;
@@ -107,7 +108,7 @@ impl Attention<'_> {
     }
 
     /// # Panics
-    /// As [`Attention::check`], or if there are too few tiles.
+    /// As [`Attention::check`] and [`Attention::check_queries`], or if there are too few tiles.
     #[track_caller]
     pub(super) fn check_tiled(&self, tiles: &Buffer, count: usize) {
         self.check();

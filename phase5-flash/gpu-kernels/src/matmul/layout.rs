@@ -44,7 +44,8 @@ impl PlaneLayout {
         within(planes, 8) && within(splits, planes) && within(squares, 2) && within(step, 2) && within(steps, 4)
     }
 
-    /// The layout nearest to this one that fits the shared memory and units of a device's cubes, in tiles of `rows` rows.
+    /// The layout nearest to this one that fits the shared memory and units of a device's cubes, in tiles of `rows` rows; `None` if none
+    /// fits. The fewest planes that give each row of a tile a unit are not compared with the device's units.
     ///
     /// # Panics
     /// If the layout is not [possible](PlaneLayout::is_possible).
