@@ -47,7 +47,7 @@ def alternating(layers: int) -> tuple[bool, ...]:
 
 
 CASES = (
-    # The public file's types and layer order; the prompt is longer than the window.
+    # The number formats and the order of sliding and full layers of the public GGUF file of gpt-oss; the prompt is longer than the window.
     Case(
         name="even",
         shape=Shape(

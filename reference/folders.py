@@ -177,13 +177,13 @@ def tokenizer() -> dict:
 
 
 def write_hf(folder: Path, tensors: dict[str, Packed]) -> None:
-    """Writes two shards and an index, as large checkpoints have."""
+    """Writes two shards and an index, as large checkpoints have, the configuration and the tokenizer."""
     folder.mkdir(parents=True)
     named = hf_tensors(tensors)
     shards = {"model-00001-of-00002.safetensors": {}, "model-00002-of-00002.safetensors": {}}
     weight_map = {}
     for name, tensor in named.items():
-        # Scales and blocks of one matrix are in different files on purpose, except in layer 2.
+        # Scales and blocks of one matrix are in different files, except in layer 2, so that readers cannot expect both in one.
         file = list(shards)[name.endswith("_scales") or ".layers.2." in name]
         shards[file][name], weight_map[name] = tensor, file
     for file, part in shards.items():

@@ -30,7 +30,7 @@ impl Drop for Server {
     }
 }
 
-/// The command that starts a server, without the folder. The date is fixed, because prompts contain it.
+/// The command that starts a server with the arguments `rest`. The date is fixed, because prompts contain it.
 fn command(rest: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gptoss"));
     command.args(["serve", "--device", "cpu", "--exact", "--port", "0", "--date", "2026-01-01"]);
@@ -78,7 +78,7 @@ impl Server {
         self.log.lock().expect("not poisoned").clone()
     }
 
-    /// The body of an answer; `None` if the server is gone.
+    /// The body of an answer; `None` if the server is gone or the status is not 200.
     fn send(&self, method: &str, path: &str, body: &str) -> Option<String> {
         let mut stream = TcpStream::connect(&self.address).ok()?;
         stream.set_read_timeout(Some(TIMEOUT)).ok()?;
@@ -91,7 +91,7 @@ impl Server {
         head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
     }
 
-    /// A turn of a chat; `None` if the server is gone.
+    /// A turn of a chat; `None` as in [`Server::send`].
     fn try_ask(&self, messages: &[Value]) -> Option<Answer> {
         let body = json!({ "model": "gptoss-tiny", "messages": messages, "temperature": 0, "max_tokens": 120 });
         let answer: Value =

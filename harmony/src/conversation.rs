@@ -13,7 +13,7 @@ impl Harmony<'_> {
     /// Parses a rendered conversation and the model's continuation. The last message may be incomplete.
     ///
     /// # Errors
-    /// The tokens do not begin with a message.
+    /// The tokens do not begin with `<|start|>`.
     pub fn parse_conversation(&self, tokens: &[u32]) -> Result<Vec<Message>, NotAConversation> {
         let rest = tokens.strip_prefix(&[self.control.id(Control::Start)]).ok_or(NotAConversation)?;
         let mut parser = Parser::of_conversation(*self);

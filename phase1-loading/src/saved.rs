@@ -64,7 +64,7 @@ impl SessionHeader {
     /// checks these too.
     ///
     /// # Errors
-    /// The file cannot be read, is not a session file, has a damaged header, or has another length than the header describes.
+    /// The file cannot be read, is not a session file, has another version, a damaged header, or another length than the header describes.
     pub fn open(path: &Path) -> Result<SessionHeader, LoadError> {
         let file = map(path, "a session file")?;
         let (saved, _) = SavedSession::with_unchecked_items(&file).map_err(|defect| defect.in_file(path))?;
@@ -76,7 +76,7 @@ impl SavedSession {
     /// Maps and checks a session file.
     ///
     /// # Errors
-    /// The file cannot be read, is not a session file, or is damaged.
+    /// The file cannot be read, is not a session file, has another version, or is damaged.
     pub fn open(path: &Path) -> Result<SavedSession, LoadError> {
         Self::from_bytes(path, map(path, "a session file")?)
     }

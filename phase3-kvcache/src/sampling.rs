@@ -12,9 +12,9 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     pub sampling: Sampling,
-    /// For every token of the prompt and of the generated text, divides `l_i` if it is
-    /// positive and multiplies it otherwise (CTRL, Keskar et al., 2019, arXiv:1909.05858,
-    /// with the sign rule of Hugging Face); 1 is off.
+    /// For every token `i` of the prompt and of the generated text, divides its logit `l_i` by
+    /// this number if `l_i` is positive, and multiplies it otherwise (CTRL, Keskar et al., 2019,
+    /// arXiv:1909.05858, with the sign rule of Hugging Face); 1 is off.
     pub repetition_penalty: f32,
     /// `l_i - [c_i > 0] · presence_penalty`, with `c_i` the times that token `i` was
     /// generated, prompt excluded (OpenAI API reference); 0 is off.
@@ -52,7 +52,7 @@ pub enum SamplingError {
 }
 
 impl SamplingParams {
-    /// Checks every parameter against its range, and biased tokens against `vocab`.
+    /// Checks every parameter that has a limited range, and biased tokens against `vocab`.
     ///
     /// # Errors
     /// The first parameter that is out of range.

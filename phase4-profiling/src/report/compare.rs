@@ -41,7 +41,7 @@ pub struct Change {
     pub before: Option<f64>,
     pub after: Option<f64>,
     pub change: f64,
-    /// After over before.
+    /// After over before; `None` if one is missing or the ratio is not finite.
     pub ratio: Option<f64>,
     /// This change as a share of the sum of the magnitudes of all changes, with its sign.
     pub share: f64,

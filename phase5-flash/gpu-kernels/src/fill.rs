@@ -15,7 +15,7 @@ use crate::matrix::{Matrix, ROW_GROUP, scale_words, vectors};
 use crate::pack::pack_row;
 use crate::upload::{Region, Upload};
 
-/// Bytes that a thread packs at a time.
+/// Bytes that a thread packs at a time, approximately, because it packs an even number of groups of rows.
 const RUN: usize = 128 << 10;
 
 /// A matrix whose values are still to be written.

@@ -1,7 +1,7 @@
 //! The forward pass of a step, top to bottom.
 //!
-//! Shapes are as in phase 2, with the new tokens of all sequences as one matrix `[tokens, hidden]`. A product is split into tasks of 32
-//! weight rows for the threads of the pool.
+//! Shapes are as in phase 2, with the new tokens of all sequences as one matrix `[tokens, hidden]`. A product, except the router's, is
+//! split into tasks of 32 weight rows for the threads of the pool.
 
 use cpu_kernels::{
     Isa, PackedRows, Panel, PanelFormat, Pool, SMALL_BATCH, Shared, TILE, multiply_panel, multiply_prepared,

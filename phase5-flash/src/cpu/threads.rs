@@ -1,12 +1,13 @@
-//! The number of threads: one per physical core that this process may use.
+//! The number of threads: by default one per physical core that this process may use.
 
 use std::collections::HashSet;
 use std::fs;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-/// The number of threads to start: `wanted`, or by default one per physical core, but not more than the process has processors. Threads
-/// spin while they wait for each other, so that more threads would slow each other down.
+/// The number of threads to start: `wanted`, or by default one per physical core (one per processor if the system does not report cores),
+/// but not more than the process has processors. Threads spin while they wait for each other, so that more threads would slow each other
+/// down.
 pub(super) fn count(wanted: Option<usize>) -> usize {
     let processors = available_parallelism().map_or(1, NonZero::get);
     let allowed = fs::read_to_string("/proc/self/status").ok().and_then(|status| allowed_processors(&status));

@@ -54,8 +54,8 @@ impl WarmUp {
         WarmUp { forward, choices, passes }
     }
 
-    /// Runs `work` and returns its result. Another thread captures launches until `work` has ended, so `work` must not use CubeCL: its
-    /// launches would be captured too.
+    /// Runs `work` and returns its result. Another thread captures launches until all are compiled or `work` has ended, so `work` must not
+    /// use CubeCL: its launches would be captured too.
     pub fn compile_during<T>(self, work: impl FnOnce() -> T) -> (T, Compiled) {
         let enough = &AtomicBool::new(false);
         std::thread::scope(|scope| {

@@ -49,6 +49,6 @@ fn bad_requests_are_refused() {
     let options = Options { exact: true, ..Options::default() };
     let mut engine = GpuEngine::load(&checkpoint, &gpu, options, &mut |_, _| ()).expect("loads");
     let sentences = refuse_all(&mut engine);
-    // The number of tokens per step is the only limit that the CPU's engines do not have.
+    // The CPU's engines do not limit the number of tokens per step, so their refusals do not include this one.
     assert!(sentences.iter().any(|sentence| sentence.contains("this engine takes at most")), "{sentences:#?}");
 }

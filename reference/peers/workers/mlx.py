@@ -120,7 +120,7 @@ def exact_wavelengths(config):
 
 
 def choose_device(wanted):
-    """The device's name: `cpu` or `gpu`."""
+    """Sets MLX's default device, and returns its name: `cpu` or `gpu`."""
     has_gpu = mx.metal.is_available() or getattr(mx, "cuda", None) is not None and mx.cuda.is_available()
     if wanted == "gpu" and not has_gpu:
         raise Unsupported("MLX finds no GPU here; use --device cpu")

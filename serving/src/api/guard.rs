@@ -20,7 +20,7 @@ use super::record::Record;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// Passes a request on, or answers it with an error. In both cases the response has the request's id.
+/// Passes a request on, answers a CORS preflight request, or refuses the request with an error. The response always has the request's id.
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let headers = request.headers();

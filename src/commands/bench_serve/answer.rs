@@ -52,7 +52,7 @@ impl Answer {
     /// Requests a stream and reads it to its end.
     ///
     /// # Errors
-    /// The server refuses the request, or the stream is interrupted or contains an error.
+    /// The server refuses the request, or the stream is interrupted, or contains an error or an event that is not JSON.
     pub fn stream(target: &Target, path: &str, body: &Value) -> Result<Answer, Failure> {
         Answer::stream_while(target, path, body, |_| true)
     }

@@ -27,8 +27,9 @@
 //!
 //! Splitting the columns of q, k and v among 4 planes takes 31 µs for 12 rows, where tiles of 64 rows took 56.
 //!
-//! Several sequences (H200, tokens/s in total, a whole step, version 7 and this one): 10 sequences 1,125 and 1,259, 24 1,196 and 1,704, 32
-//! 1,552 and 2,290, 64 3,064 and 3,773. Experts of fewer than 24 rows are faster row by row.
+//! Several sequences (H200, tokens/s in total, a whole step; version 7, then version 8): 10 sequences 1,125, then 1,259; 24 sequences 1,196,
+//! then 1,704; 32 sequences 1,552, then 2,290; 64 sequences 3,064, then 3,773. In steps of fewer than 24 rows, experts are faster row by
+//! row.
 
 use cubecl::cmma::{MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;

@@ -96,7 +96,8 @@ fn thought(content: Option<Content>) -> String {
     }
 }
 
-/// The items as `/v1/responses/{id}/input_items` lists them: each with a type and an id, and the content of messages as parts.
+/// The items as `/v1/responses/{id}/input_items` lists them: each with a type and an id, and messages with a status and their content as
+/// parts.
 pub fn listed(items: &[Value]) -> Vec<Value> {
     let listed = items.iter().map(|item| {
         let mut item = item.clone();

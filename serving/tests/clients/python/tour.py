@@ -1,6 +1,7 @@
 """Common uses of the `openai` package with a gptoss server: `tour.py http://127.0.0.1:8080`.
 
-The client runs in strict mode: it validates every answer, and every event of a stream, against its types.
+The client runs in strict mode, except for streams of the Completions API: it validates every answer, and every event of a stream, against
+its types.
 """
 
 import asyncio
