@@ -14,7 +14,7 @@ const MIN_SPLIT: usize = 2 * PAGE;
 /// Factor of `attention_cubes` for tiles. At a large depth, the cubes of a prompt take a long and nearly equal time. With several times as
 /// many cubes as run at once, the time at the end in which the device is partly idle is a small share of the total.
 const TILE_OVERSUBSCRIPTION: usize = 8;
-/// The fewest keys of a split, if tiles are split further than by [`splits`]: with 16 tiles of keys, the cost of merging is negligible.
+/// The fewest keys of a split, if tiles are split further than by [`splits`]: with this many keys, the cost of merging is negligible.
 const MIN_TILE_SPLIT: usize = 1024;
 
 /// A batch of rows that goes through the layers together.
