@@ -99,8 +99,9 @@ impl Pass {
         }
     }
 
-    /// The operations of a layer in order. If products are computed row by row, the norm is part of the product. If no row attends to
-    /// another, appending to the cache is part of attention. The rotation is part of the operation that appends.
+    /// The operations of a layer in order. If products are computed row by row, attention's norm is part of the product after it; the norm
+    /// of the experts' inputs is always part of the router. If no row attends to another, appending to the cache is part of
+    /// attention. The rotation is part of the operation that appends.
     pub fn operations(self, tuning: &Tuning) -> impl Iterator<Item = Operation> + use<> {
         let norm = (Products::dense(tuning, self.rows) != Products::Single).then_some(Operation::AttentionNorm);
         let append = (!self.is_alone()).then_some(Operation::CacheAppend);
