@@ -75,7 +75,7 @@ def gigabytes(count):
 
 
 def speeds():
-    """A row for each measurement of prefill or of greedy decoding."""
+    """A row for each measurement of prefill, of greedy decoding, or of steps with both (`mixed` in the column `what`)."""
     rows = []
     for record, run in engine_runs():
         for result in run.get("results", []):
@@ -86,7 +86,7 @@ def speeds():
 
 
 def runs():
-    """A row for each start of an engine."""
+    """A row for each run of an engine that did not fail, in records of `gptoss compare` and transcribed ones: its start and its memory."""
     rows = []
     for record in of_format("gptoss compare") + of_format("gptoss transcribed"):
         for run in record["runs"]:
@@ -117,7 +117,8 @@ def agreements():
 
 
 def checks():
-    """A row for each tensor that `gptoss gates` compared with MLX's: errors in units of the tensor's standard deviation."""
+    """A row for each comparison of a tensor with MLX's by `gptoss gates`. Errors are in units of the tensor's standard deviation; for
+    integers (tokens and expert ids), `rms` is the share of positions that differ."""
     rows = []
     for record in of_format("gptoss gates"):
         place = {"machine": where(record, record["device"]), "date": record["date"][:10], "source": record["source"]}
@@ -164,8 +165,8 @@ def servers():
 
 
 def spans():
-    """A row for each operation of each layer in each profiled step. `ms` is divided by the number of steps, so that the sum over the rows
-    of an operation is its time in the mean step."""
+    """A row for each time interval (span) of each profiled step: operations, by layer, and the time between them (`launch`, `readback`).
+    `ms` is divided by the number of steps, so that the sum over the rows of an operation is its time in the mean step."""
     rows = []
     for record in records():
         if "steps" not in record or "workload" not in record:

@@ -1,7 +1,7 @@
 """The effect of bugs on the logits: compares the numpy model with variants that have one bug each.
 
-Prints rms/std per case. Goldens must detect each bug, so an effect below 1e-3 is a failure, except for bugs that
-a case cannot show.
+Prints, for each bug and each case, the rms of the logits' change over the logits' standard deviation. Goldens must
+detect each bug, so an effect below 1e-3 is a failure, except for bugs that a case cannot show.
 """
 
 import sys

@@ -4,7 +4,8 @@ use crate::header::Header;
 use crate::message::{Message, Role};
 
 impl Header {
-    /// Whether the user sees messages with this header: the assistant's final answers and preambles, but not reasoning or calls.
+    /// Whether the user sees messages with this header: those of the assistant (final answers and preambles), except reasoning (the
+    /// channel `analysis`) and calls (messages with a recipient).
     pub fn is_visible(&self) -> bool {
         is_visible(self.role, self.recipient.as_deref(), self.channel.as_deref())
     }

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 /// A profile, as it is stored and compared with others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Profile {
-    /// The model's file name, or `embedded`.
+    /// The model as it was named on the command line: a path, a name such as `hf:OWNER/NAME`, or `embedded`.
     pub model: String,
     /// `cpu`, or the adapter's name and its graphics API.
     pub device: String,
-    /// The processor of this machine.
+    /// The processor's name, and the number of its hardware threads that the process may use.
     pub machine: String,
     /// Such as `2026-11-23`.
     pub date: String,
@@ -153,7 +153,7 @@ impl Cost {
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub name: String,
-    /// Number of spans per step.
+    /// Mean number of spans per step, rounded up.
     pub calls: usize,
     /// Seconds per step: the mean over steps.
     pub total: f64,
@@ -190,7 +190,7 @@ impl Profile {
         self.steps.iter().map(|step| step.wall).sum::<f64>() / self.steps.len() as f64
     }
 
-    /// One row per name, the slowest first.
+    /// One row for each operation, [`LAUNCH`] and [`READBACK`] that has spans, the slowest first. Spans with other names have no row.
     pub fn rows(&self) -> Vec<Row> {
         let names = Operation::ALL.map(Operation::name).into_iter().chain([LAUNCH, READBACK]);
         let mut rows: Vec<Row> = names.filter_map(|name| self.row(name)).collect();

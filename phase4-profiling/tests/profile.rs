@@ -118,7 +118,8 @@ fn spans_do_not_overlap_and_cover_the_step() {
         }
         assert!(end <= step.wall + 1e-9);
     }
-    // Time outside operations is taken only by other processes, and not in every step, so the best step is checked.
+    // Much time outside operations is taken only if other processes interrupt a step. They do not interrupt every step, so the best one is
+    // checked.
     let of_operations = |step: &TimedStep| -> f64 {
         let operations = step.spans.iter().filter(|span| span.name != READBACK);
         operations.map(|span| span.duration).sum::<f64>() / step.wall

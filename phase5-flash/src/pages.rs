@@ -22,8 +22,9 @@ const CLEARED_AHEAD: usize = 16;
 /// layers.
 const EXTRA_PAGES: usize = 256;
 
-/// Size in bytes of the KV cache that a phase 5 engine allocates for all sequences: the whole pages that fit into `given` bytes; by default
-/// those of one full context and some short sequences, limited to the `free` bytes of memory.
+/// The most bytes of KV cache that a phase 5 engine allocates for all sequences: the whole pages that fit into `given` bytes; by default
+/// those of one full context and some short sequences, limited to the `free` bytes of memory. On a GPU the cache may be smaller, because
+/// each pool must fit into a binding.
 pub fn cache_bytes(config: &GptOssConfig, kv: CacheType, given: Option<u64>, free: Option<u64>) -> u64 {
     let full = config.attention.iter().filter(|&&kind| kind == AttentionKind::Full).count();
     let pools = full.max(config.attention.len() - full);

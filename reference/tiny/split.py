@@ -7,7 +7,7 @@ SHOWN = {"38+47", "12*12"}
 
 
 def held_out(key: str | None) -> bool:
-    """One key in ten is held out, and those in SHOWN. An example without a key is for training."""
+    """About one key (question) in ten is held out for evaluation, and those in SHOWN. An example without a key is for training."""
     if key is None:
         return False
     return key in SHOWN or hashlib.blake2s(key.encode(), digest_size=4).digest()[0] % 10 == 0

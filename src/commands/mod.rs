@@ -1,5 +1,5 @@
-//! One command per file, each with a `run` that returns the exit status; `setup` contains two short ones, and `record` the description of a
-//! measurement's origin.
+//! One command per file, each with a `run` that returns the exit status. Exceptions: `setup` contains the two commands `completions` and
+//! `man`, and `record` is no command but the description of a measurement's origin.
 
 pub mod bench;
 pub mod bench_serve;

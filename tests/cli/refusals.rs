@@ -1,4 +1,4 @@
-//! Invalid input: every command refuses it with a message and the exit status 2.
+//! Invalid input is refused with a message and the exit status 2.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! Reports of a profile: a table, an HTML page, a flame graph, a trace, and a comparison with another profile.
 //!
-//! A profile may come from an edited file: every report accepts zero durations, empty steps and any name, and prints a dash in place
-//! of values that are missing or not finite.
+//! A profile may come from an edited file: every report accepts zero durations, steps without spans and any name. Texts and pages show
+//! a dash in place of values that are missing or not finite.
 
 mod compare;
 mod flame;

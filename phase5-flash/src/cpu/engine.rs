@@ -65,10 +65,12 @@ pub struct CpuEngine {
     pages: Pages,
     cache: Cache,
     pub(super) scratch: Scratch,
-    /// The 4-bit copy of the head, from which greedy steps select the rows to compute, and the number of greedy steps before it was made.
+    /// The 4-bit copy of the head, from which greedy steps select the rows to compute, and the number of steps before it was made
+    /// that could have used it.
     pub(super) shortlist: Option<Arc<CoarseMatrix>>,
     pub(super) greedy_steps: usize,
-    /// The token that each sequence drew in its last step. Sequences that drew none, or were truncated or restored since, have no entry.
+    /// The token that each sequence drew in its last step. Sequences that drew none there, forks that have not drawn yet, and
+    /// sequences that were truncated or restored since have no entry.
     drawn: HashMap<SequenceId, u32>,
     steps: PlainSteps,
     weights: WeightCheck,

@@ -10,7 +10,8 @@ use super::engine::{CpuEngine, CpuOptions};
 use super::forward::{Forward, Input, small_batch};
 use super::scratch::{Candidate, Scratch, Shortlist, grow};
 
-/// The copy is made after this many greedy steps. For gpt-oss-20b, it takes 0.2 s to make on two cores, and saves 6 to 7 ms per step.
+/// The copy is made after this many steps that could have used it. For gpt-oss-20b, it takes 0.2 s to make on two cores, and saves 6 to
+/// 7 ms per step.
 const MIN_GREEDY_STEPS: usize = 24;
 
 impl CpuEngine {
@@ -21,7 +22,8 @@ impl CpuEngine {
         of_use.then(|| CoarseMatrix::bytes(head.rows(), head.row_len()) as u64)
     }
 
-    /// The copy of the head, if no item of the step needs all logits and there have been enough such steps.
+    /// The copy of the head, if each item of the step requests nothing or a greedy draw without log probabilities, and there have been
+    /// enough such steps.
     pub(super) fn shortlist_if_worth_it(&mut self, work: &[Work<'_>]) -> Option<Arc<CoarseMatrix>> {
         let does_without = |item: &Work<'_>| match &item.want {
             Want::Nothing => true,
@@ -73,8 +75,8 @@ impl<'a> Choosable<'a> {
 }
 
 impl Forward {
-    /// For each draw, the allowed row of the head with the largest logit; if several have it, the lowest of them. The input of draw `i` is
-    /// row `i` of `h`. `None` if a computed logit is NaN.
+    /// For each draw, the allowed row of the head with the largest logit after the draw's adjustments; if several have it, the lowest of
+    /// them. The input of draw `i` is row `i` of `s.h`. `None` if a computed logit is NaN or no row is allowed.
     pub fn shortlisted(
         &self,
         coarse: &CoarseMatrix,
@@ -181,7 +183,7 @@ impl Forward {
     }
 }
 
-/// The lowest row among those with the largest logit; `None` if a logit is NaN.
+/// The lowest row among those with the largest logit; `None` if a logit is NaN or there is none.
 fn first_of_largest(logits: impl IntoIterator<Item = (usize, f32)>) -> Option<u32> {
     let mut best = None;
     for (row, logit) in logits {

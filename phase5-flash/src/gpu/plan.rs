@@ -14,7 +14,7 @@ const MIN_SPLIT: usize = 2 * PAGE;
 /// Factor of `attention_cubes` for tiles. At a large depth, the cubes of a prompt take a long and nearly equal time. With several times as
 /// many cubes as run at once, the time at the end in which the device is partly idle is a small share of the total.
 const TILE_OVERSUBSCRIPTION: usize = 8;
-/// The fewest keys of a split, if tiles are split further than by [`splits`]: with 16 tiles of keys, the cost of merging is negligible.
+/// The fewest keys of a split, if tiles are split further than by [`splits`]: with this many keys, the cost of merging is negligible.
 const MIN_TILE_SPLIT: usize = 1024;
 
 /// A batch of rows that goes through the layers together.
@@ -99,8 +99,9 @@ impl Pass {
         }
     }
 
-    /// The operations of a layer in order. If products are computed row by row, the norm is part of the product. If no row attends to
-    /// another, appending to the cache is part of attention. The rotation is part of the operation that appends.
+    /// The operations of a layer in order. If products are computed row by row, attention's norm is part of the product after it; the norm
+    /// of the experts' inputs is always part of the router. If no row attends to another, appending to the cache is part of
+    /// attention. The rotation is part of the operation that appends.
     pub fn operations(self, tuning: &Tuning) -> impl Iterator<Item = Operation> + use<> {
         let norm = (Products::dense(tuning, self.rows) != Products::Single).then_some(Operation::AttentionNorm);
         let append = (!self.is_alone()).then_some(Operation::CacheAppend);

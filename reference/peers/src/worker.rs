@@ -1,7 +1,7 @@
 //! A worker: a Python process that runs a peer, MLX or llama.cpp. It handles one request at a time, each with a deadline.
 //!
 //! Separate threads write to its stdin and read its stdout and stderr, so that nothing here waits for a pipe. Any failure ends the process,
-//! and every later request returns the same error.
+//! and every later request returns the same error. A request that the worker declines is not a failure: the process continues to run.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use crate::frame::{BadFrame, Frame, encode, read};
 use crate::peer::Launch;
 use crate::protocol::{Header, Kind, Request};
 
-/// Number of lines of the worker's stderr that errors quote, and the most bytes per line.
+/// Number of lines of the worker's stderr that the error quotes if its stdout ends, and the most bytes per line.
 const LINES_KEPT: usize = 4;
 const LINE_BYTES: u64 = 400;
 /// How long a worker may take to exit after its stdin is closed.
@@ -148,7 +148,7 @@ impl Worker {
         self.end(reason)
     }
 
-    /// Describes a worker whose stdout has ended: its exit status, and its last output on stderr.
+    /// Describes a worker whose stdout has ended: its exit status, if it has exited, and its last output on stderr.
     fn describe_exit(&mut self) -> String {
         let deadline = Instant::now() + OUTPUT_TIMEOUT;
         while !self.is_over() && Instant::now() < deadline {

@@ -144,7 +144,7 @@ impl Plan {
 /// The prompt of a request that is only tokenized. It may be longer than the context.
 ///
 /// # Errors
-/// The messages or tools are invalid.
+/// The messages, tools, response format or reasoning effort are invalid, or the vocabulary lacks harmony's control tokens.
 pub fn prompt(model: &Model, asked: ChatRequest) -> Result<Vec<u32>, ApiError> {
     let toolbox = Toolbox::of_chat(asked.tools.as_deref(), asked.tool_choice.as_ref())?;
     let format = response_format("response_format", asked.response_format.as_ref())?;
@@ -156,7 +156,7 @@ pub fn prompt(model: &Model, asked: ChatRequest) -> Result<Vec<u32>, ApiError> {
 /// The prompt of a conversation.
 ///
 /// # Errors
-/// The messages are invalid, or there are none, or they are too long for the context.
+/// The messages are invalid, there are none, they are too long for the context, or the vocabulary lacks harmony's control tokens.
 pub fn render(
     model: &Model,
     messages: Option<Vec<InMessage>>,
