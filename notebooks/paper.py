@@ -149,7 +149,7 @@ def over(dividend, divisor):
 
 
 def decoding(run):
-    """Tokens per second by depth and number of sequences. If a record has only a range, its middle is used."""
+    """Tokens per second of greedy decoding by depth and number of sequences. If a record has only a range, its middle is used."""
     found = defaultdict(list)
     for result in run.get("results", []):
         if result["what"] == "decode" and result.get("draw", "greedy") == "greedy":
@@ -293,7 +293,8 @@ def answers(title, found):
 
 
 def relative(found):
-    """The figures of the performance metrics over the middles of their guesses: (what, machine and engine, ratio)."""
+    """The figures of the performance metrics over the middles of their guesses: (what, machine and engine, ratio). Guesses of the form `at
+    most` have no middle and are left out."""
     for row, name, engine, guess in cells("Performance metrics"):
         if guess.startswith("at most"):
             continue

@@ -83,7 +83,7 @@ fn compare_writes_a_record_of_every_engine_and_turn() {
 fn failing_engine_does_not_affect_others() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let out = directory.path().join("one");
-    // A cache that is too small for any sequence; phase 3 allocates what its sequences need.
+    // A cache that is too small for any sequence. Only `flash` gets the limit; `cached` allocates what its sequences need.
     let output = compare(&["--engine", "cached,flash", "--kv-memory", "1B", "--turns", "1"], &out);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let record = record_in(&out);

@@ -105,8 +105,8 @@ impl Writer<'_> {
         }
     }
 
-    /// One line per variant, followed by its comment. The description of the property is written above: variants do not repeat it, and it
-    /// replaces the first variant's.
+    /// One line per variant, followed by its comment. If the property has a description, the caller writes it above: variants do not repeat
+    /// it, and it replaces the first variant's.
     fn union(&mut self, variants: &[Value], property: Option<&Value>, indent: &str) -> String {
         let above = property.and_then(|property| text_of(property, "description"));
         let inner = format!("{indent}   ");
@@ -126,8 +126,8 @@ impl Writer<'_> {
         text
     }
 
-    /// Calls `write` with the schema; a reference is replaced by its target, over which the keys next to the reference take precedence. A
-    /// circular reference, or one to another document, has no target: then only the keys next to it are used.
+    /// Calls `write` with the schema; a reference is replaced by its target, over which the keys next to the reference take precedence.
+    /// Only those keys are used if the reference is circular, leads to no object of this document, or would exceed [`REFERENCED`].
     fn resolved(&mut self, schema: &Value, write: impl FnOnce(&mut Self, &Value) -> String) -> String {
         let Some((reference, beside)) = reference(schema) else { return write(self, schema) };
         let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));

@@ -1,9 +1,9 @@
-//! Errors about model files.
+//! Errors about model files and session files.
 
 use std::path::{Path, PathBuf};
 
-/// Why a model file was refused or could not be written. Every message names the file or model; for an invalid file it also names the part
-/// of it (a tensor, a metadata key, the header), the expected value and the found one.
+/// Why a model or session file was refused or could not be written, or a model was not found. Every message names the file or model; for an
+/// invalid file it also names the part of it (a tensor, a metadata key, the header), the expected value and the found one.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{} cannot be read", path.display())]

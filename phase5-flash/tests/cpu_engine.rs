@@ -1,5 +1,5 @@
-//! Compares phase 5 on the CPU with phase 3, on random models. The logits must agree within limits, for all chunk lengths and all other
-//! sequences in the batch.
+//! Tests phase 5's engine on the CPU, mostly with random models. Its logits must agree with phase 3's within limits, whatever the chunk
+//! lengths and the other sequences in the batch.
 
 mod common;
 

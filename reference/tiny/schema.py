@@ -1,7 +1,7 @@
 """Renders JSON schemas as TypeScript types, the format in which GPT-OSS reads functions, as the crate `harmony` does.
 
-It differs in references, which it does not follow, in nesting deeper than 64 levels, which it writes out, and in numbers with an
-exponent, which it writes as Python does.
+It differs in references, which it does not follow, in nesting deeper than 64 levels, which it writes out, in numbers with an
+exponent, which it writes as Python does, and in descriptions of variants, which it also splits at line separators other than line feeds.
 """
 
 import json
@@ -70,8 +70,8 @@ def field(name: str, schema: dict, indent: str) -> str:
 
 
 def union(variants: list, schema: dict | None, indent: str) -> str:
-    """A line for each variant. The description of the property is written above the variants: variants do not repeat it, and the
-    first variant's own description is left out."""
+    """A line for each variant. If the property has a description, that is written above the variants: variants do not repeat it, and
+    the first variant's own description is left out."""
     above, text = text_of(schema or {}, "description"), ""
     for index, variant in enumerate(variants):
         variant = variant if isinstance(variant, dict) else {}
@@ -124,7 +124,8 @@ def names_null(schema: dict) -> bool:
 
 
 def default_of(schema: dict, in_property: bool) -> str | None:
-    """`default: VALUE`. Strings have quotes, except those of an enumeration that is a property, or is inside one."""
+    """`default: VALUE`. Strings have quotes, unless they have no line break and the schema lists values in `enum` and is a property or a
+    variant of one."""
     if "default" not in schema:
         return None
     default, listed = schema["default"], isinstance(schema.get("enum"), list) and schema["enum"]

@@ -96,7 +96,7 @@ fn talk(
     Ok(())
 }
 
-/// Sends one message and shows the answer as it arrives, with its reasoning dimmed. Returns the call at its end.
+/// Sends one message and shows the answer as it arrives; on a terminal, reasoning and calls are dimmed. Returns the call at its end.
 fn send_message(
     message: Message,
     conversation: &mut Conversation<'_>,

@@ -22,7 +22,8 @@ pub fn check(pair: &Pair<'_>, rng: &mut ChaCha8Rng) -> Result<usize, String> {
     let whole: Vec<u32> = ours.iter().flat_map(|message| pair.ours.render(message)).collect();
     pair.same_tokens("the conversation", &whole, &rendered(pair, theirs.iter(), false)?)?;
 
-    // The two rules about earlier reasoning differ in some cases: see the README. In these, OpenAI's crate gets the messages that we keep.
+    // The two crates have different rules about which earlier reasoning a prompt leaves out: see the README. Where the results differ,
+    // OpenAI's crate gets the messages that ours keeps.
     let kept = without_old_reasoning(&ours);
     let mut prompt = match kept == kept_by_openai(&ours) {
         true => rendered(pair, theirs.iter(), true)?,

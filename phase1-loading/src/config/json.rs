@@ -61,7 +61,7 @@ struct HfRope {
     beta_fast: Field,
     beta_slow: Field,
     truncate: Field,
-    // Keys with only one value in gpt-oss.
+    // Keys with only one value in gpt-oss, except the two `mscale` keys, which it does not have: a file with them is refused.
     attention_factor: Field,
     mscale: Field,
     mscale_all_dim: Field,
@@ -165,7 +165,7 @@ impl HfConfig {
 }
 
 impl HfRope {
-    /// `initial` is the context length before scaling, if the enclosing configuration gives it.
+    /// `initial` is the context length before scaling, `initial_context_length`, if the enclosing configuration gives it.
     fn config(&self, section: &str, theta: f32, initial: &Field) -> Result<RopeConfig, Defect> {
         let name = |key: &str| format!("{section}.{key}");
         match self.rope_type.0 {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::error::{Defect, LoadError};
 use crate::mistaken::stand_in;
 
-/// The largest accepted size of a `config.json`, chat template or index, in bytes.
+/// The largest accepted size in bytes of a chat template, and of a JSON file that [`parse_json`] reads, such as `config.json` or the index.
 pub(super) const MAX_TEXT: usize = 64 << 20;
 
 /// Returns the file of a folder with a given name; `None` if it is missing.

@@ -40,7 +40,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, INVALID, None, message)
     }
 
-    /// A field of OpenAI's API that this server does not support.
+    /// A field, or a value of a field, that OpenAI's or Ollama's API has and this server does not support.
     pub fn unsupported(param: &str, message: impl Into<String>) -> ApiError {
         ApiError { code: Some("unsupported_value"), ..Self::invalid(param, message) }
     }

@@ -9,7 +9,7 @@ const OTHER_FILES: usize = 128;
 /// Interval between checks for memory to return.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Raises the limit of open files to what that many connections need, if the hard limit permits. Typical defaults are 1,024 or 256.
+/// Raises the limit of open files to what that many connections need, as far as the hard limit permits. Typical defaults are 1,024 or 256.
 pub fn allow_open_files(connections: usize) {
     #[cfg(unix)]
     {
@@ -30,8 +30,8 @@ pub fn allow_open_files(connections: usize) {
     let _ = (connections, OTHER_FILES);
 }
 
-/// Returns freed memory to the system whenever the server becomes idle. glibc keeps memory freed by many threads: several hundred megabytes
-/// after large bodies. Never completes.
+/// Returns freed memory to the system when the server is idle and has answered requests since the last time. glibc keeps memory that many
+/// threads have freed: several hundred megabytes after large bodies. Never completes.
 pub async fn release_free_memory(app: &App) {
     let mut before = 0;
     loop {

@@ -87,8 +87,9 @@ impl Folder {
         &self.identity
     }
 
-    /// The files with their headers, the most recently used last. Incomplete files, files whose header is damaged, and files
-    /// with tokens that are not cached are deleted with a warning. Files of other models are kept.
+    /// The files and their tokens, the most recently used last. Incomplete files, files that cannot be opened or whose header is damaged,
+    /// and files without tokens or with tokens that are not cached are deleted with a warning. Files of another model or other settings are
+    /// kept.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -122,7 +123,7 @@ impl Folder {
         Ok(found)
     }
 
-    /// The tokens of a file; `Some(None)` if it is of another model. `None` if it was unusable and has been deleted.
+    /// The tokens of a file; `Some(None)` if it is of another model or other settings. `None` if it was unusable and has been deleted.
     fn look_at(&self, id: FileId) -> Option<Option<Vec<u32>>> {
         match SessionHeader::open(&self.file(id)) {
             Ok(header) if !self.identity.is_of(&header) => Some(None),
@@ -181,7 +182,7 @@ impl Folder {
         self.remove(id);
     }
 
-    /// As [`Folder::refuse`], for a file that could not be opened.
+    /// As [`Folder::refuse`], for a file that could not be opened or read.
     pub fn refuse_for(&self, id: FileId, error: &LoadError) {
         self.warn(&format!("{}; it is deleted", with_cause(error)));
         self.remove(id);
@@ -196,7 +197,7 @@ impl Folder {
     }
 }
 
-/// Creates the folder if it does not exist, readable only by this user: its files contain conversations.
+/// Creates the folder if it does not exist, on Unix readable only by this user: its files contain conversations.
 fn create(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);

@@ -16,7 +16,7 @@ use crate::testing::{F16, F32, Random, TestCache, assert_close, assert_within, g
 const LONGEST: usize = 70;
 const PASSES: usize = 7;
 
-/// The shape of the heads, and their cache format.
+/// The shape of the heads, their cache format, and the number of splits of the keys.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     heads: usize,

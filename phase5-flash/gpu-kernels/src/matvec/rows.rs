@@ -120,7 +120,7 @@ fn multiply_rows(
     }
 }
 
-/// Adds the products of the held rows with the lane's block number `round`.
+/// Adds the products of the held rows with block number `round` of this lane's blocks of every input, each times `weight`, to `sums`.
 #[cube]
 fn add_products(
     words: &Array<Vector<u32, Const<4>>>,

@@ -6,6 +6,7 @@ use crate::api::error::{ApiError, shortened};
 
 /// Items per page, unless the request gives a limit.
 const DEFAULT: usize = 20;
+/// The largest limit that a request may give.
 const MOST: usize = 100;
 
 /// The requested part of a list.
