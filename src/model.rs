@@ -19,7 +19,7 @@ use crate::peer;
 use crate::running::Running;
 use crate::start_times::StartTimes;
 
-/// The sequence of all commands that use only one.
+/// The id of the sequence in all commands that use only one.
 pub const SEQUENCE: SequenceId = 0;
 
 /// Tokens of a typical conversation, for which a device should have memory.
@@ -30,7 +30,7 @@ const LEAST_READ_AHEAD: u64 = 256 << 20;
 /// The most threads that read ahead: page faults of more threads delay each other.
 const READING_THREADS: usize = 8;
 
-/// Opens a model; `embedded` is the model inside this program, unless a file with that name exists.
+/// Opens a model; `embedded` is the model inside this program, unless a file or folder with that name exists.
 pub fn open(model: &Path) -> Result<Checkpoint> {
     if model == Path::new(EMBEDDED) && !model.exists() {
         return Ok(Checkpoint::from_bytes(EMBEDDED_PATH, bytes::Bytes::from_static(EMBEDDED_MODEL))?);

@@ -252,7 +252,7 @@ impl Reader {
         }
     }
 
-    /// `CHANNEL TYPE`. An unknown word that contains a channel's name is read as that channel.
+    /// `CHANNEL TYPE`. If no word is a known channel, the first one is: the channel whose name it contains, or else an unknown channel.
     fn channel(&mut self, text: &str) {
         let words = self.words(text);
         self.odd |= self.channel.is_some();

@@ -16,8 +16,8 @@ use crate::tokenizer::Vocabulary;
 use crate::translation;
 
 impl Checkpoint {
-    /// Opens the model that `path` names (see [`locate`]): a GGUF file, a split GGUF model, or a folder of safetensors files. Reads only
-    /// the headers; weights are paged in at their first use.
+    /// Opens the model that `path` names (see [`locate`]): a GGUF file, a split GGUF model, or a folder of safetensors files. Of files
+    /// with weights, reads only the headers; weights are paged in at their first use.
     ///
     /// # Errors
     /// As [`locate`]; or files that cannot be read, are not a GPT-OSS model, or are inconsistent.

@@ -20,11 +20,12 @@ const NAMES: [(&str, &str); 5] = [
     ("attn_post_norm.weight", "post_attention_norm.weight"),
 ];
 
-/// The tensors under their canonical names. A tensor without an entry in [`NAMES`] keeps its name.
+/// The tensors under their canonical names. Joined tensors are split into their parts; any other tensor without an entry in [`NAMES`] keeps
+/// its name.
 ///
 /// # Errors
-/// A joined tensor that does not have the shape of its parts together, a joined bias that is quantized, or a type that only another
-/// program's files use.
+/// A joined tensor that does not have the shape of its parts together, a joined bias that is quantized, or, in a file that is not Ollama's,
+/// a type that only Ollama's files use.
 pub(crate) fn canonical(mut tensors: Tensors, dialect: Dialect, config: &GptOssConfig) -> Result<Tensors, Defect> {
     if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.is_in_pairs())
         && dialect != Dialect::Ollama
@@ -88,7 +89,7 @@ fn split_gate_up(
     Ok(())
 }
 
-/// Removes and returns a tensor, if it exists. It must have that shape, and a vector must not be quantized.
+/// Removes and returns a tensor, if it exists. It must have that shape, and a bias must not be quantized.
 fn take(tensors: &mut Tensors, name: &str, shape: &[usize]) -> Result<Option<HostTensor>, Defect> {
     let Some(tensor) = tensors.remove(name) else { return Ok(None) };
     let part = || format!("tensor `{name}`");

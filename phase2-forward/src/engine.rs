@@ -233,8 +233,8 @@ pub trait Engine: Send {
     /// `ticket` is not that of the oldest step in flight; or the device failed, and the contents of its sequences are then undefined.
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<Outcome>, EngineError>;
 
-    /// Creates `to`, which must not exist, as a copy of the first `length` tokens of `from`. Pages are shared; only a partial last page is
-    /// copied.
+    /// Creates `to`, which must not exist, as a copy of the first `length` tokens of `from`. In a cache of pages both share them; only a
+    /// partial last page is copied.
     ///
     /// # Errors
     /// `from` is unknown or shorter than `length`, `to` exists, `length` is 0 or further back than the engine can go (at least

@@ -19,7 +19,7 @@ pub struct GenerationParams {
     /// Usually [`Tokenizer::stops`]; if empty, no token ends the generation.
     pub stop_tokens: Vec<u32>,
     pub stop_strings: Vec<String>,
-    /// Prompt tokens per step; at least 1.
+    /// The most prompt tokens per step, at least 1. The engine's capacity may limit them further.
     pub prefill_chunk: usize,
 }
 

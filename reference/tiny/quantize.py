@@ -18,7 +18,7 @@ def blocks(w: Tensor) -> Tensor:
 
 
 def mxfp4_scales(w: Tensor) -> Tensor:
-    """Scale bytes [..., blocks, 1]: the largest magnitude lands in [3.5, 7) steps, so 6 is at most one step away.
+    """Scale bytes [..., blocks, 1]: in units of the scale, the largest magnitude is in [3.5, 7), so clamping to 6 takes less than 1.
 
     The exponent is read from the bits of a float, so that no logarithm can round across a power of two.
     """

@@ -98,7 +98,7 @@ def main() -> None:
     tokenizer.train_from_iterator(texts, trainer)
     trained = json.loads(tokenizer.to_str())["model"]
     merges = [" ".join(merge) for merge in trained["merges"]]
-    # Ids in a fixed order: bytes, then merges as they were learned.
+    # Ids in a fixed order: bytes, merges as they were learned, control tokens.
     tokens = list(dict.fromkeys(byte_alphabet() + [merge.replace(" ", "") for merge in merges])) + list(CONTROL)
     PATH.write_text(json.dumps({"tokens": tokens, "merges": merges}, ensure_ascii=False, indent=0) + "\n")
     print(f"{len(tokens)} tokens, {len(merges)} merges")

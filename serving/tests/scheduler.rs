@@ -17,7 +17,8 @@ use serving::scheduler::{Options, RequestId, Scheduler};
 use serving::spill::{Identity, Spill};
 use synthetic::SyntheticModel;
 
-/// Bytes of a page of the model below: 64 positions of 2 key/value heads of 32 numbers, keys and values in f32, in 2 sliding layers.
+/// Bytes of a page of the model below: 64 positions of 2 key/value heads of 32 numbers, keys and values in f32, in 2 layers. A page is for
+/// layers of one kind, and the model has 2 sliding layers and 1 full layer.
 const PAGE_BYTES: u64 = 64 * 2 * 32 * 2 * 4 * 2;
 /// If the log probabilities of the two likeliest tokens differ by less than this, rounding may change their order.
 const LEVEL: f32 = 1e-4;
@@ -282,7 +283,7 @@ fn cached_chat_generates_the_same_text() {
             received[&id].check(&alone, &request, false);
             assert_eq!(received[&id].cached, Some(before));
             before = prompt.len();
-            // The next prompt leaves out what was generated, as reasoning is.
+            // The next prompt leaves out what was generated, as a chat's prompt leaves out earlier reasoning.
             let other = (received[&id].tokens[0] + 1) % 1000;
             prompt.extend([vec![other], tokens(&mut random, 80)].concat());
         }
@@ -320,7 +321,7 @@ fn chat_restored_from_disk_generates_the_same_text() {
             assert_eq!(scheduler.statistics(&engine).spilled.restored_tokens, before as u64);
             scheduler.spill_all(&mut engine, Instant::now() + Duration::from_secs(60));
             before = prompt.len();
-            // The next prompt leaves out what was generated, as reasoning is.
+            // The next prompt leaves out what was generated, as a chat's prompt leaves out earlier reasoning.
             let other = (received[&id].tokens[0] + 1) % 1000;
             prompt.extend([vec![other], tokens(&mut random, 80)].concat());
         }

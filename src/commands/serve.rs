@@ -47,7 +47,7 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     };
     print_line(&format!("listening on http://{address}"));
 
-    // Until the model is loaded, requests are answered with 503.
+    // Until the model is loaded, `/health` and requests that need the model are answered with 503.
     let (grace, serving_app) = (Duration::from_secs(args.grace), app.clone());
     let serving = runtime.spawn(async move {
         let end = async move {
@@ -177,7 +177,8 @@ fn load(args: &Serve, mut checkpoint: Checkpoint) -> Result<Model> {
     })
 }
 
-/// The model's name for clients: the name of its file without the extension, or of its folder.
+/// The model's name for clients: that of the embedded model, the name of a folder, or else the last part of a path or of a name such as
+/// `hf:OWNER/NAME`, without an extension.
 fn name(model: &Path) -> String {
     if model == Path::new(EMBEDDED) {
         return EMBEDDED_NAME.into();

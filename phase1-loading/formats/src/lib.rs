@@ -1,4 +1,5 @@
-//! The number formats that weights are stored in and that keys and values are cached in: sizes, encoding and decoding.
+//! The number formats in which engines multiply weights without converting them first, and in which keys and values are cached: sizes,
+//! encoding and decoding. Other formats of model files, such as K-quants, are decoded by phase 1.
 //!
 //! All engines and kernel crates share these definitions. The feature `cube` adds versions for CubeCL kernels. This crate has no notion of
 //! files, tensors or devices.
@@ -13,5 +14,5 @@ mod storage;
 pub use cache_format::CacheFormat;
 pub use storage::Storage;
 
-/// Number of values in a block of a quantized format. Kernels read the other formats in blocks of this size too.
+/// Number of values in a block of this crate's quantized formats. Kernels read its other formats in blocks of this size too.
 pub const BLOCK: usize = 32;

@@ -1,4 +1,4 @@
-//! Packing on the CPU.
+//! Packs and unpacks the rows of cached keys and values on the CPU.
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;

@@ -43,7 +43,8 @@ struct Table {
 }
 
 impl Cache {
-    /// Allocates pools of `total` pages. `longest_pass` is the most tokens that one pass adds to a sequence.
+    /// Allocates pools of `total` pages for sequences and one for padding. `longest_pass` is the most tokens that one pass adds to a
+    /// sequence.
     pub fn new(device: &Device, config: &GptOssConfig, row: KvRow, total: usize, longest_pass: usize) -> Cache {
         let context = config.context_length.div_ceil(PAGE).min(total).max(1);
         let ring = ((config.sliding_window + REWIND + longest_pass).div_ceil(PAGE) + 1).min(context);
@@ -69,7 +70,8 @@ impl Cache {
         cache
     }
 
-    /// The number of pages that fit into `bytes`, or by default into the memory that the device has left.
+    /// The number of pages for sequences, with which the pools fit into `bytes`. By default those of a full context and some more, as far
+    /// as they fit into nine tenths of the memory that the device has left.
     ///
     /// # Errors
     /// As [`Bounds::pages`], or there is less free memory than `bytes`.

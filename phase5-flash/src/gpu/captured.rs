@@ -1,4 +1,4 @@
-//! Decoding steps that are captured once and then replayed, so that the host submits one command instead of two hundred launches.
+//! Decoding steps that are captured once and then replayed, so that the host submits one command instead of launching every kernel.
 
 use cubecl::client::Graph;
 use gpu_kernels::{Device, Error};
@@ -185,7 +185,8 @@ pub(super) mod tests {
     fn a_trace_of_decoding_has_one_readback_per_step_and_no_allocation() {
         let sampling = Sampling { temperature: 0.8, top_p: 0.9, ..Sampling::GREEDY };
         let drawn = Draw { sampling, seed: 3, ..Draw::GREEDY };
-        // 40 layers take 265 launches, which would not fit a submission of 256.
+        // 40 layers take 265 launches. They are one submission only because `own_gpu` sets its size by the number of layers: the least
+        // size, 256 launches, is too small.
         for (layers, sequences, draw) in [(40, 1, Draw::GREEDY), (4, 3, drawn)] {
             let (steps, readback) = trace(layers, sequences, draw);
             println!("{layers} layers, {sequences} sequences, {draw:?}; a readback alone: {readback:?}");

@@ -75,7 +75,7 @@ pub struct GateError {
     reason: String,
 }
 
-/// Runs a gate on all cases on a device. Phase 1 always decodes on the host.
+/// Runs a gate on all cases on a device, and phase 2's also on all folders. Phase 1 always decodes on the host.
 ///
 /// # Errors
 /// A model or golden file cannot be read, or the engine fails.

@@ -21,7 +21,7 @@ use crate::peer::{Launch, Peer};
 use crate::protocol::{Drawn, Hello, Item, Kind, Load, Request, Stats, Wanted, config_json};
 use crate::worker::{Refusal, Worker};
 
-/// Tokens per step: the logits of all of them are 412 MB with gpt-oss's vocabulary.
+/// The most tokens per step: the logits of all of them are 412 MB with gpt-oss's vocabulary.
 const TOKENS_PER_STEP: usize = 512;
 /// Factor on the time limit for loading a model, which may include repacking its weights.
 const START: u32 = 10;
@@ -82,10 +82,11 @@ struct CacheSize {
 
 impl PeerEngine {
     /// Starts a worker, which loads `model`, the file or folder that `checkpoint` was opened from. The configuration and the YaRN ramp
-    /// are the checkpoint's.
+    /// are the checkpoint's, except that the context of llama.cpp is at most [`Options::context`].
     ///
     /// # Errors
-    /// The Python cannot be started, the peer does not support the model or device, or the worker fails.
+    /// The path is not UTF-8, the Python cannot be started, the peer does not support the model or device, or the worker fails or loads a
+    /// model with other numbers of layers or tokens.
     pub fn start(
         launch: &Launch,
         checkpoint: &Checkpoint,

@@ -22,8 +22,8 @@ pub(super) struct Background<J, R> {
 pub(super) struct ThreadEnded;
 
 impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
-    /// Starts a thread that executes each job with `work`, which may return no result. The thread pauses while `waiting` results have not
-    /// been taken.
+    /// Starts a thread that executes each job with `work`, which may return no result. While `waiting` results have not been taken, the
+    /// thread pauses at the end of the next job that returns one.
     ///
     /// # Errors
     /// The system cannot start a thread.
@@ -59,7 +59,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
         }
     }
 
-    /// A result, if there is one.
+    /// The next result, if it has arrived.
     ///
     /// # Errors
     /// The thread has ended; there will be no more results.

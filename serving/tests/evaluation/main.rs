@@ -30,7 +30,7 @@ const COMPARED: usize = 10;
 /// The number of answers per suite that may be right with one date and wrong with another.
 const MARGIN: usize = 1;
 const AT_ONCE: usize = 8;
-/// As in `gptoss eval`.
+/// The most tokens of an answer, over HTTP and without a server. `gptoss eval` allows more.
 const MAX_TOKENS: usize = 192;
 
 /// The result of a question over HTTP.

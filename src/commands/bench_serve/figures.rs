@@ -16,7 +16,7 @@ pub struct Figures {
     /// Time from the first request to the end of the last answer.
     pub time: Duration,
     pub prompt_tokens: u64,
-    /// `None` if the server does not report them.
+    /// `None` if no answer reported them.
     pub cached_tokens: Option<u64>,
     pub generated_tokens: u64,
     first: Vec<Duration>,
@@ -87,7 +87,7 @@ impl Figures {
 
 const SHARES: [(&str, f64); 3] = [("p50", 0.50), ("p95", 0.95), ("p99", 0.99)];
 
-/// Percentiles of times in milliseconds (nearest rank); null if there are no times.
+/// The percentiles `SHARES` of times, in milliseconds (nearest rank); each is null if there are no times.
 pub fn percentiles(times: &[Duration]) -> Value {
     let mut times = times.to_vec();
     times.sort_unstable();
@@ -98,7 +98,7 @@ pub fn percentiles(times: &[Duration]) -> Value {
     SHARES.iter().map(|&(name, share)| (name.to_owned(), json!(of(share)))).collect::<serde_json::Map<_, _>>().into()
 }
 
-/// The figures as text, one line per number of clients.
+/// The figures as text, one line per number of clients, and up to five of the failures.
 pub fn table(all: &[Figures]) -> String {
     let mut text = format!(
         "{:>7} {:>8} {:>8} {:>9} {:>11} {:>11} {:>10}   {:<26} {:<26}\n",

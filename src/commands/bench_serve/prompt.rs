@@ -48,7 +48,7 @@ impl Scale {
     /// Measures the scale with requests to the server.
     ///
     /// # Errors
-    /// The server does not complete texts, or does not report token counts.
+    /// The server does not complete texts, does not report token counts, or does not count more tokens for a text that is twice as long.
     pub fn of(target: &Target, model: &str) -> Result<Scale> {
         let count = |rounds: usize| -> Result<f64> {
             let prompt = WORDS.map(|word| format!(" {word}")).concat().repeat(rounds);

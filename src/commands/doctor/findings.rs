@@ -59,7 +59,8 @@ pub(super) struct Plan {
     pub on_cpu: Option<Fit>,
     /// Bytes on a GPU.
     pub on_gpu: u64,
-    /// Free bytes that a GPU needs to be chosen by `--device auto`: with a cache for the model's whole context.
+    /// Free bytes that a GPU needs to be chosen by `--device auto`: for phase 5 with a cache for the model's whole context or of the size
+    /// that `--kv-memory` gives, for other phases as `on_gpu`.
     pub for_auto: u64,
 }
 

@@ -25,7 +25,7 @@ use crate::packed::PackedPair;
 use crate::product::Experts;
 use crate::reduce::total;
 
-/// `out[slot] = swiglu(gate x, up x)` for every chosen expert of every row, `[inputs · chosen, width]`.
+/// `out[slot] = swiglu(gate x + bias, up x + bias)` for every chosen expert of every row, `[inputs · chosen, width]`.
 pub struct GateUp<'a> {
     pub gate: &'a Experts,
     /// The same shape and format as gate.
@@ -45,7 +45,8 @@ pub struct GateUp<'a> {
 
 impl GateUp<'_> {
     /// # Panics
-    /// If a buffer is too short, gate and up differ in shape or format, or `chosen_per_row` is not from 1 to the number of experts.
+    /// If a buffer is too short, gate and up differ in shape or format, a stack of experts is in several parts, or `chosen_per_row` is not
+    /// from 1 to the number of experts.
     pub fn launch(&self, gpu: &Gpu, choice: MatvecChoice) {
         let GateUp { gate: Experts { weight: gate, .. }, up: Experts { weight: up, .. }, .. } = *self;
         let (experts, slots) = (gate.stack(), self.inputs * self.chosen_per_row);
@@ -167,7 +168,7 @@ pub struct Down<'a> {
 
 impl Down<'_> {
     /// # Panics
-    /// If a buffer is too short, or `chosen_per_row` is 0.
+    /// If a buffer is too short, the stack of experts is in several parts, or `chosen_per_row` is 0.
     pub fn launch(&self, gpu: &Gpu, choice: MatvecChoice) {
         let (down, slots) = (&self.down.weight, self.inputs * self.chosen_per_row);
         self.down.check();
@@ -178,7 +179,8 @@ impl Down<'_> {
         self.out.expect("the experts' output", self.inputs * down.rows());
         let tile = RowTile::new(choice, down.storage(), down.rows() * slots, self.inputs);
         let plan = MatvecPlan::new(gpu, down, tile);
-        // The units share the row's slots, and then each slot's blocks, so that no slot waits for another.
+        // The units share the row's slots, and then each slot's blocks: a cube processes as many slots in parallel as it has units for, and
+        // the others in further rounds.
         let most = (gpu.device.max_units() / plan.lanes).max(1);
         let slots = SlotSplit { chosen: self.chosen_per_row as u32, together: most.min(self.chosen_per_row as u32) };
         let units = plan.lanes * slots.together;
