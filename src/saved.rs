@@ -22,7 +22,8 @@ impl Saved {
     /// a prefix. An engine of another kind than the one that saved the file holds none, and must read all tokens again.
     ///
     /// # Errors
-    /// The engine cannot save sequences; or the file is damaged, or of another model, YaRN ramp or cache type.
+    /// The engine cannot save sequences; the file is damaged, or of another model, YaRN ramp or cache type; or the engine's cache has no
+    /// room for the sequence.
     pub fn open(file: &Path, checkpoint: &Checkpoint, loaded: &mut LoadedModel) -> Result<(Saved, Vec<u32>)> {
         let title = loaded.kind.title();
         let snapshots = loaded

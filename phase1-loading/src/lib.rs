@@ -1,4 +1,4 @@
-//! Phase 1: loads named, typed tensors, a configuration and a tokenizer from a file.
+//! Phase 1: loads named, typed tensors, a configuration and a tokenizer from a model file or folder.
 //!
 //! [`Checkpoint::open`] maps a GGUF file or a folder of safetensors files and checks the headers against what a GPT-OSS model needs. This
 //! crate contains nothing about devices, arithmetic or Burn: a [`HostTensor`] is packed bytes in the mapped file, and [`Format`] describes

@@ -132,7 +132,7 @@ impl Golden {
     /// A golden file outside of any case, for tests.
     ///
     /// # Panics
-    /// If it is missing.
+    /// If it is missing or is not a golden.
     pub fn committed(file: &str) -> Golden {
         Golden::open(goldens().join(file)).expect("goldens are committed")
     }

@@ -360,7 +360,8 @@ fn prefix_cache_stays_within_its_limit() {
     run.check_empty();
 }
 
-/// Allows only tokens whose remainder modulo 7 follows that of the previous token, and none after `most` tokens.
+/// Allows only tokens whose remainder modulo 7 is the next after that of the previous token (first 0, and 0 again after 6), and fails when
+/// it gets token number `most`.
 #[derive(Clone, Debug)]
 struct Remainders {
     mask: Vec<u32>,

@@ -1,4 +1,5 @@
-//! `gptoss gates`: compares every phase, or a peer, with MLX's golden outputs.
+//! `gptoss gates`: compares loading (phase 1) with the values of the package `gguf`, and the engines of phases 2, 3 and 5, or a peer, with
+//! MLX's golden outputs.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -68,7 +69,7 @@ fn run_peer(args: &Gates, peer: Peer, goldens: &Goldens) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Starts a peer with the file or folder of a golden model, and asks it to compute in f32.
+/// Starts a peer with the file or folder of a golden model, as with `--exact`: MLX computes in f32, llama.cpp has a cache in f32.
 fn start(args: &Gates, peer: Peer, model: &Path, ramp: YarnRamp) -> Result<(peers::PeerEngine, Checkpoint)> {
     let mut checkpoint = Checkpoint::open(model)?;
     checkpoint.config.rope.ramp = ramp;
@@ -121,7 +122,7 @@ fn to_json(phase: Option<u8>, check: &Check) -> serde_json::Value {
     })
 }
 
-/// Prints the record of all checks. The device of a peer is not known here.
+/// With `--json`, prints the record of all checks; `device` is `None` for a peer, whose device is not known here.
 fn print_report(args: &Gates, device: Option<&str>, checks: &[serde_json::Value]) -> Result<()> {
     if args.json {
         let engine = args.engine.map(Peer::name);

@@ -1,7 +1,8 @@
 //! Unpacking of the IQ2 and IQ3 formats. A block has 256 values. Each group of eight (IQ2) or four (IQ3) magnitudes is stored as the index
-//! of a point in a table; the signs are stored separately.
+//! of a point in a table; the signs are stored separately. Every block begins with an f16 factor of all its scales; the functions below
+//! describe what follows it.
 //!
-//! The arithmetic operations are in the same order as in the Python package `gguf`.
+//! The arithmetic operations are in the same order as in the Python package `gguf`, so that the results are rounded in the same way.
 
 use super::blocks::{SUPER_BLOCK, half};
 use super::grids;

@@ -19,8 +19,8 @@ pub fn table(profile: &Profile) -> String {
     format!("{head}\n{}{separator}{diagnoses}", columns(&cells(profile)))
 }
 
-/// One line per bottleneck, the largest gain first: what limits the operation, and the time of the step if the operation ran at its floor
-/// (the time that the operation would take at the machine's ceiling).
+/// One line for each of the `MAX_BOTTLENECKS` largest bottlenecks, the largest gain first: what limits the operation, and the time of the
+/// step if the operation ran at its floor (the time that the operation would take at the machine's ceiling).
 pub fn diagnoses(profile: &Profile) -> Vec<String> {
     let wall = profile.wall();
     let mut rows: Vec<Row> = profile.rows();

@@ -1,5 +1,6 @@
-//! Searches MXFP4 scale bytes for 255 while the engine already runs. Every page of these weights contains scales, so the check also maps
-//! the pages before a token needs them: 12 GB cost about 3 s of page faults, which would otherwise slow down the first tokens.
+//! Searches MXFP4 scale bytes for 255 while the engine already runs. In GGUF's layout every page of these weights contains scales, so the
+//! check also maps the pages before a token needs them: 12 GB cost about 3 s of page faults, which would otherwise slow down the first
+//! tokens.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
@@ -70,8 +71,8 @@ impl WeightCheck {
 
 fn check(path: &Path, name: &str, tensor: &HostTensor) -> Result<(), LoadError> {
     check_scales(path, name, tensor)?;
-    // Tensors in formats that kernels do not support were unpacked when the model was loaded. The engine reads the unpacked copies, so
-    // their pages need not be mapped.
+    // The check has already read the pages of MXFP4. Tensors that are not contiguous, or in formats that kernels do not support, were
+    // copied when the model was loaded. The engine reads the copies, so the pages of these tensors need not be mapped.
     if tensor.format != Format::Mxfp4 && tensor.format.storage().is_some() && tensor.is_contiguous() {
         map_pages(&tensor.packed());
     }

@@ -68,7 +68,8 @@ impl Kernels {
     /// Visits every operation of a pass of `rows` new tokens of one sequence, and the logits after each token if there are at most 64.
     ///
     /// # Errors
-    /// The device fails, or `visit` returns an error.
+    /// The device fails, a cache format does not support the heads, the cache that fits into the device's memory has too few pages, or
+    /// `visit` returns an error.
     pub fn all(&mut self, rows: usize, visit: &mut Visit<'_>) -> Result<(), GpuError> {
         let placed = self.fill(CacheType::default(), rows, 0)?;
         let pass = self.engine.runner.forward.set_rows(&placed);
@@ -90,7 +91,7 @@ impl Kernels {
         attention(forward, pass, &placed, visit)
     }
 
-    /// Visits the ways to choose the next tokens of `rows` sequences, at most 64.
+    /// Visits five ways to choose tokens, one for each of `rows` rows of logits, of which at most 64 are used.
     ///
     /// # Errors
     /// As [`Kernels::all`].
@@ -199,7 +200,7 @@ impl Case<'_> {
     /// itself affects the time of a launch less.
     ///
     /// # Errors
-    /// The device fails, or one of its limits is too small.
+    /// The device fails, or the operation needs more shared memory or larger cubes than the device allows.
     pub fn capture(&self, launches: usize) -> Result<Captured<'_>, GpuError> {
         let (client, launches) = (self.forward.gpu.device.client(), launches.min(MAX_LAUNCHES));
         client.graph_prepare().map_err(Error::from)?;

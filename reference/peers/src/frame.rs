@@ -30,7 +30,7 @@ pub(crate) fn encode(json: &[u8]) -> Vec<u8> {
 /// Reads one reply, whose payload may have up to `most()` bytes. Memory grows with the bytes that arrive, not with the announced length.
 ///
 /// # Errors
-/// The pipe has ended, or the bytes are not a reply.
+/// The pipe has ended or cannot be read, or the bytes are not a reply whose parts have the allowed sizes.
 pub(crate) fn read(input: &mut impl Read, most: impl FnOnce() -> u64) -> Result<Frame, BadFrame> {
     let mut length = [0; 4];
     let found = fill(input, &mut length)?;

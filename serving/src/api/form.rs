@@ -124,7 +124,7 @@ mod tests {
             brief(AnswerFormat::Free, &toolbox(&["g"], AnswerFormat::Free)).as_deref(),
             Some("text f:text g:json")
         );
-        // A strict function that the tool choice excludes adds no constraint.
+        // A strict function that is not among `functions`, because the tool choice excludes it, adds no constraint.
         assert_eq!(brief(AnswerFormat::Free, &toolbox(&["h"], AnswerFormat::Free)), None);
         let forced = toolbox(&["g"], AnswerFormat::Call(vec!["f".into(), "g".into()]));
         assert_eq!(brief(AnswerFormat::Json(None), &forced).as_deref(), Some("none f:lenient g:json"));

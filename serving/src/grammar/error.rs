@@ -1,6 +1,6 @@
 //! Errors of constraints.
 
-/// The largest number of grammars per answer.
+/// The largest number of grammars per turn: that of the answer, and those of the functions whose arguments must be JSON.
 pub(super) const MAX_GRAMMARS: usize = 128;
 
 /// Why a constraint cannot be created.

@@ -72,7 +72,7 @@ impl Grammars {
     ///
     /// # Errors
     /// A schema is too large, too deep, malformed, or cannot be enforced; there are too many schemas; or the vocabulary lacks harmony's
-    /// tokens.
+    /// tokens, has more tokens than `vocab`, or cannot be matched by grammars.
     pub fn constraint(
         &self,
         tokenizer: &Tokenizer,

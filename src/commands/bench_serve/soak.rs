@@ -63,7 +63,7 @@ impl Soak<'_> {
     /// Runs the load, and prints the state to stderr every minute.
     ///
     /// # Errors
-    /// The process does not exist, or the system does not report its memory.
+    /// The process whose memory is recorded does not exist or ends meanwhile, or the system does not report its memory.
     pub fn run(&self) -> Result<SoakResults> {
         let memory = |pid: Option<u32>| pid.map(resident_bytes).transpose();
         memory(self.pid)?;

@@ -29,7 +29,7 @@ struct Table<'a> {
     lines: Vec<Line>,
 }
 
-/// The figures, then each engine's device and formats, failures and skipped engines.
+/// The figures, then the device, cache type and YaRN ramp of each engine that reported a device, then failures and skipped engines.
 pub fn table(record: &Value) -> String {
     let runs = elements(&record["runs"]);
     let mut table = Table { engines: Vec::new(), lines: Vec::new() };

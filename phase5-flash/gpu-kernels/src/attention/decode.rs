@@ -83,7 +83,7 @@ impl Attention<'_> {
     /// Launches one cube per row, key/value head and split.
     ///
     /// # Panics
-    /// If the heads are not supported or a buffer is too short.
+    /// If the heads are not supported, a buffer is too short, the page table has no columns, or `splits` or `reach` is 0.
     pub fn launch(&self, gpu: &Gpu) {
         self.check();
         self.check_queries();
@@ -94,7 +94,7 @@ impl Attention<'_> {
     /// the cache. There must be at most one row per sequence.
     ///
     /// # Panics
-    /// If the heads are not supported or a buffer is too short.
+    /// If the heads are not supported, a buffer is too short, the page table has no columns, or `splits` or `reach` is 0.
     pub fn launch_unrotated(&self, gpu: &Gpu, Unrotated { qkv, table }: Unrotated<'_>) {
         let row = self.cache.pool.row();
         self.check();
@@ -315,7 +315,7 @@ fn attend(
             let factor = rescale[my_head as usize];
             acc *= Vector::<f32, Const<4>>::new(factor);
             total *= factor;
-            // The probabilities of places after the last key are zero.
+            // The last round may go past `last_key`, which changes nothing: the probabilities there are zero.
             let mut done = 0u32;
             while done * parts <= last_key {
                 #[unroll]

@@ -1,10 +1,11 @@
 //! Attention of several new tokens of a sequence on matrix units: as [`prefill`](super::prefill), but products have 16-bit inputs. Sums are
-//! in f32.
+//! in f32. If matrix units are emulated, inputs are f32, a cube has one plane and blocks of 32 keys, and sums are rescaled for each block.
 //!
-//! A cube handles 64 queries, 16 per plane, and loops over blocks of 64 keys. Scores go from fragments to shared memory, where two lanes
-//! compute the softmax of a query, and return as 16-bit probabilities. Sums of values stay in fragments. They are rescaled only when a
-//! query's largest score has grown by more than 8, so that probabilities are at most e⁸; this is rare after the first keys. The values of a
-//! block are read while its keys are scored, and the next keys while the values are summed; both stay packed in registers until needed.
+//! A cube handles 64 queries, 16 per plane, and loops over blocks of 64 keys. Scores go from fragments to shared memory, where the lanes of
+//! a plane (two per query if it has 32) compute the softmax, and return as 16-bit probabilities. Sums of values stay in fragments. They are
+//! rescaled only when a query's largest score has grown by more than 8, so that probabilities are at most e⁸; this is rare after the first
+//! keys. The values of a block are read while its keys are scored, and the next keys while the values are summed; both stay packed in
+//! registers until needed.
 //!
 //! History (H100, SPIR-V, a prompt of 32,768 tokens, 16 heads, f32 cache):
 //! 1. [`prefill`](super::prefill): 16.4 TFLOP/s.

@@ -1,5 +1,5 @@
-//! Products of several rows that share reading and unpacking of the weights: a few rows at a time, or in tiles of 64 rows in f32, or in
-//! tiles of 16, 32 or 64 rows on matrix units.
+//! Products of several rows that share reading and unpacking of the weights: a few rows at a time, or in tiles of up to 64 rows in f32, or
+//! in tiles of 16, 32 or 64 rows on matrix units.
 
 #[cfg(test)]
 mod checks;
@@ -22,7 +22,7 @@ impl Product<'_> {
     /// Launches the product in batches of up to [`SMALL_BATCH`] rows.
     ///
     /// # Panics
-    /// If a buffer is too short, or the matrix is a stack.
+    /// If there are no rows, a buffer is too short, or the matrix is a stack of several.
     pub fn launch_small(&self, gpu: &Gpu, split: RowSplit) {
         self.check();
         small::launch_dense(gpu, self, split);
@@ -48,13 +48,13 @@ impl ExpertProduct<'_> {
     /// Launches the product in batches of up to [`SMALL_BATCH`] slots. [`ExpertProduct::tiles`] must have been written for that size.
     ///
     /// # Panics
-    /// If a buffer is too short, or gate and up differ in shape or format.
+    /// If a buffer is too short, a stack of matrices is in several parts, or gate and up differ in shape or format.
     pub fn launch_small(&self, gpu: &Gpu, split: RowSplit) {
         self.check(operand::tile_words(self, SMALL_BATCH));
         small::launch_experts(gpu, self, split);
     }
 
-    /// Launches the product in tiles, as [`Product::launch_tiled`]. The tiles of sorted slots must have up to `rows` slots.
+    /// Launches the product in tiles, as [`Product::launch_tiled`]. The tiles of sorted slots must have up to `rows` slots, in f32 too.
     ///
     /// # Panics
     /// As [`ExpertProduct::launch_small`], or if `rows` is not one of [`TILE_ROWS`], or matrix units are used and `layout` is
