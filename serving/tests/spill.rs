@@ -309,6 +309,8 @@ enum Harm {
     NotAllCached,
     /// One of the two items is missing, which no checksum detects.
     WrongShape,
+    /// Opening or reading it fails: it is a folder.
+    Unreadable,
 }
 
 impl Harm {
@@ -323,8 +325,13 @@ impl Harm {
             Harm::OtherEngine => saved.header.engine = "another".into(),
             Harm::NotAllCached => saved.header.length -= 1,
             Harm::WrongShape => saved.items.truncate(1),
+            Harm::Unreadable => {}
         }
         match self {
+            Harm::Unreadable => {
+                fs::remove_file(path).expect("removed");
+                fs::create_dir(path).expect("created");
+            }
             Harm::Flip(_) | Harm::Truncate(_) | Harm::Empty => fs::write(path, bytes).expect("written"),
             _ => saved.write(path).expect("written"),
         }
@@ -344,7 +351,8 @@ fn damaged_and_foreign_files_are_not_used() {
 
     let flips = (0..size).step_by(7).chain([size - 1]).map(Harm::Flip);
     let cuts = [1, 8, 100, size / 2, size - 1].map(Harm::Truncate);
-    let others = [Harm::Empty, Harm::OtherModel, Harm::OtherEngine, Harm::NotAllCached, Harm::WrongShape];
+    let others =
+        [Harm::Empty, Harm::OtherModel, Harm::OtherEngine, Harm::NotAllCached, Harm::WrongShape, Harm::Unreadable];
     let next = request(&next_prompt(&text(0, 100), &first.tokens, 30), 5);
     for harm in flips.chain(cuts).chain(others) {
         let copy = temporary();
@@ -356,11 +364,13 @@ fn damaged_and_foreign_files_are_not_used() {
         run.check(0, &next);
         run.settle();
         let is_foreign = matches!(harm, Harm::OtherModel | Harm::OtherEngine);
-        assert_eq!(harmed.exists(), is_foreign, "{harm:?}");
+        let is_unreadable = harm == Harm::Unreadable;
+        assert_eq!(harmed.exists(), is_foreign || is_unreadable, "{harm:?}");
         let logged = warnings(copy.path());
         assert_eq!(logged.len(), 1, "{harm:?}: {logged:?}");
         let names_it = logged[0].contains(name.to_str().expect("UTF-8"));
-        assert!(is_foreign || names_it && logged[0].ends_with("it is deleted"), "{harm:?}: {logged:?}");
+        let end = if is_unreadable { "it is not used" } else { "it is deleted" };
+        assert!(is_foreign || names_it && logged[0].ends_with(end), "{harm:?}: {logged:?}");
     }
 }
 

@@ -60,12 +60,12 @@ fn command_of(arguments: impl Iterator<Item = String>, models: &[PathBuf]) -> St
     command
 }
 
-/// A word of a shell command: in quotes if it is empty or has spaces or quotes. Other characters with a meaning for shells, such as `$` and
-/// `|`, are not quoted.
+/// A word of a shell command, in quotes unless all its characters are without a meaning for shells.
 fn quoted(word: String) -> String {
-    match word.is_empty() || word.contains([' ', '\'', '"']) {
-        true => format!("'{}'", word.replace('\'', r"'\''")),
-        false => word,
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./,:=@+%".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word,
+        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 
@@ -89,5 +89,6 @@ mod tests {
         assert_eq!(written(&["x", "--api-key", "sesame", "--json"]), "gptoss x --api-key KEY --json");
         assert_eq!(written(&["x", "--api-key=sesame", "y"]), "gptoss x --api-key=KEY y");
         assert_eq!(written(&["x", "--label", "two words", "it's", ""]), r"gptoss x --label 'two words' 'it'\''s' ''");
+        assert_eq!(written(&["x", "a|b", "$HOME", "http://a:1/v1"]), "gptoss x 'a|b' '$HOME' http://a:1/v1");
     }
 }

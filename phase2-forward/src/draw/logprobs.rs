@@ -25,7 +25,9 @@ impl Logprobs {
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
         let log_sum = (f64::from(largest) + sum.ln()) as f32;
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_rank = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+        // Adding 0 turns −0 into 0, which is equally likely.
+        let logit = |token: u32| logits[token as usize] + 0.0;
+        let by_rank = |&a: &u32, &b: &u32| logit(b).total_cmp(&logit(a)).then(a.cmp(&b));
         let count = count.min(order.len());
         if count > 0 && count < order.len() {
             order.select_nth_unstable_by(count - 1, by_rank);
@@ -64,6 +66,8 @@ mod tests {
         for (token, logprob) in found.top {
             assert!((logprob - expected(logits[token as usize])).abs() < 1e-6);
         }
+        let zeros = Logprobs::of(&[-0.0, 0.0, -0.0, -1.0], 3).for_token(0.0);
+        assert_eq!(zeros.top.iter().map(|top| top.0).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(Logprobs::of(&logits, 20).for_token(1.0).top.len(), 5);
         assert!(Logprobs::of(&logits, 0).for_token(1.0).top.is_empty());
     }

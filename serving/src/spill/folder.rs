@@ -87,9 +87,9 @@ impl Folder {
         &self.identity
     }
 
-    /// The files and their tokens, the most recently used last. Incomplete files, files that cannot be opened or whose header is damaged,
-    /// and files without tokens or with tokens that are not cached are deleted with a warning. Files of another model or other settings are
-    /// kept.
+    /// The files and their tokens, the most recently used last. Incomplete files, files whose header is damaged, and files without tokens or
+    /// with tokens that are not cached are deleted with a warning. Files of another model or other settings are kept, and so are files that
+    /// cannot be opened, with a warning.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -123,7 +123,8 @@ impl Folder {
         Ok(found)
     }
 
-    /// The tokens of a file; `Some(None)` if it is of another model or other settings. `None` if it was unusable and has been deleted.
+    /// The tokens of a file; `Some(None)` if it is of another model or other settings. `None` if it cannot be
+    /// used; it has been deleted if it is invalid.
     fn look_at(&self, id: FileId) -> Option<Option<Vec<u32>>> {
         match SessionHeader::open(&self.file(id)) {
             Ok(header) if !self.identity.is_of(&header) => Some(None),
@@ -182,10 +183,16 @@ impl Folder {
         self.remove(id);
     }
 
-    /// As [`Folder::refuse`], for a file that could not be opened or read.
+    /// As [`Folder::refuse`], for a file that could not be opened or read. It is kept if it may still be valid, for example if there were too
+    /// many open files; the next start of the server looks at it again.
     pub fn refuse_for(&self, id: FileId, error: &LoadError) {
-        self.warn(&format!("{}; it is deleted", with_cause(error)));
-        self.remove(id);
+        match error {
+            LoadError::Invalid { .. } => {
+                self.warn(&format!("{}; it is deleted", with_cause(error)));
+                self.remove(id);
+            }
+            _ => self.warn(&format!("{}; it is not used", with_cause(error))),
+        }
     }
 
     pub fn warn(&self, sentence: &str) {
