@@ -1,19 +1,16 @@
 //! A thread that executes jobs in order and returns their results.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-/// A thread with jobs `J` and results `R`. Dropping this discards queued jobs and waits for the current one.
+/// A thread with jobs `J` and results `R`. Dropping this waits for the thread, which ends with the first job whose result nobody can take:
+/// queued jobs without a result, such as deletions, are still executed until then.
 #[derive(Debug)]
 pub(super) struct Background<J, R> {
     jobs: Option<Sender<J>>,
     results: Option<Receiver<R>>,
-    /// Set when this is dropped: the thread then starts no further job.
-    dropped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -22,8 +19,8 @@ pub(super) struct Background<J, R> {
 pub(super) struct ThreadEnded;
 
 impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
-    /// Starts a thread that executes each job with `work`, which may return no result. While `waiting` results have not been taken, the
-    /// thread pauses at the end of the next job that returns one.
+    /// Starts a thread that executes each job with `work`, which may return no result. The thread pauses while `waiting` results have not
+    /// been taken.
     ///
     /// # Errors
     /// The system cannot start a thread.
@@ -34,13 +31,8 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
     ) -> io::Result<Background<J, R>> {
         let (jobs, queue) = mpsc::channel();
         let (sender, results) = mpsc::sync_channel(waiting);
-        let dropped = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&dropped);
         let run = move || {
             for job in queue {
-                if stop.load(Ordering::Acquire) {
-                    return;
-                }
                 if let Some(result) = work(job)
                     && sender.send(result).is_err()
                 {
@@ -49,7 +41,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
             }
         };
         let thread = Builder::new().name(name.into()).spawn(run)?;
-        Ok(Background { jobs: Some(jobs), results: Some(results), dropped, thread: Some(thread) })
+        Ok(Background { jobs: Some(jobs), results: Some(results), thread: Some(thread) })
     }
 
     /// Queues a job. If the thread has ended, the job is lost.
@@ -59,7 +51,7 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
         }
     }
 
-    /// The next result, if it has arrived.
+    /// A result, if there is one.
     ///
     /// # Errors
     /// The thread has ended; there will be no more results.
@@ -88,47 +80,11 @@ impl<J: Send + 'static, R: Send + 'static> Background<J, R> {
 
 impl<J, R> Drop for Background<J, R> {
     fn drop(&mut self) {
-        self.dropped.store(true, Ordering::Release);
-        // Without a receiver the thread also ends while it waits to return a result.
+        // Without a receiver the thread ends at the next result, even while it waits to return one.
         self.results = None;
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::thread;
-
-    use super::*;
-
-    #[test]
-    fn dropping_discards_queued_jobs() {
-        let (started, is_started) = mpsc::channel();
-        let (release, released) = mpsc::channel::<()>();
-        let ran = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&ran);
-        let work = move |()| {
-            count.fetch_add(1, Ordering::Relaxed);
-            started.send(()).expect("the test waits");
-            let _ = released.recv();
-            None::<()>
-        };
-        let background = Background::start("test", 1, work).expect("starts");
-        for _ in 0..3 {
-            background.send(());
-        }
-        is_started.recv().expect("the first job runs");
-        let dropped = Arc::clone(&background.dropped);
-        let dropping = thread::spawn(move || drop(background));
-        while !dropped.load(Ordering::Acquire) {
-            thread::yield_now();
-        }
-        drop(release);
-        dropping.join().expect("dropped");
-        assert_eq!(ran.load(Ordering::Relaxed), 1);
     }
 }
