@@ -12,7 +12,7 @@ use phase4_profiling::cache_directory;
 use crate::args::{CacheSize, EngineArgs};
 use crate::embedded::{EMBEDDED_MODEL, EMBEDDED_PATH};
 
-/// The least number of tokens for which llama.cpp allocates its cache.
+/// The least number of tokens for which a peer's cache is requested.
 const MIN_ROOM: usize = 1024;
 
 /// The folder in which peers are installed.

@@ -301,9 +301,9 @@ impl Format {
         }
     }
 
-    /// Packs whole blocks. Rounds to nearest if the format is less precise than f32; in MXFP4, values above 6 times the scale are clamped.
+    /// Packs whole blocks. Rounds to nearest if the format is less precise than f32; in MXFP4, finite values above 6 times the scale are clamped.
     /// Values that [`Format::decode`] returned are encoded exactly, except blocks of Q8_0 whose largest code is not 127 in magnitude: these
-    /// get another scale.
+    /// get another scale; and blocks of MXFP4 with infinities or NaN.
     ///
     /// # Panics
     /// If the format can only be decoded: all except F32, F16, BF16, Q8_0 and MXFP4.

@@ -49,7 +49,7 @@ enum Harm {
     Lie(f64, u64, bool),
     Remove(f64, usize),
     Repeat(f64, usize),
-    /// Inserts a long or deeply nested text.
+    /// Inserts one byte many times, such as an opening bracket.
     Insert(f64, u8, usize),
 }
 
@@ -127,7 +127,7 @@ fn within_bounds<T>(size: usize, open: impl FnOnce() -> T) -> Result<T, TestCase
     let took = start.elapsed();
     let most = MOST.load(Relaxed) - before;
     prop_assert!(most <= size + BEYOND, "{} bytes allocated for a file of {}", most, size);
-    prop_assert!(took < LONGEST, "{:?}", took);
+    prop_assert!(took < LONGEST, "opening and using the file took {:?}; at most {:?} are allowed", took, LONGEST);
     Ok(result)
 }
 
@@ -204,7 +204,7 @@ fn check_session(harms: &[Harm]) -> Result<(), TestCaseError> {
 /// The allocator counts for the whole process, so there is only one test.
 #[test]
 fn mutated_files_never_panic_or_overallocate() {
-    // `PROPTEST_CASES` sets the number of cases.
+    // `PROPTEST_CASES` can raise the number of cases above 2000.
     let cases = ProptestConfig::default().cases.max(2000);
     let config = || ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let harms = || prop::collection::vec(harm(), 1..4);

@@ -25,7 +25,7 @@ struct Plan {
     rows: &'static [usize],
     /// Number of positions before the new ones, for operations that access the cache.
     depths: &'static [usize],
-    /// Number of sequences whose next tokens are chosen together.
+    /// Number of rows of logits from which tokens are chosen together.
     choices: &'static [usize],
     /// Number of launches that are replayed together, cycling through the layers.
     launches: usize,

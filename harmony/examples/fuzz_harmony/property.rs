@@ -251,7 +251,7 @@ struct Account {
     messages: Vec<Message>,
     warned: Vec<String>,
     is_open: bool,
-    /// Number of text bytes in the stream.
+    /// Number of bytes of text in the stream, after lossy decoding to UTF-8.
     read: usize,
     /// How many of the bytes in `read` were not content: headers, and white space between messages. If the name of a control token becomes
     /// content, its length is subtracted, since it is content that is not counted in `read`.
@@ -291,7 +291,8 @@ impl Account {
 
     /// A control token, or the end of the stream, ends a segment of text.
     fn control(&mut self, control: Option<&str>, was_open: bool, deltas: &[Delta], parser: &Parser<'_>) {
-        // The rest of a held-back character may have shown that the text is not a header.
+        // Before a control token, the parser releases an incomplete character that it held back. It may have shown that the text is not a
+        // header.
         self.is_bare_content |= !was_open && warnings(deltas).any(|warning| warning == BARE_CONTENT);
         let is_open = was_open || self.is_bare_content;
         self.segment_ends(is_open);
@@ -335,12 +336,12 @@ impl Account {
         warnings(deltas).any(|warning| warning.contains(&format!("`{}`", self.header)))
     }
 
-    /// A header without a message must be quoted in a warning. Text in it may also become a message.
+    /// A header without a message, unless it is only white space, must be quoted in a warning. Text in it may also become a message.
     fn abandoned(&mut self, control: Option<&str>, deltas: &[Delta], stop: Option<&str>) {
         let is_quoted = self.is_quoted(deltas);
         assert!(is_quoted || self.header.trim().is_empty(), "header {:?} is lost", self.header);
         if !is_quoted && control == Some("<|endoftext|>") {
-            // White space between messages stays in the open header.
+            // Before `<|endoftext|>`, white space between messages stays in the open header.
             return;
         }
         if !deltas.iter().any(|delta| matches!(delta, Delta::Begin(_))) {
@@ -357,7 +358,7 @@ impl Account {
         self.contents.push(content);
     }
 
-    /// Each byte of a header must be in one of its fields, or a warning must quote the header.
+    /// Each character of a header other than white space must be in one of its fields, or a warning must quote the header.
     fn check_header(&self, header: &Header, deltas: &[Delta]) {
         if self.is_quoted(deltas) {
             return;

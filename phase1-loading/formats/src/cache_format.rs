@@ -11,8 +11,8 @@ pub enum CacheFormat {
     #[default]
     F32,
     F16,
-    /// Blocks of 32 values of a head with 8-bit codes. Unlike in Q8_0 weights, the scale is [inside the codes](crate::cache_block), so
-    /// that a value takes one byte, half of [`CacheFormat::F16`].
+    /// Blocks of 32 values of a head with 8-bit codes. Unlike in Q8_0 weights, the eight bits of the scale are the
+    /// [lowest bits of eight codes](crate::cache_block), so that a value takes one byte, half of [`CacheFormat::F16`].
     Q8_0,
 }
 

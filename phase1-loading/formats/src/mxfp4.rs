@@ -37,7 +37,7 @@ pub fn e8m0(byte: u8) -> f32 {
 }
 
 /// Encodes a block with the scale `2^(⌊log2 amax⌋ − 2)`, as GGUF's quantizers do: `amax`, the largest magnitude, is then between 4 and 8
-/// times the scale, and magnitudes above 6 times the scale are clamped. A scale outside E8M0's range saturates. A block of zeros has the
+/// times the scale, and finite magnitudes above 6 times the scale are clamped. A scale outside E8M0's range saturates. A block of zeros has the
 /// scale 1.
 pub fn encode(values: &[f32; BLOCK]) -> [u8; BLOCK_BYTES] {
     let amax = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));

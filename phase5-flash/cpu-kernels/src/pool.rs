@@ -26,7 +26,7 @@ type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 pub struct Pool {
     common: Arc<Common>,
     workers: Vec<Worker>,
-    /// Held while an operation runs.
+    /// Held while an operation runs on the workers.
     turn: Mutex<()>,
 }
 
@@ -109,7 +109,7 @@ impl<'a> Operation<'a> {
     fn open(pool: &'a Pool, tasks: usize, work: &Work<'_>) -> Operation<'a> {
         let turn = pool.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let common = &*pool.common;
-        // If a task of an earlier operation panicked on the caller's thread, the flag of a worker that also panicked may still be set.
+        // If a task of an earlier operation panicked on the caller's thread, a worker that also panicked may have left the flag set.
         common.panicked.store(false, Ordering::Relaxed);
         // SAFETY: only the lifetime changes, and dropping the `Operation` waits until no worker uses the pointer.
         let work: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };

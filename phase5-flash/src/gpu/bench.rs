@@ -91,7 +91,7 @@ impl Kernels {
         attention(forward, pass, &placed, visit)
     }
 
-    /// Visits five ways to choose tokens, one for each of `rows` rows of logits, of which at most 64 are used.
+    /// Visits five ways to choose tokens. A launch chooses a token for each of `rows` rows of logits, of at most 64.
     ///
     /// # Errors
     /// As [`Kernels::all`].
@@ -138,7 +138,8 @@ impl Kernels {
         attention(forward, pass, &placed, visit)
     }
 
-    /// Fills a cache with `depth + rows` positions, and returns the rows of the last `rows` of them. The buffers then hold their results.
+    /// Fills a cache with `depth + rows` positions, and returns the descriptions of the last `rows` of them. The buffers
+    /// then hold the results of these rows.
     fn fill(&mut self, kv: CacheType, rows: usize, depth: usize) -> Result<Vec<Row>, GpuError> {
         let engine = &mut self.engine;
         let Runner { forward, choices, .. } = &mut engine.runner;

@@ -1,4 +1,4 @@
-//! Device buffers for the results of a pass.
+//! Device buffers for the inputs and results of a pass.
 
 use gpu_kernels::attention::{ROW_TILE_WORDS, partial_words, rows_per_tile};
 use gpu_kernels::matmul::SMALL_BATCH;

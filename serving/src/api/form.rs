@@ -54,7 +54,7 @@ fn rules(format: &AnswerFormat, toolbox: &Toolbox) -> Option<TurnRules> {
     }
     let callable = functions.iter().filter(|function| forced.is_none_or(|names| names.contains(&function.name)));
     let calls = callable.map(|function| {
-        // The arguments of a forced call must at least be valid JSON.
+        // The arguments of a forced call follow the schema if it can be enforced; otherwise they are any JSON object.
         let content = match (is_strict(function), forced) {
             (false, None) => Content::Text,
             (is_strict, _) => Content::Json { schema: parameters(function), lenient: !is_strict },

@@ -106,7 +106,7 @@ fn survives_slow_readers() {
         patient.read_to_string(&mut read).expect("the rest");
         assert!(read.starts_with("HTTP/1.1 200 OK\r\n"), "{read}");
         let (_, body) = read.split_once("\r\n\r\n").expect("a body");
-        // Removes the lengths of chunks, which are between the lines.
+        // Removes the lines of the chunked encoding, which end with CRLF; those of events end with LF.
         let body: String = body.split_inclusive('\n').filter(|line| !line.ends_with("\r\n")).collect();
         assert!(streamed_text(&written).ends_with("47 + 38 = 85."), "{}", written.body);
         assert_eq!(data(&body), data(&written.body));
@@ -128,7 +128,7 @@ fn clients_that_stall_lose_their_connections() {
     let server = Running::start_on(Box::new(engine(None)), settings, Options::default());
     let rest = |mut stream: TcpStream| {
         let mut rest = Vec::new();
-        // A connection may also be reset, after what was sent before.
+        // The server may also reset the connection; what arrived before that is kept.
         let _ = stream.read_to_end(&mut rest);
         String::from_utf8_lossy(&rest).into_owned()
     };

@@ -1,5 +1,5 @@
-//! Compares the operations of every instruction set of this machine with plain Rust, bit by bit, where their definition determines every
-//! bit.
+//! Compares the operations of every instruction set of this machine with plain Rust, bit by bit, on inputs for which their definition
+//! determines every bit of the result.
 
 use gptoss_reference::Random;
 use proptest::prelude::*;
