@@ -92,8 +92,8 @@ pub(crate) fn load_blocks(
     load_scales(scales, row, block, blocks, factors, first, rows, storage);
 }
 
-/// Reads the codes and scales of columns `8 eight` to `8 eight + 7` of block `block` in `rows` neighbouring rows from `row` on, which is a
-/// multiple of `rows`. The codes of row r go to `words` from vector `2 r` on, as if they were a block's first eight columns.
+/// Reads the codes and scales of columns `8 eight` to `8 eight + 7` of block `block` in the [`ROW_GROUP`] rows from `row` on, which is a
+/// multiple of it. The codes of row r go to `words` from vector `2 r` on, as if they were a block's first eight columns.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn load_eights(
@@ -105,10 +105,9 @@ pub(crate) fn load_eights(
     blocks: u32,
     words: &mut Array<Vector<u32, Const<4>>>,
     factors: &mut Array<u32>,
-    #[comptime] rows: u32,
     #[comptime] storage: Storage,
 ) {
-    let count = comptime![vectors(storage) as u32];
+    let (count, rows) = comptime![(vectors(storage) as u32, ROW_GROUP as u32)];
     // Index of the first word in the block; four words form a vector.
     let word = eight * count;
     #[unroll]

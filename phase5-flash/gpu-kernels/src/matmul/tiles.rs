@@ -312,7 +312,7 @@ fn unpack(
     let mut words = Array::<Vector<u32, Const<4>>>::new(8usize);
     let mut factors = Array::<u32>::new(4usize);
     let storage = comptime![packing.storage];
-    load_eights(rows.codes, rows.scales, row_four * 4, eight, block, blocks, &mut words, &mut factors, 4u32, storage);
+    load_eights(rows.codes, rows.scales, row_four * 4, eight, block, blocks, &mut words, &mut factors, storage);
     #[unroll]
     for half in 0..2u32 {
         let mut square = Array::<Vector<f32, Const<4>>>::new(4usize);
