@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 use formats::cube::f16_value;
+use half::f16;
 
 /// A bf16 from its bits.
 #[cube]
@@ -39,4 +40,12 @@ pub(crate) fn signed_bytes(word: u32) -> Vector<f32, Const<4>> {
         values.insert(comptime![i as usize], f32::reinterpret(byte | 0x4b00_0000u32) - 8_388_736.0f32);
     }
     values
+}
+
+/// Signed bytes `i` and `i + 2` of a word as 16-bit floats, for `i` 0 or 1. As in [`signed_bytes`], with the float 2¹⁰.
+#[cube]
+pub(crate) fn signed_pair(word: u32, #[comptime] i: u32) -> Vector<f16, Const<2>> {
+    let bytes = (if comptime![i == 0] { word } else { word >> 8u32 }) & 0x00ff_00ffu32;
+    let shifted = Vector::<f16, Const<2>>::reinterpret(bytes ^ 0x6480_6480u32);
+    shifted - Vector::<f16, Const<2>>::new(f16::new(1152.0f32))
 }

@@ -15,6 +15,8 @@ pub struct Gpu {
     pub device: Device,
     decode: E2m1Decode,
     matrix_units: Option<MatrixUnits>,
+    /// Whether kernels may compute products in f32 only.
+    f32_only: bool,
 }
 
 impl Gpu {
@@ -25,10 +27,15 @@ impl Gpu {
     pub fn new(device: Device) -> Result<Gpu, Error> {
         let decode = probe::quickest_decode(&device)?;
         let matrix_units = MatrixUnits::of(&device);
-        Ok(Gpu { device, decode, matrix_units })
+        Ok(Gpu { device, decode, matrix_units, f32_only: false })
     }
 
-    /// The same device with other matrix units: none, to compute in f32 throughout, or [emulated](MatrixUnits::EMULATED) ones.
+    /// The same device, with all products computed in f32: matrix units and pairs of 16-bit floats are not used.
+    pub fn in_f32(self) -> Gpu {
+        Gpu { matrix_units: None, f32_only: true, ..self }
+    }
+
+    /// The same device with other matrix units: none, or [emulated](MatrixUnits::EMULATED) ones.
     pub fn with_matrix_units(self, matrix_units: Option<MatrixUnits>) -> Gpu {
         Gpu { matrix_units, ..self }
     }
@@ -41,6 +48,11 @@ impl Gpu {
     /// Whether kernels may reinterpret words as pairs of 16-bit floats, including subnormal ones.
     pub(crate) fn has_f16_pairs(&self) -> bool {
         self.decode == E2m1Decode::F16Pairs
+    }
+
+    /// Whether products of few rows may be computed in pairs of 16-bit floats.
+    pub(crate) fn multiplies_in_16_bits(&self) -> bool {
+        self.has_f16_pairs() && !self.f32_only
     }
 
     /// How a matrix in `storage` is unpacked.

@@ -3,9 +3,10 @@
 use cubecl::prelude::*;
 use formats::Storage;
 use formats::cube::f16_value;
+use half::f16;
 
 use crate::e2m1::{E2m1Decode, f16_pair, four_values};
-use crate::floats::{four_halves, signed_bytes};
+use crate::floats::{four_halves, signed_bytes, signed_pair};
 use crate::matrix::{ROW_GROUP, vectors};
 
 /// A storage format, and how its codes are converted to floats.
@@ -19,6 +20,20 @@ impl Packing {
     /// Whether a word's codes can be read as [pairs of 16-bit floats](packed_f16_pair).
     pub const fn has_f16_pairs(self) -> bool {
         matches!((self.storage, self.decode), (Storage::Mxfp4, E2m1Decode::F16Pairs))
+    }
+
+    /// Whether a block's values can be multiplied as [pairs of 16-bit floats](packed_pair).
+    pub const fn multiplies_pairs(self) -> bool {
+        matches!((self.storage, self.decode), (Storage::Mxfp4 | Storage::Q8_0, E2m1Decode::F16Pairs))
+    }
+
+    /// The exponent of two, exclusive, that the inputs of [pairs](packed_pair) should be scaled to: then 16 products do not overflow, and
+    /// as few as possible are subnormal.
+    pub const fn input_exponent(self) -> u32 {
+        match self.storage {
+            Storage::Mxfp4 => 15,
+            _ => 4,
+        }
     }
 
     /// Vectors of four words per block of codes.
@@ -211,12 +226,44 @@ pub(crate) fn packed_values(
 /// The MXFP4 scale that begins at the lowest bit of a word, for [`packed_f16_pair`]. It must be at most 2, because the result, the
 /// scale times 2¹⁴, is an f16.
 #[cube]
-pub(crate) fn packed_f16_scale(word: u32) -> half::f16 {
-    half::f16::cast_from(scale_value(word, Storage::Mxfp4) * f32::new(comptime![E2m1Decode::F16Pairs.factor()]))
+pub(crate) fn packed_f16_scale(word: u32) -> f16 {
+    f16::cast_from(scale_value(word, Storage::Mxfp4) * f32::new(comptime![E2m1Decode::F16Pairs.factor()]))
 }
 
 /// Values `i` and `i + 4` of the eight MXFP4 codes in a word, multiplied by their [`packed_f16_scale`] and rounded once.
 #[cube]
-pub(crate) fn packed_f16_pair(codes: u32, scale: half::f16, #[comptime] i: u32) -> Vector<half::f16, Const<2>> {
-    f16_pair(codes, i) * Vector::<half::f16, Const<2>>::new(scale)
+pub(crate) fn packed_f16_pair(codes: u32, scale: f16, #[comptime] i: u32) -> Vector<f16, Const<2>> {
+    f16_pair(codes, i) * Vector::<f16, Const<2>>::new(scale)
+}
+
+/// [Pairs](packed_pair) of values in a block.
+pub(crate) const PAIRS: u32 = 16;
+
+/// Pair `i` of a block's [`PAIRS`] pairs of values, whose codes begin at vector `first_word`, for formats that [`Packing::multiplies_pairs`]. They
+/// must be multiplied by the block's [`packed_scale`]. The positions in the block are [`pair_places`].
+#[cube]
+pub(crate) fn packed_pair(
+    words: &Array<Vector<u32, Const<4>>>,
+    #[comptime] first_word: u32,
+    #[comptime] i: u32,
+    #[comptime] packing: Packing,
+) -> Vector<f16, Const<2>> {
+    match comptime![packing.storage] {
+        Storage::Q8_0 => {
+            let word = words[comptime![(first_word + i / 8) as usize]].extract(comptime![(i / 2 % 4) as usize]);
+            signed_pair(word, comptime![i % 2])
+        }
+        _ => {
+            let word = words[comptime![first_word as usize]].extract(comptime![(i / 4) as usize]);
+            f16_pair(word, comptime![i % 4])
+        }
+    }
+}
+
+/// The positions in a block of the two values of [pair](packed_pair) `i`.
+pub(crate) const fn pair_places(storage: Storage, i: u32) -> [u32; 2] {
+    match storage {
+        Storage::Q8_0 => [i / 2 * 4 + i % 2, i / 2 * 4 + i % 2 + 2],
+        _ => [i / 4 * 8 + i % 4, i / 4 * 8 + i % 4 + 4],
+    }
 }

@@ -1,7 +1,10 @@
 //! The inputs of a product, for all kernels that compute products: with one matrix for all rows, or with the experts that rows chose.
 
+use cubecl::prelude::*;
+
 use crate::device::Buffer;
 use crate::matrix::Matrix;
+use crate::moe;
 
 /// `out = x Wᵀ + bias` for the `inputs` rows of x, or `out += x Wᵀ + bias`. In the shapes below, `rows` and `columns` are those of the
 /// matrix.
@@ -120,4 +123,51 @@ impl ExpertProduct<'_> {
         self.sorted_slots.expect("the sorted slots", slots);
         self.tiles.expect("the tiles of slots", tile_words);
     }
+}
+
+/// The buffers and shape of a product with experts, except their codes.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct ExpertArgs {
+    pub x: Box<[Vector<f32, Const<4>>]>,
+    pub scales: Box<[u32]>,
+    pub bias: Box<[f32]>,
+    /// Scales of the up projections; without those, the scales of the only matrices.
+    pub up_scales: Box<[u32]>,
+    pub up_bias: Box<[f32]>,
+    pub sorted_slots: Box<[u32]>,
+    pub tiles: Box<[u32]>,
+    pub out: Box<[f32]>,
+    pub rows: u32,
+    pub stride: u32,
+    pub blocks: u32,
+    pub slots_per_input: u32,
+}
+
+pub(crate) fn expert_args(product: &ExpertProduct<'_>) -> ExpertArgsLaunch {
+    let (experts, up) = (product.experts, product.up.unwrap_or(product.experts));
+    let weight = &experts.weight;
+    ExpertArgsLaunch::new(
+        product.x.arg4(),
+        weight.whole().scales.arg(),
+        experts.bias.arg(),
+        up.weight.whole().scales.arg(),
+        up.bias.arg(),
+        product.sorted_slots.arg(),
+        product.tiles.arg(),
+        product.out.arg(),
+        weight.rows() as u32,
+        weight.stride() as u32,
+        weight.blocks() as u32,
+        product.slots_per_input() as u32,
+    )
+}
+
+/// The most tiles of `tile` slots that a product with experts needs.
+pub(crate) fn most_tiles(product: &ExpertProduct<'_>, tile: u32) -> u32 {
+    moe::most_tiles(product.slots(), product.experts.weight.stack(), tile) as u32
+}
+
+/// Number of words of [`most_tiles`] tiles.
+pub(crate) fn tile_words(product: &ExpertProduct<'_>, tile: u32) -> usize {
+    moe::tile_words(product.slots(), product.experts.weight.stack(), tile)
 }

@@ -161,6 +161,12 @@ pub const F32: f64 = 2e-6;
 /// As [`F32`], for terms that are rounded to 16-bit floats.
 pub const F16: f64 = 1e-3;
 
+/// As [`F16`], for products that are also summed in 16 bits, a few at a time.
+pub const F16_PAIRS: f64 = 3e-4;
+
+/// As [`F16`], for experts, where the error is relative to the largest possible sum of terms.
+pub const F16_EXPERTS: f64 = 3e-5;
+
 /// Asserts an error within [`F32`]; `size` is the sum of the terms' magnitudes.
 #[track_caller]
 pub fn assert_close(found: f32, expected: f64, size: f64, context: &str) {

@@ -1,7 +1,7 @@
 //! Device buffers for the inputs and results of a pass.
 
 use gpu_kernels::attention::{ROW_TILE_WORDS, partial_words, rows_per_tile};
-use gpu_kernels::matmul::SMALL_BATCH;
+use gpu_kernels::matvec::PAIR;
 use gpu_kernels::moe::tile_words;
 use gpu_kernels::{Buffer, Gpu, KvRow, ROW_WORDS};
 use phase1_loading::GptOssConfig;
@@ -59,7 +59,7 @@ impl Buffers {
             weights: device.empty(slots),
             activations: device.empty(slots * config.expert_width),
             sorted_slots: device.empty(slots),
-            slot_tiles: device.empty(tile_words(slots, experts, SMALL_BATCH)),
+            slot_tiles: device.empty(tile_words(slots, experts, PAIR)),
             products: device.empty(if rows == 1 { 0 } else { slots * hidden }),
             every_row: device.upload((0..rows as u32).collect()),
         }

@@ -45,7 +45,7 @@ pub struct Options {
     pub kv: CacheType,
     /// Size in bytes of the KV cache; by default room for one full context and some short sequences, limited to the free memory.
     pub kv_bytes: Option<u64>,
-    /// Computes in f32 throughout. Matrix units, which take 16-bit floats, are not used.
+    /// Computes in f32 throughout. Matrix units, which take 16-bit floats, and products of 16-bit floats are not used.
     pub exact: bool,
     /// Kernel choices that `gptoss tune` measured on the device; defaults if not given.
     pub tuning: Option<Tuning>,
@@ -99,7 +99,7 @@ impl GpuEngine {
             (false, true) => tuning.without_matrix_units(),
             (false, false) => tuning,
         };
-        let gpu = gpu.with_matrix_units(units);
+        let gpu = if options.exact { gpu.in_f32() } else { gpu.with_matrix_units(units) };
         let device = gpu.device.clone();
         // Without this, memory that an earlier engine left in the allocator's pools would count as used.
         device.free_unused_memory();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gpu_kernels::attention::{Attention, ROW_TILE_WORDS, Unrotated, row_tiles, rows_per_tile};
 use gpu_kernels::matmul::{SMALL_BATCH, TILE};
-use gpu_kernels::matvec::{Down, GateUp, InputNorm};
+use gpu_kernels::matvec::{Down, GateUp, InputNorm, PAIR, RowLoop};
 use gpu_kernels::moe::{Combine, ExpertChoice, Route, SlotSort};
 use gpu_kernels::{Buffer, ExpertProduct, Experts, Gpu, Matrix, Norm, Product, Rope, Row, embed};
 use phase1_loading::{AttentionKind, GptOssConfig};
@@ -323,6 +323,7 @@ impl Forward {
                 }
                 .launch(&self.gpu, choice);
             }
+            Products::Pairs => PAIR,
             Products::Small => SMALL_BATCH,
             Products::Tiled(rows) => rows,
         };
@@ -335,13 +336,14 @@ impl Forward {
             tile,
         }
         .launch(&self.gpu.device);
-        self.sorted_product(ExpertProduct {
+        let product = ExpertProduct {
             up: Some(&layer.up),
             x: &buffers.normed,
             x_by_slot: false,
             out: &buffers.activations,
             ..self.over_slots(&layer.gate, inputs)
-        });
+        };
+        self.sorted_product(product, self.tuning.gate_up);
     }
 
     fn down(&self, layer: &Layer, inputs: usize) {
@@ -353,7 +355,7 @@ impl Forward {
             return Down { down: &layer.down, x, chosen, weights, chosen_per_row, out: &buffers.x, inputs }
                 .launch(&self.gpu, choice);
         }
-        self.sorted_product(self.over_slots(&layer.down, inputs));
+        self.sorted_product(self.over_slots(&layer.down, inputs), self.tuning.down);
         let (products, hidden) = (&buffers.products, config.hidden);
         Combine { products, weights, out: &buffers.x, inputs, chosen_per_row, hidden }.launch(&self.gpu.device);
     }
@@ -378,8 +380,9 @@ impl Forward {
         }
     }
 
-    fn sorted_product(&self, product: ExpertProduct<'_>) {
+    fn sorted_product(&self, product: ExpertProduct<'_>, row_loop: RowLoop) {
         match self.experts(product.inputs) {
+            Products::Pairs => product.launch_pairs(&self.gpu, self.tuning.matvec(row_loop)),
             Products::Tiled(rows) => {
                 let layout = if rows < TILE { self.tuning.low_expert_tile } else { self.tuning.expert_tile };
                 product.launch_tiled(&self.gpu, layout, rows);
@@ -392,7 +395,7 @@ impl Forward {
     fn product(&self, product: Product<'_>) {
         let (gpu, tuning) = (&self.gpu, &self.tuning);
         match Products::dense(tuning, product.inputs) {
-            Products::Single => product.launch_matvec(gpu, None, tuning.matvec(tuning.project)),
+            Products::Single | Products::Pairs => product.launch_matvec(gpu, None, tuning.matvec(tuning.project)),
             Products::Small => product.launch_small(gpu, tuning.small_batch),
             Products::Tiled(rows) => {
                 let layout = if rows < TILE { tuning.low_dense_tile } else { tuning.dense_tile };

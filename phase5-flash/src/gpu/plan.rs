@@ -34,6 +34,8 @@ pub(super) struct Pass {
 pub(super) enum Products {
     /// Row by row.
     Single,
+    /// For pairs of slots that chose the same expert; only with experts.
+    Pairs,
     /// In small batches.
     Small,
     /// In tiles of up to this many rows.
@@ -69,6 +71,8 @@ impl Products {
         let slots = rows * config.experts_per_token;
         if rows <= tuning.single_expert_rows {
             Products::Single
+        } else if rows <= tuning.pair_rows {
+            Products::Pairs
         } else if slots >= tuning.tiled_slots * config.experts {
             Products::Tiled(TILE)
         } else if rows >= tuning.low_tile_rows {
@@ -155,13 +159,16 @@ mod tests {
     fn more_rows_select_larger_products() {
         let (tuning, config) = (Tuning::default(), config());
         let dense = [1, 15, 16, 23, 24, 640].map(|rows| Products::dense(&tuning, rows));
-        use Products::{Single, Small, Tiled};
+        use Products::{Pairs, Single, Small, Tiled};
         assert_eq!(dense, [Single, Single, Small, Small, Tiled(32), Tiled(64)]);
         let experts = |tuning: &Tuning, rows| Products::experts(tuning, &config, rows);
         assert_eq!([15, 16, 127, 128].map(|rows| experts(&tuning, rows)), [Single, Small, Small, Tiled(64)]);
         let always = tuning.tiled_always();
         assert_eq!([1, 2, 17].map(|rows| Products::dense(&always, rows)), [Single, Tiled(16), Tiled(32)]);
         assert_eq!([1, 2, 65, 512].map(|rows| experts(&always, rows)), [Single, Tiled(16), Tiled(32), Tiled(64)]);
+        let pairs = Tuning { single_expert_rows: 4, pair_rows: 10, ..tuning };
+        assert_eq!([4, 5, 10, 11].map(|rows| experts(&pairs, rows)), [Single, Pairs, Pairs, Small]);
+        assert_eq!(Products::dense(&pairs, 5), Single);
         // 4 of 32 experts per row: 64 rows are 8 per expert on average, half of the lowest tile.
         let low = Tuning { single_expert_rows: 3, low_tile_rows: 4, ..tuning };
         assert_eq!(

@@ -113,10 +113,10 @@ const ALL: usize = 2
     + Tuning::ATTENTION_CUBES.len()
     + Tuning::INPUTS_PER_READ.len()
     + RowSplit::ALL.len()
-    + 6 * ROWS.len()
+    + 7 * ROWS.len()
     + 4 * Tuning::TILES.len();
 
-/// The most rows for which the kernels for single rows are the fastest.
+/// The most rows for which the kernels for single rows, or those and the ones for pairs, are the fastest.
 struct SingleRows {
     most: usize,
     /// Whether they were the fastest for all numbers of rows so far.
@@ -218,12 +218,12 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    /// Finds the numbers of rows up to which single-row kernels, and from which tiles, are fastest.
+    /// Finds the numbers of rows up to which single-row kernels and pairs, and from which tiles, are fastest.
     fn thresholds(&mut self) -> Result<(), EngineError> {
         let longest = self.engine.config().context_length / 2;
         let few = self.best.small_always();
         let units = self.engine.runner.forward.gpu.matrix_units().is_some();
-        let (mut dense, mut experts) = (SingleRows::default(), SingleRows::default());
+        let [mut dense, mut experts, mut pairs] = [(); 3].map(|()| SingleRows::default());
         let (mut tiled_rows, mut tiled_slots, mut low_tile_rows) = (NEVER, NEVER, NEVER);
         for rows in ROWS.into_iter().filter(|&rows| rows <= longest) {
             self.begin(Workload { depth: 0, rows })?;
@@ -236,9 +236,15 @@ impl Tuner<'_> {
                 let singly = self.measure(Tuning { single_rows: rows, ..few })?;
                 dense.add(rows, singly < by_few.min(by_tiles));
             }
-            if experts.wins && rows <= MAX_SINGLE_ROWS {
-                let singly = self.measure(Tuning { single_expert_rows: rows, ..few })?;
-                experts.add(rows, singly < by_few.min(by_tiled_experts).min(by_low_tiles));
+            if pairs.wins && rows <= MAX_SINGLE_ROWS {
+                let others = by_few.min(by_tiled_experts).min(by_low_tiles);
+                let by_pairs = self.measure(Tuning { pair_rows: rows, ..few })?;
+                let singly = match experts.wins {
+                    true => self.measure(Tuning { single_expert_rows: rows, ..few })?,
+                    false => f64::INFINITY,
+                };
+                experts.add(rows, singly < others.min(by_pairs));
+                pairs.add(rows, singly.min(by_pairs) < others);
             }
             let slots = (rows * self.engine.config().experts_per_token).div_ceil(self.engine.config().experts);
             tiled_rows = if by_tiles < by_few { tiled_rows.min(rows) } else { NEVER };
@@ -249,8 +255,9 @@ impl Tuner<'_> {
             }
             low_tile_rows = if by_low_tiles < by_few { low_tile_rows.min(rows) } else { NEVER };
         }
-        let (single_rows, single_expert_rows) = (dense.most, experts.most);
-        self.best = Tuning { single_rows, tiled_rows, single_expert_rows, tiled_slots, low_tile_rows, ..self.best };
+        let (single_rows, single_expert_rows, pair_rows) = (dense.most, experts.most, pairs.most);
+        self.best =
+            Tuning { single_rows, tiled_rows, single_expert_rows, pair_rows, tiled_slots, low_tile_rows, ..self.best };
         Ok(())
     }
 
@@ -394,9 +401,12 @@ mod tests {
         let layouts =
             Tuning::TILES.map(|low_dense_tile| Tuning { low_dense_tile, low_expert_tile: low_dense_tile, ..low_tiles });
         let single = Tuning { single_rows: 64, single_expert_rows: 64, ..default };
+        let pairs = Tuning { pair_rows: 64, ..few };
         let cubes = Tuning::ATTENTION_CUBES.map(|attention_cubes| Tuning { attention_cubes, ..default });
         let reads = Tuning::INPUTS_PER_READ.map(|inputs_per_read| Tuning { inputs_per_read, ..default });
-        for tuning in row_loops.chain(splits).chain(tiles).chain(layouts).chain([single]).chain(cubes).chain(reads) {
+        for tuning in
+            row_loops.chain(splits).chain(tiles).chain(layouts).chain([single, pairs]).chain(cubes).chain(reads)
+        {
             engine.runner.forward.set_tuning(tuning);
             let error = relative_rms(&expected, &logits(&mut engine));
             assert!(error < limit(&engine), "{tuning:?}: {error:e} {seed}");

@@ -41,6 +41,8 @@ pub struct Tuning {
     pub(crate) tiled_rows: usize,
     /// As [`Tuning::single_rows`], for products with experts.
     pub(crate) single_expert_rows: usize,
+    /// Up to this many rows, if more than [`Tuning::single_expert_rows`], pairs of slots that chose the same expert share its weights.
+    pub(crate) pair_rows: usize,
     /// From this average number of rows per expert on, products of experts are in tiles of 64 rows.
     pub(crate) tiled_slots: usize,
     /// From this many rows on, products of experts are tiled for any average number of rows per expert, on matrix units: in tiles of 16, 32
@@ -67,6 +69,7 @@ impl Default for Tuning {
             single_rows: 15,
             tiled_rows: 24,
             single_expert_rows: 15,
+            pair_rows: 1,
             tiled_slots: 16,
             low_tile_rows: NEVER,
             dense_tile: PlaneLayout { planes: 4, splits: 2, squares: 1, step: 2, steps: 1 },
@@ -80,7 +83,9 @@ impl Default for Tuning {
 impl Tuning {
     /// Defaults for a device that was not measured. With matrix units tiles begin at fewer rows. Tokens/s in total on an H200, gpt-oss-20b's
     /// shape: 8 sequences 1,103 with single rows and 1,155 with dense tiles, 10 sequences 1,125 and 1,259; 12 sequences 986 with tiles for
-    /// experts and 1,342 without, 24 sequences 1,704 with tiles and 1,196 without any.
+    /// experts and 1,342 without, 24 sequences 1,704 with tiles and 1,196 without any. With products in pairs of 16-bit floats, sharing an
+    /// expert's weights between pairs of slots lost: 6 sequences 1,063 and 1,232 without, 10 sequences 1,335 and 1,458, 12 sequences 1,496
+    /// and 1,576.
     pub(crate) fn unmeasured(units: Option<MatrixUnits>) -> Tuning {
         let default = Tuning::default();
         match units {
@@ -88,6 +93,7 @@ impl Tuning {
                 single_rows: 7,
                 tiled_rows: 8,
                 single_expert_rows: 23,
+                pair_rows: 1,
                 tiled_slots: NEVER,
                 low_tile_rows: 24,
                 ..default
@@ -98,13 +104,22 @@ impl Tuning {
 
     /// The same, with every product of more than one row in tiles.
     pub(crate) fn tiled_always(self) -> Tuning {
-        Tuning { single_rows: 1, tiled_rows: 2, single_expert_rows: 1, tiled_slots: NEVER, low_tile_rows: 2, ..self }
+        Tuning {
+            single_rows: 1,
+            tiled_rows: 2,
+            single_expert_rows: 1,
+            pair_rows: 1,
+            tiled_slots: NEVER,
+            low_tile_rows: 2,
+            ..self
+        }
     }
 
     /// The same for an engine that does not use the device's matrix units: without thresholds that were measured with them.
     pub(crate) fn without_matrix_units(self) -> Tuning {
-        let Tuning { single_rows, tiled_rows, single_expert_rows, tiled_slots, low_tile_rows, .. } = Tuning::default();
-        Tuning { single_rows, tiled_rows, single_expert_rows, tiled_slots, low_tile_rows, ..self }
+        let Tuning { single_rows, tiled_rows, single_expert_rows, pair_rows, tiled_slots, low_tile_rows, .. } =
+            Tuning::default();
+        Tuning { single_rows, tiled_rows, single_expert_rows, pair_rows, tiled_slots, low_tile_rows, ..self }
     }
 
     /// The same, with every product of more than one row in small batches.
@@ -113,6 +128,7 @@ impl Tuning {
             single_rows: 1,
             tiled_rows: NEVER,
             single_expert_rows: 1,
+            pair_rows: 1,
             tiled_slots: NEVER,
             low_tile_rows: NEVER,
             ..self
@@ -149,7 +165,9 @@ impl Tuning {
             && [self.dense_tile, self.low_dense_tile, self.expert_tile, self.low_expert_tile]
                 .iter()
                 .all(PlaneLayout::is_possible)
-            && [self.single_rows, self.single_expert_rows].iter().all(|most| (1..=MAX_ROWS).contains(most))
+            && [self.single_rows, self.single_expert_rows, self.pair_rows]
+                .iter()
+                .all(|most| (1..=MAX_ROWS).contains(most))
             && self.low_tile_rows > 1
             && [self.tiled_rows, self.tiled_slots, self.low_tile_rows].iter().all(|most| (1..=NEVER).contains(most))
     }

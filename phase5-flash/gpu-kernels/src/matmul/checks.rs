@@ -51,7 +51,7 @@ pub(super) fn check_dense(
 
 /// Compares products of `(inputs, experts, width, hidden, chosen)` over sorted slots, in tiles of `tile`, with the mat-vec kernels, which
 /// are tested against f64.
-pub(super) fn check_experts(
+pub(crate) fn check_experts(
     limit: f64,
     shapes: &[(usize, usize, usize, usize, usize)],
     tile: u32,
@@ -60,6 +60,7 @@ pub(super) fn check_experts(
 ) {
     let gpu = gpu();
     let device = &gpu.device;
+    let in_f32 = gpu.clone().in_f32();
     let mut random = Random::fresh();
     let formats = [Storage::Mxfp4, Storage::Q8_0, Storage::BF16];
     // Each shape is tested with one of the formats.
@@ -97,7 +98,7 @@ pub(super) fn check_experts(
             out: &singly,
             inputs,
         }
-        .launch(&gpu, choice);
+        .launch(&in_f32, choice);
         SlotSort { chosen: &ids, sorted_slots: &sorted_slots, tiles: &tiles, slots, experts, tile }.launch(device);
         let product = ExpertProduct {
             experts: &gate,
@@ -117,7 +118,7 @@ pub(super) fn check_experts(
             .launch(device);
 
         Down { down: &down, x: &singly, chosen: &ids, weights: &weights, chosen_per_row: chosen, out: &single, inputs }
-            .launch(&gpu, choice);
+            .launch(&in_f32, choice);
         for (name, found, expected) in [("activations", &activations, &singly), ("sums", &sorted, &single)] {
             let (found, expected) = (device.read_f32(found).expect("reads"), device.read_f32(expected).expect("reads"));
             for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {

@@ -36,7 +36,7 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::layout::{FOURS, FOURS_PER_ROW, TileSize};
-use super::operand::{DenseArgs, ExpertArgs, Outputs, TileRows, dense_args, expert_args, most_tiles};
+use super::operand::{DenseArgs, Outputs, TileRows, dense_args};
 use super::staging::{group, input_starts, lane, plane, put_inputs, put_weights, read_inputs, read_weights, split};
 use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
@@ -44,7 +44,7 @@ use crate::gpu::Gpu;
 use crate::matrix_units::{Accumulators, Operand, SIDE, operand, sync_lanes};
 use crate::moe::SlotTile;
 use crate::packed::{PackedPair, Packing};
-use crate::product::{ExpertProduct, Product};
+use crate::product::{ExpertArgs, ExpertProduct, Product, expert_args, most_tiles};
 
 pub(super) fn launch_dense(gpu: &Gpu, product: &Product<'_>, size: TileSize) {
     match size.planes.fragments {
@@ -393,10 +393,8 @@ mod tests {
     use crate::matmul::{PlaneLayout, TILE, TILE_ROWS};
     use crate::matrix_units::MatrixUnits;
     use crate::product::Product;
-    use crate::testing::{F16, Random, assert_within, gpu, matrix, poisoned};
+    use crate::testing::{F16, F16_EXPERTS, Random, assert_within, gpu, matrix, poisoned};
 
-    /// As [`F16`], for experts, where the error is relative to the largest possible sum of terms.
-    const F16_EXPERTS: f64 = 3e-5;
     /// Emulated matrix units use at most two planes.
     const LAYOUTS: [PlaneLayout; 6] = [
         PlaneLayout { planes: 2, splits: 2, squares: 1, step: 1, steps: 2 },

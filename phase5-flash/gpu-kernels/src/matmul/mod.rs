@@ -2,7 +2,7 @@
 //! in tiles of 16, 32 or 64 rows on matrix units.
 
 #[cfg(test)]
-mod checks;
+pub(crate) mod checks;
 mod fragments;
 mod layout;
 mod operand;
@@ -15,7 +15,7 @@ pub use operand::{TILE, TILE_ROWS};
 pub use small::{RowSplit, SMALL_BATCH};
 
 use crate::gpu::Gpu;
-use crate::product::{ExpertProduct, Product};
+use crate::product::{ExpertProduct, Product, tile_words};
 use layout::TileSize;
 
 impl Product<'_> {
@@ -50,7 +50,7 @@ impl ExpertProduct<'_> {
     /// # Panics
     /// If a buffer is too short, a stack of matrices is in several parts, or gate and up differ in shape or format.
     pub fn launch_small(&self, gpu: &Gpu, split: RowSplit) {
-        self.check(operand::tile_words(self, SMALL_BATCH));
+        self.check(tile_words(self, SMALL_BATCH));
         small::launch_experts(gpu, self, split);
     }
 
@@ -60,7 +60,7 @@ impl ExpertProduct<'_> {
     /// As [`ExpertProduct::launch_small`], or if `rows` is not one of [`TILE_ROWS`], or matrix units are used and `layout` is
     /// not [possible](PlaneLayout::is_possible).
     pub fn launch_tiled(&self, gpu: &Gpu, layout: PlaneLayout, rows: u32) {
-        self.check(operand::tile_words(self, rows));
+        self.check(tile_words(self, rows));
         match size_of(gpu, layout, rows, self.fits_f16()) {
             Some(size) => fragments::launch_experts(gpu, self, size),
             None => tiles::launch_experts(gpu, self, rows),

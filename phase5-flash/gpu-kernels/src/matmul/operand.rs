@@ -3,8 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::matrix::Part;
-use crate::moe;
-use crate::product::{ExpertProduct, Product};
+use crate::product::Product;
 
 /// Rows of inputs, or slots (pairs of a row and one of its experts), per tile.
 pub const TILE: u32 = 64;
@@ -40,53 +39,6 @@ pub(super) fn dense_args(product: &Product<'_>, part: &Part) -> DenseArgsLaunch 
         matrix.rows() as u32,
         matrix.blocks() as u32,
     )
-}
-
-/// The buffers and shape of a product with experts, except their codes.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct ExpertArgs {
-    pub x: Box<[Vector<f32, Const<4>>]>,
-    pub scales: Box<[u32]>,
-    pub bias: Box<[f32]>,
-    /// Scales of the up projections; without those, the scales of the only matrices.
-    pub up_scales: Box<[u32]>,
-    pub up_bias: Box<[f32]>,
-    pub sorted_slots: Box<[u32]>,
-    pub tiles: Box<[u32]>,
-    pub out: Box<[f32]>,
-    pub rows: u32,
-    pub stride: u32,
-    pub blocks: u32,
-    pub slots_per_input: u32,
-}
-
-pub(super) fn expert_args(product: &ExpertProduct<'_>) -> ExpertArgsLaunch {
-    let (experts, up) = (product.experts, product.up.unwrap_or(product.experts));
-    let weight = &experts.weight;
-    ExpertArgsLaunch::new(
-        product.x.arg4(),
-        weight.whole().scales.arg(),
-        experts.bias.arg(),
-        up.weight.whole().scales.arg(),
-        up.bias.arg(),
-        product.sorted_slots.arg(),
-        product.tiles.arg(),
-        product.out.arg(),
-        weight.rows() as u32,
-        weight.stride() as u32,
-        weight.blocks() as u32,
-        product.slots_per_input() as u32,
-    )
-}
-
-/// The most tiles of `tile` slots that a product with experts needs.
-pub(super) fn most_tiles(product: &ExpertProduct<'_>, tile: u32) -> u32 {
-    moe::most_tiles(product.slots(), product.experts.weight.stack(), tile) as u32
-}
-
-/// Number of words of [`most_tiles`] tiles.
-pub(super) fn tile_words(product: &ExpertProduct<'_>, tile: u32) -> usize {
-    moe::tile_words(product.slots(), product.experts.weight.stack(), tile)
 }
 
 /// The rows of a tile.

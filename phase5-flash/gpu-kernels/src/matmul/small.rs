@@ -12,13 +12,13 @@
 use cubecl::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::operand::{DenseArgs, ExpertArgs, Outputs, TileRows, dense_args, expert_args, most_tiles};
+use super::operand::{DenseArgs, Outputs, TileRows, dense_args};
 use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_one, swiglu};
 use crate::gpu::Gpu;
 use crate::moe::SlotTile;
 use crate::packed::{PackedPair, Packing, load_blocks, packed_scale, packed_values};
-use crate::product::{ExpertProduct, Product};
+use crate::product::{ExpertArgs, ExpertProduct, Product, expert_args, most_tiles};
 use crate::vec4::sum4;
 
 /// The most inputs that share one read of the weights.

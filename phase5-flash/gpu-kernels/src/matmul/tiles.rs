@@ -10,13 +10,13 @@
 
 use cubecl::prelude::*;
 
-use super::operand::{DenseArgs, ExpertArgs, Outputs, TILE, TileRows, dense_args, expert_args, most_tiles};
+use super::operand::{DenseArgs, Outputs, TILE, TileRows, dense_args};
 use crate::device::cube_grid;
 use crate::epilogue::{Epilogue, store_four, store_four_gated};
 use crate::gpu::Gpu;
 use crate::moe::SlotTile;
 use crate::packed::{Packing, load_eights, packed_scale, packed_values};
-use crate::product::{ExpertProduct, Product};
+use crate::product::{ExpertArgs, ExpertProduct, Product, expert_args, most_tiles};
 use crate::vec4::transposed;
 
 /// Units per cube: two by two groups, each of four by eight units, for 32 rows by two times 32 outputs.

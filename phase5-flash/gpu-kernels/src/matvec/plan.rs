@@ -92,6 +92,8 @@ pub(crate) struct MatvecPlan {
     /// The most planes of a cube.
     pub planes: u32,
     pub packing: Packing,
+    /// Whether products are computed in pairs of 16-bit floats.
+    pub pairs: bool,
 }
 
 impl MatvecPlan {
@@ -99,7 +101,8 @@ impl MatvecPlan {
         let blocks = matrix.blocks() as u32;
         let lanes = gpu.device.whole_planes(blocks).min(LANES);
         let (planes, packing) = (gpu.device.most_planes(lanes), gpu.packing(matrix.storage()));
-        MatvecPlan { blocks, lanes, inputs: 1, matrices: 1, tile, planes, packing }
+        let pairs = gpu.multiplies_in_16_bits() && packing.multiplies_pairs();
+        MatvecPlan { blocks, lanes, inputs: 1, matrices: 1, tile, planes, packing, pairs }
     }
 
     /// Rows of all matrices that a lane processes at once.

@@ -1,32 +1,17 @@
-//! Building blocks of the mat-vec kernels: a lane's inputs in registers, and the iteration over rows, which several lanes share.
+//! Building blocks of the mat-vec kernels: the iteration over rows, which several lanes share, and a lane's products with its inputs.
 
 use cubecl::prelude::*;
+use half::f16;
 
+use super::inputs::LaneInputs;
 use super::plan::MatvecPlan;
 use crate::matrix::ROW_GROUP;
-use crate::packed::{PackedPair, Packing, load_blocks, packed_values, scale_value};
+use crate::packed::{PAIRS, PackedPair, load_blocks, packed_pair, packed_scale, packed_values, scale_value};
 use crate::reduce::plane_sums;
 use crate::vec4::sum4;
 
-/// Appends this lane's blocks of the input that begins at block `first` to `inputs`. Blocks past the input's end are zeros.
-#[cube]
-pub(crate) fn load_inputs(
-    x: &[Vector<f32, Const<4>>],
-    first: u32,
-    lane: u32,
-    inputs: &mut Sequence<Vector<f32, Const<4>>>,
-    #[comptime] plan: MatvecPlan,
-) {
-    #[unroll]
-    for i in 0..comptime![plan.blocks_per_lane()] {
-        let block = lane + comptime![i * plan.lanes];
-        let there = Vector::<f32, Const<4>>::new(select(block < plan.blocks, 1.0f32, 0.0f32));
-        #[unroll]
-        for j in 0..8u32 {
-            inputs.push(x[((first + min(block, comptime![plan.blocks - 1])) * 8 + j) as usize] * there);
-        }
-    }
-}
+/// Terms that are summed in 16 bits, before the sum is converted to f32.
+const CHAIN: u32 = 8;
 
 /// Reads the codes and scales of a lane's rows from row `row` on, at block `block`: of the first matrix, then of the second. Past the last
 /// row or block, the last ones are read again; the inputs of such blocks are zeros.
@@ -69,7 +54,7 @@ pub(crate) fn multiply_cube_rows(
     lane: u32,
     held: &mut Array<Vector<u32, Const<4>>>,
     scale_words: &mut Array<u32>,
-    inputs: &Sequence<Vector<f32, Const<4>>>,
+    inputs: &LaneInputs,
     weight: f32,
     shared: &mut Shared<[f32]>,
     #[comptime] place: u32,
@@ -97,7 +82,7 @@ fn multiply_rows(
     lane: u32,
     held: &mut Array<Vector<u32, Const<4>>>,
     scale_words: &mut Array<u32>,
-    inputs: &Sequence<Vector<f32, Const<4>>>,
+    inputs: &LaneInputs,
     sums: &mut Array<f32>,
     weight: f32,
     #[comptime] plan: MatvecPlan,
@@ -125,7 +110,7 @@ fn multiply_rows(
 fn add_products(
     words: &Array<Vector<u32, Const<4>>>,
     scale_words: &Array<u32>,
-    inputs: &Sequence<Vector<f32, Const<4>>>,
+    inputs: &LaneInputs,
     sums: &mut Array<f32>,
     #[comptime] round: u32,
     weight: f32,
@@ -133,49 +118,90 @@ fn add_products(
 ) {
     #[unroll]
     for r in 0..comptime![plan.rows()] {
-        let scale = weight * scale_value(scale_words[comptime![r as usize]], plan.packing.storage);
-        let (first_word, first_x) = comptime![(r * plan.packing.vectors(), 8 * round)];
-        let (first_sum, apart) = comptime![(r * plan.inputs, 8 * plan.blocks_per_lane())];
-        let MatvecPlan { inputs: count, packing, .. } = comptime![plan];
-        add_dots(words, first_word, inputs, first_x, apart, scale, sums, first_sum, count, packing);
+        let scale_word = scale_words[comptime![r as usize]];
+        let (first_word, first_sum) = comptime![(r * plan.packing.vectors(), r * plan.inputs)];
+        if comptime![plan.pairs] {
+            let scale = weight * packed_scale(scale_word, plan.packing);
+            add_pair_dots(words, first_word, inputs, round, scale, sums, first_sum, plan);
+        } else {
+            let scale = weight * scale_value(scale_word, plan.packing.storage);
+            add_dots(words, first_word, inputs, round, scale, sums, first_sum, plan);
+        }
     }
 }
 
-/// Adds `scale · Σ code · x` over a block to `sums`, from index `first_sum` on: one sum for each of `count` inputs, which are `apart`
-/// vectors apart, from vector `first_x` on. Each code is converted to a float once.
+/// Adds `scale · Σ code · x` over a block to `sums`, from index `first_sum` on: one sum for each input. Each code is converted to a float
+/// once.
 #[cube]
 fn add_dots(
     words: &Array<Vector<u32, Const<4>>>,
     #[comptime] first_word: u32,
-    x: &Sequence<Vector<f32, Const<4>>>,
-    #[comptime] first_x: u32,
-    #[comptime] apart: u32,
+    inputs: &LaneInputs,
+    #[comptime] round: u32,
     scale: f32,
     sums: &mut Array<f32>,
     #[comptime] first_sum: u32,
-    #[comptime] count: u32,
-    #[comptime] packing: Packing,
+    #[comptime] plan: MatvecPlan,
 ) {
-    let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![count as usize]);
+    let mut products = Array::<Vector<f32, Const<4>>>::new(comptime![plan.inputs as usize]);
     #[unroll]
-    for q in 0..count {
+    for q in 0..plan.inputs {
         products[comptime![q as usize]] = Vector::<f32, Const<4>>::new(0.0f32);
     }
     #[unroll]
     for i in 0..8u32 {
-        let values = packed_values(words, first_word, i, packing);
+        let values = packed_values(words, first_word, i, plan.packing);
         #[unroll]
-        for q in 0..count {
-            products[comptime![q as usize]] += values * x[comptime![(first_x + q * apart + i) as usize]];
+        for q in 0..plan.inputs {
+            let block = comptime![q * plan.blocks_per_lane() + round];
+            products[comptime![q as usize]] += values * inputs.floats[comptime![(block * 8 + i) as usize]];
         }
     }
     #[unroll]
-    for q in 0..count {
+    for q in 0..plan.inputs {
         let mut sum = sum4(products[comptime![q as usize]]);
-        if comptime![packing.factor() != 1.0] {
-            sum *= f32::new(comptime![packing.factor()]);
+        if comptime![plan.packing.factor() != 1.0] {
+            sum *= f32::new(comptime![plan.packing.factor()]);
         }
         sums[comptime![(first_sum + q) as usize]] += scale * sum;
+    }
+}
+
+/// As [`add_dots`], in pairs of 16-bit floats: each sum in 16 bits has [`CHAIN`] terms.
+#[cube]
+fn add_pair_dots(
+    words: &Array<Vector<u32, Const<4>>>,
+    #[comptime] first_word: u32,
+    inputs: &LaneInputs,
+    #[comptime] round: u32,
+    scale: f32,
+    sums: &mut Array<f32>,
+    #[comptime] first_sum: u32,
+    #[comptime] plan: MatvecPlan,
+) {
+    let chains = comptime![PAIRS / CHAIN];
+    let mut products = Array::<Vector<f16, Const<2>>>::new(comptime![(plan.inputs * chains) as usize]);
+    #[unroll]
+    for i in 0..PAIRS {
+        let values = packed_pair(words, first_word, i, plan.packing);
+        #[unroll]
+        for q in 0..plan.inputs {
+            let block = comptime![q * plan.blocks_per_lane() + round];
+            let x = inputs.pairs[comptime![(block * PAIRS + i) as usize]];
+            let at = comptime![(q * chains + i / CHAIN) as usize];
+            products[at] = if comptime![i % CHAIN == 0] { values * x } else { fma(values, x, products[at]) };
+        }
+    }
+    #[unroll]
+    for q in 0..plan.inputs {
+        let mut sum = 0.0f32;
+        #[unroll]
+        for chain in 0..chains {
+            let both = Vector::<f32, Const<2>>::cast_from(products[comptime![(q * chains + chain) as usize]]);
+            sum += both.extract(0usize) + both.extract(1usize);
+        }
+        let block = comptime![q * plan.blocks_per_lane() + round];
+        sums[comptime![(first_sum + q) as usize]] += scale * inputs.factors[comptime![block as usize]] * sum;
     }
 }
 
