@@ -83,19 +83,18 @@ impl Default for Tuning {
 impl Tuning {
     /// Defaults for a device that was not measured. With matrix units tiles begin at fewer rows. Tokens/s in total on an H200, gpt-oss-20b's
     /// shape: 8 sequences 1,103 with single rows and 1,155 with dense tiles, 10 sequences 1,125 and 1,259; 12 sequences 986 with tiles for
-    /// experts and 1,342 without, 24 sequences 1,704 with tiles and 1,196 without any. With products in pairs of 16-bit floats, sharing an
-    /// expert's weights between pairs of slots lost: 6 sequences 1,063 and 1,232 without, 10 sequences 1,335 and 1,458, 12 sequences 1,496
-    /// and 1,576.
+    /// experts and 1,342 without. With products in pairs of 16-bit floats, experts by pairs of slots and without: 10 sequences 1,335 and
+    /// 1,458, 16 sequences 1,724 and 1,735; by pairs of slots and by tiles: 20 sequences 1,702 and 1,499, 24 sequences 2,048 and 1,773.
     pub(crate) fn unmeasured(units: Option<MatrixUnits>) -> Tuning {
         let default = Tuning::default();
         match units {
             Some(_) => Tuning {
                 single_rows: 7,
                 tiled_rows: 8,
-                single_expert_rows: 23,
-                pair_rows: 1,
+                single_expert_rows: 16,
+                pair_rows: 31,
                 tiled_slots: NEVER,
-                low_tile_rows: 24,
+                low_tile_rows: 32,
                 ..default
             },
             None => default,
