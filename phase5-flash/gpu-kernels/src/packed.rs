@@ -239,8 +239,8 @@ pub(crate) fn packed_f16_pair(codes: u32, scale: f16, #[comptime] i: u32) -> Vec
 /// [Pairs](packed_pair) of values in a block.
 pub(crate) const PAIRS: u32 = 16;
 
-/// Pair `i` of a block's [`PAIRS`] pairs of values, whose codes begin at vector `first_word`, for formats that [`Packing::multiplies_pairs`]. They
-/// must be multiplied by the block's [`packed_scale`]. The positions in the block are [`pair_places`].
+/// Pair `i` of a block's [`PAIRS`] pairs of values, whose codes begin at vector `first_word`, for formats that
+/// [`Packing::multiplies_pairs`]. They must be multiplied by the block's [`packed_scale`]. The positions in the block are [`pair_places`].
 #[cube]
 pub(crate) fn packed_pair(
     words: &Array<Vector<u32, Const<4>>>,

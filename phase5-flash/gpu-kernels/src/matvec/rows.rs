@@ -167,7 +167,7 @@ fn add_dots(
     }
 }
 
-/// As [`add_dots`], in pairs of 16-bit floats: each sum in 16 bits has [`CHAIN`] terms.
+/// As [`add_dots`], in pairs of 16-bit floats: each sum in 16 bits has [`CHAIN`] terms. `scale` includes the factor of the codes.
 #[cube]
 fn add_pair_dots(
     words: &Array<Vector<u32, Const<4>>>,
